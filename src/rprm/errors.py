@@ -1,0 +1,59 @@
+"""Every error the package raises on purpose.
+
+A message says what went wrong, which record or file it concerns, and what to do about it. The command line prints the
+message alone; only an error outside this tree shows a traceback, because only that is our fault.
+"""
+
+from __future__ import annotations
+
+
+class RprmError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class InputError(RprmError):
+    """A record or file of input cannot be used."""
+
+
+class PromptError(RprmError):
+    """A prompt template is malformed, or cannot be derived from the rows given."""
+
+
+class RunError(RprmError):
+    """A run folder cannot be used as asked."""
+
+
+class RunLocked(RunError):
+    """Another process is writing to the run folder."""
+
+
+class SettingsChanged(RunError):
+    """The run folder was begun with other settings."""
+
+
+class CorruptRun(RunError):
+    """A file of the run folder is damaged in a way that a crash cannot explain."""
+
+
+class EngineError(RprmError):
+    """An engine cannot be loaded or used."""
+
+
+class EngineUnavailable(EngineError):
+    """The engine stopped answering: the run ends here and can be resumed."""
+
+
+class RequestRefused(EngineError):
+    """This one request can never succeed (too long, rejected): it costs its record, never the run."""
+
+
+class Unsupported(EngineError):
+    """The engine does not have the capability that was asked for."""
+
+
+class BenchmarkError(RprmError):
+    """A benchmark cannot be measured from what was given."""
+
+
+class MissingPredictions(BenchmarkError):
+    """Items of the benchmark have no prediction."""

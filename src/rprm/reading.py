@@ -1,0 +1,303 @@
+"""Solutions in: JSON Lines or JSON, plain or gzipped, standard input, or a hub data set.
+
+Rows stream one at a time, so memory stays flat however long the file. A row that cannot be used is yielded as a
+`Rejected` with its place and the reason; the rows after it go on.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+from urllib.parse import parse_qsl
+
+from rprm.errors import InputError
+from rprm.records import Record, Solution
+
+#: A longer line is rejected unread: no solution is this long, and memory must stay flat.
+MAX_LINE_BYTES = 32 * 1024 * 1024
+
+#: How much of a rejected row is kept in the report.
+MAX_REJECTED_TEXT = 100_000
+
+
+class Rejected(Record):
+    """A row that cannot be used: where it stands, why, and its text (the first 100,000 characters)."""
+
+    file: str
+    line: int
+    reason: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a source: `line` is its 1-based line, or its 1-based place in a JSON array or hub data set."""
+
+    line: int
+    value: Any
+    text: str
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """What identifies a source: its name, a hash of its content (or the hub's revision), and its number of rows."""
+
+    name: str
+    digest: str
+    num_rows: int | None
+
+
+class Source:
+    """A named place that rows are read from.
+
+    Args:
+        name: a path; or `hub:OWNER/NAME?split=SPLIT&revision=REVISION&config=CONFIG` (a bare `OWNER/NAME` that is no
+            file means the same).
+
+    Raises:
+        InputError: there is no such file.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.hub: dict[str, str] | None = None
+        self.path = Path(name)
+        if name.startswith("hub:") or (not self.path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+(\?.*)?", name)):
+            target, _, query = name.removeprefix("hub:").partition("?")
+            self.hub = {"path": target, "split": "test"} | dict(parse_qsl(query))
+            if unknown := set(self.hub) - {"path", "split", "revision", "config"}:
+                raise InputError(f"{name}: unknown option {min(unknown)!r}; options are split, revision, config")
+        elif not self.path.is_file():
+            hint = "it is a folder; name a file in it" if self.path.is_dir() else "no such file"
+            raise InputError(f"{name}: {hint}")
+
+    def inspect(self) -> SourceInfo:
+        """Hash and count the rows, in one pass over the source (a hub data set is asked for its revision)."""
+        if self.hub is not None:
+            return SourceInfo(self.name, f"revision:{self._hub_revision()}", None)
+        digest = hashlib.sha256()
+        num_lines = 0
+        last = b"\n"
+        with _opened(self.path) as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+                num_lines += block.count(b"\n")
+                last = block[-1:]
+        num_lines += last != b"\n"
+        return SourceInfo(self.name, f"sha256:{digest.hexdigest()}", None if _is_one_value(self.path) else num_lines)
+
+    def rows(self) -> Iterator[Row | Rejected]:
+        """Every row in order; a row that is no JSON comes as `Rejected`.
+
+        Raises:
+            InputError: a JSON array (or single JSON object) is malformed as a whole, or the hub cannot be reached.
+        """
+        if self.hub is not None:
+            yield from self._hub_rows()
+            return
+        one_value = _is_one_value(self.path)
+        with _opened(self.path) as stream:
+            yield from self._array_rows(stream) if one_value else self._lines(stream)
+
+    def _lines(self, stream: BinaryIO) -> Iterator[Row | Rejected]:
+        number = 0
+        while line := stream.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(line) > MAX_LINE_BYTES:
+                head = line[:MAX_REJECTED_TEXT].decode(errors="replace")
+                while line and not line.endswith(b"\n"):
+                    line = stream.readline(MAX_LINE_BYTES)
+                yield Rejected(file=self.name, line=number, reason="the line is longer than 32 MiB", text=head)
+                continue
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if not line.strip():
+                continue
+            text = line.decode(errors="replace").rstrip("\r\n")
+            try:
+                yield Row(number, _parse(line), text)
+            except ValueError as error:
+                yield Rejected(file=self.name, line=number, reason=str(error), text=text[:MAX_REJECTED_TEXT])
+
+    def _array_rows(self, stream: BinaryIO) -> Iterator[Row]:
+        try:
+            values = _parse(stream.read().removeprefix(b"\xef\xbb\xbf"))
+        except ValueError as error:
+            raise InputError(
+                f"{self.name}: {error}; write one array of records, or JSON Lines (one record a line)"
+            ) from None
+        for number, value in enumerate(values if isinstance(values, list) else [values], 1):
+            yield Row(number, value, json.dumps(value)[:MAX_REJECTED_TEXT])
+
+    def _hub_revision(self) -> str:
+        assert self.hub is not None
+        try:
+            from huggingface_hub import HfApi
+
+            return str(HfApi().dataset_info(self.hub["path"], revision=self.hub.get("revision")).sha)
+        except ImportError:
+            raise InputError('reading from the hub needs the extra: pip install "rprm[hub]"') from None
+        except Exception as error:
+            raise InputError(
+                f"{self.name}: no such file, and the hub gave no such data set ({type(error).__name__}: {error}); "
+                "check the name, or give a file"
+            ) from error
+
+    def _hub_rows(self) -> Iterator[Row]:
+        assert self.hub is not None
+        revision = self._hub_revision()
+        from datasets import load_dataset
+
+        try:
+            dataset = load_dataset(
+                self.hub["path"], self.hub.get("config"), split=self.hub["split"], revision=revision, streaming=True
+            )
+            for number, value in enumerate(dataset, 1):
+                yield Row(number, dict(value), json.dumps(value, default=str)[:MAX_REJECTED_TEXT])
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.name}: cannot be read from the hub: {error}") from error
+
+
+def read_solutions(source: Source, *, name: str | None = None) -> Iterator[Solution | Rejected]:
+    """Every row of a source as a `Solution`, or as `Rejected` with the reason (`name` stands in for the file's own).
+
+    A row is `{id?, problem, steps[] | solution, label?}`; other fields are ignored, so that ProcessBench's own records
+    are read as they are. Without an id the row is `line-N`; a `solution` is cut by `split_steps`.
+    """
+    for row in source.rows():
+        if isinstance(row, Rejected):
+            yield row if name is None else row.model_copy(update={"file": name})
+            continue
+        try:
+            yield solution_of(row.value, default_id=f"line-{row.line}")
+        except InputError as error:
+            text = row.text[:MAX_REJECTED_TEXT]
+            yield Rejected(file=name or source.name, line=row.line, reason=str(error), text=text)
+
+
+def solution_of(value: Any, *, default_id: str) -> Solution:
+    """Check one row and make a `Solution` of it.
+
+    Raises:
+        InputError: what is wrong with the row, without its place.
+    """
+    if not isinstance(value, dict):
+        raise InputError(f"a record must be a JSON object, not {type(value).__name__}")
+    problem = value.get("problem")
+    if not isinstance(problem, str) or not problem.strip():
+        raise InputError(_what("problem", problem, "a text that is not empty", value))
+    steps = value.get("steps")
+    if steps is None and isinstance(value.get("solution"), str):
+        steps = split_steps(value["solution"])
+        if not steps:
+            raise InputError("'solution' is empty")
+    if not isinstance(steps, list) or not steps:
+        raise InputError(_what("steps", steps, "a list of texts, at least one (or give 'solution')", value))
+    for index, step in enumerate(steps):
+        if not isinstance(step, str) or not step.strip():
+            raise InputError(f"step {index} (counted from 0) must be a text that is not empty, not {step!r:.80}")
+    identifier = value.get("id", default_id)
+    if isinstance(identifier, int) and not isinstance(identifier, bool):
+        identifier = str(identifier)
+    if not isinstance(identifier, str) or not identifier:
+        raise InputError(f"'id' must be a text or a whole number, not {identifier!r:.80}")
+    label = value.get("label")
+    if label is not None and (type(label) is not int or not -1 <= label < len(steps)):
+        raise InputError(
+            f"'label' must be the 0-based index of the earliest wrong step (0 to {len(steps) - 1}), -1 for none, or "
+            f"null; not {label!r:.80}"
+        )
+    try:
+        "".join((identifier, problem, *steps)).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"text that is not Unicode: a lone surrogate {error.object[error.start]!r}") from None
+    return Solution(id=identifier, problem=problem, steps=tuple(steps), label=label)
+
+
+def split_steps(solution: str) -> list[str]:
+    r"""Cut a solution into steps.
+
+    The rule: a step ends at a blank line; a solution without blank lines is cut at every line end. Neither cuts inside
+    display mathematics (`$$...$$`, `\[...\]`, `\begin{x}...\end{x}`) or a fenced block. Steps are stripped of the space
+    around them, and empty ones dropped.
+    """
+    text = solution.replace("\r\n", "\n").replace("\r", "\n")
+    whole = [match.span() for match in _UNBROKEN.finditer(text)]
+    for separator in (r"\n[^\S\n]*\n\s*", r"\n"):
+        pieces: list[str] = []
+        start = 0
+        for match in re.finditer(separator, text):
+            if any(low < match.start() < high for low, high in whole):
+                continue
+            pieces.append(text[start : match.start()])
+            start = match.end()
+        pieces.append(text[start:])
+        steps = [piece.strip() for piece in pieces if piece.strip()]
+        if len(steps) != 1:
+            return steps
+    return steps
+
+
+#: What a step is never cut inside of: display mathematics, environments, fenced blocks.
+_UNBROKEN = re.compile(
+    r"\$\$.*?\$\$|\\\[.*?\\\]|\\begin\{(?P<name>\w+\*?)\}.*?\\end\{(?P=name)\}|```.*?```", flags=re.DOTALL
+)
+
+
+def _what(field: str, found: Any, wanted: str, record: dict[str, Any]) -> str:
+    if field in record:
+        return f"{field!r} must be {wanted}, not {found!r:.80}"
+    names = ", ".join(sorted(map(str, record))[:12]) or "none"
+    return f"{field!r} is missing: it must be {wanted}; the record's fields are: {names}"
+
+
+def _parse(data: bytes) -> Any:
+    """json.loads with every failure a ValueError that says what and where."""
+    try:
+        return json.loads(data)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 text: byte {error.start} cannot be decoded") from None
+    except RecursionError:
+        raise ValueError("not a record: nested too deep") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise ValueError(f"not a record: {error}") from None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """The content of a file, unzipped where it is zipped; damage is an InputError."""
+    try:
+        with path.open("rb") as raw:
+            if raw.peek(2)[:2] == b"\x1f\x8b":
+                with gzip.open(raw) as stream:
+                    yield cast(BinaryIO, stream)
+            else:
+                yield raw
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{path}: the file is damaged or cut short: {error}") from error
+
+
+def _is_one_value(path: Path) -> bool:
+    """Whether the file is one JSON value: an array, or an object over several lines in a file named .json."""
+    with _opened(path) as stream:
+        line = stream.readline(MAX_LINE_BYTES).removeprefix(b"\xef\xbb\xbf")
+        while line.isspace():
+            line = stream.readline(MAX_LINE_BYTES)
+    if line.lstrip()[:1] == b"[":
+        return True
+    if line.lstrip()[:1] == b"{" and ".json" in path.suffixes:
+        try:
+            _parse(line)
+        except ValueError:
+            return True
+    return False

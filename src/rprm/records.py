@@ -1,0 +1,89 @@
+"""The records that flow between stages, each one JSON Lines row on disk."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Record(BaseModel):
+    """An immutable row. `model_dump_json` and `model_validate_json` are its form on disk."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
+
+
+class Solution(Record):
+    """A problem and a solution in steps.
+
+    `label` follows ProcessBench (`code/run_eval.py`): the 0-based index of the earliest wrong step, -1 where every step
+    is right, None where unknown.
+    """
+
+    id: str
+    problem: str
+    steps: tuple[str, ...]
+    label: int | None = None
+
+
+class Analysis(Record):
+    """One sampled analysis of one step.
+
+    `verdict` is True for Yes (the step is correct), False for No, None where the analysis reached none; then `p_yes` is
+    None too. `p_yes_source` says where P(Yes) was read: from the log-probabilities of the generation itself, or, where
+    the engine gave none, from the hard vote (exactly 0 or 1). `forced` marks a verdict asked for by the judge after the
+    analysis had ended without one.
+    """
+
+    text: str
+    verdict: bool | None
+    p_yes: Probability | None
+    p_yes_source: Literal["logprobs", "vote"] | None
+    forced: bool = False
+    num_tokens: int
+    num_prompt_tokens: int | None = None
+    finish_reason: str
+
+
+class StepReward(Record):
+    """The reward of one step: the mean P(Yes) over its analyses that reached a verdict (R-PRM, section 3.3).
+
+    `reward` is that soft mean and `vote` the share of Yes among the same analyses' hard verdicts; both are None, and
+    `failure` says why, where no analysis reached a verdict. Analyses stand in the order of their sample numbers.
+    """
+
+    step_index: int
+    reward: Probability | None
+    vote: Probability | None
+    analyses: tuple[Analysis, ...] = ()
+    failure: str | None = None
+
+    @property
+    def num_without_verdict(self) -> int:
+        return sum(analysis.verdict is None for analysis in self.analyses)
+
+
+class SolutionReward(Record):
+    """Step rewards of one solution and the prediction they give.
+
+    `first_error` is the index of the first step whose reward is below the threshold, -1 where none is. Steps after it
+    are absent when the judge stops at the first error; `num_steps` is the length of the solution all the same.
+    """
+
+    id: str
+    num_steps: int
+    first_error: int
+    steps: tuple[StepReward, ...]
+    label: int | None = None
+
+    @property
+    def rewards(self) -> list[float | None]:
+        """Rewards of the judged steps, in order; None where a step is uncovered."""
+        return [step.reward for step in self.steps]
+
+    @property
+    def uncovered(self) -> list[int]:
+        """Indices of judged steps that have no reward."""
+        return [step.step_index for step in self.steps if step.reward is None]

@@ -1,0 +1,252 @@
+"""Solutions in: every format, every way that a record can be broken."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rprm.errors import InputError
+from rprm.reading import MAX_LINE_BYTES, Rejected, Source, read_solutions, solution_of, split_steps
+from rprm.records import Solution
+
+GOOD = {"id": "a", "problem": "1 + 1 = ?", "steps": ["1 + 1 = 2."], "label": -1}
+
+
+def write(path: Path, *rows: Any) -> str:
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n")
+    return str(path)
+
+
+def read(name: str) -> list[Solution | Rejected]:
+    return list(read_solutions(Source(name)))
+
+
+def reasons(name: str) -> list[tuple[int, str]]:
+    return [(row.line, row.reason) for row in read(name) if isinstance(row, Rejected)]
+
+
+def test_processbench_records_as_they_are(real_data: Path) -> None:
+    rows = read(str(real_data / "processbench" / "gsm8k.jsonl"))
+    assert rows
+    assert all(isinstance(row, Solution) for row in rows)
+    first = rows[0]
+    assert isinstance(first, Solution)
+    assert first.id.startswith("gsm8k-")
+    assert first.label is not None
+
+
+def test_json_lines_plain_gzipped_and_array_read_alike(tmp_path: Path) -> None:
+    rows = [{**GOOD, "id": str(number)} for number in range(5)]
+    plain = write(tmp_path / "a.jsonl", *rows)
+    zipped = tmp_path / "a.jsonl.gz"
+    zipped.write_bytes(gzip.compress(Path(plain).read_bytes()))
+    array = tmp_path / "a.json"
+    array.write_text(json.dumps(rows, indent=2))
+    assert read(plain) == read(str(zipped)) == read(str(array))
+    # The digest is of the content, so that zipping a file changes no run.
+    assert Source(plain).inspect().digest == Source(str(zipped)).inspect().digest
+    assert Source(plain).inspect().num_rows == 5
+    assert Source(str(array)).inspect().num_rows is None
+
+
+def test_one_object_over_many_lines(tmp_path: Path) -> None:
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps(GOOD, indent=4))
+    assert [row.id for row in read(str(path)) if isinstance(row, Solution)] == ["a"]
+
+
+def test_json_lines_in_a_file_named_json(tmp_path: Path) -> None:
+    assert len(read(write(tmp_path / "x.json", GOOD, GOOD))) == 2
+
+
+def test_bad_rows_cost_themselves_alone(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    lines: list[bytes] = [
+        json.dumps(GOOD).encode(),
+        b"{not json",
+        b"",
+        b'{"problem": "p", "steps": ["\xff"]}',
+        b"[" * 100_000,
+        b'{"problem": "p", "steps": [' + b"9" * 10_000 + b"]}",
+        b'"text"',
+        json.dumps({**GOOD, "id": "b"}).encode(),
+    ]
+    path.write_bytes(b"\n".join(lines))
+    rows = read(str(path))
+    assert [row.id for row in rows if isinstance(row, Solution)] == ["a", "b"]
+    assert [row.line for row in rows if isinstance(row, Rejected)] == [2, 4, 5, 6, 7]
+    found = {row.line: row.reason for row in rows if isinstance(row, Rejected)}
+    assert "not JSON" in found[2]
+    assert "not UTF-8" in found[4]
+    assert "nested too deep" in found[5]
+    assert "JSON object, not str" in found[7]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"problem": None}, "'problem' must be a text"),
+        ({"problem": "  "}, "'problem' must be a text"),
+        ({"steps": []}, "'steps' must be a list"),
+        ({"steps": "1 + 1 = 2"}, "'steps' must be a list"),
+        ({"steps": ["ok", " "]}, "step 1 (counted from 0) must be a text"),
+        ({"steps": ["ok", 3]}, "step 1 (counted from 0) must be a text"),
+        ({"label": 1}, "'label' must be the 0-based index"),
+        ({"label": -2}, "'label' must be"),
+        ({"label": True}, "'label' must be"),
+        ({"label": "0"}, "'label' must be"),
+        ({"id": ""}, "'id' must be"),
+        ({"id": ["a"]}, "'id' must be"),
+        ({"problem": "\ud800"}, "lone surrogate"),
+    ],
+)
+def test_what_is_wrong_is_said(change: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InputError) as caught:
+        solution_of({**GOOD, **change}, default_id="x")
+    assert reason in str(caught.value)
+
+
+def test_a_missing_field_names_those_found() -> None:
+    with pytest.raises(InputError, match=r"'problem' is missing.*fields are: question, steps"):
+        solution_of({"question": "q", "steps": ["s"]}, default_id="x")
+
+
+def test_ids(tmp_path: Path) -> None:
+    name = write(tmp_path / "x.jsonl", {"problem": "p", "steps": ["s"]}, "", {**GOOD, "id": 7})
+    assert [row.id for row in read(name) if isinstance(row, Solution)] == ["line-1", "7"]
+
+
+def test_byte_order_mark_and_windows_lines(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\r\n" + json.dumps(GOOD).encode() + b"\r\n")
+    assert [type(row) for row in read(str(path))] == [Solution, Solution]
+
+
+def test_a_line_without_end_is_set_aside_unread(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    with path.open("wb") as stream:
+        stream.write(b'{"problem": "')
+        stream.write(b"x" * (MAX_LINE_BYTES + 10))
+        stream.write(b'"}\n' + json.dumps(GOOD).encode())
+    rows = read(str(path))
+    assert isinstance(rows[0], Rejected)
+    assert rows[0].reason == "the line is longer than 32 MiB"
+    assert len(rows[0].text) == 100_000
+    assert isinstance(rows[1], Solution)
+
+
+def test_damaged_gzip_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl.gz"
+    path.write_bytes(gzip.compress(b"\n".join([json.dumps(GOOD).encode()] * 1000))[:-20])
+    with pytest.raises(InputError, match=r"x\.jsonl\.gz: the file is damaged"):
+        read(str(path))
+
+
+def test_malformed_array_and_missing_files(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text('[{"problem": "p"},')
+    with pytest.raises(InputError, match="not JSON"):
+        read(str(path))
+    with pytest.raises(InputError, match="no such file"):
+        Source(str(tmp_path / "missing.jsonl"))
+    with pytest.raises(InputError, match="folder"):
+        Source(str(tmp_path))
+
+
+def test_empty_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b"")
+    assert read(str(path)) == []
+    assert Source(str(path)).inspect().num_rows == 0
+
+
+def test_hub_data_sets_are_asked_for_their_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+    import huggingface_hub
+
+    asked: dict[str, Any] = {}
+
+    class Api:
+        def dataset_info(self, name: str, revision: str | None = None) -> Any:
+            asked["info"] = (name, revision)
+            return type("Info", (), {"sha": "abc123"})
+
+    def load(path: str, config: str | None, **options: Any) -> Any:
+        asked["load"] = (path, config, options)
+        return iter([GOOD, {"problem": 3}])
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    source = Source("Qwen/ProcessBench?split=gsm8k")
+    assert source.inspect().digest == "revision:abc123"
+    rows = list(read_solutions(source))
+    assert [type(row) for row in rows] == [Solution, Rejected]
+    assert asked["info"] == ("Qwen/ProcessBench", None)
+    assert asked["load"] == (
+        "Qwen/ProcessBench", None, {"split": "gsm8k", "revision": "abc123", "streaming": True}
+    )  # fmt: skip
+    with pytest.raises(InputError, match="unknown option 'spilt'"):
+        Source("hub:Qwen/ProcessBench?spilt=gsm8k")
+
+
+@pytest.mark.parametrize(
+    ("solution", "steps"),
+    [
+        ("First.\n\nSecond.\n \nThird.", ["First.", "Second.", "Third."]),
+        ("One\ntwo\nthree", ["One", "two", "three"]),
+        ("a\nb\n\nc", ["a\nb", "c"]),
+        ("only one", ["only one"]),
+        ("  \n\n ", []),
+        ("a\r\n\r\nb", ["a", "b"]),
+        ("We get\n\\[\nx = 1\n\n+ 2\n\\]\nso done.\n\nEnd.", ["We get\n\\[\nx = 1\n\n+ 2\n\\]\nso done.", "End."]),
+        ("See\n$$\na\n$$\nnext", ["See", "$$\na\n$$", "next"]),
+        (
+            "\\begin{align}\na\n\n\\begin{matrix}1\\end{matrix}\n\\end{align}\n\nb",
+            ["\\begin{align}\na\n\n\\begin{matrix}1\\end{matrix}\n\\end{align}", "b"],
+        ),
+        ("```\na\n\nb\n```\n\nc", ["```\na\n\nb\n```", "c"]),
+        ("unclosed $$ a\n\nb", ["unclosed $$ a", "b"]),
+    ],
+)
+def test_splitting(solution: str, steps: list[str]) -> None:
+    assert split_steps(solution) == steps
+
+
+@given(st.lists(st.text(alphabet="ab $\\[]\n\r`{}é", max_size=20), max_size=10))
+def test_splitting_loses_nothing_but_space(pieces: list[str]) -> None:
+    solution = "\n\n".join(pieces)
+    assert "".join("".join(split_steps(solution)).split()) == "".join(solution.split())
+
+
+_MEMORY = """
+import resource, sys
+from rprm.reading import Source, read_solutions
+count = 0
+for row in read_solutions(Source(sys.argv[1])):
+    count += 1
+    if count == 10_000:
+        early = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - early)
+"""
+
+
+def test_a_million_records_in_flat_memory(tmp_path: Path) -> None:
+    path = tmp_path / "million.jsonl"
+    block = (json.dumps({"problem": "p" * 50, "steps": ["s" * 40] * 2}) + "\n") * 1000
+    with path.open("w") as stream:
+        for _ in range(1000):
+            stream.write(block)
+    output = subprocess.run(
+        [sys.executable, "-c", _MEMORY, str(path)], check=True, capture_output=True, text=True
+    ).stdout
+    count, growth_kib = map(int, output.split())
+    assert count == 1_000_000
+    assert growth_kib < 4096
