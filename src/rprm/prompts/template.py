@@ -1,0 +1,265 @@
+"""What a model reads (`Prompt`) and how it is laid out (`PromptTemplate`)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rprm.errors import PromptError
+from rprm.verdict import VerdictFormat
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the model reads: chat messages, or, with `chat=False`, one text that is continued as it stands."""
+
+    messages: tuple[Message, ...]
+    chat: bool = True
+
+    @property
+    def text(self) -> str:
+        """The contents alone, in order: a key for equality and for counting, never what is sent to a chat model."""
+        return "\n\n".join(message.content for message in self.messages)
+
+
+_PLACEHOLDER = re.compile(r"\{\{[ \t]*([A-Za-z_]\w*)[ \t]*\}\}")
+#: Stands for two braces where a fixed text would otherwise read as a placeholder.
+_BRACES = "open_braces"
+_USER_NAMES = ("problem", "steps", "previous_steps", "step", "step_number", _BRACES)
+_STEP_NAMES = ("number", "step", _BRACES)
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """The layout of a critique prompt: everything but the problem and the steps.
+
+    Placeholders of `user`: `{{problem}}`; either `{{steps}}` (every step up to and including the judged one, in
+    `step_format`) or both `{{previous_steps}}` (those before it, likewise) and `{{step}}` (the judged step's bare
+    text); `{{step_number}}` (1-based). `{{open_braces}}` stands for two literal opening braces. All else is literal.
+
+    Attributes:
+        name: how messages and manifests call it; no part of its content.
+        user: the user message.
+        system: the system message, verbatim; empty for none.
+        step_format: one listed step, of `{{number}}` (1-based) and `{{step}}`.
+        step_separator: between two listed steps.
+        no_previous_steps: in place of `{{previous_steps}}` when the first step is judged.
+        verdict: how analyses end.
+        chat: False where `user` is the whole text with the model's own special tokens, to be continued as it stands.
+        stop: a text that ends the reply wherever it begins; empty for none. Base models, which know no end, need one.
+
+    Raises:
+        PromptError: an unknown or missing placeholder, an empty marker, equal answers, a text that is no Unicode.
+    """
+
+    name: str
+    user: str
+    system: str = ""
+    step_format: str = "Step {{number}}: {{step}}"
+    step_separator: str = "\n\n"
+    no_previous_steps: str = "None: this is the first step."
+    verdict: VerdictFormat = field(default_factory=VerdictFormat)
+    chat: bool = True
+    stop: str = ""
+
+    def __post_init__(self) -> None:
+        for key, value in self._content().items():
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                raise self._error(f"{key} has half a surrogate pair at character {error.start}") from None
+        used = self._check_names("user", self.user, _USER_NAMES)
+        if "problem" not in used:
+            raise self._error("user has no {{problem}}")
+        if "steps" not in used and not {"previous_steps", "step"} <= used:
+            raise self._error("user needs {{steps}}, or both {{previous_steps}} and {{step}}")
+        if "step" not in self._check_names("step_format", self.step_format, _STEP_NAMES):
+            raise self._error("step_format has no {{step}}")
+        misplaced = [match[0] for match in _PLACEHOLDER.finditer(self.system) if match[1] in _USER_NAMES]
+        if misplaced:
+            raise self._error(f"system is sent verbatim; move {misplaced[0]} to user")
+        if self.system and not self.chat:
+            raise self._error("with chat = false the whole text stands in user; system must be empty")
+        if not self.verdict.marker.strip():
+            raise self._error("verdict.marker is empty; give the text that stands before the answer")
+        answers = {answer.strip().casefold() for answer in (self.verdict.yes, self.verdict.no)}
+        if len(answers) < 2 or "" in answers:
+            raise self._error("verdict.yes and verdict.no must be two different words")
+
+    def _error(self, message: str) -> PromptError:
+        return PromptError(f"prompt template {self.name!r}: {message}")
+
+    def _check_names(self, key: str, text: str, allowed: tuple[str, ...]) -> set[str]:
+        used = {match[1] for match in _PLACEHOLDER.finditer(text)}
+        if unknown := sorted(used - set(allowed)):
+            raise self._error(
+                f"{key} has the unknown placeholder {_braced(unknown[0])}; placeholders are "
+                f"{', '.join(map(_braced, allowed))} (for a literal one write {literal(_braced(unknown[0]))})"
+            )
+        return used
+
+    def _content(self) -> dict[str, str]:
+        """Every text of the template but its name."""
+        return {
+            "user": self.user,
+            "system": self.system,
+            "step_format": self.step_format,
+            "step_separator": self.step_separator,
+            "no_previous_steps": self.no_previous_steps,
+            "verdict.marker": self.verdict.marker,
+            "verdict.yes": self.verdict.yes,
+            "verdict.no": self.verdict.no,
+            "stop": self.stop,
+        }
+
+    @cached_property
+    def digest(self) -> str:
+        """A short hash of everything that reaches the model or reads its reply; the name is left out."""
+        content = json.dumps({**self._content(), "chat": self.chat}, sort_keys=True, ensure_ascii=False)
+        return f"sha256:{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+
+    def render(self, problem: str, steps: Sequence[str], step_index: int) -> Prompt:
+        """The prompt that judges `steps[step_index]`; later steps have no influence on it.
+
+        Args:
+            problem: the problem's text.
+            steps: the solution's steps.
+            step_index: 0-based index of the judged step.
+
+        Raises:
+            PromptError: the solution has no such step.
+        """
+        if not 0 <= step_index < len(steps):
+            raise self._error(f"step_index {step_index} is out of range: the solution has {len(steps)} steps")
+        listed = [
+            _fill(self._step_pieces, {"number": str(number), "step": step})
+            for number, step in enumerate(steps[: step_index + 1], 1)
+        ]
+        values = {
+            "problem": problem,
+            "steps": self.step_separator.join(listed),
+            "previous_steps": self.step_separator.join(listed[:-1]) if step_index else self.no_previous_steps,
+            "step": steps[step_index],
+            "step_number": str(step_index + 1),
+        }
+        user = Message("user", _fill(self._user_pieces, values))
+        return Prompt((Message("system", self.system), user) if self.system else (user,), self.chat)
+
+    @cached_property
+    def _user_pieces(self) -> list[str]:
+        return _PLACEHOLDER.split(self.user)
+
+    @cached_property
+    def _step_pieces(self) -> list[str]:
+        return _PLACEHOLDER.split(self.step_format)
+
+    def to_toml(self) -> str:
+        """The template as a file's content; `from_toml` gives an equal template back, whatever its texts hold."""
+        lines = [
+            f"name = {_toml_string(self.name)}",
+            f"chat = {'true' if self.chat else 'false'}",
+            f"step_format = {_toml_string(self.step_format)}",
+            f"step_separator = {_toml_string(self.step_separator)}",
+            f"no_previous_steps = {_toml_string(self.no_previous_steps)}",
+            f"stop = {_toml_string(self.stop)}",
+            f"system = {_toml_block(self.system)}",
+            f"user = {_toml_block(self.user)}",
+            "",
+            "[verdict]",
+            f"marker = {_toml_string(self.verdict.marker)}",
+            f"yes = {_toml_string(self.verdict.yes)}",
+            f"no = {_toml_string(self.verdict.no)}",
+        ]
+        return "\n".join(lines) + "\n"
+
+    @classmethod
+    def from_toml(cls, text: str, source: str) -> PromptTemplate:
+        """Read what `to_toml` writes; every key but `user` may be left out.
+
+        Args:
+            text: the content of the file.
+            source: the file, for messages; its stem names the template where the content does not.
+
+        Raises:
+            PromptError: not TOML, an unknown key, a value of another type, or a template that cannot be used.
+        """
+        try:
+            values = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise PromptError(f"{source}: not a prompt template in TOML: {error}") from None
+        verdict = values.pop("verdict", {})
+        if not isinstance(verdict, dict):
+            raise PromptError(f"{source}: verdict must be a table with marker, yes and no, not {verdict!r:.80}")
+        texts = {f.name: str for f in fields(cls) if f.name not in ("chat", "verdict")}
+        _check_types(source, "", values, {**texts, "chat": bool})
+        _check_types(source, "verdict.", verdict, {f.name: str for f in fields(VerdictFormat)})
+        if "user" not in values:
+            raise PromptError(f"{source}: the key 'user' is missing: it holds the user message with its placeholders")
+        try:
+            return cls(**{"name": Path(source).stem, **values, "verdict": VerdictFormat(**verdict)})
+        except PromptError as error:
+            raise PromptError(f"{source}: {error}") from None
+
+
+def literal(text: str) -> str:
+    """The text as a template says it: whatever would read as a placeholder is escaped."""
+    return _PLACEHOLDER.sub(lambda match: _braced(_BRACES) + match[0][2:], text)
+
+
+def _braced(name: str) -> str:
+    return "{{" + name + "}}"
+
+
+def _fill(pieces: list[str], values: Mapping[str, str]) -> str:
+    """Fixed texts at even places, names at odd ones. One pass: a value is never read again for placeholders."""
+    filled = list(pieces)
+    filled[1::2] = ("{{" if name == _BRACES else values[name] for name in pieces[1::2])
+    return "".join(filled)
+
+
+def _check_types(source: str, prefix: str, values: Mapping[str, Any], types: Mapping[str, type]) -> None:
+    for key, value in values.items():
+        if key not in types:
+            choices = ", ".join([f"{prefix}{name}" for name in types] + ([] if prefix else ["[verdict]"]))
+            raise PromptError(f"{source}: unknown key {prefix + key!r}; keys are {choices}")
+        if type(value) is not types[key]:
+            kind = "true or false" if types[key] is bool else "a text"
+            raise PromptError(f"{source}: {prefix}{key} must be {kind}, not {value!r:.80}")
+
+
+#: Characters that TOML allows in no string as they are, but for the tab; the line end is allowed in multi-line ones.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+_ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r"}
+
+
+def _toml_string(text: str) -> str:
+    """On one line: as it stands between single quotes where escapes would clutter it."""
+    if re.search(r'[\\"]', text) and not re.search(r"['\n]", text) and not _CONTROL.search(text):
+        return f"'{text}'"
+    return '"' + re.sub(r'[\x00-\x1f\x7f\\"]', lambda match: _escaped(match[0]), text) + '"'
+
+
+def _toml_block(text: str) -> str:
+    """On lines of its own: a literal block where the text allows one."""
+    if "\n" not in text:
+        return _toml_string(text)
+    if "'''" not in text and not text.endswith("'") and not _CONTROL.search(text):
+        return f"'''\n{text}'''"
+    return '"""\n' + re.sub(r'[\x00-\x08\x0b-\x1f\x7f\\"]', lambda match: _escaped(match[0]), text) + '"""'
+
+
+def _escaped(character: str) -> str:
+    return _ESCAPES.get(character, f"\\u{ord(character):04X}")
