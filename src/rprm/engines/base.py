@@ -1,0 +1,115 @@
+"""The engine protocol: what a language model is to the rest of the package.
+
+`generate` makes one completion. An engine batches inside itself: thousands of calls are awaited at once, and calls
+whose prompts are equal (the K analyses of one step) or share a beginning (the steps of one solution) share its
+computation. Cancelling the call gives up the sample and frees its place. What an engine cannot do it says in
+`EngineInfo`; nothing pretends otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from rprm.prompts.template import Prompt
+from rprm.verdict import VerdictChoice, VerdictFormat
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to sample one completion.
+
+    With `verdict` set, the engine reports a `VerdictChoice` wherever the sampled token reads as one of its answers, and
+    may end the completion right after the first verdict (finish reason "verdict"): nothing later is ever read.
+    `temperature` 0 is greedy. `seed` makes the sample reproducible where the engine has seeds.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 1024
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    verdict: VerdictFormat | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled continuation.
+
+    `finish_reason`: "stop" (the model ended it, or a stop string), "length" (max_tokens), "verdict" (the engine ended
+    it after the verdict), or what a server said. `num_cached_prompt_tokens` counts prompt tokens whose computation was
+    shared with an earlier request, None where the engine cannot tell.
+    """
+
+    text: str
+    num_tokens: int
+    finish_reason: str
+    num_prompt_tokens: int | None = None
+    num_cached_prompt_tokens: int | None = None
+    choices: tuple[VerdictChoice, ...] = ()
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What the engine is and can do, recorded in every manifest.
+
+    `revision` is a hub commit or a content fingerprint of a local model, None where a server does not tell.
+    """
+
+    kind: str
+    model: str
+    revision: str | None = None
+    context_length: int | None = None
+    has_logprobs: bool = True
+    has_seeds: bool = True
+    has_second_pass: bool = True
+    shares_prompts: bool = True
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A language model.
+
+    Attributes:
+        spec: the text that names it, as given to `load_engine`.
+        concurrency: how many `generate` calls to keep under way to fill it.
+    """
+
+    spec: str
+    concurrency: int
+
+    async def start(self) -> EngineInfo:
+        """Load or reach the model. Called once, before anything else; safe to call again.
+
+        Raises:
+            EngineError: the model cannot be loaded or reached; the message says how to mend it.
+        """
+        ...
+
+    async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
+        """One completion.
+
+        Raises:
+            RequestRefused: this prompt can never be served (too long for the context with `max_tokens`, rejected).
+            EngineUnavailable: the engine stopped answering, retries included.
+        """
+        ...
+
+    async def choose(self, prompt: Prompt, text: str, verdict: VerdictFormat) -> VerdictChoice:
+        """A second forward pass: the choice between Yes and No right after `prompt` and then `text`.
+
+        `text` is the beginning of the reply, up to (not including) the answer word and the space before it.
+
+        Raises:
+            Unsupported: the engine cannot continue a given text.
+            RequestRefused: as for `generate`.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Release what the engine holds. Safe to call twice."""
+        ...

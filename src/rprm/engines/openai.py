@@ -1,0 +1,462 @@
+"""Any OpenAI-compatible endpoint: vLLM, llama.cpp, SGLang, hosted services.
+
+`openai:MODEL@URL`. Chat prompts go to `URL/chat/completions`, prompts that are continued as they stand to
+`URL/completions`. What a server refuses (log-probabilities, seeds, the name of the length limit) is learned from one
+short request of our own at `start`, never from a user's prompt. `docs/endpoints.md` says what was measured where.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import httpx
+
+from rprm.engines.base import Completion, EngineInfo, Sampling
+from rprm.engines.endpoint import Endpoint, Refusal
+from rprm.engines.openai_wire import (
+    CONTEXT_FULL,
+    Watch,
+    first_choice,
+    has_alternatives,
+    read_completions,
+    served_models,
+)
+from rprm.errors import EngineError, EngineUnavailable, RequestRefused, Unsupported
+from rprm.prompts.template import Message, Prompt
+from rprm.verdict import VerdictChoice, VerdictFormat
+
+_DEFAULT_URL = "https://api.openai.com/v1"
+#: The request from which a server's abilities are learned: a few tokens, all features at once.
+_PROBE = Prompt((Message("user", "Reply with one word: Yes"),))
+_PROBE_SAMPLING = Sampling(max_tokens=4, seed=1, verdict=VerdictFormat())
+#: Numbers of alternatives per token to try, from the most that vLLM and OpenAI give to the most some others do.
+_TOP_LOGPROBS_STEPS = (20, 5, 0)
+#: Request fields that the engine sets: none of them may come from `extra`, where it would belie the manifest.
+_OUR_FIELDS = re.compile(
+    "model|messages|prompt|temperature|top_p|max_tokens|max_completion_tokens|seed|stop|logprobs|top_logprobs|n|"
+    "stream|stream_options"
+)
+
+
+class OpenAIEngine:
+    """An engine behind an OpenAI-compatible HTTP endpoint.
+
+    Args:
+        target: `MODEL@URL`, the URL up to and including `/v1`; `MODEL` alone is one of OpenAI's.
+        concurrency: requests under way at once, each on a connection of its own.
+        timeout: seconds that one request may take from its first byte sent to its last byte received.
+        max_retries: further attempts after 429, 5xx, timeouts, lost connections and garbled answers, at growing random
+            intervals that honour Retry-After.
+        key_env: name of the environment variable that holds the API key. The key is sent as a bearer token and shown
+            nowhere.
+        send_key_over_http: send the key even unencrypted (`http:`) to another machine.
+        top_logprobs: alternatives to ask for at each token; 0 asks for none and leaves the hard vote.
+        stream: read tokens as they come. Hangs up right after the verdict, and lets servers that notice a closed
+            connection only when they write to it (llama.cpp) stop when a request is cancelled.
+        share_prompts: send equal prompts that are asked for at the same time as one request with `n` completions. Cheap
+            where the prompt is billed per request; samples are then not reproducible one by one.
+        continue_final_message: the server continues an unfinished assistant message (vLLM, SGLang, llama.cpp). Gives
+            chat prompts a second pass.
+        context_length: in tokens, where the server does not tell; recorded only, since the server is what refuses.
+        extra: a JSON object of further request fields, such as `{"top_k": 0, "min_p": 0}`.
+
+    Raises:
+        EngineError: a malformed target or option.
+    """
+
+    #: Seconds that a call waits for others with the same prompt (`share_prompts`).
+    share_window = 0.005
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        spec: str = "",
+        concurrency: int = 32,
+        timeout: float = 600.0,
+        max_retries: int = 6,
+        key_env: str = "OPENAI_API_KEY",
+        send_key_over_http: bool = False,
+        top_logprobs: int = 20,
+        stream: bool = False,
+        share_prompts: bool = False,
+        continue_final_message: bool = False,
+        context_length: int | None = None,
+        extra: str = "",
+    ) -> None:
+        self.model, self.url = _parse_target(target)
+        self.spec = spec or f"openai:{self.model}@{self.url}"
+        for name, value, least in (
+            ("concurrency", concurrency, 1),
+            ("timeout", timeout, 0.001),
+            ("max_retries", max_retries, 0),
+            ("top_logprobs", top_logprobs, 0),
+            ("context_length", 1 if context_length is None else context_length, 1),
+        ):
+            if not value >= least:
+                raise EngineError(f"{self.spec}: {name}={value} is too small; give at least {least}")
+        self.concurrency = concurrency
+        self.stream = stream
+        self.share_prompts = share_prompts
+        self.continue_final_message = continue_final_message
+        self.context_length = context_length
+        self.extra = _parse_extra(self.spec, extra)
+        self.endpoint = Endpoint(
+            self.url,
+            self.model,
+            connections=concurrency + 1,
+            timeout=timeout,
+            max_retries=max_retries,
+            key_env=key_env,
+            send_key_over_http=send_key_over_http,
+        )
+        self._chat = _Route("/chat/completions", top_logprobs)
+        self._plain = _Route("/completions", top_logprobs)
+        self._slots = asyncio.Semaphore(concurrency)
+        self._info: EngineInfo | None = None
+        self._groups: dict[tuple[Prompt, Sampling], _Group] = {}
+        self._group_tasks: set[asyncio.Task[None]] = set()
+        self._max_n = 128
+
+    async def start(self) -> EngineInfo:
+        if self._info is not None:
+            return self._info
+        self.endpoint.open()
+        # Made anew at each start, which may be in another event loop than the one before.
+        self._slots = asyncio.Semaphore(self.concurrency)
+        self._chat.lock, self._plain.lock = asyncio.Lock(), asyncio.Lock()
+        try:
+            route = await self._learn_first()
+            context_length = self.context_length or _context_length(self.model, await self._served_models())
+        except BaseException:
+            await self.aclose()
+            raise
+        details: dict[str, Any] = {"url": self.url, "api": route.path[1:], "top_logprobs": route.top_logprobs}
+        if self.extra:
+            details["extra"] = self.extra
+        if self.share_prompts:
+            details["share_prompts"] = True
+        has_logprobs = route.top_logprobs > 0
+        self._info = EngineInfo(
+            kind="openai",
+            model=self.model,
+            context_length=context_length,
+            has_logprobs=has_logprobs,
+            # Which calls meet in one request, and so share its seed, depends on what runs beside them.
+            has_seeds=route.sends_seed and not self.share_prompts,
+            has_second_pass=has_logprobs and (self.continue_final_message or route is self._plain),
+            shares_prompts=self.share_prompts,
+            details=details,
+        )
+        return self._info
+
+    async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
+        if self.share_prompts:
+            completion = await self._join(prompt, sampling)
+        else:
+            async with self._slots:
+                (completion, *_) = await self._complete(prompt, sampling, 1)
+        if completion.finish_reason != CONTEXT_FULL:
+            return completion
+        if sampling.verdict is not None and sampling.verdict.find(completion.text):
+            return replace(completion, finish_reason="length")
+        raise RequestRefused(
+            f"after a prompt of {completion.num_prompt_tokens} tokens the server stopped at {completion.num_tokens} of "
+            f"max_tokens={sampling.max_tokens}: its context is full; serve the model with a longer one"
+        )
+
+    async def choose(self, prompt: Prompt, text: str, verdict: VerdictFormat) -> VerdictChoice:
+        if prompt.chat and not self.continue_final_message:
+            raise Unsupported(
+                f"{self.spec}: a chat server may not continue a given reply; if this one does (vLLM, SGLang and "
+                "llama.cpp do), add continue_final_message=true to the model's options"
+            )
+        route = await self._route(prompt)
+        if not route.top_logprobs:
+            raise Unsupported(f"{self.spec}: the server gives no log-probabilities, so there is no second pass")
+        more: dict[str, Any] = {}
+        if not prompt.chat:
+            prompt = Prompt((Message("user", prompt.text + text),), chat=False)
+        elif text:
+            prompt = Prompt((*prompt.messages, Message("assistant", text)))
+            more = {"add_generation_prompt": False, "continue_final_message": True}
+        sampling = Sampling(temperature=0.0, max_tokens=1, verdict=verdict)
+        body = self._body(route, prompt, sampling, 1, stream=False) | more
+        async with self._slots:
+            choice = await self.endpoint.post(
+                route.path, body, lambda data: first_choice(data, len(text), verdict), route.limit(sampling, 1)
+            )
+        if choice is None:
+            raise RequestRefused(
+                f"neither {verdict.yes!r} nor {verdict.no!r} is among the {route.top_logprobs} most likely tokens "
+                "after the given text"
+            )
+        return choice
+
+    async def aclose(self) -> None:
+        tasks, self._group_tasks = self._group_tasks, set()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._groups.clear()
+        self._info = None
+        await self.endpoint.aclose()
+
+    # Learning what the server can do
+
+    async def _learn_first(self) -> _Route:
+        """Learn the chat route, or, where the server has none (a base model), that of plain completions."""
+        try:
+            return await self._learned(self._chat)
+        except EngineUnavailable:
+            raise
+        except EngineError as error:
+            try:
+                return await self._learned(self._plain)
+            except EngineError:
+                names = sorted(await self._served_models())
+                if names and self.model not in names:
+                    shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+                    raise EngineError(f"{error}; the server offers: {self.endpoint.clean(shown)}") from None
+                raise error from None
+
+    async def _route(self, prompt: Prompt) -> _Route:
+        return await self._learned(self._chat if prompt.chat else self._plain)
+
+    async def _learned(self, route: _Route) -> _Route:
+        if not route.learned:
+            async with route.lock:
+                while not route.learned:
+                    await self._probe(route)
+        return route
+
+    async def _probe(self, route: _Route) -> None:
+        """One short request. Where the server refuses a feature, that is given up for the next one."""
+
+        def read(data: dict[str, Any]) -> bool:
+            # Read as a whole, so that garbled answers are tried again.
+            read_completions(data, _PROBE_SAMPLING, 1)
+            return has_alternatives(data)
+
+        prompt = replace(_PROBE, chat=route is self._chat)
+        body = self._body(route, prompt, _PROBE_SAMPLING, 1)
+        try:
+            has_logprobs = await self.endpoint.post(route.path, body, read, route.limit(_PROBE_SAMPLING, 1))
+        except Refusal as refusal:
+            if not route.give_up(refusal.said):
+                where = self.endpoint.where(route.path)
+                raise EngineError(f"{where} refuses even a short request: {refusal.said}") from None
+        else:
+            route.top_logprobs *= has_logprobs
+            route.learned = True
+
+    async def _served_models(self) -> dict[str, dict[str, Any]]:
+        return served_models(await self.endpoint.get("/models", limit=1 << 24) or {})
+
+    # Requests
+
+    def _body(
+        self, route: _Route, prompt: Prompt, sampling: Sampling, n: int, *, stream: bool | None = None
+    ) -> dict[str, Any]:
+        body: dict[str, Any] = {"model": self.model}
+        if prompt.chat:
+            body["messages"] = [{"role": message.role, "content": message.content} for message in prompt.messages]
+        else:
+            body["prompt"] = prompt.text
+        body |= {"temperature": sampling.temperature, "top_p": sampling.top_p, route.length_field: sampling.max_tokens}
+        if sampling.seed is not None and route.sends_seed:
+            body["seed"] = sampling.seed
+        if sampling.stop:
+            body["stop"] = list(sampling.stop)
+        if sampling.verdict is not None and route.top_logprobs:
+            if prompt.chat:
+                body |= {"logprobs": True, "top_logprobs": route.top_logprobs}
+            else:
+                body["logprobs"] = route.top_logprobs
+        if n > 1:
+            body["n"] = n
+        if self.stream if stream is None else stream:
+            body["stream"] = True
+            if route.sends_stream_options:
+                body["stream_options"] = {"include_usage": True}
+        return body | self.extra
+
+    async def _complete(self, prompt: Prompt, sampling: Sampling, n: int) -> list[Completion]:
+        """Send one request for `n` completions; the caller holds a slot. Some servers return fewer."""
+        route = await self._route(prompt)
+        try:
+            return await self.endpoint.post(
+                route.path,
+                self._body(route, prompt, sampling, n),
+                lambda data: read_completions(data, sampling, n),
+                route.limit(sampling, n),
+                Watch(sampling.verdict, n),
+            )
+        except Refusal as refusal:
+            if refusal.code in ("unsupported_parameter", "unsupported_value"):
+                # Every request of the run would fare the same.
+                raise EngineError(f"{self.endpoint.where(route.path)} takes no such setting: {refusal.said}") from None
+            raise
+
+    # Equal prompts in one request
+
+    async def _join(self, prompt: Prompt, sampling: Sampling) -> Completion:
+        key = (prompt, replace(sampling, seed=None))
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = _Group()
+            task = group.task = asyncio.create_task(self._serve(key, group))
+            self._group_tasks.add(task)
+            task.add_done_callback(self._group_tasks.discard)
+        caller = _Caller(sampling, asyncio.get_running_loop().create_future())
+        group.callers.append(caller)
+        try:
+            return await caller.future
+        except asyncio.CancelledError:
+            # The request goes on while anyone waits for it.
+            if all(other.future.done() for other in group.callers):
+                if self._groups.get(key) is group:
+                    del self._groups[key]
+                group.task.cancel()
+            raise
+
+    async def _serve(self, key: tuple[Prompt, Sampling], group: _Group) -> None:
+        await asyncio.sleep(self.share_window)
+        del self._groups[key]
+        await self._serve_callers(key[0], group.callers)
+
+    async def _serve_callers(self, prompt: Prompt, callers: Sequence[_Caller]) -> None:
+        """Serve the callers in as few requests as the server allows, at once."""
+        parts = [callers[start : start + self._max_n] for start in range(0, len(callers), self._max_n)]
+        await asyncio.gather(*(self._serve_part(prompt, part) for part in parts))
+
+    async def _serve_part(self, prompt: Prompt, callers: Sequence[_Caller]) -> None:
+        try:
+            async with self._slots:
+                callers = [caller for caller in callers if not caller.future.done()]
+                completions = await self._complete_some(prompt, callers[0].sampling, len(callers)) if callers else []
+        except asyncio.CancelledError:
+            for caller in callers:
+                caller.future.cancel()
+            raise
+        except Exception as error:
+            for caller in callers:
+                if not caller.future.done():
+                    caller.future.set_exception(copy.copy(error))
+            return
+        for caller, completion in zip(callers, completions, strict=False):
+            if not caller.future.done():
+                caller.future.set_result(completion)
+        await self._serve_callers(prompt, callers[len(completions) :])
+
+    async def _complete_some(self, prompt: Prompt, sampling: Sampling, n: int) -> list[Completion]:
+        """At least one of `n` completions; learns how many the server gives at once."""
+        try:
+            completions = await self._complete(prompt, sampling, n)
+        except RequestRefused:
+            if n == 1:
+                raise
+            # The prompt, or the number of completions? Asking for one tells.
+            completions = await self._complete(prompt, sampling, 1)
+            self._max_n = max(1, min(self._max_n, n // 2))
+        else:
+            if len(completions) < n:
+                self._max_n = min(self._max_n, len(completions))
+        return completions
+
+
+@dataclass
+class _Route:
+    """One of the two ways to ask, and what has been learned about it."""
+
+    path: str
+    top_logprobs: int
+    length_field: str = "max_tokens"
+    sends_seed: bool = True
+    sends_stream_options: bool = True
+    learned: bool = False
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def give_up(self, said: str) -> bool:
+        """Stop using the feature that the server's refusal of the probe names; False where it names none."""
+        if self.top_logprobs and "logprob" in said.lower():
+            self.top_logprobs = next(step for step in _TOP_LOGPROBS_STEPS if step < self.top_logprobs)
+        elif self.length_field == "max_tokens" and "max_completion_tokens" in said:
+            self.length_field = "max_completion_tokens"
+        elif self.sends_seed and re.search(r"\bseed\b", said, re.IGNORECASE):
+            self.sends_seed = False
+        elif self.sends_stream_options and "stream_options" in said:
+            self.sends_stream_options = False
+        else:
+            return False
+        return True
+
+    def limit(self, sampling: Sampling, n: int) -> int:
+        """Bytes that an honest answer stays below: so many for a token, as streamed, and for each alternative."""
+        top_logprobs = self.top_logprobs if sampling.verdict is not None else 0
+        return (1 << 20) + n * sampling.max_tokens * (1024 + 256 * top_logprobs)
+
+
+@dataclass
+class _Caller:
+    sampling: Sampling
+    future: asyncio.Future[Completion]
+
+
+class _Group:
+    """Calls that differ in nothing but their seeds."""
+
+    task: asyncio.Task[None]
+
+    def __init__(self) -> None:
+        self.callers: list[_Caller] = []
+
+
+def _parse_target(target: str) -> tuple[str, str]:
+    match = re.fullmatch(r"(?P<model>.*)@(?P<url>https?://.*)", target, re.DOTALL)
+    model, url = (match["model"], match["url"]) if match else (target, _DEFAULT_URL)
+    if match is None and ("@" in target or "://" in target):
+        raise EngineError(
+            "openai: the URL of the server begins with http:// or https://, as in MODEL@http://HOST:8000/v1"
+        )
+    if not model:
+        raise EngineError("openai: say which model, as in MODEL@http://HOST:8000/v1")
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise EngineError(f"openai: the URL of the server is malformed: {error}") from None
+    if parsed.userinfo:
+        raise EngineError("openai: no user name or password in a URL, it would be recorded; use key_env")
+    if not parsed.host or parsed.query or parsed.fragment:
+        raise EngineError(f"openai: {url!r} is not the URL of a server; give one like http://HOST:8000/v1")
+    return model, url.rstrip("/")
+
+
+def _parse_extra(spec: str, extra: str) -> dict[str, Any]:
+    if not extra:
+        return {}
+    try:
+        fields = json.loads(extra)
+    except (ValueError, RecursionError):
+        fields = None
+    if not isinstance(fields, dict):
+        raise EngineError(f'{spec}: extra is not a JSON object; write it as in extra={{"top_k": 0}}')
+    if taken := sorted(filter(_OUR_FIELDS.fullmatch, fields)):
+        raise EngineError(f"{spec}: extra may not set {', '.join(taken)}: the engine sets them itself")
+    return fields
+
+
+def _context_length(model: str, served: Mapping[str, dict[str, Any]]) -> int | None:
+    """The context of one sequence, under the name that vLLM, llama.cpp, Groq or OpenRouter give it."""
+    # A server of one model (llama.cpp) takes any name for it.
+    card = served.get(model) or (next(iter(served.values())) if len(served) == 1 else {})
+    meta = card.get("meta")
+    lengths = [card.get(name) for name in ("max_model_len", "context_window", "context_length")]
+    lengths.append(meta.get("n_ctx") if isinstance(meta, dict) else None)
+    return next((length for length in lengths if isinstance(length, int) and length > 0), None)

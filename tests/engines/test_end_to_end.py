@@ -1,0 +1,85 @@
+"""Real ProcessBench items, judged by a real language model through real engines, from the command line to the figures.
+
+SmolLM2-135M is no judge worth its figures; what is checked is that every part of the path works on real text: records,
+prompts, sampling, verdicts in the generation, rewards, run folder, measures.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rprm.records import SolutionReward
+from rprm.verdict import VerdictFormat
+
+NUM_ITEMS = 20
+
+
+def bench(data: Path, model: str, output: Path) -> tuple[dict, list[SolutionReward]]:
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "rprm", "bench", "processbench", "--data", str(data), "--model", model,
+            "--prompt", "few-shot", "-k", "1", "--max-tokens", "40", "--temperature", "0.7", "--no-force-verdict",
+            "--output", str(output), "--allow-missing", "--json",
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OPENAI_API_KEY": ""},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = (output / "results.jsonl").read_text().splitlines()
+    return json.loads(done.stdout), [SolutionReward.model_validate_json(row) for row in rows]
+
+
+@pytest.fixture(scope="session")
+def twenty_items(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("items") / "gsm8k.jsonl"
+    rows = (real_data / "processbench" / "gsm8k.jsonl").read_text().splitlines()[:NUM_ITEMS]
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+def check(report: dict, rewards: list[SolutionReward], data: Path) -> None:
+    items = [json.loads(line) for line in data.read_text().splitlines()]
+    assert [reward.id for reward in rewards] == [item["id"] for item in items]
+    assert [reward.label for reward in rewards] == [item["label"] for item in items]
+    analyses = [analysis for reward in rewards for step in reward.steps for analysis in step.analyses]
+    with_verdict = [analysis for analysis in analyses if analysis.verdict is not None]
+    # The worked examples show the verdict line: even this model ends one in seven of its 40-token analyses with it.
+    assert len(with_verdict) >= 5
+    # Read from the generation's own log-probabilities, strictly between the hard votes.
+    assert {analysis.p_yes_source for analysis in with_verdict} == {"logprobs"}
+    assert all(analysis.p_yes is not None and 0.0 < analysis.p_yes < 1.0 for analysis in with_verdict)
+    assert len({analysis.p_yes for analysis in with_verdict}) >= 4
+    for analysis in with_verdict:
+        verdict = VerdictFormat().find(analysis.text)
+        assert verdict is not None
+        assert verdict.yes is analysis.verdict
+    for reward in rewards:
+        for step in reward.steps:
+            found = [analysis.p_yes for analysis in step.analyses if analysis.p_yes is not None]
+            if found:
+                assert step.reward == pytest.approx(sum(found) / len(found))
+            else:
+                assert step.reward is None
+                assert step.failure is not None
+    assert report["usage"]["tokens"] == sum(analysis.num_tokens for analysis in analyses)
+    assert report["usage"]["analyses_without_verdict"] == len(analyses) - len(with_verdict)
+    assert set(report["figures"]["gsm8k"]) == {"error_acc", "correct_acc", "f1"}
+
+
+@pytest.mark.slow
+def test_through_transformers(twenty_items: Path, tmp_path: Path) -> None:
+    report, rewards = bench(twenty_items, "embedded", tmp_path / "run")
+    check(report, rewards, twenty_items)
+
+
+@pytest.mark.slow
+def test_through_a_llamacpp_server(twenty_items: Path, llamacpp_url: str, tmp_path: Path) -> None:
+    report, rewards = bench(twenty_items, f"openai:smollm2@{llamacpp_url}", tmp_path / "run")
+    check(report, rewards, twenty_items)

@@ -1,0 +1,1451 @@
+"""The engine for endpoints against a server on loopback that plays every fault there is."""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import gzip
+import json
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rprm.engines import Completion, Engine, EngineInfo, Sampling, load_engine
+from rprm.engines.endpoint import Endpoint
+from rprm.engines.openai import OpenAIEngine
+from rprm.engines.openai_wire import Stream, Transient, Watch, read_completions
+from rprm.errors import EngineError, EngineUnavailable, RequestRefused, Unsupported
+from rprm.prompts.template import Message, Prompt
+from rprm.verdict import VerdictFormat, read_verdict
+
+T = TypeVar("T")
+VERDICT = VerdictFormat()
+PROMPT = Prompt((Message("system", "Judge."), Message("user", "Is it right?")))
+RAW = Prompt((Message("user", "1 + 1 ="),), chat=False)
+SAMPLING = Sampling(temperature=0.95, top_p=0.9, max_tokens=64, seed=7, verdict=VERDICT)
+ANSWER = f"It adds up.\n{VERDICT.marker} Yes"
+
+
+# A server that plays what it is told
+
+
+@dataclass
+class Request:
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: dict[str, Any]
+
+
+@dataclass
+class Reply:
+    """`body` is sent as JSON, or as it is where it is bytes. `length` can lie about how much there is."""
+
+    body: Any = None
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    length: int | None = None
+
+
+#: Answers a request; for a reply that is no plain answer it writes to the stream itself and returns None.
+Play = Callable[[Request, asyncio.StreamWriter], Awaitable[Reply | None]]
+
+
+class Server:
+    """Counts what is asked of it; `probes` and `models` are answered apart from `play`, which sees the rest."""
+
+    def __init__(self, play: Play) -> None:
+        self.play = play
+        self.probe: Callable[[Request], Reply] = lambda request: Reply(chat_answer("Yes", n=1, logprobs=request.body))
+        self.models: Reply = Reply({"data": [{"id": "m", "max_model_len": 4096}]})
+        self.requests: list[Request] = []
+        self.probes: list[Request] = []
+        self.active = self.most_active = 0
+        self.disconnected = asyncio.Event()
+        self.connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.connections[task] = writer
+        try:
+            while request := await self._read(reader):
+                reply = await self._reply(request, reader, writer)
+                if reply is None:
+                    break
+                body = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
+                length = len(body) if reply.length is None else reply.length
+                headers = {"content-type": "application/json", "content-length": str(length)} | reply.headers
+                head = f"HTTP/1.1 {reply.status} X\r\n" + "".join(f"{k}: {v}\r\n" for k, v in headers.items())
+                writer.write(head.encode() + b"\r\n" + body)
+                await writer.drain()
+                if reply.length is not None:
+                    break
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            del self.connections[task]
+            writer.close()
+
+    async def end(self) -> None:
+        for writer in self.connections.values():
+            writer.transport.abort()
+        await asyncio.gather(*self.connections)
+
+    async def _read(self, reader: asyncio.StreamReader) -> Request | None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        first, *lines = head.decode().split("\r\n")
+        method, path, _ = first.split(" ")
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines if line)}
+        body = await reader.readexactly(int(headers.get("content-length", 0)))
+        return Request(method, path, headers, json.loads(body) if body else {})
+
+    async def _reply(
+        self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> Reply | None:
+        if request.path == "/v1/models":
+            return self.models
+        asked = request.body.get("messages", [{"content": request.body.get("prompt")}])[-1]["content"]
+        if asked == "Reply with one word: Yes":
+            self.probes.append(request)
+            return self.probe(request)
+        self.requests.append(request)
+        self.active += 1
+        self.most_active = max(self.most_active, self.active)
+        playing = asyncio.ensure_future(self.play(request, writer))
+        watching = asyncio.ensure_future(reader.read(1))
+        try:
+            await asyncio.wait({playing, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if not playing.done() and watching.result() == b"":
+                self.disconnected.set()
+                playing.cancel()
+                return None
+            return await playing
+        finally:
+            self.active -= 1
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+
+
+@asynccontextmanager
+async def running(play: Play) -> AsyncIterator[tuple[Server, str]]:
+    server = Server(play)
+    listener = await asyncio.start_server(server.serve, "127.0.0.1", 0, limit=1 << 22)
+    try:
+        yield server, f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/v1"
+    finally:
+        listener.close()
+        await server.end()
+
+
+def with_server(
+    play: Play,
+    use: Callable[[Server, OpenAIEngine], Awaitable[T]],
+    *,
+    setup: Callable[[Server], None] = lambda s: None,
+    start: bool = True,
+    **options: Any,
+) -> T:
+    """Run `use` with an engine whose waits are short. The key comes from a variable that no machine sets."""
+
+    async def run() -> T:
+        # A fault of the engine fails the test; it does not hang it.
+        async with asyncio.timeout(60), running(play) as (server, url):
+            setup(server)
+            engine = OpenAIEngine(f"m@{url}", **({"key_env": "RPRM_TEST_KEY"} | options))
+            engine.endpoint.backoff_base = 0.001
+            try:
+                if start:
+                    await engine.start()
+                return await use(server, engine)
+            finally:
+                await engine.aclose()
+
+    return asyncio.run(run())
+
+
+def tokens_of(text: str) -> list[str]:
+    """Words with the space before them, as tokenizers cut."""
+    return ["".join(piece) for piece in zip([""] + [" "] * 99, text.split(" "), strict=False)]
+
+
+def chat_tokens(text: str, p_yes: float = 0.8, p_no: float = 0.15) -> list[dict[str, Any]]:
+    """Every token with three alternatives; at Yes and No those are both answers and a comma."""
+    content = []
+    for token in tokens_of(text):
+        space = " " if token.startswith(" ") else ""
+        top = {f"{space}Yes": p_yes, f"{space}No": p_no, ",": 1.0 - p_yes - p_no}
+        if token.strip() not in ("Yes", "No"):
+            top = {token: 0.9, ".": 0.1}
+        entries = [
+            {"token": name, "bytes": list(name.encode()), "logprob": math.log(p) if p else -9999.0}
+            for name, p in top.items()
+        ]
+        own = next(entry for entry in entries if entry["token"] == token)
+        content.append(own | {"top_logprobs": entries})
+    return content
+
+
+def chat_answer(
+    *texts: str, n: int = 1, logprobs: dict[str, Any] | None = None, finish_reason: str = "stop", **usage: Any
+) -> dict[str, Any]:
+    """An answer with these texts, the last one again up to `n`; with log-probabilities if the request asks for them."""
+    texts += (texts[-1],) * (n - len(texts))
+    choices = []
+    for index, text in enumerate(texts):
+        choice: dict[str, Any] = {"index": index, "finish_reason": finish_reason}
+        choice["message"] = {"role": "assistant", "content": text}
+        if logprobs is not None and logprobs.get("logprobs"):
+            choice["logprobs"] = {"content": chat_tokens(text)}
+        choices.append(choice)
+    total = sum(len(tokens_of(text)) for text in texts)
+    return {"choices": choices, "usage": {"prompt_tokens": 20, "completion_tokens": total} | usage}
+
+
+def playing(*replies: Reply) -> Play:
+    """One reply after the other, the last one again and again."""
+    left = list(replies)
+
+    async def play(request: Request, writer: asyncio.StreamWriter) -> Reply | None:
+        return left.pop(0) if len(left) > 1 else left[0]
+
+    return play
+
+
+async def answering(request: Request, writer: asyncio.StreamWriter) -> Reply | None:
+    return Reply(chat_answer(ANSWER, n=request.body.get("n", 1), logprobs=request.body))
+
+
+async def hanging(request: Request, writer: asyncio.StreamWriter) -> Reply | None:
+    await asyncio.sleep(60)
+    return None
+
+
+def error(status: int, message: str, **more: Any) -> Reply:
+    return Reply({"error": {"message": message, **more}}, status)
+
+
+async def generate(server: Server, engine: OpenAIEngine) -> Completion:
+    return await engine.generate(PROMPT, SAMPLING)
+
+
+# Asking and reading
+
+
+def test_request_says_what_was_asked_and_the_completion_what_was_answered() -> None:
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        completion = await generate(server, engine)
+        assert server.requests[0].path == "/v1/chat/completions"
+        assert server.requests[0].body == {
+            "model": "m",
+            "messages": [{"role": "system", "content": "Judge."}, {"role": "user", "content": "Is it right?"}],
+            "temperature": 0.95,
+            "top_p": 0.9,
+            "max_tokens": 64,
+            "seed": 7,
+            "logprobs": True,
+            "top_logprobs": 20,
+        }
+        assert completion.text == ANSWER
+        assert completion.finish_reason == "stop"
+        # "It adds up.\nIs the step correct (Yes/No)? Yes" cut at its spaces: 8 tokens.
+        assert (completion.num_tokens, completion.num_prompt_tokens) == (8, 20)
+        verdict, choice = read_verdict(completion.text, VERDICT, completion.choices) or (None, None)
+        assert verdict is not None
+        assert verdict.yes
+        # 0.8 of Yes against 0.15 of No.
+        assert choice is not None
+        assert choice.p_yes == pytest.approx(0.8 / 0.95)
+        plain = await engine.generate(PROMPT, Sampling(stop=("\n\n",)))
+        assert plain.choices == ()
+        assert server.requests[1].body["stop"] == ["\n\n"]
+        assert not {"logprobs", "top_logprobs", "seed"} & set(server.requests[1].body)
+
+    with_server(answering, use)
+
+
+def test_engine_is_made_from_its_spec_and_follows_the_protocol() -> None:
+    spec = 'openai:org/model@v2@http://127.0.0.1:1/v1/?concurrency=3&share_prompts=true&extra={"top_k":0,"min_p":0}'
+    engine = load_engine(spec)
+    assert isinstance(engine, OpenAIEngine)
+    assert isinstance(engine, Engine)
+    assert (engine.model, engine.url, engine.concurrency) == ("org/model@v2", "http://127.0.0.1:1/v1", 3)
+    assert engine.extra == {"top_k": 0, "min_p": 0}
+    assert engine.spec == spec
+    assert OpenAIEngine("gpt-4o").url == "https://api.openai.com/v1"
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "message"),
+    [
+        ("m@localhost:8000/v1", {}, "begins with http"),
+        ("@http://localhost/v1", {}, "which model"),
+        ("m@http://", {}, "not the URL"),
+        ("m@http://host:port/v1", {}, "malformed"),
+        ("m@http://host/v1?key=1", {}, "not the URL"),
+        ("m", {"concurrency": 0}, "concurrency=0"),
+        ("m", {"timeout": float("nan")}, "timeout=nan"),
+        ("m", {"extra": "[1]"}, "JSON object"),
+        ("m", {"extra": "{"}, "JSON object"),
+        ("m", {"extra": '{"top_k": 0, "temperature": 2}'}, "may not set temperature"),
+    ],
+)
+def test_malformed_targets_and_options(target: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(EngineError, match=message):
+        OpenAIEngine(target, **options)
+
+
+def test_password_in_a_url_is_refused_without_repeating_it() -> None:
+    with pytest.raises(EngineError, match="user name or password") as caught:
+        load_engine("openai:m@https://user:s3cret@host/v1")
+    assert "s3cret" not in str(caught.value)
+
+
+def test_start_tells_what_the_server_is() -> None:
+    async def use(server: Server, engine: OpenAIEngine) -> EngineInfo:
+        assert await engine.start() is await engine.start()
+        assert len(server.probes) == 1
+        assert server.probes[0].body["max_tokens"] <= 4
+        return await engine.start()
+
+    info = with_server(answering, use, extra='{"top_k": 0}')
+    assert (info.kind, info.model, info.context_length) == ("openai", "m", 4096)
+    assert (info.has_logprobs, info.has_seeds, info.has_second_pass, info.shares_prompts) == (True, True, False, False)
+    assert info.details["extra"] == {"top_k": 0}
+    assert info.details["top_logprobs"] == 20
+
+
+@pytest.mark.parametrize(
+    ("card", "length"),
+    [
+        ({"id": "other", "meta": {"n_ctx": 4096, "n_ctx_train": 8192}}, 4096),
+        ({"id": "m", "context_window": 128000}, 128000),
+        ({"id": "m", "max_model_len": "many"}, None),
+        ("m", None),
+    ],
+)
+def test_context_length_under_the_names_of_several_servers(card: Any, length: int | None) -> None:
+    async def use(server: Server, engine: OpenAIEngine) -> EngineInfo:
+        return await engine.start()
+
+    def setup(server: Server) -> None:
+        server.models = Reply({"data": [card]})
+
+    assert with_server(answering, use, setup=setup).context_length == length
+    assert with_server(answering, use, setup=setup, context_length=99).context_length == 99
+
+
+def test_a_list_of_models_that_cannot_be_had_is_no_error() -> None:
+    def setup(server: Server) -> None:
+        server.models = Reply(b"<html>", 500)
+
+    async def use(server: Server, engine: OpenAIEngine) -> EngineInfo:
+        return await engine.start()
+
+    assert with_server(answering, use, setup=setup).context_length is None
+
+
+# What servers refuse
+
+
+def refusing(**limits: Any) -> Callable[[Server], None]:
+    """A server that refuses requests with a field, or with more than a number in it, in the words of real ones."""
+    words = {
+        "top_logprobs": "Invalid value for 'top_logprobs': must be less than or equal to {limit}.",
+        "logprobs": "logprobs is not supported by this model",
+        "seed": "Extra inputs are not permitted: seed",
+        "max_tokens": "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.",
+        "stream_options": "unknown field stream_options",
+    }
+
+    def setup(server: Server) -> None:
+        def probe(request: Request) -> Reply:
+            for name, limit in limits.items():
+                value = request.body.get(name)
+                if value is not None and (limit is None or value > limit):
+                    return error(400, words[name].format(limit=limit), code="unsupported_parameter")
+            return Reply(chat_answer("Yes", logprobs=request.body))
+
+        server.probe = probe
+
+    return setup
+
+
+@pytest.mark.parametrize(
+    ("limits", "top_logprobs", "num_probes"),
+    [({"top_logprobs": 5}, 5, 2), ({"top_logprobs": 3}, 0, 3), ({"logprobs": None}, 0, 3), ({}, 20, 1)],
+)
+def test_top_logprobs_step_down_to_what_the_server_gives(
+    limits: dict[str, Any], top_logprobs: int, num_probes: int
+) -> None:
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        info = await engine.start()
+        assert len(server.probes) == num_probes
+        assert info.has_logprobs == (top_logprobs > 0)
+        assert info.details["top_logprobs"] == top_logprobs
+        completion = await generate(server, engine)
+        assert server.requests[0].body.get("top_logprobs", 0) == top_logprobs
+        # Without log-probabilities the verdict is still there: the hard vote.
+        assert read_verdict(completion.text, VERDICT, completion.choices) is not None
+        assert len(completion.choices) == (1 if top_logprobs else 0)
+
+    with_server(answering, use, setup=refusing(**limits))
+
+
+def test_every_other_refusal_is_learned_at_the_start_too() -> None:
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        info = await engine.start()
+        assert len(server.probes) == 4
+        assert not info.has_seeds
+        await generate(server, engine)
+        body = server.requests[0].body
+        assert body["max_completion_tokens"] == 64
+        assert body["stream"]
+        assert not {"max_tokens", "seed", "stream_options"} & set(body)
+
+    with_server(answering, use, setup=refusing(max_tokens=None, seed=None, stream_options=None), stream=True)
+
+
+def test_openai_forbids_logprobs_with_a_403() -> None:
+    def setup(server: Server) -> None:
+        def probe(request: Request) -> Reply:
+            if "logprobs" in request.body:
+                return error(403, "You are not allowed to request logprobs from this model")
+            return Reply(chat_answer("Yes"))
+
+        server.probe = probe
+
+    async def use(server: Server, engine: OpenAIEngine) -> EngineInfo:
+        return await engine.start()
+
+    assert not with_server(answering, use, setup=setup).has_logprobs
+
+
+@pytest.mark.parametrize("own_only", [False, True])
+def test_logprobs_that_are_ignored_or_without_alternatives_count_as_none(own_only: bool) -> None:
+    def setup(server: Server) -> None:
+        answer = chat_answer("Yes", logprobs={"logprobs": own_only})
+        if own_only:
+            answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"] = []
+        server.probe = lambda request: Reply(answer)
+
+    async def use(server: Server, engine: OpenAIEngine) -> EngineInfo:
+        await generate(server, engine)
+        assert "logprobs" not in server.requests[0].body
+        return await engine.start()
+
+    assert not with_server(answering, use, setup=setup).has_logprobs
+
+
+def test_words_of_a_users_prompt_never_teach_the_engine_anything() -> None:
+    refusal = error(400, "bad input: 'the seed of logprobs, max_completion_tokens'")
+
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        with pytest.raises(RequestRefused, match="bad input"):
+            await generate(server, engine)
+        await generate(server, engine)
+        assert server.requests[0].body == server.requests[1].body
+
+    with_server(playing(refusal, Reply(chat_answer(ANSWER))), use)
+
+
+def test_a_server_that_refuses_all_cannot_be_started() -> None:
+    def setup(server: Server) -> None:
+        server.probe = lambda request: error(400, "no chat today")
+
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        with pytest.raises(EngineError, match="refuses even a short request: no chat today") as caught:
+            await engine.start()
+        assert not isinstance(caught.value, RequestRefused)
+
+    with_server(answering, use, setup=setup, start=False)
+
+
+# Failures that pass
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        error(429, "slow down"),
+        error(500, "oops"),
+        error(503, "queue full"),
+        Reply(b"<html>bad gateway</html>", 502),
+        Reply(b"{not json"),
+        Reply(b"[" * 100_000),
+        Reply(b"\xff\xfe"),
+        Reply([]),
+        Reply({}),
+        Reply({"choices": []}),
+        Reply({"choices": ["x"]}),
+        Reply({"choices": [{"message": {"content": 5}}]}),
+        Reply({"choices": [{"message": {"content": "x"}, "finish_reason": "error"}]}),
+        Reply({"error": {"message": "upstream overloaded", "code": 502}}),
+        Reply(json.dumps(chat_answer(ANSWER)).encode()[:50], length=1000),
+        Reply(b"no gzip", headers={"content-encoding": "gzip"}),
+    ],
+    ids=lambda reply: f"{reply.status}-{str(reply.body)[:24]}",
+)
+def test_failures_that_pass_are_retried(failure: Reply) -> None:
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        assert (await generate(server, engine)).text == ANSWER
+        assert len(server.requests) == 3
+
+    with_server(playing(failure, failure, Reply(chat_answer(ANSWER))), use)
+
+
+def test_connection_cut_before_and_amid_the_answer() -> None:
+    attempts = []
+
+    async def play(request: Request, writer: asyncio.StreamWriter) -> Reply | None:
+        attempts.append(request)
+        if len(attempts) == 2:
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-le")
+        if len(attempts) == 3:
+            writer.write(b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\n{"cho')
+        if len(attempts) < 4:
+            await writer.drain()
+            writer.transport.abort()
+            return None
+        return await answering(request, writer)
+
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        assert (await generate(server, engine)).text == ANSWER
+        assert len(attempts) == 4
+
+    with_server(play, use)
+
+
+def test_retries_run_out() -> None:
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        with pytest.raises(EngineUnavailable, match=r"m at http.*503 queue full \(4 attempts\).*same command again"):
+            await generate(server, engine)
+        assert len(server.requests) == 4
+
+    with_server(playing(error(503, "queue full")), use, max_retries=3)
+
+
+def test_an_error_inside_an_answer_is_named() -> None:
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        with pytest.raises(EngineUnavailable, match=r"upstream overloaded \(502\)"):
+            await generate(server, engine)
+
+    with_server(playing(Reply({"error": {"message": "upstream overloaded", "code": 502}})), use, max_retries=0)
+
+
+def test_a_hanging_and_a_dripping_server_run_into_the_timeout() -> None:
+    async def dripping(request: Request, writer: asyncio.StreamWriter) -> Reply | None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 5000\r\n\r\n")
+        while True:
+            writer.write(b" ")
+            await writer.drain()
+            await asyncio.sleep(0.02)
+
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        begin = time.monotonic()
+        with pytest.raises(EngineUnavailable, match=r"no full answer within timeout=0.2 s \(2 attempts\)"):
+            await generate(server, engine)
+        assert 0.4 <= time.monotonic() - begin < 5.0
+
+    for play in (hanging, dripping):
+        with_server(play, use, timeout=0.2, max_retries=1)
+
+
+def test_nobody_listens_where_the_url_points() -> None:
+    async def run() -> None:
+        async with running(answering) as (_, url):
+            pass
+        engine = OpenAIEngine(f"m@{url}", key_env="RPRM_TEST_KEY")
+        engine.endpoint.backoff_base = 0.001
+        # The full number of attempts would keep a mistyped URL waiting for half a minute.
+        with pytest.raises(EngineUnavailable, match=r"Connect.*\(3 attempts\)"):
+            await engine.start()
+
+    asyncio.run(run())
+
+
+def waits_of(failure: Reply, count: int) -> list[float]:
+    """How long the engine waits between its attempts when this is all that it hears."""
+    waits: list[float] = []
+
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        async def sleep(seconds: float) -> None:
+            waits.append(seconds)
+
+        engine.endpoint.sleep = sleep
+        engine.endpoint.backoff_base = 0.5
+        with pytest.raises(EngineUnavailable):
+            await generate(server, engine)
+
+    with_server(playing(failure), use, max_retries=count)
+    return waits
+
+
+def test_waits_grow_at_random_up_to_a_cap() -> None:
+    waits = waits_of(error(500, "oops"), 9)
+    # 0.5 s doubled at each attempt, at most 30 s, times a random number from 0.5 to 1.
+    for attempt, wait in enumerate(waits):
+        full = min(30.0, 0.5 * 2**attempt)
+        assert 0.5 * full <= wait <= full
+    assert len({wait / min(30.0, 0.5 * 2**attempt) for attempt, wait in enumerate(waits)}) == 9
+
+
+@pytest.mark.parametrize(
+    ("header", "low", "high"),
+    [
+        ("7", 7.0, 7.0),
+        ("0.9", 0.9, 0.9),
+        ("86400", 120.0, 120.0),
+        ("soon", 0.25, 0.5),
+        ("-5", 0.25, 0.5),
+        ("nan", 0.25, 0.5),
+        ("inf", 0.25, 0.5),
+    ],
+)
+def test_retry_after_is_honoured_within_reason(header: str, low: float, high: float) -> None:
+    (wait,) = waits_of(replace(error(429, "slow down"), headers={"retry-after": header}), 1)
+    assert low <= wait <= high
+
+
+@pytest.mark.parametrize(("seconds_ahead", "low", "high"), [(100, 40.0, 100.0), (-60, 0.25, 0.5)])
+def test_retry_after_as_a_date(seconds_ahead: int, low: float, high: float) -> None:
+    # The date is made here, not when the tests are collected: that may be many minutes ago.
+    header = email.utils.formatdate(time.time() + seconds_ahead, usegmt=True)
+    (wait,) = waits_of(replace(error(429, "slow down"), headers={"retry-after": header}), 1)
+    assert low <= wait <= high
+
+
+# Failures that stay
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_refused_request_costs_its_record_alone(status: int) -> None:
+    message = "This model's maximum context length is 4096 tokens. However, you requested 9000 tokens."
+
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        with pytest.raises(RequestRefused, match=r"maximum context length is 4096 tokens.*9000"):
+            await generate(server, engine)
+        assert len(server.requests) == 1
+        assert (await generate(server, engine)).text == ANSWER
+
+    with_server(playing(error(status, message), Reply(chat_answer(ANSWER))), use)
+
+
+def test_a_full_context_is_a_refusal_with_the_lengths() -> None:
+    # 12 of 64 tokens, and the server says "length": its context of 20 + 12 is full.
+    cut = chat_answer("It adds", finish_reason="length", completion_tokens=12)
+    whole = chat_answer(ANSWER + " and so on", finish_reason="length", completion_tokens=12)
+
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        with pytest.raises(RequestRefused, match=r"prompt of 20 tokens.* stopped at 12 of max_tokens=64"):
+            await generate(server, engine)
+        # Where the verdict was reached before, nothing is lost.
+        completion = await generate(server, engine)
+        assert completion.finish_reason == "length"
+
+    with_server(playing(Reply(cut), Reply(whole)), use)
+
+
+def test_a_setting_that_the_model_does_not_take_ends_the_run() -> None:
+    refusal = error(400, "'temperature' does not support 0.95", code="unsupported_value", param="temperature")
+
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        with pytest.raises(EngineError, match=r"takes no such setting.*temperature") as caught:
+            await generate(server, engine)
+        assert not isinstance(caught.value, RequestRefused)
+
+    with_server(playing(refusal), use)
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind", "message"),
+    [
+        (error(401, "who are you"), EngineError, "put the key into the environment variable RPRM_TEST_KEY"),
+        (error(403, "not for you"), EngineError, "RPRM_TEST_KEY"),
+        (error(404, "The model `m` does not exist."), EngineError, "check the model's name"),
+        (error(402, "pay"), EngineUnavailable, "mend the account"),
+        (error(429, "You exceeded your quota", code="insufficient_quota"), EngineUnavailable, "mend the account"),
+        (error(501, "not implemented"), EngineError, "not implemented"),
+        (Reply(b"", 307, {"location": "https://elsewhere/v1"}), EngineError, "redirects to https://elsewhere/v1"),
+    ],
+    ids=lambda value: str(value.status) if isinstance(value, Reply) else None,
+)
+def test_failures_of_every_request_end_the_run_with_the_fix(
+    reply: Reply, kind: type[EngineError], message: str
+) -> None:
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        with pytest.raises(kind, match=message) as caught:
+            await generate(server, engine)
+        assert not isinstance(caught.value, RequestRefused)
+        assert len(server.requests) == 1
+
+    with_server(playing(reply), use)
+
+
+def test_a_model_that_is_not_served_is_answered_with_those_that_are() -> None:
+    def setup(server: Server) -> None:
+        server.probe = lambda request: error(404, "The model `m` does not exist.")
+        server.models = Reply({"data": [{"id": "qwen"}, {"id": "llama"}]})
+
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        with pytest.raises(EngineError, match=r"does not exist.*offers: llama, qwen"):
+            await engine.start()
+
+    with_server(answering, use, setup=setup, start=False)
+
+
+def test_a_huge_answer_is_not_read() -> None:
+    async def flooding(request: Request, writer: asyncio.StreamWriter) -> Reply | None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n")
+        try:
+            while True:
+                writer.write(b" " * (1 << 16))
+                await writer.drain()
+        except ConnectionError:
+            return None
+
+    async def bomb(request: Request, writer: asyncio.StreamWriter) -> Reply | None:
+        return Reply(gzip.compress(b" " * (1 << 26)), headers={"content-encoding": "gzip"})
+
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        with pytest.raises(EngineError, match="far more than was asked for"):
+            await engine.generate(PROMPT, replace(SAMPLING, max_tokens=1))
+        assert len(server.requests) == 1
+
+    with_server(flooding, use)
+    with_server(bomb, use)
+
+
+def test_a_long_error_page_is_shown_in_part_and_without_control_characters() -> None:
+    page = ("\x1b[31mred\x07 " + "x" * 200_000).encode()
+
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        with pytest.raises(RequestRefused) as caught:
+            await generate(server, engine)
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 600
+
+    with_server(playing(Reply(page, 400, {"content-type": "text/html"})), use)
+
+
+# The key
+
+KEY = "sk-test-0123456789abcdef"
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 503])
+def test_the_key_is_sent_and_shown_nowhere(
+    status: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("RPRM_TEST_KEY", f" {KEY}\n")
+    caplog.set_level(logging.DEBUG)
+
+    async def echo(request: Request, writer: asyncio.StreamWriter) -> Reply | None:
+        return error(status, f"refused: {request.headers['authorization']}", got=request.headers)
+
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        info = await engine.start()
+        with pytest.raises(EngineError) as caught:
+            await generate(server, engine)
+        assert server.requests[0].headers["authorization"] == f"Bearer {KEY}"
+        assert "refused: Bearer ***" in str(caught.value)
+        shown = [repr(caught.value), repr(engine), repr(vars(engine)), repr(vars(engine.endpoint)), repr(info)]
+        shown += [json.dumps(info.as_dict()), caplog.text]
+        cause: BaseException | None = caught.value
+        while cause is not None:
+            shown.append(repr(cause))
+            cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+        assert not [text for text in shown if KEY in text]
+
+    with_server(echo, use, max_retries=1)
+
+
+def test_the_key_in_a_stream_that_breaks_off_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RPRM_TEST_KEY", KEY)
+    event = b"data: " + json.dumps({"error": {"message": f"key {KEY} expired"}}).encode() + b"\n\n"
+
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        with pytest.raises(EngineUnavailable, match=r"key \*\*\* expired"):
+            await generate(server, engine)
+
+    with_server(playing(Reply(event, headers={"content-type": "text/event-stream"})), use, stream=True, max_retries=0)
+
+
+def test_a_variable_that_holds_no_key_is_refused_without_showing_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        for value in ("two words", "tüv-123", "a\x01b"):
+            monkeypatch.setenv("RPRM_TEST_KEY", value)
+            with pytest.raises(EngineError, match="RPRM_TEST_KEY does not hold a key") as caught:
+                await engine.start()
+            assert value not in str(caught.value)
+
+    with_server(answering, use, start=False)
+
+
+@pytest.mark.parametrize(
+    ("url", "allowed", "sent"),
+    [
+        ("http://127.0.0.1:1/v1", False, True),
+        ("http://localhost:1/v1", False, True),
+        ("http://[::1]:1/v1", False, True),
+        ("https://example.org/v1", False, True),
+        ("http://example.org/v1", False, False),
+        ("http://10.0.0.5:8000/v1", False, False),
+        ("http://127.0.0.1.example.org/v1", False, False),
+        ("http://10.0.0.5:8000/v1", True, True),
+    ],
+)
+def test_the_key_does_not_travel_unencrypted(
+    url: str, allowed: bool, sent: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("RPRM_TEST_KEY", KEY)
+    endpoint = OpenAIEngine(f"m@{url}", key_env="RPRM_TEST_KEY", send_key_over_http=allowed).endpoint
+    endpoint.open()
+    assert (endpoint._key.header() == {"Authorization": f"Bearer {KEY}"}) == sent
+    assert ("RPRM_TEST_KEY is not sent" in caplog.text) == (not sent)
+    assert ("send_key_over_http=true" in endpoint._key_advice()) == (not sent)
+    asyncio.run(endpoint.aclose())
+
+
+# Many at once, and giving up
+
+
+def test_no_more_requests_than_asked_for_are_under_way() -> None:
+    four = asyncio.Event()
+    arrived = []
+
+    async def play(request: Request, writer: asyncio.StreamWriter) -> Reply | None:
+        # The first ones stay until four are there, however slow the machine.
+        arrived.append(request)
+        if len(arrived) == 4:
+            four.set()
+        await four.wait()
+        await asyncio.sleep(0.01)
+        return await answering(request, writer)
+
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        await asyncio.gather(*(engine.generate(PROMPT, replace(SAMPLING, seed=seed)) for seed in range(25)))
+        assert len(server.requests) == 25
+        assert server.most_active == 4
+
+    with_server(play, use, concurrency=4)
+
+
+@pytest.mark.parametrize("options", [{}, {"stream": True}, {"share_prompts": True}], ids=str)
+def test_a_cancelled_call_closes_its_connection(options: dict[str, Any]) -> None:
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        task = asyncio.create_task(generate(server, engine))
+        while not server.active:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.wait_for(server.disconnected.wait(), 5)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        # Its slot is free again.
+        server.play = answering
+        assert (await asyncio.wait_for(generate(server, engine), 5)).text == ANSWER
+
+    with_server(hanging, use, concurrency=1, **options)
+
+
+def test_closing_ends_what_is_under_way_and_can_be_done_twice() -> None:
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        task = asyncio.create_task(generate(server, engine))
+        while not server.active:
+            await asyncio.sleep(0.001)
+        await engine.aclose()
+        await engine.aclose()
+        with pytest.raises((asyncio.CancelledError, EngineError)):
+            await task
+        with pytest.raises(EngineError, match="not started"):
+            await generate(server, engine)
+        # And it can be started again.
+        await engine.start()
+        server.play = answering
+        assert (await generate(server, engine)).text == ANSWER
+
+    with_server(hanging, use, share_prompts=True)
+    with_server(hanging, use, max_retries=0)
+
+
+# One request for equal prompts
+
+
+def numbered(most: int = 99) -> Play:
+    """Texts that tell the request's seed and the number of the choice; more than `most` at once are refused."""
+
+    async def play(request: Request, writer: asyncio.StreamWriter) -> Reply | None:
+        n = request.body.get("n", 1)
+        if n > most:
+            return error(400, f"Field 'n': Value must be between 1 <= value <= {most}, but got {n}")
+        texts = [f"seed {request.body['seed']} choice {index}" + " more" * index for index in range(n)]
+        return Reply(chat_answer(*texts, logprobs=request.body, prompt_tokens_details={"cached_tokens": 16}))
+
+    return play
+
+
+def samples(engine: OpenAIEngine, seeds: range, **changes: Any) -> list[asyncio.Task[Completion]]:
+    return [asyncio.create_task(engine.generate(PROMPT, replace(SAMPLING, seed=seed, **changes))) for seed in seeds]
+
+
+def test_equal_prompts_at_once_are_one_request() -> None:
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        assert not (await engine.start()).has_seeds
+        completions = await asyncio.gather(*samples(engine, range(5, 8)), *samples(engine, range(2), temperature=0.5))
+        assert sorted(request.body["n"] for request in server.requests) == [2, 3]
+        assert [completion.text.split(" more")[0] for completion in completions] == [
+            "seed 5 choice 0", "seed 5 choice 1", "seed 5 choice 2", "seed 0 choice 0", "seed 0 choice 1",
+        ]  # fmt: skip
+        # Tokens are counted in the log-probabilities: 4 words, and one more for each "more".
+        assert [completion.num_tokens for completion in completions] == [4, 5, 6, 4, 5]
+        assert [completion.num_prompt_tokens for completion in completions] == [20] * 5
+        # The first completion of a request pays for the prompt, the others read it for nothing.
+        assert [completion.num_cached_prompt_tokens for completion in completions] == [16, 20, 20, 16, 20]
+
+    with_server(numbered(), use, share_prompts=True)
+
+
+def test_tokens_of_shared_requests_without_logprobs_add_up_to_the_usage() -> None:
+    # 2 + 10 + 20 bytes and one for each text: 3, 11 and 21 of 35 parts of 70 tokens.
+    answer = chat_answer("a" * 2, "b" * 10, "c" * 20, completion_tokens=70)
+    completions = read_completions(answer, SAMPLING, 3)
+    assert [completion.num_tokens for completion in completions] == [6, 22, 42]
+
+
+def test_a_call_later_than_the_window_makes_a_request_of_its_own() -> None:
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        first = samples(engine, range(2))
+        await asyncio.sleep(0.1)
+        await asyncio.gather(*first, *samples(engine, range(2, 3)))
+        assert [request.body.get("n") for request in server.requests] == [2, None]
+        assert server.requests[1].body["seed"] == 2
+
+    with_server(numbered(), use, share_prompts=True)
+
+
+def test_fewer_completions_than_asked_for_are_made_up_for() -> None:
+    async def ignoring_n(request: Request, writer: asyncio.StreamWriter) -> Reply | None:
+        return Reply(chat_answer(f"seed {request.body['seed']}"))
+
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        completions = await asyncio.gather(*samples(engine, range(4)))
+        assert [completion.text for completion in completions] == [f"seed {seed}" for seed in range(4)]
+        assert [request.body.get("n") for request in server.requests] == [4, None, None, None]
+        # Learned once: it is not asked for several again.
+        await asyncio.gather(*samples(engine, range(2)))
+        assert [request.body.get("n") for request in server.requests[4:]] == [None, None]
+
+    with_server(ignoring_n, use, share_prompts=True)
+
+
+def test_a_refused_number_of_completions_is_halved() -> None:
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        completions = await asyncio.gather(*samples(engine, range(8)))
+        # 8 are refused, 1 is served, 4 and 3 follow.
+        assert sorted(request.body.get("n", 1) for request in server.requests) == [1, 3, 4, 8]
+        assert len({completion.text for completion in completions}) == 8
+
+    with_server(numbered(most=4), use, share_prompts=True)
+
+
+def test_a_refused_prompt_is_refused_to_every_caller() -> None:
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        outcomes = await asyncio.gather(*samples(engine, range(6)), return_exceptions=True)
+        assert [str(outcome) for outcome in outcomes] == ["the server refused the request (400): too long"] * 6
+        assert {type(outcome).__mro__[1] for outcome in outcomes} == {RequestRefused}
+        assert len({id(outcome) for outcome in outcomes}) == 6
+        # Once for all and once for one: no cascade of halves.
+        assert len(server.requests) == 2
+
+    with_server(playing(error(400, "too long")), use, share_prompts=True)
+
+
+def test_a_cancelled_caller_leaves_the_others_alone() -> None:
+    arrived = asyncio.Event()
+    go = asyncio.Event()
+
+    async def play(request: Request, writer: asyncio.StreamWriter) -> Reply | None:
+        arrived.set()
+        await go.wait()
+        return await numbered()(request, writer)
+
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        calls = samples(engine, range(4))
+        await asyncio.sleep(0)
+        calls[3].cancel()  # before it is sent
+        await arrived.wait()
+        assert server.requests[0].body["n"] == 3
+        calls[0].cancel()  # after
+        await asyncio.sleep(0.01)
+        assert not server.disconnected.is_set()
+        go.set()
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [
+            asyncio.CancelledError, Completion, Completion, asyncio.CancelledError,
+        ]  # fmt: skip
+        assert outcomes[1].text.startswith("seed 0 choice 1")
+        # With nobody left, the request is given up.
+        go.clear()
+        arrived.clear()
+        calls = samples(engine, range(2))
+        await arrived.wait()
+        for call in calls:
+            call.cancel()
+        await asyncio.wait_for(server.disconnected.wait(), 5)
+        assert len(server.requests) == 2
+
+    with_server(play, use, share_prompts=True)
+
+
+# Streams
+
+
+def events(*texts: str, logprobs: dict[str, Any], usage: bool = True, done: bool = True, finish: bool = True) -> bytes:
+    """The answer with these texts, interleaved, a token an event."""
+    streams = [chat_tokens(text) for text in texts]
+    lines = [{"choices": [{"index": i, "delta": {"role": "assistant"}}]} for i in range(len(texts))]
+    for position in range(max(len(tokens) for tokens in streams)):
+        for index, tokens in enumerate(streams):
+            if position < len(tokens):
+                token = tokens[position]
+                choice: dict[str, Any] = {"index": index, "delta": {"content": token["token"]}, "finish_reason": None}
+                if logprobs.get("logprobs"):
+                    choice["logprobs"] = {"content": [token]}
+                lines.append({"choices": [choice]})
+    if finish:
+        lines += [{"choices": [{"index": i, "delta": {}, "finish_reason": "stop"}]} for i in range(len(texts))]
+    if usage:
+        lines.append({"choices": [], "usage": {"prompt_tokens": 20, "completion_tokens": sum(map(len, streams))}})
+    body = b": a comment\n\n" + b"".join(b"data: " + json.dumps(line).encode() + b"\r\n\r\n" for line in lines)
+    return body + (b"data: [DONE]\n\n" if done else b"")
+
+
+def streaming(*texts: str, **options: Any) -> Play:
+    async def play(request: Request, writer: asyncio.StreamWriter) -> Reply | None:
+        body = events(*texts[: request.body.get("n", 1)], logprobs=request.body, **options)
+        return Reply(body, headers={"content-type": "text/event-stream; charset=utf-8"})
+
+    return play
+
+
+def test_a_stream_gives_what_the_whole_answer_gives() -> None:
+    whole = with_server(answering, generate)
+
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        completion = await generate(server, engine)
+        assert server.requests[0].body["stream_options"] == {"include_usage": True}
+        assert completion == whole
+
+    with_server(streaming(ANSWER), use, stream=True)
+    # Some servers stream only when they feel like it.
+    with_server(answering, use, stream=True)
+
+
+def test_a_stream_is_hung_up_on_after_the_verdict() -> None:
+    endless = ANSWER + " and on" * 40
+
+    async def play(request: Request, writer: asyncio.StreamWriter) -> Reply | None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n")
+        writer.write(events(endless, logprobs=request.body, usage=False, done=False, finish=False))
+        await writer.drain()
+        return await hanging(request, writer)
+
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        completion = await asyncio.wait_for(generate(server, engine), 5)
+        # Settled once 8 characters follow: " and on and on" cut at its spaces.
+        assert completion.text == ANSWER + " and on and"
+        assert completion.finish_reason == "verdict"
+        # 8 tokens up to the verdict and 3 after it; the number of prompt tokens would have come at the end.
+        assert (completion.num_tokens, completion.num_prompt_tokens) == (11, None)
+        assert completion.choices[-1].p_yes == pytest.approx(0.8 / 0.95)
+        await asyncio.wait_for(server.disconnected.wait(), 5)
+
+    with_server(play, use, stream=True)
+
+
+def test_a_streamed_verdict_is_settled_by_what_follows_it() -> None:
+    def fed(text: str) -> tuple[str, str | None]:
+        """A character an event: the text and the finish reason when the stream is hung up on."""
+        stream = Stream(Watch(VERDICT, 1))
+        for character in text:
+            if stream.add({"choices": [{"index": 0, "delta": {"content": character}}]}):
+                break
+        (choice,) = stream.whole()["choices"]
+        return choice["text"], choice["finish_reason"]
+
+    tail = " and so on and on"
+    # Eight characters after the word.
+    assert fed(f"{VERDICT.marker} Yes{tail}") == (f"{VERDICT.marker} Yes and so ", "verdict")
+    assert fed(f"{VERDICT.marker}\n**no**{tail}") == (f"{VERDICT.marker}\n**no** and s", "verdict")
+    # Neither is an answer; the second marker has one.
+    for start in ("Yes/No, says the task.", "Nobody knows by now.", "Yes / No? "):
+        before = f"{VERDICT.marker} {start} {VERDICT.marker}"
+        assert fed(f"{before} No{tail}") == (f"{before} No and so ", "verdict")
+        assert fed(f"{VERDICT.marker} {start}{tail}") == (f"{VERDICT.marker} {start}{tail}", None)
+
+
+def test_a_stream_of_several_texts_ends_when_all_have_their_verdict() -> None:
+    texts = (ANSWER + " and then it goes on", "No verdict here, only many words")
+
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        completions = await asyncio.gather(*samples(engine, range(2)))
+        assert [completion.text for completion in completions] == list(texts)
+        # "It adds up.\nIs the step correct (Yes/No)? Yes and then it goes on": 13 words; the other: 6.
+        assert [completion.num_tokens for completion in completions] == [13, 6]
+        assert [len(completion.choices) for completion in completions] == [1, 1]
+
+    with_server(streaming(*texts), use, stream=True, share_prompts=True)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        events(ANSWER, logprobs={}, done=False, finish=False),
+        b"data: {not json\n\n",
+        b'data: {"error": {"message": "out of memory"}}\n\n',
+        b"data: [DONE]\n\n",
+        b"",
+    ],
+)
+def test_a_broken_stream_is_retried(broken: bytes) -> None:
+    attempts = []
+
+    async def play(request: Request, writer: asyncio.StreamWriter) -> Reply | None:
+        attempts.append(request)
+        if len(attempts) == 1:
+            return Reply(broken, headers={"content-type": "text/event-stream"})
+        return await streaming(ANSWER)(request, writer)
+
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        assert (await generate(server, engine)).text == ANSWER
+        assert len(attempts) == 2
+
+    with_server(play, use, stream=True)
+
+
+def test_an_endless_line_is_not_read() -> None:
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        with pytest.raises(EngineError, match="far more than was asked for"):
+            await engine.generate(PROMPT, replace(SAMPLING, max_tokens=1))
+
+    body = b"data: " + b"x" * (1 << 22)
+    with_server(playing(Reply(body, headers={"content-type": "text/event-stream"})), use, stream=True)
+
+
+# Prompts that are continued, and the second pass
+
+
+def completions_answer(text: str, tokens: list[str], tops: list[dict[str, float] | None]) -> dict[str, Any]:
+    """The layout of /completions: parallel lists."""
+    own = [None if top is None else top.get(token, -3.0) for token, top in zip(tokens, tops, strict=True)]
+    logprobs = {"tokens": tokens, "token_logprobs": own, "top_logprobs": tops, "text_offset": [0] * len(tokens)}
+    return {"choices": [{"index": 0, "text": text, "finish_reason": "stop", "logprobs": logprobs}]}
+
+
+def test_plain_prompts_are_continued_and_their_logprobs_read() -> None:
+    text = f"{VERDICT.marker} Yes"
+    answer = completions_answer(
+        text,
+        [VERDICT.marker, " Yes"],
+        [None, {" Yes": math.log(0.5), "Yes": math.log(0.1), " No": math.log(0.2)}],
+    )
+
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        completion = await engine.generate(RAW, SAMPLING)
+        assert server.requests[0].path == "/v1/completions"
+        assert server.requests[0].body["prompt"] == "1 + 1 ="
+        assert server.requests[0].body["logprobs"] == 20
+        (choice,) = completion.choices
+        # Variants add up: 0.5 + 0.1 of Yes against 0.2 of No.
+        assert choice.p_yes == pytest.approx(0.6 / 0.8)
+        assert choice.start == len(VERDICT.marker) + 1
+        # Its own probe, once.
+        await engine.generate(RAW, SAMPLING)
+        assert [probe.path for probe in server.probes] == ["/v1/chat/completions", "/v1/completions"]
+
+    with_server(playing(Reply(answer)), use)
+
+
+def test_a_server_of_plain_completions_alone() -> None:
+    def setup(server: Server) -> None:
+        def probe(request: Request) -> Reply:
+            if "chat" in request.path:
+                return error(400, "default chat template is no longer allowed")
+            return Reply(completions_answer("Yes", ["Yes"], [{"Yes": -0.1, "No": -3.0}]))
+
+        server.probe = probe
+
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        info = await engine.start()
+        assert info.details["api"] == "completions"
+        assert info.has_second_pass
+        with pytest.raises(EngineError, match="refuses even a short request: default chat template"):
+            await engine.generate(PROMPT, SAMPLING)
+
+    with_server(answering, use, setup=setup)
+
+
+def test_second_pass_continues_the_reply() -> None:
+    async def play(request: Request, writer: asyncio.StreamWriter) -> Reply | None:
+        # The first token decides, whatever was sampled; llama.cpp repeats the given text before it.
+        answer = chat_answer("Well", logprobs=request.body)
+        answer["choices"][0]["message"]["content"] = "It is. Well"
+        answer["choices"][0]["logprobs"] = {"content": chat_tokens("is Yes", p_yes=0.3, p_no=0.6)[1:]}
+        return Reply(answer)
+
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        assert (await engine.start()).has_second_pass
+        choice = await engine.choose(PROMPT, "It is.", VERDICT)
+        assert choice.p_yes == pytest.approx(0.3 / 0.9)
+        assert choice.start == 6
+        body = server.requests[0].body
+        assert body["messages"][-1] == {"role": "assistant", "content": "It is."}
+        assert (body["add_generation_prompt"], body["continue_final_message"]) == (False, True)
+        assert (body["max_tokens"], body["temperature"], body["top_logprobs"]) == (1, 0.0, 20)
+        assert not {"seed", "n"} & set(body)
+        await engine.choose(PROMPT, "", VERDICT)
+        assert server.requests[1].body["messages"][-1]["role"] == "user"
+        assert "continue_final_message" not in server.requests[1].body
+        await engine.choose(RAW, " 2. Right?", VERDICT)
+        assert server.requests[2].body["prompt"] == "1 + 1 = 2. Right?"
+
+    with_server(play, use, continue_final_message=True, stream=True)
+
+
+def test_second_pass_is_not_pretended() -> None:
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        with pytest.raises(Unsupported, match="continue_final_message=true"):
+            await engine.choose(PROMPT, "It is.", VERDICT)
+
+    async def without_logprobs(server: Server, engine: OpenAIEngine) -> None:
+        assert not (await engine.start()).has_second_pass
+        with pytest.raises(Unsupported, match="no log-probabilities"):
+            await engine.choose(PROMPT, "It is.", VERDICT)
+
+    async def unlisted(server: Server, engine: OpenAIEngine) -> None:
+        with pytest.raises(RequestRefused, match="neither 'Yes' nor 'No' is among the 20"):
+            await engine.choose(PROMPT, "It is.", VERDICT)
+
+    with_server(answering, use)
+    with_server(answering, without_logprobs, continue_final_message=True, top_logprobs=0)
+    with_server(answering, unlisted, continue_final_message=True)
+
+
+# Reading tokens
+
+
+def completion_of(
+    text: str | None, tokens: list[dict[str, Any]], verdict: VerdictFormat = VERDICT, **message: Any
+) -> Completion:
+    choice = {"message": {"content": text, **message}, "finish_reason": "stop", "logprobs": {"content": tokens}}
+    return read_completions({"choices": [choice]}, replace(SAMPLING, verdict=verdict), 1)[0]
+
+
+def token(text: str | bytes, logprob: Any = -0.1, top: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    raw = text.encode() if isinstance(text, str) else text
+    entries = [{"token": name, "logprob": value, "bytes": None} for name, value in (top or {}).items()]
+    entry = {"token": raw.decode("utf-8", "replace"), "bytes": list(raw), "logprob": logprob, "top_logprobs": entries}
+    return entry | more
+
+
+def test_answers_are_summed_over_their_variants() -> None:
+    top = {" Yes": math.log(0.4), "Yes": math.log(0.1), "YES": math.log(0.05), " no": math.log(0.2), ",": math.log(0.1)}
+    (choice,) = completion_of("Yes", [token("Yes", math.log(0.1), top)]).choices
+    assert choice.logprob_yes == pytest.approx(math.log(0.55))
+    assert choice.logprob_no == pytest.approx(math.log(0.2))
+
+
+def test_the_token_itself_counts_where_the_list_lacks_it() -> None:
+    (choice,) = completion_of("No", [token("No", math.log(0.01), {"Yes": math.log(0.5)})]).choices
+    assert choice.logprob_no == pytest.approx(math.log(0.01))
+    # And once only where the list has it.
+    (choice,) = completion_of("No", [token("No", math.log(0.01), {"No": math.log(0.01), "Yes": -1.0})]).choices
+    assert choice.logprob_no == pytest.approx(math.log(0.01))
+
+
+def test_an_answer_outside_the_list_counts_as_impossible() -> None:
+    (choice,) = completion_of("Yes", [token("Yes", -0.01, {"Yes": -0.01, ",": -5.0})]).choices
+    assert choice.logprob_no == -math.inf
+    assert choice.p_yes == 1.0
+    # -9999 stands for -inf.
+    (choice,) = completion_of("Yes", [token("Yes", -0.01, {"Yes": -0.01, "No": -9999.0})]).choices
+    assert choice.logprob_no == -math.inf
+
+
+@pytest.mark.parametrize("bad", [None, "x", True, math.nan, [], -math.inf])
+def test_logprobs_that_are_no_numbers_are_not_read(bad: Any) -> None:
+    assert completion_of("Yes", [token("Yes", bad, {"Yes": bad})]).choices == ()
+    # Rounded above 0: at most certain.
+    (choice,) = completion_of("Yes", [token("Yes", 1e-7, {"Yes": 1e-7, "No": bad})]).choices
+    assert choice.logprob_yes == 0.0
+
+
+def test_an_answer_cut_in_two_tokens_is_no_choice() -> None:
+    completion = completion_of(f"{VERDICT.marker} Yes", [token(VERDICT.marker), token(" Y"), token("es")])
+    assert completion.choices == ()
+    found = read_verdict(completion.text, VERDICT, completion.choices)
+    assert found is not None
+    assert found[0].yes
+
+
+def test_offsets_where_characters_span_tokens() -> None:
+    first, second = "🙂".encode()[:2], "🙂".encode()[2:]
+    tokens = [token("é"), token(first), token(second), token(" Yes", -0.1, {" Yes": -0.1, " No": -2.4})]
+    completion = completion_of("é🙂 Yes", tokens)
+    # "é", "🙂" and a space are three characters.
+    assert [choice.start for choice in completion.choices] == [3]
+
+
+def test_offsets_where_a_character_never_ends() -> None:
+    tokens = [token(b"\xf0\x9f"), token("Yes", -0.1, {"Yes": -0.1, "No": -2.4})]
+    assert [choice.start for choice in completion_of("\ufffdYes", tokens).choices] == [1]
+
+
+YES = token(" Yes", -0.1, {" Yes": -0.1, " No": -2.4})
+
+
+@pytest.mark.parametrize(
+    ("text", "written", "starts"),
+    [
+        ("It is Yes", ["It", " is", YES], [6]),
+        ("It is Yes", ["It", " is", YES, "<|im_end|>"], [6]),
+        ("It is Yes", [" ", "It", " is", YES, "\n"], [6]),
+        ("It is Yes", ["<think>", YES, "</think>", "It", " is", YES, "</s>"], [6]),
+        ("Yes", [YES, " stop", YES], [0]),
+        ("It is Yes", ["entirely", " different", YES], []),
+        ("", [YES], []),
+    ],
+)
+def test_offsets_where_the_text_is_not_what_the_tokens_spell(
+    text: str, written: list[str | dict[str, Any]], starts: list[int]
+) -> None:
+    tokens = [token(item) if isinstance(item, str) else item for item in written]
+    if text == "Yes":
+        tokens[0] = token("Yes", -0.1, {"Yes": -0.1, "No": -2.4})
+    assert [choice.start for choice in completion_of(text, tokens).choices] == starts
+
+
+def test_tokens_of_the_reasoning_are_not_those_of_the_text() -> None:
+    thought = token("Yes", -0.1, {"Yes": -0.1, "No": -9.0})
+    final = token("Yes", -0.5, {"Yes": -0.5, "No": -1.0})
+    tokens = [thought, token("</think>"), final, token("<|im_end|>")]
+    (choice,) = completion_of("Yes", tokens, reasoning_content="Yes").choices
+    assert (choice.start, choice.logprob_no) == (0, -1.0)
+
+
+@pytest.mark.parametrize("message", [{"refusal": "I cannot"}, {"reasoning_content": "hm"}, {}])
+def test_an_answer_without_text(message: dict[str, Any]) -> None:
+    completion = completion_of(None, [], **message)
+    assert (completion.text, completion.choices) == ("", ())
+
+
+@pytest.mark.parametrize(
+    ("said", "means"),
+    [("eos", "stop"), ("max_tokens", "length"), ("content_filter", "content_filter"), (None, "unknown"), (5, "5")],
+)
+def test_finish_reasons(said: Any, means: str) -> None:
+    answer = {"choices": [{"message": {"content": "x"}, "finish_reason": said}], "usage": {"completion_tokens": 64}}
+    assert read_completions(answer, SAMPLING, 1)[0].finish_reason == means
+
+
+def test_tokens_are_counted_without_usage() -> None:
+    answer = chat_answer("one two three", logprobs={"logprobs": True})
+    del answer["usage"]
+    assert read_completions(answer, SAMPLING, 1)[0].num_tokens == 3
+    # With nothing to count, four bytes are taken for a token: 13 bytes, 4 tokens.
+    del answer["choices"][0]["logprobs"]
+    assert read_completions(answer, SAMPLING, 1)[0].num_tokens == 4
+
+
+def test_half_a_surrogate_pair_does_not_reach_any_file() -> None:
+    text = completion_of(json.loads('"a\\ud83d b"'), []).text
+    assert text == "a? b"
+    text.encode()
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.text(st.characters(codec="utf-8"), min_size=1), min_size=0, max_size=8),
+    st.booleans(),
+    st.integers(1, 5),
+    st.sampled_from(["", "<|im_end|>", "\n"]),
+)
+def test_offsets_point_at_the_answer_whatever_stands_around_it(
+    words: list[str], space: bool, cut: int, end: str
+) -> None:
+    """Any text before the answer, cut into pieces of any number of bytes: the choice stands where the answer does."""
+    before = " ".join(words)
+    answer = " Yes" if space else "Yes"
+    text = before + answer
+    raw = before.encode()
+    pieces = [token(raw[start : start + cut]) for start in range(0, len(raw), cut)]
+    last = token(answer, -0.2, {answer: -0.2, answer.replace("Yes", "No"): -1.7})
+    completion = completion_of(text, [*pieces, last, *([token(end)] if end else [])])
+    assert completion.choices
+    assert completion.choices[-1].start == len(before) + space
+    assert text[completion.choices[-1].start :] == "Yes"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_garbage_in_any_place_is_transient_or_a_completion(data: st.DataObject) -> None:
+    """One value anywhere in a good answer is replaced by anything: never another exception than the retried one."""
+    answer = chat_answer(ANSWER, "Yes", logprobs={"logprobs": True})
+    place: Any = answer
+    while True:
+        keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+        key = data.draw(st.sampled_from(keys))
+        if not isinstance(place[key], dict | list) or not place[key] or data.draw(st.booleans()):
+            place[key] = data.draw(JSON)
+            break
+        place = place[key]
+    try:
+        completions = read_completions(answer, SAMPLING, 2)
+    except Transient:
+        return
+    for completion in completions:
+        assert isinstance(completion.text, str)
+        assert completion.num_tokens >= 0
+        for choice in completion.choices:
+            assert 0.0 <= choice.p_yes <= 1.0
+
+
+@settings(deadline=None)
+@given(st.lists(st.dictionaries(st.sampled_from(["choices", "usage", "error"]), JSON), max_size=3), st.data())
+def test_garbage_in_a_stream_is_transient_or_a_completion(garbage: list[dict[str, Any]], data: st.DataObject) -> None:
+    lines = [json.loads(line[6:]) for line in events(ANSWER, logprobs={"logprobs": True}).splitlines() if b"{" in line]
+    for event in garbage:
+        lines.insert(data.draw(st.integers(0, len(lines))), event)
+    choice = {"index": 0, "delta": {"content": "x"}, "finish_reason": None}
+    lines.insert(data.draw(st.integers(0, len(lines))), {"choices": [choice]})
+    choice[data.draw(st.sampled_from(["index", "delta", "finish_reason", "logprobs", "text"]))] = data.draw(JSON)
+    stream = Stream(Watch(VERDICT, 1))
+    try:
+        for event in lines:
+            stream.add(event)
+        (completion,) = read_completions(stream.whole(), SAMPLING, 1)
+    except Transient:
+        return
+    assert completion.num_tokens >= 0
+
+
+def test_endpoint_waits_are_bounded_however_often_it_fails() -> None:
+    endpoint = Endpoint(
+        "http://localhost", "m", connections=1, timeout=1, max_retries=9, key_env="X", send_key_over_http=False
+    )
+    assert all(endpoint._backoff(attempt) <= 30.0 for attempt in (0, 10, 10_000))

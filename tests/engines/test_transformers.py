@@ -1,0 +1,441 @@
+"""The transformers engine: one batch that rows join and leave, without a trace in their results."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rprm.engines import Completion, Sampling, load_engine
+from rprm.engines.tokens import VerdictTokens, encode_prompt
+from rprm.engines.transformers import TransformersEngine, sample
+from rprm.errors import EngineError, EngineUnavailable, RequestRefused
+from rprm.prompts.template import Message, Prompt
+from rprm.verdict import VerdictFormat
+
+VERDICT = VerdictFormat()
+
+
+def chat(text: str) -> Prompt:
+    return Prompt((Message("user", text),))
+
+
+def raw(text: str) -> Prompt:
+    return Prompt((Message("user", text),), chat=False)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def run(folder: Path, work: Any, **options: Any) -> Any:
+    async def main() -> Any:
+        engine = TransformersEngine(str(folder), **options)
+        await engine.start()
+        try:
+            return await work(engine)
+        finally:
+            await engine.aclose()
+
+    return asyncio.run(main())
+
+
+def test_info(tiny_model: Path) -> None:
+    async def work(engine: TransformersEngine) -> Any:
+        return await engine.start()
+
+    info = run(tiny_model, work)
+    assert info.kind == "transformers"
+    assert info.context_length == 512
+    assert info.revision.startswith("sha256:")
+    assert info.details == {"dtype": "float32", "device": "cpu"}
+
+
+def test_greedy_equals_generate(tiny_model: Path) -> None:
+    """Against transformers' own generation, one prompt at a time."""
+    texts = ["a", "hello world " * 5, "Is 1 + 1 = 2?", "é😀" * 10, "x" * 200]
+
+    async def work(engine: TransformersEngine) -> tuple[list[Completion], list[str]]:
+        ours = await asyncio.gather(*(engine.generate(chat(text), Sampling(0.0, max_tokens=40)) for text in texts))
+        theirs = []
+        for text in texts:
+            ids = torch.tensor([encode_prompt(engine.tokenizer, chat(text))])
+            output = engine.model.generate(ids, max_new_tokens=40, do_sample=False)
+            theirs.append(engine.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
+        return ours, theirs
+
+    ours, theirs = run(tiny_model, work)
+    assert [completion.text for completion in ours] == theirs
+
+
+def test_a_sample_does_not_depend_on_what_runs_beside_it(tiny_model: Path) -> None:
+    jobs = [
+        (raw("ab" * (7 * number % 50) + "c"), Sampling(1.0, 0.9 if number % 2 else 1.0, 5 + number, seed=number // 2))
+        for number in range(24)
+    ]
+
+    async def alone(engine: TransformersEngine) -> list[Completion]:
+        return [await engine.generate(prompt, sampling) for prompt, sampling in jobs]
+
+    async def staggered(engine: TransformersEngine) -> list[Completion]:
+        async def later(number: int, prompt: Prompt, sampling: Sampling) -> Completion:
+            await asyncio.sleep(0.002 * (number * 5 % 24))
+            return await engine.generate(prompt, sampling)
+
+        return list(await asyncio.gather(*(later(number, *job) for number, job in enumerate(jobs))))
+
+    expected = run(tiny_model, alone, max_rows=1, prefix_tokens=0)
+    for max_rows in (2, 5, 32):
+        found = run(tiny_model, staggered, max_rows=max_rows)
+        assert [completion.text for completion in found] == [completion.text for completion in expected]
+        assert [completion.num_tokens for completion in found] == [completion.num_tokens for completion in expected]
+
+
+def test_seeds(tiny_model: Path) -> None:
+    async def work(engine: TransformersEngine) -> list[str]:
+        seeds = (1, 1, 2, None, None)
+        done = await asyncio.gather(
+            *(engine.generate(raw("abc"), Sampling(1.5, seed=seed, max_tokens=30)) for seed in seeds)
+        )
+        return [completion.text for completion in done]
+
+    one, again, other, free, freer = run(tiny_model, work)
+    assert one == again
+    assert len({one, other, free, freer}) == 4
+
+
+def test_prompts_are_computed_once_and_prefixes_shared(tiny_model: Path) -> None:
+    start = "The same beginning, word for word. " * 3
+
+    async def work(engine: TransformersEngine) -> list[Completion]:
+        sampling = Sampling(1.0, max_tokens=3, seed=1)
+        together = await asyncio.gather(*(engine.generate(raw(start + "A"), sampling) for _ in range(3)))
+        return [*together, await engine.generate(raw(start + "B"), sampling), await engine.generate(raw("Z"), sampling)]
+
+    first, second, third, longer, other = run(tiny_model, work)
+    num_tokens = len(start) + 1
+    assert first.num_prompt_tokens == num_tokens
+    assert (first.num_cached_prompt_tokens, second.num_cached_prompt_tokens) == (0, num_tokens)
+    assert third.num_cached_prompt_tokens == num_tokens
+    assert longer.num_cached_prompt_tokens == len(start)
+    assert other.num_cached_prompt_tokens == 0
+    assert first.text == second.text == third.text
+
+
+def test_shared_prefixes_change_no_choice(tiny_model: Path) -> None:
+    texts = ["Once upon a time " * 4 + tail for tail in ("", "a", "a cat", "b" * 60)]
+
+    async def work(engine: TransformersEngine) -> list[float]:
+        return [(await engine.choose(raw(text), "so:", VERDICT)).p_yes for text in texts]
+
+    shared = run(tiny_model, work)
+    fresh = run(tiny_model, work, prefix_tokens=0)
+    assert shared == pytest.approx(fresh, abs=1e-5)
+
+
+class _Spelling:
+    """The model, but for tokens that its tokenizer would read back as others: text and tokens correspond one to one."""
+
+    def __init__(self, engine: TransformersEngine) -> None:
+        self.inner = engine.model
+        kept = [engine.tokenizer.encode(text)[0] for text in "abcdfghijklmpqrtuvw\n"]
+        kept += [engine.tokenizer.encode(word)[0] for word in ("Yes", "No", " Yes", " No")]
+        self.dropped = sorted(set(range(len(engine.tokenizer))) - set(kept))
+        engine._worker.model = self  # type: ignore[union-attr]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def __call__(self, **arguments: Any) -> Any:
+        output = self.inner(**arguments)
+        output.logits[..., self.dropped] = -math.inf
+        return output
+
+
+def test_p_yes_of_the_generation_equals_a_second_pass(tiny_model: Path) -> None:
+    async def work(engine: TransformersEngine) -> list[tuple[float, float]]:
+        _Spelling(engine)
+        prompts = [raw(f"{number} cats") for number in range(12)]
+        done = await asyncio.gather(
+            *(
+                engine.generate(prompt, Sampling(3.0, max_tokens=40 + number, seed=number, verdict=VERDICT))
+                for number, prompt in enumerate(prompts)
+            )
+        )
+        pairs = []
+        for prompt, completion in zip(prompts, done, strict=True):
+            for choice in completion.choices:
+                again = await engine.choose(prompt, completion.text[: choice.start].removesuffix(" "), VERDICT)
+                pairs.append((choice.p_yes, again.p_yes))
+        return pairs
+
+    pairs = run(tiny_model, work)
+    assert len(pairs) >= 20
+    assert max(abs(one - other) for one, other in pairs) < 1e-4
+    assert len({round(one, 2) for one, _ in pairs}) > 5
+
+
+class _Forced:
+    """A model that writes a given text, whatever it reads, with P(Yes) = 0.8 everywhere among Yes and No."""
+
+    def __init__(self, engine: TransformersEngine, text: str) -> None:
+        self.inner = engine.model
+        self.script = engine.tokenizer.encode(text, add_special_tokens=False)
+        self.tokens = VerdictTokens.of(engine.tokenizer, VERDICT)
+        self.num_prompt = 0
+        engine._worker.model = self  # type: ignore[union-attr]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def __call__(self, **arguments: Any) -> Any:
+        output = self.inner(**arguments)
+        if arguments["input_ids"].shape[1] > 1:
+            self.num_prompt = int(arguments["position_ids"][0, -1]) + 1
+        for row, position in enumerate(arguments["position_ids"][:, -1].tolist()):
+            place = position + 1 - self.num_prompt
+            output.logits[row, -1] = -30.0
+            output.logits[row, -1, list(self.tokens.yes)] = math.log(0.8 / len(self.tokens.yes)) - 10
+            output.logits[row, -1, list(self.tokens.no)] = math.log(0.2 / len(self.tokens.no)) - 10
+            output.logits[row, -1, self.script[place] if place < len(self.script) else 0] = 0.0
+        return output
+
+
+@pytest.mark.parametrize(
+    ("script", "text", "reason"),
+    [
+        # Ends after the verdict: what follows is never read.
+        ("Fine. Is the step correct (Yes/No)? No, and so on.", "Fine. Is the step correct (Yes/No)? No", "verdict"),
+        # "No" begins a longer word: the text goes on to a real verdict.
+        (
+            "Is the step correct (Yes/No)? Nothing. Is the step correct (Yes/No)? Yes!",
+            "Is the step correct (Yes/No)? Nothing. Is the step correct (Yes/No)? Yes",
+            "verdict",
+        ),
+        # The question repeated.
+        ("Is the step correct (Yes/No)? Yes/No", "Is the step correct (Yes/No)? Yes/No", "stop"),
+        # Bytes of more than one character before the verdict.
+        ("é😀 Is the step correct (Yes/No)? Yes", "é😀 Is the step correct (Yes/No)? Yes", "stop"),
+    ],
+)
+def test_verdicts_end_the_analysis(tiny_model: Path, script: str, text: str, reason: str) -> None:
+    async def work(engine: TransformersEngine) -> Completion:
+        _Forced(engine, script)
+        return await engine.generate(raw("qq"), Sampling(0.0, max_tokens=300, verdict=VERDICT))
+
+    completion = run(tiny_model, work)
+    assert completion.text == text
+    assert completion.finish_reason == reason
+    verdict = VERDICT.find(text)
+    if verdict is not None:
+        choice = next(choice for choice in completion.choices if choice.start == verdict.start)
+        assert completion.choices[-1] == choice
+        # The written token has logit 0; of the other answer's mass nothing changes: still an honest softmax.
+        assert (choice.p_yes > 0.5) == verdict.yes
+
+
+def test_stop_strings_and_lengths(tiny_model: Path) -> None:
+    async def work(engine: TransformersEngine) -> list[Completion]:
+        _Forced(engine, "one two\n\nthree")
+        return [
+            await engine.generate(raw("qq"), Sampling(0.0, max_tokens=50, stop=("\n\n",))),
+            await engine.generate(raw("qq"), Sampling(0.0, max_tokens=3)),
+            await engine.generate(raw("qq"), Sampling(0.0, max_tokens=50)),
+        ]
+
+    stopped, cut, whole = run(tiny_model, work)
+    assert (stopped.text, stopped.finish_reason) == ("one two", "stop")
+    assert (cut.text, cut.finish_reason, cut.num_tokens) == ("one", "length", 3)
+    # 14 characters and the end token.
+    assert (whole.text, whole.finish_reason, whole.num_tokens) == ("one two\n\nthree", "stop", 15)
+
+
+def test_too_long_is_refused_with_the_lengths(tiny_model: Path) -> None:
+    async def work(engine: TransformersEngine) -> None:
+        with pytest.raises(RequestRefused, match=r"has 400 tokens; with max_tokens=200 that exceeds .* of 512"):
+            await engine.generate(raw("x" * 400), Sampling(max_tokens=200))
+        with pytest.raises(RequestRefused, match="empty"):
+            await engine.generate(raw(""), Sampling(max_tokens=2))
+        with pytest.raises(RequestRefused, match="context length is 512"):
+            await engine.choose(raw("x" * 512), "", VERDICT)
+        # Just fits.
+        assert (await engine.generate(raw("x" * 312), Sampling(max_tokens=200))).num_prompt_tokens == 312
+
+    run(tiny_model, work)
+
+
+def test_cancelling_frees_the_row(tiny_model: Path) -> None:
+    async def work(engine: TransformersEngine) -> int:
+        _Forced(engine, "x" * 400)
+        long = [asyncio.create_task(engine.generate(raw("aa"), Sampling(0.0, max_tokens=400))) for _ in range(4)]
+        await asyncio.sleep(0.05)
+        for task in long:
+            task.cancel()
+        # The only two rows are free again: this does not wait for 400 tokens of four others.
+        done = await asyncio.wait_for(engine.generate(raw("bb"), Sampling(0.0, max_tokens=2)), 30)
+        assert all(task.cancelled() for task in await _settle(long))
+        return done.num_tokens
+
+    assert run(tiny_model, work, max_rows=2) == 2
+
+
+async def _settle(tasks: list[asyncio.Task[Any]]) -> list[asyncio.Task[Any]]:
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return tasks
+
+
+def test_a_failing_model_fails_every_request(tiny_model: Path) -> None:
+    async def work(engine: TransformersEngine) -> list[Any]:
+        class Broken:
+            device = engine.model.device
+
+            def __call__(self, **arguments: Any) -> Any:
+                raise RuntimeError("no more")
+
+        engine._worker.model = Broken()  # type: ignore[union-attr]
+        requests = [engine.generate(raw("a"), Sampling(max_tokens=5)) for _ in range(3)]
+        failures = await asyncio.gather(*requests, return_exceptions=True)
+        late = await asyncio.gather(engine.generate(raw("a"), Sampling(max_tokens=5)), return_exceptions=True)
+        return [*failures, *late]
+
+    failures = run(tiny_model, work)
+    assert all(isinstance(failure, EngineUnavailable) and "no more" in str(failure) for failure in failures)
+
+
+def test_closing_ends_what_is_under_way(tiny_model: Path) -> None:
+    async def main() -> None:
+        engine = TransformersEngine(str(tiny_model))
+        with pytest.raises(EngineError, match="not started"):
+            await engine.generate(raw("a"), Sampling())
+        await asyncio.gather(engine.start(), engine.start())
+        _Forced(engine, "x" * 400)
+        task = asyncio.create_task(engine.generate(raw("aa"), Sampling(0.0, max_tokens=400)))
+        await asyncio.sleep(0.02)
+        await engine.aclose()
+        await engine.aclose()
+        with pytest.raises(EngineUnavailable, match="closed"):
+            await task
+
+    asyncio.run(main())
+
+
+def test_adapters_are_merged(tiny_model: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(1)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    model = get_peft_model(base, config)
+    model.save_pretrained(tmp_path / "adapter")
+    ids = torch.tensor([[5, 6, 7, 8]])
+    expected = model(ids).logits[0, -1].log_softmax(-1)
+
+    async def work(engine: TransformersEngine) -> torch.Tensor:
+        with torch.no_grad():
+            return engine.model(ids).logits[0, -1].log_softmax(-1)
+
+    by_option = run(tiny_model, work, adapter=str(tmp_path / "adapter"))
+    # The adapter's folder alone names its base model.
+    by_folder = run(tmp_path / "adapter", work)
+    plain = run(tiny_model, work)
+    assert torch.allclose(by_option, expected, atol=1e-4)
+    assert torch.allclose(by_folder, expected, atol=1e-4)
+    assert not torch.allclose(plain, expected, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("transformers:./nowhere", "cannot load the model"),
+        ("transformers:./nowhere.gguf", "no such file"),
+        ("transformers:x?dtype=float33", "no torch dtype"),
+        ("transformers:x?max_rows=0", "at least 1"),
+        ("transformers:", "say which model"),
+    ],
+)
+def test_what_cannot_be_loaded_is_said(spec: str, message: str) -> None:
+    with pytest.raises(EngineError, match=message):
+        asyncio.run(load_engine(spec).start())
+
+
+@dataclass
+class _Drawing:
+    sampling: Sampling
+    generator: torch.Generator
+
+
+def _drawings(sampling: Sampling, count: int) -> list[_Drawing]:
+    return [_Drawing(sampling, torch.Generator().manual_seed(seed)) for seed in range(count)]
+
+
+def test_sampling_follows_temperature_and_top_p() -> None:
+    # Probabilities 0.5, 0.3, 0.15, 0.05 at temperature 1.
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    count = 20_000
+
+    def shares(sampling: Sampling) -> list[float]:
+        drawn = Counter(sample(logits.expand(count, -1), _drawings(sampling, count)))
+        return [drawn[token] / count for token in range(4)]
+
+    # The standard deviation of a share is at most sqrt(0.25 / 20000) = 0.0035: 4 of them are 0.014.
+    assert shares(Sampling(1.0, 1.0)) == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.014)
+    # top_p = 0.75: {0.5, 0.3} is the smallest set that reaches it; 5/8 and 3/8.
+    assert shares(Sampling(1.0, 0.75)) == pytest.approx([0.625, 0.375, 0.0, 0.0], abs=0.014)
+    # Temperature 1/2 squares: 0.25, 0.09, 0.0225, 0.0025, of 0.365.
+    assert shares(Sampling(0.5, 1.0)) == pytest.approx([0.685, 0.247, 0.062, 0.007], abs=0.014)
+    assert shares(Sampling(0.0)) == [1.0, 0.0, 0.0, 0.0]
+    # A nucleus smaller than the first token is that token.
+    assert shares(Sampling(1.0, 0.01)) == [1.0, 0.0, 0.0, 0.0]
+
+
+def test_sampling_a_wide_nucleus_sorts_everything() -> None:
+    """Flat logits over 5,000 tokens: the nucleus holds more than the first guess of 256."""
+    logits = torch.zeros(1, 5000)
+    drawn = sample(logits.expand(500, -1), _drawings(Sampling(1.0, 0.9), 500))
+    # Distinct tokens of 500 draws from 4,500: 4500 (1 - (1 - 1/4500)^500) = 473.
+    assert 440 < len(set(drawn)) < 500
+
+
+class TestEmbedded:
+    """SmolLM2-135M-Instruct, from its package."""
+
+    def test_p_yes_of_the_generation_equals_a_second_pass(self, embedded_engine: TransformersEngine) -> None:
+        shots = "".join(
+            f"Step: {a} + {b} = {c}.\nIs the step correct (Yes/No)? {'Yes' if a + b == c else 'No'}\n\n"
+            for a, b, c in ((1, 1, 2), (2, 3, 6), (4, 4, 8), (5, 1, 7))
+        )
+
+        async def work() -> list[tuple[float, float]]:
+            sampling = Sampling(0.7, 0.95, 40, seed=1, verdict=VERDICT)
+            prompts = [raw(f"{shots}Step: {a} + 5 = {a + 5}.\n") for a in range(6)]
+            done = await asyncio.gather(*(embedded_engine.generate(prompt, sampling) for prompt in prompts))
+            pairs = []
+            for prompt, completion in zip(prompts, done, strict=True):
+                verdict = VERDICT.find(completion.text)
+                assert verdict is not None, completion.text
+                choice = next(choice for choice in completion.choices if choice.start == verdict.start)
+                again = await embedded_engine.choose(prompt, completion.text[: verdict.start].rstrip(" "), VERDICT)
+                pairs.append((choice.p_yes, again.p_yes))
+            return pairs
+
+        pairs = asyncio.run(work())
+        assert len(pairs) == 6
+        assert max(abs(one - other) for one, other in pairs) < 1e-3
+        # Not a constant, and not a coin: the model does read.
+        assert len({round(one, 3) for one, _ in pairs}) > 1
+
+    def test_yes_and_no_are_found_in_all_their_forms(self, embedded_engine: TransformersEngine) -> None:
+        tokens = VerdictTokens.of(embedded_engine.tokenizer, VERDICT)
+        # ` Yes`, ` No`, `Yes`, `No` (field notes of the tokenizer), and the lower and upper cases that are one token.
+        assert {9230, 10539} <= set(tokens.yes)
+        assert {2838, 5230} <= set(tokens.no)
+        assert {embedded_engine.tokenizer.decode([token]).strip().lower() for token in tokens.yes} == {"yes"}
+        assert {embedded_engine.tokenizer.decode([token]).strip().lower() for token in tokens.no} == {"no"}
