@@ -1,0 +1,216 @@
+"""The judge: K sampled analyses a step, their mean P(Yes) its reward (R-PRM, arXiv 2503.21295, section 3.3).
+
+The reward is read from the generation itself, at the token where the verdict is written: no second forward pass. One
+solution is judged by a straight line of code; thousands of them run at once, and the engine batches across them. Sample
+j of a step depends on the prompt, the seed and j alone, so that neither scheduling nor resuming changes a result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from rprm.engines.base import Completion, Engine, Sampling
+from rprm.errors import RequestRefused, RprmError, Unsupported
+from rprm.prompts.template import Prompt, PromptTemplate
+from rprm.records import Analysis, Solution, SolutionReward, StepReward
+from rprm.rewarder import Ledger
+from rprm.stopping import StoppingRule, mean
+from rprm.verdict import Verdict, VerdictChoice, read_verdict
+
+T = TypeVar("T")
+
+
+class Judge:
+    """A reasoning-driven process reward model: an engine, a prompt template and a stopping rule.
+
+    Args:
+        engine: the language model.
+        template: the critique prompt.
+        rule: number of analyses, threshold, early stopping.
+        sampling: temperature, top-p and length of an analysis; its seed is the seed of the whole run.
+        first_error_exit: stop at the first step that is predicted wrong. What comes after it changes no first-error
+            prediction; benchmarks that score every step need it off.
+        force_verdict: where an analysis ends without a verdict, write the marker after it and read P(Yes) there, as the
+            published evaluation does. Needs an engine with a second pass. Such analyses are marked `forced`.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        template: PromptTemplate,
+        rule: StoppingRule,
+        sampling: Sampling,
+        *,
+        first_error_exit: bool = True,
+        force_verdict: bool = False,
+    ) -> None:
+        if sampling.temperature == 0.0 and rule.num_analyses > 1:
+            raise RprmError(
+                f"at temperature 0 all {rule.num_analyses} analyses of a step would be equal; "
+                "ask for one analysis (-k 1), or raise the temperature"
+            )
+        self.engine = engine
+        self.template = template
+        self.rule = rule
+        self.sampling = replace(sampling, verdict=template.verdict, stop=(template.stop,) if template.stop else ())
+        self.first_error_exit = first_error_exit
+        self.force_verdict = force_verdict
+        self.threshold = rule.threshold
+        #: Called with every analysis as it is finished (not those of an earlier session).
+        self.on_analysis: Callable[[Analysis], None] | None = None
+
+    @property
+    def concurrency(self) -> int:
+        return self.engine.concurrency
+
+    async def start(self) -> dict[str, Any]:
+        info = await self.engine.start()
+        if self.force_verdict and not info.has_second_pass:
+            raise Unsupported(
+                f"{self.engine.spec}: this engine cannot continue a given text; leave out --force-verdict"
+            )
+        rule, sampling = self.rule, self.sampling
+        return {
+            "rewarder": "r-prm",
+            "engine": {"kind": info.kind, "model": info.model, "revision": info.revision, **info.details},
+            "prompt": {"name": self.template.name, "digest": self.template.digest},
+            "num_analyses": rule.num_analyses,
+            "threshold": rule.threshold,
+            "stopping": rule.stopping,
+            **({"confidence": rule.confidence} if rule.stopping == "confident" else {}),
+            "first_error_exit": self.first_error_exit,
+            "force_verdict": self.force_verdict,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_tokens,
+            "seed": sampling.seed,
+        }
+
+    async def aclose(self) -> None:
+        await self.engine.aclose()
+
+    async def judge(self, solution: Solution, ledger: Ledger | None = None) -> SolutionReward:
+        """Reward the steps of one solution.
+
+        Raises:
+            EngineUnavailable: the engine stopped answering.
+        """
+        indices = range(len(solution.steps))
+        if self.first_error_exit:
+            steps: list[StepReward] = []
+            for step_index in indices:
+                steps.append(await self.judge_step(solution.problem, solution.steps, step_index, ledger))
+                if self.is_wrong(steps[-1]):
+                    break
+        else:
+            steps = await all_or_none(
+                self.judge_step(solution.problem, solution.steps, step_index, ledger) for step_index in indices
+            )
+        first_error = next((step.step_index for step in steps if self.is_wrong(step)), -1)
+        return SolutionReward(
+            id=solution.id,
+            num_steps=len(solution.steps),
+            first_error=first_error,
+            steps=tuple(steps),
+            label=solution.label,
+        )
+
+    async def judge_step(
+        self, problem: str, steps: Sequence[str], step_index: int, ledger: Ledger | None = None
+    ) -> StepReward:
+        """Reward the step `steps[step_index]`, given the problem and the steps before it."""
+        prompt = self.template.render(problem, steps, step_index)
+        analyses: list[Analysis] = []
+        try:
+            # Waves that are needed whatever they say: nothing is drawn in vain.
+            while count := self.rule.num_more([analysis.p_yes for analysis in analyses]):
+                analyses += await all_or_none(
+                    self._analyse(prompt, step_index, sample, ledger)
+                    for sample in range(len(analyses), len(analyses) + count)
+                )
+        except RequestRefused as error:
+            return StepReward(step_index=step_index, reward=None, vote=None, failure=str(error))
+        p_yes = [analysis.p_yes for analysis in analyses if analysis.p_yes is not None]
+        votes = [float(analysis.verdict) for analysis in analyses if analysis.verdict is not None]
+        return StepReward(
+            step_index=step_index,
+            reward=mean(p_yes),
+            vote=mean(votes),
+            analyses=tuple(analyses),
+            failure=None if p_yes else self._why_uncovered(analyses),
+        )
+
+    def is_wrong(self, step: StepReward) -> bool:
+        """Whether the step is called wrong. A step without a reward is not: it is uncovered."""
+        return step.reward is not None and step.reward < self.threshold
+
+    async def _analyse(self, prompt: Prompt, step_index: int, sample: int, ledger: Ledger | None) -> Analysis:
+        key = f"{step_index}.{sample}"
+        if ledger is not None and (paid := ledger.get(key)) is not None:
+            return Analysis.model_validate(paid)
+        sampling = replace(self.sampling, seed=sample_seed(self.sampling.seed or 0, prompt, sample))
+        completion = await self.engine.generate(prompt, sampling)
+        analysis = await self._read(prompt, completion)
+        if ledger is not None:
+            ledger.put(key, analysis.model_dump(mode="json"))
+        if self.on_analysis is not None:
+            self.on_analysis(analysis)
+        return analysis
+
+    async def _read(self, prompt: Prompt, completion: Completion) -> Analysis:
+        verdict_format = self.template.verdict
+        found: tuple[Verdict, VerdictChoice | None] | None
+        found = read_verdict(completion.text, verdict_format, completion.choices)
+        text, forced = completion.text, False
+        if found is None and self.force_verdict:
+            text = f"{text.rstrip()}\n\n{verdict_format.marker}"
+            choice = await self.engine.choose(prompt, text, verdict_format)
+            answer = verdict_format.yes if choice.p_yes >= 0.5 else verdict_format.no
+            found = Verdict(choice.p_yes >= 0.5, len(text) + 1, len(text) + 1 + len(answer)), choice
+            text, forced = f"{text} {answer}", True
+        verdict, choice_made = found if found is not None else (None, None)
+        if verdict is None:
+            p_yes = None
+        elif choice_made is None:
+            p_yes = float(verdict.yes)
+        else:
+            p_yes = choice_made.p_yes
+        return Analysis(
+            text=text,
+            verdict=None if verdict is None else verdict.yes,
+            p_yes=p_yes,
+            p_yes_source=None if verdict is None else "logprobs" if choice_made is not None else "vote",
+            forced=forced,
+            num_tokens=completion.num_tokens,
+            num_prompt_tokens=completion.num_prompt_tokens,
+            finish_reason=completion.finish_reason,
+        )
+
+    def _why_uncovered(self, analyses: Sequence[Analysis]) -> str:
+        num_cut = sum(analysis.finish_reason == "length" for analysis in analyses)
+        reason = f"none of {len(analyses)} analyses reached a verdict"
+        if num_cut:
+            reason += f"; {num_cut} ran into max_tokens={self.sampling.max_tokens}: raise --max-tokens"
+        return reason
+
+
+def sample_seed(seed: int, prompt: Prompt, sample: int) -> int:
+    """The seed of one sample: 31 bits that depend on the run's seed, the prompt and the sample's number alone."""
+    key = f"{seed}\0{sample}\0{prompt.text}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=4).digest()) & 0x7FFF_FFFF
+
+
+async def all_or_none(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Await all at once, in order. The first failure cancels the rest, waits for their end, and is raised as it is."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

@@ -1,0 +1,290 @@
+"""Judging a whole source: many solutions at once, results in input order, nothing lost to a kill.
+
+What is finished is in `results.jsonl`, in input order; analyses of solutions that are not finished yet, or whose turn
+has not come, are in the journal. A killed run is begun again with the same command: finished solutions are skipped,
+journalled analyses are not sampled again, and the files end up byte for byte as those of an undisturbed run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import platform
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from rprm.artifacts import Journal, LineWriter, Run, read_json_lines
+from rprm.errors import CorruptRun, InputError
+from rprm.reading import Rejected, SourceInfo
+from rprm.records import Solution, SolutionReward
+from rprm.rewarder import Ledger, StepRewarder
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+#: Packages whose versions can change a result.
+_PACKAGES = ("rprm", "torch", "transformers", "vllm", "peft", "httpx", "numpy")
+
+
+@dataclass
+class Totals:
+    """What a run came to. Steps after a first-error exit are in `num_steps` alone."""
+
+    num_solutions: int = 0
+    num_rejected: int = 0
+    num_wrong: int = 0
+    num_steps: int = 0
+    num_steps_judged: int = 0
+    num_steps_uncovered: int = 0
+    num_analyses: int = 0
+    num_analyses_without_verdict: int = 0
+    num_analyses_forced: int = 0
+    num_generated_tokens: int = 0
+    num_prompt_tokens: int = 0
+
+    def add(self, result: SolutionReward) -> None:
+        self.num_solutions += 1
+        self.num_wrong += result.first_error >= 0
+        self.num_steps += result.num_steps
+        self.num_steps_judged += len(result.steps)
+        self.num_steps_uncovered += len(result.uncovered)
+        for step in result.steps:
+            self.num_analyses += len(step.analyses)
+            self.num_analyses_without_verdict += step.num_without_verdict
+            self.num_analyses_forced += sum(analysis.forced for analysis in step.analyses)
+            self.num_generated_tokens += sum(analysis.num_tokens for analysis in step.analyses)
+            self.num_prompt_tokens += sum(analysis.num_prompt_tokens or 0 for analysis in step.analyses)
+
+    def as_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+
+#: Called with each solution and its reward, in input order.
+OnResult = Callable[[Solution, SolutionReward], None]
+
+
+@dataclass
+class Watcher:
+    """What is told of a run while it goes on. Every function is called in the event loop's thread."""
+
+    on_result: OnResult = lambda solution, result: None
+    on_rejected: Callable[[Rejected], None] = lambda rejected: None
+    #: Number of solutions that earlier sessions finished.
+    on_resumed: Callable[[int], None] = lambda num_solutions: None
+
+
+async def judge_source(
+    rewarder: StepRewarder,
+    rows: Iterable[Solution | Rejected],
+    *,
+    source: SourceInfo | None = None,
+    output: str | Path | None = None,
+    settings: dict[str, Any] | None = None,
+    strict: bool = False,
+    watcher: Watcher | None = None,
+) -> Totals:
+    """Judge every solution of a source, in its order.
+
+    Args:
+        rewarder: what rewards the steps.
+        rows: the source's solutions, with rejected rows among them.
+        source: what identifies the source in the manifest; needed with `output`.
+        output: the run folder; None keeps nothing.
+        settings: further settings that the results depend on.
+        strict: stop at the first rejected row.
+        watcher: told of each result, in order.
+
+    Returns:
+        Totals over all sessions.
+
+    Raises:
+        RunError: the folder cannot be used; see `Run`.
+        InputError: a rejected row, when strict.
+        EngineUnavailable: the engine stopped answering; the run can be resumed.
+    """
+    watcher = watcher or Watcher()
+    totals = Totals()
+    described = await rewarder.start()
+    if output is None:
+        items = _accepted(rows, totals, watcher, None, strict)
+
+        async def judge_alone(item: tuple[int, Solution]) -> SolutionReward:
+            return await rewarder.judge(item[1])
+
+        async for (_, solution), result in in_order(items, judge_alone, width=rewarder.concurrency):
+            totals.add(result)
+            watcher.on_result(solution, result)
+        return totals
+    if source is None:
+        raise ValueError("a run folder needs to know its source")
+    # A file may be moved or renamed between sessions: its content is what counts.
+    resolved = {"input": source.digest, **(settings or {}), **described}
+    session = {"input": source.name, "versions": versions()}
+    with Run(output, stage="judge", settings=resolved, session=session) as run:
+        await _judge_run(run, rewarder, rows, totals, strict, watcher)
+    return totals
+
+
+async def _judge_run(
+    run: Run,
+    rewarder: StepRewarder,
+    rows: Iterable[Solution | Rejected],
+    totals: Totals,
+    strict: bool,
+    watcher: Watcher,
+) -> None:
+    started = time.monotonic()
+    journal = run.journal()
+    rejected = LineWriter(run.rejected_path, fresh=True)
+    items = _accepted(rows, totals, watcher, rejected, strict)
+    num_tokens_before = 0
+    try:
+        for row in read_json_lines(run.results_path):
+            result = SolutionReward.model_validate(row)
+            item = next(items, None)
+            if item is None or item[1].id != result.id:
+                found = "the input ends there" if item is None else f"the input has {item[1].id!r} there"
+                raise CorruptRun(
+                    f"{run.results_path}, line {totals.num_solutions + 1} holds solution {result.id!r}, but {found}; "
+                    "begin a new run folder"
+                )
+            totals.add(result)
+            watcher.on_result(item[1], result)
+        num_tokens_before = totals.num_generated_tokens
+        watcher.on_resumed(totals.num_solutions)
+        pieces = journal.load(totals.num_solutions)
+        results = LineWriter(run.results_path)
+        try:
+
+            async def judge(item: tuple[int, Solution]) -> SolutionReward:
+                index, solution = item
+                return await rewarder.judge(solution, _JournalLedger(journal, index, pieces.pop(index, {})))
+
+            async for (index, solution), result in in_order(items, judge, width=rewarder.concurrency):
+                results.write(result.model_dump_json())
+                journal.finish(index + 1)
+                totals.add(result)
+                watcher.on_result(solution, result)
+        finally:
+            results.close()
+            journal.close()
+    except BaseException as error:
+        run.note({"seconds": round(time.monotonic() - started, 3), "stopped_by": type(error).__name__})
+        raise
+    finally:
+        rejected.close()
+    session = {
+        "seconds": round(time.monotonic() - started, 3),
+        "num_generated_tokens": totals.num_generated_tokens - num_tokens_before,
+    }
+    run.complete(totals.as_dict(), session)
+
+
+class _JournalLedger(Ledger):
+    def __init__(self, journal: Journal, index: int, pieces: dict[str, Any]) -> None:
+        self._journal = journal
+        self._index = index
+        self._pieces = pieces
+
+    def get(self, key: str) -> Any | None:
+        return self._pieces.get(key)
+
+    def put(self, key: str, piece: Any) -> None:
+        self._journal.append(self._index, key, piece)
+
+
+def _accepted(
+    rows: Iterable[Solution | Rejected],
+    totals: Totals,
+    watcher: Watcher,
+    writer: LineWriter | None,
+    strict: bool,
+) -> Iterator[tuple[int, Solution]]:
+    """Number the solutions, and set the rejected rows aside."""
+    index = 0
+    for row in rows:
+        if isinstance(row, Solution):
+            yield index, row
+            index += 1
+            continue
+        if writer is not None:
+            writer.write(row.model_dump_json())
+        if strict:
+            raise InputError(f"{row.file}, line {row.line}: {row.reason}")
+        totals.num_rejected += 1
+        watcher.on_rejected(row)
+
+
+class _Slot(Generic[Item, Result]):
+    def __init__(self, item: Item, task: asyncio.Task[Result]) -> None:
+        self.item = item
+        self.task = task
+
+
+async def in_order(
+    items: Iterator[Item], work: Callable[[Item], Awaitable[Result]], *, width: int, window: int | None = None
+) -> AsyncIterator[tuple[Item, Result]]:
+    """Work on `width` items at a time and yield results in the order of the items.
+
+    At most `window` items (default 4 * width + 64) are begun before the oldest unfinished one, so that memory stays
+    flat. The first failure is raised as soon as it happens, wherever it stands; everything else is cancelled.
+    """
+    window = window or 4 * width + 64
+    places = asyncio.Semaphore(width)
+    failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def run(item: Item) -> Result:
+        async with places:
+            if failed.done():
+                # Nothing more is begun once all is lost.
+                raise asyncio.CancelledError
+            try:
+                return await work(item)
+            except Exception as error:
+                if not failed.done():
+                    failed.set_exception(error)
+                raise
+
+    slots: deque[_Slot[Item, Result]] = deque()
+    try:
+        exhausted = False
+        while True:
+            while not exhausted and len(slots) < window:
+                try:
+                    item = next(items)
+                except StopIteration:
+                    exhausted = True
+                    break
+                slots.append(_Slot(item, asyncio.create_task(run(item))))
+                if len(slots) % width == 0:
+                    await asyncio.sleep(0)
+            if not slots:
+                return
+            head = slots[0]
+            watched: set[asyncio.Future[Any]] = {head.task, failed}
+            await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+            if failed.done():
+                failed.result()
+            slots.popleft()
+            yield head.item, head.task.result()
+    finally:
+        for slot in slots:
+            slot.task.cancel()
+        await asyncio.gather(*(slot.task for slot in slots), return_exceptions=True)
+        if failed.done():
+            failed.exception()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of every installed package that a result can depend on."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

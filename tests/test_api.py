@@ -1,0 +1,104 @@
+"""The library's face."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+
+import pytest
+
+import rprm
+from rprm.errors import InputError, RprmError
+
+
+def test_the_public_names() -> None:
+    assert sorted(rprm.__all__) == [
+        "Analysis",
+        "Engine",
+        "PromptTemplate",
+        "RPRM",
+        "RprmError",
+        "Solution",
+        "SolutionReward",
+        "StepReward",
+        "__version__",
+        "load_engine",
+        "load_template",
+        "split_steps",
+    ]
+    for name in rprm.__all__:
+        assert getattr(rprm, name) is not None
+    assert dir(rprm) == sorted(rprm.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        rprm.nonsense  # noqa: B018
+
+
+def test_importing_costs_nothing_heavy() -> None:
+    code = "import sys, rprm, rprm.cli.app; print(*sorted(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert {"torch", "transformers", "vllm", "datasets", "numpy", "pandas", "pydantic", "httpx"} & set(loaded) == set()
+
+
+SOLUTIONS = [
+    {"problem": "1 + 1 = ?", "steps": ["One and one.", "It is 2."]},
+    {"id": "b", "problem": "2 + 2 = ?", "solution": "Add.\n\nIt is 4."},
+]
+
+
+def test_score_in_a_script() -> None:
+    seen = []
+    with rprm.RPRM("scripted:?yes_rate=1&noise=0") as prm:
+        rewards = prm.score(SOLUTIONS, on_result=seen.append)
+        again = prm.score([rprm.Solution(id="0", problem="1 + 1 = ?", steps=("One and one.", "It is 2."))])
+    assert [reward.id for reward in rewards] == ["0", "b"]
+    assert [len(reward.steps) for reward in rewards] == [2, 2]
+    assert seen == rewards
+    assert again == rewards[:1]
+    prm.close()
+
+
+def test_score_in_a_notebook() -> None:
+    """A notebook's loop is running already."""
+
+    async def cell() -> list[rprm.SolutionReward]:
+        with rprm.RPRM("scripted:") as prm:
+            return prm.score(SOLUTIONS)
+
+    assert len(asyncio.run(cell())) == 2
+
+
+def test_score_async() -> None:
+    async def main() -> list[rprm.SolutionReward]:
+        return await rprm.RPRM("scripted:").score_async(SOLUTIONS)
+
+    with rprm.RPRM("scripted:") as prm:
+        assert asyncio.run(main()) == prm.score(SOLUTIONS)
+
+
+def test_the_papers_defaults() -> None:
+    judge = rprm.RPRM("scripted:").judge
+    assert (judge.rule.num_analyses, judge.threshold, judge.rule.stopping) == (10, 0.5, "exact")
+    assert (judge.sampling.temperature, judge.sampling.top_p, judge.sampling.max_tokens) == (0.95, 0.95, 4096)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_analyses": 0}, "num_analyses is 0"),
+        ({"threshold": 1.5}, "threshold is 1.5"),
+        ({"temperature": -1.0}, "temperature is -1"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_p": 0.0}, "top_p is 0"),
+        ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"prompt": "no-such-prompt"}, "no-such-prompt"),
+    ],
+)
+def test_senseless_settings_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(RprmError, match=message):
+        rprm.RPRM("scripted:", **options)
+
+
+def test_a_bad_record_is_named() -> None:
+    with rprm.RPRM("scripted:") as prm, pytest.raises(InputError, match=r"solution 1: 'steps' must be"):
+        prm.score([SOLUTIONS[0], {"problem": "p", "steps": []}])
