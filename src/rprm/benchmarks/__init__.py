@@ -1,0 +1,50 @@
+"""ProcessBench and PRMBench: items in, figures with intervals out.
+
+Read the items, judge their solutions (or read scores made elsewhere), measure, compare:
+
+    items = read_processbench("data/processbench")
+    scores = read_scores("scores.jsonl")
+    print(measure_processbench(items, scores).figures["average.f1"])
+"""
+
+from rprm.benchmarks.comparison import Comparison, compare
+from rprm.benchmarks.items import BenchmarkItems, PRMBenchItem, ProcessBenchItem, read_prmbench, read_processbench
+from rprm.benchmarks.prmbench import measure_prmbench, tally_prmbench
+from rprm.benchmarks.processbench import (
+    HeldOut,
+    ThresholdCurve,
+    first_error,
+    measure_held_out,
+    measure_processbench,
+    tally_processbench,
+    threshold_curve,
+)
+from rprm.benchmarks.scores import Scores, Usage, read_scores, scores_of
+from rprm.benchmarks.tally import Coverage, Figure, Measurement, Tally
+
+__all__ = [
+    "BenchmarkItems",
+    "Comparison",
+    "Coverage",
+    "Figure",
+    "HeldOut",
+    "Measurement",
+    "PRMBenchItem",
+    "ProcessBenchItem",
+    "Scores",
+    "Tally",
+    "ThresholdCurve",
+    "Usage",
+    "compare",
+    "first_error",
+    "measure_held_out",
+    "measure_prmbench",
+    "measure_processbench",
+    "read_prmbench",
+    "read_processbench",
+    "read_scores",
+    "scores_of",
+    "tally_prmbench",
+    "tally_processbench",
+    "threshold_curve",
+]

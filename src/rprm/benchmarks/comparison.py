@@ -1,0 +1,187 @@
+"""Two runs on the same items, compared in pairs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from rprm.benchmarks.bootstrap import DEFAULT_RESAMPLES, MAX_CHUNK, resampled_sums
+from rprm.benchmarks.tally import Figure, Floats, Tally, named_figures, nested, optional
+from rprm.errors import BenchmarkError
+
+DEFAULT_PERMUTATIONS = 10_000
+
+#: With at most so many discordant items every swap is tried (4,096 of them), and the p-value is exact.
+MAX_ENUMERATED = 12
+
+#: Differences closer than this, in points, are equal.
+_EQUAL = 1e-9
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The second run against the first.
+
+    Attributes:
+        headline: the figure of the test (`average.f1`, `overall`).
+        first, second: the runs' figures in percent; None where undefined.
+        differences: second minus first, in points, with 95% intervals by the paired bootstrap.
+        p_value: two-sided, of the paired permutation test: how often a difference in the headline at least as large
+            arises when each item's two predictions are swapped at random. None where the headline is undefined.
+        num_permutations: swaps tried; with `exact`, all there are.
+        num_discordant: items on which the runs differ (ProcessBench: right against wrong; PRMBench: any of TP, FP, TN,
+            FN).
+        only_first_right, only_second_right: items that one run alone predicts right (ProcessBench; None for PRMBench).
+        mcnemar_p: two-sided exact McNemar test on these (ProcessBench; None for PRMBench).
+        missing: per run, ids counted as wrong for want of a prediction.
+    """
+
+    benchmark: str
+    headline: str
+    num_items: int
+    first: Mapping[str, float | None]
+    second: Mapping[str, float | None]
+    differences: Mapping[str, Figure]
+    undefined_resamples: Mapping[str, int]
+    p_value: float | None
+    num_permutations: int
+    exact: bool
+    num_discordant: int
+    only_first_right: int | None
+    only_second_right: int | None
+    mcnemar_p: float | None
+    missing: tuple[tuple[str, ...], tuple[str, ...]]
+    thresholds: tuple[float, float]
+    num_resamples: int
+    seed: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """One JSON object."""
+        return {
+            "benchmark": self.benchmark,
+            "items": self.num_items,
+            "headline": self.headline,
+            "first": nested(self.first),
+            "second": nested(self.second),
+            "difference": nested({name: figure.as_dict() for name, figure in self.differences.items()}),
+            "p_value": self.p_value,
+            "permutations": self.num_permutations,
+            "exact": self.exact,
+            "discordant_items": self.num_discordant,
+            "only_first_right": self.only_first_right,
+            "only_second_right": self.only_second_right,
+            "mcnemar_p": self.mcnemar_p,
+            "missing_items": {"first": list(self.missing[0]), "second": list(self.missing[1])},
+            "thresholds": {"first": self.thresholds[0], "second": self.thresholds[1]},
+            "resamples": self.num_resamples,
+            "undefined_resamples": dict(self.undefined_resamples),
+            "seed": self.seed,
+        }
+
+
+def compare(
+    first: Tally,
+    second: Tally,
+    *,
+    num_resamples: int = DEFAULT_RESAMPLES,
+    num_permutations: int = DEFAULT_PERMUTATIONS,
+    seed: int = 0,
+) -> Comparison:
+    """Compare two runs on the same items (`tally_processbench` or `tally_prmbench` of each).
+
+    The permutation test holds that, were the runs equally good, either could have made either prediction of an item
+    (Good 2005, chapter 3): each item's pair is swapped with probability 1/2, and the observed arrangement counts as one
+    of those drawn. Up to twelve discordant items, all arrangements are tried.
+
+    Raises:
+        BenchmarkError: the runs are of different benchmarks or items.
+    """
+    if num_permutations < 1:
+        raise BenchmarkError(f"num_permutations is {num_permutations}; at least 1 is needed")
+    if first.benchmark != second.benchmark:
+        raise BenchmarkError(f"a run on {first.benchmark} cannot be compared with one on {second.benchmark}")
+    if first.ids != second.ids:
+        raise BenchmarkError("the runs are not on the same items; read the items once, and tally both runs on them")
+    names, width = first.figure_names, first.counts.shape[1]
+    paired = np.concatenate([first.counts, second.counts], axis=1)
+    resampled = np.concatenate(
+        [
+            second.figures_of(sums[:, width:]) - first.figures_of(sums[:, :width])
+            for sums in resampled_sums(paired, first.strata, num_resamples=num_resamples, seed=seed)
+        ]
+    )
+    differences, undefined = named_figures(names, second.values - first.values, resampled)
+    discordant = (first.outcomes != second.outcomes).any(axis=1)
+    p_value, num_tried, exact = _permutation_test(first, second, discordant, num_permutations, seed)
+    only_first = only_second = mcnemar_p = None
+    if first.benchmark == "processbench":
+        only_first = int((first.outcomes > second.outcomes).sum())
+        only_second = int((first.outcomes < second.outcomes).sum())
+        mcnemar_p = exact_mcnemar(only_first, only_second)
+    return Comparison(
+        benchmark=first.benchmark,
+        headline=first.headline,
+        num_items=len(first.ids),
+        first={name: optional(value) for name, value in zip(names, first.values, strict=True)},
+        second={name: optional(value) for name, value in zip(names, second.values, strict=True)},
+        differences=differences,
+        undefined_resamples=undefined,
+        p_value=p_value,
+        num_permutations=num_tried,
+        exact=exact,
+        num_discordant=int(discordant.sum()),
+        only_first_right=only_first,
+        only_second_right=only_second,
+        mcnemar_p=mcnemar_p,
+        missing=(first.missing, second.missing),
+        thresholds=(first.threshold, second.threshold),
+        num_resamples=num_resamples,
+        seed=seed,
+    )
+
+
+def exact_mcnemar(only_first: int, only_second: int) -> float:
+    """Two-sided exact p-value: twice the binomial(n, 1/2) tail at the smaller count, at most 1; 1 without any."""
+    num_discordant = only_first + only_second
+    ways = tail = 1
+    for count in range(min(only_first, only_second)):
+        ways = ways * (num_discordant - count) // (count + 1)
+        tail += ways
+    return min(1.0, float(Fraction(2 * tail, 2**num_discordant)))
+
+
+def _permutation_test(
+    first: Tally, second: Tally, discordant: np.typing.NDArray[np.bool_], num_permutations: int, seed: int
+) -> tuple[float | None, int, bool]:
+    """p-value, arrangements tried, whether these are all."""
+    headline = first.figure_names.index(first.headline)
+    sums = first.counts.sum(axis=0), second.counts.sum(axis=0)
+
+    def difference(moved: Floats) -> Floats:
+        """The headline's difference (P,) after moving counts (P, C) from the second run to the first."""
+        swapped = first.figures_of(sums[0] + moved), second.figures_of(sums[1] - moved)
+        return np.asarray(swapped[1][..., headline] - swapped[0][..., headline])
+
+    observed = abs(float(difference(np.zeros_like(sums[0]))))
+    if math.isnan(observed):
+        return None, 0, False
+    effects = (second.counts - first.counts)[discordant]
+    if len(effects) <= MAX_ENUMERATED:
+        patterns = np.arange(2 ** len(effects))[:, None] >> np.arange(len(effects)) & 1
+        differences = difference(patterns.astype(np.float64) @ effects)
+        return float((np.abs(differences) >= observed - _EQUAL).mean()), len(patterns), True
+    # Of k items with the same effect, binomial(k, 1/2) are swapped.
+    rows, multiplicity = np.unique(effects, axis=0, return_counts=True)
+    random = np.random.default_rng(seed)
+    chunk = max(1, MAX_CHUNK // (len(rows) + effects.shape[1]))
+    num_as_large = 0
+    for start in range(0, num_permutations, chunk):
+        size = min(chunk, num_permutations - start)
+        swapped = random.binomial(multiplicity, 0.5, size=(size, len(rows))).astype(np.float64)
+        num_as_large += int((np.abs(difference(swapped @ rows)) >= observed - _EQUAL).sum())
+    return (1 + num_as_large) / (1 + num_permutations), num_permutations, False

@@ -1,0 +1,1 @@
+"""Results for people: terminals, tables, plots."""

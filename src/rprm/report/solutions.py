@@ -1,0 +1,133 @@
+"""Judged solutions in a terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from rprm.judging import Totals
+from rprm.records import Solution, SolutionReward, StepReward
+
+if TYPE_CHECKING:
+    from rprm.records import Analysis
+
+_BAR_WIDTH = 10
+
+
+def render_solution(
+    solution: Solution, result: SolutionReward, *, threshold: float, analyses: bool = False
+) -> RenderableType:
+    """A solution's steps with reward and verdict, the first error marked.
+
+    Model and input text is shown as it is: no markup in it is interpreted, and control characters are dropped.
+    """
+    table = Table(box=None, padding=(0, 1), show_header=False, expand=True)
+    table.add_column(justify="right", style="dim", no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(ratio=1)
+    judged = {step.step_index: step for step in result.steps}
+    for index, text in enumerate(solution.steps):
+        step = judged.get(index)
+        is_first_error = index == result.first_error
+        style = "bold red" if is_first_error else "dim" if step is None else ""
+        body: RenderableType = Text(plain(text), style=style)
+        if step is not None and (notes := _notes(step, is_first_error)):
+            body = Group(body, Text(notes, style="red" if is_first_error else "yellow"))
+        if step is not None and analyses:
+            body = Group(body, *(_render_analysis(number, one) for number, one in enumerate(step.analyses)))
+        table.add_row(str(index), _bar(step, threshold), _reward(step), body)
+    return Panel(
+        Group(Text(plain(solution.problem), style="italic"), Text(""), table),
+        title=Text(plain(result.id)),
+        title_align="left",
+        subtitle=_subtitle(result),
+        subtitle_align="right",
+        box=box.ROUNDED,
+        border_style="red" if result.first_error >= 0 else "yellow" if result.uncovered else "green",
+    )
+
+
+def render_totals(totals: Totals, output: Path | None) -> RenderableType:
+    """What a run came to: solutions, steps, tokens, and everything that is missing."""
+    table = Table(box=None, padding=(0, 1), show_header=False)
+    table.add_column(justify="right", style="bold")
+    table.add_column()
+    judged_fully = totals.num_solutions - totals.num_wrong
+    table.add_row(
+        f"{totals.num_solutions:,}", f"solutions: {totals.num_wrong:,} with an error, {judged_fully:,} without"
+    )
+    skipped = totals.num_steps - totals.num_steps_judged
+    table.add_row(f"{totals.num_steps_judged:,}", f"steps judged, {skipped:,} after a first error not judged")
+    table.add_row(f"{totals.num_generated_tokens:,}", f"tokens generated in {totals.num_analyses:,} analyses")
+    for number, text in (
+        (totals.num_analyses_without_verdict, "analyses without verdict (left out of the mean)"),
+        (totals.num_analyses_forced, "verdicts that had to be asked for"),
+        (totals.num_steps_uncovered, "steps uncovered (no analysis reached a verdict)"),
+        (totals.num_rejected, "records set aside"),
+    ):
+        if number:
+            table.add_row(Text(f"{number:,}", style="yellow"), text)
+    lines: list[RenderableType] = [table]
+    if output is not None:
+        lines.append(Text(f"results: {output / 'results.jsonl'}", style="dim"))
+    return Group(*lines)
+
+
+def plain(text: str) -> str:
+    """Text without control characters, which could move the cursor or recolour the terminal."""
+    return "".join(character for character in text if character.isprintable() or character in "\n\t")
+
+
+def _bar(step: StepReward | None, threshold: float) -> Text:
+    if step is None:
+        return Text("·" * _BAR_WIDTH, style="dim")
+    if step.reward is None:
+        return Text("?" * _BAR_WIDTH, style="yellow")
+    filled = round(step.reward * _BAR_WIDTH)
+    bar = Text("█" * filled, style="red" if step.reward < threshold else "green")
+    return bar.append("░" * (_BAR_WIDTH - filled), style="dim")
+
+
+def _reward(step: StepReward | None) -> Text:
+    if step is None:
+        return Text("")
+    return Text("none" if step.reward is None else f"{step.reward:.2f}")
+
+
+def _notes(step: StepReward, is_first_error: bool) -> str:
+    notes = []
+    if is_first_error:
+        notes.append("✗ first error")
+    if step.failure:
+        notes.append(step.failure)
+    elif step.num_without_verdict:
+        notes.append(f"{step.num_without_verdict} of {len(step.analyses)} analyses without verdict")
+    return "; ".join(notes)
+
+
+def _render_analysis(number: int, analysis: Analysis) -> RenderableType:
+    p_yes = "no verdict" if analysis.p_yes is None else f"P(Yes) {analysis.p_yes:.2f}"
+    forced = ", asked for" if analysis.forced else ""
+    head = Text(f"analysis {number}: {p_yes}{forced}, {analysis.num_tokens} tokens", style="cyan")
+    return Padding(Group(head, Text(plain(analysis.text), style="dim")), (0, 0, 0, 2))
+
+
+def _subtitle(result: SolutionReward) -> Text:
+    if result.first_error >= 0:
+        text = f"first error: step {result.first_error}"
+    elif result.uncovered:
+        text = f"no error found; {len(result.uncovered)} of {result.num_steps} steps uncovered"
+    else:
+        text = "no error found"
+    if result.label is not None:
+        gold = f"step {result.label}" if result.label >= 0 else "none"
+        text += f"  (labelled: {gold})"
+    return Text(text)

@@ -1,0 +1,146 @@
+"""Results as terminal tables: what a reader sees, above all of what is missing."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from rprm.benchmarks import (
+    BenchmarkItems,
+    PRMBenchItem,
+    ProcessBenchItem,
+    Scores,
+    compare,
+    measure_held_out,
+    measure_prmbench,
+    measure_processbench,
+    tally_processbench,
+    threshold_curve,
+)
+from rprm.benchmarks.scores import Usage
+from rprm.reading import Rejected
+from rprm.records import Solution
+from rprm.report.measures import comparison_table, curve_table, held_out_table, measurement_table
+
+
+def shown(table: Any) -> str:
+    from rich.console import Console
+
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(table)
+    return console.export_text()
+
+
+def unwrapped(text: str) -> str:
+    return " ".join(text.split())
+
+
+def line(text: str, start: str) -> list[str]:
+    return next(row.split() for row in text.splitlines() if row.strip().startswith(start))
+
+
+def processbench(number: int = 40) -> tuple[BenchmarkItems[ProcessBenchItem], Scores]:
+    items = [
+        ProcessBenchItem("math", Solution(id=f"math-{n}", problem="p", steps=("a", "b")), (-1, 1)[n % 2])
+        for n in range(number)
+    ]
+    return BenchmarkItems(tuple(items)), Scores({item.id: (0.9, (0.8, 0.3)[item.label == 1]) for item in items})
+
+
+def test_processbench() -> None:
+    text = shown(measurement_table(measure_processbench(*processbench(), num_resamples=50)))
+    assert line(text, "math") == ["math", "40", *["100.0", "[100.0,", "100.0]"] * 3, "100.0"]
+    assert line(text, "average")[:3] == ["average", "40", "100.0"]
+    assert "40 items, 0 missing; [95% intervals] from 50 bootstrap resamples" in text
+    assert "harmonic mean of the two accuracies" in text
+    assert "counts as wrong" not in text
+
+
+def test_what_is_missing_is_said() -> None:
+    items, scores = processbench()
+    p_yes = {**scores.p_yes, "math-1": (None, 0.3), "elsewhere-1": (0.5,)}
+    del p_yes["math-0"]
+    items = BenchmarkItems(items.items, rejected=(Rejected(file="f", line=1, reason="r", text="t"),) * 2)
+    usage = Usage(
+        num_tokens=12_345, num_steps=79, num_uncovered=1, num_analyses=790, num_without_verdict=13, num_forced=0
+    )
+    measured = measure_processbench(items, Scores(p_yes, usage=usage), allow_missing=True, num_resamples=50)
+    text = shown(measurement_table(measured))
+    assert "40 items, 1 missing" in text
+    assert "1 items without a full prediction: what is missing counts as wrong" in unwrapped(text)
+    # Needed: two steps of each item; without score: two of the missing item, one of math-1.
+    assert "3 of 80 steps needed have no score" in text
+    assert "2 rows of the data could not be used" in text
+    assert "1 scored items are not in the data" in text
+    assert (
+        "12,345 tokens generated (156 a step); 13 of 790 analyses without verdict; 1 of 79 judged steps uncovered"
+        in unwrapped(text)
+    )
+
+
+def test_an_undefined_figure_is_called_so() -> None:
+    items, scores = processbench()
+    only_errors = BenchmarkItems(tuple(item for item in items.items if item.label == 1))
+    text = shown(measurement_table(measure_processbench(only_errors, scores, num_resamples=50)))
+    assert line(text, "math")[5:7] == ["undefined", "undefined"]
+    assert line(text, "average")[2] == "undefined"
+
+
+def test_coverage_of_100_means_all() -> None:
+    items, scores = processbench(4_000)
+    nearly = Scores({**scores.p_yes, "math-1": (None, 0.3)})
+    # 7,999 of 8,000 steps are 99.99 %.
+    text = shown(measurement_table(measure_processbench(items, nearly, num_resamples=5)))
+    assert line(text, "math")[-1] == "99.9"
+
+
+def test_prmbench() -> None:
+    def item(classification: str, idx: str) -> PRMBenchItem:
+        solution = Solution(id=f"{classification}_{idx}", problem="p", steps=("a", "b"))
+        return PRMBenchItem(classification, idx, solution, (2,))
+
+    items = BenchmarkItems((item("redundency", "prm_test_p1_0"), item("circular", "prm_train_p1_0")))
+    scores = Scores({one.id: (0.9, 0.1) for one in items.items})
+    text = shown(measurement_table(measure_prmbench(items, scores, num_resamples=5)))
+    assert line(text, "simplicity")[:3] == ["simplicity", "2", "100.0"]
+    assert line(text, "redundency") == ["redundency", "1", *["100.0", "[100.0,", "100.0]"] * 2, "100.0"]
+    # No circular item is clean, and no item is of class deception.
+    assert line(text, "circular") == ["circular", "1", "100.0", "[100.0,", "100.0]", "undefined", "100.0"]
+    assert line(text, "deception") == ["deception", "0", "undefined", "undefined"]
+    assert line(text, "overall")[:3] == ["overall", "2", "100.0"]
+    assert "2 items, 0 missing" in text
+    assert "similarity is not measured: there are no `correct` items" in text
+
+
+def test_curve_marks_the_best_and_warns() -> None:
+    items, scores = processbench()
+    curve = threshold_curve(items, Scores({key: (0.9, min(p_yes[1], 0.42)) for key, p_yes in scores.p_yes.items()}))
+    text = shown(curve_table(curve))
+    # All right from 0.31 to 0.42; of these the nearest to 0.5 is marked, and shown though it is no multiple of 0.05.
+    assert line(text, "0.42") == ["0.42", "100.0", "100.0"]
+    assert line(text, "0.3 ") == ["0.3", "0.0", "0.0"]
+    assert not any(row.strip().startswith(("0.31", "0.41", "0.43")) for row in text.splitlines())
+    assert "flatters" in text
+
+
+def test_held_out() -> None:
+    text = shown(held_out_table(measure_held_out(*processbench(), num_resamples=5)))
+    assert line(text, "average")[:2] == ["average", "100.0"]
+    assert "items predicted at 0.5 and" in text
+
+
+def test_comparison_names_are_no_markup() -> None:
+    items, scores = processbench()
+    worse = Scores({**scores.p_yes, "math-0": (0.1, 0.1), "math-2": (0.1, 0.1), "math-4": (0.1, 0.1)})
+    first, second = tally_processbench(items, worse), tally_processbench(items, scores)
+    text = shown(comparison_table(compare(first, second, num_resamples=50), names=("runs/[bold]a", "b")))
+    assert "b against runs/[bold]a" in text
+    # 17 of 20 against all 20: +15.
+    assert line(text, "math.correct_acc")[:4] == ["math.correct_acc", "85.0", "100.0", "+15.0"]
+    assert "40 items, the runs differ on 3" in text
+    # All three discordant items favour b: 2 of 8 arrangements, and 2 * 1/8.
+    assert "average.f1: p = 0.250, paired permutation test over all 8 swaps" in text
+    assert "0 items only runs/[bold]a predicts right, 3 only b: p = 0.250, exact McNemar test" in unwrapped(text)
+    missing = tally_processbench(items, Scores({"math-0": (0.9, 0.9)}), allow_missing=True)
+    text = shown(comparison_table(compare(first, missing, num_resamples=5)))
+    assert "second: 39 items without a full prediction: what is missing counts as wrong" in unwrapped(text)
