@@ -1,0 +1,36 @@
+"""The command line: each command parses, calls and prints.
+
+Exit codes: 0 done; 1 an error, told in one message; 2 a command that does not parse; 3 done, but some input records
+were set aside; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+#: Done, but some input records were set aside.
+EXIT_REJECTED = 3
+
+
+def main() -> None:
+    """Entry point of `rprm`."""
+    # Weights are converted and loaded under our own progress line.
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    # Threads of torch that spin while they wait make a busy machine several times slower; these sleep.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from rprm.cli.app import app
+    from rprm.errors import RprmError
+
+    try:
+        app()
+    except RprmError as error:
+        print(f"rprm: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("rprm: interrupted; the same command with the same --output goes on from here", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of standard output has gone (`| head`): that is no error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

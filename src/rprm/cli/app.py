@@ -1,0 +1,44 @@
+"""The commands, put together."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rprm.cli.bench import app as bench_app
+from rprm.cli.engines import app as engines_app
+from rprm.cli.judge import judge
+from rprm.cli.prompts import app as prompts_app
+
+app = typer.Typer(
+    name="rprm",
+    help="Reasoning-driven process reward models: judge solutions step by step, and measure judges.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from rprm import __version__
+
+        print(f"rprm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command()(judge)
+app.add_typer(bench_app, name="bench")
+app.add_typer(prompts_app, name="prompts")
+app.add_typer(engines_app, name="engines")

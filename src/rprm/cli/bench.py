@@ -1,0 +1,385 @@
+"""`rprm bench`: measure judges as the benchmarks measure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rprm.cli.judge import (
+    Confidence,
+    FirstErrorExit,
+    ForceVerdict,
+    MaxTokens,
+    NumAnalyses,
+    Output,
+    PromptOption,
+    Seed,
+    StoppingName,
+    StoppingOption,
+    Temperature,
+    TopP,
+    run_judge,
+)
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from rprm.benchmarks import BenchmarkItems, Measurement, PRMBenchItem, ProcessBenchItem, Scores, Tally
+    from rprm.reading import SourceInfo
+
+    Items = BenchmarkItems[ProcessBenchItem] | BenchmarkItems[PRMBenchItem]
+
+app = typer.Typer(help="Measure judges on ProcessBench and PRMBench, and compare two of them.", no_args_is_help=True)
+
+DataOption = Annotated[
+    str | None,
+    typer.Option("--data", help="Files in place of the hub: a folder of subset files, or one file.", metavar="PATH"),
+]
+RevisionOption = Annotated[str | None, typer.Option("--revision", help="Of the data set on the hub.")]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", "-m", help="Judge with this model (as for `rprm judge`), then measure.")
+]
+ScoresOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--scores",
+        help="Measure scores made elsewhere: JSON Lines {id | key, p_yes: [..]}, or a run folder.",
+        metavar="FILE|RUN",
+    ),
+]
+ThresholdOption = Annotated[float, typer.Option("--threshold", help="A step whose reward is below it is called wrong.")]
+LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="The first N items of each subset alone.")]
+AllowMissing = Annotated[
+    bool, typer.Option("--allow-missing", help="Count items without a prediction as wrong (and say so).")
+]
+Resamples = Annotated[int, typer.Option("--resamples", min=10, help="Bootstrap resamples behind each interval.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+
+
+@app.command()
+def processbench(
+    data: DataOption = None,
+    model: ModelOption = None,
+    scores: ScoresOption = None,
+    output: Output = None,
+    threshold: ThresholdOption = 0.5,
+    curve: Annotated[bool, typer.Option("--curve", help="F1 at every threshold too.")] = False,
+    held_out: Annotated[
+        bool, typer.Option("--held-out", help="Also with the threshold chosen on the other half of the items.")
+    ] = False,
+    num_analyses: NumAnalyses = None,
+    stopping: StoppingOption = None,
+    confidence: Confidence = 0.99,
+    first_error_exit: FirstErrorExit = None,
+    force_verdict: ForceVerdict = None,
+    prompt: PromptOption = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    max_tokens: MaxTokens = None,
+    seed: Seed = 0,
+    limit: LimitOption = None,
+    revision: RevisionOption = None,
+    allow_missing: AllowMissing = False,
+    resamples: Resamples = 2000,
+    json: Json = False,
+) -> None:
+    """ProcessBench: error accuracy, correct accuracy and their harmonic mean (F1) for each subset, and the average.
+
+    --curve and --held-out need every reward in full: --stopping none --all-steps.
+    """
+    from rprm.benchmarks import measure_held_out, measure_processbench, read_processbench, threshold_curve
+    from rprm.benchmarks.items import PROCESSBENCH_HUB
+    from rprm.report.measures import curve_table, held_out_table
+
+    _check_what(model, scores)
+    if curve or held_out:
+        stopping = _in_full(model, stopping, first_error_exit)
+        first_error_exit = False
+    items = _limited(read_processbench(data or PROCESSBENCH_HUB, revision=revision), limit, "subset")
+    found = _scores(
+        items, "processbench", data or PROCESSBENCH_HUB, model, scores, output, limit,
+        num_analyses=num_analyses, threshold=threshold, stopping=stopping.value if stopping else None,
+        confidence=confidence, first_error_exit=first_error_exit, force_verdict=force_verdict, prompt=prompt,
+        temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed,
+    )  # fmt: skip
+    measured = measure_processbench(
+        items, found, threshold=threshold, allow_missing=allow_missing, num_resamples=resamples, seed=seed
+    )
+    further: dict[str, Any] = {}
+    tables: list[RenderableType] = []
+    if held_out:
+        halves = measure_held_out(items, found, allow_missing=allow_missing, num_resamples=resamples, seed=seed)
+        further["held_out"] = halves.as_dict()
+        tables.append(held_out_table(halves))
+    if curve:
+        line = threshold_curve(items, found, allow_missing=allow_missing)
+        further["curve"] = line.as_dict()
+        tables.append(curve_table(line))
+    _show(measured, further, tables, output, json)
+
+
+@app.command()
+def prmbench(
+    data: DataOption = None,
+    model: ModelOption = None,
+    scores: ScoresOption = None,
+    output: Output = None,
+    threshold: ThresholdOption = 0.5,
+    num_analyses: NumAnalyses = None,
+    stopping: StoppingOption = None,
+    confidence: Confidence = 0.99,
+    force_verdict: ForceVerdict = None,
+    prompt: PromptOption = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    max_tokens: MaxTokens = None,
+    seed: Seed = 0,
+    limit: LimitOption = None,
+    revision: RevisionOption = None,
+    allow_missing: AllowMissing = False,
+    resamples: Resamples = 2000,
+    json: Json = False,
+) -> None:
+    """PRMBench: the PRMScore of nine classes, three groups and overall, and of the items clean of PRM800K.
+
+    Every step is judged, also after the first error.
+    """
+    from rprm.benchmarks import measure_prmbench, read_prmbench
+    from rprm.benchmarks.items import PRMBENCH_HUB
+
+    _check_what(model, scores)
+    items = _limited(read_prmbench(data or PRMBENCH_HUB, revision=revision), limit, "classification")
+    found = _scores(
+        items, "prmbench", data or PRMBENCH_HUB, model, scores, output, limit,
+        num_analyses=num_analyses, threshold=threshold, stopping=stopping.value if stopping else None,
+        confidence=confidence, first_error_exit=False, force_verdict=force_verdict, prompt=prompt,
+        temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed,
+    )  # fmt: skip
+    measured = measure_prmbench(
+        items, found, threshold=threshold, allow_missing=allow_missing, num_resamples=resamples, seed=seed
+    )
+    _show(measured, {}, [], output, json)
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="RUN_A", help="A run folder of `rprm bench`, or a scores file.")],
+    second: Annotated[Path, typer.Argument(metavar="RUN_B", help="Another, on the same items.")],
+    benchmark: Annotated[
+        str | None, typer.Option("--benchmark", help="processbench or prmbench; a run folder knows its own.")
+    ] = None,
+    data: DataOption = None,
+    revision: RevisionOption = None,
+    threshold: ThresholdOption = 0.5,
+    limit: LimitOption = None,
+    allow_missing: AllowMissing = False,
+    resamples: Resamples = 2000,
+    seed: Annotated[int, typer.Option(help="Of the resamples and permutations.")] = 0,
+    json: Json = False,
+) -> None:
+    """A paired comparison of two runs: the difference of each figure with its interval, and tests of it."""
+    from rprm.benchmarks import compare as compare_tallies
+    from rprm.errors import BenchmarkError
+    from rprm.report.measures import comparison_table
+
+    told = [_told(path) for path in (first, second) if path.is_dir()]
+    benchmark = _agreed("benchmark", benchmark, told)
+    data = _agreed("data", data, told)
+    limit = _agreed("limit", limit, told)
+    if benchmark not in ("processbench", "prmbench"):
+        raise BenchmarkError("scores files do not tell their benchmark: give --benchmark processbench or prmbench")
+    tallies = _tallies(
+        benchmark, data, revision, limit, (first, second), threshold=threshold, allow_missing=allow_missing
+    )
+    comparison = compare_tallies(*tallies, num_resamples=resamples, seed=seed)
+    if json:
+        _print_json(comparison.as_dict())
+    else:
+        _console().print(comparison_table(comparison, names=(str(first), str(second))))
+
+
+def _tallies(
+    benchmark: str,
+    data: str | None,
+    revision: str | None,
+    limit: int | None,
+    runs: tuple[Path, Path],
+    *,
+    threshold: float,
+    allow_missing: bool,
+) -> tuple[Tally, Tally]:
+    from rprm.benchmarks import read_prmbench, read_processbench, tally_prmbench, tally_processbench
+    from rprm.benchmarks.items import PRMBENCH_HUB, PROCESSBENCH_HUB
+
+    first, second = runs
+    if benchmark == "processbench":
+        items = _limited(read_processbench(data or PROCESSBENCH_HUB, revision=revision), limit, "subset")
+        one, other = (_stored_scores(path, items) for path in runs)
+        return (
+            tally_processbench(items, one, threshold=threshold, allow_missing=allow_missing),
+            tally_processbench(items, other, threshold=threshold, allow_missing=allow_missing),
+        )
+    questions = _limited(read_prmbench(data or PRMBENCH_HUB, revision=revision), limit, "classification")
+    one, other = _stored_scores(first, questions), _stored_scores(second, questions)
+    return (
+        tally_prmbench(questions, one, threshold=threshold, allow_missing=allow_missing),
+        tally_prmbench(questions, other, threshold=threshold, allow_missing=allow_missing),
+    )
+
+
+def _scores(
+    items: Items,
+    benchmark: str,
+    data: str,
+    model: str | None,
+    stored: Path | None,
+    output: Path | None,
+    limit: int | None,
+    **judge: Any,
+) -> Scores:
+    """Scores from a file or run, or from judging the items now."""
+    import tempfile
+
+    from rprm.api import RPRM
+    from rprm.errors import BenchmarkError
+
+    if (model is None) == (stored is None):
+        raise BenchmarkError(
+            "say what to measure: --model SPEC to judge now, or --scores FILE for scores made elsewhere"
+        )
+    if stored is not None:
+        return _stored_scores(stored, items)
+    assert model is not None
+    prm = RPRM(model, **judge)
+    settings = {"benchmark": benchmark, **({} if limit is None else {"limit": limit})}
+    with tempfile.TemporaryDirectory(prefix="rprm-") as folder:
+        run = output or Path(folder) / "run"
+        run_judge(
+            prm,
+            [*items.rejected, *items.solutions],
+            _source(items, data),
+            num_solutions=len(items.items),
+            output=run,
+            settings=settings,
+            strict=False,
+            on_result=lambda solution, result: None,
+        )
+        return _stored_scores(run, items)
+
+
+def _stored_scores(path: Path, items: Items) -> Scores:
+    """Scores of a run folder (which must be of these items), or of a scores file."""
+    from rprm.artifacts import RESULTS, read_json_lines, read_manifest
+    from rprm.benchmarks import read_scores, scores_of
+    from rprm.errors import BenchmarkError
+    from rprm.records import SolutionReward
+
+    if not path.is_dir():
+        return read_scores(path)
+    manifest = read_manifest(path)
+    settings = manifest["settings"]
+    if settings.get("benchmark") and settings["input"] != _source(items, "").digest:
+        raise BenchmarkError(
+            f"{path} was judged on other data (its hash differs): name the data of that run with --data"
+        )
+    rewards = (SolutionReward.model_validate(row) for row in read_json_lines(path / RESULTS))
+    settled = settings.get("stopping", "none") != "none"
+    return scores_of(rewards, settled_at=settings["threshold"] if settled else None)
+
+
+def _told(run: Path) -> dict[str, Any]:
+    """What a run folder says of its benchmark."""
+    from rprm.artifacts import read_manifest
+
+    manifest = read_manifest(run)
+    settings = manifest["settings"]
+    return {
+        "benchmark": settings.get("benchmark"),
+        "data": manifest["sessions"][-1].get("input"),
+        "limit": settings.get("limit"),
+    }
+
+
+def _agreed(name: str, given: Any, told: list[dict[str, Any]]) -> Any:
+    """What was given, else what the runs say, if they say the same."""
+    from rprm.errors import BenchmarkError
+
+    if given is not None:
+        return given
+    known = {run[name] for run in told}
+    if len(known) > 1:
+        raise BenchmarkError(f"the runs differ in their {name} ({', '.join(map(str, known))}): name one with --{name}")
+    return known.pop() if known else None
+
+
+def _source(items: Items, name: str) -> SourceInfo:
+    """One identity for all the files or splits of a benchmark."""
+    import hashlib
+
+    from rprm.reading import SourceInfo
+
+    digests = "\n".join(source.digest for source in items.sources)
+    return SourceInfo(name, f"sha256:{hashlib.sha256(digests.encode()).hexdigest()}", len(items.items))
+
+
+def _limited(items: Any, limit: int | None, group: str) -> Any:
+    if limit is None:
+        return items
+    kept, counts = [], dict[str, int]()
+    for item in items.items:
+        name = getattr(item, group)
+        counts[name] = counts.get(name, 0) + 1
+        if counts[name] <= limit:
+            kept.append(item)
+    return replace(items, items=tuple(kept))
+
+
+def _check_what(model: str | None, stored: Path | None) -> None:
+    from rprm.errors import BenchmarkError
+
+    if (model is None) == (stored is None):
+        raise BenchmarkError(
+            "say what to measure: --model SPEC to judge now, or --scores FILE for scores made elsewhere"
+        )
+
+
+def _in_full(model: str | None, stopping: StoppingName | None, first_error_exit: bool | None) -> StoppingName:
+    from rprm.errors import BenchmarkError
+
+    if model is not None and (stopping not in (None, StoppingName.none) or first_error_exit):
+        raise BenchmarkError("--curve and --held-out need every reward in full: use --stopping none --all-steps")
+    return StoppingName.none
+
+
+def _show(
+    measured: Measurement, further: dict[str, Any], tables: list[RenderableType], output: Path | None, json: bool
+) -> None:
+    from rprm.artifacts import write_atomically
+    from rprm.report.measures import measurement_table
+
+    found = measured.as_dict() | further
+    if output is not None:
+        import json as json_module
+
+        write_atomically(output / "measurement.json", json_module.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    if json:
+        _print_json(found)
+        return
+    console = _console()
+    for table in (measurement_table(measured), *tables):
+        console.print(table)
+
+
+def _print_json(value: Any) -> None:
+    import json as json_module
+
+    print(json_module.dumps(value, ensure_ascii=False))
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(highlight=False)

@@ -1,0 +1,66 @@
+"""`rprm engines`: what engines there are and what they can do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rprm.engines.check import EngineReport
+
+app = typer.Typer(no_args_is_help=True, help="Engines: where a model's completions come from.")
+
+
+@app.callback()
+def engines() -> None:
+    """Engines: where a model's completions come from."""
+
+
+@app.command()
+def check(
+    spec: Annotated[str, typer.Argument(help="The model, as for `rprm judge --model`: KIND:TARGET?option=value.")],
+    json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
+) -> None:
+    """Try what a model's engine supports: log-probabilities, seeds, many samples at once, prefix sharing."""
+    import asyncio
+
+    report = asyncio.run(_check(spec))
+    if json:
+        from json import dumps
+
+        print(dumps(report.as_dict(), ensure_ascii=False))
+    else:
+        _print(report)
+
+
+async def _check(spec: str) -> EngineReport:
+    from rprm.engines import load_engine
+    from rprm.engines.check import check_engine
+
+    engine = load_engine(spec)
+    try:
+        return await check_engine(engine)
+    finally:
+        await engine.aclose()
+
+
+def _print(report: EngineReport) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("capability", "", "measured"):
+        table.add_column(name, header_style="bold")
+    speed = "too fast to measure" if report.tokens_per_second is None else f"{report.tokens_per_second:.1f} tokens/s"
+    table.add_row("generation", Text("yes", style="green"), f"one request alone: {speed}")
+    styles = {"yes": "green", "no": "red", "unknown": "yellow"}
+    for name, finding in report.findings.items():
+        # `Text`, because a server's words may look like markup.
+        table.add_row(name.replace("_", " "), Text(finding.answer, style=styles[finding.answer]), Text(finding.detail))
+    console = Console()
+    info = report.info
+    context = "unknown" if info.context_length is None else f"{info.context_length} tokens"
+    console.print(Text(f"{info.model} ({info.kind}), revision {info.revision or 'unknown'}, context {context}"))
+    console.print(table)

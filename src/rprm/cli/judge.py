@@ -1,0 +1,200 @@
+"""`rprm judge`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from enum import StrEnum
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rprm.api import RPRM
+    from rprm.judging import OnResult, Totals
+    from rprm.reading import Rejected, Source, SourceInfo
+    from rprm.records import Solution, SolutionReward
+
+
+class StoppingName(StrEnum):
+    none = "none"
+    exact = "exact"
+    confident = "confident"
+
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="embedded, transformers:PATH_OR_ID, vllm:PATH_OR_ID, openai:MODEL@URL, scripted:; options as ?name=value.",
+    ),
+]
+NumAnalyses = Annotated[
+    int | None, typer.Option("-k", "--num-analyses", help="Most analyses a step gets (the paper's K).  [default: 10]")
+]
+Threshold = Annotated[
+    float | None, typer.Option(help="A step whose reward is below it is called wrong.  [default: 0.5]")
+]
+StoppingOption = Annotated[
+    StoppingName | None,
+    typer.Option("--stopping", help="Early stopping within a step; exact changes no decision.  [default: exact]"),
+]
+Confidence = Annotated[float, typer.Option(help="For --stopping confident: how probable a decision must be.")]
+FirstErrorExit = Annotated[
+    bool | None,
+    typer.Option("--first-error-exit/--all-steps", help="Stop at the first step called wrong.  [default: stop]"),
+]
+ForceVerdict = Annotated[
+    bool | None,
+    typer.Option(
+        "--force-verdict/--no-force-verdict",
+        help="Where an analysis ends without a verdict, ask for one.  [default: no]",
+    ),
+]
+PromptOption = Annotated[
+    str | None, typer.Option("--prompt", help="Prompt template: a file, or a built-in name (`rprm prompts list`).")
+]
+Temperature = Annotated[float | None, typer.Option(help="Of the analyses.  [default: 0.95]")]
+TopP = Annotated[float | None, typer.Option(help="Of the analyses.  [default: 0.95]")]
+MaxTokens = Annotated[int | None, typer.Option(help="Longest analysis, in tokens.  [default: 4096]")]
+Seed = Annotated[int, typer.Option(help="Seed of the whole run.")]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="Run folder: results are kept there, and a killed run goes on from there."),
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first record that cannot be used.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Judge the first N records alone.")]
+
+
+def judge(
+    input: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT",
+            help="JSON Lines or JSON (also .gz) with {id?, problem, steps[] | solution, label?}; - for standard input; "
+            "or a hub data set, OWNER/NAME?split=SPLIT.",
+        ),
+    ],
+    model: Model = "embedded",
+    num_analyses: NumAnalyses = None,
+    output: Output = None,
+    threshold: Threshold = None,
+    stopping: StoppingOption = None,
+    confidence: Confidence = 0.99,
+    first_error_exit: FirstErrorExit = None,
+    force_verdict: ForceVerdict = None,
+    prompt: PromptOption = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    max_tokens: MaxTokens = None,
+    seed: Seed = 0,
+    limit: Limit = None,
+    strict: Strict = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object a solution, on standard output.")] = False,
+    analyses: Annotated[bool, typer.Option("--analyses", help="Show the analyses too.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the summary alone.")] = False,
+) -> None:
+    """Judge solutions step by step: a reward for each step, and the first wrong step.
+
+    The defaults are the paper's; the embedded model has its own, lighter ones (-k 4, 128 tokens, a verdict is asked for
+    where the model reaches none). Exit code 3 says that some records were set aside.
+    """
+    from rich.console import Console
+
+    from rprm.api import RPRM
+    from rprm.cli import EXIT_REJECTED
+    from rprm.reading import read_solutions
+    from rprm.report.solutions import render_solution, render_totals
+
+    prm = RPRM(
+        model,
+        num_analyses=num_analyses,
+        threshold=threshold,
+        stopping=stopping.value if stopping else None,
+        confidence=confidence,
+        first_error_exit=first_error_exit,
+        force_verdict=force_verdict,
+        prompt=prompt,
+        temperature=temperature,
+        top_p=top_p,
+        max_tokens=max_tokens,
+        seed=seed,
+    )
+    console = Console(highlight=False)
+
+    def show(solution: Solution, result: SolutionReward) -> None:
+        if json:
+            print(result.model_dump_json(), flush=True)
+        elif not quiet:
+            console.print(render_solution(solution, result, threshold=prm.judge.threshold, analyses=analyses))
+
+    with opened_source(input) as (source, info):
+        rows = read_solutions(source, name=input)
+        totals = run_judge(
+            prm,
+            rows if limit is None else islice(rows, limit),
+            info,
+            num_solutions=info.num_rows if limit is None else limit,
+            output=output,
+            settings={} if limit is None else {"limit": limit},
+            strict=strict,
+            on_result=show,
+        )
+    if not json:
+        console.print(render_totals(totals, output))
+    if totals.num_rejected:
+        raise typer.Exit(EXIT_REJECTED)
+
+
+@contextmanager
+def opened_source(name: str) -> Iterator[tuple[Source, SourceInfo]]:
+    """A source and what identifies it. Standard input is kept in a file meanwhile: it is read twice."""
+    import shutil
+    import sys
+    import tempfile
+
+    from rprm.reading import Source
+
+    if name != "-":
+        source = Source(name)
+        yield source, source.inspect()
+        return
+    with tempfile.TemporaryDirectory(prefix="rprm-") as folder:
+        path = Path(folder) / "standard-input"
+        with path.open("wb") as copy:
+            shutil.copyfileobj(sys.stdin.buffer, copy)
+        source = Source(str(path))
+        yield source, replace(source.inspect(), name=name)
+
+
+def run_judge(
+    prm: RPRM,
+    rows: Iterable[Solution | Rejected],
+    info: SourceInfo,
+    *,
+    num_solutions: int | None,
+    output: Path | None,
+    settings: dict[str, Any],
+    strict: bool,
+    on_result: OnResult,
+) -> Totals:
+    """Judge rows behind a progress line on standard error; see `judge_source`."""
+    import asyncio
+
+    from rprm.cli.progress import progress_line
+    from rprm.judging import judge_source
+
+    async def main() -> Totals:
+        with progress_line(prm.judge, num_solutions, on_result) as watcher:
+            try:
+                return await judge_source(
+                    prm.judge, rows, source=info, output=output, settings=settings, strict=strict, watcher=watcher
+                )
+            finally:
+                await prm.judge.aclose()
+
+    return asyncio.run(main())

@@ -1,0 +1,233 @@
+"""The command line, as a person uses it: in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "src" / "rprm" / "examples" / "solutions.jsonl"
+
+
+def rprm(*arguments: object, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "rprm", *map(str, arguments)],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "100", **environment},
+        timeout=120,
+    )
+
+
+def test_help_names_every_command() -> None:
+    done = rprm("--help")
+    assert done.returncode == 0
+    for command in ("judge", "bench", "prompts", "engines"):
+        assert command in done.stdout
+
+
+def test_version() -> None:
+    assert rprm("--version").stdout.startswith("rprm 0.")
+
+
+def test_judge_prints_steps_rewards_and_the_first_error() -> None:
+    done = rprm("judge", EXAMPLES, "--model", "scripted:?yes_rate=0&noise=0")
+    assert done.returncode == 0, done.stderr
+    assert "bakery" in done.stdout
+    assert done.stdout.count("✗ first error") == 5
+    assert "first error: step 0  (labelled: none)" in done.stdout
+    assert "5 with an error, 0 without" in " ".join(done.stdout.split())
+    # No progress line where standard error is no terminal.
+    assert done.stderr == ""
+
+
+def test_judge_json_is_one_object_a_solution(tmp_path: Path) -> None:
+    done = rprm("judge", EXAMPLES, "--model", "scripted:", "--json", "--output", tmp_path / "run")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["id"] for row in rows] == ["bakery", "train", "quadratic", "marbles", "garden"]
+    assert done.stdout.encode() == (tmp_path / "run" / "results.jsonl").read_bytes()
+    # Begun again, it prints the same without judging.
+    assert rprm("judge", EXAMPLES, "--model", "scripted:", "--json", "--output", tmp_path / "run").stdout == done.stdout
+
+
+def test_judge_from_standard_input_goes_on_with_the_same_text(tmp_path: Path) -> None:
+    text = EXAMPLES.read_text()
+    first = rprm("judge", "-", "--model", "scripted:", "--json", "-o", tmp_path / "run", "--limit", 5, stdin=text)
+    again = rprm("judge", "-", "--model", "scripted:", "--json", "-o", tmp_path / "run", "--limit", 5, stdin=text)
+    assert first.stdout == again.stdout != ""
+    other = rprm("judge", "-", "--model", "scripted:", "-o", tmp_path / "run", "--limit", 5, stdin=text + "\n")
+    assert other.returncode == 1
+    assert "was begun with other settings" in other.stderr
+
+
+def test_bad_records_are_told_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text(EXAMPLES.read_text() + '{"problem": "p"}\n')
+    done = rprm("judge", path, "--model", "scripted:", "-q")
+    assert done.returncode == 3
+    assert "in.jsonl, line 6: 'steps' is missing" in " ".join(done.stderr.split())
+    assert "1 records set aside" in " ".join(done.stdout.split())
+    strict = rprm("judge", path, "--model", "scripted:", "-q", "--strict")
+    assert strict.returncode == 1
+    assert strict.stderr.startswith("rprm: ")
+    assert "line 6" in strict.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["judge", "missing.jsonl", "--model", "scripted:"], "missing.jsonl: no such file"),
+        (["judge", str(EXAMPLES), "--model", "gpt"], "unknown engine 'gpt'"),
+        (["judge", str(EXAMPLES), "--model", "scripted:?delay=slow"], "option delay='slow'"),
+        (["judge", str(EXAMPLES), "--model", "scripted:", "-k", "0"], "num_analyses is 0"),
+        (["judge", str(EXAMPLES), "--model", "scripted:", "--prompt", "nope"], "nope"),
+        (["bench", "processbench"], "say what to measure"),
+        (["bench", "compare", str(EXAMPLES), str(EXAMPLES)], "give --benchmark"),
+    ],
+)
+def test_what_a_person_did_wrong_is_one_message(arguments: list[str], message: str) -> None:
+    done = rprm(*arguments)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_hostile_text_reaches_no_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    row = {"problem": "[red]markup[/red] \x1b[2J\x07", "steps": ["\x1b]0;title\x07 [bold]x[/bold] [/]", "‮reversed"]}
+    path.write_text(json.dumps(row) + "\n")
+    done = rprm("judge", path, "--model", "scripted:", "--analyses")
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout
+    assert "\x07" not in done.stdout
+    assert "‮" not in done.stdout
+    # Markup is text, not colour.
+    assert "[red]markup[/red]" in done.stdout
+
+
+def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text(EXAMPLES.read_text() * 200)
+    command = f"'{sys.executable}' -m rprm judge '{path}' --model scripted: --json | head -n 1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert json.loads(done.stdout)["id"] == "bakery"
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
+
+
+def write_items(folder: Path) -> Path:
+    folder.mkdir()
+    for subset in ("gsm8k", "math"):
+        rows: list[dict[str, Any]] = [
+            {
+                "id": f"{subset}-{number}",
+                "generator": "g",
+                "problem": f"Problem {number}",
+                "steps": [f"Step {number}.{index}" for index in range(4)],
+                "final_answer_correct": number % 2 == 0,
+                "label": -1 if number % 2 == 0 else number % 4,
+            }
+            for number in range(20)
+        ]
+        (folder / f"{subset}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_bench_judges_measures_and_compares(tmp_path: Path) -> None:
+    data = write_items(tmp_path / "data")
+    reports = []
+    for name, rate in (("a", 0.9), ("b", 0.5)):
+        done = rprm(
+            "bench", "processbench", "--data", data, "--model", f"scripted:?yes_rate={rate}",
+            "--output", tmp_path / name, "--json",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        reports.append(json.loads(done.stdout))
+        assert json.loads((tmp_path / name / "measurement.json").read_text()) == reports[-1]
+    figures = reports[0]["figures"]
+    assert set(figures) == {"gsm8k", "math", "average"}
+    f1 = figures["average"]["f1"]
+    assert f1["low"] <= f1["value"] <= f1["high"]
+    # The average is the unweighted mean of the subsets' F1.
+    assert f1["value"] == pytest.approx((figures["gsm8k"]["f1"]["value"] + figures["math"]["f1"]["value"]) / 2)
+    assert reports[0]["usage"]["tokens"] > 0
+
+    # The run's rewards as a scores file measure alike.
+    scores = tmp_path / "scores.jsonl"
+    rows = [json.loads(line) for line in (tmp_path / "a" / "results.jsonl").read_text().splitlines()]
+    scores.write_text(
+        "".join(
+            json.dumps({"id": row["id"], "p_yes": [step["reward"] for step in row["steps"]]}) + "\n" for row in rows
+        )
+    )
+    again = rprm("bench", "processbench", "--data", data, "--scores", scores, "--json")
+    assert json.loads(again.stdout)["figures"] == figures
+
+    compared = rprm("bench", "compare", tmp_path / "a", tmp_path / "b", "--json")
+    assert compared.returncode == 0, compared.stderr
+    found = json.loads(compared.stdout)
+    first, second = (report["figures"]["average"]["f1"]["value"] for report in reports)
+    assert found["difference"]["average"]["f1"]["value"] == pytest.approx(second - first)
+    assert 0.0 <= found["p_value"] <= 1.0
+    assert "paired" in rprm("bench", "compare", tmp_path / "a", tmp_path / "b").stdout
+
+    # Other data under the same name is noticed.
+    (data / "math.jsonl").write_text((data / "math.jsonl").read_text().replace("Step 1.1", "Step one"))
+    changed = rprm("bench", "compare", tmp_path / "a", tmp_path / "b")
+    assert changed.returncode == 1
+    assert "judged on other data" in changed.stderr
+
+
+def test_bench_names_missing_predictions(tmp_path: Path) -> None:
+    data = write_items(tmp_path / "data")
+    scores = tmp_path / "scores.jsonl"
+    rows = [{"id": f"gsm8k-{number}", "p_yes": [0.9] * 4} for number in range(20)]
+    rows += [{"id": f"math-{number}", "p_yes": [0.9] * 4} for number in range(18)]
+    scores.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = rprm("bench", "processbench", "--data", data, "--scores", scores)
+    assert done.returncode == 1
+    assert "math-18, math-19" in done.stderr
+    allowed = rprm("bench", "processbench", "--data", data, "--scores", scores, "--allow-missing", "--json")
+    assert json.loads(allowed.stdout)["missing_items"] == ["math-18", "math-19"]
+
+
+def test_bench_curve_and_held_out_need_full_rewards(tmp_path: Path) -> None:
+    data = write_items(tmp_path / "data")
+    done = rprm("bench", "processbench", "--data", data, "--model", "scripted:", "--curve", "--held-out", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert {"curve", "held_out"} <= set(report)
+    refused = rprm("bench", "processbench", "--data", data, "--model", "scripted:", "--curve", "--stopping", "exact")
+    assert refused.returncode == 1
+    assert "--stopping none --all-steps" in refused.stderr
+
+
+def test_bench_sets_bad_rows_aside(tmp_path: Path) -> None:
+    data = write_items(tmp_path / "data")
+    with (data / "math.jsonl").open("a") as stream:
+        stream.write("{torn\n")
+    done = rprm("bench", "processbench", "--data", data, "--model", "scripted:", "-o", tmp_path / "run", "--json")
+    assert json.loads(done.stdout)["rejected_rows"] == 1
+    rejected = [json.loads(line) for line in (tmp_path / "run" / "rejected.jsonl").read_text().splitlines()]
+    assert rejected[0]["line"] == 21
+
+
+def test_prmbench_golden_figures(real_data: Path) -> None:
+    golden = json.loads((real_data / "prmbench" / "golden.json").read_text())
+    folder = real_data / "prmbench"
+    for threshold, expected in golden.items():
+        done = rprm(
+            "bench", "prmbench", "--data", folder / "sample.jsonl", "--scores", folder / "released_scores.jsonl",
+            "--threshold", threshold, "--resamples", 10, "--json",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        figures = json.loads(done.stdout)["figures"]
+        for name, value in expected.items():
+            assert figures[name]["value"] == pytest.approx(value, abs=1.0001e-4), (threshold, name)
