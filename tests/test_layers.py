@@ -12,8 +12,8 @@ LAYERS = [
     {"errors", "records"},
     {"verdict", "stopping", "artifacts", "reading", "prompts", "presets"},
     {"engines", "rewarder"},
-    {"judge", "judging"},
-    {"api", "benchmarks"},
+    {"judge", "judging", "classifiers"},
+    {"api", "benchmarks", "data", "training"},
     {"report"},
     {"cli", "__main__"},
 ]
@@ -25,6 +25,7 @@ WITHIN = {
     "presets": {"stopping"},
     "prompts": {"verdict", "reading"},
     "judging": {"judge"},
+    "training": {"data"},
     "__main__": {"cli"},
 }
 

@@ -15,16 +15,20 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from rprm.artifacts import Journal, LineWriter, Run, read_json_lines
 from rprm.errors import CorruptRun, InputError
 from rprm.reading import Rejected, SourceInfo
-from rprm.records import Solution, SolutionReward
+from rprm.records import LabelledStep, Solution, SolutionReward
 from rprm.rewarder import Ledger, StepRewarder
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+#: What a stage works on, and what it makes of it: one row each, with the same id.
+Row = TypeVar("Row", Solution, LabelledStep)
+Outcome = TypeVar("Outcome", bound="Identified")
+Counted = TypeVar("Counted", contravariant=True)
 
 #: Packages whose versions can change a result.
 _PACKAGES = ("rprm", "torch", "transformers", "vllm", "peft", "httpx", "numpy")
@@ -63,6 +67,25 @@ class Totals:
         return asdict(self)
 
 
+class Identified(Protocol):
+    """A finished row: it carries the id of its item, and is one JSON line on disk."""
+
+    @property
+    def id(self) -> str: ...
+
+    def model_dump_json(self) -> str: ...
+
+
+class Tally(Protocol[Counted]):
+    """What a run came to, counted row by row."""
+
+    num_rejected: int
+
+    def add(self, result: Counted, /) -> None: ...
+
+    def as_dict(self) -> dict[str, int]: ...
+
+
 #: Called with each solution and its reward, in input order.
 OnResult = Callable[[Solution, SolutionReward], None]
 
@@ -71,10 +94,10 @@ OnResult = Callable[[Solution, SolutionReward], None]
 class Watcher:
     """What is told of a run while it goes on. Every function is called in the event loop's thread."""
 
-    on_result: OnResult = lambda solution, result: None
+    on_result: Callable[[Any, Any], None] = lambda item, result: None
     on_rejected: Callable[[Rejected], None] = lambda rejected: None
-    #: Number of solutions that earlier sessions finished.
-    on_resumed: Callable[[int], None] = lambda num_solutions: None
+    #: Number of rows that earlier sessions finished.
+    on_resumed: Callable[[int], None] = lambda num_rows: None
 
 
 async def judge_source(
@@ -106,69 +129,112 @@ async def judge_source(
         InputError: a rejected row, when strict.
         EngineUnavailable: the engine stopped answering; the run can be resumed.
     """
-    watcher = watcher or Watcher()
     totals = Totals()
+    stage = Stage(
+        name="judge",
+        work=rewarder.judge,
+        parse=SolutionReward.model_validate,
+        totals=totals,
+        width=rewarder.concurrency,
+    )
     described = await rewarder.start()
-    if output is None:
-        items = _accepted(rows, totals, watcher, None, strict)
-
-        async def judge_alone(item: tuple[int, Solution]) -> SolutionReward:
-            return await rewarder.judge(item[1])
-
-        async for (_, solution), result in in_order(items, judge_alone, width=rewarder.concurrency):
-            totals.add(result)
-            watcher.on_result(solution, result)
-        return totals
-    if source is None:
-        raise ValueError("a run folder needs to know its source")
-    # A file may be moved or renamed between sessions: its content is what counts.
-    resolved = {"input": source.digest, **(settings or {}), **described}
-    session = {"input": source.name, "versions": versions()}
-    with Run(output, stage="judge", settings=resolved, session=session) as run:
-        await _judge_run(run, rewarder, rows, totals, strict, watcher)
+    await run_stage(
+        stage, rows, source=source, output=output, settings={**(settings or {}), **described}, strict=strict,
+        watcher=watcher,
+    )  # fmt: skip
     return totals
 
 
-async def _judge_run(
-    run: Run,
-    rewarder: StepRewarder,
-    rows: Iterable[Solution | Rejected],
-    totals: Totals,
-    strict: bool,
-    watcher: Watcher,
+@dataclass(frozen=True)
+class Stage(Generic[Row, Outcome]):
+    """A stage that asks a model about each row of a source: judging solutions, analysing labelled steps.
+
+    Attributes:
+        name: of the stage, in the manifest.
+        work: makes the outcome of a row. The ledger holds what an earlier session paid for, and takes what this one
+            pays for.
+        parse: reads an outcome back from its JSON value.
+        totals: counts outcomes, those of earlier sessions too.
+        width: rows under way at once.
+        noun: what a row is called in messages.
+    """
+
+    name: str
+    work: Callable[[Row, Ledger | None], Awaitable[Outcome]]
+    parse: Callable[[Any], Outcome]
+    totals: Tally[Outcome]
+    width: int
+    noun: str = "solution"
+
+
+async def run_stage(
+    stage: Stage[Row, Outcome],
+    rows: Iterable[Row | Rejected],
+    *,
+    source: SourceInfo | None,
+    output: str | Path | None,
+    settings: dict[str, Any],
+    strict: bool = False,
+    watcher: Watcher | None = None,
+) -> None:
+    """Work through the rows of a source, in its order; see `judge_source` for the arguments and what it raises."""
+    watcher = watcher or Watcher()
+    if output is None:
+        items = _accepted(rows, stage, watcher, None, strict)
+
+        async def work_alone(item: tuple[int, Row]) -> Outcome:
+            return await stage.work(item[1], None)
+
+        async for (_, row), outcome in in_order(items, work_alone, width=stage.width):
+            stage.totals.add(outcome)
+            watcher.on_result(row, outcome)
+        return
+    if source is None:
+        raise ValueError("a run folder needs to know its source")
+    # A file may be moved or renamed between sessions: its content is what counts.
+    resolved = {"input": source.digest, **settings}
+    session = {"input": source.name, "versions": versions()}
+    with Run(output, stage=stage.name, settings=resolved, session=session) as run:
+        await _run_in_folder(run, stage, rows, strict, watcher)
+
+
+async def _run_in_folder(
+    run: Run, stage: Stage[Row, Outcome], rows: Iterable[Row | Rejected], strict: bool, watcher: Watcher
 ) -> None:
     started = time.monotonic()
     journal = run.journal()
     rejected = LineWriter(run.rejected_path, fresh=True)
-    items = _accepted(rows, totals, watcher, rejected, strict)
-    num_tokens_before = 0
+    items = _accepted(rows, stage, watcher, rejected, strict)
+    before: dict[str, int] = {}
     try:
-        for row in read_json_lines(run.results_path):
-            result = SolutionReward.model_validate(row)
+        num_finished = 0
+        for value in read_json_lines(run.results_path):
+            outcome = stage.parse(value)
             item = next(items, None)
-            if item is None or item[1].id != result.id:
+            if item is None or item[1].id != outcome.id:
                 found = "the input ends there" if item is None else f"the input has {item[1].id!r} there"
                 raise CorruptRun(
-                    f"{run.results_path}, line {totals.num_solutions + 1} holds solution {result.id!r}, but {found}; "
+                    f"{run.results_path}, line {num_finished + 1} holds {stage.noun} {outcome.id!r}, but {found}; "
                     "begin a new run folder"
                 )
-            totals.add(result)
-            watcher.on_result(item[1], result)
-        num_tokens_before = totals.num_generated_tokens
-        watcher.on_resumed(totals.num_solutions)
-        pieces = journal.load(totals.num_solutions)
+            num_finished += 1
+            stage.totals.add(outcome)
+            watcher.on_result(item[1], outcome)
+        before = stage.totals.as_dict()
+        watcher.on_resumed(num_finished)
+        pieces = journal.load(num_finished)
         results = LineWriter(run.results_path)
         try:
 
-            async def judge(item: tuple[int, Solution]) -> SolutionReward:
-                index, solution = item
-                return await rewarder.judge(solution, _JournalLedger(journal, index, pieces.pop(index, {})))
+            async def work(item: tuple[int, Row]) -> Outcome:
+                index, row = item
+                return await stage.work(row, _JournalLedger(journal, index, pieces.pop(index, {})))
 
-            async for (index, solution), result in in_order(items, judge, width=rewarder.concurrency):
-                results.write(result.model_dump_json())
+            async for (index, row), outcome in in_order(items, work, width=stage.width):
+                results.write(outcome.model_dump_json())
                 journal.finish(index + 1)
-                totals.add(result)
-                watcher.on_result(solution, result)
+                stage.totals.add(outcome)
+                watcher.on_result(row, outcome)
         finally:
             results.close()
             journal.close()
@@ -177,11 +243,12 @@ async def _judge_run(
         raise
     finally:
         rejected.close()
+    totals = stage.totals.as_dict()
     session = {
         "seconds": round(time.monotonic() - started, 3),
-        "num_generated_tokens": totals.num_generated_tokens - num_tokens_before,
+        "num_generated_tokens": totals["num_generated_tokens"] - before["num_generated_tokens"],
     }
-    run.complete(totals.as_dict(), session)
+    run.complete(totals, session)
 
 
 class _JournalLedger(Ledger):
@@ -198,16 +265,16 @@ class _JournalLedger(Ledger):
 
 
 def _accepted(
-    rows: Iterable[Solution | Rejected],
-    totals: Totals,
+    rows: Iterable[Row | Rejected],
+    stage: Stage[Row, Outcome],
     watcher: Watcher,
     writer: LineWriter | None,
     strict: bool,
-) -> Iterator[tuple[int, Solution]]:
-    """Number the solutions, and set the rejected rows aside."""
+) -> Iterator[tuple[int, Row]]:
+    """Number the rows, and set the rejected ones aside."""
     index = 0
     for row in rows:
-        if isinstance(row, Solution):
+        if not isinstance(row, Rejected):
             yield index, row
             index += 1
             continue
@@ -215,7 +282,7 @@ def _accepted(
             writer.write(row.model_dump_json())
         if strict:
             raise InputError(f"{row.file}, line {row.line}: {row.reason}")
-        totals.num_rejected += 1
+        stage.totals.num_rejected += 1
         watcher.on_rejected(row)
 
 

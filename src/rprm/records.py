@@ -28,6 +28,31 @@ class Solution(Record):
     label: int | None = None
 
 
+class LabelledStep(Record):
+    """A step of a solution, and whether it is correct given the problem and the steps before it.
+
+    `id` is unique within its file; `source` tells where the row came from (a data set and its part, a generator). The
+    steps of one problem are known by its text.
+    """
+
+    id: str
+    problem: str
+    previous_steps: tuple[str, ...] = ()
+    step: str
+    label: bool
+    source: str | None = None
+
+    @property
+    def step_index(self) -> int:
+        """0-based place of the step in its solution."""
+        return len(self.previous_steps)
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The steps up to and including the labelled one."""
+        return (*self.previous_steps, self.step)
+
+
 class Analysis(Record):
     """One sampled analysis of one step.
 
@@ -63,6 +88,21 @@ class StepReward(Record):
     @property
     def num_without_verdict(self) -> int:
         return sum(analysis.verdict is None for analysis in self.analyses)
+
+
+class StepAnalyses(Record):
+    """The analyses that a model wrote of one labelled step, in the order of their sample numbers.
+
+    `failure` says why there are none (a prompt too long for the model).
+    """
+
+    step: LabelledStep
+    analyses: tuple[Analysis, ...] = ()
+    failure: str | None = None
+
+    @property
+    def id(self) -> str:
+        return self.step.id
 
 
 class SolutionReward(Record):

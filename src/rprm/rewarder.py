@@ -5,9 +5,10 @@ R-PRM, discriminative PRMs and prompted critics all stand behind it, so that eve
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
-from rprm.records import Solution, SolutionReward
+from rprm.records import Solution, SolutionReward, StepReward
 
 
 class Ledger(Protocol):
@@ -42,6 +43,12 @@ class StepRewarder(Protocol):
 
     async def judge(self, solution: Solution, ledger: Ledger | None = None) -> SolutionReward:
         """Reward one solution. Thousands of calls may be awaited at once; none affects another's result."""
+        ...
+
+    async def judge_step(
+        self, problem: str, steps: Sequence[str], step_index: int, ledger: Ledger | None = None
+    ) -> StepReward:
+        """Reward the step `steps[step_index]` alone, given the problem and the steps before it."""
         ...
 
     async def aclose(self) -> None: ...

@@ -1,0 +1,1 @@
+"""Training data: labelled steps, analyses of them, cold-start rows, preference pairs."""
