@@ -9,17 +9,22 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from rprm.classifiers import is_classifier, load_classifier
 from rprm.engines import Engine, Sampling, load_engine
 from rprm.errors import RprmError
 from rprm.judge import Judge
 from rprm.judging import in_order
 from rprm.presets import JudgeSettings, judge_settings
-from rprm.prompts import PromptTemplate, load_template
+from rprm.prompts import PromptTemplate, carried_template, load_template
 from rprm.reading import solution_of
 from rprm.records import Solution, SolutionReward
+from rprm.rewarder import StepRewarder
 from rprm.stopping import Stopping, StoppingRule
 
 T = TypeVar("T")
+
+#: The default probability of `stopping="confident"`.
+_CONFIDENCE = 0.99
 
 
 class RPRM:
@@ -35,7 +40,7 @@ class RPRM:
         confidence: for "confident": how probable a decision must be.
         first_error_exit: stop at the first step called wrong.
         force_verdict: where an analysis ends without a verdict, ask for one.
-        prompt: a template, its built-in name, or its file.
+        prompt: a template, its built-in name, or its file; by default the one that the model's folder carries.
         temperature, top_p, max_tokens, seed: how analyses are sampled.
 
     Example:
@@ -52,7 +57,7 @@ class RPRM:
         num_analyses: int | None = None,
         threshold: float | None = None,
         stopping: Stopping | None = None,
-        confidence: float = 0.99,
+        confidence: float = _CONFIDENCE,
         first_error_exit: bool | None = None,
         force_verdict: bool | None = None,
         prompt: str | PromptTemplate | None = None,
@@ -76,11 +81,12 @@ class RPRM:
             judge_settings(engine.spec), **{name: value for name, value in given.items() if value is not None}
         )
         _check(settings)
-        template = prompt if isinstance(prompt, PromptTemplate) else load_template(prompt or settings.prompt)
+        if not isinstance(prompt, PromptTemplate):
+            prompt = load_template(prompt or carried_template(engine.spec) or settings.prompt)
         self.settings = settings
         self.judge = Judge(
             engine,
-            template,
+            prompt,
             StoppingRule(settings.num_analyses, settings.threshold, settings.stopping, confidence),
             Sampling(temperature=settings.temperature, top_p=settings.top_p, max_tokens=settings.max_tokens, seed=seed),
             first_error_exit=settings.first_error_exit,
@@ -143,6 +149,39 @@ class RPRM:
         if self._thread is None:
             self._thread = _LoopThread()
         return self._thread.run(coroutine)
+
+
+#: Options of `RPRM` that say how analyses are sampled: a classifier writes none.
+_OF_ANALYSES = ("num_analyses", "force_verdict", "prompt", "temperature", "top_p", "max_tokens")
+
+
+def load_rewarder(model: str = "embedded", *, threshold: float | None = None, **options: Any) -> StepRewarder:
+    """Make what rewards steps from a model's spec: the one place that tells classifiers from reasoning judges.
+
+    Args:
+        model: "classifier:PATH_OR_ID" for a discriminative PRM (`rprm.classifiers`); every other spec is an engine's,
+            and the rewarder is the judge of `RPRM(model, ...)`.
+        threshold: a step whose reward is below it is called wrong; None is the classifier's own, or the paper's.
+        options: as for `RPRM`. A classifier takes none that say how analyses are sampled or when to stop.
+
+    Raises:
+        RprmError: an option that makes no sense for a classifier was given; the message names it.
+        EngineError: unknown kind or option of the spec, or a value that does not fit.
+    """
+    if not is_classifier(model):
+        return RPRM(model, threshold=threshold, **options).judge
+    given = [name for name in _OF_ANALYSES if options.get(name) is not None]
+    if options.get("stopping") not in (None, "none"):
+        given.append("stopping")
+    if options.get("confidence", _CONFIDENCE) != _CONFIDENCE:
+        given.append("confidence")
+    if options.get("first_error_exit"):
+        given.append("first_error_exit")
+    if given:
+        raise RprmError(
+            f"{model}: a classifier rewards all steps in one pass and writes no analyses: leave out {', '.join(given)}"
+        )
+    return load_classifier(model, **({} if threshold is None else {"threshold": threshold}))
 
 
 class _LoopThread:

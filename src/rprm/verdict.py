@@ -53,10 +53,15 @@ class VerdictFormat:
     no: str = "No"
 
     @cached_property
+    def marker_pattern(self) -> re.Pattern[str]:
+        """The marker, answered or not. Its words may be spaced or wrapped differently."""
+        return re.compile(r"\s+".join(re.escape(word) for word in self.marker.split()), re.IGNORECASE)
+
+    @cached_property
     def pattern(self) -> re.Pattern[str]:
-        # The words of the marker may be spaced or wrapped differently; between it and the answer stand only spaces,
-        # Markdown, brackets, a colon or LaTeX's \boxed{ and \text{. "Yes/No" is the question again, not an answer.
-        marker = r"\s+".join(re.escape(word) for word in self.marker.split())
+        # Between the marker and the answer stand only spaces, Markdown, brackets, a colon or LaTeX's \boxed{ and
+        # \text{. "Yes/No" is the question again, not an answer.
+        marker = self.marker_pattern.pattern
         filler = r"(?:[\s*_:>`'\"$({\[]|\\boxed|\\text(?:bf)?|\\mathrm)*"
         answer = rf"(?P<answer>{re.escape(self.yes)}|{re.escape(self.no)})"
         return re.compile(rf"{marker}{filler}{answer}(?!\w|\s*/\s*\w)", re.IGNORECASE)

@@ -9,6 +9,7 @@ Read the items, judge their solutions (or read scores made elsewhere), measure, 
 
 from rprm.benchmarks.comparison import Comparison, compare
 from rprm.benchmarks.items import BenchmarkItems, PRMBenchItem, ProcessBenchItem, read_prmbench, read_processbench
+from rprm.benchmarks.labelled_steps import LastStepRewarder, StepItems, measure_steps, step_scores, tally_steps
 from rprm.benchmarks.prmbench import measure_prmbench, tally_prmbench
 from rprm.benchmarks.processbench import (
     HeldOut,
@@ -28,10 +29,12 @@ __all__ = [
     "Coverage",
     "Figure",
     "HeldOut",
+    "LastStepRewarder",
     "Measurement",
     "PRMBenchItem",
     "ProcessBenchItem",
     "Scores",
+    "StepItems",
     "Tally",
     "ThresholdCurve",
     "Usage",
@@ -40,11 +43,14 @@ __all__ = [
     "measure_held_out",
     "measure_prmbench",
     "measure_processbench",
+    "measure_steps",
     "read_prmbench",
     "read_processbench",
     "read_scores",
     "scores_of",
+    "step_scores",
     "tally_prmbench",
     "tally_processbench",
+    "tally_steps",
     "threshold_curve",
 ]

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rprm.benchmarks.bootstrap import DEFAULT_RESAMPLES, percentile_intervals, resampled_sums
-from rprm.benchmarks.items import BenchmarkItems, PRMBenchItem, ProcessBenchItem
 from rprm.benchmarks.scores import Scores, Usage
 from rprm.errors import InputError, MissingPredictions
+from rprm.reading import Rejected, SourceInfo
 
 Floats = NDArray[np.float64]
 
@@ -194,9 +194,25 @@ class Measurement:
         }
 
 
+class _HasId(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+class MeasuredItems(Protocol):
+    """The items of any benchmark, and what became of the other rows."""
+
+    @property
+    def items(self) -> Sequence[_HasId]: ...
+    @property
+    def rejected(self) -> Sequence[Rejected]: ...
+    @property
+    def sources(self) -> Sequence[SourceInfo]: ...
+
+
 def measurement(
     tally: Tally,
-    items: BenchmarkItems[ProcessBenchItem] | BenchmarkItems[PRMBenchItem],
+    items: MeasuredItems,
     scores: Scores,
     *,
     num_resamples: int = DEFAULT_RESAMPLES,

@@ -3,36 +3,40 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from rprm.judging import OnResult, Watcher
+from rprm.judging import Watcher
+from rprm.records import SolutionReward
 
 if TYPE_CHECKING:
-    from rprm.judge import Judge
     from rprm.reading import Rejected
-    from rprm.records import Analysis, Solution, SolutionReward
+    from rprm.records import Analysis
+    from rprm.rewarder import StepRewarder
 
 
 @contextmanager
-def progress_line(judge: Judge, num_solutions: int | None, on_result: OnResult) -> Iterator[Watcher]:
-    """Solutions, steps, tokens a second and time left, on a terminal; nothing where standard error is none.
+def progress_line(
+    rewarder: StepRewarder, num_rows: int | None, on_result: Callable[[Any, Any], None], *, noun: str = "solutions"
+) -> Iterator[Watcher]:
+    """Rows, steps, tokens a second and time left, on a terminal; nothing where standard error is none.
 
     Args:
-        judge: its `on_analysis` is taken for the count of tokens.
-        num_solutions: total, None where it is not known.
+        rewarder: its `on_analysis`, where it writes analyses, is taken for the count of tokens.
+        num_rows: total, None where it is not known.
         on_result: called for each result; what it prints stands above the line.
+        noun: what the rows are.
     """
     console = Console(stderr=True, highlight=False)
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        TextColumn("solutions  {task.fields[steps]} steps  {task.fields[speed]}"),
+        TextColumn(f"{noun}  {{task.fields[steps]}}  {{task.fields[speed]}}"),
         TimeRemainingColumn(),
         console=console,
         transient=True,
@@ -40,7 +44,7 @@ def progress_line(judge: Judge, num_solutions: int | None, on_result: OnResult) 
         # Results go to standard output: through the line when that is this terminal too, past it when it is a file.
         redirect_stdout=sys.stdout.isatty(),
     )
-    task = progress.add_task("loading the model", total=num_solutions, steps=0, speed="")
+    task = progress.add_task("loading the model", total=num_rows, steps="", speed="")
     num_steps = num_tokens = num_before = 0
 
     def analysed(analysis: Analysis) -> None:
@@ -52,21 +56,24 @@ def progress_line(judge: Judge, num_solutions: int | None, on_result: OnResult) 
         elapsed = progress.tasks[0].elapsed or 0.0
         progress.update(task, speed=f"{num_tokens / elapsed:,.0f} tokens/s" if elapsed > 0 else "")
 
-    def judged(solution: Solution, result: SolutionReward) -> None:
+    def finished(row: Any, result: Any) -> None:
         nonlocal num_steps
-        num_steps += len(result.steps)
-        progress.update(task, advance=1, steps=num_steps)
-        on_result(solution, result)
+        if isinstance(result, SolutionReward):
+            num_steps += len(result.steps)
+            progress.update(task, steps=f"{num_steps} steps")
+        progress.update(task, advance=1)
+        on_result(row, result)
 
     def rejected(row: Rejected) -> None:
         console.print(f"set aside: {row.file}, line {row.line}: {row.reason}", style="yellow", markup=False)
 
-    def resumed(num_solutions: int) -> None:
+    def resumed(num_finished: int) -> None:
         nonlocal num_before
-        num_before = num_solutions
-        if num_solutions:
-            console.print(f"going on: {num_solutions} solutions were judged before", style="dim")
+        num_before = num_finished
+        if num_finished:
+            console.print(f"going on: {num_finished} {noun} were finished before", style="dim")
 
-    judge.on_analysis = analysed
+    if hasattr(rewarder, "on_analysis"):
+        rewarder.on_analysis = analysed
     with progress:
-        yield Watcher(on_result=judged, on_rejected=rejected, on_resumed=resumed)
+        yield Watcher(on_result=finished, on_rejected=rejected, on_resumed=resumed)

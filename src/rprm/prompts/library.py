@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 from rprm.errors import PromptError
 from rprm.prompts.template import PromptTemplate
@@ -42,6 +43,18 @@ def load_template(source: str | Path | None = None) -> PromptTemplate:
         return _read(Path(source), str(source))
     except OSError as error:
         raise PromptError(f"prompt {str(source)!r:.200}: cannot be read: {error.strerror}; {_choices()}") from None
+
+
+def carried_template(model: str) -> Path | None:
+    """The template that a model carries: `rprm_prompt.toml` in the folder that its spec names, or beside its adapter.
+
+    Args:
+        model: `KIND:TARGET?option=value`. A hub id carries none here: its files are not at hand before it is loaded.
+    """
+    body, _, query = model.partition("?")
+    places = [dict(parse_qsl(query)).get("adapter"), body.partition(":")[2]]
+    files = [Path(place) / MODEL_TEMPLATE for place in places if place]
+    return next((file for file in files if file.is_file()), None)
 
 
 def _read(path: Path, source: str) -> PromptTemplate:

@@ -19,6 +19,8 @@ def measurement_table(measurement: Measurement) -> Table:
     """The figures of a run, with 95% intervals, and below them what they rest on."""
     if measurement.benchmark == "prmbench":
         return _prmbench_table(measurement)
+    if measurement.benchmark == "steps":
+        return _steps_table(measurement)
     table = _table(f"ProcessBench at threshold {measurement.threshold:g}", caption=_basis(measurement))
     for name in ("subset", "items", "error acc", "correct acc", "F1", "coverage"):
         table.add_column(name, justify="left" if name == "subset" else "right")
@@ -29,6 +31,21 @@ def measurement_table(measurement: Measurement) -> Table:
     total = measurement.total_coverage
     average = _figure(measurement.figures["average.f1"])
     table.add_row("average", f"{total.num_items:,}", "", "", average, _percent(total), style="bold")
+    return table
+
+
+def _steps_table(measurement: Measurement) -> Table:
+    table = _table(f"Labelled steps at threshold {measurement.threshold:g}", caption=_basis(measurement))
+    for name in ("source", "steps", "wrong acc", "correct acc", "F1", "accuracy", "well-formed", "coverage"):
+        table.add_column(name, justify="left" if name == "source" else "right")
+    if len(measurement.coverage) > 1:
+        for source, coverage in measurement.coverage.items():
+            accuracy = _figure(measurement.figures[f"{source}.accuracy"])
+            table.add_row(_plain(source), f"{coverage.num_items:,}", "", "", "", accuracy, "", _percent(coverage))
+        table.add_section()
+    total = measurement.total_coverage
+    figures = [measurement.figures[name] for name in ("wrong_acc", "correct_acc", "f1", "accuracy", "wellformed")]
+    table.add_row("all", f"{total.num_items:,}", *map(_figure, figures), _percent(total), style="bold")
     return table
 
 

@@ -1,0 +1,273 @@
+"""A folder of training rows: `train.jsonl`, `validation.jsonl`, the prompt template, a card, and a sample to read.
+
+    FOLDER/
+      train.jsonl, validation.jsonl   rows as TRL takes them (conversational, or plain text for a raw template)
+      rprm_prompt.toml                the template that every prompt was rendered with
+      README.md                       the card: what it was made from, every count
+      sample.md                       a few rows to read
+      manifest.json, summary.json     settings and counts, for programs
+
+The stage is quick and deterministic. It is made whole or not at all: a killed one is begun again, and ends the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from rprm.artifacts import LineWriter, Run, write_atomically
+from rprm.data.analyses import AnalysesFile
+from rprm.data.splits import order_key
+from rprm.judging import versions
+from rprm.prompts import Prompt, PromptTemplate
+from rprm.prompts.library import MODEL_TEMPLATE
+from rprm.reading import Rejected
+from rprm.records import LabelledStep
+
+TRAIN = "train.jsonl"
+VALIDATION = "validation.jsonl"
+CARD = "README.md"
+SAMPLE = "sample.md"
+
+#: Rows of each verdict shown in the sample.
+_NUM_SHOWN = 3
+
+#: Length classes of the card's table, in characters.
+_LENGTHS = (250, 500, 1000, 2000, 4000, 8000)
+
+
+class Candidate(NamedTuple):
+    """A row that may be written: its id, its verdict (the step's label) and its part."""
+
+    id: str
+    label: bool
+    held_out: bool
+
+
+def balanced(candidates: Iterable[Candidate], seed: int) -> set[str]:
+    """Ids of as many candidates with Yes as with No, in each part; of the more frequent verdict a random choice."""
+    groups: dict[tuple[bool, bool], list[str]] = {}
+    for candidate in candidates:
+        groups.setdefault((candidate.held_out, candidate.label), []).append(candidate.id)
+    chosen: set[str] = set()
+    for held_out in (False, True):
+        sides = [groups.get((held_out, label), []) for label in (True, False)]
+        size = min(map(len, sides))
+        for side in sides:
+            chosen.update(sorted(side, key=lambda identifier: order_key(identifier, seed))[:size])
+    return chosen
+
+
+def messages_of(prompt: Prompt, *replies: str) -> list[Any]:
+    """A prompt and replies as TRL takes them: lists of messages, or plain texts where the prompt is no chat.
+
+    A raw reply begins with the space or line end that the prompt leaves off.
+    """
+    if not prompt.chat:
+        glue = "" if prompt.text[-1:].isspace() or not prompt.text else " "
+        return [prompt.text, *(glue + reply for reply in replies)]
+    question = [{"role": message.role, "content": message.content} for message in prompt.messages]
+    return [question, *([{"role": "assistant", "content": reply}] for reply in replies)]
+
+
+def listed(dropped: Mapping[str, int]) -> str:
+    """The reasons that cost something, with their counts."""
+    return ", ".join(f"{reason}: {count}" for reason, count in dropped.items() if count) or "there were none"
+
+
+class Dataset:
+    """Writes such a folder. Use as a context manager.
+
+    Args:
+        folder: made if missing; one begun with other settings is refused.
+        stage: `cold-start` or `pairs`.
+        analyses: what it is made from.
+        template: the prompt of every row.
+        settings: that the rows depend on.
+
+    Raises:
+        RunError: the folder cannot be used, as for `Run`.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        stage: str,
+        analyses: AnalysesFile,
+        template: PromptTemplate,
+        settings: Mapping[str, Any],
+    ) -> None:
+        self.folder = Path(folder)
+        self.stage = stage
+        self.template = template
+        resolved = {
+            "input": analyses.source.inspect().digest,
+            "prompt": {"name": template.name, "digest": template.digest},
+            **settings,
+        }
+        self._run = Run(
+            folder, stage=stage, settings=resolved, session={"input": analyses.source.name, "versions": versions()}
+        )
+        self._labels: Counter[tuple[bool, bool]] = Counter()
+        self._problems: dict[bool, set[bytes]] = {False: set(), True: set()}
+        self._positions: Counter[int] = Counter()
+        self._lengths: Counter[int] = Counter()
+        self._shown: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+        self._num_rejected = 0
+
+    def __enter__(self) -> Self:
+        self._run.__enter__()
+        self._rejected = LineWriter(self._run.rejected_path, fresh=True)
+        self._writers = {
+            held_out: LineWriter(self.folder / f"{name}.partial", fresh=True)
+            for held_out, name in ((False, TRAIN), (True, VALIDATION))
+        }
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for writer in (*self._writers.values(), self._rejected):
+            writer.close()
+        self._run.__exit__(kind, error, trace)
+
+    def reject(self, row: Rejected) -> None:
+        """Set an input row aside."""
+        self._rejected.write(row.model_dump_json())
+        self._num_rejected += 1
+
+    def write(self, row: dict[str, Any], *, step: LabelledStep, held_out: bool) -> None:
+        self._writers[held_out].write(json.dumps(row, ensure_ascii=False))
+        self._labels[held_out, step.label] += 1
+        self._problems[held_out].add(hashlib.blake2b(step.problem.encode(), digest_size=8).digest())
+        self._positions[step.step_index] += 1
+        text = _text_of(row["completion"] if "completion" in row else row["chosen"])
+        self._lengths[next((limit for limit in _LENGTHS if len(text) <= limit), 0)] += 1
+        if not held_out and len(self._shown[step.label]) < _NUM_SHOWN:
+            self._shown[step.label].append(row)
+
+    def finish(
+        self, *, counts: Mapping[str, int], dropped: Mapping[str, int], made_from: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Put the files in place and write card, sample and summary; returns the summary."""
+        for held_out, name in ((False, TRAIN), (True, VALIDATION)):
+            self._writers[held_out].close()
+            partial = self.folder / f"{name}.partial"
+            if partial.stat().st_size or not held_out:
+                os.replace(partial, self.folder / name)
+            else:
+                partial.unlink()
+                (self.folder / name).unlink(missing_ok=True)
+        summary = {
+            "parts": {
+                name: {
+                    "rows": self._labels[held_out, True] + self._labels[held_out, False],
+                    "yes": self._labels[held_out, True],
+                    "no": self._labels[held_out, False],
+                    "problems": len(self._problems[held_out]),
+                }
+                for held_out, name in ((False, "train"), (True, "validation"))
+            },
+            "counts": dict(counts),
+            "dropped": dict(dropped),
+            "rejected": self._num_rejected,
+            "positions": {str(place): self._positions[place] for place in sorted(self._positions)},
+            "characters": {
+                (f"up to {limit}" if limit else f"over {_LENGTHS[-1]}"): self._lengths[limit]
+                for limit in (*_LENGTHS, 0)
+                if self._lengths[limit]
+            },
+        }
+        write_atomically(self.folder / MODEL_TEMPLATE, self.template.to_toml())
+        write_atomically(self.folder / SAMPLE, self._sample())
+        write_atomically(self.folder / CARD, self._card(summary, made_from))
+        self._run.complete(summary, {})
+        return summary
+
+    def _card(self, summary: Mapping[str, Any], made_from: Mapping[str, Any]) -> str:
+        what = {
+            "cold-start": "analyses whose verdict agrees with the label of the step (cold start, SFT)",
+            "pairs": "pairs of an agreeing and a disagreeing analysis of one step (preferences, DPO)",
+        }[self.stage]
+        has_validation = summary["parts"]["validation"]["rows"] > 0
+        files = [f"  - split: train\n    path: {TRAIN}"]
+        if has_validation:
+            files.append(f"  - split: validation\n    path: {VALIDATION}")
+        lines = [
+            "---",
+            "tags: [process-reward-model, r-prm]",
+            "configs:",
+            "- config_name: default",
+            "  data_files:",
+            *files,
+            "---",
+            "",
+            f"# {self.folder.resolve().name}",
+            "",
+            f"Training rows of a reasoning-driven process reward model: {what}. Made by `rprm data {self.stage}`.",
+            "",
+            f"Prompt template: `{self.template.name}` ({self.template.digest}), in `{MODEL_TEMPLATE}`. Every prompt "
+            "was rendered with it.",
+            "",
+            *_table(
+                ("part", "rows", "Yes", "No", "problems"),
+                [
+                    (name, part["rows"], part["yes"], part["no"], part["problems"])
+                    for name, part in summary["parts"].items()
+                ],
+            ),
+            "No problem stands in both parts.",
+            "",
+            "## What became of the analyses",
+            "",
+            *_table(("", "number"), [*summary["counts"].items()]),
+            *_table(("dropped because", "number"), [*summary["dropped"].items()]),
+            *([f"Input rows set aside (`rejected.jsonl`): {summary['rejected']}.", ""] if summary["rejected"] else []),
+            "## Place of the step in its solution (0: first), and length of the analysis",
+            "",
+            *_table(("place", "rows"), [*summary["positions"].items()]),
+            *_table(("characters", "rows"), [*summary["characters"].items()]),
+            "## Settings",
+            "",
+            "```json",
+            json.dumps({**self._run.settings, "made_from": dict(made_from)}, indent=2, ensure_ascii=False),
+            "```",
+            "",
+        ]
+        return "\n".join(lines)
+
+    def _sample(self) -> str:
+        lines = [f"# A sample of {self.folder.resolve().name}, to read", ""]
+        for label in (True, False):
+            for row in self._shown[label]:
+                lines += [f"## {row['id']} ({'Yes' if label else 'No'})", ""]
+                for name in ("prompt", "completion", "chosen", "rejected"):
+                    if name in row:
+                        lines += [f"**{name}**", "", *_fenced(_text_of(row[name])), ""]
+        return "\n".join(lines)
+
+
+def _text_of(value: Any) -> str:
+    return value if isinstance(value, str) else "\n\n".join(message["content"] for message in value)
+
+
+def _fenced(text: str) -> list[str]:
+    """A fenced block that nothing in the text can close."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return [f"{fence}text", text, fence]
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:
+    lines = ["| " + " | ".join(head) + " |", "|" + "|".join(["---", *["---:"] * (len(head) - 1)]) + "|"]
+    lines += [
+        "| " + " | ".join(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row) + " |" for row in rows
+    ]
+    return [*lines, ""]

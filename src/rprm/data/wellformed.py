@@ -1,0 +1,59 @@
+"""Which analyses are fit to train on, and the form in which they are: the body, then one verdict line at the very end.
+
+Models write the verdict line in many ways (`**Yes**`, `\\boxed{Yes}.`). Trained on, it always reads the same: the
+marker, a space, the answer. What a student learns is then one form, which every engine finds.
+"""
+
+from __future__ import annotations
+
+from rprm.records import Analysis
+from rprm.verdict import VerdictFormat
+
+#: What may stand after the answer without counting as text: closing Markdown, brackets, punctuation.
+_TAIL = " \t\r\n*_`'\"$)}].!"
+
+#: What may stand before the marker on its line without counting as text.
+_OPENERS = " \t\r*_#>`-"
+
+#: Reasons to drop an analysis, in the order in which they are looked for.
+NO_VERDICT = "no verdict"
+FORCED = "verdict had to be asked for"
+SEVERAL = "the verdict line stands more than once"
+NOT_LAST = "text follows the verdict"
+EMPTY = "nothing but the verdict"
+DISAGREES = "verdict disagrees with the label"
+REPEATED = "repeats another analysis of the step"
+REASONS = (NO_VERDICT, FORCED, SEVERAL, NOT_LAST, EMPTY, DISAGREES, REPEATED)
+
+
+def wellformed(
+    analysis: Analysis, written: VerdictFormat, trained: VerdictFormat
+) -> tuple[str, None] | tuple[None, str]:
+    """The text to train on, or why there is none: `(text, None)` or `(None, reason)`.
+
+    Args:
+        analysis: as it was written.
+        written: the verdict line of the template it was written with.
+        trained: that of the template to train with; usually the same.
+    """
+    if analysis.verdict is None:
+        return None, NO_VERDICT
+    if analysis.forced:
+        return None, FORCED
+    markers = list(written.marker_pattern.finditer(analysis.text))
+    verdict = written.find(analysis.text)
+    if verdict is None:
+        return None, NO_VERDICT
+    if len(markers) > 1:
+        return None, SEVERAL
+    if analysis.text[verdict.end :].strip(_TAIL):
+        return None, NOT_LAST
+    body = analysis.text[: markers[0].start()]
+    before, _, lead = body.rpartition("\n")
+    if not lead.strip(_OPENERS):
+        # Markdown that opens on the verdict line belongs to it, and would be left open.
+        body = before
+    body = body.strip()
+    if not any(character.isalnum() for character in body):
+        return None, EMPTY
+    return f"{body}\n{trained.marker} {trained.yes if verdict.yes else trained.no}", None
