@@ -1,39 +1,86 @@
-"""Labelled steps in: rows of `LabelledStep`, from a file or from a run of `rprm data steps`."""
+"""Labelled steps in: from our own rows, and from every format that step labels are published in.
+
+Rows stream one at a time. A row that cannot be used is a `Rejected` with its place and the reason; the rows after it
+go on.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from rprm.artifacts import RESULTS, read_manifest
+from rprm.data.gsm8k import WRONG_SHARE, gsm8k_steps
+from rprm.data.origins import Origin, text_of
+from rprm.data.prm800k import Neutral, prm800k_steps
+from rprm.data.stepwise import math_shepherd_steps, solution_steps, stepwise_steps
 from rprm.errors import InputError
-from rprm.reading import MAX_REJECTED_TEXT, Rejected, Source
+from rprm.reading import MAX_REJECTED_TEXT, Rejected, Row, Source
 from rprm.records import LabelledStep
 
 #: The stage's name in a manifest.
 STAGE = "steps"
 
+#: Name of the format that is chosen for each row by its fields.
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """What the formats leave open; each function of a format says what its options mean.
+
+    Attributes:
+        neutral: PRM800K: what a rating of 0 counts as.
+        keep_quality_control: PRM800K: use solutions that served to check or to screen labelers.
+        keep_unfinished: PRM800K: use solutions that were given up, or whose problem is broken.
+        after_error: stepwise, Math-Shepherd: go on after the first wrong step.
+        wrong_share: GSM8K: share of wrong rows to aim at.
+        seed: GSM8K: of the edits.
+    """
+
+    neutral: Neutral = "correct"
+    keep_quality_control: bool = False
+    keep_unfinished: bool = False
+    after_error: bool = False
+    wrong_share: float = WRONG_SHARE
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Expanded:
+    """The labelled steps of one row of a source, and what of it gave none, by reason."""
+
+    format: str
+    steps: tuple[LabelledStep, ...]
+    skipped: Counter[str]
+    line: int
+
 
 def steps_source(name: str | Path) -> Source:
     """What labelled steps are read from: a run folder of `rprm data steps`, a file, or a hub data set.
 
+    A hub data set is read from its split `train` where the name has none.
+
     Raises:
         InputError: there is no such file, or the run has not ended.
-        RunError: the folder is no run folder, or one of another stage.
+        RunError: the folder is no run folder.
         CorruptRun: its manifest cannot be read.
     """
     folder = Path(name)
-    if not folder.is_dir():
-        return Source(str(name))
-    manifest = read_manifest(folder)
-    if manifest["stage"] != STAGE:
-        raise InputError(f"{folder} is a run of the stage {manifest['stage']!r}; name a run of `rprm data steps`")
-    if manifest.get("status") != "complete":
-        raise InputError(f"{folder}: the run has not ended; run the same `rprm data steps` command again")
-    return Source(str(folder / RESULTS))
+    if folder.is_dir():
+        manifest = read_manifest(folder)
+        if manifest["stage"] != STAGE:
+            raise InputError(f"{folder} is a run of the stage {manifest['stage']!r}; name a run of `rprm data steps`")
+        if manifest.get("status") != "complete":
+            raise InputError(f"{folder}: the run has not ended; run the same `rprm data steps` command again")
+        return Source(str(folder / RESULTS))
+    source = Source(str(name))
+    if source.hub is not None and "split=" not in source.name:
+        return Source(f"{source.name}{'&' if '?' in source.name else '?'}split=train")
+    return source
 
 
 def read_labelled_steps(source: Source) -> Iterator[LabelledStep | Rejected]:
@@ -48,7 +95,7 @@ def read_labelled_steps(source: Source) -> Iterator[LabelledStep | Rejected]:
         try:
             yield labelled_step_of(row.value, default_id=f"line-{row.line}")
         except InputError as error:
-            yield Rejected(file=source.name, line=row.line, reason=str(error), text=row.text[:MAX_REJECTED_TEXT])
+            yield _rejected(source, row, error)
 
 
 def labelled_step_of(value: Any, *, default_id: str) -> LabelledStep:
@@ -59,11 +106,133 @@ def labelled_step_of(value: Any, *, default_id: str) -> LabelledStep:
     """
     if not isinstance(value, dict):
         raise InputError(f"a record must be a JSON object, not {type(value).__name__}")
-    fields = {name: value[name] for name in LabelledStep.model_fields if name in value}
+    previous = value.get("previous_steps") or ()
+    if not isinstance(previous, (list, tuple)) or not all(isinstance(step, str) for step in previous):
+        raise InputError(f"'previous_steps' must be a list of texts, not {previous!r:.80}")
+    label = value.get("label")
+    if not isinstance(label, bool):
+        raise InputError(f"'label' must be true (the step is correct) or false, not {label!r:.80}")
+    identifier, origin = value.get("id", default_id), value.get("source")
+    if isinstance(identifier, int) and not isinstance(identifier, bool):
+        identifier = str(identifier)
+    if not isinstance(identifier, str) or not identifier:
+        raise InputError(f"'id' must be a text or a whole number, not {identifier!r:.80}")
+    if origin is not None and not isinstance(origin, str):
+        raise InputError(f"'source' must be a text or null, not {origin!r:.80}")
+    texts = {"problem": text_of(value, "problem"), "step": text_of(value, "step")}
+    step = LabelledStep(id=identifier, previous_steps=tuple(previous), label=label, source=origin, **texts)
+    return _unicode(lambda: [step])[0]
+
+
+def read_steps(
+    source: Source, *, format: str = AUTO, options: StepOptions | None = None
+) -> Iterator[Expanded | Rejected]:
+    """The labelled steps of every row of a source.
+
+    Args:
+        source: a file or hub data set.
+        format: one of `FORMATS`, or `auto`, which tells each row's format by its fields.
+        options: what the formats leave open.
+
+    Raises:
+        InputError: the source cannot be read at all.
+    """
+    options = options or StepOptions()
+    name = source_name(source)
+    for row in source.rows():
+        if isinstance(row, Rejected):
+            yield row
+            continue
+        try:
+            yield expand_row(row, name, format=format, options=options)
+        except InputError as error:
+            yield _rejected(source, row, error)
+
+
+def expand_row(row: Row, name: str, *, format: str = AUTO, options: StepOptions) -> Expanded:
+    """The labelled steps of one row; `name` is what its source is called in ids and in `source`.
+
+    Raises:
+        InputError: what is wrong with the row, without its place.
+    """
+    if not isinstance(row.value, dict):
+        raise InputError(f"a record must be a JSON object, not {type(row.value).__name__}")
+    record: dict[str, Any] = row.value
+    chosen = format_of(record) if format == AUTO else format
+    origin = Origin(f"{name}-{row.line}", name)
+    steps = _unicode(lambda: _EXPAND[chosen](record, origin, options))
+    return Expanded(chosen, tuple(steps), origin.skipped, row.line)
+
+
+def format_of(record: dict[str, Any]) -> str:
+    """The format of a row, by its fields.
+
+    Raises:
+        InputError: no format has these fields.
+    """
+    for name, fields in _FIELDS.items():
+        if all(isinstance(record.get(field), kind) for field, kind in fields.items()):
+            return name
+    found = ", ".join(sorted(map(str, record))[:12]) or "none"
+    formats = "; ".join(f"{name} has {', '.join(fields)}" for name, fields in _FIELDS.items())
+    raise InputError(f"no format of labelled steps has these fields: {found} ({formats})")
+
+
+#: The fields that tell a format, and their types. The first that fits is taken.
+_FIELDS: dict[str, dict[str, Any]] = {
+    "prm800k": {"question": dict, "label": dict},
+    "steps": {"problem": str, "step": str},
+    "stepwise": {"prompt": str, "completions": list, "labels": list},
+    "math-shepherd": {"input": str, "label": str},
+    "solutions": {"problem": str, "steps": list},
+    "gsm8k": {"question": str, "answer": str},
+}
+
+#: Names of the formats.
+FORMATS = tuple(_FIELDS)
+
+_EXPAND: dict[str, Callable[[dict[str, Any], Origin, StepOptions], list[LabelledStep]]] = {
+    "prm800k": lambda record, origin, options: prm800k_steps(
+        record,
+        origin,
+        neutral=options.neutral,
+        keep_quality_control=options.keep_quality_control,
+        keep_unfinished=options.keep_unfinished,
+    ),
+    "steps": lambda record, origin, options: [_own_step(record, origin)],
+    "stepwise": lambda record, origin, options: stepwise_steps(record, origin, after_error=options.after_error),
+    "math-shepherd": lambda record, origin, options: math_shepherd_steps(
+        record, origin, after_error=options.after_error
+    ),
+    "solutions": lambda record, origin, options: solution_steps(record, origin),
+    "gsm8k": lambda record, origin, options: gsm8k_steps(
+        record, origin, wrong_share=options.wrong_share, seed=options.seed
+    ),
+}
+
+
+def _own_step(record: dict[str, Any], origin: Origin) -> LabelledStep:
+    step = labelled_step_of(record, default_id=origin.id)
+    return step if step.source is not None else step.model_copy(update={"source": origin.source})
+
+
+def source_name(source: Source) -> str:
+    """What a source is called in ids and in `source`: the hub's name, or a file's name without its endings."""
+    if source.hub is not None:
+        return source.hub["path"]
+    return source.path.name.split(".")[0] or source.path.name
+
+
+def _rejected(source: Source, row: Row, error: InputError) -> Rejected:
+    return Rejected(file=source.name, line=row.line, reason=str(error), text=row.text[:MAX_REJECTED_TEXT])
+
+
+def _unicode(make: Callable[[], list[LabelledStep]]) -> list[LabelledStep]:
+    """The steps that `make` makes; a text in them that is no Unicode (JSON can write one) is an `InputError`."""
     try:
-        step = LabelledStep.model_validate({"id": default_id, **fields}, strict=False)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InputError(f"{where!r}: {first['msg']}") from None
-    return step
+        steps = make()
+        for text in {text for step in steps for text in (step.id, step.problem, *step.steps, step.source or "")}:
+            text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"text that is not Unicode: a lone surrogate {error.object[error.start]!r}") from None
+    return steps
