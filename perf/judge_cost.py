@@ -12,7 +12,11 @@ Two measurements, side by side in one run:
 
        python perf/judge_cost.py tokens --data FOLDER_WITH_PROCESSBENCH
 
-2. Wall time with a real model, whatever it is worth as a judge:
+2. Wall time on a real engine with a real model. The embedded model's own verdicts would say nothing of a judge's
+   (nearly all of them lie about one half), so that it generates and computes as many tokens as the stream's analyses
+   have, and the stream says what the verdicts are: the time is real, the decisions are realistic. The published second
+   pass is measured both ways: with the whole prompt computed again, as the published code does, and with the engine's
+   prompt cache, which it does not have.
 
        python perf/judge_cost.py time --data FOLDER_WITH_PROCESSBENCH --model embedded
 """
@@ -22,6 +26,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import random
 import statistics
 import time
@@ -29,6 +34,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rprm.benchmarks import measure_processbench, read_prmbench, read_processbench, read_scores, scores_of
+from rprm.data.splits import order_key
 from rprm.engines import Completion, Engine, EngineInfo, Sampling, load_engine
 from rprm.engines.scripted import ScriptedEngine, ScriptedReply
 from rprm.judge import Judge
@@ -104,6 +110,48 @@ class PublishedProcedure(Judge):
         return SolutionReward(id=solution.id, num_steps=len(steps), first_error=first, steps=tuple(steps))
 
     one_at_a_time = asyncio.Semaphore(1)
+
+
+class StreamedEngine(CountingEngine):
+    """A real engine whose completions are as long as the stream says, and end in the stream's verdicts.
+
+    Args:
+        engine: generates and computes, for real.
+        streams: lengths and verdicts, scaled down by `scale` so that a CPU comes to an end.
+        whole_second_pass: compute the prompt of a second pass anew, as the published code does.
+    """
+
+    def __init__(self, engine: Engine, streams: Streams, scale: float, whole_second_pass: bool) -> None:
+        super().__init__(engine)
+        self.streams = streams
+        self.scale = scale
+        self.whole_second_pass = whole_second_pass
+        self.p_yes: dict[str, float] = {}
+
+    async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
+        drawn = self.streams.reply(prompt, sampling)
+        num_tokens = max(4, round(drawn.num_tokens * self.scale))
+        written = await super().generate(prompt, replace(sampling, max_tokens=num_tokens, verdict=None))
+        if drawn.p_yes is None:
+            return written
+        verdict = sampling.verdict or VerdictFormat()
+        before = f"{written.text}\n{verdict.marker}"
+        self.p_yes[before] = drawn.p_yes
+        choice = VerdictChoice(len(before) + 1, math.log(drawn.p_yes), math.log1p(-drawn.p_yes))
+        answer = verdict.yes if drawn.p_yes >= 0.5 else verdict.no
+        return replace(written, text=f"{before} {answer}", choices=(choice,))
+
+    async def choose(self, prompt: Prompt, text: str, verdict: VerdictFormat) -> VerdictChoice:
+        if self.whole_second_pass:
+            # Another beginning: nothing of it was computed before.
+            first, *rest = prompt.messages
+            opening = replace(first, content=f"{self.num_second_passes} {first.content}")
+            prompt = replace(prompt, messages=(opening, *rest))
+        choice = await super().choose(prompt, text, verdict)
+        if text not in self.p_yes:
+            return choice
+        p_yes = self.p_yes[text]
+        return VerdictChoice(len(text), math.log(p_yes), math.log1p(-p_yes))
 
 
 def _with_marker(text: str, template: PromptTemplate) -> str:
@@ -228,10 +276,12 @@ def count_tokens(arguments: argparse.Namespace) -> dict[str, object]:
 
 
 def measure_time(arguments: argparse.Namespace) -> dict[str, object]:
-    items = read_processbench(Path(arguments.data) / "processbench")
-    solutions = [solution for solution in items.solutions if len(solution.steps) <= 8][: arguments.limit]
+    data = Path(arguments.data)
+    items = read_processbench(data / "processbench")
+    # A mixture of all subsets, the shorter solutions of each.
+    short = [solution for solution in items.solutions if len(solution.steps) <= arguments.max_steps]
+    solutions = sorted(short, key=lambda solution: order_key(solution.id, arguments.seed))[: arguments.limit]
     template = load_template(arguments.prompt)
-    sampling = Sampling(0.95, 0.95, arguments.max_tokens, seed=arguments.seed)
     k = arguments.k[0]
 
     async def main() -> list[dict[str, object]]:
@@ -239,33 +289,41 @@ def measure_time(arguments: argparse.Namespace) -> dict[str, object]:
         await engine.start()
         rounds = []
         for number in range(arguments.rounds):
-            # A fresh seed each round: nothing of the round before is in a cache. Who goes first alternates.
-            drawn = replace(sampling, seed=arguments.seed + number)
-            whole_engine, our_engine = WholeAnalyses(engine), CountingEngine(engine)
-            published = PublishedProcedure(
-                whole_engine, template, StoppingRule(k, stopping="none"), drawn, first_error_exit=False
-            )
-            ours = Judge(our_engine, template, StoppingRule(k), drawn, force_verdict=True)
-            pair = [(published, whole_engine), (ours, our_engine)]
+            # Another seed each round, and nothing in a cache at the start. Who goes first changes.
+            seed = arguments.seed + number
+            sampling = Sampling(0.95, 0.95, 4096, seed=seed)
+            streams = Streams(solutions, template, "released", data, seed)
+            procedures: dict[str, tuple[Judge, CountingEngine]] = {}
+            for name, whole in (("published", True), ("published, cached prompts", False)):
+                streamed = StreamedEngine(engine, streams, arguments.scale, whole)
+                rule = StoppingRule(k, stopping="none")
+                procedures[name] = (
+                    PublishedProcedure(streamed, template, rule, sampling, first_error_exit=False),
+                    streamed,
+                )
+            ours = StreamedEngine(engine, streams, arguments.scale, False)
+            procedures["ours"] = Judge(ours, template, StoppingRule(k), sampling), ours
+            order = list(procedures)
+            order = order[number % 3 :] + order[: number % 3]
             costs = {}
-            for judge, counting in pair if number % 2 == 0 else reversed(pair):
+            for name in order:
                 _forget(engine)
-                costs[judge] = await run(judge, counting, solutions)
-            one, other = costs[published], costs[ours]
-            same = sum(a.first_error == b.first_error for a, b in zip(one.rewards, other.rewards, strict=True))
-            rounds.append(
-                {
-                    "published_seconds": round(one.seconds, 1),
-                    "ours_seconds": round(other.seconds, 1),
-                    "speedup": one.seconds / other.seconds,
-                    "published_generated": one.generated,
-                    "ours_generated": other.generated,
-                    "published_forward": one.forward,
-                    "ours_forward": other.forward,
-                    "predictions_identical": f"{same}/{len(solutions)}",
+                costs[name] = await run(*procedures[name], solutions)
+            mine = costs["ours"]
+            row: dict[str, object] = {"order": order}
+            for name, cost in costs.items():
+                row[name] = {
+                    "seconds": round(cost.seconds, 1),
+                    "generated": cost.generated,
+                    "second_passes": cost.second_passes,
+                    "times_ours": cost.seconds / mine.seconds,
+                    "predictions_as_ours": sum(
+                        one.first_error == other.first_error
+                        for one, other in zip(cost.rewards, mine.rewards, strict=True)
+                    ),
                 }
-            )
-            print(json.dumps(rounds[-1]), flush=True)
+            rounds.append(row)
+            print(json.dumps(row), flush=True)
         await engine.aclose()
         return rounds
 
@@ -275,7 +333,10 @@ def measure_time(arguments: argparse.Namespace) -> dict[str, object]:
         "solutions": len(solutions),
         "steps": sum(len(solution.steps) for solution in solutions),
         "k": k,
-        "median_speedup": statistics.median(float(str(one["speedup"])) for one in rounds),
+        "median_times_ours": {
+            name: statistics.median(float(row[name]["times_ours"]) for row in rounds)  # type: ignore[index]
+            for name in ("published", "published, cached prompts")
+        },
         "rounds": rounds,
     }
 
@@ -294,8 +355,9 @@ def main() -> None:
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--prompt", default="critique-brief")
     parser.add_argument("-k", type=int, nargs="+", default=[10, 16, 32])
-    parser.add_argument("--limit", type=int, default=4)
-    parser.add_argument("--max-tokens", type=int, default=48)
+    parser.add_argument("--limit", type=int, default=12, help="time: solutions")
+    parser.add_argument("--max-steps", type=int, default=6, help="time: of solutions with at most so many steps")
+    parser.add_argument("--scale", type=float, default=0.06, help="time: length of analyses against the stream's")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

@@ -24,6 +24,7 @@ def test_the_public_names() -> None:
         "StepReward",
         "__version__",
         "load_engine",
+        "load_rewarder",
         "load_template",
         "split_steps",
     ]

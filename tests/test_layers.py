@@ -14,7 +14,7 @@ LAYERS = [
     {"engines", "rewarder"},
     {"judge", "judging", "classifiers"},
     {"api", "benchmarks", "data", "training"},
-    {"report"},
+    {"report", "rounds"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
@@ -25,6 +25,7 @@ WITHIN = {
     "presets": {"stopping"},
     "prompts": {"verdict", "reading"},
     "judging": {"judge"},
+    "data": {"benchmarks"},
     "training": {"data"},
     "__main__": {"cli"},
 }

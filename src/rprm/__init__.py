@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rprm.api import RPRM
+    from rprm.api import RPRM, load_rewarder
     from rprm.engines import Engine, load_engine
     from rprm.errors import RprmError
     from rprm.prompts import PromptTemplate, load_template
@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 #: Name -> module. Imported when first used, so that `import rprm` costs nothing.
 _HOMES = {
     "RPRM": "rprm.api",
+    "load_rewarder": "rprm.api",
     "Engine": "rprm.engines",
     "load_engine": "rprm.engines",
     "RprmError": "rprm.errors",
@@ -44,6 +45,7 @@ __all__ = [
     "StepReward",
     "__version__",
     "load_engine",
+    "load_rewarder",
     "load_template",
     "split_steps",
 ]

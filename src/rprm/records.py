@@ -76,7 +76,8 @@ class StepReward(Record):
     """The reward of one step: the mean P(Yes) over its analyses that reached a verdict (R-PRM, section 3.3).
 
     `reward` is that soft mean and `vote` the share of Yes among the same analyses' hard verdicts; both are None, and
-    `failure` says why, where no analysis reached a verdict. Analyses stand in the order of their sample numbers.
+    `failure` says why, where no analysis reached a verdict. Analyses stand in the order of their sample numbers. A
+    classifier writes none: there `reward` is its score, and `vote` None.
     """
 
     step_index: int

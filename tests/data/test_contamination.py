@@ -240,7 +240,36 @@ class TestReadBenchmarks:
         (bare,) = read_benchmarks("someone/theirs?split=dev")
         assert bare.name == "theirs"
         for name in KNOWN_BENCHMARKS:
-            assert read_benchmarks(name)
+            if name != "prmbench":
+                assert read_benchmarks(name)
+
+    def test_prmbench_gives_its_modified_and_its_original_problems(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """From the hub through the benchmark's own reader, which here is given a file of its form."""
+        import rprm.data.contamination as contamination
+
+        row = {
+            "original_question": "What is 1 + 1?",
+            "modified_question": "What is 1 + 1, roughly?",
+            "original_process": ["2."],
+            "modified_process": ["3."],
+            "modified_steps": [1],
+            "error_steps": [1],
+            "reason": "",
+            "idx": "x",
+            "question": "What is 1 + 1?",
+            "classification": "redundency",
+        }
+        path = tmp_path / "prmbench.jsonl"
+        path.write_text(json.dumps(row) + "\n")
+        read = contamination.read_prmbench
+        monkeypatch.setattr(contamination, "read_prmbench", lambda name: read(path))
+        (part,) = read_benchmarks("prmbench")
+        assert {item.problem for item in part.problems} == {"What is 1 + 1?", "What is 1 + 1, roughly?"}
+        path.write_text(json.dumps(row) + "\n{broken\n")
+        with pytest.raises(InputError, match=r"prmbench\.jsonl, line 2: not JSON.*must be read whole"):
+            read_benchmarks("prmbench")
 
 
 def test_real_benchmarks_are_read_and_found_in_each_other(real_data: Path) -> None:

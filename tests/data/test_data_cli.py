@@ -66,8 +66,8 @@ def test_from_solutions_to_training_rows(tmp_path: Path) -> None:
     # Labelled steps are a benchmark too, and two runs of it can be compared.
     for name, seed in (("a", 0), ("b", 1)):
         done = rprm(
-            "bench", "steps", tmp_path / "steps", "--model", model, "-k", 3, "--seed", seed, "--output", tmp_path / name,
-            "--allow-missing",
+            "bench", "steps", tmp_path / "steps", "--model", model, "-k", 3, "--seed", seed, "--allow-missing",
+            "--output", tmp_path / name,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert "Labelled steps at threshold 0.5" in done.stdout

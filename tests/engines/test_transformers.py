@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
+import shutil
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -439,3 +443,22 @@ class TestEmbedded:
         assert {2838, 5230} <= set(tokens.no)
         assert {embedded_engine.tokenizer.decode([token]).strip().lower() for token in tokens.yes} == {"yes"}
         assert {embedded_engine.tokenizer.decode([token]).strip().lower() for token in tokens.no} == {"no"}
+
+
+def test_a_model_from_the_hubs_cache_is_known_by_its_commit(tiny_model: Path, tmp_path: Path) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "hub" / "models--someone--tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    shutil.copytree(tiny_model, repository / "snapshots" / commit)
+    code = (
+        "import asyncio; from rprm import load_engine; "
+        "print(asyncio.run(load_engine('transformers:someone/tiny').start()).revision)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.stdout.split() == [commit], done.stderr

@@ -6,7 +6,7 @@ on the validation part of its own training data, round after round, and R-PRMs a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from rprm.benchmarks.scores import Scores, Usage
 from rprm.benchmarks.tally import Coverage, Floats, Measurement, Tally, measurement, refuse_missing
 from rprm.errors import BenchmarkError
 from rprm.reading import Rejected, SourceInfo
-from rprm.records import LabelledStep, Solution, SolutionReward, StepReward
+from rprm.records import Analysis, LabelledStep, Solution, SolutionReward, StepReward
 from rprm.rewarder import Ledger, StepRewarder
 
 #: The benchmark's name in manifests.
@@ -63,6 +63,16 @@ class LastStepRewarder(StepRewarder):
     @property
     def concurrency(self) -> int:
         return self.rewarder.concurrency
+
+    @property
+    def on_analysis(self) -> Callable[[Analysis], None] | None:
+        """Called with every analysis of a judge; of a classifier, never."""
+        return getattr(self.rewarder, "on_analysis", None)
+
+    @on_analysis.setter
+    def on_analysis(self, function: Callable[[Analysis], None] | None) -> None:
+        if hasattr(self.rewarder, "on_analysis"):
+            self.rewarder.on_analysis = function
 
     async def start(self) -> dict[str, Any]:
         return await self.rewarder.start()

@@ -1,1 +1,43 @@
-"""Discriminative PRMs: one forward pass, a score at the end of each step."""
+"""Discriminative PRMs: one forward pass, a score at the end of each step.
+
+`load_classifier("classifier:PATH_OR_ID?option=value")` makes one; see `classifier.Classifier` for the options and
+`layouts` for the layouts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import parse_qsl
+
+from rprm.classifiers.classifier import Classifier
+from rprm.engines import parse_options
+from rprm.errors import EngineError
+
+__all__ = ["KIND", "Classifier", "is_classifier", "load_classifier"]
+
+#: What the spec of a classifier begins with.
+KIND = "classifier"
+
+
+def is_classifier(spec: str) -> bool:
+    """Whether a model spec names a classifier (and not an engine)."""
+    return spec.partition("?")[0].partition(":")[0] == KIND
+
+
+def load_classifier(spec: str, **options: Any) -> Classifier:
+    """Make the classifier that `spec` names; `Classifier.start` loads its model.
+
+    Args:
+        spec: `classifier:PATH_OR_ID?option=value&option=value`, for example
+            `classifier:Qwen/Qwen2.5-Math-PRM-7B`, `classifier:./rival/model?dtype=float32`.
+        options: the same options by name; they win over those in `spec`.
+
+    Raises:
+        EngineError: an unknown option, or a value that does not fit.
+    """
+    body, _, query = spec.partition("?")
+    kind, _, target = body.partition(":")
+    if kind != KIND or not target:
+        raise EngineError(f"model {spec!r}: say which classifier, as in {KIND}:PATH_OR_ID")
+    parsed = parse_options(spec, Classifier, dict(parse_qsl(query, keep_blank_values=True)) | options)
+    return Classifier(target, spec=spec, **parsed)

@@ -7,13 +7,18 @@ from typing import Annotated
 import typer
 
 from rprm.cli.bench import app as bench_app
+from rprm.cli.bench_steps import steps as bench_steps
+from rprm.cli.classifier import classifier
+from rprm.cli.data import app as data_app
 from rprm.cli.engines import app as engines_app
+from rprm.cli.evolve import evolve
 from rprm.cli.judge import judge
 from rprm.cli.prompts import app as prompts_app
+from rprm.cli.train import app as train_app
 
 app = typer.Typer(
     name="rprm",
-    help="Reasoning-driven process reward models: judge solutions step by step, and measure judges.",
+    help="Reasoning-driven process reward models: judge solutions step by step, measure judges, train them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -39,6 +44,11 @@ def _root(
 
 
 app.command()(judge)
+bench_app.command("steps")(bench_steps)
+train_app.command()(classifier)
+app.command()(evolve)
+app.add_typer(data_app, name="data")
+app.add_typer(train_app, name="train")
 app.add_typer(bench_app, name="bench")
 app.add_typer(prompts_app, name="prompts")
 app.add_typer(engines_app, name="engines")

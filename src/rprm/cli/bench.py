@@ -50,7 +50,12 @@ ScoresOption = Annotated[
         metavar="FILE|RUN",
     ),
 ]
-ThresholdOption = Annotated[float, typer.Option("--threshold", help="A step whose reward is below it is called wrong.")]
+ThresholdOption = Annotated[
+    float | None,
+    typer.Option(
+        "--threshold", help="A step whose reward is below it is called wrong.  [default: the judge's, or 0.5]"
+    ),
+]
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="The first N items of each subset alone.")]
 AllowMissing = Annotated[
     bool, typer.Option("--allow-missing", help="Count items without a prediction as wrong (and say so).")
@@ -65,7 +70,7 @@ def processbench(
     model: ModelOption = None,
     scores: ScoresOption = None,
     output: Output = None,
-    threshold: ThresholdOption = 0.5,
+    threshold: ThresholdOption = None,
     curve: Annotated[bool, typer.Option("--curve", help="F1 at every threshold too.")] = False,
     held_out: Annotated[
         bool, typer.Option("--held-out", help="Also with the threshold chosen on the other half of the items.")
@@ -99,7 +104,7 @@ def processbench(
         stopping = _in_full(model, stopping, first_error_exit)
         first_error_exit = False
     items = _limited(read_processbench(data or PROCESSBENCH_HUB, revision=revision), limit, "subset")
-    found = _scores(
+    found, threshold = _scores(
         items, "processbench", data or PROCESSBENCH_HUB, model, scores, output, limit,
         num_analyses=num_analyses, threshold=threshold, stopping=stopping.value if stopping else None,
         confidence=confidence, first_error_exit=first_error_exit, force_verdict=force_verdict, prompt=prompt,
@@ -127,7 +132,7 @@ def prmbench(
     model: ModelOption = None,
     scores: ScoresOption = None,
     output: Output = None,
-    threshold: ThresholdOption = 0.5,
+    threshold: ThresholdOption = None,
     num_analyses: NumAnalyses = None,
     stopping: StoppingOption = None,
     confidence: Confidence = 0.99,
@@ -152,7 +157,7 @@ def prmbench(
 
     _check_what(model, scores)
     items = _limited(read_prmbench(data or PRMBENCH_HUB, revision=revision), limit, "classification")
-    found = _scores(
+    found, threshold = _scores(
         items, "prmbench", data or PRMBENCH_HUB, model, scores, output, limit,
         num_analyses=num_analyses, threshold=threshold, stopping=stopping.value if stopping else None,
         confidence=confidence, first_error_exit=False, force_verdict=force_verdict, prompt=prompt,
@@ -169,11 +174,11 @@ def compare(
     first: Annotated[Path, typer.Argument(metavar="RUN_A", help="A run folder of `rprm bench`, or a scores file.")],
     second: Annotated[Path, typer.Argument(metavar="RUN_B", help="Another, on the same items.")],
     benchmark: Annotated[
-        str | None, typer.Option("--benchmark", help="processbench or prmbench; a run folder knows its own.")
+        str | None, typer.Option("--benchmark", help="processbench, prmbench or steps; a run folder knows its own.")
     ] = None,
     data: DataOption = None,
     revision: RevisionOption = None,
-    threshold: ThresholdOption = 0.5,
+    threshold: ThresholdOption = None,
     limit: LimitOption = None,
     allow_missing: AllowMissing = False,
     resamples: Resamples = 2000,
@@ -189,8 +194,10 @@ def compare(
     benchmark = _agreed("benchmark", benchmark, told)
     data = _agreed("data", data, told)
     limit = _agreed("limit", limit, told)
-    if benchmark not in ("processbench", "prmbench"):
-        raise BenchmarkError("scores files do not tell their benchmark: give --benchmark processbench or prmbench")
+    if benchmark not in ("processbench", "prmbench", "steps"):
+        raise BenchmarkError(
+            "scores files do not tell their benchmark: give --benchmark processbench, prmbench or steps"
+        )
     tallies = _tallies(
         benchmark, data, revision, limit, (first, second), threshold=threshold, allow_missing=allow_missing
     )
@@ -208,25 +215,38 @@ def _tallies(
     limit: int | None,
     runs: tuple[Path, Path],
     *,
-    threshold: float,
+    threshold: float | None,
     allow_missing: bool,
 ) -> tuple[Tally, Tally]:
     from rprm.benchmarks import read_prmbench, read_processbench, tally_prmbench, tally_processbench
     from rprm.benchmarks.items import PRMBENCH_HUB, PROCESSBENCH_HUB
 
     first, second = runs
+    at_first, at_second = (_threshold(path, threshold) for path in runs)
+    if benchmark == "steps":
+        from rprm.benchmarks import tally_steps
+        from rprm.cli.bench_steps import read_items, stored_scores
+        from rprm.errors import BenchmarkError
+
+        if data is None:
+            raise BenchmarkError("say which labelled steps the scores are of: --data STEPS")
+        steps = read_items(data, limit)
+        return (
+            tally_steps(steps, stored_scores(first, steps), threshold=at_first, allow_missing=allow_missing),
+            tally_steps(steps, stored_scores(second, steps), threshold=at_second, allow_missing=allow_missing),
+        )
     if benchmark == "processbench":
         items = _limited(read_processbench(data or PROCESSBENCH_HUB, revision=revision), limit, "subset")
         one, other = (_stored_scores(path, items) for path in runs)
         return (
-            tally_processbench(items, one, threshold=threshold, allow_missing=allow_missing),
-            tally_processbench(items, other, threshold=threshold, allow_missing=allow_missing),
+            tally_processbench(items, one, threshold=at_first, allow_missing=allow_missing),
+            tally_processbench(items, other, threshold=at_second, allow_missing=allow_missing),
         )
     questions = _limited(read_prmbench(data or PRMBENCH_HUB, revision=revision), limit, "classification")
     one, other = _stored_scores(first, questions), _stored_scores(second, questions)
     return (
-        tally_prmbench(questions, one, threshold=threshold, allow_missing=allow_missing),
-        tally_prmbench(questions, other, threshold=threshold, allow_missing=allow_missing),
+        tally_prmbench(questions, one, threshold=at_first, allow_missing=allow_missing),
+        tally_prmbench(questions, other, threshold=at_second, allow_missing=allow_missing),
     )
 
 
@@ -238,12 +258,14 @@ def _scores(
     stored: Path | None,
     output: Path | None,
     limit: int | None,
+    *,
+    threshold: float | None,
     **judge: Any,
-) -> Scores:
-    """Scores from a file or run, or from judging the items now."""
+) -> tuple[Scores, float]:
+    """Scores from a file or run, or from judging the items now, and the threshold to measure them at."""
     import tempfile
 
-    from rprm.api import RPRM
+    from rprm.api import load_rewarder
     from rprm.errors import BenchmarkError
 
     if (model is None) == (stored is None):
@@ -251,14 +273,14 @@ def _scores(
             "say what to measure: --model SPEC to judge now, or --scores FILE for scores made elsewhere"
         )
     if stored is not None:
-        return _stored_scores(stored, items)
+        return _stored_scores(stored, items), _threshold(stored, threshold)
     assert model is not None
-    prm = RPRM(model, **judge)
+    rewarder = load_rewarder(model, threshold=threshold, **judge)
     settings = {"benchmark": benchmark, **({} if limit is None else {"limit": limit})}
     with tempfile.TemporaryDirectory(prefix="rprm-") as folder:
         run = output or Path(folder) / "run"
         run_judge(
-            prm,
+            rewarder,
             [*items.rejected, *items.solutions],
             _source(items, data),
             num_solutions=len(items.items),
@@ -267,7 +289,16 @@ def _scores(
             strict=False,
             on_result=lambda solution, result: None,
         )
-        return _stored_scores(run, items)
+        return _stored_scores(run, items), rewarder.threshold
+
+
+def _threshold(scores: Path, given: float | None) -> float:
+    """What was given, else what a run was judged with, else 0.5."""
+    from rprm.artifacts import read_manifest
+
+    if given is None and scores.is_dir():
+        return float(read_manifest(scores)["settings"]["threshold"])
+    return 0.5 if given is None else given
 
 
 def _stored_scores(path: Path, items: Items) -> Scores:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from rprm.api import RPRM
     from rprm.judging import OnResult, Totals
     from rprm.reading import Rejected, Source, SourceInfo
     from rprm.records import Solution, SolutionReward
+    from rprm.rewarder import StepRewarder
 
 
 class StoppingName(StrEnum):
@@ -30,7 +30,8 @@ Model = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="embedded, transformers:PATH_OR_ID, vllm:PATH_OR_ID, openai:MODEL@URL, scripted:; options as ?name=value.",
+        help="embedded, transformers:PATH_OR_ID, vllm:PATH_OR_ID, openai:MODEL@URL, scripted:; "
+        "or a discriminative PRM, classifier:PATH_OR_ID; options as ?name=value.",
     ),
 ]
 NumAnalyses = Annotated[
@@ -105,12 +106,12 @@ def judge(
     """
     from rich.console import Console
 
-    from rprm.api import RPRM
+    from rprm.api import load_rewarder
     from rprm.cli import EXIT_REJECTED
     from rprm.reading import read_solutions
     from rprm.report.solutions import render_solution, render_totals
 
-    prm = RPRM(
+    rewarder = load_rewarder(
         model,
         num_analyses=num_analyses,
         threshold=threshold,
@@ -130,12 +131,12 @@ def judge(
         if json:
             print(result.model_dump_json(), flush=True)
         elif not quiet:
-            console.print(render_solution(solution, result, threshold=prm.judge.threshold, analyses=analyses))
+            console.print(render_solution(solution, result, threshold=rewarder.threshold, analyses=analyses))
 
     with opened_source(input) as (source, info):
         rows = read_solutions(source, name=input)
         totals = run_judge(
-            prm,
+            rewarder,
             rows if limit is None else islice(rows, limit),
             info,
             num_solutions=info.num_rows if limit is None else limit,
@@ -172,7 +173,7 @@ def opened_source(name: str) -> Iterator[tuple[Source, SourceInfo]]:
 
 
 def run_judge(
-    prm: RPRM,
+    rewarder: StepRewarder,
     rows: Iterable[Solution | Rejected],
     info: SourceInfo,
     *,
@@ -181,6 +182,7 @@ def run_judge(
     settings: dict[str, Any],
     strict: bool,
     on_result: OnResult,
+    noun: str = "solutions",
 ) -> Totals:
     """Judge rows behind a progress line on standard error; see `judge_source`."""
     import asyncio
@@ -189,12 +191,12 @@ def run_judge(
     from rprm.judging import judge_source
 
     async def main() -> Totals:
-        with progress_line(prm.judge, num_solutions, on_result) as watcher:
+        with progress_line(rewarder, num_solutions, on_result, noun=noun) as watcher:
             try:
                 return await judge_source(
-                    prm.judge, rows, source=info, output=output, settings=settings, strict=strict, watcher=watcher
+                    rewarder, rows, source=info, output=output, settings=settings, strict=strict, watcher=watcher
                 )
             finally:
-                await prm.judge.aclose()
+                await rewarder.aclose()
 
     return asyncio.run(main())

@@ -58,6 +58,9 @@ def progress_line(
 
     def finished(row: Any, result: Any) -> None:
         nonlocal num_steps
+        if progress.tasks[0].completed == num_before and not hasattr(rewarder, "on_analysis"):
+            # Without analyses, time begins with the first result.
+            progress.reset(task, description="judging", completed=num_before)
         if isinstance(result, SolutionReward):
             num_steps += len(result.steps)
             progress.update(task, steps=f"{num_steps} steps")

@@ -22,6 +22,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
+from rprm.benchmarks import read_prmbench
+from rprm.benchmarks.items import PRMBENCH_HUB
 from rprm.errors import InputError
 from rprm.reading import Rejected, Source, SourceInfo
 from rprm.records import Probability, Record
@@ -35,7 +37,7 @@ KNOWN_BENCHMARKS: dict[str, tuple[str, ...]] = {
     "processbench": tuple(
         f"hub:Qwen/ProcessBench?split={split}" for split in ("gsm8k", "math", "olympiadbench", "omnimath")
     ),
-    "prmbench": ("hub:hitsmy/PRMBench_Preview?split=train",),
+    "prmbench": (f"hub:{PRMBENCH_HUB}?split=train",),
     "gsm8k": ("hub:openai/gsm8k?config=main&split=test",),
     "math500": ("hub:HuggingFaceH4/MATH-500?split=test",),
     "aime24": ("hub:HuggingFaceH4/aime_2024?split=train",),
@@ -217,6 +219,8 @@ def read_benchmarks(name: str) -> list[Benchmark]:
             a benchmark that is half excluded is not excluded.
     """
     label, places = _located(name)
+    if places == KNOWN_BENCHMARKS["prmbench"]:
+        return [_prmbench(label)]
     found: list[Benchmark] = []
     for part, source in (pair for place in places for pair in _sources(label, place)):
         problems = tuple(_problems(part, source))
@@ -251,6 +255,17 @@ def _sources(label: str, place: str) -> Iterator[tuple[str, Source]]:
         raise InputError(f"{place}: no .jsonl or .json file in this folder")
     for file in files:
         yield f"{label}/{_stem(file)}", Source(str(file))
+
+
+def _prmbench(label: str) -> Benchmark:
+    """PRMBench from the hub, where some of its columns appear late: its own reader knows them."""
+    items = read_prmbench(PRMBENCH_HUB)
+    if items.rejected:
+        first = items.rejected[0]
+        raise InputError(f"{first.file}, line {first.line}: {first.reason}; a benchmark to exclude must be read whole")
+    # Modified solutions have the modified problem, the unmodified ones (`correct`) the original.
+    problems = {item.solution.problem: BenchmarkProblem(label, item.id, item.solution.problem) for item in items.items}
+    return Benchmark(label, tuple(problems.values()), items.sources[0])
 
 
 def _part(label: str, place: str) -> str:

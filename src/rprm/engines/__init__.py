@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 from rprm.engines.base import Completion, Engine, EngineInfo, Sampling
 from rprm.errors import EngineError
 
-__all__ = ["Completion", "Engine", "EngineInfo", "Sampling", "load_engine"]
+__all__ = ["Completion", "Engine", "EngineInfo", "Sampling", "load_engine", "parse_options"]
 
 #: Kind -> module and class. Imported when first used: each brings heavy libraries of its own.
 _KINDS = {
@@ -39,7 +39,7 @@ def load_engine(spec: str, **options: Any) -> Engine:
         raise EngineError(f"model {spec!r}: unknown engine {kind!r}; write KIND:TARGET, one of {', '.join(_KINDS)}")
     module_name, class_name = _KINDS[kind]
     engine_class = getattr(importlib.import_module(module_name), class_name)
-    options = _parse_options(spec, engine_class, dict(parse_qsl(query, keep_blank_values=True)) | options)
+    options = parse_options(spec, engine_class, dict(parse_qsl(query, keep_blank_values=True)) | options)
     arguments = (target,) if target else ()
     if kind in ("scripted", "embedded"):
         if target:
@@ -50,8 +50,12 @@ def load_engine(spec: str, **options: Any) -> Engine:
     return cast(Engine, engine_class(target, spec=spec, **options))
 
 
-def _parse_options(spec: str, engine_class: type, options: dict[str, Any]) -> dict[str, Any]:
-    """Check names against the constructor's keyword-only arguments and turn texts into their types."""
+def parse_options(spec: str, engine_class: type, options: dict[str, Any]) -> dict[str, Any]:
+    """Check names against the constructor's keyword-only arguments and turn texts into their types.
+
+    Raises:
+        EngineError: an unknown name, or a value that does not fit.
+    """
     from pydantic import TypeAdapter, ValidationError
 
     parameters = inspect.signature(engine_class, eval_str=True).parameters

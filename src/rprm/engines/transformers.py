@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rprm.engines.base import Completion, EngineInfo, Sampling
+from rprm.engines.files import identity
 from rprm.engines.tokens import VerdictTokens, encode_prompt, fingerprint
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused
 from rprm.prompts.template import Prompt
@@ -160,13 +161,11 @@ class TransformersEngine:
             )
         context_length = self._context_length or getattr(config, "max_position_embeddings", None) or 4096
         self._worker = _Worker(self.model, self.tokenizer, self.max_rows, self.prefix_tokens)
-        path = Path(self.target)
         adapter = Path(self._adapter) if self._adapter else None
-        revision = fingerprint(path) if path.exists() else getattr(self.model.config, "_commit_hash", None)
         return EngineInfo(
             kind="transformers",
             model=self.target,
-            revision=revision,
+            revision=identity(self.target, self._revision),
             context_length=context_length,
             details={
                 "dtype": dtype,

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rprm.engines.base import Completion, EngineInfo, Sampling
+from rprm.engines.files import identity
 from rprm.engines.tokens import VerdictTokens, encode_prompt, fingerprint
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused
 from rprm.prompts.template import Prompt
@@ -299,7 +300,7 @@ class VLLMEngine:
             info=EngineInfo(
                 kind="vllm",
                 model=self.target,
-                revision=self._revision_loaded(getattr(config.model_config.hf_config, "_commit_hash", None)),
+                revision=self._revision_loaded(),
                 context_length=config.model_config.max_model_len,
                 shares_prompts=bool(config.cache_config.enable_prefix_caching),
                 details={
@@ -317,10 +318,9 @@ class VLLMEngine:
             answers=lru_cache(maxsize=16)(partial(_Answers.of, tokenizer)),
         )
 
-    def _revision_loaded(self, commit: str | None) -> str | None:
+    def _revision_loaded(self) -> str | None:
         """A fingerprint of a local model, the commit of one from the hub; with an adapter, its fingerprint after it."""
-        model = Path(self.target)
-        revision = fingerprint(model) if model.exists() else commit or self.revision
+        revision = identity(self.target, self.revision) or self.revision
         return revision if self.adapter is None else f"{revision}+{fingerprint(Path(self.adapter))}"
 
 

@@ -66,11 +66,12 @@ def render_totals(totals: Totals, output: Path | None) -> RenderableType:
     )
     skipped = totals.num_steps - totals.num_steps_judged
     table.add_row(f"{totals.num_steps_judged:,}", f"steps judged, {skipped:,} after a first error not judged")
-    table.add_row(f"{totals.num_generated_tokens:,}", f"tokens generated in {totals.num_analyses:,} analyses")
+    if totals.num_analyses:
+        table.add_row(f"{totals.num_generated_tokens:,}", f"tokens generated in {totals.num_analyses:,} analyses")
     for number, text in (
         (totals.num_analyses_without_verdict, "analyses without verdict (left out of the mean)"),
         (totals.num_analyses_forced, "verdicts that had to be asked for"),
-        (totals.num_steps_uncovered, "steps uncovered (no analysis reached a verdict)"),
+        (totals.num_steps_uncovered, "steps uncovered (without a reward)"),
         (totals.num_rejected, "records set aside"),
     ):
         if number:

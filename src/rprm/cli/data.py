@@ -1,0 +1,228 @@
+"""`rprm data`: labelled steps in, training rows out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rprm.cli.judge import Seed, Strict
+from rprm.cli.steps import steps
+
+if TYPE_CHECKING:
+    from rprm.prompts import PromptTemplate
+
+app = typer.Typer(no_args_is_help=True, help="Training data: labelled steps, analyses, cold-start rows, pairs.")
+app.command()(steps)
+
+Steps = Annotated[
+    str, typer.Argument(metavar="STEPS", help="A run folder of `rprm data steps`, or a file of labelled steps.")
+]
+Analyses = Annotated[
+    Path, typer.Argument(metavar="ANALYSES", help="A run folder of `rprm data analyses`, or a file of its rows.")
+]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")]
+TrainedPrompt = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt",
+        help="The template that the student reads: a file, a built-in name, or a model folder.  [default: the one that "
+        "the analyses were written with]",
+    ),
+]
+ValidationShare = Annotated[
+    float, typer.Option("--validation", min=0.0, max=0.99, help="Share of the problems to hold out for validation.")
+]
+Balance = Annotated[bool, typer.Option("--balance/--no-balance", help="As many Yes as No, by thinning out.")]
+DataSeed = Annotated[int, typer.Option("--seed", help="Of the split and of what is thinned out.")]
+Json = Annotated[bool, typer.Option("--json", help="The counts as one JSON object on standard output.")]
+
+
+@app.command()
+def analyses(
+    source: Steps,
+    output: Output,
+    model: Annotated[str, typer.Option("--model", "-m", help="Teacher or student, as for `rprm judge`.")],
+    num_analyses: Annotated[int, typer.Option("-n", "--num-analyses", min=1, help="Analyses of each step.")] = 3,
+    prompt: Annotated[
+        str | None,
+        typer.Option("--prompt", help="Template: a file or a built-in name.  [default: the model's own, else teacher]"),
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="Of the analyses.")] = 0.4,
+    top_p: Annotated[float, typer.Option(help="Of the analyses.")] = 0.95,
+    max_tokens: Annotated[int, typer.Option(help="Longest analysis, in tokens.")] = 2048,
+    seed: Seed = 0,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first N steps alone.")] = None,
+    strict: Strict = False,
+    json: Json = False,
+) -> None:
+    """Let a model write analyses of labelled steps. Killed, it goes on from where it was.
+
+    The defaults are the paper's for the teacher (n = 3, temperature 0.4). For preference pairs, let the student write
+    more of them at the temperature of judging: -n 8 --temperature 0.95.
+    """
+    import asyncio
+    from itertools import islice
+
+    from rprm.api import RPRM
+    from rprm.cli import EXIT_REJECTED
+    from rprm.cli.progress import progress_line
+    from rprm.data.analyses import AnalysisTotals, sample_analyses
+    from rprm.data.steps import read_labelled_steps, steps_source
+    from rprm.prompts import carried_template, load_template
+
+    prm = RPRM(
+        model,
+        num_analyses=num_analyses,
+        stopping="none",
+        prompt=load_template(prompt or carried_template(model) or "teacher"),
+        temperature=temperature,
+        top_p=top_p,
+        max_tokens=max_tokens,
+        seed=seed,
+        force_verdict=False,
+    )
+    opened = steps_source(source)
+    info = opened.inspect()
+    rows = read_labelled_steps(opened)
+
+    async def main() -> AnalysisTotals:
+        num_rows = limit if limit is not None else info.num_rows
+        with progress_line(prm.judge, num_rows, lambda step, result: None, noun="steps") as watcher:
+            try:
+                return await sample_analyses(
+                    prm.judge,
+                    rows if limit is None else islice(rows, limit),
+                    source=info,
+                    output=output,
+                    settings={} if limit is None else {"limit": limit},
+                    strict=strict,
+                    watcher=watcher,
+                )
+            finally:
+                await prm.judge.aclose()
+
+    totals = asyncio.run(main())
+    _show(totals.as_dict(), output, json)
+    if totals.num_rejected:
+        raise typer.Exit(EXIT_REJECTED)
+
+
+@app.command()
+def cold_start(
+    source: Analyses,
+    output: Output,
+    prompt: TrainedPrompt = None,
+    per_step: Annotated[int, typer.Option(min=1, help="Most analyses kept of one step.")] = 1,
+    balance: Balance = True,
+    validation_share: ValidationShare = 0.05,
+    seed: DataSeed = 0,
+    json: Json = False,
+) -> None:
+    """Rows for `rprm train sft`: the analyses whose verdict agrees with the label and stands once, at the end."""
+    from rprm.data.analyses import open_analyses
+    from rprm.data.cold_start import write_cold_start
+
+    opened = open_analyses(source)
+    summary = write_cold_start(
+        opened,
+        output,
+        template=_trained_template(prompt, opened.template),
+        per_step=per_step,
+        balance=balance,
+        validation_share=validation_share,
+        seed=seed,
+    )
+    _show_dataset(summary, output, json)
+
+
+@app.command()
+def pairs(
+    source: Analyses,
+    output: Output,
+    prompt: TrainedPrompt = None,
+    per_step: Annotated[int, typer.Option(min=1, help="Most pairs of one step.")] = 1,
+    min_accuracy: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Leave out steps of which fewer analyses agree with the label.")
+    ] = 0.0,
+    max_accuracy: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Leave out steps of which more analyses agree with the label.")
+    ] = 1.0,
+    max_length_ratio: Annotated[
+        float | None, typer.Option(min=1.0, help="Most times that one analysis of a pair is as long as the other.")
+    ] = None,
+    balance: Balance = True,
+    validation_share: ValidationShare = 0.05,
+    seed: DataSeed = 0,
+    json: Json = False,
+) -> None:
+    """Rows for `rprm train dpo`: of one step, an analysis that agrees with the label against one that does not."""
+    from rprm.data.analyses import open_analyses
+    from rprm.data.preferences import write_pairs
+
+    opened = open_analyses(source)
+    summary = write_pairs(
+        opened,
+        output,
+        template=_trained_template(prompt, opened.template),
+        per_step=per_step,
+        min_accuracy=min_accuracy,
+        max_accuracy=max_accuracy,
+        max_length_ratio=max_length_ratio,
+        balance=balance,
+        validation_share=validation_share,
+        seed=seed,
+    )
+    _show_dataset(summary, output, json)
+
+
+def _trained_template(prompt: str | None, written: PromptTemplate | None) -> PromptTemplate:
+    from rprm.errors import PromptError
+    from rprm.prompts import load_template
+
+    if prompt is not None:
+        return load_template(prompt)
+    if written is None:
+        raise PromptError("a plain file of analyses does not tell its template: give --prompt")
+    return written
+
+
+def _show(counts: dict[str, Any], output: Path, json: bool) -> None:
+    from rich.console import Console
+
+    if json:
+        import json as json_module
+
+        print(json_module.dumps(counts, ensure_ascii=False))
+        return
+    console = Console(highlight=False)
+    console.print(_table(counts))
+    console.print(f"written to {output}", style="dim", markup=False)
+
+
+def _show_dataset(summary: dict[str, Any], output: Path, json: bool) -> None:
+    if json:
+        _show(summary, output, True)
+        return
+    flat: dict[str, Any] = {}
+    for part, counts in summary["parts"].items():
+        flat[f"{part} rows ({counts['yes']:,} Yes, {counts['no']:,} No; {counts['problems']:,} problems)"] = counts[
+            "rows"
+        ]
+    flat |= summary["counts"]
+    flat |= {f"dropped: {reason}": count for reason, count in summary["dropped"].items() if count}
+    if summary["rejected"]:
+        flat["input rows set aside"] = summary["rejected"]
+    _show(flat, output, False)
+
+
+def _table(counts: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 1), show_header=False)
+    table.add_column(justify="right", style="bold")
+    table.add_column()
+    for name, count in counts.items():
+        table.add_row(f"{count:,}", name.removeprefix("num_").replace("_", " "))
+    return table

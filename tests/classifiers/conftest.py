@@ -1,0 +1,148 @@
+"""Small random models of each layout, saved as their authors save theirs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+HIDDEN = 32
+
+#: As ChatML: what stands around a message is special tokens and line ends.
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+#: As Llama 3: contents are trimmed, and the text begins with its BOS token.
+LLAMA3 = (
+    "{{ bos_token }}{% for m in messages %}<|start|>{{ m['role'] }}<|end|>\n\n{{ m['content'] | trim }}<|eot|>"
+    "{% endfor %}"
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def byte_level_tokenizer(special: list[str], **named: str) -> PreTrainedTokenizerFast:
+    """One token a byte, `\n\n` and ` Yes` beside them, and special tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("Ċ", "Ċ"), ("Y", "e"), ("Ye", "s"), ("Ġ", "Yes")]
+    words = [*special, *alphabet, *("".join(pair) for pair in merges)]
+    tokenizer = Tokenizer(models.BPE(vocab={word: index for index, word in enumerate(words)}, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, additional_special_tokens=special, **named)
+
+
+def sentencepiece_tokenizer(style: str = "prepend") -> PreTrainedTokenizerFast:
+    """As Mistral's: a space before the text, bytes where there is no token, `▁ки`, `▁+` and `▁-` one token each."""
+    letters = [*map(chr, range(33, 127)), "к", "и", "▁"]
+    merges = [("к", "и"), ("▁", "ки"), ("▁", "+"), ("▁", "-"), ("▁", "▁"), ("▁", "S"), ("▁S", "t")]
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
+    words += ["".join(pair) for pair in merges]
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab={word: index for index, word in enumerate(words)},
+            merges=merges,
+            unk_token="<unk>",
+            byte_fallback=True,
+            fuse_unk=True,
+        )
+    )
+    if style == "prepend":
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def sizes(tokenizer: Any) -> dict[str, Any]:
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": HIDDEN,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+        "tie_word_embeddings": False,
+        # Larger than usual, so that the random model has opinions: flat scores would hide errors.
+        "initializer_range": 0.3,
+    }
+
+
+def save(folder: Path, model: Any, tokenizer: Any, head: dict[str, torch.Tensor]) -> Path:
+    """Model, head and tokenizer as one checkpoint."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    weights = folder / "model.safetensors"
+    save_file({**load_file(weights), **head}, weights, metadata={"format": "pt"})
+    return folder
+
+
+def two_way_tensors() -> dict[str, torch.Tensor]:
+    return {
+        "score.0.weight": torch.randn(HIDDEN, HIDDEN) * 0.3,
+        "score.0.bias": torch.randn(HIDDEN) * 0.3,
+        "score.2.weight": torch.randn(2, HIDDEN) * 0.3,
+        "score.2.bias": torch.randn(2) * 0.3,
+    }
+
+
+@pytest.fixture(scope="session")
+def qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer = byte_level_tokenizer(
+        ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<extra_0>"], pad_token="<|endoftext|>"
+    )
+    tokenizer.chat_template = CHATML
+    torch.manual_seed(1)
+    model = Qwen2ForCausalLM(Qwen2Config(**sizes(tokenizer)))
+    return save(tmp_path_factory.mktemp("qwen") / "prm", model, tokenizer, two_way_tensors())
+
+
+@pytest.fixture(scope="session")
+def skywork_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer = byte_level_tokenizer(["<|endoftext|>", "<|im_end|>"], bos_token="<|endoftext|>")
+    torch.manual_seed(2)
+    model = Qwen2ForCausalLM(Qwen2Config(**sizes(tokenizer)))
+    head = {"v_head.summary.weight": torch.randn(1, HIDDEN) * 0.3, "v_head.summary.bias": torch.randn(1) * 0.3}
+    return save(tmp_path_factory.mktemp("skywork") / "prm", model, tokenizer, head)
+
+
+@pytest.fixture(scope="session")
+def shepherd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer = sentencepiece_tokenizer()
+    torch.manual_seed(3)
+    model = LlamaForCausalLM(LlamaConfig(**sizes(tokenizer)))
+    return save(tmp_path_factory.mktemp("shepherd") / "math-shepherd-tiny", model, tokenizer, {})
+
+
+@pytest.fixture(scope="session")
+def rlhflow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer = byte_level_tokenizer(["<|begin|>", "<|start|>", "<|end|>", "<|eot|>"], bos_token="<|begin|>")
+    tokenizer.chat_template = LLAMA3
+    torch.manual_seed(4)
+    model = LlamaForCausalLM(LlamaConfig(**sizes(tokenizer)))
+    return save(tmp_path_factory.mktemp("rlhflow") / "RLHFlow-tiny", model, tokenizer, {})
+
+
+@pytest.fixture(params=["qwen", "skywork", "math-shepherd", "rlhflow"])
+def any_folder(request: pytest.FixtureRequest) -> Path:
+    names = {"qwen": "qwen", "skywork": "skywork", "math-shepherd": "shepherd", "rlhflow": "rlhflow"}
+    folder: Path = request.getfixturevalue(f"{names[request.param]}_folder")
+    return folder
+
+
+@pytest.fixture(params=["prepend", "metaspace"])
+def shepherd_tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
+    """Both ways in which such tokenizers put a space before a text."""
+    return sentencepiece_tokenizer(request.param)

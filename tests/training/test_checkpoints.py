@@ -1,0 +1,110 @@
+"""Which checkpoint to go on from: the last whole one, whatever a kill left behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from rprm.training.checkpoints import defect, last_checkpoint
+
+
+def make_checkpoint(
+    folder: Path, step: int, *, max_steps: int = 100, stop: bool = False, num_processes: int = 1
+) -> Path:
+    """The files that the trainer leaves, small."""
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    save_file({"weight": torch.zeros(100)}, path / "model.safetensors")
+    for name in ("optimizer.pt", "scheduler.pt"):
+        torch.save({"state": torch.zeros(100)}, path / name)
+    ranks = ["rng_state.pth"] if num_processes == 1 else [f"rng_state_{rank}.pth" for rank in range(num_processes)]
+    for name in ranks:
+        torch.save({"cpu": torch.zeros(10)}, path / name)
+    control = {"args": {"should_training_stop": stop}, "attributes": {}}
+    state = {"global_step": step, "max_steps": max_steps, "stateful_callbacks": {"TrainerControl": control}}
+    (path / "trainer_state.json").write_text(json.dumps(state))
+    return path
+
+
+def cut(path: Path, share: float = 0.5) -> None:
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+
+
+def test_none(tmp_path: Path) -> None:
+    assert last_checkpoint(tmp_path / "missing") is None
+    (tmp_path / "runs").mkdir()
+    assert last_checkpoint(tmp_path) is None
+
+
+def test_the_last_by_number(tmp_path: Path) -> None:
+    for step in (10, 9, 100):
+        make_checkpoint(tmp_path, step)
+    found = last_checkpoint(tmp_path)
+    assert found is not None
+    assert (found.step, found.path) == (100, tmp_path / "checkpoint-100")
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda path: (path / "trainer_state.json").unlink(),
+        lambda path: cut(path / "trainer_state.json"),
+        lambda path: (path / "trainer_state.json").write_text('{"global_step": 7}'),
+        lambda path: cut(path / "optimizer.pt", 0.9),
+        lambda path: (path / "scheduler.pt").unlink(),
+        lambda path: cut(path / "rng_state.pth"),
+        lambda path: (path / "rng_state.pth").unlink(),
+        lambda path: cut(path / "model.safetensors", 0.99),
+        lambda path: cut(path / "model.safetensors", 0.0),
+        lambda path: (path / "model.safetensors").unlink(),
+    ],
+)
+def test_a_torn_one_is_set_aside_and_the_one_before_used(tmp_path: Path, harm: Callable[[Path], None]) -> None:
+    make_checkpoint(tmp_path, 2)
+    torn = make_checkpoint(tmp_path, 4)
+    assert defect(torn) is None
+    harm(torn)
+    assert defect(torn) is not None
+    found = last_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "torn-checkpoint-4"]
+
+
+def test_torn_twice(tmp_path: Path) -> None:
+    """The same step may be torn again; nothing is overwritten."""
+    for _ in range(2):
+        (tmp_path / "checkpoint-4").mkdir()
+        assert last_checkpoint(tmp_path) is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["torn-checkpoint-4", "torn-checkpoint-4.2"]
+
+
+def test_a_shard_is_missing(tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path, 2)
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (path / "model.safetensors").rename(path / "model-00001-of-00002.safetensors")
+    assert defect(path) == "model-00002-of-00002.safetensors is missing"
+
+
+def test_every_process_must_have_left_its_part(tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path, 2, num_processes=2)
+    assert defect(path, num_processes=2) is None
+    (path / "rng_state_1.pth").unlink()
+    assert defect(path, num_processes=2) == "rng_state_1.pth is missing or cut short"
+
+
+def test_stopped(tmp_path: Path) -> None:
+    """At the last step, or where early stopping ended it."""
+    make_checkpoint(tmp_path, 50)
+    going = last_checkpoint(tmp_path)
+    make_checkpoint(tmp_path, 60, stop=True)
+    early = last_checkpoint(tmp_path)
+    make_checkpoint(tmp_path, 100)
+    done = last_checkpoint(tmp_path)
+    assert [checkpoint.stopped for checkpoint in (going, early, done) if checkpoint] == [False, True, True]

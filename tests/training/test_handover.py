@@ -1,0 +1,153 @@
+"""The model folder: weights in the wanted precision, generation that stops, the card, and the upload when asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rprm.errors import RunError
+from rprm.training.handover import Card, hand_over, push
+from rprm.training.rows import BaseModel, find_model
+from rprm.training.sft import train_sft
+from rprm.training.stage import RunOptions
+from tests.training.conftest import TEMPLATE
+from tests.training.test_sft import QUICK
+
+CARD = Card("T", "S", "`base`", None, {"train": "8 rows"}, {"seed": 0}, {"loss": 0.5}, limits=("Not for this.",))
+
+
+def make_folder(checkpoint: Path, output: Path, model: Path, **changes: Any) -> Path:
+    from transformers import AutoTokenizer
+
+    settings: dict[str, Any] = {
+        "base": find_model(str(model)),
+        "tokenizer": AutoTokenizer.from_pretrained(model),
+        "template": TEMPLATE,
+        "end": 0,
+        "card": CARD,
+        "bf16": False,
+        "merge": True,
+    }
+    return hand_over(checkpoint, output, **{**settings, **changes})
+
+
+def test_weights_in_shards_are_stored_in_bfloat16(tiny_model: Path, tmp_path: Path) -> None:
+    """Every tensor is rounded once; the index names the shards and their size, two bytes a weight."""
+    from transformers import AutoModelForCausalLM
+
+    tensors = load_file(tiny_model / "model.safetensors")
+    names = sorted(tensors)
+    checkpoint = tmp_path / "checkpoint-3"
+    checkpoint.mkdir()
+    shards = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for file, members in shards.items():
+        save_file({name: tensors[name] for name in members}, checkpoint / file)
+    weight_map = {name: file for file, members in shards.items() for name in members}
+    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+    config = json.loads((tiny_model / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, "use_cache": False}))
+
+    folder = make_folder(checkpoint, tmp_path / "run", tiny_model, bf16=True)
+    stored = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert stored["metadata"]["total_size"] == 2 * sum(tensor.numel() for tensor in tensors.values())
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.dtype == torch.bfloat16
+    assert model.config.use_cache
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, tensors[name].to(torch.bfloat16)), name
+
+
+def test_generation_stops_at_the_trained_end(tiny_model: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint-1"
+    checkpoint.mkdir()
+    save_file({"a": torch.zeros(1)}, checkpoint / "model.safetensors")
+    (checkpoint / "config.json").write_text("{}")
+    base = find_model(str(tiny_model))
+    folder = make_folder(checkpoint, tmp_path / "run", tiny_model, base=replace(base, stops=(0, 7)), end=2)
+    assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [2, 0, 7]
+    folder = make_folder(checkpoint, tmp_path / "run", tiny_model, base=base, end=0)
+    assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == 0
+
+
+def test_a_checkpoint_without_whole_weights(tiny_model: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint-1"
+    checkpoint.mkdir()
+    with pytest.raises(RunError, match=r"no weights in one piece; .*recipes/accelerate"):
+        make_folder(checkpoint, tmp_path / "run", tiny_model)
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_the_card(tiny_model: Path, make_data: Callable[..., Path], tmp_path: Path) -> None:
+    data = make_data(num_train=8, num_validation=2)
+    result = train_sft(data, model=str(tiny_model), output=tmp_path / "run", settings=QUICK)
+    card = (result.model / "README.md").read_text()
+    base = find_model(str(tiny_model))
+    digest = json.loads((tmp_path / "run" / "manifest.json").read_text())["settings"]["input"]["train"]
+    for wanted in (
+        f"Trained from `{tiny_model}` ({base.identity}).",
+        "| train | 8 rows (4 Yes, 4 No), ",
+        digest,
+        f"tiny, {TEMPLATE.digest}",
+        "| learning_rate | 0.001 |",
+        f"| eval_loss | {result.summary['eval_loss']} |",
+        "## What it is not for",
+        "| trl | 1.",
+    ):
+        assert wanted in card
+    assert "base_model:" not in card, "a folder is no hub id"
+    assert "base_model: a/b" in replace(CARD, base_id="a/b").render()
+
+
+class _Hub:
+    def __init__(self, fails: bool = False) -> None:
+        self.fails = fails
+        self.calls: list[tuple[str, Any]] = []
+
+    def create_repo(self, repository: str, *, private: bool, exist_ok: bool) -> None:
+        if self.fails:
+            raise OSError("no connection")
+        self.calls.append(("create", (repository, private, exist_ok)))
+
+    def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str) -> Any:
+        names = {path.name for path in Path(folder_path).iterdir()}
+        assert {"model.safetensors", "config.json", "rprm_prompt.toml", "README.md"} <= names
+        self.calls.append(("upload", repo_id))
+        return SimpleNamespace(commit_url="https://hub/commit")
+
+
+def test_upload_only_when_asked(
+    tiny_model: Path, make_data: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = _Hub()
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
+    data = make_data(num_train=8)
+
+    def run(**options: Any) -> None:
+        train_sft(data, model=str(tiny_model), output=tmp_path / "run", settings=QUICK, options=RunOptions(**options))
+
+    run()
+    assert hub.calls == []
+    # The run is complete: it is uploaded, and nothing else.
+    run(push_to_hub="me/judge")
+    assert hub.calls == [("create", ("me/judge", True, True)), ("upload", "me/judge")]
+
+
+def test_an_upload_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: _Hub(fails=True))
+    with pytest.raises(RunError, match=r"could not be uploaded to me/judge: OSError: no connection; log in"):
+        push(tmp_path, "me/judge", on_note=lambda text: None)
+
+
+def test_base_model_keywords() -> None:
+    base = BaseModel("a/b", "abc", "a/b@abc", 10, (1,))
+    assert base.source == {"revision": "abc"}
+    assert base.folder is None

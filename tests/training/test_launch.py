@@ -1,0 +1,103 @@
+"""Two processes on the CPU: the recipe works, one folder is written, and an error ends both at once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rprm.artifacts import read_manifest
+from rprm.training.metrics import read_metrics
+from rprm.training.sft import train_sft
+from tests.training.test_sft import QUICK
+
+RECIPES = Path(__file__).parents[2] / "recipes" / "accelerate"
+
+OPTIONS = {
+    "--preset": "cpu",
+    "--learning-rate": "1e-3",
+    "--max-steps": "3",
+    "--batch-size": "4",
+    "--device-batch-size": "2",
+    "--max-length": "512",
+    "--eval-steps": "1",
+    "--save-steps": "1",
+    "--logging-steps": "1",
+}
+
+
+def launch(*arguments: str, port: int) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(RECIPES / "cpu2.yaml"),
+        "--main_process_port",
+        str(port),
+        str(Path(__file__).with_name("launched.py")),
+        *arguments,
+        *(word for option in OPTIONS.items() for word in option),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+
+
+@pytest.fixture
+def port() -> int:
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def test_two_processes_do_the_steps_of_one(
+    tiny_model: Path, make_data: Callable[..., Path], tmp_path: Path, port: int
+) -> None:
+    """4 rows a step: 2 a device on 2 devices, or 2 at once and 2 accumulated on one. The losses are the same."""
+    data = make_data(num_train=16, num_validation=4)
+    done = launch("sft", str(data), "--model", str(tiny_model), "-o", str(tmp_path / "two"), port=port)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("3 steps") == 1, "the main process alone reports"
+    manifest = read_manifest(tmp_path / "two")
+    assert (manifest["status"], len(manifest["sessions"])) == ("complete", 1)
+    assert manifest["settings"]["num_processes"] == 2
+
+    alone = train_sft(data, model=str(tiny_model), output=tmp_path / "one", settings=QUICK)
+    losses = [
+        [row["loss"] for row in read_metrics(folder / "metrics.jsonl") if "loss" in row]
+        for folder in (tmp_path / "two", alone.output)
+    ]
+    assert len(losses[0]) == 3
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(tmp_path / "two" / "model")
+
+
+def test_an_error_ends_both(make_data: Callable[..., Path], tiny_model: Path, tmp_path: Path, port: int) -> None:
+    """The main process finds the fault; the other does not wait for it, and nothing is said twice."""
+    data = make_data(num_train=8)
+    (data / "train.jsonl").write_text("{}\n")
+    started = time.monotonic()
+    done = launch("sft", str(data), "--model", str(tiny_model), "-o", str(tmp_path / "run"), port=port)
+    assert done.returncode != 0
+    assert done.stderr.count("train.jsonl, line 1: no 'id'") == 1
+    assert time.monotonic() - started < 100
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("recipe", ["fsdp", "zero3", "cpu2"])
+def test_accelerate_reads_the_recipes(recipe: str) -> None:
+    """Unknown keys are an error there."""
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(RECIPES / f"{recipe}.yaml"))
+    assert config.distributed_type.value == {"fsdp": "FSDP", "zero3": "DEEPSPEED", "cpu2": "MULTI_GPU"}[recipe]

@@ -1,0 +1,254 @@
+"""What is refused before any long work: with counts, the first rows, and the fix."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rprm.errors import InputError, PromptError
+from rprm.prompts import builtin_names, load_template
+from rprm.prompts.library import MODEL_TEMPLATE
+from rprm.prompts.template import Message, Prompt, PromptTemplate
+from rprm.training.preflight import PromptCheck, check_rows, encode_data, open_rows, verdict_fault
+from rprm.training.rows import open_data, read_rows
+from rprm.verdict import VerdictFormat
+from tests.training.conftest import RAW_TEMPLATE, TEMPLATE, make_row, write_rows
+
+MARKER = VerdictFormat().marker
+SEPARATE = PromptTemplate(
+    name="separate",
+    system="You check steps.",
+    user="<{{problem}}>\nBefore:\n{{previous_steps}}\nNow step {{step_number}}: {{step}}\nSay of {{step_number}}.",
+    step_format="{{open_braces}}{{number}}}} {{step}} (end of {{number}})",
+    no_previous_steps="Nothing.",
+)
+
+
+# --- prompts ------------------------------------------------------------------------------------------------------
+
+
+@given(
+    template=st.sampled_from([TEMPLATE, RAW_TEMPLATE, SEPARATE, *map(load_template, builtin_names())]),
+    problem=st.text(),
+    steps=st.lists(st.text(), min_size=1, max_size=4),
+    index=st.integers(0, 3),
+)
+def test_every_prompt_of_a_template_is_accepted(
+    template: PromptTemplate, problem: str, steps: list[str], index: int
+) -> None:
+    assert PromptCheck(template).accepts(template.render(problem, steps, min(index, len(steps) - 1)))
+
+
+@pytest.mark.parametrize("made_with", [TEMPLATE, RAW_TEMPLATE, SEPARATE, *map(load_template, builtin_names())])
+def test_prompts_of_other_templates_are_not(made_with: PromptTemplate) -> None:
+    prompt = made_with.render("What is 2 + 2?", ["2 + 2 = 4.", "So it is 4."], 1)
+    others = [TEMPLATE, RAW_TEMPLATE, SEPARATE, *map(load_template, builtin_names())]
+    accepted = [other.name for other in others if PromptCheck(other).accepts(prompt)]
+    assert accepted == [made_with.name]
+
+
+def test_details_of_a_prompt() -> None:
+    check = PromptCheck(SEPARATE)
+    system, user = SEPARATE.render("P", ["a", "b"], 1).messages
+    assert check.accepts(Prompt((system, user)))
+    assert not check.accepts(Prompt((user,))), "the system message is missing"
+    assert not check.accepts(Prompt((Message("system", "Be kind."), user)))
+    assert not check.accepts(Prompt((system, Message("user", user.content.replace("Say of 2", "Say of 3")))))
+    assert not check.accepts(Prompt((system, Message("user", user.content + "\n"))))
+    assert not check.accepts(Prompt((system, Message("user", user.content.replace("{{1}}", "1."))))), "the list differs"
+    assert not check.accepts(Prompt((system, user), chat=False))
+
+
+def test_a_long_prompt_that_does_not_match_costs_little() -> None:
+    prompt = Prompt((Message("user", "Problem: " + "x\nSteps:\nStep 1: " * 500),))
+    started = time.monotonic()
+    assert not PromptCheck(TEMPLATE).accepts(prompt)
+    assert time.monotonic() - started < 2
+
+
+# --- verdicts -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reply", "fault"),
+    [
+        (f"It adds up.\n{MARKER} Yes", None),
+        (f"It adds up.\n{MARKER} **Yes**.\n", None),
+        (f"It adds up.\n{MARKER} \\boxed{{Yes}}", None),
+        ("It adds up. Yes", "no verdict"),
+        (f"{MARKER} No\nWait.\n{MARKER} Yes", "2 verdicts"),
+        (f"It adds up.\n{MARKER} Yes, it is", "text after the verdict"),
+        (f"It adds up.\n{MARKER} No", "verdict No, against the label"),
+    ],
+)
+def test_verdict_fault(reply: str, fault: str | None) -> None:
+    assert verdict_fault(reply, VerdictFormat(), True) == fault
+
+
+# --- data sets ----------------------------------------------------------------------------------------------------
+
+
+def check(folder: Path, kind: str = "sft") -> None:
+    check_rows(open_data(folder), kind)
+
+
+def test_data_as_written_passes(make_data: Callable[..., Path]) -> None:
+    check(make_data(num_train=6, num_validation=2))
+    check(make_data("dpo", num_train=6), "dpo")
+    check(make_data(num_train=6, template=RAW_TEMPLATE))
+    check(make_data("dpo", num_train=6, template=RAW_TEMPLATE), "dpo")
+
+
+def test_faults_are_counted_and_the_first_named(make_data: Callable[..., Path]) -> None:
+    folder = make_data(num_train=8)
+    rows = [make_row(number) for number in range(8)]
+    for number in (1, 3, 4, 6):
+        rows[number]["completion"][0]["content"] = "No verdict here."
+    rows[5]["prompt"][0]["content"] = "Another prompt."
+    rows[7]["id"] = "row-0"
+    write_rows(folder / "train.jsonl", rows)
+    with pytest.raises(InputError) as caught:
+        check(folder)
+    message = str(caught.value)
+    assert "4 of 8 rows do not end in exactly one verdict" in message
+    assert "line 2 (id 'row-1': completion: no verdict), line 4 (id 'row-3'" in message
+    assert "'row-6'" not in message, "three rows are named"
+    assert "1 of 8 rows have a prompt that template 'tiny'" in message
+    assert "1 of 8 rows have an id that an earlier row has; make ids unique; the first: line 8" in message
+
+
+def test_labels(make_data: Callable[..., Path]) -> None:
+    folder = make_data(num_train=4)
+    flipped = [{**make_row(number), "label": number % 2 == 1} for number in range(4)]
+    write_rows(folder / "train.jsonl", flipped)
+    with pytest.raises(InputError, match=r"4 of 4 rows .* agrees with the label.*verdict Yes, against the label"):
+        check(folder)
+    write_rows(folder / "train.jsonl", [make_row(number) for number in (0, 2, 4)])
+    with pytest.raises(InputError, match=r"all 3 rows have the label of Yes; .* add rows of the other label"):
+        check(folder)
+
+
+def test_preferences_must_prefer_the_right_verdict(make_data: Callable[..., Path]) -> None:
+    folder = make_data("dpo", num_train=4)
+    rows = [make_row(number, "dpo") for number in range(4)]
+    rows[2]["rejected"] = rows[2]["chosen"]
+    rows[3]["chosen"], rows[3]["rejected"] = rows[3]["rejected"], rows[3]["chosen"]
+    write_rows(folder / "train.jsonl", rows)
+    with pytest.raises(InputError, match=r"2 of 4 rows .*line 3 \(id 'row-2': rejected: .*line 4 \(id 'row-3': chosen"):
+        check(folder, "dpo")
+
+
+def test_validation_rows_are_checked_too(make_data: Callable[..., Path]) -> None:
+    folder = make_data(num_train=4, num_validation=2)
+    rows = [make_row(number) for number in range(2)]
+    rows[1]["completion"][0]["content"] = "Hm."
+    write_rows(folder / "validation.jsonl", rows)
+    with pytest.raises(InputError, match=r"validation.jsonl cannot be trained on"):
+        check(folder)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"id": "a"', "line 2: not JSON"),
+        ("[1]", "line 2: not a JSON object"),
+        ('{"id": "a", "label": true, "prompt": "p"}', "line 2: no 'completion'; a row for sft has id, label"),
+        ('{"id": 3, "label": true, "prompt": "p", "completion": "c"}', "id must be a text and label true or false"),
+        ('{"id": "a", "label": 1, "prompt": "p", "completion": "c"}', "id must be a text and label true or false"),
+        ('{"id": "a", "label": true, "prompt": 3, "completion": "c"}', "prompt must be a list of messages"),
+        ('{"id": "a", "label": true, "prompt": [], "completion": []}', "prompt must end in a message of the user"),
+        ('{"id": "a", "label": true, "prompt": "p", "completion": []}', "completion must be one message of the assis"),
+        (
+            '{"id": "a", "label": true, "prompt": [{"role": "user"}], "completion": []}',
+            "a message has a role and a content, both texts",
+        ),
+    ],
+)
+def test_rows_that_are_none(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(make_row(0)) + "\n" + line + "\n")
+    with pytest.raises(InputError, match=r"rows.jsonl, line 2") as caught:
+        list(read_rows(path, "sft"))
+    assert message in str(caught.value)
+
+
+def test_further_columns_and_blank_lines_are_ignored(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n" + json.dumps({**make_row(0), "source": "x", "step": {"any": 1}}) + "\n\n")
+    (row,) = read_rows(path, "sft")
+    assert (row.line, row.id, row.label) == (2, "row-0", True)
+
+
+def test_where_data_comes_from(make_data: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such data"):
+        open_data(tmp_path / "missing")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(InputError, match=r"has no train.jsonl"):
+        open_data(empty)
+    folder = make_data(num_train=2)
+    (folder / "validation.jsonl").write_text("")
+    assert open_data(folder).parts.keys() == {"train"}, "an empty validation file is none"
+    with pytest.raises(PromptError, match="says nothing of its prompt template"):
+        open_data(folder / "train.jsonl")
+    assert open_data(folder / "train.jsonl", folder / MODEL_TEMPLATE).template == TEMPLATE
+    with pytest.raises(PromptError, match=r"rendered with template 'tiny' .*--prompt is 'critique'"):
+        open_data(folder, "critique")
+    (folder / MODEL_TEMPLATE).unlink()
+    with pytest.raises(PromptError, match=r"has no rprm_prompt.toml"):
+        open_data(folder)
+    (folder / "train.jsonl").write_text("")
+    with pytest.raises(InputError, match="has no row"):
+        check_rows(open_data(folder, "critique"), "sft")
+
+
+# --- lengths ------------------------------------------------------------------------------------------------------
+
+
+def encode(folder: Path, target: Path, tiny_model: Path, max_length: int, notes: Any = None) -> dict[str, Any]:
+    from transformers import AutoTokenizer
+
+    return encode_data(
+        open_data(folder),
+        "sft",
+        target,
+        tokenizer=AutoTokenizer.from_pretrained(tiny_model),
+        end=0,
+        max_length=max_length,
+        on_note=notes.append if notes is not None else lambda text: None,
+    )
+
+
+def test_rows_too_long_are_left_out_up_to_5_percent(
+    make_data: Callable[..., Path], tiny_model: Path, tmp_path: Path
+) -> None:
+    """1 of 20 rows is 5%: left out and told; 2 of 20 are refused. No row is ever cut."""
+    folder = make_data(num_train=20)
+    rows = [make_row(number) for number in range(20)]
+    text = rows[3]["completion"][0]["content"]
+    rows[3]["completion"][0]["content"] = "Very long. " * 50 + text
+    write_rows(folder / "train.jsonl", rows)
+    notes: list[str] = []
+    counts = encode(folder, tmp_path / "rows", tiny_model, 300, notes)["train"]
+    assert (counts.num_rows, counts.num_too_long, counts.num_yes, counts.num_no) == (19, 1, 10, 9)
+    assert notes == [f"{folder / 'train.jsonl'}: 1 of 20 rows are longer than 300 tokens and left out"]
+    kept = open_rows(tmp_path / "rows", "train")
+    assert len(kept) == 19
+    assert max(map(len, kept["input_ids"])) == counts.longest <= 300
+    assert sum(map(len, kept["input_ids"])) == counts.num_tokens
+    assert all(labels[-1] == 0 for labels in kept["labels"]), "every row ends in its end token"
+    assert encode(folder, tmp_path / "rows", tiny_model, 300) == {"train": counts}, "made once, then read"
+    assert open_rows(tmp_path / "rows", "validation") is None
+
+    rows[4]["completion"][0]["content"] = rows[3]["completion"][0]["content"]
+    write_rows(folder / "train.jsonl", rows)
+    with pytest.raises(InputError, match=r"2 of 20 rows are longer than max_length 300, more than 5%.*line 4 .*line 5"):
+        encode(folder, tmp_path / "other", tiny_model, 300)
+    assert not (tmp_path / "other").exists()

@@ -1,0 +1,33 @@
+"""Trains as told and kills itself with SIGKILL at a step: `train_and_die.py KIND DATA MODEL OUTPUT SETTINGS STEP`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+
+
+def main() -> None:
+    import torch
+
+    from rprm.training.dpo import DPOSettings, train_dpo
+    from rprm.training.metrics import TrainingWatcher
+    from rprm.training.sft import SFTSettings, train_sft
+
+    torch.set_num_threads(1)
+    kind, data, model, output, settings, last = sys.argv[1:]
+
+    def die(step: int, num_steps: int) -> None:
+        if step == int(last):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    watcher = TrainingWatcher(on_step=die)
+    if kind == "sft":
+        train_sft(data, model=model, output=output, settings=SFTSettings(**json.loads(settings)), watcher=watcher)
+    else:
+        train_dpo(data, model=model, output=output, settings=DPOSettings(**json.loads(settings)), watcher=watcher)
+
+
+if __name__ == "__main__":
+    main()
