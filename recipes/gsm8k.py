@@ -72,11 +72,11 @@ class Size:
 
 SIZES = {
     "cpu": Size(
-        num_steps=480,
-        num_test=160,
+        num_steps=400,
+        num_test=120,
         engine_options="num_threads=2",
         num_analyses=4,
-        num_sampled=160,
+        num_sampled=120,
         judge_analyses=2,
         rounds=1,
         train=("--preset", "cpu", "--lora-rank", "16", "--batch-size", "8"),
@@ -237,7 +237,8 @@ class Chain:
             return output
         print(f"--- {name}: rprm {' '.join(arguments)}", file=sys.stderr, flush=True)
         started = time.monotonic()
-        command = [sys.executable, "-m", "rprm", *arguments, "--output", str(output)]
+        # What stands after `--` belongs to another command: the folder goes before it.
+        command = [sys.executable, "-m", "rprm", *arguments[:2], "--output", str(output), *arguments[2:]]
         done = subprocess.run(command, stdout=sys.stderr)
         if done.returncode not in (0, 3):
             sys.exit(f"{name} failed with exit code {done.returncode}; mend it and begin the script again")

@@ -478,13 +478,29 @@ def test_settings_that_make_no_sense(tiny_model: Path, make_data: Callable[..., 
         attempt(replace(QUICK, max_length=513))
     with pytest.raises(InputError, match="patience needs validation rows"):
         attempt(replace(QUICK, patience=1))
+    with pytest.raises(InputError, match="foo is not supported"):
+        train_sft(
+            data,
+            model=str(tiny_model),
+            output=tmp_path / "run",
+            settings=QUICK,
+            options=RunOptions(report_to="foo"),
+        )
+    with pytest.raises(InputError, match="trainer refuses these settings: foo is not a valid SchedulerType"):
+        attempt(replace(QUICK, scheduler="foo"))
+    with pytest.raises(InputError, match=r"cannot be trained so: .*attn_implementation=.foo."):
+        attempt(replace(QUICK, attention="foo"))
+    with pytest.raises(InputError, match=r"cannot be trained so: Target modules .'foo'. not found"):
+        attempt(replace(QUICK, lora_rank=2, lora_targets="foo"))
     with pytest.raises(InputError, match="multiple of eval_steps"):
         replace(QUICK, patience=1, eval_steps=2, save_steps=3)
     with pytest.raises(InputError, match="lm_head"):
         replace(QUICK, lora_targets="q_proj,lm_head")
     with pytest.raises(InputError, match="at least 2 are kept"):
         RunOptions(num_checkpoints=1)
-    assert not (tmp_path / "run").exists()
+    # What failed before its first checkpoint left nothing behind that would hold the folder to its settings.
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]
+    attempt(QUICK)
 
 
 def test_too_long_rows_cost_no_folder(tiny_model: Path, make_data: Callable[..., Path], tmp_path: Path) -> None:

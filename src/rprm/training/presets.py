@@ -44,7 +44,7 @@ PAPER_7B_SFT = SFTSettings(
     max_length=4096,
     precision="bf16",
     gradient_checkpointing=True,
-    eval_steps=500,
+    eval_steps=250,
     save_steps=250,
 )
 
@@ -62,7 +62,7 @@ PAPER_7B_DPO = DPOSettings(
     precision="bf16",
     gradient_checkpointing=True,
     beta=0.1,
-    eval_steps=500,
+    eval_steps=250,
     save_steps=250,
 )
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from rprm.artifacts import MANIFEST, SUMMARY, Run
-from rprm.errors import EngineError, InputError, RunError
+from rprm.errors import EngineError, InputError, RprmError, RunError
 from rprm.judging import versions
 from rprm.training.checkpoints import MIN_KEPT, Checkpoint, last_checkpoint
 from rprm.training.handover import ADAPTER, LIMITS, MODEL, Card, hand_over, push
@@ -156,7 +156,8 @@ def train(
     opened = open_data(data, prompt)
     bf16, use_cpu = _device(settings.precision, processes)
     folder = Path(output)
-    config = stage.make_config(
+    config = _accepted(
+        stage.make_config,
         {
             # Absolute: the trainer notes in a checkpoint where the best one is.
             "output_dir": str(folder.resolve() / CHECKPOINTS),
@@ -195,7 +196,7 @@ def train(
             "report_to": options.report_to,
             "disable_tqdm": True,
             "ddp_timeout": _TIMEOUT,
-        }
+        },
     )
     if settings.patience is not None and opened.validation is None:
         raise InputError(f"patience needs validation rows, and {data} has no validation.jsonl; leave patience out")
@@ -249,8 +250,17 @@ class _TrainingRun:
         if self._run is not None:
             if kind is not None and not self._completed:
                 self._run.note({**self._session(), "stopped_by": kind.__name__})
+                if issubclass(kind, RprmError) and not any((self.folder / CHECKPOINTS).glob("*checkpoint-*")):
+                    self._clear()
             self._run.__exit__(None, None, None)
             self._run = None
+
+    def _clear(self) -> None:
+        """Nothing was trained yet that could be lost: other settings may be tried in the same folder."""
+        for name in (CHECKPOINTS, ROWS, f"{ROWS}.partial"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        for name in (METRICS, MANIFEST):
+            (self.folder / name).unlink(missing_ok=True)
 
     def work(self, config: Any) -> TrainingResult:
         start = self.processes.share(self._begin)
@@ -299,16 +309,7 @@ class _TrainingRun:
             self.watcher.on_note(f"{self.folder} is complete already; nothing is trained again")
             self._complete(json.loads((self.folder / SUMMARY).read_bytes()))
             return _Start(True, None, None, True)
-        try:
-            self.counts = self._encode()
-        except InputError:
-            if not (self.folder / CHECKPOINTS).exists():
-                # Nothing was begun: other settings may be tried in the same folder.
-                shutil.rmtree(self.folder / f"{ROWS}.partial", ignore_errors=True)
-                (self.folder / MANIFEST).unlink()
-                run.__exit__(None, None, None)
-                self._run = None
-            raise
+        self.counts = self._encode()
         checkpoint = last_checkpoint(self.folder / CHECKPOINTS, num_processes=self.processes.count)
         truncate_metrics(self.folder / METRICS, checkpoint.step if checkpoint else 0)
         for torn in sorted((self.folder / CHECKPOINTS).glob("torn-*")):
@@ -367,7 +368,16 @@ class _TrainingRun:
             peft_config=_lora(self.settings),
         )
         try:
-            trainer = self.stage.make_trainer(config, plan)
+            try:
+                trainer = self.stage.make_trainer(config, plan)
+            except (ValueError, ImportError, OSError) as error:
+                # Layers or an attention that the model does not have, a package that is not installed, ...
+                raise InputError(f"{self.base.target} cannot be trained so: {_first_line(error)}") from error
+            except RuntimeError as error:
+                # How the trainer says that what --report-to names is not installed.
+                if "to be installed" not in str(error):
+                    raise
+                raise InputError(_first_line(error)) from error
             # It prints to standard output, which is not ours to fill.
             trainer.remove_callback(PrinterCallback)
             self.stage.check_batch(trainer, rows)
@@ -376,7 +386,7 @@ class _TrainingRun:
         except torch.OutOfMemoryError as error:
             raise RunError(
                 f"the device's memory does not suffice: {str(error).splitlines()[0]}; lower --device-batch-size, or "
-                "use --lora-rank, or more devices (these are settings: name a new folder)"
+                "use --lora-rank, or more devices"
             ) from error
 
     # --- after --------------------------------------------------------------------------------------------------
@@ -476,6 +486,17 @@ def _require_libraries() -> None:
         import trl  # noqa: F401
     except ImportError as error:
         raise EngineError(f'training needs TRL and torch: pip install "rprm[train]" ({error})') from None
+
+
+def _accepted(make_config: Callable[[dict[str, Any]], Any], arguments: dict[str, Any]) -> Any:
+    try:
+        return make_config(arguments)
+    except (ValueError, ImportError) as error:
+        raise InputError(f"the trainer refuses these settings: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
 def _versions() -> dict[str, str]:
