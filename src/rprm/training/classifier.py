@@ -48,7 +48,7 @@ MAX_SHARE_TOO_LONG = 0.05
 
 @dataclass(frozen=True)
 class ClassifierTraining(TrainingSettings):
-    """How a classifier is trained. The defaults are ours: no source states Qwen2.5-Math-PRM's.
+    """How a classifier is trained. The defaults are ours.
 
     A batch counts sequences, `max_length` the tokens up to a labelled step's tag, and an adapter is always merged.
 
