@@ -72,11 +72,11 @@ class Size:
 
 SIZES = {
     "cpu": Size(
-        num_steps=400,
-        num_test=120,
+        num_steps=300,
+        num_test=100,
         engine_options="num_threads=2",
         num_analyses=4,
-        num_sampled=120,
+        num_sampled=100,
         judge_analyses=2,
         rounds=1,
         train=("--preset", "cpu", "--lora-rank", "16", "--batch-size", "8"),
@@ -113,7 +113,7 @@ SIZES = {
 }
 
 #: The prompt that the student reads.
-PROMPT = "critique-brief"
+PROMPT = str(Path(__file__).with_name("gsm8k_prompt.toml"))
 
 
 # --- the teacher ----------------------------------------------------------------------------------------------------
