@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import queue
-import threading
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from rprm.classifiers.layouts import LAYOUTS, QWEN_SYSTEM, QWEN_TAG, Layout, LayoutName, QwenLayout, Rendered
 from rprm.engines.files import find_file, identity, read_object
-from rprm.errors import EngineError, EngineUnavailable, RequestRefused
+from rprm.engines.worker import Job, ModelWorker, placement
+from rprm.errors import EngineError, RequestRefused
 from rprm.records import Solution, SolutionReward, StepReward
 from rprm.rewarder import Ledger
 
@@ -193,32 +192,21 @@ class Classifier:
             raise RequestRefused(
                 f"the solution has {len(rendered.ids)} tokens with its problem; the context length is {limit}"
             )
-        rewards = await self._worker.submit(_Job(rendered))
+        rewards: list[float] = await self._worker.submit(_Job(rendered))
         if any(reward != reward for reward in rewards):
             raise RequestRefused("the model's scores are no numbers (NaN); load it with dtype=float32")
         return rewards
 
     def _load(self) -> dict[str, Any]:
-        try:
-            import torch
-            import transformers
-        except ImportError as error:
-            raise EngineError(
-                f'{self.spec} needs transformers and torch: pip install "rprm[local]" ({error})'
-            ) from None
+        device, dtype, torch_dtype = placement(self.spec, self._device, self._dtype)
+        import torch
+        import transformers
+
         if self._num_threads:
             torch.set_num_threads(self._num_threads)
-        device = self._device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        dtype = self._dtype
-        if dtype == "auto":
-            dtype = "float32" if device == "cpu" else "bfloat16"
-        if not isinstance(getattr(torch, dtype, None), torch.dtype):
-            raise EngineError(f"{self.spec}: {dtype!r} is no torch dtype; try float32, bfloat16 or float16")
         transformers.utils.logging.disable_progress_bar()
         try:
-            settings, network = self._load_network(getattr(torch, dtype))
+            settings, network = self._load_network(torch_dtype)
         except ImportError as error:
             raise EngineError(f'{self.spec}: {error}; pip install "rprm[local]" brings all of it') from None
         except (OSError, ValueError, KeyError) as error:
@@ -314,89 +302,23 @@ def _check_threshold(threshold: Any, name: str) -> None:
 
 
 @dataclass(eq=False)
-class _Job:
+class _Job(Job):
     rendered: Rendered
-    loop: asyncio.AbstractEventLoop = field(init=False)
-    future: asyncio.Future[list[float]] = field(init=False)
-
-    def resolve(self, rewards: list[float]) -> None:
-        self._call(self.future.set_result, rewards)
-
-    def fail(self, error: Exception) -> None:
-        self._call(self.future.set_exception, error)
-
-    def _call(self, function: Callable[[Any], None], argument: Any) -> None:
-        def apply() -> None:
-            if not self.future.done():
-                function(argument)
-
-        # The loop may be gone when the caller was killed; then nobody waits.
-        if not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(apply)
 
 
-class _Worker(threading.Thread):
+class _Worker(ModelWorker[_Job]):
     """Owns the network: one thread, one batch after the other."""
 
     def __init__(self, network: StepNetwork, max_batch_tokens: int) -> None:
-        super().__init__(name="rprm-classifier", daemon=True)
+        super().__init__("rprm-classifier", hint="lower max_batch_tokens")
         self.network = network
         self.max_batch_tokens = max_batch_tokens
-        self.jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self.waiting: list[_Job] = []
-        self.batch: list[_Job] = []
-        self.stopping = False
-        # Why the worker ended; set behind the door, so that no job slips in after the last look at the queue.
-        self.ended: EngineUnavailable | None = None
-        self.door = threading.Lock()
         self.start()
 
-    async def submit(self, job: _Job) -> list[float]:
-        job.loop = asyncio.get_running_loop()
-        job.future = job.loop.create_future()
-        with self.door:
-            if self.ended is not None:
-                raise EngineUnavailable(str(self.ended))
-            self.jobs.put(job)
-        return await job.future
-
-    def stop(self) -> None:
-        self.stopping = True
-        self.jobs.put(None)
-        self.join()
-
-    def run(self) -> None:
-        import torch
-
-        try:
-            with torch.inference_mode():
-                while not self.stopping:
-                    self._receive(block=not self.waiting)
-                    self.waiting = [job for job in self.waiting if not job.future.done()]
-                    self.batch = self._take()
-                    if self.batch:
-                        for job, rewards in zip(self.batch, self._forward(self.batch), strict=True):
-                            job.resolve(rewards)
-                        self.batch = []
-            error = EngineUnavailable("the classifier was closed")
-        except Exception as failure:
-            hint = "; lower max_batch_tokens" if isinstance(failure, torch.OutOfMemoryError) else ""
-            error = EngineUnavailable(f"the model failed: {type(failure).__name__}: {failure}{hint}")
-        with self.door:
-            self.ended = error
-            self._receive(block=False)
-        for job in (*self.batch, *self.waiting):
-            job.fail(error)
-
-    def _receive(self, *, block: bool) -> None:
-        while True:
-            try:
-                job = self.jobs.get(block=block)
-            except queue.Empty:
-                return
-            block = False
-            if job is not None:
-                self.waiting.append(job)
+    def work(self) -> None:
+        if batch := self._take():
+            for job, rewards in zip(batch, self._forward(batch), strict=True):
+                job.resolve(rewards)
 
     def _take(self) -> list[_Job]:
         """The job that waits longest, and those closest to it in length, as many as the budget allows."""

@@ -9,11 +9,9 @@ seed and not on its neighbours (up to the floating-point noise of batched arithm
 from __future__ import annotations
 
 import asyncio
-import queue
 import random
-import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from rprm.engines.base import Completion, EngineInfo, Sampling
 from rprm.engines.files import identity
 from rprm.engines.tokens import VerdictTokens, encode_prompt, fingerprint
-from rprm.errors import EngineError, EngineUnavailable, RequestRefused
+from rprm.engines.worker import Job, ModelWorker, placement
+from rprm.errors import EngineError, RequestRefused
 from rprm.prompts.template import Prompt
 from rprm.verdict import Verdict, VerdictChoice, VerdictFormat
 
@@ -134,25 +133,14 @@ class TransformersEngine:
         return self._verdict_tokens[verdict]
 
     def _load(self) -> EngineInfo:
-        try:
-            import torch
-            import transformers
-        except ImportError as error:
-            raise EngineError(
-                f'{self.spec} needs transformers and torch: pip install "rprm[local]" ({error})'
-            ) from None
+        device, dtype, torch_dtype = placement(self.spec, self._device, self._dtype)
+        import torch
+        import transformers
+
         if self._num_threads:
             torch.set_num_threads(self._num_threads)
-        device = self._device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        dtype = self._dtype
-        if dtype == "auto":
-            dtype = "float32" if device == "cpu" else "bfloat16"
-        if not isinstance(getattr(torch, dtype, None), torch.dtype):
-            raise EngineError(f"{self.spec}: {dtype!r} is no torch dtype; try float32, bfloat16 or float16")
         transformers.utils.logging.disable_progress_bar()
-        self.model, self.tokenizer = self._load_model(getattr(torch, dtype))
+        self.model, self.tokenizer = self._load_model(torch_dtype)
         self.model.to(device).eval()
         config = self.model.config.get_text_config()
         if "linear_attention" in (getattr(config, "layer_types", None) or ()):
@@ -217,29 +205,12 @@ class TransformersEngine:
 
 
 @dataclass(eq=False)
-class _Job:
+class _Job(Job):
     """A request: a completion with `sampling`, a second pass without."""
 
     ids: list[int]
     sampling: Sampling | None
     verdict_tokens: VerdictTokens | None
-    loop: asyncio.AbstractEventLoop = field(init=False)
-    future: asyncio.Future[Any] = field(init=False)
-
-    def resolve(self, result: Any) -> None:
-        self._call(self.future.set_result, result)
-
-    def fail(self, error: Exception) -> None:
-        self._call(self.future.set_exception, error)
-
-    def _call(self, function: Callable[[Any], None], argument: Any) -> None:
-        def apply() -> None:
-            if not self.future.done():
-                function(argument)
-
-        # The loop may be gone when the caller was killed; then nobody waits.
-        if not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(apply)
 
 
 @dataclass(eq=False)
@@ -267,82 +238,38 @@ class _Prefix:
     logits: torch.Tensor
 
 
-class _Worker(threading.Thread):
+class _Worker(ModelWorker[_Job]):
     """Owns the model: one thread, one batch."""
 
     def __init__(self, model: Any, tokenizer: Any, max_rows: int, prefix_tokens: int) -> None:
-        super().__init__(name="rprm-transformers", daemon=True)
+        super().__init__("rprm-transformers", hint="lower max_rows or prefix_tokens")
         self.model = model
         self.tokenizer = tokenizer
         self.max_rows = max_rows
         self.prefix_tokens = prefix_tokens
-        self.jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self.waiting: list[_Job] = []
         self.rows: list[_Row] = []
         self.prefixes: OrderedDict[tuple[int, ...], _Prefix] = OrderedDict()
-        self.unanswered: set[_Job] = set()
-        self.stopping = False
-        # Why the worker ended; set behind the door, so that no job slips in after the last look at the queue.
-        self.ended: EngineUnavailable | None = None
-        self.door = threading.Lock()
         ends = model.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]
         self.end_tokens = {token for token in (*ends, tokenizer.eos_token_id) if token is not None}
         self.start()
 
-    async def submit(self, job: _Job) -> Any:
-        job.loop = asyncio.get_running_loop()
-        job.future = job.loop.create_future()
-        with self.door:
-            if self.ended is not None:
-                raise EngineUnavailable(str(self.ended))
-            self.jobs.put(job)
-        return await job.future
-
-    def stop(self) -> None:
-        self.stopping = True
-        self.jobs.put(None)
-        self.join()
-
-    def run(self) -> None:
-        import torch
-
+    def prepare(self) -> None:
         from rprm.engines.kv_cache import BatchCache
 
         self.cache = BatchCache()
-        try:
-            with torch.inference_mode():
-                while not self.stopping:
-                    self._receive(block=not self.rows and not self.waiting)
-                    self._drop_cancelled()
-                    self._admit()
-                    if self.rows:
-                        self._step()
-            error = EngineUnavailable("the engine was closed")
-        except Exception as failure:
-            hint = "; lower max_rows or prefix_tokens" if isinstance(failure, torch.OutOfMemoryError) else ""
-            error = EngineUnavailable(f"the model failed: {type(failure).__name__}: {failure}{hint}")
-        with self.door:
-            self.ended = error
-            self._receive(block=False)
-        for job in self.unanswered:
-            job.fail(error)
 
-    def _receive(self, *, block: bool) -> None:
-        while True:
-            try:
-                job = self.jobs.get(block=block)
-            except queue.Empty:
-                return
-            block = False
-            if job is not None:
-                self.waiting.append(job)
-                self.unanswered.add(job)
+    def is_idle(self) -> bool:
+        return not self.rows and not self.waiting
 
-    def _drop_cancelled(self) -> None:
-        self.unanswered = {job for job in self.unanswered if not job.future.done()}
-        self.waiting = [job for job in self.waiting if job in self.unanswered]
+    def drop_cancelled(self) -> None:
+        super().drop_cancelled()
         self._keep([index for index, row in enumerate(self.rows) if row.job in self.unanswered])
+
+    def work(self) -> None:
+        self._admit()
+        if self.rows:
+            self._step()
 
     def _keep(self, indices: list[int]) -> None:
         if len(indices) == len(self.rows):
