@@ -10,7 +10,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "rprm"
 #: Layer by layer, from the top; see docs/architecture.md. A package stands for all modules in it.
 LAYERS = [
     {"errors", "records"},
-    {"verdict", "stopping", "artifacts", "reading", "prompts", "presets"},
+    {"verdict", "stopping", "artifacts", "reading", "prompts", "presets", "answers"},
     {"engines", "rewarder"},
     {"judge", "judging", "classifiers"},
     {"api", "benchmarks", "data", "training"},

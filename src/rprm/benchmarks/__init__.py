@@ -10,6 +10,7 @@ Read the items, judge their solutions (or read scores made elsewhere), measure, 
 from rprm.benchmarks.comparison import Comparison, compare
 from rprm.benchmarks.items import BenchmarkItems, PRMBenchItem, ProcessBenchItem, read_prmbench, read_processbench
 from rprm.benchmarks.labelled_steps import LastStepRewarder, StepItems, measure_steps, step_scores, tally_steps
+from rprm.benchmarks.mathematics import MathematicsItem, read_mathematics
 from rprm.benchmarks.prmbench import measure_prmbench, tally_prmbench
 from rprm.benchmarks.processbench import (
     HeldOut,
@@ -30,6 +31,7 @@ __all__ = [
     "Figure",
     "HeldOut",
     "LastStepRewarder",
+    "MathematicsItem",
     "Measurement",
     "PRMBenchItem",
     "ProcessBenchItem",
@@ -44,6 +46,7 @@ __all__ = [
     "measure_prmbench",
     "measure_processbench",
     "measure_steps",
+    "read_mathematics",
     "read_prmbench",
     "read_processbench",
     "read_scores",

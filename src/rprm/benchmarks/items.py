@@ -124,9 +124,9 @@ def read_processbench(
     """
     sources: list[tuple[str | None, Source]]
     path = Path(data)
-    _refuse_revision(path, revision)
+    refuse_revision(path, revision)
     if path.is_dir():
-        found = [(subset, _subset_file(path, subset)) for subset in PROCESSBENCH_SUBSETS]
+        found = [(subset, subset_file(path, subset)) for subset in PROCESSBENCH_SUBSETS]
         sources = [(subset, Source(str(file))) for subset, file in found if file is not None]
         if not sources:
             names = ", ".join(f"{subset}.jsonl" for subset in PROCESSBENCH_SUBSETS)
@@ -148,7 +148,7 @@ def read_processbench(
             ids.add(item.id)
             return item
 
-        items += _parsed(source.name, source.rows(), parse, rejected)
+        items += parsed_rows(source.name, source.rows(), parse, rejected)
     return _collected(items, rejected, (), [source for _, source in sources])
 
 
@@ -167,7 +167,7 @@ def read_prmbench(data: str | Path = PRMBENCH_HUB, *, revision: str | None = Non
         InputError: nothing can be read at all.
     """
     path = Path(data)
-    _refuse_revision(path, revision)
+    refuse_revision(path, revision)
     rows: list[tuple[Source, Iterable[Row | Rejected]]]
     if path.is_dir():
         sources = [Source(str(file)) for file in sorted(path.iterdir()) if file.name.endswith(_SUFFIXES)]
@@ -185,7 +185,7 @@ def read_prmbench(data: str | Path = PRMBENCH_HUB, *, revision: str | None = Non
     repeated: list[str] = []
     rejected: list[Rejected] = []
     for source, source_rows in rows:
-        for row_items in _parsed(source.name, source_rows, _prmbench_items, rejected):
+        for row_items in parsed_rows(source.name, source_rows, _prmbench_items, rejected):
             modified = row_items[0]
             if modified.id in items:
                 repeated.append(modified.id)
@@ -194,7 +194,7 @@ def read_prmbench(data: str | Path = PRMBENCH_HUB, *, revision: str | None = Non
     return _collected(list(items.values()), rejected, repeated, [source for source, _ in rows])
 
 
-def _subset_file(folder: Path, subset: str) -> Path | None:
+def subset_file(folder: Path, subset: str) -> Path | None:
     files = [folder / f"{subset}{suffix}" for suffix in _SUFFIXES if (folder / f"{subset}{suffix}").is_file()]
     if len(files) > 1:
         raise InputError(f"{folder}: both {files[0].name} and {files[1].name} hold the subset {subset}; keep one")
@@ -213,7 +213,7 @@ def _hub_revision(name: str, split: str, revision: str | None) -> str:
     return _hub_source(name, split, revision).inspect().digest.removeprefix("revision:")
 
 
-def _refuse_revision(path: Path, revision: str | None) -> None:
+def refuse_revision(path: Path, revision: str | None) -> None:
     if revision is not None and path.exists():
         raise InputError(f"{path}: a revision ({revision}) belongs to a hub data set, and this is a file or folder")
 
@@ -247,7 +247,7 @@ def _prmbench_hub_rows(source: Source, name: str, revision: str) -> Iterator[Row
 Parsed = TypeVar("Parsed")
 
 
-def _parsed(
+def parsed_rows(
     name: str, rows: Iterable[Row | Rejected], parse: Callable[[Any], Parsed], rejected: list[Rejected]
 ) -> Iterator[Parsed]:
     """What `parse` makes of each row; the rows it refuses go to `rejected`."""
@@ -282,7 +282,7 @@ def _collected(
 
 
 def _processbench_item(value: Any, subset: str | None, path: Path) -> ProcessBenchItem:
-    record = _object(value)
+    record = json_object(value)
     identifier = _text(record, "id")
     steps = _texts(record, "steps")
     label = record.get("label")
@@ -307,7 +307,7 @@ def _processbench_item(value: Any, subset: str | None, path: Path) -> ProcessBen
 
 def _prmbench_items(value: Any) -> list[PRMBenchItem]:
     """The modified item of a row and, from a `redundency` row, the `correct` one."""
-    record = _object(value)
+    record = json_object(value)
     classification = _text(record, "classification")
     if classification not in PRMBENCH_CLASSES:
         raise InputError(f"'classification' is {classification!r}; known are {', '.join(PRMBENCH_CLASSES)}")
@@ -331,7 +331,7 @@ def _prmbench_items(value: Any) -> list[PRMBenchItem]:
     return items
 
 
-def _object(value: Any) -> dict[str, Any]:
+def json_object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"a record must be a JSON object, not {type(value).__name__}")
     return value

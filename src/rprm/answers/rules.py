@@ -1,0 +1,65 @@
+"""What counts as the same answer, set by set.
+
+docs/grading.md says the same in prose, with what was decided about the leniencies of other graders.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerRule:
+    """How an answer is found in a solution and compared with the gold answer.
+
+    Attributes:
+        name: of the set it belongs to.
+        markers: further words that announce an answer at the start of a line, before a colon (`A` for `A: 18`).
+        last_number: whether the last number of a text without any announced answer is taken. Off in every rule here: it
+            invents an answer for a solution that gives none.
+        lists_split_numbers: `1,100` is the list of 1 and 100, not eleven hundred (for answers known to be several).
+        whole_numbers: the gold answer is a whole number, and only the same whole number is equal.
+        relative_tolerance: of numbers of which at least one is written with a decimal point; 0 for none.
+        tolerance_for_integers: whether the relative tolerance holds where one of the numbers is whole, too.
+        absolute_tolerance: of any two numbers, instead of the relative one; None for none.
+        letter_units: whether a single letter after a number and a space (`5 m`) is a unit rather than a variable.
+    """
+
+    name: str
+    markers: tuple[str, ...] = ()
+    last_number: bool = False
+    lists_split_numbers: bool = False
+    whole_numbers: bool = False
+    relative_tolerance: Fraction = Fraction(1, 10_000)
+    tolerance_for_integers: bool = False
+    absolute_tolerance: Fraction | None = None
+    letter_units: bool = False
+
+
+#: For answers of no known set.
+MATHEMATICS = AnswerRule("mathematics")
+
+#: Equal exactly: for groups of answers, where no gold answer says how precise one must be.
+EXACT = replace(MATHEMATICS, name="exact", relative_tolerance=Fraction(0))
+
+AIME24 = AnswerRule("aime24", whole_numbers=True, relative_tolerance=Fraction(0))
+AMC23 = AnswerRule("amc23")
+MATH500 = AnswerRule("math500")
+COLLEGE_MATH = AnswerRule("college_math")
+#: Its answers are measured quantities: 41585.3 is 41585, and the unit stands beside the number.
+MINERVA_MATH = AnswerRule("minerva_math", tolerance_for_integers=True, letter_units=True)
+#: An item's own unit, list or tolerance comes with the item: `olympiadbench_rule`.
+OLYMPIADBENCH = AnswerRule("olympiadbench")
+GSM8K = AnswerRule("gsm8k", markers=("A",), whole_numbers=True, relative_tolerance=Fraction(0))
+#: As lm-evaluation-harness's "flexible-extract" reads GSM8K: without `####` or another announcement, the last number.
+GSM8K_FLEXIBLE = replace(GSM8K, name="gsm8k-flexible", last_number=True)
+
+RULES: dict[str, AnswerRule] = {
+    rule.name: rule for rule in (AIME24, AMC23, MATH500, OLYMPIADBENCH, COLLEGE_MATH, MINERVA_MATH, GSM8K)
+}
+
+
+def olympiadbench_rule(*, multiple: bool, unit: str | None, error: Fraction | None) -> AnswerRule:
+    """The rule of one OlympiadBench item, of its fields `is_multiple_answer`, `unit` and `error`."""
+    return replace(OLYMPIADBENCH, lists_split_numbers=multiple, letter_units=unit is not None, absolute_tolerance=error)
