@@ -53,7 +53,7 @@ class Size:
         engine_options: of the engine that samples and judges.
         num_analyses: sampled of each step, for the pairs.
         num_sampled: steps that a DPO round samples.
-        train: options of every training.
+        train: options of SFT and DPO.
         sft, dpo, classifier: options of each.
     """
 
@@ -82,7 +82,17 @@ SIZES = {
         train=("--preset", "cpu", "--lora-rank", "16", "--batch-size", "8"),
         sft=("--learning-rate", "5e-4", "--epochs", "3"),
         dpo=("--learning-rate", "5e-5", "--epochs", "1", "--beta", "0.1"),
-        classifier=("--learning-rate", "5e-4", "--epochs", "3"),
+        classifier=(
+            "--lora-rank",
+            "16",
+            "--batch-size",
+            "8",
+            "--no-gradient-checkpointing",
+            "--learning-rate",
+            "5e-4",
+            "--epochs",
+            "3",
+        ),
     ),
     "tiny": Size(
         num_steps=48,
@@ -95,7 +105,17 @@ SIZES = {
         train=("--preset", "cpu", "--lora-rank", "4", "--batch-size", "4"),
         sft=("--learning-rate", "1e-3", "--epochs", "1"),
         dpo=("--learning-rate", "5e-5", "--epochs", "1"),
-        classifier=("--learning-rate", "5e-4", "--epochs", "1"),
+        classifier=(
+            "--lora-rank",
+            "4",
+            "--batch-size",
+            "4",
+            "--no-gradient-checkpointing",
+            "--learning-rate",
+            "5e-4",
+            "--epochs",
+            "1",
+        ),
     ),
     "gpu": Size(
         num_steps=20_000,
@@ -108,7 +128,18 @@ SIZES = {
         train=("--precision", "bf16", "--batch-size", "64", "--device-batch-size", "32"),
         sft=("--learning-rate", "1e-4", "--epochs", "2"),
         dpo=("--learning-rate", "1e-6", "--epochs", "1", "--beta", "0.1"),
-        classifier=("--learning-rate", "1e-4", "--epochs", "2"),
+        classifier=(
+            "--precision",
+            "bf16",
+            "--batch-size",
+            "64",
+            "--device-batch-size",
+            "32",
+            "--learning-rate",
+            "1e-4",
+            "--epochs",
+            "2",
+        ),
     ),
 }
 
@@ -264,7 +295,7 @@ class Chain:
         last = str(evolved / f"round-{size.rounds}" / "dpo" / "model")
         classifier = self.stage(
             "classifier", "train", "classifier", str(train), "--model", self.base, "--validation-share", "0.2",
-            *size.train, *size.classifier,
+            *size.classifier,
         )  # fmt: skip
         sampling = ("-k", str(size.judge_analyses), "--stopping", "none", "--max-tokens", "96", "--allow-missing")
         rows = {}

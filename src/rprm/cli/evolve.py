@@ -107,9 +107,15 @@ def evolve(
 def _table(results: list[RoundResult]) -> Any:
     from rich.table import Table
 
-    table = Table(box=None, padding=(0, 1), title="Rounds, measured on the validation steps", title_justify="left")
-    for name in ("round", "pairs", "F1", "difference", "wrong acc", "correct acc", "well-formed", "minutes", ""):
-        table.add_column(name, justify="left" if not name else "right")
+    table = Table(
+        box=None,
+        padding=(0, 1),
+        title="Rounds, measured on the validation steps: accuracies on wrong and on correct ones, their harmonic mean "
+        "(F1) and its change against the best model before, share of well-formed analyses",
+        title_justify="left",
+    )
+    for name in ("round", "pairs", "wrong", "correct", "F1", "change", "formed", ""):
+        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
     for result in results:
         difference = ""
         if result.difference is not None:
@@ -119,12 +125,11 @@ def _table(results: list[RoundResult]) -> Any:
         table.add_row(
             str(result.round),
             "" if result.num_pairs is None else f"{result.num_pairs:,}",
-            f"{result.f1:.1f}",
-            difference,
             f"{result.wrong_acc:.1f}",
             f"{result.correct_acc:.1f}",
+            f"{result.f1:.1f}",
+            difference,
             "" if result.wellformed is None else f"{result.wellformed:.1f}",
-            f"{result.seconds / 60:.1f}",
             "start" if result.round == 0 else "goes on" if result.kept else "dropped",
             style="" if result.kept else "dim",
         )
