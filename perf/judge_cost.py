@@ -135,7 +135,8 @@ class StreamedEngine(CountingEngine):
         if drawn.p_yes is None:
             return written
         verdict = sampling.verdict or VerdictFormat()
-        before = f"{written.text}\n{verdict.marker}"
+        # Two analyses may happen to read alike, and have verdicts of their own.
+        before = f"{written.text} [{sampling.seed}]\n{verdict.marker}"
         self.p_yes[before] = drawn.p_yes
         choice = VerdictChoice(len(before) + 1, math.log(drawn.p_yes), math.log1p(-drawn.p_yes))
         answer = verdict.yes if drawn.p_yes >= 0.5 else verdict.no
@@ -302,7 +303,8 @@ def measure_time(arguments: argparse.Namespace) -> dict[str, object]:
                     streamed,
                 )
             ours = StreamedEngine(engine, streams, arguments.scale, False)
-            procedures["ours"] = Judge(ours, template, StoppingRule(k), sampling), ours
+            # An analysis without a verdict is asked for it, as the published procedure does.
+            procedures["ours"] = Judge(ours, template, StoppingRule(k), sampling, force_verdict=True), ours
             order = list(procedures)
             order = order[number % 3 :] + order[: number % 3]
             costs = {}
