@@ -266,12 +266,7 @@ def _scores(
     import tempfile
 
     from rprm.api import load_rewarder
-    from rprm.errors import BenchmarkError
 
-    if (model is None) == (stored is None):
-        raise BenchmarkError(
-            "say what to measure: --model SPEC to judge now, or --scores FILE for scores made elsewhere"
-        )
     if stored is not None:
         return _stored_scores(stored, items), _threshold(stored, threshold)
     assert model is not None

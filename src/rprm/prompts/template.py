@@ -35,7 +35,8 @@ class Prompt:
         return "\n\n".join(message.content for message in self.messages)
 
 
-_PLACEHOLDER = re.compile(r"\{\{[ \t]*([A-Za-z_]\w*)[ \t]*\}\}")
+#: A placeholder of a template's text; group 1 is its name.
+PLACEHOLDER = re.compile(r"\{\{[ \t]*([A-Za-z_]\w*)[ \t]*\}\}")
 #: Stands for two braces where a fixed text would otherwise read as a placeholder.
 _BRACES = "open_braces"
 _USER_NAMES = ("problem", "steps", "previous_steps", "step", "step_number", _BRACES)
@@ -88,7 +89,7 @@ class PromptTemplate:
             raise self._error("user needs {{steps}}, or both {{previous_steps}} and {{step}}")
         if "step" not in self._check_names("step_format", self.step_format, _STEP_NAMES):
             raise self._error("step_format has no {{step}}")
-        misplaced = [match[0] for match in _PLACEHOLDER.finditer(self.system) if match[1] in _USER_NAMES]
+        misplaced = [match[0] for match in PLACEHOLDER.finditer(self.system) if match[1] in _USER_NAMES]
         if misplaced:
             raise self._error(f"system is sent verbatim; move {misplaced[0]} to user")
         if self.system and not self.chat:
@@ -103,7 +104,7 @@ class PromptTemplate:
         return PromptError(f"prompt template {self.name!r}: {message}")
 
     def _check_names(self, key: str, text: str, allowed: tuple[str, ...]) -> set[str]:
-        used = {match[1] for match in _PLACEHOLDER.finditer(text)}
+        used = {match[1] for match in PLACEHOLDER.finditer(text)}
         if unknown := sorted(used - set(allowed)):
             raise self._error(
                 f"{key} has the unknown placeholder {_braced(unknown[0])}; placeholders are "
@@ -160,11 +161,11 @@ class PromptTemplate:
 
     @cached_property
     def _user_pieces(self) -> list[str]:
-        return _PLACEHOLDER.split(self.user)
+        return PLACEHOLDER.split(self.user)
 
     @cached_property
     def _step_pieces(self) -> list[str]:
-        return _PLACEHOLDER.split(self.step_format)
+        return PLACEHOLDER.split(self.step_format)
 
     def to_toml(self) -> str:
         """The template as a file's content; `from_toml` gives an equal template back, whatever its texts hold."""
@@ -216,7 +217,7 @@ class PromptTemplate:
 
 def literal(text: str) -> str:
     """The text as a template says it: whatever would read as a placeholder is escaped."""
-    return _PLACEHOLDER.sub(lambda match: _braced(_BRACES) + match[0][2:], text)
+    return PLACEHOLDER.sub(lambda match: _braced(_BRACES) + match[0][2:], text)
 
 
 def _braced(name: str) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 
 from rprm.errors import InputError, PromptError
 from rprm.prompts.library import MODEL_TEMPLATE, load_template
-from rprm.prompts.template import Prompt, PromptTemplate
+from rprm.prompts.template import PLACEHOLDER, Prompt, PromptTemplate
 from rprm.training.rows import REPLIES, BaseModel, TrainingData, TrainingRow, encode_row, read_rows
 from rprm.verdict import VerdictFormat
 
@@ -31,8 +31,6 @@ _NUM_NAMED = 3
 
 #: What may stand after the answer: closing Markdown, brackets and punctuation, but no word.
 _AFTER_VERDICT = re.compile(r"[^\w]{0,16}\Z")
-
-_PLACEHOLDER = re.compile(r"\{\{[ \t]*([A-Za-z_]\w*)[ \t]*\}\}")
 
 
 # --- texts --------------------------------------------------------------------------------------------------------
@@ -57,7 +55,7 @@ class PromptCheck:
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
         """The user message: fixed texts literal, the step's number the same wherever it stands, anything else free."""
-        first, *rest = _PLACEHOLDER.split(self.template.user)
+        first, *rest = PLACEHOLDER.split(self.template.user)
         parts = [re.escape(first)]
         numbered = False
         listed = self._listed()
@@ -78,7 +76,7 @@ class PromptCheck:
 
     def _listed(self) -> str:
         """A list of steps begins with step 1 in its format, and ends as the format does."""
-        first, *rest = _PLACEHOLDER.split(self.template.step_format)
+        first, *rest = PLACEHOLDER.split(self.template.step_format)
         opening, closing = re.escape(first), ""
         at_step = False
         for name, fixed in zip(rest[::2], rest[1::2], strict=True):

@@ -31,8 +31,8 @@ PAPER_BASE = "Qwen/Qwen2.5-Math-7B-Instruct"
 
 #: The cold start of the paper (section 4.1): 1 epoch, batch 128, learning rate 5e-6, warm-up ratio 0.03, all weights.
 #: Ours: the cosine schedule, no weight decay, clipping at 1, 4,096 tokens (the base model's whole context), bf16
-#: computation over float32 weights, 2 rows a device; of about 2,260 steps (289K rows / 128) an evaluation every 500
-#: (one over 20K validation rows costs as much as some 50 steps) and a checkpoint every 250.
+#: computation over float32 weights, 2 rows a device; of about 2,260 steps (289K rows / 128) an evaluation and a
+#: checkpoint every 250, as `patience` needs it (an evaluation over 20K validation rows costs as much as some 50 steps).
 PAPER_7B_SFT = SFTSettings(
     learning_rate=5e-6,
     num_epochs=1.0,

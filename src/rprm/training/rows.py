@@ -15,14 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rprm.data.datasets import TRAIN, VALIDATION
 from rprm.engines.files import commit as commit_of
 from rprm.engines.tokens import encode_prompt, fingerprint
 from rprm.errors import EngineError, InputError, PromptError
 from rprm.prompts.library import MODEL_TEMPLATE, load_template
 from rprm.prompts.template import Message, Prompt, PromptTemplate
-
-TRAIN = "train.jsonl"
-VALIDATION = "validation.jsonl"
 
 #: Columns that hold the replies of a row, by kind of training.
 REPLIES = {"sft": ("completion",), "dpo": ("chosen", "rejected")}
