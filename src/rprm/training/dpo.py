@@ -15,7 +15,7 @@ from rprm.errors import InputError
 from rprm.training.metrics import TrainingWatcher
 from rprm.training.preflight import check_dpo_batch
 from rprm.training.settings import TrainingSettings
-from rprm.training.stage import Plan, RunOptions, Stage, TrainingResult, train
+from rprm.training.stage import RunOptions, Stage, TrainingResult, train
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def train_dpo(
             precompute_ref_log_probs=chosen.precompute_reference,
         )
 
-    def make_trainer(config: Any, plan: Plan) -> Any:
+    def trainer_class() -> Any:
         from trl import DPOTrainer
 
         class PreparedDPOTrainer(DPOTrainer):  # type: ignore[misc]
@@ -95,21 +95,13 @@ def train_dpo(
             def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
                 return dataset
 
-        return PreparedDPOTrainer(
-            model=plan.base.target,
-            args=config,
-            train_dataset=plan.rows,
-            eval_dataset=plan.validation_rows,
-            processing_class=plan.tokenizer,
-            callbacks=plan.callbacks,
-            peft_config=plan.peft_config,
-        )
+        return PreparedDPOTrainer
 
     stage = Stage(
         kind="dpo",
         settings=chosen,
         make_config=make_config,
-        make_trainer=make_trainer,
+        trainer_class=trainer_class,
         check_batch=check_dpo_batch,
         does="It was trained to prefer analyses whose verdict agrees with the step's label over such as disagree.",
     )

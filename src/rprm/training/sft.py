@@ -14,7 +14,7 @@ from rprm.errors import InputError
 from rprm.training.metrics import TrainingWatcher
 from rprm.training.preflight import check_sft_batch
 from rprm.training.settings import TrainingSettings
-from rprm.training.stage import Plan, RunOptions, Stage, TrainingResult, train
+from rprm.training.stage import RunOptions, Stage, TrainingResult, train
 
 
 @dataclass(frozen=True)
@@ -81,24 +81,16 @@ def train_sft(
             padding_free=chosen.padding_free,
         )
 
-    def make_trainer(config: Any, plan: Plan) -> Any:
+    def trainer_class() -> Any:
         from trl import SFTTrainer
 
-        return SFTTrainer(
-            model=plan.base.target,
-            args=config,
-            train_dataset=plan.rows,
-            eval_dataset=plan.validation_rows,
-            processing_class=plan.tokenizer,
-            callbacks=plan.callbacks,
-            peft_config=plan.peft_config,
-        )
+        return SFTTrainer
 
     stage = Stage(
         kind="sft",
         settings=chosen,
         make_config=make_config,
-        make_trainer=make_trainer,
+        trainer_class=trainer_class,
         check_batch=check_sft_batch,
         does="It was fine-tuned on analyses whose verdict agrees with the step's label.",
     )

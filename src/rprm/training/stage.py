@@ -94,18 +94,6 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What the builder of a trainer is given."""
-
-    base: BaseModel
-    tokenizer: Any
-    rows: Any
-    validation_rows: Any
-    callbacks: list[Any]
-    peft_config: Any
-
-
-@dataclass(frozen=True)
 class _Start:
     """What the main process found out, for all."""
 
@@ -123,7 +111,7 @@ class Stage:
         kind: `sft` or `dpo`.
         settings: its settings.
         make_config: TRL's configuration from the common arguments.
-        make_trainer: TRL's trainer from that configuration and the plan.
+        trainer_class: gives TRL's trainer class; called when TRL may be imported.
         check_batch: compares a batch of the trainer with the rows.
         does: what the model has been trained to do, for its card.
     """
@@ -131,7 +119,7 @@ class Stage:
     kind: str
     settings: TrainingSettings
     make_config: Callable[[dict[str, Any]], Any]
-    make_trainer: Callable[[Any, Plan], Any]
+    trainer_class: Callable[[], Any]
     check_batch: Callable[[Any, Any], None]
     does: str
 
@@ -358,18 +346,19 @@ class _TrainingRun:
             callbacks.append(EarlyStoppingCallback(self.settings.patience))
         rows = open_rows(self.folder / ROWS, "train")
         config.model_init_kwargs |= self.base.source
-        plan = Plan(
-            base=self.base,
+        arguments = {
+            "model": self.base.target,
+            "args": config,
+            "train_dataset": rows,
+            "eval_dataset": open_rows(self.folder / ROWS, "validation"),
             # The trainer gives its tokenizer a padding token; the model's own stays as it is.
-            tokenizer=_load_tokenizer(self.base),
-            rows=rows,
-            validation_rows=open_rows(self.folder / ROWS, "validation"),
-            callbacks=callbacks,
-            peft_config=_lora(self.settings),
-        )
+            "processing_class": _load_tokenizer(self.base),
+            "callbacks": callbacks,
+            "peft_config": _lora(self.settings),
+        }
         try:
             try:
-                trainer = self.stage.make_trainer(config, plan)
+                trainer = self.stage.trainer_class()(**arguments)
             except (ValueError, ImportError, OSError) as error:
                 # Layers or an attention that the model does not have, a package that is not installed, ...
                 raise InputError(f"{self.base.target} cannot be trained so: {_first_line(error)}") from error
@@ -549,4 +538,4 @@ def _lora(settings: TrainingSettings) -> Any:
     )
 
 
-__all__ = ["ADAPTER", "CHECKPOINTS", "MODEL", "ROWS", "Plan", "RunOptions", "Stage", "TrainingResult", "train"]
+__all__ = ["ADAPTER", "CHECKPOINTS", "MODEL", "ROWS", "RunOptions", "Stage", "TrainingResult", "train"]
