@@ -22,6 +22,8 @@ from rprm.errors import EngineError, EngineUnavailable, RequestRefused, Unsuppor
 from rprm.prompts.template import Prompt
 from rprm.verdict import VerdictChoice, VerdictFormat
 
+NUMBERS = " ".join(f"number-{number}" for number in range(48))
+
 
 @dataclass
 class Model:
@@ -41,6 +43,7 @@ class Model:
     context_length: int | None = 500
     truncates: bool = False
     second_pass: float | None = 0.0
+    continues: str = "well"
     refuses: bool = False
 
     def __post_init__(self) -> None:
@@ -57,6 +60,8 @@ class Model:
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
         if self.refuses:
             raise RequestRefused("no")
+        if prompt.reply and self.continues == "not":
+            raise Unsupported("it begins anew")
         num_prompt_tokens = len(prompt.text.split())
         if self.context_length is not None and num_prompt_tokens > self.context_length and not self.truncates:
             raise RequestRefused(f"{num_prompt_tokens} tokens")
@@ -79,6 +84,10 @@ class Model:
                 "one text": "story",
                 "batch": f"story {sampling.seed} beside {num_active - 1} others",
             }[self.seeds]
+        if sampling.temperature == 0.0:
+            text = {"too little": "one two three", "the same": "tick " * 48}.get(self.continues, NUMBERS)
+            if prompt.reply and self.continues != "anew":
+                text = text.removeprefix(prompt.reply) if self.continues == "well" else "Something else, quite another."
         choices: tuple[VerdictChoice, ...] = ()
         if sampling.verdict is not None and self.answers and self.logprobs:
             # Log-odds of 2, which a server that scales them divides by the temperature.
@@ -131,6 +140,7 @@ def test_a_good_engine() -> None:
         "prefix_sharing": "yes",
         "context_limit": "yes",
         "second_pass": "yes",
+        "continued_reply": "yes",
     }
     # One token a millisecond, of 8 samples at once as of one.
     assert report.tokens_per_second == pytest.approx(1000.0, rel=1e-3)
@@ -169,6 +179,11 @@ def test_a_good_engine() -> None:
         (Model(second_pass=0.1), "second_pass", "no", "differs by 0.1000"),
         (Model(second_pass=None), "second_pass", "no", "it cannot"),
         (Model(answers=False), "second_pass", "unknown", "no sentence"),
+        (Model(continues="not"), "continued_reply", "no", "it begins anew"),
+        (Model(continues="anew"), "continued_reply", "no", "began with that half again"),
+        (Model(continues="otherwise"), "continued_reply", "unknown", "only the next 0 words"),
+        (Model(continues="too little"), "continued_reply", "unknown", "too little"),
+        (Model(continues="the same"), "continued_reply", "unknown", "the same again"),
     ],
 )
 def test_each_fault_is_found(model: Model, name: str, answer: str, words: str) -> None:
@@ -213,8 +228,9 @@ def _prompts(model: Model) -> list[str]:
 def test_the_scripted_engine_is_checked_without_an_error() -> None:
     report = asyncio.run(check_engine(ScriptedEngine(context_length=1000)))
     assert report.logprobs.answer == report.seeds.answer == report.context_limit.answer == "yes"
-    # Its second pass is a number of its own, and that is found out.
+    # Its second pass is a number of its own, as is what it continues a reply with, and that is found out.
     assert report.second_pass.answer == "no"
+    assert report.continued_reply.answer == "unknown"
 
 
 def test_command_prints_a_table_and_json() -> None:
@@ -222,7 +238,7 @@ def test_command_prints_a_table_and_json() -> None:
     table = runner.invoke(app, ["check", "scripted:?context_length=1000"])
     assert table.exit_code == 0
     assert "pseudo-random (scripted)" in table.stdout
-    for row in ("generation", "raw logprobs", "prefix sharing", "second pass"):
+    for row in ("generation", "raw logprobs", "prefix sharing", "second pass", "continued reply"):
         assert row in table.stdout
     printed = runner.invoke(app, ["check", "scripted:?context_length=1000", "--json"])
     report = json.loads(printed.stdout)

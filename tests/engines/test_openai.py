@@ -296,6 +296,7 @@ def test_engine_is_made_from_its_spec_and_follows_the_protocol() -> None:
         ("m", {"extra": "[1]"}, "JSON object"),
         ("m", {"extra": "{"}, "JSON object"),
         ("m", {"extra": '{"top_k": 0, "temperature": 2}'}, "may not set temperature"),
+        ("m", {"extra": '{"echo": true}'}, "may not set echo"),
     ],
 )
 def test_malformed_targets_and_options(target: str, options: dict[str, Any], message: str) -> None:
@@ -1062,7 +1063,7 @@ def test_a_stream_is_hung_up_on_after_the_verdict() -> None:
         completion = await asyncio.wait_for(generate(server, engine), 5)
         # Settled once 8 characters follow: " and on and on" cut at its spaces.
         assert completion.text == ANSWER + " and on and"
-        assert completion.finish_reason == "verdict"
+        assert (completion.finish_reason, completion.ended) == ("verdict", False)
         # 8 tokens up to the verdict and 3 after it; the number of prompt tokens would have come at the end.
         assert (completion.num_tokens, completion.num_prompt_tokens) == (11, None)
         assert completion.choices[-1].p_yes == pytest.approx(0.8 / 0.95)
@@ -1237,6 +1238,149 @@ def test_second_pass_is_not_pretended() -> None:
     with_server(answering, use)
     with_server(answering, without_logprobs, continue_final_message=True, top_logprobs=0)
     with_server(answering, unlisted, continue_final_message=True)
+
+
+# Replies that are begun
+
+BEGUN = replace(PROMPT, reply="First, 1 + 1 = 2.\n\n")
+
+
+def continuing(text: str, *, echoes: bool) -> Play:
+    """A server that continues the reply given to it, repeating it at the head of its texts or not."""
+
+    async def play(request: Request, writer: asyncio.StreamWriter) -> Reply | None:
+        given = request.body["messages"][-1]
+        assert given["role"] == "assistant"
+        answer = chat_answer(text, n=request.body.get("n", 1), logprobs=request.body)
+        for choice in answer["choices"] if echoes else ():
+            choice["message"]["content"] = given["content"] + choice["message"]["content"]
+        return Reply(answer)
+
+    return play
+
+
+@pytest.mark.parametrize("options", [{}, {"share_prompts": True}])
+@pytest.mark.parametrize("echoes", [False, True])
+def test_a_begun_reply_is_continued(echoes: bool, options: dict[str, Any]) -> None:
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        info = await engine.start()
+        assert info.continues_replies
+        completions = await asyncio.gather(*(engine.generate(BEGUN, replace(SAMPLING, seed=seed)) for seed in range(3)))
+        for completion in completions:
+            assert completion.text == ANSWER
+            # The verdict's place is that in the completion, whatever stood before it.
+            assert [choice.start for choice in completion.choices] == [len(ANSWER) - 3]
+        # Whether the server repeats the reply is asked once, with a reply that one token could not repeat.
+        asked, *bodies = [request.body for request in server.requests]
+        assert (asked["max_tokens"], len(asked["messages"][-1]["content"]) > 50) == (1, True)
+        assert len(bodies) == (1 if options else 3)
+        for body in (asked, *bodies):
+            assert (body["add_generation_prompt"], body["continue_final_message"]) == (False, True)
+        for body in bodies:
+            assert body["messages"] == [
+                {"role": "system", "content": "Judge."},
+                {"role": "user", "content": "Is it right?"},
+                {"role": "assistant", "content": "First, 1 + 1 = 2.\n\n"},
+            ]
+
+    with_server(continuing(ANSWER, echoes=echoes), use, continue_final_message=True, **options)
+
+
+def test_a_continuation_that_repeats_the_reply_of_itself_is_kept() -> None:
+    text = f"{BEGUN.reply}Then 2 + 2 = 4."
+
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        assert (await engine.generate(BEGUN, SAMPLING)).text == text
+
+    for echoes in (False, True):
+        with_server(continuing(text, echoes=echoes), use, continue_final_message=True)
+
+
+def test_an_answer_without_the_reply_that_others_repeat_is_not_taken() -> None:
+    async def play(request: Request, writer: asyncio.StreamWriter) -> Reply | None:
+        is_first = request.body["max_tokens"] == 1
+        return await continuing("So it is.", echoes=is_first)(request, writer)
+
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        with pytest.raises(EngineUnavailable, match="does not begin with the given reply"):
+            await engine.generate(BEGUN, SAMPLING)
+
+    with_server(play, use, continue_final_message=True, max_retries=1)
+
+
+def test_a_begun_reply_is_not_given_where_it_may_not_be_continued() -> None:
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        assert not (await engine.start()).continues_replies
+        with pytest.raises(Unsupported, match="continue_final_message=true"):
+            await engine.generate(BEGUN, SAMPLING)
+        assert server.requests == []
+
+    async def refused(server: Server, engine: OpenAIEngine) -> None:
+        with pytest.raises(Unsupported, match="does not continue a given reply: the last message must be the user's"):
+            await engine.generate(BEGUN, SAMPLING)
+
+    with_server(answering, use)
+    with_server(playing(error(400, "the last message must be the user's")), refused, continue_final_message=True)
+
+
+def test_a_begun_text_is_continued_as_it_stands() -> None:
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        prompt = replace(RAW, reply=" 2.\n\n")
+        assert (await engine.generate(prompt, Sampling())).text == "Done"
+        await engine.choose(replace(prompt, reply=" 2."), " Right?", VERDICT)
+        assert [request.body["prompt"] for request in server.requests] == ["1 + 1 = 2.\n\n", "1 + 1 = 2. Right?"]
+        assert "continue_final_message" not in server.requests[0].body
+
+    answer = completions_answer("Done", ["Done"], [{"Yes": -0.1, "No": -3.0}])
+    with_server(playing(Reply(answer)), use)
+
+
+def test_in_the_second_pass_a_text_follows_the_begun_reply() -> None:
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        choice = await engine.choose(BEGUN, "Right?", VERDICT)
+        assert choice.start == len("Right?")
+        assert server.requests[0].body["messages"][-1]["content"] == BEGUN.reply + "Right?"
+
+    with_server(continuing("Yes", echoes=True), use, continue_final_message=True)
+
+
+@pytest.mark.parametrize(
+    ("choice", "ended", "ended_without_stops"),
+    [
+        # vLLM: a stop string, the end token, another of several end tokens.
+        ({"finish_reason": "stop", "stop_reason": "\n\n"}, False, False),
+        ({"finish_reason": "stop", "stop_reason": None}, True, True),
+        ({"finish_reason": "stop", "stop_reason": 128009}, True, True),
+        ({"finish_reason": "length", "stop_reason": None}, False, False),
+        # SGLang.
+        ({"finish_reason": "stop", "matched_stop": "\n\n"}, False, False),
+        ({"finish_reason": "stop", "matched_stop": 2}, True, True),
+        ({"finish_reason": "length", "matched_stop": None}, False, False),
+        # A server that does not tell: it can have been a stop string only where one was asked for.
+        ({"finish_reason": "stop"}, None, True),
+        ({"finish_reason": "stop", "matched_stop": None}, None, True),
+        ({"finish_reason": "stop", "stop_reason": {}}, None, True),
+        ({"finish_reason": "eos_token"}, True, True),
+        ({"finish_reason": "stop_sequence"}, False, False),
+        ({"finish_reason": "length"}, False, False),
+        ({"finish_reason": "content_filter"}, None, None),
+        ({"finish_reason": None}, None, None),
+        ({"finish_reason": ["stop"]}, None, None),
+    ],
+)
+def test_whether_the_model_ended_the_text(
+    choice: dict[str, Any], ended: bool | None, ended_without_stops: bool | None
+) -> None:
+    sampling = Sampling(stop=("\n\n",))
+    answer = {"choices": [{"message": {"content": "x"}, **choice}]}
+    assert read_completions(answer, sampling, 1)[0].ended is ended
+    assert read_completions(answer, replace(sampling, stop=()), 1)[0].ended is ended_without_stops
+    # Streamed: the reason comes in the last event that has one.
+    stream = Stream(Watch(None, 1))
+    stream.add({"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": None, "stop_reason": None}]})
+    stream.add({"choices": [{"index": 0, "delta": {}, **choice}]})
+    stream.add({"choices": [], "usage": {"completion_tokens": 1}})
+    assert read_completions(stream.whole(), sampling, 1)[0].ended is ended
 
 
 # Reading tokens

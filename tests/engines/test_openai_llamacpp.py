@@ -92,6 +92,39 @@ def test_second_pass_agrees_with_the_generation(llamacpp_url: str) -> None:
     with_engine(llamacpp_url, use)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_begun_reply_is_continued(llamacpp_url: str, stream: bool) -> None:
+    async def use(engine: OpenAIEngine) -> None:
+        for prompt in (STORY, Prompt((Message("user", "Once upon a time, a cat"),), chat=False)):
+            sampling = Sampling(temperature=0.0, max_tokens=24)
+            whole = await engine.generate(prompt, sampling)
+            half = whole.text.index(" ", len(whole.text) // 2)
+            begun = replace(prompt, reply=whole.text[:half])
+            rest = await engine.generate(begun, sampling)
+            # It goes on for 24 tokens, past the end of the first reply.
+            assert (begun.reply + rest.text).startswith(whole.text)
+            assert rest.num_tokens == 24
+            assert rest.num_prompt_tokens is not None
+            assert whole.num_prompt_tokens is not None
+            assert rest.num_prompt_tokens > whole.num_prompt_tokens
+
+    with_engine(llamacpp_url, use, stream=stream)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_whether_the_model_ended_is_known_where_nothing_else_could_have(llamacpp_url: str, stream: bool) -> None:
+    async def use(engine: OpenAIEngine) -> None:
+        sampling = Sampling(temperature=0.0, max_tokens=32)
+        ended = await engine.generate(YES_NO, sampling)
+        assert (ended.finish_reason, ended.ended) == ("stop", True)
+        # llama.cpp does not say whether it was the stop string.
+        assert (await engine.generate(YES_NO, replace(sampling, stop=("zebra",)))).ended is None
+        assert (await engine.generate(STORY, replace(sampling, stop=(" ",)))).ended is None
+        assert (await engine.generate(STORY, sampling)).ended is False
+
+    with_engine(llamacpp_url, use, stream=stream)
+
+
 def test_seeds_reproduce_beside_other_requests(llamacpp_url: str) -> None:
     async def use(engine: OpenAIEngine) -> None:
         sampling = Sampling(max_tokens=16, seed=5)
@@ -176,6 +209,7 @@ def test_check_finds_what_the_server_can_do(llamacpp_url: str) -> None:
             "prefix_sharing": "yes",
             "context_limit": "yes",
             "second_pass": "yes",
+            "continued_reply": "yes",
         }
         assert report.tokens_per_second is not None
         assert report.tokens_per_second > 0

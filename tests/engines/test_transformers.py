@@ -9,12 +9,13 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from rprm.engines import Completion, Sampling, load_engine
 from rprm.engines.tokens import VerdictTokens, encode_prompt
@@ -133,6 +134,69 @@ def test_prompts_are_computed_once_and_prefixes_shared(tiny_model: Path) -> None
     assert first.text == second.text == third.text
 
 
+def test_a_begun_reply_is_continued(tiny_model: Path) -> None:
+    """With the rest of what the model wrote greedily."""
+
+    async def work(engine: TransformersEngine) -> None:
+        _Spelling(engine)
+        for prompt in (chat("Tell."), raw("Once")):
+            whole = await engine.generate(prompt, Sampling(0.0, max_tokens=16))
+            ids = engine.tokenizer.encode(whole.text, add_special_tokens=False)
+            assert len(ids) == 16
+            for count in (1, 8, 15):
+                begun = replace(prompt, reply=engine.tokenizer.decode(ids[:count]))
+                rest = await engine.generate(begun, Sampling(0.0, max_tokens=16 - count))
+                assert begun.reply + rest.text == whole.text
+                # In `choose` a text follows the reply.
+                choices = [await engine.choose(begun, " So:", VERDICT)]
+                choices.append(await engine.choose(prompt, f"{begun.reply} So:", VERDICT))
+                assert choices[0].p_yes == choices[1].p_yes
+                assert choices[0].start == len(" So:")
+
+    run(tiny_model, work)
+
+
+def test_the_next_step_finds_what_was_computed_for_the_last(tiny_model: Path) -> None:
+    async def work(engine: TransformersEngine) -> list[Completion]:
+        sampling = Sampling(1.0, max_tokens=3, seed=1)
+        replies = ("", "One.\n\n", "One.\n\nTwo.\n\n")
+        return [await engine.generate(replace(chat("Count."), reply=reply), sampling) for reply in replies]
+
+    first, second, third = run(tiny_model, work)
+    assert second.num_cached_prompt_tokens == first.num_prompt_tokens
+    # "One.", two line ends, "Two.", two line ends: a token each character.
+    assert second.num_prompt_tokens == first.num_prompt_tokens + 6
+    assert third.num_cached_prompt_tokens == second.num_prompt_tokens
+    assert third.num_prompt_tokens == second.num_prompt_tokens + 6
+
+
+REPLIES = (
+    "The sum is 4",
+    "  Two spaces",
+    "\n\nA line",
+    "ends in a space ",
+    "ends in lines\n\n",
+    "One.\n\nTwo.\n",
+    "\t\n ",
+    "é😀\n",
+)
+
+
+@pytest.mark.parametrize("template", [True, False])
+@pytest.mark.parametrize("reply", REPLIES)
+def test_a_reply_follows_the_prompt_to_the_letter(tiny_model: Path, reply: str, template: bool) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    if not template:
+        tokenizer.chat_template = None
+    for prompt in (chat("Add 2 and 2."), raw("2 + 2\n\n")):
+        alone = encode_prompt(tokenizer, prompt)
+        begun = encode_prompt(tokenizer, replace(prompt, reply=reply))
+        assert begun[: len(alone)] == alone
+        assert tokenizer.decode(begun[len(alone) :]) == reply
+        assert begun == encode_prompt(tokenizer, prompt, reply)
+        assert begun == encode_prompt(tokenizer, replace(prompt, reply=reply[:3]), reply[3:])
+
+
 def test_shared_prefixes_change_no_choice(tiny_model: Path) -> None:
     texts = ["Once upon a time " * 4 + tail for tail in ("", "a", "a cat", "b" * 60)]
 
@@ -237,6 +301,7 @@ def test_verdicts_end_the_analysis(tiny_model: Path, script: str, text: str, rea
     completion = run(tiny_model, work)
     assert completion.text == text
     assert completion.finish_reason == reason
+    assert completion.ended == (reason == "stop")
     verdict = VERDICT.find(text)
     if verdict is not None:
         choice = next(choice for choice in completion.choices if choice.start == verdict.start)
@@ -256,6 +321,8 @@ def test_stop_strings_and_lengths(tiny_model: Path) -> None:
 
     stopped, cut, whole = run(tiny_model, work)
     assert (stopped.text, stopped.finish_reason) == ("one two", "stop")
+    # Only the last was ended by the model itself.
+    assert (stopped.ended, cut.ended, whole.ended) == (False, False, True)
     assert (cut.text, cut.finish_reason, cut.num_tokens) == ("one", "length", 3)
     # 14 characters and the end token.
     assert (whole.text, whole.finish_reason, whole.num_tokens) == ("one two\n\nthree", "stop", 15)
@@ -435,6 +502,46 @@ class TestEmbedded:
         assert max(abs(one - other) for one, other in pairs) < 1e-3
         # Not a constant, and not a coin: the model does read.
         assert len({round(one, 3) for one, _ in pairs}) > 1
+
+    @pytest.mark.parametrize("reply", REPLIES)
+    def test_a_reply_follows_the_prompt_to_the_letter(self, embedded_engine: TransformersEngine, reply: str) -> None:
+        tokenizer = embedded_engine.tokenizer
+        for prompt in (chat("Add 2 and 2."), raw("2 + 2 =")):
+            alone = encode_prompt(tokenizer, prompt)
+            begun = encode_prompt(tokenizer, replace(prompt, reply=reply))
+            assert begun[: len(alone)] == alone
+            assert tokenizer.decode(begun[len(alone) :]) == reply
+
+    def test_steps_are_encoded_as_the_whole_solution_is(self, embedded_engine: TransformersEngine) -> None:
+        """This tokenizer has one token for a blank line that nothing follows, and two for one before a word."""
+        tokenizer = embedded_engine.tokenizer
+        steps = ["First, 2 + 2 = 4.", "$x = 4$", "So \\boxed{4}."]
+        blank = tokenizer.encode("\n\n", add_special_tokens=False)
+        assert len(blank) == 1
+        whole = tokenizer.encode("\n\n".join(steps), add_special_tokens=False)
+        assert blank[0] not in whole
+        prompt = encode_prompt(tokenizer, chat("Add."))
+        for count in range(1, 3):
+            begun = encode_prompt(tokenizer, chat("Add."), "".join(step + "\n\n" for step in steps[:count]))
+            assert begun == prompt + whole[: len(begun) - len(prompt)]
+
+    def test_steps_written_one_by_one_are_those_of_the_whole_reply(self, embedded_engine: TransformersEngine) -> None:
+        async def work(prompt: Prompt, num_tokens: int, num_steps: int) -> tuple[Completion, list[Completion]]:
+            whole = await embedded_engine.generate(prompt, Sampling(0.0, max_tokens=num_tokens))
+            steps: list[Completion] = []
+            for _ in range(num_steps):
+                reply = "".join(step.text + "\n\n" for step in steps)
+                sampling = Sampling(0.0, max_tokens=num_tokens, stop=("\n\n",))
+                steps.append(await embedded_engine.generate(replace(prompt, reply=reply), sampling))
+            return whole, steps
+
+        letter, steps = asyncio.run(work(chat("Write a short letter to a friend."), 80, 2))
+        assert [step.text for step in steps] == letter.text.split("\n\n")[:2]
+        assert [step.ended for step in steps] == [False, False]
+        colours, steps = asyncio.run(work(chat("Give me three colours, each in a paragraph of its own."), 100, 2))
+        assert "\n\n".join(step.text for step in steps) == colours.text
+        assert [step.ended for step in steps] == [False, True]
+        assert colours.ended
 
     def test_yes_and_no_are_found_in_all_their_forms(self, embedded_engine: TransformersEngine) -> None:
         tokens = VerdictTokens.of(embedded_engine.tokenizer, VERDICT)

@@ -308,6 +308,7 @@ def test_a_completion_does_not_depend_on_how_its_tokens_arrive(byte_tokenizer: A
     end = text.index("\nNext")
     assert completion.text == text[:end]
     assert completion.finish_reason == "verdict"
+    assert completion.ended is False
     words = [text[c.start : c.start + 3].strip("/,)\n") for c in completion.choices]
     assert words == ["No", "Yes", "No", "No"]
     assert [c.start for c in completion.choices] == [0, text.index("Yes"), text.index("/No") + 1, end - 2]
@@ -331,12 +332,13 @@ def test_the_token_that_ends_the_sequence_is_counted_and_is_no_text(byte_tokeniz
         tokens = [*byte_tokenizer.encode("Fine"), end]
         completion, _ = complete(byte_tokenizer, tokens, [2, 3], "stop")
         assert (completion.text, completion.num_tokens, completion.finish_reason) == ("Fine", 5, "stop")
+        assert completion.ended
 
 
 def test_a_verdict_at_the_very_end_is_read(byte_tokenizer: Any) -> None:
     tokens = byte_tokenizer.encode(f"{MARKER} Yes")
     completion, _ = complete(byte_tokenizer, tokens, [1] * 99, "length")
-    assert (completion.text, completion.finish_reason) == (f"{MARKER} Yes", "length")
+    assert (completion.text, completion.finish_reason, completion.ended) == (f"{MARKER} Yes", "length", False)
     found = read_verdict(completion.text, FORMAT, completion.choices)
     assert found is not None
     assert found[1] is not None
@@ -345,7 +347,7 @@ def test_a_verdict_at_the_very_end_is_read(byte_tokenizer: Any) -> None:
 def test_choices_after_a_stop_string_are_dropped(byte_tokenizer: Any) -> None:
     tokens = byte_tokenizer.encode("A No.END Yes")
     completion, _ = complete(byte_tokenizer, tokens, [99], None, replace(SAMPLING, stop=("END",)))
-    assert (completion.text, completion.finish_reason) == ("A No.", "stop")
+    assert (completion.text, completion.finish_reason, completion.ended) == ("A No.", "stop", False)
     assert [choice.start for choice in completion.choices] == [2]
 
 
@@ -668,8 +670,26 @@ class TestOnVLLM:
         (whole,) = served.generate((judge_sum(3, 4, 7), sampling))
         (cut,) = served.generate((judge_sum(3, 4, 7), replace(sampling, stop=("zebra", "\n"))))
         assert "\n" in whole.text
-        assert (cut.text, cut.finish_reason) == (whole.text[: whole.text.index("\n")], "stop")
+        assert (cut.text, cut.finish_reason, cut.ended) == (whole.text[: whole.text.index("\n")], "stop", False)
         assert cut.num_tokens < whole.num_tokens
+
+    def test_a_reply_is_written_step_by_step_as_in_one_go(self, served: Served) -> None:
+        prompt = Prompt((Message("user", "Give me three colours, each in a paragraph of its own."),))
+        sampling = Sampling(temperature=0.0, max_tokens=200)
+        (whole,) = served.generate((prompt, sampling))
+        steps: list[Completion] = []
+        while not steps or not steps[-1].ended:
+            begun = replace(prompt, reply="".join(step.text + "\n\n" for step in steps))
+            steps += served.generate((begun, replace(sampling, stop=("\n\n",))))
+        assert whole.ended
+        assert len(steps) >= 2
+        assert "\n\n".join(step.text for step in steps) == whole.text
+        # In `choose` a text follows the reply.
+        begun = replace(prompt, reply=steps[0].text)
+        choices = [served.run(served.engine.choose(begun, " Right?", FORMAT))]
+        choices.append(served.run(served.engine.choose(prompt, f"{begun.reply} Right?", FORMAT)))
+        assert choices[0].p_yes == pytest.approx(choices[1].p_yes, abs=1e-3)
+        assert choices[0].start == len(" Right?")
 
     def test_too_long_a_request_is_refused_with_the_lengths(self, served: Served) -> None:
         prompt = judge_sum(3, 4, 7)

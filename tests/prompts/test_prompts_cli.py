@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from rprm.cli.prompts import app
+from rprm.cli.prompts import EXAMPLE_PROBLEM, app
 from rprm.errors import PromptError, RprmError
-from rprm.prompts import PromptTemplate, load_template
+from rprm.prompts import PromptTemplate, load_policy_template, load_template
 
 TRUE = PromptTemplate(
     "true",
@@ -42,8 +42,13 @@ def rows(tmp_path: Path) -> Path:
 
 def test_list():
     lines = run("list").splitlines()
-    assert [line.split()[0] for line in lines] == ["critique", "critique-brief", "few-shot", "teacher"]
-    assert lines[0].split()[1:] == [load_template().digest, "(default)"]
+    judges, policies = lines[:4], lines[4:]
+    assert [line.split()[0] for line in judges] == ["critique", "critique-brief", "few-shot", "teacher"]
+    assert judges[0].split()[1:] == [load_template().digest, "(default)"]
+    assert judges[1].split()[1:] == [load_template("critique-brief").digest]
+    assert [line.split()[0] for line in policies] == ["base", "boxed", "plain"]
+    assert policies[0].split()[1:] == [load_policy_template("base").digest, "(policy)"]
+    assert policies[1].split()[1:] == [load_policy_template().digest, "(policy,", "default)"]
 
 
 def test_show_prints_the_file(tmp_path: Path):
@@ -60,6 +65,16 @@ def test_show_example_prints_the_prompt(tmp_path: Path):
     file = tmp_path / "mine.toml"
     file.write_text('system = "Be strict."\nuser = "{{problem}} {{steps}}"')
     assert run("show", file, "--example").startswith("--- system ---\nBe strict.\n--- user ---\nA train ")
+
+
+def test_show_a_template_of_a_policy(tmp_path: Path):
+    assert run("show", "--policy") == run("show", "boxed", "--policy") == load_policy_template().to_toml()
+    assert run("show", "base", "--policy", "--example") == (
+        f"--- text ---\nProblem:\n{EXAMPLE_PROBLEM}\n\nSolution:\n\n"
+        "--- reply ---\nThe speed of the train is 150 / 2 = 75 km per hour.\n\n\n"
+    )
+    with pytest.raises(PromptError, match="prompt 'boxed': no such template"):
+        run("show", "boxed")
 
 
 def test_import_writes_a_verified_template(tmp_path: Path, rows: Path):

@@ -22,7 +22,7 @@ def check(
     spec: Annotated[str, typer.Argument(help="The model, as for `rprm judge --model`: KIND:TARGET?option=value.")],
     json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
 ) -> None:
-    """Try what a model's engine supports: log-probabilities, seeds, many samples at once, prefix sharing."""
+    """Try what a model's engine supports: log-probabilities, seeds, prefix sharing, continued replies and more."""
     import asyncio
 
     report = asyncio.run(_check(spec))

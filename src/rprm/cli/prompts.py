@@ -19,32 +19,45 @@ EXAMPLE_STEPS = (
 
 @app.command("list")
 def list_templates() -> None:
-    """Names of the built-in templates."""
-    from rprm.prompts import builtin_names, load_template
-    from rprm.prompts.library import DEFAULT_TEMPLATE
+    """Names of the built-in templates: of judges, then of policies."""
+    from rprm.prompts import builtin_names, load_policy_template, load_template, policy_names
+    from rprm.prompts.library import DEFAULT_POLICY_TEMPLATE, DEFAULT_TEMPLATE
 
-    for name in builtin_names():
-        default = "  (default)" if name == DEFAULT_TEMPLATE else ""
-        typer.echo(f"{name:16}{load_template(name).digest}{default}")
+    rows = [(name, load_template(name).digest, "") for name in builtin_names()]
+    rows += [(name, load_policy_template(name).digest, "policy") for name in policy_names()]
+    for name, digest, kind in rows:
+        notes = [kind, "default"] if name in (DEFAULT_TEMPLATE, DEFAULT_POLICY_TEMPLATE) else [kind]
+        note = ", ".join(filter(None, notes))
+        typer.echo(f"{name:16}{digest}" + (f"  ({note})" if note else ""))
 
 
 @app.command()
 def show(
     template: Annotated[
         str | None,
-        typer.Argument(help="Built-in name, file (.toml, .txt) or model folder.", show_default="critique"),
+        typer.Argument(
+            help="Built-in name, file (.toml, .txt) or model folder.", show_default="critique; with --policy, boxed"
+        ),
     ] = None,
+    policy: Annotated[bool, typer.Option("--policy", help="A template of a policy, which writes solutions.")] = False,
     example: Annotated[bool, typer.Option("--example", help="Render the prompt for a small example solution.")] = False,
 ) -> None:
     """Print a template as a file, or the prompt that it makes."""
-    from rprm.prompts import load_template
+    from rprm.prompts import PolicyTemplate, load_policy_template, load_template
 
-    loaded = load_template(template)
+    loaded = load_policy_template(template) if policy else load_template(template)
     if not example:
         typer.echo(loaded.to_toml(), nl=False)
         return
-    for message in loaded.render(EXAMPLE_PROBLEM, EXAMPLE_STEPS, 1).messages:
-        typer.echo(f"--- {message.role if loaded.chat else 'text'} ---\n{message.content}")
+    if isinstance(loaded, PolicyTemplate):
+        prompt = loaded.render(EXAMPLE_PROBLEM, EXAMPLE_STEPS[:1])
+    else:
+        prompt = loaded.render(EXAMPLE_PROBLEM, EXAMPLE_STEPS, 1)
+    parts = [(message.role if prompt.chat else "text", message.content) for message in prompt.messages]
+    if prompt.reply:
+        parts.append(("reply", prompt.reply))
+    for name, content in parts:
+        typer.echo(f"--- {name} ---\n{content}")
 
 
 @app.command("import")

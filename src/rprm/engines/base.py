@@ -34,11 +34,14 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One sampled continuation.
+    """One sampled continuation of a prompt, and of the reply that it begins.
 
+    `text` is what was generated: the reply that the prompt begins is no part of it.
     `finish_reason`: "stop" (the model ended it, or a stop string), "length" (max_tokens), "verdict" (the engine ended
     it after the verdict), or what a server said. `num_cached_prompt_tokens` counts prompt tokens whose computation was
-    shared with an earlier request, None where the engine cannot tell.
+    shared with an earlier request, None where the engine cannot tell. `ended`: True where the model ended the reply
+    itself, by its end token, False where something else did (a stop string, `max_tokens`, the verdict), None where the
+    engine cannot tell.
     """
 
     text: str
@@ -47,6 +50,7 @@ class Completion:
     num_prompt_tokens: int | None = None
     num_cached_prompt_tokens: int | None = None
     choices: tuple[VerdictChoice, ...] = ()
+    ended: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class EngineInfo:
     """What the engine is and can do, recorded in every manifest.
 
     `revision` is a hub commit or a content fingerprint of a local model, None where a server does not tell.
+    `continues_replies`: `generate` continues the reply that a chat prompt begins.
     """
 
     kind: str
@@ -64,6 +69,7 @@ class EngineInfo:
     has_seeds: bool = True
     has_second_pass: bool = True
     shares_prompts: bool = True
+    continues_replies: bool = True
     details: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -94,6 +100,7 @@ class Engine(Protocol):
         """One completion.
 
         Raises:
+            Unsupported: the engine cannot continue the reply that the prompt begins.
             RequestRefused: this prompt can never be served (too long for the context with `max_tokens`, rejected).
             EngineUnavailable: the engine stopped answering, retries included.
         """
@@ -102,7 +109,8 @@ class Engine(Protocol):
     async def choose(self, prompt: Prompt, text: str, verdict: VerdictFormat) -> VerdictChoice:
         """A second forward pass: the choice between Yes and No right after `prompt` and then `text`.
 
-        `text` is the beginning of the reply, up to (not including) the answer word and the space before it.
+        `text` is the beginning of the reply, or follows the one that the prompt begins, up to (not including) the
+        answer word and the space before it.
 
         Raises:
             Unsupported: the engine cannot continue a given text.

@@ -35,6 +35,8 @@ _SENTENCES = (
 #: A context longer than this is not tried: the request would be megabytes, and costly where it is not refused.
 _LONGEST_CONTEXT_TRIED = 150_000
 _SAMPLES_AT_ONCE = 8
+#: Words that a continued reply must have in common with the rest of it: too many for chance.
+_COMPARED_WORDS = 4
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class EngineReport:
         prefix_sharing: the beginning that a prompt shares with an earlier one is not computed again.
         context_limit: a prompt that does not fit is refused, not cut.
         second_pass: a given text can be continued, and P(Yes) after it is that of the generation itself.
+        continued_reply: a reply that is begun is continued as the model itself went on.
         details: the measurements in numbers.
     """
 
@@ -73,6 +76,7 @@ class EngineReport:
     prefix_sharing: Finding
     context_limit: Finding
     second_pass: Finding
+    continued_reply: Finding
     details: dict[str, Any]
 
     @property
@@ -103,6 +107,7 @@ async def check_engine(engine: Engine) -> EngineReport:
         prefix_sharing=await _unless_refused(check.prefix_sharing()),
         context_limit=await check.context_limit(),
         second_pass=await _unless_refused(check.second_pass()),
+        continued_reply=await _unless_refused(check.continued_reply()),
         details=check.details,
     )
 
@@ -262,6 +267,26 @@ class _Check:
         measured = f"P(Yes) after {text!r} differs by {difference:.4f} from the generation's own"
         return Finding("yes" if difference <= 0.02 else "no", measured)
 
+    async def continued_reply(self) -> Finding:
+        """Give the first half of what the model wrote greedily: it must go on with the second half."""
+        prompt = _story("a clockmaker and her apprentice", self.random)
+        sampling = Sampling(temperature=0.0, max_tokens=48)
+        whole = (await self.engine.generate(prompt, sampling)).text
+        half = whole.find(" ", len(whole) // 2)
+        reply, rest = whole[:half], whole[half:]
+        if half < 0 or len(rest.split()) < _COMPARED_WORDS or _words_alike(rest, whole) >= _COMPARED_WORDS:
+            return Finding("unknown", "the model wrote too little, or the same again and again, to compare halves")
+        try:
+            completion = await self.engine.generate(replace(prompt, reply=reply), sampling)
+        except Unsupported as error:
+            return Finding("no", str(error))
+        num_alike = _words_alike(completion.text, rest)
+        if num_alike >= _COMPARED_WORDS:
+            return Finding("yes", f"half a reply given, the next {num_alike} words were those of the other half")
+        if _words_alike(completion.text, whole) >= _COMPARED_WORDS:
+            return Finding("no", "half a reply given, the text began with that half again")
+        return Finding("unknown", f"half a reply given, only the next {num_alike} words were those of the other half")
+
     async def _answer_in_a_sentence(self) -> tuple[Prompt, Completion, VerdictChoice | None]:
         """A completion in which words stand before the answer, with the choice there; None where there is none."""
         for sentence in _SENTENCES:
@@ -298,6 +323,12 @@ def _prompt(text: str) -> Prompt:
 
 def _story(subject: str, random: random.Random) -> Prompt:
     return _prompt(f"Write a long story number {random.randrange(10**6)} about {subject}.")
+
+
+def _words_alike(first: str, second: str) -> int:
+    """How many words two texts have in common at their beginning."""
+    alike = [one == other for one, other in zip(first.split(), second.split(), strict=False)]
+    return alike.index(False) if False in alike else len(alike)
 
 
 def _is_first(choice: VerdictChoice, completion: Completion) -> bool:

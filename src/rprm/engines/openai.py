@@ -35,12 +35,14 @@ _DEFAULT_URL = "https://api.openai.com/v1"
 #: The request from which a server's abilities are learned: a few tokens, all features at once.
 _PROBE = Prompt((Message("user", "Reply with one word: Yes"),))
 _PROBE_SAMPLING = Sampling(max_tokens=4, seed=1, verdict=VerdictFormat())
+#: A beginning of the reply that one token cannot repeat: tells whether answers begin with the reply that was given.
+_PROBE_REPLY = "The one word that was asked for, and nothing else, is this:"
 #: Numbers of alternatives per token to try, from the most that vLLM and OpenAI give to the most some others do.
 _TOP_LOGPROBS_STEPS = (20, 5, 0)
 #: Request fields that the engine sets: none of them may come from `extra`, where it would belie the manifest.
 _OUR_FIELDS = re.compile(
     "model|messages|prompt|temperature|top_p|max_tokens|max_completion_tokens|seed|stop|logprobs|top_logprobs|n|"
-    "stream|stream_options"
+    "stream|stream_options|add_generation_prompt|continue_final_message|echo"
 )
 
 
@@ -62,7 +64,7 @@ class OpenAIEngine:
         share_prompts: send equal prompts that are asked for at the same time as one request with `n` completions. Cheap
             where the prompt is billed per request; samples are then not reproducible one by one.
         continue_final_message: the server continues an unfinished assistant message (vLLM, SGLang, llama.cpp). Gives
-            chat prompts a second pass.
+            chat prompts a second pass, and replies that are begun.
         context_length: in tokens, where the server does not tell; recorded only, since the server is what refuses.
         extra: a JSON object of further request fields, such as `{"top_k": 0, "min_p": 0}`.
 
@@ -143,6 +145,7 @@ class OpenAIEngine:
         if self.share_prompts:
             details["share_prompts"] = True
         has_logprobs = route.top_logprobs > 0
+        continues_replies = self.continue_final_message or route is self._plain
         self._info = EngineInfo(
             kind="openai",
             model=self.model,
@@ -150,13 +153,16 @@ class OpenAIEngine:
             has_logprobs=has_logprobs,
             # Which calls meet in one request, and so share its seed, depends on what runs beside them.
             has_seeds=route.sends_seed and not self.share_prompts,
-            has_second_pass=has_logprobs and (self.continue_final_message or route is self._plain),
+            has_second_pass=has_logprobs and continues_replies,
             shares_prompts=self.share_prompts,
+            continues_replies=continues_replies,
             details=details,
         )
         return self._info
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
+        if prompt.reply:
+            self._check_continues(prompt)
         if self.share_prompts:
             completion = await self._join(prompt, sampling)
         else:
@@ -172,22 +178,13 @@ class OpenAIEngine:
         )
 
     async def choose(self, prompt: Prompt, text: str, verdict: VerdictFormat) -> VerdictChoice:
-        if prompt.chat and not self.continue_final_message:
-            raise Unsupported(
-                f"{self.spec}: a chat server may not continue a given reply; if this one does (vLLM, SGLang and "
-                "llama.cpp do), add continue_final_message=true to the model's options"
-            )
+        self._check_continues(prompt)
         route = await self._route(prompt)
         if not route.top_logprobs:
             raise Unsupported(f"{self.spec}: the server gives no log-probabilities, so there is no second pass")
-        more: dict[str, Any] = {}
-        if not prompt.chat:
-            prompt = Prompt((Message("user", prompt.text + text),), chat=False)
-        elif text:
-            prompt = Prompt((*prompt.messages, Message("assistant", text)))
-            more = {"add_generation_prompt": False, "continue_final_message": True}
+        prompt = replace(prompt, reply=prompt.reply + text)
         sampling = Sampling(temperature=0.0, max_tokens=1, verdict=verdict)
-        body = self._body(route, prompt, sampling, 1, stream=False) | more
+        body = self._body(route, prompt, sampling, 1, stream=False)
         async with self._slots:
             choice = await self.endpoint.post(
                 route.path, body, lambda data: first_choice(data, len(text), verdict), route.limit(sampling, 1)
@@ -198,6 +195,13 @@ class OpenAIEngine:
                 "after the given text"
             )
         return choice
+
+    def _check_continues(self, prompt: Prompt) -> None:
+        if prompt.chat and not self.continue_final_message:
+            raise Unsupported(
+                f"{self.spec}: a chat server may not continue a given reply; if this one does (vLLM, SGLang and "
+                "llama.cpp do), add continue_final_message=true to the model's options"
+            )
 
     async def aclose(self) -> None:
         tasks, self._group_tasks = self._group_tasks, set()
@@ -256,6 +260,28 @@ class OpenAIEngine:
             route.top_logprobs *= has_logprobs
             route.learned = True
 
+    async def _echo(self, route: _Route, prompt: Prompt) -> str:
+        """What the text of every answer begins with: the given reply, where the server repeats it (llama.cpp does)."""
+        if not (prompt.chat and prompt.reply):
+            return ""
+        if route.echoes is None:
+            async with route.lock:
+                if route.echoes is None:
+                    route.echoes = await self._probe_echo(route)
+        return prompt.reply if route.echoes else ""
+
+    async def _probe_echo(self, route: _Route) -> bool:
+        sampling = Sampling(temperature=0.0, max_tokens=1)
+        body = self._body(route, replace(_PROBE, reply=_PROBE_REPLY), sampling, 1)
+        try:
+            completion = await self.endpoint.post(
+                route.path, body, lambda data: read_completions(data, sampling, 1)[0], route.limit(sampling, 1)
+            )
+        except Refusal as refusal:
+            where = self.endpoint.where(route.path)
+            raise Unsupported(f"{where} does not continue a given reply: {refusal.said}") from None
+        return completion.text.startswith(_PROBE_REPLY)
+
     async def _served_models(self) -> dict[str, dict[str, Any]]:
         return served_models(await self.endpoint.get("/models", limit=1 << 24) or {})
 
@@ -266,7 +292,11 @@ class OpenAIEngine:
     ) -> dict[str, Any]:
         body: dict[str, Any] = {"model": self.model}
         if prompt.chat:
-            body["messages"] = [{"role": message.role, "content": message.content} for message in prompt.messages]
+            begun = (Message("assistant", prompt.reply),) if prompt.reply else ()
+            messages = (*prompt.messages, *begun)
+            body["messages"] = [{"role": message.role, "content": message.content} for message in messages]
+            if begun:
+                body |= {"add_generation_prompt": False, "continue_final_message": True}
         else:
             body["prompt"] = prompt.text
         body |= {"temperature": sampling.temperature, "top_p": sampling.top_p, route.length_field: sampling.max_tokens}
@@ -290,11 +320,12 @@ class OpenAIEngine:
     async def _complete(self, prompt: Prompt, sampling: Sampling, n: int) -> list[Completion]:
         """Send one request for `n` completions; the caller holds a slot. Some servers return fewer."""
         route = await self._route(prompt)
+        echo = await self._echo(route, prompt)
         try:
             return await self.endpoint.post(
                 route.path,
                 self._body(route, prompt, sampling, n),
-                lambda data: read_completions(data, sampling, n),
+                lambda data: read_completions(data, sampling, n, echo),
                 route.limit(sampling, n),
                 Watch(sampling.verdict, n),
             )
@@ -381,6 +412,8 @@ class _Route:
     sends_seed: bool = True
     sends_stream_options: bool = True
     learned: bool = False
+    #: Whether answers begin with the reply that was given; None until it is learned.
+    echoes: bool | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def give_up(self, said: str) -> bool:

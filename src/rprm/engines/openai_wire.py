@@ -28,6 +28,15 @@ _SETTLED_AFTER = 8
 _LOOKED_BACK = 400
 #: Stands for a finish reason "length" of fewer tokens than were asked for.
 CONTEXT_FULL = "context full"
+#: Finish reasons that say what "stop" leaves open: whether the model ended the text itself.
+_ENDED = {
+    "eos": True,
+    "eos_token": True,
+    "stop_sequence": False,
+    "length": False,
+    "max_tokens": False,
+    "verdict": False,
+}
 _FINISH_REASONS = {"eos": "stop", "eos_token": "stop", "stop_sequence": "stop", "max_tokens": "length"}
 
 
@@ -117,6 +126,7 @@ class Stream:
             choice["num_tokens"] += 1
         if delta.get("finish_reason"):
             choice["finish_reason"] = delta["finish_reason"]
+            choice |= {name: delta[name] for name in ("stop_reason", "matched_stop") if name in delta}
         logprobs = delta.get("logprobs")
         for name, values in logprobs.items() if isinstance(logprobs, dict) else ():
             if isinstance(values, list):
@@ -189,10 +199,17 @@ def first_choice(data: Mapping[str, Any], start: int, verdict: VerdictFormat) ->
     return _verdict_choice(tokens[0], start, verdict) if tokens else None
 
 
-def read_completions(data: Mapping[str, Any], sampling: Sampling, n: int) -> list[Completion]:
-    """The completions of an answer; some servers give fewer than the `n` asked for."""
+def read_completions(data: Mapping[str, Any], sampling: Sampling, n: int, echo: str = "") -> list[Completion]:
+    """The completions of an answer; some servers give fewer than the `n` asked for.
+
+    Args:
+        echo: what every text begins with, and is no part of the completion.
+    """
     choices = _choices(data)[:n]
     texts = [_text(choice) for choice in choices]
+    if not all(text.startswith(echo) for text in texts):
+        raise Transient("an answer that does not begin with the given reply, as the server's other answers do")
+    texts = [text.removeprefix(echo) for text in texts]
     usage = data.get("usage")
     usage = usage if isinstance(usage, dict) else {}
     num_prompt_tokens = _count(usage.get("prompt_tokens"))
@@ -222,9 +239,27 @@ def read_completions(data: Mapping[str, Any], sampling: Sampling, n: int) -> lis
                 # The second and further completions of one request read its prompt for nothing.
                 num_cached_prompt_tokens=num_cached if index == 0 else num_prompt_tokens,
                 choices=_verdict_choices(text, tokens, sampling.verdict, _has_reasoning(choice)),
+                ended=_ended(choice, has_stops=bool(sampling.stop)),
             )
         )
     return completions
+
+
+def _ended(choice: Mapping[str, Any], *, has_stops: bool) -> bool | None:
+    """Whether the model ended the text itself, as far as the server tells.
+
+    vLLM names what it stopped at in `stop_reason`: a stop string, one of several end tokens by its id, or null for the
+    end token. SGLang names it in `matched_stop`: a stop string, or the end token's id.
+    """
+    said = choice.get("finish_reason")
+    if said != "stop":
+        return _ENDED.get(said) if isinstance(said, str) else None
+    stops = [choice[name] for name in ("stop_reason", "matched_stop") if name in choice]
+    if any(isinstance(stop, str) for stop in stops):
+        return False
+    if any(isinstance(stop, int) for stop in stops) or choice.get("stop_reason", "") is None:
+        return True
+    return None if has_stops else True
 
 
 def _shares(total: int | None, texts: Sequence[str]) -> list[int | None]:

@@ -1,8 +1,9 @@
 """A deterministic engine without a model: for tests, documentation and measurements of everything around the model.
 
 `scripted:` writes an analysis whose verdict is a pseudo-random function of the prompt and the seed alone, so that equal
-requests give equal completions whatever runs beside them. In Python, `ScriptedEngine(reply=...)` takes a function that
-writes each completion.
+requests give equal completions whatever runs beside them. Asked without a verdict, as a policy is, it writes a solution
+of two to four steps that ends in `\\boxed{}`, or its next step. In Python, `ScriptedEngine(reply=...)` takes a function
+that writes each completion.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rprm.engines.base import Completion, EngineInfo, Sampling
 from rprm.errors import EngineError, RequestRefused
@@ -25,11 +26,20 @@ Reply = Callable[[Prompt, Sampling], "ScriptedReply"]
 
 @dataclass(frozen=True, slots=True)
 class ScriptedReply:
-    """`analysis` stands before the verdict line; `p_yes` None leaves that line out. `num_tokens` counts the whole."""
+    """`analysis` stands before the verdict line; `p_yes` None leaves that line out. `num_tokens` counts the whole.
+
+    `ended` is that of the completion where the line is left out.
+    """
 
     analysis: str
     p_yes: float | None
     num_tokens: int
+    ended: bool | None = True
+
+
+_BLANK_LINE = "\n\n"
+#: Of a pseudo-random solution.
+_MOST_STEPS = 4
 
 
 class ScriptedEngine:
@@ -91,10 +101,11 @@ class ScriptedEngine:
         self.num_requests += 1
         if self._log is not None:
             self._log.write(f"{sampling.seed}\n".encode())
-        reply = self.reply(prompt, sampling) if self.reply else self._pseudo_random(prompt, sampling)
+        write = self.reply or (_solve if sampling.verdict is None else self._pseudo_random)
+        reply = write(prompt, sampling)
         await asyncio.sleep(self.delay)
         if reply.p_yes is None:
-            return Completion(reply.analysis, reply.num_tokens, "stop", num_prompt_tokens)
+            return Completion(reply.analysis, reply.num_tokens, "stop", num_prompt_tokens, ended=reply.ended)
         verdict = sampling.verdict or VerdictFormat()
         before = f"{reply.analysis}\n{verdict.marker} "
         # The verdict is sampled from P(Yes) by a number that depends on the request alone.
@@ -106,6 +117,7 @@ class ScriptedEngine:
             finish_reason="verdict",
             num_prompt_tokens=num_prompt_tokens,
             choices=choices,
+            ended=False,
         )
 
     async def choose(self, prompt: Prompt, text: str, verdict: VerdictFormat) -> VerdictChoice:
@@ -140,6 +152,24 @@ class ScriptedEngine:
         if draw.random() < self.lost:
             return ScriptedReply("The analysis lost its thread.", None, num_tokens)
         return ScriptedReply(f"Analysis {draw.getrandbits(32):08x} of the step.", p_yes, num_tokens)
+
+
+def _solve(prompt: Prompt, sampling: Sampling) -> ScriptedReply:
+    """What follows the reply that is begun: one step where a blank line ends the completion, else every step left.
+
+    Most solutions of a problem have one answer, the others one of two more.
+    """
+    answer = _draw(replace(prompt, reply=""), Sampling(), "answer").randint(2, 99)
+    draw = _draw(prompt, sampling, "solution")
+    first = sum(bool(step.strip()) for step in prompt.reply.split(_BLANK_LINE)) + 1
+    last = first if first >= _MOST_STEPS else draw.randint(max(first, 2), _MOST_STEPS)
+    steps = []
+    for number in range(first, last + 1):
+        left, right = draw.randint(2, 50), draw.randint(2, 50)
+        steps.append(f"Step {number}: {left} + {right} = {left + right}.")
+    steps[-1] += f" The answer is \\boxed{{{answer + draw.choice((0, 0, 0, 1, 2))}}}."
+    text = steps[0] if _BLANK_LINE in sampling.stop else _BLANK_LINE.join(steps)
+    return ScriptedReply(text, None, len(text.split()), ended="boxed" in text)
 
 
 def _draw(prompt: Prompt, sampling: Sampling, purpose: str) -> random.Random:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,15 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, reply: str = "") -> list[int]:
 
     Chat prompts go through the model's chat template; a model without one gets the contents, a blank line after each. A
     template that knows no system message gets it at the head of the first user message.
+
+    The reply is `prompt.reply` and then `reply`. Its tokens follow those of the prompt without it, which is what the
+    model read when it wrote the reply; they are the tokens of the reply's text alone. Line ends at the end of the reply
+    have the tokens that they have before a word, so that a reply to which steps are added begins with the same tokens
+    as before, and the model reads what it would have read had it written the next step itself. (Where the next step
+    begins with a space or a line end, the last tokens may differ.)
     """
+    begun = prompt.reply + reply
+    prompt = replace(prompt, reply="")
     if not prompt.chat:
         # A raw prompt writes its own special tokens; encode() parses them and adds what the tokenizer adds by itself.
         ids: list[int] = tokenizer.encode(prompt.text)
@@ -82,7 +90,17 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, reply: str = "") -> list[int]:
         ids = _apply_chat_template(tokenizer, [(m.role, m.content) for m in prompt.messages])
     else:
         ids = tokenizer.encode(prompt.text + "\n\n")
-    return ids + tokenizer.encode(reply, add_special_tokens=False) if reply else ids
+    return ids + _encode_reply(tokenizer, begun) if begun else ids
+
+
+def _encode_reply(tokenizer: Any, reply: str) -> list[int]:
+    if reply.endswith("\n"):
+        # Many tokenizers join line ends that no word follows: "\n\n" is one token at the end and two before "A".
+        followed: list[int] = tokenizer.encode(f"{reply}A", add_special_tokens=False)
+        if tokenizer.decode(followed[-1:]) == "A":
+            return followed[:-1]
+    ids: list[int] = tokenizer.encode(reply, add_special_tokens=False)
+    return ids
 
 
 def _apply_chat_template(tokenizer: Any, messages: Sequence[tuple[str, str]]) -> list[int]:

@@ -392,7 +392,7 @@ class _Worker(ModelWorker[_Job]):
                 row.verdict = format_.find(text)
                 row.num_to_verdict = len(row.tokens)
         if ended:
-            return self._hand_over(row, self._decode(row.tokens), len(row.tokens), "stop")
+            return self._hand_over(row, self._decode(row.tokens), len(row.tokens), "stop", ended=True)
         if sampling.stop:
             # A stop string ends in the last token: only the tail can hold one that is new.
             longest = max(map(len, sampling.stop))
@@ -404,7 +404,7 @@ class _Worker(ModelWorker[_Job]):
             return self._hand_over(row, self._decode(row.tokens), len(row.tokens), "length")
         return False
 
-    def _hand_over(self, row: _Row, text: str, num_tokens: int, reason: str) -> bool:
+    def _hand_over(self, row: _Row, text: str, num_tokens: int, reason: str, *, ended: bool = False) -> bool:
         row.job.resolve(
             Completion(
                 text=text,
@@ -413,6 +413,7 @@ class _Worker(ModelWorker[_Job]):
                 num_prompt_tokens=len(row.job.ids),
                 num_cached_prompt_tokens=row.num_cached,
                 choices=tuple(row.choices),
+                ended=ended,
             )
         )
         return True

@@ -146,6 +146,7 @@ class VLLMEngine:
         transcript = Transcript(sampling.verdict, sampling.stop)
         choices: list[VerdictChoice] = []
         num_cached: int | None = None
+        ended = False
         async with aclosing(self._outputs(model, ids, sampling, answers)) as outputs:
             async for output in outputs:
                 num_cached = output.num_cached_tokens
@@ -162,6 +163,8 @@ class VLLMEngine:
                         break
                 else:
                     transcript.finish_reason = completion.finish_reason
+                    # vLLM is given no stop strings: what it stops at is an end token.
+                    ended = completion.finish_reason == "stop"
                 if transcript.finish_reason is not None:
                     break
         if transcript.finish_reason not in ("stop", "length", "verdict"):
@@ -173,6 +176,7 @@ class VLLMEngine:
             num_prompt_tokens=len(ids),
             num_cached_prompt_tokens=num_cached,
             choices=tuple(choice for choice in choices if choice.start < len(transcript.text)),
+            ended=ended,
         )
 
     async def choose(self, prompt: Prompt, text: str, verdict: VerdictFormat) -> VerdictChoice:

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
+from typing import Generic, TypeVar
 from urllib.parse import parse_qsl
 
 from rprm.errors import PromptError
+from rprm.prompts.policy import PolicyTemplate
 from rprm.prompts.template import PromptTemplate
+
+AnyTemplate = TypeVar("AnyTemplate", PromptTemplate, PolicyTemplate)
 
 #: The template used where none is named.
 DEFAULT_TEMPLATE = "critique"
+#: And for a policy.
+DEFAULT_POLICY_TEMPLATE = "boxed"
 
 #: The file in which a model folder carries the template that its model was trained with.
 MODEL_TEMPLATE = "rprm_prompt.toml"
-
-_TEMPLATES = files("rprm.prompts") / "templates"
+#: And, of a policy, the one that it solves problems with.
+MODEL_POLICY_TEMPLATE = "rprm_policy.toml"
 
 
 def builtin_names() -> tuple[str, ...]:
     """Names of the templates that ship with the package, in alphabetical order."""
-    names = (entry.name for entry in _TEMPLATES.iterdir())
-    return tuple(sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml")))
+    return _PROMPTS.names
 
 
 def load_template(source: str | Path | None = None) -> PromptTemplate:
@@ -35,14 +42,7 @@ def load_template(source: str | Path | None = None) -> PromptTemplate:
     Raises:
         PromptError: there is no such template, or it cannot be used.
     """
-    if source is None:
-        source = DEFAULT_TEMPLATE
-    if isinstance(source, str) and source in builtin_names():
-        return PromptTemplate.from_toml((_TEMPLATES / f"{source}.toml").read_text(encoding="utf-8"), source)
-    try:
-        return _read(Path(source), str(source))
-    except OSError as error:
-        raise PromptError(f"prompt {str(source)!r:.200}: cannot be read: {error.strerror}; {_choices()}") from None
+    return _PROMPTS.load(source)
 
 
 def carried_template(model: str) -> Path | None:
@@ -51,30 +51,95 @@ def carried_template(model: str) -> Path | None:
     Args:
         model: `KIND:TARGET?option=value`. A hub id carries none here: its files are not at hand before it is loaded.
     """
-    body, _, query = model.partition("?")
-    places = [dict(parse_qsl(query)).get("adapter"), body.partition(":")[2]]
-    files = [Path(place) / MODEL_TEMPLATE for place in places if place]
-    return next((file for file in files if file.is_file()), None)
+    return _PROMPTS.carried(model)
 
 
-def _read(path: Path, source: str) -> PromptTemplate:
-    if path.is_dir():
-        path = path / MODEL_TEMPLATE
+def policy_names() -> tuple[str, ...]:
+    """Names of the policy templates that ship with the package, in alphabetical order."""
+    return _POLICIES.names
+
+
+def load_policy_template(source: str | Path | None = None) -> PolicyTemplate:
+    """Find a policy template.
+
+    Args:
+        source: as for `load_template`; a model folder carries `rprm_policy.toml`; None for the default, `boxed`.
+
+    Raises:
+        PromptError: there is no such template, or it cannot be used.
+    """
+    return _POLICIES.load(source)
+
+
+def carried_policy_template(model: str) -> Path | None:
+    """The policy template that a model carries, as for `carried_template`: `rprm_policy.toml`."""
+    return _POLICIES.carried(model)
+
+
+@dataclass(frozen=True)
+class _Shelf(Generic[AnyTemplate]):
+    """Where the templates of one kind are found.
+
+    Attributes:
+        kind: the templates' class.
+        noun: how messages call one.
+        folder: of the built-in ones, in this package.
+        default: name of the one used where none is named.
+        carried_as: the file in a model folder.
+    """
+
+    kind: type[AnyTemplate]
+    noun: str
+    folder: str
+    default: str
+    carried_as: str
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        names = (entry.name for entry in (files("rprm.prompts") / self.folder).iterdir())
+        return tuple(sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml")))
+
+    def load(self, source: str | Path | None) -> AnyTemplate:
+        if source is None:
+            source = self.default
+        if isinstance(source, str) and source in self.names:
+            text = (files("rprm.prompts") / self.folder / f"{source}.toml").read_text(encoding="utf-8")
+            return self.kind.from_toml(text, source)
+        try:
+            return self._read(Path(source), str(source))
+        except OSError as error:
+            raise PromptError(
+                f"{self.noun} {str(source)!r:.200}: cannot be read: {error.strerror}; {self._choices()}"
+            ) from None
+
+    def carried(self, model: str) -> Path | None:
+        body, _, query = model.partition("?")
+        places = [dict(parse_qsl(query)).get("adapter"), body.partition(":")[2]]
+        found = [Path(place) / self.carried_as for place in places if place]
+        return next((file for file in found if file.is_file()), None)
+
+    def _read(self, path: Path, source: str) -> AnyTemplate:
+        if path.is_dir():
+            path = path / self.carried_as
+            if not path.is_file():
+                raise PromptError(f"{self.noun} {source!r}: the folder has no {self.carried_as}; {self._choices()}")
         if not path.is_file():
-            raise PromptError(f"prompt {source!r}: the folder has no {MODEL_TEMPLATE}; {_choices()}")
-    if not path.is_file():
-        raise PromptError(f"prompt {source!r:.200}: no such template; {_choices()}")
-    if path.suffix not in (".toml", ".txt"):
-        raise PromptError(f"prompt {source!r}: a template file ends in .toml or .txt; {_choices()}")
-    try:
-        # Line ends of other systems become \n here: in a file they are the editor's, and TOML escapes those it means.
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise PromptError(f"{path}: not UTF-8 text: byte {error.start} cannot be decoded") from None
-    if path.suffix == ".txt":
-        return PromptTemplate(name=path.stem, user=text.removesuffix("\n"))
-    return PromptTemplate.from_toml(text, str(path))
+            raise PromptError(f"{self.noun} {source!r:.200}: no such template; {self._choices()}")
+        if path.suffix not in (".toml", ".txt"):
+            raise PromptError(f"{self.noun} {source!r}: a template file ends in .toml or .txt; {self._choices()}")
+        try:
+            # Line ends of other systems become \n here: in a file they are the editor's, and TOML escapes those it
+            # means.
+            text = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise PromptError(f"{path}: not UTF-8 text: byte {error.start} cannot be decoded") from None
+        if path.suffix == ".txt":
+            return self.kind(name=path.stem, user=text.removesuffix("\n"))
+        return self.kind.from_toml(text, str(path))
+
+    def _choices(self) -> str:
+        return f"give a file (.toml, .txt), a model folder, or one of {', '.join(self.names)}"
 
 
-def _choices() -> str:
-    return f"give a file (.toml, .txt), a model folder, or one of {', '.join(builtin_names())}"
+_PROMPTS = _Shelf(PromptTemplate, "prompt", "templates", DEFAULT_TEMPLATE, MODEL_TEMPLATE)
+_POLICIES = _Shelf(PolicyTemplate, "policy prompt", "policies", DEFAULT_POLICY_TEMPLATE, MODEL_POLICY_TEMPLATE)

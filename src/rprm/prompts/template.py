@@ -6,11 +6,11 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import ClassVar, Self
 
 from rprm.errors import PromptError
 from rprm.verdict import VerdictFormat
@@ -24,86 +24,76 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the model reads: chat messages, or, with `chat=False`, one text that is continued as it stands."""
+    """What the model reads: chat messages, or, with `chat=False`, one text that is continued as it stands.
+
+    `reply` is the beginning of the reply, which the model continues. In a text it stands right after it.
+    """
 
     messages: tuple[Message, ...]
     chat: bool = True
+    reply: str = ""
 
     @property
     def text(self) -> str:
-        """The contents alone, in order: a key for equality and for counting, never what is sent to a chat model."""
-        return "\n\n".join(message.content for message in self.messages)
+        """The contents and the reply, in order: the whole of a text that is continued as it stands.
+
+        Of chat messages it is a key for equality and for counting, never what is sent.
+        """
+        contents = "\n\n".join(message.content for message in self.messages)
+        return f"{contents}\n\n{self.reply}" if self.chat and self.reply else contents + self.reply
 
 
 #: A placeholder of a template's text; group 1 is its name.
 PLACEHOLDER = re.compile(r"\{\{[ \t]*([A-Za-z_]\w*)[ \t]*\}\}")
 #: Stands for two braces where a fixed text would otherwise read as a placeholder.
 _BRACES = "open_braces"
-_USER_NAMES = ("problem", "steps", "previous_steps", "step", "step_number", _BRACES)
-_STEP_NAMES = ("number", "step", _BRACES)
 
 
 @dataclass(frozen=True)
-class PromptTemplate:
-    """The layout of a critique prompt: everything but the problem and the steps.
-
-    Placeholders of `user`: `{{problem}}`; either `{{steps}}` (every step up to and including the judged one, in
-    `step_format`) or both `{{previous_steps}}` (those before it, likewise) and `{{step}}` (the judged step's bare
-    text); `{{step_number}}` (1-based). `{{open_braces}}` stands for two literal opening braces. All else is literal.
+class Template:
+    """What the templates of every kind have: their texts, the checks of them, their file.
 
     Attributes:
         name: how messages and manifests call it; no part of its content.
-        user: the user message.
+        user: the user message; of its placeholders, `{{problem}}` is required.
         system: the system message, verbatim; empty for none.
-        step_format: one listed step, of `{{number}}` (1-based) and `{{step}}`.
-        step_separator: between two listed steps.
-        no_previous_steps: in place of `{{previous_steps}}` when the first step is judged.
-        verdict: how analyses end.
         chat: False where `user` is the whole text with the model's own special tokens, to be continued as it stands.
-        stop: a text that ends the reply wherever it begins; empty for none. Base models, which know no end, need one.
 
     Raises:
-        PromptError: an unknown or missing placeholder, an empty marker, equal answers, a text that is no Unicode.
+        PromptError: an unknown or missing placeholder, a text that cannot be used or is no Unicode.
     """
+
+    #: How messages call this kind of template.
+    KIND: ClassVar[str]
+    #: Placeholders of `user`, besides `{{open_braces}}`.
+    NAMES: ClassVar[tuple[str, ...]]
+    #: Keys that hold a table, in the order of the file.
+    TABLES: ClassVar[Mapping[str, type[VerdictFormat]]] = {}
 
     name: str
     user: str
     system: str = ""
-    step_format: str = "Step {{number}}: {{step}}"
-    step_separator: str = "\n\n"
-    no_previous_steps: str = "None: this is the first step."
-    verdict: VerdictFormat = field(default_factory=VerdictFormat)
     chat: bool = True
-    stop: str = ""
 
     def __post_init__(self) -> None:
         for key, value in self._content().items():
             try:
-                value.encode()
+                str(value).encode()
             except UnicodeEncodeError as error:
                 raise self._error(f"{key} has half a surrogate pair at character {error.start}") from None
-        used = self._check_names("user", self.user, _USER_NAMES)
-        if "problem" not in used:
+        if "problem" not in self._check_names("user", self.user, self.NAMES):
             raise self._error("user has no {{problem}}")
-        if "steps" not in used and not {"previous_steps", "step"} <= used:
-            raise self._error("user needs {{steps}}, or both {{previous_steps}} and {{step}}")
-        if "step" not in self._check_names("step_format", self.step_format, _STEP_NAMES):
-            raise self._error("step_format has no {{step}}")
-        misplaced = [match[0] for match in PLACEHOLDER.finditer(self.system) if match[1] in _USER_NAMES]
+        misplaced = [match[0] for match in PLACEHOLDER.finditer(self.system) if match[1] in (*self.NAMES, _BRACES)]
         if misplaced:
             raise self._error(f"system is sent verbatim; move {misplaced[0]} to user")
         if self.system and not self.chat:
             raise self._error("with chat = false the whole text stands in user; system must be empty")
-        if not self.verdict.marker.strip():
-            raise self._error("verdict.marker is empty; give the text that stands before the answer")
-        answers = {answer.strip().casefold() for answer in (self.verdict.yes, self.verdict.no)}
-        if len(answers) < 2 or "" in answers:
-            raise self._error("verdict.yes and verdict.no must be two different words")
 
     def _error(self, message: str) -> PromptError:
-        return PromptError(f"prompt template {self.name!r}: {message}")
+        return PromptError(f"{self.KIND} {self.name!r}: {message}")
 
-    def _check_names(self, key: str, text: str, allowed: tuple[str, ...]) -> set[str]:
+    def _check_names(self, key: str, text: str, names: tuple[str, ...]) -> set[str]:
+        allowed = (*names, _BRACES)
         used = {match[1] for match in PLACEHOLDER.finditer(text)}
         if unknown := sorted(used - set(allowed)):
             raise self._error(
@@ -112,25 +102,114 @@ class PromptTemplate:
             )
         return used
 
-    def _content(self) -> dict[str, str]:
-        """Every text of the template but its name."""
-        return {
-            "user": self.user,
-            "system": self.system,
-            "step_format": self.step_format,
-            "step_separator": self.step_separator,
-            "no_previous_steps": self.no_previous_steps,
-            "verdict.marker": self.verdict.marker,
-            "verdict.yes": self.verdict.yes,
-            "verdict.no": self.verdict.no,
-            "stop": self.stop,
-        }
+    def _content(self) -> dict[str, str | bool]:
+        """Every value but the name, those of a table under `table.key`."""
+        content: dict[str, str | bool] = {}
+        for key, value in asdict(self).items():
+            content |= {f"{key}.{inner}": text for inner, text in value.items()} if key in self.TABLES else {key: value}
+        del content["name"]
+        return content
 
     @cached_property
     def digest(self) -> str:
         """A short hash of everything that reaches the model or reads its reply; the name is left out."""
-        content = json.dumps({**self._content(), "chat": self.chat}, sort_keys=True, ensure_ascii=False)
+        content = json.dumps(self._content(), sort_keys=True, ensure_ascii=False)
         return f"sha256:{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+
+    def _prompt(self, values: Mapping[str, str], reply: str = "") -> Prompt:
+        user = Message("user", _fill(self._user_pieces, values))
+        return Prompt((Message("system", self.system), user) if self.system else (user,), self.chat, reply)
+
+    @cached_property
+    def _user_pieces(self) -> list[str]:
+        return PLACEHOLDER.split(self.user)
+
+    def to_toml(self) -> str:
+        """The template as a file's content; `from_toml` gives an equal template back, whatever its texts hold."""
+        values = asdict(self)
+        # Texts of many lines stand last.
+        blocks = {key: values.pop(key) for key in ("system", "user")}
+        tables = {key: values.pop(key) for key in self.TABLES}
+        lines = [f"{key} = {_toml_value(value)}" for key, value in values.items()]
+        lines += [f"{key} = {_toml_block(text)}" for key, text in blocks.items()]
+        for table, texts in tables.items():
+            lines += ["", f"[{table}]", *(f"{key} = {_toml_string(text)}" for key, text in texts.items())]
+        return "\n".join(lines) + "\n"
+
+    @classmethod
+    def from_toml(cls, text: str, source: str) -> Self:
+        """Read what `to_toml` writes; every key but `user` may be left out.
+
+        Args:
+            text: the content of the file.
+            source: the file, for messages; its stem names the template where the content does not.
+
+        Raises:
+            PromptError: not TOML, an unknown key, a value of another type, or a template that cannot be used.
+        """
+        try:
+            values = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise PromptError(f"{source}: not a {cls.KIND} in TOML: {error}") from None
+        tables = {}
+        for key, table in cls.TABLES.items():
+            names = [f.name for f in fields(table)]
+            given = values.pop(key, {})
+            if not isinstance(given, dict):
+                raise PromptError(f"{source}: {key} must be a table with {_listed(names)}, not {given!r:.80}")
+            _check_types(source, given, dict.fromkeys(names, str), f"{key}.")
+            tables[key] = table(**given)
+        names = [f.name for f in fields(cls) if f.name not in ("chat", *cls.TABLES)]
+        _check_types(source, values, {**dict.fromkeys(names, str), "chat": bool}, tables=cls.TABLES)
+        if "user" not in values:
+            raise PromptError(f"{source}: the key 'user' is missing: it holds the user message with its placeholders")
+        try:
+            return cls(**{"name": Path(source).stem, **values, **tables})
+        except PromptError as error:
+            raise PromptError(f"{source}: {error}") from None
+
+
+@dataclass(frozen=True)
+class PromptTemplate(Template):
+    """The layout of a critique prompt: everything but the problem and the steps.
+
+    Placeholders of `user`: `{{problem}}`; either `{{steps}}` (every step up to and including the judged one, in
+    `step_format`) or both `{{previous_steps}}` (those before it, likewise) and `{{step}}` (the judged step's bare
+    text); `{{step_number}}` (1-based). `{{open_braces}}` stands for two literal opening braces. All else is literal.
+
+    Attributes:
+        step_format: one listed step, of `{{number}}` (1-based) and `{{step}}`.
+        step_separator: between two listed steps.
+        no_previous_steps: in place of `{{previous_steps}}` when the first step is judged.
+        stop: a text that ends the reply wherever it begins; empty for none. Base models, which know no end, need one.
+        verdict: how analyses end.
+
+    Raises:
+        PromptError: as for every template; an empty marker, equal answers.
+    """
+
+    KIND = "prompt template"
+    NAMES = ("problem", "steps", "previous_steps", "step", "step_number")
+    TABLES: ClassVar[Mapping[str, type[VerdictFormat]]] = {"verdict": VerdictFormat}
+
+    step_format: str = "Step {{number}}: {{step}}"
+    step_separator: str = "\n\n"
+    no_previous_steps: str = "None: this is the first step."
+    stop: str = ""
+    verdict: VerdictFormat = field(default_factory=VerdictFormat)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        used = self._check_names("user", self.user, self.NAMES)
+        if "steps" not in used and not {"previous_steps", "step"} <= used:
+            raise self._error("user needs {{steps}}, or both {{previous_steps}} and {{step}}")
+        if "step" not in self._check_names("step_format", self.step_format, ("number", "step")):
+            raise self._error("step_format has no {{step}}")
+        if not self.verdict.marker.strip():
+            raise self._error("verdict.marker is empty; give the text that stands before the answer")
+        answers = {answer.strip().casefold() for answer in (self.verdict.yes, self.verdict.no)}
+        if len(answers) < 2 or "" in answers:
+            raise self._error("verdict.yes and verdict.no must be two different words")
 
     def render(self, problem: str, steps: Sequence[str], step_index: int) -> Prompt:
         """The prompt that judges `steps[step_index]`; later steps have no influence on it.
@@ -149,70 +228,19 @@ class PromptTemplate:
             _fill(self._step_pieces, {"number": str(number), "step": step})
             for number, step in enumerate(steps[: step_index + 1], 1)
         ]
-        values = {
-            "problem": problem,
-            "steps": self.step_separator.join(listed),
-            "previous_steps": self.step_separator.join(listed[:-1]) if step_index else self.no_previous_steps,
-            "step": steps[step_index],
-            "step_number": str(step_index + 1),
-        }
-        user = Message("user", _fill(self._user_pieces, values))
-        return Prompt((Message("system", self.system), user) if self.system else (user,), self.chat)
-
-    @cached_property
-    def _user_pieces(self) -> list[str]:
-        return PLACEHOLDER.split(self.user)
+        return self._prompt(
+            {
+                "problem": problem,
+                "steps": self.step_separator.join(listed),
+                "previous_steps": self.step_separator.join(listed[:-1]) if step_index else self.no_previous_steps,
+                "step": steps[step_index],
+                "step_number": str(step_index + 1),
+            }
+        )
 
     @cached_property
     def _step_pieces(self) -> list[str]:
         return PLACEHOLDER.split(self.step_format)
-
-    def to_toml(self) -> str:
-        """The template as a file's content; `from_toml` gives an equal template back, whatever its texts hold."""
-        lines = [
-            f"name = {_toml_string(self.name)}",
-            f"chat = {'true' if self.chat else 'false'}",
-            f"step_format = {_toml_string(self.step_format)}",
-            f"step_separator = {_toml_string(self.step_separator)}",
-            f"no_previous_steps = {_toml_string(self.no_previous_steps)}",
-            f"stop = {_toml_string(self.stop)}",
-            f"system = {_toml_block(self.system)}",
-            f"user = {_toml_block(self.user)}",
-            "",
-            "[verdict]",
-            f"marker = {_toml_string(self.verdict.marker)}",
-            f"yes = {_toml_string(self.verdict.yes)}",
-            f"no = {_toml_string(self.verdict.no)}",
-        ]
-        return "\n".join(lines) + "\n"
-
-    @classmethod
-    def from_toml(cls, text: str, source: str) -> PromptTemplate:
-        """Read what `to_toml` writes; every key but `user` may be left out.
-
-        Args:
-            text: the content of the file.
-            source: the file, for messages; its stem names the template where the content does not.
-
-        Raises:
-            PromptError: not TOML, an unknown key, a value of another type, or a template that cannot be used.
-        """
-        try:
-            values = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise PromptError(f"{source}: not a prompt template in TOML: {error}") from None
-        verdict = values.pop("verdict", {})
-        if not isinstance(verdict, dict):
-            raise PromptError(f"{source}: verdict must be a table with marker, yes and no, not {verdict!r:.80}")
-        texts = {f.name: str for f in fields(cls) if f.name not in ("chat", "verdict")}
-        _check_types(source, "", values, {**texts, "chat": bool})
-        _check_types(source, "verdict.", verdict, {f.name: str for f in fields(VerdictFormat)})
-        if "user" not in values:
-            raise PromptError(f"{source}: the key 'user' is missing: it holds the user message with its placeholders")
-        try:
-            return cls(**{"name": Path(source).stem, **values, "verdict": VerdictFormat(**verdict)})
-        except PromptError as error:
-            raise PromptError(f"{source}: {error}") from None
 
 
 def literal(text: str) -> str:
@@ -231,19 +259,29 @@ def _fill(pieces: list[str], values: Mapping[str, str]) -> str:
     return "".join(filled)
 
 
-def _check_types(source: str, prefix: str, values: Mapping[str, Any], types: Mapping[str, type]) -> None:
+def _check_types(
+    source: str, values: Mapping[str, object], types: Mapping[str, type], prefix: str = "", tables: Iterable[str] = ()
+) -> None:
     for key, value in values.items():
         if key not in types:
-            choices = ", ".join([f"{prefix}{name}" for name in types] + ([] if prefix else ["[verdict]"]))
+            choices = ", ".join([*(f"{prefix}{name}" for name in types), *(f"[{table}]" for table in tables)])
             raise PromptError(f"{source}: unknown key {prefix + key!r}; keys are {choices}")
         if type(value) is not types[key]:
             kind = "true or false" if types[key] is bool else "a text"
             raise PromptError(f"{source}: {prefix}{key} must be {kind}, not {value!r:.80}")
 
 
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
 #: Characters that TOML allows in no string as they are, but for the tab; the line end is allowed in multi-line ones.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r"}
+
+
+def _toml_value(value: str | bool) -> str:
+    return _toml_string(value) if isinstance(value, str) else str(value).lower()
 
 
 def _toml_string(text: str) -> str:
