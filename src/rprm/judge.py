@@ -123,17 +123,30 @@ class Judge:
         self, problem: str, steps: Sequence[str], step_index: int, ledger: Ledger | None = None
     ) -> StepReward:
         """Reward the step `steps[step_index]`, given the problem and the steps before it."""
-        prompt = self.template.render(problem, steps, step_index)
         analyses: list[Analysis] = []
         try:
             # Waves that are needed whatever they say: nothing is drawn in vain.
             while count := self.rule.num_more([analysis.p_yes for analysis in analyses]):
-                analyses += await all_or_none(
-                    self._analyse(prompt, step_index, sample, ledger)
-                    for sample in range(len(analyses), len(analyses) + count)
-                )
+                samples = range(len(analyses), len(analyses) + count)
+                analyses += await self.analyse(problem, steps, step_index, samples, ledger)
         except RequestRefused as error:
             return StepReward(step_index=step_index, reward=None, vote=None, failure=str(error))
+        return self.reward(step_index, analyses)
+
+    async def analyse(
+        self, problem: str, steps: Sequence[str], step_index: int, samples: range, ledger: Ledger | None = None
+    ) -> list[Analysis]:
+        """Draw some of a step's analyses, by their sample numbers.
+
+        Raises:
+            RequestRefused: the step can never be judged (its prompt is too long).
+            EngineUnavailable: the engine stopped answering.
+        """
+        prompt = self.template.render(problem, steps, step_index)
+        return await all_or_none(self._analyse(prompt, step_index, sample, ledger) for sample in samples)
+
+    def reward(self, step_index: int, analyses: Sequence[Analysis]) -> StepReward:
+        """The reward that a step has from its analyses."""
         p_yes = [analysis.p_yes for analysis in analyses if analysis.p_yes is not None]
         votes = [float(analysis.verdict) for analysis in analyses if analysis.verdict is not None]
         return StepReward(

@@ -20,13 +20,13 @@ from typing import Any, Generic, Protocol, TypeVar
 from rprm.artifacts import Journal, LineWriter, Run, read_json_lines
 from rprm.errors import CorruptRun, InputError
 from rprm.reading import Rejected, SourceInfo
-from rprm.records import LabelledStep, Solution, SolutionReward
+from rprm.records import Solution, SolutionReward
 from rprm.rewarder import Ledger, StepRewarder
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 #: What a stage works on, and what it makes of it: one row each, with the same id.
-Row = TypeVar("Row", Solution, LabelledStep)
+Row = TypeVar("Row", bound="Named")
 Outcome = TypeVar("Outcome", bound="Identified")
 Counted = TypeVar("Counted", contravariant=True)
 
@@ -67,11 +67,15 @@ class Totals:
         return asdict(self)
 
 
-class Identified(Protocol):
-    """A finished row: it carries the id of its item, and is one JSON line on disk."""
+class Named(Protocol):
+    """A row with an id, unique in its source."""
 
     @property
     def id(self) -> str: ...
+
+
+class Identified(Named, Protocol):
+    """A finished row: it carries the id of its item, and is one JSON line on disk."""
 
     def model_dump_json(self) -> str: ...
 

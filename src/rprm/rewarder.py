@@ -23,6 +23,20 @@ class Ledger(Protocol):
         ...
 
 
+class ScopedLedger:
+    """A part of a ledger under a name of its own: for one of several solutions that are under way together."""
+
+    def __init__(self, ledger: Ledger, scope: str) -> None:
+        self._ledger = ledger
+        self._scope = scope
+
+    def get(self, key: str) -> Any | None:
+        return self._ledger.get(f"{self._scope}/{key}")
+
+    def put(self, key: str, piece: Any) -> None:
+        self._ledger.put(f"{self._scope}/{key}", piece)
+
+
 class StepRewarder(Protocol):
     """Rewards the steps of solutions.
 
