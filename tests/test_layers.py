@@ -13,7 +13,7 @@ LAYERS = [
     {"verdict", "stopping", "artifacts", "reading", "prompts", "presets", "answers"},
     {"engines", "rewarder"},
     {"judge", "judging", "classifiers"},
-    {"api", "benchmarks", "data", "training"},
+    {"api", "benchmarks", "data", "search", "training"},
     {"report", "rounds"},
     {"cli", "__main__"},
 ]
@@ -26,6 +26,7 @@ WITHIN = {
     "prompts": {"verdict", "reading"},
     "judging": {"judge"},
     "data": {"benchmarks"},
+    "search": {"benchmarks"},
     "training": {"data"},
     "__main__": {"cli"},
 }

@@ -31,6 +31,9 @@ RESULTS = "results.jsonl"
 REJECTED = "rejected.jsonl"
 SUMMARY = "summary.json"
 
+#: A run within a run folder, and finished before it: the candidates that a Best-of-N chooses from.
+CANDIDATES = "candidates"
+
 
 class Run:
     """A run folder opened for writing. Use as a context manager.
@@ -299,8 +302,8 @@ def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, str,
 
 
 def _foreign(folder: Path) -> Iterator[Path]:
-    """What in a folder is not left over from a run killed before its manifest was written."""
-    return (path for path in folder.iterdir() if path.name not in ("lock", f"{MANIFEST}.partial"))
+    """What in a folder is not left over from a run killed before its manifest was written, or its first part."""
+    return (path for path in folder.iterdir() if path.name not in ("lock", f"{MANIFEST}.partial", CANDIDATES))
 
 
 def _now() -> str:

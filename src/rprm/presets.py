@@ -47,3 +47,19 @@ EMBEDDED = JudgeSettings(
 def judge_settings(model: str) -> JudgeSettings:
     """The defaults for a model spec: the paper's, but for the embedded model its own."""
     return EMBEDDED if model.partition("?")[0].partition(":")[0] == "embedded" else PAPER
+
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """How a policy writes solutions, whole or step by step."""
+
+    num_candidates: int
+    temperature: float
+    top_p: float
+    max_tokens: int
+    step_tokens: int
+
+
+#: The policy of the paper's guided search: 8 candidates, T = 0.7, top-p 0.95, steps of up to 512 tokens
+#: (NJUNLP/R-PRM, src/reward-guide-search). Whole solutions are sampled alike; their longest length is ours.
+PAPER_POLICY = PolicySettings(num_candidates=8, temperature=0.7, top_p=0.95, max_tokens=2048, step_tokens=512)

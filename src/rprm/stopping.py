@@ -27,6 +27,18 @@ def mean(values: Sequence[float]) -> float | None:
     return _ratio(_sum(values), len(values)) if values else None
 
 
+def mean_bounds(p_yes: Sequence[float | None], num_analyses: int) -> tuple[float | None, float | None]:
+    """The lowest and the highest that a step's final mean can be, after some of its analyses (None: no verdict).
+
+    The lowest is None where the step may end without a reward, the highest where it surely does.
+    """
+    values = [p for p in p_yes if p is not None]
+    remaining = num_analyses - len(p_yes)
+    if not values:
+        return None, (1.0 if remaining > 0 else None)
+    return _bounds(_sum(values), len(values), remaining)
+
+
 @dataclass(frozen=True)
 class StoppingRule:
     """How many analyses a step needs.
@@ -85,8 +97,7 @@ class StoppingRule:
         return self.stopping == "confident" and self._is_probable(total, num_values, remaining)
 
     def _bounds_agree(self, total: Fraction, num_values: int, remaining: int) -> bool:
-        lowest = _ratio(total, num_values + remaining)
-        highest = _ratio(total + remaining, num_values + remaining)
+        lowest, highest = _bounds(total, num_values, remaining)
         return lowest >= self.threshold or highest < self.threshold
 
     def _is_probable(self, total: Fraction, num_values: int, remaining: int) -> bool:
@@ -98,6 +109,11 @@ class StoppingRule:
             if _ratio(total + count, num_values + remaining) >= self.threshold
         )
         return max(probability_yes, 1.0 - probability_yes) >= self.confidence
+
+
+def _bounds(total: Fraction, num_values: int, remaining: int) -> tuple[float, float]:
+    """Of the final mean: all that remain say 0, or all say 1."""
+    return _ratio(total, num_values + remaining), _ratio(total + remaining, num_values + remaining)
 
 
 def _sum(values: Sequence[float]) -> Fraction:

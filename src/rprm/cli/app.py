@@ -7,13 +7,17 @@ from typing import Annotated
 import typer
 
 from rprm.cli.bench import app as bench_app
+from rprm.cli.bench_mathematics import mathematics as bench_mathematics
 from rprm.cli.bench_steps import steps as bench_steps
 from rprm.cli.classifier import classifier
 from rprm.cli.data import app as data_app
 from rprm.cli.engines import app as engines_app
 from rprm.cli.evolve import evolve
+from rprm.cli.guided import search_command
+from rprm.cli.guided import show as search_show
 from rprm.cli.judge import judge
 from rprm.cli.prompts import app as prompts_app
+from rprm.cli.search import app as search_app
 from rprm.cli.train import app as train_app
 
 app = typer.Typer(
@@ -45,10 +49,15 @@ def _root(
 
 app.command()(judge)
 bench_app.command("steps")(bench_steps)
+bench_app.command("mathematics")(bench_mathematics)
 train_app.command()(classifier)
 app.command()(evolve)
 app.add_typer(data_app, name="data")
 app.add_typer(train_app, name="train")
 app.add_typer(bench_app, name="bench")
+for strategy in ("guided", "beam", "dvts"):
+    search_app.command(strategy)(search_command(strategy))
+search_app.command("show")(search_show)
+app.add_typer(search_app, name="search")
 app.add_typer(prompts_app, name="prompts")
 app.add_typer(engines_app, name="engines")

@@ -38,7 +38,7 @@ from rprm.cli.train import (
     _options,
     _report,
     _settings,
-    _watcher,
+    training_progress,
 )
 
 _LENGTH = "Length, precision, memory"
@@ -121,7 +121,7 @@ def classifier(
     from rprm.training.classifier import ClassifierTraining, train_classifier
 
     settings = _settings(ClassifierTraining(), locals())
-    with _watcher() as watcher:
+    with training_progress() as watcher:
         result = train_classifier(
             steps,
             model=model,

@@ -17,19 +17,26 @@ if TYPE_CHECKING:
     from rprm.reading import Rejected
     from rprm.records import Analysis
     from rprm.rewarder import StepRewarder
+    from rprm.search.policy import Policy
 
 
 @contextmanager
 def progress_line(
-    rewarder: StepRewarder, num_rows: int | None, on_result: Callable[[Any, Any], None], *, noun: str = "solutions"
+    model: StepRewarder | Policy,
+    num_rows: int | None,
+    on_result: Callable[[Any, Any], None],
+    *,
+    noun: str = "solutions",
+    activity: str = "judging",
 ) -> Iterator[Watcher]:
     """Rows, steps, tokens a second and time left, on a terminal; nothing where standard error is none.
 
     Args:
-        rewarder: its `on_analysis`, where it writes analyses, is taken for the count of tokens.
+        model: its `on_analysis`, where it writes analyses, is taken for the count of tokens.
         num_rows: total, None where it is not known.
         on_result: called for each result; what it prints stands above the line.
         noun: what the rows are.
+        activity: what is done with them.
     """
     console = Console(stderr=True, highlight=False)
     progress = Progress(
@@ -51,16 +58,16 @@ def progress_line(
         nonlocal num_tokens
         if num_tokens == 0:
             # Time begins with the first analysis: loading the model says nothing about the pace.
-            progress.reset(task, description="judging", completed=num_before)
+            progress.reset(task, description=activity, completed=num_before)
         num_tokens += analysis.num_tokens
         elapsed = progress.tasks[0].elapsed or 0.0
         progress.update(task, speed=f"{num_tokens / elapsed:,.0f} tokens/s" if elapsed > 0 else "")
 
     def finished(row: Any, result: Any) -> None:
         nonlocal num_steps
-        if progress.tasks[0].completed == num_before and not hasattr(rewarder, "on_analysis"):
+        if progress.tasks[0].completed == num_before and not hasattr(model, "on_analysis"):
             # Without analyses, time begins with the first result.
-            progress.reset(task, description="judging", completed=num_before)
+            progress.reset(task, description=activity, completed=num_before)
         if isinstance(result, SolutionReward):
             num_steps += len(result.steps)
             progress.update(task, steps=f"{num_steps} steps")
@@ -76,7 +83,7 @@ def progress_line(
         if num_finished:
             console.print(f"going on: {num_finished} {noun} were finished before", style="dim")
 
-    if hasattr(rewarder, "on_analysis"):
-        rewarder.on_analysis = analysed
+    if hasattr(model, "on_analysis"):
+        model.on_analysis = analysed
     with progress:
         yield Watcher(on_result=finished, on_rejected=rejected, on_resumed=resumed)

@@ -190,7 +190,7 @@ def sft(
 
     chosen = find_preset(SFT_PRESETS, preset) if preset is not None else None
     settings = _settings(chosen.settings if chosen is not None else SFTSettings(), locals())
-    with _watcher() as watcher:
+    with training_progress() as watcher:
         result = train_sft(
             data,
             model=_model(model, chosen),
@@ -260,7 +260,7 @@ def dpo(
 
     chosen = find_preset(DPO_PRESETS, preset) if preset is not None else None
     settings = _settings(chosen.settings if chosen is not None else DPOSettings(), locals())
-    with _watcher() as watcher:
+    with training_progress() as watcher:
         result = train_dpo(
             data,
             model=_model(model, chosen),
@@ -311,7 +311,7 @@ def _options(
 
 
 @contextmanager
-def _watcher() -> Iterator[TrainingWatcher]:
+def training_progress() -> Iterator[TrainingWatcher]:
     """Progress on standard error: a line that moves on a terminal, and the logged figures above it."""
     import os
     import sys

@@ -1,0 +1,108 @@
+"""Search trees in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from rprm.report.solutions import plain
+from rprm.search.trees import ROOT, SearchNode, SearchTree
+
+_MARKS = {"kept": "●", "finished": "■", "pruned": "○", "dropped": "·"}
+_STYLES = {"kept": "bold", "finished": "bold green", "pruned": "dim", "dropped": "dim"}
+
+
+def render_tree(tree: SearchTree, *, max_characters: int | None = None) -> RenderableType:
+    """A problem's trees round by round: what was proposed, what it was worth, what was kept.
+
+    Model and input text is shown as it is: no markup in it is interpreted, and control characters are dropped.
+
+    Args:
+        max_characters: of each step; a longer one is cut. None shows all.
+    """
+    chosen = {node.id for node in tree.path(tree.chosen)} if tree.chosen is not None else set()
+    refused = {(refusal.tree, refusal.parent): refusal.reason for refusal in tree.refusals}
+    parts: list[RenderableType] = [Text(plain(tree.problem.problem), style="italic"), Text("")]
+    for number, end in enumerate(tree.ends):
+        nodes = [node for node in tree.nodes if node.tree == number]
+        if len(tree.ends) > 1:
+            parts.append(Text(f"tree {number}", style="bold"))
+        parts.append(_rounds(tree, nodes, chosen, max_characters))
+        why = [reason for (tree_number, _), reason in refused.items() if tree_number == number]
+        parts.append(Text("\n".join([f"ended: {end}", *map(plain, why)]), style="dim"))
+    answered = tree.chosen is not None and not tree.fell_back
+    return Panel(
+        Group(*parts),
+        title=Text(plain(tree.id)),
+        title_align="left",
+        subtitle=_subtitle(tree),
+        subtitle_align="right",
+        box=box.ROUNDED,
+        border_style="green" if answered else "yellow",
+    )
+
+
+def _rounds(tree: SearchTree, nodes: Sequence[SearchNode], chosen: set[int], max_characters: int | None) -> Table:
+    table = Table(box=None, padding=(0, 1), show_header=True, header_style="dim", expand=True)
+    table.add_column("round", justify="right", style="dim", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    if tree.strategy.beam_size > 1:
+        table.add_column("after", justify="right", style="dim", no_wrap=True)
+    table.add_column("reward", justify="right", no_wrap=True)
+    table.add_column("drawn", justify="right", style="dim", no_wrap=True)
+    table.add_column("step", ratio=1)
+    above = None
+    for node in nodes:
+        cells: list[RenderableType] = [str(node.round) if node.round != above else ""]
+        mark = Text(_MARKS[node.fate], style=_STYLES[node.fate])
+        cells.append(mark.append(f"{node.id}" if tree.strategy.beam_size > 1 else ""))
+        if tree.strategy.beam_size > 1:
+            cells.append("" if node.parent == ROOT else str(node.parent))
+        cells += [_reward(node), f"×{len(node.samples)}", _step(node, node.id in chosen, max_characters)]
+        table.add_row(*cells)
+        above = node.round
+    return table
+
+
+def _step(node: SearchNode, is_chosen: bool, max_characters: int | None) -> Text:
+    text = plain(node.step)
+    if max_characters is not None and len(text) > max_characters:
+        text = text[:max_characters] + "…"
+    style = "" if is_chosen else "dim" if node.fate in ("pruned", "dropped") else "cyan"
+    shown = Text(text or ("(the solution ends)" if node.fate != "dropped" else "(nothing)"), style=style)
+    notes = [
+        note
+        for note, holds in (
+            ("ends the solution", node.fate == "finished" and node.step),
+            ("cut", node.is_cut),
+            ("dropped: said before", node.fate == "dropped" and node.step),
+            ("kept without a reward", node.fell_back),
+            (node.failure, node.failure),
+        )
+        if note and holds
+    ]
+    return shown.append("\n" + plain("; ".join(notes)), style="yellow") if notes else shown
+
+
+def _reward(node: SearchNode) -> Text:
+    if not node.step or node.fate == "dropped":
+        return Text("")
+    if node.is_settled:
+        return Text("none", style="yellow") if node.low is None else Text(f"{node.low:.2f}")
+    if not node.p_yes:
+        return Text("not judged", style="dim")
+    return Text(f"{node.low or 0.0:.2f}–{0.0 if node.high is None else node.high:.2f}")
+
+
+def _subtitle(tree: SearchTree) -> Text:
+    if tree.chosen is None:
+        return Text("no solution: not one step could be kept")
+    low, high = tree.score(tree.chosen)
+    score = "none" if high is None else f"{low:.2f}" if low == high else f"{low or 0.0:.2f}–{high:.2f}"
+    what = "chosen" if tree.nodes[tree.chosen].fate == "finished" else "unfinished, chosen"
+    return Text(f"{what}: score ({tree.strategy.aggregation}) {score}; {tree.num_rounds} rounds")

@@ -1,0 +1,1 @@
+"""Guiding a policy with step rewards: Best-of-N, votes, greedy guided search, beam search, DVTS."""

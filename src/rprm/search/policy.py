@@ -1,0 +1,133 @@
+"""The policy: the language model that writes solutions, whole or step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rprm.engines import Engine, Sampling
+from rprm.engines.base import Completion
+from rprm.errors import Unsupported
+from rprm.judge import sample_seed
+from rprm.prompts.policy import PolicyTemplate
+from rprm.prompts.template import Prompt
+from rprm.reading import split_steps
+from rprm.records import Record
+from rprm.rewarder import Ledger
+from rprm.search.candidates import Candidate
+
+
+class Continuation(Record):
+    """What a policy wrote next: one step, or nothing where `text` is empty.
+
+    `ended`: the model ended its solution with it; None where the engine cannot tell.
+    """
+
+    text: str
+    num_tokens: int
+    ended: bool | None
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A language model that solves problems.
+
+    Sample j of a prompt depends on the prompt, the seed and j alone, whatever runs beside it.
+
+    Args:
+        engine: the language model.
+        template: its prompt.
+        sampling: temperature, top-p and length of a whole solution; its seed is the seed of the run.
+        step_tokens: the longest step, in tokens.
+    """
+
+    engine: Engine
+    template: PolicyTemplate
+    sampling: Sampling
+    step_tokens: int = 512
+
+    @property
+    def concurrency(self) -> int:
+        return self.engine.concurrency
+
+    async def start(self, *, stepwise: bool = False) -> dict[str, Any]:
+        """Load the model; returns what its solutions depend on, for the manifest.
+
+        Args:
+            stepwise: whether it is to write step by step.
+
+        Raises:
+            EngineError: it cannot be loaded, or (`Unsupported`) it cannot continue a solution that is begun.
+        """
+        info = await self.engine.start()
+        if stepwise and self.template.chat and not info.continues_replies:
+            raise Unsupported(
+                f"{self.engine.spec}: this engine cannot continue a reply that is begun, which a search step by step "
+                "needs; if the server can (vLLM, SGLang, llama.cpp), add continue_final_message=true to its options"
+            )
+        sampling = self.sampling
+        return {
+            "engine": {"kind": info.kind, "model": info.model, "revision": info.revision, **info.details},
+            "prompt": {"name": self.template.name, "digest": self.template.digest},
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_tokens,
+            **({"step_tokens": self.step_tokens} if stepwise else {}),
+            "seed": sampling.seed,
+        }
+
+    async def solve(self, problem: str, sample: int, ledger: Ledger | None = None) -> Candidate:
+        """Write a whole solution.
+
+        Raises:
+            RequestRefused: the problem is too long for the model.
+            EngineUnavailable: the engine stopped answering.
+        """
+        key = f"solution.{sample}"
+        if ledger is not None and (paid := ledger.get(key)) is not None:
+            return Candidate.model_validate(paid)
+        stop = (self.template.stop,) if self.template.stop else ()
+        completion = await self._generate(self.template.render(problem), sample, replace(self.sampling, stop=stop))
+        candidate = Candidate(
+            text=completion.text,
+            steps=tuple(split_steps(completion.text)),
+            num_tokens=completion.num_tokens,
+            finish_reason=completion.finish_reason,
+        )
+        if ledger is not None:
+            ledger.put(key, candidate.model_dump(mode="json"))
+        return candidate
+
+    async def next_step(
+        self, problem: str, steps: Sequence[str], sample: int, ledger: Ledger | None = None
+    ) -> Continuation:
+        """Write the step that follows `steps`. The ledger is that of these steps; see `ScopedLedger`.
+
+        Raises:
+            RequestRefused: problem and steps are too long for the model.
+            EngineUnavailable: the engine stopped answering.
+        """
+        key = f"step.{sample}"
+        if ledger is not None and (paid := ledger.get(key)) is not None:
+            return Continuation.model_validate(paid)
+        stop = tuple(text for text in (self.template.step_separator, self.template.stop) if text)
+        sampling = replace(self.sampling, stop=stop, max_tokens=self.step_tokens)
+        completion = await self._generate(self.template.render(problem, steps), sample, sampling)
+        continuation = Continuation(
+            text=completion.text.strip(),
+            num_tokens=completion.num_tokens,
+            ended=completion.ended,
+            finish_reason=completion.finish_reason,
+        )
+        if ledger is not None:
+            ledger.put(key, continuation.model_dump(mode="json"))
+        return continuation
+
+    async def _generate(self, prompt: Prompt, sample: int, sampling: Sampling) -> Completion:
+        seed = sample_seed(self.sampling.seed or 0, prompt, sample)
+        return await self.engine.generate(prompt, replace(sampling, seed=seed))
+
+    async def aclose(self) -> None:
+        await self.engine.aclose()

