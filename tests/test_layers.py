@@ -14,7 +14,7 @@ LAYERS = [
     {"engines", "rewarder"},
     {"judge", "judging", "classifiers"},
     {"api", "benchmarks", "data", "search", "training"},
-    {"report", "rounds"},
+    {"lab", "report", "rounds"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}

@@ -19,6 +19,7 @@ _KINDS = {
     "vllm": ("rprm.engines.vllm", "VLLMEngine"),
     "openai": ("rprm.engines.openai", "OpenAIEngine"),
     "scripted": ("rprm.engines.scripted", "ScriptedEngine"),
+    "lab": ("rprm.lab.engine", "TeacherEngine"),
 }
 
 

@@ -1,0 +1,87 @@
+"""`rprm lab`: a small world with true labels, to study process reward models in on a laptop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="The lab: a small world of word problems with true step labels.")
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")]
+Json = Annotated[bool, typer.Option("--json", help="The counts as one JSON object on standard output.")]
+
+
+@app.command()
+def world(
+    output: Output,
+    num_train: Annotated[int, typer.Option("--steps", min=2, help="Labelled steps to train on.")] = 40_000,
+    num_test: Annotated[
+        int, typer.Option("--test", min=2, help="Solutions to measure on, in distribution and out of it each.")
+    ] = 500,
+    seed: Annotated[int, typer.Option(help="Of everything.")] = 0,
+    json: Json = False,
+) -> None:
+    """Write the world: problems, solutions, labelled steps, and the truth that its teacher writes from.
+
+    The files are in the formats of real sets: steps for `rprm data`, solutions for `rprm bench processbench`, problems
+    for `rprm search --problems`.
+    """
+    from rprm.lab.world import WorldSettings, write_world
+
+    _show(write_world(output, WorldSettings(num_train, num_test, seed)), output, json)
+
+
+@app.command()
+def base(
+    source: Annotated[Path, typer.Argument(metavar="WORLD", help="A folder of `rprm lab world`.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Run folder; a killed run goes on from there. model/ is the result.")
+    ],
+    hidden_size: Annotated[int, typer.Option(min=32, help="Of the model.")] = 192,
+    num_layers: Annotated[int, typer.Option("--layers", min=1, help="Of the model.")] = 4,
+    max_steps: Annotated[int, typer.Option(min=1, help="Optimizer steps, of 8,192 tokens each.")] = 4_000,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
+    seed: Annotated[int, typer.Option(help="Of texts and first weights.")] = 0,
+) -> None:
+    """Pretrain the base model on the world's texts: worked arithmetic, solutions, solutions explained.
+
+    It writes solutions, and so is the policy; judges are trained from it. The problems of the world's test splits are
+    kept out of its texts.
+    """
+    from rprm.cli.train import training_progress
+    from rprm.lab.base import BaseSettings, train_base
+    from rprm.lab.world import read_card
+
+    settings = BaseSettings(
+        hidden_size=hidden_size,
+        num_layers=num_layers,
+        num_heads=hidden_size // 32,
+        intermediate_size=8 * hidden_size // 3 // 32 * 32,
+        num_steps=max_steps,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+    with training_progress() as watcher:
+        print(train_base(output, world=read_card(source), settings=settings, watcher=watcher))
+
+
+def _show(card: dict[str, Any], output: Path, json: bool) -> None:
+    if json:
+        from json import dumps
+
+        print(dumps(card))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 1))
+    for name in ("split", "problems", "labelled steps", "of them wrong"):
+        table.add_column(name, justify="left" if name == "split" else "right")
+    for split, counts in card["splits"].items():
+        wrong = counts["steps"] - counts["errors"].get("none", 0)
+        table.add_row(split, f"{counts['problems']:,}", f"{counts['steps']:,}", f"{wrong:,}")
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"written to {output}", markup=False)

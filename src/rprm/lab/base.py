@@ -1,0 +1,251 @@
+"""The base model: a small Llama, from nothing, on the world's texts. Judge and policy both start from it.
+
+BASE/
+  manifest.json, metrics.jsonl, summary.json   as of every training
+  checkpoints/                                 until it is complete
+  model/                                       weights, tokenizer, rprm_policy.toml: a policy as it stands
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import time
+from collections.abc import Iterator, Set
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rprm.artifacts import SUMMARY, Run
+from rprm.errors import EngineError, InputError
+from rprm.judging import versions
+from rprm.lab.solutions import ERROR_TYPES, solve
+from rprm.lab.stories import tell
+from rprm.lab.teacher import Faults, analyse, verdict_line
+from rprm.lab.texts import document
+from rprm.lab.world import JUDGE_TEMPLATE, POLICY_TEMPLATE, WorldSettings, held_out_problems
+from rprm.prompts.library import MODEL_POLICY_TEMPLATE
+from rprm.training.checkpoints import MIN_KEPT, last_checkpoint
+from rprm.training.handover import MODEL
+from rprm.training.metrics import METRICS, TrainingWatcher, last_value, metrics_callback, read_metrics, truncate_metrics
+from rprm.training.settings import Precision
+from rprm.training.stage import CHECKPOINTS
+
+#: Ends every document and every reply; fills up batches.
+END, PADDING = "<|end|>", "<|pad|>"
+#: One digit, one word with the space before it, one other character: nothing else is ever merged.
+_PIECES = r"\d| ?[A-Za-z]+|\n| ?[^\sA-Za-z\d]|\s"
+#: Texts that the tokenizer learns its words from.
+_NUM_TOKENIZER_TEXTS = 6_000
+_MAX_VOCABULARY = 2_048
+
+
+@dataclass(frozen=True, slots=True)
+class BaseSettings:
+    """The base model and its training. The defaults take about an hour on two cores.
+
+    Attributes:
+        hidden_size, num_layers, num_heads, intermediate_size: of the Llama.
+        num_steps: optimizer steps.
+        batch_size: rows of one step.
+        row_tokens: tokens of a row, documents one after the other.
+        learning_rate: at its peak.
+        precision: bf16 computes in bfloat16 over float32 weights.
+        seed: of the texts, their order, and the first weights.
+    """
+
+    hidden_size: int = 192
+    num_layers: int = 4
+    num_heads: int = 6
+    intermediate_size: int = 512
+    num_steps: int = 4_000
+    batch_size: int = 16
+    row_tokens: int = 512
+    learning_rate: float = 2e-3
+    precision: Precision = "bf16"
+    save_steps: int = 250
+    seed: int = 0
+
+
+class _Rows:
+    """Rows of token ids; row i depends on the seed and i alone, so that a resumed training reads the same."""
+
+    def __init__(self, tokenizer: Any, settings: BaseSettings, held_out: Set[str]) -> None:
+        self.tokenizer = tokenizer
+        self.settings = settings
+        self.held_out = held_out
+
+    def __len__(self) -> int:
+        return self.settings.num_steps * self.settings.batch_size
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        rng = random.Random(f"{self.settings.seed}/text/{index}")
+        ids: list[int] = []
+        while len(ids) < self.settings.row_tokens:
+            ids += [*self.tokenizer.encode(document(rng, self.held_out)), self.tokenizer.eos_token_id]
+        ids = ids[: self.settings.row_tokens]
+        return {"input_ids": ids, "labels": ids}
+
+
+def train_base(
+    output: str | Path, *, world: WorldSettings, settings: BaseSettings | None = None, watcher: TrainingWatcher
+) -> Path:
+    """Pretrain the base model, or go on where an earlier session was killed; returns its model folder.
+
+    Args:
+        output: the run folder.
+        world: whose problems for measuring are kept out of the texts.
+        settings: of model and training.
+        watcher: told of progress.
+
+    Raises:
+        EngineError: torch and transformers are not installed.
+        SettingsChanged: the folder was begun with other settings.
+        RunError: the folder cannot be used.
+    """
+    settings = settings or BaseSettings()
+    if settings.hidden_size % settings.num_heads:
+        raise InputError(f"hidden_size {settings.hidden_size} is no multiple of num_heads {settings.num_heads}")
+    try:
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise EngineError(f'training needs torch and transformers: pip install "rprm[train]" ({error})') from None
+    folder = Path(output)
+    resolved = {**asdict(settings), "world": asdict(world)}
+    started = time.monotonic()
+    with Run(folder, stage="lab base", settings=resolved, session={"versions": versions()}) as run:
+        try:
+            if not (folder / SUMMARY).is_file():
+                _fit(folder, settings, held_out_problems(world), watcher)
+                run.complete(_summary(folder, settings), {"seconds": round(time.monotonic() - started, 3)})
+                shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+            else:
+                run.complete(json.loads((folder / SUMMARY).read_bytes()), {})
+        except BaseException as error:
+            run.note({"seconds": round(time.monotonic() - started, 3), "stopped_by": type(error).__name__})
+            raise
+    return folder / MODEL
+
+
+def make_tokenizer() -> Any:
+    """A byte-pair tokenizer of the world's words: each digit is a token, every text comes back as it was."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(_PIECES), behavior="isolated"), byte_level]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=_MAX_VOCABULARY,
+        special_tokens=[END, PADDING],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_tokenizer_texts(), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=END, pad_token=PADDING, clean_up_tokenization_spaces=False
+    )
+
+
+def _tokenizer_texts() -> Iterator[str]:
+    """Texts with every word of the world, those of the unseen wordings and of the analyses too."""
+    rng = random.Random("tokenizer")
+    for place in range(_NUM_TOKENIZER_TEXTS):
+        story = tell(rng, num_steps=rng.randint(1, 4), unseen=place % 2 == 0)
+        solution = solve(rng, story, error=rng.choice((None, *ERROR_TYPES)))
+        end = len(solution.steps) if solution.first_error < 0 else solution.first_error + 1
+        steps = [step.text for step in solution.steps]
+        written = analyse(solution.steps[end - 1].checks, end - 1, Faults(), step=str(place), seed=0)
+        prompt = JUDGE_TEMPLATE.render(story.problem, steps, end - 1).text
+        yield f"{prompt}{written.text}\n{verdict_line(written.verdict, JUDGE_TEMPLATE.verdict)}"
+        yield document(rng, frozenset())
+
+
+def _fit(folder: Path, settings: BaseSettings, held_out: Set[str], watcher: TrainingWatcher) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, default_data_collator, set_seed
+    from transformers.trainer_callback import PrinterCallback
+
+    watcher.on_stage("making the tokenizer")
+    tokenizer = make_tokenizer()
+    checkpoint = last_checkpoint(folder / CHECKPOINTS)
+    truncate_metrics(folder / METRICS, checkpoint.step if checkpoint else 0)
+    if checkpoint is not None:
+        watcher.on_note(f"going on from step {checkpoint.step:,}")
+    set_seed(settings.seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=settings.hidden_size,
+            intermediate_size=settings.intermediate_size,
+            num_hidden_layers=settings.num_layers,
+            num_attention_heads=settings.num_heads,
+            num_key_value_heads=settings.num_heads,
+            max_position_embeddings=2048,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    arguments = TrainingArguments(
+        output_dir=str(folder / CHECKPOINTS),
+        per_device_train_batch_size=settings.batch_size,
+        max_steps=settings.num_steps,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="warmup_stable_decay",
+        lr_scheduler_kwargs={"num_decay_steps": settings.num_steps // 5, "decay_type": "linear"},
+        warmup_steps=min(100, settings.num_steps // 10),
+        weight_decay=0.1,
+        adam_beta2=0.98,
+        bf16=settings.precision == "bf16",
+        use_cpu=not torch.cuda.is_available(),
+        seed=settings.seed,
+        save_strategy="steps",
+        save_steps=settings.save_steps,
+        save_total_limit=MIN_KEPT,
+        logging_steps=50,
+        restore_callback_states_from_checkpoint=True,
+        dataloader_num_workers=0,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=_Rows(tokenizer, settings, held_out),
+        data_collator=default_data_collator,
+        callbacks=[metrics_callback(folder / METRICS, watcher)],
+    )
+    # It prints to standard output, which is not ours to fill.
+    trainer.remove_callback(PrinterCallback)
+    if checkpoint is None or not checkpoint.stopped:
+        watcher.on_stage("training")
+        trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint is not None else None)
+        last = last_checkpoint(folder / CHECKPOINTS)
+        assert last is not None
+        checkpoint = last
+    partial = folder / f"{MODEL}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    LlamaForCausalLM.from_pretrained(checkpoint.path).save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    (partial / MODEL_POLICY_TEMPLATE).write_text(POLICY_TEMPLATE.to_toml(), encoding="utf-8")
+    shutil.rmtree(folder / MODEL, ignore_errors=True)
+    partial.rename(folder / MODEL)
+
+
+def _summary(folder: Path, settings: BaseSettings) -> dict[str, Any]:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder / MODEL)
+    return {
+        "num_steps": settings.num_steps,
+        "num_tokens": settings.num_steps * settings.batch_size * settings.row_tokens,
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "loss": last_value(read_metrics(folder / METRICS), "loss"),
+    }

@@ -1,0 +1,417 @@
+"""Stories: word problems as graphs of quantities, each given by a fact or derived by one calculation."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from rprm.lab import language as words
+from rprm.lab.language import Wording
+from rprm.lab.worked import OPERATIONS, Operation, result
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """One side of a calculation: a quantity by its key, or (None) a number of the fact that tells the relation."""
+
+    value: int
+    quantity: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Derivation:
+    left: Operand
+    operation: Operation
+    right: Operand
+
+    @property
+    def value(self) -> int:
+        value = result(self.left.value, self.operation, self.right.value)
+        assert value is not None
+        return value
+
+    @property
+    def text(self) -> str:
+        return f"{self.left.value} {self.operation} {self.right.value}"
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """A quantity of a story.
+
+    Attributes:
+        key: its place among the story's quantities; what it is derived from comes before it.
+        value: a natural number.
+        states: the clause that states its value, which stands for `{}`.
+        asks: what is asked for, after "how many".
+        question: the direct question.
+        fact: the fact that gives it or tells its relation; None where it is defined by what it is ("together").
+        derivation: the calculation that gives it; None where the fact does.
+    """
+
+    key: int
+    value: int
+    states: str
+    asks: str
+    question: str
+    fact: str | None
+    derivation: Derivation | None
+
+    def clause(self, value: int | str | None = None) -> str:
+        return self.states.format(self.value if value is None else value)
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """A word problem.
+
+    Attributes:
+        family: what it is about.
+        problem: its text.
+        quantities: by key; those that the answer needs, and perhaps others.
+        target: key of the quantity asked for.
+        numbers: every number of the problem's text, those of distractors too.
+        unseen: told in wordings kept for the out-of-distribution split.
+    """
+
+    family: str
+    problem: str
+    quantities: tuple[Quantity, ...]
+    target: int
+    numbers: tuple[int, ...]
+    unseen: bool
+
+    @property
+    def answer(self) -> int:
+        return self.quantities[self.target].value
+
+    def needed(self) -> list[int]:
+        """Keys of the derived quantities that the target depends on, in the order of their making."""
+        needed, waiting = set[int](), [self.target]
+        while waiting:
+            quantity = self.quantities[waiting.pop()]
+            if quantity.derivation is None or quantity.key in needed:
+                continue
+            needed.add(quantity.key)
+            sides = (quantity.derivation.left, quantity.derivation.right)
+            waiting += [side.quantity for side in sides if side.quantity is not None]
+        return sorted(needed)
+
+
+@dataclass
+class _Teller:
+    """Makes one story.
+
+    Attributes:
+        limit: no value is above it.
+        facts: told in this order, but that the first `num_free` of them may change places.
+    """
+
+    rng: random.Random
+    limit: int
+    unseen: bool
+    facts: list[str] = field(default_factory=list)
+    quantities: list[Quantity] = field(default_factory=list)
+    num_free: int = 0
+
+    def pick(self, seen: Sequence[T], unseen: Sequence[T] = ()) -> T:
+        """One of the words; the unseen ones too, half the time, where the story is told in unseen wordings."""
+        return self.rng.choice(unseen if self.unseen and unseen and self.rng.random() < 0.5 else seen)
+
+    def wording(self, sentences: Sequence[str]) -> str:
+        """One of the wordings, the last of which is unseen."""
+        return self.pick(sentences[:-1], sentences[-1:])
+
+    def number(self, most: int) -> int:
+        """A number from 2 to `most`, of one, two or three digits about equally often."""
+        most = max(2, min(most, self.limit))
+        highest = self.rng.choice([bound for bound in (9, 99, 999, 9999) if bound < most] + [most])
+        return self.rng.randint(2, highest)
+
+    def add(self, wording: Wording, value: int, derivation: Derivation | None = None, **fields: object) -> Quantity:
+        fact = None
+        if wording.tells:
+            fact = self.wording(wording.tells).format(**fields)
+            self.facts.append(fact)
+        quantity = Quantity(
+            key=len(self.quantities),
+            value=value,
+            states=wording.states.format(**fields),
+            asks=wording.asks.format(**fields),
+            question=wording.question.format(**fields),
+            fact=fact,
+            derivation=derivation,
+        )
+        self.quantities.append(quantity)
+        return quantity
+
+    def derive(
+        self, wording: Wording, left: Quantity | int, operation: Operation, right: Quantity | int, **fields: object
+    ) -> Quantity:
+        derivation = Derivation(_operand(left), operation, _operand(right))
+        return self.add(wording, derivation.value, derivation, **fields)
+
+    def fits(self, left: Quantity | int, operation: Operation, right: Quantity | int) -> bool:
+        """Whether the calculation has a value that the world allows, and can be worked digit by digit."""
+        first, second = _operand(left).value, _operand(right).value
+        value = result(first, operation, second)
+        if value is None or not 2 <= value <= self.limit:
+            return False
+        return operation in "+-" or second <= 9 or (operation == "*" and first <= 9)
+
+    def finish(self, family: str, target: Quantity) -> Story:
+        facts = list(self.facts)
+        if self.num_free > 1 and self.rng.random() < 0.4:
+            free = facts[: self.num_free]
+            self.rng.shuffle(free)
+            facts[: self.num_free] = free
+        name = self.pick(words.NAMES, words.UNSEEN_NAMES)
+        numbers = []
+        for _ in range(self.rng.choice((0, 0, 1, 1, 2))):
+            number = self.number(99)
+            numbers.append(number)
+            distractor = self.wording(words.DISTRACTORS).format(a=name, n=number)
+            facts.insert(self.rng.randint(0, len(facts)), distractor)
+        question = target.question
+        if self.rng.random() < 0.4:
+            question = self.wording(words.QUESTIONS).format(asks=target.asks)
+        for quantity in self.quantities:
+            if quantity.derivation is None:
+                numbers.append(quantity.value)
+            else:
+                sides = (quantity.derivation.left, quantity.derivation.right)
+                numbers += [side.value for side in sides if side.quantity is None]
+        return Story(
+            family=family,
+            problem=" ".join([*facts, question]),
+            quantities=tuple(self.quantities),
+            target=target.key,
+            numbers=tuple(numbers),
+            unseen=self.unseen,
+        )
+
+
+def _operand(side: Quantity | int) -> Operand:
+    return Operand(side) if isinstance(side, int) else Operand(side.value, side.key)
+
+
+def tell(rng: random.Random, *, num_steps: int, limit: int = 999, unseen: bool = False) -> Story:
+    """Make a story whose answer takes `num_steps` calculations.
+
+    Args:
+        rng: the only source of chance.
+        num_steps: at least 1.
+        limit: the largest value.
+        unseen: tell it in wordings, with names and things, of which half are kept for the out-of-distribution split.
+    """
+    while True:
+        family = rng.choice(tuple(_FAMILIES))
+        teller = _Teller(rng, limit, unseen)
+        target = _FAMILIES[family](teller, num_steps)
+        if target is not None:
+            story = teller.finish(family, target)
+            if len(story.needed()) == num_steps:
+                return story
+
+
+def _people(teller: _Teller, num_steps: int) -> Quantity | None:
+    """Who has how many: comparisons, then changes, then perhaps a total, a difference or a share."""
+    rng = teller.rng
+    things = teller.pick(words.COLLECTED, words.UNSEEN_COLLECTED)
+    names = rng.sample(words.NAMES + (words.UNSEEN_NAMES if teller.unseen else ()), 8)
+    name = names.pop()
+    number = teller.number(400)
+    owned = {name: teller.add(words.HAS, number, a=name, n=number, things=things)}
+    last = name
+    ending = rng.choice(("none", "none", "total", "difference", "share")) if num_steps > 1 else "none"
+    num_left = num_steps - (ending != "none")
+    num_compared = rng.randint(0 if ending in ("none", "share") else 1, num_left) if num_left else 0
+    for _ in range(num_compared):
+        made = _compare(teller, last, owned[last], names[-1], things)
+        if made is None:
+            return None
+        last = names.pop()
+        owned[last] = made
+    teller.num_free = len(teller.facts)
+    for _ in range(num_left - num_compared):
+        changed = _change(teller, last, owned[last], things)
+        if changed is None:
+            return None
+        owned[last] = changed
+    if ending == "share":
+        friends = [k for k in range(2, 10) if teller.fits(owned[last], "/", k)]
+        if not friends:
+            return None
+        k = rng.choice(friends)
+        return teller.derive(words.SHARES, owned[last], "/", k, a=last, k=k, things=things)
+    if ending == "none":
+        return owned[last]
+    other = list(owned)[-2]
+    first, second = owned[last], owned[other]
+    if ending == "total":
+        if not teller.fits(first, "+", second):
+            return None
+        return teller.derive(words.TOTAL, first, "+", second, a=last, b=other, things=things)
+    if first.value < second.value:
+        last, other, first, second = other, last, second, first
+    if not teller.fits(first, "-", second):
+        return None
+    return teller.derive(words.DIFFERENCE, first, "-", second, a=last, b=other, things=things)
+
+
+def _compare(teller: _Teller, a: str, of: Quantity, b: str, things: str) -> Quantity | None:
+    rng = teller.rng
+    operation = rng.choice(OPERATIONS)
+    choices: Sequence[int] = range(2, 10) if operation == "*" else range(2, 6) if operation == "/" else ()
+    if operation in "+-":
+        most = teller.limit - of.value if operation == "+" else of.value - 2
+        choices = (teller.number(most),) if most >= 2 else ()
+    fitting = [k for k in choices if teller.fits(of, operation, k)]
+    if not fitting:
+        return None
+    k = rng.choice(fitting)
+    wording = {"+": words.MORE, "-": words.FEWER, "*": words.TIMES_AS_MANY, "/": words.PART_OF}[operation]
+    times = rng.choice(words.TIMES.get(k, (f"{k} times",)))
+    return teller.derive(
+        wording, of, operation, k, a=a, b=b, k=k, things=things, times=times, part=words.PARTS.get(k, "")
+    )
+
+
+def _change(teller: _Teller, a: str, of: Quantity, things: str) -> Quantity | None:
+    operation = teller.rng.choice(OPERATIONS[:2])
+    most = teller.limit - of.value if operation == "+" else of.value - 2
+    if most < 2:
+        return None
+    k = teller.number(most)
+    return teller.derive(words.GAINS if operation == "+" else words.LOSES, of, operation, k, a=a, k=k, things=things)
+
+
+def _factors(teller: _Teller) -> tuple[int, int]:
+    """Two numbers to multiply, one of a single digit."""
+    small = teller.rng.randint(2, 9)
+    large = teller.number(min(999, teller.limit // small))
+    return (small, large) if teller.rng.random() < 0.5 else (large, small)
+
+
+def _containers(teller: _Teller, num_steps: int) -> Quantity | None:
+    """Things in containers: so many in each, more and fewer, packed anew."""
+    rng = teller.rng
+    boxes, things = teller.pick(words.PACKED, words.UNSEEN_PACKED)
+    name = teller.pick(words.NAMES, words.UNSEEN_NAMES)
+    n, m = _factors(teller)
+    now = teller.derive(words.GROUPS, n, "*", m, a=name, n=n, m=m, boxes=boxes, things=things)
+    num_left = num_steps - 1
+    if num_left >= 2 and rng.random() < 0.4:
+        other = rng.choice([pair[0] for pair in words.PACKED if pair[0] != boxes])
+        n, m = _factors(teller)
+        second = teller.derive(words.GROUPS, n, "*", m, a=name, n=n, m=m, boxes=other, things=things)
+        if not teller.fits(now, "+", second):
+            return None
+        teller.num_free = 2
+        now = teller.derive(words.TOTAL_GROUPS, now, "+", second, things=things)
+        num_left -= 2
+    repacks = num_left > 0 and rng.random() < 0.4
+    for _ in range(num_left - repacks):
+        changed = _adjust(teller, now, words.LOOSE, words.SPOILT, a=name, things=things)
+        if changed is None:
+            return None
+        now = changed
+    if not repacks:
+        return now
+    packs = rng.choice([pack for pack in words.REPACKED if pack != boxes])
+    sizes = [k for k in range(2, 10) if teller.fits(now, "/", k)]
+    if not sizes:
+        return None
+    k = rng.choice(sizes)
+    return teller.derive(words.REPACKS, now, "/", k, a=name, k=k, things=things, packs=packs)
+
+
+def _adjust(teller: _Teller, of: Quantity, more: Wording, less: Wording, **fields: object) -> Quantity | None:
+    operation = teller.rng.choice(OPERATIONS[:2])
+    most = teller.limit - of.value if operation == "+" else of.value - 2
+    if most < 2:
+        return None
+    k = teller.number(most)
+    return teller.derive(more if operation == "+" else less, of, operation, k, k=k, **fields)
+
+
+def _shopping(teller: _Teller, num_steps: int) -> Quantity | None:
+    """Bills: so many at so much, a coupon, a fee, the change, a share."""
+    rng = teller.rng
+    name = teller.pick(words.NAMES, words.UNSEEN_NAMES)
+    goods = rng.sample(words.GOODS + (words.UNSEEN_GOODS if teller.unseen else ()), 2)
+
+    def bought(things: str) -> Quantity:
+        n, m = _factors(teller)
+        return teller.derive(words.COSTS, n, "*", m, a=name, n=n, m=m, things=things)
+
+    bill = bought(goods[0])
+    num_left = num_steps - 1
+    if num_left >= 2 and rng.random() < 0.5:
+        second = bought(goods[1])
+        if not teller.fits(bill, "+", second):
+            return None
+        teller.num_free = 2
+        bill = teller.derive(words.TOTAL_COST, bill, "+", second)
+        num_left -= 2
+    ending = rng.choice(("none", "change", "split")) if num_left else "none"
+    for _ in range(num_left - (ending != "none")):
+        adjusted = _adjust(teller, bill, words.FEE, words.COUPON, a=name)
+        if adjusted is None:
+            return None
+        bill = adjusted
+    if ending == "change":
+        paid = bill.value + teller.number(max(2, min(200, teller.limit - bill.value)))
+        return teller.derive(words.CHANGE, paid, "-", bill, a=name, k=paid) if paid <= teller.limit else None
+    if ending == "split":
+        people = [k for k in range(2, 10) if teller.fits(bill, "/", k)]
+        if not people:
+            return None
+        k = rng.choice(people)
+        return teller.derive(words.SPLITS, bill, "/", k, a=name, k=k)
+    return bill
+
+
+def _work(teller: _Teller, num_steps: int) -> Quantity | None:
+    """Work at a rate: so many an hour, by one or two people, a rest to the goal."""
+    rng = teller.rng
+    does, things, time = teller.pick(words.WORK, words.UNSEEN_WORK)
+    names = rng.sample(words.NAMES + (words.UNSEEN_NAMES if teller.unseen else ()), 2)
+
+    def done(name: str) -> Quantity:
+        n, m = _factors(teller)
+        return teller.derive(words.RATE, m, "*", n, a=name, does=does, things=things, time=time, n=n, m=m)
+
+    now = done(names[0])
+    num_left = num_steps - 1
+    if num_left >= 2 and rng.random() < 0.5:
+        second = done(names[1])
+        if not teller.fits(now, "+", second):
+            return None
+        teller.num_free = 2
+        now = teller.derive(words.TOTAL_DONE, now, "+", second, things=things)
+        num_left -= 2
+    goal = num_left > 0 and rng.random() < 0.5
+    for _ in range(num_left - goal):
+        k = teller.number(teller.limit - now.value)
+        if not teller.fits(now, "+", k):
+            return None
+        now = teller.derive(words.BONUS, now, "+", k, a=names[0], does=does, things=things, k=k)
+    if not goal:
+        return now
+    wanted = now.value + teller.number(max(2, min(300, teller.limit - now.value)))
+    if not teller.fits(wanted, "-", now):
+        return None
+    return teller.derive(words.GOAL, wanted, "-", now, things=things, k=wanted)
+
+
+_FAMILIES: dict[str, Callable[[_Teller, int], Quantity | None]] = {
+    "people": _people,
+    "containers": _containers,
+    "shopping": _shopping,
+    "work": _work,
+}

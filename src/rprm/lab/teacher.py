@@ -1,0 +1,213 @@
+"""A fallible teacher: it writes the analysis of a step from the truth about it, and at set rates gets it wrong.
+
+Its analyses cover the five aspects of R-PRM (arXiv 2503.21295, section 3.1) in their order. What should be found is
+written before what the step says is looked at, so that a student learns to compute rather than to copy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rprm.lab.solutions import Check, Source
+from rprm.lab.worked import Pen, parsed, worked
+from rprm.verdict import VerdictFormat
+
+HEADINGS = ("Previous steps", "This step", "Data source", "Consistency", "Calculation", "Conclusion")
+_SAME, _NOT_SAME = "That is the same.", "That is not the same."
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """How often an analysis goes wrong, and how.
+
+    Attributes:
+        reading: the calculation that the problem asks for is misread, or taken from the step unseen.
+        slip: a move of a worked calculation is wrong, or the step's result is taken unseen.
+        verdict: the verdict contradicts the analysis.
+        systematic: share of the steps with a fault that have it in every analysis.
+    """
+
+    reading: float = 0.0
+    slip: float = 0.0
+    verdict: float = 0.0
+    systematic: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """An analysis: its text up to the verdict line, and the verdict."""
+
+    text: str
+    verdict: bool
+
+
+def analyse(checks: Sequence[Check], step_index: int, faults: Faults, *, step: str, seed: int) -> Written:
+    """Write the analysis of a step.
+
+    Args:
+        checks: the truth about it.
+        step_index: its 0-based place in the solution.
+        faults: how fallible the analysis is.
+        step: what identifies the step: its systematic faults depend on it alone.
+        seed: of this analysis.
+    """
+    own = _stream(f"{seed}\0{step}")
+    always = _stream(f"always\0{step}")
+
+    def has(rate: float) -> random.Random | None:
+        """The stream that makes the fault where the analysis has one at this rate."""
+        systematic = always.random() < rate * faults.systematic
+        if systematic:
+            return always
+        return own if own.random() < rate * (1.0 - faults.systematic) else None
+
+    readings = [_Reading(check, step_index, has(faults.reading), has(faults.slip)) for check in checks]
+    verdict = all(reading.holds for reading in readings)
+    if has(faults.verdict):
+        verdict = not verdict
+    parts = [[getattr(reading, part) for reading in readings] for part in _PARTS]
+    wrong = next((reading.wrong for reading in readings if not reading.holds), "Nothing is wrong.")
+    bodies = [" ".join(text for text in texts if text) or "Nothing." for texts in parts] + [wrong]
+    lines = [f"{heading}: {body}" for heading, body in zip(HEADINGS, bodies, strict=True)]
+    return Written("\n".join(lines), verdict)
+
+
+def verdict_line(verdict: bool, format_: VerdictFormat) -> str:
+    return f"{format_.marker} {format_.yes if verdict else format_.no}"
+
+
+_PARTS = ("previous", "this", "source", "consistency", "calculation")
+
+
+class _Reading:
+    """What an analysis says of one claim, heading by heading; `holds` is what it concludes."""
+
+    def __init__(
+        self, check: Check, step_index: int, misread: random.Random | None, slip: random.Random | None
+    ) -> None:
+        self.previous = " ".join(
+            f"Step {source.step + 1} gives {source.value}."
+            for source in check.sources
+            if source.step is not None and source.step != step_index
+        )
+        self.source = self.consistency = self.calculation = ""
+        self.holds, self.wrong = True, ""
+        match check.kind:
+            case "plan":
+                self.this = "It says what to find next."
+            case "fact":
+                self._fact(check, misread)
+            case "answer":
+                self._answer(check, misread)
+            case "calculation":
+                self._calculation(check, misread, slip)
+
+    def _fact(self, check: Check, misread: random.Random | None) -> None:
+        self.this = "It restates the problem."
+        fact, said = str(check.needs), str(check.says)
+        if misread is not None:
+            fact = said if misread.random() < 0.5 else _changed(misread, fact)
+        self.source = f"The problem says: {fact} The step says: {said} {_SAME if fact == said else _NOT_SAME}"
+        if fact != said:
+            self._fails("The step misreads the problem.")
+
+    def _answer(self, check: Check, misread: random.Random | None) -> None:
+        assert check.right is not None
+        assert check.stated is not None
+        right = check.right
+        if misread is not None:
+            right = check.stated if misread.random() < 0.5 else right + misread.choice((-1, 1, 10))
+        self.this = "It gives the answer."
+        self.consistency = (
+            f"The problem asks how many {check.asks}. That is {right}. The answer is {check.stated}. "
+            f"{_SAME if right == check.stated else _NOT_SAME}"
+        )
+        if right != check.stated:
+            self._fails("This is not what is asked for.")
+
+    def _calculation(self, check: Check, misread: random.Random | None, slip: random.Random | None) -> None:
+        assert check.needs is not None
+        assert check.says is not None
+        self.this = f"It finds how many {check.asks}."
+        facts = dict.fromkeys([check.fact, *(source.fact for source in check.sources)])
+        self.source = " ".join(f"The problem says: {fact}" for fact in facts if fact is not None)
+        needs = check.needs
+        if misread is not None:
+            needs = check.says if misread.random() < 0.5 else _changed(misread, needs)
+        same = _equal(needs, check.says)
+        self.consistency = f"This takes {needs}. The step takes {check.says}. {_SAME if same else _NOT_SAME}"
+        if not same:
+            self._fails(_why_not(needs, check.says, check.sources))
+            return
+        text, value = worked(*parsed(needs), pen=_pen(slip))
+        if slip is not None and slip.random() < 0.5:
+            # The step's result, taken unseen.
+            assert check.stated is not None
+            text, value = f"{text.rpartition(', ')[0]}, {check.stated}", check.stated
+        self.calculation = (
+            f"{needs}: {text}. The step has {check.stated}. {_SAME if value == check.stated else _NOT_SAME}"
+        )
+        if value != check.stated:
+            self._fails("The calculation is wrong.")
+
+    def _fails(self, why: str) -> None:
+        self.holds, self.wrong = False, why
+
+
+def _stream(key: str) -> random.Random:
+    return random.Random(int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()))
+
+
+def _pen(slip: random.Random | None) -> Pen:
+    """A pen that slips once, at the first move."""
+    if slip is None:
+        return lambda move, value: value
+    waiting = [slip]
+
+    def write(move: str, value: int) -> int:
+        return abs(value + waiting.pop().choice((-1, 1))) if waiting else value
+
+    return write
+
+
+def _changed(rng: random.Random, text: str) -> str:
+    """A sentence or a calculation with one of its numbers changed by one digit, or its operation exchanged."""
+    pieces = text.split(" ")
+    places = [index for index, piece in enumerate(pieces) if piece.strip(".,").isdigit()]
+    if not places:
+        return text
+    place = rng.choice(places)
+    number = pieces[place].strip(".,")
+    pieces[place] = pieces[place].replace(number, str(int(number) + rng.choice((1, 2, 10))))
+    changed = " ".join(pieces)
+    return changed if _solvable(changed) else text
+
+
+def _solvable(text: str) -> bool:
+    """Whether a text is no calculation, or one that can be worked digit by digit."""
+    pieces = text.split(" ")
+    if len(pieces) != 3 or pieces[1] not in "+-*/":
+        return True
+    try:
+        worked(*parsed(text))
+    except ValueError:
+        return False
+    return True
+
+
+def _equal(needs: str, says: str) -> bool:
+    """Whether two calculations are the same, but for the order of what is added or multiplied."""
+    first, second = needs.split(" "), says.split(" ")
+    return first == second or (first[1] in "+*" and first == second[::-1])
+
+
+def _why_not(needs: str, says: str, sources: Sequence[Source]) -> str:
+    first, second = needs.split(" "), says.split(" ")
+    if first[1] != second[1]:
+        return "The operation is wrong."
+    carried = {str(source.value) for source in sources if source.step is not None}
+    missing = {first[0], first[2]} - {second[0], second[2]}
+    return "A value is carried over wrongly." if missing & carried else "A number is not from the problem."

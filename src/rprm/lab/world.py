@@ -1,0 +1,260 @@
+"""The lab's data: problems, solutions and labelled steps of a small world, as files in the formats of real sets.
+
+    WORLD/
+      world.json               settings and counts
+      prompt.toml, policy.toml the templates of judge and policy
+      SPLIT/problems.jsonl     {id, problem, answer, set}: for a policy (`--problems`)
+      SPLIT/solutions.jsonl    ProcessBench's records, with the type of the first error
+      SPLIT/steps.jsonl        labelled steps, as many right as wrong; `source` names the error
+      SPLIT/truth.jsonl        what is true of the labelled steps, and, of what is measured, of every step up to
+                               the first error: what the teacher writes from
+
+SPLIT is `train`, `test` or `ood`. No problem stands in two of them. `ood` has longer chains, larger numbers, and
+wordings, names and things that no other split has.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rprm.artifacts import LineWriter, write_atomically
+from rprm.errors import InputError, RunError
+from rprm.lab.solutions import ERROR_TYPES, Check, ErrorType, LabSolution, solve
+from rprm.lab.stories import Story, tell
+from rprm.prompts import PromptTemplate
+from rprm.prompts.policy import PolicyTemplate
+from rprm.records import LabelledStep, Record
+
+#: Written last: a folder that has it is whole.
+CARD = "world.json"
+JUDGE_PROMPT = "prompt.toml"
+POLICY_PROMPT = "policy.toml"
+
+JUDGE_TEMPLATE = PromptTemplate(
+    name="lab",
+    chat=False,
+    user="Problem: {{problem}}\n{{steps}}\nCheck step {{step_number}}.\n",
+    step_separator="\n",
+)
+POLICY_TEMPLATE = PolicyTemplate(
+    name="lab", chat=False, user="Problem: {{problem}}\nSolution:\n", step_separator="\n"
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Difficulty:
+    """What stories a split is made of.
+
+    Attributes:
+        num_steps: calculations to the answer; drawn evenly.
+        limit: the largest value.
+        unseen: whether wordings, names and things kept for it are used.
+    """
+
+    num_steps: tuple[int, ...]
+    limit: int
+    unseen: bool = False
+
+
+IN_DISTRIBUTION = Difficulty(num_steps=(1, 2, 2, 3, 3, 4), limit=999)
+OUT_OF_DISTRIBUTION = Difficulty(num_steps=(4, 5, 6), limit=9999, unseen=True)
+
+
+class Truth(Record):
+    """What is true of a labelled step."""
+
+    id: str
+    problem: str
+    steps: tuple[str, ...]
+    checks: tuple[Check, ...]
+    error: ErrorType | None
+
+    @property
+    def labelled(self) -> LabelledStep:
+        return LabelledStep(
+            id=self.id,
+            problem=self.problem,
+            previous_steps=self.steps[:-1],
+            step=self.steps[-1],
+            label=self.error is None,
+            source="lab" if self.error is None else f"lab:{self.error}",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class WorldSettings:
+    """How large the world is. The same settings give the same bytes.
+
+    Attributes:
+        num_train: labelled steps to train on.
+        num_test: solutions to judge in each of the splits `test` and `ood`, and labelled steps beside them.
+        seed: of everything.
+    """
+
+    num_train: int = 40_000
+    num_test: int = 500
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_train < 2 or self.num_test < 2:
+            raise InputError(f"num_train {self.num_train} and num_test {self.num_test} must be at least 2")
+
+
+def stories(seed: int | str, difficulty: Difficulty, taken: set[str]) -> Iterator[tuple[random.Random, Story]]:
+    """Stories without end, each with the stream for what is made of it; none whose problem is `taken` already."""
+    place = 0
+    while True:
+        rng = random.Random(f"{seed}/{place}")
+        place += 1
+        num_steps = rng.choice(difficulty.num_steps)
+        story = tell(rng, num_steps=num_steps, limit=difficulty.limit, unseen=difficulty.unseen)
+        if story.problem not in taken:
+            taken.add(story.problem)
+            yield rng, story
+
+
+def held_out_problems(settings: WorldSettings) -> set[str]:
+    """Problems of the splits that are measured on: a base model must not have read them."""
+    taken: set[str] = set()
+    for split in ("test", "ood"):
+        for _ in _measured(split, settings, taken):
+            pass
+    return taken
+
+
+def read_card(folder: str | Path) -> WorldSettings:
+    """The settings of a world that is written.
+
+    Raises:
+        InputError: the folder holds none.
+    """
+    path = Path(folder) / CARD
+    try:
+        return WorldSettings(**json.loads(path.read_bytes())["settings"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{folder} holds no world; make one with `rprm lab world --output {folder}`") from None
+
+
+def write_world(folder: str | Path, settings: WorldSettings) -> dict[str, Any]:
+    """Write the world's files; returns its card.
+
+    A folder with the same world is left as it is; one that a kill left unfinished is written anew.
+
+    Raises:
+        RunError: the folder holds another world.
+    """
+    folder = Path(folder)
+    wanted = asdict(settings)
+    card_file = folder / CARD
+    if card_file.is_file():
+        card: dict[str, Any] = json.loads(card_file.read_text(encoding="utf-8"))
+        if card.get("settings") != wanted:
+            raise RunError(f"{folder} holds a world of other settings, {card.get('settings')}; name a new folder")
+        return card
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / JUDGE_PROMPT, JUDGE_TEMPLATE.to_toml())
+    write_atomically(folder / POLICY_PROMPT, POLICY_TEMPLATE.to_toml())
+    taken: set[str] = set()
+    counts = {}
+    for split in ("test", "ood"):
+        counts[split] = _write_split(folder / split, split, _measured(split, settings, taken), settings.num_test)
+    counts["train"] = _write_split(folder / "train", "train", _trained(settings, taken), settings.num_train)
+    card = {"settings": wanted, "splits": counts}
+    write_atomically(card_file, json.dumps(card, indent=2) + "\n")
+    return card
+
+
+def _measured(split: str, settings: WorldSettings, taken: set[str]) -> Iterator[tuple[Story, LabSolution]]:
+    """As many solutions with an error as without, as ProcessBench has them."""
+    difficulty = IN_DISTRIBUTION if split == "test" else OUT_OF_DISTRIBUTION
+    told = stories(f"{settings.seed}/{split}", difficulty, taken)
+    for place, (rng, story) in zip(range(settings.num_test), told, strict=False):
+        error = ERROR_TYPES[place // 2 % len(ERROR_TYPES)] if place % 2 else None
+        yield story, solve(rng, story, error=error)
+
+
+def _trained(settings: WorldSettings, taken: set[str]) -> Iterator[tuple[Story, LabSolution]]:
+    for rng, story in stories(f"{settings.seed}/train", IN_DISTRIBUTION, taken):
+        yield story, solve(rng, story, error=rng.choice((None, *ERROR_TYPES)))
+
+
+def _write_split(
+    folder: Path, split: str, solved: Iterator[tuple[Story, LabSolution]], num_steps: int
+) -> dict[str, Any]:
+    """Write solutions until there are enough labelled steps, and, of those that are measured, all solutions."""
+    folder.mkdir(exist_ok=True)
+    names = ("problems", "solutions", "steps", "truth")
+    files = {name: LineWriter(folder / f"{name}.jsonl", fresh=True) for name in names}
+    errors: Counter[str] = Counter()
+    num_solutions = 0
+    left = {True: num_steps - num_steps // 2, False: num_steps // 2}
+    for place, (story, solution) in enumerate(solved):
+        identifier = f"{split}-{place}"
+        files["problems"].write(
+            _line(id=identifier, problem=story.problem, answer=str(story.answer), set=f"lab-{split}")
+        )
+        files["solutions"].write(_line(**_processbench(identifier, story, solution)))
+        num_solutions += 1
+        chosen = _chosen(identifier, solution)
+        for place in range(len(solution.steps) if solution.first_error < 0 else solution.first_error + 1):
+            truth = _truth(identifier, story, solution, place)
+            if split != "train":
+                files["truth"].write(truth.model_dump_json())
+            if place not in chosen:
+                continue
+            is_right = truth.error is None
+            # Neither kind runs ahead: whatever beginning of the file is taken, it is balanced.
+            if left[is_right] == 0 or left[is_right] < left[not is_right]:
+                continue
+            left[is_right] -= 1
+            errors[truth.error or "none"] += 1
+            if split == "train":
+                files["truth"].write(truth.model_dump_json())
+            files["steps"].write(truth.labelled.model_dump_json())
+        if split == "train" and not any(left.values()):
+            break
+    for file in files.values():
+        file.close()
+    return {"problems": num_solutions, "steps": sum(errors.values()), "errors": dict(sorted(errors.items()))}
+
+
+def _chosen(identifier: str, solution: LabSolution) -> set[int]:
+    """The steps to label: the first wrong one and one of the right ones before it; where none is wrong, a right one."""
+    rng = random.Random(f"{identifier}/{solution.steps[0].text}")
+    end = len(solution.steps) if solution.first_error < 0 else solution.first_error
+    right = {rng.randrange(end)} if end else set()
+    return right if solution.first_error < 0 else right | {solution.first_error}
+
+
+def _truth(identifier: str, story: Story, solution: LabSolution, place: int) -> Truth:
+    return Truth(
+        id=f"{identifier}.{place}",
+        problem=story.problem,
+        steps=tuple(step.text for step in solution.steps[: place + 1]),
+        checks=solution.steps[place].checks,
+        error=solution.steps[place].error,
+    )
+
+
+def _processbench(identifier: str, story: Story, solution: LabSolution) -> dict[str, Any]:
+    error = None if solution.first_error < 0 else solution.steps[solution.first_error].error
+    return {
+        "id": identifier,
+        "generator": "lab",
+        "problem": story.problem,
+        "steps": [step.text for step in solution.steps],
+        "final_answer_correct": solution.answer == story.answer,
+        "label": solution.first_error,
+        "error": error,
+        "family": story.family,
+    }
+
+
+def _line(**values: Any) -> str:
+    return json.dumps(values, ensure_ascii=False)

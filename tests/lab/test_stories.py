@@ -1,0 +1,138 @@
+"""Stories and their solutions: what they say is true, and errors are where they are said to be."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+
+import pytest
+
+from rprm.lab import language as words
+from rprm.lab.solutions import ERROR_TYPES, LabSolution, solve
+from rprm.lab.stories import Story, tell
+from rprm.lab.worked import result
+
+
+def some_stories(number: int, **options: object) -> list[Story]:
+    rng = random.Random(0)
+    return [tell(rng, num_steps=1 + place % 4, **options) for place in range(number)]  # type: ignore[arg-type]
+
+
+def test_every_quantity_follows_from_those_before_it() -> None:
+    for story in some_stories(500):
+        for quantity in story.quantities:
+            derivation = quantity.derivation
+            if derivation is None:
+                assert quantity.fact is not None
+                assert str(quantity.value) in quantity.fact
+                continue
+            assert derivation.value == quantity.value
+            for side in (derivation.left, derivation.right):
+                if side.quantity is not None:
+                    assert side.quantity < quantity.key
+                    assert side.value == story.quantities[side.quantity].value
+
+
+def test_numbers_of_a_relation_stand_in_its_fact() -> None:
+    spelled = {word: str(number) for number, word in {2: "twice", 3: "three", 4: "four"}.items()}
+    spelled |= {part: str(number) for number, part in words.PARTS.items()}
+    for story in some_stories(500):
+        for quantity in story.quantities:
+            if quantity.derivation is None or quantity.fact is None:
+                continue
+            text = quantity.fact
+            for word, number in spelled.items():
+                text = re.sub(rf"\b{word}\b", number, text)
+            for side in (quantity.derivation.left, quantity.derivation.right):
+                if side.quantity is None:
+                    assert re.search(rf"\b{side.value}\b", text), quantity.fact
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 6])
+def test_the_answer_takes_as_many_calculations_as_asked_for(num_steps: int) -> None:
+    rng = random.Random(num_steps)
+    for _ in range(100):
+        story = tell(rng, num_steps=num_steps)
+        assert len(story.needed()) == num_steps
+        assert all(0 < quantity.value <= 999 for quantity in story.quantities)
+
+
+def test_every_family_and_operation_occurs() -> None:
+    stories = some_stories(400)
+    assert set(Counter(story.family for story in stories)) == {"people", "containers", "shopping", "work"}
+    operations = {q.derivation.operation for story in stories for q in story.quantities if q.derivation is not None}
+    assert operations == set("+-*/")
+
+
+def test_unseen_wordings_are_told_in_unseen_stories_alone() -> None:
+    unseen_things = {*words.UNSEEN_COLLECTED, *words.UNSEEN_GOODS, *words.UNSEEN_NAMES}
+    last = re.compile(r"belong to|It is asked how many|Every one of|Wrapping adds \d+ x")
+    seen = " ".join(story.problem for story in some_stories(1000))
+    unseen = " ".join(story.problem for story in some_stories(1000, unseen=True))
+    assert not any(re.search(rf"\b{word}\b", seen) for word in unseen_things)
+    assert not last.search(seen)
+    assert all(re.search(rf"\b{word}\b", unseen) for word in unseen_things)
+    assert last.search(unseen)
+
+
+def test_the_same_stream_tells_the_same_story() -> None:
+    assert some_stories(20) == some_stories(20)
+
+
+def solutions(error: str | None, number: int = 300) -> list[tuple[Story, LabSolution]]:
+    rng = random.Random(1)
+    return [(story, solve(rng, story, error=error)) for story in some_stories(number)]  # type: ignore[arg-type]
+
+
+def calculations(text: str) -> list[tuple[int, str, int, int]]:
+    """Every `a op b = c` of a text, `a plus b is c` too."""
+    for operation, word in words.SPOKEN.items():
+        text = re.sub(rf"(\d+) {word} (\d+) is (\d+)", rf"\1 {operation} \2 = \3", text)
+    found = re.findall(r"(\d+) ([-+*/]) (\d+) = (\d+)", text)
+    return [(int(left), operation, int(right), int(value)) for left, operation, right, value in found]
+
+
+def test_right_solutions_are_right() -> None:
+    for story, solution in solutions(None):
+        assert solution.first_error == -1
+        assert solution.answer == story.answer
+        assert solution.steps[-1].text.endswith(f"The answer is {story.answer}.")
+        for step in solution.steps:
+            assert step.error is None
+            for left, operation, right, value in calculations(step.text):
+                assert result(left, operation, right) == value  # type: ignore[arg-type]
+            for check in step.checks:
+                assert check.right == check.stated
+
+
+@pytest.mark.parametrize("error", ERROR_TYPES)
+def test_a_wrong_step_is_wrong_and_the_steps_before_it_are_right(error: str) -> None:
+    types: Counter[str | None] = Counter()
+    for _, solution in solutions(error):
+        wrong = solution.steps[solution.first_error]
+        types[wrong.error] += 1
+        assert [step.error for step in solution.steps].count(None) == len(solution.steps) - 1
+        for step in solution.steps[: solution.first_error]:
+            assert all(check.right == check.stated and check.needs_same for check in map(Said, step.checks))
+        checks = [Said(check) for check in wrong.checks]
+        broken = [check for check in checks if check.right != check.stated or not check.needs_same]
+        assert broken, wrong
+        for left, operation, right, value in calculations(wrong.text):
+            holds = result(left, operation, right) == value  # type: ignore[arg-type]
+            # Where an error is no error of arithmetic, the arithmetic holds.
+            assert holds or wrong.error == "calculation", wrong.text
+    # A story of one step has no value to carry over: then the error is of another type.
+    assert types[error] >= 0.75 * sum(types.values())
+
+
+class Said:
+    """A check, and whether the step's calculation is the one that is needed, but for the order of its sides."""
+
+    def __init__(self, check: object) -> None:
+        self.right, self.stated = check.right, check.stated  # type: ignore[attr-defined]
+        needs, says = check.needs, check.says  # type: ignore[attr-defined]
+        self.needs_same = needs == says
+        if needs is not None and check.kind == "calculation":  # type: ignore[attr-defined]
+            first, second = needs.split(" "), says.split(" ")
+            self.needs_same = first == second or (first[1] in "+*" and first == second[::-1])
