@@ -36,6 +36,8 @@ from rprm.training.stage import CHECKPOINTS
 END, PADDING = "<|end|>", "<|pad|>"
 #: One digit, one word with the space before it, one other character: nothing else is ever merged.
 _PIECES = r"\d| ?[A-Za-z]+|\n| ?[^\sA-Za-z\d]|\s"
+#: Label of a token that carries no loss.
+_NOT_LEARNT = -100
 #: Texts that the tokenizer learns its words from.
 _NUM_TOKENIZER_TEXTS = 6_000
 _MAX_VOCABULARY = 2_048
@@ -82,10 +84,16 @@ class _Rows:
     def __getitem__(self, index: int) -> dict[str, list[int]]:
         rng = random.Random(f"{self.settings.seed}/text/{index}")
         ids: list[int] = []
+        labels: list[int] = []
         while len(ids) < self.settings.row_tokens:
-            ids += [*self.tokenizer.encode(document(rng, self.held_out)), self.tokenizer.eos_token_id]
-        ids = ids[: self.settings.row_tokens]
-        return {"input_ids": ids, "labels": ids}
+            for piece in document(rng, self.held_out):
+                tokens = self.tokenizer.encode(piece.text)
+                ids += tokens
+                labels += tokens if piece.learnt else [_NOT_LEARNT] * len(tokens)
+            ids.append(self.tokenizer.eos_token_id)
+            labels.append(self.tokenizer.eos_token_id)
+        length = self.settings.row_tokens
+        return {"input_ids": ids[:length], "labels": labels[:length]}
 
 
 def train_base(
@@ -163,7 +171,7 @@ def _tokenizer_texts() -> Iterator[str]:
         written = analyse(solution.steps[end - 1].checks, end - 1, Faults(), step=str(place), seed=0)
         prompt = JUDGE_TEMPLATE.render(story.problem, steps, end - 1).text
         yield f"{prompt}{written.text}\n{verdict_line(written.verdict, JUDGE_TEMPLATE.verdict)}"
-        yield document(rng, frozenset())
+        yield "".join(piece.text for piece in document(rng, frozenset()))
 
 
 def _fit(folder: Path, settings: BaseSettings, held_out: Set[str], watcher: TrainingWatcher) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Set
+from dataclasses import dataclass
 
 from rprm.lab.solutions import Check, LabSolution, solve
 from rprm.lab.stories import Story, tell
@@ -18,29 +19,36 @@ _NUM_LINES = 8
 _LIMIT = 9_999
 
 
-def document(rng: random.Random, held_out: Set[str]) -> str:
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a document. What is not `learnt` is given: nothing before it says what it will be."""
+
+    text: str
+    learnt: bool
+
+
+def document(rng: random.Random, held_out: Set[str]) -> list[Piece]:
     """A document of the corpus; none tells a problem of `held_out`."""
     kind = rng.random()
     if kind < ARITHMETIC_SHARE:
-        return "".join(_calculation(rng) for _ in range(_NUM_LINES))
+        return [piece for _ in range(_NUM_LINES) for piece in _calculation(rng)]
     while True:
         story = tell(rng, num_steps=rng.choice(IN_DISTRIBUTION.num_steps), limit=IN_DISTRIBUTION.limit)
         if story.problem not in held_out:
             break
     solution = solve(rng, story, plain=rng.random() < 0.5)
     if kind < ARITHMETIC_SHARE + SOLUTION_SHARE:
-        return solution_text(story, solution)
+        return _solution(story, solution)
     return _explained(story, solution)
 
 
-def solution_text(story: Story, solution: LabSolution) -> str:
+def _solution(story: Story, solution: LabSolution) -> list[Piece]:
     """A solution as the policy writes it."""
-    steps = [step.text for step in solution.steps]
-    prompt = POLICY_TEMPLATE.render(story.problem, steps)
-    return prompt.text
+    prompt = POLICY_TEMPLATE.render(story.problem, [step.text for step in solution.steps])
+    return [Piece(prompt.text.removesuffix(prompt.reply), False), Piece(prompt.reply, True)]
 
 
-def _calculation(rng: random.Random) -> str:
+def _calculation(rng: random.Random) -> list[Piece]:
     """A line of arithmetic: worked digit by digit, or its result alone."""
     while True:
         operation = rng.choice(OPERATIONS)
@@ -54,18 +62,20 @@ def _calculation(rng: random.Random) -> str:
         value = result(left, operation, right)
         if value is not None and max(left, right, value) <= _LIMIT:
             break
+    calculation = f"{left} {operation} {right}"
     if rng.random() < 0.7:
-        return f"{left} {operation} {right}: {worked(left, operation, right)[0]}.\n"
-    return f"{left} {operation} {right} = {value}.\n"
+        return [Piece(f"{calculation}:", False), Piece(f" {worked(left, operation, right)[0]}.\n", True)]
+    return [Piece(f"{calculation} =", False), Piece(f" {value}.\n", True)]
 
 
-def _explained(story: Story, solution: LabSolution) -> str:
+def _explained(story: Story, solution: LabSolution) -> list[Piece]:
     """A solution with the source of every number, and every calculation worked, before each step."""
     lines = [
         " ".join([*(_reason(check, place) for check in step.checks if check.kind == "calculation"), step.text])
         for place, step in enumerate(solution.steps)
     ]
-    return f"Problem: {story.problem}\nExplained:\n" + "".join(f"{line}\n" for line in lines)
+    text = "".join(f"{line}\n" for line in lines)
+    return [Piece(f"Problem: {story.problem}\nExplained:\n", False), Piece(text, True)]
 
 
 def _reason(check: Check, place: int) -> str:

@@ -115,10 +115,13 @@ class Policy:
         stop = tuple(text for text in (self.template.step_separator, self.template.stop) if text)
         sampling = replace(self.sampling, stop=stop, max_tokens=self.step_tokens)
         completion = await self._generate(self.template.render(problem, steps), sample, sampling)
+        text = completion.text.strip()
+        # Nothing before the text that ends a base model's solutions: that is its end.
+        at_stop = bool(self.template.stop) and not text and completion.finish_reason == "stop"
         continuation = Continuation(
-            text=completion.text.strip(),
+            text=text,
             num_tokens=completion.num_tokens,
-            ended=completion.ended,
+            ended=True if at_stop else completion.ended,
             finish_reason=completion.finish_reason,
         )
         if ledger is not None:

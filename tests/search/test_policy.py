@@ -1,0 +1,93 @@
+"""The policy: whole solutions, and step by step."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from rprm.engines import Sampling
+from rprm.engines.scripted import ScriptedEngine, ScriptedReply
+from rprm.errors import Unsupported
+from rprm.prompts import Prompt
+from rprm.prompts.policy import PolicyTemplate
+from rprm.search.policy import Continuation, Policy
+
+BASE = PolicyTemplate(name="base", user="Q: {{problem}}\nA:\n", chat=False, stop="Q:")
+
+
+class Pieces:
+    """A ledger in memory."""
+
+    def __init__(self) -> None:
+        self.pieces: dict[str, object] = {}
+
+    def get(self, key: str) -> object | None:
+        return self.pieces.get(key)
+
+    def put(self, key: str, piece: object) -> None:
+        self.pieces[key] = piece
+
+
+def policy(
+    reply: Callable[[Prompt, Sampling], ScriptedReply], template: PolicyTemplate = BASE
+) -> tuple[Policy, ScriptedEngine]:
+    engine = ScriptedEngine(reply=reply)
+    return Policy(engine, template, Sampling(0.7, 0.95, 2048, seed=1), step_tokens=32), engine
+
+
+def test_a_step_is_asked_for_after_the_steps_before_it() -> None:
+    asked: list[tuple[str, Sampling]] = []
+
+    def reply(prompt: Prompt, sampling: Sampling) -> ScriptedReply:
+        asked.append((prompt.text, sampling))
+        return ScriptedReply(" b \n", None, 3, ended=False)
+
+    writer, engine = policy(reply)
+    ledger = Pieces()
+    step = asyncio.run(writer.next_step("1?", ("a",), 0, ledger))
+    assert step == Continuation(text="b", num_tokens=3, ended=False, finish_reason="stop")
+    ((text, sampling),) = asked
+    assert text == "Q: 1?\nA:\na\n\n"
+    assert (sampling.stop, sampling.max_tokens, sampling.temperature) == (("\n\n", "Q:"), 32, 0.7)
+    # What is paid for is not asked for again; another sample is, with another seed.
+    assert asyncio.run(writer.next_step("1?", ("a",), 0, ledger)) == step
+    assert engine.num_requests == 1
+    asyncio.run(writer.next_step("1?", ("a",), 1, ledger))
+    assert asked[0][1].seed != asked[1][1].seed
+
+
+def test_a_base_model_ends_where_it_begins_the_next_problem() -> None:
+    def nothing(prompt: Prompt, sampling: Sampling) -> ScriptedReply:
+        return ScriptedReply("", None, 1, ended=False)
+
+    writer, _ = policy(nothing)
+    assert asyncio.run(writer.next_step("1?", ("a",), 0)).ended is True
+    # A model that knows an end has only left a blank line more.
+    chat, _ = policy(nothing, PolicyTemplate(name="chat", user="{{problem}}"))
+    assert asyncio.run(chat.next_step("1?", ("a",), 0)).ended is False
+
+
+def test_a_solution_is_cut_into_steps_as_the_judge_cuts_it() -> None:
+    writer, _ = policy(lambda prompt, sampling: ScriptedReply("a\nb\n\nc", None, 5))
+    candidate = asyncio.run(writer.solve("1?", 0))
+    assert candidate.text == "a\nb\n\nc"
+    assert candidate.steps == ("a\nb", "c")
+    assert (candidate.num_tokens, candidate.finish_reason) == (5, "stop")
+
+
+def test_an_engine_that_cannot_continue_a_reply_is_refused_before_any_work() -> None:
+    class Chat(ScriptedEngine):
+        async def start(self) -> object:  # type: ignore[override]
+            from dataclasses import replace
+
+            return replace(await super().start(), continues_replies=False)
+
+    chat = PolicyTemplate(name="chat", user="{{problem}}")
+    writer = Policy(Chat("openai:m"), chat, Sampling())
+    with pytest.raises(Unsupported, match="continue_final_message=true"):
+        asyncio.run(writer.start(stepwise=True))
+    # Whole solutions need no such thing, nor does a prompt that is continued as it stands.
+    asyncio.run(writer.start())
+    asyncio.run(Policy(Chat("openai:m"), BASE, Sampling()).start(stepwise=True))
