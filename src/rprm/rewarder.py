@@ -37,6 +37,15 @@ class ScopedLedger:
         self._ledger.put(f"{self._scope}/{key}", piece)
 
 
+#: What a rewarder's settings say of how it decides whether a step is wrong: its full rewards do not depend on it.
+_OF_DECISIONS = ("threshold", "stopping", "confidence", "first_error_exit")
+
+
+def reward_settings(described: dict[str, Any]) -> dict[str, Any]:
+    """Of a rewarder's settings those that its rewards in full depend on."""
+    return {name: value for name, value in described.items() if name not in _OF_DECISIONS}
+
+
 class StepRewarder(Protocol):
     """Rewards the steps of solutions.
 

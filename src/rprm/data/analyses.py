@@ -20,7 +20,7 @@ from rprm.prompts import PromptTemplate, load_template
 from rprm.prompts.library import MODEL_TEMPLATE
 from rprm.reading import Rejected, Source, SourceInfo
 from rprm.records import LabelledStep, StepAnalyses
-from rprm.rewarder import Ledger
+from rprm.rewarder import Ledger, reward_settings
 from rprm.stopping import StoppingRule
 
 #: The stage's name in manifests.
@@ -89,10 +89,8 @@ async def sample_analyses(
         RunError, InputError, EngineUnavailable: as for `judge_source`.
     """
     judge.rule = StoppingRule(judge.rule.num_analyses, judge.rule.threshold, "none")
-    described = await judge.start()
-    # How a reward would be decided has no part in sampling.
-    for name in ("rewarder", "threshold", "stopping", "confidence", "first_error_exit"):
-        described.pop(name, None)
+    described = reward_settings(await judge.start())
+    del described["rewarder"]
     totals = AnalysisTotals()
 
     async def analyse(step: LabelledStep, ledger: Ledger | None) -> StepAnalyses:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from rprm.judge import Judge, all_or_none
 from rprm.judging import Stage, Watcher, run_stage
 from rprm.records import StepReward
-from rprm.rewarder import Ledger, StepRewarder
+from rprm.rewarder import Ledger, StepRewarder, reward_settings
 from rprm.search.aggregation import Aggregation
 from rprm.search.candidates import CandidateReward, Candidates, JudgedCandidates
 from rprm.search.contenders import StepScores
@@ -21,9 +21,6 @@ STAGE = "search-best-of-n"
 
 #: "exact": judge until the choice is certain. "none": judge every step of every candidate in full.
 ChoiceStopping = Literal["exact", "none"]
-
-#: What a rewarder says of how it decides whether a step is wrong: no part of a choice.
-_OF_DECISIONS = ("threshold", "stopping", "confidence", "first_error_exit")
 
 
 @dataclass
@@ -133,7 +130,7 @@ async def choose_among(
     resolved = {
         **(settings or {}),
         **candidates.settings,
-        **{name: value for name, value in described.items() if name not in _OF_DECISIONS},
+        **reward_settings(described),
         "aggregation": aggregation,
         "choice_stopping": stopping,
         **({"wave": wave} if stopping == "exact" else {}),

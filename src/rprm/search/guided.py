@@ -23,7 +23,7 @@ from rprm.answers import final_answer
 from rprm.errors import RequestRefused, RprmError
 from rprm.judge import all_or_none
 from rprm.judging import Stage, Watcher, run_stage
-from rprm.rewarder import Ledger, ScopedLedger, StepRewarder
+from rprm.rewarder import Ledger, ScopedLedger, StepRewarder, reward_settings
 from rprm.search.aggregation import Aggregation
 from rprm.search.contenders import StepScores, prefix_scope
 from rprm.search.policy import Continuation, Policy
@@ -43,9 +43,6 @@ from rprm.search.trees import (
 
 #: The stage's name in manifests.
 STAGE = "search-guided"
-
-#: What a rewarder says of how it decides whether a step is wrong: no part of a choice.
-_OF_DECISIONS = ("threshold", "stopping", "confidence", "first_error_exit")
 
 #: Longest analysis in the paper's guided search, in tokens (NJUNLP/R-PRM, `src/reward-guide-search`).
 ANALYSIS_TOKENS = 3072
@@ -146,7 +143,7 @@ class GuidedSearch:
         rewarder = await self.rewarder.start()
         return {
             "policy": policy,
-            **{name: value for name, value in rewarder.items() if name not in _OF_DECISIONS},
+            **reward_settings(rewarder),
             "strategy": self.strategy.model_dump(mode="json"),
             "keep_analyses": self.keep_analyses,
         }
