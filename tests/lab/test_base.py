@@ -1,0 +1,104 @@
+"""The base model: its tokenizer, what it reads, and a training that is killed and goes on."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rprm.lab.base import BaseSettings, make_tokenizer, train_base
+from rprm.lab.stories import tell
+from rprm.lab.texts import document
+from rprm.lab.world import WorldSettings, held_out_problems
+from rprm.prompts import carried_policy_template, load_policy_template
+from rprm.training.metrics import TrainingWatcher
+
+pytest.importorskip("transformers")
+
+WORLD = WorldSettings(num_train=20, num_test=10)
+TINY = BaseSettings(
+    hidden_size=32, num_layers=1, num_heads=1, intermediate_size=64, num_steps=8, batch_size=2, row_tokens=128,
+    precision="fp32", save_steps=3,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return make_tokenizer()
+
+
+def test_every_digit_is_a_token_and_every_text_comes_back(tokenizer: Any) -> None:
+    assert tokenizer.convert_ids_to_tokens(tokenizer.encode("386*7=2702")) == list("386*7=2702")
+    for text in ("Mia has 15 more marbles.\n", "  twice  \n\n blanks ", "Ünïcode ✗ 日本", "", "<|end|> is the end"):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_words_of_the_world_are_tokens(tokenizer: Any) -> None:
+    rng = random.Random(3)
+    for unseen in (False, True):
+        problem = tell(rng, num_steps=3, unseen=unseen).problem
+        # A word, a digit or a sign each, and a space before each number.
+        num_pieces = sum(len(word) if word.strip(".,").isdigit() else 1 for word in problem.split(" "))
+        assert len(tokenizer.encode(problem)) <= 1.6 * num_pieces + problem.count(".")
+
+
+def test_documents_tell_no_problem_that_is_measured() -> None:
+    held_out = held_out_problems(WORLD)
+    rng = random.Random(0)
+    # Found out by holding all of them back: the same stream then tells others.
+    documents = ["".join(piece.text for piece in document(rng, frozenset())) for _ in range(50)]
+    told = {text.split("\n")[0].removeprefix("Problem: ") for text in documents if text.startswith("Problem: ")}
+    again = random.Random(0)
+    others = ["".join(piece.text for piece in document(again, held_out | told)) for _ in range(50)]
+    assert told
+    assert not told & {text.split("\n")[0].removeprefix("Problem: ") for text in others}
+
+
+def test_what_cannot_be_known_is_not_learnt() -> None:
+    rng = random.Random(1)
+    kinds = set()
+    for _ in range(50):
+        pieces = document(rng, frozenset())
+        given, learnt = pieces[::2], pieces[1::2]
+        assert [piece.learnt for piece in given] == [False] * len(learnt)
+        assert all(piece.learnt for piece in learnt)
+        kinds.add("problem" if pieces[0].text.startswith("Problem: ") else "arithmetic")
+        for before, after in zip(given, learnt, strict=True):
+            # A problem, or the two numbers of a calculation; then what follows from them.
+            assert before.text.endswith(("Solution:\n", "Explained:\n", ":", " ="))
+            assert after.text.endswith("\n")
+    assert kinds == {"problem", "arithmetic"}
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_training_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    def kill(row: Mapping[str, Any]) -> None:
+        if row["step"] == 6:
+            raise Killed
+
+    whole = train_base(tmp_path / "whole", world=WORLD, settings=TINY, watcher=TrainingWatcher())
+    with pytest.raises(Killed):
+        train_base(tmp_path / "killed", world=WORLD, settings=TINY, watcher=TrainingWatcher(on_metrics=kill))
+    notes: list[str] = []
+    resumed = train_base(tmp_path / "killed", world=WORLD, settings=TINY, watcher=TrainingWatcher(on_note=notes.append))
+    assert notes == ["going on from step 3"]
+    first, second = load_file(whole / "model.safetensors"), load_file(resumed / "model.safetensors")
+    assert first.keys() == second.keys()
+    assert all((first[name] - second[name]).abs().max() < 1e-6 for name in first)
+    summary = json.loads((tmp_path / "killed" / "summary.json").read_text())
+    assert summary["num_tokens"] == 8 * 2 * 128
+    # A policy as it stands.
+    carried = carried_policy_template(f"transformers:{resumed}")
+    assert carried is not None
+    assert load_policy_template(carried).render("1?").text == "Problem: 1?\nSolution:\n"
+    # What is complete is not trained again.
+    assert train_base(tmp_path / "whole", world=WORLD, settings=TINY, watcher=TrainingWatcher(on_metrics=kill)) == whole
