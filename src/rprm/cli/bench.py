@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,8 +29,9 @@ from rprm.cli.judge import (
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from rprm.benchmarks import BenchmarkItems, Measurement, PRMBenchItem, ProcessBenchItem, Scores, Tally
+    from rprm.benchmarks import BenchmarkItems, Measurement, PRMBenchItem, ProcessBenchItem, Scores, StepItems, Tally
     from rprm.reading import SourceInfo
+    from rprm.rewarder import StepRewarder
 
     Items = BenchmarkItems[ProcessBenchItem] | BenchmarkItems[PRMBenchItem]
 
@@ -99,7 +102,7 @@ def processbench(
     from rprm.benchmarks.items import PROCESSBENCH_HUB
     from rprm.report.measures import curve_table, held_out_table
 
-    _check_what(model, scores)
+    check_what(model, scores)
     if curve or held_out:
         stopping = _in_full(model, stopping, first_error_exit)
         first_error_exit = False
@@ -123,7 +126,7 @@ def processbench(
         line = threshold_curve(items, found, allow_missing=allow_missing)
         further["curve"] = line.as_dict()
         tables.append(curve_table(line))
-    _show(measured, further, tables, output, json)
+    show_measurement(measured, further, tables, output, json)
 
 
 @app.command()
@@ -155,7 +158,7 @@ def prmbench(
     from rprm.benchmarks import measure_prmbench, read_prmbench
     from rprm.benchmarks.items import PRMBENCH_HUB
 
-    _check_what(model, scores)
+    check_what(model, scores)
     items = _limited(read_prmbench(data or PRMBENCH_HUB, revision=revision), limit, "classification")
     found, threshold = _scores(
         items, "prmbench", data or PRMBENCH_HUB, model, scores, output, limit,
@@ -166,7 +169,7 @@ def prmbench(
     measured = measure_prmbench(
         items, found, threshold=threshold, allow_missing=allow_missing, num_resamples=resamples, seed=seed
     )
-    _show(measured, {}, [], output, json)
+    show_measurement(measured, {}, [], output, json)
 
 
 @app.command()
@@ -222,7 +225,7 @@ def _tallies(
     from rprm.benchmarks.items import PRMBENCH_HUB, PROCESSBENCH_HUB
 
     first, second = runs
-    at_first, at_second = (_threshold(path, threshold) for path in runs)
+    at_first, at_second = (measured_threshold(path, threshold) for path in runs)
     if benchmark == "steps":
         from rprm.benchmarks import tally_steps
         from rprm.cli.bench_steps import read_items, stored_scores
@@ -263,31 +266,47 @@ def _scores(
     **judge: Any,
 ) -> tuple[Scores, float]:
     """Scores from a file or run, or from judging the items now, and the threshold to measure them at."""
-    import tempfile
-
     from rprm.api import load_rewarder
 
     if stored is not None:
-        return _stored_scores(stored, items), _threshold(stored, threshold)
+        return _stored_scores(stored, items), measured_threshold(stored, threshold)
     assert model is not None
     rewarder = load_rewarder(model, threshold=threshold, **judge)
-    settings = {"benchmark": benchmark, **({} if limit is None else {"limit": limit})}
+    with judged_run(rewarder, items, _source(items, data), benchmark, output, limit) as run:
+        return _stored_scores(run, items), rewarder.threshold
+
+
+@contextmanager
+def judged_run(
+    rewarder: StepRewarder,
+    items: Items | StepItems,
+    source: SourceInfo,
+    benchmark: str,
+    output: Path | None,
+    limit: int | None,
+    *,
+    noun: str = "solutions",
+) -> Iterator[Path]:
+    """The run folder in which the items are judged now: the output, or one that is gone afterwards."""
+    import tempfile
+
     with tempfile.TemporaryDirectory(prefix="rprm-") as folder:
         run = output or Path(folder) / "run"
         run_judge(
             rewarder,
             [*items.rejected, *items.solutions],
-            _source(items, data),
+            source,
             num_solutions=len(items.items),
             output=run,
-            settings=settings,
+            settings={"benchmark": benchmark, **({} if limit is None else {"limit": limit})},
             strict=False,
             on_result=lambda solution, result: None,
+            noun=noun,
         )
-        return _stored_scores(run, items), rewarder.threshold
+        yield run
 
 
-def _threshold(scores: Path, given: float | None) -> float:
+def measured_threshold(scores: Path, given: float | None) -> float:
     """What was given, else what a run was judged with, else 0.5."""
     from rprm.artifacts import read_manifest
 
@@ -363,7 +382,7 @@ def _limited(items: Any, limit: int | None, group: str) -> Any:
     return replace(items, items=tuple(kept))
 
 
-def _check_what(model: str | None, stored: Path | None) -> None:
+def check_what(model: str | None, stored: Path | None) -> None:
     from rprm.errors import BenchmarkError
 
     if (model is None) == (stored is None):
@@ -380,7 +399,7 @@ def _in_full(model: str | None, stopping: StoppingName | None, first_error_exit:
     return StoppingName.none
 
 
-def _show(
+def show_measurement(
     measured: Measurement, further: dict[str, Any], tables: list[RenderableType], output: Path | None, json: bool
 ) -> None:
     from rprm.artifacts import write_atomically

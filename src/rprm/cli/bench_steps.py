@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,9 +14,10 @@ from rprm.cli.bench import (
     Resamples,
     ScoresOption,
     ThresholdOption,
-    _check_what,
-    _show,
-    _threshold,
+    check_what,
+    judged_run,
+    measured_threshold,
+    show_measurement,
 )
 from rprm.cli.judge import (
     Confidence,
@@ -30,7 +30,6 @@ from rprm.cli.judge import (
     StoppingOption,
     Temperature,
     TopP,
-    run_judge,
 )
 
 if TYPE_CHECKING:
@@ -69,10 +68,10 @@ def steps(
     from rprm.benchmarks import LastStepRewarder, measure_steps
     from rprm.benchmarks.labelled_steps import BENCHMARK
 
-    _check_what(model, scores)
+    check_what(model, scores)
     items = read_items(source, limit)
     if scores is not None:
-        judged, threshold = stored_scores(scores, items), _threshold(scores, threshold)
+        judged, threshold = stored_scores(scores, items), measured_threshold(scores, threshold)
     else:
         assert model is not None
         rewarder = load_rewarder(
@@ -89,24 +88,13 @@ def steps(
             seed=seed,
         )
         threshold = rewarder.threshold
-        with tempfile.TemporaryDirectory(prefix="rprm-") as folder:
-            run = output or Path(folder) / "run"
-            run_judge(
-                LastStepRewarder(rewarder),
-                [*items.rejected, *items.solutions],
-                items.sources[0],
-                num_solutions=len(items.items),
-                output=run,
-                settings={"benchmark": BENCHMARK, **({} if limit is None else {"limit": limit})},
-                strict=False,
-                on_result=lambda solution, result: None,
-                noun="steps",
-            )
+        judged_alone = LastStepRewarder(rewarder)
+        with judged_run(judged_alone, items, items.sources[0], BENCHMARK, output, limit, noun="steps") as run:
             judged = stored_scores(run, items)
     measured = measure_steps(
         items, judged, threshold=threshold, allow_missing=allow_missing, num_resamples=resamples, seed=seed
     )
-    _show(measured, {}, [], output, json)
+    show_measurement(measured, {}, [], output, json)
 
 
 def read_items(source: str, limit: int | None = None) -> StepItems:
