@@ -62,9 +62,14 @@ class MathematicsItems:
 
     @property
     def name(self) -> str:
-        """The set's name in a table: `olympiadbench (200 items)` is of the size of the paper's subset."""
-        sampled = self.set in PAPER_SUBSETS and len(self.items) == PAPER_SUBSET_SIZE
-        return f"{self.set} ({PAPER_SUBSET_SIZE} items)" if sampled else self.set
+        """The set's name in a table."""
+        return set_title(self.set, len(self.items))
+
+
+def set_title(set_name: str, num_items: int) -> str:
+    """How tables call a set: `olympiadbench (200 items)` is of the size of the paper's subset."""
+    is_sampled = set_name in PAPER_SUBSETS and num_items == PAPER_SUBSET_SIZE
+    return f"{set_name} ({num_items} items)" if is_sampled else set_name
 
 
 @dataclass(frozen=True, slots=True)

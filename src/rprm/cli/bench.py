@@ -206,9 +206,9 @@ def compare(
     )
     comparison = compare_tallies(*tallies, num_resamples=resamples, seed=seed)
     if json:
-        _print_json(comparison.as_dict())
+        print_json(comparison.as_dict())
     else:
-        _console().print(comparison_table(comparison, names=(str(first), str(second))))
+        plain_console().print(comparison_table(comparison, names=(str(first), str(second))))
 
 
 def _tallies(
@@ -411,20 +411,20 @@ def show_measurement(
 
         write_atomically(output / "measurement.json", json_module.dumps(found, indent=2, ensure_ascii=False) + "\n")
     if json:
-        _print_json(found)
+        print_json(found)
         return
-    console = _console()
+    console = plain_console()
     for table in (measurement_table(measured), *tables):
         console.print(table)
 
 
-def _print_json(value: Any) -> None:
+def print_json(value: Any) -> None:
     import json as json_module
 
     print(json_module.dumps(value, ensure_ascii=False))
 
 
-def _console() -> Any:
+def plain_console() -> Any:
     from rich.console import Console
 
     return Console(highlight=False)

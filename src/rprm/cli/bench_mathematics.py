@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rprm.cli.bench import Resamples, _console, _print_json
+from rprm.cli.bench import Resamples, plain_console, print_json
 from rprm.cli.judge import Output, Seed
 from rprm.cli.search import (
     Data,
@@ -150,12 +150,12 @@ def _sampled(
     import tempfile
     from dataclasses import replace
 
-    from rprm.cli.search import _sample
+    from rprm.cli.search import sample_behind_progress
     from rprm.search.attempts import read_search_run
 
     with tempfile.TemporaryDirectory(prefix="rprm-") as folder:
         run = output or Path(folder) / "run"
-        _sample(policy, problems, num_candidates, run, limit, False)
+        sample_behind_progress(policy, problems, num_candidates, run, limit, False)
         found = read_search_run(run)
         return found if output is not None else replace(found, name=found.policy)
 
@@ -168,7 +168,7 @@ def _show_sets(problems: Problems, json: bool) -> None:
     with Grader() as grader:
         checks = check_sets(problems, grader)
     if json:
-        _print_json({"sets": {name: check.as_dict() for name, check in checks.items()}})
+        print_json({"sets": {name: check.as_dict() for name, check in checks.items()}})
         return
     _print([sets_table(list(checks.values()))])
 
@@ -187,7 +187,7 @@ def _show(measured: SearchMeasurement, grades: Path | None, output: Path | None,
         text = json_module.dumps(measured.as_dict(), indent=2, ensure_ascii=False)
         write_atomically(output / "measurement.json", f"{text}\n")
     if json:
-        _print_json(measured.as_dict())
+        print_json(measured.as_dict())
         return
     tables = [search_table(measured)]
     if measured.curve:
@@ -199,4 +199,4 @@ def _show(measured: SearchMeasurement, grades: Path | None, output: Path | None,
 
 def _print(tables: list[RenderableType]) -> None:
     for table in tables:
-        _console().print(table)
+        plain_console().print(table)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,15 +27,18 @@ from rprm.cli.search import (
     leave,
     load_policy,
     load_problems,
+    run_behind_progress,
+    saved_analyses,
     show_run,
 )
 
 if TYPE_CHECKING:
+    from rprm.judging import Watcher
     from rprm.rewarder import StepRewarder
     from rprm.search.guided import GuidedSearch, StrategyName
     from rprm.search.policy import Policy
     from rprm.search.problems import Problems
-    from rprm.search.trees import SearchTotals, SearchTree
+    from rprm.search.trees import SearchTotals
 
 NumSamples = Annotated[
     int | None,
@@ -213,33 +216,15 @@ def load_search_rewarder(model: str, policy: Policy, policy_spec: str, **options
 def _search(
     search: GuidedSearch, problems: Problems, output: Path, settings: dict[str, Any], strict: bool
 ) -> SearchTotals:
-    import asyncio
-
-    from rprm.cli.progress import progress_line
     from rprm.search.guided import search_problems
 
-    async def main() -> SearchTotals:
-        shown = progress_line(
-            search.rewarder, len(problems.problems), _nothing, noun="problems", activity="searching"
-        )  # fmt: skip
-        with shown as watcher:
-            try:
-                return await search_problems(
-                    search, problems, output=output, settings=settings, strict=strict, watcher=watcher
-                )
-            finally:
-                await search.aclose()
+    def work(watcher: Watcher) -> Awaitable[SearchTotals]:
+        return search_problems(search, problems, output=output, settings=settings, strict=strict, watcher=watcher)
 
-    return asyncio.run(main())
-
-
-def _nothing(problem: Any, tree: SearchTree) -> None:
-    pass
+    return run_behind_progress(work, search.rewarder, search.aclose, len(problems.problems), "searching")
 
 
 def _searched(totals: SearchTotals) -> list[tuple[int, str]]:
-    saved = totals.num_analyses_full - totals.num_analyses
-    share = f" ({saved / totals.num_analyses_full:.0%})" if totals.num_analyses_full else ""
     return [
         (totals.num_problems, "problems"),
         (totals.num_finished, "problems with a finished solution"),
@@ -248,7 +233,7 @@ def _searched(totals: SearchTotals) -> list[tuple[int, str]]:
         (totals.num_steps, "different steps to judge"),
         (totals.num_duplicates, "steps that read like another one, which was judged for both"),
         (totals.num_analyses, "analyses"),
-        (saved, f"analyses saved{share}, against judging every different step in full"),
+        saved_analyses(totals, "judging every different step in full"),
         (totals.num_policy_tokens, "tokens of the policy"),
         (totals.num_judge_tokens, "tokens of analyses"),
         (totals.num_analyses_without_verdict, "analyses without a verdict"),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rprm.search.policy import Policy
     from rprm.search.problems import Problems
     from rprm.search.sampling import CandidateRows, SampleTotals
+    from rprm.search.trees import SearchTotals
 
 T = TypeVar("T")
 
@@ -121,7 +122,7 @@ def sample(
         policy, prompt=policy_prompt, temperature=policy_temperature, top_p=policy_top_p,
         max_tokens=policy_max_tokens, seed=seed,
     )  # fmt: skip
-    totals = _sample(writer, found, num_candidates, output, limit, strict)
+    totals = sample_behind_progress(writer, found, num_candidates, output, limit, strict)
     show_run(_sampled(totals), totals.as_dict(), output, json)
     leave(totals.num_rejected)
 
@@ -206,7 +207,7 @@ def best_of_n(
             max_tokens=policy_max_tokens, seed=seed,
         )  # fmt: skip
         candidates = output / CANDIDATES
-        num_rejected = _sample(writer, found, num_candidates, candidates, limit, strict).num_rejected
+        num_rejected = sample_behind_progress(writer, found, num_candidates, candidates, limit, strict).num_rejected
         rows = read_candidate_run(candidates)
         settings = {}
     else:
@@ -289,7 +290,7 @@ def load_candidates(
     return read_candidate_file(path, load_problems(sets, problems, data=data, revision=revision, limit=limit))
 
 
-def _sample(
+def sample_behind_progress(
     policy: Policy, problems: Problems, num_candidates: int | None, output: Path, limit: int | None, strict: bool
 ) -> SampleTotals:
     from rprm.errors import InputError
@@ -417,16 +418,21 @@ def _sampled(totals: SampleTotals) -> list[tuple[int, str]]:
     ]
 
 
-def _chosen(totals: BestOfNTotals, candidates: CandidateRows) -> list[tuple[int, str]]:
+def saved_analyses(totals: BestOfNTotals | SearchTotals, against: str) -> tuple[int, str]:
+    """The line of a summary that says how many analyses were not needed."""
     saved = totals.num_analyses_full - totals.num_analyses
     share = f" ({saved / totals.num_analyses_full:.0%})" if totals.num_analyses_full else ""
+    return saved, f"analyses saved{share}, against {against}"
+
+
+def _chosen(totals: BestOfNTotals, candidates: CandidateRows) -> list[tuple[int, str]]:
     return [
         (totals.num_problems, "problems"),
         (totals.num_candidates, "candidates"),
         (totals.num_steps, "steps"),
         (totals.num_steps_judged, "steps judged, in full or in part"),
         (totals.num_analyses, "analyses"),
-        (saved, f"analyses saved{share}, against judging every step in full"),
+        saved_analyses(totals, "judging every step in full"),
         (totals.num_generated_tokens, "tokens"),
         (totals.num_analyses_without_verdict, "analyses without a verdict"),
         (totals.num_steps_refused, "steps refused"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -50,6 +50,20 @@ class Check(Record):
     says: str | None = None
     right: int | None = None
     stated: int | None = None
+
+    @property
+    def facts(self) -> list[str]:
+        """The sentences of the problem that it rests on, each once."""
+        facts = dict.fromkeys((self.fact, *(source.fact for source in self.sources)))
+        return [fact for fact in facts if fact is not None]
+
+    def carried(self, place: int) -> list[str]:
+        """What it takes from earlier steps, a sentence each; `place` is its own step's."""
+        return [
+            f"Step {source.step + 1} gives {source.value}."
+            for source in self.sources
+            if source.step is not None and source.step != place
+        ]
 
 
 class LabStep(Record):
@@ -388,15 +402,23 @@ def _misread(rng: random.Random, value: int) -> int:
 
 def _spoilt_fact(rng: random.Random, fact: str, numbers: Sequence[int]) -> str | None:
     """The fact with one of its numbers changed; None where it has none in digits."""
-    pieces = fact.split(" ")
+
+    def wrong(number: int) -> int:
+        others = sorted(set(numbers) - {number})
+        return rng.choice(others) if others and rng.random() < 0.5 else _misread(rng, number)
+
+    return with_other_number(rng, fact, wrong)
+
+
+def with_other_number(rng: random.Random, text: str, other: Callable[[int], int]) -> str | None:
+    """A text with one of its numbers exchanged for another; None where it has none in digits."""
+    pieces = text.split(" ")
     places = [index for index, piece in enumerate(pieces) if piece.strip(".,").isdigit()]
     if not places:
         return None
     place = rng.choice(places)
     number = pieces[place].strip(".,")
-    others = sorted(set(numbers) - {int(number)})
-    wrong = rng.choice(others) if others and rng.random() < 0.5 else _misread(rng, int(number))
-    pieces[place] = pieces[place].replace(number, str(wrong))
+    pieces[place] = pieces[place].replace(number, str(other(int(number))))
     return " ".join(pieces)
 
 

@@ -238,16 +238,12 @@ def _people(teller: _Teller, num_steps: int) -> Quantity | None:
         owned[last] = made
     teller.num_free = len(teller.facts)
     for _ in range(num_left - num_compared):
-        changed = _change(teller, last, owned[last], things)
+        changed = _adjust(teller, owned[last], words.GAINS, words.LOSES, a=last, things=things)
         if changed is None:
             return None
         owned[last] = changed
     if ending == "share":
-        friends = [k for k in range(2, 10) if teller.fits(owned[last], "/", k)]
-        if not friends:
-            return None
-        k = rng.choice(friends)
-        return teller.derive(words.SHARES, owned[last], "/", k, a=last, k=k, things=things)
+        return _divide(teller, owned[last], words.SHARES, a=last, things=things)
     if ending == "none":
         return owned[last]
     other = list(owned)[-2]
@@ -279,15 +275,6 @@ def _compare(teller: _Teller, a: str, of: Quantity, b: str, things: str) -> Quan
     return teller.derive(
         wording, of, operation, k, a=a, b=b, k=k, things=things, times=times, part=words.PARTS.get(k, "")
     )
-
-
-def _change(teller: _Teller, a: str, of: Quantity, things: str) -> Quantity | None:
-    operation = teller.rng.choice(OPERATIONS[:2])
-    most = teller.limit - of.value if operation == "+" else of.value - 2
-    if most < 2:
-        return None
-    k = teller.number(most)
-    return teller.derive(words.GAINS if operation == "+" else words.LOSES, of, operation, k, a=a, k=k, things=things)
 
 
 def _factors(teller: _Teller) -> tuple[int, int]:
@@ -323,11 +310,7 @@ def _containers(teller: _Teller, num_steps: int) -> Quantity | None:
     if not repacks:
         return now
     packs = rng.choice([pack for pack in words.REPACKED if pack != boxes])
-    sizes = [k for k in range(2, 10) if teller.fits(now, "/", k)]
-    if not sizes:
-        return None
-    k = rng.choice(sizes)
-    return teller.derive(words.REPACKS, now, "/", k, a=name, k=k, things=things, packs=packs)
+    return _divide(teller, now, words.REPACKS, a=name, things=things, packs=packs)
 
 
 def _adjust(teller: _Teller, of: Quantity, more: Wording, less: Wording, **fields: object) -> Quantity | None:
@@ -337,6 +320,15 @@ def _adjust(teller: _Teller, of: Quantity, more: Wording, less: Wording, **field
         return None
     k = teller.number(most)
     return teller.derive(more if operation == "+" else less, of, operation, k, k=k, **fields)
+
+
+def _divide(teller: _Teller, of: Quantity, wording: Wording, **fields: object) -> Quantity | None:
+    """Equal parts of a quantity, as many as leave no rest."""
+    parts = [k for k in range(2, 10) if teller.fits(of, "/", k)]
+    if not parts:
+        return None
+    k = teller.rng.choice(parts)
+    return teller.derive(wording, of, "/", k, k=k, **fields)
 
 
 def _shopping(teller: _Teller, num_steps: int) -> Quantity | None:
@@ -368,11 +360,7 @@ def _shopping(teller: _Teller, num_steps: int) -> Quantity | None:
         paid = bill.value + teller.number(max(2, min(200, teller.limit - bill.value)))
         return teller.derive(words.CHANGE, paid, "-", bill, a=name, k=paid) if paid <= teller.limit else None
     if ending == "split":
-        people = [k for k in range(2, 10) if teller.fits(bill, "/", k)]
-        if not people:
-            return None
-        k = rng.choice(people)
-        return teller.derive(words.SPLITS, bill, "/", k, a=name, k=k)
+        return _divide(teller, bill, words.SPLITS, a=name)
     return bill
 
 

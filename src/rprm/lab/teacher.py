@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rprm.lab.solutions import Check, Source
+from rprm.lab.solutions import Check, Source, with_other_number
 from rprm.lab.worked import Pen, parsed, worked
 from rprm.verdict import VerdictFormat
 
@@ -88,11 +88,7 @@ class _Reading:
     def __init__(
         self, check: Check, step_index: int, misread: random.Random | None, slip: random.Random | None
     ) -> None:
-        self.previous = " ".join(
-            f"Step {source.step + 1} gives {source.value}."
-            for source in check.sources
-            if source.step is not None and source.step != step_index
-        )
+        self.previous = " ".join(check.carried(step_index))
         self.source = self.consistency = self.calculation = ""
         self.holds, self.wrong = True, ""
         match check.kind:
@@ -132,8 +128,7 @@ class _Reading:
         assert check.needs is not None
         assert check.says is not None
         self.this = f"It finds how many {check.asks}."
-        facts = dict.fromkeys([check.fact, *(source.fact for source in check.sources)])
-        self.source = " ".join(f"The problem says: {fact}" for fact in facts if fact is not None)
+        self.source = " ".join(f"The problem says: {fact}" for fact in check.facts)
         needs = check.needs
         if misread is not None:
             needs = check.says if misread.random() < 0.5 else _changed(misread, needs)
@@ -174,16 +169,9 @@ def _pen(slip: random.Random | None) -> Pen:
 
 
 def _changed(rng: random.Random, text: str) -> str:
-    """A sentence or a calculation with one of its numbers changed by one digit, or its operation exchanged."""
-    pieces = text.split(" ")
-    places = [index for index, piece in enumerate(pieces) if piece.strip(".,").isdigit()]
-    if not places:
-        return text
-    place = rng.choice(places)
-    number = pieces[place].strip(".,")
-    pieces[place] = pieces[place].replace(number, str(int(number) + rng.choice((1, 2, 10))))
-    changed = " ".join(pieces)
-    return changed if _solvable(changed) else text
+    """A sentence or a calculation with one of its numbers made larger; as it was where that cannot be worked."""
+    changed = with_other_number(rng, text, lambda number: number + rng.choice((1, 2, 10)))
+    return changed if changed is not None and _solvable(changed) else text
 
 
 def _solvable(text: str) -> bool:

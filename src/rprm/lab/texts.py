@@ -81,10 +81,4 @@ def _explained(story: Story, solution: LabSolution) -> list[Piece]:
 def _reason(check: Check, place: int) -> str:
     assert check.needs is not None
     text, _ = worked(*parsed(check.needs))
-    carried = [
-        f"Step {source.step + 1} gives {source.value}."
-        for source in check.sources
-        if source.step is not None and source.step != place
-    ]
-    facts = dict.fromkeys(fact for fact in (check.fact, *(source.fact for source in check.sources)) if fact is not None)
-    return " ".join([*carried, *facts, f"This takes {check.needs}: {text}."])
+    return " ".join([*check.carried(place), *check.facts, f"This takes {check.needs}: {text}."])

@@ -68,8 +68,9 @@ def _pairs(left: int, right: int) -> Iterator[tuple[int, int]]:
     yield from zip(first + [0] * (width - len(first)), second + [0] * (width - len(second)), strict=True)
 
 
-def _number(digits: list[int]) -> int:
-    return int("".join(map(str, reversed(digits))) or "0")
+def _number(digits: list[int], carry: int = 0) -> int:
+    """From its digits, the last first, and what is carried past the first."""
+    return int(str(carry) + "".join(map(str, reversed(digits))))
 
 
 def _add(left: int, right: int, pen: Pen) -> tuple[list[str], int]:
@@ -80,7 +81,7 @@ def _add(left: int, right: int, pen: Pen) -> tuple[list[str], int]:
         moves.append(f"{move}={value}")
         digits.append(value % 10)
         carry = value // 10
-    return moves, _number(digits + _digits(carry)) if carry else _number(digits)
+    return moves, _number(digits, carry)
 
 
 def _subtract(left: int, right: int, pen: Pen) -> tuple[list[str], int]:
@@ -103,7 +104,7 @@ def _multiply(left: int, right: int, pen: Pen) -> tuple[list[str], int]:
         moves.append(f"{move}={value}")
         digits.append(value % 10)
         carry = value // 10
-    return moves, _number(digits + _digits(carry)) if carry else _number(digits)
+    return moves, _number(digits, carry)
 
 
 def _divide(left: int, right: int, pen: Pen) -> tuple[list[str], int]:

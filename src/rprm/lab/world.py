@@ -194,8 +194,8 @@ def _write_split(
     errors: Counter[str] = Counter()
     num_solutions = 0
     left = {True: num_steps - num_steps // 2, False: num_steps // 2}
-    for place, (story, solution) in enumerate(solved):
-        identifier = f"{split}-{place}"
+    for number, (story, solution) in enumerate(solved):
+        identifier = f"{split}-{number}"
         files["problems"].write(
             _line(id=identifier, problem=story.problem, answer=str(story.answer), set=f"lab-{split}")
         )
@@ -204,19 +204,15 @@ def _write_split(
         chosen = _chosen(identifier, solution)
         for place in range(len(solution.steps) if solution.first_error < 0 else solution.first_error + 1):
             truth = _truth(identifier, story, solution, place)
-            if split != "train":
-                files["truth"].write(truth.model_dump_json())
-            if place not in chosen:
-                continue
             is_right = truth.error is None
             # Neither kind runs ahead: whatever beginning of the file is taken, it is balanced.
-            if left[is_right] == 0 or left[is_right] < left[not is_right]:
-                continue
-            left[is_right] -= 1
-            errors[truth.error or "none"] += 1
-            if split == "train":
+            is_labelled = place in chosen and 0 < left[is_right] >= left[not is_right]
+            if is_labelled:
+                left[is_right] -= 1
+                errors[truth.error or "none"] += 1
+                files["steps"].write(truth.labelled.model_dump_json())
+            if is_labelled or split != "train":
                 files["truth"].write(truth.model_dump_json())
-            files["steps"].write(truth.labelled.model_dump_json())
         if split == "train" and not any(left.values()):
             break
     for file in files.values():

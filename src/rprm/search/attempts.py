@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -14,14 +13,15 @@ from rprm.answers import final_answer
 from rprm.artifacts import RESULTS, read_json_lines, read_manifest
 from rprm.errors import CorruptRun, RunError
 from rprm.search.aggregation import AGGREGATIONS, Aggregation, aggregate
-from rprm.search.candidates import Candidate, Candidates, JudgedCandidates
+from rprm.search.best_of_n import STAGE as BEST_OF_N
+from rprm.search.candidates import Candidate, Candidates, JudgedCandidates, digest_of
+from rprm.search.guided import STAGE as GUIDED
 from rprm.search.problems import Problem
-
-if TYPE_CHECKING:
-    from rprm.search.trees import SearchTree
+from rprm.search.sampling import STAGE as SAMPLE
+from rprm.search.trees import SearchTree
 
 #: Stages of runs that can be measured.
-SAMPLE, BEST_OF_N, GUIDED = STAGES = ("search-sample", "search-best-of-n", "search-guided")
+STAGES = (SAMPLE, BEST_OF_N, GUIDED)
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,6 @@ def _parser(stage: str, settings: Mapping[str, Any]) -> Callable[[Any], Attempts
     if stage == BEST_OF_N:
         in_full = settings["choice_stopping"] == "none"
         return lambda value: _of_judged(JudgedCandidates.model_validate(value), in_full)
-    from rprm.search.trees import SearchTree
-
     return lambda value: _of_tree(SearchTree.model_validate(value))
 
 
@@ -180,7 +178,7 @@ def _of_tree(row: SearchTree) -> Attempts:
         failure=None,
         policy_tokens=row.num_policy_tokens,
         judge_tokens=row.num_judge_tokens,
-        digest=_digest([row.text]),
+        digest=digest_of([row.text]),
     )
 
 
@@ -204,7 +202,7 @@ def _attempts(
         failure=failure,
         policy_tokens=sum(tokens) if len(tokens) == len(candidates) else None,
         judge_tokens=judge_tokens,
-        digest=_digest(candidate.text for candidate in candidates),
+        digest=digest_of(candidate.text for candidate in candidates),
     )
 
 
@@ -216,11 +214,3 @@ def _rewards(row: JudgedCandidates) -> dict[Aggregation, tuple[float | None, ...
         for candidate, known in zip(row.candidates, rewards, strict=True)
     ]
     return {how: tuple(aggregate(steps, how) for steps in by_step) for how in AGGREGATIONS}
-
-
-def _digest(texts: Iterable[str]) -> str:
-    digest = hashlib.sha256()
-    for text in texts:
-        data = text.encode(errors="surrogatepass")
-        digest.update(len(data).to_bytes(8, "big") + data)
-    return digest.hexdigest()

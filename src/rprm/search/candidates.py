@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
+
 from rprm.records import Record, StepReward
 from rprm.search.problems import Problem
 
@@ -57,3 +60,12 @@ class JudgedCandidates(Record):
     @property
     def id(self) -> str:
         return self.problem.id
+
+
+def digest_of(texts: Iterable[str]) -> str:
+    """A short hash of texts in their order: of steps, of solutions."""
+    digest = hashlib.blake2b(digest_size=12)
+    for text in texts:
+        data = text.encode(errors="surrogatepass")
+        digest.update(len(data).to_bytes(8) + data)
+    return digest.hexdigest()

@@ -9,7 +9,6 @@ are bounds of the aggregate, to the last bit.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections import Counter
 from collections.abc import Coroutine, Iterator, Sequence
 from itertools import islice
@@ -20,6 +19,7 @@ from rprm.judge import Judge, all_or_none
 from rprm.records import Analysis, Solution, StepReward
 from rprm.rewarder import Ledger, ScopedLedger, StepRewarder
 from rprm.search.aggregation import Aggregation, aggregate
+from rprm.search.candidates import digest_of
 from rprm.search.racing import Bounds, Contender
 from rprm.stopping import mean_bounds
 
@@ -113,16 +113,7 @@ class StepScores:
         return self._judged[steps]
 
     def _scoped(self, steps: tuple[str, ...]) -> Ledger | None:
-        return self._ledger and ScopedLedger(self._ledger, prefix_scope(steps))
-
-
-def prefix_scope(steps: Sequence[str]) -> str:
-    """A name for these steps of a problem's solution, for what its ledger holds of them."""
-    digest = hashlib.blake2b(digest_size=12)
-    for step in steps:
-        data = step.encode(errors="surrogatepass")
-        digest.update(len(data).to_bytes(8) + data)
-    return digest.hexdigest()
+        return self._ledger and ScopedLedger(self._ledger, digest_of(steps))
 
 
 class _AnalysedStep:
@@ -233,7 +224,7 @@ class _WholeJudgement:
 
     def __init__(self, rewarder: StepRewarder, problem: str, steps: tuple[str, ...], ledger: Ledger | None) -> None:
         self._rewarder = rewarder
-        self._solution = Solution(id=prefix_scope(steps), problem=problem, steps=steps)
+        self._solution = Solution(id=digest_of(steps), problem=problem, steps=steps)
         self._ledger = ledger
         self._judging = asyncio.Lock()
         self.num_steps = len(steps)

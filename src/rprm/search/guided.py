@@ -25,7 +25,8 @@ from rprm.judge import all_or_none
 from rprm.judging import Stage, Watcher, run_stage
 from rprm.rewarder import Ledger, ScopedLedger, StepRewarder, reward_settings
 from rprm.search.aggregation import Aggregation
-from rprm.search.contenders import StepScores, prefix_scope
+from rprm.search.candidates import digest_of
+from rprm.search.contenders import StepScores
 from rprm.search.policy import Continuation, Policy
 from rprm.search.problems import Problem, Problems
 from rprm.search.racing import race, settle
@@ -321,7 +322,7 @@ class _Search:
         return await all_or_none(self._next_step(steps, sample) for sample in samples)
 
     async def _next_step(self, steps: tuple[str, ...], sample: int) -> Continuation | RequestRefused:
-        ledger = self.ledger and ScopedLedger(self.ledger, prefix_scope(steps))
+        ledger = self.ledger and ScopedLedger(self.ledger, digest_of(steps))
         try:
             return await self.policy.next_step(self.problem.problem, steps, sample, ledger)
         except RequestRefused as error:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from rprm.answers import Grader
 from rprm.benchmarks.bootstrap import DEFAULT_RESAMPLES, MAX_CHUNK
-from rprm.benchmarks.mathematics import PAPER_SUBSET_SIZE, PAPER_SUBSETS
+from rprm.benchmarks.mathematics import set_title
 from rprm.benchmarks.tally import Figure, Floats, named_figures
 from rprm.errors import BenchmarkError
 from rprm.search.attempts import SearchRun
@@ -110,11 +110,8 @@ class SearchMeasurement:
 
     @property
     def names(self) -> dict[str, str]:
-        """The sets as tables print them: `olympiadbench (200 items)` has the size of the paper's subset."""
-        return {
-            name: f"{name} ({number} items)" if name in PAPER_SUBSETS and number == PAPER_SUBSET_SIZE else name
-            for name, number in self.sets.items()
-        }
+        """The sets as tables print them."""
+        return {name: set_title(name, number) for name, number in self.sets.items()}
 
     @property
     def unsettled(self) -> list[GradedAnswer]:

@@ -151,7 +151,8 @@ class _StoredRewards:
     async def judge_step(
         self, problem: str, steps: Sequence[str], step_index: int, ledger: Ledger | None = None
     ) -> StepReward:
-        raise NotImplementedError
+        judged = await self.judge(Solution(id="", problem=problem, steps=tuple(steps[: step_index + 1])), ledger)
+        return judged.steps[step_index]
 
     async def aclose(self) -> None:
         pass
