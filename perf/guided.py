@@ -44,6 +44,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from judge_cost import forget_prompts
+
 from rprm.engines import Completion, Engine, EngineInfo, Sampling, load_engine
 from rprm.engines.scripted import ScriptedEngine
 from rprm.judge import Judge, all_or_none
@@ -363,7 +365,7 @@ def measure_time(arguments: argparse.Namespace) -> dict[str, Any]:
             shift = number % len(names)
             costs = {}
             for name in names[shift:] + names[:shift]:
-                _forget(engine)
+                forget_prompts(engine)
                 measured = Measured(engine, stream)
                 costs[name] = await replace(setting, seed=seed).run(
                     name, measured, arguments.many or engine.concurrency
@@ -386,13 +388,6 @@ def measure_time(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _chosen(arguments: argparse.Namespace) -> list[str]:
     return [name for name in PROCEDURES if name in arguments.procedures or name == "ours"]
-
-
-def _forget(engine: Engine) -> None:
-    """Empty the prompt cache between two procedures, where the engine has one in this process."""
-    worker = getattr(engine, "_worker", None)
-    if worker is not None:
-        worker.prefixes.clear()
 
 
 def main() -> None:

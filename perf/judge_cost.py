@@ -309,7 +309,7 @@ def measure_time(arguments: argparse.Namespace) -> dict[str, object]:
             order = order[number % 3 :] + order[: number % 3]
             costs = {}
             for name in order:
-                _forget(engine)
+                forget_prompts(engine)
                 costs[name] = await run(*procedures[name], solutions)
             mine = costs["ours"]
             row: dict[str, object] = {"order": order}
@@ -343,8 +343,8 @@ def measure_time(arguments: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def _forget(engine: Engine) -> None:
-    """Empty the prompt cache between the two, where the engine has one in this process."""
+def forget_prompts(engine: Engine) -> None:
+    """Empty the prompt cache between two procedures, where the engine has one in this process."""
     worker = getattr(engine, "_worker", None)
     if worker is not None:
         worker.prefixes.clear()

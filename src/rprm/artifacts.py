@@ -283,6 +283,21 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return _read_manifest(path)
 
 
+def finished_manifest(folder: str | Path, *, stage: str, command: str) -> dict[str, Any]:
+    """The manifest of a run of a stage that is complete; `command` runs that stage.
+
+    Raises:
+        RunError: it is no such run, or not complete.
+        CorruptRun: it cannot be read.
+    """
+    manifest = read_manifest(folder)
+    if manifest["stage"] != stage:
+        raise RunError(f"{folder} is a run of {manifest['stage']!r}; name one of `{command}`")
+    if manifest.get("status") != "complete":
+        raise RunError(f"{folder} is not complete: begin `{command}` again with the same settings first")
+    return manifest
+
+
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_bytes())

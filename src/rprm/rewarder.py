@@ -5,10 +5,12 @@ R-PRM, discriminative PRMs and prompted critics all stand behind it, so that eve
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
-from rprm.records import Solution, SolutionReward, StepReward
+from rprm.records import Record, Solution, SolutionReward, StepReward
+
+Piece = TypeVar("Piece", bound=Record)
 
 
 class Ledger(Protocol):
@@ -21,6 +23,16 @@ class Ledger(Protocol):
     def put(self, key: str, piece: Any) -> None:
         """Record a piece: once this returns, a kill does not lose it."""
         ...
+
+
+async def paid_once(ledger: Ledger | None, key: str, kind: type[Piece], make: Callable[[], Awaitable[Piece]]) -> Piece:
+    """A piece that the ledger holds already, or else one that is made now and recorded."""
+    if ledger is not None and (paid := ledger.get(key)) is not None:
+        return kind.model_validate(paid)
+    made = await make()
+    if ledger is not None:
+        ledger.put(key, made.model_dump(mode="json"))
+    return made
 
 
 class ScopedLedger:

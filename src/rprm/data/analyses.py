@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rprm.artifacts import MANIFEST, RESULTS, read_manifest, write_atomically
-from rprm.errors import InputError, RunError
+from rprm.artifacts import MANIFEST, RESULTS, finished_manifest, write_atomically
+from rprm.errors import InputError
 from rprm.judge import Judge
 from rprm.judging import Stage, Watcher, run_stage
 from rprm.prompts import PromptTemplate, load_template
@@ -158,11 +158,7 @@ def open_analyses(path: str | Path) -> AnalysesFile:
     folder = Path(path)
     if not folder.is_dir():
         return AnalysesFile(Source(str(path)), None, {})
-    manifest = read_manifest(folder)
-    if manifest["stage"] != STAGE:
-        raise RunError(f"{folder} is a run of {manifest['stage']!r}; name one of `rprm data analyses`")
-    if manifest.get("status") != "complete":
-        raise RunError(f"{folder} is not complete: begin `rprm data analyses` again with the same settings first")
+    manifest = finished_manifest(folder, stage=STAGE, command="rprm data analyses")
     if not (folder / MODEL_TEMPLATE).is_file():
         raise InputError(f"{folder} has no {MODEL_TEMPLATE}: begin `rprm data analyses` again to complete it")
     return AnalysesFile(Source(str(folder / RESULTS)), load_template(folder / MODEL_TEMPLATE), manifest)

@@ -221,40 +221,37 @@ def _write(rng: random.Random, story: Story, error: ErrorType | None, plain: boo
     place = len(moves) if error == "question" else rng.choice(calculating) if error is not None else -1
     first_error = -1
     answer_apart = rng.random() < 0.5
+    is_cut = False
     for index, move in enumerate(moves):
         kind = error if index == place else None
         written = _step(writer, move, kind)
         if written is None:
             if first_error < 0:
                 return None
-            break  # Nothing sensible follows from the wrong value: the solution ends with what it has.
-        text, checks = written
+            is_cut = True  # Nothing sensible follows from the wrong value: the solution ends with what it has.
+            break
         if kind is not None:
             first_error = len(writer.steps)
-        if index == len(moves) - 1 and not answer_apart:
-            answered = _answer(writer, error if place == len(moves) else None)
-            if answered is None:
-                return None
-            if place == len(moves):
-                first_error, kind = len(writer.steps), error
-            writer.add(f"{text} {answered[0]}", [*checks, answered[1]], kind)
-            assert answered[1].stated is not None
-            return LabSolution(steps=tuple(writer.steps), answer=answered[1].stated, first_error=first_error)
-        writer.add(text, checks, kind)
+        writer.add(*written, kind)
     if story.target not in writer.made:
         # The wrong value led nowhere: the last one found is taken for the answer.
-        last = max(writer.made, key=lambda key: writer.made[key])
-        value = writer.values[last]
+        value = writer.values[max(writer.made, key=lambda key: writer.made[key])]
         writer.add(words.ANSWERED.format(value=value), (), None)
         return LabSolution(steps=tuple(writer.steps), answer=value, first_error=first_error)
-    answered = _answer(writer, error if place == len(moves) else None)
+    wrong = error if place == len(moves) else None
+    answered = _answer(writer, wrong)
     if answered is None:
         return None
-    if place == len(moves):
-        first_error = len(writer.steps)
-    writer.add(answered[0], (answered[1],), error if place == len(moves) else None)
-    assert answered[1].stated is not None
-    return LabSolution(steps=tuple(writer.steps), answer=answered[1].stated, first_error=first_error)
+    text, check = answered
+    if answer_apart or is_cut:
+        writer.add(text, (check,), wrong)
+    else:
+        last = writer.steps.pop()
+        writer.add(f"{last.text} {text}", (*last.checks, check), wrong or last.error)
+    if wrong is not None:
+        first_error = len(writer.steps) - 1
+    assert check.stated is not None
+    return LabSolution(steps=tuple(writer.steps), answer=check.stated, first_error=first_error)
 
 
 def _plan(rng: random.Random, story: Story, plain: bool) -> list[_Move]:

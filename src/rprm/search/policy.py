@@ -14,7 +14,7 @@ from rprm.prompts.policy import PolicyTemplate
 from rprm.prompts.template import Prompt
 from rprm.reading import split_steps
 from rprm.records import Record
-from rprm.rewarder import Ledger
+from rprm.rewarder import Ledger, paid_once
 from rprm.search.candidates import Candidate
 
 
@@ -85,20 +85,18 @@ class Policy:
             RequestRefused: the problem is too long for the model.
             EngineUnavailable: the engine stopped answering.
         """
-        key = f"solution.{sample}"
-        if ledger is not None and (paid := ledger.get(key)) is not None:
-            return Candidate.model_validate(paid)
-        stop = (self.template.stop,) if self.template.stop else ()
-        completion = await self._generate(self.template.render(problem), sample, replace(self.sampling, stop=stop))
-        candidate = Candidate(
-            text=completion.text,
-            steps=tuple(split_steps(completion.text)),
-            num_tokens=completion.num_tokens,
-            finish_reason=completion.finish_reason,
-        )
-        if ledger is not None:
-            ledger.put(key, candidate.model_dump(mode="json"))
-        return candidate
+
+        async def write() -> Candidate:
+            stop = (self.template.stop,) if self.template.stop else ()
+            completion = await self._generate(self.template.render(problem), sample, replace(self.sampling, stop=stop))
+            return Candidate(
+                text=completion.text,
+                steps=tuple(split_steps(completion.text)),
+                num_tokens=completion.num_tokens,
+                finish_reason=completion.finish_reason,
+            )
+
+        return await paid_once(ledger, f"solution.{sample}", Candidate, write)
 
     async def next_step(
         self, problem: str, steps: Sequence[str], sample: int, ledger: Ledger | None = None
@@ -109,24 +107,22 @@ class Policy:
             RequestRefused: problem and steps are too long for the model.
             EngineUnavailable: the engine stopped answering.
         """
-        key = f"step.{sample}"
-        if ledger is not None and (paid := ledger.get(key)) is not None:
-            return Continuation.model_validate(paid)
-        stop = tuple(text for text in (self.template.step_separator, self.template.stop) if text)
-        sampling = replace(self.sampling, stop=stop, max_tokens=self.step_tokens)
-        completion = await self._generate(self.template.render(problem, steps), sample, sampling)
-        text = completion.text.strip()
-        # Nothing before the text that ends a base model's solutions: that is its end.
-        at_stop = bool(self.template.stop) and not text and completion.finish_reason == "stop"
-        continuation = Continuation(
-            text=text,
-            num_tokens=completion.num_tokens,
-            ended=True if at_stop else completion.ended,
-            finish_reason=completion.finish_reason,
-        )
-        if ledger is not None:
-            ledger.put(key, continuation.model_dump(mode="json"))
-        return continuation
+
+        async def write() -> Continuation:
+            stop = tuple(text for text in (self.template.step_separator, self.template.stop) if text)
+            sampling = replace(self.sampling, stop=stop, max_tokens=self.step_tokens)
+            completion = await self._generate(self.template.render(problem, steps), sample, sampling)
+            text = completion.text.strip()
+            # Nothing before the text that ends a base model's solutions: that is its end.
+            at_stop = bool(self.template.stop) and not text and completion.finish_reason == "stop"
+            return Continuation(
+                text=text,
+                num_tokens=completion.num_tokens,
+                ended=True if at_stop else completion.ended,
+                finish_reason=completion.finish_reason,
+            )
+
+        return await paid_once(ledger, f"step.{sample}", Continuation, write)
 
     async def _generate(self, prompt: Prompt, sample: int, sampling: Sampling) -> Completion:
         seed = sample_seed(self.sampling.seed or 0, prompt, sample)

@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rprm.artifacts import RESULTS, read_json_lines, read_manifest
+from rprm.artifacts import RESULTS, finished_manifest, read_json_lines
 from rprm.benchmarks.items import json_object, parsed_rows
-from rprm.errors import CorruptRun, InputError, RequestRefused, RunError
+from rprm.errors import CorruptRun, InputError, RequestRefused
 from rprm.judge import all_or_none
 from rprm.judging import Stage, Watcher, run_stage
 from rprm.reading import Rejected, Source, SourceInfo, split_steps
@@ -140,11 +140,7 @@ def read_candidate_run(folder: str | Path, *, limit: int | None = None) -> Candi
         RunError: it is no such run, or is not complete.
         CorruptRun: one of its files is damaged.
     """
-    manifest = read_manifest(folder)
-    if manifest["stage"] != STAGE:
-        raise RunError(f"{folder} is a run of {manifest['stage']!r}; name one of `rprm search sample`")
-    if manifest.get("status") != "complete":
-        raise RunError(f"{folder} is not complete: begin `rprm search sample` again with the same settings first")
+    manifest = finished_manifest(folder, stage=STAGE, command="rprm search sample")
     path = Path(folder) / RESULTS
     try:
         rows = tuple(Candidates.model_validate(row) for row in read_json_lines(path))
