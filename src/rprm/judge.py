@@ -17,7 +17,7 @@ from rprm.engines.base import Completion, Engine, Sampling
 from rprm.errors import RequestRefused, RprmError, Unsupported
 from rprm.prompts.template import Prompt, PromptTemplate
 from rprm.records import Analysis, Solution, SolutionReward, StepReward
-from rprm.rewarder import Ledger
+from rprm.rewarder import Ledger, paid_once
 from rprm.stopping import StoppingRule, mean
 from rprm.verdict import Verdict, VerdictChoice, read_verdict
 
@@ -162,17 +162,14 @@ class Judge:
         return step.reward is not None and step.reward < self.threshold
 
     async def _analyse(self, prompt: Prompt, step_index: int, sample: int, ledger: Ledger | None) -> Analysis:
-        key = f"{step_index}.{sample}"
-        if ledger is not None and (paid := ledger.get(key)) is not None:
-            return Analysis.model_validate(paid)
-        sampling = replace(self.sampling, seed=sample_seed(self.sampling.seed or 0, prompt, sample))
-        completion = await self.engine.generate(prompt, sampling)
-        analysis = await self._read(prompt, completion)
-        if ledger is not None:
-            ledger.put(key, analysis.model_dump(mode="json"))
-        if self.on_analysis is not None:
-            self.on_analysis(analysis)
-        return analysis
+        async def write() -> Analysis:
+            sampling = replace(self.sampling, seed=sample_seed(self.sampling.seed or 0, prompt, sample))
+            analysis = await self._read(prompt, await self.engine.generate(prompt, sampling))
+            if self.on_analysis is not None:
+                self.on_analysis(analysis)
+            return analysis
+
+        return await paid_once(ledger, f"{step_index}.{sample}", Analysis, write)
 
     async def _read(self, prompt: Prompt, completion: Completion) -> Analysis:
         verdict_format = self.template.verdict

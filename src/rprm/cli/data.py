@@ -11,6 +11,9 @@ from rprm.cli.judge import Seed, Strict
 from rprm.cli.steps import steps
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from rprm.judging import Watcher
     from rprm.prompts import PromptTemplate
 
 app = typer.Typer(no_args_is_help=True, help="Training data: labelled steps, analyses, cold-start rows, pairs.")
@@ -62,12 +65,11 @@ def analyses(
     The defaults are the paper's for the teacher (n = 3, temperature 0.4). For preference pairs, let the student write
     more of them at the temperature of judging: -n 8 --temperature 0.95.
     """
-    import asyncio
     from itertools import islice
 
     from rprm.api import RPRM
     from rprm.cli import EXIT_REJECTED
-    from rprm.cli.progress import progress_line
+    from rprm.cli.progress import run_behind_progress
     from rprm.data.analyses import AnalysisTotals, sample_analyses
     from rprm.data.steps import read_labelled_steps, steps_source
     from rprm.prompts import carried_template, load_template
@@ -87,23 +89,19 @@ def analyses(
     info = opened.inspect()
     rows = read_labelled_steps(opened)
 
-    async def main() -> AnalysisTotals:
-        num_rows = limit if limit is not None else info.num_rows
-        with progress_line(prm.judge, num_rows, lambda step, result: None, noun="steps") as watcher:
-            try:
-                return await sample_analyses(
-                    prm.judge,
-                    rows if limit is None else islice(rows, limit),
-                    source=info,
-                    output=output,
-                    settings={} if limit is None else {"limit": limit},
-                    strict=strict,
-                    watcher=watcher,
-                )
-            finally:
-                await prm.judge.aclose()
+    def work(watcher: Watcher) -> Awaitable[AnalysisTotals]:
+        return sample_analyses(
+            prm.judge,
+            rows if limit is None else islice(rows, limit),
+            source=info,
+            output=output,
+            settings={} if limit is None else {"limit": limit},
+            strict=strict,
+            watcher=watcher,
+        )
 
-    totals = asyncio.run(main())
+    num_rows = limit if limit is not None else info.num_rows
+    totals = run_behind_progress(work, prm.judge, prm.judge.aclose, num_rows, noun="steps")
     _show(totals.as_dict(), output, json)
     if totals.num_rejected:
         raise typer.Exit(EXIT_REJECTED)

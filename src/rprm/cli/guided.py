@@ -27,7 +27,6 @@ from rprm.cli.search import (
     leave,
     load_policy,
     load_problems,
-    run_behind_progress,
     saved_analyses,
     show_run,
 )
@@ -216,12 +215,15 @@ def load_search_rewarder(model: str, policy: Policy, policy_spec: str, **options
 def _search(
     search: GuidedSearch, problems: Problems, output: Path, settings: dict[str, Any], strict: bool
 ) -> SearchTotals:
+    from rprm.cli.progress import run_behind_progress
     from rprm.search.guided import search_problems
 
     def work(watcher: Watcher) -> Awaitable[SearchTotals]:
         return search_problems(search, problems, output=output, settings=settings, strict=strict, watcher=watcher)
 
-    return run_behind_progress(work, search.rewarder, search.aclose, len(problems.problems), "searching")
+    return run_behind_progress(
+        work, search.rewarder, search.aclose, len(problems.problems), noun="problems", activity="searching"
+    )
 
 
 def _searched(totals: SearchTotals) -> list[tuple[int, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from rprm.judging import OnResult, Totals
+    from rprm.judging import OnResult, Totals, Watcher
     from rprm.reading import Rejected, Source, SourceInfo
     from rprm.records import Solution, SolutionReward
     from rprm.rewarder import StepRewarder
@@ -185,18 +185,12 @@ def run_judge(
     noun: str = "solutions",
 ) -> Totals:
     """Judge rows behind a progress line on standard error; see `judge_source`."""
-    import asyncio
-
-    from rprm.cli.progress import progress_line
+    from rprm.cli.progress import run_behind_progress
     from rprm.judging import judge_source
 
-    async def main() -> Totals:
-        with progress_line(rewarder, num_solutions, on_result, noun=noun) as watcher:
-            try:
-                return await judge_source(
-                    rewarder, rows, source=info, output=output, settings=settings, strict=strict, watcher=watcher
-                )
-            finally:
-                await rewarder.aclose()
+    def work(watcher: Watcher) -> Awaitable[Totals]:
+        return judge_source(
+            rewarder, rows, source=info, output=output, settings=settings, strict=strict, watcher=watcher
+        )
 
-    return asyncio.run(main())
+    return run_behind_progress(work, rewarder, rewarder.aclose, num_solutions, on_result, noun=noun)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from rprm.records import Analysis
     from rprm.rewarder import StepRewarder
     from rprm.search.policy import Policy
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -87,3 +90,31 @@ def progress_line(
         model.on_analysis = analysed
     with progress:
         yield Watcher(on_result=finished, on_rejected=rejected, on_resumed=resumed)
+
+
+def run_behind_progress(
+    work: Callable[[Watcher], Awaitable[T]],
+    model: StepRewarder | Policy,
+    close: Callable[[], Awaitable[None]],
+    num_rows: int | None,
+    on_result: Callable[[Any, Any], None] = lambda row, result: None,
+    *,
+    noun: str,
+    activity: str = "judging",
+) -> T:
+    """Do what a watcher is told of, behind a progress line on standard error, and close what was used.
+
+    Args:
+        work: is told whom to tell.
+        close: what was used.
+        model, num_rows, on_result, noun, activity: as for `progress_line`.
+    """
+
+    async def main() -> T:
+        with progress_line(model, num_rows, on_result, noun=noun, activity=activity) as watcher:
+            try:
+                return await work(watcher)
+            finally:
+                await close()
+
+    return asyncio.run(main())

@@ -11,7 +11,7 @@ import typer
 from rprm.cli.judge import ForceVerdict, MaxTokens, Model, NumAnalyses, PromptOption, Seed, Strict, Temperature, TopP
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Iterable
 
     from rprm.judging import Watcher
     from rprm.rewarder import StepRewarder
@@ -293,6 +293,7 @@ def load_candidates(
 def sample_behind_progress(
     policy: Policy, problems: Problems, num_candidates: int | None, output: Path, limit: int | None, strict: bool
 ) -> SampleTotals:
+    from rprm.cli.progress import run_behind_progress
     from rprm.errors import InputError
     from rprm.presets import PAPER_POLICY
     from rprm.search.sampling import sample_candidates
@@ -310,7 +311,9 @@ def sample_behind_progress(
             policy, problems, number, output=output, settings=settings, strict=strict, watcher=watcher
         )
 
-    return run_behind_progress(work, policy, policy.aclose, len(problems.problems), "sampling")
+    return run_behind_progress(
+        work, policy, policy.aclose, len(problems.problems), noun="problems", activity="sampling"
+    )
 
 
 def _choose(
@@ -323,6 +326,7 @@ def _choose(
     settings: dict[str, Any],
     strict: bool,
 ) -> BestOfNTotals:
+    from rprm.cli.progress import run_behind_progress
     from rprm.search.best_of_n import choose_among
     from rprm.search.racing import WAVE
 
@@ -332,34 +336,7 @@ def _choose(
             settings=settings, strict=strict, watcher=watcher,
         )  # fmt: skip
 
-    return run_behind_progress(work, rewarder, rewarder.aclose, len(candidates.rows), "judging")
-
-
-def run_behind_progress(
-    work: Callable[[Watcher], Awaitable[T]],
-    model: StepRewarder | Policy,
-    close: Callable[[], Awaitable[None]],
-    num_problems: int,
-    activity: str,
-) -> T:
-    """Work on problems behind a progress line on standard error, and close what was used.
-
-    Args:
-        model: whose analyses the line counts; see `progress_line`.
-    """
-    import asyncio
-
-    from rprm.cli.progress import progress_line
-
-    async def main() -> T:
-        shown = progress_line(model, num_problems, lambda row, outcome: None, noun="problems", activity=activity)
-        with shown as watcher:
-            try:
-                return await work(watcher)
-            finally:
-                await close()
-
-    return asyncio.run(main())
+    return run_behind_progress(work, rewarder, rewarder.aclose, len(candidates.rows), noun="problems")
 
 
 def show_run(lines: Iterable[tuple[int, str]], totals: dict[str, int], output: Path, json: bool) -> None:
