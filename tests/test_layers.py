@@ -10,7 +10,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "rprm"
 #: Layer by layer, from the top; see docs/architecture.md. A package stands for all modules in it.
 LAYERS = [
     {"errors", "records"},
-    {"verdict", "stopping", "artifacts", "reading", "prompts", "presets", "answers"},
+    {"verdict", "stopping", "artifacts", "reading", "prompts", "presets", "answers", "stages"},
     {"engines", "rewarder"},
     {"judge", "judging", "classifiers"},
     {"api", "benchmarks", "data", "search", "training"},
@@ -23,6 +23,7 @@ LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 WITHIN = {
     "records": {"errors"},
     "presets": {"stopping"},
+    "stages": {"artifacts"},
     "prompts": {"verdict", "reading"},
     "judging": {"judge"},
     "data": {"benchmarks"},

@@ -197,7 +197,7 @@ def test_a_round_samples_as_many_steps_as_it_is_told_and_goes_on_from_there(tmp_
 
 def test_a_failing_stage_is_told_with_its_last_words(start: Path, steps: Path, tmp_path: Path) -> None:
     folder = tmp_path / "rounds"
-    said = r"(?s)round 0: measure failed with exit code 1.*unknown option 'nonsense'"
+    said = r"(?s)round-0/measure: `rprm bench steps` failed with exit code 1.*unknown option 'nonsense'"
     with pytest.raises(RunError, match=said) as told:
         evolve(str(steps), str(start), folder, settings(engine_options="nonsense=1"))
     assert "measure.log" in str(told.value)

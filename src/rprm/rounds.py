@@ -1,8 +1,6 @@
 """Preference optimisation in rounds (R-PRM, section 3.2): sample, pair, train, measure, keep the better model.
 
-Each round is a row of stages, and each stage is a command of this package in a process of its own: a GPU's memory is
-free again when the next one begins, training goes through any launcher, and what a stage leaves in its folder is what
-anyone running it by hand would find there.
+Each round is a row of stages, commands of this package in folders of their own.
 
     FOLDER/
       rprm_prompt.toml                      the template of all rounds
@@ -16,28 +14,24 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rprm.artifacts import MANIFEST, RESULTS, LineWriter, Run, read_json_lines, read_manifest, write_atomically
+from rprm.artifacts import RESULTS, LineWriter, Run, read_json_lines, write_atomically
 from rprm.benchmarks import Comparison, Tally, compare, step_scores, tally_steps
 from rprm.benchmarks.labelled_steps import StepItems
 from rprm.data.splits import is_held_out
 from rprm.data.steps import read_labelled_steps, steps_source
-from rprm.errors import CorruptRun, InputError, PromptError, RunError
+from rprm.errors import CorruptRun, InputError, PromptError
 from rprm.judging import versions
 from rprm.prompts import PromptTemplate, load_template
 from rprm.prompts.library import MODEL_TEMPLATE
 from rprm.reading import Rejected, Source
 from rprm.records import LabelledStep, Record, SolutionReward
-
-#: Exit code of a command that set some input rows aside: no failure.
-_REJECTED = 3
+from rprm.stages import Stage, is_complete
 
 
 class RoundResult(Record):
@@ -318,23 +312,9 @@ class _Rounds:
     def _stage(self, number: int, name: str, arguments: list[str], *, launcher: Sequence[str] = ()) -> None:
         """Run a command of this package into `round-N/NAME`, unless it is complete there."""
         folder = self.folder / f"round-{number}" / name
-        if (folder / MANIFEST).exists() and read_manifest(folder).get("status") == "complete":
-            return
-        self.on_stage(number, name)
-        log = folder.with_name(f"{name}.log")
-        command = [*(launcher or [sys.executable]), "-m", "rprm", *arguments, "--output", str(folder)]
-        with log.open("ab") as stream:
-            stream.write(f"$ {' '.join(command)}\n".encode())
-            stream.flush()
-            # Standard output to the log; standard error, with its progress line, to the terminal it comes from.
-            errors = None if sys.stderr.isatty() else subprocess.STDOUT
-            done = subprocess.run(command, stdout=stream, stderr=errors, preexec_fn=_die_with_parent)
-        if done.returncode not in (0, _REJECTED):
-            last = "\n".join(f"  {line}" for line in log.read_text(errors="replace").splitlines()[-8:])
-            raise RunError(
-                f"round {number}: {name} failed with exit code {done.returncode}; its last words ({log}):\n{last}\n"
-                "mend it and begin the same command again: it goes on from there"
-            )
+        if not is_complete(folder):
+            self.on_stage(number, name)
+            Stage(folder, arguments, launcher=launcher, attached=True).wait()
 
 
 def _template(model: str, prompt: str | None) -> PromptTemplate:
@@ -350,13 +330,3 @@ def _steps(source: Source) -> Iterator[LabelledStep]:
         if isinstance(row, Rejected):
             raise InputError(f"{row.file}, line {row.line}: {row.reason}; make the file with `rprm data steps`")
         yield row
-
-
-def _die_with_parent() -> None:
-    """On Linux: a stage ends when its parent is killed, and so lets go of its folder."""
-    if sys.platform == "linux":
-        import ctypes
-        import signal
-
-        # prctl(PR_SET_PDEATHSIG, SIGKILL)
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from rprm.lab.plan import Plan
 
 app = typer.Typer(no_args_is_help=True, help="The lab: a small world of word problems with true step labels.")
 
@@ -41,9 +44,12 @@ def base(
     ],
     hidden_size: Annotated[int, typer.Option(min=32, help="Of the model.")] = 192,
     num_layers: Annotated[int, typer.Option("--layers", min=1, help="Of the model.")] = 4,
-    max_steps: Annotated[int, typer.Option(min=1, help="Optimizer steps, of 8,192 tokens each.")] = 4_000,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
+    max_steps: Annotated[int, typer.Option(min=1, help="Optimizer steps, of 8,192 tokens each.")] = 3_000,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate, of Muon.")] = 8e-3,
     seed: Annotated[int, typer.Option(help="Of texts and first weights.")] = 0,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the model first: a quarter faster, takes a C++ compiler.")
+    ] = False,
 ) -> None:
     """Pretrain the base model on the world's texts: worked arithmetic, solutions, solutions explained.
 
@@ -64,7 +70,78 @@ def base(
         seed=seed,
     )
     with training_progress() as watcher:
-        print(train_base(output, world=read_card(source), settings=settings, watcher=watcher))
+        print(train_base(output, world=read_card(source), settings=settings, compiled=compiled, watcher=watcher))
+
+
+@app.command()
+def steps(
+    source: Annotated[Path, typer.Argument(metavar="WORLD", help="A folder of `rprm lab world`.")],
+    output: Output,
+    count: Annotated[int, typer.Option(min=1, help="Labelled steps to take.")],
+    skip: Annotated[int, typer.Option(min=0, help="Labelled steps to leave out first.")] = 0,
+) -> None:
+    """Some of a world's labelled steps for training, as a file of their own: OUTPUT/steps.jsonl."""
+    from rprm.lab.world import take_steps
+
+    print(take_steps(source, output, skip=skip, count=count))
+
+
+@app.command()
+def run(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the lab; a killed run goes on there.")],
+    experiment: Annotated[
+        list[str] | None,
+        typer.Option("--experiment", "-e", help="data, rounds, scaling, teacher, types, guidance, ood."),
+    ] = None,
+    size: Annotated[str, typer.Option(help="laptop, or tiny: everything once, for a look at how it goes.")] = "laptop",
+    seeds: Annotated[int | None, typer.Option(min=1, help="Repetitions.")] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Stages at a time; one a core.")] = None,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Print the commands, and run nothing.")] = False,
+) -> None:
+    """Run R-PRM's experiments in a small world, stage by stage; then `rprm lab report`.
+
+    Every stage is a command of this package in a folder of its own: `--dry-run` prints them. --seeds and --experiment
+    can be widened later: what is there is not run again.
+    """
+    from dataclasses import replace
+    from typing import cast, get_args
+
+    from rprm.errors import InputError
+    from rprm.lab.plan import EXPERIMENTS, SIZES, Experiment, make_plan
+
+    if size not in SIZES:
+        raise InputError(f"no size {size!r}; there are {', '.join(SIZES)}")
+    if unknown := set(experiment or ()) - set(EXPERIMENTS):
+        raise InputError(f"no experiment {', '.join(sorted(unknown))}; there are {', '.join(get_args(Experiment))}")
+    settings = SIZES[size]
+    if seeds is not None:
+        settings = replace(settings, num_seeds=seeds)
+    plan = make_plan(output, settings, cast("list[Experiment] | None", experiment) or EXPERIMENTS)
+    if dry:
+        import shlex
+
+        for task in plan.tasks.values():
+            print(shlex.join(["rprm", *task.arguments, "-o", plan.path(task.folder)]))
+        return
+    _run(plan, jobs)
+
+
+def _run(plan: Plan, jobs: int | None) -> None:
+    import os
+
+    from rich.console import Console
+
+    from rprm.lab.running import Progress, run_plan
+
+    console = Console(stderr=True, highlight=False)
+
+    def tell(progress: Progress) -> None:
+        if progress.seconds is not None:
+            place = f"{progress.num_done}/{progress.num_tasks}"
+            console.print(f"{place:>8}  {progress.seconds:7.0f} s  {progress.task.folder}", markup=False)
+
+    run_plan(plan, num_jobs=jobs or os.cpu_count() or 1, on_progress=tell)
+    console.print(f"all {len(plan.tasks)} stages are done: rprm lab report {plan.lab}", markup=False)
 
 
 def _show(card: dict[str, Any], output: Path, json: bool) -> None:

@@ -1,7 +1,8 @@
 """Keys and values of a batch whose rows come and go.
 
-Rows of different lengths end at one column: a row of n tokens fills the last n columns, and what stands left of it is
-padding that the attention mask hides. Decoding writes new columns in place; rows are added and dropped by copying.
+A row stands in a slot; its slot is free when it ends, and the next row takes it. Rows of different lengths end at one
+column: a row of n tokens fills the last n columns in use, and what stands left of it is padding that the attention mask
+hides. So decoding writes in place, and a row that comes or goes moves no other.
 """
 
 from __future__ import annotations
@@ -15,96 +16,132 @@ from transformers.cache_utils import Cache, DynamicLayer
 #: Keys and values of one layer, each [rows, heads, columns, size].
 KeyValues = tuple[torch.Tensor, torch.Tensor]
 
-#: Columns allocated beyond those in use, so that decoding need not copy at every token.
+#: Columns allocated beyond those of the longest row, so that decoding seldom copies.
 _HEADROOM = 256
 
 
 class BatchCache(Cache):  # type: ignore[misc]  # transformers is untyped
-    """A transformers cache that rows can be added to and dropped from."""
+    """A transformers cache for decoding one token a row at a time; rows join and leave it.
+
+    Attributes:
+        lengths: tokens of the row in each slot, 0 where it is free.
+    """
 
     layers: list[_Layer]
 
     def __init__(self) -> None:
-        super().__init__(layer_class_to_replicate=_Layer)
+        super().__init__(layers=[])
+        self.lengths: list[int] = []
 
-    @property
-    def num_columns(self) -> int:
-        return int(self.layers[0].get_seq_length()) if self.layers else 0
+    def add_rows(self, layers: Sequence[KeyValues], repeats: int) -> list[int]:
+        """Add `repeats` equal rows, given as keys and values [1, heads, tokens, size] of each layer.
 
-    def add_rows(self, layers: Sequence[KeyValues], repeats: int) -> None:
-        """Add `repeats` equal rows, given as keys and values [1, heads, tokens, size] of each layer."""
+        Returns:
+            Their slots.
+        """
         if not self.layers:
-            self.layers = [_Layer() for _ in layers]
+            self.layers = [_Layer(keys, values) for keys, values in layers]
+        num_slots, longest = len(self.lengths), max(self.lengths, default=0)
+        length = layers[0][0].shape[-2]
+        slots = [slot for slot, taken in enumerate(self.lengths) if not taken][:repeats]
+        slots += range(num_slots, num_slots + repeats - len(slots))
+        end = self.layers[0].end
+        if slots[-1] >= num_slots or length > end:
+            for layer in self.layers:
+                layer.move(range(num_slots), max(num_slots, slots[-1] + 1), longest, max(length, end))
+        self.lengths += [0] * (slots[-1] + 1 - num_slots)
+        for slot in slots:
+            self.lengths[slot] = length
         for layer, (keys, values) in zip(self.layers, layers, strict=True):
-            layer.add_rows(keys.expand(repeats, -1, -1, -1), values.expand(repeats, -1, -1, -1))
+            layer.write(slots, keys, values)
+        return slots
 
-    def keep_rows(self, indices: list[int], num_columns: int) -> None:
-        """Keep these rows, in this order, and the last `num_columns` columns; none at all empties the cache."""
-        if not indices:
+    def free(self, slots: Sequence[int]) -> None:
+        """Give up the rows in these slots."""
+        for slot in slots:
+            self.lengths[slot] = 0
+
+    def compact(self) -> list[int] | None:
+        """Close up the free slots where they are a quarter or more of all.
+
+        Returns:
+            The old slot of each new one, or None where nothing moved.
+        """
+        taken = [slot for slot, length in enumerate(self.lengths) if length]
+        if 4 * len(taken) > 3 * len(self.lengths):
+            return None
+        self.lengths = [self.lengths[slot] for slot in taken]
+        if taken:
+            longest = max(self.lengths)
+            for layer in self.layers:
+                layer.move(taken, len(taken), longest, longest)
+        else:
             self.layers = []
-            return
-        for layer in self.layers:
-            layer.keep_rows(indices, num_columns)
+        return taken
 
-    def export_row(self) -> list[KeyValues]:
-        """Keys and values of each layer, without the headroom."""
-        return [(layer.keys.clone(), layer.values.clone()) for layer in self.layers]
+    def open_column(self) -> torch.Tensor:
+        """Make ready for one more token in every slot, and count it.
+
+        Returns:
+            The attention mask [slots, columns], the new column included. The token of a free slot sees itself alone.
+        """
+        longest = max(self.lengths)
+        for layer in self.layers:
+            if layer.is_full:
+                layer.move(range(len(self.lengths)), len(self.lengths), longest, longest)
+            layer.show(longest)
+        device = self.layers[0].device
+        starts = longest - torch.tensor(self.lengths, device=device)
+        self.lengths = [length + 1 if length else 0 for length in self.lengths]
+        return (torch.arange(longest + 1, device=device)[None] >= starts[:, None]).long()
 
 
 class _Layer(DynamicLayer):  # type: ignore[misc]
-    """`keys` and `values` are the part in use of buffers with room for more columns."""
+    """`keys` and `values` are the columns shown to the model, views of buffers [slots, heads, capacity, size].
+
+    Attributes:
+        end: columns used.
+    """
 
     keys: torch.Tensor
     values: torch.Tensor
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self._buffers: KeyValues | None = None
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """No row yet; keys and values of a row, [1, heads, tokens, size], give the shapes."""
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self._buffers = keys[:0, :, :0], values[:0, :, :0]
+        self.end = 0
+
+    @property
+    def is_full(self) -> bool:
+        return self.end == self._buffers[0].shape[-2]
 
     def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> KeyValues:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self._adopt(key_states, value_states)
-            return self.keys, self.values
-        assert self._buffers is not None
-        used = self.keys.shape[-2]
-        needed = used + key_states.shape[-2]
-        if needed > self._buffers[0].shape[-2]:
-            self._adopt(self.keys, self.values, room=key_states.shape[-2])
-        keys, values = self._buffers
-        keys[:, :, used:needed] = key_states
-        values[:, :, used:needed] = value_states
-        self.keys, self.values = keys[:, :, :needed], values[:, :, :needed]
+        """Write a token of every slot, [slots, heads, 1, size], at the next column."""
+        num_shown = self.keys.shape[-2]
+        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[:, :, self.end : self.end + 1] = states
+        self.end += 1
+        self.show(num_shown + 1)
         return self.keys, self.values
 
-    def add_rows(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        if not self.is_initialized:
-            self.lazy_initialization(keys, values)
-            self._adopt(keys, values)
-            return
-        self._adopt(_stack(self.keys, keys), _stack(self.values, values), copied=True)
+    def show(self, num_columns: int) -> None:
+        """Let the model see the last columns."""
+        self.keys, self.values = (buffer[:, :, self.end - num_columns : self.end] for buffer in self._buffers)
 
-    def keep_rows(self, indices: list[int], num_columns: int) -> None:
-        rows = torch.tensor(indices, device=self.keys.device)
-        start = self.keys.shape[-2] - num_columns
-        self._adopt(self.keys[rows, :, start:], self.values[rows, :, start:], copied=True)
+    def write(self, slots: Sequence[int], keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Write a row, [1, heads, tokens, size], to each of the slots."""
+        start = self.end - keys.shape[-2]
+        for buffer, states in zip(self._buffers, (keys, values), strict=True):
+            buffer[list(slots), :, start : self.end] = states
 
-    def _adopt(self, keys: torch.Tensor, values: torch.Tensor, *, room: int = 0, copied: bool = False) -> None:
-        """Use these, in buffers with headroom (in their own storage when `copied`; the next token makes room)."""
-        used = keys.shape[-2]
-        if copied:
-            self._buffers = keys, values
-        else:
-            shape = (*keys.shape[:-2], used + room + _HEADROOM, keys.shape[-1])
-            new_keys, new_values = keys.new_zeros(shape), values.new_zeros((*shape[:-1], values.shape[-1]))
-            new_keys[:, :, :used] = keys
-            new_values[:, :, :used] = values
-            self._buffers = new_keys, new_values
-        self.keys, self.values = self._buffers[0][:, :, :used], self._buffers[1][:, :, :used]
-
-
-def _stack(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Rows of both, padded on the left with zeros to the longer."""
-    columns = max(first.shape[-2], second.shape[-2])
-    padded = [torch.nn.functional.pad(rows, (0, 0, columns - rows.shape[-2], 0)) for rows in (first, second)]
-    return torch.cat(padded)
+    def move(self, kept: Sequence[int], num_slots: int, num_columns: int, end: int) -> None:
+        """New buffers: the kept slots first, their last `num_columns` columns ending at `end`, and room after it."""
+        keys, values = (
+            buffer.new_zeros(num_slots, buffer.shape[1], end + _HEADROOM, buffer.shape[3]) for buffer in self._buffers
+        )
+        for new, old in zip((keys, values), self._buffers, strict=True):
+            new[: len(kept), :, end - num_columns : end] = old[list(kept), :, self.end - num_columns : self.end]
+        self._buffers = keys, values
+        self.end = end

@@ -215,13 +215,13 @@ class _Job(Job):
 
 @dataclass(eq=False)
 class _Row:
-    """A completion being decoded. `length` counts its columns in the cache."""
+    """A completion being decoded, in a slot of the cache."""
 
     job: _Job
     sampling: Sampling
     generator: torch.Generator
-    length: int
     num_cached: int
+    slot: int = -1
     tokens: list[int] = field(default_factory=list)
     choices: list[VerdictChoice] = field(default_factory=list)
     # A verdict that may yet turn out to be the beginning of something longer, and the tokens up to it.
@@ -274,8 +274,9 @@ class _Worker(ModelWorker[_Job]):
     def _keep(self, indices: list[int]) -> None:
         if len(indices) == len(self.rows):
             return
-        self.rows = [self.rows[index] for index in indices]
-        self.cache.keep_rows(indices, max((row.length for row in self.rows), default=0))
+        kept = [self.rows[index] for index in indices]
+        self.cache.free([row.slot for row in set(self.rows) - set(kept)])
+        self.rows = kept
 
     def _admit(self) -> None:
         """Take waiting jobs into the batch, first come first served; samples of one prompt join together."""
@@ -290,20 +291,21 @@ class _Worker(ModelWorker[_Job]):
             self.waiting = [job for job in self.waiting if job not in group]
             prefix, num_cached = self._prefill(first.ids)
             # The first of the group pays for the prompt; the others share it whole.
-            rows = [self._row(job, len(first.ids), num_cached if job is first else len(first.ids)) for job in group]
-            going = self._advance(rows, prefix.logits.expand(len(rows), -1))
+            rows = [self._row(job, num_cached if job is first else len(first.ids)) for job in group]
+            going = [rows[index] for index in self._advance(rows, prefix.logits.expand(len(rows), -1))]
             if going:
-                self.cache.add_rows(prefix.layers, len(going))
-                self.rows += [rows[index] for index in going]
+                for row, slot in zip(going, self.cache.add_rows(prefix.layers, len(going)), strict=True):
+                    row.slot = slot
+                self.rows += going
 
-    def _row(self, job: _Job, length: int, num_cached: int) -> _Row:
+    def _row(self, job: _Job, num_cached: int) -> _Row:
         import torch
 
         assert job.sampling is not None
         seed = job.sampling.seed
         generator = torch.Generator()
         generator.manual_seed(seed if seed is not None else random.SystemRandom().getrandbits(63))
-        return _Row(job, job.sampling, generator, length, num_cached)
+        return _Row(job, job.sampling, generator, num_cached)
 
     def _second_pass(self, job: _Job) -> None:
         prefix, _ = self._prefill(job.ids)
@@ -313,8 +315,7 @@ class _Worker(ModelWorker[_Job]):
     def _prefill(self, ids: list[int]) -> tuple[_Prefix, int]:
         """The computed prompt, and how many of its tokens were taken from earlier ones."""
         import torch
-
-        from rprm.engines.kv_cache import BatchCache
+        from transformers import DynamicCache
 
         key = tuple(ids)
         if key in self.prefixes:
@@ -327,9 +328,10 @@ class _Worker(ModelWorker[_Job]):
                 donor, shared = prefix, length
         # The logits at the end are wanted too: leave at least one token to compute.
         shared = min(shared, len(ids) - 1)
-        cache = BatchCache()
+        cache = DynamicCache()
         if donor is not None and shared:
-            cache.add_rows([(keys[:, :, :shared], values[:, :, :shared]) for keys, values in donor.layers], 1)
+            for place, (keys, values) in enumerate(donor.layers):
+                cache.update(keys[:, :, :shared], values[:, :, :shared], place)
             self.prefixes.move_to_end(tuple(donor.ids))
         for start in range(shared, len(ids), _PREFILL_CHUNK):
             chunk = torch.tensor([ids[start : start + _PREFILL_CHUNK]], device=self.model.device)
@@ -337,7 +339,7 @@ class _Worker(ModelWorker[_Job]):
             output = self.model(
                 input_ids=chunk, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
             )
-        prefix = _Prefix(ids, cache.export_row(), output.logits[0, -1].float())
+        prefix = _Prefix(ids, [(layer.keys, layer.values) for layer in cache.layers], output.logits[0, -1].float())
         self.prefixes[key] = prefix
         num_kept = sum(map(len, self.prefixes))
         while num_kept > self.prefix_tokens and len(self.prefixes) > 1:
@@ -349,21 +351,23 @@ class _Worker(ModelWorker[_Job]):
         """One token for every row."""
         import torch
 
+        if (moved := self.cache.compact()) is not None:
+            new_slots = {old: new for new, old in enumerate(moved)}
+            for row in self.rows:
+                row.slot = new_slots[row.slot]
+        slots = [row.slot for row in self.rows]
+        tokens, positions = [0] * len(self.cache.lengths), list(self.cache.lengths)
+        for row in self.rows:
+            tokens[row.slot] = row.tokens[-1]
         device = self.model.device
-        lengths = torch.tensor([row.length for row in self.rows], device=device)
-        columns = torch.arange(self.cache.num_columns + 1, device=device)
-        # Rows end at the last column; what stands left of a row's beginning is padding.
-        mask = (columns[None] >= (self.cache.num_columns - lengths)[:, None]).long()
         output = self.model(
-            input_ids=torch.tensor([[row.tokens[-1]] for row in self.rows], device=device),
-            attention_mask=mask,
-            position_ids=lengths[:, None],
+            input_ids=torch.tensor(tokens, device=device)[:, None],
+            attention_mask=self.cache.open_column(),
+            position_ids=torch.tensor(positions, device=device)[:, None],
             past_key_values=self.cache,
             use_cache=True,
         )
-        for row in self.rows:
-            row.length += 1
-        self._keep(self._advance(self.rows, output.logits[:, -1].float()))
+        self._keep(self._advance(self.rows, output.logits[slots, -1].float()))
 
     def _advance(self, rows: Sequence[_Row], logits: torch.Tensor) -> list[int]:
         """Draw the next token of each row from logits [rows, vocabulary]; returns the indices of rows that go on."""

@@ -20,6 +20,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from rprm.records import LabelledStep, Record
 
 #: Written last: a folder that has it is whole.
 CARD = "world.json"
+STEPS = "steps.jsonl"
 JUDGE_PROMPT = "prompt.toml"
 POLICY_PROMPT = "policy.toml"
 
@@ -168,6 +170,30 @@ def write_world(folder: str | Path, settings: WorldSettings) -> dict[str, Any]:
     card = {"settings": wanted, "splits": counts}
     write_atomically(card_file, json.dumps(card, indent=2) + "\n")
     return card
+
+
+def take_steps(world: str | Path, folder: str | Path, *, skip: int, count: int) -> Path:
+    """Write some of a world's labelled steps for training to a file of their own, `FOLDER/steps.jsonl`.
+
+    Args:
+        world: the folder of `rprm lab world`.
+        folder: where to.
+        skip: steps to leave out first.
+        count: steps to take; as many right as wrong, or one more.
+
+    Raises:
+        InputError: the world has not so many.
+    """
+    read_card(world)
+    source = Path(world) / "train" / STEPS
+    with source.open(encoding="utf-8") as stream:
+        lines = list(islice(stream, skip, skip + count))
+    if len(lines) < count:
+        raise InputError(f"{source} has no {count} steps after the first {skip}; make a larger world (--steps)")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / STEPS, "".join(lines))
+    return folder / STEPS
 
 
 def _measured(split: str, settings: WorldSettings, taken: set[str]) -> Iterator[tuple[Story, LabSolution]]:

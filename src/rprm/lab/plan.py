@@ -1,0 +1,337 @@
+"""The lab's experiments as commands of this package: what each runs, into which folder, after what.
+
+    LAB/
+      world, base                      shared by all seeds
+      seed-S/size-N/                   steps; analyses, cold-start, sft, judged; classifier, classifier-judged
+      seed-S/rounds, judged-R          preference rounds from the cold start of the largest size
+      seed-S/scaling                   that cold start judging with the largest K, every step
+      seed-S/teacher-K                 the teacher judging the same solutions
+      seed-S/types/, ood/              step by step, by type of error; out of distribution
+      seed-S/guidance/                 the policy's candidates, Best-of-N and guided search by each PRM, the table
+
+No two seeds share a labelled step. Everything a figure is made of lies in these folders, and each can be made again by
+hand: its log begins with its command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from rprm.errors import InputError
+from rprm.lab.world import CARD, JUDGE_PROMPT, STEPS
+from rprm.stages import is_complete
+
+Experiment = Literal["data", "rounds", "scaling", "teacher", "types", "guidance", "ood"]
+EXPERIMENTS: tuple[Experiment, ...] = get_args(Experiment)
+
+Options = tuple[str, ...]
+#: A model: the task that makes it, and its folder in there.
+Model = tuple[str, str]
+
+#: Longest analysis and longest solution of the policy, in tokens: about twice what the world's own have.
+_ANALYSIS_TOKENS, _SOLUTION_TOKENS = 320, 320
+
+_SMALL = ("--batch-size", "16", "--device-batch-size", "16", "--precision", "bf16", "--warmup-ratio", "0.1")
+_SAVING = ("--eval-steps", "100", "--save-steps", "100")
+
+
+@dataclass(frozen=True)
+class LabSettings:
+    """What every experiment depends on. The defaults are for a laptop.
+
+    Attributes:
+        num_seeds: repetitions, each with labelled steps of its own.
+        sizes: labelled steps to train on, ascending.
+        teacher: its rates, as options of its engine; `num_teacher_analyses` of each step.
+        num_judged: solutions of a split to measure on, at most.
+        num_analyses: K of the judge.
+        scaling_analyses: largest K of the scaling experiment, a power of two, on `num_scaled` solutions.
+        num_rounds: preference rounds; each samples `round_analyses` analyses of `round_steps` labelled steps.
+        num_guided: problems for the policy, `num_candidates` solutions or next steps each time, and K while guiding.
+        max_rows: rows that an engine decodes at once.
+        world, base, sft, dpo, classifier: options of these commands.
+    """
+
+    num_seeds: int = 3
+    sizes: tuple[int, ...] = (250, 500, 1000, 2000, 4000)
+    teacher: str = "reading=0.25&slip=0.25&verdict=0.05&systematic=0.8"
+    num_teacher_analyses: int = 3
+    num_judged: int = 300
+    num_analyses: int = 10
+    scaling_analyses: int = 32
+    num_scaled: int = 100
+    num_rounds: int = 3
+    round_steps: int = 1000
+    round_analyses: int = 8
+    num_guided: int = 150
+    num_candidates: int = 8
+    guidance_analyses: int = 4
+    max_rows: int = 64
+    world: Options = ()
+    base: Options = ()
+    sft: Options = ("--learning-rate", "1e-3", "--epochs", "1", *_SMALL, *_SAVING)
+    dpo: Options = ("--learning-rate", "1e-4", "--epochs", "1", *_SMALL, *_SAVING)
+    classifier: Options = ("--learning-rate", "3e-4", "--epochs", "8", *_SMALL, *_SAVING, "--patience", "8")
+
+    def __post_init__(self) -> None:
+        if list(self.sizes) != sorted(set(self.sizes)) or not self.sizes or self.sizes[0] < 2:
+            raise InputError(f"sizes {self.sizes} must ascend, from 2 on")
+        if self.scaling_analyses.bit_count() != 1:
+            raise InputError(f"scaling_analyses is {self.scaling_analyses}; it must be a power of two")
+
+    def as_dict(self) -> dict[str, Any]:
+        """What the results of a seed depend on."""
+        named = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        del named["num_seeds"]
+        return named
+
+
+_ONCE = ("--max-steps", "2")
+#: Everything once, with a model that knows nothing: minutes.
+TINY = LabSettings(
+    num_seeds=1,
+    sizes=(20, 40),
+    num_judged=6,
+    num_analyses=2,
+    scaling_analyses=2,
+    num_scaled=2,
+    num_rounds=1,
+    round_steps=20,
+    round_analyses=4,
+    num_guided=2,
+    num_candidates=2,
+    guidance_analyses=1,
+    base=(*_ONCE, "--hidden-size", "32", "--layers", "1"),
+    sft=("--max-steps", "10", "--learning-rate", "1e-2", *_SMALL, *_SAVING),
+    dpo=(*_ONCE, *_SMALL, *_SAVING),
+    classifier=(*_ONCE, *_SMALL, *_SAVING),
+)
+SIZES = {"laptop": LabSettings(), "tiny": TINY}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A stage of the lab.
+
+    Attributes:
+        folder: relative to the lab's.
+        arguments: of `rprm`, without --output.
+        needs: folders of the tasks that come first.
+        wide: whether it is to have the threads of all cores.
+        product: the file that is there when it is done; by default its manifest tells.
+    """
+
+    folder: str
+    arguments: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    wide: bool = False
+    product: str | None = None
+
+    def is_done(self, lab: Path) -> bool:
+        folder = lab / self.folder
+        return (folder / self.product).is_file() if self.product else is_complete(folder)
+
+
+@dataclass
+class Plan:
+    """Tasks by folder; what a task needs stands before it."""
+
+    lab: Path
+    settings: LabSettings
+    tasks: dict[str, Task] = field(default_factory=dict)
+
+    def path(self, *parts: str) -> str:
+        return str(self.lab.joinpath(*parts))
+
+    def add(
+        self,
+        folder: str,
+        *arguments: str,
+        needs: Sequence[str] = (),
+        wide: bool = False,
+        product: str | None = None,
+    ) -> str:
+        """Add a task, unless it is there; returns its folder."""
+        self.tasks.setdefault(folder, Task(folder, arguments, tuple(needs), wide, product))
+        return folder
+
+
+def make_plan(lab: Path, settings: LabSettings, experiments: Sequence[Experiment] = EXPERIMENTS) -> Plan:
+    """All that some experiments run, for every seed, and nothing else."""
+    plan = Plan(lab, settings)
+    plan.add(
+        "world", "lab", "world", "--steps", str(settings.num_seeds * settings.sizes[-1]),
+        "--test", str(max(settings.num_judged, settings.num_guided)), *settings.world, product=CARD,
+    )  # fmt: skip
+    plan.add("base", "lab", "base", plan.path("world"), *settings.base, needs=["world"], wide=True)
+    for seed in range(settings.num_seeds):
+        made = _Seed(plan, seed)
+        for experiment in experiments:
+            made.add(experiment)
+    return plan
+
+
+class _Seed:
+    """The tasks of one seed. Methods add a task, after what it needs, and return its folder."""
+
+    def __init__(self, plan: Plan, seed: int) -> None:
+        self.plan = plan
+        self.settings = plan.settings
+        self.seed = seed
+        self.folder = f"seed-{seed}"
+        self.seeded = ("--seed", str(seed))
+        self.largest = plan.settings.sizes[-1]
+        self.base = ("--model", plan.path("base", "model"))
+        self.prompt = ("--prompt", plan.path("world", JUDGE_PROMPT))
+
+    def add(self, experiment: Experiment) -> None:
+        match experiment:
+            case "data":
+                for size in self.settings.sizes:
+                    self.judged(f"{self.folder}/size-{size}/judged", self.student(size))
+                    self.judged(f"{self.folder}/size-{size}/classifier-judged", self.rival(size))
+            case "rounds":
+                self.judged(f"{self.folder}/size-{self.largest}/judged", self.student(self.largest))
+                for number in range(1, self.settings.num_rounds + 1):
+                    self.judged(f"{self.folder}/judged-{number}", self.of_round(number))
+            case "scaling":
+                self.scaling()
+            case "teacher":
+                self.judged(f"{self.folder}/size-{self.largest}/judged", self.student(self.largest))
+                self.teacher()
+            case "types":
+                self.judged_steps("rprm", self.best())
+                self.judged_steps("classifier", self.rival(self.largest))
+            case "guidance":
+                self.guidance()
+            case "ood":
+                self.judged(f"{self.folder}/ood/rprm", self.best(), split="ood")
+                self.judged(f"{self.folder}/ood/classifier", self.rival(self.largest), split="ood")
+
+    def steps(self, size: int) -> str:
+        """The first `size` labelled steps of this seed."""
+        return self.plan.add(
+            f"{self.folder}/size-{size}/steps", "lab", "steps", self.plan.path("world"),
+            "--skip", str(self.seed * self.largest), "--count", str(size), needs=["world"], product=STEPS,
+        )  # fmt: skip
+
+    def student(self, size: int) -> Model:
+        """The cold start from the first `size` steps."""
+        plan, settings, folder = self.plan, self.settings, f"{self.folder}/size-{size}"
+        steps = self.steps(size)
+        analyses = plan.add(
+            f"{folder}/analyses", "data", "analyses", plan.path(steps, STEPS), "--model", self.teacher_spec("train"),
+            "-n", str(settings.num_teacher_analyses), *self.prompt, *self.seeded, needs=[steps],
+        )  # fmt: skip
+        kept = plan.add(
+            f"{folder}/cold-start", "data", "cold-start", plan.path(analyses),
+            "--per-step", str(settings.num_teacher_analyses), *self.prompt, needs=[analyses],
+        )  # fmt: skip
+        trained = plan.add(
+            f"{folder}/sft", "train", "sft", plan.path(kept), *self.base, "--preset", "cpu", *settings.sft,
+            *self.seeded, needs=["base", kept],
+        )  # fmt: skip
+        return trained, "model"
+
+    def rival(self, size: int) -> Model:
+        """The classifier from the same base and the same steps."""
+        steps = self.steps(size)
+        trained = self.plan.add(
+            f"{self.folder}/size-{size}/classifier", "train", "classifier", self.plan.path(steps, STEPS), *self.base,
+            *self.settings.classifier, *self.seeded, needs=["base", steps],
+        )  # fmt: skip
+        return trained, "model"
+
+    def of_round(self, number: int) -> Model:
+        """The model of a preference round, from the cold start of all steps."""
+        settings = self.settings
+        start, model = self.student(self.largest)
+        rounds = self.plan.add(
+            f"{self.folder}/rounds", "evolve", self.plan.path(self.steps(self.largest), STEPS),
+            "--model", self.plan.path(start, model), "--rounds", str(settings.num_rounds),
+            "-n", str(settings.round_analyses), "--sampled-steps", str(settings.round_steps),
+            "--max-tokens", str(_ANALYSIS_TOKENS), "--engine-options", self.engine_options, *self.seeded,
+            "--", "--preset", "cpu", *settings.dpo, needs=[start],
+        )  # fmt: skip
+        return rounds, f"round-{number}/dpo/model"
+
+    def best(self) -> Model:
+        """The model of the last round."""
+        return self.of_round(self.settings.num_rounds)
+
+    def judged(self, folder: str, model: Model, *, split: str = "test") -> str:
+        return self.plan.add(
+            folder, *self.processbench(split, self.settings.num_judged), *self.judge(model, self.settings.num_analyses),
+            "--allow-missing", needs=["world", model[0]],
+        )  # fmt: skip
+
+    def scaling(self) -> str:
+        settings, model = self.settings, self.student(self.largest)
+        return self.plan.add(
+            f"{self.folder}/scaling", *self.processbench("test", settings.num_scaled),
+            *self.judge(model, settings.scaling_analyses), "--stopping", "none", "--all-steps", "--allow-missing",
+            needs=["world", model[0]],
+        )  # fmt: skip
+
+    def teacher(self) -> None:
+        for count in sorted({1, self.settings.num_analyses}):
+            self.plan.add(
+                f"{self.folder}/teacher-{count}", *self.processbench("test", self.settings.num_judged),
+                "--model", self.teacher_spec("test"), "-k", str(count), *self.prompt, *self.seeded, needs=["world"],
+            )  # fmt: skip
+
+    def judged_steps(self, name: str, model: Model) -> str:
+        """The labelled steps of the test split, one by one: each has its type of error as its source."""
+        return self.plan.add(
+            f"{self.folder}/types/{name}", "bench", "steps", self.plan.path("world", "test", "steps.jsonl"),
+            *self.judge(model, self.settings.num_analyses), "--allow-missing", needs=["world", model[0]],
+        )  # fmt: skip
+
+    def guidance(self) -> str:
+        plan, settings, folder = self.plan, self.settings, f"{self.folder}/guidance"
+        policy = ("--policy", self.engine(("base", "model")))
+        problems = ("--problems", plan.path("world", "test", "problems.jsonl"), "--limit", str(settings.num_guided))
+        count = str(settings.num_candidates)
+        samples = plan.add(
+            f"{folder}/samples", "search", "sample", *policy, "-n", count, "--policy-max-tokens", str(_SOLUTION_TOKENS),
+            *problems, *self.seeded, needs=["world", "base"],
+        )  # fmt: skip
+        runs = [samples]
+        for name, model in {"rprm": self.best(), "classifier": self.rival(self.largest)}.items():
+            judge = self.judge(model, settings.guidance_analyses)
+            best_of_n = plan.add(
+                f"{folder}/best-of-n-{name}", "search", "best-of-n", "--candidates", plan.path(samples), *judge,
+                needs=[samples, model[0]],
+            )  # fmt: skip
+            guided = plan.add(
+                f"{folder}/guided-{name}", "search", "guided", *policy, "--width", count, *problems, *judge,
+                needs=["world", "base", model[0]],
+            )  # fmt: skip
+            runs += [best_of_n, guided]
+        return plan.add(f"{folder}/table", "bench", "mathematics", *map(plan.path, runs), needs=runs)
+
+    def processbench(self, split: str, limit: int) -> Options:
+        data = self.plan.path("world", split, "solutions.jsonl")
+        return "bench", "processbench", "--data", data, "--limit", str(limit)
+
+    def judge(self, model: Model, num_analyses: int) -> Options:
+        """How a model judges: one that writes analyses, or a classifier."""
+        if Path(model[0]).name == "classifier":
+            return "--model", f"classifier:{self.plan.path(*model)}", *self.seeded
+        return (
+            "--model", self.engine(model), "-k", str(num_analyses), "--max-tokens", str(_ANALYSIS_TOKENS), *self.seeded,
+        )  # fmt: skip
+
+    def teacher_spec(self, split: str) -> str:
+        return f"lab:{self.plan.path('world')}?split={split}&{self.settings.teacher}"
+
+    def engine(self, model: Model) -> str:
+        return f"transformers:{self.plan.path(*model)}?{self.engine_options}"
+
+    @property
+    def engine_options(self) -> str:
+        rows = self.settings.max_rows
+        return f"max_rows={rows}&concurrency={rows}"

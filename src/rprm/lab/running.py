@@ -1,0 +1,92 @@
+"""Run a plan: tasks whose needs are met, several at a time, each a process of its own."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rprm.artifacts import Run
+from rprm.judging import versions
+from rprm.lab.plan import Plan, Task
+from rprm.stages import Stage
+
+#: Seconds between looks at what runs.
+_PAUSE = 0.05
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A task began or ended: how many of all are done, and which run."""
+
+    task: Task
+    seconds: float | None
+    num_done: int
+    num_tasks: int
+
+
+def run_plan(plan: Plan, *, num_jobs: int, on_progress: Callable[[Progress], None] = lambda progress: None) -> None:
+    """Run what is not done yet. Killed at any moment, the same call goes on from there.
+
+    Args:
+        plan: of all tasks.
+        num_jobs: tasks at a time. Each gets its share of the cores as threads: small models gain little from a second.
+        on_progress: called when a task begins (`seconds` None) and when it has ended.
+
+    Raises:
+        RunError: a task failed, with its last words; those beside it are asked to stop, and go on when it is mended.
+        SettingsChanged: the folder was begun with other settings.
+    """
+    plan.lab.mkdir(parents=True, exist_ok=True)
+    settings = plan.settings.as_dict()
+    with Run(plan.lab, stage="lab run", settings=settings, session={"versions": versions()}) as run:
+        _Runner(plan, num_jobs, on_progress).run()
+        run.complete({"num_tasks": len(plan.tasks)}, {})
+
+
+class _Runner:
+    def __init__(self, plan: Plan, num_jobs: int, on_progress: Callable[[Progress], None]) -> None:
+        self.plan = plan
+        self.num_jobs = num_jobs
+        self.on_progress = on_progress
+        self.done = {folder for folder, task in plan.tasks.items() if task.is_done(plan.lab)}
+        self.running: dict[str, tuple[Stage, float]] = {}
+
+    def run(self) -> None:
+        try:
+            while len(self.done) < len(self.plan.tasks):
+                self._begin()
+                self._collect()
+                time.sleep(_PAUSE)
+        finally:
+            for stage, _ in self.running.values():
+                stage.stop()
+            for stage, _ in self.running.values():
+                stage.end()
+
+    def _begin(self) -> None:
+        for folder, task in self.plan.tasks.items():
+            if len(self.running) >= self.num_jobs:
+                return
+            if folder in self.done or folder in self.running or not self.done.issuperset(task.needs):
+                continue
+            self.running[folder] = self._stage(task), time.monotonic()
+            self._tell(task, None)
+
+    def _collect(self) -> None:
+        for folder, (stage, started) in list(self.running.items()):
+            if not stage.is_running:
+                del self.running[folder]
+                stage.wait()
+                self.done.add(folder)
+                self._tell(self.plan.tasks[folder], time.monotonic() - started)
+
+    def _stage(self, task: Task) -> Stage:
+        cores = os.cpu_count() or 1
+        threads = str(cores if task.wide else max(1, cores // self.num_jobs))
+        return Stage(Path(self.plan.path(task.folder)), task.arguments, environment={"OMP_NUM_THREADS": threads})
+
+    def _tell(self, task: Task, seconds: float | None) -> None:
+        self.on_progress(Progress(task, seconds, len(self.done), len(self.plan.tasks)))
