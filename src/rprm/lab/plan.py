@@ -44,6 +44,7 @@ class LabSettings:
 
     Attributes:
         num_seeds: repetitions, each with labelled steps of its own.
+        world_steps, world_solutions: size of the world: labelled steps for all seeds, solutions to measure on.
         sizes: labelled steps to train on, ascending.
         teacher: its rates, as options of its engine; `num_teacher_analyses` of each step.
         num_judged: solutions of a split to measure on, at most.
@@ -52,10 +53,12 @@ class LabSettings:
         num_rounds: preference rounds; each samples `round_analyses` analyses of `round_steps` labelled steps.
         num_guided: problems for the policy, `num_candidates` solutions or next steps each time, and K while guiding.
         max_rows: rows that an engine decodes at once.
-        world, base, sft, dpo, classifier: options of these commands.
+        base, sft, dpo, classifier: options of these trainings.
     """
 
     num_seeds: int = 3
+    world_steps: int = 40_000
+    world_solutions: int = 500
     sizes: tuple[int, ...] = (250, 500, 1000, 2000, 4000)
     teacher: str = "reading=0.25&slip=0.25&verdict=0.05&systematic=0.8"
     num_teacher_analyses: int = 3
@@ -70,7 +73,6 @@ class LabSettings:
     num_candidates: int = 8
     guidance_analyses: int = 4
     max_rows: int = 64
-    world: Options = ()
     base: Options = ()
     sft: Options = ("--learning-rate", "1e-3", "--epochs", "1", *_SMALL, *_SAVING)
     dpo: Options = ("--learning-rate", "1e-4", "--epochs", "1", *_SMALL, *_SAVING)
@@ -79,6 +81,11 @@ class LabSettings:
     def __post_init__(self) -> None:
         if list(self.sizes) != sorted(set(self.sizes)) or not self.sizes or self.sizes[0] < 2:
             raise InputError(f"sizes {self.sizes} must ascend, from 2 on")
+        if self.num_seeds * self.sizes[-1] > self.world_steps:
+            raise InputError(
+                f"{self.num_seeds} seeds of {self.sizes[-1]} labelled steps each need a world of more than "
+                f"{self.world_steps} steps"
+            )
         if self.scaling_analyses.bit_count() != 1:
             raise InputError(f"scaling_analyses is {self.scaling_analyses}; it must be a power of two")
 
@@ -93,6 +100,8 @@ _ONCE = ("--max-steps", "2")
 #: Everything once, with a model that knows nothing: minutes.
 TINY = LabSettings(
     num_seeds=1,
+    world_steps=40,
+    world_solutions=6,
     sizes=(20, 40),
     num_judged=6,
     num_analyses=2,
@@ -163,8 +172,8 @@ def make_plan(lab: Path, settings: LabSettings, experiments: Sequence[Experiment
     """All that some experiments run, for every seed, and nothing else."""
     plan = Plan(lab, settings)
     plan.add(
-        "world", "lab", "world", "--steps", str(settings.num_seeds * settings.sizes[-1]),
-        "--test", str(max(settings.num_judged, settings.num_guided)), *settings.world, product=CARD,
+        "world", "lab", "world", "--steps", str(settings.world_steps), "--test", str(settings.world_solutions),
+        product=CARD,
     )  # fmt: skip
     plan.add("base", "lab", "base", plan.path("world"), *settings.base, needs=["world"], wide=True)
     for seed in range(settings.num_seeds):
