@@ -16,7 +16,7 @@ from rprm.lab.worked import Pen, parsed, worked
 from rprm.verdict import VerdictFormat
 
 HEADINGS = ("Previous steps", "This step", "Data source", "Consistency", "Calculation", "Conclusion")
-_SAME, _NOT_SAME = "That is the same.", "That is not the same."
+SAME, NOT_SAME = "That is the same.", "That is not the same."
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +68,21 @@ def analyse(checks: Sequence[Check], step_index: int, faults: Faults, *, step: s
     verdict = all(reading.holds for reading in readings)
     if has(faults.verdict):
         verdict = not verdict
-    parts = [[getattr(reading, part) for reading in readings] for part in _PARTS]
     wrong = next((reading.wrong for reading in readings if not reading.holds), "Nothing is wrong.")
-    bodies = [" ".join(text for text in texts if text) or "Nothing." for texts in parts] + [wrong]
-    lines = [f"{heading}: {body}" for heading, body in zip(HEADINGS, bodies, strict=True)]
-    return Written("\n".join(lines), verdict)
+    return Written("\n".join([*_lines(readings), f"{HEADINGS[-1]}: {wrong}"]), verdict)
+
+
+def describe(checks: Sequence[Check], step_index: int) -> str:
+    """What an analysis looks at, from the truth: all that is needed and all that the step says, and no judgement."""
+    readings = [_Reading(check, step_index, None, None, judging=False) for check in checks]
+    return "\n".join(_lines(readings))
+
+
+def _lines(readings: Sequence[_Reading]) -> list[str]:
+    """Heading by heading, without the conclusion."""
+    parts = [[getattr(reading, part) for reading in readings] for part in _PARTS]
+    bodies = [" ".join(text for text in texts if text) or "Nothing." for texts in parts]
+    return [f"{heading}: {body}" for heading, body in zip(HEADINGS, bodies, strict=False)]
 
 
 def verdict_line(verdict: bool, format_: VerdictFormat) -> str:
@@ -83,11 +93,21 @@ _PARTS = ("previous", "this", "source", "consistency", "calculation")
 
 
 class _Reading:
-    """What an analysis says of one claim, heading by heading; `holds` is what it concludes."""
+    """What an analysis says of one claim, heading by heading; `holds` is what it concludes.
+
+    Without `judging` nothing is compared, and so nothing left out for what a comparison came to.
+    """
 
     def __init__(
-        self, check: Check, step_index: int, misread: random.Random | None, slip: random.Random | None
+        self,
+        check: Check,
+        step_index: int,
+        misread: random.Random | None,
+        slip: random.Random | None,
+        *,
+        judging: bool = True,
     ) -> None:
+        self.judging = judging
         self.previous = " ".join(check.carried(step_index))
         self.source = self.consistency = self.calculation = ""
         self.holds, self.wrong = True, ""
@@ -106,7 +126,7 @@ class _Reading:
         fact, said = str(check.needs), str(check.says)
         if misread is not None:
             fact = said if misread.random() < 0.5 else _changed(misread, fact)
-        self.source = f"The problem says: {fact} The step says: {said} {_SAME if fact == said else _NOT_SAME}"
+        self.source = f"The problem says: {fact} The step says: {said}{self._compared(fact == said)}"
         if fact != said:
             self._fails("The step misreads the problem.")
 
@@ -118,8 +138,8 @@ class _Reading:
             right = check.stated if misread.random() < 0.5 else right + misread.choice((-1, 1, 10))
         self.this = "It gives the answer."
         self.consistency = (
-            f"The problem asks how many {check.asks}. That is {right}. The answer is {check.stated}. "
-            f"{_SAME if right == check.stated else _NOT_SAME}"
+            f"The problem asks how many {check.asks}. That is {right}. The answer is {check.stated}."
+            f"{self._compared(right == check.stated)}"
         )
         if right != check.stated:
             self._fails("This is not what is asked for.")
@@ -133,8 +153,8 @@ class _Reading:
         if misread is not None:
             needs = check.says if misread.random() < 0.5 else _changed(misread, needs)
         same = _equal(needs, check.says)
-        self.consistency = f"This takes {needs}. The step takes {check.says}. {_SAME if same else _NOT_SAME}"
-        if not same:
+        self.consistency = f"This takes {needs}. The step takes {check.says}.{self._compared(same)}"
+        if not same and self.judging:
             self._fails(_why_not(needs, check.says, check.sources))
             return
         text, value = worked(*parsed(needs), pen=_pen(slip))
@@ -142,11 +162,12 @@ class _Reading:
             # The step's result, taken unseen.
             assert check.stated is not None
             text, value = f"{text.rpartition(', ')[0]}, {check.stated}", check.stated
-        self.calculation = (
-            f"{needs}: {text}. The step has {check.stated}. {_SAME if value == check.stated else _NOT_SAME}"
-        )
+        self.calculation = f"{needs}: {text}. The step has {check.stated}.{self._compared(value == check.stated)}"
         if value != check.stated:
             self._fails("The calculation is wrong.")
+
+    def _compared(self, same: bool) -> str:
+        return f" {SAME if same else NOT_SAME}" if self.judging else ""
 
     def _fails(self, why: str) -> None:
         self.holds, self.wrong = False, why

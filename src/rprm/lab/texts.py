@@ -1,18 +1,25 @@
-"""What the base model is pretrained on: worked arithmetic, solutions, and solutions explained. No step is judged."""
+"""What the base model is pretrained on: worked arithmetic, solutions, solutions explained, and steps described.
+
+No step is judged. A description says what a step needs and what the step says, as a model of instructions could; it
+compares nothing, and does not say whether the step is right.
+"""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from rprm.lab.solutions import Check, LabSolution, solve
+from rprm.lab.solutions import ERROR_TYPES, Check, LabSolution, solve
 from rprm.lab.stories import Story, tell
+from rprm.lab.teacher import NOT_SAME, SAME, describe
 from rprm.lab.worked import OPERATIONS, parsed, result, worked
-from rprm.lab.world import IN_DISTRIBUTION, POLICY_TEMPLATE
+from rprm.lab.world import IN_DISTRIBUTION, JUDGE_TEMPLATE, POLICY_TEMPLATE
 
-#: Shares of the documents; the rest are solutions, explained.
-ARITHMETIC_SHARE, SOLUTION_SHARE = 0.25, 0.4
+#: Shares of the documents.
+_SHARES = {"arithmetic": 0.2, "solution": 0.35, "explained": 0.15, "described": 0.3}
+#: A prompt like the judge's, but for what it asks.
+_DESCRIBE = replace(JUDGE_TEMPLATE, name="describe", user=JUDGE_TEMPLATE.user.replace("Check", "Describe"))
 #: Calculations of one document.
 _NUM_LINES = 8
 #: Largest value of arithmetic: beyond the stories', so that four digits are known as well.
@@ -29,17 +36,17 @@ class Piece:
 
 def document(rng: random.Random, held_out: Set[str]) -> list[Piece]:
     """A document of the corpus; none tells a problem of `held_out`."""
-    kind = rng.random()
-    if kind < ARITHMETIC_SHARE:
+    (kind,) = rng.choices(list(_SHARES), list(_SHARES.values()))
+    if kind == "arithmetic":
         return [piece for _ in range(_NUM_LINES) for piece in _calculation(rng)]
     while True:
         story = tell(rng, num_steps=rng.choice(IN_DISTRIBUTION.num_steps), limit=IN_DISTRIBUTION.limit)
         if story.problem not in held_out:
             break
+    if kind == "described":
+        return _described(rng, story, solve(rng, story, error=rng.choice((None, *ERROR_TYPES))))
     solution = solve(rng, story, plain=rng.random() < 0.5)
-    if kind < ARITHMETIC_SHARE + SOLUTION_SHARE:
-        return _solution(story, solution)
-    return _explained(story, solution)
+    return _solution(story, solution) if kind == "solution" else _explained(story, solution)
 
 
 def _solution(story: Story, solution: LabSolution) -> list[Piece]:
@@ -48,8 +55,18 @@ def _solution(story: Story, solution: LabSolution) -> list[Piece]:
     return [Piece(prompt.text.removesuffix(prompt.reply), False), Piece(prompt.reply, True)]
 
 
+def _described(rng: random.Random, story: Story, solution: LabSolution) -> list[Piece]:
+    """A solution, right or with an error, and one of its steps described."""
+    last = len(solution.steps) - 1 if solution.first_error < 0 else solution.first_error
+    place = rng.choice((last, rng.randint(0, last)))
+    prompt = _DESCRIBE.render(story.problem, [step.text for step in solution.steps], place)
+    return [Piece(prompt.text, False), Piece(f"{describe(solution.steps[place].checks, place)}\n", True)]
+
+
 def _calculation(rng: random.Random) -> list[Piece]:
-    """A line of arithmetic: worked digit by digit, or its result alone."""
+    """A line of arithmetic: worked digit by digit, or its result alone; or two numbers compared."""
+    if rng.random() < 0.15:
+        return _comparison(rng)
     while True:
         operation = rng.choice(OPERATIONS)
         highest = rng.choice((9, 99, 999, 999, _LIMIT))
@@ -66,6 +83,16 @@ def _calculation(rng: random.Random) -> list[Piece]:
     if rng.random() < 0.7:
         return [Piece(f"{calculation}:", False), Piece(f" {worked(left, operation, right)[0]}.\n", True)]
     return [Piece(f"{calculation} =", False), Piece(f" {value}.\n", True)]
+
+
+def _comparison(rng: random.Random) -> list[Piece]:
+    """Two numbers that are the same, or nearly so."""
+    first = str(rng.randint(1, rng.choice((9, 99, 999, _LIMIT))))
+    second = first
+    if rng.random() < 0.5:
+        place = rng.randrange(len(first))
+        second = f"{first[:place]}{rng.randint(0, 9)}{first[place + 1 :]}"
+    return [Piece(f"{first}, {second}:", False), Piece(f" {SAME if first == second else NOT_SAME}\n", True)]
 
 
 def _explained(story: Story, solution: LabSolution) -> list[Piece]:
