@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from rprm.lab.base import BaseSettings, make_tokenizer, train_base
 from rprm.lab.stories import tell
+from rprm.lab.teacher import NOT_SAME, SAME
 from rprm.lab.texts import document
 from rprm.lab.world import WorldSettings, held_out_problems
 from rprm.prompts import carried_policy_template, load_policy_template
@@ -68,10 +70,22 @@ def test_what_cannot_be_known_is_not_learnt() -> None:
         assert all(piece.learnt for piece in learnt)
         kinds.add("problem" if pieces[0].text.startswith("Problem: ") else "arithmetic")
         for before, after in zip(given, learnt, strict=True):
-            # A problem, or the two numbers of a calculation; then what follows from them.
-            assert before.text.endswith(("Solution:\n", "Explained:\n", ":", " ="))
+            # A problem, with the steps to describe; or the two numbers of a calculation; then what follows from them.
+            assert re.search(r"(Solution:\n|Explained:\n|Describe step \d\.\n|:| =)$", before.text)
             assert after.text.endswith("\n")
     assert kinds == {"problem", "arithmetic"}
+
+
+def test_nothing_is_judged() -> None:
+    rng = random.Random(2)
+    texts = ["".join(piece.text for piece in document(rng, frozenset())) for _ in range(300)]
+    described = [text for text in texts if "Describe step" in text]
+    assert len(described) > 50
+    for text in described:
+        assert SAME not in text
+        assert NOT_SAME not in text
+        assert "Conclusion" not in text
+    assert not [text for text in texts if "correct" in text or "wrong" in text]
 
 
 class Killed(Exception):
