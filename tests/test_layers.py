@@ -29,6 +29,7 @@ WITHIN = {
     "data": {"benchmarks"},
     "search": {"benchmarks"},
     "training": {"data"},
+    "report": {"lab"},
     "__main__": {"cli"},
 }
 

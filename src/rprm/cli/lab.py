@@ -126,6 +126,36 @@ def run(
     _run(plan, jobs)
 
 
+@app.command()
+def report(
+    source: Annotated[Path, typer.Argument(metavar="LAB", help="A folder of `rprm lab run`, finished or not.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The page to write.  [default: LAB/report.html]")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="All figures as one JSON object, and no page.")] = False,
+) -> None:
+    """What the experiments came to, the paper's numbers beside them: a table, and a page with the figures."""
+    from rich.console import Console
+
+    from rprm.artifacts import write_atomically
+    from rprm.lab.findings import find
+    from rprm.lab.running import read_settings
+    from rprm.report.lab import claims_table, page
+
+    settings = read_settings(source)
+    findings = find(source, settings)
+    if json:
+        from json import dumps
+
+        print(dumps(findings.as_dict()))
+        return
+    output = output or source / "report.html"
+    write_atomically(output, page(findings, settings))
+    console = Console(highlight=False)
+    console.print(claims_table(findings, settings))
+    console.print(f"written to {output}", markup=False)
+
+
 def _run(plan: Plan, jobs: int | None) -> None:
     import os
 

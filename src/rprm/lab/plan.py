@@ -7,7 +7,7 @@
       seed-S/scaling                   that cold start judging with the largest K, every step
       seed-S/teacher-K                 the teacher judging the same solutions
       seed-S/types/, ood/              step by step, by type of error; out of distribution
-      seed-S/guidance/                 the policy's candidates, Best-of-N and guided search by each PRM, the table
+      seed-S/guidance/                 the policy's candidates; Best-of-N and guided search by each PRM
 
 No two seeds share a labelled step. Everything a figure is made of lies in these folders, and each can be made again by
 hand: its log begins with its command.
@@ -299,7 +299,8 @@ class _Seed:
             *self.judge(model, self.settings.num_analyses), "--allow-missing", needs=["world", model[0]],
         )  # fmt: skip
 
-    def guidance(self) -> str:
+    def guidance(self) -> None:
+        """The policy's candidates; Best-of-N and guided search by each PRM."""
         plan, settings, folder = self.plan, self.settings, f"{self.folder}/guidance"
         policy = ("--policy", self.engine(("base", "model")))
         problems = ("--problems", plan.path("world", "test", "problems.jsonl"), "--limit", str(settings.num_guided))
@@ -308,19 +309,16 @@ class _Seed:
             f"{folder}/samples", "search", "sample", *policy, "-n", count, "--policy-max-tokens", str(_SOLUTION_TOKENS),
             *problems, *self.seeded, needs=["world", "base"],
         )  # fmt: skip
-        runs = [samples]
         for name, model in {"rprm": self.best(), "classifier": self.rival(self.largest)}.items():
             judge = self.judge(model, settings.guidance_analyses)
-            best_of_n = plan.add(
+            plan.add(
                 f"{folder}/best-of-n-{name}", "search", "best-of-n", "--candidates", plan.path(samples), *judge,
                 needs=[samples, model[0]],
             )  # fmt: skip
-            guided = plan.add(
+            plan.add(
                 f"{folder}/guided-{name}", "search", "guided", *policy, "--width", count, *problems, *judge,
                 needs=["world", "base", model[0]],
             )  # fmt: skip
-            runs += [best_of_n, guided]
-        return plan.add(f"{folder}/table", "bench", "mathematics", *map(plan.path, runs), needs=runs)
 
     def processbench(self, split: str, limit: int) -> Options:
         data = self.plan.path("world", split, "solutions.jsonl")

@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from rprm.artifacts import Run
+from rprm.artifacts import Run, read_manifest
+from rprm.errors import RunError
 from rprm.judging import versions
-from rprm.lab.plan import Plan, Task
+from rprm.lab.plan import LabSettings, Plan, Task
 from rprm.stages import Stage
 
 #: Seconds between looks at what runs.
@@ -44,6 +46,23 @@ def run_plan(plan: Plan, *, num_jobs: int, on_progress: Callable[[Progress], Non
     with Run(plan.lab, stage="lab run", settings=settings, session={"versions": versions()}) as run:
         _Runner(plan, num_jobs, on_progress).run()
         run.complete({"num_tasks": len(plan.tasks)}, {})
+
+
+def read_settings(lab: str | Path) -> LabSettings:
+    """The settings of a lab that has begun; as many seeds as there are folders.
+
+    Raises:
+        RunError: the folder holds none.
+    """
+    folder = Path(lab)
+    manifest = read_manifest(folder)
+    if manifest.get("stage") != "lab run":
+        raise RunError(f"{lab} holds no lab; begin one with `rprm lab run --output {lab}`")
+    settings: dict[str, Any] = manifest["settings"]
+    stored: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()
+    }
+    return LabSettings(num_seeds=max(1, len(list(folder.glob("seed-*")))), **stored)
 
 
 class _Runner:

@@ -1,0 +1,307 @@
+"""What the lab's experiments came to: the figures behind each of the paper's effects, averaged over seeds.
+
+An interval covers two things: which solutions were judged (bootstrap over them, paired where models are compared) and
+which labelled steps, weights and samples a seed had (the spread of its values over seeds). With one seed, the first
+alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rprm.artifacts import RESULTS, read_json_lines, read_manifest
+from rprm.benchmarks import Scores, Tally, read_processbench, scores_of, step_scores, tally_processbench, tally_steps
+from rprm.benchmarks.bootstrap import DEFAULT_RESAMPLES, resampled_sums
+from rprm.benchmarks.items import BenchmarkItems, ProcessBenchItem
+from rprm.benchmarks.labelled_steps import StepItems
+from rprm.errors import RunError
+from rprm.lab.plan import EXPERIMENTS, Experiment, LabSettings
+from rprm.lab.world import STEPS
+from rprm.records import LabelledStep, SolutionReward
+from rprm.search.attempts import read_search_run
+from rprm.search.choosing import powers_up_to
+from rprm.search.measure import AVERAGE, MeasuredRow, measure_runs
+from rprm.stages import is_complete
+
+#: Standard errors on either side of a value that make a 95% interval.
+_NORMAL = 1.96
+RPRM, CLASSIFIER = "R-PRM", "classifier"
+_MODELS = {"rprm": RPRM, "classifier": CLASSIFIER}
+
+#: Of one seed: runs, each with its weight in a sum of their figures.
+Terms = Sequence[tuple[float, Tally]]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure in percent, or a difference in points: the mean over seeds, its 95% interval, and each seed's value."""
+
+    value: float
+    low: float
+    high: float
+    by_seed: tuple[float, ...]
+
+    @classmethod
+    def of(cls, by_seed: Sequence[float], item_error: float) -> Estimate:
+        """The mean over seeds.
+
+        Args:
+            by_seed: their values.
+            item_error: standard error of the mean for the choice of what was measured on.
+        """
+        value = float(np.mean(by_seed))
+        seed_variance = float(np.var(by_seed, ddof=1)) / len(by_seed) if len(by_seed) > 1 else 0.0
+        margin = _NORMAL * (item_error**2 + seed_variance) ** 0.5
+        return cls(value, value - margin, value + margin, tuple(map(float, by_seed)))
+
+
+def estimate(seeds: Sequence[Terms], figure: str | None = None, *, num_resamples: int = DEFAULT_RESAMPLES) -> Estimate:
+    """A weighted sum of figures of runs, in the mean over seeds.
+
+    A run alone has weight 1; a difference 1 and -1; the mean of G replicates 1/G each.
+
+    Args:
+        seeds: of each seed its runs; all on the same items.
+        figure: its name; the headline (F1) by default.
+        num_resamples: of the bootstrap over items.
+
+    Raises:
+        RunError: the runs are not on the same items.
+    """
+    tallies = [tally for terms in seeds for _, tally in terms]
+    if len({tally.ids for tally in tallies}) != 1:
+        raise RunError("the lab's runs are not on the same solutions; were they made with other settings?")
+    weights = np.array([weight / len(seeds) for terms in seeds for weight, _ in terms])
+    ends = np.cumsum([tally.counts.shape[1] for tally in tallies])
+
+    def total(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        parts = np.split(sums, ends[:-1], axis=-1)
+        values = [_figure(tally, tally.figures_of(part), figure) for tally, part in zip(tallies, parts, strict=True)]
+        return np.asarray(np.stack(values, axis=-1) @ weights)
+
+    counts = np.concatenate([tally.counts for tally in tallies], axis=1)
+    chunks = resampled_sums(counts, tallies[0].strata, num_resamples=num_resamples, seed=0)
+    item_error = float(np.nanstd(np.concatenate([total(chunk) for chunk in chunks])))
+    by_seed = [sum(weight * float(_figure(tally, tally.values, figure)) for weight, tally in terms) for terms in seeds]
+    return Estimate.of(by_seed, item_error)
+
+
+def _figure(tally: Tally, values: NDArray[np.float64], figure: str | None) -> NDArray[np.float64]:
+    return np.asarray(values[..., tally.figure_names.index(figure or tally.headline)])
+
+
+@dataclass
+class Findings:
+    """What is there to report; of an experiment that has not been run, nothing.
+
+    Attributes:
+        num_seeds: experiment -> seeds that have all of its runs.
+        curves: experiment -> line -> x -> F1. By labelled steps, by round, by K.
+        tables: experiment -> row -> column -> figure.
+        effects: what the paper claims, by a name of `rprm.lab.effects`.
+        label_share: labelled steps that R-PRM needs for the classifier's best F1, in percent of the classifier's; None
+            where no size suffices.
+    """
+
+    num_seeds: dict[Experiment, int] = field(default_factory=dict)
+    curves: dict[Experiment, dict[str, dict[int, Estimate]]] = field(default_factory=dict)
+    tables: dict[Experiment, dict[str, dict[str, Estimate]]] = field(default_factory=dict)
+    effects: dict[str, Estimate] = field(default_factory=dict)
+    label_share: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """One JSON object."""
+        return asdict(self)
+
+
+def find(folder: str | Path, settings: LabSettings) -> Findings:
+    """Read what there is in a lab's folder."""
+    lab = _Lab(Path(folder), settings)
+    for experiment in EXPERIMENTS:
+        getattr(lab, experiment)()
+    return lab.findings
+
+
+class _Lab:
+    """Reads the runs of a lab, experiment by experiment."""
+
+    def __init__(self, folder: Path, settings: LabSettings) -> None:
+        self.folder = folder
+        self.settings = settings
+        self.largest = settings.sizes[-1]
+        self.findings = Findings()
+        self._items: dict[str, BenchmarkItems[ProcessBenchItem]] = {}
+
+    def data(self) -> None:
+        sizes = self.settings.sizes
+        names = {RPRM: "judged", CLASSIFIER: "classifier-judged"}
+        seeds = self.seeds("data", *(f"size-{size}/{name}" for size in sizes for name in names.values()))
+        if not seeds:
+            return
+        found = {
+            line: {size: [self.tally(seed / f"size-{size}" / name) for seed in seeds] for size in sizes}
+            for line, name in names.items()
+        }
+        curves = {line: {size: _mean(tallies) for size, tallies in by.items()} for line, by in found.items()}
+        self.findings.curves["data"] = curves
+        for size in sizes:
+            difference = _difference(found[RPRM][size], found[CLASSIFIER][size])
+            self.findings.effects[f"R-PRM over classifier, {size:,} steps"] = difference
+        best = max(sizes, key=lambda size: curves[CLASSIFIER][size].value)
+        enough = [size for size in sizes if curves[RPRM][size].value >= curves[CLASSIFIER][best].value]
+        self.findings.label_share = 100.0 * enough[0] / best if enough else None
+
+    def rounds(self) -> None:
+        numbers = range(1, self.settings.num_rounds + 1)
+        runs = [f"size-{self.largest}/judged", *(f"judged-{number}" for number in numbers)]
+        if seeds := self.seeds("rounds", *runs):
+            found = {place: [self.tally(seed / run) for seed in seeds] for place, run in enumerate(runs)}
+            self.findings.curves["rounds"] = {RPRM: {place: _mean(tallies) for place, tallies in found.items()}}
+            self.findings.effects["preference rounds over cold start"] = _difference(found[len(runs) - 1], found[0])
+
+    def scaling(self) -> None:
+        if not (seeds := self.seeds("scaling", "scaling")):
+            return
+        counts = powers_up_to(self.settings.scaling_analyses)
+        found = {count: [_replicated(self.replicates(seed / "scaling", count)) for seed in seeds] for count in counts}
+        self.findings.curves["scaling"] = {RPRM: {count: estimate(terms) for count, terms in found.items()}}
+        last = found[counts[-1]]
+        for before, after in pairwise(counts):
+            self.findings.effects[f"K = {after} over {before}"] = estimate(_against(found[after], found[before]))
+        self.findings.effects[f"K = {counts[-1]} over 1"] = estimate(_against(last, found[1]))
+
+    def teacher(self) -> None:
+        counts = sorted({1, self.settings.num_analyses})
+        student = f"size-{self.largest}/judged"
+        if seeds := self.seeds("teacher", student, *(f"teacher-{count}" for count in counts)):
+            students = [self.tally(seed / student) for seed in seeds]
+            table = {f"{RPRM}, cold start, K = {self.settings.num_analyses}": {"F1": _mean(students)}}
+            for count in counts:
+                teachers = [self.tally(seed / f"teacher-{count}") for seed in seeds]
+                table[f"teacher, K = {count}"] = {"F1": _mean(teachers)}
+                self.findings.effects[f"student over teacher, K = {count}"] = _difference(students, teachers)
+            self.findings.tables["teacher"] = table
+
+    def types(self) -> None:
+        if not (seeds := self.seeds("types", *(f"types/{name}" for name in _MODELS))):
+            return
+        table = self.findings.tables.setdefault("types", {})
+        for name, model in _MODELS.items():
+            tallies = [self.step_tally(seed / "types" / name) for seed in seeds]
+            figures = {figure: figure for figure in ("f1", "wrong_acc", "correct_acc")} | {
+                figure: figure.removesuffix(".accuracy").removeprefix("lab:")
+                for figure in tallies[0].figure_names
+                if figure.startswith("lab:")
+            }
+            row = {
+                column: estimate([[(1.0, tally)] for tally in tallies], figure) for figure, column in figures.items()
+            }
+            table[model] = row
+
+    def ood(self) -> None:
+        if seeds := self.seeds("ood", *(f"ood/{name}" for name in _MODELS)):
+            found = {
+                model: [self.tally(seed / "ood" / name, "ood") for seed in seeds] for name, model in _MODELS.items()
+            }
+            self.findings.tables["ood"] = {model: {"F1": _mean(tallies)} for model, tallies in found.items()}
+            self.findings.effects["R-PRM over classifier, out of distribution"] = _difference(
+                found[RPRM], found[CLASSIFIER]
+            )
+
+    def guidance(self) -> None:
+        runs = ["samples", *(f"{way}-{name}" for name in _MODELS for way in ("best-of-n", "guided"))]
+        if not (seeds := self.seeds("guidance", *(f"guidance/{run}" for run in runs))):
+            return
+        rows: dict[str, list[MeasuredRow]] = {}
+        for seed in seeds:
+            measured = measure_runs([read_search_run(str(seed / "guidance" / run)) for run in runs])
+            for row in measured.rows:
+                chosen_by = next((model for name, model in _MODELS.items() if row.run.endswith(f"-{name}")), "")
+                rows.setdefault(f"{row.method}, {chosen_by}".strip(", "), []).append(row)
+        whole = {name: found for name, found in rows.items() if len(found) == len(seeds)}
+        table = self.findings.tables.setdefault("guidance", {})
+        for name, found in whole.items():
+            table[name] = {"solved": _from_figures([row.figures[AVERAGE] for row in found])}
+            for baseline in found[0].differences:
+                difference = _from_figures([row.differences[baseline][AVERAGE] for row in found])
+                table[name][f"against {baseline}"] = difference
+                self.findings.effects[f"{name} over {baseline}"] = difference
+
+    def seeds(self, experiment: Experiment, *runs: str) -> list[Path]:
+        """Folders of the seeds that have all these runs, complete."""
+        folders = [self.folder / f"seed-{seed}" for seed in range(self.settings.num_seeds)]
+        found = [folder for folder in folders if all(is_complete(folder / run) for run in runs)]
+        if found:
+            self.findings.num_seeds[experiment] = len(found)
+        return found
+
+    def tally(self, run: Path, split: str = "test") -> Tally:
+        """A run of `rprm bench processbench`, as it was measured."""
+        rewards = _rewards(run)
+        return self._tally(split, scores_of(rewards), float(read_manifest(run)["settings"]["threshold"]))
+
+    def replicates(self, run: Path, num_analyses: int) -> list[Tally]:
+        """What a run with more analyses of each step would have come to with so many, over and over."""
+        rewards = _rewards(run)
+        whole = self.settings.scaling_analyses
+        return [
+            self._tally("test", Scores({reward.id: _means(reward, start, num_analyses) for reward in rewards}), 0.5)
+            for start in range(0, whole, num_analyses)
+        ]
+
+    def step_tally(self, run: Path) -> Tally:
+        """A run of `rprm bench steps`."""
+        steps = read_json_lines(self.folder / "world" / "test" / STEPS)
+        items = StepItems(tuple(LabelledStep.model_validate(step) for step in steps))
+        threshold = float(read_manifest(run)["settings"]["threshold"])
+        return tally_steps(items, step_scores(_rewards(run)), threshold=threshold, allow_missing=True)
+
+    def _tally(self, split: str, scores: Scores, threshold: float) -> Tally:
+        if split not in self._items:
+            self._items[split] = read_processbench(self.folder / "world" / split / "solutions.jsonl")
+        kept = BenchmarkItems(tuple(item for item in self._items[split].items if item.id in scores.p_yes))
+        return tally_processbench(kept, scores, threshold=threshold, allow_missing=True)
+
+
+def _rewards(run: Path) -> list[SolutionReward]:
+    return [SolutionReward.model_validate(row) for row in read_json_lines(run / RESULTS)]
+
+
+def _means(reward: SolutionReward, start: int, count: int) -> tuple[float | None, ...]:
+    """Step rewards from `count` analyses, from `start` on."""
+    rewards = []
+    for step in reward.steps:
+        found = [analysis.p_yes for analysis in step.analyses[start : start + count] if analysis.p_yes is not None]
+        rewards.append(sum(found) / len(found) if found else None)
+    return tuple(rewards)
+
+
+def _mean(tallies: Sequence[Tally]) -> Estimate:
+    return estimate([[(1.0, tally)] for tally in tallies])
+
+
+def _difference(first: Sequence[Tally], second: Sequence[Tally]) -> Estimate:
+    """First minus second, seed by seed."""
+    return estimate([[(1.0, one), (-1.0, other)] for one, other in zip(first, second, strict=True)])
+
+
+def _replicated(tallies: Sequence[Tally]) -> Terms:
+    return [(1.0 / len(tallies), tally) for tally in tallies]
+
+
+def _against(first: Sequence[Terms], second: Sequence[Terms]) -> list[Terms]:
+    return [[*one, *((-weight, tally) for weight, tally in other)] for one, other in zip(first, second, strict=True)]
+
+
+def _from_figures(figures: Iterable[Any]) -> Estimate:
+    """From each seed's own figure and interval. All seeds have the same problems: their errors count as one."""
+    found = list(figures)
+    errors = [(figure.high - figure.low) / (2 * _NORMAL) for figure in found]
+    return Estimate.of([figure.value for figure in found], float(np.mean(errors)))
