@@ -8,7 +8,7 @@ alone.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,10 @@ class Estimate:
         margin = _NORMAL * (item_error**2 + seed_variance) ** 0.5
         return cls(value, value - margin, value + margin, tuple(map(float, by_seed)))
 
+    def clipped(self) -> Estimate:
+        """As a share: no interval reaches below 0 or above 100."""
+        return replace(self, low=max(0.0, self.low), high=min(100.0, self.high))
+
 
 def estimate(seeds: Sequence[Terms], figure: str | None = None, *, num_resamples: int = DEFAULT_RESAMPLES) -> Estimate:
     """A weighted sum of figures of runs, in the mean over seeds.
@@ -90,7 +94,8 @@ def estimate(seeds: Sequence[Terms], figure: str | None = None, *, num_resamples
     chunks = resampled_sums(counts, tallies[0].strata, num_resamples=num_resamples, seed=0)
     item_error = float(np.nanstd(np.concatenate([total(chunk) for chunk in chunks])))
     by_seed = [sum(weight * float(_figure(tally, tally.values, figure)) for weight, tally in terms) for terms in seeds]
-    return Estimate.of(by_seed, item_error)
+    found = Estimate.of(by_seed, item_error)
+    return found if (weights < 0).any() else found.clipped()
 
 
 def _figure(tally: Tally, values: NDArray[np.float64], figure: str | None) -> NDArray[np.float64]:
@@ -228,7 +233,7 @@ class _Lab:
         whole = {name: found for name, found in rows.items() if len(found) == len(seeds)}
         table = self.findings.tables.setdefault("guidance", {})
         for name, found in whole.items():
-            table[name] = {"solved": _from_figures([row.figures[AVERAGE] for row in found])}
+            table[name] = {"solved": _from_figures([row.figures[AVERAGE] for row in found]).clipped()}
             for baseline in found[0].differences:
                 difference = _from_figures([row.differences[baseline][AVERAGE] for row in found])
                 table[name][f"against {baseline}"] = difference

@@ -97,7 +97,7 @@ class LabSettings:
 
 
 _ONCE = ("--max-steps", "2")
-#: Everything once, with a model that knows nothing: minutes.
+#: Everything once, with a model that knows nothing but how an analysis ends: minutes.
 TINY = LabSettings(
     num_seeds=1,
     world_steps=40,
@@ -113,8 +113,8 @@ TINY = LabSettings(
     num_guided=2,
     num_candidates=2,
     guidance_analyses=1,
-    base=(*_ONCE, "--hidden-size", "32", "--layers", "1"),
-    sft=("--max-steps", "10", "--learning-rate", "1e-2", *_SMALL, *_SAVING),
+    base=("--max-steps", "10", "--hidden-size", "64", "--layers", "2"),
+    sft=("--max-steps", "150", "--learning-rate", "1e-2", "--batch-size", "8", "--device-batch-size", "8", *_SAVING),
     dpo=(*_ONCE, *_SMALL, *_SAVING),
     classifier=(*_ONCE, *_SMALL, *_SAVING),
 )

@@ -37,7 +37,7 @@ class Claim:
 def claims(settings: LabSettings) -> list[Claim]:
     """The paper's effects (arXiv 2503.21295), by the names that this lab's settings give them."""
     majority = f"majority@{settings.num_candidates}"
-    guided = f"guided search, {RPRM}"
+    guided = f"guided search ({settings.num_candidates} steps a round, last), {RPRM}"
     most = settings.scaling_analyses
     teacher = f"student over teacher, K = {settings.num_analyses}"
     return [
