@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# The whole of R-PRM in the lab: world, base model, cold start and classifier at five sizes, preference rounds,
+# inference-time scaling, types of error, guidance, out of distribution; then one page with the paper's numbers beside
+# ours. Three seeds take hours on two cores; SEEDS=1 a third of it. Killed at any moment, it goes on from there.
+set -euo pipefail
+LAB=${1:-lab}
+rprm lab run --output "$LAB" --seeds "${SEEDS:-3}" --size "${SIZE:-laptop}"
+rprm lab report "$LAB"
