@@ -70,8 +70,8 @@ def test_what_cannot_be_known_is_not_learnt() -> None:
         assert all(piece.learnt for piece in learnt)
         kinds.add("problem" if pieces[0].text.startswith("Problem: ") else "arithmetic")
         for before, after in zip(given, learnt, strict=True):
-            # A problem, with the steps to describe; or the two numbers of a calculation; then what follows from them.
-            assert re.search(r"(Solution:\n|Explained:\n|Describe step \d\.\n|:| =)$", before.text)
+            # A problem with what is asked, the numbers of a calculation, what is compared; then what follows.
+            assert re.search(r"(Solution:\n|Explained:\n|Describe step \d\.\n|:| =|\.)$", before.text)
             assert after.text.endswith("\n")
     assert kinds == {"problem", "arithmetic"}
 
@@ -86,6 +86,26 @@ def test_nothing_is_judged() -> None:
         assert NOT_SAME not in text
         assert "Conclusion" not in text
     assert not [text for text in texts if "correct" in text or "wrong" in text]
+
+
+def test_comparisons_are_right() -> None:
+    rng = random.Random(3)
+    lines = [line for _ in range(200) for line in "".join(p.text for p in document(rng, frozenset())).split("\n")]
+    seen = {True: 0, False: 0}
+    for line in lines:
+        compared = re.search(
+            r"(?:^This takes|^That is|: (?:.*, )?|^The problem says:) ?(.+?)\. The \w+ \w+:? (.+)\. That", line
+        )
+        if line.endswith((SAME, NOT_SAME)):
+            assert compared is not None, line
+            first, second = (text.rpartition(", ")[2] if "=" in text else text for text in compared.groups())
+            # Sums and products are the same with their sides exchanged.
+            equal = first == second or (
+                first.split(" ")[::-1] == second.split(" ") and first.split(" ")[1] in "+*" if " " in first else False
+            )
+            assert line.endswith(SAME) == equal, line
+            seen[equal] += 1
+    assert min(seen.values()) > 50
 
 
 class Killed(Exception):

@@ -1,7 +1,8 @@
 """What the base model is pretrained on: worked arithmetic, solutions, solutions explained, and steps described.
 
 No step is judged. A description says what a step needs and what the step says, as a model of instructions could; it
-compares nothing, and does not say whether the step is right.
+compares nothing, and does not say whether the step is right. Numbers, calculations and sentences are compared by
+themselves, outside of any problem.
 """
 
 from __future__ import annotations
@@ -10,17 +11,19 @@ import random
 from collections.abc import Set
 from dataclasses import dataclass, replace
 
-from rprm.lab.solutions import ERROR_TYPES, Check, LabSolution, solve
+from rprm.lab.solutions import ERROR_TYPES, Check, LabSolution, solve, with_other_number
 from rprm.lab.stories import Story, tell
 from rprm.lab.teacher import NOT_SAME, SAME, describe
-from rprm.lab.worked import OPERATIONS, parsed, result, worked
+from rprm.lab.worked import OPERATIONS, Operation, parsed, result, worked
 from rprm.lab.world import IN_DISTRIBUTION, JUDGE_TEMPLATE, POLICY_TEMPLATE
 
 #: Shares of the documents.
-_SHARES = {"arithmetic": 0.2, "solution": 0.35, "explained": 0.15, "described": 0.3}
+_SHARES = {"arithmetic": 0.25, "solution": 0.3, "explained": 0.15, "described": 0.3}
 #: A prompt like the judge's, but for what it asks.
 _DESCRIBE = replace(JUDGE_TEMPLATE, name="describe", user=JUDGE_TEMPLATE.user.replace("Check", "Describe"))
-#: Calculations of one document.
+#: Of the lines of arithmetic.
+_COMPARISON_SHARE = 0.5
+#: Lines of one document of arithmetic.
 _NUM_LINES = 8
 #: Largest value of arithmetic: beyond the stories', so that four digits are known as well.
 _LIMIT = 9_999
@@ -38,7 +41,7 @@ def document(rng: random.Random, held_out: Set[str]) -> list[Piece]:
     """A document of the corpus; none tells a problem of `held_out`."""
     (kind,) = rng.choices(list(_SHARES), list(_SHARES.values()))
     if kind == "arithmetic":
-        return [piece for _ in range(_NUM_LINES) for piece in _calculation(rng)]
+        return [piece for _ in range(_NUM_LINES) for piece in _line(rng)]
     while True:
         story = tell(rng, num_steps=rng.choice(IN_DISTRIBUTION.num_steps), limit=IN_DISTRIBUTION.limit)
         if story.problem not in held_out:
@@ -63,10 +66,22 @@ def _described(rng: random.Random, story: Story, solution: LabSolution) -> list[
     return [Piece(prompt.text, False), Piece(f"{describe(solution.steps[place].checks, place)}\n", True)]
 
 
+def _line(rng: random.Random) -> list[Piece]:
+    """A line of arithmetic: a calculation, or a comparison."""
+    return _comparison(rng) if rng.random() < _COMPARISON_SHARE else _calculation(rng)
+
+
 def _calculation(rng: random.Random) -> list[Piece]:
-    """A line of arithmetic: worked digit by digit, or its result alone; or two numbers compared."""
-    if rng.random() < 0.15:
-        return _comparison(rng)
+    """A calculation worked digit by digit, or its result alone."""
+    left, operation, right, value = _numbers(rng)
+    calculation = f"{left} {operation} {right}"
+    if rng.random() < 0.7:
+        return [Piece(f"{calculation}:", False), Piece(f" {worked(left, operation, right)[0]}.\n", True)]
+    return [Piece(f"{calculation} =", False), Piece(f" {value}.\n", True)]
+
+
+def _numbers(rng: random.Random) -> tuple[int, Operation, int, int]:
+    """Two numbers, what to do with them, and the result."""
     while True:
         operation = rng.choice(OPERATIONS)
         highest = rng.choice((9, 99, 999, 999, _LIMIT))
@@ -78,21 +93,59 @@ def _calculation(rng: random.Random) -> list[Piece]:
             left, right = right, left
         value = result(left, operation, right)
         if value is not None and max(left, right, value) <= _LIMIT:
-            break
-    calculation = f"{left} {operation} {right}"
-    if rng.random() < 0.7:
-        return [Piece(f"{calculation}:", False), Piece(f" {worked(left, operation, right)[0]}.\n", True)]
-    return [Piece(f"{calculation} =", False), Piece(f" {value}.\n", True)]
+            return left, operation, right, value
 
 
 def _comparison(rng: random.Random) -> list[Piece]:
-    """Two numbers that are the same, or nearly so."""
-    first = str(rng.randint(1, rng.choice((9, 99, 999, _LIMIT))))
-    second = first
-    if rng.random() < 0.5:
-        place = rng.randrange(len(first))
-        second = f"{first[:place]}{rng.randint(0, 9)}{first[place + 1 :]}"
-    return [Piece(f"{first}, {second}:", False), Piece(f" {SAME if first == second else NOT_SAME}\n", True)]
+    """Two numbers, calculations or sentences, and whether they are the same, in the words of an analysis."""
+    left, operation, right, value = _numbers(rng)
+    calculation = f"{left} {operation} {right}"
+    match rng.randrange(4):
+        case 0:
+            text, _ = worked(left, operation, right)
+            first, other, before = str(value), _near(rng, value), f"{calculation}: {text}. The step has "
+        case 1:
+            first, other, before = str(value), _near(rng, value), f"That is {value}. The answer is "
+        case 2:
+            first, other = _sentences(rng)
+            before = f"The problem says: {first}. The step says: "
+        case _:
+            first, other = calculation, _other_calculation(rng, left, operation, right)
+            before = f"This takes {calculation}. The step takes "
+            if operation in "+*" and rng.random() < 0.3:
+                first = f"{right} {operation} {left}"
+    is_same = rng.random() < 0.5
+    said = first if is_same else other
+    return [Piece(f"{before}{said}.", False), Piece(f" {SAME if is_same else NOT_SAME}\n", True)]
+
+
+def _sentences(rng: random.Random) -> tuple[str, str]:
+    """A sentence of a story, and the same with another number."""
+    while True:
+        sentence = rng.choice(tell(rng, num_steps=1, limit=IN_DISTRIBUTION.limit).problem.rstrip(".?").split(". "))
+        if other := with_other_number(rng, sentence, lambda number: int(_near(rng, number))):
+            return sentence, other
+
+
+def _near(rng: random.Random, value: int) -> str:
+    """Another number, most often one that looks like it."""
+    if rng.random() < 0.3:
+        return str(value + rng.choice((1, 2, 10, 100)))
+    digits = str(value)
+    place = rng.randrange(len(digits))
+    others = [digit for digit in "123456789" if digit != digits[place]]
+    return f"{digits[:place]}{rng.choice(others)}{digits[place + 1 :]}"
+
+
+def _other_calculation(rng: random.Random, left: int, operation: str, right: int) -> str:
+    """Another calculation: one number or the operation differs."""
+    match rng.randrange(3):
+        case 0:
+            return f"{_near(rng, left)} {operation} {right}"
+        case 1:
+            return f"{left} {operation} {_near(rng, right)}"
+        case _:
+            return f"{left} {rng.choice([other for other in OPERATIONS if other != operation])} {right}"
 
 
 def _explained(story: Story, solution: LabSolution) -> list[Piece]:
