@@ -27,7 +27,7 @@ small model's own verdicts would say nothing of a judge's.
 
 2. Wall time on a real engine, which generates and computes as many tokens as the stream says.
 
-       python perf/guided.py time --data FOLDER_WITH_MATH --model embedded
+       python perf/guided.py time --data FOLDER_WITH_MATH --model smollm2
 """
 
 from __future__ import annotations
@@ -394,7 +394,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["model", "time"])
     parser.add_argument("--data", help="time: folder with the mathematics sets")
-    parser.add_argument("--model", default="embedded", help="time: the engine of policy and judge")
+    parser.add_argument("--model", default="smollm2", help="time: the engine of policy and judge")
     parser.add_argument("--prompt", default="critique-brief", help="time: of the judge")
     parser.add_argument("--limit", type=int, default=32, help="problems")
     parser.add_argument("--width", type=int, default=8)

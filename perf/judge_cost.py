@@ -12,13 +12,13 @@ Two measurements, side by side in one run:
 
        python perf/judge_cost.py tokens --data FOLDER_WITH_PROCESSBENCH
 
-2. Wall time on a real engine with a real model. The embedded model's own verdicts would say nothing of a judge's
+2. Wall time on a real engine with a real model. SmolLM2's own verdicts would say nothing of a judge's
    (nearly all of them lie about one half), so that it generates and computes as many tokens as the stream's analyses
    have, and the stream says what the verdicts are: the time is real, the decisions are realistic. The published second
    pass is measured both ways: with the whole prompt computed again, as the published code does, and with the engine's
    prompt cache, which it does not have.
 
-       python perf/judge_cost.py time --data FOLDER_WITH_PROCESSBENCH --model embedded
+       python perf/judge_cost.py time --data FOLDER_WITH_PROCESSBENCH --model smollm2
 """
 
 from __future__ import annotations
@@ -354,7 +354,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["tokens", "time"])
     parser.add_argument("--data", required=True, help="folder that holds processbench/")
-    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--model", default="smollm2")
     parser.add_argument("--prompt", default="critique-brief")
     parser.add_argument("-k", type=int, nargs="+", default=[10, 16, 32])
     parser.add_argument("--limit", type=int, default=12, help="time: solutions")

@@ -37,7 +37,7 @@ from rprm.data.analyses import sample_analyses
 from rprm.data.arithmetic import evaluate
 from rprm.data.steps import read_labelled_steps, steps_source
 from rprm.engines.base import Sampling
-from rprm.engines.embedded import embedded_model
+from rprm.engines.smollm2 import smollm2_model
 from rprm.engines.scripted import ScriptedEngine, ScriptedReply
 from rprm.prompts import Prompt, load_template
 from rprm.records import LabelledStep
@@ -224,12 +224,12 @@ class Chain:
         self.seconds: dict[str, float] = {}
 
     def _export(self) -> Path:
-        """The embedded model as a folder that can be trained."""
+        """SmolLM2 as a folder that can be trained."""
         folder = self.folder / "base"
         if not (folder / "tokenizer_config.json").exists():
             from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-            file = embedded_model()
+            file = smollm2_model()
             model = AutoModelForCausalLM.from_pretrained(
                 file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype="float32"
             )

@@ -71,11 +71,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def embedded_engine() -> Iterator[Any]:
+def smollm2_engine() -> Iterator[Any]:
     """SmolLM2-135M-Instruct from its package, loaded once for all tests (through the transformers engine)."""
     from rprm.engines import load_engine
 
-    engine = load_engine("embedded")
+    engine = load_engine("smollm2")
     asyncio.run(engine.start())
     yield engine
     asyncio.run(engine.aclose())

@@ -30,7 +30,7 @@ _CONFIDENCE = 0.99
 class RPRM:
     """A reasoning-driven process reward model.
 
-    Everything left None takes the paper's value (`rprm.presets.PAPER`), for `model="embedded"` that model's own.
+    Everything left None takes the paper's value (`rprm.presets.PAPER`), for "embedded" and "smollm2" that model's own.
 
     Args:
         model: an engine, or its spec: "vllm:MODEL", "transformers:MODEL", "openai:MODEL@URL", "embedded".

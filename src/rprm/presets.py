@@ -38,15 +38,18 @@ PUBLISHED = JudgeSettings(
     force_verdict=True,
 )
 
-#: For the embedded 135M model on a CPU: short analyses, and a verdict asked for where the model does not come to one.
-EMBEDDED = JudgeSettings(
+#: For the embedded model: the paper's, but for the length; its analyses have some 130 tokens.
+EMBEDDED = JudgeSettings(num_analyses=10, temperature=0.95, top_p=0.95, max_tokens=320)
+
+#: For SmolLM2-135M on a CPU: short analyses, and a verdict asked for where the model does not come to one.
+SMOLLM2 = JudgeSettings(
     num_analyses=4, temperature=0.7, top_p=0.95, max_tokens=128, force_verdict=True, prompt="few-shot"
 )
 
 
 def judge_settings(model: str) -> JudgeSettings:
-    """The defaults for a model spec: the paper's, but for the embedded model its own."""
-    return EMBEDDED if model.partition("?")[0].partition(":")[0] == "embedded" else PAPER
+    """The defaults for a model spec: the paper's, but for the models that come along their own."""
+    return {"embedded": EMBEDDED, "smollm2": SMOLLM2}.get(model.partition("?")[0].partition(":")[0], PAPER)
 
 
 @dataclass(frozen=True)

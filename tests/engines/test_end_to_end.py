@@ -81,7 +81,7 @@ def check(report: dict, rewards: list[SolutionReward], data: Path) -> None:
 
 @pytest.mark.slow
 def test_through_transformers(twenty_items: Path, tmp_path: Path) -> None:
-    report, rewards = bench(twenty_items, "embedded", tmp_path / "run")
+    report, rewards = bench(twenty_items, "smollm2", tmp_path / "run")
     check(report, rewards, twenty_items)
 
 

@@ -475,10 +475,10 @@ def test_sampling_a_wide_nucleus_sorts_everything() -> None:
     assert 440 < len(set(drawn)) < 500
 
 
-class TestEmbedded:
+class TestSmolLM2:
     """SmolLM2-135M-Instruct, from its package."""
 
-    def test_p_yes_of_the_generation_equals_a_second_pass(self, embedded_engine: TransformersEngine) -> None:
+    def test_p_yes_of_the_generation_equals_a_second_pass(self, smollm2_engine: TransformersEngine) -> None:
         shots = "".join(
             f"Step: {a} + {b} = {c}.\nIs the step correct (Yes/No)? {'Yes' if a + b == c else 'No'}\n\n"
             for a, b, c in ((1, 1, 2), (2, 3, 6), (4, 4, 8), (5, 1, 7))
@@ -487,13 +487,13 @@ class TestEmbedded:
         async def work() -> list[tuple[float, float]]:
             sampling = Sampling(0.7, 0.95, 40, seed=1, verdict=VERDICT)
             prompts = [raw(f"{shots}Step: {a} + 5 = {a + 5}.\n") for a in range(6)]
-            done = await asyncio.gather(*(embedded_engine.generate(prompt, sampling) for prompt in prompts))
+            done = await asyncio.gather(*(smollm2_engine.generate(prompt, sampling) for prompt in prompts))
             pairs = []
             for prompt, completion in zip(prompts, done, strict=True):
                 verdict = VERDICT.find(completion.text)
                 assert verdict is not None, completion.text
                 choice = next(choice for choice in completion.choices if choice.start == verdict.start)
-                again = await embedded_engine.choose(prompt, completion.text[: verdict.start].rstrip(" "), VERDICT)
+                again = await smollm2_engine.choose(prompt, completion.text[: verdict.start].rstrip(" "), VERDICT)
                 pairs.append((choice.p_yes, again.p_yes))
             return pairs
 
@@ -504,17 +504,17 @@ class TestEmbedded:
         assert len({round(one, 3) for one, _ in pairs}) > 1
 
     @pytest.mark.parametrize("reply", REPLIES)
-    def test_a_reply_follows_the_prompt_to_the_letter(self, embedded_engine: TransformersEngine, reply: str) -> None:
-        tokenizer = embedded_engine.tokenizer
+    def test_a_reply_follows_the_prompt_to_the_letter(self, smollm2_engine: TransformersEngine, reply: str) -> None:
+        tokenizer = smollm2_engine.tokenizer
         for prompt in (chat("Add 2 and 2."), raw("2 + 2 =")):
             alone = encode_prompt(tokenizer, prompt)
             begun = encode_prompt(tokenizer, replace(prompt, reply=reply))
             assert begun[: len(alone)] == alone
             assert tokenizer.decode(begun[len(alone) :]) == reply
 
-    def test_steps_are_encoded_as_the_whole_solution_is(self, embedded_engine: TransformersEngine) -> None:
+    def test_steps_are_encoded_as_the_whole_solution_is(self, smollm2_engine: TransformersEngine) -> None:
         """This tokenizer has one token for a blank line that nothing follows, and two for one before a word."""
-        tokenizer = embedded_engine.tokenizer
+        tokenizer = smollm2_engine.tokenizer
         steps = ["First, 2 + 2 = 4.", "$x = 4$", "So \\boxed{4}."]
         blank = tokenizer.encode("\n\n", add_special_tokens=False)
         assert len(blank) == 1
@@ -525,14 +525,14 @@ class TestEmbedded:
             begun = encode_prompt(tokenizer, chat("Add."), "".join(step + "\n\n" for step in steps[:count]))
             assert begun == prompt + whole[: len(begun) - len(prompt)]
 
-    def test_steps_written_one_by_one_are_those_of_the_whole_reply(self, embedded_engine: TransformersEngine) -> None:
+    def test_steps_written_one_by_one_are_those_of_the_whole_reply(self, smollm2_engine: TransformersEngine) -> None:
         async def work(prompt: Prompt, num_tokens: int, num_steps: int) -> tuple[Completion, list[Completion]]:
-            whole = await embedded_engine.generate(prompt, Sampling(0.0, max_tokens=num_tokens))
+            whole = await smollm2_engine.generate(prompt, Sampling(0.0, max_tokens=num_tokens))
             steps: list[Completion] = []
             for _ in range(num_steps):
                 reply = "".join(step.text + "\n\n" for step in steps)
                 sampling = Sampling(0.0, max_tokens=num_tokens, stop=("\n\n",))
-                steps.append(await embedded_engine.generate(replace(prompt, reply=reply), sampling))
+                steps.append(await smollm2_engine.generate(replace(prompt, reply=reply), sampling))
             return whole, steps
 
         letter, steps = asyncio.run(work(chat("Write a short letter to a friend."), 80, 2))
@@ -543,13 +543,13 @@ class TestEmbedded:
         assert [step.ended for step in steps] == [False, True]
         assert colours.ended
 
-    def test_yes_and_no_are_found_in_all_their_forms(self, embedded_engine: TransformersEngine) -> None:
-        tokens = VerdictTokens.of(embedded_engine.tokenizer, VERDICT)
+    def test_yes_and_no_are_found_in_all_their_forms(self, smollm2_engine: TransformersEngine) -> None:
+        tokens = VerdictTokens.of(smollm2_engine.tokenizer, VERDICT)
         # ` Yes`, ` No`, `Yes`, `No` (field notes of the tokenizer), and the lower and upper cases that are one token.
         assert {9230, 10539} <= set(tokens.yes)
         assert {2838, 5230} <= set(tokens.no)
-        assert {embedded_engine.tokenizer.decode([token]).strip().lower() for token in tokens.yes} == {"yes"}
-        assert {embedded_engine.tokenizer.decode([token]).strip().lower() for token in tokens.no} == {"no"}
+        assert {smollm2_engine.tokenizer.decode([token]).strip().lower() for token in tokens.yes} == {"yes"}
+        assert {smollm2_engine.tokenizer.decode([token]).strip().lower() for token in tokens.no} == {"no"}
 
 
 def test_a_model_from_the_hubs_cache_is_known_by_its_commit(tiny_model: Path, tmp_path: Path) -> None:

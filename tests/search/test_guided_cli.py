@@ -184,7 +184,7 @@ def test_a_real_model_proposes_and_judges(tmp_path: Path) -> None:
     run = tmp_path / "run"
     report = json.loads(
         rprm(
-            "search", "guided", "--policy", "embedded", "--model", "embedded", "--problems", problems, "-o", run,
+            "search", "guided", "--policy", "smollm2", "--model", "smollm2", "--problems", problems, "-o", run,
             "--width", 2, "--max-rounds", 2, "--step-tokens", 16, "-k", 2, "--max-tokens", 12, "--stopping", "none",
             "--prompt", prompt, "--json",
         )

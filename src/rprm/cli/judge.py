@@ -30,7 +30,7 @@ Model = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="embedded, transformers:PATH_OR_ID, vllm:PATH_OR_ID, openai:MODEL@URL, scripted:; "
+        help="embedded, smollm2, transformers:PATH_OR_ID, vllm:PATH_OR_ID, openai:MODEL@URL, scripted:; "
         "or a discriminative PRM, classifier:PATH_OR_ID; options as ?name=value.",
     ),
 ]
@@ -101,8 +101,8 @@ def judge(
 ) -> None:
     """Judge solutions step by step: a reward for each step, and the first wrong step.
 
-    The defaults are the paper's; the embedded model has its own, lighter ones (-k 4, 128 tokens, a verdict is asked for
-    where the model reaches none). Exit code 3 says that some records were set aside.
+    The defaults are the paper's; embedded and smollm2 have lighter ones of their own (320 tokens; -k 4, 128 tokens, a
+    verdict is asked for where the model reaches none). Exit code 3 says that some records were set aside.
     """
     from rich.console import Console
 

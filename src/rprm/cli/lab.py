@@ -44,12 +44,14 @@ def base(
     ],
     hidden_size: Annotated[int, typer.Option(min=32, help="Of the model.")] = 192,
     num_layers: Annotated[int, typer.Option("--layers", min=1, help="Of the model.")] = 4,
-    max_steps: Annotated[int, typer.Option(min=1, help="Optimizer steps, of 8,192 tokens each.")] = 3_000,
+    max_steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 3_000,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows of 512 tokens of each.")] = 16,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate, of Muon.")] = 8e-3,
     seed: Annotated[int, typer.Option(help="Of texts and first weights.")] = 0,
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile the model first: a quarter faster, takes a C++ compiler.")
     ] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that write the texts: a GPU waits for one.")] = 0,
 ) -> None:
     """Pretrain the base model on the world's texts: worked arithmetic, solutions, solutions explained.
 
@@ -66,11 +68,20 @@ def base(
         num_heads=hidden_size // 32,
         intermediate_size=8 * hidden_size // 3 // 32 * 32,
         num_steps=max_steps,
+        batch_size=batch_size,
         learning_rate=learning_rate,
         seed=seed,
     )
     with training_progress() as watcher:
-        print(train_base(output, world=read_card(source), settings=settings, compiled=compiled, watcher=watcher))
+        model = train_base(
+            output,
+            world=read_card(source),
+            settings=settings,
+            compiled=compiled,
+            num_workers=workers,
+            watcher=watcher,
+        )
+    print(model)
 
 
 @app.command()
@@ -95,6 +106,10 @@ def run(
     ] = None,
     size: Annotated[str, typer.Option(help="laptop, or tiny: everything once, for a look at how it goes.")] = "laptop",
     seeds: Annotated[int | None, typer.Option(min=1, help="Repetitions.")] = None,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Train base model and policy too, instead of taking the package's.")
+    ] = False,
+    rows: Annotated[int | None, typer.Option(min=1, help="Rows that an engine decodes at once.")] = None,
     jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Stages at a time; one a core.")] = None,
     dry: Annotated[bool, typer.Option("--dry-run", help="Print the commands, and run nothing.")] = False,
 ) -> None:
@@ -113,9 +128,11 @@ def run(
         raise InputError(f"no size {size!r}; there are {', '.join(SIZES)}")
     if unknown := set(experiment or ()) - set(EXPERIMENTS):
         raise InputError(f"no experiment {', '.join(sorted(unknown))}; there are {', '.join(get_args(Experiment))}")
-    settings = SIZES[size]
+    settings = replace(SIZES[size], from_scratch=from_scratch)
     if seeds is not None:
         settings = replace(settings, num_seeds=seeds)
+    if rows is not None:
+        settings = replace(settings, max_rows=rows)
     plan = make_plan(output, settings, cast("list[Experiment] | None", experiment) or EXPERIMENTS)
     if dry:
         import shlex

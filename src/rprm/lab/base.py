@@ -104,6 +104,7 @@ def train_base(
     world: WorldSettings,
     settings: BaseSettings | None = None,
     compiled: bool = False,
+    num_workers: int = 0,
     watcher: TrainingWatcher,
 ) -> Path:
     """Pretrain the base model, or go on where an earlier session was killed; returns its model folder.
@@ -113,6 +114,7 @@ def train_base(
         world: whose problems for measuring are kept out of the texts.
         settings: of model and training.
         compiled: whether torch compiles the model first: a quarter faster, and it takes a C++ compiler.
+        num_workers: processes that write the texts while the model trains, where it would wait for them.
         watcher: told of progress.
 
     Raises:
@@ -134,7 +136,7 @@ def train_base(
     with Run(folder, stage="lab base", settings=resolved, session={"versions": versions()}) as run:
         try:
             if not (folder / SUMMARY).is_file():
-                _fit(folder, settings, held_out_problems(world), compiled, watcher)
+                _fit(folder, settings, held_out_problems(world), compiled, num_workers, watcher)
                 run.complete(_summary(folder, settings), {"seconds": round(time.monotonic() - started, 3)})
                 shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
             else:
@@ -182,7 +184,14 @@ def _tokenizer_texts() -> Iterator[str]:
         yield "".join(piece.text for piece in document(rng, frozenset()))
 
 
-def _fit(folder: Path, settings: BaseSettings, held_out: Set[str], compiled: bool, watcher: TrainingWatcher) -> None:
+def _fit(
+    folder: Path,
+    settings: BaseSettings,
+    held_out: Set[str],
+    compiled: bool,
+    num_workers: int,
+    watcher: TrainingWatcher,
+) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, default_data_collator, set_seed
     from transformers.trainer_callback import PrinterCallback
@@ -227,7 +236,7 @@ def _fit(folder: Path, settings: BaseSettings, held_out: Set[str], compiled: boo
         save_total_limit=MIN_KEPT,
         logging_steps=50,
         restore_callback_states_from_checkpoint=True,
-        dataloader_num_workers=0,
+        dataloader_num_workers=num_workers,
         report_to="none",
         disable_tqdm=True,
     )

@@ -1,7 +1,7 @@
 """The lab's experiments as commands of this package: what each runs, into which folder, after what.
 
     LAB/
-      world, base                      shared by all seeds
+      world                            shared by all seeds, and base and policy, where they are trained from scratch
       seed-S/size-N/                   steps; analyses, cold-start, sft, judged; classifier, classifier-judged
       seed-S/rounds, judged-R          preference rounds from the cold start of the largest size
       seed-S/scaling                   that cold start judging with the largest K, every step
@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from rprm import embedded
 from rprm.errors import InputError
 from rprm.lab.world import CARD, JUDGE_PROMPT, STEPS
 from rprm.stages import is_complete
@@ -28,8 +29,6 @@ Experiment = Literal["data", "rounds", "scaling", "teacher", "types", "guidance"
 EXPERIMENTS: tuple[Experiment, ...] = get_args(Experiment)
 
 Options = tuple[str, ...]
-#: A model: the task that makes it, and its folder in there.
-Model = tuple[str, str]
 
 #: Longest analysis and longest solution of the policy, in tokens: about twice what the world's own have.
 _ANALYSIS_TOKENS, _SOLUTION_TOKENS = 320, 320
@@ -44,22 +43,25 @@ class LabSettings:
 
     Attributes:
         num_seeds: repetitions, each with labelled steps of its own.
+        from_scratch: train base and policy, by the options `base` and `policy`, instead of taking the package's own.
         world_steps, world_solutions: size of the world: labelled steps for all seeds, solutions to measure on.
-        sizes: labelled steps to train on, ascending.
+        sizes: labelled steps to train on, ascending; `sft_steps`, optimizer steps of the cold start from each.
         teacher: its rates, as options of its engine; `num_teacher_analyses` of each step.
         num_judged: solutions of a split to measure on, at most.
         num_analyses: K of the judge.
         scaling_analyses: largest K of the scaling experiment, a power of two, on `num_scaled` solutions.
         num_rounds: preference rounds; each samples `round_analyses` analyses of `round_steps` labelled steps.
         num_guided: problems for the policy, `num_candidates` solutions or next steps each time, and K while guiding.
-        max_rows: rows that an engine decodes at once.
-        base, sft, dpo, classifier: options of these trainings.
+        max_rows: rows that an engine decodes at once; no result depends on it.
+        base, policy, sft, dpo, classifier: options of these trainings.
     """
 
     num_seeds: int = 3
+    from_scratch: bool = False
     world_steps: int = 40_000
     world_solutions: int = 500
     sizes: tuple[int, ...] = (250, 500, 1000, 2000, 4000)
+    sft_steps: tuple[int, ...] = (100, 150, 250, 400, 600)
     teacher: str = "reading=0.25&slip=0.25&verdict=0.05&systematic=0.8"
     num_teacher_analyses: int = 3
     num_judged: int = 300
@@ -74,13 +76,16 @@ class LabSettings:
     guidance_analyses: int = 4
     max_rows: int = 64
     base: Options = ()
-    sft: Options = ("--learning-rate", "1e-3", "--epochs", "1", *_SMALL, *_SAVING)
+    policy: Options = ("--hidden-size", "128", "--layers", "3", "--max-steps", "4000", "--seed", "1")
+    sft: Options = ("--learning-rate", "1e-3", *_SMALL, *_SAVING)
     dpo: Options = ("--learning-rate", "1e-4", "--epochs", "1", *_SMALL, *_SAVING)
     classifier: Options = ("--learning-rate", "3e-4", "--epochs", "8", *_SMALL, *_SAVING, "--patience", "8")
 
     def __post_init__(self) -> None:
         if list(self.sizes) != sorted(set(self.sizes)) or not self.sizes or self.sizes[0] < 2:
             raise InputError(f"sizes {self.sizes} must ascend, from 2 on")
+        if len(self.sft_steps) != len(self.sizes):
+            raise InputError(f"sft_steps {self.sft_steps} must be as many as sizes, {len(self.sizes)}")
         if self.num_seeds * self.sizes[-1] > self.world_steps:
             raise InputError(
                 f"{self.num_seeds} seeds of {self.sizes[-1]} labelled steps each need a world of more than "
@@ -92,17 +97,18 @@ class LabSettings:
     def as_dict(self) -> dict[str, Any]:
         """What the results of a seed depend on."""
         named = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        del named["num_seeds"]
+        del named["num_seeds"], named["max_rows"]
         return named
 
 
 _ONCE = ("--max-steps", "2")
-#: Everything once, with a model that knows nothing but how an analysis ends: minutes.
+#: Everything once, and hardly anything learnt: minutes.
 TINY = LabSettings(
     num_seeds=1,
     world_steps=40,
     world_solutions=6,
     sizes=(20, 40),
+    sft_steps=(40, 40),
     num_judged=6,
     num_analyses=2,
     scaling_analyses=2,
@@ -114,7 +120,8 @@ TINY = LabSettings(
     num_candidates=2,
     guidance_analyses=1,
     base=("--max-steps", "10", "--hidden-size", "64", "--layers", "2"),
-    sft=("--max-steps", "150", "--learning-rate", "1e-2", "--batch-size", "8", "--device-batch-size", "8", *_SAVING),
+    policy=("--max-steps", "10", "--hidden-size", "64", "--layers", "2", "--seed", "1"),
+    sft=("--learning-rate", "1e-3", "--batch-size", "8", "--device-batch-size", "8", "--warmup-ratio", "0.1", *_SAVING),
     dpo=(*_ONCE, *_SMALL, *_SAVING),
     classifier=(*_ONCE, *_SMALL, *_SAVING),
 )
@@ -142,6 +149,15 @@ class Task:
     def is_done(self, lab: Path) -> bool:
         folder = lab / self.folder
         return (folder / self.product).is_file() if self.product else is_complete(folder)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model folder, and the tasks that make it."""
+
+    path: str
+    needs: tuple[str, ...] = ()
+    is_classifier: bool = False
 
 
 @dataclass
@@ -175,7 +191,6 @@ def make_plan(lab: Path, settings: LabSettings, experiments: Sequence[Experiment
         "world", "lab", "world", "--steps", str(settings.world_steps), "--test", str(settings.world_solutions),
         product=CARD,
     )  # fmt: skip
-    plan.add("base", "lab", "base", plan.path("world"), *settings.base, needs=["world"], wide=True)
     for seed in range(settings.num_seeds):
         made = _Seed(plan, seed)
         for experiment in experiments:
@@ -193,7 +208,6 @@ class _Seed:
         self.folder = f"seed-{seed}"
         self.seeded = ("--seed", str(seed))
         self.largest = plan.settings.sizes[-1]
-        self.base = ("--model", plan.path("base", "model"))
         self.prompt = ("--prompt", plan.path("world", JUDGE_PROMPT))
 
     def add(self, experiment: Experiment) -> None:
@@ -220,6 +234,22 @@ class _Seed:
                 self.judged(f"{self.folder}/ood/rprm", self.best(), split="ood")
                 self.judged(f"{self.folder}/ood/classifier", self.rival(self.largest), split="ood")
 
+    @property
+    def base(self) -> Model:
+        """What judges are trained from."""
+        return self.pretrained("base", embedded.BASE, self.settings.base)
+
+    @property
+    def policy(self) -> Model:
+        """What writes the solutions."""
+        return self.pretrained("policy", embedded.POLICY, self.settings.policy)
+
+    def pretrained(self, name: str, own: Path, options: Options) -> Model:
+        if not self.settings.from_scratch:
+            return Model(str(own))
+        task = self.plan.add(name, "lab", "base", self.plan.path("world"), *options, needs=["world"], wide=True)
+        return Model(self.plan.path(task, "model"), (task,))
+
     def steps(self, size: int) -> str:
         """The first `size` labelled steps of this seed."""
         return self.plan.add(
@@ -239,33 +269,34 @@ class _Seed:
             f"{folder}/cold-start", "data", "cold-start", plan.path(analyses),
             "--per-step", str(settings.num_teacher_analyses), *self.prompt, needs=[analyses],
         )  # fmt: skip
+        num_steps = settings.sft_steps[settings.sizes.index(size)]
         trained = plan.add(
-            f"{folder}/sft", "train", "sft", plan.path(kept), *self.base, "--preset", "cpu", *settings.sft,
-            *self.seeded, needs=["base", kept],
+            f"{folder}/sft", "train", "sft", plan.path(kept), "--model", self.base.path, "--preset", "cpu",
+            *settings.sft, "--max-steps", str(num_steps), *self.seeded, needs=[*self.base.needs, kept],
         )  # fmt: skip
-        return trained, "model"
+        return Model(plan.path(trained, "model"), (trained,))
 
     def rival(self, size: int) -> Model:
         """The classifier from the same base and the same steps."""
         steps = self.steps(size)
         trained = self.plan.add(
-            f"{self.folder}/size-{size}/classifier", "train", "classifier", self.plan.path(steps, STEPS), *self.base,
-            *self.settings.classifier, *self.seeded, needs=["base", steps],
+            f"{self.folder}/size-{size}/classifier", "train", "classifier", self.plan.path(steps, STEPS),
+            "--model", self.base.path, *self.settings.classifier, *self.seeded, needs=[*self.base.needs, steps],
         )  # fmt: skip
-        return trained, "model"
+        return Model(self.plan.path(trained, "model"), (trained,), is_classifier=True)
 
     def of_round(self, number: int) -> Model:
         """The model of a preference round, from the cold start of all steps."""
         settings = self.settings
-        start, model = self.student(self.largest)
+        start = self.student(self.largest)
         rounds = self.plan.add(
             f"{self.folder}/rounds", "evolve", self.plan.path(self.steps(self.largest), STEPS),
-            "--model", self.plan.path(start, model), "--rounds", str(settings.num_rounds),
+            "--model", start.path, "--rounds", str(settings.num_rounds),
             "-n", str(settings.round_analyses), "--sampled-steps", str(settings.round_steps),
             "--max-tokens", str(_ANALYSIS_TOKENS), "--engine-options", self.engine_options, *self.seeded,
-            "--", "--preset", "cpu", *settings.dpo, needs=[start],
+            "--", "--preset", "cpu", *settings.dpo, needs=start.needs,
         )  # fmt: skip
-        return rounds, f"round-{number}/dpo/model"
+        return Model(self.plan.path(rounds, f"round-{number}", "dpo", "model"), (rounds,))
 
     def best(self) -> Model:
         """The model of the last round."""
@@ -274,7 +305,7 @@ class _Seed:
     def judged(self, folder: str, model: Model, *, split: str = "test") -> str:
         return self.plan.add(
             folder, *self.processbench(split, self.settings.num_judged), *self.judge(model, self.settings.num_analyses),
-            "--allow-missing", needs=["world", model[0]],
+            "--allow-missing", needs=["world", *model.needs],
         )  # fmt: skip
 
     def scaling(self) -> str:
@@ -282,7 +313,7 @@ class _Seed:
         return self.plan.add(
             f"{self.folder}/scaling", *self.processbench("test", settings.num_scaled),
             *self.judge(model, settings.scaling_analyses), "--stopping", "none", "--all-steps", "--allow-missing",
-            needs=["world", model[0]],
+            needs=["world", *model.needs],
         )  # fmt: skip
 
     def teacher(self) -> None:
@@ -296,28 +327,28 @@ class _Seed:
         """The labelled steps of the test split, one by one: each has its type of error as its source."""
         return self.plan.add(
             f"{self.folder}/types/{name}", "bench", "steps", self.plan.path("world", "test", "steps.jsonl"),
-            *self.judge(model, self.settings.num_analyses), "--allow-missing", needs=["world", model[0]],
+            *self.judge(model, self.settings.num_analyses), "--allow-missing", needs=["world", *model.needs],
         )  # fmt: skip
 
     def guidance(self) -> None:
         """The policy's candidates; Best-of-N and guided search by each PRM."""
         plan, settings, folder = self.plan, self.settings, f"{self.folder}/guidance"
-        policy = ("--policy", self.engine(("base", "model")))
+        policy = ("--policy", self.engine(self.policy))
         problems = ("--problems", plan.path("world", "test", "problems.jsonl"), "--limit", str(settings.num_guided))
         count = str(settings.num_candidates)
         samples = plan.add(
             f"{folder}/samples", "search", "sample", *policy, "-n", count, "--policy-max-tokens", str(_SOLUTION_TOKENS),
-            *problems, *self.seeded, needs=["world", "base"],
+            *problems, *self.seeded, needs=["world", *self.policy.needs],
         )  # fmt: skip
         for name, model in {"rprm": self.best(), "classifier": self.rival(self.largest)}.items():
             judge = self.judge(model, settings.guidance_analyses)
             plan.add(
                 f"{folder}/best-of-n-{name}", "search", "best-of-n", "--candidates", plan.path(samples), *judge,
-                needs=[samples, model[0]],
+                needs=[samples, *model.needs],
             )  # fmt: skip
             plan.add(
                 f"{folder}/guided-{name}", "search", "guided", *policy, "--width", count, *problems, *judge,
-                needs=["world", "base", model[0]],
+                needs=["world", *self.policy.needs, *model.needs],
             )  # fmt: skip
 
     def processbench(self, split: str, limit: int) -> Options:
@@ -326,8 +357,8 @@ class _Seed:
 
     def judge(self, model: Model, num_analyses: int) -> Options:
         """How a model judges: one that writes analyses, or a classifier."""
-        if Path(model[0]).name == "classifier":
-            return "--model", f"classifier:{self.plan.path(*model)}", *self.seeded
+        if model.is_classifier:
+            return "--model", f"classifier:{model.path}", *self.seeded
         return (
             "--model", self.engine(model), "-k", str(num_analyses), "--max-tokens", str(_ANALYSIS_TOKENS), *self.seeded,
         )  # fmt: skip
@@ -336,9 +367,9 @@ class _Seed:
         return f"lab:{self.plan.path('world')}?split={split}&{self.settings.teacher}"
 
     def engine(self, model: Model) -> str:
-        return f"transformers:{self.plan.path(*model)}?{self.engine_options}"
+        return f"transformers:{model.path}?{self.engine_options}"
 
     @property
     def engine_options(self) -> str:
         rows = self.settings.max_rows
-        return f"max_rows={rows}&concurrency={rows}"
+        return f"max_rows={rows}&concurrency={rows}&dtype=float32"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 from urllib.parse import parse_qsl
 
+from rprm.embedded import JUDGE
 from rprm.errors import PromptError
 from rprm.prompts.policy import PolicyTemplate
 from rprm.prompts.template import PromptTemplate
@@ -46,7 +47,8 @@ def load_template(source: str | Path | None = None) -> PromptTemplate:
 
 
 def carried_template(model: str) -> Path | None:
-    """The template that a model carries: `rprm_prompt.toml` in the folder that its spec names, or beside its adapter.
+    """The template that a model carries: `rprm_prompt.toml` in the folder that its spec names, or beside its adapter;
+    the embedded model carries its own.
 
     Args:
         model: `KIND:TARGET?option=value`. A hub id carries none here: its files are not at hand before it is loaded.
@@ -114,7 +116,7 @@ class _Shelf(Generic[AnyTemplate]):
 
     def carried(self, model: str) -> Path | None:
         body, _, query = model.partition("?")
-        places = [dict(parse_qsl(query)).get("adapter"), body.partition(":")[2]]
+        places = [dict(parse_qsl(query)).get("adapter"), JUDGE if body == "embedded" else body.partition(":")[2]]
         found = [Path(place) / self.carried_as for place in places if place]
         return next((file for file in found if file.is_file()), None)
 
