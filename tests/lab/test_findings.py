@@ -150,9 +150,10 @@ def test_data_scaling(lab: Path) -> None:
     for seed in range(2):
         for size, student in ((20, HALF), (40, RIGHT)):
             write_run(lab / f"seed-{seed}" / f"size-{size}" / "judged", rewards(student))
-            # The classifier's rewards are right at its own threshold, 0.9, alone.
-            raised = [[0.95 if value else 0.8 for value in row] for row in HALF]
-            write_run(lab / f"seed-{seed}" / f"size-{size}" / "classifier-judged", rewards(raised), threshold=0.9)
+            # The classifier's rewards tell right from wrong between 0.8 and 0.95 alone: that it was measured at 0.5
+            # is not held against it.
+            raised = [[0.95 if value else 0.8 for value in (*row, 1.0)[:2]] for row in HALF]
+            write_run(lab / f"seed-{seed}" / f"size-{size}" / "classifier-judged", rewards(raised))
     found = find(lab, SETTINGS)
     assert found.num_seeds == {"data": 2}
     assert found.curves["data"][RPRM][40].value == 100.0

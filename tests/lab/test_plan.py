@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from rprm import embedded
 from rprm.cli.app import app
 from rprm.errors import InputError, RunError
 from rprm.lab.plan import EXPERIMENTS, SIZES, TINY, LabSettings, Plan, make_plan
@@ -22,13 +23,14 @@ LAPTOP = SIZES["laptop"]
 
 
 def folders(*experiments: str, settings: LabSettings = LAPTOP) -> list[str]:
-    return list(make_plan(Path("lab"), settings, experiments).tasks)  # type: ignore[arg-type]
+    return list(make_plan(Path("lab"), settings, experiments or EXPERIMENTS).tasks)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("settings", [LAPTOP, replace(LAPTOP, from_scratch=True)])
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_what_a_task_needs_stands_before_it(experiment: str) -> None:
+def test_what_a_task_needs_stands_before_it(experiment: str, settings: LabSettings) -> None:
     seen: set[str] = set()
-    for task in make_plan(Path("lab"), LAPTOP, [experiment]).tasks.values():  # type: ignore[list-item]
+    for task in make_plan(Path("lab"), settings, [experiment]).tasks.values():  # type: ignore[list-item]
         assert set(task.needs) <= seen, task
         seen.add(task.folder)
 
@@ -36,11 +38,25 @@ def test_what_a_task_needs_stands_before_it(experiment: str) -> None:
 def test_no_experiment_runs_what_another_alone_needs() -> None:
     assert not [name for name in folders("data") if "rounds" in name or "guidance" in name or "ood" in name]
     assert not [name for name in folders("scaling") if "classifier" in name or "size-250/" in name]
-    assert len(folders("data")) == 2 + 3 * 5 * 7
+    assert len(folders("data")) == 1 + 3 * 5 * 7
 
 
-def test_every_path_a_command_reads_is_made_by_a_task_it_needs() -> None:
-    plan = make_plan(Path("lab"), LAPTOP)
+def test_from_scratch_trains_what_the_package_has() -> None:
+    scratch = replace(LAPTOP, from_scratch=True)
+    assert set(folders(settings=scratch)) - set(folders()) == {"base", "policy"}
+    for settings in (LAPTOP, scratch):
+        tasks = make_plan(Path("lab"), settings).tasks
+        start = tasks["seed-0/size-250/sft"].arguments
+        base = Path(start[start.index("--model") + 1])
+        assert base == (Path("lab/base/model") if settings.from_scratch else embedded.BASE)
+        assert ("base" in tasks["seed-0/size-250/sft"].needs) is settings.from_scratch
+        samples = tasks["seed-0/guidance/samples"].arguments
+        assert ("lab/policy/model" in " ".join(samples)) is settings.from_scratch
+
+
+@pytest.mark.parametrize("settings", [LAPTOP, replace(LAPTOP, from_scratch=True)])
+def test_every_path_a_command_reads_is_made_by_a_task_it_needs(settings: LabSettings) -> None:
+    plan = make_plan(Path("lab"), settings)
     for task in plan.tasks.values():
         words = [word for argument in task.arguments for word in argument.replace("?", ":").split(":")]
         for word in words:
@@ -78,6 +94,7 @@ def test_dry_run_prints_commands_that_parse(tmp_path: Path) -> None:
     ("changed", "message"),
     [
         ({"sizes": (20, 10)}, "must ascend"),
+        ({"sft_steps": (20, 10)}, "as many as sizes, 5"),
         ({"scaling_analyses": 12}, "power of two"),
         ({"num_seeds": 11}, "11 seeds of 4000"),
     ],

@@ -17,7 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rprm.artifacts import RESULTS, read_json_lines, read_manifest
-from rprm.benchmarks import Scores, Tally, read_processbench, scores_of, step_scores, tally_processbench, tally_steps
+from rprm.benchmarks import (
+    Scores,
+    Tally,
+    read_processbench,
+    scores_of,
+    step_scores,
+    tally_processbench,
+    tally_steps,
+    threshold_curve,
+)
 from rprm.benchmarks.bootstrap import DEFAULT_RESAMPLES, resampled_sums
 from rprm.benchmarks.items import BenchmarkItems, ProcessBenchItem
 from rprm.benchmarks.labelled_steps import StepItems
@@ -151,7 +160,7 @@ class _Lab:
         if not seeds:
             return
         found = {
-            line: {size: [self.tally(seed / f"size-{size}" / name) for seed in seeds] for size in sizes}
+            line: {size: [self.tally_of(line, seed / f"size-{size}" / name) for seed in seeds] for size in sizes}
             for line, name in names.items()
         }
         curves = {line: {size: _mean(tallies) for size, tallies in by.items()} for line, by in found.items()}
@@ -213,7 +222,8 @@ class _Lab:
     def ood(self) -> None:
         if seeds := self.seeds("ood", *(f"ood/{name}" for name in _MODELS)):
             found = {
-                model: [self.tally(seed / "ood" / name, "ood") for seed in seeds] for name, model in _MODELS.items()
+                model: [self.tally_of(model, seed / "ood" / name, "ood") for seed in seeds]
+                for name, model in _MODELS.items()
             }
             self.findings.tables["ood"] = {model: {"F1": _mean(tallies)} for model, tallies in found.items()}
             self.findings.effects["R-PRM over classifier, out of distribution"] = _difference(
@@ -252,6 +262,18 @@ class _Lab:
         rewards = _rewards(run)
         return self._tally(split, scores_of(rewards), float(read_manifest(run)["settings"]["threshold"]))
 
+    def tally_of(self, model: str, run: Path, split: str = "test") -> Tally:
+        """A run of R-PRM as it was measured; of the classifier, at the threshold that is best on these very solutions.
+
+        No threshold that the classifier could have chosen beforehand does better: of the 99 tried, it has the best.
+        """
+        if model != CLASSIFIER:
+            return self.tally(run, split)
+        scores = scores_of(_rewards(run))
+        curve = threshold_curve(self.items(split, scores), scores, allow_missing=True)
+        ranked = [(f1 if f1 is not None else -1.0, place) for place, f1 in enumerate(curve.f1[AVERAGE])]
+        return self._tally(split, scores, curve.thresholds[max(ranked)[1]])
+
     def replicates(self, run: Path, num_analyses: int) -> list[Tally]:
         """What a run with more analyses of each step would have come to with so many, over and over."""
         rewards = _rewards(run)
@@ -269,10 +291,13 @@ class _Lab:
         return tally_steps(items, step_scores(_rewards(run)), threshold=threshold, allow_missing=True)
 
     def _tally(self, split: str, scores: Scores, threshold: float) -> Tally:
+        return tally_processbench(self.items(split, scores), scores, threshold=threshold, allow_missing=True)
+
+    def items(self, split: str, scores: Scores) -> BenchmarkItems[ProcessBenchItem]:
+        """The solutions of a split that have been judged."""
         if split not in self._items:
             self._items[split] = read_processbench(self.folder / "world" / split / "solutions.jsonl")
-        kept = BenchmarkItems(tuple(item for item in self._items[split].items if item.id in scores.p_yes))
-        return tally_processbench(kept, scores, threshold=threshold, allow_missing=True)
+        return BenchmarkItems(tuple(item for item in self._items[split].items if item.id in scores.p_yes))
 
 
 def _rewards(run: Path) -> list[SolutionReward]:

@@ -73,9 +73,10 @@ def page(findings: Findings, settings: LabSettings) -> str:
     """
     parts = [
         "<h1>R-PRM in the lab</h1>",
-        "<p>A small world of word problems in which the truth of every step is known. Judge, policy and classifier "
-        "start from one base model. Figures are means over seeds with 95% intervals, which cover the choice of the "
-        "solutions judged and, with more seeds than one, what differs between seeds.</p>",
+        "<p>A small world of word problems in which the truth of every step is known. Judge and classifier start from "
+        "one base model. Figures are means over seeds with 95% intervals, which cover the choice of the "
+        "solutions judged and, with more seeds than one, what differs between seeds. R-PRM's threshold is 0.5; on "
+        "ProcessBench's F1 the classifier has the one that is best on the solutions judged, which favours it.</p>",
         "<h2>The paper's effects</h2>",
         _html_table(("effect", "paper", "goal", "lab", "95% interval", "reached"), _claim_rows(findings, settings)),
         _label_share(findings),
