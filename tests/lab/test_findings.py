@@ -21,7 +21,7 @@ from rprm.lab.plan import TINY
 from rprm.records import Analysis, Solution, SolutionReward, StepReward
 from rprm.report.lab import claims, page
 
-SETTINGS = replace(TINY, num_seeds=2, world_steps=80)
+SETTINGS = replace(TINY, num_seeds=2, world_steps=100)
 
 
 def items(labels: Sequence[int]) -> BenchmarkItems[ProcessBenchItem]:

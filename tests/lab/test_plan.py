@@ -38,7 +38,7 @@ def test_what_a_task_needs_stands_before_it(experiment: str, settings: LabSettin
 def test_no_experiment_runs_what_another_alone_needs() -> None:
     assert not [name for name in folders("data") if "rounds" in name or "guidance" in name or "ood" in name]
     assert not [name for name in folders("scaling") if "classifier" in name or "size-250/" in name]
-    assert len(folders("data")) == 1 + 3 * 5 * 7
+    assert len(folders("data")) == 2 + 3 * 5 * 7
 
 
 def test_from_scratch_trains_what_the_package_has() -> None:

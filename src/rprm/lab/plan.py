@@ -2,6 +2,7 @@
 
     LAB/
       world                            shared by all seeds, and base and policy, where they are trained from scratch
+      validation                       labelled steps for the classifiers of all seeds
       seed-S/size-N/                   steps; analyses, cold-start, sft, judged; classifier, classifier-judged
       seed-S/rounds, judged-R          preference rounds from the cold start of the largest size
       seed-S/scaling                   that cold start judging with the largest K, every step
@@ -47,6 +48,7 @@ class LabSettings:
         world_steps, world_solutions: size of the world: labelled steps for all seeds, solutions to measure on.
         sizes: labelled steps to train on, ascending; `sft_steps`, optimizer steps of the cold start from each.
         teacher: its rates, as options of its engine; `num_teacher_analyses` of each step.
+        num_validation: labelled steps besides, for the classifier alone: it is validated on them at every size.
         num_judged: solutions of a split to measure on, at most.
         num_analyses: K of the judge.
         scaling_analyses: largest K of the scaling experiment, a power of two, on `num_scaled` solutions.
@@ -64,6 +66,7 @@ class LabSettings:
     sft_steps: tuple[int, ...] = (100, 150, 250, 400, 600)
     teacher: str = "reading=0.25&slip=0.25&verdict=0.05&systematic=0.8"
     num_teacher_analyses: int = 3
+    num_validation: int = 500
     num_judged: int = 300
     num_analyses: int = 10
     scaling_analyses: int = 32
@@ -86,10 +89,10 @@ class LabSettings:
             raise InputError(f"sizes {self.sizes} must ascend, from 2 on")
         if len(self.sft_steps) != len(self.sizes):
             raise InputError(f"sft_steps {self.sft_steps} must be as many as sizes, {len(self.sizes)}")
-        if self.num_seeds * self.sizes[-1] > self.world_steps:
+        if self.num_seeds * self.sizes[-1] + self.num_validation > self.world_steps:
             raise InputError(
-                f"{self.num_seeds} seeds of {self.sizes[-1]} labelled steps each need a world of more than "
-                f"{self.world_steps} steps"
+                f"{self.num_seeds} seeds of {self.sizes[-1]} labelled steps each, and {self.num_validation} to "
+                f"validate on, need a world of more than {self.world_steps} steps"
             )
         if self.scaling_analyses.bit_count() != 1:
             raise InputError(f"scaling_analyses is {self.scaling_analyses}; it must be a power of two")
@@ -105,7 +108,8 @@ _ONCE = ("--max-steps", "2")
 #: Everything once, and hardly anything learnt: minutes.
 TINY = LabSettings(
     num_seeds=1,
-    world_steps=40,
+    world_steps=60,
+    num_validation=20,
     world_solutions=6,
     sizes=(20, 40),
     sft_steps=(40, 40),
@@ -278,12 +282,18 @@ class _Seed:
 
     def rival(self, size: int) -> Model:
         """The classifier from the same base and the same steps."""
+        plan, count = self.plan, self.settings.num_validation
         steps = self.steps(size)
-        trained = self.plan.add(
-            f"{self.folder}/size-{size}/classifier", "train", "classifier", self.plan.path(steps, STEPS),
-            "--model", self.base.path, *self.settings.classifier, *self.seeded, needs=[*self.base.needs, steps],
+        held_out = plan.add(
+            "validation", "lab", "steps", plan.path("world"),
+            "--skip", str(self.settings.world_steps - count), "--count", str(count), needs=["world"], product=STEPS,
         )  # fmt: skip
-        return Model(self.plan.path(trained, "model"), (trained,), is_classifier=True)
+        trained = plan.add(
+            f"{self.folder}/size-{size}/classifier", "train", "classifier", plan.path(steps, STEPS),
+            "--validation", plan.path(held_out, STEPS), "--model", self.base.path, *self.settings.classifier,
+            *self.seeded, needs=[*self.base.needs, steps, held_out],
+        )  # fmt: skip
+        return Model(plan.path(trained, "model"), (trained,), is_classifier=True)
 
     def of_round(self, number: int) -> Model:
         """The model of a preference round, from the cold start of all steps."""
