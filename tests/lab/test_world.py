@@ -50,12 +50,25 @@ def test_the_files_are_those_of_real_sets(world: Path) -> None:
 def test_labels_are_balanced_at_every_length(world: Path) -> None:
     steps = steps_of(world, "train")
     assert len(steps) == 300
-    for number in (50, 100, 200, 300):
-        # Pairs come together, so that neither kind is ever far ahead.
-        assert abs(sum(step.label for step in steps[:number]) - number / 2) <= 10
+    for number in (2, 50, 100, 300):
+        assert sum(step.label for step in steps[:number]) == number / 2
     sources = {step.source for step in steps}
     errors = ("calculation", "data source", "consistency", "operation", "question")
     assert sources == {"lab", *(f"lab:{error}" for error in errors)}
+
+
+@pytest.mark.parametrize("split", ["train", "test", "ood"])
+def test_where_a_step_stands_does_not_tell_its_label(world: Path, split: str) -> None:
+    # Each wrong step comes with a right one: as far into a solution, and giving the answer just if it does.
+    steps = steps_of(world, split)
+    pairs = list(zip(steps[::2], steps[1::2], strict=False))
+    for pair in pairs:
+        assert {step.label for step in pair} == {True, False}
+        first, second = ((len(step.previous_steps), "answer" in step.step.lower()) for step in pair)
+        assert first == second, pair
+        assert pair[0].problem != pair[1].problem
+    assert {pair[0].label for pair in pairs} == {True, False}
+    assert {len(step.previous_steps) for pair in pairs for step in pair} >= {0, 1, 2}
 
 
 def test_no_problem_stands_in_two_splits(world: Path) -> None:

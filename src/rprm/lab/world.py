@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -207,19 +207,20 @@ def _measured(split: str, settings: WorldSettings, taken: set[str]) -> Iterator[
 
 def _trained(settings: WorldSettings, taken: set[str]) -> Iterator[tuple[Story, LabSolution]]:
     for rng, story in stories(f"{settings.seed}/train", IN_DISTRIBUTION, taken):
-        yield story, solve(rng, story, error=rng.choice((None, *ERROR_TYPES)))
+        yield story, solve(rng, story, error=rng.choice((None, None, None, *ERROR_TYPES)))
 
 
 def _write_split(
     folder: Path, split: str, solved: Iterator[tuple[Story, LabSolution]], num_steps: int
 ) -> dict[str, Any]:
     """Write solutions until there are enough labelled steps, and, of those that are measured, all solutions."""
+    is_measured = split != "train"
     folder.mkdir(exist_ok=True)
     names = ("problems", "solutions", "steps", "truth")
     files = {name: LineWriter(folder / f"{name}.jsonl", fresh=True) for name in names}
     errors: Counter[str] = Counter()
     num_solutions = 0
-    left = {True: num_steps - num_steps // 2, False: num_steps // 2}
+    pairing = _Pairing()
     for number, (story, solution) in enumerate(solved):
         identifier = f"{split}-{number}"
         files["problems"].write(
@@ -227,31 +228,50 @@ def _write_split(
         )
         files["solutions"].write(_line(**_processbench(identifier, story, solution)))
         num_solutions += 1
-        chosen = _chosen(identifier, solution)
-        for place in range(len(solution.steps) if solution.first_error < 0 else solution.first_error + 1):
-            truth = _truth(identifier, story, solution, place)
-            is_right = truth.error is None
-            # Neither kind runs ahead: whatever beginning of the file is taken, it is balanced.
-            is_labelled = place in chosen and 0 < left[is_right] >= left[not is_right]
-            if is_labelled:
-                left[is_right] -= 1
-                errors[truth.error or "none"] += 1
-                files["steps"].write(truth.labelled.model_dump_json())
-            if is_labelled or split != "train":
+        truths = [_truth(identifier, story, solution, place) for place in range(_num_labelled(solution))]
+        for truth in pairing.add(truths)[: num_steps - sum(errors.values())]:
+            errors[truth.error or "none"] += 1
+            files["steps"].write(truth.labelled.model_dump_json())
+            if not is_measured:
                 files["truth"].write(truth.model_dump_json())
-        if split == "train" and not any(left.values()):
+        if is_measured:
+            for truth in truths:
+                files["truth"].write(truth.model_dump_json())
+        elif sum(errors.values()) == num_steps:
             break
     for file in files.values():
         file.close()
     return {"problems": num_solutions, "steps": sum(errors.values()), "errors": dict(sorted(errors.items()))}
 
 
-def _chosen(identifier: str, solution: LabSolution) -> set[int]:
-    """The steps to label: the first wrong one and one of the right ones before it; where none is wrong, a right one."""
-    rng = random.Random(f"{identifier}/{solution.steps[0].text}")
-    end = len(solution.steps) if solution.first_error < 0 else solution.first_error
-    right = {rng.randrange(end)} if end else set()
-    return right if solution.first_error < 0 else right | {solution.first_error}
+def _num_labelled(solution: LabSolution) -> int:
+    """Steps of which there is something true to say: all, or those up to the first wrong one."""
+    return len(solution.steps) if solution.first_error < 0 else solution.first_error + 1
+
+
+class _Pairing:
+    """Chooses the steps to label: each wrong one with a right one from the same place of another solution.
+
+    Where a step stands, and whether it gives the answer, would tell right from wrong otherwise: first steps are seldom
+    wrong, and an answer is right in a whole solution alone.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[tuple[int, bool], deque[Truth]] = {}
+
+    def add(self, truths: Sequence[Truth]) -> list[Truth]:
+        """The steps of another solution; returns a wrong and a right one in either order, or nothing yet."""
+        rng = random.Random(f"{truths[0].id}/{truths[0].steps[0]}")
+        right = [truth for truth in truths if truth.error is None]
+        found = next((truth for truth in rng.sample(right, len(right)) if self._waiting.get(_place(truth))), None)
+        pair = [] if found is None else [found, self._waiting[_place(found)].popleft()]
+        if truths[-1].error is not None:
+            self._waiting.setdefault(_place(truths[-1]), deque()).append(truths[-1])
+        return rng.sample(pair, len(pair))
+
+
+def _place(truth: Truth) -> tuple[int, bool]:
+    return len(truth.steps), truth.checks[-1].kind == "answer"
 
 
 def _truth(identifier: str, story: Story, solution: LabSolution, place: int) -> Truth:
