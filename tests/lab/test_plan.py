@@ -136,6 +136,17 @@ def test_tasks_run_after_what_they_need_and_never_twice(tmp_path: Path) -> None:
     assert not again
 
 
+def test_the_longest_row_goes_first(tmp_path: Path) -> None:
+    plan = Plan(tmp_path / "lab", TINY)
+    world = plan.add("world", "lab", "world", "--steps", "8", "--test", "2", product="world.json")
+    for name, needs in (("alone", [world]), ("first", [world]), ("second", ["first"])):
+        plan.add(name, "lab", "steps", plan.path(world), "--count", "2", needs=needs, product=STEPS)
+    told: list[Progress] = []
+    run_plan(plan, num_jobs=1, on_progress=told.append)
+    begun = [progress.task.folder for progress in told if progress.seconds is None]
+    assert begun == ["world", "first", "alone", "second"]
+
+
 def test_a_task_that_fails_is_told_with_its_last_words(tmp_path: Path) -> None:
     plan = Plan(tmp_path / "lab", TINY)
     plan.add("steps", "lab", "steps", str(tmp_path / "nowhere"), "--count", "2", product=STEPS)

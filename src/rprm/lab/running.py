@@ -70,6 +70,7 @@ class _Runner:
         self.plan = plan
         self.num_jobs = num_jobs
         self.on_progress = on_progress
+        self.order = _most_urgent_first(plan)
         self.done = {folder for folder, task in plan.tasks.items() if task.is_done(plan.lab)}
         self.running: dict[str, tuple[Stage, float]] = {}
 
@@ -86,7 +87,8 @@ class _Runner:
                 stage.end()
 
     def _begin(self) -> None:
-        for folder, task in self.plan.tasks.items():
+        for folder in self.order:
+            task = self.plan.tasks[folder]
             if len(self.running) >= self.num_jobs:
                 return
             if folder in self.done or folder in self.running or not self.done.issuperset(task.needs):
@@ -109,3 +111,12 @@ class _Runner:
 
     def _tell(self, task: Task, seconds: float | None) -> None:
         self.on_progress(Progress(task, seconds, len(self.done), len(self.plan.tasks)))
+
+
+def _most_urgent_first(plan: Plan) -> list[str]:
+    """The tasks by how many must follow one after the other, most first: no long row is left for the end."""
+    num_after = dict.fromkeys(plan.tasks, 0)
+    for folder, task in reversed(plan.tasks.items()):
+        for need in task.needs:
+            num_after[need] = max(num_after[need], num_after[folder] + 1)
+    return sorted(plan.tasks, key=lambda folder: -num_after[folder])
