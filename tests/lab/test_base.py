@@ -6,6 +6,7 @@ import json
 import random
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,36 @@ def test_comparisons_are_right() -> None:
             assert line.endswith(SAME) == equal, line
             seen[equal] += 1
     assert min(seen.values()) > 50
+
+
+def test_copies_are_what_the_text_says_of_the_cue() -> None:
+    rng = random.Random(4)
+    num_copies, words = 0, set[str]()
+    for _ in range(300):
+        text = "".join(piece.text for piece in document(rng, frozenset()))
+        if not text.startswith("Text: "):
+            continue
+        first, *copies = text.rstrip("\n").split("\n")
+        sentences = first.removeprefix("Text: ").removesuffix(".").split(". ")
+        for line in copies:
+            cue, copy = line.removeprefix("About ").removesuffix(".").split(": The text says: ")
+            assert [sentence for sentence in sentences if cue in (sentence, *sentence.split(" "))] == [copy]
+            num_copies += 1
+        words.update(first.split(" "))
+    assert num_copies > 40
+    # Words are known that no wording of the training problems has.
+    assert words >= {"postcards", "Priya", "puzzles"}
+
+
+def test_a_training_goes_on_from_another(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    first = train_base(tmp_path / "first", world=WORLD, settings=TINY, watcher=TrainingWatcher())
+    still = replace(TINY, learning_rate=0.0, adam_learning_rate=0.0, num_steps=2)
+    second = train_base(tmp_path / "second", world=WORLD, settings=still, start=first, watcher=TrainingWatcher())
+    weights, again = (load_file(model / "model.safetensors") for model in (first, second))
+    assert weights.keys() == again.keys()
+    assert all(weights[name].equal(again[name]) for name in weights)
 
 
 class Killed(Exception):

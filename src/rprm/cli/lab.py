@@ -42,6 +42,9 @@ def base(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Run folder; a killed run goes on from there. model/ is the result.")
     ],
+    start: Annotated[
+        Path | None, typer.Option("--from", help="Go on from this base model's folder; its size stays.")
+    ] = None,
     hidden_size: Annotated[int, typer.Option(min=32, help="Of the model.")] = 192,
     num_layers: Annotated[int, typer.Option("--layers", min=1, help="Of the model.")] = 4,
     max_steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 3_000,
@@ -77,6 +80,7 @@ def base(
             output,
             world=read_card(source),
             settings=settings,
+            start=start,
             compiled=compiled,
             num_workers=workers,
             watcher=watcher,

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rprm.artifacts import SUMMARY, Run
+from rprm.engines.tokens import fingerprint
 from rprm.errors import EngineError, InputError
 from rprm.judging import versions
 from rprm.lab.solutions import ERROR_TYPES, solve
@@ -103,6 +104,7 @@ def train_base(
     *,
     world: WorldSettings,
     settings: BaseSettings | None = None,
+    start: Path | None = None,
     compiled: bool = False,
     num_workers: int = 0,
     watcher: TrainingWatcher,
@@ -113,6 +115,7 @@ def train_base(
         output: the run folder.
         world: whose problems for measuring are kept out of the texts.
         settings: of model and training.
+        start: an earlier base model to go on from; its own size and tokenizer stay.
         compiled: whether torch compiles the model first: a quarter faster, and it takes a C++ compiler.
         num_workers: processes that write the texts while the model trains, where it would wait for them.
         watcher: told of progress.
@@ -131,12 +134,12 @@ def train_base(
     except ImportError as error:
         raise EngineError(f'training needs torch and transformers: pip install "rprm[train]" ({error})') from None
     folder = Path(output)
-    resolved = {**asdict(settings), "world": asdict(world)}
+    resolved = {**asdict(settings), "world": asdict(world), **({"start": fingerprint(start)} if start else {})}
     started = time.monotonic()
     with Run(folder, stage="lab base", settings=resolved, session={"versions": versions()}) as run:
         try:
             if not (folder / SUMMARY).is_file():
-                _fit(folder, settings, held_out_problems(world), compiled, num_workers, watcher)
+                _fit(folder, settings, held_out_problems(world), start, compiled, num_workers, watcher)
                 run.complete(_summary(folder, settings), {"seconds": round(time.monotonic() - started, 3)})
                 shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
             else:
@@ -188,38 +191,23 @@ def _fit(
     folder: Path,
     settings: BaseSettings,
     held_out: Set[str],
+    start: Path | None,
     compiled: bool,
     num_workers: int,
     watcher: TrainingWatcher,
 ) -> None:
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, default_data_collator, set_seed
+    from transformers import LlamaForCausalLM, Trainer, TrainingArguments, default_data_collator, set_seed
     from transformers.trainer_callback import PrinterCallback
 
     from rprm.lab.muon import MuonAdamW
 
-    watcher.on_stage("making the tokenizer")
-    tokenizer = make_tokenizer()
     checkpoint = last_checkpoint(folder / CHECKPOINTS)
     truncate_metrics(folder / METRICS, checkpoint.step if checkpoint else 0)
     if checkpoint is not None:
         watcher.on_note(f"going on from step {checkpoint.step:,}")
     set_seed(settings.seed)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=settings.hidden_size,
-            intermediate_size=settings.intermediate_size,
-            num_hidden_layers=settings.num_layers,
-            num_attention_heads=settings.num_heads,
-            num_key_value_heads=settings.num_heads,
-            max_position_embeddings=2048,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    tokenizer, model = _beginning(settings, start, watcher)
     arguments = TrainingArguments(
         output_dir=str(folder / CHECKPOINTS),
         per_device_train_batch_size=settings.batch_size,
@@ -263,6 +251,31 @@ def _fit(
     (partial / MODEL_POLICY_TEMPLATE).write_text(POLICY_TEMPLATE.to_toml(), encoding="utf-8")
     shutil.rmtree(folder / MODEL, ignore_errors=True)
     partial.rename(folder / MODEL)
+
+
+def _beginning(settings: BaseSettings, start: Path | None, watcher: TrainingWatcher) -> tuple[Any, Any]:
+    """Tokenizer and model as the training finds them."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    if start is not None:
+        return AutoTokenizer.from_pretrained(start), LlamaForCausalLM.from_pretrained(start, dtype=torch.float32)
+    watcher.on_stage("making the tokenizer")
+    tokenizer = make_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=settings.hidden_size,
+        intermediate_size=settings.intermediate_size,
+        num_hidden_layers=settings.num_layers,
+        num_attention_heads=settings.num_heads,
+        num_key_value_heads=settings.num_heads,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return tokenizer, LlamaForCausalLM(config)
 
 
 def _summary(folder: Path, settings: BaseSettings) -> dict[str, Any]:

@@ -1,15 +1,19 @@
-"""What the base model is pretrained on: worked arithmetic, solutions, solutions explained, and steps described.
+"""What the base model is pretrained on: worked arithmetic, solutions, solutions explained, steps described, and copies.
 
 No step is judged. A description says what a step needs and what the step says, as a model of instructions could; it
 compares nothing, and does not say whether the step is right. Numbers, calculations and sentences are compared by
-themselves, outside of any problem.
+themselves, outside of any problem. What is copied are words and numbers in no order, all words of the world among
+them: the base model can repeat a sentence that is told in no wording it knows.
 """
 
 from __future__ import annotations
 
 import random
+import re
+from collections import Counter
 from collections.abc import Set
 from dataclasses import dataclass, replace
+from functools import cache
 
 from rprm.lab.solutions import ERROR_TYPES, Check, LabSolution, solve, with_other_number
 from rprm.lab.stories import Story, tell
@@ -18,13 +22,15 @@ from rprm.lab.worked import OPERATIONS, Operation, parsed, result, worked
 from rprm.lab.world import IN_DISTRIBUTION, JUDGE_TEMPLATE, POLICY_TEMPLATE
 
 #: Shares of the documents.
-_SHARES = {"arithmetic": 0.25, "solution": 0.3, "explained": 0.15, "described": 0.3}
+_SHARES = {"arithmetic": 0.22, "solution": 0.25, "explained": 0.13, "described": 0.28, "copied": 0.12}
 #: A prompt like the judge's, but for what it asks.
 _DESCRIBE = replace(JUDGE_TEMPLATE, name="describe", user=JUDGE_TEMPLATE.user.replace("Check", "Describe"))
 #: Of the lines of arithmetic.
 _COMPARISON_SHARE = 0.5
 #: Lines of one document of arithmetic.
 _NUM_LINES = 8
+#: Stories that the words are taken from.
+_NUM_STORIES = 3_000
 #: Largest value of arithmetic: beyond the stories', so that four digits are known as well.
 _LIMIT = 9_999
 
@@ -42,6 +48,8 @@ def document(rng: random.Random, held_out: Set[str]) -> list[Piece]:
     (kind,) = rng.choices(list(_SHARES), list(_SHARES.values()))
     if kind == "arithmetic":
         return [piece for _ in range(_NUM_LINES) for piece in _line(rng)]
+    if kind == "copied":
+        return _copied(rng)
     while True:
         story = tell(rng, num_steps=rng.choice(IN_DISTRIBUTION.num_steps), limit=IN_DISTRIBUTION.limit)
         if story.problem not in held_out:
@@ -119,10 +127,46 @@ def _comparison(rng: random.Random) -> list[Piece]:
     return [Piece(f"{before}{said}.", False), Piece(f" {SAME if is_same else NOT_SAME}\n", True)]
 
 
+def _copied(rng: random.Random) -> list[Piece]:
+    """Sentences of words in no order; then those that have a certain word, repeated."""
+    sentences = [_babble(rng) for _ in range(rng.randint(3, 7))]
+    counts = Counter(word for sentence in sentences for word in set(sentence.split(" ")))
+    pieces: list[Piece] = []
+    before = f"Text: {'. '.join(sentences)}.\n"
+    for sentence in rng.sample(sentences, 2):
+        cue = rng.choice([word for word in sentence.split(" ") if counts[word] == 1] or [sentence])
+        pieces += [Piece(f"{before}About {cue}:", False), Piece(f" The text says: {sentence}.\n", True)]
+        before = ""
+    return pieces
+
+
+def _babble(rng: random.Random) -> str:
+    """Words and numbers in no order."""
+    pieces = rng.sample(_words(), rng.randint(3, 11))
+    for _ in range(rng.choice((1, 1, 2))):
+        pieces.insert(rng.randint(1, len(pieces)), str(rng.randrange(10 ** rng.randint(1, 4))))
+    return " ".join(pieces)
+
+
+@cache
+def _words() -> tuple[str, ...]:
+    """Every word of the world, those of the unseen wordings too."""
+    rng = random.Random("words")
+    found: set[str] = set()
+    for place in range(_NUM_STORIES):
+        story = tell(rng, num_steps=rng.randint(1, 4), unseen=place % 2 == 0)
+        steps = [step.text for step in solve(rng, story).steps]
+        found.update(re.findall("[A-Za-z]+", " ".join([story.problem, *steps])))
+    return tuple(sorted(found))
+
+
 def _sentences(rng: random.Random) -> tuple[str, str]:
-    """A sentence of a story, and the same with another number."""
+    """A sentence of a story or of words in no order, and the same with another number."""
     while True:
-        sentence = rng.choice(tell(rng, num_steps=1, limit=IN_DISTRIBUTION.limit).problem.rstrip(".?").split(". "))
+        if rng.random() < 0.5:
+            sentence = _babble(rng)
+        else:
+            sentence = rng.choice(tell(rng, num_steps=1, limit=IN_DISTRIBUTION.limit).problem.rstrip(".?").split(". "))
         if other := with_other_number(rng, sentence, lambda number: int(_near(rng, number))):
             return sentence, other
 
