@@ -35,6 +35,7 @@ Options = tuple[str, ...]
 _ANALYSIS_TOKENS, _SOLUTION_TOKENS = 320, 320
 
 _SMALL = ("--batch-size", "16", "--device-batch-size", "16", "--precision", "bf16", "--warmup-ratio", "0.1")
+_SMALLER = ("--batch-size", "8", "--device-batch-size", "8", *_SMALL[4:])
 _SAVING = ("--eval-steps", "100", "--save-steps", "100")
 
 
@@ -52,7 +53,8 @@ class LabSettings:
         num_judged: solutions of a split to measure on, at most.
         num_analyses: K of the judge.
         scaling_analyses: largest K of the scaling experiment, a power of two, on `num_scaled` solutions.
-        num_rounds: preference rounds; each samples `round_analyses` analyses of `round_steps` labelled steps.
+        num_rounds: preference rounds; each samples `round_analyses` analyses of `round_steps` labelled steps, and
+            makes at most `round_pairs` pairs of a step.
         num_guided: problems for the policy, `num_candidates` solutions or next steps each time, and K while guiding.
         max_rows: rows that an engine decodes at once; no result depends on it.
         base, policy, sft, dpo, classifier: options of these trainings.
@@ -64,7 +66,7 @@ class LabSettings:
     world_solutions: int = 500
     sizes: tuple[int, ...] = (250, 500, 1000, 2000, 4000)
     sft_steps: tuple[int, ...] = (100, 150, 250, 400, 600)
-    teacher: str = "reading=0.25&slip=0.25&verdict=0.05&systematic=0.8"
+    teacher: str = "reading=0.35&slip=0.35&verdict=0.1&systematic=0.5"
     num_teacher_analyses: int = 3
     num_validation: int = 500
     num_judged: int = 300
@@ -72,8 +74,9 @@ class LabSettings:
     scaling_analyses: int = 32
     num_scaled: int = 100
     num_rounds: int = 3
-    round_steps: int = 1000
+    round_steps: int = 500
     round_analyses: int = 8
+    round_pairs: int = 4
     num_guided: int = 150
     num_candidates: int = 8
     guidance_analyses: int = 4
@@ -81,8 +84,11 @@ class LabSettings:
     base: Options = ()
     policy: Options = ("--hidden-size", "128", "--layers", "3", "--max-steps", "4000", "--seed", "1")
     sft: Options = ("--learning-rate", "1e-3", *_SMALL, *_SAVING)
-    dpo: Options = ("--learning-rate", "1e-4", "--epochs", "1", *_SMALL, *_SAVING)
-    classifier: Options = ("--learning-rate", "3e-4", "--epochs", "8", *_SMALL, *_SAVING, "--patience", "8")
+    dpo: Options = ("--learning-rate", "1e-4", "--epochs", "1", *_SMALLER, *_SAVING)
+    classifier: Options = (
+        "--learning-rate", "3e-4", "--max-steps", "600", *_SMALL, "--eval-steps", "25", "--save-steps", "25",
+        "--patience", "8",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         if list(self.sizes) != sorted(set(self.sizes)) or not self.sizes or self.sizes[0] < 2:
@@ -303,6 +309,7 @@ class _Seed:
             f"{self.folder}/rounds", "evolve", self.plan.path(self.steps(self.largest), STEPS),
             "--model", start.path, "--rounds", str(settings.num_rounds),
             "-n", str(settings.round_analyses), "--sampled-steps", str(settings.round_steps),
+            "--per-step", str(settings.round_pairs),
             "--max-tokens", str(_ANALYSIS_TOKENS), "--engine-options", self.engine_options, *self.seeded,
             "--", "--preset", "cpu", *settings.dpo, needs=start.needs,
         )  # fmt: skip
