@@ -69,15 +69,15 @@ class LabSettings:
     teacher: str = "reading=0.35&slip=0.35&verdict=0.1&systematic=0.5"
     num_teacher_analyses: int = 3
     num_validation: int = 500
-    num_judged: int = 300
+    num_judged: int = 200
     num_analyses: int = 10
     scaling_analyses: int = 32
-    num_scaled: int = 100
+    num_scaled: int = 50
     num_rounds: int = 3
     round_steps: int = 500
     round_analyses: int = 8
     round_pairs: int = 4
-    num_guided: int = 150
+    num_guided: int = 100
     num_candidates: int = 8
     guidance_analyses: int = 4
     max_rows: int = 64
