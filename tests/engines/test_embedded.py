@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rprm import embedded
-from rprm.api import load_rewarder
+from rprm.api import RPRM
 from rprm.cli.app import app
 from rprm.engines import load_engine
 from rprm.errors import EngineError
@@ -74,7 +74,7 @@ def test_it_finds_the_first_error(solutions: Path) -> None:
 
 def test_an_analysis_says_what_is_wrong() -> None:
     problem = "Mia has 72 marbles. Ben has 15 more marbles than Mia. How many marbles does Ben have?"
-    with load_rewarder("embedded", num_analyses=4) as rewarder:
+    with RPRM("embedded", num_analyses=4) as rewarder:
         (right, wrong) = rewarder.score(
             [
                 {"problem": problem, "steps": ["Ben has 72 + 15 = 87 marbles."]},
