@@ -84,7 +84,7 @@ class LabSettings:
     base: Options = ()
     policy: Options = ("--hidden-size", "128", "--layers", "3", "--max-steps", "4000", "--seed", "1")
     sft: Options = ("--learning-rate", "1e-3", *_SMALL, *_SAVING)
-    dpo: Options = ("--learning-rate", "1e-4", "--epochs", "1", *_SMALLER, *_SAVING)
+    dpo: Options = ("--learning-rate", "1e-5", "--epochs", "1", *_SMALLER, *_SAVING)
     classifier: Options = (
         "--learning-rate", "3e-4", "--max-steps", "600", *_SMALL, "--eval-steps", "25", "--save-steps", "25",
         "--patience", "8",
