@@ -157,8 +157,9 @@ def test_a_task_that_fails_is_told_with_its_last_words(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
 def test_a_failure_stops_what_runs_beside_it(tmp_path: Path) -> None:
     plan = Plan(tmp_path / "lab", TINY)
-    # A world of a hundred thousand steps takes half a minute; the failing one is done in a second.
-    plan.add("large", "lab", "world", "--steps", "100000", product="world.json")
+    # A world of a million steps takes minutes: longer than a stage is given to stop before it is killed. The failing
+    # one is done in a second.
+    plan.add("large", "lab", "world", "--steps", "1000000", product="world.json")
     plan.add("steps", "lab", "steps", str(tmp_path / "nowhere"), "--count", "2", product=STEPS)
     with pytest.raises(RunError, match="holds no world"):
         run_plan(plan, num_jobs=2)
