@@ -6,29 +6,18 @@ It comes out of the lab (`rprm lab`), and knows the lab's word problems and no o
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rprm.embedded import JUDGE
-from rprm.engines.transformers import TransformersEngine
+from rprm.engines.packaged import PackagedEngine
 
 
-class EmbeddedEngine(TransformersEngine):
-    """The judge that ships with this package. Options as for `transformers:`."""
+class EmbeddedEngine(PackagedEngine):
+    """The judge that ships with this package."""
 
-    def __init__(
-        self,
-        spec: str = "embedded",
-        *,
-        dtype: str = "auto",
-        device: str = "auto",
-        max_rows: int = 64,
-        num_threads: int | None = None,
-        concurrency: int = 64,
-    ) -> None:
-        super().__init__(
-            str(JUDGE),
-            spec=spec,
-            dtype=dtype,
-            device=device,
-            max_rows=max_rows,
-            num_threads=num_threads,
-            concurrency=concurrency,
-        )
+    kind = "embedded"
+    rows = 64
+
+    @staticmethod
+    def locate() -> Path:
+        return JUDGE

