@@ -15,9 +15,11 @@ from typer.testing import CliRunner
 from rprm import embedded
 from rprm.cli.app import app
 from rprm.errors import InputError, RunError
+from rprm.lab.findings import find
 from rprm.lab.plan import EXPERIMENTS, SIZES, TINY, LabSettings, Plan, make_plan
 from rprm.lab.running import Progress, run_plan
 from rprm.lab.world import STEPS, WorldSettings, write_world
+from rprm.report.lab import claims
 
 LAPTOP = SIZES["laptop"]
 
@@ -167,3 +169,14 @@ def test_a_failure_stops_what_runs_beside_it(tmp_path: Path) -> None:
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
             assert str(tmp_path / "lab" / "large").encode() not in path.read_bytes()
+
+
+@pytest.mark.slow
+def test_every_experiment_runs(tmp_path: Path) -> None:
+    """The smallest lab, whole: each stage ends, and the report has something of every experiment."""
+    pytest.importorskip("trl")
+    lab = tmp_path / "lab"
+    run_plan(make_plan(lab, TINY), num_jobs=2)
+    found = find(lab, TINY)
+    assert found.num_seeds == dict.fromkeys(EXPERIMENTS, 1)
+    assert {claim.effect for claim in claims(TINY)} <= found.effects.keys()

@@ -34,8 +34,13 @@ Options = tuple[str, ...]
 #: Longest analysis and longest solution of the policy, in tokens: about twice what the world's own have.
 _ANALYSIS_TOKENS, _SOLUTION_TOKENS = 320, 320
 
-_SMALL = ("--batch-size", "16", "--device-batch-size", "16", "--precision", "bf16", "--warmup-ratio", "0.1")
-_SMALLER = ("--batch-size", "8", "--device-batch-size", "8", *_SMALL[4:])
+
+def _batches_of(rows: int) -> Options:
+    """Options of a training that are alike in all, but for the rows of a step."""
+    count = str(rows)
+    return ("--batch-size", count, "--device-batch-size", count, "--precision", "bf16", "--warmup-ratio", "0.1")
+
+
 _SAVING = ("--eval-steps", "100", "--save-steps", "100")
 
 
@@ -83,10 +88,10 @@ class LabSettings:
     max_rows: int = 64
     base: Options = ()
     policy: Options = ("--hidden-size", "128", "--layers", "3", "--max-steps", "4000", "--seed", "1")
-    sft: Options = ("--learning-rate", "1e-3", *_SMALL, *_SAVING)
-    dpo: Options = ("--learning-rate", "1e-5", "--epochs", "1", *_SMALLER, *_SAVING)
+    sft: Options = ("--learning-rate", "1e-3", *_batches_of(16), *_SAVING)
+    dpo: Options = ("--learning-rate", "1e-5", "--epochs", "1", *_batches_of(8), *_SAVING)
     classifier: Options = (
-        "--learning-rate", "3e-4", "--max-steps", "600", *_SMALL, "--eval-steps", "25", "--save-steps", "25",
+        "--learning-rate", "3e-4", "--max-steps", "600", *_batches_of(16), "--eval-steps", "25", "--save-steps", "25",
         "--patience", "8",
     )  # fmt: skip
 
@@ -118,13 +123,13 @@ TINY = LabSettings(
     num_validation=20,
     world_solutions=6,
     sizes=(20, 40),
-    sft_steps=(40, 40),
+    sft_steps=(80, 160),
     num_judged=6,
     num_analyses=2,
     scaling_analyses=2,
     num_scaled=2,
     num_rounds=1,
-    round_steps=20,
+    round_steps=40,
     round_analyses=4,
     num_guided=2,
     num_candidates=2,
@@ -132,8 +137,8 @@ TINY = LabSettings(
     base=("--max-steps", "10", "--hidden-size", "64", "--layers", "2"),
     policy=("--max-steps", "10", "--hidden-size", "64", "--layers", "2", "--seed", "1"),
     sft=("--learning-rate", "1e-3", "--batch-size", "8", "--device-batch-size", "8", "--warmup-ratio", "0.1", *_SAVING),
-    dpo=(*_ONCE, *_SMALL, *_SAVING),
-    classifier=(*_ONCE, *_SMALL, *_SAVING),
+    dpo=(*_ONCE, *_batches_of(16), *_SAVING),
+    classifier=(*_ONCE, *_batches_of(16), *_SAVING),
 )
 SIZES = {"laptop": LabSettings(), "tiny": TINY}
 
@@ -244,12 +249,10 @@ class _Seed:
                 self.judged(f"{self.folder}/ood/rprm", self.best(), split="ood")
                 self.judged(f"{self.folder}/ood/classifier", self.rival(self.largest), split="ood")
 
-    @property
     def base(self) -> Model:
         """What judges are trained from."""
         return self.pretrained("base", embedded.BASE, self.settings.base)
 
-    @property
     def policy(self) -> Model:
         """What writes the solutions."""
         return self.pretrained("policy", embedded.POLICY, self.settings.policy)
@@ -279,16 +282,16 @@ class _Seed:
             f"{folder}/cold-start", "data", "cold-start", plan.path(analyses),
             "--per-step", str(settings.num_teacher_analyses), *self.prompt, needs=[analyses],
         )  # fmt: skip
-        num_steps = settings.sft_steps[settings.sizes.index(size)]
+        base, num_steps = self.base(), settings.sft_steps[settings.sizes.index(size)]
         trained = plan.add(
-            f"{folder}/sft", "train", "sft", plan.path(kept), "--model", self.base.path, "--preset", "cpu",
-            *settings.sft, "--max-steps", str(num_steps), *self.seeded, needs=[*self.base.needs, kept],
+            f"{folder}/sft", "train", "sft", plan.path(kept), "--model", base.path, "--preset", "cpu",
+            *settings.sft, "--max-steps", str(num_steps), *self.seeded, needs=[*base.needs, kept],
         )  # fmt: skip
         return Model(plan.path(trained, "model"), (trained,))
 
     def rival(self, size: int) -> Model:
         """The classifier from the same base and the same steps."""
-        plan, count = self.plan, self.settings.num_validation
+        plan, base, count = self.plan, self.base(), self.settings.num_validation
         steps = self.steps(size)
         held_out = plan.add(
             "validation", "lab", "steps", plan.path("world"),
@@ -296,8 +299,8 @@ class _Seed:
         )  # fmt: skip
         trained = plan.add(
             f"{self.folder}/size-{size}/classifier", "train", "classifier", plan.path(steps, STEPS),
-            "--validation", plan.path(held_out, STEPS), "--model", self.base.path, *self.settings.classifier,
-            *self.seeded, needs=[*self.base.needs, steps, held_out],
+            "--validation", plan.path(held_out, STEPS), "--model", base.path, *self.settings.classifier,
+            *self.seeded, needs=[*base.needs, steps, held_out],
         )  # fmt: skip
         return Model(plan.path(trained, "model"), (trained,), is_classifier=True)
 
@@ -350,12 +353,13 @@ class _Seed:
     def guidance(self) -> None:
         """The policy's candidates; Best-of-N and guided search by each PRM."""
         plan, settings, folder = self.plan, self.settings, f"{self.folder}/guidance"
-        policy = ("--policy", self.engine(self.policy))
+        writer = self.policy()
+        policy = ("--policy", self.engine(writer))
         problems = ("--problems", plan.path("world", "test", "problems.jsonl"), "--limit", str(settings.num_guided))
         count = str(settings.num_candidates)
         samples = plan.add(
             f"{folder}/samples", "search", "sample", *policy, "-n", count, "--policy-max-tokens", str(_SOLUTION_TOKENS),
-            *problems, *self.seeded, needs=["world", *self.policy.needs],
+            *problems, *self.seeded, needs=["world", *writer.needs],
         )  # fmt: skip
         for name, model in {"rprm": self.best(), "classifier": self.rival(self.largest)}.items():
             judge = self.judge(model, settings.guidance_analyses)
@@ -365,7 +369,7 @@ class _Seed:
             )  # fmt: skip
             plan.add(
                 f"{folder}/guided-{name}", "search", "guided", *policy, "--width", count, *problems, *judge,
-                needs=["world", *self.policy.needs, *model.needs],
+                needs=["world", *writer.needs, *model.needs],
             )  # fmt: skip
 
     def processbench(self, split: str, limit: int) -> Options:
