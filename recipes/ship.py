@@ -16,10 +16,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rprm import embedded
+from rprm.prompts.library import MODEL_POLICY_TEMPLATE, MODEL_TEMPLATE
 
 PLACES = {"judge": embedded.JUDGE, "base": embedded.BASE, "policy": embedded.POLICY}
 #: What comes along with the weights, where the model has it.
-FILES = ("tokenizer.json", "tokenizer_config.json", "rprm_prompt.toml", "rprm_policy.toml")
+FILES = ("tokenizer.json", "tokenizer_config.json", MODEL_TEMPLATE, MODEL_POLICY_TEMPLATE)
 
 
 def ship(model: Path, place: Path) -> int:

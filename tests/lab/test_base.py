@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from rprm.errors import InputError
 from rprm.lab.base import BaseSettings, make_tokenizer, train_base
 from rprm.lab.stories import tell
 from rprm.lab.teacher import NOT_SAME, SAME
@@ -137,6 +138,12 @@ def test_a_training_goes_on_from_another(tmp_path: Path) -> None:
     weights, again = (load_file(model / "model.safetensors") for model in (first, second))
     assert weights.keys() == again.keys()
     assert all(weights[name].equal(again[name]) for name in weights)
+
+
+def test_nothing_to_go_on_from(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nowhere holds no model to go on from"):
+        train_base(tmp_path / "run", world=WORLD, settings=TINY, start=tmp_path / "nowhere", watcher=TrainingWatcher())
+    assert not (tmp_path / "run").exists()
 
 
 class Killed(Exception):

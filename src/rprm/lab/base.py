@@ -121,6 +121,7 @@ def train_base(
         watcher: told of progress.
 
     Raises:
+        InputError: the settings make no model, or `start` holds none.
         EngineError: torch and transformers are not installed.
         SettingsChanged: the folder was begun with other settings.
         RunError: the folder cannot be used.
@@ -128,6 +129,8 @@ def train_base(
     settings = settings or BaseSettings()
     if settings.hidden_size % settings.num_heads:
         raise InputError(f"hidden_size {settings.hidden_size} is no multiple of num_heads {settings.num_heads}")
+    if start is not None and not (start / "config.json").is_file():
+        raise InputError(f"{start} holds no model to go on from; name the model folder of a base model")
     try:
         import torch  # noqa: F401
         import transformers  # noqa: F401
