@@ -24,6 +24,10 @@ def world(
         int, typer.Option("--test", min=2, help="Solutions to measure on, in distribution and out of it each.")
     ] = 500,
     seed: Annotated[int, typer.Option(help="Of everything.")] = 0,
+    wide: Annotated[
+        bool,
+        typer.Option("--wide", help="Train split with longer chains, larger numbers, words at random; tests the same."),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Write the world: problems, solutions, labelled steps, and the truth that its teacher writes from.
@@ -33,7 +37,7 @@ def world(
     """
     from rprm.lab.world import WorldSettings, write_world
 
-    _show(write_world(output, WorldSettings(num_train, num_test, seed)), output, json)
+    _show(write_world(output, WorldSettings(num_train, num_test, seed, wide)), output, json)
 
 
 @app.command()

@@ -74,7 +74,7 @@ MaxLength = Annotated[
     ),
 ]
 PrecisionOption = Annotated[
-    PrecisionName | None, typer.Option("--precision", help="auto: bf16 on a GPU that can.", rich_help_panel=_MEMORY)
+    PrecisionName | None, typer.Option("--precision", help="auto: bf16 where the device can.", rich_help_panel=_MEMORY)
 ]
 Checkpointing = Annotated[
     bool | None,

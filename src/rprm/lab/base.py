@@ -25,11 +25,12 @@ from rprm.lab.solutions import ERROR_TYPES, solve
 from rprm.lab.stories import tell
 from rprm.lab.teacher import Faults, analyse, verdict_line
 from rprm.lab.texts import document
-from rprm.lab.world import JUDGE_TEMPLATE, POLICY_TEMPLATE, WorldSettings, held_out_problems
+from rprm.lab.world import JUDGE_TEMPLATE, POLICY_TEMPLATE, Difficulty, WorldSettings, held_out_problems
 from rprm.prompts.library import MODEL_POLICY_TEMPLATE
 from rprm.training.checkpoints import MIN_KEPT, last_checkpoint
 from rprm.training.handover import MODEL
 from rprm.training.metrics import METRICS, TrainingWatcher, last_value, metrics_callback, read_metrics, truncate_metrics
+from rprm.training.precision import computes_in_bf16
 from rprm.training.settings import Precision
 from rprm.training.stage import CHECKPOINTS
 
@@ -55,7 +56,7 @@ class BaseSettings:
         row_tokens: tokens of a row, documents one after the other.
         learning_rate: of the layers' matrices, by Muon; at its peak.
         adam_learning_rate: of the embeddings and norms, by AdamW; at its peak.
-        precision: bf16 computes in bfloat16 over float32 weights.
+        precision: bf16 computes in bfloat16 over float32 weights; auto where the device has instructions for it.
         seed: of the texts, their order, and the first weights.
     """
 
@@ -68,7 +69,7 @@ class BaseSettings:
     row_tokens: int = 512
     learning_rate: float = 8e-3
     adam_learning_rate: float = 4e-3
-    precision: Precision = "bf16"
+    precision: Precision = "auto"
     save_steps: int = 250
     seed: int = 0
 
@@ -76,10 +77,11 @@ class BaseSettings:
 class _Rows:
     """Rows of token ids; row i depends on the seed and i alone, so that a resumed training reads the same."""
 
-    def __init__(self, tokenizer: Any, settings: BaseSettings, held_out: Set[str]) -> None:
+    def __init__(self, tokenizer: Any, settings: BaseSettings, held_out: Set[str], told: Difficulty) -> None:
         self.tokenizer = tokenizer
         self.settings = settings
         self.held_out = held_out
+        self.told = told
 
     def __len__(self) -> int:
         return self.settings.num_steps * self.settings.batch_size
@@ -89,7 +91,7 @@ class _Rows:
         ids: list[int] = []
         labels: list[int] = []
         while len(ids) < self.settings.row_tokens:
-            for piece in document(rng, self.held_out):
+            for piece in document(rng, self.held_out, self.told):
                 tokens = self.tokenizer.encode(piece.text)
                 ids += tokens
                 labels += tokens if piece.learnt else [_NOT_LEARNT] * len(tokens)
@@ -142,7 +144,7 @@ def train_base(
     with Run(folder, stage="lab base", settings=resolved, session={"versions": versions()}) as run:
         try:
             if not (folder / SUMMARY).is_file():
-                _fit(folder, settings, held_out_problems(world), start, compiled, num_workers, watcher)
+                _fit(folder, settings, world, start, compiled, num_workers, watcher)
                 run.complete(_summary(folder, settings), {"seconds": round(time.monotonic() - started, 3)})
                 shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
             else:
@@ -193,7 +195,7 @@ def _tokenizer_texts() -> Iterator[str]:
 def _fit(
     folder: Path,
     settings: BaseSettings,
-    held_out: Set[str],
+    world: WorldSettings,
     start: Path | None,
     compiled: bool,
     num_workers: int,
@@ -211,6 +213,7 @@ def _fit(
         watcher.on_note(f"going on from step {checkpoint.step:,}")
     set_seed(settings.seed)
     tokenizer, model = _beginning(settings, start, watcher)
+    use_cpu = not torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(folder / CHECKPOINTS),
         per_device_train_batch_size=settings.batch_size,
@@ -219,8 +222,8 @@ def _fit(
         lr_scheduler_kwargs={"num_decay_steps": settings.num_steps // 5, "decay_type": "linear"},
         warmup_steps=min(100, settings.num_steps // 10),
         torch_compile=compiled,
-        bf16=settings.precision == "bf16",
-        use_cpu=not torch.cuda.is_available(),
+        bf16=computes_in_bf16(settings.precision, use_cpu=use_cpu),
+        use_cpu=use_cpu,
         seed=settings.seed,
         save_strategy="steps",
         save_steps=settings.save_steps,
@@ -234,7 +237,7 @@ def _fit(
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=_Rows(tokenizer, settings, held_out),
+        train_dataset=_Rows(tokenizer, settings, held_out_problems(world), world.trained),
         data_collator=default_data_collator,
         callbacks=[metrics_callback(folder / METRICS, watcher)],
         optimizers=(MuonAdamW(model, settings.learning_rate, settings.adam_learning_rate), None),

@@ -38,7 +38,7 @@ _ANALYSIS_TOKENS, _SOLUTION_TOKENS = 320, 320
 def _batches_of(rows: int) -> Options:
     """Options of a training that are alike in all, but for the rows of a step."""
     count = str(rows)
-    return ("--batch-size", count, "--device-batch-size", count, "--precision", "bf16", "--warmup-ratio", "0.1")
+    return ("--batch-size", count, "--device-batch-size", count, "--precision", "auto", "--warmup-ratio", "0.1")
 
 
 _SAVING = ("--eval-steps", "100", "--save-steps", "100")

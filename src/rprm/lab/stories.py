@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
+from itertools import chain
 from typing import TypeVar
 
 from rprm.lab import language as words
@@ -108,12 +111,15 @@ class _Teller:
 
     Attributes:
         limit: no value is above it.
+        unseen: told in unseen wordings, in part.
+        garbled: share of the sentences that are told in other words, whatever these mean.
         facts: told in this order, but that the first `num_free` of them may change places.
     """
 
     rng: random.Random
     limit: int
     unseen: bool
+    garbled: float = 0.0
     facts: list[str] = field(default_factory=list)
     quantities: list[Quantity] = field(default_factory=list)
     num_free: int = 0
@@ -135,7 +141,10 @@ class _Teller:
     def add(self, wording: Wording, value: int, derivation: Derivation | None = None, **fields: object) -> Quantity:
         fact = None
         if wording.tells:
-            fact = self.wording(wording.tells).format(**fields)
+            fact = self.wording(wording.tells)
+            if self.garbled and self.rng.random() < self.garbled:
+                fact = _garbled(self.rng, fact)
+            fact = fact.format(**fields)
             self.facts.append(fact)
         quantity = Quantity(
             key=len(self.quantities),
@@ -199,7 +208,7 @@ def _operand(side: Quantity | int) -> Operand:
     return Operand(side) if isinstance(side, int) else Operand(side.value, side.key)
 
 
-def tell(rng: random.Random, *, num_steps: int, limit: int = 999, unseen: bool = False) -> Story:
+def tell(rng: random.Random, *, num_steps: int, limit: int = 999, unseen: bool = False, garbled: bool = False) -> Story:
     """Make a story whose answer takes `num_steps` calculations.
 
     Args:
@@ -207,15 +216,73 @@ def tell(rng: random.Random, *, num_steps: int, limit: int = 999, unseen: bool =
         num_steps: at least 1.
         limit: the largest value.
         unseen: tell it in wordings, with names and things, of which half are kept for the out-of-distribution split.
+        garbled: half the time, tell some of it in words of the world taken at random, in sentences and for names and
+            things: what is needed can be found by the numbers, the names and the order alone.
     """
+    share = rng.choice((0.0, 0.0, 0.3, 0.6)) if garbled else 0.0
     while True:
         family = rng.choice(tuple(_FAMILIES))
-        teller = _Teller(rng, limit, unseen)
+        teller = _Teller(rng, limit, unseen, share)
         target = _FAMILIES[family](teller, num_steps)
         if target is not None:
             story = teller.finish(family, target)
             if len(story.needed()) == num_steps:
-                return story
+                return _renamed(rng, story, share) if share else story
+
+
+@cache
+def vocabulary() -> tuple[str, ...]:
+    """Every word that problems are told in, those of the unseen wordings too."""
+    rng = random.Random("words")
+    told = [tell(rng, num_steps=rng.randint(1, 4), unseen=place % 2 == 0) for place in range(3_000)]
+    return tuple(sorted({word for story in told for word in re.findall("[A-Za-z]+", story.problem)}))
+
+
+def _garbled(rng: random.Random, sentence: str) -> str:
+    """A wording in which other words stand for some; its fields stay, most often in their order."""
+    share = rng.choice((0.3, 0.6, 1.0))
+    pieces = [
+        piece if "{" in piece or rng.random() >= share else rng.choice(vocabulary()).lower()
+        for piece in sentence.removesuffix(".").split(" ")
+    ]
+    if rng.random() < 0.3:
+        rng.shuffle(pieces)
+    return f"{' '.join(pieces)}."
+
+
+#: Names and things: what stands for them may be any word.
+_NOUNS = frozenset(
+    chain(
+        words.NAMES, words.UNSEEN_NAMES, words.COLLECTED, words.UNSEEN_COLLECTED, *words.PACKED, *words.UNSEEN_PACKED,
+        words.REPACKED, words.GOODS, words.UNSEEN_GOODS, *(work[:2] for work in (*words.WORK, *words.UNSEEN_WORK)),
+    )
+)  # fmt: skip
+
+
+def _renamed(rng: random.Random, story: Story, share: float) -> Story:
+    """The story with other words for some of its names and things, the same everywhere."""
+    present = set(re.findall("[A-Za-z]+", story.problem))
+    nouns = [noun for noun in sorted(present & _NOUNS) if rng.random() < share]
+    others = rng.sample([word for word in vocabulary() if word not in present], len(nouns))
+    names = {
+        noun: other.capitalize() if noun[0].isupper() else other.lower()
+        for noun, other in zip(nouns, others, strict=True)
+    }
+
+    def rename(text: str) -> str:
+        return re.sub("[A-Za-z]+", lambda word: names.get(word[0], word[0]), text)
+
+    quantities = tuple(
+        replace(
+            quantity,
+            states=rename(quantity.states),
+            asks=rename(quantity.asks),
+            question=rename(quantity.question),
+            fact=None if quantity.fact is None else rename(quantity.fact),
+        )
+        for quantity in story.quantities
+    )
+    return replace(story, problem=rename(story.problem), quantities=quantities)
 
 
 def _people(teller: _Teller, num_steps: int) -> Quantity | None:

@@ -9,17 +9,15 @@ them: the base model can repeat a sentence that is told in no wording it knows.
 from __future__ import annotations
 
 import random
-import re
 from collections import Counter
 from collections.abc import Set
 from dataclasses import dataclass, replace
-from functools import cache
 
 from rprm.lab.solutions import ERROR_TYPES, Check, LabSolution, solve, with_other_number
-from rprm.lab.stories import Story, tell
+from rprm.lab.stories import Story, tell, vocabulary
 from rprm.lab.teacher import NOT_SAME, SAME, describe
 from rprm.lab.worked import OPERATIONS, Operation, parsed, result, worked
-from rprm.lab.world import IN_DISTRIBUTION, JUDGE_TEMPLATE, POLICY_TEMPLATE
+from rprm.lab.world import IN_DISTRIBUTION, JUDGE_TEMPLATE, POLICY_TEMPLATE, Difficulty
 
 #: Shares of the documents.
 _SHARES = {"arithmetic": 0.22, "solution": 0.25, "explained": 0.13, "described": 0.28, "copied": 0.12}
@@ -29,8 +27,6 @@ _DESCRIBE = replace(JUDGE_TEMPLATE, name="describe", user=JUDGE_TEMPLATE.user.re
 _COMPARISON_SHARE = 0.5
 #: Lines of one document of arithmetic.
 _NUM_LINES = 8
-#: Stories that the words are taken from.
-_NUM_STORIES = 3_000
 #: Largest value of arithmetic: beyond the stories', so that four digits are known as well.
 _LIMIT = 9_999
 
@@ -43,15 +39,15 @@ class Piece:
     learnt: bool
 
 
-def document(rng: random.Random, held_out: Set[str]) -> list[Piece]:
-    """A document of the corpus; none tells a problem of `held_out`."""
+def document(rng: random.Random, held_out: Set[str], difficulty: Difficulty = IN_DISTRIBUTION) -> list[Piece]:
+    """A document of the corpus, with stories of this difficulty; none tells a problem of `held_out`."""
     (kind,) = rng.choices(list(_SHARES), list(_SHARES.values()))
     if kind == "arithmetic":
         return [piece for _ in range(_NUM_LINES) for piece in _line(rng)]
     if kind == "copied":
         return _copied(rng)
     while True:
-        story = tell(rng, num_steps=rng.choice(IN_DISTRIBUTION.num_steps), limit=IN_DISTRIBUTION.limit)
+        story = difficulty.tell(rng)
         if story.problem not in held_out:
             break
     if kind == "described":
@@ -142,22 +138,10 @@ def _copied(rng: random.Random) -> list[Piece]:
 
 def _babble(rng: random.Random) -> str:
     """Words and numbers in no order."""
-    pieces = rng.sample(_words(), rng.randint(3, 11))
+    pieces = rng.sample(vocabulary(), rng.randint(3, 11))
     for _ in range(rng.choice((1, 1, 2))):
         pieces.insert(rng.randint(1, len(pieces)), str(rng.randrange(10 ** rng.randint(1, 4))))
     return " ".join(pieces)
-
-
-@cache
-def _words() -> tuple[str, ...]:
-    """Every word of the world, those of the unseen wordings too."""
-    rng = random.Random("words")
-    found: set[str] = set()
-    for place in range(_NUM_STORIES):
-        story = tell(rng, num_steps=rng.randint(1, 4), unseen=place % 2 == 0)
-        steps = [step.text for step in solve(rng, story).steps]
-        found.update(re.findall("[A-Za-z]+", " ".join([story.problem, *steps])))
-    return tuple(sorted(found))
 
 
 def _sentences(rng: random.Random) -> tuple[str, str]:

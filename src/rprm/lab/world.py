@@ -57,14 +57,22 @@ class Difficulty:
         num_steps: calculations to the answer; drawn evenly.
         limit: the largest value.
         unseen: whether wordings, names and things kept for it are used.
+        garbled: whether some stories are told in words at random.
     """
 
     num_steps: tuple[int, ...]
     limit: int
     unseen: bool = False
+    garbled: bool = False
+
+    def tell(self, rng: random.Random) -> Story:
+        num_steps = rng.choice(self.num_steps)
+        return tell(rng, num_steps=num_steps, limit=self.limit, unseen=self.unseen, garbled=self.garbled)
 
 
 IN_DISTRIBUTION = Difficulty(num_steps=(1, 2, 2, 3, 3, 4), limit=999)
+#: Longer chains, larger numbers and words at random to train on, but none of the wordings kept out.
+WIDE = Difficulty(num_steps=(1, 2, 2, 3, 3, 4, 5, 6), limit=9999, garbled=True)
 OUT_OF_DISTRIBUTION = Difficulty(num_steps=(4, 5, 6), limit=9999, unseen=True)
 
 
@@ -97,11 +105,19 @@ class WorldSettings:
         num_train: labelled steps to train on.
         num_test: solutions to judge in each of the splits `test` and `ood`, and labelled steps beside them.
         seed: of everything.
+        wide: whether `train` has longer chains, larger numbers and words at random too: for a model that is to be good
+            outside of `test`, and then only the wordings of `ood` are new to it.
     """
 
     num_train: int = 40_000
     num_test: int = 500
     seed: int = 0
+    wide: bool = False
+
+    @property
+    def trained(self) -> Difficulty:
+        """What the split `train` is made of."""
+        return WIDE if self.wide else IN_DISTRIBUTION
 
     def __post_init__(self) -> None:
         if self.num_train < 2 or self.num_test < 2:
@@ -114,8 +130,7 @@ def stories(seed: int | str, difficulty: Difficulty, taken: set[str]) -> Iterato
     while True:
         rng = random.Random(f"{seed}/{place}")
         place += 1
-        num_steps = rng.choice(difficulty.num_steps)
-        story = tell(rng, num_steps=num_steps, limit=difficulty.limit, unseen=difficulty.unseen)
+        story = difficulty.tell(rng)
         if story.problem not in taken:
             taken.add(story.problem)
             yield rng, story
@@ -206,7 +221,7 @@ def _measured(split: str, settings: WorldSettings, taken: set[str]) -> Iterator[
 
 
 def _trained(settings: WorldSettings, taken: set[str]) -> Iterator[tuple[Story, LabSolution]]:
-    for rng, story in stories(f"{settings.seed}/train", IN_DISTRIBUTION, taken):
+    for rng, story in stories(f"{settings.seed}/train", settings.trained, taken):
         yield story, solve(rng, story, error=rng.choice((None, None, None, *ERROR_TYPES)))
 
 

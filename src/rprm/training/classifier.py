@@ -33,8 +33,9 @@ from rprm.records import LabelledStep
 from rprm.training.checkpoints import Checkpoint, last_checkpoint
 from rprm.training.handover import CARD, LIMITS, MODEL, Card, push
 from rprm.training.metrics import METRICS, TrainingWatcher, last_value, metrics_callback, read_metrics, truncate_metrics
+from rprm.training.precision import computes_in_bf16
 from rprm.training.rows import BaseModel, find_model
-from rprm.training.settings import TrainingSettings
+from rprm.training.settings import Precision, TrainingSettings
 from rprm.training.stage import CHECKPOINTS, RunOptions, TrainingResult
 from rprm.training.step_sequences import IGNORED, MergeCounts, TokenSequence, collate, encode_sequences, merge_steps
 from rprm.training.threshold import accuracies, best_threshold
@@ -648,7 +649,7 @@ def _add_embedding(backbone: Any, num_tokens: int, tag_id: int) -> None:
         backbone.get_input_embeddings().weight[tag_id] = mean
 
 
-def _device(precision: str) -> tuple[bool, bool]:
+def _device(precision: Precision) -> tuple[bool, bool]:
     """Whether to compute in bfloat16, and whether on the CPU.
 
     Raises:
@@ -668,5 +669,4 @@ def _device(precision: str) -> tuple[bool, bool]:
             "--lora-rank lets a 7B model fit"
         )
     use_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    auto = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return (auto if precision == "auto" else precision == "bf16"), use_cpu
+    return computes_in_bf16(precision, use_cpu=use_cpu), use_cpu

@@ -25,8 +25,8 @@ class TrainingSettings:
         weight_decay: of AdamW.
         max_grad_norm: to which gradients are clipped.
         max_length: tokens of prompt and reply together. Longer rows are left out, never cut.
-        precision: bf16 keeps the trained weights in float32 and computes in bfloat16; auto takes it on a GPU that can,
-            and fp32 elsewhere.
+        precision: bf16 keeps the trained weights in float32 and computes in bfloat16; auto takes it on a device that
+            has instructions for it, and fp32 elsewhere.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
         attention: transformers' attention implementation; its own choice by default.
         lora_rank: of a LoRA adapter; None trains every weight.

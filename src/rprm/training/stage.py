@@ -37,8 +37,9 @@ from rprm.training.metrics import (
 )
 from rprm.training.preflight import PartCounts, check_model_template, check_rows, encode_data, open_rows
 from rprm.training.processes import Processes
+from rprm.training.precision import computes_in_bf16
 from rprm.training.rows import BaseModel, TrainingData, end_token, find_model, open_data
-from rprm.training.settings import TrainingSettings
+from rprm.training.settings import Precision, TrainingSettings
 
 ROWS = "rows"
 CHECKPOINTS = "checkpoints"
@@ -494,7 +495,7 @@ def _versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("trl", "accelerate", "datasets")}
 
 
-def _device(precision: str, processes: Processes) -> tuple[bool, bool]:
+def _device(precision: Precision, processes: Processes) -> tuple[bool, bool]:
     """Whether to compute in bfloat16, and whether on the CPU.
 
     Raises:
@@ -510,8 +511,7 @@ def _device(precision: str, processes: Processes) -> tuple[bool, bool]:
             f"{torch.cuda.device_count()} GPUs and one process; put `accelerate launch --config_file "
             "recipes/accelerate/fsdp.yaml -m` before `rprm`, or choose one GPU with CUDA_VISIBLE_DEVICES=0"
         )
-    auto = not use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return (auto if precision == "auto" else precision == "bf16"), use_cpu
+    return computes_in_bf16(precision, use_cpu=use_cpu), use_cpu
 
 
 def _load_tokenizer(base: BaseModel) -> Any:

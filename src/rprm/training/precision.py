@@ -1,0 +1,24 @@
+"""Which precision a device computes in."""
+
+from __future__ import annotations
+
+from rprm.training.settings import Precision
+
+
+def computes_in_bf16(precision: Precision, *, use_cpu: bool) -> bool:
+    """Whether a training computes in bfloat16.
+
+    Args:
+        precision: `auto` takes it where the device has instructions for it: most GPUs, and processors with AMX or
+            AVX512-BF16. Others work it out in many instructions: a step takes ten times as long as in float32.
+        use_cpu: whether the CPU trains.
+    """
+    import torch
+
+    if precision != "auto":
+        return precision == "bf16"
+    if use_cpu:
+        # Before torch 2.10 the question cannot be asked.
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
