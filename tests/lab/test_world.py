@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,24 @@ def test_no_problem_stands_in_two_splits(world: Path) -> None:
     assert not problems["train"] & (problems["test"] | problems["ood"])
     assert not problems["test"] & problems["ood"]
     assert held_out_problems(SETTINGS) == problems["test"] | problems["ood"]
+
+
+def test_a_wide_world_differs_in_what_it_trains_on_alone(world: Path, tmp_path: Path) -> None:
+    wide = tmp_path / "wide"
+    write_world(wide, replace(SETTINGS, wide=True))
+    for split in ("test", "ood"):
+        for file in ("problems.jsonl", "solutions.jsonl", "steps.jsonl", "truth.jsonl"):
+            assert (wide / split / file).read_bytes() == (world / split / file).read_bytes()
+    steps = steps_of(wide, "train")
+    assert sum(step.label for step in steps) == 150
+    numbers = [int(number) for step in steps for number in re.findall(r"\d+", step.problem)]
+    assert max(numbers) > 999
+    assert max(len(step.previous_steps) for step in steps) > max(
+        len(s.previous_steps) for s in steps_of(world, "train")
+    )
+    assert agreeing(wide, "reading=0&slip=0&verdict=0", tmp_path) == (600, 600)
+    with pytest.raises(RunError, match="holds a world of other settings"):
+        write_world(wide, SETTINGS)
 
 
 def test_the_same_settings_give_the_same_bytes(world: Path, tmp_path: Path) -> None:

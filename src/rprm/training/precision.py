@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rprm.training.settings import Precision
 
 
@@ -19,6 +21,6 @@ def computes_in_bf16(precision: Precision, *, use_cpu: bool) -> bool:
         return precision == "bf16"
     if use_cpu:
         # Before torch 2.10 the question cannot be asked.
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
         return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported()

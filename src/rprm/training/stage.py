@@ -35,9 +35,9 @@ from rprm.training.metrics import (
     read_metrics,
     truncate_metrics,
 )
+from rprm.training.precision import computes_in_bf16
 from rprm.training.preflight import PartCounts, check_model_template, check_rows, encode_data, open_rows
 from rprm.training.processes import Processes
-from rprm.training.precision import computes_in_bf16
 from rprm.training.rows import BaseModel, TrainingData, end_token, find_model, open_data
 from rprm.training.settings import Precision, TrainingSettings
 
