@@ -86,6 +86,15 @@ Checkpointing = Annotated[
 ]
 Attention = Annotated[str | None, typer.Option(help="sdpa, flash_attention_2, eager, ...", rich_help_panel=_MEMORY)]
 
+GroupByLength = Annotated[
+    bool | None,
+    typer.Option(
+        "--group-by-length/--no-group-by-length",
+        help="Batches of rows of like length: less padding.",
+        rich_help_panel=_MEMORY,
+    ),
+]
+
 _LORA = "LoRA"
 LoraRank = Annotated[
     int | None,
@@ -155,6 +164,7 @@ def sft(
     precision: PrecisionOption = None,
     gradient_checkpointing: Checkpointing = None,
     attention: Attention = None,
+    group_by_length: GroupByLength = None,
     packing: Annotated[
         bool | None,
         typer.Option(
@@ -239,6 +249,7 @@ def dpo(
     precision: PrecisionOption = None,
     gradient_checkpointing: Checkpointing = None,
     attention: Attention = None,
+    group_by_length: GroupByLength = None,
     lora_rank: LoraRank = None,
     lora_alpha: LoraAlpha = None,
     lora_dropout: LoraDropout = None,

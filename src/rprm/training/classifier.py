@@ -316,6 +316,8 @@ class _Training:
         from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
         from transformers.trainer_callback import PrinterCallback
 
+        from rprm.training.batches import in_length_batches
+
         settings = self.settings
         set_seed(settings.seed)
         # Full training keeps float32 weights: at these learning rates a step is less than bfloat16 can tell. Under an
@@ -369,6 +371,8 @@ class _Training:
         )
         # It prints to standard output, which is not ours to fill.
         trainer.remove_callback(PrinterCallback)
+        if settings.group_by_length:
+            in_length_batches(trainer, [len(sequence.ids) for sequence in parts["train"].sequences])
         return trainer
 
     def _network(self, *, bf16: bool) -> StepNetwork:

@@ -29,6 +29,7 @@ class TrainingSettings:
             has instructions for it, and fp32 elsewhere.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
         attention: transformers' attention implementation; its own choice by default.
+        group_by_length: batches of rows of like length: less padding, and so less time; which rows meet is less random.
         lora_rank: of a LoRA adapter; None trains every weight.
         lora_alpha: scale of the adapter; twice the rank by default.
         lora_dropout: of the adapter's input.
@@ -54,6 +55,7 @@ class TrainingSettings:
     precision: Precision = "auto"
     gradient_checkpointing: bool = True
     attention: str | None = None
+    group_by_length: bool = False
     lora_rank: int | None = None
     lora_alpha: int | None = None
     lora_dropout: float = 0.0

@@ -341,6 +341,8 @@ class _TrainingRun:
         from transformers import EarlyStoppingCallback
         from transformers.trainer_callback import PrinterCallback
 
+        from rprm.training.batches import in_length_batches, row_lengths
+
         self.watcher.on_stage("loading the model")
         callbacks = [metrics_callback(self.folder / METRICS, self.watcher)]
         if self.settings.patience is not None:
@@ -370,6 +372,8 @@ class _TrainingRun:
                 raise InputError(_first_line(error)) from error
             # It prints to standard output, which is not ours to fill.
             trainer.remove_callback(PrinterCallback)
+            if self.settings.group_by_length:
+                in_length_batches(trainer, row_lengths(trainer.train_dataset, self.stage.kind))
             self.stage.check_batch(trainer, rows)
             self.watcher.on_stage("training")
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
