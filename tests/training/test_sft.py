@@ -267,7 +267,10 @@ def weights(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))}
 
 
-def test_killed_and_resumed(tiny_model: Path, make_data: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("group_by_length", [False, True])
+def test_killed_and_resumed(
+    tiny_model: Path, make_data: Callable[..., Path], tmp_path: Path, group_by_length: bool
+) -> None:
     """Checkpoints after steps 2 and 4; killed at 5; that of 4 is torn: it goes on from 2, and ends the same."""
     data = make_data(num_train=16, num_validation=4)
     values = {
@@ -280,6 +283,7 @@ def test_killed_and_resumed(tiny_model: Path, make_data: Callable[..., Path], tm
         "eval_steps": 2,
         "save_steps": 2,
         "logging_steps": 3,
+        "group_by_length": group_by_length,
     }
     settings = SFTSettings(**values)
     whole = train_sft(data, model=str(tiny_model), output=tmp_path / "whole", settings=settings)

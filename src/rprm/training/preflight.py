@@ -270,7 +270,7 @@ def encode_data(
 
 
 def _encode_part(path: Path, kind: str, target: Path, *, tokenizer: Any, end: int, max_length: int) -> PartCounts:
-    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow as pa
 
     names = ("input_ids", "labels") if kind == "sft" else ("prompt_ids", "chosen_ids", "rejected_ids")
     schema = pa.schema([(name, pa.list_(pa.int32())) for name in names])
