@@ -94,8 +94,8 @@ def test_garbled_stories_are_told_in_other_words_with_the_same_numbers() -> None
         fixed = [set(re.findall("[A-Za-z]+", wording)) for wording in known]
         return all(any(kept <= set(re.findall("[A-Za-z]+", fact)) for kept in fixed) for fact in facts)
 
-    # Half the stories are told as ever; of the others nearly all are not.
-    assert 0.4 < sum(map(is_known, stories)) / len(stories) < 0.7
+    # One story in three is told as ever; of the others many are not.
+    assert 0.33 < sum(map(is_known, stories)) / len(stories) < 0.7
     for story in stories:
         told = set(re.findall("[A-Za-z]+", story.problem))
         for quantity in story.quantities:
@@ -104,6 +104,29 @@ def test_garbled_stories_are_told_in_other_words_with_the_same_numbers() -> None
             asked = set(re.findall("[A-Za-z]+", quantity.asks))
             assert not asked & nouns - told
     assert not any("belong to" in story.problem for story in stories)
+
+
+def test_solutions_of_garbled_stories_say_the_same_in_other_words() -> None:
+    rng = random.Random(2)
+    told = [(story, solve(rng, story, error=None)) for story in some_stories(200, garbled=True)]
+    usual = re.compile(
+        r" = \d+, so | is \d+, so |, because |To find out how many|We have |The answer|\d+ [-+*/] \d+ = \d+ "
+    )
+    others = [step for _, solution in told for step in solution.steps if not usual.search(step.text)]
+    calculating = [step for step in others if step.checks[0].kind == "calculation"]
+    assert len(calculating) > 20
+    for story, solution in told:
+        assert solution.answer == story.answer
+        for step in solution.steps:
+            for check in step.checks:
+                # Whatever the words, its numbers are there.
+                assert check.stated is None or re.search(rf"\b{check.stated}\b", step.text), step.text
+
+
+def test_the_vocabulary_has_every_word_and_no_field() -> None:
+    known = set(words.vocabulary())
+    assert {"From", "follows", "waived", "Priya", "loaves", "Find", "divided"} <= known
+    assert not known & {"things", "asks", "Clause_with", "k", "value"}
 
 
 def test_the_same_stream_tells_the_same_story() -> None:

@@ -6,7 +6,14 @@ templates"). `{n}`, `{k}`, `{m}` are numbers of the problem; `{a}`, `{b}` people
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass, is_dataclass
+from functools import cache
+from typing import Any
+
+#: A word of a wording that is no field of it.
+WORD = re.compile(r"(?<![{\w])[A-Za-z]+(?![}\w])")
 
 NAMES = (
     "Ana", "Ben", "Carla", "David", "Emma", "Farid", "Grace", "Hugo", "Ines", "Jonas", "Kira", "Leo", "Mia", "Noah",
@@ -345,3 +352,21 @@ PLANNED = (
 )
 ANSWERED = "The answer is {value}."
 SPOKEN = {"+": "plus", "-": "minus", "*": "times", "/": "divided by"}
+
+
+@cache
+def vocabulary() -> tuple[str, ...]:
+    """Every word above, those of the unseen wordings too."""
+    written = [text for name, value in globals().items() if name.isupper() for text in _texts(value)]
+    return tuple(sorted({word for text in written for word in WORD.findall(text)}))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a text, a table, a wording."""
+    if isinstance(value, str):
+        yield value
+    elif is_dataclass(value) and not isinstance(value, type):
+        yield from _texts(astuple(value))
+    elif isinstance(value, (tuple, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)

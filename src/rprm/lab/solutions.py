@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from rprm.lab import language as words
-from rprm.lab.stories import Derivation, Operand, Quantity, Story
+from rprm.lab.stories import Derivation, Operand, Quantity, Story, garbled
 from rprm.lab.worked import OPERATIONS, Operation, result
 from rprm.records import Record
 
@@ -109,7 +109,7 @@ class _Writer:
         """One of the wordings, the last of which is unseen."""
         if self.story.unseen and self.rng.random() < 0.5:
             return sentences[-1]
-        return self.rng.choice(sentences[:-1])
+        return garbled(self.rng, self.rng.choice(sentences[:-1]), self.story.garbled)
 
     def operand(self, side: Operand) -> Operand:
         """The side of a calculation with the value that the solution has for it."""

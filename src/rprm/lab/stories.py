@@ -6,7 +6,6 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from itertools import chain
 from typing import TypeVar
 
@@ -79,6 +78,7 @@ class Story:
         target: key of the quantity asked for.
         numbers: every number of the problem's text, those of distractors too.
         unseen: told in wordings kept for the out-of-distribution split.
+        garbled: share of its sentences, and of those of its solutions, that are told in words at random.
     """
 
     family: str
@@ -87,6 +87,7 @@ class Story:
     target: int
     numbers: tuple[int, ...]
     unseen: bool
+    garbled: float = 0.0
 
     @property
     def answer(self) -> int:
@@ -130,7 +131,13 @@ class _Teller:
 
     def wording(self, sentences: Sequence[str]) -> str:
         """One of the wordings, the last of which is unseen."""
-        return self.pick(sentences[:-1], sentences[-1:])
+        wording = self.pick(sentences[:-1], sentences[-1:])
+        told = garbled(self.rng, wording, self.garbled)
+        if told != wording and self.rng.random() < 0.25:
+            pieces = told.removesuffix(".").split(" ")
+            self.rng.shuffle(pieces)
+            told = f"{' '.join(pieces)}."
+        return told
 
     def number(self, most: int) -> int:
         """A number from 2 to `most`, of one, two or three digits about equally often."""
@@ -141,10 +148,7 @@ class _Teller:
     def add(self, wording: Wording, value: int, derivation: Derivation | None = None, **fields: object) -> Quantity:
         fact = None
         if wording.tells:
-            fact = self.wording(wording.tells)
-            if self.garbled and self.rng.random() < self.garbled:
-                fact = _garbled(self.rng, fact)
-            fact = fact.format(**fields)
+            fact = self.wording(wording.tells).format(**fields)
             self.facts.append(fact)
         quantity = Quantity(
             key=len(self.quantities),
@@ -201,6 +205,7 @@ class _Teller:
             target=target.key,
             numbers=tuple(numbers),
             unseen=self.unseen,
+            garbled=self.garbled,
         )
 
 
@@ -216,10 +221,10 @@ def tell(rng: random.Random, *, num_steps: int, limit: int = 999, unseen: bool =
         num_steps: at least 1.
         limit: the largest value.
         unseen: tell it in wordings, with names and things, of which half are kept for the out-of-distribution split.
-        garbled: half the time, tell some of it in words of the world taken at random, in sentences and for names and
-            things: what is needed can be found by the numbers, the names and the order alone.
+        garbled: two times in three, tell some of it and of its solutions in words of the world taken at random, in
+            sentences and for names and things: what is needed can be found by the numbers, the names and the order.
     """
-    share = rng.choice((0.0, 0.0, 0.3, 0.6)) if garbled else 0.0
+    share = rng.choice((0.0, 0.3, 0.6)) if garbled else 0.0
     while True:
         family = rng.choice(tuple(_FAMILIES))
         teller = _Teller(rng, limit, unseen, share)
@@ -230,24 +235,21 @@ def tell(rng: random.Random, *, num_steps: int, limit: int = 999, unseen: bool =
                 return _renamed(rng, story, share) if share else story
 
 
-@cache
-def vocabulary() -> tuple[str, ...]:
-    """Every word that problems are told in, those of the unseen wordings too."""
-    rng = random.Random("words")
-    told = [tell(rng, num_steps=rng.randint(1, 4), unseen=place % 2 == 0) for place in range(3_000)]
-    return tuple(sorted({word for story in told for word in re.findall("[A-Za-z]+", story.problem)}))
+def garbled(rng: random.Random, wording: str, share: float) -> str:
+    """A wording, or, at this rate, one in which other words stand for some; its fields stay, in their order."""
+    if not share or rng.random() >= share:
+        return wording
+    share_of_words = rng.choice((0.3, 0.6, 1.0))
+
+    def other(word: re.Match[str]) -> str:
+        return _like(word[0], rng.choice(words.vocabulary())) if rng.random() < share_of_words else word[0]
+
+    return re.sub(words.WORD, other, wording)
 
 
-def _garbled(rng: random.Random, sentence: str) -> str:
-    """A wording in which other words stand for some; its fields stay, most often in their order."""
-    share = rng.choice((0.3, 0.6, 1.0))
-    pieces = [
-        piece if "{" in piece or rng.random() >= share else rng.choice(vocabulary()).lower()
-        for piece in sentence.removesuffix(".").split(" ")
-    ]
-    if rng.random() < 0.3:
-        rng.shuffle(pieces)
-    return f"{' '.join(pieces)}."
+def _like(word: str, other: str) -> str:
+    """Another word, capital where the word is."""
+    return other.capitalize() if word[0].isupper() else other.lower()
 
 
 #: Names and things: what stands for them may be any word.
@@ -263,11 +265,8 @@ def _renamed(rng: random.Random, story: Story, share: float) -> Story:
     """The story with other words for some of its names and things, the same everywhere."""
     present = set(re.findall("[A-Za-z]+", story.problem))
     nouns = [noun for noun in sorted(present & _NOUNS) if rng.random() < share]
-    others = rng.sample([word for word in vocabulary() if word not in present], len(nouns))
-    names = {
-        noun: other.capitalize() if noun[0].isupper() else other.lower()
-        for noun, other in zip(nouns, others, strict=True)
-    }
+    others = rng.sample([word for word in words.vocabulary() if word not in present], len(nouns))
+    names = {noun: _like(noun, other) for noun, other in zip(nouns, others, strict=True)}
 
     def rename(text: str) -> str:
         return re.sub("[A-Za-z]+", lambda word: names.get(word[0], word[0]), text)

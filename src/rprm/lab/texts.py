@@ -13,8 +13,9 @@ from collections import Counter
 from collections.abc import Set
 from dataclasses import dataclass, replace
 
+from rprm.lab.language import vocabulary
 from rprm.lab.solutions import ERROR_TYPES, Check, LabSolution, solve, with_other_number
-from rprm.lab.stories import Story, tell, vocabulary
+from rprm.lab.stories import Story, tell
 from rprm.lab.teacher import NOT_SAME, SAME, describe
 from rprm.lab.worked import OPERATIONS, Operation, parsed, result, worked
 from rprm.lab.world import IN_DISTRIBUTION, JUDGE_TEMPLATE, POLICY_TEMPLATE, Difficulty
