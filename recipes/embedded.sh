@@ -1,30 +1,37 @@
 #!/usr/bin/env bash
 # The judge that ships with the package: the lab's base model, trained on with longer chains, larger numbers and words at
-# random, then on the analyses of a teacher without faults; measured in distribution and out of it. With a GPU it takes
-# minutes; on two cores BASE_STEPS=0 and SFT_STEPS=3000 take an hour or two. Killed at any moment, it goes on from there.
+# random, then on the analyses of a teacher without faults; measured in distribution and out of it. Minutes on a GPU
+# (ROWS=64, WORKERS=8); on two cores BASE_STEPS=0 SFT_STEPS=4000 ROWS=16 take an hour and a half, and make a weaker one.
+# Killed at any moment, it goes on from there.
 #
 #     recipes/embedded.sh runs/embedded && python recipes/ship.py runs/embedded/sft/model judge
 set -euo pipefail
 OUT=${1:-embedded}
 BASE=$(python -c "from rprm import embedded; print(embedded.BASE)")
-BASE_STEPS=${BASE_STEPS:-2000}
+BASE_STEPS=${BASE_STEPS:-3000}
 SFT_STEPS=${SFT_STEPS:-4000}
-ROWS=${ROWS:-16}
+ROWS=${ROWS:-64}
+TEMPERATURE=${TEMPERATURE:-0.95}
 LABELLED=$((SFT_STEPS * ROWS))
 
 rprm lab world --output "$OUT/world" --wide --steps "$LABELLED"
+{
+    rprm data analyses "$OUT/world/train/steps.jsonl" --output "$OUT/analyses" -n 1 --prompt "$OUT/world/prompt.toml" \
+        --model "lab:$OUT/world?split=train&reading=0&slip=0&verdict=0"
+    rprm data cold-start "$OUT/analyses" --output "$OUT/cold-start" --per-step 1 --prompt "$OUT/world/prompt.toml"
+} &
+ANALYSES=$!
 if [ "$BASE_STEPS" -gt 0 ]; then
-    rprm lab base "$OUT/world" --from "$BASE" --output "$OUT/base" --max-steps "$BASE_STEPS" --batch-size "$((4 * ROWS))" \
+    rprm lab base "$OUT/world" --from "$BASE" --output "$OUT/base" --max-steps "$BASE_STEPS" --batch-size "$((2 * ROWS))" \
         --learning-rate 4e-3 --workers "${WORKERS:-0}"
     BASE=$OUT/base/model
 fi
-rprm data analyses "$OUT/world/train/steps.jsonl" --output "$OUT/analyses" -n 1 --prompt "$OUT/world/prompt.toml" \
-    --model "lab:$OUT/world?split=train&reading=0&slip=0&verdict=0"
-rprm data cold-start "$OUT/analyses" --output "$OUT/cold-start" --per-step 1 --prompt "$OUT/world/prompt.toml"
+wait "$ANALYSES"
 rprm train sft "$OUT/cold-start" --output "$OUT/sft" --model "$BASE" --preset cpu --max-steps "$SFT_STEPS" \
     --learning-rate 1e-3 --batch-size "$ROWS" --device-batch-size "$ROWS" --precision auto --warmup-ratio 0.03 \
-    --eval-steps 500 --save-steps 500
+    --eval-steps 1000 --save-steps 500
 for SPLIT in test ood; do
     rprm bench processbench --data "$OUT/world/$SPLIT/solutions.jsonl" --output "$OUT/judged-$SPLIT" --allow-missing \
-        --model "transformers:$OUT/sft/model?max_rows=64&concurrency=64&dtype=float32" -k 10 --max-tokens 400
+        --model "transformers:$OUT/sft/model?max_rows=64&concurrency=64&dtype=float32" -k 10 --max-tokens 400 \
+        --temperature "$TEMPERATURE"
 done
