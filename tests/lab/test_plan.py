@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import tarfile
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from rprm import embedded
 from rprm.cli.app import app
 from rprm.errors import InputError, RunError
 from rprm.lab.findings import find
+from rprm.lab.packing import pack
 from rprm.lab.plan import EXPERIMENTS, SIZES, TINY, LabSettings, Plan, make_plan
 from rprm.lab.running import Progress, run_plan
 from rprm.lab.world import STEPS, WorldSettings, write_world
@@ -180,3 +182,32 @@ def test_every_experiment_runs(tmp_path: Path) -> None:
     found = find(lab, TINY)
     assert found.num_seeds == dict.fromkeys(EXPERIMENTS, 1)
     assert {claim.effect for claim in claims(TINY)} <= found.effects.keys()
+
+    archive = tmp_path / "lab.tar.xz"
+    size = pack(lab, archive)
+    assert size == archive.stat().st_size < 200_000
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path / "unpacked", filter="data")
+    files = [file for file in (tmp_path / "unpacked").rglob("*") if file.is_file()]
+    assert not any(file.suffix == ".safetensors" for file in files)
+    # Rewards are kept to six digits: a hundred-millionth of a point of F1 at most.
+    assert near(find(tmp_path / "unpacked", TINY).as_dict(), found.as_dict())
+    # What is there is not run again.
+    again: list[Progress] = []
+    run_plan(make_plan(tmp_path / "unpacked", TINY, ["data"]), num_jobs=2, on_progress=again.append)
+    assert {progress.task.folder.rpartition("/")[2] for progress in again} <= {"steps", "validation"}
+
+
+def near(one: object, other: object) -> bool:
+    """Whether two results are the same but for the last digits of numbers."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(near(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(near, one, other))
+    return one == pytest.approx(other, abs=1e-3) if isinstance(one, float) else one == other
+
+
+def test_only_a_lab_is_packed(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="is not a run folder"):
+        pack(tmp_path, tmp_path / "lab.tar.xz")
+    assert not list(tmp_path.iterdir())

@@ -181,6 +181,20 @@ def report(
     console.print(f"written to {output}", markup=False)
 
 
+@app.command()
+def pack(
+    source: Annotated[Path, typer.Argument(metavar="LAB", help="A folder of `rprm lab run`, finished or not.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write, .tar.xz.")],
+) -> None:
+    """What a lab's report is made of in one small file: no models, no texts of analyses.
+
+    Unpacked (`tar -xJf`), it can be reported, and gone on with.
+    """
+    from rprm.lab.packing import pack as write
+
+    print(f"{output}: {write(source, output):,} bytes")
+
+
 def _run(plan: Plan, jobs: int | None) -> None:
     import os
 

@@ -1,0 +1,63 @@
+"""What a lab's report is made of, in one file: rewards, candidates, manifests; no models, no texts of analyses."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rprm.artifacts import MANIFEST, RESULTS, SUMMARY, read_json_lines
+from rprm.data.analyses import STAGE as ANALYSES
+from rprm.lab.running import read_settings
+
+
+def pack(lab: str | Path, archive: str | Path) -> int:
+    """Write a `.tar.xz` of a lab that has begun; returns its size in bytes.
+
+    Unpacked, it reports what the lab reports, and a run in it goes on: what is done is not done again, as long as
+    nothing new has to be trained from it.
+
+    Raises:
+        RunError: the folder holds no lab.
+    """
+    lab, archive = Path(lab), Path(archive)
+    read_settings(lab)
+    partial = archive.with_name(f"{archive.name}.partial")
+    with tarfile.open(partial, "w:xz", preset=9) as tar:
+        for file, content in _contents(lab):
+            # No owner, no time: the same lab gives the same bytes.
+            entry = tarfile.TarInfo(file.relative_to(lab).as_posix())
+            entry.size, entry.mode = len(content), 0o644
+            tar.addfile(entry, io.BytesIO(content))
+    partial.replace(archive)
+    return archive.stat().st_size
+
+
+def _contents(lab: Path) -> Iterator[tuple[Path, bytes]]:
+    world = lab / "world"
+    for pattern in ("*.json", "*.toml", "test/*.jsonl", "ood/*.jsonl"):
+        for file in sorted(world.glob(pattern)):
+            yield file, file.read_bytes()
+    for manifest in sorted(lab.rglob(MANIFEST)):
+        content = manifest.read_bytes()
+        yield manifest, content
+        if (summary := manifest.with_name(SUMMARY)).is_file():
+            yield summary, summary.read_bytes()
+        results = manifest.with_name(RESULTS)
+        # Analyses of labelled steps are trained on; nothing of them is reported.
+        if results.is_file() and json.loads(content).get("stage") != ANALYSES:
+            rows = [json.dumps(_shortened(row), ensure_ascii=False) for row in read_json_lines(results)]
+            yield results, "".join(f"{row}\n" for row in rows).encode()
+
+
+def _shortened(value: Any) -> Any:
+    """The same without the texts of analyses; numbers to six digits, which no figure shows."""
+    if isinstance(value, list):
+        return [_shortened(item) for item in value]
+    if isinstance(value, dict):
+        is_analysis = "p_yes" in value and "text" in value
+        return {key: "" if is_analysis and key == "text" else _shortened(item) for key, item in value.items()}
+    return round(value, 6) if isinstance(value, float) else value
