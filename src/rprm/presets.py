@@ -38,8 +38,8 @@ PUBLISHED = JudgeSettings(
     force_verdict=True,
 )
 
-#: For the embedded model: the paper's, but for the length; its analyses have some 130 tokens.
-EMBEDDED = JudgeSettings(num_analyses=10, temperature=0.95, top_p=0.95, max_tokens=320)
+#: For the embedded model: the paper's, but for the length; its analyses have some 130 tokens, of long chains up to 330.
+EMBEDDED = JudgeSettings(num_analyses=10, temperature=0.95, top_p=0.95, max_tokens=400)
 
 #: For SmolLM2-135M on a CPU: short analyses, and a verdict asked for where the model does not come to one.
 SMOLLM2 = JudgeSettings(
