@@ -195,7 +195,7 @@ def test_every_experiment_runs(tmp_path: Path) -> None:
     # What is there is not run again.
     again: list[Progress] = []
     run_plan(make_plan(tmp_path / "unpacked", TINY, ["data"]), num_jobs=2, on_progress=again.append)
-    assert {progress.task.folder.rpartition("/")[2] for progress in again} <= {"steps", "validation"}
+    assert {progress.task.folder.rpartition("/")[2] for progress in again} <= {"world", "steps", "validation"}
 
 
 def near(one: object, other: object) -> bool:
