@@ -137,14 +137,14 @@ def test_the_handed_over_model_rewards_as_the_trained_one(trained: Any, tiny_mod
 
     from rprm.classifiers.layouts import QwenLayout
     from rprm.classifiers.network import base_network
-    from rprm.training.classifier import _add_embedding, _tokenizer_with_tag
     from rprm.training.rows import find_model
+    from rprm.training.step_network import add_embedding, tokenizer_with_tag
 
-    tokenizer, is_new = _tokenizer_with_tag(find_model(str(tiny_model)), "<extra_0>")
+    tokenizer, is_new = tokenizer_with_tag(find_model(str(tiny_model)), "<extra_0>")
     assert is_new
     network = base_network(str(tiny_model), "two-way", dtype=torch.float32)
     layout = QwenLayout(tokenizer)
-    _add_embedding(network.backbone, len(tokenizer), layout.tag_id)
+    add_embedding(network.backbone, len(tokenizer), layout.tag_id)
     network.load_state_dict(load_file(trained.output / "checkpoints" / "checkpoint-30" / "model.safetensors"))
     network.eval()
     for problem, steps in (("Problem 7", ["good", "bad", "good"]), ("Ünïcode?", ["<extra_0> good", ""])):

@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +36,15 @@ from rprm.training.precision import computes_in_bf16
 from rprm.training.rows import BaseModel, find_model
 from rprm.training.settings import Precision, TrainingSettings
 from rprm.training.stage import CHECKPOINTS, RunOptions, TrainingResult
-from rprm.training.step_sequences import IGNORED, MergeCounts, TokenSequence, collate, encode_sequences, merge_steps
+from rprm.training.step_network import (
+    adapted,
+    add_embedding,
+    balancing_weights,
+    make_trainer,
+    network_rewards,
+    tokenizer_with_tag,
+)
+from rprm.training.step_sequences import MergeCounts, TokenSequence, collate, encode_sequences, merge_steps
 from rprm.training.threshold import accuracies, best_threshold
 
 if TYPE_CHECKING:
@@ -158,7 +165,7 @@ class _Training:
                 f"{base.target} is a classifier in the {self.layout_settings.layout} layout; begin with one in the "
                 "qwen layout, or with a language model"
             )
-        self.tokenizer, self.has_new_tag = _tokenizer_with_tag(base, self.layout_settings.step_tag)
+        self.tokenizer, self.has_new_tag = tokenizer_with_tag(base, self.layout_settings.step_tag)
         self.layout = make_layout(self.layout_settings, self.tokenizer, base.target)
 
     def work(self, steps: str, validation: str | None) -> TrainingResult:
@@ -360,14 +367,15 @@ class _Training:
         callbacks = [metrics_callback(self.folder / METRICS, self.watcher)]
         if settings.patience is not None:
             callbacks.append(EarlyStoppingCallback(settings.patience))
-        trainer = _make_trainer(
-            model=self._adapted(network) if settings.lora_rank else network,
+        new_tag = self._tag_id if self.has_new_tag else None
+        trainer = make_trainer(
+            model=adapted(network, settings, new_tag) if settings.lora_rank else network,
             args=arguments,
             data_collator=collate,
             train_dataset=parts["train"].sequences,
             eval_dataset=held_out or None,
             callbacks=callbacks,
-            class_weights=_class_weights(parts["train"].counts) if settings.balance else None,
+            class_weights=balancing_weights(parts["train"].counts) if settings.balance else None,
         )
         # It prints to standard output, which is not ours to fill.
         trainer.remove_callback(PrinterCallback)
@@ -389,38 +397,12 @@ class _Training:
             attention=self.settings.attention,
         )
         if self.has_new_tag:
-            _add_embedding(network.backbone, len(self.tokenizer), self._tag_id)
+            add_embedding(network.backbone, len(self.tokenizer), self._tag_id)
         return network
 
     @property
     def _tag_id(self) -> int:
         return int(self.tokenizer.convert_tokens_to_ids(self.layout_settings.step_tag))
-
-    def _adapted(self, network: StepNetwork) -> Any:
-        """The network under a LoRA adapter; the head and the embedding of a new tag are trained whole."""
-        import torch
-        from peft import LoraConfig, get_peft_model
-
-        settings = self.settings
-        assert settings.lora_rank is not None
-        names = {
-            name.rpartition(".")[2]
-            for name, module in network.backbone.named_modules()
-            if isinstance(module, torch.nn.Linear)
-        }
-        if settings.lora_targets != "all-linear":
-            names = {name.strip() for name in settings.lora_targets.split(",")}
-        embeddings = network.backbone.get_input_embeddings()
-        embedding = next(name for name, module in network.backbone.named_modules() if module is embeddings)
-        config = LoraConfig(
-            r=settings.lora_rank,
-            lora_alpha=settings.lora_alpha or 2 * settings.lora_rank,
-            lora_dropout=settings.lora_dropout,
-            target_modules=sorted(names),
-            modules_to_save=["score"],
-            trainable_token_indices={embedding: [self._tag_id]} if self.has_new_tag else None,
-        )
-        return get_peft_model(network, config)
 
     # --- after --------------------------------------------------------------------------------------------------
 
@@ -572,85 +554,6 @@ class _Training:
 def _key(row: LabelledStep) -> str:
     """What a problem is known by; case and spacing do not matter, as in `is_held_out`."""
     return " ".join(row.problem.casefold().split())
-
-
-def network_rewards(
-    network: StepNetwork, sequences: Sequence[TokenSequence], batch_size: int, *, cpu: bool = True
-) -> list[float]:
-    """Rewards of the labelled steps of sequences, in order."""
-    import torch
-
-    device = "cpu" if cpu else "cuda" if torch.cuda.is_available() else "mps"
-    network.to(device).eval()
-    # By length, so that little is padding; rewards go back to their places.
-    order = sorted(range(len(sequences)), key=lambda index: len(sequences[index].ids))
-    found: dict[int, list[float]] = {}
-    with torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            batch = {name: tensor.to(device) for name, tensor in collate([sequences[i] for i in chosen]).items()}
-            logits = network(batch["input_ids"], batch["attention_mask"], batch["labels"] != IGNORED)
-            rewards = iter(logits.double().softmax(-1)[:, 1].tolist())
-            for index in chosen:
-                found[index] = [next(rewards) for _ in sequences[index].positions]
-    return [reward for index in range(len(sequences)) for reward in found[index]]
-
-
-def _class_weights(counts: MergeCounts) -> tuple[float, float]:
-    """Weights of wrong and correct: n / (2 n_class), so that a class's weights sum to half of n."""
-    total = counts.num_trained
-    return total / (2 * counts.num_wrong), total / (2 * counts.num_correct)
-
-
-def _make_trainer(*, class_weights: tuple[float, float] | None, **arguments: Any) -> Any:
-    """transformers' Trainer with the loss at the tags."""
-    import torch
-    from torch.nn.functional import cross_entropy
-    from transformers import Trainer
-
-    class StepTrainer(Trainer):  # type: ignore[misc]
-        def compute_loss(
-            self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-        ) -> Any:
-            labels = inputs["labels"]
-            wanted = labels != IGNORED
-            logits = model(
-                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], wanted=wanted
-            )  # [steps, 2]
-            weight = None if class_weights is None else torch.tensor(class_weights, device=logits.device)
-            total = cross_entropy(logits, labels[wanted], weight=weight, reduction="sum")
-            # Over the labelled steps of the whole optimizer step, not of this part of it: each step counts the same.
-            loss = total / (wanted.sum() if num_items_in_batch is None else num_items_in_batch)
-            return (loss, {"logits": logits}) if return_outputs else loss
-
-    trainer = StepTrainer(**arguments)
-    # Asks the trainer for `num_items_in_batch`, and not to divide by the number of accumulated batches.
-    trainer.model_accepts_loss_kwargs = True
-    return trainer
-
-
-def _tokenizer_with_tag(base: BaseModel, tag: str) -> tuple[Any, bool]:
-    """The base model's tokenizer with the tag as a special token, and whether it is new to it."""
-    from tokenizers import AddedToken
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(base.target, trust_remote_code=False, **base.source)
-    is_new = tag not in tokenizer.get_vocab()
-    if is_new:
-        tokenizer.add_tokens([AddedToken(tag, special=True, normalized=False)], special_tokens=True)
-    return tokenizer, is_new
-
-
-def _add_embedding(backbone: Any, num_tokens: int, tag_id: int) -> None:
-    """Make room for the tag, and begin with the mean of all embeddings."""
-    import torch
-
-    table = backbone.get_input_embeddings().weight
-    mean = table.detach().float().mean(0).to(table.dtype)
-    if num_tokens > table.shape[0]:
-        backbone.resize_token_embeddings(num_tokens, mean_resizing=False)
-    with torch.no_grad():
-        backbone.get_input_embeddings().weight[tag_id] = mean
 
 
 def _device(precision: Precision) -> tuple[bool, bool]:
