@@ -54,10 +54,10 @@ def _contents(lab: Path) -> Iterator[tuple[Path, bytes]]:
 
 
 def _shortened(value: Any) -> Any:
-    """The same without the texts of analyses; numbers to six digits, which no figure shows."""
+    """The same without the texts of analyses. Numbers stay: a reward can stand a millionth below the threshold."""
     if isinstance(value, list):
         return [_shortened(item) for item in value]
     if isinstance(value, dict):
         is_analysis = "p_yes" in value and "text" in value
         return {key: "" if is_analysis and key == "text" else _shortened(item) for key, item in value.items()}
-    return round(value, 6) if isinstance(value, float) else value
+    return value
