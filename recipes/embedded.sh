@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The judge that ships with the package: the lab's base model, trained on with longer chains, larger numbers and words at
-# random, then on the analyses of a teacher without faults; measured in distribution and out of it. Minutes on a GPU
-# (ROWS=64, WORKERS=8); on two cores BASE_STEPS=0 SFT_STEPS=4000 ROWS=16 take an hour and a half, and make a weaker one.
-# Killed at any moment, it goes on from there.
+# random, then on the analyses of a teacher without faults; measured in distribution and out of it. The defaults are
+# meant for a GPU (WORKERS=8 writes the texts), where they have not been run yet; on two cores, BASE_STEPS=0 ROWS=16 is
+# about what the model in the package had. Killed at any moment, it goes on from there.
 #
 #     recipes/embedded.sh runs/embedded && python recipes/ship.py runs/embedded/sft/model judge
 set -euo pipefail
@@ -11,7 +11,7 @@ BASE=$(python -c "from rprm import embedded; print(embedded.BASE)")
 BASE_STEPS=${BASE_STEPS:-3000}
 SFT_STEPS=${SFT_STEPS:-4000}
 ROWS=${ROWS:-64}
-TEMPERATURE=${TEMPERATURE:-0.95}
+JUDGED=${JUDGED:-500}
 LABELLED=$((SFT_STEPS * ROWS))
 
 rprm lab world --output "$OUT/world" --wide --steps "$LABELLED"
@@ -32,6 +32,5 @@ rprm train sft "$OUT/cold-start" --output "$OUT/sft" --model "$BASE" --preset cp
     --eval-steps 1000 --save-steps 500
 for SPLIT in test ood; do
     rprm bench processbench --data "$OUT/world/$SPLIT/solutions.jsonl" --output "$OUT/judged-$SPLIT" --allow-missing \
-        --model "transformers:$OUT/sft/model?max_rows=64&concurrency=64&dtype=float32" -k 10 --max-tokens 400 \
-        --temperature "$TEMPERATURE"
+        --limit "$JUDGED" --model "transformers:$OUT/sft/model?max_rows=64&concurrency=64&dtype=float32" -k 10 --max-tokens 400
 done

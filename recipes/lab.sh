@@ -2,7 +2,7 @@
 # The whole of R-PRM in the lab: world, base model, cold start and classifier at five sizes, preference rounds,
 # inference-time scaling, types of error, guidance, out of distribution; then one page with the paper's numbers beside
 # ours. Three seeds take hours on two cores; SEEDS=1 a third of it. Killed at any moment, it goes on from there.
-# On a GPU: JOBS=12 ROWS=128, as many stages as it has room for, each with a model of 2M weights and 128 rows.
+# On a GPU, say, JOBS=12 ROWS=128: as many stages as it has room for. 22 with 512 rows each were too many for 140 GB.
 set -euo pipefail
 LAB=${1:-lab}
 rprm lab run --output "$LAB" --seeds "${SEEDS:-3}" --size "${SIZE:-laptop}" \

@@ -17,7 +17,7 @@ from rprm.lab.base import BaseSettings, make_tokenizer, train_base
 from rprm.lab.stories import tell
 from rprm.lab.teacher import NOT_SAME, SAME
 from rprm.lab.texts import document
-from rprm.lab.world import WorldSettings, held_out_problems
+from rprm.lab.world import WIDE, WorldSettings, held_out_problems
 from rprm.prompts import carried_policy_template, load_policy_template
 from rprm.training.metrics import TrainingWatcher
 
@@ -48,6 +48,20 @@ def test_words_of_the_world_are_tokens(tokenizer: Any) -> None:
         # A word, a digit or a sign each, and a space before each number.
         num_pieces = sum(len(word) if word.strip(".,").isdigit() else 1 for word in problem.split(" "))
         assert len(tokenizer.encode(problem)) <= 1.6 * num_pieces + problem.count(".")
+
+
+def test_documents_of_a_wide_world_tell_its_stories() -> None:
+    def solutions(*difficulty: Any) -> list[str]:
+        rng = random.Random(0)
+        documents = ["".join(piece.text for piece in document(rng, frozenset(), *difficulty)) for _ in range(200)]
+        return [text for text in documents if text.startswith("Problem: ") and "\nSolution:\n" in text]
+
+    narrow, wide = solutions(), solutions(WIDE)
+    assert not any(re.search(r"\d{4}", text) for text in narrow)
+    assert any(re.search(r"\d{4}", text) for text in wide)
+    # 3.25 calculations on average in place of 2.5.
+    longer, usual = (sum(text.count("\n") for text in texts) / len(texts) for texts in (wide, narrow))
+    assert longer > usual
 
 
 def test_documents_tell_no_problem_that_is_measured() -> None:

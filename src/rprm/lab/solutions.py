@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from rprm.lab import language as words
-from rprm.lab.stories import Derivation, Operand, Quantity, Story, garbled
+from rprm.lab.stories import Derivation, Operand, Quantity, Story, garble
 from rprm.lab.worked import OPERATIONS, Operation, result
 from rprm.records import Record
 
@@ -106,10 +106,10 @@ class _Writer:
         self.steps: list[LabStep] = []
 
     def wording(self, sentences: Sequence[str]) -> str:
-        """One of the wordings, the last of which is unseen."""
+        """One of the wordings, the last of which is unseen; garbled at the story's rate."""
         if self.story.unseen and self.rng.random() < 0.5:
             return sentences[-1]
-        return garbled(self.rng, self.rng.choice(sentences[:-1]), self.story.garbled)
+        return garble(self.rng, self.rng.choice(sentences[:-1]), self.story.garbled_share)
 
     def operand(self, side: Operand) -> Operand:
         """The side of a calculation with the value that the solution has for it."""

@@ -78,7 +78,7 @@ class Story:
         target: key of the quantity asked for.
         numbers: every number of the problem's text, those of distractors too.
         unseen: told in wordings kept for the out-of-distribution split.
-        garbled: share of its sentences, and of those of its solutions, that are told in words at random.
+        garbled_share: of its sentences, and of those of its solutions, that are told in words at random.
     """
 
     family: str
@@ -87,7 +87,7 @@ class Story:
     target: int
     numbers: tuple[int, ...]
     unseen: bool
-    garbled: float = 0.0
+    garbled_share: float = 0.0
 
     @property
     def answer(self) -> int:
@@ -113,14 +113,14 @@ class _Teller:
     Attributes:
         limit: no value is above it.
         unseen: told in unseen wordings, in part.
-        garbled: share of the sentences that are told in other words, whatever these mean.
+        garbled_share: of the sentences that are told in other words, whatever these mean.
         facts: told in this order, but that the first `num_free` of them may change places.
     """
 
     rng: random.Random
     limit: int
     unseen: bool
-    garbled: float = 0.0
+    garbled_share: float = 0.0
     facts: list[str] = field(default_factory=list)
     quantities: list[Quantity] = field(default_factory=list)
     num_free: int = 0
@@ -130,9 +130,9 @@ class _Teller:
         return self.rng.choice(unseen if self.unseen and unseen and self.rng.random() < 0.5 else seen)
 
     def wording(self, sentences: Sequence[str]) -> str:
-        """One of the wordings, the last of which is unseen."""
+        """One of the wordings, the last of which is unseen; garbled, and then perhaps in another order, at its rate."""
         wording = self.pick(sentences[:-1], sentences[-1:])
-        told = garbled(self.rng, wording, self.garbled)
+        told = garble(self.rng, wording, self.garbled_share)
         if told != wording and self.rng.random() < 0.25:
             pieces = told.removesuffix(".").split(" ")
             self.rng.shuffle(pieces)
@@ -205,7 +205,7 @@ class _Teller:
             target=target.key,
             numbers=tuple(numbers),
             unseen=self.unseen,
-            garbled=self.garbled,
+            garbled_share=self.garbled_share,
         )
 
 
@@ -232,10 +232,10 @@ def tell(rng: random.Random, *, num_steps: int, limit: int = 999, unseen: bool =
         if target is not None:
             story = teller.finish(family, target)
             if len(story.needed()) == num_steps:
-                return _renamed(rng, story, share) if share else story
+                return _renamed(rng, story) if share else story
 
 
-def garbled(rng: random.Random, wording: str, share: float) -> str:
+def garble(rng: random.Random, wording: str, share: float) -> str:
     """A wording, or, at this rate, one in which other words stand for some; its fields stay, in their order."""
     if not share or rng.random() >= share:
         return wording
@@ -261,10 +261,10 @@ _NOUNS = frozenset(
 )  # fmt: skip
 
 
-def _renamed(rng: random.Random, story: Story, share: float) -> Story:
+def _renamed(rng: random.Random, story: Story) -> Story:
     """The story with other words for some of its names and things, the same everywhere."""
     present = set(re.findall("[A-Za-z]+", story.problem))
-    nouns = [noun for noun in sorted(present & _NOUNS) if rng.random() < share]
+    nouns = [noun for noun in sorted(present & _NOUNS) if rng.random() < story.garbled_share]
     others = rng.sample([word for word in words.vocabulary() if word not in present], len(nouns))
     names = {noun: _like(noun, other) for noun, other in zip(nouns, others, strict=True)}
 

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-#: Batches whose rows are sorted together. Rows of one length alone never meet others if there are many more.
+#: Batches whose rows are sorted together. The fewer, the more padding; the more, the fewer rows of other lengths a row
+#: ever meets.
 _WINDOW = 50
 #: Columns of the rows that TRL trains on: those of a sequence, of each sequence that a row makes.
-COLUMNS = {
+_COLUMNS = {
     "sft": (("input_ids",),),
     "dpo": (("prompt_ids", "chosen_ids"), ("prompt_ids", "rejected_ids")),
 }
@@ -63,15 +64,12 @@ def row_lengths(rows: Any, kind: str) -> torch.Tensor:
 
     found = []
     for part in rows.with_format("arrow").iter(batch_size=10_000):
-        sums = [sum(pc.list_value_length(part[name]).to_numpy() for name in names) for names in COLUMNS[kind]]
+        sums = [sum(pc.list_value_length(part[name]).to_numpy() for name in names) for names in _COLUMNS[kind]]
         found.append(np.max(sums, axis=0))
     return torch.from_numpy(np.concatenate(found))
 
 
-def in_length_batches(trainer: Any, lengths: Sequence[int] | torch.Tensor) -> Any:
-    """Let a trainer of transformers take its training rows in batches of like length; returns the trainer."""
-    arguments = trainer.args
-    trainer._get_train_sampler = lambda rows=None: LengthBatches(
-        lengths, arguments.per_device_train_batch_size, arguments.seed
-    )
-    return trainer
+def in_length_batches(trainer: Any, lengths: Sequence[int] | torch.Tensor) -> None:
+    """Let a trainer of transformers take its training rows in batches of like length."""
+    sampler = LengthBatches(lengths, trainer.args.per_device_train_batch_size, trainer.args.seed)
+    trainer._get_train_sampler = lambda rows=None: sampler

@@ -20,7 +20,7 @@ def computes_in_bf16(precision: Precision, *, use_cpu: bool) -> bool:
     if precision != "auto":
         return precision == "bf16"
     if use_cpu:
-        # Before torch 2.10 the question cannot be asked.
+        # An older torch cannot be asked.
         capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
         return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
