@@ -151,6 +151,18 @@ def test_the_longest_row_goes_first(tmp_path: Path) -> None:
     assert begun == ["world", "first", "alone", "second"]
 
 
+def test_one_seed_goes_before_the_next(tmp_path: Path) -> None:
+    plan = Plan(tmp_path / "lab", TINY)
+    world = plan.add("world", "lab", "world", "--steps", "8", "--test", "2", product="world.json")
+    rows = {"seed-0/alone": [world], "seed-1/first": [world], "seed-1/second": ["seed-1/first"]}
+    for name, needs in rows.items():
+        plan.add(name, "lab", "steps", plan.path(world), "--count", "2", needs=needs, product=STEPS)
+    told: list[Progress] = []
+    run_plan(plan, num_jobs=1, on_progress=told.append)
+    # The row of the second seed is longer; it waits for the first seed all the same.
+    assert [progress.task.folder for progress in told if progress.seconds is None] == ["world", *rows]
+
+
 def test_a_task_that_fails_is_told_with_its_last_words(tmp_path: Path) -> None:
     plan = Plan(tmp_path / "lab", TINY)
     plan.add("steps", "lab", "steps", str(tmp_path / "nowhere"), "--count", "2", product=STEPS)

@@ -26,7 +26,7 @@ def world(
     seed: Annotated[int, typer.Option(help="Of everything.")] = 0,
     wide: Annotated[
         bool,
-        typer.Option("--wide", help="Train split with longer chains, larger numbers, words at random; tests the same."),
+        typer.Option("--wide", help="Train split with longer chains, larger numbers, more wordings; tests the same."),
     ] = False,
     json: Json = False,
 ) -> None:

@@ -59,6 +59,15 @@ DISTRACTORS = (
     "There are {n} children in the class of {a}.",
     "The bus of {a} has the number {n}.",
 )
+#: Of a wide world, beside the others; so with every table below that is named so.
+MORE_DISTRACTORS = (
+    "The school of {a} has {n} rooms.",
+    "It takes {a} {n} minutes to get home.",
+    "{n} people live in the street of {a}.",
+    "Outside it is {n} degrees.",
+    "{a} has read about this on page {n}.",
+    "The table of {a} is {n} years old.",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +79,14 @@ class Wording:
         states: the clause that states its value.
         asks: what is asked for, after "how many".
         question: the direct question.
+        more: sentences that tell it in a wide world, beside the others.
     """
 
     tells: tuple[str, ...]
     states: str
     asks: str
     question: str
+    more: tuple[str, ...] = ()
 
 
 HAS = Wording(
@@ -90,6 +101,15 @@ HAS = Wording(
     "{a} has {{}} {things}",
     "{things} {a} has",
     "How many {things} does {a} have?",
+    more=(
+        "{a} keeps {n} {things} at home.",
+        "The number of {things} that {a} has is {n}.",
+        "{a} has collected {n} {things} so far.",
+        "With {a} there are {n} {things}.",
+        "Let {a} have {n} {things}.",
+        "{n} {things} are what {a} has.",
+        "So far {n} {things} are in the hands of {a}.",
+    ),
 )
 MORE = Wording(
     (
@@ -103,6 +123,15 @@ MORE = Wording(
     "{b} has {{}} {things}",
     "{things} {b} has",
     "How many {things} does {b} have?",
+    more=(
+        "{b} has {k} {things} beyond the number of {a}.",
+        "Add {k} to the {things} of {a}, and you have those of {b}.",
+        "The {things} of {b} outnumber those of {a} by {k}.",
+        "{a} is behind {b} by {k} {things}.",
+        "There are {k} more {things} with {b} than with {a}.",
+        "{a} has as many {things} as {b}, less {k}.",
+        "Had {a} found {k} {things}, {a} would have as many as {b}.",
+    ),
 )
 FEWER = Wording(
     (
@@ -115,6 +144,14 @@ FEWER = Wording(
     "{b} has {{}} {things}",
     "{things} {b} has",
     "How many {things} does {b} have?",
+    more=(
+        "{b} has as many {things} as {a}, less {k}.",
+        "Take {k} from the {things} of {a}, and you have those of {b}.",
+        "The {things} of {a} outnumber those of {b} by {k}.",
+        "{b} is behind {a} by {k} {things}.",
+        "There are {k} fewer {things} with {b} than with {a}.",
+        "{a} is ahead of {b} by {k} {things}.",
+    ),
 )
 TIMES_AS_MANY = Wording(
     (
@@ -126,6 +163,13 @@ TIMES_AS_MANY = Wording(
     "{b} has {{}} {things}",
     "{things} {b} has",
     "How many {things} does {b} have?",
+    more=(
+        "Multiply the {things} of {a} by {k}, and you have those of {b}.",
+        "{b} has {times} the {things} of {a}.",
+        "{b} could give {k} people as many {things} as {a} has.",
+        "Whenever {a} has one of the {things}, {b} has {k} of them.",
+        "{k} times the {things} of {a} are in the hands of {b}.",
+    ),
 )
 PART_OF = Wording(
     (
@@ -137,6 +181,13 @@ PART_OF = Wording(
     "{b} has {{}} {things}",
     "{things} {b} has",
     "How many {things} does {b} have?",
+    more=(
+        "Divide the {things} of {a} by {k}, and you have those of {b}.",
+        "What {b} has is {part} of the {things} of {a}.",
+        "{a} could give {k} people as many {things} as {b} has.",
+        "Whenever {b} has one of the {things}, {a} has {k} of them.",
+        "Of {things} {b} has {part} of what {a} has.",
+    ),
 )
 GAINS = Wording(
     (
@@ -149,6 +200,14 @@ GAINS = Wording(
     "{a} now has {{}} {things}",
     "{things} {a} has now",
     "How many {things} does {a} have now?",
+    more=(
+        "{k} more {things} come to {a}.",
+        "{a} receives {k} {things} as a present.",
+        "The next day {a} adds {k} {things}.",
+        "In the evening {a} has got {k} {things} on top.",
+        "A teacher hands {k} {things} to {a}.",
+        "For a birthday {a} gets {k} further {things}.",
+    ),
 )
 LOSES = Wording(
     (
@@ -161,6 +220,14 @@ LOSES = Wording(
     "{a} now has {{}} {things}",
     "{things} {a} has now",
     "How many {things} does {a} have now?",
+    more=(
+        "{k} {things} of {a} get lost.",
+        "{a} hands {k} {things} to a teacher.",
+        "The next day {a} parts with {k} {things}.",
+        "In the evening {a} misses {k} {things}.",
+        "{a} throws {k} of the {things} away.",
+        "For a birthday {a} passes {k} {things} on.",
+    ),
 )
 SHARES = Wording(
     (
@@ -172,6 +239,13 @@ SHARES = Wording(
     "each gets {{}} {things}",
     "{things} each of them gets",
     "How many {things} does each of them get?",
+    more=(
+        "{a} deals the {things} out to {k} players, as many to each.",
+        "The {things} of {a} are split into {k} equal parts, one a person.",
+        "{k} neighbours share what {a} has in equal parts.",
+        "{a} divides it all by {k} and gives everyone one part.",
+        "Each of {k} pupils gets the same share of the {things} of {a}.",
+    ),
 )
 GROUPS = Wording(
     (
@@ -184,6 +258,14 @@ GROUPS = Wording(
     "there are {{}} {things} in the {boxes}",
     "{things} there are in the {boxes}",
     "How many {things} are there in the {boxes}?",
+    more=(
+        "{n} {boxes} stand there, with {m} {things} in every one.",
+        "{m} {things} fit into one of the {boxes}, and {a} has {n} full ones.",
+        "{a} puts {m} {things} into each of {n} {boxes}.",
+        "In each of the {n} {boxes} of {a} lie {m} {things}.",
+        "{n} {boxes} are full; each has {m} {things} in it.",
+        "With {m} {things} to each, {a} fills {n} {boxes}.",
+    ),
 )
 LOOSE = Wording(
     (
@@ -195,6 +277,13 @@ LOOSE = Wording(
     "there are {{}} {things} in all",
     "{things} there are in all",
     "How many {things} are there in all?",
+    more=(
+        "{k} {things} come on top of that.",
+        "In a corner there are {k} {things} more.",
+        "{a} brings {k} {things} besides.",
+        "Add to this {k} single {things}.",
+        "Someone puts {k} {things} with them.",
+    ),
 )
 SPOILT = Wording(
     (
@@ -206,6 +295,13 @@ SPOILT = Wording(
     "{{}} {things} are left",
     "{things} are left",
     "How many {things} are left?",
+    more=(
+        "{k} {things} break.",
+        "{a} gives {k} of the {things} to others.",
+        "Of these, {k} {things} are taken away.",
+        "Someone carries off {k} {things}.",
+        "Then {k} of the {things} are gone.",
+    ),
 )
 REPACKS = Wording(
     (
@@ -217,6 +313,13 @@ REPACKS = Wording(
     "this makes {{}} {packs}",
     "{packs} this makes",
     "How many {packs} does this make?",
+    more=(
+        "Each of the {packs} is to hold {k} {things}, and all are used.",
+        "Then {a} sorts the {things} into {packs}, {k} to each.",
+        "All of it is divided into {packs} with {k} {things} each.",
+        "For every {k} {things} {a} takes one of the {packs}.",
+        "With {k} {things} to each, {packs} are made of them all.",
+    ),
 )
 COSTS = Wording(
     (
@@ -229,6 +332,14 @@ COSTS = Wording(
     "the {things} cost {{}} dollars",
     "dollars the {things} cost",
     "How many dollars do the {things} cost?",
+    more=(
+        "{n} {things} at a price of {m} dollars each are bought by {a}.",
+        "The price of one of the {things} is {m} dollars; {a} needs {n}.",
+        "{a} takes {n} {things}, {m} dollars each.",
+        "For every one of {n} {things} {a} pays {m} dollars.",
+        "{a} spends {m} dollars on each of {n} {things}.",
+        "On the list of {a} are {n} {things} for {m} dollars each.",
+    ),
 )
 COUPON = Wording(
     (
@@ -240,6 +351,13 @@ COUPON = Wording(
     "the bill comes to {{}} dollars",
     "dollars the bill comes to",
     "How many dollars does the bill come to?",
+    more=(
+        "{a} has to pay {k} dollars less.",
+        "A card saves {k} dollars.",
+        "{k} dollars are taken off at the till.",
+        "The seller lets {a} off {k} dollars.",
+        "From the sum {k} dollars are subtracted.",
+    ),
 )
 FEE = Wording(
     (
@@ -251,6 +369,13 @@ FEE = Wording(
     "the bill comes to {{}} dollars",
     "dollars the bill comes to",
     "How many dollars does the bill come to?",
+    more=(
+        "{a} has to pay {k} dollars on top.",
+        "A bag adds {k} dollars to the bill.",
+        "{k} dollars are added for service.",
+        "Besides, {a} gives a tip of {k} dollars.",
+        "To the sum {k} dollars of tax are added.",
+    ),
 )
 CHANGE = Wording(
     (
@@ -262,6 +387,13 @@ CHANGE = Wording(
     "{a} has {{}} dollars left",
     "dollars {a} has left",
     "How many dollars does {a} have left?",
+    more=(
+        "{a} gives the seller {k} dollars.",
+        "In the pocket of {a} there are {k} dollars to pay with.",
+        "{a} has {k} dollars to spend.",
+        "For this {a} has saved {k} dollars.",
+        "{k} dollars is what {a} had before paying.",
+    ),
 )
 SPLITS = Wording(
     (
@@ -273,6 +405,12 @@ SPLITS = Wording(
     "each pays {{}} dollars",
     "dollars each of them pays",
     "How many dollars does each of them pay?",
+    more=(
+        "{a} shares the bill with others, so that {k} people pay the same.",
+        "All is paid by {k} people in equal parts.",
+        "{k} of them share the sum equally.",
+        "A group of {k} divides the bill evenly.",
+    ),
 )
 RATE = Wording(
     (
@@ -285,6 +423,13 @@ RATE = Wording(
     "{a} {does} {{}} {things}",
     "{things} {a} {does} in that time",
     "How many {things} is that in all that time?",
+    more=(
+        "Each {time} {a} {does} {m} {things}, and this for {n} {time}s.",
+        "In all of {n} {time}s, {a} {does} {m} {things} per {time}.",
+        "{m} {things} are what {a} {does} in one {time}, and there are {n} {time}s.",
+        "{a} {does} {m} {things} a {time}, {n} {time}s long.",
+        "There are {n} {time}s, and in every {time} {a} {does} {m} {things}.",
+    ),
 )
 BONUS = Wording(
     (
@@ -296,6 +441,12 @@ BONUS = Wording(
     "in all that is {{}} {things}",
     "{things} that is in all",
     "How many {things} is that in all?",
+    more=(
+        "{k} {things} had been there from before.",
+        "In addition {a} {does} {k} {things}.",
+        "{k} further {things} come from a helper.",
+        "After a break {a} {does} {k} {things} on top.",
+    ),
 )
 GOAL = Wording(
     (
@@ -307,6 +458,12 @@ GOAL = Wording(
     "{{}} {things} are still missing",
     "{things} are still missing",
     "How many {things} are still missing?",
+    more=(
+        "In the end there should be {k} {things}.",
+        "All is done at {k} {things}.",
+        "{k} {things} must be reached.",
+        "Someone has ordered {k} {things}.",
+    ),
 )
 TOTAL = Wording(
     (),
@@ -331,6 +488,12 @@ DIFFERENCE = Wording(
 )
 #: Ways to ask, beside the direct question. The last is unseen.
 QUESTIONS = ("Find out how many {asks}.", "Work out how many {asks}.", "It is asked how many {asks}.")
+MORE_QUESTIONS = (
+    "Tell how many {asks}.",
+    "The question is how many {asks}.",
+    "Say how many {asks}.",
+    "What we want to know is how many {asks}.",
+)
 
 #: A calculation with its result, and a clause that states it. The last is unseen.
 STATED = (
@@ -342,13 +505,42 @@ STATED = (
     "{Spoken} is {value}, so {clause}.",
     "From {sum} = {value} it follows that {clause}.",
 )
+MORE_STATED = (
+    "{Clause}: {sum} = {value}.",
+    "{sum} = {value}. {Clause}.",
+    "As {sum} = {value}, {clause}.",
+    "Since {sum} is {value}, {clause}.",
+    "We get {sum} = {value}; {clause}.",
+    "{sum} gives {value}, which means that {clause}.",
+    "Calculating {sum} gives {value}: {clause}.",
+    "{Spoken} makes {value}. {Clause}.",
+    "How many {asks}? {sum} = {value}.",
+    "That means {clause}, since {sum} = {value}.",
+    "Calculate {sum} = {value}.",
+    "Because of {sum} = {value}, {clause}.",
+    "Now {sum} = {value}, hence {clause}.",
+)
 #: A fact of the problem, restated. The last is unseen.
 RESTATED = ("We know that {fact}.", "The problem says that {fact}.", "It is given that {fact}.")
+MORE_RESTATED = (
+    "As the problem tells us, {fact}.",
+    "In the text it says that {fact}.",
+    "From the problem: {fact}.",
+    "We read that {fact}.",
+    "Remember that {fact}.",
+)
 #: What is done next, without doing it. The last is unseen.
 PLANNED = (
     "First we find out how many {asks}.",
     "Now we need to know how many {asks}.",
     "Next we look for how many {asks}.",
+)
+MORE_PLANNED = (
+    "Let us see how many {asks}.",
+    "To go on we want to know how many {asks}.",
+    "What is needed now is how many {asks}.",
+    "The next thing to find is how many {asks}.",
+    "We still have to find how many {asks}.",
 )
 ANSWERED = "The answer is {value}."
 SPOKEN = {"+": "plus", "-": "minus", "*": "times", "/": "divided by"}

@@ -31,6 +31,7 @@ EXPERIMENTS: tuple[Experiment, ...] = get_args(Experiment)
 
 Options = tuple[str, ...]
 
+_SEED = "seed-"
 #: Longest analysis and longest solution of the policy, in tokens: about twice what the world's own have.
 _ANALYSIS_TOKENS, _SOLUTION_TOKENS = 320, 320
 
@@ -161,6 +162,12 @@ class Task:
     wide: bool = False
     product: str | None = None
 
+    @property
+    def seed(self) -> int:
+        """The seed it belongs to; 0 where it serves all."""
+        first = self.folder.partition("/")[0]
+        return int(first.removeprefix(_SEED)) if first.startswith(_SEED) else 0
+
     def is_done(self, lab: Path) -> bool:
         folder = lab / self.folder
         return (folder / self.product).is_file() if self.product else is_complete(folder)
@@ -220,7 +227,7 @@ class _Seed:
         self.plan = plan
         self.settings = plan.settings
         self.seed = seed
-        self.folder = f"seed-{seed}"
+        self.folder = f"{_SEED}{seed}"
         self.seeded = ("--seed", str(seed))
         self.largest = plan.settings.sizes[-1]
         self.prompt = ("--prompt", plan.path("world", JUDGE_PROMPT))

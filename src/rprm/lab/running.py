@@ -114,9 +114,11 @@ class _Runner:
 
 
 def _most_urgent_first(plan: Plan) -> list[str]:
-    """The tasks by how many must follow one after the other, most first: no long row is left for the end."""
+    """The tasks, one seed's before the next one's, so that a lab that is stopped has whole seeds; and in a seed by how
+    many must follow one after the other, most first: no long row is left for the end.
+    """
     num_after = dict.fromkeys(plan.tasks, 0)
     for folder, task in reversed(plan.tasks.items()):
         for need in task.needs:
             num_after[need] = max(num_after[need], num_after[folder] + 1)
-    return sorted(plan.tasks, key=lambda folder: -num_after[folder])
+    return sorted(plan.tasks, key=lambda folder: (plan.tasks[folder].seed, -num_after[folder]))

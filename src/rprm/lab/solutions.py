@@ -105,11 +105,12 @@ class _Writer:
         self.made: dict[int, int] = {}
         self.steps: list[LabStep] = []
 
-    def wording(self, sentences: Sequence[str]) -> str:
-        """One of the wordings, the last of which is unseen; garbled at the story's rate."""
+    def wording(self, sentences: Sequence[str], more: Sequence[str]) -> str:
+        """One of the wordings, the last of which is unseen; a wide world's among them; garbled at the story's rate."""
         if self.story.unseen and self.rng.random() < 0.5:
             return sentences[-1]
-        return garble(self.rng, self.rng.choice(sentences[:-1]), self.story.garbled_share)
+        seen = (*sentences[:-1], *more) if self.story.wide else sentences[:-1]
+        return garble(self.rng, self.rng.choice(seen), self.story.garbled_share)
 
     def operand(self, side: Operand) -> Operand:
         """The side of a calculation with the value that the solution has for it."""
@@ -170,7 +171,7 @@ class _Writer:
     def sentence(self, quantity: Quantity, said: Derivation, stated: int) -> str:
         clause = quantity.clause(stated)
         spoken = f"{said.left.value} {words.SPOKEN[said.operation]} {said.right.value}"
-        return self.wording(words.STATED).format(
+        return self.wording(words.STATED, words.MORE_STATED).format(
             Clause_with=_capital(quantity.clause(f"{said.text} = {stated}")),
             Clause=_capital(clause),
             clause=clause,
@@ -301,7 +302,7 @@ def _step(writer: _Writer, move: _Move, error: ErrorType | None) -> tuple[str, l
     quantities = [story.quantities[key] for key in move.keys]
     if move.kind == "plan":
         (quantity,) = quantities
-        text = writer.wording(words.PLANNED).format(asks=quantity.asks)
+        text = writer.wording(words.PLANNED, words.MORE_PLANNED).format(asks=quantity.asks)
         return text, [Check(kind="plan", asks=quantity.asks)]
     if move.kind == "fact":
         (quantity,) = quantities
@@ -316,7 +317,7 @@ def _step(writer: _Writer, move: _Move, error: ErrorType | None) -> tuple[str, l
                 return None
             said = spoilt
         check = Check(kind="fact", asks=quantity.asks, fact=fact, needs=fact, says=said)
-        return writer.wording(words.RESTATED).format(fact=_embedded(said)), [check]
+        return writer.wording(words.RESTATED, words.MORE_RESTATED).format(fact=_embedded(said)), [check]
     sentences: list[str] = []
     checks: list[Check] = []
     wrong = rng.randrange(len(quantities))

@@ -78,6 +78,7 @@ class Story:
         target: key of the quantity asked for.
         numbers: every number of the problem's text, those of distractors too.
         unseen: told in wordings kept for the out-of-distribution split.
+        wide: told in wordings that a wide world alone has, too.
         garbled_share: of its sentences, and of those of its solutions, that are told in words at random.
     """
 
@@ -87,6 +88,7 @@ class Story:
     target: int
     numbers: tuple[int, ...]
     unseen: bool
+    wide: bool = False
     garbled_share: float = 0.0
 
     @property
@@ -113,6 +115,7 @@ class _Teller:
     Attributes:
         limit: no value is above it.
         unseen: told in unseen wordings, in part.
+        wide: told in the wordings of a wide world too.
         garbled_share: of the sentences that are told in other words, whatever these mean.
         facts: told in this order, but that the first `num_free` of them may change places.
     """
@@ -120,6 +123,7 @@ class _Teller:
     rng: random.Random
     limit: int
     unseen: bool
+    wide: bool = False
     garbled_share: float = 0.0
     facts: list[str] = field(default_factory=list)
     quantities: list[Quantity] = field(default_factory=list)
@@ -129,9 +133,12 @@ class _Teller:
         """One of the words; the unseen ones too, half the time, where the story is told in unseen wordings."""
         return self.rng.choice(unseen if self.unseen and unseen and self.rng.random() < 0.5 else seen)
 
-    def wording(self, sentences: Sequence[str]) -> str:
-        """One of the wordings, the last of which is unseen; garbled, and then perhaps in another order, at its rate."""
-        wording = self.pick(sentences[:-1], sentences[-1:])
+    def wording(self, sentences: Sequence[str], more: Sequence[str]) -> str:
+        """One of the wordings, the last of which is unseen, or of a wide world's besides; garbled, and then perhaps in
+        another order, at its rate.
+        """
+        seen = (*sentences[:-1], *more) if self.wide else sentences[:-1]
+        wording = self.pick(seen, sentences[-1:])
         told = garble(self.rng, wording, self.garbled_share)
         if told != wording and self.rng.random() < 0.25:
             pieces = told.removesuffix(".").split(" ")
@@ -148,7 +155,7 @@ class _Teller:
     def add(self, wording: Wording, value: int, derivation: Derivation | None = None, **fields: object) -> Quantity:
         fact = None
         if wording.tells:
-            fact = self.wording(wording.tells).format(**fields)
+            fact = self.wording(wording.tells, wording.more).format(**fields)
             self.facts.append(fact)
         quantity = Quantity(
             key=len(self.quantities),
@@ -187,11 +194,11 @@ class _Teller:
         for _ in range(self.rng.choice((0, 0, 1, 1, 2))):
             number = self.number(99)
             numbers.append(number)
-            distractor = self.wording(words.DISTRACTORS).format(a=name, n=number)
+            distractor = self.wording(words.DISTRACTORS, words.MORE_DISTRACTORS).format(a=name, n=number)
             facts.insert(self.rng.randint(0, len(facts)), distractor)
         question = target.question
         if self.rng.random() < 0.4:
-            question = self.wording(words.QUESTIONS).format(asks=target.asks)
+            question = self.wording(words.QUESTIONS, words.MORE_QUESTIONS).format(asks=target.asks)
         for quantity in self.quantities:
             if quantity.derivation is None:
                 numbers.append(quantity.value)
@@ -205,6 +212,7 @@ class _Teller:
             target=target.key,
             numbers=tuple(numbers),
             unseen=self.unseen,
+            wide=self.wide,
             garbled_share=self.garbled_share,
         )
 
@@ -213,7 +221,7 @@ def _operand(side: Quantity | int) -> Operand:
     return Operand(side) if isinstance(side, int) else Operand(side.value, side.key)
 
 
-def tell(rng: random.Random, *, num_steps: int, limit: int = 999, unseen: bool = False, garbled: bool = False) -> Story:
+def tell(rng: random.Random, *, num_steps: int, limit: int = 999, unseen: bool = False, wide: bool = False) -> Story:
     """Make a story whose answer takes `num_steps` calculations.
 
     Args:
@@ -221,13 +229,14 @@ def tell(rng: random.Random, *, num_steps: int, limit: int = 999, unseen: bool =
         num_steps: at least 1.
         limit: the largest value.
         unseen: tell it in wordings, with names and things, of which half are kept for the out-of-distribution split.
-        garbled: two times in three, tell some of it and of its solutions in words of the world taken at random, in
-            sentences and for names and things: what is needed can be found by the numbers, the names and the order.
+        wide: tell it in more wordings; and one time in two, tell some of it and of its solutions in words of the world
+            taken at random, in sentences and for names and things: what is needed can be found by the numbers, the
+            names and the order.
     """
-    share = rng.choice((0.0, 0.3, 0.6)) if garbled else 0.0
+    share = rng.choice((0.0, 0.0, 0.3, 0.5)) if wide else 0.0
     while True:
         family = rng.choice(tuple(_FAMILIES))
-        teller = _Teller(rng, limit, unseen, share)
+        teller = _Teller(rng, limit, unseen, wide, share)
         target = _FAMILIES[family](teller, num_steps)
         if target is not None:
             story = teller.finish(family, target)

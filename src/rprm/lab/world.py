@@ -57,22 +57,22 @@ class Difficulty:
         num_steps: calculations to the answer; drawn evenly.
         limit: the largest value.
         unseen: whether wordings, names and things kept for it are used.
-        garbled: whether some stories are told in words at random.
+        wide: whether stories are told in more wordings, and some in words at random.
     """
 
     num_steps: tuple[int, ...]
     limit: int
     unseen: bool = False
-    garbled: bool = False
+    wide: bool = False
 
     def tell(self, rng: random.Random) -> Story:
         num_steps = rng.choice(self.num_steps)
-        return tell(rng, num_steps=num_steps, limit=self.limit, unseen=self.unseen, garbled=self.garbled)
+        return tell(rng, num_steps=num_steps, limit=self.limit, unseen=self.unseen, wide=self.wide)
 
 
 IN_DISTRIBUTION = Difficulty(num_steps=(1, 2, 2, 3, 3, 4), limit=999)
-#: Longer chains, larger numbers and words at random to train on, but none of the wordings kept out.
-WIDE = Difficulty(num_steps=(1, 2, 2, 3, 3, 4, 5, 6), limit=9999, garbled=True)
+#: Longer chains, larger numbers, more wordings and words at random to train on, but none of the wordings kept out.
+WIDE = Difficulty(num_steps=(1, 2, 2, 3, 3, 4, 5, 6), limit=9999, wide=True)
 OUT_OF_DISTRIBUTION = Difficulty(num_steps=(4, 5, 6), limit=9999, unseen=True)
 
 
@@ -105,8 +105,8 @@ class WorldSettings:
         num_train: labelled steps to train on.
         num_test: solutions to judge in each of the splits `test` and `ood`, and labelled steps beside them.
         seed: of everything.
-        wide: whether `train` has longer chains, larger numbers and words at random too: for a model that is to be good
-            outside of `test`, and then only the wordings of `ood` are new to it.
+        wide: whether `train` has longer chains, larger numbers, more wordings and words at random: for a model that is
+            to be good outside of `test`, and then only the wordings of `ood` are new to it.
     """
 
     num_train: int = 40_000
