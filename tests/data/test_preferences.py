@@ -107,6 +107,46 @@ def test_pairs_are_disjoint_capped_and_alike_in_length(
         assert len(pairs) == min(per_step, len(agreeing), len(disagreeing))
 
 
+def repeating(label: bool, texts: str) -> StepAnalyses:
+    """A step with an analysis for each letter; capitals end in Yes, and a letter twice is an analysis twice."""
+    row = analysed(0, label, [letter.isupper() for letter in texts])
+    analyses = tuple(
+        one.model_copy(update={"text": one.text.replace(f"Analysis {sample}", f"Analysis {letter}")})
+        for sample, (one, letter) in enumerate(zip(row.analyses, texts, strict=True))
+    )
+    return row.model_copy(update={"analyses": analyses})
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "pairs"),
+    [
+        # B three times, A once, c twice, d once: B>c and B>d; then A>c, for c may stand in two pairs and d in one.
+        ("ABcBdcB", {"per_step": 9}, {"1>2", "1>4", "0>2"}),
+        # The one pair of a step is of what was sampled most.
+        ("ABcBdcB", {}, {"1>2"}),
+        ("dABcBcB", {}, {"2>3"}),
+        # A was sampled once: it is not chosen.
+        ("ABcBdcB", {"per_step": 9, "min_repeats": 2}, {"1>2", "1>4"}),
+        ("ABcBdcB", {"per_step": 9, "min_repeats": 3}, {"1>2", "1>4"}),
+        # Repeats count for the accuracy: 4 of 7 agree.
+        ("ABcBdcB", {"min_accuracy": 0.57, "max_accuracy": 0.58}, {"1>2"}),
+    ],
+)
+def test_what_is_sampled_more_often_is_paired_first(
+    write_analyses: Write, tmp_path: Path, texts: str, options: dict[str, Any], pairs: set[str]
+) -> None:
+    make(write_analyses([repeating(True, texts)]), tmp_path / "out", **options)
+    rows = rows_of(tmp_path / "out" / "train.jsonl")
+    assert {row["id"].partition("#")[2] for row in rows} == pairs
+
+
+def test_right_verdicts_that_came_once_can_be_left_out(write_analyses: Write, tmp_path: Path) -> None:
+    # Of the first step, every sample that agrees reads otherwise.
+    path = write_analyses([repeating(True, "ABCd"), analysed(1, True, [True, False])])
+    with pytest.raises(InputError, match="steps whose agreeing analyses repeat too rarely: 2"):
+        make(path, tmp_path / "out", min_repeats=2)
+
+
 def test_steps_outside_the_accuracy_band_are_left_out(write_analyses: Write, tmp_path: Path) -> None:
     # Accuracies 1/4, 2/4, 3/4: the ends of the band belong to it. An analysis without a verdict does not count.
     path = write_analyses(
@@ -157,6 +197,7 @@ def test_the_same_problems_are_held_out_as_by_the_cold_start(write_analyses: Wri
         ({"per_step": 0}, "per_step is 0"),
         ({"min_accuracy": 0.7, "max_accuracy": 0.3}, r"an accuracy from 0\.7 to 0\.3 is no band"),
         ({"max_length_ratio": 0.5}, r"max_length_ratio is 0\.5"),
+        ({"min_repeats": 0}, "min_repeats is 0"),
     ],
 )
 def test_senseless_options_are_refused(

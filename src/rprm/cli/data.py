@@ -150,6 +150,9 @@ def pairs(
     max_length_ratio: Annotated[
         float | None, typer.Option(min=1.0, help="Most times that one analysis of a pair is as long as the other.")
     ] = None,
+    min_repeats: Annotated[
+        int, typer.Option(min=1, help="Choose an analysis when so many samples of the step read like it.")
+    ] = 1,
     balance: Balance = True,
     validation_share: ValidationShare = 0.05,
     seed: DataSeed = 0,
@@ -168,6 +171,7 @@ def pairs(
         min_accuracy=min_accuracy,
         max_accuracy=max_accuracy,
         max_length_ratio=max_length_ratio,
+        min_repeats=min_repeats,
         balance=balance,
         validation_share=validation_share,
         seed=seed,

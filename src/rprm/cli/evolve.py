@@ -37,6 +37,7 @@ def evolve(
     min_accuracy: Annotated[float, typer.Option(min=0.0, max=1.0, help="As for `rprm data pairs`.")] = 0.0,
     max_accuracy: Annotated[float, typer.Option(min=0.0, max=1.0, help="As for `rprm data pairs`.")] = 1.0,
     max_length_ratio: Annotated[float | None, typer.Option(min=1.0, help="As for `rprm data pairs`.")] = None,
+    min_repeats: Annotated[int, typer.Option(min=1, help="As for `rprm data pairs`.")] = 1,
     launcher: Annotated[
         str, typer.Option(help='Starts the training processes, as in "accelerate launch --config_file FILE".')
     ] = "",
@@ -66,6 +67,8 @@ def evolve(
         str(min_accuracy),
         "--max-accuracy",
         str(max_accuracy),
+        "--min-repeats",
+        str(min_repeats),
     ]
     if max_length_ratio is not None:
         pair_options += ["--max-length-ratio", str(max_length_ratio)]

@@ -25,12 +25,16 @@ ALL_DISAGREE = "steps whose analyses all disagree with the label"
 NO_ANALYSES = "steps without a well-formed analysis"
 OUTSIDE_BAND = "steps outside the accuracy band"
 UNEQUAL_LENGTHS = "steps without analyses of like length"
+SAMPLED_RARELY = "steps whose agreeing analyses repeat too rarely"
 
 
 class _Side(NamedTuple):
+    """An analysis; `count` of the step's samples read like it, of which it is the first."""
+
     sample: int
     text: str
     num_tokens: int
+    count: int
 
 
 class _Pair(NamedTuple):
@@ -50,6 +54,7 @@ def write_pairs(
     min_accuracy: float = 0.0,
     max_accuracy: float = 1.0,
     max_length_ratio: float | None = None,
+    min_repeats: int = 1,
     balance: bool = True,
     validation_share: float = 0.05,
     seed: int = 0,
@@ -60,12 +65,15 @@ def write_pairs(
         analyses: several a step; read twice, a row at a time.
         output: the data set's folder; see `Dataset`.
         template: the prompt that the student reads.
-        per_step: most pairs of one step. No analysis stands in two pairs.
+        per_step: most pairs of one step, those of the analyses sampled most often first. None stands in more pairs than
+            it was sampled.
         min_accuracy: steps of which a smaller share of the well-formed analyses agrees give no pair: what
             the student hardly ever gets right may be mislabelled.
         max_accuracy: steps of which a larger share agrees give none: little is left to learn there.
         max_length_ratio: the longer analysis of a pair has at most so many times the tokens of the shorter, so that
             length tells the student nothing; pairs are then made to be as alike in length as they can. None: no limit.
+        min_repeats: an analysis is chosen when so many samples of the step read like it. A wrong step is also called
+            wrong by mistake, and a mistake seldom comes twice; of use for students sure enough to repeat themselves.
         balance: as many chosen Yes as chosen No in each part.
         validation_share: of the problems; the same problems as those that the cold start held out with this seed.
         seed: of the split, the pairing and the thinning.
@@ -83,16 +91,19 @@ def write_pairs(
         raise InputError(f"an accuracy from {min_accuracy} to {max_accuracy} is no band; give 0 <= low <= high <= 1")
     if max_length_ratio is not None and not max_length_ratio >= 1.0:
         raise InputError(f"max_length_ratio is {max_length_ratio}; the longer cannot be shorter: give 1 or more")
+    if min_repeats < 1:
+        raise InputError(f"min_repeats is {min_repeats}; an analysis is sampled at least once: give 1 or more")
     settings = {
         "per_step": per_step,
         "min_accuracy": min_accuracy,
         "max_accuracy": max_accuracy,
         "max_length_ratio": max_length_ratio,
+        "min_repeats": min_repeats,
         "balance": balance,
         "validation_share": validation_share,
         "seed": seed,
     }
-    pairing = _Pairing(analyses, template, per_step, (min_accuracy, max_accuracy), max_length_ratio, seed)
+    pairing = _Pairing(analyses, template, per_step, (min_accuracy, max_accuracy), max_length_ratio, min_repeats, seed)
     with Dataset(output, "pairs", analyses, template, settings) as dataset:
         dropped: Counter[str] = Counter()
         counts: Counter[str] = Counter()
@@ -133,7 +144,7 @@ def write_pairs(
                     step=row.step,
                     held_out=is_held_out(row.step.problem, validation_share, seed),
                 )
-        order = [*REASONS, NO_ANALYSES, ALL_AGREE, ALL_DISAGREE, OUTSIDE_BAND, UNEQUAL_LENGTHS]
+        order = [*REASONS, NO_ANALYSES, ALL_AGREE, ALL_DISAGREE, OUTSIDE_BAND, SAMPLED_RARELY, UNEQUAL_LENGTHS]
         return dataset.finish(
             counts={**counts, "pairs": len(chosen)},
             dropped={reason: dropped[reason] for reason in [*order, *sorted(set(dropped) - set(order))]},
@@ -151,6 +162,7 @@ class _Pairing:
         per_step: int,
         band: tuple[float, float],
         max_length_ratio: float | None,
+        min_repeats: int,
         seed: int,
     ) -> None:
         self.written = analyses.template.verdict if analyses.template is not None else template.verdict
@@ -158,51 +170,57 @@ class _Pairing:
         self.per_step = per_step
         self.band = band
         self.max_length_ratio = max_length_ratio
+        self.min_repeats = min_repeats
         self.seed = seed
 
     def pairs(self, row: StepAnalyses, dropped: Counter[str]) -> list[_Pair]:
-        sides: dict[bool, list[_Side]] = {True: [], False: []}
-        seen: set[str] = set()
+        sides: dict[bool, dict[str, _Side]] = {True: {}, False: {}}
         for sample, analysis in enumerate(row.analyses):
             text, reason = wellformed(analysis, self.written, self.trained)
             if text is None:
                 dropped[str(reason)] += 1
-            elif text in seen:
+                continue
+            alike = sides[analysis.verdict is row.step.label]
+            if text in alike:
                 dropped[REPEATED] += 1
+                alike[text] = alike[text]._replace(count=alike[text].count + 1)
             else:
-                seen.add(text)
-                agrees = analysis.verdict is row.step.label
-                sides[agrees].append(_Side(sample, text, analysis.num_tokens))
-        agreeing, disagreeing = sides[True], sides[False]
-        num_analyses = len(agreeing) + len(disagreeing)
-        if not num_analyses:
+                alike[text] = _Side(sample, text, analysis.num_tokens, 1)
+        agreeing, disagreeing = (list(sides[agrees].values()) for agrees in (True, False))
+        num_agreeing, num_disagreeing = (sum(side.count for side in alike) for alike in (agreeing, disagreeing))
+        chosen = [side for side in agreeing if side.count >= self.min_repeats]
+        if not agreeing and not disagreeing:
             dropped[NO_ANALYSES] += 1
         elif not disagreeing:
             dropped[ALL_AGREE] += 1
         elif not agreeing:
             dropped[ALL_DISAGREE] += 1
-        elif not self.band[0] <= len(agreeing) / num_analyses <= self.band[1]:
+        elif not self.band[0] <= num_agreeing / (num_agreeing + num_disagreeing) <= self.band[1]:
             dropped[OUTSIDE_BAND] += 1
+        elif not chosen:
+            dropped[SAMPLED_RARELY] += 1
         else:
-            pairs = self._matched(row, agreeing, disagreeing)
+            pairs = self._matched(row, chosen, disagreeing)
             dropped[UNEQUAL_LENGTHS] += not pairs
             return pairs
         return []
 
     def _matched(self, row: StepAnalyses, agreeing: list[_Side], disagreeing: list[_Side]) -> list[_Pair]:
-        """Pairs without a common analysis, in random order; the closest in length first where lengths are to match."""
+        """Pairs of what was sampled most often, else in random order; the closest in length first where lengths are to
+        match. No analysis in more pairs than it was sampled.
+        """
         combinations = [_Pair(chosen, rejected) for chosen in agreeing for rejected in disagreeing]
         combinations.sort(key=lambda pair: order_key(pair.id(row), self.seed))
+        combinations.sort(key=lambda pair: (-pair.chosen.count, -pair.rejected.count))
         if self.max_length_ratio is not None:
             combinations = [pair for pair in combinations if _length_ratio(pair) <= self.max_length_ratio]
             combinations.sort(key=_length_ratio)
         pairs: list[_Pair] = []
-        used: set[int] = set()
+        uses: Counter[int] = Counter()
         for pair in combinations:
-            samples = {pair.chosen.sample, pair.rejected.sample}
-            if len(pairs) < self.per_step and not used & samples:
+            if len(pairs) < self.per_step and all(uses[side.sample] < side.count for side in pair):
                 pairs.append(pair)
-                used |= samples
+                uses.update(side.sample for side in pair)
         return sorted(pairs)
 
 
