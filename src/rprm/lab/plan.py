@@ -60,7 +60,7 @@ class LabSettings:
         num_analyses: K of the judge.
         scaling_analyses: largest K of the scaling experiment, a power of two, on `num_scaled` solutions.
         num_rounds: preference rounds; each samples `round_analyses` analyses of `round_steps` labelled steps, and
-            makes at most `round_pairs` pairs of a step.
+            makes at most `round_pairs` pairs of a step, with analyses sampled `round_repeats` times or more as chosen.
         num_guided: problems for the policy, `num_candidates` solutions or next steps each time, and K while guiding.
         max_rows: rows that an engine decodes at once; no result depends on it.
         base, policy, sft, dpo, classifier: options of these trainings.
@@ -71,7 +71,7 @@ class LabSettings:
     world_steps: int = 40_000
     world_solutions: int = 500
     sizes: tuple[int, ...] = (250, 500, 1000, 2000, 4000)
-    sft_steps: tuple[int, ...] = (100, 150, 250, 400, 600)
+    sft_steps: tuple[int, ...] = (250, 250, 250, 400, 600)
     teacher: str = "reading=0.35&slip=0.35&verdict=0.1&systematic=0.5"
     num_teacher_analyses: int = 3
     num_validation: int = 500
@@ -80,9 +80,10 @@ class LabSettings:
     scaling_analyses: int = 32
     num_scaled: int = 50
     num_rounds: int = 3
-    round_steps: int = 500
+    round_steps: int = 1000
     round_analyses: int = 8
     round_pairs: int = 4
+    round_repeats: int = 2
     num_guided: int = 100
     num_candidates: int = 8
     guidance_analyses: int = 4
@@ -90,7 +91,7 @@ class LabSettings:
     base: Options = ()
     policy: Options = ("--hidden-size", "128", "--layers", "3", "--max-steps", "4000", "--seed", "1")
     sft: Options = ("--learning-rate", "1e-3", *_batches_of(16), *_SAVING)
-    dpo: Options = ("--learning-rate", "1e-5", "--epochs", "1", *_batches_of(8), *_SAVING)
+    dpo: Options = ("--learning-rate", "1e-4", "--sft-weight", "10", "--epochs", "1", *_batches_of(8), *_SAVING)
     classifier: Options = (
         "--learning-rate", "3e-4", "--max-steps", "600", *_batches_of(16), "--eval-steps", "25", "--save-steps", "25",
         "--patience", "8",
@@ -132,6 +133,7 @@ TINY = LabSettings(
     num_rounds=1,
     round_steps=40,
     round_analyses=4,
+    round_repeats=1,
     num_guided=2,
     num_candidates=2,
     guidance_analyses=1,
@@ -319,7 +321,7 @@ class _Seed:
             f"{self.folder}/rounds", "evolve", self.plan.path(self.steps(self.largest), STEPS),
             "--model", start.path, "--rounds", str(settings.num_rounds),
             "-n", str(settings.round_analyses), "--sampled-steps", str(settings.round_steps),
-            "--per-step", str(settings.round_pairs),
+            "--per-step", str(settings.round_pairs), "--min-repeats", str(settings.round_repeats),
             "--max-tokens", str(_ANALYSIS_TOKENS), "--engine-options", self.engine_options, *self.seeded,
             "--", "--preset", "cpu", *settings.dpo, needs=start.needs,
         )  # fmt: skip
