@@ -24,8 +24,9 @@ demo: setup
 	$(BIN)/rprm judge src/rprm/examples/word_problems.jsonl
 	$(BIN)/rprm judge src/rprm/examples/word_problems.jsonl --limit 1 -k 1 --analyses
 
+# A process a core, each file in one of them: what a file's tests share is made once.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 check: setup
 	$(BIN)/ruff check .
