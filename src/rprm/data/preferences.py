@@ -29,12 +29,12 @@ SAMPLED_RARELY = "steps whose agreeing analyses repeat too rarely"
 
 
 class _Side(NamedTuple):
-    """An analysis; `count` of the step's samples read like it, of which it is the first."""
+    """An analysis; so many of the step's samples read like it, of which it is the first."""
 
     sample: int
     text: str
     num_tokens: int
-    count: int
+    num_samples: int
 
 
 class _Pair(NamedTuple):
@@ -183,12 +183,12 @@ class _Pairing:
             alike = sides[analysis.verdict is row.step.label]
             if text in alike:
                 dropped[REPEATED] += 1
-                alike[text] = alike[text]._replace(count=alike[text].count + 1)
+                alike[text] = alike[text]._replace(num_samples=alike[text].num_samples + 1)
             else:
                 alike[text] = _Side(sample, text, analysis.num_tokens, 1)
         agreeing, disagreeing = (list(sides[agrees].values()) for agrees in (True, False))
-        num_agreeing, num_disagreeing = (sum(side.count for side in alike) for alike in (agreeing, disagreeing))
-        chosen = [side for side in agreeing if side.count >= self.min_repeats]
+        num_agreeing, num_disagreeing = (sum(side.num_samples for side in alike) for alike in (agreeing, disagreeing))
+        chosen = [side for side in agreeing if side.num_samples >= self.min_repeats]
         if not agreeing and not disagreeing:
             dropped[NO_ANALYSES] += 1
         elif not disagreeing:
@@ -211,14 +211,14 @@ class _Pairing:
         """
         combinations = [_Pair(chosen, rejected) for chosen in agreeing for rejected in disagreeing]
         combinations.sort(key=lambda pair: order_key(pair.id(row), self.seed))
-        combinations.sort(key=lambda pair: (-pair.chosen.count, -pair.rejected.count))
+        combinations.sort(key=lambda pair: (-pair.chosen.num_samples, -pair.rejected.num_samples))
         if self.max_length_ratio is not None:
             combinations = [pair for pair in combinations if _length_ratio(pair) <= self.max_length_ratio]
             combinations.sort(key=_length_ratio)
         pairs: list[_Pair] = []
         uses: Counter[int] = Counter()
         for pair in combinations:
-            if len(pairs) < self.per_step and all(uses[side.sample] < side.count for side in pair):
+            if len(pairs) < self.per_step and all(uses[side.sample] < side.num_samples for side in pair):
                 pairs.append(pair)
                 uses.update(side.sample for side in pair)
         return sorted(pairs)
