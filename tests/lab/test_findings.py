@@ -164,13 +164,27 @@ def test_data_scaling(lab: Path) -> None:
     assert found.label_share == 100.0
 
 
+def write_rounds(seed: Path) -> None:
+    """A seed's runs before and after its one preference round."""
+    for run, student in (
+        ("size-40/judged", RIGHT),
+        ("size-40/judged-once", HALF),
+        ("judged-1", RIGHT),
+        ("judged-1-once", RIGHT),
+    ):
+        write_run(seed / run, rewards(student))
+
+
 def test_a_seed_that_is_not_done_is_left_out(lab: Path) -> None:
-    for run in ("size-40/judged", "judged-1"):
-        write_run(lab / "seed-0" / run, rewards(RIGHT))
+    write_rounds(lab / "seed-0")
     write_run(lab / "seed-1" / "size-40" / "judged", rewards(RIGHT))
     found = find(lab, SETTINGS)
     assert found.num_seeds == {"rounds": 1}
     assert found.curves["rounds"][RPRM][1].by_seed == (100.0,)
+    # With one analysis, half is right before the round (F1 66.7), all after it.
+    assert found.curves["rounds"][f"{RPRM}, K = 1"][0].value == pytest.approx(200 / 3)
+    assert found.effects["preference rounds over cold start"].value == 0.0
+    assert found.effects["preference rounds over cold start, K = 1"].value == pytest.approx(100 / 3)
 
 
 def test_k_from_one_run(lab: Path) -> None:
@@ -192,11 +206,8 @@ def test_k_from_one_run(lab: Path) -> None:
 
 
 def test_the_page_names_every_claim_and_escapes(lab: Path) -> None:
-    for run in ("size-40/judged", "judged-1"):
-        for seed in range(2):
-            write_run(lab / f"seed-{seed}" / run, rewards(RIGHT))
     for seed in range(2):
-        (lab / f"seed-{seed}").mkdir(exist_ok=True)
+        write_rounds(lab / f"seed-{seed}")
     done = CliRunner().invoke(app, ["lab", "report", str(lab)])
     assert done.exit_code == 0, done.output
     text = (lab / "report.html").read_text()

@@ -173,12 +173,17 @@ class _Lab:
         self.findings.label_share = 100.0 * enough[0] / best if enough else None
 
     def rounds(self) -> None:
-        numbers = range(1, self.settings.num_rounds + 1)
-        runs = [f"size-{self.largest}/judged", *(f"judged-{number}" for number in numbers)]
-        if seeds := self.seeds("rounds", *runs):
-            found = {place: [self.tally(seed / run) for seed in seeds] for place, run in enumerate(runs)}
-            self.findings.curves["rounds"] = {RPRM: {place: _mean(tallies) for place, tallies in found.items()}}
-            self.findings.effects["preference rounds over cold start"] = _difference(found[len(runs) - 1], found[0])
+        """Each round's model with the judge's K and with one analysis: DPO takes away noise, as a mean over K does."""
+        names = [f"size-{self.largest}/judged", *(f"judged-{place + 1}" for place in range(self.settings.num_rounds))]
+        ways = {"": (RPRM, ""), "-once": (f"{RPRM}, K = 1", ", K = 1")}
+        seeds = self.seeds("rounds", *(name + ending for name in names for ending in ways))
+        if not seeds:
+            return
+        curves = self.findings.curves.setdefault("rounds", {})
+        for ending, (line, said) in ways.items():
+            found = [[self.tally(seed / (name + ending)) for seed in seeds] for name in names]
+            curves[line] = {place: _mean(tallies) for place, tallies in enumerate(found)}
+            self.findings.effects[f"preference rounds over cold start{said}"] = _difference(found[-1], found[0])
 
     def scaling(self) -> None:
         if not (seeds := self.seeds("scaling", "scaling")):

@@ -4,7 +4,7 @@
       world                            shared by all seeds, and base and policy, where they are trained from scratch
       validation                       labelled steps for the classifiers of all seeds
       seed-S/size-N/                   steps; analyses, cold-start, sft, judged; classifier, classifier-judged
-      seed-S/rounds, judged-R          preference rounds from the cold start of the largest size
+      seed-S/rounds, judged-R          preference rounds from the cold start of the largest size; `-once` with K = 1
       seed-S/scaling                   that cold start judging with the largest K, every step
       seed-S/teacher-K                 the teacher judging the same solutions
       seed-S/types/, ood/              step by step, by type of error; out of distribution
@@ -241,9 +241,12 @@ class _Seed:
                     self.judged(f"{self.folder}/size-{size}/judged", self.student(size))
                     self.judged(f"{self.folder}/size-{size}/classifier-judged", self.rival(size))
             case "rounds":
-                self.judged(f"{self.folder}/size-{self.largest}/judged", self.student(self.largest))
+                models = {f"size-{self.largest}/judged": self.student(self.largest)}
                 for number in range(1, self.settings.num_rounds + 1):
-                    self.judged(f"{self.folder}/judged-{number}", self.of_round(number))
+                    models[f"judged-{number}"] = self.of_round(number)
+                for name, model in models.items():
+                    self.judged(f"{self.folder}/{name}", model)
+                    self.judged(f"{self.folder}/{name}-once", model, num_analyses=1)
             case "scaling":
                 self.scaling()
             case "teacher":
@@ -331,10 +334,11 @@ class _Seed:
         """The model of the last round."""
         return self.of_round(self.settings.num_rounds)
 
-    def judged(self, folder: str, model: Model, *, split: str = "test") -> str:
+    def judged(self, folder: str, model: Model, *, split: str = "test", num_analyses: int | None = None) -> str:
+        judge = self.judge(model, num_analyses or self.settings.num_analyses)
         return self.plan.add(
-            folder, *self.processbench(split, self.settings.num_judged), *self.judge(model, self.settings.num_analyses),
-            "--allow-missing", needs=["world", *model.needs],
+            folder, *self.processbench(split, self.settings.num_judged), *judge, "--allow-missing",
+            needs=["world", *model.needs],
         )  # fmt: skip
 
     def scaling(self) -> str:

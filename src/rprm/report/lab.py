@@ -107,7 +107,7 @@ def page(findings: Findings, settings: LabSettings) -> str:
 
 _FIGURES = (
     ("data", "By labelled steps: R-PRM's cold start and the classifier", "labelled steps", True),
-    ("rounds", "Preference rounds", "round (0: cold start)", False),
+    ("rounds", "Preference rounds, with the K of the other experiments and with K = 1", "round (0: cold start)", False),
     ("scaling", "Inference-time scaling", "K, analyses of a step", True),
 )
 _TABLES = (
