@@ -210,8 +210,13 @@ class _Pairing:
         match. No analysis in more pairs than it was sampled.
         """
         combinations = [_Pair(chosen, rejected) for chosen in agreeing for rejected in disagreeing]
-        combinations.sort(key=lambda pair: order_key(pair.id(row), self.seed))
-        combinations.sort(key=lambda pair: (-pair.chosen.num_samples, -pair.rejected.num_samples))
+        combinations.sort(
+            key=lambda pair: (
+                -pair.chosen.num_samples,
+                -pair.rejected.num_samples,
+                order_key(pair.id(row), self.seed),
+            )
+        )
         if self.max_length_ratio is not None:
             combinations = [pair for pair in combinations if _length_ratio(pair) <= self.max_length_ratio]
             combinations.sort(key=_length_ratio)

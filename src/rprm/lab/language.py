@@ -7,7 +7,7 @@ templates"). `{n}`, `{k}`, `{m}` are numbers of the problem; `{a}`, `{b}` people
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, is_dataclass
 from functools import cache
 from typing import Any
@@ -544,6 +544,11 @@ MORE_PLANNED = (
 )
 ANSWERED = "The answer is {value}."
 SPOKEN = {"+": "plus", "-": "minus", "*": "times", "/": "divided by"}
+
+
+def seen(sentences: Sequence[str], more: Sequence[str], *, wide: bool) -> Sequence[str]:
+    """The wordings of a table to train on: all but its last, and in a wide world its further ones."""
+    return (*sentences[:-1], *(more if wide else ()))
 
 
 @cache

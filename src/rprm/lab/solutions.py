@@ -106,11 +106,11 @@ class _Writer:
         self.steps: list[LabStep] = []
 
     def wording(self, sentences: Sequence[str], more: Sequence[str]) -> str:
-        """One of the wordings, the last of which is unseen; a wide world's among them; garbled at the story's rate."""
+        """One of the wordings, the last of which is unseen; garbled at the story's rate."""
         if self.story.unseen and self.rng.random() < 0.5:
             return sentences[-1]
-        seen = (*sentences[:-1], *more) if self.story.wide else sentences[:-1]
-        return garble(self.rng, self.rng.choice(seen), self.story.garbled_share)
+        wording = self.rng.choice(words.seen(sentences, more, wide=self.story.wide))
+        return garble(self.rng, wording, self.story.garbled_share)
 
     def operand(self, side: Operand) -> Operand:
         """The side of a calculation with the value that the solution has for it."""

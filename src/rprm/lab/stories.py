@@ -134,11 +134,8 @@ class _Teller:
         return self.rng.choice(unseen if self.unseen and unseen and self.rng.random() < 0.5 else seen)
 
     def wording(self, sentences: Sequence[str], more: Sequence[str]) -> str:
-        """One of the wordings, the last of which is unseen, or of a wide world's besides; garbled, and then perhaps in
-        another order, at its rate.
-        """
-        seen = (*sentences[:-1], *more) if self.wide else sentences[:-1]
-        wording = self.pick(seen, sentences[-1:])
+        """One of the wordings, the last of which is unseen; garbled, and then perhaps in another order, at its rate."""
+        wording = self.pick(words.seen(sentences, more, wide=self.wide), sentences[-1:])
         told = garble(self.rng, wording, self.garbled_share)
         if told != wording and self.rng.random() < 0.25:
             pieces = told.removesuffix(".").split(" ")
