@@ -127,7 +127,7 @@ def test_comparisons_are_right() -> None:
 def test_copies_are_what_the_text_says_of_the_cue() -> None:
     rng = random.Random(4)
     num_copies, words = 0, set[str]()
-    for _ in range(300):
+    for _ in range(2000):
         text = "".join(piece.text for piece in document(rng, frozenset()))
         if not text.startswith("Text: "):
             continue
