@@ -38,8 +38,9 @@ PUBLISHED = JudgeSettings(
     force_verdict=True,
 )
 
-#: For the embedded model: the paper's, but for the length; its analyses have some 130 tokens, of long chains up to 330.
-EMBEDDED = JudgeSettings(num_analyses=10, temperature=0.95, top_p=0.95, max_tokens=400)
+#: For the embedded model: the paper's, but for the length (its analyses have some 130 tokens, of long chains up to 330)
+#: and the threshold. They seldom call a wrong step right, but often slip: one Yes of ten is enough (docs/log.md).
+EMBEDDED = JudgeSettings(num_analyses=10, temperature=0.95, top_p=0.95, max_tokens=400, threshold=0.07)
 
 #: For SmolLM2-135M on a CPU: short analyses, and a verdict asked for where the model does not come to one.
 SMOLLM2 = JudgeSettings(

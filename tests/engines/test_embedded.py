@@ -40,6 +40,15 @@ def test_templates_come_along() -> None:
     assert carried_template("transformers:embedded") is None
 
 
+def test_one_yes_of_ten_is_enough_unless_a_threshold_is_given() -> None:
+    rule = RPRM("embedded").judge.rule
+    assert rule.num_analyses == 10
+    # Nine analyses that say No and one that says Yes, as sure as they are: 1 / 10 = 0.1.
+    assert 0.0 < rule.threshold < 0.1
+    assert RPRM("embedded", threshold=0.5).judge.rule.threshold == 0.5
+    assert RPRM(f"transformers:{embedded.JUDGE}").judge.rule.threshold == 0.5
+
+
 def test_it_takes_options_alone() -> None:
     with pytest.raises(EngineError, match="embedded takes options alone"):
         load_engine("embedded:model")

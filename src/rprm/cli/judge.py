@@ -38,7 +38,8 @@ NumAnalyses = Annotated[
     int | None, typer.Option("-k", "--num-analyses", help="Most analyses a step gets (the paper's K).  [default: 10]")
 ]
 Threshold = Annotated[
-    float | None, typer.Option(help="A step whose reward is below it is called wrong.  [default: 0.5]")
+    float | None,
+    typer.Option(help="A step whose reward is below it is called wrong.  [default: 0.5, or the embedded model's own]"),
 ]
 StoppingOption = Annotated[
     StoppingName | None,

@@ -80,7 +80,7 @@ class LabSettings:
     scaling_analyses: int = 32
     num_scaled: int = 50
     num_rounds: int = 3
-    round_steps: int = 1000
+    round_steps: int = 2000
     round_analyses: int = 8
     round_pairs: int = 4
     round_repeats: int = 2
