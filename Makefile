@@ -24,9 +24,10 @@ demo: setup
 	$(BIN)/rprm judge src/rprm/examples/word_problems.jsonl
 	$(BIN)/rprm judge src/rprm/examples/word_problems.jsonl --limit 1 -k 1 --analyses
 
-# A process a core, each file in one of them: what a file's tests share is made once.
+# A process a core, each file in one of them: what its tests share is made once. In the order of their names: by number of
+# tests the two longest tests of all would come last, and alone.
 test: setup
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 check: setup
 	$(BIN)/ruff check .
