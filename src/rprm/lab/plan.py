@@ -125,7 +125,7 @@ TINY = LabSettings(
     num_validation=20,
     world_solutions=6,
     sizes=(20, 40),
-    sft_steps=(80, 160),
+    sft_steps=(30, 70),
     num_judged=6,
     num_analyses=2,
     scaling_analyses=2,
@@ -139,7 +139,7 @@ TINY = LabSettings(
     guidance_analyses=1,
     base=("--max-steps", "10", "--hidden-size", "64", "--layers", "2"),
     policy=("--max-steps", "10", "--hidden-size", "64", "--layers", "2", "--seed", "1"),
-    sft=("--learning-rate", "1e-3", "--batch-size", "8", "--device-batch-size", "8", "--warmup-ratio", "0.1", *_SAVING),
+    sft=("--learning-rate", "2e-3", "--batch-size", "8", "--device-batch-size", "8", "--warmup-ratio", "0.1", *_SAVING),
     dpo=(*_ONCE, *_batches_of(16), *_SAVING),
     classifier=(*_ONCE, *_batches_of(16), *_SAVING),
 )
