@@ -32,7 +32,7 @@ from rprm.records import LabelledStep
 from rprm.training.checkpoints import Checkpoint, last_checkpoint
 from rprm.training.handover import CARD, LIMITS, MODEL, Card, push
 from rprm.training.metrics import METRICS, TrainingWatcher, last_value, metrics_callback, read_metrics, truncate_metrics
-from rprm.training.precision import computes_in_bf16
+from rprm.training.precision import computes_in_bf16, trains_on_cpu
 from rprm.training.rows import BaseModel, find_model
 from rprm.training.settings import Precision, TrainingSettings
 from rprm.training.stage import CHECKPOINTS, RunOptions, TrainingResult
@@ -575,5 +575,5 @@ def _device(precision: Precision) -> tuple[bool, bool]:
             "a classifier is trained on one device: choose one with CUDA_VISIBLE_DEVICES=0, and start one process; "
             "--lora-rank lets a 7B model fit"
         )
-    use_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    use_cpu = trains_on_cpu()
     return computes_in_bf16(precision, use_cpu=use_cpu), use_cpu

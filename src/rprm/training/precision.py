@@ -1,10 +1,19 @@
-"""Which precision a device computes in."""
+"""What a training computes on, and in which precision."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 from rprm.training.settings import Precision
+
+
+def trains_on_cpu() -> bool:
+    """Whether there is no GPU to train on, or a launcher asks for the CPU on a machine that has one."""
+    import torch
+
+    asked = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
+    return asked or not (torch.cuda.is_available() or torch.backends.mps.is_available())
 
 
 def computes_in_bf16(precision: Precision, *, use_cpu: bool) -> bool:

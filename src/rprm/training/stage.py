@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -35,7 +34,7 @@ from rprm.training.metrics import (
     read_metrics,
     truncate_metrics,
 )
-from rprm.training.precision import computes_in_bf16
+from rprm.training.precision import computes_in_bf16, trains_on_cpu
 from rprm.training.preflight import PartCounts, check_model_template, check_rows, encode_data, open_rows
 from rprm.training.processes import Processes
 from rprm.training.rows import BaseModel, TrainingData, end_token, find_model, open_data
@@ -507,9 +506,7 @@ def _device(precision: Precision, processes: Processes) -> tuple[bool, bool]:
     """
     import torch
 
-    # A launcher can ask for the CPU on a machine that has a GPU.
-    asked = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
-    use_cpu = asked or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    use_cpu = trains_on_cpu()
     if not use_cpu and torch.cuda.is_available() and torch.cuda.device_count() > 1 and processes.count == 1:
         raise InputError(
             f"{torch.cuda.device_count()} GPUs and one process; put `accelerate launch --config_file "
