@@ -27,7 +27,7 @@ demo: setup
 # A process a core, each file in one of them: what its tests share is made once. In the order of their names: by number of
 # tests the two longest tests of all would come last, and alone.
 test: setup
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder --durations 12 --durations-min 20
 
 check: setup
 	$(BIN)/ruff check .
