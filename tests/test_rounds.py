@@ -122,6 +122,7 @@ def test_a_round_samples_pairs_trains_and_measures(start: Path, steps: Path, tmp
     # The scripted engine says the same of either model: nothing is won, and the first one goes on.
     assert second.difference == 0.0
     assert (second.kept, second.best) == (False, str(start))
+    assert (folder / "model").resolve() == start.resolve()
     assert second.f1 == first.f1
     assert read_manifest(folder)["status"] == "complete"
     # All analyses of the measurement count: 3 of each step.
@@ -130,11 +131,13 @@ def test_a_round_samples_pairs_trains_and_measures(start: Path, steps: Path, tmp
 
     # Begun again it is through at once; more rounds are another run.
     stages.clear()
+    (folder / "model").unlink()
     again = evolve(
         str(steps), str(start), folder, settings(), on_stage=lambda number, stage: stages.append((number, stage))
     )
     assert again == [first, second]
     assert stages == []
+    assert (folder / "model").resolve() == start.resolve()
     with pytest.raises(SettingsChanged, match="num_rounds: 1 -> 2"):
         evolve(str(steps), str(start), folder, settings(num_rounds=2))
 
@@ -193,6 +196,24 @@ def test_a_round_samples_as_many_steps_as_it_is_told_and_goes_on_from_there(tmp_
         (folder / f"round-{number}").mkdir()
         sampled.append(rounds._sampled(number, folder / f"round-{number}").read_text().split("\n")[:-1])
     assert sampled == [["step 0", "step 1"], ["step 2", "step 3"], ["step 4", "step 0"]]
+
+
+def test_a_link_leads_to_the_best_model(tmp_path: Path) -> None:
+    from rprm.rounds import _link
+
+    folder, first = tmp_path / "rounds", tmp_path / "sft"
+    trained = folder / "round-1" / "dpo" / "model"
+    for model in (trained, first):
+        model.mkdir(parents=True)
+    _link(folder, str(first))
+    assert (folder / "model").resolve() == first
+    _link(folder, str(trained))
+    # A folder that is moved takes its models along.
+    moved = folder.rename(tmp_path / "moved")
+    assert (moved / "model").resolve() == moved / "round-1" / "dpo" / "model"
+    # A model of the hub is no folder.
+    _link(moved, "owner/name")
+    assert {path.name for path in moved.iterdir()} == {"round-1"}
 
 
 def test_a_failing_stage_is_told_with_its_last_words(start: Path, steps: Path, tmp_path: Path) -> None:

@@ -8,10 +8,12 @@ Each round is a row of stages, commands of this package in folders of their own.
       round-0/measure                       the model that the rounds began with
       round-1/analyses, pairs, dpo, measure
       results.jsonl                         one row a round: what it came to, and which model goes on
+      model                                 a link to that model: the best one so far
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -32,6 +34,7 @@ from rprm.prompts.library import MODEL_TEMPLATE
 from rprm.reading import Rejected, Source
 from rprm.records import LabelledStep, Record, SolutionReward
 from rprm.stages import Stage, is_complete
+from rprm.training.handover import MODEL
 
 
 class RoundResult(Record):
@@ -141,12 +144,15 @@ def evolve(
             raise CorruptRun(f"{run.results_path} does not hold the rounds in order; begin a new folder")
         for result in done:
             on_round(result)
+        if done:
+            _link(folder, done[-1].best)
         writer = LineWriter(run.results_path)
         try:
             for number in range(len(done), settings.num_rounds + 1):
                 result = rounds.run(number, done[-1] if done else None, model)
                 writer.write(result.model_dump_json())
                 done.append(result)
+                _link(folder, result.best)
                 on_round(result)
         except BaseException as error:
             run.note({"stopped_by": type(error).__name__})
@@ -155,6 +161,21 @@ def evolve(
             writer.close()
         run.complete({"num_rounds": settings.num_rounds, "best": done[-1].best}, {})
     return done
+
+
+def _link(folder: Path, model: str) -> None:
+    """Let `model` in a folder lead to a model; to nothing where that is no folder of this machine."""
+    link, target, root = folder / MODEL, Path(model).resolve(), folder.resolve()
+    partial = link.with_name(f"{MODEL}.partial")
+    # Where links are for administrators alone, the results alone name the model.
+    with contextlib.suppress(OSError):
+        partial.unlink(missing_ok=True)
+        if target.is_dir():
+            # From within the folder, so that it can be moved whole.
+            partial.symlink_to(target.relative_to(root) if target.is_relative_to(root) else target)
+            partial.replace(link)
+        else:
+            link.unlink(missing_ok=True)
 
 
 class _Rounds:

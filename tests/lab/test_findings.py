@@ -164,8 +164,14 @@ def test_data_scaling(lab: Path) -> None:
     assert found.label_share == 100.0
 
 
-def write_rounds(seed: Path) -> None:
+def write_rounds(seed: Path, *, kept: bool = True) -> None:
     """A seed's runs before and after its one preference round."""
+    with Run(seed / "rounds", stage="evolve", settings={}, session={}) as run:
+        writer = LineWriter(run.results_path)
+        for round_, best in ((0, 0), (1, int(kept))):
+            writer.write(json.dumps({"round": round_, "model": f"model-{round_}", "best": f"model-{best}"}))
+        writer.close()
+        run.complete({}, {})
     for run, student in (
         ("size-40/judged", RIGHT),
         ("size-40/judged-once", HALF),
@@ -185,6 +191,15 @@ def test_a_seed_that_is_not_done_is_left_out(lab: Path) -> None:
     assert found.curves["rounds"][f"{RPRM}, K = 1"][0].value == pytest.approx(200 / 3)
     assert found.effects["preference rounds over cold start"].value == 0.0
     assert found.effects["preference rounds over cold start, K = 1"].value == pytest.approx(100 / 3)
+
+
+def test_what_rounds_come_to_is_the_model_they_keep(lab: Path) -> None:
+    write_rounds(lab / "seed-0")
+    write_rounds(lab / "seed-1", kept=False)
+    found = find(lab, SETTINGS)
+    assert found.curves["rounds"][f"{RPRM}, K = 1"][1].by_seed == (100.0, 100.0)
+    # 66.7 to 100 where the round's model is kept; where it is not, the cold start stays.
+    assert found.effects["preference rounds over cold start, K = 1"].by_seed == pytest.approx((100 / 3, 0.0))
 
 
 def test_k_from_one_run(lab: Path) -> None:

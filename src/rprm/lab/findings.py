@@ -173,17 +173,22 @@ class _Lab:
         self.findings.label_share = 100.0 * enough[0] / best if enough else None
 
     def rounds(self) -> None:
-        """Each round's model with the judge's K and with one analysis: DPO takes away noise, as a mean over K does."""
+        """Each round's model with the judge's K and with one analysis: DPO takes away noise, as a mean over K does.
+
+        What the rounds come to is the model that they keep.
+        """
         names = [f"size-{self.largest}/judged", *(f"judged-{place + 1}" for place in range(self.settings.num_rounds))]
         ways = {"": (RPRM, ""), "-once": (f"{RPRM}, K = 1", ", K = 1")}
-        seeds = self.seeds("rounds", *(name + ending for name in names for ending in ways))
+        seeds = self.seeds("rounds", "rounds", *(name + ending for name in names for ending in ways))
         if not seeds:
             return
+        kept = [_kept_round(seed / "rounds") for seed in seeds]
         curves = self.findings.curves.setdefault("rounds", {})
         for ending, (line, said) in ways.items():
             found = [[self.tally(seed / (name + ending)) for seed in seeds] for name in names]
             curves[line] = {place: _mean(tallies) for place, tallies in enumerate(found)}
-            self.findings.effects[f"preference rounds over cold start{said}"] = _difference(found[-1], found[0])
+            best = [found[place][row] for row, place in enumerate(kept)]
+            self.findings.effects[f"preference rounds over cold start{said}"] = _difference(best, found[0])
 
     def scaling(self) -> None:
         if not (seeds := self.seeds("scaling", "scaling")):
@@ -307,6 +312,12 @@ class _Lab:
 
 def _rewards(run: Path) -> list[SolutionReward]:
     return [SolutionReward.model_validate(row) for row in read_json_lines(run / RESULTS)]
+
+
+def _kept_round(rounds: Path) -> int:
+    """The round whose model `rprm evolve` ended with; 0 is what it began with."""
+    results = list(read_json_lines(rounds / RESULTS))
+    return next(place for place, result in enumerate(results) if result["model"] == results[-1]["best"])
 
 
 def _means(reward: SolutionReward, start: int, count: int) -> tuple[float | None, ...]:

@@ -25,6 +25,7 @@ from rprm import embedded
 from rprm.errors import InputError
 from rprm.lab.world import CARD, JUDGE_PROMPT, STEPS
 from rprm.stages import is_complete
+from rprm.training.handover import MODEL
 
 Experiment = Literal["data", "rounds", "scaling", "teacher", "types", "guidance", "ood"]
 EXPERIMENTS: tuple[Experiment, ...] = get_args(Experiment)
@@ -331,8 +332,9 @@ class _Seed:
         return Model(self.plan.path(rounds, f"round-{number}", "dpo", "model"), (rounds,))
 
     def best(self) -> Model:
-        """The model of the last round."""
-        return self.of_round(self.settings.num_rounds)
+        """The model that the rounds keep, chosen on validation steps."""
+        (rounds,) = self.of_round(self.settings.num_rounds).needs
+        return Model(self.plan.path(rounds, MODEL), (rounds,))
 
     def judged(self, folder: str, model: Model, *, split: str = "test", num_analyses: int | None = None) -> str:
         judge = self.judge(model, num_analyses or self.settings.num_analyses)
