@@ -30,7 +30,7 @@ def folders(*experiments: str, settings: LabSettings = LAPTOP) -> list[str]:
     return list(make_plan(Path("lab"), settings, experiments or EXPERIMENTS).tasks)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("settings", [LAPTOP, replace(LAPTOP, from_scratch=True)])
+@pytest.mark.parametrize("settings", [LAPTOP, SIZES["small"], replace(LAPTOP, from_scratch=True)])
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_what_a_task_needs_stands_before_it(experiment: str, settings: LabSettings) -> None:
     seen: set[str] = set()
@@ -58,7 +58,7 @@ def test_from_scratch_trains_what_the_package_has() -> None:
         assert ("lab/policy/model" in " ".join(samples)) is settings.from_scratch
 
 
-@pytest.mark.parametrize("settings", [LAPTOP, replace(LAPTOP, from_scratch=True)])
+@pytest.mark.parametrize("settings", [LAPTOP, SIZES["small"], replace(LAPTOP, from_scratch=True)])
 def test_every_path_a_command_reads_is_made_by_a_task_it_needs(settings: LabSettings) -> None:
     plan = make_plan(Path("lab"), settings)
     for task in plan.tasks.values():

@@ -112,7 +112,12 @@ def run(
         list[str] | None,
         typer.Option("--experiment", "-e", help="data, rounds, scaling, teacher, types, guidance, ood."),
     ] = None,
-    size: Annotated[str, typer.Option(help="laptop, or tiny: everything once, for a look at how it goes.")] = "laptop",
+    size: Annotated[
+        str,
+        typer.Option(
+            help="laptop; small: one seed of less of everything; tiny: everything once, for a look at how it goes."
+        ),
+    ] = "laptop",
     seeds: Annotated[int | None, typer.Option(min=1, help="Repetitions.")] = None,
     from_scratch: Annotated[
         bool, typer.Option("--from-scratch", help="Train base model and policy too, instead of taking the package's.")
