@@ -38,6 +38,7 @@ def evolve(
     max_accuracy: Annotated[float, typer.Option(min=0.0, max=1.0, help="As for `rprm data pairs`.")] = 1.0,
     max_length_ratio: Annotated[float | None, typer.Option(min=1.0, help="As for `rprm data pairs`.")] = None,
     min_repeats: Annotated[int, typer.Option(min=1, help="As for `rprm data pairs`.")] = 1,
+    balance: Annotated[bool, typer.Option(help="As for `rprm data pairs`.")] = True,
     launcher: Annotated[
         str, typer.Option(help='Starts the training processes, as in "accelerate launch --config_file FILE".')
     ] = "",
@@ -70,6 +71,8 @@ def evolve(
         "--min-repeats",
         str(min_repeats),
     ]
+    if not balance:
+        pair_options.append("--no-balance")
     if max_length_ratio is not None:
         pair_options += ["--max-length-ratio", str(max_length_ratio)]
     console = Console(stderr=True, highlight=False)

@@ -61,7 +61,8 @@ class LabSettings:
         num_analyses: K of the judge.
         scaling_analyses: largest K of the scaling experiment, a power of two, on `num_scaled` solutions.
         num_rounds: preference rounds; each samples `round_analyses` analyses of `round_steps` labelled steps, and
-            makes at most `round_pairs` pairs of a step, with analyses sampled `round_repeats` times or more as chosen.
+            makes at most `round_pairs` pairs of a step, with analyses sampled `round_repeats` times or more as chosen;
+            `round_balance` thins them out to as many of right as of wrong steps.
         num_guided: problems for the policy, `num_candidates` solutions or next steps each time, and K while guiding.
         max_rows: rows that an engine decodes at once; no result depends on it.
         base, policy, sft, dpo, classifier: options of these trainings.
@@ -85,6 +86,7 @@ class LabSettings:
     round_analyses: int = 8
     round_pairs: int = 4
     round_repeats: int = 2
+    round_balance: bool = False
     num_guided: int = 100
     num_candidates: int = 8
     guidance_analyses: int = 4
@@ -337,8 +339,9 @@ class _Seed:
             "--model", start.path, "--rounds", str(settings.num_rounds),
             "-n", str(settings.round_analyses), "--sampled-steps", str(settings.round_steps),
             "--per-step", str(settings.round_pairs), "--min-repeats", str(settings.round_repeats),
-            "--max-tokens", str(_ANALYSIS_TOKENS), "--engine-options", self.engine_options, *self.seeded,
-            "--", "--preset", "cpu", *settings.dpo, needs=start.needs,
+            "--balance" if settings.round_balance else "--no-balance", "--max-tokens", str(_ANALYSIS_TOKENS),
+            "--engine-options", self.engine_options, *self.seeded, "--", "--preset", "cpu", *settings.dpo,
+            needs=start.needs,
         )  # fmt: skip
         return Model(self.plan.path(rounds, f"round-{number}", "dpo", "model"), (rounds,))
 
