@@ -120,7 +120,7 @@ class LabSettings:
         return named
 
 
-#: One seed of every experiment, smaller: about an hour on two cores, with wider intervals.
+#: One seed of less of everything: wider intervals, sooner.
 SMALL = LabSettings(
     num_seeds=1,
     sizes=(250, 500, 2000),
