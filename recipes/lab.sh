@@ -5,6 +5,6 @@
 # On a GPU, say, JOBS=12 ROWS=128: as many stages as it has room for. 22 with 512 rows each were too many for 140 GB.
 set -euo pipefail
 LAB=${1:-lab}
-rprm lab run --output "$LAB" --seeds "${SEEDS:-3}" --size "${SIZE:-laptop}" \
-    ${JOBS:+--jobs "$JOBS"} ${ROWS:+--rows "$ROWS"}
+rprm lab run --output "$LAB" --size "${SIZE:-laptop}" \
+    ${SEEDS:+--seeds "$SEEDS"} ${JOBS:+--jobs "$JOBS"} ${ROWS:+--rows "$ROWS"}
 rprm lab report "$LAB"
