@@ -27,6 +27,8 @@ SETTINGS: dict[str, Any] = {
     "device_batch_size": 4,
     "max_steps": 30,
     "max_length": 256,
+    # Exact, whatever the processor could compute in.
+    "precision": "fp32",
     "warmup_ratio": 0.1,
     "logging_steps": 5,
     "eval_steps": 10,

@@ -35,6 +35,8 @@ QUICK = SFTSettings(
     batch_size=4,
     device_batch_size=2,
     max_length=512,
+    # Exact, whatever the processor could compute in.
+    precision="fp32",
     gradient_checkpointing=False,
     eval_steps=1,
     save_steps=1,
