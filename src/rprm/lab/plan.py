@@ -120,7 +120,7 @@ class LabSettings:
         return named
 
 
-#: One seed of less of everything: wider intervals, in 36 minutes on two cores.
+#: One seed of less of everything: wider intervals, sooner.
 SMALL = LabSettings(
     num_seeds=1,
     sizes=(250, 500, 2000),
