@@ -334,7 +334,7 @@ class Chain:
         source = steps_source(train)
         steps = [row for row in read_labelled_steps(source) if isinstance(row, LabelledStep)]
         engine = ScriptedEngine(reply=Calculator(steps).reply)
-        judge = RPRM(engine, num_analyses=3, stopping="none", prompt=PROMPT, temperature=0.4).judge
+        judge = RPRM(engine, num_analyses=3, stopping="none", prompt=PROMPT, temperature=0.4).rewarder
         totals = asyncio.run(
             sample_analyses(
                 judge,

@@ -9,7 +9,9 @@ import sys
 import pytest
 
 import rprm
+from rprm.engines.scripted import ScriptedEngine
 from rprm.errors import InputError, RprmError
+from rprm.judge import Judge
 
 
 def test_the_public_names() -> None:
@@ -69,16 +71,46 @@ def test_score_in_a_notebook() -> None:
     assert len(asyncio.run(cell())) == 2
 
 
-def test_score_async() -> None:
-    async def main() -> list[rprm.SolutionReward]:
-        return await rprm.RPRM("scripted:").score_async(SOLUTIONS)
+class Closing(ScriptedEngine):
+    closed = False
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+def test_async() -> None:
+    engine = Closing()
+
+    async def main() -> tuple[list[rprm.SolutionReward], list[rprm.SolutionReward]]:
+        async with rprm.RPRM(engine) as prm:
+            return await prm.score_async(SOLUTIONS), await prm.first_errors_async(SOLUTIONS)
 
     with rprm.RPRM("scripted:") as prm:
-        assert asyncio.run(main()) == prm.score(SOLUTIONS)
+        assert asyncio.run(main()) == (prm.score(SOLUTIONS), prm.first_errors(SOLUTIONS))
+    assert engine.closed
+
+
+def test_two_questions_two_answers() -> None:
+    """Rewards are the full procedure's; first errors are the same predictions for fewer analyses."""
+    solutions = [
+        {"problem": f"Problem {number}", "steps": [f"Step {number}.{index}" for index in range(6)]}
+        for number in range(20)
+    ]
+    with rprm.RPRM("scripted:", num_analyses=6) as prm:
+        rewards, errors = prm.score(solutions), prm.first_errors(solutions)
+    for reward in rewards:
+        assert [len(step.analyses) for step in reward.steps] == [6] * 6
+        assert not any(step.settled_early for step in reward.steps)
+    assert [reward.first_error for reward in errors] == [reward.first_error for reward in rewards]
+    assert {reward.first_error for reward in errors} > {-1}
+    drawn = [sum(len(step.analyses) for reward in found for step in reward.steps) for found in (errors, rewards)]
+    # 20 solutions x 6 steps x 6 analyses.
+    assert drawn[0] < drawn[1] == 720
 
 
 def test_the_papers_defaults() -> None:
-    judge = rprm.RPRM("scripted:").judge
+    judge = rprm.RPRM("scripted:").rewarder
+    assert isinstance(judge, Judge)
     assert (judge.rule.num_analyses, judge.threshold, judge.rule.stopping) == (10, 0.5, "exact")
     assert (judge.sampling.temperature, judge.sampling.top_p, judge.sampling.max_tokens) == (0.95, 0.95, 4096)
 
@@ -92,12 +124,13 @@ def test_the_papers_defaults() -> None:
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"top_p": 0.0}, "top_p is 0"),
         ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"model": "classifier:folder", "num_analyses": 4}, "leave out num_analyses"),
         ({"prompt": "no-such-prompt"}, "no-such-prompt"),
     ],
 )
 def test_senseless_settings_are_refused(options: dict, message: str) -> None:
     with pytest.raises(RprmError, match=message):
-        rprm.RPRM("scripted:", **options)
+        rprm.RPRM(**{"model": "scripted:", **options})
 
 
 def test_a_bad_record_is_named() -> None:

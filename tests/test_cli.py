@@ -79,6 +79,52 @@ def test_bad_records_are_told_and_counted(tmp_path: Path) -> None:
     assert "line 6" in strict.stderr
 
 
+def test_a_run_in_which_nothing_could_be_judged_fails_and_says_why(tmp_path: Path) -> None:
+    model = "scripted:?context_length=70"
+    done = rprm("judge", EXAMPLES, "--model", model, "--json")
+    assert done.returncode == 1
+    assert {json.loads(line)["first_error"] for line in done.stdout.splitlines()} == {None}
+    assert "no step of any solution could be judged" in done.stderr
+    assert "context" in done.stderr
+    shown = rprm("judge", EXAMPLES, "--model", model)
+    assert "no error found" not in shown.stdout
+    assert shown.stdout.count("could not be judged") == 6  # five panels and the summary
+    assert "0 with an error, 0 without, 5 could not be judged" in shown.stdout
+    data = tmp_path / "gsm8k.jsonl"
+    item = {"id": "gsm8k-0", "problem": "p", "steps": ["one", "two"], "label": -1, "final_answer_correct": True}
+    data.write_text(json.dumps(item | {"generator": "g"}) + "\n")
+    bench = rprm("bench", "processbench", "--data", data, "--model", model, "--allow-missing")
+    assert bench.returncode == 1
+    assert "context" in bench.stderr
+    assert "--allow-missing" not in bench.stderr
+
+
+def test_rewards_full_and_the_published_procedure(tmp_path: Path) -> None:
+    question = tmp_path / "question.txt"
+    question.write_text("So, is this step right?\n")
+    runs = {
+        "lean": [],
+        "full": ["--rewards", "full"],
+        "published": ["--procedure", "published", "--ask", question],
+    }
+    rows = {}
+    for name, options in runs.items():
+        done = rprm("judge", EXAMPLES, "--model", "scripted:?lost=0.2", "-k", 4, "--json", *options)
+        assert done.returncode == 0, done.stderr
+        rows[name] = [json.loads(line) for line in done.stdout.splitlines()]
+    for row in rows["full"] + rows["published"]:
+        assert [len(step["analyses"]) for step in row["steps"]] == [4] * row["num_steps"]
+    sources = {a["p_yes_source"] for row in rows["published"] for step in row["steps"] for a in step["analyses"]}
+    assert "second pass" in sources
+    forced = [a for row in rows["published"] for step in row["steps"] for a in step["analyses"] if a["forced"]]
+    assert forced
+    assert all("So, is this step right? " in analysis["text"] for analysis in forced)
+    # An exact run predicts what the full one does.
+    assert [row["first_error"] for row in rows["lean"]] == [row["first_error"] for row in rows["full"]]
+    contradictory = rprm("judge", EXAMPLES, "--model", "scripted:", "--ask", "x", "--no-force-verdict")
+    assert contradictory.returncode == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

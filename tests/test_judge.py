@@ -133,10 +133,36 @@ def test_lost_verdicts_are_left_out_and_kept() -> None:
     assert len(reward.steps[0].analyses) == 4
     assert reward.steps[1].reward is None
     assert reward.steps[1].vote is None
-    assert reward.steps[1].failure == "none of 4 analyses reached a verdict"
-    # An uncovered step is not called wrong, and does not end the judging.
-    assert reward.first_error == -1
+    assert reward.steps[1].failure is not None
+    assert reward.steps[1].failure.startswith("none of 4 analyses reached a verdict; ask for it with --force-verdict")
+    # A step without a reward is not called wrong, does not end the judging, and leaves the first error unknown.
+    assert len(reward.steps) == 3
+    assert reward.first_error is None
     assert reward.uncovered == [1]
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        # The unscored step stands before the wrong one: which is the first error is not known.
+        ([[None] * 4, [0.1] * 4, [0.9] * 4], None),
+        # The wrong one stands first: what is unscored after it changes nothing.
+        ([[0.9] * 4, [0.1] * 4, [None] * 4], 1),
+        ([[0.9] * 4] * 3, -1),
+    ],
+)
+def test_what_is_not_known_is_not_right(table: list[list[float | None]], expected: int | None) -> None:
+    for options in ({}, {"stopping": "none", "first_error_exit": False}):
+        reward = judge(Stream(table), **options)
+        assert reward.first_error == expected
+        assert SolutionReward.model_validate_json(reward.model_dump_json()) == reward
+
+
+def test_a_reward_says_that_it_was_settled_early() -> None:
+    lean, full = (judge(Stream([[0.9] * 4] * 3), stopping=how, first_error_exit=False) for how in ("exact", "none"))
+    # K = 4: (0.9 + 0.9 + 0.9) / 4 >= 0.5 whatever the fourth says.
+    assert [(len(step.analyses), step.num_requested, step.settled_early) for step in lean.steps] == [(3, 4, True)] * 3
+    assert [(len(step.analyses), step.num_requested, step.settled_early) for step in full.steps] == [(4, 4, False)] * 3
 
 
 class Cut(ScriptedEngine):
@@ -151,6 +177,41 @@ def test_running_into_the_limit_is_said() -> None:
     assert reward.steps[0].failure == (
         "none of 4 analyses reached a verdict; 4 ran into max_tokens=256: raise --max-tokens"
     )
+
+
+def test_running_into_the_end_of_the_context_is_said() -> None:
+    class Full(ScriptedEngine):
+        async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
+            return Completion("and so on and", sampling.max_tokens - 100, "length", 10)
+
+    (step, *_) = judge(Full()).steps
+    assert step.failure is not None
+    assert step.failure.startswith("none of 4 analyses reached a verdict; 4 ran into the end of the model's context")
+    assert "--max-tokens" not in step.failure
+
+
+def test_the_published_procedure_reads_p_yes_in_a_second_pass() -> None:
+    asked: list[str] = []
+
+    class Reads(ScriptedEngine):
+        async def choose(self, prompt: Prompt, text: str, verdict: VerdictFormat) -> VerdictChoice:
+            asked.append(text)
+            return VerdictChoice(len(text), math.log(0.9), math.log(0.6))
+
+    def reply(prompt: Prompt, sampling: Sampling) -> ScriptedReply:
+        # Step 1's analyses reach no verdict.
+        return ScriptedReply("An analysis.", None if step_of(prompt) == 1 else 0.2, 100)
+
+    options = {"stopping": "none", "first_error_exit": False, "second_pass": True, "force_verdict": "So, is it right?"}
+    reward = judge(Reads(reply=reply), **options)
+    # 0.9 / (0.9 + 0.6) everywhere, whatever the generation's own log-probabilities (0.2) say.
+    assert reward.rewards == pytest.approx([0.6] * 3)
+    sources = [{(analysis.p_yes_source, analysis.forced) for analysis in step.analyses} for step in reward.steps]
+    assert sources == [{("second pass", False)}, {("logprobs", True)}, {("second pass", False)}]
+    # The verdict is dropped before it is asked for, and where there is none the given sentence asks.
+    dropped, question = "An analysis.\nIs the step correct (Yes/No)?", "An analysis.\n\nSo, is it right?"
+    assert asked == [dropped] * 4 + [question] * 4 + [dropped] * 4
+    assert reward.steps[1].analyses[0].text == f"{question} Yes"
 
 
 def test_a_forced_verdict_is_read_and_marked() -> None:
@@ -198,6 +259,7 @@ def test_what_is_refused_costs_its_step_and_says_why() -> None:
     assert reward.steps[1].failure == "the prompt has 9000 tokens"
     assert reward.steps[2].reward is not None
     assert reward.uncovered == [1]
+    assert reward.first_error is None
 
 
 def test_an_empty_step_is_judged_like_any_other() -> None:

@@ -39,7 +39,7 @@ def judge(
     prm = RPRM(engine, **options)
     source = Source(str(path))
     return asyncio.run(
-        judge_source(prm.judge, read_solutions(source), source=source.inspect(), output=output, watcher=watcher)
+        judge_source(prm.rewarder, read_solutions(source), source=source.inspect(), output=output, watcher=watcher)
     )
 
 
@@ -135,7 +135,7 @@ def test_strict_stops_at_the_first_bad_record(tmp_path: Path) -> None:
     path = write_solutions(tmp_path / "in.jsonl", 5, broken=(2,))
     prm = RPRM(ScriptedEngine())
     with pytest.raises(InputError, match=r"in\.jsonl, line 3: not JSON"):
-        asyncio.run(judge_source(prm.judge, read_solutions(Source(str(path))), strict=True))
+        asyncio.run(judge_source(prm.rewarder, read_solutions(Source(str(path))), strict=True))
 
 
 def test_in_order_bounds_what_is_begun() -> None:

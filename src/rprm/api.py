@@ -9,12 +9,12 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from rprm.classifiers import is_classifier, load_classifier
+from rprm.classifiers import Classifier, is_classifier, load_classifier
 from rprm.engines import Engine, Sampling, load_engine
 from rprm.errors import RprmError
 from rprm.judge import Judge
 from rprm.judging import in_order
-from rprm.presets import JudgeSettings, judge_settings
+from rprm.presets import JudgeSettings, Procedure, judge_settings
 from rprm.prompts import PromptTemplate, carried_template, load_template
 from rprm.reading import solution_of
 from rprm.records import Solution, SolutionReward
@@ -28,20 +28,30 @@ _CONFIDENCE = 0.99
 
 
 class RPRM:
-    """A reasoning-driven process reward model.
+    """A process reward model: a reasoning judge, or a classifier.
+
+    It answers two questions. `score` gives *rewards*, by the paper's full procedure: every step, all K analyses; what
+    ranking, reinforcement learning and thresholds need. `first_errors` gives *first errors* for about a third of the
+    tokens: analyses end once the decision is certain, judging ends at the first step called wrong, and the prediction
+    is that of the full procedure.
 
     Everything left None takes the paper's value (`rprm.presets.PAPER`), for "embedded" and "smollm2" that model's own.
 
     Args:
-        model: an engine, or its spec: "vllm:MODEL", "transformers:MODEL", "openai:MODEL@URL", "embedded".
+        model: a spec: "vllm:MODEL", "transformers:MODEL", "openai:MODEL@URL", "embedded", "classifier:MODEL"; or an
+            engine.
         num_analyses: K, the most analyses a step gets.
         threshold: a step whose reward is below it is called wrong.
-        stopping: "none", "exact" (changes no decision) or "confident".
+        stopping: within a step, for `first_errors`: "none", "exact" (changes no decision) or "confident".
         confidence: for "confident": how probable a decision must be.
-        first_error_exit: stop at the first step called wrong.
-        force_verdict: where an analysis ends without a verdict, ask for one.
-        prompt: a template, its built-in name, or its file; by default the one that the model's folder carries.
+        first_error_exit: for `first_errors`: stop at the first step called wrong.
+        force_verdict: where an analysis ends without a verdict, ask for one; a text is asked in place of the marker.
+        prompt: a template, its built-in name, or its file; by default the one that the model carries.
         temperature, top_p, max_tokens, seed: how analyses are sampled.
+
+    Raises:
+        RprmError: an option has no sensible value, or makes no sense for a classifier; the message names it.
+        EngineError: unknown kind or option of the spec.
 
     Example:
         >>> with RPRM("scripted:") as prm:
@@ -59,39 +69,33 @@ class RPRM:
         stopping: Stopping | None = None,
         confidence: float = _CONFIDENCE,
         first_error_exit: bool | None = None,
-        force_verdict: bool | None = None,
+        force_verdict: bool | str | None = None,
         prompt: str | PromptTemplate | None = None,
         temperature: float | None = None,
         top_p: float | None = None,
         max_tokens: int | None = None,
         seed: int = 0,
     ) -> None:
-        given: dict[str, Any] = {
+        options: dict[str, Any] = {
             "num_analyses": num_analyses,
             "threshold": threshold,
             "stopping": stopping,
+            "confidence": confidence,
             "first_error_exit": first_error_exit,
             "force_verdict": force_verdict,
+            "prompt": prompt,
             "temperature": temperature,
             "top_p": top_p,
             "max_tokens": max_tokens,
+            "seed": seed,
         }
-        engine = load_engine(model) if isinstance(model, str) else model
-        settings = replace(
-            judge_settings(engine.spec), **{name: value for name, value in given.items() if value is not None}
-        )
-        _check(settings)
-        if not isinstance(prompt, PromptTemplate):
-            prompt = load_template(prompt or carried_template(engine.spec) or settings.prompt)
-        self.settings = settings
-        self.judge = Judge(
-            engine,
-            prompt,
-            StoppingRule(settings.num_analyses, settings.threshold, settings.stopping, confidence),
-            Sampling(temperature=settings.temperature, top_p=settings.top_p, max_tokens=settings.max_tokens, seed=seed),
-            first_error_exit=settings.first_error_exit,
-            force_verdict=settings.force_verdict,
-        )
+        if isinstance(model, str) and not is_classifier(model):
+            model = load_engine(model)
+        #: Answers `first_errors`; `score` is answered by the same model.
+        self.rewarder = self._in_full = load_rewarder(model, **options)
+        if not isinstance(model, str):
+            options |= {"stopping": None, "confidence": None, "first_error_exit": None}
+            self._in_full = load_rewarder(model, procedure="full", **options)
         self._thread: _LoopThread | None = None
 
     def score(
@@ -100,7 +104,7 @@ class RPRM:
         *,
         on_result: Callable[[SolutionReward], None] | None = None,
     ) -> list[SolutionReward]:
-        """Reward the steps of solutions, in their order.
+        """The rewards of solutions, in their order: every step, all K analyses.
 
         Args:
             solutions: records, or dicts `{problem, steps[] | solution, id?, label?}`.
@@ -110,30 +114,45 @@ class RPRM:
             InputError: a record cannot be used; the message has its place in the list.
             EngineError: the model cannot be loaded, or stopped answering.
         """
-        checked = [_solution(solution, index) for index, solution in enumerate(solutions)]
-        return self._run(self._score(checked, on_result))
+        return self._run(_judged(self._in_full, _solutions(solutions), on_result))
+
+    def first_errors(
+        self,
+        solutions: Iterable[Solution | dict[str, Any]],
+        *,
+        on_result: Callable[[SolutionReward], None] | None = None,
+    ) -> list[SolutionReward]:
+        """The first errors of solutions, in their order, with no more analyses than the predictions need.
+
+        `SolutionReward.first_error` is the prediction. Rewards of steps that were settled early say so
+        (`StepReward.settled_early`), and steps after the first error are absent.
+
+        Args and errors are those of `score`.
+        """
+        return self._run(_judged(self.rewarder, _solutions(solutions), on_result))
 
     async def score_async(self, solutions: Iterable[Solution | dict[str, Any]]) -> list[SolutionReward]:
-        """`score` for code that has an event loop. Use one of the two on one object: the engine lives in its loop."""
-        return await self._score([_solution(solution, index) for index, solution in enumerate(solutions)], None)
+        """`score` in an event loop of the caller's; close with `aclose`, or use `async with`.
 
-    async def _score(
-        self, solutions: list[Solution], on_result: Callable[[SolutionReward], None] | None
-    ) -> list[SolutionReward]:
-        await self.judge.start()
-        results = []
-        async for _, result in in_order(iter(solutions), self.judge.judge, width=self.judge.concurrency):
-            results.append(result)
-            if on_result is not None:
-                on_result(result)
-        return results
+        An engine lives in the loop that it was first used in: use either the synchronous or the asynchronous methods of
+        one object.
+        """
+        return await _judged(self._in_full, _solutions(solutions), None)
+
+    async def first_errors_async(self, solutions: Iterable[Solution | dict[str, Any]]) -> list[SolutionReward]:
+        """`first_errors` in an event loop of the caller's, as for `score_async`."""
+        return await _judged(self.rewarder, _solutions(solutions), None)
 
     def close(self) -> None:
-        """Release the engine. Safe to call twice."""
+        """Release the model. Safe to call twice."""
         if self._thread is not None:
-            self._run(self.judge.aclose())
+            self._run(self.rewarder.aclose())
             self._thread.close()
             self._thread = None
+
+    async def aclose(self) -> None:
+        """Release the model after asynchronous use. Safe to call twice."""
+        await self.rewarder.aclose()
 
     def __enter__(self) -> Self:
         return self
@@ -143,6 +162,14 @@ class RPRM:
     ) -> None:
         self.close()
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         # A loop of its own, in a thread of its own: a notebook's loop is already running, and an engine must find the
         # same loop at every call.
@@ -151,29 +178,58 @@ class RPRM:
         return self._thread.run(coroutine)
 
 
-#: Options of `RPRM` that say how analyses are sampled: a classifier writes none.
+#: Options that say how analyses are sampled: a classifier writes none.
 _OF_ANALYSES = ("num_analyses", "force_verdict", "prompt", "temperature", "top_p", "max_tokens")
 
 
-def load_rewarder(model: str = "embedded", *, threshold: float | None = None, **options: Any) -> StepRewarder:
+def load_rewarder(
+    model: str | Engine = "embedded", *, procedure: Procedure = "lean", **options: Any
+) -> Judge | Classifier:
     """Make what rewards steps from a model's spec: the one place that tells classifiers from reasoning judges.
 
     Args:
         model: "classifier:PATH_OR_ID" for a discriminative PRM (`rprm.classifiers`); every other spec is an engine's,
-            and the rewarder is the judge of `RPRM(model, ...)`.
-        threshold: a step whose reward is below it is called wrong; None is the classifier's own, or the paper's.
-        options: as for `RPRM`. A classifier takes none that say how analyses are sampled or when to stop.
+            and the rewarder a judge over it.
+        procedure: "lean" answers with first errors, see `RPRM`; "full" gives every reward in full; "published" is the
+            procedure of the published code (`rprm.presets.PUBLISHED`), to compare with. A classifier has but one.
+        options: as for `RPRM`; what is None is left to the procedure. A classifier takes none that say how analyses are
+            sampled or when to stop.
 
     Raises:
-        RprmError: an option that makes no sense for a classifier was given; the message names it.
+        RprmError: an option has no sensible value, or makes no sense for a classifier; the message names it.
         EngineError: unknown kind or option of the spec, or a value that does not fit.
     """
-    if not is_classifier(model):
-        return RPRM(model, threshold=threshold, **options).judge
+    if isinstance(model, str) and is_classifier(model):
+        return _load_classifier(model, **options)
+    return load_judge(model, procedure=procedure, **options)
+
+
+def load_judge(model: str | Engine, *, procedure: Procedure = "lean", **options: Any) -> Judge:
+    """Make a reasoning judge, see `load_rewarder`."""
+    options = {name: value for name, value in options.items() if value is not None}
+    confidence, seed = options.pop("confidence", _CONFIDENCE), options.pop("seed", 0)
+    prompt = options.pop("prompt", None)
+    engine = load_engine(model) if isinstance(model, str) else model
+    settings = replace(judge_settings(engine.spec, procedure), **options)
+    _check(settings)
+    if not isinstance(prompt, PromptTemplate):
+        prompt = load_template(prompt or carried_template(engine.spec) or settings.prompt)
+    return Judge(
+        engine,
+        prompt,
+        StoppingRule(settings.num_analyses, settings.threshold, settings.stopping, confidence),
+        Sampling(temperature=settings.temperature, top_p=settings.top_p, max_tokens=settings.max_tokens, seed=seed),
+        first_error_exit=settings.first_error_exit,
+        force_verdict=settings.force_verdict,
+        second_pass=settings.second_pass,
+    )
+
+
+def _load_classifier(model: str, *, threshold: float | None = None, **options: Any) -> Classifier:
     given = [name for name in _OF_ANALYSES if options.get(name) is not None]
     if options.get("stopping") not in (None, "none"):
         given.append("stopping")
-    if options.get("confidence", _CONFIDENCE) != _CONFIDENCE:
+    if options.get("confidence") not in (None, _CONFIDENCE):
         given.append("confidence")
     if options.get("first_error_exit"):
         given.append("first_error_exit")
@@ -182,6 +238,18 @@ def load_rewarder(model: str = "embedded", *, threshold: float | None = None, **
             f"{model}: a classifier rewards all steps in one pass and writes no analyses: leave out {', '.join(given)}"
         )
     return load_classifier(model, **({} if threshold is None else {"threshold": threshold}))
+
+
+async def _judged(
+    rewarder: StepRewarder, solutions: list[Solution], on_result: Callable[[SolutionReward], None] | None
+) -> list[SolutionReward]:
+    await rewarder.start()
+    results = []
+    async for _, result in in_order(iter(solutions), rewarder.judge, width=rewarder.concurrency):
+        results.append(result)
+        if on_result is not None:
+            on_result(result)
+    return results
 
 
 class _LoopThread:
@@ -212,6 +280,10 @@ def _check(settings: JudgeSettings) -> None:
         raise RprmError(f"top_p is {settings.top_p}; give a number above 0, at most 1")
     if settings.max_tokens < 1:
         raise RprmError(f"max_tokens is {settings.max_tokens}; give at least 1")
+
+
+def _solutions(values: Iterable[Solution | dict[str, Any]]) -> list[Solution]:
+    return [_solution(value, index) for index, value in enumerate(values)]
 
 
 def _solution(value: Solution | dict[str, Any], index: int) -> Solution:

@@ -11,15 +11,15 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from rprm.engines.base import Completion, Engine, Sampling
 from rprm.errors import RequestRefused, RprmError, Unsupported
 from rprm.prompts.template import Prompt, PromptTemplate
 from rprm.records import Analysis, Solution, SolutionReward, StepReward
-from rprm.rewarder import Ledger, paid_once
+from rprm.rewarder import Ledger, first_error, paid_once
 from rprm.stopping import StoppingRule, mean
-from rprm.verdict import Verdict, VerdictChoice, read_verdict
+from rprm.verdict import Verdict, read_verdict
 
 T = TypeVar("T")
 
@@ -34,8 +34,11 @@ class Judge:
         sampling: temperature, top-p and length of an analysis; its seed is the seed of the whole run.
         first_error_exit: stop at the first step that is predicted wrong. What comes after it changes no first-error
             prediction; benchmarks that score every step need it off.
-        force_verdict: where an analysis ends without a verdict, write the marker after it and read P(Yes) there, as the
-            published evaluation does. Needs an engine with a second pass. Such analyses are marked `forced`.
+        force_verdict: where an analysis ends without a verdict, write the marker after it (or the text given here) and
+            read P(Yes) there, as the published evaluation does. Needs an engine with a second pass. Such analyses are
+            marked `forced`.
+        second_pass: read P(Yes) in a forward pass of its own, right before the verdict, from ` Yes` and ` No` alone, as
+            the published evaluation does (NJUNLP/R-PRM, src/evaluate/GenPRM/evaluate-PRM-CoT.py).
     """
 
     def __init__(
@@ -46,7 +49,8 @@ class Judge:
         sampling: Sampling,
         *,
         first_error_exit: bool = True,
-        force_verdict: bool = False,
+        force_verdict: bool | str = False,
+        second_pass: bool = False,
     ) -> None:
         if sampling.temperature == 0.0 and rule.num_analyses > 1:
             raise RprmError(
@@ -59,6 +63,7 @@ class Judge:
         self.sampling = replace(sampling, verdict=template.verdict, stop=(template.stop,) if template.stop else ())
         self.first_error_exit = first_error_exit
         self.force_verdict = force_verdict
+        self.second_pass = second_pass
         self.threshold = rule.threshold
         #: Called with every analysis as it is finished (not those of an earlier session).
         self.on_analysis: Callable[[Analysis], None] | None = None
@@ -69,10 +74,9 @@ class Judge:
 
     async def start(self) -> dict[str, Any]:
         info = await self.engine.start()
-        if self.force_verdict and not info.has_second_pass:
-            raise Unsupported(
-                f"{self.engine.spec}: this engine cannot continue a given text; leave out --force-verdict"
-            )
+        if (self.force_verdict or self.second_pass) and not info.has_second_pass:
+            option = "--procedure published" if self.second_pass else "--force-verdict"
+            raise Unsupported(f"{self.engine.spec}: this engine cannot continue a given text; leave out {option}")
         rule, sampling = self.rule, self.sampling
         return {
             "rewarder": "r-prm",
@@ -84,6 +88,7 @@ class Judge:
             **({"confidence": rule.confidence} if rule.stopping == "confident" else {}),
             "first_error_exit": self.first_error_exit,
             "force_verdict": self.force_verdict,
+            **({"second_pass": True} if self.second_pass else {}),
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "max_tokens": sampling.max_tokens,
@@ -110,11 +115,10 @@ class Judge:
             steps = await all_or_none(
                 self.judge_step(solution.problem, solution.steps, step_index, ledger) for step_index in indices
             )
-        first_error = next((step.step_index for step in steps if self.is_wrong(step)), -1)
         return SolutionReward(
             id=solution.id,
             num_steps=len(solution.steps),
-            first_error=first_error,
+            first_error=first_error([step.reward for step in steps], self.threshold),
             steps=tuple(steps),
             label=solution.label,
         )
@@ -130,7 +134,7 @@ class Judge:
                 samples = range(len(analyses), len(analyses) + count)
                 analyses += await self.analyse(problem, steps, step_index, samples, ledger)
         except RequestRefused as error:
-            return StepReward(step_index=step_index, reward=None, vote=None, failure=str(error))
+            return self.unscored(step_index, str(error))
         return self.reward(step_index, analyses)
 
     async def analyse(
@@ -154,11 +158,18 @@ class Judge:
             reward=mean(p_yes),
             vote=mean(votes),
             analyses=tuple(analyses),
-            failure=None if p_yes else self._why_uncovered(analyses),
+            failure=None if p_yes else self._why_unscored(analyses),
+            num_requested=self.rule.num_analyses,
+        )
+
+    def unscored(self, step_index: int, failure: str) -> StepReward:
+        """A step that cannot be judged, and why."""
+        return StepReward(
+            step_index=step_index, reward=None, vote=None, failure=failure, num_requested=self.rule.num_analyses
         )
 
     def is_wrong(self, step: StepReward) -> bool:
-        """Whether the step is called wrong. A step without a reward is not: it is uncovered."""
+        """Whether the step is called wrong. A step without a reward is not: nothing is known of it."""
         return step.reward is not None and step.reward < self.threshold
 
     async def _analyse(self, prompt: Prompt, step_index: int, sample: int, ledger: Ledger | None) -> Analysis:
@@ -173,38 +184,48 @@ class Judge:
 
     async def _read(self, prompt: Prompt, completion: Completion) -> Analysis:
         verdict_format = self.template.verdict
-        found: tuple[Verdict, VerdictChoice | None] | None
         found = read_verdict(completion.text, verdict_format, completion.choices)
         text, forced = completion.text, False
-        if found is None and self.force_verdict:
-            text = f"{text.rstrip()}\n\n{verdict_format.marker}"
+        verdict, choice = found if found is not None else (None, None)
+        source: Literal["logprobs", "second pass", "vote"] | None
+        if verdict is None and self.force_verdict:
+            question = verdict_format.marker if self.force_verdict is True else self.force_verdict
+            text, forced = f"{text.rstrip()}\n\n{question}", True
             choice = await self.engine.choose(prompt, text, verdict_format)
             answer = verdict_format.yes if choice.p_yes >= 0.5 else verdict_format.no
-            found = Verdict(choice.p_yes >= 0.5, len(text) + 1, len(text) + 1 + len(answer)), choice
-            text, forced = f"{text} {answer}", True
-        verdict, choice_made = found if found is not None else (None, None)
-        if verdict is None:
-            p_yes = None
-        elif choice_made is None:
-            p_yes = float(verdict.yes)
+            verdict = Verdict(choice.p_yes >= 0.5, len(text) + 1, len(text) + 1 + len(answer))
+            text = f"{text} {answer}"
+            source = "logprobs"
+        elif verdict is None:
+            source = None
+        elif self.second_pass:
+            choice = await self.engine.choose(prompt, text[: verdict.start].rstrip(), verdict_format)
+            source = "second pass"
         else:
-            p_yes = choice_made.p_yes
+            source = "logprobs" if choice is not None else "vote"
+        p_yes = choice.p_yes if choice is not None else None if verdict is None else float(verdict.yes)
         return Analysis(
             text=text,
             verdict=None if verdict is None else verdict.yes,
             p_yes=p_yes,
-            p_yes_source=None if verdict is None else "logprobs" if choice_made is not None else "vote",
+            p_yes_source=source,
             forced=forced,
             num_tokens=completion.num_tokens,
             num_prompt_tokens=completion.num_prompt_tokens,
             finish_reason=completion.finish_reason,
         )
 
-    def _why_uncovered(self, analyses: Sequence[Analysis]) -> str:
-        num_cut = sum(analysis.finish_reason == "length" for analysis in analyses)
+    def _why_unscored(self, analyses: Sequence[Analysis]) -> str:
         reason = f"none of {len(analyses)} analyses reached a verdict"
-        if num_cut:
-            reason += f"; {num_cut} ran into max_tokens={self.sampling.max_tokens}: raise --max-tokens"
+        cut = [analysis for analysis in analyses if analysis.finish_reason == "length"]
+        by_context = sum(analysis.is_cut_by_context(self.sampling.max_tokens) for analysis in cut)
+        if by_context:
+            reason += f"; {by_context} ran into the end of the model's context: give it a longer one (context_length)"
+        if len(cut) > by_context:
+            limit = self.sampling.max_tokens
+            reason += f"; {len(cut) - by_context} ran into max_tokens={limit}: raise --max-tokens"
+        if not cut:
+            reason += "; ask for it with --force-verdict, or use a prompt that the model follows"
         return reason
 
 

@@ -36,27 +36,48 @@ _PACKAGES = ("rprm", "torch", "transformers", "vllm", "peft", "httpx", "numpy")
 
 @dataclass
 class Totals:
-    """What a run came to. Steps after a first-error exit are in `num_steps` alone."""
+    """What a run came to. Steps after a first-error exit are in `num_steps` alone.
+
+    Attributes:
+        num_wrong: solutions with an error.
+        num_unjudged: solutions of which it is not known whether they have one: `first_error` is None.
+        num_steps_cut: steps of which the model's context cut an analysis short.
+        max_tokens: of an analysis, None for rewarders that write none.
+        failure: why the first step without a reward has none.
+    """
 
     num_solutions: int = 0
     num_rejected: int = 0
     num_wrong: int = 0
+    num_unjudged: int = 0
     num_steps: int = 0
     num_steps_judged: int = 0
     num_steps_uncovered: int = 0
+    num_steps_cut: int = 0
     num_analyses: int = 0
     num_analyses_without_verdict: int = 0
     num_analyses_forced: int = 0
     num_generated_tokens: int = 0
     num_prompt_tokens: int = 0
+    max_tokens: int | None = None
+    failure: str | None = None
+
+    @property
+    def nothing_judged(self) -> bool:
+        """Whether there were steps to judge, and none of them has a reward."""
+        return 0 < self.num_steps_judged == self.num_steps_uncovered
 
     def add(self, result: SolutionReward) -> None:
         self.num_solutions += 1
-        self.num_wrong += result.first_error >= 0
+        self.num_unjudged += result.first_error is None
+        self.num_wrong += result.first_error is not None and result.first_error >= 0
         self.num_steps += result.num_steps
         self.num_steps_judged += len(result.steps)
         self.num_steps_uncovered += len(result.uncovered)
         for step in result.steps:
+            self.failure = self.failure or step.failure
+            if (limit := self.max_tokens) is not None:
+                self.num_steps_cut += any(analysis.is_cut_by_context(limit) for analysis in step.analyses)
             self.num_analyses += len(step.analyses)
             self.num_analyses_without_verdict += step.num_without_verdict
             self.num_analyses_forced += sum(analysis.forced for analysis in step.analyses)
@@ -64,7 +85,7 @@ class Totals:
             self.num_prompt_tokens += sum(analysis.num_prompt_tokens or 0 for analysis in step.analyses)
 
     def as_dict(self) -> dict[str, int]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name not in ("max_tokens", "failure")}
 
 
 class Named(Protocol):
@@ -133,7 +154,8 @@ async def judge_source(
         InputError: a rejected row, when strict.
         EngineUnavailable: the engine stopped answering; the run can be resumed.
     """
-    totals = Totals()
+    described = await rewarder.start()
+    totals = Totals(max_tokens=described.get("max_tokens"))
     stage = Stage(
         name="judge",
         work=rewarder.judge,
@@ -141,7 +163,6 @@ async def judge_source(
         totals=totals,
         width=rewarder.concurrency,
     )
-    described = await rewarder.start()
     await run_stage(
         stage, rows, source=source, output=output, settings={**(settings or {}), **described}, strict=strict,
         watcher=watcher,

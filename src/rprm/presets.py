@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from rprm.stopping import Stopping
+
+#: How a judge goes about it: "lean" finds first errors and stops where they are certain, "full" draws every analysis of
+#: every step, "published" does so as the published code does.
+Procedure = Literal["lean", "full", "published"]
 
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """How a judge samples and decides. None of it depends on the engine."""
+    """How a judge samples and decides. None of it depends on the engine. See `rprm.judge.Judge`."""
 
     num_analyses: int
     temperature: float
@@ -18,25 +23,15 @@ class JudgeSettings:
     threshold: float = 0.5
     stopping: Stopping = "exact"
     first_error_exit: bool = True
-    force_verdict: bool = False
+    force_verdict: bool | str = False
+    second_pass: bool = False
     prompt: str | None = None
 
 
-#: The paper's inference settings: K = 10, T = 0.95, top-p 0.95, up to 4,096 new tokens (section 4.1), threshold 0.5
-#: (ProcessBench, code/run_eval.py). Exact stopping and first-error exit are ours and change no prediction.
+#: K = 10 is the paper's (section 4.1); T = 0.95, top-p 0.95 and up to 4,096 new tokens are its scripts'
+#: (NJUNLP/R-PRM, src/evaluate); the threshold 0.5 is ProcessBench's (code/run_eval.py). Exact stopping and first-error
+#: exit are ours and change no prediction.
 PAPER = JudgeSettings(num_analyses=10, temperature=0.95, top_p=0.95, max_tokens=4096)
-
-#: The paper's procedure to the letter: every analysis of every step, and a verdict forced where an analysis has none
-#: (src/evaluate/GenPRM/evaluate-PRM-CoT.py).
-PUBLISHED = JudgeSettings(
-    num_analyses=10,
-    temperature=0.95,
-    top_p=0.95,
-    max_tokens=4096,
-    stopping="none",
-    first_error_exit=False,
-    force_verdict=True,
-)
 
 #: For the embedded model: the paper's, but for the length (its analyses have some 130 tokens, of long chains up to 330)
 #: and the threshold. They seldom call a wrong step right, but often slip: one Yes of ten is enough (docs/log.md).
@@ -48,9 +43,16 @@ SMOLLM2 = JudgeSettings(
 )
 
 
-def judge_settings(model: str) -> JudgeSettings:
+def judge_settings(model: str, procedure: Procedure = "lean") -> JudgeSettings:
     """The defaults for a model spec: the paper's, but for the models that come along their own."""
-    return {"embedded": EMBEDDED, "smollm2": SMOLLM2}.get(model.partition("?")[0].partition(":")[0], PAPER)
+    settings = {"embedded": EMBEDDED, "smollm2": SMOLLM2}.get(model.partition("?")[0].partition(":")[0], PAPER)
+    if procedure == "full":
+        return replace(settings, stopping="none", first_error_exit=False)
+    if procedure == "published":
+        # Every analysis of every step; P(Yes) by a second pass that reads ` Yes` and ` No` alone; a verdict asked for
+        # where an analysis has none (NJUNLP/R-PRM, src/evaluate/GenPRM/evaluate-PRM-CoT.py).
+        return replace(settings, stopping="none", first_error_exit=False, force_verdict=True, second_pass=True)
+    return settings
 
 
 @dataclass(frozen=True)

@@ -57,27 +57,33 @@ class Analysis(Record):
     """One sampled analysis of one step.
 
     `verdict` is True for Yes (the step is correct), False for No, None where the analysis reached none; then `p_yes` is
-    None too. `p_yes_source` says where P(Yes) was read: from the log-probabilities of the generation itself, or, where
-    the engine gave none, from the hard vote (exactly 0 or 1). `forced` marks a verdict asked for by the judge after the
-    analysis had ended without one.
+    None too. `p_yes_source` says where P(Yes) was read: from the log-probabilities of the generation itself, in a
+    second pass (the published procedure), or, where the engine gave none, from the hard vote (exactly 0 or 1). `forced`
+    marks a verdict asked for by the judge after the analysis had ended without one.
     """
 
     text: str
     verdict: bool | None
     p_yes: Probability | None
-    p_yes_source: Literal["logprobs", "vote"] | None
+    p_yes_source: Literal["logprobs", "second pass", "vote"] | None
     forced: bool = False
     num_tokens: int
     num_prompt_tokens: int | None = None
     finish_reason: str
+
+    def is_cut_by_context(self, max_tokens: int) -> bool:
+        """Whether the model's context ended the analysis before `max_tokens` did."""
+        return self.finish_reason == "length" and self.num_tokens < max_tokens
 
 
 class StepReward(Record):
     """The reward of one step: the mean P(Yes) over its analyses that reached a verdict (R-PRM, section 3.3).
 
     `reward` is that soft mean and `vote` the share of Yes among the same analyses' hard verdicts; both are None, and
-    `failure` says why, where no analysis reached a verdict. Analyses stand in the order of their sample numbers. A
-    classifier writes none: there `reward` is its score, and `vote` None.
+    `failure` says why, where no analysis reached a verdict. Analyses stand in the order of their sample numbers.
+    `num_requested` is K, the number of analyses that the full procedure draws: early stopping draws fewer, and the
+    reward is then the mean of those alone. A classifier writes none: there `reward` is its score, and `vote` and
+    `num_requested` are None.
     """
 
     step_index: int
@@ -85,6 +91,12 @@ class StepReward(Record):
     vote: Probability | None
     analyses: tuple[Analysis, ...] = ()
     failure: str | None = None
+    num_requested: int | None = None
+
+    @property
+    def settled_early(self) -> bool:
+        """Whether early stopping cut the analyses short: the decision stands, the reward is not the full mean."""
+        return self.num_requested is not None and 0 < len(self.analyses) < self.num_requested
 
     @property
     def num_without_verdict(self) -> int:
@@ -109,19 +121,20 @@ class StepAnalyses(Record):
 class SolutionReward(Record):
     """Step rewards of one solution and the prediction they give.
 
-    `first_error` is the index of the first step whose reward is below the threshold, -1 where none is. Steps after it
-    are absent when the judge stops at the first error; `num_steps` is the length of the solution all the same.
+    `first_error` is the index of the first step whose reward is below the threshold, -1 where every step has a reward
+    and none is below it, and None where it is not known: a step up to there has no reward. Steps after the first error
+    are absent when the judge stops at it; `num_steps` is the length of the solution all the same.
     """
 
     id: str
     num_steps: int
-    first_error: int
+    first_error: int | None
     steps: tuple[StepReward, ...]
     label: int | None = None
 
     @property
     def rewards(self) -> list[float | None]:
-        """Rewards of the judged steps, in order; None where a step is uncovered."""
+        """Rewards of the judged steps, in order; None where a step has none."""
         return [step.reward for step in self.steps]
 
     @property

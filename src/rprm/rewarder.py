@@ -58,6 +58,25 @@ def reward_settings(described: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in described.items() if name not in _OF_DECISIONS}
 
 
+def first_error(rewards: Sequence[float | None], threshold: float) -> int | None:
+    """The index of the first step whose reward is below `threshold`.
+
+    Args:
+        rewards: of the steps of a solution, from the first; None where a step has no reward.
+        threshold: a step with a lower reward is called wrong.
+
+    Returns:
+        -1 where every step has a reward and none is called wrong; None where a step up to there has no reward, so that
+        the first error is not known.
+    """
+    for index, reward in enumerate(rewards):
+        if reward is None:
+            return None
+        if reward < threshold:
+            return index
+    return -1
+
+
 class StepRewarder(Protocol):
     """Rewards the steps of solutions.
 

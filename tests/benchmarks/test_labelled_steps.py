@@ -86,7 +86,7 @@ def test_only_the_last_step_is_judged_and_its_form_counted() -> None:
         return ScriptedReply("So.", None if lost else 0.9 if leans_yes else 0.2, 10)
 
     engine = ScriptedEngine(reply=reply, concurrency=1)
-    judge = RPRM(engine, num_analyses=3, stopping="none").judge
+    judge = RPRM(engine, num_analyses=3, stopping="none").rewarder
     results = []
     from rprm.judging import Watcher
 

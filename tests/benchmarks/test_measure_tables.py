@@ -70,10 +70,11 @@ def test_what_is_missing_is_said() -> None:
     assert "1 items without a full prediction: what is missing counts as wrong" in unwrapped(text)
     # Needed: two steps of each item; without score: two of the missing item, one of math-1.
     assert "3 of 80 steps needed have no score" in text
+    assert "1 items could not be judged" in text
     assert "2 rows of the data could not be used" in text
     assert "1 scored items are not in the data" in text
     assert (
-        "12,345 tokens generated (156 a step); 13 of 790 analyses without verdict; 1 of 79 judged steps uncovered"
+        "12,345 tokens generated (156 a step); 13 of 790 analyses without verdict; 1 of 79 judged steps unscored"
         in unwrapped(text)
     )
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from rprm.benchmarks.items import BenchmarkItems, ProcessBenchItem, read_processbench
 from rprm.benchmarks.processbench import (
-    first_error,
     measure_held_out,
     measure_processbench,
     threshold_curve,
@@ -21,6 +20,7 @@ from rprm.benchmarks.scores import Scores, StepScores
 from rprm.errors import BenchmarkError, InputError, MissingPredictions
 from rprm.reading import Rejected
 from rprm.records import Solution
+from rprm.rewarder import first_error
 
 
 def item(identifier: str, label: int, num_steps: int) -> ProcessBenchItem:
@@ -57,12 +57,15 @@ WORKED = bench(
         ((0.9, 0.4, 0.1), 0.5, 1),
         ((0.9, 0.5), 0.5, -1),
         ((0.9, 0.5), 0.51, 1),
-        ((None, 0.1), 0.5, 1),
-        ((None, None), 0.5, -1),
+        ((0.9, 0.1, None), 0.5, 1),
+        # A step without a score before it: the first error is not known.
+        ((None, 0.1), 0.5, None),
+        ((0.9, None), 0.5, None),
+        ((None, None), 0.5, None),
         ((), 0.5, -1),
     ],
 )
-def test_first_error(p_yes: StepScores, threshold: float, expected: int) -> None:
+def test_first_error(p_yes: StepScores, threshold: float, expected: int | None) -> None:
     assert first_error(p_yes, threshold) == expected
 
 
@@ -104,18 +107,25 @@ def test_resamples_without_items_of_a_kind_are_counted() -> None:
     assert measured.figures["math.f1"].as_dict() == {"value": 100.0, "low": 100.0, "high": 100.0}
 
 
-def test_a_step_without_score_is_skipped_and_lowers_coverage() -> None:
+def test_an_item_whose_first_error_is_not_known_is_predicted_wrong_and_counted() -> None:
     items, scores = bench(
-        ("math-0", 1, (None, 0.1, None)),  # predicted 1, right; needed: steps 0 and 1; scored: 1
-        ("math-1", -1, (None, 0.9)),  # predicted -1, right; needed 2, scored 1
-        ("math-2", 0, (None, 0.9)),  # predicted -1, wrong; needed 2, scored 1
+        ("math-0", 1, (None, 0.1, None)),  # not known: step 0 may be wrong; needed: steps 0 and 1; scored: 1
+        ("math-1", 1, (0.9, 0.1, None)),  # predicted 1, right; needed 2, scored 2
+        ("math-2", -1, (None, 0.9)),  # not known; needed 2, scored 1
+        ("math-3", -1, (0.9, 0.9)),  # predicted -1, right; needed 2, scored 2
     )
     measured = measure_processbench(items, scores, num_resamples=10)
     assert measured.figures["math.error_acc"].value == 50.0
-    assert measured.figures["math.correct_acc"].value == 100.0
+    assert measured.figures["math.correct_acc"].value == 50.0
     coverage = measured.coverage["math"]
-    assert (coverage.steps_needed, coverage.steps_scored, coverage.num_missing) == (6, 3, 0)
-    assert coverage.percent == 50.0
+    assert (coverage.steps_needed, coverage.steps_scored, coverage.num_missing) == (8, 6, 0)
+    assert coverage.num_unjudged == measured.as_dict()["unjudged"] == 2
+    assert coverage.percent == 75.0
+    # No threshold makes a prediction of it: the curve agrees with the figures, everywhere.
+    curve = threshold_curve(items, scores)
+    for threshold, f1 in zip(curve.thresholds, curve.f1["math"], strict=True):
+        assert f1 == values(items, scores, threshold)["math.f1"]
+    assert max(f1 for f1 in curve.f1["math"] if f1 is not None) == 50.0
 
 
 class TestMissing:
@@ -131,6 +141,16 @@ class TestMissing:
         items, _ = bench(("math-0", -1, (0.9, 0.9)), ("math-1", 0, (0.1,)))
         with pytest.raises(MissingPredictions, match="1 of 2 items have no prediction: math-0"):
             measure_processbench(items, Scores({"math-0": (None, None), "math-1": (0.1,)}))
+
+    def test_the_cause_is_named(self) -> None:
+        items, _ = bench(("math-0", -1, (0.9, 0.9)), ("math-1", 0, (0.1,)))
+        long = {"math-0": "the prompt has 9,000 tokens"}
+        with pytest.raises(MissingPredictions, match=r"math-0 could not be judged: the prompt has .*--allow-missing"):
+            measure_processbench(items, Scores({"math-0": (None, None), "math-1": (0.1,)}, failures=long))
+        # Where nothing could be judged, there is nothing to allow.
+        with pytest.raises(MissingPredictions, match=r"math-0 could not be judged: the prompt has") as raised:
+            measure_processbench(items, Scores({}, failures=long | {"math-1": "the same"}))
+        assert "--allow-missing" not in str(raised.value)
 
     def test_allowed_they_count_as_wrong_whatever_the_label(self) -> None:
         items, _ = bench(

@@ -39,7 +39,7 @@ def write_steps(path: Path, count: int) -> Path:
 
 
 def sample(path: Path, output: Path, engine: ScriptedEngine, **options: Any) -> AnalysisTotals:
-    judge = RPRM(engine, **{"num_analyses": 3, "temperature": 0.4, "prompt": "teacher", **options}).judge
+    judge = RPRM(engine, **{"num_analyses": 3, "temperature": 0.4, "prompt": "teacher", **options}).rewarder
     source = steps_source(path)
     return asyncio.run(sample_analyses(judge, read_labelled_steps(source), source=source.inspect(), output=output))
 

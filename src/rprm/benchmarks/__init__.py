@@ -15,7 +15,6 @@ from rprm.benchmarks.prmbench import measure_prmbench, tally_prmbench
 from rprm.benchmarks.processbench import (
     HeldOut,
     ThresholdCurve,
-    first_error,
     measure_held_out,
     measure_processbench,
     tally_processbench,
@@ -41,7 +40,6 @@ __all__ = [
     "ThresholdCurve",
     "Usage",
     "compare",
-    "first_error",
     "measure_held_out",
     "measure_prmbench",
     "measure_processbench",

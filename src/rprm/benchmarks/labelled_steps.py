@@ -18,7 +18,7 @@ from rprm.benchmarks.tally import Coverage, Floats, Measurement, Tally, measurem
 from rprm.errors import BenchmarkError
 from rprm.reading import Rejected, SourceInfo
 from rprm.records import Analysis, LabelledStep, Solution, SolutionReward, StepReward
-from rprm.rewarder import Ledger, StepRewarder
+from rprm.rewarder import Ledger, StepRewarder, first_error
 
 #: The benchmark's name in manifests.
 BENCHMARK = "steps"
@@ -80,11 +80,11 @@ class LastStepRewarder(StepRewarder):
     async def judge(self, solution: Solution, ledger: Ledger | None = None) -> SolutionReward:
         last = len(solution.steps) - 1
         step = await self.rewarder.judge_step(solution.problem, solution.steps, last, ledger)
-        is_wrong = step.reward is not None and step.reward < self.threshold
+        alone = first_error([step.reward], self.threshold)
         return SolutionReward(
             id=solution.id,
             num_steps=len(solution.steps),
-            first_error=last if is_wrong else -1,
+            first_error=last if alone == 0 else alone,
             steps=(step,),
             label=solution.label,
         )
@@ -113,11 +113,13 @@ class StepScoresWithForm:
 
 def step_scores(rewards: Sequence[SolutionReward], *, settled_at: float | None = None) -> StepScoresWithForm:
     """The scores of steps that were judged alone (`LastStepRewarder`)."""
-    p_yes, form = {}, {}
+    p_yes, form, failures = {}, {}, {}
     tokens = uncovered = analyses = without_verdict = forced = 0
     for reward in rewards:
         (step,) = reward.steps
         p_yes[reward.id] = (step.reward,)
+        if step.failure is not None:
+            failures[reward.id] = step.failure
         num_forced = sum(analysis.forced for analysis in step.analyses)
         form[reward.id] = (len(step.analyses) - step.num_without_verdict - num_forced, len(step.analyses))
         tokens += sum(analysis.num_tokens for analysis in step.analyses)
@@ -126,7 +128,7 @@ def step_scores(rewards: Sequence[SolutionReward], *, settled_at: float | None =
         without_verdict += step.num_without_verdict
         forced += num_forced
     usage = Usage(tokens, len(p_yes), uncovered, analyses, without_verdict, forced)
-    return StepScoresWithForm(Scores(p_yes, settled_at=settled_at, usage=usage), form)
+    return StepScoresWithForm(Scores(p_yes, settled_at=settled_at, usage=usage, failures=failures), form)
 
 
 def measure_steps(
@@ -170,7 +172,7 @@ def tally_steps(
     scores = [judged.scores.p_yes.get(item.id, (None,))[0] for item in items.items]
     missing = [item.id for item, score in zip(items.items, scores, strict=True) if score is None]
     if not allow_missing:
-        refuse_missing(missing, len(items.items), "no score")
+        refuse_missing(missing, len(items.items), "no score", judged.scores.failures)
     sources = sorted({item.source or "steps" for item in items.items})
     counts = np.zeros((len(items.items), _NUM_COUNTS + 2 * len(sources)))
     right = np.zeros(len(items.items), dtype=np.int64)

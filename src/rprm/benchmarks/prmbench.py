@@ -140,7 +140,7 @@ def _check(modified: list[PRMBenchItem], originals: list[PRMBenchItem], scores: 
         return
     needed = modified + (originals if _scores_originals(originals, scores) else [])
     incomplete = [item.id for item in needed if None in scores.p_yes.get(item.id, (None,))]
-    refuse_missing(incomplete, len(needed), "no prediction, or a step without a score")
+    refuse_missing(incomplete, len(needed), "no prediction, or a step without a score", scores.failures)
 
 
 def _scores_originals(originals: list[PRMBenchItem], scores: Scores) -> bool:

@@ -33,6 +33,7 @@ from rprm.benchmarks.tally import (
     refuse_missing,
 )
 from rprm.errors import BenchmarkError, InputError
+from rprm.rewarder import first_error
 
 #: The published threshold (R-PRM, section 4.1).
 DEFAULT_THRESHOLD = 0.5
@@ -43,14 +44,6 @@ CURVE_THRESHOLDS = tuple(percent / 100 for percent in range(1, 100))
 #: The figures of a subset, and what is counted for them: right and all, among items with and without a wrong step.
 _SUBSET_FIGURES = ("error_acc", "correct_acc", "f1")
 _NUM_COUNTS = 4
-
-
-def first_error(p_yes: StepScores, threshold: float) -> int:
-    """The index of the first step whose score is below `threshold`, -1 where none is.
-
-    A step without a score (None) is not called wrong.
-    """
-    return next((index for index, score in enumerate(p_yes) if score is not None and score < threshold), -1)
 
 
 def measure_processbench(
@@ -70,8 +63,9 @@ def measure_processbench(
 
     Args:
         items: the benchmark.
-        scores: a step without a score is not called wrong; it lowers `coverage`. Scores may end before the solution
-            does if the last one is below the threshold (the judge's exit at the first error).
+        scores: an item with a step without a score up to its first error has no known first error: it is `unjudged`,
+            and counts as predicted wrong. Scores may end before the solution does if the last one is below the
+            threshold (the judge's exit at the first error).
         threshold: a step with a lower score is called wrong.
         allow_missing: count items without any score as wrong, whatever their label, instead of refusing.
         num_resamples: for the intervals.
@@ -245,7 +239,7 @@ def _checked(
     cut = {identifier for identifier, (num_scores, num_steps) in lengths.items() if num_scores < num_steps}
     if threshold is not None:
         # An exit at the first error ends with a step that is called wrong; any other ending lost scores.
-        cut = {identifier for identifier in cut if first_error(scores.p_yes[identifier][-1:], threshold) == -1}
+        cut = {identifier for identifier in cut if first_error(scores.p_yes[identifier][-1:], threshold) != 0}
     elif cut and not too_long:
         raise BenchmarkError(
             f"the scores of {len(cut)} items end at the first error ({named(cut)}); other thresholds need a score for "
@@ -262,7 +256,7 @@ def _checked(
     refuse_lengths(wrong, why)
     missing = [item.id for item, p_yes in zip(items.items, predicted, strict=True) if p_yes is None]
     if not allow_missing:
-        refuse_missing(missing, len(items.items), "no prediction")
+        refuse_missing(missing, len(items.items), "no prediction", scores.failures)
     return predicted
 
 
@@ -307,10 +301,11 @@ def _subsets(items: BenchmarkItems[ProcessBenchItem]) -> list[str]:
 
 def _item_coverage(item: ProcessBenchItem, p_yes: StepScores | None, threshold: float) -> Coverage:
     if p_yes is None:
-        return Coverage(1, 1, len(item.solution.steps), 0)
-    prediction = first_error(p_yes, threshold)
-    needed = p_yes if prediction == -1 else p_yes[: prediction + 1]
-    return Coverage(1, 0, len(needed), sum(score is not None for score in needed))
+        return Coverage(1, 1, len(item.solution.steps), 0, 1)
+    wrong = (index for index, score in enumerate(p_yes) if score is not None and score < threshold)
+    needed = p_yes[: next(wrong, len(p_yes)) + 1]
+    is_unjudged = first_error(p_yes, threshold) is None
+    return Coverage(1, 0, len(needed), sum(score is not None for score in needed), int(is_unjudged))
 
 
 def _figures_of(num_subsets: int) -> Callable[[Floats], Floats]:
@@ -334,7 +329,7 @@ def _right_by_threshold(
 
     The first step below t is the label exactly if the label's score is below t and none before it is: the thresholds
     that predict an item right are one interval, (score of the label, lowest score before it], and for an item without a
-    wrong step (-inf, lowest score].
+    wrong step (-inf, lowest score]. An item with a step without a score up to there is predicted right at none.
     """
     if scores.settled_at is not None:
         raise BenchmarkError(
@@ -351,10 +346,12 @@ def _right_by_threshold(
     for row, (item, p_yes) in enumerate(zip(items.items, predicted, strict=True)):
         if p_yes is None:
             continue
-        before = p_yes if item.label == -1 else p_yes[: item.label]
-        up_to[row] = min((score for score in before if score is not None), default=np.inf)
-        at_label = -np.inf if item.label == -1 else p_yes[item.label]
-        above[row] = np.inf if at_label is None else at_label
+        read = p_yes if item.label == -1 else p_yes[: item.label + 1]
+        known = [score for score in read if score is not None]
+        if len(known) < len(read):
+            continue
+        above[row] = -np.inf if item.label == -1 else known.pop()
+        up_to[row] = min(known, default=np.inf)
     grid = np.array(thresholds)
     right = (above[:, None] < grid) & (grid <= up_to[:, None])
     return right, _tally(items, predicted, right[:, 0], thresholds[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from rprm.errors import BenchmarkError, InputError
 from rprm.reading import Rejected, Source
 from rprm.records import SolutionReward
 
-#: A score per step, in order; None where the step is uncovered.
+#: A score per step, in order; None where a step has none.
 StepScores = tuple[float | None, ...]
 
 
@@ -62,12 +62,14 @@ class Scores:
             scores decide nothing. None where every score is the mean of all its analyses.
         repeated: ids that stood in several rows, of which the first was taken.
         usage: what judging cost, where that is known.
+        failures: item id -> why the first step of it without a score has none, where that is known.
     """
 
     p_yes: Mapping[str, StepScores]
     settled_at: float | None = None
     repeated: tuple[str, ...] = ()
     usage: Usage | None = None
+    failures: Mapping[str, str] = field(default_factory=dict)
 
     def check_threshold(self, threshold: float) -> None:
         """
@@ -119,6 +121,7 @@ def scores_of(rewards: Iterable[SolutionReward], *, settled_at: float | None = N
     """
     p_yes: dict[str, StepScores] = {}
     repeated: list[str] = []
+    failures: dict[str, str] = {}
     tokens = steps = uncovered = analyses = without_verdict = forced = 0
     for reward in rewards:
         if [step.step_index for step in reward.steps] != list(range(len(reward.steps))):
@@ -129,13 +132,15 @@ def scores_of(rewards: Iterable[SolutionReward], *, settled_at: float | None = N
         p_yes[reward.id] = tuple(reward.rewards)
         steps += len(reward.steps)
         uncovered += len(reward.uncovered)
+        if failed := [step.failure for step in reward.steps if step.failure is not None]:
+            failures[reward.id] = failed[0]
         for step in reward.steps:
             tokens += sum(analysis.num_tokens for analysis in step.analyses)
             analyses += len(step.analyses)
             without_verdict += step.num_without_verdict
             forced += sum(analysis.forced for analysis in step.analyses)
     usage = Usage(tokens, steps, uncovered, analyses, without_verdict, forced)
-    return Scores(p_yes, settled_at=settled_at, repeated=tuple(repeated), usage=usage)
+    return Scores(p_yes, settled_at=settled_at, repeated=tuple(repeated), usage=usage, failures=failures)
 
 
 def _is_unicode(text: str) -> bool:

@@ -44,12 +44,14 @@ class Coverage:
         num_missing: items without any score, which count as wrong; for PRMBench also those with a step without one.
         steps_needed: ProcessBench: steps up to the predicted first error, all where none is predicted. PRMBench: all.
         steps_scored: how many of these have a score.
+        num_unjudged: ProcessBench: items whose first error is not known, since a step up to there has no score.
     """
 
     num_items: int
     num_missing: int
     steps_needed: int
     steps_scored: int
+    num_unjudged: int = 0
 
     @property
     def percent(self) -> float:
@@ -61,12 +63,14 @@ class Coverage:
             self.num_missing + other.num_missing,
             self.steps_needed + other.steps_needed,
             self.steps_scored + other.steps_scored,
+            self.num_unjudged + other.num_unjudged,
         )
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "items": self.num_items,
             "missing": self.num_missing,
+            "unjudged": self.num_unjudged,
             "steps_needed": self.steps_needed,
             "steps_scored": self.steps_scored,
             "coverage": self.percent,
@@ -251,16 +255,22 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def refuse_missing(missing: Collection[str], num_items: int, what: str) -> None:
+def refuse_missing(missing: Collection[str], num_items: int, what: str, failures: Mapping[str, str]) -> None:
     """
+    Args:
+        failures: item id -> why a step of it has no score, where that is known.
+
     Raises:
-        MissingPredictions: there are any; the message names up to ten.
+        MissingPredictions: there are any; the message names up to ten, and the cause.
     """
-    if missing:
-        raise MissingPredictions(
-            f"{len(missing)} of {num_items} items have {what}: {named(missing)}; judge them, or count them as wrong "
-            "by allowing missing predictions (--allow-missing)"
-        )
+    if not missing:
+        return
+    message = f"{len(missing)} of {num_items} items have {what}: {named(missing)}"
+    if failed := [identifier for identifier in missing if identifier in failures]:
+        message += f"; {failed[0]} could not be judged: {failures[failed[0]]}"
+    if len(failed) < num_items:
+        message += f"; {'mend that' if failed else 'judge them'}, or count them as wrong with --allow-missing"
+    raise MissingPredictions(message)
 
 
 def refuse_lengths(wrong: Collection[str], why: str) -> None:

@@ -19,7 +19,7 @@ from rprm.engines.files import find_file, identity, read_object
 from rprm.engines.worker import Job, ModelWorker, placement
 from rprm.errors import EngineError, RequestRefused
 from rprm.records import Solution, SolutionReward, StepReward
-from rprm.rewarder import Ledger
+from rprm.rewarder import Ledger, first_error
 
 if TYPE_CHECKING:
     from rprm.classifiers.network import StepNetwork
@@ -147,7 +147,7 @@ class Classifier:
         return SolutionReward(
             id=solution.id,
             num_steps=len(solution.steps),
-            first_error=next((step.step_index for step in steps if self.is_wrong(step)), -1),
+            first_error=first_error([step.reward for step in steps], self.threshold),
             steps=tuple(steps),
             label=solution.label,
         )
@@ -159,7 +159,7 @@ class Classifier:
         return (await self._reward(problem, steps[: step_index + 1], ledger))[step_index]
 
     def is_wrong(self, step: StepReward) -> bool:
-        """Whether the step is called wrong. A step without a reward is not: it is uncovered."""
+        """Whether the step is called wrong. A step without a reward is not: nothing is known of it."""
         return step.reward is not None and step.reward < self.threshold
 
     async def aclose(self) -> None:

@@ -11,18 +11,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rprm.cli.judge import (
+    Ask,
     Confidence,
     FirstErrorExit,
     ForceVerdict,
     MaxTokens,
     NumAnalyses,
     Output,
+    ProcedureName,
+    ProcedureOption,
     PromptOption,
     Seed,
     StoppingName,
     StoppingOption,
     Temperature,
     TopP,
+    asked,
+    refuse_nothing_judged,
     run_judge,
 )
 
@@ -79,10 +84,12 @@ def processbench(
         bool, typer.Option("--held-out", help="Also with the threshold chosen on the other half of the items.")
     ] = False,
     num_analyses: NumAnalyses = None,
+    procedure: ProcedureOption = ProcedureName.lean,
     stopping: StoppingOption = None,
     confidence: Confidence = 0.99,
     first_error_exit: FirstErrorExit = None,
     force_verdict: ForceVerdict = None,
+    ask: Ask = None,
     prompt: PromptOption = None,
     temperature: Temperature = None,
     top_p: TopP = None,
@@ -109,8 +116,10 @@ def processbench(
     items = _limited(read_processbench(data or PROCESSBENCH_HUB, revision=revision), limit, "subset")
     found, threshold = _scores(
         items, "processbench", data or PROCESSBENCH_HUB, model, scores, output, limit,
-        num_analyses=num_analyses, threshold=threshold, stopping=stopping.value if stopping else None,
-        confidence=confidence, first_error_exit=first_error_exit, force_verdict=force_verdict, prompt=prompt,
+        procedure=procedure.value, num_analyses=num_analyses, threshold=threshold,
+        stopping=stopping.value if stopping else None,
+        confidence=confidence, first_error_exit=first_error_exit, force_verdict=asked(ask, force_verdict),
+        prompt=prompt,
         temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed,
     )  # fmt: skip
     measured = measure_processbench(
@@ -137,9 +146,11 @@ def prmbench(
     output: Output = None,
     threshold: ThresholdOption = None,
     num_analyses: NumAnalyses = None,
+    procedure: ProcedureOption = ProcedureName.lean,
     stopping: StoppingOption = None,
     confidence: Confidence = 0.99,
     force_verdict: ForceVerdict = None,
+    ask: Ask = None,
     prompt: PromptOption = None,
     temperature: Temperature = None,
     top_p: TopP = None,
@@ -162,8 +173,9 @@ def prmbench(
     items = _limited(read_prmbench(data or PRMBENCH_HUB, revision=revision), limit, "classification")
     found, threshold = _scores(
         items, "prmbench", data or PRMBENCH_HUB, model, scores, output, limit,
-        num_analyses=num_analyses, threshold=threshold, stopping=stopping.value if stopping else None,
-        confidence=confidence, first_error_exit=False, force_verdict=force_verdict, prompt=prompt,
+        procedure=procedure.value, num_analyses=num_analyses, threshold=threshold,
+        stopping=stopping.value if stopping else None,
+        confidence=confidence, first_error_exit=False, force_verdict=asked(ask, force_verdict), prompt=prompt,
         temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed,
     )  # fmt: skip
     measured = measure_prmbench(
@@ -292,7 +304,7 @@ def judged_run(
 
     with tempfile.TemporaryDirectory(prefix="rprm-") as folder:
         run = output or Path(folder) / "run"
-        run_judge(
+        totals = run_judge(
             rewarder,
             [*items.rejected, *items.solutions],
             source,
@@ -303,6 +315,7 @@ def judged_run(
             on_result=lambda solution, result: None,
             noun=noun,
         )
+        refuse_nothing_judged(totals)
         yield run
 
 

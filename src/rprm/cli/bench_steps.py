@@ -20,16 +20,20 @@ from rprm.cli.bench import (
     show_measurement,
 )
 from rprm.cli.judge import (
+    Ask,
     Confidence,
     ForceVerdict,
     MaxTokens,
     NumAnalyses,
     Output,
+    ProcedureName,
+    ProcedureOption,
     PromptOption,
     Seed,
     StoppingOption,
     Temperature,
     TopP,
+    asked,
 )
 
 if TYPE_CHECKING:
@@ -46,9 +50,11 @@ def steps(
     output: Output = None,
     threshold: ThresholdOption = None,
     num_analyses: NumAnalyses = None,
+    procedure: ProcedureOption = ProcedureName.lean,
     stopping: StoppingOption = None,
     confidence: Confidence = 0.99,
     force_verdict: ForceVerdict = None,
+    ask: Ask = None,
     prompt: PromptOption = None,
     temperature: Temperature = None,
     top_p: TopP = None,
@@ -76,11 +82,12 @@ def steps(
         assert model is not None
         rewarder = load_rewarder(
             model,
+            procedure=procedure.value,
             threshold=threshold,
             num_analyses=num_analyses,
             stopping=stopping.value if stopping else None,
             confidence=confidence,
-            force_verdict=force_verdict,
+            force_verdict=asked(ask, force_verdict),
             prompt=prompt,
             temperature=temperature,
             top_p=top_p,

@@ -67,14 +67,14 @@ def analyses(
     """
     from itertools import islice
 
-    from rprm.api import RPRM
+    from rprm.api import load_judge
     from rprm.cli import EXIT_REJECTED
     from rprm.cli.progress import run_behind_progress
     from rprm.data.analyses import AnalysisTotals, sample_analyses
     from rprm.data.steps import read_labelled_steps, steps_source
     from rprm.prompts import carried_template, load_template
 
-    prm = RPRM(
+    judge = load_judge(
         model,
         num_analyses=num_analyses,
         stopping="none",
@@ -91,7 +91,7 @@ def analyses(
 
     def work(watcher: Watcher) -> Awaitable[AnalysisTotals]:
         return sample_analyses(
-            prm.judge,
+            judge,
             rows if limit is None else islice(rows, limit),
             source=info,
             output=output,
@@ -101,7 +101,7 @@ def analyses(
         )
 
     num_rows = limit if limit is not None else info.num_rows
-    totals = run_behind_progress(work, prm.judge, prm.judge.aclose, num_rows, noun="steps")
+    totals = run_behind_progress(work, judge, judge.aclose, num_rows, noun="steps")
     _show(totals.as_dict(), output, json)
     if totals.num_rejected:
         raise typer.Exit(EXIT_REJECTED)

@@ -199,7 +199,7 @@ def _read_trees(run: Path) -> Any:
 
 def load_search_rewarder(model: str, policy: Policy, policy_spec: str, **options: Any) -> StepRewarder:
     """What rewards steps. A model that is policy and judge is loaded once."""
-    from rprm.api import RPRM, load_rewarder
+    from rprm.api import load_judge, load_rewarder
     from rprm.classifiers import is_classifier
     from rprm.presets import judge_settings
     from rprm.search.guided import ANALYSIS_TOKENS
@@ -209,7 +209,7 @@ def load_search_rewarder(model: str, policy: Policy, policy_spec: str, **options
     if options["max_tokens"] is None:
         options["max_tokens"] = min(ANALYSIS_TOKENS, judge_settings(model).max_tokens)
     engine = policy.engine if model == policy_spec else model
-    return RPRM(engine, stopping="none", first_error_exit=False, **options).judge
+    return load_judge(engine, procedure="full", **options)
 
 
 def _search(

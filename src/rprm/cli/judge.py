@@ -8,7 +8,7 @@ from dataclasses import replace
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
@@ -23,6 +23,16 @@ class StoppingName(StrEnum):
     none = "none"
     exact = "exact"
     confident = "confident"
+
+
+class RewardsName(StrEnum):
+    lean = "lean"
+    full = "full"
+
+
+class ProcedureName(StrEnum):
+    lean = "lean"
+    published = "published"
 
 
 Model = Annotated[
@@ -57,6 +67,22 @@ ForceVerdict = Annotated[
         help="Where an analysis ends without a verdict, ask for one.  [default: no]",
     ),
 ]
+Ask = Annotated[
+    str | None,
+    typer.Option(
+        "--ask",
+        metavar="TEXT|FILE",
+        help="What an analysis without a verdict is asked, in place of the prompt's marker; implies --force-verdict.",
+    ),
+]
+ProcedureOption = Annotated[
+    ProcedureName,
+    typer.Option(
+        "--procedure",
+        help="published: as the published code judges, to compare with: every analysis of every step, P(Yes) in a "
+        "second pass from two token ids, a verdict asked for where there is none.",
+    ),
+]
 PromptOption = Annotated[
     str | None, typer.Option("--prompt", help="Prompt template: a file, or a built-in name (`rprm prompts list`).")
 ]
@@ -84,11 +110,21 @@ def judge(
     model: Model = "embedded",
     num_analyses: NumAnalyses = None,
     output: Output = None,
+    rewards: Annotated[
+        RewardsName,
+        typer.Option(
+            "--rewards",
+            help="lean: what the first error needs, and no more. full: all analyses of every step, for ranking, "
+            "reinforcement learning and other thresholds.",
+        ),
+    ] = RewardsName.lean,
+    procedure: ProcedureOption = ProcedureName.lean,
     threshold: Threshold = None,
     stopping: StoppingOption = None,
     confidence: Confidence = 0.99,
     first_error_exit: FirstErrorExit = None,
     force_verdict: ForceVerdict = None,
+    ask: Ask = None,
     prompt: PromptOption = None,
     temperature: Temperature = None,
     top_p: TopP = None,
@@ -114,12 +150,13 @@ def judge(
 
     rewarder = load_rewarder(
         model,
+        procedure="full" if rewards == RewardsName.full and procedure == ProcedureName.lean else procedure.value,
         num_analyses=num_analyses,
         threshold=threshold,
         stopping=stopping.value if stopping else None,
         confidence=confidence,
         first_error_exit=first_error_exit,
-        force_verdict=force_verdict,
+        force_verdict=asked(ask, force_verdict),
         prompt=prompt,
         temperature=temperature,
         top_p=top_p,
@@ -148,8 +185,52 @@ def judge(
         )
     if not json:
         console.print(render_totals(totals, output))
+    refuse_nothing_judged(totals)
     if totals.num_rejected:
         raise typer.Exit(EXIT_REJECTED)
+
+
+def asked(ask: str | None, force_verdict: bool | None) -> bool | str | None:
+    """What `--ask` and `--force-verdict` come to.
+
+    Raises:
+        InputError: the file that `--ask` names cannot be read or is empty; or the two contradict each other.
+    """
+    from rprm.errors import InputError
+
+    if ask is None:
+        return force_verdict
+    if force_verdict is False:
+        raise InputError("--ask asks for a verdict: leave out --no-force-verdict")
+    try:
+        text = Path(ask).read_text(encoding="utf-8").rstrip("\n") if len(ask) < 256 and Path(ask).is_file() else ask
+    except (OSError, ValueError) as error:
+        raise InputError(f"--ask {ask}: cannot be read as UTF-8 text: {error}") from None
+    if not text.strip():
+        raise InputError(f"--ask {ask!r}: empty; give a sentence that ends where Yes or No follows, or a file with one")
+    return text
+
+
+class Judged(Protocol):
+    """The totals of a run that judges steps."""
+
+    @property
+    def nothing_judged(self) -> bool: ...
+
+    @property
+    def failure(self) -> str | None: ...
+
+
+def refuse_nothing_judged(totals: Judged) -> None:
+    """A run that gave no step a reward has failed.
+
+    Raises:
+        RunError: none has; the message has the reason of the first.
+    """
+    from rprm.errors import RunError
+
+    if totals.nothing_judged:
+        raise RunError(f"no step of any solution could be judged; the first: {totals.failure}")
 
 
 @contextmanager

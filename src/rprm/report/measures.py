@@ -176,6 +176,8 @@ def _basis(measurement: Measurement) -> list[str]:
     ]
     if measurement.benchmark == "processbench":
         lines.append("F1 is the harmonic mean of the two accuracies; the average is over the subsets shown")
+        if partly := total.num_unjudged - total.num_missing:
+            lines.append(f"{partly:,} items could not be judged: a step has no score; they count as predicted wrong")
     if measurement.missing:
         lines.append(_missing(len(measurement.missing)))
     unscored = total.steps_needed - total.steps_scored
@@ -203,7 +205,7 @@ def _usage(usage: Usage) -> str:
     per_step = "" if usage.tokens_per_step is None else f" ({usage.tokens_per_step:,.0f} a step)"
     return (
         f"{usage.num_tokens:,} tokens generated{per_step}; {usage.num_without_verdict:,} of {usage.num_analyses:,} "
-        f"analyses without verdict; {usage.num_uncovered:,} of {usage.num_steps:,} judged steps uncovered"
+        f"analyses without verdict; {usage.num_uncovered:,} of {usage.num_steps:,} judged steps unscored"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -51,7 +51,7 @@ def render_solution(
         subtitle=_subtitle(result),
         subtitle_align="right",
         box=box.ROUNDED,
-        border_style="red" if result.first_error >= 0 else "yellow" if result.uncovered else "green",
+        border_style=_STYLES[outcome(result)],
     )
 
 
@@ -60,10 +60,11 @@ def render_totals(totals: Totals, output: Path | None) -> RenderableType:
     table = Table(box=None, padding=(0, 1), show_header=False)
     table.add_column(justify="right", style="bold")
     table.add_column()
-    judged_fully = totals.num_solutions - totals.num_wrong
-    table.add_row(
-        f"{totals.num_solutions:,}", f"solutions: {totals.num_wrong:,} with an error, {judged_fully:,} without"
-    )
+    num_right = totals.num_solutions - totals.num_wrong - totals.num_unjudged
+    kinds = f"solutions: {totals.num_wrong:,} with an error, {num_right:,} without"
+    if totals.num_unjudged:
+        kinds += f", {totals.num_unjudged:,} could not be judged"
+    table.add_row(f"{totals.num_solutions:,}", kinds)
     skipped = totals.num_steps - totals.num_steps_judged
     table.add_row(f"{totals.num_steps_judged:,}", f"steps judged, {skipped:,} after a first error not judged")
     if totals.num_analyses:
@@ -71,7 +72,8 @@ def render_totals(totals: Totals, output: Path | None) -> RenderableType:
     for number, text in (
         (totals.num_analyses_without_verdict, "analyses without verdict (left out of the mean)"),
         (totals.num_analyses_forced, "verdicts that had to be asked for"),
-        (totals.num_steps_uncovered, "steps uncovered (without a reward)"),
+        (totals.num_steps_uncovered, f"steps unscored; the first: {plain(totals.failure or '')}"),
+        (totals.num_steps_cut, "steps with analyses cut short by the model's context (a longer one: context_length)"),
         (totals.num_rejected, "records set aside"),
     ):
         if number:
@@ -121,11 +123,23 @@ def _render_analysis(number: int, analysis: Analysis) -> RenderableType:
     return Padding(Group(head, Text(plain(analysis.text), style="dim")), (0, 0, 0, 2))
 
 
+Outcome = Literal["error", "no error", "not judged"]
+
+_STYLES: dict[Outcome, str] = {"error": "red", "no error": "green", "not judged": "yellow"}
+
+
+def outcome(result: SolutionReward) -> Outcome:
+    """The three kinds of solutions: with an error, without one, or not known."""
+    if result.first_error is None:
+        return "not judged"
+    return "error" if result.first_error >= 0 else "no error"
+
+
 def _subtitle(result: SolutionReward) -> Text:
-    if result.first_error >= 0:
+    if result.first_error is None:
+        text = f"could not be judged: {len(result.uncovered)} of {result.num_steps} steps unscored"
+    elif result.first_error >= 0:
         text = f"first error: step {result.first_error}"
-    elif result.uncovered:
-        text = f"no error found; {len(result.uncovered)} of {result.num_steps} steps uncovered"
     else:
         text = "no error found"
     if result.label is not None:

@@ -138,7 +138,7 @@ class _AnalysedStep:
     def reward(self) -> StepReward | None:
         index = len(self._steps) - 1
         if self._failure is not None:
-            return StepReward(step_index=index, reward=None, vote=None, failure=self._failure)
+            return self._judge.unscored(index, self._failure)
         return self._judge.reward(index, self.analyses) if self.analyses else None
 
     def outlook(self) -> _Outlook:

@@ -13,7 +13,7 @@ from typing import Any
 from rprm.errors import RequestRefused, RprmError
 from rprm.judge import Judge
 from rprm.records import Analysis, Solution, SolutionReward, StepReward
-from rprm.rewarder import Ledger, StepRewarder
+from rprm.rewarder import Ledger, StepRewarder, first_error
 from rprm.search.contenders import StepScores
 from rprm.search.guided import search_tree
 from rprm.search.policy import Continuation
@@ -122,7 +122,7 @@ class _StoredJudge(Judge):
             raise RprmError(f"the tree holds no analysis {samples.stop - 1} of a step after {step_index} steps")
         return list(self._analyses[steps][samples.start : samples.stop])
 
-    def _why_uncovered(self, analyses: Sequence[Analysis]) -> str:
+    def _why_unscored(self, analyses: Sequence[Analysis]) -> str:
         return self._failures[id(analyses[0])] or ""
 
 
@@ -146,7 +146,8 @@ class _StoredRewards:
             StepReward(step_index=index, reward=reward, vote=None, failure=node.failure if reward is None else None)
             for index, reward in enumerate(node.rewards)
         )
-        return SolutionReward(id=solution.id, num_steps=len(steps), first_error=-1, steps=steps)
+        found = first_error(node.rewards, self.threshold)
+        return SolutionReward(id=solution.id, num_steps=len(steps), first_error=found, steps=steps)
 
     async def judge_step(
         self, problem: str, steps: Sequence[str], step_index: int, ledger: Ledger | None = None
