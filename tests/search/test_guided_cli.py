@@ -198,3 +198,11 @@ def test_a_real_model_proposes_and_judges(smollm2_folder: Path, tmp_path: Path) 
     assert tree.num_judge_tokens <= 4 * 2 * 12
     assert report["totals"]["num_generated_tokens"] == tree.num_policy_tokens + tree.num_judge_tokens
     assert "shop" in rprm("search", "show", run)
+
+
+def test_a_search_in_which_nothing_could_be_judged_fails(problems: Path, tmp_path: Path) -> None:
+    arguments = ["search", "guided", *options(problems, tmp_path / "run")]
+    arguments[arguments.index("--model") + 1] = "scripted:?lost=1"
+    with pytest.raises(RunError, match="no step of any solution could be judged; the first: none of 10 analyses"):
+        rprm(*arguments, "--max-rounds", 2)
+    assert len(trees(tmp_path / "run")) == 4

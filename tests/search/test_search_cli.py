@@ -96,7 +96,9 @@ def test_accuracy_where_there_are_gold_answers(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     arguments = ("best-of-n", "--candidates", path, "--problems", problems, "--model", "scripted:?lost=1")
     done = rprm(*arguments, "-o", tmp_path / "run")
-    assert done.returncode == 0, done.stderr
+    # Nothing could be judged: that is said, with the reason, and no success.
+    assert done.returncode == 1
+    assert "no step of any solution could be judged; the first: none of 10 analyses" in done.stderr
     said = " ".join(done.stdout.split())
     # No candidate has a reward: the first is taken, and each first is right.
     assert "3 problems in which no candidate has a reward" in said

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rprm.cli.judge import ForceVerdict, MaxTokens, Model, NumAnalyses, PromptOption, Seed, Strict, Temperature, TopP
+from rprm.cli.judge import (
+    ForceVerdict,
+    MaxTokens,
+    Model,
+    NumAnalyses,
+    PromptOption,
+    Seed,
+    Strict,
+    Temperature,
+    TopP,
+    refuse_nothing_judged,
+)
 from rprm.cli.search import (
     Aggregate,
     AggregationName,
@@ -141,6 +152,7 @@ def search_command(name: StrategyName) -> Callable[..., None]:
         search = GuidedSearch(writer, rewarder, strategy, keep_analyses=analyses)
         totals = _search(search, found, output, {} if limit is None else {"limit": limit}, strict)
         show_run(_searched(totals), totals.as_dict(), output, json)
+        refuse_nothing_judged(totals)
         leave(totals.num_rejected)
 
     command.__doc__ = _ABOUT[name] + _NOTE
@@ -239,7 +251,7 @@ def _searched(totals: SearchTotals) -> list[tuple[int, str]]:
         (totals.num_policy_tokens, "tokens of the policy"),
         (totals.num_judge_tokens, "tokens of analyses"),
         (totals.num_analyses_without_verdict, "analyses without a verdict"),
-        (totals.num_steps_refused, "steps that the judge refused"),
+        (totals.num_steps_unscored, "steps that could not be judged"),
         (totals.num_fallbacks, "steps kept without a reward to go by"),
         (totals.num_dead_ends, "trees that came to a dead end"),
         (totals.num_out_of_rounds, "trees that ran out of rounds"),

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from rprm.cli.judge import ForceVerdict, MaxTokens, Model, NumAnalyses, PromptOption, Seed, Strict, Temperature, TopP
+from rprm.cli.judge import (
+    ForceVerdict,
+    MaxTokens,
+    Model,
+    NumAnalyses,
+    PromptOption,
+    Seed,
+    Strict,
+    Temperature,
+    TopP,
+    refuse_nothing_judged,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable
@@ -216,6 +227,7 @@ def best_of_n(
         settings = {} if limit is None else {"limit": limit}
     totals = _choose(rewarder, rows, output, aggregate.value, stopping.value, wave, settings, strict)
     show_run(_chosen(totals, rows), totals.as_dict() | {"num_missing": len(rows.missing)}, output, json)
+    refuse_nothing_judged(totals)
     leave(num_rejected + totals.num_rejected)
 
 
@@ -412,7 +424,7 @@ def _chosen(totals: BestOfNTotals, candidates: CandidateRows) -> list[tuple[int,
         saved_analyses(totals, "judging every step in full"),
         (totals.num_generated_tokens, "tokens"),
         (totals.num_analyses_without_verdict, "analyses without a verdict"),
-        (totals.num_steps_refused, "steps refused"),
+        (totals.num_steps_unscored, "steps that could not be judged"),
         (totals.num_without_reward, "candidates without a reward"),
         (totals.num_fallbacks, "problems in which no candidate has a reward: the first is taken"),
         (totals.num_without_candidates, "problems without a candidate to choose"),

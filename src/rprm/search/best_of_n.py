@@ -34,8 +34,10 @@ class BestOfNTotals:
         num_without_reward: candidates that are known to have none.
         num_steps: of all candidates.
         num_steps_judged: in full or in part.
-        num_steps_refused: those that cannot be judged, mostly for their length.
+        num_steps_unscored: judged, and without a reward.
+        num_steps_refused: of these, those without an analysis, mostly for their length.
         num_analyses_full: analyses that judging every step in full takes.
+        failure: why the first unscored step has no reward.
     """
 
     num_analyses_per_step: int = 0
@@ -47,12 +49,19 @@ class BestOfNTotals:
     num_without_reward: int = 0
     num_steps: int = 0
     num_steps_judged: int = 0
+    num_steps_unscored: int = 0
     num_steps_refused: int = 0
     num_analyses: int = 0
     num_analyses_full: int = 0
     num_analyses_without_verdict: int = 0
     num_generated_tokens: int = 0
     num_prompt_tokens: int = 0
+    failure: str | None = None
+
+    @property
+    def nothing_judged(self) -> bool:
+        """Whether steps were judged, and none of them has a reward."""
+        return 0 < self.num_steps_judged == self.num_steps_unscored
 
     def add(self, row: JudgedCandidates) -> None:
         self.num_problems += 1
@@ -73,13 +82,15 @@ class BestOfNTotals:
             self.num_analyses_full += 0 if refused else self.num_analyses_per_step
             if judged is not None:
                 self.num_steps_judged += 1
+                self.num_steps_unscored += judged.failure is not None
+                self.failure = self.failure or judged.failure
                 self.num_analyses += len(judged.analyses)
                 self.num_analyses_without_verdict += judged.num_without_verdict
                 self.num_generated_tokens += sum(analysis.num_tokens for analysis in judged.analyses)
                 self.num_prompt_tokens += sum(analysis.num_prompt_tokens or 0 for analysis in judged.analyses)
 
     def as_dict(self) -> dict[str, int]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "failure"}
 
 
 async def choose_among(

@@ -235,6 +235,8 @@ class SearchTotals:
         num_steps: different ones among them, as far as they were worth judging; `num_duplicates` more read like these.
         num_analyses_full: analyses that judging all these steps in full takes.
         num_fallbacks: steps kept although they have no reward.
+        num_steps_unscored: steps that were judged and have no reward.
+        failure: why the first unscored step has none.
     """
 
     num_problems: int = 0
@@ -244,6 +246,7 @@ class SearchTotals:
     num_samples: int = 0
     num_steps: int = 0
     num_duplicates: int = 0
+    num_steps_unscored: int = 0
     num_steps_refused: int = 0
     num_analyses: int = 0
     num_analyses_full: int = 0
@@ -255,6 +258,12 @@ class SearchTotals:
     num_policy_tokens: int = 0
     num_judge_tokens: int = 0
     num_generated_tokens: int = 0
+    failure: str | None = None
+
+    @property
+    def nothing_judged(self) -> bool:
+        """Whether there were steps to judge, and none of them has a reward."""
+        return 0 < self.num_steps == self.num_steps_unscored
 
     def add(self, tree: SearchTree) -> None:
         self.num_problems += 1
@@ -274,6 +283,8 @@ class SearchTotals:
         self.num_steps += len(steps)
         self.num_duplicates += num_judgeable - len(steps)
         for node in steps.values():
+            self.num_steps_unscored += node.failure is not None
+            self.failure = self.failure or node.failure
             self.num_steps_refused += node.failure is not None and not node.p_yes
             self.num_analyses += len(node.p_yes)
             self.num_analyses_without_verdict += node.p_yes.count(None)
@@ -287,7 +298,7 @@ class SearchTotals:
         self.num_generated_tokens += tree.num_policy_tokens + tree.num_judge_tokens
 
     def as_dict(self) -> dict[str, int]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "failure"}
 
 
 def parse_tree(value: Any) -> SearchTree:
