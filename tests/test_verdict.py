@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rprm.verdict import Verdict, VerdictChoice, VerdictFormat, logsumexp, read_verdict, softmax_yes
+from rprm.verdict import TwoAnswers, Verdict, VerdictChoice, VerdictFormat, logsumexp, read_verdict, softmax_yes
 
 FORMAT = VerdictFormat()
 MARKER = "Is the step correct (Yes/No)?"
@@ -163,3 +164,19 @@ def test_hostile_text_takes_no_time() -> None:
     # Markers and fillers without end would be the regular expression's worst case.
     assert FORMAT.find((MARKER + " *" * 1000) * 200) is None
     assert FORMAT.find("Is the " * 100_000) is None
+
+
+def test_two_answers_are_two_forms(tiny_model: Path) -> None:
+    """As the published second pass reads them: ` Yes` and ` No`, nothing else."""
+    from transformers import AutoTokenizer
+
+    from rprm.engines.tokens import VerdictTokens
+
+    two, any_form = TwoAnswers(), VerdictFormat()
+    assert [two.answer_of(text) for text in (" Yes", " No", "Yes", " yes", "No", " YES")] == [True, False] + [None] * 4
+    assert [any_form.answer_of(text) for text in (" Yes", " No", "Yes", " yes")] == [True, False, True, True]
+    assert two != any_form
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokens = VerdictTokens.of(tokenizer, two)
+    assert [tokenizer.convert_ids_to_tokens(list(side)) for side in (tokens.yes, tokens.no)] == [["ĠYes"], ["ĠNo"]]
+    assert len(VerdictTokens.of(tokenizer, any_form).yes) > 1

@@ -19,7 +19,7 @@ from rprm.prompts.template import Prompt, PromptTemplate
 from rprm.records import Analysis, Solution, SolutionReward, StepReward
 from rprm.rewarder import Ledger, first_error, paid_once
 from rprm.stopping import StoppingRule, mean
-from rprm.verdict import Verdict, read_verdict
+from rprm.verdict import TwoAnswers, Verdict, VerdictChoice, read_verdict
 
 T = TypeVar("T")
 
@@ -188,21 +188,18 @@ class Judge:
         text, forced = completion.text, False
         verdict, choice = found if found is not None else (None, None)
         source: Literal["logprobs", "second pass", "vote"] | None
+        source = None if verdict is None else "logprobs" if choice is not None else "vote"
         if verdict is None and self.force_verdict:
             question = verdict_format.marker if self.force_verdict is True else self.force_verdict
-            text, forced = f"{text.rstrip()}\n\n{question}", True
-            choice = await self.engine.choose(prompt, text, verdict_format)
-            answer = verdict_format.yes if choice.p_yes >= 0.5 else verdict_format.no
-            verdict = Verdict(choice.p_yes >= 0.5, len(text) + 1, len(text) + 1 + len(answer))
-            text = f"{text} {answer}"
-            source = "logprobs"
-        elif verdict is None:
-            source = None
-        elif self.second_pass:
-            choice = await self.engine.choose(prompt, text[: verdict.start].rstrip(), verdict_format)
-            source = "second pass"
-        else:
-            source = "logprobs" if choice is not None else "vote"
+            asked = f"{text.rstrip()}\n\n{question}"
+            if (choice := await self._choose(prompt, asked)) is not None:
+                answer = verdict_format.yes if choice.p_yes >= 0.5 else verdict_format.no
+                verdict = Verdict(choice.p_yes >= 0.5, len(asked) + 1, len(asked) + 1 + len(answer))
+                text, forced, source = f"{asked} {answer}", True, "logprobs"
+        elif verdict is not None and self.second_pass:
+            second = await self._choose(prompt, text[: verdict.start].rstrip())
+            if second is not None:
+                choice, source = second, "second pass"
         p_yes = choice.p_yes if choice is not None else None if verdict is None else float(verdict.yes)
         return Analysis(
             text=text,
@@ -214,6 +211,15 @@ class Judge:
             num_prompt_tokens=completion.num_prompt_tokens,
             finish_reason=completion.finish_reason,
         )
+
+    async def _choose(self, prompt: Prompt, text: str) -> VerdictChoice | None:
+        """P(Yes) after `text`; None where the engine cannot give it for this one."""
+        verdict = self.template.verdict
+        answers = TwoAnswers(verdict.marker, verdict.yes, verdict.no) if self.second_pass else verdict
+        try:
+            return await self.engine.choose(prompt, text, answers)
+        except RequestRefused:
+            return None
 
     def _why_unscored(self, analyses: Sequence[Analysis]) -> str:
         reason = f"none of {len(analyses)} analyses reached a verdict"

@@ -89,6 +89,11 @@ class VerdictFormat:
         rest = text[verdict.end :].lstrip()
         return rest[:1] not in ("", "/", "\ufffd") and self.find(text) == verdict
 
+    def forms(self, answer: str) -> tuple[str, ...]:
+        """The texts that say `answer` where they are one token: any case, with or without a space before it."""
+        words = dict.fromkeys((answer, answer.lower(), answer.upper()))
+        return tuple(form for word in words for form in (word, f" {word}"))
+
     def answer_of(self, token_text: str) -> bool | None:
         """True if the token reads as Yes, False as No (any case, spaces around it ignored), None otherwise."""
         word = token_text.strip().casefold()
@@ -97,6 +102,19 @@ class VerdictFormat:
         if word == self.no.casefold():
             return False
         return None
+
+
+class TwoAnswers(VerdictFormat):
+    """The two answers as they are written after a space, and in no other form.
+
+    The published second pass reads these two token ids alone (NJUNLP/R-PRM, src/evaluate/GenPRM).
+    """
+
+    def forms(self, answer: str) -> tuple[str, ...]:
+        return (f" {answer}",)
+
+    def answer_of(self, token_text: str) -> bool | None:
+        return {f" {self.yes}": True, f" {self.no}": False}.get(token_text)
 
 
 def softmax_yes(logprob_yes: float, logprob_no: float) -> float:

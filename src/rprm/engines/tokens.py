@@ -12,9 +12,6 @@ from rprm.errors import EngineError
 from rprm.prompts.template import Prompt
 from rprm.verdict import VerdictFormat
 
-#: Surface forms of an answer that can stand at the verdict; each that is one token counts towards the answer.
-_VARIANTS = ("{}", " {}")
-
 
 @dataclass(frozen=True)
 class VerdictTokens:
@@ -34,9 +31,10 @@ class VerdictTokens:
         Raises:
             EngineError: the first tokens of both answers are equal, so that one position cannot tell them apart.
         """
-        yes, no = (_single_tokens(tokenizer, answer) for answer in (verdict.yes, verdict.no))
+        forms = [verdict.forms(answer) for answer in (verdict.yes, verdict.no)]
+        yes, no = (_single_tokens(tokenizer, side) for side in forms)
         if not yes or not no:
-            yes, no = (_first_tokens(tokenizer, answer) for answer in (verdict.yes, verdict.no))
+            yes, no = (_first_tokens(tokenizer, side) for side in forms)
         both = set(yes) & set(no)
         yes, no = (tuple(token for token in side if token not in both) for side in (yes, no))
         if not yes or not no:
@@ -47,22 +45,21 @@ class VerdictTokens:
         return cls(yes, no)
 
 
-def _single_tokens(tokenizer: Any, answer: str) -> tuple[int, ...]:
+def _single_tokens(tokenizer: Any, forms: Sequence[str]) -> tuple[int, ...]:
     ids: dict[int, None] = {}
-    for word in dict.fromkeys((answer, answer.lower(), answer.upper())):
-        for variant in _VARIANTS:
-            encoded = tokenizer.encode(variant.format(word), add_special_tokens=False)
-            # Some tokenizers add a bare space token of their own before a word: look past it.
-            kept = [token for token in encoded if tokenizer.decode([token]).strip()]
-            if len(kept) == 1 and tokenizer.decode(kept).strip() == word:
-                ids[kept[0]] = None
+    for form in forms:
+        encoded = tokenizer.encode(form, add_special_tokens=False)
+        # Some tokenizers add a bare space token of their own before a word: look past it.
+        kept = [token for token in encoded if tokenizer.decode([token]).strip()]
+        if len(kept) == 1 and tokenizer.decode(kept).strip() == form.strip():
+            ids[kept[0]] = None
     return tuple(ids)
 
 
-def _first_tokens(tokenizer: Any, answer: str) -> tuple[int, ...]:
+def _first_tokens(tokenizer: Any, forms: Sequence[str]) -> tuple[int, ...]:
     ids: dict[int, None] = {}
-    for variant in _VARIANTS:
-        encoded = tokenizer.encode(variant.format(answer), add_special_tokens=False)
+    for form in forms:
+        encoded = tokenizer.encode(form, add_special_tokens=False)
         kept = [token for token in encoded if tokenizer.decode([token]).strip()]
         if kept:
             ids[kept[0]] = None
