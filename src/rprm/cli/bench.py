@@ -56,7 +56,7 @@ ScoresOption = Annotated[
 ThresholdOption = Annotated[
     float | None,
     typer.Option(
-        "--threshold", help="A step whose reward is below it is called wrong.  [default: the judge's, or 0.5]"
+        "--threshold", help="A step whose reward is below it is called wrong.  \\[default: the judge's, or 0.5]"
     ),
 ]
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="The first N items of each subset alone.")]
