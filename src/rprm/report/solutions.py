@@ -42,8 +42,8 @@ def render_solution(
         if step is not None and (notes := _notes(step, is_first_error)):
             body = Group(body, Text(notes, style="red" if is_first_error else "yellow"))
         if step is not None and analyses:
-            body = Group(body, *(_render_analysis(number, one) for number, one in enumerate(step.analyses)))
-        table.add_row(str(index), _bar(step, threshold), _reward(step), body)
+            body = Group(body, *(_render_analysis(number, one) for number, one in enumerate(step.analyses, 1)))
+        table.add_row(str(index + 1), _bar(step, threshold), _reward(step), body)
     return Panel(
         Group(Text(plain(solution.problem), style="italic"), Text(""), table),
         title=Text(plain(result.id)),
@@ -123,12 +123,12 @@ def _render_analysis(number: int, analysis: Analysis) -> RenderableType:
 
 def _subtitle(result: SolutionReward) -> Text:
     if result.first_error >= 0:
-        text = f"first error: step {result.first_error}"
+        text = f"first error: step {result.first_error + 1}"
     elif result.uncovered:
         text = f"no error found; {len(result.uncovered)} of {result.num_steps} steps uncovered"
     else:
         text = "no error found"
     if result.label is not None:
-        gold = f"step {result.label}" if result.label >= 0 else "none"
+        gold = f"step {result.label + 1}" if result.label >= 0 else "none"
         text += f"  (labelled: {gold})"
     return Text(text)
