@@ -3,14 +3,18 @@
 Both draw the same samples, so that their choices can be compared one by one: they are to be equal. Three sources of
 problems with 8 candidates each:
 
-- `steps`: solutions of PRMBench with the shares of Yes that a released R-PRM gave to each of their steps, eight to a
+- `steps`: solutions of PRMBench with the shares of Yes that R-PRM-7B-SFT gave to each of their steps, eight to a
   problem, in an order drawn from their ids. In truth they solve different problems; their rewards do not know that.
 - `candidates`: eight real solutions of each of 80 OlympiadBench problems (Qwen2.5-7B-Instruct). Where the answer is
-  wrong, one of the steps is taken for the first error; shares of Yes are those that the released R-PRM gave to steps of
+  wrong, one of the steps is taken for the first error; shares of Yes are those that R-PRM-7B-SFT gave to steps of
   that kind (`judge_cost.Streams`).
 - `scripted`: the same solutions under the pseudo-random judge of the scripted engine.
 
     python perf/best_of_n.py --data FOLDER_WITH_PRMBENCH_AND_POLICY_SAMPLES
+
+The data are public and no part of this repository: `prmbench/` as for `judge_cost.py`, and
+`policy_samples/olympiadbench_qwen2.5-7b_n8.jsonl`, 80 of the problems of OlympiadBench with 8 solutions each and the
+published grader's verdicts (NJUNLP/R-PRM, src/datasets/OlympiadBench, cut into steps).
 
 `share` is the part of all analyses that is drawn, `waves` how many follow one another on a problem, in the mean.
 """
@@ -49,7 +53,7 @@ Problems = list[tuple[str, list[tuple[str, ...]]]]
 
 
 class ReleasedSteps(Streams):
-    """Streams in which every step has the share of Yes that the released R-PRM gave to it."""
+    """Streams in which every step has the share of Yes that R-PRM-7B-SFT gave to it."""
 
     def __init__(self, leaning: dict[str, float], seed: int) -> None:
         self.leaning = leaning
@@ -162,7 +166,9 @@ async def raced(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="folder that holds prmbench/ and policy_samples/")
+    parser.add_argument(
+        "--data", required=True, help="folder that holds prmbench/ and policy_samples/, public data (see above)"
+    )
     parser.add_argument("-k", type=int, default=10)
     parser.add_argument("--waves", type=int, nargs="+", default=[1, 4, 8, 16, 32])
     parser.add_argument("--seed", type=int, default=0)

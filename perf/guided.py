@@ -28,6 +28,9 @@ small model's own verdicts would say nothing of a judge's.
 2. Wall time on a real engine, which generates and computes as many tokens as the stream says.
 
        python perf/guided.py time --data FOLDER_WITH_MATH --model smollm2
+
+The folder holds GSM8K's test problems (`openai/gsm8k`, public, no part of this repository) as `gsm8k.jsonl`; they give
+the prompts their lengths. Nothing else is read: verdicts and lengths are drawn.
 """
 
 from __future__ import annotations
@@ -393,7 +396,7 @@ def _chosen(arguments: argparse.Namespace) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["model", "time"])
-    parser.add_argument("--data", help="time: folder with the mathematics sets")
+    parser.add_argument("--data", help="time: folder with gsm8k.jsonl, public data (see above)")
     parser.add_argument("--model", default="smollm2", help="time: the engine of policy and judge")
     parser.add_argument("--prompt", default="critique-brief", help="time: of the judge")
     parser.add_argument("--limit", type=int, default=32, help="problems")

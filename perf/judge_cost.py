@@ -7,8 +7,9 @@ generation itself. Sample j of a step is the same in both, so that predictions c
 Two measurements, side by side in one run:
 
 1. Tokens, on the real ProcessBench items, with verdict streams drawn from their labels, so that all items and several K
-   can be counted without a GPU. Two streams: `released`, whose shares of Yes are those that a released R-PRM gave to
-   right and to first wrong steps of PRMBench (10 votes a step), and `accurate`, a judge better than the paper's.
+   can be counted without a GPU. Two streams: `released`, whose shares of Yes are those that R-PRM-7B-SFT gave to right
+   and to first wrong steps of PRMBench (10 votes a step, published with its code), and `accurate`, a judge better than
+   the paper's.
 
        python perf/judge_cost.py tokens --data FOLDER_WITH_PROCESSBENCH
 
@@ -19,6 +20,11 @@ Two measurements, side by side in one run:
    prompt cache, which it does not have.
 
        python perf/judge_cost.py time --data FOLDER_WITH_PROCESSBENCH --model smollm2
+
+The data are public and no part of this repository. `processbench/`: files of `Qwen/ProcessBench`, one a subset, as
+`rprm bench processbench --data` reads them; the figures in docs/log.md are of 200, 300, 80 and 80 items of its subsets.
+`prmbench/sample.jsonl`: rows of `hitsmy/PRMBench_Preview`. `prmbench/released_scores.jsonl`: `{key, p_yes}` of the same
+rows, from src/evaluate/PRMBench/data/prm_result.jsonl of NJUNLP/R-PRM (`idx`, `scores.step_level_validity_scores`).
 """
 
 from __future__ import annotations
@@ -214,7 +220,7 @@ class Streams:
 
 
 def released_leanings(data: Path) -> dict[str, list[float]]:
-    """Shares of Yes that a released R-PRM gave, by the kind of step.
+    """Shares of Yes that R-PRM-7B-SFT gave, by the kind of step.
 
     From PRMBench's soundness and sensitivity classes: what its simplicity classes call wrong is true, but redundant.
     """
@@ -353,7 +359,9 @@ def forget_prompts(engine: Engine) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["tokens", "time"])
-    parser.add_argument("--data", required=True, help="folder that holds processbench/")
+    parser.add_argument(
+        "--data", required=True, help="folder with processbench/ and prmbench/, public data (see above)"
+    )
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--prompt", default="critique-brief")
     parser.add_argument("-k", type=int, nargs="+", default=[10, 16, 32])

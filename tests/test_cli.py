@@ -41,7 +41,7 @@ def test_judge_prints_steps_rewards_and_the_first_error() -> None:
     assert done.returncode == 0, done.stderr
     assert "bakery" in done.stdout
     assert done.stdout.count("✗ first error") == 5
-    assert "first error: step 0  (labelled: none)" in done.stdout
+    assert "first error: step 1  (labelled: none)" in done.stdout
     assert "5 with an error, 0 without" in " ".join(done.stdout.split())
     # No progress line where standard error is no terminal.
     assert done.stderr == ""
@@ -72,7 +72,7 @@ def test_bad_records_are_told_and_counted(tmp_path: Path) -> None:
     done = rprm("judge", path, "--model", "scripted:", "-q")
     assert done.returncode == 3
     assert "in.jsonl, line 6: 'steps' is missing" in " ".join(done.stderr.split())
-    assert "1 records set aside" in " ".join(done.stdout.split())
+    assert "1 rejected rows" in " ".join(done.stdout.split())
     strict = rprm("judge", path, "--model", "scripted:", "-q", "--strict")
     assert strict.returncode == 1
     assert strict.stderr.startswith("rprm: ")

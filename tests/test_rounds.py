@@ -189,13 +189,17 @@ def test_a_round_samples_as_many_steps_as_it_is_told_and_goes_on_from_there(tmp_
 
     folder = tmp_path / "rounds"
     (folder / "steps").mkdir(parents=True)
-    (folder / "steps" / "train.jsonl").write_text("".join(f"step {number}\n" for number in range(5)))
+    # U+2028 and U+0085 end a line for Unicode, and none of JSON Lines.
+    (folder / "steps" / "train.jsonl").write_bytes(
+        "".join(f"step\u2028\x85 {number}\n" for number in range(5)).encode()
+    )
     rounds = _Rounds(folder, settings(num_sampled_steps=2), (), lambda number, stage: None)
     sampled = []
     for number in (1, 2, 3):
         (folder / f"round-{number}").mkdir()
-        sampled.append(rounds._sampled(number, folder / f"round-{number}").read_text().split("\n")[:-1])
-    assert sampled == [["step 0", "step 1"], ["step 2", "step 3"], ["step 4", "step 0"]]
+        lines = rounds._sampled(number, folder / f"round-{number}").read_bytes().decode().split("\n")[:-1]
+        sampled.append([int(line.removeprefix("step\u2028\x85 ")) for line in lines])
+    assert sampled == [[0, 1], [2, 3], [4, 0]]
 
 
 def test_a_link_leads_to_the_best_model(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ A run folder holds
 
 - `manifest.json`: the stage, its resolved settings, and a line for each session that worked on it;
 - `results.jsonl`: finished rows in input order, each written once and whole;
-- `rejected.jsonl`: input rows set aside, with file, line and reason;
+- `rejected.jsonl`: rejected input rows, with file, line and reason;
 - `journal-NNNNNN.jsonl`: pieces of work that are paid for but whose row is not finished; gone when the run is complete;
 - `summary.json`: totals, written at the end;
 - `lock`: held by the one process that writes.

@@ -111,10 +111,6 @@ class Tally(Protocol[Counted]):
     def as_dict(self) -> dict[str, int]: ...
 
 
-#: Called with each solution and its reward, in input order.
-OnResult = Callable[[Solution, SolutionReward], None]
-
-
 @dataclass
 class Watcher:
     """What is told of a run while it goes on. Every function is called in the event loop's thread."""

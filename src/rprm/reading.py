@@ -203,7 +203,7 @@ def solution_of(value: Any, *, default_id: str) -> Solution:
         raise InputError(_what("steps", steps, "a list of texts, at least one (or give 'solution')", value))
     for index, step in enumerate(steps):
         if not isinstance(step, str) or not step.strip():
-            raise InputError(f"step {index} (counted from 0) must be a text that is not empty, not {step!r:.80}")
+            raise InputError(f"step {index + 1} (steps[{index}]) must be a text that is not empty, not {step!r:.80}")
     identifier = value.get("id", default_id)
     if isinstance(identifier, int) and not isinstance(identifier, bool):
         identifier = str(identifier)

@@ -286,7 +286,7 @@ class _Rounds:
             ],
         )  # fmt: skip
         measured: dict[str, Any] = json.loads(
-            (self.folder / f"round-{number}" / "measure" / "measurement.json").read_text()
+            (self.folder / f"round-{number}" / "measure" / "measurement.json").read_bytes()
         )
         return measured
 
@@ -297,10 +297,11 @@ class _Rounds:
             return self.train
         path = folder / "steps.jsonl"
         if not path.exists():
-            lines = self.train.read_text().splitlines()
+            # As bytes: a line ends at a line feed alone, not at what else Unicode takes for a line end.
+            lines = self.train.read_bytes().splitlines(keepends=True)
             chosen = [lines[((number - 1) * size + place) % len(lines)] for place in range(min(size, len(lines)))]
             partial = path.with_name("steps.partial")
-            partial.write_text("\n".join(chosen) + "\n")
+            partial.write_bytes(b"".join(chosen))
             os.replace(partial, path)
         return path
 
@@ -327,7 +328,7 @@ class _Rounds:
         return tally_steps(StepItems(steps), scores, allow_missing=True)
 
     def _num_pairs(self, number: int) -> int:
-        summary = json.loads((self.folder / f"round-{number}" / "pairs" / "summary.json").read_text())
+        summary = json.loads((self.folder / f"round-{number}" / "pairs" / "summary.json").read_bytes())
         return int(summary["parts"]["train"]["rows"])
 
     def _stage(self, number: int, name: str, arguments: list[str], *, launcher: Sequence[str] = ()) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from rprm.artifacts import MANIFEST, read_manifest
 from rprm.errors import RunError
 
-#: Exit code of a command that set some input rows aside: no failure.
+#: Exit code of a command that rejected some input rows: no failure.
 _REJECTED = 3
 
 
@@ -63,7 +63,7 @@ class Stage:
                 stdout=stream,
                 stderr=None if attached and sys.stderr.isatty() else subprocess.STDOUT,
                 env={**os.environ, **(environment or {})},
-                preexec_fn=_die_with_parent,
+                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
             )
 
     @property
@@ -71,9 +71,9 @@ class Stage:
         return self._process.poll() is None
 
     def stop(self) -> None:
-        """Ask it to stop, as Ctrl-C would; it goes on from there when it is begun again."""
+        """Ask it to stop, as Ctrl-C would; it goes on from there when it is begun again. On Windows it is ended."""
         if self.is_running:
-            self._process.send_signal(signal.SIGINT)
+            self._process.send_signal(signal.SIGTERM if sys.platform == "win32" else signal.SIGINT)
 
     def end(self, patience: float = 30.0) -> None:
         """Wait for it to stop, at most so many seconds; then it is killed, and goes on from its last checkpoint."""
@@ -96,7 +96,8 @@ class Stage:
             self._process.wait()
             raise
         if code not in (0, _REJECTED):
-            last = "\n".join(f"  {line}" for line in self.log.read_text(errors="replace").splitlines()[-8:])
+            lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+            last = "\n".join(f"  {line}" for line in lines[-8:])
             raise RunError(
                 f"{self.folder}: `rprm {' '.join(self.arguments[:2])}` failed with exit code {code}; its last words "
                 f"({self.log}):\n{last}\nmend it and begin the same command again: it goes on from there"
@@ -105,6 +106,5 @@ class Stage:
 
 def _die_with_parent() -> None:
     """On Linux: a stage ends when its parent is killed, and so lets go of its folder."""
-    if sys.platform == "linux":
-        # prctl(PR_SET_PDEATHSIG, SIGKILL)
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
+    # prctl(PR_SET_PDEATHSIG, SIGKILL)
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)

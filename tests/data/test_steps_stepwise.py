@@ -57,12 +57,12 @@ class TestStepwise:
         [
             ({"labels": [True]}, "a list of 2 labels, one for each completion, not 1"),
             ({"labels": None}, "a list of 2 labels"),
-            ({"labels": [True, None]}, r"label 1 \(counted from 0\)"),
-            ({"labels": [True, 0.5]}, r"label 1 \(counted from 0\)"),
-            ({"labels": [float("nan"), True]}, r"label 0 \(counted from 0\)"),
-            ({"labels": ["True", True]}, r"label 0 \(counted from 0\)"),
+            ({"labels": [True, None]}, r"label 2 \(labels\[1\]\)"),
+            ({"labels": [True, 0.5]}, r"label 2 \(labels\[1\]\)"),
+            ({"labels": [float("nan"), True]}, r"label 1 \(labels\[0\]\)"),
+            ({"labels": ["True", True]}, r"label 1 \(labels\[0\]\)"),
             ({"completions": []}, "'completions' must be a list of texts, at least one"),
-            ({"completions": ["a", " "]}, r"'completions': text 1 \(counted from 0\) must not be empty"),
+            ({"completions": ["a", " "]}, r"'completions': text 2 \(completions\[1\]\) must not be empty"),
             ({"prompt": [{"role": "user", "content": "p"}]}, "'prompt' must be a text"),
         ],
     )
@@ -167,16 +167,16 @@ class TestMathShepherd:
     @pytest.mark.parametrize(
         ("text", "label", "reason"),
         [
-            ("p Step 1: a ки", "p Step 1: a ки", "it differs at step 0"),
-            ("p Step 1: a ки", "p Step 1: b +", "it differs at step 0"),
-            ("p Step 1: a ки\nStep 2: b ки", "p Step 1: a +\nStep 2: b", "it differs at step 1"),
+            ("p Step 1: a ки", "p Step 1: a ки", "it differs at step 1"),
+            ("p Step 1: a ки", "p Step 1: b +", "it differs at step 1"),
+            ("p Step 1: a ки\nStep 2: b ки", "p Step 1: a +\nStep 2: b", "it differs at step 2"),
             ("p Step 1: a ки", "p Step 1: a + and more", "'label' must end as 'input' does"),
             ("p Step 1: a", "p Step 1: a", "no step tag"),
             ("p a ки", "p a +", "one 'Step 1:' before the first 'ки'; found 0"),
             # A tag within the problem, as a few dozen published rows have it.
             ("p ки? Step 1: a ки", "p +? Step 1: a +", "found 0"),
             ("Step 1: a ки", "Step 1: a +", "no problem before"),
-            ("p Step 1: ки\nStep 2: b ки", "p Step 1: +\nStep 2: b +", r"step 0 \(counted from 0\) is empty"),
+            ("p Step 1: ки\nStep 2: b ки", "p Step 1: +\nStep 2: b +", "step 1 is empty"),
             ("", "", "'input' must be a text"),
         ],
     )

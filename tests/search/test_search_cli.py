@@ -74,7 +74,7 @@ def test_best_of_n_samples_first(tmp_path: Path) -> None:
     arguments = ("--policy", "scripted:", "--problems", problems, "-n", 2, "--model", "scripted:", "--limit", 3)
     done = rprm("best-of-n", *arguments, "-o", tmp_path / "run", "--aggregate", "product", "--stopping", "none")
     assert done.returncode == 3, done.stderr
-    assert "set aside" in done.stderr
+    assert "rejected: " in done.stderr
     assert [row["problem"]["id"] for row in rows(tmp_path / "run" / "candidates")] == ["p0", "p1", "p2"]
     judged = rows(tmp_path / "run")
     assert [row["chosen"] in (0, 1) for row in judged] == [True] * 3

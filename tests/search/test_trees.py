@@ -166,7 +166,7 @@ def test_a_terminal_shows_what_was_kept_and_what_it_was_worth() -> None:
     text = shown(tree())
     lines = text.splitlines()
     (added,) = (line for line in lines if "We add." in line)
-    assert added.split()[1:5] == ["0", "●", "0.75", "×1"]
+    assert added.split()[1:5] == ["1", "●", "0.75", "×1"]
     (guessed,) = (line for line in lines if "We guess." in line)
     assert "○" in guessed
     assert "0.00–0.50" in guessed

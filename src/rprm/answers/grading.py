@@ -60,7 +60,8 @@ class Grader:
         limit_bytes: address space of one process.
 
     Raises:
-        RprmError: a limit is out of range; at the first comparison that needs it, math-verify is not installed.
+        RprmError: a limit is out of range; at the first comparison that needs it, math-verify is not installed, or this
+            is Windows.
     """
 
     def __init__(self, *, num_workers: int = 2, limit_s: float = 5.0, limit_bytes: int = 2 << 30) -> None:

@@ -5,8 +5,9 @@ JSON line a reply: `{"outcome"}`, one of equal, different, unreadable, timeout, 
 
 Two processes stand behind it. The *keeper* (this one) loads math-verify once, never computes, and so always answers.
 Its *child*, a fork, does the work under limits that the kernel enforces: processor time (a signal that ends it, also
-inside one long multiplication that no Python code could interrupt) and address space. A child that breaks a limit is
-gone, and the next fork takes milliseconds. When the process that started the keeper ends, however it ends, the keeper's
+inside one long multiplication that no Python code could interrupt) and address space; macOS limits no address space,
+and there the keeper looks at the child's memory a few times a second. A child that breaks a limit is gone, and the next
+fork takes milliseconds. When the process that started the keeper ends, however it ends, the keeper's
 input closes: it kills its child and ends too.
 
 No text is ever evaluated as Python. Texts go to math-verify's LaTeX grammar alone, never to its reader of plain
@@ -24,9 +25,9 @@ import json
 import logging
 import os
 import re
-import resource
 import select
 import signal
+import subprocess
 import sys
 import time
 from typing import Any
@@ -36,6 +37,10 @@ NOT_INSTALLED = 3
 #: Wall time after which a child is taken for hung, in multiples of its limit of processor time: a busy machine gives it
 #: less than a whole processor, and that changes no outcome.
 WALL_FACTOR = 20
+#: Whether the keeper watches its child's memory, which the kernel does not limit: RLIMIT_AS cannot be set on macOS.
+_WATCHES_MEMORY = sys.platform == "darwin"
+#: Seconds between two looks at the child: whether the parent is still there, and at its memory where that is watched.
+_LOOK_S = 0.2 if _WATCHES_MEMORY else 1.0
 #: What the child has read once, so that its successors start with warm caches.
 _WARM_UP = [(r"\frac{\sqrt{3}}{2}", r"\sqrt{3}/2"), (r"x^2+2x+1", r"(x+1)^2"), (r"2\pi", r"6.2832"), (r"x<2", r"2>x")]
 
@@ -120,6 +125,7 @@ class _Child:
         self._from, from_child = os.pipe()
         self.is_alive = True
         self._limit_s = limit_s
+        self._limit_bytes = limit_bytes
         self._pid = os.fork()
         if self._pid == 0:
             try:
@@ -144,7 +150,7 @@ class _Child:
         """The outcome, None where the parent has gone meanwhile."""
         begin = time.monotonic()
         while True:
-            if select.select([self._from], [], [], 1.0)[0]:
+            if select.select([self._from], [], [], _LOOK_S)[0]:
                 reply = os.read(self._from, 1 << 10).decode().strip()
                 if not reply:
                     return self._ended()
@@ -153,6 +159,9 @@ class _Child:
                 return reply
             if os.getppid() != parent or (select.select([requests], [], [], 0)[0] and not _has_more(requests)):
                 return None
+            if _WATCHES_MEMORY and _resident_bytes(self._pid) > self._limit_bytes:
+                self.kill()
+                return "out of memory"
             if time.monotonic() - begin > WALL_FACTOR * self._limit_s:
                 self.kill()
                 return "timeout"
@@ -175,6 +184,12 @@ class _Child:
         os.close(self._from)
 
 
+def _resident_bytes(pid: int) -> int:
+    """Memory of a process; 0 once it is gone. `ps` of any POSIX system tells it, in KiB."""
+    told = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True).stdout
+    return 1024 * int(told.strip() or 0)
+
+
 def _has_more(requests: int) -> bool:
     """Whether a readable input has anything but its end. Requests come one at a time, so that only an end is there."""
     with contextlib.suppress(OSError):
@@ -183,8 +198,11 @@ def _has_more(requests: int) -> bool:
 
 
 def _serve(requests: int, replies: int, limit_s: float, limit_bytes: int) -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, limit_bytes))
+    import resource  # Windows has none, and imports this module too.
+
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if not _WATCHES_MEMORY:
+        resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, limit_bytes))
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     for line in os.fdopen(requests, "rb", buffering=0):
         signal.setitimer(signal.ITIMER_PROF, limit_s)

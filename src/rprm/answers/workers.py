@@ -52,7 +52,7 @@ class Workers:
         """One worker, waited for where all are busy.
 
         Raises:
-            RprmError: math-verify is not installed, or no worker can be started.
+            RprmError: math-verify is not installed, this is Windows, or no worker can be started.
         """
         with self._lock:
             if os.getpid() != self._owner:
@@ -88,6 +88,8 @@ class _Worker:
     """One keeper process; see `rprm.answers.worker`."""
 
     def __init__(self, limit_s: float, limit_bytes: int) -> None:
+        if sys.platform == "win32":
+            raise RprmError("comparing mathematical answers needs Linux or macOS; on Windows, run this command in WSL")
         self._silence_s = limit_s * worker_program.WALL_FACTOR + _GRACE_S
         self.is_alive = True
         # Not -I: math-verify may be installed for the user alone. Hash seed and threads: the same outcome every time.

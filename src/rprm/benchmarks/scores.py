@@ -164,7 +164,7 @@ def _scores_row(value: Any) -> tuple[str, StepScores]:
         # NaN compares false with everything.
         if score is not None and (type(score) not in (int, float) or not 0 <= score <= 1):
             raise InputError(
-                f"'p_yes' of {identifier!r}, step {index} (counted from 0), must be a number from 0 to 1, or null; "
+                f"'p_yes' of {identifier!r}, step {index + 1} (p_yes[{index}]), must be a number from 0 to 1, or null; "
                 f"not {score!r:.80}"
             )
     return identifier, tuple(None if score is None else float(score) for score in scores)

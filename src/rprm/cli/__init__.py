@@ -1,7 +1,7 @@
 """The command line: each command parses, calls and prints.
 
-Exit codes: 0 done; 1 an error, told in one message; 2 a command that does not parse; 3 done, but some input records
-were set aside; 130 interrupted.
+Exit codes: 0 done; 1 an error, told in one message; 2 a command that does not parse; 3 done, but some input rows were
+rejected; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-#: Done, but some input records were set aside.
+#: Done, but some input rows were rejected.
 EXIT_REJECTED = 3
 
 
@@ -19,6 +19,10 @@ def main() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
     # Threads of torch that spin while they wait make a busy machine several times slower; these sleep.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if sys.platform == "win32":
+        # There a pipe or a file would take the code page of the country, which has no bars and no mathematics.
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(encoding="utf-8")
     from rprm.cli.app import app
     from rprm.errors import RprmError
 

@@ -61,7 +61,7 @@ ScoresOption = Annotated[
 ThresholdOption = Annotated[
     float | None,
     typer.Option(
-        "--threshold", help="A step whose reward is below it is called wrong.  [default: the judge's, or 0.5]"
+        "--threshold", help="A step whose reward is below it is called wrong.  \\[default: the judge's, or 0.5]"
     ),
 ]
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="The first N items of each subset alone.")]
@@ -284,7 +284,7 @@ def _scores(
         return _stored_scores(stored, items), measured_threshold(stored, threshold)
     assert model is not None
     rewarder = load_rewarder(model, threshold=threshold, **judge)
-    with judged_run(rewarder, items, _source(items, data), benchmark, output, limit) as run:
+    with judged_run(rewarder, items, _source(items, data), benchmark, output, limit, model=model) as run:
         return _stored_scores(run, items), rewarder.threshold
 
 
@@ -297,11 +297,15 @@ def judged_run(
     output: Path | None,
     limit: int | None,
     *,
+    model: str,
     noun: str = "solutions",
 ) -> Iterator[Path]:
     """The run folder in which the items are judged now: the output, or one that is gone afterwards."""
     import tempfile
 
+    from rprm.cli.embedded import EmbeddedScope
+
+    scope = EmbeddedScope(model)
     with tempfile.TemporaryDirectory(prefix="rprm-") as folder:
         run = output or Path(folder) / "run"
         totals = run_judge(
@@ -312,9 +316,10 @@ def judged_run(
             output=run,
             settings={"benchmark": benchmark, **({} if limit is None else {"limit": limit})},
             strict=False,
-            on_result=lambda solution, result: None,
+            on_result=lambda solution, result: scope.note(solution),
             noun=noun,
         )
+        scope.tell()
         refuse_nothing_judged(totals)
         yield run
 

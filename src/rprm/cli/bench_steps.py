@@ -96,7 +96,9 @@ def steps(
         )
         threshold = rewarder.threshold
         judged_alone = LastStepRewarder(rewarder)
-        with judged_run(judged_alone, items, items.sources[0], BENCHMARK, output, limit, noun="steps") as run:
+        with judged_run(
+            judged_alone, items, items.sources[0], BENCHMARK, output, limit, model=model, noun="steps"
+        ) as run:
             judged = stored_scores(run, items)
     measured = measure_steps(
         items, judged, threshold=threshold, allow_missing=allow_missing, num_resamples=resamples, seed=seed

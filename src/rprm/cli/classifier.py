@@ -70,7 +70,7 @@ def classifier(
     ] = None,
     validation_share: Annotated[
         float | None,
-        typer.Option(help="Share of the problems that is held out.  [default: 0.05]", rich_help_panel=_VALIDATION),
+        typer.Option(help="Share of the problems that is held out.  \\[default: 0.05]", rich_help_panel=_VALIDATION),
     ] = None,
     split_seed: Annotated[
         int | None, typer.Option(help="Holds out other problems.", show_default="0", rich_help_panel=_VALIDATION)
@@ -117,7 +117,7 @@ def classifier(
 ) -> None:
     """Train a discriminative PRM on labelled steps: a two-way head at the end of each step, as in Qwen2.5-Math-PRM.
 
-    OUTPUT/model is loaded by `--model classifier:OUTPUT/model`. Exit code 3 says that some rows were set aside.
+    OUTPUT/model is loaded by `--model classifier:OUTPUT/model`. Exit code 3 says that some rows were rejected.
     """
     from rprm.cli import EXIT_REJECTED
     from rprm.training.classifier import ClassifierTraining, train_classifier

@@ -30,8 +30,8 @@ TrainedPrompt = Annotated[
     str | None,
     typer.Option(
         "--prompt",
-        help="The template that the student reads: a file, a built-in name, or a model folder.  [default: the one that "
-        "the analyses were written with]",
+        help="The template that the student reads: a file, a built-in name, or a model folder.  "
+        "\\[default: the one that the analyses were written with]",
     ),
 ]
 ValidationShare = Annotated[
@@ -50,7 +50,9 @@ def analyses(
     num_analyses: Annotated[int, typer.Option("-n", "--num-analyses", min=1, help="Analyses of each step.")] = 3,
     prompt: Annotated[
         str | None,
-        typer.Option("--prompt", help="Template: a file or a built-in name.  [default: the model's own, else teacher]"),
+        typer.Option(
+            "--prompt", help="Template: a file or a built-in name.  \\[default: the model's own, else teacher]"
+        ),
     ] = None,
     temperature: Annotated[float, typer.Option(help="Of the analyses.")] = 0.4,
     top_p: Annotated[float, typer.Option(help="Of the analyses.")] = 0.95,
@@ -215,7 +217,7 @@ def _show_dataset(summary: dict[str, Any], output: Path, json: bool) -> None:
     flat |= summary["counts"]
     flat |= {f"dropped: {reason}": count for reason, count in summary["dropped"].items() if count}
     if summary["rejected"]:
-        flat["input rows set aside"] = summary["rejected"]
+        flat["input rows rejected"] = summary["rejected"]
     _show(flat, output, False)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 import typer
 
 if TYPE_CHECKING:
-    from rprm.judging import OnResult, Totals, Watcher
+    from rprm.judging import Totals, Watcher
     from rprm.reading import Rejected, Source, SourceInfo
     from rprm.records import Solution, SolutionReward
     from rprm.rewarder import StepRewarder
@@ -45,26 +45,28 @@ Model = Annotated[
     ),
 ]
 NumAnalyses = Annotated[
-    int | None, typer.Option("-k", "--num-analyses", help="Most analyses a step gets (the paper's K).  [default: 10]")
+    int | None, typer.Option("-k", "--num-analyses", help="Most analyses a step gets (the paper's K).  \\[default: 10]")
 ]
 Threshold = Annotated[
     float | None,
-    typer.Option(help="A step whose reward is below it is called wrong.  [default: 0.5, or the embedded model's own]"),
+    typer.Option(
+        help="A step whose reward is below it is called wrong.  \\[default: 0.5, or the embedded model's own]"
+    ),
 ]
 StoppingOption = Annotated[
     StoppingName | None,
-    typer.Option("--stopping", help="Early stopping within a step; exact changes no decision.  [default: exact]"),
+    typer.Option("--stopping", help="Early stopping within a step; exact changes no decision.  \\[default: exact]"),
 ]
 Confidence = Annotated[float, typer.Option(help="For --stopping confident: how probable a decision must be.")]
 FirstErrorExit = Annotated[
     bool | None,
-    typer.Option("--first-error-exit/--all-steps", help="Stop at the first step called wrong.  [default: stop]"),
+    typer.Option("--first-error-exit/--all-steps", help="Stop at the first step called wrong.  \\[default: stop]"),
 ]
 ForceVerdict = Annotated[
     bool | None,
     typer.Option(
         "--force-verdict/--no-force-verdict",
-        help="Where an analysis ends without a verdict, ask for one.  [default: no]",
+        help="Where an analysis ends without a verdict, ask for one.  \\[default: no]",
     ),
 ]
 Ask = Annotated[
@@ -86,16 +88,16 @@ ProcedureOption = Annotated[
 PromptOption = Annotated[
     str | None, typer.Option("--prompt", help="Prompt template: a file, or a built-in name (`rprm prompts list`).")
 ]
-Temperature = Annotated[float | None, typer.Option(help="Of the analyses.  [default: 0.95]")]
-TopP = Annotated[float | None, typer.Option(help="Of the analyses.  [default: 0.95]")]
-MaxTokens = Annotated[int | None, typer.Option(help="Longest analysis, in tokens.  [default: 4096]")]
+Temperature = Annotated[float | None, typer.Option(help="Of the analyses.  \\[default: 0.95]")]
+TopP = Annotated[float | None, typer.Option(help="Of the analyses.  \\[default: 0.95]")]
+MaxTokens = Annotated[int | None, typer.Option(help="Longest analysis, in tokens.  \\[default: 4096]")]
 Seed = Annotated[int, typer.Option(help="Seed of the whole run.")]
 Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="Run folder: results are kept there, and a killed run goes on from there."),
 ]
-Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first record that cannot be used.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Judge the first N records alone.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first row that cannot be used.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Judge the first N rows alone.")]
 
 
 def judge(
@@ -138,13 +140,14 @@ def judge(
 ) -> None:
     """Judge solutions step by step: a reward for each step, and the first wrong step.
 
-    The defaults are the paper's; two models have lighter ones of their own: embedded (400 tokens), and smollm2 (-k 4,
-    128 tokens, a verdict is asked for where it reaches none). Exit code 3 says that some records were set aside.
+    The defaults are the paper's and its scripts'; two models have lighter ones of their own: embedded (400 tokens), and
+    smollm2 (-k 4, 128 tokens, a verdict is asked for where it reaches none). Exit code 3: some rows were rejected.
     """
     from rich.console import Console
 
     from rprm.api import load_rewarder
     from rprm.cli import EXIT_REJECTED
+    from rprm.cli.embedded import EmbeddedScope
     from rprm.reading import read_solutions
     from rprm.report.solutions import render_solution, render_totals
 
@@ -164,12 +167,14 @@ def judge(
         seed=seed,
     )
     console = Console(highlight=False)
+    scope = EmbeddedScope(model)
 
     def show(solution: Solution, result: SolutionReward) -> None:
+        note = scope.note(solution)
         if json:
             print(result.model_dump_json(), flush=True)
         elif not quiet:
-            console.print(render_solution(solution, result, threshold=rewarder.threshold, analyses=analyses))
+            console.print(render_solution(solution, result, threshold=rewarder.threshold, analyses=analyses, note=note))
 
     with opened_source(input) as (source, info):
         rows = read_solutions(source, name=input)
@@ -185,6 +190,7 @@ def judge(
         )
     if not json:
         console.print(render_totals(totals, output))
+    scope.tell()
     refuse_nothing_judged(totals)
     if totals.num_rejected:
         raise typer.Exit(EXIT_REJECTED)
@@ -263,7 +269,7 @@ def run_judge(
     output: Path | None,
     settings: dict[str, Any],
     strict: bool,
-    on_result: OnResult,
+    on_result: Callable[[Solution, SolutionReward], object],
     noun: str = "solutions",
 ) -> Totals:
     """Judge rows behind a progress line on standard error; see `judge_source`."""

@@ -160,7 +160,7 @@ def run(
 def report(
     source: Annotated[Path, typer.Argument(metavar="LAB", help="A folder of `rprm lab run`, finished or not.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The page to write.  [default: LAB/report.html]")
+        Path | None, typer.Option("--output", "-o", help="The page to write.  \\[default: LAB/report.html]")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="All figures as one JSON object, and no page.")] = False,
 ) -> None:

@@ -27,7 +27,7 @@ T = TypeVar("T")
 def progress_line(
     model: StepRewarder | Policy,
     num_rows: int | None,
-    on_result: Callable[[Any, Any], None],
+    on_result: Callable[[Any, Any], object],
     *,
     noun: str = "solutions",
     activity: str = "judging",
@@ -78,7 +78,7 @@ def progress_line(
         on_result(row, result)
 
     def rejected(row: Rejected) -> None:
-        console.print(f"set aside: {row.file}, line {row.line}: {row.reason}", style="yellow", markup=False)
+        console.print(f"rejected: {row.file}, line {row.line}: {row.reason}", style="yellow", markup=False)
 
     def resumed(num_finished: int) -> None:
         nonlocal num_before
@@ -97,7 +97,7 @@ def run_behind_progress(
     model: StepRewarder | Policy,
     close: Callable[[], Awaitable[None]],
     num_rows: int | None,
-    on_result: Callable[[Any, Any], None] = lambda row, result: None,
+    on_result: Callable[[Any, Any], object] = lambda row, result: None,
     *,
     noun: str,
     activity: str = "judging",

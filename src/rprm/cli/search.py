@@ -78,18 +78,18 @@ ProblemFile = Annotated[
 ]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="The first N problems (of each set) alone.")]
 NumCandidates = Annotated[
-    int | None, typer.Option("-n", "--num-candidates", min=1, help="Solutions of each problem.  [default: 8]")
+    int | None, typer.Option("-n", "--num-candidates", min=1, help="Solutions of each problem.  \\[default: 8]")
 ]
 PolicyPrompt = Annotated[
     str | None,
     typer.Option("--policy-prompt", help="The policy's template: a file, a model folder, or a built-in name."),
 ]
 PolicyTemperature = Annotated[
-    float | None, typer.Option("--policy-temperature", min=0.0, help="Of the policy.  [default: 0.7]")
+    float | None, typer.Option("--policy-temperature", min=0.0, help="Of the policy.  \\[default: 0.7]")
 ]
-PolicyTopP = Annotated[float | None, typer.Option("--policy-top-p", help="Of the policy.  [default: 0.95]")]
+PolicyTopP = Annotated[float | None, typer.Option("--policy-top-p", help="Of the policy.  \\[default: 0.95]")]
 PolicyMaxTokens = Annotated[
-    int | None, typer.Option("--policy-max-tokens", min=1, help="Longest solution, in tokens.  [default: 2048]")
+    int | None, typer.Option("--policy-max-tokens", min=1, help="Longest solution, in tokens.  \\[default: 2048]")
 ]
 Aggregate = Annotated[
     AggregationName, typer.Option("--aggregate", help="How step rewards become the reward of a solution.")
@@ -126,7 +126,7 @@ def sample(
 ) -> None:
     """Let a policy write N solutions of each problem. Killed, it goes on from where it was.
 
-    Exit code 3 says that some records were set aside.
+    Exit code 3 says that some rows were rejected.
     """
     found = load_problems(sets, problems, data=data, revision=revision, limit=limit)
     writer = load_policy(
@@ -177,7 +177,7 @@ def best_of_n(
             "--wave",
             min=1,
             help="For --stopping exact: most analyses of a problem at once. Fewer cost less in all, more are sooner "
-            "done.  [default: 4]",
+            "done.  \\[default: 4]",
         ),
     ] = None,
     num_analyses: NumAnalyses = None,
@@ -197,7 +197,7 @@ def best_of_n(
 ) -> None:
     """Choose the candidate with the highest reward. Killed, it goes on from where it was.
 
-    Exit code 3 says that some records were set aside.
+    Exit code 3 says that some rows were rejected.
     """
     from rprm.api import load_rewarder
     from rprm.artifacts import CANDIDATES
@@ -388,7 +388,7 @@ def show_run(lines: Iterable[tuple[int, str]], totals: dict[str, int], output: P
 
 
 def leave(num_rejected: int) -> None:
-    """Exit code 3 where records were set aside."""
+    """Exit code 3 where rows were rejected."""
     from rprm.cli import EXIT_REJECTED
 
     if num_rejected:
@@ -403,7 +403,7 @@ def _sampled(totals: SampleTotals) -> list[tuple[int, str]]:
         (totals.num_cut, "candidates cut at the longest length: raise --policy-max-tokens"),
         (totals.num_empty, "candidates without a word"),
         (totals.num_refused, "problems refused"),
-        (totals.num_rejected, "records set aside"),
+        (totals.num_rejected, "rows rejected"),
     ]
 
 
@@ -429,5 +429,5 @@ def _chosen(totals: BestOfNTotals, candidates: CandidateRows) -> list[tuple[int,
         (totals.num_fallbacks, "problems in which no candidate has a reward: the first is taken"),
         (totals.num_without_candidates, "problems without a candidate to choose"),
         (len(candidates.missing), "problems that the file has no candidates of: not counted"),
-        (totals.num_rejected, "records set aside"),
+        (totals.num_rejected, "rows rejected"),
     ]

@@ -79,7 +79,7 @@ def steps(
     """Gather labelled steps: one row for each step, without repetitions and without problems of benchmarks.
 
     FOLDER gets results.jsonl (the steps), removed.jsonl (problems left out, with the benchmark's item), rejected.jsonl
-    and summary.json. Exit code 3 says that some records were set aside.
+    and summary.json. Exit code 3 says that some rows were rejected.
     """
     from json import dumps
 
@@ -151,7 +151,7 @@ def _tables(gathered: GatheredSteps) -> list[Table]:
     for reason, count in gathered.skipped.items():
         left_out.add_row(reason, f"{count:,}", "")
     if gathered.num_rejected:
-        left_out.add_row("records set aside (rejected.jsonl)", f"{gathered.num_rejected:,}", "", style="yellow")
+        left_out.add_row("rows rejected (rejected.jsonl)", f"{gathered.num_rejected:,}", "", style="yellow")
     return [kept, left_out]
 
 

@@ -226,7 +226,7 @@ def dpo(
     revision: Revision = None,
     beta: Annotated[float | None, typer.Option(help="How strongly the reference holds the model.")] = None,
     sft_weight: Annotated[
-        float | None, typer.Option(help="Weight of an SFT loss on the chosen replies.  [default: 0]")
+        float | None, typer.Option(help="Weight of an SFT loss on the chosen replies.  \\[default: 0]")
     ] = None,
     precompute_reference: Annotated[
         bool | None,

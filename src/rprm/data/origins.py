@@ -67,5 +67,5 @@ def texts_of(record: dict[str, Any], name: str) -> list[str]:
         raise InputError(f"{name!r} must be a list of texts, at least one; not {value!r:.80}")
     for index, text in enumerate(value):
         if not isinstance(text, str) or not text.strip():
-            raise InputError(f"{name!r}: text {index} (counted from 0) must not be empty; it is {text!r:.80}")
+            raise InputError(f"{name!r}: text {index + 1} ({name}[{index}]) must not be empty; it is {text!r:.80}")
     return value

@@ -96,10 +96,10 @@ def _label(completion: dict[str, Any], place: int, neutral: Neutral) -> bool | s
     """The label of a completion; or, where it has none, what it is."""
     rating = completion.get("rating")
     if isinstance(rating, bool) or rating not in (-1, 0, 1, None):
-        raise InputError(f"step {place} (counted from 0): a rating is -1, 0, 1 or null, not {rating!r:.80}")
+        raise InputError(f"step {place + 1}: a rating is -1, 0, 1 or null, not {rating!r:.80}")
     text = completion.get("text")
     if text is not None and not isinstance(text, str):
-        raise InputError(f"step {place} (counted from 0): the text of a completion is a text, not {text!r:.80}")
+        raise InputError(f"step {place + 1}: the text of a completion is a text, not {text!r:.80}")
     if not text or not text.strip():
         return "without text"
     if completion.get("flagged"):
@@ -114,20 +114,20 @@ def _label(completion: dict[str, Any], place: int, neutral: Neutral) -> bool | s
 def _place(value: Any, place: int) -> tuple[list[dict[str, Any]], int | None, dict[str, Any] | None]:
     """The completions at a place, the index of the chosen one, and what the labeler wrote."""
     if not isinstance(value, dict):
-        raise InputError(f"step {place} (counted from 0) must be an object, not {value!r:.80}")
+        raise InputError(f"step {place + 1} must be an object, not {value!r:.80}")
     # Null where the labeler left before anything was shown.
     completions = value.get("completions") or []
     if not isinstance(completions, list) or not all(isinstance(completion, dict) for completion in completions):
-        raise InputError(f"step {place} (counted from 0): 'completions' must be a list of objects")
+        raise InputError(f"step {place + 1}: 'completions' must be a list of objects")
     chosen = value.get("chosen_completion")
     if chosen is not None and (type(chosen) is not int or not 0 <= chosen < len(completions)):
         raise InputError(
-            f"step {place} (counted from 0): 'chosen_completion' must name one of {len(completions)} completions or be "
+            f"step {place + 1}: 'chosen_completion' must name one of {len(completions)} completions or be "
             f"null, not {chosen!r:.80}"
         )
     human = value.get("human_completion")
     if human is not None and not isinstance(human, dict):
-        raise InputError(f"step {place} (counted from 0): 'human_completion' must be an object, not {human!r:.80}")
+        raise InputError(f"step {place + 1}: 'human_completion' must be an object, not {human!r:.80}")
     return completions, chosen, human
 
 

@@ -38,7 +38,7 @@ def stepwise_steps(record: dict[str, Any], origin: Origin, *, after_error: bool 
         raise InputError(f"'labels' must be a list of {len(steps)} labels, one for each completion, not {given}")
     for index, label in enumerate(labels):
         if not isinstance(label, (bool, int, float)) or label not in (0, 1):
-            raise InputError(f"label {index} (counted from 0) must be true or false, or 1 or 0; not {label!r:.80}")
+            raise InputError(f"label {index + 1} (labels[{index}]) must be true or false, or 1 or 0; not {label!r:.80}")
     bare = [without_annotations(step).strip() or step for step in steps]
     return _labelled(problem, _without_numbers(bare), [bool(label) for label in labels], origin, after_error)
 
@@ -96,7 +96,7 @@ def math_shepherd_steps(record: dict[str, Any], origin: Origin, *, after_error: 
     ]
     for index, step in enumerate(steps):
         if not step:
-            raise InputError(f"step {index} (counted from 0) is empty")
+            raise InputError(f"step {index + 1} is empty")
     if rest.strip():
         origin.skipped["steps without a tag"] += 1
     task = record.get("task")
@@ -128,8 +128,7 @@ def _marks(tagged: Sequence[str], rest: str, marked: str) -> list[bool]:
         mark = marked[place : place + 1]
         if not marked.startswith(text, place - len(text)) or mark not in ("+", "-"):
             raise InputError(
-                f"'label' must be 'input' with + or - in place of each {STEP_TAG!r}; it differs at step {index} "
-                "(counted from 0)"
+                f"'label' must be 'input' with + or - in place of each {STEP_TAG!r}; it differs at step {index + 1}"
             )
         labels.append(mark == "+")
         place += 1

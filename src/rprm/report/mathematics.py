@@ -132,8 +132,8 @@ def sets_table(checks: Sequence[SetCheck]) -> Table:
             "Recognised: another way of writing the gold answer would be; of the others only the same text is right"
         ],
     )
-    for name in ("set", "problems", "recognised", "set aside", "source", "digest"):
-        is_number = name in ("problems", "recognised", "set aside")
+    for name in ("set", "problems", "recognised", "rejected", "source", "digest"):
+        is_number = name in ("problems", "recognised", "rejected")
         table.add_column(name, justify="right" if is_number else "left", overflow="fold")
     for check in checks:
         table.add_row(

@@ -22,12 +22,23 @@ _BAR_WIDTH = 10
 
 
 def render_solution(
-    solution: Solution, result: SolutionReward, *, threshold: float, analyses: bool = False
+    solution: Solution,
+    result: SolutionReward,
+    *,
+    threshold: float,
+    analyses: bool = False,
+    note: str | None = None,
 ) -> RenderableType:
     """A solution's steps with reward and verdict, the first error marked.
 
     Model and input text is shown as it is: no markup in it is interpreted, and control characters are dropped.
+
+    Args:
+        threshold: rewards below it are those of wrong steps.
+        analyses: show the analyses too.
+        note: why the rewards mean nothing. It is shown above them, and nothing is then green or red.
     """
+    wrong, right = ("red", "green") if note is None else ("yellow", "yellow")
     table = Table(box=None, padding=(0, 1), show_header=False, expand=True)
     table.add_column(justify="right", style="dim", no_wrap=True)
     table.add_column(no_wrap=True)
@@ -37,21 +48,22 @@ def render_solution(
     for index, text in enumerate(solution.steps):
         step = judged.get(index)
         is_first_error = index == result.first_error
-        style = "bold red" if is_first_error else "dim" if step is None else ""
+        style = f"bold {wrong}" if is_first_error else "dim" if step is None else ""
         body: RenderableType = Text(plain(text), style=style)
         if step is not None and (notes := _notes(step, is_first_error)):
-            body = Group(body, Text(notes, style="red" if is_first_error else "yellow"))
+            body = Group(body, Text(notes, style=wrong if is_first_error else "yellow"))
         if step is not None and analyses:
-            body = Group(body, *(_render_analysis(number, one) for number, one in enumerate(step.analyses)))
-        table.add_row(str(index), _bar(step, threshold), _reward(step), body)
+            body = Group(body, *(_render_analysis(number, one) for number, one in enumerate(step.analyses, 1)))
+        table.add_row(str(index + 1), _bar(step, threshold, wrong, right), _reward(step), body)
+    head = [] if note is None else [Text(plain(note), style="yellow")]
     return Panel(
-        Group(Text(plain(solution.problem), style="italic"), Text(""), table),
+        Group(Text(plain(solution.problem), style="italic"), *head, Text(""), table),
         title=Text(plain(result.id)),
         title_align="left",
         subtitle=_subtitle(result),
         subtitle_align="right",
         box=box.ROUNDED,
-        border_style=_STYLES[outcome(result)],
+        border_style=_STYLES[outcome(result)] if note is None else "yellow",
     )
 
 
@@ -74,7 +86,7 @@ def render_totals(totals: Totals, output: Path | None) -> RenderableType:
         (totals.num_analyses_forced, "verdicts that had to be asked for"),
         (totals.num_steps_uncovered, f"steps unscored; the first: {plain(totals.failure or '')}"),
         (totals.num_steps_cut, "steps with analyses cut short by the model's context (a longer one: context_length)"),
-        (totals.num_rejected, "records set aside"),
+        (totals.num_rejected, "rejected rows"),
     ):
         if number:
             table.add_row(Text(f"{number:,}", style="yellow"), text)
@@ -89,13 +101,13 @@ def plain(text: str) -> str:
     return "".join(character for character in text if character.isprintable() or character in "\n\t")
 
 
-def _bar(step: StepReward | None, threshold: float) -> Text:
+def _bar(step: StepReward | None, threshold: float, wrong: str, right: str) -> Text:
     if step is None:
         return Text("·" * _BAR_WIDTH, style="dim")
     if step.reward is None:
         return Text("?" * _BAR_WIDTH, style="yellow")
     filled = round(step.reward * _BAR_WIDTH)
-    bar = Text("█" * filled, style="red" if step.reward < threshold else "green")
+    bar = Text("█" * filled, style=wrong if step.reward < threshold else right)
     return bar.append("░" * (_BAR_WIDTH - filled), style="dim")
 
 
@@ -139,10 +151,10 @@ def _subtitle(result: SolutionReward) -> Text:
     if result.first_error is None:
         text = f"could not be judged: {len(result.uncovered)} of {result.num_steps} steps unscored"
     elif result.first_error >= 0:
-        text = f"first error: step {result.first_error}"
+        text = f"first error: step {result.first_error + 1}"
     else:
         text = "no error found"
     if result.label is not None:
-        gold = f"step {result.label}" if result.label >= 0 else "none"
+        gold = f"step {result.label + 1}" if result.label >= 0 else "none"
         text += f"  (labelled: {gold})"
     return Text(text)

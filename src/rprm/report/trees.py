@@ -31,7 +31,7 @@ def render_tree(tree: SearchTree, *, max_characters: int | None = None) -> Rende
     for number, end in enumerate(tree.ends):
         nodes = [node for node in tree.nodes if node.tree == number]
         if len(tree.ends) > 1:
-            parts.append(Text(f"tree {number}", style="bold"))
+            parts.append(Text(f"tree {number + 1}", style="bold"))
         parts.append(_rounds(tree, nodes, chosen, max_characters))
         why = [reason for (tree_number, _), reason in refused.items() if tree_number == number]
         parts.append(Text("\n".join([f"ended: {end}", *map(plain, why)]), style="dim"))
@@ -58,7 +58,7 @@ def _rounds(tree: SearchTree, nodes: Sequence[SearchNode], chosen: set[int], max
     table.add_column("step", ratio=1)
     above = None
     for node in nodes:
-        cells: list[RenderableType] = [str(node.round) if node.round != above else ""]
+        cells: list[RenderableType] = [str(node.round + 1) if node.round != above else ""]
         mark = Text(_MARKS[node.fate], style=_STYLES[node.fate])
         cells.append(mark.append(f"{node.id}" if tree.strategy.beam_size > 1 else ""))
         if tree.strategy.beam_size > 1:

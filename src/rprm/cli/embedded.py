@@ -1,0 +1,48 @@
+"""What is said where the embedded model judges, so that nobody takes its rewards for more than they are."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from rprm.records import Solution
+
+_KNOWS = "the embedded model knows the lab's word problems only, with whole numbers up to 9,999"
+_FIX = "name a model with --model, such as r-prm-7b on a GPU"
+
+
+class EmbeddedScope:
+    """Says what the embedded model knows, marks and counts the solutions outside of it; silent for any other model.
+
+    Args:
+        model: the spec of the model that judges; None where none does.
+    """
+
+    def __init__(self, model: str | None) -> None:
+        self._is_embedded = model is not None and model.partition("?")[0] == "embedded"
+        self._console = Console(stderr=True, highlight=False)
+        self.num_solutions = self.num_outside = 0
+        self._say(f"{_KNOWS}; for other mathematics {_FIX}", style="dim")
+
+    def note(self, solution: Solution) -> str | None:
+        """Count a judged solution; why its rewards mean nothing, None where it may be of the lab's world."""
+        from rprm.lab.scope import outside_world
+
+        self.num_solutions += 1
+        reason = outside_world(solution) if self._is_embedded else None
+        if reason is None:
+            return None
+        self.num_outside += 1
+        return f"outside what the embedded model knows: {reason}; {_FIX}"
+
+    def tell(self) -> None:
+        """Say how many solutions lay outside."""
+        if self.num_outside:
+            self._say(
+                f"{self.num_outside:,} of {self.num_solutions:,} solutions lie outside what the embedded model knows: "
+                f"their rewards mean nothing; {_FIX}",
+                style="yellow",
+            )
+
+    def _say(self, text: str, style: str) -> None:
+        if self._is_embedded:
+            self._console.print(text, style=style, markup=False, soft_wrap=True)

@@ -1,0 +1,44 @@
+"""What the embedded judge knows: whether a solution lies in the lab's world, by its words, numbers and signs."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+from rprm.lab.language import UNSEEN_WORK, WORK, vocabulary
+from rprm.records import Solution
+
+#: Digits of the largest number of the lab's world, 9,999.
+_MAX_DIGITS = 4
+
+_TOKEN = re.compile(r"[^\W\d_]+|\d[\d,.]*\d|\d|\S")
+_SIGNS = frozenset(".,:;?+-*/=")
+
+
+def outside_world(solution: Solution) -> str | None:
+    """Why a solution lies outside the lab's world: the first word, number or sign that is not of it; None inside.
+
+    The world's words are those of `rprm.lab.language`, the wordings kept for the out-of-distribution split included;
+    its numbers are whole, up to 9,999; its signs are those of sentences and of arithmetic. That all of a solution is of
+    this world does not mean that the judge understands it.
+    """
+    if not re.search(r"[^\W\d_]", solution.problem):
+        return "a problem without words"
+    for text in (solution.problem, *solution.steps):
+        for token in _TOKEN.findall(text):
+            if token[0].isalpha():
+                if token.lower() not in _words():
+                    return f"the word {token!r:.60}"
+            elif token[0].isdecimal():
+                if len(token) > _MAX_DIGITS or not (token.isascii() and token.isdecimal()):
+                    return f"the number {token:.60}"
+            elif token not in _SIGNS:
+                return f"the sign {token!r}"
+    return None
+
+
+@cache
+def _words() -> frozenset[str]:
+    # The tables have units of time in the singular; their wordings add the s.
+    times = {f"{time}s" for _, _, time in (*WORK, *UNSEEN_WORK)}
+    return frozenset(times | {word.lower() for word in vocabulary()})
