@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from rprm.engines.tokens import TokenWriter, encode_text, special_tokens
+from rprm.engines.tokens import TokenWriter, encode_text, special_tokens, text_prefix
 from rprm.errors import EngineError
 
 LayoutName = Literal["qwen", "math-shepherd", "skywork", "rlhflow"]
@@ -87,7 +87,7 @@ class QwenLayout:
             self._prefix: list[int] = []
         else:
             self._before, self._between = f"{system}\n\n", "\n\n"
-            self._prefix = _text_prefix(tokenizer)
+            self._prefix = text_prefix(tokenizer)
 
     def render(self, problem: str, steps: Sequence[str]) -> Rendered:
         writer = _Writer(self.tokenizer, self._guarded)
@@ -123,7 +123,7 @@ class MathShepherdLayout:
         self.tag_id = _single_token(tokenizer, self.tag)
         self.plus_id, self.minus_id = (_single_token(tokenizer, sign) for sign in "+-")
         self._guarded = special_tokens(tokenizer)
-        self._prefix = _text_prefix(tokenizer)
+        self._prefix = text_prefix(tokenizer)
         if encode_text(tokenizer, f"{self.tag}\nStep 2:", self._guarded)[0] != self.tag_id:
             raise EngineError(f"the tokenizer does not keep {self.tag!r} apart from a line end after it")
 
@@ -258,15 +258,6 @@ def _single_token(tokenizer: Any, text: str) -> int:
             "model was trained with?"
         )
     return int(kept[0])
-
-
-def _text_prefix(tokenizer: Any) -> list[int]:
-    """The special tokens that the tokenizer begins a text with."""
-    bare, whole = tokenizer.encode("a", add_special_tokens=False), tokenizer.encode("a")
-    for start in range(len(whole) - len(bare) + 1):
-        if whole[start : start + len(bare)] == bare:
-            return list(whole[:start])
-    return []
 
 
 def _chat_of_problem(tokenizer: Any, system: str) -> tuple[str, str]:
