@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from rprm.errors import EngineError, RequestRefused
@@ -331,24 +329,3 @@ def special_tokens(tokenizer: Any) -> dict[int, str]:
     """Special tokens: id -> content."""
     found = {id_: str(token.content) for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
     return found | dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-
-
-def fingerprint(path: Path) -> str:
-    """A short hash that changes when a local model does: of every small file, and of samples of each large one.
-
-    Reads at most 1 MiB of a file (16 evenly spaced pieces) with its size, so that 15 GB of weights take no time.
-    """
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    digest = hashlib.sha256()
-    for file in files:
-        size = file.stat().st_size
-        name = file.relative_to(path).as_posix() if path.is_dir() else file.name
-        digest.update(f"{name}\0{size}\0".encode())
-        with file.open("rb") as stream:
-            if size <= 1 << 20:
-                digest.update(stream.read())
-                continue
-            for piece in range(16):
-                stream.seek(piece * (size - (1 << 16)) // 15)
-                digest.update(stream.read(1 << 16))
-    return f"sha256:{digest.hexdigest()[:16]}"
