@@ -113,7 +113,6 @@ def write_gguf(path: Path, folder: Path, left_out: str | None) -> None:
     writer.close()
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_a_gguf_file_with_missing_tensors_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     for left_out in (None, UP):

@@ -52,7 +52,8 @@ class ScriptedEngine:
         delay: seconds that each completion takes.
         logprobs: report P(Yes) (True) or leave only the hard verdict (False).
         log: a file that gets a line for every request as it is made: what a paid engine would bill.
-        context_length: of prompt and completion together, in words of the prompt and tokens of the completion.
+        context_length: of prompt and completion together, in words of the prompt and tokens of the completion. It alone
+            ends a completion: a script knows no `max_tokens`.
         reply: writes the completions in place of the pseudo-random rule.
     """
 
@@ -98,16 +99,16 @@ class ScriptedEngine:
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
         num_prompt_tokens = len(prompt.text.split())
-        max_tokens = clipped(num_prompt_tokens, sampling.max_tokens, self.context_length)
+        clipped(num_prompt_tokens, sampling.max_tokens, self.context_length)
         self.num_requests += 1
         if self._log is not None:
             self._log.write(f"{sampling.seed}\n".encode())
         write = self.reply or (_solve if sampling.verdict is None else self._pseudo_random)
         reply = write(prompt, sampling)
         await asyncio.sleep(self.delay)
-        if reply.num_tokens > max_tokens:
-            text = " ".join(reply.analysis.split(" ")[:max_tokens])
-            return Completion(text, max_tokens, "length", num_prompt_tokens, ended=False)
+        if reply.num_tokens > (room := self.context_length - num_prompt_tokens):
+            text = " ".join(reply.analysis.split(" ")[:room])
+            return Completion(text, room, "length", num_prompt_tokens, ended=False)
         if reply.p_yes is None:
             return Completion(reply.analysis, reply.num_tokens, "stop", num_prompt_tokens, ended=reply.ended)
         verdict = sampling.verdict or VerdictFormat()
