@@ -139,6 +139,18 @@ def test_no_code_of_a_repository_is_run(folder: Path, names: tuple[str, ...], mo
         start(folder)
 
 
+def test_training_runs_no_code_of_a_repository_either(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rprm.training.rows import find_model
+
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    (folder / "code.py").write_text("raise SystemExit('run')\n")
+    config = json.loads((folder / "config.json").read_text())
+    changes = {"model_type": "unheard", "auto_map": {"AutoConfig": "code.Config"}}
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(EngineError, match="cannot load the model"):
+        find_model(str(folder))
+
+
 @pytest.fixture
 def adapter(tiny_model: Path, tmp_path: Path) -> Path:
     from peft import LoraConfig, get_peft_model
