@@ -99,7 +99,7 @@ def test_a_step_too_long_for_the_model_costs_itself(tmp_path: Path) -> None:
     path = write_steps(tmp_path / "steps.jsonl", 4)
     long = LabelledStep(id="long", problem="word " * 3000, step="x", label=True)
     path.write_text(path.read_text() + long.model_dump_json() + "\n")
-    totals = sample(path, tmp_path / "run", ScriptedEngine(context_length=7000), max_tokens=4096)
+    totals = sample(path, tmp_path / "run", ScriptedEngine(context_length=3000), max_tokens=4096)
     assert (totals.num_steps, totals.num_steps_refused) == (5, 1)
     last = list(open_analyses(tmp_path / "run").rows())[-1]
     assert isinstance(last, StepAnalyses)

@@ -9,10 +9,11 @@ from dataclasses import replace
 import pytest
 
 from rprm.engines import Completion, Sampling
+from rprm.engines.base import clipped
 from rprm.engines.scripted import ScriptedEngine, ScriptedReply
 from rprm.errors import RequestRefused
 from rprm.prompts import load_policy_template
-from rprm.prompts.template import Prompt
+from rprm.prompts.template import Message, Prompt
 from rprm.verdict import VerdictFormat
 
 TEMPLATE = load_policy_template()
@@ -86,5 +87,38 @@ def test_the_reply_counts_as_part_of_the_prompt() -> None:
     begun = replace(prompt, reply="One two three.\n\n")
     counts = [generate(each, STEP).num_prompt_tokens for each in (prompt, begun)]
     assert counts[1] == (counts[0] or 0) + 3
-    with pytest.raises(RequestRefused, match=f"has {counts[1]} tokens"):
+    # Three words more leave seven tokens, of ten that were asked for.
+    with pytest.raises(RequestRefused, match=f"has {counts[1]} tokens, which leaves 7 "):
         generate(begun, Sampling(max_tokens=10), ScriptedEngine(context_length=(counts[0] or 0) + 10))
+
+
+def test_the_end_of_the_context_ends_the_completion() -> None:
+    prompt = Prompt((Message("user", "one two three"),))
+
+    def reply(prompt: Prompt, sampling: Sampling) -> ScriptedReply:
+        return ScriptedReply("word " * 99 + "word", 0.9, 100)
+
+    sampling = Sampling(max_tokens=4096, verdict=VerdictFormat(), seed=1)
+    # 3 and 100 fit into 103; into 102 they do not, and the verdict at the end is lost.
+    whole = generate(prompt, sampling, ScriptedEngine(reply=reply, context_length=103))
+    assert (whole.finish_reason, whole.num_tokens, len(whole.choices)) == ("verdict", 100, 1)
+    cut = generate(prompt, sampling, ScriptedEngine(reply=reply, context_length=102))
+    assert (cut.finish_reason, cut.num_tokens, cut.choices, cut.ended) == ("length", 99, (), False)
+    assert cut.text.split() == ["word"] * 99
+
+
+@pytest.mark.parametrize(
+    ("num_prompt_tokens", "max_tokens", "room"),
+    [(1000, 4096, 3096), (0, 4096, 4096), (1000, 4097, 3096), (1000, 10, 10), (4032, 4096, 64), (4086, 10, 10)],
+)
+def test_what_the_context_leaves(num_prompt_tokens: int, max_tokens: int, room: int) -> None:
+    assert clipped(num_prompt_tokens, max_tokens, 4096) == room
+
+
+@pytest.mark.parametrize(
+    ("num_prompt_tokens", "max_tokens", "left"), [(4033, 4096, 63), (4033, 64, 63), (4087, 10, 9), (5000, 1, 0)]
+)
+def test_what_leaves_too_little_is_refused(num_prompt_tokens: int, max_tokens: int, left: int) -> None:
+    with pytest.raises(RequestRefused, match=f"has {num_prompt_tokens} tokens, which leaves {left} .* 4096") as caught:
+        clipped(num_prompt_tokens, max_tokens, 4096)
+    assert "context_length=" in str(caught.value)

@@ -330,16 +330,126 @@ def test_stop_strings_and_lengths(tiny_model: Path) -> None:
 
 def test_too_long_is_refused_with_the_lengths(tiny_model: Path) -> None:
     async def work(engine: TransformersEngine) -> None:
-        with pytest.raises(RequestRefused, match=r"has 400 tokens; with max_tokens=200 that exceeds .* of 512"):
-            await engine.generate(raw("x" * 400), Sampling(max_tokens=200))
+        with pytest.raises(RequestRefused, match=r"has 449 tokens, which leaves 63 .* of 512"):
+            await engine.generate(raw("x" * 449), Sampling(max_tokens=4096))
+        with pytest.raises(RequestRefused, match=r"has 600 tokens, which leaves 0 "):
+            await engine.generate(raw("x" * 600), Sampling(max_tokens=1))
         with pytest.raises(RequestRefused, match="empty"):
             await engine.generate(raw(""), Sampling(max_tokens=2))
-        with pytest.raises(RequestRefused, match="context length is 512"):
+        with pytest.raises(RequestRefused, match="context length of 512"):
             await engine.choose(raw("x" * 512), "", VERDICT)
         # Just fits.
-        assert (await engine.generate(raw("x" * 312), Sampling(max_tokens=200))).num_prompt_tokens == 312
+        assert (await engine.choose(raw("x" * 511), "", VERDICT)).start == 0
 
     run(tiny_model, work)
+
+
+def test_the_end_of_the_context_ends_the_completion(tiny_model: Path) -> None:
+    async def work(engine: TransformersEngine) -> list[Completion]:
+        _Forced(engine, "y" * 600)
+        return [
+            await engine.generate(raw("x" * length), Sampling(0.0, max_tokens=max_tokens))
+            for length, max_tokens in ((448, 4096), (312, 200), (312, 201))
+        ]
+
+    for completion, num_tokens in zip(run(tiny_model, work), (64, 200, 200), strict=True):
+        assert (completion.num_tokens, completion.finish_reason, completion.ended) == (num_tokens, "length", False)
+        assert completion.text == "y" * num_tokens
+
+
+def test_a_context_beyond_the_models_own(tiny_model: Path) -> None:
+    async def work(engine: TransformersEngine) -> Completion:
+        _Forced(engine, "y" * 600)
+        return await engine.generate(raw("x" * 448), Sampling(0.0, max_tokens=4096))
+
+    # Rotary positions have no end.
+    assert run(tiny_model, work, context_length=600).num_tokens == 600 - 448
+
+
+def test_the_thinking_that_the_prompt_opens_is_part_of_the_text(tiny_model: Path) -> None:
+    script = "2 Yes. No, and\n\nNo"
+
+    async def work(engine: TransformersEngine) -> list[Completion]:
+        engine.tokenizer.chat_template += "{{ '<think>\\n\\n' }}"
+        _Forced(engine, script)
+        sampling = Sampling(0.0, max_tokens=200, verdict=VERDICT)
+        return [
+            await engine.generate(chat("qq"), sampling),
+            # No stop string is found in the opening, or across its end.
+            await engine.generate(chat("qq"), replace(sampling, stop=("\n\n",))),
+            await engine.generate(chat("qq"), replace(sampling, max_tokens=1)),
+            # A reply that is begun has it already.
+            await engine.generate(replace(chat("qq"), reply="So:"), sampling),
+        ]
+
+    whole, stopped, cut, begun = run(tiny_model, work)
+    opening = "<think>\n\n"
+    assert whole.text == opening + script
+    assert [whole.text[choice.start :][:3].strip(". ,") for choice in whole.choices] == ["Yes", "No", "No"]
+    assert stopped.text == f"{opening}2 Yes. No, and"
+    assert cut.text == f"{opening}2"
+    assert begun.text == script
+
+
+class _AppleLogits(torch.Tensor):
+    """Logits on a device of Apple's, as far as they tell: `mps` has no float64."""
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("mps")
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.Tensor.cpu:
+            with torch._C.DisableTorchFunctionSubclass():
+                return args[0].as_subclass(torch.Tensor)
+        if func is torch.Tensor.double or any(value is torch.float64 for value in (*args, *kwargs.values())):
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def test_apples_gpus_have_no_float64(tiny_model: Path) -> None:
+    async def work(engine: TransformersEngine) -> tuple[Completion, float]:
+        sampling = Sampling(3.0, 0.9, max_tokens=60, seed=1, verdict=VERDICT)
+        completion = await engine.generate(raw("abc"), sampling)
+        return completion, (await engine.choose(raw("abc"), "So:", VERDICT)).p_yes
+
+    async def on_apple(engine: TransformersEngine) -> tuple[Completion, float]:
+        inner = engine.model
+
+        class Apple:
+            device, forward = inner.device, inner.forward
+
+            def __call__(self, **arguments: Any) -> Any:
+                output = inner(**arguments)
+                output.logits = output.logits.as_subclass(_AppleLogits)
+                with pytest.raises(TypeError, match="float64"):
+                    output.logits.double()
+                return output
+
+        engine._worker.model = Apple()  # type: ignore[union-attr]
+        return await work(engine)
+
+    assert run(tiny_model, on_apple) == run(tiny_model, work)
+
+
+def test_a_model_that_calls_its_cache_by_the_new_name(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers 5.24 warns of `past_key_values`, which here is an error."""
+    from transformers import LlamaForCausalLM
+
+    old = LlamaForCausalLM.forward
+
+    async def work(engine: TransformersEngine) -> str:
+        return (await engine.generate(raw("abc"), Sampling(0.0, max_tokens=8))).text
+
+    def renamed(self: Any, input_ids: Any = None, cache: Any = None, **arguments: Any) -> Any:
+        assert "past_key_values" not in arguments
+        return old(self, input_ids=input_ids, past_key_values=cache, **arguments)
+
+    expected = run(tiny_model, work)
+    monkeypatch.setattr(LlamaForCausalLM, "forward", renamed)
+    assert run(tiny_model, work) == expected
 
 
 def test_cancelling_frees_the_row(tiny_model: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import importlib.util
 import itertools
 import json
@@ -21,8 +22,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rprm.engines import Completion, Engine, Sampling, load_engine
-from rprm.engines.tokens import VerdictTokens
-from rprm.engines.vllm import Transcript, VLLMEngine, _Answers, _Model, _slow_detokenizer, detokenizer, lora_rank
+from rprm.engines.tokens import VerdictTokens, encode_prompt
+from rprm.engines.transcript import Transcript, _slow_detokenizer, detokenizer
+from rprm.engines.vllm import VLLMEngine, _Answers, _Model, lora_rank
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused
 from rprm.prompts.template import Message, Prompt
 from rprm.verdict import Verdict, VerdictFormat, read_verdict
@@ -333,6 +335,30 @@ def test_the_token_that_ends_the_sequence_is_counted_and_is_no_text(byte_tokeniz
         completion, _ = complete(byte_tokenizer, tokens, [2, 3], "stop")
         assert (completion.text, completion.num_tokens, completion.finish_reason) == ("Fine", 5, "stop")
         assert completion.ended
+
+
+def test_the_thinking_that_the_prompt_opens_is_part_of_the_text(byte_tokenizer: Any) -> None:
+    tokenizer = copy.deepcopy(byte_tokenizer)
+    tokenizer.chat_template = "{{ messages[0]['content'] }}{{ '<think>\\n\\n' }}"
+    prompt = Prompt((Message("user", "Judge."),))
+
+    def complete_chat(text: str, prompt: Prompt, **options: Any) -> Completion:
+        async def run() -> Completion:
+            engine = FakeVLLM(tokenizer, tokenizer.encode(text), [3] * 99, "length")
+            engine._model = replace(engine._model, encode=lambda prompt: tuple(encode_prompt(tokenizer, prompt)))
+            return await engine.generate(prompt, replace(SAMPLING, **options))
+
+        return asyncio.run(run())
+
+    whole = complete_chat("2 Yes. No, and\n\nNo", prompt)
+    assert whole.text == "<think>\n\n2 Yes. No, and\n\nNo"
+    assert [whole.text[choice.start :][:3].strip(". ,") for choice in whole.choices] == ["Yes", "No", "No"]
+    assert whole.num_tokens == len(tokenizer.encode("2 Yes. No, and\n\nNo"))
+    # No stop string is found in the opening, or across its end.
+    stopped = complete_chat("\n2 Yes. No, and\n\nNo", prompt, stop=("\n\n",))
+    assert (stopped.text, stopped.finish_reason) == ("<think>\n\n\n2 Yes. No, and", "stop")
+    # A reply that is begun has it already.
+    assert complete_chat("2", replace(prompt, reply="So:")).text == "2"
 
 
 def test_a_verdict_at_the_very_end_is_read(byte_tokenizer: Any) -> None:
@@ -683,8 +709,13 @@ class TestOnVLLM:
         length = len(served.engine._model.encode(prompt))
         fits = Sampling(max_tokens=2048 - length, stop=("\n",), seed=1)
         assert served.generate((prompt, fits))[0].finish_reason == "stop"
-        with pytest.raises(RequestRefused, match=rf"{length} tokens; with max_tokens={2049 - length} .* 2048"):
-            served.generate((prompt, replace(fits, max_tokens=2049 - length)))
+        # The context ends it where `max_tokens` does not fit.
+        long = raw("word " * (2048 - 80))
+        (cut,) = served.generate((long, Sampling(max_tokens=4096, seed=1)))
+        assert cut.num_prompt_tokens is not None
+        assert cut.finish_reason != "length" or cut.num_tokens == 2048 - cut.num_prompt_tokens
+        with pytest.raises(RequestRefused, match=r"leaves \d+ of the context length of 2048"):
+            served.generate((raw("word " * 2040), Sampling(max_tokens=4096)))
         with pytest.raises(RequestRefused, match="context length of 2048"):
             served.run(served.engine.choose(prompt, "word " * 2100, FORMAT))
 

@@ -169,9 +169,9 @@ def test_steps_in_common_are_paid_for_once(tmp_path: Path) -> None:
 
 def test_without_rewards_the_first_is_taken(tmp_path: Path) -> None:
     rows = (
-        row_of("long", [["word " * 200], ["word " * 201]]),
+        row_of("long", [["word " * 400], ["word " * 401]]),
         row_of("empty", [[], []]),
-        row_of("mixed", [[], ["word " * 200, "short"], ["short"]]),
+        row_of("mixed", [[], ["word " * 400, "short"], ["short"]]),
         Candidates(problem=Problem(id="none", problem="None"), candidates=(), failure="too long"),
     )
     engine = ScriptedEngine(context_length=400)

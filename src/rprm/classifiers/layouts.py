@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from rprm.errors import EngineError, RequestRefused
+from rprm.engines.tokens import TokenWriter, encode_text, special_tokens, text_prefix
+from rprm.errors import EngineError
 
 LayoutName = Literal["qwen", "math-shepherd", "skywork", "rlhflow"]
 
@@ -80,13 +81,13 @@ class QwenLayout:
     def __init__(self, tokenizer: Any, *, tag: str = QWEN_TAG, system: str = QWEN_SYSTEM) -> None:
         self.tokenizer = tokenizer
         self.tag_id = _single_token(tokenizer, tag)
-        self._guarded = _special_ids(tokenizer) | {self.tag_id: tag}
+        self._guarded = special_tokens(tokenizer) | {self.tag_id: tag}
         if getattr(tokenizer, "chat_template", None):
             self._before, self._between = _chat_of_problem(tokenizer, system)
             self._prefix: list[int] = []
         else:
             self._before, self._between = f"{system}\n\n", "\n\n"
-            self._prefix = _text_prefix(tokenizer)
+            self._prefix = text_prefix(tokenizer)
 
     def render(self, problem: str, steps: Sequence[str]) -> Rendered:
         writer = _Writer(self.tokenizer, self._guarded)
@@ -121,9 +122,9 @@ class MathShepherdLayout:
         self.tokenizer = tokenizer
         self.tag_id = _single_token(tokenizer, self.tag)
         self.plus_id, self.minus_id = (_single_token(tokenizer, sign) for sign in "+-")
-        self._guarded = _special_ids(tokenizer)
-        self._prefix = _text_prefix(tokenizer)
-        if _encode(tokenizer, f"{self.tag}\nStep 2:", self._guarded)[0] != self.tag_id:
+        self._guarded = special_tokens(tokenizer)
+        self._prefix = text_prefix(tokenizer)
+        if encode_text(tokenizer, f"{self.tag}\nStep 2:", self._guarded)[0] != self.tag_id:
             raise EngineError(f"the tokenizer does not keep {self.tag!r} apart from a line end after it")
 
     def render(self, problem: str, steps: Sequence[str]) -> Rendered:
@@ -138,7 +139,7 @@ class MathShepherdLayout:
             else:
                 # Encoded behind its tag, as it stands in the whole text: by itself a line end could be encoded
                 # otherwise. Only the ids after the tag are kept; the tag itself is written already.
-                writer.ids += _encode(self.tokenizer, f"{self.tag}\n{text}", self._guarded)[1:]
+                writer.ids += encode_text(self.tokenizer, f"{self.tag}\n{text}", self._guarded)[1:]
             writer.token(self.tag_id)
             writer.score()
         return writer.rendered
@@ -161,8 +162,8 @@ class SkyworkLayout:
         if tokenizer.bos_token_id is None:
             raise EngineError("the tokenizer has no BOS token, with which the skywork layout begins")
         self.tokenizer = tokenizer
-        self._guarded = _special_ids(tokenizer)
-        self._newline_id = _encode(tokenizer, "\n", self._guarded)[-1]
+        self._guarded = special_tokens(tokenizer)
+        self._newline_id = encode_text(tokenizer, "\n", self._guarded)[-1]
 
     def render(self, problem: str, steps: Sequence[str]) -> Rendered:
         writer = _Writer(self.tokenizer, self._guarded)
@@ -195,7 +196,7 @@ class RLHFlowLayout:
             raise EngineError("the tokenizer has no chat template, which the rlhflow layout needs")
         self.tokenizer = tokenizer
         self.plus_id, self.minus_id = (_single_token(tokenizer, sign) for sign in "+-")
-        self._guarded = _special_ids(tokenizer)
+        self._guarded = special_tokens(tokenizer)
         self._fixed: dict[int, list[str]] = {}
 
     def render(self, problem: str, steps: Sequence[str]) -> Rendered:
@@ -220,36 +221,16 @@ LAYOUTS: dict[LayoutName, type[QwenLayout | MathShepherdLayout | SkyworkLayout |
 }
 
 
-class _Writer:
-    """Puts ids together. Text between two tokens is encoded as one run, as it is in the whole text."""
+class _Writer(TokenWriter):
+    """A writer that notes where the steps are scored."""
 
     def __init__(self, tokenizer: Any, guarded: dict[int, str]) -> None:
-        self.ids: list[int] = []
-        self._tokenizer = tokenizer
-        self._guarded = guarded
+        super().__init__(tokenizer, guarded)
         self._positions: list[int] = []
-        self._run = ""
 
     @property
     def rendered(self) -> Rendered:
         return Rendered(self.ids[: self._positions[-1] + 1], self._positions)
-
-    def text(self, text: str) -> None:
-        """Text of a record: special tokens in it are spelled out."""
-        self._run += text
-
-    def fixed(self, text: str) -> None:
-        """Text of the layout: special tokens in it are meant."""
-        specials = {token: id_ for id_, token in self._guarded.items()}
-        for part in _split_at(text, list(specials)):
-            if part in specials:
-                self.token(specials[part])
-            else:
-                self.text(part)
-
-    def token(self, id_: int) -> None:
-        self.flush()
-        self.ids.append(id_)
 
     def score(self) -> None:
         """The step is scored at the last token so far."""
@@ -259,57 +240,12 @@ class _Writer:
     def answer(self, text: str, id_: int) -> None:
         """The step is scored at the token before this answer, which is one token whatever stands before it."""
         # As in the whole text, where the answer can part what stands before it otherwise than its end would.
-        ids = _encode(self._tokenizer, self._run + text, self._guarded)
+        ids = encode_text(self.tokenizer, self.run + text, self.guarded)
         if ids[-1] == id_:
             self.ids += ids[:-1]
-            self._run = ""
+            self.run = ""
         self.score()
         self.ids.append(id_)
-
-    def flush(self) -> None:
-        """End the run of text."""
-        if self._run:
-            self.ids += _encode(self._tokenizer, self._run, self._guarded)
-            self._run = ""
-
-
-def _encode(tokenizer: Any, text: str, guarded: dict[int, str]) -> list[int]:
-    """Ids of a text, none of them of a guarded token."""
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-    if guarded.keys().isdisjoint(ids):
-        return ids
-    # A tokenizer that knows no `split_special_tokens`, or a token that it does not count as special: cut the spelling
-    # after its first character, and encode the two sides apart.
-    ids = []
-    contents = set(guarded.values())
-    piece = ""
-    for part in _split_at(text, list(contents)):
-        if part in contents:
-            ids += tokenizer.encode(piece + part[:1], add_special_tokens=False, split_special_tokens=True)
-            piece = part[1:]
-        else:
-            piece += part
-    if piece:
-        ids += tokenizer.encode(piece, add_special_tokens=False, split_special_tokens=True)
-    if left := [guarded[id_] for id_ in ids if id_ in guarded]:
-        raise RequestRefused(
-            f"a text holds the model's own token {left[0]!r}, which the tokenizer spells in no other way"
-        )
-    return ids
-
-
-def _split_at(text: str, contents: Sequence[str]) -> list[str]:
-    """The text in parts: each of `contents` is a part of its own, the longest first where several begin alike."""
-    longest_first = sorted((content for content in contents if content), key=len, reverse=True)
-    if not longest_first:
-        return [text]
-    return [part for part in re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text) if part]
-
-
-def _special_ids(tokenizer: Any) -> dict[int, str]:
-    """Special tokens: id -> content."""
-    found = {id_: str(token.content) for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return found | dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
 
 
 def _single_token(tokenizer: Any, text: str) -> int:
@@ -322,15 +258,6 @@ def _single_token(tokenizer: Any, text: str) -> int:
             "model was trained with?"
         )
     return int(kept[0])
-
-
-def _text_prefix(tokenizer: Any) -> list[int]:
-    """The special tokens that the tokenizer begins a text with."""
-    bare, whole = tokenizer.encode("a", add_special_tokens=False), tokenizer.encode("a")
-    for start in range(len(whole) - len(bare) + 1):
-        if whole[start : start + len(bare)] == bare:
-            return list(whole[:start])
-    return []
 
 
 def _chat_of_problem(tokenizer: Any, system: str) -> tuple[str, str]:

@@ -11,8 +11,28 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+from rprm.errors import RequestRefused
 from rprm.prompts.template import Prompt
 from rprm.verdict import VerdictChoice, VerdictFormat
+
+#: Tokens that the context must leave to a completion that may take more: in fewer nothing is said.
+MIN_ROOM = 64
+
+
+def clipped(num_prompt_tokens: int, max_tokens: int, context_length: int) -> int:
+    """The most tokens that a completion can have: `max_tokens`, or what the context leaves beside the prompt.
+
+    Raises:
+        RequestRefused: it leaves fewer than `MIN_ROOM` tokens, and fewer than were asked for.
+    """
+    room = context_length - num_prompt_tokens
+    if room < min(MIN_ROOM, max_tokens):
+        raise RequestRefused(
+            f"the prompt has {num_prompt_tokens} tokens, which leaves {max(room, 0)} of the context length of "
+            f"{context_length}; a completion needs {min(MIN_ROOM, max_tokens)}: use a shorter prompt template, or a "
+            "longer context (context_length=) where the model allows it"
+        )
+    return min(max_tokens, room)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +41,8 @@ class Sampling:
 
     With `verdict` set, the engine reports a `VerdictChoice` wherever the sampled token reads as one of its answers, and
     may end the completion right after the first verdict (finish reason "verdict"): nothing later is ever read.
-    `temperature` 0 is greedy. `seed` makes the sample reproducible where the engine has seeds.
+    `temperature` 0 is greedy. Of `max_tokens` counts what the context has room for (`clipped`). `seed` makes the sample
+    reproducible where the engine has seeds.
     """
 
     temperature: float = 1.0
@@ -36,12 +57,13 @@ class Sampling:
 class Completion:
     """One sampled continuation of a prompt, and of the reply that it begins.
 
-    `text` is what was generated: the reply that the prompt begins is no part of it.
-    `finish_reason`: "stop" (the model ended it, or a stop string), "length" (max_tokens), "verdict" (the engine ended
-    it after the verdict), or what a server said. `num_cached_prompt_tokens` counts prompt tokens whose computation was
-    shared with an earlier request, None where the engine cannot tell. `ended`: True where the model ended the reply
-    itself, by its end token, False where something else did (a stop string, `max_tokens`, the verdict), None where the
-    engine cannot tell.
+    `text` is what was generated: the reply that the prompt begins is no part of it. Where the chat template itself
+    opens the model's thinking, and no reply is begun, this opening (`<think>`) stands before it; offsets count in it.
+    `finish_reason`: "stop" (the model ended it, or a stop string), "length" (max_tokens, or the end of the context),
+    "verdict" (the engine ended it after the verdict), or what a server said. `num_cached_prompt_tokens` counts prompt
+    tokens whose computation was shared with an earlier request, None where the engine cannot tell. `ended`: True where
+    the model ended the reply itself, by its end token, False where something else did (a stop string, `max_tokens`, the
+    verdict), None where the engine cannot tell.
     """
 
     text: str
@@ -97,11 +119,11 @@ class Engine(Protocol):
         ...
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
-        """One completion.
+        """One completion; it ends with "length" where the context ends (`clipped`).
 
         Raises:
             Unsupported: the engine cannot continue the reply that the prompt begins.
-            RequestRefused: this prompt can never be served (too long for the context with `max_tokens`, rejected).
+            RequestRefused: this prompt can never be served (it leaves too little of the context, it is rejected).
             EngineUnavailable: the engine stopped answering, retries included.
         """
         ...

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from rprm.engines.tokens import fingerprint
 from rprm.errors import EngineError
+
+#: Names of the files that make a model: weights, configuration, tokenizer, templates.
+_MODEL_FILES = (
+    *("*.safetensors", "*.safetensors.index.json", "*model*.bin", "*model*.bin.index.json", "*.gguf"),
+    *("config.json", "generation_config.json", "adapter_config.json", "quantize_config.json", "quant*_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model*", "*.model", "*.tiktoken", "tekken.json"),
+    *("special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
+    *("chat_template.json", "*.jinja", "rprm_*.toml", "rprm_*.json"),
+)
+
+#: Lies with a LoRA adapter (PEFT).
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 def find_file(target: str, name: str, revision: str | None) -> Path | None:
@@ -36,14 +49,77 @@ def identity(target: str, revision: str | None) -> str | None:
     return fingerprint(path) if path.exists() else commit(target, revision)
 
 
+def fingerprint(path: Path) -> str:
+    """A short hash that changes when a local model does: of its small files, and of samples of each large one.
+
+    Of a folder count the files that make a model, at its top and in `additional_chat_templates`: a README, a log, an
+    optimizer's state or a hidden file changes nothing. Reads at most 1 MiB of a file (16 evenly spaced pieces) with its
+    size, so that 15 GB of weights take no time.
+
+    Args:
+        path: a model's folder, or any file.
+    """
+    files = [path]
+    if path.is_dir():
+        found = (*path.iterdir(), *path.glob("additional_chat_templates/*"))
+        files = sorted(file for file in found if file.is_file() and _makes_a_model(file.name))
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        name = file.relative_to(path).as_posix() if path.is_dir() else file.name
+        digest.update(f"{name}\0{size}\0".encode())
+        with file.open("rb") as stream:
+            if size <= 1 << 20:
+                digest.update(stream.read())
+                continue
+            for piece in range(16):
+                stream.seek(piece * (size - (1 << 16)) // 15)
+                digest.update(stream.read(1 << 16))
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def _makes_a_model(name: str) -> bool:
+    return not name.startswith(".") and any(fnmatch(name, pattern) for pattern in _MODEL_FILES)
+
+
 def commit(target: str, revision: str | None) -> str | None:
     """The commit that a hub repository was loaded from; None where the hub's cache does not tell it.
 
     transformers 5.23 no longer leaves it in the model's configuration.
     """
-    path = find_file(target, "config.json", revision)
-    # The cache keeps a file as `snapshots/COMMIT/NAME`.
-    return path.parent.name if path is not None and path.parent.parent.name == "snapshots" else None
+    for name in ("config.json", ADAPTER_CONFIG):
+        path = find_file(target, name, revision)
+        # The cache keeps a file as `snapshots/COMMIT/NAME`.
+        if path is not None and path.parent.parent.name == "snapshots":
+            return path.parent.name
+    return None
+
+
+def named_base(adapter: str, revision: str | None = None) -> tuple[str, str | None] | None:
+    """The base model that a LoRA adapter names, and its revision; None of what is no adapter.
+
+    Raises:
+        EngineError: its configuration is damaged, or names none.
+    """
+    path = find_file(adapter, ADAPTER_CONFIG, revision)
+    if path is None:
+        return None
+    config = read_object(path)
+    if not isinstance(base := config.get("base_model_name_or_path"), str) or not base:
+        raise EngineError(f"{path} names no base model; name it, and give the adapter as adapter=")
+    return base, config.get("revision")
+
+
+def adapter_details(
+    adapter: str, revision: str | None = None, *, base: str, base_revision: str | None = None
+) -> dict[str, Any]:
+    """What a manifest says of an adapter and of the model that it is applied to."""
+    return {
+        "adapter": adapter,
+        "adapter_revision": identity(adapter, revision),
+        "base": base,
+        "base_revision": identity(base, base_revision) or base_revision,
+    }
 
 
 def read_object(path: Path) -> dict[str, Any]:

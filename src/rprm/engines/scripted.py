@@ -15,8 +15,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from rprm.engines.base import Completion, EngineInfo, Sampling
-from rprm.errors import EngineError, RequestRefused
+from rprm.engines.base import Completion, EngineInfo, Sampling, clipped
+from rprm.errors import EngineError
 from rprm.prompts.template import Prompt
 from rprm.verdict import VerdictChoice, VerdictFormat
 
@@ -52,7 +52,8 @@ class ScriptedEngine:
         delay: seconds that each completion takes.
         logprobs: report P(Yes) (True) or leave only the hard verdict (False).
         log: a file that gets a line for every request as it is made: what a paid engine would bill.
-        context_length: in words of the prompt plus `max_tokens`; longer requests are refused.
+        context_length: of prompt and completion together, in words of the prompt and tokens of the completion. It alone
+            ends a completion: a script knows no `max_tokens`.
         reply: writes the completions in place of the pseudo-random rule.
     """
 
@@ -97,13 +98,17 @@ class ScriptedEngine:
         )
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
-        num_prompt_tokens = self._count(prompt, sampling.max_tokens)
+        num_prompt_tokens = len(prompt.text.split())
+        clipped(num_prompt_tokens, sampling.max_tokens, self.context_length)
         self.num_requests += 1
         if self._log is not None:
             self._log.write(f"{sampling.seed}\n".encode())
         write = self.reply or (_solve if sampling.verdict is None else self._pseudo_random)
         reply = write(prompt, sampling)
         await asyncio.sleep(self.delay)
+        if reply.num_tokens > (room := self.context_length - num_prompt_tokens):
+            text = " ".join(reply.analysis.split(" ")[:room])
+            return Completion(text, room, "length", num_prompt_tokens, ended=False)
         if reply.p_yes is None:
             return Completion(reply.analysis, reply.num_tokens, "stop", num_prompt_tokens, ended=reply.ended)
         verdict = sampling.verdict or VerdictFormat()
@@ -121,7 +126,8 @@ class ScriptedEngine:
         )
 
     async def choose(self, prompt: Prompt, text: str, verdict: VerdictFormat) -> VerdictChoice:
-        num_prompt_tokens = self._count(prompt, 1)
+        num_prompt_tokens = len(prompt.text.split())
+        clipped(num_prompt_tokens, 1, self.context_length)
         self.num_second_passes += 1
         await asyncio.sleep(self.delay * min(1.0, num_prompt_tokens / 1000))
         draw = _draw(prompt, Sampling(), text)
@@ -131,15 +137,6 @@ class ScriptedEngine:
         if self._log is not None:
             self._log.close()
             self._log = None
-
-    def _count(self, prompt: Prompt, max_tokens: int) -> int:
-        num_prompt_tokens = len(prompt.text.split())
-        if num_prompt_tokens + max_tokens > self.context_length:
-            raise RequestRefused(
-                f"the prompt has {num_prompt_tokens} tokens; with max_tokens={max_tokens} that exceeds the context "
-                f"length of {self.context_length}"
-            )
-        return num_prompt_tokens
 
     def _pseudo_random(self, prompt: Prompt, sampling: Sampling) -> ScriptedReply:
         leans_yes = _draw(prompt, Sampling(), "lean").random() < self.yes_rate

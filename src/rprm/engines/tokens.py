@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from rprm.errors import EngineError
-from rprm.prompts.template import Prompt
+from rprm.errors import EngineError, RequestRefused
+from rprm.prompts.template import Filled, Prompt
 from rprm.verdict import VerdictFormat
+
+#: Stands for a special token that a message spells while the chat template is rendered.
+_PLACE = "RPRMTOKEN"
+
+#: Tokens at the end of a prompt among which the opening of a model's thinking is looked for.
+_OPENING_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -72,45 +78,94 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, reply: str = "") -> list[int]:
     Chat prompts go through the model's chat template; a model without one gets the contents, a blank line after each. A
     template that knows no system message gets it at the head of the first user message.
 
+    A solution cannot speak for its judge: a special token that is spelled in the text of a record (`Message.records`;
+    all contents of a chat, and every reply) is written in ordinary tokens, as the text that it is there.
+
     The reply is `prompt.reply` and then `reply`. Its tokens follow those of the prompt without it, which is what the
     model read when it wrote the reply; they are the tokens of the reply's text alone. Line ends at the end of the reply
     have the tokens that they have before a word, so that a reply to which steps are added begins with the same tokens
     as before, and the model reads what it would have read had it written the next step itself. (Where the next step
-    begins with a space or a line end, the last tokens may differ.)
+    begins with a space or a line end, the last tokens may differ.) Where the chat template itself opens the thinking,
+    a reply that begins with this opening, as completions do (`thinking_opening`), has it once.
+
+    Raises:
+        RequestRefused: the text of a record spells a special token that the tokenizer can write in no other way.
     """
-    begun = prompt.reply + reply
-    prompt = replace(prompt, reply="")
-    if not prompt.chat:
-        # A raw prompt writes its own special tokens; encode() parses them and adds what the tokenizer adds by itself.
-        ids: list[int] = tokenizer.encode(prompt.text)
-    elif getattr(tokenizer, "chat_template", None):
-        ids = _apply_chat_template(tokenizer, [(m.role, m.content) for m in prompt.messages])
+    control = control_tokens(tokenizer)
+    ids: list[int] | None
+    if prompt.chat and getattr(tokenizer, "chat_template", None):
+        ids = _apply_chat_template(tokenizer, [(m.role, m.content) for m in prompt.messages], control)
     else:
-        ids = tokenizer.encode(prompt.text + "\n\n")
+        if prompt.chat:
+            contents = Filled.record("".join(f"{message.content}\n\n" for message in prompt.messages))
+        else:
+            contents = Filled("\n\n").join(Filled(message.content, message.records) for message in prompt.messages)
+        ids = _encode_apart(tokenizer, contents, control)
+        if ids is None:
+            # A raw prompt writes its own special tokens; encode() parses them, and adds what the tokenizer adds itself.
+            ids = list(tokenizer.encode(contents.text))
+    begun = (prompt.reply + reply).removeprefix(thinking_opening(tokenizer, prompt, ids))
     return ids + _encode_reply(tokenizer, begun) if begun else ids
 
 
+def thinking_opening(tokenizer: Any, prompt: Prompt, ids: Sequence[int]) -> str:
+    """What a chat template itself writes to open the model's thinking: `<think>` and white space; else "".
+
+    Args:
+        prompt: the prompt.
+        ids: its token ids, up to the beginning of the reply.
+    """
+    if not prompt.chat or not getattr(tokenizer, "chat_template", None):
+        return ""
+    end = tokenizer.decode(ids[-_OPENING_TOKENS:], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    found = re.search(r"<think>\s*\Z", end)
+    return found[0] if found else ""
+
+
 def _encode_reply(tokenizer: Any, reply: str) -> list[int]:
+    special = special_tokens(tokenizer)
+
+    def encode(text: str) -> list[int]:
+        if _spellings(special.values()).search(text):
+            return encode_text(tokenizer, text, special)
+        return list(tokenizer.encode(text, add_special_tokens=False))
+
     if reply.endswith("\n"):
         # Many tokenizers join line ends that no word follows: "\n\n" is one token at the end and two before "A".
-        followed: list[int] = tokenizer.encode(f"{reply}A", add_special_tokens=False)
+        followed = encode(f"{reply}A")
         if tokenizer.decode(followed[-1:]) == "A":
             return followed[:-1]
-    ids: list[int] = tokenizer.encode(reply, add_special_tokens=False)
-    return ids
+    return encode(reply)
 
 
-def _apply_chat_template(tokenizer: Any, messages: Sequence[tuple[str, str]]) -> list[int]:
+def _apply_chat_template(tokenizer: Any, messages: Sequence[tuple[str, str]], control: dict[int, str]) -> list[int]:
     import jinja2
 
     def encode(messages: Sequence[tuple[str, str]]) -> list[int]:
-        encoded = tokenizer.apply_chat_template(
-            [{"role": role, "content": content} for role, content in messages],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
+        given = [{"role": role, "content": content} for role, content in messages]
+        place = _PLACE
+        while any(place in content for _, content in messages):
+            place += "X"
+        spellings: list[str] = []
+
+        def hide(match: re.Match[str]) -> str:
+            spellings.append(match[0])
+            return f"{place}{len(spellings) - 1}X"
+
+        for message in given:
+            message["content"] = _spellings(control.values()).sub(hide, message["content"])
+        rendered = tokenizer.apply_chat_template(
+            given, add_generation_prompt=True, tokenize=not spellings, return_dict=not spellings
         )
-        return list(encoded["input_ids"])
+        if not spellings:
+            return list(rendered["input_ids"])
+        # Put the spellings back, and remember where they stand.
+        parts = re.split(rf"{place}(\d+)X", rendered)
+        filled = [Filled(part) for part in parts]
+        filled[1::2] = (Filled.record(spellings[int(number)]) for number in parts[1::2])
+        ids = _encode_apart(tokenizer, Filled("").join(filled), control, bare=True)
+        # A template that shows no message with such a token.
+        return list(tokenizer.encode(rendered, add_special_tokens=False)) if ids is None else ids
 
     try:
         return encode(messages)
@@ -121,22 +176,153 @@ def _apply_chat_template(tokenizer: Any, messages: Sequence[tuple[str, str]]) ->
         return encode([("user", f"{messages[0][1]}\n\n{messages[1][1]}"), *messages[2:]])
 
 
-def fingerprint(path: Path) -> str:
-    """A short hash that changes when a local model does: of every small file, and of samples of each large one.
+def _encode_apart(tokenizer: Any, filled: Filled, control: dict[int, str], *, bare: bool = False) -> list[int] | None:
+    """Ids of a text in which records spell control tokens, written in ordinary ones; None where they spell none.
 
-    Reads at most 1 MiB of a file (16 evenly spaced pieces) with its size, so that 15 GB of weights take no time.
+    Args:
+        control: the control tokens: id -> spelling.
+        bare: leave out what the tokenizer begins a text with.
     """
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    digest = hashlib.sha256()
-    for file in files:
-        size = file.stat().st_size
-        name = file.relative_to(path).as_posix() if path.is_dir() else file.name
-        digest.update(f"{name}\0{size}\0".encode())
-        with file.open("rb") as stream:
-            if size <= 1 << 20:
-                digest.update(stream.read())
-                continue
-            for piece in range(16):
-                stream.seek(piece * (size - (1 << 16)) // 15)
-                digest.update(stream.read(1 << 16))
-    return f"sha256:{digest.hexdigest()[:16]}"
+    matches = list(_spellings(control.values()).finditer(filled.text))
+    meant = [match for match in matches if not any(a < match.end() and match.start() < b for a, b in filled.records)]
+    if len(meant) == len(matches):
+        return None
+    ids = {spelling: id_ for id_, spelling in control.items()}
+    writer = TokenWriter(tokenizer, control)
+    writer.ids += [] if bare else text_prefix(tokenizer)
+    position = 0
+    for match in meant:
+        token = tokenizer.added_tokens_decoder.get(ids[match[0]])
+        before = filled.text[position : match.start()]
+        # Some tokens take in the white space beside them.
+        writer.text(before.rstrip() if token is not None and token.lstrip else before)
+        writer.token(ids[match[0]])
+        position = match.end()
+        if token is not None and token.rstrip:
+            rest = filled.text[position:]
+            position += len(rest) - len(rest.lstrip())
+    writer.text(filled.text[position:])
+    writer.flush()
+    return writer.ids
+
+
+class TokenWriter:
+    """Puts ids together. Text between two tokens is encoded as one run, as it is in the whole text.
+
+    Attributes:
+        ids: what is written.
+        run: text that waits to be encoded.
+        guarded: the tokens that no text of a record may make: id -> spelling.
+    """
+
+    def __init__(self, tokenizer: Any, guarded: dict[int, str]) -> None:
+        self.tokenizer = tokenizer
+        self.guarded = guarded
+        self.ids: list[int] = []
+        self.run = ""
+
+    def text(self, text: str) -> None:
+        """Text of a record: special tokens in it are spelled out."""
+        self.run += text
+
+    def fixed(self, text: str) -> None:
+        """Text of the layout: special tokens in it are meant."""
+        specials = {token: id_ for id_, token in self.guarded.items()}
+        for part in split_at(text, list(specials)):
+            if part in specials:
+                self.token(specials[part])
+            else:
+                self.text(part)
+
+    def token(self, id_: int) -> None:
+        self.flush()
+        self.ids.append(id_)
+
+    def flush(self) -> None:
+        """End the run of text."""
+        if self.run:
+            self.ids += encode_text(self.tokenizer, self.run, self.guarded)
+            self.run = ""
+
+
+def encode_text(tokenizer: Any, text: str, guarded: dict[int, str]) -> list[int]:
+    """Ids of a text, none of them of a guarded token that it spells."""
+
+    def made(ids: Sequence[int]) -> list[str]:
+        # The id of unknown characters may be a special token's: that is nobody's spelling.
+        return [guarded[id_] for id_ in guarded.keys() & set(ids) if guarded[id_] in text]
+
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    if not made(ids):
+        return ids
+    # A tokenizer that knows no `split_special_tokens`, or a token that it does not count as special: cut the spelling
+    # after its first character, and encode the two sides apart.
+    ids = []
+    contents = set(guarded.values())
+    piece = ""
+    for part in split_at(text, list(contents)):
+        if part in contents:
+            ids += tokenizer.encode(piece + part[:1], add_special_tokens=False, split_special_tokens=True)
+            piece = part[1:]
+        else:
+            piece += part
+    if piece:
+        ids += tokenizer.encode(piece, add_special_tokens=False, split_special_tokens=True)
+    if left := made(ids):
+        raise RequestRefused(
+            f"a text holds the model's own token {left[0]!r}, which the tokenizer spells in no other way"
+        )
+    return ids
+
+
+def split_at(text: str, contents: Iterable[str]) -> list[str]:
+    """The text in parts: each of `contents` is a part of its own, the longest first where several begin alike."""
+    parts = []
+    position = 0
+    for match in _spellings(contents).finditer(text):
+        parts += [text[position : match.start()], match[0]]
+        position = match.end()
+    return [part for part in (*parts, text[position:]) if part]
+
+
+def _spellings(contents: Iterable[str]) -> re.Pattern[str]:
+    return _pattern(frozenset(contents))
+
+
+@lru_cache(maxsize=16)
+def _pattern(contents: frozenset[str]) -> re.Pattern[str]:
+    """Any of these texts, the longest first where several begin alike."""
+    longest_first = sorted(filter(None, contents), key=len, reverse=True)
+    # What nothing matches where there are none.
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+
+def text_prefix(tokenizer: Any) -> list[int]:
+    """The special tokens that the tokenizer begins a text with."""
+    bare, whole = tokenizer.encode("a", add_special_tokens=False), tokenizer.encode("a")
+    for start in range(len(whole) - len(bare) + 1):
+        if whole[start : start + len(bare)] == bare:
+            return list(whole[:start])
+    return []
+
+
+def control_tokens(tokenizer: Any) -> dict[int, str]:
+    """Tokens that lay out a conversation: id -> content.
+
+    The special ones, and added tokens that the chat template writes: not every tokenizer marks those as special.
+    """
+    return _control_tokens(tokenizer, len(tokenizer), str(getattr(tokenizer, "chat_template", None) or ""))
+
+
+# Some tokenizers have a thousand: looked up once, unless tokens are added or the template changes.
+@lru_cache(maxsize=4)
+def _control_tokens(tokenizer: Any, _size: int, template: str) -> dict[int, str]:
+    added = {id_: str(token.content) for id_, token in tokenizer.added_tokens_decoder.items()}
+    written = {id_: content for id_, content in added.items() if content.strip() and content in template}
+    return special_tokens(tokenizer) | written
+
+
+def special_tokens(tokenizer: Any) -> dict[int, str]:
+    """Special tokens: id -> content."""
+    found = {id_: str(token.content) for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return found | dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))

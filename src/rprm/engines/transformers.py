@@ -9,16 +9,17 @@ seed and not on its neighbours (up to the floating-point noise of batched arithm
 from __future__ import annotations
 
 import asyncio
+import inspect
 import random
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from rprm.engines.base import Completion, EngineInfo, Sampling
+from rprm.engines.base import Completion, EngineInfo, Sampling, clipped
 from rprm.engines.files import identity
-from rprm.engines.tokens import VerdictTokens, encode_prompt, fingerprint
+from rprm.engines.loading import load_model
+from rprm.engines.tokens import VerdictTokens, encode_prompt, thinking_opening
 from rprm.engines.worker import Job, ModelWorker, placement
 from rprm.errors import EngineError, RequestRefused
 from rprm.prompts.template import Prompt
@@ -47,7 +48,8 @@ class TransformersEngine:
         revision: of the hub repository; a tag or commit.
         max_rows: completions decoded at once.
         prefix_tokens: prompt tokens whose keys and values are kept for reuse.
-        context_length: of prompt and completion together; the model's own by default.
+        context_length: of prompt and completion together; the model's own by default. A longer one than its own is
+            possible where the model counts positions freely (rotary ones), at the price of quality.
         num_threads: of torch on a CPU; torch's own choice by default.
     """
 
@@ -97,20 +99,16 @@ class TransformersEngine:
         ids = encode_prompt(self.tokenizer, prompt)
         if not ids:
             raise RequestRefused("the prompt is empty")
-        if len(ids) + sampling.max_tokens > context_length:
-            raise RequestRefused(
-                f"the prompt has {len(ids)} tokens; with max_tokens={sampling.max_tokens} that exceeds the context "
-                f"length of {context_length}"
-            )
+        sampling = replace(sampling, max_tokens=clipped(len(ids), sampling.max_tokens, context_length))
         tokens = self._tokens_of(sampling.verdict) if sampling.verdict else None
-        completion: Completion = await worker.submit(_Job(ids, sampling, tokens))
+        opening = "" if prompt.reply else thinking_opening(self.tokenizer, prompt, ids)
+        completion: Completion = await worker.submit(_Job(ids, sampling, tokens, opening))
         return completion
 
     async def choose(self, prompt: Prompt, text: str, verdict: VerdictFormat) -> VerdictChoice:
         worker, context_length = self._ready()
         ids = encode_prompt(self.tokenizer, prompt, text)
-        if len(ids) >= context_length:
-            raise RequestRefused(f"prompt and analysis have {len(ids)} tokens; the context length is {context_length}")
+        clipped(len(ids), 1, context_length)
         tokens = self._tokens_of(verdict)
         logprob_yes, logprob_no = await worker.submit(_Job(ids, None, tokens))
         return VerdictChoice(len(text), logprob_yes, logprob_no)
@@ -140,7 +138,10 @@ class TransformersEngine:
         if self._num_threads:
             torch.set_num_threads(self._num_threads)
         transformers.utils.logging.disable_progress_bar()
-        self.model, self.tokenizer = self._load_model(torch_dtype)
+        loaded = load_model(
+            self.target, spec=self.spec, dtype=torch_dtype, adapter=self._adapter, revision=self._revision
+        )
+        self.model, self.tokenizer = loaded.model, loaded.tokenizer
         self.model.to(device).eval()
         config = self.model.config.get_text_config()
         if "linear_attention" in (getattr(config, "layer_types", None) or ()):
@@ -149,68 +150,23 @@ class TransformersEngine:
             )
         context_length = self._context_length or getattr(config, "max_position_embeddings", None) or 4096
         self._worker = _Worker(self.model, self.tokenizer, self.max_rows, self.prefix_tokens)
-        adapter = Path(self._adapter) if self._adapter else None
         return EngineInfo(
             kind="transformers",
             model=self.target,
             revision=identity(self.target, self._revision),
             context_length=context_length,
-            details={
-                "dtype": dtype,
-                "device": torch.device(device).type,
-                **({"adapter": self._adapter} if self._adapter else {}),
-                **({"adapter_revision": fingerprint(adapter)} if adapter is not None and adapter.exists() else {}),
-            },
+            details={"dtype": dtype, "device": torch.device(device).type, **loaded.details},
         )
-
-    def _load_model(self, dtype: torch.dtype) -> tuple[Any, Any]:
-        import json
-
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        path = Path(self.target)
-        base, adapter, revision = self.target, self._adapter, self._revision
-        tokenizer_source = base
-        if (path / "adapter_config.json").is_file():
-            adapter, base = base, json.loads((path / "adapter_config.json").read_text())["base_model_name_or_path"]
-            revision = None
-            tokenizer_source = adapter if (path / "tokenizer_config.json").is_file() else base
-        try:
-            if base.endswith(".gguf"):
-                if not path.is_file():
-                    raise OSError("no such file")
-                from transformers import GgufConfig
-
-                source: dict[str, Any] = {"gguf_file": path.name}
-                tokenizer = AutoTokenizer.from_pretrained(str(path.parent), **source)
-                model = AutoModelForCausalLM.from_pretrained(
-                    str(path.parent), dtype=dtype, quantization_config=GgufConfig(dequantize=True), **source
-                )
-            else:
-                tokenizer = AutoTokenizer.from_pretrained(tokenizer_source, revision=revision)
-                model = AutoModelForCausalLM.from_pretrained(base, revision=revision, dtype=dtype)
-            if adapter:
-                from peft import PeftModel
-
-                model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
-        except ImportError as error:
-            raise EngineError(f'{self.spec}: {error}; pip install "rprm[local]" brings all of it') from None
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise EngineError(
-                f"{self.spec}: cannot load the model: {reason} (give a folder with a causal language model, a GGUF "
-                "file, or a hub id that this machine can reach)"
-            ) from error
-        return model, tokenizer
 
 
 @dataclass(eq=False)
 class _Job(Job):
-    """A request: a completion with `sampling`, a second pass without."""
+    """A request: a completion with `sampling`, a second pass without. `opening` stands before the completion's text."""
 
     ids: list[int]
     sampling: Sampling | None
     verdict_tokens: VerdictTokens | None
+    opening: str = ""
 
 
 @dataclass(eq=False)
@@ -249,6 +205,9 @@ class _Worker(ModelWorker[_Job]):
         self.prefix_tokens = prefix_tokens
         self.rows: list[_Row] = []
         self.prefixes: OrderedDict[tuple[int, ...], _Prefix] = OrderedDict()
+        # What a model's forward calls its cache: transformers 5.24 renames it.
+        parameters = inspect.signature(model.forward).parameters
+        self.cache_name = "cache" if "cache" in parameters else "past_key_values"
         ends = model.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]
         self.end_tokens = {token for token in (*ends, tokenizer.eos_token_id) if token is not None}
@@ -337,9 +296,9 @@ class _Worker(ModelWorker[_Job]):
             chunk = torch.tensor([ids[start : start + _PREFILL_CHUNK]], device=self.model.device)
             positions = torch.arange(start, start + chunk.shape[1], device=self.model.device)[None]
             output = self.model(
-                input_ids=chunk, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+                input_ids=chunk, position_ids=positions, use_cache=True, logits_to_keep=1, **{self.cache_name: cache}
             )
-        prefix = _Prefix(ids, [(layer.keys, layer.values) for layer in cache.layers], output.logits[0, -1].float())
+        prefix = _Prefix(ids, [(layer.keys, layer.values) for layer in cache.layers], _exact(output.logits[0, -1]))
         self.prefixes[key] = prefix
         num_kept = sum(map(len, self.prefixes))
         while num_kept > self.prefix_tokens and len(self.prefixes) > 1:
@@ -364,10 +323,10 @@ class _Worker(ModelWorker[_Job]):
             input_ids=torch.tensor(tokens, device=device)[:, None],
             attention_mask=self.cache.open_column(),
             position_ids=torch.tensor(positions, device=device)[:, None],
-            past_key_values=self.cache,
             use_cache=True,
+            **{self.cache_name: self.cache},
         )
-        self._keep(self._advance(self.rows, output.logits[slots, -1].float()))
+        self._keep(self._advance(self.rows, _exact(output.logits[slots, -1])))
 
     def _advance(self, rows: Sequence[_Row], logits: torch.Tensor) -> list[int]:
         """Draw the next token of each row from logits [rows, vocabulary]; returns the indices of rows that go on."""
@@ -383,29 +342,29 @@ class _Worker(ModelWorker[_Job]):
         token, sampling, format_ = row.tokens[-1], row.sampling, row.sampling.verdict
         ended = token in self.end_tokens
         if format_ is not None and row.verdict is not None:
-            text = self._decode(row.tokens)
+            text = self._text(row)
             if format_.is_final(text, row.verdict):
                 return self._hand_over(row, text[: row.verdict.end], row.num_to_verdict, "verdict")
             row.verdict = format_.find(text)
         tokens = row.job.verdict_tokens
         if format_ is not None and tokens is not None and (token in tokens.yes or token in tokens.no):
-            text = self._decode(row.tokens)
+            text = self._text(row)
             word = self._decode([token]).strip()
             row.choices.append(VerdictChoice(len(text.rstrip()) - len(word), *_yes_no(logits, tokens)))
             if row.verdict is None:
                 row.verdict = format_.find(text)
                 row.num_to_verdict = len(row.tokens)
         if ended:
-            return self._hand_over(row, self._decode(row.tokens), len(row.tokens), "stop", ended=True)
+            return self._hand_over(row, self._text(row), len(row.tokens), "stop", ended=True)
         if sampling.stop:
             # A stop string ends in the last token: only the tail can hold one that is new.
             longest = max(map(len, sampling.stop))
             if any(stop in self._decode(row.tokens[-longest - 8 :]) for stop in sampling.stop):
-                text = self._decode(row.tokens)
-                if found := [text.find(stop) for stop in sampling.stop if stop in text]:
+                text, start = self._text(row), len(row.job.opening)
+                if found := [at for stop in sampling.stop if (at := text.find(stop, start)) >= 0]:
                     return self._hand_over(row, text[: min(found)], len(row.tokens), "stop")
         if len(row.tokens) >= sampling.max_tokens:
-            return self._hand_over(row, self._decode(row.tokens), len(row.tokens), "length")
+            return self._hand_over(row, self._text(row), len(row.tokens), "length")
         return False
 
     def _hand_over(self, row: _Row, text: str, num_tokens: int, reason: str, *, ended: bool = False) -> bool:
@@ -422,10 +381,18 @@ class _Worker(ModelWorker[_Job]):
         )
         return True
 
+    def _text(self, row: _Row) -> str:
+        return row.job.opening + self._decode(row.tokens)
+
     def _decode(self, tokens: list[int]) -> str:
         text = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
         return text
+
+
+def _exact(logits: torch.Tensor) -> torch.Tensor:
+    """Logits in float32, where they can be made float64: Apple's GPUs cannot, so that the processor takes them."""
+    return logits.float().cpu() if logits.device.type == "mps" else logits.float()
 
 
 def sample(logits: torch.Tensor, rows: Sequence[Any]) -> list[int]:

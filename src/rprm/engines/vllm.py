@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import math
 import os
 import re
 import uuid
@@ -24,12 +23,13 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
-from rprm.engines.base import Completion, EngineInfo, Sampling
-from rprm.engines.files import identity
-from rprm.engines.tokens import VerdictTokens, encode_prompt, fingerprint
+from rprm.engines.base import Completion, EngineInfo, Sampling, clipped
+from rprm.engines.files import adapter_details, find_file, fingerprint, identity, named_base
+from rprm.engines.tokens import VerdictTokens, encode_prompt, thinking_opening
+from rprm.engines.transcript import Transcript, detokenizer
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused
 from rprm.prompts.template import Prompt
-from rprm.verdict import Verdict, VerdictChoice, VerdictFormat, logsumexp
+from rprm.verdict import VerdictChoice, VerdictFormat, logsumexp
 
 #: Size of the key-value cache on a CPU, in bytes: vLLM's own default there is nearly all memory of the machine.
 _CPU_CACHE_BYTES = 4 << 30
@@ -45,11 +45,13 @@ class VLLMEngine:
     each piece makes in vain, which the random generators of a CPU cannot do, and the engine would die of it.
 
     Args:
-        target: path of a model folder, or a model's id on the hub.
+        target: path of a model folder or of a LoRA adapter's, or a model's id on the hub.
         spec: the text that names the engine.
         concurrency: samples to keep under way; also the size of vLLM's batch, unless `max_num_seqs` says otherwise.
         dtype: of weights and activations; "auto" is the model's own.
-        max_model_len: context length in tokens, prompt and completion together; the model's own by default.
+        context_length: in tokens, prompt and completion together; the model's own by default. vLLM takes a longer one
+            than its own where `VLLM_ALLOW_LONG_MAX_MODEL_LEN=1` is set.
+        max_model_len: vLLM's name for it.
         tensor_parallel_size: GPUs that share each layer.
         pipeline_parallel_size: groups of GPUs that share out the layers.
         data_parallel_size: copies of the model; vLLM spreads the samples over them.
@@ -73,6 +75,7 @@ class VLLMEngine:
         spec: str = "",
         concurrency: int = 256,
         dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
+        context_length: int | None = None,
         max_model_len: int | None = None,
         tensor_parallel_size: int = 1,
         pipeline_parallel_size: int = 1,
@@ -91,16 +94,26 @@ class VLLMEngine:
     ) -> None:
         if concurrency < 1:
             raise EngineError(f"vllm:{target}: concurrency={concurrency} keeps no sample under way; give at least 1")
+        if None not in (context_length, max_model_len) and context_length != max_model_len:
+            raise EngineError(f"vllm:{target}: context_length and max_model_len are one thing; give one of them")
         self.target = target
         self.spec = spec or f"vllm:{target}"
+        if adapter is None and Path(target).is_dir() and (named := named_base(target)) is not None:
+            adapter, (base, revision) = target, named
+            if tokenizer is None and find_file(target, "tokenizer_config.json", None) is not None:
+                tokenizer = target
+        else:
+            base = target
         self.concurrency = concurrency
         self.adapter = adapter
+        self.base = base
         self.revision = revision
         #: Arguments of vLLM's own; None leaves its default.
         self._arguments: dict[str, Any] = {
-            "model": target,
+            "model": base,
+            "trust_remote_code": False,
             "dtype": dtype,
-            "max_model_len": max_model_len,
+            "max_model_len": context_length or max_model_len,
             "tensor_parallel_size": tensor_parallel_size,
             "pipeline_parallel_size": pipeline_parallel_size,
             "data_parallel_size": data_parallel_size,
@@ -143,7 +156,8 @@ class VLLMEngine:
         ids = model.encode(prompt)
         answers = model.answers(sampling.verdict) if sampling.verdict is not None else None
         detokenize = detokenizer(model.tokenizer, ids)
-        transcript = Transcript(sampling.verdict, sampling.stop)
+        opening = "" if prompt.reply else thinking_opening(model.tokenizer, prompt, ids)
+        transcript = Transcript(sampling.verdict, sampling.stop, opening)
         choices: list[VerdictChoice] = []
         num_cached: int | None = None
         ended = False
@@ -229,11 +243,7 @@ class VLLMEngine:
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-        if len(ids) + sampling.max_tokens > model.context_length:
-            raise RequestRefused(
-                f"the prompt has {len(ids)} tokens; with max_tokens={sampling.max_tokens} that exceeds the context "
-                f"length of {model.context_length}"
-            )
+        max_tokens = clipped(len(ids), sampling.max_tokens, model.context_length)
         request_id = uuid.uuid4().hex
         model.under_way.add(request_id)
         finished = False
@@ -241,7 +251,7 @@ class VLLMEngine:
             parameters = SamplingParams(
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
-                max_tokens=sampling.max_tokens,
+                max_tokens=max_tokens,
                 seed=sampling.seed,
                 logprob_token_ids=list(answers.words) if answers is not None else None,
                 flat_logprobs=answers is not None,
@@ -315,6 +325,7 @@ class VLLMEngine:
                     "pipeline_parallel_size": config.parallel_config.pipeline_parallel_size,
                     "data_parallel_size": config.parallel_config.data_parallel_size,
                     "adapter": self.adapter,
+                    **self._adapter_details(),
                 },
             ),
             # The K analyses of a step have one prompt; room for every prompt under way.
@@ -324,8 +335,13 @@ class VLLMEngine:
 
     def _revision_loaded(self) -> str | None:
         """A fingerprint of a local model, the commit of one from the hub; with an adapter, its fingerprint after it."""
-        revision = identity(self.target, self.revision) or self.revision
+        revision = identity(self.base, self.revision) or self.revision
         return revision if self.adapter is None else f"{revision}+{fingerprint(Path(self.adapter))}"
+
+    def _adapter_details(self) -> dict[str, Any]:
+        if self.adapter is None:
+            return {}
+        return adapter_details(self.adapter, base=self.base, base_revision=self.revision)
 
 
 @dataclass(frozen=True)
@@ -362,118 +378,6 @@ class _Model:
     encode: Callable[[Prompt], tuple[int, ...]]
     answers: Callable[[VerdictFormat], _Answers]
     under_way: set[str] = field(default_factory=set)
-
-
-class Transcript:
-    """The text of one completion while its tokens arrive, and where it ends.
-
-    It ends at a stop string (which is cut off), or with the word of its first verdict, as soon as that verdict can no
-    longer turn out to be something else: "No" may go on as "Nothing" or "No / Yes". Where it ends depends on the text
-    alone, not on how the text is split into tokens.
-
-    Attributes:
-        text: the completion so far.
-        num_tokens: tokens so far; once it has ended with a verdict, those that reach into the text.
-        finish_reason: None while it may go on, then "stop" or "verdict" (or what the owner sets).
-    """
-
-    def __init__(self, verdict: VerdictFormat | None = None, stop: Sequence[str] = ()) -> None:
-        self.text = ""
-        self.num_tokens = 0
-        self.finish_reason: str | None = None
-        self._verdict = verdict
-        self._stop = stop
-        self._lengths: list[int] = []  # of the text after each token
-        self._is_open = False  # a verdict stands, but more text may undo it
-        if verdict is not None:
-            self._longest_answer = max(len(verdict.yes), len(verdict.no))
-            self._answer = re.compile(f"{re.escape(verdict.yes)}|{re.escape(verdict.no)}", re.IGNORECASE)
-
-    def add(self, piece: str) -> None:
-        """Append the text of one token, which may be empty."""
-        before = len(self.text)
-        self.text += piece
-        self.num_tokens += 1
-        self._lengths.append(len(self.text))
-        stop_end, stop_start = self._find_stop(before)
-        # What ends first in the text counts, even where one token brings both.
-        if (verdict := self._find_verdict(before, min(stop_end - 1, len(self.text)))) is not None:
-            self.text = self.text[: verdict.end]
-            self.num_tokens = 1 + next(i for i, length in enumerate(self._lengths) if length >= verdict.end)
-            self.finish_reason = "verdict"
-        elif stop_end < math.inf:
-            self.text = self.text[: int(stop_start)]
-            self.finish_reason = "stop"
-
-    def _find_stop(self, before: int) -> tuple[float, float]:
-        """End and start of the stop string that is complete first, of those that end after `before`."""
-        found = [(math.inf, math.inf)]
-        for string in self._stop:
-            start = self.text.find(string, max(0, before - len(string) + 1))
-            if start >= 0:
-                found.append((start + len(string), start))
-        return min(found)
-
-    def _find_verdict(self, before: int, end: float) -> Verdict | None:
-        """The first verdict of the text up to `end`, if nothing that may follow can undo it."""
-        if self._verdict is None:
-            return None
-        # Searching the whole text for every token would take quadratic time: only a new answer word is worth it.
-        if not self._is_open and not self._answer.search(self.text, max(0, before - self._longest_answer + 1)):
-            return None
-        text = self.text[: int(end)]
-        verdict = self._verdict.find(text)
-        self._is_open = verdict is not None
-        # These are the two ways in which a verdict is undone: its word goes on, or the other answer follows a slash.
-        if verdict is not None and all(self._verdict.find(text + tail) == verdict for tail in ("x", "/x")):
-            return verdict
-        return None
-
-
-def detokenizer(tokenizer: Any, prompt_ids: Sequence[int]) -> Callable[[int], str]:
-    """A function from each generated token to the text that it completes.
-
-    A character that several tokens share comes with the last of them; special tokens are left out. The prompt tells
-    whether the first word keeps the space before it.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return _slow_detokenizer(tokenizer, prompt_ids)
-    from tokenizers.decoders import DecodeStream
-
-    stream = DecodeStream(ids=list(prompt_ids), skip_special_tokens=True)
-
-    def step(token: int) -> str:
-        nonlocal stream
-        try:
-            return stream.step(backend, token) or ""
-        except Exception as error:
-            if "Invalid prefix" not in str(error):
-                raise
-            # A tokenizer that rewrites what it has already decoded: go on from this token.
-            stream = DecodeStream(skip_special_tokens=True)
-            return stream.step(backend, token) or ""
-
-    return step
-
-
-def _slow_detokenizer(tokenizer: Any, prompt_ids: Sequence[int]) -> Callable[[int], str]:
-    """The same for tokenizers that are not of the `tokenizers` library: decode the last few tokens twice."""
-    ids = list(prompt_ids[-6:])
-    num_read = len(ids)
-
-    def step(token: int) -> str:
-        nonlocal ids, num_read
-        ids.append(token)
-        before = tokenizer.decode(ids[:num_read], skip_special_tokens=True)
-        after = tokenizer.decode(ids, skip_special_tokens=True)
-        if len(after) <= len(before) or after.endswith("\N{REPLACEMENT CHARACTER}"):
-            return ""
-        ids = ids[num_read:]
-        num_read = len(ids)
-        return str(after[len(before) :])
-
-    return step
 
 
 def _encode(tokenizer: Any, prompt: Prompt) -> tuple[int, ...]:

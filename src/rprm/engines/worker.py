@@ -60,9 +60,9 @@ class ModelWorker(threading.Thread, Generic[AnyJob]):
         self.unanswered: set[AnyJob] = set()
         self._jobs: queue.SimpleQueue[AnyJob | None] = queue.SimpleQueue()
         self._stopping = False
-        # Why the worker ended; set behind the door, so that no job slips in after the last look at the queue.
+        # Why the worker ended. Set under the lock, so that no job is queued after the final drain.
         self._ended: EngineUnavailable | None = None
-        self._door = threading.Lock()
+        self._lock = threading.Lock()
 
     async def submit(self, job: AnyJob) -> Any:
         """Await the answer to a job.
@@ -72,7 +72,7 @@ class ModelWorker(threading.Thread, Generic[AnyJob]):
         """
         job.loop = asyncio.get_running_loop()
         job.future = job.loop.create_future()
-        with self._door:
+        with self._lock:
             if self._ended is not None:
                 raise EngineUnavailable(str(self._ended))
             self._jobs.put(job)
@@ -95,9 +95,11 @@ class ModelWorker(threading.Thread, Generic[AnyJob]):
                     self.work()
             error = EngineUnavailable("the engine was closed")
         except Exception as failure:
-            hint = f"; {self.hint}" if isinstance(failure, torch.OutOfMemoryError) else ""
+            # Apple's GPUs say it in words.
+            is_memory = isinstance(failure, torch.OutOfMemoryError) or "out of memory" in str(failure)
+            hint = f"; {self.hint}" if is_memory else ""
             error = EngineUnavailable(f"the model failed: {type(failure).__name__}: {failure}{hint}")
-        with self._door:
+        with self._lock:
             self._ended = error
             self._receive(block=False)
         for job in self.unanswered:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rprm.artifacts import SUMMARY, Run
-from rprm.engines.tokens import fingerprint
+from rprm.engines.files import fingerprint
 from rprm.errors import EngineError, InputError
 from rprm.judging import versions
 from rprm.lab.solutions import ERROR_TYPES, solve
@@ -265,7 +265,9 @@ def _beginning(settings: BaseSettings, start: Path | None, watcher: TrainingWatc
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     if start is not None:
-        return AutoTokenizer.from_pretrained(start), LlamaForCausalLM.from_pretrained(start, dtype=torch.float32)
+        return AutoTokenizer.from_pretrained(start, trust_remote_code=False), LlamaForCausalLM.from_pretrained(
+            start, dtype=torch.float32
+        )
     watcher.on_stage("making the tokenizer")
     tokenizer = make_tokenizer()
     config = LlamaConfig(
@@ -287,7 +289,7 @@ def _beginning(settings: BaseSettings, start: Path | None, watcher: TrainingWatc
 def _summary(folder: Path, settings: BaseSettings) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder / MODEL)
+    model = AutoModelForCausalLM.from_pretrained(folder / MODEL, trust_remote_code=False)
     return {
         "num_steps": settings.num_steps,
         "num_tokens": settings.num_steps * settings.batch_size * settings.row_tokens,

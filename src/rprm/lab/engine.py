@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rprm.artifacts import read_json_lines
 from rprm.engines.base import Completion, EngineInfo, Sampling
-from rprm.engines.tokens import fingerprint
+from rprm.engines.files import fingerprint
 from rprm.errors import EngineError, RequestRefused, Unsupported
 from rprm.lab.teacher import Faults, analyse, verdict_line
 from rprm.lab.world import CARD, JUDGE_PROMPT, Truth

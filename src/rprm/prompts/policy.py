@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rprm.prompts.template import Prompt, Template
+from rprm.prompts.template import Filled, Prompt, Template
 
 
 @dataclass(frozen=True)
@@ -42,4 +42,4 @@ class PolicyTemplate(Template):
             problem: the problem's text.
             steps: the beginning of the solution.
         """
-        return self._prompt({"problem": problem}, "".join(step + self.step_separator for step in steps))
+        return self._prompt({"problem": Filled.record(problem)}, "".join(step + self.step_separator for step in steps))

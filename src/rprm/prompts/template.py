@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple, Self
 
 from rprm.errors import PromptError
 from rprm.verdict import VerdictFormat
@@ -18,8 +18,16 @@ from rprm.verdict import VerdictFormat
 
 @dataclass(frozen=True, slots=True)
 class Message:
+    """One message.
+
+    `records`: of a text that is continued as it stands, the parts [start, end) that come from a record (the problem,
+    the steps), in order. Special tokens spelled there are none; elsewhere the template means them. In a chat no content
+    has special tokens.
+    """
+
     role: str
     content: str
+    records: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +49,29 @@ class Prompt:
         """
         contents = "\n\n".join(message.content for message in self.messages)
         return f"{contents}\n\n{self.reply}" if self.chat and self.reply else contents + self.reply
+
+
+class Filled(NamedTuple):
+    """A text in which placeholders are filled, and the parts [start, end) of it that come from a record."""
+
+    text: str
+    records: tuple[tuple[int, int], ...] = ()
+
+    @classmethod
+    def record(cls, text: str) -> Filled:
+        return cls(text, ((0, len(text)),) if text else ())
+
+    def join(self, parts: Iterable[Filled]) -> Filled:
+        """The parts one after the other, this between them."""
+        texts: list[str] = []
+        records: list[tuple[int, int]] = []
+        offset = 0
+        for part in parts:
+            for text, spans in (self, part) if texts else (part,):
+                texts.append(text)
+                records += [(start + offset, end + offset) for start, end in spans]
+                offset += len(text)
+        return Filled("".join(texts), tuple(records))
 
 
 #: A placeholder of a template's text; group 1 is its name.
@@ -116,8 +147,9 @@ class Template:
         content = json.dumps(self._content(), sort_keys=True, ensure_ascii=False)
         return f"sha256:{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
-    def _prompt(self, values: Mapping[str, str], reply: str = "") -> Prompt:
-        user = Message("user", _fill(self._user_pieces, values))
+    def _prompt(self, values: Mapping[str, Filled], reply: str = "") -> Prompt:
+        content, records = _fill(self._user_pieces, values)
+        user = Message("user", content, () if self.chat else records)
         return Prompt((Message("system", self.system), user) if self.system else (user,), self.chat, reply)
 
     @cached_property
@@ -225,16 +257,18 @@ class PromptTemplate(Template):
         if not 0 <= step_index < len(steps):
             raise self._error(f"step_index {step_index} is out of range: the solution has {len(steps)} steps")
         listed = [
-            _fill(self._step_pieces, {"number": str(number), "step": step})
+            _fill(self._step_pieces, {"number": Filled(str(number)), "step": Filled.record(step)})
             for number, step in enumerate(steps[: step_index + 1], 1)
         ]
+        separator = Filled(self.step_separator)
+        previous = separator.join(listed[:-1]) if step_index else Filled(self.no_previous_steps)
         return self._prompt(
             {
-                "problem": problem,
-                "steps": self.step_separator.join(listed),
-                "previous_steps": self.step_separator.join(listed[:-1]) if step_index else self.no_previous_steps,
-                "step": steps[step_index],
-                "step_number": str(step_index + 1),
+                "problem": Filled.record(problem),
+                "steps": separator.join(listed),
+                "previous_steps": previous,
+                "step": Filled.record(steps[step_index]),
+                "step_number": Filled(str(step_index + 1)),
             }
         )
 
@@ -252,11 +286,11 @@ def _braced(name: str) -> str:
     return "{{" + name + "}}"
 
 
-def _fill(pieces: list[str], values: Mapping[str, str]) -> str:
+def _fill(pieces: list[str], values: Mapping[str, Filled]) -> Filled:
     """Fixed texts at even places, names at odd ones. One pass: a value is never read again for placeholders."""
-    filled = list(pieces)
-    filled[1::2] = ("{{" if name == _BRACES else values[name] for name in pieces[1::2])
-    return "".join(filled)
+    filled = [Filled(piece) for piece in pieces]
+    filled[1::2] = (Filled("{{") if name == _BRACES else values[name] for name in pieces[1::2])
+    return Filled("").join(filled)
 
 
 def _check_types(

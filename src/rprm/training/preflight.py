@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -52,6 +52,14 @@ class PromptCheck:
             and self._pattern.fullmatch(messages[-1][1]) is not None
         )
 
+    def marked(self, prompt: Prompt) -> Prompt:
+        """A raw prompt with the places of its record's texts, as the template renders it: a row has the text alone."""
+        if prompt.chat or (match := self._pattern.fullmatch(prompt.messages[-1].content)) is None:
+            return prompt
+        spans = (match.span(group) for group in range(1, self._pattern.groups + 1))
+        records = tuple((start, end) for start, end in spans if start < end)
+        return replace(prompt, messages=(*prompt.messages[:-1], replace(prompt.messages[-1], records=records)))
+
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
         """The user message: fixed texts literal, the step's number the same wherever it stands, anything else free."""
@@ -70,7 +78,7 @@ class PromptCheck:
             elif name == "open_braces":
                 parts.append(re.escape("{{"))
             else:
-                parts.append(".*?")
+                parts.append("(.*?)")
             parts.append(re.escape(fixed))
         return re.compile("".join(parts), re.DOTALL)
 
@@ -86,7 +94,7 @@ class PromptCheck:
                 closing += text + re.escape(fixed)
             else:
                 opening += text + re.escape(fixed)
-        return f"{opening}.*?{closing}"
+        return f"{opening}(.*?){closing}"
 
 
 def verdict_fault(reply: str, verdict: VerdictFormat, wanted: bool) -> str | None:
@@ -257,7 +265,13 @@ def encode_data(
     found = {}
     for part, path in data.parts.items():
         counts = found[part] = _encode_part(
-            path, kind, partial / f"{part}.arrow", tokenizer=tokenizer, end=end, max_length=max_length
+            path,
+            kind,
+            partial / f"{part}.arrow",
+            PromptCheck(data.template),
+            tokenizer=tokenizer,
+            end=end,
+            max_length=max_length,
         )
         if counts.num_too_long:
             on_note(
@@ -269,7 +283,9 @@ def encode_data(
     return found
 
 
-def _encode_part(path: Path, kind: str, target: Path, *, tokenizer: Any, end: int, max_length: int) -> PartCounts:
+def _encode_part(
+    path: Path, kind: str, target: Path, check: PromptCheck, *, tokenizer: Any, end: int, max_length: int
+) -> PartCounts:
     import pyarrow as pa
 
     names = ("input_ids", "labels") if kind == "sft" else ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -281,7 +297,7 @@ def _encode_part(path: Path, kind: str, target: Path, *, tokenizer: Any, end: in
     pending: list[dict[str, list[int]]] = []
     with target.open("wb") as stream, pa.ipc.new_stream(stream, schema) as writer:
         for row in read_rows(path, kind):
-            prompt, replies = encode_row(tokenizer, row, end)
+            prompt, replies = encode_row(tokenizer, replace(row, prompt=check.marked(row.prompt)), end)
             length = len(prompt) + max(map(len, replies))
             if length > max_length:
                 num_too_long += 1

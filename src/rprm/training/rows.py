@@ -17,7 +17,8 @@ from typing import Any
 
 from rprm.data.datasets import TRAIN, VALIDATION
 from rprm.engines.files import commit as commit_of
-from rprm.engines.tokens import encode_prompt, fingerprint
+from rprm.engines.files import fingerprint
+from rprm.engines.tokens import encode_prompt
 from rprm.errors import EngineError, InputError, PromptError
 from rprm.prompts.library import MODEL_TEMPLATE, load_template
 from rprm.prompts.template import Message, Prompt, PromptTemplate
@@ -202,7 +203,7 @@ def find_model(target: str, revision: str | None = None) -> BaseModel:
     if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
         raise EngineError(f"{target} is a LoRA adapter; merge it first, or train on from a merged model folder")
     try:
-        config = AutoConfig.from_pretrained(target, revision=revision)
+        config = AutoConfig.from_pretrained(target, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise EngineError(

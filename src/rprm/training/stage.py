@@ -518,7 +518,7 @@ def _device(precision: Precision, processes: Processes) -> tuple[bool, bool]:
 def _load_tokenizer(base: BaseModel) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(base.target, **base.source)
+    return AutoTokenizer.from_pretrained(base.target, trust_remote_code=False, **base.source)
 
 
 def _lora(settings: TrainingSettings) -> Any:

@@ -1,0 +1,263 @@
+"""Weights are the checkpoint's, no code of a repository is run, and a fingerprint is of the model."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rprm.engines import EngineInfo
+from rprm.engines.files import fingerprint
+from rprm.engines.transformers import TransformersEngine
+from rprm.engines.vllm import VLLMEngine
+from rprm.errors import EngineError
+
+
+@pytest.fixture
+def folder(tiny_model: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model, to be damaged."""
+    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
+
+
+def start(target: Path | str, **options: Any) -> EngineInfo:
+    async def work() -> EngineInfo:
+        engine = TransformersEngine(str(target), **options)
+        try:
+            return await engine.start()
+        finally:
+            await engine.aclose()
+
+    return asyncio.run(work())
+
+
+def rewrite(folder: Path, change: Any) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+def test_a_checkpoint_with_missing_tensors_is_refused(folder: Path) -> None:
+    rewrite(folder, lambda tensors: tensors.pop(UP))
+    with pytest.raises(EngineError, match=f"not a whole LlamaForCausalLM: {UP} is missing; "):
+        start(folder)
+
+    def lose_a_layer(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if name.startswith("model.layers.0.")]:
+            del tensors[name]
+
+    rewrite(folder, lose_a_layer)
+    # Nine tensors of layer 0 and one of layer 1, three of them named.
+    with pytest.raises(EngineError, match=r"model.layers.0.input_layernorm.weight is missing, .* and 7 more"):
+        start(folder)
+
+
+def test_a_checkpoint_with_misshapen_tensors_is_refused(folder: Path) -> None:
+    rewrite(folder, lambda tensors: tensors.update({UP: tensors[UP][:100].clone()}))
+    with pytest.raises(EngineError, match=rf"{UP} is of shape \[100, 64\], not \[128, 64\]"):
+        start(folder)
+
+
+def test_tied_weights_are_not_missing(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    rewrite(folder, lambda tensors: tensors.pop("lm_head.weight"))
+    assert start(folder).context_length == 512
+
+
+def test_what_a_checkpoint_has_beside_the_model_does_not_matter(folder: Path) -> None:
+    rewrite(folder, lambda tensors: tensors.update({"v_head.weight": torch.zeros(1, 64)}))
+    assert start(folder).context_length == 512
+
+
+def write_gguf(path: Path, folder: Path, left_out: str | None) -> None:
+    """The tiny model as a GGUF file, without one of its tensors."""
+    import gguf
+
+    config = json.loads((folder / "config.json").read_text())
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_vocab_size(config["vocab_size"])
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())["model"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(sorted(tokenizer["vocab"], key=tokenizer["vocab"].get))
+    writer.add_token_merges([" ".join(pair) for pair in tokenizer["merges"]])
+    writer.add_eos_token_id(0)
+    names = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    layer = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v"}
+    layer |= {"self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up"}
+    layer |= {"mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+    for number in range(config["num_hidden_layers"]):
+        names |= {f"model.layers.{number}.{name}": f"blk.{number}.{short}" for name, short in layer.items()}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        if name != left_out:
+            writer.add_tensor(names[name.removesuffix(".weight")] + ".weight", tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_file_with_missing_tensors_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    for left_out in (None, UP):
+        write_gguf(tmp_path / "model.gguf", tiny_model, left_out)
+        if left_out is None:
+            assert start(tmp_path / "model.gguf").context_length == 512
+        else:
+            with pytest.raises(EngineError, match=f"not a whole LlamaForCausalLM: {UP} is missing; "):
+                start(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize("names", [("AutoConfig", "AutoModelForCausalLM"), ("AutoTokenizer",)])
+def test_no_code_of_a_repository_is_run(folder: Path, names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is it offered: where nothing is said, transformers asks on the terminal."""
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    (folder / "code.py").write_text("raise SystemExit('run')\n")
+    for name, key in (("config.json", "architecture"), ("tokenizer_config.json", "tokenizer_class")):
+        content = json.loads((folder / name).read_text())
+        auto_map = {auto: f"code.{auto}" if auto != "AutoTokenizer" else ["code.A", None] for auto in names}
+        changes = {"auto_map": auto_map, **({"model_type": "unheard"} if name == "config.json" else {key: "Unheard"})}
+        if (name == "tokenizer_config.json") == ("AutoTokenizer" in names):
+            (folder / name).write_text(json.dumps(content | changes))
+    with pytest.raises(EngineError, match="needs code of its repository, which is never run"):
+        start(folder)
+
+
+def test_training_runs_no_code_of_a_repository_either(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rprm.training.rows import find_model
+
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    (folder / "code.py").write_text("raise SystemExit('run')\n")
+    config = json.loads((folder / "config.json").read_text())
+    changes = {"model_type": "unheard", "auto_map": {"AutoConfig": "code.Config"}}
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(EngineError, match="cannot load the model"):
+        find_model(str(folder))
+
+
+@pytest.fixture
+def adapter(tiny_model: Path, tmp_path: Path) -> Path:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    get_peft_model(base, config).save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_the_manifest_names_an_adapter_and_its_base(tiny_model: Path, adapter: Path) -> None:
+    for info in (start(tiny_model, adapter=str(adapter)), start(adapter)):
+        assert info.details["adapter"] == str(adapter)
+        assert info.details["adapter_revision"] == fingerprint(adapter)
+        assert info.details["base"] == str(tiny_model)
+        assert info.details["base_revision"] == fingerprint(tiny_model)
+
+
+def test_a_base_that_changes_changes_the_manifest(folder: Path, adapter: Path) -> None:
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(folder)}))
+    before = start(adapter)
+    rewrite(folder, lambda tensors: tensors[UP].mul_(2))
+    after = start(adapter)
+    assert before.revision == after.revision
+    assert before.details["base_revision"] != after.details["base_revision"]
+
+
+def test_an_adapter_that_is_not_whole_is_refused(tiny_model: Path, adapter: Path) -> None:
+    path = adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    name = next(iter(tensors))
+    save_file({key: tensor for key, tensor in tensors.items() if key != name}, path)
+    with pytest.raises(EngineError, match="missing adapter keys"):
+        start(adapter)
+    save_file({key: tensor[:, :3].clone() for key, tensor in tensors.items()}, path)
+    with pytest.raises(EngineError, match=r"size mismatch for .*lora_A"):
+        start(tiny_model, adapter=str(adapter))
+    (adapter / "adapter_config.json").write_text("{}")
+    with pytest.raises(EngineError, match="names no base model"):
+        start(adapter)
+
+
+def test_vllm_serves_the_base_that_an_adapters_folder_names(tiny_model: Path, adapter: Path) -> None:
+    engine = VLLMEngine(str(adapter))
+    assert (engine.target, engine.base, engine.adapter) == (str(adapter), str(tiny_model), str(adapter))
+    assert engine._arguments["model"] == str(tiny_model)
+    assert engine._revision_loaded() == f"{fingerprint(tiny_model)}+{fingerprint(adapter)}"
+    assert engine._adapter_details() == VLLMEngine(str(tiny_model), adapter=str(adapter))._adapter_details()
+    assert VLLMEngine(str(tiny_model))._adapter_details() == {}
+
+
+def test_vllm_takes_the_context_by_either_name() -> None:
+    for options in ({"context_length": 8192}, {"max_model_len": 8192}, {"context_length": 8192, "max_model_len": 8192}):
+        engine = VLLMEngine("model", **options)
+        assert engine._arguments["max_model_len"] == 8192
+        assert engine._arguments["trust_remote_code"] is False
+    assert VLLMEngine("model")._arguments["max_model_len"] is None
+    with pytest.raises(EngineError, match="one of them"):
+        VLLMEngine("model", context_length=8192, max_model_len=4096)
+
+
+STRAYS = (
+    *("README.md", ".DS_Store", ".gitattributes", ".git/config.json", ".cache/huggingface/x.json", "train.log"),
+    *("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin", "trainer_state.json", "optimizer.bin"),
+    *("checkpoint-5/model.safetensors", "runs/events.out", "modeling_custom.py", "config.json.orig", "._config.json"),
+)
+PARTS = (
+    *("model-00001-of-00002.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "adapter_model.bin"),
+    *("tokenizer.model", "merges.txt", "chat_template.jinja", "additional_chat_templates/tool.jinja", "vocab.json"),
+    *("rprm_prompt.toml", "rprm_classifier.json", "adapter_config.json", "model.gguf", "special_tokens_map.json"),
+)
+
+
+def test_a_stray_file_changes_no_fingerprint(folder: Path) -> None:
+    before = fingerprint(folder)
+    for name in STRAYS:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+        assert fingerprint(folder) == before, name
+
+
+def test_every_part_of_a_model_counts(folder: Path) -> None:
+    found = [fingerprint(folder)]
+    for name in PARTS:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("{}")
+        found.append(fingerprint(folder))
+        (folder / name).write_text("{ }")
+        found.append(fingerprint(folder))
+    for name in (
+        "model.safetensors",
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ):
+        with (folder / name).open("ab") as stream:
+            stream.write(b" ")
+        found.append(fingerprint(folder))
+    assert len(set(found)) == len(found)
+
+
+def test_a_file_by_itself_counts_whatever_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "CARD.json"
+    path.write_text("1")
+    before = fingerprint(path)
+    path.write_text("2")
+    assert fingerprint(path) != before
