@@ -14,8 +14,9 @@ from rprm.engines import Engine, Sampling, load_engine
 from rprm.errors import RprmError
 from rprm.judge import Judge
 from rprm.judging import in_order
+from rprm.models import template_for
 from rprm.presets import JudgeSettings, judge_settings
-from rprm.prompts import PromptTemplate, carried_template, load_template
+from rprm.prompts import PromptTemplate, load_template
 from rprm.reading import solution_of
 from rprm.records import Solution, SolutionReward
 from rprm.rewarder import StepRewarder
@@ -40,7 +41,8 @@ class RPRM:
         confidence: for "confident": how probable a decision must be.
         first_error_exit: stop at the first step called wrong.
         force_verdict: where an analysis ends without a verdict, ask for one.
-        prompt: a template, its built-in name, or its file; by default the one that the model's folder carries.
+        prompt: a template, its built-in name, or its file; by default the one that the model's folder carries, or
+            that a known model was released with.
         temperature, top_p, max_tokens, seed: how analyses are sampled.
 
     Example:
@@ -82,7 +84,7 @@ class RPRM:
         )
         _check(settings)
         if not isinstance(prompt, PromptTemplate):
-            prompt = load_template(prompt or carried_template(engine.spec) or settings.prompt)
+            prompt = load_template(prompt) if prompt else template_for(engine.spec, settings.prompt)
         self.settings = settings
         self.judge = Judge(
             engine,

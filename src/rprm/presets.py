@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from rprm.models import resolve
 from rprm.stopping import Stopping
 
 
@@ -49,8 +50,10 @@ SMOLLM2 = JudgeSettings(
 
 
 def judge_settings(model: str) -> JudgeSettings:
-    """The defaults for a model spec: the paper's, but for the models that come along their own."""
-    return {"embedded": EMBEDDED, "smollm2": SMOLLM2}.get(model.partition("?")[0].partition(":")[0], PAPER)
+    """The defaults for a model spec: the paper's with a known model's threshold, or those of a model that comes along."""
+    settings = {"embedded": EMBEDDED, "smollm2": SMOLLM2}.get(model.partition("?")[0].partition(":")[0], PAPER)
+    known = resolve(model).known
+    return settings if known is None else replace(settings, threshold=known.threshold)
 
 
 @dataclass(frozen=True)

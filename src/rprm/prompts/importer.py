@@ -57,6 +57,14 @@ class ImportedTemplate:
     doubts: tuple[str, ...] = ()
     source: str = ""
 
+    @property
+    def proof(self) -> str:
+        return f"{self.num_exact:,} of {self.num_rows:,} rows ({self.num_problems:,} problems) rendered exactly"
+
+    def to_toml(self) -> str:
+        """The template as a file's content, headed by where it comes from."""
+        return f"# Derived by `rprm prompts import` from {self.source!a}: {self.proof}.\n{self.template.to_toml()}"
+
 
 def import_template(
     rows: Iterable[Mapping[str, Any]],
