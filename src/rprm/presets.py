@@ -50,7 +50,7 @@ SMOLLM2 = JudgeSettings(
 
 
 def judge_settings(model: str) -> JudgeSettings:
-    """The defaults for a model spec: the paper's with a known model's threshold, or those of a model that comes along."""
+    """The defaults for a model spec: the paper's, with a known model's threshold; packaged models have their own."""
     settings = {"embedded": EMBEDDED, "smollm2": SMOLLM2}.get(model.partition("?")[0].partition(":")[0], PAPER)
     known = resolve(model).known
     return settings if known is None else replace(settings, threshold=known.threshold)
