@@ -499,7 +499,7 @@ def test_a_model_says_what_it_needs(hub: Hub, monkeypatch: pytest.MonkeyPatch):
     assert described["commands"][-1].endswith('"r-prm-7b?context_length=8192"')
     machine(monkeypatch, vllm=True, gpu=True)
     assert json.loads(run("models", "r-prm-7b", "--json"))["commands"][-1] == (
-        'VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 rprm judge solutions.jsonl --model "r-prm-7b?max_model_len=8192"'
+        'VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 rprm judge solutions.jsonl --model "r-prm-7b?context_length=8192"'
     )
     assert [known["alias"] for known in json.loads(run("models", "--json"))] == [known.alias for known in MODELS]
 

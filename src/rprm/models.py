@@ -214,9 +214,11 @@ def training_template(known: KnownModel) -> PromptTemplate:
     try:
         imported = import_released(known)
     except InputError as error:
+        cause = error.__cause__ or error
+        reason = (str(cause).splitlines() or [type(cause).__name__])[0]
         raise PromptError(
             f"{known.hub_id}: its prompt is part of the data set {known.prompt.dataset}, which cannot be read here "
-            f"({error}); import it once, where there is a network: rprm prompts import --model {known.alias}; or from "
+            f"({reason}); import it once, where there is a network: rprm prompts import --model {known.alias}; or from "
             f"a file of the data set's rows: rprm prompts import FILE --model {known.alias}; or give --prompt FILE"
         ) from error
     keep_template(known, imported)
@@ -253,9 +255,12 @@ def keep_template(known: KnownModel, imported: ImportedTemplate) -> Path:
     """
     assert known.prompt is not None
     path = known.prompt.cached
+    # Many processes may come here at once: each writes a file of its own, and the last one stays.
+    own = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, imported.to_toml())
+        write_atomically(own, imported.to_toml())
+        os.replace(own, path)
     except OSError as error:
         raise PromptError(
             f"{path}: cannot be written: {error.strerror}; RPRM_CACHE names another folder to keep prompts in"

@@ -86,9 +86,8 @@ def commands(known: KnownModel) -> list[str]:
         lines.append(f"rprm bench {benchmark} --model {model} --output runs/{benchmark}-{known.alias}")
     if known.kind == "r-prm" and known.context_length is not None:
         # As the published code serves it: vLLM wants to be told that this is meant.
-        on_vllm = known.spec.startswith("vllm:")
-        setting, option = ("VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 ", "max_model_len") if on_vllm else ("", "context_length")
-        model = f'"{known.alias}?{option}={2 * known.context_length}"'
+        setting = "VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 " if known.spec.startswith("vllm:") else ""
+        model = f'"{known.alias}?context_length={2 * known.context_length}"'
         lines.append(f"{setting}rprm judge solutions.jsonl --model {model}")
     return lines
 
