@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from rprm import RPRM, models
+from rprm import RPRM, load_rewarder, models
 from rprm.classifiers import Classifier, is_classifier, load_classifier
 from rprm.cli.app import app
 from rprm.engines import load_engine
@@ -230,8 +230,8 @@ def test_the_threshold_is_the_records_unless_another_is_given(monkeypatch: pytes
     monkeypatch.setattr(models, "_BY_NAME", changed | {known.hub_id.casefold(): known for known in changed.values()})
     assert judge_settings("r-prm-7b").threshold == judge_settings("vllm:kevinpro/R-PRM-7B-DPO").threshold == 0.61
     assert judge_settings("vllm:someone/else").threshold == 0.5
-    assert RPRM("r-prm-7b", prompt="critique").judge.threshold == 0.61
-    assert RPRM("r-prm-7b", prompt="critique", threshold=0.4).judge.threshold == 0.4
+    assert load_rewarder("r-prm-7b", prompt="critique").threshold == 0.61
+    assert load_rewarder("r-prm-7b", prompt="critique", threshold=0.4).threshold == 0.4
     assert load_classifier("skywork-prm-7b").threshold == 0.61
     assert load_classifier("skywork-prm-7b?threshold=0.3").threshold == 0.3
 
@@ -240,7 +240,7 @@ def test_the_threshold_is_the_records_unless_another_is_given(monkeypatch: pytes
 
 
 def test_the_released_prompt_is_read_once_and_then_without_a_network(hub: Hub):
-    judge = RPRM("r-prm-7b").judge
+    judge = load_rewarder("r-prm-7b")
     assert hub.num_reads == 1
     template = judge.template
     assert not template.chat
@@ -294,7 +294,7 @@ def test_offline_without_the_prompt_the_error_says_how(hub: Hub):
         assert way in message
     assert "\n" not in message
     # A prompt that is given needs none of it.
-    assert RPRM("r-prm-7b", prompt="critique").judge.template.name == "critique"
+    assert load_rewarder("r-prm-7b", prompt="critique").template.name == "critique"
 
 
 def test_without_the_hub_extra_the_error_names_it(hub: Hub, monkeypatch: pytest.MonkeyPatch):
@@ -521,7 +521,7 @@ def test_every_command_that_is_printed_parses(hub: Hub, monkeypatch: pytest.Monk
             options = spec.partition("?")[2]
             if "decision=" in options and "decision" not in inspect.signature(Classifier).parameters:
                 continue  # an option of layouts that are not here yet
-            load_classifier(spec) if is_classifier(spec) else RPRM(spec)
+            load_rewarder(spec)
 
 
 def test_an_unknown_name_lists_the_known_ones():
@@ -548,7 +548,7 @@ def test_prompts_import_writes_the_released_prompt_as_a_file(hub: Hub, tmp_path:
     hub.online = False
     written = load_template(file)
     assert written.user.startswith("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nYou")
-    assert RPRM("r-prm-7b", prompt=str(file)).judge.template == written
+    assert load_rewarder("r-prm-7b", prompt=str(file)).template == written
 
 
 @pytest.mark.parametrize(
