@@ -10,7 +10,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "rprm"
 #: Layer by layer, from the top; see docs/architecture.md. A package stands for all modules in it.
 LAYERS = [
     {"errors", "records", "embedded"},
-    {"verdict", "stopping", "artifacts", "reading", "prompts", "presets", "answers", "stages"},
+    {"verdict", "stopping", "artifacts", "reading", "prompts", "models", "presets", "answers", "stages"},
     {"engines", "rewarder"},
     {"judge", "judging", "classifiers"},
     {"api", "benchmarks", "data", "search", "training"},
@@ -22,7 +22,8 @@ LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 #: Within a layer, what may import what: `name: {names it may import}`.
 WITHIN = {
     "records": {"errors"},
-    "presets": {"stopping"},
+    "models": {"artifacts", "prompts", "verdict"},
+    "presets": {"models", "stopping"},
     "stages": {"artifacts"},
     "prompts": {"verdict", "reading"},
     "judging": {"judge"},

@@ -1,7 +1,7 @@
 """Reasoning-driven process reward models: judge solutions step by step, measure, train and search.
 
 >>> from rprm import RPRM
->>> rewards = RPRM("vllm:kevinpro/R-PRM-7B-DPO", prompt="r-prm.toml").score(solutions)  # doctest: +SKIP
+>>> rewards = RPRM("r-prm-7b").score(solutions)  # doctest: +SKIP
 """
 
 from __future__ import annotations

@@ -14,8 +14,9 @@ from rprm.engines import Engine, Sampling, load_engine
 from rprm.errors import RprmError
 from rprm.judge import Judge
 from rprm.judging import in_order
+from rprm.models import template_for
 from rprm.presets import JudgeSettings, Procedure, judge_settings
-from rprm.prompts import PromptTemplate, carried_template, load_template
+from rprm.prompts import PromptTemplate, load_template
 from rprm.reading import solution_of
 from rprm.records import Solution, SolutionReward
 from rprm.rewarder import StepRewarder
@@ -38,15 +39,16 @@ class RPRM:
     Everything left None takes the paper's value (`rprm.presets.PAPER`), for "embedded" and "smollm2" that model's own.
 
     Args:
-        model: a spec: "vllm:MODEL", "transformers:MODEL", "openai:MODEL@URL", "embedded", "classifier:MODEL"; or an
-            engine.
+        model: a known model's name ("r-prm-7b") or a spec: "vllm:MODEL", "transformers:MODEL", "openai:MODEL@URL",
+            "embedded", "classifier:MODEL"; or an engine.
         num_analyses: K, the most analyses a step gets.
         threshold: a step whose reward is below it is called wrong.
         stopping: within a step, for `first_errors`: "none", "exact" (changes no decision) or "confident".
         confidence: for "confident": how probable a decision must be.
         first_error_exit: for `first_errors`: stop at the first step called wrong.
         force_verdict: where an analysis ends without a verdict, ask for one; a text is asked in place of the marker.
-        prompt: a template, its built-in name, or its file; by default the one that the model carries.
+        prompt: a template, its built-in name, or its file; by default the one that the model's folder carries, or that
+            a known model (`rprm.models`) was released with.
         temperature, top_p, max_tokens, seed: how analyses are sampled.
 
     Raises:
@@ -213,7 +215,7 @@ def load_judge(model: str | Engine, *, procedure: Procedure = "lean", **options:
     settings = replace(judge_settings(engine.spec, procedure), **options)
     _check(settings)
     if not isinstance(prompt, PromptTemplate):
-        prompt = load_template(prompt or carried_template(engine.spec) or settings.prompt)
+        prompt = load_template(prompt) if prompt else template_for(engine.spec, settings.prompt)
     return Judge(
         engine,
         prompt,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from rprm.models import resolve
 from rprm.stopping import Stopping
 
 #: How a judge goes about it: "lean" finds first errors and stops where they are certain, "full" draws every analysis of
@@ -44,8 +45,10 @@ SMOLLM2 = JudgeSettings(
 
 
 def judge_settings(model: str, procedure: Procedure = "lean") -> JudgeSettings:
-    """The defaults for a model spec: the paper's, but for the models that come along their own."""
+    """The defaults for a model spec: the paper's, with a known model's threshold; packaged models have their own."""
     settings = {"embedded": EMBEDDED, "smollm2": SMOLLM2}.get(model.partition("?")[0].partition(":")[0], PAPER)
+    if (known := resolve(model).known) is not None:
+        settings = replace(settings, threshold=known.threshold)
     if procedure == "full":
         return replace(settings, stopping="none", first_error_exit=False)
     if procedure == "published":

@@ -27,6 +27,9 @@ MAX_LINE_BYTES = 32 * 1024 * 1024
 #: How much of a rejected row is kept in the report.
 MAX_REJECTED_TEXT = 100_000
 
+#: `datasets` reads the hub and parquet files.
+_NO_HUB = 'reading from the hub, or a parquet file, needs the extra: pip install "rprm[hub]"'
+
 
 class Rejected(Record):
     """A row that cannot be used: where it stands, why, and its text (the first 100,000 characters)."""
@@ -59,8 +62,8 @@ class Source:
     """A named place that rows are read from.
 
     Args:
-        name: a path; or `hub:OWNER/NAME?split=SPLIT&revision=REVISION&config=CONFIG` (a bare `OWNER/NAME` that is no
-            file means the same).
+        name: a path (JSON Lines or JSON, also .gz; parquet); or `hub:OWNER/NAME?option=value` (a bare `OWNER/NAME` that
+            is no file means the same) with the options split, revision, config and data_dir.
 
     Raises:
         InputError: there is no such file.
@@ -73,8 +76,10 @@ class Source:
         if name.startswith("hub:") or (not self.path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+(\?.*)?", name)):
             target, _, query = name.removeprefix("hub:").partition("?")
             self.hub = {"path": target, "split": "test"} | dict(parse_qsl(query))
-            if unknown := set(self.hub) - {"path", "split", "revision", "config"}:
-                raise InputError(f"{name}: unknown option {min(unknown)!r}; options are split, revision, config")
+            if unknown := set(self.hub) - {"path", "split", "revision", "config", "data_dir"}:
+                raise InputError(
+                    f"{name}: unknown option {min(unknown)!r}; options are split, revision, config, data_dir"
+                )
         elif not self.path.is_file():
             hint = "it is a folder; name a file in it" if self.path.is_dir() else "no such file"
             raise InputError(f"{name}: {hint}")
@@ -92,7 +97,8 @@ class Source:
                 num_lines += block.count(b"\n")
                 last = block[-1:]
         num_lines += last != b"\n"
-        return SourceInfo(self.name, f"sha256:{digest.hexdigest()}", None if _is_one_value(self.path) else num_lines)
+        counted = self.path.suffix != ".parquet" and not _is_one_value(self.path)
+        return SourceInfo(self.name, f"sha256:{digest.hexdigest()}", num_lines if counted else None)
 
     def rows(self) -> Iterator[Row | Rejected]:
         """Every row in order; a row that is no JSON comes as `Rejected`.
@@ -101,7 +107,13 @@ class Source:
             InputError: a JSON array (or single JSON object) is malformed as a whole, or the hub cannot be reached.
         """
         if self.hub is not None:
-            yield from self._hub_rows()
+            options = {key: self.hub[key] for key in ("split", "data_dir") if key in self.hub}
+            yield from self._streamed(
+                self.hub["path"], self.hub.get("config"), revision=self._hub_revision(), **options
+            )
+            return
+        if self.path.suffix == ".parquet":
+            yield from self._streamed("parquet", data_files=str(self.path), split="train")
             return
         one_value = _is_one_value(self.path)
         with _opened(self.path) as stream:
@@ -144,26 +156,23 @@ class Source:
 
             return str(HfApi().dataset_info(self.hub["path"], revision=self.hub.get("revision")).sha)
         except ImportError:
-            raise InputError('reading from the hub needs the extra: pip install "rprm[hub]"') from None
+            raise InputError(_NO_HUB) from None
         except Exception as error:
             raise InputError(
                 f"{self.name}: no such file, and the hub gave no such data set ({type(error).__name__}: {error}); "
                 "check the name, or give a file"
             ) from error
 
-    def _hub_rows(self) -> Iterator[Row]:
-        assert self.hub is not None
-        revision = self._hub_revision()
-        from datasets import load_dataset
-
+    def _streamed(self, *names: str | None, **options: str) -> Iterator[Row]:
         try:
-            dataset = load_dataset(
-                self.hub["path"], self.hub.get("config"), split=self.hub["split"], revision=revision, streaming=True
-            )
-            for number, value in enumerate(dataset, 1):
+            from datasets import load_dataset
+        except ImportError:
+            raise InputError(_NO_HUB) from None
+        try:
+            for number, value in enumerate(load_dataset(*names, streaming=True, **options), 1):
                 yield Row(number, dict(value), json.dumps(value, default=str)[:MAX_REJECTED_TEXT])
         except (OSError, ValueError) as error:
-            raise InputError(f"{self.name}: cannot be read from the hub: {error}") from error
+            raise InputError(f"{self.name}: cannot be read: {error}") from error
 
 
 def read_solutions(source: Source, *, name: str | None = None) -> Iterator[Solution | Rejected]:

@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl
 from rprm.classifiers.classifier import Classifier
 from rprm.engines import parse_options
 from rprm.errors import EngineError
+from rprm.models import resolve
 
 __all__ = ["KIND", "Classifier", "is_classifier", "load_classifier"]
 
@@ -21,7 +22,7 @@ KIND = "classifier"
 
 def is_classifier(spec: str) -> bool:
     """Whether a model spec names a classifier (and not an engine)."""
-    return spec.partition("?")[0].partition(":")[0] == KIND
+    return resolve(spec).spec.partition(":")[0] == KIND
 
 
 def load_classifier(spec: str, **options: Any) -> Classifier:
@@ -35,9 +36,12 @@ def load_classifier(spec: str, **options: Any) -> Classifier:
     Raises:
         EngineError: an unknown option, or a value that does not fit.
     """
+    spec, known = (resolved := resolve(spec)).spec, resolved.known
     body, _, query = spec.partition("?")
     kind, _, target = body.partition(":")
     if kind != KIND or not target:
         raise EngineError(f"model {spec!r}: say which classifier, as in {KIND}:PATH_OR_ID")
     parsed = parse_options(spec, Classifier, dict(parse_qsl(query, keep_blank_values=True)) | options)
+    if known is not None:
+        parsed.setdefault("threshold", known.threshold)
     return Classifier(target, spec=spec, **parsed)

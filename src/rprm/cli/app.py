@@ -17,6 +17,7 @@ from rprm.cli.guided import search_command
 from rprm.cli.guided import show as search_show
 from rprm.cli.judge import judge
 from rprm.cli.lab import app as lab_app
+from rprm.cli.models import models
 from rprm.cli.prompts import app as prompts_app
 from rprm.cli.search import app as search_app
 from rprm.cli.train import app as train_app
@@ -53,6 +54,7 @@ bench_app.command("steps")(bench_steps)
 bench_app.command("mathematics")(bench_mathematics)
 train_app.command()(classifier)
 app.command()(evolve)
+app.command()(models)
 app.add_typer(data_app, name="data")
 app.add_typer(train_app, name="train")
 app.add_typer(bench_app, name="bench")

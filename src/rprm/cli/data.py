@@ -74,13 +74,14 @@ def analyses(
     from rprm.cli.progress import run_behind_progress
     from rprm.data.analyses import AnalysisTotals, sample_analyses
     from rprm.data.steps import read_labelled_steps, steps_source
-    from rprm.prompts import carried_template, load_template
+    from rprm.models import template_for
+    from rprm.prompts import load_template
 
     judge = load_judge(
         model,
         num_analyses=num_analyses,
         stopping="none",
-        prompt=load_template(prompt or carried_template(model) or "teacher"),
+        prompt=load_template(prompt) if prompt else template_for(model, "teacher"),
         temperature=temperature,
         top_p=top_p,
         max_tokens=max_tokens,

@@ -40,8 +40,8 @@ Model = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="embedded, smollm2, transformers:PATH_OR_ID, vllm:PATH_OR_ID, openai:MODEL@URL, scripted:; "
-        "or a discriminative PRM, classifier:PATH_OR_ID; options as ?name=value.",
+        help="A known model (`rprm models`), embedded, smollm2, transformers:PATH_OR_ID, vllm:PATH_OR_ID, "
+        "openai:MODEL@URL, scripted:; or a discriminative PRM, classifier:PATH_OR_ID; options as ?name=value.",
     ),
 ]
 NumAnalyses = Annotated[

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -62,9 +63,30 @@ def show(
 
 @app.command("import")
 def import_(
-    source: Annotated[str, typer.Argument(help="File (.json, .jsonl, .gz) or hub data set (OWNER/NAME).")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The template file to write (.toml).")],
-    name: Annotated[str | None, typer.Option(help="Name of the template.", show_default="the output's stem")] = None,
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            help="File (.json, .jsonl, .gz, .parquet) or hub data set (OWNER/NAME?data_dir=FOLDER).",
+            show_default="the data set of --model",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="The template file to write (.toml).", show_default="with --model, the cache"
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Of this known model (`rprm models`): kept where the model finds it, or with --output written with "
+            "its system message and ending."
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Name of the template.", show_default="the output's stem; with --model, the source"),
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Rows to read.")] = 2000,
     revision: Annotated[str | None, typer.Option(help="Revision of the hub data set.")] = None,
     config: Annotated[str | None, typer.Option(help="Configuration of the hub data set.")] = None,
@@ -87,7 +109,10 @@ def import_(
             show_default="by their special tokens",
         ),
     ] = None,
-    min_share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of rows to render exactly.")] = 0.99,
+    min_share: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="Share of rows to render exactly.", show_default="0.99; with --model 0.95"),
+    ] = None,
     accept_doubts: Annotated[
         bool, typer.Option("--accept-doubts", help="Accept problems or steps that share whole lines.")
     ] = False,
@@ -95,35 +120,48 @@ def import_(
 ) -> None:
     """Derive a released model's template from its training rows, and verify it by rendering them again."""
     from rprm.errors import PromptError
+    from rprm.models import import_released, keep_template, resolve
     from rprm.prompts import import_source
 
-    if output.suffix != ".toml":
+    known = None if model is None else resolve(model).known
+    if model is not None and (known is None or known.prompt is None):
+        raise PromptError(f"--model {model}: not a known model with a prompt; rprm models lists them")
+    if known is None and (source is None or output is None):
+        raise PromptError("name the rows to import from and the --output to write, or a known model: --model NAME")
+    if output is not None and output.suffix != ".toml":
         raise PromptError(f"{output}: a template file ends in .toml")
-    if output.exists() and not force:
+    if output is not None and output.exists() and not force:
         raise PromptError(f"{output}: exists already; give --force to replace it")
-    imported = import_source(
-        source,
-        name=name or output.stem,
-        limit=limit,
-        revision=revision,
-        config=config,
-        split=split,
-        marker=marker,
-        instruction_column=instruction_column,
-        output_column=output_column,
-        chat=chat,
-        min_share=min_share,
-        accept_doubts=accept_doubts,
-    )
-    proof = (
-        f"{imported.num_exact:,} of {imported.num_rows:,} rows ({imported.num_problems:,} problems) rendered exactly"
-    )
-    text = f"# Derived by `rprm prompts import` from {imported.source!a}: {proof}.\n{imported.template.to_toml()}"
-    try:
-        output.write_bytes(text.encode())
-    except OSError as error:
-        raise PromptError(f"{output}: cannot be written: {error.strerror}") from error
-    typer.echo(f"{output}: {proof}")
+    given: dict[str, Any] = {
+        "name": name,
+        "revision": revision,
+        "config": config,
+        "split": split,
+        "marker": marker,
+        "instruction_column": instruction_column,
+        "output_column": output_column,
+        "chat": chat,
+        "min_share": min_share,
+    }
+    options = {key: value for key, value in given.items() if value is not None}
+    options |= {"limit": limit, "accept_doubts": accept_doubts}
+    if known is not None:
+        imported = import_released(known, source, **options)
+    else:
+        assert source is not None
+        assert output is not None
+        imported = import_source(source, **{"name": output.stem} | options)
+    if output is None:
+        assert known is not None
+        output = keep_template(known, imported)
+    else:
+        if known is not None and known.prompt is not None:
+            imported = replace(imported, template=known.prompt.around(imported.template))
+        try:
+            output.write_bytes(imported.to_toml().encode())
+        except OSError as error:
+            raise PromptError(f"{output}: cannot be written: {error.strerror}") from error
+    typer.echo(f"{output}: {imported.proof}")
     typer.echo(
         f"verdict after {imported.template.verdict.marker!r}, found in {imported.num_verdicts:,} of "
         f"{imported.num_outputs:,} outputs"

@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl
 
 from rprm.engines.base import Completion, Engine, EngineInfo, Sampling
 from rprm.errors import EngineError
+from rprm.models import resolve
 
 __all__ = ["Completion", "Engine", "EngineInfo", "Sampling", "load_engine", "parse_options"]
 
@@ -29,12 +30,14 @@ def load_engine(spec: str, **options: Any) -> Engine:
 
     Args:
         spec: `KIND:TARGET?option=value&option=value`, for example `vllm:Qwen/Qwen2.5-Math-7B-Instruct`,
-            `transformers:./student?dtype=float32`, `openai:gpt-4o@https://host/v1`, `embedded`, `smollm2`.
+            `transformers:./student?dtype=float32`, `openai:gpt-4o@https://host/v1`, `embedded`, `smollm2`;
+            or the alias of a known model, `r-prm-7b` (`rprm.models`).
         options: the same options by name; they win over those in `spec`.
 
     Raises:
         EngineError: unknown kind or option, a value that does not fit, or a missing extra.
     """
+    spec = resolve(spec).spec
     body, _, query = spec.partition("?")
     kind, _, target = body.partition(":")
     if kind not in _KINDS:

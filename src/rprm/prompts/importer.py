@@ -57,6 +57,14 @@ class ImportedTemplate:
     doubts: tuple[str, ...] = ()
     source: str = ""
 
+    @property
+    def proof(self) -> str:
+        return f"{self.num_exact:,} of {self.num_rows:,} rows ({self.num_problems:,} problems) rendered exactly"
+
+    def to_toml(self) -> str:
+        """The template as a file's content, headed by where it comes from."""
+        return f"# Derived by `rprm prompts import` from {self.source!a}: {self.proof}.\n{self.template.to_toml()}"
+
 
 def import_template(
     rows: Iterable[Mapping[str, Any]],
@@ -102,23 +110,19 @@ def import_template(
 def import_source(
     source: str,
     *,
-    name: str,
     limit: int | None = 2000,
     revision: str | None = None,
     config: str | None = None,
     split: str = "train",
-    marker: str | None = None,
-    instruction_column: str | None = None,
-    output_column: str | None = None,
-    chat: bool | None = None,
-    min_share: float = 0.99,
-    accept_doubts: bool = False,
+    **options: Any,
 ) -> ImportedTemplate:
-    """`import_template` from the first `limit` rows of a file (JSON, JSON Lines, `.gz`) or of a hub data set, streamed.
+    """`import_template` from the first `limit` rows of a file or of a hub data set, streamed.
 
     Args:
-        source: a path, or `OWNER/NAME` of a data set; `revision`, `config` and `split` concern the latter alone.
+        source: a path, or `OWNER/NAME` of a data set, as for `rprm.reading.Source`; `revision`, `config` and `split`
+            concern the latter alone.
         limit: number of rows to read; None for all.
+        options: as for `import_template`; `name` is required.
 
     Raises:
         InputError: the source cannot be read.
@@ -130,35 +134,25 @@ def import_source(
     if reader.hub is not None:
         target, _, query = source.removeprefix("hub:").partition("?")
         chosen = {"config": config, "revision": revision}
-        options = {"split": split} | dict(parse_qsl(query)) | {key: value for key, value in chosen.items() if value}
+        asked = {"split": split} | dict(parse_qsl(query)) | {key: value for key, value in chosen.items() if value}
         # Pin what the name stands for now, so that the result can say what it was derived from.
-        options["revision"] = Source(f"hub:{target}?{urlencode(options)}").inspect().digest.removeprefix("revision:")
-        reader = Source(f"hub:{target}?{urlencode(options)}")
-        source = f"{target}@{options['revision']}"
+        asked["revision"] = Source(f"hub:{target}?{urlencode(asked)}").inspect().digest.removeprefix("revision:")
+        reader = Source(f"hub:{target}?{urlencode(asked)}")
+        source = f"{target}@{asked['revision']}"
     rows = ((row.line, None if isinstance(row, Rejected) else row.value) for row in islice(reader.rows(), limit))
-    imported = _import(
-        rows,
-        name=name,
-        marker=marker,
-        instruction_column=instruction_column,
-        output_column=output_column,
-        chat=chat,
-        min_share=min_share,
-        accept_doubts=accept_doubts,
-    )
-    return replace(imported, source=source)
+    return replace(_import(rows, **options), source=source)
 
 
 def _import(
     rows: Iterable[tuple[int, Any]],
     *,
     name: str,
-    marker: str | None,
-    instruction_column: str | None,
-    output_column: str | None,
-    chat: bool | None,
-    min_share: float,
-    accept_doubts: bool,
+    marker: str | None = None,
+    instruction_column: str | None = None,
+    output_column: str | None = None,
+    chat: bool | None = None,
+    min_share: float = 0.99,
+    accept_doubts: bool = False,
 ) -> ImportedTemplate:
     instruction_columns = (instruction_column,) if instruction_column else INSTRUCTION_COLUMNS
     output_columns = (output_column,) if output_column else OUTPUT_COLUMNS
