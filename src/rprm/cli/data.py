@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from rprm.judging import Watcher
     from rprm.prompts import PromptTemplate
 
-app = typer.Typer(no_args_is_help=True, help="Training data: labelled steps, analyses, cold-start rows, pairs.")
+app = typer.Typer(
+    no_args_is_help=True, help="Training data: labelled steps, analyses, cold-start rows, pairs; published rows."
+)
 app.command()(steps)
 
 Steps = Annotated[
@@ -179,6 +181,41 @@ def pairs(
     _show_dataset(summary, output, json)
 
 
+@app.command("import")
+def import_(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Hub data set (kevinpro/R-PRM?data_dir=sft, or =dpo), a folder in the same layout, or a file of rows.",
+        ),
+    ],
+    output: Output,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt",
+            help="The template that every row must follow: a file or a model folder.",
+            show_default="derived from the rows",
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Rows for `rprm train` out of published ones: labels from their verdicts, the template from the rows themselves.
+
+    The parts train and validation stay as they were published. Rows that do not fit are rejected, each with its reason.
+    """
+    from rprm.cli import EXIT_REJECTED
+    from rprm.data.published import open_published, write_published
+    from rprm.prompts import load_template
+
+    template = load_template(prompt) if prompt is not None else None
+    summary = write_published(open_published(source), output, template=template)
+    _show_dataset(summary, output, json)
+    if summary["rejected"]:
+        raise typer.Exit(EXIT_REJECTED)
+
+
 def _trained_template(prompt: str | None, written: PromptTemplate | None) -> PromptTemplate:
     from rprm.errors import PromptError
     from rprm.prompts import load_template
@@ -215,7 +252,7 @@ def _show_dataset(summary: dict[str, Any], output: Path, json: bool) -> None:
     flat |= summary["counts"]
     flat |= {f"dropped: {reason}": count for reason, count in summary["dropped"].items() if count}
     if summary["rejected"]:
-        flat["input rows set aside"] = summary["rejected"]
+        flat["rejected input rows"] = summary["rejected"]
     _show(flat, output, False)
 
 
