@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -338,6 +338,59 @@ def test_killed_while_handing_over(
     assert weights(resumed.model) == weights(whole.model)
 
 
+#: Eight rows learnt by heart: the validation loss falls until step 8 and rises from then on. An evaluation every 4
+#: steps, a checkpoint of its own every 12.
+BY_HEART: dict[str, Any] = {
+    **asdict(QUICK),
+    "learning_rate": 1e-2,
+    "max_steps": 24,
+    "warmup_ratio": 0.0,
+    "scheduler": "constant",
+    "batch_size": 8,
+    "device_batch_size": 8,
+    "eval_steps": 4,
+    "save_steps": 12,
+    "logging_steps": 4,
+}
+
+
+def test_the_lowest_validation_loss_is_handed_over(
+    tiny_model: Path, make_data: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Every step is trained; the model is that of the middle. Killed at step 18, that of step 16 torn: the same."""
+    data = make_data(num_train=8, num_validation=8)
+    settings = SFTSettings(**BY_HEART)
+    whole = train_sft(
+        data,
+        model=str(tiny_model),
+        output=tmp_path / "whole",
+        settings=settings,
+        options=RunOptions(keep_checkpoints=True),
+    )
+    losses = {row["step"]: row["eval_loss"] for row in figures(tmp_path / "whole") if "eval_loss" in row}
+    assert list(losses) == [4, 8, 12, 16, 20, 24]
+    best = min(losses, key=losses.__getitem__)
+    assert (losses[4], losses[24]) > (losses[best], losses[best])
+    assert best in (8, 12, 16, 20)
+    assert (whole.num_steps, whole.summary["stopped_early"]) == (24, False)
+    assert (whole.summary["handed_over_step"], whole.summary["eval_loss"]) == (best, losses[best])
+    assert weights(whole.model) == weights(tmp_path / "whole" / "checkpoints" / f"checkpoint-{best}")
+
+    killed = tmp_path / "killed"
+    die_at(18, "sft", data, tiny_model, killed, BY_HEART)
+    optimizer = killed / "checkpoints" / "checkpoint-16" / "optimizer.pt"
+    optimizer.write_bytes(optimizer.read_bytes()[:1000])
+    resumed = train_sft(data, model=str(tiny_model), output=killed, settings=settings)
+    assert resumed.resumed_from == best
+    assert resumed.summary == whole.summary
+    assert figures(killed) == figures(tmp_path / "whole")
+    assert weights(resumed.model) == weights(whole.model)
+
+    last = train_sft(data, model=str(tiny_model), output=tmp_path / "last", settings=replace(settings, keep_best=False))
+    assert last.summary["handed_over_step"] == 24
+    assert weights(last.model) == weights(tmp_path / "whole" / "checkpoints" / "checkpoint-24")
+
+
 def test_patience_restores_the_best(tiny_model: Path, make_data: Callable[..., Path], tmp_path: Path) -> None:
     """At a ruinous learning rate the first evaluation is the best; two worse ones stop the run at step 3."""
     data = make_data(num_train=16, num_validation=4)
@@ -498,8 +551,8 @@ def test_settings_that_make_no_sense(tiny_model: Path, make_data: Callable[..., 
         attempt(replace(QUICK, attention="foo"))
     with pytest.raises(InputError, match=r"cannot be trained so: Target modules .'foo'. not found"):
         attempt(replace(QUICK, lora_rank=2, lora_targets="foo"))
-    with pytest.raises(InputError, match="multiple of eval_steps"):
-        replace(QUICK, patience=1, eval_steps=2, save_steps=3)
+    with pytest.raises(InputError, match="keep the best"):
+        replace(QUICK, patience=1, keep_best=False)
     with pytest.raises(InputError, match="lm_head"):
         replace(QUICK, lora_targets="q_proj,lm_head")
     with pytest.raises(InputError, match="at least 2 are kept"):

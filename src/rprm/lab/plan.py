@@ -43,7 +43,8 @@ def _batches_of(rows: int) -> Options:
     return ("--batch-size", count, "--device-batch-size", count, "--precision", "auto", "--warmup-ratio", "0.1")
 
 
-_SAVING = ("--eval-steps", "100", "--save-steps", "100")
+#: The last checkpoint, as in the archived runs.
+_SAVING = ("--eval-steps", "100", "--save-steps", "100", "--keep-last")
 
 
 @dataclass(frozen=True)
