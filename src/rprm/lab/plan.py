@@ -384,7 +384,8 @@ class _Seed:
         """The policy's candidates; Best-of-N and guided search by each PRM."""
         plan, settings, folder = self.plan, self.settings, f"{self.folder}/guidance"
         writer = self.policy()
-        policy = ("--policy", self.engine(writer))
+        # The temperature of the archived runs.
+        policy = ("--policy", self.engine(writer), "--policy-temperature", "0.7")
         problems = ("--problems", plan.path("world", "test", "problems.jsonl"), "--limit", str(settings.num_guided))
         count = str(settings.num_candidates)
         samples = plan.add(

@@ -29,8 +29,8 @@ class Preset(Generic[Settings]):
 #: The paper's base model (section 4.1).
 PAPER_BASE = "Qwen/Qwen2.5-Math-7B-Instruct"
 
-#: The cold start of the paper (section 4.1): 1 epoch, batch 128, learning rate 5e-6, all weights; the checkpoint with
-#: the lowest validation loss is kept, and none stops early. Of its script (src/scripts/train.sh): warm-up ratio 0.03.
+#: The cold start of the paper (section 4.1): 1 epoch, batch 128, learning rate 5e-6, all weights. The paper keeps the
+#: checkpoint with the lowest validation loss, without stopping early. Warm-up ratio 0.03: its src/scripts/train.sh.
 #: Ours: the cosine schedule, no weight decay, clipping at 1, 4,096 tokens (the base model's whole context), bf16
 #: computation over float32 weights, 2 rows a device; of about 2,260 steps (289K rows / 128) an evaluation and a
 #: checkpoint every 250 (an evaluation over 20K validation rows costs as much as some 50 steps).

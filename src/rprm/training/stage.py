@@ -37,7 +37,7 @@ from rprm.training.metrics import (
 from rprm.training.precision import computes_in_bf16, trains_on_cpu
 from rprm.training.preflight import PartCounts, check_model_template, check_rows, encode_data, open_rows
 from rprm.training.processes import Processes
-from rprm.training.rows import BaseModel, TrainingData, end_token, find_model, open_data
+from rprm.training.rows import BaseModel, TrainingData, check_weights, end_token, find_model, open_data
 from rprm.training.settings import Precision, TrainingSettings
 
 ROWS = "rows"
@@ -283,6 +283,7 @@ class _TrainingRun:
                     f"max_length {self.settings.max_length:,} exceeds the context length of {self.base.target}, "
                     f"{self.base.context_length:,} tokens; lower --max-length"
                 )
+            check_weights(self.base)
             check_model_template(self.base, self.data.template, deliberate=self.deliberate)
             check_rows(self.data, self.stage.kind)
         run = Run(
