@@ -268,4 +268,4 @@ def test_the_command(tmp_path: Path) -> None:
     assert done.returncode == 3
     shown = [" ".join(line.split()) for line in done.stdout.splitlines()]
     assert "82 train rows (41 Yes, 41 No; 82 problems)" in shown
-    assert "2 rejected input rows" in shown
+    assert "2 input rows rejected" in shown

@@ -264,7 +264,7 @@ def _show_dataset(summary: dict[str, Any], output: Path, json: bool) -> None:
     flat |= summary["counts"]
     flat |= {f"dropped: {reason}": count for reason, count in summary["dropped"].items() if count}
     if summary["rejected"]:
-        flat["rejected input rows"] = summary["rejected"]
+        flat["input rows rejected"] = summary["rejected"]
     _show(flat, output, False)
 
 

@@ -20,7 +20,7 @@ ANALYSES: Mapping[str, Mapping[str, Any]] = {
 }
 
 #: Options of `write_pairs` by preset. `published` is the filter of the script (`--filter` of
-#: src/utils/operate-PRM-CoT-data_paired.py; the script alone): steps of which more than a third of the analyses agree,
+#: src/utils/operate-PRM-CoT-data_paired.py): steps of which more than a third of the analyses agree,
 #: two pairs of each. The script's pairs of a step share the chosen analysis; ours share none.
 PAIRS: Mapping[str, Mapping[str, Any]] = {
     "default": {"per_step": 1, "min_accuracy": 0.0},
