@@ -69,6 +69,7 @@ class PolicySettings:
     step_tokens: int
 
 
-#: The policy of the paper's guided search: 8 candidates, T = 0.7, top-p 0.95, steps of up to 512 tokens
-#: (NJUNLP/R-PRM, src/reward-guide-search). Whole solutions are sampled alike; their longest length is ours.
-PAPER_POLICY = PolicySettings(num_candidates=8, temperature=0.7, top_p=0.95, max_tokens=2048, step_tokens=512)
+#: The policy of the paper's guided search: 8 candidates at T = 1.0 (0.7 is only the default of its script). Of the
+#: script (NJUNLP/R-PRM, src/reward-guide-search): top-p 0.95, steps of up to 512 tokens. Whole solutions are sampled
+#: alike; their longest length is ours.
+PAPER_POLICY = PolicySettings(num_candidates=8, temperature=1.0, top_p=0.95, max_tokens=2048, step_tokens=512)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from rprm.data.analyses import open_analyses
 from rprm.data.preferences import write_pairs
+from rprm.data.presets import ANALYSES, PAIRS, preset_options
 from rprm.errors import InputError
 from rprm.prompts import load_template
 from rprm.records import StepAnalyses
@@ -33,6 +34,39 @@ def make(path: Path, output: Path, **options: Any) -> dict[str, Any]:
 
 def dropped(summary: dict[str, Any]) -> dict[str, int]:
     return {reason: count for reason, count in summary["dropped"].items() if count}
+
+
+def test_the_published_filter(write_analyses: Write, tmp_path: Path) -> None:
+    """Steps of which more than a third agree, two pairs of each: 1 of 3 and 2 of 6 are a third, 2 of 5 is more."""
+    path = write_analyses(
+        [
+            analysed(0, True, [True, False, False]),
+            analysed(1, True, [True, True, False, False, False, False]),
+            analysed(2, True, [True, True, False, False, False]),
+            analysed(3, False, [False, False, False, True, True, True]),
+        ]
+    )
+    summary = make(path, tmp_path / "out", **preset_options(PAIRS, "published", {}))
+    assert [row["id"].partition("#")[0] for row in rows_of(tmp_path / "out" / "train.jsonl")] == [
+        "s2",
+        "s2",
+        "s3",
+        "s3",
+    ]
+    assert dropped(summary) == {"steps outside the accuracy band": 2}
+
+
+def test_presets_and_options() -> None:
+    assert preset_options(ANALYSES, "paper", {}) == {
+        "num_analyses": 4,
+        "temperature": 0.4,
+        "top_p": 0.95,
+        "max_tokens": 8192,
+    }
+    assert preset_options(ANALYSES, None, {"num_analyses": 8, "top_p": None})["num_analyses"] == 8
+    assert preset_options(PAIRS, "published", {"per_step": 1, "min_accuracy": None})["per_step"] == 1
+    with pytest.raises(InputError, match="no preset 'script'; there are default, published"):
+        preset_options(PAIRS, "script", {})
 
 
 def test_chosen_agrees_and_rejected_disagrees(write_analyses: Write, tmp_path: Path) -> None:

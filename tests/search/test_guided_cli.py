@@ -62,7 +62,7 @@ def test_each_strategy_searches_shows_and_replays(
     assert report["measurement"]["benchmark"] == "mathematics"
     # The paper's settings, in the manifest.
     settings = json.loads((run / "manifest.json").read_text())["settings"]
-    assert (settings["policy"]["temperature"], settings["policy"]["step_tokens"]) == (0.7, 512)
+    assert (settings["policy"]["temperature"], settings["policy"]["step_tokens"]) == (1.0, 512)
     assert (settings["num_analyses"], settings["temperature"], settings["max_tokens"]) == (10, 0.95, 3072)
     assert "4 problems searched again: the same trees" in rprm("search", "show", run, "--replay")
     shown = rprm("search", "show", run, "--id", "p2")

@@ -144,6 +144,31 @@ def test_a_second_round(tiny_model: Path, make_data: Callable[..., Path], tmp_pa
     assert load_template(third.model).digest == RAW_TEMPLATE.digest
 
 
+def test_the_reference_is_loaded_without_code_and_at_the_revision(
+    tiny_model: Path, make_data: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Policy and reference: each load of weights says so itself."""
+    from transformers import LlamaForCausalLM
+
+    loads: list[dict[str, Any]] = []
+    load = LlamaForCausalLM.from_pretrained.__func__
+
+    def note(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        loads.append(kwargs)
+        return load(cls, *args, **kwargs)
+
+    monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", classmethod(note))
+    train_dpo(
+        make_data("dpo", num_train=8),
+        model=str(tiny_model),
+        output=tmp_path / "run",
+        settings=replace(QUICK, max_steps=1),
+        revision="abc",
+    )
+    # The check of the checkpoint, the policy, the reference.
+    assert [kwargs.get("trust_remote_code") for kwargs in loads] == [False] * 3, loads
+
+
 def test_settings_that_make_no_sense() -> None:
     with pytest.raises(InputError, match="beta"):
         replace(QUICK, beta=0.0)

@@ -39,6 +39,19 @@ def make_folder(checkpoint: Path, output: Path, model: Path, **changes: Any) -> 
     return hand_over(checkpoint, output, **{**settings, **changes})
 
 
+def test_an_adapter_names_its_base_and_the_revision(tiny_model: Path, tmp_path: Path) -> None:
+    """A hub model's adapter fits the commit that it was trained on, whatever the name stands for later."""
+    checkpoint = tmp_path / "checkpoint-3"
+    checkpoint.mkdir()
+    config = {"base_model_name_or_path": "elsewhere", "revision": None, "peft_type": "LORA", "r": 4}
+    (checkpoint / "adapter_config.json").write_text(json.dumps(config))
+    save_file({"lora_A": torch.zeros(1)}, checkpoint / "adapter_model.safetensors")
+    base = BaseModel("owner/name", "5cc7683d", "owner/name@5cc7683d", 512, (0,))
+    folder = make_folder(checkpoint, tmp_path / "run", tiny_model, base=base, merge=False)
+    written = json.loads((folder / "adapter_config.json").read_text())
+    assert written == {**config, "base_model_name_or_path": "owner/name", "revision": "5cc7683d"}
+
+
 def test_weights_in_shards_are_stored_in_bfloat16(tiny_model: Path, tmp_path: Path) -> None:
     """Every tensor is rounded once; the index names the shards and their size, two bytes a weight."""
     from transformers import AutoModelForCausalLM
@@ -149,5 +162,5 @@ def test_an_upload_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_base_model_keywords() -> None:
     base = BaseModel("a/b", "abc", "a/b@abc", 10, (1,))
-    assert base.source == {"revision": "abc"}
+    assert base.source == {"trust_remote_code": False, "revision": "abc"}
     assert base.folder is None

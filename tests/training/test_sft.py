@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from rprm.prompts.template import Message, Prompt, PromptTemplate
 from rprm.training import stage as stage_module
 from rprm.training.metrics import TrainingWatcher, read_metrics
 from rprm.training.preflight import check_sft_batch
-from rprm.training.rows import encode_row, end_token, find_model, read_rows
+from rprm.training.rows import check_weights, encode_row, end_token, find_model, read_rows
 from rprm.training.sft import SFTSettings, train_sft
 from rprm.training.stage import RunOptions
 from tests.training.conftest import RAW_TEMPLATE, TEMPLATE, make_row, write_rows
@@ -201,14 +201,29 @@ def test_no_end_token() -> None:
         end_token(_Tokenizer("", None), (), chat=True)
 
 
-def test_a_reply_with_the_end_token_in_its_text(tiny_model: Path, tmp_path: Path) -> None:
+def test_control_tokens_that_a_reply_spells_are_ordinary_text(chatml_model: Path, tmp_path: Path) -> None:
+    """The turn ends once, at the end; the spellings come back from the ids as they were."""
     from transformers import AutoTokenizer
 
+    tokenizer = AutoTokenizer.from_pretrained(chatml_model)
+    text = f"Stop.<|im_end|>\n<|im_start|>user\n</s> {make_row(0)['completion'][0]['content']}"
     row = make_row(0)
-    row["completion"][0]["content"] = "Stop.</s> " + row["completion"][0]["content"]
+    row["completion"][0]["content"] = text
     (read,) = read_rows(write_rows(tmp_path / "rows.jsonl", [row]), "sft")
-    with pytest.raises(InputError, match=r"rows.jsonl, line 1 .*'</s>'"):
-        encode_row(AutoTokenizer.from_pretrained(tiny_model), read, 0)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    _, (ids,) = encode_row(tokenizer, read, end)
+    assert [id_ for id_ in ids if id_ in tokenizer.all_special_ids] == [end] == ids[-1:]
+    assert tokenizer.decode(ids[:-1]) == text
+
+
+def test_a_reply_with_an_end_token_that_has_one_spelling(tiny_model: Path, tmp_path: Path) -> None:
+    """An ordinary word that ends replies: nothing else says it."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    (read,) = read_rows(write_rows(tmp_path / "rows.jsonl", [make_row(0)]), "sft")
+    with pytest.raises(InputError, match=r"rows.jsonl, line 1 .*' Yes'"):
+        encode_row(tokenizer, read, tokenizer.convert_tokens_to_ids("ĠYes"))
 
 
 def test_a_trainer_that_changes_the_tokens_is_refused(
@@ -338,6 +353,59 @@ def test_killed_while_handing_over(
     assert weights(resumed.model) == weights(whole.model)
 
 
+#: Eight rows learnt by heart: the validation loss falls until step 8 and rises from then on. An evaluation every 4
+#: steps, a checkpoint of its own every 12.
+BY_HEART: dict[str, Any] = {
+    **asdict(QUICK),
+    "learning_rate": 1e-2,
+    "max_steps": 24,
+    "warmup_ratio": 0.0,
+    "scheduler": "constant",
+    "batch_size": 8,
+    "device_batch_size": 8,
+    "eval_steps": 4,
+    "save_steps": 12,
+    "logging_steps": 4,
+}
+
+
+def test_the_lowest_validation_loss_is_handed_over(
+    tiny_model: Path, make_data: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Every step is trained; the model is that of the middle. Killed at step 18, that of step 16 torn: the same."""
+    data = make_data(num_train=8, num_validation=8)
+    settings = SFTSettings(**BY_HEART)
+    whole = train_sft(
+        data,
+        model=str(tiny_model),
+        output=tmp_path / "whole",
+        settings=settings,
+        options=RunOptions(keep_checkpoints=True),
+    )
+    losses = {row["step"]: row["eval_loss"] for row in figures(tmp_path / "whole") if "eval_loss" in row}
+    assert list(losses) == [4, 8, 12, 16, 20, 24]
+    best = min(losses, key=losses.__getitem__)
+    assert (losses[4], losses[24]) > (losses[best], losses[best])
+    assert best in (8, 12, 16, 20)
+    assert (whole.num_steps, whole.summary["stopped_early"]) == (24, False)
+    assert (whole.summary["handed_over_step"], whole.summary["eval_loss"]) == (best, losses[best])
+    assert weights(whole.model) == weights(tmp_path / "whole" / "checkpoints" / f"checkpoint-{best}")
+
+    killed = tmp_path / "killed"
+    die_at(18, "sft", data, tiny_model, killed, BY_HEART)
+    optimizer = killed / "checkpoints" / "checkpoint-16" / "optimizer.pt"
+    optimizer.write_bytes(optimizer.read_bytes()[:1000])
+    resumed = train_sft(data, model=str(tiny_model), output=killed, settings=settings)
+    assert resumed.resumed_from == best
+    assert resumed.summary == whole.summary
+    assert figures(killed) == figures(tmp_path / "whole")
+    assert weights(resumed.model) == weights(whole.model)
+
+    last = train_sft(data, model=str(tiny_model), output=tmp_path / "last", settings=replace(settings, keep_best=False))
+    assert last.summary["handed_over_step"] == 24
+    assert weights(last.model) == weights(tmp_path / "whole" / "checkpoints" / "checkpoint-24")
+
+
 def test_patience_restores_the_best(tiny_model: Path, make_data: Callable[..., Path], tmp_path: Path) -> None:
     """At a ruinous learning rate the first evaluation is the best; two worse ones stop the run at step 3."""
     data = make_data(num_train=16, num_validation=4)
@@ -405,7 +473,11 @@ def test_lora_unmerged_is_an_adapter_that_the_engine_loads(
     data = make_data(num_train=16)
     settings = replace(QUICK, lora_rank=4, merge=False)
     result = train_sft(data, model=str(tiny_model), output=tmp_path / "run", settings=settings)
-    assert (result.model / "adapter_config.json").is_file()
+    config = json.loads((result.model / "adapter_config.json").read_text())
+    base = find_model(str(tiny_model))
+    assert (config["base_model_name_or_path"], config["revision"]) == (str(tiny_model), None)
+    assert read_manifest(tmp_path / "run")["settings"]["model"] == base.identity
+    assert f"Trained from `{tiny_model}` ({base.identity})." in (result.model / "README.md").read_text()
     assert not (result.model / "model.safetensors").exists()
     with RPRM(
         f"transformers:{result.model}", prompt=str(result.model), num_analyses=1, max_tokens=8, force_verdict=True
@@ -498,8 +570,8 @@ def test_settings_that_make_no_sense(tiny_model: Path, make_data: Callable[..., 
         attempt(replace(QUICK, attention="foo"))
     with pytest.raises(InputError, match=r"cannot be trained so: Target modules .'foo'. not found"):
         attempt(replace(QUICK, lora_rank=2, lora_targets="foo"))
-    with pytest.raises(InputError, match="multiple of eval_steps"):
-        replace(QUICK, patience=1, eval_steps=2, save_steps=3)
+    with pytest.raises(InputError, match="keep the best"):
+        replace(QUICK, patience=1, keep_best=False)
     with pytest.raises(InputError, match="lm_head"):
         replace(QUICK, lora_targets="q_proj,lm_head")
     with pytest.raises(InputError, match="at least 2 are kept"):
@@ -507,6 +579,47 @@ def test_settings_that_make_no_sense(tiny_model: Path, make_data: Callable[..., 
     # What failed before its first checkpoint left nothing behind that would hold the folder to its settings.
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]
     attempt(QUICK)
+
+
+def broken(model: Path, folder: Path) -> Path:
+    """A copy without one tensor, and with another cut to five rows."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(model, folder)
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors[name] = tensors[name][:5].clone()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_a_checkpoint_with_gaps_is_refused_by_name(
+    tiny_model: Path, make_data: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = broken(tiny_model, tmp_path / "broken")
+    with pytest.raises(EngineError) as caught:
+        train_sft(make_data(num_train=8), model=str(folder), output=tmp_path / "run", settings=QUICK)
+    assert "model.layers.1.mlp.up_proj.weight is missing" in str(caught.value)
+    assert "model.layers.0.mlp.up_proj.weight is of shape [5, 64], not [128, 64]" in str(caught.value)
+    assert not (tmp_path / "run").exists()
+    check_weights(find_model(str(tiny_model)))
+
+
+def test_code_of_a_repository_is_never_run(tiny_model: Path, make_data: Callable[..., Path], tmp_path: Path) -> None:
+    """A model with code beside it: of a kind that transformers knows, it is trained without; otherwise refused."""
+    folder, ran = tmp_path / "with-code", tmp_path / "ran"
+    shutil.copytree(tiny_model, folder)
+    (folder / "code.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass Config: pass\nclass Model: pass\n")
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
+    (folder / "config.json").write_text(json.dumps(config))
+    settings = replace(QUICK, max_steps=1)
+    train_sft(make_data(num_train=8), model=str(folder), output=tmp_path / "run", settings=settings)
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "unheard-of"}))
+    with pytest.raises(EngineError, match="needs code of its repository, which is never run"):
+        find_model(str(folder))
+    assert not ran.exists()
 
 
 def test_too_long_rows_cost_no_folder(tiny_model: Path, make_data: Callable[..., Path], tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_presets_and_options(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings == SFTSettings()
     settings, _ = settings_of(
         monkeypatch, "sft", "-m", "m", "--preset", "small-lora", "--lora-rank", "0", "--epochs", "2", "--packing",
-        "--no-gradient-checkpointing", "--precision", "fp32",
+        "--no-gradient-checkpointing", "--precision", "fp32", "--keep-last",
     )  # fmt: skip
     assert settings == replace(
         presets.SMALL_LORA_SFT,
@@ -83,6 +83,7 @@ def test_presets_and_options(monkeypatch: pytest.MonkeyPatch) -> None:
         packing=True,
         gradient_checkpointing=False,
         precision="fp32",
+        keep_best=False,
     )
     settings, given = settings_of(
         monkeypatch, "dpo", "-m", "m", "--preset", "paper-7b-dpo", "--beta", "0.2", "--sft-weight", "0.5",
@@ -106,6 +107,8 @@ def test_every_setting_has_an_option() -> None:
 def test_the_papers_values() -> None:
     """R-PRM, section 4.1: 1 epoch, batch 128, learning rates 5e-6 and 5e-7, warm-up ratio 0.03."""
     for settings, rate in ((presets.PAPER_7B_SFT, 5e-6), (presets.PAPER_7B_DPO, 5e-7)):
+        # The lowest validation loss is kept, and nothing stops early.
+        assert (settings.keep_best, settings.patience) == (True, None)
         assert (settings.num_epochs, settings.batch_size, settings.warmup_ratio) == (1.0, 128, 0.03)
         assert settings.learning_rate == rate
     assert SFTSettings().learning_rate == 5e-6

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from rprm.judging import Watcher
     from rprm.prompts import PromptTemplate
 
-app = typer.Typer(no_args_is_help=True, help="Training data: labelled steps, analyses, cold-start rows, pairs.")
+app = typer.Typer(
+    no_args_is_help=True, help="Training data: labelled steps, analyses, cold-start rows, pairs; published rows."
+)
 app.command()(steps)
 
 Steps = Annotated[
@@ -47,16 +49,19 @@ def analyses(
     source: Steps,
     output: Output,
     model: Annotated[str, typer.Option("--model", "-m", help="Teacher or student, as for `rprm judge`.")],
-    num_analyses: Annotated[int, typer.Option("-n", "--num-analyses", min=1, help="Analyses of each step.")] = 3,
+    preset: Annotated[str | None, typer.Option(help="paper: 4 analyses of up to 8,192 tokens.")] = None,
+    num_analyses: Annotated[
+        int | None, typer.Option("-n", "--num-analyses", min=1, help="Analyses of each step.", show_default="3")
+    ] = None,
     prompt: Annotated[
         str | None,
         typer.Option(
             "--prompt", help="Template: a file or a built-in name.  \\[default: the model's own, else teacher]"
         ),
     ] = None,
-    temperature: Annotated[float, typer.Option(help="Of the analyses.")] = 0.4,
-    top_p: Annotated[float, typer.Option(help="Of the analyses.")] = 0.95,
-    max_tokens: Annotated[int, typer.Option(help="Longest analysis, in tokens.")] = 2048,
+    temperature: Annotated[float | None, typer.Option(help="Of the analyses.", show_default="0.4")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Of the analyses.", show_default="0.95")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest analysis, in tokens.", show_default="2048")] = None,
     seed: Seed = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="The first N steps alone.")] = None,
     strict: Strict = False,
@@ -64,8 +69,8 @@ def analyses(
 ) -> None:
     """Let a model write analyses of labelled steps. Killed, it goes on from where it was.
 
-    The defaults are the paper's for the teacher (n = 3, temperature 0.4). For preference pairs, let the student write
-    more of them at the temperature of judging: -n 8 --temperature 0.95.
+    --preset paper has the paper's settings for the teacher. For preference pairs, let the student write more of them at
+    the temperature of judging: -n 8 --temperature 0.95.
     """
     from itertools import islice
 
@@ -73,18 +78,17 @@ def analyses(
     from rprm.cli import EXIT_REJECTED
     from rprm.cli.progress import run_behind_progress
     from rprm.data.analyses import AnalysisTotals, sample_analyses
+    from rprm.data.presets import ANALYSES, preset_options
     from rprm.data.steps import read_labelled_steps, steps_source
     from rprm.models import template_for
     from rprm.prompts import load_template
 
+    given = {"num_analyses": num_analyses, "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
     judge = load_judge(
         model,
-        num_analyses=num_analyses,
+        **preset_options(ANALYSES, preset, given),
         stopping="none",
         prompt=load_template(prompt) if prompt else template_for(model, "teacher"),
-        temperature=temperature,
-        top_p=top_p,
-        max_tokens=max_tokens,
         seed=seed,
         force_verdict=False,
     )
@@ -143,10 +147,20 @@ def pairs(
     source: Analyses,
     output: Output,
     prompt: TrainedPrompt = None,
-    per_step: Annotated[int, typer.Option(min=1, help="Most pairs of one step.")] = 1,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="published: two pairs a step, of steps of which more than a third of the analyses agree."),
+    ] = None,
+    per_step: Annotated[int | None, typer.Option(min=1, help="Most pairs of one step.", show_default="1")] = None,
     min_accuracy: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Leave out steps of which fewer analyses agree with the label.")
-    ] = 0.0,
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Leave out steps of which fewer analyses agree with the label.",
+            show_default="0",
+        ),
+    ] = None,
     max_accuracy: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Leave out steps of which more analyses agree with the label.")
     ] = 1.0,
@@ -164,14 +178,14 @@ def pairs(
     """Rows for `rprm train dpo`: of one step, an analysis that agrees with the label against one that does not."""
     from rprm.data.analyses import open_analyses
     from rprm.data.preferences import write_pairs
+    from rprm.data.presets import PAIRS, preset_options
 
     opened = open_analyses(source)
     summary = write_pairs(
         opened,
         output,
         template=_trained_template(prompt, opened.template),
-        per_step=per_step,
-        min_accuracy=min_accuracy,
+        **preset_options(PAIRS, preset, {"per_step": per_step, "min_accuracy": min_accuracy}),
         max_accuracy=max_accuracy,
         max_length_ratio=max_length_ratio,
         min_repeats=min_repeats,
@@ -180,6 +194,41 @@ def pairs(
         seed=seed,
     )
     _show_dataset(summary, output, json)
+
+
+@app.command("import")
+def import_(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Hub data set (kevinpro/R-PRM?data_dir=sft, or =dpo), a folder in the same layout, or a file of rows.",
+        ),
+    ],
+    output: Output,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt",
+            help="The template that every row must follow: a file or a model folder.",
+            show_default="derived from the rows",
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Rows for `rprm train` out of published ones: labels from their verdicts, the template from the rows themselves.
+
+    The parts train and validation stay as they were published. Rows that do not fit are rejected, each with its reason.
+    """
+    from rprm.cli import EXIT_REJECTED
+    from rprm.data.published import open_published, write_published
+    from rprm.prompts import load_template
+
+    template = load_template(prompt) if prompt is not None else None
+    summary = write_published(open_published(source), output, template=template)
+    _show_dataset(summary, output, json)
+    if summary["rejected"]:
+        raise typer.Exit(EXIT_REJECTED)
 
 
 def _trained_template(prompt: str | None, written: PromptTemplate | None) -> PromptTemplate:

@@ -85,7 +85,7 @@ PolicyPrompt = Annotated[
     typer.Option("--policy-prompt", help="The policy's template: a file, a model folder, or a built-in name."),
 ]
 PolicyTemperature = Annotated[
-    float | None, typer.Option("--policy-temperature", min=0.0, help="Of the policy.  \\[default: 0.7]")
+    float | None, typer.Option("--policy-temperature", min=0.0, help="Of the policy.  \\[default: 1.0]")
 ]
 PolicyTopP = Annotated[float | None, typer.Option("--policy-top-p", help="Of the policy.  \\[default: 0.95]")]
 PolicyMaxTokens = Annotated[

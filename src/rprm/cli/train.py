@@ -121,11 +121,17 @@ _WATCH = "Evaluation, checkpoints, reports"
 EvalSteps = Annotated[int | None, typer.Option(help="Steps between evaluations.", rich_help_panel=_WATCH)]
 SaveSteps = Annotated[int | None, typer.Option(help="Steps between checkpoints.", rich_help_panel=_WATCH)]
 LoggingSteps = Annotated[int | None, typer.Option(help="Steps between rows of metrics.jsonl.", rich_help_panel=_WATCH)]
+KeepBest = Annotated[
+    bool | None,
+    typer.Option(
+        "--keep-best/--keep-last",
+        help="Hand over the checkpoint with the lowest validation loss, where there are validation rows.",
+        rich_help_panel=_WATCH,
+    ),
+]
 Patience = Annotated[
     int | None,
-    typer.Option(
-        help="Stop after so many evaluations without a new best, and hand over the best.", rich_help_panel=_WATCH
-    ),
+    typer.Option(help="Stop early, after so many evaluations without a new best.", rich_help_panel=_WATCH),
 ]
 NumCheckpoints = Annotated[int, typer.Option(min=2, help="Checkpoints kept at once.", rich_help_panel=_WATCH)]
 KeepCheckpoints = Annotated[
@@ -187,6 +193,7 @@ def sft(
     eval_steps: EvalSteps = None,
     save_steps: SaveSteps = None,
     logging_steps: LoggingSteps = None,
+    keep_best: KeepBest = None,
     patience: Patience = None,
     num_checkpoints: NumCheckpoints = 2,
     keep_checkpoints: KeepCheckpoints = False,
@@ -258,6 +265,7 @@ def dpo(
     eval_steps: EvalSteps = None,
     save_steps: SaveSteps = None,
     logging_steps: LoggingSteps = None,
+    keep_best: KeepBest = None,
     patience: Patience = None,
     num_checkpoints: NumCheckpoints = 2,
     keep_checkpoints: KeepCheckpoints = False,

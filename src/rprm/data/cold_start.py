@@ -63,7 +63,8 @@ def write_cold_start(
         "validation_share": validation_share,
         "seed": seed,
     }
-    with Dataset(output, "cold-start", analyses, template, settings) as dataset:
+    rows = "analyses whose verdict agrees with the label of the step (cold start, SFT)"
+    with Dataset(output, "cold-start", analyses.source.inspect(), template, settings, rows=rows) as dataset:
         dropped: Counter[str] = Counter()
         candidates: list[Candidate] = []
         num_steps = Counter[str]()

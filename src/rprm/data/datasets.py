@@ -23,12 +23,11 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from rprm.artifacts import LineWriter, Run, write_atomically
-from rprm.data.analyses import AnalysesFile
 from rprm.data.splits import order_key
 from rprm.judging import versions
 from rprm.prompts import Prompt, PromptTemplate
 from rprm.prompts.library import MODEL_TEMPLATE
-from rprm.reading import Rejected
+from rprm.reading import Rejected, SourceInfo
 from rprm.records import LabelledStep
 
 TRAIN = "train.jsonl"
@@ -87,10 +86,11 @@ class Dataset:
 
     Args:
         folder: made if missing; one begun with other settings is refused.
-        stage: `cold-start` or `pairs`.
-        analyses: what it is made from.
+        stage: the command: `cold-start`, `pairs` or `import`.
+        source: what it is made from.
         template: the prompt of every row.
         settings: that the rows depend on.
+        rows: what the rows are, for the card.
 
     Raises:
         RunError: the folder cannot be used, as for `Run`.
@@ -100,21 +100,22 @@ class Dataset:
         self,
         folder: str | Path,
         stage: str,
-        analyses: AnalysesFile,
+        source: SourceInfo,
         template: PromptTemplate,
         settings: Mapping[str, Any],
+        *,
+        rows: str,
     ) -> None:
         self.folder = Path(folder)
         self.stage = stage
         self.template = template
+        self.rows = rows
         resolved = {
-            "input": analyses.source.inspect().digest,
+            "input": source.digest,
             "prompt": {"name": template.name, "digest": template.digest},
             **settings,
         }
-        self._run = Run(
-            folder, stage=stage, settings=resolved, session={"input": analyses.source.name, "versions": versions()}
-        )
+        self._run = Run(folder, stage=stage, settings=resolved, session={"input": source.name, "versions": versions()})
         self._labels: Counter[tuple[bool, bool]] = Counter()
         self._problems: dict[bool, set[bytes]] = {False: set(), True: set()}
         self._positions: Counter[int] = Counter()
@@ -139,7 +140,7 @@ class Dataset:
         self._run.__exit__(kind, error, trace)
 
     def reject(self, row: Rejected) -> None:
-        """Set an input row aside."""
+        """Record an input row that cannot be used."""
         self._rejected.write(row.model_dump_json())
         self._num_rejected += 1
 
@@ -192,11 +193,8 @@ class Dataset:
         return summary
 
     def _card(self, summary: Mapping[str, Any], made_from: Mapping[str, Any]) -> str:
-        what = {
-            "cold-start": "analyses whose verdict agrees with the label of the step (cold start, SFT)",
-            "pairs": "pairs of an agreeing and a disagreeing analysis of one step (preferences, DPO)",
-        }[self.stage]
         has_validation = summary["parts"]["validation"]["rows"] > 0
+        num_shared = len(self._problems[False] & self._problems[True])
         files = [f"  - split: train\n    path: {TRAIN}"]
         if has_validation:
             files.append(f"  - split: validation\n    path: {VALIDATION}")
@@ -211,7 +209,7 @@ class Dataset:
             "",
             f"# {self.folder.resolve().name}",
             "",
-            f"Training rows of a reasoning-driven process reward model: {what}. Made by `rprm data {self.stage}`.",
+            f"Training rows of a reasoning-driven process reward model: {self.rows}. Made by `rprm data {self.stage}`.",
             "",
             f"Prompt template: `{self.template.name}` ({self.template.digest}), in `{MODEL_TEMPLATE}`. Every prompt "
             "was rendered with it.",
@@ -223,13 +221,13 @@ class Dataset:
                     for name, part in summary["parts"].items()
                 ],
             ),
-            "No problem stands in both parts.",
+            f"{num_shared:,} problems stand in both parts." if num_shared else "No problem stands in both parts.",
             "",
-            "## What became of the analyses",
+            f"## What became of the {'rows' if self.stage == 'import' else 'analyses'}",
             "",
             *_table(("", "number"), [*summary["counts"].items()]),
             *_table(("dropped because", "number"), [*summary["dropped"].items()]),
-            *([f"Input rows set aside (`rejected.jsonl`): {summary['rejected']}.", ""] if summary["rejected"] else []),
+            *([f"Rejected input rows (`rejected.jsonl`): {summary['rejected']:,}.", ""] if summary["rejected"] else []),
             "## Place of the step in its solution (0: first), and length of the analysis",
             "",
             *_table(("place", "rows"), [*summary["positions"].items()]),

@@ -104,7 +104,8 @@ def write_pairs(
         "seed": seed,
     }
     pairing = _Pairing(analyses, template, per_step, (min_accuracy, max_accuracy), max_length_ratio, min_repeats, seed)
-    with Dataset(output, "pairs", analyses, template, settings) as dataset:
+    rows = "pairs of an agreeing and a disagreeing analysis of one step (preferences, DPO)"
+    with Dataset(output, "pairs", analyses.source.inspect(), template, settings, rows=rows) as dataset:
         dropped: Counter[str] = Counter()
         counts: Counter[str] = Counter()
         candidates: list[Candidate] = []

@@ -6,6 +6,8 @@ marker, a space, the answer. What a student learns is then one form, which every
 
 from __future__ import annotations
 
+import re
+
 from rprm.records import Analysis
 from rprm.verdict import VerdictFormat
 
@@ -57,3 +59,26 @@ def wellformed(
     if not any(character.isalnum() for character in body):
         return None, EMPTY
     return f"{body}\n{trained.marker} {trained.yes if verdict.yes else trained.no}", None
+
+
+#: What may stand after the answer of a training row: closing Markdown, brackets and punctuation, but no word.
+_AFTER_VERDICT = re.compile(r"[^\w]{0,16}\Z")
+
+
+def verdict_fault(reply: str, verdict: VerdictFormat, wanted: bool) -> str | None:
+    """What is wrong with the verdict of a reply; None where it stands once, at the end, and is the wanted one."""
+    found = verdict.find_all(reply)
+    if len(found) != 1:
+        return "no verdict" if not found else f"{len(found)} verdicts"
+    if not _AFTER_VERDICT.match(reply, found[0].end):
+        return "text after the verdict"
+    if found[0].yes is not wanted:
+        return f"verdict {verdict.yes if found[0].yes else verdict.no}, against the label"
+    return None
+
+
+def rejected_fault(reply: str, verdict: VerdictFormat, label: bool) -> str | None:
+    """Why a reply cannot be the rejected one of a pair: it says what the label says. A reply may have no verdict."""
+    if any(found.yes is label for found in verdict.find_all(reply)):
+        return f"verdict {verdict.yes if label else verdict.no}, which agrees with the label"
+    return None

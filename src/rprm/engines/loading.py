@@ -73,7 +73,7 @@ def load_model(
         model, loading = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
         )
-        _refuse_gaps(f"{spec}: {base}" if base != target else spec, model, loading)
+        refuse_gaps(f"{spec}: {base}" if base != target else spec, model, loading)
         if adapter is None:
             return LoadedModel(model, tokenizer)
         model = _merge(model, adapter, adapter_revision)
@@ -95,8 +95,17 @@ def _merge(model: Any, adapter: str, revision: str | None) -> Any:
         return PeftModel.from_pretrained(model, adapter, revision=revision).merge_and_unload()
 
 
-def _refuse_gaps(name: str, model: Any, loading: dict[str, Any]) -> None:
-    """Refuse a model of which a tensor is not the checkpoint's; tied weights are not missing."""
+def refuse_gaps(name: str, model: Any, loading: dict[str, Any]) -> None:
+    """Refuse a model of which a tensor is not the checkpoint's; tied weights are not missing.
+
+    Args:
+        name: of the model, for the message.
+        model: as it was loaded.
+        loading: what `from_pretrained(..., output_loading_info=True)` says of it.
+
+    Raises:
+        EngineError: a tensor is missing or of another shape.
+    """
     gaps = [(tensor, "missing") for tensor in sorted(loading["missing_keys"])]
     gaps += [
         (tensor, f"of shape {list(found)}, not {list(wanted)}")

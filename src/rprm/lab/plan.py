@@ -43,7 +43,8 @@ def _batches_of(rows: int) -> Options:
     return ("--batch-size", count, "--device-batch-size", count, "--precision", "auto", "--warmup-ratio", "0.1")
 
 
-_SAVING = ("--eval-steps", "100", "--save-steps", "100")
+#: The last checkpoint, as in the archived runs.
+_SAVING = ("--eval-steps", "100", "--save-steps", "100", "--keep-last")
 
 
 @dataclass(frozen=True)
@@ -383,7 +384,8 @@ class _Seed:
         """The policy's candidates; Best-of-N and guided search by each PRM."""
         plan, settings, folder = self.plan, self.settings, f"{self.folder}/guidance"
         writer = self.policy()
-        policy = ("--policy", self.engine(writer))
+        # The temperature of the archived runs.
+        policy = ("--policy", self.engine(writer), "--policy-temperature", "0.7")
         problems = ("--problems", plan.path("world", "test", "problems.jsonl"), "--limit", str(settings.num_guided))
         count = str(settings.num_candidates)
         samples = plan.add(

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 from rprm.errors import PromptError
-from rprm.prompts.layout import ONE_PROBLEM, Unclear, agreed, derive_layout
+from rprm.prompts.layout import ONE_PROBLEM, Layout, Unclear, agreed, derive_layout
 from rprm.prompts.template import PromptTemplate
 from rprm.verdict import VerdictFormat
 
@@ -43,6 +43,7 @@ class ImportedTemplate:
         num_outputs: outputs seen (of preference rows, the chosen ones).
         num_verdicts: outputs in which the verdict is found after the template's marker.
         differences: the first five rows that were not rendered exactly.
+        layout: takes an instruction apart into problem and steps, which the template renders again.
         doubts: what so many problems or steps share that it looks like fixed text of a second layout.
         source: where the rows came from; for a hub data set with its revision. Empty for rows given as such.
     """
@@ -54,6 +55,7 @@ class ImportedTemplate:
     num_outputs: int
     num_verdicts: int
     differences: tuple[RowDifference, ...]
+    layout: Layout
     doubts: tuple[str, ...] = ()
     source: str = ""
 
@@ -220,6 +222,7 @@ def _import(
         num_outputs=len(outputs),
         num_verdicts=sum(verdict.find(output) is not None for output in outputs),
         differences=tuple(differences[:5]),
+        layout=layout,
         doubts=doubts,
     )
 

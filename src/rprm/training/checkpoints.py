@@ -63,6 +63,21 @@ def last_checkpoint(folder: Path, *, num_processes: int = 1) -> Checkpoint | Non
     return None
 
 
+def best_checkpoint(last: Checkpoint) -> Checkpoint:
+    """The checkpoint with the lowest validation loss, the first of equals; `last` where no validation loss is a number.
+
+    Raises:
+        RunError: it is gone.
+    """
+    step = json.loads((last.path / _STATE).read_bytes()).get("best_global_step")
+    if step is None:
+        return last
+    path = last.path.with_name(f"checkpoint-{step}")
+    if not path.is_dir():
+        raise RunError(f"{path}, the one with the lowest validation loss, is gone; name a new run folder")
+    return Checkpoint(path, step)
+
+
 def defect(path: Path, *, num_processes: int = 1) -> str | None:
     """What makes a checkpoint folder unfit to go on from, in words; None where it is complete."""
     state = _read_json(path / _STATE)

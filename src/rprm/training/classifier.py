@@ -29,7 +29,7 @@ from rprm.errors import EngineError, InputError, RunError
 from rprm.judging import versions
 from rprm.reading import Rejected
 from rprm.records import LabelledStep
-from rprm.training.checkpoints import Checkpoint, last_checkpoint
+from rprm.training.checkpoints import best_checkpoint, last_checkpoint
 from rprm.training.handover import CARD, LIMITS, MODEL, Card, push
 from rprm.training.metrics import METRICS, TrainingWatcher, last_value, metrics_callback, read_metrics, truncate_metrics
 from rprm.training.precision import computes_in_bf16, trains_on_cpu
@@ -364,7 +364,7 @@ class _Training:
             report_to=self.options.report_to,
             disable_tqdm=True,
         )
-        callbacks = [metrics_callback(self.folder / METRICS, self.watcher)]
+        callbacks = [metrics_callback(self.folder / METRICS, self.watcher, save_evaluated=settings.keep_best)]
         if settings.patience is not None:
             callbacks.append(EarlyStoppingCallback(settings.patience))
         new_tag = self._tag_id if self.has_new_tag else None
@@ -414,7 +414,7 @@ class _Training:
                 f"{self.folder / CHECKPOINTS} has no checkpoint of the last step; give the same command again"
             )
         self.watcher.on_stage("handing over the model")
-        chosen = self._choose(last)
+        chosen = best_checkpoint(last) if self.settings.keep_best else last
         network = self._trained(chosen.path)
         if (held_out := parts.get("validation")) is not None and held_out.sequences:
             rewards = network_rewards(network, held_out.sequences, self.settings.device_batch_size, cpu=self.use_cpu)
@@ -445,16 +445,6 @@ class _Training:
         }
         self._hand_over(network, replace(self.layout_settings, threshold=threshold), summary)
         return summary
-
-    def _choose(self, last: Checkpoint) -> Checkpoint:
-        """The checkpoint to hand over: with patience the best on the validation steps, otherwise the last."""
-        if self.settings.patience is None:
-            return last
-        step = json.loads((last.path / "trainer_state.json").read_bytes())["best_global_step"]
-        path = self.folder / CHECKPOINTS / f"checkpoint-{step}"
-        if not path.is_dir():
-            raise RunError(f"{path}, the best on the validation steps, is gone; begin a new run folder")
-        return Checkpoint(path, step)
 
     def _trained(self, checkpoint: Path) -> StepNetwork:
         """The network of a checkpoint, in the dtype that it is stored in.

@@ -133,11 +133,12 @@ def hand_over(
     partial.mkdir(parents=True)
     is_adapter = (checkpoint / _ADAPTER_FILES[0]).is_file()
     if is_adapter and merge:
-        _save_adapter(checkpoint, output / ADAPTER)
+        shutil.rmtree(output / ADAPTER, ignore_errors=True)
+        (output / ADAPTER).mkdir()
+        _save_adapter(checkpoint, output / ADAPTER, base)
         _merge(checkpoint, partial, base=base, bf16=bf16)
     elif is_adapter:
-        for name in _ADAPTER_FILES:
-            shutil.copyfile(checkpoint / name, partial / name)
+        _save_adapter(checkpoint, partial, base)
     else:
         _copy_weights(checkpoint, partial, bf16=bf16)
     tokenizer.save_pretrained(partial)
@@ -150,11 +151,13 @@ def hand_over(
     return folder
 
 
-def _save_adapter(checkpoint: Path, folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    for name in _ADAPTER_FILES:
-        shutil.copyfile(checkpoint / name, folder / name)
+def _save_adapter(checkpoint: Path, folder: Path, base: BaseModel) -> None:
+    """The adapter, with the base model and its revision, which it fits alone."""
+    settings, weights = _ADAPTER_FILES
+    config = json.loads((checkpoint / settings).read_bytes())
+    config |= {"base_model_name_or_path": base.target, "revision": base.revision}
+    (folder / settings).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    shutil.copyfile(checkpoint / weights, folder / weights)
 
 
 def _merge(checkpoint: Path, target: Path, *, base: BaseModel, bf16: bool) -> None:
@@ -205,7 +208,7 @@ def _set_generation(folder: Path, base: BaseModel, end: int) -> None:
     from transformers import GenerationConfig
 
     try:
-        generation = GenerationConfig.from_pretrained(base.target, **base.source)
+        generation = GenerationConfig.from_pretrained(base.target, revision=base.revision or "main")
     except OSError:
         generation = GenerationConfig()
     ends = [end, *(token for token in base.stops if token != end)]

@@ -66,8 +66,10 @@ def last_value(rows: list[dict[str, Any]], name: str) -> float | None:
     return next((row[name] for row in reversed(rows) if row.get(name) is not None), None)
 
 
-def metrics_callback(path: Path, watcher: TrainingWatcher) -> Any:
+def metrics_callback(path: Path, watcher: TrainingWatcher, *, save_evaluated: bool = False) -> Any:
     """A `TrainerCallback` that appends to `path` and tells `watcher`; on other than the main process it does nothing.
+
+    With `save_evaluated`, each evaluation leaves a checkpoint, so that the best model is among them.
 
     It also has the trainer log at each step at which it saves. A logged loss is the mean since the log before, and a
     resumed run begins a new mean: so both runs, the killed one and an undisturbed one, log the same figures.
@@ -78,8 +80,9 @@ def metrics_callback(path: Path, watcher: TrainingWatcher) -> Any:
 
     class MetricsCallback(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if control.should_save:
-                control.should_log = True
+            # The trainer's own callback has decided what is due at this step.
+            control.should_save |= save_evaluated and control.should_evaluate
+            control.should_log |= control.should_save
             if state.is_world_process_zero:
                 watcher.on_step(state.global_step, state.max_steps)
 

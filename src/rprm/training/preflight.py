@@ -17,20 +17,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from rprm.data.wellformed import rejected_fault, verdict_fault
 from rprm.errors import InputError, PromptError
 from rprm.prompts.library import MODEL_TEMPLATE, load_template
 from rprm.prompts.template import PLACEHOLDER, Prompt, PromptTemplate
 from rprm.training.rows import REPLIES, BaseModel, TrainingData, TrainingRow, encode_row, read_rows
-from rprm.verdict import VerdictFormat
 
 #: The largest share of rows that may be too long: they are left out and counted.
 MAX_SHARE_TOO_LONG = 0.05
 
 #: Offending rows named in a message.
 _NUM_NAMED = 3
-
-#: What may stand after the answer: closing Markdown, brackets and punctuation, but no word.
-_AFTER_VERDICT = re.compile(r"[^\w]{0,16}\Z")
 
 
 # --- texts --------------------------------------------------------------------------------------------------------
@@ -97,18 +94,6 @@ class PromptCheck:
         return f"{opening}(.*?){closing}"
 
 
-def verdict_fault(reply: str, verdict: VerdictFormat, wanted: bool) -> str | None:
-    """What is wrong with the verdict of a reply; None where it stands once, at the end, and is the wanted one."""
-    found = verdict.find_all(reply)
-    if len(found) != 1:
-        return "no verdict" if not found else f"{len(found)} verdicts"
-    if not _AFTER_VERDICT.match(reply, found[0].end):
-        return "text after the verdict"
-    if found[0].yes is not wanted:
-        return f"verdict {verdict.yes if found[0].yes else verdict.no}, against the label"
-    return None
-
-
 @dataclass
 class _Fault:
     """A kind of fault: how many rows have it, and the first of them."""
@@ -128,7 +113,8 @@ def check_rows(data: TrainingData, kind: str) -> None:
 
     Args:
         data: the data set.
-        kind: `sft` or `dpo`. Of a preference pair, the chosen reply must agree with the label, the rejected one not.
+        kind: `sft` or `dpo`. Of a preference pair, the chosen reply must agree with the label, the rejected one not; it
+            may also have no verdict, or text after it.
 
     Raises:
         InputError: what is wrong, in how many rows, and which are the first of them.
@@ -160,8 +146,8 @@ def _check_part(path: Path, template: PromptTemplate, kind: str, *, is_train: bo
         if not check.accepts(row.prompt):
             faults["prompt"].add(row)
         for column, reply in zip(REPLIES[kind], row.replies, strict=True):
-            wanted = row.label if column != "rejected" else not row.label
-            if (fault := verdict_fault(reply, template.verdict, wanted)) is not None:
+            find_fault = rejected_fault if column == "rejected" else verdict_fault
+            if (fault := find_fault(reply, template.verdict, row.label)) is not None:
                 faults["verdict"].add(row, f"{column}: {fault}")
                 break
     num_rows = sum(labels.values())
@@ -183,7 +169,7 @@ def _check_part(path: Path, template: PromptTemplate, kind: str, *, is_train: bo
 
 _WANTED = {
     "sft": "agrees with the label",
-    "dpo": "agrees with the label (chosen) or disagrees with it (rejected)",
+    "dpo": "agrees with the label (a rejected reply may have any number, none of which agrees)",
 }
 
 

@@ -18,8 +18,9 @@ from typing import Any
 from rprm.data.datasets import TRAIN, VALIDATION
 from rprm.engines.files import commit as commit_of
 from rprm.engines.files import fingerprint
-from rprm.engines.tokens import encode_prompt
-from rprm.errors import EngineError, InputError, PromptError
+from rprm.engines.loading import refuse_gaps
+from rprm.engines.tokens import encode_prompt, encode_text, special_tokens
+from rprm.errors import EngineError, InputError, PromptError, RequestRefused
 from rprm.prompts.library import MODEL_TEMPLATE, load_template
 from rprm.prompts.template import Message, Prompt, PromptTemplate
 
@@ -180,8 +181,8 @@ class BaseModel:
 
     @property
     def source(self) -> dict[str, Any]:
-        """Keywords of every `from_pretrained` that loads a part of it."""
-        return {} if self.revision is None else {"revision": self.revision}
+        """Keywords of every `from_pretrained` that loads a part of it. No code of its repository is ever run."""
+        return {"trust_remote_code": False, **({} if self.revision is None else {"revision": self.revision})}
 
     @property
     def folder(self) -> Path | None:
@@ -206,6 +207,8 @@ def find_model(target: str, revision: str | None = None) -> BaseModel:
         config = AutoConfig.from_pretrained(target, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "trust_remote_code" in str(error):
+            reason = "it needs code of its repository, which is never run"
         raise EngineError(
             f"{target}: cannot load the model: {reason} (give a folder with a causal language model, or a hub id that "
             "this machine can reach)"
@@ -226,6 +229,31 @@ def find_model(target: str, revision: str | None = None) -> BaseModel:
         context_length=getattr(text_config, "max_position_embeddings", None),
         stops=tuple(ends) if isinstance(ends, list | tuple) else () if ends is None else (ends,),
     )
+
+
+def check_weights(base: BaseModel) -> None:
+    """Refuse a model of which a tensor is not in its checkpoint, or of another shape: it would begin at random values.
+
+    No weight is read for it.
+
+    Raises:
+        EngineError: the tensors concerned.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    # The library's own report of what is said below.
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            base.target, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True, **base.source
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise EngineError(f"{base.target}: cannot load the model: {str(error).strip().splitlines()[0]}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    refuse_gaps(base.target, model, loading)
 
 
 def end_token(tokenizer: Any, stops: tuple[int, ...], *, chat: bool) -> int:
@@ -263,15 +291,19 @@ def _after_reply(tokenizer: Any) -> list[int]:
 
 
 def encode_row(tokenizer: Any, row: TrainingRow, end: int) -> tuple[list[int], list[list[int]]]:
-    """Token ids of the prompt, and of each reply with its end token.
+    """Token ids of the prompt, and of each reply with its end token. Control tokens that a text spells are none.
 
     Raises:
-        InputError: a reply holds the end token in its text.
+        InputError: a reply holds the end token in its text, and the tokenizer spells it in no other way.
     """
     prompt = encode_prompt(tokenizer, row.prompt)
+    control = special_tokens(tokenizer)
     replies = []
     for reply in row.replies:
-        ids = tokenizer.encode(reply, add_special_tokens=False)
+        try:
+            ids = encode_text(tokenizer, reply, control)
+        except RequestRefused as error:
+            raise InputError(f"{row.file}, line {row.line} (id {row.id!r}): {error}; remove it from the text") from None
         if end in ids:
             raise InputError(
                 f"{row.file}, line {row.line} (id {row.id!r}): the reply holds the token that ends a reply, "

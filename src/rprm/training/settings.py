@@ -38,7 +38,10 @@ class TrainingSettings:
         eval_steps: optimizer steps between evaluations, where there are validation rows.
         save_steps: optimizer steps between checkpoints.
         logging_steps: optimizer steps between rows of `metrics.jsonl`.
-        patience: stop after so many evaluations without a new best, and hand over the best; None does neither.
+        keep_best: hand over the checkpoint with the lowest validation loss, as the paper did; every evaluation leaves a
+            checkpoint. False, or no validation rows: the last one.
+        patience: stop early, after so many evaluations without a new best. None trains to the last step, as the paper
+            did.
         seed: of the order of the rows, of the adapter's first weights, of dropout.
     """
 
@@ -64,6 +67,7 @@ class TrainingSettings:
     eval_steps: int = 200
     save_steps: int = 200
     logging_steps: int = 10
+    keep_best: bool = True
     patience: int | None = None
     seed: int = 0
 
@@ -81,11 +85,8 @@ class TrainingSettings:
             raise InputError(f"warmup_ratio is {self.warmup_ratio}; it is a share of the steps: 0 to below 1")
         if self.precision not in ("auto", "bf16", "fp32"):
             raise InputError(f"precision is {self.precision!r}; it must be auto, bf16 or fp32")
-        if self.patience is not None and self.save_steps % self.eval_steps:
-            raise InputError(
-                f"with patience, save_steps ({self.save_steps}) must be a multiple of eval_steps ({self.eval_steps}), "
-                "so that the best model is among the checkpoints"
-            )
+        if self.patience is not None and not self.keep_best:
+            raise InputError("patience stops where a better model was left behind, and hands that over; keep the best")
         if "lm_head" in self.lora_targets:
             raise InputError("lora_targets: an adapter on lm_head is not trained by TRL; leave it out")
 

@@ -24,7 +24,7 @@ from typing import Any
 from rprm.artifacts import MANIFEST, SUMMARY, Run
 from rprm.errors import EngineError, InputError, RprmError, RunError
 from rprm.judging import versions
-from rprm.training.checkpoints import MIN_KEPT, Checkpoint, last_checkpoint
+from rprm.training.checkpoints import MIN_KEPT, Checkpoint, best_checkpoint, last_checkpoint
 from rprm.training.handover import ADAPTER, LIMITS, MODEL, Card, hand_over, push
 from rprm.training.metrics import (
     METRICS,
@@ -37,7 +37,7 @@ from rprm.training.metrics import (
 from rprm.training.precision import computes_in_bf16, trains_on_cpu
 from rprm.training.preflight import PartCounts, check_model_template, check_rows, encode_data, open_rows
 from rprm.training.processes import Processes
-from rprm.training.rows import BaseModel, TrainingData, end_token, find_model, open_data
+from rprm.training.rows import BaseModel, TrainingData, check_weights, end_token, find_model, open_data
 from rprm.training.settings import Precision, TrainingSettings
 
 ROWS = "rows"
@@ -283,6 +283,7 @@ class _TrainingRun:
                     f"max_length {self.settings.max_length:,} exceeds the context length of {self.base.target}, "
                     f"{self.base.context_length:,} tokens; lower --max-length"
                 )
+            check_weights(self.base)
             check_model_template(self.base, self.data.template, deliberate=self.deliberate)
             check_rows(self.data, self.stage.kind)
         run = Run(
@@ -343,7 +344,7 @@ class _TrainingRun:
         from rprm.training.batches import in_length_batches, row_lengths
 
         self.watcher.on_stage("loading the model")
-        callbacks = [metrics_callback(self.folder / METRICS, self.watcher)]
+        callbacks = [metrics_callback(self.folder / METRICS, self.watcher, save_evaluated=self.settings.keep_best)]
         if self.settings.patience is not None:
             callbacks.append(EarlyStoppingCallback(self.settings.patience))
         rows = open_rows(self.folder / ROWS, "train")
@@ -392,7 +393,7 @@ class _TrainingRun:
                 f"{self.folder / CHECKPOINTS} has no checkpoint of the last step; give the same command again"
             )
         self.watcher.on_stage("handing over the model")
-        chosen = self._choose(last)
+        chosen = best_checkpoint(last) if self.settings.keep_best else last
         summary = self._summary(last, chosen)
         hand_over(
             chosen.path,
@@ -406,17 +407,6 @@ class _TrainingRun:
             merge=self.settings.merge,
         )
         self._complete(summary)
-
-    def _choose(self, last: Checkpoint) -> Checkpoint:
-        """The checkpoint to hand over: with patience the best on the validation rows, otherwise the last."""
-        if self.settings.patience is None:
-            return last
-        state = json.loads((last.path / "trainer_state.json").read_bytes())
-        step = state["best_global_step"]
-        path = self.folder / CHECKPOINTS / f"checkpoint-{step}"
-        if not path.is_dir():
-            raise RunError(f"{path}, the best on the validation rows, is gone; begin a new run folder")
-        return Checkpoint(path, step)
 
     def _summary(self, last: Checkpoint, chosen: Checkpoint) -> dict[str, Any]:
         state = json.loads((last.path / "trainer_state.json").read_bytes())
