@@ -9,7 +9,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "rprm"
 
 #: Layer by layer, from the top; see docs/architecture.md. A package stands for all modules in it.
 LAYERS = [
-    {"errors", "records", "embedded"},
+    {"errors", "records", "embedded", "quoting", "thinking"},
     {"verdict", "stopping", "artifacts", "reading", "prompts", "presets", "answers", "stages"},
     {"engines", "rewarder"},
     {"judge", "judging", "classifiers"},
