@@ -10,7 +10,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "rprm"
 #: Layer by layer, from the top; see docs/architecture.md. A package stands for all modules in it.
 LAYERS = [
     {"errors", "records", "embedded", "quoting", "thinking"},
-    {"verdict", "stopping", "artifacts", "reading", "prompts", "presets", "answers", "stages"},
+    {"verdict", "stopping", "artifacts", "reading", "splitting", "prompts", "presets", "answers", "stages"},
     {"engines", "rewarder"},
     {"judge", "judging", "classifiers"},
     {"api", "benchmarks", "data", "search", "training"},
@@ -24,6 +24,7 @@ WITHIN = {
     "records": {"errors"},
     "presets": {"stopping"},
     "stages": {"artifacts"},
+    "reading": {"splitting"},
     "prompts": {"verdict", "reading"},
     "judging": {"judge"},
     "data": {"benchmarks"},

@@ -12,10 +12,10 @@ from rprm.errors import Unsupported
 from rprm.judge import sample_seed
 from rprm.prompts.policy import PolicyTemplate
 from rprm.prompts.template import Prompt
-from rprm.reading import split_steps
 from rprm.records import Record
 from rprm.rewarder import Ledger, paid_once
 from rprm.search.candidates import Candidate
+from rprm.splitting import split_steps
 from rprm.thinking import after_thinking, without_thinking
 
 
