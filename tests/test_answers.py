@@ -66,6 +66,11 @@ def grader() -> Iterator[Grader]:
         ("9 * 2 = 18, hence 18.", None),
         ("I do not know.", None),
         ("", None),
+        # Thinking says none: neither one that is finished nor one that is cut off.
+        (r"<think>\boxed{3}? No.</think>" "\n\n" r"It is \boxed{4}.", "4"),
+        (r"\boxed{3}? No.</think>" "\n\nThe answer is 4.", "4"),
+        (r"<think>\boxed{3}</think>" "\n\nI cannot say.", None),
+        (r"<think>So \boxed{3}. Wait", None),
     ],
 )
 def test_where_an_answer_is_said(text: str, answer: str | None) -> None:

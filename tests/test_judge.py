@@ -230,6 +230,20 @@ def test_a_forced_verdict_is_read_and_marked() -> None:
     assert analysis.p_yes_source == "logprobs"
 
 
+def test_thinking_that_was_cut_off_is_closed_before_it_is_asked() -> None:
+    class Thinks(Cut):
+        async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
+            return Completion("<think>\nIs the step correct (Yes/No)? No\n", sampling.max_tokens, "length", 10)
+
+        async def choose(self, prompt: Prompt, text: str, verdict: VerdictFormat) -> VerdictChoice:
+            assert text.endswith("? No\n</think>\n\nIs the step correct (Yes/No)?")
+            return VerdictChoice(len(text), math.log(0.3), math.log(0.1))
+
+    # What it thinks to itself is no verdict.
+    assert judge(Thinks()).first_error is None
+    assert judge(Thinks(), force_verdict=True).first_error == -1
+
+
 def test_forcing_needs_a_second_pass() -> None:
     class Hosted(ScriptedEngine):
         async def start(self) -> EngineInfo:

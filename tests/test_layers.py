@@ -9,8 +9,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "rprm"
 
 #: Layer by layer, from the top; see docs/architecture.md. A package stands for all modules in it.
 LAYERS = [
-    {"errors", "records", "embedded"},
-    {"verdict", "stopping", "artifacts", "reading", "prompts", "models", "presets", "answers", "stages"},
+    {"errors", "records", "embedded", "quoting", "thinking"},
+    {"verdict", "stopping", "artifacts", "reading", "splitting", "prompts", "models", "presets", "answers", "stages"},
     {"engines", "rewarder"},
     {"judge", "judging", "classifiers"},
     {"api", "benchmarks", "data", "search", "training"},
@@ -25,6 +25,7 @@ WITHIN = {
     "models": {"artifacts", "prompts", "verdict"},
     "presets": {"models", "stopping"},
     "stages": {"artifacts"},
+    "reading": {"splitting"},
     "prompts": {"verdict", "reading"},
     "judging": {"judge"},
     "data": {"benchmarks"},

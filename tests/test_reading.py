@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from rprm.errors import InputError
-from rprm.reading import MAX_LINE_BYTES, Rejected, Source, read_solutions, solution_of, split_steps
+from rprm.reading import MAX_LINE_BYTES, Rejected, Source, read_solutions, solution_of
 from rprm.records import Solution
 
 GOOD = {"id": "a", "problem": "1 + 1 = ?", "steps": ["1 + 1 = 2."], "label": -1}
@@ -197,33 +195,13 @@ def test_hub_data_sets_are_asked_for_their_revision(monkeypatch: pytest.MonkeyPa
         Source("hub:Qwen/ProcessBench?spilt=gsm8k")
 
 
-@pytest.mark.parametrize(
-    ("solution", "steps"),
-    [
-        ("First.\n\nSecond.\n \nThird.", ["First.", "Second.", "Third."]),
-        ("One\ntwo\nthree", ["One", "two", "three"]),
-        ("a\nb\n\nc", ["a\nb", "c"]),
-        ("only one", ["only one"]),
-        ("  \n\n ", []),
-        ("a\r\n\r\nb", ["a", "b"]),
-        ("We get\n\\[\nx = 1\n\n+ 2\n\\]\nso done.\n\nEnd.", ["We get\n\\[\nx = 1\n\n+ 2\n\\]\nso done.", "End."]),
-        ("See\n$$\na\n$$\nnext", ["See", "$$\na\n$$", "next"]),
-        (
-            "\\begin{align}\na\n\n\\begin{matrix}1\\end{matrix}\n\\end{align}\n\nb",
-            ["\\begin{align}\na\n\n\\begin{matrix}1\\end{matrix}\n\\end{align}", "b"],
-        ),
-        ("```\na\n\nb\n```\n\nc", ["```\na\n\nb\n```", "c"]),
-        ("unclosed $$ a\n\nb", ["unclosed $$ a", "b"]),
-    ],
-)
-def test_splitting(solution: str, steps: list[str]) -> None:
-    assert split_steps(solution) == steps
-
-
-@given(st.lists(st.text(alphabet="ab $\\[]\n\r`{}é", max_size=20), max_size=10))
-def test_splitting_loses_nothing_but_space(pieces: list[str]) -> None:
-    solution = "\n\n".join(pieces)
-    assert "".join("".join(split_steps(solution)).split()) == "".join(solution.split())
+def test_a_solution_is_cut_into_steps_and_one_that_is_all_thinking_is_none() -> None:
+    assert solution_of({"problem": "p", "solution": "<think>a\n\nb</think>\nc\n\nd"}, default_id="x").steps == (
+        "c",
+        "d",
+    )
+    with pytest.raises(InputError, match="'solution' is empty, or nothing but thinking"):
+        solution_of({"problem": "p", "solution": "<think>a\n\nb"}, default_id="x")
 
 
 _MEMORY = """

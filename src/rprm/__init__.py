@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from rprm.engines import Engine, load_engine
     from rprm.errors import RprmError
     from rprm.prompts import PromptTemplate, load_template
-    from rprm.reading import split_steps
     from rprm.records import Analysis, Solution, SolutionReward, StepReward
+    from rprm.splitting import split_steps
 
 __version__ = "0.1.0"
 
@@ -27,7 +27,7 @@ _HOMES = {
     "RprmError": "rprm.errors",
     "PromptTemplate": "rprm.prompts",
     "load_template": "rprm.prompts",
-    "split_steps": "rprm.reading",
+    "split_steps": "rprm.splitting",
     "Analysis": "rprm.records",
     "Solution": "rprm.records",
     "SolutionReward": "rprm.records",

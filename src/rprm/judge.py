@@ -19,6 +19,7 @@ from rprm.prompts.template import Prompt, PromptTemplate
 from rprm.records import Analysis, Solution, SolutionReward, StepReward
 from rprm.rewarder import Ledger, first_error, paid_once
 from rprm.stopping import StoppingRule, mean
+from rprm.thinking import after_thinking
 from rprm.verdict import TwoAnswers, Verdict, VerdictChoice, read_verdict
 
 T = TypeVar("T")
@@ -191,7 +192,9 @@ class Judge:
         source = None if verdict is None else "logprobs" if choice is not None else "vote"
         if verdict is None and self.force_verdict:
             question = verdict_format.marker if self.force_verdict is True else self.force_verdict
-            asked = f"{text.rstrip()}\n\n{question}"
+            # Thinking that was cut off is closed first: nothing in it is an answer.
+            closed = text.rstrip() if after_thinking(text) is not None else f"{text.rstrip()}\n</think>"
+            asked = f"{closed}\n\n{question}"
             if (choice := await self._choose(prompt, asked)) is not None:
                 answer = verdict_format.yes if choice.p_yes >= 0.5 else verdict_format.no
                 verdict = Verdict(choice.p_yes >= 0.5, len(asked) + 1, len(asked) + 1 + len(answer))

@@ -20,6 +20,7 @@ from urllib.parse import parse_qsl
 
 from rprm.errors import InputError
 from rprm.records import Record, Solution
+from rprm.splitting import split_steps
 
 #: A longer line is rejected unread: no solution is this long, and memory must stay flat.
 MAX_LINE_BYTES = 32 * 1024 * 1024
@@ -207,7 +208,7 @@ def solution_of(value: Any, *, default_id: str) -> Solution:
     if steps is None and isinstance(value.get("solution"), str):
         steps = split_steps(value["solution"])
         if not steps:
-            raise InputError("'solution' is empty")
+            raise InputError("'solution' is empty, or nothing but thinking")
     if not isinstance(steps, list) or not steps:
         raise InputError(_what("steps", steps, "a list of texts, at least one (or give 'solution')", value))
     for index, step in enumerate(steps):
@@ -229,36 +230,6 @@ def solution_of(value: Any, *, default_id: str) -> Solution:
     except UnicodeEncodeError as error:
         raise InputError(f"text that is not Unicode: a lone surrogate {error.object[error.start]!r}") from None
     return Solution(id=identifier, problem=problem, steps=tuple(steps), label=label)
-
-
-def split_steps(solution: str) -> list[str]:
-    r"""Cut a solution into steps.
-
-    The rule: a step ends at a blank line; a solution without blank lines is cut at every line end. Neither cuts inside
-    display mathematics (`$$...$$`, `\[...\]`, `\begin{x}...\end{x}`) or a fenced block. Steps are stripped of the space
-    around them, and empty ones dropped.
-    """
-    text = solution.replace("\r\n", "\n").replace("\r", "\n")
-    whole = [match.span() for match in _UNBROKEN.finditer(text)]
-    for separator in (r"\n[^\S\n]*\n\s*", r"\n"):
-        pieces: list[str] = []
-        start = 0
-        for match in re.finditer(separator, text):
-            if any(low < match.start() < high for low, high in whole):
-                continue
-            pieces.append(text[start : match.start()])
-            start = match.end()
-        pieces.append(text[start:])
-        steps = [piece.strip() for piece in pieces if piece.strip()]
-        if len(steps) != 1:
-            return steps
-    return steps
-
-
-#: What a step is never cut inside of: display mathematics, environments, fenced blocks.
-_UNBROKEN = re.compile(
-    r"\$\$.*?\$\$|\\\[.*?\\\]|\\begin\{(?P<name>\w+\*?)\}.*?\\end\{(?P=name)\}|```.*?```", flags=re.DOTALL
-)
 
 
 def _what(field: str, found: Any, wanted: str, record: dict[str, Any]) -> str:

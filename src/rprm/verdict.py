@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+
+from rprm.quoting import unquoted
+from rprm.thinking import after_thinking as after_thinking
+from rprm.thinking import answer_parts
 
 #: The fixed marker of the paper's verdict line.
 DEFAULT_MARKER = "Is the step correct (Yes/No)?"
@@ -46,48 +50,103 @@ class VerdictChoice:
 
 @dataclass(frozen=True)
 class VerdictFormat:
-    """How an analysis ends: a marker, then one of two answers."""
+    """How an analysis ends: a marker, then one of two answers.
+
+    A verdict is the answer that follows the marker with nothing but markup or a label ("Answer:") between them. The
+    marker counts in other spellings too: `(Yes or No)` for `(Yes/No)`, other brackets, wrapped over lines. Words may
+    stand before it on its line. None of these is a verdict: a marker in quotes (`rprm.quoting`); a choice that is left
+    open ("Yes or No"); an answer under a condition ("Yes if"); a "No" that belongs to the next word ("No errors");
+    anything that the model thinks to itself (`rprm.thinking`). Every search is linear in the length of the text.
+    """
 
     marker: str = DEFAULT_MARKER
     yes: str = "Yes"
     no: str = "No"
 
-    @cached_property
+    @property
     def marker_pattern(self) -> re.Pattern[str]:
-        """The marker, answered or not. Its words may be spaced or wrapped differently."""
-        return re.compile(r"\s+".join(re.escape(word) for word in self.marker.split()), re.IGNORECASE)
+        """The marker in all its spellings, answered or not, quoted or not, with and without its choice."""
+        return self._patterns.any_marker
 
     @cached_property
-    def pattern(self) -> re.Pattern[str]:
-        # Between the marker and the answer stand only spaces, Markdown, brackets, a colon or LaTeX's \boxed{ and
-        # \text{. "Yes/No" is the question again, not an answer.
-        marker = self.marker_pattern.pattern
-        filler = r"(?:[\s*_:>`'\"$({\[]|\\boxed|\\text(?:bf)?|\\mathrm)*"
-        answer = rf"(?P<answer>{re.escape(self.yes)}|{re.escape(self.no)})"
-        return re.compile(rf"{marker}{filler}{answer}(?!\w|\s*/\s*\w)", re.IGNORECASE)
+    def _patterns(self) -> _Patterns:
+        return _Patterns.of(self.marker, self.yes, self.no)
 
     def find_all(self, text: str) -> list[Verdict]:
         """Every verdict in `text`, in order."""
-        yes = self.yes.casefold()
-        return [
-            Verdict(match["answer"].casefold() == yes, match.start("answer"), match.end("answer"))
-            for match in self.pattern.finditer(text)
-        ]
+        return list(self._verdicts(text, 0)) or list(self._bare_verdicts(text, 0))
 
     def find(self, text: str, start: int = 0) -> Verdict | None:
-        """The first verdict in `text`, or None."""
-        match = self.pattern.search(text, start)
-        if match is None:
-            return None
-        return Verdict(match["answer"].casefold() == self.yes.casefold(), match.start("answer"), match.end("answer"))
+        """The first verdict in `text` whose marker stands at or after `start`, or None.
+
+        A marker without its choice ("Is the step correct? No") counts where the text has no verdict after a whole one,
+        and where it and its answer have lines to themselves.
+        """
+        return next(self._verdicts(text, start), None) or next(self._bare_verdicts(text, start), None)
 
     def is_final(self, text: str, verdict: Verdict) -> bool:
         """Whether `verdict`, the first one of `text`, stands however the text goes on.
 
-        It does not yet where the word may turn out longer ("No" of "Nothing") or the question repeated ("Yes/No").
+        It does at the end of its line or sentence, or a word or two further: until then its word may turn out longer
+        ("No" of "Nothing") or a choice ("Yes or No"). A verdict after a marker without its choice is never final: a
+        whole one may follow. Of thinking the text must tell by itself: a lone `</think>` to come is not foreseen.
         """
-        rest = text[verdict.end :].lstrip()
-        return rest[:1] not in ("", "/", "\ufffd") and self.find(text) == verdict
+        known = len(text.rstrip("\ufffd"))  # A character that is not yet whole may turn out to be a letter.
+        return (
+            self._read_on(text, verdict.end, known, verdict.yes)[1] and next(self._verdicts(text, 0), None) == verdict
+        )
+
+    def _verdicts(self, text: str, start: int) -> Iterator[Verdict]:
+        """The verdicts after whole markers."""
+        for marker, end in _answered(self._patterns.marker, text, start):
+            if verdict := self._verdict(text, marker.end(), end):
+                yield verdict
+
+    def _bare_verdicts(self, text: str, start: int) -> Iterator[Verdict]:
+        """The verdicts after markers without their choice."""
+        if self._patterns.bare is not None:
+            for marker, end in _answered(self._patterns.bare, text, start):
+                verdict = self._verdict(text, marker.end(), end)
+                if verdict and _NO_MORE_WORDS.match(text, verdict.end, end):
+                    yield verdict
+
+    def _verdict(self, text: str, start: int, end: int) -> Verdict | None:
+        """The verdict of a marker that ends at `start`, as far as the text goes up to `end`."""
+        match = self._patterns.answer.match(text, start, end)
+        if match is None:
+            return None
+        yes = match["answer"].casefold() == self.yes.casefold()
+        verdict = Verdict(yes, match.start("answer"), match.end("answer"))
+        return verdict if self._read_on(text, verdict.end, end, yes)[0] else None
+
+    def _read_on(self, text: str, start: int, end: int, yes: bool) -> tuple[bool, bool]:
+        """Read what follows an answer.
+
+        Returns:
+            Whether it is an answer as far as the text goes, and whether it is one however the text goes on.
+        """
+        tail = self._patterns.tail.match(text, start, end)
+        assert tail is not None  # It matches nothing, too.
+        joint, word, place = tail["joint"].casefold(), tail["word"].casefold(), tail.end()
+        is_open = place == end
+        if _SLASH.search(joint):
+            return not word, not word and not is_open
+        if word == (self.no if yes else self.yes).casefold():
+            if _OR.search(joint):
+                return False, False
+            if _AND.search(joint):
+                # "Yes and No" is a choice; "Yes, no errors found" is none.
+                is_answer = tail["word"].islower() and _WORD_FOLLOWS.match(text, place, end) is not None
+                return is_answer, is_answer
+        elif word and _OR.search(joint) and word == self.marker.split()[0].casefold():
+            return False, False  # "Yes or Is the step correct (Yes/No)? No"
+        elif word in _CONDITIONS and "," not in joint:
+            return False, False
+        if not yes and not joint.strip():
+            if _NO_WHAT.match(text, start, end):
+                return False, False
+            is_open = is_open or _OPEN_WORDS.fullmatch(text, start, end) is not None
+        return True, not is_open
 
     def forms(self, answer: str) -> tuple[str, ...]:
         """The texts that say `answer` where they are one token: any case, with or without a space before it."""
@@ -156,3 +215,115 @@ def read_verdict(
         if verdict.start <= choice.start < verdict.end:
             return verdict, choice
     return verdict, None
+
+
+# --- the patterns ---------------------------------------------------------------------------------------------------
+
+_SPACE = r"[\s*_\u200b-\u200d\u2060\ufeff]"
+_LATEX = (
+    r"\\(?:boxed|fbox|framebox|mbox|text(?:bf|it|rm|sf|tt|normal)?|math(?:bf|it|rm|sf|tt)|bf|it|rm|underline|emph"
+    r"|left|right|q?quad|large)"
+)
+_HTML = r"</?(?:b|i|u|p|br|em|strong|span|h[1-6]|answer|verdict)[^\S\n]?/?>"
+#: What announces the answer: "The final answer is".
+_LABEL = (
+    r"(?:(?:the|my|final)\s{1,4}){0,3}(?:answer|ans|verdict|conclusion|judge?ment|decision|result)(?![^\W_])"
+    r"(?:\s{1,4}is(?!\w))?|(?:答案|回答|结论)是?"
+)
+#: List numbers, and the emoji made of a digit.
+_NUMBER = r"(?:\d{1,2}|[a-e])[.):\]]|\d\ufe0f?\u20e3"
+#: Struck-out text, empty boxes to tick and special tokens are no markup around an answer.
+_PLAIN = r"(?!\[ ?\])[^\w~☐⬜<&]|_|<(?![|/])"
+_MARKUP = (
+    rf"{_LATEX}|\\(?-i:[nrt])|{_HTML}|&(?:[a-z]{{2,6}}|\#\d{{1,5}});|```[a-z]{{0,10}}\n|{_NUMBER}|{_LABEL}|{_PLAIN}"
+)
+#: Markup within a line and a sentence.
+_INLINE = rf"{_LATEX}|[^\w\n\r\x0b\x0c\x85\u2028\u2029.!?;:…。！？；：<]|_"
+
+_SLASH = re.compile(r"(?<![\[<])[/／∕]")
+_OR = re.compile(r"\b(?:or|vs|versus)\b")
+_AND = re.compile(r"\band\b|[,，、|¦&]")
+_CONDITIONS = ("if", "unless", "otherwise")
+_WORD_FOLLOWS = re.compile(r"[^\S\n]+\w")
+_NO_MORE_WORDS = re.compile(r"[^\w\n<]*(?:<[^<>\n]{1,40}>[^\w\n<]*)*(?:\n|\Z)")
+_OPEN_WORDS = re.compile(r"[^\S\n]+[^\W_]*(?:[^\S\n]+[^\W_]*)?")
+#: Before these, with at most a word between, "No" is no answer: "No arithmetic errors were found".
+_NO_WHAT = re.compile(
+    r"[^\S\n]+(?:(?!(?:as|because|due|for|i|in|it|its|since|the|there|this|that|these|we)\b)[^\W\d_]+[^\S\n]+)?"
+    r"(?:errors?|mistakes?|issues?|problems?|flaws?|faults?|inconsistenc(?:y|ies)|contradictions?|discrepanc(?:y|ies)"
+    r"|one|doubt|need|longer|further|additional|other|such)\b",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class _Patterns:
+    """The regular expressions of a verdict format.
+
+    Attributes:
+        marker: the marker, in all its spellings.
+        bare: from the beginning of a line, the marker without its choice; None for a marker without a choice.
+        any_marker: either.
+        answer: from the marker to the end of the answer, its group `answer`.
+        tail: from the answer on, what may join it to another on its line, and the word after that.
+    """
+
+    marker: re.Pattern[str]
+    bare: re.Pattern[str] | None
+    any_marker: re.Pattern[str]
+    answer: re.Pattern[str]
+    tail: re.Pattern[str]
+
+    @classmethod
+    def of(cls, marker: str, yes: str, no: str) -> _Patterns:
+        def compiled(pattern: str) -> re.Pattern[str]:
+            return re.compile(pattern, re.IGNORECASE | re.MULTILINE)
+
+        yes, no = re.escape(yes), re.escape(no)
+        answers = rf"{yes}|{no}"
+        with_choice = re.fullmatch(rf"(.*?\w)[\W_]*{yes}\W+{no}\W*", marker.strip(), re.IGNORECASE | re.DOTALL)
+        if with_choice:
+            stem = _words(with_choice[1])
+            # "(Y/N)" is the same choice.
+            first, second = (rf"(?:{word}|{word[0]})" if word.isalpha() else word for word in (yes, no))
+            either = rf"{_SPACE}{{0,4}}[\"'“”]?(?:[/／∕|]|or)[\"'“”]?{_SPACE}{{0,4}}"
+            choice = rf"(?:{first}{either}{second}|{second}{either}{first})(?![^\W_])"
+            whole = rf"{stem}[\W_]{{0,12}}{choice}[\"'“”*_]{{0,4}}[^\S\n]?[)\]}}）】〕]?[^\S\n]?[?？:：]?"
+            # "... or Is the step correct (Yes/No)? No" is the rest of a choice.
+            whole = rf"(?<!\bor\s){whole}"
+            bare = rf"^[^\w\n]{{0,12}}{stem}[*_]{{0,3}}[^\S\n]?[?？:：]"
+        else:
+            words, signs = marker.strip(), {"?": "[?？]", "？": "[?？]", ":": "[:：]", "：": "[:：]"}
+            sign = signs.get(words[-1:], "") if len(words) > 1 else ""
+            whole = rf"{_words(words[:-1])}[*_]{{0,3}}[^\S\n]?{sign}" if sign else _words(words)
+            bare = ""
+        # The answer as soon as it comes: "-" may be markup or an answer.
+        item = rf"[(\[]{yes}/{no}[)\]]|{_MARKUP}"
+        return cls(
+            compiled(whole),
+            compiled(bare) if bare else None,
+            compiled(rf"{whole}|{bare}" if bare else whole),
+            compiled(
+                rf"(?:(?!(?:{answers})(?!_*[^\W_]))(?:{item})){{0,200}}+"
+                rf"(?P<answer>{answers})(?!_*[^\W_]|[-‐‑'’][^\W_])"
+            ),
+            compiled(
+                rf"(?P<joint>(?:(?!{answers})(?:{_INLINE}|(?:or|and|vs|versus)\b))*+)"
+                rf"(?P<word>(?:{answers})(?![^\W_])|[^\W_]*)"
+            ),
+        )
+
+
+def _words(text: str) -> str:
+    """A pattern for words however they are spaced, wrapped or emphasised."""
+    pattern = rf"{_SPACE}{{1,40}}".join(map(re.escape, text.split()))
+    return rf"(?<![A-Za-z0-9]){pattern}" if text[:1].isascii() and text[:1].isalnum() else pattern
+
+
+def _answered(pattern: re.Pattern[str], text: str, start: int) -> Iterator[tuple[re.Match[str], int]]:
+    """The markers outside thinking and quotes, each with the end of the part of the text that it stands in."""
+    if pattern.search(text, start) is None:
+        return
+    for begin, end in answer_parts(text):
+        for marker in unquoted(text, begin, end, pattern.finditer(text, max(begin, start), end)):
+            yield marker, end

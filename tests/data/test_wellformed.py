@@ -43,6 +43,9 @@ def analysis(text: str, verdict: bool | None = True, **more: object) -> Analysis
         # Text before the marker on its line belongs to the body.
         (f"It holds. So: {MARKER} Yes", f"It holds. So:\n{MARKER} Yes"),
         (f"  ∑ é 漢字\n{MARKER} Yes", f"∑ é 漢字\n{MARKER} Yes"),
+        # Thinking is not learnt; the marker in another spelling is rewritten.
+        (f"<think>\n{MARKER} No, hm.\n</think>\n\n3 + 4 = 7.\n{MARKER} Yes", f"3 + 4 = 7.\n{MARKER} Yes"),
+        ("3 + 4 = 7.\n\n**Is the step correct?** Yes", f"3 + 4 = 7.\n{MARKER} Yes"),
     ],
 )
 def test_the_verdict_line_gets_one_form(text: str, trained: str) -> None:
@@ -57,6 +60,8 @@ def test_the_verdict_line_gets_one_form(text: str, trained: str) -> None:
         (analysis(f"{MARKER} Yes. Or rather:\n{MARKER} Yes"), SEVERAL),
         # Named once unanswered and once answered: a student would learn to write the question in the middle.
         (analysis(f"They ask: {MARKER}\nSo I check. 3 + 4 = 7.\n{MARKER} Yes"), SEVERAL),
+        (analysis(f'They ask "{MARKER}".\n3 + 4 = 7.\nIs the step correct? Yes'), SEVERAL),
+        (analysis(f"<think>3 + 4 = 7.\n{MARKER} Yes"), NO_VERDICT),
         (analysis(f"3 + 4 = 7.\n{MARKER} Yes, since 7 is 7."), NOT_LAST),
         (analysis(f"\n\n{MARKER} Yes"), EMPTY),
         (analysis(f"***\n{MARKER} Yes"), EMPTY),

@@ -91,3 +91,22 @@ def test_an_engine_that_cannot_continue_a_reply_is_refused_before_any_work() -> 
     # Whole solutions need no such thing, nor does a prompt that is continued as it stands.
     asyncio.run(writer.start())
     asyncio.run(Policy(Chat("openai:m"), BASE, Sampling()).start(stepwise=True))
+
+
+def test_what_a_policy_thinks_is_no_step_and_no_part_of_the_solution_it_is_given_back() -> None:
+    writer, _ = policy(lambda prompt, sampling: ScriptedReply("<think>\na?\n</think>\n\nSo b.", None, 9, ended=False))
+    step = asyncio.run(writer.next_step("1?", ("a",), 0))
+    assert (step.text, step.num_tokens, step.ended) == ("So b.", 9, False)
+    candidate = asyncio.run(writer.solve("1?", 0))
+    assert candidate.steps == ("So b.",)
+    # The text is kept as it was written: its answer is looked for after the thinking.
+    assert candidate.text.startswith("<think>")
+
+
+@pytest.mark.parametrize("ended", [True, False, None])
+def test_a_policy_that_is_cut_off_in_its_thinking_wrote_nothing_and_ended_nothing(ended: bool | None) -> None:
+    reply = ScriptedReply("<think>\nSo \\boxed{3}", None, 9, ended=ended)
+    writer, _ = policy(lambda prompt, sampling: reply)
+    step = asyncio.run(writer.next_step("1?", ("a",), 0))
+    assert (step.text, step.ended) == ("", False)
+    assert asyncio.run(writer.solve("1?", 0)).steps == ()

@@ -4,7 +4,8 @@ Looked for in this order: the last `\boxed{...}` (or `\fbox`, `\framebox`); the 
 "Final answer: 18", GSM8K's `#### 18`, and the rule's own markers); a last line that is a choice and nothing else,
 `(B)`. Nothing else is an answer: a solution that announces none has none, unless its rule takes the last number.
 
-Every search is linear in the length of the text.
+Thinking is no part of a solution (`rprm.thinking`): all of this is looked for after it. Every search is linear in the
+length of the text.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import re
 
 from rprm.answers.rules import MATHEMATICS, AnswerRule
+from rprm.thinking import without_thinking
 
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])")
 #: What may stand between boxes that give one answer together.
@@ -38,9 +40,11 @@ def final_answer(text: str, rule: AnswerRule = MATHEMATICS) -> str | None:
     answer, joined by commas.
 
     Args:
-        text: the whole solution.
+        text: the whole solution. Thinking at its beginning is passed over; where it was never finished, there is no
+            answer.
         rule: its markers and whether the last number is taken where nothing is announced.
     """
+    text = without_thinking(text)
     boxes = list(_BOX.finditer(text))
     if boxes:
         return _boxed(text, boxes)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from rprm.records import Analysis
+from rprm.thinking import without_thinking
 from rprm.verdict import VerdictFormat
 
 #: What may stand after the answer without counting as text: closing Markdown, brackets, punctuation.
@@ -31,7 +32,7 @@ REASONS = (NO_VERDICT, FORCED, SEVERAL, NOT_LAST, EMPTY, DISAGREES, REPEATED)
 def wellformed(
     analysis: Analysis, written: VerdictFormat, trained: VerdictFormat
 ) -> tuple[str, None] | tuple[None, str]:
-    """The text to train on, or why there is none: `(text, None)` or `(None, reason)`.
+    """The text to train on, or why there is none: `(text, None)` or `(None, reason)`. Thinking is no part of it.
 
     Args:
         analysis: as it was written.
@@ -42,15 +43,16 @@ def wellformed(
         return None, NO_VERDICT
     if analysis.forced:
         return None, FORCED
-    markers = list(written.marker_pattern.finditer(analysis.text))
-    verdict = written.find(analysis.text)
+    answer = without_thinking(analysis.text)
+    markers = list(written.marker_pattern.finditer(answer))
+    verdict = written.find(answer)
     if verdict is None:
         return None, NO_VERDICT
     if len(markers) > 1:
         return None, SEVERAL
-    if analysis.text[verdict.end :].strip(_TAIL):
+    if answer[verdict.end :].strip(_TAIL):
         return None, NOT_LAST
-    body = analysis.text[: markers[0].start()]
+    body = answer[: markers[0].start()]
     before, _, lead = body.rpartition("\n")
     if not lead.strip(_OPENERS):
         # Markdown that opens on the verdict line belongs to it, and would be left open.

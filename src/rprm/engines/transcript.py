@@ -76,10 +76,7 @@ class Transcript:
         text = self.text[: int(end)]
         verdict = self._verdict.find(text)
         self._is_open = verdict is not None
-        # These are the two ways in which a verdict is undone: its word goes on, or the other answer follows a slash.
-        if verdict is not None and all(self._verdict.find(text + tail) == verdict for tail in ("x", "/x")):
-            return verdict
-        return None
+        return verdict if verdict is not None and self._verdict.is_final(text, verdict) else None
 
 
 def detokenizer(tokenizer: Any, prompt_ids: Sequence[int]) -> Callable[[int], str]:

@@ -12,10 +12,11 @@ from rprm.errors import Unsupported
 from rprm.judge import sample_seed
 from rprm.prompts.policy import PolicyTemplate
 from rprm.prompts.template import Prompt
-from rprm.reading import split_steps
 from rprm.records import Record
 from rprm.rewarder import Ledger, paid_once
 from rprm.search.candidates import Candidate
+from rprm.splitting import split_steps
+from rprm.thinking import after_thinking, without_thinking
 
 
 class Continuation(Record):
@@ -101,7 +102,9 @@ class Policy:
     async def next_step(
         self, problem: str, steps: Sequence[str], sample: int, ledger: Ledger | None = None
     ) -> Continuation:
-        """Write the step that follows `steps`. The ledger is that of these steps; see `ScopedLedger`.
+        """Write the step that follows `steps`, without what the model thinks before it.
+
+        The ledger is that of these steps; see `ScopedLedger`.
 
         Raises:
             RequestRefused: problem and steps are too long for the model.
@@ -112,14 +115,17 @@ class Policy:
             stop = tuple(text for text in (self.template.step_separator, self.template.stop) if text)
             sampling = replace(self.sampling, stop=stop, max_tokens=self.step_tokens)
             completion = await self._generate(self.template.render(problem, steps), sample, sampling)
-            text = completion.text.strip()
-            # Nothing before the text that ends a base model's solutions: that is its end.
-            at_stop = bool(self.template.stop) and not text and completion.finish_reason == "stop"
+            text = without_thinking(completion.text).strip()
+            if not completion.text.strip() and self.template.stop and completion.finish_reason == "stop":
+                # Nothing before the text that ends a base model's solutions: that is its end.
+                ended: bool | None = True
+            elif after_thinking(completion.text) is None:
+                # Cut off in its thinking, it wrote no step and ended no solution.
+                ended = False
+            else:
+                ended = completion.ended
             return Continuation(
-                text=text,
-                num_tokens=completion.num_tokens,
-                ended=True if at_stop else completion.ended,
-                finish_reason=completion.finish_reason,
+                text=text, num_tokens=completion.num_tokens, ended=ended, finish_reason=completion.finish_reason
             )
 
         return await paid_once(ledger, f"step.{sample}", Continuation, write)

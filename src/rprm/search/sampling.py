@@ -15,11 +15,12 @@ from rprm.benchmarks.items import json_object, parsed_rows
 from rprm.errors import CorruptRun, InputError, RequestRefused
 from rprm.judge import all_or_none
 from rprm.judging import Stage, Watcher, run_stage
-from rprm.reading import Rejected, Source, SourceInfo, split_steps
+from rprm.reading import Rejected, Source, SourceInfo
 from rprm.rewarder import Ledger
 from rprm.search.candidates import Candidate, Candidates
 from rprm.search.policy import Policy
 from rprm.search.problems import Problem, Problems
+from rprm.splitting import split_steps
 
 #: The stage's name in manifests.
 STAGE = "search-sample"
