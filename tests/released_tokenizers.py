@@ -86,8 +86,10 @@ def _from_ranks(file: Path, digits: str, special: dict[int, str], **named: str) 
     from tokenizers import AddedToken, Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-    fast = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(_ranks(file, digits)), **named)
+    fast = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(_ranks(file, digits)))
     names = [special.get(id_, f"<|reserved_{id_}|>") for id_ in range(min(special), max(special) + 1)]
     fast.add_tokens([AddedToken(name, special=True, normalized=False) for name in names], special_tokens=True)
     assert {id_: fast.convert_ids_to_tokens(id_) for id_ in special} == special
+    # Named once they are there: a name at construction would give the token the next id.
+    fast.add_special_tokens(named)
     return fast
