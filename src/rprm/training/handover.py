@@ -166,7 +166,9 @@ def _merge(checkpoint: Path, target: Path, *, base: BaseModel, bf16: bool) -> No
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(base.target, dtype=torch.float32, **base.source)
+    model = AutoModelForCausalLM.from_pretrained(
+        base.target, dtype=torch.float32, trust_remote_code=False, **base.source
+    )
     model = PeftModel.from_pretrained(model, str(checkpoint), torch_device="cpu").merge_and_unload()
     model.to(torch.bfloat16 if bf16 else torch.float32).save_pretrained(target)
 
@@ -206,7 +208,7 @@ def _set_generation(folder: Path, base: BaseModel, end: int) -> None:
     from transformers import GenerationConfig
 
     try:
-        generation = GenerationConfig.from_pretrained(base.target, revision=base.revision or "main")
+        generation = GenerationConfig.from_pretrained(base.target, **base.source)
     except OSError:
         generation = GenerationConfig()
     ends = [end, *(token for token in base.stops if token != end)]

@@ -167,6 +167,8 @@ def train(
                 # Full training keeps float32 weights: at these learning rates a step is less than bfloat16 can tell.
                 # Under an adapter the base model does not change.
                 "dtype": "bfloat16" if bf16 and settings.lora_rank else "float32",
+                # Of a DPO's reference model too.
+                "trust_remote_code": False,
                 **({"attn_implementation": settings.attention} if settings.attention else {}),
             },
             "seed": settings.seed,
@@ -508,7 +510,7 @@ def _device(precision: Precision, processes: Processes) -> tuple[bool, bool]:
 def _load_tokenizer(base: BaseModel) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(base.target, **base.source)
+    return AutoTokenizer.from_pretrained(base.target, trust_remote_code=False, **base.source)
 
 
 def _lora(settings: TrainingSettings) -> Any:
