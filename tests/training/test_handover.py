@@ -162,5 +162,5 @@ def test_an_upload_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_base_model_keywords() -> None:
     base = BaseModel("a/b", "abc", "a/b@abc", 10, (1,))
-    assert base.source == {"trust_remote_code": False, "revision": "abc"}
+    assert base.source == {"revision": "abc"}
     assert base.folder is None

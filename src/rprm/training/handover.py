@@ -208,7 +208,7 @@ def _set_generation(folder: Path, base: BaseModel, end: int) -> None:
     from transformers import GenerationConfig
 
     try:
-        generation = GenerationConfig.from_pretrained(base.target, revision=base.revision or "main")
+        generation = GenerationConfig.from_pretrained(base.target, **base.source)
     except OSError:
         generation = GenerationConfig()
     ends = [end, *(token for token in base.stops if token != end)]

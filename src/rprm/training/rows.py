@@ -181,8 +181,8 @@ class BaseModel:
 
     @property
     def source(self) -> dict[str, Any]:
-        """Keywords of every `from_pretrained` that loads a part of it. No code of its repository is ever run."""
-        return {"trust_remote_code": False, **({} if self.revision is None else {"revision": self.revision})}
+        """Keywords of every `from_pretrained` that loads a part of it."""
+        return {} if self.revision is None else {"revision": self.revision}
 
     @property
     def folder(self) -> Path | None:
@@ -247,7 +247,12 @@ def check_weights(base: BaseModel) -> None:
     logging.set_verbosity_error()
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
-            base.target, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True, **base.source
+            base.target,
+            device_map="meta",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=False,
+            **base.source,
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise EngineError(f"{base.target}: cannot load the model: {str(error).strip().splitlines()[0]}") from error

@@ -167,6 +167,8 @@ def train(
                 # Full training keeps float32 weights: at these learning rates a step is less than bfloat16 can tell.
                 # Under an adapter the base model does not change.
                 "dtype": "bfloat16" if bf16 and settings.lora_rank else "float32",
+                # Of a DPO's reference model too.
+                "trust_remote_code": False,
                 **({"attn_implementation": settings.attention} if settings.attention else {}),
             },
             "seed": settings.seed,

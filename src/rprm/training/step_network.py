@@ -99,7 +99,7 @@ def tokenizer_with_tag(base: BaseModel, tag: str) -> tuple[Any, bool]:
     from tokenizers import AddedToken
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(base.target, **base.source)
+    tokenizer = AutoTokenizer.from_pretrained(base.target, trust_remote_code=False, **base.source)
     is_new = tag not in tokenizer.get_vocab()
     if is_new:
         tokenizer.add_tokens([AddedToken(tag, special=True, normalized=False)], special_tokens=True)
