@@ -179,7 +179,9 @@ def test_ways_to_write_the_marker(marker: str) -> None:
         f"「{MARKER} Yes」",
         f"`{MARKER} Yes` is the form.",
         f"``{MARKER} Yes'' is the form.",
-        f'"{MARKER}" Yes',
+        f'"{MARKER}" Yes, they want to hear.',
+        f'To "{MARKER}" Yes',
+        '"Is the step correct? Yes"',
         f'"Write your analysis.\nThen: {MARKER} Yes"',
         f"> {MARKER} Yes",
         f"- > {MARKER} Yes",
@@ -231,14 +233,23 @@ def test_thinking_and_quotes_that_are_cut_off_hold_no_verdict(cut: str) -> None:
     assert FORMAT.find(cut.format(MARKER)) is None
 
 
-def test_the_marker_without_its_choice_counts_only_where_there_is_no_other() -> None:
-    text = f"Is the step correct? Yes\nOr so it seems.\n{MARKER} No"
-    assert FORMAT.find(text) == Verdict(False, len(text) - 2, len(text))
-    bare = "Is the step correct? Yes\nOr so it seems.\n"
-    verdict = FORMAT.find(bare)
-    assert verdict == Verdict(True, 21, 24)
-    assert not FORMAT.is_final(bare, verdict)
-    # A marker of one's own has no choice to leave out.
+@pytest.mark.parametrize(
+    "weak", ["Is the step correct? Yes", f'"{MARKER}" Yes', f"**“{MARKER}”** Yes.", f"`{MARKER}` Yes"]
+)
+def test_a_weaker_form_counts_only_where_there_is_no_other(weak: str) -> None:
+    text = f"2 + 2 is 4.\n{weak}\nOr so it seems.\n"
+    verdict = FORMAT.find(text)
+    assert verdict is not None
+    assert (verdict.yes, text[verdict.start : verdict.end]) == (True, "Yes")
+    assert not FORMAT.is_final(text, verdict)
+    text += f"{MARKER} No"
+    assert FORMAT.find_all(text) == [Verdict(False, len(text) - 2, len(text))]
+    # On a line with other words it does not count.
+    assert FORMAT.find(f"So: {weak}") is None
+    assert FORMAT.find(f"{weak}, they say") is None
+
+
+def test_a_marker_of_ones_own_has_no_choice_to_leave_out() -> None:
     assert VerdictFormat(marker="Verdict:").find("Verdict\nYes") is None
 
 
@@ -430,6 +441,7 @@ def test_any_text_is_survived(text: str) -> None:
         "Is the step correct? " * 20_000,
         ("Is the step correct" + "_" * 12) * 12_000,
         f"{MARKER} the answer is" * 10_000,
+        ('"' + MARKER + '"\n') * 10_000,
     ],
 )
 def test_hostile_text_takes_linear_time(text: str) -> None:

@@ -281,7 +281,11 @@ def cache_folder() -> Path:
 
 # --- the models ---------------------------------------------------------------------------------------------------
 
-_R_PRM_PROMPT = ReleasedPrompt("kevinpro/R-PRM", "sft", "You are a helpful assistant.", ending=r"\n")
+#: The system message that R-PRM was trained and is evaluated with. Its rows do not carry it: LLaMA-Factory's template
+#: `qwen`, which the published script names (NJUNLP/R-PRM, src/scripts/train.sh), adds it.
+R_PRM_SYSTEM = "You are a helpful assistant."
+
+_R_PRM_PROMPT = ReleasedPrompt("kevinpro/R-PRM", "sft", R_PRM_SYSTEM, ending=r"\n")
 
 #: Two labels of a step are equally likely at 0.5, and ProcessBench calls a step wrong below it.
 _PROCESSBENCH = "QwenLM/ProcessBench, code/run_eval.py"

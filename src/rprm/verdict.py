@@ -65,7 +65,7 @@ class VerdictFormat:
 
     @property
     def marker_pattern(self) -> re.Pattern[str]:
-        """The marker in all its spellings, answered or not, quoted or not, with and without its choice."""
+        """The marker in all its spellings, answered or not, quoted or not, with or without its choice."""
         return self._patterns.any_marker
 
     @cached_property
@@ -74,22 +74,22 @@ class VerdictFormat:
 
     def find_all(self, text: str) -> list[Verdict]:
         """Every verdict in `text`, in order."""
-        return list(self._verdicts(text, 0)) or list(self._bare_verdicts(text, 0))
+        return list(self._verdicts(text, 0)) or list(self._weak_verdicts(text, 0))
 
     def find(self, text: str, start: int = 0) -> Verdict | None:
         """The first verdict in `text` whose marker stands at or after `start`, or None.
 
-        A marker without its choice ("Is the step correct? No") counts where the text has no verdict after a whole one,
-        and where it and its answer have lines to themselves.
+        Where there is none, a weaker form counts if it and its answer have lines to themselves: a marker without its
+        choice ("Is the step correct? No"), or one in quotes with its answer outside of them.
         """
-        return next(self._verdicts(text, start), None) or next(self._bare_verdicts(text, start), None)
+        return next(self._verdicts(text, start), None) or next(self._weak_verdicts(text, start), None)
 
     def is_final(self, text: str, verdict: Verdict) -> bool:
         """Whether `verdict`, the first one of `text`, stands however the text goes on.
 
         It does at the end of its line or sentence, or a word or two further: until then its word may turn out longer
-        ("No" of "Nothing") or a choice ("Yes or No"). A verdict after a marker without its choice is never final: a
-        whole one may follow. Of thinking the text must tell by itself: a lone `</think>` to come is not foreseen.
+        ("No" of "Nothing") or a choice ("Yes or No"). A verdict in a weaker form (see `find`) never does: one in the
+        full form may follow. Of thinking the text must tell by itself: a lone `</think>` to come is not foreseen.
         """
         known = len(text.rstrip("\ufffd"))  # A character that is not yet whole may turn out to be a letter.
         return (
@@ -97,18 +97,17 @@ class VerdictFormat:
         )
 
     def _verdicts(self, text: str, start: int) -> Iterator[Verdict]:
-        """The verdicts after whole markers."""
+        """The verdicts in the full form."""
         for marker, end in _answered(self._patterns.marker, text, start):
             if verdict := self._verdict(text, marker.end(), end):
                 yield verdict
 
-    def _bare_verdicts(self, text: str, start: int) -> Iterator[Verdict]:
-        """The verdicts after markers without their choice."""
-        if self._patterns.bare is not None:
-            for marker, end in _answered(self._patterns.bare, text, start):
-                verdict = self._verdict(text, marker.end(), end)
-                if verdict and _NO_MORE_WORDS.match(text, verdict.end, end):
-                    yield verdict
+    def _weak_verdicts(self, text: str, start: int) -> Iterator[Verdict]:
+        """The verdicts in a weaker form."""
+        for marker, end in _answered(self._patterns.weak, text, start):
+            verdict = self._verdict(text, marker.end(), end)
+            if verdict and _NO_MORE_WORDS.match(text, verdict.end, end):
+                yield verdict
 
     def _verdict(self, text: str, start: int, end: int) -> Verdict | None:
         """The verdict of a marker that ends at `start`, as far as the text goes up to `end`."""
@@ -138,7 +137,7 @@ class VerdictFormat:
                 # "Yes and No" is a choice; "Yes, no errors found" is none.
                 is_answer = tail["word"].islower() and _WORD_FOLLOWS.match(text, place, end) is not None
                 return is_answer, is_answer
-        elif word and _OR.search(joint) and word == self.marker.split()[0].casefold():
+        elif _OR.search(joint) and self.marker.casefold().split()[:1] == [word]:
             return False, False  # "Yes or Is the step correct (Yes/No)? No"
         elif word in _CONDITIONS and "," not in joint:
             return False, False
@@ -227,8 +226,8 @@ _LATEX = (
 _HTML = r"</?(?:b|i|u|p|br|em|strong|span|h[1-6]|answer|verdict)[^\S\n]?/?>"
 #: What announces the answer: "The final answer is".
 _LABEL = (
-    r"(?:(?:the|my|final)\s{1,4}){0,3}(?:answer|ans|verdict|conclusion|judge?ment|decision|result)(?![^\W_])"
-    r"(?:\s{1,4}is(?!\w))?|(?:答案|回答|结论)是?"
+    r"(?:(?:the|my|final)\s{1,4}){0,3}(?:answer|ans|verdict|conclusion|judge?ment|decision|result|response)"
+    r"(?![^\W_])(?:\s{1,4}is(?!\w))?|(?:so|thus|hence|therefore)(?=[,:])|(?:答案|回答|结论)是?"
 )
 #: List numbers, and the emoji made of a digit.
 _NUMBER = r"(?:\d{1,2}|[a-e])[.):\]]|\d\ufe0f?\u20e3"
@@ -240,6 +239,7 @@ _MARKUP = (
 #: Markup within a line and a sentence.
 _INLINE = rf"{_LATEX}|[^\w\n\r\x0b\x0c\x85\u2028\u2029.!?;:…。！？；：<]|_"
 
+_QUOTES = "\"“”„'‘’«»`「」『』"
 _SLASH = re.compile(r"(?<![\[<])[/／∕]")
 _OR = re.compile(r"\b(?:or|vs|versus)\b")
 _AND = re.compile(r"\band\b|[,，、|¦&]")
@@ -262,14 +262,14 @@ class _Patterns:
 
     Attributes:
         marker: the marker, in all its spellings.
-        bare: from the beginning of a line, the marker without its choice; None for a marker without a choice.
+        weak: from the beginning of a line, the marker without its choice, or in quotes that end with it.
         any_marker: either.
         answer: from the marker to the end of the answer, its group `answer`.
         tail: from the answer on, what may join it to another on its line, and the word after that.
     """
 
     marker: re.Pattern[str]
-    bare: re.Pattern[str] | None
+    weak: re.Pattern[str]
     any_marker: re.Pattern[str]
     answer: re.Pattern[str]
     tail: re.Pattern[str]
@@ -291,18 +291,19 @@ class _Patterns:
             whole = rf"{stem}[\W_]{{0,12}}{choice}[\"'“”*_]{{0,4}}[^\S\n]?[)\]}}）】〕]?[^\S\n]?[?？:：]?"
             # "... or Is the step correct (Yes/No)? No" is the rest of a choice.
             whole = rf"(?<!\bor\s){whole}"
-            bare = rf"^[^\w\n]{{0,12}}{stem}[*_]{{0,3}}[^\S\n]?[?？:：]"
+            bare = rf"|{stem}[*_]{{0,3}}[^\S\n]?[?？:：]"
         else:
             words, signs = marker.strip(), {"?": "[?？]", "？": "[?？]", ":": "[:：]", "：": "[:：]"}
             sign = signs.get(words[-1:], "") if len(words) > 1 else ""
             whole = rf"{_words(words[:-1])}[*_]{{0,3}}[^\S\n]?{sign}" if sign else _words(words)
             bare = ""
+        weak = rf"^[^\w\n{_QUOTES}]{{0,12}}(?:[{_QUOTES}]{{1,2}}{whole}[{_QUOTES}]{{1,2}}{bare})"
         # The answer as soon as it comes: "-" may be markup or an answer.
         item = rf"[(\[]{yes}/{no}[)\]]|{_MARKUP}"
         return cls(
             compiled(whole),
-            compiled(bare) if bare else None,
-            compiled(rf"{whole}|{bare}" if bare else whole),
+            compiled(weak),
+            compiled(rf"{whole}|{weak}"),
             compiled(
                 rf"(?:(?!(?:{answers})(?!_*[^\W_]))(?:{item})){{0,200}}+"
                 rf"(?P<answer>{answers})(?!_*[^\W_]|[-‐‑'’][^\W_])"

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from rprm.artifacts import read_manifest
-from rprm.data.published import SYSTEM, open_published, write_published
+from rprm.data.published import open_published, write_published
 from rprm.errors import InputError, PromptError, SettingsChanged
+from rprm.models import R_PRM_SYSTEM
 from rprm.prompts import load_template
 from rprm.training.preflight import check_rows
 from rprm.training.rows import open_data
@@ -45,7 +46,7 @@ def test_sft_rows(tmp_path: Path) -> None:
     rows = read(tmp_path / "out" / "train.jsonl")
     for number, row in enumerate(rows):
         system, user = row["prompt"]
-        assert system == {"role": "system", "content": SYSTEM}
+        assert system == {"role": "system", "content": R_PRM_SYSTEM}
         assert user == {"role": "user", "content": instruction(number)}
         assert row["completion"] == [{"role": "assistant", "content": sft_row(number)["output"]}]
         assert row["label"] is (number % 2 == 0)

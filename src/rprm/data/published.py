@@ -21,15 +21,12 @@ from urllib.parse import parse_qsl, urlencode
 from rprm.data.datasets import Dataset, listed, messages_of
 from rprm.data.wellformed import rejected_fault, verdict_fault
 from rprm.errors import InputError
+from rprm.models import R_PRM_SYSTEM
 from rprm.prompts import ImportedTemplate, Prompt, PromptTemplate, import_template
 from rprm.reading import MAX_REJECTED_TEXT, Rejected, Row, Source, SourceInfo
 from rprm.records import LabelledStep
 
 Kind = Literal["sft", "dpo"]
-
-#: The system message that R-PRM was trained with. Its rows do not carry it: LLaMA-Factory's template `qwen`, which the
-#: published script names (NJUNLP/R-PRM, src/scripts/train.sh), adds it.
-SYSTEM = "You are a helpful assistant."
 
 #: Columns of the analyses, by kind of training.
 _ANALYSES: Mapping[Kind, tuple[str, ...]] = {"sft": ("output",), "dpo": ("chosen", "rejected")}
@@ -161,7 +158,7 @@ def write_published(
     Args:
         published: read a row at a time; memory holds 8 bytes for each problem.
         output: the data set's folder; see `Dataset`.
-        template: that every instruction must follow; by default derived from the first 2,000 rows, with `SYSTEM` as the
+        template: that every instruction must follow; by default derived from the first 2,000 rows, with `R_PRM_SYSTEM` as the
             system message where the rows have none.
 
     Returns:
@@ -185,7 +182,7 @@ def write_published(
     if template is None:
         template = imported.template
         if template.chat and not template.system:
-            template = replace(template, system=SYSTEM)
+            template = replace(template, system=R_PRM_SYSTEM)
     reader = _Reader(kind, imported, template)
     dropped: Counter[str] = Counter()
     counts: Counter[str] = Counter()

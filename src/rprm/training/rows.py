@@ -19,7 +19,7 @@ from rprm.data.datasets import TRAIN, VALIDATION
 from rprm.engines.files import commit as commit_of
 from rprm.engines.files import fingerprint
 from rprm.engines.loading import refuse_gaps
-from rprm.engines.tokens import encode_prompt, encode_text, special_tokens
+from rprm.engines.tokens import control_tokens, encode_prompt, encode_text
 from rprm.errors import EngineError, InputError, PromptError, RequestRefused
 from rprm.prompts.library import MODEL_TEMPLATE, load_template
 from rprm.prompts.template import Message, Prompt, PromptTemplate
@@ -302,7 +302,7 @@ def encode_row(tokenizer: Any, row: TrainingRow, end: int) -> tuple[list[int], l
         InputError: a reply holds the end token in its text, and the tokenizer spells it in no other way.
     """
     prompt = encode_prompt(tokenizer, row.prompt)
-    control = special_tokens(tokenizer)
+    control = control_tokens(tokenizer)
     replies = []
     for reply in row.replies:
         try:
