@@ -158,8 +158,8 @@ def write_published(
     Args:
         published: read a row at a time; memory holds 8 bytes for each problem.
         output: the data set's folder; see `Dataset`.
-        template: that every instruction must follow; by default derived from the first 2,000 rows, with `R_PRM_SYSTEM` as the
-            system message where the rows have none.
+        template: that every instruction must follow; by default derived from the first 2,000 rows, with `R_PRM_SYSTEM`
+            as the system message where the rows have none.
 
     Returns:
         The counts, as in `summary.json`.
