@@ -115,7 +115,7 @@ class SolutionReward(Record):
 
     id: str
     num_steps: int
-    first_error: int
+    first_error: int | None
     steps: tuple[StepReward, ...]
     label: int | None = None
 

@@ -322,7 +322,7 @@ def test_what_is_too_long_is_refused_with_its_length(qwen_folder: Path) -> None:
     solution = Solution(id="big", problem=PROBLEM, steps=("a" * 600, "b" * 600, "c"))
     big, small = rewards(qwen_folder, [solution, SOLUTIONS[0]])
     assert big.rewards == [None, None, None]
-    assert big.first_error == -1
+    assert big.first_error is None
     assert big.uncovered == [0, 1, 2]
     assert big.steps[0].failure is not None
     assert "context length is 1024" in big.steps[0].failure

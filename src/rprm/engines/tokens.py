@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rprm.errors import EngineError
+from rprm.errors import EngineError, RequestRefused
 from rprm.prompts.template import Prompt
 from rprm.verdict import VerdictFormat
 
@@ -122,6 +123,84 @@ def _apply_chat_template(tokenizer: Any, messages: Sequence[tuple[str, str]]) ->
         if roles[:2] != ["system", "user"]:
             raise
         return encode([("user", f"{messages[0][1]}\n\n{messages[1][1]}"), *messages[2:]])
+
+
+class TokenWriter:
+    """Puts ids together. Text between two tokens is encoded as one run, as it is in the whole text.
+
+    Attributes:
+        ids: what is written.
+        run: text that waits to be encoded.
+        guarded: the tokens that no text of a record may make: id -> spelling.
+    """
+
+    def __init__(self, tokenizer: Any, guarded: dict[int, str]) -> None:
+        self.tokenizer = tokenizer
+        self.guarded = guarded
+        self.ids: list[int] = []
+        self.run = ""
+
+    def text(self, text: str) -> None:
+        """Text of a record: special tokens in it are spelled out."""
+        self.run += text
+
+    def fixed(self, text: str) -> None:
+        """Text of the layout: special tokens in it are meant."""
+        specials = {token: id_ for id_, token in self.guarded.items()}
+        for part in split_at(text, list(specials)):
+            if part in specials:
+                self.token(specials[part])
+            else:
+                self.text(part)
+
+    def token(self, id_: int) -> None:
+        self.flush()
+        self.ids.append(id_)
+
+    def flush(self) -> None:
+        """End the run of text."""
+        if self.run:
+            self.ids += encode_text(self.tokenizer, self.run, self.guarded)
+            self.run = ""
+
+
+def encode_text(tokenizer: Any, text: str, guarded: dict[int, str]) -> list[int]:
+    """Ids of a text, none of them of a guarded token."""
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    if guarded.keys().isdisjoint(ids):
+        return ids
+    # A tokenizer that knows no `split_special_tokens`, or a token that it does not count as special: cut the spelling
+    # after its first character, and encode the two sides apart.
+    ids = []
+    contents = set(guarded.values())
+    piece = ""
+    for part in split_at(text, list(contents)):
+        if part in contents:
+            ids += tokenizer.encode(piece + part[:1], add_special_tokens=False, split_special_tokens=True)
+            piece = part[1:]
+        else:
+            piece += part
+    if piece:
+        ids += tokenizer.encode(piece, add_special_tokens=False, split_special_tokens=True)
+    if left := [guarded[id_] for id_ in ids if id_ in guarded]:
+        raise RequestRefused(
+            f"a text holds the model's own token {left[0]!r}, which the tokenizer spells in no other way"
+        )
+    return ids
+
+
+def split_at(text: str, contents: Sequence[str]) -> list[str]:
+    """The text in parts: each of `contents` is a part of its own, the longest first where several begin alike."""
+    longest_first = sorted((content for content in contents if content), key=len, reverse=True)
+    if not longest_first:
+        return [text]
+    return [part for part in re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text) if part]
+
+
+def special_tokens(tokenizer: Any) -> dict[int, str]:
+    """Special tokens: id -> content."""
+    found = {id_: str(token.content) for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return found | dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
 
 
 def fingerprint(path: Path) -> str:
