@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from references import FOLDERS
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
@@ -34,7 +36,8 @@ def _one_thread() -> None:
 def byte_level_tokenizer(special: list[str], **named: str) -> PreTrainedTokenizerFast:
     """One token a byte, `\n\n` and ` Yes` beside them, and special tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = [("Ċ", "Ċ"), ("Y", "e"), ("Ye", "s"), ("Ġ", "Yes")]
+    merges = [("Ċ", "Ċ"), ("Y", "e"), ("Ye", "s"), ("Ġ", "Yes"), ("Ġ", "+"), ("Ġ", "-")]
+    merges += [("ĊĊ", "ĊĊ"), ("ĊĊĊĊ", "Ċ"), ("Ġ", "ĊĊĊĊĊ")]
     words = [*special, *alphabet, *("".join(pair) for pair in merges)]
     tokenizer = Tokenizer(models.BPE(vocab={word: index for index, word in enumerate(words)}, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -42,7 +45,7 @@ def byte_level_tokenizer(special: list[str], **named: str) -> PreTrainedTokenize
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, additional_special_tokens=special, **named)
 
 
-def sentencepiece_tokenizer(style: str = "prepend") -> PreTrainedTokenizerFast:
+def sentencepiece_tokenizer(style: str = "prepend", **named: str) -> PreTrainedTokenizerFast:
     """As Mistral's: a space before the text, bytes where there is no token, `▁ки`, `▁+` and `▁-` one token each."""
     letters = [*map(chr, range(33, 127)), "к", "и", "▁"]
     merges = [("к", "и"), ("▁", "ки"), ("▁", "+"), ("▁", "-"), ("▁", "▁"), ("▁", "S"), ("▁S", "t")]
@@ -62,7 +65,9 @@ def sentencepiece_tokenizer(style: str = "prepend") -> PreTrainedTokenizerFast:
     else:
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", **named
+    )
 
 
 def sizes(tokenizer: Any) -> dict[str, Any]:
@@ -135,10 +140,56 @@ def rlhflow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(tmp_path_factory.mktemp("rlhflow") / "RLHFlow-tiny", model, tokenizer, {})
 
 
-@pytest.fixture(params=["qwen", "skywork", "math-shepherd", "rlhflow"])
+@pytest.fixture(scope="session")
+def trl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer = byte_level_tokenizer(["<|endoftext|>", "<|im_end|>"], eos_token="<|endoftext|>")
+    torch.manual_seed(5)
+    model = Qwen2ForCausalLM(Qwen2Config(**sizes(tokenizer), architectures=["Qwen2ForTokenClassification"]))
+    head = {"score.weight": torch.randn(2, HIDDEN) * 0.3, "score.bias": torch.randn(2) * 0.3}
+    folder = save(tmp_path_factory.mktemp("trl") / "prm", model, tokenizer, head)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["Qwen2ForTokenClassification"]}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def universal_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer = byte_level_tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], eos_token="<|im_end|>")
+    tokenizer.chat_template = CHATML
+    torch.manual_seed(6)
+    model = Qwen2ForCausalLM(Qwen2Config(**sizes(tokenizer)))
+    head = two_way_tensors() | {"score.2.weight": torch.randn(1, HIDDEN) * 0.3, "score.2.bias": torch.randn(1) * 0.3}
+    return save(tmp_path_factory.mktemp("universal") / "Universal-PRM-tiny", model, tokenizer, head)
+
+
+@pytest.fixture(scope="session")
+def llemma_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer = sentencepiece_tokenizer()
+    torch.manual_seed(7)
+    model = LlamaForCausalLM(LlamaConfig(**sizes(tokenizer)))
+    return save(tmp_path_factory.mktemp("llemma") / "llemma-prm-tiny", model, tokenizer, {})
+
+
+@pytest.fixture(scope="session")
+def reasoneval_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer = sentencepiece_tokenizer(pad_token="<s>")
+    torch.manual_seed(8)
+    model = LlamaForCausalLM(LlamaConfig(**sizes(tokenizer)))
+    head = {"score_head.weight": torch.randn(3, HIDDEN) * 0.3}
+    return save(tmp_path_factory.mktemp("reasoneval") / "prm", model, tokenizer, head)
+
+
+@pytest.fixture(scope="session")
+def psa_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer = byte_level_tokenizer(["<|endoftext|>", "<|im_end|>"], eos_token="<|endoftext|>")
+    torch.manual_seed(9)
+    model = Qwen2ForCausalLM(Qwen2Config(**sizes(tokenizer)))
+    return save(tmp_path_factory.mktemp("psa") / "math-psa-tiny", model, tokenizer, {})
+
+
+@pytest.fixture(params=FOLDERS)
 def any_folder(request: pytest.FixtureRequest) -> Path:
-    names = {"qwen": "qwen", "skywork": "skywork", "math-shepherd": "shepherd", "rlhflow": "rlhflow"}
-    folder: Path = request.getfixturevalue(f"{names[request.param]}_folder")
+    folder: Path = request.getfixturevalue(FOLDERS[request.param])
     return folder
 
 

@@ -369,22 +369,28 @@ class ReasonEvalLayout(Layout):
     r"""GAIR/ReasonEval-7B and -34B (GAIR-NLP/ReasonEval, codes/examples.py).
 
     The tokens that the tokenizer begins a text with, `Question:\nPROBLEM\nAnswer:\nLet's think step by step.\n`, then
-    the steps with nothing between them, each encoded as it is behind a special token. The score at the last token of
-    each step is the validity, P(neutral) + P(positive) of a three-way head.
+    the steps with nothing between them, each encoded as it is behind a special token. The score is the validity,
+    P(neutral) + P(positive) of a three-way head, at the last token of each step. Where the pad token is the BOS token,
+    as in the 7B model, the published code reads it one token earlier.
+
+    Raises:
+        EngineError: the tokenizer has no BOS token.
     """
 
     name: LayoutName = "reasoneval"
     head: HeadKind = "validity"
 
     def __init__(self, tokenizer: Any) -> None:
+        if tokenizer.bos_token_id is None:
+            raise EngineError("the tokenizer has no BOS token, which the reasoneval layout needs")
         self.tokenizer = tokenizer
         self._guarded = special_tokens(tokenizer)
         self._prefix = text_prefix(tokenizer)
-        # The authors cut at a special token, which is taken out afterwards. Some tokenizers write the space that begins
-        # a text behind a special token too, others do not.
-        mark = tokenizer.bos_token or tokenizer.eos_token
-        behind = tokenizer.encode(f"{mark}a", add_special_tokens=False)[1:]
+        self._back = int(tokenizer.pad_token_id == tokenizer.bos_token_id)
         self._newline_id = encode_text(tokenizer, "\n", self._guarded)[-1]
+        # The authors cut at the pad token and take it out afterwards. Some tokenizers write the space that begins a
+        # text behind a special token too, others do not.
+        behind = tokenizer.encode(f"{tokenizer.bos_token}a", add_special_tokens=False)[1:]
         self._is_begun_anew = behind == encode_text(tokenizer, "a", self._guarded)
 
     def render(self, problem: str, steps: Sequence[str]) -> Rendered:
@@ -400,10 +406,10 @@ class ReasonEvalLayout(Layout):
             )
             if not ids:
                 raise RequestRefused(
-                    f"step {index + 1} is empty; the reasoneval layout scores a step at its last token"
+                    f"step {index + 1} is empty; the reasoneval layout scores a step at its own tokens"
                 )
             writer.ids += ids
-            writer.score()
+            writer.score(back=self._back)
         return writer.rendered
 
 

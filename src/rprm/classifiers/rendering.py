@@ -32,10 +32,10 @@ class StepWriter(TokenWriter):
     def rendered(self) -> Rendered:
         return Rendered(self.ids[: self._positions[-1] + 1], self._positions)
 
-    def score(self) -> None:
-        """The step is scored at the last token so far."""
+    def score(self, *, back: int = 0) -> None:
+        """The step is scored at the last token so far, or that many before it."""
         self.flush()
-        self._positions.append(len(self.ids) - 1)
+        self._positions.append(len(self.ids) - 1 - back)
 
     def answer(self, text: str, id_: int) -> None:
         """The step is scored at the token before this answer, which is one token whatever stands before it."""
