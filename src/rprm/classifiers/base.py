@@ -15,8 +15,9 @@ from rprm.errors import EngineError, RequestRefused
 from rprm.records import Solution, SolutionReward, StepReward
 from rprm.rewarder import Ledger
 
-#: Text on which a tokenizer is held against the sentencepiece model that it was made from.
-_PROBE = "+ - ки\nStep 1: 12 × (3 − 4) = −12. Ünï\n\nSo  the answer is $\\boxed{-12}$."
+#: Text on which a tokenizer is held against the sentencepiece model that it was made from. It has no runs of spaces,
+#: which transformers cuts otherwise than sentencepiece.
+_PROBE = "+ - ки\nStep 1: 12 × (3 − 4) = −12. Ünï\n\nSo the answer is $\\boxed{-12}$."
 
 #: Layouts of released models by a part of their names.
 _NAMES: dict[str, LayoutName] = {
@@ -201,26 +202,23 @@ def construct_layout(name: LayoutName, tokenizer: Any, spec: str, **options: Any
 def load_tokenizer(target: str, revision: str | None) -> Any:
     """The tokenizer of a model, without code of its repository.
 
-    Where there is a sentencepiece model and no tokenizer.json (Math-Shepherd), transformers 5.24 leaves out the space
-    that begins a text if the model is a Mistral: such a tokenizer is held against sentencepiece itself.
+    A sentencepiece model without a tokenizer.json (Math-Shepherd) is held against sentencepiece itself: of a Mistral,
+    transformers 5.24 would leave out the space that begins a text, and `+` would be another token.
 
     Raises:
-        EngineError: transformers cannot encode as the sentencepiece model does.
+        EngineError: transformers does not encode as the sentencepiece model does.
         ImportError, OSError, ValueError: from transformers, where it cannot load the tokenizer.
     """
     from transformers import AutoTokenizer, LlamaTokenizer
 
     arguments: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
-    tokenizer = AutoTokenizer.from_pretrained(target, **arguments)
     model_file = find_file(target, "tokenizer.model", revision)
     if model_file is None or find_file(target, "tokenizer.json", revision) is not None:
-        return tokenizer
+        return AutoTokenizer.from_pretrained(target, **arguments)
     from sentencepiece import SentencePieceProcessor
 
-    expected = SentencePieceProcessor(model_file=str(model_file)).encode(_PROBE)
-    if tokenizer.encode(_PROBE, add_special_tokens=False) == expected:
-        return tokenizer
     tokenizer = LlamaTokenizer.from_pretrained(target, **arguments)
+    expected = SentencePieceProcessor(model_file=str(model_file)).encode(_PROBE)
     if tokenizer.encode(_PROBE, add_special_tokens=False) != expected:
         raise EngineError(f"{target}: transformers does not encode as its tokenizer.model; add its tokenizer.json")
     return tokenizer
