@@ -310,8 +310,10 @@ def write(folder: Path, release: Release, tokenizer: Any, *, real: bool) -> Netw
         (folder / "tokenizer_config.json").write_text(json.dumps(SHEPHERD_TOKENIZER))
     else:
         tokenizer.save_pretrained(folder)
-    # Of a Qwen2 model, transformers reads any tokenizer with Qwen2's rules.
-    return Network(tokenizer if real else AutoTokenizer.from_pretrained(folder), model, head)
+    # transformers reads a saved tokenizer with the rules of the model's family: those of the real ones are at hand, but
+    # for ReasonEval's, whose pad token is ours.
+    as_made = real and release.layout != "reasoneval"
+    return Network(tokenizer if as_made else AutoTokenizer.from_pretrained(folder), model, head)
 
 
 SHEPHERD_TOKENIZER = {
