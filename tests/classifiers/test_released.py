@@ -121,8 +121,8 @@ LLAMA = {
 }
 
 
-def linear(name: str, width: int, inner: int = HIDDEN) -> dict[str, torch.Tensor]:
-    return {f"{name}.weight": torch.randn(width, inner) * 0.3, f"{name}.bias": torch.randn(width) * 0.3}
+def linear(name: str, width: int) -> dict[str, torch.Tensor]:
+    return {f"{name}.weight": torch.randn(width, HIDDEN) * 0.3, f"{name}.bias": torch.randn(width) * 0.3}
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from references import FOLDERS
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -106,9 +107,6 @@ def pooler_of(folder: Path, layout: str) -> Pooler:
                 inner = (hidden @ tensors["score.0.weight"].T + tensors["score.0.bias"]).clamp(min=0)
                 logits = inner @ tensors["score.2.weight"].T + tensors["score.2.bias"]
                 kept = torch.tensor(ids) == tokenizer.convert_tokens_to_ids("<extra_0>")
-            elif layout == "math-shepherd":
-                logits = model.lm_head(hidden)[:, tokenizer.encode("+ -", add_special_tokens=False)]
-                kept = torch.tensor(ids) == tokenizer.encode("ки")[-1]
             else:
                 logits = hidden @ tensors["score.weight"].T + tensors["score.bias"]
                 kept = torch.ones(len(ids), dtype=torch.bool)
@@ -129,10 +127,9 @@ def judged(classifier: StepClassifier, solutions: list[Solution] = SOLUTIONS) ->
     return asyncio.run(main())
 
 
-@pytest.mark.parametrize("layout", ["qwen", "math-shepherd", "trl"])
+@pytest.mark.parametrize("layout", ["qwen", "trl"])
 def test_rewards_are_those_of_the_model_in_this_process(request: pytest.FixtureRequest, layout: str) -> None:
-    names = {"qwen": "qwen_folder", "math-shepherd": "shepherd_folder", "trl": "trl_folder"}
-    folder: Path = request.getfixturevalue(names[layout])
+    folder: Path = request.getfixturevalue(FOLDERS[layout])
     expected = judged(Classifier(str(folder)))
     with serving(pooler_of(folder, layout)) as server:
         found = judged(load_classifier(f"classifier:tiny@{server.url}?tokenizer={folder}&layout={layout}"))
@@ -230,6 +227,7 @@ def test_specs(tmp_path: Path) -> None:
     for spec, message in (
         ("classifier:m@http://localhost:1", "layout is not recognised"),
         ("classifier:Skywork-o1-Open-PRM@http://localhost:1", "no server of skywork models"),
+        ("classifier:math-shepherd-mistral-7b-prm@http://localhost:1", "no server of math-shepherd models"),
         ("classifier:@http://localhost:1?layout=qwen", "write MODEL@URL"),
         ("classifier:m@http://user:word@localhost:1?layout=qwen", "write MODEL@URL"),
         ("classifier:m@http://localhost:1?layout=qwen&device=cpu", "unknown option 'device'"),

@@ -1,8 +1,8 @@
 """A discriminative PRM behind vLLM's `/pooling`: `classifier:MODEL@URL`.
 
 The layout is ours and goes over as token ids, so that what a text says can no more move a score than in this process.
-What comes back is a row of two probabilities for each token (a token classifier), or for each step tag (vLLM's step
-pooler, Qwen2.5-Math-PRM and Math-Shepherd): told apart by their number.
+What comes back is a row of two probabilities, wrong and correct, for each token (a token classifier) or for each step
+tag (vLLM's step pooler: Qwen2.5-Math-PRM): told apart by their number.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from rprm.engines.files import identity
 from rprm.engines.openai_wire import Transient
 from rprm.errors import EngineError, RequestRefused
 
-#: Layouts whose models vLLM serves with two probabilities a row, and which of the two is that of a correct step.
-#: Of Math-Shepherd they stand in the order of `returned_token_ids`: `+` (648), then `-` (387).
-_CORRECT: dict[LayoutName, int] = {"qwen": 1, "trl": 1, "math-shepherd": 0}
+#: Layouts whose models vLLM serves: Qwen2ForProcessRewardModel and Qwen2ForTokenClassification. A model that rewards with
+#: its output layer it gives to `/pooling` without that layer (0.32).
+_SERVED: tuple[LayoutName, ...] = ("qwen", "trl")
 
 #: Bytes of an answer: a row takes about 50, and a context at most some 100,000 tokens.
 _ANSWER_BYTES, _MODELS_BYTES = 1 << 25, 1 << 20
@@ -82,9 +82,9 @@ class ServedClassifier(StepClassifier):
             options={"separator": separator},
         )
         found = layout or layout_by_name(self.target)
-        if found not in _CORRECT:
+        if found not in _SERVED:
             problem = "the layout is not recognised" if found is None else f"no server of {found} models is known"
-            raise EngineError(f"{spec}: {problem}; vLLM serves layout={', '.join(_CORRECT)}")
+            raise EngineError(f"{spec}: {problem}; vLLM serves layout={', '.join(_SERVED)}")
         self._layout_name: LayoutName = found
         self._tokenizer = tokenizer or self.target
         self._revision = revision
@@ -141,7 +141,7 @@ class ServedClassifier(StepClassifier):
         }
         async with self._slots:
             rows = await self.endpoint.post("/pooling", body, _rows, _ANSWER_BYTES)
-        return [rows[place][_CORRECT[self._layout_name]] for place in self._places(rendered, len(rows))]
+        return [rows[place] for place in self._places(rendered, len(rows))]
 
     def _places(self, rendered: Rendered, num_rows: int) -> list[int]:
         """The rows of the steps: of all tokens, or of all tokens that are the step's tag.
@@ -152,18 +152,17 @@ class ServedClassifier(StepClassifier):
         if num_rows == len(rendered.ids):
             return rendered.positions
         tag_id = getattr(self.layout, "tag_id", None)
-        # `ки` is an ordinary word, which a step can say: its row is no step's.
-        tags = [place for place, id_ in enumerate(rendered.ids) if id_ == tag_id]
-        if num_rows == len(tags):
-            return [tags.index(place) for place in rendered.positions]
+        if num_rows == len(rendered.positions) == rendered.ids.count(tag_id):
+            return list(range(num_rows))
         raise EngineError(
-            f"{self.spec}: the server answered {num_rows} rows for {len(rendered.ids)} tokens and {len(tags)} step "
-            f"tags (id {tag_id}); serve the model with `--runner pooling` and its step pooler (docs/classifiers.md)"
+            f"{self.spec}: the server answered {num_rows} rows for {len(rendered.ids)} tokens and "
+            f"{rendered.ids.count(tag_id)} step tags; serve the model with `--runner pooling`, or with `step_tag_id` "
+            f"{tag_id} if it has another (docs/classifiers.md)"
         )
 
 
-def _rows(answer: dict[str, Any]) -> list[tuple[float, float]]:
-    """The rows of an answer.
+def _rows(answer: dict[str, Any]) -> list[float]:
+    """P(correct) of each row of an answer.
 
     Raises:
         Transient: it is no answer of `/pooling`.
@@ -177,9 +176,10 @@ def _rows(answer: dict[str, Any]) -> list[tuple[float, float]]:
         raise Transient("no answer of /pooling: `data` is not one list of rows of numbers") from None
     if any(not math.isfinite(value) for row in rows for value in row):
         raise RequestRefused("the model's scores are no numbers (NaN)")
+    # Sums of probabilities in bfloat16 are off by less than a hundredth.
     if any(len(row) != 2 or min(row) < 0.0 or abs(sum(row) - 1.0) > 0.02 for row in rows):
         raise EngineError(
-            "the server's rows are not the probabilities of two classes: serve a model with two labels, or with "
-            "`returned_token_ids` of two tokens, and leave its activation on"
+            "the server's rows are not the probabilities of two classes: serve a model with two labels, and leave its "
+            "activation on"
         )
-    return [(row[0] / sum(row), row[1] / sum(row)) for row in rows]
+    return [row[1] / sum(row) for row in rows]
