@@ -20,8 +20,8 @@ from rprm.engines.files import identity
 from rprm.engines.openai_wire import Transient
 from rprm.errors import EngineError, RequestRefused
 
-#: Layouts whose models vLLM serves: Qwen2ForProcessRewardModel and Qwen2ForTokenClassification. A model that rewards with
-#: its output layer it gives to `/pooling` without that layer (0.32).
+#: Layouts whose models vLLM serves: Qwen2ForProcessRewardModel and Qwen2ForTokenClassification. Of a model that rewards
+#: with its output layer, `/pooling` gives hidden states (0.32).
 _SERVED: tuple[LayoutName, ...] = ("qwen", "trl")
 
 #: Bytes of an answer: a row takes about 50, and a context at most some 100,000 tokens.
@@ -152,11 +152,12 @@ class ServedClassifier(StepClassifier):
         if num_rows == len(rendered.ids):
             return rendered.positions
         tag_id = getattr(self.layout, "tag_id", None)
-        if num_rows == len(rendered.positions) == rendered.ids.count(tag_id):
+        num_tags = sum(id_ == tag_id for id_ in rendered.ids)
+        if num_rows == len(rendered.positions) == num_tags:
             return list(range(num_rows))
         raise EngineError(
             f"{self.spec}: the server answered {num_rows} rows for {len(rendered.ids)} tokens and "
-            f"{rendered.ids.count(tag_id)} step tags; serve the model with `--runner pooling`, or with `step_tag_id` "
+            f"{num_tags} step tags; serve the model with `--runner pooling`, or with `step_tag_id` "
             f"{tag_id} if it has another (docs/classifiers.md)"
         )
 
