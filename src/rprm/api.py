@@ -9,7 +9,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from rprm.classifiers import Classifier, is_classifier, load_classifier
+from rprm.classifiers import StepClassifier, is_classifier, load_classifier
 from rprm.engines import Engine, Sampling, load_engine
 from rprm.errors import RprmError
 from rprm.judge import Judge
@@ -186,7 +186,7 @@ _OF_ANALYSES = ("num_analyses", "force_verdict", "prompt", "temperature", "top_p
 
 def load_rewarder(
     model: str | Engine = "embedded", *, procedure: Procedure = "lean", **options: Any
-) -> Judge | Classifier:
+) -> Judge | StepClassifier:
     """Make what rewards steps from a model's spec: the one place that tells classifiers from reasoning judges.
 
     Args:
@@ -227,7 +227,7 @@ def load_judge(model: str | Engine, *, procedure: Procedure = "lean", **options:
     )
 
 
-def _load_classifier(model: str, *, threshold: float | None = None, **options: Any) -> Classifier:
+def _load_classifier(model: str, *, threshold: float | None = None, **options: Any) -> StepClassifier:
     given = [name for name in _OF_ANALYSES if options.get(name) is not None]
     if options.get("stopping") not in (None, "none"):
         given.append("stopping")

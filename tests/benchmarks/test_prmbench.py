@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rprm.benchmarks.items import PRMBENCH_CLASSES, PRMBENCH_GROUPS, BenchmarkItems, PRMBenchItem, read_prmbench
-from rprm.benchmarks.prmbench import measure_prmbench
+from rprm.benchmarks.prmbench import measure_prmbench, without_step_numbers
 from rprm.benchmarks.scores import Scores, StepScores, read_scores
 from rprm.errors import BenchmarkError, InputError, MissingPredictions
+from rprm.reading import SourceInfo
 from rprm.records import Solution
 
 
@@ -103,6 +105,33 @@ def test_a_group_is_the_mean_of_its_classes() -> None:
     assert figures["simplicity"] == pytest.approx(70.0)
     # TP 4, FP 1, TN 1: F1 = 8/9; negative: 1/1, 1/2, F1 = 2/3; mean 7/9.
     assert figures["overall"] == pytest.approx(700 / 9)
+
+
+def test_strictly_above() -> None:
+    """Steps: right, right, wrong, at the threshold, above and below it. TP 1, FN 1, TN 1: the tie is called wrong."""
+    items, scores = bench((item("circular", "prm_test_p1_0", 3, 3), (0.5, 0.75, 0.25)))
+    assert values(items, scores)["circular"] == pytest.approx(100.0)
+    strict = measure_prmbench(items, scores, strictly_above=True, num_resamples=5)
+    # F1: precision 1/1, recall 1/2, 2/3. Negative: 1/2, 1/1, 2/3. Their mean 2/3.
+    assert strict.figures["circular"].value == pytest.approx(200 / 3)
+    assert strict.threshold == 0.5
+    # A score just above it is above it.
+    barely = Scores({"circular_prm_test_p1_0": (math.nextafter(0.5, 1.0), 0.75, 0.25)})
+    assert measure_prmbench(items, barely, strictly_above=True, num_resamples=5).figures["circular"].value == 100.0
+
+
+def test_step_numbers_are_stripped_as_the_benchmark_does() -> None:
+    steps = ("Step 1. Add 2.", "2. Take 3. away", " STEP 3.5 apples", "step4. x", "Step 5: stays", "6 stays", "1.5 kg")
+    one = PRMBenchItem("circular", "i", Solution(id="circular_i", problem="1. p", steps=steps), (2,))
+    before = BenchmarkItems((one,), sources=(SourceInfo("f", "sha256:1", 1),))
+    after = without_step_numbers(before)
+    assert after.items[0].solution.steps == (
+        "Add 2.", "Take 3. away", "5 apples", "x", "Step 5: stays", "6 stays", "5 kg",
+    )  # fmt: skip
+    assert after.items[0].solution.problem == "1. p"
+    assert after.items[0].wrong_steps == one.wrong_steps
+    # A run of them is told from a run of the items as they are.
+    assert after.sources[0].digest != before.sources[0].digest
 
 
 def test_error_steps_past_the_end_are_never_met() -> None:

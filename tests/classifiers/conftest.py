@@ -2,67 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from references import FOLDERS
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from small_tokenizers import CHATML, LLAMA3, byte_level_tokenizer, sentencepiece_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 HIDDEN = 32
-
-#: As ChatML: what stands around a message is special tokens and line ends.
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-#: As Llama 3: contents are trimmed, and the text begins with its BOS token.
-LLAMA3 = (
-    "{{ bos_token }}{% for m in messages %}<|start|>{{ m['role'] }}<|end|>\n\n{{ m['content'] | trim }}<|eot|>"
-    "{% endfor %}"
-)
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def byte_level_tokenizer(special: list[str], **named: str) -> PreTrainedTokenizerFast:
-    """One token a byte, `\n\n` and ` Yes` beside them, and special tokens."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = [("Ċ", "Ċ"), ("Y", "e"), ("Ye", "s"), ("Ġ", "Yes")]
-    words = [*special, *alphabet, *("".join(pair) for pair in merges)]
-    tokenizer = Tokenizer(models.BPE(vocab={word: index for index, word in enumerate(words)}, merges=merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, additional_special_tokens=special, **named)
-
-
-def sentencepiece_tokenizer(style: str = "prepend") -> PreTrainedTokenizerFast:
-    """As Mistral's: a space before the text, bytes where there is no token, `▁ки`, `▁+` and `▁-` one token each."""
-    letters = [*map(chr, range(33, 127)), "к", "и", "▁"]
-    merges = [("к", "и"), ("▁", "ки"), ("▁", "+"), ("▁", "-"), ("▁", "▁"), ("▁", "S"), ("▁S", "t")]
-    words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
-    words += ["".join(pair) for pair in merges]
-    tokenizer = Tokenizer(
-        models.BPE(
-            vocab={word: index for index, word in enumerate(words)},
-            merges=merges,
-            unk_token="<unk>",
-            byte_fallback=True,
-            fuse_unk=True,
-        )
-    )
-    if style == "prepend":
-        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    else:
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
 def sizes(tokenizer: Any) -> dict[str, Any]:
@@ -135,10 +91,56 @@ def rlhflow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(tmp_path_factory.mktemp("rlhflow") / "RLHFlow-tiny", model, tokenizer, {})
 
 
-@pytest.fixture(params=["qwen", "skywork", "math-shepherd", "rlhflow"])
+@pytest.fixture(scope="session")
+def trl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer = byte_level_tokenizer(["<|endoftext|>", "<|im_end|>"], eos_token="<|endoftext|>")
+    torch.manual_seed(5)
+    model = Qwen2ForCausalLM(Qwen2Config(**sizes(tokenizer), architectures=["Qwen2ForTokenClassification"]))
+    head = {"score.weight": torch.randn(2, HIDDEN) * 0.3, "score.bias": torch.randn(2) * 0.3}
+    folder = save(tmp_path_factory.mktemp("trl") / "prm", model, tokenizer, head)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["Qwen2ForTokenClassification"]}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def universal_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer = byte_level_tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], eos_token="<|im_end|>")
+    tokenizer.chat_template = CHATML
+    torch.manual_seed(6)
+    model = Qwen2ForCausalLM(Qwen2Config(**sizes(tokenizer)))
+    head = two_way_tensors() | {"score.2.weight": torch.randn(1, HIDDEN) * 0.3, "score.2.bias": torch.randn(1) * 0.3}
+    return save(tmp_path_factory.mktemp("universal") / "Universal-PRM-tiny", model, tokenizer, head)
+
+
+@pytest.fixture(scope="session")
+def llemma_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer = sentencepiece_tokenizer()
+    torch.manual_seed(7)
+    model = LlamaForCausalLM(LlamaConfig(**sizes(tokenizer)))
+    return save(tmp_path_factory.mktemp("llemma") / "llemma-prm-tiny", model, tokenizer, {})
+
+
+@pytest.fixture(scope="session")
+def reasoneval_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer = sentencepiece_tokenizer(pad_token="<s>")
+    torch.manual_seed(8)
+    model = LlamaForCausalLM(LlamaConfig(**sizes(tokenizer)))
+    head = {"score_head.weight": torch.randn(3, HIDDEN) * 0.3}
+    return save(tmp_path_factory.mktemp("reasoneval") / "prm", model, tokenizer, head)
+
+
+@pytest.fixture(scope="session")
+def psa_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer = byte_level_tokenizer(["<|endoftext|>", "<|im_end|>"], eos_token="<|endoftext|>")
+    torch.manual_seed(9)
+    model = Qwen2ForCausalLM(Qwen2Config(**sizes(tokenizer)))
+    return save(tmp_path_factory.mktemp("psa") / "math-psa-tiny", model, tokenizer, {})
+
+
+@pytest.fixture(params=FOLDERS)
 def any_folder(request: pytest.FixtureRequest) -> Path:
-    names = {"qwen": "qwen", "skywork": "skywork", "math-shepherd": "shepherd", "rlhflow": "rlhflow"}
-    folder: Path = request.getfixturevalue(f"{names[request.param]}_folder")
+    folder: Path = request.getfixturevalue(FOLDERS[request.param])
     return folder
 
 

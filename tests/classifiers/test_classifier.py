@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from references import FOLDERS, REFERENCES, Network, by_trl, top1_by_processbench
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rprm.classifiers import Classifier, load_classifier
-from rprm.classifiers.layouts import QWEN_SYSTEM
 from rprm.errors import EngineError, EngineUnavailable
 from rprm.records import Solution, SolutionReward
 
@@ -47,101 +47,35 @@ def one(folder: Path, problem: str, steps: Sequence[str], **options: Any) -> lis
     return rewards(folder, [solution], **options)[0].rewards
 
 
-def hidden_states(folder: Path, ids: list[int]) -> torch.Tensor:
-    model = AutoModel.from_pretrained(folder)
-    with torch.inference_mode():
-        hidden: torch.Tensor = model(torch.tensor([ids])).last_hidden_state[0]
-    return hidden
-
-
-def token_logits(folder: Path, ids: list[int]) -> torch.Tensor:
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    with torch.inference_mode():
-        logits: torch.Tensor = model(torch.tensor([ids])).logits[0]
-    return logits
-
-
-def by_qwen(folder: Path, problem: str, steps: Sequence[str]) -> list[float]:
-    tokenizer, head = AutoTokenizer.from_pretrained(folder), load_file(folder / "model.safetensors")
-    text = tokenizer.apply_chat_template(
-        [
-            {"role": "system", "content": QWEN_SYSTEM},
-            {"role": "user", "content": problem},
-            {"role": "assistant", "content": "".join(f"{step}<extra_0>" for step in steps)},
-        ],
-        tokenize=False,
+def network_of(folder: Path) -> Network:
+    return Network(
+        AutoTokenizer.from_pretrained(folder),
+        AutoModelForCausalLM.from_pretrained(folder),
+        load_file(folder / "model.safetensors"),
     )
-    ids = tokenizer.encode(text)
-    hidden = hidden_states(folder, ids)
-    inner = (hidden @ head["score.0.weight"].T + head["score.0.bias"]).clamp(min=0)
-    classes = (inner @ head["score.2.weight"].T + head["score.2.bias"]).softmax(-1)
-    tag = tokenizer.convert_tokens_to_ids("<extra_0>")
-    return [float(classes[place, 1]) for place, id_ in enumerate(ids) if id_ == tag]
-
-
-def by_skywork(folder: Path, problem: str, steps: Sequence[str]) -> list[float]:
-    tokenizer, head = AutoTokenizer.from_pretrained(folder), load_file(folder / "model.safetensors")
-    ids = tokenizer.encode(f"{tokenizer.bos_token}{problem}\n")
-    ends = []
-    for step in steps:
-        ids += [*tokenizer.encode(step), tokenizer.encode("\n")[-1]]
-        ends.append(len(ids) - 1)
-    values = hidden_states(folder, ids) @ head["v_head.summary.weight"].T + head["v_head.summary.bias"]
-    return [float(values[end, 0].sigmoid()) for end in ends]
-
-
-def by_math_shepherd(folder: Path, problem: str, steps: Sequence[str]) -> list[float]:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    text = "\n".join(f"Step {number}: {step} ки" for number, step in enumerate(steps, 1))
-    ids = tokenizer.encode(f"{problem} {text}")
-    tag = tokenizer.encode("ки")[-1]
-    plus_minus = tokenizer.encode("+ -")[1:]
-    scores = token_logits(folder, ids)[:, plus_minus].softmax(-1)[:, 0]
-    return [float(scores[place]) for place, id_ in enumerate(ids) if id_ == tag]
-
-
-def by_rlhflow(folder: Path, problem: str, steps: Sequence[str]) -> list[float]:
-    """Step by step, as published: the conversation grows, the answer is predicted by the third token from its end."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    plus_minus = [tokenizer.encode(sign)[-1] for sign in "+-"]
-    conversation, found = [], []
-    for index, step in enumerate(steps):
-        conversation += [
-            {"role": "user", "content": f"{problem} {step}" if index == 0 else step},
-            {"role": "assistant", "content": "+"},
-        ]
-        ids = tokenizer.apply_chat_template(conversation, tokenize=True, return_dict=True)["input_ids"]
-        found.append(float(token_logits(folder, ids)[-3, plus_minus].softmax(-1)[0]))
-    return found
-
-
-REFERENCES = {
-    "qwen": by_qwen,
-    "skywork": by_skywork,
-    "math-shepherd": by_math_shepherd,
-    "rlhflow": by_rlhflow,
-}
 
 
 def reference(folder: Path, problem: str, steps: Sequence[str]) -> list[float]:
-    return REFERENCES[layout_of(folder)](folder, problem, steps)
+    return REFERENCES[layout_of(folder)](network_of(folder), problem, steps)
+
+
+def described(folder: Path, **options: Any) -> dict[str, Any]:
+    async def main() -> dict[str, Any]:
+        classifier = Classifier(str(folder), **options)
+        found = await classifier.start()
+        await classifier.aclose()
+        return found
+
+    return asyncio.run(main())
 
 
 def layout_of(folder: Path) -> str:
-    async def main() -> dict[str, Any]:
-        classifier = Classifier(str(folder))
-        described = await classifier.start()
-        await classifier.aclose()
-        return described
-
-    return str(asyncio.run(main())["layout"])
+    return str(described(folder)["layout"])
 
 
-def test_layouts_are_recognised(
-    qwen_folder: Path, skywork_folder: Path, shepherd_folder: Path, rlhflow_folder: Path
-) -> None:
-    folders = (qwen_folder, skywork_folder, shepherd_folder, rlhflow_folder)
-    assert [layout_of(folder) for folder in folders] == ["qwen", "skywork", "math-shepherd", "rlhflow"]
+@pytest.mark.parametrize("layout", FOLDERS)
+def test_layouts_are_recognised(request: pytest.FixtureRequest, layout: str) -> None:
+    assert layout_of(request.getfixturevalue(FOLDERS[layout])) == layout
 
 
 def test_rewards_are_those_of_the_published_procedure(any_folder: Path) -> None:
@@ -165,6 +99,130 @@ def test_ids_are_those_of_the_whole_text(shepherd_tokenizer: Any) -> None:
     assert layout.render(PROBLEM, [f"Step {number}: {step}" for number, step in enumerate(STEPS, 1)]) == rendered
 
 
+def test_skywork_cuts_at_line_ends(skywork_folder: Path) -> None:
+    from rprm.classifiers.layouts import SkyworkLayout
+
+    tokenizer = AutoTokenizer.from_pretrained(skywork_folder)
+    newline, double = (tokenizer.convert_tokens_to_ids(text) for text in ("Ċ", "ĊĊ"))
+    steps = ["a\n\nb", "c\n", ""]
+    a, b, c = (tokenizer.encode(letter)[0] for letter in "abc")
+    begin = [tokenizer.bos_token_id, *tokenizer.encode("P\n")]
+    by_line = SkyworkLayout(tokenizer).render("P", steps)
+    # Three lines, two, and one; a step is scored at its last line end.
+    assert by_line.ids == [*begin, a, newline, newline, b, newline, c, newline, newline, newline]
+    assert by_line.positions == [7, 10, 11]
+    whole = SkyworkLayout(tokenizer, lines=False).render("P", steps)
+    assert whole.ids == [*begin, a, double, b, newline, c, newline, newline, newline]
+    assert whole.positions == [6, 9, 10]
+
+
+@pytest.mark.parametrize("plus", ["+", "Ġ+"])
+def test_rlhflow_as_processbench_runs_it(rlhflow_folder: Path, tmp_path: Path, plus: str) -> None:
+    """Both spellings of `+` are one. Its logit is made 40 times as large, so that it wins wherever it is positive."""
+    row = AutoTokenizer.from_pretrained(rlhflow_folder).convert_tokens_to_ids(plus)
+
+    def louder(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["lm_head.weight"][row] *= 40
+
+    folder = broken(rlhflow_folder, tmp_path / "RLHFlow", louder)
+    network = network_of(folder)
+    options = {"separator": "blank-line", "decision": "top1"}
+    found = rewards(folder, SOLUTIONS, **options)
+    assert [reward.rewards for reward in found] == [
+        top1_by_processbench(network, solution.problem, solution.steps) for solution in SOLUTIONS
+    ]
+    assert {reward for solution in found for reward in solution.rewards} == {0.0, 1.0}
+    # The decision is the same at every threshold.
+    for threshold in (0.001, 0.999):
+        other = rewards(folder, SOLUTIONS, threshold=threshold, **options)
+        assert [reward.first_error for reward in other] == [reward.first_error for reward in found]
+
+
+def test_options_of_layouts(trl_folder: Path, qwen_folder: Path, skywork_folder: Path) -> None:
+    expected = by_trl(network_of(trl_folder), PROBLEM, STEPS, separator="\n\n")
+    assert one(trl_folder, PROBLEM, STEPS, separator="blank-line") == pytest.approx(expected, abs=1e-5)
+    assert expected != pytest.approx(by_trl(network_of(trl_folder), PROBLEM, STEPS), abs=1e-3)
+    for folder, options, message in (
+        (qwen_folder, {"separator": "line"}, "qwen layout has no option separator"),
+        (skywork_folder, {"decision": "top1"}, "skywork layout has no option decision"),
+        (qwen_folder, {"device": "cpu", "device_map": "auto"}, "either device or device_map"),
+    ):
+        with pytest.raises(EngineError, match=message):
+            one(folder, PROBLEM, STEPS, **options)
+    # What rewards depend on is in the manifest, defaults too.
+    assert described(skywork_folder)["layout_options"] == {"lines": True}
+    assert described(trl_folder, separator="space")["layout_options"] == {"separator": "space"}
+    assert "layout_options" not in described(qwen_folder)
+
+
+def test_a_step_without_a_token_of_its_own_is_unscored(reasoneval_folder: Path) -> None:
+    solution = Solution(id="s", problem=PROBLEM, steps=("One.", "", "Two."))
+    (reward,) = rewards(reasoneval_folder, [solution])
+    assert reward.rewards == [None] * 3
+    assert reward.first_error is None
+    assert "step 2 is empty" in (reward.steps[0].failure or "")
+
+
+def test_a_model_over_several_devices(any_folder: Path) -> None:
+    """As accelerate spreads it; here there is one device to spread it over."""
+    assert one(any_folder, PROBLEM, STEPS, device_map="auto") == pytest.approx(
+        one(any_folder, PROBLEM, STEPS), abs=1e-6
+    )
+    assert described(any_folder, device_map="auto")["engine"]["device_map"] == "auto"
+
+
+def test_a_part_of_the_model_on_disk(qwen_folder: Path, tmp_path: Path) -> None:
+    """Hooks of accelerate that move weights and inputs, as they do between devices."""
+    from accelerate import cpu_offload
+
+    from rprm.classifiers.classifier import _Worker
+    from rprm.classifiers.layouts import QwenLayout
+    from rprm.classifiers.network import load_network
+
+    layout = QwenLayout(AutoTokenizer.from_pretrained(qwen_folder))
+    network = load_network(str(qwen_folder), layout, dtype=torch.float32).eval()
+    cpu_offload(network.backbone, execution_device=torch.device("cpu"))
+    assert network.backbone.device.type == "meta"
+    worker = _Worker(network, 1000)
+
+    async def main() -> list[float]:
+        from rprm.classifiers.classifier import _Job
+
+        found: list[float] = await worker.submit(_Job(layout.render(PROBLEM, STEPS)))
+        return found
+
+    try:
+        assert asyncio.run(main()) == pytest.approx(one(qwen_folder, PROBLEM, STEPS), abs=1e-6)
+    finally:
+        worker.stop()
+
+
+def test_an_adapter_is_merged_and_recorded(psa_folder: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(psa_folder), config).eval()
+    adapted.save_pretrained(tmp_path / "adapter")
+    network = Network(AutoTokenizer.from_pretrained(psa_folder), adapted, {})
+    expected = REFERENCES["math-psa"](network, PROBLEM, STEPS)
+    assert one(psa_folder, PROBLEM, STEPS, adapter=str(tmp_path / "adapter")) == pytest.approx(expected, abs=1e-5)
+    assert expected != pytest.approx(one(psa_folder, PROBLEM, STEPS), abs=1e-3)
+    engine = described(psa_folder, adapter=str(tmp_path / "adapter"))["engine"]
+    assert engine["adapter_revision"].startswith("sha256:")
+
+    # An adapter with a weight missing, and one of another shape.
+    weights = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    name = next(name for name in tensors if "lora_B" in name)
+    save_file({other: tensor for other, tensor in tensors.items() if other != name}, weights)
+    with pytest.raises(EngineError, match="missing adapter keys"):
+        one(psa_folder, PROBLEM, STEPS, adapter=str(tmp_path / "adapter"))
+    save_file(tensors | {name: torch.zeros(5, 2)}, weights)
+    with pytest.raises(EngineError, match="not of this model"):
+        one(psa_folder, PROBLEM, STEPS, adapter=str(tmp_path / "adapter"))
+
+
 def test_what_runs_beside_a_solution_changes_nothing(any_folder: Path) -> None:
     solutions = [
         solution.model_copy(update={"id": f"{solution.id}-{number}"}) for number in range(5) for solution in SOLUTIONS
@@ -184,7 +242,7 @@ def test_the_tokenizers_padding_side_does_not_matter(qwen_folder: Path, tmp_path
     tokenizer.save_pretrained(folder)
     found = rewards(folder, SOLUTIONS)
     for solution, reward in zip(SOLUTIONS, found, strict=True):
-        assert reward.rewards == pytest.approx(by_qwen(qwen_folder, solution.problem, solution.steps), abs=1e-5)
+        assert reward.rewards == pytest.approx(reference(qwen_folder, solution.problem, solution.steps), abs=1e-5)
 
 
 def test_the_network_itself_takes_padding_on_either_side(qwen_folder: Path) -> None:
@@ -245,21 +303,26 @@ def test_hostile_text_neither_makes_nor_destroys_a_score_position(any_folder: Pa
     tokenizer = AutoTokenizer.from_pretrained(any_folder)
     layout = make_layout(ClassifierSettings(layout_of(any_folder)), tokenizer, "t")  # type: ignore[arg-type]
     special = set(tokenizer.all_special_ids)
-    honest = layout.render(PROBLEM, ["fine"] * len(HOSTILE))
+    # Its steps end in their own tokens, so that an empty one has none.
+    at_own_tokens = layout.name == "reasoneval"
+    hostile = [step for step in HOSTILE if step] if at_own_tokens else HOSTILE
+    honest = layout.render(PROBLEM, ["fine"] * len(hostile))
     for problem in (PROBLEM, *HOSTILE):
-        rendered = layout.render(problem, HOSTILE)
-        assert len(rendered.positions) == len(HOSTILE)
+        rendered = layout.render(problem, hostile)
+        assert len(rendered.positions) == (len(hostile) if layout.one_pass else 1)
         assert sorted(set(rendered.positions)) == rendered.positions
         assert rendered.positions[-1] == len(rendered.ids) - 1
         # Special tokens are those of the layout, and no more: as many as around honest text.
         count = [sum(id_ in special for id_ in ids) for ids in (rendered.ids, honest.ids)]
         assert count[0] == count[1]
+        if at_own_tokens:
+            continue
         # The same token stands at each position whatever the steps say.
         at = {rendered.ids[place] for place in rendered.positions}
         assert at == {honest.ids[place] for place in honest.positions}
         assert len(at) == 1
-    found = one(any_folder, PROBLEM, HOSTILE)
-    assert len(found) == len(HOSTILE)
+    found = one(any_folder, PROBLEM, hostile)
+    assert len(found) == len(hostile)
     assert all(reward is not None and 0.0 <= reward <= 1.0 for reward in found)
 
 
@@ -322,7 +385,7 @@ def test_what_is_too_long_is_refused_with_its_length(qwen_folder: Path) -> None:
     solution = Solution(id="big", problem=PROBLEM, steps=("a" * 600, "b" * 600, "c"))
     big, small = rewards(qwen_folder, [solution, SOLUTIONS[0]])
     assert big.rewards == [None, None, None]
-    assert big.first_error == -1
+    assert big.first_error is None
     assert big.uncovered == [0, 1, 2]
     assert big.steps[0].failure is not None
     assert "context length is 1024" in big.steps[0].failure
@@ -429,9 +492,25 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
     def no_head(tensors: dict[str, torch.Tensor]) -> None:
         del tensors["score.0.bias"]
 
+    def misshapen(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.layers.0.mlp.up_proj.weight"] = torch.zeros(63, 32)
+
+    def no_output_layer(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors["lm_head.weight"]
+
+    def narrow_head(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["score.0.weight"] = torch.zeros(32, 31)
+
     cases: list[tuple[Path, dict[str, Any], str]] = [
         (broken(qwen_folder, tmp_path / "a", outcome_head), {}, "head is not two-way"),
-        (broken(qwen_folder, tmp_path / "b", no_layer), {}, "1 tensors of the model are missing"),
+        (broken(qwen_folder, tmp_path / "narrow", narrow_head), {}, r"score.0.weight \[32, 31\].* instead of"),
+        (broken(qwen_folder, tmp_path / "b", no_layer), {}, r"missing \(layers.1.mlp.up_proj.weight\)"),
+        (
+            broken(qwen_folder, tmp_path / "misshapen", misshapen),
+            {},
+            r"shapes .*layers.0.mlp.up_proj.weight \[63, 32\] instead of \[64, 32\]",
+        ),
+        (broken(shepherd_folder, tmp_path / "math-shepherd", no_output_layer), {}, r"missing \(lm_head.weight\)"),
         (broken(qwen_folder, tmp_path / "c", no_head), {}, "layout is not recognised"),
         (tmp_path / "c", {"layout": "qwen"}, "has no tensor 'score.0.bias'"),
         (rlhflow_folder, {"layout": "qwen"}, "'<extra_0>' is"),

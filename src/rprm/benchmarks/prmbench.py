@@ -7,6 +7,10 @@ alone. A group's is the mean of its classes', and `overall` is taken over all st
 
 from __future__ import annotations
 
+import math
+import re
+from dataclasses import replace
+
 import numpy as np
 
 from rprm.benchmarks.bootstrap import DEFAULT_RESAMPLES
@@ -41,6 +45,7 @@ def measure_prmbench(
     scores: Scores,
     *,
     threshold: float = DEFAULT_THRESHOLD,
+    strictly_above: bool = False,
     allow_missing: bool = False,
     num_resamples: int = DEFAULT_RESAMPLES,
     seed: int = 0,
@@ -61,6 +66,8 @@ def measure_prmbench(
         items: the benchmark.
         scores: one score for every step, without exit at the first error.
         threshold: a step with at least this score is called correct.
+        strictly_above: a step must score above the threshold instead, as the benchmark's own scripts for released PRMs
+            have it. It matters where scores are shares of votes, which meet the threshold exactly.
         allow_missing: count steps without a score as called wrongly, whatever their label, instead of refusing.
         num_resamples: for the intervals. Items are drawn within each class.
         seed: of the resamples.
@@ -70,7 +77,9 @@ def measure_prmbench(
         InputError: the scores do not fit the items' steps.
         BenchmarkError: the scores cannot be measured at this threshold.
     """
-    tally = tally_prmbench(items, scores, threshold=threshold, allow_missing=allow_missing)
+    tally = tally_prmbench(
+        items, scores, threshold=threshold, strictly_above=strictly_above, allow_missing=allow_missing
+    )
     return measurement(tally, items, scores, num_resamples=num_resamples, seed=seed)
 
 
@@ -79,17 +88,20 @@ def tally_prmbench(
     scores: Scores,
     *,
     threshold: float = DEFAULT_THRESHOLD,
+    strictly_above: bool = False,
     allow_missing: bool = False,
 ) -> Tally:
     """Count a run item by item, as `measure_prmbench` does; `compare` takes two of these."""
     scores.check_threshold(threshold)
+    # Above the threshold is at least the next larger number.
+    least = math.nextafter(threshold, math.inf) if strictly_above else threshold
     modified = [item for item in items.items if item.classification != CORRECT]
     originals = [item for item in items.items if item.classification == CORRECT]
     if not modified:
         raise BenchmarkError("there are no items to measure")
     _check(modified, originals, scores, allow_missing=allow_missing)
     share_of_original = {
-        item.idx: share for item in originals if (share := _share_correct(scores.p_yes.get(item.id), threshold))
+        item.idx: share for item in originals if (share := _share_correct(scores.p_yes.get(item.id), least))
     }
     counts = np.zeros((len(modified), _PAIRS + 2))
     outcomes = np.zeros((len(modified), _NUM_CALLS), dtype=np.int64)
@@ -99,13 +111,13 @@ def tally_prmbench(
     missing = []
     for row, item in enumerate(modified):
         p_yes = scores.p_yes.get(item.id)
-        calls = _calls(item, p_yes, threshold)
+        calls = _calls(item, p_yes, least)
         outcomes[row] = calls
         column = PRMBENCH_CLASSES.index(item.classification) * _NUM_CALLS
         counts[row, column : column + _NUM_CALLS] = calls
         if item.is_clean:
             counts[row, _CALLS + column : _CALLS + column + _NUM_CALLS] = calls
-        share = _share_correct(p_yes, threshold)
+        share = _share_correct(p_yes, least)
         if share is not None and item.idx in share_of_original:
             counts[row, _PAIRS:] = abs(share - share_of_original[item.idx]), 1
         num_steps = len(item.solution.steps)
@@ -127,6 +139,29 @@ def tally_prmbench(
         missing=tuple(missing),
         notes=_notes(originals, scores, int(counts[:, -1].sum())),
     )
+
+
+def without_step_numbers(items: BenchmarkItems[PRMBenchItem]) -> BenchmarkItems[PRMBenchItem]:
+    """The items with `Step 1. ` or `1. ` at the head of their steps taken off, and the space around the steps.
+
+    As the benchmark's scripts for ReasonEval, Qwen, Skywork and RLHFlow do before they judge
+    (`mr_eval/utils/model_utils.py`, `remove_step_prefix`); those for Math-Shepherd, Llemma and PURE do not. The sources
+    say so, so that a run of such items is told from one of the items as they are.
+    """
+    return replace(
+        items,
+        items=tuple(
+            replace(
+                item, solution=item.solution.model_copy(update={"steps": tuple(map(_unnumbered, item.solution.steps))})
+            )
+            for item in items.items
+        ),
+        sources=tuple(replace(source, digest=f"{source.digest} without step numbers") for source in items.sources),
+    )
+
+
+def _unnumbered(step: str) -> str:
+    return re.sub(r"^(step\s*\d+\.\s*|\d+\.\s*)", "", step.strip(), flags=re.IGNORECASE)
 
 
 def _check(modified: list[PRMBenchItem], originals: list[PRMBenchItem], scores: Scores, *, allow_missing: bool) -> None:

@@ -1,7 +1,7 @@
 """Discriminative PRMs: one forward pass, a score at the end of each step.
 
-`load_classifier("classifier:PATH_OR_ID?option=value")` makes one; see `classifier.Classifier` for the options and
-`layouts` for the layouts.
+`load_classifier("classifier:PATH_OR_ID?option=value")` makes one in this process, `classifier:MODEL@URL` one behind a
+server; see `classifier.Classifier` and `endpoint.ServedClassifier` for the options and `layouts` for the layouts.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import parse_qsl
 
+from rprm.classifiers.base import StepClassifier
 from rprm.classifiers.classifier import Classifier
 from rprm.engines import parse_options
 from rprm.errors import EngineError
 from rprm.models import resolve
 
-__all__ = ["KIND", "Classifier", "is_classifier", "load_classifier"]
+__all__ = ["KIND", "Classifier", "StepClassifier", "is_classifier", "load_classifier"]
 
 #: What the spec of a classifier begins with.
 KIND = "classifier"
@@ -25,12 +26,13 @@ def is_classifier(spec: str) -> bool:
     return resolve(spec).spec.partition(":")[0] == KIND
 
 
-def load_classifier(spec: str, **options: Any) -> Classifier:
+def load_classifier(spec: str, **options: Any) -> StepClassifier:
     """Make the classifier that `spec` names; `Classifier.start` loads its model.
 
     Args:
         spec: `classifier:PATH_OR_ID?option=value&option=value`, for example
-            `classifier:Qwen/Qwen2.5-Math-PRM-7B`, `classifier:./rival/model?dtype=float32`.
+            `classifier:Qwen/Qwen2.5-Math-PRM-7B`, `classifier:./baseline/model?dtype=float32`,
+            `classifier:Qwen/Qwen2.5-Math-PRM-72B@http://localhost:8000`.
         options: the same options by name; they win over those in `spec`.
 
     Raises:
@@ -41,7 +43,13 @@ def load_classifier(spec: str, **options: Any) -> Classifier:
     kind, _, target = body.partition(":")
     if kind != KIND or not target:
         raise EngineError(f"model {spec!r}: say which classifier, as in {KIND}:PATH_OR_ID")
-    parsed = parse_options(spec, Classifier, dict(parse_qsl(query, keep_blank_values=True)) | options)
+    if "://" in target:
+        from rprm.classifiers.endpoint import ServedClassifier
+
+        made: type[Classifier | ServedClassifier] = ServedClassifier
+    else:
+        made = Classifier
+    parsed = parse_options(spec, made, dict(parse_qsl(query, keep_blank_values=True)) | options)
     if known is not None:
         parsed.setdefault("threshold", known.threshold)
-    return Classifier(target, spec=spec, **parsed)
+    return made(target, spec=spec, **parsed)

@@ -12,20 +12,35 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from rprm.classifiers.layouts import LAYOUTS, QWEN_SYSTEM, QWEN_TAG, Layout, LayoutName, QwenLayout, Rendered
+from rprm.classifiers.base import (
+    StepClassifier,
+    check_threshold,
+    construct_layout,
+    layout_by_name,
+    load_tokenizer,
+)
+from rprm.classifiers.layouts import LAYOUTS, QWEN_SYSTEM, QWEN_TAG, Decision, HeadKind, Layout, LayoutName, Separator
+from rprm.classifiers.rendering import Rendered
 from rprm.engines.files import find_file, identity, read_object
 from rprm.engines.worker import Job, ModelWorker, placement
-from rprm.errors import EngineError, RequestRefused
-from rprm.records import Solution, SolutionReward, StepReward
-from rprm.rewarder import Ledger, first_error
+from rprm.errors import EngineError
 
 if TYPE_CHECKING:
     from rprm.classifiers.network import StepNetwork
 
 #: Beside the weights of a classifier that this project trained.
 SETTINGS_FILE = "rprm_classifier.json"
+
+
+#: Heads that tell a released model's layout.
+_LAYOUT_OF_HEAD: dict[HeadKind, LayoutName] = {
+    "two-way": "qwen",
+    "value": "skywork",
+    "labels": "trl",
+    "validity": "reasoneval",
+}
 
 
 @dataclass(frozen=True)
@@ -56,22 +71,26 @@ class ClassifierSettings:
         settings = cls(**known)
         if not isinstance(settings.step_tag, str) or not settings.step_tag or not isinstance(settings.system, str):
             raise EngineError(f"{name}: step_tag and system must be texts")
-        _check_threshold(settings.threshold, name)
+        check_threshold(settings.threshold, name)
         return settings
 
     def to_json(self, **further: Any) -> str:
         return json.dumps({**asdict(self), **further}, indent=2, ensure_ascii=False) + "\n"
 
 
-class Classifier:
+class Classifier(StepClassifier):
     """A discriminative PRM in this process. No code of a checkpoint is run.
 
     Args:
         target: a folder or a hub id.
-        layout: "qwen", "math-shepherd", "skywork" or "rlhflow"; recognised from the checkpoint by default.
+        layout: one of `layouts.LAYOUTS`; recognised from the checkpoint by default.
+        tokenizer: folder or hub id of a tokenizer that lies elsewhere.
         dtype: of the backbone; "auto" is bfloat16 on a GPU and float32 on a CPU. The head is computed in float32.
         device: "auto" takes a GPU where there is one; or a torch name such as "cuda:1".
+        device_map: spreads the backbone over several devices instead: accelerate's "auto", "balanced", ...
         revision: of the hub repository; a tag or commit.
+        adapter: a LoRA adapter (folder or hub id), merged into the model.
+        lines, separator, decision: of the layout; see there.
         threshold: a step whose reward is below it is called wrong; the classifier's own by default, else 0.5.
         max_batch_tokens: tokens, padding included, in one forward pass. A longer solution has a pass of its own.
         context_length: a longer solution is refused; the model's own by default.
@@ -88,113 +107,59 @@ class Classifier:
         *,
         spec: str = "",
         layout: LayoutName | None = None,
+        tokenizer: str | None = None,
         dtype: str = "auto",
         device: str = "auto",
+        device_map: str | None = None,
         revision: str | None = None,
+        adapter: str | None = None,
+        lines: bool | None = None,
+        separator: Separator | None = None,
+        decision: Decision | None = None,
         threshold: float | None = None,
         max_batch_tokens: int = 16384,
         context_length: int | None = None,
         num_threads: int | None = None,
         concurrency: int = 64,
     ) -> None:
-        if max_batch_tokens < 1 or concurrency < 1:
-            raise EngineError(f"max_batch_tokens={max_batch_tokens} and concurrency={concurrency} must be at least 1")
-        self.spec = spec or f"classifier:{target}"
-        self.target = target
-        self.concurrency = concurrency
-        self.max_batch_tokens = max_batch_tokens
-        if threshold is not None:
-            _check_threshold(threshold, self.spec)
-        elif Path(target).is_dir() and (settings := read_settings(target)) is not None:
+        if threshold is None and Path(target).is_dir() and (settings := read_settings(target)) is not None:
             # Known before the model is loaded: callers plan with it.
             threshold = settings.threshold
-        self._threshold = threshold
+        super().__init__(
+            target,
+            spec or f"classifier:{target}",
+            threshold=threshold,
+            context_length=context_length,
+            concurrency=concurrency,
+            options={"lines": lines, "separator": separator, "decision": decision},
+        )
+        if max_batch_tokens < 1:
+            raise EngineError(f"{self.spec}: max_batch_tokens={max_batch_tokens} must be at least 1")
+        if device_map is not None and device != "auto":
+            raise EngineError(f"{self.spec}: give either device or device_map")
+        self.max_batch_tokens = max_batch_tokens
         self._layout = layout
+        self._tokenizer = tokenizer
         self._dtype = dtype
         self._device = device
+        self._device_map = device_map
         self._revision = revision
-        self._context_length = context_length
+        self._adapter = adapter
         self._num_threads = num_threads
-        self._described: dict[str, Any] | None = None
-        self._starting: asyncio.Lock | None = None
         self._worker: _Worker | None = None
-
-    @property
-    def threshold(self) -> float:
-        """What was given, else the classifier's own (of a hub model: once it is started), else 0.5."""
-        return 0.5 if self._threshold is None else self._threshold
-
-    async def start(self) -> dict[str, Any]:
-        """Load the model; returns the settings that rewards depend on.
-
-        Raises:
-            EngineError: the model cannot be loaded, or its layout is not recognised.
-        """
-        if self._starting is None:
-            self._starting = asyncio.Lock()
-        async with self._starting:
-            if self._described is None:
-                self._described = await asyncio.to_thread(self._load)
-        return self._described
-
-    async def judge(self, solution: Solution, ledger: Ledger | None = None) -> SolutionReward:
-        """Reward every step of one solution, in one pass.
-
-        Raises:
-            EngineUnavailable: the model failed.
-        """
-        steps = await self._reward(solution.problem, solution.steps, ledger) if solution.steps else ()
-        return SolutionReward(
-            id=solution.id,
-            num_steps=len(solution.steps),
-            first_error=first_error([step.reward for step in steps], self.threshold),
-            steps=tuple(steps),
-            label=solution.label,
-        )
-
-    async def judge_step(
-        self, problem: str, steps: Sequence[str], step_index: int, ledger: Ledger | None = None
-    ) -> StepReward:
-        """Reward the step `steps[step_index]`; what comes after it is not read."""
-        return (await self._reward(problem, steps[: step_index + 1], ledger))[step_index]
-
-    def is_wrong(self, step: StepReward) -> bool:
-        """Whether the step is called wrong. A step without a reward is not: nothing is known of it."""
-        return step.reward is not None and step.reward < self.threshold
 
     async def aclose(self) -> None:
         if self._worker is not None:
             await asyncio.to_thread(self._worker.stop)
             self._worker = None
-        self._described = None
+        await super().aclose()
 
-    async def _reward(self, problem: str, steps: Sequence[str], ledger: Ledger | None) -> list[StepReward]:
-        key = f"steps.{len(steps)}"
-        rewards: list[float] | None = ledger.get(key) if ledger is not None else None
-        if rewards is None:
-            try:
-                rewards = await self._compute(problem, steps)
-            except RequestRefused as error:
-                return [
-                    StepReward(step_index=index, reward=None, vote=None, failure=str(error))
-                    for index in range(len(steps))
-                ]
-            if ledger is not None:
-                ledger.put(key, rewards)
-        return [StepReward(step_index=index, reward=reward, vote=None) for index, reward in enumerate(rewards)]
+    async def _open(self) -> dict[str, Any]:
+        return await asyncio.to_thread(self._load)
 
-    async def _compute(self, problem: str, steps: Sequence[str]) -> list[float]:
-        if self._worker is None or self._described is None:
-            raise EngineError(f"{self.spec}: the classifier is not started")
-        rendered = self.layout.render(problem, steps)
-        limit: int = self._described["context_length"]
-        if len(rendered.ids) > limit:
-            raise RequestRefused(
-                f"the solution has {len(rendered.ids)} tokens with its problem; the context length is {limit}"
-            )
+    async def _score(self, rendered: Rendered) -> list[float]:
+        assert self._worker is not None
         rewards: list[float] = await self._worker.submit(_Job(rendered))
-        if any(reward != reward for reward in rewards):
-            raise RequestRefused("the model's scores are no numbers (NaN); load it with dtype=float32")
         return rewards
 
     def _load(self) -> dict[str, Any]:
@@ -215,32 +180,39 @@ class Classifier:
                 f"{self.spec}: cannot load the model: {reason} (give a folder with a step classifier, or a hub id that "
                 "this machine can reach)"
             ) from error
-        network.to(device).eval()
+        if self._device_map is None:
+            network.to(device)
+        else:
+            # The backbone lies where accelerate put it.
+            network.score.to(device)
+        network.eval()
         text_config = network.backbone.config.get_text_config()
         if self._threshold is None:
             self._threshold = settings.threshold
+        self._context_length = self._context_length or getattr(text_config, "max_position_embeddings", None) or 4096
         self._worker = _Worker(network, self.max_batch_tokens)
+        further = {
+            "tokenizer": self._tokenizer,
+            "device_map": self._device_map,
+            "adapter": self._adapter,
+            "adapter_revision": None if self._adapter is None else identity(self._adapter, None),
+        }
         return {
-            "rewarder": "classifier",
-            "layout": settings.layout,
-            "engine": {
-                "kind": "classifier",
-                "model": self.target,
-                "revision": identity(self.target, self._revision),
-                "dtype": dtype,
-                "device": torch.device(device).type,
-            },
-            "threshold": self.threshold,
-            "context_length": self._context_length or getattr(text_config, "max_position_embeddings", None) or 4096,
+            "revision": identity(self.target, self._revision),
+            "dtype": dtype,
+            "device": torch.device(device).type,
+            **{name: value for name, value in further.items() if value is not None},
         }
 
     def _load_network(self, dtype: Any) -> tuple[ClassifierSettings, StepNetwork]:
-        from transformers import AutoTokenizer
-
         from rprm.classifiers.network import load_network
 
         # First: where there is no such model, this says so.
-        tokenizer = AutoTokenizer.from_pretrained(self.target, revision=self._revision, trust_remote_code=False)
+        tokenizer = (
+            load_tokenizer(self.target, self._revision)
+            if self._tokenizer is None
+            else load_tokenizer(self._tokenizer, None)
+        )
         settings = read_settings(self.target, self._revision)
         if settings is not None:
             if self._layout not in (None, settings.layout):
@@ -249,23 +221,29 @@ class Classifier:
                 )
         else:
             settings = ClassifierSettings(self._layout or self._recognise())
-        self.layout = make_layout(settings, tokenizer, self.spec)
-        return settings, load_network(self.target, self.layout, dtype=dtype, revision=self._revision)
+        self.layout = make_layout(settings, tokenizer, self.spec, **self._layout_options)
+        return settings, load_network(
+            self.target,
+            self.layout,
+            dtype=dtype,
+            revision=self._revision,
+            device_map=self._device_map,
+            adapter=self._adapter,
+        )
 
     def _recognise(self) -> LayoutName:
-        """The layout of a released model: by the tensors of its head, or by its name where it has none."""
-        from rprm.classifiers.network import HEAD_TENSORS, tensor_names
+        """The layout of a released model: by the tensors of its head, or by its name where they do not tell it."""
+        from rprm.classifiers.network import recognised_heads
 
-        names = tensor_names(self.target, revision=self._revision)
-        if names.issuperset(HEAD_TENSORS["two-way"]):
-            return "qwen"
-        if names.issuperset(HEAD_TENSORS["value"]):
-            return "skywork"
-        name = self.target.lower()
-        if "math-shepherd" in name:
-            return "math-shepherd"
-        if "rlhflow" in name or "llama3.1-8b-prm" in name:
-            return "rlhflow"
+        named = layout_by_name(self.target)
+        if named == "universal":
+            # Its head has the tensors' names of a two-way one.
+            return named
+        heads = recognised_heads(self.target, revision=self._revision)
+        if layout := next((_LAYOUT_OF_HEAD[head] for head in heads if head in _LAYOUT_OF_HEAD), None):
+            return layout
+        if named is not None and named not in _LAYOUT_OF_HEAD.values():
+            return named
         raise EngineError(
             f"{self.spec}: the layout is not recognised; name it, as in classifier:{self.target}?layout=rlhflow "
             f"(one of {', '.join(LAYOUTS)})"
@@ -282,23 +260,15 @@ def read_settings(target: str, revision: str | None = None) -> ClassifierSetting
     return None if path is None else ClassifierSettings.parse(read_object(path), str(path))
 
 
-def make_layout(settings: ClassifierSettings, tokenizer: Any, spec: str) -> Layout:
+def make_layout(settings: ClassifierSettings, tokenizer: Any, spec: str, **options: Any) -> Layout:
     """The layout that the settings name, over a tokenizer.
 
     Raises:
-        EngineError: the tokenizer does not fit it.
+        EngineError: the tokenizer does not fit it, or it has no such option.
     """
-    try:
-        if settings.layout == "qwen":
-            return QwenLayout(tokenizer, tag=settings.step_tag, system=settings.system)
-        return cast(Layout, LAYOUTS[settings.layout](tokenizer))
-    except EngineError as error:
-        raise EngineError(f"{spec}: {error}") from None
-
-
-def _check_threshold(threshold: Any, name: str) -> None:
-    if not isinstance(threshold, (int, float)) or not 0.0 < threshold < 1.0:
-        raise EngineError(f"{name}: threshold is {threshold}; give a number between 0 and 1")
+    if settings.layout == "qwen":
+        options |= {"tag": settings.step_tag, "system": settings.system}
+    return construct_layout(settings.layout, tokenizer, spec, **options)
 
 
 @dataclass(eq=False)
@@ -352,6 +322,9 @@ class _Worker(ModelWorker[_Job]):
             attention_mask[row, : len(rendered.ids)] = 1
             wanted[row, rendered.positions] = True
         device = self.network.backbone.device
+        if device.type == "meta":
+            # Offloaded by accelerate, whose hooks bring the inputs to where they are needed.
+            device = torch.device("cpu")
         logits = self.network(input_ids.to(device), attention_mask.to(device), wanted.to(device))  # [steps, 2]
         rewards = iter(logits.double().softmax(-1)[:, 1].tolist())
         return [[next(rewards) for _ in job.rendered.positions] for job in batch]

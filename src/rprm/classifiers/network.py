@@ -1,9 +1,9 @@
 """The network of a discriminative PRM: a backbone, and a head that is read at chosen positions.
 
 Every head answers with two logits, wrong and correct, so that the reward is `softmax(logits)[1]` in each layout: the
-classes of a two-way head as they are; (0, v) for a value head v, as sigmoid(v) is the softmax over them; the rows of
-`-` and `+` of a language model's output layer. Heads are read from the checkpoint's tensors by name: no code of a
-checkpoint is run.
+classes of a two-way head as they are; (0, v) for a value v, as sigmoid(v) is the softmax over them; of negative,
+neutral and positive, the latter two together; the rows of `-` and `+` of a language model's output layer. Heads are
+read from the checkpoint's tensors by name: no code of a checkpoint is run.
 """
 
 from __future__ import annotations
@@ -11,22 +11,28 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
 from torch import nn
 
-from rprm.classifiers.layouts import HeadKind, Layout, MathShepherdLayout, RLHFlowLayout
-from rprm.engines.files import find_file
+from rprm.classifiers.layouts import HeadKind, Layout, TokenLayout
+from rprm.engines.files import find_file, read_object
 from rprm.errors import EngineError
 
-#: The tensors of a head by their published names.
-HEAD_TENSORS: dict[HeadKind, tuple[str, ...]] = {
-    "two-way": ("score.0.weight", "score.0.bias", "score.2.weight", "score.2.bias"),
-    "value": ("v_head.summary.weight", "v_head.summary.bias"),
-    "tokens": (),
+#: Heads with tensors of their own: the published names of their linear layers (a ReLU between two), and the width of
+#: the last: 1 a value, 2 wrong and correct, 3 negative, neutral and positive.
+HEAD_LAYERS: dict[HeadKind, tuple[tuple[str, ...], int]] = {
+    "two-way": (("score.0", "score.2"), 2),
+    "one-way": (("score.0", "score.2"), 1),
+    "value": (("v_head.summary",), 1),
+    "labels": (("score",), 2),
+    "validity": (("score_head",), 3),
 }
+
+#: Heads whose layers can do without a bias.
+_BIAS_OPTIONAL: tuple[HeadKind, ...] = ("labels", "validity")
 
 #: Where weights can lie, in the order they are looked for: an index of shards, or one file.
 _WEIGHT_FILES = (
@@ -70,8 +76,11 @@ class StepNetwork(nn.Module):
             position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0),
             use_cache=False,
         ).last_hidden_state  # [rows, tokens, hidden]
-        with torch.autocast(hidden.device.type, enabled=False):
-            logits: torch.Tensor = self.score(hidden[wanted].float())
+        chosen = hidden[wanted.to(hidden.device)].float()
+        # Of a backbone over several devices, the last hidden states can lie on another one than the head.
+        chosen = chosen.to(next(self.score.parameters()).device)
+        with torch.autocast(chosen.device.type, enabled=False):
+            logits: torch.Tensor = self.score(chosen)
         return logits
 
 
@@ -80,52 +89,93 @@ def two_way_head(hidden_size: int) -> nn.Module:
     return nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.ReLU(), nn.Linear(hidden_size, 2))
 
 
-class _ValueHead(nn.Module):
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+class _AsTwo(nn.Module):
+    """A value, or three classes, as the logits of wrong and correct."""
+
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        wrong, correct = logits[:, :1], logits[:, 1:]
+        if logits.shape[-1] == 1:
+            return torch.cat([torch.zeros_like(wrong), wrong], dim=-1)
+        return torch.cat([wrong, correct.logsumexp(-1, keepdim=True)], dim=-1)
+
+
+class _TopToken(nn.Module):
+    """All logits of an output layer as a decision: (-inf, 0) where the likeliest token is one of `plus_ids`."""
+
+    plus_ids: torch.Tensor
+
+    def __init__(self, output: nn.Linear, plus_ids: Sequence[int]) -> None:
         super().__init__()
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.bias = nn.Parameter(bias, requires_grad=False)
+        self.output = output
+        self.register_buffer("plus_ids", torch.tensor(plus_ids))
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        value = nn.functional.linear(hidden, self.weight, self.bias)  # [n, 1]
-        return torch.cat([torch.zeros_like(value), value], dim=-1)
+        logits = self.output(hidden)  # [n, vocabulary]
+        is_plus = torch.isin(logits.argmax(-1), self.plus_ids)
+        decision = torch.stack([~is_plus, is_plus], dim=-1).float().log()
+        # Scores that are no numbers decide nothing.
+        return decision.where(logits.isfinite().all(-1, keepdim=True), torch.nan)
 
 
-class _TokenHead(nn.Module):
-    """The rows [2, hidden] of `-` and `+` of an output layer."""
-
-    def __init__(self, output_layer: Any, minus_id: int, plus_id: int) -> None:
-        super().__init__()
-        rows = [minus_id, plus_id]
-        bias = getattr(output_layer, "bias", None)
-        self.weight = nn.Parameter(output_layer.weight[rows].detach().clone(), requires_grad=False)
-        self.bias = None if bias is None else nn.Parameter(bias[rows].detach().clone(), requires_grad=False)
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(hidden, self.weight, self.bias)
-
-
-def load_network(target: str, layout: Layout, *, dtype: torch.dtype, revision: str | None = None) -> StepNetwork:
-    """Load backbone and head of a released or trained classifier, on the CPU.
+def load_network(
+    target: str,
+    layout: Layout,
+    *,
+    dtype: torch.dtype,
+    revision: str | None = None,
+    device_map: str | None = None,
+    adapter: str | None = None,
+) -> StepNetwork:
+    """Load backbone and head of a released or trained classifier.
 
     Args:
         target: a folder or a hub id.
         layout: says which head to look for.
         dtype: of the backbone.
+        device_map: spreads the backbone over devices (accelerate's "auto", "balanced", ...); on the CPU by default.
+        adapter: a LoRA adapter (folder or hub id), merged into the model before the head is read.
 
     Raises:
-        EngineError: a tensor of backbone or head is missing or of the wrong shape.
+        EngineError: a tensor of backbone, head or adapter is missing or of the wrong shape.
         OSError, ValueError, KeyError: from transformers, where it cannot load the model.
     """
-    model = _load_backbone(target, causal=layout.head == "tokens", dtype=dtype, revision=revision)
-    if not isinstance(layout, MathShepherdLayout | RLHFlowLayout):
-        return StepNetwork(model, _load_head(target, layout.head, revision))
+    of_output_layer = layout.head not in HEAD_LAYERS
+    further = {} if device_map is None else {"device_map": device_map}
+    model = _load_backbone(target, causal=of_output_layer, dtype=dtype, revision=revision, **further)
+    if adapter is not None:
+        model = _with_adapter(model, adapter)
+    if not of_output_layer:
+        return StepNetwork(model, _load_head(target, layout.head, revision, _hidden_size(model)))
     text_config = model.config.get_text_config()
     for name in _LOGIT_SETTINGS:
         if getattr(text_config, name, None) not in (None, 1, 1.0):
             raise EngineError(f"{target}: the model's {name} is not supported in the {layout.name} layout")
-    head = _TokenHead(model.get_output_embeddings(), layout.minus_id, layout.plus_id)
-    return StepNetwork(model.base_model, head)
+    return StepNetwork(model.base_model, _output_head(model.get_output_embeddings(), layout))
+
+
+def _output_head(output_layer: Any, layout: Layout) -> nn.Module:
+    """A head made of the output layer of a language model."""
+    if output_layer.weight.device.type == "meta":
+        raise EngineError("device_map leaves no room for the output layer, which this layout reads: it was offloaded")
+    weight, bias = output_layer.weight.detach().float(), getattr(output_layer, "bias", None)
+    bias = None if bias is None else bias.detach().float()
+    if layout.head == "mean-logit":
+        return nn.Sequential(
+            _linear(weight.mean(0, keepdim=True), None if bias is None else bias.mean(0, True)), _AsTwo()
+        )
+    tokens = cast(TokenLayout, layout)
+    if layout.head == "top-token":
+        return _TopToken(_linear(weight, bias), tokens.plus_ids)
+    rows = [tokens.minus_id, tokens.plus_id]
+    return _linear(weight[rows], None if bias is None else bias[rows])
+
+
+def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    layer.weight = nn.Parameter(weight.clone(), requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.clone(), requires_grad=False)
+    return layer
 
 
 def base_network(
@@ -140,13 +190,13 @@ def base_network(
         attention: transformers' attention implementation; its own choice by default.
 
     Raises:
-        EngineError: a tensor of the backbone is missing.
+        EngineError: a tensor of the backbone is missing or of the wrong shape.
     """
-    further = {} if attention is None else {"attn_implementation": attention}
+    further: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
     backbone = _load_backbone(target, causal=False, dtype=dtype, revision=revision, **further)
-    if tensor_names(target, revision=revision).issuperset(HEAD_TENSORS[kind]):
-        return StepNetwork(backbone, _load_head(target, kind, revision))
-    return StepNetwork(backbone, two_way_head(backbone.config.get_text_config().hidden_size))
+    if has_head(target, kind, revision=revision):
+        return StepNetwork(backbone, _load_head(target, kind, revision, _hidden_size(backbone), trainable=True))
+    return StepNetwork(backbone, two_way_head(_hidden_size(backbone)))
 
 
 def _load_backbone(target: str, *, causal: bool, dtype: torch.dtype, revision: str | None, **further: Any) -> Any:
@@ -158,32 +208,106 @@ def _load_backbone(target: str, *, causal: bool, dtype: torch.dtype, revision: s
     logging.set_verbosity_error()
     try:
         model, loading = (AutoModelForCausalLM if causal else AutoModel).from_pretrained(
-            target, revision=revision, dtype=dtype, trust_remote_code=False, output_loading_info=True, **further
+            target,
+            revision=revision,
+            dtype=dtype,
+            trust_remote_code=False,
+            output_loading_info=True,
+            # Otherwise an exception without their names; they are told below.
+            ignore_mismatched_sizes=True,
+            **further,
         )
     finally:
         logging.set_verbosity(verbosity)
     if missing := sorted(loading["missing_keys"]):
         raise EngineError(
-            f"{target}: {len(missing)} tensors of the model are missing, {missing[0]} the first: the checkpoint is not "
-            f"one of a {type(model).__name__}"
+            f"{target}: {len(missing)} tensors of the model are missing ({_named(missing)}): the checkpoint is not one "
+            f"of a {type(model).__name__}, or not whole"
+        )
+    if misshapen := sorted(loading["mismatched_keys"]):
+        shown = [f"{name} {list(found)} instead of {list(expected)}" for name, found, expected in misshapen]
+        raise EngineError(
+            f"{target}: {len(misshapen)} tensors do not have the shapes that config.json says ({_named(shown)})"
         )
     return model
 
 
-def _load_head(target: str, kind: HeadKind, revision: str | None) -> nn.Module:
-    tensors = read_tensors(target, HEAD_TENSORS[kind], revision=revision)
-    if kind == "value":
-        return _ValueHead(*(tensors[name] for name in HEAD_TENSORS[kind]))
-    hidden_size = tensors["score.0.weight"].shape[1]
-    head = two_way_head(hidden_size)
-    try:
-        head.load_state_dict({name.removeprefix("score."): tensor for name, tensor in tensors.items()})
-    except RuntimeError:
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _with_adapter(model: Any, adapter: str) -> Any:
+    import warnings
+
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        # peft leaves a weight that the file lacks as it began, without effect.
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        try:
+            return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+        except UserWarning as warning:
+            raise EngineError(f"{adapter}: {warning}") from None
+        except RuntimeError as error:
+            raise EngineError(f"{adapter}: the adapter is not of this model: {' '.join(str(error).split())}") from None
+
+
+def _hidden_size(backbone: Any) -> int:
+    return int(backbone.config.get_text_config().hidden_size)
+
+
+def _load_head(
+    target: str, kind: HeadKind, revision: str | None, hidden_size: int, *, trainable: bool = False
+) -> nn.Module:
+    layers, width = HEAD_LAYERS[kind]
+    present = tensor_names(target, revision=revision)
+    names = [
+        name
+        for layer in layers
+        for name in (f"{layer}.weight", f"{layer}.bias")
+        if name in present or not (name.endswith(".bias") and kind in _BIAS_OPTIONAL)
+    ]
+    tensors = read_tensors(target, names, revision=revision)
+    widths = [hidden_size] * len(layers) + [width]
+    expected = {f"{layer}.weight": [widths[i + 1], widths[i]] for i, layer in enumerate(layers)}
+    expected |= {f"{layer}.bias": [widths[i + 1]] for i, layer in enumerate(layers)}
+    if any(list(tensors[name].shape) != expected[name] for name in names):
         shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())
+        wanted = ", ".join(f"{name} {expected[name]}" for name in names)
         raise EngineError(
-            f"{target}: the head is not two-way ({shapes}); a model that rewards whole answers is no step classifier"
-        ) from None
-    return head
+            f"{target}: the head is not {kind} ({shapes} instead of {wanted}); a model that rewards whole answers is "
+            "no step classifier"
+        )
+    modules: list[nn.Module] = []
+    for layer in layers:
+        modules += [nn.ReLU()] if modules else []
+        modules.append(_linear(tensors[f"{layer}.weight"], tensors.get(f"{layer}.bias")))
+    if width != 2:
+        modules.append(_AsTwo())
+    return nn.Sequential(*modules).requires_grad_(trainable)
+
+
+def has_head(target: str, kind: HeadKind, *, revision: str | None = None) -> bool:
+    """Whether the checkpoint has the tensors of this kind of head, its shapes aside."""
+    layers, _ = HEAD_LAYERS[kind]
+    names = tensor_names(target, revision=revision)
+    biases = [] if kind in _BIAS_OPTIONAL else [f"{layer}.bias" for layer in layers]
+    return names.issuperset([*(f"{layer}.weight" for layer in layers), *biases])
+
+
+def recognised_heads(target: str, *, revision: str | None = None) -> list[HeadKind]:
+    """Kinds of head whose tensors the checkpoint has, shapes aside; none where it rewards with its output layer.
+
+    `score.weight` alone is also that of a classifier of whole texts: it counts where the configuration says that tokens
+    are classified.
+    """
+    found: list[HeadKind] = [kind for kind in HEAD_LAYERS if has_head(target, kind, revision=revision)]
+    if "labels" in found:
+        path = find_file(target, "config.json", revision)
+        architectures = [] if path is None else read_object(path).get("architectures") or []
+        if not any("TokenClassification" in name for name in architectures):
+            found.remove("labels")
+    return found
 
 
 def tensor_names(target: str, *, revision: str | None = None) -> set[str]:

@@ -158,6 +158,20 @@ def prmbench(
     seed: Seed = 0,
     limit: LimitOption = None,
     revision: RevisionOption = None,
+    strip_step_numbers: Annotated[
+        bool,
+        typer.Option(
+            "--strip-step-numbers",
+            help="Judge the steps without `Step 1. ` or `1. ` at their heads, as most published baselines do.",
+        ),
+    ] = False,
+    strictly_above: Annotated[
+        bool,
+        typer.Option(
+            "--strictly-above",
+            help="Call a step correct above the threshold, not at it, as the published baselines do.",
+        ),
+    ] = False,
     allow_missing: AllowMissing = False,
     resamples: Resamples = 2000,
     json: Json = False,
@@ -168,9 +182,12 @@ def prmbench(
     """
     from rprm.benchmarks import measure_prmbench, read_prmbench
     from rprm.benchmarks.items import PRMBENCH_HUB
+    from rprm.benchmarks.prmbench import without_step_numbers
 
     check_what(model, scores)
     items = _limited(read_prmbench(data or PRMBENCH_HUB, revision=revision), limit, "classification")
+    if strip_step_numbers:
+        items = without_step_numbers(items)
     found, threshold = _scores(
         items, "prmbench", data or PRMBENCH_HUB, model, scores, output, limit,
         procedure=procedure.value, num_analyses=num_analyses, threshold=threshold,
@@ -179,9 +196,15 @@ def prmbench(
         temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed,
     )  # fmt: skip
     measured = measure_prmbench(
-        items, found, threshold=threshold, allow_missing=allow_missing, num_resamples=resamples, seed=seed
+        items,
+        found,
+        threshold=threshold,
+        strictly_above=strictly_above,
+        allow_missing=allow_missing,
+        num_resamples=resamples,
+        seed=seed,
     )
-    show_measurement(measured, {}, [], output, json)
+    show_measurement(measured, {"strictly_above": True} if strictly_above else {}, [], output, json)
 
 
 @app.command()
