@@ -1232,7 +1232,7 @@ def test_second_pass_is_not_pretended() -> None:
             await engine.choose(PROMPT, "It is.", VERDICT)
 
     async def unlisted(server: Server, engine: OpenAIEngine) -> None:
-        with pytest.raises(RequestRefused, match="neither 'Yes' nor 'No' is among the 20"):
+        with pytest.raises(RequestRefused, match="'Yes' and 'No' are not both among the 20"):
             await engine.choose(PROMPT, "It is.", VERDICT)
 
     with_server(answering, use)
@@ -1415,21 +1415,76 @@ def test_the_token_itself_counts_where_the_list_lacks_it() -> None:
     assert choice.logprob_no == pytest.approx(math.log(0.01))
 
 
-def test_an_answer_outside_the_list_counts_as_impossible() -> None:
-    (choice,) = completion_of("Yes", [token("Yes", -0.01, {"Yes": -0.01, ",": -5.0})]).choices
-    assert choice.logprob_no == -math.inf
-    assert choice.p_yes == 1.0
-    # -9999 stands for -inf.
-    (choice,) = completion_of("Yes", [token("Yes", -0.01, {"Yes": -0.01, "No": -9999.0})]).choices
-    assert choice.logprob_no == -math.inf
+def test_an_answer_outside_the_list_counts_with_its_bound_where_that_is_far_below() -> None:
+    # Nothing outside the list is more likely than its last entry: No has at most e^-9 against e^-0.01, odds of 8,000.
+    (choice,) = completion_of("Yes", [token("Yes", -0.01, {"Yes": -0.01, ",": -9.0})]).choices
+    assert (choice.logprob_yes, choice.logprob_no) == (-0.01, -9.0)
+    # At odds of 150 it may be anything from 0 to 0.7%: nothing is said, and the vote counts.
+    assert completion_of("Yes", [token("Yes", -0.01, {"Yes": -0.01, ",": -5.0})]).choices == ()
+    # A list with an entry that is no number bounds nothing.
+    assert completion_of("Yes", [token("Yes", -0.01, {"Yes": -0.01, ",": -9.0, ".": math.nan})]).choices == ()
 
 
-@pytest.mark.parametrize("bad", [None, "x", True, math.nan, [], -math.inf])
+UNUSABLE = {
+    "nothing listed": token("Yes", -0.1, {}),
+    "an answer without a bound": token("Yes", -0.1, {"Yes": -0.1}),
+    "the answer absent": token("Yes", -0.1, {",": -0.1, ".": -3.0}),
+    "the answer absent though likely": token("Yes", -0.1, {"No": -2.5, ".": -9.0}),
+    "no answer listed": token("Yes", -9.5, {",": -0.1, ".": -9.0}),
+    "all certain": token("Yes", 0.0, {"Yes": 0.0, "No": 0.0}),
+    "more than everything": token("Yes", -0.1, {"Yes": -0.1, "No": -0.2}),
+    "no list": token("Yes", -0.1) | {"top_logprobs": None},
+}
+
+
+@pytest.mark.parametrize("unusable", UNUSABLE.values(), ids=UNUSABLE)
+def test_logprobs_that_say_nothing_of_the_choice_leave_the_vote(unusable: dict[str, Any]) -> None:
+    assert completion_of("Yes", [unusable]).choices == ()
+
+
+@pytest.mark.parametrize("bad", [None, "x", True, math.nan, [], -math.inf, -9999.0, math.inf, 0.5])
 def test_logprobs_that_are_no_numbers_are_not_read(bad: Any) -> None:
     assert completion_of("Yes", [token("Yes", bad, {"Yes": bad})]).choices == ()
+    assert completion_of("Yes", [token("Yes", -0.1, {"Yes": -0.1, "No": bad})]).choices == ()
+    assert completion_of("Yes", [token("Yes", bad, {"Yes": bad, "No": -3.0})]).choices == ()
     # Rounded above 0: at most certain.
-    (choice,) = completion_of("Yes", [token("Yes", 1e-7, {"Yes": 1e-7, "No": bad})]).choices
-    assert choice.logprob_yes == 0.0
+    (choice,) = completion_of("Yes", [token("Yes", bad, {"Yes": 1e-7, "No": -20.0})]).choices
+    assert (choice.logprob_yes, choice.logprob_no) == (0.0, -20.0)
+
+
+@pytest.mark.parametrize(
+    ("spelled", "text", "answers"),
+    [
+        # GPT-2's kind spells each byte as a letter.
+        (["Ãĩa", "Ġest", "Ġ", "dÃ©j", "Ãł", "ĊĊ", "Yes"], "Ça est déjà\n\nYes", ("Yes", "ĠNo")),
+        (["It", "Ġis", "ĠYes", "<|im_end|>"], "It is Yes", ("ĠYes", "ĠNo")),
+        # Sentencepiece's kind spells the space alone, and puts one before the first word.
+        (["▁Ça", "▁est", "▁", "déjà", "▁Yes", "</s>"], "Ça est déjà Yes", ("▁Yes", "▁No")),
+    ],
+)
+def test_tokens_spelled_as_in_the_vocabulary(spelled: list[str], text: str, answers: tuple[str, str]) -> None:
+    top = [{"token": answers[0], "logprob": -0.1}, {"token": answers[1], "logprob": -2.5}]
+    entries = [{"token": piece, "logprob": -0.1, "top_logprobs": top} for piece in spelled]
+    (choice,) = completion_of(text, entries).choices
+    assert text[choice.start :] == "Yes"
+    assert (choice.logprob_yes, choice.logprob_no) == (-0.1, -2.5)
+
+
+def test_letters_of_the_byte_alphabet_in_plain_tokens_stay_letters() -> None:
+    tokens = [{"token": text, "logprob": -0.1} for text in ("Ġgantija", " is")]
+    (choice,) = completion_of("Ġgantija is Yes", [*tokens, YES]).choices
+    assert choice.start == len("Ġgantija is ")
+
+
+def test_content_as_a_list_of_parts() -> None:
+    parts = [{"type": "text", "text": "It is"}, {"type": "image"}, " ", {"type": "text", "text": "Yes"}]
+    choice = {"message": {"content": parts}, "finish_reason": "stop", "logprobs": {"content": [token("It is"), YES]}}
+    (completion,) = read_completions({"choices": [choice]}, SAMPLING, 1)
+    assert completion.text == "It is Yes"
+    assert [choice.start for choice in completion.choices] == [6]
+    stream = Stream(Watch(VERDICT, 1))
+    stream.add({"choices": [{"delta": {"content": parts}, "finish_reason": "stop"}]})
+    assert read_completions(stream.whole(), SAMPLING, 1)[0].text == "It is Yes"
 
 
 def test_an_answer_cut_in_two_tokens_is_no_choice() -> None:

@@ -191,7 +191,7 @@ class OpenAIEngine:
             )
         if choice is None:
             raise RequestRefused(
-                f"neither {verdict.yes!r} nor {verdict.no!r} is among the {route.top_logprobs} most likely tokens "
+                f"{verdict.yes!r} and {verdict.no!r} are not both among the {route.top_logprobs} most likely tokens "
                 "after the given text"
             )
         return choice

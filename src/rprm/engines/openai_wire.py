@@ -7,10 +7,12 @@ refused.
 from __future__ import annotations
 
 import codecs
+import functools
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +22,12 @@ from rprm.engines.base import Completion, Sampling
 from rprm.errors import EngineError
 from rprm.verdict import VerdictChoice, VerdictFormat, logsumexp
 
-#: Servers write -9999 for a log-probability of -inf, which JSON does not have.
+#: Servers write -9999 for a log-probability of -inf, which JSON does not have, or for one that they do not know.
 _LOGPROB_FLOOR = -9000.0
+#: A probability, or the sum of some that exclude each other, can be above 1 by rounding: by that much as a logarithm.
+_ROUNDING = 0.01
+#: An answer that is not listed counts only where its bound lies that far below the other one: odds of 1,000 to 1.
+_FAR_BELOW = math.log(1000.0)
 #: Characters after a streamed verdict that settle it: `Yes` could still become `Yes/No` or `Yesterday`.
 _SETTLED_AFTER = 8
 #: Characters before a streamed answer among which its marker is looked for.
@@ -120,8 +126,8 @@ class Stream:
             index, {"index": index, "text": "", "finish_reason": None, "logprobs": {}, "num_tokens": 0}
         )
         message = delta.get("delta")
-        piece = message.get("content") if isinstance(message, dict) else delta.get("text")
-        if isinstance(piece, str) and piece:
+        piece = _joined(message.get("content") if isinstance(message, dict) else delta.get("text"))
+        if piece:
             choice["text"] += piece
             choice["num_tokens"] += 1
         if delta.get("finish_reason"):
@@ -132,7 +138,7 @@ class Stream:
             if isinstance(values, list):
                 choice["logprobs"].setdefault(name, []).extend(values)
         if self.watch is not None and self.watch.verdict is not None and index not in self.settled:
-            self._look_for(self.watch.verdict, index, choice, piece if isinstance(piece, str) else "")
+            self._look_for(self.watch.verdict, index, choice, piece)
 
     def _look_for(self, verdict: VerdictFormat, index: int, choice: dict[str, Any], piece: str) -> None:
         """Settle the choice once its verdict stands, with enough text behind it to stay. Searches few events."""
@@ -190,11 +196,11 @@ def served_models(data: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def has_alternatives(data: Mapping[str, Any]) -> bool:
     """Whether the answer lists alternatives to its tokens. A token's own log-probability alone is no choice."""
-    return any(len(token.alternatives()) > 1 for token in _tokens(_choices(data)[0]) or ())
+    return any(len(token.alternatives()[0]) > 1 for token in _tokens(_choices(data)[0]) or ())
 
 
 def first_choice(data: Mapping[str, Any], start: int, verdict: VerdictFormat) -> VerdictChoice | None:
-    """The choice at the first token of the answer, said to stand at `start`; None where neither answer is listed."""
+    """The choice at the first token of the answer, said to stand at `start`; None where it cannot be told."""
     tokens = _tokens(_choices(data)[0])
     return _verdict_choice(tokens[0], start, verdict) if tokens else None
 
@@ -274,13 +280,23 @@ def _shares(total: int | None, texts: Sequence[str]) -> list[int | None]:
 def _text(choice: Mapping[str, Any]) -> str:
     """The text of a choice; empty where the model refused or only reasoned."""
     message = choice.get("message")
-    text = message.get("content") if isinstance(message, dict) else choice.get("text")
-    if text is None:
-        return ""
-    if not isinstance(text, str):
-        raise Transient("an answer whose text is not a text")
+    text = _joined(message.get("content") if isinstance(message, dict) else choice.get("text"))
     # Half a surrogate pair, which JSON can spell, could not be written to any file.
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _joined(content: Any) -> str:
+    """A content as one text: it may come as a list of parts, `{"type": "text", "text": ...}`."""
+    if isinstance(content, list):
+        parts = (part if isinstance(part, str) else _field(part, "text") for part in content)
+        return "".join(part for part in parts if isinstance(part, str))
+    if content is not None and not isinstance(content, str):
+        raise Transient("an answer whose text is not a text")
+    return content or ""
+
+
+def _field(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, dict) else None
 
 
 def _has_reasoning(choice: Mapping[str, Any]) -> bool:
@@ -294,22 +310,34 @@ def _count(value: Any) -> int | None:
 
 
 class _Token:
-    """A generated token: its bytes, and the entries of its log-probabilities as they came."""
+    """A generated token: its bytes, and the entries of its log-probabilities as they came.
 
-    __slots__ = ("_own", "_top", "content")
+    `spelled`: the bytes of an entry that does not give them.
+    """
 
-    def __init__(self, own: Mapping[str, Any], top: Any) -> None:
-        self.content = _content(own)
+    __slots__ = ("_own", "_top", "bytes_of", "content")
+
+    def __init__(self, own: Mapping[str, Any], top: Any, spelled: Callable[[str], bytes]) -> None:
+        self.bytes_of = functools.partial(_content, spelled=spelled)
+        self.content = self.bytes_of(own)
         self._own = own
-        self._top = top
+        self._top = _entries(top)
 
-    def alternatives(self) -> list[tuple[bytes, float]]:
-        """Bytes and log-probability of the entries listed, and of the token itself where the list lacks it."""
-        entries = [entry for entry in self._top if isinstance(entry, dict)] if isinstance(self._top, list) else []
-        found = [(_content(entry), _logprob(entry)) for entry in entries]
-        if all(content != self.content for content, _ in found):
-            found.append((self.content, _logprob(self._own)))
-        return [(content, logprob) for content, logprob in found if logprob is not None]
+    def alternatives(self) -> tuple[list[tuple[bytes, float]], float]:
+        """Bytes and log-probability of every alternative, and the most that a token has which is not among them.
+
+        Nothing where the numbers cannot be probabilities of one choice. The token itself is added where the list lacks
+        it and it can be less likely than all of them.
+        """
+        listed = [(self.bytes_of(entry), _logprob(entry)) for entry in self._top]
+        found = [(content, logprob) for content, logprob in listed if logprob is not None]
+        bound = min((logprob for _, logprob in found), default=0.0)
+        own = _logprob(self._own)
+        if found and own is not None and own <= bound and all(content != self.content for content, _ in listed):
+            found.append((self.content, own))
+        if logsumexp(logprob for _, logprob in found) > _ROUNDING:
+            return [], 0.0
+        return found, bound if len(found) >= len(listed) else 0.0
 
 
 def _tokens(choice: Mapping[str, Any]) -> list[_Token] | None:
@@ -323,45 +351,81 @@ def _tokens(choice: Mapping[str, Any]) -> list[_Token] | None:
         return None
     content = logprobs.get("content")
     if isinstance(content, list):
-        return [_Token(entry, entry.get("top_logprobs")) for entry in content if isinstance(entry, dict)]
-    columns = [logprobs.get(name) for name in ("tokens", "token_logprobs", "top_logprobs")]
-    texts, own, tops = (column if isinstance(column, list) else [] for column in columns)
-    return [
-        _Token({"token": text, "logprob": logprob}, _as_entries(top))
-        for text, logprob, top in itertools.zip_longest(texts, own[: len(texts)], tops[: len(texts)])
-    ]
+        pairs = [(entry, entry.get("top_logprobs")) for entry in content if isinstance(entry, dict)]
+    else:
+        columns = [logprobs.get(name) for name in ("tokens", "token_logprobs", "top_logprobs")]
+        texts, own, tops = (column if isinstance(column, list) else [] for column in columns)
+        pairs = [
+            ({"token": text, "logprob": logprob}, top)
+            for text, logprob, top in itertools.zip_longest(texts, own[: len(texts)], tops[: len(texts)])
+        ]
+    spelled = _spelling(entry for own, top in pairs for entry in (own, *_entries(top)))
+    return [_Token(own, top, spelled) for own, top in pairs]
 
 
-def _as_entries(top: Any) -> list[dict[str, Any]]:
-    return [{"token": token, "logprob": logprob} for token, logprob in top.items()] if isinstance(top, dict) else []
+def _entries(top: Any) -> list[dict[str, Any]]:
+    if isinstance(top, dict):
+        return [{"token": token, "logprob": logprob} for token, logprob in top.items()]
+    return [entry for entry in top if isinstance(entry, dict)] if isinstance(top, list) else []
 
 
-def _content(entry: Mapping[str, Any]) -> bytes:
+def _spelling(entries: Iterable[Mapping[str, Any]]) -> Callable[[str], bytes]:
+    """How the tokens of an answer are spelled: as text, or as they stand in the vocabulary, where no token has a space.
+
+    Vocabularies spell every byte as a letter (GPT-2's kind: `\u0120Yes`) or the space as `\u2581` (sentencepiece's).
+    """
+    written = "".join(str(entry.get("token")) for entry in entries)
+    if not re.search(r"\s", written):
+        if "\u0120" in written or "\u010a" in written:
+            return lambda text: b"".join(_LETTER_BYTES.get(letter, letter.encode()) for letter in text)
+        if "\u2581" in written:
+            return lambda text: text.replace("\u2581", " ").encode()
+    return str.encode
+
+
+def _letter_bytes() -> dict[str, bytes]:
+    """GPT-2's letter of every byte: printable ones their own, the others from U+0100 on."""
+    own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in own]
+    letters = [*((chr(byte), byte) for byte in own), *((chr(0x100 + at), byte) for at, byte in enumerate(others))]
+    return {letter: bytes([byte]) for letter, byte in letters}
+
+
+_LETTER_BYTES = _letter_bytes()
+
+
+def _content(entry: Mapping[str, Any], spelled: Callable[[str], bytes]) -> bytes:
     raw = entry.get("bytes")
     if isinstance(raw, list) and all(isinstance(byte, int) and 0 <= byte < 256 for byte in raw):
         return bytes(raw)
-    return str(entry.get("token") or "").encode("utf-8", "replace")
+    return spelled(str(entry.get("token") or "").encode("utf-8", "replace").decode())
 
 
 def _logprob(entry: Mapping[str, Any]) -> float | None:
+    """The log-probability of an entry; None where it is none: no number, above 0, or so low that it stands for one."""
     value = entry.get("logprob")
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _LOGPROB_FLOOR < value <= _ROUNDING:
         return None
-    return -math.inf if value <= _LOGPROB_FLOOR else min(float(value), 0.0)
+    return min(float(value), 0.0)
 
 
 def _verdict_choice(token: _Token, start: int, verdict: VerdictFormat) -> VerdictChoice | None:
-    """The choice at a token: each answer summed over its variants there; None where neither is in the list.
+    """The choice at a token: each answer summed over its variants there; None where it cannot be told.
 
-    An answer that is not in the list counts as impossible: its variants lie below the smallest log-probability listed.
+    It can where both answers are listed, or where one is and the other must be far less likely, since no alternative
+    outside the list is more likely than the last one in it; the other then counts with this bound, never as impossible.
     """
+    found, bound = token.alternatives()
     by_answer: dict[bool | None, list[float]] = {True: [], False: [], None: []}
-    for content, logprob in token.alternatives():
+    for content, logprob in found:
         by_answer[verdict.answer_of(content.decode("utf-8", "replace"))].append(logprob)
-    logprob_yes, logprob_no = logsumexp(by_answer[True]), logsumexp(by_answer[False])
-    if logprob_yes == logprob_no == -math.inf:
-        return None
-    return VerdictChoice(start, min(logprob_yes, 0.0), min(logprob_no, 0.0))
+    logprobs = {answer: min(logsumexp(by_answer[answer]), 0.0) for answer in (True, False)}
+    for answer, other in ((True, False), (False, True)):
+        if logprobs[answer] == -math.inf:
+            if bound > logprobs[other] - _FAR_BELOW:
+                return None
+            logprobs[answer] = bound
+    return VerdictChoice(start, logprobs[True], logprobs[False])
 
 
 def _verdict_choices(
