@@ -65,6 +65,8 @@ class Server:
     def __init__(self, play: Play) -> None:
         self.play = play
         self.probe: Callable[[Request], Reply] = lambda request: Reply(chat_answer("Yes", n=1, logprobs=request.body))
+        #: False: `play` sees the probes too, as when the server is down for all.
+        self.apart = True
         self.models: Reply = Reply({"data": [{"id": "m", "max_model_len": 4096}]})
         self.requests: list[Request] = []
         self.probes: list[Request] = []
@@ -114,7 +116,7 @@ class Server:
         if request.path == "/v1/models":
             return self.models
         asked = request.body.get("messages", [{"content": request.body.get("prompt")}])[-1]["content"]
-        if asked == "Reply with one word: Yes":
+        if asked == "Reply with one word: Yes" and self.apart:
             self.probes.append(request)
             return self.probe(request)
         self.requests.append(request)
@@ -487,6 +489,7 @@ def test_a_server_that_refuses_all_cannot_be_started() -> None:
         Reply({}),
         Reply({"choices": []}),
         Reply({"choices": ["x"]}),
+        Reply({"choices": [{"index": 0, "message": {"content": text}} for text in ("x", ANSWER)]}),
         Reply({"choices": [{"message": {"content": 5}}]}),
         Reply({"choices": [{"message": {"content": "x"}, "finish_reason": "error"}]}),
         Reply({"error": {"message": "upstream overloaded", "code": 502}}),
@@ -527,15 +530,70 @@ def test_connection_cut_before_and_amid_the_answer() -> None:
 
 def test_retries_run_out() -> None:
     async def use(server: Server, engine: OpenAIEngine) -> None:
+        server.apart = False
         with pytest.raises(EngineUnavailable, match=r"m at http.*503 queue full \(4 attempts\).*same command again"):
             await generate(server, engine)
-        assert len(server.requests) == 4
+        # Four attempts, and three at the question whether the server answers at all.
+        assert len(server.requests) == 7
 
     with_server(playing(error(503, "queue full")), use, max_retries=3)
 
 
+def test_a_prompt_that_always_fails_costs_itself_while_the_server_answers_others() -> None:
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        with pytest.raises(RequestRefused, match=r"500 out of range \(4 attempts\), while the server answers other"):
+            await generate(server, engine)
+        # The server answered the question of the start again, and then this prompt was tried once more.
+        assert (len(server.requests), len(server.probes)) == (4, 2)
+        assert (await generate(server, engine)).text == ANSWER
+
+    failures = [error(500, "out of range")] * 4
+    with_server(playing(*failures, Reply(chat_answer(ANSWER))), use, max_retries=2)
+
+
+def test_a_server_that_comes_up_again_at_the_last_moment_costs_nothing() -> None:
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        assert (await generate(server, engine)).text == ANSWER
+        assert len(server.requests) == 2
+
+    with_server(playing(error(502, "restarting"), Reply(chat_answer(ANSWER))), use, max_retries=0)
+
+
+def test_a_busy_server_ends_the_session_whatever_else_it_answers() -> None:
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        with pytest.raises(EngineUnavailable, match="429 slow down"):
+            await generate(server, engine)
+
+    with_server(playing(error(429, "slow down")), use, max_retries=1)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_what_was_withheld_keeps_its_reason_and_is_no_verdict(streamed: bool) -> None:
+    withheld = [
+        {"index": 0, "message": {"content": ANSWER}, "finish_reason": "content_filter"},
+        {"index": 0, "message": {"content": None, "refusal": f"Sorry. {ANSWER}"}, "finish_reason": "stop"},
+    ]
+    if streamed:
+        bodies = [{"choices": [choice | {"delta": choice["message"]}]} for choice in withheld]
+        replies = [
+            Reply(f"data: {json.dumps(body)}\n\ndata: [DONE]\n\n".encode(), 200, {"content-type": "text/event-stream"})
+            for body in bodies
+        ]
+    else:
+        replies = [Reply({"choices": [choice]}) for choice in withheld]
+
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        completions = [await generate(server, engine), await generate(server, engine)]
+        assert [completion.finish_reason for completion in completions] == ["content_filter", "refusal"]
+        assert [completion.text for completion in completions] == ["", ""]
+        assert len(server.requests) == 2
+
+    with_server(playing(*replies), use, stream=streamed)
+
+
 def test_an_error_inside_an_answer_is_named() -> None:
     async def use(server: Server, engine: OpenAIEngine) -> None:
+        server.apart = False
         with pytest.raises(EngineUnavailable, match=r"upstream overloaded \(502\)"):
             await generate(server, engine)
 
@@ -552,6 +610,7 @@ def test_a_hanging_and_a_dripping_server_run_into_the_timeout() -> None:
 
     async def use(server: Server, engine: OpenAIEngine) -> None:
         begin = time.monotonic()
+        server.apart = False
         with pytest.raises(EngineUnavailable, match=r"no full answer within timeout=0.2 s \(2 attempts\)"):
             await generate(server, engine)
         assert 0.4 <= time.monotonic() - begin < 5.0
@@ -583,11 +642,12 @@ def waits_of(failure: Reply, count: int) -> list[float]:
 
         engine.endpoint.sleep = sleep
         engine.endpoint.backoff_base = 0.5
+        server.apart = False
         with pytest.raises(EngineUnavailable):
             await generate(server, engine)
 
     with_server(playing(failure), use, max_retries=count)
-    return waits
+    return waits[:count]
 
 
 def test_waits_grow_at_random_up_to_a_cap() -> None:
@@ -613,6 +673,16 @@ def test_waits_grow_at_random_up_to_a_cap() -> None:
 )
 def test_retry_after_is_honoured_within_reason(header: str, low: float, high: float) -> None:
     (wait,) = waits_of(replace(error(429, "slow down"), headers={"retry-after": header}), 1)
+    assert low <= wait <= high
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "seconds", "low", "high"),
+    [("1500", "7", 1.5, 1.5), ("soon", "7", 7.0, 7.0), ("86400000", "", 120.0, 120.0), ("", "", 0.25, 0.5)],
+)
+def test_milliseconds_to_wait_come_before_seconds(milliseconds: str, seconds: str, low: float, high: float) -> None:
+    headers = {"retry-after-ms": milliseconds, "retry-after": seconds}
+    (wait,) = waits_of(replace(error(429, "slow down"), headers=headers), 1)
     assert low <= wait <= high
 
 
@@ -717,12 +787,15 @@ def test_a_huge_answer_is_not_read() -> None:
         return Reply(gzip.compress(b" " * (1 << 26)), headers={"content-encoding": "gzip"})
 
     async def use(server: Server, engine: OpenAIEngine) -> None:
-        with pytest.raises(EngineError, match="far more than was asked for"):
+        with pytest.raises(
+            RequestRefused, match=r"far more than was asked for \(3 attempts\), while the server answers"
+        ):
             await engine.generate(PROMPT, replace(SAMPLING, max_tokens=1))
-        assert len(server.requests) == 1
+        # It costs its step: the attempt, a retry, and one more once the server has answered another request.
+        assert len(server.requests) == 3
 
-    with_server(flooding, use)
-    with_server(bomb, use)
+    with_server(flooding, use, max_retries=1)
+    with_server(bomb, use, max_retries=1)
 
 
 def test_a_long_error_page_is_shown_in_part_and_without_control_characters() -> None:
@@ -774,6 +847,7 @@ def test_the_key_in_a_stream_that_breaks_off_is_not_shown(monkeypatch: pytest.Mo
     event = b"data: " + json.dumps({"error": {"message": f"key {KEY} expired"}}).encode() + b"\n\n"
 
     async def use(server: Server, engine: OpenAIEngine) -> None:
+        server.apart = False
         with pytest.raises(EngineUnavailable, match=r"key \*\*\* expired"):
             await generate(server, engine)
 
@@ -1113,6 +1187,7 @@ def test_a_stream_of_several_texts_ends_when_all_have_their_verdict() -> None:
         b"data: {not json\n\n",
         b'data: {"error": {"message": "out of memory"}}\n\n',
         b"data: [DONE]\n\n",
+        events(ANSWER, logprobs={}, finish=False),
         b"",
     ],
 )
@@ -1134,11 +1209,11 @@ def test_a_broken_stream_is_retried(broken: bytes) -> None:
 
 def test_an_endless_line_is_not_read() -> None:
     async def use(server: Server, engine: OpenAIEngine) -> None:
-        with pytest.raises(EngineError, match="far more than was asked for"):
+        with pytest.raises(RequestRefused, match="far more than was asked for"):
             await engine.generate(PROMPT, replace(SAMPLING, max_tokens=1))
 
     body = b"data: " + b"x" * (1 << 22)
-    with_server(playing(Reply(body, headers={"content-type": "text/event-stream"})), use, stream=True)
+    with_server(playing(Reply(body, headers={"content-type": "text/event-stream"})), use, stream=True, max_retries=0)
 
 
 # Prompts that are continued, and the second pass
@@ -1302,7 +1377,7 @@ def test_an_answer_without_the_reply_that_others_repeat_is_not_taken() -> None:
         return await continuing("So it is.", echoes=is_first)(request, writer)
 
     async def use(server: Server, engine: OpenAIEngine) -> None:
-        with pytest.raises(EngineUnavailable, match="does not begin with the given reply"):
+        with pytest.raises(RequestRefused, match="does not begin with the given reply"):
             await engine.generate(BEGUN, SAMPLING)
 
     with_server(play, use, continue_final_message=True, max_retries=1)

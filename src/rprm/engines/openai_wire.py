@@ -19,7 +19,6 @@ from typing import Any
 import httpx
 
 from rprm.engines.base import Completion, Sampling
-from rprm.errors import EngineError
 from rprm.verdict import VerdictChoice, VerdictFormat, logsumexp
 
 #: Servers write -9999 for a log-probability of -inf, which JSON does not have, or for one that they do not know.
@@ -43,16 +42,22 @@ _ENDED = {
     "max_tokens": False,
     "verdict": False,
 }
+#: Finish reasons of answers that the server or the model withheld.
+_WITHHELD = ("content_filter", "refusal")
 _FINISH_REASONS = {"eos": "stop", "eos_token": "stop", "stop_sequence": "stop", "max_tokens": "length"}
 
 
 class Transient(Exception):
-    """A failure that may pass. `retry_after`: seconds that the server asks to wait."""
+    """A failure that may pass.
 
-    def __init__(self, reason: str, retry_after: float = 0.0) -> None:
+    `retry_after`: seconds that the server asks to wait; `is_busy`: it has too much to do, whatever was asked.
+    """
+
+    def __init__(self, reason: str, retry_after: float = 0.0, *, is_busy: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
         self.retry_after = retry_after
+        self.is_busy = is_busy
 
 
 async def read_body(response: httpx.Response, limit: int, cut: bool = False) -> bytes:
@@ -63,7 +68,7 @@ async def read_body(response: httpx.Response, limit: int, cut: bool = False) -> 
         if size > limit:
             if cut:
                 break
-            raise EngineError(f"{response.url}: an answer of over {limit} bytes, far more than was asked for")
+            raise Transient(f"an answer of over {limit} bytes, far more than was asked for")
     return b"".join(chunks)
 
 
@@ -130,6 +135,8 @@ class Stream:
         if piece:
             choice["text"] += piece
             choice["num_tokens"] += 1
+        if refusal := _field(message, "refusal"):
+            choice["refusal"] = refusal
         if delta.get("finish_reason"):
             choice["finish_reason"] = delta["finish_reason"]
             choice |= {name: delta[name] for name in ("stop_reason", "matched_stop") if name in delta}
@@ -155,6 +162,12 @@ class Stream:
                 self.settled.add(index)
                 choice["finish_reason"] = choice["finish_reason"] or "verdict"
 
+    def ended(self) -> dict[str, Any]:
+        """The answer of a stream that sends no more."""
+        if any(choice["finish_reason"] is None for choice in self.choices.values()):
+            raise Transient("a stream that broke off")
+        return self.whole()
+
     def whole(self) -> dict[str, Any]:
         return self.answer | {"choices": list(self.choices.values())}
 
@@ -165,25 +178,28 @@ async def read_events(response: httpx.Response, limit: int, watch: Watch | None)
     async for chunk in response.aiter_bytes():
         size += len(chunk)
         if size > limit:
-            raise EngineError(f"{response.url}: a stream of over {limit} bytes, far more than was asked for")
+            raise Transient(f"a stream of over {limit} bytes, far more than was asked for")
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
             payload = line.removeprefix(b"data:").strip()
             if not line.startswith(b"data:") or not payload:
                 continue
-            if payload == b"[DONE]" or stream.add(parse_json(payload)):
+            if payload == b"[DONE]":
+                return stream.ended()
+            if stream.add(parse_json(payload)):
                 return stream.whole()
-    if any(choice["finish_reason"] is None for choice in stream.choices.values()):
-        raise Transient("a stream that broke off")
-    return stream.whole()
+    return stream.ended()
 
 
 def _choices(data: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The choices of an answer, in the order of their index; at least one."""
+    """The choices of an answer, in the order of their index; at least one, none twice."""
     choices = data.get("choices")
     choices = [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
     if not choices:
         raise Transient("an answer without choices")
+    indices = [index for choice in choices if (index := _count(choice.get("index"))) is not None]
+    if len(set(indices)) < len(indices):
+        raise Transient("an answer with two choices of the same index")
     return sorted(choices, key=lambda choice: _count(choice.get("index")) or 0)
 
 
@@ -228,8 +244,11 @@ def read_completions(data: Mapping[str, Any], sampling: Sampling, n: int, echo: 
         # `usage` is exact for one completion. For several it is their sum, or, from llama.cpp, the first one's.
         counted = len(tokens) or _count(choice.get("num_tokens"))
         num_tokens = share if len(choices) == 1 and share is not None else counted
-        finish_reason = str(choice.get("finish_reason") or "unknown")
+        finish_reason = "refusal" if _refuses(choice) else str(choice.get("finish_reason") or "unknown")
         finish_reason = _FINISH_REASONS.get(finish_reason, finish_reason)
+        if finish_reason in _WITHHELD:
+            # What came before is no answer either, and is never read for a verdict.
+            text, tokens = "", []
         if finish_reason == "error":
             raise Transient("a completion that ended in an error")
         if finish_reason == "length" and num_tokens is not None and num_tokens < sampling.max_tokens:
@@ -283,6 +302,11 @@ def _text(choice: Mapping[str, Any]) -> str:
     text = _joined(message.get("content") if isinstance(message, dict) else choice.get("text"))
     # Half a surrogate pair, which JSON can spell, could not be written to any file.
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _refuses(choice: Mapping[str, Any]) -> bool:
+    """Whether the model refused in a field of its own (OpenAI)."""
+    return bool(choice.get("refusal") or _field(choice.get("message"), "refusal"))
 
 
 def _joined(content: Any) -> str:
