@@ -367,6 +367,10 @@ def refusing(**limits: Any) -> Callable[[Server], None]:
         "seed": "Extra inputs are not permitted: seed",
         "max_tokens": "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.",
         "stream_options": "unknown field stream_options",
+        "max_completion_tokens": "Extra inputs are not permitted: max_completion_tokens",
+        "top_p": "Unsupported parameter: 'top_p' is not supported with this model.",
+        "temperature": "Unsupported value: 'temperature' does not support 0.9 with this model. "
+        "Only the default (1) value is supported.",
     }
 
     def setup(server: Server) -> None:
@@ -415,6 +419,64 @@ def test_every_other_refusal_is_learned_at_the_start_too() -> None:
         assert not {"max_tokens", "seed", "stream_options"} & set(body)
 
     with_server(answering, use, setup=refusing(max_tokens=None, seed=None, stream_options=None), stream=True)
+
+
+def test_settings_that_a_model_does_not_take_are_left_out_and_recorded(caplog: pytest.LogCaptureFixture) -> None:
+    """OpenAI's o-series: another name for the length, no temperature but 1, no top_p, no log-probabilities."""
+
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        info = await engine.start()
+        assert info.details["not_sent"] == ["temperature", "top_p"]
+        assert info.details["length_field"] == "max_completion_tokens"
+        assert "takes no ['temperature', 'top_p']: its own defaults apply" in caplog.text
+        await engine.generate(PROMPT, replace(SAMPLING, temperature=0.0))
+        body = server.requests[0].body
+        assert body["max_completion_tokens"] == 64
+        assert not {"max_tokens", "temperature", "top_p", "logprobs", "top_logprobs"} & set(body)
+
+    with_server(answering, use, setup=refusing(max_tokens=None, temperature=None, top_p=None, logprobs=None))
+
+
+def test_a_length_that_is_taken_under_no_name_is_left_out() -> None:
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        info = await engine.start()
+        assert info.details["length_field"] is None
+        assert "not_sent" not in info.details
+        await generate(server, engine)
+        assert not {"max_tokens", "max_completion_tokens"} & set(server.requests[0].body)
+
+    with_server(answering, use, setup=refusing(max_tokens=None, max_completion_tokens=None))
+
+
+def test_a_model_that_thinks_first_is_given_more_tokens_for_the_first_answer() -> None:
+    def setup(server: Server) -> None:
+        def probe(request: Request) -> Reply:
+            if request.body["max_tokens"] < 100:
+                said = "Could not finish the message because max_tokens or model output limit was reached. "
+                return error(400, said + "Please try again with higher max_tokens.")
+            return Reply(chat_answer("Yes", logprobs=request.body))
+
+        server.probe = probe
+
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        assert [probe.body["max_tokens"] for probe in server.probes] == [4, 1024]
+        assert "length_field" not in (await engine.start()).details
+
+    with_server(answering, use, setup=setup)
+
+
+@pytest.mark.parametrize("bad", [Reply(chat_answer("Yes")), error(400, "try again")], ids=["no logprobs", "refusal"])
+def test_one_bad_answer_at_the_start_decides_nothing(bad: Reply) -> None:
+    left = [bad, bad]
+
+    def setup(server: Server) -> None:
+        server.probe = lambda request: left.pop() if left else Reply(chat_answer("Yes", logprobs=request.body))
+
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        assert (await engine.start()).details["top_logprobs"] == 20
+        assert len(server.probes) == 3
+
+    with_server(answering, use, setup=setup)
 
 
 def test_openai_forbids_logprobs_with_a_403() -> None:

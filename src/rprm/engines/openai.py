@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,14 +32,22 @@ from rprm.errors import EngineError, EngineUnavailable, RequestRefused, Unsuppor
 from rprm.prompts.template import Message, Prompt
 from rprm.verdict import VerdictChoice, VerdictFormat
 
+logger = logging.getLogger(__name__)
+
 _DEFAULT_URL = "https://api.openai.com/v1"
-#: The request from which a server's abilities are learned: a few tokens, all features at once.
+#: The request from which a server's abilities are learned: a few tokens, all features at once, no value the default.
 _PROBE = Prompt((Message("user", "Reply with one word: Yes"),))
-_PROBE_SAMPLING = Sampling(max_tokens=4, seed=1, verdict=VerdictFormat())
+_PROBE_SAMPLING = Sampling(temperature=0.9, top_p=0.9, max_tokens=4, seed=1, verdict=VerdictFormat())
+#: Tokens for servers that take no fewer, or whose models think first.
+_PROBE_TOKENS = 1024
+#: Answers without log-probabilities, or refusals that name nothing, after which that is how the server is.
+_PROBE_TRIES = 3
 #: A beginning of the reply that one token cannot repeat: tells whether answers begin with the reply that was given.
 _PROBE_REPLY = "The one word that was asked for, and nothing else, is this:"
 #: Numbers of alternatives per token to try, from the most that vLLM and OpenAI give to the most some others do.
 _TOP_LOGPROBS_STEPS = (20, 5, 0)
+#: Request fields that a server may not take; it then does as it does without them.
+_OPTIONAL = ("seed", "stream_options", "top_p", "temperature")
 #: Request fields that the engine sets: none of them may come from `extra`, where it would belie the manifest.
 _OUR_FIELDS = re.compile(
     "model|messages|prompt|temperature|top_p|max_tokens|max_completion_tokens|seed|stop|logprobs|top_logprobs|n|"
@@ -140,6 +149,11 @@ class OpenAIEngine:
             await self.aclose()
             raise
         details: dict[str, Any] = {"url": self.url, "api": route.path[1:], "top_logprobs": route.top_logprobs}
+        if not_sent := sorted(route.left_out - {"stream_options"}):
+            details["not_sent"] = not_sent
+            logger.warning("%s: takes no %s: its own defaults apply", self.endpoint.where(route.path), not_sent)
+        if route.length_field != "max_tokens":
+            details["length_field"] = route.length_field
         if self.extra:
             details["extra"] = self.extra
         if self.share_prompts:
@@ -152,7 +166,7 @@ class OpenAIEngine:
             context_length=context_length,
             has_logprobs=has_logprobs,
             # Which calls meet in one request, and so share its seed, depends on what runs beside them.
-            has_seeds=route.sends_seed and not self.share_prompts,
+            has_seeds="seed" not in route.left_out and not self.share_prompts,
             has_second_pass=has_logprobs and continues_replies,
             shares_prompts=self.share_prompts,
             continues_replies=continues_replies,
@@ -241,7 +255,10 @@ class OpenAIEngine:
         return route
 
     async def _probe(self, route: _Route) -> None:
-        """One short request. Where the server refuses a feature, that is given up for the next one."""
+        """One short request. Where the server refuses a feature, that is given up for the next one.
+
+        One answer without log-probabilities, or one refusal that names nothing, decides nothing.
+        """
 
         def read(data: dict[str, Any]) -> bool:
             # Read as a whole, so that garbled answers are tried again.
@@ -249,16 +266,23 @@ class OpenAIEngine:
             return has_alternatives(data)
 
         prompt = replace(_PROBE, chat=route is self._chat)
-        body = self._body(route, prompt, _PROBE_SAMPLING, 1)
+        sampling = replace(_PROBE_SAMPLING, max_tokens=route.probe_tokens)
+        body = self._body(route, prompt, sampling, 1)
         try:
-            has_logprobs = await self.endpoint.post(route.path, body, read, route.limit(_PROBE_SAMPLING, 1))
+            has_logprobs = await self.endpoint.post(route.path, body, read, route.limit(sampling, 1))
         except Refusal as refusal:
-            if not route.give_up(refusal.said):
+            if route.give_up(refusal.said):
+                return
+            route.num_bad += 1
+            if route.num_bad == _PROBE_TRIES:
+                route.num_bad = 0
                 where = self.endpoint.where(route.path)
                 raise EngineError(f"{where} refuses even a short request: {refusal.said}") from None
         else:
-            route.top_logprobs *= has_logprobs
-            route.learned = True
+            route.num_bad += not has_logprobs
+            route.learned = has_logprobs or not route.top_logprobs or route.num_bad == _PROBE_TRIES
+            if route.learned:
+                route.top_logprobs *= has_logprobs
 
     async def _echo(self, route: _Route, prompt: Prompt) -> str:
         """What the text of every answer begins with: the given reply, where the server repeats it (llama.cpp does)."""
@@ -299,8 +323,10 @@ class OpenAIEngine:
                 body |= {"add_generation_prompt": False, "continue_final_message": True}
         else:
             body["prompt"] = prompt.text
-        body |= {"temperature": sampling.temperature, "top_p": sampling.top_p, route.length_field: sampling.max_tokens}
-        if sampling.seed is not None and route.sends_seed:
+        body |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
+        if route.length_field is not None:
+            body[route.length_field] = sampling.max_tokens
+        if sampling.seed is not None:
             body["seed"] = sampling.seed
         if sampling.stop:
             body["stop"] = list(sampling.stop)
@@ -312,10 +338,8 @@ class OpenAIEngine:
         if n > 1:
             body["n"] = n
         if self.stream if stream is None else stream:
-            body["stream"] = True
-            if route.sends_stream_options:
-                body["stream_options"] = {"include_usage": True}
-        return body | self.extra
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+        return {name: value for name, value in body.items() if name not in route.left_out} | self.extra
 
     async def _complete(self, prompt: Prompt, sampling: Sampling, n: int) -> list[Completion]:
         """Send one request for `n` completions; the caller holds a slot. Some servers return fewer."""
@@ -408,9 +432,12 @@ class _Route:
 
     path: str
     top_logprobs: int
-    length_field: str = "max_tokens"
-    sends_seed: bool = True
-    sends_stream_options: bool = True
+    #: How the request calls `max_tokens`; None where no name is taken.
+    length_field: str | None = "max_tokens"
+    #: Fields that the server does not take.
+    left_out: set[str] = field(default_factory=set)
+    probe_tokens: int = _PROBE_SAMPLING.max_tokens
+    num_bad: int = 0
     learned: bool = False
     #: Whether answers begin with the reply that was given; None until it is learned.
     echoes: bool | None = None
@@ -420,20 +447,23 @@ class _Route:
         """Stop using the feature that the server's refusal of the probe names; False where it names none."""
         if self.top_logprobs and "logprob" in said.lower():
             self.top_logprobs = next(step for step in _TOP_LOGPROBS_STEPS if step < self.top_logprobs)
-        elif self.length_field == "max_tokens" and "max_completion_tokens" in said:
-            self.length_field = "max_completion_tokens"
-        elif self.sends_seed and re.search(r"\bseed\b", said, re.IGNORECASE):
-            self.sends_seed = False
-        elif self.sends_stream_options and "stream_options" in said:
-            self.sends_stream_options = False
+        elif self.probe_tokens < _PROBE_TOKENS and re.search(r"output limit|(higher|minimum).*tokens|tokens.*>=", said):
+            self.probe_tokens = _PROBE_TOKENS
+        elif self.length_field and re.search(r"max_(completion_)?tokens", said):
+            self.length_field = "max_completion_tokens" if self.length_field == "max_tokens" else None
         else:
-            return False
+            named = (name for name in _OPTIONAL if re.search(rf"\b{name}\b", said, re.IGNORECASE))
+            refused = next((name for name in named if name not in self.left_out), None)
+            if refused is None:
+                return False
+            self.left_out.add(refused)
         return True
 
     def limit(self, sampling: Sampling, n: int) -> int:
         """Bytes that an honest answer stays below: so many for a token, as streamed, and for each alternative."""
         top_logprobs = self.top_logprobs if sampling.verdict is not None else 0
-        return (1 << 20) + n * sampling.max_tokens * (1024 + 256 * top_logprobs)
+        max_tokens = sampling.max_tokens if self.length_field else 1 << 17
+        return (1 << 20) + n * max_tokens * (1024 + 256 * top_logprobs)
 
 
 @dataclass
