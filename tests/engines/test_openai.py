@@ -761,15 +761,115 @@ def test_retry_after_as_a_date(seconds_ahead: int, low: float, high: float) -> N
 
 @pytest.mark.parametrize("status", [400, 413, 422])
 def test_a_refused_request_costs_its_record_alone(status: int) -> None:
-    message = "This model's maximum context length is 4096 tokens. However, you requested 9000 tokens."
+    message = "The prompt holds 9000 pictures, which this model cannot see."
 
     async def use(server: Server, engine: OpenAIEngine) -> None:
-        with pytest.raises(RequestRefused, match=r"maximum context length is 4096 tokens.*9000"):
+        with pytest.raises(RequestRefused, match=message):
             await generate(server, engine)
         assert len(server.requests) == 1
         assert (await generate(server, engine)).text == ANSWER
 
     with_server(playing(error(status, message), Reply(chat_answer(ANSWER))), use)
+
+
+#: How servers refuse `most` tokens beside a prompt of `prompt` where the context has `context`.
+CONTEXT_REFUSALS = {
+    "OpenAI, vLLM of old": "This model's maximum context length is {context} tokens. However, you requested {total} "
+    "tokens ({prompt} in the messages, {most} in the completion). Please reduce the length of the messages.",
+    "vLLM": "'max_tokens' or 'max_completion_tokens' is too large: {most}. This model's maximum context length is "
+    "{context} tokens and your request has {prompt} input tokens ({most} > {context} - {prompt}).",
+    "vLLM that stops counting": "This model's maximum context length is {context} tokens. However, you requested "
+    "{most} output tokens and your prompt contains at least {least} input tokens, for a total of at least {over}.",
+    "SGLang": "Requested token count exceeds the model's maximum context length of {context} tokens. You requested a "
+    "total of {total} tokens: {prompt} tokens from the input messages and {most} tokens for the completion.",
+    "TGI": "Input validation error: `inputs` tokens + `max_new_tokens` must be <= {context}. Given: {prompt} `inputs` "
+    "tokens and {most} `max_new_tokens`",
+    "short": "maximum context length is {context} tokens",
+}
+
+
+def with_context(words: str, prompt: int, context: int) -> Play:
+    """A server that refuses what does not fit its context, and otherwise writes all that it may."""
+
+    async def play(request: Request, writer: asyncio.StreamWriter) -> Reply | None:
+        most = request.body["max_tokens"]
+        if prompt + most > context:
+            numbers = {"prompt": prompt, "most": most, "total": prompt + most}
+            over = {"context": context, "least": context + 1 - most, "over": context + 1}
+            return error(400, words.format(**numbers, **over), code="context_length_exceeded")
+        usage = {"prompt_tokens": prompt, "completion_tokens": most}
+        return Reply(chat_answer("It adds", finish_reason="length", logprobs=request.body, **usage))
+
+    return play
+
+
+@pytest.mark.parametrize("words", CONTEXT_REFUSALS.values(), ids=CONTEXT_REFUSALS)
+def test_max_tokens_is_clipped_to_what_the_context_leaves(words: str) -> None:
+    sampling = replace(SAMPLING, max_tokens=990)
+
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        completion = await engine.generate(PROMPT, sampling)
+        # 1,000 of the context, 300 of the prompt: 700 tokens are left.
+        assert (completion.finish_reason, completion.num_tokens, completion.num_prompt_tokens) == ("length", 700, 300)
+        num_requests = len(server.requests)
+        # Where the refusal does not tell the prompt's length, a request of one token does.
+        assert [request.body["max_tokens"] for request in server.requests] in ([990, 700], [990, 1, 700])
+        # It is remembered for the other analyses of the prompt.
+        await engine.generate(PROMPT, replace(sampling, seed=8))
+        assert len(server.requests) == num_requests + 1
+
+    with_server(with_context(words, 300, 1000), use)
+
+
+@pytest.mark.parametrize("words", CONTEXT_REFUSALS.values(), ids=CONTEXT_REFUSALS)
+def test_a_prompt_is_refused_where_fewer_than_64_tokens_are_left(words: str) -> None:
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        with pytest.raises(
+            RequestRefused, match=r"prompt has 937 tokens, which leaves 63 of the context length of 1000"
+        ):
+            await engine.generate(PROMPT, replace(SAMPLING, max_tokens=990))
+
+    async def fits(server: Server, engine: OpenAIEngine) -> None:
+        assert (await engine.generate(PROMPT, replace(SAMPLING, max_tokens=990))).num_tokens == 64
+
+    with_server(with_context(words, 937, 1000), use)
+    with_server(with_context(words, 936, 1000), fits)
+
+
+@pytest.mark.parametrize("status", [400, 500])
+def test_llama_cpp_tells_the_lengths_in_fields(status: int) -> None:
+    more = {"type": "exceed_context_size_error", "n_prompt_tokens": 1407, "n_ctx": 256, "code": status}
+
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        with pytest.raises(
+            RequestRefused, match=r"prompt has 1407 tokens, which leaves 0 of the context length of 256"
+        ):
+            await generate(server, engine)
+        assert len(server.requests) == 1
+
+    with_server(playing(error(status, "the request exceeds the available context size", **more)), use)
+
+
+def test_a_model_that_writes_no_more_than_so_many_tokens_is_asked_for_these() -> None:
+    refusal = error(
+        400, "max_tokens is too large: 64. This model supports at most 40 completion tokens, whereas you ..."
+    )
+
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        assert (await generate(server, engine)).text == ANSWER
+        assert [request.body["max_tokens"] for request in server.requests] == [64, 40]
+
+    with_server(playing(refusal, Reply(chat_answer(ANSWER))), use)
+
+
+def test_a_completion_that_the_context_cuts_short_is_one() -> None:
+    cut = chat_answer("It adds", finish_reason="length", completion_tokens=64)
+
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        completion = await engine.generate(PROMPT, replace(SAMPLING, max_tokens=4096))
+        assert (completion.finish_reason, completion.num_tokens) == ("length", 64)
+
+    with_server(playing(Reply(cut)), use)
 
 
 def test_a_full_context_is_a_refusal_with_the_lengths() -> None:

@@ -11,8 +11,28 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+from rprm.errors import RequestRefused
 from rprm.prompts.template import Prompt
 from rprm.verdict import VerdictChoice, VerdictFormat
+
+#: Tokens that the context must leave to a completion that may take more: in fewer nothing is said.
+MIN_ROOM = 64
+
+
+def clipped(num_prompt_tokens: int, max_tokens: int, context_length: int) -> int:
+    """The most tokens that a completion can have: `max_tokens`, or what the context leaves beside the prompt.
+
+    Raises:
+        RequestRefused: it leaves fewer than `MIN_ROOM` tokens, and fewer than were asked for.
+    """
+    room = context_length - num_prompt_tokens
+    if room < min(MIN_ROOM, max_tokens):
+        raise RequestRefused(
+            f"the prompt has {num_prompt_tokens} tokens, which leaves {max(room, 0)} of the context length of "
+            f"{context_length}; a completion needs {min(MIN_ROOM, max_tokens)}: use a shorter prompt template, or a "
+            "longer context (context_length=) where the model allows it"
+        )
+    return min(max_tokens, room)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from rprm.engines.openai_wire import Transient, Watch, error_of, parse_json, read_body, read_events
+from rprm.engines.openai_wire import Transient, Watch, context_of, error_of, parse_json, read_body, read_events
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused
 
 logger = logging.getLogger(__name__)
@@ -31,10 +31,15 @@ _BUSY = (408, 409, 425, 429)
 
 
 class Refusal(RequestRefused):
-    """The server refuses a request. `said`: its own words, cleaned; `code`: its error code, if it gave one."""
+    """The server refuses a request.
+
+    `said`: its own words, cleaned; `code`: its error code, if it gave one; `context`: where it says that the context is
+    too short, the lengths of the prompt and of the context, as far as it tells them.
+    """
 
     said = ""
     code: str | None = None
+    context: tuple[int | None, int | None] | None = None
 
 
 class Endpoint:
@@ -209,9 +214,11 @@ class Endpoint:
     def _raise_for(self, response: httpx.Response, path: str, body: bytes) -> None:
         status = response.status_code
         try:
-            said, code = error_of(parse_json(body))
+            data = parse_json(body)
         except Transient:
-            said, code = body.decode("utf-8", "replace"), None
+            data = {"error": body.decode("utf-8", "replace")}
+        said, code = error_of(data)
+        context = context_of(data)
         said = self.clean(said) or response.reason_phrase
         what = f"{self.where(path)} answered {status}: {said}"
         # OpenAI forbids log-probabilities, not the model, with a 403: the request is at fault.
@@ -221,11 +228,13 @@ class Endpoint:
             raise EngineUnavailable(f"{what}; mend the account, then run the same command again to go on")
         if status == 404:
             raise EngineError(f"{what}; check the model's name and that the URL ends where /chat/completions begins")
-        if status in _BUSY or (status >= 500 and status != 501):
+        # llama.cpp had it a 500 once.
+        is_context = context is not None and status in (400, 413, 422, 500)
+        if status in _BUSY or (status >= 500 and status != 501 and not is_context):
             raise Transient(f"{status} {said}", _retry_after(response.headers), is_busy=status in _BUSY)
-        if 400 <= status < 500:
+        if 400 <= status < 500 or is_context:
             refusal = Refusal(f"the server refused the request ({status}): {said}")
-            refusal.said, refusal.code = said, code
+            refusal.said, refusal.code, refusal.context = said, code, context
             raise refusal
         if 300 <= status < 400:
             location = self.clean(response.headers.get("location", "elsewhere"))

@@ -18,13 +18,13 @@ from typing import Any
 
 import httpx
 
-from rprm.engines.base import Completion, EngineInfo, Sampling
+from rprm.engines.base import MIN_ROOM, Completion, EngineInfo, Sampling, clipped
 from rprm.engines.endpoint import Endpoint, Refusal
 from rprm.engines.openai_wire import (
-    CONTEXT_FULL,
     Watch,
     first_choice,
     has_alternatives,
+    prompt_length,
     read_completions,
     served_models,
 )
@@ -46,6 +46,10 @@ _PROBE_TRIES = 3
 _PROBE_REPLY = "The one word that was asked for, and nothing else, is this:"
 #: Numbers of alternatives per token to try, from the most that vLLM and OpenAI give to the most some others do.
 _TOP_LOGPROBS_STEPS = (20, 5, 0)
+#: OpenAI's refusal of a length that the model does not write.
+_COMPLETION_LIMIT = re.compile(r"at most (\d+) completion tokens")
+#: Prompts whose room is remembered.
+_ROOMS = 1024
 #: Request fields that a server may not take; it then does as it does without them.
 _OPTIONAL = ("seed", "stream_options", "top_p", "temperature")
 #: Request fields that the engine sets: none of them may come from `extra`, where it would belie the manifest.
@@ -74,7 +78,7 @@ class OpenAIEngine:
             where the prompt is billed per request; samples are then not reproducible one by one.
         continue_final_message: the server continues an unfinished assistant message (vLLM, SGLang, llama.cpp). Gives
             chat prompts a second pass, and replies that are begun.
-        context_length: in tokens, where the server does not tell; recorded only, since the server is what refuses.
+        context_length: in tokens, where the server does not tell.
         extra: a JSON object of further request fields, such as `{"top_k": 0, "min_p": 0}`.
 
     Raises:
@@ -134,6 +138,8 @@ class OpenAIEngine:
         self._groups: dict[tuple[Prompt, Sampling], _Group] = {}
         self._group_tasks: set[asyncio.Task[None]] = set()
         self._max_n = 128
+        #: How many tokens the context leaves beside a prompt, where that is fewer than were asked for.
+        self._rooms: dict[Prompt, int] = {}
 
     async def start(self) -> EngineInfo:
         if self._info is not None:
@@ -182,10 +188,10 @@ class OpenAIEngine:
         else:
             async with self._slots:
                 (completion, *_) = await self._complete(prompt, sampling, 1)
-        if completion.finish_reason != CONTEXT_FULL:
+        if completion.finish_reason != "length" or completion.num_tokens >= min(MIN_ROOM, sampling.max_tokens):
             return completion
         if sampling.verdict is not None and sampling.verdict.find(completion.text):
-            return replace(completion, finish_reason="length")
+            return completion
         raise RequestRefused(
             f"after a prompt of {completion.num_prompt_tokens} tokens the server stopped at {completion.num_tokens} of "
             f"max_tokens={sampling.max_tokens}: its context is full; serve the model with a longer one"
@@ -342,22 +348,57 @@ class OpenAIEngine:
         return {name: value for name, value in body.items() if name not in route.left_out} | self.extra
 
     async def _complete(self, prompt: Prompt, sampling: Sampling, n: int) -> list[Completion]:
-        """Send one request for `n` completions; the caller holds a slot. Some servers return fewer."""
+        """Send one request for `n` completions; the caller holds a slot. Some servers return fewer.
+
+        Where they refuse `max_tokens` because the context is shorter, what it leaves is asked for.
+        """
         route = await self._route(prompt)
         echo = await self._echo(route, prompt)
-        try:
-            return await self.endpoint.post(
-                route.path,
-                self._body(route, prompt, sampling, n),
-                lambda data: read_completions(data, sampling, n, echo),
-                route.limit(sampling, n),
-                Watch(sampling.verdict, n),
-            )
-        except Refusal as refusal:
-            if refusal.code in ("unsupported_parameter", "unsupported_value"):
-                # Every request of the run would fare the same.
-                raise EngineError(f"{self.endpoint.where(route.path)} takes no such setting: {refusal.said}") from None
-            raise
+        while True:
+            asked = replace(sampling, max_tokens=min(sampling.max_tokens, self._rooms.get(prompt, sampling.max_tokens)))
+            try:
+                return await self.endpoint.post(
+                    route.path,
+                    self._body(route, prompt, asked, n),
+                    lambda data: read_completions(data, sampling, n, echo),
+                    route.limit(sampling, n),
+                    Watch(sampling.verdict, n),
+                )
+            except Refusal as refusal:
+                if refusal.code in ("unsupported_parameter", "unsupported_value"):
+                    # Every request of the run would fare the same.
+                    where = self.endpoint.where(route.path)
+                    raise EngineError(f"{where} takes no such setting: {refusal.said}") from None
+                room = await self._room(route, prompt, sampling.max_tokens, refusal)
+                if room is None or room >= asked.max_tokens:
+                    raise
+                self._rooms[prompt] = room
+                if len(self._rooms) > _ROOMS:
+                    del self._rooms[next(iter(self._rooms))]
+
+    async def _room(self, route: _Route, prompt: Prompt, max_tokens: int, refusal: Refusal) -> int | None:
+        """How many tokens a completion of the prompt may have by the server's refusal; None where that is not told.
+
+        Raises:
+            RequestRefused: too few.
+        """
+        if match := _COMPLETION_LIMIT.search(refusal.said):
+            return int(match[1])
+        if refusal.context is None:
+            return None
+        num_prompt_tokens, context_length = refusal.context
+        context_length = context_length or (self._info.context_length if self._info else None)
+        if num_prompt_tokens is None and context_length is not None:
+            body = self._body(route, prompt, Sampling(max_tokens=1), 1, stream=False)
+            try:
+                num_prompt_tokens = await self.endpoint.post(
+                    route.path, body, prompt_length, route.limit(Sampling(), 1)
+                )
+            except Refusal:
+                return None
+        if num_prompt_tokens is None or context_length is None:
+            return None
+        return clipped(num_prompt_tokens, max_tokens, context_length)
 
     # Equal prompts in one request
 

@@ -31,8 +31,15 @@ _FAR_BELOW = math.log(1000.0)
 _SETTLED_AFTER = 8
 #: Characters before a streamed answer among which its marker is looked for.
 _LOOKED_BACK = 400
-#: Stands for a finish reason "length" of fewer tokens than were asked for.
-CONTEXT_FULL = "context full"
+#: The length of the context in a refusal of vLLM, OpenAI, SGLang, llama.cpp or TGI, and that of the prompt. vLLM stops
+#: counting a prompt where it is too long, and then says "at least".
+_CONTEXT = re.compile(
+    r"(?:context (?:length|size|window)|max_model_len)\D{0,40}?(\d+)|max_new_tokens\W+must be <= (\d+)"
+)
+_PROMPT = re.compile(
+    r"(?<!at least )(?<!\d)(\d+) (?:tokens )?(?:in the (?:messages|prompt)|in your prompt|input tokens|from the input|"
+    r"`inputs` tokens)"
+)
 #: Finish reasons that say what "stop" leaves open: whether the model ended the text itself.
 _ENDED = {
     "eos": True,
@@ -91,6 +98,25 @@ def error_of(data: Mapping[str, Any]) -> tuple[str, str | None]:
     else:
         said, code = error, None
     return said if isinstance(said, str) else json.dumps(said), None if code is None else str(code)
+
+
+def context_of(data: Mapping[str, Any]) -> tuple[int | None, int | None] | None:
+    """The prompt's and the context's length, as far as an error body tells them; None if it is about another thing."""
+    error = data.get("error", data)
+    said, code = error_of(data)
+    lengths = _CONTEXT.search(said)
+    kinds = (code, _field(error, "type"))
+    if lengths is None and not {"context_length_exceeded", "exceed_context_size_error"} & set(map(str, kinds)):
+        return None
+    prompt = _PROMPT.search(said)
+    num_prompt_tokens = _count(_field(error, "n_prompt_tokens")) or (int(prompt[1]) if prompt else None)
+    context_length = _count(_field(error, "n_ctx")) or (int(lengths[1] or lengths[2]) if lengths else None)
+    return num_prompt_tokens, context_length
+
+
+def prompt_length(data: Mapping[str, Any]) -> int | None:
+    """How many tokens the server counts in the prompt."""
+    return _count(_field(data.get("usage"), "prompt_tokens"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,8 +277,6 @@ def read_completions(data: Mapping[str, Any], sampling: Sampling, n: int, echo: 
             text, tokens = "", []
         if finish_reason == "error":
             raise Transient("a completion that ended in an error")
-        if finish_reason == "length" and num_tokens is not None and num_tokens < sampling.max_tokens:
-            finish_reason = CONTEXT_FULL
         if num_tokens is None:
             num_tokens = share if share is not None else -(-len(text.encode()) // 4)
         completions.append(
