@@ -1774,13 +1774,101 @@ def test_tokens_of_the_reasoning_are_not_those_of_the_text() -> None:
     final = token("Yes", -0.5, {"Yes": -0.5, "No": -1.0})
     tokens = [thought, token("</think>"), final, token("<|im_end|>")]
     (choice,) = completion_of("Yes", tokens, reasoning_content="Yes").choices
-    assert (choice.start, choice.logprob_no) == (0, -1.0)
+    assert (choice.start, choice.logprob_no) == (len("<think>\nYes\n</think>\n\n"), -1.0)
 
 
-@pytest.mark.parametrize("message", [{"refusal": "I cannot"}, {"reasoning_content": "hm"}, {}])
-def test_an_answer_without_text(message: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [({"refusal": "I cannot"}, ""), ({"reasoning_content": "hm"}, "<think>\nhm"), ({"reasoning": None}, ""), ({}, "")],
+)
+def test_an_answer_without_text(message: dict[str, Any], text: str) -> None:
     completion = completion_of(None, [], **message)
-    assert (completion.text, completion.choices) == ("", ())
+    assert (completion.text, completion.choices) == (text, ())
+
+
+# Thinking
+
+#: Thinking that has a verdict of its own, and the answer, which has another.
+THOUGHTS = f"Is it? {VERDICT.marker} No"
+APART = f"<think>\n{THOUGHTS}\n</think>\n\n{ANSWER}"
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "parts"])
+def test_thinking_that_comes_apart_stands_in_front_of_the_text(name: str, streamed: bool) -> None:
+    message: dict[str, Any] = {"content": ANSWER, name: THOUGHTS}
+    if name == "parts":
+        thoughts = [{"type": "text", "text": THOUGHTS}]
+        message = {"content": [{"type": "thinking", "thinking": thoughts}, {"type": "text", "text": ANSWER}]}
+    entries = [*chat_tokens(THOUGHTS, 0.1, 0.85), token("</think>"), *chat_tokens(ANSWER)]
+    choice = {"message": message, "finish_reason": "stop", "logprobs": {"content": entries}}
+    answer: dict[str, Any] = {"choices": [choice]}
+    if streamed:
+        stream = Stream(Watch(None, 1))
+        for part in ({key: value} for key, value in reversed(message.items())):
+            stream.add({"choices": [{"delta": part}]})
+        stream.add({"choices": [choice | {"message": None}]})
+        answer = stream.whole()
+    (completion,) = read_completions(answer, SAMPLING, 1)
+    assert completion.text == APART
+    # The choice of the answer counts, at its place in the whole; that of the thinking has none.
+    (found,) = completion.choices
+    assert found.start == len(APART) - len("Yes")
+    assert found.p_yes == pytest.approx(0.8 / 0.95)
+
+
+def test_a_verdict_in_streamed_thinking_does_not_end_the_stream() -> None:
+    stream = Stream(Watch(VERDICT, 1))
+    assert not stream.add({"choices": [{"delta": {"reasoning_content": f"{THOUGHTS}. And so on, and on."}}]})
+    assert stream.add({"choices": [{"delta": {"content": f"{ANSWER}. And so on, and on."}}]})
+
+
+THINKS_FIRST = f"{THOUGHTS}. Or not.\n</think>\n\n{ANSWER}"
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_thinking_that_the_template_opened_is_known_once_its_end_was_seen(streamed: bool) -> None:
+    cut = chat_answer(THINKS_FIRST[:40], finish_reason="length", completion_tokens=64)
+    whole = chat_answer(THINKS_FIRST)
+
+    def setup(server: Server) -> None:
+        # The first answer is cut off amid the thinking: it is asked for more.
+        texts = {4: ("Hm, one", "length"), 1024: ("Hm, one word.\n</think>\n\nYes", "stop")}
+
+        def probe(request: Request) -> Reply:
+            text, reason = texts[request.body["max_tokens"]]
+            return Reply(chat_answer(text, finish_reason=reason, logprobs=request.body))
+
+        server.probe = probe
+
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        assert [probe.body["max_tokens"] for probe in server.probes][:2] == [4, 1024]
+        completion = await generate(server, engine)
+        assert completion.text == f"<think>\n{THINKS_FIRST[:40]}"
+        # A lone end is left as it is.
+        assert (await generate(server, engine)).text == THINKS_FIRST
+
+    async def stream(request: Request, writer: asyncio.StreamWriter) -> Reply | None:
+        text, reason = (THINKS_FIRST[:40], "length") if not bodies else (THINKS_FIRST, "stop")
+        bodies.append(text)
+        pieces = [{"choices": [{"delta": {"content": piece}}]} for piece in tokens_of(text)]
+        pieces.append({"choices": [{"delta": {}, "finish_reason": reason}]})
+        body = "".join(f"data: {json.dumps(piece)}\n\n" for piece in pieces)
+        return Reply(f"{body}data: [DONE]\n\n".encode(), headers={"content-type": "text/event-stream"})
+
+    bodies: list[str] = []
+    with_server(stream if streamed else playing(Reply(cut), Reply(whole)), use, setup=setup, stream=streamed)
+
+
+def test_a_text_that_opens_its_thinking_itself_teaches_nothing() -> None:
+    whole = chat_answer(f"<think>\n{THINKS_FIRST}")
+    cut = chat_answer("It adds", finish_reason="length", completion_tokens=64)
+
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        assert (await generate(server, engine)).text == f"<think>\n{THINKS_FIRST}"
+        assert (await generate(server, engine)).text == "It adds"
+
+    with_server(playing(Reply(whole), Reply(cut)), use)
 
 
 @pytest.mark.parametrize(

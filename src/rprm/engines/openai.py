@@ -22,6 +22,7 @@ from rprm.engines.base import MIN_ROOM, Completion, EngineInfo, Sampling, clippe
 from rprm.engines.endpoint import Endpoint, Refusal
 from rprm.engines.openai_wire import (
     Watch,
+    ends_thinking_alone,
     first_choice,
     has_alternatives,
     prompt_length,
@@ -266,16 +267,17 @@ class OpenAIEngine:
         One answer without log-probabilities, or one refusal that names nothing, decides nothing.
         """
 
-        def read(data: dict[str, Any]) -> bool:
+        def read(data: dict[str, Any]) -> tuple[bool, Completion]:
             # Read as a whole, so that garbled answers are tried again.
-            read_completions(data, _PROBE_SAMPLING, 1)
-            return has_alternatives(data)
+            (completion, *_) = read_completions(data, _PROBE_SAMPLING, 1)
+            route.opens_thinking |= ends_thinking_alone(data)
+            return has_alternatives(data), completion
 
         prompt = replace(_PROBE, chat=route is self._chat)
         sampling = replace(_PROBE_SAMPLING, max_tokens=route.probe_tokens)
         body = self._body(route, prompt, sampling, 1)
         try:
-            has_logprobs = await self.endpoint.post(route.path, body, read, route.limit(sampling, 1))
+            has_logprobs, completion = await self.endpoint.post(route.path, body, read, route.limit(sampling, 1))
         except Refusal as refusal:
             if route.give_up(refusal.said):
                 return
@@ -285,6 +287,9 @@ class OpenAIEngine:
                 where = self.endpoint.where(route.path)
                 raise EngineError(f"{where} refuses even a short request: {refusal.said}") from None
         else:
+            if prompt.chat and route.probe_tokens < _PROBE_TOKENS and _may_be_thinking(completion):
+                route.probe_tokens = _PROBE_TOKENS
+                return
             route.num_bad += not has_logprobs
             route.learned = has_logprobs or not route.top_logprobs or route.num_bad == _PROBE_TRIES
             if route.learned:
@@ -354,15 +359,21 @@ class OpenAIEngine:
         """
         route = await self._route(prompt)
         echo = await self._echo(route, prompt)
+
+        def read(data: dict[str, Any]) -> list[Completion]:
+            route.opens_thinking |= not prompt.reply and ends_thinking_alone(data)
+            opens_thinking = route.opens_thinking and not prompt.reply
+            return read_completions(data, sampling, n, echo, opens_thinking=opens_thinking)
+
         while True:
             asked = replace(sampling, max_tokens=min(sampling.max_tokens, self._rooms.get(prompt, sampling.max_tokens)))
             try:
                 return await self.endpoint.post(
                     route.path,
                     self._body(route, prompt, asked, n),
-                    lambda data: read_completions(data, sampling, n, echo),
+                    read,
                     route.limit(sampling, n),
-                    Watch(sampling.verdict, n),
+                    Watch(sampling.verdict, n, route.opens_thinking and not prompt.reply),
                 )
             except Refusal as refusal:
                 if refusal.code in ("unsupported_parameter", "unsupported_value"):
@@ -477,6 +488,8 @@ class _Route:
     length_field: str | None = "max_tokens"
     #: Fields that the server does not take.
     left_out: set[str] = field(default_factory=set)
+    #: Whether answers begin with thinking that the chat template opened: a lone </think> was seen.
+    opens_thinking: bool = False
     probe_tokens: int = _PROBE_SAMPLING.max_tokens
     num_bad: int = 0
     learned: bool = False
@@ -505,6 +518,11 @@ class _Route:
         top_logprobs = self.top_logprobs if sampling.verdict is not None else 0
         max_tokens = sampling.max_tokens if self.length_field else 1 << 17
         return (1 << 20) + n * max_tokens * (1024 + 256 * top_logprobs)
+
+
+def _may_be_thinking(answer: Completion) -> bool:
+    """Whether the first answer was cut off before the word that was asked for: more of it tells how thinking ends."""
+    return answer.finish_reason == "length" and "yes" not in answer.text.lower()
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Reading what an OpenAI-compatible server answers: bodies, event streams, completions, log-probabilities.
+"""Reading what an OpenAI-compatible server answers: bodies, event streams, completions.
 
 Nothing here trusts the server: what is missing is None or nothing, what is garbled is `Transient`, what is too much is
 refused.
@@ -6,27 +6,19 @@ refused.
 
 from __future__ import annotations
 
-import codecs
-import functools
 import itertools
 import json
-import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
 
 from rprm.engines.base import Completion, Sampling
-from rprm.verdict import VerdictChoice, VerdictFormat, logsumexp
+from rprm.engines.openai_logprobs import read_tokens, verdict_choice, verdict_choices
+from rprm.verdict import VerdictChoice, VerdictFormat
 
-#: Servers write -9999 for a log-probability of -inf, which JSON does not have, or for one that they do not know.
-_LOGPROB_FLOOR = -9000.0
-#: A probability, or the sum of some that exclude each other, can be above 1 by rounding: by that much as a logarithm.
-_ROUNDING = 0.01
-#: An answer that is not listed counts only where its bound lies that far below the other one: odds of 1,000 to 1.
-_FAR_BELOW = math.log(1000.0)
 #: Characters after a streamed verdict that settle it: `Yes` could still become `Yes/No` or `Yesterday`.
 _SETTLED_AFTER = 8
 #: Characters before a streamed answer among which its marker is looked for.
@@ -52,6 +44,11 @@ _ENDED = {
 #: Finish reasons of answers that the server or the model withheld.
 _WITHHELD = ("content_filter", "refusal")
 _FINISH_REASONS = {"eos": "stop", "eos_token": "stop", "stop_sequence": "stop", "max_tokens": "length"}
+
+
+#: What opens and ends thinking in a text, and the kinds of parts of a content that are its text.
+_THINK_OPEN, _THINK_END = "<think>\n", "</think>"
+_TEXT_PARTS = (None, "text", "output_text")
 
 
 class Transient(Exception):
@@ -121,10 +118,14 @@ def prompt_length(data: Mapping[str, Any]) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """What ends a stream early: a verdict in each of its `n` texts."""
+    """What ends a stream early: a verdict in each of its `n` texts.
+
+    `opens_thinking`: the chat template opens the thinking, so that a text begins with it.
+    """
 
     verdict: VerdictFormat | None
     n: int
+    opens_thinking: bool = False
 
 
 class Stream:
@@ -154,13 +155,15 @@ class Stream:
         index = delta.get("index")
         index = index if isinstance(index, int) else 0
         choice = self.choices.setdefault(
-            index, {"index": index, "text": "", "finish_reason": None, "logprobs": {}, "num_tokens": 0}
+            index,
+            {"index": index, "text": "", "reasoning": "", "finish_reason": None, "logprobs": {}, "num_tokens": 0},
         )
         message = delta.get("delta")
         piece = _joined(message.get("content") if isinstance(message, dict) else delta.get("text"))
-        if piece:
-            choice["text"] += piece
-            choice["num_tokens"] += 1
+        thought = _thoughts(message)
+        choice["text"] += piece
+        choice["reasoning"] += thought
+        choice["num_tokens"] += bool(piece or thought)
         if refusal := _field(message, "refusal"):
             choice["refusal"] = refusal
         if delta.get("finish_reason"):
@@ -176,17 +179,24 @@ class Stream:
     def _look_for(self, verdict: VerdictFormat, index: int, choice: dict[str, Any], piece: str) -> None:
         """Settle the choice once its verdict stands, with enough text behind it to stay. Searches few events."""
         text = choice["text"]
+        if self.watch is not None and self.watch.opens_thinking and _THINK_END not in text:
+            return
         answers = verdict.yes.casefold(), verdict.no.casefold()
         recent = text[-len(piece) - max(map(len, answers)) :].casefold()
         if index not in self.ends and any(answer in recent for answer in answers):
-            found = verdict.find(text, max(0, len(text) - len(piece) - _LOOKED_BACK))
+            found = verdict.find(text, self._looked_from(text, len(text) - len(piece)))
             if found is not None:
                 self.ends[index] = found.end
         if index in self.ends and len(text) - self.ends[index] >= _SETTLED_AFTER:
             end = self.ends.pop(index)
-            if verdict.find(text, max(0, end - _LOOKED_BACK)) is not None:
+            if verdict.find(text, self._looked_from(text, end)) is not None:
                 self.settled.add(index)
                 choice["finish_reason"] = choice["finish_reason"] or "verdict"
+
+    def _looked_from(self, text: str, end: int) -> int:
+        """Where a verdict is looked for that ends at `end` or later."""
+        thinking = text.find(_THINK_END) if self.watch is not None and self.watch.opens_thinking else 0
+        return max(0, thinking, end - _LOOKED_BACK)
 
     def ended(self) -> dict[str, Any]:
         """The answer of a stream that sends no more."""
@@ -238,20 +248,25 @@ def served_models(data: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def has_alternatives(data: Mapping[str, Any]) -> bool:
     """Whether the answer lists alternatives to its tokens. A token's own log-probability alone is no choice."""
-    return any(len(token.alternatives()[0]) > 1 for token in _tokens(_choices(data)[0]) or ())
+    return any(len(token.alternatives()[0]) > 1 for token in read_tokens(_choices(data)[0]) or ())
 
 
 def first_choice(data: Mapping[str, Any], start: int, verdict: VerdictFormat) -> VerdictChoice | None:
     """The choice at the first token of the answer, said to stand at `start`; None where it cannot be told."""
-    tokens = _tokens(_choices(data)[0])
-    return _verdict_choice(tokens[0], start, verdict) if tokens else None
+    tokens = read_tokens(_choices(data)[0])
+    return verdict_choice(tokens[0], start, verdict) if tokens else None
 
 
-def read_completions(data: Mapping[str, Any], sampling: Sampling, n: int, echo: str = "") -> list[Completion]:
+def read_completions(
+    data: Mapping[str, Any], sampling: Sampling, n: int, echo: str = "", *, opens_thinking: bool = False
+) -> list[Completion]:
     """The completions of an answer; some servers give fewer than the `n` asked for.
+
+    Thinking that came apart stands in front of the text, between `<think>` and `</think>`.
 
     Args:
         echo: what every text begins with, and is no part of the completion.
+        opens_thinking: the chat template opens the thinking: a text that was cut off before its end is all thinking.
     """
     choices = _choices(data)[:n]
     texts = [_text(choice) for choice in choices]
@@ -266,7 +281,8 @@ def read_completions(data: Mapping[str, Any], sampling: Sampling, n: int, echo: 
     total = _count(usage.get("completion_tokens"))
     completions = []
     for index, (choice, text, share) in enumerate(zip(choices, texts, _shares(total, texts), strict=True)):
-        tokens = _tokens(choice) or []
+        thoughts = _thoughts(choice.get("message")) or _field(choice, "reasoning") or ""
+        tokens = read_tokens(choice) or []
         # `usage` is exact for one completion. For several it is their sum, or, from llama.cpp, the first one's.
         counted = len(tokens) or _count(choice.get("num_tokens"))
         num_tokens = share if len(choices) == 1 and share is not None else counted
@@ -274,20 +290,26 @@ def read_completions(data: Mapping[str, Any], sampling: Sampling, n: int, echo: 
         finish_reason = _FINISH_REASONS.get(finish_reason, finish_reason)
         if finish_reason in _WITHHELD:
             # What came before is no answer either, and is never read for a verdict.
-            text, tokens = "", []
+            text, thoughts, tokens = "", "", []
         if finish_reason == "error":
             raise Transient("a completion that ended in an error")
         if num_tokens is None:
-            num_tokens = share if share is not None else -(-len(text.encode()) // 4)
+            num_tokens = share if share is not None else -(-len((thoughts + text).encode()) // 4)
+        before = ""
+        if thoughts:
+            before = f"{_THINK_OPEN}{thoughts}\n{_THINK_END}\n\n" if text else f"{_THINK_OPEN}{thoughts}"
+        elif opens_thinking and finish_reason == "length" and _THINK_END not in text:
+            before = _THINK_OPEN
+        found = verdict_choices(text, tokens, sampling.verdict, after_reasoning=bool(thoughts))
         completions.append(
             Completion(
-                text=text,
+                text=before + text,
                 num_tokens=num_tokens,
                 finish_reason=finish_reason,
                 num_prompt_tokens=num_prompt_tokens,
                 # The second and further completions of one request read its prompt for nothing.
                 num_cached_prompt_tokens=num_cached if index == 0 else num_prompt_tokens,
-                choices=_verdict_choices(text, tokens, sampling.verdict, _has_reasoning(choice)),
+                choices=tuple(replace(at, start=at.start + len(before)) for at in found),
                 ended=_ended(choice, has_stops=bool(sampling.stop)),
             )
         )
@@ -321,11 +343,32 @@ def _shares(total: int | None, texts: Sequence[str]) -> list[int | None]:
 
 
 def _text(choice: Mapping[str, Any]) -> str:
-    """The text of a choice; empty where the model refused or only reasoned."""
+    """The text of a choice, without thinking that came apart; empty where the model refused or only thought."""
     message = choice.get("message")
-    text = _joined(message.get("content") if isinstance(message, dict) else choice.get("text"))
-    # Half a surrogate pair, which JSON can spell, could not be written to any file.
+    return _clean(_joined(message.get("content") if isinstance(message, dict) else choice.get("text")))
+
+
+def _thoughts(message: Any) -> str:
+    """Thinking that came apart from the text, under the names of vLLM, SGLang, llama.cpp, DeepSeek and OpenRouter.
+
+    Mistral has it among the parts of the content: `{"type": "thinking", "thinking": [...]}`.
+    """
+    for name in ("reasoning_content", "reasoning"):
+        if isinstance(text := _field(message, name), str) and text:
+            return _clean(text)
+    content = _field(message, "content")
+    thoughts = (_field(part, "thinking") for part in content) if isinstance(content, list) else ()
+    return _clean("".join(_joined(thought) for thought in thoughts if isinstance(thought, str | list)))
+
+
+def _clean(text: str) -> str:
+    """Without halves of surrogate pairs, which JSON can spell, but which could not be written to any file."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def ends_thinking_alone(data: Mapping[str, Any]) -> bool:
+    """Whether a text ends thinking that it does not open: the chat template does."""
+    return any(_THINK_END in text and "<think>" not in text.split(_THINK_END)[0] for text in map(_text, _choices(data)))
 
 
 def _refuses(choice: Mapping[str, Any]) -> bool:
@@ -336,8 +379,11 @@ def _refuses(choice: Mapping[str, Any]) -> bool:
 def _joined(content: Any) -> str:
     """A content as one text: it may come as a list of parts, `{"type": "text", "text": ...}`."""
     if isinstance(content, list):
-        parts = (part if isinstance(part, str) else _field(part, "text") for part in content)
-        return "".join(part for part in parts if isinstance(part, str))
+        texts = (
+            part if isinstance(part, str) else _field(part, "text") if _field(part, "type") in _TEXT_PARTS else None
+            for part in content
+        )
+        return "".join(text for text in texts if isinstance(text, str))
     if content is not None and not isinstance(content, str):
         raise Transient("an answer whose text is not a text")
     return content or ""
@@ -347,198 +393,5 @@ def _field(value: Any, name: str) -> Any:
     return value.get(name) if isinstance(value, dict) else None
 
 
-def _has_reasoning(choice: Mapping[str, Any]) -> bool:
-    """Whether the server split reasoning off the text; its tokens stand before the text's in the log-probabilities."""
-    message = choice.get("message")
-    return isinstance(message, dict) and bool(message.get("reasoning_content") or message.get("reasoning"))
-
-
 def _count(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
-
-
-class _Token:
-    """A generated token: its bytes, and the entries of its log-probabilities as they came.
-
-    `spelled`: the bytes of an entry that does not give them.
-    """
-
-    __slots__ = ("_own", "_top", "bytes_of", "content")
-
-    def __init__(self, own: Mapping[str, Any], top: Any, spelled: Callable[[str], bytes]) -> None:
-        self.bytes_of = functools.partial(_content, spelled=spelled)
-        self.content = self.bytes_of(own)
-        self._own = own
-        self._top = _entries(top)
-
-    def alternatives(self) -> tuple[list[tuple[bytes, float]], float]:
-        """Bytes and log-probability of every alternative, and the most that a token has which is not among them.
-
-        Nothing where the numbers cannot be probabilities of one choice. The token itself is added where the list lacks
-        it and it can be less likely than all of them.
-        """
-        listed = [(self.bytes_of(entry), _logprob(entry)) for entry in self._top]
-        found = [(content, logprob) for content, logprob in listed if logprob is not None]
-        bound = min((logprob for _, logprob in found), default=0.0)
-        own = _logprob(self._own)
-        if found and own is not None and own <= bound and all(content != self.content for content, _ in listed):
-            found.append((self.content, own))
-        if logsumexp(logprob for _, logprob in found) > _ROUNDING:
-            return [], 0.0
-        return found, bound if len(found) >= len(listed) else 0.0
-
-
-def _tokens(choice: Mapping[str, Any]) -> list[_Token] | None:
-    """The tokens of a choice, in either layout of log-probabilities; None where there are none.
-
-    Chat: `{"content": [{"token", "bytes", "logprob", "top_logprobs": [...]}]}`. Completions: `{"tokens": [...],
-    "token_logprobs": [...], "top_logprobs": [{token: logprob}]}`; llama.cpp uses the former for both.
-    """
-    logprobs = choice.get("logprobs")
-    if not isinstance(logprobs, dict):
-        return None
-    content = logprobs.get("content")
-    if isinstance(content, list):
-        pairs = [(entry, entry.get("top_logprobs")) for entry in content if isinstance(entry, dict)]
-    else:
-        columns = [logprobs.get(name) for name in ("tokens", "token_logprobs", "top_logprobs")]
-        texts, own, tops = (column if isinstance(column, list) else [] for column in columns)
-        pairs = [
-            ({"token": text, "logprob": logprob}, top)
-            for text, logprob, top in itertools.zip_longest(texts, own[: len(texts)], tops[: len(texts)])
-        ]
-    spelled = _spelling(entry for own, top in pairs for entry in (own, *_entries(top)))
-    return [_Token(own, top, spelled) for own, top in pairs]
-
-
-def _entries(top: Any) -> list[dict[str, Any]]:
-    if isinstance(top, dict):
-        return [{"token": token, "logprob": logprob} for token, logprob in top.items()]
-    return [entry for entry in top if isinstance(entry, dict)] if isinstance(top, list) else []
-
-
-def _spelling(entries: Iterable[Mapping[str, Any]]) -> Callable[[str], bytes]:
-    """How the tokens of an answer are spelled: as text, or as they stand in the vocabulary, where no token has a space.
-
-    Vocabularies spell every byte as a letter (GPT-2's kind: `\u0120Yes`) or the space as `\u2581` (sentencepiece's).
-    """
-    written = "".join(str(entry.get("token")) for entry in entries)
-    if not re.search(r"\s", written):
-        if "\u0120" in written or "\u010a" in written:
-            return lambda text: b"".join(_LETTER_BYTES.get(letter, letter.encode()) for letter in text)
-        if "\u2581" in written:
-            return lambda text: text.replace("\u2581", " ").encode()
-    return str.encode
-
-
-def _letter_bytes() -> dict[str, bytes]:
-    """GPT-2's letter of every byte: printable ones their own, the others from U+0100 on."""
-    own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in own]
-    letters = [*((chr(byte), byte) for byte in own), *((chr(0x100 + at), byte) for at, byte in enumerate(others))]
-    return {letter: bytes([byte]) for letter, byte in letters}
-
-
-_LETTER_BYTES = _letter_bytes()
-
-
-def _content(entry: Mapping[str, Any], spelled: Callable[[str], bytes]) -> bytes:
-    raw = entry.get("bytes")
-    if isinstance(raw, list) and all(isinstance(byte, int) and 0 <= byte < 256 for byte in raw):
-        return bytes(raw)
-    return spelled(str(entry.get("token") or "").encode("utf-8", "replace").decode())
-
-
-def _logprob(entry: Mapping[str, Any]) -> float | None:
-    """The log-probability of an entry; None where it is none: no number, above 0, or so low that it stands for one."""
-    value = entry.get("logprob")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not _LOGPROB_FLOOR < value <= _ROUNDING:
-        return None
-    return min(float(value), 0.0)
-
-
-def _verdict_choice(token: _Token, start: int, verdict: VerdictFormat) -> VerdictChoice | None:
-    """The choice at a token: each answer summed over its variants there; None where it cannot be told.
-
-    It can where both answers are listed, or where one is and the other must be far less likely, since no alternative
-    outside the list is more likely than the last one in it; the other then counts with this bound, never as impossible.
-    """
-    found, bound = token.alternatives()
-    by_answer: dict[bool | None, list[float]] = {True: [], False: [], None: []}
-    for content, logprob in found:
-        by_answer[verdict.answer_of(content.decode("utf-8", "replace"))].append(logprob)
-    logprobs = {answer: min(logsumexp(by_answer[answer]), 0.0) for answer in (True, False)}
-    for answer, other in ((True, False), (False, True)):
-        if logprobs[answer] == -math.inf:
-            if bound > logprobs[other] - _FAR_BELOW:
-                return None
-            logprobs[answer] = bound
-    return VerdictChoice(start, logprobs[True], logprobs[False])
-
-
-def _verdict_choices(
-    text: str, tokens: Sequence[_Token], verdict: VerdictFormat | None, after_reasoning: bool = False
-) -> tuple[VerdictChoice, ...]:
-    """The choices at every token that reads as an answer, at their characters in `text`."""
-    if verdict is None:
-        return ()
-    written, starts = _layout(tokens)
-    place = _Alignment(written, text, after_reasoning)
-    choices = []
-    for token, start in zip(tokens, starts, strict=True):
-        word = token.content.decode("utf-8", "replace")
-        if verdict.answer_of(word) is None:
-            continue
-        start += len(word) - len(word.lstrip())
-        at = place(start, start + len(word.strip()))
-        choice = None if at is None else _verdict_choice(token, at, verdict)
-        if choice is not None:
-            choices.append(choice)
-    return tuple(choices)
-
-
-def _layout(tokens: Sequence[_Token]) -> tuple[str, list[int]]:
-    """The text that the tokens spell and the character at which each begins. A character may span tokens."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    pieces, starts, length = [], [], 0
-    for token in tokens:
-        # Bytes left over from before become one replacement character unless this token completes them.
-        broken = decoder.getstate()[0] and not (token.content and 0x80 <= token.content[0] < 0xC0)
-        starts.append(length + bool(broken))
-        pieces.append(decoder.decode(token.content))
-        length += len(pieces[-1])
-    return "".join(pieces) + decoder.decode(b"", final=True), starts
-
-
-class _Alignment:
-    """Where the characters that the tokens spell stand in the text that the server returned.
-
-    The two differ: the text lacks the reasoning, the end-of-turn token, what follows a stop string, or spaces at its
-    ends. Characters within the longest common beginning, or the longest common end, have a certain place; others none.
-    """
-
-    def __init__(self, written: str, text: str, after_reasoning: bool) -> None:
-        self.prefix = 0 if after_reasoning else _common(written, text)
-        self.end = len(written)
-        self.suffix = 0
-        if self.prefix < len(text):
-            # End-of-turn tokens stand after the text: look for its last characters.
-            tail = text[-32:]
-            self.end = max(0, written.rfind(tail)) + len(tail)
-            self.suffix = _common(written[: self.end][::-1], text[::-1])
-        self.shift = len(text) - self.end
-
-    def __call__(self, start: int, end: int) -> int | None:
-        if end <= self.prefix:
-            return start
-        if self.end - self.suffix <= start and end <= self.end:
-            return start + self.shift
-        return None
-
-
-def _common(first: str, second: str) -> int:
-    """How many characters two texts have in common at their beginning."""
-    shorter = min(len(first), len(second))
-    if first[:shorter] == second[:shorter]:
-        return shorter
-    return next(index for index in range(shorter) if first[index] != second[index])
