@@ -24,6 +24,7 @@ from rprm.engines.openai_wire import (
     Watch,
     ends_thinking_alone,
     first_choice,
+    harmless,
     has_alternatives,
     prompt_length,
     read_completions,
@@ -303,7 +304,7 @@ class OpenAIEngine:
             async with route.lock:
                 if route.echoes is None:
                     route.echoes = await self._probe_echo(route)
-        return prompt.reply if route.echoes else ""
+        return harmless(prompt.reply) if route.echoes else ""
 
     async def _probe_echo(self, route: _Route) -> bool:
         sampling = Sampling(temperature=0.0, max_tokens=1)
@@ -329,7 +330,7 @@ class OpenAIEngine:
         if prompt.chat:
             begun = (Message("assistant", prompt.reply),) if prompt.reply else ()
             messages = (*prompt.messages, *begun)
-            body["messages"] = [{"role": message.role, "content": message.content} for message in messages]
+            body["messages"] = [{"role": message.role, "content": harmless(message.content)} for message in messages]
             if begun:
                 body |= {"add_generation_prompt": False, "continue_final_message": True}
         else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,6 +51,14 @@ _THINK_OPEN, _THINK_END = "<think>\n", "</think>"
 _TEXT_PARTS = (None, "text", "output_text")
 
 
+#: The first character of a spelled control token: ChatML, Llama, DeepSeek, Mistral, Gemma, T5's kind.
+_CONTROL_TOKEN = re.compile(
+    r"<(?=\|[^<>|]{1,64}\|>|\uff5c[^<>\uff5c]{1,64}\uff5c>|/?s>|<?/?SYS>|(?:bos|eos|pad|unk|mask|sep|cls)>"
+    r"|(?:start|end)_of_(?:turn|image|text)>|extra_(?:id_)?\d+>)"
+    r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_RESULTS)\]|(?:TOOL_CALLS|IMG|PREFIX|SUFFIX|MIDDLE)\])"
+)
+
+
 class Transient(Exception):
     """A failure that may pass.
 
@@ -62,6 +70,22 @@ class Transient(Exception):
         self.reason = reason
         self.retry_after = retry_after
         self.is_busy = is_busy
+
+
+def harmless(text: str, parts: Iterable[tuple[int, int]] | None = None) -> str:
+    """The text with its spelled control tokens broken up: servers would read them as the tokens themselves.
+
+    A zero-width space stands after the first character of each, so that `<|im_end|>` in a solution ends no turn.
+
+    Args:
+        text: a message's content, or a text that is continued as it stands.
+        parts: the parts [start, end) that are meant, in order; None for all of the text.
+    """
+    pieces, place = [], 0
+    for start, end in ((0, len(text)),) if parts is None else parts:
+        pieces += [text[place:start], _CONTROL_TOKEN.sub(lambda match: f"{match[0]}\u200b", text[start:end])]
+        place = end
+    return "".join(pieces) + text[place:]
 
 
 async def read_body(response: httpx.Response, limit: int, cut: bool = False) -> bytes:
