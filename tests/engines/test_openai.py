@@ -1319,9 +1319,12 @@ def test_a_streamed_verdict_is_settled_by_what_follows_it() -> None:
         return choice["text"], choice["finish_reason"]
 
     tail = " and so on and on"
-    # Eight characters after the word.
+    # Eight characters after the word, and where those may yet be read otherwise, a word more.
     assert fed(f"{VERDICT.marker} Yes{tail}") == (f"{VERDICT.marker} Yes and so ", "verdict")
-    assert fed(f"{VERDICT.marker}\n**no**{tail}") == (f"{VERDICT.marker}\n**no** and s", "verdict")
+    text, reason = fed(f"{VERDICT.marker}\n**no**{tail}")
+    assert (text.rstrip("o "), reason) == (f"{VERDICT.marker}\n**no** and s", "verdict")
+    # A question that is repeated settles nothing.
+    assert fed(f"{VERDICT.marker} Yes / No? And so on and on")[1] is None
     # Neither is an answer; the second marker has one.
     for start in ("Yes/No, says the task.", "Nobody knows by now.", "Yes / No? "):
         before = f"{VERDICT.marker} {start} {VERDICT.marker}"

@@ -192,6 +192,9 @@ class OpenAIEngine:
                 (completion, *_) = await self._complete(prompt, sampling, 1)
         if completion.finish_reason != "length" or completion.num_tokens >= min(MIN_ROOM, sampling.max_tokens):
             return completion
+        if completion.num_prompt_tokens is None:
+            # The server counts no tokens: these are an estimate.
+            return completion
         if sampling.verdict is not None and sampling.verdict.find(completion.text):
             return completion
         raise RequestRefused(

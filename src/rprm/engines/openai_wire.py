@@ -19,7 +19,7 @@ from rprm.engines.base import Completion, Sampling
 from rprm.engines.openai_logprobs import read_tokens, verdict_choice, verdict_choices
 from rprm.verdict import VerdictChoice, VerdictFormat
 
-#: Characters after a streamed verdict that settle it: `Yes` could still become `Yes/No` or `Yesterday`.
+#: Characters after a streamed verdict from which on it may be settled: `Yes` could still become `Yes/No` or `Yesterday`.
 _SETTLED_AFTER = 8
 #: Characters before a streamed answer among which its marker is looked for.
 _LOOKED_BACK = 400
@@ -201,7 +201,7 @@ class Stream:
             self._look_for(self.watch.verdict, index, choice, piece)
 
     def _look_for(self, verdict: VerdictFormat, index: int, choice: dict[str, Any], piece: str) -> None:
-        """Settle the choice once its verdict stands, with enough text behind it to stay. Searches few events."""
+        """Settle the choice once its verdict stands however the text goes on. Searches few events."""
         text = choice["text"]
         if self.watch is not None and self.watch.opens_thinking and _THINK_END not in text:
             return
@@ -213,7 +213,11 @@ class Stream:
                 self.ends[index] = found.end
         if index in self.ends and len(text) - self.ends[index] >= _SETTLED_AFTER:
             end = self.ends.pop(index)
-            if verdict.find(text, self._looked_from(text, end)) is not None:
+            found = verdict.find(text, self._looked_from(text, end))
+            if found is None or len(text) - end > _LOOKED_BACK:
+                return
+            self.ends[index] = found.end
+            if verdict.is_final(text, found):
                 self.settled.add(index)
                 choice["finish_reason"] = choice["finish_reason"] or "verdict"
 
