@@ -1415,6 +1415,26 @@ def test_plain_prompts_are_continued_and_their_logprobs_read() -> None:
     with_server(playing(Reply(answer)), use)
 
 
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_text_that_begins_with_its_own_begin_token_gets_no_second_one(taken: bool) -> None:
+    def setup(server: Server) -> None:
+        def probe(request: Request) -> Reply:
+            if "chat" not in request.path and "add_special_tokens" in request.body and not taken:
+                return error(400, "Unrecognized request argument supplied: add_special_tokens")
+            return Reply(chat_answer("Yes", logprobs={"logprobs": True}))
+
+        server.probe = probe
+
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        for text in ("<s>[INST] 1 + 1 =", "1 + 1 = <s>"):
+            await engine.generate(Prompt((Message("user", text),), chat=False), SAMPLING)
+        said = [request.body.get("add_special_tokens") for request in server.requests]
+        assert said == [False if taken else None, None]
+        assert server.requests[0].body["prompt"] == "<s>[INST] 1 + 1 ="
+
+    with_server(answering, use, setup=setup)
+
+
 def test_a_server_of_plain_completions_alone() -> None:
     def setup(server: Server) -> None:
         def probe(request: Request) -> Reply:

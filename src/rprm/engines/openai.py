@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
-
-import httpx
 
 from rprm.engines.base import MIN_ROOM, Completion, EngineInfo, Sampling, clipped
 from rprm.engines.endpoint import Endpoint, Refusal
+from rprm.engines.openai_route import (
+    MORE_PROBE_TOKENS,
+    PROBE_TOKENS,
+    Route,
+    context_length_of,
+    parse_extra,
+    parse_target,
+)
 from rprm.engines.openai_wire import (
     Watch,
     ends_thinking_alone,
@@ -36,29 +41,19 @@ from rprm.verdict import VerdictChoice, VerdictFormat
 
 logger = logging.getLogger(__name__)
 
-_DEFAULT_URL = "https://api.openai.com/v1"
 #: The request from which a server's abilities are learned: a few tokens, all features at once, no value the default.
 _PROBE = Prompt((Message("user", "Reply with one word: Yes"),))
-_PROBE_SAMPLING = Sampling(temperature=0.9, top_p=0.9, max_tokens=4, seed=1, verdict=VerdictFormat())
-#: Tokens for servers that take no fewer, or whose models think first.
-_PROBE_TOKENS = 1024
+_PROBE_SAMPLING = Sampling(temperature=0.9, top_p=0.9, max_tokens=PROBE_TOKENS, seed=1, verdict=VerdictFormat())
 #: Answers without log-probabilities, or refusals that name nothing, after which that is how the server is.
 _PROBE_TRIES = 3
 #: A beginning of the reply that one token cannot repeat: tells whether answers begin with the reply that was given.
 _PROBE_REPLY = "The one word that was asked for, and nothing else, is this:"
-#: Numbers of alternatives per token to try, from the most that vLLM and OpenAI give to the most some others do.
-_TOP_LOGPROBS_STEPS = (20, 5, 0)
+#: A text that begins with the spelled begin-of-text token: Llama's, Mistral's, Gemma's, DeepSeek's.
+_BOS = re.compile(r"<s>|<bos>|<\|begin_of_text\|>|<\uff5cbegin\u2581of\u2581sentence\uff5c>")
 #: OpenAI's refusal of a length that the model does not write.
 _COMPLETION_LIMIT = re.compile(r"at most (\d+) completion tokens")
 #: Prompts whose room is remembered.
 _ROOMS = 1024
-#: Request fields that a server may not take; it then does as it does without them.
-_OPTIONAL = ("seed", "stream_options", "top_p", "temperature")
-#: Request fields that the engine sets: none of them may come from `extra`, where it would belie the manifest.
-_OUR_FIELDS = re.compile(
-    "model|messages|prompt|temperature|top_p|max_tokens|max_completion_tokens|seed|stop|logprobs|top_logprobs|n|"
-    "stream|stream_options|add_generation_prompt|continue_final_message|echo"
-)
 
 
 class OpenAIEngine:
@@ -107,7 +102,7 @@ class OpenAIEngine:
         context_length: int | None = None,
         extra: str = "",
     ) -> None:
-        self.model, self.url = _parse_target(target)
+        self.model, self.url = parse_target(target)
         self.spec = spec or f"openai:{self.model}@{self.url}"
         for name, value, least in (
             ("concurrency", concurrency, 1),
@@ -123,7 +118,7 @@ class OpenAIEngine:
         self.share_prompts = share_prompts
         self.continue_final_message = continue_final_message
         self.context_length = context_length
-        self.extra = _parse_extra(self.spec, extra)
+        self.extra = parse_extra(self.spec, extra)
         self.endpoint = Endpoint(
             self.url,
             self.model,
@@ -133,8 +128,8 @@ class OpenAIEngine:
             key_env=key_env,
             send_key_over_http=send_key_over_http,
         )
-        self._chat = _Route("/chat/completions", top_logprobs)
-        self._plain = _Route("/completions", top_logprobs)
+        self._chat = Route("/chat/completions", top_logprobs)
+        self._plain = Route("/completions", top_logprobs)
         self._slots = asyncio.Semaphore(concurrency)
         self._info: EngineInfo | None = None
         self._groups: dict[tuple[Prompt, Sampling], _Group] = {}
@@ -152,12 +147,12 @@ class OpenAIEngine:
         self._chat.lock, self._plain.lock = asyncio.Lock(), asyncio.Lock()
         try:
             route = await self._learn_first()
-            context_length = self.context_length or _context_length(self.model, await self._served_models())
+            context_length = self.context_length or context_length_of(self.model, await self._served_models())
         except BaseException:
             await self.aclose()
             raise
         details: dict[str, Any] = {"url": self.url, "api": route.path[1:], "top_logprobs": route.top_logprobs}
-        if not_sent := sorted(route.left_out - {"stream_options"}):
+        if not_sent := sorted(route.left_out - {"stream_options", "add_special_tokens"}):
             details["not_sent"] = not_sent
             logger.warning("%s: takes no %s: its own defaults apply", self.endpoint.where(route.path), not_sent)
         if route.length_field != "max_tokens":
@@ -239,7 +234,7 @@ class OpenAIEngine:
 
     # Learning what the server can do
 
-    async def _learn_first(self) -> _Route:
+    async def _learn_first(self) -> Route:
         """Learn the chat route, or, where the server has none (a base model), that of plain completions."""
         try:
             return await self._learned(self._chat)
@@ -255,17 +250,17 @@ class OpenAIEngine:
                     raise EngineError(f"{error}; the server offers: {self.endpoint.clean(shown)}") from None
                 raise error from None
 
-    async def _route(self, prompt: Prompt) -> _Route:
+    async def _route(self, prompt: Prompt) -> Route:
         return await self._learned(self._chat if prompt.chat else self._plain)
 
-    async def _learned(self, route: _Route) -> _Route:
+    async def _learned(self, route: Route) -> Route:
         if not route.learned:
             async with route.lock:
                 while not route.learned:
                     await self._probe(route)
         return route
 
-    async def _probe(self, route: _Route) -> None:
+    async def _probe(self, route: Route) -> None:
         """One short request. Where the server refuses a feature, that is given up for the next one.
 
         One answer without log-probabilities, or one refusal that names nothing, decides nothing.
@@ -291,15 +286,15 @@ class OpenAIEngine:
                 where = self.endpoint.where(route.path)
                 raise EngineError(f"{where} refuses even a short request: {refusal.said}") from None
         else:
-            if prompt.chat and route.probe_tokens < _PROBE_TOKENS and _may_be_thinking(completion):
-                route.probe_tokens = _PROBE_TOKENS
+            if prompt.chat and route.probe_tokens < MORE_PROBE_TOKENS and _may_be_thinking(completion):
+                route.probe_tokens = MORE_PROBE_TOKENS
                 return
             route.num_bad += not has_logprobs
             route.learned = has_logprobs or not route.top_logprobs or route.num_bad == _PROBE_TRIES
             if route.learned:
                 route.top_logprobs *= has_logprobs
 
-    async def _echo(self, route: _Route, prompt: Prompt) -> str:
+    async def _echo(self, route: Route, prompt: Prompt) -> str:
         """What the text of every answer begins with: the given reply, where the server repeats it (llama.cpp does)."""
         if not (prompt.chat and prompt.reply):
             return ""
@@ -309,7 +304,7 @@ class OpenAIEngine:
                     route.echoes = await self._probe_echo(route)
         return harmless(prompt.reply) if route.echoes else ""
 
-    async def _probe_echo(self, route: _Route) -> bool:
+    async def _probe_echo(self, route: Route) -> bool:
         sampling = Sampling(temperature=0.0, max_tokens=1)
         body = self._body(route, replace(_PROBE, reply=_PROBE_REPLY), sampling, 1)
         try:
@@ -327,7 +322,7 @@ class OpenAIEngine:
     # Requests
 
     def _body(
-        self, route: _Route, prompt: Prompt, sampling: Sampling, n: int, *, stream: bool | None = None
+        self, route: Route, prompt: Prompt, sampling: Sampling, n: int, *, stream: bool | None = None
     ) -> dict[str, Any]:
         body: dict[str, Any] = {"model": self.model}
         if prompt.chat:
@@ -338,6 +333,9 @@ class OpenAIEngine:
                 body |= {"add_generation_prompt": False, "continue_final_message": True}
         else:
             body["prompt"] = prompt.text
+            if prompt == replace(_PROBE, chat=False) or _BOS.match(prompt.text):
+                # The server would put another one before it.
+                body["add_special_tokens"] = False
         body |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
         if route.length_field is not None:
             body[route.length_field] = sampling.max_tokens
@@ -391,7 +389,7 @@ class OpenAIEngine:
                 if len(self._rooms) > _ROOMS:
                     del self._rooms[next(iter(self._rooms))]
 
-    async def _room(self, route: _Route, prompt: Prompt, max_tokens: int, refusal: Refusal) -> int | None:
+    async def _room(self, route: Route, prompt: Prompt, max_tokens: int, refusal: Refusal) -> int | None:
         """How many tokens a completion of the prompt may have by the server's refusal; None where that is not told.
 
         Raises:
@@ -482,48 +480,6 @@ class OpenAIEngine:
         return completions
 
 
-@dataclass
-class _Route:
-    """One of the two ways to ask, and what has been learned about it."""
-
-    path: str
-    top_logprobs: int
-    #: How the request calls `max_tokens`; None where no name is taken.
-    length_field: str | None = "max_tokens"
-    #: Fields that the server does not take.
-    left_out: set[str] = field(default_factory=set)
-    #: Whether answers begin with thinking that the chat template opened: a lone </think> was seen.
-    opens_thinking: bool = False
-    probe_tokens: int = _PROBE_SAMPLING.max_tokens
-    num_bad: int = 0
-    learned: bool = False
-    #: Whether answers begin with the reply that was given; None until it is learned.
-    echoes: bool | None = None
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    def give_up(self, said: str) -> bool:
-        """Stop using the feature that the server's refusal of the probe names; False where it names none."""
-        if self.top_logprobs and "logprob" in said.lower():
-            self.top_logprobs = next(step for step in _TOP_LOGPROBS_STEPS if step < self.top_logprobs)
-        elif self.probe_tokens < _PROBE_TOKENS and re.search(r"output limit|(higher|minimum).*tokens|tokens.*>=", said):
-            self.probe_tokens = _PROBE_TOKENS
-        elif self.length_field and re.search(r"max_(completion_)?tokens", said):
-            self.length_field = "max_completion_tokens" if self.length_field == "max_tokens" else None
-        else:
-            named = (name for name in _OPTIONAL if re.search(rf"\b{name}\b", said, re.IGNORECASE))
-            refused = next((name for name in named if name not in self.left_out), None)
-            if refused is None:
-                return False
-            self.left_out.add(refused)
-        return True
-
-    def limit(self, sampling: Sampling, n: int) -> int:
-        """Bytes that an honest answer stays below: so many for a token, as streamed, and for each alternative."""
-        top_logprobs = self.top_logprobs if sampling.verdict is not None else 0
-        max_tokens = sampling.max_tokens if self.length_field else 1 << 17
-        return (1 << 20) + n * max_tokens * (1024 + 256 * top_logprobs)
-
-
 def _may_be_thinking(answer: Completion) -> bool:
     """Whether the first answer was cut off before the word that was asked for: more of it tells how thinking ends."""
     return answer.finish_reason == "length" and "yes" not in answer.text.lower()
@@ -542,47 +498,3 @@ class _Group:
 
     def __init__(self) -> None:
         self.callers: list[_Caller] = []
-
-
-def _parse_target(target: str) -> tuple[str, str]:
-    match = re.fullmatch(r"(?P<model>.*)@(?P<url>https?://.*)", target, re.DOTALL)
-    model, url = (match["model"], match["url"]) if match else (target, _DEFAULT_URL)
-    if match is None and ("@" in target or "://" in target):
-        raise EngineError(
-            "openai: the URL of the server begins with http:// or https://, as in MODEL@http://HOST:8000/v1"
-        )
-    if not model:
-        raise EngineError("openai: say which model, as in MODEL@http://HOST:8000/v1")
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise EngineError(f"openai: the URL of the server is malformed: {error}") from None
-    if parsed.userinfo:
-        raise EngineError("openai: no user name or password in a URL, it would be recorded; use key_env")
-    if not parsed.host or parsed.query or parsed.fragment:
-        raise EngineError(f"openai: {url!r} is not the URL of a server; give one like http://HOST:8000/v1")
-    return model, url.rstrip("/")
-
-
-def _parse_extra(spec: str, extra: str) -> dict[str, Any]:
-    if not extra:
-        return {}
-    try:
-        fields = json.loads(extra)
-    except (ValueError, RecursionError):
-        fields = None
-    if not isinstance(fields, dict):
-        raise EngineError(f'{spec}: extra is not a JSON object; write it as in extra={{"top_k": 0}}')
-    if taken := sorted(filter(_OUR_FIELDS.fullmatch, fields)):
-        raise EngineError(f"{spec}: extra may not set {', '.join(taken)}: the engine sets them itself")
-    return fields
-
-
-def _context_length(model: str, served: Mapping[str, dict[str, Any]]) -> int | None:
-    """The context of one sequence, under the name that vLLM, llama.cpp, Groq or OpenRouter give it."""
-    # A server of one model (llama.cpp) takes any name for it.
-    card = served.get(model) or (next(iter(served.values())) if len(served) == 1 else {})
-    meta = card.get("meta")
-    lengths = [card.get(name) for name in ("max_model_len", "context_window", "context_length")]
-    lengths.append(meta.get("n_ctx") if isinstance(meta, dict) else None)
-    return next((length for length in lengths if isinstance(length, int) and length > 0), None)

@@ -19,7 +19,7 @@ from rprm.engines.base import Completion, Sampling
 from rprm.engines.openai_logprobs import read_tokens, verdict_choice, verdict_choices
 from rprm.verdict import VerdictChoice, VerdictFormat
 
-#: Characters after a streamed verdict from which on it may be settled: `Yes` could still become `Yes/No` or `Yesterday`.
+#: Characters after a streamed verdict from which on it may settle: `Yes` could still become `Yes/No` or `Yesterday`.
 _SETTLED_AFTER = 8
 #: Characters before a streamed answer among which its marker is looked for.
 _LOOKED_BACK = 400
