@@ -11,12 +11,12 @@ import math
 import os
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 import httpx
 
-from rprm.engines.openai_wire import Transient, Watch, error_of, parse_json, read_body, read_events
+from rprm.engines.openai_wire import Transient, Watch, context_of, error_of, parse_json, read_body, read_events
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused
 
 logger = logging.getLogger(__name__)
@@ -26,11 +26,20 @@ T = TypeVar("T")
 _ERROR_BYTES, _ERROR_CHARACTERS = 1 << 16, 400
 
 
+#: Statuses that say nothing against the request: the server is busy.
+_BUSY = (408, 409, 425, 429)
+
+
 class Refusal(RequestRefused):
-    """The server refuses a request. `said`: its own words, cleaned; `code`: its error code, if it gave one."""
+    """The server refuses a request.
+
+    `said`: its own words, cleaned; `code`: its error code, if it gave one; `context`: where it says that the context is
+    too short, the lengths of the prompt and of the context, as far as it tells them.
+    """
 
     said = ""
     code: str | None = None
+    context: tuple[int | None, int | None] | None = None
 
 
 class Endpoint:
@@ -74,6 +83,7 @@ class Endpoint:
         self._key = _Key("")
         self._key_withheld = False
         self._reached = False
+        self._answered: tuple[str, bytes, int] | None = None
 
     def open(self) -> None:
         """Read the key and make the connection pool.
@@ -123,18 +133,22 @@ class Endpoint:
 
         Raises:
             Refusal: the server refuses this request, whatever else it does.
-            EngineUnavailable: the retries are used up.
+            RequestRefused: the retries are used up, but the server answers another request.
+            EngineUnavailable: the retries are used up, and the server answers nothing, or is busy.
             EngineError: the server refuses every such request.
         """
         content = json.dumps(body).encode()
-        attempt = 0
+        attempt, retries = 0, self.max_retries
+        is_up = False
         while True:
-            wait, retries = 0.0, self.max_retries
+            wait, is_busy = 0.0, False
             try:
                 async with asyncio.timeout(self.timeout):
-                    return read(await self._exchange("POST", path, content, limit, watch))
+                    result = read(await self._exchange("POST", path, content, limit, watch))
+                self._answered = self._answered or (path, content, limit)
+                return result
             except Transient as failure:
-                reason, wait = self.clean(failure.reason), failure.retry_after
+                reason, wait, is_busy = self.clean(failure.reason), failure.retry_after, failure.is_busy
             except TimeoutError:
                 reason = f"no full answer within timeout={self.timeout:g} s"
             except httpx.RequestError as error:
@@ -142,6 +156,13 @@ class Endpoint:
                 # A server never reached is a wrong URL more often than one that is about to come up.
                 if not self._reached:
                     retries = min(retries, 2)
+            if attempt >= retries and is_up:
+                raise RequestRefused(
+                    f"{self.where(path)}: {reason} ({attempt + 1} attempts), while the server answers other requests"
+                )
+            if attempt >= retries and not is_busy and await self._is_up():
+                # It may have come up again just now: once more.
+                is_up, retries = True, attempt + 1
             if attempt >= retries:
                 raise EngineUnavailable(
                     f"{self.where(path)}: {reason} ({attempt + 1} attempts); check that the server runs, then run "
@@ -151,6 +172,21 @@ class Endpoint:
             logger.info("%s: %s; trying again in %.1f s", self.where(path), reason, wait)
             await self.sleep(wait)
             attempt += 1
+
+    async def _is_up(self) -> bool:
+        """Whether the server answers the first request again that it answered; at the start, that is ours."""
+        if self._answered is None:
+            return False
+        path, content, limit = self._answered
+        for attempt in range(3):
+            if attempt:
+                await self.sleep(self._backoff(attempt))
+            try:
+                async with asyncio.timeout(self.timeout):
+                    return "choices" in await self._exchange("POST", path, content, limit, None)
+            except (Transient, TimeoutError, httpx.RequestError):
+                continue
+        return False
 
     def _backoff(self, attempt: int) -> float:
         return min(self.backoff_cap, self.backoff_base * 2.0 ** min(attempt, 60)) * random.uniform(0.5, 1.0)
@@ -178,9 +214,11 @@ class Endpoint:
     def _raise_for(self, response: httpx.Response, path: str, body: bytes) -> None:
         status = response.status_code
         try:
-            said, code = error_of(parse_json(body))
+            data = parse_json(body)
         except Transient:
-            said, code = body.decode("utf-8", "replace"), None
+            data = {"error": body.decode("utf-8", "replace")}
+        said, code = error_of(data)
+        context = context_of(data)
         said = self.clean(said) or response.reason_phrase
         what = f"{self.where(path)} answered {status}: {said}"
         # OpenAI forbids log-probabilities, not the model, with a 403: the request is at fault.
@@ -190,11 +228,13 @@ class Endpoint:
             raise EngineUnavailable(f"{what}; mend the account, then run the same command again to go on")
         if status == 404:
             raise EngineError(f"{what}; check the model's name and that the URL ends where /chat/completions begins")
-        if status in (408, 409, 425, 429) or (status >= 500 and status != 501):
-            raise Transient(f"{status} {said}", _retry_after(response.headers.get("retry-after")))
-        if 400 <= status < 500:
+        # llama.cpp had it a 500 once.
+        is_context = context is not None and status in (400, 413, 422, 500)
+        if status in _BUSY or (status >= 500 and status != 501 and not is_context):
+            raise Transient(f"{status} {said}", _retry_after(response.headers), is_busy=status in _BUSY)
+        if 400 <= status < 500 or is_context:
             refusal = Refusal(f"the server refused the request ({status}): {said}")
-            refusal.said, refusal.code = said, code
+            refusal.said, refusal.code, refusal.context = said, code, context
             raise refusal
         if 300 <= status < 400:
             location = self.clean(response.headers.get("location", "elsewhere"))
@@ -258,15 +298,21 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _retry_after(header: str | None) -> float:
-    """Seconds that a Retry-After header asks for: a number or an HTTP date (RFC 9110, section 10.2.3)."""
-    if header is None:
-        return 0.0
-    try:
-        seconds = float(header)
-    except ValueError:
+def _retry_after(headers: Mapping[str, str]) -> float:
+    """Seconds that the server asks to wait.
+
+    `retry-after-ms` (OpenAI, Azure) comes first; Retry-After is a number of seconds or an HTTP date (RFC 9110, section
+    10.2.3).
+    """
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        header = headers.get(name, "")
         try:
-            seconds = email.utils.parsedate_to_datetime(header).timestamp() - time.time()
-        except (ValueError, OverflowError):
-            return 0.0
-    return seconds if 0.0 < seconds < math.inf else 0.0
+            seconds = float(header) * unit
+        except ValueError:
+            try:
+                seconds = email.utils.parsedate_to_datetime(header).timestamp() - time.time()
+            except (ValueError, OverflowError):
+                continue
+        if 0.0 < seconds < math.inf:
+            return seconds
+    return 0.0

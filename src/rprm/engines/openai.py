@@ -9,21 +9,29 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import json
+import logging
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import httpx
-
-from rprm.engines.base import Completion, EngineInfo, Sampling
+from rprm.engines.base import MIN_ROOM, Completion, EngineInfo, Sampling, clipped
 from rprm.engines.endpoint import Endpoint, Refusal
+from rprm.engines.openai_route import (
+    MORE_PROBE_TOKENS,
+    PROBE_TOKENS,
+    Route,
+    context_length_of,
+    parse_extra,
+    parse_target,
+)
 from rprm.engines.openai_wire import (
-    CONTEXT_FULL,
     Watch,
+    ends_thinking_alone,
     first_choice,
+    harmless,
     has_alternatives,
+    prompt_length,
     read_completions,
     served_models,
 )
@@ -31,19 +39,21 @@ from rprm.errors import EngineError, EngineUnavailable, RequestRefused, Unsuppor
 from rprm.prompts.template import Message, Prompt
 from rprm.verdict import VerdictChoice, VerdictFormat
 
-_DEFAULT_URL = "https://api.openai.com/v1"
-#: The request from which a server's abilities are learned: a few tokens, all features at once.
+logger = logging.getLogger(__name__)
+
+#: The request from which a server's abilities are learned: a few tokens, all features at once, no value the default.
 _PROBE = Prompt((Message("user", "Reply with one word: Yes"),))
-_PROBE_SAMPLING = Sampling(max_tokens=4, seed=1, verdict=VerdictFormat())
+_PROBE_SAMPLING = Sampling(temperature=0.9, top_p=0.9, max_tokens=PROBE_TOKENS, seed=1, verdict=VerdictFormat())
+#: Answers without log-probabilities, or refusals that name nothing, after which that is how the server is.
+_PROBE_TRIES = 3
 #: A beginning of the reply that one token cannot repeat: tells whether answers begin with the reply that was given.
 _PROBE_REPLY = "The one word that was asked for, and nothing else, is this:"
-#: Numbers of alternatives per token to try, from the most that vLLM and OpenAI give to the most some others do.
-_TOP_LOGPROBS_STEPS = (20, 5, 0)
-#: Request fields that the engine sets: none of them may come from `extra`, where it would belie the manifest.
-_OUR_FIELDS = re.compile(
-    "model|messages|prompt|temperature|top_p|max_tokens|max_completion_tokens|seed|stop|logprobs|top_logprobs|n|"
-    "stream|stream_options|add_generation_prompt|continue_final_message|echo"
-)
+#: A text that begins with the spelled begin-of-text token: Llama's, Mistral's, Gemma's, DeepSeek's.
+_BOS = re.compile(r"<s>|<bos>|<\|begin_of_text\|>|<\uff5cbegin\u2581of\u2581sentence\uff5c>")
+#: OpenAI's refusal of a length that the model does not write.
+_COMPLETION_LIMIT = re.compile(r"at most (\d+) completion tokens")
+#: Prompts whose room is remembered.
+_ROOMS = 1024
 
 
 class OpenAIEngine:
@@ -65,7 +75,7 @@ class OpenAIEngine:
             where the prompt is billed per request; samples are then not reproducible one by one.
         continue_final_message: the server continues an unfinished assistant message (vLLM, SGLang, llama.cpp). Gives
             chat prompts a second pass, and replies that are begun.
-        context_length: in tokens, where the server does not tell; recorded only, since the server is what refuses.
+        context_length: in tokens, where the server does not tell.
         extra: a JSON object of further request fields, such as `{"top_k": 0, "min_p": 0}`.
 
     Raises:
@@ -92,7 +102,7 @@ class OpenAIEngine:
         context_length: int | None = None,
         extra: str = "",
     ) -> None:
-        self.model, self.url = _parse_target(target)
+        self.model, self.url = parse_target(target)
         self.spec = spec or f"openai:{self.model}@{self.url}"
         for name, value, least in (
             ("concurrency", concurrency, 1),
@@ -108,7 +118,7 @@ class OpenAIEngine:
         self.share_prompts = share_prompts
         self.continue_final_message = continue_final_message
         self.context_length = context_length
-        self.extra = _parse_extra(self.spec, extra)
+        self.extra = parse_extra(self.spec, extra)
         self.endpoint = Endpoint(
             self.url,
             self.model,
@@ -118,13 +128,15 @@ class OpenAIEngine:
             key_env=key_env,
             send_key_over_http=send_key_over_http,
         )
-        self._chat = _Route("/chat/completions", top_logprobs)
-        self._plain = _Route("/completions", top_logprobs)
+        self._chat = Route("/chat/completions", top_logprobs)
+        self._plain = Route("/completions", top_logprobs)
         self._slots = asyncio.Semaphore(concurrency)
         self._info: EngineInfo | None = None
         self._groups: dict[tuple[Prompt, Sampling], _Group] = {}
         self._group_tasks: set[asyncio.Task[None]] = set()
         self._max_n = 128
+        #: How many tokens the context leaves beside a prompt, where that is fewer than were asked for.
+        self._rooms: dict[Prompt, int] = {}
 
     async def start(self) -> EngineInfo:
         if self._info is not None:
@@ -135,11 +147,16 @@ class OpenAIEngine:
         self._chat.lock, self._plain.lock = asyncio.Lock(), asyncio.Lock()
         try:
             route = await self._learn_first()
-            context_length = self.context_length or _context_length(self.model, await self._served_models())
+            context_length = self.context_length or context_length_of(self.model, await self._served_models())
         except BaseException:
             await self.aclose()
             raise
         details: dict[str, Any] = {"url": self.url, "api": route.path[1:], "top_logprobs": route.top_logprobs}
+        if not_sent := sorted(route.left_out - {"stream_options", "add_special_tokens"}):
+            details["not_sent"] = not_sent
+            logger.warning("%s: takes no %s: its own defaults apply", self.endpoint.where(route.path), not_sent)
+        if route.length_field != "max_tokens":
+            details["length_field"] = route.length_field
         if self.extra:
             details["extra"] = self.extra
         if self.share_prompts:
@@ -152,7 +169,7 @@ class OpenAIEngine:
             context_length=context_length,
             has_logprobs=has_logprobs,
             # Which calls meet in one request, and so share its seed, depends on what runs beside them.
-            has_seeds=route.sends_seed and not self.share_prompts,
+            has_seeds="seed" not in route.left_out and not self.share_prompts,
             has_second_pass=has_logprobs and continues_replies,
             shares_prompts=self.share_prompts,
             continues_replies=continues_replies,
@@ -168,10 +185,13 @@ class OpenAIEngine:
         else:
             async with self._slots:
                 (completion, *_) = await self._complete(prompt, sampling, 1)
-        if completion.finish_reason != CONTEXT_FULL:
+        if completion.finish_reason != "length" or completion.num_tokens >= min(MIN_ROOM, sampling.max_tokens):
+            return completion
+        if completion.num_prompt_tokens is None:
+            # The server counts no tokens: these are an estimate.
             return completion
         if sampling.verdict is not None and sampling.verdict.find(completion.text):
-            return replace(completion, finish_reason="length")
+            return completion
         raise RequestRefused(
             f"after a prompt of {completion.num_prompt_tokens} tokens the server stopped at {completion.num_tokens} of "
             f"max_tokens={sampling.max_tokens}: its context is full; serve the model with a longer one"
@@ -191,7 +211,7 @@ class OpenAIEngine:
             )
         if choice is None:
             raise RequestRefused(
-                f"neither {verdict.yes!r} nor {verdict.no!r} is among the {route.top_logprobs} most likely tokens "
+                f"{verdict.yes!r} and {verdict.no!r} are not both among the {route.top_logprobs} most likely tokens "
                 "after the given text"
             )
         return choice
@@ -214,7 +234,7 @@ class OpenAIEngine:
 
     # Learning what the server can do
 
-    async def _learn_first(self) -> _Route:
+    async def _learn_first(self) -> Route:
         """Learn the chat route, or, where the server has none (a base model), that of plain completions."""
         try:
             return await self._learned(self._chat)
@@ -230,37 +250,51 @@ class OpenAIEngine:
                     raise EngineError(f"{error}; the server offers: {self.endpoint.clean(shown)}") from None
                 raise error from None
 
-    async def _route(self, prompt: Prompt) -> _Route:
+    async def _route(self, prompt: Prompt) -> Route:
         return await self._learned(self._chat if prompt.chat else self._plain)
 
-    async def _learned(self, route: _Route) -> _Route:
+    async def _learned(self, route: Route) -> Route:
         if not route.learned:
             async with route.lock:
                 while not route.learned:
                     await self._probe(route)
         return route
 
-    async def _probe(self, route: _Route) -> None:
-        """One short request. Where the server refuses a feature, that is given up for the next one."""
+    async def _probe(self, route: Route) -> None:
+        """One short request. Where the server refuses a feature, that is given up for the next one.
 
-        def read(data: dict[str, Any]) -> bool:
+        One answer without log-probabilities, or one refusal that names nothing, decides nothing.
+        """
+
+        def read(data: dict[str, Any]) -> tuple[bool, Completion]:
             # Read as a whole, so that garbled answers are tried again.
-            read_completions(data, _PROBE_SAMPLING, 1)
-            return has_alternatives(data)
+            (completion, *_) = read_completions(data, _PROBE_SAMPLING, 1)
+            route.opens_thinking |= ends_thinking_alone(data)
+            return has_alternatives(data), completion
 
         prompt = replace(_PROBE, chat=route is self._chat)
-        body = self._body(route, prompt, _PROBE_SAMPLING, 1)
+        sampling = replace(_PROBE_SAMPLING, max_tokens=route.probe_tokens)
+        body = self._body(route, prompt, sampling, 1)
         try:
-            has_logprobs = await self.endpoint.post(route.path, body, read, route.limit(_PROBE_SAMPLING, 1))
+            has_logprobs, completion = await self.endpoint.post(route.path, body, read, route.limit(sampling, 1))
         except Refusal as refusal:
-            if not route.give_up(refusal.said):
+            if route.give_up(refusal.said):
+                return
+            route.num_bad += 1
+            if route.num_bad == _PROBE_TRIES:
+                route.num_bad = 0
                 where = self.endpoint.where(route.path)
                 raise EngineError(f"{where} refuses even a short request: {refusal.said}") from None
         else:
-            route.top_logprobs *= has_logprobs
-            route.learned = True
+            if prompt.chat and route.probe_tokens < MORE_PROBE_TOKENS and _may_be_thinking(completion):
+                route.probe_tokens = MORE_PROBE_TOKENS
+                return
+            route.num_bad += not has_logprobs
+            route.learned = has_logprobs or not route.top_logprobs or route.num_bad == _PROBE_TRIES
+            if route.learned:
+                route.top_logprobs *= has_logprobs
 
-    async def _echo(self, route: _Route, prompt: Prompt) -> str:
+    async def _echo(self, route: Route, prompt: Prompt) -> str:
         """What the text of every answer begins with: the given reply, where the server repeats it (llama.cpp does)."""
         if not (prompt.chat and prompt.reply):
             return ""
@@ -268,9 +302,9 @@ class OpenAIEngine:
             async with route.lock:
                 if route.echoes is None:
                     route.echoes = await self._probe_echo(route)
-        return prompt.reply if route.echoes else ""
+        return harmless(prompt.reply) if route.echoes else ""
 
-    async def _probe_echo(self, route: _Route) -> bool:
+    async def _probe_echo(self, route: Route) -> bool:
         sampling = Sampling(temperature=0.0, max_tokens=1)
         body = self._body(route, replace(_PROBE, reply=_PROBE_REPLY), sampling, 1)
         try:
@@ -288,19 +322,24 @@ class OpenAIEngine:
     # Requests
 
     def _body(
-        self, route: _Route, prompt: Prompt, sampling: Sampling, n: int, *, stream: bool | None = None
+        self, route: Route, prompt: Prompt, sampling: Sampling, n: int, *, stream: bool | None = None
     ) -> dict[str, Any]:
         body: dict[str, Any] = {"model": self.model}
         if prompt.chat:
             begun = (Message("assistant", prompt.reply),) if prompt.reply else ()
             messages = (*prompt.messages, *begun)
-            body["messages"] = [{"role": message.role, "content": message.content} for message in messages]
+            body["messages"] = [{"role": message.role, "content": harmless(message.content)} for message in messages]
             if begun:
                 body |= {"add_generation_prompt": False, "continue_final_message": True}
         else:
             body["prompt"] = prompt.text
-        body |= {"temperature": sampling.temperature, "top_p": sampling.top_p, route.length_field: sampling.max_tokens}
-        if sampling.seed is not None and route.sends_seed:
+            if prompt == replace(_PROBE, chat=False) or _BOS.match(prompt.text):
+                # The server would put another one before it.
+                body["add_special_tokens"] = False
+        body |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
+        if route.length_field is not None:
+            body[route.length_field] = sampling.max_tokens
+        if sampling.seed is not None:
             body["seed"] = sampling.seed
         if sampling.stop:
             body["stop"] = list(sampling.stop)
@@ -312,28 +351,67 @@ class OpenAIEngine:
         if n > 1:
             body["n"] = n
         if self.stream if stream is None else stream:
-            body["stream"] = True
-            if route.sends_stream_options:
-                body["stream_options"] = {"include_usage": True}
-        return body | self.extra
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+        return {name: value for name, value in body.items() if name not in route.left_out} | self.extra
 
     async def _complete(self, prompt: Prompt, sampling: Sampling, n: int) -> list[Completion]:
-        """Send one request for `n` completions; the caller holds a slot. Some servers return fewer."""
+        """Send one request for `n` completions; the caller holds a slot. Some servers return fewer.
+
+        Where they refuse `max_tokens` because the context is shorter, what it leaves is asked for.
+        """
         route = await self._route(prompt)
         echo = await self._echo(route, prompt)
-        try:
-            return await self.endpoint.post(
-                route.path,
-                self._body(route, prompt, sampling, n),
-                lambda data: read_completions(data, sampling, n, echo),
-                route.limit(sampling, n),
-                Watch(sampling.verdict, n),
-            )
-        except Refusal as refusal:
-            if refusal.code in ("unsupported_parameter", "unsupported_value"):
-                # Every request of the run would fare the same.
-                raise EngineError(f"{self.endpoint.where(route.path)} takes no such setting: {refusal.said}") from None
-            raise
+
+        def read(data: dict[str, Any]) -> list[Completion]:
+            route.opens_thinking |= not prompt.reply and ends_thinking_alone(data)
+            opens_thinking = route.opens_thinking and not prompt.reply
+            return read_completions(data, sampling, n, echo, opens_thinking=opens_thinking)
+
+        while True:
+            asked = replace(sampling, max_tokens=min(sampling.max_tokens, self._rooms.get(prompt, sampling.max_tokens)))
+            try:
+                return await self.endpoint.post(
+                    route.path,
+                    self._body(route, prompt, asked, n),
+                    read,
+                    route.limit(sampling, n),
+                    Watch(sampling.verdict, n, route.opens_thinking and not prompt.reply),
+                )
+            except Refusal as refusal:
+                if refusal.code in ("unsupported_parameter", "unsupported_value"):
+                    # Every request of the run would fare the same.
+                    where = self.endpoint.where(route.path)
+                    raise EngineError(f"{where} takes no such setting: {refusal.said}") from None
+                room = await self._room(route, prompt, sampling.max_tokens, refusal)
+                if room is None or room >= asked.max_tokens:
+                    raise
+                self._rooms[prompt] = room
+                if len(self._rooms) > _ROOMS:
+                    del self._rooms[next(iter(self._rooms))]
+
+    async def _room(self, route: Route, prompt: Prompt, max_tokens: int, refusal: Refusal) -> int | None:
+        """How many tokens a completion of the prompt may have by the server's refusal; None where that is not told.
+
+        Raises:
+            RequestRefused: too few.
+        """
+        if match := _COMPLETION_LIMIT.search(refusal.said):
+            return int(match[1])
+        if refusal.context is None:
+            return None
+        num_prompt_tokens, context_length = refusal.context
+        context_length = context_length or (self._info.context_length if self._info else None)
+        if num_prompt_tokens is None and context_length is not None:
+            body = self._body(route, prompt, Sampling(max_tokens=1), 1, stream=False)
+            try:
+                num_prompt_tokens = await self.endpoint.post(
+                    route.path, body, prompt_length, route.limit(Sampling(), 1)
+                )
+            except Refusal:
+                return None
+        if num_prompt_tokens is None or context_length is None:
+            return None
+        return clipped(num_prompt_tokens, max_tokens, context_length)
 
     # Equal prompts in one request
 
@@ -402,38 +480,9 @@ class OpenAIEngine:
         return completions
 
 
-@dataclass
-class _Route:
-    """One of the two ways to ask, and what has been learned about it."""
-
-    path: str
-    top_logprobs: int
-    length_field: str = "max_tokens"
-    sends_seed: bool = True
-    sends_stream_options: bool = True
-    learned: bool = False
-    #: Whether answers begin with the reply that was given; None until it is learned.
-    echoes: bool | None = None
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    def give_up(self, said: str) -> bool:
-        """Stop using the feature that the server's refusal of the probe names; False where it names none."""
-        if self.top_logprobs and "logprob" in said.lower():
-            self.top_logprobs = next(step for step in _TOP_LOGPROBS_STEPS if step < self.top_logprobs)
-        elif self.length_field == "max_tokens" and "max_completion_tokens" in said:
-            self.length_field = "max_completion_tokens"
-        elif self.sends_seed and re.search(r"\bseed\b", said, re.IGNORECASE):
-            self.sends_seed = False
-        elif self.sends_stream_options and "stream_options" in said:
-            self.sends_stream_options = False
-        else:
-            return False
-        return True
-
-    def limit(self, sampling: Sampling, n: int) -> int:
-        """Bytes that an honest answer stays below: so many for a token, as streamed, and for each alternative."""
-        top_logprobs = self.top_logprobs if sampling.verdict is not None else 0
-        return (1 << 20) + n * sampling.max_tokens * (1024 + 256 * top_logprobs)
+def _may_be_thinking(answer: Completion) -> bool:
+    """Whether the first answer was cut off before the word that was asked for: more of it tells how thinking ends."""
+    return answer.finish_reason == "length" and "yes" not in answer.text.lower()
 
 
 @dataclass
@@ -449,47 +498,3 @@ class _Group:
 
     def __init__(self) -> None:
         self.callers: list[_Caller] = []
-
-
-def _parse_target(target: str) -> tuple[str, str]:
-    match = re.fullmatch(r"(?P<model>.*)@(?P<url>https?://.*)", target, re.DOTALL)
-    model, url = (match["model"], match["url"]) if match else (target, _DEFAULT_URL)
-    if match is None and ("@" in target or "://" in target):
-        raise EngineError(
-            "openai: the URL of the server begins with http:// or https://, as in MODEL@http://HOST:8000/v1"
-        )
-    if not model:
-        raise EngineError("openai: say which model, as in MODEL@http://HOST:8000/v1")
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise EngineError(f"openai: the URL of the server is malformed: {error}") from None
-    if parsed.userinfo:
-        raise EngineError("openai: no user name or password in a URL, it would be recorded; use key_env")
-    if not parsed.host or parsed.query or parsed.fragment:
-        raise EngineError(f"openai: {url!r} is not the URL of a server; give one like http://HOST:8000/v1")
-    return model, url.rstrip("/")
-
-
-def _parse_extra(spec: str, extra: str) -> dict[str, Any]:
-    if not extra:
-        return {}
-    try:
-        fields = json.loads(extra)
-    except (ValueError, RecursionError):
-        fields = None
-    if not isinstance(fields, dict):
-        raise EngineError(f'{spec}: extra is not a JSON object; write it as in extra={{"top_k": 0}}')
-    if taken := sorted(filter(_OUR_FIELDS.fullmatch, fields)):
-        raise EngineError(f"{spec}: extra may not set {', '.join(taken)}: the engine sets them itself")
-    return fields
-
-
-def _context_length(model: str, served: Mapping[str, dict[str, Any]]) -> int | None:
-    """The context of one sequence, under the name that vLLM, llama.cpp, Groq or OpenRouter give it."""
-    # A server of one model (llama.cpp) takes any name for it.
-    card = served.get(model) or (next(iter(served.values())) if len(served) == 1 else {})
-    meta = card.get("meta")
-    lengths = [card.get(name) for name in ("max_model_len", "context_window", "context_length")]
-    lengths.append(meta.get("n_ctx") if isinstance(meta, dict) else None)
-    return next((length for length in lengths if isinstance(length, int) and length > 0), None)

@@ -1,4 +1,4 @@
-"""Reading what an OpenAI-compatible server answers: bodies, event streams, completions, log-probabilities.
+"""Reading what an OpenAI-compatible server answers: bodies, event streams, completions.
 
 Nothing here trusts the server: what is missing is None or nothing, what is garbled is `Transient`, what is too much is
 refused.
@@ -6,28 +6,32 @@ refused.
 
 from __future__ import annotations
 
-import codecs
 import itertools
 import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
 
 from rprm.engines.base import Completion, Sampling
-from rprm.errors import EngineError
-from rprm.verdict import VerdictChoice, VerdictFormat, logsumexp
+from rprm.engines.openai_logprobs import read_tokens, verdict_choice, verdict_choices
+from rprm.verdict import VerdictChoice, VerdictFormat
 
-#: Servers write -9999 for a log-probability of -inf, which JSON does not have.
-_LOGPROB_FLOOR = -9000.0
-#: Characters after a streamed verdict that settle it: `Yes` could still become `Yes/No` or `Yesterday`.
+#: Characters after a streamed verdict from which on it may settle: `Yes` could still become `Yes/No` or `Yesterday`.
 _SETTLED_AFTER = 8
 #: Characters before a streamed answer among which its marker is looked for.
 _LOOKED_BACK = 400
-#: Stands for a finish reason "length" of fewer tokens than were asked for.
-CONTEXT_FULL = "context full"
+#: The length of the context in a refusal of vLLM, OpenAI, SGLang, llama.cpp or TGI, and that of the prompt. vLLM stops
+#: counting a prompt where it is too long, and then says "at least".
+_CONTEXT = re.compile(
+    r"(?:context (?:length|size|window)|max_model_len)\D{0,40}?(\d+)|max_new_tokens\W+must be <= (\d+)"
+)
+_PROMPT = re.compile(
+    r"(?<!at least )(?<!\d)(\d+) (?:tokens )?(?:in the (?:messages|prompt)|in your prompt|input tokens|from the input|"
+    r"`inputs` tokens)"
+)
 #: Finish reasons that say what "stop" leaves open: whether the model ended the text itself.
 _ENDED = {
     "eos": True,
@@ -37,16 +41,51 @@ _ENDED = {
     "max_tokens": False,
     "verdict": False,
 }
+#: Finish reasons of answers that the server or the model withheld.
+_WITHHELD = ("content_filter", "refusal")
 _FINISH_REASONS = {"eos": "stop", "eos_token": "stop", "stop_sequence": "stop", "max_tokens": "length"}
 
 
-class Transient(Exception):
-    """A failure that may pass. `retry_after`: seconds that the server asks to wait."""
+#: What opens and ends thinking in a text, and the kinds of parts of a content that are its text.
+_THINK_OPEN, _THINK_END = "<think>\n", "</think>"
+_TEXT_PARTS = (None, "text", "output_text")
 
-    def __init__(self, reason: str, retry_after: float = 0.0) -> None:
+
+#: The first character of a spelled control token: ChatML, Llama, DeepSeek, Mistral, Gemma, T5's kind.
+_CONTROL_TOKEN = re.compile(
+    r"<(?=\|[^<>|]{1,64}\|>|\uff5c[^<>\uff5c]{1,64}\uff5c>|/?s>|<?/?SYS>|(?:bos|eos|pad|unk|mask|sep|cls)>"
+    r"|(?:start|end)_of_(?:turn|image|text)>|extra_(?:id_)?\d+>)"
+    r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_RESULTS)\]|(?:TOOL_CALLS|IMG|PREFIX|SUFFIX|MIDDLE)\])"
+)
+
+
+class Transient(Exception):
+    """A failure that may pass.
+
+    `retry_after`: seconds that the server asks to wait; `is_busy`: it has too much to do, whatever was asked.
+    """
+
+    def __init__(self, reason: str, retry_after: float = 0.0, *, is_busy: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
         self.retry_after = retry_after
+        self.is_busy = is_busy
+
+
+def harmless(text: str, parts: Iterable[tuple[int, int]] | None = None) -> str:
+    """The text with its spelled control tokens broken up: servers would read them as the tokens themselves.
+
+    A zero-width space stands after the first character of each, so that `<|im_end|>` in a solution ends no turn.
+
+    Args:
+        text: a message's content, or a text that is continued as it stands.
+        parts: the parts [start, end) that are meant, in order; None for all of the text.
+    """
+    pieces, place = [], 0
+    for start, end in ((0, len(text)),) if parts is None else parts:
+        pieces += [text[place:start], _CONTROL_TOKEN.sub(lambda match: f"{match[0]}\u200b", text[start:end])]
+        place = end
+    return "".join(pieces) + text[place:]
 
 
 async def read_body(response: httpx.Response, limit: int, cut: bool = False) -> bytes:
@@ -57,7 +96,7 @@ async def read_body(response: httpx.Response, limit: int, cut: bool = False) -> 
         if size > limit:
             if cut:
                 break
-            raise EngineError(f"{response.url}: an answer of over {limit} bytes, far more than was asked for")
+            raise Transient(f"an answer of over {limit} bytes, far more than was asked for")
     return b"".join(chunks)
 
 
@@ -82,12 +121,35 @@ def error_of(data: Mapping[str, Any]) -> tuple[str, str | None]:
     return said if isinstance(said, str) else json.dumps(said), None if code is None else str(code)
 
 
+def context_of(data: Mapping[str, Any]) -> tuple[int | None, int | None] | None:
+    """The prompt's and the context's length, as far as an error body tells them; None if it is about another thing."""
+    error = data.get("error", data)
+    said, code = error_of(data)
+    lengths = _CONTEXT.search(said)
+    kinds = (code, _field(error, "type"))
+    if lengths is None and not {"context_length_exceeded", "exceed_context_size_error"} & set(map(str, kinds)):
+        return None
+    prompt = _PROMPT.search(said)
+    num_prompt_tokens = _count(_field(error, "n_prompt_tokens")) or (int(prompt[1]) if prompt else None)
+    context_length = _count(_field(error, "n_ctx")) or (int(lengths[1] or lengths[2]) if lengths else None)
+    return num_prompt_tokens, context_length
+
+
+def prompt_length(data: Mapping[str, Any]) -> int | None:
+    """How many tokens the server counts in the prompt."""
+    return _count(_field(data.get("usage"), "prompt_tokens"))
+
+
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """What ends a stream early: a verdict in each of its `n` texts."""
+    """What ends a stream early: a verdict in each of its `n` texts.
+
+    `opens_thinking`: the chat template opens the thinking, so that a text begins with it.
+    """
 
     verdict: VerdictFormat | None
     n: int
+    opens_thinking: bool = False
 
 
 class Stream:
@@ -117,13 +179,17 @@ class Stream:
         index = delta.get("index")
         index = index if isinstance(index, int) else 0
         choice = self.choices.setdefault(
-            index, {"index": index, "text": "", "finish_reason": None, "logprobs": {}, "num_tokens": 0}
+            index,
+            {"index": index, "text": "", "reasoning": "", "finish_reason": None, "logprobs": {}, "num_tokens": 0},
         )
         message = delta.get("delta")
-        piece = message.get("content") if isinstance(message, dict) else delta.get("text")
-        if isinstance(piece, str) and piece:
-            choice["text"] += piece
-            choice["num_tokens"] += 1
+        piece = _joined(message.get("content") if isinstance(message, dict) else delta.get("text"))
+        thought = _thoughts(message)
+        choice["text"] += piece
+        choice["reasoning"] += thought
+        choice["num_tokens"] += bool(piece or thought)
+        if refusal := _field(message, "refusal"):
+            choice["refusal"] = refusal
         if delta.get("finish_reason"):
             choice["finish_reason"] = delta["finish_reason"]
             choice |= {name: delta[name] for name in ("stop_reason", "matched_stop") if name in delta}
@@ -132,22 +198,39 @@ class Stream:
             if isinstance(values, list):
                 choice["logprobs"].setdefault(name, []).extend(values)
         if self.watch is not None and self.watch.verdict is not None and index not in self.settled:
-            self._look_for(self.watch.verdict, index, choice, piece if isinstance(piece, str) else "")
+            self._look_for(self.watch.verdict, index, choice, piece)
 
     def _look_for(self, verdict: VerdictFormat, index: int, choice: dict[str, Any], piece: str) -> None:
-        """Settle the choice once its verdict stands, with enough text behind it to stay. Searches few events."""
+        """Settle the choice once its verdict stands however the text goes on. Searches few events."""
         text = choice["text"]
+        if self.watch is not None and self.watch.opens_thinking and _THINK_END not in text:
+            return
         answers = verdict.yes.casefold(), verdict.no.casefold()
         recent = text[-len(piece) - max(map(len, answers)) :].casefold()
         if index not in self.ends and any(answer in recent for answer in answers):
-            found = verdict.find(text, max(0, len(text) - len(piece) - _LOOKED_BACK))
+            found = verdict.find(text, self._looked_from(text, len(text) - len(piece)))
             if found is not None:
                 self.ends[index] = found.end
         if index in self.ends and len(text) - self.ends[index] >= _SETTLED_AFTER:
             end = self.ends.pop(index)
-            if verdict.find(text, max(0, end - _LOOKED_BACK)) is not None:
+            found = verdict.find(text, self._looked_from(text, end))
+            if found is None or len(text) - end > _LOOKED_BACK:
+                return
+            self.ends[index] = found.end
+            if verdict.is_final(text, found):
                 self.settled.add(index)
                 choice["finish_reason"] = choice["finish_reason"] or "verdict"
+
+    def _looked_from(self, text: str, end: int) -> int:
+        """Where a verdict is looked for that ends at `end` or later."""
+        thinking = text.find(_THINK_END) if self.watch is not None and self.watch.opens_thinking else 0
+        return max(0, thinking, end - _LOOKED_BACK)
+
+    def ended(self) -> dict[str, Any]:
+        """The answer of a stream that sends no more."""
+        if any(choice["finish_reason"] is None for choice in self.choices.values()):
+            raise Transient("a stream that broke off")
+        return self.whole()
 
     def whole(self) -> dict[str, Any]:
         return self.answer | {"choices": list(self.choices.values())}
@@ -159,25 +242,28 @@ async def read_events(response: httpx.Response, limit: int, watch: Watch | None)
     async for chunk in response.aiter_bytes():
         size += len(chunk)
         if size > limit:
-            raise EngineError(f"{response.url}: a stream of over {limit} bytes, far more than was asked for")
+            raise Transient(f"a stream of over {limit} bytes, far more than was asked for")
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
             payload = line.removeprefix(b"data:").strip()
             if not line.startswith(b"data:") or not payload:
                 continue
-            if payload == b"[DONE]" or stream.add(parse_json(payload)):
+            if payload == b"[DONE]":
+                return stream.ended()
+            if stream.add(parse_json(payload)):
                 return stream.whole()
-    if any(choice["finish_reason"] is None for choice in stream.choices.values()):
-        raise Transient("a stream that broke off")
-    return stream.whole()
+    return stream.ended()
 
 
 def _choices(data: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The choices of an answer, in the order of their index; at least one."""
+    """The choices of an answer, in the order of their index; at least one, none twice."""
     choices = data.get("choices")
     choices = [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
     if not choices:
         raise Transient("an answer without choices")
+    indices = [index for choice in choices if (index := _count(choice.get("index"))) is not None]
+    if len(set(indices)) < len(indices):
+        raise Transient("an answer with two choices of the same index")
     return sorted(choices, key=lambda choice: _count(choice.get("index")) or 0)
 
 
@@ -190,20 +276,25 @@ def served_models(data: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def has_alternatives(data: Mapping[str, Any]) -> bool:
     """Whether the answer lists alternatives to its tokens. A token's own log-probability alone is no choice."""
-    return any(len(token.alternatives()) > 1 for token in _tokens(_choices(data)[0]) or ())
+    return any(len(token.alternatives()[0]) > 1 for token in read_tokens(_choices(data)[0]) or ())
 
 
 def first_choice(data: Mapping[str, Any], start: int, verdict: VerdictFormat) -> VerdictChoice | None:
-    """The choice at the first token of the answer, said to stand at `start`; None where neither answer is listed."""
-    tokens = _tokens(_choices(data)[0])
-    return _verdict_choice(tokens[0], start, verdict) if tokens else None
+    """The choice at the first token of the answer, said to stand at `start`; None where it cannot be told."""
+    tokens = read_tokens(_choices(data)[0])
+    return verdict_choice(tokens[0], start, verdict) if tokens else None
 
 
-def read_completions(data: Mapping[str, Any], sampling: Sampling, n: int, echo: str = "") -> list[Completion]:
+def read_completions(
+    data: Mapping[str, Any], sampling: Sampling, n: int, echo: str = "", *, opens_thinking: bool = False
+) -> list[Completion]:
     """The completions of an answer; some servers give fewer than the `n` asked for.
+
+    Thinking that came apart stands in front of the text, between `<think>` and `</think>`.
 
     Args:
         echo: what every text begins with, and is no part of the completion.
+        opens_thinking: the chat template opens the thinking: a text that was cut off before its end is all thinking.
     """
     choices = _choices(data)[:n]
     texts = [_text(choice) for choice in choices]
@@ -218,27 +309,35 @@ def read_completions(data: Mapping[str, Any], sampling: Sampling, n: int, echo: 
     total = _count(usage.get("completion_tokens"))
     completions = []
     for index, (choice, text, share) in enumerate(zip(choices, texts, _shares(total, texts), strict=True)):
-        tokens = _tokens(choice) or []
+        thoughts = _thoughts(choice.get("message")) or _field(choice, "reasoning") or ""
+        tokens = read_tokens(choice) or []
         # `usage` is exact for one completion. For several it is their sum, or, from llama.cpp, the first one's.
         counted = len(tokens) or _count(choice.get("num_tokens"))
         num_tokens = share if len(choices) == 1 and share is not None else counted
-        finish_reason = str(choice.get("finish_reason") or "unknown")
+        finish_reason = "refusal" if _refuses(choice) else str(choice.get("finish_reason") or "unknown")
         finish_reason = _FINISH_REASONS.get(finish_reason, finish_reason)
+        if finish_reason in _WITHHELD:
+            # What came before is no answer either, and is never read for a verdict.
+            text, thoughts, tokens = "", "", []
         if finish_reason == "error":
             raise Transient("a completion that ended in an error")
-        if finish_reason == "length" and num_tokens is not None and num_tokens < sampling.max_tokens:
-            finish_reason = CONTEXT_FULL
         if num_tokens is None:
-            num_tokens = share if share is not None else -(-len(text.encode()) // 4)
+            num_tokens = share if share is not None else -(-len((thoughts + text).encode()) // 4)
+        before = ""
+        if thoughts:
+            before = f"{_THINK_OPEN}{thoughts}\n{_THINK_END}\n\n" if text else f"{_THINK_OPEN}{thoughts}"
+        elif opens_thinking and finish_reason == "length" and _THINK_END not in text:
+            before = _THINK_OPEN
+        found = verdict_choices(text, tokens, sampling.verdict, after_reasoning=bool(thoughts))
         completions.append(
             Completion(
-                text=text,
+                text=before + text,
                 num_tokens=num_tokens,
                 finish_reason=finish_reason,
                 num_prompt_tokens=num_prompt_tokens,
                 # The second and further completions of one request read its prompt for nothing.
                 num_cached_prompt_tokens=num_cached if index == 0 else num_prompt_tokens,
-                choices=_verdict_choices(text, tokens, sampling.verdict, _has_reasoning(choice)),
+                choices=tuple(replace(at, start=at.start + len(before)) for at in found),
                 ended=_ended(choice, has_stops=bool(sampling.stop)),
             )
         )
@@ -272,161 +371,55 @@ def _shares(total: int | None, texts: Sequence[str]) -> list[int | None]:
 
 
 def _text(choice: Mapping[str, Any]) -> str:
-    """The text of a choice; empty where the model refused or only reasoned."""
+    """The text of a choice, without thinking that came apart; empty where the model refused or only thought."""
     message = choice.get("message")
-    text = message.get("content") if isinstance(message, dict) else choice.get("text")
-    if text is None:
-        return ""
-    if not isinstance(text, str):
-        raise Transient("an answer whose text is not a text")
-    # Half a surrogate pair, which JSON can spell, could not be written to any file.
+    return _clean(_joined(message.get("content") if isinstance(message, dict) else choice.get("text")))
+
+
+def _thoughts(message: Any) -> str:
+    """Thinking that came apart from the text, under the names of vLLM, SGLang, llama.cpp, DeepSeek and OpenRouter.
+
+    Mistral has it among the parts of the content: `{"type": "thinking", "thinking": [...]}`.
+    """
+    for name in ("reasoning_content", "reasoning"):
+        if isinstance(text := _field(message, name), str) and text:
+            return _clean(text)
+    content = _field(message, "content")
+    thoughts = (_field(part, "thinking") for part in content) if isinstance(content, list) else ()
+    return _clean("".join(_joined(thought) for thought in thoughts if isinstance(thought, str | list)))
+
+
+def _clean(text: str) -> str:
+    """Without halves of surrogate pairs, which JSON can spell, but which could not be written to any file."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _has_reasoning(choice: Mapping[str, Any]) -> bool:
-    """Whether the server split reasoning off the text; its tokens stand before the text's in the log-probabilities."""
-    message = choice.get("message")
-    return isinstance(message, dict) and bool(message.get("reasoning_content") or message.get("reasoning"))
+def ends_thinking_alone(data: Mapping[str, Any]) -> bool:
+    """Whether a text ends thinking that it does not open: the chat template does."""
+    return any(_THINK_END in text and "<think>" not in text.split(_THINK_END)[0] for text in map(_text, _choices(data)))
+
+
+def _refuses(choice: Mapping[str, Any]) -> bool:
+    """Whether the model refused in a field of its own (OpenAI)."""
+    return bool(choice.get("refusal") or _field(choice.get("message"), "refusal"))
+
+
+def _joined(content: Any) -> str:
+    """A content as one text: it may come as a list of parts, `{"type": "text", "text": ...}`."""
+    if isinstance(content, list):
+        texts = (
+            part if isinstance(part, str) else _field(part, "text") if _field(part, "type") in _TEXT_PARTS else None
+            for part in content
+        )
+        return "".join(text for text in texts if isinstance(text, str))
+    if content is not None and not isinstance(content, str):
+        raise Transient("an answer whose text is not a text")
+    return content or ""
+
+
+def _field(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, dict) else None
 
 
 def _count(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
-
-
-class _Token:
-    """A generated token: its bytes, and the entries of its log-probabilities as they came."""
-
-    __slots__ = ("_own", "_top", "content")
-
-    def __init__(self, own: Mapping[str, Any], top: Any) -> None:
-        self.content = _content(own)
-        self._own = own
-        self._top = top
-
-    def alternatives(self) -> list[tuple[bytes, float]]:
-        """Bytes and log-probability of the entries listed, and of the token itself where the list lacks it."""
-        entries = [entry for entry in self._top if isinstance(entry, dict)] if isinstance(self._top, list) else []
-        found = [(_content(entry), _logprob(entry)) for entry in entries]
-        if all(content != self.content for content, _ in found):
-            found.append((self.content, _logprob(self._own)))
-        return [(content, logprob) for content, logprob in found if logprob is not None]
-
-
-def _tokens(choice: Mapping[str, Any]) -> list[_Token] | None:
-    """The tokens of a choice, in either layout of log-probabilities; None where there are none.
-
-    Chat: `{"content": [{"token", "bytes", "logprob", "top_logprobs": [...]}]}`. Completions: `{"tokens": [...],
-    "token_logprobs": [...], "top_logprobs": [{token: logprob}]}`; llama.cpp uses the former for both.
-    """
-    logprobs = choice.get("logprobs")
-    if not isinstance(logprobs, dict):
-        return None
-    content = logprobs.get("content")
-    if isinstance(content, list):
-        return [_Token(entry, entry.get("top_logprobs")) for entry in content if isinstance(entry, dict)]
-    columns = [logprobs.get(name) for name in ("tokens", "token_logprobs", "top_logprobs")]
-    texts, own, tops = (column if isinstance(column, list) else [] for column in columns)
-    return [
-        _Token({"token": text, "logprob": logprob}, _as_entries(top))
-        for text, logprob, top in itertools.zip_longest(texts, own[: len(texts)], tops[: len(texts)])
-    ]
-
-
-def _as_entries(top: Any) -> list[dict[str, Any]]:
-    return [{"token": token, "logprob": logprob} for token, logprob in top.items()] if isinstance(top, dict) else []
-
-
-def _content(entry: Mapping[str, Any]) -> bytes:
-    raw = entry.get("bytes")
-    if isinstance(raw, list) and all(isinstance(byte, int) and 0 <= byte < 256 for byte in raw):
-        return bytes(raw)
-    return str(entry.get("token") or "").encode("utf-8", "replace")
-
-
-def _logprob(entry: Mapping[str, Any]) -> float | None:
-    value = entry.get("logprob")
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
-        return None
-    return -math.inf if value <= _LOGPROB_FLOOR else min(float(value), 0.0)
-
-
-def _verdict_choice(token: _Token, start: int, verdict: VerdictFormat) -> VerdictChoice | None:
-    """The choice at a token: each answer summed over its variants there; None where neither is in the list.
-
-    An answer that is not in the list counts as impossible: its variants lie below the smallest log-probability listed.
-    """
-    by_answer: dict[bool | None, list[float]] = {True: [], False: [], None: []}
-    for content, logprob in token.alternatives():
-        by_answer[verdict.answer_of(content.decode("utf-8", "replace"))].append(logprob)
-    logprob_yes, logprob_no = logsumexp(by_answer[True]), logsumexp(by_answer[False])
-    if logprob_yes == logprob_no == -math.inf:
-        return None
-    return VerdictChoice(start, min(logprob_yes, 0.0), min(logprob_no, 0.0))
-
-
-def _verdict_choices(
-    text: str, tokens: Sequence[_Token], verdict: VerdictFormat | None, after_reasoning: bool = False
-) -> tuple[VerdictChoice, ...]:
-    """The choices at every token that reads as an answer, at their characters in `text`."""
-    if verdict is None:
-        return ()
-    written, starts = _layout(tokens)
-    place = _Alignment(written, text, after_reasoning)
-    choices = []
-    for token, start in zip(tokens, starts, strict=True):
-        word = token.content.decode("utf-8", "replace")
-        if verdict.answer_of(word) is None:
-            continue
-        start += len(word) - len(word.lstrip())
-        at = place(start, start + len(word.strip()))
-        choice = None if at is None else _verdict_choice(token, at, verdict)
-        if choice is not None:
-            choices.append(choice)
-    return tuple(choices)
-
-
-def _layout(tokens: Sequence[_Token]) -> tuple[str, list[int]]:
-    """The text that the tokens spell and the character at which each begins. A character may span tokens."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    pieces, starts, length = [], [], 0
-    for token in tokens:
-        # Bytes left over from before become one replacement character unless this token completes them.
-        broken = decoder.getstate()[0] and not (token.content and 0x80 <= token.content[0] < 0xC0)
-        starts.append(length + bool(broken))
-        pieces.append(decoder.decode(token.content))
-        length += len(pieces[-1])
-    return "".join(pieces) + decoder.decode(b"", final=True), starts
-
-
-class _Alignment:
-    """Where the characters that the tokens spell stand in the text that the server returned.
-
-    The two differ: the text lacks the reasoning, the end-of-turn token, what follows a stop string, or spaces at its
-    ends. Characters within the longest common beginning, or the longest common end, have a certain place; others none.
-    """
-
-    def __init__(self, written: str, text: str, after_reasoning: bool) -> None:
-        self.prefix = 0 if after_reasoning else _common(written, text)
-        self.end = len(written)
-        self.suffix = 0
-        if self.prefix < len(text):
-            # End-of-turn tokens stand after the text: look for its last characters.
-            tail = text[-32:]
-            self.end = max(0, written.rfind(tail)) + len(tail)
-            self.suffix = _common(written[: self.end][::-1], text[::-1])
-        self.shift = len(text) - self.end
-
-    def __call__(self, start: int, end: int) -> int | None:
-        if end <= self.prefix:
-            return start
-        if self.end - self.suffix <= start and end <= self.end:
-            return start + self.shift
-        return None
-
-
-def _common(first: str, second: str) -> int:
-    """How many characters two texts have in common at their beginning."""
-    shorter = min(len(first), len(second))
-    if first[:shorter] == second[:shorter]:
-        return shorter
-    return next(index for index in range(shorter) if first[index] != second[index])
