@@ -595,8 +595,8 @@ def test_retries_run_out() -> None:
         server.apart = False
         with pytest.raises(EngineUnavailable, match=r"m at http.*503 queue full \(4 attempts\).*same command again"):
             await generate(server, engine)
-        # Four attempts, and three at the question whether the server answers at all.
-        assert len(server.requests) == 7
+        # A busy server is not asked whether it answers at all.
+        assert len(server.requests) == 4
 
     with_server(playing(error(503, "queue full")), use, max_retries=3)
 
@@ -1676,9 +1676,15 @@ def test_the_token_itself_counts_where_the_list_lacks_it() -> None:
 
 
 def test_an_answer_outside_the_list_counts_with_its_bound_where_that_is_far_below() -> None:
-    # Nothing outside the list is more likely than its last entry: No has at most e^-9 against e^-0.01, odds of 8,000.
-    (choice,) = completion_of("Yes", [token("Yes", -0.01, {"Yes": -0.01, ",": -9.0})]).choices
-    assert (choice.logprob_yes, choice.logprob_no) == (-0.01, -9.0)
+    # Nothing outside the list is more likely than its last entry, nor than what it leaves, 1 - e^-2e-4 - e^-9 = 8e-5:
+    # No has at most e^-9 against e^-2e-4, odds of 8,000.
+    (choice,) = completion_of("Yes", [token("Yes", -2e-4, {"Yes": -2e-4, ",": -9.0})]).choices
+    assert (choice.logprob_yes, choice.logprob_no) == (-2e-4, -9.0)
+    # A list that is cut leaves 1%: No may have all of it, whatever the last entry is.
+    assert completion_of("Yes", [token("Yes", -0.01, {"Yes": -0.01, ",": -9.0})]).choices == ()
+    # One spelling of an answer without a usable number tells nothing of either answer.
+    listed = {"Yes": -0.7, "No": -0.8, " No": math.nan}
+    assert completion_of("Yes", [token("Yes", -0.7, listed)]).choices == ()
     # At odds of 150 it may be anything from 0 to 0.7%: nothing is said, and the vote counts.
     assert completion_of("Yes", [token("Yes", -0.01, {"Yes": -0.01, ",": -5.0})]).choices == ()
     # A list with an entry that is no number bounds nothing.

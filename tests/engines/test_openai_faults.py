@@ -1,242 +1,342 @@
-"""Judging through a server that plays a fault every fifth time: all is finished or named, and no reward is invented."""
+"""300 solutions through an endpoint of which one answer in five is at fault: finished or named, nothing made up."""
 
 from __future__ import annotations
 
 import asyncio
-import collections
-import copy
 import hashlib
 import json
 import math
-import random
-from collections.abc import Callable
+import re
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
-from rprm.engines import Sampling
+from rprm.engines.base import Sampling
 from rprm.engines.openai import OpenAIEngine
 from rprm.judge import Judge
 from rprm.judging import Watcher, judge_source
-from rprm.prompts.template import PromptTemplate
+from rprm.prompts import load_template
 from rprm.records import Solution, SolutionReward
 from rprm.stopping import StoppingRule
 from rprm.verdict import VerdictFormat
-from tests.engines.test_openai import Play, Reply, Request, chat_answer, chat_tokens, error, running
 
-NUM_STEPS, NUM_ANALYSES = 2, 2
-MARKER = VerdictFormat().marker
-TEMPLATE = PromptTemplate(name="test", user="{{problem}}\n\n{{steps}}")
-POISON = "Always too much for the server."
+VERDICT = VerdictFormat()
+MAX_TOKENS = 64
+NUM_SOLUTIONS, NUM_ANALYSES = 300, 3
 
-
-def honest_p_yes(content: str) -> float:
-    """What the server thinks of a prompt: from 0.05 to 0.95, and nothing but the prompt decides it."""
-    return 0.05 + 0.9 * hashlib.sha256(content.encode()).digest()[0] / 255
-
-
-def honest_answer(request: Request) -> dict[str, Any]:
-    """Yes or No at random, as often as the server thinks, with the log-probabilities of both."""
-    content = request.body["messages"][-1]["content"]
-    p_yes = honest_p_yes(content)
-    says_yes = random.Random(f"{content}{request.body.get('seed')}").random() < p_yes
-    text = f"Checked. {MARKER} {'Yes' if says_yes else 'No'}"
-    answer = chat_answer(text)
-    # 2% are left for other tokens.
-    answer["choices"][0]["logprobs"] = {"content": chat_tokens(text, 0.98 * p_yes, 0.98 * (1.0 - p_yes))}
-    return answer
+#: The request is worth another try.
+FAILURES = (
+    "429", "500", "503", "cut connection", "half a body", "not JSON", "no choices", "error inside", "error reason",
+    "same index twice", "two choices", "too long",
+)  # fmt: skip
+#: The text is sound, the log-probabilities are not.
+BLIND = (
+    "nan", "null", "positive", "floor", "empty alternatives", "answer absent", "other absent", "both absent", "none",
+    "infinite", "text", "null top", "own nan and absent", "other cut out of a long list",
+)  # fmt: skip
+#: Sound, in another spelling: read as exactly as any other.
+SPELLINGS = ("byte-level", "sentencepiece", "parts", "reasoning", "null bytes")
+#: No analysis.
+WITHHELD = ("content_filter", "refusal", "empty")
+#: Of streams alone: no answer either.
+TORN = ("done without finish", "broken off")
 
 
-# Faults
+def share(*parts: object) -> float:
+    """A number in [0, 1) that depends on the parts alone."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest) / 2**64
 
 
-def changed(**values: Any) -> Callable[[dict[str, Any]], Reply]:
-    """The choice with other fields."""
-
-    def fault(answer: dict[str, Any]) -> Reply:
-        answer["choices"][0] |= values
-        return Reply(answer)
-
-    return fault
+def p_yes(prompt: str) -> float:
+    return 0.05 + 0.9 * share("p", prompt)
 
 
-def listing(change: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], Reply]:
-    """The answer with its last token's entry changed in place."""
-
-    def fault(answer: dict[str, Any]) -> Reply:
-        change(answer["choices"][0]["logprobs"]["content"][-1])
-        return Reply(answer)
-
-    return fault
+def is_doomed(prompt: str) -> bool:
+    return share("doomed", prompt) < 0.02
 
 
-def all_at(value: Any) -> Callable[[dict[str, Any]], Reply]:
-    """The last token and all its alternatives with one log-probability."""
-
-    def change(entry: dict[str, Any]) -> None:
-        for one in (entry, *entry["top_logprobs"]):
-            one["logprob"] = value
-
-    return listing(change)
+def says_yes(prompt: str, seed: int | None) -> bool:
+    return share("says", prompt, seed) < p_yes(prompt)
 
 
-def without_answers(entry: dict[str, Any]) -> None:
-    entry["top_logprobs"] = [one for one in entry["top_logprobs"] if one["token"] == ","]
-
-
-def without_other(entry: dict[str, Any]) -> None:
-    entry["top_logprobs"] = [one for one in entry["top_logprobs"] if one["token"] in (entry["token"], ",")]
-
-
-def twice(answer: dict[str, Any]) -> Reply:
-    (choice,) = answer["choices"]
-    wrong = copy.deepcopy(choice) | {"message": {"content": f"{MARKER} Yes"}}
-    return Reply({"choices": [wrong, choice]})
-
-
-def in_letters(answer: dict[str, Any]) -> Reply:
-    """Tokens as GPT-2's vocabulary spells them, without their bytes."""
-    for entry in answer["choices"][0]["logprobs"]["content"]:
-        for one in (entry, *entry["top_logprobs"]):
-            one |= {"token": one["token"].replace(" ", "\u0120"), "bytes": None}
-    return Reply(answer)
-
-
-def in_parts(answer: dict[str, Any]) -> Reply:
-    message = answer["choices"][0]["message"]
-    message["content"] = [{"type": "text", "text": piece} for piece in message["content"].partition(MARKER)]
-    return Reply(answer)
-
-
-#: Faults that pass: the request is made again.
-PASSING: dict[str, Callable[[dict[str, Any]], Reply]] = {
-    "429": lambda answer: error(429, "slow down"),
-    "500": lambda answer: error(500, "oops"),
-    "a gateway's page": lambda answer: Reply(b"<html>bad gateway</html>", 502),
-    "no JSON": lambda answer: Reply(b"{not json"),
-    "no choices": lambda answer: Reply({"choices": []}),
-    "no text": changed(message={"content": 5}),
-    "one index twice": twice,
-    "an error inside": lambda answer: Reply({"error": {"message": "upstream overloaded"}}),
-    "ended in an error": changed(finish_reason="error"),
-    "over-long": lambda answer: Reply(b" " * (3 << 20)),
-    "cut off": lambda answer: Reply(json.dumps(answer).encode()[:100], length=5000),
-}
-#: Log-probabilities that say nothing: the vote counts.
-UNUSABLE: dict[str, Callable[[dict[str, Any]], Reply]] = {
-    "NaN": all_at(math.nan),
-    "null": all_at(None),
-    "above 0": all_at(3.0),
-    "-9999": all_at(-9999.0),
-    "all certain": all_at(0.0),
-    "no alternatives": listing(lambda entry: entry.update(top_logprobs=[])),
-    "the answers absent": listing(without_answers),
-    "the other answer absent": listing(without_other),
-    "none": changed(logprobs=None),
-}
-#: Odd, and as good as the usual.
-ODD = {"tokens in letters": in_letters, "content in parts": in_parts}
-#: No answer.
-WITHHELD: dict[str, Callable[[dict[str, Any]], Reply]] = {
-    "content_filter": changed(finish_reason="content_filter"),
-    "refusal": changed(message={"content": None, "refusal": f"Sorry. {MARKER} Yes"}),
-}
-FAULTS = {**PASSING, **UNUSABLE, **ODD, **WITHHELD}
-
-
-def streamed(reply: Reply) -> Reply:
-    """The same as a stream, where it is an answer."""
-    if not isinstance(reply.body, dict) or reply.status != 200 or "choices" not in reply.body or reply.length:
-        return reply
-    events = []
-    for choice in reply.body["choices"]:
-        events.append({**choice, "delta": choice["message"], "finish_reason": None})
-        events.append({"index": 0, "delta": {}, "finish_reason": choice["finish_reason"]})
-    lines = [f"data: {json.dumps({'choices': [event]})}\n\n" for event in events]
-    return Reply("".join([*lines, "data: [DONE]\n\n"]).encode(), headers={"content-type": "text/event-stream"})
-
-
-def torn(answer: dict[str, Any]) -> Reply:
-    """A stream that says it is done, but not why."""
-    event = answer["choices"][0] | {"delta": answer["choices"][0]["message"], "finish_reason": None}
-    body = f"data: {json.dumps({'choices': [event]})}\n\ndata: [DONE]\n\n"
-    return Reply(body.encode(), headers={"content-type": "text/event-stream"})
-
-
-def misbehaving(faults: dict[str, Callable[[dict[str, Any]], Reply]], played: collections.Counter[str]) -> Play:
-    """A server that plays each fault as often as the others, one in five requests; `played` counts them."""
-    chance = random.Random(17)
-
-    async def play(request: Request, writer: asyncio.StreamWriter) -> Reply | None:
-        if POISON in request.body["messages"][-1]["content"]:
-            return error(500, "out of memory")
-        reply = Reply(honest_answer(request))
-        if chance.random() < 0.2:
-            name = min(faults, key=lambda name: (played[name], chance.random()))
-            played[name] += 1
-            reply = faults[name](reply.body)
-        return streamed(reply) if request.body.get("stream") else reply
-
-    return play
-
-
-@pytest.mark.parametrize(("num_solutions", "stream"), [(300, False), (100, True)])
-def test_solutions_with_a_fifth_of_the_answers_faulty(num_solutions: int, stream: bool) -> None:
-    # A stream merges what comes under one index: there a second choice of it is none.
-    faults = {name: fault for name, fault in FAULTS.items() if not (stream and name == "one index twice")}
-    faults |= {"no finish reason": torn} if stream else {}
-    played: collections.Counter[str] = collections.Counter()
-    rows = [
-        Solution(id=str(row), problem=f"Problem {row}." if row != 50 else POISON, steps=("One step.", "Another."))
-        for row in range(num_solutions)
+def entries(p: float, fault: str, says: bool) -> tuple[list[dict[str, Any]], Any]:
+    """The alternatives at the answer, and the answer's own log-probability."""
+    listed: dict[str, Any] = {" Yes": math.log(p * 0.98), " No": math.log((1 - p) * 0.98), ",": math.log(0.01)}
+    answer, other = (" Yes", " No") if says else (" No", " Yes")
+    own: Any = listed[answer]
+    bad = {"nan": math.nan, "null": None, "positive": 3.0, "floor": -9999.0, "infinite": -math.inf, "text": "-0.5"}
+    if fault in bad:
+        # At one of the two, so that the other looks certain.
+        listed[other if share("which", p) < 0.5 else answer] = bad[fault]
+        own = listed[answer]
+    if fault in ("answer absent", "both absent", "own nan and absent"):
+        del listed[answer]
+    if fault == "own nan and absent":
+        own = math.nan
+    if fault in ("other absent", "both absent"):
+        del listed[other]
+    if fault in ("empty alternatives", "null top"):
+        listed = {}
+    if fault == "other cut out of a long list":
+        # The tail promises that nothing unlisted is likely, but the list leaves all of the other answer's share.
+        del listed[other]
+        listed |= {f" word{rank}": -12.0 - rank for rank in range(17)}
+    spell = {"byte-level": "\u0120", "sentencepiece": "\u2581"}.get(fault, " ")
+    top = [
+        {"token": name.replace(" ", spell), "bytes": list(name.encode()), "logprob": value}
+        for name, value in listed.items()
     ]
-    results: list[SolutionReward] = []
+    return top, own
+
+
+def choice_of(request: dict[str, Any], prompt: str, fault: str) -> dict[str, Any]:
+    """A choice with this fault; the probe is answered in a word."""
+    if prompt == "Reply with one word: Yes":
+        words, p, says, end = ["Yes"], 0.9, True, []
+    else:
+        p, says = p_yes(prompt), says_yes(prompt, request.get("seed"))
+        head = ["Ité", "adds", "up.\n\nSo,", "in", "the", "end\n"]
+        words = [head[0], *(f" {word}" for word in head[1:])]
+        words += [f" {word}" if index else word for index, word in enumerate(VERDICT.marker.split(" "))]
+        words, end = [*words, " Yes" if says else " No"], ["."] if fault != "null bytes" else []
+    top, own = entries(p, fault, says)
+    spell = {"byte-level": ("\u0120", "\u010a"), "sentencepiece": ("\u2581", "<0x0A>")}.get(fault, (" ", "\n"))
+    content = []
+    for word in [*words, *end]:
+        spelled = word.replace(" ", spell[0]).replace("\n", spell[1])
+        if fault == "byte-level":
+            spelled = spelled.replace("\u00e9", "\u00c3\u00a9")
+        if word.strip() in ("Yes", "No") and len(word.strip()) < 4:
+            alternatives, logprob = top, own
+        else:
+            alternatives, logprob = [{"token": spelled, "bytes": list(word.encode()), "logprob": -0.1}], -0.1
+        content.append(
+            {"token": spelled, "bytes": list(word.encode()), "logprob": logprob, "top_logprobs": alternatives}
+        )
+    if fault == "null top":
+        for token in content:
+            token["top_logprobs"] = None
+    if fault in ("byte-level", "sentencepiece", "null bytes"):
+        for token in content:
+            for entry in (token, *token["top_logprobs"]):
+                entry["bytes"] = None
+    text: Any = "".join([*words, *end])
+    said: dict[str, Any] = {"role": "assistant", "content": text}
+    reason = "stop"
+    logprobs: Any = {"content": content}
+    if fault == "parts":
+        said["content"] = [{"type": "text", "text": text[:7]}, {"type": "text", "text": text[7:]}]
+    if fault == "reasoning":
+        opposite = f"{VERDICT.marker} {'No' if says else 'Yes'}"
+        said["reasoning_content"] = opposite
+        thought = [
+            {"token": word, "bytes": None, "logprob": -0.1, "top_logprobs": top if word in (" Yes", " No") else []}
+            for word in [VERDICT.marker, f" {'No' if says else 'Yes'}", "</think>", "\n\n"]
+        ]
+        logprobs = {"content": thought + content}
+    if fault == "content_filter":
+        said, reason, logprobs = {"role": "assistant", "content": None}, "content_filter", None
+    if fault == "refusal":
+        said = {"role": "assistant", "content": None, "refusal": "I cannot help with that."}
+        logprobs = None
+    if fault == "empty":
+        said["content"], logprobs = "", {"content": []}
+    if fault == "none":
+        logprobs = None
+    if fault == "error reason":
+        reason = "error"
+    return {"index": 0, "message": said, "finish_reason": reason, "logprobs": logprobs}
+
+
+def events(choice: dict[str, Any], fault: str) -> bytes:
+    said = choice["message"]
+    rows: list[dict[str, Any]] = []
+    tokens = (choice["logprobs"] or {}).get("content") or []
+    if said.get("reasoning_content"):
+        rows.append({"delta": {"reasoning_content": said["reasoning_content"]}, "logprobs": {"content": tokens[:4]}})
+        tokens = tokens[4:]
+    content = said.get("content") or ""
+    if said.get("refusal"):
+        rows.append({"delta": {"refusal": said["refusal"]}})
+    if isinstance(content, list):
+        rows += [{"delta": {"content": [part]}} for part in content]
+        rows.append({"delta": {}, "logprobs": {"content": tokens}})
+    elif tokens:
+        at = 0
+        for token in tokens:
+            word = bytes(token["bytes"]).decode() if token["bytes"] else None
+            if word is None:
+                word = re.sub("[\u0120\u2581]", " ", token["token"].replace("\u010a", "\n").replace("<0x0A>", "\n"))
+                word = word.replace("\u00c3\u00a9", "\u00e9")
+            rows.append({"delta": {"content": word}, "logprobs": {"content": [token]}})
+            at += len(word)
+        assert at == len(content), (content, tokens)
+    else:
+        rows += [{"delta": {"content": piece}} for piece in re.findall(r"\S*\s*", content) if piece]
+    rows = [{"choices": [{"index": 0, "finish_reason": None, **row}]} for row in rows]
+    if fault not in TORN:
+        rows.append({"choices": [{"index": 0, "delta": {}, "finish_reason": choice["finish_reason"]}]})
+    rows.append({"choices": [], "usage": {"prompt_tokens": 20, "completion_tokens": len(tokens)}})
+    body = b"".join(b"data: " + json.dumps(row).encode() + b"\n\n" for row in rows)
+    return body + (b"" if fault == "broken off" else b"data: [DONE]\n\n")
+
+
+class Misbehaving:
+    def __init__(self, rate: float, faults: tuple[str, ...]) -> None:
+        self.rate, self.faults = rate, faults
+        self.tries: Counter[tuple[str, Any]] = Counter()
+        self.played: Counter[str] = Counter()
+        self.paths: Counter[str] = Counter()
+        self.writers: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+
+    def fault(self, prompt: str, seed: Any) -> str:
+        self.tries[prompt, seed] += 1
+        draw = ("fault", prompt, seed, self.tries[prompt, seed])
+        if share(*draw) >= self.rate:
+            return ""
+        return self.faults[int(share(*draw, "kind") * len(self.faults))]
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.writers[task] = writer
+        try:
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                length = re.search(r"(?i)content-length: (\d+)", head)
+                body = json.loads(await reader.readexactly(int(length[1]))) if length else {}
+                self.paths[head.split(" ")[1]] += 1
+                if "/v1/models" in head:
+                    self.send(writer, 200, json.dumps({"data": [{"id": "m"}]}).encode())
+                elif "/v1/chat/completions" not in head:
+                    self.send(writer, 404, b"{}")
+                elif not self.answer(writer, body):
+                    return
+                await writer.drain()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            del self.writers[task]
+            writer.close()
+
+    def answer(self, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+        prompt = body["messages"][-1]["content"]
+        fault = self.fault(prompt, body.get("seed"))
+        self.played[fault] += 1
+        if is_doomed(prompt):
+            self.send(writer, 500, b'{"error": {"message": "this one kills me"}}')
+            return True
+        if fault in ("429", "500", "503"):
+            said = json.dumps({"error": {"message": f"fault {fault}"}}).encode()
+            self.send(writer, int(fault), said, "retry-after-ms: 1\r\n" if fault == "429" else "")
+            return True
+        if fault == "cut connection":
+            writer.transport.abort()
+            return False
+        choice = choice_of(body, prompt, fault)
+        if not body.get("logprobs"):
+            choice["logprobs"] = None
+        if body.get("stream") and fault not in FAILURES:
+            self.send(writer, 200, events(choice, fault), kind="text/event-stream")
+            return True
+        choices = [choice]
+        if fault == "two choices":
+            choices = [choice, {**choice, "index": 1}]
+        if fault == "same index twice":
+            choices = [choice, choice]
+        if fault == "no choices":
+            choices = []
+        answer: dict[str, Any] = {"choices": choices, "usage": {"prompt_tokens": 20, "completion_tokens": 12}}
+        if fault == "error inside":
+            answer = {"error": {"message": "upstream"}}
+        raw = json.dumps(answer).encode()
+        if fault == "not JSON":
+            raw = raw[:-9]
+        if fault == "too long":
+            raw = b" " * (2_000_000 + 8192 * body["max_tokens"]) + raw
+        self.send(writer, 200, raw[:40] if fault == "half a body" else raw, length=len(raw))
+        if fault == "half a body":
+            writer.close()
+            return False
+        return True
+
+    @staticmethod
+    def send(
+        writer: asyncio.StreamWriter,
+        status: int,
+        body: bytes,
+        more: str = "",
+        kind: str = "application/json",
+        length: int | None = None,
+    ) -> None:
+        length = len(body) if length is None else length
+        head = f"HTTP/1.1 {status} X\r\ncontent-type: {kind}\r\ncontent-length: {length}\r\n{more}\r\n"
+        writer.write(head.encode() + body)
+
+
+@asynccontextmanager
+async def running(server: Misbehaving) -> AsyncIterator[str]:
+    listener = await asyncio.start_server(server.serve, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/v1"
+    finally:
+        listener.close()
+        for writer in server.writers.values():
+            writer.transport.abort()
+        await asyncio.gather(*server.writers)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_every_solution_is_finished_or_named_and_no_reward_is_made_up(stream: bool) -> None:
+    template = load_template("critique")
+    rows = [
+        Solution(id=f"s{n}", problem=f"What is {n} + 1?", steps=(f"{n} + 1 = {n + 1}",)) for n in range(NUM_SOLUTIONS)
+    ]
+    results: dict[str, SolutionReward] = {}
+    faults = FAILURES + BLIND + SPELLINGS + WITHHELD + (TORN if stream else ())
+    server = Misbehaving(0.2, faults)
 
     async def run() -> None:
-        async with asyncio.timeout(120), running(misbehaving(faults, played)) as (_, url):
-            engine = OpenAIEngine(f"m@{url}", key_env="RPRM_TEST_KEY", stream=stream)
-            engine.endpoint.backoff_base = engine.endpoint.backoff_cap = 0.001
-            judge = Judge(
-                engine,
-                TEMPLATE,
-                StoppingRule(NUM_ANALYSES, stopping="none"),
-                Sampling(max_tokens=64, seed=1),
-                first_error_exit=False,
-            )
+        async with asyncio.timeout(300), running(server) as url:
+            engine = OpenAIEngine(f"m@{url}", key_env="RPRM_NO_KEY", stream=stream)
+            engine.endpoint.backoff_base, engine.endpoint.backoff_cap = 0.001, 0.02
+            rule = StoppingRule(num_analyses=NUM_ANALYSES, threshold=0.5)
+            judge = Judge(engine, template, rule, Sampling(max_tokens=MAX_TOKENS, seed=3), first_error_exit=False)
             try:
-                await judge_source(judge, rows, watcher=Watcher(lambda _, result: results.append(result)))
+                watcher = Watcher(on_result=lambda row, result: results.__setitem__(row.id, result))
+                await judge_source(judge, rows, watcher=watcher)
             finally:
                 await judge.aclose()
 
     asyncio.run(run())
-    assert set(played) == set(faults)
-    assert sum(played.values()) > 0.15 * num_solutions * NUM_STEPS * NUM_ANALYSES
-    assert [result.id for result in results] == [row.id for row in rows]
-    sources: collections.Counter[str | None] = collections.Counter()
-    for row, result in zip(rows, results, strict=True):
-        assert len(result.steps) == NUM_STEPS
-        for step in result.steps:
-            if row.problem == POISON:
-                # Costs itself, and says why.
-                assert step.reward is None
-                assert step.failure is not None
-                assert "500 out of memory" in step.failure
+    assert list(results) == [row.id for row in rows]
+    assert set(faults) <= set(server.played)
+    sources: Counter[str | None] = Counter()
+    for row in rows:
+        (step,) = results[row.id].steps
+        prompt = template.render(row.problem, row.steps, 0).messages[-1].content
+        if is_doomed(prompt):
+            assert step.reward is None
+            assert "this one kills me" in (step.failure or "")
+            continue
+        read = []
+        for analysis in step.analyses:
+            sources[analysis.p_yes_source] += 1
+            if analysis.p_yes is None:
+                # What was withheld or is empty; its reason is kept.
+                assert analysis.finish_reason in ("content_filter", "refusal", "stop")
                 continue
-            content = TEMPLATE.render(row.problem, row.steps, step.step_index).messages[-1].content
-            assert len(step.analyses) == NUM_ANALYSES
-            for analysis in step.analyses:
-                sources[analysis.p_yes_source] += 1
-                if analysis.p_yes_source == "logprobs":
-                    assert analysis.p_yes == pytest.approx(honest_p_yes(content))
-                elif analysis.p_yes_source == "vote":
-                    assert analysis.text.endswith("Yes" if analysis.verdict else "No")
-                    assert analysis.p_yes == float(analysis.verdict is True)
-                else:
-                    assert (analysis.p_yes, analysis.finish_reason in WITHHELD) == (None, True)
-            p_yes = [analysis.p_yes for analysis in step.analyses if analysis.p_yes is not None]
-            assert step.reward == (pytest.approx(sum(p_yes) / len(p_yes)) if p_yes else None)
-            assert (step.failure is None) == (step.reward is not None)
-    # Every unusable answer is a vote, every withheld one nothing, and all else is exact.
-    assert sources["vote"] == sum(played[name] for name in UNUSABLE)
-    assert sources[None] == sum(played[name] for name in WITHHELD)
-    assert sources["logprobs"] == (num_solutions - 1) * NUM_STEPS * NUM_ANALYSES - sources["vote"] - sources[None]
+            read.append(analysis.p_yes)
+            if analysis.p_yes_source == "logprobs":
+                assert analysis.p_yes == pytest.approx(p_yes(prompt), abs=1e-6)
+            else:
+                assert analysis.p_yes == float(analysis.verdict or False)
+        assert step.reward == (pytest.approx(sum(read) / len(read)) if read else None)
+        assert (step.failure is None) == bool(read)
+    # Of 900 analyses one in five is at fault at the first try, by any of about 33 faults, 14 of which leave the vote.
+    assert sources["logprobs"] > 20 * sources[None]
+    assert 0 < sources["vote"] < 0.2 * sources["logprobs"]

@@ -27,7 +27,7 @@ _ERROR_BYTES, _ERROR_CHARACTERS = 1 << 16, 400
 
 
 #: Statuses that say nothing against the request: the server is busy.
-_BUSY = (408, 409, 425, 429)
+_BUSY = (408, 409, 425, 429, 503, 529)
 
 
 class Refusal(RequestRefused):
@@ -84,6 +84,8 @@ class Endpoint:
         self._key_withheld = False
         self._reached = False
         self._answered: tuple[str, bytes, int] | None = None
+        #: Requests answered so far.
+        self._num_answers = 0
 
     def open(self) -> None:
         """Read the key and make the connection pool.
@@ -138,7 +140,7 @@ class Endpoint:
             EngineError: the server refuses every such request.
         """
         content = json.dumps(body).encode()
-        attempt, retries = 0, self.max_retries
+        attempt, retries, num_before = 0, self.max_retries, self._num_answers
         is_up = False
         while True:
             wait, is_busy = 0.0, False
@@ -146,11 +148,14 @@ class Endpoint:
                 async with asyncio.timeout(self.timeout):
                     result = read(await self._exchange("POST", path, content, limit, watch))
                 self._answered = self._answered or (path, content, limit)
+                self._num_answers += 1
                 return result
             except Transient as failure:
                 reason, wait, is_busy = self.clean(failure.reason), failure.retry_after, failure.is_busy
             except TimeoutError:
                 reason = f"no full answer within timeout={self.timeout:g} s"
+                # Too slow for all is not the fault of this request.
+                is_busy = self._num_answers == num_before
             except httpx.RequestError as error:
                 reason = self.clean(f"{type(error).__name__}: {error}".rstrip(": "))
                 # A server never reached is a wrong URL more often than one that is about to come up.
@@ -184,7 +189,7 @@ class Endpoint:
             try:
                 async with asyncio.timeout(self.timeout):
                     return "choices" in await self._exchange("POST", path, content, limit, None)
-            except (Transient, TimeoutError, httpx.RequestError):
+            except (Transient, TimeoutError, httpx.RequestError, EngineError):
                 continue
         return False
 

@@ -21,6 +21,8 @@ _LOGPROB_FLOOR = -9000.0
 _ROUNDING = 0.01
 #: An answer that is not listed counts only where its bound lies that far below the other one: odds of 1,000 to 1.
 _FAR_BELOW = math.log(1000.0)
+#: What rounding leaves of a list that has all of the probability.
+_LEAST_LEFT = 1e-9
 
 
 class Token:
@@ -49,9 +51,16 @@ class Token:
         own = _logprob(self._own)
         if found and own is not None and own <= bound and all(content != self.content for content, _ in listed):
             found.append((self.content, own))
-        if logsumexp(logprob for _, logprob in found) > _ROUNDING:
+        total = logsumexp(logprob for _, logprob in found)
+        if total > _ROUNDING:
             return [], 0.0
-        return found, bound if len(found) >= len(listed) else 0.0
+        # Of a list that is cut or filtered, what is missing may have all that the list leaves.
+        left = math.log(max(-math.expm1(total), _LEAST_LEFT))
+        return found, max(bound, left) if len(found) >= len(listed) else 0.0
+
+    def unusable(self) -> list[bytes]:
+        """Bytes of the alternatives whose log-probability is none."""
+        return [self.bytes_of(entry) for entry in self._top if _logprob(entry) is None]
 
 
 def read_tokens(choice: Mapping[str, Any]) -> list[Token] | None:
@@ -126,9 +135,12 @@ def _logprob(entry: Mapping[str, Any]) -> float | None:
 def verdict_choice(token: Token, start: int, verdict: VerdictFormat) -> VerdictChoice | None:
     """The choice at a token: each answer summed over its variants there; None where it cannot be told.
 
-    It can where both answers are listed, or where one is and the other must be far less likely, since no alternative
-    outside the list is more likely than the last one in it; the other then counts with this bound, never as impossible.
+    It can where both answers are listed, or where one is and the other must be far less likely: no alternative outside
+    the list is more likely than the last one in it and what the list leaves. The other then counts with this bound,
+    never as impossible. An answer listed with a number that is no log-probability tells nothing of either.
     """
+    if any(verdict.answer_of(content.decode("utf-8", "replace")) is not None for content in token.unusable()):
+        return None
     found, bound = token.alternatives()
     by_answer: dict[bool | None, list[float]] = {True: [], False: [], None: []}
     for content, logprob in found:
