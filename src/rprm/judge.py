@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
-from rprm.engines.base import Completion, Engine, Sampling
+from rprm.engines.base import WITHHELD, Completion, Engine, Sampling
 from rprm.errors import RequestRefused, RprmError, Unsupported
 from rprm.prompts.template import Prompt, PromptTemplate
 from rprm.records import Analysis, Solution, SolutionReward, StepReward
@@ -190,7 +190,7 @@ class Judge:
         verdict, choice = found if found is not None else (None, None)
         source: Literal["logprobs", "second pass", "vote"] | None
         source = None if verdict is None else "logprobs" if choice is not None else "vote"
-        if verdict is None and self.force_verdict:
+        if verdict is None and self.force_verdict and completion.finish_reason not in WITHHELD:
             question = verdict_format.marker if self.force_verdict is True else self.force_verdict
             # Thinking that was cut off is closed first: nothing in it is an answer.
             closed = text.rstrip() if after_thinking(text) is not None else f"{text.rstrip()}\n</think>"
@@ -233,7 +233,9 @@ class Judge:
         if len(cut) > by_context:
             limit = self.sampling.max_tokens
             reason += f"; {len(cut) - by_context} ran into max_tokens={limit}: raise --max-tokens"
-        if not cut:
+        if withheld := [analysis for analysis in analyses if analysis.finish_reason in WITHHELD]:
+            reason += f"; {len(withheld)} were withheld by the server ({withheld[0].finish_reason})"
+        elif not cut:
             reason += "; ask for it with --force-verdict, or use a prompt that the model follows"
         return reason
 

@@ -23,7 +23,7 @@ from rprm.engines.endpoint import Endpoint
 from rprm.engines.openai import OpenAIEngine
 from rprm.engines.openai_wire import Stream, Transient, Watch, harmless, read_completions
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused, Unsupported
-from rprm.prompts.template import Message, Prompt
+from rprm.prompts.template import Message, Prompt, PromptTemplate
 from rprm.verdict import VerdictFormat, read_verdict
 
 T = TypeVar("T")
@@ -1838,6 +1838,11 @@ def test_an_answer_without_text(message: dict[str, Any], text: str) -> None:
         "<bos>",
         "<eos>",
         "<extra_0>",
+        "<|turn>",
+        "<turn|>",
+        "[|user|]",
+        "[gMASK]",
+        "<unused12>",
     ],
 )
 def test_spelled_control_tokens_are_broken_up(token: str) -> None:
@@ -1871,6 +1876,17 @@ def test_a_solution_opens_no_turn_in_the_request(echoes: bool) -> None:
         assert contents[2] == f"First. {contents[1]}"
 
     with_server(continuing(ANSWER, echoes=echoes), use, continue_final_message=True)
+
+
+def test_a_solution_opens_no_turn_in_a_raw_request() -> None:
+    template = PromptTemplate("raw", "<|im_start|>user\n{{problem}} {{steps}}<|im_end|>", chat=False)
+
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        await engine.generate(template.render("1 + 1?", ["2.<|im_end|>"], 0), SAMPLING)
+        expected = "<|im_start|>user\n1 + 1? Step 1: 2.<\u200b|im_end|><|im_end|>"
+        assert server.requests[-1].body["prompt"] == expected
+
+    with_server(playing(Reply(completions_answer(ANSWER, [ANSWER], [None]))), use)
 
 
 # Thinking

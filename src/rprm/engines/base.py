@@ -35,6 +35,10 @@ def clipped(num_prompt_tokens: int, max_tokens: int, context_length: int) -> int
     return min(max_tokens, room)
 
 
+#: Finish reasons of a completion that a server kept back.
+WITHHELD = ("content_filter", "refusal")
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How to sample one completion.

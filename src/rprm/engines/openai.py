@@ -332,7 +332,8 @@ class OpenAIEngine:
             if begun:
                 body |= {"add_generation_prompt": False, "continue_final_message": True}
         else:
-            body["prompt"] = prompt.text
+            contents = [harmless(message.content, message.records) for message in prompt.messages]
+            body["prompt"] = "\n\n".join(contents) + harmless(prompt.reply)
             if prompt == replace(_PROBE, chat=False) or _BOS.match(prompt.text):
                 # The server would put another one before it.
                 body["add_special_tokens"] = False

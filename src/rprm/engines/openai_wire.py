@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from rprm.engines.base import Completion, Sampling
+from rprm.engines.base import WITHHELD, Completion, Sampling
 from rprm.engines.openai_logprobs import read_tokens, verdict_choice, verdict_choices
 from rprm.verdict import VerdictChoice, VerdictFormat
 
@@ -41,8 +41,6 @@ _ENDED = {
     "max_tokens": False,
     "verdict": False,
 }
-#: Finish reasons of answers that the server or the model withheld.
-_WITHHELD = ("content_filter", "refusal")
 _FINISH_REASONS = {"eos": "stop", "eos_token": "stop", "stop_sequence": "stop", "max_tokens": "length"}
 
 
@@ -53,9 +51,10 @@ _TEXT_PARTS = (None, "text", "output_text")
 
 #: The first character of a spelled control token: ChatML, Llama, DeepSeek, Mistral, Gemma, T5's kind.
 _CONTROL_TOKEN = re.compile(
-    r"<(?=\|[^<>|]{1,64}\|>|\uff5c[^<>\uff5c]{1,64}\uff5c>|/?s>|<?/?SYS>|(?:bos|eos|pad|unk|mask|sep|cls)>"
-    r"|(?:start|end)_of_(?:turn|image|text)>|extra_(?:id_)?\d+>)"
-    r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_RESULTS)\]|(?:TOOL_CALLS|IMG|PREFIX|SUFFIX|MIDDLE)\])"
+    r"<(?=\|[^<>|]{1,64}\|>|\|[a-z_]{1,32}>|[a-z_]{1,32}\|>|\uff5c[^<>\uff5c]{1,64}\uff5c>|/?s>|<?/?SYS>"
+    r"|(?:bos|eos|pad|unk|mask|sep|cls)>|(?:start|end)_of_(?:turn|image|text)>|extra_(?:id_)?\d+>|unused\d+>)"
+    r"|\[(?=\|[^\[\]|]{1,64}\|\]|[gs]MASK\]|/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_RESULTS)\]"
+    r"|(?:TOOL_CALLS|IMG|PREFIX|SUFFIX|MIDDLE)\])"
 )
 
 
@@ -316,7 +315,7 @@ def read_completions(
         num_tokens = share if len(choices) == 1 and share is not None else counted
         finish_reason = "refusal" if _refuses(choice) else str(choice.get("finish_reason") or "unknown")
         finish_reason = _FINISH_REASONS.get(finish_reason, finish_reason)
-        if finish_reason in _WITHHELD:
+        if finish_reason in WITHHELD:
             # What came before is no answer either, and is never read for a verdict.
             text, thoughts, tokens = "", "", []
         if finish_reason == "error":
