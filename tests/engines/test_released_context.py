@@ -19,6 +19,9 @@ from typer.testing import CliRunner
 from rprm import RPRM, Solution, load_template
 from rprm.benchmarks import read_processbench
 from rprm.cli.app import app
+from rprm.engines.base import MIN_ROOM, clipped
+from rprm.engines.tokens import encode_prompt
+from rprm.errors import RunError
 from rprm.models import MODELS
 
 R_PRM = next(known for known in MODELS if known.alias == "r-prm-7b")
@@ -105,6 +108,26 @@ def hardest(real_data: Path, count: int) -> list[Solution]:
     return [solution for solutions in subsets.values() for solution in solutions[:count]]
 
 
+def test_every_prompt_of_processbench_leaves_room(stand_in: Path, real_data: Path) -> None:
+    """No step of the 660 items at hand is refused: an analysis of at least 64 tokens fits beside each prompt."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(stand_in)
+    template = load_template(stand_in)
+    items = read_processbench(str(real_data / "processbench")).items
+    # The longest prompt of an item is that of its last step.
+    lengths = [
+        len(encode_prompt(tokenizer, template.render(item.solution.problem, steps, len(steps) - 1)))
+        for item in items
+        if (steps := item.solution.steps)
+    ]
+    assert len(lengths) == 660
+    rooms = [clipped(length, 4096, R_PRM.context_length or 0) for length in lengths]
+    assert MIN_ROOM <= min(rooms) < 4096 - 1000
+    # The published settings alone would have asked for more than there is, everywhere.
+    assert max(rooms) < 4096
+
+
 def test_the_longest_items_of_processbench_are_judged_by_the_defaults(
     stand_in: Path, real_data: Path, tmp_path: Path
 ) -> None:
@@ -123,8 +146,6 @@ def test_a_context_too_small_for_any_prompt_fails_and_says_so(stand_in: Path, re
     path = tmp_path / "one.jsonl"
     path.write_text(hardest(real_data, 1)[0].model_dump_json() + "\n", encoding="utf-8")
     arguments: list[Any] = ["judge", str(path), "--model", f"transformers:{stand_in}?context_length=300", "--json"]
-    from rprm.errors import RunError
-
     with pytest.raises(RunError, match=r"no step of any solution could be judged.*context") as raised:
         CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert "300" in str(raised.value)
