@@ -426,10 +426,12 @@ def _limited(items: Any, limit: int | None, group: str) -> Any:
 def check_what(model: str | None, stored: Path | None) -> None:
     from rprm.errors import BenchmarkError
 
-    if (model is None) == (stored is None):
+    if model is None and stored is None:
         raise BenchmarkError(
             "say what to measure: --model SPEC to judge now, or --scores FILE for scores made elsewhere"
         )
+    if model is not None and stored is not None:
+        raise BenchmarkError("--model judges now and --scores measures what was judged before: give one of the two")
 
 
 def _in_full(model: str | None, stopping: StoppingName | None, first_error_exit: bool | None) -> StoppingName:

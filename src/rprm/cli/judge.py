@@ -148,9 +148,17 @@ def judge(
     from rprm.api import load_rewarder
     from rprm.cli import EXIT_REJECTED
     from rprm.cli.embedded import EmbeddedScope
+    from rprm.errors import InputError
     from rprm.reading import read_solutions
     from rprm.report.solutions import render_solution, render_totals
 
+    if (rewards == RewardsName.full or procedure == ProcedureName.published) and (
+        stopping not in (None, StoppingName.none) or first_error_exit
+    ):
+        raise InputError(
+            "--rewards full and --procedure published draw every analysis of every step: leave out --stopping and "
+            "--first-error-exit"
+        )
     rewarder = load_rewarder(
         model,
         procedure="full" if rewards == RewardsName.full and procedure == ProcedureName.lean else procedure.value,

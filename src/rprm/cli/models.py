@@ -116,7 +116,7 @@ def _print_model(known: KnownModel) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    does = "writes analyses that end in Yes or No" if known.kind == "r-prm" else "scores the steps in one pass"
+    does = "writes analyses that end in Yes or No" if known.kind == "r-prm" else "scores each step, and writes nothing"
     context = "see its configuration" if known.context_length is None else f"{known.context_length:,} tokens"
     facts = [
         ("weights", f"about {known.weights_gb:.0f} GB in bfloat16"),

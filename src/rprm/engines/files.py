@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def find_file(target: str, name: str, revision: str | None) -> Path | None:
         return folder / name if (folder / name).is_file() else None
     from transformers.utils import cached_file
 
+    _work_offline_without_hub()
     found = cached_file(
         target,
         name,
@@ -41,6 +43,24 @@ def find_file(target: str, name: str, revision: str | None) -> Path | None:
         _raise_exceptions_for_connection_errors=False,
     )
     return None if found is None else Path(found)
+
+
+@cache
+def _work_offline_without_hub() -> None:
+    """Where the hub's host takes no connection, work from its cache: each file would be asked for a minute long."""
+    import socket
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies
+
+    from huggingface_hub import constants
+
+    url = urlsplit(constants.ENDPOINT)
+    if constants.HF_HUB_OFFLINE or url.scheme in getproxies():
+        return
+    try:
+        socket.create_connection((url.hostname or "", url.port or 443), timeout=5.0).close()
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
 
 
 def identity(target: str, revision: str | None) -> str | None:

@@ -128,6 +128,7 @@ class OpenAIEngine:
             key_env=key_env,
             send_key_over_http=send_key_over_http,
         )
+        self._wants_logprobs = top_logprobs > 0
         self._chat = Route("/chat/completions", top_logprobs)
         self._plain = Route("/completions", top_logprobs)
         self._slots = asyncio.Semaphore(concurrency)
@@ -162,6 +163,11 @@ class OpenAIEngine:
         if self.share_prompts:
             details["share_prompts"] = True
         has_logprobs = route.top_logprobs > 0
+        if self._wants_logprobs and not has_logprobs:
+            logger.warning(
+                "%s: gives no log-probabilities: each analysis counts as a vote, 0 or 1",
+                self.endpoint.where(route.path),
+            )
         continues_replies = self.continue_final_message or route is self._plain
         self._info = EngineInfo(
             kind="openai",
