@@ -276,6 +276,31 @@ def test_what_is_refused_costs_its_step_and_says_why() -> None:
     assert reward.first_error is None
 
 
+def test_one_refused_sample_costs_itself_alone() -> None:
+    class Refuses(ScriptedEngine):
+        """The third request of each step."""
+
+        def __init__(self) -> None:
+            super().__init__(yes_rate=1.0, noise=0.0)
+            self.asked: dict[int, int] = {}
+
+        async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
+            step = step_of(prompt)
+            self.asked[step] = self.asked.get(step, 0) + 1
+            if self.asked[step] == 3:
+                raise RequestRefused("this one fails")
+            return await super().generate(prompt, sampling)
+
+    for options in ({}, {"stopping": "none", "first_error_exit": False}):
+        reward = judge(Refuses(), **options)
+        assert reward.first_error == -1
+        for step in reward.steps:
+            # Kept, counted, and left out of the mean, as an analysis without a verdict is.
+            assert [analysis.finish_reason for analysis in step.analyses].count("refused") == 1
+            assert step.num_without_verdict == 1
+            assert step.reward is not None
+
+
 def test_an_empty_step_is_judged_like_any_other() -> None:
     """PRMBench has some."""
     reward = judge(ScriptedEngine(), solution=Solution(id="s", problem="p", steps=("one", "")), first_error_exit=False)

@@ -25,6 +25,10 @@ from rprm.verdict import TwoAnswers, Verdict, VerdictChoice, read_verdict
 T = TypeVar("T")
 
 
+#: Stands for a sample that the engine refused, while others of its step were drawn.
+_REFUSED = Analysis(text="", verdict=None, p_yes=None, p_yes_source=None, num_tokens=0, finish_reason="refused")
+
+
 class Judge:
     """A reasoning-driven process reward model: an engine, a prompt template and a stopping rule.
 
@@ -133,7 +137,12 @@ class Judge:
             # Waves that are needed whatever they say: nothing is drawn in vain.
             while count := self.rule.num_more([analysis.p_yes for analysis in analyses]):
                 samples = range(len(analyses), len(analyses) + count)
-                analyses += await self.analyse(problem, steps, step_index, samples, ledger)
+                try:
+                    analyses += await self.analyse(problem, steps, step_index, samples, ledger)
+                except RequestRefused:
+                    if not analyses:
+                        raise
+                    analyses += [_REFUSED] * count
         except RequestRefused as error:
             return self.unscored(step_index, str(error))
         return self.reward(step_index, analyses)
@@ -144,11 +153,23 @@ class Judge:
         """Draw some of a step's analyses, by their sample numbers.
 
         Raises:
-            RequestRefused: the step can never be judged (its prompt is too long).
+            RequestRefused: every one of them is refused (the prompt is too long). Where only some are, these are
+                analyses without a verdict.
             EngineUnavailable: the engine stopped answering.
         """
         prompt = self.template.render(problem, steps, step_index)
-        return await all_or_none(self._analyse(prompt, step_index, sample, ledger) for sample in samples)
+
+        async def drawn(sample: int) -> Analysis | RequestRefused:
+            try:
+                return await self._analyse(prompt, step_index, sample, ledger)
+            except RequestRefused as error:
+                return error
+
+        found = await all_or_none(drawn(sample) for sample in samples)
+        refusals = [one for one in found if isinstance(one, RequestRefused)]
+        if refusals and len(refusals) == len(found):
+            raise refusals[0]
+        return [_REFUSED if isinstance(one, RequestRefused) else one for one in found]
 
     def reward(self, step_index: int, analyses: Sequence[Analysis]) -> StepReward:
         """The reward that a step has from its analyses."""

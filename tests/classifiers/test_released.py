@@ -205,7 +205,7 @@ def real_tokenizer(family: str) -> Any:
         # As a folder with the sentencepiece model alone, which is how Math-Shepherd is published.
         pad = {"mistral-pad": "<s>", "mistral-unk": "<unk>"}.get(family)
         folder = released_tokenizers.mistral_model()
-        return LlamaTokenizer.from_pretrained(folder, **({} if pad is None else {"pad_token": pad}))
+        return LlamaTokenizer.from_pretrained(folder, add_bos_token=True, **({} if pad is None else {"pad_token": pad}))
     if family == "llama":
         tokenizer = released_tokenizers.llama3(eos_token="<|eot_id|>")
         tokenizer.chat_template = LLAMA31

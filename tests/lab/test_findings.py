@@ -204,7 +204,8 @@ def test_what_rounds_come_to_is_the_model_they_keep(lab: Path) -> None:
 
 def test_k_from_one_run(lab: Path) -> None:
     # K = 2: the mean of both. Alone, the first analysis is right everywhere; the second calls the error of the last
-    # solution right, so that F1 is 66.7. K = 1 is their mean, 83.3; K = 2 has (0.1 + 0.7) / 2 = 0.4: right.
+    # solution right and says nothing of the second solution, which is not known then: both accuracies are 50, and so is
+    # F1. K = 1 is the mean, 75; K = 2 has (0.1 + 0.7) / 2 = 0.4: right.
     both = [
         [[0.9, 0.9], [0.9, 0.9]],
         [[0.9, None], [0.9, 0.9]],
@@ -215,9 +216,9 @@ def test_k_from_one_run(lab: Path) -> None:
         write_run(lab / f"seed-{seed}" / "scaling", rewards([[0.9, 0.9]] * 4, both))
     found = find(lab, SETTINGS)
     line = found.curves["scaling"][RPRM]
-    assert line[1].value == pytest.approx(250 / 3)
+    assert line[1].value == 75.0
     assert line[2].value == 100.0
-    assert found.effects["K = 2 over 1"].value == pytest.approx(50 / 3)
+    assert found.effects["K = 2 over 1"].value == 25.0
 
 
 def test_the_page_names_every_claim_and_escapes(lab: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from rprm.engines import Completion, Sampling
 from rprm.engines.scripted import ScriptedEngine
-from rprm.errors import CorruptRun, EngineUnavailable, SettingsChanged
+from rprm.errors import CorruptRun, EngineUnavailable, RequestRefused, SettingsChanged
 from rprm.judge import Judge
 from rprm.prompts import Prompt, load_template
 from rprm.prompts.library import load_policy_template
@@ -56,7 +56,7 @@ class Engine(ScriptedEngine):
         if self.dies_after is not None and self.num_requests >= self.dies_after:
             raise EngineUnavailable("the server is gone")
         if self.refuses in prompt.text:
-            self._count(prompt, self.context_length)
+            raise RequestRefused("the prompt exceeds the context length")
         assert sampling.seed is not None
         self.seeds.append(sampling.seed)
         if self.jitter is not None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from rprm.data.published import SYSTEM, open_published, write_published
+from rprm.data.published import open_published, write_published
+from rprm.models import R_PRM_SYSTEM
 from rprm.prompts import load_template
 from rprm.training.dpo import train_dpo
 from rprm.training.sft import train_sft
@@ -26,7 +27,7 @@ def test_sft_then_dpo_on_an_imported_set(tiny_model: Path, tmp_path: Path) -> No
     assert first.summary["rows"]["train"]["num_rows"] == 80
     assert first.summary["rows"]["validation"]["num_rows"] == 12
     assert [row["step"] for row in figures(first.output) if "loss" in row] == [1, 2]
-    assert load_template(first.model).system == SYSTEM
+    assert load_template(first.model).system == R_PRM_SYSTEM
     second = train_dpo(
         tmp_path / "dpo", model=str(first.model), output=tmp_path / "run-dpo", settings=replace(QUICK_DPO, max_steps=2)
     )

@@ -268,7 +268,7 @@ def refuse_missing(missing: Collection[str], num_items: int, what: str, failures
     message = f"{len(missing)} of {num_items} items have {what}: {named(missing)}"
     if failed := [identifier for identifier in missing if identifier in failures]:
         message += f"; {failed[0]} could not be judged: {failures[failed[0]]}"
-    if len(failed) < num_items:
+    if len(missing) < num_items:
         message += f"; {'mend that' if failed else 'judge them'}, or count them as wrong with --allow-missing"
     raise MissingPredictions(message)
 

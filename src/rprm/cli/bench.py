@@ -373,7 +373,12 @@ def _stored_scores(path: Path, items: Items) -> Scores:
         )
     rewards = (SolutionReward.model_validate(row) for row in read_json_lines(path / RESULTS))
     settled = settings.get("stopping", "none") != "none"
-    return scores_of(rewards, settled_at=settings["threshold"] if settled else None)
+    found = scores_of(rewards, settled_at=settings["threshold"] if settled else None)
+    if found.failures and all(score is None for p_yes in found.p_yes.values() for score in p_yes):
+        raise BenchmarkError(
+            f"{path}: no step of any item has a reward; the first: {next(iter(found.failures.values()))}"
+        )
+    return found
 
 
 def _told(run: Path) -> dict[str, Any]:

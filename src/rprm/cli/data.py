@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rprm.cli.judge import Seed, Strict
+from rprm.cli.judge import Seed, Strict, refuse_nothing_judged
 from rprm.cli.steps import steps
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ def analyses(
     num_rows = limit if limit is not None else info.num_rows
     totals = run_behind_progress(work, judge, judge.aclose, num_rows, noun="steps")
     _show(totals.as_dict(), output, json)
+    refuse_nothing_judged(totals)
     if totals.num_rejected:
         raise typer.Exit(EXIT_REJECTED)
 

@@ -41,11 +41,18 @@ class AnalysisTotals:
     num_without_verdict: int = 0
     num_generated_tokens: int = 0
     num_prompt_tokens: int = 0
+    failure: str | None = None
+
+    @property
+    def nothing_judged(self) -> bool:
+        """Whether there were steps, and no analysis of any reached a verdict."""
+        return self.num_steps > 0 and self.num_analyses == self.num_without_verdict
 
     def add(self, result: StepAnalyses) -> None:
         self.num_steps += 1
         self.num_steps_labelled_correct += result.step.label
         self.num_steps_refused += not result.analyses
+        self.failure = self.failure or result.failure
         self.num_analyses += len(result.analyses)
         for analysis in result.analyses:
             if analysis.verdict is None:
@@ -58,7 +65,7 @@ class AnalysisTotals:
             self.num_prompt_tokens += analysis.num_prompt_tokens or 0
 
     def as_dict(self) -> dict[str, int]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "failure"}
 
 
 async def sample_analyses(

@@ -44,6 +44,7 @@ def load_model(
     Raises:
         EngineError: it cannot be loaded, a tensor is missing or of another shape, or it needs code of its repository.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     arguments: dict[str, Any] = {"trust_remote_code": False}
@@ -79,7 +80,7 @@ def load_model(
         model = _merge(model, adapter, adapter_revision)
     except ImportError as error:
         raise EngineError(f'{spec}: {error}; pip install "rprm[local]" brings all of it') from None
-    except (OSError, ValueError, KeyError, RuntimeError, UserWarning) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, UserWarning, SafetensorError) as error:
         raise EngineError(f"{spec}: {_reason(error)}") from error
     return LoadedModel(
         model, tokenizer, adapter_details(adapter, adapter_revision, base=base, base_revision=base_revision)
