@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
+
+from rprm.cli.app import app
+from rprm.errors import MissingPredictions
 
 EXAMPLES = Path(__file__).parents[1] / "src" / "rprm" / "examples" / "solutions.jsonl"
 
@@ -135,6 +139,7 @@ def test_rewards_full_and_the_published_procedure(tmp_path: Path) -> None:
         (["judge", str(EXAMPLES), "--model", "scripted:", "--prompt", "nope"], "nope"),
         (["bench", "processbench"], "say what to measure"),
         (["bench", "compare", str(EXAMPLES), str(EXAMPLES)], "give --benchmark"),
+        (["bench", "compare", str(EXAMPLES), "missing"], "missing: no such run folder or scores file"),
     ],
 )
 def test_what_a_person_did_wrong_is_one_message(arguments: list[str], message: str) -> None:
@@ -242,6 +247,29 @@ def test_bench_names_missing_predictions(tmp_path: Path) -> None:
     assert "math-18, math-19" in done.stderr
     allowed = rprm("bench", "processbench", "--data", data, "--scores", scores, "--allow-missing", "--json")
     assert json.loads(allowed.stdout)["missing_items"] == ["math-18", "math-19"]
+
+
+def test_scores_without_a_score_are_no_measurement(tmp_path: Path) -> None:
+    """Whatever is allowed to be missing: there is nothing to measure, and the exit code says so."""
+    data, steps = write_items(tmp_path / "data"), tmp_path / "steps.jsonl"
+    ids = [f"{subset}-{number}" for subset in ("gsm8k", "math") for number in range(20)]
+    steps.write_text(
+        "".join(json.dumps({"id": name, "problem": name, "step": "s", "label": True}) + "\n" for name in ids)
+    )
+    for name, scores in (("none", {one: [None] for one in ids}), ("others", {f"x{one}": [0.5] for one in ids})):
+        (tmp_path / name).write_text("".join(json.dumps({"id": i, "p_yes": p}) + "\n" for i, p in scores.items()))
+        (tmp_path / f"{name}-4").write_text(
+            "".join(json.dumps({"id": i, "p_yes": p * 4}) + "\n" for i, p in scores.items())
+        )
+        for command in (
+            ["steps", steps, "--scores", tmp_path / name],
+            ["processbench", "--data", data, "--scores", tmp_path / f"{name}-4"],
+            ["compare", tmp_path / f"{name}-4", tmp_path / f"{name}-4", "--benchmark", "processbench", "--data", data],
+            ["compare", tmp_path / name, tmp_path / name, "--benchmark", "steps", "--data", steps],
+        ):
+            for allowed in ([], ["--allow-missing"]):
+                with pytest.raises(MissingPredictions, match="40 of 40 items .* there is no score of any item"):
+                    CliRunner().invoke(app, ["bench", *map(str, command), *allowed], catch_exceptions=False)
 
 
 def test_bench_curve_and_held_out_need_full_rewards(tmp_path: Path) -> None:
