@@ -229,6 +229,13 @@ def test_bench_judges_measures_and_compares(tmp_path: Path) -> None:
     assert 0.0 <= found["p_value"] <= 1.0
     assert "paired" in rprm("bench", "compare", tmp_path / "a", tmp_path / "b").stdout
 
+    # A run of the older row format is read too: its rewards meant the same.
+    manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    assert manifest["settings"].pop("row_format") == 2
+    (tmp_path / "a" / "manifest.json").write_text(json.dumps(manifest))
+    older = rprm("bench", "processbench", "--data", data, "--scores", tmp_path / "a", "--json")
+    assert json.loads(older.stdout)["figures"] == figures
+
     # Other data under the same name is noticed.
     (data / "math.jsonl").write_text((data / "math.jsonl").read_text().replace("Step 1.1", "Step one"))
     changed = rprm("bench", "compare", tmp_path / "a", tmp_path / "b")
@@ -268,7 +275,7 @@ def test_scores_without_a_score_are_no_measurement(tmp_path: Path) -> None:
             ["compare", tmp_path / name, tmp_path / name, "--benchmark", "steps", "--data", steps],
         ):
             for allowed in ([], ["--allow-missing"]):
-                with pytest.raises(MissingPredictions, match="40 of 40 items .* there is no score of any item"):
+                with pytest.raises(MissingPredictions, match=r"40 of 40 items .* there is no score of any item"):
                     CliRunner().invoke(app, ["bench", *map(str, command), *allowed], catch_exceptions=False)
 
 
