@@ -94,6 +94,10 @@ def test_a_run_in_which_nothing_could_be_judged_fails_and_says_why(tmp_path: Pat
     assert "no error found" not in shown.stdout
     assert shown.stdout.count("could not be judged") == 6  # five panels and the summary
     assert "0 with an error, 0 without, 5 could not be judged" in shown.stdout
+    # The reason stands under the first step, in the summary and in the message; the others have but other lengths.
+    assert (shown.stdout + shown.stderr).count("which leaves 0") == 3
+    num_steps = sum(len(json.loads(line)["steps"]) for line in done.stdout.splitlines())
+    assert shown.stdout.count("unscored, as above") == num_steps - 1
     data = tmp_path / "gsm8k.jsonl"
     item = {"id": "gsm8k-0", "problem": "p", "steps": ["one", "two"], "label": -1, "final_answer_correct": True}
     data.write_text(json.dumps(item | {"generator": "g"}) + "\n")
@@ -133,7 +137,8 @@ def test_rewards_full_and_the_published_procedure(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["judge", "missing.jsonl", "--model", "scripted:"], "missing.jsonl: no such file"),
-        (["judge", str(EXAMPLES), "--model", "gpt"], "unknown engine 'gpt'"),
+        (["judge", str(EXAMPLES), "--model", "gpt"], "unknown engine 'gpt'; write KIND:TARGET with one of embedded"),
+        (["judge", str(EXAMPLES), "--model", "gpt"], "classifier; or name a known model (`rprm models`): r-prm-7b, qw"),
         (["judge", str(EXAMPLES), "--model", "scripted:?delay=slow"], "option delay='slow'"),
         (["judge", str(EXAMPLES), "--model", "scripted:", "-k", "0"], "num_analyses is 0"),
         (["judge", str(EXAMPLES), "--model", "scripted:", "--prompt", "nope"], "nope"),

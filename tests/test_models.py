@@ -520,7 +520,7 @@ def test_a_model_says_what_it_needs(hub: Hub, monkeypatch: pytest.MonkeyPatch):
     ):
         assert fact in shown
     released_template(R_PRM)
-    assert "data_dir=sft, at hand" in run("models", "kevinpro/R-PRM-7B-DPO")
+    assert "kevinpro--R-PRM.toml (is there)" in run("models", "kevinpro/R-PRM-7B-DPO")
     described = json.loads(run("models", "r-prm-7b", "--json"))
     assert described["prompt"]["at_hand"] is True
     assert described["spec"] == "transformers:kevinpro/R-PRM-7B-DPO"
@@ -564,9 +564,19 @@ def test_prompts_import_fills_the_cache(hub: Hub, published: Path, tmp_path: Pat
     assert "120 of 120 rows (120 problems) rendered exactly" in shown
     hub.online = False
     assert released_template(R_PRM).name == f"kevinpro/R-PRM@{hub.revision}"
-    # A file of its rows, for a machine that never has a network.
-    run("prompts", "import", published / "sft" / "train" / "00000.parquet", "--model", "r-prm-7b")
-    assert released_template(R_PRM).name == "00000.parquet"
+    # A file of its rows, for a machine that never has a network; it does not replace what is there unasked.
+    command = ("prompts", "import", published / "sft" / "train" / "00000.parquet", "--model", "r-prm-7b")
+    with pytest.raises(PromptError, match=r"kevinpro--R-PRM\.toml: exists already; give --force"):
+        run(*command)
+    assert released_template(R_PRM).name == f"kevinpro/R-PRM@{hub.revision}"
+    run(*command, "--force")
+    assert released_template(R_PRM).name == "kevinpro/R-PRM from 00000.parquet"
+
+
+def test_a_data_set_that_cannot_be_read_is_named_as_it_was_given(hub: Hub):
+    hub.online = False
+    with pytest.raises(InputError, match=r"^kevinpro/R-PRM\?data_dir=dpo: no such file"):
+        run("prompts", "import", "kevinpro/R-PRM?data_dir=dpo", "--output", "theirs.toml")
 
 
 def test_prompts_import_writes_the_released_prompt_as_a_file(hub: Hub, tmp_path: Path):

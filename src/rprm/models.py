@@ -249,7 +249,8 @@ def import_released(known: KnownModel, source: str | None = None, **options: Any
     name = options.pop("name")
     imported = import_source(source or known.prompt.source, name=name or known.alias, **options)
     if name is None:
-        name = Path(imported.source).name if Path(imported.source).exists() else imported.source
+        file = Path(imported.source)
+        name = f"{known.prompt.dataset} from {file.name}" if file.exists() else imported.source
     return replace(imported, template=replace(imported.template, name=name))
 
 

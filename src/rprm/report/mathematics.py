@@ -100,7 +100,7 @@ class _WideTable:
 
     def _part(self, start: int, end: int) -> Table:
         columns = self.columns[start:end]
-        headings = ("method", *(column.heading for column in columns))
+        headings = [_plain("method"), *(column.heading for column in columns)]
         table = _table(self.title if start == 0 else "", headings, caption=[])
         for place, method in enumerate(self.methods):
             table.add_row(method, *(column.cells[place] for column in columns))
