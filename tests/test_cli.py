@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
+
+from rprm.cli.app import app
+from rprm.errors import MissingPredictions
 
 EXAMPLES = Path(__file__).parents[1] / "src" / "rprm" / "examples" / "solutions.jsonl"
 
@@ -90,6 +94,10 @@ def test_a_run_in_which_nothing_could_be_judged_fails_and_says_why(tmp_path: Pat
     assert "no error found" not in shown.stdout
     assert shown.stdout.count("could not be judged") == 6  # five panels and the summary
     assert "0 with an error, 0 without, 5 could not be judged" in shown.stdout
+    # The reason stands under the first step, in the summary and in the message; the others have but other lengths.
+    assert (shown.stdout + shown.stderr).count("which leaves 0") == 3
+    num_steps = sum(len(json.loads(line)["steps"]) for line in done.stdout.splitlines())
+    assert shown.stdout.count("unscored, as above") == num_steps - 1
     data = tmp_path / "gsm8k.jsonl"
     item = {"id": "gsm8k-0", "problem": "p", "steps": ["one", "two"], "label": -1, "final_answer_correct": True}
     data.write_text(json.dumps(item | {"generator": "g"}) + "\n")
@@ -129,12 +137,14 @@ def test_rewards_full_and_the_published_procedure(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["judge", "missing.jsonl", "--model", "scripted:"], "missing.jsonl: no such file"),
-        (["judge", str(EXAMPLES), "--model", "gpt"], "unknown engine 'gpt'"),
+        (["judge", str(EXAMPLES), "--model", "gpt"], "unknown engine 'gpt'; write KIND:TARGET with one of embedded"),
+        (["judge", str(EXAMPLES), "--model", "gpt"], "classifier; or name a known model (`rprm models`): r-prm-7b, qw"),
         (["judge", str(EXAMPLES), "--model", "scripted:?delay=slow"], "option delay='slow'"),
         (["judge", str(EXAMPLES), "--model", "scripted:", "-k", "0"], "num_analyses is 0"),
         (["judge", str(EXAMPLES), "--model", "scripted:", "--prompt", "nope"], "nope"),
         (["bench", "processbench"], "say what to measure"),
         (["bench", "compare", str(EXAMPLES), str(EXAMPLES)], "give --benchmark"),
+        (["bench", "compare", str(EXAMPLES), "missing"], "missing: no such run folder or scores file"),
     ],
 )
 def test_what_a_person_did_wrong_is_one_message(arguments: list[str], message: str) -> None:
@@ -224,6 +234,13 @@ def test_bench_judges_measures_and_compares(tmp_path: Path) -> None:
     assert 0.0 <= found["p_value"] <= 1.0
     assert "paired" in rprm("bench", "compare", tmp_path / "a", tmp_path / "b").stdout
 
+    # A run of the older row format is read too: its rewards meant the same.
+    manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    assert manifest["settings"].pop("row_format") == 2
+    (tmp_path / "a" / "manifest.json").write_text(json.dumps(manifest))
+    older = rprm("bench", "processbench", "--data", data, "--scores", tmp_path / "a", "--json")
+    assert json.loads(older.stdout)["figures"] == figures
+
     # Other data under the same name is noticed.
     (data / "math.jsonl").write_text((data / "math.jsonl").read_text().replace("Step 1.1", "Step one"))
     changed = rprm("bench", "compare", tmp_path / "a", tmp_path / "b")
@@ -242,6 +259,29 @@ def test_bench_names_missing_predictions(tmp_path: Path) -> None:
     assert "math-18, math-19" in done.stderr
     allowed = rprm("bench", "processbench", "--data", data, "--scores", scores, "--allow-missing", "--json")
     assert json.loads(allowed.stdout)["missing_items"] == ["math-18", "math-19"]
+
+
+def test_scores_without_a_score_are_no_measurement(tmp_path: Path) -> None:
+    """Whatever is allowed to be missing: there is nothing to measure, and the exit code says so."""
+    data, steps = write_items(tmp_path / "data"), tmp_path / "steps.jsonl"
+    ids = [f"{subset}-{number}" for subset in ("gsm8k", "math") for number in range(20)]
+    steps.write_text(
+        "".join(json.dumps({"id": name, "problem": name, "step": "s", "label": True}) + "\n" for name in ids)
+    )
+    for name, scores in (("none", {one: [None] for one in ids}), ("others", {f"x{one}": [0.5] for one in ids})):
+        (tmp_path / name).write_text("".join(json.dumps({"id": i, "p_yes": p}) + "\n" for i, p in scores.items()))
+        (tmp_path / f"{name}-4").write_text(
+            "".join(json.dumps({"id": i, "p_yes": p * 4}) + "\n" for i, p in scores.items())
+        )
+        for command in (
+            ["steps", steps, "--scores", tmp_path / name],
+            ["processbench", "--data", data, "--scores", tmp_path / f"{name}-4"],
+            ["compare", tmp_path / f"{name}-4", tmp_path / f"{name}-4", "--benchmark", "processbench", "--data", data],
+            ["compare", tmp_path / name, tmp_path / name, "--benchmark", "steps", "--data", steps],
+        ):
+            for allowed in ([], ["--allow-missing"]):
+                with pytest.raises(MissingPredictions, match=r"40 of 40 items .* there is no score of any item"):
+                    CliRunner().invoke(app, ["bench", *map(str, command), *allowed], catch_exceptions=False)
 
 
 def test_bench_curve_and_held_out_need_full_rewards(tmp_path: Path) -> None:

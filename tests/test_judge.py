@@ -246,7 +246,7 @@ def test_thinking_that_was_cut_off_is_closed_before_it_is_asked() -> None:
 
 def test_forcing_needs_a_second_pass() -> None:
     class Hosted(ScriptedEngine):
-        async def start(self) -> EngineInfo:
+        async def start(self, *, chat: bool = True) -> EngineInfo:
             return EngineInfo("openai", "m", has_second_pass=False)
 
     with pytest.raises(Unsupported, match="force"):

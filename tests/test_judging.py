@@ -86,6 +86,19 @@ def test_a_finished_run_is_read_not_judged_again(tmp_path: Path) -> None:
     assert files(tmp_path / "run") == before
 
 
+def test_a_run_of_an_older_meaning_is_not_gone_on_with(tmp_path: Path) -> None:
+    """Before format 2 `first_error` was -1 where a step has no reward."""
+    path = write_solutions(tmp_path / "in.jsonl", 10)
+    judge(path, tmp_path / "run", ScriptedEngine())
+    manifest = read_manifest(tmp_path / "run")
+    assert manifest["settings"].pop("row_format") == 2
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
+    before = files(tmp_path / "run")
+    with pytest.raises(SettingsChanged, match=r"another version of rprm: .* format 1, .* format 2 .* another --output"):
+        judge(path, tmp_path / "run", ScriptedEngine())
+    assert files(tmp_path / "run") == before
+
+
 def test_an_engine_that_dies_costs_only_what_was_in_flight(tmp_path: Path) -> None:
     path = write_solutions(tmp_path / "in.jsonl", 30)
     judge(path, tmp_path / "undisturbed", ScriptedEngine())

@@ -20,9 +20,13 @@ from typer.testing import CliRunner
 
 from rprm import RPRM, load_rewarder, models
 from rprm.classifiers import Classifier, is_classifier, load_classifier
+from rprm.classifiers.endpoint import ServedClassifier
 from rprm.cli.app import app
+from rprm.cli.guided import load_search_rewarder
+from rprm.cli.search import load_policy
 from rprm.engines import load_engine
 from rprm.errors import EngineError, InputError, PromptError
+from rprm.judge import Judge
 from rprm.models import MODELS, cache_folder, find_model, released_template, resolve, template_for, training_template
 from rprm.presets import judge_settings
 from rprm.prompts import PromptTemplate, import_source, load_template
@@ -180,8 +184,8 @@ def test_a_hub_id_is_the_known_model_in_every_engine(spec: str):
         "embedded",
         "scripted:?yes_rate=1",
         "vllm:Qwen/Qwen2.5-7B-Instruct",
-        "openai:r-prm-7b@http://localhost/v1",
-        "vllm:r-prm-7b",
+        "openai:gpt-4o@http://localhost/v1",
+        "scripted:r-prm-7b",
         "",
         "?",
         "r-prm",
@@ -191,10 +195,39 @@ def test_any_other_spec_comes_back_as_it_is(spec: str):
     assert resolve(spec) == models.ResolvedModel(spec, None)
 
 
+@pytest.mark.parametrize(
+    ("spec", "wanted"),
+    [
+        ("vllm:r-prm-7b?seed=1", "vllm:kevinpro/R-PRM-7B-DPO?seed=1"),
+        ("transformers:R-PRM-7B", "transformers:kevinpro/R-PRM-7B-DPO"),
+        # There the name is what the server calls the model.
+        ("openai:r-prm-7b@http://localhost:8000/v1", "openai:r-prm-7b@http://localhost:8000/v1"),
+        ("classifier:qwen-prm-7b", "classifier:Qwen/Qwen2.5-Math-PRM-7B"),
+        ("classifier:qwen-prm-7b@http://localhost:8000", "classifier:qwen-prm-7b@http://localhost:8000"),
+    ],
+)
+def test_an_alias_is_the_known_model_in_every_engine(spec: str, wanted: str):
+    resolved = resolve(spec)
+    assert resolved.spec == wanted
+    assert resolved.known is find_model("qwen-prm-7b" if "qwen" in spec else "r-prm-7b")
+
+
+def test_a_served_classifier_under_its_alias_has_its_layout_and_tokenizer():
+    served = load_classifier("classifier:qwen-prm-7b@http://localhost:8000")
+    assert isinstance(served, ServedClassifier)
+    assert (served.target, served._layout_name, served._tokenizer) == (
+        "qwen-prm-7b",
+        "qwen",
+        "Qwen/Qwen2.5-Math-PRM-7B",
+    )
+
+
 def test_a_folder_of_that_name_is_not_the_known_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "kevinpro" / "R-PRM-7B-DPO").mkdir(parents=True)
+    (tmp_path / "r-prm-7b").mkdir()
     assert resolve("vllm:kevinpro/R-PRM-7B-DPO").known is None
+    assert resolve("vllm:r-prm-7b").known is None
 
 
 @pytest.mark.parametrize(
@@ -265,6 +298,27 @@ def test_the_released_prompt_is_read_once_and_then_without_a_network(hub: Hub):
     assert (again, again.name, again.digest) == (template, template.name, template.digest)
     assert hub.num_reads == 1
     assert [path.name for path in (cache_folder() / "prompts").iterdir()] == ["kevinpro--R-PRM.toml"]
+
+
+@pytest.mark.parametrize("spec", ["r-prm-7b", "transformers:r-prm-7b"])
+def test_an_alias_has_the_released_prompt_beside_a_folder_of_that_name(
+    spec: str, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "kevinpro" / "R-PRM-7B-DPO").mkdir(parents=True)
+    with RPRM(spec) as prm:
+        templates = [judge.template for judge in (prm.rewarder, prm._in_full) if isinstance(judge, Judge)]
+    assert templates == 2 * [released_template(R_PRM)]
+    policy = load_policy(spec)
+    rewarder = load_search_rewarder(spec, policy, spec, max_tokens=None)
+    assert isinstance(rewarder, Judge)
+    assert (rewarder.engine, rewarder.template) == (policy.engine, templates[0])
+
+
+def test_a_served_alias_has_the_released_prompt(hub: Hub):
+    judge = load_rewarder("openai:r-prm-7b@http://localhost:8000/v1")
+    assert judge.template == released_template(R_PRM)
+    assert judge.engine.model == "r-prm-7b"
 
 
 def test_training_rows_have_the_instruction_alone(hub: Hub):
@@ -345,21 +399,23 @@ def test_a_prompt_in_the_models_folder_wins(tmp_path: Path, hub: Hub):
     assert hub.num_reads == 0
 
 
-def test_an_unknown_hub_model_is_told_of_once(caplog: pytest.LogCaptureFixture, tmp_path: Path):
+@pytest.mark.parametrize("spec", ["transformers:someone/model?dtype=float32", "openai:gpt-4o@http://localhost/v1"])
+def test_an_unknown_model_is_told_of_once(caplog: pytest.LogCaptureFixture, spec: str):
     with caplog.at_level(logging.WARNING, "rprm"):
         for _ in range(2):
-            assert template_for("transformers:someone/model?dtype=float32").name == "critique"
+            assert template_for(spec).name == "critique"
     [record] = caplog.records
     assert record.levelname == "WARNING"
-    assert "transformers:someone/model?dtype=float32" in record.getMessage()
+    assert spec in record.getMessage()
     assert "'critique'" in record.getMessage()
 
 
-def test_what_is_no_hub_model_is_not_told_of(caplog: pytest.LogCaptureFixture, tmp_path: Path):
+def test_a_model_with_a_prompt_or_a_folder_is_not_told_of(caplog: pytest.LogCaptureFixture, tmp_path: Path):
     with caplog.at_level(logging.WARNING, "rprm"):
-        for spec in (f"transformers:{tmp_path}", "openai:gpt-4o@http://localhost/v1", "scripted:", "embedded"):
+        for spec in (f"transformers:{tmp_path}", "scripted:", "embedded"):
             template_for(spec)
-        RPRM("transformers:someone/model", prompt="critique")
+        for spec in ("transformers:someone/model", "openai:gpt-4o@http://localhost/v1"):
+            RPRM(spec, prompt="critique")
     assert not caplog.records
 
 
@@ -464,7 +520,7 @@ def test_a_model_says_what_it_needs(hub: Hub, monkeypatch: pytest.MonkeyPatch):
     ):
         assert fact in shown
     released_template(R_PRM)
-    assert "data_dir=sft, at hand" in run("models", "kevinpro/R-PRM-7B-DPO")
+    assert "kevinpro--R-PRM.toml (is there)" in run("models", "kevinpro/R-PRM-7B-DPO")
     described = json.loads(run("models", "r-prm-7b", "--json"))
     assert described["prompt"]["at_hand"] is True
     assert described["spec"] == "transformers:kevinpro/R-PRM-7B-DPO"
@@ -508,9 +564,19 @@ def test_prompts_import_fills_the_cache(hub: Hub, published: Path, tmp_path: Pat
     assert "120 of 120 rows (120 problems) rendered exactly" in shown
     hub.online = False
     assert released_template(R_PRM).name == f"kevinpro/R-PRM@{hub.revision}"
-    # A file of its rows, for a machine that never has a network.
-    run("prompts", "import", published / "sft" / "train" / "00000.parquet", "--model", "r-prm-7b")
-    assert released_template(R_PRM).name == "00000.parquet"
+    # A file of its rows, for a machine that never has a network; it does not replace what is there unasked.
+    command = ("prompts", "import", published / "sft" / "train" / "00000.parquet", "--model", "r-prm-7b")
+    with pytest.raises(PromptError, match=r"kevinpro--R-PRM\.toml: exists already; give --force"):
+        run(*command)
+    assert released_template(R_PRM).name == f"kevinpro/R-PRM@{hub.revision}"
+    run(*command, "--force")
+    assert released_template(R_PRM).name == "kevinpro/R-PRM from 00000.parquet"
+
+
+def test_a_data_set_that_cannot_be_read_is_named_as_it_was_given(hub: Hub):
+    hub.online = False
+    with pytest.raises(InputError, match=r"^kevinpro/R-PRM\?data_dir=dpo: no such file"):
+        run("prompts", "import", "kevinpro/R-PRM?data_dir=dpo", "--output", "theirs.toml")
 
 
 def test_prompts_import_writes_the_released_prompt_as_a_file(hub: Hub, tmp_path: Path):

@@ -91,13 +91,11 @@ class RPRM:
             "max_tokens": max_tokens,
             "seed": seed,
         }
-        if isinstance(model, str) and not is_classifier(model):
-            model = load_engine(model)
         #: Answers `first_errors`; `score` is answered by the same model.
         self.rewarder = self._in_full = load_rewarder(model, **options)
-        if not isinstance(model, str):
+        if isinstance(self.rewarder, Judge):
             options |= {"stopping": None, "confidence": None, "first_error_exit": None}
-            self._in_full = load_rewarder(model, procedure="full", **options)
+            self._in_full = load_judge(model, engine=self.rewarder.engine, procedure="full", **options)
         self._thread: _LoopThread | None = None
 
     def score(
@@ -206,16 +204,21 @@ def load_rewarder(
     return load_judge(model, procedure=procedure, **options)
 
 
-def load_judge(model: str | Engine, *, procedure: Procedure = "lean", **options: Any) -> Judge:
-    """Make a reasoning judge, see `load_rewarder`."""
+def load_judge(
+    model: str | Engine, *, engine: Engine | None = None, procedure: Procedure = "lean", **options: Any
+) -> Judge:
+    """Make a reasoning judge, see `load_rewarder`; over `engine`, where the model is loaded already."""
+    if not isinstance(model, str):
+        engine, model = model, model.spec
+    elif engine is None:
+        engine = load_engine(model)
     options = {name: value for name, value in options.items() if value is not None}
     confidence, seed = options.pop("confidence", _CONFIDENCE), options.pop("seed", 0)
     prompt = options.pop("prompt", None)
-    engine = load_engine(model) if isinstance(model, str) else model
-    settings = replace(judge_settings(engine.spec, procedure), **options)
+    settings = replace(judge_settings(model, procedure), **options)
     _check(settings)
     if not isinstance(prompt, PromptTemplate):
-        prompt = load_template(prompt) if prompt else template_for(engine.spec, settings.prompt)
+        prompt = load_template(prompt) if prompt else template_for(model, settings.prompt)
     return Judge(
         engine,
         prompt,

@@ -31,6 +31,9 @@ RESULTS = "results.jsonl"
 REJECTED = "rejected.jsonl"
 SUMMARY = "summary.json"
 
+#: The setting that says what the fields of a run's rows mean, where that has changed since the first version.
+FORMAT = "row_format"
+
 #: A run within a run folder, and finished before it: the candidates that a Best-of-N chooses from.
 CANDIDATES = "candidates"
 
@@ -129,6 +132,12 @@ class Run:
     def _check_settings(self) -> None:
         begun = {"stage": self._manifest["stage"], **self._manifest["settings"]}
         asked = {"stage": self.stage, **self.settings}
+        old, new = begun.get(FORMAT, 1), asked.get(FORMAT, 1)
+        if begun["stage"] == self.stage and old != new:
+            raise SettingsChanged(
+                f"{self.folder} was begun by another version of rprm: its rows are of format {old}, here they are of "
+                f"format {new} and mean something else (docs/architecture.md, Run folder); name another --output"
+            )
         if differences := list(_differences(begun, asked)):
             listed = "\n".join(f"  {name}: {old} -> {new}" for name, old, new in differences)
             raise SettingsChanged(

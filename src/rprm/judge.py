@@ -78,7 +78,7 @@ class Judge:
         return self.engine.concurrency
 
     async def start(self) -> dict[str, Any]:
-        info = await self.engine.start()
+        info = await self.engine.start(chat=self.template.chat)
         if (self.force_verdict or self.second_pass) and not info.has_second_pass:
             option = "--procedure published" if self.second_pass else "--force-verdict"
             raise Unsupported(f"{self.engine.spec}: this engine cannot continue a given text; leave out {option}")

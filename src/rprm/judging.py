@@ -17,10 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from rprm.artifacts import Journal, LineWriter, Run, read_json_lines
+from rprm.artifacts import FORMAT, Journal, LineWriter, Run, read_json_lines
 from rprm.errors import CorruptRun, InputError
 from rprm.reading import Rejected, SourceInfo
-from rprm.records import Solution, SolutionReward
+from rprm.records import REWARD_FORMAT, Solution, SolutionReward
 from rprm.rewarder import Ledger, StepRewarder
 
 Item = TypeVar("Item")
@@ -160,8 +160,8 @@ async def judge_source(
         width=rewarder.concurrency,
     )
     await run_stage(
-        stage, rows, source=source, output=output, settings={**(settings or {}), **described}, strict=strict,
-        watcher=watcher,
+        stage, rows, source=source, output=output,
+        settings={FORMAT: REWARD_FORMAT, **(settings or {}), **described}, strict=strict, watcher=watcher,
     )  # fmt: skip
     return totals
 

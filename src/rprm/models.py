@@ -128,7 +128,10 @@ class ResolvedModel:
 def resolve(spec: str) -> ResolvedModel:
     """Replace the alias (or the bare hub id) of a known model by its spec on this machine; options after `?` stay.
 
-    An R-PRM takes vLLM where vLLM and a GPU are at hand, else transformers. Every other spec comes back as it is.
+    An R-PRM takes vLLM where vLLM and a GPU are at hand, else transformers. Behind an engine (`vllm:r-prm-7b`) an alias
+    is its hub id; behind an endpoint the name is the server's and stays. Every other spec comes back as it is, and a
+    local folder (`vllm:kevinpro/R-PRM-7B-DPO` where there is one) is not the known model. So the spec that a user gave
+    is to be resolved, not the one that comes back.
 
     Raises:
         EngineError: a classifier is named as a language model, or the other way round.
@@ -138,13 +141,15 @@ def resolve(spec: str) -> ResolvedModel:
         return ResolvedModel(f"{known.spec}{mark}{query}", known)
     kind, _, target = body.partition(":")
     # Behind an endpoint the model's name comes before the URL.
-    name = target.partition("@")[0]
-    known = find_model(name) if "/" in name and kind in (*_ENGINES, _CLASSIFIER) else None
+    name, at, _ = target.partition("@")
+    known = find_model(name) if kind in (*_ENGINES, _CLASSIFIER) else None
     if known is None or Path(target).exists():
         return ResolvedModel(spec, None)
     if (kind == _CLASSIFIER) is not (known.kind == "classifier"):
         does = "scores steps and writes no analyses" if known.kind == "classifier" else "writes analyses"
         raise EngineError(f"model {spec!r}: {known.hub_id} {does}: use {known.alias} or {known.spec}")
+    if "/" not in name and not at and kind != "openai":
+        spec = f"{kind}:{known.hub_id}{mark}{query}"
     return ResolvedModel(spec, known)
 
 
@@ -162,10 +167,11 @@ def template_for(spec: str, fallback: str | None = None) -> PromptTemplate:
     """The template that a judge reads where none is given.
 
     The one that the model's folder carries, else the one that a known model was released with, else the built-in
-    `fallback` (None: the default). An unknown hub model that gets the last is told of once, in the log.
+    `fallback` (None: the default). An unknown model, of a hub or behind an endpoint, that gets the last is told of
+    once, in the log.
 
     Args:
-        spec: of an engine, or an alias.
+        spec: of an engine, or an alias: as the user gave it, see `resolve`.
 
     Raises:
         PromptError: a known model's prompt is not at hand and cannot be fetched; the message says what to do.
@@ -177,7 +183,7 @@ def template_for(spec: str, fallback: str | None = None) -> PromptTemplate:
         return released_template(resolved.known)
     template = load_template(fallback)
     kind, _, target = resolved.spec.partition("?")[0].partition(":")
-    if kind in ("vllm", "transformers") and not Path(target).exists():
+    if kind in _ENGINES and not Path(target).exists():
         _tell_of_fallback(resolved.spec, template.name)
     return template
 
@@ -243,7 +249,8 @@ def import_released(known: KnownModel, source: str | None = None, **options: Any
     name = options.pop("name")
     imported = import_source(source or known.prompt.source, name=name or known.alias, **options)
     if name is None:
-        name = Path(imported.source).name if Path(imported.source).exists() else imported.source
+        file = Path(imported.source)
+        name = f"{known.prompt.dataset} from {file.name}" if file.exists() else imported.source
     return replace(imported, template=replace(imported.template, name=name))
 
 

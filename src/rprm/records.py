@@ -6,6 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+#: What the fields of a `SolutionReward` mean, in the settings of runs that hold them; to be raised when that changes.
+#: 1 (or absent): `first_error` is -1 also where a step has no reward. 2: it is None there.
+REWARD_FORMAT = 2
+
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 from typing import Any
 
 from rprm.benchmarks import (
@@ -10,23 +11,27 @@ from rprm.benchmarks import (
     PRMBenchItem,
     ProcessBenchItem,
     Scores,
+    StepItems,
     compare,
     measure_held_out,
     measure_prmbench,
     measure_processbench,
+    measure_steps,
     tally_processbench,
     threshold_curve,
 )
+from rprm.benchmarks.items import PRMBENCH_CLASSES, PROCESSBENCH_SUBSETS
+from rprm.benchmarks.labelled_steps import StepScoresWithForm
 from rprm.benchmarks.scores import Usage
 from rprm.reading import Rejected
-from rprm.records import Solution
+from rprm.records import LabelledStep, Solution
 from rprm.report.measures import comparison_table, curve_table, held_out_table, measurement_table
 
 
-def shown(table: Any) -> str:
+def shown(table: Any, width: int = 200) -> str:
     from rich.console import Console
 
-    console = Console(width=200, file=io.StringIO(), record=True)
+    console = Console(width=width, file=io.StringIO(), record=True)
     console.print(table)
     return console.export_text()
 
@@ -49,11 +54,54 @@ def processbench(number: int = 40) -> tuple[BenchmarkItems[ProcessBenchItem], Sc
 
 def test_processbench() -> None:
     text = shown(measurement_table(measure_processbench(*processbench(), num_resamples=50)))
-    assert line(text, "math") == ["math", "40", *["100.0", "[100.0,", "100.0]"] * 3, "100.0"]
+    assert line(text, "math") == ["math", "40", *["100.0", "[100.0,", "100.0]"] * 3]
     assert line(text, "average")[:3] == ["average", "40", "100.0"]
     assert "40 items, 0 missing; [95% intervals] from 50 bootstrap resamples" in text
     assert "harmonic mean of the two accuracies" in text
     assert "counts as wrong" not in text
+
+
+def test_80_columns_hold_every_table_with_nothing_cut() -> None:
+    """Each figure stands on a line with its interval, each name is whole."""
+    draw = random.Random(0)
+
+    def scores(items: Any) -> Scores:
+        return Scores({one.id: tuple(draw.choice([0.9, 0.9, 0.2]) for _ in one.solution.steps) for one in items.items})
+
+    bench = BenchmarkItems(
+        tuple(
+            ProcessBenchItem(subset, Solution(id=f"{subset}-{n}", problem="p", steps=("a", "b")), n % 3 - 1)
+            for subset in PROCESSBENCH_SUBSETS
+            for n in range(200)
+        )
+    )
+    prm = BenchmarkItems(
+        tuple(
+            PRMBenchItem(name, f"prm_test_p{n}_0", Solution(id=f"{name}_{n}", problem="p", steps=("a", "b")), (2,))
+            for name in PRMBENCH_CLASSES
+            for n in range(50)
+        )
+    )
+    steps = StepItems(
+        tuple(
+            LabelledStep(id=f"s{n}", problem="p", step="s", label=n % 2 == 0, source=f"trl-lib/math_shepherd-{n % 2}")
+            for n in range(100)
+        )
+    )
+    judged = StepScoresWithForm(Scores({one.id: (draw.random(),) for one in steps.items}), {})
+    runs = ("runs/processbench-r-prm-7b", "runs/processbench-qwen-prm-7b")
+    tallies = [tally_processbench(bench, scores(bench)) for _ in runs]
+    for table in (
+        measurement_table(measure_processbench(bench, scores(bench), num_resamples=20)),
+        measurement_table(measure_prmbench(prm, scores(prm), num_resamples=20)),
+        measurement_table(measure_steps(steps, judged, num_resamples=20)),
+        comparison_table(compare(*tallies, num_resamples=20), names=runs),
+    ):
+        text, wide = shown(table, 80), shown(table)
+        assert "…" not in text
+        rows = [row.split() for row in text.splitlines() if "[" in row and "intervals]" not in row]
+        assert rows == [row.split() for row in wide.splitlines() if "[" in row and "intervals]" not in row]
+        assert rows
 
 
 def test_what_is_missing_is_said() -> None:
@@ -69,7 +117,8 @@ def test_what_is_missing_is_said() -> None:
     assert "40 items, 1 missing" in text
     assert "1 items without a full prediction: what is missing counts as wrong" in unwrapped(text)
     # Needed: two steps of each item; without score: two of the missing item, one of math-1.
-    assert "3 of 80 steps needed have no score" in text
+    # 77 of 80 are 96.25 %.
+    assert "3 of 80 steps needed have no score; coverage: math 96.2%" in unwrapped(text)
     assert "1 items could not be judged" in text
     assert "2 rows of the data could not be used" in text
     assert "1 scored items are not in the data" in text
@@ -92,7 +141,7 @@ def test_coverage_of_100_means_all() -> None:
     nearly = Scores({**scores.p_yes, "math-1": (None, 0.3)})
     # 7,999 of 8,000 steps are 99.99 %.
     text = shown(measurement_table(measure_processbench(items, nearly, num_resamples=5)))
-    assert line(text, "math")[-1] == "99.9"
+    assert "coverage: math 99.9%" in unwrapped(text)
 
 
 def test_prmbench() -> None:
@@ -104,9 +153,9 @@ def test_prmbench() -> None:
     scores = Scores({one.id: (0.9, 0.1) for one in items.items})
     text = shown(measurement_table(measure_prmbench(items, scores, num_resamples=5)))
     assert line(text, "simplicity")[:3] == ["simplicity", "2", "100.0"]
-    assert line(text, "redundency") == ["redundency", "1", *["100.0", "[100.0,", "100.0]"] * 2, "100.0"]
+    assert line(text, "redundency") == ["redundency", "1", *["100.0", "[100.0,", "100.0]"] * 2]
     # No circular item is clean, and no item is of class deception.
-    assert line(text, "circular") == ["circular", "1", "100.0", "[100.0,", "100.0]", "undefined", "100.0"]
+    assert line(text, "circular") == ["circular", "1", "100.0", "[100.0,", "100.0]", "undefined"]
     assert line(text, "deception") == ["deception", "0", "undefined", "undefined"]
     assert line(text, "overall")[:3] == ["overall", "2", "100.0"]
     assert "2 items, 0 missing" in text
@@ -135,13 +184,13 @@ def test_comparison_names_are_no_markup() -> None:
     worse = Scores({**scores.p_yes, "math-0": (0.1, 0.1), "math-2": (0.1, 0.1), "math-4": (0.1, 0.1)})
     first, second = tally_processbench(items, worse), tally_processbench(items, scores)
     text = shown(comparison_table(compare(first, second, num_resamples=50), names=("runs/[bold]a", "b")))
-    assert "b against runs/[bold]a" in text
+    assert "B, b, against A, runs/[bold]a" in unwrapped(text)
     # 17 of 20 against all 20: +15.
     assert line(text, "math.correct_acc")[:4] == ["math.correct_acc", "85.0", "100.0", "+15.0"]
-    assert "40 items, the runs differ on 3" in text
+    assert "40 items, the runs differ on 3" in unwrapped(text)
     # All three discordant items favour b: 2 of 8 arrangements, and 2 * 1/8.
-    assert "average.f1: p = 0.250, paired permutation test over all 8 swaps" in text
-    assert "0 items only runs/[bold]a predicts right, 3 only b: p = 0.250, exact McNemar test" in unwrapped(text)
+    assert "average.f1: p = 0.250, paired permutation test over all 8 swaps" in unwrapped(text)
+    assert "0 items only A predicts right, 3 only B: p = 0.250, exact McNemar test" in unwrapped(text)
     missing = tally_processbench(items, Scores({"math-0": (0.9, 0.9)}), allow_missing=True)
     text = shown(comparison_table(compare(first, missing, num_resamples=5)))
-    assert "second: 39 items without a full prediction: what is missing counts as wrong" in unwrapped(text)
+    assert "B: 39 items without a full prediction: what is missing counts as wrong" in unwrapped(text)

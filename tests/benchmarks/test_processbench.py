@@ -228,6 +228,9 @@ def benches(draw: st.DrawFn) -> tuple[BenchmarkItems[ProcessBenchItem], Scores]:
         p_yes = tuple(draw(st.lists(STEP_SCORE, min_size=1, max_size=5)))
         subset = draw(st.sampled_from(["gsm8k", "omnimath"]))
         cases.append((f"{subset}-{number}", draw(st.integers(-1, len(p_yes) - 1)), p_yes))
+    # Where no item has a score, nothing is measured.
+    if all(score is None for _, _, p_yes in cases for score in p_yes):
+        cases.append(("gsm8k-scored", -1, (0.7,)))
     return bench(*cases)
 
 

@@ -52,7 +52,7 @@ class Model:
         self.num_active = 0
         self.beginnings: set[str] = set()
 
-    async def start(self) -> EngineInfo:
+    async def start(self, *, chat: bool = True) -> EngineInfo:
         return EngineInfo(
             "model", "m", None, self.context_length, self.logprobs, self.promises_seeds, self.second_pass is not None
         )

@@ -23,7 +23,9 @@ from rprm.engines.endpoint import Endpoint
 from rprm.engines.openai import OpenAIEngine
 from rprm.engines.openai_wire import Stream, Transient, Watch, harmless, read_completions
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused, Unsupported
+from rprm.judge import Judge
 from rprm.prompts.template import Message, Prompt, PromptTemplate
+from rprm.stopping import StoppingRule
 from rprm.verdict import VerdictFormat, read_verdict
 
 T = TypeVar("T")
@@ -1431,6 +1433,20 @@ def test_a_text_that_begins_with_its_own_begin_token_gets_no_second_one(taken: b
         said = [request.body.get("add_special_tokens") for request in server.requests]
         assert said == [False if taken else None, None]
         assert server.requests[0].body["prompt"] == "<s>[INST] 1 + 1 ="
+
+    with_server(answering, use, setup=setup)
+
+
+def test_what_is_said_of_a_server_is_about_the_prompts_that_are_meant() -> None:
+    """A released judge's raw prompt goes to /completions, where a reply can be continued."""
+
+    def setup(server: Server) -> None:
+        server.probe = lambda request: Reply(completions_answer("Yes", ["Yes"], [{"Yes": -0.1, "No": -3.0}]))
+
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        template = PromptTemplate("raw", "<|im_start|>user\n{{problem}}{{steps}}", chat=False)
+        judge = Judge(engine, template, StoppingRule(1), SAMPLING, second_pass=True)
+        assert (await judge.start())["engine"]["api"] == "completions"
 
     with_server(answering, use, setup=setup)
 

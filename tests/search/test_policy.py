@@ -79,7 +79,7 @@ def test_a_solution_is_cut_into_steps_as_the_judge_cuts_it() -> None:
 
 def test_an_engine_that_cannot_continue_a_reply_is_refused_before_any_work() -> None:
     class Chat(ScriptedEngine):
-        async def start(self) -> object:  # type: ignore[override]
+        async def start(self, *, chat: bool = True) -> object:  # type: ignore[override]
             from dataclasses import replace
 
             return replace(await super().start(), continues_replies=False)

@@ -171,8 +171,7 @@ def tally_steps(
     judged.scores.check_threshold(threshold)
     scores = [judged.scores.p_yes.get(item.id, (None,))[0] for item in items.items]
     missing = [item.id for item, score in zip(items.items, scores, strict=True) if score is None]
-    if not allow_missing:
-        refuse_missing(missing, len(items.items), "no score", judged.scores.failures)
+    refuse_missing(missing, [item.id for item in items.items], "no score", judged.scores, allow_missing=allow_missing)
     sources = sorted({item.source or "steps" for item in items.items})
     counts = np.zeros((len(items.items), _NUM_COUNTS + 2 * len(sources)))
     right = np.zeros(len(items.items), dtype=np.int64)

@@ -171,11 +171,10 @@ def _check(modified: list[PRMBenchItem], originals: list[PRMBenchItem], scores: 
         if (p_yes := scores.p_yes.get(item.id)) is not None and len(p_yes) != len(item.solution.steps)
     ]
     refuse_lengths(wrong, " (PRMBench needs every step judged: no exit at the first error)" if wrong else "")
-    if allow_missing:
-        return
     needed = modified + (originals if _scores_originals(originals, scores) else [])
     incomplete = [item.id for item in needed if None in scores.p_yes.get(item.id, (None,))]
-    refuse_missing(incomplete, len(needed), "no prediction, or a step without a score", scores.failures)
+    what = "no prediction, or a step without a score"
+    refuse_missing(incomplete, [item.id for item in needed], what, scores, allow_missing=allow_missing)
 
 
 def _scores_originals(originals: list[PRMBenchItem], scores: Scores) -> bool:

@@ -255,8 +255,7 @@ def _checked(
         why = f" (scores may end early only with one below the threshold {threshold}, at a predicted first error)"
     refuse_lengths(wrong, why)
     missing = [item.id for item, p_yes in zip(items.items, predicted, strict=True) if p_yes is None]
-    if not allow_missing:
-        refuse_missing(missing, len(items.items), "no prediction", scores.failures)
+    refuse_missing(missing, [item.id for item in items.items], "no prediction", scores, allow_missing=allow_missing)
     return predicted
 
 

@@ -255,21 +255,33 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def refuse_missing(missing: Collection[str], num_items: int, what: str, failures: Mapping[str, str]) -> None:
+def refuse_missing(
+    missing: Collection[str], ids: Collection[str], what: str, scores: Scores, *, allow_missing: bool
+) -> None:
     """
     Args:
-        failures: item id -> why a step of it has no score, where that is known.
+        missing: those of the items that lack a prediction.
+        ids: of all items that need one.
+        what: they have in its place.
+        scores: of these items.
+        allow_missing: refuse only where no item has a score: then there is nothing to measure.
 
     Raises:
         MissingPredictions: there are any; the message names up to ten, and the cause.
     """
-    if not missing:
+    nothing = all(score is None for identifier in ids for score in scores.p_yes.get(identifier, ()))
+    if not missing or (allow_missing and not nothing):
         return
-    message = f"{len(missing)} of {num_items} items have {what}: {named(missing)}"
-    if failed := [identifier for identifier in missing if identifier in failures]:
-        message += f"; {failed[0]} could not be judged: {failures[failed[0]]}"
-    if len(missing) < num_items:
+    message = f"{len(missing)} of {len(ids)} items have {what}: {named(missing)}"
+    failed = [identifier for identifier in missing if identifier in scores.failures]
+    if failed:
+        message += f"; {failed[0]} could not be judged: {scores.failures[failed[0]]}"
+    if not nothing:
         message += f"; {'mend that' if failed else 'judge them'}, or count them as wrong with --allow-missing"
+    elif not failed:
+        message += "; there is no score of any item: nothing to measure"
+        if scores.p_yes and not scores.p_yes.keys() & set(ids):
+            message += f"; the scores are of others ({named(scores.p_yes)}): are they from the same data?"
     raise MissingPredictions(message)
 
 

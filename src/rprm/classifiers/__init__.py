@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl
 
 from rprm.classifiers.base import StepClassifier
 from rprm.classifiers.classifier import Classifier
+from rprm.classifiers.endpoint import ServedClassifier
 from rprm.engines import parse_options
 from rprm.errors import EngineError
 from rprm.models import resolve
@@ -43,13 +44,11 @@ def load_classifier(spec: str, **options: Any) -> StepClassifier:
     kind, _, target = body.partition(":")
     if kind != KIND or not target:
         raise EngineError(f"model {spec!r}: say which classifier, as in {KIND}:PATH_OR_ID")
-    if "://" in target:
-        from rprm.classifiers.endpoint import ServedClassifier
-
-        made: type[Classifier | ServedClassifier] = ServedClassifier
-    else:
-        made = Classifier
+    made: type[Classifier | ServedClassifier] = ServedClassifier if "://" in target else Classifier
     parsed = parse_options(spec, made, dict(parse_qsl(query, keep_blank_values=True)) | options)
     if known is not None:
-        parsed.setdefault("threshold", known.threshold)
+        parsed = {"threshold": known.threshold} | parsed
+        if made is ServedClassifier:
+            # The name there is the server's, and may be the alias.
+            parsed = {"layout": known.layout, "tokenizer": known.hub_id} | parsed
     return made(target, spec=spec, **parsed)

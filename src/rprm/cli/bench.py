@@ -228,6 +228,9 @@ def compare(
     from rprm.errors import BenchmarkError
     from rprm.report.measures import comparison_table
 
+    for path in (first, second):
+        if not path.exists():
+            raise BenchmarkError(f"{path}: no such run folder or scores file")
     told = [_told(path) for path in (first, second) if path.is_dir()]
     benchmark = _agreed("benchmark", benchmark, told)
     data = _agreed("data", data, told)
@@ -373,12 +376,7 @@ def _stored_scores(path: Path, items: Items) -> Scores:
         )
     rewards = (SolutionReward.model_validate(row) for row in read_json_lines(path / RESULTS))
     settled = settings.get("stopping", "none") != "none"
-    found = scores_of(rewards, settled_at=settings["threshold"] if settled else None)
-    if found.failures and all(score is None for p_yes in found.p_yes.values() for score in p_yes):
-        raise BenchmarkError(
-            f"{path}: no step of any item has a reward; the first: {next(iter(found.failures.values()))}"
-        )
-    return found
+    return scores_of(rewards, settled_at=settings["threshold"] if settled else None)
 
 
 def _told(run: Path) -> dict[str, Any]:

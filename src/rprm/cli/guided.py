@@ -220,8 +220,8 @@ def load_search_rewarder(model: str, policy: Policy, policy_spec: str, **options
         return load_rewarder(model, **options)
     if options["max_tokens"] is None:
         options["max_tokens"] = min(ANALYSIS_TOKENS, judge_settings(model).max_tokens)
-    engine = policy.engine if model == policy_spec else model
-    return load_judge(engine, procedure="full", **options)
+    engine = policy.engine if model == policy_spec else None
+    return load_judge(model, engine=engine, procedure="full", **options)
 
 
 def _search(

@@ -176,13 +176,16 @@ def judge(
     )
     console = Console(highlight=False)
     scope = EmbeddedScope(model)
+    told: set[str] = set()
 
     def show(solution: Solution, result: SolutionReward) -> None:
         note = scope.note(solution)
         if json:
             print(result.model_dump_json(), flush=True)
         elif not quiet:
-            console.print(render_solution(solution, result, threshold=rewarder.threshold, analyses=analyses, note=note))
+            console.print(
+                render_solution(solution, result, threshold=rewarder.threshold, analyses=analyses, note=note, told=told)
+            )
 
     with opened_source(input) as (source, info):
         rows = read_solutions(source, name=input)

@@ -68,27 +68,31 @@ def described(known: KnownModel) -> dict[str, Any]:
             "at_hand": prompt.cached.is_file(),
         },
         "sources": dict(known.sources),
-        "commands": commands(known),
+        "commands": list(commands(known)),
     }
 
 
-def commands(known: KnownModel) -> list[str]:
-    """The commands that judge with a model and measure it, on this machine; first what is to be installed, if any."""
+def commands(known: KnownModel) -> dict[str, str]:
+    """The commands that judge with a model and measure it, on this machine, each with what is to be said of it."""
     from importlib.util import find_spec
 
     needed = {"local": "transformers", "hub": "datasets"}
-    missing = [extra for extra, module in needed.items() if find_spec(module) is None]
-    lines = [f'pip install "rprm[{",".join(missing)}]"'] if missing else []
-    lines.append(f"rprm judge solutions.jsonl --model {known.alias}")
+    lines = {}
+    if missing := [extra for extra, module in needed.items() if find_spec(module) is None]:
+        lines[f'pip install "rprm[{",".join(missing)}]"'] = "first, what is not installed here"
+    lines[f"rprm judge solutions.jsonl --model {known.alias}"] = ""
     for benchmark in ("processbench", "prmbench"):
         options = known.options.get(benchmark)
         model = f'"{known.alias}?{options}"' if options else known.alias
-        lines.append(f"rprm bench {benchmark} --model {model} --output runs/{benchmark}-{known.alias}")
+        command = f"rprm bench {benchmark} --model {model} --output runs/{benchmark}-{known.alias}"
+        lines[command] = "its options are those of the published figures" if options else ""
     if known.kind == "r-prm" and known.context_length is not None:
-        # As the published code serves it: vLLM wants to be told that this is meant.
+        # vLLM wants to be told that this is meant.
         setting = "VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 " if known.spec.startswith("vllm:") else ""
         model = f'"{known.alias}?context_length={2 * known.context_length}"'
-        lines.append(f"{setting}rprm judge solutions.jsonl --model {model}")
+        lines[f"{setting}rprm judge solutions.jsonl --model {model}"] = (
+            "with twice its context, as its authors serve it, where problems or solutions are long"
+        )
     return lines
 
 
@@ -123,20 +127,22 @@ def _print_model(known: KnownModel) -> None:
         ("GPU memory", f"about {known.memory_gb:.0f} GB in bfloat16 (an estimate: the weights and a fifth more)"),
         ("context", f"{context}, prompt and analysis together" if known.kind == "r-prm" else context),
         ("threshold", f"{known.threshold:g}: a step with a lower reward is called wrong"),
-        ("here", known.spec + (" (vLLM, where it and a GPU are at hand)" if known.kind == "r-prm" else "")),
+        ("runs here as", known.spec),
     ]
+    if known.kind == "r-prm":
+        facts.append(("", "vLLM where it is installed and there is a GPU, else transformers"))
     if known.layout is not None:
         facts.append(("layout", known.layout))
     if (prompt := known.prompt) is not None:
-        where = "at hand" if prompt.cached.is_file() else "read from the hub at the first use"
+        where = "is there" if prompt.cached.is_file() else "is not there yet: read from the hub at the first use"
         ending = (
             "the chat template's"
             if prompt.ending is None
-            else f"{prompt.ending}, spelled out, on both sides of the assistant tag"
+            else f"the characters {prompt.ending}, not a line end, on both sides of the assistant tag"
         )
         facts += [
-            ("prompt", f"from the data set {prompt.source}, {where}"),
-            ("kept in", str(prompt.cached)),
+            ("prompt", f"derived from the data set {prompt.source}"),
+            ("its file", f"{prompt.cached} ({where})"),
             ("system message", prompt.system),
             ("ending", ending),
         ]
@@ -150,6 +156,8 @@ def _print_model(known: KnownModel) -> None:
     console = Console(highlight=False)
     console.print(Text.assemble((known.hub_id, "bold"), f" ({known.alias}): {does}"))
     console.print(Padding(table, (1, 0)))
-    for command in commands(known):
+    for command, remark in commands(known).items():
         # On one line whatever the width, so that it can be copied.
+        if remark:
+            console.print(Text(f"# {remark}", style="dim"), soft_wrap=True)
         console.print(Text(command), soft_wrap=True)

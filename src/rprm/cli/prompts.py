@@ -116,7 +116,9 @@ def import_(
     accept_doubts: Annotated[
         bool, typer.Option("--accept-doubts", help="Accept problems or steps that share whole lines.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace the output file.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the output file, or the model's prompt in the cache.")
+    ] = False,
 ) -> None:
     """Derive a released model's template from its training rows, and verify it by rendering them again."""
     from rprm.errors import PromptError
@@ -130,8 +132,9 @@ def import_(
         raise PromptError("name the rows to import from and the --output to write, or a known model: --model NAME")
     if output is not None and output.suffix != ".toml":
         raise PromptError(f"{output}: a template file ends in .toml")
-    if output is not None and output.exists() and not force:
-        raise PromptError(f"{output}: exists already; give --force to replace it")
+    written = output or (known and known.prompt and known.prompt.cached)
+    if written and written.exists() and not force:
+        raise PromptError(f"{written}: exists already; give --force to replace it")
     given: dict[str, Any] = {
         "name": name,
         "revision": revision,

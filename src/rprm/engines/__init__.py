@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 
 from rprm.engines.base import Completion, Engine, EngineInfo, Sampling
 from rprm.errors import EngineError
-from rprm.models import resolve
+from rprm.models import MODELS, resolve
 
 __all__ = ["Completion", "Engine", "EngineInfo", "Sampling", "load_engine", "parse_options"]
 
@@ -41,7 +41,10 @@ def load_engine(spec: str, **options: Any) -> Engine:
     body, _, query = spec.partition("?")
     kind, _, target = body.partition(":")
     if kind not in _KINDS:
-        raise EngineError(f"model {spec!r}: unknown engine {kind!r}; write KIND:TARGET, one of {', '.join(_KINDS)}")
+        raise EngineError(
+            f"model {spec!r}: unknown engine {kind!r}; write KIND:TARGET with one of {', '.join(_KINDS)}, classifier; "
+            f"or name a known model (`rprm models`): {', '.join(model.alias for model in MODELS)}"
+        )
     module_name, class_name = _KINDS[kind]
     engine_class = getattr(importlib.import_module(module_name), class_name)
     options = parse_options(spec, engine_class, dict(parse_qsl(query, keep_blank_values=True)) | options)

@@ -114,8 +114,11 @@ class Engine(Protocol):
     spec: str
     concurrency: int
 
-    async def start(self) -> EngineInfo:
+    async def start(self, *, chat: bool = True) -> EngineInfo:
         """Load or reach the model. Called once, before anything else; safe to call again.
+
+        Args:
+            chat: whether most prompts will be chat prompts: what the engine says of itself is about those.
 
         Raises:
             EngineError: the model cannot be loaded or reached; the message says how to mend it.

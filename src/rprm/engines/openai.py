@@ -132,22 +132,24 @@ class OpenAIEngine:
         self._chat = Route("/chat/completions", top_logprobs)
         self._plain = Route("/completions", top_logprobs)
         self._slots = asyncio.Semaphore(concurrency)
-        self._info: EngineInfo | None = None
+        #: What is said of the server, by whether prompts are chat prompts.
+        self._infos: dict[bool, EngineInfo] = {}
         self._groups: dict[tuple[Prompt, Sampling], _Group] = {}
         self._group_tasks: set[asyncio.Task[None]] = set()
         self._max_n = 128
         #: How many tokens the context leaves beside a prompt, where that is fewer than were asked for.
         self._rooms: dict[Prompt, int] = {}
 
-    async def start(self) -> EngineInfo:
-        if self._info is not None:
-            return self._info
-        self.endpoint.open()
-        # Made anew at each start, which may be in another event loop than the one before.
-        self._slots = asyncio.Semaphore(self.concurrency)
-        self._chat.lock, self._plain.lock = asyncio.Lock(), asyncio.Lock()
+    async def start(self, *, chat: bool = True) -> EngineInfo:
+        if chat in self._infos:
+            return self._infos[chat]
+        if not self._infos:
+            self.endpoint.open()
+            # Made anew at each start, which may be in another event loop than the one before.
+            self._slots = asyncio.Semaphore(self.concurrency)
+            self._chat.lock, self._plain.lock = asyncio.Lock(), asyncio.Lock()
         try:
-            route = await self._learn_first()
+            route = await (self._learn_first() if chat else self._learned(self._plain))
             context_length = self.context_length or context_length_of(self.model, await self._served_models())
         except BaseException:
             await self.aclose()
@@ -169,7 +171,7 @@ class OpenAIEngine:
                 self.endpoint.where(route.path),
             )
         continues_replies = self.continue_final_message or route is self._plain
-        self._info = EngineInfo(
+        self._infos[chat] = EngineInfo(
             kind="openai",
             model=self.model,
             context_length=context_length,
@@ -181,7 +183,7 @@ class OpenAIEngine:
             continues_replies=continues_replies,
             details=details,
         )
-        return self._info
+        return self._infos[chat]
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
         if prompt.reply:
@@ -235,7 +237,7 @@ class OpenAIEngine:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._groups.clear()
-        self._info = None
+        self._infos.clear()
         await self.endpoint.aclose()
 
     # Learning what the server can do
@@ -407,7 +409,7 @@ class OpenAIEngine:
         if refusal.context is None:
             return None
         num_prompt_tokens, context_length = refusal.context
-        context_length = context_length or (self._info.context_length if self._info else None)
+        context_length = context_length or next((info.context_length for info in self._infos.values()), None)
         if num_prompt_tokens is None and context_length is not None:
             body = self._body(route, prompt, Sampling(max_tokens=1), 1, stream=False)
             try:

@@ -87,7 +87,7 @@ class ScriptedEngine:
         self.num_requests = 0
         self.num_second_passes = 0
 
-    async def start(self) -> EngineInfo:
+    async def start(self, *, chat: bool = True) -> EngineInfo:
         return EngineInfo(
             kind="scripted",
             model="custom" if self.reply else "pseudo-random",

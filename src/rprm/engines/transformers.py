@@ -86,7 +86,7 @@ class TransformersEngine:
         self._worker: _Worker | None = None
         self._verdict_tokens: dict[VerdictFormat, VerdictTokens] = {}
 
-    async def start(self) -> EngineInfo:
+    async def start(self, *, chat: bool = True) -> EngineInfo:
         if self._starting is None:
             self._starting = asyncio.Lock()
         async with self._starting:

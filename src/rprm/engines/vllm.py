@@ -131,7 +131,7 @@ class VLLMEngine:
         self._starting = asyncio.Lock()
         self._model: _Model | None = None
 
-    async def start(self) -> EngineInfo:
+    async def start(self, *, chat: bool = True) -> EngineInfo:
         """Load the model: half a minute to several, during which the event loop stands still.
 
         Raises:

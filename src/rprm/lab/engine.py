@@ -51,7 +51,7 @@ class TeacherEngine:
         self._steps: dict[str, Truth] = {}
         self._verdict = VerdictFormat()
 
-    async def start(self) -> EngineInfo:
+    async def start(self, *, chat: bool = True) -> EngineInfo:
         truths = self.world / self.split / "truth.jsonl"
         if not (self.world / CARD).is_file() or not truths.is_file():
             raise EngineError(

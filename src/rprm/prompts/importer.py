@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl
 
 from rprm.errors import PromptError
 from rprm.prompts.layout import ONE_PROBLEM, Layout, Unclear, agreed, derive_layout
@@ -134,13 +134,12 @@ def import_source(
 
     reader = Source(source)
     if reader.hub is not None:
-        target, _, query = source.removeprefix("hub:").partition("?")
+        query = dict(parse_qsl(source.partition("?")[2]))
         chosen = {"config": config, "revision": revision}
-        asked = {"split": split} | dict(parse_qsl(query)) | {key: value for key, value in chosen.items() if value}
+        reader.hub |= {"split": split} | query | {key: value for key, value in chosen.items() if value}
         # Pin what the name stands for now, so that the result can say what it was derived from.
-        asked["revision"] = Source(f"hub:{target}?{urlencode(asked)}").inspect().digest.removeprefix("revision:")
-        reader = Source(f"hub:{target}?{urlencode(asked)}")
-        source = f"{target}@{asked['revision']}"
+        reader.hub["revision"] = reader.inspect().digest.removeprefix("revision:")
+        source = f"{reader.hub['path']}@{reader.hub['revision']}"
     rows = ((row.line, None if isinstance(row, Rejected) else row.value) for row in islice(reader.rows(), limit))
     return replace(_import(rows, **options), source=source)
 

@@ -99,11 +99,9 @@ class _WideTable:
         yield Text("\n".join(self.caption), style="dim italic")
 
     def _part(self, start: int, end: int) -> Table:
-        table = _table(self.title if start == 0 else "", caption=[])
-        table.add_column("method")
         columns = self.columns[start:end]
-        for column in columns:
-            table.add_column(column.heading, justify="right")
+        headings = [_plain("method"), *(column.heading for column in columns)]
+        table = _table(self.title if start == 0 else "", headings, caption=[])
         for place, method in enumerate(self.methods):
             table.add_row(method, *(column.cells[place] for column in columns))
         return table
@@ -114,7 +112,7 @@ def unsettled_table(measurement: SearchMeasurement) -> Table:
     unsettled = measurement.unsettled
     rest = len(unsettled) - _MAX_NAMED
     caption = [f"and {rest:,} more: --grades FILE writes all of them"] if rest > 0 else []
-    table = _table("Gradings without a conclusion, counted as wrong", caption=caption)
+    table = _table("Gradings without a conclusion, counted as wrong", (), caption=caption)
     for name in ("problem", "candidate", "answer", "outcome"):
         table.add_column(name, justify="right" if name == "candidate" else "left")
     for graded in unsettled[:_MAX_NAMED]:
@@ -128,6 +126,7 @@ def sets_table(checks: Sequence[SetCheck]) -> Table:
     """What the sets hold."""
     table = _table(
         "Mathematics sets",
+        (),
         caption=[
             "Recognised: another way of writing the gold answer would be; of the others only the same text is right"
         ],

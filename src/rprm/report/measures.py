@@ -21,52 +21,52 @@ def measurement_table(measurement: Measurement) -> Table:
         return _prmbench_table(measurement)
     if measurement.benchmark == "steps":
         return _steps_table(measurement)
-    table = _table(f"ProcessBench at threshold {measurement.threshold:g}", caption=_basis(measurement))
-    for name in ("subset", "items", "error acc", "correct acc", "F1", "coverage"):
-        table.add_column(name, justify="left" if name == "subset" else "right")
+    table = _table(
+        f"ProcessBench at threshold {measurement.threshold:g}",
+        ("subset", "items", "error acc", "correct acc", "F1"),
+        caption=_basis(measurement),
+    )
     for subset, coverage in measurement.coverage.items():
         figures = (measurement.figures[f"{subset}.{figure}"] for figure in ("error_acc", "correct_acc", "f1"))
-        table.add_row(subset, f"{coverage.num_items:,}", *map(_figure, figures), _percent(coverage))
+        table.add_row(subset, f"{coverage.num_items:,}", *map(_figure, figures))
     table.add_section()
-    total = measurement.total_coverage
     average = _figure(measurement.figures["average.f1"])
-    table.add_row("average", f"{total.num_items:,}", "", "", average, _percent(total), style="bold")
+    table.add_row("average", f"{measurement.total_coverage.num_items:,}", "", "", average, style="bold")
     return table
 
 
 def _steps_table(measurement: Measurement) -> Table:
-    table = _table(f"Labelled steps at threshold {measurement.threshold:g}", caption=_basis(measurement))
-    for name in ("source", "steps", "wrong acc", "correct acc", "F1", "accuracy", "well-formed", "coverage"):
-        table.add_column(name, justify="left" if name == "source" else "right")
+    table = _table(
+        f"Labelled steps at threshold {measurement.threshold:g}",
+        ("figure", "steps", "percent"),
+        caption=_basis(measurement),
+    )
+    figures = measurement.figures
+    table.add_row("accuracy on wrong steps", "", _figure(figures["wrong_acc"]))
+    table.add_row("accuracy on correct steps", "", _figure(figures["correct_acc"]))
+    table.add_row("F1", "", _figure(figures["f1"]), style="bold")
+    table.add_row("accuracy", f"{measurement.total_coverage.num_items:,}", _figure(figures["accuracy"]))
     if len(measurement.coverage) > 1:
         for source, coverage in measurement.coverage.items():
-            accuracy = _figure(measurement.figures[f"{source}.accuracy"])
-            table.add_row(_plain(source), f"{coverage.num_items:,}", "", "", "", accuracy, "", _percent(coverage))
-        table.add_section()
-    total = measurement.total_coverage
-    figures = [measurement.figures[name] for name in ("wrong_acc", "correct_acc", "f1", "accuracy", "wellformed")]
-    table.add_row("all", f"{total.num_items:,}", *map(_figure, figures), _percent(total), style="bold")
+            accuracy = _figure(figures[f"{source}.accuracy"])
+            table.add_row(_plain(f"  of {source}"), f"{coverage.num_items:,}", accuracy)
+    table.add_row("well-formed analyses", "", _figure(figures["wellformed"]))
     return table
 
 
 def _prmbench_table(measurement: Measurement) -> Table:
     from rprm.benchmarks.items import PRMBENCH_GROUPS
 
-    table = _table(f"PRMBench at threshold {measurement.threshold:g}", caption=_basis(measurement))
-    for name in ("PRMScore", "items", "all items", "clean items", "coverage"):
-        table.add_column(name, justify="left" if name == "PRMScore" else "right")
+    table = _table(
+        f"PRMBench at threshold {measurement.threshold:g}",
+        ("PRMScore", "items", "all items", "clean items"),
+        caption=_basis(measurement),
+    )
 
     def row(name: str, classes: Sequence[str], label: str, style: str = "") -> None:
-        covered = [measurement.coverage[one] for one in classes if one in measurement.coverage]
-        total = sum(covered[1:], covered[0]) if covered else None
-        table.add_row(
-            label,
-            f"{total.num_items:,}" if total else "0",
-            _figure(measurement.figures[name]),
-            _figure(measurement.figures[f"clean.{name}"]),
-            _percent(total) if total else "",
-            style=style,
-        )
+        num_items = sum(measurement.coverage[one].num_items for one in classes if one in measurement.coverage)
+        figures = (measurement.figures[name], measurement.figures[f"clean.{name}"])
+        table.add_row(label, f"{num_items:,}", *map(_figure, figures), style=style)
 
     for group, classes in PRMBENCH_GROUPS.items():
         row(group, classes, group, "bold")
@@ -76,7 +76,7 @@ def _prmbench_table(measurement: Measurement) -> Table:
     row("overall", tuple(measurement.coverage), "overall", "bold")
     similarity = measurement.figures["similarity"]
     if similarity.value is not None:
-        table.add_row("similarity", "", _figure(similarity), "", "")
+        table.add_row("similarity", "", _figure(similarity), "")
     return table
 
 
@@ -87,13 +87,11 @@ def curve_table(curve: ThresholdCurve, *, every: float = 0.05) -> Table:
     best = max(defined, key=lambda pair: (pair[0], -abs(thresholds[pair[1]] - 0.5)))[1] if defined else None
     table = _table(
         "F1 by threshold",
+        ("threshold", *curve.f1),
         caption=["The marked threshold was chosen on the items it is measured on, which flatters it"]
         if defined
         else [],
     )
-    table.add_column("threshold", justify="right")
-    for name in curve.f1:
-        table.add_column(name, justify="right")
     for index, threshold in enumerate(thresholds):
         steps = threshold / every
         if index != best and abs(steps - round(steps)) > 1e-6:
@@ -108,13 +106,12 @@ def held_out_table(held_out: HeldOut) -> Table:
     (first, second), (first_size, second_size) = held_out.thresholds, held_out.sizes
     table = _table(
         "ProcessBench, threshold chosen on the held-out half",
+        ("subset", "error acc", "correct acc", "F1"),
         caption=[
             f"{first_size:,} items predicted at {first:g} and {second_size:,} at {second:g}, each threshold chosen on "
             "the other items; intervals take the thresholds as given"
         ],
     )
-    for name in ("subset", "error acc", "correct acc", "F1"):
-        table.add_column(name, justify="left" if name == "subset" else "right")
     for name in held_out.figures:
         subset, _, figure = name.rpartition(".")
         if figure == "f1" and subset != "average":
@@ -127,10 +124,9 @@ def held_out_table(held_out: HeldOut) -> Table:
 
 def comparison_table(comparison: Comparison, *, names: tuple[str, str] = ("first", "second")) -> Table:
     """Two runs beside each other, with the difference of each figure and the paired tests."""
-    first, second = names
-    table = _table(f"{second} against {first}", caption=_tests(comparison, names))
-    for name in ("figure", first, second, "difference"):
-        table.add_column(_plain(name), justify="left" if name == "figure" else "right")
+    table = _table(
+        f"B, {names[1]}, against A, {names[0]}", ("figure", "A", "B", "difference"), caption=_tests(comparison)
+    )
     for name, difference in comparison.differences.items():
         values = (comparison.first[name], comparison.second[name])
         shown = (UNDEFINED if value is None else f"{value:.1f}" for value in values)
@@ -144,7 +140,7 @@ def comparison_table(comparison: Comparison, *, names: tuple[str, str] = ("first
     return table
 
 
-def _tests(comparison: Comparison, names: tuple[str, str]) -> list[str]:
+def _tests(comparison: Comparison) -> list[str]:
     lines = [
         f"{comparison.num_items:,} items, the runs differ on {comparison.num_discordant:,}; 95% intervals of the "
         f"difference from {comparison.num_resamples:,} paired bootstrap resamples"
@@ -158,10 +154,10 @@ def _tests(comparison: Comparison, names: tuple[str, str]) -> list[str]:
         lines.append(f"{comparison.headline}: {_p(comparison.p_value)}, paired permutation test over {tried} swaps")
     if comparison.mcnemar_p is not None:
         lines.append(
-            f"{comparison.only_first_right:,} items only {names[0]} predicts right, "
-            f"{comparison.only_second_right:,} only {names[1]}: {_p(comparison.mcnemar_p)}, exact McNemar test"
+            f"{comparison.only_first_right:,} items only A predicts right, "
+            f"{comparison.only_second_right:,} only B: {_p(comparison.mcnemar_p)}, exact McNemar test"
         )
-    for name, missing in zip(names, comparison.missing, strict=True):
+    for name, missing in zip("AB", comparison.missing, strict=True):
         if missing:
             lines.append(f"{name}: {_missing(len(missing))}")
     return lines
@@ -182,7 +178,12 @@ def _basis(measurement: Measurement) -> list[str]:
         lines.append(_missing(len(measurement.missing)))
     unscored = total.steps_needed - total.steps_scored
     if unscored:
-        lines.append(f"{unscored:,} of {total.steps_needed:,} steps needed have no score")
+        covered = ", ".join(
+            f"{name} {_percent(coverage)}%"
+            for name, coverage in measurement.coverage.items()
+            if coverage.steps_scored < coverage.steps_needed
+        )
+        lines.append(f"{unscored:,} of {total.steps_needed:,} steps needed have no score; coverage: {covered}")
     if measurement.num_rejected:
         lines.append(f"{measurement.num_rejected:,} rows of the data could not be used and are not among the items")
     if measurement.num_unused:
@@ -209,18 +210,24 @@ def _usage(usage: Usage) -> str:
     )
 
 
-def _table(title: str, *, caption: Sequence[str]) -> Table:
+def _table(title: str, columns: Sequence[str | Text], *, caption: Sequence[str]) -> Table:
+    """A table of names, in the first column, and figures; narrow, so that 80 columns hold it, and never cut."""
     from rich import box
     from rich.table import Table
 
-    return Table(
+    table = Table(
         title=_plain(title),
         title_justify="left",
         title_style="bold",
         caption=_plain("\n".join(caption)) if caption else None,
         caption_justify="left",
         box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
+    for place, name in enumerate(columns):
+        table.add_column(name, justify="right" if place else "left", overflow="fold")
+    return table
 
 
 def _plain(text: str) -> Text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -28,6 +29,7 @@ def render_solution(
     threshold: float,
     analyses: bool = False,
     note: str | None = None,
+    told: set[str] | None = None,
 ) -> RenderableType:
     """A solution's steps with reward and verdict, the first error marked.
 
@@ -37,7 +39,9 @@ def render_solution(
         threshold: rewards below it are those of wrong steps.
         analyses: show the analyses too.
         note: why the rewards mean nothing. It is shown above them, and nothing is then green or red.
+        told: reasons of unscored steps that the run's earlier solutions showed; each is shown once. Takes new ones.
     """
+    told = set() if told is None else told
     wrong, right = ("red", "green") if note is None else ("yellow", "yellow")
     table = Table(box=None, padding=(0, 1), show_header=False, expand=True)
     table.add_column(justify="right", style="dim", no_wrap=True)
@@ -50,7 +54,7 @@ def render_solution(
         is_first_error = index == result.first_error
         style = f"bold {wrong}" if is_first_error else "dim" if step is None else ""
         body: RenderableType = Text(plain(text), style=style)
-        if step is not None and (notes := _notes(step, is_first_error)):
+        if step is not None and (notes := _notes(step, is_first_error, told)):
             body = Group(body, Text(notes, style=wrong if is_first_error else "yellow"))
         if step is not None and analyses:
             body = Group(body, *(_render_analysis(number, one) for number, one in enumerate(step.analyses, 1)))
@@ -117,12 +121,15 @@ def _reward(step: StepReward | None) -> Text:
     return Text("none" if step.reward is None else f"{step.reward:.2f}")
 
 
-def _notes(step: StepReward, is_first_error: bool) -> str:
+def _notes(step: StepReward, is_first_error: bool, told: set[str]) -> str:
     notes = []
     if is_first_error:
         notes.append("✗ first error")
     if step.failure:
-        notes.append(step.failure)
+        # Prompts that are too long differ in their lengths alone.
+        reason = re.sub(r"\d[\d,.]*", "0", step.failure)
+        notes.append("unscored, as above" if reason in told else step.failure)
+        told.add(reason)
     elif step.num_without_verdict:
         notes.append(f"{step.num_without_verdict} of {len(step.analyses)} analyses without verdict")
     return "; ".join(notes)

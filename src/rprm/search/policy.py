@@ -62,7 +62,7 @@ class Policy:
         Raises:
             EngineError: it cannot be loaded, or (`Unsupported`) it cannot continue a solution that is begun.
         """
-        info = await self.engine.start()
+        info = await self.engine.start(chat=self.template.chat)
         if stepwise and self.template.chat and not info.continues_replies:
             raise Unsupported(
                 f"{self.engine.spec}: this engine cannot continue a reply that is begun, which a search step by step "
