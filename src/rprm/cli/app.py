@@ -23,6 +23,7 @@ from rprm.cli.search import app as search_app
 from rprm.cli.train import app as train_app
 
 app = typer.Typer(
+    rich_markup_mode=None,
     name="rprm",
     help="Reasoning-driven process reward models: judge solutions step by step, measure judges, train them.",
     no_args_is_help=True,

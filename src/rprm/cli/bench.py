@@ -40,7 +40,11 @@ if TYPE_CHECKING:
 
     Items = BenchmarkItems[ProcessBenchItem] | BenchmarkItems[PRMBenchItem]
 
-app = typer.Typer(help="Measure judges on ProcessBench and PRMBench, and compare two of them.", no_args_is_help=True)
+app = typer.Typer(
+    rich_markup_mode=None,
+    help="Measure judges on ProcessBench and PRMBench, and compare two of them.",
+    no_args_is_help=True,
+)
 
 DataOption = Annotated[
     str | None,
@@ -61,7 +65,7 @@ ScoresOption = Annotated[
 ThresholdOption = Annotated[
     float | None,
     typer.Option(
-        "--threshold", help="A step whose reward is below it is called wrong.  \\[default: the judge's, or 0.5]"
+        "--threshold", help="A step whose reward is below it is called wrong.  [default: the judge's, or 0.5]"
     ),
 ]
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="The first N items of each subset alone.")]

@@ -69,7 +69,7 @@ def mathematics(
             "--baseline",
             metavar="METHOD",
             help="The row that others are compared with, as the table calls it, besides the majority.  "
-            "\\[default: pass@1]",
+            "[default: pass@1]",
         ),
     ] = None,
     curve: Annotated[bool, typer.Option("--curve", help="Also for N = 1, 2, 4, ... of the candidates.")] = False,

@@ -43,9 +43,6 @@ from rprm.cli.train import (
     training_progress,
 )
 
-_LENGTH = "Length, precision, memory"
-_VALIDATION = "Evaluation, checkpoints, reports"
-
 
 def classifier(
     steps: Annotated[
@@ -66,16 +63,13 @@ def classifier(
             metavar="STEPS",
             help="Labelled steps to evaluate and to choose the threshold on; their problems are not trained on.",
             show_default="a share of the problems",
-            rich_help_panel=_VALIDATION,
         ),
     ] = None,
     validation_share: Annotated[
         float | None,
-        typer.Option(help="Share of the problems that is held out.  \\[default: 0.05]", rich_help_panel=_VALIDATION),
+        typer.Option(help="Share of the problems that is held out.  [default: 0.05]"),
     ] = None,
-    split_seed: Annotated[
-        int | None, typer.Option(help="Holds out other problems.", show_default="0", rich_help_panel=_VALIDATION)
-    ] = None,
+    split_seed: Annotated[int | None, typer.Option(help="Holds out other problems.", show_default="0")] = None,
     balance: Annotated[
         bool | None, typer.Option("--balance/--no-balance", help="Weight both classes alike, whatever their numbers.")
     ] = None,
@@ -95,7 +89,6 @@ def classifier(
         typer.Option(
             help="Most tokens up to a step. Steps beyond are left out and counted; above 5% is an error.",
             show_default="2048",
-            rich_help_panel=_LENGTH,
         ),
     ] = None,
     precision: PrecisionOption = None,

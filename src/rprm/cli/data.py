@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from rprm.prompts import PromptTemplate
 
 app = typer.Typer(
-    no_args_is_help=True, help="Training data: labelled steps, analyses, cold-start rows, pairs; published rows."
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="Training data: labelled steps, analyses, cold-start rows, pairs; published rows.",
 )
 app.command()(steps)
 
@@ -33,7 +35,7 @@ TrainedPrompt = Annotated[
     typer.Option(
         "--prompt",
         help="The template that the student reads: a file, a built-in name, or a model folder.  "
-        "\\[default: the one that the analyses were written with]",
+        "[default: the one that the analyses were written with]",
     ),
 ]
 ValidationShare = Annotated[
@@ -55,9 +57,7 @@ def analyses(
     ] = None,
     prompt: Annotated[
         str | None,
-        typer.Option(
-            "--prompt", help="Template: a file or a built-in name.  \\[default: the model's own, else teacher]"
-        ),
+        typer.Option("--prompt", help="Template: a file or a built-in name.  [default: the model's own, else teacher]"),
     ] = None,
     temperature: Annotated[float | None, typer.Option(help="Of the analyses.", show_default="0.4")] = None,
     top_p: Annotated[float | None, typer.Option(help="Of the analyses.", show_default="0.95")] = None,

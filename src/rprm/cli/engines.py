@@ -9,7 +9,7 @@ import typer
 if TYPE_CHECKING:
     from rprm.engines.check import EngineReport
 
-app = typer.Typer(no_args_is_help=True, help="Engines: where a model's completions come from.")
+app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Engines: where a model's completions come from.")
 
 
 @app.callback()

@@ -25,7 +25,7 @@ def evolve(
     num_analyses: Annotated[int, typer.Option("-n", "--num-analyses", min=2, help="Sampled of each step.")] = 8,
     judge_analyses: Annotated[int, typer.Option("-k", min=1, help="K of the measurement.")] = 4,
     num_sampled_steps: Annotated[
-        int | None, typer.Option("--sampled-steps", min=1, help="Training steps a round samples.  \\[default: all]")
+        int | None, typer.Option("--sampled-steps", min=1, help="Training steps a round samples.  [default: all]")
     ] = None,
     temperature: Annotated[float, typer.Option(help="Of the analyses.")] = 0.95,
     top_p: Annotated[float, typer.Option(help="Of the analyses.")] = 0.95,

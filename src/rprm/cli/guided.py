@@ -52,11 +52,11 @@ if TYPE_CHECKING:
 
 NumSamples = Annotated[
     int | None,
-    typer.Option("-n", "--num-samples", help="Of beam and dvts: next steps in a round.  \\[default: 4]"),
+    typer.Option("-n", "--num-samples", help="Of beam and dvts: next steps in a round.  [default: 4]"),
 ]
 Width = Annotated[
     int | None,
-    typer.Option("--width", help="Next steps after each step held.  \\[default: 8; of beam and dvts 4]"),
+    typer.Option("--width", help="Next steps after each step held.  [default: 8; of beam and dvts 4]"),
 ]
 SearchStopping = Annotated[
     ChoiceStoppingName,
@@ -68,19 +68,19 @@ Wave = Annotated[
         "--wave",
         min=1,
         help="For --stopping exact: most analyses of a problem at once. Fewer cost less in all, more are sooner done.  "
-        "\\[default: two for each next step]",
+        "[default: two for each next step]",
     ),
 ]
 MaxRounds = Annotated[
-    int | None, typer.Option("--max-rounds", help="Most steps of a solution.  \\[default: 30; of beam and dvts 40]")
+    int | None, typer.Option("--max-rounds", help="Most steps of a solution.  [default: 30; of beam and dvts 40]")
 ]
 StepTokens = Annotated[
-    int | None, typer.Option("--step-tokens", min=1, help="Longest step, in tokens.  \\[default: 512]")
+    int | None, typer.Option("--step-tokens", min=1, help="Longest step, in tokens.  [default: 512]")
 ]
 MaxSolutionTokens = Annotated[
     int | None,
     typer.Option(
-        "--max-solution-tokens", help="A solution that has not ended by then is given up.  \\[default: no limit]"
+        "--max-solution-tokens", help="A solution that has not ended by then is given up.  [default: no limit]"
     ),
 ]
 KeepAnalyses = Annotated[bool, typer.Option("--analyses", help="Keep the analyses' texts: megabytes a problem.")]

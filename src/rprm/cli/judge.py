@@ -45,28 +45,26 @@ Model = Annotated[
     ),
 ]
 NumAnalyses = Annotated[
-    int | None, typer.Option("-k", "--num-analyses", help="Most analyses a step gets (the paper's K).  \\[default: 10]")
+    int | None, typer.Option("-k", "--num-analyses", help="Most analyses a step gets (the paper's K).  [default: 10]")
 ]
 Threshold = Annotated[
     float | None,
-    typer.Option(
-        help="A step whose reward is below it is called wrong.  \\[default: 0.5, or the embedded model's own]"
-    ),
+    typer.Option(help="A step whose reward is below it is called wrong.  [default: 0.5, or the embedded model's own]"),
 ]
 StoppingOption = Annotated[
     StoppingName | None,
-    typer.Option("--stopping", help="Early stopping within a step; exact changes no decision.  \\[default: exact]"),
+    typer.Option("--stopping", help="Early stopping within a step; exact changes no decision.  [default: exact]"),
 ]
 Confidence = Annotated[float, typer.Option(help="For --stopping confident: how probable a decision must be.")]
 FirstErrorExit = Annotated[
     bool | None,
-    typer.Option("--first-error-exit/--all-steps", help="Stop at the first step called wrong.  \\[default: stop]"),
+    typer.Option("--first-error-exit/--all-steps", help="Stop at the first step called wrong.  [default: stop]"),
 ]
 ForceVerdict = Annotated[
     bool | None,
     typer.Option(
         "--force-verdict/--no-force-verdict",
-        help="Where an analysis ends without a verdict, ask for one.  \\[default: no]",
+        help="Where an analysis ends without a verdict, ask for one.  [default: no]",
     ),
 ]
 Ask = Annotated[
@@ -88,9 +86,9 @@ ProcedureOption = Annotated[
 PromptOption = Annotated[
     str | None, typer.Option("--prompt", help="Prompt template: a file, or a built-in name (`rprm prompts list`).")
 ]
-Temperature = Annotated[float | None, typer.Option(help="Of the analyses.  \\[default: 0.95]")]
-TopP = Annotated[float | None, typer.Option(help="Of the analyses.  \\[default: 0.95]")]
-MaxTokens = Annotated[int | None, typer.Option(help="Longest analysis, in tokens.  \\[default: 4096]")]
+Temperature = Annotated[float | None, typer.Option(help="Of the analyses.  [default: 0.95]")]
+TopP = Annotated[float | None, typer.Option(help="Of the analyses.  [default: 0.95]")]
+MaxTokens = Annotated[int | None, typer.Option(help="Longest analysis, in tokens.  [default: 4096]")]
 Seed = Annotated[int, typer.Option(help="Seed of the whole run.")]
 Output = Annotated[
     Path | None,

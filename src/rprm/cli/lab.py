@@ -10,7 +10,9 @@ import typer
 if TYPE_CHECKING:
     from rprm.lab.plan import Plan
 
-app = typer.Typer(no_args_is_help=True, help="The lab: a small world of word problems with true step labels.")
+app = typer.Typer(
+    rich_markup_mode=None, no_args_is_help=True, help="The lab: a small world of word problems with true step labels."
+)
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")]
 Json = Annotated[bool, typer.Option("--json", help="The counts as one JSON object on standard output.")]
@@ -160,7 +162,7 @@ def run(
 def report(
     source: Annotated[Path, typer.Argument(metavar="LAB", help="A folder of `rprm lab run`, finished or not.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The page to write.  \\[default: LAB/report.html]")
+        Path | None, typer.Option("--output", "-o", help="The page to write.  [default: LAB/report.html]")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="All figures as one JSON object, and no page.")] = False,
 ) -> None:

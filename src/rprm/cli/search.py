@@ -35,7 +35,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-app = typer.Typer(no_args_is_help=True, help="Better answers out of a policy: candidates, Best-of-N, guided search.")
+app = typer.Typer(
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="Better answers out of a policy: candidates, Best-of-N, guided search.",
+)
 
 
 class AggregationName(StrEnum):
@@ -78,18 +82,18 @@ ProblemFile = Annotated[
 ]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="The first N problems (of each set) alone.")]
 NumCandidates = Annotated[
-    int | None, typer.Option("-n", "--num-candidates", min=1, help="Solutions of each problem.  \\[default: 8]")
+    int | None, typer.Option("-n", "--num-candidates", min=1, help="Solutions of each problem.  [default: 8]")
 ]
 PolicyPrompt = Annotated[
     str | None,
     typer.Option("--policy-prompt", help="The policy's template: a file, a model folder, or a built-in name."),
 ]
 PolicyTemperature = Annotated[
-    float | None, typer.Option("--policy-temperature", min=0.0, help="Of the policy.  \\[default: 1.0]")
+    float | None, typer.Option("--policy-temperature", min=0.0, help="Of the policy.  [default: 1.0]")
 ]
-PolicyTopP = Annotated[float | None, typer.Option("--policy-top-p", help="Of the policy.  \\[default: 0.95]")]
+PolicyTopP = Annotated[float | None, typer.Option("--policy-top-p", help="Of the policy.  [default: 0.95]")]
 PolicyMaxTokens = Annotated[
-    int | None, typer.Option("--policy-max-tokens", min=1, help="Longest solution, in tokens.  \\[default: 2048]")
+    int | None, typer.Option("--policy-max-tokens", min=1, help="Longest solution, in tokens.  [default: 2048]")
 ]
 Aggregate = Annotated[
     AggregationName, typer.Option("--aggregate", help="How step rewards become the reward of a solution.")
@@ -177,7 +181,7 @@ def best_of_n(
             "--wave",
             min=1,
             help="For --stopping exact: most analyses of a problem at once. Fewer cost less in all, more are sooner "
-            "done.  \\[default: 4]",
+            "done.  [default: 4]",
         ),
     ] = None,
     num_analyses: NumAnalyses = None,

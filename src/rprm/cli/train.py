@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
     Settings = TypeVar("Settings", bound=TrainingSettings)
 
-app = typer.Typer(no_args_is_help=True, help="Train: cold start (sft), preference optimisation (dpo).")
+app = typer.Typer(
+    rich_markup_mode=None, no_args_is_help=True, help="Train: cold start (sft), preference optimisation (dpo)."
+)
 
 
 @app.callback()
@@ -46,104 +48,78 @@ PromptOption = Annotated[
 ]
 Revision = Annotated[str | None, typer.Option(help="Revision of a hub model.")]
 
-_BATCH = "Batch and schedule"
-LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate.", rich_help_panel=_BATCH)]
-Epochs = Annotated[float | None, typer.Option("--epochs", help="Passes over the rows.", rich_help_panel=_BATCH)]
-MaxSteps = Annotated[int | None, typer.Option(help="Optimizer steps, instead of epochs.", rich_help_panel=_BATCH)]
+LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate.")]
+Epochs = Annotated[float | None, typer.Option("--epochs", help="Passes over the rows.")]
+MaxSteps = Annotated[int | None, typer.Option(help="Optimizer steps, instead of epochs.")]
 BatchSize = Annotated[
     int | None,
-    typer.Option(help="Rows of one optimizer step over all devices; accumulation follows.", rich_help_panel=_BATCH),
+    typer.Option(help="Rows of one optimizer step over all devices; accumulation follows."),
 ]
-DeviceBatchSize = Annotated[int | None, typer.Option(help="Rows a device holds at once.", rich_help_panel=_BATCH)]
-WarmupRatio = Annotated[
-    float | None, typer.Option(help="Share of the steps in which the rate rises.", rich_help_panel=_BATCH)
-]
-Scheduler = Annotated[
-    str | None, typer.Option(help="cosine, linear, constant_with_warmup, ...", rich_help_panel=_BATCH)
-]
-WeightDecay = Annotated[float | None, typer.Option(help="Of AdamW.", rich_help_panel=_BATCH)]
-MaxGradNorm = Annotated[float | None, typer.Option(help="Gradients are clipped to it.", rich_help_panel=_BATCH)]
-Seed = Annotated[int | None, typer.Option(help="Seed of the whole run.", rich_help_panel=_BATCH)]
+DeviceBatchSize = Annotated[int | None, typer.Option(help="Rows a device holds at once.")]
+WarmupRatio = Annotated[float | None, typer.Option(help="Share of the steps in which the rate rises.")]
+Scheduler = Annotated[str | None, typer.Option(help="cosine, linear, constant_with_warmup, ...")]
+WeightDecay = Annotated[float | None, typer.Option(help="Of AdamW.")]
+MaxGradNorm = Annotated[float | None, typer.Option(help="Gradients are clipped to it.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of the whole run.")]
 
-_MEMORY = "Length, precision, memory"
 MaxLength = Annotated[
     int | None,
     typer.Option(
-        help="Most tokens of prompt and reply. Longer rows are left out and counted, never cut; above 5% is an error.",
-        rich_help_panel=_MEMORY,
+        help="Most tokens of prompt and reply. Longer rows are left out and counted, never cut; above 5% is an error."
     ),
 ]
-PrecisionOption = Annotated[
-    PrecisionName | None, typer.Option("--precision", help="auto: bf16 where the device can.", rich_help_panel=_MEMORY)
-]
+PrecisionOption = Annotated[PrecisionName | None, typer.Option("--precision", help="auto: bf16 where the device can.")]
 Checkpointing = Annotated[
     bool | None,
     typer.Option(
         "--gradient-checkpointing/--no-gradient-checkpointing",
         help="Compute activations again instead of keeping them.",
-        rich_help_panel=_MEMORY,
     ),
 ]
-Attention = Annotated[str | None, typer.Option(help="sdpa, flash_attention_2, eager, ...", rich_help_panel=_MEMORY)]
+Attention = Annotated[str | None, typer.Option(help="sdpa, flash_attention_2, eager, ...")]
 
 GroupByLength = Annotated[
     bool | None,
-    typer.Option(
-        "--group-by-length/--no-group-by-length",
-        help="Batches of rows of like length: less padding.",
-        rich_help_panel=_MEMORY,
-    ),
+    typer.Option("--group-by-length/--no-group-by-length", help="Batches of rows of like length: less padding."),
 ]
 
-_LORA = "LoRA"
 LoraRank = Annotated[
     int | None,
-    typer.Option(help="Train an adapter of this rank; without, every weight; 0 the same.", rich_help_panel=_LORA),
+    typer.Option(help="Train an adapter of this rank; without, every weight; 0 the same."),
 ]
-LoraAlpha = Annotated[
-    int | None, typer.Option(help="Scale of the adapter.", show_default="twice the rank", rich_help_panel=_LORA)
-]
-LoraDropout = Annotated[float | None, typer.Option(help="Of the adapter's input.", rich_help_panel=_LORA)]
+LoraAlpha = Annotated[int | None, typer.Option(help="Scale of the adapter.", show_default="twice the rank")]
+LoraDropout = Annotated[float | None, typer.Option(help="Of the adapter's input.")]
 LoraTargets = Annotated[
     str | None,
-    typer.Option(help="all-linear (without the output head), or layer names with commas.", rich_help_panel=_LORA),
+    typer.Option(help="all-linear (without the output head), or layer names with commas."),
 ]
 Merge = Annotated[
     bool | None,
     typer.Option(
         "--merge/--no-merge",
         help="Hand over the merged model, which every engine loads; the adapter is kept beside it.",
-        rich_help_panel=_LORA,
     ),
 ]
 
-_WATCH = "Evaluation, checkpoints, reports"
-EvalSteps = Annotated[int | None, typer.Option(help="Steps between evaluations.", rich_help_panel=_WATCH)]
-SaveSteps = Annotated[int | None, typer.Option(help="Steps between checkpoints.", rich_help_panel=_WATCH)]
-LoggingSteps = Annotated[int | None, typer.Option(help="Steps between rows of metrics.jsonl.", rich_help_panel=_WATCH)]
+EvalSteps = Annotated[int | None, typer.Option(help="Steps between evaluations.")]
+SaveSteps = Annotated[int | None, typer.Option(help="Steps between checkpoints.")]
+LoggingSteps = Annotated[int | None, typer.Option(help="Steps between rows of metrics.jsonl.")]
 KeepBest = Annotated[
     bool | None,
     typer.Option(
         "--keep-best/--keep-last",
         help="Hand over the checkpoint with the lowest validation loss, where there are validation rows.",
-        rich_help_panel=_WATCH,
     ),
 ]
 Patience = Annotated[
     int | None,
-    typer.Option(help="Stop early, after so many evaluations without a new best.", rich_help_panel=_WATCH),
+    typer.Option(help="Stop early, after so many evaluations without a new best."),
 ]
-NumCheckpoints = Annotated[int, typer.Option(min=2, help="Checkpoints kept at once.", rich_help_panel=_WATCH)]
-KeepCheckpoints = Annotated[
-    bool, typer.Option("--keep-checkpoints", help="Keep them when the run is complete.", rich_help_panel=_WATCH)
-]
-ReportTo = Annotated[
-    str, typer.Option(help="Where the trainer reports to besides: wandb, tensorboard, ...", rich_help_panel=_WATCH)
-]
-PushToHub = Annotated[
-    str | None, typer.Option(metavar="OWNER/NAME", help="Upload the model at the end.", rich_help_panel=_WATCH)
-]
-Public = Annotated[bool, typer.Option("--public", help="A repository made for that is public.", rich_help_panel=_WATCH)]
+NumCheckpoints = Annotated[int, typer.Option(min=2, help="Checkpoints kept at once.")]
+KeepCheckpoints = Annotated[bool, typer.Option("--keep-checkpoints", help="Keep them when the run is complete.")]
+ReportTo = Annotated[str, typer.Option(help="Where the trainer reports to besides: wandb, tensorboard, ...")]
+PushToHub = Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="Upload the model at the end.")]
+Public = Annotated[bool, typer.Option("--public", help="A repository made for that is public.")]
 
 
 @app.command()
@@ -173,17 +149,11 @@ def sft(
     group_by_length: GroupByLength = None,
     packing: Annotated[
         bool | None,
-        typer.Option(
-            "--packing/--no-packing",
-            help="Several rows in one sequence; a batch then counts sequences.",
-            rich_help_panel=_MEMORY,
-        ),
+        typer.Option("--packing/--no-packing", help="Several rows in one sequence; a batch then counts sequences."),
     ] = None,
     padding_free: Annotated[
         bool | None,
-        typer.Option(
-            "--padding-free/--no-padding-free", help="A batch as one sequence without padding.", rich_help_panel=_MEMORY
-        ),
+        typer.Option("--padding-free/--no-padding-free", help="A batch as one sequence without padding."),
     ] = None,
     lora_rank: LoraRank = None,
     lora_alpha: LoraAlpha = None,
@@ -233,7 +203,7 @@ def dpo(
     revision: Revision = None,
     beta: Annotated[float | None, typer.Option(help="How strongly the reference holds the model.")] = None,
     sft_weight: Annotated[
-        float | None, typer.Option(help="Weight of an SFT loss on the chosen replies.  \\[default: 0]")
+        float | None, typer.Option(help="Weight of an SFT loss on the chosen replies.  [default: 0]")
     ] = None,
     precompute_reference: Annotated[
         bool | None,
