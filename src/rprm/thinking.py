@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 #: Delimiters as the chat templates of released models write them: Qwen3, DeepSeek-R1 and most others; prompts that ask
 #: for thinking; Magistral; Seed-OSS; Sky-T1 and OpenThinker; Command A Reasoning; Kimi-VL.
-_DELIMITERS = (
+DELIMITERS = (
     ("<think>", "</think>"),
     ("<thinking>", "</thinking>"),
     ("<thought>", "</thought>"),
@@ -18,7 +18,7 @@ _DELIMITERS = (
     ("◁think▷", "◁/think▷"),
 )
 _TAG = re.compile(
-    "(?P<open>{})|(?P<close>{})".format(*("|".join(map(re.escape, side)) for side in zip(*_DELIMITERS, strict=True))),
+    "(?P<open>{})|(?P<close>{})".format(*("|".join(map(re.escape, side)) for side in zip(*DELIMITERS, strict=True))),
     re.IGNORECASE,
 )
 #: Characters before an opening tag among which its line must begin.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -135,15 +136,38 @@ def test_a_reply_ends_no_turn(tokenizer: Any) -> None:
             assert encode_prompt(tokenizer, replace(prompt, reply=reply[:3]), reply[3:]) == expected
 
 
-def test_tokens_of_the_template_that_are_not_marked_as_special(tokenizer: Any) -> None:
-    tokenizer.add_tokens([AddedToken("<turn>", special=False, normalized=False), AddedToken("<tag>", special=False)])
-    turn, tag = tokenizer.convert_tokens_to_ids(["<turn>", "<tag>"])
-    tokenizer.chat_template = "<turn>{{ messages[0]['content'] }}<turn>"
-    # `<tag>` is a word as any other: nothing in the template says that it means more.
-    less, rest = spelled(tokenizer, "<"), spelled(tokenizer, "turn>")
-    assert encode_prompt(tokenizer, chat("<turn><tag>")) == [turn, *less, *rest, tag, turn]
-    # In a reply it is the model's own, and may have been written by it.
-    assert encode_prompt(tokenizer, chat("1"), "<turn>")[-1] == turn
+def test_control_tokens_that_are_not_marked_as_special(tokenizer: Any) -> None:
+    words = ["turn", "<tool_call>", "<think>", "</think>", "cosine"]
+    tokenizer.add_tokens([AddedToken(word, special=False, normalized=False) for word in words])
+    turn, call, think, after, cosine = tokenizer.convert_tokens_to_ids(words)
+    text = "turn<tool_call><think></think>cosine"
+    # `cosine` is a word as any other: nothing says that it means more. The template writes `turn`.
+    apart = [spelled(tokenizer, part) for part in ("t", "urn<", "tool_call><", "think><", "/think>")]
+    plain = [*chain.from_iterable(apart), cosine]
+    tokenizer.chat_template = "turn{{ messages[0]['content'] }}turn"
+    assert encode_prompt(tokenizer, chat(text)) == [turn, *plain, turn]
+    # A reply may carry the model's own, but none that it may have from a record, but for the tags of thinking.
+    begin = [turn, *spelled(tokenizer, "1"), turn]
+    assert encode_prompt(tokenizer, chat("1"), text) == [*begin, turn, call, think, after, cosine]
+    begin = [turn, *spelled(tokenizer, "t"), *spelled(tokenizer, "urn"), turn]
+    call_only = [*spelled(tokenizer, "t"), *spelled(tokenizer, "urn"), call, think, after, cosine]
+    assert encode_prompt(tokenizer, chat("turn"), text) == [*begin, *call_only]
+    # The beginning of a solution is a record's.
+    begin = [turn, *spelled(tokenizer, "1"), turn]
+    assert encode_prompt(tokenizer, replace(chat("1"), reply=text)) == [*begin, *plain]
+    assert encode_prompt(tokenizer, replace(chat("1"), reply=text), "<tool_call>") == [
+        *(*begin, *plain),
+        *spelled(tokenizer, "<tool_call>"),
+    ]
+    # Without a chat template, and in a raw prompt, which means its own.
+    raw = PromptTemplate("raw", "<think>{{problem}}{{steps}}</think>", chat=False, step_format="{{step}}")
+    assert encode_prompt(tokenizer, raw.render("1", ["<think>"], 0)) == [
+        think,
+        *spelled(tokenizer, "1<think>"),
+        after,
+    ]
+    tokenizer.chat_template = None
+    assert encode_prompt(tokenizer, chat("<tool_call>")) == spelled(tokenizer, "<tool_call>\n\n")
 
 
 def test_a_token_that_takes_in_white_space_does_so_beside_a_hostile_text(tokenizer: Any) -> None:
