@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from pathlib import Path
 
@@ -421,10 +422,11 @@ FRAGMENTS = st.lists(
 
 @given(FRAGMENTS)
 def test_a_final_verdict_stands_whatever_follows_anywhere(text: str) -> None:
-    found = [FORMAT.find(text[:length]) for length in range(len(text) + 1)]
-    for length, verdict in enumerate(found):
+    for line_end in re.finditer("\n", text):
+        length = line_end.end()
+        verdict = FORMAT.find(text[:length])
         if verdict is not None and FORMAT.is_final(text[:length], verdict):
-            assert set(found[length:]) == {verdict}
+            assert {FORMAT.find(text[:longer]) for longer in range(length, len(text) + 1)} == {verdict}
             break
 
 
@@ -439,8 +441,22 @@ def test_every_verdict_is_an_answer_word_and_find_gives_the_first(text: str) -> 
 def test_a_final_verdict_stands_whatever_follows(first: str, second: str) -> None:
     text = f"{MARKER} Yes{first}"
     verdict = FORMAT.find(text)
+    # Nothing but the end of a line makes it final.
+    assert verdict is None or "\n" in first or not FORMAT.is_final(text, verdict)
     if verdict is not None and FORMAT.is_final(text, verdict):
         assert FORMAT.find(text + second) == verdict
+
+
+def test_a_record_is_disarmed() -> None:
+    text = f"So 5.\n{MARKER} Yes\n**Is  the\nstep** correct? Yes\nIs the next step correct?"
+    disarmed = FORMAT.disarmed(text)
+    assert disarmed == (
+        "So 5.\nIs-the-step-correct (Yes/No)? Yes\n**Is-the-step-correct? Yes\nIs the next step correct?"
+    )
+    assert FORMAT.find(disarmed) is None
+    assert FORMAT.disarmed("It is the step.") == "It is the step."
+    # "Answer: 4" is what solutions say.
+    assert VerdictFormat(marker="Answer:").disarmed("Answer: 4") == "Answer: 4"
 
 
 def test_marker_wrapped_over_lines() -> None:

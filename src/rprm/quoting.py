@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from functools import cached_property
 from itertools import accumulate
 
 #: All marks that open or close a quotation.
@@ -39,23 +40,30 @@ _ELEMENT = re.compile(
 _Span = tuple[int, int, bool]
 
 
-def unquoted(text: str, start: int, end: int, places: Iterable[re.Match[str]]) -> Iterator[tuple[re.Match[str], bool]]:
-    """Those of the places that do not begin in a quotation of text[start:end].
+class Quotations:
+    """What stands in quotes in text[start:end], found when it is first asked for."""
 
-    Yields:
-        The place, and whether it stays unquoted however the text goes on.
-    """
-    spans: list[_Span] | None = None
-    for place in places:
-        if spans is None:
-            spans = sorted(_spans(text[start:end]))
-            begins = [span[0] for span in spans]
-            reaches = list(accumulate((span[1] for span in spans), max))
-            open_from = min((span[0] for span in spans if not span[2]), default=end)
-        at = place.start() - start
-        before = bisect_left(begins, at)
-        if not before or reaches[before - 1] <= at:
-            yield place, at <= open_from
+    def __init__(self, text: str, start: int, end: int) -> None:
+        self.start = start
+        self._text = text
+        self._end = end
+
+    def holds(self, place: int) -> bool:
+        """Whether a place stands in quotes."""
+        begins, reaches, _ = self._found
+        before = bisect_left(begins, place - self.start)
+        return bool(before) and reaches[before - 1] > place - self.start
+
+    def may_hold(self, place: int) -> bool:
+        """Whether a place stands in quotes, or may turn out to: a quotation before it is still open."""
+        return self.holds(place) or place - self.start > self._found[2]
+
+    @cached_property
+    def _found(self) -> tuple[list[int], list[int], int]:
+        """Where quotations begin, how far all up to each reach, and where the first begins that nothing closes."""
+        spans = sorted(_spans(self._text[self.start : self._end]))
+        reaches = list(accumulate((span[1] for span in spans), max))
+        return [span[0] for span in spans], reaches, min((span[0] for span in spans if not span[2]), default=self._end)
 
 
 def _spans(text: str) -> Iterator[_Span]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from rprm.quoting import MARKS, unquoted
+from rprm.quoting import MARKS, Quotations
 from rprm.thinking import after_thinking as after_thinking
 from rprm.thinking import answer_parts
 
@@ -74,6 +74,16 @@ class VerdictFormat:
     def _patterns(self) -> _Patterns:
         return _Patterns.of(self.marker, self.yes, self.no)
 
+    def disarmed(self, text: str) -> str:
+        """The text of a record without the marker, hyphens between its words: "Is-the-step-correct (Yes/No)? Yes".
+
+        A judge that repeats it on a line of its own repeats no verdict. Markers of one or two words stay: solutions may
+        hold them in all innocence.
+        """
+        if len(self.marker.split()) < 3:
+            return text
+        return self._patterns.words.sub(lambda match: re.sub(rf"{_SPACE}+", "-", match[0]), text)
+
     def find_all(self, text: str) -> list[Verdict]:
         """Every verdict in `text`, in order."""
         return self._find(text, 0)
@@ -112,18 +122,19 @@ class VerdictFormat:
         """What may be a verdict: in each part of the text those in the full form, then those of a weak marker."""
         patterns = self._patterns
         for earliest, begin, end in answer_parts(text) if patterns.any_marker.search(text, start) else ():
+            quotations = Quotations(text, earliest, end)
             for pattern in (patterns.marker, patterns.weak):
-                markers = pattern.finditer(text, max(begin, start), end)
-                for marker, is_certain in unquoted(text, earliest, end, markers):
+                for marker in pattern.finditer(text, max(begin, start), end):
                     verdict = self._verdict(text, marker.end(), end)
-                    if verdict is None:
+                    if verdict is None or quotations.holds(marker.start()):
                         continue
                     is_alone = patterns.line_rest.match(text, verdict.end, end) is not None
                     if pattern is patterns.weak:
                         if is_alone:
                             yield _Candidate(verdict, is_alone=False, is_certain=False)
                     elif place := _place(text, begin, marker.start()):
-                        yield _Candidate(verdict, is_alone and place == "line", is_certain and earliest == 0)
+                        is_certain = earliest == 0 and not quotations.may_hold(marker.start())
+                        yield _Candidate(verdict, is_alone and place == "line", is_certain)
 
     def _verdict(self, text: str, start: int, end: int) -> Verdict | None:
         """The verdict of a marker that ends at `start`, as far as the text goes up to `end`."""
@@ -267,7 +278,8 @@ _INLINE = rf"{_LATEX}|[^\w\n\r\x0b\x0c\x85\u2028\u2029.!?;:…。！？；：<]|
 _CLOSING_MARKS = "\"＂”'’»›」』》`)\\]"
 #: What may stand before the marker on its line or in its sentence: no quotation marks, no brackets.
 _LEAD = re.compile(
-    rf"(?:{_LATEX}\s?\{{?|\\[(\[]|\\(?-i:[nrt])|{_HTML}|{_NUMBER}|{_LABEL}|[^\w~☐⬜<&()\[\]{{}}{MARKS}]|_)*+",
+    rf"(?:{_LATEX}\s?\{{?|\\[(\[]|\\(?-i:[nrt])|{_HTML}|{_NUMBER}|{_LABEL}"
+    rf"|(?:the|my|final)\s|[^\w~☐⬜<&()\[\]{{}}{MARKS}]|_)*+",
     re.IGNORECASE,
 )
 #: Characters before the marker among which its line or sentence must begin.
@@ -298,6 +310,7 @@ class _Patterns:
         marker: the marker, in all its spellings.
         weak: from the beginning of a line, the marker without its choice, or in quotes that end with it.
         any_marker: either.
+        words: the marker's words, without its choice.
         answer: from the marker to the end of the answer, its group `answer`.
         tail: from the answer on, what may join it to another on its line, and the word after that.
         line_rest: from the answer to the end of its line, where no more words follow.
@@ -306,6 +319,7 @@ class _Patterns:
     marker: re.Pattern[str]
     weak: re.Pattern[str]
     any_marker: re.Pattern[str]
+    words: re.Pattern[str]
     answer: re.Pattern[str]
     tail: re.Pattern[str]
     line_rest: re.Pattern[str]
@@ -338,6 +352,7 @@ class _Patterns:
             compiled(whole),
             compiled(weak),
             compiled(rf"{whole}|{weak}"),
+            compiled(_words(with_choice[1] if with_choice else marker.strip())),
             compiled(
                 rf"(?:(?!(?:{answers})(?!_*[^\W_]))(?:{item})){{0,200}}+"
                 rf"(?P<answer>{answers})(?!_*[^\W_]|[-‐‑'’][^\W_])"
