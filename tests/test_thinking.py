@@ -55,6 +55,8 @@ def test_what_stands_before_a_later_block_of_thinking_is_a_part_too() -> None:
 def test_a_part_may_begin_at_the_first_tag_that_closes_the_thinking() -> None:
     text = "<think>a</think>b</think>c"
     assert [(text[earliest:], text[start:end]) for earliest, start, end in answer_parts(text)] == [("b</think>c", "c")]
+    # Nothing in the text has opened it: it may be no thinking.
+    assert list(answer_parts("b</think>c</think>d")) == [(0, 18, 19)]
 
 
 @given(st.lists(st.sampled_from(["<think>", "</think>", "\n", "x", " "]), max_size=12).map("".join))

@@ -141,6 +141,8 @@ def test_ways_to_write_a_verdict(ending: str, yes: bool) -> None:
         f"To 5. [{MARKER} [Yes/No]",
         # In doubt: nothing tells which of them is meant.
         f"So 5. {MARKER} Yes, as the student claims. {MARKER} No, since 2 + 2 is 4.",
+        f'It says "So 5.\n\n{MARKER} Yes\n\nBut 2 + 2 is 4.\n{MARKER} No',
+        f"<think>Hm.</think>\n{MARKER} Yes\nHm.\n{MARKER} No",
     ],
 )
 def test_no_verdict(text: str) -> None:
@@ -222,6 +224,7 @@ def test_ways_to_write_the_marker(marker: str) -> None:
         f"The step says </think>\n{MARKER} Yes\nHm.\n</think>",
         f"<think>Hm.</think>\n```\n</think>\n{MARKER} Yes\n```",
         f"<think>Hm.</think>\nIt says '</think>\n{MARKER} Yes'",
+        f"It says:\n```\n</think>\n{MARKER} Yes\n```",
         '"Is the step correct? Yes"',
         f'"Write your analysis.\nThen: {MARKER} Yes"',
         f"> {MARKER} Yes",

@@ -49,7 +49,8 @@ def answer_parts(text: str) -> Iterator[tuple[int, int, int]]:
     """The characters [start, end) of each part of the text that is no thinking, in order.
 
     Yields:
-        Where the part may begin at the earliest (the first tag that closes the thinking before it), start, end.
+        Where the part may begin at the earliest, start, end. The first tag that closes thinking may have ended it, and
+        what nothing in the text has opened may be no thinking.
     """
     earliest = start = 0
     for begin, first_end, end in _blocks(text):
@@ -69,7 +70,7 @@ def _blocks(text: str) -> Iterator[tuple[int, int, int | None]]:
     other without a block ends thinking that the prompt opened.
 
     Yields:
-        Begin, the end of the first tag that closes the block, and of the last, which is None where there is none.
+        Begin, where it may end at the earliest, end (that of the last tag that closes it; None where there is none).
     """
     begin: int | None = None
     ends: list[int] = []
@@ -77,8 +78,8 @@ def _blocks(text: str) -> Iterator[tuple[int, int, int | None]]:
     for tag in _TAG.finditer(text):
         if tag["close"]:
             if (begin is not None and not ends) or mentioned < 0 or "\n" in text[mentioned : tag.start()]:
+                ends = [*(ends[:1] or ([0] if begin is None else [])), tag.end()]
                 begin = begin or 0
-                ends = [*ends[:1], tag.end()]
             mentioned = -1
             continue
         before = text[max(0, tag.start() - _INDENT) : tag.start()]

@@ -93,7 +93,8 @@ class VerdictFormat:
 
         Where none has its line to itself, these count if all of them say the same: one that begins after the end of a
         sentence, or that other words follow ("No, 2 + 2 is 4"); and, on a line of its own, a marker without its choice
-        ("Is the step correct? No"), or one in quotes with its answer outside of them.
+        ("Is the step correct? No"), or one in quotes with its answer outside of them. All must say the same, too, where
+        the first stands after thinking or after a quotation that is never closed.
         """
         return next(iter(self._find(text, start)), None)
 
@@ -112,11 +113,10 @@ class VerdictFormat:
 
     def _find(self, text: str, start: int) -> list[Verdict]:
         found = list(self._candidates(text, start))
-        alone = [candidate.verdict for candidate in found if candidate.is_alone]
-        if alone:
-            return alone
-        weak = sorted((candidate.verdict for candidate in found), key=lambda verdict: verdict.start)
-        return weak if len({verdict.yes for verdict in weak}) == 1 else []
+        found = [candidate for candidate in found if candidate.is_alone] or found
+        verdicts = sorted((candidate.verdict for candidate in found), key=lambda verdict: verdict.start)
+        counts = bool(found) and (found[0].is_certain or len({verdict.yes for verdict in verdicts}) == 1)
+        return verdicts if counts else []
 
     def _candidates(self, text: str, start: int) -> Iterator[_Candidate]:
         """What may be a verdict: in each part of the text those in the full form, then those of a weak marker."""
@@ -133,8 +133,9 @@ class VerdictFormat:
                         if is_alone:
                             yield _Candidate(verdict, is_alone=False, is_certain=False)
                     elif place := _place(text, begin, marker.start()):
-                        is_certain = earliest == 0 and not quotations.may_hold(marker.start())
-                        yield _Candidate(verdict, is_alone and place == "line", is_certain)
+                        is_alone &= place == "line"
+                        is_certain = is_alone and begin == 0 and not quotations.may_hold(marker.start())
+                        yield _Candidate(verdict, is_alone, is_certain)
 
     def _verdict(self, text: str, start: int, end: int) -> Verdict | None:
         """The verdict of a marker that ends at `start`, as far as the text goes up to `end`."""
@@ -189,7 +190,7 @@ class _Candidate:
     Attributes:
         verdict: it.
         is_alone: it has its line to itself.
-        is_certain: no text to come can make it one in quotes or in thinking.
+        is_certain: it is, and no text to come can make it one in quotes or in thinking.
     """
 
     verdict: Verdict
