@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rprm.verdict import TwoAnswers, Verdict, VerdictChoice, VerdictFormat, logsumexp, read_verdict, softmax_yes
@@ -423,6 +423,7 @@ FRAGMENTS = st.lists(
 ).map("".join)
 
 
+@settings(deadline=None)
 @given(FRAGMENTS)
 def test_a_final_verdict_stands_whatever_follows_anywhere(text: str) -> None:
     for line_end in re.finditer("\n", text):

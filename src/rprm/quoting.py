@@ -78,6 +78,8 @@ def _spans(text: str) -> Iterator[_Span]:
 def _quotations(text: str, kind: dict[str, str]) -> Iterator[_Span]:
     marks = "".join({*kind, *"".join(kind.values())})
     entity = f"|{_ENTITY}" if '"' in kind else ""
+    if not any(mark in text for mark in marks) and not (entity and "&" in text):
+        return
     # With what begins a paragraph before it: a mark there opens its quotation anew.
     tokens = re.finditer(rf"(?P<paragraph>\n[^\S\n]*\n[^\S\n]*)?(?P<mark>[{marks}]{entity})", text)
     openers: list[tuple[int, int, str]] = []
@@ -130,7 +132,7 @@ def _paired(
 
 
 def _code(text: str) -> Iterator[_Span]:
-    tokens = list(_CODE.finditer(text))
+    tokens = list(_CODE.finditer(text)) if "`" in text else []
     openers = [(token.start(), token.end(), token[0]) for token in tokens if token[0] != "''"]
     ends = {mark: [token.end() for token in tokens if token[0] == mark] for mark in ("`", "``", "''")}
     # ``In TeX's way'' too.
@@ -139,7 +141,7 @@ def _code(text: str) -> Iterator[_Span]:
 
 def _fences(text: str) -> Iterator[_Span]:
     begin, fence = 0, ""
-    for token in _FENCE.finditer(text):
+    for token in _FENCE.finditer(text) if "```" in text or "~~~" in text else ():
         at_line_start = token["line"] is not None
         if not fence:
             if at_line_start or token["fence"][0] == "`":
