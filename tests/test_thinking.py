@@ -23,12 +23,17 @@ from rprm.thinking import after_thinking, answer_parts, without_thinking
         ("◁think▷a◁/think▷x", "x"),
         # The prompt opened it.
         ("a\n</think>x", "x"),
-        # Of several blocks, what follows the last; a tag that closes nothing is text.
+        # Of several blocks, what follows the last; of several tags that close one, too: the others may be mentioned.
         ("<think>a</think>\n<think>b</think>x", "x"),
         ("Sure.\n<think>a</think>x", "x"),
-        ("<think>a</think>x</think>y", "x</think>y"),
+        ("<think>a</think>x</think>y", "y"),
+        ("a</think>x</think>y", "y"),
+        ("<think>a <think>b</think> c</think>x", "x"),
         # In the middle of a line a tag is only mentioned.
         ("The tag <think> opens it.", "The tag <think> opens it."),
+        ("The tags <think> and </think>.", "The tags <think> and </think>."),
+        ("<think>a</think>x <think>b</think>y", "x <think>b</think>y"),
+        ("The tag <think>\nopens.</think>x", "x"),
         # Never finished.
         ("<think>a", None),
         ("<think>", None),
@@ -44,14 +49,22 @@ def test_the_answer_is_what_follows_the_thinking(text: str, answer: str | None) 
 
 def test_what_stands_before_a_later_block_of_thinking_is_a_part_too() -> None:
     text = "a\n<think>b</think>c\n<think>d"
-    assert [text[start:end] for start, end in answer_parts(text)] == ["a\n", "c\n"]
+    assert [text[start:end] for _, start, end in answer_parts(text)] == ["a\n", "c\n"]
+
+
+def test_a_part_may_begin_at_the_first_tag_that_closes_the_thinking() -> None:
+    text = "<think>a</think>b</think>c"
+    assert [(text[earliest:], text[start:end]) for earliest, start, end in answer_parts(text)] == [("b</think>c", "c")]
+    # Nothing in the text has opened it: it may be no thinking.
+    assert list(answer_parts("b</think>c</think>d")) == [(0, 18, 19)]
 
 
 @given(st.lists(st.sampled_from(["<think>", "</think>", "\n", "x", " "]), max_size=12).map("".join))
 def test_parts_are_in_order_and_end_with_the_answer(text: str) -> None:
     parts = list(answer_parts(text))
-    bounds = [bound for part in parts for bound in part]
+    bounds = [bound for part in parts for bound in part[1:]]
     assert bounds == sorted(bounds)
     begin = after_thinking(text)
     if begin is not None:
-        assert parts[-1] == (begin, len(text))
+        assert parts[-1][1:] == (begin, len(text))
+    assert all(earliest <= start for earliest, start, _ in parts)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 from rprm.errors import EngineError, RequestRefused
 from rprm.prompts.template import Filled, Prompt
+from rprm.thinking import DELIMITERS
 from rprm.verdict import VerdictFormat
 
 #: Stands for a special token that a message spells while the chat template is rendered.
 _PLACE = "RPRMTOKEN"
+
+#: How control tokens look.
+_TAG = re.compile(r"<.+>|\[.+\]|◁.+▷", re.DOTALL)
 
 #: Tokens at the end of a prompt among which the opening of a model's thinking is looked for.
 _OPENING_TOKENS = 16
@@ -78,8 +84,10 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, reply: str = "") -> list[int]:
     Chat prompts go through the model's chat template; a model without one gets the contents, a blank line after each. A
     template that knows no system message gets it at the head of the first user message.
 
-    A solution cannot speak for its judge: a special token that is spelled in the text of a record (`Message.records`;
-    all contents of a chat, and every reply) is written in ordinary tokens, as the text that it is there.
+    A solution cannot speak for its judge: a control token that is spelled in the text of a record (`Message.records`;
+    all contents of a chat; `prompt.reply`) is written in ordinary tokens, as the text that it is there. In `reply`,
+    which the model wrote, so are special ones, and those that it may quote, because the prompt spells them. Others are
+    its own, and so are the tags of its thinking.
 
     The reply is `prompt.reply` and then `reply`. Its tokens follow those of the prompt without it, which is what the
     model read when it wrote the reply; they are the tokens of the reply's text alone. Line ends at the end of the reply
@@ -104,8 +112,15 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, reply: str = "") -> list[int]:
         if ids is None:
             # A raw prompt writes its own special tokens; encode() parses them, and adds what the tokenizer adds itself.
             ids = list(tokenizer.encode(contents.text))
-    begun = (prompt.reply + reply).removeprefix(thinking_opening(tokenizer, prompt, ids))
-    return ids + _encode_reply(tokenizer, begun) if begun else ids
+    written = prompt.reply + reply
+    begun = written.removeprefix(thinking_opening(tokenizer, prompt, ids))
+    if not begun:
+        return ids
+    num_given = max(0, len(prompt.reply) - (len(written) - len(begun)))
+    quotable = set(special_tokens(tokenizer).values())
+    quotable |= set(_spellings(control.values()).findall(prompt.text)) - set(chain.from_iterable(DELIMITERS))
+    quoted = (match.span() for match in _spellings(quotable).finditer(begun, num_given))
+    return ids + _encode_reply(tokenizer, Filled(begun, ((0, num_given), *quoted)), control)
 
 
 def thinking_opening(tokenizer: Any, prompt: Prompt, ids: Sequence[int]) -> str:
@@ -122,20 +137,17 @@ def thinking_opening(tokenizer: Any, prompt: Prompt, ids: Sequence[int]) -> str:
     return found[0] if found else ""
 
 
-def _encode_reply(tokenizer: Any, reply: str) -> list[int]:
-    special = special_tokens(tokenizer)
-
+def _encode_reply(tokenizer: Any, reply: Filled, control: dict[int, str]) -> list[int]:
     def encode(text: str) -> list[int]:
-        if _spellings(special.values()).search(text):
-            return encode_text(tokenizer, text, special)
-        return list(tokenizer.encode(text, add_special_tokens=False))
+        ids = _encode_apart(tokenizer, Filled(text, reply.records), control, bare=True)
+        return list(tokenizer.encode(text, add_special_tokens=False)) if ids is None else ids
 
-    if reply.endswith("\n"):
+    if reply.text.endswith("\n"):
         # Many tokenizers join line ends that no word follows: "\n\n" is one token at the end and two before "A".
-        followed = encode(f"{reply}A")
+        followed = encode(f"{reply.text}A")
         if tokenizer.decode(followed[-1:]) == "A":
             return followed[:-1]
-    return encode(reply)
+    return encode(reply.text)
 
 
 def _apply_chat_template(tokenizer: Any, messages: Sequence[tuple[str, str]], control: dict[int, str]) -> list[int]:
@@ -250,7 +262,8 @@ def encode_text(tokenizer: Any, text: str, guarded: dict[int, str]) -> list[int]
 
     def made(ids: Sequence[int]) -> list[str]:
         # The id of unknown characters may be a special token's: that is nobody's spelling.
-        return [guarded[id_] for id_ in guarded.keys() & set(ids) if guarded[id_] in text]
+        plain = unicodedata.normalize("NFKC", text).casefold()
+        return [guarded[id_] for id_ in guarded.keys() & set(ids) if guarded[id_].casefold() in plain]
 
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
     if not made(ids):
@@ -309,7 +322,8 @@ def text_prefix(tokenizer: Any) -> list[int]:
 def control_tokens(tokenizer: Any) -> dict[int, str]:
     """Tokens that lay out a conversation: id -> content.
 
-    The special ones, and added tokens that the chat template writes: not every tokenizer marks those as special.
+    The special ones, and added tokens that the chat template writes or that look like a tag (`<think>`, `[INST]`): not
+    every tokenizer marks those as special.
     """
     return _control_tokens(tokenizer, len(tokenizer), str(getattr(tokenizer, "chat_template", None) or ""))
 
@@ -318,8 +332,9 @@ def control_tokens(tokenizer: Any) -> dict[int, str]:
 @lru_cache(maxsize=4)
 def _control_tokens(tokenizer: Any, _size: int, template: str) -> dict[int, str]:
     added = {id_: str(token.content) for id_, token in tokenizer.added_tokens_decoder.items()}
-    written = {id_: content for id_, content in added.items() if content.strip() and content in template}
-    return special_tokens(tokenizer) | written
+    meant = {id_ for id_, content in added.items() if content.strip() and content in template}
+    meant |= {id_ for id_, content in added.items() if _TAG.fullmatch(content)}
+    return special_tokens(tokenizer) | {id_: added[id_] for id_ in sorted(meant)}
 
 
 def special_tokens(tokenizer: Any) -> dict[int, str]:

@@ -246,6 +246,8 @@ class PromptTemplate(Template):
     def render(self, problem: str, steps: Sequence[str], step_index: int) -> Prompt:
         """The prompt that judges `steps[step_index]`; later steps have no influence on it.
 
+        The marker of a verdict does not stand in what comes from the record (`VerdictFormat.disarmed`).
+
         Args:
             problem: the problem's text.
             steps: the solution's steps.
@@ -256,9 +258,10 @@ class PromptTemplate(Template):
         """
         if not 0 <= step_index < len(steps):
             raise self._error(f"step_index {step_index} is out of range: the solution has {len(steps)} steps")
+        problem, *steps = map(self.verdict.disarmed, (problem, *steps[: step_index + 1]))
         listed = [
             _fill(self._step_pieces, {"number": Filled(str(number)), "step": Filled.record(step)})
-            for number, step in enumerate(steps[: step_index + 1], 1)
+            for number, step in enumerate(steps, 1)
         ]
         separator = Filled(self.step_separator)
         previous = separator.join(listed[:-1]) if step_index else Filled(self.no_previous_steps)
