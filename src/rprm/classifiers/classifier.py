@@ -14,16 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rprm.classifiers.base import (
-    StepClassifier,
-    check_threshold,
-    construct_layout,
-    layout_by_name,
-    load_tokenizer,
-)
+from rprm.classifiers.base import StepClassifier, check_threshold, construct_layout, layout_by_name
 from rprm.classifiers.layouts import LAYOUTS, QWEN_SYSTEM, QWEN_TAG, Decision, HeadKind, Layout, LayoutName, Separator
 from rprm.classifiers.rendering import Rendered
 from rprm.engines.files import find_file, identity, read_object
+from rprm.engines.loading import load_tokenizer, plain_errors
 from rprm.engines.worker import Job, ModelWorker, placement
 from rprm.errors import EngineError
 
@@ -170,16 +165,8 @@ class Classifier(StepClassifier):
         if self._num_threads:
             torch.set_num_threads(self._num_threads)
         transformers.utils.logging.disable_progress_bar()
-        try:
+        with plain_errors(self.spec, "a step classifier"):
             settings, network = self._load_network(torch_dtype)
-        except ImportError as error:
-            raise EngineError(f'{self.spec}: {error}; pip install "rprm[local]" brings all of it') from None
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise EngineError(
-                f"{self.spec}: cannot load the model: {reason} (give a folder with a step classifier, or a hub id that "
-                "this machine can reach)"
-            ) from error
         if self._device_map is None:
             network.to(device)
         else:

@@ -12,11 +12,12 @@ import math
 import re
 from typing import Any
 
-from rprm.classifiers.base import StepClassifier, construct_layout, layout_by_name, load_tokenizer
+from rprm.classifiers.base import StepClassifier, construct_layout, layout_by_name
 from rprm.classifiers.layouts import LayoutName, Separator
 from rprm.classifiers.rendering import Rendered
 from rprm.engines.endpoint import Endpoint
 from rprm.engines.files import identity
+from rprm.engines.loading import load_tokenizer, plain_errors
 from rprm.engines.openai_wire import Transient
 from rprm.errors import EngineError, RequestRefused
 
@@ -104,15 +105,8 @@ class ServedClassifier(StepClassifier):
         await super().aclose()
 
     async def _open(self) -> dict[str, Any]:
-        try:
+        with plain_errors(self.spec, "it, and name it with tokenizer=", what="the tokenizer of the served model"):
             tokenizer = await asyncio.to_thread(load_tokenizer, self._tokenizer, self._revision)
-        except ImportError as error:
-            raise EngineError(f'{self.spec}: {error}; pip install "rprm[local]" brings all of it') from None
-        except (OSError, ValueError, KeyError) as error:
-            raise EngineError(
-                f"{self.spec}: no tokenizer at {self._tokenizer!r} ({str(error).splitlines()[0]}); the layout needs "
-                "the model's own: name it with tokenizer=PATH_OR_ID"
-            ) from None
         self.layout = construct_layout(self._layout_name, tokenizer, self.spec, **self._layout_options)
         self.endpoint.open()
         if self._context_length is None:
