@@ -601,6 +601,7 @@ def test_specs() -> None:
         ("classifier:a?layout=gpt", "option layout='gpt'"),
         ("classifier:a?threshold=2", "threshold is 2"),
         ("classifier:a?max_batch_tokens=0", "must be at least 1"),
+        ("classifier:a?context_length=0", "must be at least 1"),
     ):
         with pytest.raises(EngineError, match=message):
             load_classifier(spec)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import released_tokenizers
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -115,6 +116,27 @@ def test_what_a_checkpoint_has_beside_the_model_does_not_matter(folder: Path) ->
     further = {"v_head.weight": torch.zeros(1, 64), "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}
     rewrite(folder, lambda tensors: tensors.update(further))
     assert start(folder).context_length == 512
+
+
+def test_a_sentencepiece_model_alone_is_read_as_sentencepiece_reads_it(tmp_path: Path) -> None:
+    """transformers' own choice for a Mistral leaves out the space that begins a text."""
+    from sentencepiece import SentencePieceProcessor
+    from transformers import MistralConfig, MistralForCausalLM
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    MistralForCausalLM(MistralConfig(**sizes, num_key_value_heads=1, vocab_size=32000)).save_pretrained(tmp_path)
+    shutil.copy(released_tokenizers.mistral_model() / "tokenizer.model", tmp_path)
+    described = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(described))
+
+    async def encoded(text: str) -> list[int]:
+        engine = TransformersEngine(str(tmp_path))
+        await engine.start()
+        await engine.aclose()
+        return list(engine.tokenizer.encode(text, add_special_tokens=False))
+
+    pieces = SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    assert asyncio.run(encoded("Yes or no?")) == pieces.encode("Yes or no?")
 
 
 def write_gguf(path: Path, folder: Path, left_out: str | None) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from rprm.classifiers.layouts import LAYOUTS, Layout, LayoutName
 from rprm.classifiers.rendering import Rendered
+from rprm.engines.base import check_least
 from rprm.errors import EngineError, RequestRefused
 from rprm.records import Solution, SolutionReward, StepReward
 from rprm.rewarder import Ledger, first_error
@@ -60,8 +61,7 @@ class StepClassifier(ABC):
         concurrency: int,
         options: dict[str, Any],
     ) -> None:
-        if concurrency < 1:
-            raise EngineError(f"{spec}: concurrency={concurrency} must be at least 1")
+        check_least(spec, concurrency=concurrency, context_length=context_length)
         if threshold is not None:
             check_threshold(threshold, spec)
         self.target = target

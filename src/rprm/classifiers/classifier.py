@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rprm.classifiers.base import StepClassifier, check_threshold, construct_layout, layout_by_name
 from rprm.classifiers.layouts import LAYOUTS, QWEN_SYSTEM, QWEN_TAG, Decision, HeadKind, Layout, LayoutName, Separator
 from rprm.classifiers.rendering import Rendered
+from rprm.engines.base import check_least
 from rprm.engines.files import find_file, identity, read_object
 from rprm.engines.loading import load_tokenizer, plain_errors
 from rprm.engines.worker import Job, ModelWorker, placement
@@ -128,8 +129,7 @@ class Classifier(StepClassifier):
             concurrency=concurrency,
             options={"lines": lines, "separator": separator, "decision": decision},
         )
-        if max_batch_tokens < 1:
-            raise EngineError(f"{self.spec}: max_batch_tokens={max_batch_tokens} must be at least 1")
+        check_least(self.spec, max_batch_tokens=max_batch_tokens)
         if device_map is not None and device != "auto":
             raise EngineError(f"{self.spec}: give either device or device_map")
         self.max_batch_tokens = max_batch_tokens

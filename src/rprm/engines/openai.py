@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rprm.engines.base import MIN_ROOM, Completion, EngineInfo, Sampling, clipped
+from rprm.engines.base import MIN_ROOM, Completion, EngineInfo, Sampling, check_least, clipped
 from rprm.engines.endpoint import Endpoint, Refusal
 from rprm.engines.openai_route import (
     MORE_PROBE_TOKENS,
@@ -104,15 +104,9 @@ class OpenAIEngine:
     ) -> None:
         self.model, self.url = parse_target(target)
         self.spec = spec or f"openai:{self.model}@{self.url}"
-        for name, value, least in (
-            ("concurrency", concurrency, 1),
-            ("timeout", timeout, 0.001),
-            ("max_retries", max_retries, 0),
-            ("top_logprobs", top_logprobs, 0),
-            ("context_length", 1 if context_length is None else context_length, 1),
-        ):
-            if not value >= least:
-                raise EngineError(f"{self.spec}: {name}={value} is too small; give at least {least}")
+        check_least(self.spec, concurrency=concurrency, context_length=context_length)
+        check_least(self.spec, 0, max_retries=max_retries, top_logprobs=top_logprobs)
+        check_least(self.spec, 0.001, timeout=timeout)
         self.concurrency = concurrency
         self.stream = stream
         self.share_prompts = share_prompts
