@@ -119,7 +119,7 @@ class ServedClassifier(StepClassifier):
 
     async def _served_context(self) -> int | None:
         """What the server says of the model's context (vLLM's `max_model_len`)."""
-        models = await self.endpoint.get("/v1/models", _MODELS_BYTES) or {}
+        models = await self.endpoint.ask("/v1/models", _MODELS_BYTES) or {}
         cards = models.get("data")
         for card in cards if isinstance(cards, list) else []:
             if isinstance(card, dict) and card.get("id") == self.target and isinstance(card.get("max_model_len"), int):
