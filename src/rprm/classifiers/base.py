@@ -43,7 +43,7 @@ class StepClassifier(ABC):
         threshold: a step whose reward is below it is called wrong; 0.5 where nothing says another.
         context_length: a longer solution is refused.
         concurrency: solutions to keep under way.
-        options: of the layout.
+        options: of the layout, by name: `lines`, `separator`, `decision`; see there.
 
     Raises:
         EngineError: an option has no sensible value.

@@ -86,12 +86,10 @@ class Classifier(StepClassifier):
         device_map: spreads the backbone over several devices instead: accelerate's "auto", "balanced", ...
         revision: of the hub repository; a tag or commit.
         adapter: a LoRA adapter (folder or hub id), merged into the model.
-        lines, separator, decision: of the layout; see there.
-        threshold: a step whose reward is below it is called wrong; the classifier's own by default, else 0.5.
+        threshold, context_length: the classifier's own by default.
         max_batch_tokens: tokens, padding included, in one forward pass. A longer solution has a pass of its own.
-        context_length: a longer solution is refused; the model's own by default.
         num_threads: of torch on a CPU; torch's own choice by default.
-        concurrency: solutions to keep under way.
+        lines, separator, decision, concurrency: see `StepClassifier`.
 
     Raises:
         EngineError: an option has no sensible value.
@@ -158,13 +156,9 @@ class Classifier(StepClassifier):
         return rewards
 
     def _load(self) -> dict[str, Any]:
-        device, dtype, torch_dtype = placement(self.spec, self._device, self._dtype)
+        device, dtype, torch_dtype = placement(self.spec, self._device, self._dtype, self._num_threads)
         import torch
-        import transformers
 
-        if self._num_threads:
-            torch.set_num_threads(self._num_threads)
-        transformers.utils.logging.disable_progress_bar()
         with plain_errors(self.spec, "a step classifier"):
             settings, network = self._load_network(torch_dtype)
         if self._device_map is None:

@@ -40,14 +40,9 @@ class ServedClassifier(StepClassifier):
         layout: recognised from the name by default.
         tokenizer: folder or hub id of the model's tokenizer; the name of the model by default.
         revision: of the tokenizer on the hub.
-        separator: of the layout.
-        threshold: a step whose reward is below it is called wrong.
-        context_length: a longer solution is refused; what the server says by default.
-        concurrency: requests under way.
-        timeout: seconds for one request.
-        max_retries: further attempts after a failure that may pass.
-        key_env: name of the environment variable that holds the key.
-        send_key_over_http: send the key even unencrypted to another machine.
+        context_length: what the server says by default.
+        separator, threshold, concurrency: see `StepClassifier`.
+        timeout, max_retries, key_env, send_key_over_http: see `Endpoint`.
 
     Raises:
         EngineError: an option has no sensible value.

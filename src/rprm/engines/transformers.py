@@ -130,13 +130,9 @@ class TransformersEngine:
         return self._verdict_tokens[verdict]
 
     def _load(self) -> EngineInfo:
-        device, dtype, torch_dtype = placement(self.spec, self._device, self._dtype)
+        device, dtype, torch_dtype = placement(self.spec, self._device, self._dtype, self._num_threads)
         import torch
-        import transformers
 
-        if self._num_threads:
-            torch.set_num_threads(self._num_threads)
-        transformers.utils.logging.disable_progress_bar()
         loaded = load_model(
             self.target, spec=self.spec, dtype=torch_dtype, adapter=self._adapter, revision=self._revision
         )
