@@ -359,7 +359,8 @@ def test_a_damaged_cache_is_named(hub: Hub):
     released_template(R_PRM)
     assert R_PRM.prompt is not None
     R_PRM.prompt.cached.write_text("user = 'torn")
-    with pytest.raises(PromptError, match=re.escape(str(R_PRM.prompt.cached))):
+    named = re.escape(str(R_PRM.prompt.cached))
+    with pytest.raises(PromptError, match=f"{named}: .* delete the file, or .*rprm prompts import --model r-prm-7b"):
         released_template(R_PRM)
 
 

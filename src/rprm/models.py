@@ -216,7 +216,13 @@ def training_template(known: KnownModel) -> PromptTemplate:
     if known.prompt is None:
         raise PromptError(f"{known.alias}: a {known.kind} reads no prompt template")
     if known.prompt.cached.is_file():
-        return load_template(known.prompt.cached)
+        try:
+            return load_template(known.prompt.cached)
+        except PromptError as error:
+            raise PromptError(
+                f"{error}; the prompt of {known.alias} was kept there: delete the file, or import it anew with "
+                f"`rprm prompts import --model {known.alias}`"
+            ) from None
     try:
         imported = import_released(known)
     except InputError as error:

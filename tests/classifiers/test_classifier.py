@@ -216,10 +216,10 @@ def test_an_adapter_is_merged_and_recorded(psa_folder: Path, tmp_path: Path) -> 
     tensors = load_file(weights)
     name = next(name for name in tensors if "lora_B" in name)
     save_file({other: tensor for other, tensor in tensors.items() if other != name}, weights)
-    with pytest.raises(EngineError, match="missing adapter keys"):
+    with pytest.raises(EngineError, match=r"adapter: .*lora_B.default.weight is missing"):
         one(psa_folder, PROBLEM, STEPS, adapter=str(tmp_path / "adapter"))
     save_file(tensors | {name: torch.zeros(5, 2)}, weights)
-    with pytest.raises(EngineError, match="not of this model"):
+    with pytest.raises(EngineError, match=r"size mismatch for .*lora_B"):
         one(psa_folder, PROBLEM, STEPS, adapter=str(tmp_path / "adapter"))
 
 
@@ -501,16 +501,31 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
     def narrow_head(tensors: dict[str, torch.Tensor]) -> None:
         tensors["score.0.weight"] = torch.zeros(32, 31)
 
+    def further_layer(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.layers.2.mlp.up_proj.weight"] = torch.zeros(64, 32)
+
+    def whole_numbers(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.layers.1.mlp.up_proj.weight"] = torch.ones(64, 32, dtype=torch.int8)
+
+    torn = Path(shutil.copytree(qwen_folder, tmp_path / "torn"))
+    (torn / "model.safetensors").write_bytes((torn / "model.safetensors").read_bytes()[:5000])
     cases: list[tuple[Path, dict[str, Any], str]] = [
+        (
+            broken(qwen_folder, tmp_path / "further", further_layer),
+            {},
+            r"model.layers.2.mlp.up_proj.weight has no place",
+        ),
+        (broken(qwen_folder, tmp_path / "whole", whole_numbers), {}, r"layers.1.mlp.up_proj.weight has whole numbers"),
+        (torn, {"layout": "qwen"}, "cannot load the model: .*header"),
         (broken(qwen_folder, tmp_path / "a", outcome_head), {}, "head is not two-way"),
         (broken(qwen_folder, tmp_path / "narrow", narrow_head), {}, r"score.0.weight \[32, 31\].* instead of"),
-        (broken(qwen_folder, tmp_path / "b", no_layer), {}, r"missing \(layers.1.mlp.up_proj.weight\)"),
+        (broken(qwen_folder, tmp_path / "b", no_layer), {}, r"layers.1.mlp.up_proj.weight is missing"),
         (
             broken(qwen_folder, tmp_path / "misshapen", misshapen),
             {},
-            r"shapes .*layers.0.mlp.up_proj.weight \[63, 32\] instead of \[64, 32\]",
+            r"layers.0.mlp.up_proj.weight is of shape \[63, 32\], not \[64, 32\]",
         ),
-        (broken(shepherd_folder, tmp_path / "math-shepherd", no_output_layer), {}, r"missing \(lm_head.weight\)"),
+        (broken(shepherd_folder, tmp_path / "math-shepherd", no_output_layer), {}, "lm_head.weight is missing"),
         (broken(qwen_folder, tmp_path / "c", no_head), {}, "layout is not recognised"),
         (tmp_path / "c", {"layout": "qwen"}, "has no tensor 'score.0.bias'"),
         (rlhflow_folder, {"layout": "qwen"}, "'<extra_0>' is"),
@@ -586,6 +601,7 @@ def test_specs() -> None:
         ("classifier:a?layout=gpt", "option layout='gpt'"),
         ("classifier:a?threshold=2", "threshold is 2"),
         ("classifier:a?max_batch_tokens=0", "must be at least 1"),
+        ("classifier:a?context_length=0", "must be at least 1"),
     ):
         with pytest.raises(EngineError, match=message):
             load_classifier(spec)

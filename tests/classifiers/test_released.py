@@ -20,7 +20,7 @@ import pytest
 import released_tokenizers
 import torch
 from references import REFERENCES, Network, by_trl
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from small_tokenizers import CHATML, LLAMA3, byte_level_tokenizer, sentencepiece_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaTokenizer
 
@@ -300,6 +300,37 @@ def test_a_stand_in_loads_and_rewards_as_published(name: str, real: bool, tmp_pa
         assert len({round(reward or 0.0, 4) for reward in of_solution}) == len(solution.steps)
 
 
+@pytest.mark.parametrize("name", RELEASES)
+def test_a_stand_in_with_another_configuration_is_refused(name: str, tmp_path: Path) -> None:
+    """Fewer layers and more of them than the checkpoint has, and other sizes: each is refused with the tensors' names.
+
+    Of a network whose head the checkpoint keeps for itself, the names lack what AutoModel leaves out.
+    """
+    release = RELEASES[name]
+    folder = tmp_path / name.replace("/", "--")
+    write(folder, release, small_tokenizer(release.tokenizer), real=False)
+    config = json.loads((folder / "config.json").read_text())
+    for change, fault in (
+        ({"num_hidden_layers": 1}, r"model\.layers\.1\.\S+ has no place in it"),
+        ({"num_hidden_layers": 3}, r"layers\.2\.\S+ is missing"),
+        ({"hidden_size": 64}, r"layers\.0\.\S+ is of shape \[\S*32\S*\], not \[\S*64"),
+        ({"intermediate_size": 96}, r"layers\.0\.mlp\.\S+ is of shape \[\d+, \d+\], not \["),
+    ):
+        (folder / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(EngineError, match=rf"does not fit the configuration of its \w+: .*{fault}"):
+            rewards(folder, **release.options)
+    # A head of another width is none of the layout's.
+    (folder / "config.json").write_text(json.dumps(config))
+    for head in release.head():
+        file = next(iter(folder.glob("*.index.json")))
+        shard = folder / json.loads(file.read_text())["weight_map"][head]
+        tensors = load_file(shard)
+        save_file(tensors | {head: torch.zeros([5, *tensors[head].shape[1:]])}, shard, metadata={"format": "pt"})
+        with pytest.raises(EngineError, match=rf"the head is not .*{head} \[5"):
+            rewards(folder, **release.options)
+        save_file(tensors, shard, metadata={"format": "pt"})
+
+
 def test_pure_as_prmbench_runs_it(tmp_path: Path) -> None:
     """Its script writes a blank line where PURE itself writes a line end."""
     network = write(tmp_path / "PURE-PRM-7B", RELEASES["jinachris/PURE-PRM-7B"], small_tokenizer("qwen"), real=False)
@@ -362,7 +393,7 @@ def test_a_sentencepiece_model_is_read_as_sentencepiece_reads_it(tmp_path: Path)
     """transformers' own choice for a Mistral leaves out the space that begins a text: `+` would be another token."""
     from sentencepiece import SentencePieceProcessor
 
-    from rprm.classifiers.base import load_tokenizer
+    from rprm.engines.loading import load_tokenizer
 
     pytest.importorskip("google.protobuf", reason='pip install "rprm[local]"')
     folder = tmp_path / "math-shepherd"

@@ -191,6 +191,40 @@ def test_a_file_is_all_training_rows(tmp_path: Path, ending: str) -> None:
         assert [row["line"] for row in read(tmp_path / "out" / "rejected.jsonl")] == [71, 72]
 
 
+def test_a_wrong_first_row_costs_itself(tmp_path: Path) -> None:
+    """Torn, of other columns, no object, of the other kind: the kind of most rows is that of the file."""
+    wrong = ["{torn", '{"question": "1"}', "3", json.dumps(dpo_row(0))]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f"{row}\n" for row in [*wrong, *(json.dumps(sft_row(number)) for number in range(60))]))
+    summary = write_published(open_published(str(path)), tmp_path / "out")
+    assert summary["counts"] == {"rows of train": 64, "kept": 60}
+    assert [row["line"] for row in read(tmp_path / "out" / "rejected.jsonl")] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("folder", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "there are no rows"),
+        (["{torn", "{"], "row 1: not JSON|part train: cannot be read: JSON parse error"),
+        (['{"instruction": null}'] * 3, "row 1 has the columns instruction; rows for sft have"),
+        # 12 of 72 rows are 17%.
+        (
+            [*(json.dumps(dpo_row(number)) for number in range(12)), *(json.dumps(sft_row(n)) for n in range(60))],
+            r"holds rows of two kinds \(60 for sft, 12 for dpo among the first 72\)",
+        ),
+    ],
+)
+def test_a_file_without_rows_of_one_kind_is_refused_with_the_cause(
+    rows: list[str], message: str, folder: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "set" / "train.jsonl"
+    path.parent.mkdir()
+    path.write_text("".join(f"{row}\n" for row in rows))
+    with pytest.raises(InputError, match=message):
+        write_published(open_published(str(path.parent if folder else path)), tmp_path / "out")
+
+
 def test_a_template_that_is_named_must_make_every_instruction(tmp_path: Path) -> None:
     source = stand_in(tmp_path / "set")
     write_published(open_published(f"{source}/sft"), tmp_path / "sft")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import released_tokenizers
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -48,7 +49,7 @@ UP = "model.layers.1.mlp.up_proj.weight"
 
 def test_a_checkpoint_with_missing_tensors_is_refused(folder: Path) -> None:
     rewrite(folder, lambda tensors: tensors.pop(UP))
-    with pytest.raises(EngineError, match=f"not a whole LlamaForCausalLM: {UP} is missing; "):
+    with pytest.raises(EngineError, match=f"the configuration of its LlamaForCausalLM: {UP} is missing; "):
         start(folder)
 
     def lose_a_layer(tensors: dict[str, torch.Tensor]) -> None:
@@ -67,6 +68,42 @@ def test_a_checkpoint_with_misshapen_tensors_is_refused(folder: Path) -> None:
         start(folder)
 
 
+def test_a_checkpoint_with_further_layers_is_refused(folder: Path) -> None:
+    """A configuration that says fewer layers than there are: the model would be another one."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    # The nine tensors of layer 1, three of them named.
+    with pytest.raises(EngineError, match=r"model.layers.1.input_layernorm.weight has no place in it, .* and 6 more"):
+        start(folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    bias = "model.layers.0.self_attn.q_proj.bias"
+    rewrite(folder, lambda tensors: tensors.update({bias: torch.ones(64)}))
+    with pytest.raises(EngineError, match=f"{bias} has no place in it"):
+        start(folder)
+
+
+def test_a_checkpoint_of_whole_numbers_is_refused(folder: Path) -> None:
+    """Without the scales that its configuration would tell of, they are not the weights."""
+    rewrite(folder, lambda tensors: tensors.update({UP: torch.ones(128, 64, dtype=torch.int8)}))
+    with pytest.raises(EngineError, match=f"{UP} has whole numbers"):
+        start(folder)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(EngineError, match=f"{UP} has whole numbers"):
+        start(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_torn_file_of_weights_is_refused(folder: Path, name: str) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    content = (folder / name).read_bytes()
+    for length in (0, 4, len(content) // 2):
+        (folder / "model.safetensors").unlink(missing_ok=True)
+        (folder / name).write_bytes(content[:length])
+        with pytest.raises(EngineError, match="cannot load the model: "):
+            start(folder)
+
+
 def test_tied_weights_are_not_missing(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
@@ -75,8 +112,31 @@ def test_tied_weights_are_not_missing(folder: Path) -> None:
 
 
 def test_what_a_checkpoint_has_beside_the_model_does_not_matter(folder: Path) -> None:
-    rewrite(folder, lambda tensors: tensors.update({"v_head.weight": torch.zeros(1, 64)}))
+    """A value head, and the rotary frequencies that older checkpoints hold."""
+    further = {"v_head.weight": torch.zeros(1, 64), "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}
+    rewrite(folder, lambda tensors: tensors.update(further))
     assert start(folder).context_length == 512
+
+
+def test_a_sentencepiece_model_alone_is_read_as_sentencepiece_reads_it(tmp_path: Path) -> None:
+    """transformers' own choice for a Mistral leaves out the space that begins a text."""
+    from sentencepiece import SentencePieceProcessor
+    from transformers import MistralConfig, MistralForCausalLM
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    MistralForCausalLM(MistralConfig(**sizes, num_key_value_heads=1, vocab_size=32000)).save_pretrained(tmp_path)
+    shutil.copy(released_tokenizers.mistral_model() / "tokenizer.model", tmp_path)
+    described = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(described))
+
+    async def encoded(text: str) -> list[int]:
+        engine = TransformersEngine(str(tmp_path))
+        await engine.start()
+        await engine.aclose()
+        return list(engine.tokenizer.encode(text, add_special_tokens=False))
+
+    pieces = SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    assert asyncio.run(encoded("Yes or no?")) == pieces.encode("Yes or no?")
 
 
 def write_gguf(path: Path, folder: Path, left_out: str | None) -> None:
@@ -120,7 +180,7 @@ def test_a_gguf_file_with_missing_tensors_is_refused(tiny_model: Path, tmp_path:
         if left_out is None:
             assert start(tmp_path / "model.gguf").context_length == 512
         else:
-            with pytest.raises(EngineError, match=f"not a whole LlamaForCausalLM: {UP} is missing; "):
+            with pytest.raises(EngineError, match=f"the configuration of its LlamaForCausalLM: {UP} is missing; "):
                 start(tmp_path / "model.gguf")
 
 
@@ -185,7 +245,14 @@ def test_an_adapter_that_is_not_whole_is_refused(tiny_model: Path, adapter: Path
     tensors = load_file(path)
     name = next(iter(tensors))
     save_file({key: tensor for key, tensor in tensors.items() if key != name}, path)
-    with pytest.raises(EngineError, match="missing adapter keys"):
+    with pytest.raises(EngineError, match=r"adapter: .*lora_A.default.weight is missing"):
+        start(adapter)
+    further = {name.replace("layers.0", "layers.2"): tensors[name].clone()}
+    save_file(tensors | further, path)
+    with pytest.raises(EngineError, match=r"layers.2.*lora_A.weight has no place in it"):
+        start(adapter)
+    save_file(tensors | {name: tensors[name].to(torch.int8)}, path)
+    with pytest.raises(EngineError, match=r"lora_A.weight has whole numbers"):
         start(adapter)
     save_file({key: tensor[:, :3].clone() for key, tensor in tensors.items()}, path)
     with pytest.raises(EngineError, match=r"size mismatch for .*lora_A"):

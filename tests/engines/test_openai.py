@@ -358,6 +358,112 @@ def test_a_list_of_models_that_cannot_be_had_is_no_error() -> None:
     assert with_server(answering, use, setup=setup).context_length is None
 
 
+# Log-probabilities of the answers' tokens by their ids (vLLM)
+
+#: Forms of the answers in a vocabulary of the byte-level kind; "YES" and " YES" are two tokens there.
+FORM_IDS = {"Yes": 10, " Yes": 11, "yes": 12, " yes": 13, "No": 20, " No": 21, "no": 22, " no": 23, "NO": 24}
+IDS = sorted(FORM_IDS.values())
+
+
+class VLLM:
+    """The parts of vLLM's server that matter: its model card, `/tokenize`, and `logprob_token_ids` as it answers it.
+
+    vllm/entrypoints/openai/chat_completion/serving.py: every position lists the sampled token and then all ids that
+    were asked for, whatever `top_logprobs` says. Before 0.30 the field is ignored.
+    """
+
+    def __init__(self, *, honours: bool = True, tokenizes: bool = True) -> None:
+        self.honours = honours
+        self.tokenizes = tokenizes
+
+    def setup(self, server: Server) -> None:
+        server.models = Reply({"data": [{"id": "m", "owned_by": "vllm", "max_model_len": 4096}]})
+        server.probe = lambda request: self.reply(request, "Yes")
+        server.play = self.play
+
+    async def play(self, request: Request, writer: asyncio.StreamWriter) -> Reply:
+        return self.reply(request, ANSWER)
+
+    def reply(self, request: Request, text: str) -> Reply:
+        if request.path == "/tokenize":
+            assert request.body["add_special_tokens"] is False
+            form = request.body["prompt"]
+            tokens = [FORM_IDS[form]] if form in FORM_IDS else [30, 31]
+            spelled = [form.replace(" ", "\u0120")] if form in FORM_IDS else [form[:2].replace(" ", "\u0120"), form[2:]]
+            answer = {"count": len(tokens), "max_model_len": 4096, "tokens": tokens, "token_strs": spelled}
+            return Reply(answer) if self.tokenizes else error(404, "Not Found")
+        answer = chat_answer(text, logprobs=request.body)
+        ids = request.body.get("logprob_token_ids")
+        for entry in answer["choices"][0].get("logprobs", {}).get("content", ()) if ids and self.honours else ():
+            # Of Yes 0.003, of No 0.006: neither is near the likeliest tokens but where they are sampled.
+            other = {form: 0.003 if "y" in form.lower() else 0.006 for form, id_ in FORM_IDS.items() if id_ in ids}
+            if entry["token"].strip() == "Yes":
+                other |= {" Yes": 0.5, "Yes": 0.25, " No": 0.125}
+            listed = {entry["token"]: 0.9} | other
+            entry["top_logprobs"] = [
+                {"token": token, "bytes": list(token.encode()), "logprob": math.log(p)} for token, p in listed.items()
+            ]
+            entry["logprob"] = entry["top_logprobs"][0]["logprob"]
+        return Reply(answer)
+
+
+def test_vllm_is_asked_for_the_answers_tokens_by_their_ids() -> None:
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        assert (await engine.start()).details["logprob_token_ids"] == IDS
+        assert [request.path for request in server.requests] == ["/tokenize"] * 12
+        completion = await generate(server, engine)
+        assert server.requests[-1].body["logprob_token_ids"] == IDS
+        assert server.requests[-1].body["logprobs"] is True
+        (choice,) = [choice for choice in completion.choices if choice.start == len(ANSWER) - 3]
+        # Yes: 0.5 + 0.25 + 2 x 0.003. No: 0.125 + 4 x 0.006.
+        assert choice.logprob_yes == pytest.approx(math.log(0.756))
+        assert choice.logprob_no == pytest.approx(math.log(0.149))
+        # Every request for log-probabilities has the field, the second pass too; one without a verdict has none.
+        await engine.choose(PROMPT, "So: ", VERDICT)
+        assert server.requests[-1].body["logprob_token_ids"] == IDS
+        await engine.generate(PROMPT, Sampling())
+        assert "logprob_token_ids" not in server.requests[-1].body
+        # Other answers have ids of their own; of these the tokenizer makes no single tokens.
+        await engine.generate(PROMPT, replace(SAMPLING, verdict=VerdictFormat("So:", "Right", "Wrong")))
+        assert "logprob_token_ids" not in server.requests[-1].body
+
+    with_server(answering, use, setup=VLLM().setup, continue_final_message=True)
+
+
+@pytest.mark.parametrize("vllm", [VLLM(honours=False), VLLM(tokenizes=False)])
+def test_an_older_vllm_is_asked_for_the_likeliest_tokens(vllm: VLLM, caplog: pytest.LogCaptureFixture) -> None:
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        info = await engine.start()
+        assert info.has_logprobs
+        assert "logprob_token_ids" not in info.details
+        completion = await generate(server, engine)
+        assert "logprob_token_ids" not in server.requests[-1].body
+        assert completion.choices[-1].p_yes == pytest.approx(0.8 / 0.95)
+
+    with_server(answering, use, setup=vllm.setup)
+    assert not caplog.records
+
+
+def test_a_refusal_of_the_field_gives_up_the_field_alone() -> None:
+    def setup(server: Server) -> None:
+        vllm = VLLM()
+        vllm.setup(server)
+
+        def probe(request: Request) -> Reply:
+            if "logprob_token_ids" in request.body:
+                return error(400, "Number of logprob_token_ids requested (9) exceeds max logprobs of 5")
+            return vllm.reply(request, "Yes")
+
+        server.probe = probe
+
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        info = await engine.start()
+        assert info.details["top_logprobs"] == 20
+        assert "logprob_token_ids" not in info.details
+
+    with_server(answering, use, setup=setup)
+
+
 # What servers refuse
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from rprm.engines import Completion, Sampling, load_engine
@@ -500,6 +501,34 @@ def test_a_failing_model_fails_every_request(tiny_model: Path) -> None:
     assert all(isinstance(failure, EngineUnavailable) and "no more" in str(failure) for failure in failures)
 
 
+def test_logits_that_are_no_numbers_cost_their_requests(tiny_model: Path, tmp_path: Path) -> None:
+    """With one damaged embedding: those that read its token, in the prompt or in what the model wrote."""
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    bad = AutoTokenizer.from_pretrained(folder).encode("b")[0]
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.embed_tokens.weight"][bad] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    async def work(engine: TransformersEngine) -> list[Any]:
+        bias = torch.zeros(engine.model.config.vocab_size).index_fill(0, torch.tensor(bad), 1000.0)
+        # Always writes "b".
+        engine.model.lm_head.register_forward_hook(lambda module, inputs, logits: logits + bias)
+        requests = [("ab", 1), ("a", 1), ("a", 2), ("c", 1)]
+        return await asyncio.gather(
+            *(engine.generate(raw(prompt), Sampling(0.0, max_tokens=tokens)) for prompt, tokens in requests),
+            engine.choose(raw("ab"), "", VERDICT),
+            engine.choose(raw("a"), "", VERDICT),
+            return_exceptions=True,
+        )
+
+    in_prompt, first_token, second_token, other, chosen_after, chosen = run(folder, work)
+    for refused in (in_prompt, second_token, chosen_after):
+        assert isinstance(refused, RequestRefused)
+        assert f"transformers:{folder}: the model's logits are no numbers (NaN)" in str(refused)
+    assert (first_token.text, other.text) == ("b", "b")
+    assert math.isfinite(chosen.logprob_yes)
+
+
 def test_closing_ends_what_is_under_way(tiny_model: Path) -> None:
     async def main() -> None:
         engine = TransformersEngine(str(tiny_model))
@@ -549,6 +578,10 @@ def test_adapters_are_merged(tiny_model: Path, tmp_path: Path) -> None:
         ("transformers:./nowhere.gguf", "no such file"),
         ("transformers:x?dtype=float33", "no torch dtype"),
         ("transformers:x?max_rows=0", "at least 1"),
+        ("transformers:x?context_length=0", "context_length=0 is too small"),
+        ("vllm:x?max_model_len=-1", "max_model_len=-1 is too small"),
+        ("openai:x?context_length=0", "context_length=0 is too small"),
+        ("scripted:?context_length=0", "context_length=0 is too small"),
         ("transformers:", "say which model"),
     ],
 )

@@ -10,14 +10,10 @@ from typing import Any
 
 from rprm.classifiers.layouts import LAYOUTS, Layout, LayoutName
 from rprm.classifiers.rendering import Rendered
-from rprm.engines.files import find_file
+from rprm.engines.base import check_least
 from rprm.errors import EngineError, RequestRefused
 from rprm.records import Solution, SolutionReward, StepReward
 from rprm.rewarder import Ledger, first_error
-
-#: Text on which a tokenizer is held against the sentencepiece model that it was made from. It has no runs of spaces,
-#: which transformers cuts otherwise than sentencepiece.
-_PROBE = "+ - ки\nStep 1: 12 × (3 − 4) = −12. Ünï\n\nSo the answer is $\\boxed{-12}$."
 
 #: Layouts of released models by a part of their names.
 _NAMES: dict[str, LayoutName] = {
@@ -47,7 +43,7 @@ class StepClassifier(ABC):
         threshold: a step whose reward is below it is called wrong; 0.5 where nothing says another.
         context_length: a longer solution is refused.
         concurrency: solutions to keep under way.
-        options: of the layout.
+        options: of the layout, by name: `lines`, `separator`, `decision`; see there.
 
     Raises:
         EngineError: an option has no sensible value.
@@ -65,8 +61,7 @@ class StepClassifier(ABC):
         concurrency: int,
         options: dict[str, Any],
     ) -> None:
-        if concurrency < 1:
-            raise EngineError(f"{spec}: concurrency={concurrency} must be at least 1")
+        check_least(spec, concurrency=concurrency, context_length=context_length)
         if threshold is not None:
             check_threshold(threshold, spec)
         self.target = target
@@ -196,28 +191,3 @@ def construct_layout(name: LayoutName, tokenizer: Any, spec: str, **options: Any
         return LAYOUTS[name](tokenizer, **options)
     except EngineError as error:
         raise EngineError(f"{spec}: {error}") from None
-
-
-def load_tokenizer(target: str, revision: str | None) -> Any:
-    """The tokenizer of a model, without code of its repository.
-
-    A sentencepiece model without a tokenizer.json (Math-Shepherd) is held against sentencepiece itself: of a Mistral,
-    transformers 5.24 would leave out the space that begins a text, and `+` would be another token.
-
-    Raises:
-        EngineError: transformers does not encode as the sentencepiece model does.
-        ImportError, OSError, ValueError: from transformers, where it cannot load the tokenizer.
-    """
-    from transformers import AutoTokenizer, LlamaTokenizer
-
-    arguments: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
-    model_file = find_file(target, "tokenizer.model", revision)
-    if model_file is None or find_file(target, "tokenizer.json", revision) is not None:
-        return AutoTokenizer.from_pretrained(target, **arguments)
-    from sentencepiece import SentencePieceProcessor
-
-    tokenizer = LlamaTokenizer.from_pretrained(target, **arguments)
-    expected = SentencePieceProcessor(model_file=str(model_file)).encode(_PROBE)
-    if tokenizer.encode(_PROBE, add_special_tokens=False) != expected:
-        raise EngineError(f"{target}: transformers does not encode as its tokenizer.model; add its tokenizer.json")
-    return tokenizer

@@ -14,16 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rprm.classifiers.base import (
-    StepClassifier,
-    check_threshold,
-    construct_layout,
-    layout_by_name,
-    load_tokenizer,
-)
+from rprm.classifiers.base import StepClassifier, check_threshold, construct_layout, layout_by_name
 from rprm.classifiers.layouts import LAYOUTS, QWEN_SYSTEM, QWEN_TAG, Decision, HeadKind, Layout, LayoutName, Separator
 from rprm.classifiers.rendering import Rendered
+from rprm.engines.base import check_least
 from rprm.engines.files import find_file, identity, read_object
+from rprm.engines.loading import load_tokenizer, plain_errors
 from rprm.engines.worker import Job, ModelWorker, placement
 from rprm.errors import EngineError
 
@@ -90,12 +86,10 @@ class Classifier(StepClassifier):
         device_map: spreads the backbone over several devices instead: accelerate's "auto", "balanced", ...
         revision: of the hub repository; a tag or commit.
         adapter: a LoRA adapter (folder or hub id), merged into the model.
-        lines, separator, decision: of the layout; see there.
-        threshold: a step whose reward is below it is called wrong; the classifier's own by default, else 0.5.
+        threshold, context_length: the classifier's own by default.
         max_batch_tokens: tokens, padding included, in one forward pass. A longer solution has a pass of its own.
-        context_length: a longer solution is refused; the model's own by default.
         num_threads: of torch on a CPU; torch's own choice by default.
-        concurrency: solutions to keep under way.
+        lines, separator, decision, concurrency: see `StepClassifier`.
 
     Raises:
         EngineError: an option has no sensible value.
@@ -133,8 +127,7 @@ class Classifier(StepClassifier):
             concurrency=concurrency,
             options={"lines": lines, "separator": separator, "decision": decision},
         )
-        if max_batch_tokens < 1:
-            raise EngineError(f"{self.spec}: max_batch_tokens={max_batch_tokens} must be at least 1")
+        check_least(self.spec, max_batch_tokens=max_batch_tokens)
         if device_map is not None and device != "auto":
             raise EngineError(f"{self.spec}: give either device or device_map")
         self.max_batch_tokens = max_batch_tokens
@@ -163,23 +156,11 @@ class Classifier(StepClassifier):
         return rewards
 
     def _load(self) -> dict[str, Any]:
-        device, dtype, torch_dtype = placement(self.spec, self._device, self._dtype)
+        device, dtype, torch_dtype = placement(self.spec, self._device, self._dtype, self._num_threads)
         import torch
-        import transformers
 
-        if self._num_threads:
-            torch.set_num_threads(self._num_threads)
-        transformers.utils.logging.disable_progress_bar()
-        try:
+        with plain_errors(self.spec, "a step classifier"):
             settings, network = self._load_network(torch_dtype)
-        except ImportError as error:
-            raise EngineError(f'{self.spec}: {error}; pip install "rprm[local]" brings all of it') from None
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise EngineError(
-                f"{self.spec}: cannot load the model: {reason} (give a folder with a step classifier, or a hub id that "
-                "this machine can reach)"
-            ) from error
         if self._device_map is None:
             network.to(device)
         else:

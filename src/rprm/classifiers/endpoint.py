@@ -12,11 +12,12 @@ import math
 import re
 from typing import Any
 
-from rprm.classifiers.base import StepClassifier, construct_layout, layout_by_name, load_tokenizer
+from rprm.classifiers.base import StepClassifier, construct_layout, layout_by_name
 from rprm.classifiers.layouts import LayoutName, Separator
 from rprm.classifiers.rendering import Rendered
 from rprm.engines.endpoint import Endpoint
 from rprm.engines.files import identity
+from rprm.engines.loading import load_tokenizer, plain_errors
 from rprm.engines.openai_wire import Transient
 from rprm.errors import EngineError, RequestRefused
 
@@ -39,14 +40,9 @@ class ServedClassifier(StepClassifier):
         layout: recognised from the name by default.
         tokenizer: folder or hub id of the model's tokenizer; the name of the model by default.
         revision: of the tokenizer on the hub.
-        separator: of the layout.
-        threshold: a step whose reward is below it is called wrong.
-        context_length: a longer solution is refused; what the server says by default.
-        concurrency: requests under way.
-        timeout: seconds for one request.
-        max_retries: further attempts after a failure that may pass.
-        key_env: name of the environment variable that holds the key.
-        send_key_over_http: send the key even unencrypted to another machine.
+        context_length: what the server says by default.
+        separator, threshold, concurrency: see `StepClassifier`.
+        timeout, max_retries, key_env, send_key_over_http: see `Endpoint`.
 
     Raises:
         EngineError: an option has no sensible value.
@@ -104,15 +100,8 @@ class ServedClassifier(StepClassifier):
         await super().aclose()
 
     async def _open(self) -> dict[str, Any]:
-        try:
+        with plain_errors(self.spec, "it, and name it with tokenizer=", what="the tokenizer of the served model"):
             tokenizer = await asyncio.to_thread(load_tokenizer, self._tokenizer, self._revision)
-        except ImportError as error:
-            raise EngineError(f'{self.spec}: {error}; pip install "rprm[local]" brings all of it') from None
-        except (OSError, ValueError, KeyError) as error:
-            raise EngineError(
-                f"{self.spec}: no tokenizer at {self._tokenizer!r} ({str(error).splitlines()[0]}); the layout needs "
-                "the model's own: name it with tokenizer=PATH_OR_ID"
-            ) from None
         self.layout = construct_layout(self._layout_name, tokenizer, self.spec, **self._layout_options)
         self.endpoint.open()
         if self._context_length is None:
@@ -125,7 +114,7 @@ class ServedClassifier(StepClassifier):
 
     async def _served_context(self) -> int | None:
         """What the server says of the model's context (vLLM's `max_model_len`)."""
-        models = await self.endpoint.get("/v1/models", _MODELS_BYTES) or {}
+        models = await self.endpoint.ask("/v1/models", _MODELS_BYTES) or {}
         cards = models.get("data")
         for card in cards if isinstance(cards, list) else []:
             if isinstance(card, dict) and card.get("id") == self.target and isinstance(card.get("max_model_len"), int):

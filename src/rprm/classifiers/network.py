@@ -8,17 +8,15 @@ read from the checkpoint's tensors by name: no code of a checkpoint is run.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from rprm.classifiers.layouts import HeadKind, Layout, TokenLayout
 from rprm.engines.files import find_file, read_object
+from rprm.engines.loading import load_weights, merge_adapter, read_tensors, tensor_files
 from rprm.errors import EngineError
 
 #: Heads with tensors of their own: the published names of their linear layers (a ReLU between two), and the width of
@@ -33,14 +31,6 @@ HEAD_LAYERS: dict[HeadKind, tuple[tuple[str, ...], int]] = {
 
 #: Heads whose layers can do without a bias.
 _BIAS_OPTIONAL: tuple[HeadKind, ...] = ("labels", "validity")
-
-#: Where weights can lie, in the order they are looked for: an index of shards, or one file.
-_WEIGHT_FILES = (
-    "model.safetensors.index.json",
-    "model.safetensors",
-    "pytorch_model.bin.index.json",
-    "pytorch_model.bin",
-)
 
 #: What scales or bends the logits of an output layer in some model families.
 _LOGIT_SETTINGS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
@@ -136,14 +126,17 @@ def load_network(
         adapter: a LoRA adapter (folder or hub id), merged into the model before the head is read.
 
     Raises:
-        EngineError: a tensor of backbone, head or adapter is missing or of the wrong shape.
-        OSError, ValueError, KeyError: from transformers, where it cannot load the model.
+        EngineError: backbone, head or adapter are not what configuration and layout say.
+        OSError, ValueError, ...: see `loading.plain_errors`.
     """
+    from transformers import AutoModel, AutoModelForCausalLM
+
     of_output_layer = layout.head not in HEAD_LAYERS
     further = {} if device_map is None else {"device_map": device_map}
-    model = _load_backbone(target, causal=of_output_layer, dtype=dtype, revision=revision, **further)
+    auto = AutoModelForCausalLM if of_output_layer else AutoModel
+    model = load_weights(auto, target, revision=revision, dtype=dtype, **further)
     if adapter is not None:
-        model = _with_adapter(model, adapter)
+        model = merge_adapter(model, adapter)
     if not of_output_layer:
         return StepNetwork(model, _load_head(target, layout.head, revision, _hidden_size(model)))
     text_config = model.config.get_text_config()
@@ -190,66 +183,15 @@ def base_network(
         attention: transformers' attention implementation; its own choice by default.
 
     Raises:
-        EngineError: a tensor of the backbone is missing or of the wrong shape.
+        EngineError: the backbone is not what its configuration says.
     """
+    from transformers import AutoModel
+
     further: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
-    backbone = _load_backbone(target, causal=False, dtype=dtype, revision=revision, **further)
+    backbone = load_weights(AutoModel, target, revision=revision, dtype=dtype, **further)
     if has_head(target, kind, revision=revision):
         return StepNetwork(backbone, _load_head(target, kind, revision, _hidden_size(backbone), trainable=True))
     return StepNetwork(backbone, two_way_head(_hidden_size(backbone)))
-
-
-def _load_backbone(target: str, *, causal: bool, dtype: torch.dtype, revision: str | None, **further: Any) -> Any:
-    from transformers import AutoModel, AutoModelForCausalLM
-    from transformers.utils import logging
-
-    # The head's tensors are none of the backbone's: a report of them would only alarm. What is missing is told below.
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        model, loading = (AutoModelForCausalLM if causal else AutoModel).from_pretrained(
-            target,
-            revision=revision,
-            dtype=dtype,
-            trust_remote_code=False,
-            output_loading_info=True,
-            # Otherwise an exception without their names; they are told below.
-            ignore_mismatched_sizes=True,
-            **further,
-        )
-    finally:
-        logging.set_verbosity(verbosity)
-    if missing := sorted(loading["missing_keys"]):
-        raise EngineError(
-            f"{target}: {len(missing)} tensors of the model are missing ({_named(missing)}): the checkpoint is not one "
-            f"of a {type(model).__name__}, or not whole"
-        )
-    if misshapen := sorted(loading["mismatched_keys"]):
-        shown = [f"{name} {list(found)} instead of {list(expected)}" for name, found, expected in misshapen]
-        raise EngineError(
-            f"{target}: {len(misshapen)} tensors do not have the shapes that config.json says ({_named(shown)})"
-        )
-    return model
-
-
-def _named(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def _with_adapter(model: Any, adapter: str) -> Any:
-    import warnings
-
-    from peft import PeftModel
-
-    with warnings.catch_warnings():
-        # peft leaves a weight that the file lacks as it began, without effect.
-        warnings.filterwarnings("error", message="Found missing adapter keys")
-        try:
-            return PeftModel.from_pretrained(model, adapter).merge_and_unload()
-        except UserWarning as warning:
-            raise EngineError(f"{adapter}: {warning}") from None
-        except RuntimeError as error:
-            raise EngineError(f"{adapter}: the adapter is not of this model: {' '.join(str(error).split())}") from None
 
 
 def _hidden_size(backbone: Any) -> int:
@@ -260,14 +202,14 @@ def _load_head(
     target: str, kind: HeadKind, revision: str | None, hidden_size: int, *, trainable: bool = False
 ) -> nn.Module:
     layers, width = HEAD_LAYERS[kind]
-    present = tensor_names(target, revision=revision)
+    present = tensor_files(target, revision)
     names = [
         name
         for layer in layers
         for name in (f"{layer}.weight", f"{layer}.bias")
         if name in present or not (name.endswith(".bias") and kind in _BIAS_OPTIONAL)
     ]
-    tensors = read_tensors(target, names, revision=revision)
+    tensors = read_tensors(target, names, revision)
     widths = [hidden_size] * len(layers) + [width]
     expected = {f"{layer}.weight": [widths[i + 1], widths[i]] for i, layer in enumerate(layers)}
     expected |= {f"{layer}.bias": [widths[i + 1]] for i, layer in enumerate(layers)}
@@ -290,9 +232,9 @@ def _load_head(
 def has_head(target: str, kind: HeadKind, *, revision: str | None = None) -> bool:
     """Whether the checkpoint has the tensors of this kind of head, its shapes aside."""
     layers, _ = HEAD_LAYERS[kind]
-    names = tensor_names(target, revision=revision)
+    names = tensor_files(target, revision)
     biases = [] if kind in _BIAS_OPTIONAL else [f"{layer}.bias" for layer in layers]
-    return names.issuperset([*(f"{layer}.weight" for layer in layers), *biases])
+    return set(names).issuperset([*(f"{layer}.weight" for layer in layers), *biases])
 
 
 def recognised_heads(target: str, *, revision: str | None = None) -> list[HeadKind]:
@@ -308,50 +250,3 @@ def recognised_heads(target: str, *, revision: str | None = None) -> list[HeadKi
         if not any("TokenClassification" in name for name in architectures):
             found.remove("labels")
     return found
-
-
-def tensor_names(target: str, *, revision: str | None = None) -> set[str]:
-    """Names of the tensors of a checkpoint; none where it has no weights in a file that is known."""
-    return set(_locate(target, revision))
-
-
-def read_tensors(target: str, names: Sequence[str], *, revision: str | None = None) -> dict[str, torch.Tensor]:
-    """Tensors of a checkpoint by name, in float32.
-
-    Raises:
-        EngineError: one of them is not in the checkpoint.
-    """
-    files = _locate(target, revision)
-    if missing := [name for name in names if name not in files]:
-        raise EngineError(f"{target}: the checkpoint has no tensor {missing[0]!r}; is it of another layout?")
-    found = {}
-    for name in names:
-        path = find_file(target, files[name], revision)
-        assert path is not None
-        found[name] = _read(path, name).float()
-    return found
-
-
-def _locate(target: str, revision: str | None) -> dict[str, str]:
-    """Tensor -> the file that holds it."""
-    for name in _WEIGHT_FILES:
-        path = find_file(target, name, revision)
-        if path is None:
-            continue
-        if name.endswith(".json"):
-            weight_map: dict[str, str] = json.loads(path.read_bytes())["weight_map"]
-            return weight_map
-        if name.endswith(".safetensors"):
-            with safe_open(path, "pt") as stream:
-                return dict.fromkeys(stream.keys(), name)
-        return dict.fromkeys(torch.load(path, map_location="cpu", weights_only=True, mmap=True), name)
-    return {}
-
-
-def _read(path: Path, name: str) -> torch.Tensor:
-    if path.suffix == ".safetensors":
-        with safe_open(path, "pt") as stream:
-            tensor: torch.Tensor = stream.get_tensor(name)
-        return tensor
-    loaded: torch.Tensor = torch.load(path, map_location="cpu", weights_only=True, mmap=True)[name]
-    return loaded

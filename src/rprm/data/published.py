@@ -135,8 +135,9 @@ def _loaded(name: str, title: str, digest: str | None, *arguments: Any, **option
         try:
             for number, value in enumerate(builder.as_streaming_dataset(split=part), 1):
                 yield Row(number, value, json.dumps(value, default=str, ensure_ascii=False))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{name}, part {part}: cannot be read: {error}") from error
+        except (OSError, ValueError, StopIteration) as error:
+            # The library stops so at a file without rows.
+            raise InputError(f"{name}, part {part}: cannot be read: {str(error) or 'there are no rows'}") from error
 
     def opened(part: str) -> PublishedPart:
         return PublishedPart(f"{name}{'&' if '?' in name else '?'}split={part}", lambda: rows(part))
@@ -170,8 +171,7 @@ def write_published(
         RunError: the folder cannot be used.
     """
     train = published.parts["train"]
-    sampled = [row.value for row in islice(train.rows(), _NUM_SAMPLED) if isinstance(row, Row)]
-    kind = _kind_of(published.info.name, sampled)
+    kind, sampled = _of_one_kind(published.info.name, list(islice(train.rows(), _NUM_SAMPLED)))
     imported = import_template(
         sampled,
         name=published.title,
@@ -230,15 +230,46 @@ def write_published(
         )
 
 
-def _kind_of(name: str, rows: list[Any]) -> Kind:
-    columns = set(rows[0]) if rows and isinstance(rows[0], dict) else set()
-    for kind, analyses in _ANALYSES.items():
-        if columns >= {"instruction", *analyses}:
-            return kind
-    raise InputError(
-        f"{name} has the columns {', '.join(sorted(map(str, columns))) or 'none'}; rows for sft have instruction and "
-        "output, rows for dpo instruction, chosen and rejected"
-    )
+def _of_one_kind(name: str, rows: list[Row | Rejected]) -> tuple[Kind, list[dict[str, Any]]]:
+    """The kind of most rows, and those of this kind.
+
+    Raises:
+        InputError: no row is of a kind, or many are of another.
+    """
+    found: dict[Kind, list[dict[str, Any]]] = {
+        kind: [
+            row.value
+            for row in rows
+            if isinstance(row, Row)
+            and isinstance(row.value, dict)
+            and all(isinstance(row.value.get(column), str) for column in ("instruction", *analyses))
+        ]
+        for kind, analyses in _ANALYSES.items()
+    }
+    kind: Kind = max(found, key=lambda kind: len(found[kind]))
+    if not found[kind]:
+        raise InputError(
+            f"{name}: {_why_unusable(rows)}; rows for sft have instruction and output, rows for dpo "
+            "instruction, chosen and rejected"
+        )
+    if len(found[kind]) < _MIN_SHARE * sum(map(len, found.values())):
+        counts = ", ".join(f"{len(some):,} for {kind}" for kind, some in found.items())
+        raise InputError(
+            f"{name} holds rows of two kinds ({counts} among the first {len(rows):,}): give each a file of its own"
+        )
+    return kind, found[kind]
+
+
+def _why_unusable(rows: list[Row | Rejected]) -> str:
+    """Of rows none of which can be used, what is wrong with the first."""
+    if not rows:
+        return "there are no rows"
+    first = rows[0]
+    if isinstance(first, Rejected):
+        return f"no row can be used: row {first.line}: {first.reason}"
+    if not isinstance(first.value, dict):
+        return f"no row can be used: row {first.line} is no object of columns"
+    return f"no row can be used: row {first.line} has the columns {', '.join(sorted(map(str, first.value))) or 'none'}"
 
 
 class _Unfit(Exception):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from rprm.errors import RequestRefused
+from rprm.errors import EngineError, RequestRefused
 from rprm.prompts.template import Prompt
 from rprm.verdict import VerdictChoice, VerdictFormat
 
@@ -33,6 +33,17 @@ def clipped(num_prompt_tokens: int, max_tokens: int, context_length: int) -> int
             "longer context (context_length=) where the model allows it"
         )
     return min(max_tokens, room)
+
+
+def check_least(spec: str, least: float = 1, **options: float | None) -> None:
+    """Refuse numbers among the options that are too small. None is an option that is not given.
+
+    Raises:
+        EngineError: one is below `least`, or none at all (NaN).
+    """
+    for name, value in options.items():
+        if value is not None and not value >= least:
+            raise EngineError(f"{spec}: {name}={value} is too small; it must be at least {least}")
 
 
 #: Finish reasons of a completion that a server kept back.

@@ -110,11 +110,12 @@ class Endpoint:
         if client is not None:
             await client.aclose()
 
-    async def get(self, path: str, limit: int) -> dict[str, Any] | None:
-        """What stands at `path`; None where it cannot be had at the first attempt."""
+    async def ask(self, path: str, limit: int, body: dict[str, Any] | None = None) -> dict[str, Any] | None:
+        """What stands at `path`, or is answered to `body` there; None where it cannot be had at the first attempt."""
+        method, content = ("GET", None) if body is None else ("POST", json.dumps(body).encode())
         try:
             async with asyncio.timeout(min(20.0, self.timeout)):
-                return await self._exchange("GET", path, None, limit, None)
+                return await self._exchange(method, path, content, limit, None)
         except (EngineError, httpx.HTTPError, Transient, TimeoutError):
             return None
 

@@ -1,11 +1,16 @@
-"""A causal language model and its tokenizer, from a folder, the hub, a GGUF file or a LoRA adapter.
+"""A model's weights and its tokenizer, from a folder, the hub, a GGUF file or a LoRA adapter.
 
-Weights are the checkpoint's, all of them, and no code of a repository is ever run.
+Weights are the checkpoint's, all of them and no others, and no code of a repository is ever run.
 """
 
 from __future__ import annotations
 
+import json
+import re
 import warnings
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +23,19 @@ if TYPE_CHECKING:
 
 #: Tensors named in a message.
 _NUM_NAMED = 3
+
+#: Where weights can lie, in the order in which transformers looks for them: one file, or an index of shards.
+_WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+
+#: Text on which a tokenizer is held against the sentencepiece model that it was made from. It has no runs of spaces,
+#: which transformers cuts otherwise than sentencepiece.
+_PROBE = "+ - ки\nStep 1: 12 × (3 − 4) = −12. Ünï\n\nSo the answer is $\\boxed{-12}$."
 
 
 @dataclass(frozen=True)
@@ -32,7 +50,7 @@ class LoadedModel:
 def load_model(
     target: str, *, spec: str, dtype: torch.dtype, adapter: str | None = None, revision: str | None = None
 ) -> LoadedModel:
-    """Load a model to run; an adapter is merged into it.
+    """Load a causal language model to run; an adapter is merged into it.
 
     Args:
         target: a hub id, a folder, a GGUF file, or the folder or hub id of a LoRA adapter, which names its base.
@@ -42,91 +60,261 @@ def load_model(
         revision: of the hub repository `target`; a tag or commit.
 
     Raises:
-        EngineError: it cannot be loaded, a tensor is missing or of another shape, or it needs code of its repository.
+        EngineError: it cannot be loaded, its tensors are not those of its configuration, or it needs code of its
+            repository.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    with plain_errors(spec, "a causal language model, a GGUF file"):
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    arguments: dict[str, Any] = {"trust_remote_code": False}
-    base, base_revision, adapter_revision = target, revision, None
-    try:
         if target.endswith(".gguf"):
             path = Path(target)
             if not path.is_file():
                 raise OSError("no such file")
-            arguments["gguf_file"] = path.name
-            tokenizer = AutoTokenizer.from_pretrained(str(path.parent), **arguments)
-            arguments["quantization_config"] = GgufConfig(dequantize=True)
-            source = str(path.parent)
+            folder, file = str(path.parent), {"gguf_file": path.name}
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **file)
+            file["quantization_config"] = GgufConfig(dequantize=True)
+            model = load_weights(AutoModelForCausalLM, folder, name=spec, dtype=dtype, **file)
+            base, base_revision, adapter_revision = target, revision, None
         else:
-            tokenizer_source = target
+            base, base_revision, adapter_revision, tokenizer_source = target, revision, None, target
             if adapter is None and (named := named_base(target, revision)) is not None:
                 adapter, adapter_revision, (base, base_revision) = target, revision, named
                 tokenizer_source = target if find_file(target, "tokenizer_config.json", revision) else base
-            arguments["revision"] = base_revision
-            tokenizer = AutoTokenizer.from_pretrained(
-                tokenizer_source,
-                trust_remote_code=False,
-                revision=revision if tokenizer_source == target else base_revision,
-            )
-            source = base
-        # Tensors of another shape are told apart from missing ones below, rather than by an exception of many lines.
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
-        )
-        refuse_gaps(f"{spec}: {base}" if base != target else spec, model, loading)
+            tokenizer = load_tokenizer(tokenizer_source, revision if tokenizer_source == target else base_revision)
+            name = spec if base == target else f"{spec}: {base}"
+            model = load_weights(AutoModelForCausalLM, base, name=name, revision=base_revision, dtype=dtype)
         if adapter is None:
             return LoadedModel(model, tokenizer)
-        model = _merge(model, adapter, adapter_revision)
-    except ImportError as error:
-        raise EngineError(f'{spec}: {error}; pip install "rprm[local]" brings all of it') from None
-    except (OSError, ValueError, KeyError, RuntimeError, UserWarning, SafetensorError) as error:
-        raise EngineError(f"{spec}: {_reason(error)}") from error
+        model = merge_adapter(model, adapter, adapter_revision)
     return LoadedModel(
         model, tokenizer, adapter_details(adapter, adapter_revision, base=base, base_revision=base_revision)
     )
 
 
-def _merge(model: Any, adapter: str, revision: str | None) -> Any:
-    from peft import PeftModel
-
-    with warnings.catch_warnings():
-        # Of an adapter that lacks tensors peft only warns, and takes random ones.
-        warnings.filterwarnings("error", message=".*missing adapter keys", category=UserWarning)
-        return PeftModel.from_pretrained(model, adapter, revision=revision).merge_and_unload()
-
-
-def refuse_gaps(name: str, model: Any, loading: dict[str, Any]) -> None:
-    """Refuse a model of which a tensor is not the checkpoint's; tied weights are not missing.
+@contextmanager
+def plain_errors(spec: str, wanted: str, *, what: str = "the model") -> Iterator[None]:
+    """Tell in one line what goes wrong while libraries load a model.
 
     Args:
-        name: of the model, for the message.
-        model: as it was loaded.
-        loading: what `from_pretrained(..., output_loading_info=True)` says of it.
+        spec: names the model.
+        wanted: what a folder must hold.
+        what: what is loaded.
 
     Raises:
-        EngineError: a tensor is missing or of another shape.
+        EngineError: instead of what transformers, torch, safetensors or peft raise.
     """
-    gaps = [(tensor, "missing") for tensor in sorted(loading["missing_keys"])]
-    gaps += [
-        (tensor, f"of shape {list(found)}, not {list(wanted)}")
+    from pickle import UnpicklingError
+
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except ImportError as error:
+        raise EngineError(
+            f'{spec}: {" ".join(str(error).split())}; pip install "rprm[local]" brings all of it'
+        ) from None
+    except (OSError, ValueError, LookupError, RuntimeError, EOFError, UnpicklingError, SafetensorError) as error:
+        if "trust_remote_code" in str(error):
+            reason = "it needs code of its repository, which is never run"
+        else:
+            first, *rest = str(error).strip().splitlines() or [type(error).__name__]
+            reason = f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first
+        raise EngineError(
+            f"{spec}: cannot load {what}: {reason} (give a folder with {wanted}, or a hub id that this machine can "
+            "reach)"
+        ) from error
+
+
+def load_weights(
+    auto: Any, target: str, *, name: str | None = None, revision: str | None = None, **arguments: Any
+) -> Any:
+    """A model all of whose tensors are the checkpoint's, and which has a place for all of the checkpoint's.
+
+    What a checkpoint has beside the model (another head, an output layer that is not asked for) does not matter.
+
+    Args:
+        auto: transformers' `AutoModel...` class.
+        target: a folder or a hub id.
+        name: of the model, for messages; the target by default.
+        arguments: further ones of `from_pretrained`.
+
+    Raises:
+        EngineError: a tensor is missing, of another shape, of whole numbers, or has no place in the model.
+        ImportError, OSError, ValueError, ...: see `plain_errors`.
+    """
+    from transformers.utils import logging
+
+    # The library's own report of what is said below.
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        model, loading = auto.from_pretrained(
+            target,
+            revision=revision,
+            trust_remote_code=False,
+            output_loading_info=True,
+            # Otherwise an exception without their names.
+            ignore_mismatched_sizes=True,
+            **arguments,
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+    faults = [(tensor, "is missing") for tensor in sorted(loading["missing_keys"])]
+    faults += [
+        (tensor, f"is of shape {list(found)}, not {list(wanted)}")
         for tensor, found, wanted in sorted(loading["mismatched_keys"])
     ]
-    if gaps:
-        named = ", ".join(f"{tensor} is {fault}" for tensor, fault in gaps[:_NUM_NAMED])
-        more = f" and {len(gaps) - _NUM_NAMED} more" if len(gaps) > _NUM_NAMED else ""
+    is_quantized = getattr(model.config, "quantization_config", None) is not None
+    faults += [
+        (tensor, "has no place in it")
+        for tensor in sorted(loading["unexpected_keys"])
+        # Of a quantized model: the scales of a layer, or its bias of zeros.
+        if _is_inside(model, tensor) and not (is_quantized and _has_layer(model, tensor))
+    ]
+    if not is_quantized and "gguf_file" not in arguments:
+        floats = {name for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+        prefix = f"{model.base_model_prefix}."
+        floats |= {name.removeprefix(prefix) for name in floats} | {prefix + name for name in floats}
+        faults += [(tensor, "has whole numbers") for tensor in _whole_numbers(target, revision) if tensor in floats]
+    _refuse(name or target, f"the configuration of its {type(model).__name__}", faults)
+    return model
+
+
+def _is_inside(model: Any, tensor: str) -> bool:
+    """Whether a tensor that has no place in the model belongs to its body: a further layer, a bias. A head does not."""
+    parts = {model.base_model_prefix, *(name for of in (model, model.base_model) for name, _ in of.named_children())}
+    return tensor.partition(".")[0] in parts
+
+
+def _has_layer(model: Any, tensor: str) -> bool:
+    return tensor.rpartition(".")[0] in dict(model.named_modules())
+
+
+def merge_adapter(model: Any, adapter: str, revision: str | None = None) -> Any:
+    """The model with a LoRA adapter (folder or hub id) merged into it.
+
+    Raises:
+        EngineError: the adapter is not whole, or not one of this model.
+    """
+    with plain_errors(adapter, "a LoRA adapter of this model"), warnings.catch_warnings():
+        from peft import PeftModel
+
+        # Of an adapter that lacks tensors peft only warns, and takes random ones: they are named below.
+        warnings.filterwarnings("ignore", message=".*missing adapter keys", category=UserWarning)
+        adapted = PeftModel.from_pretrained(model, adapter, revision=revision)
+        # Once more: here peft says what it found.
+        found = adapted.load_adapter(adapter, "default", revision=revision)
+        faults = [(tensor, "is missing") for tensor in sorted(found.missing_keys)]
+        faults += [(tensor, "has no place in it") for tensor in sorted(found.unexpected_keys)]
+        faults += [(tensor, "has whole numbers") for tensor in _whole_numbers(adapter, revision, _ADAPTER_FILES)]
+        _refuse(adapter, "the model that it is applied to", faults)
+        return adapted.merge_and_unload()
+
+
+def _refuse(name: str, wanted: str, faults: list[tuple[str, str]]) -> None:
+    if faults:
+        named = ", ".join(f"{tensor} {fault}" for tensor, fault in faults[:_NUM_NAMED])
+        more = f" and {len(faults) - _NUM_NAMED} more" if len(faults) > _NUM_NAMED else ""
         raise EngineError(
-            f"{name}: the checkpoint is not a whole {type(model).__name__}: {named}{more}; download it again, or name "
-            "the model that these weights belong to"
+            f"{name}: the checkpoint does not fit {wanted}: {named}{more}; download it again, or name the model that "
+            "these weights belong to"
         )
 
 
-def _reason(error: Exception) -> str:
-    if "trust_remote_code" in str(error):
-        return "the model needs code of its repository, which is never run; use a model that transformers knows itself"
-    first, *rest = str(error).strip().splitlines() or [type(error).__name__]
-    reason = f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first
-    return (
-        f"cannot load the model: {reason} (give a folder with a causal language model, a GGUF file, or a hub id that "
-        "this machine can reach)"
+# --- the tensors of a checkpoint ----------------------------------------------------------------------------------
+
+
+def tensor_files(target: str, revision: str | None, files: Iterable[str] = _WEIGHT_FILES) -> dict[str, str]:
+    """Tensor -> the file that holds it; nothing where the folder or hub repository has none of the files."""
+    for name in files:
+        path = find_file(target, name, revision)
+        if path is None:
+            continue
+        if name.endswith(".json"):
+            weight_map: dict[str, str] = json.loads(path.read_bytes())["weight_map"]
+            return weight_map
+        return dict.fromkeys(_types(path), name)
+    return {}
+
+
+def read_tensors(target: str, names: Iterable[str], revision: str | None) -> dict[str, torch.Tensor]:
+    """Tensors of a checkpoint by name, in float32.
+
+    Raises:
+        EngineError: one of them is not in the checkpoint.
+    """
+    files, found = tensor_files(target, revision), {}
+    for name in names:
+        if name not in files:
+            raise EngineError(f"{target}: the checkpoint has no tensor {name!r}; is it of another layout?")
+        path = find_file(target, files[name], revision)
+        if path is None:
+            raise EngineError(f"{target}: the checkpoint has no file {files[name]}; download it again")
+        found[name] = _read(path, name).float()
+    return found
+
+
+def _whole_numbers(target: str, revision: str | None, files: Iterable[str] = _WEIGHT_FILES) -> Iterator[str]:
+    """Tensors that are stored as integers: read as the floats of a model, they would be made of the wrong numbers."""
+    for file in sorted(set(tensor_files(target, revision, files).values())):
+        if (path := find_file(target, file, revision)) is not None:
+            yield from (name for name, dtype in _types(path).items() if re.match(r"u?int|[ui]\d", dtype, re.IGNORECASE))
+
+
+def _types(path: Path) -> dict[str, str]:
+    """The type of each tensor in a file, as the file's format calls it."""
+    if path.suffix != ".safetensors":
+        return {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in _unpickled(path).items()}
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as stream:
+        return {name: stream.get_slice(name).get_dtype() for name in stream.keys()}  # noqa: SIM118  # no mapping
+
+
+def _read(path: Path, name: str) -> torch.Tensor:
+    if path.suffix != ".safetensors":
+        return _unpickled(path)[name]
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as stream:
+        tensor: torch.Tensor = stream.get_tensor(name)
+    return tensor
+
+
+def _unpickled(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file in torch's own format, without any code that it may hold; not yet in memory."""
+    import torch
+
+    tensors: dict[str, torch.Tensor] = torch.load(
+        path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
     )
+    return tensors
+
+
+# --- the tokenizer ------------------------------------------------------------------------------------------------
+
+
+def load_tokenizer(target: str, revision: str | None) -> Any:
+    """The tokenizer of a model, without code of its repository.
+
+    A sentencepiece model without a tokenizer.json (Math-Shepherd) is held against sentencepiece itself: of a Mistral,
+    transformers 5.24 would leave out the space that begins a text, and `+` would be another token.
+
+    Raises:
+        EngineError: transformers does not encode as the sentencepiece model does.
+        ImportError, OSError, ValueError, ...: from transformers, where it cannot load the tokenizer (`plain_errors`).
+    """
+    from transformers import AutoTokenizer, LlamaTokenizer
+
+    model_file = find_file(target, "tokenizer.model", revision)
+    is_alone = model_file is not None and find_file(target, "tokenizer.json", revision) is None
+    for kind in (AutoTokenizer, LlamaTokenizer):
+        tokenizer = kind.from_pretrained(target, revision=revision, trust_remote_code=False)
+        if not is_alone:
+            return tokenizer
+        from sentencepiece import SentencePieceProcessor
+
+        expected = SentencePieceProcessor(model_file=str(model_file)).encode(_PROBE)
+        if tokenizer.encode(_PROBE, add_special_tokens=False) == expected:
+            return tokenizer
+    raise EngineError(f"{target}: transformers does not encode as its tokenizer.model; add its tokenizer.json")

@@ -12,16 +12,18 @@ import copy
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rprm.engines.base import MIN_ROOM, Completion, EngineInfo, Sampling, clipped
+from rprm.engines.base import MIN_ROOM, Completion, EngineInfo, Sampling, check_least, clipped
 from rprm.engines.endpoint import Endpoint, Refusal
 from rprm.engines.openai_route import (
     MORE_PROBE_TOKENS,
     PROBE_TOKENS,
+    AnswerIds,
     Route,
     context_length_of,
+    model_card,
     parse_extra,
     parse_target,
 )
@@ -31,6 +33,7 @@ from rprm.engines.openai_wire import (
     first_choice,
     harmless,
     has_alternatives,
+    lists_answers,
     prompt_length,
     read_completions,
     served_models,
@@ -43,7 +46,8 @@ logger = logging.getLogger(__name__)
 
 #: The request from which a server's abilities are learned: a few tokens, all features at once, no value the default.
 _PROBE = Prompt((Message("user", "Reply with one word: Yes"),))
-_PROBE_SAMPLING = Sampling(temperature=0.9, top_p=0.9, max_tokens=PROBE_TOKENS, seed=1, verdict=VerdictFormat())
+_PROBE_VERDICT = VerdictFormat()
+_PROBE_SAMPLING = Sampling(temperature=0.9, top_p=0.9, max_tokens=PROBE_TOKENS, seed=1, verdict=_PROBE_VERDICT)
 #: Answers without log-probabilities, or refusals that name nothing, after which that is how the server is.
 _PROBE_TRIES = 3
 #: A beginning of the reply that one token cannot repeat: tells whether answers begin with the reply that was given.
@@ -104,15 +108,9 @@ class OpenAIEngine:
     ) -> None:
         self.model, self.url = parse_target(target)
         self.spec = spec or f"openai:{self.model}@{self.url}"
-        for name, value, least in (
-            ("concurrency", concurrency, 1),
-            ("timeout", timeout, 0.001),
-            ("max_retries", max_retries, 0),
-            ("top_logprobs", top_logprobs, 0),
-            ("context_length", 1 if context_length is None else context_length, 1),
-        ):
-            if not value >= least:
-                raise EngineError(f"{self.spec}: {name}={value} is too small; give at least {least}")
+        check_least(self.spec, concurrency=concurrency, context_length=context_length)
+        check_least(self.spec, 0, max_retries=max_retries, top_logprobs=top_logprobs)
+        check_least(self.spec, 0.001, timeout=timeout)
         self.concurrency = concurrency
         self.stream = stream
         self.share_prompts = share_prompts
@@ -128,6 +126,7 @@ class OpenAIEngine:
             key_env=key_env,
             send_key_over_http=send_key_over_http,
         )
+        self._ids = AnswerIds(self.endpoint, self.model)
         self._wants_logprobs = top_logprobs > 0
         self._chat = Route("/chat/completions", top_logprobs)
         self._plain = Route("/completions", top_logprobs)
@@ -149,17 +148,19 @@ class OpenAIEngine:
             self._slots = asyncio.Semaphore(self.concurrency)
             self._chat.lock, self._plain.lock = asyncio.Lock(), asyncio.Lock()
         try:
-            route = await (self._learn_first() if chat else self._learned(self._plain))
-            context_length = self.context_length or context_length_of(self.model, await self._served_models())
+            served = served_models(await self.endpoint.ask("/models", 1 << 24) or {})
+            card = model_card(self.model, served)
+            for route in (self._chat, self._plain):
+                route.takes_ids |= self._wants_logprobs and card.get("owned_by") == "vllm" and not route.learned
+            route = await (self._learn_first(sorted(served)) if chat else self._learned(self._plain))
         except BaseException:
             await self.aclose()
             raise
-        details: dict[str, Any] = {"url": self.url, "api": route.path[1:], "top_logprobs": route.top_logprobs}
-        if not_sent := sorted(route.left_out - {"stream_options", "add_special_tokens"}):
-            details["not_sent"] = not_sent
+        details = {"url": self.url, **route.details()}
+        if not_sent := details.get("not_sent"):
             logger.warning("%s: takes no %s: its own defaults apply", self.endpoint.where(route.path), not_sent)
-        if route.length_field != "max_tokens":
-            details["length_field"] = route.length_field
+        if route.takes_ids:
+            details["logprob_token_ids"] = self._ids.of(_PROBE_VERDICT)
         if self.extra:
             details["extra"] = self.extra
         if self.share_prompts:
@@ -174,7 +175,7 @@ class OpenAIEngine:
         self._infos[chat] = EngineInfo(
             kind="openai",
             model=self.model,
-            context_length=context_length,
+            context_length=self.context_length or context_length_of(card),
             has_logprobs=has_logprobs,
             # Which calls meet in one request, and so share its seed, depends on what runs beside them.
             has_seeds="seed" not in route.left_out and not self.share_prompts,
@@ -193,10 +194,9 @@ class OpenAIEngine:
         else:
             async with self._slots:
                 (completion, *_) = await self._complete(prompt, sampling, 1)
-        if completion.finish_reason != "length" or completion.num_tokens >= min(MIN_ROOM, sampling.max_tokens):
-            return completion
-        if completion.num_prompt_tokens is None:
-            # The server counts no tokens: these are an estimate.
+        is_short = completion.finish_reason == "length" and completion.num_tokens < min(MIN_ROOM, sampling.max_tokens)
+        # Of a server that counts no tokens, they are an estimate.
+        if not is_short or completion.num_prompt_tokens is None:
             return completion
         if sampling.verdict is not None and sampling.verdict.find(completion.text):
             return completion
@@ -207,7 +207,7 @@ class OpenAIEngine:
 
     async def choose(self, prompt: Prompt, text: str, verdict: VerdictFormat) -> VerdictChoice:
         self._check_continues(prompt)
-        route = await self._route(prompt)
+        route = await self._learned(self._chat if prompt.chat else self._plain, verdict)
         if not route.top_logprobs:
             raise Unsupported(f"{self.spec}: the server gives no log-probabilities, so there is no second pass")
         prompt = replace(prompt, reply=prompt.reply + text)
@@ -242,7 +242,7 @@ class OpenAIEngine:
 
     # Learning what the server can do
 
-    async def _learn_first(self) -> Route:
+    async def _learn_first(self, names: Sequence[str]) -> Route:
         """Learn the chat route, or, where the server has none (a base model), that of plain completions."""
         try:
             return await self._learned(self._chat)
@@ -252,20 +252,17 @@ class OpenAIEngine:
             try:
                 return await self._learned(self._plain)
             except EngineError:
-                names = sorted(await self._served_models())
                 if names and self.model not in names:
                     shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
                     raise EngineError(f"{error}; the server offers: {self.endpoint.clean(shown)}") from None
                 raise error from None
 
-    async def _route(self, prompt: Prompt) -> Route:
-        return await self._learned(self._chat if prompt.chat else self._plain)
-
-    async def _learned(self, route: Route) -> Route:
-        if not route.learned:
-            async with route.lock:
-                while not route.learned:
-                    await self._probe(route)
+    async def _learned(self, route: Route, verdict: VerdictFormat | None = None) -> Route:
+        async with route.lock:
+            while not route.learned:
+                await self._probe(route)
+            if verdict is not None and route.takes_ids:
+                await self._ids.learn(verdict)
         return route
 
     async def _probe(self, route: Route) -> None:
@@ -273,11 +270,14 @@ class OpenAIEngine:
 
         One answer without log-probabilities, or one refusal that names nothing, decides nothing.
         """
+        ids = await self._ids.learn(_PROBE_VERDICT) if route.takes_ids else []
+        route.takes_ids = bool(ids)
 
         def read(data: dict[str, Any]) -> tuple[bool, Completion]:
             # Read as a whole, so that garbled answers are tried again.
             (completion, *_) = read_completions(data, _PROBE_SAMPLING, 1)
             route.opens_thinking |= ends_thinking_alone(data)
+            route.takes_ids = route.takes_ids and lists_answers(data, _PROBE_VERDICT, len(ids))
             return has_alternatives(data), completion
 
         prompt = replace(_PROBE, chat=route is self._chat)
@@ -294,7 +294,9 @@ class OpenAIEngine:
                 where = self.endpoint.where(route.path)
                 raise EngineError(f"{where} refuses even a short request: {refusal.said}") from None
         else:
-            if prompt.chat and route.probe_tokens < MORE_PROBE_TOKENS and _may_be_thinking(completion):
+            # Cut off before the word that was asked for: more of it tells how thinking ends.
+            may_think = completion.finish_reason == "length" and "yes" not in completion.text.lower()
+            if prompt.chat and may_think and route.probe_tokens < MORE_PROBE_TOKENS:
                 route.probe_tokens = MORE_PROBE_TOKENS
                 return
             route.num_bad += not has_logprobs
@@ -306,26 +308,19 @@ class OpenAIEngine:
         """What the text of every answer begins with: the given reply, where the server repeats it (llama.cpp does)."""
         if not (prompt.chat and prompt.reply):
             return ""
-        if route.echoes is None:
-            async with route.lock:
-                if route.echoes is None:
-                    route.echoes = await self._probe_echo(route)
+        async with route.lock:
+            if route.echoes is None:
+                sampling = Sampling(temperature=0.0, max_tokens=1)
+                body = self._body(route, replace(_PROBE, reply=_PROBE_REPLY), sampling, 1)
+                try:
+                    answer = await self.endpoint.post(
+                        route.path, body, lambda data: read_completions(data, sampling, 1)[0], route.limit(sampling, 1)
+                    )
+                except Refusal as refusal:
+                    where = self.endpoint.where(route.path)
+                    raise Unsupported(f"{where} does not continue a given reply: {refusal.said}") from None
+                route.echoes = answer.text.startswith(_PROBE_REPLY)
         return harmless(prompt.reply) if route.echoes else ""
-
-    async def _probe_echo(self, route: Route) -> bool:
-        sampling = Sampling(temperature=0.0, max_tokens=1)
-        body = self._body(route, replace(_PROBE, reply=_PROBE_REPLY), sampling, 1)
-        try:
-            completion = await self.endpoint.post(
-                route.path, body, lambda data: read_completions(data, sampling, 1)[0], route.limit(sampling, 1)
-            )
-        except Refusal as refusal:
-            where = self.endpoint.where(route.path)
-            raise Unsupported(f"{where} does not continue a given reply: {refusal.said}") from None
-        return completion.text.startswith(_PROBE_REPLY)
-
-    async def _served_models(self) -> dict[str, dict[str, Any]]:
-        return served_models(await self.endpoint.get("/models", limit=1 << 24) or {})
 
     # Requests
 
@@ -357,6 +352,9 @@ class OpenAIEngine:
                 body |= {"logprobs": True, "top_logprobs": route.top_logprobs}
             else:
                 body["logprobs"] = route.top_logprobs
+            if route.takes_ids and (ids := self._ids.of(sampling.verdict)):
+                # A server that does not know the field lists the likeliest tokens.
+                body["logprob_token_ids"] = ids
         if n > 1:
             body["n"] = n
         if self.stream if stream is None else stream:
@@ -368,7 +366,7 @@ class OpenAIEngine:
 
         Where they refuse `max_tokens` because the context is shorter, what it leaves is asked for.
         """
-        route = await self._route(prompt)
+        route = await self._learned(self._chat if prompt.chat else self._plain, sampling.verdict)
         echo = await self._echo(route, prompt)
 
         def read(data: dict[str, Any]) -> list[Completion]:
@@ -489,21 +487,15 @@ class OpenAIEngine:
         return completions
 
 
-def _may_be_thinking(answer: Completion) -> bool:
-    """Whether the first answer was cut off before the word that was asked for: more of it tells how thinking ends."""
-    return answer.finish_reason == "length" and "yes" not in answer.text.lower()
-
-
 @dataclass
 class _Caller:
     sampling: Sampling
     future: asyncio.Future[Completion]
 
 
+@dataclass(eq=False)
 class _Group:
     """Calls that differ in nothing but their seeds."""
 
-    task: asyncio.Task[None]
-
-    def __init__(self) -> None:
-        self.callers: list[_Caller] = []
+    task: asyncio.Task[None] = field(init=False)
+    callers: list[_Caller] = field(default_factory=list)

@@ -12,7 +12,9 @@ from typing import Any
 import httpx
 
 from rprm.engines.base import Sampling
+from rprm.engines.endpoint import Endpoint
 from rprm.errors import EngineError
+from rprm.verdict import VerdictFormat
 
 _DEFAULT_URL = "https://api.openai.com/v1"
 #: Tokens of the first answer, and for servers that take no fewer, or whose models think first.
@@ -24,7 +26,7 @@ _OPTIONAL = ("seed", "stream_options", "top_p", "temperature", "add_special_toke
 #: Request fields that the engine sets: none of them may come from `extra`, where it would belie the manifest.
 _OUR_FIELDS = re.compile(
     "model|messages|prompt|temperature|top_p|max_tokens|max_completion_tokens|seed|stop|logprobs|top_logprobs|n|"
-    "stream|stream_options|add_special_tokens|add_generation_prompt|continue_final_message|echo"
+    "logprob_token_ids|stream|stream_options|add_special_tokens|add_generation_prompt|continue_final_message|echo"
 )
 
 
@@ -40,6 +42,8 @@ class Route:
     left_out: set[str] = field(default_factory=set)
     #: Whether answers begin with thinking that the chat template opened: a lone </think> was seen.
     opens_thinking: bool = False
+    #: Whether the answers' tokens are asked for by their ids (vLLM).
+    takes_ids: bool = False
     probe_tokens: int = PROBE_TOKENS
     num_bad: int = 0
     learned: bool = False
@@ -49,7 +53,9 @@ class Route:
 
     def give_up(self, said: str) -> bool:
         """Stop using the feature that the server's refusal of the probe names; False where it names none."""
-        if self.top_logprobs and "logprob" in said.lower():
+        if self.takes_ids and "logprob" in said.lower():
+            self.takes_ids = False
+        elif self.top_logprobs and "logprob" in said.lower():
             self.top_logprobs = next(step for step in _TOP_LOGPROBS_STEPS if step < self.top_logprobs)
         elif self.probe_tokens < MORE_PROBE_TOKENS and re.search(
             r"output limit|(higher|minimum).*tokens|tokens.*>=", said
@@ -64,6 +70,15 @@ class Route:
                 return False
             self.left_out.add(refused)
         return True
+
+    def details(self) -> dict[str, Any]:
+        """What a manifest says of it."""
+        details: dict[str, Any] = {"api": self.path[1:], "top_logprobs": self.top_logprobs}
+        if not_sent := sorted(self.left_out - {"stream_options", "add_special_tokens"}):
+            details["not_sent"] = not_sent
+        if self.length_field != "max_tokens":
+            details["length_field"] = self.length_field
+        return details
 
     def limit(self, sampling: Sampling, n: int) -> int:
         """Bytes that an honest answer stays below: so many for a token, as streamed, and for each alternative."""
@@ -106,10 +121,46 @@ def parse_extra(spec: str, extra: str) -> dict[str, Any]:
     return fields
 
 
-def context_length_of(model: str, served: Mapping[str, dict[str, Any]]) -> int | None:
+class AnswerIds:
+    """Ids of the tokens that are a form of Yes or No, from vLLM's `/tokenize`, by the words of the answers."""
+
+    def __init__(self, endpoint: Endpoint, model: str) -> None:
+        self.endpoint = endpoint
+        self.model = model
+        self._known: dict[tuple[str, str], list[int]] = {}
+
+    def of(self, verdict: VerdictFormat) -> list[int]:
+        """What was learned; nothing where the server told no token of one of the answers."""
+        return self._known.get((verdict.yes, verdict.no), [])
+
+    async def learn(self, verdict: VerdictFormat) -> list[int]:
+        """A space that a tokenizer puts before a word as a token of its own (`\u2581`) is looked past."""
+        if (verdict.yes, verdict.no) in self._known:
+            return self.of(verdict)
+        found: dict[str, set[int]] = {verdict.yes: set(), verdict.no: set()}
+        forms = [(answer, form) for answer in found for form in VerdictFormat.forms(verdict, answer)]
+        body = {"model": self.model, "add_special_tokens": False, "return_token_strs": True}
+        # vLLM has it beside `/v1`.
+        asked = (self.endpoint.ask("/../tokenize", 1 << 16, body | {"prompt": form}) for _, form in forms)
+        for (answer, form), data in zip(forms, await asyncio.gather(*asked), strict=True):
+            ids, texts = ((data or {}).get(name) for name in ("tokens", "token_strs"))
+            if isinstance(ids, list) and isinstance(texts, list):
+                words = [(id_, str(text).strip("\u0120\u2581 ")) for id_, text in zip(ids, texts, strict=False)]
+                match [(id_, word) for id_, word in words if word]:
+                    case [(int(id_), word)] if word == form.strip():
+                        found[answer].add(id_)
+        ids = sorted(set().union(*found.values())) if all(found.values()) else []
+        self._known[verdict.yes, verdict.no] = ids
+        return ids
+
+
+def model_card(model: str, served: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """What the server says of the model. A server of one model (llama.cpp) takes any name for it."""
+    return served.get(model) or (next(iter(served.values())) if len(served) == 1 else {})
+
+
+def context_length_of(card: Mapping[str, Any]) -> int | None:
     """The context of one sequence, under the name that vLLM, llama.cpp, Groq or OpenRouter give it."""
-    # A server of one model (llama.cpp) takes any name for it.
-    card = served.get(model) or (next(iter(served.values())) if len(served) == 1 else {})
     meta = card.get("meta")
     lengths = [card.get(name) for name in ("max_model_len", "context_window", "context_length")]
     lengths.append(meta.get("n_ctx") if isinstance(meta, dict) else None)

@@ -278,6 +278,13 @@ def has_alternatives(data: Mapping[str, Any]) -> bool:
     return any(len(token.alternatives()[0]) > 1 for token in read_tokens(_choices(data)[0]) or ())
 
 
+def lists_answers(data: Mapping[str, Any], verdict: VerdictFormat, num: int) -> bool:
+    """Whether every token of the answer lists `num` forms of Yes and No, as where they are asked for by their ids."""
+    listed = [token.alternatives()[0] for token in read_tokens(_choices(data)[0]) or ()]
+    texts = [[content.decode("utf-8", "replace") for content, _ in found] for found in listed]
+    return bool(texts) and all(sum(verdict.answer_of(text) is not None for text in some) >= num for some in texts)
+
+
 def first_choice(data: Mapping[str, Any], start: int, verdict: VerdictFormat) -> VerdictChoice | None:
     """The choice at the first token of the answer, said to stand at `start`; None where it cannot be told."""
     tokens = read_tokens(_choices(data)[0])

@@ -15,7 +15,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from rprm.engines.base import Completion, EngineInfo, Sampling, clipped
+from rprm.engines.base import Completion, EngineInfo, Sampling, check_least, clipped
 from rprm.errors import EngineError
 from rprm.prompts.template import Prompt
 from rprm.verdict import VerdictChoice, VerdictFormat
@@ -74,6 +74,7 @@ class ScriptedEngine:
         for name, share in (("yes_rate", yes_rate), ("noise", noise), ("lost", lost)):
             if not 0.0 <= share <= 1.0:
                 raise EngineError(f"scripted engine: {name}={share} is not a share; give a number from 0 to 1")
+        check_least(spec, concurrency=concurrency, context_length=context_length)
         self.spec = spec
         self.concurrency = concurrency
         self.yes_rate = yes_rate

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from rprm.engines.base import Completion, EngineInfo, Sampling, clipped
+from rprm.engines.base import Completion, EngineInfo, Sampling, check_least, clipped
 from rprm.engines.files import identity
 from rprm.engines.loading import load_model
 from rprm.engines.tokens import VerdictTokens, encode_prompt, thinking_opening
@@ -68,9 +68,8 @@ class TransformersEngine:
         num_threads: int | None = None,
         concurrency: int = 16,
     ) -> None:
-        if max_rows < 1 or concurrency < 1:
-            raise EngineError(f"max_rows={max_rows} and concurrency={concurrency} must be at least 1")
         self.spec = spec or f"transformers:{target}"
+        check_least(self.spec, max_rows=max_rows, concurrency=concurrency, context_length=context_length)
         self.target = target
         self.concurrency = concurrency
         self.max_rows = max_rows
@@ -131,13 +130,9 @@ class TransformersEngine:
         return self._verdict_tokens[verdict]
 
     def _load(self) -> EngineInfo:
-        device, dtype, torch_dtype = placement(self.spec, self._device, self._dtype)
+        device, dtype, torch_dtype = placement(self.spec, self._device, self._dtype, self._num_threads)
         import torch
-        import transformers
 
-        if self._num_threads:
-            torch.set_num_threads(self._num_threads)
-        transformers.utils.logging.disable_progress_bar()
         loaded = load_model(
             self.target, spec=self.spec, dtype=torch_dtype, adapter=self._adapter, revision=self._revision
         )
@@ -149,7 +144,7 @@ class TransformersEngine:
                 f"{self.spec}: models with linear-attention layers cannot be batched here; use vllm:{self.target}"
             )
         context_length = self._context_length or getattr(config, "max_position_embeddings", None) or 4096
-        self._worker = _Worker(self.model, self.tokenizer, self.max_rows, self.prefix_tokens)
+        self._worker = _Worker(self.spec, self.model, self.tokenizer, self.max_rows, self.prefix_tokens)
         return EngineInfo(
             kind="transformers",
             model=self.target,
@@ -195,8 +190,9 @@ class _Prefix:
 class _Worker(ModelWorker[_Job]):
     """Owns the model: one thread, one batch."""
 
-    def __init__(self, model: Any, tokenizer: Any, max_rows: int, prefix_tokens: int) -> None:
+    def __init__(self, spec: str, model: Any, tokenizer: Any, max_rows: int, prefix_tokens: int) -> None:
         super().__init__("rprm-transformers", hint="lower max_rows or prefix_tokens")
+        self.spec = spec
         self.model = model
         self.tokenizer = tokenizer
         self.max_rows = max_rows
@@ -267,7 +263,24 @@ class _Worker(ModelWorker[_Job]):
     def _second_pass(self, job: _Job) -> None:
         prefix, _ = self._prefill(job.ids)
         assert job.verdict_tokens is not None
-        job.resolve(_yes_no(prefix.logits, job.verdict_tokens))
+        if self._refuse_nan([job], prefix.logits[None]):
+            job.resolve(_yes_no(prefix.logits, job.verdict_tokens))
+
+    def _refuse_nan(self, jobs: Sequence[_Job], logits: torch.Tensor) -> list[int]:
+        """Refuse jobs for which the model gives no numbers, of logits [jobs, vocabulary]; returns the others' indices.
+
+        Of the logits of tokens that a model masks, -inf is one.
+        """
+        numbers = logits.amax(-1).isfinite().tolist()
+        for job, is_number in zip(jobs, numbers, strict=True):
+            if not is_number:
+                job.fail(
+                    RequestRefused(
+                        f"{self.spec}: the model's logits are no numbers (NaN): its weights are damaged, or overflow "
+                        "in this dtype; download it again, or load it with dtype=float32"
+                    )
+                )
+        return [index for index, is_number in enumerate(numbers) if is_number]
 
     def _prefill(self, ids: list[int]) -> tuple[_Prefix, int]:
         """The computed prompt, and how many of its tokens were taken from earlier ones."""
@@ -327,9 +340,11 @@ class _Worker(ModelWorker[_Job]):
         self._keep(self._advance(self.rows, _exact(output.logits[slots, -1])))
 
     def _advance(self, rows: Sequence[_Row], logits: torch.Tensor) -> list[int]:
-        """Draw the next token of each row from logits [rows, vocabulary]; returns the indices of rows that go on."""
+        """Draw the next token of each row from logits [rows, vocabulary]; returns the indices of those that go on."""
+        numbers = self._refuse_nan([row.job for row in rows], logits)
         going = []
-        for index, (row, token) in enumerate(zip(rows, sample(logits, rows), strict=True)):
+        for index, token in zip(numbers, sample(logits[numbers], [rows[index] for index in numbers]), strict=True):
+            row = rows[index]
             row.tokens.append(token)
             if not self._finish(row, logits[index]):
                 going.append(index)

@@ -23,7 +23,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
-from rprm.engines.base import Completion, EngineInfo, Sampling, clipped
+from rprm.engines.base import Completion, EngineInfo, Sampling, check_least, clipped
 from rprm.engines.files import adapter_details, find_file, fingerprint, identity, named_base
 from rprm.engines.tokens import VerdictTokens, encode_prompt, thinking_opening
 from rprm.engines.transcript import Transcript, detokenizer
@@ -92,12 +92,11 @@ class VLLMEngine:
         revision: str | None = None,
         tokenizer: str | None = None,
     ) -> None:
-        if concurrency < 1:
-            raise EngineError(f"vllm:{target}: concurrency={concurrency} keeps no sample under way; give at least 1")
+        self.spec = spec or f"vllm:{target}"
+        check_least(self.spec, concurrency=concurrency, context_length=context_length, max_model_len=max_model_len)
         if None not in (context_length, max_model_len) and context_length != max_model_len:
             raise EngineError(f"vllm:{target}: context_length and max_model_len are one thing; give one of them")
         self.target = target
-        self.spec = spec or f"vllm:{target}"
         if adapter is None and Path(target).is_dir() and (named := named_base(target)) is not None:
             adapter, (base, revision) = target, named
             if tokenizer is None and find_file(target, "tokenizer_config.json", None) is not None:

@@ -134,20 +134,21 @@ class ModelWorker(threading.Thread, Generic[AnyJob]):
                 self.unanswered.add(job)
 
 
-def placement(spec: str, device: str, dtype: str) -> tuple[str, str, torch.dtype]:
-    """Where a model goes and in what precision: the device, the dtype's name and the dtype.
+def placement(spec: str, device: str, dtype: str, num_threads: int | None) -> tuple[str, str, torch.dtype]:
+    """Where a model goes and in what precision: the device, the dtype's name and the dtype. It is loaded in silence.
 
     Args:
         spec: the model, for messages.
         device: "auto" takes a GPU where there is one; or a torch name.
         dtype: "auto" is bfloat16 on a GPU and float32 on a CPU; or a torch name.
+        num_threads: of torch on a CPU; torch's own choice by default.
 
     Raises:
         EngineError: torch or transformers is missing, or there is no such dtype.
     """
     try:
         import torch
-        import transformers  # noqa: F401
+        import transformers
     except ImportError as error:
         raise EngineError(f'{spec} needs transformers and torch: pip install "rprm[local]" ({error})') from None
     if device == "auto":
@@ -157,4 +158,7 @@ def placement(spec: str, device: str, dtype: str) -> tuple[str, str, torch.dtype
     found = getattr(torch, dtype, None)
     if not isinstance(found, torch.dtype):
         raise EngineError(f"{spec}: {dtype!r} is no torch dtype; try float32, bfloat16 or float16")
+    if num_threads:
+        torch.set_num_threads(num_threads)
+    transformers.utils.logging.disable_progress_bar()
     return device, dtype, found

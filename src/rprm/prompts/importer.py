@@ -10,13 +10,16 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from rprm.errors import PromptError
 from rprm.prompts.layout import ONE_PROBLEM, Layout, Unclear, agreed, derive_layout
 from rprm.prompts.template import PromptTemplate
 from rprm.verdict import VerdictFormat
+
+if TYPE_CHECKING:
+    from rprm.reading import Row
 
 #: Columns looked for, in this order, where none is named.
 INSTRUCTION_COLUMNS = ("instruction", "prompt")
@@ -69,7 +72,7 @@ class ImportedTemplate:
 
 
 def import_template(
-    rows: Iterable[Mapping[str, Any]],
+    rows: Iterable[Mapping[str, Any] | Row],
     *,
     name: str,
     marker: str | None = None,
@@ -82,8 +85,9 @@ def import_template(
     """Derive the template that made the instructions of `rows`.
 
     Args:
-        rows: training rows. The instruction is a text or a list of chat messages (one of the user, an optional one of
-            the system); a `system` column is the system message too. Outputs are texts or lists of messages.
+        rows: training rows; those of a source keep the lines that they stand in. The instruction is a text or a list
+            of chat messages (one of the user, an optional one of the system); a `system` column is the system message
+            too. Outputs are texts or lists of messages.
         name: name of the template.
         marker: text before the verdict; by default what the outputs' last lines have in common before Yes or No.
         instruction_column: default: `instruction`, else `prompt`.
@@ -97,67 +101,12 @@ def import_template(
         PromptError: the rows do not show all that a template needs, seem to follow several layouts, or render exactly
             in less than `min_share` of the cases.
     """
-    return _import(
-        enumerate(rows, 1),
-        name=name,
-        marker=marker,
-        instruction_column=instruction_column,
-        output_column=output_column,
-        chat=chat,
-        min_share=min_share,
-        accept_doubts=accept_doubts,
-    )
+    from rprm.reading import Row
 
-
-def import_source(
-    source: str,
-    *,
-    limit: int | None = 2000,
-    revision: str | None = None,
-    config: str | None = None,
-    split: str = "train",
-    **options: Any,
-) -> ImportedTemplate:
-    """`import_template` from the first `limit` rows of a file or of a hub data set, streamed.
-
-    Args:
-        source: a path, or `OWNER/NAME` of a data set, as for `rprm.reading.Source`; `revision`, `config` and `split`
-            concern the latter alone.
-        limit: number of rows to read; None for all.
-        options: as for `import_template`; `name` is required.
-
-    Raises:
-        InputError: the source cannot be read.
-        PromptError: as for `import_template`.
-    """
-    from rprm.reading import Rejected, Source
-
-    reader = Source(source)
-    if reader.hub is not None:
-        query = dict(parse_qsl(source.partition("?")[2]))
-        chosen = {"config": config, "revision": revision}
-        reader.hub |= {"split": split} | query | {key: value for key, value in chosen.items() if value}
-        # Pin what the name stands for now, so that the result can say what it was derived from.
-        reader.hub["revision"] = reader.inspect().digest.removeprefix("revision:")
-        source = f"{reader.hub['path']}@{reader.hub['revision']}"
-    rows = ((row.line, None if isinstance(row, Rejected) else row.value) for row in islice(reader.rows(), limit))
-    return replace(_import(rows, **options), source=source)
-
-
-def _import(
-    rows: Iterable[tuple[int, Any]],
-    *,
-    name: str,
-    marker: str | None = None,
-    instruction_column: str | None = None,
-    output_column: str | None = None,
-    chat: bool | None = None,
-    min_share: float = 0.99,
-    accept_doubts: bool = False,
-) -> ImportedTemplate:
     instruction_columns = (instruction_column,) if instruction_column else INSTRUCTION_COLUMNS
     output_columns = (output_column,) if output_column else OUTPUT_COLUMNS
-    read = [_read_row(line, row, instruction_columns, output_columns) for line, row in rows]
+    numbered = ((row.line, row.value) if isinstance(row, Row) else (line, row) for line, row in enumerate(rows, 1))
+    read = [_read_row(line, row, instruction_columns, output_columns) for line, row in numbered]
     usable = [row for row in read if row.text]
     if not usable:
         reason = read[0].reason if read else "there are no rows"
@@ -224,6 +173,41 @@ def _import(
         layout=layout,
         doubts=doubts,
     )
+
+
+def import_source(
+    source: str,
+    *,
+    limit: int | None = 2000,
+    revision: str | None = None,
+    config: str | None = None,
+    split: str = "train",
+    **options: Any,
+) -> ImportedTemplate:
+    """`import_template` from the first `limit` rows of a file or of a hub data set, streamed.
+
+    Args:
+        source: a path, or `OWNER/NAME` of a data set, as for `rprm.reading.Source`; `revision`, `config` and `split`
+            concern the latter alone.
+        limit: number of rows to read; None for all.
+        options: as for `import_template`; `name` is required.
+
+    Raises:
+        InputError: the source cannot be read.
+        PromptError: as for `import_template`.
+    """
+    from rprm.reading import Rejected, Row, Source
+
+    reader = Source(source)
+    if reader.hub is not None:
+        query = dict(parse_qsl(source.partition("?")[2]))
+        chosen = {"config": config, "revision": revision}
+        reader.hub |= {"split": split} | query | {key: value for key, value in chosen.items() if value}
+        # Pin what the name stands for now, so that the result can say what it was derived from.
+        reader.hub["revision"] = reader.inspect().digest.removeprefix("revision:")
+        source = f"{reader.hub['path']}@{reader.hub['revision']}"
+    rows = (Row(row.line, None, row.text) if isinstance(row, Rejected) else row for row in islice(reader.rows(), limit))
+    return replace(import_template(rows, **options), source=source)
 
 
 def _doubts(what: str, values: Collection[str]) -> Iterator[str]:

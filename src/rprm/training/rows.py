@@ -18,7 +18,7 @@ from typing import Any
 from rprm.data.datasets import TRAIN, VALIDATION
 from rprm.engines.files import commit as commit_of
 from rprm.engines.files import fingerprint
-from rprm.engines.loading import refuse_gaps
+from rprm.engines.loading import load_weights, plain_errors
 from rprm.engines.tokens import control_tokens, encode_prompt, encode_text
 from rprm.errors import EngineError, InputError, PromptError, RequestRefused
 from rprm.prompts.library import MODEL_TEMPLATE, load_template
@@ -196,23 +196,15 @@ def find_model(target: str, revision: str | None = None) -> BaseModel:
     Raises:
         EngineError: it cannot be loaded, or not be trained.
     """
-    from transformers import AutoConfig, GenerationConfig
-
     path = Path(target)
     if target.endswith(".gguf"):
         raise EngineError(f"{target}: a GGUF file cannot be trained; give the model's safetensors folder or its hub id")
     if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
         raise EngineError(f"{target} is a LoRA adapter; merge it first, or train on from a merged model folder")
-    try:
+    with plain_errors(target, "a causal language model"):
+        from transformers import AutoConfig, GenerationConfig
+
         config = AutoConfig.from_pretrained(target, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if "trust_remote_code" in str(error):
-            reason = "it needs code of its repository, which is never run"
-        raise EngineError(
-            f"{target}: cannot load the model: {reason} (give a folder with a causal language model, or a hub id that "
-            "this machine can reach)"
-        ) from error
     commit = None if path.is_dir() else commit_of(target, revision) or revision
     try:
         generation = GenerationConfig.from_pretrained(target, **({} if commit is None else {"revision": commit}))
@@ -232,33 +224,17 @@ def find_model(target: str, revision: str | None = None) -> BaseModel:
 
 
 def check_weights(base: BaseModel) -> None:
-    """Refuse a model of which a tensor is not in its checkpoint, or of another shape: it would begin at random values.
+    """Refuse a model whose checkpoint does not fit its configuration: it would begin at random values.
 
     No weight is read for it.
 
     Raises:
         EngineError: the tensors concerned.
     """
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
+    with plain_errors(base.target, "a causal language model"):
+        from transformers import AutoModelForCausalLM
 
-    # The library's own report of what is said below.
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            base.target,
-            device_map="meta",
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            trust_remote_code=False,
-            **base.source,
-        )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise EngineError(f"{base.target}: cannot load the model: {str(error).strip().splitlines()[0]}") from error
-    finally:
-        logging.set_verbosity(verbosity)
-    refuse_gaps(base.target, model, loading)
+        load_weights(AutoModelForCausalLM, base.target, device_map="meta", **base.source)
 
 
 def end_token(tokenizer: Any, stops: tuple[int, ...], *, chat: bool) -> int:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from rprm.artifacts import MANIFEST, SUMMARY, Run
+from rprm.engines.loading import load_tokenizer
 from rprm.errors import EngineError, InputError, RprmError, RunError
 from rprm.judging import versions
 from rprm.training.checkpoints import MIN_KEPT, Checkpoint, best_checkpoint, last_checkpoint
@@ -226,7 +227,7 @@ class _TrainingRun:
         self.processes = processes
         self.precision = precision
         self.deliberate = deliberate
-        self.tokenizer = _load_tokenizer(base)
+        self.tokenizer = load_tokenizer(base.target, base.revision)
         self.end = end_token(self.tokenizer, base.stops, chat=data.template.chat)
         self.counts: dict[str, PartCounts] = {}
         self._run: Run | None = None
@@ -357,7 +358,7 @@ class _TrainingRun:
             "train_dataset": rows,
             "eval_dataset": open_rows(self.folder / ROWS, "validation"),
             # The trainer gives its tokenizer a padding token; the model's own stays as it is.
-            "processing_class": _load_tokenizer(self.base),
+            "processing_class": load_tokenizer(self.base.target, self.base.revision),
             "callbacks": callbacks,
             "peft_config": _lora(self.settings),
         }
@@ -505,12 +506,6 @@ def _device(precision: Precision, processes: Processes) -> tuple[bool, bool]:
             "recipes/accelerate/fsdp.yaml -m` before `rprm`, or choose one GPU with CUDA_VISIBLE_DEVICES=0"
         )
     return computes_in_bf16(precision, use_cpu=use_cpu), use_cpu
-
-
-def _load_tokenizer(base: BaseModel) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(base.target, trust_remote_code=False, **base.source)
 
 
 def _lora(settings: TrainingSettings) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from rprm.engines.loading import load_tokenizer
 from rprm.training.rows import BaseModel
 from rprm.training.settings import TrainingSettings
 from rprm.training.step_sequences import IGNORED, MergeCounts, TokenSequence, collate
@@ -97,9 +98,8 @@ def make_trainer(*, class_weights: tuple[float, float] | None, **arguments: Any)
 def tokenizer_with_tag(base: BaseModel, tag: str) -> tuple[Any, bool]:
     """The base model's tokenizer with the tag as a special token, and whether it is new to it."""
     from tokenizers import AddedToken
-    from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(base.target, trust_remote_code=False, **base.source)
+    tokenizer = load_tokenizer(base.target, base.revision)
     is_new = tag not in tokenizer.get_vocab()
     if is_new:
         tokenizer.add_tokens([AddedToken(tag, special=True, normalized=False)], special_tokens=True)
