@@ -49,22 +49,20 @@ def test_the_answer_is_what_follows_the_thinking(text: str, answer: str | None) 
 
 def test_what_stands_before_a_later_block_of_thinking_is_a_part_too() -> None:
     text = "a\n<think>b</think>c\n<think>d"
-    assert [text[start:end] for _, start, end in answer_parts(text)] == ["a\n", "c\n"]
+    assert [text[start:end] for start, end in answer_parts(text)] == ["a\n", "c\n"]
 
 
-def test_a_part_may_begin_at_the_first_tag_that_closes_the_thinking() -> None:
+def test_the_last_tag_ends_thinking() -> None:
     text = "<think>a</think>b</think>c"
-    assert [(text[earliest:], text[start:end]) for earliest, start, end in answer_parts(text)] == [("b</think>c", "c")]
-    # Nothing in the text has opened it: it may be no thinking.
-    assert list(answer_parts("b</think>c</think>d")) == [(0, 18, 19)]
+    assert [text[start:end] for start, end in answer_parts(text)] == ["c"]
+    assert list(answer_parts("b</think>c</think>d")) == [(18, 19)]
 
 
 @given(st.lists(st.sampled_from(["<think>", "</think>", "\n", "x", " "]), max_size=12).map("".join))
 def test_parts_are_in_order_and_end_with_the_answer(text: str) -> None:
     parts = list(answer_parts(text))
-    bounds = [bound for part in parts for bound in part[1:]]
+    bounds = [bound for part in parts for bound in part]
     assert bounds == sorted(bounds)
     begin = after_thinking(text)
     if begin is not None:
-        assert parts[-1][1:] == (begin, len(text))
-    assert all(earliest <= start for earliest, start, _ in parts)
+        assert parts[-1] == (begin, len(text))

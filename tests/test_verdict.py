@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rprm.verdict import TwoAnswers, Verdict, VerdictChoice, VerdictFormat, logsumexp, read_verdict, softmax_yes
@@ -131,18 +130,6 @@ def test_ways_to_write_a_verdict(ending: str, yes: bool) -> None:
         # Without its choice the marker must have the line to itself.
         "Is the step correct? Yes, so far.\nNext",
         "I ask myself: Is the step correct? Yes",
-        # In a sentence of other words, or in brackets.
-        f"The step says {MARKER} Yes",
-        f"Step 3: {MARKER} Yes",
-        f"The student: {MARKER} Yes",
-        f"[{MARKER} Yes]",
-        f"({MARKER} Yes)",
-        f"(Then it says so. {MARKER} Yes)",
-        f"To 5. [{MARKER} [Yes/No]",
-        # In doubt: nothing tells which of them is meant.
-        f"So 5. {MARKER} Yes, as the student claims. {MARKER} No, since 2 + 2 is 4.",
-        f'It says "So 5.\n\n{MARKER} Yes\n\nBut 2 + 2 is 4.\n{MARKER} No',
-        f"<think>Hm.</think>\n{MARKER} Yes\nHm.\n{MARKER} No",
     ],
 )
 def test_no_verdict(text: str) -> None:
@@ -194,37 +181,6 @@ def test_ways_to_write_the_marker(marker: str) -> None:
         f"``{MARKER} Yes'' is the form.",
         f'"{MARKER}" Yes, they want to hear.',
         f'To "{MARKER}" Yes',
-        # Over lines and paragraphs.
-        f'The step says "So 5.\n\n{MARKER} Yes".',
-        f'It says "\n{MARKER} Yes\n".',
-        f'It says:"\n{MARKER} Yes\n"',
-        f'"\n\n{MARKER} Yes\n\n"',
-        f'"It is 5.\n\n"So it is.\n{MARKER} Yes\nIndeed."',
-        f"It says “So 5.\n\n{MARKER} Yes\n\nIndeed”.",
-        f"'So 5.\n{MARKER} Yes\nIndeed.'",
-        f"> So 5.\n{MARKER} Yes\n",
-        f"Look: ```\n{MARKER} Yes\n```",
-        f"Look: ```{MARKER} Yes``` is it.",
-        f"<blockquote>\nSo 5.\n{MARKER} Yes\n</blockquote>",
-        f"[quote]So 5.\n{MARKER} Yes\n[/quote]",
-        f"&quot;So 5.\n{MARKER} Yes\nIndeed.&quot;",
-        # Marks of any kind, at either side.
-        f"»{MARKER} Yes«",
-        f"Er schreibt: »So 5. {MARKER} Yes.«",
-        f'Step 3"{MARKER} Yes"',
-        f'Step 3"So 5. {MARKER} Yes"',
-        f"&quot;{MARKER} Yes&quot;",
-        f"<blockquote>{MARKER} Yes</blockquote>",
-        f"《{MARKER} Yes》",
-        f'{MARKER} Yes"',
-        f'So 5. {MARKER} Yes".',
-        f"{MARKER} **Yes**’",
-        # Thinking that holds the tag which ends it; the answer may hold it too.
-        f"<think>\nThe step says </think>\n{MARKER} Yes\nHm.\n</think>",
-        f"The step says </think>\n{MARKER} Yes\nHm.\n</think>",
-        f"<think>Hm.</think>\n```\n</think>\n{MARKER} Yes\n```",
-        f"<think>Hm.</think>\nIt says '</think>\n{MARKER} Yes'",
-        f"It says:\n```\n</think>\n{MARKER} Yes\n```",
         '"Is the step correct? Yes"',
         f'"Write your analysis.\nThen: {MARKER} Yes"',
         f"> {MARKER} Yes",
@@ -243,9 +199,7 @@ def test_ways_to_write_the_marker(marker: str) -> None:
 )
 def test_a_quoted_marker_is_none_and_the_real_one_after_it_counts(quoted: str) -> None:
     assert FORMAT.find(quoted) is None
-    # A block quote goes on to a blank line.
-    between = "\n\n" if "> " in quoted else "\n"
-    text = f"{quoted}{between}{MARKER} No"
+    text = f"{quoted}\n{MARKER} No"
     assert FORMAT.find_all(text) == [Verdict(False, len(text) - 2, len(text))]
 
 
@@ -258,20 +212,12 @@ def test_a_quoted_marker_is_none_and_the_real_one_after_it_counts(quoted: str) -
         "`x` and ``y'' and “z”. ",
         '"This quotation is never closed.\n\n',
         "'Nor is this.\n",
-        "> This is quoted.\n\n",
-        "“Nor is this.\n\n",
-        "<pre>x</pre> and A[q]. ",
+        "> This is quoted.\n",
         "```\ncode\n```\n",
         "| ",
         "1. **",
         "So: ",
         "It is written <think>, mind.\n",
-        "It is written <think></think>, mind.\n",
-        "**Verification**: ",
-        "### 3. Final check - ",
-        "It is \\(4\\). ",
-        "\\[ 2 + 2 = 4 \\] ",
-        "所以是4。",
         "<think>hm</think>",
     ],
 )
@@ -308,7 +254,7 @@ def test_a_marker_of_ones_own_has_no_choice_to_leave_out() -> None:
 
 
 def test_a_start_passes_over_earlier_markers_but_not_over_quotes() -> None:
-    text = f"{MARKER} Yes. '{MARKER} Yes'. {MARKER} No"
+    text = f"{MARKER} Yes. '{MARKER} Yes', {MARKER} No"
     assert FORMAT.find(text, 1) == Verdict(False, len(text) - 2, len(text))
 
 
@@ -333,33 +279,11 @@ def test_the_question_repeated_is_not_an_answer() -> None:
 
 
 def test_the_first_verdict_counts_and_all_are_found() -> None:
-    text = f"{MARKER} No.\nOn reflection:\n{MARKER} Yes"
+    text = f"{MARKER} No. On reflection, {MARKER} Yes"
     assert [verdict.yes for verdict in FORMAT.find_all(text)] == [False, True]
     verdict = FORMAT.find(text)
     assert verdict is not None
     assert verdict.yes is False
-
-
-@pytest.mark.parametrize(
-    "weak",
-    [
-        f"{MARKER} Yes, as the student claims.",
-        f"{MARKER} Yes. So it says.",
-        f"The step is: So 5. {MARKER} Yes",
-        f"So 5.\u2028{MARKER} Yes\u2028Indeed",
-        f"So 5.\x85{MARKER} Yes",
-    ],
-)
-def test_a_verdict_among_other_words_gives_way_to_one_on_a_line_of_its_own(weak: str) -> None:
-    verdict = FORMAT.find(weak)
-    assert verdict is not None
-    assert verdict.yes
-    assert not FORMAT.is_final(f"{weak}\n", verdict)
-    text = f"{weak}\nBut 2 + 2 is 4.\n{MARKER} No"
-    assert FORMAT.find_all(text) == [Verdict(False, len(text) - 2, len(text))]
-    # Where each stands among other words, they must agree.
-    assert FORMAT.find(f"{weak}\nBut 2 + 2 is 4. {MARKER} No") is None
-    assert FORMAT.find(f"{weak}\nSo it is. {MARKER} Yes, it is.") == verdict
 
 
 @pytest.mark.parametrize(
@@ -370,38 +294,40 @@ def test_a_verdict_among_other_words_gives_way_to_one_on_a_line_of_its_own(weak:
         ("/", False),
         (" / ", False),
         ("\ufffd", False),
-        # Words may follow: it would not have its line to itself.
-        (".", False),
-        ("*", False),
-        (", it is\n", False),
-        (" or so\n", False),
-        ("<|im_end|>", False),
-        ("\r", False),
-        ("\u2028", False),
+        (".", True),
         ("\n", True),
-        ("\r\n", True),
         ("\nSo", True),
-        (".\n", True),
-        ("!**\n", True),
-        ("}$\n", True),
-        ("<|im_end|>\n", True),
+        # "**Yes** or **No**" may follow.
+        ("*", False),
+        ("**\n", True),
+        (",", False),
+        (", it", False),
+        (", it ", True),
+        (" or", False),
+        (" or so ", True),
+        (" and", False),
+        ("}$", False),
+        ("<|im_end|>", True),
+        (" (", False),
+        ("!", True),
     ],
 )
-def test_a_verdict_is_final_once_its_line_has_ended(rest: str, final: bool) -> None:
+def test_a_verdict_is_final_once_nothing_can_undo_it(rest: str, final: bool) -> None:
     text = f"{MARKER} Yes"
     verdict = FORMAT.find(text)
     assert verdict is not None
     assert FORMAT.is_final(text + rest, verdict) is final
-    # Not where a quotation may be open, or in thinking of which more may come.
-    for before in ("'Tis so.\n", '"So 5.\n\n', "<pre>\n", "<think>hm</think>\n"):
-        verdict = FORMAT.find(before + text)
-        assert verdict is not None
-        assert not FORMAT.is_final(before + text + rest, verdict)
 
 
-def test_a_no_may_be_that_of_the_next_words() -> None:
-    assert FORMAT.find(f"{MARKER} No arithmetic errors") is None
-    assert FORMAT.find(f"{MARKER} No because the sum is 4") is not None
+def test_a_no_is_final_once_it_is_not_the_no_of_the_next_words() -> None:
+    text = f"{MARKER} No"
+    verdict = FORMAT.find(text)
+    assert verdict is not None
+    waiting = ["", " further", " arithmetic ", " arithmetic errors"]
+    assert [FORMAT.is_final(text + rest, verdict) for rest in waiting] == [False] * 4
+    assert FORMAT.find(f"{text} arithmetic errors") is None
+    assert FORMAT.is_final(f"{text} because the ", verdict)
+    assert FORMAT.is_final(f"{text}, the ", verdict)
 
 
 #: Pieces of which verdicts, quotes, thinking and near misses arise.
@@ -414,23 +340,17 @@ FRAGMENTS = st.lists(
     )
     | st.sampled_from(["'", '"', "“", "”", "‘", "’", "`", "```", "\n```\n", "\n> ", "**", "_", "-", "|", "~", "1. "])
     | st.sampled_from(["<", "</b>", "<|im_end|>", "\\text{", "}", "é", "\ufffd", "\u200b", "Answer: ", "[ ] ", "\r\n"])
-    | st.sampled_from(["\n<think>\n", f"\n<think>\n{MARKER} Yes\n</think>\n", "\n<think>\n</think>", "<think></think>"])
-    | st.sampled_from(
-        ["»", "«", "》", "&quot;", "\n> x\n", "<pre>", "</pre>", "[quote]", "~~~", "''", "「", "x. ", "("]
-    )
-    | st.sampled_from([f"\n{MARKER} Yes\n", f"\n{MARKER} No.\n", "\u2028", "Verification: ", '\n\n"x', "'x ", "x'\n"]),
+    | st.sampled_from(["\n<think>\n", f"\n<think>\n{MARKER} Yes\n</think>\n"]),
     max_size=14,
 ).map("".join)
 
 
-@settings(deadline=None)
 @given(FRAGMENTS)
 def test_a_final_verdict_stands_whatever_follows_anywhere(text: str) -> None:
-    for line_end in re.finditer("\n", text):
-        length = line_end.end()
-        verdict = FORMAT.find(text[:length])
+    found = [FORMAT.find(text[:length]) for length in range(len(text) + 1)]
+    for length, verdict in enumerate(found):
         if verdict is not None and FORMAT.is_final(text[:length], verdict):
-            assert {FORMAT.find(text[:longer]) for longer in range(length, len(text) + 1)} == {verdict}
+            assert set(found[length:]) == {verdict}
             break
 
 
@@ -445,8 +365,6 @@ def test_every_verdict_is_an_answer_word_and_find_gives_the_first(text: str) -> 
 def test_a_final_verdict_stands_whatever_follows(first: str, second: str) -> None:
     text = f"{MARKER} Yes{first}"
     verdict = FORMAT.find(text)
-    # Nothing but the end of a line makes it final.
-    assert verdict is None or "\n" in first or not FORMAT.is_final(text, verdict)
     if verdict is not None and FORMAT.is_final(text, verdict):
         assert FORMAT.find(text + second) == verdict
 
@@ -461,6 +379,13 @@ def test_a_record_is_disarmed() -> None:
     assert FORMAT.disarmed("It is the step.") == "It is the step."
     # "Answer: 4" is what solutions say.
     assert VerdictFormat(marker="Answer:").disarmed("Answer: 4") == "Answer: 4"
+
+
+def test_a_record_without_an_answer_after_the_marker_stays() -> None:
+    assert FORMAT.disarmed(f"{MARKER} I think so.") == f"{MARKER} I think so."
+    ordinary = VerdictFormat(marker="The final answer is")
+    assert ordinary.disarmed("The final answer is 42.") == "The final answer is 42."
+    assert ordinary.disarmed("The final answer is No.") == "The-final-answer-is No."
 
 
 def test_marker_wrapped_over_lines() -> None:

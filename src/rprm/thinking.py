@@ -32,7 +32,7 @@ def after_thinking(text: str) -> int | None:
         0 where the text has no thinking, None where its thinking was never finished.
     """
     begin = 0
-    for *_, end in _blocks(text):
+    for _, end in _blocks(text):
         if end is None:
             return None
         begin = end
@@ -45,24 +45,19 @@ def without_thinking(text: str) -> str:
     return "" if begin is None else text[begin:]
 
 
-def answer_parts(text: str) -> Iterator[tuple[int, int, int]]:
-    """The characters [start, end) of each part of the text that is no thinking, in order.
-
-    Yields:
-        Where the part may begin at the earliest, start, end. The first tag that closes thinking may have ended it, and
-        what nothing in the text has opened may be no thinking.
-    """
-    earliest = start = 0
-    for begin, first_end, end in _blocks(text):
+def answer_parts(text: str) -> Iterator[tuple[int, int]]:
+    """The characters [start, end) of each part of the text that is no thinking, in order."""
+    start = 0
+    for begin, end in _blocks(text):
         if begin > start:
-            yield earliest, start, begin
+            yield start, begin
         if end is None:
             return
-        earliest, start = first_end, end
-    yield earliest, start, len(text)
+        start = end
+    yield start, len(text)
 
 
-def _blocks(text: str) -> Iterator[tuple[int, int, int | None]]:
+def _blocks(text: str) -> Iterator[tuple[int, int | None]]:
     """The blocks of thinking, tags included.
 
     A block opens at the beginning of a line: elsewhere, and within one, the tag is only mentioned. It reaches to the
@@ -70,25 +65,23 @@ def _blocks(text: str) -> Iterator[tuple[int, int, int | None]]:
     other without a block ends thinking that the prompt opened.
 
     Yields:
-        Begin, where it may end at the earliest, end (that of the last tag that closes it; None where there is none).
+        Begin and end (that of the last tag that closes it; None where there is none).
     """
-    begin: int | None = None
-    ends: list[int] = []
+    begin = end = None
     mentioned = -1
     for tag in _TAG.finditer(text):
         if tag["close"]:
-            if (begin is not None and not ends) or mentioned < 0 or "\n" in text[mentioned : tag.start()]:
-                ends = [*(ends[:1] or ([0] if begin is None else [])), tag.end()]
-                begin = begin or 0
+            if (begin is not None and end is None) or mentioned < 0 or "\n" in text[mentioned : tag.start()]:
+                begin, end = begin or 0, tag.end()
             mentioned = -1
             continue
         before = text[max(0, tag.start() - _INDENT) : tag.start()]
         at_line_start = "\n" in before or tag.start() <= _INDENT
         if not at_line_start or before.rpartition("\n")[2].strip():
             mentioned = tag.end()
-        elif begin is None or ends:
-            if ends:
-                yield begin or 0, ends[0], ends[-1]
-            begin, ends, mentioned = tag.start(), [], -1
+        elif begin is None or end is not None:
+            if begin is not None:
+                yield begin, end
+            begin, end, mentioned = tag.start(), None, -1
     if begin is not None:
-        yield begin, ends[0] if ends else len(text), ends[-1] if ends else None
+        yield begin, end

@@ -12,9 +12,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
-from rprm.quoting import MARKS, Quotations
+from rprm.quoting import unquoted
 from rprm.thinking import after_thinking as after_thinking
 from rprm.thinking import answer_parts
 
@@ -53,12 +52,11 @@ class VerdictChoice:
 class VerdictFormat:
     """How an analysis ends: a marker, then one of two answers.
 
-    A verdict has its line to itself: markup or a label ("Verification:"), the marker, markup or a label, the answer,
-    markup. Where no line has one, weaker forms count as long as they agree (see `find`). The marker counts in other
-    spellings too: `(Yes or No)` for `(Yes/No)`, other brackets, wrapped over lines. None of these is a verdict: what
-    stands in quotes (`rprm.quoting`), in brackets or in a sentence of other words; a choice that is left open ("Yes or
-    No"); an answer under a condition ("Yes if"); a "No" that belongs to the next word ("No errors"); anything that the
-    model thinks to itself (`rprm.thinking`). Every search is linear in the length of the text.
+    A verdict is the answer that follows the marker with nothing but markup or a label ("Answer:") between them. The
+    marker counts in other spellings too: `(Yes or No)` for `(Yes/No)`, other brackets, wrapped over lines. Words may
+    stand before it on its line. None of these is a verdict: a marker in quotes (`rprm.quoting`); a choice that is left
+    open ("Yes or No"); an answer under a condition ("Yes if"); a "No" that belongs to the next word ("No errors");
+    anything that the model thinks to itself (`rprm.thinking`). Every search is linear in the length of the text.
     """
 
     marker: str = DEFAULT_MARKER
@@ -75,67 +73,61 @@ class VerdictFormat:
         return _Patterns.of(self.marker, self.yes, self.no)
 
     def disarmed(self, text: str) -> str:
-        """The text of a record without the marker, hyphens between its words: "Is-the-step-correct (Yes/No)? Yes".
+        """The text of a record with hyphens between a marker's words, where an answer follows it.
 
-        A judge that repeats it on a line of its own repeats no verdict. Markers of one or two words stay: solutions may
-        hold them in all innocence.
+        A judge that repeats "Is-the-step-correct (Yes/No)? Yes" repeats no verdict. Markers without an answer stay, and
+        so do those of one or two words.
         """
-        if len(self.marker.split()) < 3:
+        if len(self.marker.split()) < 3 or not self._patterns.any_marker.search(text):
             return text
-        return self._patterns.words.sub(lambda match: re.sub(rf"{_SPACE}+", "-", match[0]), text)
+        return self._patterns.any_marker.sub(
+            lambda marker: (
+                re.sub(rf"(?<=\w){_SPACE}+(?=\w)", "-", marker[0])
+                if self._patterns.answer.match(text, marker.end())
+                else marker[0]
+            ),
+            text,
+        )
 
     def find_all(self, text: str) -> list[Verdict]:
         """Every verdict in `text`, in order."""
-        return self._find(text, 0)
+        return list(self._verdicts(text, 0)) or list(self._weak_verdicts(text, 0))
 
     def find(self, text: str, start: int = 0) -> Verdict | None:
         """The first verdict in `text` whose marker stands at or after `start`, or None.
 
-        Where none has its line to itself, these count if all of them say the same: one that begins after the end of a
-        sentence, or that other words follow ("No, 2 + 2 is 4"); and, on a line of its own, a marker without its choice
-        ("Is the step correct? No"), or one in quotes with its answer outside of them. All must say the same, too, where
-        the first stands after thinking or after a quotation that is never closed.
+        Where there is none, a weaker form counts if it and its answer have lines to themselves: a marker without its
+        choice ("Is the step correct? No"), or one in quotes with its answer outside of them.
         """
-        return next(iter(self._find(text, start)), None)
+        return next(self._verdicts(text, start), None) or next(self._weak_verdicts(text, start), None)
 
     def is_final(self, text: str, verdict: Verdict) -> bool:
         """Whether `verdict`, the first one of `text`, stands however the text goes on.
 
-        One that has its line to itself does once this line has ended, unless a quotation may be open before it, or
-        thinking has ended before it: a tag that closes thinking may stand in the thinking, and the last one counts. A
-        tag that closes thinking which nothing in the text has opened is not foreseen.
+        It does at the end of its line or sentence, or a word or two further: until then its word may turn out longer
+        ("No" of "Nothing") or a choice ("Yes or No"). A verdict in a weaker form (see `find`) never does: one in the
+        full form may follow. Nor does one after thinking: a tag that closes thinking may stand in the thinking, and the
+        last one counts. A tag to come that closes what nothing in the text has opened is not foreseen.
         """
-        at_line_end = self._patterns.line_rest.match(text, verdict.end)
-        if at_line_end is None or at_line_end[0][-1:] != "\n":
+        if after_thinking(text):
             return False
-        first = next((found for found in self._candidates(text, 0) if found.is_alone), None)
-        return first is not None and first.is_certain and first.verdict == verdict
+        known = len(text.rstrip("\ufffd"))  # A character that is not yet whole may turn out to be a letter.
+        return (
+            self._read_on(text, verdict.end, known, verdict.yes)[1] and next(self._verdicts(text, 0), None) == verdict
+        )
 
-    def _find(self, text: str, start: int) -> list[Verdict]:
-        found = list(self._candidates(text, start))
-        found = [candidate for candidate in found if candidate.is_alone] or found
-        verdicts = sorted((candidate.verdict for candidate in found), key=lambda verdict: verdict.start)
-        counts = bool(found) and (found[0].is_certain or len({verdict.yes for verdict in verdicts}) == 1)
-        return verdicts if counts else []
+    def _verdicts(self, text: str, start: int) -> Iterator[Verdict]:
+        """The verdicts in the full form."""
+        for marker, end in _answered(self._patterns.marker, text, start):
+            if verdict := self._verdict(text, marker.end(), end):
+                yield verdict
 
-    def _candidates(self, text: str, start: int) -> Iterator[_Candidate]:
-        """What may be a verdict: in each part of the text those in the full form, then those of a weak marker."""
-        patterns = self._patterns
-        for earliest, begin, end in answer_parts(text) if patterns.any_marker.search(text, start) else ():
-            quotations = Quotations(text, earliest, end)
-            for pattern in (patterns.marker, patterns.weak):
-                for marker in pattern.finditer(text, max(begin, start), end):
-                    verdict = self._verdict(text, marker.end(), end)
-                    if verdict is None or quotations.holds(marker.start()):
-                        continue
-                    is_alone = patterns.line_rest.match(text, verdict.end, end) is not None
-                    if pattern is patterns.weak:
-                        if is_alone:
-                            yield _Candidate(verdict, is_alone=False, is_certain=False)
-                    elif place := _place(text, begin, marker.start()):
-                        is_alone &= place == "line"
-                        is_certain = is_alone and begin == 0 and not quotations.may_hold(marker.start())
-                        yield _Candidate(verdict, is_alone, is_certain)
+    def _weak_verdicts(self, text: str, start: int) -> Iterator[Verdict]:
+        """The verdicts in a weaker form."""
+        for marker, end in _answered(self._patterns.weak, text, start):
+            verdict = self._verdict(text, marker.end(), end)
+            if verdict and _NO_MORE_WORDS.match(text, verdict.end, end):
+                yield verdict
 
     def _verdict(self, text: str, start: int, end: int) -> Verdict | None:
         """The verdict of a marker that ends at `start`, as far as the text goes up to `end`."""
@@ -144,29 +136,36 @@ class VerdictFormat:
             return None
         yes = match["answer"].casefold() == self.yes.casefold()
         verdict = Verdict(yes, match.start("answer"), match.end("answer"))
-        closing = _CLOSING.match(text, verdict.end, end)
-        if closing and not _OPENING.search(text, start, verdict.start):
-            return None
-        return verdict if self._is_answer(text, verdict.end, end, yes) else None
+        return verdict if self._read_on(text, verdict.end, end, yes)[0] else None
 
-    def _is_answer(self, text: str, start: int, end: int, yes: bool) -> bool:
-        """Whether an answer that ends at `start` is one, as far as its line goes on."""
+    def _read_on(self, text: str, start: int, end: int, yes: bool) -> tuple[bool, bool]:
+        """Read what follows an answer.
+
+        Returns:
+            Whether it is an answer as far as the text goes, and whether it is one however the text goes on.
+        """
         tail = self._patterns.tail.match(text, start, end)
         assert tail is not None  # It matches nothing, too.
-        joint, word = tail["joint"].casefold(), tail["word"].casefold()
+        joint, word, place = tail["joint"].casefold(), tail["word"].casefold(), tail.end()
+        is_open = place == end
         if _SLASH.search(joint):
-            return not word
+            return not word, not word and not is_open
         if word == (self.no if yes else self.yes).casefold():
             if _OR.search(joint):
-                return False
+                return False, False
             if _AND.search(joint):
                 # "Yes and No" is a choice; "Yes, no errors found" is none.
-                return tail["word"].islower() and _WORD_FOLLOWS.match(text, tail.end(), end) is not None
+                is_answer = tail["word"].islower() and _WORD_FOLLOWS.match(text, place, end) is not None
+                return is_answer, is_answer
         elif _OR.search(joint) and self.marker.casefold().split()[:1] == [word]:
-            return False  # "Yes or Is the step correct (Yes/No)? No"
+            return False, False  # "Yes or Is the step correct (Yes/No)? No"
         elif word in _CONDITIONS and "," not in joint:
-            return False
-        return yes or bool(joint.strip()) or not _NO_WHAT.match(text, start, end)
+            return False, False
+        if not yes and not joint.strip():
+            if _NO_WHAT.match(text, start, end):
+                return False, False
+            is_open = is_open or _OPEN_WORDS.fullmatch(text, start, end) is not None
+        return True, not is_open
 
     def forms(self, answer: str) -> tuple[str, ...]:
         """The texts that say `answer` where they are one token: any case, with or without a space before it."""
@@ -181,21 +180,6 @@ class VerdictFormat:
         if word == self.no.casefold():
             return False
         return None
-
-
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    """What may be a verdict.
-
-    Attributes:
-        verdict: it.
-        is_alone: it has its line to itself.
-        is_certain: it is, and no text to come can make it one in quotes or in thinking.
-    """
-
-    verdict: Verdict
-    is_alone: bool
-    is_certain: bool
 
 
 class TwoAnswers(VerdictFormat):
@@ -262,8 +246,7 @@ _LATEX = (
 _HTML = r"</?(?:b|i|u|p|br|em|strong|span|h[1-6]|answer|verdict)[^\S\n]?/?>"
 #: What announces the answer: "The final answer is".
 _LABEL = (
-    r"(?:(?:the|my|final)\s{1,4}){0,3}(?:answer|ans|verdict|verification|check|conclusion|judge?ment|decision|result"
-    r"|response)"
+    r"(?:(?:the|my|final)\s{1,4}){0,3}(?:answer|ans|verdict|conclusion|judge?ment|decision|result|response)"
     r"(?![^\W_])(?:\s{1,4}is(?!\w))?|(?:so|thus|hence|therefore)(?=[,:])|(?:答案|回答|结论)是?"
 )
 #: List numbers, and the emoji made of a digit.
@@ -276,24 +259,14 @@ _MARKUP = (
 #: Markup within a line and a sentence.
 _INLINE = rf"{_LATEX}|[^\w\n\r\x0b\x0c\x85\u2028\u2029.!?;:…。！？；：<]|_"
 
-_CLOSING_MARKS = "\"＂”'’»›」』》`)\\]"
-#: What may stand before the marker on its line or in its sentence: no quotation marks, no brackets.
-_LEAD = re.compile(
-    rf"(?:{_LATEX}\s?\{{?|\\[(\[]|\\(?-i:[nrt])|{_HTML}|{_NUMBER}|{_LABEL}"
-    rf"|(?:the|my|final)\s|[^\w~☐⬜<&()\[\]{{}}{MARKS}]|_)*+",
-    re.IGNORECASE,
-)
-#: Characters before the marker among which its line or sentence must begin.
-_LEAD_LENGTH = 80
-_SENTENCE_END = re.compile(rf"(?:[.!?…][)\]}}*_$\\{MARKS}]{{0,4}}\s|[。！？…]|\\\]|\$\$)")
-#: A mark that closes right after the answer. Where none opens between the marker and the answer, both are quoted.
-_CLOSING = re.compile(rf"[^\w\s{_CLOSING_MARKS}]*[{_CLOSING_MARKS}]")
-_OPENING = re.compile(rf"[{MARKS}(\[]")
+_QUOTES = "\"“”„'‘’«»`「」『』"
 _SLASH = re.compile(r"(?<![\[<])[/／∕]")
 _OR = re.compile(r"\b(?:or|vs|versus)\b")
 _AND = re.compile(r"\band\b|[,，、|¦&]")
 _CONDITIONS = ("if", "unless", "otherwise")
 _WORD_FOLLOWS = re.compile(r"[^\S\n]+\w")
+_NO_MORE_WORDS = re.compile(r"[^\w\n<]*(?:<[^<>\n]{1,40}>[^\w\n<]*)*(?:\n|\Z)")
+_OPEN_WORDS = re.compile(r"[^\S\n]+[^\W_]*(?:[^\S\n]+[^\W_]*)?")
 #: Before these, with at most a word between, "No" is no answer: "No arithmetic errors were found".
 _NO_WHAT = re.compile(
     r"[^\S\n]+(?:(?!(?:as|because|due|for|i|in|it|its|since|the|there|this|that|these|we)\b)[^\W\d_]+[^\S\n]+)?"
@@ -311,19 +284,15 @@ class _Patterns:
         marker: the marker, in all its spellings.
         weak: from the beginning of a line, the marker without its choice, or in quotes that end with it.
         any_marker: either.
-        words: the marker's words, without its choice.
         answer: from the marker to the end of the answer, its group `answer`.
         tail: from the answer on, what may join it to another on its line, and the word after that.
-        line_rest: from the answer to the end of its line, where no more words follow.
     """
 
     marker: re.Pattern[str]
     weak: re.Pattern[str]
     any_marker: re.Pattern[str]
-    words: re.Pattern[str]
     answer: re.Pattern[str]
     tail: re.Pattern[str]
-    line_rest: re.Pattern[str]
 
     @classmethod
     def of(cls, marker: str, yes: str, no: str) -> _Patterns:
@@ -340,20 +309,21 @@ class _Patterns:
             either = rf"{_SPACE}{{0,4}}[\"'“”]?(?:[/／∕|]|or)[\"'“”]?{_SPACE}{{0,4}}"
             choice = rf"(?:{first}{either}{second}|{second}{either}{first})(?![^\W_])"
             whole = rf"{stem}[\W_]{{0,12}}{choice}[\"'“”*_]{{0,4}}[^\S\n]?[)\]}}）】〕]?[^\S\n]?[?？:：]?"
+            # "... or Is the step correct (Yes/No)? No" is the rest of a choice.
+            whole = rf"(?<!\bor\s){whole}"
             bare = rf"|{stem}[*_]{{0,3}}[^\S\n]?[?？:：]"
         else:
             words, signs = marker.strip(), {"?": "[?？]", "？": "[?？]", ":": "[:：]", "：": "[:：]"}
             sign = signs.get(words[-1:], "") if len(words) > 1 else ""
             whole = rf"{_words(words[:-1])}[*_]{{0,3}}[^\S\n]?{sign}" if sign else _words(words)
             bare = ""
-        weak = rf"^[^\w\n{MARKS}]{{0,12}}(?:[{MARKS}]{{1,2}}{whole}[{MARKS}]{{1,2}}{bare})"
+        weak = rf"^[^\w\n{_QUOTES}]{{0,12}}(?:[{_QUOTES}]{{1,2}}{whole}[{_QUOTES}]{{1,2}}{bare})"
         # The answer as soon as it comes: "-" may be markup or an answer.
         item = rf"[(\[]{yes}/{no}[)\]]|{_MARKUP}"
         return cls(
             compiled(whole),
             compiled(weak),
             compiled(rf"{whole}|{weak}"),
-            compiled(_words(with_choice[1] if with_choice else marker.strip())),
             compiled(
                 rf"(?:(?!(?:{answers})(?!_*[^\W_]))(?:{item})){{0,200}}+"
                 rf"(?P<answer>{answers})(?!_*[^\W_]|[-‐‑'’][^\W_])"
@@ -362,7 +332,6 @@ class _Patterns:
                 rf"(?P<joint>(?:(?!{answers})(?:{_INLINE}|(?:or|and|vs|versus)\b))*+)"
                 rf"(?P<word>(?:{answers})(?![^\W_])|[^\W_]*)"
             ),
-            compiled(r"(?:[^\w\n<\[]|_|\[(?:/[A-Z]{1,20}\])?|<[^<>\n]{1,40}>)*+(?:\n|\Z)"),
         )
 
 
@@ -372,11 +341,10 @@ def _words(text: str) -> str:
     return rf"(?<![A-Za-z0-9]){pattern}" if text[:1].isascii() and text[:1].isalnum() else pattern
 
 
-def _place(text: str, start: int, marker: int) -> Literal["line", "sentence"] | None:
-    """What begins with a marker, but for markup and labels; None where other words stand before it."""
-    low = max(start, marker - _LEAD_LENGTH)
-    line = text.rfind("\n", low, marker) + 1 or low
-    if (line > low or low == start) and _LEAD.fullmatch(text, line, marker):
-        return "line"
-    sentences = [match.end() for match in _SENTENCE_END.finditer(text, line, marker)]
-    return "sentence" if sentences and _LEAD.fullmatch(text, sentences[-1], marker) else None
+def _answered(pattern: re.Pattern[str], text: str, start: int) -> Iterator[tuple[re.Match[str], int]]:
+    """The markers outside thinking and quotes, each with the end of the part of the text that it stands in."""
+    if pattern.search(text, start) is None:
+        return
+    for begin, end in answer_parts(text):
+        for marker in unquoted(text, begin, end, pattern.finditer(text, max(begin, start), end)):
+            yield marker, end

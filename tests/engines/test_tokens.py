@@ -241,7 +241,7 @@ class TestSmolLM2:
             chat=False,
         )
         for step in (self.STEP, "So 2 + 2 = 4."):
-            talk = chat(f"2 + 2?Step 1: {step}", Message("system", "Judge."))
+            talk = chat(f"2 + 2?Step 1: {raw.verdict.disarmed(step)}", Message("system", "Judge."))
             assert encode_prompt(tokenizer, raw.render("2 + 2?", [step], 0)) == encode_prompt(tokenizer, talk)
 
 

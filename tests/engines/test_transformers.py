@@ -281,17 +281,11 @@ class _Forced:
     ("script", "text", "reason"),
     [
         # Ends after the verdict: what follows is never read.
-        ("Fine.\nIs the step correct (Yes/No)? No.\nAnd so on.", "Fine.\nIs the step correct (Yes/No)? No", "verdict"),
-        # Among other words it may give way to another.
-        (
-            "Fine. Is the step correct (Yes/No)? Yes, it says.\nIs the step correct (Yes/No)? No\nAnd so on.",
-            "Fine. Is the step correct (Yes/No)? Yes, it says.\nIs the step correct (Yes/No)? No",
-            "verdict",
-        ),
+        ("Fine. Is the step correct (Yes/No)? No, and so on.", "Fine. Is the step correct (Yes/No)? No", "verdict"),
         # "No" begins a longer word: the text goes on to a real verdict.
         (
-            "Is the step correct (Yes/No)? Nothing.\nIs the step correct (Yes/No)? Yes!\n",
-            "Is the step correct (Yes/No)? Nothing.\nIs the step correct (Yes/No)? Yes",
+            "Is the step correct (Yes/No)? Nothing. Is the step correct (Yes/No)? Yes!",
+            "Is the step correct (Yes/No)? Nothing. Is the step correct (Yes/No)? Yes",
             "verdict",
         ),
         # The question repeated.
@@ -313,10 +307,6 @@ def test_verdicts_end_the_analysis(tiny_model: Path, script: str, text: str, rea
     if verdict is not None:
         choice = next(choice for choice in completion.choices if choice.start == verdict.start)
         assert completion.choices[-1] == choice
-        if reason == "verdict":
-            # A token for each character, " Yes" and " No" being one.
-            answers = text.count(" Yes") * 3 + text.count(" No") * 2
-            assert completion.num_tokens == len(text) - answers - text.count("Yes/No") * 3
         # The written token has logit 0; of the other answer's mass nothing changes: still an honest softmax.
         assert (choice.p_yes > 0.5) == verdict.yes
 

@@ -13,8 +13,9 @@ from rprm.verdict import Verdict, VerdictFormat
 class Transcript:
     """The text of one completion while its tokens arrive, and where it ends.
 
-    It ends at a stop string (which is cut off), or with the word of its first verdict, once the end of its line shows
-    that nothing can undo it. Where it ends depends on the text alone, not on how the text is split into tokens.
+    It ends at a stop string (which is cut off), or with the word of its first verdict, as soon as that verdict can no
+    longer turn out to be something else: "No" may go on as "Nothing" or "No / Yes". Where it ends depends on the text
+    alone, not on how the text is split into tokens.
 
     Args:
         verdict: the verdict that ends it.
@@ -35,8 +36,12 @@ class Transcript:
         self._verdict = verdict
         self._stop = stop
         self._lengths: list[int] = []  # of the text after each token
+        self._is_open = False  # a verdict stands, but more text may undo it
         if verdict is not None:
-            self._answer = re.compile(f"{re.escape(verdict.yes)}|{re.escape(verdict.no)}", re.IGNORECASE)
+            self._longest_answer = max(len(verdict.yes), len(verdict.no))
+            answers = f"{re.escape(verdict.yes)}|{re.escape(verdict.no)}"
+            # As a word: "no" stands in "know" and "not".
+            self._answer = re.compile(rf"(?<![A-Za-z])(?:{answers})(?![A-Za-z])", re.IGNORECASE)
 
     def add(self, piece: str) -> None:
         """Append the text of one token, which may be empty."""
@@ -65,15 +70,14 @@ class Transcript:
 
     def _find_verdict(self, before: int, end: float) -> Verdict | None:
         """The first verdict of the text up to `end`, if nothing that may follow can undo it."""
-        # Searching the whole text for every token would take quadratic time: only the end of a line with an answer
-        # word is worth it.
-        line_end = self.text.rfind("\n", before)
-        if self._verdict is None or line_end < 0:
+        if self._verdict is None:
             return None
-        if not self._answer.search(self.text, self.text.rfind("\n", 0, before) + 1, line_end):
+        # Searching the whole text for every token would take quadratic time: only a new answer word is worth it.
+        if not self._is_open and not self._answer.search(self.text, max(0, before - self._longest_answer + 1)):
             return None
         text = self.text[: int(end)]
         verdict = self._verdict.find(text)
+        self._is_open = verdict is not None
         return verdict if verdict is not None and self._verdict.is_final(text, verdict) else None
 
 

@@ -23,7 +23,7 @@ from rprm.engines.tokens import VerdictTokens, encode_prompt, thinking_opening
 from rprm.engines.worker import Job, ModelWorker, placement
 from rprm.errors import EngineError, RequestRefused
 from rprm.prompts.template import Prompt
-from rprm.verdict import VerdictChoice, VerdictFormat, read_verdict
+from rprm.verdict import Verdict, VerdictChoice, VerdictFormat
 
 if TYPE_CHECKING:
     import torch
@@ -175,7 +175,9 @@ class _Row:
     slot: int = -1
     tokens: list[int] = field(default_factory=list)
     choices: list[VerdictChoice] = field(default_factory=list)
-    nums_to_choices: list[int] = field(default_factory=list)  # the tokens up to each of them
+    # A verdict that may yet turn out to be the beginning of something longer, and the tokens up to it.
+    verdict: Verdict | None = None
+    num_to_verdict: int = 0
 
 
 @dataclass(eq=False)
@@ -354,19 +356,19 @@ class _Worker(ModelWorker[_Job]):
         """Whether the row ends with the token just drawn; then its completion is handed over."""
         token, sampling, format_ = row.tokens[-1], row.sampling, row.sampling.verdict
         ended = token in self.end_tokens
+        if format_ is not None and row.verdict is not None:
+            text = self._text(row)
+            if format_.is_final(text, row.verdict):
+                return self._hand_over(row, text[: row.verdict.end], row.num_to_verdict, "verdict")
+            row.verdict = format_.find(text)
         tokens = row.job.verdict_tokens
         if format_ is not None and tokens is not None and (token in tokens.yes or token in tokens.no):
             text = self._text(row)
             word = self._decode([token]).strip()
             row.choices.append(VerdictChoice(len(text.rstrip()) - len(word), *_yes_no(logits, tokens)))
-            row.nums_to_choices.append(len(row.tokens))
-        elif format_ is not None and row.choices and "\n" in self._decode([token]):
-            # The end of a line may show that nothing can undo a verdict.
-            text = self._text(row)
-            verdict, choice = read_verdict(text, format_, row.choices) or (None, None)
-            if verdict is not None and choice is not None and format_.is_final(text, verdict):
-                num_tokens = row.nums_to_choices[row.choices.index(choice)]
-                return self._hand_over(row, text[: verdict.end], num_tokens, "verdict")
+            if row.verdict is None:
+                row.verdict = format_.find(text)
+                row.num_to_verdict = len(row.tokens)
         if ended:
             return self._hand_over(row, self._text(row), len(row.tokens), "stop", ended=True)
         if sampling.stop:
