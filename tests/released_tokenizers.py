@@ -43,7 +43,7 @@ def llama3(**named: str) -> Any:
 
 def mistral_model(version: str = "v1") -> Path:
     """Mistral's sentencepiece model, as a folder with a `tokenizer.model` alone."""
-    pytest.importorskip("google.protobuf", reason='pip install "rprm[local]"')
+    pytest.importorskip("google.protobuf", reason='pip install ".[local]"')
     names = {"v1": "tokenizer.model.v1", "v3": "mistral_instruct_tokenizer_240323.model.v3"}
     file = package_file("mistral_common", f"data/{names[version]}")
     folder = file.parent / version

@@ -234,6 +234,15 @@ def test_bench_judges_measures_and_compares(tmp_path: Path) -> None:
     assert 0.0 <= found["p_value"] <= 1.0
     assert "paired" in rprm("bench", "compare", tmp_path / "a", tmp_path / "b").stdout
 
+    # A run knows its data. The measurement of scores makes its folder, and does not take that of another run.
+    known = rprm("bench", "processbench", "--scores", tmp_path / "a", "--output", tmp_path / "new" / "one", "--json")
+    assert json.loads(known.stdout)["figures"] == figures
+    assert json.loads((tmp_path / "new" / "one" / "measurement.json").read_text())["figures"] == figures
+    before = (tmp_path / "b" / "measurement.json").read_bytes()
+    refused = rprm("bench", "processbench", "--data", data, "--scores", scores, "--output", tmp_path / "b")
+    assert (refused.returncode, (tmp_path / "b" / "measurement.json").read_bytes()) == (1, before)
+    assert "holds another run" in refused.stderr
+
     # A run of the older row format is read too: its rewards meant the same.
     manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
     assert manifest["settings"].pop("row_format") == 2
@@ -246,6 +255,27 @@ def test_bench_judges_measures_and_compares(tmp_path: Path) -> None:
     changed = rprm("bench", "compare", tmp_path / "a", tmp_path / "b")
     assert changed.returncode == 1
     assert "judged on other data" in changed.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ask", "./missing.txt"], "--ask ./missing.txt: no sentence, and no file"),
+        (["--model", "transformers:./no_folder"], "there is no such folder or file"),
+        (["--output", EXAMPLES], "solutions.jsonl"),
+    ],
+)
+def test_a_path_that_is_none_is_told_in_one_line(arguments: list[object], message: str) -> None:
+    done = rprm("judge", EXAMPLES, "--model", "scripted:", *arguments)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_input_without_a_solution_is_no_success(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").touch()
+    done = rprm("judge", tmp_path / "empty.jsonl", "--model", "scripted:")
+    assert (done.returncode, done.stderr) == (1, f"rprm: {tmp_path}/empty.jsonl: holds no solution\n")
 
 
 def test_bench_names_missing_predictions(tmp_path: Path) -> None:
@@ -292,7 +322,7 @@ def test_bench_curve_and_held_out_need_full_rewards(tmp_path: Path) -> None:
     assert {"curve", "held_out"} <= set(report)
     refused = rprm("bench", "processbench", "--data", data, "--model", "scripted:", "--curve", "--stopping", "exact")
     assert refused.returncode == 1
-    assert "--stopping none --all-steps" in refused.stderr
+    assert "leave out --stopping" in refused.stderr
 
 
 def test_bench_sets_bad_rows_aside(tmp_path: Path) -> None:

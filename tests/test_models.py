@@ -351,7 +351,7 @@ def test_offline_without_the_prompt_the_error_says_how(hub: Hub):
 
 def test_without_the_hub_extra_the_error_names_it(hub: Hub, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(PromptError, match=r'pip install "rprm\[hub\]"'):
+    with pytest.raises(PromptError, match=r'pip install "\.\[hub\]"'):
         released_template(R_PRM)
 
 

@@ -271,6 +271,7 @@ def read_json_lines(path: Path) -> Iterator[Any]:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file whole, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as stream:
         stream.write(text.encode())

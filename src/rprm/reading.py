@@ -29,7 +29,7 @@ MAX_LINE_BYTES = 32 * 1024 * 1024
 MAX_REJECTED_TEXT = 100_000
 
 #: `datasets` reads the hub and parquet files.
-_NO_HUB = 'reading from the hub, or a parquet file, needs the extra: pip install "rprm[hub]"'
+_NO_HUB = 'reading from the hub, or a parquet file, needs the extra: pip install ".[hub]"'
 
 
 class Rejected(Record):
@@ -160,8 +160,8 @@ class Source:
             raise InputError(_NO_HUB) from None
         except Exception as error:
             raise InputError(
-                f"{self.name}: no such file, and the hub gave no such data set ({type(error).__name__}: {error}); "
-                "check the name, or give a file"
+                f"{self.name.removeprefix('hub:').removesuffix('?')}: no such file, and not to be had from the hub "
+                f"({type(error).__name__}: {error}); check the name and the network, or give a file"
             ) from error
 
     def _streamed(self, *names: str | None, **options: str) -> Iterator[Row]:

@@ -395,7 +395,7 @@ def test_a_sentencepiece_model_is_read_as_sentencepiece_reads_it(tmp_path: Path)
 
     from rprm.engines.loading import load_tokenizer
 
-    pytest.importorskip("google.protobuf", reason='pip install "rprm[local]"')
+    pytest.importorskip("google.protobuf", reason='pip install ".[local]"')
     folder = tmp_path / "math-shepherd"
     folder.mkdir()
     shutil.copy(released_tokenizers.mistral_model() / "tokenizer.model", folder)

@@ -467,7 +467,7 @@ def unimported() -> Iterator[None]:
 @pytest.mark.usefixtures("unimported")
 def test_a_missing_vllm_is_told_with_its_fix() -> None:
     sys.modules["vllm"] = None  # type: ignore[assignment]
-    with pytest.raises(EngineError, match=r'pip install "rprm\[vllm\]"'):
+    with pytest.raises(EngineError, match=r'pip install "\.\[vllm\]"'):
         start(VLLMEngine("./model"))
 
 

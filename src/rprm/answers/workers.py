@@ -103,7 +103,7 @@ class _Worker:
         if self._read_line() != b"ready\n":
             self.stop()
             if self._process.returncode == worker_program.NOT_INSTALLED:
-                raise RprmError('comparing mathematical answers needs the extra: pip install "rprm[math]"')
+                raise RprmError('comparing mathematical answers needs the extra: pip install ".[math]"')
             raise RprmError(
                 f"the process that compares answers ended at its start (code {self._process.returncode}); run "
                 f"{sys.executable} {worker_program.__file__} 5 4000000000 to see why"

@@ -223,7 +223,7 @@ def _prmbench_hub_rows(source: Source, name: str, revision: str) -> Iterator[Row
     try:
         from datasets import Features, Value, load_dataset
     except ImportError:
-        raise InputError('reading from the hub needs the extra: pip install "rprm[hub]"') from None
+        raise InputError('reading from the hub needs the extra: pip install ".[hub]"') from None
 
     text, number = Value("string"), Value("int64")
     texts = ("original_question", "modified_question", "question", "reason", "idx", "classification")

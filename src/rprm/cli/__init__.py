@@ -31,6 +31,10 @@ def main() -> None:
     except RprmError as error:
         print(f"rprm: {error}", file=sys.stderr)
         sys.exit(1)
+    except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        # Of a path that was given. Other errors of the system may be faults of ours.
+        print(f"rprm: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("rprm: interrupted; the same command with the same --output goes on from here", file=sys.stderr)
         sys.exit(130)

@@ -107,13 +107,14 @@ def processbench(
 ) -> None:
     """ProcessBench: error accuracy, correct accuracy and their harmonic mean (F1) for each subset, and the average.
 
-    --curve and --held-out need every reward in full: --stopping none --all-steps.
+    --curve and --held-out judge every step in full, as --stopping none --all-steps does.
     """
     from rprm.benchmarks import measure_held_out, measure_processbench, read_processbench, threshold_curve
     from rprm.benchmarks.items import PROCESSBENCH_HUB
     from rprm.report.measures import curve_table, held_out_table
 
-    check_what(model, scores)
+    check_what(model, scores, output)
+    data, limit = _as_judged(scores, data, limit)
     if curve or held_out:
         stopping = _in_full(model, stopping, first_error_exit)
         first_error_exit = False
@@ -188,7 +189,8 @@ def prmbench(
     from rprm.benchmarks.items import PRMBENCH_HUB
     from rprm.benchmarks.prmbench import without_step_numbers
 
-    check_what(model, scores)
+    check_what(model, scores, output)
+    data, limit = _as_judged(scores, data, limit)
     items = _limited(read_prmbench(data or PRMBENCH_HUB, revision=revision), limit, "classification")
     if strip_step_numbers:
         items = without_step_numbers(items)
@@ -396,6 +398,14 @@ def _told(run: Path) -> dict[str, Any]:
     }
 
 
+def _as_judged(scores: Path | None, data: str | None, limit: int | None) -> tuple[str | None, int | None]:
+    """Data and limit as given, else those of the run that the scores are."""
+    told = [_told(scores)] if scores is not None and scores.is_dir() else []
+    if data is None:
+        return _agreed("data", None, told), _agreed("limit", limit, told)
+    return data, limit
+
+
 def _agreed(name: str, given: Any, told: list[dict[str, Any]]) -> Any:
     """What was given, else what the runs say, if they say the same."""
     from rprm.errors import BenchmarkError
@@ -430,7 +440,8 @@ def _limited(items: Any, limit: int | None, group: str) -> Any:
     return replace(items, items=tuple(kept))
 
 
-def check_what(model: str | None, stored: Path | None) -> None:
+def check_what(model: str | None, stored: Path | None, output: Path | None) -> None:
+    from rprm.artifacts import MANIFEST
     from rprm.errors import BenchmarkError
 
     if model is None and stored is None:
@@ -439,13 +450,15 @@ def check_what(model: str | None, stored: Path | None) -> None:
         )
     if model is not None and stored is not None:
         raise BenchmarkError("--model judges now and --scores measures what was judged before: give one of the two")
+    if stored is not None and output is not None and (output / MANIFEST).exists() and not output.samefile(stored):
+        raise BenchmarkError(f"{output} holds another run than {stored}: name another --output")
 
 
 def _in_full(model: str | None, stopping: StoppingName | None, first_error_exit: bool | None) -> StoppingName:
     from rprm.errors import BenchmarkError
 
     if model is not None and (stopping not in (None, StoppingName.none) or first_error_exit):
-        raise BenchmarkError("--curve and --held-out need every reward in full: use --stopping none --all-steps")
+        raise BenchmarkError("--curve and --held-out judge in full: leave out --stopping and --first-error-exit")
     return StoppingName.none
 
 

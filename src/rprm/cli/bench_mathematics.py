@@ -180,7 +180,6 @@ def _show(measured: SearchMeasurement, grades: Path | None, output: Path | None,
     from rprm.report.mathematics import search_curve_table, search_table, unsettled_table
 
     if grades is not None:
-        grades.parent.mkdir(parents=True, exist_ok=True)
         lines = (json_module.dumps(answer.as_dict(), ensure_ascii=False) for answer in measured.answers)
         write_atomically(grades, "".join(f"{line}\n" for line in lines))
     if output is not None:

@@ -74,7 +74,7 @@ def steps(
     from rprm.benchmarks import LastStepRewarder, measure_steps
     from rprm.benchmarks.labelled_steps import BENCHMARK
 
-    check_what(model, scores)
+    check_what(model, scores, output)
     items = read_items(source, limit)
     if scores is not None:
         judged, threshold = stored_scores(scores, items), measured_threshold(scores, threshold)

@@ -203,6 +203,8 @@ def judge(
     refuse_nothing_judged(totals)
     if totals.num_rejected:
         raise typer.Exit(EXIT_REJECTED)
+    if not totals.num_solutions:
+        raise InputError(f"{input}: holds no solution")
 
 
 def asked(ask: str | None, force_verdict: bool | None) -> bool | str | None:
@@ -218,9 +220,11 @@ def asked(ask: str | None, force_verdict: bool | None) -> bool | str | None:
     if force_verdict is False:
         raise InputError("--ask asks for a verdict: leave out --no-force-verdict")
     try:
-        text = Path(ask).read_text(encoding="utf-8").rstrip("\n") if len(ask) < 256 and Path(ask).is_file() else ask
+        # A sentence has spaces.
+        is_file = not any(map(str.isspace, ask)) or (len(ask) < 256 and Path(ask).is_file())
+        text = Path(ask).read_text(encoding="utf-8").rstrip("\n") if ask and is_file else ask
     except (OSError, ValueError) as error:
-        raise InputError(f"--ask {ask}: cannot be read as UTF-8 text: {error}") from None
+        raise InputError(f"--ask {ask}: no sentence, and no file that can be read as UTF-8 text: {error}") from None
     if not text.strip():
         raise InputError(f"--ask {ask!r}: empty; give a sentence that ends where Yes or No follows, or a file with one")
     return text

@@ -79,7 +79,7 @@ def commands(known: KnownModel) -> dict[str, str]:
     needed = {"local": "transformers", "hub": "datasets"}
     lines = {}
     if missing := [extra for extra, module in needed.items() if find_spec(module) is None]:
-        lines[f'pip install "rprm[{",".join(missing)}]"'] = "first, what is not installed here"
+        lines[f'pip install ".[{",".join(missing)}]"'] = "first, what is not installed here"
     lines[f"rprm judge solutions.jsonl --model {known.alias}"] = ""
     for benchmark in ("processbench", "prmbench"):
         options = known.options.get(benchmark)

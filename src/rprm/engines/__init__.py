@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from pathlib import Path
 from typing import Any, cast
 from urllib.parse import parse_qsl
 
@@ -55,6 +56,8 @@ def load_engine(spec: str, **options: Any) -> Engine:
         return cast(Engine, engine_class(spec, **options))
     if not arguments:
         raise EngineError(f"model {spec!r}: say which model, as in {kind}:PATH_OR_ID")
+    if target.startswith((".", "/")) and kind != "openai" and not Path(target).exists():
+        raise EngineError(f"model {spec!r}: there is no such folder or file")
     return cast(Engine, engine_class(target, spec=spec, **options))
 
 

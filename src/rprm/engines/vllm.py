@@ -414,9 +414,7 @@ def _import_vllm() -> str:
         import vllm.v1.engine.async_llm
     except ImportError as error:
         if error.name == "vllm":
-            raise EngineError(
-                'vLLM is not installed: pip install "rprm[vllm]"; without a GPU see docs/vllm.md'
-            ) from None
+            raise EngineError('vLLM is not installed: pip install ".[vllm]"; without a GPU see docs/vllm.md') from None
         raise EngineError(_why_broken(error)) from error
     except Exception as error:
         raise EngineError(_why_broken(error)) from error

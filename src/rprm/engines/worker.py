@@ -150,7 +150,7 @@ def placement(spec: str, device: str, dtype: str, num_threads: int | None) -> tu
         import torch
         import transformers
     except ImportError as error:
-        raise EngineError(f'{spec} needs transformers and torch: pip install "rprm[local]" ({error})') from None
+        raise EngineError(f'{spec} needs transformers and torch: pip install ".[local]" ({error})') from None
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if dtype == "auto":

@@ -137,7 +137,7 @@ def train_base(
         import torch  # noqa: F401
         import transformers  # noqa: F401
     except ImportError as error:
-        raise EngineError(f'training needs torch and transformers: pip install "rprm[train]" ({error})') from None
+        raise EngineError(f'training needs torch and transformers: pip install ".[train]" ({error})') from None
     folder = Path(output)
     resolved = {**asdict(settings), "world": asdict(world), **({"start": fingerprint(start)} if start else {})}
     started = time.monotonic()

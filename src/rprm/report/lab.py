@@ -174,7 +174,7 @@ def _svg(curves: Mapping[str, Mapping[int, Estimate]], axis: str, logarithmic: b
         from matplotlib.figure import Figure
         from matplotlib.ticker import NullLocator, ScalarFormatter
     except ImportError:
-        raise EngineError('the lab\'s page needs matplotlib: pip install "rprm[report]"') from None
+        raise EngineError('the lab\'s page needs matplotlib: pip install ".[report]"') from None
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     colours = {RPRM: "#1f77b4", CLASSIFIER: "#d62728"}

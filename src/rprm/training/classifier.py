@@ -559,7 +559,7 @@ def _device(precision: Precision) -> tuple[bool, bool]:
         import torch
         import transformers  # noqa: F401
     except ImportError as error:
-        raise EngineError(f'training needs torch and transformers: pip install "rprm[train]" ({error})') from None
+        raise EngineError(f'training needs torch and transformers: pip install ".[train]" ({error})') from None
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 or torch.cuda.device_count() > 1:
         raise InputError(
             "a classifier is trained on one device: choose one with CUDA_VISIBLE_DEVICES=0, and start one process; "

@@ -471,7 +471,7 @@ def _require_libraries() -> None:
         import torch  # noqa: F401
         import trl  # noqa: F401
     except ImportError as error:
-        raise EngineError(f'training needs TRL and torch: pip install "rprm[train]" ({error})') from None
+        raise EngineError(f'training needs TRL and torch: pip install ".[train]" ({error})') from None
 
 
 def _accepted(make_config: Callable[[dict[str, Any]], Any], arguments: dict[str, Any]) -> Any:
