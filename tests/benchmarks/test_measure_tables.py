@@ -194,3 +194,15 @@ def test_comparison_names_are_no_markup() -> None:
     missing = tally_processbench(items, Scores({"math-0": (0.9, 0.9)}), allow_missing=True)
     text = shown(comparison_table(compare(first, missing, num_resamples=5)))
     assert "B: 39 items without a full prediction: what is missing counts as wrong" in unwrapped(text)
+
+
+def test_a_comparison_says_what_could_not_be_judged_and_at_which_thresholds() -> None:
+    items, scores = processbench()
+    partly = Scores({**scores.p_yes, "math-1": (None, 0.3), "math-3": (None, 0.3)})
+    compared = compare(
+        tally_processbench(items, partly), tally_processbench(items, scores, threshold=0.4), num_resamples=5
+    )
+    text = unwrapped(shown(comparison_table(compared)))
+    assert "A: 2 items could not be judged: a step has no score; they count as predicted wrong" in text
+    assert "thresholds: A 0.5, B 0.4" in text
+    assert compared.as_dict()["unjudged"] == {"first": 2, "second": 0}

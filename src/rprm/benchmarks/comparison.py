@@ -39,6 +39,7 @@ class Comparison:
         only_first_right, only_second_right: items that one run alone predicts right (ProcessBench; None for PRMBench).
         mcnemar_p: two-sided exact McNemar test on these (ProcessBench; None for PRMBench).
         missing: per run, ids counted as wrong for want of a prediction.
+        num_unjudged: per run, items of ProcessBench whose first error is not known, the missing ones too.
     """
 
     benchmark: str
@@ -56,6 +57,7 @@ class Comparison:
     only_second_right: int | None
     mcnemar_p: float | None
     missing: tuple[tuple[str, ...], tuple[str, ...]]
+    num_unjudged: tuple[int, int]
     thresholds: tuple[float, float]
     num_resamples: int
     seed: int
@@ -77,6 +79,7 @@ class Comparison:
             "only_second_right": self.only_second_right,
             "mcnemar_p": self.mcnemar_p,
             "missing_items": {"first": list(self.missing[0]), "second": list(self.missing[1])},
+            "unjudged": {"first": self.num_unjudged[0], "second": self.num_unjudged[1]},
             "thresholds": {"first": self.thresholds[0], "second": self.thresholds[1]},
             "resamples": self.num_resamples,
             "undefined_resamples": dict(self.undefined_resamples),
@@ -139,6 +142,7 @@ def compare(
         only_second_right=only_second,
         mcnemar_p=mcnemar_p,
         missing=(first.missing, second.missing),
+        num_unjudged=(first.num_unjudged, second.num_unjudged),
         thresholds=(first.threshold, second.threshold),
         num_resamples=num_resamples,
         seed=seed,

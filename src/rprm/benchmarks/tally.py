@@ -110,6 +110,10 @@ class Tally:
     notes: tuple[str, ...] = ()
 
     @property
+    def num_unjudged(self) -> int:
+        return sum(coverage.num_unjudged for coverage in self.coverage.values())
+
+    @property
     def values(self) -> Floats:
         """(F,) the figures themselves."""
         return self.figures_of(self.counts.sum(axis=0))

@@ -157,10 +157,18 @@ def _tests(comparison: Comparison) -> list[str]:
             f"{comparison.only_first_right:,} items only A predicts right, "
             f"{comparison.only_second_right:,} only B: {_p(comparison.mcnemar_p)}, exact McNemar test"
         )
-    for name, missing in zip("AB", comparison.missing, strict=True):
+    for name, missing, num_unjudged in zip("AB", comparison.missing, comparison.num_unjudged, strict=True):
         if missing:
             lines.append(f"{name}: {_missing(len(missing))}")
+        if partly := max(0, num_unjudged - len(missing)):
+            lines.append(f"{name}: {_unjudged(partly)}")
+    if len(set(comparison.thresholds)) > 1:
+        lines.append("thresholds: A {:g}, B {:g}".format(*comparison.thresholds))
     return lines
+
+
+def _unjudged(number: int) -> str:
+    return f"{number:,} items could not be judged: a step has no score; they count as predicted wrong"
 
 
 def _basis(measurement: Measurement) -> list[str]:
@@ -173,7 +181,7 @@ def _basis(measurement: Measurement) -> list[str]:
     if measurement.benchmark == "processbench":
         lines.append("F1 is the harmonic mean of the two accuracies; the average is over the subsets shown")
         if partly := total.num_unjudged - total.num_missing:
-            lines.append(f"{partly:,} items could not be judged: a step has no score; they count as predicted wrong")
+            lines.append(_unjudged(partly))
     if measurement.missing:
         lines.append(_missing(len(measurement.missing)))
     unscored = total.steps_needed - total.steps_scored
