@@ -111,12 +111,17 @@ class Endpoint:
             await client.aclose()
 
     async def ask(self, path: str, limit: int, body: dict[str, Any] | None = None) -> dict[str, Any] | None:
-        """What stands at `path`, or is answered to `body` there; None where it cannot be had at the first attempt."""
+        """What stands at `path`, or is answered to `body` there, retried as in `post`; None where it cannot be had.
+
+        Raises:
+            EngineUnavailable: no request has ever reached the server.
+        """
         method, content = ("GET", None) if body is None else ("POST", json.dumps(body).encode())
         try:
-            async with asyncio.timeout(min(20.0, self.timeout)):
-                return await self._exchange(method, path, content, limit, None)
-        except (EngineError, httpx.HTTPError, Transient, TimeoutError):
+            return await self._retried(method, path, content, dict, limit, None, min(20.0, self.timeout))
+        except EngineError:
+            if not self._reached:
+                raise
             return None
 
     async def post(
@@ -141,20 +146,33 @@ class Endpoint:
             EngineError: the server refuses every such request.
         """
         content = json.dumps(body).encode()
+        result = await self._retried("POST", path, content, read, limit, watch, self.timeout)
+        self._answered = self._answered or (path, content, limit)
+        return result
+
+    async def _retried(
+        self,
+        method: str,
+        path: str,
+        content: bytes | None,
+        read: Callable[[dict[str, Any]], T],
+        limit: int,
+        watch: Watch | None,
+        seconds: float,
+    ) -> T:
         attempt, retries, num_before = 0, self.max_retries, self._num_answers
         is_up = False
         while True:
             wait, is_busy = 0.0, False
             try:
-                async with asyncio.timeout(self.timeout):
-                    result = read(await self._exchange("POST", path, content, limit, watch))
-                self._answered = self._answered or (path, content, limit)
+                async with asyncio.timeout(seconds):
+                    result = read(await self._exchange(method, path, content, limit, watch))
                 self._num_answers += 1
                 return result
             except Transient as failure:
                 reason, wait, is_busy = self.clean(failure.reason), failure.retry_after, failure.is_busy
             except TimeoutError:
-                reason = f"no full answer within timeout={self.timeout:g} s"
+                reason = f"no full answer within timeout={seconds:g} s"
                 # Too slow for all is not the fault of this request.
                 is_busy = self._num_answers == num_before
             except httpx.RequestError as error:

@@ -20,7 +20,6 @@ from rprm.engines.endpoint import Endpoint, Refusal
 from rprm.engines.openai_route import (
     MORE_PROBE_TOKENS,
     PROBE_TOKENS,
-    AnswerIds,
     Route,
     context_length_of,
     model_card,
@@ -126,7 +125,6 @@ class OpenAIEngine:
             key_env=key_env,
             send_key_over_http=send_key_over_http,
         )
-        self._ids = AnswerIds(self.endpoint, self.model)
         self._wants_logprobs = top_logprobs > 0
         self._chat = Route("/chat/completions", top_logprobs)
         self._plain = Route("/completions", top_logprobs)
@@ -159,8 +157,6 @@ class OpenAIEngine:
         details = {"url": self.url, **route.details()}
         if not_sent := details.get("not_sent"):
             logger.warning("%s: takes no %s: its own defaults apply", self.endpoint.where(route.path), not_sent)
-        if route.takes_ids:
-            details["logprob_token_ids"] = self._ids.of(_PROBE_VERDICT)
         if self.extra:
             details["extra"] = self.extra
         if self.share_prompts:
@@ -213,9 +209,10 @@ class OpenAIEngine:
         prompt = replace(prompt, reply=prompt.reply + text)
         sampling = Sampling(temperature=0.0, max_tokens=1, verdict=verdict)
         body = self._body(route, prompt, sampling, 1, stream=False)
+        num_ids = len(route.ids_of(verdict))
         async with self._slots:
             choice = await self.endpoint.post(
-                route.path, body, lambda data: first_choice(data, len(text), verdict), route.limit(sampling, 1)
+                route.path, body, lambda data: first_choice(data, len(text), verdict, num_ids), route.limit(sampling, 1)
             )
         if choice is None:
             raise RequestRefused(
@@ -261,8 +258,7 @@ class OpenAIEngine:
         async with route.lock:
             while not route.learned:
                 await self._probe(route)
-            if verdict is not None and route.takes_ids:
-                await self._ids.learn(verdict)
+            await route.learn_ids(self.endpoint, self.model, verdict)
         return route
 
     async def _probe(self, route: Route) -> None:
@@ -270,7 +266,7 @@ class OpenAIEngine:
 
         One answer without log-probabilities, or one refusal that names nothing, decides nothing.
         """
-        ids = await self._ids.learn(_PROBE_VERDICT) if route.takes_ids else []
+        ids = await route.learn_ids(self.endpoint, self.model, _PROBE_VERDICT)
         route.takes_ids = bool(ids)
 
         def read(data: dict[str, Any]) -> tuple[bool, Completion]:
@@ -352,7 +348,7 @@ class OpenAIEngine:
                 body |= {"logprobs": True, "top_logprobs": route.top_logprobs}
             else:
                 body["logprobs"] = route.top_logprobs
-            if route.takes_ids and (ids := self._ids.of(sampling.verdict)):
+            if ids := route.ids_of(sampling.verdict):
                 # A server that does not know the field lists the likeliest tokens.
                 body["logprob_token_ids"] = ids
         if n > 1:
@@ -368,11 +364,12 @@ class OpenAIEngine:
         """
         route = await self._learned(self._chat if prompt.chat else self._plain, sampling.verdict)
         echo = await self._echo(route, prompt)
+        num_ids = len(route.ids_of(sampling.verdict))
 
         def read(data: dict[str, Any]) -> list[Completion]:
             route.opens_thinking |= not prompt.reply and ends_thinking_alone(data)
             opens_thinking = route.opens_thinking and not prompt.reply
-            return read_completions(data, sampling, n, echo, opens_thinking=opens_thinking)
+            return read_completions(data, sampling, n, echo, opens_thinking=opens_thinking, num_ids=num_ids)
 
         while True:
             asked = replace(sampling, max_tokens=min(sampling.max_tokens, self._rooms.get(prompt, sampling.max_tokens)))

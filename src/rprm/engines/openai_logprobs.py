@@ -58,6 +58,14 @@ class Token:
         left = math.log(max(-math.expm1(total), _LEAST_LEFT))
         return found, max(bound, left) if len(found) >= len(listed) else 0.0
 
+    def is_one_of(self, num_ids: int) -> bool:
+        """Whether the list is `num_ids` tokens asked for by their ids, and the token itself is one of them.
+
+        vLLM lists a token that was not asked for besides those that were.
+        """
+        listed = [(self.bytes_of(entry), _logprob(entry)) for entry in self._top]
+        return len(listed) == num_ids and (self.content, _logprob(self._own)) in listed
+
     def unusable(self) -> list[bytes]:
         """Bytes of the alternatives whose log-probability is none."""
         return [self.bytes_of(entry) for entry in self._top if _logprob(entry) is None]
@@ -132,13 +140,23 @@ def _logprob(entry: Mapping[str, Any]) -> float | None:
     return min(float(value), 0.0)
 
 
-def verdict_choice(token: Token, start: int, verdict: VerdictFormat) -> VerdictChoice | None:
+def verdict_choice(token: Token, start: int, verdict: VerdictFormat, num_ids: int = 0) -> VerdictChoice | None:
     """The choice at a token: each answer summed over its variants there; None where it cannot be told.
 
     It can where both answers are listed, or where one is and the other must be far less likely: no alternative outside
     the list is more likely than the last one in it and what the list leaves. The other then counts with this bound,
     never as impossible. An answer listed with a number that is no log-probability tells nothing of either.
+
+    Args:
+        token: it.
+        start: its character.
+        verdict: the two answers.
+        num_ids: tokens that were asked for by their ids, 0 for the likeliest ones. An answer that is none of them tells
+            that they are not all forms of the answers.
     """
+    is_answer = verdict.answer_of(token.content.decode("utf-8", "replace")) is not None
+    if num_ids and is_answer and not token.is_one_of(num_ids):
+        return None
     if any(verdict.answer_of(content.decode("utf-8", "replace")) is not None for content in token.unusable()):
         return None
     found, bound = token.alternatives()
@@ -155,7 +173,7 @@ def verdict_choice(token: Token, start: int, verdict: VerdictFormat) -> VerdictC
 
 
 def verdict_choices(
-    text: str, tokens: Sequence[Token], verdict: VerdictFormat | None, after_reasoning: bool = False
+    text: str, tokens: Sequence[Token], verdict: VerdictFormat | None, after_reasoning: bool = False, num_ids: int = 0
 ) -> tuple[VerdictChoice, ...]:
     """The choices at every token that reads as an answer, at their characters in `text`."""
     if verdict is None:
@@ -169,7 +187,7 @@ def verdict_choices(
             continue
         start += len(word) - len(word.lstrip())
         at = place(start, start + len(word.strip()))
-        choice = None if at is None else verdict_choice(token, at, verdict)
+        choice = None if at is None else verdict_choice(token, at, verdict, num_ids)
         if choice is not None:
             choices.append(choice)
     return tuple(choices)

@@ -44,12 +44,38 @@ class Route:
     opens_thinking: bool = False
     #: Whether the answers' tokens are asked for by their ids (vLLM).
     takes_ids: bool = False
+    #: Those ids, by the words of the answers; none where the server told no token of one of them.
+    ids: dict[tuple[str, str], list[int]] = field(default_factory=dict)
     probe_tokens: int = PROBE_TOKENS
     num_bad: int = 0
     learned: bool = False
     #: Whether answers begin with the reply that was given; None until it is learned.
     echoes: bool | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def ids_of(self, verdict: VerdictFormat | None) -> list[int]:
+        """The ids to ask for; none where the likeliest tokens are asked for."""
+        return self.ids.get((verdict.yes, verdict.no), []) if self.takes_ids and verdict is not None else []
+
+    async def learn_ids(self, endpoint: Endpoint, model: str, verdict: VerdictFormat | None) -> list[int]:
+        """Learn all forms of the answers from one text, so that either all are known or none (vLLM's `/tokenize`).
+
+        A tokenizer that puts a space before every text (sentencepiece) has its tokens without one only after a line end
+        or a sign.
+        """
+        if not self.takes_ids or verdict is None or (key := (verdict.yes, verdict.no)) in self.ids:
+            return self.ids_of(verdict)
+        answers = [dict.fromkeys(map(str.strip, VerdictFormat.forms(verdict, answer))) for answer in key]
+        text = "".join(f"\n{word} {word} *{word}" for words in answers for word in words)
+        body = {"model": model, "prompt": text, "add_special_tokens": False, "return_token_strs": True}
+        # It stands beside `/v1`.
+        data = await endpoint.ask("/../tokenize", 1 << 16, body) or {}
+        columns = [data.get(name) for name in ("tokens", "token_strs")]
+        ids, texts = (column if isinstance(column, list) else [] for column in columns)
+        spelled = [(id_, str(text).strip("\u0120\u2581 ")) for id_, text in zip(ids, texts, strict=False)]
+        found = [{id_ for id_, word in spelled if word in words and isinstance(id_, int)} for words in answers]
+        self.ids[key] = sorted(set().union(*found)) if all(found) else []
+        return self.ids[key]
 
     def give_up(self, said: str) -> bool:
         """Stop using the feature that the server's refusal of the probe names; False where it names none."""
@@ -119,39 +145,6 @@ def parse_extra(spec: str, extra: str) -> dict[str, Any]:
     if taken := sorted(filter(_OUR_FIELDS.fullmatch, fields)):
         raise EngineError(f"{spec}: extra may not set {', '.join(taken)}: the engine sets them itself")
     return fields
-
-
-class AnswerIds:
-    """Ids of the tokens that are a form of Yes or No, from vLLM's `/tokenize`, by the words of the answers."""
-
-    def __init__(self, endpoint: Endpoint, model: str) -> None:
-        self.endpoint = endpoint
-        self.model = model
-        self._known: dict[tuple[str, str], list[int]] = {}
-
-    def of(self, verdict: VerdictFormat) -> list[int]:
-        """What was learned; nothing where the server told no token of one of the answers."""
-        return self._known.get((verdict.yes, verdict.no), [])
-
-    async def learn(self, verdict: VerdictFormat) -> list[int]:
-        """A space that a tokenizer puts before a word as a token of its own (`\u2581`) is looked past."""
-        if (verdict.yes, verdict.no) in self._known:
-            return self.of(verdict)
-        found: dict[str, set[int]] = {verdict.yes: set(), verdict.no: set()}
-        forms = [(answer, form) for answer in found for form in VerdictFormat.forms(verdict, answer)]
-        body = {"model": self.model, "add_special_tokens": False, "return_token_strs": True}
-        # vLLM has it beside `/v1`.
-        asked = (self.endpoint.ask("/../tokenize", 1 << 16, body | {"prompt": form}) for _, form in forms)
-        for (answer, form), data in zip(forms, await asyncio.gather(*asked), strict=True):
-            ids, texts = ((data or {}).get(name) for name in ("tokens", "token_strs"))
-            if isinstance(ids, list) and isinstance(texts, list):
-                words = [(id_, str(text).strip("\u0120\u2581 ")) for id_, text in zip(ids, texts, strict=False)]
-                match [(id_, word) for id_, word in words if word]:
-                    case [(int(id_), word)] if word == form.strip():
-                        found[answer].add(id_)
-        ids = sorted(set().union(*found.values())) if all(found.values()) else []
-        self._known[verdict.yes, verdict.no] = ids
-        return ids
 
 
 def model_card(model: str, served: Mapping[str, dict[str, Any]]) -> dict[str, Any]:

@@ -285,14 +285,20 @@ def lists_answers(data: Mapping[str, Any], verdict: VerdictFormat, num: int) -> 
     return bool(texts) and all(sum(verdict.answer_of(text) is not None for text in some) >= num for some in texts)
 
 
-def first_choice(data: Mapping[str, Any], start: int, verdict: VerdictFormat) -> VerdictChoice | None:
+def first_choice(data: Mapping[str, Any], start: int, verdict: VerdictFormat, num_ids: int) -> VerdictChoice | None:
     """The choice at the first token of the answer, said to stand at `start`; None where it cannot be told."""
     tokens = read_tokens(_choices(data)[0])
-    return verdict_choice(tokens[0], start, verdict) if tokens else None
+    return verdict_choice(tokens[0], start, verdict, num_ids) if tokens else None
 
 
 def read_completions(
-    data: Mapping[str, Any], sampling: Sampling, n: int, echo: str = "", *, opens_thinking: bool = False
+    data: Mapping[str, Any],
+    sampling: Sampling,
+    n: int,
+    echo: str = "",
+    *,
+    opens_thinking: bool = False,
+    num_ids: int = 0,
 ) -> list[Completion]:
     """The completions of an answer; some servers give fewer than the `n` asked for.
 
@@ -301,6 +307,7 @@ def read_completions(
     Args:
         echo: what every text begins with, and is no part of the completion.
         opens_thinking: the chat template opens the thinking: a text that was cut off before its end is all thinking.
+        num_ids: tokens whose log-probabilities were asked for by their ids.
     """
     choices = _choices(data)[:n]
     texts = [_text(choice) for choice in choices]
@@ -334,7 +341,7 @@ def read_completions(
             before = f"{_THINK_OPEN}{thoughts}\n{_THINK_END}\n\n" if text else f"{_THINK_OPEN}{thoughts}"
         elif opens_thinking and finish_reason == "length" and _THINK_END not in text:
             before = _THINK_OPEN
-        found = verdict_choices(text, tokens, sampling.verdict, after_reasoning=bool(thoughts))
+        found = verdict_choices(text, tokens, sampling.verdict, bool(thoughts), num_ids)
         completions.append(
             Completion(
                 text=before + text,
