@@ -154,7 +154,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"
         ("tokenizer.json", b"{", "malformed"),
         ("pytorch_model.bin", {"state_dict": {UP: torch.ones(2)}}, "lm_head.weight is missing"),
         ("pytorch_model.bin", [torch.ones(2)], "pytorch_model.bin is damaged"),
-        ("pytorch_model.bin", {UP: Path("x")}, "pytorch_model.bin is damaged, or holds code"),
+        ("pytorch_model.bin", {UP: Path("x")}, "pytorch_model.bin is damaged, or holds more"),
         ("model.safetensors.index.json", b'{"weight_map": []}', "has no weight_map"),
         ("model.safetensors.index.json", b"[]", "is no JSON object"),
         ("config.json", b"[]", "malformed"),

@@ -73,9 +73,9 @@ def load_model(
 
         if target.endswith(".gguf"):
             path = Path(target)
-            if not path.is_file():
-                raise OSError("no such file")
             folder, file = str(path.parent), {"gguf_file": path.name}
+            if find_file(folder, path.name, None) is None:
+                raise OSError("no such file")
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **file)
             file["quantization_config"] = GgufConfig(dequantize=True)
             model = load_weights(AutoModelForCausalLM, folder, name=spec, dtype=dtype, **file)
@@ -349,7 +349,7 @@ def _described_in(path: Path) -> dict[str, _Stored]:
             return {name: _Stored(tensor.get_dtype(), tuple(tensor.get_shape())) for name, tensor in slices.items()}
     # Of a malformed file torch raises errors of many kinds, and its advice is to run what code the file may hold.
     except Exception as error:
-        raise OSError(f"{path} is damaged, or holds code beside its tensors; download it again") from error
+        raise OSError(f"{path} is damaged, or holds more than tensors; download it again") from error
 
 
 def _read(path: Path, name: str) -> torch.Tensor:
