@@ -516,7 +516,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
             r"model.layers.2.mlp.up_proj.weight has no place",
         ),
         (broken(qwen_folder, tmp_path / "whole", whole_numbers), {}, r"layers.1.mlp.up_proj.weight has whole numbers"),
-        (torn, {"layout": "qwen"}, "cannot load the model: .*header"),
+        (torn, {"layout": "qwen"}, "cannot load the model: .*model.safetensors is damaged"),
         (broken(qwen_folder, tmp_path / "a", outcome_head), {}, "head is not two-way"),
         (broken(qwen_folder, tmp_path / "narrow", narrow_head), {}, r"score.0.weight \[32, 31\].* instead of"),
         (broken(qwen_folder, tmp_path / "b", no_layer), {}, r"layers.1.mlp.up_proj.weight is missing"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -207,7 +208,11 @@ def test_a_wrong_first_row_costs_itself(tmp_path: Path) -> None:
     [
         ([], "there are no rows"),
         (["{torn", "{"], "row 1: not JSON|part train: cannot be read: JSON parse error"),
-        (['{"instruction": null}'] * 3, "row 1 has the columns instruction; rows for sft have"),
+        (['{"instruction": null}'] * 3, r"row 1 has the columns instruction \(no text\); rows for sft have"),
+        (
+            [json.dumps({**sft_row(number), "output": None}) for number in range(3)],
+            r"row 1 has the columns instruction, output \(no text\); rows",
+        ),
         # 12 of 72 rows are 17%.
         (
             [*(json.dumps(dpo_row(number)) for number in range(12)), *(json.dumps(sft_row(n)) for n in range(60))],
@@ -223,6 +228,40 @@ def test_a_file_without_rows_of_one_kind_is_refused_with_the_cause(
     path.write_text("".join(f"{row}\n" for row in rows))
     with pytest.raises(InputError, match=message):
         write_published(open_published(str(path.parent if folder else path)), tmp_path / "out")
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl"])
+def test_files_of_different_columns_are_refused_before_anything_is_written(
+    ending: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = write_set(tmp_path / "set", {"train": [sft_row(number) for number in range(60)]})
+    if ending == "parquet":
+        write_set(tmp_path / "other", {"train": [dpo_row(number) for number in range(4)]})
+        (tmp_path / "other" / "train" / "part-1.parquet").rename(source / "train" / "part-2.parquet")
+    else:
+        shutil.rmtree(source / "train")
+        (source / "train").mkdir()
+        for name, row in (("a", sft_row), ("b", dpo_row)):
+            rows = (json.dumps(row(number)) for number in range(30))
+            (source / "train" / f"{name}.jsonl").write_text("\n".join(rows))
+    capfd.readouterr()
+    with pytest.raises(
+        InputError, match=r"part train: its files have different columns \(instruction, output; "
+    ) as told:
+        write_published(open_published(str(source)), tmp_path / "out")
+    assert "\n" not in str(told.value)
+    assert not (tmp_path / "out").exists()
+    assert capfd.readouterr().err == ""
+
+
+def test_rows_with_analyses_of_both_kinds_are_pairs(tmp_path: Path) -> None:
+    rows = [{**sft_row(number), **dpo_row(number)} for number in range(60)]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    summary = write_published(open_published(str(tmp_path / "rows.jsonl")), tmp_path / "out")
+    assert summary["counts"]["kept"] == 60
+    written = read(tmp_path / "out" / "train.jsonl")
+    assert [row["chosen"][0]["content"] for row in written] == [row["chosen"] for row in rows]
+    assert "completion" not in written[0]
 
 
 def test_a_template_that_is_named_must_make_every_instruction(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from rprm.engines import EngineInfo
 from rprm.engines.files import fingerprint
+from rprm.engines.loading import load_model, load_weights
 from rprm.engines.transformers import TransformersEngine
 from rprm.engines.vllm import VLLMEngine
 from rprm.errors import EngineError
@@ -116,6 +118,59 @@ def test_what_a_checkpoint_has_beside_the_model_does_not_matter(folder: Path) ->
     further = {"v_head.weight": torch.zeros(1, 64), "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}
     rewrite(folder, lambda tensors: tensors.update(further))
     assert start(folder).context_length == 512
+    torch.save({**load_file(folder / "model.safetensors"), "step": 3}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    assert start(folder).context_length == 512
+
+
+def test_buffers_of_old_are_no_weights(tmp_path: Path) -> None:
+    """As GPT-J and Falcon were published. A bias, of one dimension, is one all the same."""
+    from transformers import AutoModelForCausalLM, FalconConfig, GPTJConfig
+
+    sizes = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    gptj = GPTJConfig(vocab_size=32, n_embd=16, n_layer=1, n_head=2, n_positions=8, rotary_dim=4)
+    mask = {"attn.bias": torch.ones(1, 1, 8, 8, dtype=torch.bool), "attn.masked_bias": torch.tensor(-1e9)}
+    frequencies = {"self_attention.rotary.inv_freq": torch.ones(4)}
+    for config, buffers in ((gptj, mask), (FalconConfig(**sizes, alibi=False), frequencies)):
+        folder = tmp_path / config.model_type
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        further = {f"transformer.h.0.{name}": tensor for name, tensor in buffers.items()}
+        rewrite(folder, lambda tensors, further=further: tensors.update(further))
+        load_weights(AutoModelForCausalLM, str(folder))
+    rewrite(tmp_path / "gptj", lambda tensors: tensors.update({"transformer.h.0.attn.bias": torch.ones(8)}))
+    with pytest.raises(EngineError, match=r"attn.bias has no place in it"):
+        load_weights(AutoModelForCausalLM, str(tmp_path / "gptj"))
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.safetensors", POINTER, "is a Git LFS pointer, .*git lfs pull"),
+        ("pytorch_model.bin", POINTER, "is a Git LFS pointer, .*git lfs pull"),
+        ("tokenizer.json", POINTER, "is a Git LFS pointer, .*git lfs pull"),
+        ("tokenizer.json", b"{", "malformed"),
+        ("pytorch_model.bin", {"state_dict": {UP: torch.ones(2)}}, "lm_head.weight is missing"),
+        ("pytorch_model.bin", [torch.ones(2)], "pytorch_model.bin is damaged"),
+        ("pytorch_model.bin", {UP: Path("x")}, "pytorch_model.bin is damaged, or holds more"),
+        ("model.safetensors.index.json", b'{"weight_map": []}', "has no weight_map"),
+        ("model.safetensors.index.json", b"[]", "is no JSON object"),
+        ("config.json", b"[]", "malformed"),
+    ],
+)
+def test_a_malformed_file_is_told_in_one_line(folder: Path, name: str, content: Any, message: str) -> None:
+    if name.startswith(("pytorch_model", "model.safetensors.")):
+        (folder / "model.safetensors").unlink()
+    if isinstance(content, bytes):
+        (folder / name).write_bytes(content)
+    else:
+        torch.save(content, folder / name)
+    with pytest.raises(EngineError, match=message) as told:
+        start(folder)
+    assert "\n" not in str(told.value)
+    assert "weights_only" not in str(told.value)
 
 
 def test_a_sentencepiece_model_alone_is_read_as_sentencepiece_reads_it(tmp_path: Path) -> None:
@@ -260,6 +315,82 @@ def test_an_adapter_that_is_not_whole_is_refused(tiny_model: Path, adapter: Path
     (adapter / "adapter_config.json").write_text("{}")
     with pytest.raises(EngineError, match="names no base model"):
         start(adapter)
+
+
+def test_an_adapter_without_its_weights_is_told_without_the_network(
+    tiny_model: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.create_connection", lambda *_, **__: pytest.fail("asked the network"))
+    (adapter / "adapter_model.safetensors").unlink()
+    for target, options in ((adapter, {}), (tiny_model, {"adapter": str(adapter)})):
+        with pytest.raises(EngineError, match=r"neither adapter_model.safetensors nor adapter_model.bin"):
+            start(target, **options)
+
+
+IDS = torch.tensor([[5, 6, 7, 8]])
+EMBEDDINGS, HEAD = "embed_tokens", "lm_head"
+
+
+@pytest.mark.parametrize(
+    ("is_tied", "more_rows", "options"),
+    [
+        (True, 0, {"target_modules": ["q_proj", EMBEDDINGS]}),
+        (True, 0, {"target_modules": ["q_proj", HEAD]}),
+        (True, 0, {"target_modules": [EMBEDDINGS, HEAD]}),
+        (True, 0, {"target_modules": ["q_proj"], "modules_to_save": [HEAD]}),
+        (True, 4, {"target_modules": ["q_proj", EMBEDDINGS]}),
+        (True, 4, {"target_modules": ["q_proj"], "modules_to_save": [EMBEDDINGS]}),
+        (False, 4, {"target_modules": ["q_proj"], "modules_to_save": [EMBEDDINGS, HEAD]}),
+        (False, 4, {"target_modules": [EMBEDDINGS, HEAD]}),
+        (False, -4, {"target_modules": [EMBEDDINGS]}),
+    ],
+)
+def test_an_adapter_of_embeddings_gives_the_logits_that_it_was_trained_with(
+    folder: Path, tmp_path: Path, is_tied: bool, more_rows: int, options: dict[str, Any]
+) -> None:
+    """A tied matrix takes a change on one side only, and tokens that were added or left out count."""
+    trained, path = train_adapter(folder, tmp_path / "adapter", is_tied, more_rows, options)
+    merged = load_model(str(path), spec="adapter", dtype=torch.float32).model
+    with torch.no_grad():
+        torch.testing.assert_close(merged(IDS).logits, trained, rtol=1e-4, atol=1e-4)
+    # As a trained model is kept.
+    merged.save_pretrained(tmp_path / "merged")
+    with torch.no_grad():
+        torch.testing.assert_close(type(merged).from_pretrained(tmp_path / "merged")(IDS).logits, merged(IDS).logits)
+
+
+def test_rows_that_an_adapter_does_not_hold_are_not_made_up(folder: Path, tmp_path: Path) -> None:
+    """The output layer has its own rows, and those of the new tokens were not saved."""
+    _, path = train_adapter(folder, tmp_path / "adapter", False, 4, {"target_modules": [EMBEDDINGS]})
+    with pytest.raises(EngineError, match=r"size mismatch for .*embed_tokens"):
+        load_model(str(path), spec="adapter", dtype=torch.float32)
+
+
+def train_adapter(
+    base: Path, folder: Path, is_tied: bool, more_rows: int, options: dict[str, Any]
+) -> tuple[torch.Tensor, Path]:
+    """Saves an adapter with random weights; its logits before it is merged, and its folder."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    if is_tied:
+        config = json.loads((base / "config.json").read_text())
+        (base / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+        rewrite(base, lambda tensors: tensors.pop("lm_head.weight"))
+    model = AutoModelForCausalLM.from_pretrained(base)
+    if more_rows:
+        model.resize_token_embeddings(model.config.vocab_size + more_rows, mean_resizing=False)
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
+        adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, **options)).eval()
+        torch.manual_seed(0)
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter, std=0.3)
+        adapted.save_pretrained(folder)
+    shutil.copy(base / "tokenizer.json", folder)
+    shutil.copy(base / "tokenizer_config.json", folder)
+    with torch.no_grad():
+        return adapted(IDS).logits, folder
 
 
 def test_vllm_serves_the_base_that_an_adapters_folder_names(tiny_model: Path, adapter: Path) -> None:

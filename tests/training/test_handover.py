@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +51,24 @@ def test_an_adapter_names_its_base_and_the_revision(tiny_model: Path, tmp_path: 
     folder = make_folder(checkpoint, tmp_path / "run", tiny_model, base=base, merge=False)
     written = json.loads((folder / "adapter_config.json").read_text())
     assert written == {**config, "base_model_name_or_path": "owner/name", "revision": "5cc7683d"}
+
+
+def test_an_adapter_of_tied_embeddings_is_merged_as_it_was_trained(tiny_model: Path, tmp_path: Path) -> None:
+    """`--lora-targets embed_tokens`: the output layer keeps the weights that it shared with the embeddings."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(tiny_model, tie_word_embeddings=True)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["embed_tokens"], init_lora_weights=False)
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
+        adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), lora).eval()
+        adapted.save_pretrained(tmp_path / "checkpoint-3")
+    folder = make_folder(tmp_path / "checkpoint-3", tmp_path / "run", tiny_model, base=find_model(f"{tmp_path}/base"))
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        merged = AutoModelForCausalLM.from_pretrained(folder)(ids).logits
+        torch.testing.assert_close(merged, adapted(ids).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_weights_in_shards_are_stored_in_bfloat16(tiny_model: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -28,8 +29,8 @@ from rprm.records import LabelledStep
 
 Kind = Literal["sft", "dpo"]
 
-#: Columns of the analyses, by kind of training.
-_ANALYSES: Mapping[Kind, tuple[str, ...]] = {"sft": ("output",), "dpo": ("chosen", "rejected")}
+#: Columns of the analyses, by kind of training. A row that has those of both is a pair.
+_ANALYSES: Mapping[Kind, tuple[str, ...]] = {"dpo": ("chosen", "rejected"), "sft": ("output",)}
 
 #: Rows that the template is derived from, and the share of them that it must render exactly. The others are checked as
 #: they are read.
@@ -113,9 +114,12 @@ def _loaded(name: str, title: str, digest: str | None, *arguments: Any, **option
     """A set that the library `datasets` streams. Of files, the digest is a hash of their content."""
     try:
         from datasets import load_dataset_builder
+        from datasets.table import CastError
     except ImportError:
         raise InputError('reading data sets needs the extra: pip install "rprm[hub]"') from None
 
+    # What it logs of a file that it cannot read, it raises too.
+    logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
     try:
         builder = load_dataset_builder(*arguments, **options)
     except (OSError, ValueError) as error:
@@ -123,21 +127,33 @@ def _loaded(name: str, title: str, digest: str | None, *arguments: Any, **option
     files: Mapping[str, list[str]] = builder.config.data_files or {}
     if "train" not in files:
         raise InputError(f"{name} has no part 'train' (it has {', '.join(map(str, files)) or 'none'})")
+
+    def rows(part: str, file: int | None = None) -> Iterator[Row]:
+        try:
+            values = builder.as_streaming_dataset(split=part)
+            if file is not None:
+                values = values.shard(values.num_shards, file)
+            for number, value in enumerate(values, 1):
+                yield Row(number, value, json.dumps(value, default=str, ensure_ascii=False))
+        except CastError as error:
+            columns = "; ".join(map(", ".join, (error.requested_column_names, error.table_column_names)))
+            raise InputError(
+                f"{name}, part {part}: its files have different columns ({columns}); give each kind a folder of its own"
+            ) from error
+        except (OSError, ValueError, StopIteration) as error:
+            # The library stops so at a file without rows.
+            reason = " ".join(str(error).split()) or "there are no rows"
+            raise InputError(f"{name}, part {part}: cannot be read: {reason}") from error
+
     if digest is None:
         content = hashlib.sha256()
         for part in sorted(files):
-            for file in sorted(files[part]):
+            for number, file in enumerate(sorted(files[part])):
                 with open(file, "rb") as stream:
                     content.update(hashlib.file_digest(stream, "sha256").digest())
+                # Other columns than the first file's end it before anything is written.
+                next(rows(part, number), None)
         digest = f"sha256:{content.hexdigest()}"
-
-    def rows(part: str) -> Iterator[Row]:
-        try:
-            for number, value in enumerate(builder.as_streaming_dataset(split=part), 1):
-                yield Row(number, value, json.dumps(value, default=str, ensure_ascii=False))
-        except (OSError, ValueError, StopIteration) as error:
-            # The library stops so at a file without rows.
-            raise InputError(f"{name}, part {part}: cannot be read: {str(error) or 'there are no rows'}") from error
 
     def opened(part: str) -> PublishedPart:
         return PublishedPart(f"{name}{'&' if '?' in name else '?'}split={part}", lambda: rows(part))
@@ -236,17 +252,15 @@ def _of_one_kind(name: str, rows: list[Row | Rejected]) -> tuple[Kind, list[dict
     Raises:
         InputError: no row is of a kind, or many are of another.
     """
-    found: dict[Kind, list[dict[str, Any]]] = {
-        kind: [
-            row.value
-            for row in rows
-            if isinstance(row, Row)
-            and isinstance(row.value, dict)
-            and all(isinstance(row.value.get(column), str) for column in ("instruction", *analyses))
-        ]
-        for kind, analyses in _ANALYSES.items()
-    }
-    kind: Kind = max(found, key=lambda kind: len(found[kind]))
+    found: dict[Kind, list[dict[str, Any]]] = {"sft": [], "dpo": []}
+    for row in rows:
+        if isinstance(row, Rejected):
+            continue
+        for kind, analyses in _ANALYSES.items():
+            if _columns_of_text(row.value).issuperset(("instruction", *analyses)):
+                found[kind].append(row.value)
+                break
+    kind = max(found, key=lambda kind: len(found[kind]))
     if not found[kind]:
         raise InputError(
             f"{name}: {_why_unusable(rows)}; rows for sft have instruction and output, rows for dpo "
@@ -269,7 +283,14 @@ def _why_unusable(rows: list[Row | Rejected]) -> str:
         return f"no row can be used: row {first.line}: {first.reason}"
     if not isinstance(first.value, dict):
         return f"no row can be used: row {first.line} is no object of columns"
-    return f"no row can be used: row {first.line} has the columns {', '.join(sorted(map(str, first.value))) or 'none'}"
+    columns = ", ".join(
+        name if name in _columns_of_text(first.value) else f"{name} (no text)" for name in sorted(first.value)
+    )
+    return f"no row can be used: row {first.line} has the columns {columns or 'none'}"
+
+
+def _columns_of_text(value: Any) -> set[str]:
+    return {name for name, text in value.items() if isinstance(text, str)} if isinstance(value, dict) else set()
 
 
 class _Unfit(Exception):

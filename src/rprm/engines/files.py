@@ -23,15 +23,27 @@ _MODEL_FILES = (
 #: Lies with a LoRA adapter (PEFT).
 ADAPTER_CONFIG = "adapter_config.json"
 
+#: What a clone without Git LFS has instead of a large file begins so.
+_POINTER = b"version https://git-lfs.github.com/spec/"
+
 
 def find_file(target: str, name: str, revision: str | None) -> Path | None:
     """A file of a folder or hub repository; None where it has none of this name.
 
     A hub that cannot be reached counts as one without the file: what is in the local cache is used without it.
+
+    Raises:
+        EngineError: it is a Git LFS pointer.
     """
     folder = Path(target)
     if folder.is_dir():
-        return folder / name if (folder / name).is_file() else None
+        path = folder / name
+        if not path.is_file():
+            return None
+        with path.open("rb") as stream:
+            if stream.read(len(_POINTER)) == _POINTER:
+                raise EngineError(f"{path} is a Git LFS pointer, not the file itself; run: git lfs pull")
+        return path
     from transformers.utils import cached_file
 
     _work_offline_without_hub()

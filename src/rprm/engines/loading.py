@@ -5,18 +5,17 @@ Weights are the checkpoint's, all of them and no others, and no code of a reposi
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rprm.engines.files import adapter_details, find_file, named_base
-from rprm.errors import EngineError
+from rprm.engines.files import adapter_details, find_file, named_base, read_object
+from rprm.errors import EngineError, RprmError
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +31,12 @@ _WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 _ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+
+#: Before the names of the model's modules, in an adapter.
+_ADAPTED = "base_model.model."
+
+#: Buffers that older checkpoints hold, and that are no weights: the value under a causal mask, rotary frequencies.
+_BUFFER = re.compile(r"\.masked_bias$|\.rotary\w*\.inv_freq$")
 
 #: Text on which a tokenizer is held against the sentencepiece model that it was made from. It has no runs of spaces,
 #: which transformers cuts otherwise than sentencepiece.
@@ -68,9 +73,9 @@ def load_model(
 
         if target.endswith(".gguf"):
             path = Path(target)
-            if not path.is_file():
-                raise OSError("no such file")
             folder, file = str(path.parent), {"gguf_file": path.name}
+            if find_file(folder, path.name, None) is None:
+                raise OSError("no such file")
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **file)
             file["quantization_config"] = GgufConfig(dequantize=True)
             model = load_weights(AutoModelForCausalLM, folder, name=spec, dtype=dtype, **file)
@@ -103,22 +108,23 @@ def plain_errors(spec: str, wanted: str, *, what: str = "the model") -> Iterator
     Raises:
         EngineError: instead of what transformers, torch, safetensors or peft raise.
     """
-    from pickle import UnpicklingError
-
-    from safetensors import SafetensorError
-
     try:
         yield
+    except RprmError:
+        raise
     except ImportError as error:
         raise EngineError(
             f'{spec}: {" ".join(str(error).split())}; pip install "rprm[local]" brings all of it'
         ) from None
-    except (OSError, ValueError, LookupError, RuntimeError, EOFError, UnpicklingError, SafetensorError) as error:
+    # The libraries meet malformed files with errors of any kind; tokenizers has none of its own.
+    except Exception as error:
         if "trust_remote_code" in str(error):
             reason = "it needs code of its repository, which is never run"
         else:
             first, *rest = str(error).strip().splitlines() or [type(error).__name__]
             reason = f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first
+            if not isinstance(error, OSError | ValueError | RuntimeError):
+                reason = f"one of its files is malformed ({type(error).__name__}: {reason})"
         raise EngineError(
             f"{spec}: cannot load {what}: {reason} (give a folder with {wanted}, or a hub id that this machine can "
             "reach)"
@@ -144,6 +150,7 @@ def load_weights(
     """
     from transformers.utils import logging
 
+    stored = {} if "gguf_file" in arguments else _described(target, revision)
     # The library's own report of what is said below.
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -169,13 +176,15 @@ def load_weights(
         (tensor, "has no place in it")
         for tensor in sorted(loading["unexpected_keys"])
         # Of a quantized model: the scales of a layer, or its bias of zeros.
-        if _is_inside(model, tensor) and not (is_quantized and _has_layer(model, tensor))
+        if _is_inside(model, tensor)
+        and not (is_quantized and _has_layer(model, tensor))
+        and not _is_buffer(tensor, stored.get(tensor))
     ]
-    if not is_quantized and "gguf_file" not in arguments:
+    if not is_quantized:
         floats = {name for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
         prefix = f"{model.base_model_prefix}."
         floats |= {name.removeprefix(prefix) for name in floats} | {prefix + name for name in floats}
-        faults += [(tensor, "has whole numbers") for tensor in _whole_numbers(target, revision) if tensor in floats]
+        faults += [(tensor, "has whole numbers") for tensor in _whole_numbers(stored) if tensor in floats]
     _refuse(name or target, f"the configuration of its {type(model).__name__}", faults)
     return model
 
@@ -190,8 +199,17 @@ def _has_layer(model: Any, tensor: str) -> bool:
     return tensor.rpartition(".")[0] in dict(model.named_modules())
 
 
+def _is_buffer(tensor: str, stored: _Stored | None) -> bool:
+    """Whether it is a buffer of old; a causal mask is told from a bias by its shape, [1, 1, length, length]."""
+    is_mask = tensor.endswith(".attn.bias") and stored is not None and len(stored.shape) == 4
+    return is_mask or _BUFFER.search(tensor) is not None
+
+
 def merge_adapter(model: Any, adapter: str, revision: str | None = None) -> Any:
     """The model with a LoRA adapter (folder or hub id) merged into it.
+
+    Of an adapter that holds its embeddings whole, in another number than the model's (tokens were added to train it),
+    the model takes the number.
 
     Raises:
         EngineError: the adapter is not whole, or not one of this model.
@@ -199,16 +217,51 @@ def merge_adapter(model: Any, adapter: str, revision: str | None = None) -> Any:
     with plain_errors(adapter, "a LoRA adapter of this model"), warnings.catch_warnings():
         from peft import PeftModel
 
-        # Of an adapter that lacks tensors peft only warns, and takes random ones: they are named below.
-        warnings.filterwarnings("ignore", message=".*missing adapter keys", category=UserWarning)
-        adapted = PeftModel.from_pretrained(model, adapter, revision=revision)
+        stored = _described(adapter, revision, _ADAPTER_FILES)
+        if not stored:
+            raise OSError(f"it has no tensors, neither {' nor '.join(_ADAPTER_FILES)}")
+        _resize_embeddings(model, stored)
+        # Of an adapter that lacks tensors peft only warns, and takes random ones: they are named below. Of tied
+        # embeddings it warns that merging changes both.
+        warnings.filterwarnings("ignore", message=".*(missing adapter keys|tie_word_embeddings)", category=UserWarning)
+        adapted = PeftModel.from_pretrained(model, adapter, revision=revision, torch_device="cpu")
         # Once more: here peft says what it found.
-        found = adapted.load_adapter(adapter, "default", revision=revision)
+        found = adapted.load_adapter(adapter, "default", revision=revision, torch_device="cpu")
         faults = [(tensor, "is missing") for tensor in sorted(found.missing_keys)]
-        faults += [(tensor, "has no place in it") for tensor in sorted(found.unexpected_keys)]
-        faults += [(tensor, "has whole numbers") for tensor in _whole_numbers(adapter, revision, _ADAPTER_FILES)]
+        faults += [
+            (tensor, "has no place in it")
+            for tensor in sorted(found.unexpected_keys)
+            # Of resized embeddings peft 0.21 writes copies.
+            if re.sub(r"\.(modules_to_save|original_module)\b", "", tensor) not in stored.keys() - {tensor}
+        ]
+        faults += [(tensor, "has whole numbers") for tensor in _whole_numbers(stored)]
         _refuse(adapter, "the model that it is applied to", faults)
+        _untie_adapted(model)
         return adapted.merge_and_unload()
+
+
+def _resize_embeddings(model: Any, stored: Mapping[str, _Stored]) -> None:
+    """Resize to the rows of an adapter. No row is made up: a layer that grows is one that the adapter holds."""
+    embeddings, output = model.get_input_embeddings(), model.get_output_embeddings()
+    layers = {embeddings} if output is None or output.weight is embeddings.weight else {embeddings, output}
+    names = [f"{_ADAPTED}{name}" for name, module in model.named_modules() if module in layers]
+    held = [stored.get(f"{name}.weight") or stored.get(f"{name}.base_layer.weight") for name in names]
+    rows, num_rows = {tensor.shape[0] for tensor in held if tensor is not None}, embeddings.weight.shape[0]
+    if len(rows) == 1 and (max(rows) < num_rows or (max(rows) > num_rows and None not in held)):
+        model.resize_token_embeddings(max(rows), mean_resizing=False)
+
+
+def _untie_adapted(model: Any) -> None:
+    """Where an adapter changes one of two layers with tied weights, give each its own: merged, it would change both."""
+    import torch
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    embeddings, output = model.get_input_embeddings(), model.get_output_embeddings()
+    is_adapted = isinstance(embeddings, BaseTunerLayer) or isinstance(output, BaseTunerLayer)
+    if output is not None and is_adapted and output.weight is embeddings.weight:
+        layer = output.get_base_layer() if isinstance(output, BaseTunerLayer) else output
+        layer.weight = torch.nn.Parameter(layer.weight.detach().clone())
+        model.config.tie_word_embeddings = False
 
 
 def _refuse(name: str, wanted: str, faults: list[tuple[str, str]]) -> None:
@@ -224,6 +277,13 @@ def _refuse(name: str, wanted: str, faults: list[tuple[str, str]]) -> None:
 # --- the tensors of a checkpoint ----------------------------------------------------------------------------------
 
 
+class _Stored(NamedTuple):
+    """A tensor as it is stored; its type as the format of its file calls it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
 def tensor_files(target: str, revision: str | None, files: Iterable[str] = _WEIGHT_FILES) -> dict[str, str]:
     """Tensor -> the file that holds it; nothing where the folder or hub repository has none of the files."""
     for name in files:
@@ -231,9 +291,11 @@ def tensor_files(target: str, revision: str | None, files: Iterable[str] = _WEIG
         if path is None:
             continue
         if name.endswith(".json"):
-            weight_map: dict[str, str] = json.loads(path.read_bytes())["weight_map"]
+            weight_map = read_object(path).get("weight_map")
+            if not isinstance(weight_map, dict):
+                raise EngineError(f"{path} has no weight_map; download it again")
             return weight_map
-        return dict.fromkeys(_types(path), name)
+        return dict.fromkeys(_described_in(path), name)
     return {}
 
 
@@ -254,21 +316,40 @@ def read_tensors(target: str, names: Iterable[str], revision: str | None) -> dic
     return found
 
 
-def _whole_numbers(target: str, revision: str | None, files: Iterable[str] = _WEIGHT_FILES) -> Iterator[str]:
-    """Tensors that are stored as integers: read as the floats of a model, they would be made of the wrong numbers."""
+def _described(target: str, revision: str | None, files: Iterable[str] = _WEIGHT_FILES) -> dict[str, _Stored]:
+    """The tensors of a checkpoint, by name."""
+    found: dict[str, _Stored] = {}
     for file in sorted(set(tensor_files(target, revision, files).values())):
         if (path := find_file(target, file, revision)) is not None:
-            yield from (name for name, dtype in _types(path).items() if re.match(r"u?int|[ui]\d", dtype, re.IGNORECASE))
+            found |= _described_in(path)
+    return found
 
 
-def _types(path: Path) -> dict[str, str]:
-    """The type of each tensor in a file, as the file's format calls it."""
-    if path.suffix != ".safetensors":
-        return {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in _unpickled(path).items()}
-    from safetensors import safe_open
+def _whole_numbers(stored: Mapping[str, _Stored]) -> list[str]:
+    """Tensors that are stored as integers: read as the floats of a model, they would be made of the wrong numbers."""
+    return [name for name, tensor in stored.items() if re.match(r"u?int|[ui]\d", tensor.dtype, re.IGNORECASE)]
 
-    with safe_open(path, "pt") as stream:
-        return {name: stream.get_slice(name).get_dtype() for name in stream.keys()}  # noqa: SIM118  # no mapping
+
+def _described_in(path: Path) -> dict[str, _Stored]:
+    """The tensors of a file, by name.
+
+    Raises:
+        OSError: it is no file of tensors.
+    """
+    try:
+        if path.suffix != ".safetensors":
+            return {
+                name: _Stored(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+                for name, tensor in _unpickled(path).items()
+            }
+        from safetensors import safe_open
+
+        with safe_open(path, "pt") as stream:
+            slices = {name: stream.get_slice(name) for name in stream.keys()}  # noqa: SIM118  # no mapping
+            return {name: _Stored(tensor.get_dtype(), tuple(tensor.get_shape())) for name, tensor in slices.items()}
+    # Of a malformed file torch raises errors of many kinds, and its advice is to run what code the file may hold.
+    except Exception as error:
+        raise OSError(f"{path} is damaged, or holds more than tensors; download it again") from error
 
 
 def _read(path: Path, name: str) -> torch.Tensor:
@@ -285,10 +366,8 @@ def _unpickled(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a file in torch's own format, without any code that it may hold; not yet in memory."""
     import torch
 
-    tensors: dict[str, torch.Tensor] = torch.load(
-        path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-    )
-    return tensors
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    return {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
 
 
 # --- the tokenizer ------------------------------------------------------------------------------------------------
@@ -307,7 +386,7 @@ def load_tokenizer(target: str, revision: str | None) -> Any:
     from transformers import AutoTokenizer, LlamaTokenizer
 
     model_file = find_file(target, "tokenizer.model", revision)
-    is_alone = model_file is not None and find_file(target, "tokenizer.json", revision) is None
+    is_alone = find_file(target, "tokenizer.json", revision) is None and model_file is not None
     for kind in (AutoTokenizer, LlamaTokenizer):
         tokenizer = kind.from_pretrained(target, revision=revision, trust_remote_code=False)
         if not is_alone:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rprm.engines.loading import merge_adapter
 from rprm.errors import RunError
 from rprm.prompts.library import MODEL_TEMPLATE
 from rprm.prompts.template import PromptTemplate
@@ -163,13 +164,12 @@ def _save_adapter(checkpoint: Path, folder: Path, base: BaseModel) -> None:
 def _merge(checkpoint: Path, target: Path, *, base: BaseModel, bf16: bool) -> None:
     """Merged in float32, whatever the weights are stored in: a small change survives rounding once, not twice."""
     import torch
-    from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
         base.target, dtype=torch.float32, trust_remote_code=False, **base.source
     )
-    model = PeftModel.from_pretrained(model, str(checkpoint), torch_device="cpu").merge_and_unload()
+    model = merge_adapter(model, str(checkpoint))
     model.to(torch.bfloat16 if bf16 else torch.float32).save_pretrained(target)
 
 
