@@ -116,7 +116,7 @@ def _loaded(name: str, title: str, digest: str | None, *arguments: Any, **option
         from datasets import load_dataset_builder
         from datasets.table import CastError
     except ImportError:
-        raise InputError('reading data sets needs the extra: pip install "rprm[hub]"') from None
+        raise InputError('reading data sets needs the extra: pip install ".[hub]"') from None
 
     # What it logs of a file that it cannot read, it raises too.
     logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)

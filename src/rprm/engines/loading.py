@@ -113,9 +113,7 @@ def plain_errors(spec: str, wanted: str, *, what: str = "the model") -> Iterator
     except RprmError:
         raise
     except ImportError as error:
-        raise EngineError(
-            f'{spec}: {" ".join(str(error).split())}; pip install "rprm[local]" brings all of it'
-        ) from None
+        raise EngineError(f'{spec}: {" ".join(str(error).split())}; pip install ".[local]" brings all of it') from None
     # The libraries meet malformed files with errors of any kind; tokenizers has none of its own.
     except Exception as error:
         if "trust_remote_code" in str(error):
