@@ -9,6 +9,9 @@ from typing import Any
 
 from rprm.verdict import Verdict, VerdictFormat
 
+#: Characters of a marker, however it is spaced.
+_LONGEST_MARKER = 1000
+
 
 class Transcript:
     """The text of one completion while its tokens arrive, and where it ends.
@@ -37,6 +40,7 @@ class Transcript:
         self._stop = stop
         self._lengths: list[int] = []  # of the text after each token
         self._is_open = False  # a verdict stands, but more text may undo it
+        self._num_unmarked = 0  # characters in which no marker ends
         if verdict is not None:
             self._longest_answer = max(len(verdict.yes), len(verdict.no))
             answers = f"{re.escape(verdict.yes)}|{re.escape(verdict.no)}"
@@ -75,6 +79,11 @@ class Transcript:
         # Searching the whole text for every token would take quadratic time: only a new answer word is worth it.
         if not self._is_open and not self._answer.search(self.text, max(0, before - self._longest_answer + 1)):
             return None
+        if not self._is_open and self._num_unmarked >= 0:
+            found = self._verdict.marker_pattern.search(self.text, max(0, self._num_unmarked - _LONGEST_MARKER))
+            self._num_unmarked = -1 if found else len(self.text)
+            if not found:
+                return None
         text = self.text[: int(end)]
         verdict = self._verdict.find(text)
         self._is_open = verdict is not None
