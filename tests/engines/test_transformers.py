@@ -564,8 +564,8 @@ def test_adapters_are_merged(tiny_model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("transformers:./nowhere", "cannot load the model"),
-        ("transformers:./nowhere.gguf", "no such file"),
+        ("transformers:./nowhere", "no such folder or file"),
+        ("transformers:./nowhere.gguf", "no such folder or file"),
         ("transformers:x?dtype=float33", "no torch dtype"),
         ("transformers:x?max_rows=0", "at least 1"),
         ("transformers:x?context_length=0", "context_length=0 is too small"),

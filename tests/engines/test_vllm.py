@@ -70,13 +70,8 @@ def transcribe(pieces: Iterable[str], verdict: VerdictFormat | None = FORMAT, st
         ([MARKER, " Yes", " /", " No", " ", MARKER, "No", "<"], f"{MARKER} Yes / No {MARKER}No", 7),
         # A slash that offers no other answer.
         ([MARKER, " Yes", " /", "!"], f"{MARKER} Yes", 2),
-        # A marker that is quoted, or thought, ends nothing.
+        # A marker that is quoted ends nothing.
         (['"', MARKER, " Yes", '"', ".\n", MARKER, " No", "\n"], f'"{MARKER} Yes".\n{MARKER} No', 7),
-        (
-            ["<think>", MARKER, " Yes", ".", "</think>", MARKER, " No", "."],
-            f"<think>{MARKER} Yes.</think>{MARKER} No",
-            7,
-        ),
     ],
 )
 def test_it_ends_with_the_word_of_the_first_verdict(pieces: list[str], text: str, num_tokens: int) -> None:
@@ -95,6 +90,8 @@ def test_it_ends_with_the_word_of_the_first_verdict(pieces: list[str], text: str
         f"{MARKER} Yes /",
         f"{MARKER} Nothing",
         f"{MARKER} Yes/No",
+        # Another closing tag may show that the first was only thought of.
+        f"<think>{MARKER} Yes.</think>{MARKER} No.",
     ],
 )
 def test_it_goes_on_while_no_verdict_is_sure(text: str) -> None:
@@ -424,11 +421,11 @@ def test_the_module_imports_nothing_heavy() -> None:
 
 def test_it_is_an_engine_and_takes_typed_options() -> None:
     engine = load_engine(
-        "vllm:./model?tensor_parallel_size=2&gpu_memory_utilization=0.8&enforce_eager=true&dtype=float32&concurrency=64"
+        "vllm:some/model?tensor_parallel_size=2&gpu_memory_utilization=0.8&enforce_eager=true&dtype=float32&concurrency=64"
     )
     assert isinstance(engine, VLLMEngine)
     assert isinstance(engine, Engine)
-    assert engine.target == "./model"
+    assert engine.target == "some/model"
     assert engine.concurrency == 64
     arguments = engine._arguments
     assert (arguments["tensor_parallel_size"], arguments["gpu_memory_utilization"]) == (2, 0.8)
@@ -438,7 +435,7 @@ def test_it_is_an_engine_and_takes_typed_options() -> None:
 @pytest.mark.parametrize("option", ["tensor_parallel=2", "tensor_parallel_size=two", "dtype=int3", "concurrency=0"])
 def test_options_that_do_not_fit_are_refused(option: str) -> None:
     with pytest.raises(EngineError, match=option.split("=")[0]):
-        load_engine(f"vllm:./model?{option}")
+        load_engine(f"vllm:some/model?{option}")
 
 
 def test_before_its_start_it_says_so() -> None:
