@@ -78,7 +78,7 @@ class VerdictFormat:
         A judge that repeats "Is-the-step-correct (Yes/No)? Yes" repeats no verdict. Markers without an answer stay, and
         so do those of one or two words.
         """
-        if len(self.marker.split()) < 3 or not self._patterns.any_marker.search(text):
+        if len(self.marker.split()) < 3:
             return text
         return self._patterns.any_marker.sub(
             lambda marker: (

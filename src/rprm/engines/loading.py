@@ -284,17 +284,10 @@ class _Stored(NamedTuple):
 
 def tensor_files(target: str, revision: str | None, files: Iterable[str] = _WEIGHT_FILES) -> dict[str, str]:
     """Tensor -> the file that holds it; nothing where the folder or hub repository has none of the files."""
-    for name in files:
-        path = find_file(target, name, revision)
-        if path is None:
-            continue
-        if name.endswith(".json"):
-            weight_map = read_object(path).get("weight_map")
-            if not isinstance(weight_map, dict):
-                raise EngineError(f"{path} has no weight_map; download it again")
-            return weight_map
-        return dict.fromkeys(_described_in(path), name)
-    return {}
+    path = _first_file(target, revision, files)
+    if path is None:
+        return {}
+    return _weight_map(path) if path.suffix == ".json" else dict.fromkeys(_described_in(path), path.name)
 
 
 def read_tensors(target: str, names: Iterable[str], revision: str | None) -> dict[str, torch.Tensor]:
@@ -316,11 +309,25 @@ def read_tensors(target: str, names: Iterable[str], revision: str | None) -> dic
 
 def _described(target: str, revision: str | None, files: Iterable[str] = _WEIGHT_FILES) -> dict[str, _Stored]:
     """The tensors of a checkpoint, by name."""
+    path = _first_file(target, revision, files)
+    if path is None or path.suffix != ".json":
+        return {} if path is None else _described_in(path)
     found: dict[str, _Stored] = {}
-    for file in sorted(set(tensor_files(target, revision, files).values())):
-        if (path := find_file(target, file, revision)) is not None:
-            found |= _described_in(path)
+    for name in sorted(set(_weight_map(path).values())):
+        if (shard := find_file(target, name, revision)) is not None:
+            found |= _described_in(shard)
     return found
+
+
+def _first_file(target: str, revision: str | None, files: Iterable[str]) -> Path | None:
+    return next((path for name in files if (path := find_file(target, name, revision)) is not None), None)
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    weight_map = read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise EngineError(f"{index} has no weight_map; download it again")
+    return weight_map
 
 
 def _whole_numbers(stored: Mapping[str, _Stored]) -> list[str]:

@@ -344,8 +344,10 @@ class _Worker(ModelWorker[_Job]):
     def _advance(self, rows: Sequence[_Row], logits: torch.Tensor) -> list[int]:
         """Draw the next token of each row from logits [rows, vocabulary]; returns the indices of those that go on."""
         numbers = self._refuse_nan([row.job for row in rows], logits)
+        # A copy of all logits for each token only where a row has none.
+        usable = logits if len(numbers) == len(rows) else logits[numbers]
         going = []
-        for index, token in zip(numbers, sample(logits[numbers], [rows[index] for index in numbers]), strict=True):
+        for index, token in zip(numbers, sample(usable, [rows[index] for index in numbers]), strict=True):
             row = rows[index]
             row.tokens.append(token)
             if not self._finish(row, logits[index]):
