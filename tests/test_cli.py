@@ -262,6 +262,7 @@ def test_bench_judges_measures_and_compares(tmp_path: Path) -> None:
     [
         (["--ask", "./missing.txt"], "--ask ./missing.txt: no sentence, and no file"),
         (["--model", "transformers:./no_folder"], "there is no such folder or file"),
+        (["--model", "classifier:./no_folder"], "there is no such folder or file"),
         (["--output", EXAMPLES], "solutions.jsonl"),
     ],
 )

@@ -13,6 +13,7 @@ from rprm.classifiers.base import StepClassifier
 from rprm.classifiers.classifier import Classifier
 from rprm.classifiers.endpoint import ServedClassifier
 from rprm.engines import parse_options
+from rprm.engines.files import refuse_missing
 from rprm.errors import EngineError
 from rprm.models import resolve
 
@@ -45,6 +46,8 @@ def load_classifier(spec: str, **options: Any) -> StepClassifier:
     if kind != KIND or not target:
         raise EngineError(f"model {spec!r}: say which classifier, as in {KIND}:PATH_OR_ID")
     made: type[Classifier | ServedClassifier] = ServedClassifier if "://" in target else Classifier
+    if made is Classifier:
+        refuse_missing(spec, target)
     parsed = parse_options(spec, made, dict(parse_qsl(query, keep_blank_values=True)) | options)
     if known is not None:
         parsed = {"threshold": known.threshold} | parsed

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from pathlib import Path
 from typing import Any, cast
 from urllib.parse import parse_qsl
 
 from rprm.engines.base import Completion, Engine, EngineInfo, Sampling
+from rprm.engines.files import refuse_missing
 from rprm.errors import EngineError
 from rprm.models import MODELS, resolve
 
@@ -56,8 +56,8 @@ def load_engine(spec: str, **options: Any) -> Engine:
         return cast(Engine, engine_class(spec, **options))
     if not arguments:
         raise EngineError(f"model {spec!r}: say which model, as in {kind}:PATH_OR_ID")
-    if target.startswith((".", "/")) and kind != "openai" and not Path(target).exists():
-        raise EngineError(f"model {spec!r}: there is no such folder or file")
+    if kind != "openai":
+        refuse_missing(spec, target)
     return cast(Engine, engine_class(target, spec=spec, **options))
 
 

@@ -57,6 +57,16 @@ def find_file(target: str, name: str, revision: str | None) -> Path | None:
     return None if found is None else Path(found)
 
 
+def refuse_missing(name: str, target: str) -> None:
+    """Refuse what is written as a path and is none, before anything is loaded or a hub is asked.
+
+    Raises:
+        EngineError: `target` begins as a path does, and there is nothing.
+    """
+    if target.startswith((".", "/", "~")) and not Path(target).exists():
+        raise EngineError(f"model {name!r}: there is no such folder or file")
+
+
 @cache
 def _work_offline_without_hub() -> None:
     """Where the hub's host takes no connection, work from its cache: each file would be asked for a minute long."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from rprm.data.datasets import TRAIN, VALIDATION
 from rprm.engines.files import commit as commit_of
-from rprm.engines.files import fingerprint
+from rprm.engines.files import fingerprint, refuse_missing
 from rprm.engines.loading import load_weights, plain_errors
 from rprm.engines.tokens import control_tokens, encode_prompt, encode_text
 from rprm.errors import EngineError, InputError, PromptError, RequestRefused
@@ -196,6 +196,7 @@ def find_model(target: str, revision: str | None = None) -> BaseModel:
     Raises:
         EngineError: it cannot be loaded, or not be trained.
     """
+    refuse_missing(target, target)
     path = Path(target)
     if target.endswith(".gguf"):
         raise EngineError(f"{target}: a GGUF file cannot be trained; give the model's safetensors folder or its hub id")
