@@ -35,9 +35,9 @@ from rprm.benchmarks import read_prmbench, read_scores
 from rprm.data.splits import order_key
 from rprm.engines import Sampling
 from rprm.engines.scripted import ScriptedEngine
-from rprm.judge import Judge
 from rprm.prompts import PromptTemplate, load_template
 from rprm.records import Solution
+from rprm.rewarders.rprm import Judge
 from rprm.search.aggregation import AGGREGATIONS, Aggregation
 from rprm.search.choosing import best_of
 from rprm.search.contenders import StepScores

@@ -51,11 +51,11 @@ from judge_cost import forget_prompts
 
 from rprm.engines import Completion, Engine, EngineInfo, Sampling, load_engine
 from rprm.engines.scripted import ScriptedEngine
-from rprm.judge import Judge, all_or_none
-from rprm.judging import in_order
+from rprm.jobs import all_or_none, in_order
 from rprm.prompts import Prompt, load_template
 from rprm.prompts.library import load_policy_template
 from rprm.records import Analysis
+from rprm.rewarders.rprm import Judge
 from rprm.search.guided import GuidedSearch, search_strategy
 from rprm.search.policy import Policy
 from rprm.search.problems import Problem, read_problem_sets

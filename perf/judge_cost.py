@@ -43,10 +43,10 @@ from rprm.benchmarks import measure_processbench, read_prmbench, read_processben
 from rprm.data.splits import order_key
 from rprm.engines import Completion, Engine, EngineInfo, Sampling, load_engine
 from rprm.engines.scripted import ScriptedEngine, ScriptedReply
-from rprm.judge import Judge
-from rprm.judging import in_order
+from rprm.jobs import in_order
 from rprm.prompts import Prompt, PromptTemplate, load_template
 from rprm.records import Solution, SolutionReward, StepReward
+from rprm.rewarders.rprm import Judge
 from rprm.stopping import StoppingRule, mean
 from rprm.verdict import VerdictChoice, VerdictFormat, read_verdict
 

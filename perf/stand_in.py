@@ -27,13 +27,13 @@ from typing import Any
 
 from judge_cost import forget_prompts
 
-from rprm.api import load_judge
 from rprm.benchmarks import read_processbench
 from rprm.data.splits import order_key
 from rprm.engines import load_engine
-from rprm.judging import in_order
+from rprm.jobs import in_order
 from rprm.presets import Procedure
 from rprm.prompts import load_template
+from rprm.rewarders import load_judge
 
 P_YES = 0.9
 SHORTEST = 150

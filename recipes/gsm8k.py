@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import Any
 
 from rprm.api import RPRM
-from rprm.artifacts import read_json_lines, read_manifest
 from rprm.data.analyses import sample_analyses
 from rprm.data.arithmetic import evaluate
 from rprm.data.steps import read_labelled_steps, steps_source
@@ -41,6 +40,7 @@ from rprm.engines.scripted import ScriptedEngine, ScriptedReply
 from rprm.engines.smollm2 import smollm2_model
 from rprm.prompts import Prompt, load_template
 from rprm.records import LabelledStep
+from rprm.runs import read_json_lines, read_manifest
 
 
 @dataclass(frozen=True)

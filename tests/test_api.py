@@ -11,7 +11,7 @@ import pytest
 import rprm
 from rprm.engines.scripted import ScriptedEngine
 from rprm.errors import InputError, RprmError
-from rprm.judge import Judge
+from rprm.rewarders.rprm import Judge
 
 
 def test_the_public_names() -> None:

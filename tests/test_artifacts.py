@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rprm.artifacts import (
+from rprm.errors import CorruptRun, RunError, RunLocked, SettingsChanged
+from rprm.runs import (
     Journal,
     LineWriter,
     Run,
@@ -21,7 +22,6 @@ from rprm.artifacts import (
     repair_tail,
     write_atomically,
 )
-from rprm.errors import CorruptRun, RunError, RunLocked, SettingsChanged
 
 
 def open_run(folder: Path, **settings: Any) -> Run:
@@ -58,7 +58,7 @@ def test_changed_settings_are_refused_and_named(tmp_path: Path) -> None:
 
 def test_a_second_writer_is_refused(tmp_path: Path) -> None:
     code = (
-        "import sys; from rprm.artifacts import Run\n"
+        "import sys; from rprm.runs import Run\n"
         "with Run(sys.argv[1], stage='judge', settings={}): print('open', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

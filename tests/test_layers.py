@@ -10,11 +10,23 @@ SOURCE = Path(__file__).parents[1] / "src" / "rprm"
 #: Layer by layer, from the top; see docs/architecture.md. A package stands for all modules in it.
 LAYERS = [
     {"errors", "records", "embedded", "quoting", "thinking"},
-    {"verdict", "stopping", "artifacts", "reading", "splitting", "prompts", "models", "presets", "answers", "stages"},
-    {"engines", "rewarder"},
-    {"judge", "judging", "classifiers"},
+    {
+        "verdict",
+        "stopping",
+        "runs",
+        "reading",
+        "splitting",
+        "prompts",
+        "models",
+        "presets",
+        "grading",
+        "ledger",
+        "subcommands",
+    },
+    {"engines", "jobs"},
+    {"rewarders"},
     {"api", "benchmarks", "data", "search", "training"},
-    {"lab", "report", "rounds"},
+    {"lab", "report", "evolve"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
@@ -22,12 +34,11 @@ LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 #: Within a layer, what may import what: `name: {names it may import}`.
 WITHIN = {
     "records": {"errors"},
-    "models": {"artifacts", "prompts", "verdict"},
+    "models": {"runs", "prompts", "verdict"},
     "presets": {"models", "stopping"},
-    "stages": {"artifacts"},
+    "subcommands": {"runs"},
     "reading": {"splitting"},
     "prompts": {"verdict", "reading"},
-    "judging": {"judge"},
     "data": {"benchmarks"},
     "search": {"benchmarks"},
     "training": {"data"},

@@ -19,17 +19,17 @@ import released_tokenizers
 from typer.testing import CliRunner
 
 from rprm import RPRM, load_rewarder, models
-from rprm.classifiers import Classifier, is_classifier, load_classifier
-from rprm.classifiers.endpoint import ServedClassifier
 from rprm.cli.app import app
 from rprm.cli.guided import load_search_rewarder
 from rprm.cli.search import load_policy
 from rprm.engines import load_engine
 from rprm.errors import EngineError, InputError, PromptError
-from rprm.judge import Judge
 from rprm.models import MODELS, cache_folder, find_model, released_template, resolve, template_for, training_template
 from rprm.presets import judge_settings
 from rprm.prompts import PromptTemplate, import_source, load_template
+from rprm.rewarders import Classifier, is_classifier, load_classifier
+from rprm.rewarders.rprm import Judge
+from rprm.rewarders.served import ServedClassifier
 
 R_PRM = next(known for known in MODELS if known.alias == "r-prm-7b")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rprm.stages import Stage
+from rprm.subcommands import Subcommand
 
 EXAMPLES = Path(__file__).parents[1] / "src" / "rprm" / "examples"
 
@@ -56,7 +56,7 @@ def test_every_module_is_imported_on_windows() -> None:
         first="import torch, transformers",
     )
     assert done.returncode == 0, done.stderr
-    assert {"rprm.answers.worker", "rprm.stages", "rprm.rounds", "rprm.cli.app"} <= set(done.stdout.split())
+    assert {"rprm.grading.worker", "rprm.subcommands", "rprm.evolve", "rprm.cli.app"} <= set(done.stdout.split())
 
 
 @pytest.mark.parametrize("command", ["--help", "judge --help", "bench --help", "bench mathematics --help"])
@@ -86,7 +86,7 @@ def test_judge_and_bench_run_on_windows(tmp_path: Path) -> None:
 
 def test_the_grader_says_in_one_line_that_windows_is_not_supported() -> None:
     program = (
-        "from rprm.answers import AnswerPair, Grader\n"
+        "from rprm.grading import AnswerPair, Grader\n"
         "from rprm.errors import RprmError\n"
         "grader = Grader()\n"
         # Strings and numbers decide without a process.
@@ -114,7 +114,7 @@ def test_a_stage_starts_on_every_platform(platform: str, tmp_path: Path, monkeyp
 
     monkeypatch.setattr(subprocess, "Popen", Process)
     monkeypatch.setattr(sys, "platform", platform)
-    Stage(tmp_path / "stage", ["judge", "x.jsonl"])
+    Subcommand(tmp_path / "stage", ["judge", "x.jsonl"])
     # Windows refuses any `preexec_fn`, and `prctl` is of Linux alone.
     assert (started[0]["preexec_fn"] is not None) == (platform == "linux")
 
@@ -124,7 +124,7 @@ def test_memory_is_watched_where_the_kernel_does_not_limit_it() -> None:
     pytest.importorskip("math_verify")
     program = (
         "import resource, sys\n"
-        "from rprm.answers import worker\n"
+        "from rprm.grading import worker\n"
         "set_limit = resource.setrlimit\n"
         "def setrlimit(which, limits):\n"
         "    if which == resource.RLIMIT_AS:\n"

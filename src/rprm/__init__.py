@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rprm.api import RPRM, load_rewarder
+    from rprm.api import RPRM
     from rprm.engines import Engine, load_engine
     from rprm.errors import RprmError
     from rprm.prompts import PromptTemplate, load_template
     from rprm.records import Analysis, Solution, SolutionReward, StepReward
+    from rprm.rewarders import load_rewarder
     from rprm.splitting import split_steps
 
 __version__ = "0.1.0"
@@ -21,7 +22,7 @@ __version__ = "0.1.0"
 #: Name -> module. Imported when first used, so that `import rprm` costs nothing.
 _HOMES = {
     "RPRM": "rprm.api",
-    "load_rewarder": "rprm.api",
+    "load_rewarder": "rprm.rewarders",
     "Engine": "rprm.engines",
     "load_engine": "rprm.engines",
     "RprmError": "rprm.errors",

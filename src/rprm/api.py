@@ -5,27 +5,19 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from rprm.classifiers import StepClassifier, is_classifier, load_classifier
-from rprm.engines import Engine, Sampling, load_engine
-from rprm.errors import RprmError
-from rprm.judge import Judge
-from rprm.judging import in_order
-from rprm.models import template_for
-from rprm.presets import JudgeSettings, Procedure, judge_settings
-from rprm.prompts import PromptTemplate, load_template
+from rprm.engines import Engine
+from rprm.jobs import in_order
+from rprm.prompts import PromptTemplate
 from rprm.reading import solution_of
 from rprm.records import Solution, SolutionReward
-from rprm.rewarder import StepRewarder
-from rprm.stopping import Stopping, StoppingRule
+from rprm.rewarders import DEFAULT_CONFIDENCE, load_rewarder
+from rprm.rewarders.base import StepRewarder
+from rprm.stopping import Stopping
 
 T = TypeVar("T")
-
-#: The default probability of `stopping="confident"`.
-_CONFIDENCE = 0.99
 
 
 class RPRM:
@@ -69,7 +61,7 @@ class RPRM:
         num_analyses: int | None = None,
         threshold: float | None = None,
         stopping: Stopping | None = None,
-        confidence: float = _CONFIDENCE,
+        confidence: float = DEFAULT_CONFIDENCE,
         first_error_exit: bool | None = None,
         force_verdict: bool | str | None = None,
         prompt: str | PromptTemplate | None = None,
@@ -92,10 +84,8 @@ class RPRM:
             "seed": seed,
         }
         #: Answers `first_errors`; `score` is answered by the same model.
-        self.rewarder = self._in_full = load_rewarder(model, **options)
-        if isinstance(self.rewarder, Judge):
-            options |= {"stopping": None, "confidence": None, "first_error_exit": None}
-            self._in_full = load_judge(model, engine=self.rewarder.engine, procedure="full", **options)
+        self.rewarder = load_rewarder(model, **options)
+        self._in_full = self.rewarder.in_full()
         self._thread: _LoopThread | None = None
 
     def score(
@@ -178,73 +168,6 @@ class RPRM:
         return self._thread.run(coroutine)
 
 
-#: Options that say how analyses are sampled: a classifier writes none.
-_OF_ANALYSES = ("num_analyses", "force_verdict", "prompt", "temperature", "top_p", "max_tokens")
-
-
-def load_rewarder(
-    model: str | Engine = "embedded", *, procedure: Procedure = "lean", **options: Any
-) -> Judge | StepClassifier:
-    """Make what rewards steps from a model's spec: the one place that tells classifiers from reasoning judges.
-
-    Args:
-        model: "classifier:PATH_OR_ID" for a discriminative PRM (`rprm.classifiers`); every other spec is an engine's,
-            and the rewarder a judge over it.
-        procedure: "lean" answers with first errors, see `RPRM`; "full" gives every reward in full; "published" is the
-            procedure of the published code (`rprm.presets.PUBLISHED`), to compare with. A classifier has but one.
-        options: as for `RPRM`; what is None is left to the procedure. A classifier takes none that say how analyses are
-            sampled or when to stop.
-
-    Raises:
-        RprmError: an option has no sensible value, or makes no sense for a classifier; the message names it.
-        EngineError: unknown kind or option of the spec, or a value that does not fit.
-    """
-    if isinstance(model, str) and is_classifier(model):
-        return _load_classifier(model, **options)
-    return load_judge(model, procedure=procedure, **options)
-
-
-def load_judge(
-    model: str | Engine, *, engine: Engine | None = None, procedure: Procedure = "lean", **options: Any
-) -> Judge:
-    """Make a reasoning judge, see `load_rewarder`; over `engine`, where the model is loaded already."""
-    if not isinstance(model, str):
-        engine, model = model, model.spec
-    elif engine is None:
-        engine = load_engine(model)
-    options = {name: value for name, value in options.items() if value is not None}
-    confidence, seed = options.pop("confidence", _CONFIDENCE), options.pop("seed", 0)
-    prompt = options.pop("prompt", None)
-    settings = replace(judge_settings(model, procedure), **options)
-    _check(settings)
-    if not isinstance(prompt, PromptTemplate):
-        prompt = load_template(prompt) if prompt else template_for(model, settings.prompt)
-    return Judge(
-        engine,
-        prompt,
-        StoppingRule(settings.num_analyses, settings.threshold, settings.stopping, confidence),
-        Sampling(temperature=settings.temperature, top_p=settings.top_p, max_tokens=settings.max_tokens, seed=seed),
-        first_error_exit=settings.first_error_exit,
-        force_verdict=settings.force_verdict,
-        second_pass=settings.second_pass,
-    )
-
-
-def _load_classifier(model: str, *, threshold: float | None = None, **options: Any) -> StepClassifier:
-    given = [name for name in _OF_ANALYSES if options.get(name) is not None]
-    if options.get("stopping") not in (None, "none"):
-        given.append("stopping")
-    if options.get("confidence") not in (None, _CONFIDENCE):
-        given.append("confidence")
-    if options.get("first_error_exit"):
-        given.append("first_error_exit")
-    if given:
-        raise RprmError(
-            f"{model}: a classifier rewards all steps in one pass and writes no analyses: leave out {', '.join(given)}"
-        )
-    return load_classifier(model, **({} if threshold is None else {"threshold": threshold}))
-
-
 async def _judged(
     rewarder: StepRewarder, solutions: list[Solution], on_result: Callable[[SolutionReward], None] | None
 ) -> list[SolutionReward]:
@@ -276,15 +199,6 @@ class _LoopThread:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-
-
-def _check(settings: JudgeSettings) -> None:
-    if not settings.temperature >= 0.0:
-        raise RprmError(f"temperature is {settings.temperature}; give 0 or more")
-    if not 0.0 < settings.top_p <= 1.0:
-        raise RprmError(f"top_p is {settings.top_p}; give a number above 0, at most 1")
-    if settings.max_tokens < 1:
-        raise RprmError(f"max_tokens is {settings.max_tokens}; give at least 1")
 
 
 def _solutions(values: Iterable[Solution | dict[str, Any]]) -> list[Solution]:

@@ -16,9 +16,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from rprm.artifacts import write_atomically
 from rprm.errors import EngineError, InputError, PromptError
 from rprm.prompts import ImportedTemplate, PromptTemplate, carried_template, import_source, load_template
+from rprm.runs import write_atomically
 from rprm.verdict import VerdictFormat
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class KnownModel:
         threshold: a step whose reward is below it is called wrong.
         sources: where each fact was read.
         prompt: of a judge.
-        layout: of a classifier; see `rprm.classifiers.layouts`.
+        layout: of a classifier; see `rprm.rewarders.layouts`.
         options: further options of the spec, by the benchmark whose published figures were made with them.
     """
 

@@ -15,7 +15,7 @@ Procedure = Literal["lean", "full", "published"]
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """How a judge samples and decides. None of it depends on the engine. See `rprm.judge.Judge`."""
+    """How a judge samples and decides. None of it depends on the engine. See `rprm.rewarders.rprm.Judge`."""
 
     num_analyses: int
     temperature: float

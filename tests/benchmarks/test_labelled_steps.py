@@ -12,9 +12,9 @@ from rprm.benchmarks.labelled_steps import StepScoresWithForm
 from rprm.benchmarks.scores import Scores
 from rprm.engines.scripted import ScriptedEngine, ScriptedReply
 from rprm.errors import BenchmarkError, MissingPredictions
-from rprm.judging import Totals, judge_source
 from rprm.prompts.template import Prompt
 from rprm.records import LabelledStep
+from rprm.rewarders.batch import Totals, judge_source
 
 
 def step(number: int, label: bool, source: str | None = None) -> LabelledStep:
@@ -88,12 +88,12 @@ def test_only_the_last_step_is_judged_and_its_form_counted() -> None:
     engine = ScriptedEngine(reply=reply, concurrency=1)
     judge = RPRM(engine, num_analyses=3, stopping="none").rewarder
     results = []
-    from rprm.judging import Watcher
+    from rprm.jobs import Callbacks
 
-    watcher = Watcher(on_result=lambda solution, result: results.append(result))
+    callbacks = Callbacks(on_result=lambda solution, result: results.append(result))
     rows = [step(0, True), step(1, True), step(2, False), step(3, False)]
     items = StepItems(tuple(rows))
-    totals = asyncio.run(judge_source(LastStepRewarder(judge), items.solutions, watcher=watcher))
+    totals = asyncio.run(judge_source(LastStepRewarder(judge), items.solutions, callbacks=callbacks))
     assert isinstance(totals, Totals)
     assert len(asked) == 12
     assert all(text.count("Step 2: Two.") == 1 for text in asked)

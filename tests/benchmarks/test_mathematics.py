@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from rprm.answers import RULES
 from rprm.benchmarks.mathematics import SETS, read_mathematics
 from rprm.errors import InputError
+from rprm.grading import RULES
 from rprm.reading import Row, Source, SourceInfo
 
 

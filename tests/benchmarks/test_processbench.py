@@ -20,7 +20,7 @@ from rprm.benchmarks.scores import Scores, StepScores
 from rprm.errors import BenchmarkError, InputError, MissingPredictions
 from rprm.reading import Rejected
 from rprm.records import Solution
-from rprm.rewarder import first_error
+from rprm.rewarders.base import first_error
 
 
 def item(identifier: str, label: int, num_steps: int) -> ProcessBenchItem:

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from rprm.api import RPRM
-from rprm.artifacts import read_manifest
 from rprm.data.analyses import AnalysisTotals, open_analyses, provenance, sample_analyses
 from rprm.data.steps import read_labelled_steps, steps_source
 from rprm.engines.scripted import ScriptedEngine
 from rprm.errors import InputError, RunError, SettingsChanged
 from rprm.prompts import load_template
 from rprm.records import LabelledStep, StepAnalyses
+from rprm.runs import read_manifest
 
 
 def write_steps(path: Path, count: int) -> Path:

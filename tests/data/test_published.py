@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from rprm.artifacts import read_manifest
 from rprm.data.published import open_published, write_published
 from rprm.errors import InputError, PromptError, SettingsChanged
 from rprm.models import R_PRM_SYSTEM
 from rprm.prompts import load_template
+from rprm.runs import read_manifest
 from rprm.training.preflight import check_rows
 from rprm.training.rows import open_data
 from tests.data.published_set import (

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from rprm.artifacts import Run
 from rprm.data.steps import (
     FORMATS,
     Expanded,
@@ -25,6 +24,7 @@ from rprm.data.steps import (
 from rprm.errors import InputError, RunError
 from rprm.reading import Rejected, Row, Source
 from rprm.records import LabelledStep
+from rprm.runs import Run
 
 GOOD = {"id": "a-1", "problem": "2 + 3 = ?", "previous_steps": ["Add."], "step": "2 + 3 = 5.", "label": True}
 

@@ -27,8 +27,8 @@ from rprm.engines.openai import OpenAIEngine
 from rprm.engines.openai_route import Route
 from rprm.engines.openai_wire import Stream, Transient, Watch, harmless, read_completions
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused, Unsupported
-from rprm.judge import Judge
 from rprm.prompts.template import Message, Prompt, PromptTemplate
+from rprm.rewarders.rprm import Judge
 from rprm.stopping import StoppingRule
 from rprm.verdict import VerdictFormat, read_verdict
 

@@ -16,10 +16,11 @@ import pytest
 
 from rprm.engines.base import Sampling
 from rprm.engines.openai import OpenAIEngine
-from rprm.judge import Judge
-from rprm.judging import Watcher, judge_source
+from rprm.jobs import Callbacks
 from rprm.prompts import load_template
 from rprm.records import Solution, SolutionReward
+from rprm.rewarders.batch import judge_source
+from rprm.rewarders.rprm import Judge
 from rprm.stopping import StoppingRule
 from rprm.verdict import VerdictFormat
 
@@ -307,8 +308,8 @@ def test_every_solution_is_finished_or_named_and_no_reward_is_made_up(stream: bo
             rule = StoppingRule(num_analyses=NUM_ANALYSES, threshold=0.5)
             judge = Judge(engine, template, rule, Sampling(max_tokens=MAX_TOKENS, seed=3), first_error_exit=False)
             try:
-                watcher = Watcher(on_result=lambda row, result: results.__setitem__(row.id, result))
-                await judge_source(judge, rows, watcher=watcher)
+                callbacks = Callbacks(on_result=lambda row, result: results.__setitem__(row.id, result))
+                await judge_source(judge, rows, callbacks=callbacks)
             finally:
                 await judge.aclose()
 

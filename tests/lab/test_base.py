@@ -19,7 +19,7 @@ from rprm.lab.teacher import NOT_SAME, SAME
 from rprm.lab.texts import document
 from rprm.lab.world import WIDE, WorldSettings, held_out_problems
 from rprm.prompts import carried_policy_template, load_policy_template
-from rprm.training.metrics import TrainingWatcher
+from rprm.training.metrics import TrainingCallbacks
 
 pytest.importorskip("transformers")
 
@@ -146,9 +146,9 @@ def test_copies_are_what_the_text_says_of_the_cue() -> None:
 def test_a_training_goes_on_from_another(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    first = train_base(tmp_path / "first", world=WORLD, settings=TINY, watcher=TrainingWatcher())
+    first = train_base(tmp_path / "first", world=WORLD, settings=TINY, callbacks=TrainingCallbacks())
     still = replace(TINY, learning_rate=0.0, adam_learning_rate=0.0, num_steps=2)
-    second = train_base(tmp_path / "second", world=WORLD, settings=still, start=first, watcher=TrainingWatcher())
+    second = train_base(tmp_path / "second", world=WORLD, settings=still, start=first, callbacks=TrainingCallbacks())
     weights, again = (load_file(model / "model.safetensors") for model in (first, second))
     assert weights.keys() == again.keys()
     assert all(weights[name].equal(again[name]) for name in weights)
@@ -156,7 +156,9 @@ def test_a_training_goes_on_from_another(tmp_path: Path) -> None:
 
 def test_nothing_to_go_on_from(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere holds no model to go on from"):
-        train_base(tmp_path / "run", world=WORLD, settings=TINY, start=tmp_path / "nowhere", watcher=TrainingWatcher())
+        train_base(
+            tmp_path / "run", world=WORLD, settings=TINY, start=tmp_path / "nowhere", callbacks=TrainingCallbacks()
+        )
     assert not (tmp_path / "run").exists()
 
 
@@ -171,11 +173,13 @@ def test_a_killed_training_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
         if row["step"] == 6:
             raise Killed
 
-    whole = train_base(tmp_path / "whole", world=WORLD, settings=TINY, watcher=TrainingWatcher())
+    whole = train_base(tmp_path / "whole", world=WORLD, settings=TINY, callbacks=TrainingCallbacks())
     with pytest.raises(Killed):
-        train_base(tmp_path / "killed", world=WORLD, settings=TINY, watcher=TrainingWatcher(on_metrics=kill))
+        train_base(tmp_path / "killed", world=WORLD, settings=TINY, callbacks=TrainingCallbacks(on_metrics=kill))
     notes: list[str] = []
-    resumed = train_base(tmp_path / "killed", world=WORLD, settings=TINY, watcher=TrainingWatcher(on_note=notes.append))
+    resumed = train_base(
+        tmp_path / "killed", world=WORLD, settings=TINY, callbacks=TrainingCallbacks(on_note=notes.append)
+    )
     assert notes == ["going on from step 3"]
     first, second = load_file(whole / "model.safetensors"), load_file(resumed / "model.safetensors")
     assert first.keys() == second.keys()
@@ -187,4 +191,7 @@ def test_a_killed_training_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     assert carried is not None
     assert load_policy_template(carried).render("1?").text == "Problem: 1?\nSolution:\n"
     # What is complete is not trained again.
-    assert train_base(tmp_path / "whole", world=WORLD, settings=TINY, watcher=TrainingWatcher(on_metrics=kill)) == whole
+    assert (
+        train_base(tmp_path / "whole", world=WORLD, settings=TINY, callbacks=TrainingCallbacks(on_metrics=kill))
+        == whole
+    )

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from rprm.artifacts import LineWriter, Run
 from rprm.benchmarks import Scores, Tally, tally_processbench
 from rprm.benchmarks.items import BenchmarkItems, ProcessBenchItem
 from rprm.cli.app import app
@@ -20,6 +19,7 @@ from rprm.lab.findings import CLASSIFIER, RPRM, Estimate, estimate, find
 from rprm.lab.plan import TINY
 from rprm.records import Analysis, Solution, SolutionReward, StepReward
 from rprm.report.lab import claims, page
+from rprm.runs import LineWriter, Run
 
 SETTINGS = replace(TINY, num_seeds=2, world_steps=100)
 

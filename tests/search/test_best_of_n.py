@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 
-from rprm.artifacts import read_manifest
 from rprm.engines import Sampling
 from rprm.engines.scripted import ScriptedEngine
 from rprm.errors import EngineUnavailable, SettingsChanged
-from rprm.judge import Judge
+from rprm.ledger import Ledger
 from rprm.prompts import load_template
 from rprm.reading import SourceInfo
 from rprm.records import Solution, SolutionReward, StepReward
-from rprm.rewarder import Ledger, StepRewarder
+from rprm.rewarders.base import StepRewarder
+from rprm.rewarders.rprm import Judge
+from rprm.runs import read_manifest
 from rprm.search.aggregation import AGGREGATIONS, Aggregation, aggregate
 from rprm.search.best_of_n import BestOfNTotals, ChoiceStopping, choose_among, choose_best
 from rprm.search.candidates import Candidate, Candidates, JudgedCandidates

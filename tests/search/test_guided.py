@@ -13,15 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rprm.answers import final_answer
 from rprm.engines import Completion, Sampling
 from rprm.engines.scripted import ScriptedEngine, ScriptedReply
 from rprm.errors import RequestRefused, RprmError
-from rprm.judge import Judge
+from rprm.grading import final_answer
+from rprm.ledger import Ledger
 from rprm.prompts import Prompt, load_template
 from rprm.prompts.policy import PolicyTemplate
 from rprm.records import Solution, SolutionReward, StepReward
-from rprm.rewarder import Ledger
+from rprm.rewarders.rprm import Judge
 from rprm.search.aggregation import AGGREGATIONS, aggregate
 from rprm.search.guided import GuidedSearch, search_strategy
 from rprm.search.policy import Continuation

@@ -17,7 +17,7 @@ from rprm.cli.app import app
 from rprm.cli.guided import load_search_rewarder
 from rprm.cli.search import load_policy
 from rprm.errors import CorruptRun, EngineError, InputError, RprmError, RunError
-from rprm.judge import Judge
+from rprm.rewarders.rprm import Judge
 from rprm.search.replay import replay
 from rprm.search.trees import SearchTree, parse_tree
 

@@ -15,9 +15,9 @@ import pytest
 from rprm.engines import Completion, Sampling
 from rprm.engines.scripted import ScriptedEngine
 from rprm.errors import CorruptRun, EngineUnavailable, RequestRefused, SettingsChanged
-from rprm.judge import Judge
 from rprm.prompts import Prompt, load_template
 from rprm.prompts.library import load_policy_template
+from rprm.rewarders.rprm import Judge
 from rprm.search.guided import GuidedSearch, StrategyName, search_problems, search_strategy
 from rprm.search.policy import Policy
 from rprm.search.problems import Problems, read_problem_file

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rprm.answers import Grader
-from rprm.artifacts import Run
 from rprm.errors import BenchmarkError, CorruptRun, RunError
+from rprm.grading import Grader
 from rprm.records import Analysis, Record, StepReward
 from rprm.report.mathematics import search_curve_table, search_table, unsettled_table
+from rprm.runs import Run
 from rprm.search.attempts import SearchRun, read_search_run, sampled_run
 from rprm.search.candidates import Candidate, CandidateReward, Candidates, JudgedCandidates
 from rprm.search.guided import search_strategy

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from rprm.engines import Sampling
 from rprm.engines.scripted import ScriptedEngine
 from rprm.errors import EngineUnavailable, RequestRefused
-from rprm.judge import Judge
+from rprm.ledger import Ledger
 from rprm.prompts import load_template
 from rprm.records import Analysis
-from rprm.rewarder import Ledger
+from rprm.rewarders.rprm import Judge
 from rprm.search.aggregation import AGGREGATIONS, Aggregation, aggregate
 from rprm.search.contenders import StepScores
 from rprm.search.racing import Bounds, is_settled, race, settle

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rprm.artifacts import read_manifest
 from rprm.engines import Sampling
 from rprm.engines.scripted import ScriptedEngine, ScriptedReply
 from rprm.errors import CorruptRun, EngineUnavailable, InputError, RunError, SettingsChanged
-from rprm.judging import Watcher
+from rprm.jobs import Callbacks
 from rprm.prompts import load_policy_template
 from rprm.prompts.template import Prompt
+from rprm.runs import read_manifest
 from rprm.search.candidates import Candidates
 from rprm.search.policy import Policy
 from rprm.search.problems import Problems, read_problem_file, read_problem_sets
@@ -35,10 +35,10 @@ def problems_of(tmp_path: Path, count: int, *, broken: bool = False) -> Problems
 
 
 def sample(
-    engine: ScriptedEngine, problems: Problems, output: Path, n: int = 4, watcher: Watcher | None = None
+    engine: ScriptedEngine, problems: Problems, output: Path, n: int = 4, callbacks: Callbacks | None = None
 ) -> SampleTotals:
     policy = Policy(engine, load_policy_template(), Sampling(0.7, 0.95, 64, seed=3))
-    return asyncio.run(sample_candidates(policy, problems, n, output=output, watcher=watcher))
+    return asyncio.run(sample_candidates(policy, problems, n, output=output, callbacks=callbacks))
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from rprm.artifacts import read_manifest
+from rprm.runs import read_manifest
 
 
 def command(*arguments: object) -> list[str]:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rprm.classifiers.layouts import QwenLayout
 from rprm.records import LabelledStep
+from rprm.rewarders.layouts import QwenLayout
 from rprm.training.step_sequences import (
     IGNORED,
     MergeCounts,

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from rprm.classifiers import Classifier
 from rprm.data.splits import is_held_out
 from rprm.errors import EngineError, InputError, SettingsChanged
+from rprm.rewarders import Classifier
 from rprm.training.classifier import ClassifierTraining, train_classifier
 from rprm.training.stage import RunOptions
 
@@ -137,8 +137,8 @@ def test_the_handed_over_model_rewards_as_the_trained_one(trained: Any, tiny_mod
     """The trainer's last checkpoint against the model folder, through the classifier, to 1e-5."""
     from safetensors.torch import load_file
 
-    from rprm.classifiers.layouts import QwenLayout
-    from rprm.classifiers.network import base_network
+    from rprm.rewarders.layouts import QwenLayout
+    from rprm.rewarders.network import base_network
     from rprm.training.rows import find_model
     from rprm.training.step_network import add_embedding, tokenizer_with_tag
 
@@ -327,14 +327,14 @@ def test_bad_rows_are_set_aside(tiny_model: Path, tmp_path: Path) -> None:
     with path.open("a") as stream:
         stream.write('{"problem": "p", "step": "s"}\n{torn\n')
     notes: list[str] = []
-    from rprm.training.metrics import TrainingWatcher
+    from rprm.training.metrics import TrainingCallbacks
 
     result = train_classifier(
         path,
         model=str(tiny_model),
         output=tmp_path / "run",
         settings=settings(max_steps=1),
-        watcher=TrainingWatcher(on_note=notes.append),
+        callbacks=TrainingCallbacks(on_note=notes.append),
     )
     assert result.summary["num_rejected"] == 2
     rejected = [json.loads(line) for line in (tmp_path / "run" / "rejected.jsonl").read_text().splitlines()]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rprm.artifacts import read_manifest
+from rprm.runs import read_manifest
 from rprm.training.metrics import read_metrics
 from rprm.training.sft import train_sft
 from tests.training.test_sft import QUICK

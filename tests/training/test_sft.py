@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from rprm import RPRM
-from rprm.artifacts import read_manifest
 from rprm.engines.tokens import encode_prompt
 from rprm.errors import EngineError, InputError, RunError, SettingsChanged
 from rprm.prompts.library import load_template
 from rprm.prompts.template import Message, Prompt, PromptTemplate
+from rprm.runs import read_manifest
 from rprm.training import stage as stage_module
-from rprm.training.metrics import TrainingWatcher, read_metrics
+from rprm.training.metrics import TrainingCallbacks, read_metrics
 from rprm.training.preflight import check_sft_batch
 from rprm.training.rows import check_weights, encode_row, end_token, find_model, read_rows
 from rprm.training.sft import SFTSettings, train_sft
@@ -314,7 +314,7 @@ def test_killed_and_resumed(
     optimizer.write_bytes(optimizer.read_bytes()[:1000])
     notes: list[str] = []
     resumed = train_sft(
-        data, model=str(tiny_model), output=killed, settings=settings, watcher=TrainingWatcher(on_note=notes.append)
+        data, model=str(tiny_model), output=killed, settings=settings, callbacks=TrainingCallbacks(on_note=notes.append)
     )
     assert resumed.resumed_from == 2
     assert any("torn-checkpoint-4" in note for note in notes)
@@ -437,7 +437,7 @@ def test_patience_restores_the_best(tiny_model: Path, make_data: Callable[..., P
 
     arguments: dict[str, Any] = {"model": str(tiny_model), "output": tmp_path / "stopped", "settings": settings}
     with pytest.raises(Stopped):
-        train_sft(data, watcher=TrainingWatcher(on_step=stop), **arguments)
+        train_sft(data, callbacks=TrainingCallbacks(on_step=stop), **arguments)
     resumed = train_sft(data, **arguments)
     assert resumed.resumed_from == best + 1
     assert resumed.summary == result.summary

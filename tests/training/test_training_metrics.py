@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from rprm.errors import RunError
-from rprm.training.metrics import TrainingWatcher, last_value, metrics_callback, read_metrics, truncate_metrics
+from rprm.training.metrics import TrainingCallbacks, last_value, metrics_callback, read_metrics, truncate_metrics
 
 
 def test_rows_after_the_checkpoint_and_a_torn_line_go(tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ def test_the_callback_writes_rows_and_tells(tmp_path: Path) -> None:
     told: list[object] = []
     callback = metrics_callback(
         path,
-        TrainingWatcher(on_step=lambda *steps: told.append(steps), on_metrics=lambda row: told.append(row["step"])),
+        TrainingCallbacks(on_step=lambda *steps: told.append(steps), on_metrics=lambda row: told.append(row["step"])),
     )
     state = SimpleNamespace(is_world_process_zero=True, global_step=7, max_steps=9)
     control = SimpleNamespace(should_save=True, should_log=False)

@@ -12,7 +12,7 @@ def main() -> None:
     import torch
 
     from rprm.training.dpo import DPOSettings, train_dpo
-    from rprm.training.metrics import TrainingWatcher
+    from rprm.training.metrics import TrainingCallbacks
     from rprm.training.sft import SFTSettings, train_sft
 
     torch.set_num_threads(1)
@@ -22,11 +22,11 @@ def main() -> None:
         if step == int(last):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    watcher = TrainingWatcher(on_step=die)
+    callbacks = TrainingCallbacks(on_step=die)
     if kind == "sft":
-        train_sft(data, model=model, output=output, settings=SFTSettings(**json.loads(settings)), watcher=watcher)
+        train_sft(data, model=model, output=output, settings=SFTSettings(**json.loads(settings)), callbacks=callbacks)
     else:
-        train_dpo(data, model=model, output=output, settings=DPOSettings(**json.loads(settings)), watcher=watcher)
+        train_dpo(data, model=model, output=output, settings=DPOSettings(**json.loads(settings)), callbacks=callbacks)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ on the validation part of its own training data, round after round, and R-PRMs a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,10 @@ from rprm.benchmarks.bootstrap import DEFAULT_RESAMPLES
 from rprm.benchmarks.scores import Scores, Usage
 from rprm.benchmarks.tally import Coverage, Floats, Measurement, Tally, measurement, refuse_missing
 from rprm.errors import BenchmarkError
+from rprm.ledger import Ledger
 from rprm.reading import Rejected, SourceInfo
-from rprm.records import Analysis, LabelledStep, Solution, SolutionReward, StepReward
-from rprm.rewarder import Ledger, StepRewarder, first_error
+from rprm.records import LabelledStep, Solution, SolutionReward, StepReward
+from rprm.rewarders.base import StepRewarder, first_error
 
 #: The benchmark's name in manifests.
 BENCHMARK = "steps"
@@ -64,15 +65,11 @@ class LastStepRewarder(StepRewarder):
     def concurrency(self) -> int:
         return self.rewarder.concurrency
 
-    @property
-    def on_analysis(self) -> Callable[[Analysis], None] | None:
-        """Called with every analysis of a judge; of a classifier, never."""
-        return getattr(self.rewarder, "on_analysis", None)
+    def in_full(self) -> LastStepRewarder:
+        return LastStepRewarder(self.rewarder.in_full())
 
-    @on_analysis.setter
-    def on_analysis(self, function: Callable[[Analysis], None] | None) -> None:
-        if hasattr(self.rewarder, "on_analysis"):
-            self.rewarder.on_analysis = function
+    def is_wrong(self, step: StepReward) -> bool:
+        return self.rewarder.is_wrong(step)
 
     async def start(self) -> dict[str, Any]:
         return await self.rewarder.start()

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from rprm.answers import RULES, AnswerRule, final_answer, olympiadbench_rule
 from rprm.benchmarks.items import json_object, parsed_rows, refuse_revision, subset_file
 from rprm.errors import InputError
+from rprm.grading import RULES, AnswerRule, final_answer, olympiadbench_rule
 from rprm.reading import Rejected, Source, SourceInfo
 
 #: The size of the subsets that the paper draws of OlympiadBench and College Math.

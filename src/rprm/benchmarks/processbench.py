@@ -33,7 +33,7 @@ from rprm.benchmarks.tally import (
     refuse_missing,
 )
 from rprm.errors import BenchmarkError, InputError
-from rprm.rewarder import first_error
+from rprm.rewarders.base import first_error
 
 #: The published threshold (R-PRM, section 4.1).
 DEFAULT_THRESHOLD = 0.5

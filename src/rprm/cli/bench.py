@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from rprm.benchmarks import BenchmarkItems, Measurement, PRMBenchItem, ProcessBenchItem, Scores, StepItems, Tally
     from rprm.reading import SourceInfo
-    from rprm.rewarder import StepRewarder
+    from rprm.rewarders.base import StepRewarder
 
     Items = BenchmarkItems[ProcessBenchItem] | BenchmarkItems[PRMBenchItem]
 
@@ -310,7 +310,7 @@ def _scores(
     **judge: Any,
 ) -> tuple[Scores, float]:
     """Scores from a file or run, or from judging the items now, and the threshold to measure them at."""
-    from rprm.api import load_rewarder
+    from rprm.rewarders import load_rewarder
 
     if stored is not None:
         return _stored_scores(stored, items), measured_threshold(stored, threshold)
@@ -358,7 +358,7 @@ def judged_run(
 
 def measured_threshold(scores: Path, given: float | None) -> float:
     """What was given, else what a run was judged with, else 0.5."""
-    from rprm.artifacts import read_manifest
+    from rprm.runs import read_manifest
 
     if given is None and scores.is_dir():
         return float(read_manifest(scores)["settings"]["threshold"])
@@ -367,10 +367,10 @@ def measured_threshold(scores: Path, given: float | None) -> float:
 
 def _stored_scores(path: Path, items: Items) -> Scores:
     """Scores of a run folder (which must be of these items), or of a scores file."""
-    from rprm.artifacts import RESULTS, read_json_lines, read_manifest
     from rprm.benchmarks import read_scores, scores_of
     from rprm.errors import BenchmarkError
     from rprm.records import SolutionReward
+    from rprm.runs import RESULTS, read_json_lines, read_manifest
 
     if not path.is_dir():
         return read_scores(path)
@@ -387,7 +387,7 @@ def _stored_scores(path: Path, items: Items) -> Scores:
 
 def _told(run: Path) -> dict[str, Any]:
     """What a run folder says of its benchmark."""
-    from rprm.artifacts import read_manifest
+    from rprm.runs import read_manifest
 
     manifest = read_manifest(run)
     settings = manifest["settings"]
@@ -441,8 +441,8 @@ def _limited(items: Any, limit: int | None, group: str) -> Any:
 
 
 def check_what(model: str | None, stored: Path | None, output: Path | None) -> None:
-    from rprm.artifacts import MANIFEST
     from rprm.errors import BenchmarkError
+    from rprm.runs import MANIFEST
 
     if model is None and stored is None:
         raise BenchmarkError(
@@ -465,8 +465,8 @@ def _in_full(model: str | None, stopping: StoppingName | None, first_error_exit:
 def show_measurement(
     measured: Measurement, further: dict[str, Any], tables: list[RenderableType], output: Path | None, json: bool
 ) -> None:
-    from rprm.artifacts import write_atomically
     from rprm.report.measures import measurement_table
+    from rprm.runs import write_atomically
 
     found = measured.as_dict() | further
     if output is not None:

@@ -161,7 +161,7 @@ def _sampled(
 
 
 def _show_sets(problems: Problems, json: bool) -> None:
-    from rprm.answers import Grader
+    from rprm.grading import Grader
     from rprm.report.mathematics import sets_table
     from rprm.search.checks import check_sets
 
@@ -176,8 +176,8 @@ def _show_sets(problems: Problems, json: bool) -> None:
 def _show(measured: SearchMeasurement, grades: Path | None, output: Path | None, json: bool) -> None:
     import json as json_module
 
-    from rprm.artifacts import write_atomically
     from rprm.report.mathematics import search_curve_table, search_table, unsettled_table
+    from rprm.runs import write_atomically
 
     if grades is not None:
         lines = (json_module.dumps(answer.as_dict(), ensure_ascii=False) for answer in measured.answers)

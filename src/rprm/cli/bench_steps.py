@@ -70,9 +70,9 @@ def steps(
     Each step is judged alone, the steps before it are only read. The share of analyses that reach a verdict unasked
     (well-formed) is measured too: --stopping none counts all of them.
     """
-    from rprm.api import load_rewarder
     from rprm.benchmarks import LastStepRewarder, measure_steps
     from rprm.benchmarks.labelled_steps import BENCHMARK
+    from rprm.rewarders import load_rewarder
 
     check_what(model, scores, output)
     items = read_items(source, limit)
@@ -123,11 +123,11 @@ def read_items(source: str, limit: int | None = None) -> StepItems:
 
 def stored_scores(path: Path, items: StepItems) -> StepScoresWithForm:
     """Scores of a run folder of these steps, or of a scores file."""
-    from rprm.artifacts import RESULTS, read_json_lines, read_manifest
     from rprm.benchmarks import read_scores, step_scores
     from rprm.benchmarks.labelled_steps import StepScoresWithForm
     from rprm.errors import BenchmarkError
     from rprm.records import SolutionReward
+    from rprm.runs import RESULTS, read_json_lines, read_manifest
 
     if not path.is_dir():
         return StepScoresWithForm(read_scores(path), {})

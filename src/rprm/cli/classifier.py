@@ -118,7 +118,7 @@ def classifier(
     from rprm.training.classifier import ClassifierTraining, train_classifier
 
     settings = _settings(ClassifierTraining(), locals())
-    with training_progress() as watcher:
+    with training_progress() as callbacks:
         result = train_classifier(
             steps,
             model=model,
@@ -127,7 +127,7 @@ def classifier(
             validation=validation,
             revision=revision,
             options=_options(report_to, num_checkpoints, keep_checkpoints, push_to_hub, public),
-            watcher=watcher,
+            callbacks=callbacks,
         )
     _report(result)
     for found in result.summary["validation"]:

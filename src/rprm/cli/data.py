@@ -13,7 +13,7 @@ from rprm.cli.steps import steps
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from rprm.judging import Watcher
+    from rprm.jobs import Callbacks
     from rprm.prompts import PromptTemplate
 
 app = typer.Typer(
@@ -74,7 +74,6 @@ def analyses(
     """
     from itertools import islice
 
-    from rprm.api import load_judge
     from rprm.cli import EXIT_REJECTED
     from rprm.cli.progress import run_behind_progress
     from rprm.data.analyses import AnalysisTotals, sample_analyses
@@ -82,6 +81,7 @@ def analyses(
     from rprm.data.steps import read_labelled_steps, steps_source
     from rprm.models import template_for
     from rprm.prompts import load_template
+    from rprm.rewarders import load_judge
 
     given = {"num_analyses": num_analyses, "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
     judge = load_judge(
@@ -96,7 +96,7 @@ def analyses(
     info = opened.inspect()
     rows = read_labelled_steps(opened)
 
-    def work(watcher: Watcher) -> Awaitable[AnalysisTotals]:
+    def work(callbacks: Callbacks) -> Awaitable[AnalysisTotals]:
         return sample_analyses(
             judge,
             rows if limit is None else islice(rows, limit),
@@ -104,11 +104,11 @@ def analyses(
             output=output,
             settings={} if limit is None else {"limit": limit},
             strict=strict,
-            watcher=watcher,
+            callbacks=callbacks,
         )
 
     num_rows = limit if limit is not None else info.num_rows
-    totals = run_behind_progress(work, judge, judge.aclose, num_rows, noun="steps")
+    totals = run_behind_progress(work, judge.aclose, num_rows, noun="steps")
     _show(totals.as_dict(), output, json)
     refuse_nothing_judged(totals)
     if totals.num_rejected:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from rprm.rounds import RoundResult
+    from rprm.evolve import RoundResult
 
 
 def evolve(
@@ -58,8 +58,8 @@ def evolve(
 
     from rich.console import Console
 
-    from rprm.rounds import RoundSettings
-    from rprm.rounds import evolve as run_rounds
+    from rprm.evolve import RoundSettings
+    from rprm.evolve import evolve as run_rounds
 
     pair_options = [
         "--per-step",

@@ -43,8 +43,8 @@ from rprm.cli.search import (
 )
 
 if TYPE_CHECKING:
-    from rprm.judging import Watcher
-    from rprm.rewarder import StepRewarder
+    from rprm.jobs import Callbacks
+    from rprm.rewarders.base import StepRewarder
     from rprm.search.guided import GuidedSearch, StrategyName
     from rprm.search.policy import Policy
     from rprm.search.problems import Problems
@@ -198,8 +198,8 @@ def show(
 
 
 def _read_trees(run: Path) -> Any:
-    from rprm.artifacts import RESULTS, read_json_lines, read_manifest
     from rprm.errors import RunError
+    from rprm.runs import RESULTS, read_json_lines, read_manifest
     from rprm.search.guided import STAGE
     from rprm.search.trees import parse_tree
 
@@ -211,9 +211,8 @@ def _read_trees(run: Path) -> Any:
 
 def load_search_rewarder(model: str, policy: Policy, policy_spec: str, **options: Any) -> StepRewarder:
     """What rewards steps. A model that is policy and judge is loaded once."""
-    from rprm.api import load_judge, load_rewarder
-    from rprm.classifiers import is_classifier
     from rprm.presets import judge_settings
+    from rprm.rewarders import is_classifier, load_judge, load_rewarder
     from rprm.search.guided import ANALYSIS_TOKENS
 
     if is_classifier(model):
@@ -230,12 +229,10 @@ def _search(
     from rprm.cli.progress import run_behind_progress
     from rprm.search.guided import search_problems
 
-    def work(watcher: Watcher) -> Awaitable[SearchTotals]:
-        return search_problems(search, problems, output=output, settings=settings, strict=strict, watcher=watcher)
+    def work(callbacks: Callbacks) -> Awaitable[SearchTotals]:
+        return search_problems(search, problems, output=output, settings=settings, strict=strict, callbacks=callbacks)
 
-    return run_behind_progress(
-        work, search.rewarder, search.aclose, len(problems.problems), noun="problems", activity="searching"
-    )
+    return run_behind_progress(work, search.aclose, len(problems.problems), noun="problems", activity="searching")
 
 
 def _searched(totals: SearchTotals) -> list[tuple[int, str]]:

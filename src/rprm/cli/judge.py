@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 import typer
 
 if TYPE_CHECKING:
-    from rprm.judging import Totals, Watcher
+    from rprm.jobs import Callbacks
     from rprm.reading import Rejected, Source, SourceInfo
     from rprm.records import Solution, SolutionReward
-    from rprm.rewarder import StepRewarder
+    from rprm.rewarders.base import StepRewarder
+    from rprm.rewarders.batch import Totals
 
 
 class StoppingName(StrEnum):
@@ -143,12 +144,12 @@ def judge(
     """
     from rich.console import Console
 
-    from rprm.api import load_rewarder
     from rprm.cli import EXIT_REJECTED
     from rprm.cli.embedded import EmbeddedScope
     from rprm.errors import InputError
     from rprm.reading import read_solutions
     from rprm.report.solutions import render_solution, render_totals
+    from rprm.rewarders import load_rewarder
 
     if (rewards == RewardsName.full or procedure == ProcedureName.published) and (
         stopping not in (None, StoppingName.none) or first_error_exit
@@ -287,11 +288,11 @@ def run_judge(
 ) -> Totals:
     """Judge rows behind a progress line on standard error; see `judge_source`."""
     from rprm.cli.progress import run_behind_progress
-    from rprm.judging import judge_source
+    from rprm.rewarders.batch import judge_source
 
-    def work(watcher: Watcher) -> Awaitable[Totals]:
+    def work(callbacks: Callbacks) -> Awaitable[Totals]:
         return judge_source(
-            rewarder, rows, source=info, output=output, settings=settings, strict=strict, watcher=watcher
+            rewarder, rows, source=info, output=output, settings=settings, strict=strict, callbacks=callbacks
         )
 
-    return run_behind_progress(work, rewarder, rewarder.aclose, num_solutions, on_result, noun=noun)
+    return run_behind_progress(work, rewarder.aclose, num_solutions, on_result, noun=noun)

@@ -81,7 +81,7 @@ def base(
         learning_rate=learning_rate,
         seed=seed,
     )
-    with training_progress() as watcher:
+    with training_progress() as callbacks:
         model = train_base(
             output,
             world=read_card(source),
@@ -89,7 +89,7 @@ def base(
             start=start,
             compiled=compiled,
             num_workers=workers,
-            watcher=watcher,
+            callbacks=callbacks,
         )
     print(model)
 
@@ -169,10 +169,10 @@ def report(
     """What the experiments came to, the paper's numbers beside them: a table, and a page with the figures."""
     from rich.console import Console
 
-    from rprm.artifacts import write_atomically
     from rprm.lab.findings import find
     from rprm.lab.running import read_settings
     from rprm.report.lab import claims_table, page
+    from rprm.runs import write_atomically
 
     settings = read_settings(source)
     findings = find(source, settings)

@@ -11,31 +11,26 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from rprm.judging import Watcher
+from rprm.jobs import Callbacks
 from rprm.records import SolutionReward
 
 if TYPE_CHECKING:
     from rprm.reading import Rejected
-    from rprm.records import Analysis
-    from rprm.rewarder import StepRewarder
-    from rprm.search.policy import Policy
 
 T = TypeVar("T")
 
 
 @contextmanager
 def progress_line(
-    model: StepRewarder | Policy,
     num_rows: int | None,
     on_result: Callable[[Any, Any], object],
     *,
     noun: str = "solutions",
     activity: str = "judging",
-) -> Iterator[Watcher]:
+) -> Iterator[Callbacks]:
     """Rows, steps, tokens a second and time left, on a terminal; nothing where standard error is none.
 
     Args:
-        model: its `on_analysis`, where it writes analyses, is taken for the count of tokens.
         num_rows: total, None where it is not known.
         on_result: called for each result; what it prints stands above the line.
         noun: what the rows are.
@@ -56,21 +51,21 @@ def progress_line(
     )
     task = progress.add_task("loading the model", total=num_rows, steps="", speed="")
     num_steps = num_tokens = num_before = 0
+    begun = False
 
-    def analysed(analysis: Analysis) -> None:
-        nonlocal num_tokens
-        if num_tokens == 0:
-            # Time begins with the first analysis: loading the model says nothing about the pace.
+    def paid(piece: Any) -> None:
+        nonlocal num_tokens, begun
+        if not begun:
+            # Time begins with the first piece: loading the model says nothing about the pace.
             progress.reset(task, description=activity, completed=num_before)
-        num_tokens += analysis.num_tokens
+            begun = True
+        # A classifier's scores have none.
+        num_tokens += piece["num_tokens"] if isinstance(piece, dict) else 0
         elapsed = progress.tasks[0].elapsed or 0.0
-        progress.update(task, speed=f"{num_tokens / elapsed:,.0f} tokens/s" if elapsed > 0 else "")
+        progress.update(task, speed=f"{num_tokens / elapsed:,.0f} tokens/s" if elapsed > 0 and num_tokens else "")
 
     def finished(row: Any, result: Any) -> None:
         nonlocal num_steps
-        if progress.tasks[0].completed == num_before and not hasattr(model, "on_analysis"):
-            # Without analyses, time begins with the first result.
-            progress.reset(task, description=activity, completed=num_before)
         if isinstance(result, SolutionReward):
             num_steps += len(result.steps)
             progress.update(task, steps=f"{num_steps} steps")
@@ -86,15 +81,12 @@ def progress_line(
         if num_finished:
             console.print(f"going on: {num_finished} {noun} were finished before", style="dim")
 
-    if hasattr(model, "on_analysis"):
-        model.on_analysis = analysed
     with progress:
-        yield Watcher(on_result=finished, on_rejected=rejected, on_resumed=resumed)
+        yield Callbacks(on_result=finished, on_rejected=rejected, on_piece=paid, on_resumed=resumed)
 
 
 def run_behind_progress(
-    work: Callable[[Watcher], Awaitable[T]],
-    model: StepRewarder | Policy,
+    work: Callable[[Callbacks], Awaitable[T]],
     close: Callable[[], Awaitable[None]],
     num_rows: int | None,
     on_result: Callable[[Any, Any], object] = lambda row, result: None,
@@ -102,18 +94,18 @@ def run_behind_progress(
     noun: str,
     activity: str = "judging",
 ) -> T:
-    """Do what a watcher is told of, behind a progress line on standard error, and close what was used.
+    """Do what a callbacks is told of, behind a progress line on standard error, and close what was used.
 
     Args:
         work: is told whom to tell.
         close: what was used.
-        model, num_rows, on_result, noun, activity: as for `progress_line`.
+        num_rows, on_result, noun, activity: as for `progress_line`.
     """
 
     async def main() -> T:
-        with progress_line(model, num_rows, on_result, noun=noun, activity=activity) as watcher:
+        with progress_line(num_rows, on_result, noun=noun, activity=activity) as callbacks:
             try:
-                return await work(watcher)
+                return await work(callbacks)
             finally:
                 await close()
 

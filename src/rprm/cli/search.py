@@ -24,8 +24,8 @@ from rprm.cli.judge import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable
 
-    from rprm.judging import Watcher
-    from rprm.rewarder import StepRewarder
+    from rprm.jobs import Callbacks
+    from rprm.rewarders.base import StepRewarder
     from rprm.search.aggregation import Aggregation
     from rprm.search.best_of_n import BestOfNTotals, ChoiceStopping
     from rprm.search.policy import Policy
@@ -203,9 +203,9 @@ def best_of_n(
 
     Exit code 3 says that some rows were rejected.
     """
-    from rprm.api import load_rewarder
-    from rprm.artifacts import CANDIDATES
     from rprm.errors import InputError
+    from rprm.rewarders import load_rewarder
+    from rprm.runs import CANDIDATES
     from rprm.search.sampling import read_candidate_run
 
     if (candidates is None) == (policy is None):
@@ -321,15 +321,13 @@ def sample_behind_progress(
             "--policy-temperature"
         )
 
-    def work(watcher: Watcher) -> Awaitable[SampleTotals]:
+    def work(callbacks: Callbacks) -> Awaitable[SampleTotals]:
         settings = {} if limit is None else {"limit": limit}
         return sample_candidates(
-            policy, problems, number, output=output, settings=settings, strict=strict, watcher=watcher
+            policy, problems, number, output=output, settings=settings, strict=strict, callbacks=callbacks
         )
 
-    return run_behind_progress(
-        work, policy, policy.aclose, len(problems.problems), noun="problems", activity="sampling"
-    )
+    return run_behind_progress(work, policy.aclose, len(problems.problems), noun="problems", activity="sampling")
 
 
 def _choose(
@@ -346,13 +344,13 @@ def _choose(
     from rprm.search.best_of_n import choose_among
     from rprm.search.racing import WAVE
 
-    def work(watcher: Watcher) -> Awaitable[BestOfNTotals]:
+    def work(callbacks: Callbacks) -> Awaitable[BestOfNTotals]:
         return choose_among(
             rewarder, candidates, output=output, aggregation=aggregation, stopping=stopping, wave=wave or WAVE,
-            settings=settings, strict=strict, watcher=watcher,
+            settings=settings, strict=strict, callbacks=callbacks,
         )  # fmt: skip
 
-    return run_behind_progress(work, rewarder, rewarder.aclose, len(candidates.rows), noun="problems")
+    return run_behind_progress(work, rewarder.aclose, len(candidates.rows), noun="problems")
 
 
 def show_run(lines: Iterable[tuple[int, str]], totals: dict[str, int], output: Path, json: bool) -> None:

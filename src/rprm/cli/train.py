@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 if TYPE_CHECKING:
-    from rprm.training.metrics import TrainingWatcher
+    from rprm.training.metrics import TrainingCallbacks
     from rprm.training.presets import Preset
     from rprm.training.settings import TrainingSettings
     from rprm.training.stage import RunOptions, TrainingResult
@@ -177,7 +177,7 @@ def sft(
 
     chosen = find_preset(SFT_PRESETS, preset) if preset is not None else None
     settings = _settings(chosen.settings if chosen is not None else SFTSettings(), locals())
-    with training_progress() as watcher:
+    with training_progress() as callbacks:
         result = train_sft(
             data,
             model=_model(model, chosen),
@@ -186,7 +186,7 @@ def sft(
             prompt=prompt,
             revision=revision,
             options=_options(report_to, num_checkpoints, keep_checkpoints, push_to_hub, public),
-            watcher=watcher,
+            callbacks=callbacks,
         )
     _report(result)
 
@@ -249,7 +249,7 @@ def dpo(
 
     chosen = find_preset(DPO_PRESETS, preset) if preset is not None else None
     settings = _settings(chosen.settings if chosen is not None else DPOSettings(), locals())
-    with training_progress() as watcher:
+    with training_progress() as callbacks:
         result = train_dpo(
             data,
             model=_model(model, chosen),
@@ -258,7 +258,7 @@ def dpo(
             prompt=prompt,
             revision=revision,
             options=_options(report_to, num_checkpoints, keep_checkpoints, push_to_hub, public),
-            watcher=watcher,
+            callbacks=callbacks,
         )
     _report(result)
 
@@ -300,7 +300,7 @@ def _options(
 
 
 @contextmanager
-def training_progress() -> Iterator[TrainingWatcher]:
+def training_progress() -> Iterator[TrainingCallbacks]:
     """Progress on standard error: a line that moves on a terminal, and the logged figures above it."""
     import os
     import sys
@@ -309,7 +309,7 @@ def training_progress() -> Iterator[TrainingWatcher]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from rprm.training.metrics import TrainingWatcher
+    from rprm.training.metrics import TrainingCallbacks
     from rprm.training.processes import MainProcessFailed
 
     is_main = os.environ.get("RANK", "0") == "0"
@@ -341,7 +341,7 @@ def training_progress() -> Iterator[TrainingWatcher]:
         if "eval_loss" in row or not console.is_terminal:
             console.print(f"step {row['step']}  {shown}", markup=False, soft_wrap=True)
 
-    watcher = TrainingWatcher(
+    callbacks = TrainingCallbacks(
         on_stage=stage,
         on_note=lambda text: console.print(text, style="yellow", markup=False, soft_wrap=True),
         on_step=step,
@@ -351,7 +351,7 @@ def training_progress() -> Iterator[TrainingWatcher]:
         with progress, warnings.catch_warnings():
             # What libraries say about one another's deprecations is nothing to act on here.
             warnings.simplefilter("ignore", FutureWarning)
-            yield watcher
+            yield callbacks
     except MainProcessFailed:
         # The main process tells it.
         sys.exit(1)

@@ -12,15 +12,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rprm.artifacts import MANIFEST, RESULTS, finished_manifest, write_atomically
 from rprm.errors import InputError
-from rprm.judge import Judge
-from rprm.judging import Stage, Watcher, run_stage
+from rprm.jobs import Callbacks, Job, run_job
+from rprm.ledger import Ledger
 from rprm.prompts import PromptTemplate, load_template
 from rprm.prompts.library import MODEL_TEMPLATE
 from rprm.reading import Rejected, Source, SourceInfo
 from rprm.records import LabelledStep, StepAnalyses
-from rprm.rewarder import Ledger, reward_settings
+from rprm.rewarders.base import reward_settings
+from rprm.rewarders.rprm import Judge
+from rprm.runs import MANIFEST, RESULTS, finished_manifest, write_atomically
 from rprm.stopping import StoppingRule
 
 #: The stage's name in manifests.
@@ -76,7 +77,7 @@ async def sample_analyses(
     output: str | Path,
     settings: dict[str, Any] | None = None,
     strict: bool = False,
-    watcher: Watcher | None = None,
+    callbacks: Callbacks | None = None,
 ) -> AnalysisTotals:
     """Write analyses of labelled steps into a run folder; begun again, it goes on where it was.
 
@@ -87,7 +88,7 @@ async def sample_analyses(
         output: the run folder. `results.jsonl` holds `StepAnalyses` in input order, `rprm_prompt.toml` the template.
         settings: further settings that the results depend on.
         strict: stop at the first rejected row.
-        watcher: told of each result, in order.
+        callbacks: told of each result, in order.
 
     Returns:
         Totals over all sessions.
@@ -104,7 +105,7 @@ async def sample_analyses(
         reward = await judge.judge_step(step.problem, step.steps, step.step_index, ledger)
         return StepAnalyses(step=step, analyses=reward.analyses, failure=reward.failure)
 
-    stage = Stage(
+    stage = Job(
         name=STAGE,
         work=analyse,
         parse=StepAnalyses.model_validate,
@@ -112,9 +113,9 @@ async def sample_analyses(
         width=judge.concurrency,
         noun="step",
     )
-    await run_stage(
+    await run_job(
         stage, rows, source=source, output=output, settings={**(settings or {}), **described}, strict=strict,
-        watcher=watcher,
+        callbacks=callbacks,
     )  # fmt: skip
     write_atomically(Path(output) / MODEL_TEMPLATE, judge.template.to_toml())
     return totals

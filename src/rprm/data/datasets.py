@@ -22,13 +22,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from rprm.artifacts import LineWriter, Run, write_atomically
 from rprm.data.splits import order_key
-from rprm.judging import versions
 from rprm.prompts import Prompt, PromptTemplate
 from rprm.prompts.library import MODEL_TEMPLATE
 from rprm.reading import Rejected, SourceInfo
 from rprm.records import LabelledStep
+from rprm.runs import LineWriter, Run, versions, write_atomically
 
 TRAIN = "train.jsonl"
 VALIDATION = "validation.jsonl"

@@ -17,13 +17,12 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from rprm.artifacts import Run
 from rprm.data.contamination import NGRAM, OVERLAP, Benchmark, ContaminationIndex, Match, Removed
 from rprm.data.steps import AUTO, STAGE, StepOptions, read_steps, source_name
 from rprm.errors import InputError
-from rprm.judging import versions
 from rprm.reading import Rejected, Source
 from rprm.records import LabelledStep
+from rprm.runs import Run, versions
 
 if TYPE_CHECKING:
     import numpy as np

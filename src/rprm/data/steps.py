@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rprm.artifacts import RESULTS, read_manifest
 from rprm.data.gsm8k import WRONG_SHARE, gsm8k_steps
 from rprm.data.origins import Origin, text_of
 from rprm.data.prm800k import Neutral, prm800k_steps
@@ -20,6 +19,7 @@ from rprm.data.stepwise import math_shepherd_steps, solution_steps, stepwise_ste
 from rprm.errors import InputError
 from rprm.reading import MAX_REJECTED_TEXT, Rejected, Row, Source
 from rprm.records import LabelledStep
+from rprm.runs import RESULTS, read_manifest
 
 #: The stage's name in a manifest.
 STAGE = "steps"

@@ -17,19 +17,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rprm.artifacts import SUMMARY, Run
 from rprm.engines.files import fingerprint
 from rprm.errors import EngineError, InputError
-from rprm.judging import versions
 from rprm.lab.solutions import ERROR_TYPES, solve
 from rprm.lab.stories import tell
 from rprm.lab.teacher import Faults, analyse, verdict_line
 from rprm.lab.texts import document
 from rprm.lab.world import JUDGE_TEMPLATE, POLICY_TEMPLATE, Difficulty, WorldSettings, held_out_problems
 from rprm.prompts.library import MODEL_POLICY_TEMPLATE
+from rprm.runs import SUMMARY, Run, versions
 from rprm.training.checkpoints import MIN_KEPT, last_checkpoint
 from rprm.training.handover import MODEL
-from rprm.training.metrics import METRICS, TrainingWatcher, last_value, metrics_callback, read_metrics, truncate_metrics
+from rprm.training.metrics import (
+    METRICS,
+    TrainingCallbacks,
+    last_value,
+    metrics_callback,
+    read_metrics,
+    truncate_metrics,
+)
 from rprm.training.precision import computes_in_bf16
 from rprm.training.settings import Precision
 from rprm.training.stage import CHECKPOINTS
@@ -109,7 +115,7 @@ def train_base(
     start: Path | None = None,
     compiled: bool = False,
     num_workers: int = 0,
-    watcher: TrainingWatcher,
+    callbacks: TrainingCallbacks,
 ) -> Path:
     """Pretrain the base model, or go on where an earlier session was killed; returns its model folder.
 
@@ -120,7 +126,7 @@ def train_base(
         start: an earlier base model to go on from; its own size and tokenizer stay.
         compiled: whether torch compiles the model first: a quarter faster, and it takes a C++ compiler.
         num_workers: processes that write the texts while the model trains, where it would wait for them.
-        watcher: told of progress.
+        callbacks: told of progress.
 
     Raises:
         InputError: the settings make no model, or `start` holds none.
@@ -144,7 +150,7 @@ def train_base(
     with Run(folder, stage="lab base", settings=resolved, session={"versions": versions()}) as run:
         try:
             if not (folder / SUMMARY).is_file():
-                _fit(folder, settings, world, start, compiled, num_workers, watcher)
+                _fit(folder, settings, world, start, compiled, num_workers, callbacks)
                 run.complete(_summary(folder, settings), {"seconds": round(time.monotonic() - started, 3)})
                 shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
             else:
@@ -199,7 +205,7 @@ def _fit(
     start: Path | None,
     compiled: bool,
     num_workers: int,
-    watcher: TrainingWatcher,
+    callbacks: TrainingCallbacks,
 ) -> None:
     import torch
     from transformers import LlamaForCausalLM, Trainer, TrainingArguments, default_data_collator, set_seed
@@ -210,9 +216,9 @@ def _fit(
     checkpoint = last_checkpoint(folder / CHECKPOINTS)
     truncate_metrics(folder / METRICS, checkpoint.step if checkpoint else 0)
     if checkpoint is not None:
-        watcher.on_note(f"going on from step {checkpoint.step:,}")
+        callbacks.on_note(f"going on from step {checkpoint.step:,}")
     set_seed(settings.seed)
-    tokenizer, model = _beginning(settings, start, watcher)
+    tokenizer, model = _beginning(settings, start, callbacks)
     use_cpu = not torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(folder / CHECKPOINTS),
@@ -239,13 +245,13 @@ def _fit(
         args=arguments,
         train_dataset=_Rows(tokenizer, settings, held_out_problems(world), world.trained),
         data_collator=default_data_collator,
-        callbacks=[metrics_callback(folder / METRICS, watcher)],
+        callbacks=[metrics_callback(folder / METRICS, callbacks)],
         optimizers=(MuonAdamW(model, settings.learning_rate, settings.adam_learning_rate), None),
     )
     # It prints to standard output, which is not ours to fill.
     trainer.remove_callback(PrinterCallback)
     if checkpoint is None or not checkpoint.stopped:
-        watcher.on_stage("training")
+        callbacks.on_stage("training")
         trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint is not None else None)
         last = last_checkpoint(folder / CHECKPOINTS)
         assert last is not None
@@ -259,7 +265,7 @@ def _fit(
     partial.rename(folder / MODEL)
 
 
-def _beginning(settings: BaseSettings, start: Path | None, watcher: TrainingWatcher) -> tuple[Any, Any]:
+def _beginning(settings: BaseSettings, start: Path | None, callbacks: TrainingCallbacks) -> tuple[Any, Any]:
     """Tokenizer and model as the training finds them."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -268,7 +274,7 @@ def _beginning(settings: BaseSettings, start: Path | None, watcher: TrainingWatc
         return AutoTokenizer.from_pretrained(start, trust_remote_code=False), LlamaForCausalLM.from_pretrained(
             start, dtype=torch.float32
         )
-    watcher.on_stage("making the tokenizer")
+    callbacks.on_stage("making the tokenizer")
     tokenizer = make_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer),

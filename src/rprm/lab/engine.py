@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rprm.artifacts import read_json_lines
 from rprm.engines.base import Completion, EngineInfo, Sampling
 from rprm.engines.files import fingerprint
 from rprm.errors import EngineError, RequestRefused, Unsupported
@@ -12,6 +11,7 @@ from rprm.lab.teacher import Faults, analyse, verdict_line
 from rprm.lab.world import CARD, JUDGE_PROMPT, Truth
 from rprm.prompts import load_template
 from rprm.prompts.template import Prompt
+from rprm.runs import read_json_lines
 from rprm.verdict import VerdictChoice, VerdictFormat
 
 

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rprm.artifacts import RESULTS, read_json_lines, read_manifest
 from rprm.benchmarks import (
     Scores,
     Tally,
@@ -34,10 +33,11 @@ from rprm.errors import RunError
 from rprm.lab.plan import EXPERIMENTS, Experiment, LabSettings
 from rprm.lab.world import STEPS
 from rprm.records import LabelledStep, SolutionReward
+from rprm.runs import RESULTS, read_json_lines, read_manifest
 from rprm.search.attempts import read_search_run
 from rprm.search.choosing import powers_up_to
 from rprm.search.measure import AVERAGE, MeasuredRow, measure_runs
-from rprm.stages import is_complete
+from rprm.subcommands import is_complete
 
 #: Standard errors on either side of a value that make a 95% interval.
 _NORMAL = 1.96

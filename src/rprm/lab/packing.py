@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rprm.artifacts import MANIFEST, RESULTS, SUMMARY, read_json_lines
 from rprm.data.analyses import STAGE as ANALYSES
 from rprm.lab.running import read_settings
+from rprm.runs import MANIFEST, RESULTS, SUMMARY, read_json_lines
 
 
 def pack(lab: str | Path, archive: str | Path) -> int:

@@ -24,7 +24,7 @@ from typing import Any, Literal, get_args
 from rprm import embedded
 from rprm.errors import InputError
 from rprm.lab.world import CARD, JUDGE_PROMPT, STEPS
-from rprm.stages import is_complete
+from rprm.subcommands import is_complete
 from rprm.training.handover import MODEL
 
 Experiment = Literal["data", "rounds", "scaling", "teacher", "types", "guidance", "ood"]

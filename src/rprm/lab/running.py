@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rprm.artifacts import Run, read_manifest
 from rprm.errors import RunError
-from rprm.judging import versions
 from rprm.lab.plan import LabSettings, Plan, Task
-from rprm.stages import Stage
+from rprm.runs import Run, read_manifest, versions
+from rprm.subcommands import Subcommand
 
 #: Seconds between looks at what runs.
 _PAUSE = 0.05
@@ -72,7 +71,7 @@ class _Runner:
         self.on_progress = on_progress
         self.order = _most_urgent_first(plan)
         self.done = {folder for folder, task in plan.tasks.items() if task.is_done(plan.lab)}
-        self.running: dict[str, tuple[Stage, float]] = {}
+        self.running: dict[str, tuple[Subcommand, float]] = {}
 
     def run(self) -> None:
         try:
@@ -104,10 +103,10 @@ class _Runner:
                 self.done.add(folder)
                 self._tell(self.plan.tasks[folder], time.monotonic() - started)
 
-    def _stage(self, task: Task) -> Stage:
+    def _stage(self, task: Task) -> Subcommand:
         cores = os.cpu_count() or 1
         threads = str(cores if task.wide else max(1, cores // self.num_jobs))
-        return Stage(Path(self.plan.path(task.folder)), task.arguments, environment={"OMP_NUM_THREADS": threads})
+        return Subcommand(Path(self.plan.path(task.folder)), task.arguments, environment={"OMP_NUM_THREADS": threads})
 
     def _tell(self, task: Task, seconds: float | None) -> None:
         self.on_progress(Progress(task, seconds, len(self.done), len(self.plan.tasks)))

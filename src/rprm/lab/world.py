@@ -24,13 +24,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rprm.artifacts import LineWriter, write_atomically
 from rprm.errors import InputError, RunError
 from rprm.lab.solutions import ERROR_TYPES, Check, ErrorType, LabSolution, solve
 from rprm.lab.stories import Story, tell
 from rprm.prompts import PromptTemplate
 from rprm.prompts.policy import PolicyTemplate
 from rprm.records import LabelledStep, Record
+from rprm.runs import LineWriter, write_atomically
 
 #: Written last: a folder that has it is whole.
 CARD = "world.json"

@@ -13,8 +13,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from rprm.judging import Totals
 from rprm.records import Solution, SolutionReward, StepReward
+from rprm.rewarders.batch import Totals
 
 if TYPE_CHECKING:
     from rprm.records import Analysis

@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rprm.answers import final_answer
-from rprm.artifacts import RESULTS, read_json_lines, read_manifest
 from rprm.errors import CorruptRun, RunError
+from rprm.grading import final_answer
+from rprm.runs import RESULTS, read_json_lines, read_manifest
 from rprm.search.aggregation import AGGREGATIONS, Aggregation, aggregate
 from rprm.search.best_of_n import STAGE as BEST_OF_N
 from rprm.search.candidates import Candidate, Candidates, JudgedCandidates, digest_of

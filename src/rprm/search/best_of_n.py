@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rprm.judge import Judge, all_or_none
-from rprm.judging import Stage, Watcher, run_stage
+from rprm.jobs import Callbacks, Job, all_or_none, run_job
+from rprm.ledger import Ledger
 from rprm.records import StepReward
-from rprm.rewarder import Ledger, StepRewarder, reward_settings
+from rprm.rewarders.base import AnalysisSampler, StepRewarder, reward_settings
 from rprm.search.aggregation import Aggregation
 from rprm.search.candidates import CandidateReward, Candidates, JudgedCandidates
 from rprm.search.contenders import StepScores
@@ -103,7 +103,7 @@ async def choose_among(
     wave: int = WAVE,
     settings: dict[str, Any] | None = None,
     strict: bool = False,
-    watcher: Watcher | None = None,
+    callbacks: Callbacks | None = None,
 ) -> BestOfNTotals:
     """Choose among the candidates of many problems, in a run folder; begun again, it goes on where it was.
 
@@ -116,7 +116,7 @@ async def choose_among(
         wave: most analyses of a problem at once, for "exact"; see `race`.
         settings: further settings that the results depend on.
         strict: stop at the first rejected row.
-        watcher: told of each result, in order.
+        callbacks: told of each result, in order.
 
     Returns:
         Totals over all sessions.
@@ -125,12 +125,12 @@ async def choose_among(
         RunError, InputError, EngineUnavailable: as for `judge_source`.
     """
     described = await rewarder.start()
-    totals = BestOfNTotals(rewarder.rule.num_analyses if isinstance(rewarder, Judge) else 0)
+    totals = BestOfNTotals(rewarder.rule.num_analyses if isinstance(rewarder, AnalysisSampler) else 0)
 
     async def choose(row: Candidates, ledger: Ledger | None) -> JudgedCandidates:
         return await choose_best(rewarder, row, aggregation=aggregation, stopping=stopping, wave=wave, ledger=ledger)
 
-    stage = Stage(
+    stage = Job(
         name=STAGE,
         work=choose,
         parse=JudgedCandidates.model_validate,
@@ -146,9 +146,9 @@ async def choose_among(
         "choice_stopping": stopping,
         **({"wave": wave} if stopping == "exact" else {}),
     }
-    await run_stage(
+    await run_job(
         stage, [*candidates.rejected, *candidates.rows], source=candidates.source, output=output, settings=resolved,
-        strict=strict, watcher=watcher,
+        strict=strict, callbacks=callbacks,
     )  # fmt: skip
     return totals
 

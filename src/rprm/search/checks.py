@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rprm.answers import Grader
+from rprm.grading import Grader
 from rprm.reading import SourceInfo
 from rprm.search.problems import Problems
 

@@ -15,9 +15,10 @@ from itertools import islice
 from typing import Any, Protocol
 
 from rprm.errors import RequestRefused
-from rprm.judge import Judge, all_or_none
+from rprm.jobs import all_or_none
+from rprm.ledger import Ledger, ScopedLedger
 from rprm.records import Analysis, Solution, StepReward
-from rprm.rewarder import Ledger, ScopedLedger, StepRewarder
+from rprm.rewarders.base import AnalysisSampler, StepRewarder
 from rprm.search.aggregation import Aggregation, aggregate
 from rprm.search.candidates import digest_of
 from rprm.search.racing import Bounds, Contender
@@ -46,7 +47,7 @@ class StepScores:
     it finds drawn.
 
     Args:
-        rewarder: a `Judge` is asked for single analyses. Any other judges a solution whole, in one draw.
+        rewarder: an `AnalysisSampler` is asked for single analyses. Any other judges a solution whole, in one draw.
         problem: the problem's text.
         ledger: of the problem.
     """
@@ -62,12 +63,12 @@ class StepScores:
     @property
     def num_analyses(self) -> int | None:
         """K; None where the rewarder writes no analyses."""
-        return self._rewarder.rule.num_analyses if isinstance(self._rewarder, Judge) else None
+        return self._rewarder.rule.num_analyses if isinstance(self._rewarder, AnalysisSampler) else None
 
     def step(self, steps: Sequence[str]) -> KnownStep:
         """The last of these steps, given the ones before it."""
         steps = tuple(steps)
-        if isinstance(self._rewarder, Judge):
+        if isinstance(self._rewarder, AnalysisSampler):
             return self._analysed_step(self._rewarder, steps)
         return _LastStep(self._judgement(steps))
 
@@ -80,14 +81,14 @@ class StepScores:
 
     def rewards(self, steps: Sequence[str]) -> tuple[StepReward, ...]:
         """Of those steps of a solution that were judged, each as far as it was."""
-        if not isinstance(self._rewarder, Judge):
+        if not isinstance(self._rewarder, AnalysisSampler):
             return self._judgement(tuple(steps)).rewards or ()
         known = (self._analysed_step(self._rewarder, tuple(steps[: index + 1])) for index in range(len(steps)))
         return tuple(reward for step in known if (reward := step.reward) is not None)
 
     async def judge_in_full(self, steps: Sequence[str]) -> None:
-        """Judge every step of a solution as far as it goes."""
-        if isinstance(judge := self._rewarder, Judge):
+        """AnalysisSampler every step of a solution as far as it goes."""
+        if isinstance(judge := self._rewarder, AnalysisSampler):
             await all_or_none(
                 self._analysed_step(judge, tuple(steps[: index + 1])).reach(judge.rule.num_analyses)
                 for index in range(len(steps))
@@ -96,13 +97,13 @@ class StepScores:
             await self._judgement(tuple(steps)).judge()
 
     def _contender(self, steps: tuple[str, ...], aggregation: Aggregation) -> Contender:
-        if not isinstance(self._rewarder, Judge):
+        if not isinstance(self._rewarder, AnalysisSampler):
             return _JudgedWhole(self._judgement(steps), aggregation)
         first = len(steps) - 1 if aggregation == "last" else 0
         needed = [self._analysed_step(self._rewarder, steps[: index + 1]) for index in range(max(first, 0), len(steps))]
         return _AnalysedSolution(needed, aggregation)
 
-    def _analysed_step(self, judge: Judge, steps: tuple[str, ...]) -> _AnalysedStep:
+    def _analysed_step(self, judge: AnalysisSampler, steps: tuple[str, ...]) -> _AnalysedStep:
         if steps not in self._analysed:
             self._analysed[steps] = _AnalysedStep(judge, self._problem, steps, self._scoped(steps))
         return self._analysed[steps]
@@ -119,7 +120,7 @@ class StepScores:
 class _AnalysedStep:
     """The last of `steps`, with the analyses drawn so far."""
 
-    def __init__(self, judge: Judge, problem: str, steps: tuple[str, ...], ledger: Ledger | None) -> None:
+    def __init__(self, judge: AnalysisSampler, problem: str, steps: tuple[str, ...], ledger: Ledger | None) -> None:
         self._judge = judge
         self._problem = problem
         self._steps = steps

@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from rprm.answers import final_answer
 from rprm.errors import RequestRefused, RprmError
-from rprm.judge import all_or_none
-from rprm.judging import Stage, Watcher, run_stage
-from rprm.rewarder import Ledger, ScopedLedger, StepRewarder, reward_settings
+from rprm.grading import final_answer
+from rprm.jobs import Callbacks, Job, all_or_none, run_job
+from rprm.ledger import Ledger, ScopedLedger
+from rprm.rewarders.base import StepRewarder, reward_settings
 from rprm.search.aggregation import Aggregation
 from rprm.search.candidates import digest_of
 from rprm.search.contenders import StepScores
@@ -179,7 +179,7 @@ async def search_problems(
     output: str | Path,
     settings: dict[str, Any] | None = None,
     strict: bool = False,
-    watcher: Watcher | None = None,
+    callbacks: Callbacks | None = None,
 ) -> SearchTotals:
     """Search for the solutions of many problems, in a run folder; begun again, it goes on where it was.
 
@@ -189,7 +189,7 @@ async def search_problems(
         output: the run folder. `results.jsonl` holds `SearchTree` in the order of the problems.
         settings: further settings that the results depend on.
         strict: stop at the first rejected row.
-        watcher: told of each result, in order.
+        callbacks: told of each result, in order.
 
     Returns:
         Totals over all sessions.
@@ -199,12 +199,12 @@ async def search_problems(
     """
     described = await search.start()
     totals = SearchTotals()
-    stage = Stage(
+    stage = Job(
         name=STAGE, work=search.solve, parse=parse_tree, totals=totals, width=search.concurrency, noun="problem"
     )
-    await run_stage(
+    await run_job(
         stage, [*problems.rejected, *problems.problems], source=problems.source, output=output,
-        settings={**(settings or {}), **described}, strict=strict, watcher=watcher,
+        settings={**(settings or {}), **described}, strict=strict, callbacks=callbacks,
     )  # fmt: skip
     return totals
 

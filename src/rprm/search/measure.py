@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rprm.answers import Grader
 from rprm.benchmarks.bootstrap import DEFAULT_RESAMPLES, MAX_CHUNK
 from rprm.benchmarks.mathematics import set_title
 from rprm.benchmarks.tally import Figure, Floats, named_figures
 from rprm.errors import BenchmarkError
+from rprm.grading import Grader
 from rprm.search.attempts import SearchRun
 from rprm.search.choosing import Accuracy, Pool, in_order, powers_up_to, resampled
 from rprm.search.pools import GradedAnswer, GradedRun, common_problems, grade_runs

@@ -9,11 +9,11 @@ from typing import Any
 from rprm.engines import Engine, Sampling
 from rprm.engines.base import Completion
 from rprm.errors import Unsupported
-from rprm.judge import sample_seed
+from rprm.ledger import Ledger, paid_once
 from rprm.prompts.policy import PolicyTemplate
 from rprm.prompts.template import Prompt
 from rprm.records import Record
-from rprm.rewarder import Ledger, paid_once
+from rprm.rewarders.rprm import sample_seed
 from rprm.search.candidates import Candidate
 from rprm.splitting import split_steps
 from rprm.thinking import after_thinking, without_thinking

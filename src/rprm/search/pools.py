@@ -9,9 +9,9 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
-from rprm.answers import AnswerPair, Grade, Grader
 from rprm.benchmarks.tally import named
 from rprm.errors import BenchmarkError
+from rprm.grading import AnswerPair, Grade, Grader
 from rprm.search.aggregation import AGGREGATIONS, Aggregation
 from rprm.search.attempts import Attempts, SearchRun
 from rprm.search.choosing import Pool

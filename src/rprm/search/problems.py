@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rprm.answers import MATHEMATICS, RULES, AnswerRule
 from rprm.benchmarks.items import json_object, parsed_rows
 from rprm.benchmarks.mathematics import SETS, read_mathematics
 from rprm.errors import InputError
+from rprm.grading import MATHEMATICS, RULES, AnswerRule
 from rprm.reading import Rejected, Source, SourceInfo
 from rprm.records import Record
 

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any, Protocol
 
-from rprm.judge import all_or_none
+from rprm.jobs import all_or_none
 
 #: The lowest and the highest that a final value can be. None stands below every number: no value.
 Bounds = tuple[float | None, float | None]

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 from rprm.errors import RequestRefused, RprmError
-from rprm.judge import Judge
+from rprm.ledger import Ledger
 from rprm.records import Analysis, Solution, SolutionReward, StepReward
-from rprm.rewarder import Ledger, StepRewarder, first_error
+from rprm.rewarders.base import StepRewarder, first_error
+from rprm.rewarders.rprm import Judge
 from rprm.search.contenders import StepScores
 from rprm.search.guided import search_tree
 from rprm.search.policy import Continuation
@@ -134,6 +135,12 @@ class _StoredRewards:
 
     def __init__(self, tree: SearchTree) -> None:
         self._nodes = _judged(tree)
+
+    def in_full(self) -> Self:
+        return self
+
+    def is_wrong(self, step: StepReward) -> bool:
+        return step.reward is not None and step.reward < self.threshold
 
     async def start(self) -> dict[str, Any]:
         return {}

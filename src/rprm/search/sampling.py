@@ -10,13 +10,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rprm.artifacts import RESULTS, finished_manifest, read_json_lines
 from rprm.benchmarks.items import json_object, parsed_rows
 from rprm.errors import CorruptRun, InputError, RequestRefused
-from rprm.judge import all_or_none
-from rprm.judging import Stage, Watcher, run_stage
+from rprm.jobs import Callbacks, Job, all_or_none, run_job
+from rprm.ledger import Ledger
 from rprm.reading import Rejected, Source, SourceInfo
-from rprm.rewarder import Ledger
+from rprm.runs import RESULTS, finished_manifest, read_json_lines
 from rprm.search.candidates import Candidate, Candidates
 from rprm.search.policy import Policy
 from rprm.search.problems import Problem, Problems
@@ -65,7 +64,7 @@ async def sample_candidates(
     output: str | Path,
     settings: dict[str, Any] | None = None,
     strict: bool = False,
-    watcher: Watcher | None = None,
+    callbacks: Callbacks | None = None,
 ) -> SampleTotals:
     """Write candidates of every problem into a run folder; begun again, it goes on where it was.
 
@@ -76,7 +75,7 @@ async def sample_candidates(
         output: the run folder. `results.jsonl` holds `Candidates` in the order of the problems.
         settings: further settings that the results depend on.
         strict: stop at the first rejected row.
-        watcher: told of each result, in order.
+        callbacks: told of each result, in order.
 
     Returns:
         Totals over all sessions.
@@ -96,7 +95,7 @@ async def sample_candidates(
             return Candidates(problem=problem, candidates=(), failure=str(error))
         return Candidates(problem=problem, candidates=tuple(candidates))
 
-    stage = Stage(
+    stage = Job(
         name=STAGE,
         work=sample,
         parse=Candidates.model_validate,
@@ -105,9 +104,9 @@ async def sample_candidates(
         noun="problem",
     )
     resolved = {**(settings or {}), "num_candidates": num_candidates, "policy": described}
-    await run_stage(
+    await run_job(
         stage, [*problems.rejected, *problems.problems], source=problems.source, output=output, settings=resolved,
-        strict=strict, watcher=watcher,
+        strict=strict, callbacks=callbacks,
     )  # fmt: skip
     return totals
 

@@ -21,17 +21,23 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rprm.artifacts import MANIFEST, SUMMARY, LineWriter, Run
-from rprm.classifiers.classifier import SETTINGS_FILE, ClassifierSettings, make_layout, read_settings
 from rprm.data.splits import is_held_out
 from rprm.data.steps import read_labelled_steps, steps_source
 from rprm.errors import EngineError, InputError, RunError
-from rprm.judging import versions
 from rprm.reading import Rejected
 from rprm.records import LabelledStep
+from rprm.rewarders.classifier import SETTINGS_FILE, ClassifierSettings, make_layout, read_settings
+from rprm.runs import MANIFEST, SUMMARY, LineWriter, Run, versions
 from rprm.training.checkpoints import best_checkpoint, last_checkpoint
 from rprm.training.handover import CARD, LIMITS, MODEL, Card, push
-from rprm.training.metrics import METRICS, TrainingWatcher, last_value, metrics_callback, read_metrics, truncate_metrics
+from rprm.training.metrics import (
+    METRICS,
+    TrainingCallbacks,
+    last_value,
+    metrics_callback,
+    read_metrics,
+    truncate_metrics,
+)
 from rprm.training.precision import computes_in_bf16, trains_on_cpu
 from rprm.training.rows import BaseModel, find_model
 from rprm.training.settings import Precision, TrainingSettings
@@ -48,7 +54,7 @@ from rprm.training.step_sequences import MergeCounts, TokenSequence, collate, en
 from rprm.training.threshold import accuracies, best_threshold
 
 if TYPE_CHECKING:
-    from rprm.classifiers.network import StepNetwork
+    from rprm.rewarders.network import StepNetwork
 
 #: The largest share of labelled steps that may stand beyond `max_length`: they are left out and counted.
 MAX_SHARE_TOO_LONG = 0.05
@@ -88,7 +94,7 @@ def train_classifier(
     validation: str | Path | None = None,
     revision: str | None = None,
     options: RunOptions | None = None,
-    watcher: TrainingWatcher | None = None,
+    callbacks: TrainingCallbacks | None = None,
 ) -> TrainingResult:
     """Train a classifier on labelled steps; or go on where an earlier session on the same folder was killed.
 
@@ -101,7 +107,7 @@ def train_classifier(
             default a share of the problems is held out.
         revision: of a hub model.
         options: what no result depends on.
-        watcher: told of progress.
+        callbacks: told of progress.
 
     Returns:
         What it came to. A run that was complete already is not repeated.
@@ -112,15 +118,15 @@ def train_classifier(
         SettingsChanged: the folder was begun with other settings, data, or another model.
         RunError: the folder cannot be used, or memory does not suffice.
     """
-    watcher = watcher or TrainingWatcher()
-    watcher.on_stage("loading libraries")
+    callbacks = callbacks or TrainingCallbacks()
+    callbacks.on_stage("loading libraries")
     bf16, use_cpu = _device((settings or ClassifierTraining()).precision)
     training = _Training(
         settings or ClassifierTraining(),
         Path(output),
         find_model(model, revision),
         options or RunOptions(),
-        watcher,
+        callbacks,
         bf16=bf16,
         use_cpu=use_cpu,
     )
@@ -144,7 +150,7 @@ class _Training:
         folder: Path,
         base: BaseModel,
         options: RunOptions,
-        watcher: TrainingWatcher,
+        callbacks: TrainingCallbacks,
         *,
         bf16: bool,
         use_cpu: bool,
@@ -153,7 +159,7 @@ class _Training:
         self.folder = folder
         self.base = base
         self.options = options
-        self.watcher = watcher
+        self.callbacks = callbacks
         self.bf16 = bf16
         self.use_cpu = use_cpu
         self.started = time.monotonic()
@@ -174,7 +180,7 @@ class _Training:
                 f"max_length is {self.settings.max_length}; the context length of {self.base.target} is "
                 f"{self.base.context_length}: lower --max-length"
             )
-        self.watcher.on_stage("checking the data")
+        self.callbacks.on_stage("checking the data")
         is_new = not (self.folder / MANIFEST).exists()
         resolved = {
             "input": steps_source(steps).inspect().digest,
@@ -189,7 +195,7 @@ class _Training:
         with Run(self.folder, stage="train classifier", settings=resolved, session=session) as run:
             was_complete = (self.folder / SUMMARY).exists()
             if was_complete:
-                self.watcher.on_note(f"{self.folder} is complete already; nothing is trained again")
+                self.callbacks.on_note(f"{self.folder} is complete already; nothing is trained again")
                 self._complete(run, json.loads((self.folder / SUMMARY).read_bytes()))
             else:
                 try:
@@ -211,7 +217,7 @@ class _Training:
                 self.folder / MODEL,
                 self.options.push_to_hub,
                 private=self.options.private,
-                on_note=self.watcher.on_note,
+                on_note=self.callbacks.on_note,
             )
         summary = json.loads((self.folder / SUMMARY).read_bytes())
         return TrainingResult(
@@ -238,17 +244,17 @@ class _Training:
                 held_out = {_key(row) for row in validation_rows}
                 self.num_shared = sum(_key(row) in held_out for row in rows)
                 if self.num_shared:
-                    self.watcher.on_note(
+                    self.callbacks.on_note(
                         f"{self.num_shared:,} of {len(rows):,} steps are of problems in {validation}: not trained on"
                     )
         finally:
             writer.close()
         if self.num_rejected:
-            self.watcher.on_note(f"{self.num_rejected:,} rows cannot be used: {run.rejected_path}")
+            self.callbacks.on_note(f"{self.num_rejected:,} rows cannot be used: {run.rejected_path}")
         train_rows = [row for row in rows if _key(row) not in held_out]
         if not train_rows:
             raise InputError(f"{steps} has no labelled step to train on ({len(rows):,} rows, all of held-out problems)")
-        self.watcher.on_stage("tokenising")
+        self.callbacks.on_stage("tokenising")
         parts = {"train": self._encode(train_rows, steps)}
         if validation_rows:
             parts["validation"] = self._encode(validation_rows, validation or steps)
@@ -290,7 +296,7 @@ class _Training:
             (counts.num_contradictory, "are labelled correct by one row and wrong by another, and are left out"),
         ):
             if number:
-                self.watcher.on_note(f"{source}: {number:,} steps {what}")
+                self.callbacks.on_note(f"{source}: {number:,} steps {what}")
         return part
 
     # --- training -----------------------------------------------------------------------------------------------
@@ -302,14 +308,14 @@ class _Training:
         checkpoint = last_checkpoint(self.folder / CHECKPOINTS)
         truncate_metrics(self.folder / METRICS, checkpoint.step if checkpoint else 0)
         for torn in sorted((self.folder / CHECKPOINTS).glob("torn-*")):
-            self.watcher.on_note(f"set aside: {torn}, which was not written to its end")
+            self.callbacks.on_note(f"set aside: {torn}, which was not written to its end")
         if checkpoint is not None:
-            self.watcher.on_note(f"going on from step {checkpoint.step:,}")
+            self.callbacks.on_note(f"going on from step {checkpoint.step:,}")
             if checkpoint.stopped:
                 return checkpoint.step
-        self.watcher.on_stage("loading the model")
+        self.callbacks.on_stage("loading the model")
         trainer = self._trainer(parts)
-        self.watcher.on_stage("training")
+        self.callbacks.on_stage("training")
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint is not None else None)
         except torch.OutOfMemoryError as error:
@@ -364,7 +370,7 @@ class _Training:
             report_to=self.options.report_to,
             disable_tqdm=True,
         )
-        callbacks = [metrics_callback(self.folder / METRICS, self.watcher, save_evaluated=settings.keep_best)]
+        callbacks = [metrics_callback(self.folder / METRICS, self.callbacks, save_evaluated=settings.keep_best)]
         if settings.patience is not None:
             callbacks.append(EarlyStoppingCallback(settings.patience))
         new_tag = self._tag_id if self.has_new_tag else None
@@ -387,7 +393,7 @@ class _Training:
         """The base model's backbone with a head of its own, or, of a classifier, with the head it has."""
         import torch
 
-        from rprm.classifiers.network import base_network
+        from rprm.rewarders.network import base_network
 
         network = base_network(
             self.base.target,
@@ -413,7 +419,7 @@ class _Training:
             raise RunError(
                 f"{self.folder / CHECKPOINTS} has no checkpoint of the last step; give the same command again"
             )
-        self.watcher.on_stage("handing over the model")
+        self.callbacks.on_stage("handing over the model")
         chosen = best_checkpoint(last) if self.settings.keep_best else last
         network = self._trained(chosen.path)
         if (held_out := parts.get("validation")) is not None and held_out.sequences:

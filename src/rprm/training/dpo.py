@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rprm.errors import InputError
-from rprm.training.metrics import TrainingWatcher
+from rprm.training.metrics import TrainingCallbacks
 from rprm.training.preflight import check_dpo_batch
 from rprm.training.settings import TrainingSettings
 from rprm.training.stage import RunOptions, Stage, TrainingResult, train
@@ -50,7 +50,7 @@ def train_dpo(
     prompt: str | Path | None = None,
     revision: str | None = None,
     options: RunOptions | None = None,
-    watcher: TrainingWatcher | None = None,
+    callbacks: TrainingCallbacks | None = None,
 ) -> TrainingResult:
     """Optimise a model on preference pairs; or go on where an earlier session on the same folder was killed.
 
@@ -63,7 +63,7 @@ def train_dpo(
         prompt: the template that the rows were rendered with, where the data does not say.
         revision: of a hub model.
         options: what no result depends on.
-        watcher: told of progress.
+        callbacks: told of progress.
 
     Returns:
         What it came to. A run that was complete already is not repeated.
@@ -113,5 +113,5 @@ def train_dpo(
         prompt=prompt,
         revision=revision,
         options=options or RunOptions(),
-        watcher=watcher or TrainingWatcher(),
+        callbacks=callbacks or TrainingCallbacks(),
     )

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rprm.artifacts import LineWriter, read_json_lines, repair_tail, write_atomically
 from rprm.errors import RunError
+from rprm.runs import LineWriter, read_json_lines, repair_tail, write_atomically
 
 METRICS = "metrics.jsonl"
 
@@ -26,7 +26,7 @@ _LEFT_OUT = ("num_tokens", "eval_num_tokens")
 
 
 @dataclass
-class TrainingWatcher:
+class TrainingCallbacks:
     """What is told of a training while it goes on. Called in the main process alone."""
 
     #: Something began: loading, checking, training, saving.
@@ -66,8 +66,8 @@ def last_value(rows: list[dict[str, Any]], name: str) -> float | None:
     return next((row[name] for row in reversed(rows) if row.get(name) is not None), None)
 
 
-def metrics_callback(path: Path, watcher: TrainingWatcher, *, save_evaluated: bool = False) -> Any:
-    """A `TrainerCallback` that appends to `path` and tells `watcher`; on other than the main process it does nothing.
+def metrics_callback(path: Path, callbacks: TrainingCallbacks, *, save_evaluated: bool = False) -> Any:
+    """A `TrainerCallback` that appends to `path` and tells `callbacks`; on other than the main process it does nothing.
 
     With `save_evaluated`, each evaluation leaves a checkpoint, so that the best model is among them.
 
@@ -84,7 +84,7 @@ def metrics_callback(path: Path, watcher: TrainingWatcher, *, save_evaluated: bo
             control.should_save |= save_evaluated and control.should_evaluate
             control.should_log |= control.should_save
             if state.is_world_process_zero:
-                watcher.on_step(state.global_step, state.max_steps)
+                callbacks.on_step(state.global_step, state.max_steps)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kw: Any) -> None:
             if not state.is_world_process_zero or not logs or _OF_SESSION in logs:
@@ -100,7 +100,7 @@ def metrics_callback(path: Path, watcher: TrainingWatcher, *, save_evaluated: bo
             writer = LineWriter(path)
             writer.write(_line(row))
             writer.close()
-            watcher.on_metrics(row)
+            callbacks.on_metrics(row)
 
     return MetricsCallback()
 

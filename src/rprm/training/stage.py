@@ -21,15 +21,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rprm.artifacts import MANIFEST, SUMMARY, Run
 from rprm.engines.loading import load_tokenizer
 from rprm.errors import EngineError, InputError, RprmError, RunError
-from rprm.judging import versions
+from rprm.runs import MANIFEST, SUMMARY, Run, versions
 from rprm.training.checkpoints import MIN_KEPT, Checkpoint, best_checkpoint, last_checkpoint
 from rprm.training.handover import ADAPTER, LIMITS, MODEL, Card, hand_over, push
 from rprm.training.metrics import (
     METRICS,
-    TrainingWatcher,
+    TrainingCallbacks,
     last_value,
     metrics_callback,
     read_metrics,
@@ -134,10 +133,10 @@ def train(
     prompt: str | Path | None,
     revision: str | None,
     options: RunOptions,
-    watcher: TrainingWatcher,
+    callbacks: TrainingCallbacks,
 ) -> TrainingResult:
     """Train, or go on where an earlier session was killed; see `train_sft` and `train_dpo`."""
-    watcher.on_stage("loading libraries")
+    callbacks.on_stage("loading libraries")
     _require_libraries()
     processes = Processes.of_environment()
     settings = stage.settings
@@ -194,7 +193,7 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.callback(processes.leave)
         run = _TrainingRun(
-            stage, opened, folder, find_model(model, revision), options, watcher, processes,
+            stage, opened, folder, find_model(model, revision), options, callbacks, processes,
             precision="bf16" if bf16 else "fp32", deliberate=prompt is not None,
         )  # fmt: skip
         stack.enter_context(run)
@@ -211,7 +210,7 @@ class _TrainingRun:
         folder: Path,
         base: BaseModel,
         options: RunOptions,
-        watcher: TrainingWatcher,
+        callbacks: TrainingCallbacks,
         processes: Processes,
         *,
         precision: str,
@@ -223,7 +222,7 @@ class _TrainingRun:
         self.folder = folder
         self.base = base
         self.options = options
-        self.watcher = watcher if processes.is_main else TrainingWatcher()
+        self.callbacks = callbacks if processes.is_main else TrainingCallbacks()
         self.processes = processes
         self.precision = precision
         self.deliberate = deliberate
@@ -266,7 +265,7 @@ class _TrainingRun:
                 self.folder / MODEL,
                 self.options.push_to_hub,
                 private=self.options.private,
-                on_note=self.watcher.on_note,
+                on_note=self.callbacks.on_note,
             )
         summary = json.loads((self.folder / SUMMARY).read_bytes())
         return TrainingResult(
@@ -279,7 +278,7 @@ class _TrainingRun:
         """Check everything, hold the run folder, leave the rows in it, and find where to go on. Main process."""
         is_new = not (self.folder / MANIFEST).exists()
         finished = (self.folder / SUMMARY).exists()
-        self.watcher.on_stage("checking the data")
+        self.callbacks.on_stage("checking the data")
         if is_new:
             if self.settings.max_length > (self.base.context_length or self.settings.max_length):
                 raise InputError(
@@ -298,21 +297,21 @@ class _TrainingRun:
         run.__enter__()
         self._run = run
         if finished:
-            self.watcher.on_note(f"{self.folder} is complete already; nothing is trained again")
+            self.callbacks.on_note(f"{self.folder} is complete already; nothing is trained again")
             self._complete(json.loads((self.folder / SUMMARY).read_bytes()))
             return _Start(True, None, None, True)
         self.counts = self._encode()
         checkpoint = last_checkpoint(self.folder / CHECKPOINTS, num_processes=self.processes.count)
         truncate_metrics(self.folder / METRICS, checkpoint.step if checkpoint else 0)
         for torn in sorted((self.folder / CHECKPOINTS).glob("torn-*")):
-            self.watcher.on_note(f"set aside: {torn}, which was not written to its end")
+            self.callbacks.on_note(f"set aside: {torn}, which was not written to its end")
         if checkpoint is None:
             return _Start(False, None, None, False)
-        self.watcher.on_note(f"going on from step {checkpoint.step:,}")
+        self.callbacks.on_note(f"going on from step {checkpoint.step:,}")
         return _Start(False, checkpoint.step, str(checkpoint.path), checkpoint.stopped)
 
     def _encode(self) -> dict[str, PartCounts]:
-        self.watcher.on_stage("tokenising")
+        self.callbacks.on_stage("tokenising")
         return encode_data(
             self.data,
             self.stage.kind,
@@ -320,7 +319,7 @@ class _TrainingRun:
             tokenizer=self.tokenizer,
             end=self.end,
             max_length=self.settings.max_length,
-            on_note=self.watcher.on_note,
+            on_note=self.callbacks.on_note,
         )
 
     def _resolved(self) -> dict[str, Any]:
@@ -346,8 +345,8 @@ class _TrainingRun:
 
         from rprm.training.batches import in_length_batches, row_lengths
 
-        self.watcher.on_stage("loading the model")
-        callbacks = [metrics_callback(self.folder / METRICS, self.watcher, save_evaluated=self.settings.keep_best)]
+        self.callbacks.on_stage("loading the model")
+        callbacks = [metrics_callback(self.folder / METRICS, self.callbacks, save_evaluated=self.settings.keep_best)]
         if self.settings.patience is not None:
             callbacks.append(EarlyStoppingCallback(self.settings.patience))
         rows = open_rows(self.folder / ROWS, "train")
@@ -378,7 +377,7 @@ class _TrainingRun:
             if self.settings.group_by_length:
                 in_length_batches(trainer, row_lengths(trainer.train_dataset, self.stage.kind))
             self.stage.check_batch(trainer, rows)
-            self.watcher.on_stage("training")
+            self.callbacks.on_stage("training")
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
         except torch.OutOfMemoryError as error:
             raise RunError(
@@ -395,7 +394,7 @@ class _TrainingRun:
             raise RunError(
                 f"{self.folder / CHECKPOINTS} has no checkpoint of the last step; give the same command again"
             )
-        self.watcher.on_stage("handing over the model")
+        self.callbacks.on_stage("handing over the model")
         chosen = best_checkpoint(last) if self.settings.keep_best else last
         summary = self._summary(last, chosen)
         hand_over(

@@ -11,7 +11,7 @@ from rprm.training.settings import TrainingSettings
 from rprm.training.step_sequences import IGNORED, MergeCounts, TokenSequence, collate
 
 if TYPE_CHECKING:
-    from rprm.classifiers.network import StepNetwork
+    from rprm.rewarders.network import StepNetwork
 
 
 def adapted(network: StepNetwork, settings: TrainingSettings, new_tag_id: int | None) -> Any:

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rprm.classifiers.layouts import Layout
 from rprm.errors import InputError, RequestRefused
 from rprm.records import LabelledStep
+from rprm.rewarders.layouts import Layout
 
 if TYPE_CHECKING:
     import torch

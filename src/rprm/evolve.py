@@ -1,0 +1,353 @@
+"""Preference optimisation in rounds (R-PRM, section 3.2): sample, pair, train, measure, keep the better model.
+
+Each round is a row of stages, commands of this package in folders of their own.
+
+    FOLDER/
+      rprm_prompt.toml                      the template of all rounds
+      steps/train.jsonl, validation.jsonl   the labelled steps, split by problem
+      round-0/measure                       the model that the rounds began with
+      round-1/analyses, pairs, dpo, measure
+      results.jsonl                         one row a round: what it came to, and which model goes on
+      model                                 a link to that model: the best one so far
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rprm.benchmarks import Comparison, Tally, compare, step_scores, tally_steps
+from rprm.benchmarks.labelled_steps import StepItems
+from rprm.data.splits import is_held_out
+from rprm.data.steps import read_labelled_steps, steps_source
+from rprm.errors import CorruptRun, InputError, PromptError
+from rprm.prompts import PromptTemplate, load_template
+from rprm.prompts.library import MODEL_TEMPLATE
+from rprm.reading import Rejected, Source
+from rprm.records import LabelledStep, Record, SolutionReward
+from rprm.runs import RESULTS, LineWriter, Run, read_json_lines, versions, write_atomically
+from rprm.subcommands import Subcommand, is_complete
+from rprm.training.handover import MODEL
+
+
+class RoundResult(Record):
+    """What a round came to. Figures in percent, on the validation steps.
+
+    `model` is what the round trained (round 0: what it all began with), `best` the model that goes on from here.
+    `difference` is the change in F1 against the best model before, with its paired 95% interval.
+    """
+
+    round: int
+    model: str
+    best: str
+    kept: bool
+    num_pairs: int | None
+    f1: float
+    wrong_acc: float
+    correct_acc: float
+    wellformed: float | None
+    difference: float | None = None
+    difference_low: float | None = None
+    difference_high: float | None = None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RoundSettings:
+    """What the rounds depend on, besides the steps and the first model.
+
+    Attributes:
+        num_rounds: rounds of sampling and training.
+        engine: the kind of engine that samples and measures (`transformers`, `vllm`), `engine_options` its options.
+        num_analyses: sampled of each step, for the pairs.
+        temperature, top_p, max_tokens: of all sampling.
+        judge_analyses: K of the measurement.
+        num_sampled_steps: training steps that a round samples, others in each round; None for all.
+        validation_share: of the problems; the same ones that `rprm data cold-start` holds out with this share and seed.
+        pair_options: further options of `rprm data pairs`.
+        train_options: further options of `rprm train dpo`.
+        seed: of the split; round r samples with seed + r.
+    """
+
+    num_rounds: int = 1
+    engine: str = "transformers"
+    engine_options: str = ""
+    num_analyses: int = 8
+    temperature: float = 0.95
+    top_p: float = 0.95
+    max_tokens: int = 2048
+    judge_analyses: int = 4
+    num_sampled_steps: int | None = None
+    validation_share: float = 0.05
+    pair_options: tuple[str, ...] = ()
+    train_options: tuple[str, ...] = ()
+    seed: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+
+
+def evolve(
+    steps: str,
+    model: str,
+    output: str | Path,
+    settings: RoundSettings,
+    *,
+    launcher: Sequence[str] = (),
+    prompt: str | None = None,
+    on_stage: Callable[[int, str], None] = lambda number, stage: None,
+    on_round: Callable[[RoundResult], None] = lambda result: None,
+) -> list[RoundResult]:
+    """Run the rounds; killed at any moment, the same call goes on from the stage it was in.
+
+    Args:
+        steps: labelled steps: a run folder of `rprm data steps`, or a file.
+        model: the folder (or hub id) of the model to begin with, usually after the cold start.
+        output: the folder of the rounds.
+        settings: what they depend on.
+        launcher: what starts a training process in place of this Python, such as `accelerate launch --config_file F`.
+        prompt: the template; by default the one that the first model's folder carries.
+        on_stage: called when a stage begins, with the round's number and the stage's name.
+        on_round: called with each round's result, those of earlier sessions too.
+
+    Returns:
+        One result a round, round 0 first.
+
+    Raises:
+        InputError: there is nothing to train or to measure on.
+        PromptError: no template is given, and the model carries none.
+        RunError: the folder cannot be used, or a stage failed; the message has its command and its last words.
+    """
+    folder = Path(output)
+    source = steps_source(steps)
+    template = _template(model, prompt)
+    resolved = {
+        "input": source.inspect().digest,
+        "model": model,
+        "prompt": {"name": template.name, "digest": template.digest},
+        **settings.as_dict(),
+    }
+    session = {"input": source.name, "launcher": list(launcher), "versions": versions()}
+    with Run(folder, stage="evolve", settings=resolved, session=session) as run:
+        write_atomically(folder / MODEL_TEMPLATE, template.to_toml())
+        rounds = _Rounds(folder, settings, launcher, on_stage)
+        rounds.split(source)
+        done = [RoundResult.model_validate(row) for row in read_json_lines(run.results_path)]
+        if [result.round for result in done] != list(range(len(done))):
+            raise CorruptRun(f"{run.results_path} does not hold the rounds in order; begin a new folder")
+        for result in done:
+            on_round(result)
+        if done:
+            _link(folder, done[-1].best)
+        writer = LineWriter(run.results_path)
+        try:
+            for number in range(len(done), settings.num_rounds + 1):
+                result = rounds.run(number, done[-1] if done else None, model)
+                writer.write(result.model_dump_json())
+                done.append(result)
+                _link(folder, result.best)
+                on_round(result)
+        except BaseException as error:
+            run.note({"stopped_by": type(error).__name__})
+            raise
+        finally:
+            writer.close()
+        run.complete({"num_rounds": settings.num_rounds, "best": done[-1].best}, {})
+    return done
+
+
+def _link(folder: Path, model: str) -> None:
+    """Let `model` in a folder lead to a model; to nothing where that is no folder of this machine."""
+    link, target, root = folder / MODEL, Path(model).resolve(), folder.resolve()
+    partial = link.with_name(f"{MODEL}.partial")
+    # Where links are for administrators alone, the results alone name the model.
+    with contextlib.suppress(OSError):
+        partial.unlink(missing_ok=True)
+        if target.is_dir():
+            # From within the folder, so that it can be moved whole.
+            partial.symlink_to(target.relative_to(root) if target.is_relative_to(root) else target)
+            partial.replace(link)
+        else:
+            link.unlink(missing_ok=True)
+
+
+class _Rounds:
+    def __init__(
+        self,
+        folder: Path,
+        settings: RoundSettings,
+        launcher: Sequence[str],
+        on_stage: Callable[[int, str], None],
+    ) -> None:
+        self.folder = folder
+        self.settings = settings
+        self.launcher = list(launcher)
+        self.prompt = ["--prompt", str(folder / MODEL_TEMPLATE)]
+        self.on_stage = on_stage
+        self.validation = folder / "steps" / "validation.jsonl"
+        self.train = folder / "steps" / "train.jsonl"
+
+    def split(self, source: Source) -> None:
+        """Write the steps of training and validation problems to their files, each whole or not at all."""
+        if self.train.exists() and self.validation.exists():
+            return
+        share, seed = self.settings.validation_share, self.settings.seed
+        self.train.parent.mkdir(exist_ok=True)
+        partial = {path: path.with_name(f"{path.name}.partial") for path in (self.train, self.validation)}
+        counts = dict.fromkeys(partial, 0)
+        writers = {path: LineWriter(name, fresh=True) for path, name in partial.items()}
+        try:
+            for step in _steps(source):
+                path = self.validation if is_held_out(step.problem, share, seed) else self.train
+                writers[path].write(step.model_dump_json())
+                counts[path] += 1
+        finally:
+            for writer in writers.values():
+                writer.close()
+        if not all(counts.values()):
+            raise InputError(
+                f"{source.name}: {counts[self.train]} steps to train on and {counts[self.validation]} to measure on, "
+                f"with {share:.0%} of the problems held out; there must be both: give more steps, or another share"
+            )
+        for path, name in partial.items():
+            os.replace(name, path)
+
+    def run(self, number: int, before: RoundResult | None, first_model: str) -> RoundResult:
+        started = time.monotonic()
+        best = before.best if before else first_model
+        model = best if number == 0 else self._trained(number, best)
+        measured = self._measured(number, model)
+        comparison: Comparison | None = None
+        if before is not None:
+            best_round = next(row for row in range(number) if self._model_of(row, first_model) == best)
+            comparison = compare(self._tally(best_round), self._tally(number))
+        figures = {name: figure["value"] for name, figure in measured["figures"].items() if "value" in figure}
+        f1 = figures["f1"] or 0.0
+        difference = comparison.differences["f1"] if comparison else None
+        kept = difference is None or (difference.value or 0.0) > 0.0
+        return RoundResult(
+            round=number,
+            model=model,
+            best=model if kept else best,
+            kept=kept,
+            num_pairs=None if number == 0 else self._num_pairs(number),
+            f1=f1,
+            wrong_acc=figures["wrong_acc"],
+            correct_acc=figures["correct_acc"],
+            wellformed=figures["wellformed"],
+            difference=difference.value if difference else None,
+            difference_low=difference.low if difference else None,
+            difference_high=difference.high if difference else None,
+            seconds=round(time.monotonic() - started, 1),
+        )
+
+    def _trained(self, number: int, best: str) -> str:
+        """The model of a round: analyses of the best one so far, pairs of them, DPO."""
+        settings, folder = self.settings, self.folder / f"round-{number}"
+        folder.mkdir(exist_ok=True)
+        steps = self._sampled(number, folder)
+        self._stage(
+            number, "analyses",
+            [
+                "data", "analyses", str(steps), "--model", self._spec(best), "-n", str(settings.num_analyses),
+                *self._sampling(number), *self.prompt,
+            ],
+        )  # fmt: skip
+        # The problems to measure on are none of these: nothing more is held out.
+        self._stage(
+            number, "pairs",
+            [
+                "data", "pairs", str(folder / "analyses"), "--validation", "0", "--seed", str(settings.seed),
+                *settings.pair_options,
+            ],
+        )  # fmt: skip
+        self._stage(
+            number, "dpo",
+            ["train", "dpo", str(folder / "pairs"), "--model", best, *settings.train_options],
+            launcher=self.launcher,
+        )  # fmt: skip
+        return str(folder / "dpo" / "model")
+
+    def _measured(self, number: int, model: str) -> dict[str, Any]:
+        (self.folder / f"round-{number}").mkdir(exist_ok=True)
+        self._stage(
+            number, "measure",
+            [
+                "bench", "steps", str(self.validation), "--model", self._spec(model), "-k",
+                str(self.settings.judge_analyses), "--stopping", "none", *self._sampling(0), "--allow-missing",
+                *self.prompt,
+            ],
+        )  # fmt: skip
+        measured: dict[str, Any] = json.loads(
+            (self.folder / f"round-{number}" / "measure" / "measurement.json").read_bytes()
+        )
+        return measured
+
+    def _sampled(self, number: int, folder: Path) -> Path:
+        """The steps that a round samples: all, or so many, round by round from where the last one ended."""
+        size = self.settings.num_sampled_steps
+        if size is None:
+            return self.train
+        path = folder / "steps.jsonl"
+        if not path.exists():
+            # As bytes: a line ends at a line feed alone, not at what else Unicode takes for a line end.
+            lines = self.train.read_bytes().splitlines(keepends=True)
+            chosen = [lines[((number - 1) * size + place) % len(lines)] for place in range(min(size, len(lines)))]
+            partial = path.with_name("steps.partial")
+            partial.write_bytes(b"".join(chosen))
+            os.replace(partial, path)
+        return path
+
+    def _sampling(self, number: int) -> list[str]:
+        settings = self.settings
+        return [
+            "--temperature", str(settings.temperature), "--top-p", str(settings.top_p), "--max-tokens",
+            str(settings.max_tokens), "--seed", str(settings.seed + number),
+        ]  # fmt: skip
+
+    def _spec(self, model: str) -> str:
+        engine, options = self.settings.engine, self.settings.engine_options
+        # The scripted engine has no model: what it says of a round's is made up, what is trained is real.
+        target = "" if engine == "scripted" else model
+        return f"{engine}:{target}" + (f"?{options}" if options else "")
+
+    def _model_of(self, number: int, first_model: str) -> str:
+        return first_model if number == 0 else str(self.folder / f"round-{number}" / "dpo" / "model")
+
+    def _tally(self, number: int) -> Tally:
+        steps = tuple(_steps(Source(str(self.validation))))
+        rows = read_json_lines(self.folder / f"round-{number}" / "measure" / RESULTS)
+        scores = step_scores([SolutionReward.model_validate(row) for row in rows])
+        return tally_steps(StepItems(steps), scores, allow_missing=True)
+
+    def _num_pairs(self, number: int) -> int:
+        summary = json.loads((self.folder / f"round-{number}" / "pairs" / "summary.json").read_bytes())
+        return int(summary["parts"]["train"]["rows"])
+
+    def _stage(self, number: int, name: str, arguments: list[str], *, launcher: Sequence[str] = ()) -> None:
+        """Run a command of this package into `round-N/NAME`, unless it is complete there."""
+        folder = self.folder / f"round-{number}" / name
+        if not is_complete(folder):
+            self.on_stage(number, name)
+            Subcommand(folder, arguments, launcher=launcher, attached=True).wait()
+
+
+def _template(model: str, prompt: str | None) -> PromptTemplate:
+    """The one template of all rounds: what samples, trains and measures must read the same prompt."""
+    carried = Path(model) / MODEL_TEMPLATE
+    if prompt is None and not carried.is_file():
+        raise PromptError(f"{model} carries no {MODEL_TEMPLATE}: give the template it was trained with (--prompt)")
+    return load_template(prompt or carried)
+
+
+def _steps(source: Source) -> Iterator[LabelledStep]:
+    for row in read_labelled_steps(source):
+        if isinstance(row, Rejected):
+            raise InputError(f"{row.file}, line {row.line}: {row.reason}; make the file with `rprm data steps`")
+        yield row

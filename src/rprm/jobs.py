@@ -1,0 +1,294 @@
+"""Judging a whole source: many solutions at once, results in input order, nothing lost to a kill.
+
+What is finished is in `results.jsonl`, in input order; analyses of solutions that are not finished yet, or whose turn
+has not come, are in the journal. A killed run is begun again with the same command: finished solutions are skipped,
+journalled analyses are not sampled again, and the files end up byte for byte as those of an undisturbed run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from rprm.errors import CorruptRun, InputError
+from rprm.ledger import Ledger
+from rprm.reading import Rejected, SourceInfo
+from rprm.runs import Journal, LineWriter, Run, read_json_lines, versions
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+#: What a stage works on, and what it makes of it: one row each, with the same id.
+Row = TypeVar("Row", bound="Named")
+Outcome = TypeVar("Outcome", bound="Identified")
+T = TypeVar("T")
+Counted = TypeVar("Counted", contravariant=True)
+
+
+class Named(Protocol):
+    """A row with an id, unique in its source."""
+
+    @property
+    def id(self) -> str: ...
+
+
+class Identified(Named, Protocol):
+    """A finished row: it carries the id of its item, and is one JSON line on disk."""
+
+    def model_dump_json(self) -> str: ...
+
+
+class Counts(Protocol[Counted]):
+    """What a run came to, counted row by row."""
+
+    num_rejected: int
+
+    def add(self, result: Counted, /) -> None: ...
+
+    def as_dict(self) -> dict[str, int]: ...
+
+
+@dataclass
+class Callbacks:
+    """What is told of a run while it goes on. Every function is called in the event loop's thread."""
+
+    on_result: Callable[[Any, Any], None] = lambda item, result: None
+    on_rejected: Callable[[Rejected], None] = lambda rejected: None
+    #: A piece of a row, as it is paid for: an analysis, a solution, a step (not those of an earlier session).
+    on_piece: Callable[[Any], None] = lambda piece: None
+    #: Number of rows that earlier sessions finished.
+    on_resumed: Callable[[int], None] = lambda num_rows: None
+
+
+@dataclass(frozen=True)
+class Job(Generic[Row, Outcome]):
+    """A stage that asks a model about each row of a source: judging solutions, analysing labelled steps.
+
+    Attributes:
+        name: of the job, in the manifest.
+        work: makes the outcome of a row. The ledger holds what an earlier session paid for, and takes what this one
+            pays for.
+        parse: reads an outcome back from its JSON value.
+        totals: counts outcomes, those of earlier sessions too.
+        width: rows under way at once.
+        noun: what a row is called in messages.
+    """
+
+    name: str
+    work: Callable[[Row, Ledger | None], Awaitable[Outcome]]
+    parse: Callable[[Any], Outcome]
+    totals: Counts[Outcome]
+    width: int
+    noun: str = "solution"
+
+
+async def run_job(
+    job: Job[Row, Outcome],
+    rows: Iterable[Row | Rejected],
+    *,
+    source: SourceInfo | None,
+    output: str | Path | None,
+    settings: dict[str, Any],
+    strict: bool = False,
+    callbacks: Callbacks | None = None,
+) -> None:
+    """Work through the rows of a source, in its order; see `judge_source` for the arguments and what it raises."""
+    callbacks = callbacks or Callbacks()
+    if output is None:
+        items = _accepted(rows, job, callbacks, None, strict)
+
+        unkept = _Unkept(callbacks)
+
+        async def work_alone(item: tuple[int, Row]) -> Outcome:
+            return await job.work(item[1], unkept)
+
+        async for (_, row), outcome in in_order(items, work_alone, width=job.width):
+            job.totals.add(outcome)
+            callbacks.on_result(row, outcome)
+        return
+    if source is None:
+        raise ValueError("a run folder needs to know its source")
+    # A file may be moved or renamed between sessions: its content is what counts.
+    resolved = {"input": source.digest, **settings}
+    session = {"input": source.name, "versions": versions()}
+    with Run(output, stage=job.name, settings=resolved, session=session) as run:
+        await _run_in_folder(run, job, rows, strict, callbacks)
+
+
+async def _run_in_folder(
+    run: Run, job: Job[Row, Outcome], rows: Iterable[Row | Rejected], strict: bool, callbacks: Callbacks
+) -> None:
+    started = time.monotonic()
+    journal = run.journal()
+    rejected = LineWriter(run.rejected_path, fresh=True)
+    items = _accepted(rows, job, callbacks, rejected, strict)
+    before: dict[str, int] = {}
+    try:
+        num_finished = 0
+        for value in read_json_lines(run.results_path):
+            outcome = job.parse(value)
+            item = next(items, None)
+            if item is None or item[1].id != outcome.id:
+                found = "the input ends there" if item is None else f"the input has {item[1].id!r} there"
+                raise CorruptRun(
+                    f"{run.results_path}, line {num_finished + 1} holds {job.noun} {outcome.id!r}, but {found}; "
+                    "begin a new run folder"
+                )
+            num_finished += 1
+            job.totals.add(outcome)
+            callbacks.on_result(item[1], outcome)
+        before = job.totals.as_dict()
+        callbacks.on_resumed(num_finished)
+        pieces = journal.load(num_finished)
+        results = LineWriter(run.results_path)
+        try:
+
+            async def work(item: tuple[int, Row]) -> Outcome:
+                index, row = item
+                return await job.work(row, _JournalLedger(journal, index, pieces.pop(index, {}), callbacks))
+
+            async for (index, row), outcome in in_order(items, work, width=job.width):
+                results.write(outcome.model_dump_json())
+                journal.finish(index + 1)
+                job.totals.add(outcome)
+                callbacks.on_result(row, outcome)
+        finally:
+            results.close()
+            journal.close()
+    except BaseException as error:
+        run.note({"seconds": round(time.monotonic() - started, 3), "stopped_by": type(error).__name__})
+        raise
+    finally:
+        rejected.close()
+    totals = job.totals.as_dict()
+    session = {
+        "seconds": round(time.monotonic() - started, 3),
+        "num_generated_tokens": totals["num_generated_tokens"] - before["num_generated_tokens"],
+    }
+    run.complete(totals, session)
+
+
+class _JournalLedger(Ledger):
+    def __init__(self, journal: Journal, index: int, pieces: dict[str, Any], callbacks: Callbacks) -> None:
+        self._callbacks = callbacks
+        self._journal = journal
+        self._index = index
+        self._pieces = pieces
+
+    def get(self, key: str) -> Any | None:
+        return self._pieces.get(key)
+
+    def put(self, key: str, piece: Any) -> None:
+        self._journal.append(self._index, key, piece)
+        self._callbacks.on_piece(piece)
+
+
+class _Unkept(Ledger):
+    """Of a run without a folder."""
+
+    def __init__(self, callbacks: Callbacks) -> None:
+        self._callbacks = callbacks
+
+    def get(self, key: str) -> None:
+        return None
+
+    def put(self, key: str, piece: Any) -> None:
+        self._callbacks.on_piece(piece)
+
+
+def _accepted(
+    rows: Iterable[Row | Rejected],
+    job: Job[Row, Outcome],
+    callbacks: Callbacks,
+    writer: LineWriter | None,
+    strict: bool,
+) -> Iterator[tuple[int, Row]]:
+    """Number the rows, and set the rejected ones aside."""
+    index = 0
+    for row in rows:
+        if not isinstance(row, Rejected):
+            yield index, row
+            index += 1
+            continue
+        if writer is not None:
+            writer.write(row.model_dump_json())
+        if strict:
+            raise InputError(f"{row.file}, line {row.line}: {row.reason}")
+        job.totals.num_rejected += 1
+        callbacks.on_rejected(row)
+
+
+class _Slot(Generic[Item, Result]):
+    def __init__(self, item: Item, task: asyncio.Task[Result]) -> None:
+        self.item = item
+        self.task = task
+
+
+async def in_order(
+    items: Iterator[Item], work: Callable[[Item], Awaitable[Result]], *, width: int, window: int | None = None
+) -> AsyncIterator[tuple[Item, Result]]:
+    """Work on `width` items at a time and yield results in the order of the items.
+
+    At most `window` items (default 4 * width + 64) are begun before the oldest unfinished one, so that memory stays
+    flat. The first failure is raised as soon as it happens, wherever it stands; everything else is cancelled.
+    """
+    window = window or 4 * width + 64
+    places = asyncio.Semaphore(width)
+    failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def run(item: Item) -> Result:
+        async with places:
+            if failed.done():
+                # Nothing more is begun once all is lost.
+                raise asyncio.CancelledError
+            try:
+                return await work(item)
+            except Exception as error:
+                if not failed.done():
+                    failed.set_exception(error)
+                raise
+
+    slots: deque[_Slot[Item, Result]] = deque()
+    try:
+        exhausted = False
+        while True:
+            while not exhausted and len(slots) < window:
+                try:
+                    item = next(items)
+                except StopIteration:
+                    exhausted = True
+                    break
+                slots.append(_Slot(item, asyncio.create_task(run(item))))
+                if len(slots) % width == 0:
+                    await asyncio.sleep(0)
+            if not slots:
+                return
+            head = slots[0]
+            watched: set[asyncio.Future[Any]] = {head.task, failed}
+            await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+            if failed.done():
+                failed.result()
+            slots.popleft()
+            yield head.item, head.task.result()
+    finally:
+        for slot in slots:
+            slot.task.cancel()
+        await asyncio.gather(*(slot.task for slot in slots), return_exceptions=True)
+        if failed.done():
+            failed.exception()
+
+
+async def all_or_none(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Await all at once, in order. The first failure cancels the rest, waits for their end, and is raised as it is."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

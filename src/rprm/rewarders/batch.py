@@ -1,0 +1,113 @@
+"""Judging a whole source of solutions, and what that came to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rprm.jobs import Callbacks, Job, run_job
+from rprm.reading import Rejected, SourceInfo
+from rprm.records import REWARD_FORMAT, Solution, SolutionReward
+from rprm.rewarders.base import StepRewarder
+from rprm.runs import FORMAT
+
+
+@dataclass
+class Totals:
+    """What a run came to. Steps after a first-error exit are in `num_steps` alone.
+
+    Attributes:
+        num_wrong: solutions with an error.
+        num_unjudged: solutions of which it is not known whether they have one: `first_error` is None.
+        num_steps_cut: steps of which the model's context cut an analysis short.
+        max_tokens: of an analysis, None for rewarders that write none.
+        failure: why the first step without a reward has none.
+    """
+
+    num_solutions: int = 0
+    num_rejected: int = 0
+    num_wrong: int = 0
+    num_unjudged: int = 0
+    num_steps: int = 0
+    num_steps_judged: int = 0
+    num_steps_uncovered: int = 0
+    num_steps_cut: int = 0
+    num_analyses: int = 0
+    num_analyses_without_verdict: int = 0
+    num_analyses_forced: int = 0
+    num_generated_tokens: int = 0
+    num_prompt_tokens: int = 0
+    max_tokens: int | None = None
+    failure: str | None = None
+
+    @property
+    def nothing_judged(self) -> bool:
+        """Whether there were steps to judge, and none of them has a reward."""
+        return 0 < self.num_steps_judged == self.num_steps_uncovered
+
+    def add(self, result: SolutionReward) -> None:
+        self.num_solutions += 1
+        self.num_unjudged += result.first_error is None
+        self.num_wrong += result.first_error is not None and result.first_error >= 0
+        self.num_steps += result.num_steps
+        self.num_steps_judged += len(result.steps)
+        self.num_steps_uncovered += len(result.uncovered)
+        for step in result.steps:
+            self.failure = self.failure or step.failure
+            if (limit := self.max_tokens) is not None:
+                self.num_steps_cut += any(analysis.is_cut_by_context(limit) for analysis in step.analyses)
+            self.num_analyses += len(step.analyses)
+            self.num_analyses_without_verdict += step.num_without_verdict
+            self.num_analyses_forced += sum(analysis.forced for analysis in step.analyses)
+            self.num_generated_tokens += sum(analysis.num_tokens for analysis in step.analyses)
+            self.num_prompt_tokens += sum(analysis.num_prompt_tokens or 0 for analysis in step.analyses)
+
+    def as_dict(self) -> dict[str, int]:
+        return {name: value for name, value in asdict(self).items() if name not in ("max_tokens", "failure")}
+
+
+async def judge_source(
+    rewarder: StepRewarder,
+    rows: Iterable[Solution | Rejected],
+    *,
+    source: SourceInfo | None = None,
+    output: str | Path | None = None,
+    settings: dict[str, Any] | None = None,
+    strict: bool = False,
+    callbacks: Callbacks | None = None,
+) -> Totals:
+    """Judge every solution of a source, in its order.
+
+    Args:
+        rewarder: what rewards the steps.
+        rows: the source's solutions, with rejected rows among them.
+        source: what identifies the source in the manifest; needed with `output`.
+        output: the run folder; None keeps nothing.
+        settings: further settings that the results depend on.
+        strict: stop at the first rejected row.
+        callbacks: told of each result, in order.
+
+    Returns:
+        Totals over all sessions.
+
+    Raises:
+        RunError: the folder cannot be used; see `Run`.
+        InputError: a rejected row, when strict.
+        EngineUnavailable: the engine stopped answering; the run can be resumed.
+    """
+    described = await rewarder.start()
+    totals = Totals(max_tokens=described.get("max_tokens"))
+    job = Job(
+        name="judge",
+        work=rewarder.judge,
+        parse=SolutionReward.model_validate,
+        totals=totals,
+        width=rewarder.concurrency,
+    )
+    await run_job(
+        job, rows, source=source, output=output,
+        settings={FORMAT: REWARD_FORMAT, **(settings or {}), **described}, strict=strict, callbacks=callbacks,
+    )  # fmt: skip
+    return totals

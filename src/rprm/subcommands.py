@@ -1,0 +1,110 @@
+"""Commands of this package as the stages of something larger, each in a process of its own and a folder of its own.
+
+A GPU's memory is free again when the next stage begins, training goes through any launcher, and what a stage leaves in
+its folder is what anyone running it by hand would find there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rprm.errors import RunError
+from rprm.runs import MANIFEST, read_manifest
+
+#: Exit code of a command that rejected some input rows: no failure.
+_REJECTED = 3
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a stage has been run to its end in this folder."""
+    return (folder / MANIFEST).exists() and read_manifest(folder).get("status") == "complete"
+
+
+class Subcommand:
+    """A command of this package that has begun. What it says goes to `FOLDER.log`.
+
+    Args:
+        folder: its --output.
+        arguments: the command and its options.
+        launcher: what starts it in place of this Python, such as `accelerate launch --config_file F`.
+        environment: variables set for it.
+        attached: whether its progress line may go to the terminal, where there is one.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        arguments: Sequence[str],
+        *,
+        launcher: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+        attached: bool = False,
+    ) -> None:
+        self.folder = folder
+        self.arguments = list(arguments)
+        self.log = folder.with_name(f"{folder.name}.log")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # What follows a "--" is for another command.
+        end = self.arguments.index("--") if "--" in self.arguments else len(self.arguments)
+        own, other = self.arguments[:end], self.arguments[end:]
+        command = [*(launcher or [sys.executable]), "-m", "rprm", *own, "--output", str(folder), *other]
+        with self.log.open("ab") as stream:
+            stream.write(f"$ {' '.join(command)}\n".encode())
+            stream.flush()
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=None if attached and sys.stderr.isatty() else subprocess.STDOUT,
+                env={**os.environ, **(environment or {})},
+                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            )
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def stop(self) -> None:
+        """Ask it to stop, as Ctrl-C would; it goes on from there when it is begun again. On Windows it is ended."""
+        if self.is_running:
+            self._process.send_signal(signal.SIGTERM if sys.platform == "win32" else signal.SIGINT)
+
+    def end(self, patience: float = 30.0) -> None:
+        """Wait for it to stop, at most so many seconds; then it is killed, and goes on from its last checkpoint."""
+        try:
+            self._process.wait(patience)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def wait(self) -> None:
+        """Wait for its end.
+
+        Raises:
+            RunError: it failed; the message has its last words.
+        """
+        try:
+            code = self._process.wait()
+        except BaseException:
+            self._process.kill()
+            self._process.wait()
+            raise
+        if code not in (0, _REJECTED):
+            lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+            last = "\n".join(f"  {line}" for line in lines[-8:])
+            raise RunError(
+                f"{self.folder}: `rprm {' '.join(self.arguments[:2])}` failed with exit code {code}; its last words "
+                f"({self.log}):\n{last}\nmend it and begin the same command again: it goes on from there"
+            )
+
+
+def _die_with_parent() -> None:
+    """On Linux: a stage ends when its parent is killed, and so lets go of its folder."""
+    # prctl(PR_SET_PDEATHSIG, SIGKILL)
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)

@@ -1,0 +1,71 @@
+r"""Ten thousand answers, of which every twentieth is made to harm."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+
+from rprm.grading import AnswerPair, Grader
+
+pytest.importorskip("math_verify")
+
+#: Each of these is turned away before any worker sees it, or stopped there.
+HOSTILE = [
+    "9^{9^9}",
+    "2^{2^{2^{2^{2^{2}}}}}",
+    "10^{999999999}",
+    "10000000!",
+    r"\prod_{k=1}^{1000000} k",
+    r"\int_0^{100} e^{-x^2}\sin(x^{x})dx",
+    "(" * 990 + "1" + ")" * 990,
+    r"\sin(" * 100 + "x" + ")" * 100,
+    r"\frac{1}{" * 300 + "2" + "}" * 300,
+    "-" * 1_900 + "1",
+    "x" * 1_000_000,
+    r"\text{" * 100 + "a" + "}" * 100,
+    "1," * 900 + "1",
+    "__import__('os').system('x')",
+    "exec(compile('1', '', 'exec'))",
+    "5\x00",
+    "\ud800",
+    "9" * 1_900,
+]
+
+
+def test_ten_thousand_answers_come_back() -> None:
+    rng = random.Random(0)
+    pairs: list[AnswerPair] = []
+    expected: list[str | None] = []
+    for number in range(10_000):
+        if number % 20 == 0:
+            pairs.append(AnswerPair("5", HOSTILE[number // 20 % len(HOSTILE)]))
+            expected.append(None)
+            continue
+        a, b = rng.randint(2, 40), rng.randint(2, 40)
+        gold, right, wrong = rng.choice(
+            [
+                (f"{a}", f"{a}.0", f"{a + 1}"),
+                (rf"\frac{{{a}}}{{{b}}}", f"{2 * a}/{2 * b}", f"{a}/{b + 1}"),
+                (rf"{a}\sqrt{{{b}}}", rf"\sqrt{{{a * a * b}}}", rf"{a + 1}\sqrt{{{b}}}"),
+                (f"({a},{b})", rf"\left({a}, {b}\right)", f"({b + 50},{a})"),
+            ]
+        )
+        is_right = rng.random() < 0.5
+        pairs.append(AnswerPair(gold, right if is_right else wrong))
+        expected.append("equal" if is_right else "different")
+    with Grader(num_workers=2, limit_s=0.5) as grader:
+        grades = grader.grade_all(pairs)
+    assert len(grades) == len(pairs)
+    mistaken = [
+        (pair, grade.outcome)
+        for pair, grade, outcome in zip(pairs, grades, expected, strict=True)
+        if outcome is not None and grade.outcome != outcome
+    ]
+    assert not mistaken
+    hostile = Counter(grade.outcome for grade, outcome in zip(grades, expected, strict=True) if outcome is None)
+    assert sum(hostile.values()) == 500
+    assert hostile["equal"] == 0
+    assert hostile["timeout"] > 0
+    assert hostile["too long"] > 0

@@ -1,0 +1,253 @@
+"""Judging a source: order, resumption, and what a kill at any moment costs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rprm.api import RPRM
+from rprm.engines.scripted import ScriptedEngine
+from rprm.errors import CorruptRun, EngineUnavailable, InputError, SettingsChanged
+from rprm.jobs import Callbacks, in_order
+from rprm.reading import Source, read_solutions
+from rprm.records import SolutionReward
+from rprm.rewarders.batch import Totals, judge_source
+from rprm.runs import read_manifest
+
+
+def write_solutions(path: Path, count: int, *, broken: tuple[int, ...] = ()) -> Path:
+    draw = random.Random(0)
+    with path.open("w") as stream:
+        for number in range(count):
+            steps = [f"Step text {number}.{index} é" for index in range(draw.randint(1, 8))]
+            row: dict[str, Any] = {"id": f"s{number}", "problem": f"Problem {number}", "steps": steps}
+            stream.write("{broken\n" if number in broken else json.dumps(row) + "\n")
+    return path
+
+
+def judge(
+    path: Path, output: Path | None, engine: ScriptedEngine, callbacks: Callbacks | None = None, **options: Any
+) -> Totals:
+    prm = RPRM(engine, **options)
+    source = Source(str(path))
+    return asyncio.run(
+        judge_source(prm.rewarder, read_solutions(source), source=source.inspect(), output=output, callbacks=callbacks)
+    )
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """What a run leaves, but for the manifest (it has times in it) and the lock."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in ("manifest.json", "lock")}
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().splitlines()
+
+
+def test_results_stand_in_input_order(tmp_path: Path) -> None:
+    path = write_solutions(tmp_path / "in.jsonl", 40, broken=(3, 17))
+    seen: list[str] = []
+    callbacks = Callbacks(on_result=lambda solution, result: seen.append(result.id))
+    totals = judge(path, tmp_path / "run", ScriptedEngine(concurrency=5), callbacks)
+    rows = [SolutionReward.model_validate_json(line) for line in lines(tmp_path / "run" / "results.jsonl")]
+    assert [row.id for row in rows] == seen == [f"s{number}" for number in range(40) if number not in (3, 17)]
+    assert totals.num_solutions == 38
+    assert totals.num_rejected == 2
+    assert totals.num_generated_tokens == sum(a.num_tokens for row in rows for step in row.steps for a in step.analyses)
+    rejected = [json.loads(line) for line in lines(tmp_path / "run" / "rejected.jsonl")]
+    assert [(row["file"], row["line"]) for row in rejected] == [(str(path), 4), (str(path), 18)]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == totals.as_dict()
+
+
+def test_nothing_depends_on_concurrency(tmp_path: Path) -> None:
+    path = write_solutions(tmp_path / "in.jsonl", 30)
+    for width in (1, 3, 200):
+        judge(path, tmp_path / str(width), ScriptedEngine(concurrency=width, delay=0.001))
+    assert files(tmp_path / "1") == files(tmp_path / "3") == files(tmp_path / "200")
+
+
+def test_a_finished_run_is_read_not_judged_again(tmp_path: Path) -> None:
+    path = write_solutions(tmp_path / "in.jsonl", 10)
+    first = judge(path, tmp_path / "run", ScriptedEngine())
+    engine = ScriptedEngine()
+    resumed: list[int] = []
+    before = files(tmp_path / "run")
+    assert judge(path, tmp_path / "run", engine, Callbacks(on_resumed=resumed.append)) == first
+    assert engine.num_requests == 0
+    assert resumed == [10]
+    assert files(tmp_path / "run") == before
+
+
+def test_a_run_of_an_older_meaning_is_not_gone_on_with(tmp_path: Path) -> None:
+    """Before format 2 `first_error` was -1 where a step has no reward."""
+    path = write_solutions(tmp_path / "in.jsonl", 10)
+    judge(path, tmp_path / "run", ScriptedEngine())
+    manifest = read_manifest(tmp_path / "run")
+    assert manifest["settings"].pop("row_format") == 2
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
+    before = files(tmp_path / "run")
+    with pytest.raises(SettingsChanged, match=r"another version of rprm: .* format 1, .* format 2 .* another --output"):
+        judge(path, tmp_path / "run", ScriptedEngine())
+    assert files(tmp_path / "run") == before
+
+
+def test_an_engine_that_dies_costs_only_what_was_in_flight(tmp_path: Path) -> None:
+    path = write_solutions(tmp_path / "in.jsonl", 30)
+    judge(path, tmp_path / "undisturbed", ScriptedEngine())
+
+    class Dying(ScriptedEngine):
+        async def generate(self, *arguments: Any) -> Any:
+            if self.num_requests >= 100:
+                raise EngineUnavailable("the server is gone")
+            return await super().generate(*arguments)
+
+    dying = Dying(concurrency=4)
+    with pytest.raises(EngineUnavailable, match="the server is gone"):
+        judge(path, tmp_path / "run", dying)
+    assert read_manifest(tmp_path / "run")["sessions"][0]["stopped_by"] == "EngineUnavailable"
+    after = ScriptedEngine(concurrency=4)
+    judge(path, tmp_path / "run", after)
+    whole = ScriptedEngine()
+    judge(path, None, whole)
+    assert files(tmp_path / "run") == files(tmp_path / "undisturbed")
+    # In flight were at most 4 solutions with a wave of at most 6 analyses.
+    assert dying.num_requests + after.num_requests <= whole.num_requests + 4 * 6
+
+
+def test_changed_settings_and_input_are_refused(tmp_path: Path) -> None:
+    path = write_solutions(tmp_path / "in.jsonl", 5)
+    judge(path, tmp_path / "run", ScriptedEngine())
+    with pytest.raises(SettingsChanged, match="num_analyses: 10 -> 3"):
+        judge(path, tmp_path / "run", ScriptedEngine(), num_analyses=3)
+    moved = tmp_path / "moved.jsonl"
+    moved.write_bytes(path.read_bytes())
+    judge(moved, tmp_path / "run", ScriptedEngine())
+    moved.write_bytes(path.read_bytes() * 2)
+    with pytest.raises(SettingsChanged, match="input: "):
+        judge(moved, tmp_path / "run", ScriptedEngine())
+
+
+def test_results_of_another_input_are_noticed(tmp_path: Path) -> None:
+    path = write_solutions(tmp_path / "in.jsonl", 5)
+    judge(path, tmp_path / "run", ScriptedEngine())
+    results = tmp_path / "run" / "results.jsonl"
+    results.write_text(results.read_text().replace('"s3"', '"other"'))
+    with pytest.raises(CorruptRun, match=r"line 4 holds solution 'other', but the input has 's3' there"):
+        judge(path, tmp_path / "run", ScriptedEngine())
+
+
+def test_strict_stops_at_the_first_bad_record(tmp_path: Path) -> None:
+    path = write_solutions(tmp_path / "in.jsonl", 5, broken=(2,))
+    prm = RPRM(ScriptedEngine())
+    with pytest.raises(InputError, match=r"in\.jsonl, line 3: not JSON"):
+        asyncio.run(judge_source(prm.rewarder, read_solutions(Source(str(path))), strict=True))
+
+
+def test_in_order_bounds_what_is_begun() -> None:
+    """With the first item stuck, no more than the window is begun; then everything comes in order."""
+
+    async def main() -> None:
+        begun: list[int] = []
+        gate = asyncio.Event()
+
+        async def work(item: int) -> int:
+            begun.append(item)
+            if item == 0:
+                await gate.wait()
+            return item * item
+
+        async def collect() -> list[tuple[int, int]]:
+            return [pair async for pair in in_order(iter(range(100)), work, width=4, window=10)]
+
+        task = asyncio.create_task(collect())
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert begun == list(range(10))
+        gate.set()
+        assert await task == [(item, item * item) for item in range(100)]
+
+    asyncio.run(main())
+
+
+def test_in_order_raises_the_first_failure_at_once_and_cancels_the_rest() -> None:
+    async def main() -> None:
+        cancelled = 0
+
+        async def work(item: int) -> None:
+            nonlocal cancelled
+            if item == 3:
+                raise EngineUnavailable("gone")
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                cancelled += 1
+                raise
+
+        started = time.monotonic()
+        with pytest.raises(EngineUnavailable):
+            async for _ in in_order(iter(range(100)), work, width=8):
+                pass
+        assert time.monotonic() - started < 30
+        # Items 0 to 2 were under way when item 3 failed; nothing was begun after it.
+        assert cancelled == 3
+
+    asyncio.run(main())
+
+
+#: Kills: between every two of them the run gets some way, so that they fall on every stage of it.
+NUM_KILLS = 50
+
+
+def test_killed_fifty_times_the_results_are_byte_for_byte_the_same(tmp_path: Path) -> None:
+    path = write_solutions(tmp_path / "in.jsonl", 150, broken=(5, 140))
+    spec = "scripted:?delay=0.02&lost=0.05&concurrency=6"
+
+    def command(output: Path, log: Path) -> list[str]:
+        return [
+            sys.executable, "-m", "rprm", "judge", str(path), "--model", f"{spec}&log={log}", "--output", str(output),
+            "--quiet",
+        ]  # fmt: skip
+
+    whole = tmp_path / "whole"
+    done = subprocess.run(command(whole, tmp_path / "whole.log"), capture_output=True, text=True)
+    assert done.returncode == 3, done.stderr
+
+    killed = tmp_path / "killed"
+    log = tmp_path / "killed.log"
+    draw = random.Random(1)
+    kills = 0
+    for _ in range(10 * NUM_KILLS):
+        # Killed at a random moment: while it starts, or after a random number of requests.
+        size = log.stat().st_size if log.exists() else 0
+        until = size + draw.choice((0, 1, draw.randint(1, 400)))
+        with subprocess.Popen(command(killed, log), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            if until == size:
+                time.sleep(draw.uniform(0.0, 0.6))
+            while process.poll() is None and (log.stat().st_size if log.exists() else 0) < until:
+                time.sleep(0.001)
+            time.sleep(draw.uniform(0.0, 0.02))
+            process.kill()
+            code = process.wait()
+        kills += code == -9
+        if code == 3 or kills == NUM_KILLS:
+            break
+    assert kills == NUM_KILLS, f"the run was through after {kills} kills"
+    done = subprocess.run(command(killed, log), capture_output=True, text=True)
+    assert done.returncode == 3, done.stderr
+    assert files(killed) == files(whole)
+
+    paid = Counter((tmp_path / "whole.log").read_text().split())
+    paid_with_kills = Counter(log.read_text().split())
+    assert set(paid) == set(paid_with_kills)
+    # Twice is paid only what a kill caught in flight: 6 solutions, each with a wave of at most 6 analyses.
+    assert paid_with_kills.total() - paid.total() <= NUM_KILLS * 6 * 6
+    assert max((paid_with_kills - paid).values(), default=0) <= NUM_KILLS
