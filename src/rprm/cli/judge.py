@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
+from rprm.cli.options import FirstErrorOptions, Output, ProcedureName, StoppingName, asked, with_options  # noqa: F401
+
 if TYPE_CHECKING:
     from rprm.jobs import Callbacks
     from rprm.reading import Rejected, Source, SourceInfo
@@ -20,20 +22,9 @@ if TYPE_CHECKING:
     from rprm.rewarders.batch import Totals
 
 
-class StoppingName(StrEnum):
-    none = "none"
-    exact = "exact"
-    confident = "confident"
-
-
 class RewardsName(StrEnum):
     lean = "lean"
     full = "full"
-
-
-class ProcedureName(StrEnum):
-    lean = "lean"
-    published = "published"
 
 
 Model = Annotated[
@@ -45,6 +36,7 @@ Model = Annotated[
         "openai:MODEL@URL, scripted:; or a discriminative PRM, classifier:PATH_OR_ID; options as ?name=value.",
     ),
 ]
+# Until every command takes the dataclasses of `options`.
 NumAnalyses = Annotated[
     int | None, typer.Option("-k", "--num-analyses", help="Most analyses a step gets (the paper's K).  [default: 10]")
 ]
@@ -91,14 +83,11 @@ Temperature = Annotated[float | None, typer.Option(help="Of the analyses.  [defa
 TopP = Annotated[float | None, typer.Option(help="Of the analyses.  [default: 0.95]")]
 MaxTokens = Annotated[int | None, typer.Option(help="Longest analysis, in tokens.  [default: 4096]")]
 Seed = Annotated[int, typer.Option(help="Seed of the whole run.")]
-Output = Annotated[
-    Path | None,
-    typer.Option("--output", "-o", help="Run folder: results are kept there, and a killed run goes on from there."),
-]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first row that cannot be used.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Judge the first N rows alone.")]
 
 
+@with_options
 def judge(
     input: Annotated[
         str,
@@ -109,8 +98,9 @@ def judge(
         ),
     ],
     model: Model = "embedded",
-    num_analyses: NumAnalyses = None,
     output: Output = None,
+    *,
+    options: FirstErrorOptions,
     rewards: Annotated[
         RewardsName,
         typer.Option(
@@ -119,18 +109,6 @@ def judge(
             "reinforcement learning and other thresholds.",
         ),
     ] = RewardsName.lean,
-    procedure: ProcedureOption = ProcedureName.lean,
-    threshold: Threshold = None,
-    stopping: StoppingOption = None,
-    confidence: Confidence = 0.99,
-    first_error_exit: FirstErrorExit = None,
-    force_verdict: ForceVerdict = None,
-    ask: Ask = None,
-    prompt: PromptOption = None,
-    temperature: Temperature = None,
-    top_p: TopP = None,
-    max_tokens: MaxTokens = None,
-    seed: Seed = 0,
     limit: Limit = None,
     strict: Strict = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object a solution, on standard output.")] = False,
@@ -149,30 +127,8 @@ def judge(
     from rprm.errors import InputError
     from rprm.reading import read_solutions
     from rprm.report.solutions import render_solution, render_totals
-    from rprm.rewarders import load_rewarder
 
-    if (rewards == RewardsName.full or procedure == ProcedureName.published) and (
-        stopping not in (None, StoppingName.none) or first_error_exit
-    ):
-        raise InputError(
-            "--rewards full and --procedure published draw every analysis of every step: leave out --stopping and "
-            "--first-error-exit"
-        )
-    rewarder = load_rewarder(
-        model,
-        procedure="full" if rewards == RewardsName.full and procedure == ProcedureName.lean else procedure.value,
-        num_analyses=num_analyses,
-        threshold=threshold,
-        stopping=stopping.value if stopping else None,
-        confidence=confidence,
-        first_error_exit=first_error_exit,
-        force_verdict=asked(ask, force_verdict),
-        prompt=prompt,
-        temperature=temperature,
-        top_p=top_p,
-        max_tokens=max_tokens,
-        seed=seed,
-    )
+    rewarder = options.rewarder(model, in_full=rewards == RewardsName.full)
     console = Console(highlight=False)
     scope = EmbeddedScope(model)
     told: set[str] = set()
@@ -206,29 +162,6 @@ def judge(
         raise typer.Exit(EXIT_REJECTED)
     if not totals.num_solutions:
         raise InputError(f"{input}: holds no solution")
-
-
-def asked(ask: str | None, force_verdict: bool | None) -> bool | str | None:
-    """What `--ask` and `--force-verdict` come to.
-
-    Raises:
-        InputError: the file that `--ask` names cannot be read or is empty; or the two contradict each other.
-    """
-    from rprm.errors import InputError
-
-    if ask is None:
-        return force_verdict
-    if force_verdict is False:
-        raise InputError("--ask asks for a verdict: leave out --no-force-verdict")
-    try:
-        # A sentence has spaces.
-        is_file = not any(map(str.isspace, ask)) or (len(ask) < 256 and Path(ask).is_file())
-        text = Path(ask).read_text(encoding="utf-8").rstrip("\n") if ask and is_file else ask
-    except (OSError, ValueError) as error:
-        raise InputError(f"--ask {ask}: no sentence, and no file that can be read as UTF-8 text: {error}") from None
-    if not text.strip():
-        raise InputError(f"--ask {ask!r}: empty; give a sentence that ends where Yes or No follows, or a file with one")
-    return text
 
 
 class Judged(Protocol):
