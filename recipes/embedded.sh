@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The judge that ships with the package: the lab's base model, trained on with longer chains, larger numbers and words at
+# The judge that ships with `rprm`: the lab's base model, trained on with longer chains, larger numbers and words at
 # random, then on the analyses of a teacher without faults; measured in distribution and out of it. The defaults are
 # meant for a GPU (WORKERS=8 writes the texts), where they have not been run yet; on two cores, BASE_STEPS=0 ROWS=16 is
 # less than what the model in the package had (its card). Killed at any moment, it goes on from there.
@@ -7,7 +7,7 @@
 #     recipes/embedded.sh runs/embedded && python recipes/ship.py runs/embedded/sft/model judge
 set -euo pipefail
 OUT=${1:-embedded}
-BASE=$(python -c "from rprm import embedded; print(embedded.BASE)")
+BASE=$(python -c "from rprm_lab import BASE; print(BASE)")
 BASE_STEPS=${BASE_STEPS:-3000}
 SFT_STEPS=${SFT_STEPS:-4000}
 ROWS=${ROWS:-64}

@@ -1,4 +1,4 @@
-"""Put a trained model into the package, as `rprm.embedded` names it: weights in bfloat16, its card beside them.
+"""Put a trained model into its package, `rprm` or `rprm_lab`: weights in bfloat16, its card beside them.
 
     python recipes/ship.py runs/base/model base
     python recipes/ship.py runs/lab/seed-0/rounds/round-3/dpo/model judge
@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from rprm import embedded
+from rprm.embedded import JUDGE
 from rprm.prompts.library import MODEL_POLICY_TEMPLATE, MODEL_TEMPLATE
+from rprm_lab import BASE, POLICY
 
-PLACES = {"judge": embedded.JUDGE, "base": embedded.BASE, "policy": embedded.POLICY}
+PLACES = {"judge": JUDGE, "base": BASE, "policy": POLICY}
 #: What comes along with the weights, where the model has it.
 FILES = ("tokenizer.json", "tokenizer_config.json", MODEL_TEMPLATE, MODEL_POLICY_TEMPLATE)
 

@@ -26,7 +26,7 @@ LAYERS = [
     {"engines", "jobs"},
     {"rewarders"},
     {"api", "benchmarks", "data", "search", "training"},
-    {"lab", "report", "evolve"},
+    {"report", "evolve"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
@@ -34,6 +34,7 @@ LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 #: Within a layer, what may import what: `name: {names it may import}`.
 WITHIN = {
     "records": {"errors"},
+    "embedded": {"records"},
     "models": {"runs", "prompts", "verdict"},
     "presets": {"models", "stopping"},
     "subcommands": {"runs"},
@@ -42,7 +43,6 @@ WITHIN = {
     "data": {"benchmarks"},
     "search": {"benchmarks"},
     "training": {"data"},
-    "report": {"lab"},
     "__main__": {"cli"},
 }
 

@@ -1,4 +1,4 @@
-"""Commands of this package as the stages of something larger, each in a process of its own and a folder of its own.
+"""Commands of `rprm` as the stages of something larger, each in a process of its own and a folder of its own.
 
 A GPU's memory is free again when the next stage begins, training goes through any launcher, and what a stage leaves in
 its folder is what anyone running it by hand would find there.
@@ -27,7 +27,7 @@ def is_complete(folder: Path) -> bool:
 
 
 class Subcommand:
-    """A command of this package that has begun. What it says goes to `FOLDER.log`.
+    """A command of `rprm` that runs, as `process`. What it says goes to `FOLDER.log`.
 
     Args:
         folder: its --output.
@@ -57,7 +57,7 @@ class Subcommand:
         with self.log.open("ab") as stream:
             stream.write(f"$ {' '.join(command)}\n".encode())
             stream.flush()
-            self._process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
@@ -66,23 +66,6 @@ class Subcommand:
                 preexec_fn=_die_with_parent if sys.platform == "linux" else None,
             )
 
-    @property
-    def is_running(self) -> bool:
-        return self._process.poll() is None
-
-    def stop(self) -> None:
-        """Ask it to stop, as Ctrl-C would; it goes on from there when it is begun again. On Windows it is ended."""
-        if self.is_running:
-            self._process.send_signal(signal.SIGTERM if sys.platform == "win32" else signal.SIGINT)
-
-    def end(self, patience: float = 30.0) -> None:
-        """Wait for it to stop, at most so many seconds; then it is killed, and goes on from its last checkpoint."""
-        try:
-            self._process.wait(patience)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
     def wait(self) -> None:
         """Wait for its end.
 
@@ -90,10 +73,10 @@ class Subcommand:
             RunError: it failed; the message has its last words.
         """
         try:
-            code = self._process.wait()
+            code = self.process.wait()
         except BaseException:
-            self._process.kill()
-            self._process.wait()
+            self.process.kill()
+            self.process.wait()
             raise
         if code not in (0, _REJECTED):
             lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()

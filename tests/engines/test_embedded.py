@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import random
 from pathlib import Path
 
 import pytest
@@ -15,28 +14,21 @@ from rprm.api import RPRM
 from rprm.cli.app import app
 from rprm.engines import load_engine
 from rprm.errors import EngineError
-from rprm.lab.solutions import ERROR_TYPES, solve
-from rprm.lab.stories import tell
-from rprm.prompts.library import carried_policy_template, carried_template
+from rprm.prompts.library import carried_template
 
 pytest.importorskip("torch")
 
 
-def test_the_models_fit_into_a_package() -> None:
-    folders = (embedded.JUDGE, embedded.BASE, embedded.POLICY)
-    files = [file for folder in folders for file in folder.iterdir()]
-    assert sum(file.stat().st_size for file in files) < 25e6
+def test_the_model_fits_into_a_package() -> None:
+    files = list(embedded.JUDGE.iterdir())
+    assert sum(file.stat().st_size for file in files) < 5e6
     assert {file.suffix for file in files} == {".json", ".md", ".safetensors", ".toml"}
-    for folder in folders:
-        card = (folder / "README.md").read_text(encoding="utf-8")
-        assert "lab" in card
-        assert "no other" in card or "nothing else" in card, f"{folder.name}'s card does not say what it is not for"
+    assert "nothing else" in (embedded.JUDGE / "README.md").read_text(encoding="utf-8"), "what is it not for?"
 
 
 def test_templates_come_along() -> None:
     assert carried_template("embedded") == embedded.JUDGE / "rprm_prompt.toml"
     assert carried_template("embedded?max_rows=4") == embedded.JUDGE / "rprm_prompt.toml"
-    assert carried_policy_template(f"transformers:{embedded.POLICY}") == embedded.POLICY / "rprm_policy.toml"
     # What names a folder of that name is no name of the model.
     assert carried_template("transformers:embedded") is None
 
@@ -63,25 +55,14 @@ def test_it_takes_options_alone() -> None:
         load_engine("embedded:model")
 
 
-@pytest.fixture(scope="module")
-def solutions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty solutions that stand nowhere: twenty right, four with each type of error."""
-    path = tmp_path_factory.mktemp("embedded") / "solutions.jsonl"
-    with path.open("w") as stream:
-        for number in range(40):
-            rng = random.Random(f"embedded/{number}")
-            story = tell(rng, num_steps=rng.choice((2, 3)))
-            solution = solve(rng, story, error=ERROR_TYPES[number // 2 % 5] if number % 2 else None)
-            steps = [step.text for step in solution.steps]
-            row = {"id": f"lab-{number}", "problem": story.problem, "steps": steps, "label": solution.first_error}
-            stream.write(json.dumps(row) + "\n")
-    return path
+#: Forty solutions of the lab's world that were not trained on: twenty right, four with each type of error.
+SOLUTIONS = Path(__file__).parents[1] / "lab_solutions.jsonl"
 
 
-def test_it_finds_the_first_error(solutions: Path) -> None:
-    done = CliRunner().invoke(app, ["judge", str(solutions), "-k", "4", "--json"])
+def test_it_finds_the_first_error() -> None:
+    done = CliRunner().invoke(app, ["judge", str(SOLUTIONS), "-k", "4", "--json"])
     assert done.exit_code == 0, done.output
-    labels = {row["id"]: row["label"] for row in map(json.loads, solutions.read_text().splitlines())}
+    labels = {row["id"]: row["label"] for row in map(json.loads, SOLUTIONS.read_text().splitlines())}
     found = {row["id"]: row["first_error"] for row in map(json.loads, done.stdout.splitlines())}
     assert found.keys() == labels.keys()
     # By guessing, a solution of 4 steps is got right one time in five.

@@ -7,6 +7,7 @@ Read the items, judge their solutions (or read scores made elsewhere), measure, 
     print(measure_processbench(items, scores).figures["average.f1"])
 """
 
+from rprm.benchmarks.bootstrap import resampled_sums
 from rprm.benchmarks.comparison import Comparison, compare
 from rprm.benchmarks.items import BenchmarkItems, PRMBenchItem, ProcessBenchItem, read_prmbench, read_processbench
 from rprm.benchmarks.labelled_steps import LastStepRewarder, StepItems, measure_steps, step_scores, tally_steps
@@ -48,6 +49,7 @@ __all__ = [
     "read_prmbench",
     "read_processbench",
     "read_scores",
+    "resampled_sums",
     "scores_of",
     "step_scores",
     "tally_prmbench",

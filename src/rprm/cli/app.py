@@ -20,7 +20,6 @@ from rprm.cli.evolve import evolve
 from rprm.cli.guided import search_command
 from rprm.cli.guided import show as search_show
 from rprm.cli.judge import judge
-from rprm.cli.lab import app as lab_app
 from rprm.cli.models import models
 from rprm.cli.prompts import app as prompts_app
 from rprm.cli.search import app as search_app
@@ -109,6 +108,5 @@ for strategy in ("guided", "beam", "dvts"):
     search_app.command(strategy)(search_command(strategy))
 search_app.command("show")(search_show)
 app.add_typer(search_app, name="search")
-app.add_typer(lab_app, name="lab")
 app.add_typer(prompts_app, name="prompts")
 app.add_typer(engines_app, name="engines")

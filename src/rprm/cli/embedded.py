@@ -25,7 +25,7 @@ class EmbeddedScope:
 
     def note(self, solution: Solution) -> str | None:
         """Count a judged solution; why its rewards mean nothing, None where it may be of the lab's world."""
-        from rprm.lab.scope import outside_world
+        from rprm.embedded.scope import outside_world
 
         self.num_solutions += 1
         reason = outside_world(solution) if self._is_embedded else None

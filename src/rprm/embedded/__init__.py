@@ -1,15 +1,11 @@
-"""The models that ship with this package: all come out of the lab, and know its word problems alone.
+"""The judge that ships with this package: what `--model embedded` judges with, and what it knows (`scope`).
 
-judge/   what `--model embedded` judges with
-base/    what the lab's experiments train judges from
-policy/  what they guide
+It comes out of the lab (the distribution `rprm-lab`), and knows the lab's word problems alone.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-_FOLDER = Path(__file__).parent
-
-#: Folders of weights, tokenizer, template and card.
-JUDGE, BASE, POLICY = _FOLDER / "judge", _FOLDER / "base", _FOLDER / "policy"
+#: Folder of weights, tokenizer, template and card.
+JUDGE = Path(__file__).parent / "judge"

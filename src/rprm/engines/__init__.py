@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from importlib.metadata import entry_points
 from typing import Any, cast
 from urllib.parse import parse_qsl
 
 from rprm.engines.base import Completion, Engine, EngineInfo, Sampling
-from rprm.engines.files import refuse_missing
+from rprm.engines.files import fingerprint, refuse_missing
 from rprm.errors import EngineError
 from rprm.models import MODELS, resolve
 
-__all__ = ["Completion", "Engine", "EngineInfo", "Sampling", "load_engine", "parse_options"]
+__all__ = ["Completion", "Engine", "EngineInfo", "Sampling", "fingerprint", "load_engine", "parse_options"]
 
 #: Kind -> module and class. Imported when first used: each brings heavy libraries of its own.
 _KINDS = {
@@ -22,7 +23,6 @@ _KINDS = {
     "vllm": ("rprm.engines.vllm", "VLLMEngine"),
     "openai": ("rprm.engines.openai", "OpenAIEngine"),
     "scripted": ("rprm.engines.scripted", "ScriptedEngine"),
-    "lab": ("rprm.lab.engine", "TeacherEngine"),
 }
 
 
@@ -41,13 +41,17 @@ def load_engine(spec: str, **options: Any) -> Engine:
     spec = resolve(spec).spec
     body, _, query = spec.partition("?")
     kind, _, target = body.partition(":")
-    if kind not in _KINDS:
+    if kind in _KINDS:
+        module_name, class_name = _KINDS[kind]
+        engine_class = getattr(importlib.import_module(module_name), class_name)
+    elif plugin := next(iter(entry_points(group="rprm.engines", name=kind)), None):
+        engine_class = plugin.load()
+    else:
+        kinds = (*_KINDS, *entry_points(group="rprm.engines").names)
         raise EngineError(
-            f"model {spec!r}: unknown engine {kind!r}; write KIND:TARGET with one of {', '.join(_KINDS)}, classifier; "
+            f"model {spec!r}: unknown engine {kind!r}; write KIND:TARGET with one of {', '.join(kinds)}, classifier; "
             f"or name a known model (`rprm models`): {', '.join(model.alias for model in MODELS)}"
         )
-    module_name, class_name = _KINDS[kind]
-    engine_class = getattr(importlib.import_module(module_name), class_name)
     options = parse_options(spec, engine_class, dict(parse_qsl(query, keep_blank_values=True)) | options)
     arguments = (target,) if target else ()
     if kind in ("scripted", "embedded", "smollm2"):

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rprm.errors import EngineError
-from rprm.lab.findings import CLASSIFIER, RPRM, Estimate, Findings
+from rprm_lab.findings import CLASSIFIER, RPRM, Estimate, Findings
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from rprm.lab.plan import LabSettings
+    from rprm_lab.plan import LabSettings
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,10 @@ alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,28 +20,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rprm.benchmarks import (
+    BenchmarkItems,
+    ProcessBenchItem,
     Scores,
+    StepItems,
     Tally,
     read_processbench,
+    resampled_sums,
     scores_of,
     step_scores,
     tally_processbench,
     tally_steps,
     threshold_curve,
 )
-from rprm.benchmarks.bootstrap import DEFAULT_RESAMPLES, resampled_sums
-from rprm.benchmarks.items import BenchmarkItems, ProcessBenchItem
-from rprm.benchmarks.labelled_steps import StepItems
 from rprm.errors import RunError
-from rprm.lab.plan import EXPERIMENTS, Experiment, LabSettings
-from rprm.lab.world import STEPS
 from rprm.records import LabelledStep, SolutionReward
 from rprm.runs import RESULTS, read_json_lines, read_manifest
-from rprm.search.attempts import read_search_run
-from rprm.search.choosing import powers_up_to
-from rprm.search.measure import AVERAGE, MeasuredRow, measure_runs
 from rprm.subcommands import is_complete
+from rprm_lab.plan import EXPERIMENTS, Experiment, LabSettings
+from rprm_lab.world import STEPS
 
+#: The column of a benchmark that is the mean over its sets, in tables of figures.
+_AVERAGE = "average"
+_NUM_RESAMPLES = 2_000
 #: Standard errors on either side of a value that make a 95% interval.
 _NORMAL = 1.96
 RPRM, CLASSIFIER = "R-PRM", "classifier"
@@ -75,7 +79,7 @@ class Estimate:
         return replace(self, low=max(0.0, self.low), high=min(100.0, self.high))
 
 
-def estimate(seeds: Sequence[Terms], figure: str | None = None, *, num_resamples: int = DEFAULT_RESAMPLES) -> Estimate:
+def estimate(seeds: Sequence[Terms], figure: str | None = None, *, num_resamples: int = _NUM_RESAMPLES) -> Estimate:
     """A weighted sum of figures of runs, in the mean over seeds.
 
     A run alone has weight 1; a difference 1 and -1; the mean of G replicates 1/G each.
@@ -119,7 +123,7 @@ class Findings:
         num_seeds: experiment -> seeds that have all of its runs.
         curves: experiment -> line -> x -> F1. By labelled steps, by round, by K.
         tables: experiment -> row -> column -> figure.
-        effects: what the paper claims, by a name of `rprm.lab.effects`.
+        effects: what the paper claims, by the names of `rprm_lab.page.claims`.
         label_share: labelled steps that R-PRM needs for the classifier's best F1, in percent of the classifier's; None
             where no size suffices.
     """
@@ -193,7 +197,7 @@ class _Lab:
     def scaling(self) -> None:
         if not (seeds := self.seeds("scaling", "scaling")):
             return
-        counts = powers_up_to(self.settings.scaling_analyses)
+        counts = [2**power for power in range(self.settings.scaling_analyses.bit_length())]
         found = {count: [_replicated(self.replicates(seed / "scaling", count)) for seed in seeds] for count in counts}
         self.findings.curves["scaling"] = {RPRM: {count: estimate(terms) for count, terms in found.items()}}
         last = found[counts[-1]]
@@ -244,18 +248,17 @@ class _Lab:
         runs = ["samples", *(f"{way}-{name}" for name in _MODELS for way in ("best-of-n", "guided"))]
         if not (seeds := self.seeds("guidance", *(f"guidance/{run}" for run in runs))):
             return
-        rows: dict[str, list[MeasuredRow]] = {}
+        rows: dict[str, list[dict[str, Any]]] = {}
         for seed in seeds:
-            measured = measure_runs([read_search_run(str(seed / "guidance" / run)) for run in runs])
-            for row in measured.rows:
-                chosen_by = next((model for name, model in _MODELS.items() if row.run.endswith(f"-{name}")), "")
-                rows.setdefault(f"{row.method}, {chosen_by}".strip(", "), []).append(row)
+            for row in _measured([seed / "guidance" / run for run in runs]):
+                chosen_by = next((model for name, model in _MODELS.items() if row["run"].endswith(f"-{name}")), "")
+                rows.setdefault(f"{row['method']}, {chosen_by}".strip(", "), []).append(row)
         whole = {name: found for name, found in rows.items() if len(found) == len(seeds)}
         table = self.findings.tables.setdefault("guidance", {})
         for name, found in whole.items():
-            table[name] = {"solved": _from_figures([row.figures[AVERAGE] for row in found]).clipped()}
-            for baseline in found[0].differences:
-                difference = _from_figures([row.differences[baseline][AVERAGE] for row in found])
+            table[name] = {"solved": _from_figures([row["accuracy"][_AVERAGE] for row in found]).clipped()}
+            for baseline in found[0]["differences"]:
+                difference = _from_figures([row["differences"][baseline][_AVERAGE] for row in found])
                 table[name][f"against {baseline}"] = difference
                 self.findings.effects[f"{name} over {baseline}"] = difference
 
@@ -281,7 +284,7 @@ class _Lab:
             return self.tally(run, split)
         scores = scores_of(_rewards(run))
         curve = threshold_curve(self.items(split, scores), scores, allow_missing=True)
-        ranked = [(f1 if f1 is not None else -1.0, place) for place, f1 in enumerate(curve.f1[AVERAGE])]
+        ranked = [(f1 if f1 is not None else -1.0, place) for place, f1 in enumerate(curve.f1[_AVERAGE])]
         return self._tally(split, scores, curve.thresholds[max(ranked)[1]])
 
     def replicates(self, run: Path, num_analyses: int) -> list[Tally]:
@@ -312,6 +315,20 @@ class _Lab:
 
 def _rewards(run: Path) -> list[SolutionReward]:
     return [SolutionReward.model_validate(row) for row in read_json_lines(run / RESULTS)]
+
+
+def _measured(runs: Sequence[Path]) -> list[dict[str, Any]]:
+    """The rows of `rprm bench mathematics` on runs of `rprm search`.
+
+    Raises:
+        RunError: it failed; the message has its own.
+    """
+    command = [sys.executable, "-m", "rprm", "bench", "mathematics", *map(str, runs), "--json"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8")
+    if done.returncode:
+        raise RunError(done.stderr.strip().removeprefix("rprm: ") or f"rprm bench mathematics: exit {done.returncode}")
+    rows: list[dict[str, Any]] = json.loads(done.stdout)["rows"]
+    return rows
 
 
 def _kept_round(rounds: Path) -> int:
@@ -346,8 +363,7 @@ def _against(first: Sequence[Terms], second: Sequence[Terms]) -> list[Terms]:
     return [[*one, *((-weight, tally) for weight, tally in other)] for one, other in zip(first, second, strict=True)]
 
 
-def _from_figures(figures: Iterable[Any]) -> Estimate:
+def _from_figures(figures: Sequence[dict[str, float]]) -> Estimate:
     """From each seed's own figure and interval. All seeds have the same problems: their errors count as one."""
-    found = list(figures)
-    errors = [(figure.high - figure.low) / (2 * _NORMAL) for figure in found]
-    return Estimate.of([figure.value for figure in found], float(np.mean(errors)))
+    errors = [(figure["high"] - figure["low"]) / (2 * _NORMAL) for figure in figures]
+    return Estimate.of([figure["value"] for figure in figures], float(np.mean(errors)))

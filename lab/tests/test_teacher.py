@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 
-from rprm.lab.solutions import ERROR_TYPES, Check, LabStep, solve
-from rprm.lab.stories import tell
-from rprm.lab.teacher import HEADINGS, Faults, analyse
+from rprm_lab.solutions import ERROR_TYPES, Check, LabStep, solve
+from rprm_lab.stories import tell
+from rprm_lab.teacher import HEADINGS, Faults, analyse
 
 
 def labelled(number: int) -> list[tuple[LabStep, int]]:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TypeVar
 
-from rprm.lab import language as words
-from rprm.lab.language import Wording
-from rprm.lab.worked import OPERATIONS, Operation, result
+from rprm_lab import language as words
+from rprm_lab.language import Wording
+from rprm_lab.worked import OPERATIONS, Operation, result
 
 T = TypeVar("T")
 

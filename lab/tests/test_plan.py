@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from rprm import embedded
 from rprm.cli.app import app
 from rprm.errors import InputError, RunError
-from rprm.lab.findings import find
-from rprm.lab.packing import pack
-from rprm.lab.plan import EXPERIMENTS, SIZES, TINY, LabSettings, Plan, make_plan
-from rprm.lab.running import Progress, run_plan
-from rprm.lab.world import STEPS, WorldSettings, write_world
-from rprm.report.lab import claims
+from rprm_lab import BASE
+from rprm_lab.findings import find
+from rprm_lab.packing import pack
+from rprm_lab.page import claims
+from rprm_lab.plan import EXPERIMENTS, SIZES, TINY, LabSettings, Plan, make_plan
+from rprm_lab.running import Progress, run_plan
+from rprm_lab.world import STEPS, WorldSettings, write_world
 
 LAPTOP = SIZES["laptop"]
 
@@ -52,7 +52,7 @@ def test_from_scratch_trains_what_the_package_has() -> None:
         tasks = make_plan(Path("lab"), settings).tasks
         start = tasks["seed-0/size-250/sft"].arguments
         base = Path(start[start.index("--model") + 1])
-        assert base == (Path("lab/base/model") if settings.from_scratch else embedded.BASE)
+        assert base == (Path("lab/base/model") if settings.from_scratch else BASE)
         assert ("base" in tasks["seed-0/size-250/sft"].needs) is settings.from_scratch
         samples = tasks["seed-0/guidance/samples"].arguments
         assert ("lab/policy/model" in " ".join(samples)) is settings.from_scratch

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from rprm.lab.plan import Plan
+    from rprm_lab.base_model import BaseCallbacks
+    from rprm_lab.plan import Plan
 
 app = typer.Typer(
     rich_markup_mode=None, no_args_is_help=True, help="The lab: a small world of word problems with true step labels."
@@ -37,7 +40,7 @@ def world(
     The files are in the formats of real sets: steps for `rprm data`, solutions for `rprm bench processbench`, problems
     for `rprm search --problems`.
     """
-    from rprm.lab.world import WorldSettings, write_world
+    from rprm_lab.world import WorldSettings, write_world
 
     _show(write_world(output, WorldSettings(num_train, num_test, seed, wide)), output, json)
 
@@ -67,9 +70,8 @@ def base(
     It writes solutions, and so is the policy; judges are trained from it. The problems of the world's test splits are
     kept out of its texts.
     """
-    from rprm.cli.train import training_progress
-    from rprm.lab.base import BaseSettings, train_base
-    from rprm.lab.world import read_card
+    from rprm_lab.base_model import BaseSettings, train_base
+    from rprm_lab.world import read_card
 
     settings = BaseSettings(
         hidden_size=hidden_size,
@@ -81,7 +83,7 @@ def base(
         learning_rate=learning_rate,
         seed=seed,
     )
-    with training_progress() as callbacks:
+    with _training_progress() as callbacks:
         model = train_base(
             output,
             world=read_card(source),
@@ -102,7 +104,7 @@ def steps(
     skip: Annotated[int, typer.Option(min=0, help="Labelled steps to leave out first.")] = 0,
 ) -> None:
     """Some of a world's labelled steps for training, as a file of their own: OUTPUT/steps.jsonl."""
-    from rprm.lab.world import take_steps
+    from rprm_lab.world import take_steps
 
     print(take_steps(source, output, skip=skip, count=count))
 
@@ -137,7 +139,7 @@ def run(
     from typing import cast, get_args
 
     from rprm.errors import InputError
-    from rprm.lab.plan import EXPERIMENTS, SIZES, Experiment, make_plan
+    from rprm_lab.plan import EXPERIMENTS, SIZES, Experiment, make_plan
 
     if size not in SIZES:
         raise InputError(f"no size {size!r}; there are {', '.join(SIZES)}")
@@ -169,10 +171,10 @@ def report(
     """What the experiments came to, the paper's numbers beside them: a table, and a page with the figures."""
     from rich.console import Console
 
-    from rprm.lab.findings import find
-    from rprm.lab.running import read_settings
-    from rprm.report.lab import claims_table, page
     from rprm.runs import write_atomically
+    from rprm_lab.findings import find
+    from rprm_lab.page import claims_table, page
+    from rprm_lab.running import read_settings
 
     settings = read_settings(source)
     findings = find(source, settings)
@@ -197,9 +199,38 @@ def pack(
 
     Unpacked (`tar -xJf`), it can be reported, and gone on with.
     """
-    from rprm.lab.packing import pack as write
+    from rprm_lab.packing import pack as write
 
     print(f"{output}: {write(source, output):,} bytes")
+
+
+@contextmanager
+def _training_progress() -> Iterator[BaseCallbacks]:
+    """A line on standard error where that is a terminal; the logged losses where it is none."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from rprm_lab.base_model import BaseCallbacks
+
+    console = Console(stderr=True, highlight=False)
+    columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("steps  {task.description}"))
+    progress = Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+    )
+    task = progress.add_task("", total=None)
+
+    def show(row: Mapping[str, Any]) -> None:
+        loss = f"loss {row['loss']:.3g}" if "loss" in row else ""
+        progress.update(task, description=loss)
+        if not console.is_terminal:
+            console.print(f"step {row['step']}  {loss}", markup=False)
+
+    with progress:
+        yield BaseCallbacks(
+            on_note=lambda text: console.print(text, style="yellow", markup=False, soft_wrap=True),
+            on_step=lambda done, total: progress.update(task, completed=done, total=total),
+            on_metrics=show,
+        )
 
 
 def _run(plan: Plan, jobs: int | None) -> None:
@@ -207,7 +238,7 @@ def _run(plan: Plan, jobs: int | None) -> None:
 
     from rich.console import Console
 
-    from rprm.lab.running import Progress, run_plan
+    from rprm_lab.running import Progress, run_plan
 
     console = Console(stderr=True, highlight=False)
 

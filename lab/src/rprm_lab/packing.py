@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rprm.data.analyses import STAGE as ANALYSES
-from rprm.lab.running import read_settings
 from rprm.runs import MANIFEST, RESULTS, SUMMARY, read_json_lines
+from rprm_lab.running import read_settings
+
+#: The stage of a run of `rprm data analyses`, in its manifest.
+_ANALYSES = "data analyses"
 
 
 def pack(lab: str | Path, archive: str | Path) -> int:
@@ -48,7 +50,7 @@ def _contents(lab: Path) -> Iterator[tuple[Path, bytes]]:
             yield summary, summary.read_bytes()
         results = manifest.with_name(RESULTS)
         # Analyses of labelled steps are trained on; nothing of them is reported.
-        if results.is_file() and json.loads(content).get("stage") != ANALYSES:
+        if results.is_file() and json.loads(content).get("stage") != _ANALYSES:
             rows = [json.dumps(_shortened(row), ensure_ascii=False) for row in read_json_lines(results)]
             yield results, "".join(f"{row}\n" for row in rows).encode()
 

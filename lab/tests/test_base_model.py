@@ -13,13 +13,12 @@ from typing import Any
 import pytest
 
 from rprm.errors import InputError
-from rprm.lab.base import BaseSettings, make_tokenizer, train_base
-from rprm.lab.stories import tell
-from rprm.lab.teacher import NOT_SAME, SAME
-from rprm.lab.texts import document
-from rprm.lab.world import WIDE, WorldSettings, held_out_problems
 from rprm.prompts import carried_policy_template, load_policy_template
-from rprm.training.metrics import TrainingCallbacks
+from rprm_lab.base_model import BaseCallbacks, BaseSettings, make_tokenizer, train_base
+from rprm_lab.stories import tell
+from rprm_lab.teacher import NOT_SAME, SAME
+from rprm_lab.texts import document
+from rprm_lab.world import WIDE, WorldSettings, held_out_problems
 
 pytest.importorskip("transformers")
 
@@ -146,9 +145,9 @@ def test_copies_are_what_the_text_says_of_the_cue() -> None:
 def test_a_training_goes_on_from_another(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    first = train_base(tmp_path / "first", world=WORLD, settings=TINY, callbacks=TrainingCallbacks())
+    first = train_base(tmp_path / "first", world=WORLD, settings=TINY, callbacks=BaseCallbacks())
     still = replace(TINY, learning_rate=0.0, adam_learning_rate=0.0, num_steps=2)
-    second = train_base(tmp_path / "second", world=WORLD, settings=still, start=first, callbacks=TrainingCallbacks())
+    second = train_base(tmp_path / "second", world=WORLD, settings=still, start=first, callbacks=BaseCallbacks())
     weights, again = (load_file(model / "model.safetensors") for model in (first, second))
     assert weights.keys() == again.keys()
     assert all(weights[name].equal(again[name]) for name in weights)
@@ -156,9 +155,7 @@ def test_a_training_goes_on_from_another(tmp_path: Path) -> None:
 
 def test_nothing_to_go_on_from(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere holds no model to go on from"):
-        train_base(
-            tmp_path / "run", world=WORLD, settings=TINY, start=tmp_path / "nowhere", callbacks=TrainingCallbacks()
-        )
+        train_base(tmp_path / "run", world=WORLD, settings=TINY, start=tmp_path / "nowhere", callbacks=BaseCallbacks())
     assert not (tmp_path / "run").exists()
 
 
@@ -173,13 +170,11 @@ def test_a_killed_training_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
         if row["step"] == 6:
             raise Killed
 
-    whole = train_base(tmp_path / "whole", world=WORLD, settings=TINY, callbacks=TrainingCallbacks())
+    whole = train_base(tmp_path / "whole", world=WORLD, settings=TINY, callbacks=BaseCallbacks())
     with pytest.raises(Killed):
-        train_base(tmp_path / "killed", world=WORLD, settings=TINY, callbacks=TrainingCallbacks(on_metrics=kill))
+        train_base(tmp_path / "killed", world=WORLD, settings=TINY, callbacks=BaseCallbacks(on_metrics=kill))
     notes: list[str] = []
-    resumed = train_base(
-        tmp_path / "killed", world=WORLD, settings=TINY, callbacks=TrainingCallbacks(on_note=notes.append)
-    )
+    resumed = train_base(tmp_path / "killed", world=WORLD, settings=TINY, callbacks=BaseCallbacks(on_note=notes.append))
     assert notes == ["going on from step 3"]
     first, second = load_file(whole / "model.safetensors"), load_file(resumed / "model.safetensors")
     assert first.keys() == second.keys()
@@ -191,7 +186,4 @@ def test_a_killed_training_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     assert carried is not None
     assert load_policy_template(carried).render("1?").text == "Problem: 1?\nSolution:\n"
     # What is complete is not trained again.
-    assert (
-        train_base(tmp_path / "whole", world=WORLD, settings=TINY, callbacks=TrainingCallbacks(on_metrics=kill))
-        == whole
-    )
+    assert train_base(tmp_path / "whole", world=WORLD, settings=TINY, callbacks=BaseCallbacks(on_metrics=kill)) == whole

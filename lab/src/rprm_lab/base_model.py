@@ -9,37 +9,28 @@ BASE/
 from __future__ import annotations
 
 import json
+import math
 import random
 import shutil
 import time
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from rprm.engines.files import fingerprint
-from rprm.errors import EngineError, InputError
-from rprm.lab.solutions import ERROR_TYPES, solve
-from rprm.lab.stories import tell
-from rprm.lab.teacher import Faults, analyse, verdict_line
-from rprm.lab.texts import document
-from rprm.lab.world import JUDGE_TEMPLATE, POLICY_TEMPLATE, Difficulty, WorldSettings, held_out_problems
-from rprm.prompts.library import MODEL_POLICY_TEMPLATE
-from rprm.runs import SUMMARY, Run, versions
-from rprm.training.checkpoints import MIN_KEPT, last_checkpoint
-from rprm.training.handover import MODEL
-from rprm.training.metrics import (
-    METRICS,
-    TrainingCallbacks,
-    last_value,
-    metrics_callback,
-    read_metrics,
-    truncate_metrics,
-)
-from rprm.training.precision import computes_in_bf16
-from rprm.training.settings import Precision
-from rprm.training.stage import CHECKPOINTS
+from rprm.engines import fingerprint
+from rprm.errors import EngineError, InputError, RunError
+from rprm.runs import SUMMARY, LineWriter, Run, read_json_lines, repair_tail, versions, write_atomically
+from rprm_lab.solutions import ERROR_TYPES, solve
+from rprm_lab.stories import tell
+from rprm_lab.teacher import Faults, analyse, verdict_line
+from rprm_lab.texts import document
+from rprm_lab.world import JUDGE_TEMPLATE, POLICY_TEMPLATE, Difficulty, WorldSettings, held_out_problems
 
+#: Files of the run folder, as `rprm train` names them.
+MODEL, CHECKPOINTS, METRICS = "model", "checkpoints", "metrics.jsonl"
+#: The policy's template in the model folder: every command that loads the model takes it from there.
+POLICY_TEMPLATE_FILE = "rprm_policy.toml"
 #: Ends every document and every reply; fills up batches.
 END, PADDING = "<|end|>", "<|pad|>"
 #: One digit, one word with the space before it, one other character: nothing else is ever merged.
@@ -75,9 +66,21 @@ class BaseSettings:
     row_tokens: int = 512
     learning_rate: float = 8e-3
     adam_learning_rate: float = 4e-3
-    precision: Precision = "auto"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
     save_steps: int = 250
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class BaseCallbacks:
+    """Progress of a pretraining."""
+
+    #: A remark for the reader.
+    on_note: Callable[[str], None] = lambda text: None
+    #: Optimizer steps done, and how many there will be.
+    on_step: Callable[[int, int], None] = lambda step, num_steps: None
+    #: A row of `metrics.jsonl`: the step, and what the trainer logs there.
+    on_metrics: Callable[[Mapping[str, Any]], None] = lambda row: None
 
 
 class _Rows:
@@ -115,7 +118,7 @@ def train_base(
     start: Path | None = None,
     compiled: bool = False,
     num_workers: int = 0,
-    callbacks: TrainingCallbacks,
+    callbacks: BaseCallbacks,
 ) -> Path:
     """Pretrain the base model, or go on where an earlier session was killed; returns its model folder.
 
@@ -126,7 +129,7 @@ def train_base(
         start: an earlier base model to go on from; its own size and tokenizer stay.
         compiled: whether torch compiles the model first: a quarter faster, and it takes a C++ compiler.
         num_workers: processes that write the texts while the model trains, where it would wait for them.
-        callbacks: told of progress.
+        callbacks: of its progress.
 
     Raises:
         InputError: the settings make no model, or `start` holds none.
@@ -205,20 +208,20 @@ def _fit(
     start: Path | None,
     compiled: bool,
     num_workers: int,
-    callbacks: TrainingCallbacks,
+    callbacks: BaseCallbacks,
 ) -> None:
     import torch
     from transformers import LlamaForCausalLM, Trainer, TrainingArguments, default_data_collator, set_seed
     from transformers.trainer_callback import PrinterCallback
 
-    from rprm.lab.muon import MuonAdamW
+    from rprm_lab.muon import MuonAdamW
 
-    checkpoint = last_checkpoint(folder / CHECKPOINTS)
-    truncate_metrics(folder / METRICS, checkpoint.step if checkpoint else 0)
+    checkpoint, num_done = _last_checkpoint(folder / CHECKPOINTS)
+    _truncate_metrics(folder / METRICS, num_done)
     if checkpoint is not None:
-        callbacks.on_note(f"going on from step {checkpoint.step:,}")
+        callbacks.on_note(f"going on from step {num_done:,}")
     set_seed(settings.seed)
-    tokenizer, model = _beginning(settings, start, callbacks)
+    tokenizer, model = _beginning(settings, start)
     use_cpu = not torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(folder / CHECKPOINTS),
@@ -228,12 +231,13 @@ def _fit(
         lr_scheduler_kwargs={"num_decay_steps": settings.num_steps // 5, "decay_type": "linear"},
         warmup_steps=min(100, settings.num_steps // 10),
         torch_compile=compiled,
-        bf16=computes_in_bf16(settings.precision, use_cpu=use_cpu),
+        bf16=_computes_in_bf16(settings.precision, use_cpu),
         use_cpu=use_cpu,
         seed=settings.seed,
         save_strategy="steps",
         save_steps=settings.save_steps,
-        save_total_limit=MIN_KEPT,
+        # A kill may leave the newest unfinished.
+        save_total_limit=2,
         logging_steps=50,
         restore_callback_states_from_checkpoint=True,
         dataloader_num_workers=num_workers,
@@ -245,27 +249,89 @@ def _fit(
         args=arguments,
         train_dataset=_Rows(tokenizer, settings, held_out_problems(world), world.trained),
         data_collator=default_data_collator,
-        callbacks=[metrics_callback(folder / METRICS, callbacks)],
+        callbacks=[_metrics_callback(folder / METRICS, callbacks)],
         optimizers=(MuonAdamW(model, settings.learning_rate, settings.adam_learning_rate), None),
     )
     # It prints to standard output, which is not ours to fill.
     trainer.remove_callback(PrinterCallback)
-    if checkpoint is None or not checkpoint.stopped:
-        callbacks.on_stage("training")
-        trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint is not None else None)
-        last = last_checkpoint(folder / CHECKPOINTS)
-        assert last is not None
-        checkpoint = last
+    if num_done < settings.num_steps:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        checkpoint, _ = _last_checkpoint(folder / CHECKPOINTS)
+    assert checkpoint is not None
     partial = folder / f"{MODEL}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    LlamaForCausalLM.from_pretrained(checkpoint.path).save_pretrained(partial)
+    LlamaForCausalLM.from_pretrained(checkpoint).save_pretrained(partial)
     tokenizer.save_pretrained(partial)
-    (partial / MODEL_POLICY_TEMPLATE).write_text(POLICY_TEMPLATE.to_toml(), encoding="utf-8")
+    (partial / POLICY_TEMPLATE_FILE).write_text(POLICY_TEMPLATE.to_toml(), encoding="utf-8")
     shutil.rmtree(folder / MODEL, ignore_errors=True)
     partial.rename(folder / MODEL)
 
 
-def _beginning(settings: BaseSettings, start: Path | None, callbacks: TrainingCallbacks) -> tuple[Any, Any]:
+def _last_checkpoint(folder: Path) -> tuple[Path | None, int]:
+    """The newest checkpoint that is whole, and its step; what a kill left unfinished behind it is deleted."""
+    found = {int(path.name.rpartition("-")[2]): path for path in folder.glob("checkpoint-*")}
+    for step in sorted(found, reverse=True):
+        try:
+            # The trainer writes it last.
+            if json.loads((found[step] / "trainer_state.json").read_bytes())["global_step"] == step:
+                return found[step], step
+        except (OSError, ValueError):
+            pass
+        shutil.rmtree(found[step])
+    return None, 0
+
+
+def _truncate_metrics(path: Path, step: int) -> None:
+    """Drop the rows after `step`: training resumes from there, and no step is to stand in the file twice."""
+    if path.exists():
+        repair_tail(path)
+        kept = [row for row in read_json_lines(path) if row["step"] <= step]
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def _metrics_callback(path: Path, callbacks: BaseCallbacks) -> Any:
+    """A `TrainerCallback` that appends what is logged to `path`.
+
+    It logs wherever the trainer saves: a logged loss is the mean since the log before, and a resumed run begins a new
+    mean, so that both runs, the killed one and an undisturbed one, log the same figures.
+    """
+    from transformers import TrainerCallback
+
+    class MetricsCallback(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_log |= control.should_save
+            callbacks.on_step(state.global_step, state.max_steps)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
+            if "train_runtime" in logs:
+                return
+            if not math.isfinite(logs.get("loss", 0.0)):
+                raise RunError(f"the loss is {logs['loss']} at step {state.global_step}; lower --learning-rate")
+            # JSON has no infinity; a gradient's norm can be one.
+            infinite = {name: None for name, value in logs.items() if value in (math.inf, -math.inf) or value != value}
+            row = {"step": state.global_step, **logs, **infinite}
+            writer = LineWriter(path)
+            writer.write(json.dumps(row))
+            writer.close()
+            callbacks.on_metrics(row)
+
+    return MetricsCallback()
+
+
+def _computes_in_bf16(precision: str, use_cpu: bool) -> bool:
+    """Whether to compute in bfloat16; `auto` does where the device has instructions for it."""
+    import torch
+
+    if precision != "auto":
+        return precision == "bf16"
+    if not use_cpu:
+        return torch.cuda.is_bf16_supported()
+    # An older torch cannot be asked.
+    capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
+def _beginning(settings: BaseSettings, start: Path | None) -> tuple[Any, Any]:
     """Tokenizer and model as the training finds them."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -274,7 +340,6 @@ def _beginning(settings: BaseSettings, start: Path | None, callbacks: TrainingCa
         return AutoTokenizer.from_pretrained(start, trust_remote_code=False), LlamaForCausalLM.from_pretrained(
             start, dtype=torch.float32
         )
-    callbacks.on_stage("making the tokenizer")
     tokenizer = make_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -296,9 +361,10 @@ def _summary(folder: Path, settings: BaseSettings) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder / MODEL, trust_remote_code=False)
+    rows = list(read_json_lines(folder / METRICS))
     return {
         "num_steps": settings.num_steps,
         "num_tokens": settings.num_steps * settings.batch_size * settings.row_tokens,
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "loss": last_value(read_metrics(folder / METRICS), "loss"),
+        "loss": next((row["loss"] for row in reversed(rows) if "loss" in row), None),
     }

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rprm.engines.base import Completion, EngineInfo, Sampling
-from rprm.engines.files import fingerprint
+from rprm.engines import Completion, EngineInfo, Sampling, fingerprint
 from rprm.errors import EngineError, RequestRefused, Unsupported
-from rprm.lab.teacher import Faults, analyse, verdict_line
-from rprm.lab.world import CARD, JUDGE_PROMPT, Truth
-from rprm.prompts import load_template
-from rprm.prompts.template import Prompt
+from rprm.prompts import Prompt, load_template
 from rprm.runs import read_json_lines
 from rprm.verdict import VerdictChoice, VerdictFormat
+from rprm_lab.teacher import Faults, analyse, verdict_line
+from rprm_lab.world import CARD, JUDGE_PROMPT, Truth
 
 
 class TeacherEngine:
@@ -21,7 +19,7 @@ class TeacherEngine:
     Args:
         world: the folder of `rprm lab world`.
         split: whose labelled steps it is asked about.
-        reading, slip, verdict, systematic: how fallible it is; see `rprm.lab.teacher.Faults`.
+        reading, slip, verdict, systematic: how fallible it is; see `rprm_lab.teacher.Faults`.
 
     Raises:
         EngineError: a rate is none, or the folder holds no world.

@@ -11,9 +11,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rprm.lab.solutions import Check, Source, with_other_number
-from rprm.lab.worked import Pen, parsed, worked
 from rprm.verdict import VerdictFormat
+from rprm_lab.solutions import Check, Source, with_other_number
+from rprm_lab.worked import Pen, parsed, worked
 
 HEADINGS = ("Previous steps", "This step", "Data source", "Consistency", "Calculation", "Conclusion")
 SAME, NOT_SAME = "That is the same.", "That is not the same."

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rprm.lab.worked import result, worked
+from rprm_lab.worked import result, worked
 
 NATURAL = st.integers(0, 99_999)
 DIGIT = st.integers(1, 9)

@@ -8,10 +8,10 @@ from collections import Counter
 
 import pytest
 
-from rprm.lab import language as words
-from rprm.lab.solutions import ERROR_TYPES, LabSolution, solve
-from rprm.lab.stories import Story, tell
-from rprm.lab.worked import result
+from rprm_lab import language as words
+from rprm_lab.solutions import ERROR_TYPES, LabSolution, solve
+from rprm_lab.stories import Story, tell
+from rprm_lab.worked import result
 
 
 def some_stories(number: int, **options: object) -> list[Story]:

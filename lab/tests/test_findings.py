@@ -11,15 +11,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from rprm.benchmarks import Scores, Tally, tally_processbench
-from rprm.benchmarks.items import BenchmarkItems, ProcessBenchItem
+from rprm.benchmarks import BenchmarkItems, ProcessBenchItem, Scores, Tally, tally_processbench
 from rprm.cli.app import app
 from rprm.errors import RunError
-from rprm.lab.findings import CLASSIFIER, RPRM, Estimate, estimate, find
-from rprm.lab.plan import TINY
 from rprm.records import Analysis, Solution, SolutionReward, StepReward
-from rprm.report.lab import claims, page
 from rprm.runs import LineWriter, Run
+from rprm_lab.findings import CLASSIFIER, RPRM, Estimate, estimate, find
+from rprm_lab.page import claims, page
+from rprm_lab.plan import TINY
 
 SETTINGS = replace(TINY, num_seeds=2, world_steps=100)
 

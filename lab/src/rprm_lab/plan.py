@@ -21,11 +21,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from rprm import embedded
 from rprm.errors import InputError
-from rprm.lab.world import CARD, JUDGE_PROMPT, STEPS
 from rprm.subcommands import is_complete
-from rprm.training.handover import MODEL
+from rprm_lab import BASE, POLICY
+from rprm_lab.world import CARD, JUDGE_PROMPT, STEPS
 
 Experiment = Literal["data", "rounds", "scaling", "teacher", "types", "guidance", "ood"]
 EXPERIMENTS: tuple[Experiment, ...] = get_args(Experiment)
@@ -278,11 +277,11 @@ class _Seed:
 
     def base(self) -> Model:
         """What judges are trained from."""
-        return self.pretrained("base", embedded.BASE, self.settings.base)
+        return self.pretrained("base", BASE, self.settings.base)
 
     def policy(self) -> Model:
         """What writes the solutions."""
-        return self.pretrained("policy", embedded.POLICY, self.settings.policy)
+        return self.pretrained("policy", POLICY, self.settings.policy)
 
     def pretrained(self, name: str, own: Path, options: Options) -> Model:
         if not self.settings.from_scratch:
@@ -349,7 +348,7 @@ class _Seed:
     def best(self) -> Model:
         """The model that the rounds keep, chosen on validation steps."""
         (rounds,) = self.of_round(self.settings.num_rounds).needs
-        return Model(self.plan.path(rounds, MODEL), (rounds,))
+        return Model(self.plan.path(rounds, "model"), (rounds,))
 
     def judged(self, folder: str, model: Model, *, split: str = "test", num_analyses: int | None = None) -> str:
         judge = self.judge(model, num_analyses or self.settings.num_analyses)

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from rprm.lab import language as words
-from rprm.lab.stories import Derivation, Operand, Quantity, Story, garble
-from rprm.lab.worked import OPERATIONS, Operation, result
 from rprm.records import Record
+from rprm_lab import language as words
+from rprm_lab.stories import Derivation, Operand, Quantity, Story, garble
+from rprm_lab.worked import OPERATIONS, Operation, result
 
 #: What can be wrong with a step: its arithmetic; a number of the problem; a value carried over from an earlier step;
 #: the operation; the quantity that it answers with.

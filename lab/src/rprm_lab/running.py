@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from rprm.errors import RunError
-from rprm.lab.plan import LabSettings, Plan, Task
 from rprm.runs import Run, read_manifest, versions
 from rprm.subcommands import Subcommand
+from rprm_lab.plan import LabSettings, Plan, Task
 
-#: Seconds between looks at what runs.
-_PAUSE = 0.05
+#: Seconds between looks at what runs, and seconds that a stage has to stop before it is killed.
+_PAUSE, _PATIENCE = 0.05, 30.0
 
 
 @dataclass(frozen=True)
@@ -80,10 +83,17 @@ class _Runner:
                 self._collect()
                 time.sleep(_PAUSE)
         finally:
-            for stage, _ in self.running.values():
-                stage.stop()
-            for stage, _ in self.running.values():
-                stage.end()
+            processes = [stage.process for stage, _ in self.running.values()]
+            for process in processes:
+                if process.poll() is None:
+                    # As Ctrl-C would: the stage resumes when it is started again. On Windows it is ended.
+                    process.send_signal(signal.SIGTERM if sys.platform == "win32" else signal.SIGINT)
+            for process in processes:
+                try:
+                    process.wait(_PATIENCE)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
 
     def _begin(self) -> None:
         for folder in self.order:
@@ -97,7 +107,7 @@ class _Runner:
 
     def _collect(self) -> None:
         for folder, (stage, started) in list(self.running.items()):
-            if not stage.is_running:
+            if stage.process.poll() is not None:
                 del self.running[folder]
                 stage.wait()
                 self.done.add(folder)

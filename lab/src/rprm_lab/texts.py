@@ -13,12 +13,12 @@ from collections import Counter
 from collections.abc import Set
 from dataclasses import dataclass, replace
 
-from rprm.lab.language import vocabulary
-from rprm.lab.solutions import ERROR_TYPES, Check, LabSolution, solve, with_other_number
-from rprm.lab.stories import Story, tell
-from rprm.lab.teacher import NOT_SAME, SAME, describe
-from rprm.lab.worked import OPERATIONS, Operation, parsed, result, worked
-from rprm.lab.world import IN_DISTRIBUTION, JUDGE_TEMPLATE, POLICY_TEMPLATE, Difficulty
+from rprm_lab.language import vocabulary
+from rprm_lab.solutions import ERROR_TYPES, Check, LabSolution, solve, with_other_number
+from rprm_lab.stories import Story, tell
+from rprm_lab.teacher import NOT_SAME, SAME, describe
+from rprm_lab.worked import OPERATIONS, Operation, parsed, result, worked
+from rprm_lab.world import IN_DISTRIBUTION, JUDGE_TEMPLATE, POLICY_TEMPLATE, Difficulty
 
 #: Shares of the documents.
 _SHARES = {"arithmetic": 0.22, "solution": 0.25, "explained": 0.13, "described": 0.28, "copied": 0.12}

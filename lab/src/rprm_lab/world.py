@@ -25,12 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from rprm.errors import InputError, RunError
-from rprm.lab.solutions import ERROR_TYPES, Check, ErrorType, LabSolution, solve
-from rprm.lab.stories import Story, tell
-from rprm.prompts import PromptTemplate
-from rprm.prompts.policy import PolicyTemplate
+from rprm.prompts import PolicyTemplate, PromptTemplate
 from rprm.records import LabelledStep, Record
 from rprm.runs import LineWriter, write_atomically
+from rprm_lab.solutions import ERROR_TYPES, Check, ErrorType, LabSolution, solve
+from rprm_lab.stories import Story, tell
 
 #: Written last: a folder that has it is whole.
 CARD = "world.json"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from pathlib import Path
 
-from rprm.lab.language import UNSEEN_WORK, WORK, vocabulary
 from rprm.records import Solution
 
+#: Its words, in lower case.
+WORDS = Path(__file__).with_name("words.txt")
 #: Digits of the largest number of the lab's world, 9,999.
 _MAX_DIGITS = 4
 
@@ -18,8 +20,8 @@ _SIGNS = frozenset(".,:;?+-*/=")
 def outside_world(solution: Solution) -> str | None:
     """Why a solution lies outside the lab's world: the first word, number or sign that is not of it; None inside.
 
-    The world's words are those of `rprm.lab.language`, the wordings kept for the out-of-distribution split included;
-    its numbers are whole, up to 9,999; its signs are those of sentences and of arithmetic. That all of a solution is of
+    The world's words (`words.txt`) are those of the lab's wordings, the out-of-distribution split's included; its
+    numbers are whole, up to 9,999; its signs are those of sentences and of arithmetic. That all of a solution is of
     this world does not mean that the judge understands it.
     """
     if not re.search(r"[^\W\d_]", solution.problem):
@@ -39,6 +41,4 @@ def outside_world(solution: Solution) -> str | None:
 
 @cache
 def _words() -> frozenset[str]:
-    # The tables have units of time in the singular; their wordings add the s.
-    times = {f"{time}s" for _, _, time in (*WORK, *UNSEEN_WORK)}
-    return frozenset(times | {word.lower() for word in vocabulary()})
+    return frozenset(WORDS.read_text(encoding="ascii").split())
