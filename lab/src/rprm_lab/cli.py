@@ -124,7 +124,7 @@ def run(
     ] = "laptop",
     seeds: Annotated[int | None, typer.Option(min=1, help="Repetitions.")] = None,
     from_scratch: Annotated[
-        bool, typer.Option("--from-scratch", help="Train base model and policy too, instead of taking the package's.")
+        bool, typer.Option("--from-scratch", help="Train base model and policy too, instead of taking the lab's.")
     ] = False,
     rows: Annotated[int | None, typer.Option(min=1, help="Rows that an engine decodes at once.")] = None,
     jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Stages at a time; one a core.")] = None,
@@ -132,7 +132,7 @@ def run(
 ) -> None:
     """Run R-PRM's experiments in a small world, stage by stage; then `rprm lab report`.
 
-    Every stage is a command of this package in a folder of its own: `--dry-run` prints them. --seeds and --experiment
+    Every stage is a command of `rprm` in a folder of its own: `--dry-run` prints them. --seeds and --experiment
     can be widened later: what is there is not run again.
     """
     from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The lab's experiments as commands of this package: what each runs, into which folder, after what.
+"""The lab's experiments as commands of `rprm`: what each runs, into which folder, after what.
 
     LAB/
       world                            shared by all seeds, and base and policy, where they are trained from scratch
@@ -52,7 +52,7 @@ class LabSettings:
 
     Attributes:
         num_seeds: repetitions, each with labelled steps of its own.
-        from_scratch: train base and policy, by the options `base` and `policy`, instead of taking the package's own.
+        from_scratch: train base and policy, by the options `base` and `policy`, instead of taking the lab's own.
         world_steps, world_solutions: size of the world: labelled steps for all seeds, solutions to measure on.
         sizes: labelled steps to train on, ascending; `sft_steps`, optimizer steps of the cold start from each.
         teacher: its rates, as options of its engine; `num_teacher_analyses` of each step.
