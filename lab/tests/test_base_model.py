@@ -1,4 +1,4 @@
-"""The base model: its tokenizer, what it reads, and a training that is killed and goes on."""
+"""The base model: its tokenizer, what it reads, and a training that is killed and resumed."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_copies_are_what_the_text_says_of_the_cue() -> None:
     assert words >= {"postcards", "Priya", "puzzles"}
 
 
-def test_a_training_goes_on_from_another(tmp_path: Path) -> None:
+def test_a_training_starts_from_another(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     first = train_base(tmp_path / "first", world=WORLD, settings=TINY, callbacks=BaseCallbacks())
@@ -153,8 +153,8 @@ def test_a_training_goes_on_from_another(tmp_path: Path) -> None:
     assert all(weights[name].equal(again[name]) for name in weights)
 
 
-def test_nothing_to_go_on_from(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="nowhere holds no model to go on from"):
+def test_nothing_to_start_from(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nowhere holds no model to start from"):
         train_base(tmp_path / "run", world=WORLD, settings=TINY, start=tmp_path / "nowhere", callbacks=BaseCallbacks())
     assert not (tmp_path / "run").exists()
 
@@ -175,7 +175,7 @@ def test_a_killed_training_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
         train_base(tmp_path / "killed", world=WORLD, settings=TINY, callbacks=BaseCallbacks(on_metrics=kill))
     notes: list[str] = []
     resumed = train_base(tmp_path / "killed", world=WORLD, settings=TINY, callbacks=BaseCallbacks(on_note=notes.append))
-    assert notes == ["going on from step 3"]
+    assert notes == ["resumed from step 3"]
     first, second = load_file(whole / "model.safetensors"), load_file(resumed / "model.safetensors")
     assert first.keys() == second.keys()
     assert all((first[name] - second[name]).abs().max() < 1e-6 for name in first)

@@ -9,6 +9,7 @@ from collections import Counter
 import pytest
 
 from rprm_lab import language as words
+from rprm_lab import phrases
 from rprm_lab.solutions import ERROR_TYPES, LabSolution, solve
 from rprm_lab.stories import Story, tell
 from rprm_lab.worked import result
@@ -81,9 +82,8 @@ def test_unseen_wordings_are_told_in_unseen_stories_alone() -> None:
 def test_a_wide_world_has_wordings_of_its_own_and_none_of_the_unseen() -> None:
     wordings = [wording for wording in vars(words).values() if isinstance(wording, words.Wording)]
     tables = [(wording.tells, wording.more) for wording in wordings if wording.tells]
-    tables += [
-        (getattr(words, name.removeprefix("MORE_")), more) for name, more in vars(words).items() if "MORE_" in name
-    ]
+    said = vars(phrases)
+    tables += [(said[name.removeprefix("MORE_")], more) for name, more in said.items() if "MORE_" in name]
     assert len(tables) == 25
     narrow, wide = (" ".join(story.problem for story in some_stories(1000, wide=flag)) for flag in (False, True))
     for sentences, more in tables:
@@ -129,8 +129,8 @@ def test_garbled_stories_are_told_in_other_words_with_the_same_numbers() -> None
 def test_solutions_of_garbled_stories_say_the_same_in_other_words() -> None:
     rng = random.Random(2)
     told = [(story, solve(rng, story, error=None)) for story in some_stories(200, wide=True)]
-    spoken = {word for sign in words.SPOKEN.values() for word in sign.split()}
-    usual = [set(re.findall("[A-Za-z]+", wording)) | spoken for wording in (*words.STATED, *words.MORE_STATED)]
+    spoken = {word for sign in phrases.SPOKEN.values() for word in sign.split()}
+    usual = [set(re.findall("[A-Za-z]+", wording)) | spoken for wording in (*phrases.STATED, *phrases.MORE_STATED)]
 
     def is_usual(story: Story, text: str) -> bool:
         """Whether a wording has every word that the story has not."""
@@ -168,7 +168,7 @@ def solutions(error: str | None, number: int = 300) -> list[tuple[Story, LabSolu
 
 def calculations(text: str) -> list[tuple[int, str, int, int]]:
     """Every `a op b = c` of a text, `a plus b is c` too."""
-    for operation, word in words.SPOKEN.items():
+    for operation, word in phrases.SPOKEN.items():
         text = re.sub(rf"(\d+) {word} (\d+) is (\d+)", rf"\1 {operation} \2 = \3", text)
     found = re.findall(r"(\d+) ([-+*/]) (\d+) = (\d+)", text)
     return [(int(left), operation, int(right), int(value)) for left, operation, right, value in found]

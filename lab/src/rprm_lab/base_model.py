@@ -120,13 +120,13 @@ def train_base(
     num_workers: int = 0,
     callbacks: BaseCallbacks,
 ) -> Path:
-    """Pretrain the base model, or go on where an earlier session was killed; returns its model folder.
+    """Pretrain the base model, or resume where an earlier session was killed; returns its model folder.
 
     Args:
         output: the run folder.
         world: whose problems for measuring are kept out of the texts.
         settings: of model and training.
-        start: an earlier base model to go on from; its own size and tokenizer stay.
+        start: an earlier base model to start from; its own size and tokenizer stay.
         compiled: whether torch compiles the model first: a quarter faster, and it takes a C++ compiler.
         num_workers: processes that write the texts while the model trains, where it would wait for them.
         callbacks: of its progress.
@@ -134,14 +134,14 @@ def train_base(
     Raises:
         InputError: the settings make no model, or `start` holds none.
         EngineError: torch and transformers are not installed.
-        SettingsChanged: the folder was begun with other settings.
+        SettingsChanged: the folder was started with other settings.
         RunError: the folder cannot be used.
     """
     settings = settings or BaseSettings()
     if settings.hidden_size % settings.num_heads:
         raise InputError(f"hidden_size {settings.hidden_size} is no multiple of num_heads {settings.num_heads}")
     if start is not None and not (start / "config.json").is_file():
-        raise InputError(f"{start} holds no model to go on from; name the model folder of a base model")
+        raise InputError(f"{start} holds no model to start from; name the model folder of a base model")
     try:
         import torch  # noqa: F401
         import transformers  # noqa: F401
@@ -219,9 +219,9 @@ def _fit(
     checkpoint, num_done = _last_checkpoint(folder / CHECKPOINTS)
     _truncate_metrics(folder / METRICS, num_done)
     if checkpoint is not None:
-        callbacks.on_note(f"going on from step {num_done:,}")
+        callbacks.on_note(f"resumed from step {num_done:,}")
     set_seed(settings.seed)
-    tokenizer, model = _beginning(settings, start)
+    tokenizer, model = _initial(settings, start)
     use_cpu = not torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(folder / CHECKPOINTS),
@@ -292,7 +292,7 @@ def _truncate_metrics(path: Path, step: int) -> None:
 def _metrics_callback(path: Path, callbacks: BaseCallbacks) -> Any:
     """A `TrainerCallback` that appends what is logged to `path`.
 
-    It logs wherever the trainer saves: a logged loss is the mean since the log before, and a resumed run begins a new
+    It logs wherever the trainer saves: a logged loss is the mean since the log before, and a resumed run starts a new
     mean, so that both runs, the killed one and an undisturbed one, log the same figures.
     """
     from transformers import TrainerCallback
@@ -331,8 +331,8 @@ def _computes_in_bf16(precision: str, use_cpu: bool) -> bool:
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
-def _beginning(settings: BaseSettings, start: Path | None) -> tuple[Any, Any]:
-    """Tokenizer and model as the training finds them."""
+def _initial(settings: BaseSettings, start: Path | None) -> tuple[Any, Any]:
+    """Tokenizer and model before the first step."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 

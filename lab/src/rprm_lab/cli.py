@@ -49,10 +49,10 @@ def world(
 def base(
     source: Annotated[Path, typer.Argument(metavar="WORLD", help="A folder of `rprm lab world`.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Run folder; a killed run goes on from there. model/ is the result.")
+        Path, typer.Option("--output", "-o", help="Run folder; a killed run resumes there. model/ is the result.")
     ],
     start: Annotated[
-        Path | None, typer.Option("--from", help="Go on from this base model's folder; its size stays.")
+        Path | None, typer.Option("--from", help="Start from this base model's folder; its size stays.")
     ] = None,
     hidden_size: Annotated[int, typer.Option(min=32, help="Of the model.")] = 192,
     num_layers: Annotated[int, typer.Option("--layers", min=1, help="Of the model.")] = 4,
@@ -111,7 +111,7 @@ def steps(
 
 @app.command()
 def run(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the lab; a killed run goes on there.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the lab; a killed run resumes there.")],
     experiment: Annotated[
         list[str] | None,
         typer.Option("--experiment", "-e", help="data, rounds, scaling, teacher, types, guidance, ood."),
@@ -197,7 +197,7 @@ def pack(
 ) -> None:
     """What a lab's report is made of in one small file: no models, no texts of analyses.
 
-    Unpacked (`tar -xJf`), it can be reported, and gone on with.
+    Unpacked (`tar -xJf`), it can be reported and resumed.
     """
     from rprm_lab.packing import pack as write
 

@@ -12,6 +12,8 @@ from dataclasses import astuple, dataclass, is_dataclass
 from functools import cache
 from typing import Any
 
+from rprm_lab import phrases
+
 #: A word of a wording that is no field of it.
 WORD = re.compile(r"(?<![{\w])[A-Za-z]+(?![}\w])")
 
@@ -47,27 +49,6 @@ UNSEEN_WORK = (("plants", "trees", "day"), ("solves", "puzzles", "week"))
 
 TIMES = {2: ("twice", "2 times"), 3: ("3 times", "three times"), 4: ("4 times", "four times")}
 PARTS = {2: "half", 3: "a third", 4: "a quarter", 5: "a fifth"}
-
-#: What says nothing that the question needs.
-DISTRACTORS = (
-    "{a} is {n} years old.",
-    "{a} lives at number {n}.",
-    "It is {n} minutes to the nearest shop.",
-    "{a} has a dog that weighs {n} kilograms.",
-    "{a} was born {n} years ago.",
-    "The day before, {a} slept for {n} hours.",
-    "There are {n} children in the class of {a}.",
-    "The bus of {a} has the number {n}.",
-)
-#: Of a wide world, beside the others; so with every table below that is named so.
-MORE_DISTRACTORS = (
-    "The school of {a} has {n} rooms.",
-    "It takes {a} {n} minutes to get home.",
-    "{n} people live in the street of {a}.",
-    "Outside it is {n} degrees.",
-    "{a} has read about this on page {n}.",
-    "The table of {a} is {n} years old.",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -486,64 +467,6 @@ DIFFERENCE = Wording(
     "more {things} {a} has than {b}",
     "How many more {things} does {a} have than {b}?",
 )
-#: Ways to ask, beside the direct question. The last is unseen.
-QUESTIONS = ("Find out how many {asks}.", "Work out how many {asks}.", "It is asked how many {asks}.")
-MORE_QUESTIONS = (
-    "Tell how many {asks}.",
-    "The question is how many {asks}.",
-    "Say how many {asks}.",
-    "What we want to know is how many {asks}.",
-)
-
-#: A calculation with its result, and a clause that states it. The last is unseen.
-STATED = (
-    "{Clause_with}.",
-    "{sum} = {value}, so {clause}.",
-    "{Clause}, because {sum} = {value}.",
-    "To find out how many {asks}, take {sum} = {value}.",
-    "We have {sum} = {value}. So {clause}.",
-    "{Spoken} is {value}, so {clause}.",
-    "From {sum} = {value} it follows that {clause}.",
-)
-MORE_STATED = (
-    "{Clause}: {sum} = {value}.",
-    "{sum} = {value}. {Clause}.",
-    "As {sum} = {value}, {clause}.",
-    "Since {sum} is {value}, {clause}.",
-    "We get {sum} = {value}; {clause}.",
-    "{sum} gives {value}, which means that {clause}.",
-    "Calculating {sum} gives {value}: {clause}.",
-    "{Spoken} makes {value}. {Clause}.",
-    "How many {asks}? {sum} = {value}.",
-    "That means {clause}, since {sum} = {value}.",
-    "Calculate {sum} = {value}.",
-    "Because of {sum} = {value}, {clause}.",
-    "Now {sum} = {value}, hence {clause}.",
-)
-#: A fact of the problem, restated. The last is unseen.
-RESTATED = ("We know that {fact}.", "The problem says that {fact}.", "It is given that {fact}.")
-MORE_RESTATED = (
-    "As the problem tells us, {fact}.",
-    "In the text it says that {fact}.",
-    "From the problem: {fact}.",
-    "We read that {fact}.",
-    "Remember that {fact}.",
-)
-#: What is done next, without doing it. The last is unseen.
-PLANNED = (
-    "First we find out how many {asks}.",
-    "Now we need to know how many {asks}.",
-    "Next we look for how many {asks}.",
-)
-MORE_PLANNED = (
-    "Let us see how many {asks}.",
-    "To go on we want to know how many {asks}.",
-    "What is needed now is how many {asks}.",
-    "The next thing to find is how many {asks}.",
-    "We still have to find how many {asks}.",
-)
-ANSWERED = "The answer is {value}."
-SPOKEN = {"+": "plus", "-": "minus", "*": "times", "/": "divided by"}
 
 
 def seen(sentences: Sequence[str], more: Sequence[str], *, wide: bool) -> Sequence[str]:
@@ -553,8 +476,9 @@ def seen(sentences: Sequence[str], more: Sequence[str], *, wide: bool) -> Sequen
 
 @cache
 def vocabulary() -> tuple[str, ...]:
-    """Every word above, those of the unseen wordings too."""
-    written = [text for name, value in globals().items() if name.isupper() for text in _texts(value)]
+    """Every word of the tables here and in `phrases`, those of the unseen wordings too."""
+    tables = {**globals(), **vars(phrases)}
+    written = [text for name, value in tables.items() if name.isupper() for text in _texts(value)]
     return tuple(sorted({word for text in written for word in WORD.findall(text)}))
 
 

@@ -17,10 +17,10 @@ _ANALYSES = "data analyses"
 
 
 def pack(lab: str | Path, archive: str | Path) -> int:
-    """Write a `.tar.xz` of a lab that has begun; returns its size in bytes.
+    """Write a `.tar.xz` of a lab that was started; returns its size in bytes.
 
-    Unpacked, it reports what the lab reports, and a run in it goes on: what is done is not done again, as long as
-    nothing new has to be trained from it.
+    Unpacked, it reports what the lab reports, and it can be resumed: what is done is not done again, as long as nothing
+    new has to be trained from it.
 
     Raises:
         RunError: the folder holds no lab.
@@ -39,7 +39,7 @@ def pack(lab: str | Path, archive: str | Path) -> int:
 
 
 def _contents(lab: Path) -> Iterator[tuple[Path, bytes]]:
-    # Without the card and what is trained on: a run that goes on takes the world for unfinished, and writes it anew.
+    # Without the card and what is trained on: a resumed run takes the world for unfinished, and writes it anew.
     for split in ("test", "ood"):
         for file in sorted((lab / "world" / split).glob("*.jsonl")):
             yield file, file.read_bytes()

@@ -11,7 +11,7 @@
       seed-S/guidance/                 the policy's candidates; Best-of-N and guided search by each PRM
 
 No two seeds share a labelled step. Everything a figure is made of lies in these folders, and each can be made again by
-hand: its log begins with its command.
+hand: the first line of its log is its command.
 """
 
 from __future__ import annotations
@@ -253,7 +253,7 @@ class _Seed:
             case "data":
                 for size in self.settings.sizes:
                     self.judged(f"{self.folder}/size-{size}/judged", self.student(size))
-                    self.judged(f"{self.folder}/size-{size}/classifier-judged", self.rival(size))
+                    self.judged(f"{self.folder}/size-{size}/classifier-judged", self.baseline_classifier(size))
             case "rounds":
                 models = {f"size-{self.largest}/judged": self.student(self.largest)}
                 for number in range(1, self.settings.num_rounds + 1):
@@ -268,12 +268,12 @@ class _Seed:
                 self.teacher()
             case "types":
                 self.judged_steps("rprm", self.best())
-                self.judged_steps("classifier", self.rival(self.largest))
+                self.judged_steps("classifier", self.baseline_classifier(self.largest))
             case "guidance":
                 self.guidance()
             case "ood":
                 self.judged(f"{self.folder}/ood/rprm", self.best(), split="ood")
-                self.judged(f"{self.folder}/ood/classifier", self.rival(self.largest), split="ood")
+                self.judged(f"{self.folder}/ood/classifier", self.baseline_classifier(self.largest), split="ood")
 
     def base(self) -> Model:
         """What judges are trained from."""
@@ -315,7 +315,7 @@ class _Seed:
         )  # fmt: skip
         return Model(plan.path(trained, "model"), (trained,))
 
-    def rival(self, size: int) -> Model:
+    def baseline_classifier(self, size: int) -> Model:
         """The classifier from the same base and the same steps."""
         plan, base, count = self.plan, self.base(), self.settings.num_validation
         steps = self.steps(size)
@@ -391,7 +391,7 @@ class _Seed:
             f"{folder}/samples", "search", "sample", *policy, "-n", count, "--policy-max-tokens", str(_SOLUTION_TOKENS),
             *problems, *self.seeded, needs=["world", *writer.needs],
         )  # fmt: skip
-        for name, model in {"rprm": self.best(), "classifier": self.rival(self.largest)}.items():
+        for name, model in {"rprm": self.best(), "classifier": self.baseline_classifier(self.largest)}.items():
             judge = self.judge(model, settings.guidance_analyses)
             plan.add(
                 f"{folder}/best-of-n-{name}", "search", "best-of-n", "--candidates", plan.path(samples), *judge,

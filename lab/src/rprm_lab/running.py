@@ -23,7 +23,7 @@ _PAUSE, _PATIENCE = 0.05, 30.0
 
 @dataclass(frozen=True)
 class Progress:
-    """A task began or ended: how many of all are done, and which run."""
+    """A task started or ended: how many of all are done, and which run."""
 
     task: Task
     seconds: float | None
@@ -32,16 +32,16 @@ class Progress:
 
 
 def run_plan(plan: Plan, *, num_jobs: int, on_progress: Callable[[Progress], None] = lambda progress: None) -> None:
-    """Run what is not done yet. Killed at any moment, the same call goes on from there.
+    """Run what is not done yet. Killed at any moment, the same call resumes it.
 
     Args:
         plan: of all tasks.
         num_jobs: tasks at a time. Each gets its share of the cores as threads: small models gain little from a second.
-        on_progress: called when a task begins (`seconds` None) and when it has ended.
+        on_progress: called when a task starts (`seconds` None) and when it has ended.
 
     Raises:
-        RunError: a task failed, with its last words; those beside it are asked to stop, and go on when it is mended.
-        SettingsChanged: the folder was begun with other settings.
+        RunError: a task failed, with its last output; those beside it are asked to stop, and resume with the next call.
+        SettingsChanged: the folder was started with other settings.
     """
     plan.lab.mkdir(parents=True, exist_ok=True)
     settings = plan.settings.as_dict()
@@ -51,7 +51,7 @@ def run_plan(plan: Plan, *, num_jobs: int, on_progress: Callable[[Progress], Non
 
 
 def read_settings(lab: str | Path) -> LabSettings:
-    """The settings of a lab that has begun; as many seeds as there are folders.
+    """The settings of a lab that was started; as many seeds as there are folders.
 
     Raises:
         RunError: the folder holds none.
@@ -59,7 +59,7 @@ def read_settings(lab: str | Path) -> LabSettings:
     folder = Path(lab)
     manifest = read_manifest(folder)
     if manifest.get("stage") != "lab run":
-        raise RunError(f"{lab} holds no lab; begin one with `rprm lab run --output {lab}`")
+        raise RunError(f"{lab} holds no lab; start one with `rprm lab run --output {lab}`")
     settings: dict[str, Any] = manifest["settings"]
     stored: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()
@@ -79,7 +79,7 @@ class _Runner:
     def run(self) -> None:
         try:
             while len(self.done) < len(self.plan.tasks):
-                self._begin()
+                self._start()
                 self._collect()
                 time.sleep(_PAUSE)
         finally:
@@ -95,7 +95,7 @@ class _Runner:
                     process.kill()
                     process.wait()
 
-    def _begin(self) -> None:
+    def _start(self) -> None:
         for folder in self.order:
             task = self.plan.tasks[folder]
             if len(self.running) >= self.num_jobs:

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 from rprm.records import Record
 from rprm_lab import language as words
+from rprm_lab import phrases
 from rprm_lab.stories import Derivation, Operand, Quantity, Story, garble
 from rprm_lab.worked import OPERATIONS, Operation, result
 
@@ -170,8 +171,8 @@ class _Writer:
 
     def sentence(self, quantity: Quantity, said: Derivation, stated: int) -> str:
         clause = quantity.clause(stated)
-        spoken = f"{said.left.value} {words.SPOKEN[said.operation]} {said.right.value}"
-        return self.wording(words.STATED, words.MORE_STATED).format(
+        spoken = f"{said.left.value} {phrases.SPOKEN[said.operation]} {said.right.value}"
+        return self.wording(phrases.STATED, phrases.MORE_STATED).format(
             Clause_with=_capital(quantity.clause(f"{said.text} = {stated}")),
             Clause=_capital(clause),
             clause=clause,
@@ -188,7 +189,7 @@ class _Writer:
         check = Check(
             kind="answer", asks=target.asks, sources=sources, right=self.values[target.key], stated=value
         )  # fmt: skip
-        return words.ANSWERED.format(value=value), check
+        return phrases.ANSWERED.format(value=value), check
 
     def add(self, text: str, checks: Sequence[Check], error: ErrorType | None) -> None:
         self.steps.append(LabStep(text=text, checks=tuple(checks), error=error))
@@ -237,7 +238,7 @@ def _write(rng: random.Random, story: Story, error: ErrorType | None, plain: boo
     if story.target not in writer.made:
         # The wrong value led nowhere: the last one found is taken for the answer.
         value = writer.values[max(writer.made, key=lambda key: writer.made[key])]
-        writer.add(words.ANSWERED.format(value=value), (), None)
+        writer.add(phrases.ANSWERED.format(value=value), (), None)
         return LabSolution(steps=tuple(writer.steps), answer=value, first_error=first_error)
     wrong = error if place == len(moves) else None
     answered = _answer(writer, wrong)
@@ -302,7 +303,7 @@ def _step(writer: _Writer, move: _Move, error: ErrorType | None) -> tuple[str, l
     quantities = [story.quantities[key] for key in move.keys]
     if move.kind == "plan":
         (quantity,) = quantities
-        text = writer.wording(words.PLANNED, words.MORE_PLANNED).format(asks=quantity.asks)
+        text = writer.wording(phrases.PLANNED, phrases.MORE_PLANNED).format(asks=quantity.asks)
         return text, [Check(kind="plan", asks=quantity.asks)]
     if move.kind == "fact":
         (quantity,) = quantities
@@ -317,7 +318,7 @@ def _step(writer: _Writer, move: _Move, error: ErrorType | None) -> tuple[str, l
                 return None
             said = spoilt
         check = Check(kind="fact", asks=quantity.asks, fact=fact, needs=fact, says=said)
-        return writer.wording(words.RESTATED, words.MORE_RESTATED).format(fact=_embedded(said)), [check]
+        return writer.wording(phrases.RESTATED, phrases.MORE_RESTATED).format(fact=_embedded(said)), [check]
     sentences: list[str] = []
     checks: list[Check] = []
     wrong = rng.randrange(len(quantities))

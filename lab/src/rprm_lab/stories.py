@@ -10,6 +10,7 @@ from itertools import chain
 from typing import TypeVar
 
 from rprm_lab import language as words
+from rprm_lab import phrases
 from rprm_lab.language import Wording
 from rprm_lab.worked import OPERATIONS, Operation, result
 
@@ -191,11 +192,11 @@ class _Teller:
         for _ in range(self.rng.choice((0, 0, 1, 1, 2))):
             number = self.number(99)
             numbers.append(number)
-            distractor = self.wording(words.DISTRACTORS, words.MORE_DISTRACTORS).format(a=name, n=number)
+            distractor = self.wording(phrases.DISTRACTORS, phrases.MORE_DISTRACTORS).format(a=name, n=number)
             facts.insert(self.rng.randint(0, len(facts)), distractor)
         question = target.question
         if self.rng.random() < 0.4:
-            question = self.wording(words.QUESTIONS, words.MORE_QUESTIONS).format(asks=target.asks)
+            question = self.wording(phrases.QUESTIONS, phrases.MORE_QUESTIONS).format(asks=target.asks)
         for quantity in self.quantities:
             if quantity.derivation is None:
                 numbers.append(quantity.value)
