@@ -207,6 +207,8 @@ def pack(
 @contextmanager
 def _training_progress() -> Iterator[BaseCallbacks]:
     """A line on standard error where that is a terminal; the logged losses where it is none."""
+    import warnings
+
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -225,7 +227,9 @@ def _training_progress() -> Iterator[BaseCallbacks]:
         if not console.is_terminal:
             console.print(f"step {row['step']}  {loss}", markup=False)
 
-    with progress:
+    with progress, warnings.catch_warnings():
+        # What libraries say about one another's deprecations is nothing to act on here.
+        warnings.simplefilter("ignore", FutureWarning)
         yield BaseCallbacks(
             on_note=lambda text: console.print(text, style="yellow", markup=False, soft_wrap=True),
             on_step=lambda done, total: progress.update(task, completed=done, total=total),
