@@ -16,8 +16,12 @@ from rprm.presets import PAPER, PAPER_POLICY
 
 def commands(command: click.Command, name: str = "") -> Iterator[tuple[str, click.Command]]:
     yield name, command
-    for child, other in getattr(command, "commands", {}).items():
-        yield from commands(other, f"{name} {child}".strip())
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for child in command.list_commands(context):
+            other = command.get_command(context, child)
+            assert other is not None
+            yield from commands(other, f"{name} {child}".strip())
 
 
 COMMANDS = dict(commands(typer.main.get_command(app)))  # type: ignore[arg-type]

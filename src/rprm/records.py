@@ -56,6 +56,12 @@ class LabelledStep(Record):
         """The steps up to and including the labelled one."""
         return (*self.previous_steps, self.step)
 
+    @property
+    def solution(self) -> Solution:
+        """What is to be judged: the step as the last of its solution."""
+        label = -1 if self.label else self.step_index
+        return Solution(id=self.id, problem=self.problem, steps=self.steps, label=label)
+
 
 class Analysis(Record):
     """One sampled analysis of one step.

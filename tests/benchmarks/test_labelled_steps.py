@@ -8,7 +8,6 @@ import pytest
 
 from rprm.api import RPRM
 from rprm.benchmarks import LastStepRewarder, StepItems, compare, measure_steps, step_scores, tally_steps
-from rprm.benchmarks.labelled_steps import StepScoresWithForm
 from rprm.benchmarks.scores import Scores
 from rprm.engines.scripted import ScriptedEngine, ScriptedReply
 from rprm.errors import BenchmarkError, MissingPredictions
@@ -23,8 +22,8 @@ def step(number: int, label: bool, source: str | None = None) -> LabelledStep:
     )
 
 
-def scored(**p_yes: float | None) -> StepScoresWithForm:
-    return StepScoresWithForm(Scores({name: (value,) for name, value in p_yes.items()}), {})
+def scored(**p_yes: float | None) -> Scores:
+    return Scores({name: (value,) for name, value in p_yes.items()})
 
 
 ITEMS = StepItems(
@@ -103,5 +102,5 @@ def test_only_the_last_step_is_judged_and_its_form_counted() -> None:
     # 8 of 12 analyses reached a verdict.
     assert measured.figures["wellformed"].value == pytest.approx(100 * 8 / 12)
     assert measured.usage is not None
-    assert measured.usage.num_tokens == 120
-    assert measured.usage.num_without_verdict == 4
+    assert measured.usage.num_generated_tokens == 120
+    assert measured.usage.num_analyses_without_verdict == 4

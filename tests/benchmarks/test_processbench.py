@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rprm.benchmarks.items import BenchmarkItems, ProcessBenchItem, read_processbench
+from rprm.benchmarks.items import BenchmarkItems
 from rprm.benchmarks.processbench import (
+    ProcessBenchItem,
     measure_held_out,
     measure_processbench,
+    read_processbench,
     threshold_curve,
 )
 from rprm.benchmarks.scores import Scores, StepScores

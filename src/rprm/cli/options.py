@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import StrEnum
 from functools import wraps
 from pathlib import Path
@@ -34,7 +34,12 @@ def with_options(command: Callable[..., T]) -> Callable[..., T]:
         groups[parameter.name] = kind
         types = get_type_hints(kind, include_extras=True)
         parameters += [
-            inspect.Parameter(field.name, parameter.KEYWORD_ONLY, default=field.default, annotation=types[field.name])
+            inspect.Parameter(
+                field.name,
+                parameter.KEYWORD_ONLY,
+                default=parameter.empty if field.default is MISSING else field.default,
+                annotation=types[field.name],
+            )
             for field in fields(kind)
         ]
 
@@ -97,12 +102,13 @@ class AnalysisOptions:
     max_tokens: Annotated[int | None, typer.Option(help="Longest analysis, in tokens.  [default: 4096]")] = None
     seed: Annotated[int, typer.Option(help="Seed of the whole run.")] = 0
 
-    def rewarder(self, model: str, *, in_full: bool = False) -> Judge | StepClassifier:
+    def rewarder(self, model: str, *, in_full: bool = False, **fixed: Any) -> Judge | StepClassifier:
         """What rewards steps.
 
         Args:
             model: its spec.
             in_full: every reward in full, as `RPRM.score` gives it.
+            fixed: options of `load_rewarder` that the command decides.
 
         Raises:
             InputError: `in_full` or the published procedure, and early stopping.
@@ -111,7 +117,7 @@ class AnalysisOptions:
         from rprm.errors import InputError
         from rprm.rewarders import load_rewarder
 
-        options = {field.name: getattr(self, field.name) for field in fields(self)}
+        options = {field.name: getattr(self, field.name) for field in fields(self)} | fixed
         procedure = options.pop("procedure", ProcedureName.lean)
         if (in_full or procedure != ProcedureName.lean) and (
             options.get("stopping") not in (None, StoppingName.none) or options.get("first_error_exit")
