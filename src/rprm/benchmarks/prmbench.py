@@ -383,15 +383,15 @@ def _over(numerator: Floats, denominator: Floats, undefined: float) -> Floats:
 
 
 def _table(measured: Measurement) -> ResultTable:
-    def line(name: str, classes: Iterable[str], label: str, style: str = "", ends: bool = False) -> TableLine:
+    def line(name: str, classes: Iterable[str], label: str, style: str = "") -> TableLine:
         num_items = sum(measured.coverage[one].num_items for one in classes if one in measured.coverage)
         cells = (f"{num_items:,}", measured.figures[name], measured.figures[f"clean.{name}"])
-        return TableLine(label, cells, style, ends)
+        return TableLine(label, cells, style)
 
-    lines = []
+    lines: list[TableLine | None] = []
     for group, classes in PRMBENCH_GROUPS.items():
         lines.append(line(group, classes, group, "bold"))
-        lines += [line(name, (name,), f"  {name}", ends=name == classes[-1]) for name in classes]
+        lines += [*(line(name, (name,), f"  {name}") for name in classes), None]
     lines.append(line("overall", measured.coverage, "overall", "bold"))
     if measured.figures["similarity"].value is not None:
         lines.append(TableLine("similarity", ("", measured.figures["similarity"], "")))

@@ -474,13 +474,13 @@ def _table(measured: Measurement) -> ResultTable:
 
 def _lines(
     figures: Mapping[str, Figure], sizes: Mapping[str, tuple[str, ...]], total: tuple[str, ...]
-) -> list[TableLine]:
+) -> list[TableLine | None]:
     """A line a subset, with what stands before its figures; then the average."""
-    lines = [
-        TableLine(subset, (*size, *(figures[f"{subset}.{one}"] for one in _SUBSET_FIGURES)), ends_section=place == 0)
-        for place, (subset, size) in enumerate(reversed(sizes.items()))
-    ][::-1]
-    return [*lines, TableLine("average", (*total, "", "", figures["average.f1"]), "bold")]
+    subsets = [
+        TableLine(subset, (*size, *(figures[f"{subset}.{figure}"] for figure in _SUBSET_FIGURES)))
+        for subset, size in sizes.items()
+    ]
+    return [*subsets, None, TableLine("average", (*total, "", "", figures["average.f1"]), "bold")]
 
 
 measure_processbench = partial(measure, tally_processbench)

@@ -80,21 +80,20 @@ class Coverage:
 
 @dataclass(frozen=True)
 class TableLine:
-    """A line of a table: its name and cells, rich's style, and whether it ends a section."""
+    """A line of a table: its name and cells, and rich's style."""
 
     name: str
     cells: Sequence[str | Figure]
     style: str = ""
-    ends_section: bool = False
 
 
 @dataclass(frozen=True)
 class ResultTable:
-    """A table to show; `notes` are the sentences below it."""
+    """A table to show; a line that is None ends a section, `notes` are the sentences below the table."""
 
     title: str
     columns: Sequence[str]
-    lines: Sequence[TableLine]
+    lines: Sequence[TableLine | None]
     notes: Sequence[str] = ()
 
 

@@ -6,7 +6,6 @@ from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -30,28 +29,32 @@ class OpenGroup(TyperGroup):
     def added(self) -> dict[str, EntryPoint]:
         return {point.name: point for point in entry_points(group=self.entry_points)}
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    # Typer brings its own click from 0.20 on: its types have no name that fits every version.
+    def list_commands(self, ctx: Any) -> list[str]:
         return list(dict.fromkeys([*super().list_commands(ctx), *sorted(self.added)]))
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
         own = super().get_command(ctx, cmd_name)
         if own is not None or cmd_name not in self.added:
             return own
         point = self.added[cmd_name]
         try:
-            return typer.main.get_command(self.made(point.load()))
+            made = self.made(point.load())
         except Exception as error:
-            return _broken(point, f"{type(error).__name__}: {error}")
+            made = _broken(point, f"{type(error).__name__}: {error}")
+        return typer.main.get_command(made)
 
 
-def _broken(point: EntryPoint, reason: str) -> click.Command:
+def _broken(point: EntryPoint, reason: str) -> typer.Typer:
+    """A command that says why there is none."""
     owner = point.dist.name if point.dist else point.value
     message = f"cannot be loaded from {owner} ({reason}); reinstall or remove {owner}"
+    made = typer.Typer(rich_markup_mode=None, add_completion=False)
 
-    def fail(**_: Any) -> None:
+    @made.command(point.name, help=message, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+    def fail() -> None:
         from rprm.errors import RprmError
 
         raise RprmError(f"the command {point.name} {message}")
 
-    settings = {"ignore_unknown_options": True, "allow_extra_args": True}
-    return click.Command(point.name, callback=fail, help=message, context_settings=settings)
+    return made

@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-import click
 import typer
 
 from rprm.cli.added import OpenGroup
@@ -39,10 +38,10 @@ class BenchGroup(OpenGroup):
     def made(self, loaded: Any) -> typer.Typer:
         return _command_of(loaded)
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         return list(dict.fromkeys([*_own_benchmarks(), *super().list_commands(ctx)]))
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
         own = _own_benchmarks().get(cmd_name)
         return super().get_command(ctx, cmd_name) if own is None else typer.main.get_command(_command_of(own))
 
@@ -321,7 +320,7 @@ def _stored_scores(path: Path, benchmark: Benchmark, items: BenchmarkItems[Any])
             f"{path} was judged on other data (its hash differs): name the data of that run with --data"
         )
     settled_at = settings["threshold"] if settings.get("stopping", "none") != "none" else None
-    rewards = (SolutionReward.model_validate(row) for row in read_json_lines(path / RESULTS))
+    rewards = read_json_lines(path / RESULTS, SolutionReward.read_back)
     return scores_of(rewards, settled_at=settled_at, last_step=benchmark.judged == "last step")
 
 

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 def with_options(command: Callable[..., T]) -> Callable[..., T]:
     """A command whose parameters that are dataclasses are options: one for each field, of its type and default."""
-    groups: dict[str, type] = {}
+    groups: dict[str, Any] = {}
     parameters: list[inspect.Parameter] = []
     hints = get_type_hints(command, include_extras=True)
     for parameter in inspect.signature(command).parameters.values():
@@ -50,7 +50,7 @@ def with_options(command: Callable[..., T]) -> Callable[..., T]:
         return command(**values)
 
     # What typer reads; `wraps` would lead it to the command's own.
-    del run.__wrapped__  # type: ignore[attr-defined]
+    del run.__wrapped__
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run

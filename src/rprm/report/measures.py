@@ -26,8 +26,11 @@ def result_table(table: ResultTable, *, notes: Sequence[str] | None = None) -> T
     """A benchmark's table; `notes` stand in for its own."""
     made = _table(table.title, table.columns, caption=table.notes if notes is None else notes)
     for line in table.lines:
-        cells = (cell if isinstance(cell, str) else _figure(cell) for cell in line.cells)
-        made.add_row(Text(line.name), *cells, style=line.style, end_section=line.ends_section)
+        if line is None:
+            made.add_section()
+        else:
+            cells = (cell if isinstance(cell, str) else _figure(cell) for cell in line.cells)
+            made.add_row(Text(line.name), *cells, style=line.style)
     return made
 
 

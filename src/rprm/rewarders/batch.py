@@ -102,7 +102,7 @@ async def judge_source(
     job = Job(
         name="judge",
         work=rewarder.judge,
-        parse=SolutionReward.model_validate,
+        parse=SolutionReward.read_back,
         totals=totals,
         width=rewarder.concurrency,
     )
