@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from rprm.benchmarks import comparison
 from rprm.benchmarks.comparison import Comparison, compare, exact_mcnemar
+from rprm.benchmarks.first_errors import ProcessBenchItem, tally_processbench
 from rprm.benchmarks.items import BenchmarkItems
 from rprm.benchmarks.prmbench import PRMBenchItem, read_prmbench, tally_prmbench
-from rprm.benchmarks.processbench import ProcessBenchItem, tally_processbench
 from rprm.benchmarks.scores import Scores, read_scores
 from rprm.errors import BenchmarkError, MissingPredictions
 from rprm.records import Solution

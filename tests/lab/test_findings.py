@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from rprm.benchmarks import Scores, Tally, tally_processbench
+from rprm.benchmarks.first_errors import ProcessBenchItem
 from rprm.benchmarks.items import BenchmarkItems
-from rprm.benchmarks.processbench import ProcessBenchItem
 from rprm.cli.app import app
 from rprm.errors import RunError
 from rprm.lab.findings import CLASSIFIER, RPRM, Estimate, estimate, find

@@ -11,21 +11,19 @@ A new benchmark is a file with one `Benchmark` record.
 
 from rprm.benchmarks.benchmark import Benchmark, Flag, FurtherResult
 from rprm.benchmarks.comparison import Comparison, compare
-from rprm.benchmarks.items import BenchmarkItem, BenchmarkItems
-from rprm.benchmarks.labelled_steps import LastStepRewarder, StepItems, measure_steps, step_scores, tally_steps
-from rprm.benchmarks.mathematics import MathematicsItem, read_mathematics
-from rprm.benchmarks.prmbench import PRMBENCH, PRMBenchItem, measure_prmbench, read_prmbench, tally_prmbench
-from rprm.benchmarks.processbench import (
-    PROCESSBENCH,
+from rprm.benchmarks.first_errors import (
     HeldOut,
     ProcessBenchItem,
     ThresholdCurve,
     measure_held_out,
-    measure_processbench,
-    read_processbench,
     tally_processbench,
     threshold_curve,
 )
+from rprm.benchmarks.items import BenchmarkItem, BenchmarkItems
+from rprm.benchmarks.labelled_steps import LastStepRewarder, StepItems, measure_steps, step_scores, tally_steps
+from rprm.benchmarks.mathematics import MathematicsItem, read_mathematics
+from rprm.benchmarks.prmbench import PRMBENCH, PRMBenchItem, measure_prmbench, read_prmbench, tally_prmbench
+from rprm.benchmarks.processbench import PROCESSBENCH, measure_processbench, read_processbench
 from rprm.benchmarks.scores import Scores, read_scores, scores_of
 from rprm.benchmarks.tally import Coverage, Figure, Measurement, ResultTable, TableLine, Tally, measure
 

@@ -27,9 +27,9 @@ from rprm.benchmarks import (
     threshold_curve,
 )
 from rprm.benchmarks.bootstrap import DEFAULT_RESAMPLES, resampled_sums
+from rprm.benchmarks.first_errors import ProcessBenchItem
 from rprm.benchmarks.items import BenchmarkItems
 from rprm.benchmarks.labelled_steps import StepItems
-from rprm.benchmarks.processbench import ProcessBenchItem
 from rprm.errors import RunError
 from rprm.lab.plan import EXPERIMENTS, Experiment, LabSettings
 from rprm.lab.world import STEPS
