@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from rprm.api import RPRM
-from rprm.benchmarks import LastStepRewarder, StepItems, compare, measure_steps, step_scores, tally_steps
+from rprm.benchmarks import StepItems, compare, measure_steps, step_scores, tally_steps
 from rprm.benchmarks.scores import Scores
 from rprm.engines.scripted import ScriptedEngine, ScriptedReply
 from rprm.errors import BenchmarkError, MissingPredictions
@@ -92,7 +92,7 @@ def test_only_the_last_step_is_judged_and_its_form_counted() -> None:
     callbacks = Callbacks(on_result=lambda solution, result: results.append(result))
     rows = [step(0, True), step(1, True), step(2, False), step(3, False)]
     items = StepItems(tuple(rows))
-    totals = asyncio.run(judge_source(LastStepRewarder(judge), items.solutions, callbacks=callbacks))
+    totals = asyncio.run(judge_source(judge, items.solutions, last_step=True, callbacks=callbacks))
     assert isinstance(totals, Totals)
     assert len(asked) == 12
     assert all(text.count("Step 2: Two.") == 1 for text in asked)

@@ -20,7 +20,7 @@ from rprm.benchmarks.first_errors import (
     threshold_curve,
 )
 from rprm.benchmarks.items import BenchmarkItem, BenchmarkItems
-from rprm.benchmarks.labelled_steps import LastStepRewarder, StepItems, measure_steps, step_scores, tally_steps
+from rprm.benchmarks.labelled_steps import StepItems, measure_steps, step_scores, tally_steps
 from rprm.benchmarks.mathematics import MathematicsItem, read_mathematics
 from rprm.benchmarks.prmbench import PRMBENCH, PRMBenchItem, measure_prmbench, read_prmbench, tally_prmbench
 from rprm.benchmarks.processbench import PROCESSBENCH, measure_processbench, read_processbench
@@ -39,7 +39,6 @@ __all__ = [
     "Flag",
     "FurtherResult",
     "HeldOut",
-    "LastStepRewarder",
     "MathematicsItem",
     "Measurement",
     "PRMBenchItem",

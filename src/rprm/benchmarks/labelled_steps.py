@@ -10,9 +10,7 @@ rewarder that writes none, undefined), and `SOURCE.accuracy` for each source of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -30,9 +28,7 @@ from rprm.benchmarks.tally import (
     refuse_missing,
 )
 from rprm.errors import BenchmarkError
-from rprm.ledger import Ledger
-from rprm.records import LabelledStep, Solution, SolutionReward, StepReward
-from rprm.rewarders.base import StepRewarder, first_error
+from rprm.records import LabelledStep
 
 #: The benchmark's name in manifests.
 BENCHMARK = "steps"
@@ -43,50 +39,6 @@ StepItems = BenchmarkItems[LabelledStep]
 _FIGURES = ("wrong_acc", "correct_acc", "f1", "accuracy", "wellformed")
 #: Right and all, among steps labelled wrong and labelled correct; verdicts reached unasked, and analyses.
 _NUM_COUNTS = 6
-
-
-class LastStepRewarder(StepRewarder):
-    """Rewards the last step of each solution alone; the steps before it are only read."""
-
-    def __init__(self, rewarder: StepRewarder) -> None:
-        self.rewarder = rewarder
-
-    @property
-    def threshold(self) -> float:
-        return self.rewarder.threshold
-
-    @property
-    def concurrency(self) -> int:
-        return self.rewarder.concurrency
-
-    def in_full(self) -> LastStepRewarder:
-        return LastStepRewarder(self.rewarder.in_full())
-
-    def is_wrong(self, step: StepReward) -> bool:
-        return self.rewarder.is_wrong(step)
-
-    async def start(self) -> dict[str, Any]:
-        return await self.rewarder.start()
-
-    async def judge(self, solution: Solution, ledger: Ledger | None = None) -> SolutionReward:
-        last = len(solution.steps) - 1
-        step = await self.rewarder.judge_step(solution.problem, solution.steps, last, ledger)
-        alone = first_error([step.reward], self.threshold)
-        return SolutionReward(
-            id=solution.id,
-            num_steps=len(solution.steps),
-            first_error=last if alone == 0 else alone,
-            steps=(step,),
-            label=solution.label,
-        )
-
-    async def judge_step(
-        self, problem: str, steps: Sequence[str], step_index: int, ledger: Ledger | None = None
-    ) -> StepReward:
-        return await self.rewarder.judge_step(problem, steps, step_index, ledger)
-
-    async def aclose(self) -> None:
-        await self.rewarder.aclose()
 
 
 #: The scores of steps that were judged alone.

@@ -58,7 +58,7 @@ def scores_of(rewards: Iterable[SolutionReward], *, settled_at: float | None = N
     Args:
         rewards: read once; only scores and totals are kept.
         settled_at: the judge's threshold if it stopped analyses early, else None.
-        last_step: each reward is of its solution's last step alone (`LastStepRewarder`).
+        last_step: each reward is of its solution's last step alone; see `judge_source`.
 
     Raises:
         InputError: the steps of a reward are not the first ones of its solution, in order.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, make_dataclass
 from functools import cache
@@ -88,7 +88,7 @@ class DataOptions:
 class NamedData:
     """On which data, of a benchmark that has none on the hub."""
 
-    data: Annotated[str, typer.Argument(metavar="STEPS", help="A run folder of `rprm data steps`, or a file.")]
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A file, or a run folder that holds the items.")]
     revision: ClassVar[None] = None
 
 
@@ -142,23 +142,23 @@ def _bench(
     from rprm.runs import write_atomically
 
     _check_what(measured)
-    name, limit, stored = data.data, figures.limit, measured.scores
-    if name is None and stored is not None and stored.is_dir():
-        told = [_told(stored)]
-        name, limit = _agreed("data", name, told), _agreed("limit", limit, told)
+    name, limit = data.data, figures.limit
+    stored = StoredScores(measured.scores) if measured.scores else None
+    if name is None and stored:
+        name, limit = _agreed("data", name, [stored]), _agreed("limit", limit, [stored])
     items = _read(benchmark, name, data.revision, limit)
     chosen = {flag: benchmark.flags[flag] for flag in flags}
     for flag in chosen.values():
         items = flag.items(items) if flag.items else items
     further = {flag: chosen[flag].further for flag in flags if chosen[flag].further}
-    if stored is not None:
-        scores, threshold = _stored_scores(stored, benchmark, items), _threshold(stored, judging.threshold)
+    if stored:
+        scores, threshold = stored.scores(benchmark, items), stored.threshold(judging.threshold)
     else:
         fixed = {"first_error_exit": False} if benchmark.judged == "every step" else {}
         rewarder = judging.rewarder(str(measured.model), in_full=bool(further), **fixed)
         threshold = rewarder.threshold
         with _judged_run(rewarder, benchmark, items, name, limit, measured) as run:
-            scores = _stored_scores(run, benchmark, items)
+            scores = StoredScores(run).scores(benchmark, items)
     of_tally = {flag: True for flag, one in chosen.items() if not one.items and not one.further}
     how: dict[str, Any] = {
         "allow_missing": figures.allow_missing,
@@ -203,21 +203,21 @@ def compare(
     from rprm.errors import BenchmarkError
     from rprm.report.measures import comparison_table
 
-    runs = (first, second)
-    for path in runs:
+    for path in (first, second):
         if not path.exists():
             raise BenchmarkError(f"{path}: no such run folder or scores file")
-    told = [_told(path) for path in runs if path.is_dir()]
-    record = _find(_agreed("benchmark", benchmark, told))
-    items = _read(record, _agreed("data", data.data, told), data.revision, _agreed("limit", figures.limit, told))
+    runs = StoredScores(first), StoredScores(second)
+    record = _find(_agreed("benchmark", benchmark, runs))
+    limit = _agreed("limit", figures.limit, runs)
+    items = _read(record, _agreed("data", data.data, runs), data.revision, limit)
     one, other = (
         record.tally(
             items,
-            _stored_scores(path, record, items),
-            threshold=_threshold(path, threshold),
+            run.scores(record, items),
+            threshold=run.threshold(threshold),
             allow_missing=figures.allow_missing,
         )
-        for path in runs
+        for run in runs
     )
     comparison = compare_tallies(one, other, num_resamples=figures.resamples, seed=seed)
     if figures.json:
@@ -270,7 +270,6 @@ def _judged_run(
     """The run folder in which the items are judged now: the output, or one that is gone afterwards."""
     import tempfile
 
-    from rprm.benchmarks import LastStepRewarder
     from rprm.cli.embedded import EmbeddedScope
 
     scope = EmbeddedScope(measured.model)
@@ -278,14 +277,14 @@ def _judged_run(
         run = measured.output or Path(folder) / "run"
         last_step = benchmark.judged == "last step"
         totals = run_judge(
-            LastStepRewarder(rewarder) if last_step else rewarder,
+            rewarder,
             [*items.rejected, *items.solutions],
-            _source(benchmark, items, data or str(benchmark.hub)),
-            num_solutions=len(items.items),
+            len(items.items),
+            lambda solution, result: scope.note(solution),
+            source=_source(benchmark, items, data or str(benchmark.hub)),
             output=run,
             settings={"benchmark": benchmark.name, **({} if limit is None else {"limit": limit})},
-            strict=False,
-            on_result=lambda solution, result: scope.note(solution),
+            last_step=last_step,
             noun="steps" if last_step else "solutions",
         )
         scope.tell()
@@ -294,68 +293,72 @@ def _judged_run(
 
 
 def _source(benchmark: Benchmark, items: BenchmarkItems[Any], name: str) -> SourceInfo:
-    """One identity for all the files or splits of a benchmark; data that are always one file have that file's."""
+    """One identity for all the files or splits of a benchmark; a single file of a benchmark without a hub has its own."""
     import hashlib
 
     from rprm.reading import SourceInfo
 
-    if benchmark.hub is None:
+    if benchmark.hub is None and len(items.sources) == 1:
         return items.sources[0]
     digests = "\n".join(source.digest for source in items.sources)
     return SourceInfo(name, f"sha256:{hashlib.sha256(digests.encode()).hexdigest()}", len(items.items))
 
 
-def _stored_scores(path: Path, benchmark: Benchmark, items: BenchmarkItems[Any]) -> Scores:
-    """Scores of a run folder (which must be of these items), or of a scores file."""
-    from rprm.benchmarks import read_scores, scores_of
+class StoredScores:
+    """Scores of a run folder, which tells what they are of, or of a scores file, which does not."""
+
+    def __init__(self, path: Path) -> None:
+        from rprm.runs import read_manifest
+
+        self.path = path
+        self.settings: dict[str, Any] | None = None
+        self.told: dict[str, Any] = {}
+        if path.is_dir():
+            manifest = read_manifest(path)
+            self.settings = settings = manifest["settings"]
+            self.told = {name: settings.get(name) for name in ("benchmark", "limit")}
+            self.told["data"] = manifest["sessions"][-1].get("input")
+
+    def threshold(self, given: float | None) -> float:
+        """What was given, else what the run was judged with, else 0.5."""
+        from rprm.errors import CorruptRun
+        from rprm.runs import MANIFEST
+
+        if given is not None or self.settings is None:
+            return 0.5 if given is None else given
+        found = self.settings.get("threshold")
+        if type(found) not in (int, float):
+            raise CorruptRun.at(str(self.path / MANIFEST), f"'threshold' is {found!r:.80}")
+        return float(found)
+
+    def scores(self, benchmark: Benchmark, items: BenchmarkItems[Any]) -> Scores:
+        """The scores; those of a run must be of these items."""
+        from rprm.benchmarks import read_scores, scores_of
+        from rprm.errors import BenchmarkError
+        from rprm.records import SolutionReward
+        from rprm.runs import RESULTS, read_json_lines
+
+        if self.settings is None:
+            return read_scores(self.path)
+        if self.told["benchmark"] and self.settings.get("input") != _source(benchmark, items, "").digest:
+            raise BenchmarkError(
+                f"{self.path} was judged on other data (its hash differs): name the data of that run with --data"
+            )
+        settled_at = None if self.settings.get("stopping", "none") == "none" else self.threshold(None)
+        rewards = read_json_lines(self.path / RESULTS, SolutionReward.read_back)
+        return scores_of(rewards, settled_at=settled_at, last_step=benchmark.judged == "last step")
+
+
+def _agreed(name: str, given: Any, stored: Iterable[StoredScores]) -> Any:
+    """What was given, else what the runs tell, if they tell the same."""
     from rprm.errors import BenchmarkError
-    from rprm.records import SolutionReward
-    from rprm.runs import RESULTS, read_json_lines, read_manifest
 
-    if not path.is_dir():
-        return read_scores(path)
-    settings = read_manifest(path)["settings"]
-    if settings.get("benchmark") and settings["input"] != _source(benchmark, items, "").digest:
-        raise BenchmarkError(
-            f"{path} was judged on other data (its hash differs): name the data of that run with --data"
-        )
-    settled_at = settings["threshold"] if settings.get("stopping", "none") != "none" else None
-    rewards = read_json_lines(path / RESULTS, SolutionReward.read_back)
-    return scores_of(rewards, settled_at=settled_at, last_step=benchmark.judged == "last step")
-
-
-def _threshold(scores: Path, given: float | None) -> float:
-    """What was given, else what a run was judged with, else 0.5."""
-    from rprm.runs import read_manifest
-
-    if given is None and scores.is_dir():
-        return float(read_manifest(scores)["settings"]["threshold"])
-    return 0.5 if given is None else given
-
-
-def _told(run: Path) -> dict[str, Any]:
-    """What a run folder says of its benchmark."""
-    from rprm.runs import read_manifest
-
-    manifest = read_manifest(run)
-    settings = manifest["settings"]
-    return {
-        "benchmark": settings.get("benchmark"),
-        "data": manifest["sessions"][-1].get("input"),
-        "limit": settings.get("limit"),
-    }
-
-
-def _agreed(name: str, given: Any, told: list[dict[str, Any]]) -> Any:
-    """What was given, else what the runs say, if they say the same."""
-    from rprm.errors import BenchmarkError
-
-    if given is not None:
+    known = {run.told[name] for run in stored if run.told}
+    if given is not None or not known:
         return given
-    known = {run[name] for run in told}
     if len(known) > 1:
         raise BenchmarkError(f"the runs differ in their {name} ({', '.join(map(str, known))}): name one with --{name}")
-    return known.pop() if known else None
+    return known.pop()
 
 
 def _check_what(measured: MeasuredOptions) -> None:

@@ -118,12 +118,12 @@ def judge(
         totals = run_judge(
             rewarder,
             rows if limit is None else islice(rows, limit),
-            info,
-            num_solutions=info.num_rows if limit is None else limit,
+            info.num_rows if limit is None else limit,
+            show,
+            source=info,
             output=output,
             settings={} if limit is None else {"limit": limit},
             strict=strict,
-            on_result=show,
         )
     if not json:
         console.print(render_totals(totals, output))
@@ -181,22 +181,17 @@ def opened_source(name: str) -> Iterator[tuple[Source, SourceInfo]]:
 def run_judge(
     rewarder: StepRewarder,
     rows: Iterable[Solution | Rejected],
-    info: SourceInfo,
-    *,
-    num_solutions: int | None,
-    output: Path | None,
-    settings: dict[str, Any],
-    strict: bool,
+    num_rows: int | None,
     on_result: Callable[[Solution, SolutionReward], object],
+    *,
     noun: str = "solutions",
+    **options: Any,
 ) -> Totals:
-    """Judge rows behind a progress line on standard error; see `judge_source`."""
+    """Judge rows behind a progress line on standard error, with the options of `judge_source`."""
     from rprm.cli.progress import run_behind_progress
     from rprm.rewarders.batch import judge_source
 
     def work(callbacks: Callbacks) -> Awaitable[Totals]:
-        return judge_source(
-            rewarder, rows, source=info, output=output, settings=settings, strict=strict, callbacks=callbacks
-        )
+        return judge_source(rewarder, rows, callbacks=callbacks, **options)
 
-    return run_behind_progress(work, rewarder.aclose, num_solutions, on_result, noun=noun)
+    return run_behind_progress(work, rewarder.aclose, num_rows, on_result, noun=noun)

@@ -22,8 +22,9 @@ STEPS = Benchmark(
     name="steps",
     help="""Labelled steps: accuracy on wrong and on correct ones, their harmonic mean (F1), accuracy on each source.
 
-    Each step is judged alone, the steps before it are only read. The share of analyses that reach a verdict unasked
-    (well-formed) is measured too: --stopping none counts all of them.
+    DATA is a run folder of `rprm data steps`, or a file of labelled steps. Each step is judged alone, the steps before
+    it are only read. The share of analyses that reach a verdict unasked (well-formed) is measured too: --stopping none
+    counts all of them.
     """,
     read=read_step_items,
     tally=tally_steps,
