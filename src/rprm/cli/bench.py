@@ -293,7 +293,7 @@ def _judged_run(
 
 
 def _source(benchmark: Benchmark, items: BenchmarkItems[Any], name: str) -> SourceInfo:
-    """One identity for all the files or splits of a benchmark; a single file of a benchmark without a hub has its own."""
+    """One identity for all the files or splits of a benchmark; one file of a benchmark without a hub has its own."""
     import hashlib
 
     from rprm.reading import SourceInfo
