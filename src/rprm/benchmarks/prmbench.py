@@ -48,7 +48,6 @@ from rprm.benchmarks.tally import (
     TableLine,
     Tally,
     measure,
-    named,
     refuse_lengths,
     refuse_missing,
 )
@@ -226,7 +225,17 @@ def tally_prmbench(
     originals = [item for item in items.items if item.classification == CORRECT]
     if not modified:
         raise BenchmarkError("there are no items to measure")
-    _check(modified, originals, scores, allow_missing=allow_missing)
+    wrong = [
+        f"{item.id} ({len(p_yes)} scores, {len(item.solution.steps)} steps)"
+        for item in (*modified, *originals)
+        if (p_yes := scores.p_yes.get(item.id)) is not None and len(p_yes) != len(item.solution.steps)
+    ]
+    refuse_lengths(wrong, " (PRMBench needs every step judged: no exit at the first error)" if wrong else "")
+    has_originals = any(item.id in scores.p_yes for item in originals)
+    needed = modified + originals * has_originals
+    incomplete = [item.id for item in needed if None in scores.p_yes.get(item.id, (None,))]
+    what = "no prediction, or a step without a score"
+    refuse_missing(incomplete, [item.id for item in needed], what, scores, allow_missing=allow_missing)
     share_of_original = {
         item.idx: share for item in originals if (share := _share_correct(scores.p_yes.get(item.id), least))
     }
@@ -234,7 +243,6 @@ def tally_prmbench(
     outcomes = np.zeros((len(modified), _NUM_CALLS), dtype=np.int64)
     at_hand = {item.classification for item in modified}
     coverage = {name: Coverage() for name in PRMBENCH_CLASSES if name in at_hand}
-    missing = []
     for row, item in enumerate(modified):
         p_yes = scores.p_yes.get(item.id)
         calls = _calls(item, p_yes, least)
@@ -249,8 +257,12 @@ def tally_prmbench(
         num_steps = len(item.solution.steps)
         num_scored = sum(score is not None for score in p_yes or ())
         coverage[item.classification] += Coverage(1, int(num_scored < num_steps), num_steps, num_scored)
-        if num_scored < num_steps:
-            missing.append(item.id)
+    note = f"similarity is over {int(counts[:, -1].sum())} pairs of a modified and an original solution"
+    if not has_originals:
+        such = (
+            f"none of the {len(originals)} `correct` items (such as {originals[0].id}) has scores" if originals else ""
+        )
+        note = f"similarity is not measured: {such or 'there are no `correct` items'}"
     return Tally(
         benchmark="prmbench",
         threshold=threshold,
@@ -263,8 +275,8 @@ def tally_prmbench(
         headline="overall",
         coverage=coverage,
         layout=_table,
-        missing=tuple(missing),
-        notes=_notes(originals, scores, int(counts[:, -1].sum())),
+        missing=tuple(identifier for identifier in incomplete if not identifier.startswith(f"{CORRECT}_")),
+        notes=(note,),
     )
 
 
@@ -275,64 +287,26 @@ def without_step_numbers(items: BenchmarkItems[PRMBenchItem]) -> BenchmarkItems[
     (`mr_eval/utils/model_utils.py`, `remove_step_prefix`); those for Math-Shepherd, Llemma and PURE do not. The sources
     say so, so that a run of such items is told from one of the items as they are.
     """
+
+    def stripped(item: PRMBenchItem) -> PRMBenchItem:
+        pattern = r"^(step\s*\d+\.\s*|\d+\.\s*)"
+        steps = tuple(re.sub(pattern, "", step.strip(), flags=re.IGNORECASE) for step in item.solution.steps)
+        return replace(item, solution=item.solution.model_copy(update={"steps": steps}))
+
     return replace(
         items,
-        items=tuple(
-            replace(
-                item, solution=item.solution.model_copy(update={"steps": tuple(map(_unnumbered, item.solution.steps))})
-            )
-            for item in items.items
-        ),
+        items=tuple(map(stripped, items.items)),
         sources=tuple(replace(source, digest=f"{source.digest} without step numbers") for source in items.sources),
     )
 
 
-def _unnumbered(step: str) -> str:
-    return re.sub(r"^(step\s*\d+\.\s*|\d+\.\s*)", "", step.strip(), flags=re.IGNORECASE)
-
-
-def _check(modified: list[PRMBenchItem], originals: list[PRMBenchItem], scores: Scores, *, allow_missing: bool) -> None:
-    wrong = [
-        f"{item.id} ({len(p_yes)} scores, {len(item.solution.steps)} steps)"
-        for item in (*modified, *originals)
-        if (p_yes := scores.p_yes.get(item.id)) is not None and len(p_yes) != len(item.solution.steps)
-    ]
-    refuse_lengths(wrong, " (PRMBench needs every step judged: no exit at the first error)" if wrong else "")
-    needed = modified + (originals if _scores_originals(originals, scores) else [])
-    incomplete = [item.id for item in needed if None in scores.p_yes.get(item.id, (None,))]
-    what = "no prediction, or a step without a score"
-    refuse_missing(incomplete, [item.id for item in needed], what, scores, allow_missing=allow_missing)
-
-
-def _scores_originals(originals: list[PRMBenchItem], scores: Scores) -> bool:
-    return any(item.id in scores.p_yes for item in originals)
-
-
-def _notes(originals: list[PRMBenchItem], scores: Scores, num_pairs: int) -> tuple[str, ...]:
-    if not originals:
-        return ("similarity is not measured: there are no `correct` items",)
-    if not _scores_originals(originals, scores):
-        first = named([originals[0].id])
-        return (
-            f"similarity is not measured: none of the {len(originals)} `correct` items (such as {first}) has scores",
-        )
-    return (f"similarity is over {num_pairs} pairs of a modified and an original solution",)
-
-
-def _calls(item: PRMBenchItem, p_yes: StepScores | None, threshold: float) -> tuple[int, int, int, int]:
+def _calls(item: PRMBenchItem, p_yes: StepScores | None, least: float) -> tuple[int, int, int, int]:
     """TP, FP, TN, FN of one item; a step without a score is called wrongly."""
-    tp = fp = tn = fn = 0
-    wrong_steps = item.wrong_steps
-    for index in range(len(item.solution.steps)):
-        score = None if p_yes is None else p_yes[index]
-        called_correct = None if score is None else score >= threshold
-        if index in wrong_steps:
-            tn += called_correct is False
-            fp += called_correct is not False
-        else:
-            tp += called_correct is True
-            fn += called_correct is not True
-    return tp, fp, tn, fn
+    called = [None if score is None else score >= least for score in p_yes or (None,) * len(item.solution.steps)]
+    wrong = item.wrong_steps
+    tp = sum(call is True for index, call in enumerate(called) if index not in wrong)
+    tn = sum(call is False for index, call in enumerate(called) if index in wrong)
+    return tp, len(wrong) - tn, tn, len(called) - len(wrong) - tp
 
 
 def _share_correct(p_yes: StepScores | None, threshold: float) -> float | None:
