@@ -142,3 +142,16 @@ def test_damage_is_named_with_file_and_line(killed: Path, tmp_path: Path, name: 
     assert line is None or f"line {line} " in message
     assert "new run folder" in message
     assert len(message) < 600
+
+
+def test_what_a_damaged_run_tells_of_its_benchmark_is_not_believed(killed: Path, tmp_path: Path) -> None:
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
+    items = ("--data", str(tmp_path / "items.jsonl"))
+    rows = [{"id": f"s{number}", "problem": "p", "steps": ["a", "b"], "label": -1} for number in range(4)]
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, value in (("threshold", None), ("limit", "all"), ("benchmark", ["x"])):
+        shutil.copy(killed / "run" / MANIFEST, tmp_path / "run" / MANIFEST)
+        edited(MANIFEST, 1, at("settings", name, value=value))(tmp_path / "run")
+        done = CliRunner().invoke(app, ["bench", "processbench", *items, "--scores", str(tmp_path / "run")])
+        assert isinstance(done.exception, CorruptRun), done.exception
+        assert f"'{name}'" in str(done.exception)

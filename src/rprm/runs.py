@@ -339,6 +339,8 @@ def finished_manifest(folder: str | Path, *, stage: str, command: str) -> dict[s
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        raise CorruptRun.at(str(path), "it is a folder, and a file belongs there")
     try:
         manifest = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
         kinds = {"stage": str, "settings": dict, "sessions": list}
@@ -351,7 +353,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         return {"stage": manifest["stage"], **manifest}
     except KeyError as error:
         raise CorruptRun.at(str(path), f"{error} is missing") from None
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise CorruptRun.at(str(path), error) from None
 
 

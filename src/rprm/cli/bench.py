@@ -308,7 +308,8 @@ class StoredScores:
     """Scores of a run folder, which tells what they are of, or of a scores file, which does not."""
 
     def __init__(self, path: Path) -> None:
-        from rprm.runs import read_manifest
+        from rprm.errors import CorruptRun
+        from rprm.runs import MANIFEST, read_manifest
 
         self.path = path
         self.settings: dict[str, Any] | None = None
@@ -318,6 +319,9 @@ class StoredScores:
             self.settings = settings = manifest["settings"]
             self.told = {name: settings.get(name) for name in ("benchmark", "limit")}
             self.told["data"] = manifest["sessions"][-1].get("input")
+            for name, kind in (("benchmark", str), ("limit", int), ("data", str)):
+                if not isinstance(self.told[name], kind | None):
+                    raise CorruptRun.at(str(path / MANIFEST), f"{name!r} is {self.told[name]!r:.80}")
 
     def threshold(self, given: float | None) -> float:
         """What was given, else what the run was judged with, else 0.5."""
