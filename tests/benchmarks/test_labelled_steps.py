@@ -10,7 +10,7 @@ from rprm.api import RPRM
 from rprm.benchmarks import StepItems, compare, measure_steps, step_scores, tally_steps
 from rprm.benchmarks.scores import Scores
 from rprm.engines.scripted import ScriptedEngine, ScriptedReply
-from rprm.errors import BenchmarkError, MissingPredictions
+from rprm.errors import BenchmarkError, InputError, MissingPredictions
 from rprm.prompts.template import Prompt
 from rprm.records import LabelledStep
 from rprm.rewarders.batch import Totals, judge_source
@@ -55,6 +55,12 @@ def test_missing_scores_are_named_or_counted_as_wrong() -> None:
     assert measured.figures["f1"].value == 0.0
     assert measured.missing == ("s3", "s4")
     assert measured.total_coverage.percent == 60.0
+
+
+def test_a_step_has_one_score() -> None:
+    for p_yes in ((), (0.9, 0.1)):
+        with pytest.raises(InputError, match=r"1 items .*: s1 "):
+            measure_steps(ITEMS, Scores({**scored(s0=0.9, s2=0.9, s3=0.9, s4=0.9).p_yes, "s1": p_yes}))
 
 
 def test_a_side_without_steps_is_undefined() -> None:
