@@ -28,7 +28,7 @@ class RunLocked(RunError):
 
 
 class SettingsChanged(RunError):
-    """The run folder was begun with other settings."""
+    """The run folder was started with other settings."""
 
 
 class CorruptRun(RunError):

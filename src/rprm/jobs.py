@@ -1,7 +1,7 @@
 """Judging a whole source: many solutions at once, results in input order, nothing lost to a kill.
 
 What is finished is in `results.jsonl`, in input order; analyses of solutions that are not finished yet, or whose turn
-has not come, are in the journal. A killed run is begun again with the same command: finished solutions are skipped,
+has not come, are in the journal. A killed run is resumed by the same command: finished solutions are skipped,
 journalled analyses are not sampled again, and the files end up byte for byte as those of an undisturbed run.
 """
 
@@ -44,7 +44,7 @@ class Identified(Named, Protocol):
 
 
 class Counts(Protocol[Counted]):
-    """What a run came to, counted row by row."""
+    """The totals of a run, counted row by row."""
 
     num_rejected: int
 
@@ -55,7 +55,7 @@ class Counts(Protocol[Counted]):
 
 @dataclass
 class Callbacks:
-    """What is told of a run while it goes on. Every function is called in the event loop's thread."""
+    """Progress callbacks of a run. Every function is called in the event loop's thread."""
 
     on_result: Callable[[Any, Any], None] = lambda item, result: None
     on_rejected: Callable[[Rejected], None] = lambda rejected: None
@@ -232,7 +232,7 @@ async def in_order(
 ) -> AsyncIterator[tuple[Item, Result]]:
     """Work on `width` items at a time and yield results in the order of the items.
 
-    At most `window` items (default 4 * width + 64) are begun before the oldest unfinished one, so that memory stays
+    At most `window` items (default 4 * width + 64) are started before the oldest unfinished one, so that memory stays
     flat. The first failure is raised as soon as it happens, wherever it stands; everything else is cancelled.
     """
     window = window or 4 * width + 64
@@ -242,7 +242,7 @@ async def in_order(
     async def run(item: Item) -> Result:
         async with places:
             if failed.done():
-                # Nothing more is begun once all is lost.
+                # After a failure nothing more is started.
                 raise asyncio.CancelledError
             try:
                 return await work(item)

@@ -52,12 +52,12 @@ class Run:
     Args:
         folder: made if missing. A folder that holds something else is refused.
         stage: what wrote it (`judge`, ...).
-        settings: everything that the results depend on. A folder begun with others is refused, the difference named.
+        settings: everything that the results depend on. A folder started with others is refused, the difference named.
         session: what may differ between sessions (versions, machine), recorded for each.
 
     Raises:
         RunLocked: another process writes to the folder.
-        SettingsChanged: the folder was begun with other settings.
+        SettingsChanged: the folder was started with other settings.
         CorruptRun: its manifest cannot be read, or a folder stands in a file's place.
         RunError: it is not a run folder.
     """
@@ -142,18 +142,18 @@ class Run:
         write_atomically(self.folder / MANIFEST, json.dumps(self._manifest, indent=2, ensure_ascii=False) + "\n")
 
     def _check_settings(self) -> None:
-        begun = {"stage": self._manifest["stage"], **self._manifest["settings"]}
+        started = {"stage": self._manifest["stage"], **self._manifest["settings"]}
         asked = {"stage": self.stage, **self.settings}
-        old, new = begun.get(FORMAT, 1), asked.get(FORMAT, 1)
-        if begun["stage"] == self.stage and old != new:
+        old, new = started.get(FORMAT, 1), asked.get(FORMAT, 1)
+        if started["stage"] == self.stage and old != new:
             raise SettingsChanged(
-                f"{self.folder} was begun by another version of rprm: its rows are of format {old}, here they are of "
+                f"{self.folder} was started by another version of rprm: its rows are of format {old}, here they are of "
                 f"format {new} and mean something else (docs/architecture.md, Run folder); name another --output"
             )
-        if differences := list(_differences(begun, asked)):
+        if differences := list(_differences(started, asked)):
             listed = "\n".join(f"  {name}: {old} -> {new}" for name, old, new in differences)
             raise SettingsChanged(
-                f"{self.folder} was begun with other settings:\n{listed}\n"
+                f"{self.folder} was started with other settings:\n{listed}\n"
                 "name a new folder, or go back to the first settings"
             )
 
@@ -334,7 +334,7 @@ def finished_manifest(folder: str | Path, *, stage: str, command: str) -> dict[s
     if manifest["stage"] != stage:
         raise RunError(f"{folder} is a run of {manifest['stage']!r}; name one of `{command}`")
     if manifest.get("status") != "complete":
-        raise RunError(f"{folder} is not complete: begin `{command}` again with the same settings first")
+        raise RunError(f"{folder} is not complete: run `{command}` again with the same settings first")
     return manifest
 
 

@@ -285,7 +285,7 @@ def without_step_numbers(items: BenchmarkItems[PRMBenchItem]) -> BenchmarkItems[
 
     As the benchmark's scripts for ReasonEval, Qwen, Skywork and RLHFlow do before they judge
     (`mr_eval/utils/model_utils.py`, `remove_step_prefix`); those for Math-Shepherd, Llemma and PURE do not. The sources
-    say so, so that a run of such items is told from one of the items as they are.
+    say so, which keeps a run on such items apart from one on the items as they are.
     """
 
     def stripped(item: PRMBenchItem) -> PRMBenchItem:

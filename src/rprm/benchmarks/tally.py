@@ -1,6 +1,6 @@
 """What every benchmark is measured from: per-item counts, and the figures that their sums give.
 
-A benchmark lays down, for each item, a row of counts such that every figure is a function of the rows' sum. Figures,
+A benchmark makes a row of counts of each item, such that every figure is a function of the rows' sum. Figures,
 bootstrap intervals and paired tests then need nothing else.
 """
 

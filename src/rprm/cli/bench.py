@@ -305,7 +305,7 @@ def _source(benchmark: Benchmark, items: BenchmarkItems[Any], name: str) -> Sour
 
 
 class StoredScores:
-    """Scores of a run folder, which tells what they are of, or of a scores file, which does not."""
+    """Scores of a run folder, which records what they are of, or of a scores file, which does not."""
 
     def __init__(self, path: Path) -> None:
         from rprm.errors import CorruptRun
@@ -313,15 +313,15 @@ class StoredScores:
 
         self.path = path
         self.settings: dict[str, Any] | None = None
-        self.told: dict[str, Any] = {}
+        self.recorded: dict[str, Any] = {}
         if path.is_dir():
             manifest = read_manifest(path)
             self.settings = settings = manifest["settings"]
-            self.told = {name: settings.get(name) for name in ("benchmark", "limit")}
-            self.told["data"] = manifest["sessions"][-1].get("input")
+            self.recorded = {name: settings.get(name) for name in ("benchmark", "limit")}
+            self.recorded["data"] = manifest["sessions"][-1].get("input")
             for name, kind in (("benchmark", str), ("limit", int), ("data", str)):
-                if not isinstance(self.told[name], kind | None):
-                    raise CorruptRun.at(str(path / MANIFEST), f"{name!r} is {self.told[name]!r:.80}")
+                if not isinstance(self.recorded[name], kind | None):
+                    raise CorruptRun.at(str(path / MANIFEST), f"{name!r} is {self.recorded[name]!r:.80}")
 
     def threshold(self, given: float | None) -> float:
         """What was given, else what the run was judged with, else 0.5."""
@@ -344,7 +344,7 @@ class StoredScores:
 
         if self.settings is None:
             return read_scores(self.path)
-        if self.told["benchmark"] and self.settings.get("input") != _source(benchmark, items, "").digest:
+        if self.recorded["benchmark"] and self.settings.get("input") != _source(benchmark, items, "").digest:
             raise BenchmarkError(
                 f"{self.path} was judged on other data (its hash differs): name the data of that run with --data"
             )
@@ -354,10 +354,10 @@ class StoredScores:
 
 
 def _agreed(name: str, given: Any, stored: Iterable[StoredScores]) -> Any:
-    """What was given, else what the runs tell, if they tell the same."""
+    """What was given, else what the runs record, if they agree."""
     from rprm.errors import BenchmarkError
 
-    known = {run.told[name] for run in stored if run.told}
+    known = {run.recorded[name] for run in stored if run.recorded}
     if given is not None or not known:
         return given
     if len(known) > 1:

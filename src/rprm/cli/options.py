@@ -69,7 +69,9 @@ class ProcedureName(StrEnum):
 
 Output = Annotated[
     Path | None,
-    typer.Option("--output", "-o", help="Run folder: results are kept there, and a killed run goes on from there."),
+    typer.Option(
+        "--output", "-o", help="Run folder: results are kept there, and the same command resumes a killed run."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 

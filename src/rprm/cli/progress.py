@@ -73,7 +73,7 @@ class ProgressLine(Callbacks):
     def _resumed(self, num_finished: int) -> None:
         self._num_before = num_finished
         if num_finished:
-            self._console.print(f"going on: {num_finished} {self._noun} were finished before", style="dim")
+            self._console.print(f"resumed: {num_finished} {self._noun} were finished before", style="dim")
 
 
 def run_behind_progress(

@@ -73,7 +73,7 @@ def render_solution(
 
 
 def render_totals(totals: Totals, output: Path | None) -> RenderableType:
-    """What a run came to: solutions, steps, tokens, and everything that is missing."""
+    """The totals of a run: solutions, steps, tokens, and everything that is missing."""
     table = Table(box=None, padding=(0, 1), show_header=False)
     table.add_column(justify="right", style="bold")
     table.add_column()

@@ -1,4 +1,4 @@
-"""Judging a whole source of solutions, and what that came to."""
+"""Judging a whole source of solutions, and its totals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rprm.runs import FORMAT
 
 @dataclass
 class Totals:
-    """What a run came to. Steps after a first-error exit are in `num_steps` alone.
+    """The totals of a run. Steps after a first-error exit are in `num_steps` alone.
 
     Attributes:
         num_wrong: solutions with an error.
@@ -90,7 +90,7 @@ async def judge_source(
         settings: further settings that the results depend on.
         strict: stop at the first rejected row.
         last_step: reward the last step of each solution alone; the steps before it are only read.
-        callbacks: told of each result, in order.
+        callbacks: called with each result, in order.
 
     Returns:
         Totals over all sessions.
