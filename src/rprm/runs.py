@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar, overload
 
 from rprm.errors import CorruptRun, RunError, RunLocked, SettingsChanged
 
@@ -280,7 +280,11 @@ def repair_tail(path: Path) -> int:
     return size - keep
 
 
-def read_json_lines(path: Path, parse: Callable[[Any], T] = lambda value: value) -> Iterator[T]:
+@overload
+def read_json_lines(path: Path) -> Iterator[Any]: ...
+@overload
+def read_json_lines(path: Path, parse: Callable[[Any], T]) -> Iterator[T]: ...
+def read_json_lines(path: Path, parse: Callable[[Any], Any] = lambda value: value) -> Iterator[Any]:
     """What `parse` makes of each row of a file that this package wrote.
 
     Raises:

@@ -393,9 +393,11 @@ def _lines(
     figures: Mapping[str, Figure], sizes: Mapping[str, tuple[str, ...]], total: tuple[str, ...]
 ) -> list[TableLine | None]:
     """A line a subset, with what stands before its figures; then the average."""
-    subsets = {name: (*size, *(figures[f"{name}.{one}"] for one in _SUBSET_FIGURES)) for name, size in sizes.items()}
     return [
-        *(TableLine(name, cells) for name, cells in subsets.items()),
+        *(
+            TableLine(name, [*size, *(figures[f"{name}.{figure}"] for figure in _SUBSET_FIGURES)])
+            for name, size in sizes.items()
+        ),
         None,
         TableLine("average", (*total, "", "", figures["average.f1"]), "bold"),
     ]
