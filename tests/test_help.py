@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
-import click
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -14,13 +14,18 @@ from rprm.cli.app import app
 from rprm.presets import PAPER, PAPER_POLICY
 
 
-def commands(command: click.Command, name: str = "") -> Iterator[tuple[str, click.Command]]:
+def commands(command: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     yield name, command
-    for child, other in getattr(command, "commands", {}).items():
-        yield from commands(other, f"{name} {child}".strip())
+    # Not by a class of click's: typer has its own copy of it from 0.20 on.
+    if hasattr(command, "list_commands"):
+        context = typer.Context(command)
+        for child in command.list_commands(context):
+            other = command.get_command(context, child)
+            assert other is not None
+            yield from commands(other, f"{name} {child}".strip())
 
 
-COMMANDS = dict(commands(typer.main.get_command(app)))  # type: ignore[arg-type]
+COMMANDS = dict(commands(typer.main.get_command(app)))
 
 
 def shown(name: str) -> str:
@@ -36,7 +41,7 @@ def test_no_name_and_no_word_of_a_help_text_is_cut(name: str) -> None:
     text = shown(name)
     assert "…" not in text
     for parameter in COMMANDS[name].params:
-        for option in parameter.opts + parameter.secondary_opts if isinstance(parameter, click.Option) else ():
+        for option in parameter.opts + parameter.secondary_opts if parameter.param_type_name == "option" else ():
             assert re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", text), option
         assert " ".join((getattr(parameter, "help", None) or "").split()) in text
 

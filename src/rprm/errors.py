@@ -28,11 +28,23 @@ class RunLocked(RunError):
 
 
 class SettingsChanged(RunError):
-    """The run folder was begun with other settings."""
+    """The run folder was started with other settings."""
 
 
 class CorruptRun(RunError):
     """A file of the run folder is damaged in a way that a crash cannot explain."""
+
+    @classmethod
+    def at(cls, place: str, error: Exception | str) -> CorruptRun:
+        """The error for a place (file and line), with the reason in one line: of pydantic's findings the first."""
+        reason = str(error) or type(error).__name__
+        if callable(findings := getattr(error, "errors", None)):
+            first = findings(include_url=False, include_input=False)[0]
+            reason = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+        return cls(
+            f"{place} is damaged ({reason.splitlines()[0]:.200}); a kill cannot do that (the disk, or an edit, can): "
+            "restore the file, or begin a new run folder"
+        )
 
 
 class EngineError(RprmError):

@@ -1,7 +1,7 @@
 """Judging a whole source: many solutions at once, results in input order, nothing lost to a kill.
 
 What is finished is in `results.jsonl`, in input order; analyses of solutions that are not finished yet, or whose turn
-has not come, are in the journal. A killed run is begun again with the same command: finished solutions are skipped,
+has not come, are in the journal. A killed run is resumed by the same command: finished solutions are skipped,
 journalled analyses are not sampled again, and the files end up byte for byte as those of an undisturbed run.
 """
 
@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -43,7 +44,7 @@ class Identified(Named, Protocol):
 
 
 class Counts(Protocol[Counted]):
-    """What a run came to, counted row by row."""
+    """The totals of a run, counted row by row."""
 
     num_rejected: int
 
@@ -54,7 +55,7 @@ class Counts(Protocol[Counted]):
 
 @dataclass
 class Callbacks:
-    """What is told of a run while it goes on. Every function is called in the event loop's thread."""
+    """Progress callbacks of a run. Every function is called in the event loop's thread."""
 
     on_result: Callable[[Any, Any], None] = lambda item, result: None
     on_rejected: Callable[[Rejected], None] = lambda rejected: None
@@ -100,13 +101,8 @@ async def run_job(
     callbacks = callbacks or Callbacks()
     if output is None:
         items = _accepted(rows, job, callbacks, None, strict)
-
-        unkept = _Unkept(callbacks)
-
-        async def work_alone(item: tuple[int, Row]) -> Outcome:
-            return await job.work(item[1], unkept)
-
-        async for (_, row), outcome in in_order(items, work_alone, width=job.width):
+        nothing_kept = _Unkept(callbacks)
+        async for (_, row), outcome in _worked(job, items, lambda index: nothing_kept):
             job.totals.add(outcome)
             callbacks.on_result(row, outcome)
         return
@@ -116,21 +112,29 @@ async def run_job(
     resolved = {"input": source.digest, **settings}
     session = {"input": source.name, "versions": versions()}
     with Run(output, stage=job.name, settings=resolved, session=session) as run:
-        await _run_in_folder(run, job, rows, strict, callbacks)
+        started = time.monotonic()
+        try:
+            num_tokens = await _run_in_folder(run, job, rows, strict, callbacks)
+        except BaseException as error:
+            run.note({"seconds": round(time.monotonic() - started, 3), "stopped_by": type(error).__name__})
+            raise
+        seconds = round(time.monotonic() - started, 3)
+        run.complete(job.totals.as_dict(), {"seconds": seconds, "num_generated_tokens": num_tokens})
 
 
 async def _run_in_folder(
     run: Run, job: Job[Row, Outcome], rows: Iterable[Row | Rejected], strict: bool, callbacks: Callbacks
-) -> None:
-    started = time.monotonic()
+) -> int:
+    """Work through the rows that are not finished; returns the number of tokens that this session generated."""
     journal = run.journal()
-    rejected = LineWriter(run.rejected_path, fresh=True)
-    items = _accepted(rows, job, callbacks, rejected, strict)
-    before: dict[str, int] = {}
-    try:
+    with (
+        closing(LineWriter(run.rejected_path, fresh=True)) as rejected,
+        closing(LineWriter(run.results_path)) as results,
+        closing(journal),
+    ):
+        items = _accepted(rows, job, callbacks, rejected, strict)
         num_finished = 0
-        for value in read_json_lines(run.results_path):
-            outcome = job.parse(value)
+        for outcome in read_json_lines(run.results_path, job.parse):
             item = next(items, None)
             if item is None or item[1].id != outcome.id:
                 found = "the input ends there" if item is None else f"the input has {item[1].id!r} there"
@@ -144,37 +148,48 @@ async def _run_in_folder(
         before = job.totals.as_dict()
         callbacks.on_resumed(num_finished)
         pieces = journal.load(num_finished)
-        results = LineWriter(run.results_path)
-        try:
 
-            async def work(item: tuple[int, Row]) -> Outcome:
-                index, row = item
-                return await job.work(row, _JournalLedger(journal, index, pieces.pop(index, {}), callbacks))
+        def ledger_of(index: int) -> Ledger:
+            return _JournalLedger(journal, index, pieces.pop(index, {}), callbacks)
 
-            async for (index, row), outcome in in_order(items, work, width=job.width):
-                results.write(outcome.model_dump_json())
-                journal.finish(index + 1)
-                job.totals.add(outcome)
-                callbacks.on_result(row, outcome)
-        finally:
-            results.close()
-            journal.close()
-    except BaseException as error:
-        run.note({"seconds": round(time.monotonic() - started, 3), "stopped_by": type(error).__name__})
-        raise
-    finally:
-        rejected.close()
-    totals = job.totals.as_dict()
-    session = {
-        "seconds": round(time.monotonic() - started, 3),
-        "num_generated_tokens": totals["num_generated_tokens"] - before["num_generated_tokens"],
-    }
-    run.complete(totals, session)
+        async for (index, row), outcome in _worked(job, items, ledger_of):
+            results.write(outcome.model_dump_json())
+            journal.finish(index + 1)
+            job.totals.add(outcome)
+            callbacks.on_result(row, outcome)
+    return job.totals.as_dict()["num_generated_tokens"] - before["num_generated_tokens"]
 
 
-class _JournalLedger(Ledger):
-    def __init__(self, journal: Journal, index: int, pieces: dict[str, Any], callbacks: Callbacks) -> None:
+def _worked(
+    job: Job[Row, Outcome], items: Iterator[tuple[int, Row]], ledger_of: Callable[[int], Ledger]
+) -> AsyncIterator[tuple[tuple[int, Row], Outcome]]:
+    async def work(item: tuple[int, Row]) -> Outcome:
+        return await job.work(item[1], ledger_of(item[0]))
+
+    return in_order(items, work, width=job.width)
+
+
+class _Unkept(Ledger):
+    """Of a run without a folder."""
+
+    def __init__(self, callbacks: Callbacks) -> None:
         self._callbacks = callbacks
+
+    def get(self, key: str) -> Any | None:
+        return None
+
+    def put(self, key: str, piece: Any) -> None:
+        self._callbacks.on_piece(piece)
+
+    def where(self, key: str) -> str:
+        return ""
+
+
+class _JournalLedger(_Unkept):
+    """Of one row of a run folder."""
+
+    def __init__(self, journal: Journal, index: int, pieces: dict[str, Any], callbacks: Callbacks) -> None:
+        super().__init__(callbacks)
         self._journal = journal
         self._index = index
         self._pieces = pieces
@@ -184,20 +199,10 @@ class _JournalLedger(Ledger):
 
     def put(self, key: str, piece: Any) -> None:
         self._journal.append(self._index, key, piece)
-        self._callbacks.on_piece(piece)
+        super().put(key, piece)
 
-
-class _Unkept(Ledger):
-    """Of a run without a folder."""
-
-    def __init__(self, callbacks: Callbacks) -> None:
-        self._callbacks = callbacks
-
-    def get(self, key: str) -> None:
-        return None
-
-    def put(self, key: str, piece: Any) -> None:
-        self._callbacks.on_piece(piece)
+    def where(self, key: str) -> str:
+        return self._journal.where(self._index, key)
 
 
 def _accepted(
@@ -207,7 +212,7 @@ def _accepted(
     writer: LineWriter | None,
     strict: bool,
 ) -> Iterator[tuple[int, Row]]:
-    """Number the rows, and set the rejected ones aside."""
+    """Number the rows that can be used; the rejected ones are written and counted."""
     index = 0
     for row in rows:
         if not isinstance(row, Rejected):
@@ -222,18 +227,12 @@ def _accepted(
         callbacks.on_rejected(row)
 
 
-class _Slot(Generic[Item, Result]):
-    def __init__(self, item: Item, task: asyncio.Task[Result]) -> None:
-        self.item = item
-        self.task = task
-
-
 async def in_order(
     items: Iterator[Item], work: Callable[[Item], Awaitable[Result]], *, width: int, window: int | None = None
 ) -> AsyncIterator[tuple[Item, Result]]:
     """Work on `width` items at a time and yield results in the order of the items.
 
-    At most `window` items (default 4 * width + 64) are begun before the oldest unfinished one, so that memory stays
+    At most `window` items (default 4 * width + 64) are started before the oldest unfinished one, so that memory stays
     flat. The first failure is raised as soon as it happens, wherever it stands; everything else is cancelled.
     """
     window = window or 4 * width + 64
@@ -243,7 +242,7 @@ async def in_order(
     async def run(item: Item) -> Result:
         async with places:
             if failed.done():
-                # Nothing more is begun once all is lost.
+                # After a failure nothing more is started.
                 raise asyncio.CancelledError
             try:
                 return await work(item)
@@ -252,32 +251,32 @@ async def in_order(
                     failed.set_exception(error)
                 raise
 
-    slots: deque[_Slot[Item, Result]] = deque()
+    under_way: deque[tuple[Item, asyncio.Task[Result]]] = deque()
     try:
         exhausted = False
         while True:
-            while not exhausted and len(slots) < window:
+            while not exhausted and len(under_way) < window:
                 try:
                     item = next(items)
                 except StopIteration:
                     exhausted = True
                     break
-                slots.append(_Slot(item, asyncio.create_task(run(item))))
-                if len(slots) % width == 0:
+                under_way.append((item, asyncio.create_task(run(item))))
+                if len(under_way) % width == 0:
                     await asyncio.sleep(0)
-            if not slots:
+            if not under_way:
                 return
-            head = slots[0]
-            watched: set[asyncio.Future[Any]] = {head.task, failed}
+            item, task = under_way[0]
+            watched: set[asyncio.Future[Any]] = {task, failed}
             await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
             if failed.done():
                 failed.result()
-            slots.popleft()
-            yield head.item, head.task.result()
+            under_way.popleft()
+            yield item, task.result()
     finally:
-        for slot in slots:
-            slot.task.cancel()
-        await asyncio.gather(*(slot.task for slot in slots), return_exceptions=True)
+        for _, task in under_way:
+            task.cancel()
+        await asyncio.gather(*(task for _, task in under_way), return_exceptions=True)
         if failed.done():
             failed.exception()
 

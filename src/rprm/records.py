@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 REWARD_FORMAT = 2
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=0)]
+#: The index of a step, -1 for none.
+StepOrNone = Annotated[int, Field(ge=-1)]
 
 
 class Record(BaseModel):
@@ -56,6 +59,12 @@ class LabelledStep(Record):
         """The steps up to and including the labelled one."""
         return (*self.previous_steps, self.step)
 
+    @property
+    def solution(self) -> Solution:
+        """What is to be judged: the step as the last of its solution."""
+        label = -1 if self.label else self.step_index
+        return Solution(id=self.id, problem=self.problem, steps=self.steps, label=label)
+
 
 class Analysis(Record):
     """One sampled analysis of one step.
@@ -71,8 +80,8 @@ class Analysis(Record):
     p_yes: Probability | None
     p_yes_source: Literal["logprobs", "second pass", "vote"] | None
     forced: bool = False
-    num_tokens: int
-    num_prompt_tokens: int | None = None
+    num_tokens: Count
+    num_prompt_tokens: Count | None = None
     finish_reason: str
 
     def is_cut_by_context(self, max_tokens: int) -> bool:
@@ -90,12 +99,12 @@ class StepReward(Record):
     `num_requested` are None.
     """
 
-    step_index: int
+    step_index: Count
     reward: Probability | None
     vote: Probability | None
     analyses: tuple[Analysis, ...] = ()
     failure: str | None = None
-    num_requested: int | None = None
+    num_requested: Count | None = None
 
     @property
     def settled_early(self) -> bool:
@@ -131,10 +140,23 @@ class SolutionReward(Record):
     """
 
     id: str
-    num_steps: int
-    first_error: int | None
+    num_steps: Count
+    first_error: StepOrNone | None
     steps: tuple[StepReward, ...]
-    label: int | None = None
+    label: StepOrNone | None = None
+
+    @classmethod
+    def read_back(cls, value: Any) -> SolutionReward:
+        """A reward from a run's row, checked further than where it is made.
+
+        Raises:
+            ValueError: a field is missing or out of range.
+        """
+        found = cls.model_validate(value)
+        places = (found.first_error or 0, found.label or 0, *(step.step_index for step in found.steps))
+        if max(places) >= max(found.num_steps, 1):
+            raise ValueError(f"it has {found.num_steps} steps, and names step {max(places) + 1}")
+        return found
 
     @property
     def rewards(self) -> list[float | None]:

@@ -20,11 +20,11 @@ import json
 import os
 import platform
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self, TypeVar, overload
 
 from rprm.errors import CorruptRun, RunError, RunLocked, SettingsChanged
 
@@ -40,6 +40,8 @@ FORMAT = "row_format"
 CANDIDATES = "candidates"
 
 
+T = TypeVar("T")
+
 #: Packages whose versions can change a result.
 _PACKAGES = ("rprm", "torch", "transformers", "vllm", "peft", "httpx", "numpy")
 
@@ -50,13 +52,13 @@ class Run:
     Args:
         folder: made if missing. A folder that holds something else is refused.
         stage: what wrote it (`judge`, ...).
-        settings: everything that the results depend on. A folder begun with others is refused, the difference named.
+        settings: everything that the results depend on. A folder started with others is refused, the difference named.
         session: what may differ between sessions (versions, machine), recorded for each.
 
     Raises:
         RunLocked: another process writes to the folder.
-        SettingsChanged: the folder was begun with other settings.
-        CorruptRun: its manifest cannot be read.
+        SettingsChanged: the folder was started with other settings.
+        CorruptRun: its manifest cannot be read, or a folder stands in a file's place.
         RunError: it is not a run folder.
     """
 
@@ -79,6 +81,9 @@ class Run:
         if self.folder.is_dir() and not manifest.exists() and any(_foreign(self.folder)):
             raise RunError(f"{self.folder} is not empty and has no {MANIFEST}; name a new folder for the run")
         self.folder.mkdir(parents=True, exist_ok=True)
+        for path in (*(self.folder / name for name in (MANIFEST, RESULTS, REJECTED, SUMMARY, "lock")), *self._journals):
+            if path.is_dir():
+                raise CorruptRun.at(str(path), "it is a folder, and a file belongs there")
         self._lock = FileLock(self.folder / "lock")
         try:
             self._lock.acquire(blocking=False)
@@ -93,7 +98,7 @@ class Run:
             self._manifest["status"] = "running"
             self._manifest["sessions"].append({"started_at": _now(), **self.session})
             self._write_manifest()
-            for path in (self.folder / RESULTS, *self._journal_paths()):
+            for path in (self.folder / RESULTS, *self._journals):
                 repair_tail(path)
         except BaseException:
             self._lock.release()
@@ -117,7 +122,7 @@ class Run:
         """Mark the run complete: totals to `summary.json`, what this session did to the manifest, no journal left."""
         write_atomically(self.folder / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
         self.note(session, status="complete")
-        for path in self._journal_paths():
+        for path in self._journals:
             path.unlink()
 
     def note(self, session: Mapping[str, Any], *, status: str = "stopped") -> None:
@@ -129,25 +134,26 @@ class Run:
     def journal(self) -> Journal:
         return Journal(self.folder)
 
-    def _journal_paths(self) -> list[Path]:
+    @property
+    def _journals(self) -> list[Path]:
         return Journal.paths(self.folder)
 
     def _write_manifest(self) -> None:
         write_atomically(self.folder / MANIFEST, json.dumps(self._manifest, indent=2, ensure_ascii=False) + "\n")
 
     def _check_settings(self) -> None:
-        begun = {"stage": self._manifest["stage"], **self._manifest["settings"]}
+        started = {"stage": self._manifest["stage"], **self._manifest["settings"]}
         asked = {"stage": self.stage, **self.settings}
-        old, new = begun.get(FORMAT, 1), asked.get(FORMAT, 1)
-        if begun["stage"] == self.stage and old != new:
+        old, new = started.get(FORMAT, 1), asked.get(FORMAT, 1)
+        if started["stage"] == self.stage and old != new:
             raise SettingsChanged(
-                f"{self.folder} was begun by another version of rprm: its rows are of format {old}, here they are of "
+                f"{self.folder} was started by another version of rprm: its rows are of format {old}, here they are of "
                 f"format {new} and mean something else (docs/architecture.md, Run folder); name another --output"
             )
-        if differences := list(_differences(begun, asked)):
+        if differences := list(_differences(started, asked)):
             listed = "\n".join(f"  {name}: {old} -> {new}" for name, old, new in differences)
             raise SettingsChanged(
-                f"{self.folder} was begun with other settings:\n{listed}\n"
+                f"{self.folder} was started with other settings:\n{listed}\n"
                 "name a new folder, or go back to the first settings"
             )
 
@@ -165,6 +171,8 @@ class Journal:
         self.folder = folder
         # Segment -> highest row index in it.
         self._highest: dict[Path, int] = {}
+        # (Row, key) -> where its piece of an earlier session stands.
+        self._places: dict[tuple[int, str], tuple[Path, int]] = {}
         self._current: LineWriter | None = None
         self._num_rows = 0
         numbers = [int(match[1]) for path in self.paths(folder) if (match := self._NAME.fullmatch(path.name))]
@@ -175,17 +183,26 @@ class Journal:
         return sorted(path for path in folder.glob("journal-*.jsonl") if cls._NAME.fullmatch(path.name))
 
     def load(self, first_index: int) -> dict[int, dict[str, Any]]:
-        """Pieces of the rows from `first_index` on: row index -> key -> piece. Finished segments are dropped."""
+        """Pieces of the rows from `first_index` on: row index -> key -> piece. Finished segments are dropped.
+
+        Raises:
+            CorruptRun: a line is damaged.
+        """
         pieces: dict[int, dict[str, Any]] = {}
         for path in self.paths(self.folder):
             self._highest[path] = -1
-            for row in read_json_lines(path):
-                index = row["index"]
+            for line, (index, key, piece) in enumerate(read_json_lines(path, _journal_row), 1):
                 self._highest[path] = max(self._highest[path], index)
                 if index >= first_index:
-                    pieces.setdefault(index, {})[row["key"]] = row["piece"]
+                    pieces.setdefault(index, {})[key] = piece
+                    self._places[index, key] = path, line
         self.finish(first_index)
         return pieces
+
+    def where(self, index: int, key: str) -> str:
+        """The file and line of a piece of an earlier session."""
+        path, line = self._places[index, key]
+        return f"{path}, line {line}"
 
     def append(self, index: int, key: str, piece: Any) -> None:
         if self._current is None or self._num_rows >= self.SEGMENT_ROWS:
@@ -215,6 +232,13 @@ class Journal:
         self._current = LineWriter(path)
         self._highest[path] = -1
         self._num_rows = 0
+
+
+def _journal_row(row: Any) -> tuple[int, str, Any]:
+    index, key, piece = row["index"], row["key"], row["piece"]
+    if type(index) is not int or index < 0 or not isinstance(key, str) or piece is None:
+        raise ValueError("it needs an index from 0, a key and a piece")
+    return index, key, piece
 
 
 class LineWriter:
@@ -256,23 +280,27 @@ def repair_tail(path: Path) -> int:
     return size - keep
 
 
-def read_json_lines(path: Path) -> Iterator[Any]:
-    """Rows of a file that this package wrote.
+@overload
+def read_json_lines(path: Path) -> Iterator[Any]: ...
+@overload
+def read_json_lines(path: Path, parse: Callable[[Any], T]) -> Iterator[T]: ...
+def read_json_lines(path: Path, parse: Callable[[Any], Any] = lambda value: value) -> Iterator[Any]:
+    """What `parse` makes of each row of a file that this package wrote.
 
     Raises:
-        CorruptRun: a line is not JSON; the message has file and line.
+        CorruptRun: a line is not JSON, or `parse` cannot read it; the message has file and line.
     """
     if not path.exists():
         return
     with path.open("rb") as stream:
         for number, line in enumerate(stream, 1):
             try:
-                yield json.loads(line)
-            except ValueError:
-                raise CorruptRun(
-                    f"{path}, line {number} is damaged; a kill cannot do that (the disk, or an edit, can): "
-                    "restore the file, or begin a new run folder"
-                ) from None
+                row = parse(json.loads(line))
+            except KeyError as error:
+                raise CorruptRun.at(f"{path}, line {number}", f"{error} is missing") from None
+            except (ValueError, TypeError, RecursionError) as error:
+                raise CorruptRun.at(f"{path}, line {number}", error) from None
+            yield row
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -310,18 +338,31 @@ def finished_manifest(folder: str | Path, *, stage: str, command: str) -> dict[s
     if manifest["stage"] != stage:
         raise RunError(f"{folder} is a run of {manifest['stage']!r}; name one of `{command}`")
     if manifest.get("status") != "complete":
-        raise RunError(f"{folder} is not complete: begin `{command}` again with the same settings first")
+        raise RunError(f"{folder} is not complete: run `{command}` again with the same settings first")
     return manifest
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        raise CorruptRun.at(str(path), "it is a folder, and a file belongs there")
     try:
-        manifest = json.loads(path.read_bytes())
-        if not isinstance(manifest["settings"], dict) or not isinstance(manifest["sessions"], list):
-            raise TypeError
+        manifest = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+        kinds = {"stage": str, "settings": dict, "sessions": list}
+        if wrong := [name for name, kind in kinds.items() if not isinstance(manifest[name], kind)]:
+            raise ValueError(f"{wrong[0]!r} is no {kinds[wrong[0]].__name__}")
+        if not manifest["sessions"] or not all(isinstance(session, dict) for session in manifest["sessions"]):
+            raise ValueError("'sessions' must hold objects, at least one")
+        # It is written again: what is nested too deep for that is found now.
+        json.dumps(manifest, indent=2)
         return {"stage": manifest["stage"], **manifest}
-    except (ValueError, KeyError, TypeError):
-        raise CorruptRun(f"{path} is damaged; restore it, or begin a new run folder") from None
+    except KeyError as error:
+        raise CorruptRun.at(str(path), f"{error} is missing") from None
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CorruptRun.at(str(path), error) from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, str, str]]:

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from rprm.benchmarks.items import PRMBENCH_CLASSES, read_prmbench, read_processbench
+from rprm.benchmarks.prmbench import PRMBENCH_CLASSES, read_prmbench
+from rprm.benchmarks.processbench import read_processbench
 from rprm.errors import InputError
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from rprm.benchmarks.scores import Scores, read_scores, scores_of
+from rprm.benchmarks.tally import usage_as_dict
 from rprm.errors import BenchmarkError, InputError
 from rprm.records import Analysis, SolutionReward, StepReward
 
@@ -109,7 +110,7 @@ def test_rewards_give_scores_and_usage() -> None:
     assert scores.p_yes == {"a": (1.0, 0.5), "b": (None,)}
     assert scores.usage is not None
     # 10 + 20 + 5 + 5 + 100 + 60 = 200 tokens over 2 + 1 = 3 judged steps.
-    assert scores.usage.as_dict() == {
+    assert usage_as_dict(scores.usage) == {
         "tokens": 200,
         "tokens_per_step": pytest.approx(200 / 3),
         "steps": 3,

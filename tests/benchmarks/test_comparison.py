@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from rprm.benchmarks import comparison
 from rprm.benchmarks.comparison import Comparison, compare, exact_mcnemar
-from rprm.benchmarks.items import BenchmarkItems, PRMBenchItem, ProcessBenchItem, read_prmbench
-from rprm.benchmarks.prmbench import tally_prmbench
-from rprm.benchmarks.processbench import tally_processbench
+from rprm.benchmarks.first_errors import ProcessBenchItem, tally_processbench
+from rprm.benchmarks.items import BenchmarkItems
+from rprm.benchmarks.prmbench import PRMBenchItem, read_prmbench, tally_prmbench
 from rprm.benchmarks.scores import Scores, read_scores
 from rprm.errors import BenchmarkError, MissingPredictions
 from rprm.records import Solution
@@ -115,7 +115,7 @@ def test_pairing_makes_the_interval_narrow() -> None:
     other[right.index(False)] = True
     items = items_of(100, 100)
     first, second = (tally_processbench(items, scores_that_are(items, one)) for one in (right, other))
-    alone = first.figures(500, 0)[0]["average.f1"]
+    alone = first.with_intervals(500, 0)[0]["average.f1"]
     paired = compare(first, second, num_resamples=500).differences["average.f1"]
     assert alone.low is not None
     assert alone.high is not None

@@ -7,11 +7,10 @@ import asyncio
 import pytest
 
 from rprm.api import RPRM
-from rprm.benchmarks import LastStepRewarder, StepItems, compare, measure_steps, step_scores, tally_steps
-from rprm.benchmarks.labelled_steps import StepScoresWithForm
+from rprm.benchmarks import StepItems, compare, measure_steps, step_scores, tally_steps
 from rprm.benchmarks.scores import Scores
 from rprm.engines.scripted import ScriptedEngine, ScriptedReply
-from rprm.errors import BenchmarkError, MissingPredictions
+from rprm.errors import BenchmarkError, InputError, MissingPredictions
 from rprm.prompts.template import Prompt
 from rprm.records import LabelledStep
 from rprm.rewarders.batch import Totals, judge_source
@@ -23,8 +22,8 @@ def step(number: int, label: bool, source: str | None = None) -> LabelledStep:
     )
 
 
-def scored(**p_yes: float | None) -> StepScoresWithForm:
-    return StepScoresWithForm(Scores({name: (value,) for name, value in p_yes.items()}), {})
+def scored(**p_yes: float | None) -> Scores:
+    return Scores({name: (value,) for name, value in p_yes.items()})
 
 
 ITEMS = StepItems(
@@ -56,6 +55,12 @@ def test_missing_scores_are_named_or_counted_as_wrong() -> None:
     assert measured.figures["f1"].value == 0.0
     assert measured.missing == ("s3", "s4")
     assert measured.total_coverage.percent == 60.0
+
+
+def test_a_step_has_one_score() -> None:
+    for p_yes in ((), (0.9, 0.1)):
+        with pytest.raises(InputError, match=r"1 items .*: s1 "):
+            measure_steps(ITEMS, Scores({**scored(s0=0.9, s2=0.9, s3=0.9, s4=0.9).p_yes, "s1": p_yes}))
 
 
 def test_a_side_without_steps_is_undefined() -> None:
@@ -93,7 +98,7 @@ def test_only_the_last_step_is_judged_and_its_form_counted() -> None:
     callbacks = Callbacks(on_result=lambda solution, result: results.append(result))
     rows = [step(0, True), step(1, True), step(2, False), step(3, False)]
     items = StepItems(tuple(rows))
-    totals = asyncio.run(judge_source(LastStepRewarder(judge), items.solutions, callbacks=callbacks))
+    totals = asyncio.run(judge_source(judge, items.solutions, last_step=True, callbacks=callbacks))
     assert isinstance(totals, Totals)
     assert len(asked) == 12
     assert all(text.count("Step 2: Two.") == 1 for text in asked)
@@ -103,5 +108,5 @@ def test_only_the_last_step_is_judged_and_its_form_counted() -> None:
     # 8 of 12 analyses reached a verdict.
     assert measured.figures["wellformed"].value == pytest.approx(100 * 8 / 12)
     assert measured.usage is not None
-    assert measured.usage.num_tokens == 120
-    assert measured.usage.num_without_verdict == 4
+    assert measured.usage.num_generated_tokens == 120
+    assert measured.usage.num_analyses_without_verdict == 4

@@ -20,12 +20,12 @@ from rprm.benchmarks import (
     tally_processbench,
     threshold_curve,
 )
-from rprm.benchmarks.items import PRMBENCH_CLASSES, PROCESSBENCH_SUBSETS
-from rprm.benchmarks.labelled_steps import StepScoresWithForm
-from rprm.benchmarks.scores import Usage
+from rprm.benchmarks.first_errors import PROCESSBENCH_SUBSETS
+from rprm.benchmarks.prmbench import PRMBENCH_CLASSES
 from rprm.reading import Rejected
 from rprm.records import LabelledStep, Solution
-from rprm.report.measures import comparison_table, curve_table, held_out_table, measurement_table
+from rprm.report.measures import comparison_table, measurement_table, result_table
+from rprm.rewarders.batch import Totals
 
 
 def shown(table: Any, width: int = 200) -> str:
@@ -88,7 +88,7 @@ def test_80_columns_hold_every_table_with_nothing_cut() -> None:
             for n in range(100)
         )
     )
-    judged = StepScoresWithForm(Scores({one.id: (draw.random(),) for one in steps.items}), {})
+    judged = Scores({one.id: (draw.random(),) for one in steps.items})
     runs = ("runs/processbench-r-prm-7b", "runs/processbench-qwen-prm-7b")
     tallies = [tally_processbench(bench, scores(bench)) for _ in runs]
     for table in (
@@ -109,8 +109,12 @@ def test_what_is_missing_is_said() -> None:
     p_yes = {**scores.p_yes, "math-1": (None, 0.3), "elsewhere-1": (0.5,)}
     del p_yes["math-0"]
     items = BenchmarkItems(items.items, rejected=(Rejected(file="f", line=1, reason="r", text="t"),) * 2)
-    usage = Usage(
-        num_tokens=12_345, num_steps=79, num_uncovered=1, num_analyses=790, num_without_verdict=13, num_forced=0
+    usage = Totals(
+        num_generated_tokens=12_345,
+        num_steps_judged=79,
+        num_steps_uncovered=1,
+        num_analyses=790,
+        num_analyses_without_verdict=13,
     )
     measured = measure_processbench(items, Scores(p_yes, usage=usage), allow_missing=True, num_resamples=50)
     text = shown(measurement_table(measured))
@@ -165,7 +169,7 @@ def test_prmbench() -> None:
 def test_curve_marks_the_best_and_warns() -> None:
     items, scores = processbench()
     curve = threshold_curve(items, Scores({key: (0.9, min(p_yes[1], 0.42)) for key, p_yes in scores.p_yes.items()}))
-    text = shown(curve_table(curve))
+    text = shown(result_table(curve.table()))
     # All right from 0.31 to 0.42; of these the nearest to 0.5 is marked, and shown though it is no multiple of 0.05.
     assert line(text, "0.42") == ["0.42", "100.0", "100.0"]
     assert line(text, "0.3 ") == ["0.3", "0.0", "0.0"]
@@ -174,7 +178,7 @@ def test_curve_marks_the_best_and_warns() -> None:
 
 
 def test_held_out() -> None:
-    text = shown(held_out_table(measure_held_out(*processbench(), num_resamples=5)))
+    text = shown(result_table(measure_held_out(*processbench(), num_resamples=5).table()))
     assert line(text, "average")[:2] == ["average", "100.0"]
     assert "items predicted at 0.5 and" in text
 

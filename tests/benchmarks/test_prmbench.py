@@ -10,8 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rprm.benchmarks.items import PRMBENCH_CLASSES, PRMBENCH_GROUPS, BenchmarkItems, PRMBenchItem, read_prmbench
-from rprm.benchmarks.prmbench import measure_prmbench, without_step_numbers
+from rprm.benchmarks.items import BenchmarkItems
+from rprm.benchmarks.prmbench import (
+    PRMBENCH_CLASSES,
+    PRMBENCH_GROUPS,
+    PRMBenchItem,
+    measure_prmbench,
+    read_prmbench,
+    without_step_numbers,
+)
 from rprm.benchmarks.scores import Scores, StepScores, read_scores
 from rprm.errors import BenchmarkError, InputError, MissingPredictions
 from rprm.reading import SourceInfo

@@ -10,12 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rprm.benchmarks.items import BenchmarkItems, ProcessBenchItem, read_processbench
-from rprm.benchmarks.processbench import (
-    measure_held_out,
-    measure_processbench,
-    threshold_curve,
-)
+from rprm.benchmarks.first_errors import ProcessBenchItem, measure_held_out, threshold_curve
+from rprm.benchmarks.items import BenchmarkItems
+from rprm.benchmarks.processbench import measure_processbench, read_processbench
 from rprm.benchmarks.scores import Scores, StepScores
 from rprm.errors import BenchmarkError, InputError, MissingPredictions
 from rprm.reading import Rejected

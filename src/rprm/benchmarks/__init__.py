@@ -1,46 +1,57 @@
-"""ProcessBench and PRMBench: items in, figures with intervals out.
+"""ProcessBench, PRMBench and labelled steps: items in, figures with intervals out.
 
 Read the items, judge their solutions (or read scores made elsewhere), measure, compare:
 
     items = read_processbench("data/processbench")
     scores = read_scores("scores.jsonl")
     print(measure_processbench(items, scores).figures["average.f1"])
+
+A new benchmark is a file with one `Benchmark` record.
 """
 
+from rprm.benchmarks.benchmark import Benchmark, Flag, FurtherResult
 from rprm.benchmarks.bootstrap import resampled_sums
 from rprm.benchmarks.comparison import Comparison, compare
-from rprm.benchmarks.items import BenchmarkItems, PRMBenchItem, ProcessBenchItem, read_prmbench, read_processbench
-from rprm.benchmarks.labelled_steps import LastStepRewarder, StepItems, measure_steps, step_scores, tally_steps
-from rprm.benchmarks.mathematics import MathematicsItem, read_mathematics
-from rprm.benchmarks.prmbench import measure_prmbench, tally_prmbench
-from rprm.benchmarks.processbench import (
+from rprm.benchmarks.first_errors import (
     HeldOut,
+    ProcessBenchItem,
     ThresholdCurve,
     measure_held_out,
-    measure_processbench,
     tally_processbench,
     threshold_curve,
 )
-from rprm.benchmarks.scores import Scores, Usage, read_scores, scores_of
-from rprm.benchmarks.tally import Coverage, Figure, Measurement, Tally
+from rprm.benchmarks.items import BenchmarkItem, BenchmarkItems
+from rprm.benchmarks.labelled_steps import StepItems, measure_steps, step_scores, tally_steps
+from rprm.benchmarks.mathematics import MathematicsItem, read_mathematics
+from rprm.benchmarks.prmbench import PRMBENCH, PRMBenchItem, measure_prmbench, read_prmbench, tally_prmbench
+from rprm.benchmarks.processbench import PROCESSBENCH, measure_processbench, read_processbench
+from rprm.benchmarks.scores import Scores, read_scores, scores_of
+from rprm.benchmarks.tally import Coverage, Figure, Measurement, ResultTable, TableLine, Tally, measure
 
 __all__ = [
+    "PRMBENCH",
+    "PROCESSBENCH",
+    "Benchmark",
+    "BenchmarkItem",
     "BenchmarkItems",
     "Comparison",
     "Coverage",
     "Figure",
+    "Flag",
+    "FurtherResult",
     "HeldOut",
-    "LastStepRewarder",
     "MathematicsItem",
     "Measurement",
     "PRMBenchItem",
     "ProcessBenchItem",
+    "ResultTable",
     "Scores",
     "StepItems",
+    "TableLine",
     "Tally",
     "ThresholdCurve",
-    "Usage",
     "compare",
+    "measure",
     "measure_held_out",
     "measure_prmbench",
     "measure_processbench",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -28,8 +28,7 @@ class Comparison:
     """The second run against the first.
 
     Attributes:
-        headline: the figure of the test (`average.f1`, `overall`).
-        first, second: the runs' figures in percent; None where undefined.
+        tallies: the two runs.
         differences: second minus first, in points, with 95% intervals by the paired bootstrap.
         p_value: two-sided, of the paired permutation test: how often a difference in the headline at least as large
             arises when each item's two predictions are swapped at random. None where the headline is undefined.
@@ -38,15 +37,9 @@ class Comparison:
             FN).
         only_first_right, only_second_right: items that one run alone predicts right (ProcessBench; None for PRMBench).
         mcnemar_p: two-sided exact McNemar test on these (ProcessBench; None for PRMBench).
-        missing: per run, ids counted as wrong for want of a prediction.
-        num_unjudged: per run, items of ProcessBench whose first error is not known, the missing ones too.
     """
 
-    benchmark: str
-    headline: str
-    num_items: int
-    first: Mapping[str, float | None]
-    second: Mapping[str, float | None]
+    tallies: tuple[Tally, Tally]
     differences: Mapping[str, Figure]
     undefined_resamples: Mapping[str, int]
     p_value: float | None
@@ -56,20 +49,38 @@ class Comparison:
     only_first_right: int | None
     only_second_right: int | None
     mcnemar_p: float | None
-    missing: tuple[tuple[str, ...], tuple[str, ...]]
-    num_unjudged: tuple[int, int]
-    thresholds: tuple[float, float]
     num_resamples: int
     seed: int
 
+    @property
+    def headline(self) -> str:
+        return self.tallies[0].headline
+
+    @property
+    def first(self) -> dict[str, float | None]:
+        """The first run's figures in percent; None where undefined."""
+        return _values(self.tallies[0])
+
+    @property
+    def second(self) -> dict[str, float | None]:
+        return _values(self.tallies[1])
+
+    @property
+    def missing(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Of each run the ids counted as wrong for want of a prediction."""
+        return self.tallies[0].missing, self.tallies[1].missing
+
     def as_dict(self) -> dict[str, Any]:
         """One JSON object."""
+
+        def of_each(read: Callable[[Tally], Any]) -> dict[str, Any]:
+            return {"first": read(self.tallies[0]), "second": read(self.tallies[1])}
+
         return {
-            "benchmark": self.benchmark,
-            "items": self.num_items,
+            "benchmark": self.tallies[0].benchmark,
+            "items": len(self.tallies[0].ids),
             "headline": self.headline,
-            "first": nested(self.first),
-            "second": nested(self.second),
+            **of_each(lambda tally: nested(_values(tally))),
             "difference": nested({name: figure.as_dict() for name, figure in self.differences.items()}),
             "p_value": self.p_value,
             "permutations": self.num_permutations,
@@ -78,13 +89,17 @@ class Comparison:
             "only_first_right": self.only_first_right,
             "only_second_right": self.only_second_right,
             "mcnemar_p": self.mcnemar_p,
-            "missing_items": {"first": list(self.missing[0]), "second": list(self.missing[1])},
-            "unjudged": {"first": self.num_unjudged[0], "second": self.num_unjudged[1]},
-            "thresholds": {"first": self.thresholds[0], "second": self.thresholds[1]},
+            "missing_items": of_each(lambda tally: list(tally.missing)),
+            "unjudged": of_each(lambda tally: tally.total_coverage.num_unjudged),
+            "thresholds": of_each(lambda tally: tally.threshold),
             "resamples": self.num_resamples,
             "undefined_resamples": dict(self.undefined_resamples),
             "seed": self.seed,
         }
+
+
+def _values(tally: Tally) -> dict[str, float | None]:
+    return {name: optional(value) for name, value in zip(tally.figure_names, tally.values, strict=True)}
 
 
 def compare(
@@ -95,7 +110,7 @@ def compare(
     num_permutations: int = DEFAULT_PERMUTATIONS,
     seed: int = 0,
 ) -> Comparison:
-    """Compare two runs on the same items (`tally_processbench` or `tally_prmbench` of each).
+    """Compare two runs on the same items.
 
     The permutation test holds that, were the runs equally good, either could have made either prediction of an item
     (Good 2005, chapter 3): each item's pair is swapped with probability 1/2, and the observed arrangement counts as one
@@ -110,7 +125,7 @@ def compare(
         raise BenchmarkError(f"a run on {first.benchmark} cannot be compared with one on {second.benchmark}")
     if first.ids != second.ids:
         raise BenchmarkError("the runs are not on the same items; read the items once, and tally both runs on them")
-    names, width = first.figure_names, first.counts.shape[1]
+    width = first.counts.shape[1]
     paired = np.concatenate([first.counts, second.counts], axis=1)
     resampled = np.concatenate(
         [
@@ -118,20 +133,16 @@ def compare(
             for sums in resampled_sums(paired, first.strata, num_resamples=num_resamples, seed=seed)
         ]
     )
-    differences, undefined = named_figures(names, second.values - first.values, resampled)
+    differences, undefined = named_figures(first.figure_names, second.values - first.values, resampled)
     discordant = (first.outcomes != second.outcomes).any(axis=1)
     p_value, num_tried, exact = _permutation_test(first, second, discordant, num_permutations, seed)
     only_first = only_second = mcnemar_p = None
-    if first.benchmark == "processbench":
+    if first.tests_items:
         only_first = int((first.outcomes > second.outcomes).sum())
         only_second = int((first.outcomes < second.outcomes).sum())
         mcnemar_p = exact_mcnemar(only_first, only_second)
     return Comparison(
-        benchmark=first.benchmark,
-        headline=first.headline,
-        num_items=len(first.ids),
-        first={name: optional(value) for name, value in zip(names, first.values, strict=True)},
-        second={name: optional(value) for name, value in zip(names, second.values, strict=True)},
+        tallies=(first, second),
         differences=differences,
         undefined_resamples=undefined,
         p_value=p_value,
@@ -141,9 +152,6 @@ def compare(
         only_first_right=only_first,
         only_second_right=only_second,
         mcnemar_p=mcnemar_p,
-        missing=(first.missing, second.missing),
-        num_unjudged=(first.num_unjudged, second.num_unjudged),
-        thresholds=(first.threshold, second.threshold),
         num_resamples=num_resamples,
         seed=seed,
     )

@@ -1,22 +1,23 @@
 """What every benchmark is measured from: per-item counts, and the figures that their sums give.
 
-A benchmark lays down, for each item, a row of counts such that every figure is a function of the rows' sum. Figures,
+A benchmark makes a row of counts of each item, such that every figure is a function of the rows' sum. Figures,
 bootstrap intervals and paired tests then need nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rprm.benchmarks.bootstrap import DEFAULT_RESAMPLES, percentile_intervals, resampled_sums
-from rprm.benchmarks.scores import Scores, Usage
+from rprm.benchmarks.items import BenchmarkItems
+from rprm.benchmarks.scores import Scores
 from rprm.errors import InputError, MissingPredictions
-from rprm.reading import Rejected, SourceInfo
+from rprm.rewarders.batch import Totals
 
 Floats = NDArray[np.float64]
 
@@ -29,11 +30,11 @@ class Figure:
     """A figure in percent with its 95% bootstrap interval; None where undefined."""
 
     value: float | None
-    low: float | None
-    high: float | None
+    low: float | None = None
+    high: float | None = None
 
     def as_dict(self) -> dict[str, float | None]:
-        return {"value": self.value, "low": self.low, "high": self.high}
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +48,10 @@ class Coverage:
         num_unjudged: ProcessBench: items whose first error is not known, since a step up to there has no score.
     """
 
-    num_items: int
-    num_missing: int
-    steps_needed: int
-    steps_scored: int
+    num_items: int = 0
+    num_missing: int = 0
+    steps_needed: int = 0
+    steps_scored: int = 0
     num_unjudged: int = 0
 
     @property
@@ -77,12 +78,31 @@ class Coverage:
         }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
+class TableLine:
+    """A line of a table: its name and cells, and rich's style."""
+
+    name: str
+    cells: Sequence[str | Figure]
+    style: str = ""
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """A table to show; a line that is None ends a section, `notes` are the sentences below the table."""
+
+    title: str
+    columns: Sequence[str]
+    lines: Sequence[TableLine | None]
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Tally:
     """A run's predictions on a benchmark, counted item by item.
 
     Attributes:
-        benchmark: "processbench" or "prmbench".
+        benchmark: its name.
         threshold: below it a step is called wrong.
         ids: the items, N of them.
         strata: (N,) the subset or class of each item. Resampling is done within each.
@@ -92,8 +112,10 @@ class Tally:
         figures_of: sums of counts (..., C) -> figures in percent (..., F), NaN where undefined.
         headline: the name of the figure that runs are compared by.
         coverage: by stratum.
+        layout: the table of a measurement.
         missing: ids of the items that are counted as wrong for want of a prediction.
         notes: what a reader of the figures must know, in sentences.
+        tests_items: outcomes say of each item whether it is predicted right, and runs are compared by McNemar's test.
     """
 
     benchmark: str
@@ -106,19 +128,21 @@ class Tally:
     figures_of: Callable[[Floats], Floats]
     headline: str
     coverage: Mapping[str, Coverage]
+    layout: Callable[[Measurement], ResultTable]
     missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    tests_items: bool = False
 
     @property
-    def num_unjudged(self) -> int:
-        return sum(coverage.num_unjudged for coverage in self.coverage.values())
+    def total_coverage(self) -> Coverage:
+        return sum(self.coverage.values(), Coverage())
 
     @property
     def values(self) -> Floats:
         """(F,) the figures themselves."""
         return self.figures_of(self.counts.sum(axis=0))
 
-    def figures(self, num_resamples: int, seed: int) -> tuple[dict[str, Figure], dict[str, int]]:
+    def with_intervals(self, num_resamples: int, seed: int) -> tuple[dict[str, Figure], dict[str, int]]:
         """Figures by name with their intervals, and how many resamples left a figure undefined (0 not listed)."""
         sums = resampled_sums(self.counts, self.strata, num_resamples=num_resamples, seed=seed)
         resampled = np.concatenate([self.figures_of(chunk) for chunk in sums])
@@ -132,7 +156,7 @@ def named_figures(names: Sequence[str], values: Floats, resampled: Floats) -> tu
     undefined = {}
     for index, name in enumerate(names):
         if np.isnan(values[index]):
-            figures[name] = Figure(None, None, None)
+            figures[name] = Figure(None)
             continue
         figures[name] = Figure(float(values[index]), optional(low[index]), optional(high[index]))
         if num_undefined[index]:
@@ -145,41 +169,29 @@ def optional(value: np.float64 | float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """The figures of one run on one benchmark.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Measurement(Tally):
+    """A tally with its figures: one run on one benchmark.
 
     Attributes:
         figures: by name, in percent, under the benchmark's own names; a dot nests (`math.f1`, `clean.overall`).
-        coverage: by subset or class.
-        missing: ids of the items that are counted as wrong for want of a prediction.
         num_rejected: rows of the benchmark that could not be used.
         num_unused: scored items that are not among the benchmark's items.
         undefined_resamples: figure -> number of resamples in which it was undefined; they are left out of its interval.
         sources: where the items came from: (name, hash of the file or revision on the hub).
         usage: what judging cost, None where scores came from a file.
-        notes: what a reader of the figures must know, in sentences.
         repeated: ids that were scored twice, of which the first was taken (PRMBench).
     """
 
-    benchmark: str
-    threshold: float
     figures: Mapping[str, Figure]
-    coverage: Mapping[str, Coverage]
-    missing: tuple[str, ...]
     num_rejected: int
     num_unused: int
     num_resamples: int
     seed: int
     undefined_resamples: Mapping[str, int]
-    sources: tuple[tuple[str, str], ...] = ()
-    usage: Usage | None = None
-    notes: tuple[str, ...] = ()
-    repeated: tuple[str, ...] = ()
-
-    @property
-    def total_coverage(self) -> Coverage:
-        return sum(self.coverage.values(), Coverage(0, 0, 0, 0))
+    sources: tuple[tuple[str, str], ...]
+    usage: Totals | None
+    repeated: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """One JSON object."""
@@ -196,45 +208,49 @@ class Measurement:
             "resamples": self.num_resamples,
             "undefined_resamples": dict(self.undefined_resamples),
             "seed": self.seed,
-            "usage": None if self.usage is None else self.usage.as_dict(),
+            "usage": None if self.usage is None else usage_as_dict(self.usage),
             "data": [{"name": name, "digest": digest} for name, digest in self.sources],
             "notes": list(self.notes),
         }
 
 
-class _HasId(Protocol):
-    @property
-    def id(self) -> str: ...
+def usage_as_dict(usage: Totals) -> dict[str, Any]:
+    """What judging cost, and what it failed to reach; steps after an exit at the first error are not counted."""
+    tokens, steps = usage.num_generated_tokens, usage.num_steps_judged
+    return {
+        "tokens": tokens,
+        "tokens_per_step": tokens / steps if steps else None,
+        "steps": steps,
+        "uncovered_steps": usage.num_steps_uncovered,
+        "analyses": usage.num_analyses,
+        "analyses_without_verdict": usage.num_analyses_without_verdict,
+        "analyses_forced": usage.num_analyses_forced,
+    }
 
 
-class MeasuredItems(Protocol):
-    """The items of any benchmark, and what became of the other rows."""
-
-    @property
-    def items(self) -> Sequence[_HasId]: ...
-    @property
-    def rejected(self) -> Sequence[Rejected]: ...
-    @property
-    def sources(self) -> Sequence[SourceInfo]: ...
-
-
-def measurement(
-    tally: Tally,
-    items: MeasuredItems,
+def measure(
+    tally: Callable[..., Tally],
+    items: BenchmarkItems[Any],
     scores: Scores,
     *,
     num_resamples: int = DEFAULT_RESAMPLES,
     seed: int = 0,
+    **options: Any,
 ) -> Measurement:
-    """Put figures and intervals on a tally of `items` and `scores`."""
-    figures, undefined = tally.figures(num_resamples, seed)
+    """Measure a run: the figures of a benchmark's tally, with intervals.
+
+    Args:
+        tally: of the benchmark; it says what the figures are, and what it raises.
+        items, scores, options: its arguments.
+        num_resamples: for the intervals. Items are drawn within each subset or class.
+        seed: of the resamples.
+    """
+    counted = tally(items, scores, **options)
+    figures, undefined = counted.with_intervals(num_resamples, seed)
     known = {item.id for item in items.items}
     return Measurement(
-        benchmark=tally.benchmark,
-        threshold=tally.threshold,
+        **vars(counted),
         figures=figures,
-        coverage=tally.coverage,
-        missing=tally.missing,
         num_rejected=len(items.rejected),
         num_unused=sum(identifier not in known for identifier in scores.p_yes),
         num_resamples=num_resamples,
@@ -242,7 +258,6 @@ def measurement(
         undefined_resamples=undefined,
         sources=tuple((source.name, source.digest) for source in items.sources),
         usage=scores.usage,
-        notes=tally.notes,
         repeated=scores.repeated,
     )
 

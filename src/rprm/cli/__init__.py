@@ -1,6 +1,6 @@
 """The command line: each command parses, calls and prints.
 
-Exit codes: 0 done; 1 an error, told in one message; 2 a command that does not parse; 3 done, but some input rows were
+Exit codes: 0 done; 1 an error, in one message; 2 a command that does not parse; 3 done, but some input rows were
 rejected; 130 interrupted.
 """
 
@@ -36,7 +36,7 @@ def main() -> None:
         print(f"rprm: {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("rprm: interrupted; the same command with the same --output goes on from here", file=sys.stderr)
+        print("rprm: interrupted; the same command with the same --output resumes from here", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         # The reader of standard output has gone (`| head`): that is no error.

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rprm.cli.bench import Resamples, plain_console, print_json
-from rprm.cli.judge import Output, Seed
+from rprm.cli.judge import Seed
+from rprm.cli.options import Output
 from rprm.cli.search import (
     Data,
     Json,

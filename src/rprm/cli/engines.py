@@ -24,25 +24,23 @@ def check(
 ) -> None:
     """Try what a model's engine supports: log-probabilities, seeds, prefix sharing, continued replies and more."""
     import asyncio
+    from json import dumps
 
-    report = asyncio.run(_check(spec))
-    if json:
-        from json import dumps
-
-        print(dumps(report.as_dict(), ensure_ascii=False))
-    else:
-        _print(report)
-
-
-async def _check(spec: str) -> EngineReport:
     from rprm.engines import load_engine
     from rprm.engines.check import check_engine
 
-    engine = load_engine(spec)
-    try:
-        return await check_engine(engine)
-    finally:
-        await engine.aclose()
+    async def checked() -> EngineReport:
+        engine = load_engine(spec)
+        try:
+            return await check_engine(engine)
+        finally:
+            await engine.aclose()
+
+    report = asyncio.run(checked())
+    if json:
+        print(dumps(report.as_dict(), ensure_ascii=False))
+    else:
+        _print(report)
 
 
 def _print(report: EngineReport) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from rprm.cli.options import FirstErrorOptions, Output, ProcedureName, StoppingName, asked, with_options  # noqa: F401
+from rprm.cli.options import FirstErrorOptions, Output, with_options
 
 if TYPE_CHECKING:
     from rprm.jobs import Callbacks
@@ -40,40 +40,11 @@ Model = Annotated[
 NumAnalyses = Annotated[
     int | None, typer.Option("-k", "--num-analyses", help="Most analyses a step gets (the paper's K).  [default: 10]")
 ]
-Threshold = Annotated[
-    float | None,
-    typer.Option(help="A step whose reward is below it is called wrong.  [default: 0.5, or the embedded model's own]"),
-]
-StoppingOption = Annotated[
-    StoppingName | None,
-    typer.Option("--stopping", help="Early stopping within a step; exact changes no decision.  [default: exact]"),
-]
-Confidence = Annotated[float, typer.Option(help="For --stopping confident: how probable a decision must be.")]
-FirstErrorExit = Annotated[
-    bool | None,
-    typer.Option("--first-error-exit/--all-steps", help="Stop at the first step called wrong.  [default: stop]"),
-]
 ForceVerdict = Annotated[
     bool | None,
     typer.Option(
         "--force-verdict/--no-force-verdict",
         help="Where an analysis ends without a verdict, ask for one.  [default: no]",
-    ),
-]
-Ask = Annotated[
-    str | None,
-    typer.Option(
-        "--ask",
-        metavar="TEXT|FILE",
-        help="What an analysis without a verdict is asked, in place of the prompt's marker; implies --force-verdict.",
-    ),
-]
-ProcedureOption = Annotated[
-    ProcedureName,
-    typer.Option(
-        "--procedure",
-        help="published: as the published code judges, to compare with: every analysis of every step, P(Yes) in a "
-        "second pass from two token ids, a verdict asked for where there is none.",
     ),
 ]
 PromptOption = Annotated[
@@ -147,12 +118,12 @@ def judge(
         totals = run_judge(
             rewarder,
             rows if limit is None else islice(rows, limit),
-            info,
-            num_solutions=info.num_rows if limit is None else limit,
+            info.num_rows if limit is None else limit,
+            show,
+            source=info,
             output=output,
             settings={} if limit is None else {"limit": limit},
             strict=strict,
-            on_result=show,
         )
     if not json:
         console.print(render_totals(totals, output))
@@ -210,22 +181,17 @@ def opened_source(name: str) -> Iterator[tuple[Source, SourceInfo]]:
 def run_judge(
     rewarder: StepRewarder,
     rows: Iterable[Solution | Rejected],
-    info: SourceInfo,
-    *,
-    num_solutions: int | None,
-    output: Path | None,
-    settings: dict[str, Any],
-    strict: bool,
+    num_rows: int | None,
     on_result: Callable[[Solution, SolutionReward], object],
+    *,
     noun: str = "solutions",
+    **options: Any,
 ) -> Totals:
-    """Judge rows behind a progress line on standard error; see `judge_source`."""
+    """Judge rows behind a progress line on standard error, with the options of `judge_source`."""
     from rprm.cli.progress import run_behind_progress
     from rprm.rewarders.batch import judge_source
 
     def work(callbacks: Callbacks) -> Awaitable[Totals]:
-        return judge_source(
-            rewarder, rows, source=info, output=output, settings=settings, strict=strict, callbacks=callbacks
-        )
+        return judge_source(rewarder, rows, callbacks=callbacks, **options)
 
-    return run_behind_progress(work, rewarder.aclose, num_solutions, on_result, noun=noun)
+    return run_behind_progress(work, rewarder.aclose, num_rows, on_result, noun=noun)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import StrEnum
 from functools import wraps
 from pathlib import Path
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 def with_options(command: Callable[..., T]) -> Callable[..., T]:
     """A command whose parameters that are dataclasses are options: one for each field, of its type and default."""
-    groups: dict[str, type] = {}
+    groups: dict[str, Any] = {}
     parameters: list[inspect.Parameter] = []
     hints = get_type_hints(command, include_extras=True)
     for parameter in inspect.signature(command).parameters.values():
@@ -34,7 +34,12 @@ def with_options(command: Callable[..., T]) -> Callable[..., T]:
         groups[parameter.name] = kind
         types = get_type_hints(kind, include_extras=True)
         parameters += [
-            inspect.Parameter(field.name, parameter.KEYWORD_ONLY, default=field.default, annotation=types[field.name])
+            inspect.Parameter(
+                field.name,
+                parameter.KEYWORD_ONLY,
+                default=parameter.empty if field.default is MISSING else field.default,
+                annotation=types[field.name],
+            )
             for field in fields(kind)
         ]
 
@@ -45,7 +50,7 @@ def with_options(command: Callable[..., T]) -> Callable[..., T]:
         return command(**values)
 
     # What typer reads; `wraps` would lead it to the command's own.
-    del run.__wrapped__  # type: ignore[attr-defined]
+    del run.__wrapped__
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
@@ -64,7 +69,9 @@ class ProcedureName(StrEnum):
 
 Output = Annotated[
     Path | None,
-    typer.Option("--output", "-o", help="Run folder: results are kept there, and a killed run goes on from there."),
+    typer.Option(
+        "--output", "-o", help="Run folder: results are kept there, and the same command resumes a killed run."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
@@ -97,12 +104,13 @@ class AnalysisOptions:
     max_tokens: Annotated[int | None, typer.Option(help="Longest analysis, in tokens.  [default: 4096]")] = None
     seed: Annotated[int, typer.Option(help="Seed of the whole run.")] = 0
 
-    def rewarder(self, model: str, *, in_full: bool = False) -> StepRewarder:
+    def rewarder(self, model: str, *, in_full: bool = False, **fixed: Any) -> StepRewarder:
         """What rewards steps.
 
         Args:
             model: its spec.
             in_full: every reward in full, as `RPRM.score` gives it.
+            fixed: options of `load_rewarder` that the command decides.
 
         Raises:
             InputError: `in_full` or the published procedure, and early stopping.
@@ -111,7 +119,7 @@ class AnalysisOptions:
         from rprm.errors import InputError
         from rprm.rewarders import load_rewarder
 
-        options = {field.name: getattr(self, field.name) for field in fields(self)}
+        options = {field.name: getattr(self, field.name) for field in fields(self)} | fixed
         procedure = options.pop("procedure", ProcedureName.lean)
         if (in_full or procedure != ProcedureName.lean) and (
             options.get("stopping") not in (None, StoppingName.none) or options.get("first_error_exit")

@@ -1,11 +1,10 @@
-"""The progress line of a judge, on standard error."""
+"""The progress line of a run, on standard error."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
@@ -20,69 +19,61 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-@contextmanager
-def progress_line(
-    num_rows: int | None,
-    on_result: Callable[[Any, Any], object],
-    *,
-    noun: str = "solutions",
-    activity: str = "judging",
-) -> Iterator[Callbacks]:
+class ProgressLine(Callbacks):
     """Rows, steps, tokens a second and time left, on a terminal; nothing where standard error is none.
 
     Args:
         num_rows: total, None where it is not known.
-        on_result: called for each result; what it prints stands above the line.
+        show: called for each result; what it prints stands above the line.
         noun: what the rows are.
         activity: what is done with them.
     """
-    console = Console(stderr=True, highlight=False)
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn(f"{noun}  {{task.fields[steps]}}  {{task.fields[speed]}}"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-        # Results go to standard output: through the line when that is this terminal too, past it when it is a file.
-        redirect_stdout=sys.stdout.isatty(),
-    )
-    task = progress.add_task("loading the model", total=num_rows, steps="", speed="")
-    num_steps = num_tokens = num_before = 0
-    begun = False
 
-    def paid(piece: Any) -> None:
-        nonlocal num_tokens, begun
-        if not begun:
+    def __init__(self, num_rows: int | None, show: Callable[[Any, Any], object], noun: str, activity: str) -> None:
+        super().__init__(self._finished, self._rejected, self._paid, self._resumed)
+        self._show, self._noun, self._activity = show, noun, activity
+        self._console = Console(stderr=True, highlight=False)
+        self.line = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn(f"{noun}  {{task.fields[steps]}}  {{task.fields[speed]}}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+            # Results go to standard output: through the line when that is this terminal too, past it otherwise.
+            redirect_stdout=sys.stdout.isatty(),
+        )
+        self._task = self.line.add_task("loading the model", total=num_rows, steps="", speed="")
+        self._num_steps = self._num_tokens = self._num_before = 0
+        self._is_timed = False
+
+    def _paid(self, piece: Any) -> None:
+        if not self._is_timed:
             # Time begins with the first piece: loading the model says nothing about the pace.
-            progress.reset(task, description=activity, completed=num_before)
-            begun = True
+            self.line.reset(self._task, description=self._activity, completed=self._num_before)
+            self._is_timed = True
         # A classifier's scores have none.
-        num_tokens += piece["num_tokens"] if isinstance(piece, dict) else 0
-        elapsed = progress.tasks[0].elapsed or 0.0
-        progress.update(task, speed=f"{num_tokens / elapsed:,.0f} tokens/s" if elapsed > 0 and num_tokens else "")
+        self._num_tokens += piece["num_tokens"] if isinstance(piece, dict) else 0
+        elapsed = self.line.tasks[0].elapsed or 0.0
+        speed = f"{self._num_tokens / elapsed:,.0f} tokens/s" if elapsed > 0 and self._num_tokens else ""
+        self.line.update(self._task, speed=speed)
 
-    def finished(row: Any, result: Any) -> None:
-        nonlocal num_steps
+    def _finished(self, row: Any, result: Any) -> None:
         if isinstance(result, SolutionReward):
-            num_steps += len(result.steps)
-            progress.update(task, steps=f"{num_steps} steps")
-        progress.update(task, advance=1)
-        on_result(row, result)
+            self._num_steps += len(result.steps)
+            self.line.update(self._task, steps=f"{self._num_steps} steps")
+        self.line.update(self._task, advance=1)
+        self._show(row, result)
 
-    def rejected(row: Rejected) -> None:
-        console.print(f"rejected: {row.file}, line {row.line}: {row.reason}", style="yellow", markup=False)
+    def _rejected(self, row: Rejected) -> None:
+        self._console.print(f"rejected: {row.file}, line {row.line}: {row.reason}", style="yellow", markup=False)
 
-    def resumed(num_finished: int) -> None:
-        nonlocal num_before
-        num_before = num_finished
+    def _resumed(self, num_finished: int) -> None:
+        self._num_before = num_finished
         if num_finished:
-            console.print(f"going on: {num_finished} {noun} were finished before", style="dim")
-
-    with progress:
-        yield Callbacks(on_result=finished, on_rejected=rejected, on_piece=paid, on_resumed=resumed)
+            self._console.print(f"resumed: {num_finished} {self._noun} were finished before", style="dim")
 
 
 def run_behind_progress(
@@ -94,16 +85,11 @@ def run_behind_progress(
     noun: str,
     activity: str = "judging",
 ) -> T:
-    """Do what a callbacks is told of, behind a progress line on standard error, and close what was used.
-
-    Args:
-        work: is told whom to tell.
-        close: what was used.
-        num_rows, on_result, noun, activity: as for `progress_line`.
-    """
+    """Do some work behind a `ProgressLine`, which it calls back, and close what was used."""
 
     async def main() -> T:
-        with progress_line(num_rows, on_result, noun=noun, activity=activity) as callbacks:
+        callbacks = ProgressLine(num_rows, on_result, noun, activity)
+        with callbacks.line:
             try:
                 return await work(callbacks)
             finally:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rprm.benchmarks import read_prmbench
-from rprm.benchmarks.items import PRMBENCH_HUB
+from rprm.benchmarks.prmbench import PRMBENCH_HUB
 from rprm.errors import InputError
 from rprm.reading import Rejected, Source, SourceInfo
 from rprm.records import Probability, Record

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -59,20 +59,21 @@ def render_solution(
         if step is not None and analyses:
             body = Group(body, *(_render_analysis(number, one) for number, one in enumerate(step.analyses, 1)))
         table.add_row(str(index + 1), _bar(step, threshold, wrong, right), _reward(step), body)
+    conclusion, colour = _conclusion(result)
     head = [] if note is None else [Text(plain(note), style="yellow")]
     return Panel(
         Group(Text(plain(solution.problem), style="italic"), *head, Text(""), table),
         title=Text(plain(result.id)),
         title_align="left",
-        subtitle=_subtitle(result),
+        subtitle=conclusion,
         subtitle_align="right",
         box=box.ROUNDED,
-        border_style=_STYLES[outcome(result)] if note is None else "yellow",
+        border_style=colour if note is None else "yellow",
     )
 
 
 def render_totals(totals: Totals, output: Path | None) -> RenderableType:
-    """What a run came to: solutions, steps, tokens, and everything that is missing."""
+    """The totals of a run: solutions, steps, tokens, and everything that is missing."""
     table = Table(box=None, padding=(0, 1), show_header=False)
     table.add_column(justify="right", style="bold")
     table.add_column()
@@ -142,26 +143,14 @@ def _render_analysis(number: int, analysis: Analysis) -> RenderableType:
     return Padding(Group(head, Text(plain(analysis.text), style="dim")), (0, 0, 0, 2))
 
 
-Outcome = Literal["error", "no error", "not judged"]
-
-_STYLES: dict[Outcome, str] = {"error": "red", "no error": "green", "not judged": "yellow"}
-
-
-def outcome(result: SolutionReward) -> Outcome:
-    """The three kinds of solutions: with an error, without one, or not known."""
+def _conclusion(result: SolutionReward) -> tuple[Text, str]:
+    """What is said of a solution below its steps, and the colour of it: an error, none, or not known."""
     if result.first_error is None:
-        return "not judged"
-    return "error" if result.first_error >= 0 else "no error"
-
-
-def _subtitle(result: SolutionReward) -> Text:
-    if result.first_error is None:
-        text = f"could not be judged: {len(result.uncovered)} of {result.num_steps} steps unscored"
+        text, colour = f"could not be judged: {len(result.uncovered)} of {result.num_steps} steps unscored", "yellow"
     elif result.first_error >= 0:
-        text = f"first error: step {result.first_error + 1}"
+        text, colour = f"first error: step {result.first_error + 1}", "red"
     else:
-        text = "no error found"
+        text, colour = "no error found", "green"
     if result.label is not None:
-        gold = f"step {result.label + 1}" if result.label >= 0 else "none"
-        text += f"  (labelled: {gold})"
-    return Text(text)
+        text += f"  (labelled: {f'step {result.label + 1}' if result.label >= 0 else 'none'})"
+    return Text(text), colour

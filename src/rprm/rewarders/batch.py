@@ -1,4 +1,4 @@
-"""Judging a whole source of solutions, and what that came to."""
+"""Judging a whole source of solutions, and its totals."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from rprm.jobs import Callbacks, Job, run_job
+from rprm.ledger import Ledger
 from rprm.reading import Rejected, SourceInfo
 from rprm.records import REWARD_FORMAT, Solution, SolutionReward
-from rprm.rewarders.base import StepRewarder
+from rprm.rewarders.base import StepRewarder, first_error
 from rprm.runs import FORMAT
 
 
 @dataclass
 class Totals:
-    """What a run came to. Steps after a first-error exit are in `num_steps` alone.
+    """The totals of a run. Steps after a first-error exit are in `num_steps` alone.
 
     Attributes:
         num_wrong: solutions with an error.
@@ -76,6 +77,7 @@ async def judge_source(
     output: str | Path | None = None,
     settings: dict[str, Any] | None = None,
     strict: bool = False,
+    last_step: bool = False,
     callbacks: Callbacks | None = None,
 ) -> Totals:
     """Judge every solution of a source, in its order.
@@ -87,7 +89,8 @@ async def judge_source(
         output: the run folder; None keeps nothing.
         settings: further settings that the results depend on.
         strict: stop at the first rejected row.
-        callbacks: told of each result, in order.
+        last_step: reward the last step of each solution alone; the steps before it are only read.
+        callbacks: called with each result, in order.
 
     Returns:
         Totals over all sessions.
@@ -99,10 +102,23 @@ async def judge_source(
     """
     described = await rewarder.start()
     totals = Totals(max_tokens=described.get("max_tokens"))
+
+    async def judge_last(solution: Solution, ledger: Ledger | None) -> SolutionReward:
+        last = len(solution.steps) - 1
+        step = await rewarder.judge_step(solution.problem, solution.steps, last, ledger)
+        alone = first_error([step.reward], rewarder.threshold)
+        return SolutionReward(
+            id=solution.id,
+            num_steps=len(solution.steps),
+            first_error=last if alone == 0 else alone,
+            steps=(step,),
+            label=solution.label,
+        )
+
     job = Job(
         name="judge",
-        work=rewarder.judge,
-        parse=SolutionReward.model_validate,
+        work=judge_last if last_step else rewarder.judge,
+        parse=SolutionReward.read_back,
         totals=totals,
         width=rewarder.concurrency,
     )

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from rprm.engines.base import check_least
 from rprm.errors import EngineError, RequestRefused
-from rprm.ledger import Ledger
+from rprm.ledger import Ledger, paid_for
 from rprm.records import Solution, SolutionReward, StepReward
 from rprm.rewarders.base import first_error
 from rprm.rewarders.layouts import LAYOUTS, Layout, LayoutName
@@ -142,18 +142,23 @@ class StepClassifier(ABC):
 
     async def _reward(self, problem: str, steps: Sequence[str], ledger: Ledger | None) -> list[StepReward]:
         key = f"steps.{len(steps)}"
-        rewards: list[float] | None = ledger.get(key) if ledger is not None else None
-        if rewards is None:
-            try:
-                rewards = await self._compute(problem, steps)
-            except RequestRefused as error:
-                return [
-                    StepReward(step_index=index, reward=None, vote=None, failure=str(error))
-                    for index in range(len(steps))
-                ]
-            if ledger is not None:
-                ledger.put(key, rewards)
-        return [StepReward(step_index=index, reward=reward, vote=None) for index, reward in enumerate(rewards)]
+
+        def rewards_of(scores: list[float]) -> list[StepReward]:
+            if len(scores) != len(steps):
+                raise ValueError(f"it has {len(scores)} rewards for {len(steps)} steps")
+            return [StepReward(step_index=index, reward=score, vote=None) for index, score in enumerate(scores)]
+
+        if (paid := paid_for(ledger, key, rewards_of)) is not None:
+            return paid
+        try:
+            scores = await self._compute(problem, steps)
+        except RequestRefused as error:
+            return [
+                StepReward(step_index=index, reward=None, vote=None, failure=str(error)) for index in range(len(steps))
+            ]
+        if ledger is not None:
+            ledger.put(key, scores)
+        return rewards_of(scores)
 
     async def _compute(self, problem: str, steps: Sequence[str]) -> list[float]:
         if self._described is None:
