@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, Required, TypedDict, TypeVar
 
 from rprm.errors import CorruptRun, InputError
 from rprm.ledger import Ledger
@@ -84,6 +84,14 @@ class Job(Generic[Row, Outcome]):
     totals: Counts[Outcome]
     width: int
     noun: str = "solution"
+
+
+class RunOptions(TypedDict, total=False):
+    """Where and how a job runs, whatever it does; see `judge_source`."""
+
+    output: Required[str | Path]
+    strict: bool
+    callbacks: Callbacks | None
 
 
 async def run_job(

@@ -10,7 +10,7 @@ Read the items, judge their solutions (or read scores made elsewhere), measure, 
 from rprm.benchmarks.comparison import Comparison, compare
 from rprm.benchmarks.items import BenchmarkItems, PRMBenchItem, ProcessBenchItem, read_prmbench, read_processbench
 from rprm.benchmarks.labelled_steps import LastStepRewarder, StepItems, measure_steps, step_scores, tally_steps
-from rprm.benchmarks.mathematics import MathematicsItem, read_mathematics
+from rprm.benchmarks.mathematics import Problem, Problems, read_mathematics, read_problem_file
 from rprm.benchmarks.prmbench import measure_prmbench, tally_prmbench
 from rprm.benchmarks.processbench import (
     HeldOut,
@@ -30,9 +30,10 @@ __all__ = [
     "Figure",
     "HeldOut",
     "LastStepRewarder",
-    "MathematicsItem",
     "Measurement",
     "PRMBenchItem",
+    "Problem",
+    "Problems",
     "ProcessBenchItem",
     "Scores",
     "StepItems",
@@ -46,6 +47,7 @@ __all__ = [
     "measure_steps",
     "read_mathematics",
     "read_prmbench",
+    "read_problem_file",
     "read_processbench",
     "read_scores",
     "scores_of",

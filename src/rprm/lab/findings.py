@@ -29,14 +29,14 @@ from rprm.benchmarks import (
 from rprm.benchmarks.bootstrap import DEFAULT_RESAMPLES, resampled_sums
 from rprm.benchmarks.items import BenchmarkItems, ProcessBenchItem
 from rprm.benchmarks.labelled_steps import StepItems
+from rprm.benchmarks.mathematics import AVERAGE, MeasuredRow
 from rprm.errors import RunError
 from rprm.lab.plan import EXPERIMENTS, Experiment, LabSettings
 from rprm.lab.world import STEPS
 from rprm.records import LabelledStep, SolutionReward
 from rprm.runs import RESULTS, read_json_lines, read_manifest
-from rprm.search.attempts import read_search_run
 from rprm.search.choosing import powers_up_to
-from rprm.search.measure import AVERAGE, MeasuredRow, measure_runs
+from rprm.search.measure import measure_runs, read_search_run
 from rprm.subcommands import is_complete
 
 #: Standard errors on either side of a value that make a 95% interval.

@@ -14,9 +14,17 @@ from rprm.prompts.policy import PolicyTemplate
 from rprm.prompts.template import Prompt
 from rprm.records import Record
 from rprm.rewarders.rprm import sample_seed
-from rprm.search.candidates import Candidate
 from rprm.splitting import split_steps
 from rprm.thinking import after_thinking, without_thinking
+
+
+class Candidate(Record):
+    """A solution that a policy wrote. `num_tokens` and `finish_reason` are None where it was brought from elsewhere."""
+
+    text: str
+    steps: tuple[str, ...]
+    num_tokens: int | None = None
+    finish_reason: str | None = None
 
 
 class Continuation(Record):
