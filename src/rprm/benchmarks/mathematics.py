@@ -52,6 +52,16 @@ class Problem(Record):
     rule: AnswerRule = MATHEMATICS
 
 
+class ProblemRow(Record):
+    """What a run holds of one problem."""
+
+    problem: Problem
+
+    @property
+    def id(self) -> str:
+        return self.problem.id
+
+
 @dataclass(frozen=True)
 class Problems:
     """Problems in order, the rows that cannot be used, and where each set came from (with its hash or revision)."""

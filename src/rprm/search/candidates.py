@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, Unpack
 from pydantic import ValidationError
 
 from rprm.benchmarks.items import json_object, parsed_rows
-from rprm.benchmarks.mathematics import Problem, Problems
+from rprm.benchmarks.mathematics import Problem, ProblemRow, Problems
 from rprm.errors import CorruptRun, InputError, RequestRefused
 from rprm.jobs import Job, RunOptions, all_or_none, run_job
 from rprm.ledger import Ledger
@@ -36,16 +36,11 @@ StoredRow = TypeVar("StoredRow", bound=Record)
 ChoiceStopping = Literal["exact", "none"]
 
 
-class Candidates(Record):
+class Candidates(ProblemRow):
     """The candidates of one problem, in the order of their sample numbers. `failure` says why there are none."""
 
-    problem: Problem
     candidates: tuple[Candidate, ...]
     failure: str | None = None
-
-    @property
-    def id(self) -> str:
-        return self.problem.id
 
 
 class CandidateReward(Record):
@@ -61,23 +56,18 @@ class CandidateReward(Record):
     steps: tuple[StepReward, ...]
 
 
-class JudgedCandidates(Record):
+class JudgedCandidates(ProblemRow):
     """Candidates of one problem with their rewards, and the choice among them.
 
     `chosen` is the index of the candidate with the highest reward, of equal ones the first; None where there are no
     candidates. `fell_back`: none has a reward, so that the first was taken.
     """
 
-    problem: Problem
     candidates: tuple[Candidate, ...]
     rewards: tuple[CandidateReward, ...]
     chosen: int | None
     fell_back: bool = False
     failure: str | None = None
-
-    @property
-    def id(self) -> str:
-        return self.problem.id
 
     def judged_steps(self) -> dict[tuple[str, ...], StepReward]:
         """Steps by all steps up to them, as far as they were judged: equal steps after equal steps are one."""

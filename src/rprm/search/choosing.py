@@ -51,9 +51,8 @@ def majority(groups: Sequence[int]) -> int | None:
 
 def best_of(rewards: Sequence[float | None]) -> int | None:
     """The index of the candidate with the highest reward; None without candidates."""
-    if not rewards:
-        return None
-    return max(range(len(rewards)), key=lambda index: (_or_lowest(rewards[index]), -index))
+    known = [-math.inf if reward is None else reward for reward in rewards]
+    return known.index(max(known)) if known else None
 
 
 def weighted_vote(groups: Sequence[int], rewards: Sequence[float | None]) -> int | None:
@@ -65,10 +64,6 @@ def weighted_vote(groups: Sequence[int], rewards: Sequence[float | None]) -> int
         weights[group] = weights.get(group, 0) + (1 if unrewarded else round((reward or 0.0) * _UNITS))
     # Groups stand in the order of their first candidates, and `max` takes the first of equals.
     return max(weights, key=weights.__getitem__) if weights else None
-
-
-def _or_lowest(reward: float | None) -> float:
-    return -math.inf if reward is None else reward
 
 
 @dataclass(frozen=True, eq=False)

@@ -50,6 +50,9 @@ class Policy:
         template: its prompt.
         sampling: temperature, top-p and length of a whole solution; its seed is the seed of the run.
         step_tokens: the longest step, in tokens.
+
+    `solve` and `next_step` raise `RequestRefused` where problem and steps are too long for the model, and
+    `EngineUnavailable` where the engine stopped answering.
     """
 
     engine: Engine
@@ -88,12 +91,7 @@ class Policy:
         }
 
     async def solve(self, problem: str, sample: int, ledger: Ledger | None = None) -> Candidate:
-        """Write a whole solution.
-
-        Raises:
-            RequestRefused: the problem is too long for the model.
-            EngineUnavailable: the engine stopped answering.
-        """
+        """Write a whole solution."""
 
         async def write() -> Candidate:
             stop = (self.template.stop,) if self.template.stop else ()
@@ -110,14 +108,7 @@ class Policy:
     async def next_step(
         self, problem: str, steps: Sequence[str], sample: int, ledger: Ledger | None = None
     ) -> Continuation:
-        """Write the step that follows `steps`, without what the model thinks before it.
-
-        The ledger is that of these steps; see `ScopedLedger`.
-
-        Raises:
-            RequestRefused: problem and steps are too long for the model.
-            EngineUnavailable: the engine stopped answering.
-        """
+        """Write the step that follows `steps`, without what the model thinks. The ledger is that of these steps."""
 
         async def write() -> Continuation:
             stop = tuple(text for text in (self.template.step_separator, self.template.stop) if text)

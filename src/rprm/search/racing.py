@@ -19,6 +19,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal, Protocol, get_args
 
@@ -230,116 +231,115 @@ class StepScores:
         return self._ledger and ScopedLedger(self._ledger, digest_of(steps))
 
 
+@dataclass(frozen=True, eq=False)
 class _JudgedWhole:
     """A solution that one draw settles."""
 
-    def __init__(self, scores: StepScores, steps: Steps, aggregation: Aggregation) -> None:
-        self._scores = scores
-        self._steps = steps
-        self._aggregation = aggregation
+    scores: StepScores
+    steps: Steps
+    aggregation: Aggregation
 
     @property
     def bounds(self) -> Bounds:
-        if self._steps not in self._scores.judged:
+        if self.steps not in self.scores.judged:
             return None, 1.0
-        rewards = {step.step_index: step.reward for step in self._scores.judged[self._steps]}
-        value = aggregate([rewards.get(index) for index in range(len(self._steps))], self._aggregation)
+        rewards = {step.step_index: step.reward for step in self.scores.judged[self.steps]}
+        value = aggregate([rewards.get(index) for index in range(len(self.steps))], self.aggregation)
         return value, value
 
     def outlook(self) -> Iterator[Bounds]:
         # Whatever is expected of it: every contender that could be the best has to be judged.
-        return iter([] if self._steps in self._scores.judged else [(0.5, 0.5)])
+        return iter([] if self.steps in self.scores.judged else [(0.5, 0.5)])
 
     def draw(self, num_draws: int) -> Coroutine[Any, Any, None]:
-        return self._scores.judge_in_full(self._steps)
+        return self.scores.judge_in_full(self.steps)
 
 
+@dataclass(eq=False)
 class _AnalysedStep:
     """The last of `steps`, with the analyses drawn so far."""
 
-    def __init__(self, judge: AnalysisSampler, problem: str, steps: Steps, ledger: Ledger | None) -> None:
-        self._judge = judge
-        self._problem = problem
-        self._steps = steps
-        self._ledger = ledger
-        self._failure: str | None = None
-        # What two contenders ask for at once is drawn once.
-        self._drawing = asyncio.Lock()
-        self.analyses: list[Analysis] = []
-        self.bounds = mean_bounds([], judge.rule.num_analyses)
+    judge: AnalysisSampler
+    problem: str
+    steps: Steps
+    ledger: Ledger | None
+    analyses: list[Analysis] = field(default_factory=list)
+    bounds: Bounds = (None, 1.0)
+    failure: str | None = None
+    #: What two contenders ask for at once is drawn once.
+    drawing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def reward(self) -> StepReward | None:
-        index = len(self._steps) - 1
-        if self._failure is not None:
-            return self._judge.unscored(index, self._failure)
-        return self._judge.reward(index, self.analyses) if self.analyses else None
+        index = len(self.steps) - 1
+        if self.failure is not None:
+            return self.judge.unscored(index, self.failure)
+        return self.judge.reward(index, self.analyses) if self.analyses else None
 
     def outlook(self) -> _Outlook:
         values = [analysis.p_yes for analysis in self.analyses if analysis.p_yes is not None]
-        num_left = 0 if self._failure else self._judge.rule.num_analyses - len(self.analyses)
+        num_left = 0 if self.failure else self.judge.rule.num_analyses - len(self.analyses)
         return _Outlook(sum(values), len(values), num_left, self.bounds)
 
     async def reach(self, num_analyses: int) -> None:
         """Draw until there are so many analyses."""
-        async with self._drawing:
+        async with self.drawing:
             missing = range(len(self.analyses), num_analyses)
-            if not missing or self._failure is not None:
+            if not missing or self.failure is not None:
                 return
             try:
-                self.analyses += await self._judge.analyse(
-                    self._problem, self._steps, len(self._steps) - 1, missing, self._ledger
-                )
+                index = len(self.steps) - 1
+                self.analyses += await self.judge.analyse(self.problem, self.steps, index, missing, self.ledger)
             except RequestRefused as error:
                 self.analyses.clear()
-                self._failure = str(error)
+                self.failure = str(error)
                 self.bounds = None, None
             else:
                 p_yes = [analysis.p_yes for analysis in self.analyses]
-                self.bounds = mean_bounds(p_yes, self._judge.rule.num_analyses)
+                self.bounds = mean_bounds(p_yes, self.judge.rule.num_analyses)
 
 
+@dataclass
 class _Outlook:
     """A step, with analyses added that say what is expected of them: the mean, from a uniform prior."""
 
-    def __init__(self, total: float, num_values: int, num_left: int, bounds: Bounds) -> None:
-        self._total = total
-        self._num_values = num_values
-        self.num_left = num_left
-        self.bounds = bounds
+    total: float
+    num_values: int
+    num_left: int
+    bounds: Bounds
 
     @property
     def expected(self) -> float:
-        return (self._total + 1.0) / (self._num_values + 2.0)
+        return (self.total + 1.0) / (self.num_values + 2.0)
 
     def add(self) -> None:
-        self._total += self.expected
-        self._num_values += 1
+        self.total += self.expected
+        self.num_values += 1
         self.num_left -= 1
-        most = self._num_values + self.num_left
-        self.bounds = self._total / most, (self._total + self.num_left) / most
+        most = self.num_values + self.num_left
+        self.bounds = self.total / most, (self.total + self.num_left) / most
 
 
+@dataclass(frozen=True, eq=False)
 class _AnalysedSolution:
     """A solution whose steps are analysed one at a time: next always the one that promises the lowest reward.
 
     That rules a weak solution out soonest, and a strong one needs all its steps in any case.
     """
 
-    def __init__(self, steps: Sequence[_AnalysedStep], aggregation: Aggregation) -> None:
-        self._steps = steps
-        self._aggregation = aggregation
+    steps: Sequence[_AnalysedStep]
+    aggregation: Aggregation
 
     @property
     def bounds(self) -> Bounds:
-        return self._aggregated(self._steps)
+        return self._aggregated(self.steps)
 
     def outlook(self) -> Iterator[Bounds]:
         return (bounds for _, bounds in self._next_draws())
 
     def draw(self, num_draws: int) -> Coroutine[Any, Any, None]:
         counts = Counter(place for place, _ in islice(self._next_draws(), num_draws))
-        wanted = [(self._steps[place], len(self._steps[place].analyses) + count) for place, count in counts.items()]
+        wanted = [(self.steps[place], len(self.steps[place].analyses) + count) for place, count in counts.items()]
 
         async def reach() -> None:
             await all_or_none(step.reach(num_analyses) for step, num_analyses in wanted)
@@ -348,7 +348,7 @@ class _AnalysedSolution:
 
     def _next_draws(self) -> Iterator[tuple[int, Bounds]]:
         """The step of each draw to come, and the solution's bounds after it."""
-        outlooks = [step.outlook() for step in self._steps]
+        outlooks = [step.outlook() for step in self.steps]
         while left := [place for place, outlook in enumerate(outlooks) if outlook.num_left]:
             place = min(left, key=lambda place: outlooks[place].expected)
             outlooks[place].add()
@@ -356,7 +356,7 @@ class _AnalysedSolution:
 
     def _aggregated(self, steps: Sequence[_AnalysedStep] | Sequence[_Outlook]) -> Bounds:
         lows, highs = [step.bounds[0] for step in steps], [step.bounds[1] for step in steps]
-        return aggregate(lows, self._aggregation), aggregate(highs, self._aggregation)
+        return aggregate(lows, self.aggregation), aggregate(highs, self.aggregation)
 
 
 def digest_of(texts: Iterable[str]) -> str:

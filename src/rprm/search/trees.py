@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from rprm.benchmarks.mathematics import Problem
+from rprm.benchmarks.mathematics import ProblemRow
 from rprm.errors import CorruptRun
 from rprm.records import Analysis, Probability, Record
 from rprm.search.racing import Aggregation, Bounds, aggregate
@@ -125,7 +125,7 @@ class PolicyRefusal(Record):
     reason: str
 
 
-class SearchTree(Record):
+class SearchTree(ProblemRow):
     """The search for one problem's solution, all its trees, and the solution that was chosen.
 
     Attributes:
@@ -141,7 +141,6 @@ class SearchTree(Record):
         num_policy_tokens, num_judge_tokens: all tokens generated for this problem.
     """
 
-    problem: Problem
     strategy: Strategy
     num_analyses: int | None
     step_separator: str
@@ -154,10 +153,6 @@ class SearchTree(Record):
     text: str
     num_policy_tokens: int
     num_judge_tokens: int
-
-    @property
-    def id(self) -> str:
-        return self.problem.id
 
     @property
     def num_rounds(self) -> int:
