@@ -86,7 +86,7 @@ class Job(Generic[Row, Outcome]):
     noun: str = "solution"
 
 
-class RunOptions(TypedDict, total=False):
+class JobOptions(TypedDict, total=False):
     """Where and how a job runs, whatever it does; see `judge_source`."""
 
     output: Required[str | Path]

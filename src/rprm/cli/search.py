@@ -23,6 +23,7 @@ from rprm.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from rprm.benchmarks.mathematics import SearchMeasurement
     from rprm.rewarders.base import StepRewarder
     from rprm.search.candidates import BestOfNTotals, CandidateRows, SampleTotals
     from rprm.search.guided import StrategyName
@@ -331,11 +332,14 @@ class Outcome:
 
         counts = totals.as_dict() | more
         has_gold = any(attempts.problem.answer is not None for attempts in self._attempts)
-        measured = measure_runs([read_search_run(self._output, self._attempts)]) if has_gold else None
+
+        def measured() -> SearchMeasurement:
+            return measure_runs([read_search_run(self._output, self._attempts)])
+
         if self._json:
             from json import dumps
 
-            told = {"totals": counts, "measurement": measured.as_dict() if measured else None}
+            told = {"totals": counts, "measurement": measured().as_dict() if has_gold else None}
             print(dumps({"output": str(self._output)} | told, ensure_ascii=False))
             return
         from rich.console import Console
@@ -357,8 +361,8 @@ class Outcome:
                 table.add_row(f"{number:,}", text)
         console.print(table)
         console.print(Text(f"results: {self._output / 'results.jsonl'}", style="dim"))
-        if measured:
-            console.print(search_table(measured))
+        if has_gold:
+            console.print(search_table(measured()))
 
 
 def leave(num_rejected: int) -> None:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from rprm.benchmarks.items import json_object, parsed_rows
 from rprm.benchmarks.mathematics import Problem, ProblemRow, Problems
 from rprm.errors import CorruptRun, InputError, RequestRefused
-from rprm.jobs import Job, RunOptions, all_or_none, run_job
+from rprm.jobs import Job, JobOptions, all_or_none, run_job
 from rprm.ledger import Ledger
 from rprm.reading import Rejected, Source, SourceInfo
 from rprm.records import Record, StepReward
@@ -115,7 +115,7 @@ async def sample_candidates(
     num_candidates: int,
     *,
     settings: dict[str, Any] | None = None,
-    **run: Unpack[RunOptions],
+    **run: Unpack[JobOptions],
 ) -> SampleTotals:
     """Write N candidates of every problem into a run folder: rows of `Candidates`. Equal ones stay: they are samples.
 
@@ -236,7 +236,7 @@ async def choose_among(
     stopping: ChoiceStopping = "exact",
     wave: int = WAVE,
     settings: dict[str, Any] | None = None,
-    **run: Unpack[RunOptions],
+    **run: Unpack[JobOptions],
 ) -> BestOfNTotals:
     """Choose among the candidates of many problems, in a run folder: rows of `JudgedCandidates`.
 

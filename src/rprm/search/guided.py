@@ -21,7 +21,7 @@ from typing import Any, Literal, Unpack
 from rprm.benchmarks.mathematics import Problem, Problems
 from rprm.errors import RequestRefused, RprmError
 from rprm.grading import final_answer
-from rprm.jobs import Job, RunOptions, all_or_none, run_job
+from rprm.jobs import Job, JobOptions, all_or_none, run_job
 from rprm.ledger import Ledger, ScopedLedger
 from rprm.rewarders.base import StepRewarder, reward_settings
 from rprm.search.policy import Continuation, Policy
@@ -162,7 +162,7 @@ async def search_problems(
     problems: Problems,
     *,
     settings: dict[str, Any] | None = None,
-    **run: Unpack[RunOptions],
+    **run: Unpack[JobOptions],
 ) -> SearchTotals:
     """Search for the solutions of many problems, in a run folder: rows of `SearchTree`.
 
