@@ -332,7 +332,7 @@ def check_sets(problems: Problems, grader: Grader) -> dict[str, dict[str, Any]]:
         By set: `name` as tables print it; the numbers of `problems` and of `rejected_rows`; `unrecognised`, by problem
         id the gold answers that nothing but the same text can equal (see `Grader.check_gold`); `data`, its source.
     """
-    checks = {}
+    checks: dict[str, dict[str, Any]] = {}
     for name, source in problems.sources.items():
         members = [problem for problem in problems.problems if problem.set == name]
         checks[name] = {

@@ -45,11 +45,7 @@ ONE = "pass@1"
 POOL_STRATEGIES = (ONE, "majority@N", "pass@N")
 
 #: By job, the rows of the runs that can be measured.
-_ROWS: dict[str, type[Candidates] | type[JudgedCandidates] | type[SearchTree]] = {
-    SAMPLE: Candidates,
-    BEST_OF_N: JudgedCandidates,
-    GUIDED: SearchTree,
-}
+_ROWS: dict[str, type[Any]] = {SAMPLE: Candidates, BEST_OF_N: JudgedCandidates, GUIDED: SearchTree}
 
 
 @dataclass(frozen=True)
@@ -84,12 +80,13 @@ class Attempts:
         """What a run's row comes to. `in_full`: its candidates were judged in full."""
         texts = [row.text] if isinstance(row, SearchTree) else [candidate.text for candidate in row.candidates]
         rewards: dict[Aggregation, tuple[float | None, ...]] = {}
-        chosen, policy_tokens, judge_tokens = None, None, None
+        chosen: int | None = None
+        judge_tokens: int | None = None
         if isinstance(row, SearchTree):
-            chosen, policy_tokens, judge_tokens = 0, row.num_policy_tokens, row.num_judge_tokens
+            chosen, judge_tokens = 0, row.num_judge_tokens
+            tokens = [row.num_policy_tokens]
         else:
             tokens = [candidate.num_tokens for candidate in row.candidates if candidate.num_tokens is not None]
-            policy_tokens = sum(tokens) if len(tokens) == len(texts) else None
         if isinstance(row, JudgedCandidates):
             chosen = row.chosen
             judge_tokens = sum(one.num_tokens for step in row.judged_steps().values() for one in step.analyses)
@@ -106,7 +103,7 @@ class Attempts:
             chosen=chosen,
             fell_back=not isinstance(row, Candidates) and row.fell_back,
             failure=None if isinstance(row, SearchTree) else row.failure,
-            policy_tokens=policy_tokens,
+            policy_tokens=sum(tokens) if len(tokens) == len(texts) else None,
             judge_tokens=judge_tokens,
             digest=digest_of(texts),
         )
