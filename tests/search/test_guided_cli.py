@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from rprm.cli.app import app
 from rprm.cli.options import AnalysisOptions, PolicyOptions
 from rprm.cli.search import search_rewarder
 from rprm.errors import CorruptRun, EngineError, InputError, RprmError, RunError
+from rprm.grading import AnswerPair, Grade, Grader
 from rprm.rewarders.rprm import Judge
 from rprm.search.trees import SearchTree, parse_tree
 from tests.search.replay import replay
@@ -81,6 +83,27 @@ def test_summary_for_people(problems: Path, tmp_path: Path) -> None:
     assert "analyses saved" in words
     assert "4 trees that ran out of rounds" in words
     assert "guided search (3 steps a round, last)" in words
+
+
+def test_the_summary_reads_no_row_again_and_grades_each_answer_once(
+    problems: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graded: list[AnswerPair] = []
+    grade_all = Grader.grade_all
+
+    def counted(self: Grader, pairs: Iterable[AnswerPair]) -> list[Grade]:
+        found = list(pairs)
+        graded.extend(found)
+        return grade_all(self, found)
+
+    monkeypatch.setattr(Grader, "grade_all", counted)
+    monkeypatch.setattr("rprm.search.measure.read_rows", None)
+    for _ in range(2):
+        # Resumed, the rows of the earlier session come in as they are counted.
+        graded.clear()
+        text = rprm("search", "guided", *options(problems, tmp_path / "run"), "--width", 2, "--max-rounds", 2)
+        assert "guided search (2 steps a round, last)" in " ".join(text.split())
+        assert len(graded) == 4
 
 
 def test_analyses_are_kept_where_asked_for(problems: Path, tmp_path: Path) -> None:
