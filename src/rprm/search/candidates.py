@@ -277,11 +277,7 @@ async def choose_best(
     wave: int = WAVE,
     ledger: Ledger | None = None,
 ) -> JudgedCandidates:
-    """Choose among the candidates of one problem; see `choose_among`.
-
-    Raises:
-        EngineUnavailable: the engine stopped answering.
-    """
+    """Choose among the candidates of one problem; see `choose_among`."""
     scores = StepScores(rewarder, row.problem.problem, ledger)
     contenders = [scores.solution(candidate.steps, aggregation) for candidate in row.candidates]
     if stopping == "none":

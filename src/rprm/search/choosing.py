@@ -82,10 +82,7 @@ class Pool:
 
     @classmethod
     def of(cls, correct: Sequence[bool], groups: Sequence[int], rewards: Sequence[Sequence[float | None]] = ()) -> Pool:
-        """
-        Raises:
-            InputError: there are more than `MAX_CANDIDATES`.
-        """
+        """From plain lists; `InputError` where there are more than `MAX_CANDIDATES`."""
         if len(correct) > MAX_CANDIDATES:
             raise InputError(f"a problem has {len(correct):,} candidates; at most {MAX_CANDIDATES:,} can be measured")
         return cls(

@@ -359,8 +359,7 @@ def _evaluate(
 ) -> Iterator[tuple[list[_Line], Floats, Floats]]:
     """The lines of a run, C at a time, with their accuracy on each problem, (P, C), and replicates of that, (P, R, C).
 
-    Args:
-        with_pool: whether to have the lines that depend on the candidates alone.
+    Those that depend on the candidates alone are among them where `with_pool`.
     """
     if not run.is_search:
         pools = [

@@ -65,10 +65,7 @@ class Policy:
         return self.engine.concurrency
 
     async def start(self, *, stepwise: bool = False) -> dict[str, Any]:
-        """Load the model; returns what its solutions depend on, for the manifest.
-
-        Args:
-            stepwise: whether it is to write step by step.
+        """Load the model, to write step by step or whole; returns what its solutions depend on, for the manifest.
 
         Raises:
             EngineError: it cannot be loaded, or (`Unsupported`) it cannot continue a solution that is begun.
