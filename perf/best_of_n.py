@@ -31,19 +31,16 @@ from typing import Any
 
 from judge_cost import Streams
 
-from rprm.benchmarks import read_prmbench, read_scores
+from rprm.benchmarks import read_prmbench, read_problem_file, read_scores
 from rprm.data.splits import order_key
 from rprm.engines import Sampling
 from rprm.engines.scripted import ScriptedEngine
 from rprm.prompts import PromptTemplate, load_template
 from rprm.records import Solution
 from rprm.rewarders.rprm import Judge
-from rprm.search.aggregation import AGGREGATIONS, Aggregation
+from rprm.search.candidates import read_candidate_file
 from rprm.search.choosing import best_of
-from rprm.search.contenders import StepScores
-from rprm.search.problems import read_problem_file
-from rprm.search.racing import Bounds, Contender, race
-from rprm.search.sampling import read_candidate_file
+from rprm.search.racing import AGGREGATIONS, Aggregation, Bounds, Contender, StepScores, race
 from rprm.stopping import StoppingRule
 
 NUM_CANDIDATES = 8

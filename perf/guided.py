@@ -49,6 +49,7 @@ from typing import Any
 
 from judge_cost import forget_prompts
 
+from rprm.benchmarks.mathematics import Problem, read_mathematics
 from rprm.engines import Completion, Engine, EngineInfo, Sampling, load_engine
 from rprm.engines.scripted import ScriptedEngine
 from rprm.jobs import all_or_none, in_order
@@ -58,7 +59,6 @@ from rprm.records import Analysis
 from rprm.rewarders.rprm import Judge
 from rprm.search.guided import GuidedSearch, search_strategy
 from rprm.search.policy import Policy
-from rprm.search.problems import Problem, read_problem_sets
 from rprm.stopping import StoppingRule, mean
 from rprm.verdict import VerdictChoice, VerdictFormat, read_verdict
 
@@ -349,7 +349,7 @@ def measure_model(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_time(arguments: argparse.Namespace) -> dict[str, Any]:
-    problems = sorted(read_problem_sets(["gsm8k"], arguments.data).problems, key=lambda problem: len(problem.problem))
+    problems = sorted(read_mathematics("gsm8k", arguments.data).problems, key=lambda problem: len(problem.problem))
     step_tokens = round(arguments.step_tokens)
     setting = Setting(
         problems[: arguments.limit], arguments.width, arguments.k[0], arguments.max_rounds, step_tokens,

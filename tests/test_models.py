@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 
 from rprm import RPRM, load_rewarder, models
 from rprm.cli.app import app
-from rprm.cli.guided import load_search_rewarder
-from rprm.cli.search import load_policy
+from rprm.cli.options import AnalysisOptions, PolicyOptions
+from rprm.cli.search import search_rewarder
 from rprm.engines import load_engine
 from rprm.errors import EngineError, InputError, PromptError
 from rprm.models import MODELS, cache_folder, find_model, released_template, resolve, template_for, training_template
@@ -309,8 +309,8 @@ def test_an_alias_has_the_released_prompt_beside_a_folder_of_that_name(
     with RPRM(spec) as prm:
         templates = [judge.template for judge in (prm.rewarder, prm._in_full) if isinstance(judge, Judge)]
     assert templates == 2 * [released_template(R_PRM)]
-    policy = load_policy(spec)
-    rewarder = load_search_rewarder(spec, policy, spec, max_tokens=None)
+    policy = PolicyOptions().policy(spec)
+    rewarder = search_rewarder(spec, AnalysisOptions(), policy, spec)
     assert isinstance(rewarder, Judge)
     assert (rewarder.engine, rewarder.template) == (policy.engine, templates[0])
 

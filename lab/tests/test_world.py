@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rprm.benchmarks import read_processbench
+from rprm.benchmarks import read_problem_file, read_processbench
 from rprm.data.analyses import sample_analyses
 from rprm.data.steps import read_labelled_steps, steps_source
 from rprm.engines import Sampling, load_engine
@@ -18,7 +18,6 @@ from rprm.errors import EngineError, RequestRefused, RunError
 from rprm.prompts import load_policy_template, load_template
 from rprm.records import LabelledStep
 from rprm.rewarders.rprm import Judge
-from rprm.search.problems import read_problem_file
 from rprm.stopping import StoppingRule
 from rprm_lab.world import JUDGE_TEMPLATE, WorldSettings, held_out_problems, write_world
 

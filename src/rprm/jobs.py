@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, Required, TypedDict, TypeVar
 
 from rprm.errors import CorruptRun, InputError
 from rprm.ledger import Ledger
@@ -85,6 +85,14 @@ class Job(Generic[Row, Outcome]):
     totals: Counts[Outcome]
     width: int
     noun: str = "solution"
+
+
+class JobOptions(TypedDict, total=False):
+    """Where and how a job runs, whatever it does; see `judge_source`."""
+
+    output: Required[str | Path]
+    strict: bool
+    callbacks: Callbacks | None
 
 
 async def run_job(

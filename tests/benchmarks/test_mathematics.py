@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rprm.benchmarks.mathematics import SETS, read_mathematics
+from rprm.benchmarks.mathematics import SETS, read_mathematics, set_title
 from rprm.errors import InputError
 from rprm.grading import RULES
 from rprm.reading import Row, Source, SourceInfo
@@ -35,15 +35,15 @@ def write(path: Path, *rows: Any) -> Path:
 )
 def test_real_sets(real_data: Path, set_name: str, name: str, num_items: int, first: tuple[str, str | None]) -> None:
     read = read_mathematics(set_name, real_data / "math")
-    assert (read.set, read.name, len(read.items), read.rejected) == (set_name, name, num_items, ())
+    assert (set_title(set_name, num_items), len(read.problems), read.rejected) == (name, num_items, ())
     assert read.source.digest.startswith("sha256:")
-    item = read.items[0]
-    assert (item.set, item.id) == (set_name, first[0])
+    item = read.problems[0]
+    assert (item.set, item.id) == (set_name, f"{set_name}/{first[0]}")
     assert first[1] in (None, item.answer)
     assert item.rule.name == set_name
-    assert all(item.problem.strip() for item in read.items)
+    assert all(item.problem.strip() for item in read.problems)
     # A file is the same as the folder that it is in.
-    assert read_mathematics(set_name, real_data / "math" / f"{set_name}.jsonl").items == read.items
+    assert read_mathematics(set_name, real_data / "math" / f"{set_name}.jsonl").problems == read.problems
 
 
 @pytest.mark.parametrize(
@@ -60,9 +60,9 @@ def test_real_sets(real_data: Path, set_name: str, name: str, num_items: int, fi
     ],
 )
 def test_rows_as_the_hub_has_them(tmp_path: Path, set_name: str, row: dict[str, Any], answer: str) -> None:
-    (item,) = read_mathematics(set_name, write(tmp_path / "x.jsonl", row)).items
+    (item,) = read_mathematics(set_name, write(tmp_path / "x.jsonl", row)).problems
     assert (item.problem, item.answer) == ("p", answer)
-    assert item.id == row.get("unique_id", "0")
+    assert item.id == f"{set_name}/{row.get('unique_id', '0')}"
 
 
 def test_an_olympiad_items_own_rule(tmp_path: Path) -> None:
@@ -74,11 +74,9 @@ def test_an_olympiad_items_own_rule(tmp_path: Path) -> None:
         "is_multiple_answer": True,
         "unit": "km",
         "error": "1e-1",
-        "subfield": "Algebra",
     }
-    (item,) = read_mathematics("olympiadbench", write(tmp_path / "x.jsonl", row)).items
+    (item,) = read_mathematics("olympiadbench", write(tmp_path / "x.jsonl", row)).problems
     assert item.problem == "A train runs.\n\nHow far?"
-    assert item.topic == "Algebra"
     assert item.rule.lists_split_numbers
     assert item.rule.letter_units
     assert item.rule.absolute_tolerance == Fraction(1, 10)
@@ -100,12 +98,12 @@ def test_bad_rows_cost_themselves_alone(tmp_path: Path) -> None:
         {"id": 9, "problem": "p", "answer": "6"},
     )
     read = read_mathematics("aime24", tmp_path)
-    assert [item.id for item in read.items] == ["1", "9"]
+    assert [item.id for item in read.problems] == ["aime24/1", "aime24/9"]
     reasons = {row.line: row.reason for row in read.rejected}
     assert list(reasons) == [2, 3, 4, 5, 6, 7, 8, 9]
     assert all(row.file == str(path) for row in read.rejected)
     assert "whole number from 0 to 999, not '1000'" in reasons[3]
-    assert "'1' stands in an earlier row" in reasons[4]
+    assert "'aime24/1' stands in an earlier row" in reasons[4]
     assert "none of 'problem'" in reasons[5]
     assert "'answer' must be a text or a number" in reasons[6]
     assert "the id must be" in reasons[7]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rprm.benchmarks.mathematics import MathematicsItem, read_mathematics
+from rprm.benchmarks.mathematics import Problem, read_mathematics
 from rprm.grading import RULES, AnswerPair, Grade, Grader, final_answer
 
 pytest.importorskip("math_verify")
@@ -38,11 +38,11 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def olympiad(real_data: Path) -> tuple[list[MathematicsItem], list[list[str | None]], list[list[bool]]]:
+def olympiad(real_data: Path) -> tuple[list[Problem], list[list[str | None]], list[list[bool]]]:
     """Items, the answers of their eight solutions, and the published grader's verdicts."""
-    items = {item.id: item for item in read_mathematics("olympiadbench", real_data / "math").items}
+    items = {item.id: item for item in read_mathematics("olympiadbench", real_data / "math").problems}
     found = rows(real_data / "policy_samples" / "olympiadbench_qwen2.5-7b_n8.jsonl")
-    sampled = [items[str(row["id"])] for row in found]
+    sampled = [items[f"olympiadbench/{row['id']}"] for row in found]
     answers = [
         [final_answer("\n\n".join(steps), item.rule) for steps in row["steps"]]
         for row, item in zip(found, sampled, strict=True)
@@ -51,7 +51,7 @@ def olympiad(real_data: Path) -> tuple[list[MathematicsItem], list[list[str | No
 
 
 def graded(
-    grader: Grader, olympiad: tuple[list[MathematicsItem], list[list[str | None]], list[list[bool]]]
+    grader: Grader, olympiad: tuple[list[Problem], list[list[str | None]], list[list[bool]]]
 ) -> list[list[Grade]]:
     items, answers, _ = olympiad
     pairs = [
@@ -135,7 +135,7 @@ def test_every_gold_answer_is_itself(
     grader: Grader, real_data: Path, set_name: str, num_items: int, num_unreadable: int
 ) -> None:
     """As a text always; by what it means, so that other ways of writing it are recognised, but for those counted."""
-    items = read_mathematics(set_name, real_data / "math").items
+    items = read_mathematics(set_name, real_data / "math").problems
     assert len(items) == num_items
     grades = grader.grade_all(AnswerPair(item.answer, f"$ {item.answer} $", item.rule) for item in items)
     assert [item.answer for item, grade in zip(items, grades, strict=True) if not grade.correct] == []

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from rprm.benchmarks.mathematics import Problem
 from rprm.engines import Sampling
 from rprm.engines.scripted import ScriptedEngine
 from rprm.errors import EngineUnavailable, SettingsChanged
@@ -20,12 +21,18 @@ from rprm.records import Solution, SolutionReward, StepReward
 from rprm.rewarders.base import StepRewarder
 from rprm.rewarders.rprm import Judge
 from rprm.runs import read_manifest
-from rprm.search.aggregation import AGGREGATIONS, Aggregation, aggregate
-from rprm.search.best_of_n import BestOfNTotals, ChoiceStopping, choose_among, choose_best
-from rprm.search.candidates import Candidate, Candidates, JudgedCandidates
+from rprm.search.candidates import (
+    BestOfNTotals,
+    CandidateRows,
+    Candidates,
+    ChoiceStopping,
+    JudgedCandidates,
+    choose_among,
+    choose_best,
+)
 from rprm.search.choosing import best_of
-from rprm.search.problems import Problem
-from rprm.search.sampling import CandidateRows
+from rprm.search.policy import Candidate
+from rprm.search.racing import AGGREGATIONS, Aggregation, aggregate
 from rprm.stopping import StoppingRule
 
 

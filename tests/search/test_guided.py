@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rprm.benchmarks.mathematics import Problem
 from rprm.engines import Completion, Sampling
 from rprm.engines.scripted import ScriptedEngine, ScriptedReply
 from rprm.errors import RequestRefused, RprmError
@@ -22,13 +23,12 @@ from rprm.prompts import Prompt, load_template
 from rprm.prompts.policy import PolicyTemplate
 from rprm.records import Solution, SolutionReward, StepReward
 from rprm.rewarders.rprm import Judge
-from rprm.search.aggregation import AGGREGATIONS, aggregate
 from rprm.search.guided import GuidedSearch, search_strategy
 from rprm.search.policy import Continuation
-from rprm.search.problems import Problem
-from rprm.search.replay import differences, replay
+from rprm.search.racing import AGGREGATIONS, aggregate
 from rprm.search.trees import SearchTotals, SearchTree, Strategy, parse_tree
 from rprm.stopping import StoppingRule
+from tests.search.replay import differences, replay
 
 PROBLEM = Problem(id="p", problem="What is one and one?", answer="2")
 K = 4

@@ -7,19 +7,20 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from rprm.cli.app import app
-from rprm.cli.guided import load_search_rewarder
-from rprm.cli.search import load_policy
+from rprm.cli.options import AnalysisOptions, PolicyOptions
+from rprm.cli.search import search_rewarder
 from rprm.errors import CorruptRun, EngineError, InputError, RprmError, RunError
+from rprm.grading import AnswerPair, Grade, Grader
 from rprm.rewarders.rprm import Judge
-from rprm.search.replay import replay
 from rprm.search.trees import SearchTree, parse_tree
+from tests.search.replay import replay
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def test_each_strategy_searches_shows_and_replays(
     settings = json.loads((run / "manifest.json").read_text())["settings"]
     assert (settings["policy"]["temperature"], settings["policy"]["step_tokens"]) == (1.0, 512)
     assert (settings["num_analyses"], settings["temperature"], settings["max_tokens"]) == (10, 0.95, 3072)
-    assert "4 problems searched again: the same trees" in rprm("search", "show", run, "--replay")
+    assert all(replay(tree) == tree for tree in found)
     shown = rprm("search", "show", run, "--id", "p2")
     assert "Problem 2 [red]é[/red]" in shown
     assert "p1" not in shown
@@ -82,6 +83,27 @@ def test_summary_for_people(problems: Path, tmp_path: Path) -> None:
     assert "analyses saved" in words
     assert "4 trees that ran out of rounds" in words
     assert "guided search (3 steps a round, last)" in words
+
+
+def test_the_summary_reads_no_row_again_and_grades_each_answer_once(
+    problems: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graded: list[AnswerPair] = []
+    grade_all = Grader.grade_all
+
+    def counted(self: Grader, pairs: Iterable[AnswerPair]) -> list[Grade]:
+        found = list(pairs)
+        graded.extend(found)
+        return grade_all(self, found)
+
+    monkeypatch.setattr(Grader, "grade_all", counted)
+    monkeypatch.setattr("rprm.search.measure.read_rows", None)
+    for _ in range(2):
+        # Resumed, the rows of the earlier session come in as they are counted.
+        graded.clear()
+        text = rprm("search", "guided", *options(problems, tmp_path / "run"), "--width", 2, "--max-rounds", 2)
+        assert "guided search (2 steps a round, last)" in " ".join(text.split())
+        assert len(graded) == 4
 
 
 def test_analyses_are_kept_where_asked_for(problems: Path, tmp_path: Path) -> None:
@@ -124,20 +146,19 @@ def test_show_says_what_it_cannot_show(problems: Path, tmp_path: Path) -> None:
         rprm("search", "show", run, "--id", "nobody")
     results = run / "results.jsonl"
     rows = [json.loads(line) for line in results.read_text().splitlines()]
-    rows[1]["num_judge_tokens"] += 1
+    rows[1]["text"] += "."
     results.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(CorruptRun, match="problem 'p1': searched again, it comes out otherwise: num_judge_tokens"):
-        rprm("search", "show", run, "--replay")
+    with pytest.raises(CorruptRun, match="search tree 'p1': the text is not that of the chosen node's steps"):
+        rprm("search", "show", run)
 
 
 def test_a_model_that_is_policy_and_judge_is_loaded_once() -> None:
     def rewarder(model: str) -> Judge:
-        options: dict[str, Any] = {"num_analyses": None, "max_tokens": None}
-        found = load_search_rewarder(model, policy, "scripted:?noise=0.2", **options)
+        found = search_rewarder(model, AnalysisOptions(), policy, "scripted:?noise=0.2")
         assert isinstance(found, Judge)
         return found
 
-    policy = load_policy("scripted:?noise=0.2")
+    policy = PolicyOptions().policy("scripted:?noise=0.2")
     same, other = rewarder("scripted:?noise=0.2"), rewarder("scripted:")
     assert same.engine is policy.engine
     assert other.engine is not policy.engine

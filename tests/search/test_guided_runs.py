@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from rprm.benchmarks.mathematics import Problems, read_problem_file
 from rprm.engines import Completion, Sampling
 from rprm.engines.scripted import ScriptedEngine
 from rprm.errors import CorruptRun, EngineUnavailable, RequestRefused, SettingsChanged
@@ -20,10 +21,9 @@ from rprm.prompts.library import load_policy_template
 from rprm.rewarders.rprm import Judge
 from rprm.search.guided import GuidedSearch, StrategyName, search_problems, search_strategy
 from rprm.search.policy import Policy
-from rprm.search.problems import Problems, read_problem_file
-from rprm.search.replay import replay
 from rprm.search.trees import SearchTotals, SearchTree, parse_tree
 from rprm.stopping import StoppingRule
+from tests.search.replay import replay
 
 K = 4
 

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rprm.benchmarks.mathematics import Problem, read_mathematics
 from rprm.errors import BenchmarkError, CorruptRun, RunError
 from rprm.grading import Grader
 from rprm.records import Analysis, Record, StepReward
 from rprm.report.mathematics import search_curve_table, search_table, unsettled_table
 from rprm.runs import Run
-from rprm.search.attempts import SearchRun, read_search_run, sampled_run
-from rprm.search.candidates import Candidate, CandidateReward, Candidates, JudgedCandidates
+from rprm.search.candidates import CandidateReward, Candidates, JudgedCandidates
 from rprm.search.guided import search_strategy
-from rprm.search.measure import SearchMeasurement, measure_runs
-from rprm.search.problems import Problem, read_problem_sets
+from rprm.search.measure import SearchMeasurement, SearchRun, measure_runs, read_search_run, sampled_run
+from rprm.search.policy import Candidate
 from rprm.search.trees import SearchTree
 
 pytest.importorskip("math_verify")
@@ -397,7 +397,7 @@ def test_folders_that_are_no_search(tmp_path: Path) -> None:
         read_search_run(tmp_path)
     with pytest.raises(RunError, match="a run of stage 'judge'; what can be measured here is search-sample, search-be"):
         written(tmp_path / "judge", "judge", [])
-    with pytest.raises(CorruptRun, match=r"results.jsonl, line 1 is not a row of stage search-sample \(problem: "):
+    with pytest.raises(CorruptRun, match=r"results.jsonl, line 1 is not a row of Candidates \(problem: "):
         written(tmp_path / "bad", "search-sample", [problem("1")])
 
 
@@ -527,7 +527,7 @@ def test_table(grader: Grader) -> None:
 
 def test_real_solutions(grader: Grader, real_data: Path) -> None:
     """80 OlympiadBench problems, 8 solutions by Qwen2.5-7B-Instruct each; docs/grading.md has the same figures."""
-    problems = {one.id: one for one in read_problem_sets(["olympiadbench"], real_data / "math").problems}
+    problems = {one.id: one for one in read_mathematics(["olympiadbench"], real_data / "math").problems}
     lines = (real_data / "policy_samples" / "olympiadbench_qwen2.5-7b_n8.jsonl").read_text().splitlines()
     rows = [
         Candidates(

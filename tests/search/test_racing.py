@@ -19,9 +19,7 @@ from rprm.ledger import Ledger
 from rprm.prompts import load_template
 from rprm.records import Analysis
 from rprm.rewarders.rprm import Judge
-from rprm.search.aggregation import AGGREGATIONS, Aggregation, aggregate
-from rprm.search.contenders import StepScores
-from rprm.search.racing import Bounds, is_settled, race, settle
+from rprm.search.racing import AGGREGATIONS, Aggregation, Bounds, StepScores, aggregate, is_settled, race, settle
 from rprm.stopping import StoppingRule, mean, mean_bounds
 
 #: What the analyses of one step say, K of them.
@@ -294,11 +292,11 @@ def test_a_product_is_rounded_in_the_order_of_its_factors() -> None:
 def test_known_steps() -> None:
     streams: dict[tuple[str, ...], Stream | str] = {("a",): [0.5, None], ("a", "b"): "refused"}
     scores = StepScores(StreamJudge(2, streams), "A problem")
-    assert (scores.step(("a",)).bounds, scores.step(("a",)).reward) == ((None, 1.0), None)
+    assert (scores.solution(("a",), "last").bounds, scores.reward(("a",))) == ((None, 1.0), None)
     asyncio.run(scores.judge_in_full(("a", "b")))
     first, second = scores.rewards(("a", "b"))
     assert (first.reward, first.step_index, first.num_without_verdict) == (0.5, 0, 1)
     assert (second.reward, second.step_index, second.failure) == (None, 1, "too long")
-    assert scores.step(("a", "b")).bounds == (None, None)
+    assert (scores.reward(("a", "b")), scores.solution(("a", "b"), "last").bounds) == (second, (None, None))
     assert is_settled(scores.solution(("a", "b"), "min"))
     assert scores.num_analyses == 2

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rprm.benchmarks.mathematics import Problems, read_mathematics, read_problem_file
 from rprm.engines import Sampling
 from rprm.engines.scripted import ScriptedEngine, ScriptedReply
 from rprm.errors import CorruptRun, EngineUnavailable, InputError, RunError, SettingsChanged
@@ -18,10 +19,8 @@ from rprm.jobs import Callbacks
 from rprm.prompts import load_policy_template
 from rprm.prompts.template import Prompt
 from rprm.runs import read_manifest
-from rprm.search.candidates import Candidates
+from rprm.search.candidates import Candidates, SampleTotals, read_candidate_file, read_candidate_run, sample_candidates
 from rprm.search.policy import Policy
-from rprm.search.problems import Problems, read_problem_file, read_problem_sets
-from rprm.search.sampling import SampleTotals, read_candidate_file, read_candidate_run, sample_candidates
 
 
 def write_rows(path: Path, rows: list[Any]) -> Path:
@@ -146,7 +145,7 @@ def test_runs_that_cannot_be_chosen_from(tmp_path: Path) -> None:
             read_candidate_run(run)
     (run / "manifest.json").write_text(json.dumps(manifest))
     (run / "results.jsonl").write_text('{"other": 1}\n')
-    with pytest.raises(CorruptRun, match="a row holds no candidates"):
+    with pytest.raises(CorruptRun, match="line 1 is not a row of Candidates"):
         read_candidate_run(run)
 
 
@@ -179,7 +178,7 @@ def test_ids_with_and_without_their_set(tmp_path: Path) -> None:
         tmp_path / "amc23.jsonl",
         [{"id": 1, "question": "B?", "answer": "7"}, {"id": 2, "question": "C?", "answer": "8"}],
     )
-    problems = read_problem_sets(["aime24", "amc23"], tmp_path)
+    problems = read_mathematics(["aime24", "amc23"], tmp_path)
     rows = [
         {"id": "amc23/1", "solution": "b"},
         {"id": 1, "solution": "whose?"},
@@ -254,7 +253,7 @@ def test_what_identifies_candidates(tmp_path: Path) -> None:
 
 def test_real_samples_are_read_as_they_are(real_data: Path) -> None:
     path = real_data / "policy_samples" / "olympiadbench_qwen2.5-7b_n8.jsonl"
-    problems = read_problem_sets(["olympiadbench"], real_data / "math")
+    problems = read_mathematics(["olympiadbench"], real_data / "math")
     read = read_candidate_file(path, problems)
     assert read.rejected == ()
     assert len(read.rows) == 80

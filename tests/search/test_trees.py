@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from rprm.benchmarks.mathematics import Problem
 from rprm.errors import CorruptRun, RprmError
 from rprm.report.trees import render_tree
 from rprm.search.guided import search_strategy
-from rprm.search.problems import Problem
-from rprm.search.replay import differences, replay
 from rprm.search.trees import SearchTotals, SearchTree, parse_tree
+from tests.search.replay import differences, replay
 
 
 def node(place: int, parent: int, round_: int, step: str, fate: str, **more: Any) -> dict[str, Any]:

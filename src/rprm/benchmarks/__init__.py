@@ -22,7 +22,7 @@ from rprm.benchmarks.first_errors import (
 )
 from rprm.benchmarks.items import BenchmarkItem, BenchmarkItems
 from rprm.benchmarks.labelled_steps import StepItems, measure_steps, step_scores, tally_steps
-from rprm.benchmarks.mathematics import MathematicsItem, read_mathematics
+from rprm.benchmarks.mathematics import Problem, Problems, read_mathematics, read_problem_file
 from rprm.benchmarks.prmbench import PRMBENCH, PRMBenchItem, measure_prmbench, read_prmbench, tally_prmbench
 from rprm.benchmarks.processbench import PROCESSBENCH, measure_processbench, read_processbench
 from rprm.benchmarks.scores import Scores, read_scores, scores_of
@@ -40,9 +40,10 @@ __all__ = [
     "Flag",
     "FurtherResult",
     "HeldOut",
-    "MathematicsItem",
     "Measurement",
     "PRMBenchItem",
+    "Problem",
+    "Problems",
     "ProcessBenchItem",
     "ResultTable",
     "Scores",
@@ -58,6 +59,7 @@ __all__ = [
     "measure_steps",
     "read_mathematics",
     "read_prmbench",
+    "read_problem_file",
     "read_processbench",
     "read_scores",
     "resampled_sums",

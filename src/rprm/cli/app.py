@@ -13,8 +13,6 @@ from rprm.cli.classifier import classifier
 from rprm.cli.data import app as data_app
 from rprm.cli.engines import app as engines_app
 from rprm.cli.evolve import evolve
-from rprm.cli.guided import search_command
-from rprm.cli.guided import show as search_show
 from rprm.cli.judge import judge
 from rprm.cli.models import models
 from rprm.cli.prompts import app as prompts_app
@@ -58,9 +56,6 @@ app.command()(models)
 app.add_typer(data_app, name="data")
 app.add_typer(train_app, name="train")
 app.add_typer(bench_app, name="bench")
-for strategy in ("guided", "beam", "dvts"):
-    search_app.command(strategy)(search_command(strategy))
-search_app.command("show")(search_show)
 app.add_typer(search_app, name="search")
 app.add_typer(prompts_app, name="prompts")
 app.add_typer(engines_app, name="engines")

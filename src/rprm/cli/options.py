@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 import typer
 
 if TYPE_CHECKING:
+    from rprm.benchmarks.mathematics import Problems
+    from rprm.engines import Engine
     from rprm.rewarders.base import StepRewarder
+    from rprm.search.candidates import SampleTotals
+    from rprm.search.guided import StrategyName
+    from rprm.search.policy import Policy
+    from rprm.search.trees import Strategy
 
 T = TypeVar("T")
 
@@ -104,11 +110,11 @@ class AnalysisOptions:
     max_tokens: Annotated[int | None, typer.Option(help="Longest analysis, in tokens.  [default: 4096]")] = None
     seed: Annotated[int, typer.Option(help="Seed of the whole run.")] = 0
 
-    def rewarder(self, model: str, *, in_full: bool = False, **fixed: Any) -> StepRewarder:
+    def rewarder(self, model: str | Engine, *, in_full: bool = False, **fixed: Any) -> StepRewarder:
         """What rewards steps.
 
         Args:
-            model: its spec.
+            model: its spec, or its engine.
             in_full: every reward in full, as `RPRM.score` gives it.
             fixed: options of `load_rewarder` that the command decides.
 
@@ -187,3 +193,210 @@ def asked(ask: str | None, force_verdict: bool | None) -> bool | str | None:
     if not text.strip():
         raise InputError(f"--ask {ask!r}: empty; give a sentence that ends where Yes or No follows, or a file with one")
     return text
+
+
+class AggregationName(StrEnum):
+    min = "min"
+    last = "last"
+    product = "product"
+    mean = "mean"
+
+
+class ChoiceStoppingName(StrEnum):
+    none = "none"
+    exact = "exact"
+
+
+Aggregate = Annotated[
+    AggregationName, typer.Option("--aggregate", help="How step rewards become the reward of a solution.")
+]
+
+
+@dataclass(frozen=True)
+class SetOptions:
+    """Problems of the mathematics sets."""
+
+    sets: Annotated[
+        str | None,
+        typer.Option(
+            "--set",
+            metavar="LIST",
+            help="Mathematics sets, with commas between them: aime24, amc23, math500, olympiadbench, college_math, "
+            "minerva_math, gsm8k.",
+        ),
+    ] = None
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Of --set: a folder with SET.jsonl, or one file, in place of the hub."),
+    ] = None
+    revision: Annotated[str | None, typer.Option(help="Of the one --set on the hub.")] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="The first N problems (of each set) alone.")] = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a run's results depend on besides its source."""
+        return {} if self.limit is None else {"limit": self.limit}
+
+    def read(self, file: Path | None = None) -> Problems:
+        """The problems that are named: those of --set, or of a file.
+
+        Raises:
+            InputError: neither or both are named; or see `read_mathematics` and `read_problem_file`.
+        """
+        from rprm.benchmarks.mathematics import read_mathematics, read_problem_file
+        from rprm.errors import InputError
+
+        if (self.sets is None) == (file is None):
+            raise InputError("say which problems: --set LIST for mathematics sets, or --problems FILE for your own")
+        if self.sets is not None:
+            return read_mathematics(self.sets, self.data, revision=self.revision, limit=self.limit)
+        if self.data is not None or self.revision is not None:
+            raise InputError("--data and --revision say where --set is: leave them out with --problems")
+        assert file is not None
+        return read_problem_file(file, limit=self.limit)
+
+
+@dataclass(frozen=True)
+class ProblemOptions(SetOptions):
+    """Problems of the mathematics sets, or of a file."""
+
+    problems: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Problems of your own: {id?, problem | question, answer?, set?} a row."),
+    ] = None
+
+    def read(self, file: Path | None = None) -> Problems:
+        return super().read(self.problems)
+
+
+@dataclass(frozen=True)
+class PolicyOptions:
+    """How a policy writes. What is None takes the paper's value."""
+
+    policy_prompt: Annotated[
+        str | None, typer.Option(help="The policy's template: a file, a model folder, or a built-in name.")
+    ] = None
+    policy_temperature: Annotated[float | None, typer.Option(min=0.0, help="Of the policy.  [default: 1.0]")] = None
+    policy_top_p: Annotated[float | None, typer.Option(help="Of the policy.  [default: 0.95]")] = None
+
+    def policy(
+        self, spec: str, seed: int = 0, *, max_tokens: int | None = None, step_tokens: int | None = None
+    ) -> Policy:
+        """A policy.
+
+        Args:
+            max_tokens, step_tokens: of a whole solution, and of a step.
+
+        Raises:
+            InputError: the top-p is none; an engine, a template that cannot be loaded.
+        """
+        from rprm.engines import Sampling, load_engine
+        from rprm.errors import InputError
+        from rprm.presets import PAPER_POLICY
+        from rprm.prompts import carried_policy_template, load_policy_template
+        from rprm.search.policy import Policy
+
+        top_p = PAPER_POLICY.top_p if self.policy_top_p is None else self.policy_top_p
+        if not 0.0 < top_p <= 1.0:
+            raise InputError(f"--policy-top-p is {top_p}; give a number above 0, at most 1")
+        temperature = PAPER_POLICY.temperature if self.policy_temperature is None else self.policy_temperature
+        return Policy(
+            load_engine(spec),
+            load_policy_template(self.policy_prompt or carried_policy_template(spec)),
+            Sampling(temperature, top_p, max_tokens or PAPER_POLICY.max_tokens, seed),
+            step_tokens=step_tokens or PAPER_POLICY.step_tokens,
+        )
+
+
+@dataclass(frozen=True)
+class CandidateOptions(PolicyOptions):
+    """How a policy writes candidates."""
+
+    policy_max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest solution, in tokens.  [default: 2048]")
+    ] = None
+    num_candidates: Annotated[
+        int | None, typer.Option("-n", "--num-candidates", min=1, help="Solutions of each problem.  [default: 8]")
+    ] = None
+
+    def sample(
+        self, spec: str, seed: int, problems: Problems, settings: dict[str, Any], output: Path, strict: bool,
+        on_result: Callable[[Any, Any], object] = lambda problem, row: None,
+    ) -> SampleTotals:  # fmt: skip
+        """Sample candidates into a run folder, behind a progress line."""
+        from rprm.cli.progress import run_behind_progress
+        from rprm.errors import InputError
+        from rprm.presets import PAPER_POLICY
+        from rprm.search.candidates import sample_candidates
+
+        policy = self.policy(spec, seed, max_tokens=self.policy_max_tokens)
+        number = self.num_candidates or PAPER_POLICY.num_candidates
+        if policy.sampling.temperature == 0.0 and number > 1:
+            raise InputError(
+                f"at temperature 0 all {number} candidates of a problem would be equal; ask for one (-n 1), or raise "
+                "--policy-temperature"
+            )
+        return run_behind_progress(
+            lambda callbacks: sample_candidates(
+                policy, problems, number, output=output, settings=settings, strict=strict, callbacks=callbacks
+            ),
+            policy.aclose, len(problems.problems), on_result, noun="problems", activity="sampling",
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ChoiceOptions:
+    """How the best candidate, or next step, is chosen."""
+
+    aggregate: Aggregate = AggregationName.min
+    stopping: Annotated[
+        ChoiceStoppingName,
+        typer.Option(
+            help="exact: judge until the choice is certain, it is the same. none: everything in full, for other "
+            "choices from the same run (votes, other aggregations, fewer candidates).",
+        ),
+    ] = ChoiceStoppingName.exact
+    wave: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="For --stopping exact: most analyses of a problem at once. Fewer cost less in all, more are sooner "
+            "done.  [default: 4; of guided, beam and dvts two for each next step]",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class SearchOptions(ChoiceOptions):
+    """How a search step by step spends its samples."""
+
+    aggregate: Aggregate = AggregationName.last
+    num_samples: Annotated[
+        int | None, typer.Option("-n", "--num-samples", help="Of beam and dvts: next steps in a round.  [default: 4]")
+    ] = None
+    width: Annotated[
+        int | None, typer.Option(help="Next steps after each step held.  [default: 8; of beam and dvts 4]")
+    ] = None
+    max_rounds: Annotated[
+        int | None, typer.Option(help="Most steps of a solution.  [default: 30; of beam and dvts 40]")
+    ] = None
+    step_tokens: Annotated[int | None, typer.Option(min=1, help="Longest step, in tokens.  [default: 512]")] = None
+    max_solution_tokens: Annotated[
+        int | None, typer.Option(help="A solution that has not ended by then is given up.  [default: no limit]")
+    ] = None
+
+    def strategy(self, name: StrategyName) -> Strategy:
+        """
+        Raises:
+            RprmError: see `search_strategy`.
+        """
+        from rprm.errors import InputError
+        from rprm.search.guided import search_strategy
+
+        if name == "guided" and self.num_samples is not None:
+            raise InputError("guided search has one beam: --width says how many next steps it samples")
+        return search_strategy(
+            name, n=self.num_samples, width=self.width, aggregation=self.aggregate.value, max_rounds=self.max_rounds,
+            max_solution_tokens=self.max_solution_tokens, racing=self.stopping is ChoiceStoppingName.exact,
+            wave=self.wave,
+        )  # fmt: skip

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from rprm.benchmarks.mathematics import AVERAGE
 from rprm.report.measures import UNDEFINED, _plain, _table
 
 if TYPE_CHECKING:
@@ -13,48 +14,56 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from rprm.benchmarks.mathematics import SearchMeasurement
     from rprm.benchmarks.tally import Figure
-    from rprm.search.checks import SetCheck
-    from rprm.search.measure import MeasuredRow, SearchMeasurement
 
 #: How many gradings without a conclusion are named.
 _MAX_NAMED = 10
 
+#: A heading and its cells.
+_Column = tuple["Text", Sequence["Text"]]
+
 
 def search_table(measurement: SearchMeasurement) -> RenderableType:
     """Accuracy by set and in the mean, each with its interval below; differences; tokens generated for a problem."""
-    from rprm.search.measure import AVERAGE
-
-    rows = measurement.rows
-    sets = [*measurement.sets, AVERAGE] if len(measurement.sets) > 1 else list(measurement.sets)
+    rows, sets = measurement.rows, measurement.sets
+    columns: list[_Column] = []
+    for name, title in measurement.names.items():
+        heading = _two_lines(name, title.removeprefix(name).strip() or f"{sets[name]:,} problems")
+        columns.append((heading, [_figure(row.figures[name]) for row in rows]))
+    if len(sets) > 1:
+        columns.append((_two_lines(AVERAGE, "of the sets"), [_figure(row.figures[AVERAGE]) for row in rows]))
+    last, against = (AVERAGE, f"{AVERAGE} against") if len(sets) > 1 else (next(iter(sets)), "against")
     # A baseline's own row lacks the difference to it.
     by_number = sorted(rows, key=lambda row: -len(row.differences))
-    baselines = dict.fromkeys(name for row in by_number for name in row.differences)
-    against = f"{AVERAGE} against" if len(sets) > 1 else "against"
-    columns = [
-        *(_Column(_heading(measurement, name), [_figure(row.figures[name]) for row in rows]) for name in sets),
-        *(_Column(_two_lines(against, name), [_difference(row, name, sets[-1]) for row in rows]) for name in baselines),
-    ]
-    for model, tokens in (
-        ("policy", [row.policy_tokens for row in rows]),
-        ("judge", [row.judge_tokens for row in rows]),
-    ):
+    for name in dict.fromkeys(name for row in by_number for name in row.differences):
+        found = [row.differences.get(name) for row in rows]
+        cells = [_plain("") if figures is None else _difference(figures[last]) for figures in found]
+        columns.append((_two_lines(against, name), cells))
+    policy, judge = [row.policy_tokens for row in rows], [row.judge_tokens for row in rows]
+    for model, tokens in (("policy", policy), ("judge", judge)):
         if any(tokens):
-            columns.append(_Column(_two_lines(model, "tokens"), [_tokens(number) for number in tokens]))
+            cells = [_plain("unknown" if number is None else f"{number:,.0f}") for number in tokens]
+            columns.append((_two_lines(model, "tokens"), cells))
+    caption = [
+        f"{sum(sets.values()):,} problems; below each figure its 95% interval, from {measurement.num_resamples:,} "
+        "bootstrap resamples of the problems and of their candidates",
+        *(["the average is the unweighted mean over the sets"] if len(sets) > 1 else []),
+        *(["tokens are generated for one problem, in the mean"] if any(policy) or any(judge) else []),
+        *measurement.notes,
+    ]
     methods = [_two_lines(row.method, row.model) for row in rows]
-    return _WideTable("Problems solved, in percent", methods, columns, _basis(measurement))
+    return _WideTable("Problems solved, in percent", methods, columns, caption)
 
 
 def search_curve_table(measurement: SearchMeasurement) -> RenderableType:
     """The mean over the sets (or the one set) by number of candidates N."""
-    from rprm.search.measure import AVERAGE
-
     sizes = sorted({row.num_candidates for row in measurement.curve if row.num_candidates is not None})
     lines: dict[tuple[str, str, str], dict[int | None, Figure]] = {}
     for row in measurement.curve:
         lines.setdefault((row.strategy, row.model, row.run), {})[row.num_candidates] = row.figures[AVERAGE]
-    columns = [
-        _Column(
+    columns: list[_Column] = [
+        (
             _plain(f"N = {size}"),
             [_figure(figures[size]) if size in figures else _plain("") for figures in lines.values()],
         )
@@ -64,12 +73,6 @@ def search_curve_table(measurement: SearchMeasurement) -> RenderableType:
     methods = [_two_lines(strategy, model) for strategy, model, _ in lines]
     caption = ["the mean over all choices of N of the candidates; below it the 95% interval"]
     return _WideTable(f"By number of candidates N, {what}", methods, columns, caption)
-
-
-@dataclass(frozen=True)
-class _Column:
-    heading: Text
-    cells: Sequence[Text]
 
 
 @dataclass(frozen=True)
@@ -100,10 +103,10 @@ class _WideTable:
 
     def _part(self, start: int, end: int) -> Table:
         columns = self.columns[start:end]
-        headings = [_plain("method"), *(column.heading for column in columns)]
+        headings = [_plain("method"), *(heading for heading, _ in columns)]
         table = _table(self.title if start == 0 else "", headings, caption=[])
         for place, method in enumerate(self.methods):
-            table.add_row(method, *(column.cells[place] for column in columns))
+            table.add_row(method, *(cells[place] for _, cells in columns))
         return table
 
 
@@ -122,75 +125,35 @@ def unsettled_table(measurement: SearchMeasurement) -> Table:
     return table
 
 
-def sets_table(checks: Sequence[SetCheck]) -> Table:
-    """What the sets hold."""
-    table = _table(
-        "Mathematics sets",
-        (),
-        caption=[
-            "Recognised: another way of writing the gold answer would be; of the others only the same text is right"
-        ],
-    )
+def sets_table(checks: Mapping[str, Mapping[str, Any]]) -> Table:
+    """What the sets hold; see `check_sets`."""
+    note = "Recognised: another way of writing the gold answer would be; of the others only the same text is right"
+    table = _table("Mathematics sets", (), caption=[note])
     for name in ("set", "problems", "recognised", "rejected", "source", "digest"):
         is_number = name in ("problems", "recognised", "rejected")
         table.add_column(name, justify="right" if is_number else "left", overflow="fold")
-    for check in checks:
-        table.add_row(
-            _plain(check.name),
-            f"{check.num_problems:,}",
-            f"{check.num_problems - len(check.unrecognised):,}",
-            f"{check.num_rejected:,}",
-            _plain(check.source.name),
-            _plain(check.source.digest[:19]),
-        )
+    for check in checks.values():
+        number, data = check["problems"], check["data"]
+        counts = (number, number - len(check["unrecognised"]), check["rejected_rows"])
+        texts = (check["name"], *(f"{count:,}" for count in counts), data["name"], data["digest"][:19])
+        table.add_row(*map(_plain, texts))
     return table
 
 
-def _basis(measurement: SearchMeasurement) -> list[str]:
-    total = sum(measurement.sets.values())
-    lines = [
-        f"{total:,} problems; below each figure its 95% interval, from {measurement.num_resamples:,} bootstrap "
-        "resamples of the problems and of their candidates"
-    ]
-    if len(measurement.sets) > 1:
-        lines.append("the average is the unweighted mean over the sets")
-    if any(row.policy_tokens or row.judge_tokens for row in measurement.rows):
-        lines.append("tokens are generated for one problem, in the mean")
-    return lines + list(measurement.notes)
-
-
-def _heading(measurement: SearchMeasurement, name: str) -> Text:
-    if name not in measurement.sets:
-        return _two_lines(name, "of the sets")
-    subset = measurement.names[name].removeprefix(name).strip()
-    return _two_lines(name, subset or f"{measurement.sets[name]:,} problems")
-
-
 def _two_lines(first: str, second: str) -> Text:
-    text = _plain(first)
-    return text.append(f"\n{second}", style="dim")
+    return _plain(first).append(f"\n{second}", style="dim")
 
 
-def _figure(figure: Figure, *, sign: bool = False, style: str = "") -> Text:
+def _figure(figure: Figure, *, sign: str = "", style: str = "") -> Text:
     if figure.value is None or figure.low is None or figure.high is None:
         return _plain(UNDEFINED)
-    plus = "+" if sign else ""
-    text = _two_lines(f"{figure.value:{plus}.1f}", f"{figure.low:{plus}.1f}, {figure.high:{plus}.1f}")
+    text = _two_lines(f"{figure.value:{sign}.1f}", f"{figure.low:{sign}.1f}, {figure.high:{sign}.1f}")
     if style:
         text.stylize(style, 0, text.plain.index("\n"))
     return text
 
 
-def _difference(row: MeasuredRow, baseline: str, column: str) -> Text:
-    figures = row.differences.get(baseline)
-    if figures is None:
-        return _plain("")
-    figure = figures[column]
-    style = ""
-    if figure.low is not None and figure.high is not None and figure.low * figure.high > 0:
-        style = "green" if figure.low > 0 else "red"
-    return _figure(figure, sign=True, style=style)
-
-
-def _tokens(number: float | None) -> Text:
-    return _plain("unknown" if number is None else f"{number:,.0f}")
+def _difference(figure: Figure) -> Text:
+    is_sure = figure.low is not None and figure.high is not None and figure.low * figure.high > 0
+    style = "" if not is_sure else "green" if figure.low is not None and figure.low > 0 else "red"
+    return _figure(figure, sign="+", style=style)

@@ -26,32 +26,36 @@ def render_tree(tree: SearchTree, *, max_characters: int | None = None) -> Rende
         max_characters: of each step; a longer one is cut. None shows all.
     """
     chosen = {node.id for node in tree.path(tree.chosen)} if tree.chosen is not None else set()
-    refused = {(refusal.tree, refusal.parent): refusal.reason for refusal in tree.refusals}
     parts: list[RenderableType] = [Text(plain(tree.problem.problem), style="italic"), Text("")]
     for number, end in enumerate(tree.ends):
-        nodes = [node for node in tree.nodes if node.tree == number]
         if len(tree.ends) > 1:
             parts.append(Text(f"tree {number + 1}", style="bold"))
-        parts.append(_rounds(tree, nodes, chosen, max_characters))
-        why = [reason for (tree_number, _), reason in refused.items() if tree_number == number]
-        parts.append(Text("\n".join([f"ended: {end}", *map(plain, why)]), style="dim"))
-    answered = tree.chosen is not None and not tree.fell_back
+        nodes = [node for node in tree.nodes if node.tree == number]
+        parts.append(_rounds(nodes, chosen, tree.strategy.beam_size > 1, max_characters))
+        why = [plain(refusal.reason) for refusal in tree.refusals if refusal.tree == number]
+        parts.append(Text("\n".join([f"ended: {end}", *why]), style="dim"))
+    subtitle = "no solution: not one step could be kept"
+    if tree.chosen is not None:
+        low, high = tree.score(tree.chosen)
+        score = "none" if high is None else f"{low:.2f}" if low == high else f"{low or 0.0:.2f}–{high:.2f}"
+        what = "chosen" if tree.nodes[tree.chosen].fate == "finished" else "unfinished, chosen"
+        subtitle = f"{what}: score ({tree.strategy.aggregation}) {score}; {tree.num_rounds} rounds"
     return Panel(
         Group(*parts),
         title=Text(plain(tree.id)),
         title_align="left",
-        subtitle=_subtitle(tree),
+        subtitle=Text(subtitle),
         subtitle_align="right",
         box=box.ROUNDED,
-        border_style="green" if answered else "yellow",
+        border_style="green" if tree.chosen is not None and not tree.fell_back else "yellow",
     )
 
 
-def _rounds(tree: SearchTree, nodes: Sequence[SearchNode], chosen: set[int], max_characters: int | None) -> Table:
+def _rounds(nodes: Sequence[SearchNode], chosen: set[int], is_beam: bool, max_characters: int | None) -> Table:
     table = Table(box=None, padding=(0, 1), show_header=True, header_style="dim", expand=True)
     table.add_column("round", justify="right", style="dim", no_wrap=True)
     table.add_column("", no_wrap=True)
-    if tree.strategy.beam_size > 1:
+    if is_beam:
         table.add_column("after", justify="right", style="dim", no_wrap=True)
     table.add_column("reward", justify="right", no_wrap=True)
     table.add_column("drawn", justify="right", style="dim", no_wrap=True)
@@ -59,12 +63,10 @@ def _rounds(tree: SearchTree, nodes: Sequence[SearchNode], chosen: set[int], max
     above = None
     for node in nodes:
         cells: list[RenderableType] = [str(node.round + 1) if node.round != above else ""]
-        mark = Text(_MARKS[node.fate], style=_STYLES[node.fate])
-        cells.append(mark.append(f"{node.id}" if tree.strategy.beam_size > 1 else ""))
-        if tree.strategy.beam_size > 1:
+        cells.append(Text(_MARKS[node.fate] + (f"{node.id}" if is_beam else ""), style=_STYLES[node.fate]))
+        if is_beam:
             cells.append("" if node.parent == ROOT else str(node.parent))
-        cells += [_reward(node), f"×{len(node.samples)}", _step(node, node.id in chosen, max_characters)]
-        table.add_row(*cells)
+        table.add_row(*cells, _reward(node), f"×{len(node.samples)}", _step(node, node.id in chosen, max_characters))
         above = node.round
     return table
 
@@ -75,18 +77,15 @@ def _step(node: SearchNode, is_chosen: bool, max_characters: int | None) -> Text
         text = text[:max_characters] + "…"
     style = "" if is_chosen else "dim" if node.fate in ("pruned", "dropped") else "cyan"
     shown = Text(text or ("(the solution ends)" if node.fate != "dropped" else "(nothing)"), style=style)
-    notes = [
-        note
-        for note, holds in (
-            ("ends the solution", node.fate == "finished" and node.step),
-            ("cut", node.is_cut),
-            ("dropped: said before", node.fate == "dropped" and node.step),
-            ("kept without a reward", node.fell_back),
-            (node.failure, node.failure),
-        )
-        if note and holds
-    ]
-    return shown.append("\n" + plain("; ".join(notes)), style="yellow") if notes else shown
+    notes = {
+        "ends the solution": node.fate == "finished" and node.step,
+        "cut": node.is_cut,
+        "dropped: said before": node.fate == "dropped" and node.step,
+        "kept without a reward": node.fell_back,
+        node.failure or "": node.failure,
+    }
+    told = [note for note, holds in notes.items() if holds]
+    return shown.append("\n" + plain("; ".join(told)), style="yellow") if told else shown
 
 
 def _reward(node: SearchNode) -> Text:
@@ -96,13 +95,4 @@ def _reward(node: SearchNode) -> Text:
         return Text("none", style="yellow") if node.low is None else Text(f"{node.low:.2f}")
     if not node.p_yes:
         return Text("not judged", style="dim")
-    return Text(f"{node.low or 0.0:.2f}–{0.0 if node.high is None else node.high:.2f}")
-
-
-def _subtitle(tree: SearchTree) -> Text:
-    if tree.chosen is None:
-        return Text("no solution: not one step could be kept")
-    low, high = tree.score(tree.chosen)
-    score = "none" if high is None else f"{low:.2f}" if low == high else f"{low or 0.0:.2f}–{high:.2f}"
-    what = "chosen" if tree.nodes[tree.chosen].fate == "finished" else "unfinished, chosen"
-    return Text(f"{what}: score ({tree.strategy.aggregation}) {score}; {tree.num_rounds} rounds")
+    return Text(f"{node.low or 0.0:.2f}–{node.high or 0.0:.2f}")

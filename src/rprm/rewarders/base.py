@@ -83,7 +83,7 @@ class StepRewarder(Protocol):
 class AnalysisSampler(StepRewarder, Protocol):
     """A rewarder whose reward of a step is made from analyses that can be drawn one by one: an optional capability.
 
-    A race between candidates draws no more of them than its decision needs; see `rprm.search.contenders`.
+    A race between candidates draws no more of them than its decision needs; see `rprm.search.racing`.
     """
 
     @property

@@ -25,9 +25,10 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
+from rprm.benchmarks.bootstrap import MAX_CHUNK
+from rprm.benchmarks.tally import Floats
 from rprm.errors import InputError
 
-Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 #: Up to so many subsets all are looked at; of more, so many random ones.
@@ -35,6 +36,10 @@ MAX_SUBSETS = 4_096
 
 #: More candidates of one problem are refused: votes are counted in whole numbers that a float holds exactly.
 MAX_CANDIDATES = 2_000
+
+#: Replicates of each problem's accuracy, and the subsets of candidates in each that votes are counted over.
+NUM_REPLICATES = 100
+REPLICATE_SUBSETS = 16
 
 _UNITS = 2.0**30
 
@@ -46,9 +51,8 @@ def majority(groups: Sequence[int]) -> int | None:
 
 def best_of(rewards: Sequence[float | None]) -> int | None:
     """The index of the candidate with the highest reward; None without candidates."""
-    if not rewards:
-        return None
-    return max(range(len(rewards)), key=lambda index: (_or_lowest(rewards[index]), -index))
+    known = [-math.inf if reward is None else reward for reward in rewards]
+    return known.index(max(known)) if known else None
 
 
 def weighted_vote(groups: Sequence[int], rewards: Sequence[float | None]) -> int | None:
@@ -60,10 +64,6 @@ def weighted_vote(groups: Sequence[int], rewards: Sequence[float | None]) -> int
         weights[group] = weights.get(group, 0) + (1 if unrewarded else round((reward or 0.0) * _UNITS))
     # Groups stand in the order of their first candidates, and `max` takes the first of equals.
     return max(weights, key=weights.__getitem__) if weights else None
-
-
-def _or_lowest(reward: float | None) -> float:
-    return -math.inf if reward is None else reward
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,10 +82,7 @@ class Pool:
 
     @classmethod
     def of(cls, correct: Sequence[bool], groups: Sequence[int], rewards: Sequence[Sequence[float | None]] = ()) -> Pool:
-        """
-        Raises:
-            InputError: there are more than `MAX_CANDIDATES`.
-        """
+        """From plain lists; `InputError` where there are more than `MAX_CANDIDATES`."""
         if len(correct) > MAX_CANDIDATES:
             raise InputError(f"a problem has {len(correct):,} candidates; at most {MAX_CANDIDATES:,} can be measured")
         return cls(
@@ -191,3 +188,36 @@ def _subsets(n: int, size: int, most: int, seed: int) -> Ints:
         return np.array(list(combinations(range(n), size)), dtype=np.int64)
     random = np.random.default_rng([seed, n, size])
     return np.sort(np.argsort(random.random((most, n)), axis=1)[:, :size], axis=1)
+
+
+def accuracies(pools: Sequence[Pool], size: int, num_strategies: int, seed: int) -> tuple[Floats, Floats]:
+    """The accuracy of S strategies on each problem, (P, S), and replicates with that mean, (P, R, S)."""
+    accuracy = np.zeros((len(pools), num_strategies))
+    replicates = np.zeros((len(pools), NUM_REPLICATES, num_strategies))
+    for n in {len(pool.correct) for pool in pools} - {0}:
+        in_full = Accuracy(in_order(n), min(size, n), seed=seed)
+        draws = resampled(n, NUM_REPLICATES, seed)
+        in_replicates = Accuracy(draws, min(size, n), max_subsets=REPLICATE_SUBSETS, seed=seed)
+        for index, pool in enumerate(pools):
+            if len(pool.correct) == n:
+                accuracy[index] = in_full.of(pool)
+                drawn = in_replicates.of(pool)
+                replicates[index] = drawn + (accuracy[index] - drawn.mean(axis=0))
+    return accuracy, replicates
+
+
+def resampled_means(
+    replicates: Floats, strata: NDArray[np.str_], sets: Sequence[str], num_resamples: int, seed: int
+) -> list[Floats]:
+    """By set, the mean accuracy in each resample, (B, C). The draws are the same for every run on these problems."""
+    means = []
+    for name, stream in zip(sets, np.random.SeedSequence(seed).spawn(len(sets)), strict=True):
+        members = replicates[strata == name]
+        number, num_replicates, num_lines = members.shape
+        random = np.random.default_rng(stream)
+        problems = random.integers(number, size=(num_resamples, number))
+        drawn = random.integers(num_replicates, size=(num_resamples, number))
+        chunk = max(1, MAX_CHUNK // (number * num_lines))
+        places = [slice(start, start + chunk) for start in range(0, num_resamples, chunk)]
+        means.append(np.concatenate([members[problems[rows], drawn[rows]].mean(axis=1) for rows in places]))
+    return means

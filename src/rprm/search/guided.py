@@ -2,7 +2,7 @@
 
 One algorithm, three strategies. A problem has independent trees. In each round of a tree the policy samples next steps
 after every step that the beam holds; those that read alike become one; the best of all are the next beam, and those of
-them that end a solution are set aside. At the end the finished solution with the highest score is chosen.
+them that end a solution leave it. At the end the finished solution with the highest score is chosen.
 
 Choices are by score; of equal scores the step that was drawn more often, then the one drawn first. No score (a step
 that it depends on has no reward) stands below every number, so that where rewards say nothing the policy's own
@@ -16,25 +16,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Unpack
 
+from rprm.benchmarks.mathematics import Problem, Problems
 from rprm.errors import RequestRefused, RprmError
 from rprm.grading import final_answer
-from rprm.jobs import Callbacks, Job, all_or_none, run_job
+from rprm.jobs import Job, JobOptions, all_or_none, run_job
 from rprm.ledger import Ledger, ScopedLedger
 from rprm.rewarders.base import StepRewarder, reward_settings
-from rprm.search.aggregation import Aggregation
-from rprm.search.candidates import digest_of
-from rprm.search.contenders import StepScores
 from rprm.search.policy import Continuation, Policy
-from rprm.search.problems import Problem, Problems
-from rprm.search.racing import race, settle
+from rprm.search.racing import WAVE, Aggregation, StepScores, digest_of, race, settle
 from rprm.search.trees import (
     ROOT,
     EndReason,
     Fate,
-    Refusal,
+    PolicyRefusal,
     SearchNode,
     SearchTotals,
     SearchTree,
@@ -42,8 +38,8 @@ from rprm.search.trees import (
     parse_tree,
 )
 
-#: The stage's name in manifests.
-STAGE = "search-guided"
+#: The job's name in manifests.
+GUIDED = "search-guided"
 
 #: Longest analysis in the paper's guided search, in tokens (NJUNLP/R-PRM, `src/reward-guide-search`).
 ANALYSIS_TOKENS = 3072
@@ -95,13 +91,12 @@ def search_strategy(
             raise RprmError(f"{what} is {number}; give at least 1")
     if n < 1 or n % width:
         raise RprmError(f"n is {n} and the width {width}; n must be a multiple of the width")
-    places = n // width
-    beam_size = places if name == "beam" else 1
+    beam_size = n // width if name == "beam" else 1
     if wave is None:
         wave = _WAVE_PER_STEP * beam_size * width
     return Strategy(
         name=name,
-        num_trees=places if name == "dvts" else 1,
+        num_trees=n // width if name == "dvts" else 1,
         beam_size=beam_size,
         width=width,
         aggregation=aggregation,
@@ -111,6 +106,7 @@ def search_strategy(
     )
 
 
+@dataclass(frozen=True)
 class GuidedSearch:
     """A policy, what rewards its steps, and how the two are brought together.
 
@@ -121,13 +117,10 @@ class GuidedSearch:
         keep_analyses: keep the analyses' texts in the trees.
     """
 
-    def __init__(
-        self, policy: Policy, rewarder: StepRewarder, strategy: Strategy, *, keep_analyses: bool = False
-    ) -> None:
-        self.policy = policy
-        self.rewarder = rewarder
-        self.strategy = strategy
-        self.keep_analyses = keep_analyses
+    policy: Policy
+    rewarder: StepRewarder
+    strategy: Strategy
+    keep_analyses: bool = False
 
     @property
     def concurrency(self) -> int:
@@ -155,15 +148,7 @@ class GuidedSearch:
         Raises:
             EngineUnavailable: an engine stopped answering.
         """
-        return await search_tree(
-            problem,
-            self.strategy,
-            self.policy,
-            StepScores(self.rewarder, problem.problem, ledger),
-            step_separator=self.policy.template.step_separator,
-            ledger=ledger,
-            keep_analyses=self.keep_analyses,
-        )
+        return await _Search(self, problem, ledger).run()
 
     async def aclose(self) -> None:
         try:
@@ -176,69 +161,29 @@ async def search_problems(
     search: GuidedSearch,
     problems: Problems,
     *,
-    output: str | Path,
     settings: dict[str, Any] | None = None,
-    strict: bool = False,
-    callbacks: Callbacks | None = None,
+    **run: Unpack[JobOptions],
 ) -> SearchTotals:
-    """Search for the solutions of many problems, in a run folder; begun again, it goes on where it was.
+    """Search for the solutions of many problems, in a run folder: rows of `SearchTree`.
 
-    Args:
-        search: how.
-        problems: what to solve.
-        output: the run folder. `results.jsonl` holds `SearchTree` in the order of the problems.
-        settings: further settings that the results depend on.
-        strict: stop at the first rejected row.
-        callbacks: told of each result, in order.
-
-    Returns:
-        Totals over all sessions.
-
-    Raises:
-        RunError, InputError, EngineUnavailable: as for `judge_source`.
+    Started again it resumes. `settings`, `run`, totals and errors are as for `judge_source`.
     """
     described = await search.start()
     totals = SearchTotals()
-    stage = Job(
-        name=STAGE, work=search.solve, parse=parse_tree, totals=totals, width=search.concurrency, noun="problem"
-    )
-    await run_job(
-        stage, [*problems.rejected, *problems.problems], source=problems.source, output=output,
-        settings={**(settings or {}), **described}, strict=strict, callbacks=callbacks,
-    )  # fmt: skip
+    job = Job(GUIDED, search.solve, parse_tree, totals, search.concurrency, noun="problem")
+    rows = [*problems.rejected, *problems.problems]
+    await run_job(job, rows, source=problems.source, settings={**(settings or {}), **described}, **run)
     return totals
 
 
-class StepSource(Protocol):
-    """What proposes steps: a policy, or a stored tree."""
-
-    async def next_step(
-        self, problem: str, steps: Sequence[str], sample: int, ledger: Ledger | None = None
-    ) -> Continuation: ...
-
-
-async def search_tree(
-    problem: Problem,
-    strategy: Strategy,
-    policy: StepSource,
-    scores: StepScores,
-    *,
-    step_separator: str,
-    ledger: Ledger | None = None,
-    keep_analyses: bool = False,
-) -> SearchTree:
-    """The search itself, whatever its steps and scores come from; see `GuidedSearch.solve`."""
-    return await _Search(problem, strategy, policy, scores, step_separator, ledger).run(keep_analyses)
-
-
 @dataclass(eq=False)
-class _Node:
+class _Branch:
     """A node in the making; see `SearchNode`."""
 
-    parent: _Node | None
+    id: int
+    parent: int
     tree: int
     round: int
-    id: int
     first: Continuation
     steps: tuple[str, ...]
     is_end: bool
@@ -250,65 +195,54 @@ class _Node:
     fell_back: bool = False
 
 
-@dataclass(eq=False)
 class _Tree:
-    number: int
-    #: What the beam holds; None is the problem itself.
-    active: list[_Node | None] = field(default_factory=lambda: [None])
-    num_finished: int = 0
-    end: EndReason | None = None
-
-    @property
-    def first_step(self) -> str | None:
-        node = next((node for node in self.active if node is not None), None)
-        return node.steps[0] if node else None
+    def __init__(self, number: int) -> None:
+        self.number = number
+        nothing = Continuation(text="", num_tokens=0, ended=None, finish_reason="")
+        #: What the beam holds: at first the problem itself.
+        self.active = [_Branch(ROOT, ROOT, number, -1, nothing, (), False, 0)]
+        self.num_finished = 0
+        self.end: EndReason | None = None
 
 
 class _Search:
     """The search for one problem's solution."""
 
-    def __init__(
-        self,
-        problem: Problem,
-        strategy: Strategy,
-        policy: StepSource,
-        scores: StepScores,
-        separator: str,
-        ledger: Ledger | None,
-    ) -> None:
+    def __init__(self, search: GuidedSearch, problem: Problem, ledger: Ledger | None) -> None:
         self.problem = problem
-        self.strategy = strategy
-        self.policy = policy
-        self.scores = scores
-        self.separator = separator
+        self.policy = search.policy
+        self.strategy = search.strategy
+        self.scores = StepScores(search.rewarder, problem.problem, ledger)
+        self.separator = search.policy.template.step_separator
         self.ledger = ledger
-        self.nodes: list[_Node] = []
-        self.refusals: list[Refusal] = []
-        self.finished: list[_Node] = []
+        self.keep_analyses = search.keep_analyses
+        self.nodes: list[_Branch] = []
+        self.refusals: list[PolicyRefusal] = []
+        self.finished: list[_Branch] = []
         #: Kept steps from which a tree could or would not go on.
-        self.stopped: list[_Node] = []
+        self.stopped: list[_Branch] = []
 
-    async def run(self, keep_analyses: bool) -> SearchTree:
+    async def run(self) -> SearchTree:
         trees = [_Tree(number) for number in range(self.strategy.num_trees)]
-        for round_ in range(self.strategy.max_rounds):
+        for _ in range(self.strategy.max_rounds):
             growing = [tree for tree in trees if tree.end is None]
             if not growing:
                 break
-            drawn = await all_or_none(self._propose(tree) for tree in growing)
-            together: dict[str | None, list[tuple[_Tree, list[_Node]]]] = {}
+            drawn = await all_or_none(map(self._propose, growing))
+            together: dict[tuple[str, ...], list[tuple[_Tree, list[_Branch]]]] = {}
             for tree, proposals in zip(growing, drawn, strict=True):
                 children = [
                     child
                     for parent, proposed in zip(tree.active, proposals, strict=True)
-                    for child in self._children(tree, round_, parent, proposed)
+                    for child in self._children(tree, parent, proposed)
                 ]
-                together.setdefault(tree.first_step, []).append((tree, children))
+                together.setdefault(tree.active[0].steps[:1], []).append((tree, children))
             await all_or_none(map(self._select_in_turn, together.values()))
         for tree in trees:
             if tree.end is None:
                 tree.end = "rounds"
-                self.stopped += [node for node in tree.active if node is not None]
-        return await self._finish([tree.end for tree in trees if tree.end is not None], keep_analyses)
+                self.stopped += [node for node in tree.active if node.id != ROOT]
+        return await self._finish([tree.end for tree in trees if tree.end is not None])
 
     async def _propose(self, tree: _Tree) -> list[list[Continuation | RequestRefused]]:
         """Sample next steps after each active one: the width for each open place of the beam, shared evenly."""
@@ -316,10 +250,8 @@ class _Search:
         count = num_places * self.strategy.width // len(tree.active)
         first = tree.number * self.strategy.num_samples
         samples = range(first, first + count)
-        return await all_or_none(self._next_steps(node.steps if node else (), samples) for node in tree.active)
-
-    async def _next_steps(self, steps: tuple[str, ...], samples: range) -> list[Continuation | RequestRefused]:
-        return await all_or_none(self._next_step(steps, sample) for sample in samples)
+        drawn = await all_or_none(self._next_step(node.steps, sample) for node in tree.active for sample in samples)
+        return [drawn[start : start + count] for start in range(0, len(drawn), count)]
 
     async def _next_step(self, steps: tuple[str, ...], sample: int) -> Continuation | RequestRefused:
         ledger = self.ledger and ScopedLedger(self.ledger, digest_of(steps))
@@ -329,68 +261,59 @@ class _Search:
             return error
 
     def _children(
-        self, tree: _Tree, round_: int, parent: _Node | None, proposed: Sequence[Continuation | RequestRefused]
-    ) -> list[_Node]:
+        self, tree: _Tree, parent: _Branch, proposed: Sequence[Continuation | RequestRefused]
+    ) -> list[_Branch]:
         """One node for all proposals that read and end alike; returns those that are worth judging."""
-        before = parent.steps if parent else ()
-        first_sample = tree.number * self.strategy.num_samples
-        found: dict[tuple[str, bool], _Node] = {}
+        found: dict[tuple[str, bool], _Branch] = {}
         refused: RequestRefused | None = None
-        for sample, proposal in enumerate(proposed, first_sample):
+        for sample, proposal in enumerate(proposed, tree.number * self.strategy.num_samples):
             if isinstance(proposal, RequestRefused):
                 refused = proposal
                 continue
-            steps = (*before, proposal.text) if proposal.text else before
-            key = proposal.text, self._is_end(proposal, steps)
-            node = found.get(key)
-            if node is None:
-                num_path_tokens = proposal.num_tokens + (parent.num_path_tokens if parent else 0)
-                node = _Node(parent, tree.number, round_, len(self.nodes), proposal, steps, key[1], num_path_tokens)
-                found[key] = node
+            text, is_end = proposal.text, proposal.ended
+            steps = (*parent.steps, text) if text else parent.steps
+            if is_end is None:
+                # The engine cannot tell: a solution ends where it announces its answer, or adds nothing.
+                is_end = not text or final_answer(self.separator.join(steps), self.problem.rule) is not None
+            if (node := found.get((text, is_end))) is None:
+                num_path_tokens = parent.num_path_tokens + proposal.num_tokens
+                node = found[text, is_end] = _Branch(
+                    len(self.nodes), parent.id, tree.number, parent.round + 1, proposal, steps, is_end, num_path_tokens
+                )
                 self.nodes.append(node)
             node.samples.append(sample)
             node.num_policy_tokens += proposal.num_tokens
         if refused is not None:
-            self.refusals.append(Refusal(tree=tree.number, parent=parent.id if parent else ROOT, reason=str(refused)))
+            self.refusals.append(PolicyRefusal(tree=tree.number, parent=parent.id, reason=str(refused)))
         # An empty step says nothing, unless it ends a solution; a step said again leads nowhere.
         alive = [node for node in found.values() if node.steps and (node.first.text or node.is_end)]
-        fresh = [node for node in alive if not before or node.first.text != before[-1]]
+        fresh = [node for node in alive if parent.steps[-1:] != (node.first.text,)]
         chosen = fresh or alive
         for node in found.values():
             if node not in chosen:
                 node.fate = "dropped"
-        if not chosen and parent is not None:
+        if not chosen and parent.id != ROOT:
             self.stopped.append(parent)
         return chosen
 
-    def _is_end(self, proposal: Continuation, steps: tuple[str, ...]) -> bool:
-        """Whether a solution ends with this: as the engine says, else where it announces its answer or adds nothing."""
-        if proposal.ended is not None:
-            return proposal.ended
-        return not proposal.text or final_answer(self.separator.join(steps), self.problem.rule) is not None
-
-    async def _select_in_turn(self, growing: Iterable[tuple[_Tree, list[_Node]]]) -> None:
+    async def _select_in_turn(self, growing: Iterable[tuple[_Tree, list[_Branch]]]) -> None:
         for tree, children in growing:
             await self._select(tree, children)
 
-    async def _select(self, tree: _Tree, children: list[_Node]) -> None:
-        """Keep the best children, and set those aside that end a solution."""
-        num_places = self.strategy.beam_size - tree.num_finished
+    async def _select(self, tree: _Tree, children: list[_Branch]) -> None:
+        """Keep the best children; those that end a solution leave the beam."""
         ranked = sorted(children, key=lambda node: -len(node.samples))
-        kept = await self._best(ranked, num_places)
-        for node in kept:
-            node.fell_back = len(kept) < len(children) and self._has_no_score(node)
+        kept = await self._best(ranked, self.strategy.beam_size - tree.num_finished)
         limit = self.strategy.max_solution_tokens
         tree.active = []
         out_of_tokens = False
         for node in sorted(kept, key=lambda node: node.id):
+            node.fell_back = len(kept) < len(children) and self._has_no_score(node)
+            node.fate = "finished" if node.is_end else "kept"
             if node.is_end:
-                node.fate = "finished"
                 tree.num_finished += 1
                 self.finished.append(node)
-                continue
-            node.fate = "kept"
-            if limit is not None and node.num_path_tokens >= limit:
+            elif limit is not None and node.num_path_tokens >= limit:
                 out_of_tokens = True
                 self.stopped.append(node)
             else:
@@ -400,29 +323,27 @@ class _Search:
         elif not tree.active:
             tree.end = "tokens" if out_of_tokens else "dead end"
 
-    async def _best(self, nodes: Sequence[_Node], num_wanted: int) -> list[_Node]:
+    async def _best(self, nodes: Sequence[_Branch], num_wanted: int) -> list[_Branch]:
         """The best of several nodes, of equal ones the first."""
         contenders = [self.scores.solution(node.steps, self.strategy.aggregation) for node in nodes]
         if self.strategy.wave is None:
-            await all_or_none(self.scores.judge_in_full(steps) for steps in {node.steps for node in nodes})
-            best = await race(contenders, num_wanted)
-        else:
-            best = await race(contenders, num_wanted, wave=self.strategy.wave)
+            await all_or_none(map(self.scores.judge_in_full, dict.fromkeys(node.steps for node in nodes)))
+        best = await race(contenders, num_wanted, wave=self.strategy.wave or WAVE)
         if len(best) < len(nodes):
             # Where nothing else has a score, whether these have decides nothing, but is to be told.
-            await all_or_none(settle(contenders[index]) for index in best if contenders[index].bounds[0] is None)
+            unsure = dict.fromkeys(contenders[index] for index in best if contenders[index].bounds[0] is None)
+            await all_or_none(map(settle, unsure))
         return [nodes[index] for index in best]
 
-    def _has_no_score(self, node: _Node) -> bool:
+    def _has_no_score(self, node: _Branch) -> bool:
         return self.scores.solution(node.steps, self.strategy.aggregation).bounds == (None, None)
 
-    async def _finish(self, ends: list[EndReason], keep_analyses: bool) -> SearchTree:
-        endings = self.finished or self.stopped
+    async def _finish(self, ends: list[EndReason]) -> SearchTree:
         # In the order in which they were found, whichever tree was quicker.
-        endings.sort(key=lambda node: node.id)
+        endings = sorted(self.finished or self.stopped, key=lambda node: node.id)
         chosen = (await self._best(endings, 1))[0] if endings else None
-        steps = chosen.steps if chosen else ()
-        nodes = tuple(self._record(node, keep_analyses) for node in self.nodes)
+        nodes = tuple(map(self._record, self.nodes))
+        # Equal steps after equal steps share their analyses.
         tokens = {node.steps: record.num_judge_tokens for node, record in zip(self.nodes, nodes, strict=True)}
         return SearchTree(
             problem=self.problem,
@@ -435,43 +356,38 @@ class _Search:
             finished=tuple(node.id for node in endings if self.finished),
             chosen=chosen.id if chosen else None,
             fell_back=not self.finished or (len(endings) > 1 and chosen is not None and self._has_no_score(chosen)),
-            text=self.separator.join(steps),
+            text=self.separator.join(chosen.steps if chosen else ()),
             num_policy_tokens=sum(node.num_policy_tokens for node in self.nodes),
-            # Equal steps after equal steps share their analyses.
             num_judge_tokens=sum(tokens.values()),
         )
 
-    def _record(self, node: _Node, keep_analyses: bool) -> SearchNode:
-        record = SearchNode(
-            id=node.id,
-            parent=node.parent.id if node.parent else ROOT,
-            tree=node.tree,
-            round=node.round,
-            step=node.first.text,
-            samples=tuple(node.samples),
-            num_tokens=node.first.num_tokens,
-            num_policy_tokens=node.num_policy_tokens,
-            ended=node.first.ended,
-            finish_reason=node.first.finish_reason,
-            fate=node.fate,
-            fell_back=node.fell_back,
-        )
-        if not node.first.text or node.fate == "dropped":
-            return record
-        step = self.scores.step(node.steps)
-        low, high = step.bounds
-        reward = step.reward
-        if reward is None:
-            return record
-        together = () if self.scores.num_analyses else self.scores.rewards(node.steps)
-        return record.model_copy(
-            update={
+    def _record(self, node: _Branch) -> SearchNode:
+        first = node.first
+        judged: dict[str, Any] = {}
+        if first.text and node.fate != "dropped" and (reward := self.scores.reward(node.steps)) is not None:
+            low, high = self.scores.solution(node.steps, "last").bounds
+            together = () if self.scores.num_analyses else self.scores.rewards(node.steps)
+            judged = {
                 "low": low,
                 "high": high,
                 "rewards": tuple(one.reward for one in together),
                 "p_yes": tuple(analysis.p_yes for analysis in reward.analyses),
                 "num_judge_tokens": sum(analysis.num_tokens for analysis in reward.analyses),
                 "failure": reward.failure if high is None else None,
-                "analyses": reward.analyses if keep_analyses else (),
+                "analyses": reward.analyses if self.keep_analyses else (),
             }
+        return SearchNode(
+            id=node.id,
+            parent=node.parent,
+            tree=node.tree,
+            round=node.round,
+            step=first.text,
+            samples=tuple(node.samples),
+            num_tokens=first.num_tokens,
+            num_policy_tokens=node.num_policy_tokens,
+            ended=first.ended,
+            finish_reason=first.finish_reason,
+            fate=node.fate,
+            fell_back=node.fell_back,
+            **judged,
         )

@@ -14,9 +14,17 @@ from rprm.prompts.policy import PolicyTemplate
 from rprm.prompts.template import Prompt
 from rprm.records import Record
 from rprm.rewarders.rprm import sample_seed
-from rprm.search.candidates import Candidate
 from rprm.splitting import split_steps
 from rprm.thinking import after_thinking, without_thinking
+
+
+class Candidate(Record):
+    """A solution that a policy wrote. `num_tokens` and `finish_reason` are None where it was brought from elsewhere."""
+
+    text: str
+    steps: tuple[str, ...]
+    num_tokens: int | None = None
+    finish_reason: str | None = None
 
 
 class Continuation(Record):
@@ -42,6 +50,9 @@ class Policy:
         template: its prompt.
         sampling: temperature, top-p and length of a whole solution; its seed is the seed of the run.
         step_tokens: the longest step, in tokens.
+
+    `solve` and `next_step` raise `RequestRefused` where problem and steps are too long for the model, and
+    `EngineUnavailable` where the engine stopped answering.
     """
 
     engine: Engine
@@ -54,10 +65,7 @@ class Policy:
         return self.engine.concurrency
 
     async def start(self, *, stepwise: bool = False) -> dict[str, Any]:
-        """Load the model; returns what its solutions depend on, for the manifest.
-
-        Args:
-            stepwise: whether it is to write step by step.
+        """Load the model, to write step by step or whole; returns what its solutions depend on, for the manifest.
 
         Raises:
             EngineError: it cannot be loaded, or (`Unsupported`) it cannot continue a solution that is begun.
@@ -80,12 +88,7 @@ class Policy:
         }
 
     async def solve(self, problem: str, sample: int, ledger: Ledger | None = None) -> Candidate:
-        """Write a whole solution.
-
-        Raises:
-            RequestRefused: the problem is too long for the model.
-            EngineUnavailable: the engine stopped answering.
-        """
+        """Write a whole solution."""
 
         async def write() -> Candidate:
             stop = (self.template.stop,) if self.template.stop else ()
@@ -102,14 +105,7 @@ class Policy:
     async def next_step(
         self, problem: str, steps: Sequence[str], sample: int, ledger: Ledger | None = None
     ) -> Continuation:
-        """Write the step that follows `steps`, without what the model thinks before it.
-
-        The ledger is that of these steps; see `ScopedLedger`.
-
-        Raises:
-            RequestRefused: problem and steps are too long for the model.
-            EngineUnavailable: the engine stopped answering.
-        """
+        """Write the step that follows `steps`, without what the model thinks. The ledger is that of these steps."""
 
         async def write() -> Continuation:
             stop = tuple(text for text in (self.template.step_separator, self.template.stop) if text)

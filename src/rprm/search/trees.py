@@ -1,7 +1,7 @@
 """Search trees as they are stored: every step that a policy proposed, what was known of its reward, what became of it.
 
 A tree holds all that its search read from policy and rewarder, so that the search can be run again from it
-(`rprm.search.replay`). The texts of analyses are left out unless asked for: a thousand of them are megabytes.
+(`tests/search/replay.py`). The texts of analyses are left out unless asked for: a thousand of them are megabytes.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from rprm.benchmarks.mathematics import ProblemRow
 from rprm.errors import CorruptRun
 from rprm.records import Analysis, Probability, Record
-from rprm.search.aggregation import Aggregation, aggregate
-from rprm.search.problems import Problem
+from rprm.search.racing import Aggregation, Bounds, aggregate
 
 #: The parent of a first step.
 ROOT = -1
@@ -34,15 +34,14 @@ class Strategy(Record):
     """How a search spends its samples. `rprm.search.guided` has the strategies that have names.
 
     Attributes:
-        name: of the strategy.
         num_trees: independent trees a problem has.
         beam_size: steps that a tree goes on from, and solutions that it ends with.
         width: next steps sampled for each of them.
         aggregation: how the rewards of its steps become the score of a path.
         max_rounds: the most steps of a solution.
         max_solution_tokens: a solution of so many tokens that has not ended is given up; None for no limit.
-        wave: most analyses to draw at once while a choice is open (see `rprm.search.racing`). None judges everything in
-            full, with the same choices.
+        wave: most analyses to draw at once while a choice is open (see `race`). None judges everything in full, with
+            the same choices.
     """
 
     name: str
@@ -72,12 +71,10 @@ class SearchNode(Record):
     Attributes:
         id: its place among the nodes of its problem.
         parent: the node of the step before it, `ROOT` for a first step.
-        tree: the tree it belongs to.
         round: number of steps before it.
         step: its text; empty where the policy ended the solution after the step before.
         samples: numbers of the samples that gave it, as they were drawn.
-        num_tokens: of the first of them.
-        num_policy_tokens: of all of them.
+        num_tokens, num_policy_tokens: of the first of them, and of all of them.
         ended: the policy ended its solution with it; None where the engine cannot tell.
         finish_reason: of the first sample; "length" where the step was cut.
         low, high: its reward lies between them; None stands below every number (no reward). From None to 1 where it was
@@ -87,7 +84,6 @@ class SearchNode(Record):
         num_judge_tokens: of these analyses.
         failure: why it can have no reward.
         analyses: the analyses themselves, where the run keeps them.
-        fate: what became of it.
         fell_back: it was kept although it has no reward: no step of its round that was left out has one either.
     """
 
@@ -121,7 +117,7 @@ class SearchNode(Record):
         return self.finish_reason == "length"
 
 
-class Refusal(Record):
+class PolicyRefusal(Record):
     """The policy could not be asked for steps after `parent` (mostly: the solution fills its context)."""
 
     tree: int
@@ -129,11 +125,10 @@ class Refusal(Record):
     reason: str
 
 
-class SearchTree(Record):
+class SearchTree(ProblemRow):
     """The search for one problem's solution, all its trees, and the solution that was chosen.
 
     Attributes:
-        strategy: how it searched.
         num_analyses: K; None where the rewarder writes no analyses.
         step_separator: what stands between two steps of a solution.
         nodes: a parent before its children.
@@ -146,23 +141,18 @@ class SearchTree(Record):
         num_policy_tokens, num_judge_tokens: all tokens generated for this problem.
     """
 
-    problem: Problem
     strategy: Strategy
     num_analyses: int | None
     step_separator: str
     nodes: tuple[SearchNode, ...]
     ends: tuple[EndReason, ...]
-    refusals: tuple[Refusal, ...] = ()
+    refusals: tuple[PolicyRefusal, ...] = ()
     finished: tuple[int, ...]
     chosen: int | None
     fell_back: bool
     text: str
     num_policy_tokens: int
     num_judge_tokens: int
-
-    @property
-    def id(self) -> str:
-        return self.problem.id
 
     @property
     def num_rounds(self) -> int:
@@ -181,13 +171,12 @@ class SearchTree(Record):
         """The solution up to this node."""
         return tuple(one.step for one in self.path(node) if one.step)
 
-    def score(self, node: int) -> tuple[float | None, float | None]:
+    def score(self, node: int) -> Bounds:
         """Bounds of the score of the path to this node."""
         judged = [one for one in self.path(node) if one.step]
-        how = self.strategy.aggregation
-        if rewards := judged[-1].rewards:
-            return aggregate(rewards, how), aggregate(rewards, how)
-        return aggregate([one.low for one in judged], how), aggregate([one.high for one in judged], how)
+        rewards = judged[-1].rewards
+        lows, highs = rewards or [one.low for one in judged], rewards or [one.high for one in judged]
+        return aggregate(lows, self.strategy.aggregation), aggregate(highs, self.strategy.aggregation)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -196,16 +185,12 @@ class SearchTree(Record):
                 raise ValueError(f"node {place}: {wrong}")
         if len(self.ends) != self.strategy.num_trees:
             raise ValueError(f"{len(self.ends)} trees have ended, and there are {self.strategy.num_trees}")
-        fates = [node.fate for node in self.nodes]
-        if sorted(self.finished) != [place for place, fate in enumerate(fates) if fate == "finished"]:
+        if sorted(self.finished) != [node.id for node in self.nodes if node.fate == "finished"]:
             raise ValueError("`finished` does not name the nodes that are finished")
-        if self.chosen is None:
-            ending = []
-        elif 0 <= self.chosen < len(fates) and fates[self.chosen] in ("kept", "finished"):
-            ending = list(self.steps(self.chosen))
-        else:
+        kept = {node.id for node in self.nodes if node.fate in ("kept", "finished")}
+        if self.chosen is not None and self.chosen not in kept:
             raise ValueError(f"the chosen node {self.chosen} is not one that was kept")
-        if self.text != self.step_separator.join(ending):
+        if self.text != self.step_separator.join(() if self.chosen is None else self.steps(self.chosen)):
             raise ValueError("the text is not that of the chosen node's steps")
         return self
 
@@ -222,6 +207,25 @@ class SearchTree(Record):
         if parent.tree != node.tree or parent.round + 1 != node.round:
             return f"its parent {node.parent} stands in tree {parent.tree}, round {parent.round}"
         return None if parent.fate == "kept" else f"its parent {node.parent} was {parent.fate}"
+
+
+def parse_tree(value: Any) -> SearchTree:
+    """Read a tree back from its JSON value.
+
+    Raises:
+        CorruptRun: it is none; the message says what is wrong.
+    """
+    try:
+        return SearchTree.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        problem = value.get("problem") if isinstance(value, dict) else None
+        name = problem.get("id") if isinstance(problem, dict) else None
+        raise CorruptRun(
+            f"search tree {name!r}: {place + ': ' if place else ''}{first['msg'].removeprefix('Value error, ')}; "
+            "restore the file, or begin a new run folder"
+        ) from None
 
 
 @dataclass
@@ -268,20 +272,14 @@ class SearchTotals:
     def add(self, tree: SearchTree) -> None:
         self.num_problems += 1
         self.num_finished += bool(tree.finished)
-        rounds: dict[int, int] = {}
+        self.num_rounds += sum({node.tree: node.round + 1 for node in tree.nodes}.values())
+        self.num_samples += sum(len(node.samples) for node in tree.nodes)
+        self.num_fallbacks += sum(node.fell_back for node in tree.nodes)
+        judgeable = [node for node in tree.nodes if node.step and node.fate != "dropped"]
         # Equal steps after equal steps are one, whichever tree they stand in.
-        steps: dict[tuple[str, ...], SearchNode] = {}
-        num_judgeable = 0
-        for node in tree.nodes:
-            rounds[node.tree] = node.round + 1
-            self.num_samples += len(node.samples)
-            self.num_fallbacks += node.fell_back
-            if node.step and node.fate != "dropped":
-                num_judgeable += len(node.samples)
-                steps[tree.steps(node.id)] = node
-        self.num_rounds += sum(rounds.values())
+        steps = {tree.steps(node.id): node for node in judgeable}
         self.num_steps += len(steps)
-        self.num_duplicates += num_judgeable - len(steps)
+        self.num_duplicates += sum(len(node.samples) for node in judgeable) - len(steps)
         for node in steps.values():
             self.num_steps_unscored += node.failure is not None
             self.failure = self.failure or node.failure
@@ -299,22 +297,3 @@ class SearchTotals:
 
     def as_dict(self) -> dict[str, int]:
         return {name: value for name, value in asdict(self).items() if name != "failure"}
-
-
-def parse_tree(value: Any) -> SearchTree:
-    """Read a tree back from its JSON value.
-
-    Raises:
-        CorruptRun: it is none; the message says what is wrong.
-    """
-    try:
-        return SearchTree.model_validate(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        problem = value.get("problem") if isinstance(value, dict) else None
-        name = problem.get("id") if isinstance(problem, dict) else None
-        raise CorruptRun(
-            f"search tree {name!r}: {place + ': ' if place else ''}{first['msg'].removeprefix('Value error, ')}; "
-            "restore the file, or begin a new run folder"
-        ) from None

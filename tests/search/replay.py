@@ -1,49 +1,33 @@
-"""Running a stored search again from what it read: the same tree must come out.
-
-That holds a stored run against the algorithm: whoever changes the one, by an edit of a file or a change of the code, is
-told where they part.
-"""
+"""Searching a stored tree again: the same algorithm, fed with what the tree holds; the same tree must come out."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, Self
+from types import SimpleNamespace
+from typing import Any
 
 from rprm.errors import RequestRefused, RprmError
 from rprm.ledger import Ledger
 from rprm.records import Analysis, Solution, SolutionReward, StepReward
-from rprm.rewarders.base import StepRewarder, first_error
 from rprm.rewarders.rprm import Judge
-from rprm.search.contenders import StepScores
-from rprm.search.guided import search_tree
+from rprm.search.guided import GuidedSearch
 from rprm.search.policy import Continuation
+from rprm.search.racing import Steps
 from rprm.search.trees import ROOT, SearchNode, SearchTree
-from rprm.stopping import StoppingRule
-
-Steps = tuple[str, ...]
+from rprm.stopping import StoppingRule, mean
 
 
 def replay(tree: SearchTree) -> SearchTree:
     """Search again with the stored steps and analyses in place of the models.
 
-    Returns:
-        The new tree: equal to the stored one, unless one of them was changed.
-
     Raises:
         RprmError: the search asks for something that the tree does not hold.
     """
-    rewarder: StepRewarder = _StoredRewards(tree) if tree.num_analyses is None else _StoredJudge(tree)
-    return asyncio.run(
-        search_tree(
-            tree.problem,
-            tree.strategy,
-            _StoredSteps(tree),
-            StepScores(rewarder, tree.problem.problem),
-            step_separator=tree.step_separator,
-            keep_analyses=any(node.analyses for node in tree.nodes),
-        )
-    )
+    policy: Any = StoredPolicy(tree)
+    rewarder: Any = StoredRewards(tree) if tree.num_analyses is None else StoredJudge(tree)
+    kept = any(node.analyses for node in tree.nodes)
+    return asyncio.run(GuidedSearch(policy, rewarder, tree.strategy, keep_analyses=kept).solve(tree.problem))
 
 
 def differences(tree: SearchTree, other: SearchTree) -> list[str]:
@@ -53,37 +37,30 @@ def differences(tree: SearchTree, other: SearchTree) -> list[str]:
         found += [f"node {node.id}: {difference}" for difference in _fields(node, its_other)]
     if len(tree.nodes) != len(other.nodes):
         found.append(f"{len(tree.nodes)} nodes -> {len(other.nodes)}")
-    return found + _fields(tree, other, leave_out=("nodes",))
+    return found + _fields(tree.model_copy(update={"nodes": ()}), other.model_copy(update={"nodes": ()}))
 
 
-def _fields(one: Any, other: Any, leave_out: Sequence[str] = ()) -> list[str]:
-    names = [name for name in type(one).model_fields if name not in leave_out]
-    return [
-        f"{name}: {getattr(one, name)!r:.80} -> {getattr(other, name)!r:.80}"
-        for name in names
-        if getattr(one, name) != getattr(other, name)
-    ]
+def _fields(one: Any, other: Any) -> list[str]:
+    pairs = {name: (getattr(one, name), getattr(other, name)) for name in type(one).model_fields}
+    return [f"{name}: {old!r:.80} -> {new!r:.80}" for name, (old, new) in pairs.items() if old != new]
 
 
-class _StoredSteps:
+class StoredPolicy:
     """A policy that writes what it wrote."""
 
     def __init__(self, tree: SearchTree) -> None:
+        self.template = SimpleNamespace(step_separator=tree.step_separator)
         self._continuations: dict[tuple[Steps, int], Continuation] = {}
-        self._refusals: dict[tuple[Steps, int], str] = {}
         self._num_samples = tree.strategy.num_samples
         for node in tree.nodes:
-            before = _before(tree, node)
             rest = node.num_policy_tokens - node.num_tokens
             for place, sample in enumerate(node.samples):
                 # Of the samples after the first only the sum of tokens is known, and only the sum is used.
                 num_tokens = node.num_tokens if place == 0 else rest if place == 1 else 0
-                self._continuations[before, sample] = Continuation(
+                self._continuations[_before(tree, node.parent), sample] = Continuation(
                     text=node.step, num_tokens=num_tokens, ended=node.ended, finish_reason=node.finish_reason
                 )
-        for refusal in tree.refusals:
-            steps = tree.steps(refusal.parent) if refusal.parent != ROOT else ()
-            self._refusals[steps, refusal.tree] = refusal.reason
+        self._refusals = {(_before(tree, one.parent), one.tree): one.reason for one in tree.refusals}
 
     async def next_step(
         self, problem: str, steps: Sequence[str], sample: int, ledger: Ledger | None = None
@@ -96,12 +73,13 @@ class _StoredSteps:
         raise RprmError(f"the tree holds no sample {sample} of a step after {len(steps)} steps")
 
 
-class _StoredJudge(Judge):
+class StoredJudge(Judge):
     """A judge that gives the analyses it gave."""
 
     def __init__(self, tree: SearchTree) -> None:
         assert tree.num_analyses is not None
         # What a search needs of a judge; there is no engine and no prompt.
+        self.threshold = 0.5
         self.rule = StoppingRule(tree.num_analyses, stopping="none")
         self._nodes = _judged(tree)
         self._analyses = {
@@ -111,6 +89,10 @@ class _StoredJudge(Judge):
         self._failures = {
             id(self._analyses[steps][0]): node.failure for steps, node in self._nodes.items() if node.p_yes
         }
+
+    @property
+    def concurrency(self) -> int:
+        return 1
 
     async def analyse(
         self, problem: str, steps: Sequence[str], step_index: int, samples: range, ledger: Ledger | None = None
@@ -123,11 +105,15 @@ class _StoredJudge(Judge):
             raise RprmError(f"the tree holds no analysis {samples.stop - 1} of a step after {step_index} steps")
         return list(self._analyses[steps][samples.start : samples.stop])
 
-    def _why_unscored(self, analyses: Sequence[Analysis]) -> str:
-        return self._failures[id(analyses[0])] or ""
+    def reward(self, step_index: int, analyses: Sequence[Analysis]) -> StepReward:
+        reward = mean([analysis.p_yes for analysis in analyses if analysis.p_yes is not None])
+        failure = None if reward is not None else self._failures[id(analyses[0])]
+        return StepReward(
+            step_index=step_index, reward=reward, vote=None, analyses=tuple(analyses), failure=failure or ""
+        )
 
 
-class _StoredRewards:
+class StoredRewards:
     """A rewarder that judges solutions whole, as it judged them."""
 
     threshold = 0.5
@@ -135,15 +121,6 @@ class _StoredRewards:
 
     def __init__(self, tree: SearchTree) -> None:
         self._nodes = _judged(tree)
-
-    def in_full(self) -> Self:
-        return self
-
-    def is_wrong(self, step: StepReward) -> bool:
-        return step.reward is not None and step.reward < self.threshold
-
-    async def start(self) -> dict[str, Any]:
-        return {}
 
     async def judge(self, solution: Solution, ledger: Ledger | None = None) -> SolutionReward:
         node = self._nodes.get(solution.steps)
@@ -153,21 +130,11 @@ class _StoredRewards:
             StepReward(step_index=index, reward=reward, vote=None, failure=node.failure if reward is None else None)
             for index, reward in enumerate(node.rewards)
         )
-        found = first_error(node.rewards, self.threshold)
-        return SolutionReward(id=solution.id, num_steps=len(steps), first_error=found, steps=steps)
-
-    async def judge_step(
-        self, problem: str, steps: Sequence[str], step_index: int, ledger: Ledger | None = None
-    ) -> StepReward:
-        judged = await self.judge(Solution(id="", problem=problem, steps=tuple(steps[: step_index + 1])), ledger)
-        return judged.steps[step_index]
-
-    async def aclose(self) -> None:
-        pass
+        return SolutionReward(id=solution.id, num_steps=len(steps), first_error=None, steps=steps)
 
 
-def _before(tree: SearchTree, node: SearchNode) -> Steps:
-    return tree.steps(node.parent) if node.parent != ROOT else ()
+def _before(tree: SearchTree, parent: int) -> Steps:
+    return tree.steps(parent) if parent != ROOT else ()
 
 
 def _judged(tree: SearchTree) -> dict[Steps, SearchNode]:
