@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,17 +66,19 @@ class Source:
         name: a path (JSON Lines or JSON, also .gz; parquet); or `hub:OWNER/NAME?option=value` (a bare `OWNER/NAME` that
             is no file means the same) with the options split, revision, config and data_dir.
 
+        split: of a hub data set, where the name has none.
+
     Raises:
         InputError: there is no such file.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, split: str = "test") -> None:
         self.name = name
         self.hub: dict[str, str] | None = None
         self.path = Path(name)
         if name.startswith("hub:") or (not self.path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+(\?.*)?", name)):
             target, _, query = name.removeprefix("hub:").partition("?")
-            self.hub = {"path": target, "split": "test"} | dict(parse_qsl(query))
+            self.hub = {"path": target, "split": split} | dict(parse_qsl(query))
             if unknown := set(self.hub) - {"path", "split", "revision", "config", "data_dir"}:
                 raise InputError(
                     f"{name}: unknown option {min(unknown)!r}; options are split, revision, config, data_dir"
@@ -84,6 +86,12 @@ class Source:
         elif not self.path.is_file():
             hint = "it is a folder; name a file in it" if self.path.is_dir() else "no such file"
             raise InputError(f"{name}: {hint}")
+
+    def pinned(self) -> Source:
+        """The same source; a hub data set at the revision that its name stands for now."""
+        if self.hub is not None:
+            self.hub["revision"] = self._hub_revision()
+        return self
 
     def inspect(self) -> SourceInfo:
         """Hash and count the rows, in one pass over the source (a hub data set is asked for its revision)."""
@@ -174,6 +182,67 @@ class Source:
                 yield Row(number, dict(value), json.dumps(value, default=str)[:MAX_REJECTED_TEXT])
         except (OSError, ValueError) as error:
             raise InputError(f"{self.name}: cannot be read: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """What a model was trained to answer: the user message, with its system message and the output, where there are."""
+
+    line: int
+    text: str
+    system: str
+    output: str | None
+
+    def rejected(self, reason: str) -> Rejected:
+        return Rejected(file="", line=self.line, reason=reason, text=self.text[:MAX_REJECTED_TEXT])
+
+
+def read_instructions(
+    rows: Iterable[Mapping[str, Any] | Row | Rejected], column: str | None = None, output_column: str | None = None
+) -> Iterator[Instruction | Rejected]:
+    """Training rows for a language model, each as an `Instruction`, or as `Rejected` with the reason.
+
+    The instruction is a text, or a list of chat messages: one of the user, an optional one of the system. A column
+    `system` is the system message too. The output is a text or a list of messages.
+
+    Args:
+        rows: those of a source keep the lines that they stand in.
+        column, output_column: by default `instruction`, else `prompt`; and `output`, `completion`, `response`, else
+            `chosen`.
+    """
+    columns = (column,) if column else ("instruction", "prompt")
+    output_columns = (output_column,) if output_column else ("output", "completion", "response", "chosen")
+    for number, row in enumerate(rows, 1):
+        line, value = (number, row) if isinstance(row, Mapping) else (row.line, getattr(row, "value", None))
+        try:
+            yield Instruction(line, *_instruction(value, columns, output_columns))
+        except InputError as error:
+            yield Rejected(file="", line=line, reason=str(error), text="")
+
+
+def _instruction(row: Any, columns: Sequence[str], output_columns: Sequence[str]) -> tuple[str, str, str | None]:
+    if not isinstance(row, Mapping):
+        raise InputError("it is no JSON object")
+    instruction = next((row[column] for column in columns if row.get(column)), None)
+    if instruction is None:
+        wanted, present = " or ".join(map(repr, columns)), ", ".join(map(str, row)) or "none"
+        raise InputError(f"nothing stands in column {wanted}; its columns are {present}")
+    if row.get("input"):
+        raise InputError("it has an 'input' beside its instruction; join the two into one column")
+    messages = [{"role": "user", "content": instruction}] if isinstance(instruction, str) else instruction
+    try:
+        asked = [(message["role"], message["content"]) for message in messages if message["role"] != "assistant"]
+    except (KeyError, TypeError):
+        raise InputError("its instruction is neither a text nor a list of messages") from None
+    if [role for role, _ in asked] not in (["user"], ["system", "user"]):
+        raise InputError("its instruction is not one user message, with a system message before it or none")
+    system = asked[0][1] if len(asked) == 2 else row.get("system") or ""
+    if not isinstance(asked[-1][1], str) or not isinstance(system, str):
+        raise InputError("its instruction or system message is no text")
+    output = next((row[column] for column in output_columns if row.get(column)), None)
+    output = output[-1] if isinstance(output, list) else output
+    output = output.get("content") if isinstance(output, Mapping) else output
+    return asked[-1][1], system, output if isinstance(output, str) else None
 
 
 def read_solutions(source: Source, *, name: str | None = None) -> Iterator[Solution | Rejected]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+
+from rprm.cli.options import with_options
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -65,12 +67,50 @@ def show(
         typer.echo(f"--- {name} ---\n{content}")
 
 
+@dataclass(frozen=True)
+class ImportOptions:
+    """How a template is derived; see `rprm.prompts.import_template`."""
+
+    name: Annotated[
+        str | None,
+        typer.Option(help="Name of the template.", show_default="the output's stem; with --model, the source"),
+    ] = None
+    limit: Annotated[int, typer.Option(min=1, help="Rows to read.")] = 2000
+    instruction_column: Annotated[
+        str | None, typer.Option(help="Column of the prompts.", show_default="instruction, else prompt")
+    ] = None
+    output_column: Annotated[
+        str | None,
+        typer.Option(help="Column of the analyses.", show_default="output, completion, response, else chosen"),
+    ] = None
+    marker: Annotated[
+        str | None, typer.Option(help="Text before the verdict.", show_default="read from the outputs")
+    ] = None
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat/--raw",
+            help="User messages, or whole texts with the model's special tokens.",
+            show_default="by their special tokens",
+        ),
+    ] = None
+    min_share: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="Share of rows to render exactly.", show_default="0.99; with --model 0.95"),
+    ] = None
+    accept_doubts: Annotated[
+        bool, typer.Option("--accept-doubts", help="Accept problems or steps that share whole lines.")
+    ] = False
+
+
 @app.command("import")
+@with_options
 def import_(
     source: Annotated[
         str | None,
         typer.Argument(
-            help="File (.json, .jsonl, .gz, .parquet) or hub data set (OWNER/NAME?data_dir=FOLDER).",
+            help="File (.json, .jsonl, .gz, .parquet) or hub data set (OWNER/NAME?data_dir=FOLDER; also revision, "
+            "config, split).",
             show_default="the data set of --model",
         ),
     ] = None,
@@ -87,39 +127,8 @@ def import_(
             "its system message and ending."
         ),
     ] = None,
-    name: Annotated[
-        str | None,
-        typer.Option(help="Name of the template.", show_default="the output's stem; with --model, the source"),
-    ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Rows to read.")] = 2000,
-    revision: Annotated[str | None, typer.Option(help="Revision of the hub data set.")] = None,
-    config: Annotated[str | None, typer.Option(help="Configuration of the hub data set.")] = None,
-    split: Annotated[str, typer.Option(help="Split of the hub data set.")] = "train",
-    instruction_column: Annotated[
-        str | None, typer.Option(help="Column of the prompts.", show_default="instruction, else prompt")
-    ] = None,
-    output_column: Annotated[
-        str | None,
-        typer.Option(help="Column of the analyses.", show_default="output, completion, response, else chosen"),
-    ] = None,
-    marker: Annotated[
-        str | None, typer.Option(help="Text before the verdict.", show_default="read from the outputs")
-    ] = None,
-    chat: Annotated[
-        bool | None,
-        typer.Option(
-            "--chat/--raw",
-            help="User messages, or whole texts with the model's special tokens.",
-            show_default="by their special tokens",
-        ),
-    ] = None,
-    min_share: Annotated[
-        float | None,
-        typer.Option(min=0.0, max=1.0, help="Share of rows to render exactly.", show_default="0.99; with --model 0.95"),
-    ] = None,
-    accept_doubts: Annotated[
-        bool, typer.Option("--accept-doubts", help="Accept problems or steps that share whole lines.")
-    ] = False,
+    *,
+    options: ImportOptions,
     force: Annotated[
         bool, typer.Option("--force", help="Replace the output file, or the model's prompt in the cache.")
     ] = False,
@@ -127,41 +136,27 @@ def import_(
     """Derive a released model's template from its training rows, and verify it by rendering them again."""
     from rprm.errors import PromptError
     from rprm.models import import_released, keep_template, resolve
-    from rprm.prompts import import_source
+    from rprm.prompts import import_template
 
     known = None if model is None else resolve(model).known
     if model is not None and (known is None or known.prompt is None):
         raise PromptError(f"--model {model}: not a known model with a prompt; rprm models lists them")
-    if known is None and (source is None or output is None):
-        raise PromptError("name the rows to import from and the --output to write, or a known model: --model NAME")
     if output is not None and output.suffix != ".toml":
         raise PromptError(f"{output}: a template file ends in .toml")
     written = output or (known and known.prompt and known.prompt.cached)
     if written and written.exists() and not force:
         raise PromptError(f"{written}: exists already; give --force to replace it")
-    given: dict[str, Any] = {
-        "name": name,
-        "revision": revision,
-        "config": config,
-        "split": split,
-        "marker": marker,
-        "instruction_column": instruction_column,
-        "output_column": output_column,
-        "chat": chat,
-        "min_share": min_share,
-    }
-    options = {key: value for key, value in given.items() if value is not None}
-    options |= {"limit": limit, "accept_doubts": accept_doubts}
+    given = {key: value for key, value in asdict(options).items() if value is not None}
     if known is not None:
-        imported = import_released(known, source, **options)
+        imported = import_released(known, source, **given)
+    elif source is not None and output is not None:
+        imported = import_template(source, **{"name": output.stem} | given)
     else:
-        assert source is not None
-        assert output is not None
-        imported = import_source(source, **{"name": output.stem} | options)
-    if output is None:
-        assert known is not None
+        raise PromptError("name the rows to import from and the --output to write, or a known model: --model NAME")
+    if known is not None and output is None:
         output = keep_template(known, imported)
     else:
+        assert output is not None
         if known is not None and known.prompt is not None:
             imported = replace(imported, template=known.prompt.around(imported.template))
         try:
