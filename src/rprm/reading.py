@@ -11,16 +11,20 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Annotated, Any, BinaryIO, TypeVar, cast
 from urllib.parse import parse_qsl
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from rprm.errors import InputError
 from rprm.records import Record, Solution
 from rprm.splitting import split_steps
+
+T = TypeVar("T")
 
 #: A longer line is rejected unread: no solution is this long, and memory must stay flat.
 MAX_LINE_BYTES = 32 * 1024 * 1024
@@ -48,6 +52,9 @@ class Row:
     line: int
     value: Any
     text: str
+
+    def rejected(self, file: str, reason: str) -> Rejected:
+        return Rejected(file=file, line=self.line, reason=reason, text=self.text[:MAX_REJECTED_TEXT])
 
 
 @dataclass(frozen=True)
@@ -251,15 +258,86 @@ def read_solutions(source: Source, *, name: str | None = None) -> Iterator[Solut
     A row is `{id?, problem, steps[] | solution, label?}`; other fields are ignored, so that ProcessBench's own records
     are read as they are. Without an id the row is `line-N`; a `solution` is cut by `split_steps`.
     """
+    return read_rows(source, lambda row: solution_of(row.value, default_id=f"line-{row.line}"), name=name)
+
+
+def read_rows(source: Source, read: Callable[[Row], T], *, name: str | None = None) -> Iterator[T | Rejected]:
+    """What `read` makes of every row of a source; a row of which it raises an `InputError` is rejected with the reason.
+
+    Args:
+        source: the rows.
+        read: reads one.
+        name: stands in for the source's own in rejected rows.
+    """
     for row in source.rows():
-        if isinstance(row, Rejected):
-            yield row if name is None else row.model_copy(update={"file": name})
-            continue
         try:
-            yield solution_of(row.value, default_id=f"line-{row.line}")
+            yield row.model_copy(update={"file": name or row.file}) if isinstance(row, Rejected) else read(row)
         except InputError as error:
-            text = row.text[:MAX_REJECTED_TEXT]
-            yield Rejected(file=name or source.name, line=row.line, reason=str(error), text=text)
+            assert isinstance(row, Row)
+            yield row.rejected(name or source.name, str(error))
+
+
+class RowModel(BaseModel):
+    """The fields that a row must have, and their types; others are ignored. See `checked`."""
+
+    model_config = ConfigDict(strict=True)
+
+
+#: A text that is Unicode; one that is not empty; a name or number.
+AnyText = Annotated[str, Field(min_length=0)]
+Text = Annotated[str, Field(pattern=r"\S")]
+Identifier = Annotated[Text, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
+
+M = TypeVar("M", bound=BaseModel)
+
+#: How `checked` calls what is wanted, by pydantic's type of the error.
+_WANTED = {
+    "string_type": "a text",
+    "string_pattern_mismatch": "a text that is not empty",
+    "list_type": "a list",
+    "too_short": "a list of at least one",
+    "model_type": "an object",
+    "bool_type": "true or false",
+    "int_type": "a whole number",
+}
+
+
+def checked(model: type[M], value: Any) -> M:
+    """A row as a model.
+
+    Raises:
+        InputError: what is wrong with the row, without its place.
+    """
+    if not isinstance(value, dict):
+        raise InputError(f"a record must be a JSON object, not {type(value).__name__}")
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise InputError(explained(error)) from None
+
+
+def explained(error: ValidationError) -> str:
+    """The first thing that is wrong with a row: which field, what it must be, and what it is."""
+    first = error.errors(include_url=False)[0]
+    kind, found = first["type"], first["input"]
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).removeprefix(".")
+    if kind == "value_error":
+        return f"{place!r}: {first['ctx']['error']}" if place else str(first["ctx"]["error"])
+    if kind == "missing":
+        return f"{place!r} is missing; the record's fields are: {', '.join(sorted(map(str, found))[:12]) or 'none'}"
+    if kind == "string_unicode":
+        return f"text that is not Unicode: a lone surrogate in {place!r}"
+    wanted = _WANTED.get(kind) or first["msg"].removeprefix("Input should be ")
+    number = f" (number {first['loc'][-1] + 1})" if place.endswith("]") else ""
+    return f"{place!r}{number} must be {wanted}, not {found!r:.80}"
+
+
+class _SolutionRow(RowModel):
+    id: Identifier | None = None
+    problem: Text
+    steps: Annotated[list[Text], Field(min_length=1)] | None = None
+    solution: AnyText | None = None
+    label: int | None = None
 
 
 def solution_of(value: Any, *, default_id: str) -> Solution:
@@ -268,44 +346,18 @@ def solution_of(value: Any, *, default_id: str) -> Solution:
     Raises:
         InputError: what is wrong with the row, without its place.
     """
-    if not isinstance(value, dict):
-        raise InputError(f"a record must be a JSON object, not {type(value).__name__}")
-    problem = value.get("problem")
-    if not isinstance(problem, str) or not problem.strip():
-        raise InputError(_what("problem", problem, "a text that is not empty", value))
-    steps = value.get("steps")
-    if steps is None and isinstance(value.get("solution"), str):
-        steps = split_steps(value["solution"])
-        if not steps:
-            raise InputError("'solution' is empty, or nothing but thinking")
-    if not isinstance(steps, list) or not steps:
-        raise InputError(_what("steps", steps, "a list of texts, at least one (or give 'solution')", value))
-    for index, step in enumerate(steps):
-        if not isinstance(step, str) or not step.strip():
-            raise InputError(f"step {index + 1} (steps[{index}]) must be a text that is not empty, not {step!r:.80}")
-    identifier = value.get("id", default_id)
-    if isinstance(identifier, int) and not isinstance(identifier, bool):
-        identifier = str(identifier)
-    if not isinstance(identifier, str) or not identifier:
-        raise InputError(f"'id' must be a text or a whole number, not {identifier!r:.80}")
-    label = value.get("label")
-    if label is not None and (type(label) is not int or not -1 <= label < len(steps)):
+    row = checked(_SolutionRow, value)
+    if row.steps is None and row.solution is None:
+        raise InputError("'steps' is missing: it must be a list of texts, at least one (or give 'solution')")
+    steps = split_steps(row.solution or "") if row.steps is None else row.steps
+    if not steps:
+        raise InputError("'solution' is empty, or nothing but thinking")
+    if row.label is not None and not -1 <= row.label < len(steps):
         raise InputError(
             f"'label' must be the 0-based index of the earliest wrong step (0 to {len(steps) - 1}), -1 for none, or "
-            f"null; not {label!r:.80}"
+            f"null; not {row.label}"
         )
-    try:
-        "".join((identifier, problem, *steps)).encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"text that is not Unicode: a lone surrogate {error.object[error.start]!r}") from None
-    return Solution(id=identifier, problem=problem, steps=tuple(steps), label=label)
-
-
-def _what(field: str, found: Any, wanted: str, record: dict[str, Any]) -> str:
-    if field in record:
-        return f"{field!r} must be {wanted}, not {found!r:.80}"
-    names = ", ".join(sorted(map(str, record))[:12]) or "none"
-    return f"{field!r} is missing: it must be {wanted}; the record's fields are: {names}"
+    return Solution(id=row.id or default_id, problem=row.problem, steps=tuple(steps), label=row.label)
 
 
 def _parse(data: bytes) -> Any:
