@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from rprm.data.options import StepOptions
 from rprm.data.steps import (
     FORMATS,
     Expanded,
-    StepOptions,
     expand_row,
     format_of,
     labelled_step_of,

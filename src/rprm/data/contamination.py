@@ -24,13 +24,10 @@ from typing import Any, Literal
 
 from rprm.benchmarks import read_prmbench
 from rprm.benchmarks.items import PRMBENCH_HUB
+from rprm.data.options import NGRAM, OVERLAP
 from rprm.errors import InputError
 from rprm.reading import Rejected, Source, SourceInfo
 from rprm.records import Probability, Record
-
-#: Tokens in an n-gram, and the share of a problem's n-grams that makes it a benchmark's (docs/data.md shows why).
-NGRAM = 13
-OVERLAP = 0.5
 
 #: Benchmarks known by name, and where the hub has them (one data set for each of its splits). Revisions are recorded.
 KNOWN_BENCHMARKS: dict[str, tuple[str, ...]] = {

@@ -17,8 +17,9 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from rprm.data.contamination import NGRAM, OVERLAP, Benchmark, ContaminationIndex, Match, Removed
-from rprm.data.steps import AUTO, STAGE, StepOptions, read_steps, source_name
+from rprm.data.contamination import Benchmark, ContaminationIndex, Match, Removed
+from rprm.data.options import AUTO, NGRAM, OVERLAP, StepOptions
+from rprm.data.steps import STAGE, read_steps, source_name
 from rprm.errors import InputError
 from rprm.reading import Rejected, Source
 from rprm.records import LabelledStep

@@ -28,9 +28,6 @@ from rprm.errors import InputError
 from rprm.reading import RowModel, Text, checked
 from rprm.records import LabelledStep
 
-#: Share of wrong rows that is aimed at.
-WRONG_SHARE = 0.5
-
 
 class GSM8KRow(RowModel):
     question: Text
@@ -46,7 +43,7 @@ class WrongStep:
 
 
 def gsm8k_steps(
-    record: dict[str, Any], origin: Origin, *, wrong_share: float = WRONG_SHARE, seed: int = 0
+    record: dict[str, Any], origin: Origin, *, wrong_share: float = 0.5, seed: int = 0
 ) -> list[LabelledStep]:
     """Right and wrong steps of a row `{question, answer}`.
 

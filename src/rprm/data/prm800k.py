@@ -15,7 +15,7 @@ from rprm.data.origins import Origin
 from rprm.reading import AnyText, RowModel, Text, checked
 from rprm.records import LabelledStep
 
-#: What a rating of 0 counts as. OpenAI counts a neutral step as correct; TRL's copy of the data as wrong.
+#: What a rating of 0 counts as; see `rprm.data.steps.StepOptions`.
 Neutral = Literal["correct", "wrong", "drop"]
 
 #: How a solution ends that its labeler could not finish: a problem reported as broken, or given up.

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rprm.data.gsm8k import WRONG_SHARE, gsm8k_steps
+from rprm.data.gsm8k import gsm8k_steps
+from rprm.data.options import AUTO, StepOptions
 from rprm.data.origins import Origin
-from rprm.data.prm800k import Neutral, prm800k_steps
+from rprm.data.prm800k import prm800k_steps
 from rprm.data.stepwise import math_shepherd_steps, solution_steps, stepwise_steps
 from rprm.errors import InputError
 from rprm.reading import AnyText, Identifier, Rejected, Row, RowModel, Source, Text, checked, read_rows
@@ -23,30 +24,6 @@ from rprm.runs import RESULTS, read_manifest
 
 #: The stage's name in a manifest.
 STAGE = "steps"
-
-#: Name of the format that is chosen for each row by its fields.
-AUTO = "auto"
-
-
-@dataclass(frozen=True)
-class StepOptions:
-    """What the formats leave open; each function of a format says what its options mean.
-
-    Attributes:
-        neutral: PRM800K: what a rating of 0 counts as.
-        keep_quality_control: PRM800K: use solutions that served to check or to screen labelers.
-        keep_unfinished: PRM800K: use solutions that were given up, or whose problem is broken.
-        after_error: stepwise, Math-Shepherd: go on after the first wrong step.
-        wrong_share: GSM8K: share of wrong rows to aim at.
-        seed: GSM8K: of the edits.
-    """
-
-    neutral: Neutral = "correct"
-    keep_quality_control: bool = False
-    keep_unfinished: bool = False
-    after_error: bool = False
-    wrong_share: float = WRONG_SHARE
-    seed: int = 0
 
 
 @dataclass(frozen=True)
