@@ -72,7 +72,6 @@ class Source:
     Args:
         name: a path (JSON Lines or JSON, also .gz; parquet); or `hub:OWNER/NAME?option=value` (a bare `OWNER/NAME` that
             is no file means the same) with the options split, revision, config and data_dir.
-
         split: of a hub data set, where the name has none.
 
     Raises:

@@ -17,7 +17,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -277,53 +277,50 @@ class Dataset:
         return summary
 
     def _card(self, summary: Mapping[str, Any], made_from: Mapping[str, Any]) -> str:
-        has_validation = summary["parts"]["validation"]["rows"] > 0
-        num_shared = len(self._problems[False] & self._problems[True])
-        files = [f"  - split: train\n    path: {TRAIN}"]
-        if has_validation:
-            files.append(f"  - split: validation\n    path: {VALIDATION}")
-        lines = [
-            "---",
-            "tags: [process-reward-model, r-prm]",
-            "configs:",
-            "- config_name: default",
-            "  data_files:",
-            *files,
-            "---",
-            "",
-            f"# {self.folder.resolve().name}",
-            "",
-            f"Training rows of a reasoning-driven process reward model: {self.rows}. Made by `rprm data {self.stage}`.",
-            "",
-            f"Prompt template: `{self.template.name}` ({self.template.digest}), in `{MODEL_TEMPLATE}`. Every prompt "
-            "was rendered with it.",
-            "",
-            *_table(
-                ("part", "rows", "Yes", "No", "problems"),
-                [
-                    (name, part["rows"], part["yes"], part["no"], part["problems"])
-                    for name, part in summary["parts"].items()
-                ],
-            ),
-            f"{num_shared:,} problems stand in both parts." if num_shared else "No problem stands in both parts.",
-            "",
-            f"## What became of the {'rows' if self.stage == 'import' else 'analyses'}",
-            "",
-            *_table(("", "number"), [*summary["counts"].items()]),
-            *_table(("dropped because", "number"), [*summary["dropped"].items()]),
-            *([f"Rejected input rows (`rejected.jsonl`): {summary['rejected']:,}.", ""] if summary["rejected"] else []),
-            "## Place of the step in its solution (0: first), and length of the analysis",
-            "",
-            *_table(("place", "rows"), [*summary["positions"].items()]),
-            *_table(("characters", "rows"), [*summary["characters"].items()]),
-            "## Settings",
-            "",
-            "```json",
-            json.dumps({**self._run.settings, "made_from": dict(made_from)}, indent=2, ensure_ascii=False),
-            "```",
-            "",
+        parts = [
+            (name, *(part[key] for key in ("rows", "yes", "no", "problems"))) for name, part in summary["parts"].items()
         ]
-        return "\n".join(lines)
+        validation = (
+            f"\n  - split: validation\n    path: {VALIDATION}" if summary["parts"]["validation"]["rows"] else ""
+        )
+        num_shared = len(self._problems[False] & self._problems[True])
+        rejected = (
+            f"Rejected input rows (`rejected.jsonl`): {summary['rejected']:,}.\n\n" if summary["rejected"] else ""
+        )
+        settings = json.dumps({**self._run.settings, "made_from": dict(made_from)}, indent=2, ensure_ascii=False)
+        return f"""---
+tags: [process-reward-model, r-prm]
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: {TRAIN}{validation}
+---
+
+# {self.folder.resolve().name}
+
+Training rows of a reasoning-driven process reward model: {self.rows}. Made by `rprm data {self.stage}`.
+
+Prompt template: `{self.template.name}` ({self.template.digest}), in `{MODEL_TEMPLATE}`. Every prompt was \
+rendered with it.
+
+{_table("part", "rows", "Yes", "No", "problems", rows=parts)}
+{f"{num_shared:,}" if num_shared else "No"} problem{"s stand" if num_shared else " stands"} in both parts.
+
+## What became of the {"rows" if self.stage == "import" else "analyses"}
+
+{_table("", "number", rows=summary["counts"].items())}
+{_table("dropped because", "number", rows=summary["dropped"].items())}
+{rejected}## Place of the step in its solution (0: first), and length of the analysis
+
+{_table("place", "rows", rows=summary["positions"].items())}
+{_table("characters", "rows", rows=summary["characters"].items())}
+## Settings
+
+```json
+{settings}
+```
+"""
 
     def _sample(self) -> str:
         lines = [f"# A sample of {self.folder.resolve().name}, to read", ""]
@@ -332,7 +329,10 @@ class Dataset:
                 lines += [f"## {row['id']} ({'Yes' if label else 'No'})", ""]
                 for name in ("prompt", "completion", "chosen", "rejected"):
                     if name in row:
-                        lines += [f"**{name}**", "", *_fenced(_text_of(row[name])), ""]
+                        text = _text_of(row[name])
+                        # Nothing in the text can close the block.
+                        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+                        lines += [f"**{name}**", "", f"{fence}text", text, fence, ""]
         return "\n".join(lines)
 
 
@@ -340,16 +340,8 @@ def _text_of(value: Any) -> str:
     return value if isinstance(value, str) else "\n\n".join(message["content"] for message in value)
 
 
-def _fenced(text: str) -> list[str]:
-    """A fenced block that nothing in the text can close."""
-    longest = max(map(len, re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return [f"{fence}text", text, fence]
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:
-    lines = ["| " + " | ".join(head) + " |", "|" + "|".join(["---", *["---:"] * (len(head) - 1)]) + "|"]
-    lines += [
-        "| " + " | ".join(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row) + " |" for row in rows
-    ]
-    return [*lines, ""]
+def _table(*head: str, rows: Iterable[tuple[Any, ...]]) -> str:
+    lines = [head, ("---", *["---:"] * (len(head) - 1))]
+    lines += [tuple(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row) for row in rows]
+    rule = "|".join(lines[1])
+    return "".join(f"|{rule}|\n" if line is lines[1] else f"| {' | '.join(line)} |\n" for line in lines)

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from rprm.data.contamination import Benchmark, ContaminationIndex, Match, Removed
+from rprm.data.contamination import Benchmark, ContaminationIndex, Removed
 from rprm.data.options import AUTO, NGRAM, OVERLAP, StepOptions
 from rprm.data.steps import STAGE, read_steps, source_name
 from rprm.errors import InputError
@@ -195,7 +195,8 @@ class _Gathering:
         known = self._known.get(problem)
         if known is None:
             match = self._index.match(step.problem)
-            known = self._known[problem] = len(self._known) if match is None else _removed(step.problem, match)
+            known = len(self._known) if match is None else Removed(problem=step.problem, num_steps=0, **asdict(match))
+            self._known[problem] = known
         if isinstance(known, Removed):
             self._removed_steps[problem] += 1
             return
@@ -288,12 +289,6 @@ class _Gathering:
     def close(self) -> None:
         self._working.close()
         self._rejected.close()
-
-
-def _removed(problem: str, match: Match) -> Removed:
-    return Removed(
-        problem=problem, benchmark=match.benchmark, item=match.item, kind=match.kind, share=match.share, num_steps=0
-    )
 
 
 def _hashed(before: bytes, text: str) -> bytes:

@@ -54,10 +54,7 @@ def steps_source(name: str | Path) -> Source:
         if manifest.get("status") != "complete":
             raise InputError(f"{folder}: the run has not ended; run the same `rprm data steps` command again")
         return Source(str(folder / RESULTS))
-    source = Source(str(name))
-    if source.hub is not None and "split=" not in source.name:
-        return Source(f"{source.name}{'&' if '?' in source.name else '?'}split=train")
-    return source
+    return Source(str(name), split="train")
 
 
 def read_labelled_steps(source: Source) -> Iterator[LabelledStep | Rejected]:
