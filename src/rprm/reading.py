@@ -327,7 +327,8 @@ def explained(error: ValidationError) -> str:
     if kind == "string_unicode":
         return f"text that is not Unicode: a lone surrogate in {place!r}"
     wanted = _WANTED.get(kind) or first["msg"].removeprefix("Input should be ")
-    number = f" (number {first['loc'][-1] + 1})" if place.endswith("]") else ""
+    last = first["loc"][-1] if place else None
+    number = f" (number {last + 1})" if isinstance(last, int) else ""
     return f"{place!r}{number} must be {wanted}, not {found!r:.80}"
 
 

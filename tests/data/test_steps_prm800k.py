@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from rprm.data.options import Neutral
 from rprm.data.origins import Origin
-from rprm.data.prm800k import Neutral, prm800k_steps
+from rprm.data.prm800k import prm800k_steps
 from rprm.errors import InputError
 
 

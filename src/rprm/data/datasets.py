@@ -111,7 +111,7 @@ def write_chosen(
             held_out = is_held_out(row.step.problem, options.validation_share, options.seed)
             ids = [row.id + one.name for one in stage.choose(row, counts, dropped)]
             groups.setdefault((held_out, row.step.label), []).extend(ids)
-        chosen = _balanced(groups, options.seed) if options.balance else set().union(*groups.values())
+        chosen = _balanced(groups, options.seed) if options.balance else set[str]().union(*groups.values())
         thinned = f"{'' if stage.noun == 'analysis' else stage.count + ' '}thinned out for balance"
         dropped[thinned] = sum(map(len, groups.values())) - len(chosen)
         if not chosen:

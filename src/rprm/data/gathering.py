@@ -41,7 +41,7 @@ class GatheredSteps:
 
     Attributes:
         num_rows: rows of the sources.
-        num_rejected: rows set aside.
+        num_rejected: rows rejected.
         formats: rows by format.
         num_steps: steps kept.
         num_correct, num_wrong: of them, by label.

@@ -7,16 +7,14 @@ none was, with the one that the labeler wrote (phase 1 alone); where there is ne
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from rprm.data.options import Neutral
 from rprm.data.origins import Origin
 from rprm.reading import AnyText, RowModel, Text, checked
 from rprm.records import LabelledStep
-
-#: What a rating of 0 counts as; see `rprm.data.steps.StepOptions`.
-Neutral = Literal["correct", "wrong", "drop"]
 
 #: How a solution ends that its labeler could not finish: a problem reported as broken, or given up.
 UNFINISHED = ("bad_problem", "give_up")
@@ -83,7 +81,7 @@ def prm800k_steps(
     record: dict[str, Any],
     origin: Origin,
     *,
-    neutral: Neutral = "correct",
+    neutral: Neutral = Neutral.correct,
     keep_quality_control: bool = False,
     keep_unfinished: bool = False,
 ) -> list[LabelledStep]:

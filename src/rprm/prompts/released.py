@@ -91,15 +91,20 @@ def import_template(
     from rprm.reading import Instruction, Rejected, Source, read_instructions
 
     label = ""
+    rows: Iterable[Mapping[str, Any] | Row | Rejected]
     if isinstance(source, str):
         reader = Source(source, split="train").pinned()
         label = f"{reader.hub['path']}@{reader.hub['revision']}" if reader.hub else source
-        source = reader.rows()
-    found = list(read_instructions(islice(source, limit), instruction_column, output_column))
+        rows = reader.rows()
+    else:
+        rows = source
+    found = list(read_instructions(islice(rows, limit), instruction_column, output_column))
     read = [row for row in found if isinstance(row, Instruction)]
     differences = [row for row in found if isinstance(row, Rejected)]
     if not read:
-        raise PromptError(f"{name}: no row has an instruction: {found[0].reason if found else 'there are no rows'}")
+        raise PromptError(
+            f"{name}: no row has an instruction: {differences[0].reason if found else 'there are no rows'}"
+        )
     systems = Counter(row.system for row in read)
     [(system, num_agreed)] = systems.most_common(1)
     if num_agreed < min_share * len(read):
@@ -322,7 +327,7 @@ def _candidate(
     first = _shared([(row.head, 1) for row in firsts], backward=True)
     at = first.find(between.replace(_MARK, "1"))
     rest = first[at + len(between) :]
-    tail, kept = "", {}
+    tail, no_previous = "", base.no_previous_steps
     if lead.removesuffix(bullet) == joint and (not firsts or rest == bullet):
         core = _core(lasts)
         if len(core) >= 12 and not any(core in text for text, _ in joints):
@@ -335,7 +340,7 @@ def _candidate(
     else:
         size = len(shared_start(lead.replace(_MARK, "1")[::-1], rest[::-1]))
         tail, lead = lead[: len(lead) - size], lead[len(lead) - size :]
-        kept = {"no_previous_steps": rest[: len(rest) - size]}
+        no_previous = rest[: len(rest) - size]
         if at < 0 or not joint.startswith(tail):
             raise _Unclear(
                 f"rows of later steps have {between!r:.80} before previous steps, rows of first steps do not"
@@ -355,7 +360,7 @@ def _candidate(
         chat=not _SPECIAL_TOKEN.search(user) if chat is None else chat,
         step_format=label + "{{step}}" + literal(tail),
         step_separator=joint.removeprefix(tail),
-        **kept,
+        no_previous_steps=no_previous,
     )
 
 

@@ -284,7 +284,8 @@ class PromptTemplate(Template):
         highest, end = 0, 0
         while end >= 0 and highest < len(text):
             highest += 1
-            label = "".join(str(highest + 1) if piece == "number" else piece for piece in joint)
+            named = {"number": str(highest + 1), _BRACES: "{{"}
+            label = "".join(named.get(piece, piece) for piece in joint)
             end = text.find(label, end + 1)
         for number in range(highest + 1, 0, -1):
             if match := _pattern(self, number).fullmatch(text):
