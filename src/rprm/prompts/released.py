@@ -219,7 +219,7 @@ def _derive(texts: Sequence[str], base: PromptTemplate, chat: bool | None) -> Pr
     """
     if len(texts) < 20:
         raise _Unclear(f"only {len(texts)} instructions differ, and fewer than 20 can agree by chance; read more")
-    texts = texts[:: -(-len(texts) // 400)]
+    texts = texts[:: -(-len(texts) // 300)]
     candidates: set[PromptTemplate] = set()
     unclear: _Unclear | None = None
     draw = random.Random(0)
