@@ -21,7 +21,7 @@ from rprm.prompts.template import PromptTemplate, literal, shared_start
 from rprm.verdict import VerdictFormat
 
 if TYPE_CHECKING:
-    from rprm.reading import Rejected, Row
+    from rprm.reading import Instruction, Rejected, Row
 
 ONE_PROBLEM = "all rows are about one problem, which cannot be told from the fixed text; give rows of several problems"
 
@@ -88,19 +88,19 @@ def import_template(
         PromptError: the rows do not show all that a template needs, seem to follow several layouts, or render exactly
             in less than `min_share` of the cases.
     """
-    from rprm.reading import Instruction, Rejected, Source, read_instructions
+    from rprm import reading
 
     label = ""
     rows: Iterable[Mapping[str, Any] | Row | Rejected]
     if isinstance(source, str):
-        reader = Source(source, split="train").pinned()
+        reader = reading.Source(source, split="train").pinned()
         label = f"{reader.hub['path']}@{reader.hub['revision']}" if reader.hub else source
         rows = reader.rows()
     else:
         rows = source
-    found = list(read_instructions(islice(rows, limit), instruction_column, output_column))
-    read = [row for row in found if isinstance(row, Instruction)]
-    differences = [row for row in found if isinstance(row, Rejected)]
+    found = list(reading.read_instructions(islice(rows, limit), instruction_column, output_column))
+    read = [row for row in found if isinstance(row, reading.Instruction)]
+    differences = [row for row in found if isinstance(row, reading.Rejected)]
     if not read:
         raise PromptError(
             f"{name}: no row has an instruction: {differences[0].reason if found else 'there are no rows'}"
@@ -116,16 +116,7 @@ def import_template(
         template = _derive(list(dict.fromkeys(row.text for row in read)), base, chat)
     except _Unclear as error:
         raise PromptError(f"{name}: no template can be derived from {len(found)} rows: {error}") from None
-    values: dict[str, set[str]] = {"problems": set(), "previous steps": set(), "steps to judge": set()}
-    for row in read:
-        parts = template.take_apart(row.text)
-        if row.system != system:
-            differences.append(row.rejected(f"its system message is another: {row.system!r:.60}"))
-        elif parts is None or template.render(*parts, len(parts[1]) - 1).messages[-1].content != row.text:
-            differences.append(row.rejected(template.difference(row.text)))
-        else:
-            for seen, new in zip(values.values(), ([parts[0]], parts[1][:-1], parts[1][-1:]), strict=True):
-                seen.update(new)
+    values = _proved(template, read, differences)
     differences.sort(key=lambda row: row.line)
     num_exact = len(found) - len(differences)
     if num_exact < min_share * len(found):
@@ -147,6 +138,21 @@ def import_template(
     return ImportedTemplate(
         template, len(found), num_exact, num_problems, len(outputs), num_verdicts, (*differences[:5],), doubts, label
     )
+
+
+def _proved(template: PromptTemplate, rows: Iterable[Instruction], differences: list[Rejected]) -> dict[str, set[str]]:
+    """The problems and steps of the rows that the template renders byte for byte; the others become `differences`."""
+    values: dict[str, set[str]] = {"problems": set(), "previous steps": set(), "steps to judge": set()}
+    for row in rows:
+        parts = template.take_apart(row.text)
+        if row.system != template.system:
+            differences.append(row.rejected(f"its system message is another: {row.system!r:.60}"))
+        elif parts is None or template.render(*parts, len(parts[1]) - 1).messages[-1].content != row.text:
+            differences.append(row.rejected(template.difference(row.text)))
+        else:
+            for seen, new in zip(values.values(), ([parts[0]], parts[1][:-1], parts[1][-1:]), strict=True):
+                seen.update(new)
+    return values
 
 
 def _doubts(what: str, values: set[str]) -> Iterator[str]:
@@ -220,7 +226,7 @@ def _derive(texts: Sequence[str], base: PromptTemplate, chat: bool | None) -> Pr
     if len(texts) < 20:
         raise _Unclear(f"only {len(texts)} instructions differ, and fewer than 20 can agree by chance; read more")
     texts = texts[:: -(-len(texts) // 300)]
-    candidates: set[PromptTemplate] = set()
+    candidates: dict[PromptTemplate, None] = {}
     unclear: _Unclear | None = None
     draw = random.Random(0)
     for seed, rows in _numbered(texts):
@@ -230,7 +236,7 @@ def _derive(texts: Sequence[str], base: PromptTemplate, chat: bool | None) -> Pr
         for size in (16,) * 4 + (8,) * 4 + (4,) * 12:
             some = [row for kind in kinds for row in draw.sample(kind, min(size, (len(kind) + 1) // 2))]
             try:
-                candidates.add(_candidate(seed, some, base, chat, announced=bool(kinds[0])))
+                candidates[_candidate(seed, some, base, chat, announced=bool(kinds[0]))] = None
             except _Unclear as error:
                 unclear = unclear or error
 
