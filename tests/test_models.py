@@ -26,7 +26,7 @@ from rprm.engines import load_engine
 from rprm.errors import EngineError, InputError, PromptError
 from rprm.models import MODELS, cache_folder, find_model, released_template, resolve, template_for, training_template
 from rprm.presets import judge_settings
-from rprm.prompts import PromptTemplate, import_source, load_template
+from rprm.prompts import PromptTemplate, import_template, load_template
 from rprm.rewarders import Classifier, is_classifier, load_classifier
 from rprm.rewarders.rprm import Judge
 from rprm.rewarders.served import ServedClassifier
@@ -435,7 +435,7 @@ def test_real_solutions_in_the_published_shape(real_data: Path, tmp_path: Path):
             item = draw.choice(items)
             text = WORDING.render(item["problem"], item["steps"], draw.randrange(len(item["steps"]))).text
             stream.write(json.dumps({"instruction": text, "output": "Is the step correct (Yes/No)? Yes"}) + "\n")
-    imported = import_source(str(file), name="t")
+    imported = import_template(str(file), name="t")
     assert (imported.num_exact, imported.num_rows) == (600, 600)
     assert imported.template.user == WORDING.user
     assert imported.template.no_previous_steps == WORDING.no_previous_steps
@@ -446,18 +446,18 @@ def test_real_solutions_in_the_published_shape(real_data: Path, tmp_path: Path):
 
 def test_data_dir_picks_the_rows_of_one_kind(hub: Hub):
     for part in ("sft", "dpo"):
-        imported = import_source(f"kevinpro/R-PRM?data_dir={part}", name="t", marker="m")
+        imported = import_template(f"kevinpro/R-PRM?data_dir={part}", name="t", marker="m")
         assert (imported.num_rows, imported.num_exact) == (120, 120)
         assert imported.template.user == WORDING.user
         assert imported.source == f"kevinpro/R-PRM@{hub.revision}"
 
 
 def test_a_parquet_file_is_a_source(published: Path, tmp_path: Path):
-    imported = import_source(str(published / "sft" / "train" / "00001.parquet"), name="t")
+    imported = import_template(str(published / "sft" / "train" / "00001.parquet"), name="t")
     assert (imported.num_rows, imported.num_exact) == (60, 60)
     (tmp_path / "torn.parquet").write_bytes(b"PAR1 torn")
     with pytest.raises(InputError, match=r"torn\.parquet: cannot be read"):
-        import_source(str(tmp_path / "torn.parquet"), name="t")
+        import_template(str(tmp_path / "torn.parquet"), name="t")
 
 
 # --- token ids ------------------------------------------------------------------------------------------------------

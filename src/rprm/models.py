@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rprm.errors import EngineError, InputError, PromptError
-from rprm.prompts import ImportedTemplate, PromptTemplate, carried_template, import_source, load_template
+from rprm.prompts import ImportedTemplate, PromptTemplate, carried_template, import_template, load_template
 from rprm.runs import write_atomically
 from rprm.verdict import VerdictFormat
 
@@ -242,8 +242,8 @@ def import_released(known: KnownModel, source: str | None = None, **options: Any
 
     Args:
         known: a model with a prompt.
-        source: the rows, as for `import_source`; None for the model's data set.
-        options: further ones of `import_source`.
+        source: the rows, as for `import_template`; None for the model's data set.
+        options: further ones of `import_template`.
 
     Raises:
         InputError: the rows cannot be read.
@@ -253,7 +253,7 @@ def import_released(known: KnownModel, source: str | None = None, **options: Any
         raise PromptError(f"{known.alias}: a {known.kind} reads no prompt template")
     options = {"name": None, "marker": known.prompt.marker, "min_share": _MIN_SHARE} | options
     name = options.pop("name")
-    imported = import_source(source or known.prompt.source, name=name or known.alias, **options)
+    imported = import_template(source or known.prompt.source, name=name or known.alias, **options)
     if name is None:
         file = Path(imported.source)
         name = f"{known.prompt.dataset} from {file.name}" if file.exists() else imported.source

@@ -11,6 +11,7 @@ import pytest
 
 from rprm.data.analyses import open_analyses
 from rprm.data.cold_start import write_cold_start
+from rprm.data.options import ColdStartOptions
 from rprm.data.splits import is_held_out
 from rprm.errors import InputError, SettingsChanged
 from rprm.prompts import load_template
@@ -25,8 +26,10 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def make(path: Path, output: Path, **options: Any) -> dict[str, Any]:
-    options = {"template": load_template("critique"), "validation_share": 0.0, **options}
-    return write_cold_start(open_analyses(path), output, **options)
+    template = options.pop("template", load_template("critique"))
+    return write_cold_start(
+        open_analyses(path), output, template, ColdStartOptions(**{"validation_share": 0.0, **options})
+    )
 
 
 def test_kept_are_the_agreeing_analyses_as_trl_takes_them(write_analyses: Write, tmp_path: Path) -> None:
@@ -129,7 +132,7 @@ def test_damaged_rows_are_set_aside(write_analyses: Write, tmp_path: Path) -> No
     assert summary["rejected"] == 2
     rejected = rows_of(tmp_path / "out" / "rejected.jsonl")
     assert [row["line"] for row in rejected] == [1, 4]
-    assert "not an analysed step: step.problem" in rejected[1]["reason"]
+    assert "not an analysed step: 'step.problem'" in rejected[1]["reason"]
 
 
 def test_begun_again_it_ends_with_the_same_bytes_and_other_settings_are_refused(

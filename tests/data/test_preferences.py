@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rprm.data.analyses import open_analyses
+from rprm.data.options import PAIR_PRESETS, ColdStartOptions, PairOptions
 from rprm.data.preferences import write_pairs
-from rprm.data.presets import ANALYSES, PAIRS, preset_options
 from rprm.errors import InputError
 from rprm.prompts import load_template
 from rprm.records import StepAnalyses
@@ -28,8 +29,8 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def make(path: Path, output: Path, **options: Any) -> dict[str, Any]:
-    options = {"template": load_template("critique"), "validation_share": 0.0, "balance": False, **options}
-    return write_pairs(open_analyses(path), output, **options)
+    options = {"validation_share": 0.0, "balance": False, **options}
+    return write_pairs(open_analyses(path), output, load_template("critique"), PairOptions(**options))
 
 
 def dropped(summary: dict[str, Any]) -> dict[str, int]:
@@ -46,7 +47,9 @@ def test_the_published_filter(write_analyses: Write, tmp_path: Path) -> None:
             analysed(3, False, [False, False, False, True, True, True]),
         ]
     )
-    summary = make(path, tmp_path / "out", **preset_options(PAIRS, "published", {}))
+    summary = make(
+        path, tmp_path / "out", **{**asdict(PAIR_PRESETS["published"]), "balance": False, "validation_share": 0.0}
+    )
     assert [row["id"].partition("#")[0] for row in rows_of(tmp_path / "out" / "train.jsonl")] == [
         "s2",
         "s2",
@@ -54,19 +57,6 @@ def test_the_published_filter(write_analyses: Write, tmp_path: Path) -> None:
         "s3",
     ]
     assert dropped(summary) == {"steps outside the accuracy band": 2}
-
-
-def test_presets_and_options() -> None:
-    assert preset_options(ANALYSES, "paper", {}) == {
-        "num_analyses": 4,
-        "temperature": 0.4,
-        "top_p": 0.95,
-        "max_tokens": 8192,
-    }
-    assert preset_options(ANALYSES, None, {"num_analyses": 8, "top_p": None})["num_analyses"] == 8
-    assert preset_options(PAIRS, "published", {"per_step": 1, "min_accuracy": None})["per_step"] == 1
-    with pytest.raises(InputError, match="no preset 'script'; there are default, published"):
-        preset_options(PAIRS, "script", {})
 
 
 def test_chosen_agrees_and_rejected_disagrees(write_analyses: Write, tmp_path: Path) -> None:
@@ -213,10 +203,8 @@ def test_the_same_problems_are_held_out_as_by_the_cold_start(write_analyses: Wri
     write_cold_start(
         open_analyses(path),
         tmp_path / "cold",
-        template=load_template("critique"),
-        balance=False,
-        validation_share=0.3,
-        seed=4,
+        load_template("critique"),
+        ColdStartOptions(balance=False, validation_share=0.3, seed=4),
     )
     held_out = [
         {row["id"].partition("#")[0] for row in rows_of(tmp_path / folder / "validation.jsonl")}

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from rprm.data.options import StepOptions
 from rprm.data.steps import (
     FORMATS,
     Expanded,
-    StepOptions,
     expand_row,
     format_of,
     labelled_step_of,
@@ -87,7 +87,7 @@ def test_bad_rows_cost_themselves_alone(tmp_path: Path) -> None:
         ({"label": 1}, "'label' must be true"),
         ({"label": "yes"}, "'label' must be true"),
         ({"previous_steps": "Add."}, "'previous_steps' must be a list"),
-        ({"previous_steps": [None]}, "'previous_steps' must be a list"),
+        ({"previous_steps": [None]}, r"'previous_steps\[0\]' \(number 1\) must be a text"),
         ({"id": ""}, "'id' must be"),
         ({"id": True}, "'id' must be"),
         ({"source": 3}, "'source' must be"),
@@ -135,7 +135,7 @@ def test_each_format_is_told_by_its_fields(tmp_path: Path) -> None:
 def test_a_format_that_is_named_is_the_one_tried(tmp_path: Path) -> None:
     (row,) = read_steps(Source(write(tmp_path / "x.jsonl", ROWS["stepwise"])), format="gsm8k")
     assert isinstance(row, Rejected)
-    assert row.reason.startswith("'question' must be a text")
+    assert row.reason.startswith("'question' is missing")
 
 
 def test_unknown_fields_are_named() -> None:

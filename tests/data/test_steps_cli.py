@@ -12,9 +12,9 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from rprm.cli.steps import Format, steps
-from rprm.data.contamination import NGRAM, OVERLAP
-from rprm.data.steps import FORMATS, StepOptions
+from rprm.cli.data import steps
+from rprm.data.options import NGRAM, OVERLAP, Format, StepOptions
+from rprm.data.steps import FORMATS
 from rprm.errors import InputError, SettingsChanged
 
 

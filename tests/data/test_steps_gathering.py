@@ -15,7 +15,8 @@ import pytest
 
 from rprm.data.contamination import read_benchmarks
 from rprm.data.gathering import GatheredSteps, gather_steps
-from rprm.data.steps import StepOptions, read_labelled_steps, steps_source
+from rprm.data.options import StepOptions
+from rprm.data.steps import read_labelled_steps, steps_source
 from rprm.errors import InputError, RunError, SettingsChanged
 from rprm.reading import Source
 from rprm.records import LabelledStep

@@ -14,8 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rprm.errors import InputError, PromptError
-from rprm.prompts import ImportedTemplate, PromptTemplate, import_source, import_template, load_template
-from rprm.prompts.layout import agreed
+from rprm.prompts import ImportedTemplate, PromptTemplate, import_template, load_template
 
 WORDS = ["alpha", "beta", "let", "find", "number", "sum", "of", "the", "x", "is", "we", "that", "so", "prime", "value"]
 
@@ -431,19 +430,6 @@ def test_chat_can_be_told():
     assert not import_template(rows, name="t", chat=False).template.chat
 
 
-def test_fixed_text_shared_by_nearly_all():
-    # Of 20 texts 19 (95%) agree on "ab"; 18 only on "abc".
-    texts = ["abc"] * 18 + ["abx", "zz"]
-    assert agreed(texts, 0.95) == "ab"
-    assert agreed(texts, 0.9) == "abc"
-    assert agreed(texts, 1.0) == ""
-    assert agreed(["x-ab", "yy-ab"], 1.0, backward=True) == "-ab"
-    assert agreed(["n 3: a", "n 12: b"], 1.0, [3, 12], "#") == "n #: "
-    assert agreed(["a 3.", "b 12."], 1.0, [3, 12], "#", backward=True) == " #."
-    assert agreed([], 1.0) == ""
-    assert agreed(["", "a"], 1.0) == ""
-
-
 # --- sources ------------------------------------------------------------------------------------------------------
 
 
@@ -459,17 +445,17 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
 @pytest.mark.parametrize("file", ["rows.jsonl", "rows.json", "rows.jsonl.gz", "rows.json.gz"])
 def test_rows_from_files(tmp_path: Path, file: str):
     path = write_rows(tmp_path / file, make_rows(LAYOUTS["separate"], 120))
-    imported = import_source(str(path), name="t", limit=100)
+    imported = import_template(str(path), name="t", limit=100)
     assert_renders_alike(imported.template, LAYOUTS["separate"])
     assert (imported.num_rows, imported.num_exact, imported.source) == (100, 100, str(path))
-    assert import_source(str(path), name="t", limit=None).num_rows == 120
+    assert import_template(str(path), name="t", limit=None).num_rows == 120
 
 
 def test_torn_lines_are_rows_that_differ(tmp_path: Path):
     path = tmp_path / "rows.jsonl"
     lines = [json.dumps(row) for row in make_rows(LAYOUTS["separate"], 300)]
     path.write_text("\n".join([lines[0], "", '{"instruction": "cut', *lines[1:]]))
-    imported = import_source(str(path), name="t")
+    imported = import_template(str(path), name="t")
     assert (imported.num_rows, imported.num_exact) == (301, 300)
     # The blank line is no row, but counts as a line of the file.
     assert [(difference.line, difference.reason) for difference in imported.differences] == [
@@ -479,7 +465,7 @@ def test_torn_lines_are_rows_that_differ(tmp_path: Path):
 
 def test_a_file_that_is_not_there():
     with pytest.raises(InputError, match="no such file"):
-        import_source("nowhere.jsonl", name="t")
+        import_template("nowhere.jsonl", name="t")
 
 
 def test_rows_from_the_hub_are_streamed_at_a_pinned_revision(monkeypatch: pytest.MonkeyPatch):
@@ -510,7 +496,7 @@ def test_rows_from_the_hub_are_streamed_at_a_pinned_revision(monkeypatch: pytest
 
     monkeypatch.setattr(hub, "HfApi", Api)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    imported = import_source("someone/some-set", name="t", limit=200, revision="v1", config="sft")
+    imported = import_template("someone/some-set?revision=v1&config=sft", name="t", limit=200)
     assert_renders_alike(imported.template, LAYOUTS["separate"])
     assert calls[0] == ("someone/some-set", "v1")
     assert calls[-1] == ("someone/some-set", "sft", {"split": "train", "revision": "0123abc", "streaming": True})

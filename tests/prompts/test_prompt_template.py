@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rprm.errors import PromptError
-from rprm.prompts import Message, PromptTemplate
+from rprm.prompts import Message, PromptTemplate, builtin_names, load_template
 from rprm.prompts.template import literal
 from rprm.verdict import VerdictFormat
 
@@ -35,6 +35,27 @@ def test_renders_the_list_through_the_judged_step():
 def test_renders_previous_steps_apart_from_the_judged_one():
     assert user_message(SEPARATE, "p", ["a", "b", "c"], 2) == "p|[1] a; [2] b;|3|c"
     assert user_message(SEPARATE, "p", ["a", "b", "c"], 0) == "p|nothing yet|1|a"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        LISTED,
+        SEPARATE,
+        PromptTemplate(
+            "repeated", "{{problem}}\n{{problem}} {{previous_steps}} {{step}} {{step}}", no_previous_steps=""
+        ),
+        PromptTemplate("number last", "{{problem}}:{{steps}}", step_format="{{open_braces}}{{step}} ({{ number }})"),
+        *map(load_template, builtin_names()),
+    ],
+)
+def test_a_user_message_is_taken_apart_again(template: PromptTemplate):
+    steps = ["One [2] {{step}}.", "Step 3: two\n\nlines.", "", "Step 1: four"]
+    for index in range(4):
+        text = user_message(template, "A (1) problem\n\n?", steps, index)
+        assert template.take_apart(text) == ("A (1) problem\n\n?", steps[: index + 1])
+    assert LISTED.take_apart("Q: 1\n") is None
+    assert LISTED.difference("Q: 1\n") == "at character 0 stands 'Q: 1\\n' instead of 'P:\\n'"
 
 
 def test_system_message_and_raw_text():

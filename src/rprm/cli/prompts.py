@@ -69,16 +69,13 @@ def show(
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """How rows are read and rendered; what is None is found out. The fields are those of `import_source`."""
+    """How a template is derived; see `rprm.prompts.import_template`."""
 
     name: Annotated[
         str | None,
         typer.Option(help="Name of the template.", show_default="the output's stem; with --model, the source"),
     ] = None
     limit: Annotated[int, typer.Option(min=1, help="Rows to read.")] = 2000
-    revision: Annotated[str | None, typer.Option(help="Revision of the hub data set.")] = None
-    config: Annotated[str | None, typer.Option(help="Configuration of the hub data set.")] = None
-    split: Annotated[str, typer.Option(help="Split of the hub data set.")] = "train"
     instruction_column: Annotated[
         str | None, typer.Option(help="Column of the prompts.", show_default="instruction, else prompt")
     ] = None
@@ -112,7 +109,8 @@ def import_(
     source: Annotated[
         str | None,
         typer.Argument(
-            help="File (.json, .jsonl, .gz, .parquet) or hub data set (OWNER/NAME?data_dir=FOLDER).",
+            help="File (.json, .jsonl, .gz, .parquet) or hub data set (OWNER/NAME?data_dir=FOLDER; also revision, "
+            "config, split).",
             show_default="the data set of --model",
         ),
     ] = None,
@@ -138,29 +136,27 @@ def import_(
     """Derive a released model's template from its training rows, and verify it by rendering them again."""
     from rprm.errors import PromptError
     from rprm.models import import_released, keep_template, resolve
-    from rprm.prompts import import_source
+    from rprm.prompts import import_template
 
     known = None if model is None else resolve(model).known
     if model is not None and (known is None or known.prompt is None):
         raise PromptError(f"--model {model}: not a known model with a prompt; rprm models lists them")
-    if known is None and (source is None or output is None):
-        raise PromptError("name the rows to import from and the --output to write, or a known model: --model NAME")
     if output is not None and output.suffix != ".toml":
         raise PromptError(f"{output}: a template file ends in .toml")
     written = output or (known and known.prompt and known.prompt.cached)
     if written and written.exists() and not force:
         raise PromptError(f"{written}: exists already; give --force to replace it")
-    given = {name: value for name, value in asdict(options).items() if value is not None}
+    given = {key: value for key, value in asdict(options).items() if value is not None}
     if known is not None:
         imported = import_released(known, source, **given)
+    elif source is not None and output is not None:
+        imported = import_template(source, **{"name": output.stem} | given)
     else:
-        assert source is not None
-        assert output is not None
-        imported = import_source(source, **{"name": output.stem} | given)
-    if output is None:
-        assert known is not None
+        raise PromptError("name the rows to import from and the --output to write, or a known model: --model NAME")
+    if known is not None and output is None:
         output = keep_template(known, imported)
     else:
+        assert output is not None
         if known is not None and known.prompt is not None:
             imported = replace(imported, template=known.prompt.around(imported.template))
         try:

@@ -17,7 +17,7 @@ from rprm.jobs import Callbacks, Job, run_job
 from rprm.ledger import Ledger
 from rprm.prompts import PromptTemplate, load_template
 from rprm.prompts.library import MODEL_TEMPLATE
-from rprm.reading import Rejected, Source, SourceInfo
+from rprm.reading import Rejected, Row, Source, SourceInfo, explained, read_rows
 from rprm.records import LabelledStep, StepAnalyses
 from rprm.rewarders.base import reward_settings
 from rprm.rewarders.rprm import Judge
@@ -137,23 +137,16 @@ class AnalysesFile:
 
     def rows(self) -> Iterator[StepAnalyses | Rejected]:
         """Each row as `StepAnalyses`, or as `Rejected` with the reason."""
-        from pydantic import ValidationError
+        return read_rows(self.source, _step_analyses)
 
-        for row in self.source.rows():
-            if isinstance(row, Rejected):
-                yield row
-                continue
-            try:
-                yield StepAnalyses.model_validate(row.value)
-            except ValidationError as error:
-                first = error.errors()[0]
-                place = ".".join(map(str, first["loc"]))
-                yield Rejected(
-                    file=self.source.name,
-                    line=row.line,
-                    reason=f"not an analysed step: {place}: {first['msg']}",
-                    text=row.text[:1000],
-                )
+
+def _step_analyses(row: Row) -> StepAnalyses:
+    from pydantic import ValidationError
+
+    try:
+        return StepAnalyses.model_validate(row.value)
+    except ValidationError as error:
+        raise InputError(f"not an analysed step: {explained(error)}") from None
 
 
 def open_analyses(path: str | Path) -> AnalysesFile:

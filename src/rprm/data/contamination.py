@@ -20,17 +20,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rprm.benchmarks import read_prmbench
 from rprm.benchmarks.prmbench import PRMBENCH_HUB
+from rprm.data.options import NGRAM, OVERLAP
 from rprm.errors import InputError
 from rprm.reading import Rejected, Source, SourceInfo
 from rprm.records import Probability, Record
-
-#: Tokens in an n-gram, and the share of a problem's n-grams that makes it a benchmark's (docs/data.md shows why).
-NGRAM = 13
-OVERLAP = 0.5
 
 #: Benchmarks known by name, and where the hub has them (one data set for each of its splits). Revisions are recorded.
 KNOWN_BENCHMARKS: dict[str, tuple[str, ...]] = {
@@ -221,8 +218,21 @@ def read_benchmarks(name: str) -> list[Benchmark]:
     label, places = _located(name)
     if places == KNOWN_BENCHMARKS["prmbench"]:
         return [_prmbench(label)]
+    parts: list[tuple[str, str]] = []
+    for place in places:
+        folder = Path(place)
+        # ProcessBench's hub splits are named as the files of its folder would be.
+        split = re.search(r"[?&]split=(\w+)", place) if place in KNOWN_BENCHMARKS["processbench"] else None
+        if folder.is_dir():
+            files = sorted(file for file in folder.iterdir() if file.name.endswith(_SUFFIXES))
+            if not files:
+                raise InputError(f"{place}: no .jsonl or .json file in this folder")
+            parts += [(f"{label}/{_stem(file)}", str(file)) for file in files]
+        else:
+            parts.append((f"{label}/{split[1]}" if split else label, place))
     found: list[Benchmark] = []
-    for part, source in (pair for place in places for pair in _sources(label, place)):
+    for part, place in parts:
+        source = Source(place)
         problems = tuple(_problems(part, source))
         if not problems:
             raise InputError(f"{source.name}: no rows; a benchmark to exclude must have items")
@@ -245,18 +255,6 @@ def _located(name: str) -> tuple[str, tuple[str, ...]]:
     raise InputError(f"{name}: no such benchmark; {hint}known are {known}; others as NAME=PATH, or as OWNER/NAME")
 
 
-def _sources(label: str, place: str) -> Iterator[tuple[str, Source]]:
-    folder = Path(place)
-    if not folder.is_dir():
-        yield _part(label, place), Source(place)
-        return
-    files = sorted(file for file in folder.iterdir() if file.name.endswith(_SUFFIXES))
-    if not files:
-        raise InputError(f"{place}: no .jsonl or .json file in this folder")
-    for file in files:
-        yield f"{label}/{_stem(file)}", Source(str(file))
-
-
 def _prmbench(label: str) -> Benchmark:
     """PRMBench from the hub, where some of its columns appear late: its own reader knows them."""
     items = read_prmbench(PRMBENCH_HUB)
@@ -268,12 +266,6 @@ def _prmbench(label: str) -> Benchmark:
     return Benchmark(label, tuple(problems.values()), items.sources[0])
 
 
-def _part(label: str, place: str) -> str:
-    """ProcessBench's hub splits are named as the files of its folder would be."""
-    split = re.search(r"[?&]split=(\w+)", place)
-    return f"{label}/{split[1]}" if place in KNOWN_BENCHMARKS["processbench"] and split else label
-
-
 def _stem(path: Path) -> str:
     return path.name.split(".")[0] or path.name
 
@@ -282,33 +274,21 @@ def _problems(benchmark: str, source: Source) -> Iterator[BenchmarkProblem]:
     for row in source.rows():
         if isinstance(row, Rejected):
             raise InputError(f"{row.file}, line {row.line}: {row.reason}; a benchmark to exclude must be read whole")
-        try:
-            texts = _problem_texts(row.value)
-        except InputError as error:
-            raise InputError(f"{source.name}, line {row.line}: {error}") from None
-        item = next(
-            (str(row.value[key]) for key in ("id", "idx", "unique_id", "key") if row.value.get(key) not in (None, "")),
-            f"line-{row.line}",
-        )
-        for text in texts:
-            yield BenchmarkProblem(benchmark, item, text)
-
-
-def _problem_texts(record: Any) -> list[str]:
-    if not isinstance(record, dict):
-        raise InputError(f"a record must be a JSON object, not {type(record).__name__}")
-    texts = [record[field] for field in PROBLEM_FIELDS if _is_text(record.get(field))]
-    if not texts:
-        texts = [record[field] for field in OTHER_PROBLEM_FIELDS if _is_text(record.get(field))][:1]
-    if not texts:
-        looked = ", ".join((*PROBLEM_FIELDS, *OTHER_PROBLEM_FIELDS))
-        fields = ", ".join(sorted(map(str, record))[:12]) or "none"
-        raise InputError(f"no problem found: its field must be one of {looked}; the record's fields are: {fields}")
-    return list(dict.fromkeys(texts))
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+        place, record = f"{source.name}, line {row.line}", row.value
+        if not isinstance(record, dict):
+            raise InputError(f"{place}: a record must be a JSON object, not {type(record).__name__}")
+        filled = {name: value for name, value in record.items() if isinstance(value, str) and value.strip()}
+        texts = [filled[field] for field in PROBLEM_FIELDS if field in filled]
+        texts = texts or [filled[field] for field in OTHER_PROBLEM_FIELDS if field in filled][:1]
+        if not texts:
+            looked = ", ".join((*PROBLEM_FIELDS, *OTHER_PROBLEM_FIELDS))
+            fields = ", ".join(sorted(map(str, record))[:12]) or "none"
+            raise InputError(
+                f"{place}: no problem found: its field must be one of {looked}; the record's fields are: {fields}"
+            )
+        ids = (record[key] for key in ("id", "idx", "unique_id", "key") if record.get(key) not in (None, ""))
+        item = str(next(ids, f"line-{row.line}"))
+        yield from (BenchmarkProblem(benchmark, item, text) for text in dict.fromkeys(texts))
 
 
 def _hashed(text: str) -> bytes:

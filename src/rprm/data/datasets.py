@@ -17,16 +17,20 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from rprm.data.splits import order_key
+from rprm.data.analyses import AnalysesFile, provenance
+from rprm.data.options import ColdStartOptions, PairOptions
+from rprm.data.splits import is_held_out, order_key
+from rprm.errors import InputError
 from rprm.prompts import Prompt, PromptTemplate
 from rprm.prompts.library import MODEL_TEMPLATE
 from rprm.reading import Rejected, SourceInfo
-from rprm.records import LabelledStep
+from rprm.records import LabelledStep, StepAnalyses
 from rprm.runs import LineWriter, Run, versions, write_atomically
 
 TRAIN = "train.jsonl"
@@ -41,25 +45,106 @@ _NUM_SHOWN = 3
 _LENGTHS = (250, 500, 1000, 2000, 4000, 8000)
 
 
-class Candidate(NamedTuple):
-    """A row that may be written: its id, its verdict (the step's label) and its part."""
+class ChosenTexts(NamedTuple):
+    """A row to write: what tells it from other rows of its step, and its analyses as a training row has them."""
 
-    id: str
-    label: bool
-    held_out: bool
+    name: str
+    texts: tuple[str, ...]
 
 
-def balanced(candidates: Iterable[Candidate], seed: int) -> set[str]:
-    """Ids of as many candidates with Yes as with No, in each part; of the more frequent verdict a random choice."""
-    groups: dict[tuple[bool, bool], list[str]] = {}
-    for candidate in candidates:
-        groups.setdefault((candidate.held_out, candidate.label), []).append(candidate.id)
+@dataclass(frozen=True)
+class RowStage:
+    """How a stage makes rows of analysed steps.
+
+    Attributes:
+        name: the command.
+        rows: what the rows are, for the card.
+        noun, count: one row, and what their number is called in the summary.
+        columns: of the analyses in a row.
+        reasons: to drop something, in the order of the card.
+        advice: where nothing is left.
+        choose: the rows of a step, the same ones each time. It counts in `counts` and `dropped`.
+    """
+
+    name: str
+    rows: str
+    noun: str
+    count: str
+    columns: tuple[str, ...]
+    reasons: tuple[str, ...]
+    advice: str
+    choose: Callable[[StepAnalyses, Counter[str], Counter[str]], list[ChosenTexts]]
+
+
+def write_chosen(
+    analyses: AnalysesFile,
+    output: str | Path,
+    template: PromptTemplate,
+    options: ColdStartOptions | PairOptions,
+    stage: RowStage,
+) -> dict[str, Any]:
+    """Make a data set of the rows that a stage chooses from analysed steps, balanced and split by problem.
+
+    Args:
+        analyses: read twice, a row at a time: memory holds an id for each row, not its text.
+        output: the data set's folder; see `Dataset`.
+        template: the prompt that the student will read.
+        options: the settings.
+        stage: chooses the rows.
+
+    Returns:
+        The counts, as in `summary.json`.
+
+    Raises:
+        InputError: nothing is left to train on, or an option makes no sense.
+        RunError: the folder cannot be used.
+    """
+    settings = asdict(options)
+    with Dataset(output, stage.name, analyses.source.inspect(), template, settings, rows=stage.rows) as dataset:
+        counts, dropped = Counter[str](), Counter[str]()
+        groups: dict[tuple[bool, bool], list[str]] = {}
+        for row in analyses.rows():
+            if isinstance(row, Rejected):
+                dataset.reject(row)
+                continue
+            counts.update({"steps": 1, "analyses": len(row.analyses)})
+            held_out = is_held_out(row.step.problem, options.validation_share, options.seed)
+            ids = [row.id + one.name for one in stage.choose(row, counts, dropped)]
+            groups.setdefault((held_out, row.step.label), []).extend(ids)
+        chosen = _balanced(groups, options.seed) if options.balance else set[str]().union(*groups.values())
+        thinned = f"{'' if stage.noun == 'analysis' else stage.count + ' '}thinned out for balance"
+        dropped[thinned] = sum(map(len, groups.values())) - len(chosen)
+        if not chosen:
+            raise InputError(
+                f"{analyses.source.name}: no {stage.noun} is left to train on ({listed(dropped)}); {stage.advice}"
+            )
+        for row in analyses.rows():
+            if isinstance(row, Rejected):
+                continue
+            for name, texts in stage.choose(row, Counter(), Counter()):
+                if row.id + name in chosen:
+                    prompt = template.render(row.step.problem, row.step.steps, row.step.step_index)
+                    question, *replies = messages_of(prompt, *texts)
+                    columns = dict(zip(stage.columns, replies, strict=True))
+                    dataset.write(
+                        {"id": row.id + name, "label": row.step.label, "prompt": question, **columns},
+                        step=row.step,
+                        held_out=is_held_out(row.step.problem, options.validation_share, options.seed),
+                    )
+        return dataset.finish(
+            counts={**counts, stage.count: len(chosen)},
+            dropped={why: dropped[why] for why in (*stage.reasons, *sorted(set(dropped) - set(stage.reasons)))},
+            made_from=provenance(analyses),
+        )
+
+
+def _balanced(groups: Mapping[tuple[bool, bool], Sequence[str]], seed: int) -> set[str]:
+    """Ids of as many rows with Yes as with No, in each part; of the more frequent verdict a random choice."""
     chosen: set[str] = set()
     for held_out in (False, True):
-        sides = [groups.get((held_out, label), []) for label in (True, False)]
-        size = min(map(len, sides))
+        sides = [groups.get((held_out, label), ()) for label in (True, False)]
         for side in sides:
-            chosen.update(sorted(side, key=lambda identifier: order_key(identifier, seed))[:size])
+            chosen.update(sorted(side, key=lambda identifier: order_key(identifier, seed))[: min(map(len, sides))])
     return chosen
 
 
@@ -192,53 +277,50 @@ class Dataset:
         return summary
 
     def _card(self, summary: Mapping[str, Any], made_from: Mapping[str, Any]) -> str:
-        has_validation = summary["parts"]["validation"]["rows"] > 0
-        num_shared = len(self._problems[False] & self._problems[True])
-        files = [f"  - split: train\n    path: {TRAIN}"]
-        if has_validation:
-            files.append(f"  - split: validation\n    path: {VALIDATION}")
-        lines = [
-            "---",
-            "tags: [process-reward-model, r-prm]",
-            "configs:",
-            "- config_name: default",
-            "  data_files:",
-            *files,
-            "---",
-            "",
-            f"# {self.folder.resolve().name}",
-            "",
-            f"Training rows of a reasoning-driven process reward model: {self.rows}. Made by `rprm data {self.stage}`.",
-            "",
-            f"Prompt template: `{self.template.name}` ({self.template.digest}), in `{MODEL_TEMPLATE}`. Every prompt "
-            "was rendered with it.",
-            "",
-            *_table(
-                ("part", "rows", "Yes", "No", "problems"),
-                [
-                    (name, part["rows"], part["yes"], part["no"], part["problems"])
-                    for name, part in summary["parts"].items()
-                ],
-            ),
-            f"{num_shared:,} problems stand in both parts." if num_shared else "No problem stands in both parts.",
-            "",
-            f"## What became of the {'rows' if self.stage == 'import' else 'analyses'}",
-            "",
-            *_table(("", "number"), [*summary["counts"].items()]),
-            *_table(("dropped because", "number"), [*summary["dropped"].items()]),
-            *([f"Rejected input rows (`rejected.jsonl`): {summary['rejected']:,}.", ""] if summary["rejected"] else []),
-            "## Place of the step in its solution (0: first), and length of the analysis",
-            "",
-            *_table(("place", "rows"), [*summary["positions"].items()]),
-            *_table(("characters", "rows"), [*summary["characters"].items()]),
-            "## Settings",
-            "",
-            "```json",
-            json.dumps({**self._run.settings, "made_from": dict(made_from)}, indent=2, ensure_ascii=False),
-            "```",
-            "",
+        parts = [
+            (name, *(part[key] for key in ("rows", "yes", "no", "problems"))) for name, part in summary["parts"].items()
         ]
-        return "\n".join(lines)
+        validation = (
+            f"\n  - split: validation\n    path: {VALIDATION}" if summary["parts"]["validation"]["rows"] else ""
+        )
+        num_shared = len(self._problems[False] & self._problems[True])
+        rejected = (
+            f"Rejected input rows (`rejected.jsonl`): {summary['rejected']:,}.\n\n" if summary["rejected"] else ""
+        )
+        settings = json.dumps({**self._run.settings, "made_from": dict(made_from)}, indent=2, ensure_ascii=False)
+        return f"""---
+tags: [process-reward-model, r-prm]
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: {TRAIN}{validation}
+---
+
+# {self.folder.resolve().name}
+
+Training rows of a reasoning-driven process reward model: {self.rows}. Made by `rprm data {self.stage}`.
+
+Prompt template: `{self.template.name}` ({self.template.digest}), in `{MODEL_TEMPLATE}`. Every prompt was \
+rendered with it.
+
+{_table("part", "rows", "Yes", "No", "problems", rows=parts)}
+{f"{num_shared:,}" if num_shared else "No"} problem{"s stand" if num_shared else " stands"} in both parts.
+
+## What became of the {"rows" if self.stage == "import" else "analyses"}
+
+{_table("", "number", rows=summary["counts"].items())}
+{_table("dropped because", "number", rows=summary["dropped"].items())}
+{rejected}## Place of the step in its solution (0: first), and length of the analysis
+
+{_table("place", "rows", rows=summary["positions"].items())}
+{_table("characters", "rows", rows=summary["characters"].items())}
+## Settings
+
+```json
+{settings}
+```
+"""
 
     def _sample(self) -> str:
         lines = [f"# A sample of {self.folder.resolve().name}, to read", ""]
@@ -247,7 +329,10 @@ class Dataset:
                 lines += [f"## {row['id']} ({'Yes' if label else 'No'})", ""]
                 for name in ("prompt", "completion", "chosen", "rejected"):
                     if name in row:
-                        lines += [f"**{name}**", "", *_fenced(_text_of(row[name])), ""]
+                        text = _text_of(row[name])
+                        # Nothing in the text can close the block.
+                        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+                        lines += [f"**{name}**", "", f"{fence}text", text, fence, ""]
         return "\n".join(lines)
 
 
@@ -255,16 +340,8 @@ def _text_of(value: Any) -> str:
     return value if isinstance(value, str) else "\n\n".join(message["content"] for message in value)
 
 
-def _fenced(text: str) -> list[str]:
-    """A fenced block that nothing in the text can close."""
-    longest = max(map(len, re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return [f"{fence}text", text, fence]
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:
-    lines = ["| " + " | ".join(head) + " |", "|" + "|".join(["---", *["---:"] * (len(head) - 1)]) + "|"]
-    lines += [
-        "| " + " | ".join(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row) + " |" for row in rows
-    ]
-    return [*lines, ""]
+def _table(*head: str, rows: Iterable[tuple[Any, ...]]) -> str:
+    lines = [head, ("---", *["---:"] * (len(head) - 1))]
+    lines += [tuple(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row) for row in rows]
+    rule = "|".join(lines[1])
+    return "".join(f"|{rule}|\n" if line is lines[1] else f"| {' | '.join(line)} |\n" for line in lines)

@@ -15,18 +15,18 @@ from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
-from rprm.data.contamination import NGRAM, OVERLAP, Benchmark, ContaminationIndex, Match, Removed
-from rprm.data.steps import AUTO, STAGE, StepOptions, read_steps, source_name
+import numpy as np
+from numpy.typing import NDArray
+
+from rprm.data.contamination import Benchmark, ContaminationIndex, Removed
+from rprm.data.options import AUTO, NGRAM, OVERLAP, StepOptions
+from rprm.data.steps import STAGE, read_steps, source_name
 from rprm.errors import InputError
 from rprm.reading import Rejected, Source
 from rprm.records import LabelledStep
 from rprm.runs import Run, versions
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 #: Problems left out because they stand in a benchmark.
 REMOVED = "removed.jsonl"
@@ -41,7 +41,7 @@ class GatheredSteps:
 
     Attributes:
         num_rows: rows of the sources.
-        num_rejected: rows set aside.
+        num_rejected: rows rejected.
         formats: rows by format.
         num_steps: steps kept.
         num_correct, num_wrong: of them, by label.
@@ -195,7 +195,8 @@ class _Gathering:
         known = self._known.get(problem)
         if known is None:
             match = self._index.match(step.problem)
-            known = self._known[problem] = len(self._known) if match is None else _removed(step.problem, match)
+            known = len(self._known) if match is None else Removed(problem=step.problem, num_steps=0, **asdict(match))
+            self._known[problem] = known
         if isinstance(known, Removed):
             self._removed_steps[problem] += 1
             return
@@ -211,8 +212,6 @@ class _Gathering:
 
     def finish(self, benchmarks: Sequence[str]) -> GatheredSteps:
         """The second pass: put the files in place, and say what they hold."""
-        import numpy as np
-
         self._working.flush()
         paths = np.frombuffer(self._paths, dtype=np.uint64).reshape(-1, 2)
         before = np.frombuffer(self._before, dtype=np.uint64).reshape(-1, 2)
@@ -236,7 +235,9 @@ class _Gathering:
             stream.writelines(row.model_dump_json().encode() + b"\n" for row in removed)
         self.close()
         for name in ("results.jsonl", "rejected.jsonl", REMOVED):
-            _put_in_place(self.folder / name)
+            with (partial := self.folder / f"{name}.partial").open("rb+") as stream:
+                os.fsync(stream.fileno())
+            os.replace(partial, self.folder / name)
         (self.folder / "working.partial").unlink()
         return GatheredSteps(
             num_rows=self.num_rows,
@@ -266,8 +267,6 @@ class _Gathering:
 
     def _kept(self, working: BinaryIO, keep: NDArray[np.bool_]) -> Iterable[tuple[LabelledStep, bytes]]:
         """The steps that are kept, each with its line; an id that stood before gets `~2`, `~3`, ... at its end."""
-        import numpy as np
-
         ids = np.frombuffer(self._ids, dtype=np.uint64)
         order = np.argsort(ids, kind="stable")
         repeated = np.zeros(len(ids), dtype=bool)
@@ -292,20 +291,12 @@ class _Gathering:
         self._rejected.close()
 
 
-def _removed(problem: str, match: Match) -> Removed:
-    return Removed(
-        problem=problem, benchmark=match.benchmark, item=match.item, kind=match.kind, share=match.share, num_steps=0
-    )
-
-
 def _hashed(before: bytes, text: str) -> bytes:
     """16 bytes for a text after what `before` stands for; runs of white space count as one space."""
     return blake2b(before + " ".join(text.split()).encode(), digest_size=16).digest()
 
 
 def _stands(ordered: NDArray[np.uint64], name: str) -> bool:
-    import numpy as np
-
     value = np.frombuffer(_hashed(b"", name)[:8], dtype=np.uint64)[0]
     place = int(np.searchsorted(ordered, value))
     return place < len(ordered) and bool(ordered[place] == value)
@@ -313,8 +304,6 @@ def _stands(ordered: NDArray[np.uint64], name: str) -> bool:
 
 def _distinct(keys: NDArray[np.uint64], labels: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """For each row of keys (rows x 2): is it the first with its key; has its key both labels."""
-    import numpy as np
-
     first = np.zeros(len(keys), dtype=bool)
     conflicting = np.zeros(len(keys), dtype=bool)
     if len(keys):
@@ -329,8 +318,6 @@ def _distinct(keys: NDArray[np.uint64], labels: NDArray[np.uint8]) -> tuple[NDAr
 
 def _num_leaves(paths: NDArray[np.uint64], before: NDArray[np.uint64]) -> int:
     """Paths that are no other's beginning."""
-    import numpy as np
-
     if not len(paths):
         return 0
     both = np.concatenate([paths, before])
@@ -342,13 +329,4 @@ def _num_leaves(paths: NDArray[np.uint64], before: NDArray[np.uint64]) -> int:
 
 def _begins(ordered: NDArray[np.uint64]) -> NDArray[np.intp]:
     """Where each run of equal rows begins."""
-    import numpy as np
-
     return np.flatnonzero(np.r_[True, (ordered[1:] != ordered[:-1]).any(axis=1)])
-
-
-def _put_in_place(path: Path) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("rb+") as stream:
-        os.fsync(stream.fileno())
-    os.replace(partial, path)

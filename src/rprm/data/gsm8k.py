@@ -23,12 +23,15 @@ from fractions import Fraction
 from typing import Any
 
 from rprm.data.arithmetic import evaluate
-from rprm.data.origins import Origin, text_of
+from rprm.data.origins import Origin
 from rprm.errors import InputError
+from rprm.reading import RowModel, Text, checked
 from rprm.records import LabelledStep
 
-#: Share of wrong rows that is aimed at.
-WRONG_SHARE = 0.5
+
+class GSM8KRow(RowModel):
+    question: Text
+    answer: Text
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,7 @@ class WrongStep:
 
 
 def gsm8k_steps(
-    record: dict[str, Any], origin: Origin, *, wrong_share: float = WRONG_SHARE, seed: int = 0
+    record: dict[str, Any], origin: Origin, *, wrong_share: float = 0.5, seed: int = 0
 ) -> list[LabelledStep]:
     """Right and wrong steps of a row `{question, answer}`.
 
@@ -59,7 +62,8 @@ def gsm8k_steps(
     Raises:
         InputError: the row has not this form.
     """
-    problem, answer = text_of(record, "question"), text_of(record, "answer")
+    row = checked(GSM8KRow, record)
+    problem, answer = row.question, row.answer
     lines = [line.strip() for line in answer.split("\n") if line.strip() and not line.strip().startswith("####")]
     if not lines:
         raise InputError("'answer' has no step before its final line")

@@ -7,24 +7,81 @@ none was, with the one that the labeler wrote (phase 1 alone); where there is ne
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any
 
-from rprm.data.origins import Origin, text_of
-from rprm.errors import InputError
+from pydantic import BeforeValidator, Field, model_validator
+
+from rprm.data.options import Neutral
+from rprm.data.origins import Origin
+from rprm.reading import AnyText, RowModel, Text, checked
 from rprm.records import LabelledStep
-
-#: What a rating of 0 counts as. OpenAI counts a neutral step as correct; TRL's copy of the data as wrong.
-Neutral = Literal["correct", "wrong", "drop"]
 
 #: How a solution ends that its labeler could not finish: a problem reported as broken, or given up.
 UNFINISHED = ("bad_problem", "give_up")
+
+
+#: A hub copy with nulls among the ratings has them as floats.
+Rating = Annotated[
+    Annotated[int, Field(ge=-1, le=1)],
+    BeforeValidator(lambda rating: int(rating) if isinstance(rating, float) and rating.is_integer() else rating),
+]
+
+
+class RatedCompletion(RowModel):
+    text: AnyText | None = None
+    rating: Rating | None = None
+    flagged: Any = None
+
+    def label(self, neutral: Neutral, rating: int | None) -> bool | str:
+        """Its label with this rating; or, where it has none, what it is."""
+        if not self.text or not self.text.strip():
+            return "without text"
+        if self.flagged:
+            return "flagged"
+        if rating is None:
+            return "not rated"
+        if rating == 0:
+            return _NEUTRAL if neutral == "drop" else neutral == "correct"
+        return rating == 1
+
+
+class RatedPlace(RowModel):
+    #: Null where the labeler left before anything was shown.
+    completions: list[RatedCompletion] | None = None
+    chosen_completion: int | None = None
+    human_completion: RatedCompletion | None = None
+
+    @model_validator(mode="after")
+    def _chosen_is_one(self) -> RatedPlace:
+        size = len(self.completions or ())
+        if self.chosen_completion is not None and not 0 <= self.chosen_completion < size:
+            raise ValueError(
+                f"'chosen_completion' must name one of {size} completions or be null, not {self.chosen_completion}"
+            )
+        return self
+
+
+class RatedSteps(RowModel):
+    steps: list[RatedPlace]
+    finish_reason: Any = None
+
+
+class RatedProblem(RowModel):
+    problem: Text
+
+
+class PRM800KRow(RowModel):
+    question: RatedProblem
+    label: RatedSteps
+    is_quality_control_question: Any = None
+    is_initial_screening_question: Any = None
 
 
 def prm800k_steps(
     record: dict[str, Any],
     origin: Origin,
     *,
-    neutral: Neutral = "correct",
+    neutral: Neutral = Neutral.correct,
     keep_quality_control: bool = False,
     keep_unfinished: bool = False,
 ) -> list[LabelledStep]:
@@ -47,101 +104,43 @@ def prm800k_steps(
     Raises:
         InputError: the row has not this form.
     """
-    question, label = _object(record, "question"), _object(record, "label")
-    problem = text_of(question, "problem")
-    places = label.get("steps")
-    if not isinstance(places, list):
-        raise InputError(f"'label.steps' must be a list, not {places!r:.80}")
-    if not keep_quality_control:
-        for flag in ("is_quality_control_question", "is_initial_screening_question"):
-            if record.get(flag):
-                origin.skipped["solutions for quality control or screening"] += 1
-                return []
-    if not keep_unfinished and label.get("finish_reason") in UNFINISHED:
+    row = checked(PRM800KRow, record)
+    problem, places = row.question.problem, row.label.steps
+    if not keep_quality_control and (row.is_quality_control_question or row.is_initial_screening_question):
+        origin.skipped["solutions for quality control or screening"] += 1
+        return []
+    if not keep_unfinished and row.label.finish_reason in UNFINISHED:
         origin.skipped["solutions given up, or of a broken problem"] += 1
         return []
     found: list[LabelledStep] = []
     previous: list[str] = []
-    for place, value in enumerate(places):
-        completions, chosen, human = _place(value, place)
-        labels = [_label(completion, place, neutral) for completion in completions]
-        for choice, (completion, verdict) in enumerate(zip(completions, labels, strict=True)):
-            if isinstance(verdict, bool):
-                found.append(origin.labelled(problem, previous, completion["text"], verdict, choice=f"-{choice}"))
-            else:
-                origin.skipped[f"steps {verdict}"] += 1
-        if chosen is not None:
-            following, verdict = completions[chosen], labels[chosen]
+
+    def add(completion: RatedCompletion, label: bool | str, choice: str, part: str = "") -> None:
+        if isinstance(label, bool):
+            text = completion.text or ""
+            found.append(origin.labelled(problem, previous, text, label, choice=f"-{choice}", part=part))
+        else:
+            origin.skipped[f"steps {label}"] += 1
+
+    for number, place in enumerate(places, 1):
+        completions, human = place.completions or [], place.human_completion
+        labels = [completion.label(neutral, completion.rating) for completion in completions]
+        for choice, (completion, label) in enumerate(zip(completions, labels, strict=True)):
+            add(completion, label, str(choice))
+        if place.chosen_completion is not None:
+            following, verdict = completions[place.chosen_completion], labels[place.chosen_completion]
         elif human is not None:
-            following, verdict = human, _label({"rating": 1, **_rated(human)}, place, neutral)
-            if isinstance(verdict, bool):
-                found.append(origin.labelled(problem, previous, human["text"], verdict, choice="-human", part="human"))
-            else:
-                origin.skipped[f"steps {verdict}"] += 1
+            # Its rating is always null in the published files.
+            following, verdict = human, human.label(neutral, 1 if human.rating is None else human.rating)
+            add(human, verdict, "human", "human")
         else:
             break
         if verdict is not True and verdict != _NEUTRAL:
-            rest = sum(len(later["completions"] or ()) for later in places[place + 1 :] if _is_place(later))
-            if rest:
+            if rest := sum(len(later.completions or ()) for later in places[number:]):
                 origin.skipped["steps after a wrong, flagged or unrated one"] += rest
             break
-        previous.append(following["text"])
+        previous.append(following.text or "")
     return found
 
 
 _NEUTRAL = "rated neutral"
-
-
-def _label(completion: dict[str, Any], place: int, neutral: Neutral) -> bool | str:
-    """The label of a completion; or, where it has none, what it is."""
-    rating = completion.get("rating")
-    if isinstance(rating, bool) or rating not in (-1, 0, 1, None):
-        raise InputError(f"step {place + 1}: a rating is -1, 0, 1 or null, not {rating!r:.80}")
-    text = completion.get("text")
-    if text is not None and not isinstance(text, str):
-        raise InputError(f"step {place + 1}: the text of a completion is a text, not {text!r:.80}")
-    if not text or not text.strip():
-        return "without text"
-    if completion.get("flagged"):
-        return "flagged"
-    if rating is None:
-        return "not rated"
-    if rating == 0:
-        return _NEUTRAL if neutral == "drop" else neutral == "correct"
-    return bool(rating == 1)
-
-
-def _place(value: Any, place: int) -> tuple[list[dict[str, Any]], int | None, dict[str, Any] | None]:
-    """The completions at a place, the index of the chosen one, and what the labeler wrote."""
-    if not isinstance(value, dict):
-        raise InputError(f"step {place + 1} must be an object, not {value!r:.80}")
-    # Null where the labeler left before anything was shown.
-    completions = value.get("completions") or []
-    if not isinstance(completions, list) or not all(isinstance(completion, dict) for completion in completions):
-        raise InputError(f"step {place + 1}: 'completions' must be a list of objects")
-    chosen = value.get("chosen_completion")
-    if chosen is not None and (type(chosen) is not int or not 0 <= chosen < len(completions)):
-        raise InputError(
-            f"step {place + 1}: 'chosen_completion' must name one of {len(completions)} completions or be "
-            f"null, not {chosen!r:.80}"
-        )
-    human = value.get("human_completion")
-    if human is not None and not isinstance(human, dict):
-        raise InputError(f"step {place + 1}: 'human_completion' must be an object, not {human!r:.80}")
-    return completions, chosen, human
-
-
-def _is_place(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("completions"), list)
-
-
-def _rated(human: dict[str, Any]) -> dict[str, Any]:
-    """A step that the labeler wrote, without its rating where that is null (it always is in the published files)."""
-    return {name: value for name, value in human.items() if name != "rating" or value is not None}
-
-
-def _object(record: dict[str, Any], name: str) -> dict[str, Any]:
-    value = record.get(name)
-    if not isinstance(value, dict):
-        raise InputError(f"{name!r} must be an object, not {value!r:.80}")
-    return value

@@ -23,8 +23,8 @@ from rprm.data.datasets import Dataset, listed, messages_of
 from rprm.data.wellformed import rejected_fault, verdict_fault
 from rprm.errors import InputError
 from rprm.models import R_PRM_SYSTEM
-from rprm.prompts import ImportedTemplate, Prompt, PromptTemplate, import_template
-from rprm.reading import MAX_REJECTED_TEXT, Rejected, Row, Source, SourceInfo
+from rprm.prompts import Prompt, PromptTemplate, import_template
+from rprm.reading import Rejected, Row, Source, SourceInfo
 from rprm.records import LabelledStep
 
 Kind = Literal["sft", "dpo"]
@@ -186,26 +186,21 @@ def write_published(
         PromptError: no template can be derived.
         RunError: the folder cannot be used.
     """
-    train = published.parts["train"]
-    kind, sampled = _of_one_kind(published.info.name, list(islice(train.rows(), _NUM_SAMPLED)))
-    imported = import_template(
-        sampled,
-        name=published.title,
-        marker=None if template is None else template.verdict.marker,
-        min_share=_MIN_SHARE,
-        accept_doubts=template is not None,
-    )
+    kind, sampled = _of_one_kind(published.info.name, list(islice(published.parts["train"].rows(), _NUM_SAMPLED)))
+    made_from = {"source": published.info.name, "template": "given"}
     if template is None:
+        imported = import_template(sampled, name=published.title, min_share=_MIN_SHARE)
+        made_from["template"] = f"renders {imported.num_exact:,} of the first {imported.num_rows:,} rows byte for byte"
         template = imported.template
         if template.chat and not template.system:
             template = replace(template, system=R_PRM_SYSTEM)
-    reader = _Reader(kind, imported, template)
     dropped: Counter[str] = Counter()
     counts: Counter[str] = Counter()
     what = {
         "sft": "published analyses; the label of a step is the verdict of its analysis (SFT)",
         "dpo": "published pairs of analyses; the label of a step is the verdict of the chosen one (DPO)",
     }[kind]
+    names = ("completion",) if kind == "sft" else _ANALYSES[kind]
     with Dataset(output, "import", published.info, template, {"kind": kind}, rows=what) as dataset:
         for part, (name, rows) in published.parts.items():
             for row in rows():
@@ -215,35 +210,18 @@ def write_published(
                     dataset.reject(row)
                     continue
                 try:
-                    step, prompt, analyses = reader.read(row.value, f"{part}-{row.line}")
+                    step, prompt, analyses = _read(row.value, kind, template, f"{part}-{row.line}")
                 except _Unfit as unfit:
                     dropped[unfit.kind] += 1
-                    text = row.text[:MAX_REJECTED_TEXT]
-                    dataset.reject(Rejected(file=name, line=row.line, reason=str(unfit), text=text))
+                    dataset.reject(row.rejected(name, str(unfit)))
                     continue
                 counts["kept"] += 1
                 question, *replies = messages_of(prompt, *analyses)
-                columns = ("completion",) if kind == "sft" else _ANALYSES[kind]
-                dataset.write(
-                    {
-                        "id": step.id,
-                        "label": step.label,
-                        "prompt": question,
-                        **dict(zip(columns, replies, strict=True)),
-                    },
-                    step=step,
-                    held_out=part == "validation",
-                )
+                texts = {"prompt": question, **dict(zip(names, replies, strict=True))}
+                dataset.write({"id": step.id, "label": step.label, **texts}, step=step, held_out=part == "validation")
         if not counts["kept"]:
             raise InputError(f"{published.info.name}: no row is left to train on ({listed(dropped)})")
-        return dataset.finish(
-            counts=counts,
-            dropped=dict(sorted(dropped.items())),
-            made_from={
-                "source": published.info.name,
-                "template": f"renders {imported.num_exact:,} of the first {imported.num_rows:,} rows byte for byte",
-            },
-        )
+        return dataset.finish(counts=counts, dropped=dict(sorted(dropped.items())), made_from=made_from)
 
 
 def _of_one_kind(name: str, rows: list[Row | Rejected]) -> tuple[Kind, list[dict[str, Any]]]:
@@ -253,18 +231,23 @@ def _of_one_kind(name: str, rows: list[Row | Rejected]) -> tuple[Kind, list[dict
         InputError: no row is of a kind, or many are of another.
     """
     found: dict[Kind, list[dict[str, Any]]] = {"sft": [], "dpo": []}
+    unusable = []
     for row in rows:
-        if isinstance(row, Rejected):
-            continue
+        columns = row.value if isinstance(row, Row) and isinstance(row.value, dict) else {}
+        texts = {column for column, text in columns.items() if isinstance(text, str)}
         for kind, analyses in _ANALYSES.items():
-            if _columns_of_text(row.value).issuperset(("instruction", *analyses)):
-                found[kind].append(row.value)
+            if texts.issuperset(("instruction", *analyses)):
+                found[kind].append(columns)
                 break
+        else:
+            has = ", ".join(column if column in texts else f"{column} (no text)" for column in sorted(columns))
+            what = row.reason if isinstance(row, Rejected) else f"has the columns {has or 'none'}"
+            unusable.append(f"no row can be used: row {row.line}{': ' if isinstance(row, Rejected) else ' '}{what}")
     kind = max(found, key=lambda kind: len(found[kind]))
     if not found[kind]:
         raise InputError(
-            f"{name}: {_why_unusable(rows)}; rows for sft have instruction and output, rows for dpo "
-            "instruction, chosen and rejected"
+            f"{name}: {unusable[0] if unusable else 'there are no rows'}; rows for sft have instruction and output, "
+            "rows for dpo instruction, chosen and rejected"
         )
     if len(found[kind]) < _MIN_SHARE * sum(map(len, found.values())):
         counts = ", ".join(f"{len(some):,} for {kind}" for kind, some in found.items())
@@ -272,25 +255,6 @@ def _of_one_kind(name: str, rows: list[Row | Rejected]) -> tuple[Kind, list[dict
             f"{name} holds rows of two kinds ({counts} among the first {len(rows):,}): give each a file of its own"
         )
     return kind, found[kind]
-
-
-def _why_unusable(rows: list[Row | Rejected]) -> str:
-    """Of rows none of which can be used, what is wrong with the first."""
-    if not rows:
-        return "there are no rows"
-    first = rows[0]
-    if isinstance(first, Rejected):
-        return f"no row can be used: row {first.line}: {first.reason}"
-    if not isinstance(first.value, dict):
-        return f"no row can be used: row {first.line} is no object of columns"
-    columns = ", ".join(
-        name if name in _columns_of_text(first.value) else f"{name} (no text)" for name in sorted(first.value)
-    )
-    return f"no row can be used: row {first.line} has the columns {columns or 'none'}"
-
-
-def _columns_of_text(value: Any) -> set[str]:
-    return {name for name, text in value.items() if isinstance(text, str)} if isinstance(value, dict) else set()
 
 
 class _Unfit(Exception):
@@ -301,53 +265,38 @@ class _Unfit(Exception):
         self.kind = kind
 
 
-class _Reader:
-    """Reads rows of one kind, whose instructions follow one template."""
+def _read(row: Any, kind: Kind, template: PromptTemplate, identifier: str) -> tuple[LabelledStep, Prompt, list[str]]:
+    """The labelled step, its prompt, and the analyses of it.
 
-    def __init__(self, kind: Kind, imported: ImportedTemplate, template: PromptTemplate) -> None:
-        self.kind: Kind = kind
-        self.layout = imported.layout
-        self.template = template
-
-    def read(self, row: Any, identifier: str) -> tuple[LabelledStep, Prompt, list[str]]:
-        """The labelled step, its prompt, and the analyses of it.
-
-        Raises:
-            _Unfit: the row cannot be trained on.
-        """
-        instruction, *analyses = self._texts(row)
-        parts = self.layout.parse(instruction)
-        if parts is None:
-            raise _Unfit("the template does not make the instruction", self.layout.explain(instruction))
-        problem, steps = parts
-        prompt = self.template.render(problem, steps, len(steps) - 1)
-        if prompt.messages[-1].content != instruction:
-            raise _Unfit("the template does not make the instruction", "it renders another text")
-        for text, what in ((problem, "problem"), (steps[-1], "step")):
-            if not text.strip():
-                raise _Unfit(f"the {what} is empty")
-        verdict = self.template.verdict
-        first = verdict.find(analyses[0])
-        label = first is not None and first.yes
-        checks = (verdict_fault, rejected_fault)
-        for column, analysis, find_fault in zip(_ANALYSES[self.kind], analyses, checks, strict=False):
-            if fault := find_fault(analysis, verdict, label):
-                raise _Unfit(f"{column}: {fault}")
-        step = LabelledStep(
-            id=identifier, problem=problem, previous_steps=tuple(steps[:-1]), step=steps[-1], label=label
-        )
-        return step, prompt, analyses
-
-    def _texts(self, row: Any) -> list[str]:
-        columns = ("instruction", *_ANALYSES[self.kind])
-        texts = []
-        for column in columns:
-            value = row.get(column) if isinstance(row, dict) else None
-            if not isinstance(value, str) or not value.strip():
-                raise _Unfit(f"{column} is no text", repr(value)[:80])
-            try:
-                value.encode()
-            except UnicodeEncodeError as error:
-                raise _Unfit(f"{column} is no Unicode", f"a lone surrogate {value[error.start]!a}") from None
-            texts.append(value)
-        return texts
+    Raises:
+        _Unfit: the row cannot be trained on.
+    """
+    texts = []
+    for column in ("instruction", *_ANALYSES[kind]):
+        value = row.get(column) if isinstance(row, dict) else None
+        if not isinstance(value, str) or not value.strip():
+            raise _Unfit(f"{column} is no text", repr(value)[:80])
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise _Unfit(f"{column} is no Unicode", f"a lone surrogate {value[error.start]!a}") from None
+        texts.append(value)
+    instruction, *analyses = texts
+    parts = template.take_apart(instruction)
+    if parts is None:
+        raise _Unfit("the template does not make the instruction", template.difference(instruction))
+    problem, steps = parts
+    prompt = template.render(problem, steps, len(steps) - 1)
+    if prompt.messages[-1].content != instruction:
+        raise _Unfit("the template does not make the instruction", "it renders another text")
+    for text, what in ((problem, "problem"), (steps[-1], "step")):
+        if not text.strip():
+            raise _Unfit(f"the {what} is empty")
+    first = template.verdict.find(analyses[0])
+    label = first is not None and first.yes
+    checks = (verdict_fault, rejected_fault)
+    for column, analysis, find_fault in zip(_ANALYSES[kind], analyses, checks, strict=False):
+        if fault := find_fault(analysis, template.verdict, label):
+            raise _Unfit(f"{column}: {fault}")
+    step = LabelledStep(id=identifier, problem=problem, previous_steps=tuple(steps[:-1]), step=steps[-1], label=label)
+    return step, prompt, analyses

@@ -12,41 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rprm.data.gsm8k import WRONG_SHARE, gsm8k_steps
-from rprm.data.origins import Origin, text_of
-from rprm.data.prm800k import Neutral, prm800k_steps
+from rprm.data.gsm8k import gsm8k_steps
+from rprm.data.options import AUTO, StepOptions
+from rprm.data.origins import Origin
+from rprm.data.prm800k import prm800k_steps
 from rprm.data.stepwise import math_shepherd_steps, solution_steps, stepwise_steps
 from rprm.errors import InputError
-from rprm.reading import MAX_REJECTED_TEXT, Rejected, Row, Source
+from rprm.reading import AnyText, Identifier, Rejected, Row, RowModel, Source, Text, checked, read_rows
 from rprm.records import LabelledStep
 from rprm.runs import RESULTS, read_manifest
 
 #: The stage's name in a manifest.
 STAGE = "steps"
-
-#: Name of the format that is chosen for each row by its fields.
-AUTO = "auto"
-
-
-@dataclass(frozen=True)
-class StepOptions:
-    """What the formats leave open; each function of a format says what its options mean.
-
-    Attributes:
-        neutral: PRM800K: what a rating of 0 counts as.
-        keep_quality_control: PRM800K: use solutions that served to check or to screen labelers.
-        keep_unfinished: PRM800K: use solutions that were given up, or whose problem is broken.
-        after_error: stepwise, Math-Shepherd: go on after the first wrong step.
-        wrong_share: GSM8K: share of wrong rows to aim at.
-        seed: GSM8K: of the edits.
-    """
-
-    neutral: Neutral = "correct"
-    keep_quality_control: bool = False
-    keep_unfinished: bool = False
-    after_error: bool = False
-    wrong_share: float = WRONG_SHARE
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,10 +54,7 @@ def steps_source(name: str | Path) -> Source:
         if manifest.get("status") != "complete":
             raise InputError(f"{folder}: the run has not ended; run the same `rprm data steps` command again")
         return Source(str(folder / RESULTS))
-    source = Source(str(name))
-    if source.hub is not None and "split=" not in source.name:
-        return Source(f"{source.name}{'&' if '?' in source.name else '?'}split=train")
-    return source
+    return Source(str(name), split="train")
 
 
 def read_labelled_steps(source: Source) -> Iterator[LabelledStep | Rejected]:
@@ -88,14 +62,16 @@ def read_labelled_steps(source: Source) -> Iterator[LabelledStep | Rejected]:
 
     Fields that a labelled step does not have are ignored; without an id the row is `line-N`.
     """
-    for row in source.rows():
-        if isinstance(row, Rejected):
-            yield row
-            continue
-        try:
-            yield labelled_step_of(row.value, default_id=f"line-{row.line}")
-        except InputError as error:
-            yield _rejected(source, row, error)
+    return read_rows(source, lambda row: labelled_step_of(row.value, default_id=f"line-{row.line}"))
+
+
+class _StepRow(RowModel):
+    id: Identifier | None = None
+    problem: Text
+    previous_steps: list[AnyText] | None = None
+    step: Text
+    label: bool
+    source: AnyText | None = None
 
 
 def labelled_step_of(value: Any, *, default_id: str) -> LabelledStep:
@@ -104,24 +80,15 @@ def labelled_step_of(value: Any, *, default_id: str) -> LabelledStep:
     Raises:
         InputError: what is wrong with the row, without its place.
     """
-    if not isinstance(value, dict):
-        raise InputError(f"a record must be a JSON object, not {type(value).__name__}")
-    previous = value.get("previous_steps") or ()
-    if not isinstance(previous, (list, tuple)) or not all(isinstance(step, str) for step in previous):
-        raise InputError(f"'previous_steps' must be a list of texts, not {previous!r:.80}")
-    label = value.get("label")
-    if not isinstance(label, bool):
-        raise InputError(f"'label' must be true (the step is correct) or false, not {label!r:.80}")
-    identifier, origin = value.get("id", default_id), value.get("source")
-    if isinstance(identifier, int) and not isinstance(identifier, bool):
-        identifier = str(identifier)
-    if not isinstance(identifier, str) or not identifier:
-        raise InputError(f"'id' must be a text or a whole number, not {identifier!r:.80}")
-    if origin is not None and not isinstance(origin, str):
-        raise InputError(f"'source' must be a text or null, not {origin!r:.80}")
-    texts = {"problem": text_of(value, "problem"), "step": text_of(value, "step")}
-    step = LabelledStep(id=identifier, previous_steps=tuple(previous), label=label, source=origin, **texts)
-    return _unicode(lambda: [step])[0]
+    row = checked(_StepRow, value)
+    return LabelledStep(
+        id=row.id or default_id,
+        problem=row.problem,
+        previous_steps=tuple(row.previous_steps or ()),
+        step=row.step,
+        label=row.label,
+        source=row.source,
+    )
 
 
 def read_steps(
@@ -137,16 +104,8 @@ def read_steps(
     Raises:
         InputError: the source cannot be read at all.
     """
-    options = options or StepOptions()
-    name = source_name(source)
-    for row in source.rows():
-        if isinstance(row, Rejected):
-            yield row
-            continue
-        try:
-            yield expand_row(row, name, format=format, options=options)
-        except InputError as error:
-            yield _rejected(source, row, error)
+    name, options = source_name(source), options or StepOptions()
+    return read_rows(source, lambda row: expand_row(row, name, format=format, options=options))
 
 
 def expand_row(row: Row, name: str, *, format: str = AUTO, options: StepOptions) -> Expanded:
@@ -157,10 +116,9 @@ def expand_row(row: Row, name: str, *, format: str = AUTO, options: StepOptions)
     """
     if not isinstance(row.value, dict):
         raise InputError(f"a record must be a JSON object, not {type(row.value).__name__}")
-    record: dict[str, Any] = row.value
-    chosen = format_of(record) if format == AUTO else format
+    chosen = format_of(row.value) if format == AUTO else format
     origin = Origin(f"{name}-{row.line}", name)
-    steps = _unicode(lambda: _EXPAND[chosen](record, origin, options))
+    steps = _EXPAND[chosen](row.value, origin, options)
     return Expanded(chosen, tuple(steps), origin.skipped, row.line)
 
 
@@ -221,18 +179,3 @@ def source_name(source: Source) -> str:
     if source.hub is not None:
         return source.hub["path"]
     return source.path.name.split(".")[0] or source.path.name
-
-
-def _rejected(source: Source, row: Row, error: InputError) -> Rejected:
-    return Rejected(file=source.name, line=row.line, reason=str(error), text=row.text[:MAX_REJECTED_TEXT])
-
-
-def _unicode(make: Callable[[], list[LabelledStep]]) -> list[LabelledStep]:
-    """The steps that `make` makes; a text in them that is no Unicode (JSON can write one) is an `InputError`."""
-    try:
-        steps = make()
-        for text in {text for step in steps for text in (step.id, step.problem, *step.steps, step.source or "")}:
-            text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"text that is not Unicode: a lone surrogate {error.object[error.start]!r}") from None
-    return steps

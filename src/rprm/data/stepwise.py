@@ -5,16 +5,30 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
 
 from rprm.data.gsm8k import without_annotations
-from rprm.data.origins import Origin, text_of, texts_of
+from rprm.data.origins import Origin
 from rprm.errors import InputError
-from rprm.reading import solution_of
+from rprm.reading import RowModel, Text, checked, solution_of
 from rprm.records import LabelledStep
 
 #: What ends a step of Math-Shepherd (arXiv 2312.08935; the model card of peiyi9979/math-shepherd-mistral-7b-prm).
 STEP_TAG = "ки"
+
+
+class StepwiseRow(RowModel):
+    prompt: Text
+    completions: Annotated[list[Text], Field(min_length=1)]
+    labels: list[Annotated[bool, BeforeValidator(lambda label: bool(label) if label in (0, 1) else label)]]
+
+
+class MathShepherdRow(RowModel):
+    input: Text
+    label: Text
+    task: Any = None
 
 
 def stepwise_steps(record: dict[str, Any], origin: Origin, *, after_error: bool = False) -> list[LabelledStep]:
@@ -31,16 +45,13 @@ def stepwise_steps(record: dict[str, Any], origin: Origin, *, after_error: bool 
     Raises:
         InputError: the row has not this form.
     """
-    problem, steps = text_of(record, "prompt"), texts_of(record, "completions")
-    labels = record.get("labels")
-    if not isinstance(labels, list) or len(labels) != len(steps):
-        given = len(labels) if isinstance(labels, list) else f"{labels!r:.80}"
-        raise InputError(f"'labels' must be a list of {len(steps)} labels, one for each completion, not {given}")
-    for index, label in enumerate(labels):
-        if not isinstance(label, (bool, int, float)) or label not in (0, 1):
-            raise InputError(f"label {index + 1} (labels[{index}]) must be true or false, or 1 or 0; not {label!r:.80}")
-    bare = [without_annotations(step).strip() or step for step in steps]
-    return _labelled(problem, _without_numbers(bare), [bool(label) for label in labels], origin, after_error)
+    row = checked(StepwiseRow, record)
+    if len(row.labels) != len(row.completions):
+        raise InputError(
+            f"'labels' must be a list of {len(row.completions)} labels, one for each completion, not {len(row.labels)}"
+        )
+    bare = [without_annotations(step).strip() or step for step in row.completions]
+    return _labelled(row.prompt, _without_numbers(bare), row.labels, origin, after_error)
 
 
 def solution_steps(record: dict[str, Any], origin: Origin) -> list[LabelledStep]:
@@ -79,11 +90,11 @@ def math_shepherd_steps(record: dict[str, Any], origin: Origin, *, after_error: 
     Raises:
         InputError: the row has not this form.
     """
-    text, marked = text_of(record, "input"), text_of(record, "label")
-    *tagged, rest = text.split(STEP_TAG)
+    row = checked(MathShepherdRow, record)
+    *tagged, rest = row.input.split(STEP_TAG)
     if not tagged:
         raise InputError(f"'input' has no step tag {STEP_TAG!r}")
-    labels = _marks(tagged, rest, marked)
+    labels = _marks(tagged, rest, row.label)
     begins = list(_FIRST_STEP.finditer(tagged[0]))
     if len(begins) != 1:
         raise InputError(f"the problem must end at one 'Step 1:' before the first {STEP_TAG!r}; found {len(begins)}")
@@ -99,8 +110,7 @@ def math_shepherd_steps(record: dict[str, Any], origin: Origin, *, after_error: 
             raise InputError(f"step {index + 1} is empty")
     if rest.strip():
         origin.skipped["steps without a tag"] += 1
-    task = record.get("task")
-    part = task if isinstance(task, str) else ""
+    part = row.task if isinstance(row.task, str) else ""
     return _labelled(problem, steps, labels, origin, after_error, part)
 
 

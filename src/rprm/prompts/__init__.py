@@ -1,6 +1,5 @@
 """Prompts: their layout, the templates that ship with the package, and the import of a released model's own."""
 
-from rprm.prompts.importer import ImportedTemplate, import_source, import_template
 from rprm.prompts.library import (
     builtin_names,
     carried_policy_template,
@@ -10,6 +9,7 @@ from rprm.prompts.library import (
     policy_names,
 )
 from rprm.prompts.policy import PolicyTemplate
+from rprm.prompts.released import ImportedTemplate, import_template
 from rprm.prompts.template import Message, Prompt, PromptTemplate
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "builtin_names",
     "carried_policy_template",
     "carried_template",
-    "import_source",
     "import_template",
     "load_policy_template",
     "load_template",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -27,59 +27,8 @@ MODEL_TEMPLATE = "rprm_prompt.toml"
 MODEL_POLICY_TEMPLATE = "rprm_policy.toml"
 
 
-def builtin_names() -> tuple[str, ...]:
-    """Names of the templates that ship with the package, in alphabetical order."""
-    return _PROMPTS.names
-
-
-def load_template(source: str | Path | None = None) -> PromptTemplate:
-    """Find a template.
-
-    Args:
-        source: the name of a built-in template; a file (`.toml`, or `.txt` that is the user message alone, the rest
-            left at its defaults); a model folder that carries `rprm_prompt.toml`; None for the default, `critique`.
-            A built-in name wins over a file of that name; `./critique` means the file.
-
-    Raises:
-        PromptError: there is no such template, or it cannot be used.
-    """
-    return _PROMPTS.load(source)
-
-
-def carried_template(model: str) -> Path | None:
-    """The template that a model carries: `rprm_prompt.toml` in the folder that its spec names, or beside its adapter;
-    the embedded model carries its own.
-
-    Args:
-        model: `KIND:TARGET?option=value`. A hub id carries none here: its files are not at hand before it is loaded.
-    """
-    return _PROMPTS.carried(model)
-
-
-def policy_names() -> tuple[str, ...]:
-    """Names of the policy templates that ship with the package, in alphabetical order."""
-    return _POLICIES.names
-
-
-def load_policy_template(source: str | Path | None = None) -> PolicyTemplate:
-    """Find a policy template.
-
-    Args:
-        source: as for `load_template`; a model folder carries `rprm_policy.toml`; None for the default, `boxed`.
-
-    Raises:
-        PromptError: there is no such template, or it cannot be used.
-    """
-    return _POLICIES.load(source)
-
-
-def carried_policy_template(model: str) -> Path | None:
-    """The policy template that a model carries, as for `carried_template`: `rprm_policy.toml`."""
-    return _POLICIES.carried(model)
-
-
 @dataclass(frozen=True)
-class _Shelf(Generic[AnyTemplate]):
+class TemplateShelf(Generic[AnyTemplate]):
     """Where the templates of one kind are found.
 
     Attributes:
@@ -96,15 +45,26 @@ class _Shelf(Generic[AnyTemplate]):
     default: str
     carried_as: str
 
-    @cached_property
+    @cache  # noqa: B019 - the two shelves live as long as the module
     def names(self) -> tuple[str, ...]:
+        """Names of the templates that ship with the package, in alphabetical order."""
         names = (entry.name for entry in (files("rprm.prompts") / self.folder).iterdir())
         return tuple(sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml")))
 
-    def load(self, source: str | Path | None) -> AnyTemplate:
+    def load(self, source: str | Path | None = None) -> AnyTemplate:
+        """Find a template.
+
+        Args:
+            source: the name of a built-in one; a file (`.toml`, or `.txt` that is the user message alone, the rest left
+                at its defaults); a model folder that carries one; None for the default. A built-in name wins over a
+                file of that name; `./critique` means the file.
+
+        Raises:
+            PromptError: there is no such template, or it cannot be used.
+        """
         if source is None:
             source = self.default
-        if isinstance(source, str) and source in self.names:
+        if isinstance(source, str) and source in self.names():
             text = (files("rprm.prompts") / self.folder / f"{source}.toml").read_text(encoding="utf-8")
             return self.kind.from_toml(text, source)
         try:
@@ -115,6 +75,12 @@ class _Shelf(Generic[AnyTemplate]):
             ) from None
 
     def carried(self, model: str) -> Path | None:
+        """The template that a model carries in the folder that its spec names, or beside its adapter; the embedded
+        model carries its own.
+
+        Args:
+            model: `KIND:TARGET?option=value`. A hub id carries none: its files are not at hand before it is loaded.
+        """
         body, _, query = model.partition("?")
         places = [dict(parse_qsl(query)).get("adapter"), JUDGE if body == "embedded" else body.partition(":")[2]]
         found = [Path(place) / self.carried_as for place in places if place]
@@ -140,8 +106,11 @@ class _Shelf(Generic[AnyTemplate]):
         return self.kind.from_toml(text, str(path))
 
     def _choices(self) -> str:
-        return f"give a file (.toml, .txt), a model folder, or one of {', '.join(self.names)}"
+        return f"give a file (.toml, .txt), a model folder, or one of {', '.join(self.names())}"
 
 
-_PROMPTS = _Shelf(PromptTemplate, "prompt", "templates", DEFAULT_TEMPLATE, MODEL_TEMPLATE)
-_POLICIES = _Shelf(PolicyTemplate, "policy prompt", "policies", DEFAULT_POLICY_TEMPLATE, MODEL_POLICY_TEMPLATE)
+_PROMPTS = TemplateShelf(PromptTemplate, "prompt", "templates", DEFAULT_TEMPLATE, MODEL_TEMPLATE)
+_POLICIES = TemplateShelf(PolicyTemplate, "policy prompt", "policies", DEFAULT_POLICY_TEMPLATE, MODEL_POLICY_TEMPLATE)
+
+builtin_names, load_template, carried_template = _PROMPTS.names, _PROMPTS.load, _PROMPTS.carried
+policy_names, load_policy_template, carried_policy_template = _POLICIES.names, _POLICIES.load, _POLICIES.carried

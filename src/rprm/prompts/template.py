@@ -8,7 +8,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Self
 
@@ -275,9 +275,90 @@ class PromptTemplate(Template):
             }
         )
 
+    def take_apart(self, text: str) -> tuple[str, list[str]] | None:
+        """What `render` was given to make a user message: the problem, and the steps up to the judged one; None where
+        it makes no such text. Of several ways the one with the shortest problem and earlier steps is taken.
+        """
+        at = self._step_pieces.index("step")
+        joint = [self._step_pieces[-1] + self.step_separator + self._step_pieces[0], *self._step_pieces[1:at]]
+        highest, end = 0, 0
+        while end >= 0 and highest < len(text):
+            highest += 1
+            named = {"number": str(highest + 1), _BRACES: "{{"}
+            label = "".join(named.get(piece, piece) for piece in joint)
+            end = text.find(label, end + 1)
+        for number in range(highest + 1, 0, -1):
+            if match := _pattern(self, number).fullmatch(text):
+                return match["problem"], [match[f"step{index}"] for index in range(1, number + 1)]
+        return None
+
+    def difference(self, text: str) -> str:
+        """Where a user message that cannot be taken apart leaves the template."""
+        pieces = self._user_pieces[::2]
+        start, end = pieces[0], pieces[-1]
+        if not text.startswith(start):
+            at = len(shared_start(text, start))
+            return f"at character {at} stands {text[at : at + 40]!r} instead of {start[at : at + 40]!r}"
+        if not text.endswith(end):
+            at = len(shared_start(text[::-1], end[::-1]))
+            found, wanted = text[: len(text) - at][-40:], end[: len(end) - at][-40:]
+            return f"{at} characters before its end stands {found!r} instead of {wanted!r}"
+        missing = next((piece for piece in pieces if piece not in text), None)
+        return (
+            f"it has no {missing!r:.80}" if missing else "its steps do not follow each other as the template has them"
+        )
+
     @cached_property
     def _step_pieces(self) -> list[str]:
         return PLACEHOLDER.split(self.step_format)
+
+
+@lru_cache(maxsize=512)
+def _pattern(template: PromptTemplate, number: int) -> re.Pattern[str]:
+    """The user messages that judge step `number`: groups `problem`, `step1`, `step2`, ..."""
+    groups: set[str] = set()
+    listed = template._step_pieces
+    at = listed.index("step")
+
+    def value(name: str) -> str:
+        if name in groups:
+            return f"(?P={name})"
+        groups.add(name)
+        return f"(?P<{name}>.*?)"
+
+    def filled(pieces: Sequence[str], index: int) -> str:
+        return "".join(named(piece, index) if place % 2 else re.escape(piece) for place, piece in enumerate(pieces))
+
+    def steps(count: int) -> str:
+        found = filled(listed[:at], 1)
+        for index in range(1, count + 1):
+            step = value(f"step{index}") + filled(listed[at + 1 :], index)
+            if index < count:
+                # A step ends at the first label of the next one: no way back into it.
+                step = f"(?>{step}{re.escape(template.step_separator)}{filled(listed[:at], index + 1)})"
+            found += step
+        return found
+
+    def named(name: str, index: int) -> str:
+        if name == "previous_steps":
+            return steps(index - 1) if index > 1 else re.escape(template.no_previous_steps)
+        if name == "steps":
+            return steps(index)
+        if name in ("step_number", "number"):
+            return str(index)
+        if name == _BRACES:
+            return re.escape("{{")
+        return value("problem" if name == "problem" else f"step{index}")
+
+    return re.compile(filled(template._user_pieces, number), re.DOTALL)
+
+
+def shared_start(*texts: str) -> str:
+    """The longest text that all begin with."""
+    first, last = min(texts), max(texts)
+    return first[
+        : next((at for at, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), len(first))
+    ]
 
 
 def literal(text: str) -> str:
