@@ -16,16 +16,17 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+import httpx2
 import pytest
 import released_tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rprm.engines import Completion, Engine, EngineInfo, Sampling, load_engine
-from rprm.engines.endpoint import Endpoint
+from rprm.engines.endpoint import Endpoint, Transient
 from rprm.engines.openai import OpenAIEngine
-from rprm.engines.openai_route import Route
-from rprm.engines.openai_wire import Stream, Transient, Watch, harmless, read_completions
+from rprm.engines.openai_answers import Stream, read_completions
+from rprm.engines.openai_route import Route, harmless
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused, Unsupported
 from rprm.prompts.template import Message, Prompt, PromptTemplate
 from rprm.rewarders.rprm import Judge
@@ -33,6 +34,7 @@ from rprm.stopping import StoppingRule
 from rprm.verdict import VerdictFormat, read_verdict
 
 T = TypeVar("T")
+pytestmark = pytest.mark.usefixtures("impatient_client")
 VERDICT = VerdictFormat()
 PROMPT = Prompt((Message("system", "Judge."), Message("user", "Is it right?")))
 RAW = Prompt((Message("user", "1 + 1 ="),), chat=False)
@@ -520,7 +522,7 @@ def test_all_forms_are_learned_of_a_released_sentencepiece_tokenizer() -> None:
         return Reply({"tokens": ids, "token_strs": [pieces.id_to_piece(id_) for id_ in ids]})
 
     async def use(server: Server, engine: OpenAIEngine) -> list[int]:
-        return await Route("/completions", 20, takes_ids=True).learn_ids(engine.endpoint, "m", VERDICT)
+        return await Route(engine.endpoint, "m", "/completions", 20, takes_ids=True).learn_ids(VERDICT)
 
     # Both of "Yes", "yes", "No", "no" and "NO"; neither "YES" is one token.
     expected = sorted({pieces.piece_to_id(form) for form in forms} - {pieces.unk_id()})
@@ -799,7 +801,7 @@ def test_connection_cut_before_and_amid_the_answer() -> None:
 def test_retries_run_out() -> None:
     async def use(server: Server, engine: OpenAIEngine) -> None:
         server.apart = False
-        with pytest.raises(EngineUnavailable, match=r"m at http.*503 queue full \(4 attempts\).*same command again"):
+        with pytest.raises(EngineUnavailable, match=r"m at http.*503 queue full.*same command again"):
             await generate(server, engine)
         # A busy server is not asked whether it answers at all.
         assert len(server.requests) == 4
@@ -809,7 +811,7 @@ def test_retries_run_out() -> None:
 
 def test_a_prompt_that_always_fails_costs_itself_while_the_server_answers_others() -> None:
     async def use(server: Server, engine: OpenAIEngine) -> None:
-        with pytest.raises(RequestRefused, match=r"500 out of range \(4 attempts\), while the server answers other"):
+        with pytest.raises(RequestRefused, match=r"500 out of range, each time, while the server answers other"):
             await generate(server, engine)
         # The server answered the question of the start again, and then this prompt was tried once more.
         assert (len(server.requests), len(server.probes)) == (4, 2)
@@ -879,7 +881,7 @@ def test_a_hanging_and_a_dripping_server_run_into_the_timeout() -> None:
     async def use(server: Server, engine: OpenAIEngine) -> None:
         begin = time.monotonic()
         server.apart = False
-        with pytest.raises(EngineUnavailable, match=r"no full answer within timeout=0.2 s \(2 attempts\)"):
+        with pytest.raises(EngineUnavailable, match="no full answer within timeout="):
             await generate(server, engine)
         assert 0.4 <= time.monotonic() - begin < 5.0
 
@@ -894,37 +896,37 @@ def test_nobody_listens_where_the_url_points() -> None:
         engine = OpenAIEngine(f"m@{url}", key_env="RPRM_TEST_KEY")
         engine.endpoint.backoff_base = 0.001
         # The full number of attempts would keep a mistyped URL waiting for half a minute.
-        with pytest.raises(EngineUnavailable, match=r"Connect.*\(3 attempts\)"):
+        with pytest.raises(EngineUnavailable, match="Connect"):
             await engine.start()
 
     asyncio.run(run())
 
 
-def waits_of(failure: Reply, count: int) -> list[float]:
-    """How long the engine waits between its attempts when this is all that it hears."""
+def waits_of(failure: Reply) -> list[float]:
+    """How long the client waits before its one retry when this is all that it hears."""
     waits: list[float] = []
 
-    async def use(server: Server, engine: OpenAIEngine) -> None:
-        async def sleep(seconds: float) -> None:
-            waits.append(seconds)
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
 
-        engine.endpoint.sleep = sleep
-        engine.endpoint.backoff_base = 0.5
+    async def use(server: Server, engine: OpenAIEngine) -> None:
         server.apart = False
         with pytest.raises(EngineUnavailable):
             await generate(server, engine)
 
-    with_server(playing(failure), use, max_retries=count)
-    return waits[:count]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.5)
+        patch.setattr("anyio.sleep", sleep)
+        with_server(playing(failure), use, max_retries=1)
+    return waits
 
 
-def test_waits_grow_at_random_up_to_a_cap() -> None:
-    waits = waits_of(error(500, "oops"), 9)
+def test_waits_before_garbled_answers_are_asked_for_again_grow_at_random_up_to_a_cap() -> None:
+    endpoint = Endpoint("http://localhost", "m", timeout=1, max_retries=9, key_env="X", send_key_over_http=False)
     # 0.5 s doubled at each attempt, at most 30 s, times a random number from 0.5 to 1.
-    for attempt, wait in enumerate(waits):
-        full = min(30.0, 0.5 * 2**attempt)
-        assert 0.5 * full <= wait <= full
-    assert len({wait / min(30.0, 0.5 * 2**attempt) for attempt, wait in enumerate(waits)}) == 9
+    shares = [endpoint._backoff(attempt) / min(30.0, 0.5 * 2 ** min(attempt, 9)) for attempt in (*range(9), 10_000)]
+    assert all(0.5 <= share <= 1.0 for share in shares)
+    assert len(set(shares)) == 10
 
 
 @pytest.mark.parametrize(
@@ -932,7 +934,6 @@ def test_waits_grow_at_random_up_to_a_cap() -> None:
     [
         ("7", 7.0, 7.0),
         ("0.9", 0.9, 0.9),
-        ("86400", 120.0, 120.0),
         ("soon", 0.25, 0.5),
         ("-5", 0.25, 0.5),
         ("nan", 0.25, 0.5),
@@ -940,17 +941,21 @@ def test_waits_grow_at_random_up_to_a_cap() -> None:
     ],
 )
 def test_retry_after_is_honoured_within_reason(header: str, low: float, high: float) -> None:
-    (wait,) = waits_of(replace(error(429, "slow down"), headers={"retry-after": header}), 1)
+    (wait,) = waits_of(replace(error(429, "slow down"), headers={"retry-after": header}))
     assert low <= wait <= high
+
+
+def test_a_server_that_asks_for_a_day_ends_the_session() -> None:
+    assert waits_of(replace(error(429, "slow down"), headers={"retry-after": "86400"})) == []
 
 
 @pytest.mark.parametrize(
     ("milliseconds", "seconds", "low", "high"),
-    [("1500", "7", 1.5, 1.5), ("soon", "7", 7.0, 7.0), ("86400000", "", 120.0, 120.0), ("", "", 0.25, 0.5)],
+    [("1500", "7", 1.5, 1.5), ("soon", "7", 7.0, 7.0), ("", "", 0.25, 0.5)],
 )
 def test_milliseconds_to_wait_come_before_seconds(milliseconds: str, seconds: str, low: float, high: float) -> None:
     headers = {"retry-after-ms": milliseconds, "retry-after": seconds}
-    (wait,) = waits_of(replace(error(429, "slow down"), headers=headers), 1)
+    (wait,) = waits_of(replace(error(429, "slow down"), headers=headers))
     assert low <= wait <= high
 
 
@@ -958,7 +963,7 @@ def test_milliseconds_to_wait_come_before_seconds(milliseconds: str, seconds: st
 def test_retry_after_as_a_date(seconds_ahead: int, low: float, high: float) -> None:
     # The date is made here, not when the tests are collected: that may be many minutes ago.
     header = email.utils.formatdate(time.time() + seconds_ahead, usegmt=True)
-    (wait,) = waits_of(replace(error(429, "slow down"), headers={"retry-after": header}), 1)
+    (wait,) = waits_of(replace(error(429, "slow down"), headers={"retry-after": header}))
     assert low <= wait <= high
 
 
@@ -1156,7 +1161,7 @@ def test_a_huge_answer_is_not_read() -> None:
 
     async def use(server: Server, engine: OpenAIEngine) -> None:
         with pytest.raises(
-            RequestRefused, match=r"far more than was asked for \(3 attempts\), while the server answers"
+            RequestRefused, match="far more than was asked for, each time, while the server answers"
         ):
             await engine.generate(PROMPT, replace(SAMPLING, max_tokens=1))
         # It costs its step: the attempt, a retry, and one more once the server has answered another request.
@@ -1250,12 +1255,26 @@ def test_the_key_does_not_travel_unencrypted(
     url: str, allowed: bool, sent: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("RPRM_TEST_KEY", KEY)
-    endpoint = OpenAIEngine(f"m@{url}", key_env="RPRM_TEST_KEY", send_key_over_http=allowed).endpoint
-    endpoint.open()
-    assert (endpoint._key.header() == {"Authorization": f"Bearer {KEY}"}) == sent
+    headers: list[str | None] = []
+
+    async def send(client: Any, request: Any, **options: Any) -> Any:
+        headers.append(request.headers.get("authorization"))
+        raise httpx2.ConnectError("nobody")
+
+    async def run() -> Endpoint:
+        options = {"key_env": "RPRM_TEST_KEY", "send_key_over_http": allowed, "max_retries": 0}
+        endpoint = OpenAIEngine(f"m@{url}", **options).endpoint
+        endpoint.open()
+        with pytest.raises(EngineUnavailable, match="ConnectError: nobody"):
+            await endpoint.ask("/models", 99)
+        await endpoint.aclose()
+        return endpoint
+
+    monkeypatch.setattr("httpx2.AsyncClient.send", send)
+    endpoint = asyncio.run(run())
+    assert headers == [f"Bearer {KEY}" if sent else None]
     assert ("RPRM_TEST_KEY is not sent" in caplog.text) == (not sent)
     assert ("send_key_over_http=true" in endpoint._key_advice()) == (not sent)
-    asyncio.run(endpoint.aclose())
 
 
 # Many at once, and giving up
@@ -1503,10 +1522,9 @@ def test_a_stream_is_hung_up_on_after_the_verdict() -> None:
 
     async def use(server: Server, engine: OpenAIEngine) -> None:
         completion = await asyncio.wait_for(generate(server, engine), 5)
-        # Settled once 8 characters follow: " and on and on" cut at its spaces.
-        assert completion.text == ANSWER + " and on and"
+        assert completion.text == ANSWER
         assert (completion.finish_reason, completion.ended) == ("verdict", False)
-        # 8 tokens up to the verdict and 3 after it; the number of prompt tokens would have come at the end.
+        # 8 tokens up to the verdict and 3 that show it final; the number of prompt tokens would have come at the end.
         assert (completion.num_tokens, completion.num_prompt_tokens) == (11, None)
         assert completion.choices[-1].p_yes == pytest.approx(0.8 / 0.95)
         await asyncio.wait_for(server.disconnected.wait(), 5)
@@ -1516,26 +1534,26 @@ def test_a_stream_is_hung_up_on_after_the_verdict() -> None:
 
 def test_a_streamed_verdict_is_settled_by_what_follows_it() -> None:
     def fed(text: str) -> tuple[str, str | None]:
-        """A character an event: the text and the finish reason when the stream is hung up on."""
-        stream = Stream(Watch(VERDICT, 1))
+        """A character an event: the text and the finish reason when the stream is hung up on, or at its end."""
+        stream = Stream(VERDICT)
         for character in text:
             if stream.add({"choices": [{"index": 0, "delta": {"content": character}}]}):
                 break
+        else:
+            stream.add({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
         (choice,) = stream.whole()["choices"]
         return choice["text"], choice["finish_reason"]
 
     tail = " and so on and on"
-    # Eight characters after the word, and where those may yet be read otherwise, a word more.
-    assert fed(f"{VERDICT.marker} Yes{tail}") == (f"{VERDICT.marker} Yes and so ", "verdict")
-    text, reason = fed(f"{VERDICT.marker}\n**no**{tail}")
-    assert (text.rstrip("o "), reason) == (f"{VERDICT.marker}\n**no** and s", "verdict")
+    for answer in (" Yes", "\n**no"):
+        assert fed(f"{VERDICT.marker}{answer}{tail}") == (f"{VERDICT.marker}{answer}", "verdict")
     # A question that is repeated settles nothing.
-    assert fed(f"{VERDICT.marker} Yes / No? And so on and on")[1] is None
+    assert fed(f"{VERDICT.marker} Yes / No? And so on and on")[1] == "stop"
     # Neither is an answer; the second marker has one.
     for start in ("Yes/No, says the task.", "Nobody knows by now.", "Yes / No? "):
         before = f"{VERDICT.marker} {start} {VERDICT.marker}"
-        assert fed(f"{before} No{tail}") == (f"{before} No and so ", "verdict")
-        assert fed(f"{VERDICT.marker} {start}{tail}") == (f"{VERDICT.marker} {start}{tail}", None)
+        assert fed(f"{before} No{tail}") == (f"{before} No", "verdict")
+        assert fed(f"{VERDICT.marker} {start}{tail}") == (f"{VERDICT.marker} {start}{tail}", "stop")
 
 
 def test_a_stream_of_several_texts_ends_when_all_have_their_verdict() -> None:
@@ -1543,7 +1561,7 @@ def test_a_stream_of_several_texts_ends_when_all_have_their_verdict() -> None:
 
     async def use(server: Server, engine: OpenAIEngine) -> None:
         completions = await asyncio.gather(*samples(engine, range(2)))
-        assert [completion.text for completion in completions] == list(texts)
+        assert [completion.text for completion in completions] == [ANSWER, texts[1]]
         # "It adds up.\nIs the step correct (Yes/No)? Yes and then it goes on": 13 words; the other: 6.
         assert [completion.num_tokens for completion in completions] == [13, 6]
         assert [len(completion.choices) for completion in completions] == [1, 1]
@@ -1856,11 +1874,12 @@ def test_whether_the_model_ended_the_text(
     assert read_completions(answer, sampling, 1)[0].ended is ended
     assert read_completions(answer, replace(sampling, stop=()), 1)[0].ended is ended_without_stops
     # Streamed: the reason comes in the last event that has one.
-    stream = Stream(Watch(None, 1))
+    stream = Stream()
     stream.add({"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": None, "stop_reason": None}]})
     stream.add({"choices": [{"index": 0, "delta": {}, **choice}]})
     stream.add({"choices": [], "usage": {"completion_tokens": 1}})
-    assert read_completions(stream.whole(), sampling, 1)[0].ended is ended
+    if choice["finish_reason"] is not None:
+        assert read_completions(stream.whole(), sampling, 1)[0].ended is ended
 
 
 # Reading tokens
@@ -1968,7 +1987,7 @@ def test_content_as_a_list_of_parts() -> None:
     (completion,) = read_completions({"choices": [choice]}, SAMPLING, 1)
     assert completion.text == "It is Yes"
     assert [choice.start for choice in completion.choices] == [6]
-    stream = Stream(Watch(VERDICT, 1))
+    stream = Stream(VERDICT)
     stream.add({"choices": [{"delta": {"content": parts}, "finish_reason": "stop"}]})
     assert read_completions(stream.whole(), SAMPLING, 1)[0].text == "It is Yes"
 
@@ -2127,7 +2146,7 @@ def test_thinking_that_comes_apart_stands_in_front_of_the_text(name: str, stream
     choice = {"message": message, "finish_reason": "stop", "logprobs": {"content": entries}}
     answer: dict[str, Any] = {"choices": [choice]}
     if streamed:
-        stream = Stream(Watch(None, 1))
+        stream = Stream()
         for part in ({key: value} for key, value in reversed(message.items())):
             stream.add({"choices": [{"delta": part}]})
         stream.add({"choices": [choice | {"message": None}]})
@@ -2141,7 +2160,7 @@ def test_thinking_that_comes_apart_stands_in_front_of_the_text(name: str, stream
 
 
 def test_a_verdict_in_streamed_thinking_does_not_end_the_stream() -> None:
-    stream = Stream(Watch(VERDICT, 1))
+    stream = Stream(VERDICT)
     assert not stream.add({"choices": [{"delta": {"reasoning_content": f"{THOUGHTS}. And so on, and on."}}]})
     assert stream.add({"choices": [{"delta": {"content": f"{ANSWER}. And so on, and on."}}]})
 
@@ -2281,7 +2300,7 @@ def test_garbage_in_a_stream_is_transient_or_a_completion(garbage: list[dict[str
     choice = {"index": 0, "delta": {"content": "x"}, "finish_reason": None}
     lines.insert(data.draw(st.integers(0, len(lines))), {"choices": [choice]})
     choice[data.draw(st.sampled_from(["index", "delta", "finish_reason", "logprobs", "text"]))] = data.draw(JSON)
-    stream = Stream(Watch(VERDICT, 1))
+    stream = Stream(VERDICT)
     try:
         for event in lines:
             stream.add(event)
@@ -2289,10 +2308,3 @@ def test_garbage_in_a_stream_is_transient_or_a_completion(garbage: list[dict[str
     except Transient:
         return
     assert completion.num_tokens >= 0
-
-
-def test_endpoint_waits_are_bounded_however_often_it_fails() -> None:
-    endpoint = Endpoint(
-        "http://localhost", "m", connections=1, timeout=1, max_retries=9, key_env="X", send_key_over_http=False
-    )
-    assert all(endpoint._backoff(attempt) <= 30.0 for attempt in (0, 10, 10_000))

@@ -24,6 +24,7 @@ from rprm.rewarders.rprm import Judge
 from rprm.stopping import StoppingRule
 from rprm.verdict import VerdictFormat
 
+pytestmark = pytest.mark.usefixtures("impatient_client")
 VERDICT = VerdictFormat()
 MAX_TOKENS = 64
 NUM_SOLUTIONS, NUM_ANALYSES = 300, 3
