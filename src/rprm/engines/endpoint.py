@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import ipaddress
 import itertools
 import json
 import logging
@@ -33,6 +32,7 @@ T = TypeVar("T")
 _ERROR_BYTES, _ERROR_CHARACTERS = 1 << 16, 400
 #: Statuses that say nothing against the request: the server is busy.
 _BUSY = (408, 409, 425, 429, 503, 529)
+_LOOPBACK = re.compile(r"(.+\.)?localhost|127(\.\d{1,3}){3}|::1")
 #: The length of the context in a refusal of vLLM, OpenAI, SGLang, llama.cpp or TGI, and that of the prompt. vLLM stops
 #: counting a prompt where it is too long, and then says "at least".
 _CONTEXT = re.compile(
@@ -115,7 +115,7 @@ class Endpoint:
                 f"the environment variable {self.key_env} does not hold a key: it has spaces or odd characters"
             )
         url = urlsplit(self.url)
-        is_local = _is_loopback(url.hostname or "")
+        is_local = _LOOPBACK.fullmatch(url.hostname or "") is not None
         self._key_withheld = bool(key) and url.scheme == "http" and not (is_local or self.send_key_over_http)
         if self._key_withheld:
             logger.warning("%s: the key in %s is not sent over unencrypted http", self.url, self.key_env)
@@ -329,15 +329,6 @@ class Endpoint:
             text = text.replace(self._key.get_secret_value(), "***")
         text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
         return text if len(text) <= _ERROR_CHARACTERS else text[:_ERROR_CHARACTERS] + "..."
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _bound(response: Any, limit: int, *, cut: bool = False) -> None:

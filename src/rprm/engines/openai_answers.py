@@ -11,9 +11,10 @@ import functools
 import itertools
 import math
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from rprm.engines.base import WITHHELD, Completion, Sampling
 from rprm.engines.endpoint import Transient, count
@@ -21,14 +22,7 @@ from rprm.engines.transcript import Transcript
 from rprm.verdict import VerdictChoice, VerdictFormat, logsumexp
 
 #: Finish reasons that say what "stop" leaves open: whether the model ended the text itself.
-_ENDED = {
-    "eos": True,
-    "eos_token": True,
-    "stop_sequence": False,
-    "length": False,
-    "max_tokens": False,
-    "verdict": False,
-}
+_ENDED = {"eos": True, "eos_token": True} | dict.fromkeys(("stop_sequence", "length", "max_tokens", "verdict"), False)
 _FINISH_REASONS = {"eos": "stop", "eos_token": "stop", "stop_sequence": "stop", "max_tokens": "length"}
 #: What opens and ends thinking in a text, and the kinds of parts of a content that are its text.
 _THINK_OPEN, _THINK_END = "<think>\n", "</think>"
@@ -53,11 +47,10 @@ class Stream:
     """
 
     def __init__(self, verdict: VerdictFormat | None = None, n: int = 1) -> None:
-        self._verdict = verdict
         self._n = n
         self._usage: Any = None
         self._choices: dict[int, dict[str, Any]] = {}
-        self._transcripts: dict[int, Transcript] = {}
+        self._transcripts: defaultdict[int, Transcript] = defaultdict(lambda: Transcript(verdict))
 
     def add(self, event: Any) -> bool:
         """Take in one event. True: nothing that follows is needed."""
@@ -75,7 +68,7 @@ class Stream:
         choice = self._choices.setdefault(
             index, {"index": index, "reasoning": "", "finish_reason": None, "logprobs": {}, "num_tokens": 0}
         )
-        transcript = self._transcripts.setdefault(index, Transcript(self._verdict))
+        transcript = self._transcripts[index]
         message = delta.get("delta")
         piece = _joined(message.get("content") if isinstance(message, dict) else delta.get("text"))
         thought = _thoughts(message)
@@ -416,16 +409,28 @@ def _verdict_choices(
     text: str, tokens: Sequence[_Token], verdict: VerdictFormat | None, after_reasoning: bool, num_ids: int
 ) -> list[VerdictChoice]:
     """The choices at every token that reads as an answer, at their characters in `text`."""
-    choices = []
     written, starts = _layout(tokens)
-    alignment = _Alignment.of(written, text, after_reasoning)
+    # The two differ: the text lacks the reasoning, the end-of-turn token, what follows a stop string, or spaces at its
+    # ends. Only what stands in their longest common beginning, or their longest common end, has a certain place.
+    prefix = 0 if after_reasoning else _common(written, text)
+    end, suffix = len(written), 0
+    if prefix < len(text):
+        # End-of-turn tokens stand after the text: look for its last characters.
+        tail = text[-32:]
+        end = max(0, written.rfind(tail)) + len(tail)
+        suffix = _common(written[:end][::-1], text[::-1])
+    choices = []
     for token, start in zip(tokens, starts, strict=True):
         word = token.content.decode("utf-8", "replace")
         if verdict is None or verdict.answer_of(word) is None:
             continue
         start += len(word) - len(word.lstrip())
-        at = alignment.place(start, start + len(word.strip()))
-        if at is not None and (choice := _verdict_choice(token, at, verdict, num_ids)):
+        stop = start + len(word.strip())
+        if stop > prefix:
+            if start < end - suffix or stop > end:
+                continue
+            start += len(text) - end
+        if choice := _verdict_choice(token, start, verdict, num_ids):
             choices.append(choice)
     return choices
 
@@ -440,38 +445,6 @@ def _layout(tokens: Sequence[_Token]) -> tuple[str, list[int]]:
         starts.append(len(written) + bool(broken))
         written += decoder.decode(token.content)
     return written + decoder.decode(b"", final=True), starts
-
-
-class _Alignment(NamedTuple):
-    """Where the characters that the tokens spell stand in the text that the server returned.
-
-    The two differ: the text lacks the reasoning, the end-of-turn token, what follows a stop string, or spaces at its
-    ends. Characters within the longest common beginning (up to `prefix`), or the longest common end (the `suffix`
-    characters up to `end`, which stand `shift` further in the text), have a certain place; others none.
-    """
-
-    prefix: int
-    end: int
-    suffix: int
-    shift: int
-
-    @classmethod
-    def of(cls, written: str, text: str, after_reasoning: bool) -> _Alignment:
-        prefix = 0 if after_reasoning else _common(written, text)
-        end, suffix = len(written), 0
-        if prefix < len(text):
-            # End-of-turn tokens stand after the text: look for its last characters.
-            tail = text[-32:]
-            end = max(0, written.rfind(tail)) + len(tail)
-            suffix = _common(written[:end][::-1], text[::-1])
-        return cls(prefix, end, suffix, len(text) - end)
-
-    def place(self, start: int, end: int) -> int | None:
-        if end <= self.prefix:
-            return start
-        if self.end - self.suffix <= start and end <= self.end:
-            return start + self.shift
-        return None
 
 
 def _common(first: str, second: str) -> int:
