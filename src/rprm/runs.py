@@ -41,7 +41,7 @@ CANDIDATES = "candidates"
 
 
 #: Packages whose versions can change a result.
-_PACKAGES = ("rprm", "torch", "transformers", "vllm", "peft", "httpx", "numpy")
+_PACKAGES = ("rprm", "torch", "transformers", "vllm", "peft", "openai", "numpy")
 
 
 class Run:

@@ -31,7 +31,7 @@ T = TypeVar("T")
 #: Bytes of an error body that are read, and characters of it that are shown.
 _ERROR_BYTES, _ERROR_CHARACTERS = 1 << 16, 400
 #: Statuses that say nothing against the request: the server is busy.
-_BUSY = (408, 409, 425, 429, 503, 529)
+_BUSY = (408, 409, 429, 503, 529)
 _LOOPBACK = re.compile(r"(.+\.)?localhost|127(\.\d{1,3}){3}|::1")
 #: The length of the context in a refusal of vLLM, OpenAI, SGLang, llama.cpp or TGI, and that of the prompt. vLLM stops
 #: counting a prompt where it is too long, and then says "at least".
@@ -243,7 +243,7 @@ class Endpoint:
                 async with asyncio.timeout(seconds), stream:
                     return read(await _answer(stream, limit, events))
             except openai.APIStatusError as error:
-                raise self._failure(error.response, path) from None
+                raise self._failure(error.response) from None
             except Transient as error:
                 failure = error
             except (openai.APIConnectionError, httpx2.RequestError, TimeoutError) as error:
@@ -264,16 +264,16 @@ class Endpoint:
         return min(self.backoff_cap, self.backoff_base * 2.0 ** min(attempt, 60)) * random.uniform(0.5, 1.0)
 
     async def _on_response(self, response: httpx2.Response) -> None:
-        """Read a failure, and tell the client whether to try again."""
+        """Raise what another attempt would not change; the client goes on with the other failures."""
         self._reached = True
         if not response.is_success:
             _bound(response, _ERROR_BYTES, cut=True)
             await response.aread()
             await response.aclose()
-            may_pass = isinstance(self._failure(response), Transient)
-            response.headers["x-should-retry"] = str(may_pass).lower()
+            if not isinstance(failure := self._failure(response), Transient):
+                raise failure
 
-    def _failure(self, response: httpx2.Response, path: str = "") -> Exception:
+    def _failure(self, response: httpx2.Response) -> Exception:
         """What a status means that is no success."""
         status = response.status_code
         try:
@@ -283,7 +283,8 @@ class Endpoint:
         said, code = error_of(data)
         context = context_of(data)
         said = self.clean(said) or response.reason_phrase
-        what = f"{self.where(path)} answered {status}: {said}"
+        where = f"{self.subject} at {response.request.url}"
+        what = f"{where} answered {status}: {said}"
         # OpenAI forbids log-probabilities, not the model, with a 403: the request is at fault.
         if status == 401 or (status == 403 and "logprobs" not in said):
             return EngineError(f"{what}; {self._key_advice()}")
@@ -301,7 +302,7 @@ class Endpoint:
             return refusal
         if 300 <= status < 400:
             location = self.clean(response.headers.get("location", "elsewhere"))
-            return EngineError(f"{self.where(path)} redirects to {location}; write the final URL")
+            return EngineError(f"{where} redirects to {location}; write the final URL")
         return EngineError(what)
 
     def _unavailable(self, path: str, failure: Transient) -> EngineUnavailable:
