@@ -264,14 +264,13 @@ class Endpoint:
         return min(self.backoff_cap, self.backoff_base * 2.0 ** min(attempt, 60)) * random.uniform(0.5, 1.0)
 
     async def _on_response(self, response: httpx2.Response) -> None:
-        """Raise what another attempt would not change; the client goes on with the other failures."""
+        """Read a failure, and tell the client whether to try again."""
         self._reached = True
         if not response.is_success:
             _bound(response, _ERROR_BYTES, cut=True)
             await response.aread()
             await response.aclose()
-            if not isinstance(failure := self._failure(response), Transient):
-                raise failure
+            response.headers["x-should-retry"] = str(isinstance(self._failure(response), Transient)).lower()
 
     def _failure(self, response: httpx2.Response) -> Exception:
         """What a status means that is no success."""
