@@ -12,7 +12,7 @@ import copy
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from rprm.engines.base import MIN_ROOM, Completion, EngineInfo, Sampling, check_least, clipped
@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 _COMPLETION_LIMIT = re.compile(r"at most (\d+) completion tokens")
 #: Prompts whose room is remembered.
 _ROOMS = 1024
+
+#: One of the calls that share a prompt.
+_Caller = tuple[Sampling, asyncio.Future[Completion]]
 
 
 class OpenAIEngine:
@@ -103,7 +106,7 @@ class OpenAIEngine:
         self._slots = asyncio.Semaphore(concurrency)
         #: What is said of the server, by whether prompts are chat prompts.
         self._infos: dict[bool, EngineInfo] = {}
-        self._groups: dict[tuple[Prompt, Sampling], _Group] = {}
+        self._groups: dict[tuple[Prompt, Sampling], list[_Caller]] = {}
         self._group_tasks: set[asyncio.Task[None]] = set()
         self._max_n = 128
         #: How many tokens the context leaves beside a prompt, where that is fewer than were asked for.
@@ -284,28 +287,18 @@ class OpenAIEngine:
 
     async def _join(self, prompt: Prompt, sampling: Sampling) -> Completion:
         key = (prompt, replace(sampling, seed=None))
-        group = self._groups.get(key)
-        if group is None:
-            group = self._groups[key] = _Group()
-            task = group.task = asyncio.create_task(self._serve_group(key, group))
+        if key not in self._groups:
+            self._groups[key] = []
+            task = asyncio.create_task(self._serve_group(key))
             self._group_tasks.add(task)
             task.add_done_callback(self._group_tasks.discard)
         future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
-        group.callers.append((sampling, future))
-        try:
-            return await future
-        except asyncio.CancelledError:
-            # The request goes on while anyone waits for it.
-            if all(other.done() for _, other in group.callers):
-                if self._groups.get(key) is group:
-                    del self._groups[key]
-                group.task.cancel()
-            raise
+        self._groups[key].append((sampling, future))
+        return await future
 
-    async def _serve_group(self, key: tuple[Prompt, Sampling], group: _Group) -> None:
+    async def _serve_group(self, key: tuple[Prompt, Sampling]) -> None:
         await asyncio.sleep(self.share_window)
-        del self._groups[key]
-        await self._serve(key[0], group.callers)
+        await self._serve(key[0], self._groups.pop(key))
 
     async def _serve(self, prompt: Prompt, callers: Sequence[_Caller]) -> None:
         """Serve the callers in as few requests as the server allows, at once."""
@@ -319,11 +312,15 @@ class OpenAIEngine:
             async with self._slots:
                 callers = [(sampling, future) for sampling, future in callers if not future.done()]
                 if callers:
-                    completions = await self._complete_some(prompt, callers[0][0], len(callers))
+                    request = asyncio.create_task(self._complete_some(prompt, callers[0][0], len(callers)))
+                    # It goes on while anyone waits for it.
+                    waiting = asyncio.gather(*(future for _, future in callers), return_exceptions=True)
+                    waiting.add_done_callback(lambda _: request.cancel())
+                    completions = await request
         except asyncio.CancelledError:
             for _, future in callers:
                 future.cancel()
-            raise
+            return
         except Exception as error:
             for _, future in callers:
                 if not future.done():
@@ -348,14 +345,3 @@ class OpenAIEngine:
             if len(completions) < n:
                 self._max_n = min(self._max_n, len(completions))
         return completions
-
-
-_Caller = tuple[Sampling, asyncio.Future[Completion]]
-
-
-@dataclass(eq=False)
-class _Group:
-    """Calls that differ in nothing but their seeds."""
-
-    task: asyncio.Task[None] = field(init=False)
-    callers: list[_Caller] = field(default_factory=list)
