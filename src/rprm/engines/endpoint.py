@@ -96,7 +96,7 @@ class Endpoint:
         self._key_withheld = False
         self._reached = False
         #: The first request that was answered, and the number of all.
-        self._answered: tuple[str, bytes, int] | None = None
+        self._answered: tuple[str, bytes, int, Callable[[], Any] | None] | None = None
         self._num_answers = 0
 
     def open(self) -> None:
@@ -191,16 +191,16 @@ class Endpoint:
                     f"{self.where(path)}: {said}, each time, while the server answers other requests"
                 ) from None
         self._num_answers += 1
-        self._answered = self._answered or (path, content, limit)
+        self._answered = self._answered or (path, content, limit, events)
         return result
 
     async def _is_up(self) -> bool:
         """Whether the server answers the first request again that it answered; at the start, that is ours."""
         if self._answered is None:
             return False
-        path, content, limit = self._answered
+        path, content, limit, events = self._answered
         try:
-            return await self._tried(path, content, lambda data: "choices" in data, limit, retries=2)
+            return await self._tried(path, content, lambda data: "choices" in data, limit, events, retries=2)
         except (Transient, EngineError):
             return False
 
