@@ -7,6 +7,7 @@ are no use are asked for again here.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import itertools
 import json
@@ -247,7 +248,7 @@ class Endpoint:
             except Transient as error:
                 failure = error
             except (openai.APIConnectionError, httpx2.RequestError, TimeoutError) as error:
-                cause = error.__cause__ or error
+                cause = error if isinstance(error, TimeoutError) else error.__cause__ or error
                 is_slow = isinstance(cause, TimeoutError | httpx2.ReadTimeout | httpx2.WriteTimeout)
                 lost = f"{type(cause).__name__}: {cause}".rstrip(": ")
                 failure = Transient(
@@ -337,13 +338,14 @@ def _bound(response: Any, limit: int, *, cut: bool = False) -> None:
 
     async def bounded() -> AsyncIterator[bytes]:
         size = 0
-        async for chunk in read():
-            yield chunk
-            size += len(chunk)
-            if size > limit and cut:
-                return
-            if size > limit:
-                raise Transient(f"an answer of over {limit} bytes, far more than was asked for")
+        async with contextlib.aclosing(read()) as chunks:
+            async for chunk in chunks:
+                yield chunk
+                size += len(chunk)
+                if size > limit and cut:
+                    return
+                if size > limit:
+                    raise Transient(f"an answer of over {limit} bytes, far more than was asked for")
 
     response.aiter_bytes = bounded
 
