@@ -248,7 +248,8 @@ class Endpoint:
             except Transient as error:
                 failure = error
             except (openai.APIConnectionError, httpx2.RequestError, TimeoutError) as error:
-                cause = error if isinstance(error, TimeoutError) else error.__cause__ or error
+                # The client names as the cause what it ran into.
+                cause = (error.__cause__ if isinstance(error, openai.APIConnectionError) else None) or error
                 is_slow = isinstance(cause, TimeoutError | httpx2.ReadTimeout | httpx2.WriteTimeout)
                 lost = f"{type(cause).__name__}: {cause}".rstrip(": ")
                 failure = Transient(
