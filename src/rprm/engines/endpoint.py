@@ -221,6 +221,7 @@ class Endpoint:
         Raises:
             Transient: the retries are used up.
         """
+        import anyio
         import httpx2
         import openai
 
@@ -247,7 +248,7 @@ class Endpoint:
                 raise self._failure(error.response) from None
             except Transient as error:
                 failure = error
-            except (openai.APIConnectionError, httpx2.RequestError, TimeoutError) as error:
+            except (openai.APIConnectionError, httpx2.RequestError, OSError, anyio.EndOfStream) as error:
                 # The client names as the cause what it ran into.
                 cause = (error.__cause__ if isinstance(error, openai.APIConnectionError) else None) or error
                 is_slow = isinstance(cause, TimeoutError | httpx2.ReadTimeout | httpx2.WriteTimeout)
