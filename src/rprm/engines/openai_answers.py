@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rprm.engines.base import WITHHELD, Completion, Sampling
-from rprm.engines.endpoint import Transient, count
+from rprm.engines.endpoint import Transient, count, error_of
 from rprm.engines.transcript import Transcript
 from rprm.verdict import VerdictChoice, VerdictFormat, logsumexp
 
@@ -52,10 +52,10 @@ class Stream:
         self._choices: dict[int, dict[str, Any]] = {}
         self._transcripts: defaultdict[int, Transcript] = defaultdict(lambda: Transcript(verdict))
 
-    def add(self, event: Any) -> bool:
+    def add(self, event: dict[str, Any]) -> bool:
         """Take in one event. True: nothing that follows is needed."""
-        if not isinstance(event, dict):
-            raise Transient("a stream that is not of JSON objects")
+        if event.get("error"):
+            raise Transient(f"an error inside the stream: {error_of(event)[0]}")
         self._usage = event.get("usage") or self._usage
         deltas = event.get("choices")
         for delta in deltas if isinstance(deltas, list) else ():
