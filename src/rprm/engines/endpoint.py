@@ -19,7 +19,6 @@ import re
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused
 
@@ -122,8 +121,8 @@ class Endpoint:
             raise EngineError(
                 f"the environment variable {self.key_env} does not hold a key: it has spaces or odd characters"
             )
-        url = urlsplit(self.url)
-        is_local = _LOOPBACK.fullmatch(url.hostname or "") is not None
+        url = httpx2.URL(self.url)
+        is_local = _LOOPBACK.fullmatch(url.host) is not None
         self._key_withheld = bool(key) and url.scheme == "http" and not (is_local or self.send_key_over_http)
         if self._key_withheld:
             logger.warning("%s: the key in %s is not sent over unencrypted http", self.url, self.key_env)

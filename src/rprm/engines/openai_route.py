@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from rprm.engines.base import Completion, Sampling
 from rprm.engines.endpoint import Endpoint, Refusal
@@ -278,6 +277,8 @@ def harmless(text: str, parts: Iterable[tuple[int, int]] | None = None) -> str:
 
 def parse_target(target: str) -> tuple[str, str]:
     """The model and the URL of `MODEL@URL`."""
+    import httpx2
+
     match = re.fullmatch(r"(?P<model>.*)@(?P<url>https?://.*)", target, re.DOTALL)
     model, url = (match["model"], match["url"]) if match else (target, _DEFAULT_URL)
     if match is None and ("@" in target or "://" in target):
@@ -287,13 +288,12 @@ def parse_target(target: str) -> tuple[str, str]:
     if not model:
         raise EngineError("openai: say which model, as in MODEL@http://HOST:8000/v1")
     try:
-        parsed = urlsplit(url)
-        _ = parsed.port
-    except ValueError as error:
+        parsed = httpx2.URL(url)
+    except httpx2.InvalidURL as error:
         raise EngineError(f"openai: the URL of the server is malformed: {error}") from None
-    if parsed.username is not None:
+    if parsed.userinfo:
         raise EngineError("openai: no user name or password in a URL, it would be recorded; use key_env")
-    if not parsed.hostname or parsed.query or parsed.fragment or not url.isprintable() or " " in url:
+    if not parsed.host or parsed.query or parsed.fragment:
         raise EngineError(f"openai: {url!r} is not the URL of a server; give one like http://HOST:8000/v1")
     return model, url.rstrip("/")
 
