@@ -41,18 +41,13 @@ class OpenAIEngine:
         target: `MODEL@URL`, the URL up to and including `/v1`; `MODEL` alone is one of OpenAI's.
         concurrency: requests under way at once, each on a connection of its own.
         timeout: seconds that an answer may take to begin, and as many for the rest of it.
-        max_retries: further attempts after 429, 5xx, timeouts, lost connections and garbled answers, at growing random
-            intervals; Retry-After is honoured up to two minutes.
-        key_env: name of the environment variable that holds the API key. The key is sent as a bearer token and shown
-            nowhere.
+        max_retries: further attempts after a failure that may pass; Retry-After is honoured up to two minutes.
+        key_env: the environment variable that holds the API key, which is sent as a bearer token and shown nowhere.
         send_key_over_http: send the key even unencrypted (`http:`) to another machine.
         top_logprobs: alternatives to ask for at each token; 0 asks for none and leaves the hard vote.
-        stream: read tokens as they come. Hangs up right after the verdict, and lets servers that notice a closed
-            connection only when they write to it (llama.cpp) stop when a request is cancelled.
-        share_prompts: send equal prompts that are asked for at the same time as one request with `n` completions. Cheap
-            where the prompt is billed per request; samples are then not reproducible one by one.
-        continue_final_message: the server continues an unfinished assistant message (vLLM, SGLang, llama.cpp). Gives
-            chat prompts a second pass, and replies that are begun.
+        stream: read tokens as they come, and hang up at the verdict. llama.cpp notices that only as it writes.
+        share_prompts: equal prompts asked for at once are one request for `n` completions, which share its seed.
+        continue_final_message: the server continues an unfinished assistant message (vLLM, SGLang, llama.cpp).
         context_length: in tokens, where the server does not tell.
         extra: a JSON object of further request fields, such as `{"top_k": 0, "min_p": 0}`.
 
