@@ -17,7 +17,7 @@ EXAMPLES = Path(__file__).parents[1] / "src" / "rprm" / "examples"
 #: Third parties are imported first: what they do on Windows is theirs.
 WINDOWS = """
 import asyncio, gzip, os, select, signal, socket, subprocess, sys, sysconfig, tempfile, zoneinfo
-import filelock, httpx, jinja2, numpy, pydantic, rich.console, rich.progress, typer
+import filelock, httpx2, jinja2, numpy, openai, pydantic, rich.console, rich.progress, typer
 sysconfig.get_config_vars()
 for module in ("fcntl", "grp", "pty", "pwd", "resource", "termios", "tty", "vllm"):
     sys.modules[module] = None

@@ -43,7 +43,7 @@ CANDIDATES = "candidates"
 T = TypeVar("T")
 
 #: Packages whose versions can change a result.
-_PACKAGES = ("rprm", "torch", "transformers", "vllm", "peft", "httpx", "numpy")
+_PACKAGES = ("rprm", "torch", "transformers", "vllm", "peft", "openai", "numpy")
 
 
 class Run:

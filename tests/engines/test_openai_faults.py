@@ -8,11 +8,11 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from loopback import Reply, Request, error, running
 
 from rprm.engines.base import Sampling
 from rprm.engines.openai import OpenAIEngine
@@ -24,6 +24,7 @@ from rprm.rewarders.rprm import Judge
 from rprm.stopping import StoppingRule
 from rprm.verdict import VerdictFormat
 
+pytestmark = pytest.mark.usefixtures("impatient_client")
 VERDICT = VerdictFormat()
 MAX_TOKENS = 64
 NUM_SOLUTIONS, NUM_ANALYSES = 300, 3
@@ -191,66 +192,39 @@ class Misbehaving:
         self.rate, self.faults = rate, faults
         self.tries: Counter[tuple[str, Any]] = Counter()
         self.played: Counter[str] = Counter()
-        self.paths: Counter[str] = Counter()
-        self.writers: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
     def fault(self, prompt: str, seed: Any) -> str:
         self.tries[prompt, seed] += 1
-        draw = ("fault", prompt, seed, self.tries[prompt, seed])
+        # By this word every fault is drawn among the first two analyses.
+        draw = ("at fault", prompt, seed, self.tries[prompt, seed])
         if share(*draw) >= self.rate:
             return ""
         return self.faults[int(share(*draw, "kind") * len(self.faults))]
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self.writers[task] = writer
-        try:
-            while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).decode()
-                length = re.search(r"(?i)content-length: (\d+)", head)
-                body = json.loads(await reader.readexactly(int(length[1]))) if length else {}
-                self.paths[head.split(" ")[1]] += 1
-                if "/v1/models" in head:
-                    self.send(writer, 200, json.dumps({"data": [{"id": "m"}]}).encode())
-                elif "/v1/chat/completions" not in head:
-                    self.send(writer, 404, b"{}")
-                elif not self.answer(writer, body):
-                    return
-                await writer.drain()
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
-        finally:
-            del self.writers[task]
-            writer.close()
-
-    def answer(self, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+    async def play(self, request: Request, writer: asyncio.StreamWriter) -> Reply | None:
+        body = request.body
         prompt = body["messages"][-1]["content"]
         fault = self.fault(prompt, body.get("seed"))
         self.played[fault] += 1
         if is_doomed(prompt):
-            self.send(writer, 500, b'{"error": {"message": "this one kills me"}}')
-            return True
+            return error(500, "this one kills me")
         if fault in ("429", "500", "503"):
-            said = json.dumps({"error": {"message": f"fault {fault}"}}).encode()
-            self.send(writer, int(fault), said, "retry-after-ms: 1\r\n" if fault == "429" else "")
-            return True
+            return replace(
+                error(int(fault), f"fault {fault}"), headers={"retry-after-ms": "1"} if fault == "429" else {}
+            )
         if fault == "cut connection":
             writer.transport.abort()
-            return False
+            return None
         choice = choice_of(body, prompt, fault)
         if not body.get("logprobs"):
             choice["logprobs"] = None
         if body.get("stream") and fault not in FAILURES:
-            self.send(writer, 200, events(choice, fault), kind="text/event-stream")
-            return True
-        choices = [choice]
-        if fault == "two choices":
-            choices = [choice, {**choice, "index": 1}]
-        if fault == "same index twice":
-            choices = [choice, choice]
-        if fault == "no choices":
-            choices = []
+            return Reply(events(choice, fault), headers={"content-type": "text/event-stream"})
+        choices = {
+            "two choices": [choice, {**choice, "index": 1}],
+            "same index twice": [choice, choice],
+            "no choices": [],
+        }.get(fault, [choice])
         answer: dict[str, Any] = {"choices": choices, "usage": {"prompt_tokens": 20, "completion_tokens": 12}}
         if fault == "error inside":
             answer = {"error": {"message": "upstream"}}
@@ -259,36 +233,7 @@ class Misbehaving:
             raw = raw[:-9]
         if fault == "too long":
             raw = b" " * (2_000_000 + 8192 * body["max_tokens"]) + raw
-        self.send(writer, 200, raw[:40] if fault == "half a body" else raw, length=len(raw))
-        if fault == "half a body":
-            writer.close()
-            return False
-        return True
-
-    @staticmethod
-    def send(
-        writer: asyncio.StreamWriter,
-        status: int,
-        body: bytes,
-        more: str = "",
-        kind: str = "application/json",
-        length: int | None = None,
-    ) -> None:
-        length = len(body) if length is None else length
-        head = f"HTTP/1.1 {status} X\r\ncontent-type: {kind}\r\ncontent-length: {length}\r\n{more}\r\n"
-        writer.write(head.encode() + body)
-
-
-@asynccontextmanager
-async def running(server: Misbehaving) -> AsyncIterator[str]:
-    listener = await asyncio.start_server(server.serve, "127.0.0.1", 0)
-    try:
-        yield f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/v1"
-    finally:
-        listener.close()
-        for writer in server.writers.values():
-            writer.transport.abort()
-        await asyncio.gather(*server.writers)
+        return Reply(raw[:40], length=len(raw)) if fault == "half a body" else Reply(raw)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -299,10 +244,11 @@ def test_every_solution_is_finished_or_named_and_no_reward_is_made_up(stream: bo
     ]
     results: dict[str, SolutionReward] = {}
     faults = FAILURES + BLIND + SPELLINGS + WITHHELD + (TORN if stream else ())
-    server = Misbehaving(0.2, faults)
+    misbehaving = Misbehaving(0.2, faults)
 
     async def run() -> None:
-        async with asyncio.timeout(300), running(server) as url:
+        async with asyncio.timeout(300), running(misbehaving.play) as (server, url):
+            server.apart = False
             engine = OpenAIEngine(f"m@{url}", key_env="RPRM_NO_KEY", stream=stream)
             engine.endpoint.backoff_base, engine.endpoint.backoff_cap = 0.001, 0.02
             rule = StoppingRule(num_analyses=NUM_ANALYSES, threshold=0.5)
@@ -315,7 +261,7 @@ def test_every_solution_is_finished_or_named_and_no_reward_is_made_up(stream: bo
 
     asyncio.run(run())
     assert list(results) == [row.id for row in rows]
-    assert set(faults) <= set(server.played)
+    assert set(faults) <= set(misbehaving.played)
     sources: Counter[str | None] = Counter()
     for row in rows:
         (step,) = results[row.id].steps

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TypeVar
 
-import httpx
+import httpx2
 import pytest
 
 from rprm.engines import Sampling, load_engine
@@ -61,7 +61,7 @@ def test_choice_at_the_verdict_is_that_of_the_servers_own_logprobs(llamacpp_url:
             "logprobs": True,
             "top_logprobs": 20,
         }
-        async with httpx.AsyncClient(trust_env=False) as client:
+        async with httpx2.AsyncClient(trust_env=False) as client:
             answer = (await client.post(f"{llamacpp_url}/chat/completions", json=body, timeout=60)).json()
         listed = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
         by_token = {entry["token"]: entry["logprob"] for entry in listed}
@@ -164,7 +164,7 @@ def test_long_prompt_is_refused_with_its_length(llamacpp_url: str) -> None:
 def test_stream_ends_at_the_verdict_and_a_cancel_frees_the_slot(llamacpp_url: str) -> None:
     server = llamacpp_url.removesuffix("/v1")
 
-    async def num_busy(client: httpx.AsyncClient) -> int:
+    async def num_busy(client: httpx2.AsyncClient) -> int:
         return sum(slot["is_processing"] for slot in (await client.get(f"{server}/slots")).json())
 
     async def use(engine: OpenAIEngine) -> None:
@@ -178,7 +178,7 @@ def test_stream_ends_at_the_verdict_and_a_cancel_frees_the_slot(llamacpp_url: st
         found = verdict.find(completion.text)
         assert found is not None
         assert found.start in [choice.start for choice in completion.choices]
-        async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
+        async with httpx2.AsyncClient(trust_env=False, timeout=30) as client:
             task = asyncio.create_task(engine.generate(STORY, Sampling(max_tokens=3000, seed=1)))
             deadline = time.monotonic() + 20
             while not await num_busy(client) and time.monotonic() < deadline:

@@ -12,51 +12,26 @@ import copy
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from rprm.engines.base import MIN_ROOM, Completion, EngineInfo, Sampling, check_least, clipped
 from rprm.engines.endpoint import Endpoint, Refusal
-from rprm.engines.openai_route import (
-    MORE_PROBE_TOKENS,
-    PROBE_TOKENS,
-    Route,
-    context_length_of,
-    model_card,
-    parse_extra,
-    parse_target,
-)
-from rprm.engines.openai_wire import (
-    Watch,
-    ends_thinking_alone,
-    first_choice,
-    harmless,
-    has_alternatives,
-    lists_answers,
-    prompt_length,
-    read_completions,
-    served_models,
-)
+from rprm.engines.openai_answers import ends_thinking_alone, first_choice, prompt_length, read_completions
+from rprm.engines.openai_route import Route, context_length_of, parse_extra, parse_target, served_models
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused, Unsupported
-from rprm.prompts.template import Message, Prompt
+from rprm.prompts.template import Prompt
 from rprm.verdict import VerdictChoice, VerdictFormat
 
 logger = logging.getLogger(__name__)
 
-#: The request from which a server's abilities are learned: a few tokens, all features at once, no value the default.
-_PROBE = Prompt((Message("user", "Reply with one word: Yes"),))
-_PROBE_VERDICT = VerdictFormat()
-_PROBE_SAMPLING = Sampling(temperature=0.9, top_p=0.9, max_tokens=PROBE_TOKENS, seed=1, verdict=_PROBE_VERDICT)
-#: Answers without log-probabilities, or refusals that name nothing, after which that is how the server is.
-_PROBE_TRIES = 3
-#: A beginning of the reply that one token cannot repeat: tells whether answers begin with the reply that was given.
-_PROBE_REPLY = "The one word that was asked for, and nothing else, is this:"
-#: A text that begins with the spelled begin-of-text token: Llama's, Mistral's, Gemma's, DeepSeek's.
-_BOS = re.compile(r"<s>|<bos>|<\|begin_of_text\|>|<\uff5cbegin\u2581of\u2581sentence\uff5c>")
 #: OpenAI's refusal of a length that the model does not write.
 _COMPLETION_LIMIT = re.compile(r"at most (\d+) completion tokens")
 #: Prompts whose room is remembered.
 _ROOMS = 1024
+
+#: One of the calls that share a prompt.
+_Caller = tuple[Sampling, asyncio.Future[Completion]]
 
 
 class OpenAIEngine:
@@ -65,19 +40,14 @@ class OpenAIEngine:
     Args:
         target: `MODEL@URL`, the URL up to and including `/v1`; `MODEL` alone is one of OpenAI's.
         concurrency: requests under way at once, each on a connection of its own.
-        timeout: seconds that one request may take from its first byte sent to its last byte received.
-        max_retries: further attempts after 429, 5xx, timeouts, lost connections and garbled answers, at growing random
-            intervals that honour Retry-After.
-        key_env: name of the environment variable that holds the API key. The key is sent as a bearer token and shown
-            nowhere.
+        timeout: seconds that an answer may take to begin, and as many for the rest of it.
+        max_retries: further attempts after a failure that may pass; Retry-After is honoured up to two minutes.
+        key_env: the environment variable that holds the API key, which is sent as a bearer token and shown nowhere.
         send_key_over_http: send the key even unencrypted (`http:`) to another machine.
         top_logprobs: alternatives to ask for at each token; 0 asks for none and leaves the hard vote.
-        stream: read tokens as they come. Hangs up right after the verdict, and lets servers that notice a closed
-            connection only when they write to it (llama.cpp) stop when a request is cancelled.
-        share_prompts: send equal prompts that are asked for at the same time as one request with `n` completions. Cheap
-            where the prompt is billed per request; samples are then not reproducible one by one.
-        continue_final_message: the server continues an unfinished assistant message (vLLM, SGLang, llama.cpp). Gives
-            chat prompts a second pass, and replies that are begun.
+        stream: read tokens as they come, and hang up at the verdict. llama.cpp notices that only as it writes.
+        share_prompts: equal prompts asked for at once are one request for `n` completions, which share its seed.
+        continue_final_message: the server continues an unfinished assistant message (vLLM, SGLang, llama.cpp).
         context_length: in tokens, where the server does not tell.
         extra: a JSON object of further request fields, such as `{"top_k": 0, "min_p": 0}`.
 
@@ -111,7 +81,6 @@ class OpenAIEngine:
         check_least(self.spec, 0, max_retries=max_retries, top_logprobs=top_logprobs)
         check_least(self.spec, 0.001, timeout=timeout)
         self.concurrency = concurrency
-        self.stream = stream
         self.share_prompts = share_prompts
         self.continue_final_message = continue_final_message
         self.context_length = context_length
@@ -119,19 +88,20 @@ class OpenAIEngine:
         self.endpoint = Endpoint(
             self.url,
             self.model,
-            connections=concurrency + 1,
             timeout=timeout,
             max_retries=max_retries,
             key_env=key_env,
             send_key_over_http=send_key_over_http,
         )
         self._wants_logprobs = top_logprobs > 0
-        self._chat = Route("/chat/completions", top_logprobs)
-        self._plain = Route("/completions", top_logprobs)
+        self._chat, self._plain = (
+            Route(self.endpoint, self.model, path, top_logprobs, stream, self.extra)
+            for path in ("/chat/completions", "/completions")
+        )
         self._slots = asyncio.Semaphore(concurrency)
         #: What is said of the server, by whether prompts are chat prompts.
         self._infos: dict[bool, EngineInfo] = {}
-        self._groups: dict[tuple[Prompt, Sampling], _Group] = {}
+        self._groups: dict[tuple[Prompt, Sampling], list[_Caller]] = {}
         self._group_tasks: set[asyncio.Task[None]] = set()
         self._max_n = 128
         #: How many tokens the context leaves beside a prompt, where that is fewer than were asked for.
@@ -147,26 +117,25 @@ class OpenAIEngine:
             self._chat.lock, self._plain.lock = asyncio.Lock(), asyncio.Lock()
         try:
             served = served_models(await self.endpoint.ask("/models", 1 << 24) or {})
-            card = model_card(self.model, served)
+            # A server of one model (llama.cpp) takes any name for it.
+            card = served.get(self.model) or (next(iter(served.values())) if len(served) == 1 else {})
             for route in (self._chat, self._plain):
                 route.takes_ids |= self._wants_logprobs and card.get("owned_by") == "vllm" and not route.learned
-            route = await (self._learn_first(sorted(served)) if chat else self._learned(self._plain))
+            route = await self._learn_first(sorted(served)) if chat else self._plain
+            await route.learn()
         except BaseException:
             await self.aclose()
             raise
         details = {"url": self.url, **route.details()}
         if not_sent := details.get("not_sent"):
-            logger.warning("%s: takes no %s: its own defaults apply", self.endpoint.where(route.path), not_sent)
+            logger.warning("%s: takes no %s: its own defaults apply", route.where, not_sent)
         if self.extra:
             details["extra"] = self.extra
         if self.share_prompts:
             details["share_prompts"] = True
         has_logprobs = route.top_logprobs > 0
         if self._wants_logprobs and not has_logprobs:
-            logger.warning(
-                "%s: gives no log-probabilities: each analysis counts as a vote, 0 or 1",
-                self.endpoint.where(route.path),
-            )
+            logger.warning("%s: gives no log-probabilities: each analysis counts as a vote, 0 or 1", route.where)
         continues_replies = self.continue_final_message or route is self._plain
         self._infos[chat] = EngineInfo(
             kind="openai",
@@ -182,6 +151,23 @@ class OpenAIEngine:
         )
         return self._infos[chat]
 
+    async def _learn_first(self, names: Sequence[str]) -> Route:
+        """The chat route, or, where the server has none (a base model), that of plain completions."""
+        try:
+            await self._chat.learn()
+            return self._chat
+        except EngineUnavailable:
+            raise
+        except EngineError as error:
+            try:
+                await self._plain.learn()
+                return self._plain
+            except EngineError:
+                if names and self.model not in names:
+                    shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+                    raise EngineError(f"{error}; the server offers: {self.endpoint.clean(shown)}") from None
+                raise error from None
+
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
         if prompt.reply:
             self._check_continues(prompt)
@@ -189,7 +175,7 @@ class OpenAIEngine:
             completion = await self._join(prompt, sampling)
         else:
             async with self._slots:
-                (completion, *_) = await self._complete(prompt, sampling, 1)
+                (completion,) = await self._complete(prompt, sampling, 1)
         is_short = completion.finish_reason == "length" and completion.num_tokens < min(MIN_ROOM, sampling.max_tokens)
         # Of a server that counts no tokens, they are an estimate.
         if not is_short or completion.num_prompt_tokens is None:
@@ -203,16 +189,16 @@ class OpenAIEngine:
 
     async def choose(self, prompt: Prompt, text: str, verdict: VerdictFormat) -> VerdictChoice:
         self._check_continues(prompt)
-        route = await self._learned(self._chat if prompt.chat else self._plain, verdict)
+        route = await self._route(prompt, verdict)
         if not route.top_logprobs:
             raise Unsupported(f"{self.spec}: the server gives no log-probabilities, so there is no second pass")
-        prompt = replace(prompt, reply=prompt.reply + text)
-        sampling = Sampling(temperature=0.0, max_tokens=1, verdict=verdict)
-        body = self._body(route, prompt, sampling, 1, stream=False)
         num_ids = len(route.ids_of(verdict))
         async with self._slots:
-            choice = await self.endpoint.post(
-                route.path, body, lambda data: first_choice(data, len(text), verdict, num_ids), route.limit(sampling, 1)
+            choice = await route.ask(
+                replace(prompt, reply=prompt.reply + text),
+                Sampling(temperature=0.0, max_tokens=1, verdict=verdict),
+                lambda data: first_choice(data, len(text), verdict, num_ids),
+                stream=False,
             )
         if choice is None:
             raise RequestRefused(
@@ -237,133 +223,18 @@ class OpenAIEngine:
         self._infos.clear()
         await self.endpoint.aclose()
 
-    # Learning what the server can do
-
-    async def _learn_first(self, names: Sequence[str]) -> Route:
-        """Learn the chat route, or, where the server has none (a base model), that of plain completions."""
-        try:
-            return await self._learned(self._chat)
-        except EngineUnavailable:
-            raise
-        except EngineError as error:
-            try:
-                return await self._learned(self._plain)
-            except EngineError:
-                if names and self.model not in names:
-                    shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-                    raise EngineError(f"{error}; the server offers: {self.endpoint.clean(shown)}") from None
-                raise error from None
-
-    async def _learned(self, route: Route, verdict: VerdictFormat | None = None) -> Route:
-        async with route.lock:
-            while not route.learned:
-                await self._probe(route)
-            await route.learn_ids(self.endpoint, self.model, verdict)
+    async def _route(self, prompt: Prompt, verdict: VerdictFormat | None) -> Route:
+        route = self._chat if prompt.chat else self._plain
+        await route.learn(verdict)
         return route
-
-    async def _probe(self, route: Route) -> None:
-        """One short request. Where the server refuses a feature, that is given up for the next one.
-
-        One answer without log-probabilities, or one refusal that names nothing, decides nothing.
-        """
-        ids = await route.learn_ids(self.endpoint, self.model, _PROBE_VERDICT)
-        route.takes_ids = bool(ids)
-
-        def read(data: dict[str, Any]) -> tuple[bool, Completion]:
-            # Read as a whole, so that garbled answers are tried again.
-            (completion, *_) = read_completions(data, _PROBE_SAMPLING, 1)
-            route.opens_thinking |= ends_thinking_alone(data)
-            route.takes_ids = route.takes_ids and lists_answers(data, _PROBE_VERDICT, len(ids))
-            return has_alternatives(data), completion
-
-        prompt = replace(_PROBE, chat=route is self._chat)
-        sampling = replace(_PROBE_SAMPLING, max_tokens=route.probe_tokens)
-        body = self._body(route, prompt, sampling, 1)
-        try:
-            has_logprobs, completion = await self.endpoint.post(route.path, body, read, route.limit(sampling, 1))
-        except Refusal as refusal:
-            if route.give_up(refusal.said):
-                return
-            route.num_bad += 1
-            if route.num_bad == _PROBE_TRIES:
-                route.num_bad = 0
-                where = self.endpoint.where(route.path)
-                raise EngineError(f"{where} refuses even a short request: {refusal.said}") from None
-        else:
-            # Cut off before the word that was asked for: more of it tells how thinking ends.
-            may_think = completion.finish_reason == "length" and "yes" not in completion.text.lower()
-            if prompt.chat and may_think and route.probe_tokens < MORE_PROBE_TOKENS:
-                route.probe_tokens = MORE_PROBE_TOKENS
-                return
-            route.num_bad += not has_logprobs
-            route.learned = has_logprobs or not route.top_logprobs or route.num_bad == _PROBE_TRIES
-            if route.learned:
-                route.top_logprobs *= has_logprobs
-
-    async def _echo(self, route: Route, prompt: Prompt) -> str:
-        """What the text of every answer begins with: the given reply, where the server repeats it (llama.cpp does)."""
-        if not (prompt.chat and prompt.reply):
-            return ""
-        async with route.lock:
-            if route.echoes is None:
-                sampling = Sampling(temperature=0.0, max_tokens=1)
-                body = self._body(route, replace(_PROBE, reply=_PROBE_REPLY), sampling, 1)
-                try:
-                    answer = await self.endpoint.post(
-                        route.path, body, lambda data: read_completions(data, sampling, 1)[0], route.limit(sampling, 1)
-                    )
-                except Refusal as refusal:
-                    where = self.endpoint.where(route.path)
-                    raise Unsupported(f"{where} does not continue a given reply: {refusal.said}") from None
-                route.echoes = answer.text.startswith(_PROBE_REPLY)
-        return harmless(prompt.reply) if route.echoes else ""
-
-    # Requests
-
-    def _body(
-        self, route: Route, prompt: Prompt, sampling: Sampling, n: int, *, stream: bool | None = None
-    ) -> dict[str, Any]:
-        body: dict[str, Any] = {"model": self.model}
-        if prompt.chat:
-            begun = (Message("assistant", prompt.reply),) if prompt.reply else ()
-            messages = (*prompt.messages, *begun)
-            body["messages"] = [{"role": message.role, "content": harmless(message.content)} for message in messages]
-            if begun:
-                body |= {"add_generation_prompt": False, "continue_final_message": True}
-        else:
-            contents = [harmless(message.content, message.records) for message in prompt.messages]
-            body["prompt"] = "\n\n".join(contents) + harmless(prompt.reply)
-            if prompt == replace(_PROBE, chat=False) or _BOS.match(prompt.text):
-                # The server would put another one before it.
-                body["add_special_tokens"] = False
-        body |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
-        if route.length_field is not None:
-            body[route.length_field] = sampling.max_tokens
-        if sampling.seed is not None:
-            body["seed"] = sampling.seed
-        if sampling.stop:
-            body["stop"] = list(sampling.stop)
-        if sampling.verdict is not None and route.top_logprobs:
-            if prompt.chat:
-                body |= {"logprobs": True, "top_logprobs": route.top_logprobs}
-            else:
-                body["logprobs"] = route.top_logprobs
-            if ids := route.ids_of(sampling.verdict):
-                # A server that does not know the field lists the likeliest tokens.
-                body["logprob_token_ids"] = ids
-        if n > 1:
-            body["n"] = n
-        if self.stream if stream is None else stream:
-            body |= {"stream": True, "stream_options": {"include_usage": True}}
-        return {name: value for name, value in body.items() if name not in route.left_out} | self.extra
 
     async def _complete(self, prompt: Prompt, sampling: Sampling, n: int) -> list[Completion]:
         """Send one request for `n` completions; the caller holds a slot. Some servers return fewer.
 
         Where they refuse `max_tokens` because the context is shorter, what it leaves is asked for.
         """
-        route = await self._learned(self._chat if prompt.chat else self._plain, sampling.verdict)
-        echo = await self._echo(route, prompt)
+        route = await self._route(prompt, sampling.verdict)
+        echo = await route.echo(prompt)
         num_ids = len(route.ids_of(sampling.verdict))
 
         def read(data: dict[str, Any]) -> list[Completion]:
@@ -374,18 +245,11 @@ class OpenAIEngine:
         while True:
             asked = replace(sampling, max_tokens=min(sampling.max_tokens, self._rooms.get(prompt, sampling.max_tokens)))
             try:
-                return await self.endpoint.post(
-                    route.path,
-                    self._body(route, prompt, asked, n),
-                    read,
-                    route.limit(sampling, n),
-                    Watch(sampling.verdict, n, route.opens_thinking and not prompt.reply),
-                )
+                return await route.ask(prompt, asked, read, n)
             except Refusal as refusal:
                 if refusal.code in ("unsupported_parameter", "unsupported_value"):
                     # Every request of the run would fare the same.
-                    where = self.endpoint.where(route.path)
-                    raise EngineError(f"{where} takes no such setting: {refusal.said}") from None
+                    raise EngineError(f"{route.where} takes no such setting: {refusal.said}") from None
                 room = await self._room(route, prompt, sampling.max_tokens, refusal)
                 if room is None or room >= asked.max_tokens:
                     raise
@@ -405,68 +269,62 @@ class OpenAIEngine:
             return None
         num_prompt_tokens, context_length = refusal.context
         context_length = context_length or next((info.context_length for info in self._infos.values()), None)
-        if num_prompt_tokens is None and context_length is not None:
-            body = self._body(route, prompt, Sampling(max_tokens=1), 1, stream=False)
+        if context_length is None:
+            return None
+        if num_prompt_tokens is None:
             try:
-                num_prompt_tokens = await self.endpoint.post(
-                    route.path, body, prompt_length, route.limit(Sampling(), 1)
-                )
+                num_prompt_tokens = await route.ask(prompt, Sampling(max_tokens=1), prompt_length, stream=False)
             except Refusal:
                 return None
-        if num_prompt_tokens is None or context_length is None:
-            return None
-        return clipped(num_prompt_tokens, max_tokens, context_length)
+        return None if num_prompt_tokens is None else clipped(num_prompt_tokens, max_tokens, context_length)
 
     # Equal prompts in one request
 
     async def _join(self, prompt: Prompt, sampling: Sampling) -> Completion:
         key = (prompt, replace(sampling, seed=None))
-        group = self._groups.get(key)
-        if group is None:
-            group = self._groups[key] = _Group()
-            task = group.task = asyncio.create_task(self._serve(key, group))
+        if key not in self._groups:
+            self._groups[key] = []
+            task = asyncio.create_task(self._serve_group(key))
             self._group_tasks.add(task)
             task.add_done_callback(self._group_tasks.discard)
-        caller = _Caller(sampling, asyncio.get_running_loop().create_future())
-        group.callers.append(caller)
-        try:
-            return await caller.future
-        except asyncio.CancelledError:
-            # The request goes on while anyone waits for it.
-            if all(other.future.done() for other in group.callers):
-                if self._groups.get(key) is group:
-                    del self._groups[key]
-                group.task.cancel()
-            raise
+        future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
+        self._groups[key].append((sampling, future))
+        return await future
 
-    async def _serve(self, key: tuple[Prompt, Sampling], group: _Group) -> None:
+    async def _serve_group(self, key: tuple[Prompt, Sampling]) -> None:
         await asyncio.sleep(self.share_window)
-        del self._groups[key]
-        await self._serve_callers(key[0], group.callers)
+        await self._serve(key[0], self._groups.pop(key))
 
-    async def _serve_callers(self, prompt: Prompt, callers: Sequence[_Caller]) -> None:
+    async def _serve(self, prompt: Prompt, callers: Sequence[_Caller]) -> None:
         """Serve the callers in as few requests as the server allows, at once."""
         parts = [callers[start : start + self._max_n] for start in range(0, len(callers), self._max_n)]
         await asyncio.gather(*(self._serve_part(prompt, part) for part in parts))
 
     async def _serve_part(self, prompt: Prompt, callers: Sequence[_Caller]) -> None:
+        """Serve the callers with one request, and those for whom it gave too few completions with more."""
+        completions: list[Completion] = []
         try:
             async with self._slots:
-                callers = [caller for caller in callers if not caller.future.done()]
-                completions = await self._complete_some(prompt, callers[0].sampling, len(callers)) if callers else []
+                callers = [(sampling, future) for sampling, future in callers if not future.done()]
+                if callers:
+                    request = asyncio.create_task(self._complete_some(prompt, callers[0][0], len(callers)))
+                    # It goes on while anyone waits for it.
+                    waiting = asyncio.gather(*(future for _, future in callers), return_exceptions=True)
+                    waiting.add_done_callback(lambda _: request.cancel())
+                    completions = await request
         except asyncio.CancelledError:
-            for caller in callers:
-                caller.future.cancel()
-            raise
-        except Exception as error:
-            for caller in callers:
-                if not caller.future.done():
-                    caller.future.set_exception(copy.copy(error))
+            for _, future in callers:
+                future.cancel()
             return
-        for caller, completion in zip(callers, completions, strict=False):
-            if not caller.future.done():
-                caller.future.set_result(completion)
-        await self._serve_callers(prompt, callers[len(completions) :])
+        except Exception as error:
+            for _, future in callers:
+                if not future.done():
+                    future.set_exception(copy.copy(error))
+            return
+        for (_, future), completion in zip(callers, completions, strict=False):
+            if not future.done():
+                future.set_result(completion)
+        await self._serve(prompt, callers[len(completions) :])
 
     async def _complete_some(self, prompt: Prompt, sampling: Sampling, n: int) -> list[Completion]:
         """At least one of `n` completions; learns how many the server gives at once."""
@@ -482,17 +340,3 @@ class OpenAIEngine:
             if len(completions) < n:
                 self._max_n = min(self._max_n, len(completions))
         return completions
-
-
-@dataclass
-class _Caller:
-    sampling: Sampling
-    future: asyncio.Future[Completion]
-
-
-@dataclass(eq=False)
-class _Group:
-    """Calls that differ in nothing but their seeds."""
-
-    task: asyncio.Task[None] = field(init=False)
-    callers: list[_Caller] = field(default_factory=list)

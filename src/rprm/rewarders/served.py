@@ -12,10 +12,10 @@ import math
 import re
 from typing import Any
 
-from rprm.engines.endpoint import Endpoint
+from rprm.engines.endpoint import Endpoint, Transient
 from rprm.engines.files import identity
 from rprm.engines.loading import load_tokenizer, plain_errors
-from rprm.engines.openai_wire import Transient
+from rprm.engines.openai_route import context_length_of, served_models
 from rprm.errors import EngineError, RequestRefused
 from rprm.rewarders.discriminative import StepClassifier, construct_layout, layout_by_name
 from rprm.rewarders.layouts import LayoutName, Separator
@@ -88,7 +88,6 @@ class ServedClassifier(StepClassifier):
         self.endpoint = Endpoint(
             re.sub(r"(/v1)?/*$", "", match["url"]),
             self.target,
-            connections=concurrency,
             timeout=timeout,
             max_retries=max_retries,
             key_env=key_env,
@@ -114,12 +113,8 @@ class ServedClassifier(StepClassifier):
 
     async def _served_context(self) -> int | None:
         """What the server says of the model's context (vLLM's `max_model_len`)."""
-        models = await self.endpoint.ask("/v1/models", _MODELS_BYTES) or {}
-        cards = models.get("data")
-        for card in cards if isinstance(cards, list) else []:
-            if isinstance(card, dict) and card.get("id") == self.target and isinstance(card.get("max_model_len"), int):
-                return int(card["max_model_len"])
-        return None
+        served = served_models(await self.endpoint.ask("/v1/models", _MODELS_BYTES) or {})
+        return context_length_of(served.get(self.target, {}))
 
     async def _score(self, rendered: Rendered) -> list[float]:
         body = {
