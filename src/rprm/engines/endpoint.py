@@ -9,14 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import gc
 import itertools
 import json
 import logging
 import os
 import random
 import re
-import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -107,15 +105,10 @@ class Endpoint:
         Raises:
             EngineError: the environment variable holds something that is no key.
         """
-        is_first = "openai" not in sys.modules
         import httpx2
         import openai
         from pydantic import SecretStr
 
-        if is_first:
-            # The client's many classes would be gone through at every full garbage collection: a third of the time of
-            # a streamed answer.
-            gc.freeze()
         key = os.environ.get(self.key_env, "").strip()
         if not (key.isascii() and key.isprintable()) or " " in key:
             raise EngineError(
