@@ -7,23 +7,28 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import StrEnum
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from rprm.rewarders import Judge, StepClassifier
 
 T = TypeVar("T")
 
 
 def with_options(command: Callable[..., T]) -> Callable[..., T]:
-    """A command whose parameters that are dataclasses are options: one for each field, of its type and default."""
-    groups: dict[str, type] = {}
+    """A command whose parameters that are dataclasses are options: one for each field, of its type and default.
+
+    A field whose type is not `Annotated` is no option and keeps its default.
+    """
+    groups: dict[str, tuple[type, list[str]]] = {}
     parameters: list[inspect.Parameter] = []
     hints = get_type_hints(command, include_extras=True)
     for parameter in inspect.signature(command).parameters.values():
@@ -31,17 +36,23 @@ def with_options(command: Callable[..., T]) -> Callable[..., T]:
         if not is_dataclass(kind):
             parameters.append(parameter.replace(annotation=kind, kind=parameter.KEYWORD_ONLY))
             continue
-        groups[parameter.name] = kind
         types = get_type_hints(kind, include_extras=True)
+        options = [field for field in fields(kind) if get_origin(types[field.name]) is Annotated]
+        groups[parameter.name] = kind, [field.name for field in options]
         parameters += [
-            inspect.Parameter(field.name, parameter.KEYWORD_ONLY, default=field.default, annotation=types[field.name])
-            for field in fields(kind)
+            inspect.Parameter(
+                field.name,
+                parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if field.default is MISSING else field.default,
+                annotation=_option(types[field.name]),
+            )
+            for field in options
         ]
 
     @wraps(command)
     def run(**values: Any) -> T:
-        for name, kind in groups.items():
-            values[name] = kind(**{field.name: values.pop(field.name) for field in fields(kind)})
+        for name, (kind, options) in groups.items():
+            values[name] = kind(**{option: values.pop(option) for option in options})
         return command(**values)
 
     # What typer reads; `wraps` would lead it to the command's own.
@@ -49,6 +60,22 @@ def with_options(command: Callable[..., T]) -> Callable[..., T]:
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
+
+
+def _option(annotation: Any) -> Any:
+    """A field's type as typer takes it. Settings of the library say in plain texts what an option says of itself:
+    `Annotated[int, "Its help."]`, or `Annotated[int, "--its-name", "Its help."]`."""
+    texts = [text for text in getattr(annotation, "__metadata__", ()) if isinstance(text, str)]
+    if not texts:
+        return annotation
+    *names, help = texts
+    return Annotated[get_args(annotation)[0], typer.Option(*names, help=help)]
+
+
+def given(context: typer.Context, options: DataclassInstance) -> dict[str, Any]:
+    """The fields of expanded options that were named on the command line, with their values."""
+    sources = {field.name: context.get_parameter_source(field.name) for field in fields(options)}
+    return {name: getattr(options, name) for name, source in sources.items() if source and source.name == "COMMANDLINE"}
 
 
 class StoppingName(StrEnum):

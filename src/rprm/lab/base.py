@@ -26,8 +26,10 @@ from rprm.lab.texts import document
 from rprm.lab.world import JUDGE_TEMPLATE, POLICY_TEMPLATE, Difficulty, WorldSettings, held_out_problems
 from rprm.prompts.library import MODEL_POLICY_TEMPLATE
 from rprm.runs import SUMMARY, Run, versions
-from rprm.training.checkpoints import MIN_KEPT, last_checkpoint
+from rprm.training.checkpoints import last_checkpoint
+from rprm.training.devices import computes_in_bf16
 from rprm.training.handover import MODEL
+from rprm.training.lifecycle import CHECKPOINTS
 from rprm.training.metrics import (
     METRICS,
     TrainingCallbacks,
@@ -36,9 +38,7 @@ from rprm.training.metrics import (
     read_metrics,
     truncate_metrics,
 )
-from rprm.training.precision import computes_in_bf16
-from rprm.training.settings import Precision
-from rprm.training.stage import CHECKPOINTS
+from rprm.training.settings import MIN_KEPT, Precision
 
 #: Ends every document and every reply; fills up batches.
 END, PADDING = "<|end|>", "<|pad|>"
