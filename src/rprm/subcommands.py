@@ -27,7 +27,7 @@ def is_complete(folder: Path) -> bool:
 
 
 class Subcommand:
-    """A command of this package that was started. What it says goes to `FOLDER.log`.
+    """A command of this package that has begun. What it says goes to `FOLDER.log`.
 
     Args:
         folder: its --output.
@@ -71,12 +71,12 @@ class Subcommand:
         return self._process.poll() is None
 
     def stop(self) -> None:
-        """Ask it to stop, as Ctrl-C would; the same command resumes it. On Windows it is ended."""
+        """Ask it to stop, as Ctrl-C would; it goes on from there when it is begun again. On Windows it is ended."""
         if self.is_running:
             self._process.send_signal(signal.SIGTERM if sys.platform == "win32" else signal.SIGINT)
 
     def end(self, patience: float = 30.0) -> None:
-        """Wait for it to stop, at most so many seconds; then it is killed, and resumes from its last checkpoint."""
+        """Wait for it to stop, at most so many seconds; then it is killed, and goes on from its last checkpoint."""
         try:
             self._process.wait(patience)
         except subprocess.TimeoutExpired:
@@ -100,7 +100,7 @@ class Subcommand:
             last = "\n".join(f"  {line}" for line in lines[-8:])
             raise RunError(
                 f"{self.folder}: `rprm {' '.join(self.arguments[:2])}` failed with exit code {code}; its last words "
-                f"({self.log}):\n{last}\nmend it and give the same command again: it resumes there"
+                f"({self.log}):\n{last}\nmend it and begin the same command again: it goes on from there"
             )
 
 

@@ -43,7 +43,7 @@ def with_options(command: Callable[..., T]) -> Callable[..., T]:
             inspect.Parameter(
                 field.name,
                 parameter.KEYWORD_ONLY,
-                default=inspect.Parameter.empty if field.default is MISSING else field.default,
+                default=parameter.empty if field.default is MISSING else field.default,
                 annotation=_option(types[field.name]),
             )
             for field in options
