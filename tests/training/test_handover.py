@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -73,7 +72,7 @@ def test_an_adapter_of_tied_embeddings_is_merged_as_it_was_trained(tiny_model: P
 
 
 def test_weights_in_shards_are_stored_in_bfloat16(tiny_model: Path, tmp_path: Path) -> None:
-    """Every tensor is rounded once, and the cache is on again."""
+    """Every tensor is rounded once; the index names the shards and their size, two bytes a weight."""
     from transformers import AutoModelForCausalLM
 
     tensors = load_file(tiny_model / "model.safetensors")
@@ -90,6 +89,8 @@ def test_weights_in_shards_are_stored_in_bfloat16(tiny_model: Path, tmp_path: Pa
     (checkpoint / "config.json").write_text(json.dumps({**config, "use_cache": False}))
 
     folder = make_folder(checkpoint, tmp_path / "run", tiny_model, bf16=True)
+    stored = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert stored["metadata"]["total_size"] == 2 * sum(tensor.numel() for tensor in tensors.values())
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert model.dtype == torch.bfloat16
     assert model.config.use_cache
@@ -98,7 +99,10 @@ def test_weights_in_shards_are_stored_in_bfloat16(tiny_model: Path, tmp_path: Pa
 
 
 def test_generation_stops_at_the_trained_end(tiny_model: Path, tmp_path: Path) -> None:
-    checkpoint = shutil.copytree(tiny_model, tmp_path / "checkpoint-1")
+    checkpoint = tmp_path / "checkpoint-1"
+    checkpoint.mkdir()
+    save_file({"a": torch.zeros(1)}, checkpoint / "model.safetensors")
+    (checkpoint / "config.json").write_text("{}")
     base = find_model(str(tiny_model))
     folder = make_folder(checkpoint, tmp_path / "run", tiny_model, base=replace(base, stops=(0, 7)), end=2)
     assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [2, 0, 7]

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rprm.engines.loading import load_weights, merge_adapter
+from rprm.engines.loading import merge_adapter
 from rprm.errors import RunError
 from rprm.prompts.library import MODEL_TEMPLATE
 from rprm.prompts.template import PromptTemplate
@@ -131,7 +131,9 @@ def hand_over(
             if is_adapter:
                 with whole_folder(output / ADAPTER) as beside:
                     _save_adapter(checkpoint, beside, base)
-            _save_model(checkpoint, folder, base, is_adapter=is_adapter, bf16=bf16)
+                _merge(checkpoint, folder, base=base, bf16=bf16)
+            else:
+                _copy_weights(checkpoint, folder, bf16=bf16)
             _set_generation(folder, base, end)
         tokenizer.save_pretrained(folder)
         (folder / MODEL_TEMPLATE).write_text(template.to_toml(), encoding="utf-8")
@@ -148,31 +150,47 @@ def _save_adapter(checkpoint: Path, folder: Path, base: BaseModel) -> None:
     shutil.copyfile(checkpoint / weights, folder / weights)
 
 
-def _save_model(checkpoint: Path, folder: Path, base: BaseModel, *, is_adapter: bool, bf16: bool) -> None:
-    """Weights and configuration of a whole model, or of the base model with the adapter merged in.
-
-    An adapter is merged in float32, whatever the weights are stored in: a small change survives rounding once, not
-    twice.
-    """
+def _merge(checkpoint: Path, target: Path, *, base: BaseModel, bf16: bool) -> None:
+    """Merged in float32, whatever the weights are stored in: a small change survives rounding once, not twice."""
     import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoModelForCausalLM
 
-    wanted = torch.bfloat16 if bf16 else torch.float32
-    if is_adapter:
-        model = load_weights(AutoModelForCausalLM, base.target, dtype=torch.float32, **base.source)
-        model = merge_adapter(model, str(checkpoint)).to(wanted)
-    elif any(checkpoint.glob("model*.safetensors")):
-        model = load_weights(AutoModelForCausalLM, str(checkpoint), dtype=wanted)
-    else:
+    model = AutoModelForCausalLM.from_pretrained(
+        base.target, dtype=torch.float32, trust_remote_code=False, **base.source
+    )
+    model = merge_adapter(model, str(checkpoint))
+    model.to(torch.bfloat16 if bf16 else torch.float32).save_pretrained(target)
+
+
+def _copy_weights(checkpoint: Path, target: Path, *, bf16: bool) -> None:
+    """Weights and configuration of a whole model, from files alone, one at a time: memory holds no more than that, and
+    no process of a distributed training needs another for it."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    files = sorted(checkpoint.glob("model*.safetensors"))
+    if not files:
         raise RunError(
             f"{checkpoint} has no weights in one piece; train with a configuration that saves them whole "
             "(FULL_STATE_DICT of FSDP, zero3_save_16bit_model of DeepSpeed: see recipes/accelerate)"
         )
+    wanted = torch.bfloat16 if bf16 else torch.float32
+    num_bytes = 0
+    for file in files:
+        tensors = {
+            name: tensor.to(wanted) if tensor.is_floating_point() else tensor
+            for name, tensor in load_file(file).items()
+        }
+        num_bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        save_file(tensors, target / file.name, metadata={"format": "pt"})
+    if (index := checkpoint / "model.safetensors.index.json").is_file():
+        content = json.loads(index.read_bytes())
+        content["metadata"] = {**content.get("metadata", {}), "total_size": num_bytes}
+        (target / index.name).write_text(json.dumps(content, indent=2) + "\n")
+    config = json.loads((checkpoint / "config.json").read_bytes())
     # Training turns the cache off; whoever runs the model wants it.
-    model.config.use_cache = True
-    # Written below: a released one may hold sampling settings that transformers reads but refuses to save.
-    model.generation_config = GenerationConfig()
-    model.save_pretrained(folder)
+    config |= {"dtype": str(wanted).removeprefix("torch."), "use_cache": True}
+    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _set_generation(folder: Path, base: BaseModel, end: int) -> None:
@@ -183,6 +201,7 @@ def _set_generation(folder: Path, base: BaseModel, end: int) -> None:
         generation = GenerationConfig.from_pretrained(base.target, **base.source)
     except OSError:
         generation = GenerationConfig()
+    # Written as JSON: a released config may hold sampling settings that transformers reads but refuses to save.
     ends = [end, *(token for token in base.stops if token != end)]
     generation.eos_token_id = ends if len(ends) > 1 else end
     (folder / "generation_config.json").write_text(generation.to_json_string(use_diff=True))
