@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class PairOptions:
+class RoundPairs:
     """Which pairs a round trains on, as `rprm data pairs` takes them."""
 
     per_step: Annotated[int, "Most pairs of one step."] = 1
@@ -47,7 +47,7 @@ def evolve(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the rounds; a killed run resumes there.")],
     *,
     settings: RoundSettings,
-    pairs: PairOptions,
+    pairs: RoundPairs,
     launcher: Annotated[
         str, typer.Option(help='Starts the training processes, as in "accelerate launch --config_file FILE".')
     ] = "",
