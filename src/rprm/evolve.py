@@ -18,11 +18,11 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rprm.benchmarks import Comparison, Tally, compare, step_scores, tally_steps
+from rprm.benchmarks import Tally, compare, step_scores, tally_steps
 from rprm.benchmarks.labelled_steps import StepItems
 from rprm.data.splits import is_held_out
 from rprm.data.steps import read_labelled_steps, steps_source
@@ -31,9 +31,12 @@ from rprm.prompts import PromptTemplate, load_template
 from rprm.prompts.library import MODEL_TEMPLATE
 from rprm.reading import Rejected, Source
 from rprm.records import LabelledStep, Record, SolutionReward
-from rprm.runs import RESULTS, LineWriter, Run, read_json_lines, versions, write_atomically
+from rprm.runs import RESULTS, SUMMARY, LineWriter, Run, read_json_lines, versions, write_atomically
 from rprm.subcommands import Subcommand, is_complete
 from rprm.training.handover import MODEL
+from rprm.training.settings import RoundSettings
+
+__all__ = ["RoundResult", "RoundSettings", "evolve"]
 
 
 class RoundResult(Record):
@@ -58,41 +61,6 @@ class RoundResult(Record):
     seconds: float
 
 
-@dataclass(frozen=True)
-class RoundSettings:
-    """What the rounds depend on, besides the steps and the first model.
-
-    Attributes:
-        num_rounds: rounds of sampling and training.
-        engine: the kind of engine that samples and measures (`transformers`, `vllm`), `engine_options` its options.
-        num_analyses: sampled of each step, for the pairs.
-        temperature, top_p, max_tokens: of all sampling.
-        judge_analyses: K of the measurement.
-        num_sampled_steps: training steps that a round samples, others in each round; None for all.
-        validation_share: of the problems; the same ones that `rprm data cold-start` holds out with this share and seed.
-        pair_options: further options of `rprm data pairs`.
-        train_options: further options of `rprm train dpo`.
-        seed: of the split; round r samples with seed + r.
-    """
-
-    num_rounds: int = 1
-    engine: str = "transformers"
-    engine_options: str = ""
-    num_analyses: int = 8
-    temperature: float = 0.95
-    top_p: float = 0.95
-    max_tokens: int = 2048
-    judge_analyses: int = 4
-    num_sampled_steps: int | None = None
-    validation_share: float = 0.05
-    pair_options: tuple[str, ...] = ()
-    train_options: tuple[str, ...] = ()
-    seed: int = 0
-
-    def as_dict(self) -> dict[str, Any]:
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
-
-
 def evolve(
     steps: str,
     model: str,
@@ -104,7 +72,7 @@ def evolve(
     on_stage: Callable[[int, str], None] = lambda number, stage: None,
     on_round: Callable[[RoundResult], None] = lambda result: None,
 ) -> list[RoundResult]:
-    """Run the rounds; killed at any moment, the same call goes on from the stage it was in.
+    """Run the rounds; killed at any moment, the same call resumes at the stage it was in.
 
     Args:
         steps: labelled steps: a run folder of `rprm data steps`, or a file.
@@ -131,7 +99,7 @@ def evolve(
         "input": source.inspect().digest,
         "model": model,
         "prompt": {"name": template.name, "digest": template.digest},
-        **settings.as_dict(),
+        **asdict(settings),
     }
     session = {"input": source.name, "launcher": list(launcher), "versions": versions()}
     with Run(folder, stage="evolve", settings=resolved, session=session) as run:
@@ -177,21 +145,17 @@ def _link(folder: Path, model: str) -> None:
             link.unlink(missing_ok=True)
 
 
+@dataclass
 class _Rounds:
-    def __init__(
-        self,
-        folder: Path,
-        settings: RoundSettings,
-        launcher: Sequence[str],
-        on_stage: Callable[[int, str], None],
-    ) -> None:
-        self.folder = folder
-        self.settings = settings
-        self.launcher = list(launcher)
-        self.prompt = ["--prompt", str(folder / MODEL_TEMPLATE)]
-        self.on_stage = on_stage
-        self.validation = folder / "steps" / "validation.jsonl"
-        self.train = folder / "steps" / "train.jsonl"
+    folder: Path
+    settings: RoundSettings
+    launcher: Sequence[str]
+    on_stage: Callable[[int, str], None]
+
+    def __post_init__(self) -> None:
+        self.prompt = ("--prompt", str(self.folder / MODEL_TEMPLATE))
+        self.validation = self.folder / "steps" / "validation.jsonl"
+        self.train = self.folder / "steps" / "train.jsonl"
 
     def split(self, source: Source) -> None:
         """Write the steps of training and validation problems to their files, each whole or not at all."""
@@ -219,25 +183,23 @@ class _Rounds:
             os.replace(name, path)
 
     def run(self, number: int, before: RoundResult | None, first_model: str) -> RoundResult:
+        """A round: the first measures, the others sample, pair, train and measure."""
         started = time.monotonic()
         best = before.best if before else first_model
-        model = best if number == 0 else self._trained(number, best)
-        measured = self._measured(number, model)
-        comparison: Comparison | None = None
+        model, num_pairs = self._trained(number, best) if before else (best, None)
+        figures = self._measured(number, model)
+        difference = None
         if before is not None:
             best_round = next(row for row in range(number) if self._model_of(row, first_model) == best)
-            comparison = compare(self._tally(best_round), self._tally(number))
-        figures = {name: figure["value"] for name, figure in measured["figures"].items() if "value" in figure}
-        f1 = figures["f1"] or 0.0
-        difference = comparison.differences["f1"] if comparison else None
+            difference = compare(self._tally(best_round), self._tally(number)).differences["f1"]
         kept = difference is None or (difference.value or 0.0) > 0.0
         return RoundResult(
             round=number,
             model=model,
             best=model if kept else best,
             kept=kept,
-            num_pairs=None if number == 0 else self._num_pairs(number),
-            f1=f1,
+            num_pairs=num_pairs,
+            f1=figures["f1"] or 0.0,
             wrong_acc=figures["wrong_acc"],
             correct_acc=figures["correct_acc"],
             wellformed=figures["wellformed"],
@@ -247,47 +209,34 @@ class _Rounds:
             seconds=round(time.monotonic() - started, 1),
         )
 
-    def _trained(self, number: int, best: str) -> str:
-        """The model of a round: analyses of the best one so far, pairs of them, DPO."""
-        settings, folder = self.settings, self.folder / f"round-{number}"
-        folder.mkdir(exist_ok=True)
-        steps = self._sampled(number, folder)
-        self._stage(
-            number, "analyses",
-            [
-                "data", "analyses", str(steps), "--model", self._spec(best), "-n", str(settings.num_analyses),
-                *self._sampling(number), *self.prompt,
-            ],
+    def _trained(self, number: int, best: str) -> tuple[str, int]:
+        """The model of a round, and its pairs: analyses of the best model so far, pairs of them, DPO."""
+        settings = self.settings
+        steps = self._sampled(number, self.folder / f"round-{number}")
+        analyses = self._stage(
+            number, "analyses", "data", "analyses", str(steps), "--model", self._spec(best), "-n",
+            str(settings.num_analyses), *self._sampling(number), *self.prompt,
         )  # fmt: skip
         # The problems to measure on are none of these: nothing more is held out.
-        self._stage(
-            number, "pairs",
-            [
-                "data", "pairs", str(folder / "analyses"), "--validation", "0", "--seed", str(settings.seed),
-                *settings.pair_options,
-            ],
+        pairs = self._stage(
+            number, "pairs", "data", "pairs", str(analyses), "--validation", "0", "--seed", str(settings.seed),
+            *settings.pair_options,
         )  # fmt: skip
-        self._stage(
-            number, "dpo",
-            ["train", "dpo", str(folder / "pairs"), "--model", best, *settings.train_options],
-            launcher=self.launcher,
-        )  # fmt: skip
-        return str(folder / "dpo" / "model")
+        trained = self._stage(
+            number, "dpo", "train", "dpo", str(pairs), "--model", best, *settings.train_options, launcher=self.launcher
+        )
+        num_pairs = json.loads((pairs / SUMMARY).read_bytes())["parts"]["train"]["rows"]
+        return str(trained / MODEL), num_pairs
 
     def _measured(self, number: int, model: str) -> dict[str, Any]:
-        (self.folder / f"round-{number}").mkdir(exist_ok=True)
-        self._stage(
-            number, "measure",
-            [
-                "bench", "steps", str(self.validation), "--model", self._spec(model), "-k",
-                str(self.settings.judge_analyses), "--stopping", "none", *self._sampling(0), "--allow-missing",
-                *self.prompt,
-            ],
+        """Figures of a model on the validation steps, all analyses drawn."""
+        folder = self._stage(
+            number, "measure", "bench", "steps", str(self.validation), "--model", self._spec(model), "-k",
+            str(self.settings.judge_analyses), "--stopping", "none", *self._sampling(0), "--allow-missing",
+            *self.prompt,
         )  # fmt: skip
-        measured: dict[str, Any] = json.loads(
-            (self.folder / f"round-{number}" / "measure" / "measurement.json").read_bytes()
-        )
-        return measured
+        figures = json.loads((folder / "measurement.json").read_bytes())["figures"]
+        return {name: figure["value"] for name, figure in figures.items() if "value" in figure}
 
     def _sampled(self, number: int, folder: Path) -> Path:
         """The steps that a round samples: all, or so many, round by round from where the last one ended."""
@@ -299,9 +248,7 @@ class _Rounds:
             # As bytes: a line ends at a line feed alone, not at what else Unicode takes for a line end.
             lines = self.train.read_bytes().splitlines(keepends=True)
             chosen = [lines[((number - 1) * size + place) % len(lines)] for place in range(min(size, len(lines)))]
-            partial = path.with_name("steps.partial")
-            partial.write_bytes(b"".join(chosen))
-            os.replace(partial, path)
+            write_atomically(path, b"".join(chosen).decode())
         return path
 
     def _sampling(self, number: int) -> list[str]:
@@ -318,7 +265,7 @@ class _Rounds:
         return f"{engine}:{target}" + (f"?{options}" if options else "")
 
     def _model_of(self, number: int, first_model: str) -> str:
-        return first_model if number == 0 else str(self.folder / f"round-{number}" / "dpo" / "model")
+        return first_model if number == 0 else str(self.folder / f"round-{number}" / "dpo" / MODEL)
 
     def _tally(self, number: int) -> Tally:
         steps = tuple(_steps(Source(str(self.validation))))
@@ -326,16 +273,13 @@ class _Rounds:
         scores = step_scores([SolutionReward.model_validate(row) for row in rows])
         return tally_steps(StepItems(steps), scores, allow_missing=True)
 
-    def _num_pairs(self, number: int) -> int:
-        summary = json.loads((self.folder / f"round-{number}" / "pairs" / "summary.json").read_bytes())
-        return int(summary["parts"]["train"]["rows"])
-
-    def _stage(self, number: int, name: str, arguments: list[str], *, launcher: Sequence[str] = ()) -> None:
+    def _stage(self, number: int, name: str, *arguments: str, launcher: Sequence[str] = ()) -> Path:
         """Run a command of this package into `round-N/NAME`, unless it is complete there."""
         folder = self.folder / f"round-{number}" / name
         if not is_complete(folder):
             self.on_stage(number, name)
             Subcommand(folder, arguments, launcher=launcher, attached=True).wait()
+        return folder
 
 
 def _template(model: str, prompt: str | None) -> PromptTemplate:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
 from rprm.errors import EngineError, RprmError
@@ -136,10 +135,8 @@ def test_a_released_model_from_the_local_cache_of_the_hub(rlhflow_folder: Path, 
 
 
 def test_train_classifier_as_a_command(tiny_model: Path, tmp_path: Path) -> None:
-    from rprm.cli.classifier import classifier
+    from rprm.cli.train import app
 
-    app = typer.Typer()
-    app.command()(classifier)
     steps = tmp_path / "steps.jsonl"
     rows = [
         {"problem": f"P{number}", "step": word, "label": word == "good"}
@@ -150,7 +147,7 @@ def test_train_classifier_as_a_command(tiny_model: Path, tmp_path: Path) -> None
     done = CliRunner().invoke(
         app,
         [
-            str(steps), "--model", str(tiny_model), "--output", str(tmp_path / "run"), "--max-steps", "2",
+            "classifier", str(steps), "--model", str(tiny_model), "--output", str(tmp_path / "run"), "--max-steps", "2",
             "--batch-size", "4", "--device-batch-size", "2", "--max-length", "256", "--validation-share", "0.3",
             "--balance", "--no-gradient-checkpointing",
         ],

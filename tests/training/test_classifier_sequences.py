@@ -17,11 +17,12 @@ from rprm.training.step_sequences import (
     MergeCounts,
     StepSequence,
     TokenSequence,
+    accuracies,
+    best_threshold,
     collate,
     encode_sequences,
     merge_steps,
 )
-from rprm.training.threshold import accuracies, best_threshold
 
 
 def step(problem: str, steps: str, label: bool, number: int = 0) -> LabelledStep:

@@ -1,4 +1,4 @@
-"""Training the rival: it learns, it is handed over whole, and a kill costs nothing."""
+"""Training the baseline classifier: it learns, it is handed over whole, and a kill costs nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rprm.data.splits import is_held_out
 from rprm.errors import EngineError, InputError, SettingsChanged
 from rprm.rewarders import Classifier
 from rprm.training.classifier import ClassifierTraining, train_classifier
-from rprm.training.stage import RunOptions
+from rprm.training.settings import RunOptions
 
 SETTINGS: dict[str, Any] = {
     "learning_rate": 3e-3,
@@ -139,8 +139,8 @@ def test_the_handed_over_model_rewards_as_the_trained_one(trained: Any, tiny_mod
 
     from rprm.rewarders.layouts import QwenLayout
     from rprm.rewarders.network import base_network
+    from rprm.training.classifier import add_embedding, tokenizer_with_tag
     from rprm.training.rows import find_model
-    from rprm.training.step_network import add_embedding, tokenizer_with_tag
 
     tokenizer, is_new = tokenizer_with_tag(find_model(str(tiny_model)), "<extra_0>")
     assert is_new
@@ -292,7 +292,7 @@ def test_gradient_accumulation_counts_every_step_alike(tiny_model: Path, tmp_pat
         (
             [{"problem": "p", "step": "s", "label": True}, {"problem": "p", "step": "t", "label": False}],
             {"patience": 1, "validation_share": 0.0},
-            "patience needs validation steps",
+            "patience needs validation",
         ),
     ],
 )

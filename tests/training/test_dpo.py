@@ -14,7 +14,7 @@ from rprm.engines.tokens import encode_prompt
 from rprm.errors import InputError, PromptError
 from rprm.prompts.library import MODEL_TEMPLATE, load_template
 from rprm.training.dpo import DPOSettings, train_dpo
-from rprm.training.preflight import check_dpo_batch
+from rprm.training.preflight import check_batch
 from rprm.training.sft import train_sft
 from tests.training.conftest import RAW_TEMPLATE, TEMPLATE, make_row
 from tests.training.test_sft import QUICK as QUICK_SFT
@@ -54,9 +54,9 @@ def test_the_trainer_reads_what_the_engine_reads(
     trainer, rows = trainer_of(
         monkeypatch,
         lambda: train_dpo(data, model=str(model), output=tmp_path / "run", settings=QUICK),
-        "dpo.check_dpo_batch",
+        "sft.check_batch",
     )
-    check_dpo_batch(trainer, rows)
+    check_batch(trainer, rows)
     tokenizer = AutoTokenizer.from_pretrained(model)
     wanted = {}
     for number in range(8):
@@ -77,7 +77,7 @@ def test_the_trainer_reads_what_the_engine_reads(
     assert wanted == {}
     trainer.train_dataset = trainer.train_dataset.map(lambda row: {"chosen_ids": row["chosen_ids"][:-1]})
     with pytest.raises(InputError, match="tokens are not those of the rows"):
-        check_dpo_batch(trainer, rows)
+        check_batch(trainer, rows)
 
 
 def test_the_loss_and_its_sft_term(tiny_model: Path, make_data: Callable[..., Path], tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from rprm.errors import RunError
 from rprm.training.handover import Card, hand_over, push
 from rprm.training.rows import BaseModel, find_model
+from rprm.training.settings import RunOptions
 from rprm.training.sft import train_sft
-from rprm.training.stage import RunOptions
 from tests.training.conftest import TEMPLATE
 from tests.training.test_sft import QUICK
 

@@ -20,12 +20,11 @@ from rprm.errors import EngineError, InputError, RunError, SettingsChanged
 from rprm.prompts.library import load_template
 from rprm.prompts.template import Message, Prompt, PromptTemplate
 from rprm.runs import read_manifest
-from rprm.training import stage as stage_module
 from rprm.training.metrics import TrainingCallbacks, read_metrics
-from rprm.training.preflight import check_sft_batch
+from rprm.training.preflight import check_batch
 from rprm.training.rows import check_weights, encode_row, end_token, find_model, read_rows
+from rprm.training.settings import RunOptions
 from rprm.training.sft import SFTSettings, train_sft
-from rprm.training.stage import RunOptions
 from tests.training.conftest import RAW_TEMPLATE, TEMPLATE, make_row, write_rows
 
 #: Three steps of four rows, a checkpoint after each.
@@ -128,7 +127,7 @@ def test_the_trainer_reads_what_the_engine_reads(
     trainer, _ = trainer_of(
         monkeypatch,
         lambda: train_sft(data, model=str(model), output=tmp_path / "run", settings=QUICK),
-        "sft.check_sft_batch",
+        "sft.check_batch",
     )
     tokenizer = AutoTokenizer.from_pretrained(model)
     wanted = {}
@@ -233,12 +232,12 @@ def test_a_trainer_that_changes_the_tokens_is_refused(
     trainer, rows = trainer_of(
         monkeypatch,
         lambda: train_sft(data, model=str(tiny_model), output=tmp_path / "run", settings=QUICK),
-        "sft.check_sft_batch",
+        "sft.check_batch",
     )
-    check_sft_batch(trainer, rows)
+    check_batch(trainer, rows)
     trainer.train_dataset = trainer.train_dataset.map(lambda row: {"input_ids": [*row["input_ids"][:-1], 5]})
     with pytest.raises(InputError, match="tokens are not those of the rows: row 0 should be"):
-        check_sft_batch(trainer, rows)
+        check_batch(trainer, rows)
 
 
 @pytest.mark.parametrize("way", ["packing", "padding_free"])
@@ -284,11 +283,19 @@ def weights(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))}
 
 
-@pytest.mark.parametrize("group_by_length", [False, True])
+@pytest.mark.parametrize(("group_by_length", "last", "is_torn"), [(False, 5, True), (True, 5, True), (True, 7, False)])
 def test_killed_and_resumed(
-    tiny_model: Path, make_data: Callable[..., Path], tmp_path: Path, group_by_length: bool
+    tiny_model: Path,
+    make_data: Callable[..., Path],
+    tmp_path: Path,
+    group_by_length: bool,
+    last: int,
+    is_torn: bool,
 ) -> None:
-    """Checkpoints after steps 2 and 4; killed at 5; that of 4 is torn: it goes on from 2, and ends the same."""
+    """Checkpoints at every second step; killed; the last one torn, it resumes from the one before, and ends the same.
+
+    An epoch has 4 steps: where batches are of like length, the order of the second one is that of the undisturbed run.
+    """
     data = make_data(num_train=16, num_validation=4)
     values = {
         "learning_rate": 1e-3,
@@ -307,17 +314,18 @@ def test_killed_and_resumed(
     assert whole.num_steps == 7
 
     killed = tmp_path / "killed"
-    die_at(5, "sft", data, tiny_model, killed, values)
+    die_at(last, "sft", data, tiny_model, killed, values)
     assert not (killed / "model").exists()
-    assert [row["step"] for row in figures(killed)] == [2, 2, 3, 4, 4]
-    optimizer = killed / "checkpoints" / "checkpoint-4" / "optimizer.pt"
-    optimizer.write_bytes(optimizer.read_bytes()[:1000])
+    assert [row["step"] for row in figures(killed)] == [2, 2, 3, 4, 4, 6, 6][: 5 if last < 6 else 7]
+    if is_torn:
+        optimizer = killed / "checkpoints" / "checkpoint-4" / "optimizer.pt"
+        optimizer.write_bytes(optimizer.read_bytes()[:1000])
     notes: list[str] = []
     resumed = train_sft(
         data, model=str(tiny_model), output=killed, settings=settings, callbacks=TrainingCallbacks(on_note=notes.append)
     )
-    assert resumed.resumed_from == 2
-    assert any("torn-checkpoint-4" in note for note in notes)
+    assert resumed.resumed_from == (2 if is_torn else 6)
+    assert any("torn-checkpoint-4" in note for note in notes) == is_torn
     assert resumed.summary == whole.summary
     assert figures(killed) == figures(tmp_path / "whole")
     assert weights(killed / "model") == weights(tmp_path / "whole" / "model")
@@ -343,11 +351,11 @@ def test_killed_while_handing_over(
         raise RunError("the disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage_module, "hand_over", fail)
+        patch.setattr("rprm.training.sft.hand_over", fail)
         with pytest.raises(RunError, match="disk is full"):
             train_sft(data, model=str(tiny_model), output=tmp_path / "run", settings=settings)
     assert read_manifest(tmp_path / "run")["sessions"][-1]["stopped_by"] == "RunError"
-    monkeypatch.setattr("rprm.training.stage._TrainingRun._fit", fail)
+    monkeypatch.setattr("rprm.training.lifecycle.TrainingRun._fit", fail)
     resumed = train_sft(data, model=str(tiny_model), output=tmp_path / "run", settings=settings)
     assert (resumed.resumed_from, resumed.num_steps) == (3, 3)
     assert weights(resumed.model) == weights(whole.model)

@@ -13,10 +13,9 @@ from typer.testing import CliRunner
 
 from rprm.cli.train import app
 from rprm.errors import InputError
-from rprm.training import presets
-from rprm.training.dpo import DPOSettings
-from rprm.training.presets import DPO_PRESETS, SFT_PRESETS, find_preset
-from rprm.training.sft import SFTSettings
+from rprm.training import settings as presets
+from rprm.training.classifier import ClassifierTraining
+from rprm.training.settings import DPO_PRESETS, SFT_PRESETS, DPOSettings, SFTSettings, find_preset
 
 
 @pytest.fixture(autouse=True)
@@ -97,9 +96,10 @@ def test_presets_and_options(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_setting_has_an_option() -> None:
     """What the library can do, the command can."""
-    for command, settings in (("sft", SFTSettings()), ("dpo", DPOSettings())):
+    for command, settings in (("sft", SFTSettings()), ("dpo", DPOSettings()), ("classifier", ClassifierTraining())):
         text = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).stdout
-        for name in asdict(settings):
+        # A classifier's adapter is always merged.
+        for name in asdict(settings).keys() - ({"merge"} if command == "classifier" else set()):
             option = "--" + {"num_epochs": "epochs"}.get(name, name).replace("_", "-")
             assert option in text, (command, option)
 
@@ -115,7 +115,7 @@ def test_the_papers_values() -> None:
     assert DPOSettings().learning_rate == 5e-7
     for count in (1, 2, 4, 8):
         for preset in (*SFT_PRESETS.values(), *DPO_PRESETS.values()):
-            preset.settings.accumulation(count if preset.settings.batch_size > 8 else 1)
+            preset.accumulation(count if preset.batch_size > 8 else 1)
     with pytest.raises(InputError, match="no preset 'big'; there are paper-7b-sft, small-lora, cpu"):
         find_preset(SFT_PRESETS, "big")
 

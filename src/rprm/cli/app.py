@@ -9,7 +9,6 @@ import typer
 from rprm.cli.added import OpenGroup
 from rprm.cli.bench import app as bench_app
 from rprm.cli.bench_mathematics import mathematics as bench_mathematics
-from rprm.cli.classifier import classifier
 from rprm.cli.data import app as data_app
 from rprm.cli.engines import app as engines_app
 from rprm.cli.evolve import evolve
@@ -50,7 +49,6 @@ def _root(
 
 app.command()(judge)
 bench_app.command("mathematics")(bench_mathematics)
-train_app.command()(classifier)
 app.command()(evolve)
 app.command()(models)
 app.add_typer(data_app, name="data")

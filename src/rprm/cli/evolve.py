@@ -2,52 +2,60 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rprm.cli.options import Json, with_options
+from rprm.training.settings import RoundSettings
+
 if TYPE_CHECKING:
     from rprm.evolve import RoundResult
 
 
+@dataclass(frozen=True)
+class RoundPairs:
+    """Which pairs a round trains on, as `rprm data pairs` takes them."""
+
+    per_step: Annotated[int, "Most pairs of one step."] = 1
+    min_accuracy: Annotated[float, "As for `rprm data pairs`."] = 0.0
+    max_accuracy: Annotated[float, "As for `rprm data pairs`."] = 1.0
+    min_repeats: Annotated[int, "As for `rprm data pairs`."] = 1
+    balance: Annotated[bool, "As for `rprm data pairs`."] = True
+    max_length_ratio: Annotated[float | None, "As for `rprm data pairs`."] = None
+
+    def arguments(self) -> tuple[str, ...]:
+        """Those of the command line; what is as by default of a switch or a missing number is left out."""
+        found: list[str] = []
+        for field in fields(self):
+            value, option = getattr(self, field.name), field.name.replace("_", "-")
+            if value is False:
+                found.append(f"--no-{option}")
+            elif value is not None and value is not True:
+                found += [f"--{option}", str(value)]
+        return tuple(found)
+
+
+@with_options
 def evolve(
     steps: Annotated[
         str, typer.Argument(metavar="STEPS", help="A run folder of `rprm data steps`, or a file of labelled steps.")
     ],
     model: Annotated[str, typer.Option("--model", "-m", help="Folder or hub id of the model to begin with.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the rounds; a killed run goes on there.")],
-    num_rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds of sampling and training.")] = 1,
-    engine: Annotated[
-        str, typer.Option(help="Engine that samples and measures: transformers or vllm.")
-    ] = "transformers",
-    engine_options: Annotated[str, typer.Option(help="Its options: name=value&name=value.")] = "",
-    num_analyses: Annotated[int, typer.Option("-n", "--num-analyses", min=2, help="Sampled of each step.")] = 8,
-    judge_analyses: Annotated[int, typer.Option("-k", min=1, help="K of the measurement.")] = 4,
-    num_sampled_steps: Annotated[
-        int | None, typer.Option("--sampled-steps", min=1, help="Training steps a round samples.  [default: all]")
-    ] = None,
-    temperature: Annotated[float, typer.Option(help="Of the analyses.")] = 0.95,
-    top_p: Annotated[float, typer.Option(help="Of the analyses.")] = 0.95,
-    max_tokens: Annotated[int, typer.Option(help="Longest analysis, in tokens.")] = 2048,
-    validation_share: Annotated[
-        float, typer.Option("--validation", min=0.0, max=0.99, help="Share of the problems to measure on.")
-    ] = 0.05,
-    per_step: Annotated[int, typer.Option(min=1, help="Most pairs of one step.")] = 1,
-    min_accuracy: Annotated[float, typer.Option(min=0.0, max=1.0, help="As for `rprm data pairs`.")] = 0.0,
-    max_accuracy: Annotated[float, typer.Option(min=0.0, max=1.0, help="As for `rprm data pairs`.")] = 1.0,
-    max_length_ratio: Annotated[float | None, typer.Option(min=1.0, help="As for `rprm data pairs`.")] = None,
-    min_repeats: Annotated[int, typer.Option(min=1, help="As for `rprm data pairs`.")] = 1,
-    balance: Annotated[bool, typer.Option(help="As for `rprm data pairs`.")] = True,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the rounds; a killed run resumes there.")],
+    *,
+    settings: RoundSettings,
+    pairs: RoundPairs,
     launcher: Annotated[
         str, typer.Option(help='Starts the training processes, as in "accelerate launch --config_file FILE".')
     ] = "",
     prompt: Annotated[str | None, typer.Option(help="Template, where the model's folder carries none.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the split and the sampling.")] = 0,
     train_options: Annotated[
         list[str] | None, typer.Argument(metavar="[-- TRAIN OPTIONS]", help="Passed to `rprm train dpo`.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object a round on standard output.")] = False,
+    json: Json = False,
 ) -> None:
     """Preference optimisation in rounds: sample, pair, DPO, measure; the better model goes on.
 
@@ -58,23 +66,8 @@ def evolve(
 
     from rich.console import Console
 
-    from rprm.evolve import RoundSettings
     from rprm.evolve import evolve as run_rounds
 
-    pair_options = [
-        "--per-step",
-        str(per_step),
-        "--min-accuracy",
-        str(min_accuracy),
-        "--max-accuracy",
-        str(max_accuracy),
-        "--min-repeats",
-        str(min_repeats),
-    ]
-    if not balance:
-        pair_options.append("--no-balance")
-    if max_length_ratio is not None:
-        pair_options += ["--max-length-ratio", str(max_length_ratio)]
     console = Console(stderr=True, highlight=False)
 
     def tell(result: RoundResult) -> None:
@@ -85,21 +78,7 @@ def evolve(
         steps,
         model,
         output,
-        RoundSettings(
-            num_rounds=num_rounds,
-            engine=engine,
-            engine_options=engine_options,
-            num_analyses=num_analyses,
-            temperature=temperature,
-            top_p=top_p,
-            max_tokens=max_tokens,
-            judge_analyses=judge_analyses,
-            num_sampled_steps=num_sampled_steps,
-            validation_share=validation_share,
-            pair_options=tuple(pair_options),
-            train_options=tuple(train_options or ()),
-            seed=seed,
-        ),
+        replace(settings, pair_options=pairs.arguments(), train_options=tuple(train_options or ())),
         launcher=shlex.split(launcher),
         prompt=prompt,
         on_stage=lambda number, stage: console.print(f"round {number}: {stage}", style="dim"),
@@ -123,17 +102,13 @@ def _table(results: list[RoundResult]) -> Any:
     for name in ("round", "pairs", "wrong", "correct", "F1", "change", "formed", ""):
         table.add_column(name, justify="left" if not name else "right", no_wrap=True)
     for result in results:
-        difference = ""
-        if result.difference is not None:
-            difference = f"{result.difference:+.1f}"
-            if result.difference_low is not None and result.difference_high is not None:
-                difference += f" [{result.difference_low:+.1f}, {result.difference_high:+.1f}]"
+        difference = "" if result.difference is None else f"{result.difference:+.1f}"
+        if result.difference_low is not None and result.difference_high is not None:
+            difference += f" [{result.difference_low:+.1f}, {result.difference_high:+.1f}]"
         table.add_row(
             str(result.round),
             "" if result.num_pairs is None else f"{result.num_pairs:,}",
-            f"{result.wrong_acc:.1f}",
-            f"{result.correct_acc:.1f}",
-            f"{result.f1:.1f}",
+            *(f"{value:.1f}" for value in (result.wrong_acc, result.correct_acc, result.f1)),
             difference,
             "" if result.wellformed is None else f"{result.wellformed:.1f}",
             "start" if result.round == 0 else "goes on" if result.kept else "dropped",

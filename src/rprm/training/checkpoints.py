@@ -1,4 +1,4 @@
-"""Checkpoints of a killed training: which is whole, and where to go on.
+"""Checkpoints of a killed training: which is whole, and where to resume.
 
 The trainer writes `checkpoint-N` in place and, on one process, `trainer_state.json` last. A kill can leave the newest
 folder without some of its files, or with a file cut short. Such a folder is recognised from its files alone and renamed
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import struct
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,9 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from rprm.errors import RunError
-
-#: How many checkpoints are kept at least: the newest may be torn, so that the one before must still be there.
-MIN_KEPT = 2
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 _STATE = "trainer_state.json"
@@ -120,21 +116,14 @@ def defect(path: Path, *, num_processes: int = 1) -> str | None:
 
 
 def _is_whole(file: Path) -> bool:
-    """Whether a safetensors file is as long as its header says: 8 bytes of header length, the header, the tensors."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        start = stream.read(8)
-        if len(start) < 8:
-            return False
-        (length,) = struct.unpack("<Q", start)
-        if length > size - 8:
-            return False
-        try:
-            header = json.loads(stream.read(length))
-        except ValueError:
-            return False
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    return bool(size == 8 + length + max(ends, default=0))
+    """Whether a safetensors file is as long as its header says."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "np"):
+            return True
+    except (SafetensorError, OSError):
+        return False
 
 
 def _checkpoints(folder: Path) -> Iterator[Checkpoint]:

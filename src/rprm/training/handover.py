@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,20 +34,8 @@ _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 @dataclass(frozen=True)
 class Card:
-    """What the card of a model says.
-
-    Attributes:
-        title: of the card.
-        summary: what the model is, in a sentence or two.
-        base: the model it was trained from, with what identifies it.
-        base_id: a hub id for the card's header; None for a folder.
-        data: rows of the table on the training data.
-        settings: every hyperparameter.
-        metrics: figures that the training came to.
-        usage: lines of a shell session.
-        versions: packages it was made with.
-        limits: what it is not for, a sentence each.
-    """
+    """What the card of a model says: `base_id` is a hub id for its header (None for a folder), `data`, `settings`,
+    `metrics` and `versions` are rows of tables, `usage` lines of a shell session, `limits` sentences."""
 
     title: str
     summary: str
@@ -61,30 +50,26 @@ class Card:
 
     def render(self) -> str:
         """The card in Markdown, with the header that the hub reads."""
-        header = ["---", "library_name: transformers"]
-        if self.base_id is not None:
-            header.append(f"base_model: {self.base_id}")
-        header += ["tags:", "- process-reward-model", "- rprm", "---"]
-        lines = [*header, "", f"# {self.title}", "", self.summary, "", f"Trained from {self.base}.", ""]
+        base = [] if self.base_id is None else [f"base_model: {self.base_id}"]
+        lines = ["---", "library_name: transformers", *base, "tags:", "- process-reward-model", "- rprm", "---", ""]
+        lines += [f"# {self.title}", "", self.summary, "", f"Trained from {self.base}.", ""]
         if self.usage:
             lines += ["## Use", "", "```sh", *self.usage, "```", ""]
-        for name, values in (
-            ("Training data", self.data),
-            ("Figures", self.metrics),
-            ("Hyperparameters", self.settings),
-            ("Made with", self.versions),
-        ):
-            if values:
-                lines += [f"## {name}", "", "| | |", "|---|---|", *_table(values), ""]
+        tables = {
+            "Training data": self.data,
+            "Figures": self.metrics,
+            "Hyperparameters": self.settings,
+            "Made with": self.versions,
+        }
+        for title, values in tables.items():
+            rows = [
+                f"| {name} | {f'{value:,}' if type(value) is int else value} |".replace("\n", " ")
+                for name, value in values.items()
+            ]
+            lines += [f"## {title}", "", "| | |", "|---|---|", *rows, ""] if rows else []
         if self.limits:
             lines += ["## What it is not for", "", *(f"- {limit}" for limit in self.limits), ""]
         return "\n".join(lines)
-
-
-def _table(values: Mapping[str, Any]) -> Iterable[str]:
-    for name, value in values.items():
-        shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-        yield f"| {name} | {shown} |".replace("\n", " ")
 
 
 #: What no judge made here is for.
@@ -95,6 +80,17 @@ LIMITS = (
     "(`rprm bench processbench`).",
     "Not for grading people, and not as the only check of anything that matters.",
 )
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write to, which takes the place of `folder` when it is whole."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
 
 
 def hand_over(
@@ -114,8 +110,7 @@ def hand_over(
     Args:
         checkpoint: a complete checkpoint, of a whole model or of a LoRA adapter.
         output: the run folder: `model/` is made there, and, of an adapter that is merged, `adapter/` beside it.
-        base: the model that training began from.
-        tokenizer: its tokenizer, unchanged.
+        base, tokenizer: what training began from.
         template: the prompt that the model reads.
         end: the token that ends a reply; generation stops at it.
         card: of the model.
@@ -128,28 +123,22 @@ def hand_over(
     Raises:
         RunError: the checkpoint has no weights in one piece.
     """
-    folder = output / MODEL
-    partial = output / f"{MODEL}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     is_adapter = (checkpoint / _ADAPTER_FILES[0]).is_file()
-    if is_adapter and merge:
-        shutil.rmtree(output / ADAPTER, ignore_errors=True)
-        (output / ADAPTER).mkdir()
-        _save_adapter(checkpoint, output / ADAPTER, base)
-        _merge(checkpoint, partial, base=base, bf16=bf16)
-    elif is_adapter:
-        _save_adapter(checkpoint, partial, base)
-    else:
-        _copy_weights(checkpoint, partial, bf16=bf16)
-    tokenizer.save_pretrained(partial)
-    if not is_adapter or merge:
-        _set_generation(partial, base, end)
-    (partial / MODEL_TEMPLATE).write_text(template.to_toml(), encoding="utf-8")
-    (partial / CARD).write_text(card.render(), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-    return folder
+    with whole_folder(output / MODEL) as folder:
+        if is_adapter and not merge:
+            _save_adapter(checkpoint, folder, base)
+        else:
+            if is_adapter:
+                with whole_folder(output / ADAPTER) as beside:
+                    _save_adapter(checkpoint, beside, base)
+                _merge(checkpoint, folder, base=base, bf16=bf16)
+            else:
+                _copy_weights(checkpoint, folder, bf16=bf16)
+            _set_generation(folder, base, end)
+        tokenizer.save_pretrained(folder)
+        (folder / MODEL_TEMPLATE).write_text(template.to_toml(), encoding="utf-8")
+        (folder / CARD).write_text(card.render(), encoding="utf-8")
+    return output / MODEL
 
 
 def _save_adapter(checkpoint: Path, folder: Path, base: BaseModel) -> None:
@@ -174,7 +163,8 @@ def _merge(checkpoint: Path, target: Path, *, base: BaseModel, bf16: bool) -> No
 
 
 def _copy_weights(checkpoint: Path, target: Path, *, bf16: bool) -> None:
-    """Weights and configuration of a whole model; one file at a time, so that memory holds no more than that."""
+    """Weights and configuration of a whole model, from files alone, one at a time: memory holds no more than that, and
+    no process of a distributed training needs another for it."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -211,12 +201,10 @@ def _set_generation(folder: Path, base: BaseModel, end: int) -> None:
         generation = GenerationConfig.from_pretrained(base.target, **base.source)
     except OSError:
         generation = GenerationConfig()
+    # Written as JSON: a released config may hold sampling settings that transformers reads but refuses to save.
     ends = [end, *(token for token in base.stops if token != end)]
     generation.eos_token_id = ends if len(ends) > 1 else end
-    path = folder / "generation_config.json"
-    path.unlink(missing_ok=True)
-    # Written as JSON: a released config may hold sampling settings that transformers reads but refuses to save.
-    path.write_text(generation.to_json_string(use_diff=True))
+    (folder / "generation_config.json").write_text(generation.to_json_string(use_diff=True))
 
 
 def push(folder: Path, repository: str, *, private: bool = True, on_note: Callable[[str], None]) -> str:

@@ -1,7 +1,7 @@
 """What a training run measures on its way: `metrics.jsonl` in the run folder, one row for each log and evaluation.
 
 A row is `{"step": int, "epoch": float, ...}` with what the trainer logs under its own names: `loss`, `grad_norm`,
-`learning_rate`, and for an evaluation `eval_loss` and its like. A killed run that goes on from step N drops the rows
+`learning_rate`, and for an evaluation `eval_loss` and its like. A killed run that is resumed from step N drops the rows
 after N, so that no step stands in the file twice.
 """
 
@@ -27,7 +27,7 @@ _LEFT_OUT = ("num_tokens", "eval_num_tokens")
 
 @dataclass
 class TrainingCallbacks:
-    """What is told of a training while it goes on. Called in the main process alone."""
+    """Progress callbacks, called in the main process alone."""
 
     #: Something began: loading, checking, training, saving.
     on_stage: Callable[[str], None] = lambda text: None
@@ -40,7 +40,7 @@ class TrainingCallbacks:
 
 
 def truncate_metrics(path: Path, step: int) -> None:
-    """Drop the rows after `step`, and a last line torn by a kill: training goes on from a checkpoint at `step`.
+    """Drop the rows after `step`, and a last line torn by a kill: training resumes from a checkpoint at `step`.
 
     Raises:
         CorruptRun: a line other than the last is damaged.

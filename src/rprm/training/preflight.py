@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,7 @@ from rprm.data.wellformed import rejected_fault, verdict_fault
 from rprm.errors import InputError, PromptError
 from rprm.prompts.library import MODEL_TEMPLATE, load_template
 from rprm.prompts.template import PLACEHOLDER, Prompt, PromptTemplate
-from rprm.training.rows import REPLIES, BaseModel, TrainingData, TrainingRow, encode_row, read_rows
-
-#: The largest share of rows that may be too long: they are left out and counted.
-MAX_SHARE_TOO_LONG = 0.05
+from rprm.training.rows import MAX_SHARE_TOO_LONG, REPLIES, BaseModel, TrainingData, encode_row, read_rows
 
 #: Offending rows named in a message.
 _NUM_NAMED = 3
@@ -60,52 +58,32 @@ class PromptCheck:
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
         """The user message: fixed texts literal, the step's number the same wherever it stands, anything else free."""
-        first, *rest = PLACEHOLDER.split(self.template.user)
-        parts = [re.escape(first)]
-        numbered = False
         listed = self._listed()
+        patterns = {
+            "steps": listed,
+            "previous_steps": f"(?:{re.escape(self.template.no_previous_steps)}|{listed})",
+            "open_braces": re.escape("{{"),
+            "step_number": r"(?P<number>[1-9][0-9]*)",
+        }
+        first, *rest = PLACEHOLDER.split(self.template.user)
+        pattern = re.escape(first)
         for name, fixed in zip(rest[::2], rest[1::2], strict=True):
+            pattern += patterns.get(name, "(.*?)") + re.escape(fixed)
             if name == "step_number":
-                parts.append("(?P=number)" if numbered else r"(?P<number>[1-9][0-9]*)")
-                numbered = True
-            elif name == "steps":
-                parts.append(listed)
-            elif name == "previous_steps":
-                parts.append(f"(?:{re.escape(self.template.no_previous_steps)}|{listed})")
-            elif name == "open_braces":
-                parts.append(re.escape("{{"))
-            else:
-                parts.append("(.*?)")
-            parts.append(re.escape(fixed))
-        return re.compile("".join(parts), re.DOTALL)
+                patterns[name] = "(?P=number)"
+        return re.compile(pattern, re.DOTALL)
 
     def _listed(self) -> str:
         """A list of steps begins with step 1 in its format, and ends as the format does."""
-        first, *rest = PLACEHOLDER.split(self.template.step_format)
-        opening, closing = re.escape(first), ""
-        at_step = False
-        for name, fixed in zip(rest[::2], rest[1::2], strict=True):
-            at_step = at_step or name == "step"
-            text = {"number": ".*?" if at_step else "1", "step": "", "open_braces": re.escape("{{")}[name]
-            if at_step:
-                closing += text + re.escape(fixed)
-            else:
-                opening += text + re.escape(fixed)
-        return f"{opening}(.*?){closing}"
+        opening, closing = re.split(r"\{\{\s*step\s*\}\}", self.template.step_format, maxsplit=1)
 
+        def literal(text: str, number: str) -> str:
+            first, *rest = PLACEHOLDER.split(text)
+            texts = {"number": number, "open_braces": re.escape("{{"), "step": ""}
+            pairs = zip(rest[::2], rest[1::2], strict=True)
+            return re.escape(first) + "".join(texts[name] + re.escape(fixed) for name, fixed in pairs)
 
-@dataclass
-class _Fault:
-    """A kind of fault: how many rows have it, and the first of them."""
-
-    fix: str
-    count: int = 0
-    named: list[str] = field(default_factory=list)
-
-    def add(self, row: TrainingRow, detail: str = "") -> None:
-        self.count += 1
-        if len(self.named) < _NUM_NAMED:
-            self.named.append(f"line {row.line} (id {row.id!r}{': ' if detail else ''}{detail})")
+        return f"{literal(opening, '1')}(.*?){literal(closing, '.*?')}"
 
 
 def check_rows(data: TrainingData, kind: str) -> None:
@@ -119,58 +97,50 @@ def check_rows(data: TrainingData, kind: str) -> None:
     Raises:
         InputError: what is wrong, in how many rows, and which are the first of them.
     """
-    for path in data.parts.values():
-        _check_part(path, data.template, kind, is_train=path == data.train)
-
-
-def _check_part(path: Path, template: PromptTemplate, kind: str, *, is_train: bool) -> None:
-    check = PromptCheck(template)
-    faults = {
-        "prompt": _Fault(
-            f"have a prompt that template {template.name!r} ({template.digest}) does not make; name the template that "
-            "they were rendered with (--prompt), or render them again"
-        ),
-        "verdict": _Fault(
-            f"do not end in exactly one verdict ({template.verdict.marker!r}, then {template.verdict.yes} or "
-            f"{template.verdict.no}) that {_WANTED[kind]}; drop these rows, or make the data again"
-        ),
-        "id": _Fault("have an id that an earlier row has; make ids unique"),
+    template, verdict = data.template, data.template.verdict
+    wanted = "agrees with the label"
+    if kind == "dpo":
+        wanted += " (a rejected reply may have any number, none of which agrees)"
+    fixes = {
+        "prompt": f"have a prompt that template {template.name!r} ({template.digest}) does not make; name the template "
+        "that they were rendered with (--prompt), or render them again",
+        "verdict": f"do not end in exactly one verdict ({verdict.marker!r}, then {verdict.yes} or {verdict.no}) that "
+        f"{wanted}; drop these rows, or make the data again",
+        "id": "have an id that an earlier row has; make ids unique",
     }
-    labels: dict[bool, int] = {True: 0, False: 0}
-    ids: set[str] = set()
-    for row in read_rows(path, kind):
-        labels[row.label] += 1
-        if row.id in ids:
-            faults["id"].add(row)
-        ids.add(row.id)
-        if not check.accepts(row.prompt):
-            faults["prompt"].add(row)
-        for column, reply in zip(REPLIES[kind], row.replies, strict=True):
-            find_fault = rejected_fault if column == "rejected" else verdict_fault
-            if (fault := find_fault(reply, template.verdict, row.label)) is not None:
-                faults["verdict"].add(row, f"{column}: {fault}")
-                break
-    num_rows = sum(labels.values())
-    if not num_rows:
-        raise InputError(f"{path} has no row; make the data with more analyses")
-    if found := [fault for fault in faults.values() if fault.count]:
-        listed = "\n".join(
-            f"  {fault.count:,} of {num_rows:,} rows {fault.fix}; the first: {', '.join(fault.named)}"
-            for fault in found
-        )
-        raise InputError(f"{path} cannot be trained on:\n{listed}")
-    if is_train and not all(labels.values()):
-        only = template.verdict.yes if labels[True] else template.verdict.no
-        raise InputError(
-            f"{path}: all {num_rows:,} rows have the label of {only}; a judge trained on them would always say so; "
-            "add rows of the other label"
-        )
-
-
-_WANTED = {
-    "sft": "agrees with the label",
-    "dpo": "agrees with the label (a rejected reply may have any number, none of which agrees)",
-}
+    check = PromptCheck(template)
+    for path in data.parts.values():
+        faults: dict[str, list[str]] = {fault: [] for fault in fixes}
+        ids: set[str] = set()
+        labels = Counter[bool]()
+        for row in read_rows(path, kind):
+            where = f"line {row.line} (id {row.id!r}"
+            labels[row.label] += 1
+            if row.id in ids:
+                faults["id"].append(f"{where})")
+            ids.add(row.id)
+            if not check.accepts(row.prompt):
+                faults["prompt"].append(f"{where})")
+            for column, reply in zip(REPLIES[kind], row.replies, strict=True):
+                find_fault = rejected_fault if column == "rejected" else verdict_fault
+                if (fault := find_fault(reply, verdict, row.label)) is not None:
+                    faults["verdict"].append(f"{where}: {column}: {fault})")
+                    break
+        num_rows = labels.total()
+        if not num_rows:
+            raise InputError(f"{path} has no row; make the data with more analyses")
+        if any(faults.values()):
+            listed = "".join(
+                f"\n  {len(found):,} of {num_rows:,} rows {fixes[fault]}; the first: {', '.join(found[:_NUM_NAMED])}"
+                for fault, found in faults.items()
+                if found
+            )
+            raise InputError(f"{path} cannot be trained on:{listed}")
+        if path == data.train and len(labels) == 1:
+            raise InputError(
+                f"{path}: all {num_rows:,} rows have the label of {verdict.yes if labels[True] else verdict.no}; a "
+                "judge trained on them would always say so; add rows of the other label"
+            )
 
 
 def check_model_template(model: BaseModel, template: PromptTemplate, *, deliberate: bool) -> None:
@@ -198,19 +168,21 @@ def check_model_template(model: BaseModel, template: PromptTemplate, *, delibera
 # --- tokens -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass
 class PartCounts:
     """Rows of a part that are trained on, those left out as too long, and tokens (each reply with its prompt)."""
 
-    num_rows: int
-    num_too_long: int
-    num_yes: int
-    num_no: int
-    num_tokens: int
-    num_reply_tokens: int
-    longest: int
+    num_rows: int = 0
+    num_too_long: int = 0
+    num_yes: int = 0
+    num_no: int = 0
+    num_tokens: int = 0
+    num_reply_tokens: int = 0
+    longest: int = 0
 
 
+#: Columns of the rows as a trainer takes them.
+_COLUMNS = {"sft": ("input_ids", "labels"), "dpo": ("prompt_ids", "chosen_ids", "rejected_ids")}
 _COUNTS = "counts.json"
 
 
@@ -245,20 +217,19 @@ def encode_data(
     """
     if folder.is_dir():
         return {part: PartCounts(**counts) for part, counts in json.loads((folder / _COUNTS).read_text()).items()}
+    import pyarrow as pa
+
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    found = {}
+    schema = pa.schema([(name, pa.list_(pa.int32())) for name in _COLUMNS[kind]])
+    found: dict[str, PartCounts] = {}
     for part, path in data.parts.items():
-        counts = found[part] = _encode_part(
-            path,
-            kind,
-            partial / f"{part}.arrow",
-            PromptCheck(data.template),
-            tokenizer=tokenizer,
-            end=end,
-            max_length=max_length,
-        )
+        counts = found[part] = PartCounts()
+        rows = _encoded_rows(data, path, kind, counts, tokenizer=tokenizer, end=end, max_length=max_length)
+        with (partial / f"{part}.arrow").open("wb") as stream, pa.ipc.new_stream(stream, schema) as writer:
+            while pending := list(islice(rows, 1000)):
+                writer.write_batch(pa.RecordBatch.from_pylist(pending, schema=schema))
         if counts.num_too_long:
             on_note(
                 f"{path}: {counts.num_too_long:,} of {counts.num_rows + counts.num_too_long:,} rows are longer than "
@@ -269,53 +240,37 @@ def encode_data(
     return found
 
 
-def _encode_part(
-    path: Path, kind: str, target: Path, check: PromptCheck, *, tokenizer: Any, end: int, max_length: int
-) -> PartCounts:
-    import pyarrow as pa
-
-    names = ("input_ids", "labels") if kind == "sft" else ("prompt_ids", "chosen_ids", "rejected_ids")
-    schema = pa.schema([(name, pa.list_(pa.int32())) for name in names])
-    labels = {True: 0, False: 0}
-    num_tokens = num_reply_tokens = longest = 0
-    too_long: list[tuple[TrainingRow, int]] = []
-    num_too_long = 0
-    pending: list[dict[str, list[int]]] = []
-    with target.open("wb") as stream, pa.ipc.new_stream(stream, schema) as writer:
-        for row in read_rows(path, kind):
-            prompt, replies = encode_row(tokenizer, replace(row, prompt=check.marked(row.prompt)), end)
-            length = len(prompt) + max(map(len, replies))
-            if length > max_length:
-                num_too_long += 1
-                if len(too_long) < _NUM_NAMED:
-                    too_long.append((row, length))
-                continue
-            labels[row.label] += 1
-            longest = max(longest, length)
-            num_reply_tokens += sum(map(len, replies))
-            num_tokens += sum(len(prompt) + len(reply) for reply in replies)
-            pending.append(columns_of(kind, prompt, replies))
-            if len(pending) == 1000:
-                writer.write_batch(pa.RecordBatch.from_pylist(pending, schema=schema))
-                pending = []
-        if pending:
-            writer.write_batch(pa.RecordBatch.from_pylist(pending, schema=schema))
-    num_rows = sum(labels.values())
-    if num_too_long > MAX_SHARE_TOO_LONG * (num_rows + num_too_long):
-        named = ", ".join(f"line {row.line} (id {row.id!r}, {length:,} tokens)" for row, length in too_long)
+def _encoded_rows(
+    data: TrainingData, path: Path, kind: str, counts: PartCounts, *, tokenizer: Any, end: int, max_length: int
+) -> Iterator[dict[str, list[int]]]:
+    """Rows of a file that are short enough; `counts` is complete when they are through."""
+    check = PromptCheck(data.template)
+    too_long: list[str] = []
+    for row in read_rows(path, kind):
+        prompt, replies = encode_row(tokenizer, replace(row, prompt=check.marked(row.prompt)), end)
+        length = len(prompt) + max(map(len, replies))
+        if length > max_length:
+            counts.num_too_long += 1
+            if len(too_long) < _NUM_NAMED:
+                too_long.append(f"line {row.line} (id {row.id!r}, {length:,} tokens)")
+            continue
+        counts.num_rows += 1
+        counts.num_yes += row.label
+        counts.num_no += not row.label
+        counts.longest = max(counts.longest, length)
+        counts.num_reply_tokens += sum(map(len, replies))
+        counts.num_tokens += sum(len(prompt) + len(reply) for reply in replies)
+        if kind == "sft":
+            yield {"input_ids": prompt + replies[0], "labels": [-100] * len(prompt) + replies[0]}
+        else:
+            yield {"prompt_ids": prompt, "chosen_ids": replies[0], "rejected_ids": replies[1]}
+    total = counts.num_rows + counts.num_too_long
+    if counts.num_too_long > MAX_SHARE_TOO_LONG * total:
         raise InputError(
-            f"{path}: {num_too_long:,} of {num_rows + num_too_long:,} rows are longer than max_length {max_length:,}, "
-            f"more than {MAX_SHARE_TOO_LONG:.0%}; the first: {named}; raise --max-length, or make shorter data (rows "
-            "are never cut: the verdict stands at their end)"
+            f"{path}: {counts.num_too_long:,} of {total:,} rows are longer than max_length {max_length:,}, more than "
+            f"{MAX_SHARE_TOO_LONG:.0%}; the first: {', '.join(too_long)}; raise --max-length, or make shorter data "
+            "(rows are never cut: the verdict stands at their end)"
         )
-    return PartCounts(num_rows, num_too_long, labels[True], labels[False], num_tokens, num_reply_tokens, longest)
-
-
-def columns_of(kind: str, prompt: Sequence[int], replies: Sequence[Sequence[int]]) -> dict[str, list[int]]:
-    """A row as the trainer takes it, from token ids."""
-    if kind == "sft":
-        return {"input_ids": [*prompt, *replies[0]], "labels": [-100] * len(prompt) + list(replies[0])}
-    return {"prompt_ids": list(prompt), "chosen_ids": list(replies[0]), "rejected_ids": list(replies[1])}
 
 
 def open_rows(folder: Path, part: str) -> Any:
@@ -326,13 +281,28 @@ def open_rows(folder: Path, part: str) -> Any:
     return Dataset.from_file(str(path)) if path.is_file() else None
 
 
+def row_lengths(rows: Any) -> list[int]:
+    """Tokens of the longest sequence of each row of a data set, as the trainer has it."""
+    import numpy as np
+    import pyarrow.compute as pc
+
+    sums: list[tuple[str, ...]] = [("input_ids",)]
+    if "input_ids" not in rows.column_names:
+        sums = [("prompt_ids", side) for side in ("chosen_ids", "rejected_ids")]
+    found: list[int] = []
+    for part in rows.with_format("arrow").iter(batch_size=10_000):
+        lengths = [sum(pc.list_value_length(part[name]).to_numpy() for name in names) for names in sums]
+        found += np.max(lengths, axis=0).tolist()
+    return found
+
+
 # --- the trainer's own batches ------------------------------------------------------------------------------------
 
 _CHANGED = "; the installed TRL treats pre-tokenised rows in another way than this package knows: use trl 1.16"
 
 
-def check_sft_batch(trainer: Any, rows: Any, *, num_rows: int = 4) -> None:
-    """Compare a batch that `SFTTrainer` makes of its first rows with the rows: tokens, and where the loss is.
+def check_batch(trainer: Any, rows: Any, *, num_rows: int = 4) -> None:
+    """Compare a batch that TRL's trainer makes of its first rows with the rows: tokens, and where the loss is.
 
     Args:
         trainer: with its data set prepared.
@@ -342,10 +312,10 @@ def check_sft_batch(trainer: Any, rows: Any, *, num_rows: int = 4) -> None:
     Raises:
         InputError: they differ.
     """
-    wanted = [(row["input_ids"], row["labels"]) for row in _first(rows, num_rows)]
-    prepared = list(_first(trainer.train_dataset, num_rows))
-    batch = trainer.data_collator(prepared)
-    found = _split_batch(batch)
+    given, prepared = (
+        [part[index] for index in range(min(num_rows, len(part)))] for part in (rows, trainer.train_dataset)
+    )
+    found = _split_batch(trainer.data_collator(prepared))
     if "seq_lengths" in prepared[0]:
         # Packed in an order of its own: each sequence must be some row's, prompt without loss, the rest with.
         for ids, labels in found:
@@ -353,53 +323,32 @@ def check_sft_batch(trainer: Any, rows: Any, *, num_rows: int = 4) -> None:
             if not 0 < start < len(labels) or labels[start:] != ids[start:]:
                 raise InputError(f"a packed sequence of the trainer is no row of the data{_CHANGED}")
         return
+    if "input_ids" in given[0]:
+        wanted = [(row["input_ids"], row["labels"]) for row in given]
+    else:
+        wanted = [
+            (row["prompt_ids"] + row[side], [-100] * len(row["prompt_ids"]) + row[side])
+            for side in ("chosen_ids", "rejected_ids")
+            for row in given
+        ]
     if found != wanted:
-        raise InputError(f"the trainer's tokens are not those of the rows: {_difference(wanted, found)}{_CHANGED}")
-
-
-def check_dpo_batch(trainer: Any, rows: Any, *, num_rows: int = 4) -> None:
-    """Compare a batch that `DPOTrainer` makes of its first rows with the rows; see `check_sft_batch`."""
-    prepared = list(_first(trainer.train_dataset, num_rows))
-    batch = trainer.data_collator(prepared)
-    wanted = []
-    for name in ("chosen_ids", "rejected_ids"):
-        for row in _first(rows, num_rows):
-            ids = [*row["prompt_ids"], *row[name]]
-            wanted.append((ids, [-100] * len(row["prompt_ids"]) + row[name]))
-    found = []
-    for ids, mask, loss in zip(
-        batch["input_ids"].tolist(), batch["attention_mask"].tolist(), batch["completion_mask"].tolist(), strict=True
-    ):
-        length = sum(mask)
-        found.append((ids[:length], [token if on else -100 for token, on in zip(ids, loss, strict=True)][:length]))
-    if found != wanted:
-        raise InputError(f"the trainer's tokens are not those of the rows: {_difference(wanted, found)}{_CHANGED}")
-
-
-def _first(rows: Any, number: int) -> Iterable[dict[str, Any]]:
-    return (rows[index] for index in range(min(number, len(rows))))
+        number = next((n for n, pair in enumerate(zip(wanted, found, strict=False)) if pair[0] != pair[1]), None)
+        difference = (
+            f"{len(wanted)} rows were given, {len(found)} came"
+            if number is None
+            else f"row {number} should be {len(wanted[number][0])} tokens ending in {wanted[number][0][-4:]}, and is "
+            f"{len(found[number][0])} tokens ending in {found[number][0][-4:]}"
+        )
+        raise InputError(f"the trainer's tokens are not those of the rows: {difference}{_CHANGED}")
 
 
 def _split_batch(batch: Any) -> list[tuple[list[int], list[int]]]:
-    """Sequences of a batch, unpadded: (ids, labels)."""
+    """Sequences of a batch, unpadded: (ids, labels), the latter -100 where there is no loss."""
+    ids = batch["input_ids"]
+    labels = batch["labels"] if "labels" in batch else ids.where(batch["completion_mask"].bool(), -100)
     if "attention_mask" in batch:
-        return [
-            (ids[: sum(mask)], labels[: sum(mask)])
-            for ids, labels, mask in zip(
-                batch["input_ids"].tolist(), batch["labels"].tolist(), batch["attention_mask"].tolist(), strict=True
-            )
-        ]
-    ids, labels = batch["input_ids"][0].tolist(), batch["labels"][0].tolist()
-    places = batch["position_ids"][0].tolist()
-    starts = [index for index, place in enumerate(places) if place == 0] + [len(ids)]
-    return [(ids[a:b], labels[a:b]) for a, b in pairwise(starts)]
-
-
-def _difference(wanted: Sequence[Any], found: Sequence[Any]) -> str:
-    for number, (one, other) in enumerate(zip(wanted, found, strict=False)):
-        if one != other:
-            return (
-                f"row {number} should be {len(one[0])} tokens ending in {one[0][-4:]}, and is {len(other[0])} tokens "
-                f"ending in {other[0][-4:]}"
-            )
-    return f"{len(wanted)} rows were given, {len(found)} came"
+        lengths = batch["attention_mask"].sum(-1).tolist()
+        rows = zip(ids.tolist(), labels.tolist(), lengths, strict=True)
+        return [(row[:length], loss[:length]) for row, loss, length in rows]
+    starts = [*(batch["position_ids"][0] == 0).nonzero().flatten().tolist(), ids.shape[1]]
+    return [(ids[0, a:b].tolist(), labels[0, a:b].tolist()) for a, b in pairwise(starts)]

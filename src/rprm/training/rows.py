@@ -8,6 +8,7 @@ template goes on, other tokens where prompt and reply merge. So rows reach the t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
@@ -23,6 +24,9 @@ from rprm.engines.tokens import control_tokens, encode_prompt, encode_text
 from rprm.errors import EngineError, InputError, PromptError, RequestRefused
 from rprm.prompts.library import MODEL_TEMPLATE, load_template
 from rprm.prompts.template import Message, Prompt, PromptTemplate
+
+#: The largest share of rows or steps that may be too long: they are left out and counted.
+MAX_SHARE_TOO_LONG = 0.05
 
 #: Columns that hold the replies of a row, by kind of training.
 REPLIES = {"sft": ("completion",), "dpo": ("chosen", "rejected")}
@@ -126,18 +130,12 @@ def read_rows(path: Path, kind: str) -> Iterator[TrainingRow]:
                 )
             if not isinstance(row["id"], str) or not isinstance(row["label"], bool):
                 raise InputError(f"{where}: id must be a text and label true or false")
-            prompt = _prompt(row["prompt"], where)
-            replies = tuple(_reply(row[name], prompt.chat, f"{where}: {name}") for name in columns)
-            yield TrainingRow(path, number, row["id"], row["label"], prompt, replies)
-
-
-def _prompt(value: Any, where: str) -> Prompt:
-    if isinstance(value, str):
-        return Prompt((Message("user", value),), chat=False)
-    messages = _messages(value, f"{where}: prompt")
-    if not messages or messages[-1].role != "user":
-        raise InputError(f"{where}: prompt must end in a message of the user")
-    return Prompt(tuple(messages))
+            chat = not isinstance(row["prompt"], str)
+            messages = _messages(row["prompt"], f"{where}: prompt") if chat else [Message("user", row["prompt"])]
+            if not messages or messages[-1].role != "user":
+                raise InputError(f"{where}: prompt must end in a message of the user")
+            replies = tuple(_reply(row[name], chat, f"{where}: {name}") for name in columns)
+            yield TrainingRow(path, number, row["id"], row["label"], Prompt(tuple(messages), chat=chat), replies)
 
 
 def _reply(value: Any, chat: bool, where: str) -> str:
@@ -153,13 +151,10 @@ def _reply(value: Any, chat: bool, where: str) -> str:
 def _messages(value: Any, where: str) -> list[Message]:
     if not isinstance(value, list):
         raise InputError(f"{where} must be a list of messages, or a text throughout")
-    messages = []
     for entry in value:
-        role, content = (entry.get("role"), entry.get("content")) if isinstance(entry, dict) else (None, None)
-        if not isinstance(role, str) or not isinstance(content, str):
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(name), str) for name in ("role", "content")):
             raise InputError(f"{where}: a message has a role and a content, both texts, not {entry!r:.80}")
-        messages.append(Message(role, content))
-    return messages
+    return [Message(entry["role"], entry["content"]) for entry in value]
 
 
 # --- tokens -------------------------------------------------------------------------------------------------------
@@ -207,12 +202,10 @@ def find_model(target: str, revision: str | None = None) -> BaseModel:
 
         config = AutoConfig.from_pretrained(target, revision=revision, trust_remote_code=False)
     commit = None if path.is_dir() else commit_of(target, revision) or revision
-    try:
-        generation = GenerationConfig.from_pretrained(target, **({} if commit is None else {"revision": commit}))
-        ends = generation.eos_token_id
-    except OSError:
-        ends = None
     text_config = config.get_text_config()
+    ends = None
+    with contextlib.suppress(OSError):
+        ends = GenerationConfig.from_pretrained(target, **({} if commit is None else {"revision": commit})).eos_token_id
     if ends is None:
         ends = getattr(text_config, "eos_token_id", None)
     return BaseModel(
@@ -247,29 +240,23 @@ def end_token(tokenizer: Any, stops: tuple[int, ...], *, chat: bool) -> int:
     Raises:
         EngineError: there is no token at which an engine would stop.
     """
+    import jinja2
+
     eos: int | None = tokenizer.eos_token_id
-    allowed = {*stops, *(() if eos is None else (eos,))}
     if chat and getattr(tokenizer, "chat_template", None):
-        for token in _after_reply(tokenizer):
-            if token in allowed:
-                return token
+        probe = "It is so."
+        messages = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": probe}]
+        text = ""
+        # Of a template that refuses such a conversation it cannot be told.
+        with contextlib.suppress(jinja2.TemplateError):
+            text = tokenizer.apply_chat_template(messages, tokenize=False)
+        _, found, after = text.rpartition(probe)
+        for token in tokenizer.encode(after, add_special_tokens=False) if found else ():
+            if token == eos or token in stops:
+                return int(token)
     if eos is None:
         raise EngineError("the tokenizer has no EOS token, so that a reply could never end; set eos_token")
     return eos
-
-
-def _after_reply(tokenizer: Any) -> list[int]:
-    """Tokens that the chat template writes after a reply; none where it cannot be told."""
-    import jinja2
-
-    probe = "It is so."
-    messages = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": probe}]
-    try:
-        text: str = tokenizer.apply_chat_template(messages, tokenize=False)
-    except jinja2.TemplateError:
-        return []
-    at = text.rfind(probe)
-    return list(tokenizer.encode(text[at + len(probe) :], add_special_tokens=False)) if at >= 0 else []
 
 
 def encode_row(tokenizer: Any, row: TrainingRow, end: int) -> tuple[list[int], list[list[int]]]:
@@ -278,18 +265,18 @@ def encode_row(tokenizer: Any, row: TrainingRow, end: int) -> tuple[list[int], l
     Raises:
         InputError: a reply holds the end token in its text, and the tokenizer spells it in no other way.
     """
-    prompt = encode_prompt(tokenizer, row.prompt)
+    where = f"{row.file}, line {row.line} (id {row.id!r})"
     control = control_tokens(tokenizer)
     replies = []
     for reply in row.replies:
         try:
             ids = encode_text(tokenizer, reply, control)
         except RequestRefused as error:
-            raise InputError(f"{row.file}, line {row.line} (id {row.id!r}): {error}; remove it from the text") from None
+            raise InputError(f"{where}: {error}; remove it from the text") from None
         if end in ids:
             raise InputError(
-                f"{row.file}, line {row.line} (id {row.id!r}): the reply holds the token that ends a reply, "
-                f"{tokenizer.decode([end])!r}; remove it from the text"
+                f"{where}: the reply holds the token that ends a reply, {tokenizer.decode([end])!r}; remove it from "
+                "the text"
             )
         replies.append([*ids, end])
-    return prompt, replies
+    return encode_prompt(tokenizer, row.prompt), replies
