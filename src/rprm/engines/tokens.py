@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -27,12 +27,14 @@ _OPENING_TOKENS = 16
 
 @dataclass(frozen=True)
 class VerdictTokens:
-    """Ids of the tokens that read as Yes and as No. Disjoint, never empty."""
+    """Ids of the tokens that read as Yes and as No (disjoint, never empty), and the word that each of them writes."""
 
     yes: tuple[int, ...]
     no: tuple[int, ...]
+    words: Mapping[int, str]
 
     @classmethod
+    @lru_cache(maxsize=4)
     def of(cls, tokenizer: Any, verdict: VerdictFormat) -> VerdictTokens:
         """Find the variants of both answers in a tokenizer's vocabulary.
 
@@ -43,39 +45,32 @@ class VerdictTokens:
         Raises:
             EngineError: the first tokens of both answers are equal, so that one position cannot tell them apart.
         """
-        forms = [verdict.forms(answer) for answer in (verdict.yes, verdict.no)]
-        yes, no = (_single_tokens(tokenizer, side) for side in forms)
+
+        def found(answer: str, *, whole: bool) -> dict[int, str]:
+            words = {}
+            for form in verdict.forms(answer):
+                # Some tokenizers add a bare space token of their own before a word: look past it.
+                pieces = [(id_, tokenizer.decode([id_]).strip()) for id_ in encode_bare(tokenizer, form)]
+                pieces = [piece for piece in pieces if piece[1]]
+                if pieces and (not whole or (len(pieces) == 1 and pieces[0][1] == form.strip())):
+                    words.update(pieces[:1])
+            return words
+
+        yes, no = (found(answer, whole=True) for answer in (verdict.yes, verdict.no))
         if not yes or not no:
-            yes, no = (_first_tokens(tokenizer, side) for side in forms)
-        both = set(yes) & set(no)
-        yes, no = (tuple(token for token in side if token not in both) for side in (yes, no))
-        if not yes or not no:
+            yes, no = (found(answer, whole=False) for answer in (verdict.yes, verdict.no))
+        sides = tuple(id_ for id_ in yes if id_ not in no), tuple(id_ for id_ in no if id_ not in yes)
+        if not all(sides):
             raise EngineError(
                 f"the tokenizer does not tell {verdict.yes!r} from {verdict.no!r} at their first token; "
                 "use a prompt template with other answer words"
             )
-        return cls(yes, no)
+        return cls(*sides, {id_: (yes | no)[id_] for side in sides for id_ in side})
 
 
-def _single_tokens(tokenizer: Any, forms: Sequence[str]) -> tuple[int, ...]:
-    ids: dict[int, None] = {}
-    for form in forms:
-        encoded = tokenizer.encode(form, add_special_tokens=False)
-        # Some tokenizers add a bare space token of their own before a word: look past it.
-        kept = [token for token in encoded if tokenizer.decode([token]).strip()]
-        if len(kept) == 1 and tokenizer.decode(kept).strip() == form.strip():
-            ids[kept[0]] = None
-    return tuple(ids)
-
-
-def _first_tokens(tokenizer: Any, forms: Sequence[str]) -> tuple[int, ...]:
-    ids: dict[int, None] = {}
-    for form in forms:
-        encoded = tokenizer.encode(form, add_special_tokens=False)
-        kept = [token for token in encoded if tokenizer.decode([token]).strip()]
-        if kept:
-            ids[kept[0]] = None
-    return tuple(ids)
+def encode_bare(tokenizer: Any, text: str) -> list[int]:
+    """Ids of a text alone, without what the tokenizer begins or ends a text with; tokens that it spells are meant."""
+    return list(tokenizer.encode(text, add_special_tokens=False))
 
 
 def encode_prompt(tokenizer: Any, prompt: Prompt, reply: str = "") -> list[int]:

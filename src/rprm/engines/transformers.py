@@ -13,17 +13,19 @@ import inspect
 import random
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rprm.engines.base import Completion, EngineInfo, Sampling, check_least, clipped
 from rprm.engines.files import identity
 from rprm.engines.loading import load_model
-from rprm.engines.tokens import VerdictTokens, encode_prompt, thinking_opening
+from rprm.engines.tokens import VerdictTokens, encode_prompt
+from rprm.engines.transcript import TokenTranscript
 from rprm.engines.worker import Job, ModelWorker, placement
 from rprm.errors import EngineError, RequestRefused
 from rprm.prompts.template import Prompt
-from rprm.verdict import Verdict, VerdictChoice, VerdictFormat
+from rprm.verdict import VerdictChoice, VerdictFormat
 
 if TYPE_CHECKING:
     import torch
@@ -83,7 +85,6 @@ class TransformersEngine:
         self._info: EngineInfo | None = None
         self._starting: asyncio.Lock | None = None
         self._worker: _Worker | None = None
-        self._verdict_tokens: dict[VerdictFormat, VerdictTokens] = {}
 
     async def start(self, *, chat: bool = True) -> EngineInfo:
         if self._starting is None:
@@ -99,18 +100,17 @@ class TransformersEngine:
         if not ids:
             raise RequestRefused("the prompt is empty")
         sampling = replace(sampling, max_tokens=clipped(len(ids), sampling.max_tokens, context_length))
-        tokens = self._tokens_of(sampling.verdict) if sampling.verdict else None
-        opening = "" if prompt.reply else thinking_opening(self.tokenizer, prompt, ids)
-        completion: Completion = await worker.submit(_Job(ids, sampling, tokens, opening))
+        answers = VerdictTokens.of(self.tokenizer, sampling.verdict) if sampling.verdict else None
+        transcript = TokenTranscript(self.tokenizer, prompt, ids, sampling, answers)
+        completion: Completion = await worker.submit(_Sample(ids, answers, sampling, transcript))
         return completion
 
     async def choose(self, prompt: Prompt, text: str, verdict: VerdictFormat) -> VerdictChoice:
         worker, context_length = self._ready()
         ids = encode_prompt(self.tokenizer, prompt, text)
         clipped(len(ids), 1, context_length)
-        tokens = self._tokens_of(verdict)
-        logprob_yes, logprob_no = await worker.submit(_Job(ids, None, tokens))
-        return VerdictChoice(len(text), logprob_yes, logprob_no)
+        logprobs = await worker.submit(_Job(ids, VerdictTokens.of(self.tokenizer, verdict)))
+        return VerdictChoice(len(text), *logprobs)
 
     async def aclose(self) -> None:
         if self._worker is not None:
@@ -123,11 +123,6 @@ class TransformersEngine:
             raise EngineError(f"{self.spec}: the engine is not started")
         assert self._info.context_length is not None
         return self._worker, self._info.context_length
-
-    def _tokens_of(self, verdict: VerdictFormat) -> VerdictTokens:
-        if verdict not in self._verdict_tokens:
-            self._verdict_tokens[verdict] = VerdictTokens.of(self.tokenizer, verdict)
-        return self._verdict_tokens[verdict]
 
     def _load(self) -> EngineInfo:
         device, dtype, torch_dtype = placement(self.spec, self._device, self._dtype, self._num_threads)
@@ -156,28 +151,28 @@ class TransformersEngine:
 
 @dataclass(eq=False)
 class _Job(Job):
-    """A request: a completion with `sampling`, a second pass without. `opening` stands before the completion's text."""
+    """A request: a second pass, of the answers after `ids`."""
 
     ids: list[int]
-    sampling: Sampling | None
-    verdict_tokens: VerdictTokens | None
-    opening: str = ""
+    answers: VerdictTokens | None
 
 
 @dataclass(eq=False)
-class _Row:
-    """A completion being decoded, in a slot of the cache."""
+class _Sample(_Job):
+    """A request for a completion. While it is decoded, it is a row in a slot of the cache."""
 
-    job: _Job
     sampling: Sampling
-    generator: torch.Generator
-    num_cached: int
+    transcript: TokenTranscript
+    num_cached: int = 0
     slot: int = -1
-    tokens: list[int] = field(default_factory=list)
-    choices: list[VerdictChoice] = field(default_factory=list)
-    # A verdict that may yet turn out to be the beginning of something longer, and the tokens up to it.
-    verdict: Verdict | None = None
-    num_to_verdict: int = 0
+    token: int = -1
+
+    def __post_init__(self) -> None:
+        import torch
+
+        seed = self.sampling.seed
+        self.generator = torch.Generator()
+        self.generator.manual_seed(seed if seed is not None else random.SystemRandom().getrandbits(63))
 
 
 @dataclass(eq=False)
@@ -199,7 +194,7 @@ class _Worker(ModelWorker[_Job]):
         self.tokenizer = tokenizer
         self.max_rows = max_rows
         self.prefix_tokens = prefix_tokens
-        self.rows: list[_Row] = []
+        self.rows: list[_Sample] = []
         self.prefixes: OrderedDict[tuple[int, ...], _Prefix] = OrderedDict()
         # What a model's forward calls its cache: transformers 5.24 renames it.
         parameters = inspect.signature(model.forward).parameters
@@ -219,7 +214,7 @@ class _Worker(ModelWorker[_Job]):
 
     def drop_cancelled(self) -> None:
         super().drop_cancelled()
-        self._keep([index for index, row in enumerate(self.rows) if row.job in self.unanswered])
+        self._keep([index for index, row in enumerate(self.rows) if row in self.unanswered])
 
     def work(self) -> None:
         self._admit()
@@ -235,38 +230,27 @@ class _Worker(ModelWorker[_Job]):
 
     def _admit(self) -> None:
         """Take waiting jobs into the batch, first come first served; samples of one prompt join together."""
-        while self.waiting and (self.waiting[0].sampling is None or len(self.rows) < self.max_rows):
+        while self.waiting:
             first = self.waiting[0]
-            if first.sampling is None:
+            if not isinstance(first, _Sample):
                 self.waiting.pop(0)
-                self._second_pass(first)
+                prefix, _ = self._prefill(first.ids)
+                if self._refuse_nan([first], prefix.logits[None]):
+                    first.resolve(_yes_no(prefix.logits, first.answers))
                 continue
-            room = self.max_rows - len(self.rows)
-            group = [job for job in self.waiting if job.sampling is not None and job.ids == first.ids][:room]
+            if (room := self.max_rows - len(self.rows)) <= 0:
+                return
+            group = [job for job in self.waiting if isinstance(job, _Sample) and job.ids == first.ids][:room]
             self.waiting = [job for job in self.waiting if job not in group]
-            prefix, num_cached = self._prefill(first.ids)
+            prefix, first.num_cached = self._prefill(first.ids)
             # The first of the group pays for the prompt; the others share it whole.
-            rows = [self._row(job, num_cached if job is first else len(first.ids)) for job in group]
-            going = [rows[index] for index in self._advance(rows, prefix.logits.expand(len(rows), -1))]
-            if going:
-                for row, slot in zip(going, self.cache.add_rows(prefix.layers, len(going)), strict=True):
+            for job in group[1:]:
+                job.num_cached = len(job.ids)
+            rows = [group[index] for index in self._advance(group, prefix.logits.expand(len(group), -1))]
+            if rows:
+                for row, slot in zip(rows, self.cache.add_rows(prefix.layers, len(rows)), strict=True):
                     row.slot = slot
-                self.rows += going
-
-    def _row(self, job: _Job, num_cached: int) -> _Row:
-        import torch
-
-        assert job.sampling is not None
-        seed = job.sampling.seed
-        generator = torch.Generator()
-        generator.manual_seed(seed if seed is not None else random.SystemRandom().getrandbits(63))
-        return _Row(job, job.sampling, generator, num_cached)
-
-    def _second_pass(self, job: _Job) -> None:
-        prefix, _ = self._prefill(job.ids)
-        assert job.verdict_tokens is not None
-        if self._refuse_nan([job], prefix.logits[None]):
-            job.resolve(_yes_no(prefix.logits, job.verdict_tokens))
+                self.rows += rows
 
     def _refuse_nan(self, jobs: Sequence[_Job], logits: torch.Tensor) -> list[int]:
         """Refuse jobs for which the model gives no numbers, of logits [jobs, vocabulary]; returns the others' indices.
@@ -330,7 +314,7 @@ class _Worker(ModelWorker[_Job]):
         slots = [row.slot for row in self.rows]
         tokens, positions = [0] * len(self.cache.lengths), list(self.cache.lengths)
         for row in self.rows:
-            tokens[row.slot] = row.tokens[-1]
+            tokens[row.slot] = row.token
         device = self.model.device
         output = self.model(
             input_ids=torch.tensor(tokens, device=device)[:, None],
@@ -341,70 +325,26 @@ class _Worker(ModelWorker[_Job]):
         )
         self._keep(self._advance(self.rows, _exact(output.logits[slots, -1])))
 
-    def _advance(self, rows: Sequence[_Row], logits: torch.Tensor) -> list[int]:
+    def _advance(self, rows: Sequence[_Sample], logits: torch.Tensor) -> list[int]:
         """Draw the next token of each row from logits [rows, vocabulary]; returns the indices of those that go on."""
-        numbers = self._refuse_nan([row.job for row in rows], logits)
+        numbers = self._refuse_nan(rows, logits)
         # A copy of all logits for each token only where a row has none.
         usable = logits if len(numbers) == len(rows) else logits[numbers]
-        going = []
+        unfinished = []
         for index, token in zip(numbers, sample(usable, [rows[index] for index in numbers]), strict=True):
             row = rows[index]
-            row.tokens.append(token)
-            if not self._finish(row, logits[index]):
-                going.append(index)
-        return going
-
-    def _finish(self, row: _Row, logits: torch.Tensor) -> bool:
-        """Whether the row ends with the token just drawn; then its completion is handed over."""
-        token, sampling, format_ = row.tokens[-1], row.sampling, row.sampling.verdict
-        ended = token in self.end_tokens
-        if format_ is not None and row.verdict is not None:
-            text = self._text(row)
-            if format_.is_final(text, row.verdict):
-                return self._hand_over(row, text[: row.verdict.end], row.num_to_verdict, "verdict")
-            row.verdict = format_.find(text)
-        tokens = row.job.verdict_tokens
-        if format_ is not None and tokens is not None and (token in tokens.yes or token in tokens.no):
-            text = self._text(row)
-            word = self._decode([token]).strip()
-            row.choices.append(VerdictChoice(len(text.rstrip()) - len(word), *_yes_no(logits, tokens)))
-            if row.verdict is None:
-                row.verdict = format_.find(text)
-                row.num_to_verdict = len(row.tokens)
-        if ended:
-            return self._hand_over(row, self._text(row), len(row.tokens), "stop", ended=True)
-        if sampling.stop:
-            # A stop string ends in the last token: only the tail can hold one that is new.
-            longest = max(map(len, sampling.stop))
-            if any(stop in self._decode(row.tokens[-longest - 8 :]) for stop in sampling.stop):
-                text, start = self._text(row), len(row.job.opening)
-                if found := [at for stop in sampling.stop if (at := text.find(stop, start)) >= 0]:
-                    return self._hand_over(row, text[: min(found)], len(row.tokens), "stop")
-        if len(row.tokens) >= sampling.max_tokens:
-            return self._hand_over(row, self._text(row), len(row.tokens), "length")
-        return False
-
-    def _hand_over(self, row: _Row, text: str, num_tokens: int, reason: str, *, ended: bool = False) -> bool:
-        row.job.resolve(
-            Completion(
-                text=text,
-                num_tokens=num_tokens,
-                finish_reason=reason,
-                num_prompt_tokens=len(row.job.ids),
-                num_cached_prompt_tokens=row.num_cached,
-                choices=tuple(row.choices),
-                ended=ended,
-            )
-        )
-        return True
-
-    def _text(self, row: _Row) -> str:
-        return row.job.opening + self._decode(row.tokens)
-
-    def _decode(self, tokens: list[int]) -> str:
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        assert isinstance(text, str)
-        return text
+            row.token = token
+            if token in self.end_tokens:
+                row.transcript.end()
+            else:
+                row.transcript.add_token(token, partial(_yes_no, logits[index], row.answers))
+                if row.transcript.finish_reason is None and row.transcript.num_tokens >= row.sampling.max_tokens:
+                    row.transcript.finish_reason = "length"
+            if row.transcript.finish_reason is None:
+                unfinished.append(index)
+            else:
+                row.resolve(row.transcript.completion(row.num_cached))
+        return unfinished
 
 
 def _exact(logits: torch.Tensor) -> torch.Tensor:
@@ -469,8 +409,9 @@ def _invert(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(cumulative, wanted, right=True)[:, 0]
 
 
-def _yes_no(logits: torch.Tensor, tokens: VerdictTokens) -> tuple[float, float]:
+def _yes_no(logits: torch.Tensor, tokens: VerdictTokens | None) -> tuple[float, float]:
     """Log-probabilities of Yes and of No from logits [vocabulary], before temperature and top-p."""
+    assert tokens is not None
     logprobs = logits.double().log_softmax(-1)
     return float(logprobs[list(tokens.yes)].logsumexp(0)), float(logprobs[list(tokens.no)].logsumexp(0))
 

@@ -25,8 +25,8 @@ from typing import Any, Literal
 
 from rprm.engines.base import Completion, EngineInfo, Sampling, check_least, clipped
 from rprm.engines.files import adapter_details, find_file, fingerprint, identity, named_base
-from rprm.engines.tokens import VerdictTokens, encode_prompt, thinking_opening
-from rprm.engines.transcript import Transcript, detokenizer
+from rprm.engines.tokens import VerdictTokens, encode_prompt
+from rprm.engines.transcript import TokenTranscript
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused
 from rprm.prompts.template import Prompt
 from rprm.verdict import VerdictChoice, VerdictFormat, logsumexp
@@ -153,55 +153,39 @@ class VLLMEngine:
         """
         model = self._running()
         ids = model.encode(prompt)
-        answers = model.answers(sampling.verdict) if sampling.verdict is not None else None
-        detokenize = detokenizer(model.tokenizer, ids)
-        opening = "" if prompt.reply else thinking_opening(model.tokenizer, prompt, ids)
-        transcript = Transcript(sampling.verdict, sampling.stop, opening)
-        choices: list[VerdictChoice] = []
+        answers = VerdictTokens.of(model.tokenizer, sampling.verdict) if sampling.verdict is not None else None
+        transcript = TokenTranscript(model.tokenizer, prompt, ids, sampling, answers)
         num_cached: int | None = None
-        ended = False
         async with aclosing(self._outputs(model, ids, sampling, answers)) as outputs:
             async for output in outputs:
                 num_cached = output.num_cached_tokens
-                completion = output.outputs[0]
-                for index, token in enumerate(completion.token_ids):
-                    # A token that ends the sequence is no text, special or not.
-                    is_end = completion.finish_reason == "stop" and index == len(completion.token_ids) - 1
-                    piece = "" if is_end else detokenize(token)
-                    word = answers.words.get(token) if answers is not None else None
-                    if answers is not None and word is not None and (offset := piece.rfind(word)) >= 0:
-                        choices.append(answers.choice(len(transcript.text) + offset, completion.logprobs[index]))
-                    transcript.add(piece)
+                new = output.outputs[0]
+                for index, token in enumerate(new.token_ids):
+                    # vLLM is given no stop strings: what it stops at is an end token.
+                    if new.finish_reason == "stop" and index == len(new.token_ids) - 1:
+                        transcript.end()
+                    else:
+                        transcript.add_token(token, partial(_yes_no, answers, new.logprobs, index))
                     if transcript.finish_reason is not None:
                         break
                 else:
-                    transcript.finish_reason = completion.finish_reason
-                    # vLLM is given no stop strings: what it stops at is an end token.
-                    ended = completion.finish_reason == "stop"
+                    transcript.finish_reason = new.finish_reason
                 if transcript.finish_reason is not None:
                     break
         if transcript.finish_reason not in ("stop", "length", "verdict"):
             raise EngineUnavailable(f"vLLM gave up a sample (reason: {transcript.finish_reason}); its log says why")
-        return Completion(
-            text=transcript.text,
-            num_tokens=transcript.num_tokens,
-            finish_reason=transcript.finish_reason,
-            num_prompt_tokens=len(ids),
-            num_cached_prompt_tokens=num_cached,
-            choices=tuple(choice for choice in choices if choice.start < len(transcript.text)),
-            ended=ended,
-        )
+        return transcript.completion(num_cached)
 
     async def choose(self, prompt: Prompt, text: str, verdict: VerdictFormat) -> VerdictChoice:
         """The choice between Yes and No after `prompt` and `text`, by a forward pass of its own."""
         model = self._running()
-        answers = model.answers(verdict)
+        answers = VerdictTokens.of(model.tokenizer, verdict)
         ids = encode_prompt(model.tokenizer, prompt, text)
         sampling = Sampling(temperature=0.0, max_tokens=1)
         async with aclosing(self._outputs(model, ids, sampling, answers)) as outputs:
             async for output in outputs:
-                if output.outputs[0].logprobs:
-                    return answers.choice(len(text), output.outputs[0].logprobs[0])
+                if logprobs := output.outputs[0].logprobs:
+                    return VerdictChoice(len(text), *_yes_no(answers, logprobs, 0))
         raise EngineUnavailable("vLLM gave up a second forward pass; its log says why")
 
     async def aclose(self) -> None:
@@ -229,7 +213,7 @@ class VLLMEngine:
         return self._model
 
     async def _outputs(
-        self, model: _Model, ids: Sequence[int], sampling: Sampling, answers: _Answers | None
+        self, model: _Model, ids: Sequence[int], sampling: Sampling, answers: VerdictTokens | None
     ) -> AsyncGenerator[Any, None]:
         """vLLM's outputs for one sample, the new tokens in each. Closing this, or cancelling it, gives up the sample.
 
@@ -329,7 +313,6 @@ class VLLMEngine:
             ),
             # The K analyses of a step have one prompt; room for every prompt under way.
             encode=lru_cache(maxsize=self.concurrency)(partial(_encode, tokenizer)),
-            answers=lru_cache(maxsize=16)(partial(_Answers.of, tokenizer)),
         )
 
     def _revision_loaded(self) -> str | None:
@@ -344,27 +327,6 @@ class VLLMEngine:
 
 
 @dataclass(frozen=True)
-class _Answers:
-    """The tokens that read as Yes or No, and the word that each of them writes."""
-
-    tokens: VerdictTokens
-    words: Mapping[int, str]
-
-    @classmethod
-    def of(cls, tokenizer: Any, verdict: VerdictFormat) -> _Answers:
-        tokens = VerdictTokens.of(tokenizer, verdict)
-        return cls(tokens, {token: tokenizer.decode([token]).strip() for token in tokens.yes + tokens.no})
-
-    def choice(self, start: int, logprobs: Mapping[int, Any]) -> VerdictChoice:
-        """The choice at a position, from vLLM's log-probabilities there."""
-        yes, no = (
-            logsumexp(logprobs[token].logprob for token in side if token in logprobs)
-            for side in (self.tokens.yes, self.tokens.no)
-        )
-        return VerdictChoice(start, yes, no)
-
-
-@dataclass(frozen=True)
 class _Model:
     """What a started engine holds."""
 
@@ -375,8 +337,15 @@ class _Model:
     info: EngineInfo
     context_length: int
     encode: Callable[[Prompt], tuple[int, ...]]
-    answers: Callable[[VerdictFormat], _Answers]
     under_way: set[str] = field(default_factory=set)
+
+
+def _yes_no(answers: VerdictTokens | None, logprobs: Sequence[Mapping[int, Any]], index: int) -> tuple[float, float]:
+    """Log-probabilities of Yes and of No, from vLLM's at a position."""
+    assert answers is not None
+    here = logprobs[index]
+    yes, no = (logsumexp(here[id_].logprob for id_ in side if id_ in here) for side in (answers.yes, answers.no))
+    return yes, no
 
 
 def _encode(tokenizer: Any, prompt: Prompt) -> tuple[int, ...]:
