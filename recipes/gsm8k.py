@@ -37,7 +37,7 @@ from rprm.data.arithmetic import evaluate
 from rprm.data.steps import read_labelled_steps, steps_source
 from rprm.engines.base import Sampling
 from rprm.engines.scripted import ScriptedEngine, ScriptedReply
-from rprm.engines.smollm2 import smollm2_model
+from rprm.engines.packaged import smollm2_model
 from rprm.prompts import Prompt, load_template
 from rprm.records import LabelledStep
 from rprm.runs import read_json_lines, read_manifest

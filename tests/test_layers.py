@@ -21,6 +21,7 @@ LAYERS = [
         "presets",
         "grading",
         "ledger",
+        "plugins",
         "subcommands",
     },
     {"engines", "jobs"},

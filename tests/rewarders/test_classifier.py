@@ -596,7 +596,7 @@ def test_specs() -> None:
     assert (classifier.target, classifier.max_batch_tokens, classifier.threshold) == ("a/b", 512, 0.25)
     assert classifier.concurrency == 3
     for spec, message in (
-        ("classifier:", "say which classifier"),
+        ("classifier:", "say which model"),
         ("classifier:a?colour=red", "unknown option 'colour'"),
         ("classifier:a?layout=gpt", "option layout='gpt'"),
         ("classifier:a?threshold=2", "threshold is 2"),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 import typer
 
 if TYPE_CHECKING:
-    from rprm.rewarders import Judge, StepClassifier
+    from rprm.rewarders.base import StepRewarder
 
 T = TypeVar("T")
 
@@ -97,7 +97,7 @@ class AnalysisOptions:
     max_tokens: Annotated[int | None, typer.Option(help="Longest analysis, in tokens.  [default: 4096]")] = None
     seed: Annotated[int, typer.Option(help="Seed of the whole run.")] = 0
 
-    def rewarder(self, model: str, *, in_full: bool = False) -> Judge | StepClassifier:
+    def rewarder(self, model: str, *, in_full: bool = False) -> StepRewarder:
         """What rewards steps.
 
         Args:

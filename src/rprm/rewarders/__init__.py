@@ -1,21 +1,27 @@
 """Rewarders: what gives the steps of a solution their rewards. `load_rewarder(SPEC)` makes one.
 
-A reasoning judge over any engine (`rprm.Judge`), or a discriminative PRM: one forward pass, a score at the end of each
-step, in this process (`classifier.Classifier`) or behind a server (`served.ServedClassifier`).
+A reasoning judge over any engine (`rprm.Judge`); a discriminative PRM: one forward pass, a score at the end of each
+step, in this process (`classifier.Classifier`) or behind a server (`served.ServedClassifier`); or a kind of a
+distribution of its own, by an entry point of the group `rprm.rewarders`: a class that is called as those here are,
+`Mine(target, *, spec, threshold=0.5, option=default, ...)`, and is a `base.StepRewarder`.
 """
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
-from urllib.parse import parse_qsl
+from typing import Any, cast
 
-from rprm.engines import Engine, Sampling, load_engine, parse_options
+from rprm import engines
+from rprm.engines import Engine, Sampling, load_engine
 from rprm.engines.files import refuse_missing
 from rprm.errors import EngineError, RprmError
 from rprm.models import resolve, template_for
+from rprm.plugins import construct, find_kinds, load_kind, split_spec
 from rprm.presets import JudgeSettings, Procedure, judge_settings
 from rprm.prompts import PromptTemplate, load_template
+from rprm.rewarders.base import StepRewarder
 from rprm.rewarders.classifier import Classifier
 from rprm.rewarders.discriminative import StepClassifier
 from rprm.rewarders.rprm import Judge
@@ -23,7 +29,6 @@ from rprm.rewarders.served import ServedClassifier
 from rprm.stopping import StoppingRule
 
 __all__ = [
-    "KIND",
     "Classifier",
     "Judge",
     "StepClassifier",
@@ -33,13 +38,45 @@ __all__ = [
     "load_rewarder",
 ]
 
-#: What the spec of a classifier begins with.
-KIND = "classifier"
+GROUP = "rprm.rewarders"
+#: The kinds that are no engine under a judge.
+KINDS = {"classifier": "rprm.rewarders.classifier:Classifier"}
+
+#: The default probability of `stopping="confident"`.
+DEFAULT_CONFIDENCE = 0.99
+
+#: What options of a judge say where they ask for nothing that another rewarder does not do anyway; None always does.
+_ASKS_NOTHING = {"stopping": "none", "confidence": DEFAULT_CONFIDENCE, "first_error_exit": False}
 
 
-def is_classifier(spec: str) -> bool:
-    """Whether a model spec names a classifier (and not an engine)."""
-    return resolve(spec).spec.partition(":")[0] == KIND
+def load_rewarder(
+    model: str | Engine = "embedded", *, engine: Engine | None = None, procedure: Procedure = "lean", **options: Any
+) -> StepRewarder:
+    """Make what rewards steps from a model's spec.
+
+    Args:
+        model: "classifier:PATH_OR_ID" for a discriminative PRM, or another kind of rewarder; every other spec is an
+            engine's, and the rewarder a judge over it.
+        engine: of a judge, where its model is loaded already.
+        procedure: "lean" answers with first errors, see `RPRM`; "full" gives every reward in full; "published" is the
+            procedure of the published code (`rprm.presets.PUBLISHED`), to compare with. A classifier has but one.
+        options: as for `RPRM`; what is None is left to the procedure. A classifier takes none that say how analyses are
+            sampled or when to stop.
+
+    Raises:
+        RprmError: an option has no sensible value, or makes no sense for a classifier; the message names it.
+        EngineError: unknown kind or option of the spec, or a value that does not fit.
+    """
+    if not isinstance(model, str) or (make := _kind_of(model)) is None:
+        return load_judge(model, engine=engine, procedure=procedure, **options)
+    options.pop("seed", None)
+    options = {name: value for name, value in options.items() if value not in (None, _ASKS_NOTHING.get(name))}
+    taken = inspect.signature(make).parameters
+    if refused := [name for name in options if name not in taken]:
+        raise RprmError(
+            f"{model}: a classifier rewards all steps in one pass, by no analyses: leave out {', '.join(refused)}"
+        )
+    return cast(StepRewarder, _construct(make, model, options))
 
 
 def load_classifier(spec: str, **options: Any) -> StepClassifier:
@@ -54,51 +91,45 @@ def load_classifier(spec: str, **options: Any) -> StepClassifier:
     Raises:
         EngineError: an unknown option, or a value that does not fit.
     """
-    spec, known = (resolved := resolve(spec)).spec, resolved.known
-    body, _, query = spec.partition("?")
-    kind, _, target = body.partition(":")
-    if kind != KIND or not target:
-        raise EngineError(f"model {spec!r}: say which classifier, as in {KIND}:PATH_OR_ID")
-    made: type[Classifier | ServedClassifier] = ServedClassifier if "://" in target else Classifier
-    if made is Classifier:
-        refuse_missing(spec, target)
-    parsed = parse_options(spec, made, dict(parse_qsl(query, keep_blank_values=True)) | options)
-    if known is not None:
-        parsed = {"threshold": known.threshold} | parsed
-        if made is ServedClassifier:
-            # The name there is the server's, and may be the alias.
-            parsed = {"layout": known.layout, "tokenizer": known.hub_id} | parsed
-    return made(target, spec=spec, **parsed)
+    make = _kind_of(spec)
+    if make not in (Classifier, ServedClassifier):
+        raise EngineError(f"model {spec!r} is no classifier; write classifier:PATH_OR_ID")
+    return cast(StepClassifier, _construct(make, spec, options))
 
 
-#: The default probability of `stopping="confident"`.
-DEFAULT_CONFIDENCE = 0.99
+def is_classifier(spec: str) -> bool:
+    """Whether a model spec names a kind of rewarder of its own (and not an engine, over which a judge writes)."""
+    return _kind_of(spec) is not None
 
 
-#: Options that say how analyses are sampled: a classifier writes none.
-_OF_ANALYSES = ("num_analyses", "force_verdict", "prompt", "temperature", "top_p", "max_tokens")
-
-
-def load_rewarder(
-    model: str | Engine = "embedded", *, procedure: Procedure = "lean", **options: Any
-) -> Judge | StepClassifier:
-    """Make what rewards steps from a model's spec: the one place that tells classifiers from reasoning judges.
-
-    Args:
-        model: "classifier:PATH_OR_ID" for a discriminative PRM (`rprm.rewarders`); every other spec is an engine's,
-            and the rewarder a judge over it.
-        procedure: "lean" answers with first errors, see `RPRM`; "full" gives every reward in full; "published" is the
-            procedure of the published code (`rprm.presets.PUBLISHED`), to compare with. A classifier has but one.
-        options: as for `RPRM`; what is None is left to the procedure. A classifier takes none that say how analyses are
-            sampled or when to stop.
+def _kind_of(spec: str) -> Callable[..., Any] | None:
+    """The class that a spec names; None of an engine's.
 
     Raises:
-        RprmError: an option has no sensible value, or makes no sense for a classifier; the message names it.
-        EngineError: unknown kind or option of the spec, or a value that does not fit.
+        EngineError: two kinds have one name, or it cannot be imported.
     """
-    if isinstance(model, str) and is_classifier(model):
-        return _load_classifier(model, **options)
-    return load_judge(model, procedure=procedure, **options)
+    kinds = find_kinds(GROUP, KINDS)
+    if clash := sorted(kinds.keys() & find_kinds(engines.GROUP, engines.KINDS).keys()):
+        raise EngineError(f"{clash[0]!r} is an engine and a rewarder ({kinds[clash[0]].value}); uninstall one of them")
+    kind, target, _ = split_spec(resolve(spec).spec)
+    if kind not in kinds:
+        return None
+    make = load_kind(kinds[kind])
+    return ServedClassifier if make is Classifier and "://" in target else make
+
+
+def _construct(make: Callable[..., Any], spec: str, options: dict[str, Any]) -> Any:
+    resolved = resolve(spec)
+    _, target, in_spec = split_spec(resolved.spec)
+    if make is not ServedClassifier:
+        refuse_missing(resolved.spec, target)
+    facts: dict[str, Any] = {}
+    if (known := resolved.known) is not None:
+        facts["threshold"] = known.threshold
+        if make is ServedClassifier:
+            # The name there is the server's, and may be the alias.
+            facts |= {"layout": known.layout, "tokenizer": known.hub_id}
+    return construct(make, resolved.spec, facts | in_spec | options)
 
 
 def load_judge(
@@ -125,21 +156,6 @@ def load_judge(
         force_verdict=settings.force_verdict,
         second_pass=settings.second_pass,
     )
-
-
-def _load_classifier(model: str, *, threshold: float | None = None, **options: Any) -> StepClassifier:
-    given = [name for name in _OF_ANALYSES if options.get(name) is not None]
-    if options.get("stopping") not in (None, "none"):
-        given.append("stopping")
-    if options.get("confidence") not in (None, DEFAULT_CONFIDENCE):
-        given.append("confidence")
-    if options.get("first_error_exit"):
-        given.append("first_error_exit")
-    if given:
-        raise RprmError(
-            f"{model}: a classifier rewards all steps in one pass and writes no analyses: leave out {', '.join(given)}"
-        )
-    return load_classifier(model, **({} if threshold is None else {"threshold": threshold}))
 
 
 def _check(settings: JudgeSettings) -> None:

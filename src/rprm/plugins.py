@@ -1,0 +1,97 @@
+"""Kinds of engines and rewarders by name: of this package, and of installed distributions (entry points)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
+from typing import Any
+from urllib.parse import parse_qsl
+
+from rprm.errors import EngineError
+
+#: Keyword arguments of constructors that are no options of a spec.
+_NO_OPTIONS = ("spec", "reply")
+
+
+def find_kinds(group: str, built_in: Mapping[str, str]) -> dict[str, EntryPoint]:
+    """Everything of a group by its name; imported when it is loaded (`load_kind`).
+
+    Args:
+        group: of entry points, such as "rprm.engines".
+        built_in: what this package has: name -> `module:object`.
+
+    Raises:
+        EngineError: two have one name.
+    """
+    found = {name: EntryPoint(name, value, group) for name, value in built_in.items()}
+    for point in _installed().select(group=group):
+        other = found.setdefault(point.name, point)
+        if other.value != point.value:
+            owners = (f"{one.value} of {one.dist.name if one.dist else 'rprm'}" for one in (other, point))
+            raise EngineError(f"{group}: two are called {point.name!r}, {' and '.join(owners)}; uninstall one of them")
+    return found
+
+
+@cache
+def _installed() -> EntryPoints:
+    """Looked up once: it reads a file of each distribution."""
+    return entry_points()
+
+
+def load_kind(point: EntryPoint) -> Callable[..., Any]:
+    """What an entry point names.
+
+    Raises:
+        EngineError: it cannot be imported.
+    """
+    try:
+        loaded: Callable[..., Any] = point.load()
+    except (ImportError, AttributeError) as error:
+        raise EngineError(f"{point.group}: {point.name} ({point.value}) cannot be imported: {error}") from error
+    return loaded
+
+
+def split_spec(spec: str) -> tuple[str, str, dict[str, Any]]:
+    """Kind, target and options of `KIND:TARGET?option=value&option=value`."""
+    body, _, query = spec.partition("?")
+    kind, _, target = body.partition(":")
+    return kind, target, dict(parse_qsl(query, keep_blank_values=True))
+
+
+def construct(make: Callable[..., Any], spec: str, options: Mapping[str, Any]) -> Any:
+    """Call `make(target, spec=spec, **options)`; without a target where its first parameter is `spec`.
+
+    Args:
+        make: its keyword-only parameters are the options, their annotations the types that texts turn into.
+        spec: names the target.
+        options: by name; they win over those in `spec`.
+
+    Raises:
+        EngineError: an unknown option, a value that does not fit, or a target too few or too many.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    kind, target, in_spec = split_spec(spec)
+    parameters = inspect.signature(make, eval_str=True).parameters
+    hints = {
+        name: parameter.annotation
+        for name, parameter in parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in _NO_OPTIONS
+    }
+    parsed: dict[str, Any] = {}
+    for name, value in {**in_spec, **options}.items():
+        if name not in hints:
+            raise EngineError(f"model {spec!r}: unknown option {name!r}; options are {', '.join(sorted(hints))}")
+        try:
+            parsed[name] = TypeAdapter(hints[name]).validate_python(value)
+        except ValidationError as error:
+            raise EngineError(f"model {spec!r}: option {name}={value!r}: {error.errors()[0]['msg']}") from None
+    if next(iter(parameters)) == "spec":
+        if target:
+            raise EngineError(f"model {spec!r}: {kind} takes options alone: {kind}:?name=value")
+        return make(spec, **parsed)
+    if not target:
+        raise EngineError(f"model {spec!r}: say which model, as in {kind}:PATH_OR_ID")
+    return make(target, spec=spec, **parsed)
