@@ -8,14 +8,14 @@ read from the checkpoint's tensors by name: no code of a checkpoint is run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 import torch
 from torch import nn
 
 from rprm.engines.files import find_file, read_object
-from rprm.engines.loading import load_weights, merge_adapter, read_tensors, tensor_files
+from rprm.engines.loading import load_weights, merge_adapter, read_tensors, stored_tensors
 from rprm.errors import EngineError
 from rprm.rewarders.layouts import HeadKind, Layout, TokenLayout
 
@@ -202,7 +202,7 @@ def _load_head(
     target: str, kind: HeadKind, revision: str | None, hidden_size: int, *, trainable: bool = False
 ) -> nn.Module:
     layers, width = HEAD_LAYERS[kind]
-    present = tensor_files(target, revision)
+    present = stored_tensors(target, revision)
     names = [
         name
         for layer in layers
@@ -231,8 +231,11 @@ def _load_head(
 
 def has_head(target: str, kind: HeadKind, *, revision: str | None = None) -> bool:
     """Whether the checkpoint has the tensors of this kind of head, its shapes aside."""
+    return _has_head(stored_tensors(target, revision), kind)
+
+
+def _has_head(names: Collection[str], kind: HeadKind) -> bool:
     layers, _ = HEAD_LAYERS[kind]
-    names = tensor_files(target, revision)
     biases = [] if kind in _BIAS_OPTIONAL else [f"{layer}.bias" for layer in layers]
     return set(names).issuperset([*(f"{layer}.weight" for layer in layers), *biases])
 
@@ -243,7 +246,8 @@ def recognised_heads(target: str, *, revision: str | None = None) -> list[HeadKi
     `score.weight` alone is also that of a classifier of whole texts: it counts where the configuration says that tokens
     are classified.
     """
-    found: list[HeadKind] = [kind for kind in HEAD_LAYERS if has_head(target, kind, revision=revision)]
+    names = stored_tensors(target, revision)
+    found: list[HeadKind] = [kind for kind in HEAD_LAYERS if _has_head(names, kind)]
     if "labels" in found:
         path = find_file(target, "config.json", revision)
         architectures = [] if path is None else read_object(path).get("architectures") or []
