@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import os
 import re
 import uuid
@@ -24,7 +23,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rprm.engines.base import Completion, EngineInfo, Sampling, check_least, clipped
-from rprm.engines.files import adapter_details, find_file, fingerprint, identity, named_base
+from rprm.engines.files import (
+    ADAPTER_CONFIG,
+    adapter_details,
+    find_file,
+    fingerprint,
+    identity,
+    named_base,
+    read_object,
+)
 from rprm.engines.tokens import VerdictTokens, encode_prompt
 from rprm.engines.transcript import TokenTranscript
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused
@@ -141,8 +148,7 @@ class VLLMEngine:
                 # A wrong path is told before the import of vLLM, which takes long. And the import is not done where the
                 # engine is at hand: errors that vLLM catches then, and keeps, would keep the engine with their frames.
                 rank = None if self.adapter is None else lora_rank(Path(self.adapter))
-                version = _import_vllm()
-                self._model = await self._load(version, rank)
+                self._model = await self._load(_import_vllm(), rank)
         return self._model.info
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
@@ -288,6 +294,7 @@ class VLLMEngine:
                 llm.shutdown()
             raise EngineError(f"{self.spec}: vLLM cannot load the model: {_one_line(error)}") from error
         config = llm.vllm_config
+        parallel = config.parallel_config
         return _Model(
             llm=llm,
             tokenizer=tokenizer,
@@ -304,15 +311,15 @@ class VLLMEngine:
                     "vllm": version,
                     "dtype": str(config.model_config.dtype).removeprefix("torch."),
                     "quantization": config.model_config.quantization,
-                    "tensor_parallel_size": config.parallel_config.tensor_parallel_size,
-                    "pipeline_parallel_size": config.parallel_config.pipeline_parallel_size,
-                    "data_parallel_size": config.parallel_config.data_parallel_size,
+                    "tensor_parallel_size": parallel.tensor_parallel_size,
+                    "pipeline_parallel_size": parallel.pipeline_parallel_size,
+                    "data_parallel_size": parallel.data_parallel_size,
                     "adapter": self.adapter,
                     **self._adapter_details(),
                 },
             ),
             # The K analyses of a step have one prompt; room for every prompt under way.
-            encode=lru_cache(maxsize=self.concurrency)(partial(_encode, tokenizer)),
+            encode=lru_cache(maxsize=self.concurrency)(lambda prompt: tuple(encode_prompt(tokenizer, prompt))),
         )
 
     def _revision_loaded(self) -> str | None:
@@ -348,21 +355,17 @@ def _yes_no(answers: VerdictTokens | None, logprobs: Sequence[Mapping[int, Any]]
     return yes, no
 
 
-def _encode(tokenizer: Any, prompt: Prompt) -> tuple[int, ...]:
-    return tuple(encode_prompt(tokenizer, prompt))
-
-
 def lora_rank(adapter: Path) -> int:
     """The room that vLLM must reserve for an adapter: the next rank it knows.
 
     Raises:
         EngineError: not an adapter's folder, or its rank is too large.
     """
-    path = adapter / "adapter_config.json"
+    path = adapter / ADAPTER_CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_object(path)
         rank = max(int(rank) for rank in [config["r"], *(config.get("rank_pattern") or {}).values()])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (EngineError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EngineError(f"{adapter}: not the folder of a LoRA adapter ({path.name}: {_one_line(error)})") from error
     for room in _LORA_RANKS:
         if rank <= room:
@@ -381,25 +384,19 @@ def _import_vllm() -> str:
         import vllm
         import vllm.exceptions
         import vllm.v1.engine.async_llm
-    except ImportError as error:
-        if error.name == "vllm":
-            raise EngineError('vLLM is not installed: pip install ".[vllm]"; without a GPU see docs/vllm.md') from None
-        raise EngineError(_why_broken(error)) from error
     except Exception as error:
-        raise EngineError(_why_broken(error)) from error
+        if isinstance(error, ImportError) and error.name == "vllm":
+            raise EngineError('vLLM is not installed: pip install ".[vllm]"; without a GPU see docs/vllm.md') from None
+        reason = f"vLLM is installed but does not import: {_one_line(error)}"
+        # The CPU build of vLLM comes with CUDA builds of these, which break beside a CPU build of torch; it needs none.
+        if re.search(r"torchvision|torchaudio|torchcodec|libcudart|libcuda\.", str(error)):
+            reason += "; on a machine without a GPU: pip uninstall torchvision torchaudio torchcodec"
+        raise EngineError(reason) from error
     if "logprob_token_ids" not in vllm.SamplingParams.__struct_fields__ or not hasattr(
         vllm.exceptions, "VLLMClientError"
     ):
         raise EngineError(f"vLLM {vllm.__version__} is too old; 0.32 or newer is needed: pip install --upgrade vllm")
     return str(vllm.__version__)
-
-
-def _why_broken(error: Exception) -> str:
-    reason = f"vLLM is installed but does not import: {_one_line(error)}"
-    # The CPU build of vLLM comes with CUDA builds of these, which break beside a CPU build of torch; it needs none.
-    if re.search(r"torchvision|torchaudio|torchcodec|libcudart|libcuda\.", str(error)):
-        reason += "; on a machine without a GPU: pip uninstall torchvision torchaudio torchcodec"
-    return reason
 
 
 def _one_line(error: BaseException) -> str:

@@ -9,7 +9,7 @@ read from the checkpoint's tensors by name: no code of a checkpoint is run.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from torch import nn
 from rprm.engines.files import find_file, read_object
 from rprm.engines.loading import load_weights, merge_adapter, read_tensors, stored_tensors
 from rprm.errors import EngineError
-from rprm.rewarders.layouts import HeadKind, Layout, TokenLayout
+from rprm.rewarders.layouts import HeadKind, Layout
 
 #: Heads with tensors of their own: the published names of their linear layers (a ReLU between two), and the width of
 #: the last: 1 a value, 2 wrong and correct, 3 negative, neutral and positive.
@@ -156,10 +156,9 @@ def _output_head(output_layer: Any, layout: Layout) -> nn.Module:
         return nn.Sequential(
             _linear(weight.mean(0, keepdim=True), None if bias is None else bias.mean(0, True)), _AsTwo()
         )
-    tokens = cast(TokenLayout, layout)
     if layout.head == "top-token":
-        return _TopToken(_linear(weight, bias), tokens.plus_ids)
-    rows = [tokens.minus_id, tokens.plus_id]
+        return _TopToken(_linear(weight, bias), layout.plus_ids)
+    rows = [layout.minus_id, layout.plus_id]
     return _linear(weight[rows], None if bias is None else bias[rows])
 
 
