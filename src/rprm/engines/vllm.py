@@ -20,7 +20,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 from rprm.engines.base import Completion, EngineInfo, Sampling, check_least, clipped
 from rprm.engines.files import (
@@ -45,6 +45,23 @@ _CPU_CACHE_BYTES = 4 << 30
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
+class VLLMArguments(TypedDict, total=False):
+    """Options that vLLM has under the same names; docs/vllm.md says what they do. What is left out has its default."""
+
+    dtype: Literal["auto", "bfloat16", "float16", "float32"]
+    tensor_parallel_size: int
+    pipeline_parallel_size: int
+    data_parallel_size: int
+    gpu_memory_utilization: float
+    enforce_eager: bool
+    enable_prefix_caching: bool
+    block_size: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    quantization: str
+    seed: int
+
+
 class VLLMEngine:
     """A model run by vLLM inside this process.
 
@@ -55,24 +72,16 @@ class VLLMEngine:
         target: path of a model folder or of a LoRA adapter's, or a model's id on the hub.
         spec: the text that names the engine.
         concurrency: samples to keep under way; also the size of vLLM's batch, unless `max_num_seqs` says otherwise.
-        dtype: of weights and activations; "auto" is the model's own.
         context_length: in tokens, prompt and completion together; the model's own by default. vLLM takes a longer one
             than its own where `VLLM_ALLOW_LONG_MAX_MODEL_LEN=1` is set.
         max_model_len: vLLM's name for it.
-        tensor_parallel_size: GPUs that share each layer.
-        pipeline_parallel_size: groups of GPUs that share out the layers.
-        data_parallel_size: copies of the model; vLLM spreads the samples over them.
-        gpu_memory_utilization: share of each GPU's memory that weights and cache may take.
-        enforce_eager: run without compilation and CUDA graphs: starts sooner, runs slower on a GPU.
-        enable_prefix_caching: compute equal beginnings of prompts once.
-        block_size: tokens in one block of the cache; whole blocks are shared.
-        max_num_seqs: samples in one batch.
-        max_num_batched_tokens: tokens in one forward pass.
-        quantization: its method, where the model's own configuration does not tell.
-        seed: of the engine; every sample has a seed of its own.
         adapter: folder of a LoRA adapter (PEFT format) to apply.
         revision: branch, tag or commit on the hub.
         tokenizer: path or hub id of the tokenizer, where it does not lie with the model.
+        arguments: vLLM's own.
+
+    Raises:
+        EngineError: an option has no sensible value.
     """
 
     def __init__(
@@ -81,58 +90,34 @@ class VLLMEngine:
         *,
         spec: str = "",
         concurrency: int = 256,
-        dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
         context_length: int | None = None,
         max_model_len: int | None = None,
-        tensor_parallel_size: int = 1,
-        pipeline_parallel_size: int = 1,
-        data_parallel_size: int = 1,
-        gpu_memory_utilization: float | None = None,
-        enforce_eager: bool = False,
-        enable_prefix_caching: bool = True,
-        block_size: int | None = None,
-        max_num_seqs: int | None = None,
-        max_num_batched_tokens: int | None = None,
-        quantization: str | None = None,
-        seed: int = 0,
         adapter: str | None = None,
         revision: str | None = None,
         tokenizer: str | None = None,
+        **arguments: Unpack[VLLMArguments],
     ) -> None:
         self.spec = spec or f"vllm:{target}"
         check_least(self.spec, concurrency=concurrency, context_length=context_length, max_model_len=max_model_len)
         if None not in (context_length, max_model_len) and context_length != max_model_len:
             raise EngineError(f"vllm:{target}: context_length and max_model_len are one thing; give one of them")
-        self.target = target
+        self.target = self.base = target
         if adapter is None and Path(target).is_dir() and (named := named_base(target)) is not None:
-            adapter, (base, revision) = target, named
+            adapter, (self.base, revision) = target, named
             if tokenizer is None and find_file(target, "tokenizer_config.json", None) is not None:
                 tokenizer = target
-        else:
-            base = target
         self.concurrency = concurrency
         self.adapter = adapter
-        self.base = base
         self.revision = revision
-        #: Arguments of vLLM's own; None leaves its default.
+        #: Of `AsyncEngineArgs`; None leaves vLLM's default.
         self._arguments: dict[str, Any] = {
-            "model": base,
+            "model": self.base,
             "trust_remote_code": False,
-            "dtype": dtype,
             "max_model_len": context_length or max_model_len,
-            "tensor_parallel_size": tensor_parallel_size,
-            "pipeline_parallel_size": pipeline_parallel_size,
-            "data_parallel_size": data_parallel_size,
-            "gpu_memory_utilization": gpu_memory_utilization,
-            "enforce_eager": enforce_eager,
-            "enable_prefix_caching": enable_prefix_caching,
-            "block_size": block_size,
-            "max_num_seqs": max_num_seqs or concurrency,
-            "max_num_batched_tokens": max_num_batched_tokens,
-            "quantization": quantization,
-            "seed": seed,
+            "max_num_seqs": concurrency,
             "revision": revision,
             "tokenizer": tokenizer,
+            **arguments,
         }
         self._starting = asyncio.Lock()
         self._model: _Model | None = None
