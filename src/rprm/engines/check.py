@@ -11,7 +11,8 @@ import math
 import random
 import time
 from collections.abc import Awaitable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import product
 from typing import Any, Literal
 
 from rprm.engines.base import Completion, Engine, EngineInfo, Sampling
@@ -96,20 +97,10 @@ async def check_engine(engine: Engine) -> EngineReport:
     """
     info = await engine.start()
     check = _Check(engine, info)
-    return EngineReport(
-        spec=engine.spec,
-        info=info,
-        tokens_per_second=await check.speed(),
-        logprobs=await _unless_refused(check.logprobs()),
-        raw_logprobs=await _unless_refused(check.raw_logprobs()),
-        seeds=await _unless_refused(check.seeds()),
-        concurrency=await _unless_refused(check.concurrency()),
-        prefix_sharing=await _unless_refused(check.prefix_sharing()),
-        context_limit=await check.context_limit(),
-        second_pass=await _unless_refused(check.second_pass()),
-        continued_reply=await _unless_refused(check.continued_reply()),
-        details=check.details,
-    )
+    speed = await check.speed()
+    trials = [field.name for field in fields(EngineReport) if field.type == "Finding"]
+    findings = {name: await _unless_refused(getattr(check, name)()) for name in trials}
+    return EngineReport(engine.spec, info, speed, **findings, details=check.details)
 
 
 async def _unless_refused(trial: Awaitable[Finding]) -> Finding:
@@ -139,17 +130,16 @@ class _Check:
 
     async def logprobs(self) -> Finding:
         answers_without = 0
-        for question in _QUESTIONS:
-            for seed in range(2):
-                prompt = _prompt(question)
-                sampling = Sampling(max_tokens=12, seed=seed, verdict=self.verdict)
-                completion = await self.engine.generate(prompt, sampling)
-                if completion.choices:
-                    self.answered = prompt
-                    p_yes = completion.choices[0].p_yes
-                    self.details["p_yes"] = p_yes
-                    return Finding("yes", f"P(Yes) = {p_yes:.4f} where the model answered {question!r}")
-                answers_without += self._begins_with_answer(completion)
+        for question, seed in product(_QUESTIONS, range(2)):
+            prompt = _prompt(question)
+            completion = await self._answer(prompt, max_tokens=12, seed=seed)
+            if completion.choices:
+                self.answered = prompt
+                p_yes = completion.choices[0].p_yes
+                self.details["p_yes"] = p_yes
+                return Finding("yes", f"P(Yes) = {p_yes:.4f} where the model answered {question!r}")
+            first = next(iter(completion.text.split()), "")
+            answers_without += self.verdict.answer_of(first.strip(".,!*\"'")) is not None
         if answers_without:
             return Finding("no", "the model answered, without log-probabilities; judging takes the hard vote")
         if not self.info.has_logprobs:
@@ -164,9 +154,8 @@ class _Check:
         odds = {}
         for temperature in (warm, cold):
             for seed in range(8):
-                sampling = Sampling(temperature=temperature, max_tokens=4, seed=seed, verdict=self.verdict)
-                completion = await self.engine.generate(self.answered, sampling)
-                first = next((choice for choice in completion.choices if _is_first(choice, completion)), None)
+                completion = await self._answer(self.answered, temperature=temperature, max_tokens=4, seed=seed)
+                first = next((one for one in completion.choices if not completion.text[: one.start].strip()), None)
                 if first is not None:
                     odds[temperature] = first.logprob_yes - first.logprob_no
                     break
@@ -289,14 +278,12 @@ class _Check:
 
     async def _answer_in_a_sentence(self) -> tuple[Prompt, Completion, VerdictChoice | None]:
         """A completion in which words stand before the answer, with the choice there; None where there is none."""
-        for sentence in _SENTENCES:
+        for sentence, seed in product(_SENTENCES, range(3)):
             prompt = _prompt(sentence)
-            for seed in range(3):
-                sampling = Sampling(temperature=0.5, max_tokens=24, seed=seed, verdict=self.verdict)
-                completion = await self.engine.generate(prompt, sampling)
-                for choice in completion.choices:
-                    if completion.text[: choice.start].strip():
-                        return prompt, completion, choice
+            completion = await self._answer(prompt, temperature=0.5, max_tokens=24, seed=seed)
+            for choice in completion.choices:
+                if completion.text[: choice.start].strip():
+                    return prompt, completion, choice
         return prompt, completion, None
 
     async def _timed(self, prompts: Sequence[Prompt], max_tokens: int) -> tuple[float, list[Completion]]:
@@ -309,9 +296,8 @@ class _Check:
         )
         return time.perf_counter() - begin, completions
 
-    def _begins_with_answer(self, completion: Completion) -> bool:
-        words = completion.text.split()
-        return bool(words) and self.verdict.answer_of(words[0].strip(".,!*\"'")) is not None
+    async def _answer(self, prompt: Prompt, **sampling: Any) -> Completion:
+        return await self.engine.generate(prompt, Sampling(verdict=self.verdict, **sampling))
 
 
 _WORDS = ("north", "river", "seven", "paper", "green", "stone", "light", "under", "music", "table", "early", "cloud")
@@ -329,7 +315,3 @@ def _words_alike(first: str, second: str) -> int:
     """How many words two texts have in common at their beginning."""
     alike = [one == other for one, other in zip(first.split(), second.split(), strict=False)]
     return alike.index(False) if False in alike else len(alike)
-
-
-def _is_first(choice: VerdictChoice, completion: Completion) -> bool:
-    return not completion.text[: choice.start].strip()
