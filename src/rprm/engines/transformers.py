@@ -83,12 +83,10 @@ class TransformersEngine:
         self._context_length = context_length
         self._num_threads = num_threads
         self._info: EngineInfo | None = None
-        self._starting: asyncio.Lock | None = None
+        self._starting = asyncio.Lock()
         self._worker: _Worker | None = None
 
     async def start(self, *, chat: bool = True) -> EngineInfo:
-        if self._starting is None:
-            self._starting = asyncio.Lock()
         async with self._starting:
             if self._info is None:
                 self._info = await asyncio.to_thread(self._load)
@@ -179,7 +177,6 @@ class _Sample(_Job):
 class _Prefix:
     """A computed prompt: keys and values of each layer [1, heads, tokens, size], logits [vocabulary] at its end."""
 
-    ids: list[int]
     layers: list[KeyValues]
     logits: torch.Tensor
 
@@ -188,6 +185,8 @@ class _Worker(ModelWorker[_Job]):
     """Owns the model: one thread, one batch."""
 
     def __init__(self, spec: str, model: Any, tokenizer: Any, max_rows: int, prefix_tokens: int) -> None:
+        from rprm.engines.kv_cache import BatchCache
+
         super().__init__("rprm-transformers", hint="lower max_rows or prefix_tokens")
         self.spec = spec
         self.model = model
@@ -195,6 +194,8 @@ class _Worker(ModelWorker[_Job]):
         self.max_rows = max_rows
         self.prefix_tokens = prefix_tokens
         self.rows: list[_Sample] = []
+        self.cache = BatchCache()
+        #: Computed prompts by their ids, the one used last at the end.
         self.prefixes: OrderedDict[tuple[int, ...], _Prefix] = OrderedDict()
         # What a model's forward calls its cache: transformers 5.24 renames it.
         parameters = inspect.signature(model.forward).parameters
@@ -203,11 +204,6 @@ class _Worker(ModelWorker[_Job]):
         ends = ends if isinstance(ends, list) else [ends]
         self.end_tokens = {token for token in (*ends, tokenizer.eos_token_id) if token is not None}
         self.start()
-
-    def prepare(self) -> None:
-        from rprm.engines.kv_cache import BatchCache
-
-        self.cache = BatchCache()
 
     def is_idle(self) -> bool:
         return not self.rows and not self.waiting
@@ -277,25 +273,20 @@ class _Worker(ModelWorker[_Job]):
         if key in self.prefixes:
             self.prefixes.move_to_end(key)
             return self.prefixes[key], len(ids)
-        donor, shared = None, 0
-        for prefix in self.prefixes.values():
-            length = _common_length(prefix.ids, ids)
-            if length > shared:
-                donor, shared = prefix, length
-        # The logits at the end are wanted too: leave at least one token to compute.
-        shared = min(shared, len(ids) - 1)
         cache = DynamicCache()
-        if donor is not None and shared:
-            for place, (keys, values) in enumerate(donor.layers):
+        donor = max(self.prefixes, key=partial(_common_length, key), default=())
+        # The logits at the end are wanted too: leave at least one token to compute.
+        if shared := min(_common_length(key, donor), len(ids) - 1):
+            for place, (keys, values) in enumerate(self.prefixes[donor].layers):
                 cache.update(keys[:, :, :shared], values[:, :, :shared], place)
-            self.prefixes.move_to_end(tuple(donor.ids))
+            self.prefixes.move_to_end(donor)
         for start in range(shared, len(ids), _PREFILL_CHUNK):
             chunk = torch.tensor([ids[start : start + _PREFILL_CHUNK]], device=self.model.device)
             positions = torch.arange(start, start + chunk.shape[1], device=self.model.device)[None]
             output = self.model(
                 input_ids=chunk, position_ids=positions, use_cache=True, logits_to_keep=1, **{self.cache_name: cache}
             )
-        prefix = _Prefix(ids, [(layer.keys, layer.values) for layer in cache.layers], _exact(output.logits[0, -1]))
+        prefix = _Prefix([(layer.keys, layer.values) for layer in cache.layers], _exact(output.logits[0, -1]))
         self.prefixes[key] = prefix
         num_kept = sum(map(len, self.prefixes))
         while num_kept > self.prefix_tokens and len(self.prefixes) > 1:

@@ -26,19 +26,15 @@ class Job:
     future: asyncio.Future[Any] = field(init=False)
 
     def resolve(self, result: Any) -> None:
-        self._call(self.future.set_result, result)
+        self._answer(lambda: self.future.set_result(result))
 
     def fail(self, error: Exception) -> None:
-        self._call(self.future.set_exception, error)
+        self._answer(lambda: self.future.set_exception(error))
 
-    def _call(self, function: Callable[[Any], None], argument: Any) -> None:
-        def apply() -> None:
-            if not self.future.done():
-                function(argument)
-
+    def _answer(self, answer: Callable[[], None]) -> None:
         # The loop may be gone when the caller was killed; then nobody waits.
         if not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(apply)
+            self.loop.call_soon_threadsafe(lambda: None if self.future.done() else answer())
 
 
 class ModelWorker(threading.Thread, Generic[AnyJob]):
@@ -88,7 +84,6 @@ class ModelWorker(threading.Thread, Generic[AnyJob]):
 
         try:
             with torch.inference_mode():
-                self.prepare()
                 while not self._stopping:
                     self._receive(block=self.is_idle())
                     self.drop_cancelled()
@@ -104,10 +99,6 @@ class ModelWorker(threading.Thread, Generic[AnyJob]):
             self._receive(block=False)
         for job in self.unanswered:
             job.fail(error)
-
-    def prepare(self) -> None:
-        """What the worker's thread sets up before the first job."""
-        return
 
     def is_idle(self) -> bool:
         """Whether there is nothing to do until a job comes in."""
