@@ -169,12 +169,7 @@ class VerdictFormat:
 
     def answer_of(self, token_text: str) -> bool | None:
         """True if the token reads as Yes, False as No (any case, spaces around it ignored), None otherwise."""
-        word = token_text.strip().casefold()
-        if word == self.yes.casefold():
-            return True
-        if word == self.no.casefold():
-            return False
-        return None
+        return {self.yes.casefold(): True, self.no.casefold(): False}.get(token_text.strip().casefold())
 
 
 class TwoAnswers(VerdictFormat):
@@ -297,10 +292,7 @@ def read_verdict(
     verdict = verdict_format.find(text)
     if verdict is None:
         return None
-    for choice in choices:
-        if verdict.start <= choice.start < verdict.end:
-            return verdict, choice
-    return verdict, None
+    return verdict, next((choice for choice in choices if verdict.start <= choice.start < verdict.end), None)
 
 
 # --- the patterns ---------------------------------------------------------------------------------------------------

@@ -76,12 +76,9 @@ class TransformersEngine:
         self.concurrency = concurrency
         self.max_rows = max_rows
         self.prefix_tokens = prefix_tokens
-        self._dtype = dtype
-        self._device = device
-        self._adapter = adapter
-        self._revision = revision
         self._context_length = context_length
-        self._num_threads = num_threads
+        self._placement = (device, dtype, num_threads)
+        self._source = {"adapter": adapter, "revision": revision}
         self._info: EngineInfo | None = None
         self._starting = asyncio.Lock()
         self._worker: _Worker | None = None
@@ -123,13 +120,10 @@ class TransformersEngine:
         return self._worker, self._info.context_length
 
     def _load(self) -> EngineInfo:
-        device, dtype, torch_dtype = placement(self.spec, self._device, self._dtype, self._num_threads)
+        device, dtype, torch_dtype = placement(self.spec, *self._placement)
         import torch
 
-        loaded = load_model(
-            self.target, spec=self.spec, dtype=torch_dtype, adapter=self._adapter, revision=self._revision
-        )
-        self.model, self.tokenizer = loaded.model, loaded.tokenizer
+        self.model, self.tokenizer, details = load_model(self.target, spec=self.spec, dtype=torch_dtype, **self._source)
         self.model.to(device).eval()
         config = self.model.config.get_text_config()
         if "linear_attention" in (getattr(config, "layer_types", None) or ()):
@@ -141,9 +135,9 @@ class TransformersEngine:
         return EngineInfo(
             kind="transformers",
             model=self.target,
-            revision=identity(self.target, self._revision),
+            revision=identity(self.target, self._source["revision"]),
             context_length=context_length,
-            details={"dtype": dtype, "device": torch.device(device).type, **loaded.details},
+            details={"dtype": dtype, "device": torch.device(device).type, **details},
         )
 
 

@@ -150,16 +150,14 @@ def _output_head(output_layer: Any, layout: Layout) -> nn.Module:
     """A head made of the output layer of a language model."""
     if output_layer.weight.device.type == "meta":
         raise EngineError("device_map leaves no room for the output layer, which this layout reads: it was offloaded")
-    weight, bias = output_layer.weight.detach().float(), getattr(output_layer, "bias", None)
-    bias = None if bias is None else bias.detach().float()
+    rows: Any = [layout.minus_id, layout.plus_id] if layout.head == "tokens" else slice(None)
+    weight, bias = output_layer.weight.detach().float()[rows], getattr(output_layer, "bias", None)
+    bias = None if bias is None else bias.detach().float()[rows]
     if layout.head == "mean-logit":
-        return nn.Sequential(
-            _linear(weight.mean(0, keepdim=True), None if bias is None else bias.mean(0, True)), _AsTwo()
-        )
-    if layout.head == "top-token":
-        return _TopToken(_linear(weight, bias), layout.plus_ids)
-    rows = [layout.minus_id, layout.plus_id]
-    return _linear(weight[rows], None if bias is None else bias[rows])
+        weight, bias = weight.mean(0, keepdim=True), None if bias is None else bias.mean(0, keepdim=True)
+        return nn.Sequential(_linear(weight, bias), _AsTwo())
+    layer = _linear(weight, bias)
+    return _TopToken(layer, layout.plus_ids) if layout.head == "top-token" else layer
 
 
 def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
