@@ -26,15 +26,19 @@ class Job:
     future: asyncio.Future[Any] = field(init=False)
 
     def resolve(self, result: Any) -> None:
-        self._answer(lambda: self.future.set_result(result))
+        self._answer(self.future.set_result, result)
 
     def fail(self, error: Exception) -> None:
-        self._answer(lambda: self.future.set_exception(error))
+        self._answer(self.future.set_exception, error)
 
-    def _answer(self, answer: Callable[[], None]) -> None:
+    def _answer(self, function: Callable[[Any], None], argument: Any) -> None:
+        def apply() -> None:
+            if not self.future.done():
+                function(argument)
+
         # The loop may be gone when the caller was killed; then nobody waits.
         if not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(lambda: None if self.future.done() else answer())
+            self.loop.call_soon_threadsafe(apply)
 
 
 class ModelWorker(threading.Thread, Generic[AnyJob]):
