@@ -71,13 +71,12 @@ def load_model(
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
         if target.endswith(".gguf"):
-            path = Path(target)
-            if not path.is_file():
+            folder, file = str(Path(target).parent), Path(target).name
+            if find_file(folder, file, None) is None:
                 raise OSError("no such file")
-            source: dict[str, Any] = {"gguf_file": path.name}
-            tokenizer = AutoTokenizer.from_pretrained(str(path.parent), trust_remote_code=False, **source)
-            source["quantization_config"] = GgufConfig(dequantize=True)
-            model = load_weights(AutoModelForCausalLM, str(path.parent), name=spec, dtype=dtype, **source)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, gguf_file=file)
+            source = {"gguf_file": file, "quantization_config": GgufConfig(dequantize=True)}
+            model = load_weights(AutoModelForCausalLM, folder, name=spec, dtype=dtype, **source)
         else:
             if adapter is None and (named := named_base(target, revision)) is not None:
                 adapter, adapter_revision, (base, base_revision) = target, revision, named
