@@ -77,16 +77,15 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, reply: str = "") -> list[int]:
     template that knows no system message gets it at the head of the first user message.
 
     A solution cannot speak for its judge: a control token that is spelled in the text of a record (`Message.records`;
-    all contents of a chat; `prompt.reply`) is written in ordinary tokens, as the text that it is there. In `reply`,
-    which the model wrote, so are special ones, and those that it may quote, because the prompt spells them. Others are
-    its own, and so are the tags of its thinking.
+    all contents of a chat; `prompt.reply`) is written in ordinary tokens. So are, in `reply`, which the model wrote,
+    special tokens and those that it may quote, because the prompt spells them; others, and the tags of its thinking,
+    are its own.
 
-    The reply is `prompt.reply` and then `reply`. Its tokens follow those of the prompt without it, which is what the
-    model read when it wrote the reply; they are the tokens of the reply's text alone. Line ends at the end of the reply
-    have the tokens that they have before a word, so that a reply to which steps are added begins with the same tokens
-    as before, and the model reads what it would have read had it written the next step itself. (Where the next step
-    begins with a space or a line end, the last tokens may differ.) Where the chat template itself opens the thinking,
-    a reply that begins with this opening, as completions do (`thinking_opening`), has it once.
+    The reply is `prompt.reply` and then `reply`. Its tokens follow those of the prompt alone, and are those of its text
+    alone; line ends at its end have the tokens that they have before a word, so that a reply to which steps are added
+    begins with the same tokens as before. (Where the next step begins with white space, the last tokens may differ.)
+    Where the chat template opens the thinking, a reply that begins with this opening, as completions do
+    (`thinking_opening`), has it once.
 
     Raises:
         RequestRefused: the text of a record spells a special token that the tokenizer can write in no other way.
