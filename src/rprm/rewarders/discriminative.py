@@ -72,7 +72,7 @@ class StepClassifier(ABC):
         self._context_length = context_length
         self._layout_options = {name: value for name, value in options.items() if value is not None}
         self._described: dict[str, Any] | None = None
-        self._starting: asyncio.Lock | None = None
+        self._starting = asyncio.Lock()
 
     @property
     def threshold(self) -> float:
@@ -89,8 +89,6 @@ class StepClassifier(ABC):
         Raises:
             EngineError: the model or its tokenizer cannot be loaded, or its layout is not recognised.
         """
-        if self._starting is None:
-            self._starting = asyncio.Lock()
         async with self._starting:
             if self._described is None:
                 engine = await self._open()
@@ -147,10 +145,8 @@ class StepClassifier(ABC):
             try:
                 rewards = await self._compute(problem, steps)
             except RequestRefused as error:
-                return [
-                    StepReward(step_index=index, reward=None, vote=None, failure=str(error))
-                    for index in range(len(steps))
-                ]
+                reason = str(error)
+                return [StepReward(step_index=i, reward=None, vote=None, failure=reason) for i in range(len(steps))]
             if ledger is not None:
                 ledger.put(key, rewards)
         return [StepReward(step_index=index, reward=reward, vote=None) for index, reward in enumerate(rewards)]
