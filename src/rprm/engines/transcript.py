@@ -25,6 +25,9 @@ class TokenTranscript(Transcript):
         ids: its tokens.
         sampling: says what ends the completion.
         answers: the tokens at which a choice is noted.
+
+    Attributes:
+        ended: whether the model ended the completion itself.
     """
 
     def __init__(
@@ -36,7 +39,7 @@ class TokenTranscript(Transcript):
         self._words = {} if answers is None else answers.words
         self._choices: list[VerdictChoice] = []
         self._read = detokenizer(tokenizer, ids[-_NUM_BEFORE:])
-        self._ended = False
+        self.ended = False
 
     def add_token(self, token: int, logprobs: Callable[[], tuple[float, float]]) -> None:
         """Append a token.
@@ -55,7 +58,7 @@ class TokenTranscript(Transcript):
         """The model ended the completion: the token that says so is counted and is no text."""
         self.num_tokens += 1
         self.finish_reason = "stop"
-        self._ended = True
+        self.ended = True
 
     def completion(self, num_cached_prompt_tokens: int | None) -> Completion:
         """What was written, once it has ended."""
@@ -67,7 +70,7 @@ class TokenTranscript(Transcript):
             num_prompt_tokens=self._num_prompt_tokens,
             num_cached_prompt_tokens=num_cached_prompt_tokens,
             choices=tuple(choice for choice in self._choices if choice.start < len(self.text)),
-            ended=self._ended,
+            ended=self.ended,
         )
 
 

@@ -160,7 +160,7 @@ class VLLMEngine:
                     if transcript.finish_reason is not None:
                         break
                 else:
-                    transcript.finish_reason = new.finish_reason
+                    transcript.finish_reason, transcript.ended = new.finish_reason, new.finish_reason == "stop"
                 if transcript.finish_reason is not None:
                     break
         if transcript.finish_reason not in ("stop", "length", "verdict"):
