@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rprm.engines.base import Completion, Sampling
@@ -36,7 +36,7 @@ class TokenTranscript(Transcript):
         opening = "" if prompt.reply else thinking_opening(tokenizer, prompt, ids)
         super().__init__(sampling.verdict, sampling.stop, opening)
         self._num_prompt_tokens = len(ids)
-        self._words = {} if answers is None else answers.words
+        self._words: Mapping[int, str] = {} if answers is None else answers.words
         self._choices: list[VerdictChoice] = []
         self._read = detokenizer(tokenizer, ids[-_NUM_BEFORE:])
         self.ended = False
