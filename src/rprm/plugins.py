@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, EntryPoints, entry_points
-from typing import Any
+from typing import Any, get_args, get_type_hints
 from urllib.parse import parse_qsl
 
 from rprm.errors import EngineError
@@ -64,7 +64,8 @@ def construct(make: Callable[..., Any], spec: str, options: Mapping[str, Any]) -
     """Call `make(target, spec=spec, **options)`; without a target where its first parameter is `spec`.
 
     Args:
-        make: its keyword-only parameters are the options, their annotations the types that texts turn into.
+        make: its keyword-only parameters (those of an `Unpack[...]` too) are the options, their annotations the types
+            that texts turn into.
         spec: names the target.
         options: by name; they win over those in `spec`.
 
@@ -80,6 +81,10 @@ def construct(make: Callable[..., Any], spec: str, options: Mapping[str, Any]) -
         for name, parameter in parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY and name not in _NO_OPTIONS
     }
+    for parameter in parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            for typed in get_args(parameter.annotation):
+                hints |= get_type_hints(typed)
     parsed: dict[str, Any] = {}
     for name, value in {**in_spec, **options}.items():
         if name not in hints:

@@ -25,14 +25,9 @@ _SUFFIX = re.compile(r"(?:s|t|d|m|ll|re|ve)(?![^\W_])")
 
 def unquoted(text: str, start: int, end: int, places: Iterable[re.Match[str]]) -> Iterator[re.Match[str]]:
     """Those of the places, in the order of the text, that do not begin in a quotation of text[start:end]."""
-    quotes: _Quotes | None = None
-    tokens: Iterator[re.Match[str]] = iter(())
-    token: re.Match[str] | None = None
+    quotes, tokens = _Quotes(text, start, end), _TOKEN.finditer(text, start, end)
+    token = next(tokens, None)
     for place in places:
-        if quotes is None:
-            quotes = _Quotes(text, start, end)
-            tokens = _TOKEN.finditer(text, start, end)
-            token = next(tokens, None)
         while token is not None and token.start() < place.start():
             quotes.pass_over(token)
             token = next(tokens, None)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from rprm.quoting import unquoted
 from rprm.thinking import after_thinking as after_thinking
@@ -19,6 +20,9 @@ from rprm.thinking import answer_parts
 
 #: The fixed marker of the paper's verdict line.
 DEFAULT_MARKER = "Is the step correct (Yes/No)?"
+
+#: Characters of a marker, however it is spaced.
+_LONGEST_MARKER = 1000
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class VerdictFormat:
 
     @cached_property
     def _patterns(self) -> _Patterns:
-        return _Patterns.of(self.marker, self.yes, self.no)
+        return _patterns(self.marker, self.yes, self.no)
 
     def disarmed(self, text: str) -> str:
         """The text of a record with hyphens between a marker's words, where an answer follows it.
@@ -91,7 +95,7 @@ class VerdictFormat:
 
     def find_all(self, text: str) -> list[Verdict]:
         """Every verdict in `text`, in order."""
-        return list(self._verdicts(text, 0)) or list(self._weak_verdicts(text, 0))
+        return list(self._verdicts(text)) or list(self._verdicts(text, is_weak=True))
 
     def find(self, text: str, start: int = 0) -> Verdict | None:
         """The first verdict in `text` whose marker stands at or after `start`, or None.
@@ -99,7 +103,7 @@ class VerdictFormat:
         Where there is none, a weaker form counts if it and its answer have lines to themselves: a marker without its
         choice ("Is the step correct? No"), or one in quotes with its answer outside of them.
         """
-        return next(self._verdicts(text, start), None) or next(self._weak_verdicts(text, start), None)
+        return next(self._verdicts(text, start), None) or next(self._verdicts(text, start, is_weak=True), None)
 
     def is_final(self, text: str, verdict: Verdict) -> bool:
         """Whether `verdict`, the first one of `text`, stands however the text goes on.
@@ -112,31 +116,22 @@ class VerdictFormat:
         if after_thinking(text):
             return False
         known = len(text.rstrip("\ufffd"))  # A character that is not yet whole may turn out to be a letter.
-        return (
-            self._read_on(text, verdict.end, known, verdict.yes)[1] and next(self._verdicts(text, 0), None) == verdict
-        )
+        _, stays = self._read_on(text, verdict.end, known, verdict.yes)
+        return stays and next(self._verdicts(text), None) == verdict
 
-    def _verdicts(self, text: str, start: int) -> Iterator[Verdict]:
-        """The verdicts in the full form."""
-        for marker, end in _answered(self._patterns.marker, text, start):
-            if verdict := self._verdict(text, marker.end(), end):
-                yield verdict
-
-    def _weak_verdicts(self, text: str, start: int) -> Iterator[Verdict]:
-        """The verdicts in a weaker form."""
-        for marker, end in _answered(self._patterns.weak, text, start):
-            verdict = self._verdict(text, marker.end(), end)
-            if verdict and _NO_MORE_WORDS.match(text, verdict.end, end):
-                yield verdict
-
-    def _verdict(self, text: str, start: int, end: int) -> Verdict | None:
-        """The verdict of a marker that ends at `start`, as far as the text goes up to `end`."""
-        match = self._patterns.answer.match(text, start, end)
-        if match is None:
-            return None
-        yes = match["answer"].casefold() == self.yes.casefold()
-        verdict = Verdict(yes, match.start("answer"), match.end("answer"))
-        return verdict if self._read_on(text, verdict.end, end, yes)[0] else None
+    def _verdicts(self, text: str, start: int = 0, *, is_weak: bool = False) -> Iterator[Verdict]:
+        """The verdicts in the full form, or those in a weaker one."""
+        pattern = self._patterns.weak if is_weak else self._patterns.marker
+        if pattern.search(text, start) is None:
+            return
+        for begin, end in answer_parts(text):
+            for marker in unquoted(text, begin, end, pattern.finditer(text, max(begin, start), end)):
+                match = self._patterns.answer.match(text, marker.end(), end)
+                if match is None or (is_weak and not _NO_MORE_WORDS.match(text, match.end(), end)):
+                    continue
+                yes = match["answer"].casefold() == self.yes.casefold()
+                if self._read_on(text, match.end(), end, yes)[0]:
+                    yield Verdict(yes, match.start("answer"), match.end("answer"))
 
     def _read_on(self, text: str, start: int, end: int, yes: bool) -> tuple[bool, bool]:
         """Read what follows an answer.
@@ -174,12 +169,7 @@ class VerdictFormat:
 
     def answer_of(self, token_text: str) -> bool | None:
         """True if the token reads as Yes, False as No (any case, spaces around it ignored), None otherwise."""
-        word = token_text.strip().casefold()
-        if word == self.yes.casefold():
-            return True
-        if word == self.no.casefold():
-            return False
-        return None
+        return {self.yes.casefold(): True, self.no.casefold(): False}.get(token_text.strip().casefold())
 
 
 class TwoAnswers(VerdictFormat):
@@ -193,6 +183,78 @@ class TwoAnswers(VerdictFormat):
 
     def answer_of(self, token_text: str) -> bool | None:
         return {f" {self.yes}": True, f" {self.no}": False}.get(token_text)
+
+
+class Transcript:
+    """The text of one completion while it arrives, and where it ends: how every engine notices a final verdict.
+
+    It ends at a stop string (which is cut off), or with the word of its first verdict, as soon as that verdict can no
+    longer turn out to be something else: "No" may go on as "Nothing" or "No / Yes". Where it ends depends on the text
+    alone, not on how the text is split into tokens.
+
+    Args:
+        verdict: the verdict that ends it.
+        stop: texts that end it.
+        opening: what its text begins with before any token; no stop string is looked for there.
+
+    Attributes:
+        text: the completion so far.
+        num_tokens: tokens so far; once it has ended with a verdict, those that reach into the text.
+        finish_reason: None while it may go on, then "stop" or "verdict" (or what the owner sets).
+    """
+
+    def __init__(self, verdict: VerdictFormat | None = None, stop: Sequence[str] = (), opening: str = "") -> None:
+        self.text = opening
+        self.num_tokens = 0
+        self.finish_reason: str | None = None
+        self._verdict = verdict
+        self._stop = stop
+        self._begin = len(opening)
+        self._lengths: list[int] = []  # of the text after each token
+        self._is_open = False  # a verdict stands, but more text may undo it
+        self._num_unmarked: int | None = 0  # characters in which no marker ends; None: there is one
+
+    def add(self, piece: str) -> None:
+        """Append the text of one token, which may be empty."""
+        before = len(self.text)
+        self.text += piece
+        self.num_tokens += 1
+        self._lengths.append(len(self.text))
+        stops = [
+            (start + len(string), start)
+            for string in self._stop
+            if (start := self.text.find(string, max(self._begin, before - len(string) + 1))) >= 0
+        ]
+        stop_end, stop_start = min(stops, default=(len(self.text) + 1, None))
+        # What ends first in the text counts, even where one token brings both.
+        if (verdict := self._final_verdict(before, stop_end - 1)) is not None:
+            self.text = self.text[: verdict.end]
+            self.num_tokens = 1 + next(i for i, length in enumerate(self._lengths) if length >= verdict.end)
+            self.finish_reason = "verdict"
+        elif stop_start is not None:
+            self.text = self.text[:stop_start]
+            self.finish_reason = "stop"
+
+    def _final_verdict(self, before: int, end: int) -> Verdict | None:
+        """The first verdict of the text up to `end`, if nothing that may follow can undo it.
+
+        Searching the whole text for every token would take quadratic time: only a new answer word is worth it.
+        """
+        if self._verdict is None:
+            return None
+        if not self._is_open:
+            longest = max(len(self._verdict.yes), len(self._verdict.no))
+            if not self._verdict._patterns.word.search(self.text, max(0, before - longest + 1)):
+                return None
+            if self._num_unmarked is not None:
+                if not self._verdict.marker_pattern.search(self.text, max(0, self._num_unmarked - _LONGEST_MARKER)):
+                    self._num_unmarked = len(self.text)
+                    return None
+                self._num_unmarked = None
+        text = self.text[:end]
+        verdict = self._verdict.find(text)
+        self._is_open = verdict is not None
+        return verdict if verdict is not None and self._verdict.is_final(text, verdict) else None
 
 
 def softmax_yes(logprob_yes: float, logprob_no: float) -> float:
@@ -230,10 +292,7 @@ def read_verdict(
     verdict = verdict_format.find(text)
     if verdict is None:
         return None
-    for choice in choices:
-        if verdict.start <= choice.start < verdict.end:
-            return verdict, choice
-    return verdict, None
+    return verdict, next((choice for choice in choices if verdict.start <= choice.start < verdict.end), None)
 
 
 # --- the patterns ---------------------------------------------------------------------------------------------------
@@ -276,8 +335,7 @@ _NO_WHAT = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class _Patterns:
+class _Patterns(NamedTuple):
     """The regular expressions of a verdict format.
 
     Attributes:
@@ -286,6 +344,7 @@ class _Patterns:
         any_marker: either.
         answer: from the marker to the end of the answer, its group `answer`.
         tail: from the answer on, what may join it to another on its line, and the word after that.
+        word: an answer as a word: "no" stands in "know" and "not".
     """
 
     marker: re.Pattern[str]
@@ -293,58 +352,43 @@ class _Patterns:
     any_marker: re.Pattern[str]
     answer: re.Pattern[str]
     tail: re.Pattern[str]
+    word: re.Pattern[str]
 
-    @classmethod
-    def of(cls, marker: str, yes: str, no: str) -> _Patterns:
-        def compiled(pattern: str) -> re.Pattern[str]:
-            return re.compile(pattern, re.IGNORECASE | re.MULTILINE)
 
-        yes, no = re.escape(yes), re.escape(no)
-        answers = rf"{yes}|{no}"
-        with_choice = re.fullmatch(rf"(.*?\w)[\W_]*{yes}\W+{no}\W*", marker.strip(), re.IGNORECASE | re.DOTALL)
-        if with_choice:
-            stem = _words(with_choice[1])
-            # "(Y/N)" is the same choice.
-            first, second = (rf"(?:{word}|{word[0]})" if word.isalpha() else word for word in (yes, no))
-            either = rf"{_SPACE}{{0,4}}[\"'“”]?(?:[/／∕|]|or)[\"'“”]?{_SPACE}{{0,4}}"
-            choice = rf"(?:{first}{either}{second}|{second}{either}{first})(?![^\W_])"
-            whole = rf"{stem}[\W_]{{0,12}}{choice}[\"'“”*_]{{0,4}}[^\S\n]?[)\]}}）】〕]?[^\S\n]?[?？:：]?"
-            # "... or Is the step correct (Yes/No)? No" is the rest of a choice.
-            whole = rf"(?<!\bor\s){whole}"
-            bare = rf"|{stem}[*_]{{0,3}}[^\S\n]?[?？:：]"
-        else:
-            words, signs = marker.strip(), {"?": "[?？]", "？": "[?？]", ":": "[:：]", "：": "[:：]"}
-            sign = signs.get(words[-1:], "") if len(words) > 1 else ""
-            whole = rf"{_words(words[:-1])}[*_]{{0,3}}[^\S\n]?{sign}" if sign else _words(words)
-            bare = ""
-        weak = rf"^[^\w\n{_QUOTES}]{{0,12}}(?:[{_QUOTES}]{{1,2}}{whole}[{_QUOTES}]{{1,2}}{bare})"
-        # The answer as soon as it comes: "-" may be markup or an answer.
-        item = rf"[(\[]{yes}/{no}[)\]]|{_MARKUP}"
-        return cls(
-            compiled(whole),
-            compiled(weak),
-            compiled(rf"{whole}|{weak}"),
-            compiled(
-                rf"(?:(?!(?:{answers})(?!_*[^\W_]))(?:{item})){{0,200}}+"
-                rf"(?P<answer>{answers})(?!_*[^\W_]|[-‐‑'’][^\W_])"
-            ),
-            compiled(
-                rf"(?P<joint>(?:(?!{answers})(?:{_INLINE}|(?:or|and|vs|versus)\b))*+)"
-                rf"(?P<word>(?:{answers})(?![^\W_])|[^\W_]*)"
-            ),
-        )
+def _patterns(marker: str, yes: str, no: str) -> _Patterns:
+    yes, no = re.escape(yes), re.escape(no)
+    answers = rf"{yes}|{no}"
+    with_choice = re.fullmatch(rf"(.*?\w)[\W_]*{yes}\W+{no}\W*", marker.strip(), re.IGNORECASE | re.DOTALL)
+    if with_choice:
+        stem = _words(with_choice[1])
+        # "(Y/N)" is the same choice.
+        first, second = (rf"(?:{word}|{word[0]})" if word.isalpha() else word for word in (yes, no))
+        either = rf"{_SPACE}{{0,4}}[\"'“”]?(?:[/／∕|]|or)[\"'“”]?{_SPACE}{{0,4}}"
+        choice = rf"(?:{first}{either}{second}|{second}{either}{first})(?![^\W_])"
+        whole = rf"{stem}[\W_]{{0,12}}{choice}[\"'“”*_]{{0,4}}[^\S\n]?[)\]}}）】〕]?[^\S\n]?[?？:：]?"
+        # "... or Is the step correct (Yes/No)? No" is the rest of a choice.
+        whole = rf"(?<!\bor\s){whole}"
+        bare = rf"|{stem}[*_]{{0,3}}[^\S\n]?[?？:：]"
+    else:
+        words, signs = marker.strip(), {"?": "[?？]", "？": "[?？]", ":": "[:：]", "：": "[:：]"}
+        sign = signs.get(words[-1:], "") if len(words) > 1 else ""
+        whole = rf"{_words(words[:-1])}[*_]{{0,3}}[^\S\n]?{sign}" if sign else _words(words)
+        bare = ""
+    weak = rf"^[^\w\n{_QUOTES}]{{0,12}}(?:[{_QUOTES}]{{1,2}}{whole}[{_QUOTES}]{{1,2}}{bare})"
+    # The answer as soon as it comes: "-" may be markup or an answer.
+    item = rf"[(\[]{yes}/{no}[)\]]|{_MARKUP}"
+    patterns = (
+        whole,
+        weak,
+        rf"{whole}|{weak}",
+        rf"(?:(?!(?:{answers})(?!_*[^\W_]))(?:{item})){{0,200}}+(?P<answer>{answers})(?!_*[^\W_]|[-‐‑'’][^\W_])",
+        rf"(?P<joint>(?:(?!{answers})(?:{_INLINE}|(?:or|and|vs|versus)\b))*+)(?P<word>(?:{answers})(?![^\W_])|[^\W_]*)",
+        rf"(?<![A-Za-z])(?:{answers})(?![A-Za-z])",
+    )
+    return _Patterns(*(re.compile(pattern, re.IGNORECASE | re.MULTILINE) for pattern in patterns))
 
 
 def _words(text: str) -> str:
     """A pattern for words however they are spaced, wrapped or emphasised."""
     pattern = rf"{_SPACE}{{1,40}}".join(map(re.escape, text.split()))
     return rf"(?<![A-Za-z0-9]){pattern}" if text[:1].isascii() and text[:1].isalnum() else pattern
-
-
-def _answered(pattern: re.Pattern[str], text: str, start: int) -> Iterator[tuple[re.Match[str], int]]:
-    """The markers outside thinking and quotes, each with the end of the part of the text that it stands in."""
-    if pattern.search(text, start) is None:
-        return
-    for begin, end in answer_parts(text):
-        for marker in unquoted(text, begin, end, pattern.finditer(text, max(begin, start), end)):
-            yield marker, end

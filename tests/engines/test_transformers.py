@@ -78,7 +78,8 @@ def test_greedy_equals_generate(tiny_model: Path) -> None:
         return ours, theirs
 
     ours, theirs = run(tiny_model, work)
-    assert [completion.text for completion in ours] == theirs
+    # Bytes at the end that are no whole character are no text.
+    assert [completion.text.rstrip("\ufffd") for completion in ours] == [text.rstrip("\ufffd") for text in theirs]
 
 
 def test_a_sample_does_not_depend_on_what_runs_beside_it(tiny_model: Path) -> None:

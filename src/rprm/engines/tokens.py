@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -27,12 +27,14 @@ _OPENING_TOKENS = 16
 
 @dataclass(frozen=True)
 class VerdictTokens:
-    """Ids of the tokens that read as Yes and as No. Disjoint, never empty."""
+    """Ids of the tokens that read as Yes and as No (disjoint, never empty), and the word that each of them writes."""
 
     yes: tuple[int, ...]
     no: tuple[int, ...]
+    words: Mapping[int, str]
 
     @classmethod
+    @lru_cache(maxsize=4)
     def of(cls, tokenizer: Any, verdict: VerdictFormat) -> VerdictTokens:
         """Find the variants of both answers in a tokenizer's vocabulary.
 
@@ -43,39 +45,29 @@ class VerdictTokens:
         Raises:
             EngineError: the first tokens of both answers are equal, so that one position cannot tell them apart.
         """
-        forms = [verdict.forms(answer) for answer in (verdict.yes, verdict.no)]
-        yes, no = (_single_tokens(tokenizer, side) for side in forms)
+
+        def found(answer: str, *, whole: bool) -> dict[int, str]:
+            words = {}
+            for form in verdict.forms(answer):
+                # Some tokenizers add a bare space token of their own before a word: look past it.
+                pieces = [
+                    (id_, tokenizer.decode([id_]).strip()) for id_ in tokenizer.encode(form, add_special_tokens=False)
+                ]
+                pieces = [piece for piece in pieces if piece[1]]
+                if pieces and (not whole or (len(pieces) == 1 and pieces[0][1] == form.strip())):
+                    words.update(pieces[:1])
+            return words
+
+        yes, no = (found(answer, whole=True) for answer in (verdict.yes, verdict.no))
         if not yes or not no:
-            yes, no = (_first_tokens(tokenizer, side) for side in forms)
-        both = set(yes) & set(no)
-        yes, no = (tuple(token for token in side if token not in both) for side in (yes, no))
-        if not yes or not no:
+            yes, no = (found(answer, whole=False) for answer in (verdict.yes, verdict.no))
+        sides = tuple(id_ for id_ in yes if id_ not in no), tuple(id_ for id_ in no if id_ not in yes)
+        if not all(sides):
             raise EngineError(
                 f"the tokenizer does not tell {verdict.yes!r} from {verdict.no!r} at their first token; "
                 "use a prompt template with other answer words"
             )
-        return cls(yes, no)
-
-
-def _single_tokens(tokenizer: Any, forms: Sequence[str]) -> tuple[int, ...]:
-    ids: dict[int, None] = {}
-    for form in forms:
-        encoded = tokenizer.encode(form, add_special_tokens=False)
-        # Some tokenizers add a bare space token of their own before a word: look past it.
-        kept = [token for token in encoded if tokenizer.decode([token]).strip()]
-        if len(kept) == 1 and tokenizer.decode(kept).strip() == form.strip():
-            ids[kept[0]] = None
-    return tuple(ids)
-
-
-def _first_tokens(tokenizer: Any, forms: Sequence[str]) -> tuple[int, ...]:
-    ids: dict[int, None] = {}
-    for form in forms:
-        encoded = tokenizer.encode(form, add_special_tokens=False)
-        kept = [token for token in encoded if tokenizer.decode([token]).strip()]
-        if kept:
-            ids[kept[0]] = None
-    return tuple(ids)
+        return cls(*sides, {id_: (yes | no)[id_] for side in sides for id_ in side})
 
 
 def encode_prompt(tokenizer: Any, prompt: Prompt, reply: str = "") -> list[int]:
@@ -85,33 +77,29 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, reply: str = "") -> list[int]:
     template that knows no system message gets it at the head of the first user message.
 
     A solution cannot speak for its judge: a control token that is spelled in the text of a record (`Message.records`;
-    all contents of a chat; `prompt.reply`) is written in ordinary tokens, as the text that it is there. In `reply`,
-    which the model wrote, so are special ones, and those that it may quote, because the prompt spells them. Others are
-    its own, and so are the tags of its thinking.
+    all contents of a chat; `prompt.reply`) is written in ordinary tokens. So are, in `reply`, which the model wrote,
+    special tokens and those that it may quote, because the prompt spells them; others, and the tags of its thinking,
+    are its own.
 
-    The reply is `prompt.reply` and then `reply`. Its tokens follow those of the prompt without it, which is what the
-    model read when it wrote the reply; they are the tokens of the reply's text alone. Line ends at the end of the reply
-    have the tokens that they have before a word, so that a reply to which steps are added begins with the same tokens
-    as before, and the model reads what it would have read had it written the next step itself. (Where the next step
-    begins with a space or a line end, the last tokens may differ.) Where the chat template itself opens the thinking,
-    a reply that begins with this opening, as completions do (`thinking_opening`), has it once.
+    The reply is `prompt.reply` and then `reply`. Its tokens follow those of the prompt alone, and are those of its text
+    alone; line ends at its end have the tokens that they have before a word, so that a reply to which steps are added
+    begins with the same tokens as before. (Where the next step begins with white space, the last tokens may differ.)
+    Where the chat template opens the thinking, a reply that begins with this opening, as completions do
+    (`thinking_opening`), has it once.
 
     Raises:
         RequestRefused: the text of a record spells a special token that the tokenizer can write in no other way.
     """
     control = control_tokens(tokenizer)
-    ids: list[int] | None
     if prompt.chat and getattr(tokenizer, "chat_template", None):
         ids = _apply_chat_template(tokenizer, [(m.role, m.content) for m in prompt.messages], control)
+    elif prompt.chat:
+        contents = "".join(f"{message.content}\n\n" for message in prompt.messages)
+        ids = _encode(tokenizer, Filled.record(contents), control)
     else:
-        if prompt.chat:
-            contents = Filled.record("".join(f"{message.content}\n\n" for message in prompt.messages))
-        else:
-            contents = Filled("\n\n").join(Filled(message.content, message.records) for message in prompt.messages)
-        ids = _encode_apart(tokenizer, contents, control)
-        if ids is None:
-            # A raw prompt writes its own special tokens; encode() parses them, and adds what the tokenizer adds itself.
-            ids = list(tokenizer.encode(contents.text))
+        # A raw prompt writes its own special tokens.
+        raw = Filled("\n\n").join(Filled(message.content, message.records) for message in prompt.messages)
+        ids = _encode(tokenizer, raw, control)
     written = prompt.reply + reply
     begun = written.removeprefix(thinking_opening(tokenizer, prompt, ids))
     if not begun:
@@ -120,7 +108,13 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, reply: str = "") -> list[int]:
     quotable = set(special_tokens(tokenizer).values())
     quotable |= set(_spellings(control.values()).findall(prompt.text)) - set(chain.from_iterable(DELIMITERS))
     quoted = (match.span() for match in _spellings(quotable).finditer(begun, num_given))
-    return ids + _encode_reply(tokenizer, Filled(begun, ((0, num_given), *quoted)), control)
+    records = ((0, num_given), *quoted)
+    if begun.endswith("\n"):
+        # Many tokenizers join line ends that no word follows: "\n\n" is one token at the end and two before "A".
+        followed = _encode(tokenizer, Filled(f"{begun}A", records), control, bare=True)
+        if tokenizer.decode(followed[-1:]) == "A":
+            return ids + followed[:-1]
+    return ids + _encode(tokenizer, Filled(begun, records), control, bare=True)
 
 
 def thinking_opening(tokenizer: Any, prompt: Prompt, ids: Sequence[int]) -> str:
@@ -135,19 +129,6 @@ def thinking_opening(tokenizer: Any, prompt: Prompt, ids: Sequence[int]) -> str:
     end = tokenizer.decode(ids[-_OPENING_TOKENS:], skip_special_tokens=False, clean_up_tokenization_spaces=False)
     found = re.search(r"<think>\s*\Z", end)
     return found[0] if found else ""
-
-
-def _encode_reply(tokenizer: Any, reply: Filled, control: dict[int, str]) -> list[int]:
-    def encode(text: str) -> list[int]:
-        ids = _encode_apart(tokenizer, Filled(text, reply.records), control, bare=True)
-        return list(tokenizer.encode(text, add_special_tokens=False)) if ids is None else ids
-
-    if reply.text.endswith("\n"):
-        # Many tokenizers join line ends that no word follows: "\n\n" is one token at the end and two before "A".
-        followed = encode(f"{reply.text}A")
-        if tokenizer.decode(followed[-1:]) == "A":
-            return followed[:-1]
-    return encode(reply.text)
 
 
 def _apply_chat_template(tokenizer: Any, messages: Sequence[tuple[str, str]], control: dict[int, str]) -> list[int]:
@@ -175,9 +156,7 @@ def _apply_chat_template(tokenizer: Any, messages: Sequence[tuple[str, str]], co
         parts = re.split(rf"{place}(\d+)X", rendered)
         filled = [Filled(part) for part in parts]
         filled[1::2] = (Filled.record(spellings[int(number)]) for number in parts[1::2])
-        ids = _encode_apart(tokenizer, Filled("").join(filled), control, bare=True)
-        # A template that shows no message with such a token.
-        return list(tokenizer.encode(rendered, add_special_tokens=False)) if ids is None else ids
+        return _encode(tokenizer, Filled("").join(filled), control, bare=True)
 
     try:
         return encode(messages)
@@ -188,8 +167,8 @@ def _apply_chat_template(tokenizer: Any, messages: Sequence[tuple[str, str]], co
         return encode([("user", f"{messages[0][1]}\n\n{messages[1][1]}"), *messages[2:]])
 
 
-def _encode_apart(tokenizer: Any, filled: Filled, control: dict[int, str], *, bare: bool = False) -> list[int] | None:
-    """Ids of a text in which records spell control tokens, written in ordinary ones; None where they spell none.
+def _encode(tokenizer: Any, filled: Filled, control: dict[int, str], *, bare: bool = False) -> list[int]:
+    """Ids of a text; control tokens that records in it spell are written in ordinary ones, others are meant.
 
     Args:
         control: the control tokens: id -> spelling.
@@ -198,7 +177,7 @@ def _encode_apart(tokenizer: Any, filled: Filled, control: dict[int, str], *, ba
     matches = list(_spellings(control.values()).finditer(filled.text))
     meant = [match for match in matches if not any(a < match.end() and match.start() < b for a, b in filled.records)]
     if len(meant) == len(matches):
-        return None
+        return list(tokenizer.encode(filled.text, add_special_tokens=not bare))
     ids = {spelling: id_ for id_, spelling in control.items()}
     writer = TokenWriter(tokenizer, control)
     writer.ids += [] if bare else text_prefix(tokenizer)
@@ -265,22 +244,22 @@ def encode_text(tokenizer: Any, text: str, guarded: dict[int, str]) -> list[int]
         plain = unicodedata.normalize("NFKC", text).casefold()
         return [guarded[id_] for id_ in guarded.keys() & set(ids) if guarded[id_].casefold() in plain]
 
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    def plain(text: str) -> list[int]:
+        return list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)) if text else []
+
+    ids = plain(text)
     if not made(ids):
         return ids
     # A tokenizer that knows no `split_special_tokens`, or a token that it does not count as special: cut the spelling
     # after its first character, and encode the two sides apart.
-    ids = []
-    contents = set(guarded.values())
-    piece = ""
-    for part in split_at(text, list(contents)):
+    ids, piece, contents = [], "", set(guarded.values())
+    for part in split_at(text, contents):
         if part in contents:
-            ids += tokenizer.encode(piece + part[:1], add_special_tokens=False, split_special_tokens=True)
+            ids += plain(piece + part[:1])
             piece = part[1:]
         else:
             piece += part
-    if piece:
-        ids += tokenizer.encode(piece, add_special_tokens=False, split_special_tokens=True)
+    ids += plain(piece)
     if left := made(ids):
         raise RequestRefused(
             f"a text holds the model's own token {left[0]!r}, which the tokenizer spells in no other way"
@@ -290,12 +269,7 @@ def encode_text(tokenizer: Any, text: str, guarded: dict[int, str]) -> list[int]
 
 def split_at(text: str, contents: Iterable[str]) -> list[str]:
     """The text in parts: each of `contents` is a part of its own, the longest first where several begin alike."""
-    parts = []
-    position = 0
-    for match in _spellings(contents).finditer(text):
-        parts += [text[position : match.start()], match[0]]
-        position = match.end()
-    return [part for part in (*parts, text[position:]) if part]
+    return [part for part in _spellings(contents).split(text) if part]
 
 
 def _spellings(contents: Iterable[str]) -> re.Pattern[str]:
@@ -304,10 +278,10 @@ def _spellings(contents: Iterable[str]) -> re.Pattern[str]:
 
 @lru_cache(maxsize=16)
 def _pattern(contents: frozenset[str]) -> re.Pattern[str]:
-    """Any of these texts, the longest first where several begin alike."""
+    """Any of these texts as a group, the longest first where several begin alike."""
     longest_first = sorted(filter(None, contents), key=len, reverse=True)
     # What nothing matches where there are none.
-    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+    return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
 
 
 def text_prefix(tokenizer: Any) -> list[int]:

@@ -13,17 +13,19 @@ import inspect
 import random
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rprm.engines.base import Completion, EngineInfo, Sampling, check_least, clipped
 from rprm.engines.files import identity
 from rprm.engines.loading import load_model
-from rprm.engines.tokens import VerdictTokens, encode_prompt, thinking_opening
+from rprm.engines.tokens import VerdictTokens, encode_prompt
+from rprm.engines.transcript import TokenTranscript
 from rprm.engines.worker import Job, ModelWorker, placement
 from rprm.errors import EngineError, RequestRefused
 from rprm.prompts.template import Prompt
-from rprm.verdict import Verdict, VerdictChoice, VerdictFormat
+from rprm.verdict import VerdictChoice, VerdictFormat
 
 if TYPE_CHECKING:
     import torch
@@ -74,20 +76,14 @@ class TransformersEngine:
         self.concurrency = concurrency
         self.max_rows = max_rows
         self.prefix_tokens = prefix_tokens
-        self._dtype = dtype
-        self._device = device
-        self._adapter = adapter
-        self._revision = revision
         self._context_length = context_length
-        self._num_threads = num_threads
+        self._placement = (device, dtype, num_threads)
+        self._source = {"adapter": adapter, "revision": revision}
         self._info: EngineInfo | None = None
-        self._starting: asyncio.Lock | None = None
+        self._starting = asyncio.Lock()
         self._worker: _Worker | None = None
-        self._verdict_tokens: dict[VerdictFormat, VerdictTokens] = {}
 
     async def start(self, *, chat: bool = True) -> EngineInfo:
-        if self._starting is None:
-            self._starting = asyncio.Lock()
         async with self._starting:
             if self._info is None:
                 self._info = await asyncio.to_thread(self._load)
@@ -99,18 +95,17 @@ class TransformersEngine:
         if not ids:
             raise RequestRefused("the prompt is empty")
         sampling = replace(sampling, max_tokens=clipped(len(ids), sampling.max_tokens, context_length))
-        tokens = self._tokens_of(sampling.verdict) if sampling.verdict else None
-        opening = "" if prompt.reply else thinking_opening(self.tokenizer, prompt, ids)
-        completion: Completion = await worker.submit(_Job(ids, sampling, tokens, opening))
+        answers = VerdictTokens.of(self.tokenizer, sampling.verdict) if sampling.verdict else None
+        transcript = TokenTranscript(self.tokenizer, prompt, ids, sampling, answers)
+        completion: Completion = await worker.submit(_Sample(ids, answers, sampling, transcript))
         return completion
 
     async def choose(self, prompt: Prompt, text: str, verdict: VerdictFormat) -> VerdictChoice:
         worker, context_length = self._ready()
         ids = encode_prompt(self.tokenizer, prompt, text)
         clipped(len(ids), 1, context_length)
-        tokens = self._tokens_of(verdict)
-        logprob_yes, logprob_no = await worker.submit(_Job(ids, None, tokens))
-        return VerdictChoice(len(text), logprob_yes, logprob_no)
+        logprobs = await worker.submit(_Job(ids, VerdictTokens.of(self.tokenizer, verdict)))
+        return VerdictChoice(len(text), *logprobs)
 
     async def aclose(self) -> None:
         if self._worker is not None:
@@ -124,19 +119,11 @@ class TransformersEngine:
         assert self._info.context_length is not None
         return self._worker, self._info.context_length
 
-    def _tokens_of(self, verdict: VerdictFormat) -> VerdictTokens:
-        if verdict not in self._verdict_tokens:
-            self._verdict_tokens[verdict] = VerdictTokens.of(self.tokenizer, verdict)
-        return self._verdict_tokens[verdict]
-
     def _load(self) -> EngineInfo:
-        device, dtype, torch_dtype = placement(self.spec, self._device, self._dtype, self._num_threads)
+        device, dtype, torch_dtype = placement(self.spec, *self._placement)
         import torch
 
-        loaded = load_model(
-            self.target, spec=self.spec, dtype=torch_dtype, adapter=self._adapter, revision=self._revision
-        )
-        self.model, self.tokenizer = loaded.model, loaded.tokenizer
+        self.model, self.tokenizer, details = load_model(self.target, spec=self.spec, dtype=torch_dtype, **self._source)
         self.model.to(device).eval()
         config = self.model.config.get_text_config()
         if "linear_attention" in (getattr(config, "layer_types", None) or ()):
@@ -148,43 +135,42 @@ class TransformersEngine:
         return EngineInfo(
             kind="transformers",
             model=self.target,
-            revision=identity(self.target, self._revision),
+            revision=identity(self.target, self._source["revision"]),
             context_length=context_length,
-            details={"dtype": dtype, "device": torch.device(device).type, **loaded.details},
+            details={"dtype": dtype, "device": torch.device(device).type, **details},
         )
 
 
 @dataclass(eq=False)
 class _Job(Job):
-    """A request: a completion with `sampling`, a second pass without. `opening` stands before the completion's text."""
+    """A request: a second pass, of the answers after `ids`."""
 
     ids: list[int]
-    sampling: Sampling | None
-    verdict_tokens: VerdictTokens | None
-    opening: str = ""
+    answers: VerdictTokens | None
 
 
 @dataclass(eq=False)
-class _Row:
-    """A completion being decoded, in a slot of the cache."""
+class _Sample(_Job):
+    """A request for a completion. While it is decoded, it is a row in a slot of the cache."""
 
-    job: _Job
     sampling: Sampling
-    generator: torch.Generator
-    num_cached: int
+    transcript: TokenTranscript
+    num_cached: int = 0
     slot: int = -1
-    tokens: list[int] = field(default_factory=list)
-    choices: list[VerdictChoice] = field(default_factory=list)
-    # A verdict that may yet turn out to be the beginning of something longer, and the tokens up to it.
-    verdict: Verdict | None = None
-    num_to_verdict: int = 0
+    token: int = -1
+
+    def __post_init__(self) -> None:
+        import torch
+
+        seed = self.sampling.seed
+        self.generator = torch.Generator()
+        self.generator.manual_seed(seed if seed is not None else random.SystemRandom().getrandbits(63))
 
 
 @dataclass(eq=False)
 class _Prefix:
     """A computed prompt: keys and values of each layer [1, heads, tokens, size], logits [vocabulary] at its end."""
 
-    ids: list[int]
     layers: list[KeyValues]
     logits: torch.Tensor
 
@@ -193,13 +179,17 @@ class _Worker(ModelWorker[_Job]):
     """Owns the model: one thread, one batch."""
 
     def __init__(self, spec: str, model: Any, tokenizer: Any, max_rows: int, prefix_tokens: int) -> None:
+        from rprm.engines.kv_cache import BatchCache
+
         super().__init__("rprm-transformers", hint="lower max_rows or prefix_tokens")
         self.spec = spec
         self.model = model
         self.tokenizer = tokenizer
         self.max_rows = max_rows
         self.prefix_tokens = prefix_tokens
-        self.rows: list[_Row] = []
+        self.rows: list[_Sample] = []
+        self.cache = BatchCache()
+        #: Computed prompts by their ids, the one used last at the end.
         self.prefixes: OrderedDict[tuple[int, ...], _Prefix] = OrderedDict()
         # What a model's forward calls its cache: transformers 5.24 renames it.
         parameters = inspect.signature(model.forward).parameters
@@ -209,17 +199,12 @@ class _Worker(ModelWorker[_Job]):
         self.end_tokens = {token for token in (*ends, tokenizer.eos_token_id) if token is not None}
         self.start()
 
-    def prepare(self) -> None:
-        from rprm.engines.kv_cache import BatchCache
-
-        self.cache = BatchCache()
-
     def is_idle(self) -> bool:
         return not self.rows and not self.waiting
 
     def drop_cancelled(self) -> None:
         super().drop_cancelled()
-        self._keep([index for index, row in enumerate(self.rows) if row.job in self.unanswered])
+        self._keep([index for index, row in enumerate(self.rows) if row in self.unanswered])
 
     def work(self) -> None:
         self._admit()
@@ -235,38 +220,27 @@ class _Worker(ModelWorker[_Job]):
 
     def _admit(self) -> None:
         """Take waiting jobs into the batch, first come first served; samples of one prompt join together."""
-        while self.waiting and (self.waiting[0].sampling is None or len(self.rows) < self.max_rows):
+        while self.waiting:
             first = self.waiting[0]
-            if first.sampling is None:
+            if not isinstance(first, _Sample):
                 self.waiting.pop(0)
-                self._second_pass(first)
+                prefix, _ = self._prefill(first.ids)
+                if self._refuse_nan([first], prefix.logits[None]):
+                    first.resolve(_yes_no(prefix.logits, first.answers))
                 continue
-            room = self.max_rows - len(self.rows)
-            group = [job for job in self.waiting if job.sampling is not None and job.ids == first.ids][:room]
+            if (room := self.max_rows - len(self.rows)) <= 0:
+                return
+            group = [job for job in self.waiting if isinstance(job, _Sample) and job.ids == first.ids][:room]
             self.waiting = [job for job in self.waiting if job not in group]
-            prefix, num_cached = self._prefill(first.ids)
+            prefix, first.num_cached = self._prefill(first.ids)
             # The first of the group pays for the prompt; the others share it whole.
-            rows = [self._row(job, num_cached if job is first else len(first.ids)) for job in group]
-            going = [rows[index] for index in self._advance(rows, prefix.logits.expand(len(rows), -1))]
-            if going:
-                for row, slot in zip(going, self.cache.add_rows(prefix.layers, len(going)), strict=True):
+            for job in group[1:]:
+                job.num_cached = len(job.ids)
+            rows = [group[index] for index in self._advance(group, prefix.logits.expand(len(group), -1))]
+            if rows:
+                for row, slot in zip(rows, self.cache.add_rows(prefix.layers, len(rows)), strict=True):
                     row.slot = slot
-                self.rows += going
-
-    def _row(self, job: _Job, num_cached: int) -> _Row:
-        import torch
-
-        assert job.sampling is not None
-        seed = job.sampling.seed
-        generator = torch.Generator()
-        generator.manual_seed(seed if seed is not None else random.SystemRandom().getrandbits(63))
-        return _Row(job, job.sampling, generator, num_cached)
-
-    def _second_pass(self, job: _Job) -> None:
-        prefix, _ = self._prefill(job.ids)
-        assert job.verdict_tokens is not None
-        if self._refuse_nan([job], prefix.logits[None]):
-            job.resolve(_yes_no(prefix.logits, job.verdict_tokens))
+                self.rows += rows
 
     def _refuse_nan(self, jobs: Sequence[_Job], logits: torch.Tensor) -> list[int]:
         """Refuse jobs for which the model gives no numbers, of logits [jobs, vocabulary]; returns the others' indices.
@@ -293,25 +267,20 @@ class _Worker(ModelWorker[_Job]):
         if key in self.prefixes:
             self.prefixes.move_to_end(key)
             return self.prefixes[key], len(ids)
-        donor, shared = None, 0
-        for prefix in self.prefixes.values():
-            length = _common_length(prefix.ids, ids)
-            if length > shared:
-                donor, shared = prefix, length
-        # The logits at the end are wanted too: leave at least one token to compute.
-        shared = min(shared, len(ids) - 1)
         cache = DynamicCache()
-        if donor is not None and shared:
-            for place, (keys, values) in enumerate(donor.layers):
+        donor = max(self.prefixes, key=partial(_common_length, key), default=())
+        # The logits at the end are wanted too: leave at least one token to compute.
+        if shared := min(_common_length(key, donor), len(ids) - 1):
+            for place, (keys, values) in enumerate(self.prefixes[donor].layers):
                 cache.update(keys[:, :, :shared], values[:, :, :shared], place)
-            self.prefixes.move_to_end(tuple(donor.ids))
+            self.prefixes.move_to_end(donor)
         for start in range(shared, len(ids), _PREFILL_CHUNK):
             chunk = torch.tensor([ids[start : start + _PREFILL_CHUNK]], device=self.model.device)
             positions = torch.arange(start, start + chunk.shape[1], device=self.model.device)[None]
             output = self.model(
                 input_ids=chunk, position_ids=positions, use_cache=True, logits_to_keep=1, **{self.cache_name: cache}
             )
-        prefix = _Prefix(ids, [(layer.keys, layer.values) for layer in cache.layers], _exact(output.logits[0, -1]))
+        prefix = _Prefix([(layer.keys, layer.values) for layer in cache.layers], _exact(output.logits[0, -1]))
         self.prefixes[key] = prefix
         num_kept = sum(map(len, self.prefixes))
         while num_kept > self.prefix_tokens and len(self.prefixes) > 1:
@@ -330,7 +299,7 @@ class _Worker(ModelWorker[_Job]):
         slots = [row.slot for row in self.rows]
         tokens, positions = [0] * len(self.cache.lengths), list(self.cache.lengths)
         for row in self.rows:
-            tokens[row.slot] = row.tokens[-1]
+            tokens[row.slot] = row.token
         device = self.model.device
         output = self.model(
             input_ids=torch.tensor(tokens, device=device)[:, None],
@@ -341,70 +310,26 @@ class _Worker(ModelWorker[_Job]):
         )
         self._keep(self._advance(self.rows, _exact(output.logits[slots, -1])))
 
-    def _advance(self, rows: Sequence[_Row], logits: torch.Tensor) -> list[int]:
+    def _advance(self, rows: Sequence[_Sample], logits: torch.Tensor) -> list[int]:
         """Draw the next token of each row from logits [rows, vocabulary]; returns the indices of those that go on."""
-        numbers = self._refuse_nan([row.job for row in rows], logits)
+        numbers = self._refuse_nan(rows, logits)
         # A copy of all logits for each token only where a row has none.
         usable = logits if len(numbers) == len(rows) else logits[numbers]
-        going = []
+        unfinished = []
         for index, token in zip(numbers, sample(usable, [rows[index] for index in numbers]), strict=True):
             row = rows[index]
-            row.tokens.append(token)
-            if not self._finish(row, logits[index]):
-                going.append(index)
-        return going
-
-    def _finish(self, row: _Row, logits: torch.Tensor) -> bool:
-        """Whether the row ends with the token just drawn; then its completion is handed over."""
-        token, sampling, format_ = row.tokens[-1], row.sampling, row.sampling.verdict
-        ended = token in self.end_tokens
-        if format_ is not None and row.verdict is not None:
-            text = self._text(row)
-            if format_.is_final(text, row.verdict):
-                return self._hand_over(row, text[: row.verdict.end], row.num_to_verdict, "verdict")
-            row.verdict = format_.find(text)
-        tokens = row.job.verdict_tokens
-        if format_ is not None and tokens is not None and (token in tokens.yes or token in tokens.no):
-            text = self._text(row)
-            word = self._decode([token]).strip()
-            row.choices.append(VerdictChoice(len(text.rstrip()) - len(word), *_yes_no(logits, tokens)))
-            if row.verdict is None:
-                row.verdict = format_.find(text)
-                row.num_to_verdict = len(row.tokens)
-        if ended:
-            return self._hand_over(row, self._text(row), len(row.tokens), "stop", ended=True)
-        if sampling.stop:
-            # A stop string ends in the last token: only the tail can hold one that is new.
-            longest = max(map(len, sampling.stop))
-            if any(stop in self._decode(row.tokens[-longest - 8 :]) for stop in sampling.stop):
-                text, start = self._text(row), len(row.job.opening)
-                if found := [at for stop in sampling.stop if (at := text.find(stop, start)) >= 0]:
-                    return self._hand_over(row, text[: min(found)], len(row.tokens), "stop")
-        if len(row.tokens) >= sampling.max_tokens:
-            return self._hand_over(row, self._text(row), len(row.tokens), "length")
-        return False
-
-    def _hand_over(self, row: _Row, text: str, num_tokens: int, reason: str, *, ended: bool = False) -> bool:
-        row.job.resolve(
-            Completion(
-                text=text,
-                num_tokens=num_tokens,
-                finish_reason=reason,
-                num_prompt_tokens=len(row.job.ids),
-                num_cached_prompt_tokens=row.num_cached,
-                choices=tuple(row.choices),
-                ended=ended,
-            )
-        )
-        return True
-
-    def _text(self, row: _Row) -> str:
-        return row.job.opening + self._decode(row.tokens)
-
-    def _decode(self, tokens: list[int]) -> str:
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        assert isinstance(text, str)
-        return text
+            row.token = token
+            if token in self.end_tokens:
+                row.transcript.end()
+            else:
+                row.transcript.add_token(token, partial(_yes_no, logits[index], row.answers))
+                if row.transcript.finish_reason is None and row.transcript.num_tokens >= row.sampling.max_tokens:
+                    row.transcript.finish_reason = "length"
+            if row.transcript.finish_reason is None:
+                unfinished.append(index)
+            else:
+                row.resolve(row.transcript.completion(row.num_cached))
+        return unfinished
 
 
 def _exact(logits: torch.Tensor) -> torch.Tensor:
@@ -469,8 +394,9 @@ def _invert(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(cumulative, wanted, right=True)[:, 0]
 
 
-def _yes_no(logits: torch.Tensor, tokens: VerdictTokens) -> tuple[float, float]:
+def _yes_no(logits: torch.Tensor, tokens: VerdictTokens | None) -> tuple[float, float]:
     """Log-probabilities of Yes and of No from logits [vocabulary], before temperature and top-p."""
+    assert tokens is not None
     logprobs = logits.double().log_softmax(-1)
     return float(logprobs[list(tokens.yes)].logsumexp(0)), float(logprobs[list(tokens.no)].logsumexp(0))
 

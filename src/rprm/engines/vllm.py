@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import os
 import re
 import uuid
@@ -21,12 +20,20 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 from rprm.engines.base import Completion, EngineInfo, Sampling, check_least, clipped
-from rprm.engines.files import adapter_details, find_file, fingerprint, identity, named_base
-from rprm.engines.tokens import VerdictTokens, encode_prompt, thinking_opening
-from rprm.engines.transcript import Transcript, detokenizer
+from rprm.engines.files import (
+    ADAPTER_CONFIG,
+    adapter_details,
+    find_file,
+    fingerprint,
+    identity,
+    named_base,
+    read_object,
+)
+from rprm.engines.tokens import VerdictTokens, encode_prompt
+from rprm.engines.transcript import TokenTranscript
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused
 from rprm.prompts.template import Prompt
 from rprm.verdict import VerdictChoice, VerdictFormat, logsumexp
@@ -36,6 +43,23 @@ _CPU_CACHE_BYTES = 4 << 30
 
 #: Ranks that vLLM reserves room for; an adapter gets the next one that holds it.
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
+
+class VLLMArguments(TypedDict, total=False):
+    """Options that vLLM has under the same names; docs/vllm.md says what they do. What is left out has its default."""
+
+    dtype: Literal["auto", "bfloat16", "float16", "float32"]
+    tensor_parallel_size: int
+    pipeline_parallel_size: int
+    data_parallel_size: int
+    gpu_memory_utilization: float
+    enforce_eager: bool
+    enable_prefix_caching: bool
+    block_size: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    quantization: str
+    seed: int
 
 
 class VLLMEngine:
@@ -48,24 +72,16 @@ class VLLMEngine:
         target: path of a model folder or of a LoRA adapter's, or a model's id on the hub.
         spec: the text that names the engine.
         concurrency: samples to keep under way; also the size of vLLM's batch, unless `max_num_seqs` says otherwise.
-        dtype: of weights and activations; "auto" is the model's own.
         context_length: in tokens, prompt and completion together; the model's own by default. vLLM takes a longer one
             than its own where `VLLM_ALLOW_LONG_MAX_MODEL_LEN=1` is set.
         max_model_len: vLLM's name for it.
-        tensor_parallel_size: GPUs that share each layer.
-        pipeline_parallel_size: groups of GPUs that share out the layers.
-        data_parallel_size: copies of the model; vLLM spreads the samples over them.
-        gpu_memory_utilization: share of each GPU's memory that weights and cache may take.
-        enforce_eager: run without compilation and CUDA graphs: starts sooner, runs slower on a GPU.
-        enable_prefix_caching: compute equal beginnings of prompts once.
-        block_size: tokens in one block of the cache; whole blocks are shared.
-        max_num_seqs: samples in one batch.
-        max_num_batched_tokens: tokens in one forward pass.
-        quantization: its method, where the model's own configuration does not tell.
-        seed: of the engine; every sample has a seed of its own.
         adapter: folder of a LoRA adapter (PEFT format) to apply.
         revision: branch, tag or commit on the hub.
         tokenizer: path or hub id of the tokenizer, where it does not lie with the model.
+        arguments: vLLM's own.
+
+    Raises:
+        EngineError: an option has no sensible value.
     """
 
     def __init__(
@@ -74,58 +90,34 @@ class VLLMEngine:
         *,
         spec: str = "",
         concurrency: int = 256,
-        dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
         context_length: int | None = None,
         max_model_len: int | None = None,
-        tensor_parallel_size: int = 1,
-        pipeline_parallel_size: int = 1,
-        data_parallel_size: int = 1,
-        gpu_memory_utilization: float | None = None,
-        enforce_eager: bool = False,
-        enable_prefix_caching: bool = True,
-        block_size: int | None = None,
-        max_num_seqs: int | None = None,
-        max_num_batched_tokens: int | None = None,
-        quantization: str | None = None,
-        seed: int = 0,
         adapter: str | None = None,
         revision: str | None = None,
         tokenizer: str | None = None,
+        **arguments: Unpack[VLLMArguments],
     ) -> None:
         self.spec = spec or f"vllm:{target}"
         check_least(self.spec, concurrency=concurrency, context_length=context_length, max_model_len=max_model_len)
         if None not in (context_length, max_model_len) and context_length != max_model_len:
             raise EngineError(f"vllm:{target}: context_length and max_model_len are one thing; give one of them")
-        self.target = target
+        self.target = self.base = target
         if adapter is None and Path(target).is_dir() and (named := named_base(target)) is not None:
-            adapter, (base, revision) = target, named
+            adapter, (self.base, revision) = target, named
             if tokenizer is None and find_file(target, "tokenizer_config.json", None) is not None:
                 tokenizer = target
-        else:
-            base = target
         self.concurrency = concurrency
         self.adapter = adapter
-        self.base = base
         self.revision = revision
-        #: Arguments of vLLM's own; None leaves its default.
+        #: Of `AsyncEngineArgs`; None leaves vLLM's default.
         self._arguments: dict[str, Any] = {
-            "model": base,
+            "model": self.base,
             "trust_remote_code": False,
-            "dtype": dtype,
             "max_model_len": context_length or max_model_len,
-            "tensor_parallel_size": tensor_parallel_size,
-            "pipeline_parallel_size": pipeline_parallel_size,
-            "data_parallel_size": data_parallel_size,
-            "gpu_memory_utilization": gpu_memory_utilization,
-            "enforce_eager": enforce_eager,
-            "enable_prefix_caching": enable_prefix_caching,
-            "block_size": block_size,
-            "max_num_seqs": max_num_seqs or concurrency,
-            "max_num_batched_tokens": max_num_batched_tokens,
-            "quantization": quantization,
-            "seed": seed,
+            "max_num_seqs": concurrency,
             "revision": revision,
             "tokenizer": tokenizer,
+            **arguments,
         }
         self._starting = asyncio.Lock()
         self._model: _Model | None = None
@@ -141,8 +133,7 @@ class VLLMEngine:
                 # A wrong path is told before the import of vLLM, which takes long. And the import is not done where the
                 # engine is at hand: errors that vLLM catches then, and keeps, would keep the engine with their frames.
                 rank = None if self.adapter is None else lora_rank(Path(self.adapter))
-                version = _import_vllm()
-                self._model = await self._load(version, rank)
+                self._model = await self._load(_import_vllm(), rank)
         return self._model.info
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
@@ -153,55 +144,39 @@ class VLLMEngine:
         """
         model = self._running()
         ids = model.encode(prompt)
-        answers = model.answers(sampling.verdict) if sampling.verdict is not None else None
-        detokenize = detokenizer(model.tokenizer, ids)
-        opening = "" if prompt.reply else thinking_opening(model.tokenizer, prompt, ids)
-        transcript = Transcript(sampling.verdict, sampling.stop, opening)
-        choices: list[VerdictChoice] = []
+        answers = VerdictTokens.of(model.tokenizer, sampling.verdict) if sampling.verdict is not None else None
+        transcript = TokenTranscript(model.tokenizer, prompt, ids, sampling, answers)
         num_cached: int | None = None
-        ended = False
         async with aclosing(self._outputs(model, ids, sampling, answers)) as outputs:
             async for output in outputs:
                 num_cached = output.num_cached_tokens
-                completion = output.outputs[0]
-                for index, token in enumerate(completion.token_ids):
-                    # A token that ends the sequence is no text, special or not.
-                    is_end = completion.finish_reason == "stop" and index == len(completion.token_ids) - 1
-                    piece = "" if is_end else detokenize(token)
-                    word = answers.words.get(token) if answers is not None else None
-                    if answers is not None and word is not None and (offset := piece.rfind(word)) >= 0:
-                        choices.append(answers.choice(len(transcript.text) + offset, completion.logprobs[index]))
-                    transcript.add(piece)
+                new = output.outputs[0]
+                for index, token in enumerate(new.token_ids):
+                    # vLLM is given no stop strings: what it stops at is an end token.
+                    if new.finish_reason == "stop" and index == len(new.token_ids) - 1:
+                        transcript.end()
+                    else:
+                        transcript.add_token(token, partial(_yes_no, answers, new.logprobs, index))
                     if transcript.finish_reason is not None:
                         break
                 else:
-                    transcript.finish_reason = completion.finish_reason
-                    # vLLM is given no stop strings: what it stops at is an end token.
-                    ended = completion.finish_reason == "stop"
+                    transcript.finish_reason, transcript.ended = new.finish_reason, new.finish_reason == "stop"
                 if transcript.finish_reason is not None:
                     break
         if transcript.finish_reason not in ("stop", "length", "verdict"):
             raise EngineUnavailable(f"vLLM gave up a sample (reason: {transcript.finish_reason}); its log says why")
-        return Completion(
-            text=transcript.text,
-            num_tokens=transcript.num_tokens,
-            finish_reason=transcript.finish_reason,
-            num_prompt_tokens=len(ids),
-            num_cached_prompt_tokens=num_cached,
-            choices=tuple(choice for choice in choices if choice.start < len(transcript.text)),
-            ended=ended,
-        )
+        return transcript.completion(num_cached)
 
     async def choose(self, prompt: Prompt, text: str, verdict: VerdictFormat) -> VerdictChoice:
         """The choice between Yes and No after `prompt` and `text`, by a forward pass of its own."""
         model = self._running()
-        answers = model.answers(verdict)
+        answers = VerdictTokens.of(model.tokenizer, verdict)
         ids = encode_prompt(model.tokenizer, prompt, text)
         sampling = Sampling(temperature=0.0, max_tokens=1)
         async with aclosing(self._outputs(model, ids, sampling, answers)) as outputs:
             async for output in outputs:
-                if output.outputs[0].logprobs:
-                    return answers.choice(len(text), output.outputs[0].logprobs[0])
+                if logprobs := output.outputs[0].logprobs:
+                    return VerdictChoice(len(text), *_yes_no(answers, logprobs, 0))
         raise EngineUnavailable("vLLM gave up a second forward pass; its log says why")
 
     async def aclose(self) -> None:
@@ -229,7 +204,7 @@ class VLLMEngine:
         return self._model
 
     async def _outputs(
-        self, model: _Model, ids: Sequence[int], sampling: Sampling, answers: _Answers | None
+        self, model: _Model, ids: Sequence[int], sampling: Sampling, answers: VerdictTokens | None
     ) -> AsyncGenerator[Any, None]:
         """vLLM's outputs for one sample, the new tokens in each. Closing this, or cancelling it, gives up the sample.
 
@@ -304,6 +279,7 @@ class VLLMEngine:
                 llm.shutdown()
             raise EngineError(f"{self.spec}: vLLM cannot load the model: {_one_line(error)}") from error
         config = llm.vllm_config
+        parallel = config.parallel_config
         return _Model(
             llm=llm,
             tokenizer=tokenizer,
@@ -320,16 +296,15 @@ class VLLMEngine:
                     "vllm": version,
                     "dtype": str(config.model_config.dtype).removeprefix("torch."),
                     "quantization": config.model_config.quantization,
-                    "tensor_parallel_size": config.parallel_config.tensor_parallel_size,
-                    "pipeline_parallel_size": config.parallel_config.pipeline_parallel_size,
-                    "data_parallel_size": config.parallel_config.data_parallel_size,
+                    "tensor_parallel_size": parallel.tensor_parallel_size,
+                    "pipeline_parallel_size": parallel.pipeline_parallel_size,
+                    "data_parallel_size": parallel.data_parallel_size,
                     "adapter": self.adapter,
                     **self._adapter_details(),
                 },
             ),
             # The K analyses of a step have one prompt; room for every prompt under way.
-            encode=lru_cache(maxsize=self.concurrency)(partial(_encode, tokenizer)),
-            answers=lru_cache(maxsize=16)(partial(_Answers.of, tokenizer)),
+            encode=lru_cache(maxsize=self.concurrency)(lambda prompt: tuple(encode_prompt(tokenizer, prompt))),
         )
 
     def _revision_loaded(self) -> str | None:
@@ -344,27 +319,6 @@ class VLLMEngine:
 
 
 @dataclass(frozen=True)
-class _Answers:
-    """The tokens that read as Yes or No, and the word that each of them writes."""
-
-    tokens: VerdictTokens
-    words: Mapping[int, str]
-
-    @classmethod
-    def of(cls, tokenizer: Any, verdict: VerdictFormat) -> _Answers:
-        tokens = VerdictTokens.of(tokenizer, verdict)
-        return cls(tokens, {token: tokenizer.decode([token]).strip() for token in tokens.yes + tokens.no})
-
-    def choice(self, start: int, logprobs: Mapping[int, Any]) -> VerdictChoice:
-        """The choice at a position, from vLLM's log-probabilities there."""
-        yes, no = (
-            logsumexp(logprobs[token].logprob for token in side if token in logprobs)
-            for side in (self.tokens.yes, self.tokens.no)
-        )
-        return VerdictChoice(start, yes, no)
-
-
-@dataclass(frozen=True)
 class _Model:
     """What a started engine holds."""
 
@@ -375,12 +329,15 @@ class _Model:
     info: EngineInfo
     context_length: int
     encode: Callable[[Prompt], tuple[int, ...]]
-    answers: Callable[[VerdictFormat], _Answers]
     under_way: set[str] = field(default_factory=set)
 
 
-def _encode(tokenizer: Any, prompt: Prompt) -> tuple[int, ...]:
-    return tuple(encode_prompt(tokenizer, prompt))
+def _yes_no(answers: VerdictTokens | None, logprobs: Sequence[Mapping[int, Any]], index: int) -> tuple[float, float]:
+    """Log-probabilities of Yes and of No, from vLLM's at a position."""
+    assert answers is not None
+    here = logprobs[index]
+    yes, no = (logsumexp(here[id_].logprob for id_ in side if id_ in here) for side in (answers.yes, answers.no))
+    return yes, no
 
 
 def lora_rank(adapter: Path) -> int:
@@ -389,11 +346,11 @@ def lora_rank(adapter: Path) -> int:
     Raises:
         EngineError: not an adapter's folder, or its rank is too large.
     """
-    path = adapter / "adapter_config.json"
+    path = adapter / ADAPTER_CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_object(path)
         rank = max(int(rank) for rank in [config["r"], *(config.get("rank_pattern") or {}).values()])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (EngineError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EngineError(f"{adapter}: not the folder of a LoRA adapter ({path.name}: {_one_line(error)})") from error
     for room in _LORA_RANKS:
         if rank <= room:
@@ -412,25 +369,19 @@ def _import_vllm() -> str:
         import vllm
         import vllm.exceptions
         import vllm.v1.engine.async_llm
-    except ImportError as error:
-        if error.name == "vllm":
-            raise EngineError('vLLM is not installed: pip install ".[vllm]"; without a GPU see docs/vllm.md') from None
-        raise EngineError(_why_broken(error)) from error
     except Exception as error:
-        raise EngineError(_why_broken(error)) from error
+        if isinstance(error, ImportError) and error.name == "vllm":
+            raise EngineError('vLLM is not installed: pip install ".[vllm]"; without a GPU see docs/vllm.md') from None
+        reason = f"vLLM is installed but does not import: {_one_line(error)}"
+        # The CPU build of vLLM comes with CUDA builds of these, which break beside a CPU build of torch; it needs none.
+        if re.search(r"torchvision|torchaudio|torchcodec|libcudart|libcuda\.", str(error)):
+            reason += "; on a machine without a GPU: pip uninstall torchvision torchaudio torchcodec"
+        raise EngineError(reason) from error
     if "logprob_token_ids" not in vllm.SamplingParams.__struct_fields__ or not hasattr(
         vllm.exceptions, "VLLMClientError"
     ):
         raise EngineError(f"vLLM {vllm.__version__} is too old; 0.32 or newer is needed: pip install --upgrade vllm")
     return str(vllm.__version__)
-
-
-def _why_broken(error: Exception) -> str:
-    reason = f"vLLM is installed but does not import: {_one_line(error)}"
-    # The CPU build of vLLM comes with CUDA builds of these, which break beside a CPU build of torch; it needs none.
-    if re.search(r"torchvision|torchaudio|torchcodec|libcudart|libcuda\.", str(error)):
-        reason += "; on a machine without a GPU: pip uninstall torchvision torchaudio torchcodec"
-    return reason
 
 
 def _one_line(error: BaseException) -> str:

@@ -26,12 +26,12 @@ class Job:
     future: asyncio.Future[Any] = field(init=False)
 
     def resolve(self, result: Any) -> None:
-        self._call(self.future.set_result, result)
+        self._answer(self.future.set_result, result)
 
     def fail(self, error: Exception) -> None:
-        self._call(self.future.set_exception, error)
+        self._answer(self.future.set_exception, error)
 
-    def _call(self, function: Callable[[Any], None], argument: Any) -> None:
+    def _answer(self, function: Callable[[Any], None], argument: Any) -> None:
         def apply() -> None:
             if not self.future.done():
                 function(argument)
@@ -88,7 +88,6 @@ class ModelWorker(threading.Thread, Generic[AnyJob]):
 
         try:
             with torch.inference_mode():
-                self.prepare()
                 while not self._stopping:
                     self._receive(block=self.is_idle())
                     self.drop_cancelled()
@@ -104,10 +103,6 @@ class ModelWorker(threading.Thread, Generic[AnyJob]):
             self._receive(block=False)
         for job in self.unanswered:
             job.fail(error)
-
-    def prepare(self) -> None:
-        """What the worker's thread sets up before the first job."""
-        return
 
     def is_idle(self) -> bool:
         """Whether there is nothing to do until a job comes in."""

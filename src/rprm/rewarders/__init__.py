@@ -92,7 +92,7 @@ def load_classifier(spec: str, **options: Any) -> StepClassifier:
         EngineError: an unknown option, or a value that does not fit.
     """
     make = _kind_of(spec)
-    if make not in (Classifier, ServedClassifier):
+    if make is None or make not in (Classifier, ServedClassifier):
         raise EngineError(f"model {spec!r} is no classifier; write classifier:PATH_OR_ID")
     return cast(StepClassifier, _construct(make, spec, options))
 

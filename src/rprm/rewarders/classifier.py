@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from rprm.engines.base import check_least
 from rprm.engines.files import find_file, identity, read_object
@@ -61,12 +63,14 @@ class ClassifierSettings:
         Raises:
             EngineError: a field has no sensible value.
         """
-        known = {key: value[key] for key in ("layout", "step_tag", "system", "threshold") if key in value}
-        if known.get("layout") not in LAYOUTS:
-            raise EngineError(f"{name}: layout is {known.get('layout')!r}; it must be one of {', '.join(LAYOUTS)}")
-        settings = cls(**known)
-        if not isinstance(settings.step_tag, str) or not settings.step_tag or not isinstance(settings.system, str):
-            raise EngineError(f"{name}: step_tag and system must be texts")
+        known = {field.name: value[field.name] for field in fields(cls) if field.name in value}
+        try:
+            settings = TypeAdapter(cls).validate_json(json.dumps(known), strict=True)
+        except ValidationError as error:
+            (*_, field), message = error.errors()[0]["loc"], error.errors()[0]["msg"]
+            raise EngineError(f"{name}: {field} is {known.get(str(field))!r}: {message}") from None
+        if not settings.step_tag:
+            raise EngineError(f"{name}: step_tag is empty")
         check_threshold(settings.threshold, name)
         return settings
 
@@ -133,12 +137,10 @@ class Classifier(StepClassifier):
         self.max_batch_tokens = max_batch_tokens
         self._layout = layout
         self._tokenizer = tokenizer
-        self._dtype = dtype
-        self._device = device
-        self._device_map = device_map
         self._revision = revision
         self._adapter = adapter
-        self._num_threads = num_threads
+        self._device_map = device_map
+        self._placement = (device, dtype, num_threads)
         self._worker: _Worker | None = None
 
     async def aclose(self) -> None:
@@ -156,16 +158,33 @@ class Classifier(StepClassifier):
         return rewards
 
     def _load(self) -> dict[str, Any]:
-        device, dtype, torch_dtype = placement(self.spec, self._device, self._dtype, self._num_threads)
+        device, dtype, torch_dtype = placement(self.spec, *self._placement)
         import torch
 
+        from rprm.rewarders.network import load_network
+
         with plain_errors(self.spec, "a step classifier"):
-            settings, network = self._load_network(torch_dtype)
-        if self._device_map is None:
-            network.to(device)
-        else:
-            # The backbone lies where accelerate put it.
-            network.score.to(device)
+            # First: where there is no such model, this says so.
+            source = (self.target, self._revision) if self._tokenizer is None else (self._tokenizer, None)
+            tokenizer = load_tokenizer(*source)
+            settings = read_settings(self.target, self._revision)
+            if settings is None:
+                settings = ClassifierSettings(self._layout or self._recognise())
+            elif self._layout not in (None, settings.layout):
+                raise EngineError(
+                    f"{self.spec}: the model was trained in the {settings.layout} layout; leave out layout="
+                )
+            self.layout = make_layout(settings, tokenizer, self.spec, **self._layout_options)
+            network = load_network(
+                self.target,
+                self.layout,
+                dtype=torch_dtype,
+                revision=self._revision,
+                device_map=self._device_map,
+                adapter=self._adapter,
+            )
+        # Where accelerate put the backbone it stays.
+        (network if self._device_map is None else network.score).to(device)
         network.eval()
         text_config = network.backbone.config.get_text_config()
         if self._threshold is None:
@@ -184,33 +203,6 @@ class Classifier(StepClassifier):
             "device": torch.device(device).type,
             **{name: value for name, value in further.items() if value is not None},
         }
-
-    def _load_network(self, dtype: Any) -> tuple[ClassifierSettings, StepNetwork]:
-        from rprm.rewarders.network import load_network
-
-        # First: where there is no such model, this says so.
-        tokenizer = (
-            load_tokenizer(self.target, self._revision)
-            if self._tokenizer is None
-            else load_tokenizer(self._tokenizer, None)
-        )
-        settings = read_settings(self.target, self._revision)
-        if settings is not None:
-            if self._layout not in (None, settings.layout):
-                raise EngineError(
-                    f"{self.spec}: the model was trained in the {settings.layout} layout; leave out layout="
-                )
-        else:
-            settings = ClassifierSettings(self._layout or self._recognise())
-        self.layout = make_layout(settings, tokenizer, self.spec, **self._layout_options)
-        return settings, load_network(
-            self.target,
-            self.layout,
-            dtype=dtype,
-            revision=self._revision,
-            device_map=self._device_map,
-            adapter=self._adapter,
-        )
 
     def _recognise(self) -> LayoutName:
         """The layout of a released model: by the tensors of its head, or by its name where they do not tell it."""
@@ -276,11 +268,10 @@ class _Worker(ModelWorker[_Job]):
         if not self.waiting:
             return []
         oldest = len(self.waiting[0].rendered.ids)
-        # Sorting is stable: of equal lengths the oldest comes first, and the oldest of all is always taken.
-        nearest = sorted(self.waiting, key=lambda job: abs(len(job.rendered.ids) - oldest))
         batch: list[_Job] = []
         longest = 0
-        for job in nearest:
+        # Sorting is stable: of equal lengths the oldest comes first, and the oldest of all is always taken.
+        for job in sorted(self.waiting, key=lambda job: abs(len(job.rendered.ids) - oldest)):
             longest = max(longest, len(job.rendered.ids))
             if batch and longest * (len(batch) + 1) > self.max_batch_tokens:
                 break

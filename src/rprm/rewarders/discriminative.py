@@ -72,7 +72,7 @@ class StepClassifier(ABC):
         self._context_length = context_length
         self._layout_options = {name: value for name, value in options.items() if value is not None}
         self._described: dict[str, Any] | None = None
-        self._starting: asyncio.Lock | None = None
+        self._starting = asyncio.Lock()
 
     @property
     def threshold(self) -> float:
@@ -89,8 +89,6 @@ class StepClassifier(ABC):
         Raises:
             EngineError: the model or its tokenizer cannot be loaded, or its layout is not recognised.
         """
-        if self._starting is None:
-            self._starting = asyncio.Lock()
         async with self._starting:
             if self._described is None:
                 engine = await self._open()

@@ -10,20 +10,14 @@ position that could change a score, so ids end there.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from rprm.engines.tokens import encode_text, special_tokens, text_prefix
 from rprm.errors import EngineError, RequestRefused
-from rprm.rewarders.rendering import (
-    Rendered,
-    StepWriter,
-    around_contents,
-    chat_of_problem,
-    encode_after_newline,
-    single_token,
-)
+from rprm.rewarders.rendering import Rendered, StepWriter, around_contents, chat_of_problem, single_token
 
 LayoutName = Literal[
     "qwen", "math-shepherd", "skywork", "rlhflow", "trl", "universal", "llemma", "reasoneval", "math-psa"
@@ -44,7 +38,7 @@ QWEN_SYSTEM = "Please reason step by step, and put your final answer within \\bo
 QWEN_TAG = "<extra_0>"
 
 
-class Layout(Protocol):
+class Layout(ABC):
     """A layout over one tokenizer.
 
     Attributes:
@@ -53,13 +47,39 @@ class Layout(Protocol):
         one_pass: whether one sequence scores every step; otherwise it scores the last step alone, and each step takes a
             sequence of its own.
         options: its options with their values, defaults included.
+        plus_id, minus_id: with the head "tokens", the two tokens whose rows of the output layer are read.
+        plus_ids: with the head "top-token", the tokens that call a step correct.
     """
 
     name: LayoutName
     head: HeadKind
     one_pass: bool = True
     options: Mapping[str, Any] = MappingProxyType({})
+    plus_id: int
+    minus_id: int
+    plus_ids: Sequence[int]
 
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        #: Tokens that no text of a record may make: id -> spelling.
+        self.guarded = special_tokens(tokenizer)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text of a record."""
+        return encode_text(self.tokenizer, text, self.guarded)
+
+    def encode_after_newline(self, text: str, newline_id: int) -> list[int]:
+        """Ids of a text as it stands behind a line end, where no space of the tokenizer's own begins it."""
+        ids = self.encode(f"\n{text}")
+        return ids[ids.index(newline_id) + 1 :]
+
+    def writer(self, prefix: Sequence[int] = ()) -> StepWriter:
+        """A writer that has written the prefix."""
+        writer = StepWriter(self.tokenizer, self.guarded)
+        writer.ids += prefix
+        return writer
+
+    @abstractmethod
     def render(self, problem: str, steps: Sequence[str]) -> Rendered:
         """Lay out a solution of at least one step.
 
@@ -67,20 +87,6 @@ class Layout(Protocol):
             RequestRefused: a text holds a special token that the tokenizer cannot spell in others, or a step is empty
                 where the layout scores a step at its own last token.
         """
-        ...
-
-
-class TokenLayout(Protocol):
-    """A layout whose score is read from an output layer: from the rows of two tokens, or from the likeliest token.
-
-    Attributes:
-        plus_id, minus_id: the two tokens.
-        plus_ids: with the head "top-token", the tokens that call a step correct.
-    """
-
-    plus_id: int
-    minus_id: int
-    plus_ids: Sequence[int]
 
 
 class QwenLayout(Layout):
@@ -104,9 +110,9 @@ class QwenLayout(Layout):
     head: HeadKind = "two-way"
 
     def __init__(self, tokenizer: Any, *, tag: str = QWEN_TAG, system: str = QWEN_SYSTEM) -> None:
-        self.tokenizer = tokenizer
+        super().__init__(tokenizer)
         self.tag_id = single_token(tokenizer, tag)
-        self._guarded = special_tokens(tokenizer) | {self.tag_id: tag}
+        self.guarded |= {self.tag_id: tag}
         if getattr(tokenizer, "chat_template", None):
             self._before, self._between = chat_of_problem(tokenizer, system)
             self._prefix: list[int] = []
@@ -115,8 +121,7 @@ class QwenLayout(Layout):
             self._prefix = text_prefix(tokenizer)
 
     def render(self, problem: str, steps: Sequence[str]) -> Rendered:
-        writer = StepWriter(self.tokenizer, self._guarded)
-        writer.ids += self._prefix
+        writer = self.writer(self._prefix)
         writer.fixed(self._before)
         writer.text(problem)
         writer.fixed(self._between)
@@ -144,24 +149,22 @@ class MathShepherdLayout(Layout):
     tag = "ки"
 
     def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
+        super().__init__(tokenizer)
         self.tag_id = single_token(tokenizer, self.tag)
         self.plus_id, self.minus_id = (single_token(tokenizer, sign) for sign in "+-")
-        self._guarded = special_tokens(tokenizer)
         self._prefix = text_prefix(tokenizer)
-        if encode_text(tokenizer, f"{self.tag}\nStep 2:", self._guarded)[0] != self.tag_id:
+        if self.encode(f"{self.tag}\nStep 2:")[0] != self.tag_id:
             raise EngineError(f"the tokenizer does not keep {self.tag!r} apart from a line end after it")
 
     def render(self, problem: str, steps: Sequence[str]) -> Rendered:
-        writer = StepWriter(self.tokenizer, self._guarded)
-        writer.ids += self._prefix
+        writer = self.writer(self._prefix)
         for index, text in enumerate(map(_numbered, steps, range(len(steps)))):
             if index == 0:
                 writer.text(f"{problem} {text}")
             else:
                 # Encoded behind its tag, as it stands in the whole text: by itself a line end could be encoded
                 # otherwise. Only the ids after the tag are kept; the tag itself is written already.
-                writer.ids += encode_text(self.tokenizer, f"{self.tag}\n{text}", self._guarded)[1:]
+                writer.ids += self.encode(f"{self.tag}\n{text}")[1:]
             writer.token(self.tag_id)
             writer.score()
         return writer.rendered
@@ -189,14 +192,12 @@ class SkyworkLayout(Layout):
     def __init__(self, tokenizer: Any, *, lines: bool = True) -> None:
         if tokenizer.bos_token_id is None:
             raise EngineError("the tokenizer has no BOS token, with which the skywork layout begins")
-        self.tokenizer = tokenizer
+        super().__init__(tokenizer)
         self.options = {"lines": lines}
-        self._guarded = special_tokens(tokenizer)
-        self._newline_id = encode_text(tokenizer, "\n", self._guarded)[-1]
+        self._newline_id = self.encode("\n")[-1]
 
     def render(self, problem: str, steps: Sequence[str]) -> Rendered:
-        writer = StepWriter(self.tokenizer, self._guarded)
-        writer.token(self.tokenizer.bos_token_id)
+        writer = self.writer([self.tokenizer.bos_token_id])
         writer.text(f"{problem}\n")
         writer.flush()
         for step in steps:
@@ -232,20 +233,19 @@ class RLHFlowLayout(Layout):
         self.options = {"separator": separator, "decision": decision}
         if not getattr(tokenizer, "chat_template", None):
             raise EngineError("the tokenizer has no chat template, which the rlhflow layout needs")
-        self.tokenizer = tokenizer
+        super().__init__(tokenizer)
         self.plus_id, self.minus_id = (single_token(tokenizer, sign) for sign in "+-")
         self.plus_ids: list[int] = []
         if decision == "top1":
             texts = tokenizer.batch_decode([[id_] for id_ in range(len(tokenizer))])
             self.plus_ids = [id_ for id_, text in enumerate(texts) if text.strip().startswith("+")]
-        self._guarded = special_tokens(tokenizer)
         self._fixed: dict[int, list[str]] = {}
 
     def render(self, problem: str, steps: Sequence[str]) -> Rendered:
         if len(steps) not in self._fixed:
             self._fixed[len(steps)] = around_contents(self.tokenizer, ["user", "assistant"] * len(steps))
         fixed = self._fixed[len(steps)]
-        writer = StepWriter(self.tokenizer, self._guarded)
+        writer = self.writer()
         for index, step in enumerate(steps):
             text = step.strip()
             writer.fixed(fixed[2 * index])
@@ -272,15 +272,13 @@ class TRLLayout(Layout):
     head: HeadKind = "labels"
 
     def __init__(self, tokenizer: Any, *, separator: Separator = "line") -> None:
-        self.tokenizer = tokenizer
+        super().__init__(tokenizer)
         self.options = {"separator": separator}
-        self._guarded = special_tokens(tokenizer)
-        self._separator_ids = encode_text(tokenizer, SEPARATORS[separator], self._guarded)
+        self._separator_ids = self.encode(SEPARATORS[separator])
 
     def render(self, problem: str, steps: Sequence[str]) -> Rendered:
-        writer = StepWriter(self.tokenizer, self._guarded)
-        if self.tokenizer.bos_token_id is not None:
-            writer.token(self.tokenizer.bos_token_id)
+        bos = self.tokenizer.bos_token_id
+        writer = self.writer([] if bos is None else [bos])
         writer.text(problem)
         for step in steps:
             writer.flush()
@@ -311,12 +309,11 @@ class UniversalLayout(Layout):
     def __init__(self, tokenizer: Any) -> None:
         if tokenizer.eos_token_id is None or not getattr(tokenizer, "chat_template", None):
             raise EngineError("the tokenizer has no EOS token or no chat template; the universal layout needs both")
-        self.tokenizer = tokenizer
-        self._guarded = special_tokens(tokenizer)
+        super().__init__(tokenizer)
         self._before, self._between = chat_of_problem(tokenizer, self.system)
 
     def render(self, problem: str, steps: Sequence[str]) -> Rendered:
-        writer = StepWriter(self.tokenizer, self._guarded)
+        writer = self.writer()
         writer.fixed(self._before)
         writer.text(problem + self.no_reference)
         writer.fixed(self._between)
@@ -343,21 +340,19 @@ class LlemmaLayout(Layout):
     head: HeadKind = "mean-logit"
 
     def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-        self._guarded = special_tokens(tokenizer)
+        super().__init__(tokenizer)
         self._prefix = text_prefix(tokenizer)
-        self._newline_id = encode_text(tokenizer, "\n\n", self._guarded)[-1]
-        if encode_text(tokenizer, "a\n\nb", self._guarded).count(self._newline_id) != 2:
+        self._newline_id = self.encode("\n\n")[-1]
+        if self.encode("a\n\nb").count(self._newline_id) != 2:
             raise EngineError("the tokenizer does not have a line end as one token, which the llemma layout needs")
 
     def render(self, problem: str, steps: Sequence[str]) -> Rendered:
-        writer = StepWriter(self.tokenizer, self._guarded)
-        writer.ids += self._prefix
+        writer = self.writer(self._prefix)
         for index, text in enumerate(step.strip() for step in steps):
             if index == 0:
                 writer.text(f"# Question\n\n{problem}\n\n# Solution\n\n{text}")
             else:
-                writer.ids += encode_after_newline(self.tokenizer, text, self._newline_id, self._guarded)
+                writer.ids += self.encode_after_newline(text, self._newline_id)
             writer.token(self._newline_id)
             writer.score()
             writer.token(self._newline_id)
@@ -382,27 +377,21 @@ class ReasonEvalLayout(Layout):
     def __init__(self, tokenizer: Any) -> None:
         if tokenizer.bos_token_id is None:
             raise EngineError("the tokenizer has no BOS token, which the reasoneval layout needs")
-        self.tokenizer = tokenizer
-        self._guarded = special_tokens(tokenizer)
+        super().__init__(tokenizer)
         self._prefix = text_prefix(tokenizer)
         self._back = int(tokenizer.pad_token_id == tokenizer.bos_token_id)
-        self._newline_id = encode_text(tokenizer, "\n", self._guarded)[-1]
+        self._newline_id = self.encode("\n")[-1]
         # The authors cut at the pad token and take it out afterwards. Some tokenizers write the space that begins a
         # text behind a special token too, others do not.
         behind = tokenizer.encode(f"{tokenizer.bos_token}a", add_special_tokens=False)[1:]
-        self._is_begun_anew = behind == encode_text(tokenizer, "a", self._guarded)
+        self._is_begun_anew = behind == self.encode("a")
 
     def render(self, problem: str, steps: Sequence[str]) -> Rendered:
-        writer = StepWriter(self.tokenizer, self._guarded)
-        writer.ids += self._prefix
+        writer = self.writer(self._prefix)
         writer.text(f"Question:\n{problem}\nAnswer:\nLet's think step by step.\n")
         writer.flush()
         for index, step in enumerate(steps):
-            ids = (
-                encode_text(self.tokenizer, step, self._guarded)
-                if self._is_begun_anew
-                else encode_after_newline(self.tokenizer, step, self._newline_id, self._guarded)
-            )
+            ids = self.encode(step) if self._is_begun_anew else self.encode_after_newline(step, self._newline_id)
             if not ids:
                 raise RequestRefused(
                     f"step {index + 1} is empty; the reasoneval layout scores a step at its own tokens"
@@ -429,18 +418,16 @@ class MathPSALayout(Layout):
     tag = " \n\n\n\n\n"
 
     def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-        self._guarded = special_tokens(tokenizer)
+        super().__init__(tokenizer)
         self._prefix = text_prefix(tokenizer)
         self.plus_id, self.minus_id = (single_token(tokenizer, sign) for sign in (" +", " -"))
-        tag_ids = encode_text(tokenizer, self.tag, self._guarded)
+        tag_ids = self.encode(self.tag)
         if len(tag_ids) != 1:
             raise EngineError(f"{self.tag!r} is {len(tag_ids)} tokens in this tokenizer; math-psa needs Qwen2.5's")
         self.tag_id = tag_ids[0]
 
     def render(self, problem: str, steps: Sequence[str]) -> Rendered:
-        writer = StepWriter(self.tokenizer, self._guarded)
-        writer.ids += self._prefix
+        writer = self.writer(self._prefix)
         writer.text(problem)
         for index, step in enumerate(steps):
             writer.text(f" {_numbered(step, index)}")

@@ -8,16 +8,16 @@ read from the checkpoint's tensors by name: no code of a checkpoint is run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from rprm.engines.files import find_file, read_object
-from rprm.engines.loading import load_weights, merge_adapter, read_tensors, tensor_files
+from rprm.engines.loading import load_weights, merge_adapter, read_tensors, stored_tensors
 from rprm.errors import EngineError
-from rprm.rewarders.layouts import HeadKind, Layout, TokenLayout
+from rprm.rewarders.layouts import HeadKind, Layout
 
 #: Heads with tensors of their own: the published names of their linear layers (a ReLU between two), and the width of
 #: the last: 1 a value, 2 wrong and correct, 3 negative, neutral and positive.
@@ -150,17 +150,14 @@ def _output_head(output_layer: Any, layout: Layout) -> nn.Module:
     """A head made of the output layer of a language model."""
     if output_layer.weight.device.type == "meta":
         raise EngineError("device_map leaves no room for the output layer, which this layout reads: it was offloaded")
-    weight, bias = output_layer.weight.detach().float(), getattr(output_layer, "bias", None)
-    bias = None if bias is None else bias.detach().float()
+    rows: Any = [layout.minus_id, layout.plus_id] if layout.head == "tokens" else slice(None)
+    weight, bias = output_layer.weight.detach().float()[rows], getattr(output_layer, "bias", None)
+    bias = None if bias is None else bias.detach().float()[rows]
     if layout.head == "mean-logit":
-        return nn.Sequential(
-            _linear(weight.mean(0, keepdim=True), None if bias is None else bias.mean(0, True)), _AsTwo()
-        )
-    tokens = cast(TokenLayout, layout)
-    if layout.head == "top-token":
-        return _TopToken(_linear(weight, bias), tokens.plus_ids)
-    rows = [tokens.minus_id, tokens.plus_id]
-    return _linear(weight[rows], None if bias is None else bias[rows])
+        weight, bias = weight.mean(0, keepdim=True), None if bias is None else bias.mean(0, keepdim=True)
+        return nn.Sequential(_linear(weight, bias), _AsTwo())
+    layer = _linear(weight, bias)
+    return _TopToken(layer, layout.plus_ids) if layout.head == "top-token" else layer
 
 
 def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
@@ -202,7 +199,7 @@ def _load_head(
     target: str, kind: HeadKind, revision: str | None, hidden_size: int, *, trainable: bool = False
 ) -> nn.Module:
     layers, width = HEAD_LAYERS[kind]
-    present = tensor_files(target, revision)
+    present = stored_tensors(target, revision)
     names = [
         name
         for layer in layers
@@ -231,8 +228,11 @@ def _load_head(
 
 def has_head(target: str, kind: HeadKind, *, revision: str | None = None) -> bool:
     """Whether the checkpoint has the tensors of this kind of head, its shapes aside."""
+    return _has_head(stored_tensors(target, revision), kind)
+
+
+def _has_head(names: Collection[str], kind: HeadKind) -> bool:
     layers, _ = HEAD_LAYERS[kind]
-    names = tensor_files(target, revision)
     biases = [] if kind in _BIAS_OPTIONAL else [f"{layer}.bias" for layer in layers]
     return set(names).issuperset([*(f"{layer}.weight" for layer in layers), *biases])
 
@@ -243,7 +243,8 @@ def recognised_heads(target: str, *, revision: str | None = None) -> list[HeadKi
     `score.weight` alone is also that of a classifier of whole texts: it counts where the configuration says that tokens
     are classified.
     """
-    found: list[HeadKind] = [kind for kind in HEAD_LAYERS if has_head(target, kind, revision=revision)]
+    names = stored_tensors(target, revision)
+    found: list[HeadKind] = [kind for kind in HEAD_LAYERS if _has_head(names, kind)]
     if "labels" in found:
         path = find_file(target, "config.json", revision)
         architectures = [] if path is None else read_object(path).get("architectures") or []

@@ -87,9 +87,3 @@ def around_contents(tokenizer: Any, roles: Sequence[str]) -> list[str]:
             raise EngineError("the tokenizer's chat template does not show every message once and in order")
         fixed.append(before)
     return [*fixed, rest]
-
-
-def encode_after_newline(tokenizer: Any, text: str, newline_id: int, guarded: dict[int, str]) -> list[int]:
-    """Ids of a text as it stands behind a line end, where no space of the tokenizer's own begins it."""
-    ids = encode_text(tokenizer, f"\n{text}", guarded)
-    return ids[ids.index(newline_id) + 1 :]
