@@ -18,8 +18,7 @@ from typing import Any
 
 from rprm.engines.base import WITHHELD, Completion, Sampling
 from rprm.engines.endpoint import Transient, count, error_of
-from rprm.engines.transcript import Transcript
-from rprm.verdict import VerdictChoice, VerdictFormat, logsumexp
+from rprm.verdict import Transcript, VerdictChoice, VerdictFormat, logsumexp
 
 #: Finish reasons that say what "stop" leaves open: whether the model ended the text itself.
 _ENDED = {"eos": True, "eos_token": True} | dict.fromkeys(("stop_sequence", "length", "max_tokens", "verdict"), False)
