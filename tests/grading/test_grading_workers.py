@@ -46,7 +46,7 @@ def descendants(pid: int) -> set[int]:
 def workers() -> set[int]:
     """Worker processes of this one (other tests may have servers running)."""
     started = descendants(os.getpid())
-    return {pid for pid in started if b"answers/worker.py" in Path(f"/proc/{pid}/cmdline").read_bytes()}
+    return {pid for pid in started if b"rprm.grading.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()}
 
 
 def is_running(pid: int) -> bool:
@@ -231,5 +231,5 @@ def test_a_cancelled_batch_begins_nothing_further() -> None:
             await grading
 
     asyncio.run(cancelled())  # Ends once the comparison in hand does.
-    assert len(grader._answered) <= 1
+    assert len(grader._graded) <= 1
     grader.close()
