@@ -104,7 +104,9 @@ def same(gold: Form, answer: Form, tolerance: float, absolute: float | None) -> 
         if gold.kind == answer.kind == "relation":
             return _decided(_same_relation(expression(gold.whole), expression(answer.whole)))
         return _decided(_same_value(expression(gold.text), expression(answer.text), tolerance, absolute))
-    except Unreadable:
+    except (MemoryError, RecursionError):
+        raise
+    except Exception:  # Not in the grammar, or beyond sympy.
         return "unreadable"
 
 
