@@ -8,107 +8,86 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from pathlib import Path
+from typing import Any
 
+_LINES = [
+    line.split() for line in (Path(__file__).parent / "signs.txt").read_text("utf-8").splitlines() if line[0] != "#"
+]
+_SIGNS = {name: {"nothing": "", "space": " "}.get(line[0], line[0]) for line in _LINES for name in line[1:]}
 _CHARACTERS = str.maketrans(
-    {"−": "-", "–": "-", "—": "-", "×": r"\times ", "⋅": r"\cdot ", "·": r"\cdot ", "∙": r"\cdot ", "÷": "/"}
-    | {"√": r"\sqrt ", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]", "、": ",", "。": ".", "\u2044": "/", "′": "'", "’": "'"}
-    | {"⟨": "(", "⟩": ")", "〈": "(", "〉": ")", "¢": "", "∠": r"\angle ", "⇒": "", "✓": "", "ℝ": r"\mathbb{R}"}
-    | {"ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}", "π": r"\pi ", "∧": "⋏"}
-    | dict.fromkeys("$€£¥", "")
-    | {chr(0x3B1 + place): f"\\{name} " for place, name in enumerate("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi".split())}
-    | {chr(0x3C1 + place): f"\\{name} " for place, name in enumerate("rho varsigma sigma tau upsilon phi chi psi omega".split())}
-    | {"Γ": r"\Gamma ", "Δ": r"\Delta ", "Θ": r"\Theta ", "Λ": r"\Lambda ", "Σ": r"\Sigma ", "Φ": r"\Phi ", "Ω": r"\Omega "}
-)  # fmt: skip
+    {name: f"{sign} " if sign[:1] == "\\" else sign for name, sign in _SIGNS.items() if name[0] != "\\"}
+)
+#: Commands and what stands for them; one that is not there stays as it is.
+_COMMANDS = {name: sign for name, sign in _SIGNS.items() if name[0] == "\\"}
 _SCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ₀₁₂₃₄₅₆₇₈₉", "0123456789+-n0123456789")
-#: Commands and what stands for them; a name that is not here stays as it is.
-_COMMANDS = {
-    **dict.fromkeys(["dfrac", "tfrac", "cfrac"], r"\frac"), "tbinom": r"\binom", "dbinom": r"\binom",
-    **dict.fromkeys(["le", "leq", "leqslant"], "≤"), **dict.fromkeys(["ge", "geq", "geqslant"], "≥"),
-    **dict.fromkeys(["ne", "neq"], "≠"), "lt": "<", "gt": ">", "approx": "≈", "in": "∈", "cup": "∪", "cap": "∩",
-    "setminus": "∖", "backslash": "∖", "pm": "±", "mp": "∓", "infty": "∞", "infin": "∞", "circ": "∘", "degree": "°",
-    "lbrace": "⦃", "rbrace": "⦄", "langle": "(", "rangle": ")", "lvert": "|", "rvert": "|", "vert": "|", "mid": "|",
-    "lparen": "(", "rparen": ")", "lbrack": "[", "rbrack": "]", "div": "/", "ast": r"\cdot ", "prime": "'",
-    "lg": r"\log", "emptyset": "∅", "varnothing": "∅", "land": "⋏", "wedge": "⋏", "lor": "⋎", "vee": "⋎", "colon": ":",
-    **dict.fromkeys(["ldots", "dots", "cdots", "dotsc", "dotsb"], "…"), "quad": " ", "qquad": " ", "newline": " ",
-    **dict.fromkeys("displaystyle textstyle limits nolimits left right middle bf it rm large Large huge Huge small".split(), ""),
-    **dict.fromkeys("big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr LARGE normalsize".split(), ""),
-    **dict.fromkeys("mathbf boldsymbol mathit bm pmb underline boxed fbox framebox ensuremath".split(), ""),
-    **dict.fromkeys("mbox textrm textsf mathrm mathsf hbox textbf textit texttt textnormal bold emph".split(), r"\text"),
-    **{name: f"{name}" for name in ("dollar",)}, "R": "ℝ", "implies": "", "Rightarrow": "", "exponentialE": "e",
-}  # fmt: skip
-_ESCAPES = {"{": "⦃", "}": "⦄", "!": "", "$": "", "%": "%", "&": "&", "#": "#", "_": "_", "\\": "\\\\", "|": "‖"} | dict.fromkeys(",;: ", "\u2009") | dict.fromkeys("()[]", " ")  # fmt: skip
+#: What a backslash and a character that is no letter stand for; the space of `\,` may separate thousands.
+_ESCAPES = (
+    {"{": "⦃", "}": "⦄", "!": "", "$": "", "\\": "\\\\", "|": "‖"}
+    | dict.fromkeys(",;: ", "\u2009")
+    | {c: c for c in "%&#_"}
+)
 _BRACED = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
 _ITEM = r"(\\[a-zA-Z]+|[a-zA-Z0-9])"
 #: Groups of three digits throughout and no space after a comma, and nothing but that between the nearest brackets.
 _THOUSANDS = r"(?<![\d.,])(?<![(\[⦃]-)(?<![(\[⦃])\d{1,3}(?:,\d{3})+(?!\d|,\d|\)|\]|⦄)"
 
-_REWRITES = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in [
-        (r"^\W{0,3}\*\*|\*\*\W{0,3}$|`|^[\s$]*=(?!=)", ""),
-        (
-            r"^\s*([\"'*_“]+)(.*?)[\"'*_”]+\s*$",
-            lambda found: found[2] if len(found[1]) + len(found[2]) + 1 < len(found[0].strip()) + 1 else found[0],
-        ),
-        (
-            r"(?<=\d)\s*(?:\\text\s*\{\s*)?([apAP])\.\s?[mM]\b\.?\s*\}?|(?<=:\d\d)\s*(?:\\text\s*\{\s*)?([apAP])[mM]\b\s*\}?",
-            lambda found: f" {(found[1] or found[2]).lower()}m ",
-        ),
-        (r"\\(?:[hv]space\*?|color|phantom|label|tag)\s*\{[^{}]*\}|\\textcolor\s*\{[^{}]*\}", ""),
-        (
-            r"\\(?:mathbb|mathbf|Bbb)\s*\{?\s*([RZNQC])(?![a-zA-Z])\s*\}?",
-            lambda found: "ℝℤℕℚℂ"["RZNQC".index(found[1])],
-        ),
-        (r"\\(?:left|right)\s*\.", ""),
-        (r"\\operatorname\*?\s*\{\s*([a-zA-Z]+)\s*\}", r"\\\1 "),
-    ]
-]
-_LATER = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in [
-        (r"\\text\s*\{([^{}]*[^\s,{}]),? (and|or)\s*\}", lambda found: rf"\text{{{found[1]}}}{'⋏' if found[2] == 'and' else '⋎'}"),
-        (r"\\text\s*\{\s*(?:,?\s*and\s*|⋏)\s*\}|(?<=[\s\d)\]}⦄,])(?<!\\)and(?=[\s\d(\\-])", "⋏"),
-        (r"\\text\s*\{\s*(?:,?\s*or\s*|⋎)\s*\}|(?<=[\s\d)\]}⦄,])(?<!\\)or(?=[\s\d(\\-])", "⋎"),
-        (r"\\text\s*\{\s*([ei]|[^{}a-zA-Z]*)\s*\}", r"\1"),
-        (r"\\text\s+([a-zA-Z]+)", r"\\text{\1}"),
-        (r"^\s*\\text\{\s*([a-zA-Z])\s*\}\s*$", r"\1"),
-        (r"^\s*(?:The )?[sS]olution is:\s*|^\s*\\text\{[^{}]*[aA]nswers?(?: is)?\s*:?\s*\}", ""),
-        (r"(?<![a-zA-Z\\])np\.(?=[a-z])", r"\\"),
-        (r"\.\.\.+", "…"),
-        (r"<=", "≤"), (r">=", "≥"), (r"!=", "≠"),
-        (r"\^\s*\{\s*[∘°]\s*\}|\{\s*\}\s*\^\s*∘|\^\s*∘|\^\s*°|∘(?=\s*[CF]?$)", "°"),
-        (r"\{,\}|,(?=\u2009\d{3}(?!\d))(?<=\d,)(?!\u2009)", ","),
-        (r"(?<=\d)\u2009(?=\d{3}(?!\d))", ""),
-        (r"^([-+]?\d{1,3}(?:\.\d{3})+),(\d+)$", lambda found: f"{found[1].replace('.', '')}.{found[2]}"),
-        (r"^[-+]?\d{1,2}(?:,\d{2})+,\d{3}$|^[-+]?\d{1,3}(?: \d{3})+$", lambda found: re.sub("[ ,]", "", found[0])),
-        (r"\\begin\s*\{(?:[pbB]|small)?(?:matrix|array)\*?\}(?:\{[lcr| ]*\})?", "⟦"),
-        (r"\\end\s*\{(?:[pbB]|small)?(?:matrix|array)\*?\}", "⟧"),
-        (r"[\[(]\s*⟦", "⟦"), (r"⟧\s*[\])]", "⟧"), (r"(?:\\\\\s*)+(?=⟧|$)", ""),
-        (r"⦃\s*⦄", "∅"),
-        (r"(?<![a-zA-Z\\])(pi|sqrt|frac|theta|infty|infinity|exp|sin|cos|tan|cot|sec|csc|log|ln|arcsin|arccos|arctan)(?=[\s{(/*+\-\d^_,)]|$)", r"\\\1"),
-        (r"(?<=\d)(pi|sqrt|exp|sin|cos|tan|log|ln)(?=[\s{(/*+\-\d^]|$)", r"\\\1"),
-        (r"\\inf(?:ty|inity)(?![a-zA-Z])", "∞"),
-        (r"(?<!\*)\*\*(?=\s*[-\d({a-zA-Z])", "^"), (r"\*\*", ""), (r"\*", r"\\cdot "),
-        (r"(?<![\d.])\.(?=\d)", "0."),
-        (r"\+\s*-", "-"), (r"-\s*-", "+"),
-        (r"\\sqrt\s*(\d+(?:\.\d+)?|\\?[a-zA-Z]+(?=\s|[^a-zA-Z(\[{]|$))", r"\\sqrt{\1}"),
-        (r"\\sqrt\s*(\[[^\[\]]*\])\s*(\d+|[a-zA-Z])", r"\\sqrt\1{\2}"),
-        (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
-        (r"\^\s*(-?\d+|-?\\?[a-zA-Z]+(?=[^a-zA-Z]|$)(?<=\^[a-zA-Z]))", r"^{\1}"),
-        (r"\^\s*\{\s*('[' ]*)\}", lambda found: found[1].replace(" ", "")),
-        (r"\^\s*\(([^()]*)\)", r"^{\1}"), (r"_\s*([a-zA-Z0-9])", r"_{\1}"),
-        (r"\^\s*([a-zA-Z])", r"^{\1}"),
-        (rf"\\frac\s*{_ITEM}", r"\\frac{\1}"),
-        (rf"(\\(?:frac|binom)\s*{_BRACED})\s*{_ITEM}", r"\1{\2}"),
-        (r"\{([^{}]*)\\choose(?![a-zA-Z])([^{}]*)\}", r"\\binom{\1}{\2}"),
-        (r"(?<![\d.}])(\d+)\s+(\d+)/(\d+)(?![\d.])", r"\1\\frac{\2}{\3}"),
-        (_THOUSANDS, lambda found: found[0].replace(",", "")),
-        (r"\s*([\^_{}()\[\]⦃⦄⟦⟧,;=+/<>≤≥≠≈∈∪∩∖±∓⋏⋎|-])\s*", r"\1"),
-        (r"(\\[a-zA-Z]+)\s+(?=[^a-zA-Z])", r"\1"),
-        (r"[,;]?([⋏⋎])", r"\1"),
-    ]
+#: What a text must have, a pattern, and what stands for it: before commands get their characters, and after.
+_BEFORE = [
+    ("*", r"^\W{0,3}\*\*|\*\*\W{0,3}$", ""), ("`", "`", ""), ("=", r"^[\s$]*=(?!=)", ""),
+    ("", r"^\s*(\"|'|_{1,2}|\*|“)([^\"'_*“”]*)[\"'*_”]+\s*$", r"\2"),
+    ("m", r"(?<=\d)\s*(?:\\text\s*\{\s*)?([apAP])\.\s?[mM]\b\.?\s*\}?", lambda found: f" {found[1].lower()}m "),
+    (":", r"(?<=:\d\d)\s*(?:\\text\s*\{\s*)?([apAP])[mM]\b\s*\}?", lambda found: f" {found[1].lower()}m "),
+    ("\\", r"\\(?:[hv]space\*?|color|phantom|label|tag|textcolor)\s*\{[^{}]*\}", ""),
+    (r"\math", r"\\math(?:bb|bf)\s*\{?\s*([RZNQC])(?![a-zA-Z])\s*\}?", lambda found: "ℝℤℕℚℂ"["RZNQC".index(found[1])]),
+    ("\\", r"\\(?:left|right)\s*\.", ""),
+    (r"\operatorname", r"\\operatorname\*?\s*\{\s*([a-zA-Z]+)\s*\}", r"\\\1 "),
 ]  # fmt: skip
+_FUNCTIONS = "exp|sin|cos|tan|cot|sec|csc|log|ln|arcsin|arccos|arctan"
+_AFTER = [
+    (r"\text", r"\\text\s*\{([^{}]*[^\s,{}]),? and\s*\}", r"\\text{\1}⋏"),
+    (r"\text", r"\\text\s*\{([^{}]*[^\s,{}]),? or\s*\}", r"\\text{\1}⋎"),
+    ("and", r"\\text\s*\{\s*,?\s*and\s*\}|(?<=[\s\d)\]}⦄,])(?<!\\)and(?=[\s\d(\\-])", "⋏"),
+    ("or", r"\\text\s*\{\s*,?\s*or\s*\}|(?<=[\s\d)\]}⦄,])(?<!\\)or(?=[\s\d(\\-])", "⋎"),
+    (r"\text", r"\\text\s*\{\s*([⋏⋎ei]|[^{}a-zA-Z]*)\s*\}", r"\1"),
+    (r"\text", r"\\text\s+([a-zA-Z]+)", r"\\text{\1}"),
+    (r"\text", r"^\s*\\text\{\s*([a-zA-Z])\s*\}\s*$", r"\1"),
+    (r"\text", r"^\s*\\text\{[^{}]*[aA]nswers?(?: is)?\s*:?\s*\}", ""),
+    ("is:", r"^\s*(?:The )?[sS]olution is:\s*", ""),
+    ("np.", r"(?<![a-zA-Z\\])np\.(?=[a-z])", r"\\"),
+    ("...", r"\.\.\.+", "…"), ("<=", "<=", "≤"), (">=", ">=", "≥"), ("!=", "!=", "≠"),
+    ("^", r"\{\s*\}\s*\^\s*∘|\^\s*\{\s*[∘°]\s*\}|\^\s*[∘°]", "°"), ("∘", r"∘(?=\s*[CF]?$)", "°"),
+    ("{,}", r"\{,\}", ","), ("\u2009", r"(?<=\d),\u2009(?=\d{3},\u2009)|(?<=\d)\u2009(?=\d{3}(?!\d))", ""),
+    (",", r"^([-+]?\d{1,3})\.(\d{3}),(\d+)$", r"\1\2.\3"),
+    (",", r"^[-+]?\d{1,2}(?:,\d{2})+,\d{3}$", lambda found: found[0].replace(",", "")),
+    (" ", r"^[-+]?\d{1,3}(?: \d{3})+$", lambda found: found[0].replace(" ", "")),
+    (r"\begin", r"[\[(]?\s*\\begin\s*\{(?:[pbB]|small)?(?:matrix|array)\*?\}(?:\{[lcr| ]*\})?", "⟦"),
+    (r"\end", r"(?:\\\\\s*)*\\end\s*\{(?:[pbB]|small)?(?:matrix|array)\*?\}\s*[\])]?", "⟧"), ("⦃", r"⦃\s*⦄", "∅"),
+    ("", rf"(?<![a-zA-Z\\])(pi|sqrt|frac|theta|infty|infinity|{_FUNCTIONS})(?=[\s{{(/*+\-\d^_,)]|$)", r"\\\1"),
+    (r"\inf", r"\\inf(?:ty|inity)(?![a-zA-Z])", "∞"),
+    ("*", r"\*\*(?=\s*[-\d({a-zA-Z])", "^"), ("*", r"\*\*", ""), ("*", r"\*", r"\\cdot "),
+    (".", r"(?<![\d.])\.(?=\d)", "0."), ("-", r"\+\s*-", "-"), ("-", r"-\s*-", "+"),
+    (r"\sqrt", r"\\sqrt\s*(\d+(?:\.\d+)?|\\?[a-zA-Z]+(?=\s|[^a-zA-Z(\[{]|$))", r"\\sqrt{\1}"),
+    (r"\sqrt", r"\\sqrt\s*(\[[^\[\]]*\])\s*(\d+|[a-zA-Z])", r"\\sqrt\1{\2}"),
+    (r"\sqrt", r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+    ("^", r"\^\s*(-?\d+|-?[a-zA-Z](?![a-zA-Z]))", r"^{\1}"), ("^", r"\^\s*([a-zA-Z])", r"^{\1}"),
+    ("^", r"\^\s*\{\s*('[' ]*)\}", lambda found: found[1].replace(" ", "")),
+    ("^", r"\^\s*\(([^()]*)\)", r"^{\1}"), ("_", r"_\s*([a-zA-Z0-9])", r"_{\1}"),
+    (r"\frac", rf"\\frac\s*{_ITEM}", r"\\frac{\1}"),
+    ("\\", rf"(\\(?:frac|binom)\s*{_BRACED})\s*{_ITEM}", r"\1{\2}"),
+    (r"\choose", r"\{([^{}]*)\\choose(?![a-zA-Z])([^{}]*)\}", r"\\binom{\1}{\2}"),
+    ("/", r"(?<![\d.}])(\d+)\s+(\d+)/(\d+)(?![\d.])", r"\1\\frac{\2}{\3}"),
+    ("thousands", _THOUSANDS, lambda found: found[0].replace(",", "")),
+    ("", r"\s*([\^_{}()\[\]⦃⦄⟦⟧,;=+/<>≤≥≠≈∈∪∩∖±∓⋏⋎|-])\s*", r"\1"),
+    ("\\", r"(\\[a-zA-Z]+)\s+(?=[^a-zA-Z])", r"\1"), ("\\", r"(?<=[\d})])\s+(?=\\)", ""), ("", r"[,;]?([⋏⋎])", r"\1"),
+]  # fmt: skip
+_BEFORE_RULES, _AFTER_RULES = (
+    [(needed, re.compile(pattern), replacement) for needed, pattern, replacement in rules]
+    for rules in (_BEFORE, _AFTER)
+)
 _THIN = re.compile(r"[\u2009~\s]+")
+#: Braces around the whole that are taken away.
+_MAX_WRAPPED = 4
 _OPENING, _CLOSING = "([{⦃⟦", ")]}⦄⟧"
 
 
@@ -117,33 +96,35 @@ def normal_text(text: str, split_numbers: bool = False) -> str:
     if not text.isascii():
         text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+", lambda found: f"^{{{found[0].translate(_SCRIPTS)}}}", text)
         text = re.sub("[₀₁₂₃₄₅₆₇₈₉]+", lambda found: f"_{{{found[0].translate(_SCRIPTS)}}}", text)
-        text = re.sub("[¼-¾⅐-⅞]", lambda found: "\\frac{%s}{%s}" % tuple(unicodedata.normalize("NFKC", found[0]).split("⁄")), text)  # fmt: skip
+        text = re.sub(
+            "[¼-¾⅐-⅞]", lambda found: rf"\frac{{{unicodedata.normalize('NFKC', found[0])}}}".replace("⁄", "}{"), text
+        )
         text = unicodedata.normalize("NFKC", text.translate(_CHARACTERS)).translate(_CHARACTERS)
         text = "".join(character for character in text if unicodedata.category(character) != "Cf")
     if r"\begin" not in text:
         text = re.sub(r"\\\\(?=[a-zA-Z])", r"\\", text).removesuffix("\\\\")
-    for pattern, replacement in _REWRITES:
-        text = pattern.sub(replacement, text)
+    text = _rewritten(text, _BEFORE_RULES)
     text = re.sub(r"\\([a-zA-Z]+|.)", _command, text, flags=re.DOTALL).replace("$", "")
-    for pattern, replacement in _LATER:
-        if not (split_numbers and pattern.pattern == _THOUSANDS):
-            text = pattern.sub(replacement, text)
+    text = _rewritten(text, _AFTER_RULES, "" if split_numbers else ",")
     text = _THIN.sub(" ", text).strip()
-    while text:
-        bare = text.rstrip(".,;:= ")
-        if (inner := enclosed(bare, "{", "}")) is not None:
-            bare = inner
-        if bare == text:
-            break
-        text = bare
-    if text.startswith("]") and text.endswith(("[", "]")) or text.startswith(("[", "(")) and text.endswith("["):
-        text = ("(" if text[0] == "]" else text[0]) + text[1:-1] + (")" if text[-1] == "[" else "]")
+    for _ in range(_MAX_WRAPPED):
+        text = text.rstrip(".,;:= ")
+        text = text if (inner := enclosed(text, "{", "}")) is None else inner
+    # ISO's open brackets: ]2,5[ is (2,5).
+    text = re.sub(r"^\](?=.*[\[\]]$)", "(", text)
+    return re.sub(r"^([\[(].*)\[$", r"\1)", text)
+
+
+def _rewritten(text: str, rules: list[tuple[str, re.Pattern[str], Any]], thousands: str = "") -> str:
+    for needed, pattern, replacement in rules:
+        if needed in text or (needed == "thousands" and thousands and thousands in text):
+            text = pattern.sub(replacement, text)
     return text
 
 
 def _command(found: re.Match[str]) -> str:
     name = found[1]
-    return _COMMANDS.get(name, found[0]) if name.isalpha() else _ESCAPES.get(name, " ")
+    return _COMMANDS.get(found[0], found[0]) if name.isalpha() else _ESCAPES.get(name, " ")
 
 
 def split(text: str, separators: str) -> list[str]:

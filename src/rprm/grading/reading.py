@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from itertools import product
+from pathlib import Path
 
 from rprm.grading.normal import enclosed, normal_text, split
 from rprm.grading.rules import AnswerRule
@@ -69,31 +70,11 @@ class Form:
         return self.kind == "words" and not _PHRASE.fullmatch(self.text)
 
 
-_UNITS = """
-    mm cm km kg mg lb lbs oz ft yd mi sq rad deg mph kph kmh fps mL ml cc Hz kHz MHz kPa Pa kJ eV keV MeV kW kV mol
-    hr min sec ms ns nm AU pc kpc Mpc erg dyn bar atm AA USD EUR in gm rpm dB percentage unit degree radian point
-    inch inches foot feet yard mile meter metre centimeter centimetre millimeter millimetre kilometer kilometre acre
-    hectare gram kilogram kilo milligram pound ounce ton tonne liter litre milliliter gallon quart pint cup teaspoon
-    tablespoon second minute hour day night week month year decade century dollar cent buck dime nickel penny pennies
-    rupee euro yen franc peso newton joule watt volt ampere ohm kelvin celsius fahrenheit pascal hertz mole
-    calorie knot byte bit square cubic per people person man men woman women child children kid adult boy
-    girl student teacher friend guest customer employee member player passenger family families team group pair set box
-    boxes bag pack packet package carton case crate basket jar bottle can cans tin tube roll sheet page book notebook
-    magazine letter word line question problem test quiz game match lesson class classes chapter story stories song
-    movie episode photo picture painting poster card ticket stamp sticker coin bill marble bead ball balloon toy doll
-    block brick tile stick stone rock shell piece slice part item object thing token point goal mark vote trip lap round
-    step stair turn time way tree plant flower rose daisy daisies leaf leaves petal seed apple banana orange pear peach
-    grape cherry cherries strawberry strawberries blueberry blueberries lemon melon watermelon mango fruit tomato potato
-    carrot onion pepper vegetable egg fish dog cat puppy puppies kitten rabbit bird chicken hen duck cow horse pig sheep
-    goat animal bee ant frog turtle butterfly butterflies pie cake cupcake cookie brownie muffin donut pancake pizza
-    sandwich burger loaf loaves candy candies chocolate gum lollipop meal dish dishes serving glass glasses plate bowl
-    spoon fork knife knives pen pencil crayon eraser marker shirt dress shoe sock hat car truck bus buses bike bicycle
-    boat train plane vehicle wheel tire house home room door window floor wall chair table desk bed seat row column
-    shelf shelves store shop ship street light lamp hole digit number integer solution root factor divisor value element
-    member subset term side edge vertex vertices face angle triangle rectangle circle polygon diagonal path point
-    arrangement combination permutation outcome possibility possibilities color colour robot worker job task shift
-    order visitor resident citizen voter bacteria cell atom molecule sun solar beat lifetime beam tank drop
-""".split()
+_TABLE = [line.split() for line in (Path(__file__).parent / "units.txt").read_text().splitlines() if line[:1] != "#"]
+#: Units of which one is never another; nouns (`apples`, `fruits`) may be.
+MEASURES = frozenset(line[1] for line in _TABLE if line[0] == "=")
+_SYNONYMS = {other: line[1] for line in _TABLE if line[0] == "=" for other in line[2:]}
+_UNITS = {word for line in _TABLE for word in line if len(word) > 1 and word != "per"} | {"per"}
 _WORD = "|".join(sorted({*_UNITS, *(f"{unit}s" for unit in _UNITS), *(f"{unit}es" for unit in _UNITS)}, reverse=True))
 _LETTER = "m|s|g|h|l|L|N|J|W|V|A|K|C|F|T|G|d|c|M"
 _POWER = r"(?:\^\{-?\d\})?"
@@ -101,6 +82,7 @@ _JOIN = r"(?:[ /]|\\cdot ?|-|\. ?|\bper ?)*"
 #: What stands inside `\text{}` and is units alone.
 _INSIDE = rf"\\text\{{ ?(?:(?:\\?mu)?(?:{_WORD}|{_LETTER})(?![a-zA-Z]){_POWER}{_JOIN})+\}}{_POWER}"
 _BARE = rf"(?:(?:{_WORD})|(?<=/)(?:{_LETTER}))(?![a-zA-Z]){_POWER}"
+_MEASURED = re.compile(rf"(?:\d+ ?{_INSIDE}|\d+ {_BARE})(?: *(?:\d+ ?{_INSIDE}|\d+ {_BARE}))+")
 _REST = r"(?: ?(?:\\text\{)? ?(?:of (?:the|a|an|his|her|its|all)|in total|altogether|total|left|each|\(?approximately\)?)(?: [a-z]+){0,3}\}?)"
 _UNIT = re.compile(rf"(?P<unit>(?:{_JOIN}(?:{_INSIDE}|{_BARE}|\\AA))*)(?P<rest>{_REST}?)$")
 _LETTER_UNIT = re.compile(rf"(?P<value>.*[\d}}]) (?P<unit>(?:{_LETTER}){_POWER}(?:[ /](?:{_LETTER}){_POWER})*)")
@@ -110,6 +92,7 @@ _DEGREES = re.compile(r"° ?(?:\\text\{ ?[CF]? ?\}|[CF])?$")
 _CLOCK = re.compile(r"(\d+)° ?(\d+(?:\.\d+)?)'(?: ?(\d+(?:\.\d+)?)(?:''|\"))?")
 
 _NUMBER = r"(?:\d+(?:\.\d*)?|\.\d+)"
+_SIMPLE = re.compile(r" *\$?-?\d{1,400}(?:\.\d{1,400})?\$? *")
 _FRACTION = rf"\\frac\{{(-?{_NUMBER})\}}\{{(-?{_NUMBER})\}}"
 _PLAIN = re.compile(
     rf"([-+]*)(?:({_NUMBER}) ?{_FRACTION}|{_FRACTION}|({_NUMBER})/({_NUMBER})|"
@@ -145,11 +128,23 @@ _FLIPPED = {"<": ">", "≤": "≥", ">": "<", "≥": "≤"}
 @lru_cache(maxsize=20_000)
 def read(text: str, rule: AnswerRule) -> Form:
     """The form of an answer as it was found in a solution or a data set, at most `MAX_CHARACTERS` long."""
+    if _SIMPLE.fullmatch(text):
+        return _number(text.strip("$ "), text.strip("$ "))
     return _read(normal_text(text, rule.lists_split_numbers), rule, 0)
+
+
+def _number(text: str, original: str) -> Form:
+    number, place = plain_number(text)
+    if number is None:
+        return Form("value", original)
+    fraction = str(number) if number.denominator == 1 else rf"\frac{{{number.numerator}}}{{{number.denominator}}}"
+    return Form("value", fraction, number=number, place=place)
 
 
 def _read(text: str, rule: AnswerRule, depth: int) -> Form:
     text = _CONDITION.sub("", text).strip() or text
+    if text[-1:] in "0123456789}" and (form := _number(text, "")).text:
+        return form
     text = re.sub(r"(?<=[\])⟧])\^\{(?:T|\\top|\\intercal)\}$", "", text)
     if depth > _MAX_DEPTH:
         return Form("value", text)
@@ -183,9 +178,8 @@ def _several(text: str, rule: AnswerRule, depth: int) -> Form | None:
     def forms(parts: list[str]) -> tuple[Form, ...]:
         return tuple(_read(part, rule, depth + 1) for part in parts)
 
-    if match := re.fullmatch(rf"(?:\d+ ?{_INSIDE}|\d+ {_BARE})(?:[,⋏ ]*(?:\d+ ?{_INSIDE}|\d+ {_BARE}))+", text):
-        if "," not in text and "⋏" not in text:
-            return Form("tuple", text, forms([part.strip() for part in re.findall(r"\d+\D*(?:\^\{\d\})?", text)]))
+    if "," not in text and "⋏" not in text and _MEASURED.fullmatch(text):
+        return Form("tuple", text, forms([part.strip() for part in re.findall(r"\d+\D*(?:\^\{\d\})?", text)]))
     separators = " " if re.fullmatch(r"\d+(?: \d+)+", text) else ";,⋏⋎"
     if len(parts := split(text, separators)) > 1:
         if (match := re.fullmatch(r"([^=]+)=([^=]+)", parts[0])) and not any(
@@ -381,18 +375,6 @@ def _strip_unit(text: str, letters: bool) -> tuple[str, str]:
     return before, " ".join(
         _SYNONYMS.get(word, word) for word in re.findall(r"[a-zA-Z]+|\^\{-?\d\}|/", re.sub(r"(?<=\w{3})s\b", "", unit))
     )
-
-
-_SYNONYMS = dict(
-    pair.split(":")
-    for pair in (
-        "centimeter:cm centimetre:cm kilometer:km kilometre:km meter:m metre:m millimeter:mm gram:g kilogram:kg "
-        "second:s sec:s minute:min hour:h hr:h inches:in inch:in feet:ft foot:ft pound:lb lbs:lb ounce:oz mile:mi "
-        "liter:L litre:L l:L milliliter:mL ml:mL yard:yd per:/ deg:degree radian:rad year:yr dollar:USD"
-    ).split()
-)
-#: Units of which one is never another; nouns (`apples`, `fruits`) may be.
-MEASURES = frozenset(_SYNONYMS.values()) | {"cent", "day", "week", "month", "N", "J", "W", "V", "K", "mg", "Pa"}
 
 
 def plain_number(text: str) -> tuple[Fraction | None, Fraction | None]:
