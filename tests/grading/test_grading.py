@@ -20,7 +20,8 @@ from rprm.grading import (
     final_answer,
     olympiadbench_rule,
 )
-from rprm.grading.reading import plain_number, read
+from rprm.grading.reading import read
+from rprm.grading.values import plain_number
 
 pytest.importorskip("math_verify")
 

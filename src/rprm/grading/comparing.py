@@ -8,9 +8,10 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Literal
 
-from rprm.grading.reading import MEASURES, Form
 from rprm.grading.normal import split
+from rprm.grading.reading import Form
 from rprm.grading.rules import AnswerRule
+from rprm.grading.values import MEASURES
 
 Outcome = Literal["equal", "different", "no answer", "unreadable", "too long", "timeout", "out of memory", "crashed"]
 #: The comparison came to a conclusion.
