@@ -25,7 +25,7 @@ _MAX_BOXES = 50
 _BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 #: "Answer" and "is" in the languages in which solutions are written; those of Chinese, Japanese and Korean need no space.
 _WORDS = (
-    r"\b(?:(?:final|correct|right)[ \t]+)?(?:answers?|r[ée]ponse|respuesta|resposta|risposta|antwort|antwoord|ответ|svar|"
+    r"\b(?:(?:final|correct|right)[ \t]{1,3})?(?:answers?|r[ée]ponse|respuesta|resposta|risposta|antwort|antwoord|ответ|svar|"
     r"odpowied[źz]|cevap|đáp án|jawaban|उत्तर|الجواب|(?<=correct[ \t])(?:option|choice))\b"
 )
 _IS = r"(?:is|are|est|es|é|è|ist|lautet|равен|это|är|jest|là|adalah|है|هو|=)(?![\w])"
@@ -34,7 +34,7 @@ _ANNOUNCED = re.compile(
     r"(?:答案|答え|정답|답)\s?(?:[是为為はは은는]|[:：]|is)+)(?:\*\*)?[:：\s]{0,3}"
 )
 #: A line that is nothing but "Final answer", as a heading or in bold.
-_HEADING = re.compile(rf"(?im)^[ \t]*(?:\#{{1,6}}|\*\*)[ \t*]*(?:the[ \t]+)?{_WORDS}[ \t]*:?[ \t*]*$\s*")
+_HEADING = re.compile(rf"(?im)^[ \t]{{0,8}}(?:\#{{1,6}}|\*\*)[ \t*]{{0,4}}(?:the )?{_WORDS}[ \t]?:?[ \t*]{{0,4}}$\s{{0,9}}")
 _HASHES = re.compile(r"(?m)^[ \t*]{0,8}####[ \t]{0,8}(?=[-+−$\\(.\d])")
 #: What is said of an answer rather than being one: "the answer is right", "not in simplest terms".
 _REMARK = re.compile(
@@ -44,8 +44,8 @@ _REMARK = re.compile(
 )
 #: Before an answer and after it, no part of it.
 _LEAD = re.compile(r"(?i)^(?:(?:therefore|thus|hence|then|so|simply|just|exactly|approximately|about|roughly|indeed|option|choice|equal to|given by|the(?: number)?)\b[\s,:]*)+")  # fmt: skip
-_TRAIL = re.compile(r"(?i)(?:,?\s+(?:as|which|since|because|so|where|when|if|by|that is|i\.e\.|for a total)\b.*|,?\s*\((?!\s*(?:mod|base|approx)\b)[a-z]{2,}[^()$\\]*\))$")  # fmt: skip
-_QUESTION = re.compile(r"(?<=\S)\s*\n\s*(?:\*\*)?(?:Q|Question|Problem|问题)(?: \d+)?\s*[:：]")
+_TRAIL = re.compile(r"(?i)(?:,?\s{1,3}(?:as|which|since|because|so|where|when|if|by|that is|i\.e\.|for a total)\b.*|,?\s{0,3}\((?!\s?(?:mod|base|approx)\b)[a-z]{2,}[^()$\\]*\))$")  # fmt: skip
+_QUESTION = re.compile(r"(?<=\S)[ \t]{0,8}\n\s{0,8}(?:\*\*)?(?:Q|Question|Problem|问题)(?: \d+)?\s*[:：]")
 _LONE_CHOICE = re.compile(r"(?:\*\*)?\(([A-Z])\)(?:\*\*)?\.?")
 _LAST_NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?|-?\$?\.\d+")
 #: An announced answer ends with its line or its sentence: a full stop that no digit or letter follows and that does not
@@ -70,9 +70,9 @@ def final_answer(text: str, rule: AnswerRule = MATHEMATICS) -> str | None:
     text = without_thinking(text)
     if question := _QUESTION.search(text):
         text = text[: question.start()]
-    boxes = [(box, *_content(text, box.end())) for box in _BOX.finditer(text)]
+    boxes = [(box, *_content(text, box.end())) for box in list(_BOX.finditer(text))[-_MAX_BOXES:]]
     if boxes := [box for box in boxes if box[1] != ""]:
-        return _boxed(text, boxes[-_MAX_BOXES:])
+        return _boxed(text, boxes)
     if found := _announced(text, rule):
         return found
     last = text.rstrip().rpartition("\n")[2].strip()

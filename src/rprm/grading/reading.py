@@ -16,9 +16,9 @@ from itertools import product
 from rprm.grading.normal import enclosed, normal_text, split
 from rprm.grading.rules import AnswerRule
 from rprm.grading.values import (
-    SEQUENCE,
     as_latex,
     is_phrase,
+    measures,
     named_number,
     plain_number,
     without_text,
@@ -142,8 +142,8 @@ class _Reading:
     def several(self, text: str) -> Form | None:
         if text == "ℝ":
             return Form("tuple", text, self.forms(["-∞", "∞"]), brackets="()")
-        if "," not in text and "⋏" not in text and SEQUENCE.fullmatch(text):
-            return Form("tuple", text, self.forms(re.findall(r"\d+ ?[^\d^]*(?:\^\{\d\})?", text)))
+        if parts := measures(text):
+            return Form("tuple", text, self.forms(parts))
         if len(parts := split(text, " " if re.fullmatch(r"\d+(?: \d+)+", text) else ";,⋏⋎")) > 1:
             return self.list(parts, text)
         for kind, sign in (("union", "∪"), ("difference", "∖"), ("intersection", "∩")):

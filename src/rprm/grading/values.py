@@ -9,16 +9,19 @@ from pathlib import Path
 from rprm.grading.normal import split
 
 _MAX_DIGITS = 400
+#: How long a unit may be, and a text that is nothing but measures.
+_MAX_UNIT = 80
 
 _TABLE = [line.split() for line in (Path(__file__).parent / "units.txt").read_text().splitlines() if line[:1] != "#"]
 #: Units of which one is never another; nouns (`apples`, `fruits`) may be.
 MEASURES = frozenset(line[1] for line in _TABLE if line[0] == "=")
 _SYNONYMS = {other: line[1] for line in _TABLE if line[0] == "=" for other in line[2:]}
-_UNITS = {word for line in _TABLE for word in line if len(word) > 1}
+_UNITS = {word for line in _TABLE for word in line if len(word) > 1 and word != "per"}
 _WORD = "|".join(sorted({unit + ending for unit in _UNITS for ending in ("", "s", "es")}, reverse=True))
 _LETTER = "[msghlLNJWVAKCFTGdcM]"
 _POWER = r"(?:\^\{-?\d\})?"
-_JOIN = r"(?:[ /-]|\\cdot ?|\. ?|\bper ?)*"
+#: Between units; each text matches in one way alone, so that nothing can make a search long.
+_JOIN = r"[ /.-]*(?:(?:\\cdot|per\b)[ /.-]*)*"
 _INSIDE = rf"\\text\{{ ?(?:(?:\\?mu)?(?:{_WORD}|{_LETTER})(?![a-zA-Z]){_POWER}{_JOIN})+\}}{_POWER}"
 _BARE = rf"(?:{_WORD}|(?<=/){_LETTER})(?![a-zA-Z]){_POWER}"
 _REST = r"of (?:the|a|an|his|her|its|all)|in total|altogether|total|left|each|\(?approximately\)?"
@@ -28,8 +31,7 @@ _UNIT = re.compile(
 _LETTER_UNIT = re.compile(rf"(?P<value>.*[\d}}]) (?P<unit>{_LETTER}{_POWER}(?:[ /]{_LETTER}{_POWER})*)")
 #: What a unit may follow.
 _MEASURED = re.compile(r"[\d})∞]$|\\pi$|(?:red|sand|illion|dozen)$")
-#: Several measures that make one: `3 hours 5 minutes`.
-SEQUENCE = re.compile(rf"(?:\d+ ?{_INSIDE}|\d+ {_BARE})(?: *(?:\d+ ?{_INSIDE}|\d+ {_BARE}))+")
+_SEQUENCE = re.compile(rf"(?:\d+ ?{_INSIDE}|\d+ {_BARE})(?: *(?:\d+ ?{_INSIDE}|\d+ {_BARE}))+")
 
 _NUMBER = r"(?:\d+(?:\.\d*)?|\.\d+)"
 _FRACTION = rf"\\frac\{{(-?{_NUMBER})\}}\{{(-?{_NUMBER})\}}"
@@ -61,7 +63,7 @@ def plain_number(text: str) -> tuple[Fraction | None, Fraction | None]:
         sign, whole, fixed, block = match[1], match[2], match[3], match[4] + match[5] + (match[6] or "")
         value = Fraction(int(whole + fixed or 0)) + Fraction(int(block), 10 ** len(block) - 1)
         return (-value if sign == "-" else value) / 10 ** len(fixed), None
-    if match := _ELLIPSIS.fullmatch(text):
+    if text.endswith("…") and len(text) < 60 and (match := _ELLIPSIS.fullmatch(text)):
         return plain_number(rf"{match[1]}.{match[2]}\overline{{{match[3]}}}")
     match = _PLAIN.fullmatch(text)
     if match is None or (text.endswith("…") and "." not in text):
@@ -107,7 +109,7 @@ def without_unit(text: str, letters: bool) -> tuple[str, str]:
         return match["value"], match["unit"]
     if match := re.fullmatch(r"\\text\{ ?(\d+) ([^{}]*)\}", text):
         text = rf"{match[1]} \text{{{match[2]}}}"
-    match = _UNIT.search(text)
+    match = _UNIT.search(text, max(0, len(text) - _MAX_UNIT))
     before = text[: match.start()].rstrip() if match and match[0].strip() else ""
     if match is None or not (_MEASURED.search(before) and re.search(r"\d|\\pi|∞", before)):
         return text, ""
@@ -117,6 +119,12 @@ def without_unit(text: str, letters: bool) -> tuple[str, str]:
     return before, " ".join(_SYNONYMS.get(word, word) for word in words)
 
 
+def measures(text: str) -> list[str]:
+    """The measures that make one together, as `3 hours 5 minutes` does; none in any other text."""
+    is_sequence = len(text) < _MAX_UNIT and _SEQUENCE.fullmatch(text)
+    return re.findall(r"\d+ ?[^\d^]*(?:\^\{\d\})?", text) if is_sequence else []
+
+
 def without_text(text: str) -> str:
     r"""The words of a text, `\text{...}` or not, with single spaces."""
     return re.sub(r"\s+", " ", _TEXT.sub(r" \1 ", text)).strip(" .,;:")
@@ -124,7 +132,7 @@ def without_text(text: str) -> str:
 
 def words(text: str) -> str | None:
     """The words in lower case where a text is words rather than mathematics, else None."""
-    if "=" in text or re.search(r"\\(?!text)[a-zA-Z]", text) or _UNIT.fullmatch(text):
+    if "=" in text or re.search(r"\\(?!text)[a-zA-Z]", text) or (len(text) < _MAX_UNIT and _UNIT.fullmatch(text)):
         return None
     whole = without_text(text)
     letters = len(re.sub(r"[^a-zA-Z]", "", whole))
