@@ -2,16 +2,18 @@
 
     python perf/grading.py CASES.jsonl [--extraction CASES.jsonl] [--verbose]
 
-A grading case is `{gold, answer, expected: "equal" | "different", rule}`, an extraction case `{text, gold, expected:
-true | false | null (no answer is given), rule}`; `tests/grading/cases/` holds an excerpt. Two other graders are measured where their
-packages are installed: `mathruler` (after OpenAI's PRM800K grader) and `lm-eval` (Hendrycks' MATH). Easy pairs a second
-are numbers, fractions, roots and sums, 20,000 distinct ones, with two processes for ours, one for the others.
+A grading case is `{gold, answer, expected: "equal" | "different", rule}`, an extraction case `{text, gold, expected,
+rule}` with `expected` true, false or null (no answer is given); `tests/grading/cases/` holds an excerpt. Two other
+graders are measured where their packages are installed: `mathruler` (after OpenAI's PRM800K grader) and `lm-eval`
+(Hendrycks' MATH). Easy pairs are numbers, fractions, roots, units and points, all distinct: 20,000 for ours, 500 for the
+others.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import random
 import time
@@ -43,10 +45,15 @@ def others() -> Iterator[tuple[str, Grade]]:
         from mathruler.grader import grade_answer
 
         yield "mathruler", lambda gold, answer: bool(grade_answer(answer, gold))
-    with contextlib.suppress(ImportError):
-        from lm_eval.tasks.hendrycks_math.utils import is_equiv
-
-        yield "lm-eval, MATH", lambda gold, answer: bool(is_equiv(answer, gold))
+    if spec := importlib.util.find_spec("lm_eval"):
+        # From its file: the package itself imports all of its metrics.
+        path = Path(str(spec.origin)).parent / "tasks" / "hendrycks_math" / "utils.py"
+        task = importlib.util.spec_from_file_location("hendrycks_math", path)
+        assert task is not None
+        assert task.loader is not None
+        module = importlib.util.module_from_spec(task)
+        task.loader.exec_module(module)
+        yield "lm-eval, MATH", lambda gold, answer: bool(module.is_equiv(answer, gold))
 
 
 def easy_pairs(number: int) -> list[tuple[str, str]]:

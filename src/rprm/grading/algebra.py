@@ -1,15 +1,14 @@
 r"""Whether two expressions, equations or sets are equal, by math-verify's grammar and sympy. Runs in workers alone.
 
-math-verify's `verify` rounds to 6 decimals or 15 digits, folds capitals and takes whatever `simplify` cannot decide for
-different. So numbers are compared here by their difference (whose precision sympy raises until it has digits), expressions
-with variables at several points, equations by the ratio of their sides' differences; `verify` has the rest.
+math-verify's `verify` rounds to 6 decimals or 15 digits, and takes what `simplify` cannot decide for different. So
+numbers are compared here by their difference (sympy raises its precision until it has digits), expressions with
+variables at several points, equations by the ratio of their sides' differences; `verify` has the rest.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -21,9 +20,10 @@ from sympy.parsing import sympy_parser
 from rprm.grading.comparing import Outcome
 from rprm.grading.reading import Form
 
-_FUNCTIONS = frozenset(
-    "frac sqrt binom sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp lim sum prod int pi cdot times "
-    "lfloor rfloor lceil rceil gcd lcm max min det bmod mod text variable overline to infty".split()
+#: Commands of the grammar; any other is a name.
+_COMMANDS = re.compile(
+    r"\\(?:frac|sqrt|binom|sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|log|ln|exp|lim|sum|prod|int|pi|"
+    r"cdot|times|lfloor|rfloor|lceil|rceil|gcd|lcm|max|min|det|bmod|mod|text|variable|overline|to|infty)"
 )
 _SUBSCRIPT = r"(?:_\{(?:[^{}]|\{[^{}]*\})*\})?'*"
 _NAME = re.compile(
@@ -75,7 +75,7 @@ def expression(text: str) -> Any:
         word = match[0]
         if word in bound:
             return rf"\variable{{{bound[word]}}} "
-        if word == "e" or (word.startswith("\\") and word[1:] in _FUNCTIONS) or word in differentials:
+        if word == "e" or _COMMANDS.fullmatch(word) or word in differentials:
             return word + (" " if word[0] == "\\" else "")
         if word in ("i", r"\imath"):
             return "(I)"
@@ -85,7 +85,11 @@ def expression(text: str) -> Any:
 
     text = re.sub(r"(\d+(?:\.\d+)?)°", r"\\frac{\1\\pi}{180}", text)
     text = re.sub(r"(\d)%", r"\1\\cdot\\frac{1}{100}", text)
-    text = re.sub(r"\d+\.\d+", lambda match: r"\frac{%d}{%d}" % Fraction(match[0]).as_integer_ratio(), text)
+    text = re.sub(
+        r"\d+\.\d+",
+        lambda match: rf"\frac{{{match[0].replace('.', '')}}}{{1{'0' * len(match[0].partition('.')[2])}}}",
+        text,
+    )
     text = re.sub(r"(\d)\(", r"\1\\cdot(", _NAME.sub(name, text))
     text = re.sub(r"\)\(", r")\\cdot(", text).replace(r"\exp (", "e^(").replace("e^(", r"\exp(")
     try:
@@ -96,7 +100,7 @@ def expression(text: str) -> Any:
         raise Unreadable(text) from error
 
 
-def same(gold: Form, answer: Form, tolerance: float, absolute: float | None) -> Outcome:
+def same(gold: Form, answer: Form, tolerance: float = 0.0, absolute: float | None = None) -> Outcome:
     """Compare two values, two relations (their `whole`), or two sets of which one is a union or difference."""
     try:
         if gold.items or answer.items:

@@ -16,19 +16,19 @@ from rprm.grading.values import MEASURES
 Outcome = Literal["equal", "different", "no answer", "unreadable", "too long", "timeout", "out of memory", "crashed"]
 #: The comparison came to a conclusion.
 SETTLED: frozenset[Outcome] = frozenset(["equal", "different", "no answer"])
-#: Two forms, relative and absolute tolerance: what computer algebra says.
-Ask = Callable[[Form, Form, float, float | None], Outcome]
+#: What computer algebra says of two forms; also given a relative and an absolute tolerance where one is allowed.
+Ask = Callable[..., Outcome]
 
 #: More answers than this in a list are compared in order alone: matching them tries every pair.
 _MAX_UNORDERED = 40
 _BASE = re.compile(
     r"\(?([0-9A-F]+)\)?(?:_\{\(?(\d{1,2}|\\text\{ ?[a-z]+ ?\})\)?\}| ?\\text\{ ?\(?base (\d+)\)? ?\}| ?\(base (\d+)\))"
 )
-_BASES = {
-    name: base for base, name in enumerate("two three four five six seven eight nine ten eleven twelve".split(), 2)
-} | {"sixteen": 16}
+_BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "sixteen": "16"}
+_LETTERS = re.compile(r"[a-zA-Z](?:[^a-zA-Z]+[a-zA-Z])*[^a-zA-Z]*")
 _SETS = {"union", "difference", "intersection"}
-_TIME = re.compile(r"(\d{1,2}):([0-5]\d)(?::[0-5]\d)?(?: ?(?:\\text\{)? ?([apAP])\.? ?[mM]\.?\}?)?")
+_TIME = re.compile(r"0?(\d{1,2}:[0-5]\d(?::[0-5]\d)?(?: [ap]m)?)")
+_TO = re.compile(r" ?(?:\\text\{ ?to ?\}|\bto\b) ?")
 
 
 def compare(gold: Form, answer: Form, rule: AnswerRule, ask: Ask) -> Outcome:
@@ -40,86 +40,72 @@ def compare(gold: Form, answer: Form, rule: AnswerRule, ask: Ask) -> Outcome:
     if gold == answer:
         return "equal"
     if gold.choice and answer.choice and not gold.name + answer.name:
-        return "equal" if gold.choice == answer.choice else "different"
+        return _outcome(gold.choice == answer.choice)
     if "words" in (gold.kind, answer.kind):
         if gold.text.lower() == answer.text.lower():
             return "equal"
         return "unreadable" if gold.is_prose or answer.is_prose else "different"
+    #: Names that describe (`area`) rather than name a variable count where both are given.
+    num_described = len({form.name for form in (gold, answer) if re.fullmatch("[a-z ]{3,}", form.name)})
+    other_name = bool(gold.name and answer.name and gold.name != answer.name and num_described != 1)
     if gold.items or answer.items:
-        return _structures(gold, answer, rule, ask)
-    if "relation" in (gold.kind, answer.kind):
+        return "different" if other_name else _structures(gold, answer, rule, ask)
+    if other_name or "relation" in (gold.kind, answer.kind):
         # An equation, and the same one solved for a name.
-        both = all(form.whole and re.search("[=<>≤≥≠]", form.whole) for form in (gold, answer))
-        relations = [replace(form, kind="relation") for form in (gold, answer)]
-        return ask(relations[0], relations[1], 0.0, None) if both else "different"
-    if gold.name and answer.name and gold.name != answer.name and len(_descriptions(gold, answer)) != 1:
-        relations = [replace(form, kind="relation") for form in (gold, answer)]
-        return ask(relations[0], relations[1], 0.0, None)
+        both = all(re.search("[=<>≤≥≠]", form.whole) for form in (gold, answer))
+        return ask(replace(gold, kind="relation"), replace(answer, kind="relation")) if both else "different"
     if gold.argument and answer.argument and gold.argument != answer.argument:
-        renamed = re.sub(
-            r"\\[a-zA-Z]+|[a-zA-Z]",
-            lambda found: gold.argument if found[0] == answer.argument else found[0],
-            answer.text,
-        )
+        names = {answer.argument: gold.argument}
+        renamed = re.sub(r"\\[a-zA-Z]+|[a-zA-Z]", lambda found: names.get(found[0], found[0]), answer.text)
         answer = replace(answer, text=renamed)
     return _values(gold, answer, rule, ask)
 
 
 def compare_with_itself(form: Form, ask: Ask) -> Outcome:
-    """Compare each value of an answer with itself by what it means: "equal" where it can be recognised, else why not."""
-    if form.items and not form.kind.startswith("d"):
+    """Compare each value with itself by what it means: "equal" where it can be recognised, else why not."""
+    if form.items and form.kind != "difference":
         outcomes = [compare_with_itself(item, ask) for item in form.items]
         return next((outcome for outcome in outcomes if outcome != "equal"), "equal")
     if form.kind == "words":
         return "unreadable" if form.is_prose and not form.choice else "equal"
-    known = form.number is not None or form.choice or _numeral(form)[1] or form.text in "…ℝℤℕ∅"
-    return "equal" if known or ":" in form.text else ask(form, form, 0.0, None)
+    is_known = form.number is not None or form.choice or _numeral(form)[1] or form.text in "…ℤℕ∅" or ":" in form.text
+    return "equal" if is_known else ask(form, form)
 
 
-def _descriptions(*forms: Form) -> set[str]:
-    """Names that describe (`area`) rather than name a variable."""
-    return {form.name for form in forms if re.fullmatch(r"[a-z ]{3,}", form.name)}
+def _outcome(is_same: bool) -> Outcome:
+    return "equal" if is_same else "different"
 
 
 def _structures(gold: Form, answer: Form, rule: AnswerRule, ask: Ask) -> Outcome:
-    kinds = {gold.kind, answer.kind}
-    if gold.name and answer.name and gold.name != answer.name and not _descriptions(gold, answer):
-        return "different"
-    if gold.kind == answer.kind == "union" and len(gold.items) == len(answer.items):
-        if _any_order(gold.items, answer.items, rule, ask) == "equal":
-            return "equal"
-    if kinds & _SETS and not kinds & {"matrix", "relation"}:
-        return ask(gold, answer, 0.0, None)
-    names = [[item.name for item in form.items if item.name] for form in (gold, answer)]
-    is_named = [len(set(few)) == len(form.items) > 1 for few, form in zip(names, (gold, answer), strict=True)]
-    if all(is_named):
-        ordered = [tuple(sorted(form.items, key=lambda item: item.name)) for form in (gold, answer)]
-        if [item.name for item in ordered[0]] != [item.name for item in ordered[1]]:
-            return "different"
-        return _in_order(ordered[0], ordered[1], rule, ask)
-    if any(is_named) and kinds == {"list", "tuple"}:
-        ordered = [tuple(sorted(form.items, key=lambda item: item.name)) for form in (gold, answer)]
-        return _in_order(ordered[0], ordered[1], rule, ask)
+    kinds, both = {gold.kind, answer.kind}, (gold, answer)
+    if kinds == {"union"} and _any_order(gold.items, answer.items, rule, ask) == "equal":
+        return "equal"
+    if kinds & _SETS:
+        return ask(gold, answer)
+    named = [len({item.name for item in form.items if item.name}) == len(form.items) > 1 for form in both]
+    if all(named) or (any(named) and kinds == {"list", "tuple"}):
+        # x=1, y=2 are named whatever their order, and (1, 2) in the order of their names.
+        ordered = [tuple(sorted(form.items, key=lambda item: item.name)) for form in both]
+        is_other = all(named) and [item.name for item in ordered[0]] != [item.name for item in ordered[1]]
+        return "different" if is_other else _in_order(ordered[0], ordered[1], rule, ask)
+    if gold.kind == answer.kind == "list":
+        in_order = any(named) or any(item.text == "…" for item in gold.items)
+        return (_in_order if in_order else _any_order)(gold.items, answer.items, rule, ask)
+    are_vectors = all(form.kind != "matrix" or form.columns in (1, len(form.items)) for form in both)
     if gold.kind == answer.kind:
-        if gold.kind == "list":
-            same_order = any(item.text == "…" for item in gold.items) or any(is_named)
-            return (_in_order if same_order else _any_order)(gold.items, answer.items, rule, ask)
         # Of two values, brackets tell a closed interval from an open one; of more, it is a point however written.
-        if gold.kind == "tuple" and gold.brackets != answer.brackets and len(gold.items) == 2:
-            return "different"
-        if gold.kind == "matrix" and gold.columns != answer.columns:
-            if not all(form.columns in (1, len(form.items)) for form in (gold, answer)):
-                return "different"
+        other_interval = len(gold.items) == 2 and gold.brackets != answer.brackets
+        is_other = other_interval or (gold.columns != answer.columns and not are_vectors)
+        return "different" if is_other else _in_order(gold.items, answer.items, rule, ask)
+    if kinds == {"matrix", "tuple"} and are_vectors:
         return _in_order(gold.items, answer.items, rule, ask)
-    several, other = (gold, answer) if gold.kind in ("list", "matrix") else (answer, gold)
-    if kinds == {"matrix", "tuple"} and several.columns in (1, len(several.items)):
-        return _in_order(gold.items, answer.items, rule, ask)
-    if kinds == {"list", "tuple"} and not several.brackets and other.brackets == "()" and not rule.is_vote:
+    values, other = (gold, answer) if gold.kind == "list" else (answer, gold)
+    if kinds == {"list", "tuple"} and not values.brackets and other.brackets == "()" and not rule.is_vote:
         # A point whose brackets were left out is the same point; round brackets around a list leave it a list.
-        return (_any_order if gold is several else _in_order)(gold.items, answer.items, rule, ask)
-    if several.kind == "list" and other.kind == "value" and "⋎" in several.text:
+        return (_any_order if gold is values else _in_order)(gold.items, answer.items, rule, ask)
+    if kinds == {"list", "value"} and "⋎" in values.text:
         # One value in two forms: `1/2 or 0.5`.
-        return _in_order((other,) * len(several.items), several.items, rule, ask)
+        return _in_order((other,) * len(values.items), values.items, rule, ask)
     return "different"
 
 
@@ -136,18 +122,9 @@ def _in_order(gold: tuple[Form, ...], answer: tuple[Form, ...], rule: AnswerRule
     return failure or "equal"
 
 
-def _item(gold: Form, answer: Form, rule: AnswerRule, ask: Ask) -> Outcome:
-    """Within several values, what stands beside a number (`20 boys`) tells which one it is."""
-    if gold.unit and answer.unit and gold.unit != answer.unit:
-        return "different"
-    return compare(gold, answer, rule, ask)
-
-
 def _any_order(gold: tuple[Form, ...], answer: tuple[Form, ...], rule: AnswerRule, ask: Ask) -> Outcome:
     """Match each gold value with the first answer value that is equal to it and not yet taken."""
-    if len(gold) != len(answer):
-        return "different"
-    if len(gold) > _MAX_UNORDERED:
+    if len(gold) != len(answer) or len(gold) > _MAX_UNORDERED:
         return _in_order(gold, answer, rule, ask)
     remaining = list(answer)
     failure: Outcome | None = None
@@ -164,67 +141,61 @@ def _any_order(gold: tuple[Form, ...], answer: tuple[Form, ...], rule: AnswerRul
         else:
             if failure is None:
                 return "different"
-    return "equal" if not remaining else failure or "different"
+    return failure or "different" if remaining else "equal"
+
+
+def _item(gold: Form, answer: Form, rule: AnswerRule, ask: Ask) -> Outcome:
+    """Within several values, what stands beside a number (`20 boys`) tells which one it is."""
+    is_other = gold.unit and answer.unit and gold.unit != answer.unit
+    return "different" if is_other else compare(gold, answer, rule, ask)
 
 
 def _values(gold: Form, answer: Form, rule: AnswerRule, ask: Ask) -> Outcome:
-    if gold.unit and answer.unit and gold.unit != answer.unit:
-        if gold.unit in MEASURES and answer.unit in MEASURES:
-            return "different"
-        if gold.whole and answer.whole:
-            gold, answer = (replace(form, text=form.whole, number=None, unit="", whole="") for form in (gold, answer))
-    elif (gold.whole and gold.unit and answer.number is None) or (answer.whole and answer.unit and gold.number is None):
-        gold, answer = (replace(form, text=form.whole or form.text, number=None) if form.unit else form for form in (gold, answer))  # fmt: skip
+    if gold.unit and answer.unit and gold.unit != answer.unit and {gold.unit, answer.unit} <= MEASURES:
+        return "different"
+    is_plain = any(form.number is not None and not form.unit for form in (gold, answer))
+    if gold.unit != answer.unit and not is_plain and any(map(_LETTERS.fullmatch, (gold.unit, answer.unit))):
+        # Letters are a unit beside a plain number alone: 2 m g is not 2 m v.
+        gold, answer = (replace(form, text=form.whole or form.text, number=None, unit="") for form in (gold, answer))
     if gold.text == answer.text and gold.is_percent == answer.is_percent:
         return "equal"
-    if ":" in gold.text + answer.text or " to " in answer.text.replace(r"\text{to}", " to "):
-        return _ratios(gold, answer, rule, ask)
+    texts = [_TO.sub(":", form.text) for form in (gold, answer)]
+    if any(":" in text for text in texts):
+        return _ratios(texts[0], texts[1], ask)
     numerals = [_numeral(form) for form in (gold, answer)]
-    if any(base for _, base in numerals):
+    if bases := {base for _, base in numerals if base}:
         # The same digits; a base may be left out, since the problem names it, but not changed.
-        bases = {base for _, base in numerals if base}
-        return "equal" if len(bases) == 1 and numerals[0][0] == numerals[1][0] else "different"
+        return _outcome(len(bases) == 1 and numerals[0][0] == numerals[1][0])
     if gold.number is not None and answer.number is not None:
-        return "equal" if _same_number(gold, answer, rule) else "different"
+        return _outcome(_same_number(gold, answer, rule))
     for one, other in ((gold, answer), (answer, gold)):
         if one.unit == "degree" and r"\pi" in other.text and not other.unit:
-            radians = replace(one, text=rf"({one.text})\cdot\frac{{\pi}}{{180}}", unit="", number=None)
-            return ask(radians, other, 0.0, None)
-        if one.is_percent and not other.is_percent:
-            value = replace(one, text=rf"({one.text})\cdot\frac{{1}}{{100}}", is_percent=False)
-            if not rule.is_vote and ask(value, other, 0.0, None) == "equal":
-                return "equal"
-    absolute = None if rule.absolute_tolerance is None else float(rule.absolute_tolerance)
-    is_loose = (gold.has_decimals or answer.has_decimals) and not rule.whole_numbers
-    if is_loose and not rule.tolerance_for_integers:
-        is_loose = not any(form.number is not None and form.number.denominator == 1 for form in (gold, answer))
-    return ask(gold, answer, float(rule.relative_tolerance) if is_loose else 0.0, absolute)
+            return ask(replace(one, text=rf"({one.text})\cdot\frac{{\pi}}{{180}}"), other)
+        hundredth = replace(one, text=rf"({one.text})\cdot\frac{{1}}{{100}}")
+        if one.is_percent and not other.is_percent and not rule.is_vote and ask(hundredth, other) == "equal":
+            return "equal"
+    is_whole = any(form.number is not None and form.number.denominator == 1 for form in (gold, answer))
+    is_rounded = (gold.has_decimals or answer.has_decimals) and (not is_whole or rule.tolerance_for_integers)
+    relative = float(rule.relative_tolerance) if is_rounded and not rule.whole_numbers else 0.0
+    return ask(gold, answer, relative, None if rule.absolute_tolerance is None else float(rule.absolute_tolerance))
 
 
-def _ratios(gold: Form, answer: Form, rule: AnswerRule, ask: Ask) -> Outcome:
+def _ratios(gold: str, answer: str, ask: Ask) -> Outcome:
     """`3:4` is 3/4 and `6:8`; a time of day is only itself."""
-    texts = [re.sub(r" ?(?:\\text\{ ?to ?\}|\bto\b) ?", ":", form.text) for form in (gold, answer)]
-    times = [_TIME.fullmatch(text) for text in texts]
-    if all(times):
-        return (
-            "equal"
-            if len({(one[1].lstrip("0"), one[2], one[3] and one[3].lower()) for one in times if one}) == 1
-            else "different"
-        )
-    parts = [split(text, ":") for text in texts]
-    if len({len(few) for few in parts}) > 1:
-        if max(map(len, parts)) > 2 or any(times) or "to" in answer.text:
-            return "different"
-        return ask(
-            *(replace(form, text=text.replace(":", "/")) for form, text in zip((gold, answer), texts, strict=True)),
-            0.0,
-            None,
-        )  # type: ignore[arg-type]
-    firsts = [few[0] for few in parts]
+    times = [_TIME.fullmatch(text) for text in (gold, answer)]
+    if times[0] and times[1]:
+        return _outcome(times[0][1] == times[1][1])
+    parts = [split(text, ":") for text in (gold, answer)]
+    if any(times) and {len(few) for few in parts} != {2}:
+        return "different"
+    if sorted(map(len, parts)) == [1, 2]:
+        return ask(Form("value", gold.replace(":", "/")), Form("value", answer.replace(":", "/")))
+    if len(parts[0]) != len(parts[1]):
+        return "different"
     for one, other in zip(parts[0][1:], parts[1][1:], strict=True):
         # a : b is c : d where a d is b c.
-        sides = rf"({firsts[0]})\cdot({other})", rf"({firsts[1]})\cdot({one})"
-        if (outcome := ask(*(Form("value", side) for side in sides), 0.0, None)) != "equal":  # type: ignore[arg-type]
+        products = (Form("value", rf"({a})\cdot({d})") for a, d in ((parts[0][0], other), (parts[1][0], one)))
+        if (outcome := ask(*products)) != "equal":
             return outcome
     return "equal"
 
@@ -235,40 +206,33 @@ def _numeral(form: Form) -> tuple[str, str]:
     match = _BASE.fullmatch(text)
     if match is None:
         return text, ""
-    base = match[2] or match[3] or match[4]
-    return match[1], base if base.isdigit() else str(_BASES.get(re.sub(r"\\text|\W", "", base), base))
+    base = re.sub(r"\\text|\W", "", match[2] or match[3] or match[4])
+    return match[1], _BASES.get(base, base)
 
 
 def _same_number(gold: Form, answer: Form, rule: AnswerRule) -> bool:
-    assert gold.number is not None
-    assert answer.number is not None
-    if _within(gold.number, answer.number, (gold.place, answer.place), rule):
+    values = [form.number or Fraction(0) for form in (gold, answer)]
+    places = (gold.place, answer.place)
+    if _within(values[0], values[1], places, rule):
         return True
     if gold.is_percent == answer.is_percent or rule.is_vote:
         return False
     # One of them with a percent sign: the sign was left out (8 for 8%), or the value worked out (0.08 for 8%).
-    values = [form.number / 100 if form.is_percent else form.number for form in (gold, answer)]  # type: ignore[operator]
-    return _within(values[0], values[1], (gold.place, answer.place), rule)
+    values = [value / 100 if form.is_percent else value for form, value in zip((gold, answer), values, strict=True)]
+    return _within(values[0], values[1], places, rule)
 
 
 def _within(
     gold: Fraction, answer: Fraction, places: tuple[Fraction | None, Fraction | None], rule: AnswerRule
 ) -> bool:
     difference = abs(gold - answer)
-    if difference == 0:
-        return True
-    if rule.absolute_tolerance is not None:
-        return difference <= rule.absolute_tolerance
+    if difference == 0 or rule.absolute_tolerance is not None:
+        return difference <= (rule.absolute_tolerance or 0)
     if rule.whole_numbers or difference > rule.relative_tolerance * max(abs(gold), abs(answer)):
         return False
     if rule.tolerance_for_integers:
         return True
     # A decimal that was rounded or cut is within one unit of its last place (`0.12501` is not 1/8), and what it was
     # rounded from has more places.
-    rounded = max([place for place in places if place is not None], default=None)
-    return (
-        rounded is not None
-        and places[0] != places[1]
-        and 1 not in (gold.denominator, answer.denominator)
-        and difference < rounded
-    )
+    rounded = max([place for place in places if place is not None], default=Fraction(0))
+    return difference < rounded and places[0] != places[1] and 1 not in (gold.denominator, answer.denominator)

@@ -5,7 +5,7 @@ a heading "Final answer", GSM8K's `#### 18`, and the rule's own markers); a last
 `(B)`. Nothing else is an answer: a solution that announces none has none, unless its rule takes the last number.
 
 Thinking is no part of a solution (`rprm.thinking`), and neither is a further question after it. Every search is linear
-in the length of the text. math-verify's extractor is not used: it takes any number or formula where nothing is announced.
+in the length of the text. math-verify's extractor, which takes any formula where nothing is announced, is not used.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _BETWEEN_BOXES = re.compile(
 _MAX_BETWEEN_BOXES = 40
 _MAX_BOXES = 50
 _BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
-#: "Answer" and "is" in the languages in which solutions are written; those of Chinese, Japanese and Korean need no space.
+#: "Answer" and "is" in the languages in which solutions are written; Chinese, Japanese and Korean need no space.
 _WORDS = (
-    r"\b(?:(?:final|correct|right)[ \t]{1,3})?(?:answers?|r[ée]ponse|respuesta|resposta|risposta|antwort|antwoord|ответ|svar|"
-    r"odpowied[źz]|cevap|đáp án|jawaban|उत्तर|الجواب|(?<=correct[ \t])(?:option|choice))\b"
+    r"\b(?:(?:final|correct|right)[ \t]{1,3})?(?:answers?|r[ée]ponse|respuesta|resposta|risposta|antwort|antwoord|"
+    r"ответ|svar|odpowied[źz]|cevap|đáp án|jawaban|उत्तर|الجواب|(?<=correct[ \t])(?:option|choice))\b"
 )
 _IS = r"(?:is|are|est|es|é|è|ist|lautet|равен|это|är|jest|là|adalah|है|هو|=)(?![\w])"
 _ANNOUNCED = re.compile(
@@ -34,23 +34,33 @@ _ANNOUNCED = re.compile(
     r"(?:答案|答え|정답|답)\s?(?:[是为為はは은는]|[:：]|is)+)(?:\*\*)?[:：\s]{0,3}"
 )
 #: A line that is nothing but "Final answer", as a heading or in bold.
-_HEADING = re.compile(rf"(?im)^[ \t]{{0,8}}(?:\#{{1,6}}|\*\*)[ \t*]{{0,4}}(?:the )?{_WORDS}[ \t]?:?[ \t*]{{0,4}}$\s{{0,9}}")
+_HEADING = re.compile(
+    rf"(?im)^[ \t]{{0,8}}(?:\#{{1,6}}|\*\*)[ \t*]{{0,4}}(?:the )?{_WORDS}[ \t]?:?[ \t*]{{0,4}}$\s{{0,9}}"
+)
 _HASHES = re.compile(r"(?m)^[ \t*]{0,8}####[ \t]{0,8}(?=[-+−$\\(.\d])")
 #: What is said of an answer rather than being one: "the answer is right", "not in simplest terms".
 _REMARK = re.compile(
-    r"(?i)(?:\W*\b(?:in)?(?:correct|right|wrong|reasonable|consistent|valid|verified|not|indeed|clear|obvious|below|above|"
-    r"found|given|unique|in|as|what|that|obtained|confirmed|an?|the)\b(?![ \t]+(?:angle|triangle|circle))"
-    r"(?=[\s.,!;]|$))(?!\W*\$|[^\n]{0,20}\d+\s*[.]?\s*$)"
+    r"(?i)\W*\b(?:in)?(?:correct|right|wrong|reasonable|consistent|valid|verified|indeed|clear|obvious|below|above|found|"
+    r"given|unique|in|obtained|confirmed)\b(?=[\s.,!;]|$)(?!(?: by| to be)?\W*\$|[^\n]{0,20}\d\s?\.?\s?$| \w*angle)"
 )
 #: Before an answer and after it, no part of it.
-_LEAD = re.compile(r"(?i)^(?:(?:therefore|thus|hence|then|so|simply|just|exactly|approximately|about|roughly|indeed|option|choice|equal to|given by|the(?: number)?)\b[\s,:]*)+")  # fmt: skip
-_TRAIL = re.compile(r"(?i)(?:,?\s{1,3}(?:as|which|since|because|so|where|when|if|by|that is|i\.e\.|for a total)\b.*|,?\s{0,3}\((?!\s?(?:mod|base|approx)\b)[a-z]{2,}[^()$\\]*\))$")  # fmt: skip
+_LEAD = re.compile(
+    r"(?i)^(?:(?:therefore|thus|hence|then|so|simply|just|exactly|approximately|about|roughly|indeed|option|choice|"
+    r"equal to|given by|the(?: number)?)\b[\s,:]*)+"
+)
+_TRAIL = re.compile(
+    r"(?i)(?:,?\s{1,3}(?:as|which|since|because|so|where|when|if|by|that is|i\.e\.|for a total)\b.*|"
+    r",?\s{0,3}\((?!\s?(?:mod|base|approx)\b)[a-z]{2,}[^()$\\]*\))$"
+)
 _QUESTION = re.compile(r"(?<=\S)[ \t]{0,8}\n\s{0,8}(?:\*\*)?(?:Q|Question|Problem|问题)(?: \d+)?\s*[:：]")
 _LONE_CHOICE = re.compile(r"(?:\*\*)?\(([A-Z])\)(?:\*\*)?\.?")
 _LAST_NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?|-?\$?\.\d+")
 #: An announced answer ends with its line or its sentence: a full stop that no digit or letter follows and that does not
 #: end an abbreviation.
-_END = re.compile(r"\n|(?<!\b[Dd]r)(?<!\bM[rs])(?<!\bMrs)(?<!\bSt)(?<!\bsq)(?<!\bcu)(?<!\b[ap]\.m)(?<!\bProf)[.!?](?=\s|$|\*\*|\"|')|(?<=\b[ap]\.m)\.(?=\s+[A-Z]|$)|。|です|입니다")  # fmt: skip
+_END = re.compile(
+    r"\n|(?<!\b[Dd]r)(?<!\bM[rs])(?<!\bMrs)(?<!\bSt)(?<!\bsq)(?<!\bcu)(?<!\b[ap]\.m)(?<!\bProf)[.!?](?=\s|$|\*\*|\"|')|"
+    r"(?<=\b[ap]\.m)\.(?=\s+[A-Z]|$)|。|です|입니다"
+)
 #: How far past its announcement an answer may reach, in characters; a longer one is cut and then found too long.
 _MAX_REACH = 4_000
 

@@ -15,6 +15,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from typing import NoReturn, Self, TypeVar
 
 from rprm.errors import RprmError
@@ -258,6 +259,10 @@ def _undecided(*_: object) -> NoReturn:
     raise _Undecided
 
 
+def _fraction_text(value: Fraction) -> str:
+    return f"{value.numerator}/{value.denominator}"
+
+
 def _stop_all(workers: list[_Worker], owner: int) -> None:
     if os.getpid() == owner:
         for worker in workers:
@@ -307,7 +312,7 @@ class _Worker:
         assert self._process is not None
         assert self._process.stdin is not None
         try:
-            request = json.dumps([gold, answer, asdict(rule)], default=lambda value: "%d/%d" % value.as_integer_ratio())
+            request = json.dumps([gold, answer, asdict(rule)], default=_fraction_text)
             self._process.stdin.write(request.encode() + b"\n")
             self._process.stdin.flush()
             outcome: Outcome = self._read_line().decode().strip()  # type: ignore[assignment]

@@ -1,7 +1,7 @@
 r"""One of the many LaTeX and Unicode texts that look the same, and always the same one of them.
 
-Brackets, signs of order and of sets become one character each (`\{` is `⦃`, `\leq` is `≤`, `\begin{pmatrix}` is `⟦`), so
-that structure can be told by looking at characters; `latex` in algebra.py turns them back for math-verify's grammar.
+Brackets, signs of order and of sets become one character each (`\{` is `⦃`, `\leq` is `≤`, `\begin{pmatrix}` is `⟦`),
+so that structure can be told by looking at characters; algebra.py turns them back for math-verify's grammar.
 """
 
 from __future__ import annotations

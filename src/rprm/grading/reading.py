@@ -258,7 +258,7 @@ class _Reading:
         else:
             stripped, unit = without_unit(text, self.rule.letter_units)
             # Letters may be variables after all.
-            whole = text if unit and r"\text" not in text and max(map(len, re.findall("[a-zA-Z]+", unit))) == 1 else ""
+            whole = text if unit and r"\text" not in text else ""
             text = stripped
         text = _ORDINAL.sub(r"\1", text) if _ORDINAL.fullmatch(text) else text
         number, place = plain_number(text)

@@ -45,10 +45,9 @@ _SCALES = {"hundred": 100, "thousand": 1_000, "million": 10**6, "billion": 10**9
 _SMALL = (
     "zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen"
 )
-_SMALL_NUMBERS = {word: value for value, word in enumerate(f"{_SMALL}|eighteen|nineteen".split("|"))}
-_TENS = {
-    word: 10 * value for value, word in enumerate("twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety".split("|"), 2)
-}
+_SMALL_NUMBERS = {word: value for value, word in enumerate([*_SMALL.split("|"), "eighteen", "nineteen"])}
+_ROUND = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+_TENS = {word: 10 * value for value, word in enumerate(_ROUND, 2)}
 
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _PHRASE = re.compile(r"[^\W\d_]+(?:[ .'-]+[^\W\d_]+){0,3}")
