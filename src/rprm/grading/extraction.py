@@ -46,7 +46,7 @@ _REMARK = re.compile(
 #: Before an answer and after it, no part of it.
 _LEAD = re.compile(
     r"(?i)^(?:(?:therefore|thus|hence|then|so|simply|just|exactly|approximately|about|roughly|indeed|option|choice|"
-    r"equal to|given by|the(?: number)?)\b[\s,:]*)+"
+    r"equal to|given by|the|number|set|interval|value|ordered pair|pair|point(?= *[$(\\\d]))\b[\s,:]*)+"
 )
 _TRAIL = re.compile(
     r"(?i)(?:,?\s{1,3}(?:as|which|since|because|so|where|when|if|by|that is|i\.e\.|for a total)\b.*|"
