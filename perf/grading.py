@@ -5,8 +5,8 @@
 A grading case is `{gold, answer, expected: "equal" | "different", rule}`, an extraction case `{text, gold, expected,
 rule}` with `expected` true, false or null (no answer is given); `tests/grading/cases/` holds an excerpt. Two other
 graders are measured where their packages are installed: `mathruler` (after OpenAI's PRM800K grader) and `lm-eval`
-(Hendrycks' MATH). Easy pairs are numbers, fractions, roots, units and points, all distinct: 20,000 for ours, 500 for the
-others.
+(Hendrycks' MATH). Easy pairs are numbers, fractions, roots, units and points, all distinct: 20,000 for ours, 500
+for the others.
 """
 
 from __future__ import annotations

@@ -145,7 +145,7 @@ class _Reading:
         if parts := measures(text):
             return Form("tuple", text, self.forms(parts))
         if len(parts := split(text, " " if re.fullmatch(r"\d+(?: \d+)+", text) else ";,⋏⋎")) > 1:
-            return self.list(parts, text)
+            return self.listed(parts, text)
         for kind, sign in (("union", "∪"), ("difference", "∖"), ("intersection", "∩")):
             if len(parts := split(text, sign)) > 1:
                 return Form(kind, text, self.forms(parts))
@@ -161,7 +161,7 @@ class _Reading:
             return Form("list", text, self.forms(_both_signs(text)))
         return None
 
-    def list(self, parts: list[str], text: str) -> Form:
+    def listed(self, parts: list[str], text: str) -> Form:
         if (match := re.fullmatch(r"([^=]+)=[^=]+", parts[0])) and not re.search("[=<>≤≥]", "".join(parts[1:])):
             parts[1:] = [f"{match[1]}={part}" for part in parts[1:]]  # x = 7, 100 names them all.
         items = self.forms(parts)

@@ -23,7 +23,8 @@ _POWER = r"(?:\^\{-?\d\})?"
 #: Between units; each text matches in one way alone, so that nothing can make a search long.
 _JOIN = r"[ /.-]*(?:(?:\\cdot|per\b)[ /.-]*)*"
 _INSIDE = rf"\\text\{{ ?(?:(?:\\?mu)?(?:{_WORD}|{_LETTER})(?![a-zA-Z]){_POWER}{_JOIN})+\}}{_POWER}"
-_BARE = rf"(?:{_WORD}|(?<=/){_LETTER})(?![a-zA-Z]){_POWER}"
+#: Without a space two letters may be variables: 2mg.
+_BARE = rf"(?:(?<!\d)|(?=[a-zA-Z]{{3}}|[ckm]m|k?g|ft|lb|oz|m[lL]))(?:{_WORD}|(?<=/){_LETTER})(?![a-zA-Z]){_POWER}"
 _REST = r"of (?:the|a|an|his|her|its|all)|in total|altogether|total|left|each|\(?approximately\)?"
 _UNIT = re.compile(
     rf"(?P<unit>(?:{_JOIN}(?:{_INSIDE}|{_BARE}|\\AA))*)(?: ?(?:\\text\{{)? ?(?:{_REST})(?: [a-z]+){{0,3}}\}}?)?$"
