@@ -183,11 +183,9 @@ class Grader:
 
         def grade_some() -> None:
             try:
-                with self._borrowed() as worker:
-                    while waiting and not stop.is_set():
-                        pair = waiting.popleft()
-                        if not worker.is_alive:
-                            worker.start()
+                while waiting and not stop.is_set():
+                    pair = waiting.popleft()
+                    with self._borrowed() as worker:
                         found[pair] = Grade(worker.ask(pair.gold, pair.answer, pair.rule))
             except IndexError:
                 return  # Another thread took the last one.

@@ -29,6 +29,8 @@ from typing import Any
 
 #: Exit code where math-verify is not installed.
 NOT_INSTALLED = 3
+#: Exit code of a child that answered and is to be replaced.
+_RENEWED = 4
 #: Wall time after which a child is taken for hung, in multiples of its limit of processor time: a busy machine gives it
 #: less than a whole processor, and that changes no outcome.
 WALL_FACTOR = 20
@@ -88,8 +90,8 @@ def _keep(replies: int, limit_s: float, limit_bytes: int) -> None:
                 os.kill(child, signal.SIGKILL)
                 os._exit(0)
         os.close(alive)
-        if os.WIFEXITED(ended[1]) and os.WEXITSTATUS(ended[1]) == 0 and not is_busy[0]:
-            return
+        if os.WIFEXITED(ended[1]) and os.WEXITSTATUS(ended[1]) != _RENEWED and not is_busy[0]:
+            return  # The input has ended, or no child can be set up.
         if is_busy[0]:
             by = os.WTERMSIG(ended[1]) if os.WIFSIGNALED(ended[1]) else 0
             outcome = outcome or ("timeout" if by in (signal.SIGPROF, signal.SIGALRM) else "crashed")
@@ -111,12 +113,19 @@ def _serve(replies: int, is_busy: mmap.mmap, limit_s: float, limit_bytes: int) -
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if not _WATCHES_MEMORY:
         resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, limit_bytes))
-    for line in os.fdopen(0, "rb", buffering=0, closefd=False):
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    line = b""
+    while block := os.read(0, 1 << 16):
+        line += block  # One request at a time: a line ends where the input does for now.
+        if not line.endswith(b"\n"):
+            continue
         is_busy[0] = 1
         signal.setitimer(signal.ITIMER_PROF, limit_s)
         signal.setitimer(signal.ITIMER_REAL, limit_s * WALL_FACTOR)
         try:
             gold, answer, fields = json.loads(line)
+            line = b""
             rule = AnswerRule(**{name: _field(value) for name, value in fields.items()})
             outcome = _compare(gold, answer, rule)
         except MemoryError:
@@ -128,7 +137,7 @@ def _serve(replies: int, is_busy: mmap.mmap, limit_s: float, limit_bytes: int) -
         is_busy[0] = 0
         os.write(replies, outcome.encode() + b"\n")
         if outcome == "out of memory":
-            os._exit(1)  # What it holds in memory is not to be trusted.
+            os._exit(_RENEWED)  # What it holds in memory is not to be trusted.
 
 
 def _field(value: Any) -> Any:
