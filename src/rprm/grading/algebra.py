@@ -104,18 +104,16 @@ def same(gold: Form, answer: Form, tolerance: float = 0.0, absolute: float | Non
     """Compare two values, two relations (their `whole`), or two sets of which one is a union or difference."""
     try:
         if gold.items or answer.items:
-            return "equal" if _set(gold) == _set(answer) else "different"
-        if gold.kind == answer.kind == "relation":
-            return _decided(_same_relation(expression(gold.whole), expression(answer.whole)))
-        return _decided(_same_value(expression(gold.text), expression(answer.text), tolerance, absolute))
+            is_same = _set(gold) == _set(answer)
+        elif gold.kind == answer.kind == "relation":
+            is_same = _same_relation(expression(gold.whole), expression(answer.whole))
+        else:
+            is_same = _same_value(expression(gold.text), expression(answer.text), tolerance, absolute)
+        return "equal" if is_same else "different"
     except (MemoryError, RecursionError):
         raise
     except Exception:  # Not in the grammar, or beyond sympy.
         return "unreadable"
-
-
-def _decided(is_same: bool) -> Outcome:
-    return "equal" if is_same else "different"
 
 
 def _set(form: Form) -> Any:
@@ -133,7 +131,7 @@ def _set(form: Form) -> Any:
     if form.kind == "intersection":
         both = sympy.Intersection(*parts)
         # "x < 2 and x > 5" is a loose way to say "or".
-        return sympy.Union(*parts) if both is sympy.S.EmptySet and "⋏" in form.text else both
+        return sympy.Union(*parts) if both is sympy.S.EmptySet and "∩" not in form.text else both
     if form.kind == "difference" and len(parts) == 2:
         return parts[0] - parts[1]
     named = {"ℝ": sympy.S.Reals, "ℤ": sympy.S.Integers, "ℕ": sympy.S.Naturals, "∅": sympy.S.EmptySet}
@@ -141,22 +139,21 @@ def _set(form: Form) -> Any:
         return named[form.text]
     if form.kind != "value":
         raise Unreadable(form.text)
-    return sympy.nsimplify(expression(form.text).doit()) if form.number is None else sympy.Rational(str(form.number))
+    return expression(form.text).doit() if form.number is None else sympy.Rational(str(form.number))
 
 
 #: Where expressions are tried out: values for their variables in the order of their names, going round.
 _POINTS = ("7/5", "-3/7", "13/11", "29/8", "-17/6", "2/9", "41/10")
 _WHOLE = ("2", "5", "3", "8", "4", "7", "6")
-
-
 _UNDONE = (sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit, sympy.Derivative)
 
 
 def _points(symbols: list[Any], values: tuple[str, ...], number: int) -> list[dict[Any, Any]]:
-    return [
-        {symbol: sympy.Rational(values[(start + 2 * place) % len(values)]) for place, symbol in enumerate(symbols)}
-        for start in range(number)
-    ]
+    def value(place: int) -> Any:
+        # Of more variables than values no two have the same one.
+        return sympy.Rational(values[place % 7]) + 6 * (place // 14)
+
+    return [{symbol: value(start + 2 * place) for place, symbol in enumerate(symbols)} for start in range(number)]
 
 
 def _numeric(value: Any, point: dict[Any, Any] | None = None) -> Any:
@@ -194,16 +191,16 @@ def _same_value(gold: Any, answer: Any, tolerance: float, absolute: float | None
     if not symbols:
         return _same_number(gold, answer, tolerance, absolute)
     is_complex = gold.has(sympy.I) or answer.has(sympy.I)
-    for values in (_POINTS, _WHOLE):
+    for places in (_POINTS, _WHOLE):
         num_agreed = 0
-        for point in _points(symbols, values, 6):
-            values_here = [_numeric(expression, point) for expression in (gold, answer)]
-            if None in values_here or not (is_complex or all(value.is_real for value in values_here)):
+        for point in _points(symbols, places, 6):
+            values = [_numeric(one, point) for one in (gold, answer)]
+            if None in values or not (is_complex or all(value.is_real for value in values)):
                 continue
             difference = _numeric(gold - answer, point)
             if difference is None:
                 continue
-            if not _is_zero(difference, values_here[0]) and not abs(difference) <= tolerance * abs(values_here[0]):
+            if not _is_zero(difference, values[0]) and not abs(difference) <= tolerance * max(map(abs, values)):
                 return False
             num_agreed += 1
         if num_agreed >= 3:

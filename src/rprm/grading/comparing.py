@@ -176,8 +176,13 @@ def _values(gold: Form, answer: Form, rule: AnswerRule, ask: Ask) -> Outcome:
             return "equal"
     is_whole = any(form.number is not None and form.number.denominator == 1 for form in (gold, answer))
     is_rounded = (gold.has_decimals or answer.has_decimals) and (not is_whole or rule.tolerance_for_integers)
-    relative = float(rule.relative_tolerance) if is_rounded and not rule.whole_numbers else 0.0
-    return ask(gold, answer, relative, None if rule.absolute_tolerance is None else float(rule.absolute_tolerance))
+    relative = rule.relative_tolerance if is_rounded and not rule.whole_numbers else Fraction(0)
+    for form in (gold, answer):
+        if form.number and form.place and not rule.tolerance_for_integers:
+            relative = min(relative, form.place / abs(form.number))  # 3.1417 does not round pi.
+    return ask(
+        gold, answer, float(relative), None if rule.absolute_tolerance is None else float(rule.absolute_tolerance)
+    )
 
 
 def _ratios(gold: str, answer: str, ask: Ask) -> Outcome:
