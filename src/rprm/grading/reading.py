@@ -88,15 +88,15 @@ _MINUTES = re.compile(r"(\d+)° ?(\d+(?:\.\d+)?)'(?: ?(\d+(?:\.\d+)?)(?:''|\"))?
 _ORDINAL = re.compile(r"(-?\d+)(?:\^\{?)?(?:\\text\{)?(?:st|nd|rd|th)\}{0,2}")
 _DECIMAL = re.compile(r"-?\d*\.\d+")
 _NAME = re.compile(
-    r"(?P<name>(?:\\(?!frac|sqrt|begin|sum|int|log|ln|sin|cos|tan|binom|overline)[a-zA-Z]+(?:\{\\?\w+\}| ?[A-Z]{1,4})?|"
-    r"[a-zA-Z]|[A-Z]{2,4}|[a-zA-Z][a-z]{2,}|\|[A-Z]{2}\||\\text\{[^{}]*\})(?:_\{[^{}]*\})?'*(?:\^\{-1\})?)"
-    r"(?:\((?P<argument>\\?[a-zA-Z]+|[^()]*)\))?"
+    r"(?P<name>(?:\\(?!frac|sqrt|begin|sum|int|log|ln|sin|cos|tan|binom)[a-zA-Z]+(?:\{\\?\w+\}| ?[A-Z]{1,4})?|"
+    r"[a-zA-Z]|[A-Z]{2,4}|[A-Z][a-z]{2,}|[a-z]{4,}|m ?\\angle ?[A-Z]{1,3}|max|min|sum|\|[A-Z]{2}\||"
+    r"\\text\{[^{}]*\})(?:_\{[^{}]*\})?'*(?:\^\{-1\})?)(?:\((?P<argument>\\?[a-zA-Z]+|[^()]*)\))?"
 )
 _LABEL = re.compile(r"\\text\{ ?([a-zA-Z ]+): ?\} ?(.+)|([A-Za-z]{2,}): ?(.+)")
 _VARIABLE = re.compile(r"\\?[a-zA-Z]+(?:_\{\w\})?")
 _CONSTANT = re.compile(r"\\(?:frac|sqrt|times|cdot|pi|binom|ln|log|sin|cos|tan)|e(?=\^)")
 _BUILDER = re.compile(r"⦃ ?[a-zA-Z](?:∈ℝ)?[:|](.*)⦄")
-_CONDITION = re.compile(r",? ?(?:\\text\{ ?)?(?:for (?:all|every|any|each)\b.*|\\forall.*)$")
+_CONDITION = re.compile(r",? ?(?:\\text\{ ?)?(?:for (?:all|every|any|each)\b|\\forall)[^<>≤≥≠]*$")
 _CHOICE = re.compile(
     r"(?:\\text\{)?(?:[Oo]ption|[Cc]hoice|[Aa]nswer)? ?(?:\(([A-J])\)|([A-J])(?=[.:] |[.:)}]*$))[.:)]?\}? ?(.*)"
 )
@@ -224,7 +224,9 @@ class _Reading:
         first, match = sides[0], _NAME.fullmatch(sides[0])
         names = split(first[1:-1], ",") if enclosed(first, "(", ")") is not None else [first]
         has_letters = bool(re.search("[a-zA-Z]", _CONSTANT.sub("", first)))
-        if match is None and len(names) == 1 and has_letters and not self.rule.whole_numbers:
+        # A quotient or a function's value that is told; x+y=5 and 2x=y are equations to keep.
+        is_told = match is None and len(split(first, "+-")) == 1 and bool(re.search(r"\\|[a-zA-Z]\(", first))
+        if match is None and len(names) == 1 and has_letters and not (is_told or self.rule.whole_numbers):
             return Form("relation", text, whole=text)
         # Of a value and what it is about, the value: x = 1/3 = 0.333, and 1/3 ≈ 0.333.
         is_rounded = (
@@ -237,6 +239,8 @@ class _Reading:
         if len(names) > 1 and form.kind == "tuple" and len(form.items) == len(names):
             items = [replace(item, name=name) for item, name in zip(form.items, names, strict=True)]
             return replace(form, kind="list", brackets="", items=tuple(items))
+        if is_told and has_letters and form.kind == "value":
+            return replace(form, name=first, whole=text)
         if match is None:
             return form
         if form.kind == "list":
