@@ -3,11 +3,13 @@ r"""Ten thousand answers, of which every twentieth is made to harm."""
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 
 import pytest
 
-from rprm.grading import AnswerPair, Grader
+from rprm.grading import MATHEMATICS, AnswerPair, Grader, final_answer
+from rprm.grading.reading import read
 
 pytest.importorskip("math_verify")
 
@@ -69,3 +71,37 @@ def test_ten_thousand_answers_come_back() -> None:
     assert hostile["equal"] == 0
     assert hostile["timeout"] > 0
     assert hostile["too long"] > 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(r"5\text{m" + join * 24 + "!}" for join in (". ", r"\cdot ", "per ", r"\cdot per ", "-./ ")),
+        *("5 m" + ". " * 900 + "!", "5 per" + " per" * 400 + "!", "5 cm " * 350, "a-" * 900, "1," * 900 + "1"),
+        *("0." + "12" * 196 + "…", "9" * 1_900 + "…", "{" * 900 + "1" + "}" * 900, r"\frac{1" * 250, " " * 1_900 + "x"),
+        *(
+            "x" + " for all" * 200,
+            r"\text{" + "a " * 900 + "!",
+            r"\vec{x}" * 250 + "=",
+            "1:" * 900,
+            "and " * 400,
+            "**" * 900,
+        ),
+    ],
+)
+def test_no_text_makes_reading_long(text: str) -> None:
+    # In the caller's process, where no limit holds: some of these ran for minutes with the first patterns.
+    begin = time.process_time()
+    read(text, MATHEMATICS)
+    assert time.process_time() - begin < 2.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["answer" + " " * 100_000, "\n" * 100_000 + "x", "x\n \n" * 20_000, "\\boxed{" * 10_000, "answer to x " * 10_000]
+    + ["the answer is " + word * 30_000 for word in ("the ", "(", "not ", "a ")],
+)
+def test_no_solution_makes_the_search_for_its_answer_long(text: str) -> None:
+    begin = time.process_time()
+    final_answer(text)
+    assert time.process_time() - begin < 5.0

@@ -1,7 +1,4 @@
-"""What counts as the same answer, set by set.
-
-docs/grading.md says the same in prose, with what was decided about the leniencies of other graders.
-"""
+"""What counts as the same answer, set by set (docs/grading.md)."""
 
 from __future__ import annotations
 
@@ -20,10 +17,11 @@ class AnswerRule:
             invents an answer for a solution that gives none.
         lists_split_numbers: `1,100` is the list of 1 and 100, not eleven hundred (for answers known to be several).
         whole_numbers: the gold answer is a whole number, and only the same whole number is equal.
-        relative_tolerance: of numbers of which at least one is written with a decimal point; 0 for none.
+        relative_tolerance: of numbers of which at least one is a rounded decimal; 0 for none.
         tolerance_for_integers: whether the relative tolerance holds where one of the numbers is whole, too.
         absolute_tolerance: of any two numbers, instead of the relative one; None for none.
         letter_units: whether a single letter after a number and a space (`5 m`) is a unit rather than a variable.
+        is_vote: there is no gold answer: equality has to be transitive, so that `50%` is 50 but not 0.5 as well.
     """
 
     name: str
@@ -35,13 +33,14 @@ class AnswerRule:
     tolerance_for_integers: bool = False
     absolute_tolerance: Fraction | None = None
     letter_units: bool = False
+    is_vote: bool = False
 
 
 #: For answers of no known set.
 MATHEMATICS = AnswerRule("mathematics")
 
 #: Equal exactly: for groups of answers, where no gold answer says how precise one must be.
-EXACT = replace(MATHEMATICS, name="exact", relative_tolerance=Fraction(0))
+EXACT = replace(MATHEMATICS, name="exact", relative_tolerance=Fraction(0), is_vote=True)
 
 AIME24 = AnswerRule("aime24", whole_numbers=True, relative_tolerance=Fraction(0))
 AMC23 = AnswerRule("amc23")

@@ -1,0 +1,285 @@
+r"""An answer's form: what its text is made of, as far as that can be told without computer algebra.
+
+A text becomes a tree: a list of several answers, a tuple or interval with its brackets, a union, a matrix; at its
+leaves stand single values: a number (an exact rational), words, or an expression that only computer algebra can
+compare. Pure string work on texts of at most `MAX_CHARACTERS`; nothing is ever evaluated.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import lru_cache
+from itertools import product
+
+from rprm.grading.normal import enclosed, normal_text, split
+from rprm.grading.rules import AnswerRule
+from rprm.grading.values import (
+    as_latex,
+    is_phrase,
+    measures,
+    named_number,
+    plain_number,
+    without_text,
+    without_unit,
+    words,
+)
+
+#: A longer answer is not read. The longest gold answer of the seven sets has 517 characters.
+MAX_CHARACTERS = 2_000
+#: Brackets within brackets; what lies deeper stays one expression.
+_MAX_DEPTH = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """An answer, or one of its parts.
+
+    Attributes:
+        kind: `value`; `words`; `relation` (an equation or inequality that names no value); or several: a `list` of
+            answers in any order, a `tuple` (a point or an interval), a `union` or `difference` of sets, a `matrix`.
+        text: the normal form; of an equation that names a value, its last side.
+        items: the several values; of a matrix row by row.
+        brackets: of a tuple, its two.
+        columns: of a matrix.
+        name: what the value is assigned to: `x` in `x=5`, `f` in `f(x)=x`.
+        argument: `x` in `f(x)=x`.
+        whole: the whole equation, where it is one.
+        number: the exact value, where the text is a plain number.
+        place: one unit in the last place of a number that is written as a decimal.
+        is_percent: a percent sign followed; `number` is what stood before it.
+        unit: that followed, in one spelling.
+        choice: the letter, where the text is a choice such as `(B)` or `(B) 5`.
+    """
+
+    kind: str
+    text: str
+    items: tuple[Form, ...] = ()
+    brackets: str = ""
+    columns: int = 0
+    name: str = ""
+    argument: str = ""
+    whole: str = ""
+    number: Fraction | None = None
+    place: Fraction | None = None
+    is_percent: bool = False
+    unit: str = ""
+    choice: str = ""
+
+    @property
+    def has_decimals(self) -> bool:
+        """Whether any number in it is written as a decimal."""
+        return self.place is not None or bool(re.search(r"\d\.\d", self.text))
+
+    @property
+    def is_prose(self) -> bool:
+        """Whether it is words of which only the same ones can be known to be equal."""
+        return self.kind == "words" and not is_phrase(self.text)
+
+
+_SIMPLE = re.compile(r" *\$?-?\d{1,400}(?:\.\d{1,400})?\$? *")
+_BEFORE = re.compile(
+    r"(?:\\text\{ ?)?(?:USD|EUR|Rs\.?|about|approximately|exactly|roughly|around|only|≈)(?![a-z]) ?\}?"
+)
+_PERCENT = re.compile(r" ?(?:%|\\text\{ ?(?:%|percent|pct) ?\}|percent|pct)$")
+_DEGREES = re.compile(r"° ?(?:\\text\{ ?[CF]? ?\}|[CF])?$")
+_MINUTES = re.compile(r"(\d+)° ?(\d+(?:\.\d+)?)'(?: ?(\d+(?:\.\d+)?)(?:''|\"))?")
+_ORDINAL = re.compile(r"(-?\d+)(?:\^\{?)?(?:\\text\{)?(?:st|nd|rd|th)\}{0,2}")
+_DECIMAL = re.compile(r"-?\d*\.\d+")
+_NAME = re.compile(
+    r"(?P<name>(?:\\(?!frac|sqrt|begin|sum|int|log|ln|sin|cos|tan|binom)[a-zA-Z]+(?:\{\\?\w+\}| ?[A-Z]{1,4})?|"
+    r"[a-zA-Z]|[A-Z]{2,4}|[A-Z][a-z]{2,}|[a-z]{4,}|m ?\\angle ?[A-Z]{1,3}|max|min|sum|\|[A-Z]{2}\||"
+    r"\\text\{[^{}]*\})(?:_\{[^{}]*\})?'*(?:\^\{-1\})?)(?:\((?P<argument>\\?[a-zA-Z]+|[^()]*)\))?"
+)
+_LABEL = re.compile(r"\\text\{ ?([a-zA-Z ]+): ?\} ?(.+)|([A-Za-z]{2,}): ?(.+)")
+_VARIABLE = re.compile(r"\\?[a-zA-Z]+(?:_\{\w\})?")
+_CONSTANT = re.compile(r"\\(?:frac|sqrt|times|cdot|pi|binom|ln|log|sin|cos|tan)|e(?=\^)")
+_BUILDER = re.compile(r"⦃ ?[a-zA-Z](?:∈ℝ)?[:|](.*)⦄")
+_CONDITION = re.compile(r",? ?(?:\\text\{ ?)?(?:for (?:all|every|any|each)\b|\\forall)[^<>≤≥≠]*$")
+_CHOICE = re.compile(
+    r"(?:\\text\{)?(?:[Oo]ption|[Cc]hoice|[Aa]nswer)? ?(?:\(([A-J])\)|([A-J])(?=[.:] |[.:)}]*$))[.:)]?\}? ?(.*)"
+)
+_FLIPPED = {"<": ">", "≤": "≥", ">": "<", "≥": "≤"}
+
+
+@lru_cache(maxsize=20_000)
+def read(text: str, rule: AnswerRule) -> Form:
+    """The form of an answer as it was found in a solution or a data set, at most `MAX_CHARACTERS` long."""
+    simple = text.strip("$ ") if _SIMPLE.fullmatch(text) else normal_text(text, rule.lists_split_numbers)
+    return _Reading(rule).form(simple)
+
+
+class _Reading:
+    """Reads a text from its outermost structure inwards, `depth` brackets or lists deep so far."""
+
+    def __init__(self, rule: AnswerRule, depth: int = 0) -> None:
+        self.rule, self.depth = rule, depth
+
+    def form(self, text: str) -> Form:
+        """The form of a text in normal form."""
+        text = _CONDITION.sub("", text).strip() or text
+        number, place = plain_number(text)
+        if number is None and r"\text{" not in text[1:]:
+            number = named_number(without_text(text).lower())
+        if number is not None:
+            return Form("value", as_latex(number), number=number, place=place)
+        if self.depth > _MAX_DEPTH:
+            return Form("value", text)
+        if match := _CHOICE.fullmatch(text):
+            content = self.form(match[3].strip()) if match[3].strip() else Form("words", text)
+            return replace(content, choice=match[1] or match[2])
+        if (found := words(text)) is not None:
+            return Form("words", found)
+        if match := _BUILDER.fullmatch(text):
+            return self.form(match[1].strip())
+        return self.several(text) or self.interval(text) or self.equation(text) or self.value(text)
+
+    def forms(self, parts: list[str]) -> tuple[Form, ...]:
+        inner = _Reading(self.rule, self.depth + 1)
+        return tuple(inner.form(part) for part in parts)
+
+    def several(self, text: str) -> Form | None:
+        if text == "ℝ":
+            return Form("tuple", text, self.forms(["-∞", "∞"]), brackets="()")
+        if parts := measures(text):
+            return Form("tuple", text, self.forms(parts))
+        if len(parts := split(text, " " if re.fullmatch(r"\d+(?: \d+)+", text) else ";,⋏⋎")) > 1:
+            return self.listed(parts, text)
+        for kind, sign in (("union", "∪"), ("difference", "∖"), ("intersection", "∩")):
+            if len(parts := split(text, sign)) > 1:
+                return Form(kind, text, self.forms(parts))
+        if match := re.fullmatch(r"([^⟦⟧=+]*)⟦([^⟦⟧]*)⟧(?:\^\{(?:T|\\top)\})?", text):
+            return self.matrix([row.split("&") for row in match[2].split("\\\\")], match[1].strip(), text)
+        if (inner := enclosed(text, "⦃", "⦄")) is not None:
+            items = self.forms(split(inner, ",;⋏"))
+            return items[0] if len(items) == 1 else Form("list", text, items, brackets="{}")
+        text = re.sub(r"(?<=[\])])\^\{(?:T|\\top)\}$", "", text)
+        if enclosed(text.replace("[", "(").replace("]", ")"), "(", ")") is not None:
+            return self.bracketed(text[1:-1].strip(), text)
+        if "±" in text and text.count("±") + text.count("∓") <= 3 and "=" not in text:
+            return Form("list", text, self.forms(_both_signs(text)))
+        return None
+
+    def listed(self, parts: list[str], text: str) -> Form:
+        if (match := re.fullmatch(r"([^=]+)=[^=]+", parts[0])) and not re.search("[=<>≤≥]", "".join(parts[1:])):
+            parts[1:] = [f"{match[1]}={part}" for part in parts[1:]]  # x = 7, 100 names them all.
+        items = self.forms(parts)
+        if all(
+            re.search("[<>≤≥≠]", part) or (item.kind == "tuple" and "∞" in part)
+            for item, part in zip(items, parts, strict=True)
+        ):
+            return Form("union" if "⋎" in text else "intersection", text, items)
+        flat = [item.items if item.kind == "list" and not item.brackets else (item,) for item in items]
+        return Form("list", text, tuple(inner for few in flat for inner in few))
+
+    def matrix(self, rows: list[list[str]], factor: str, text: str) -> Form | None:
+        if len({len(row) for row in rows}) > 1:
+            return None
+        cells = [rf"({factor})\cdot({cell.strip()})" if factor else cell.strip() for row in rows for cell in row]
+        return Form("matrix", text, self.forms(cells), columns=len(rows[0]))
+
+    def bracketed(self, inner: str, text: str) -> Form | None:
+        brackets, parts = text[0] + text[-1], split(inner, ",;")
+        if len(parts) == 1:
+            return _Reading(self.rule, self.depth + 1).form(inner) if brackets in ("()", "[]") else None
+        items = self.forms(parts)
+        if (
+            brackets == "[]"
+            and all(item.brackets == "[]" for item in items)
+            and len({len(item.items) for item in items}) == 1
+        ):
+            return Form("matrix", text, tuple(cell for row in items for cell in row.items), columns=len(items[0].items))
+        return Form("tuple", text, items, brackets=brackets)
+
+    def interval(self, text: str) -> Form | None:
+        """The interval that an inequality of one variable says: `1<x≤2` is `(1,2]`, `x>3` is `(3,∞)`."""
+        signs, sides = re.findall("[<>≤≥≠=]", text), split(text, "<>≤≥≠")
+        if not 0 < len(signs) == len(sides) - 1 <= 2 or (set(signs) & {"≠", "="} and signs != ["≠"]):
+            return None
+        if signs == ["≠"]:
+            left_out = Form("list", sides[1], self.forms(split(sides[1], ",")))
+            return Form("difference", text, (*self.forms(["ℝ"]), left_out)) if _VARIABLE.fullmatch(sides[0]) else None
+        if signs[0] in ">≥":
+            sides, signs = sides[::-1], [_FLIPPED[sign] for sign in signs[::-1]]
+        is_first = bool(_VARIABLE.fullmatch(sides[0]))
+        if len(sides) == 2 and is_first is not bool(_VARIABLE.fullmatch(sides[1])):
+            sides, signs = (["-∞", *sides], ["<", *signs]) if is_first else ([*sides, "∞"], [*signs, "<"])
+        if len(sides) < 3 or signs[-1] in ">≥" or not _VARIABLE.fullmatch(sides[1]):
+            return None
+        brackets = ("[" if signs[0] == "≤" else "(") + ("]" if signs[1] == "≤" else ")")
+        return Form("tuple", text, self.forms([sides[0], sides[2]]), brackets=brackets, name=sides[1])
+
+    def equation(self, text: str) -> Form | None:
+        """`x=5` is the value 5 with its name; `x+y=5` a relation; `30-1=29` the value 29."""
+        if match := _LABEL.fullmatch(text):
+            return replace(self.form(match[2] or match[4]), name=(match[1] or match[3]).strip().lower())
+        if re.search("[<>≤≥≠]", text):
+            return Form("relation", text, whole=text)
+        sides = split(text, "=≈") if "∈" not in text else split(text, "∈")
+        if len(sides) == 1:
+            return None
+        if len(sides) == 2 and not re.search("[a-zA-Z]", sides[0]) and _NAME.fullmatch(sides[1]):
+            sides.reverse()  # 5 = A
+        first, match = sides[0], _NAME.fullmatch(sides[0])
+        names = split(first[1:-1], ",") if enclosed(first, "(", ")") is not None else [first]
+        has_letters = bool(re.search("[a-zA-Z]", _CONSTANT.sub("", first)))
+        # A quotient or a function's value that is told; x+y=5 and 2x=y are equations to keep.
+        is_told = match is None and len(split(first, "+-")) == 1 and bool(re.search(r"\\|[a-zA-Z]\(", first))
+        if match is None and len(names) == 1 and has_letters and not (is_told or self.rule.whole_numbers):
+            return Form("relation", text, whole=text)
+        # Of a value and what it is about, the value: x = 1/3 = 0.333, and 1/3 ≈ 0.333.
+        is_rounded = (
+            _DECIMAL.fullmatch(sides[-1])
+            and "." not in sides[-2]
+            and (len(sides) > 2 or (match is None and not re.search("[+*]", first)))
+        )
+        value = sides[-2] if is_rounded or ("≈" in text and (len(sides) > 2 or match is None)) else sides[-1]
+        form = self.form(value)
+        if len(names) > 1 and form.kind == "tuple" and len(form.items) == len(names):
+            items = [replace(item, name=name) for item, name in zip(form.items, names, strict=True)]
+            return replace(form, kind="list", brackets="", items=tuple(items))
+        if is_told and has_letters and form.kind == "value":
+            return replace(form, name=first, whole=text)
+        if match is None:
+            return form
+        if form.kind == "list":
+            return replace(form, items=tuple(replace(item, name=item.name or match["name"]) for item in form.items))
+        argument = match["argument"] or ""
+        is_variable = bool(re.fullmatch(r"\\?[a-zA-Z]+", argument))
+        name = without_text(match["name"] if is_variable or not argument else first)
+        name = name.lower() if len(name) > 2 and "\\" not in name else name
+        return replace(form, name=name, argument=argument if is_variable else "", whole=text)
+
+    def value(self, text: str) -> Form:
+        text = (text[found.end() :] if (found := _BEFORE.match(text)) else text).strip() or text
+        is_percent, whole = bool(_PERCENT.search(text)), ""
+        text = _PERCENT.sub("", text)
+        if match := _MINUTES.fullmatch(text):
+            text, unit = str(Fraction(match[1]) + Fraction(match[2]) / 60 + Fraction(match[3] or 0) / 3600), "degree"
+        elif _DEGREES.search(text) and not re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", text):
+            text, unit = _DEGREES.sub("", text), "degree"
+        else:
+            stripped, unit = without_unit(text, self.rule.letter_units)
+            # Letters may be variables after all.
+            whole = text if unit and r"\text" not in text else ""
+            text = stripped
+        text = _ORDINAL.sub(r"\1", text) if _ORDINAL.fullmatch(text) else text
+        number, place = plain_number(text)
+        number = named_number(text.lower()) if number is None else number
+        text = text if number is None else as_latex(number)
+        choice = text.upper() if re.fullmatch("[A-Za-z]", text) else ""
+        return Form(
+            "value", text, number=number, place=place, is_percent=is_percent, unit=unit, choice=choice, whole=whole
+        )
+
+
+def _both_signs(text: str) -> list[str]:
+    """What `±` says: two values, four where it stands twice; `∓` is its opposite."""
+    values = []
+    for chosen in product("+-", repeat=1 if "∓" in text else text.count("±")):
+        signs = iter(chosen)
+        opposite = "-" if chosen[0] == "+" else "+"
+        value = "".join(next(signs, chosen[0]) if sign == "±" else opposite if sign == "∓" else sign for sign in text)
+        values.append(value.removeprefix("+"))
+    return values
