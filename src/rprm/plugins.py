@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from functools import cache
-from importlib.metadata import EntryPoint, EntryPoints, entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, get_args, get_type_hints
 from urllib.parse import parse_qsl
 
@@ -26,7 +26,7 @@ def find_kinds(group: str, built_in: Mapping[str, str]) -> dict[str, EntryPoint]
         EngineError: two have one name.
     """
     found = {name: EntryPoint(name, value, group) for name, value in built_in.items()}
-    for point in _installed().select(group=group):
+    for point in _installed(group):
         other = found.setdefault(point.name, point)
         if other.value != point.value:
             owners = (f"{one.value} of {one.dist.name if one.dist else 'rprm'}" for one in (other, point))
@@ -35,9 +35,9 @@ def find_kinds(group: str, built_in: Mapping[str, str]) -> dict[str, EntryPoint]
 
 
 @cache
-def _installed() -> EntryPoints:
+def _installed(group: str) -> tuple[EntryPoint, ...]:
     """Looked up once: it reads a file of each distribution."""
-    return entry_points()
+    return tuple(entry_points(group=group))
 
 
 def load_kind(point: EntryPoint) -> Callable[..., Any]:

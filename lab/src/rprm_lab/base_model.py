@@ -325,7 +325,7 @@ def _computes_in_bf16(precision: str, use_cpu: bool) -> bool:
     if precision != "auto":
         return precision == "bf16"
     if not use_cpu:
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     # An older torch cannot be asked.
     capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))

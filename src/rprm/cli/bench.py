@@ -331,7 +331,7 @@ class StoredScores:
         if given is not None or self.settings is None:
             return 0.5 if given is None else given
         found = self.settings.get("threshold")
-        if type(found) not in (int, float):
+        if isinstance(found, bool) or not isinstance(found, int | float):
             raise CorruptRun.at(str(self.path / MANIFEST), f"'threshold' is {found!r:.80}")
         return float(found)
 

@@ -34,7 +34,7 @@ def with_options(command: Callable[..., T]) -> Callable[..., T]:
 
     A field whose type is not `Annotated` is no option and keeps its default.
     """
-    groups: dict[str, tuple[type, list[str]]] = {}
+    groups: dict[str, tuple[Any, list[str]]] = {}
     parameters: list[inspect.Parameter] = []
     hints = get_type_hints(command, include_extras=True)
     for parameter in inspect.signature(command).parameters.values():

@@ -47,7 +47,7 @@ class VerdictTokens:
         """
 
         def found(answer: str, *, whole: bool) -> dict[int, str]:
-            words = {}
+            words: dict[int, str] = {}
             for form in verdict.forms(answer):
                 # Some tokenizers add a bare space token of their own before a word: look past it.
                 pieces = [

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from typing import NoReturn, Self, TypeVar
+from typing import NoReturn, Self, TypeVar, cast
 
 from rprm.errors import RprmError
 from rprm.grading import worker as worker_program
@@ -313,7 +313,7 @@ class _Worker:
             request = json.dumps([gold, answer, asdict(rule)], default=_fraction_text)
             self._process.stdin.write(request.encode() + b"\n")
             self._process.stdin.flush()
-            outcome: Outcome = self._read_line().decode().strip()  # type: ignore[assignment]
+            outcome = self._read_line().decode().strip()
         except OSError:
             outcome = "crashed"
         except BaseException:
@@ -323,7 +323,7 @@ class _Worker:
         if not outcome or outcome == "crashed":
             # The keeper itself is gone (killed from outside): this pair has no outcome, the next a new keeper.
             self.stop()
-        return outcome or "crashed"
+        return cast(Outcome, outcome or "crashed")
 
     def _read_line(self) -> bytes:
         assert self._process is not None

@@ -263,7 +263,7 @@ async def choose_among(
         "choice_stopping": stopping,
         **({"wave": wave} if stopping == "exact" else {}),
     }
-    rows = [*candidates.rejected, *candidates.rows]
+    rows: list[Candidates | Rejected] = [*candidates.rejected, *candidates.rows]
     await run_job(job, rows, source=candidates.source, settings=settings, **run)
     return totals
 

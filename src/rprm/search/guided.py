@@ -23,6 +23,7 @@ from rprm.errors import RequestRefused, RprmError
 from rprm.grading import final_answer
 from rprm.jobs import Job, JobOptions, all_or_none, run_job
 from rprm.ledger import Ledger, ScopedLedger
+from rprm.reading import Rejected
 from rprm.rewarders.base import StepRewarder, reward_settings
 from rprm.search.policy import Continuation, Policy
 from rprm.search.racing import WAVE, Aggregation, StepScores, digest_of, race, settle
@@ -171,7 +172,7 @@ async def search_problems(
     described = await search.start()
     totals = SearchTotals()
     job = Job(GUIDED, search.solve, parse_tree, totals, search.concurrency, noun="problem")
-    rows = [*problems.rejected, *problems.problems]
+    rows: list[Problem | Rejected] = [*problems.rejected, *problems.problems]
     await run_job(job, rows, source=problems.source, settings={**(settings or {}), **described}, **run)
     return totals
 
