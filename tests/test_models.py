@@ -545,7 +545,7 @@ def test_every_command_that_is_printed_parses(hub: Hub, monkeypatch: pytest.Monk
             command: Any = get_command(app)
             rest = words[1:]
             while hasattr(command, "commands"):
-                command = command.commands[rest.pop(0)]
+                command = command.get_command(None, rest.pop(0))
             spec = command.make_context("rprm", rest).params["model"]
             options = spec.partition("?")[2]
             if "decision=" in options and "decision" not in inspect.signature(Classifier).parameters:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
     from rprm.benchmarks.mathematics import Problems
-    from rprm.engines import Engine
     from rprm.rewarders.base import StepRewarder
     from rprm.search.candidates import SampleTotals
     from rprm.search.guided import StrategyName
@@ -132,11 +131,11 @@ class AnalysisOptions:
     max_tokens: Annotated[int | None, typer.Option(help="Longest analysis, in tokens.  [default: 4096]")] = None
     seed: Annotated[int, typer.Option(help="Seed of the whole run.")] = 0
 
-    def rewarder(self, model: str | Engine, *, in_full: bool = False, **fixed: Any) -> StepRewarder:
+    def rewarder(self, model: str, *, in_full: bool = False, **fixed: Any) -> StepRewarder:
         """What rewards steps.
 
         Args:
-            model: its spec, or its engine.
+            model: its spec.
             in_full: every reward in full, as `RPRM.score` gives it.
             fixed: options of `load_rewarder` that the command decides.
 

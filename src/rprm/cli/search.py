@@ -263,7 +263,8 @@ def search_rewarder(model: str, analysis: AnalysisOptions, policy: Policy, polic
 
     if analysis.max_tokens is None and not is_classifier(model):
         analysis = replace(analysis, max_tokens=min(ANALYSIS_TOKENS, judge_settings(model).max_tokens))
-    return analysis.rewarder(policy.engine if model == policy_spec else model, in_full=True)
+    engine = policy.engine if model == policy_spec else None
+    return analysis.rewarder(model, in_full=True, engine=engine)
 
 
 @app.command()
