@@ -21,9 +21,18 @@ if num_workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_workers)))
 
 
+#: Up to twenty real rows of each set; excerpts/README.md says whose they are.
+EXCERPTS = Path(__file__).parent / "excerpts"
+
+
 @pytest.fixture(scope="session")
-def real_data() -> Path:
-    """The folder with the real benchmark items (`processbench/`, `prmbench/`, ...), never part of this repository.
+def excerpts() -> Path:
+    return EXCERPTS
+
+
+@pytest.fixture(scope="session")
+def whole_data() -> Path:
+    """The folder with all real benchmark items at hand, which is not part of this repository.
 
     `RPRM_REAL_DATA` names it; otherwise `shared/data` beside the checkout is looked at.
     """
@@ -31,6 +40,18 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set RPRM_REAL_DATA")
     return folder
+
+
+@pytest.fixture(scope="session", params=["excerpts", "whole"])
+def real_data(request: pytest.FixtureRequest) -> Path:
+    """Real benchmark items: `processbench/`, `prmbench/`, `math/`, ...; the excerpts always, all where they are."""
+    return EXCERPTS if request.param == "excerpts" else request.getfixturevalue("whole_data")
+
+
+@pytest.fixture(scope="session", params=["excerpts", "whole"])
+def real_cases(request: pytest.FixtureRequest) -> Path:
+    """Inputs of public bug reports with the right results."""
+    return EXCERPTS / "cases" if request.param == "excerpts" else request.getfixturevalue("whole_data").parent / "cases"
 
 
 @pytest.fixture(scope="session")

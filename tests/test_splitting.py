@@ -102,10 +102,8 @@ def test_splitting_loses_nothing_but_space(pieces: list[str]) -> None:
     assert "".join("".join(split_steps(solution)).split()) == "".join(solution.split())
 
 
-def test_cases_from_public_reports(real_data: Path) -> None:
-    cases = real_data.parent / "cases" / "steps.jsonl"
-    if not cases.is_file():
-        pytest.skip(f"no cases at {cases}")
+def test_cases_from_public_reports(real_cases: Path) -> None:
+    cases = real_cases / "steps.jsonl"
     rows = [json.loads(line) for line in cases.read_text().splitlines()]
     assert len(rows) >= 13
     assert [row["id"] for row in rows if len(split_steps(row["text"])) != row["num_steps"]] == []
@@ -113,13 +111,14 @@ def test_cases_from_public_reports(real_data: Path) -> None:
 
 def test_real_solutions_without_headings_are_cut_at_blank_lines_or_lines(real_data: Path) -> None:
     """Of 640 solutions of a real policy, the others have numbered steps (64) or Markdown headings (16)."""
+    num_solutions, num_other = {"excerpts": (64, 4), "data": (640, 64 + 16 + 5)}[real_data.name]
     samples = real_data / "policy_samples"
     olympiad = (samples / "olympiadbench_qwen2.5-7b_n8.jsonl").read_text().splitlines()
     solutions = [steps for line in olympiad for steps in json.loads(line)["steps"]]
-    assert len(solutions) == 640
+    assert len(solutions) == num_solutions
     # The file's own steps: its authors cut at blank lines, five times inside of display mathematics.
     same = sum(split_steps("\n\n".join(steps)) == [step.strip() for step in steps] for steps in solutions)
-    assert same >= 640 - 64 - 16 - 5
+    assert same >= num_solutions - num_other
     for line in (samples / "gsm8k_gpt3_n4.jsonl").read_text().splitlines():
         for model in ("6b_finetuning", "175b_verification"):
             text = json.loads(line)[model]["solution"]

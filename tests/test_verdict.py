@@ -258,10 +258,8 @@ def test_a_start_passes_over_earlier_markers_but_not_over_quotes() -> None:
     assert FORMAT.find(text, 1) == Verdict(False, len(text) - 2, len(text))
 
 
-def test_cases_from_public_reports(real_data: Path) -> None:
-    cases = real_data.parent / "cases" / "verdicts.jsonl"
-    if not cases.is_file():
-        pytest.skip(f"no cases at {cases}")
+def test_cases_from_public_reports(real_cases: Path) -> None:
+    cases = real_cases / "verdicts.jsonl"
     rows = [json.loads(line) for line in cases.read_text().splitlines()]
     assert len(rows) >= 34
     names = {True: "yes", False: "no"}

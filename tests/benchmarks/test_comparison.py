@@ -195,10 +195,10 @@ def test_runs_on_other_items_are_refused() -> None:
         compare(first, first, num_permutations=0)
 
 
-def test_real_prmbench_runs(real_data: Path) -> None:
+def test_real_prmbench_runs(whole_data: Path) -> None:
     """The released model against itself with every tenth item's scores turned round: clearly worse."""
-    items = read_prmbench(real_data / "prmbench" / "sample.jsonl")
-    scores = read_scores(real_data / "prmbench" / "released_scores.jsonl")
+    items = read_prmbench(whole_data / "prmbench" / "sample.jsonl")
+    scores = read_scores(whole_data / "prmbench" / "released_scores.jsonl")
     turned = {
         key: tuple(None if score is None else 1 - score for score in p_yes) if number % 10 == 0 else p_yes
         for number, (key, p_yes) in enumerate(scores.p_yes.items())

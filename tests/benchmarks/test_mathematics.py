@@ -21,6 +21,15 @@ def write(path: Path, *rows: Any) -> Path:
     return path
 
 
+#: Sets that may be passed on, and what is first of each.
+EXCERPTS = {
+    "math500": ("test/precalculus/807.json", r"\left( 3, \frac{\pi}{2} \right)"),
+    "olympiadbench": ("2910", "108"),
+    "college_math": ("1", r"$\frac{2}{r+s}$"),
+    "gsm8k": ("39", "18"),
+}
+
+
 @pytest.mark.parametrize(
     ("set_name", "name", "num_items", "first"),
     [
@@ -34,6 +43,10 @@ def write(path: Path, *rows: Any) -> Path:
     ],
 )
 def test_real_sets(real_data: Path, set_name: str, name: str, num_items: int, first: tuple[str, str | None]) -> None:
+    if real_data.name == "excerpts":
+        if set_name not in EXCERPTS:
+            pytest.skip("its problems may not be passed on")
+        name, num_items, first = set_title(set_name, 20), 20, EXCERPTS[set_name]
     read = read_mathematics(set_name, real_data / "math")
     assert (set_title(set_name, num_items), len(read.problems), read.rejected) == (name, num_items, ())
     assert read.source.digest.startswith("sha256:")

@@ -276,9 +276,9 @@ def test_every_figure_follows_the_definition(
     assert backwards.figures == measured.figures
 
 
-def test_intervals_hold_the_figures_of_real_items(real_data: Path) -> None:
-    items = read_prmbench(real_data / "prmbench" / "sample.jsonl")
-    scores = read_scores(real_data / "prmbench" / "released_scores.jsonl")
+def test_intervals_hold_the_figures_of_real_items(whole_data: Path) -> None:
+    items = read_prmbench(whole_data / "prmbench" / "sample.jsonl")
+    scores = read_scores(whole_data / "prmbench" / "released_scores.jsonl")
     measured = measure_prmbench(items, scores, num_resamples=500)
     assert measured.undefined_resamples == {}
     for name, figure in measured.figures.items():

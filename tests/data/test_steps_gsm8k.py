@@ -265,9 +265,8 @@ class TestRows:
 
 def test_real_solutions(real_data: Path) -> None:
     path = real_data / "gsm8k_train" / "train.jsonl"
-    if not path.is_file():
-        pytest.skip(f"no {path}")
-    lines = path.read_text().split("\n")[:1000]
+    lines = path.read_text().splitlines()[:1000]
+    slack, fewest_held = {"excerpts": (0.1, 5), "data": (0.02, 500)}[real_data.name]
     counts: Counter[str] = Counter()
     for record in map(json.loads, lines):
         steps = expand(record)
@@ -285,6 +284,6 @@ def test_real_solutions(real_data: Path) -> None:
                 assert evaluate(f"{found[1]}{found[2]}{found[3]}") == Fraction(found[4]), step.step
                 counts["held"] += 1
     wrong = counts["gsm8k:calculation"] + counts["gsm8k:operand"]
-    assert wrong / (wrong + counts["gsm8k"]) == pytest.approx(0.5, abs=0.02)
+    assert wrong / (wrong + counts["gsm8k"]) == pytest.approx(0.5, abs=slack)
     assert min(counts["gsm8k:calculation"], counts["gsm8k:operand"]) > 0.3 * wrong
-    assert counts["held"] > 500
+    assert counts["held"] > fewest_held

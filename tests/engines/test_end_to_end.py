@@ -37,10 +37,10 @@ def bench(data: Path, model: str, output: Path) -> tuple[dict, list[SolutionRewa
 
 
 @pytest.fixture(scope="session")
-def cheap_items(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cheap_items(excerpts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The items that cost least to judge: one core generates some forty tokens a second."""
     path = tmp_path_factory.mktemp("items") / "gsm8k.jsonl"
-    rows = (real_data / "processbench" / "gsm8k.jsonl").read_text().splitlines()
+    rows = (excerpts / "processbench" / "gsm8k.jsonl").read_text().splitlines()
 
     def cost(row: str) -> int:
         item = json.loads(row)

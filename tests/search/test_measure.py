@@ -525,10 +525,10 @@ def test_table(grader: Grader) -> None:
     }  # fmt: skip
 
 
-def test_real_solutions(grader: Grader, real_data: Path) -> None:
+def test_real_solutions(grader: Grader, whole_data: Path) -> None:
     """80 OlympiadBench problems, 8 solutions by Qwen2.5-7B-Instruct each; docs/grading.md has the same figures."""
-    problems = {one.id: one for one in read_mathematics(["olympiadbench"], real_data / "math").problems}
-    lines = (real_data / "policy_samples" / "olympiadbench_qwen2.5-7b_n8.jsonl").read_text().splitlines()
+    problems = {one.id: one for one in read_mathematics(["olympiadbench"], whole_data / "math").problems}
+    lines = (whole_data / "policy_samples" / "olympiadbench_qwen2.5-7b_n8.jsonl").read_text().splitlines()
     rows = [
         Candidates(
             problem=problems[f"olympiadbench/{row['id']}"],
