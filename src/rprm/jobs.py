@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
-from contextlib import closing
+from contextlib import aclosing, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, Required, TypedDict, TypeVar
@@ -23,22 +23,18 @@ from rprm.runs import Journal, LineWriter, Run, read_json_lines, versions
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-#: What a stage works on, and what it makes of it: one row each, with the same id.
-Row = TypeVar("Row", bound="Named")
+#: What a job works on, and what it makes of it: one row each, with the same id.
+Row = TypeVar("Row", bound="Identified")
 Outcome = TypeVar("Outcome", bound="Identified")
 T = TypeVar("T")
 Counted = TypeVar("Counted", contravariant=True)
 
 
-class Named(Protocol):
-    """A row with an id, unique in its source."""
+class Identified(Protocol):
+    """A row: an id, unique in its source, and one JSON line on disk."""
 
     @property
     def id(self) -> str: ...
-
-
-class Identified(Named, Protocol):
-    """A finished row: it carries the id of its item, and is one JSON line on disk."""
 
     def model_dump_json(self) -> str: ...
 
@@ -108,9 +104,8 @@ async def run_job(
     """Work through the rows of a source, in its order; see `judge_source` for the arguments and what it raises."""
     callbacks = callbacks or Callbacks()
     if output is None:
-        items = _accepted(rows, job, callbacks, None, strict)
-        nothing_kept = _Unkept(callbacks)
-        async for (_, row), outcome in _worked(job, items, lambda index: nothing_kept):
+        ledger = Ledger(lambda key, piece: callbacks.on_piece(piece))
+        async for row, outcome in _outcomes(job, _accepted(rows, job, callbacks, None, strict), lambda index: ledger):
             job.totals.add(outcome)
             callbacks.on_result(row, outcome)
         return
@@ -134,11 +129,10 @@ async def _run_in_folder(
     run: Run, job: Job[Row, Outcome], rows: Iterable[Row | Rejected], strict: bool, callbacks: Callbacks
 ) -> int:
     """Work through the rows that are not finished; returns the number of tokens that this session generated."""
-    journal = run.journal()
     with (
         closing(LineWriter(run.rejected_path, fresh=True)) as rejected,
         closing(LineWriter(run.results_path)) as results,
-        closing(journal),
+        closing(Journal(run.folder)) as journal,
     ):
         items = _accepted(rows, job, callbacks, rejected, strict)
         num_finished = 0
@@ -153,64 +147,35 @@ async def _run_in_folder(
             num_finished += 1
             job.totals.add(outcome)
             callbacks.on_result(item[1], outcome)
-        before = job.totals.as_dict()
+        tokens_before = job.totals.as_dict()["num_generated_tokens"]
         callbacks.on_resumed(num_finished)
         pieces = journal.load(num_finished)
 
         def ledger_of(index: int) -> Ledger:
-            return _JournalLedger(journal, index, pieces.pop(index, {}), callbacks)
+            def record(key: str, piece: Any) -> None:
+                journal.append(index, key, piece)
+                callbacks.on_piece(piece)
 
-        async for (index, row), outcome in _worked(job, items, ledger_of):
+            return Ledger(record, pieces.pop(index, {}), lambda key: journal.where(index, key))
+
+        async for row, outcome in _outcomes(job, items, ledger_of):
             results.write(outcome.model_dump_json())
-            journal.finish(index + 1)
+            num_finished += 1
+            journal.finish(num_finished)
             job.totals.add(outcome)
             callbacks.on_result(row, outcome)
-    return job.totals.as_dict()["num_generated_tokens"] - before["num_generated_tokens"]
+    return job.totals.as_dict()["num_generated_tokens"] - tokens_before
 
 
-def _worked(
+async def _outcomes(
     job: Job[Row, Outcome], items: Iterator[tuple[int, Row]], ledger_of: Callable[[int], Ledger]
-) -> AsyncIterator[tuple[tuple[int, Row], Outcome]]:
+) -> AsyncIterator[tuple[Row, Outcome]]:
     async def work(item: tuple[int, Row]) -> Outcome:
         return await job.work(item[1], ledger_of(item[0]))
 
-    return in_order(items, work, width=job.width)
-
-
-class _Unkept(Ledger):
-    """Of a run without a folder."""
-
-    def __init__(self, callbacks: Callbacks) -> None:
-        self._callbacks = callbacks
-
-    def get(self, key: str) -> Any | None:
-        return None
-
-    def put(self, key: str, piece: Any) -> None:
-        self._callbacks.on_piece(piece)
-
-    def where(self, key: str) -> str:
-        return ""
-
-
-class _JournalLedger(_Unkept):
-    """Of one row of a run folder."""
-
-    def __init__(self, journal: Journal, index: int, pieces: dict[str, Any], callbacks: Callbacks) -> None:
-        super().__init__(callbacks)
-        self._journal = journal
-        self._index = index
-        self._pieces = pieces
-
-    def get(self, key: str) -> Any | None:
-        return self._pieces.get(key)
-
-    def put(self, key: str, piece: Any) -> None:
-        self._journal.append(self._index, key, piece)
-        super().put(key, piece)
-
-    def where(self, key: str) -> str:
-        return self._journal.where(self._index, key)
+    async with aclosing(in_order(items, work, width=job.width)) as outcomes:
+        async for (_, row), outcome in outcomes:
+            yield row, outcome
 
 
 def _accepted(

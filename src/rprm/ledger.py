@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 from rprm.errors import CorruptRun
 from rprm.records import Record
@@ -12,20 +13,28 @@ Piece = TypeVar("Piece", bound=Record)
 T = TypeVar("T")
 
 
-class Ledger(Protocol):
-    """The pieces of one row. Keys are the worker's own."""
+@dataclass(frozen=True)
+class Ledger:
+    """The pieces of one row. Keys are the worker's own.
 
-    def get(self, key: str) -> Any | None:
-        """The piece recorded under `key` in an earlier session, or None."""
-        ...
+    Attributes:
+        record: keeps a piece under its key: once it returns, a kill does not lose the piece.
+        paid: the pieces of earlier sessions, by key.
+        where: where such a piece stands, for messages.
+        scope: stands before every key.
+    """
+
+    record: Callable[[str, Any], None]
+    paid: Mapping[str, Any] = field(default_factory=dict)
+    where: Callable[[str], str] = str
+    scope: str = ""
+
+    def scoped(self, name: str) -> Ledger:
+        """A part under a name of its own: for one of several solutions that are under way together."""
+        return replace(self, scope=f"{self.scope}{name}/")
 
     def put(self, key: str, piece: Any) -> None:
-        """Record a piece: once this returns, a kill does not lose it."""
-        ...
-
-    def where(self, key: str) -> str:
-        """Where the piece of an earlier session stands, for messages."""
-        ...
+        self.record(self.scope + key, piece)
 
 
 def paid_for(ledger: Ledger | None, key: str, parse: Callable[[Any], T]) -> T | None:
@@ -34,12 +43,12 @@ def paid_for(ledger: Ledger | None, key: str, parse: Callable[[Any], T]) -> T | 
     Raises:
         CorruptRun: the piece is damaged: `parse` raised a `ValueError` (pydantic's are such) or `TypeError`.
     """
-    if ledger is None or (piece := ledger.get(key)) is None:
+    if ledger is None or (piece := ledger.paid.get(ledger.scope + key)) is None:
         return None
     try:
         return parse(piece)
     except (ValueError, TypeError) as error:
-        raise CorruptRun.at(ledger.where(key), error) from None
+        raise CorruptRun.at(ledger.where(ledger.scope + key), error) from None
 
 
 async def paid_once(ledger: Ledger | None, key: str, kind: type[Piece], make: Callable[[], Awaitable[Piece]]) -> Piece:
@@ -50,20 +59,3 @@ async def paid_once(ledger: Ledger | None, key: str, kind: type[Piece], make: Ca
     if ledger is not None:
         ledger.put(key, made.model_dump(mode="json"))
     return made
-
-
-class ScopedLedger(Ledger):
-    """A part of a ledger under a name of its own: for one of several solutions that are under way together."""
-
-    def __init__(self, ledger: Ledger, scope: str) -> None:
-        self._ledger = ledger
-        self._scope = scope
-
-    def get(self, key: str) -> Any | None:
-        return self._ledger.get(f"{self._scope}/{key}")
-
-    def put(self, key: str, piece: Any) -> None:
-        self._ledger.put(f"{self._scope}/{key}", piece)
-
-    def where(self, key: str) -> str:
-        return self._ledger.where(f"{self._scope}/{key}")

@@ -91,7 +91,7 @@ class Run:
             raise RunLocked(f"{self.folder} is in use: another process is writing to it; wait for it to end") from None
         try:
             if manifest.exists():
-                self._manifest = _read_manifest(manifest)
+                self._manifest = read_manifest(self.folder)
                 self._check_settings()
             else:
                 self._manifest = {"stage": self.stage, "settings": self.settings, "status": "running", "sessions": []}
@@ -131,9 +131,6 @@ class Run:
         self._manifest["sessions"][-1].update({"ended_at": _now(), **session})
         self._write_manifest()
 
-    def journal(self) -> Journal:
-        return Journal(self.folder)
-
     @property
     def _journals(self) -> list[Path]:
         return Journal.paths(self.folder)
@@ -170,13 +167,12 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         # Segment -> highest row index in it.
-        self._highest: dict[Path, int] = {}
+        self._highest = dict.fromkeys(self.paths(folder), -1)
         # (Row, key) -> where its piece of an earlier session stands.
-        self._places: dict[tuple[int, str], tuple[Path, int]] = {}
+        self._places: dict[tuple[int, str], str] = {}
         self._current: LineWriter | None = None
         self._num_rows = 0
-        numbers = [int(match[1]) for path in self.paths(folder) if (match := self._NAME.fullmatch(path.name))]
-        self._next = max(numbers, default=0) + 1
+        self._number = max((int(path.stem.removeprefix("journal-")) for path in self._highest), default=0)
 
     @classmethod
     def paths(cls, folder: Path) -> list[Path]:
@@ -189,34 +185,34 @@ class Journal:
             CorruptRun: a line is damaged.
         """
         pieces: dict[int, dict[str, Any]] = {}
-        for path in self.paths(self.folder):
-            self._highest[path] = -1
+        for path in self._highest:
             for line, (index, key, piece) in enumerate(read_json_lines(path, _journal_row), 1):
                 self._highest[path] = max(self._highest[path], index)
                 if index >= first_index:
                     pieces.setdefault(index, {})[key] = piece
-                    self._places[index, key] = path, line
+                    self._places[index, key] = f"{path}, line {line}"
         self.finish(first_index)
         return pieces
 
     def where(self, index: int, key: str) -> str:
         """The file and line of a piece of an earlier session."""
-        path, line = self._places[index, key]
-        return f"{path}, line {line}"
+        return self._places[index, key]
 
     def append(self, index: int, key: str, piece: Any) -> None:
         if self._current is None or self._num_rows >= self.SEGMENT_ROWS:
-            self._roll()
-        assert self._current is not None
+            self.close()
+            self._number += 1
+            self._num_rows = 0
+            self._current = LineWriter(self.folder / f"journal-{self._number:06d}.jsonl")
         self._current.write(json.dumps({"index": index, "key": key, "piece": piece}, ensure_ascii=False))
         self._num_rows += 1
-        self._highest[self._current.path] = max(self._highest[self._current.path], index)
+        path = self._current.path
+        self._highest[path] = max(self._highest.get(path, -1), index)
 
     def finish(self, first_index: int) -> None:
         """Rows below `first_index` are finished: drop the segments that serve no other row."""
-        for path in [path for path, highest in self._highest.items() if highest < first_index]:
-            if self._current is not None and path == self._current.path:
-                continue
+        current = self._current and self._current.path
+        for path in [path for path, highest in self._highest.items() if highest < first_index and path != current]:
             path.unlink()
             del self._highest[path]
 
@@ -224,14 +220,6 @@ class Journal:
         if self._current is not None:
             self._current.close()
             self._current = None
-
-    def _roll(self) -> None:
-        self.close()
-        path = self.folder / f"journal-{self._next:06d}.jsonl"
-        self._next += 1
-        self._current = LineWriter(path)
-        self._highest[path] = -1
-        self._num_rows = 0
 
 
 def _journal_row(row: Any) -> tuple[int, str, Any]:
@@ -324,25 +312,6 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / MANIFEST
     if not path.exists():
         raise RunError(f"{folder} is not a run folder: it has no {MANIFEST}")
-    return _read_manifest(path)
-
-
-def finished_manifest(folder: str | Path, *, stage: str, command: str) -> dict[str, Any]:
-    """The manifest of a run of a stage that is complete; `command` runs that stage.
-
-    Raises:
-        RunError: it is no such run, or not complete.
-        CorruptRun: it cannot be read.
-    """
-    manifest = read_manifest(folder)
-    if manifest["stage"] != stage:
-        raise RunError(f"{folder} is a run of {manifest['stage']!r}; name one of `{command}`")
-    if manifest.get("status") != "complete":
-        raise RunError(f"{folder} is not complete: run `{command}` again with the same settings first")
-    return manifest
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
     if path.is_dir():
         raise CorruptRun.at(str(path), "it is a folder, and a file belongs there")
     try:
@@ -359,6 +328,21 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise CorruptRun.at(str(path), f"{error} is missing") from None
     except (ValueError, TypeError, RecursionError) as error:
         raise CorruptRun.at(str(path), error) from None
+
+
+def finished_manifest(folder: str | Path, *, stage: str, command: str) -> dict[str, Any]:
+    """The manifest of a run of a stage that is complete; `command` runs that stage.
+
+    Raises:
+        RunError: it is no such run, or not complete.
+        CorruptRun: it cannot be read.
+    """
+    manifest = read_manifest(folder)
+    if manifest["stage"] != stage:
+        raise RunError(f"{folder} is a run of {manifest['stage']!r}; name one of `{command}`")
+    if manifest.get("status") != "complete":
+        raise RunError(f"{folder} is not complete: run `{command}` again with the same settings first")
+    return manifest
 
 
 def _refuse_constant(name: str) -> NoReturn:

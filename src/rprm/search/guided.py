@@ -22,7 +22,7 @@ from rprm.benchmarks.mathematics import Problem, Problems
 from rprm.errors import RequestRefused, RprmError
 from rprm.grading import final_answer
 from rprm.jobs import Job, JobOptions, all_or_none, run_job
-from rprm.ledger import Ledger, ScopedLedger
+from rprm.ledger import Ledger
 from rprm.reading import Rejected
 from rprm.rewarders.base import StepRewarder, reward_settings
 from rprm.search.policy import Continuation, Policy
@@ -255,7 +255,7 @@ class _Search:
         return [drawn[start : start + count] for start in range(0, len(drawn), count)]
 
     async def _next_step(self, steps: tuple[str, ...], sample: int) -> Continuation | RequestRefused:
-        ledger = self.ledger and ScopedLedger(self.ledger, digest_of(steps))
+        ledger = self.ledger and self.ledger.scoped(digest_of(steps))
         try:
             return await self.policy.next_step(self.problem.problem, steps, sample, ledger)
         except RequestRefused as error:

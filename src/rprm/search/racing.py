@@ -25,7 +25,7 @@ from typing import Any, Literal, Protocol, get_args
 
 from rprm.errors import RequestRefused
 from rprm.jobs import all_or_none
-from rprm.ledger import Ledger, ScopedLedger
+from rprm.ledger import Ledger
 from rprm.records import Analysis, Solution, StepReward
 from rprm.rewarders.base import AnalysisSampler, StepRewarder
 from rprm.stopping import mean, mean_bounds
@@ -228,7 +228,7 @@ class StepScores:
         return self._steps[steps]
 
     def _scoped(self, steps: Steps) -> Ledger | None:
-        return self._ledger and ScopedLedger(self._ledger, digest_of(steps))
+        return self._ledger and self._ledger.scoped(digest_of(steps))
 
 
 @dataclass(frozen=True, eq=False)
