@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 
-.PHONY: setup demo test check lock clean
+.PHONY: setup demo test test-all check lock clean
 
 setup: $(STAMP)
 
@@ -29,8 +29,15 @@ demo: setup
 
 # A process a core, each file in one of them: what its tests share is made once. In the order of their names: by number of
 # tests the two longest tests of all would come last, and alone.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder \
+	--durations 12 --durations-min 5
+
 test: setup
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder --durations 12 --durations-min 20
+	$(PYTEST) -m "not slow"
+
+# And the slow ones: real models, kills, whole trainings.
+test-all: test
+	$(PYTEST) -m slow
 
 check: setup
 	$(BIN)/ruff check .

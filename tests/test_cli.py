@@ -196,6 +196,7 @@ def write_items(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_bench_judges_measures_and_compares(tmp_path: Path) -> None:
     data = write_items(tmp_path / "data")
     reports = []

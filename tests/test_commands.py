@@ -117,6 +117,7 @@ def test_a_broken_command_of_another_harms_no_other(tmp_path: Path, source: str)
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_benchmark_of_one_file_is_judged_measured_and_compared(tmp_path: Path) -> None:
     install(tmp_path, BENCHMARK, "openings", group="rprm.benchmarks", value="OPENINGS")
     rows = [{"id": f"s{n}", "problem": f"p{n}", "steps": ["a", "b"], "label": (0, 1, -1)[n % 3]} for n in range(9)]

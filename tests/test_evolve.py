@@ -92,6 +92,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
+@pytest.mark.slow
 def test_a_round_samples_pairs_trains_and_measures(start: Path, steps: Path, tmp_path: Path) -> None:
     stages: list[tuple[int, str]] = []
     folder = tmp_path / "rounds"

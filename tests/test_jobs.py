@@ -207,6 +207,7 @@ def test_in_order_raises_the_first_failure_at_once_and_cancels_the_rest() -> Non
 NUM_KILLS = 50
 
 
+@pytest.mark.slow
 def test_killed_fifty_times_the_results_are_byte_for_byte_the_same(tmp_path: Path) -> None:
     path = write_solutions(tmp_path / "in.jsonl", 150, broken=(5, 140))
     spec = "scripted:?delay=0.02&lost=0.05&concurrency=6"

@@ -46,6 +46,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_every_module_is_imported_on_windows() -> None:
     done = on_windows(
         "import importlib, pkgutil, rprm\n"
@@ -119,6 +120,7 @@ def test_a_stage_starts_on_every_platform(platform: str, tmp_path: Path, monkeyp
     assert (started[0]["preexec_fn"] is not None) == (platform == "linux")
 
 
+@pytest.mark.slow
 def test_memory_is_watched_where_the_kernel_does_not_limit_it() -> None:
     """As on macOS: without RLIMIT_AS. 2^(9 * 10^9) is a number of a gigabyte, and the limit is 300 MiB."""
     pytest.importorskip("math_verify")

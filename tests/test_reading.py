@@ -216,6 +216,7 @@ print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - early)
 """
 
 
+@pytest.mark.slow
 def test_a_million_records_in_flat_memory(tmp_path: Path) -> None:
     path = tmp_path / "million.jsonl"
     block = (json.dumps({"problem": "p" * 50, "steps": ["s" * 40] * 2}) + "\n") * 1000

@@ -97,6 +97,7 @@ def test_confident_stops_where_the_posterior_says() -> None:
     assert StoppingRule(10, 0.5, "confident", confidence=0.99).is_settled([1.0] * 4)
 
 
+@pytest.mark.slow
 def test_confident_disagrees_rarely_and_saves() -> None:
     """Streams drawn from a uniform prior, for which the posterior is calibrated: at most 1 - confidence disagree."""
     draw = random.Random(0)

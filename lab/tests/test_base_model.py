@@ -142,6 +142,7 @@ def test_copies_are_what_the_text_says_of_the_cue() -> None:
     assert words >= {"postcards", "Priya", "puzzles"}
 
 
+@pytest.mark.slow
 def test_a_training_starts_from_another(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
@@ -163,6 +164,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_killed_training_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 

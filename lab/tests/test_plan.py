@@ -170,6 +170,7 @@ def test_a_task_that_fails_is_told_with_its_last_words(tmp_path: Path) -> None:
         run_plan(plan, num_jobs=1)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
 def test_a_failure_stops_what_runs_beside_it(tmp_path: Path) -> None:
     plan = Plan(tmp_path / "lab", TINY)

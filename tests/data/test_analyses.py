@@ -134,6 +134,7 @@ def test_what_is_not_a_finished_run_of_analyses_is_refused(tmp_path: Path) -> No
         open_analyses(tmp_path / "nothing.jsonl")
 
 
+@pytest.mark.slow
 def test_killed_at_random_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
     path = write_steps(tmp_path / "steps.jsonl", 60)
 

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SOLUTIONS = [
     {
         "id": f"p{number}",
@@ -29,6 +31,7 @@ def rprm(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_from_solutions_to_training_rows(tmp_path: Path) -> None:
     source = tmp_path / "solutions.jsonl"
     # Labels 1, 0, 1, ...: the first error is the second step or the first; one row is broken.

@@ -331,6 +331,7 @@ def test_a_set_without_a_training_part(tmp_path: Path) -> None:
         open_published(str(tmp_path / "set"))
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path) -> None:
     source = stand_in(tmp_path / "set")
     command = [sys.executable, "-m", "rprm", "data", "import", f"{source}?data_dir=dpo", "-o", str(tmp_path / "out")]

@@ -251,6 +251,7 @@ print(result.num_steps, result.num_duplicates, resource.getrusage(resource.RUSAG
 """
 
 
+@pytest.mark.slow
 def test_memory_is_a_few_bytes_a_step(tmp_path: Path) -> None:
     source = tmp_path / "many.jsonl"
     with source.open("w") as stream:

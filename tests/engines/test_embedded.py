@@ -59,6 +59,7 @@ def test_it_takes_options_alone() -> None:
 SOLUTIONS = Path(__file__).parents[1] / "lab_solutions.jsonl"
 
 
+@pytest.mark.slow
 def test_it_finds_the_first_error() -> None:
     done = CliRunner().invoke(app, ["judge", str(SOLUTIONS), "-k", "4", "--json"])
     assert done.exit_code == 0, done.output

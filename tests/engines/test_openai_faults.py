@@ -236,6 +236,7 @@ class Misbehaving:
         return Reply(raw[:40], length=len(raw)) if fault == "half a body" else Reply(raw)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 def test_every_solution_is_finished_or_named_and_no_reward_is_made_up(stream: bool) -> None:
     template = load_template("critique")

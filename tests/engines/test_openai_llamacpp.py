@@ -192,6 +192,7 @@ def test_stream_ends_at_the_verdict_and_a_cancel_frees_the_slot(llamacpp_url: st
     with_engine(llamacpp_url, use, stream=True)
 
 
+@pytest.mark.slow
 def test_check_finds_what_the_server_can_do(llamacpp_url: str) -> None:
     async def run() -> None:
         engine = load_engine(f"openai:smollm2@{llamacpp_url}?continue_final_message=true")

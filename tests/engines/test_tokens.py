@@ -284,6 +284,7 @@ class TestReleased:
         for step in (self.HOSTILE, "So 4."):
             assert encode_prompt(tokenizer, raw.render("1?", [step], 0)) == expected(f"1?Step 1: {step}", "\\n")
 
+    @pytest.mark.slow
     def test_llama3(self) -> None:
         tokenizer = released_tokenizers.llama3()
         tokenizer.chat_template = LLAMA3

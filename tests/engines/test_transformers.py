@@ -622,6 +622,7 @@ def test_sampling_a_wide_nucleus_sorts_everything() -> None:
 class TestSmolLM2:
     """SmolLM2-135M-Instruct, from its package."""
 
+    @pytest.mark.slow
     def test_p_yes_of_the_generation_equals_a_second_pass(self, smollm2_engine: TransformersEngine) -> None:
         shots = "".join(
             f"Step: {a} + {b} = {c}.\nIs the step correct (Yes/No)? {'Yes' if a + b == c else 'No'}\n\n"
@@ -669,6 +670,7 @@ class TestSmolLM2:
             begun = encode_prompt(tokenizer, chat("Add."), "".join(step + "\n\n" for step in steps[:count]))
             assert begun == prompt + whole[: len(begun) - len(prompt)]
 
+    @pytest.mark.slow
     def test_steps_written_one_by_one_are_those_of_the_whole_reply(self, smollm2_engine: TransformersEngine) -> None:
         async def work(prompt: Prompt, num_tokens: int, num_steps: int) -> tuple[Completion, list[Completion]]:
             whole = await smollm2_engine.generate(prompt, Sampling(0.0, max_tokens=num_tokens))
@@ -696,6 +698,7 @@ class TestSmolLM2:
         assert {smollm2_engine.tokenizer.decode([token]).strip().lower() for token in tokens.no} == {"no"}
 
 
+@pytest.mark.slow
 def test_a_model_from_the_hubs_cache_is_known_by_its_commit(tiny_model: Path, tmp_path: Path) -> None:
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "hub" / "models--someone--tiny"

@@ -36,6 +36,7 @@ def rows(name: str, folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", [HERE, SHARED], ids=["excerpt", "all"])
 @pytest.mark.parametrize("name", ["grading.jsonl", "decisions.jsonl"])
 def test_pairs_are_graded_as_expected_either_way_round(grader: Grader, name: str, folder: Path) -> None:

@@ -36,6 +36,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.slow
 def test_ten_thousand_answers_come_back() -> None:
     rng = random.Random(0)
     pairs: list[AnswerPair] = []

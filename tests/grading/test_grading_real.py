@@ -119,6 +119,7 @@ def test_gsm8k_against_published_verdicts(grader: Grader, real_data: Path) -> No
     assert Counter(grade.outcome for grade in grades) == {"different": 1_497, "equal": 900, "no answer": 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("set_name", "num_items", "num_unreadable"),
     [

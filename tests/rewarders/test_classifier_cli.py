@@ -64,6 +64,7 @@ def test_options_of_analyses_are_refused_by_name(option: dict[str, Any]) -> None
         load_rewarder("classifier:a/b", **option)
 
 
+@pytest.mark.slow
 def test_judge_and_bench_take_a_classifier(qwen_folder: Path, tmp_path: Path) -> None:
     data = tmp_path / "gsm8k.jsonl"
     rows = [
@@ -107,6 +108,7 @@ def test_judge_and_bench_take_a_classifier(qwen_folder: Path, tmp_path: Path) ->
     assert "leave out num_analyses" in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_released_model_from_the_local_cache_of_the_hub(rlhflow_folder: Path, tmp_path: Path) -> None:
     """Offline, with the files of a release alone: none of ours, no index of shards."""
     commit = "0123456789abcdef0123456789abcdef01234567"

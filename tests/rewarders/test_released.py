@@ -284,6 +284,7 @@ def rewards(folder: Path, **options: Any) -> tuple[str, list[list[float | None]]
     return asyncio.run(main())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("real", [False, True], ids=["small", "real"])
 @pytest.mark.parametrize("name", RELEASES)
 def test_a_stand_in_loads_and_rewards_as_published(name: str, real: bool, tmp_path: Path) -> None:
@@ -353,6 +354,7 @@ def test_ids_of_the_real_tokenizers() -> None:
     assert (shepherd.tag_id, shepherd.plus_id, shepherd.minus_id) == (12902, 648, 387)
 
 
+@pytest.mark.slow
 def test_real_items_have_the_ids_of_the_published_texts(real_data: Path) -> None:
     """Layout by layout on real ProcessBench items: pieces put together are the whole text, encoded at once."""
     from references import QWEN_SYSTEM

@@ -165,6 +165,7 @@ def test_a_model_that_is_policy_and_judge_is_loaded_once() -> None:
     assert (same.first_error_exit, same.rule.stopping) == (False, "none")
 
 
+@pytest.mark.slow
 def test_killed_and_begun_again_it_ends_with_the_same_bytes(problems: Path, tmp_path: Path) -> None:
     def command(run: Path, log: Path) -> list[str]:
         engine = f"scripted:?delay=0.01&concurrency=3&log={log}"
@@ -192,6 +193,7 @@ def test_killed_and_begun_again_it_ends_with_the_same_bytes(problems: Path, tmp_
     assert paid_with_kills.total() - paid.total() <= 2 * 3 * 8
 
 
+@pytest.mark.slow
 def test_a_real_model_proposes_and_judges(smollm2_folder: Path, tmp_path: Path) -> None:
     problems = tmp_path / "problems.jsonl"
     problems.write_text('{"id": "shop", "problem": "A pen costs 3 dollars. What do 4 pens cost?", "answer": "12"}\n')

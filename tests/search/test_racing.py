@@ -118,6 +118,7 @@ def races(draw: st.DrawFn) -> tuple[list[list[Stream | str]], int]:
     return draw(st.lists(steps, min_size=1, max_size=6)), num_analyses
 
 
+@pytest.mark.slow
 @settings(max_examples=600, deadline=None)
 @given(races(), st.sampled_from(AGGREGATIONS), st.integers(1, 3), st.sampled_from([1, 2, 8, 40]))
 def test_the_choice_is_that_of_full_evaluation(

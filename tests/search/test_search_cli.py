@@ -147,6 +147,7 @@ def test_what_cannot_be_done_is_told_in_one_message(tmp_path: Path, arguments: t
 NUM_KILLS = 8
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_the_results_are_byte_for_byte_the_same(tmp_path: Path) -> None:
     problems = write_problems(tmp_path / "problems.jsonl", 30, broken=True)
     concurrency, num_candidates, wave = 4, 4, 4

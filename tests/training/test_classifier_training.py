@@ -342,6 +342,7 @@ def test_bad_rows_are_set_aside(tiny_model: Path, tmp_path: Path) -> None:
     assert any("2 rows cannot be used" in note for note in notes)
 
 
+@pytest.mark.slow
 def test_killed_and_gone_on_it_ends_the_same(tiny_model: Path, tmp_path: Path) -> None:
     """SIGKILL in the midst of training: the same command ends with steps, losses and rewards of an undisturbed run."""
     steps = write_steps(tmp_path / "steps.jsonl", 24)

@@ -115,6 +115,7 @@ def test_a_precomputed_reference_changes_nothing(
     assert len(preferred) == 3
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(tiny_model: Path, make_data: Callable[..., Path], tmp_path: Path) -> None:
     """LoRA, checkpoints after steps 2 and 4, killed at 5, resumed from 4."""
     data = make_data("dpo", num_train=16, num_validation=4)

@@ -58,6 +58,7 @@ def port() -> int:
         return int(free.getsockname()[1])
 
 
+@pytest.mark.slow
 def test_two_processes_do_the_steps_of_one(
     tiny_model: Path, make_data: Callable[..., Path], tmp_path: Path, port: int
 ) -> None:
@@ -85,6 +86,7 @@ def test_two_processes_do_the_steps_of_one(
     AutoModelForCausalLM.from_pretrained(tmp_path / "two" / "model")
 
 
+@pytest.mark.slow
 def test_an_error_ends_both(make_data: Callable[..., Path], tiny_model: Path, tmp_path: Path, port: int) -> None:
     """The main process finds the fault; the other does not wait for it, and nothing is said twice."""
     data = make_data(num_train=8)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from rprm.data.published import open_published, write_published
 from rprm.models import R_PRM_SYSTEM
 from rprm.prompts import load_template
@@ -16,6 +18,7 @@ from tests.training.test_sft import QUICK as QUICK_SFT
 from tests.training.test_sft import figures
 
 
+@pytest.mark.slow
 def test_sft_then_dpo_on_an_imported_set(tiny_model: Path, tmp_path: Path) -> None:
     """The model of the first goes into the second without --prompt; 80 and 82 of 85 and 84 rows are trained on."""
     source = stand_in(tmp_path / "set")

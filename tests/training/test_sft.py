@@ -283,6 +283,7 @@ def weights(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("group_by_length", "last", "is_torn"), [(False, 5, True), (True, 5, True), (True, 7, False)])
 def test_killed_and_resumed(
     tiny_model: Path,
@@ -377,6 +378,7 @@ BY_HEART: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_the_lowest_validation_loss_is_handed_over(
     tiny_model: Path, make_data: Callable[..., Path], tmp_path: Path
 ) -> None:
