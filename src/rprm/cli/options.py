@@ -8,10 +8,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from enum import StrEnum
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -39,7 +38,7 @@ def with_options(command: Callable[..., T]) -> Callable[..., T]:
     for parameter in inspect.signature(command).parameters.values():
         kind = hints[parameter.name]
         if not is_dataclass(kind):
-            parameters.append(parameter.replace(annotation=kind, kind=parameter.KEYWORD_ONLY))
+            parameters.append(parameter.replace(annotation=_option(kind), kind=parameter.KEYWORD_ONLY))
             continue
         types = get_type_hints(kind, include_extras=True)
         options = [field for field in fields(kind) if get_origin(types[field.name]) is Annotated]
@@ -68,7 +67,7 @@ def with_options(command: Callable[..., T]) -> Callable[..., T]:
 
 
 def _option(annotation: Any) -> Any:
-    """A field's type as typer takes it. Settings of the library say in plain texts what an option says of itself:
+    """A type as typer takes it. Settings of the library say in plain texts what an option says of itself:
     `Annotated[int, "Its help."]`, or `Annotated[int, "--its-name", "Its help."]`."""
     texts = [text for text in getattr(annotation, "__metadata__", ()) if isinstance(text, str)]
     if not texts:
@@ -83,24 +82,13 @@ def given(context: typer.Context, options: DataclassInstance) -> dict[str, Any]:
     return {name: getattr(options, name) for name, source in sources.items() if source and source.name == "COMMANDLINE"}
 
 
-class StoppingName(StrEnum):
-    none = "none"
-    exact = "exact"
-    confident = "confident"
-
-
-class ProcedureName(StrEnum):
-    lean = "lean"
-    published = "published"
-
-
 Output = Annotated[
     Path | None,
     typer.Option(
         "--output", "-o", help="Run folder: results are kept there, and the same command resumes a killed run."
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+Json = Annotated[bool, "--json", "One JSON object on standard output."]
 
 
 @dataclass(frozen=True)
@@ -109,11 +97,13 @@ class AnalysisOptions:
 
     num_analyses: Annotated[
         int | None,
-        typer.Option("-k", "--num-analyses", help="Most analyses a step gets (the paper's K).  [default: 10]"),
+        "-k",
+        "--num-analyses",
+        "Most analyses a step gets (the paper's K).  [default: 10]",
     ] = None
     force_verdict: Annotated[
         bool | None,
-        typer.Option(help="Where an analysis ends without a verdict, ask for one.  [default: no]"),
+        "Where an analysis ends without a verdict, ask for one.  [default: no]",
     ] = None
     ask: Annotated[
         str | None,
@@ -123,13 +113,11 @@ class AnalysisOptions:
             "--force-verdict.",
         ),
     ] = None
-    prompt: Annotated[
-        str | None, typer.Option(help="Prompt template: a file, or a built-in name (`rprm prompts list`).")
-    ] = None
-    temperature: Annotated[float | None, typer.Option(help="Of the analyses.  [default: 0.95]")] = None
-    top_p: Annotated[float | None, typer.Option(help="Of the analyses.  [default: 0.95]")] = None
-    max_tokens: Annotated[int | None, typer.Option(help="Longest analysis, in tokens.  [default: 4096]")] = None
-    seed: Annotated[int, typer.Option(help="Seed of the whole run.")] = 0
+    prompt: Annotated[str | None, "Prompt template: a file, or a built-in name (`rprm prompts list`)."] = None
+    temperature: Annotated[float | None, "Of the analyses.  [default: 0.95]"] = None
+    top_p: Annotated[float | None, "Of the analyses.  [default: 0.95]"] = None
+    max_tokens: Annotated[int | None, "Longest analysis, in tokens.  [default: 4096]"] = None
+    seed: Annotated[int, "Seed of the whole run."] = 0
 
     def rewarder(self, model: str, *, in_full: bool = False, **fixed: Any) -> StepRewarder:
         """What rewards steps.
@@ -147,18 +135,16 @@ class AnalysisOptions:
         from rprm.rewarders import load_rewarder
 
         options = {field.name: getattr(self, field.name) for field in fields(self)} | fixed
-        procedure = options.pop("procedure", ProcedureName.lean)
-        if (in_full or procedure != ProcedureName.lean) and (
-            options.get("stopping") not in (None, StoppingName.none) or options.get("first_error_exit")
+        procedure = options.pop("procedure", "lean")
+        if (in_full or procedure != "lean") and (
+            options.get("stopping") not in (None, "none") or options.get("first_error_exit")
         ):
             raise InputError(
                 "to draw every analysis of every step (rewards in full, the published procedure, curves), leave out "
                 "--stopping and --first-error-exit"
             )
         options["force_verdict"] = asked(options.pop("ask"), self.force_verdict)
-        return load_rewarder(
-            model, procedure="full" if in_full and procedure == ProcedureName.lean else procedure.value, **options
-        )
+        return load_rewarder(model, procedure="full" if in_full and procedure == "lean" else procedure, **options)
 
 
 @dataclass(frozen=True)
@@ -166,21 +152,21 @@ class JudgeOptions(AnalysisOptions):
     """How steps are judged right or wrong."""
 
     procedure: Annotated[
-        ProcedureName,
+        Literal["lean", "published"],
         typer.Option(
             help="published: as the published code judges, to compare with: every analysis of every step, P(Yes) in a "
             "second pass from two token ids, a verdict asked for where there is none.",
         ),
-    ] = ProcedureName.lean
+    ] = "lean"
     threshold: Annotated[
         float | None,
-        typer.Option(help="A step whose reward is below it is called wrong.  [default: 0.5, or the model's own]"),
+        "A step whose reward is below it is called wrong.  [default: 0.5, or the model's own]",
     ] = None
     stopping: Annotated[
-        StoppingName | None,
-        typer.Option(help="Early stopping within a step; exact changes no decision.  [default: exact]"),
+        Literal["none", "exact", "confident"] | None,
+        "Early stopping within a step; exact changes no decision.  [default: exact]",
     ] = None
-    confidence: Annotated[float, typer.Option(help="For --stopping confident: how probable a decision must be.")] = 0.99
+    confidence: Annotated[float, "For --stopping confident: how probable a decision must be."] = 0.99
 
 
 @dataclass(frozen=True)
@@ -189,7 +175,8 @@ class FirstErrorOptions(JudgeOptions):
 
     first_error_exit: Annotated[
         bool | None,
-        typer.Option("--first-error-exit/--all-steps", help="Stop at the first step called wrong.  [default: stop]"),
+        "--first-error-exit/--all-steps",
+        "Stop at the first step called wrong.  [default: stop]",
     ] = None
 
 
@@ -216,20 +203,8 @@ def asked(ask: str | None, force_verdict: bool | None) -> bool | str | None:
     return text
 
 
-class AggregationName(StrEnum):
-    min = "min"
-    last = "last"
-    product = "product"
-    mean = "mean"
-
-
-class ChoiceStoppingName(StrEnum):
-    none = "none"
-    exact = "exact"
-
-
 Aggregate = Annotated[
-    AggregationName, typer.Option("--aggregate", help="How step rewards become the reward of a solution.")
+    Literal["min", "last", "product", "mean"], "--aggregate", "How step rewards become the reward of a solution."
 ]
 
 
@@ -250,7 +225,7 @@ class SetOptions:
         str | None,
         typer.Option(metavar="PATH", help="Of --set: a folder with SET.jsonl, or one file, in place of the hub."),
     ] = None
-    revision: Annotated[str | None, typer.Option(help="Of the one --set on the hub.")] = None
+    revision: Annotated[str | None, "Of the one --set on the hub."] = None
     limit: Annotated[int | None, typer.Option(min=1, help="The first N problems (of each set) alone.")] = None
 
     @property
@@ -294,11 +269,9 @@ class ProblemOptions(SetOptions):
 class PolicyOptions:
     """How a policy writes. What is None takes the paper's value."""
 
-    policy_prompt: Annotated[
-        str | None, typer.Option(help="The policy's template: a file, a model folder, or a built-in name.")
-    ] = None
+    policy_prompt: Annotated[str | None, "The policy's template: a file, a model folder, or a built-in name."] = None
     policy_temperature: Annotated[float | None, typer.Option(min=0.0, help="Of the policy.  [default: 1.0]")] = None
-    policy_top_p: Annotated[float | None, typer.Option(help="Of the policy.  [default: 0.95]")] = None
+    policy_top_p: Annotated[float | None, "Of the policy.  [default: 0.95]"] = None
 
     def policy(
         self, spec: str, seed: int = 0, *, max_tokens: int | None = None, step_tokens: int | None = None
@@ -369,14 +342,14 @@ class CandidateOptions(PolicyOptions):
 class ChoiceOptions:
     """How the best candidate, or next step, is chosen."""
 
-    aggregate: Aggregate = AggregationName.min
+    aggregate: Aggregate = "min"
     stopping: Annotated[
-        ChoiceStoppingName,
+        Literal["none", "exact"],
         typer.Option(
             help="exact: judge until the choice is certain, it is the same. none: everything in full, for other "
             "choices from the same run (votes, other aggregations, fewer candidates).",
         ),
-    ] = ChoiceStoppingName.exact
+    ] = "exact"
     wave: Annotated[
         int | None,
         typer.Option(
@@ -391,19 +364,15 @@ class ChoiceOptions:
 class SearchOptions(ChoiceOptions):
     """How a search step by step spends its samples."""
 
-    aggregate: Aggregate = AggregationName.last
+    aggregate: Aggregate = "last"
     num_samples: Annotated[
-        int | None, typer.Option("-n", "--num-samples", help="Of beam and dvts: next steps in a round.  [default: 4]")
+        int | None, "-n", "--num-samples", "Of beam and dvts: next steps in a round.  [default: 4]"
     ] = None
-    width: Annotated[
-        int | None, typer.Option(help="Next steps after each step held.  [default: 8; of beam and dvts 4]")
-    ] = None
-    max_rounds: Annotated[
-        int | None, typer.Option(help="Most steps of a solution.  [default: 30; of beam and dvts 40]")
-    ] = None
+    width: Annotated[int | None, "Next steps after each step held.  [default: 8; of beam and dvts 4]"] = None
+    max_rounds: Annotated[int | None, "Most steps of a solution.  [default: 30; of beam and dvts 40]"] = None
     step_tokens: Annotated[int | None, typer.Option(min=1, help="Longest step, in tokens.  [default: 512]")] = None
     max_solution_tokens: Annotated[
-        int | None, typer.Option(help="A solution that has not ended by then is given up.  [default: no limit]")
+        int | None, "A solution that has not ended by then is given up.  [default: no limit]"
     ] = None
 
     def strategy(self, name: StrategyName) -> Strategy:
@@ -417,7 +386,7 @@ class SearchOptions(ChoiceOptions):
         if name == "guided" and self.num_samples is not None:
             raise InputError("guided search has one beam: --width says how many next steps it samples")
         return search_strategy(
-            name, n=self.num_samples, width=self.width, aggregation=self.aggregate.value, max_rounds=self.max_rounds,
-            max_solution_tokens=self.max_solution_tokens, racing=self.stopping is ChoiceStoppingName.exact,
+            name, n=self.num_samples, width=self.width, aggregation=self.aggregate, max_rounds=self.max_rounds,
+            max_solution_tokens=self.max_solution_tokens, racing=self.stopping == "exact",
             wave=self.wave,
         )  # fmt: skip

@@ -14,7 +14,6 @@ from rprm.cli.options import (
     AnalysisOptions,
     CandidateOptions,
     ChoiceOptions,
-    ChoiceStoppingName,
     Json,
     PolicyOptions,
     ProblemOptions,
@@ -134,10 +133,10 @@ def best_of_n(
     else:
         assert candidates is not None
         rows, settings = _read_candidates(candidates, which), which.settings
-    outcome = Outcome(output, json, in_full=choice.stopping is ChoiceStoppingName.none)
+    outcome = Outcome(output, json, in_full=choice.stopping == "none")
     totals = run_behind_progress(
         lambda callbacks: choose_among(
-            rewarder, rows, output=output, aggregation=choice.aggregate.value, stopping=choice.stopping.value,
+            rewarder, rows, output=output, aggregation=choice.aggregate, stopping=choice.stopping,
             wave=choice.wave or WAVE, settings=settings, strict=strict, callbacks=callbacks,
         ),
         rewarder.aclose, len(rows.rows), outcome.add, noun="problems",
