@@ -10,24 +10,12 @@ import pytest
 from rprm.engines import Sampling
 from rprm.engines.scripted import ScriptedEngine, ScriptedReply
 from rprm.errors import Unsupported
+from rprm.ledger import Ledger
 from rprm.prompts import Prompt
 from rprm.prompts.policy import PolicyTemplate
 from rprm.search.policy import Continuation, Policy
 
 BASE = PolicyTemplate(name="base", user="Q: {{problem}}\nA:\n", chat=False, stop="Q:")
-
-
-class Pieces:
-    """A ledger in memory."""
-
-    def __init__(self) -> None:
-        self.pieces: dict[str, object] = {}
-
-    def get(self, key: str) -> object | None:
-        return self.pieces.get(key)
-
-    def put(self, key: str, piece: object) -> None:
-        self.pieces[key] = piece
 
 
 def policy(
@@ -45,7 +33,8 @@ def test_a_step_is_asked_for_after_the_steps_before_it() -> None:
         return ScriptedReply(" b \n", None, 3, ended=False)
 
     writer, engine = policy(reply)
-    ledger = Pieces()
+    pieces: dict[str, object] = {}
+    ledger = Ledger(pieces.__setitem__, pieces)
     step = asyncio.run(writer.next_step("1?", ("a",), 0, ledger))
     assert step == Continuation(text="b", num_tokens=3, ended=False, finish_reason="stop")
     ((text, sampling),) = asked
