@@ -35,9 +35,9 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist lo
 test: setup
 	$(PYTEST) -m "not slow"
 
-# And the slow ones: real models, kills, whole trainings.
+# And the slow ones: real models, kills, whole trainings. The longest of all, the lab's, begins first.
 test-all: test
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow lab/tests tests
 
 check: setup
 	$(BIN)/ruff check .
