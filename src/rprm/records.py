@@ -38,8 +38,7 @@ class Solution(Record):
 class LabelledStep(Record):
     """A step of a solution, and whether it is correct given the problem and the steps before it.
 
-    `id` is unique within its file; `source` tells where the row came from (a data set and its part, a generator). The
-    steps of one problem are known by its text.
+    `id` is unique within its file; `source` tells where the row came from (a data set and its part, a generator).
     """
 
     id: str
@@ -70,9 +69,9 @@ class Analysis(Record):
     """One sampled analysis of one step.
 
     `verdict` is True for Yes (the step is correct), False for No, None where the analysis reached none; then `p_yes` is
-    None too. `p_yes_source` says where P(Yes) was read: from the log-probabilities of the generation itself, in a
-    second pass (the published procedure), or, where the engine gave none, from the hard vote (exactly 0 or 1). `forced`
-    marks a verdict asked for by the judge after the analysis had ended without one.
+    None too. `p_yes_source` says where P(Yes) was read: from the log-probabilities of the generation, in a second pass
+    (the published procedure), or, where the engine gave none, from the hard vote (exactly 0 or 1). A `forced` verdict
+    was asked for by the judge after the analysis had ended without one.
     """
 
     text: str
@@ -92,11 +91,10 @@ class Analysis(Record):
 class StepReward(Record):
     """The reward of one step: the mean P(Yes) over its analyses that reached a verdict (R-PRM, section 3.3).
 
-    `reward` is that soft mean and `vote` the share of Yes among the same analyses' hard verdicts; both are None, and
-    `failure` says why, where no analysis reached a verdict. Analyses stand in the order of their sample numbers.
-    `num_requested` is K, the number of analyses that the full procedure draws: early stopping draws fewer, and the
-    reward is then the mean of those alone. A classifier writes none: there `reward` is its score, and `vote` and
-    `num_requested` are None.
+    `vote` is the share of Yes among their hard verdicts. Both are None, and `failure` says why, where no analysis
+    reached a verdict. Analyses stand in the order of their sample numbers. `num_requested` is K, the number of analyses
+    that the full procedure draws: after early stopping the reward is the mean of fewer. A classifier writes no
+    analyses: `reward` is its score, and `vote` and `num_requested` are None.
     """
 
     step_index: Count
@@ -135,8 +133,8 @@ class SolutionReward(Record):
     """Step rewards of one solution and the prediction they give.
 
     `first_error` is the index of the first step whose reward is below the threshold, -1 where every step has a reward
-    and none is below it, and None where it is not known: a step up to there has no reward. Steps after the first error
-    are absent when the judge stops at it; `num_steps` is the length of the solution all the same.
+    and none is below it, None where a step up to there has no reward. Steps after the first error are absent when the
+    judge stops at it; `num_steps` is the length of the solution all the same.
     """
 
     id: str
@@ -147,15 +145,15 @@ class SolutionReward(Record):
 
     @classmethod
     def read_back(cls, value: Any) -> SolutionReward:
-        """A reward from a run's row, checked further than where it is made.
+        """A reward from a run's row, checked further than where it is made: no place lies beyond the solution's end.
 
         Raises:
             ValueError: a field is missing or out of range.
         """
         found = cls.model_validate(value)
-        places = (found.first_error or 0, found.label or 0, *(step.step_index for step in found.steps))
-        if max(places) >= max(found.num_steps, 1):
-            raise ValueError(f"it has {found.num_steps} steps, and names step {max(places) + 1}")
+        last = max(found.first_error or 0, found.label or 0, *(step.step_index for step in found.steps), 0)
+        if last >= max(found.num_steps, 1):
+            raise ValueError(f"it has {found.num_steps} steps, and names step {last + 1}")
         return found
 
     @property

@@ -148,7 +148,7 @@ def test_unknown_fields_are_named() -> None:
 @pytest.mark.parametrize("value", [None, 3, "text", [1], []])
 def test_no_object_no_steps(value: Any) -> None:
     with pytest.raises(InputError, match="must be a JSON object"):
-        expand_row(Row(1, value, ""), "x", options=StepOptions())
+        expand_row(Row(1, value, ""), "x", "auto", StepOptions())
 
 
 def test_ids_and_sources_name_file_and_line(tmp_path: Path) -> None:

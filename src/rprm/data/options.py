@@ -1,6 +1,6 @@
 """Settings of the stages that make training data; each is an option of the stage's command, of its name and help.
 
-The paper is R-PRM, arXiv 2503.21295; its code is NJUNLP/R-PRM.
+The paper is R-PRM, arXiv 2503.21295; its code is NJUNLP/R-PRM. docs/data.md says why one would set them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Annotated
 
 from rprm.errors import InputError
 
-#: Tokens in an n-gram, and the share of a problem's n-grams that makes it a benchmark's (docs/data.md shows why).
+#: Tokens in an n-gram, and the share of a problem's n-grams that makes it a benchmark's.
 NGRAM = 13
 OVERLAP = 0.5
 
@@ -43,7 +43,7 @@ class Neutral(StrEnum):
 
 @dataclass(frozen=True)
 class StepOptions:
-    """What the formats leave open; each function of a format says more."""
+    """What the formats leave open."""
 
     neutral: Annotated[Neutral, "PRM800K: what a rating of 0 counts as."] = Neutral.correct
     keep_quality_control: Annotated[
@@ -80,7 +80,7 @@ SAMPLING_PRESETS: Mapping[str, SamplingOptions] = {
 }
 
 
-#: Options that every command which chooses rows has.
+#: Options that every command which chooses rows has. The split is by problem, and every stage of one seed splits alike.
 Balance = Annotated[bool, "--balance/--no-balance", "As many Yes as No in each part, by thinning out."]
 ValidationShare = Annotated[float, "--validation", "Share of the problems to hold out for validation."]
 SplitSeed = Annotated[int, "--seed", "Of the split and of what is thinned out."]
@@ -88,7 +88,7 @@ SplitSeed = Annotated[int, "--seed", "Of the split and of what is thinned out."]
 
 @dataclass(frozen=True)
 class ColdStartOptions:
-    """Which analyses become rows. Of a step, the first ones are kept; the split is by problem."""
+    """Which analyses become rows."""
 
     per_step: Annotated[int, "Most analyses kept of one step."] = 1
     balance: Balance = True
@@ -102,17 +102,7 @@ class ColdStartOptions:
 
 @dataclass(frozen=True)
 class PairOptions:
-    """Which analyses are paired.
-
-    Attributes:
-        per_step: those of the analyses sampled most often first. None stands in more pairs than it was sampled.
-        min_accuracy: what the student hardly ever gets right may be mislabelled. The share is of well-formed analyses.
-        max_accuracy: what it nearly always gets right has little left to teach.
-        max_length_ratio: so that length tells the student nothing; pairs are then as alike in length as they can be.
-        min_repeats: a wrong step is also called wrong by mistake, and a mistake seldom comes twice; of use for students
-            sure enough to repeat themselves.
-        validation_share, seed: the same problems as the cold start holds out with this seed.
-    """
+    """Which analyses are paired. Accuracies are of well-formed analyses."""
 
     per_step: Annotated[int, "Most pairs of one step."] = 1
     min_accuracy: Annotated[float, "Leave out steps of which fewer analyses agree with the label."] = 0.0
@@ -125,14 +115,12 @@ class PairOptions:
 
     def __post_init__(self) -> None:
         low, high, ratio = self.min_accuracy, self.max_accuracy, self.max_length_ratio
-        if self.per_step < 1:
-            raise InputError(f"per_step is {self.per_step}; make at least 1 pair of a step")
         if not 0.0 <= low <= high <= 1.0:
             raise InputError(f"an accuracy from {low} to {high} is no band; give 0 <= low <= high <= 1")
-        if ratio is not None and not ratio >= 1.0:
-            raise InputError(f"max_length_ratio is {ratio}; the longer cannot be shorter: give 1 or more")
-        if self.min_repeats < 1:
-            raise InputError(f"min_repeats is {self.min_repeats}; an analysis is sampled at least once: give 1 or more")
+        least_one = {"per_step": self.per_step, "max_length_ratio": ratio, "min_repeats": self.min_repeats}
+        for name, value in least_one.items():
+            if value is not None and not value >= 1:
+                raise InputError(f"{name} is {value}; give 1 or more")
 
 
 #: `published` is the filter of the script (`--filter` of src/utils/operate-PRM-CoT-data_paired.py):

@@ -1,7 +1,6 @@
 """Splits by problem: which problems are held out, decided by each problem's text alone.
 
-No step of a held-out problem is trained on, whatever solutions it stands in; and every stage (cold start, preferences,
-the classifier) holds out the same problems, so that rivals are trained and measured on the same steps.
+Every stage (cold start, preferences, the classifier) holds out the same problems of one seed.
 """
 
 from __future__ import annotations
@@ -12,15 +11,13 @@ from rprm.errors import InputError
 
 
 def is_held_out(problem: str, share: float, seed: int = 0) -> bool:
-    """Whether a problem belongs to the held-out part.
+    """Whether a problem belongs to the held-out part; case and spacing do not matter.
 
     Args:
-        problem: its text; case and spacing do not matter.
-        share: of the problems, held out on average. More are held out as it grows, and none returns.
-        seed: another one holds out other problems.
+        share: of the problems, held out on average, in [0, 1). More are held out as it grows, and none returns.
 
     Raises:
-        InputError: the share is not in [0, 1).
+        InputError: there is no such share.
     """
     if not 0.0 <= share < 1.0:
         raise InputError(f"a share of {share} of the problems cannot be held out; give a number from 0 to below 1")

@@ -1,24 +1,19 @@
-"""Labelled steps in: from our own rows, and from every format that step labels are published in.
-
-Rows stream one at a time. A row that cannot be used is a `Rejected` with its place and the reason; the rows after it
-go on.
-"""
+"""Labelled steps in: from our own rows, and from every format that step labels are published in; `rprm bench steps`."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from rprm import reading
+from rprm.benchmarks import Benchmark, StepItems, tally_steps
+from rprm.data.formats import Origin, math_shepherd_steps, prm800k_steps, solution_steps, stepwise_steps
 from rprm.data.gsm8k import gsm8k_steps
 from rprm.data.options import AUTO, StepOptions
-from rprm.data.origins import Origin
-from rprm.data.prm800k import prm800k_steps
-from rprm.data.stepwise import math_shepherd_steps, solution_steps, stepwise_steps
 from rprm.errors import InputError
-from rprm.reading import AnyText, Identifier, Rejected, Row, RowModel, Source, Text, checked, read_rows
+from rprm.reading import Rejected, Row, Source
 from rprm.records import LabelledStep
 from rprm.runs import RESULTS, read_manifest
 
@@ -26,35 +21,22 @@ from rprm.runs import RESULTS, read_manifest
 STAGE = "steps"
 
 
-@dataclass(frozen=True)
-class Expanded:
-    """The labelled steps of one row of a source, and what of it gave none, by reason."""
-
-    format: str
-    steps: tuple[LabelledStep, ...]
-    skipped: Counter[str]
-    line: int
-
-
 def steps_source(name: str | Path) -> Source:
-    """What labelled steps are read from: a run folder of `rprm data steps`, a file, or a hub data set.
-
-    A hub data set is read from its split `train` where the name has none.
+    """What labelled steps are read from: a run folder of `rprm data steps`, a file, or a hub data set (split `train`).
 
     Raises:
         InputError: there is no such file, or the run has not ended.
-        RunError: the folder is no run folder.
-        CorruptRun: its manifest cannot be read.
+        RunError: the folder is no run folder, or a damaged one (CorruptRun).
     """
     folder = Path(name)
-    if folder.is_dir():
-        manifest = read_manifest(folder)
-        if manifest["stage"] != STAGE:
-            raise InputError(f"{folder} is a run of the stage {manifest['stage']!r}; name a run of `rprm data steps`")
-        if manifest.get("status") != "complete":
-            raise InputError(f"{folder}: the run has not ended; run the same `rprm data steps` command again")
-        return Source(str(folder / RESULTS))
-    return Source(str(name), split="train")
+    if not folder.is_dir():
+        return Source(str(name), split="train")
+    manifest = read_manifest(folder)
+    if manifest["stage"] != STAGE:
+        raise InputError(f"{folder} is a run of the stage {manifest['stage']!r}; name a run of `rprm data steps`")
+    if manifest.get("status") != "complete":
+        raise InputError(f"{folder}: the run has not ended; run the same `rprm data steps` command again")
+    return Source(str(folder / RESULTS))
 
 
 def read_labelled_steps(source: Source) -> Iterator[LabelledStep | Rejected]:
@@ -62,120 +44,104 @@ def read_labelled_steps(source: Source) -> Iterator[LabelledStep | Rejected]:
 
     Fields that a labelled step does not have are ignored; without an id the row is `line-N`.
     """
-    return read_rows(source, lambda row: labelled_step_of(row.value, default_id=f"line-{row.line}"))
+    return reading.read_rows(source, lambda row: labelled_step_of(row.value, default_id=f"line-{row.line}"))
 
 
-class _StepRow(RowModel):
-    id: Identifier | None = None
-    problem: Text
-    previous_steps: list[AnyText] | None = None
-    step: Text
+class _StepRow(reading.RowModel):
+    id: reading.Identifier | None = None
+    problem: reading.Text
+    previous_steps: list[reading.AnyText] | None = None
+    step: reading.Text
     label: bool
-    source: AnyText | None = None
+    source: reading.AnyText | None = None
 
 
-def labelled_step_of(value: Any, *, default_id: str) -> LabelledStep:
-    """Check one row and make a `LabelledStep` of it.
-
-    Raises:
-        InputError: what is wrong with the row, without its place.
-    """
-    row = checked(_StepRow, value)
+def labelled_step_of(value: Any, *, default_id: str, default_source: str | None = None) -> LabelledStep:
+    """Check one row and make a `LabelledStep` of it; an InputError says what is wrong with it."""
+    row = reading.checked(_StepRow, value)
     return LabelledStep(
         id=row.id or default_id,
         problem=row.problem,
         previous_steps=tuple(row.previous_steps or ()),
         step=row.step,
         label=row.label,
-        source=row.source,
+        source=default_source if row.source is None else row.source,
     )
+
+
+def _own_step(record: dict[str, Any], origin: Origin, options: StepOptions) -> list[LabelledStep]:
+    return [labelled_step_of(record, default_id=origin.id, default_source=origin.source)]
+
+
+#: For each format the fields that tell it, with their types (the first format that fits is taken), and its reader.
+FORMATS: dict[str, tuple[dict[str, type], Callable[[dict[str, Any], Origin, StepOptions], list[LabelledStep]]]] = {
+    "prm800k": ({"question": dict, "label": dict}, prm800k_steps),
+    "steps": ({"problem": str, "step": str}, _own_step),
+    "stepwise": ({"prompt": str, "completions": list, "labels": list}, stepwise_steps),
+    "math-shepherd": ({"input": str, "label": str}, math_shepherd_steps),
+    "solutions": ({"problem": str, "steps": list}, solution_steps),
+    "gsm8k": ({"question": str, "answer": str}, gsm8k_steps),
+}
+
+
+class Expanded(NamedTuple):
+    """The labelled steps of one row of a source, and what of it gave none, by reason."""
+
+    format: str
+    steps: list[LabelledStep]
+    skipped: Counter[str]
 
 
 def read_steps(
     source: Source, *, format: str = AUTO, options: StepOptions | None = None
 ) -> Iterator[Expanded | Rejected]:
-    """The labelled steps of every row of a source.
-
-    Args:
-        source: a file or hub data set.
-        format: one of `FORMATS`, or `auto`, which tells each row's format by its fields.
-        options: what the formats leave open.
+    """The labelled steps of every row of a source; `format` is one of `FORMATS`, or `auto`, by each row's fields.
 
     Raises:
         InputError: the source cannot be read at all.
     """
-    name, options = source_name(source), options or StepOptions()
-    return read_rows(source, lambda row: expand_row(row, name, format=format, options=options))
+    name = source_name(source)
+    return reading.read_rows(source, lambda row: expand_row(row, name, format, options or StepOptions()))
 
 
-def expand_row(row: Row, name: str, *, format: str = AUTO, options: StepOptions) -> Expanded:
-    """The labelled steps of one row; `name` is what its source is called in ids and in `source`.
-
-    Raises:
-        InputError: what is wrong with the row, without its place.
-    """
-    if not isinstance(row.value, dict):
-        raise InputError(f"a record must be a JSON object, not {type(row.value).__name__}")
-    chosen = format_of(row.value) if format == AUTO else format
-    origin = Origin(f"{name}-{row.line}", name)
-    steps = _EXPAND[chosen](row.value, origin, options)
-    return Expanded(chosen, tuple(steps), origin.skipped, row.line)
+def expand_row(row: Row, name: str, format: str, options: StepOptions) -> Expanded:
+    """The labelled steps of one row of a source of this name; an InputError says what is wrong with it."""
+    record, origin = reading.json_object(row.value), Origin(f"{name}-{row.line}", name)
+    chosen = format_of(record) if format == AUTO else format
+    return Expanded(chosen, FORMATS[chosen][1](record, origin, options), origin.skipped)
 
 
 def format_of(record: dict[str, Any]) -> str:
-    """The format of a row, by its fields.
-
-    Raises:
-        InputError: no format has these fields.
-    """
-    for name, fields in _FIELDS.items():
+    """The format of a row, by its fields; an InputError where no format has these."""
+    for name, (fields, _) in FORMATS.items():
         if all(isinstance(record.get(field), kind) for field, kind in fields.items()):
             return name
-    found = ", ".join(sorted(map(str, record))[:12]) or "none"
-    formats = "; ".join(f"{name} has {', '.join(fields)}" for name, fields in _FIELDS.items())
+    found = reading.field_names(record)
+    formats = "; ".join(f"{name} has {', '.join(fields)}" for name, (fields, _) in FORMATS.items())
     raise InputError(f"no format of labelled steps has these fields: {found} ({formats})")
-
-
-#: The fields that tell a format, and their types. The first that fits is taken.
-_FIELDS: dict[str, dict[str, Any]] = {
-    "prm800k": {"question": dict, "label": dict},
-    "steps": {"problem": str, "step": str},
-    "stepwise": {"prompt": str, "completions": list, "labels": list},
-    "math-shepherd": {"input": str, "label": str},
-    "solutions": {"problem": str, "steps": list},
-    "gsm8k": {"question": str, "answer": str},
-}
-
-#: Names of the formats.
-FORMATS = tuple(_FIELDS)
-
-_EXPAND: dict[str, Callable[[dict[str, Any], Origin, StepOptions], list[LabelledStep]]] = {
-    "prm800k": lambda record, origin, options: prm800k_steps(
-        record,
-        origin,
-        neutral=options.neutral,
-        keep_quality_control=options.keep_quality_control,
-        keep_unfinished=options.keep_unfinished,
-    ),
-    "steps": lambda record, origin, options: [_own_step(record, origin)],
-    "stepwise": lambda record, origin, options: stepwise_steps(record, origin, after_error=options.after_error),
-    "math-shepherd": lambda record, origin, options: math_shepherd_steps(
-        record, origin, after_error=options.after_error
-    ),
-    "solutions": lambda record, origin, options: solution_steps(record, origin),
-    "gsm8k": lambda record, origin, options: gsm8k_steps(
-        record, origin, wrong_share=options.wrong_share, seed=options.seed
-    ),
-}
-
-
-def _own_step(record: dict[str, Any], origin: Origin) -> LabelledStep:
-    step = labelled_step_of(record, default_id=origin.id)
-    return step if step.source is not None else step.model_copy(update={"source": origin.source})
 
 
 def source_name(source: Source) -> str:
     """What a source is called in ids and in `source`: the hub's name, or a file's name without its endings."""
-    if source.hub is not None:
-        return source.hub["path"]
-    return source.path.name.split(".")[0] or source.path.name
+    return source.hub["path"] if source.hub is not None else reading.stem(source.path)
+
+
+def _read_items(data: str, *, revision: str | None = None) -> StepItems:
+    source = steps_source(data)
+    rows = list(read_labelled_steps(source))
+    items = tuple(row for row in rows if not isinstance(row, Rejected))
+    return StepItems(items, tuple(row for row in rows if isinstance(row, Rejected)), sources=(source.inspect(),))
+
+
+STEPS = Benchmark(
+    name="steps",
+    help="""Labelled steps: accuracy on wrong and on correct ones, their harmonic mean (F1), accuracy on each source.
+
+    DATA is a run folder of `rprm data steps`, or a file of labelled steps. Each step is judged alone, the steps before
+    it are only read. The share of analyses that reach a verdict unasked (well-formed) is measured too: --stopping none
+    counts all of them.
+    """,
+    read=_read_items,
+    tally=tally_steps,
+    judged="last step",
+)

@@ -1,0 +1,253 @@
+"""Labelled steps out of the formats that step labels are published in.
+
+Each reader takes a row, its origin and the options, and raises an `InputError` where the row has not this form.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from rprm.data.options import Neutral, StepOptions
+from rprm.errors import InputError
+from rprm.reading import AnyText, RowModel, Text, checked, solution_of
+from rprm.records import LabelledStep
+
+#: What ends a step of Math-Shepherd (arXiv 2312.08935; the model card of peiyi9979/math-shepherd-mistral-7b-prm).
+STEP_TAG = "ки"
+
+#: Why steps give no rows, in the counts.
+AFTER_ERROR = "steps after the first wrong one"
+_NEUTRAL = "rated neutral"
+
+ANNOTATION = re.compile(r"<<([^<>]*)>>")
+_FIRST_STEP = re.compile(r"\bstep\s*1\s*:", flags=re.IGNORECASE)
+_STEP_NUMBER = re.compile(r"^step\s*(\d{1,4})\s*:", flags=re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The row that labelled steps are made of: its id begins theirs; `skipped` counts what gave none, by reason."""
+
+    id: str
+    source: str
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    def skip(self, reason: str, count: int = 1) -> None:
+        if count:
+            self.skipped[reason] += count
+
+    def labelled(
+        self, problem: str, previous_steps: Sequence[str], step: str, label: bool, *, choice: str = "", part: str = ""
+    ) -> LabelledStep:
+        """A labelled step of this row; `choice` ends its id, `part` its source."""
+        return LabelledStep(
+            id=f"{self.id}-{len(previous_steps)}{choice}",
+            problem=problem,
+            previous_steps=tuple(previous_steps),
+            step=step,
+            label=label,
+            source=f"{self.source}:{part}" if part else self.source,
+        )
+
+
+def without_annotations(text: str) -> str:
+    """The text without GSM8K's annotations of calculations, `<<48/2=24>>` and its like."""
+    return ANNOTATION.sub(lambda match: "" if "=" in match[0] else match[0], text)
+
+
+class StepwiseRow(RowModel):
+    prompt: Text
+    completions: Annotated[list[Text], Field(min_length=1)]
+    labels: list[Annotated[bool, BeforeValidator(lambda label: bool(label) if label in (0, 1) else label)]]
+
+
+def stepwise_steps(record: dict[str, Any], origin: Origin, options: StepOptions) -> list[LabelledStep]:
+    """TRL's stepwise rows `{prompt, completions[], labels[]}` (TRL, "Dataset formats": stepwise supervision).
+
+    Steps that all begin with their own number (`Step 1:`, `Step 2:`, ...) lose it, and all lose GSM8K's annotations.
+    """
+    row = checked(StepwiseRow, record)
+    if len(row.labels) != len(row.completions):
+        raise InputError(
+            f"'labels' must be a list of {len(row.completions)} labels, one for each completion, not {len(row.labels)}"
+        )
+    steps = [without_annotations(step).strip() or step for step in row.completions]
+    numbers = [_STEP_NUMBER.match(step.strip()) for step in steps]
+    if all(match and int(match[1]) == number for number, match in enumerate(numbers, 1)):
+        bare = [_STEP_NUMBER.sub("", step.strip()).strip() for step in steps]
+        steps = bare if all(bare) else steps
+    return _labelled(origin, row.prompt, steps, row.labels, options.after_error)
+
+
+def solution_steps(record: dict[str, Any], origin: Origin, options: StepOptions) -> list[LabelledStep]:
+    """Rows `{id?, problem, steps[], label}`; the label is the 0-based earliest wrong step, -1 for none (ProcessBench).
+
+    Steps after the wrong one have no label and give no row.
+    """
+    solution = solution_of(record, default_id=origin.id)
+    if solution.label is None:
+        raise InputError("'label' is missing: it must be the 0-based index of the earliest wrong step, or -1 for none")
+    labels = [index != solution.label for index in range(len(solution.steps))]
+    return _labelled(replace(origin, id=solution.id), solution.problem, solution.steps, labels)
+
+
+class MathShepherdRow(RowModel):
+    input: Text
+    label: Text
+    task: Any = None
+
+
+def math_shepherd_steps(record: dict[str, Any], origin: Origin, options: StepOptions) -> list[LabelledStep]:
+    """Rows `{input, label, task}` of peiyi9979/Math-Shepherd.
+
+    `input` is the problem, then `Step 1: ... ки`, `Step 2: ... ки` and so on; `label` is the same text with `+` or `-`
+    in place of each tag. The steps lose their number, and the annotations that its generator had learnt from GSM8K. A
+    few published rows have a tag inside the problem: they are refused.
+    """
+    row = checked(MathShepherdRow, record)
+    *tagged, rest = row.input.split(STEP_TAG)
+    if not tagged:
+        raise InputError(f"'input' has no step tag {STEP_TAG!r}")
+    labels: list[bool] = []
+    end = 0
+    for number, text in enumerate(tagged, 1):
+        begin, end = end, end + len(text) + 1
+        mark = row.label[end - 1 : end]
+        if row.label[begin : end - 1] != text or mark not in ("+", "-"):
+            raise InputError(
+                f"'label' must be 'input' with + or - in place of each {STEP_TAG!r}; it differs at step {number}"
+            )
+        labels.append(mark == "+")
+    if row.label[end:].strip() != rest.strip():
+        raise InputError(f"'label' must end as 'input' does; it ends in {row.label[end:]!r:.80}")
+    begins = [match.start() for match in _FIRST_STEP.finditer(tagged[0])]
+    if len(begins) != 1:
+        raise InputError(f"the problem must end at one 'Step 1:' before the first {STEP_TAG!r}; found {len(begins)}")
+    problem = tagged[0][: begins[0]].strip()
+    if not problem:
+        raise InputError("there is no problem before 'Step 1:'")
+    tagged[0] = tagged[0][begins[0] :]
+    steps = [_STEP_NUMBER.sub("", without_annotations(step).strip()).strip() for step in tagged]
+    if "" in steps:
+        raise InputError(f"step {steps.index('') + 1} is empty")
+    origin.skip("steps without a tag", bool(rest.strip()))
+    part = row.task if isinstance(row.task, str) else ""
+    return _labelled(origin, problem, steps, labels, options.after_error, part)
+
+
+def _labelled(
+    origin: Origin, problem: str, steps: Sequence[str], labels: list[bool], after_error: bool = False, part: str = ""
+) -> list[LabelledStep]:
+    """The steps up to the first wrong one; or all. Most sets do not say what a label means after it."""
+    end = len(steps) if after_error or all(labels) else labels.index(False) + 1
+    origin.skip(AFTER_ERROR, len(steps) - end)
+    return [origin.labelled(problem, steps[:index], steps[index], labels[index], part=part) for index in range(end)]
+
+
+#: A hub copy with nulls among the ratings has them as floats.
+Rating = Annotated[
+    Annotated[int, Field(ge=-1, le=1)],
+    BeforeValidator(lambda rating: int(rating) if isinstance(rating, float) and rating.is_integer() else rating),
+]
+
+
+class RatedCompletion(RowModel):
+    text: AnyText | None = None
+    rating: Rating | None = None
+    flagged: Any = None
+
+
+class RatedPlace(RowModel):
+    #: Null where the labeler left before anything was shown.
+    completions: list[RatedCompletion] | None = None
+    chosen_completion: int | None = None
+    human_completion: RatedCompletion | None = None
+
+    @model_validator(mode="after")
+    def _chosen_is_one(self) -> RatedPlace:
+        size, chosen = len(self.completions or ()), self.chosen_completion
+        if chosen is not None and not 0 <= chosen < size:
+            raise ValueError(f"'chosen_completion' must name one of {size} completions or be null, not {chosen}")
+        return self
+
+
+class RatedSteps(RowModel):
+    steps: list[RatedPlace]
+    finish_reason: Any = None
+
+
+class RatedProblem(RowModel):
+    problem: Text
+
+
+class PRM800KRow(RowModel):
+    question: RatedProblem
+    label: RatedSteps
+    is_quality_control_question: Any = None
+    is_initial_screening_question: Any = None
+
+
+def prm800k_steps(record: dict[str, Any], origin: Origin, options: StepOptions) -> list[LabelledStep]:
+    """PRM800K as OpenAI publishes it (repository openai/prm800k, `prm800k/data/phase*_*.jsonl`, and its README).
+
+    A row is one solution as a labeler went through it. At each place stand completions, each with a rating (-1 wrong, 0
+    neutral, 1 correct, null: not rated). The solution goes on with the one that was chosen or, where none was, with the
+    one that the labeler wrote (phase 1 alone), which counts as correct; where there is neither it ends.
+
+    Every rated completion gives a row, up to the place of the first wrong step that was chosen. A completion that is
+    flagged (the labeler did not know) or not rated gives none, and a solution that goes on with one ends there. OpenAI
+    trained without solutions of quality control and without unfinished ones (arXiv 2305.20050, appendix B).
+    """
+    row = checked(PRM800KRow, record)
+    screened = row.is_quality_control_question or row.is_initial_screening_question
+    if screened and not options.keep_quality_control:
+        origin.skip("solutions for quality control or screening")
+        return []
+    if row.label.finish_reason in ("bad_problem", "give_up") and not options.keep_unfinished:
+        origin.skip("solutions given up, or of a broken problem")
+        return []
+    found: list[LabelledStep] = []
+    previous: list[str] = []
+    for number, place in enumerate(row.label.steps, 1):
+        chosen, human = place.chosen_completion, place.human_completion
+        rated = [(one, str(index), one.rating) for index, one in enumerate(place.completions or ())]
+        if chosen is None and human is not None:
+            # Its rating is always null in the published files.
+            rated.append((human, "human", 1 if human.rating is None else human.rating))
+            chosen = -1
+        labels = [_label(one, rating, options.neutral) for one, _, rating in rated]
+        for (one, choice, _), label in zip(rated, labels, strict=True):
+            if isinstance(label, str):
+                origin.skip(f"steps {label}")
+                continue
+            part = "human" if choice == "human" else ""
+            found.append(
+                origin.labelled(row.question.problem, previous, one.text or "", label, choice=f"-{choice}", part=part)
+            )
+        if chosen is None:
+            break
+        if labels[chosen] not in (True, _NEUTRAL):
+            later = row.label.steps[number:]
+            origin.skip("steps after a wrong, flagged or unrated one", sum(len(one.completions or ()) for one in later))
+            break
+        previous.append(rated[chosen][0].text or "")
+    return found
+
+
+def _label(completion: RatedCompletion, rating: int | None, neutral: Neutral) -> bool | str:
+    """The label of a completion; or, where it has none, what it is."""
+    if not (completion.text or "").strip():
+        return "without text"
+    if completion.flagged:
+        return "flagged"
+    if rating is None:
+        return "not rated"
+    if rating == 0:
+        return _NEUTRAL if neutral == "drop" else neutral == "correct"
+    return rating == 1
