@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rprm.data.analyses import open_analyses
-from rprm.data.chosen import write_cold_start
+from rprm.data.datasets import write_cold_start
 from rprm.data.options import ColdStartOptions
 from rprm.data.splits import is_held_out
 from rprm.errors import InputError, SettingsChanged

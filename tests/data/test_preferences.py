@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rprm.data.analyses import open_analyses
-from rprm.data.chosen import write_cold_start, write_pairs
+from rprm.data.datasets import write_cold_start, write_pairs
 from rprm.data.options import PAIR_PRESETS, ColdStartOptions, PairOptions
 from rprm.errors import InputError
 from rprm.prompts import load_template

@@ -29,16 +29,12 @@ app = typer.Typer(
 )
 
 Analyses = Annotated[
-    Path, typer.Argument(metavar="ANALYSES", help="A run folder of `rprm data analyses`, or a file of its rows.")
+    Path, typer.Argument(metavar="ANALYSES", help="A run of `rprm data analyses`, or a file of its rows.")
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write; written anew by the same command.")]
 TrainedPrompt = Annotated[
     str | None,
-    typer.Option(
-        "--prompt",
-        help="The template that the student reads: a file, a built-in name, or a model folder.  "
-        "[default: the one that the analyses were written with]",
-    ),
+    typer.Option(help="The student's template: a file, a name, a model folder.  [default: that of the analyses]"),
 ]
 
 
@@ -47,39 +43,28 @@ TrainedPrompt = Annotated[
 def steps(
     sources: Annotated[
         list[str],
-        typer.Argument(
-            metavar="SOURCE...", help="Files (.jsonl, .json, .gz), runs of this command, or hub data sets (OWNER/NAME)."
-        ),
+        typer.Argument(metavar="SOURCE...", help="Files, runs of this command, or hub data sets (OWNER/NAME)."),
     ],
     output: Output,
     *,
-    format: Annotated[
-        settings.Format, typer.Option(help="Of the sources; auto tells each row's by its fields.")
-    ] = settings.Format.auto,
+    format: Annotated[settings.Format, typer.Option(help="auto: by each row's fields.")] = settings.Format.auto,
     options: settings.StepOptions,
     exclude_benchmark: Annotated[
         list[str] | None,
         typer.Option(
-            "--exclude-benchmark",
-            "-x",
-            metavar="NAME|PATH|NAME=PATH",
-            help="Leave out its problems: processbench, prmbench, math500, ...; a file; a folder of files. Repeatable.",
+            "-x", "--exclude-benchmark", metavar="NAME|PATH|NAME=PATH", help="Leave out its problems. Repeatable."
         ),
     ] = None,
-    ngram: Annotated[int, typer.Option(min=1, help="Tokens in an n-gram that two problems share.")] = settings.NGRAM,
-    overlap: Annotated[
-        float, typer.Option(min=0.01, max=1.0, help="Share of shared n-grams that leaves a problem out.")
-    ] = settings.OVERLAP,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Read the first N steps alone, before any is left out.")
-    ] = None,
+    ngram: Annotated[int, typer.Option(min=1, help="Tokens in the n-grams that problems share.")] = settings.NGRAM,
+    overlap: Annotated[float, typer.Option(min=0.01, max=1.0, help="Least share of them.")] = settings.OVERLAP,
+    limit: Annotated[int | None, typer.Option(min=1, help="Read N steps alone, before any is left out.")] = None,
     strict: Strict = False,
     json: Json = False,
 ) -> None:
     """Gather labelled steps: one row for each step, without repetitions and without problems of benchmarks.
 
-    FOLDER gets results.jsonl (the steps), removed.jsonl (problems left out, with the benchmark's item), rejected.jsonl
-    and summary.json. Exit code 3 says that some rows were rejected.
+    The folder gets results.jsonl (the steps), removed.jsonl (problems left out, with the benchmark's item),
+    rejected.jsonl and summary.json. Exit code 3: some rows were rejected.
     """
     from rich.console import Console
 
@@ -104,17 +89,13 @@ def steps(
 @with_options
 def analyses(
     context: typer.Context,
-    source: Annotated[
-        str, typer.Argument(metavar="STEPS", help="A run folder of `rprm data steps`, or a file of labelled steps.")
-    ],
+    source: Annotated[str, typer.Argument(metavar="STEPS", help="A run of `rprm data steps`, or a file of its rows.")],
     output: Output,
     model: Annotated[str, typer.Option("--model", "-m", help="Teacher or student, as for `rprm judge`.")],
     *,
     preset: Annotated[str | None, typer.Option(help="paper: 4 analyses of up to 8,192 tokens.")] = None,
     options: settings.SamplingOptions,
-    prompt: Annotated[
-        str | None, typer.Option(help="Template: a file or a built-in name.  [default: the model's own, else teacher]")
-    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Template.  [default: the model's own, else teacher]")] = None,
     seed: Seed = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="The first N steps alone.")] = None,
     strict: Strict = False,
@@ -164,7 +145,7 @@ def cold_start(
     json: Json = False,
 ) -> None:
     """Rows for `rprm train sft`: the analyses whose verdict agrees with the label and stands once, at the end."""
-    from rprm.data.chosen import write_cold_start
+    from rprm.data.datasets import write_cold_start
 
     opened, template = _opened(source, prompt)
     _show_rows(write_cold_start(opened, output, template, options), output, json)
@@ -178,15 +159,12 @@ def pairs(
     output: Output,
     *,
     prompt: TrainedPrompt = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(help="published: two pairs a step, of steps of which more than a third of the analyses agree."),
-    ] = None,
+    preset: Annotated[str | None, typer.Option(help="published: --per-step 2, more than a third agree.")] = None,
     options: settings.PairOptions,
     json: Json = False,
 ) -> None:
     """Rows for `rprm train dpo`: of one step, an analysis that agrees with the label against one that does not."""
-    from rprm.data.chosen import write_pairs
+    from rprm.data.datasets import write_pairs
 
     opened, template = _opened(source, prompt)
     options = _preset(settings.PAIR_PRESETS, preset, given(context, options))
@@ -198,17 +176,12 @@ def import_(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SOURCE",
-            help="Hub data set (kevinpro/R-PRM?data_dir=sft, or =dpo), a folder in the same layout, or a file of rows.",
+            metavar="SOURCE", help="kevinpro/R-PRM?data_dir=sft (or dpo), such a folder, or a file of rows."
         ),
     ],
     output: Output,
     prompt: Annotated[
-        str | None,
-        typer.Option(
-            help="The template that every row must follow: a file or a model folder.",
-            show_default="derived from the rows",
-        ),
+        str | None, typer.Option(help="Template that every row must follow.", show_default="derived from the rows")
     ] = None,
     json: Json = False,
 ) -> None:
