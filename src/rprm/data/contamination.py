@@ -6,8 +6,7 @@ Text is compared as `tokens`. Two rules find a problem:
 - *overlap*: at least a share of the n-grams of the shorter of the two problems (n = 13 tokens, as is usual for language
   models since GPT-3, arXiv 2005.14165, appendix C) stand in the other one too.
 
-A problem shorter than n tokens is found by equal text alone: short problems of one kind ("Compute $\sin 30^\circ$.")
-share most of their words and are different problems all the same.
+A problem shorter than n tokens is found by equal text alone: short problems of one kind share most of their words.
 """
 
 from __future__ import annotations
@@ -54,18 +53,13 @@ class BenchmarkProblem(NamedTuple):
 
 
 class Benchmark(NamedTuple):
-    """The problems of a benchmark (or of a part of it), and what identifies their source."""
-
     name: str
     problems: tuple[BenchmarkProblem, ...]
     source: SourceInfo
 
 
 class Removed(Record):
-    """A training problem that repeats a benchmark's item, and the labelled steps that it cost.
-
-    `share` is of the n-grams; 1 where the text is equal.
-    """
+    """A training problem that repeats a benchmark's item, by this share of n-grams, and the labelled steps it cost."""
 
     problem: str
     benchmark: str
@@ -124,13 +118,7 @@ _TOKEN = re.compile(
 
 
 class ContaminationIndex:
-    """Finds the benchmark problem that a training problem repeats.
-
-    Args:
-        problems: of all benchmarks.
-        ngram: tokens in an n-gram.
-        overlap: the least share of shared n-grams that counts, above 0.
-    """
+    """Finds the benchmark problem that a training problem repeats, or shares at least `overlap` of its n-grams with."""
 
     def __init__(self, problems: Iterable[BenchmarkProblem], *, ngram: int = NGRAM, overlap: float = OVERLAP) -> None:
         if ngram < 1 or not 0 < overlap <= 1:
@@ -176,11 +164,9 @@ class ContaminationIndex:
 
 
 def read_benchmarks(name: str) -> list[Benchmark]:
-    """The problems of a benchmark that is named on the command line.
+    """The problems of a known benchmark, `PATH`, a hub data set, or `NAME=PATH_OR_HUB`.
 
-    Args:
-        name: `NAME` of a known benchmark (`KNOWN_BENCHMARKS`), `PATH`, a hub data set, or `NAME=PATH_OR_HUB`. A folder
-            stands for every `.jsonl` and `.json` file in it, each a part `NAME/STEM`.
+    A folder stands for every `.jsonl` and `.json` file in it, each a part `NAME/STEM`.
 
     Raises:
         InputError: nothing is there, or a row cannot be read: a benchmark that is half excluded is not excluded.

@@ -221,30 +221,11 @@ class _Side(NamedTuple):
     num_samples: int
 
 
-class _Pair(NamedTuple):
-    chosen: _Side
-    rejected: _Side
-
-    @property
-    def name(self) -> str:
-        return f"#{self.chosen.sample}>{self.rejected.sample}"
-
-    @property
-    def length_ratio(self) -> float:
-        shorter, longer = sorted(max(1, side.num_tokens) for side in self)
-        return longer / shorter
-
-
-class _Sides(NamedTuple):
-    """The well-formed analyses of a step that agree with its label, and the others."""
-
-    step: StepAnalyses
-    agreeing: list[_Side]
-    other: list[_Side]
-
-
 #: Rows of a step: what tells each from the others, and its analyses as a training row has them.
 Chosen = list[tuple[str, tuple[str, ...]]]
+
+#: Chooses from a step, its well-formed analyses that agree with the label, and the others; counts, and what it drops.
+Choose = Callable[[StepAnalyses, list[_Side], list[_Side], Counter[str], Counter[str]], Chosen]
 
 #: Why a step gives no pair; the first that holds is counted.
 _UNPAIRED = (
@@ -273,13 +254,15 @@ def write_cold_start(
     """
     options = options or ColdStartOptions()
 
-    def choose(sides: _Sides, counts: Counter[str], dropped: Counter[str]) -> Chosen:
-        counts["steps without any analysis"] += not sides.step.analyses
-        counts["steps with an agreeing analysis"] += bool(sides.agreeing)
-        dropped[DISAGREES] += sum(side.num_samples for side in sides.other)
-        dropped[REPEATED] += sum(side.num_samples - 1 for side in sides.agreeing)
-        dropped["more than were asked for of one step"] += max(0, len(sides.agreeing) - options.per_step)
-        return [(f"#{side.sample}", (side.text,)) for side in sides.agreeing[: options.per_step]]
+    def choose(
+        step: StepAnalyses, agreeing: list[_Side], other: list[_Side], counts: Counter[str], dropped: Counter[str]
+    ) -> Chosen:
+        counts["steps without any analysis"] += not step.analyses
+        counts["steps with an agreeing analysis"] += bool(agreeing)
+        dropped[DISAGREES] += sum(side.num_samples for side in other)
+        dropped[REPEATED] += sum(side.num_samples - 1 for side in agreeing)
+        dropped["more than were asked for of one step"] += max(0, len(agreeing) - options.per_step)
+        return [(f"#{side.sample}", (side.text,)) for side in agreeing[: options.per_step]]
 
     return _write_chosen(
         analyses, output, template, options, choose, REASONS,
@@ -298,21 +281,20 @@ def write_pairs(
     """
     options = options or PairOptions()
 
-    def choose(sides: _Sides, counts: Counter[str], dropped: Counter[str]) -> Chosen:
-        step, agreeing, other = sides
+    def choose(
+        step: StepAnalyses, agreeing: list[_Side], other: list[_Side], counts: Counter[str], dropped: Counter[str]
+    ) -> Chosen:
         num_agreeing, num_other = (sum(side.num_samples for side in some) for some in (agreeing, other))
         accuracy = num_agreeing / max(1, num_agreeing + num_other)
         outside = not options.min_accuracy <= accuracy <= options.max_accuracy
         often = [side for side in agreeing if side.num_samples >= options.min_repeats]
-        pairs = _pairs(step.id, often, other, options)
+        pairs = _pairs(step, often, other, options)
         applies = (not agreeing and not other, not other, not agreeing, outside, not often, not pairs)
         why = next((reason for reason, holds in zip(_UNPAIRED, applies, strict=True) if holds), None)
         dropped[REPEATED] += num_agreeing + num_other - len(agreeing) - len(other)
         counts["steps with a pair"] += why is None
-        if why is not None:
-            dropped[why] += 1
-            return []
-        return [(pair.name, (pair.chosen.text, pair.rejected.text)) for pair in pairs]
+        dropped.update([why] if why else [])
+        return [] if why else pairs
 
     return _write_chosen(
         analyses, output, template, options, choose, (*REASONS, *_UNPAIRED),
@@ -322,24 +304,23 @@ def write_pairs(
     )  # fmt: skip
 
 
-def _pairs(identifier: str, agreeing: list[_Side], other: list[_Side], options: PairOptions) -> list[_Pair]:
-    """The most often sampled ones, or the closest in length; none in more pairs than it was sampled."""
-
-    def place(pair: _Pair) -> tuple[float, ...]:
-        key = order_key(identifier + pair.name, options.seed)
-        return -pair.chosen.num_samples, -pair.rejected.num_samples, key
-
-    possible = sorted((_Pair(*sides) for sides in product(agreeing, other)), key=place)
-    if options.max_length_ratio is not None:
-        possible = [pair for pair in possible if pair.length_ratio <= options.max_length_ratio]
-        possible.sort(key=lambda pair: pair.length_ratio)
-    pairs: list[_Pair] = []
+def _pairs(step: StepAnalyses, agreeing: list[_Side], other: list[_Side], options: PairOptions) -> Chosen:
+    """The most often sampled ones, or the closest in length; no side in more pairs than it was sampled."""
+    possible = []
+    for sides in product(agreeing, other):
+        shorter, longer = sorted(max(1, side.num_tokens) for side in sides)
+        ratio = 0.0 if options.max_length_ratio is None else longer / shorter
+        if options.max_length_ratio is None or ratio <= options.max_length_ratio:
+            name = f"#{sides[0].sample}>{sides[1].sample}"
+            place = (ratio, -sides[0].num_samples, -sides[1].num_samples, order_key(step.id + name, options.seed))
+            possible.append((place, name, sides))
+    pairs = []
     uses: Counter[int] = Counter()
-    for pair in possible:
-        if len(pairs) < options.per_step and all(uses[side.sample] < side.num_samples for side in pair):
-            pairs.append(pair)
-            uses.update(side.sample for side in pair)
-    return sorted(pairs)
+    for _, name, sides in sorted(possible):
+        if len(pairs) < options.per_step and all(uses[side.sample] < side.num_samples for side in sides):
+            pairs.append((sides, name))
+            uses.update(side.sample for side in sides)
+    return [(name, (sides[0].text, sides[1].text)) for sides, name in sorted(pairs)]
 
 
 def _write_chosen(
@@ -347,7 +328,7 @@ def _write_chosen(
     output: str | Path,
     template: PromptTemplate,
     options: ColdStartOptions | PairOptions,
-    choose: Callable[[_Sides, Counter[str], Counter[str]], Chosen],
+    choose: Choose,
     reasons: tuple[str, ...],
     *,
     names: tuple[str, str, str, str],
@@ -371,7 +352,7 @@ def _write_chosen(
             alike = sides[analysis.verdict is step.step.label]
             first = alike.get(text, _Side(sample, text, analysis.num_tokens, 0))
             alike[text] = first._replace(num_samples=first.num_samples + 1)
-        found = choose(_Sides(step, list(sides[True].values()), list(sides[False].values())), counts, dropped)
+        found = choose(step, list(sides[True].values()), list(sides[False].values()), counts, dropped)
         return [(step.id + name, texts) for name, texts in found]
 
     def part(step: StepAnalyses) -> str:

@@ -1,7 +1,4 @@
-"""Labelled steps out of the formats that step labels are published in.
-
-Each reader takes a row, its origin and the options, and raises an `InputError` where the row has not this form.
-"""
+"""Labelled steps out of the formats that step labels are published in; an InputError where a row has not its form."""
 
 from __future__ import annotations
 
@@ -21,8 +18,6 @@ from rprm.records import LabelledStep
 #: What ends a step of Math-Shepherd (arXiv 2312.08935; the model card of peiyi9979/math-shepherd-mistral-7b-prm).
 STEP_TAG = "ки"
 
-#: Why steps give no rows, in the counts.
-AFTER_ERROR = "steps after the first wrong one"
 _NEUTRAL = "rated neutral"
 
 ANNOTATION = re.compile(r"<<([^<>]*)>>")
@@ -86,10 +81,7 @@ def stepwise_steps(record: dict[str, Any], origin: Origin, options: StepOptions)
 
 
 def solution_steps(record: dict[str, Any], origin: Origin, options: StepOptions) -> list[LabelledStep]:
-    """Rows `{id?, problem, steps[], label}`; the label is the 0-based earliest wrong step, -1 for none (ProcessBench).
-
-    Steps after the wrong one have no label and give no row.
-    """
+    """Rows `{id?, problem, steps[], label}`; the label is the 0-based first wrong step, -1 for none (ProcessBench)."""
     solution = solution_of(record, default_id=origin.id)
     if solution.label is None:
         raise InputError("'label' is missing: it must be the 0-based index of the earliest wrong step, or -1 for none")
@@ -107,8 +99,8 @@ def math_shepherd_steps(record: dict[str, Any], origin: Origin, options: StepOpt
     """Rows `{input, label, task}` of peiyi9979/Math-Shepherd.
 
     `input` is the problem, then `Step 1: ... ки`, `Step 2: ... ки` and so on; `label` is the same text with `+` or `-`
-    in place of each tag. The steps lose their number, and the annotations that its generator had learnt from GSM8K. A
-    few published rows have a tag inside the problem: they are refused.
+    in place of each tag. Steps lose their number and GSM8K's annotations. A few published rows have a tag inside the
+    problem, and are refused.
     """
     row = checked(MathShepherdRow, record)
     *tagged, rest = row.input.split(STEP_TAG)
@@ -146,7 +138,7 @@ def _labelled(
 ) -> list[LabelledStep]:
     """The steps up to the first wrong one; or all. Most sets do not say what a label means after it."""
     end = len(steps) if after_error or all(labels) else labels.index(False) + 1
-    origin.skip(AFTER_ERROR, len(steps) - end)
+    origin.skip("steps after the first wrong one", len(steps) - end)
     return [origin.labelled(problem, steps[:index], steps[index], labels[index], part=part) for index in range(end)]
 
 
@@ -196,13 +188,10 @@ class PRM800KRow(RowModel):
 def prm800k_steps(record: dict[str, Any], origin: Origin, options: StepOptions) -> list[LabelledStep]:
     """PRM800K as OpenAI publishes it (repository openai/prm800k, `prm800k/data/phase*_*.jsonl`, and its README).
 
-    A row is one solution as a labeler went through it. At each place stand completions, each with a rating (-1 wrong, 0
-    neutral, 1 correct, null: not rated). The solution goes on with the one that was chosen or, where none was, with the
-    one that the labeler wrote (phase 1 alone), which counts as correct; where there is neither it ends.
-
-    Every rated completion gives a row, up to the place of the first wrong step that was chosen. A completion that is
-    flagged (the labeler did not know) or not rated gives none, and a solution that goes on with one ends there. OpenAI
-    trained without solutions of quality control and without unfinished ones (arXiv 2305.20050, appendix B).
+    At each place of a solution stand completions with ratings (-1 wrong, 0 neutral, 1 correct, null: none). It goes on
+    with the chosen one or, where none was, with the one that the labeler wrote, which counts as correct. Every rated
+    completion gives a row, up to the place where a wrong, flagged (the labeler did not know) or unrated one was chosen.
+    OpenAI trained without solutions of quality control and without unfinished ones (arXiv 2305.20050, appendix B).
     """
     row = checked(PRM800KRow, record)
     screened = row.is_quality_control_question or row.is_initial_screening_question

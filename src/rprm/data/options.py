@@ -18,27 +18,18 @@ NGRAM = 13
 OVERLAP = 0.5
 
 
-class Format(StrEnum):
-    """Formats of labelled steps; `auto` tells each row's by its fields."""
-
-    auto = "auto"
-    prm800k = "prm800k"
-    stepwise = "stepwise"
-    solutions = "solutions"
-    math_shepherd = "math-shepherd"
-    gsm8k = "gsm8k"
-    steps = "steps"
-
-
+#: Formats of labelled steps; `auto` tells each row's by its fields.
+Format = StrEnum(
+    "Format",
+    {
+        "auto": "auto", "prm800k": "prm800k", "stepwise": "stepwise", "solutions": "solutions",
+        "math_shepherd": "math-shepherd", "gsm8k": "gsm8k", "steps": "steps",
+    },
+)  # fmt: skip
 AUTO = Format.auto.value
 
-
-class Neutral(StrEnum):
-    """What PRM800K's rating of 0 counts as: correct for OpenAI, wrong in TRL's copy of the data."""
-
-    correct = "correct"
-    wrong = "wrong"
-    drop = "drop"
+#: What PRM800K's rating of 0 counts as: correct for OpenAI, wrong in TRL's copy of the data.
+Neutral = StrEnum("Neutral", {"correct": "correct", "wrong": "wrong", "drop": "drop"})
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Published training rows in: what others released, as the rows that `rprm train` takes.
 
-R-PRM's own set (`kevinpro/R-PRM`) holds parquet files under `sft/{train,validation}`, with the columns instruction and
-output, and under `dpo/{train,validation}`, with instruction, chosen and rejected. The verdict of the output (or chosen)
+R-PRM's own set (`kevinpro/R-PRM`) has folders `{sft,dpo}/{train,validation}`. The verdict of the output (or chosen)
 analysis is the label: analyses were kept because they agree with it (section 3.1).
 """
 
@@ -49,12 +48,8 @@ class PublishedSet(NamedTuple):
 
 
 def open_published(source: str) -> PublishedSet:
-    """Open a hub data set, a folder, or a file of rows.
-
-    Args:
-        source: `OWNER/NAME?data_dir=FOLDER` (also `revision=`, `config=`), pinned to its revision; a folder with parts
-            that the library `datasets` knows by name (`train/`, `validation.jsonl`, ...), or such a `?data_dir=` in it;
-            or a file (parquet, JSON, JSON Lines), all of whose rows are training rows.
+    """Open a hub data set, `OWNER/NAME?data_dir=FOLDER` (also `revision=`, `config=`), pinned to its revision; a folder
+    with parts that the library `datasets` knows by name (`train/`, ...), or such a `?data_dir=` in it; or a file.
 
     Raises:
         InputError: there is no such set, it has no training part, or it holds rows of two kinds and no `data_dir`.
