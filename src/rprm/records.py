@@ -65,9 +65,9 @@ class LabelledStep(Record):
 class Analysis(Record):
     """One sampled analysis of one step.
 
-    `verdict` is True for Yes (the step is correct), False for No; it and `p_yes` are None where there is none. P(Yes) is
-    of the generation's log-probabilities, of a second pass (the published procedure), or, where the engine gives none,
-    of the hard vote (0 or 1). A `forced` verdict was asked for after the end.
+    `verdict` is True for Yes (the step is correct), False for No; it and `p_yes` are None where there is none. P(Yes)
+    comes from the generation's log-probabilities, from a second pass (the published procedure) or, where the engine
+    gives none, from the hard vote (0 or 1). A `forced` verdict was asked for after the end.
     """
 
     text: str

@@ -18,7 +18,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -50,37 +50,32 @@ def listed(dropped: Mapping[str, int]) -> str:
     return ", ".join(f"{reason}: {count}" for reason, count in dropped.items() if count) or "there were none"
 
 
+@dataclass
 class Dataset:
     """Writes such a folder, as a context manager; see `Run` for what it refuses.
 
     `stage` is the command (`cold-start`, `pairs` or `import`); `rows` says on the card what the rows are.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        stage: str,
-        source: SourceInfo,
-        template: PromptTemplate,
-        settings: Mapping[str, Any],
-        *,
-        rows: str,
-    ) -> None:
-        self.folder, self.stage, self.template, self.rows = Path(folder), stage, template, rows
-        prompt = {"name": template.name, "digest": template.digest}
-        settings = {"input": source.digest, "prompt": prompt, **settings}
-        self._run = Run(folder, stage=stage, settings=settings, session={"input": source.name, "versions": versions()})
-        self._labels: Counter[tuple[str, bool]] = Counter()
-        self._problems: dict[str, set[bytes]] = {part: set() for part in PARTS}
-        self._positions: Counter[int] = Counter()
-        self._lengths: Counter[str] = Counter()
-        self._shown: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
-        self._num_rejected = 0
+    folder: Path
+    stage: str
+    source: SourceInfo
+    template: PromptTemplate
+    settings: Mapping[str, Any]
+    rows: str
 
     def __enter__(self) -> Self:
-        self._run.__enter__()
+        prompt = {"name": self.template.name, "digest": self.template.digest}
+        settings = {"input": self.source.digest, "prompt": prompt, **self.settings}
+        session = {"input": self.source.name, "versions": versions()}
+        self._run = Run(self.folder, stage=self.stage, settings=settings, session=session).__enter__()
         self._rejected = LineWriter(self._run.rejected_path, fresh=True)
         self._writers = {part: LineWriter(self.folder / f"{name}.partial", fresh=True) for part, name in PARTS.items()}
+        self._labels: Counter[tuple[str, bool]] = Counter()
+        self._problems: dict[str, set[bytes]] = {part: set() for part in PARTS}
+        self._positions, self._lengths = Counter[int](), Counter[str]()
+        self._shown: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+        self._num_rejected = 0
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -190,10 +185,7 @@ rendered with it.
 
 
 def _as_trl_takes_them(prompt: Prompt, replies: Iterable[str]) -> list[Any]:
-    """A prompt and replies: lists of messages, or plain texts where the prompt is no chat.
-
-    A raw reply begins with the space or line end that the prompt leaves off.
-    """
+    """Lists of messages, or plain texts where the prompt is no chat: replies begin with the space it leaves off."""
     if not prompt.chat:
         glue = "" if prompt.text[-1:].isspace() or not prompt.text else " "
         return [prompt.text, *(glue + reply for reply in replies)]
@@ -359,7 +351,7 @@ def _write_chosen(
         held_out = is_held_out(step.step.problem, options.validation_share, options.seed)
         return "validation" if held_out else "train"
 
-    with Dataset(output, stage, analyses.source.inspect(), template, asdict(options), rows=rows) as dataset:
+    with Dataset(Path(output), stage, analyses.source.inspect(), template, asdict(options), rows) as dataset:
         groups: dict[str, tuple[list[str], list[str]]] = {name: ([], []) for name in PARTS}
         for row in analyses.rows():
             if isinstance(row, Rejected):

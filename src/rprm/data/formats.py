@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -17,8 +18,6 @@ from rprm.records import LabelledStep
 
 #: What ends a step of Math-Shepherd (arXiv 2312.08935; the model card of peiyi9979/math-shepherd-mistral-7b-prm).
 STEP_TAG = "ки"
-
-_NEUTRAL = "rated neutral"
 
 ANNOTATION = re.compile(r"<<([^<>]*)>>")
 _FIRST_STEP = re.compile(r"\bstep\s*1\s*:", flags=re.IGNORECASE)
@@ -106,18 +105,15 @@ def math_shepherd_steps(record: dict[str, Any], origin: Origin, options: StepOpt
     *tagged, rest = row.input.split(STEP_TAG)
     if not tagged:
         raise InputError(f"'input' has no step tag {STEP_TAG!r}")
-    labels: list[bool] = []
-    end = 0
-    for number, text in enumerate(tagged, 1):
-        begin, end = end, end + len(text) + 1
-        mark = row.label[end - 1 : end]
-        if row.label[begin : end - 1] != text or mark not in ("+", "-"):
-            raise InputError(
-                f"'label' must be 'input' with + or - in place of each {STEP_TAG!r}; it differs at step {number}"
-            )
-        labels.append(mark == "+")
-    if row.label[end:].strip() != rest.strip():
-        raise InputError(f"'label' must end as 'input' does; it ends in {row.label[end:]!r:.80}")
+    ends = [0, *accumulate(len(text) + 1 for text in tagged)]
+    marked = [row.label[begin:end] for begin, end in pairwise(ends)]
+    if differ := [
+        number for number, text in enumerate(tagged, 1) if marked[number - 1] not in (f"{text}+", f"{text}-")
+    ]:
+        wanted = f"'label' must be 'input' with + or - in place of each {STEP_TAG!r}"
+        raise InputError(f"{wanted}; it differs at step {differ[0]}")
+    if row.label[ends[-1] :].strip() != rest.strip():
+        raise InputError(f"'label' must end as 'input' does; it ends in {row.label[ends[-1] :]!r:.80}")
     begins = [match.start() for match in _FIRST_STEP.finditer(tagged[0])]
     if len(begins) != 1:
         raise InputError(f"the problem must end at one 'Step 1:' before the first {STEP_TAG!r}; found {len(begins)}")
@@ -130,6 +126,7 @@ def math_shepherd_steps(record: dict[str, Any], origin: Origin, options: StepOpt
         raise InputError(f"step {steps.index('') + 1} is empty")
     origin.skip("steps without a tag", bool(rest.strip()))
     part = row.task if isinstance(row.task, str) else ""
+    labels = [text.endswith("+") for text in marked]
     return _labelled(origin, problem, steps, labels, options.after_error, part)
 
 
@@ -221,7 +218,7 @@ def prm800k_steps(record: dict[str, Any], origin: Origin, options: StepOptions) 
             )
         if chosen is None:
             break
-        if labels[chosen] not in (True, _NEUTRAL):
+        if labels[chosen] not in (True, "rated neutral"):
             later = row.label.steps[number:]
             origin.skip("steps after a wrong, flagged or unrated one", sum(len(one.completions or ()) for one in later))
             break
@@ -238,5 +235,5 @@ def _label(completion: RatedCompletion, rating: int | None, neutral: Neutral) ->
     if rating is None:
         return "not rated"
     if rating == 0:
-        return _NEUTRAL if neutral == "drop" else neutral == "correct"
+        return "rated neutral" if neutral == "drop" else neutral == "correct"
     return rating == 1

@@ -153,7 +153,7 @@ def write_published(
         if template.chat and not template.system:
             template = replace(template, system=R_PRM_SYSTEM)
     dropped, counts = Counter[str](), Counter[str]()
-    with Dataset(output, "import", published.info, template, {"kind": kind}, rows=_WHAT[kind]) as dataset:
+    with Dataset(Path(output), "import", published.info, template, {"kind": kind}, _WHAT[kind]) as dataset:
         for part, (name, rows) in published.parts.items():
             for row in rows():
                 counts[f"rows of {part}"] += 1
