@@ -61,15 +61,9 @@ class AnalysisTotals:
 
 
 async def sample_analyses(
-    judge: Judge,
-    rows: Iterable[LabelledStep | Rejected],
-    *,
-    source: SourceInfo,
-    output: str | Path,
-    settings: dict[str, Any] | None = None,
-    strict: bool = False,
-    callbacks: Callbacks | None = None,
-) -> AnalysisTotals:
+    judge: Judge, rows: Iterable[LabelledStep | Rejected], *, source: SourceInfo, output: str | Path,
+    settings: dict[str, Any] | None = None, strict: bool = False, callbacks: Callbacks | None = None,
+) -> AnalysisTotals:  # fmt: skip
     """Write analyses of labelled steps into a run folder, as `judge_source` does with rewards.
 
     All analyses of a step are drawn. `results.jsonl` holds `StepAnalyses` in input order, `rprm_prompt.toml` the

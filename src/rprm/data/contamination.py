@@ -16,6 +16,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
+from itertools import groupby
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -79,14 +80,9 @@ def tokens(text: str) -> list[str]:
     for pattern, plainer in _REWRITES:
         plain = pattern.sub(plainer, plain)
     found: list[str] = []
-    letters = False
-    for token in _TOKEN.findall(plain):
-        letter = len(token) == 1 and token.isalpha() and token.isascii()
-        if letter and letters:
-            found[-1] += token
-        else:
-            found.append(token)
-        letters = letter
+    for are_letters, run in groupby(_TOKEN.findall(plain), lambda token: len(token) == 1 and "a" <= token <= "z"):
+        some = list(run)
+        found += ["".join(some)] if are_letters else some
     return found
 
 
@@ -154,13 +150,8 @@ class ContaminationIndex:
             if share < self.overlap:
                 return None
         found = self._problems[abs(number)][0]
-        return Removed(
-            problem=problem,
-            benchmark=found.benchmark,
-            item=found.item,
-            kind="overlap" if not_equal else "exact",
-            share=round(share, 4),
-        )
+        kind = "overlap" if not_equal else "exact"
+        return Removed(**found._asdict() | {"problem": problem, "kind": kind, "share": round(share, 4)})
 
 
 def read_benchmarks(name: str) -> list[Benchmark]:

@@ -316,17 +316,9 @@ def _pairs(step: StepAnalyses, agreeing: list[_Side], other: list[_Side], option
 
 
 def _write_chosen(
-    analyses: AnalysesFile,
-    output: str | Path,
-    template: PromptTemplate,
-    options: ColdStartOptions | PairOptions,
-    choose: Choose,
-    reasons: tuple[str, ...],
-    *,
-    names: tuple[str, str, str, str],
-    rows: str,
-    advice: str,
-) -> dict[str, Any]:
+    analyses: AnalysesFile, output: str | Path, template: PromptTemplate, options: ColdStartOptions | PairOptions,
+    choose: Choose, reasons: tuple[str, ...], *, names: tuple[str, str, str, str], rows: str, advice: str,
+) -> dict[str, Any]:  # fmt: skip
     """The first pass keeps the ids of the chosen rows, by part and label; the second writes those that stay.
 
     `names` are of the stage, of a row, of the rows' number, and of what is thinned out.
@@ -338,8 +330,8 @@ def _write_chosen(
         sides: dict[bool, dict[str, _Side]] = {True: {}, False: {}}
         for sample, analysis in enumerate(step.analyses):
             text, reason = wellformed(analysis, (analyses.template or template).verdict, template.verdict)
-            if text is None:
-                dropped[str(reason)] += 1
+            if reason:
+                dropped[reason] += 1
                 continue
             alike = sides[analysis.verdict is step.step.label]
             first = alike.get(text, _Side(sample, text, analysis.num_tokens, 0))

@@ -34,18 +34,10 @@ REMOVED = "removed.jsonl"
 
 
 def gather_steps(
-    sources: Sequence[Source],
-    output: str | Path,
-    *,
-    format: str = AUTO,
-    options: StepOptions | None = None,
-    benchmarks: Sequence[Benchmark] = (),
-    ngram: int = NGRAM,
-    overlap: float = OVERLAP,
-    limit: int | None = None,
-    strict: bool = False,
-    on_row: Callable[[int, int], None] = lambda num_rows, num_steps: None,
-) -> dict[str, Any]:
+    sources: Sequence[Source], output: str | Path, *, format: str = AUTO, options: StepOptions | None = None,
+    benchmarks: Sequence[Benchmark] = (), ngram: int = NGRAM, overlap: float = OVERLAP, limit: int | None = None,
+    strict: bool = False, on_row: Callable[[int, int], None] = lambda num_rows, num_steps: None,
+) -> dict[str, Any]:  # fmt: skip
     """Write the labelled steps of the sources to a run folder, in their order.
 
     Args:
@@ -55,8 +47,7 @@ def gather_steps(
         strict: stop at the first row that cannot be used.
         on_row: told now and then of the rows read and the steps found.
 
-    Returns:
-        The counts, as in `summary.json`; see `_Gathered.summary`.
+    Returns the counts, as in `summary.json`; see `_Gathered.summary`.
 
     Raises:
         RunError: the folder cannot be used; see `Run`.
@@ -169,11 +160,10 @@ class _Gathered:
         removed = {name: {"problems": 0, "steps": 0} for name in benchmarks}
         for problem, row in self._repeated.items():
             if row:
-                self._writers[REMOVED].write(
-                    row.model_copy(update={"num_steps": self._cost[problem]}).model_dump_json()
-                )
+                row = row.model_copy(update={"num_steps": self._cost[problem]})
+                self._writers[REMOVED].write(row.model_dump_json())
                 removed[row.benchmark]["problems"] += 1
-                removed[row.benchmark]["steps"] += self._cost[problem]
+                removed[row.benchmark]["steps"] += row.num_steps
         return {
             "num_rows": self.num_rows,
             "num_rejected": self.num_rejected,

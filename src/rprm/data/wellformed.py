@@ -32,10 +32,8 @@ REPEATED = "repeats another analysis of the step"
 REASONS = (NO_VERDICT, FORCED, SEVERAL, NOT_LAST, EMPTY, DISAGREES, REPEATED)
 
 
-def wellformed(
-    analysis: Analysis, written: VerdictFormat, trained: VerdictFormat
-) -> tuple[str, None] | tuple[None, str]:
-    """The text to train on, without thinking, or why there is none: `(text, None)` or `(None, reason)`.
+def wellformed(analysis: Analysis, written: VerdictFormat, trained: VerdictFormat) -> tuple[str, str]:
+    """The text to train on, without thinking, or why there is none: `(text, "")` or `("", reason)`.
 
     `written` and `trained` are the verdict lines of the templates that it was written with, and that is trained with.
     """
@@ -43,13 +41,13 @@ def wellformed(
     markers = list(written.marker_pattern.finditer(answer))
     verdict = written.find(answer)
     if analysis.forced and analysis.verdict is not None:
-        return None, FORCED
+        return "", FORCED
     if analysis.verdict is None or verdict is None:
-        return None, NO_VERDICT
+        return "", NO_VERDICT
     if len(markers) > 1:
-        return None, SEVERAL
+        return "", SEVERAL
     if answer[verdict.end :].strip(_TAIL):
-        return None, NOT_LAST
+        return "", NOT_LAST
     body = answer[: markers[0].start()]
     before, _, lead = body.rpartition("\n")
     if not lead.strip(_OPENERS):
@@ -57,8 +55,8 @@ def wellformed(
         body = before
     body = body.strip()
     if not any(character.isalnum() for character in body):
-        return None, EMPTY
-    return f"{body}\n{trained.marker} {trained.yes if verdict.yes else trained.no}", None
+        return "", EMPTY
+    return f"{body}\n{trained.marker} {trained.yes if verdict.yes else trained.no}", ""
 
 
 def verdict_fault(reply: str, verdict: VerdictFormat, wanted: bool) -> str | None:
