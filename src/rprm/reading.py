@@ -63,10 +63,7 @@ class SourceInfo:
 
 class Source:
     """A file (JSON Lines or JSON, also .gz; parquet), or a hub data set, `hub:OWNER/NAME?option=value` (a bare
-    `OWNER/NAME` that is no file means the same) with the options split (by default `split`), revision, config, data_dir.
-
-    Raises:
-        InputError: there is no such file.
+    `OWNER/NAME` that is no file means the same) with the options split, revision, config, data_dir.
     """
 
     def __init__(self, name: str, *, split: str = "test") -> None:

@@ -239,7 +239,7 @@ def test_killed_and_begun_again(tmp_path: Path) -> None:
         os.kill(process.pid, signal.SIGKILL)
     # Nothing that looks finished is left behind.
     assert not (killed / "results.jsonl").exists()
-    with pytest.raises(InputError, match="has not ended"):
+    with pytest.raises(RunError, match="is not complete"):
         steps_source(killed)
     gather_steps([source], killed)
     for name in ("results.jsonl", "rejected.jsonl", "removed.jsonl", "summary.json"):

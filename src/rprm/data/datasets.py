@@ -235,14 +235,11 @@ def write_cold_start(
 ) -> dict[str, Any]:
     """Make a data set for `rprm train sft` out of the first analyses of each step whose verdict agrees.
 
-    The student's template may differ from the teacher's: verdict lines are rewritten. Memory holds an id a row.
-
-    Returns:
-        The counts, as in `summary.json`.
+    The student's template may differ from the teacher's: verdict lines are rewritten. Memory holds an id a row. Returns
+    the counts, as in `summary.json`.
 
     Raises:
         InputError: nothing is left to train on.
-        RunError: the folder cannot be used.
     """
     options = options or ColdStartOptions()
 

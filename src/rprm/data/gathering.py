@@ -48,10 +48,6 @@ def gather_steps(
         on_row: told now and then of the rows read and the steps found.
 
     Returns the counts, as in `summary.json`; see `_Gathered.summary`.
-
-    Raises:
-        RunError: the folder cannot be used; see `Run`.
-        InputError: a source cannot be read at all; or a row, when strict.
     """
     if not sources:
         raise ValueError("no sources: give at least one")

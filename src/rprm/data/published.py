@@ -50,9 +50,6 @@ class PublishedSet(NamedTuple):
 def open_published(source: str) -> PublishedSet:
     """Open a hub data set, `OWNER/NAME?data_dir=FOLDER` (also `revision=`, `config=`), pinned to its revision; a folder
     with parts that the library `datasets` knows by name (`train/`, ...), or such a `?data_dir=` in it; or a file.
-
-    Raises:
-        InputError: there is no such set, it has no training part, or it holds rows of two kinds and no `data_dir`.
     """
     target, options = hub_options(source, ("data_dir", "revision", "config"))
     path, data_dir = Path(target), options.get("data_dir")
@@ -133,16 +130,12 @@ def write_published(
     A row is kept when the template renders its instruction byte for byte from the problem and steps in it, and its
     analyses end as a training row's must (of dpo, the rejected one may have no verdict, or text after it).
 
-    Args:
-        template: by default derived from the first 2,000 rows, with `R_PRM_SYSTEM` where they have no system message.
-
-    Returns:
-        The counts, as in `summary.json`.
+    The template is by default derived from the first 2,000 rows, with `R_PRM_SYSTEM` where they have no system message.
+    Returns the counts, as in `summary.json`.
 
     Raises:
         InputError: the columns are of neither kind, or no row is left to train on.
         PromptError: no template can be derived.
-        RunError: the folder cannot be used.
     """
     kind, sampled = _of_one_kind(published.info.name, list(islice(published.parts["train"][1](), _NUM_SAMPLED)))
     made_from = {"source": published.info.name, "template": "given"}

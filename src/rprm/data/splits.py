@@ -1,7 +1,4 @@
-"""Splits by problem: which problems are held out, decided by each problem's text alone.
-
-Every stage (cold start, preferences, the classifier) holds out the same problems of one seed.
-"""
+"""Splits by problem, decided by each problem's text alone: every stage of one seed holds out the same problems."""
 
 from __future__ import annotations
 
@@ -11,14 +8,7 @@ from rprm.errors import InputError
 
 
 def is_held_out(problem: str, share: float, seed: int = 0) -> bool:
-    """Whether a problem belongs to the held-out part; case and spacing do not matter.
-
-    Args:
-        share: of the problems, held out on average, in [0, 1). More are held out as it grows, and none returns.
-
-    Raises:
-        InputError: there is no such share.
-    """
+    """Whether a problem is among the held-out share in [0, 1), whatever its case and spacing; more are as it grows."""
     if not 0.0 <= share < 1.0:
         raise InputError(f"a share of {share} of the problems cannot be held out; give a number from 0 to below 1")
     return _unit(f"split\0{seed}\0{' '.join(problem.casefold().split())}") < share

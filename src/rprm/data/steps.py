@@ -15,35 +15,25 @@ from rprm.data.options import AUTO, StepOptions
 from rprm.errors import InputError
 from rprm.reading import Rejected, Row, Source
 from rprm.records import LabelledStep
-from rprm.runs import RESULTS, read_manifest
+from rprm.runs import RESULTS, finished_manifest
 
 #: The stage's name in a manifest.
 STAGE = "steps"
 
 
 def steps_source(name: str | Path) -> Source:
-    """What labelled steps are read from: a run folder of `rprm data steps`, a file, or a hub data set (split `train`).
-
-    Raises:
-        InputError: there is no such file, or the run has not ended.
-        RunError: the folder is no run folder, or a damaged one (CorruptRun).
+    """What labelled steps are read from: a run folder of `rprm data steps` (a RunError where it is none, or is not
+    complete), a file, or a hub data set (split `train`).
     """
     folder = Path(name)
     if not folder.is_dir():
         return Source(str(name), split="train")
-    manifest = read_manifest(folder)
-    if manifest["stage"] != STAGE:
-        raise InputError(f"{folder} is a run of the stage {manifest['stage']!r}; name a run of `rprm data steps`")
-    if manifest.get("status") != "complete":
-        raise InputError(f"{folder}: the run has not ended; run the same `rprm data steps` command again")
+    finished_manifest(folder, stage=STAGE, command="rprm data steps")
     return Source(str(folder / RESULTS))
 
 
 def read_labelled_steps(source: Source) -> Iterator[LabelledStep | Rejected]:
-    """Every row of a source as a `LabelledStep`, or as `Rejected` with the reason.
-
-    Fields that a labelled step does not have are ignored; without an id the row is `line-N`.
-    """
+    """Every row of a source as a `LabelledStep`; other fields are ignored, and without an id it is `line-N`."""
     return reading.read_rows(source, lambda row: labelled_step_of(row.value, default_id=f"line-{row.line}"))
 
 
@@ -95,11 +85,7 @@ class Expanded(NamedTuple):
 def read_steps(
     source: Source, *, format: str = AUTO, options: StepOptions | None = None
 ) -> Iterator[Expanded | Rejected]:
-    """The labelled steps of every row of a source; `format` is one of `FORMATS`, or `auto`, by each row's fields.
-
-    Raises:
-        InputError: the source cannot be read at all.
-    """
+    """The labelled steps of every row of a source; `format` is one of `FORMATS`, or `auto`, by each row's fields."""
     name = source_name(source)
     return reading.read_rows(source, lambda row: expand_row(row, name, format, options or StepOptions()))
 
