@@ -267,23 +267,28 @@ _WANTED = {
 
 
 def checked(model: type[M], value: Any) -> M:
-    """A row as a model; an InputError says the first thing that is wrong: the field, what it must be, what it is."""
+    """A row as a model; an InputError says the first thing that is wrong with it."""
     try:
         return model.model_validate(json_object(value))
-    except ValidationError as failure:
-        error = failure.errors(include_url=False)[0]
-    kind, found = error["type"], error["input"]
-    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).removeprefix(".")
+    except ValidationError as error:
+        raise InputError(explained(error)) from None
+
+
+def explained(error: ValidationError) -> str:
+    """The first thing that is wrong with a row: which field, what it must be, and what it is."""
+    first = error.errors(include_url=False)[0]
+    kind, found = first["type"], first["input"]
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).removeprefix(".")
     if kind == "value_error":
-        raise InputError(f"{place!r}: {error['ctx']['error']}")
+        return f"{place!r}: {first['ctx']['error']}" if place else str(first["ctx"]["error"])
     if kind == "missing":
-        raise InputError(f"{place!r} is missing; the record's fields are: {field_names(found)}")
+        return f"{place!r} is missing; the record's fields are: {field_names(found)}"
     if kind == "string_unicode":
-        raise InputError(f"text that is not Unicode: a lone surrogate in {place!r}")
-    wanted = _WANTED.get(kind) or error["msg"].removeprefix("Input should be ")
-    last = error["loc"][-1]
+        return f"text that is not Unicode: a lone surrogate in {place!r}"
+    wanted = _WANTED.get(kind) or first["msg"].removeprefix("Input should be ")
+    last = first["loc"][-1] if place else None
     number = f" (number {last + 1})" if isinstance(last, int) else ""
-    raise InputError(f"{place!r}{number} must be {wanted}, not {found!r:.80}")
+    return f"{place!r}{number} must be {wanted}, not {found!r:.80}"
 
 
 def json_object(value: Any) -> dict[str, Any]:

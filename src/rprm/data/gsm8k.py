@@ -119,20 +119,19 @@ class _Calculation(NamedTuple):
     after: str
     value: Fraction
 
-    def is_clear(self, value: Fraction) -> bool:
-        """Whether a value is further from the true one than rounding could bring it."""
-        return abs(value - self.value) > 2 * _unit(self.shown)
-
 
 def wrong_step(line: str, taken: frozenset[Fraction], drawn: random.Random) -> WrongStep | None:
     """A wrong version of an annotated line, or None where no edit is safe; no edit brings in a number of `taken`."""
-    calculation = _calculation(line)
-    edits = [("calculation", _wrong_result), ("operand", _wrong_operand)]
-    if calculation is not None:
-        drawn.shuffle(edits)
-        for kind, edit in edits:
-            if text := edit(calculation, taken, drawn):
-                return WrongStep(text, kind)
+    found = _calculation(line)
+    if found is None:
+        return None
+    results = ((found.before, text, _value(text)) for text in _others(found.shown, drawn))
+    edits = [("calculation", results), ("operand", _other_operands(found, taken, drawn))]
+    drawn.shuffle(edits)
+    for kind, edited in edits:
+        for before, shown, value in edited:
+            if _value(shown) not in taken and abs(value - found.value) > 2 * _unit(found.shown):
+                return WrongStep(before + shown + found.after, kind)
     return None
 
 
@@ -161,15 +160,13 @@ def _calculation(line: str) -> _Calculation | None:
     return _Calculation(before, expression, shown[0], after, value)
 
 
-def _wrong_result(line: _Calculation, taken: frozenset[Fraction], drawn: random.Random) -> str | None:
-    for text in _others(line.shown, drawn):
-        if _value(text) not in taken and line.is_clear(_value(text)):
-            return line.before + text + line.after
-    return None
+def _other_operands(
+    line: _Calculation, taken: frozenset[Fraction], drawn: random.Random
+) -> Iterator[tuple[str, str, Fraction]]:
+    """What stands before the result with another operand throughout; its result as shown, and exact.
 
-
-def _wrong_operand(line: _Calculation, taken: frozenset[Fraction], drawn: random.Random) -> str | None:
-    """Another operand throughout the line, which must show the calculation as annotated; and the result of it."""
+    The line must show the calculation as it is annotated.
+    """
     pattern = ""
     for part in _PART.findall(line.expression):
         # With commas or without, `.5` or `0.5`; words may follow it (`5 boxes * 3`), brackets may stand elsewhere.
@@ -178,7 +175,7 @@ def _wrong_operand(line: _Calculation, taken: frozenset[Fraction], drawn: random
         pattern += _SHOWN.get(part) or rf"\(? ?[$]? ?{number} ?%?[a-zA-Z ]{{0,24}}\)?"
     visible = re.search(rf"(?<![\d.,]){pattern} ?= ?[$]? ?$", " ".join(line.before.split()))
     if visible is None or line.before.count("=") > 1:
-        return None
+        return
     values = [_value(match[0]) for match in _NUMBER.finditer(line.expression)]
     operands = [value for value in values if values.count(value) == 1 and value != 0]
     drawn.shuffle(operands)
@@ -193,10 +190,8 @@ def _wrong_operand(line: _Calculation, taken: frozenset[Fraction], drawn: random
                 value = evaluate(_replaced(line.expression, operand, text.replace(",", "")))
             except ValueError:
                 continue
-            shown = _shown_like(value, line.shown)
-            if shown is not None and _value(shown) not in taken and line.is_clear(value):
-                return _replaced(line.before, operand, text) + shown + line.after
-    return None
+            if (shown := _shown_like(value, line.shown)) is not None:
+                yield _replaced(line.before, operand, text), shown, value
 
 
 def _replaced(text: str, value: Fraction, new: str) -> str:
