@@ -235,18 +235,13 @@ def _show(summary: Mapping[str, Any], counts: Mapping[str, int], output: Path, j
 
 
 def _show_steps(summary: Mapping[str, Any], output: Path, json: bool) -> None:
-    everywhere = {"correct": summary["num_correct"], "wrong": summary["num_wrong"]}
     counts = {f"rows read as {name}": count for name, count in summary["formats"].items()}
-    for place, labels in [(None, everywhere), *summary["positions"].items()]:
-        where = "labelled steps" if place is None else f"at step {place + 1}"
-        total = sum(labels.values())
-        counts[f"{where} ({labels['wrong'] / max(1, total):.1%} wrong)"] = total
-    counts |= {
-        "problems": summary["num_problems"],
-        "paths of steps": summary["num_solutions"],
-        "left out: the same step stood before": summary["num_duplicates"],
-        "left out: the same step is called correct and wrong": summary["num_conflicting"],
-    }
+    counts[f"labelled steps ({summary['num_wrong']:,} wrong)"] = summary["num_steps"]
+    for place, labels in summary["positions"].items():
+        counts[f"at step {place + 1} ({labels['wrong']:,} wrong)"] = sum(labels.values())
+    counts |= {"problems": summary["num_problems"], "paths of steps": summary["num_solutions"]}
+    counts["left out: the same step stood before"] = summary["num_duplicates"]
+    counts["left out: the same step is called correct and wrong"] = summary["num_conflicting"]
     for name, removed in summary["removed"].items():
         counts[f"left out: of {removed['problems']:,} problems that stand in {name}"] = removed["steps"]
     counts |= {f"gave none: {reason}": count for reason, count in summary["skipped"].items()}

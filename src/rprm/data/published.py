@@ -64,17 +64,13 @@ def open_published(source: str) -> PublishedSet:
         files = [entry.name for entry in path.iterdir()]
         load = partial(_loaded, source, path.resolve().name, None, str(path / (data_dir or "")))
     else:
-        asked = urlencode({name: value for name, value in options.items() if name != "data_dir"})
-        digest = Source(f"hub:{target}?{asked}").inspect().digest
-        revision = digest.removeprefix("revision:")
-        name = f"hub:{target}?{urlencode(options | {'revision': revision})}"
-        load = partial(
-            _loaded, name, target.partition("/")[2], digest, target, options.get("config"), data_dir=data_dir,
-            revision=revision,
-        )  # fmt: skip
+        revision = (Source(f"hub:{source.removeprefix('hub:')}").pinned().hub or {})["revision"]
         from huggingface_hub import HfApi
 
         files = [] if data_dir else HfApi().list_repo_files(target, repo_type="dataset", revision=revision)
+        name = f"hub:{target}?{urlencode(options | {'revision': revision})}"
+        load = partial(_loaded, name, target.partition("/")[2], f"revision:{revision}", target, options.get("config"))
+        load = partial(load, data_dir=data_dir, revision=revision)
     # Read as one set, R-PRM's parts of both kinds would come in one stream, which breaks where the columns change.
     if not data_dir and {"sft", "dpo"} <= {file.partition("/")[0] for file in files}:
         with_dir = f"{source}{'&' if '?' in source else '?'}data_dir="
