@@ -18,9 +18,8 @@ from rprm.errors import InputError, PromptError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping
 
-    from rprm.data.analyses import AnalysesFile, AnalysisTotals
+    from rprm.data.analyses import AnalysisTotals
     from rprm.jobs import Callbacks
-    from rprm.prompts import PromptTemplate
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -145,10 +144,7 @@ def cold_start(
     json: Json = False,
 ) -> None:
     """Rows for `rprm train sft`: the analyses whose verdict agrees with the label and stands once, at the end."""
-    from rprm.data.datasets import write_cold_start
-
-    opened, template = _opened(source, prompt)
-    _show_rows(write_cold_start(opened, output, template, options), output, json)
+    _choose(source, output, prompt, options, json)
 
 
 @app.command()
@@ -164,11 +160,7 @@ def pairs(
     json: Json = False,
 ) -> None:
     """Rows for `rprm train dpo`: of one step, an analysis that agrees with the label against one that does not."""
-    from rprm.data.datasets import write_pairs
-
-    opened, template = _opened(source, prompt)
-    options = _preset(settings.PAIR_PRESETS, preset, given(context, options))
-    _show_rows(write_pairs(opened, output, template, options), output, json)
+    _choose(source, output, prompt, _preset(settings.PAIR_PRESETS, preset, given(context, options)), json)
 
 
 @app.command("import")
@@ -205,16 +197,16 @@ def _preset(presets: Mapping[str, Any], name: str | None, named: Mapping[str, An
     return replace(presets[name or "default"], **named)
 
 
-def _opened(source: Path, prompt: str | None) -> tuple[AnalysesFile, PromptTemplate]:
-    """Analyses, and the template to train with."""
+def _choose(source: Path, output: Path, prompt: str | None, options: Any, json: bool) -> None:
     from rprm.data.analyses import open_analyses
+    from rprm.data.datasets import write_rows
     from rprm.prompts import load_template
 
     opened = open_analyses(source)
     template = load_template(prompt) if prompt is not None else opened.template
     if template is None:
         raise PromptError("a plain file of analyses does not tell its template: give --prompt")
-    return opened, template
+    _show_rows(write_rows(opened, output, template, options), output, json)
 
 
 def _show(summary: Mapping[str, Any], counts: Mapping[str, int], output: Path, json: bool) -> None:

@@ -216,8 +216,19 @@ class _Side(NamedTuple):
 #: Rows of a step: what tells each from the others, and its analyses as a training row has them.
 Chosen = list[tuple[str, tuple[str, ...]]]
 
-#: Chooses from a step, its well-formed analyses that agree with the label, and the others; counts, and what it drops.
-Choose = Callable[[StepAnalyses, list[_Side], list[_Side], Counter[str], Counter[str]], Chosen]
+
+def _agreeing(
+    step: StepAnalyses, agreeing: list[_Side], other: list[_Side], options: ColdStartOptions, counts: Counter[str],
+    dropped: Counter[str],
+) -> Chosen:  # fmt: skip
+    """The first analyses whose verdict is the label."""
+    counts["steps without any analysis"] += not step.analyses
+    counts["steps with an agreeing analysis"] += bool(agreeing)
+    dropped[DISAGREES] += sum(side.num_samples for side in other)
+    dropped[REPEATED] += sum(side.num_samples - 1 for side in agreeing)
+    dropped["more than were asked for of one step"] += max(0, len(agreeing) - options.per_step)
+    return [(f"#{side.sample}", (side.text,)) for side in agreeing[: options.per_step]]
+
 
 #: Why a step gives no pair; the first that holds is counted.
 _UNPAIRED = (
@@ -230,98 +241,78 @@ _UNPAIRED = (
 )
 
 
-def write_cold_start(
-    analyses: AnalysesFile, output: str | Path, template: PromptTemplate, options: ColdStartOptions | None = None
-) -> dict[str, Any]:
-    """Make a data set for `rprm train sft` out of the first analyses of each step whose verdict agrees.
-
-    The student's template may differ from the teacher's: verdict lines are rewritten. Memory holds an id a row. Returns
-    the counts, as in `summary.json`.
-
-    Raises:
-        InputError: nothing is left to train on.
-    """
-    options = options or ColdStartOptions()
-
-    def choose(
-        step: StepAnalyses, agreeing: list[_Side], other: list[_Side], counts: Counter[str], dropped: Counter[str]
-    ) -> Chosen:
-        counts["steps without any analysis"] += not step.analyses
-        counts["steps with an agreeing analysis"] += bool(agreeing)
-        dropped[DISAGREES] += sum(side.num_samples for side in other)
-        dropped[REPEATED] += sum(side.num_samples - 1 for side in agreeing)
-        dropped["more than were asked for of one step"] += max(0, len(agreeing) - options.per_step)
-        return [(f"#{side.sample}", (side.text,)) for side in agreeing[: options.per_step]]
-
-    return _write_chosen(
-        analyses, output, template, options, choose, REASONS,
-        names=("cold-start", "analysis", "kept", "thinned out for balance"),
-        rows="analyses whose verdict agrees with the label of the step (cold start, SFT)",
-        advice="sample more analyses, or leave out the balance",
-    )  # fmt: skip
-
-
-def write_pairs(
-    analyses: AnalysesFile, output: str | Path, template: PromptTemplate, options: PairOptions | None = None
-) -> dict[str, Any]:
-    """Make a data set for `rprm train dpo` out of a student's analyses, several a step; see `write_cold_start`.
-
-    The chosen analysis ends in the step's label, the rejected one in its opposite.
-    """
-    options = options or PairOptions()
-
-    def choose(
-        step: StepAnalyses, agreeing: list[_Side], other: list[_Side], counts: Counter[str], dropped: Counter[str]
-    ) -> Chosen:
-        num_agreeing, num_other = (sum(side.num_samples for side in some) for some in (agreeing, other))
-        accuracy = num_agreeing / max(1, num_agreeing + num_other)
-        outside = not options.min_accuracy <= accuracy <= options.max_accuracy
-        often = [side for side in agreeing if side.num_samples >= options.min_repeats]
-        pairs = _pairs(step, often, other, options)
-        applies = (not agreeing and not other, not other, not agreeing, outside, not often, not pairs)
-        why = next((reason for reason, holds in zip(_UNPAIRED, applies, strict=True) if holds), None)
-        dropped[REPEATED] += num_agreeing + num_other - len(agreeing) - len(other)
-        counts["steps with a pair"] += why is None
-        dropped.update([why] if why else [])
-        return [] if why else pairs
-
-    return _write_chosen(
-        analyses, output, template, options, choose, (*REASONS, *_UNPAIRED),
-        names=("pairs", "pair", "pairs", "pairs thinned out for balance"),
-        rows="pairs of an agreeing and a disagreeing analysis of one step (preferences, DPO)",
-        advice="sample more analyses of each step (-n), widen the accuracy band, or leave out the balance",
-    )  # fmt: skip
-
-
-def _pairs(step: StepAnalyses, agreeing: list[_Side], other: list[_Side], options: PairOptions) -> Chosen:
-    """The most often sampled ones, or the closest in length; no side in more pairs than it was sampled."""
+def _pairs(
+    step: StepAnalyses, agreeing: list[_Side], other: list[_Side], options: PairOptions, counts: Counter[str],
+    dropped: Counter[str],
+) -> Chosen:  # fmt: skip
+    """The most often sampled pairs, or the closest in length; no analysis in more pairs than it was sampled."""
+    num_agreeing, num_other = (sum(side.num_samples for side in some) for some in (agreeing, other))
+    accuracy = num_agreeing / max(1, num_agreeing + num_other)
+    outside = not options.min_accuracy <= accuracy <= options.max_accuracy
+    often = [side for side in agreeing if side.num_samples >= options.min_repeats]
     possible = []
-    for sides in product(agreeing, other):
+    for sides in product(often, other):
         shorter, longer = sorted(max(1, side.num_tokens) for side in sides)
         ratio = 0.0 if options.max_length_ratio is None else longer / shorter
         if options.max_length_ratio is None or ratio <= options.max_length_ratio:
             name = f"#{sides[0].sample}>{sides[1].sample}"
             place = (ratio, -sides[0].num_samples, -sides[1].num_samples, order_key(step.id + name, options.seed))
             possible.append((place, name, sides))
+    applies = (not agreeing and not other, not other, not agreeing, outside, not often, not possible)
+    why = next((reason for reason, holds in zip(_UNPAIRED, applies, strict=True) if holds), None)
+    dropped.update([why] if why else [])
+    dropped[REPEATED] += num_agreeing + num_other - len(agreeing) - len(other)
+    counts["steps with a pair"] += why is None
     pairs = []
     uses: Counter[int] = Counter()
-    for _, name, sides in sorted(possible):
+    for _, name, sides in [] if why else sorted(possible):
         if len(pairs) < options.per_step and all(uses[side.sample] < side.num_samples for side in sides):
             pairs.append((sides, name))
             uses.update(side.sample for side in sides)
     return [(name, (sides[0].text, sides[1].text)) for sides, name in sorted(pairs)]
 
 
-def _write_chosen(
-    analyses: AnalysesFile, output: str | Path, template: PromptTemplate, options: ColdStartOptions | PairOptions,
-    choose: Choose, reasons: tuple[str, ...], *, names: tuple[str, str, str, str], rows: str, advice: str,
-) -> dict[str, Any]:  # fmt: skip
-    """The first pass keeps the ids of the chosen rows, by part and label; the second writes those that stay.
+class _Stage(NamedTuple):
+    """How a stage makes rows of analysed steps: its words for messages and the card, and how it chooses."""
 
-    `names` are of the stage, of a row, of the rows' number, and of what is thinned out.
+    name: str
+    noun: str
+    counted: str
+    thinned: str
+    rows: str
+    advice: str
+    reasons: tuple[str, ...]
+    choose: Callable[..., Chosen]
+
+
+_STAGES = {
+    ColdStartOptions: _Stage(
+        "cold-start", "analysis", "kept", "thinned out for balance",
+        "analyses whose verdict agrees with the label of the step (cold start, SFT)",
+        "sample more analyses, or leave out the balance", REASONS, _agreeing,
+    ),
+    PairOptions: _Stage(
+        "pairs", "pair", "pairs", "pairs thinned out for balance",
+        "pairs of an agreeing and a disagreeing analysis of one step (preferences, DPO)",
+        "sample more analyses of each step (-n), widen the accuracy band, or leave out the balance",
+        (*REASONS, *_UNPAIRED), _pairs,
+    ),
+}  # fmt: skip
+
+
+def write_rows(
+    analyses: AnalysesFile, output: str | Path, template: PromptTemplate, options: ColdStartOptions | PairOptions
+) -> dict[str, Any]:
+    """Make a data set out of analyses: cold-start rows for `rprm train sft`, or pairs for `rprm train dpo`.
+
+    The student's template may differ from the teacher's: verdict lines are rewritten. The first pass keeps the ids of
+    the chosen rows, the second writes those that stay. Returns the counts, as in `summary.json`.
+
+    Raises:
+        InputError: nothing is left to train on.
     """
-    stage, noun, counted, thinned = names
-    counts, dropped = Counter[str](), Counter[str]()
+    stage = _STAGES[type(options)]
+    source, counts, dropped = analyses.source, Counter[str](), Counter[str]()
 
     def chosen(step: StepAnalyses) -> Chosen:
         sides: dict[bool, dict[str, _Side]] = {True: {}, False: {}}
@@ -333,14 +324,15 @@ def _write_chosen(
             alike = sides[analysis.verdict is step.step.label]
             first = alike.get(text, _Side(sample, text, analysis.num_tokens, 0))
             alike[text] = first._replace(num_samples=first.num_samples + 1)
-        found = choose(step, list(sides[True].values()), list(sides[False].values()), counts, dropped)
+        some = (list(sides[agrees].values()) for agrees in (True, False))
+        found = stage.choose(step, *some, options, counts, dropped)
         return [(step.id + name, texts) for name, texts in found]
 
     def part(step: StepAnalyses) -> str:
         held_out = is_held_out(step.step.problem, options.validation_share, options.seed)
         return "validation" if held_out else "train"
 
-    with Dataset(Path(output), stage, analyses.source.inspect(), template, asdict(options), rows) as dataset:
+    with Dataset(Path(output), stage.name, source.inspect(), template, asdict(options), stage.rows) as dataset:
         groups: dict[str, tuple[list[str], list[str]]] = {name: ([], []) for name in PARTS}
         for row in analyses.rows():
             if isinstance(row, Rejected):
@@ -355,11 +347,11 @@ def _write_chosen(
             fewest = min(map(len, sides)) if options.balance else None
             for ids in sides:
                 kept.update(sorted(ids, key=lambda identifier: order_key(identifier, options.seed))[:fewest])
-        dropped[thinned] = num_rows - len(kept)
-        summed = {**counts, counted: len(kept)}
-        ordered = {why: dropped[why] for why in (*reasons, *sorted(set(dropped) - set(reasons)))}
+        dropped[stage.thinned] = num_rows - len(kept)
+        summed = {**counts, stage.counted: len(kept)}
+        ordered = {why: dropped[why] for why in (*stage.reasons, *sorted(set(dropped) - set(stage.reasons)))}
         if not kept:
-            raise InputError(f"{analyses.source.name}: no {noun} is left to train on ({listed(ordered)}); {advice}")
+            raise InputError(f"{source.name}: no {stage.noun} is left to train on ({listed(ordered)}); {stage.advice}")
         for row in analyses.rows():
             if not isinstance(row, Rejected):
                 prompt = template.render(row.step.problem, row.step.steps, row.step.step_index)
