@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rprm.data.formats import Origin, without_annotations
-from rprm.data.gsm8k import MAX_EXPRESSION, WrongStep, evaluate, gsm8k_steps, wrong_step
+from rprm.data.gsm8k import MAX_EXPRESSION, WrongStep, evaluate, without_annotations, wrong_step
 from rprm.data.options import StepOptions
+from rprm.data.steps import Origin, gsm8k_steps
 from rprm.errors import InputError
 from rprm.records import LabelledStep
 

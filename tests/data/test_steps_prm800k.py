@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from rprm.data.formats import Origin, prm800k_steps
 from rprm.data.options import Neutral, StepOptions
+from rprm.data.steps import Origin, prm800k_steps
 from rprm.errors import InputError
 
 

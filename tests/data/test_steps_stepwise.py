@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rprm.data import formats
-from rprm.data.formats import Origin
+from rprm.data import steps as formats
 from rprm.data.options import StepOptions
-from rprm.data.steps import Expanded, read_steps
+from rprm.data.steps import Expanded, Origin, read_steps
 from rprm.errors import InputError
 from rprm.reading import Source
 from rprm.records import LabelledStep

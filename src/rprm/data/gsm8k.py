@@ -15,13 +15,7 @@ import re
 from collections.abc import Iterator
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any, NamedTuple
-
-from rprm.data.formats import ANNOTATION, Origin, without_annotations
-from rprm.data.options import StepOptions
-from rprm.errors import InputError
-from rprm.reading import RowModel, Text, checked
-from rprm.records import LabelledStep
+from typing import NamedTuple
 
 #: A longer expression is no annotation of a calculation; it also bounds how deep brackets nest.
 MAX_EXPRESSION = 200
@@ -29,6 +23,7 @@ MAX_EXPRESSION = 200
 #: A longer line is not searched for its calculation.
 _MAX_LINE = 2000
 
+_ANNOTATION = re.compile(r"<<([^<>]*)>>")
 #: A number as a solution writes it, of at most 24 digits before the point; not a part of a longer one.
 _NUMBER = re.compile(
     r"(?<![\d.,])(?:\d{1,3}(?:,\d{3}){1,7}|\d{1,24})?(?:\.\d{1,12})?(?<=\d)(?!\d|[.,]\d)", flags=re.ASCII
@@ -55,9 +50,9 @@ _WORDS = {
 _OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
 
-class GSM8KRow(RowModel):
-    question: Text
-    answer: Text
+def without_annotations(text: str) -> str:
+    """The text without GSM8K's annotations of calculations, `<<48/2=24>>` and its like."""
+    return _ANNOTATION.sub(lambda match: "" if "=" in match[0] else match[0], text)
 
 
 class WrongStep(NamedTuple):
@@ -65,49 +60,6 @@ class WrongStep(NamedTuple):
 
     text: str
     kind: str
-
-
-def gsm8k_steps(record: dict[str, Any], origin: Origin, options: StepOptions) -> list[LabelledStep]:
-    """Right and wrong steps of a row `{question, answer}`, a function of its text and the seed.
-
-    Both follow the same right steps, so that neither place nor context tells them apart. Of the more numerous kind as
-    many are left out as brings wrong rows to `wrong_share`, on average. The line `#### N` is dropped: a step that is
-    always right teaches to recognise it.
-    """
-    row = checked(GSM8KRow, record)
-    problem, answer, share = row.question, row.answer, options.wrong_share
-    lines = [line.strip() for line in answer.split("\n") if line.strip() and not line.strip().startswith("####")]
-    if not lines:
-        raise InputError("'answer' has no step before its final line")
-    drawn = random.Random(f"{options.seed}\n{problem}\n{answer}")
-    steps = [without_annotations(line) for line in lines]
-    words = re.findall("[a-z]+", problem.casefold())
-    named = {_WORDS[word] for word in (*words, *(word.removesuffix("s") for word in words)) if word in _WORDS}
-    taken = _numbers(problem) | _numbers(without_annotations(answer)) | named
-    wrong = {index: edited for index, line in enumerate(lines) if (edited := wrong_step(line, taken, drawn))}
-    right_kept, wrong_kept = list(range(len(steps))), list(wrong)
-    if len(wrong) * (1 - share) > len(steps) * share:
-        wrong_kept = _some(wrong_kept, len(steps) * share / (1 - share), drawn)
-    else:
-        right_kept = _some(right_kept, len(wrong) * (1 - share) / share if share else len(steps), drawn)
-    origin.skip("right steps left out for balance", len(steps) - len(right_kept))
-    origin.skip("wrong steps left out for balance", len(wrong) - len(wrong_kept))
-    origin.skip("steps that cannot be made wrong", len(steps) - len(wrong))
-    origin = Origin(origin.id, "gsm8k", origin.skipped)
-    found: list[LabelledStep] = []
-    for index, step in enumerate(steps):
-        if index in right_kept:
-            found.append(origin.labelled(problem, steps[:index], step, True))
-        if index in wrong_kept:
-            text, kind = wrong[index]
-            found.append(origin.labelled(problem, steps[:index], text, False, choice="-wrong", part=kind))
-    return found
-
-
-def _some(places: list[int], count: float, drawn: random.Random) -> list[int]:
-    """This many on average: a fraction of one is one or none."""
-    whole = int(count)
-    return drawn.sample(places, min(len(places), whole + (drawn.random() < count - whole)))
 
 
 class _Calculation(NamedTuple):
@@ -137,7 +89,7 @@ def wrong_step(line: str, taken: frozenset[Fraction], drawn: random.Random) -> W
 
 def _calculation(line: str) -> _Calculation | None:
     """The one calculation of a line, where it is right as far as the digits shown go."""
-    annotations = list(ANNOTATION.finditer(line))
+    annotations = list(_ANNOTATION.finditer(line))
     if len(annotations) != 1 or len(line) > _MAX_LINE:
         return None
     expression, _, result = annotations[0][1].rpartition("=")
@@ -155,7 +107,7 @@ def _calculation(line: str) -> _Calculation | None:
     if number != annotated or abs(value - number) >= _unit(shown[0]):
         return None
     # A line that names its result elsewhere too would, edited, contradict itself.
-    if number in _numbers(after) | (_numbers(before) - _numbers(expression)):
+    if number in numbers(after) | (numbers(before) - numbers(expression)):
         return None
     return _Calculation(before, expression, shown[0], after, value)
 
@@ -180,7 +132,7 @@ def _other_operands(
     operands = [value for value in values if values.count(value) == 1 and value != 0]
     drawn.shuffle(operands)
     for operand in operands:
-        if operand == _value(line.shown) or operand in _numbers(line.after):
+        if operand == _value(line.shown) or operand in numbers(line.after):
             continue
         written = next(match[0] for match in _NUMBER.finditer(visible[0]) if _value(match[0]) == operand)
         for text in _others(written, drawn):
@@ -237,8 +189,12 @@ def _shown_like(value: Fraction, like: str) -> str | None:
     return None
 
 
-def _numbers(text: str) -> frozenset[Fraction]:
-    return frozenset(_value(match[0]) for match in _NUMBER.finditer(text))
+def numbers(text: str, *, words: bool = False) -> frozenset[Fraction]:
+    """The numbers of a text, in digits and, where asked, in words."""
+    named = re.findall("[a-z]+", text.casefold()) if words else []
+    named += [word.removesuffix("s") for word in named]
+    in_words = (_WORDS[word] for word in named if word in _WORDS)
+    return frozenset([*in_words, *(_value(match[0]) for match in _NUMBER.finditer(text))])
 
 
 def _value(number: str) -> Fraction:
