@@ -112,19 +112,16 @@ class Source:
     def _lines(self, stream: BinaryIO) -> Iterator[Row | Rejected]:
         number = 0
         while line := stream.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            if len(line) > MAX_LINE_BYTES:
-                text = line[:MAX_REJECTED_TEXT].decode(errors="replace")
-                yield Row(number, None, text).rejected(self.name, "the line is longer than 32 MiB")
-                while line and not line.endswith(b"\n"):
-                    line = stream.readline(MAX_LINE_BYTES)
-                continue
+            number, is_long = number + 1, len(line) > MAX_LINE_BYTES
             line = line.removeprefix(_BOM if number == 1 else b"")
-            if not line.strip():
-                continue
             text = line.decode(errors="replace").rstrip("\r\n")
             try:
-                yield Row(number, _parse(line), text)
+                if is_long:
+                    while line and not line.endswith(b"\n"):
+                        line = stream.readline(MAX_LINE_BYTES)
+                    raise ValueError("the line is longer than 32 MiB")
+                if line.strip():
+                    yield Row(number, _parse(line), text)
             except ValueError as error:
                 yield Row(number, None, text).rejected(self.name, str(error))
 

@@ -22,37 +22,24 @@ if TYPE_CHECKING:
     from rprm.jobs import Callbacks
 
 app = typer.Typer(
-    rich_markup_mode=None,
-    no_args_is_help=True,
-    help="Training data: labelled steps, analyses, cold-start rows, pairs; published rows.",
+    rich_markup_mode=None, no_args_is_help=True, help="Training data: labelled steps, analyses, rows, pairs."
 )
 
-Analyses = Annotated[
-    Path, typer.Argument(metavar="ANALYSES", help="A run of `rprm data analyses`, or a file of its rows.")
-]
+Analyses = Annotated[Path, typer.Argument(metavar="ANALYSES", help="A run of `rprm data analyses`, or its rows.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write; written anew by the same command.")]
-TrainedPrompt = Annotated[
-    str | None,
-    typer.Option(help="The student's template: a file, a name, a model folder.  [default: that of the analyses]"),
-]
+TrainedPrompt = Annotated[str | None, typer.Option(help="The student's template.  [default: that of the analyses]")]
 
 
 @app.command()
 @with_options
 def steps(
-    sources: Annotated[
-        list[str],
-        typer.Argument(metavar="SOURCE...", help="Files, runs of this command, or hub data sets (OWNER/NAME)."),
-    ],
+    sources: Annotated[list[str], typer.Argument(help="Files, runs of this command, or hub data sets (OWNER/NAME).")],
     output: Output,
     *,
     format: Annotated[settings.Format, typer.Option(help="auto: by each row's fields.")] = settings.Format.auto,
     options: settings.StepOptions,
     exclude_benchmark: Annotated[
-        list[str] | None,
-        typer.Option(
-            "-x", "--exclude-benchmark", metavar="NAME|PATH|NAME=PATH", help="Leave out its problems. Repeatable."
-        ),
+        list[str] | None, typer.Option("-x", "--exclude-benchmark", help="Leave out problems of NAME, PATH, NAME=PATH.")
     ] = None,
     ngram: Annotated[int, typer.Option(min=1, help="Tokens in the n-grams that problems share.")] = settings.NGRAM,
     overlap: Annotated[float, typer.Option(min=0.01, max=1.0, help="Least share of them.")] = settings.OVERLAP,
@@ -166,15 +153,10 @@ def pairs(
 @app.command("import")
 def import_(
     source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SOURCE", help="kevinpro/R-PRM?data_dir=sft (or dpo), such a folder, or a file of rows."
-        ),
+        str, typer.Argument(help="kevinpro/R-PRM?data_dir=sft (or dpo), such a folder, or a file of rows.")
     ],
     output: Output,
-    prompt: Annotated[
-        str | None, typer.Option(help="Template that every row must follow.", show_default="derived from the rows")
-    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Template of every row.  [default: derived from the rows]")] = None,
     json: Json = False,
 ) -> None:
     """Rows for `rprm train` out of published ones: labels from their verdicts, the template from the rows themselves.
