@@ -30,7 +30,7 @@ CLIPS = {
 
 
 def expand(record: dict[str, Any], **options: Any) -> list[LabelledStep]:
-    return gsm8k_steps(record, Origin("train-1", "train"), StepOptions(**options))
+    return list(gsm8k_steps(record, Origin("train-1", "train"), StepOptions(**options)))
 
 
 class TestArithmetic:
@@ -237,7 +237,7 @@ class TestRows:
     def test_balance_is_counted(self) -> None:
         origin = Origin("x", "x")
         answer = "They are brown.\nThey are old.\n7*3 = <<7*3=21>>21 eggs.\n#### 21"
-        steps = gsm8k_steps({"question": "p", "answer": answer}, origin, StepOptions())
+        steps = list(gsm8k_steps({"question": "p", "answer": answer}, origin, StepOptions()))
         assert Counter(step.label for step in steps) == {True: 1, False: 1}
         assert origin.skipped == {"right steps left out for balance": 2, "steps that cannot be made wrong": 2}
 

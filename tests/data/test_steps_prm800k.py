@@ -51,7 +51,7 @@ Found = list[tuple[str, tuple[str, ...], str, bool]]
 
 def expand(row: dict[str, Any], **options: Any) -> tuple[Found, dict[str, int]]:
     origin = Origin("phase2_train-7", "phase2_train")
-    steps = prm800k_steps(row, origin, StepOptions(**options))
+    steps = list(prm800k_steps(row, origin, StepOptions(**options)))
     assert all(step.problem == "What is 2 + 2?" for step in steps)
     return [(step.id, step.previous_steps, step.step, step.label) for step in steps], dict(origin.skipped)
 

@@ -24,15 +24,15 @@ def origin() -> Origin:
 
 
 def stepwise_steps(row: dict[str, Any], origin: Origin, **options: Any) -> list[LabelledStep]:
-    return formats.stepwise_steps(row, origin, StepOptions(**options))
+    return list(formats.stepwise_steps(row, origin, StepOptions(**options)))
 
 
 def solution_steps(row: dict[str, Any], origin: Origin) -> list[LabelledStep]:
-    return formats.solution_steps(row, origin, StepOptions())
+    return list(formats.solution_steps(row, origin, StepOptions()))
 
 
 def math_shepherd_steps(row: dict[str, Any], origin: Origin, **options: Any) -> list[LabelledStep]:
-    return formats.math_shepherd_steps(row, origin, StepOptions(**options))
+    return list(formats.math_shepherd_steps(row, origin, StepOptions(**options)))
 
 
 def short(steps: list[LabelledStep]) -> list[tuple[tuple[str, ...], str, bool]]:

@@ -59,15 +59,8 @@ class _StepRow(RowModel):
 
 def labelled_step_of(value: Any, *, default_id: str, default_source: str | None = None) -> LabelledStep:
     """Check one row and make a `LabelledStep` of it; an InputError says what is wrong with it."""
-    row = checked(_StepRow, value)
-    return LabelledStep(
-        id=row.id or default_id,
-        problem=row.problem,
-        previous_steps=tuple(row.previous_steps or ()),
-        step=row.step,
-        label=row.label,
-        source=default_source if row.source is None else row.source,
-    )
+    row = checked(_StepRow, value).model_dump(exclude_none=True)
+    return LabelledStep(**{"id": default_id, "source": default_source} | row)
 
 
 @dataclass(frozen=True)
@@ -102,7 +95,7 @@ class StepwiseRow(RowModel):
     labels: list[Annotated[bool, BeforeValidator(lambda label: bool(label) if label in (0, 1) else label)]]
 
 
-def stepwise_steps(record: dict[str, Any], origin: Origin, options: StepOptions) -> list[LabelledStep]:
+def stepwise_steps(record: dict[str, Any], origin: Origin, options: StepOptions) -> Iterator[LabelledStep]:
     """TRL's stepwise rows `{prompt, completions[], labels[]}` (TRL, "Dataset formats": stepwise supervision).
 
     Steps that all begin with their own number (`Step 1:`, `Step 2:`, ...) lose it, and all lose GSM8K's annotations.
@@ -117,16 +110,16 @@ def stepwise_steps(record: dict[str, Any], origin: Origin, options: StepOptions)
     if all(match and int(match[1]) == number for number, match in enumerate(numbers, 1)):
         bare = [_STEP_NUMBER.sub("", step.strip()).strip() for step in steps]
         steps = bare if all(bare) else steps
-    return _labelled(origin, row.prompt, steps, row.labels, options.after_error)
+    yield from _labelled(origin, row.prompt, steps, row.labels, options.after_error)
 
 
-def solution_steps(record: dict[str, Any], origin: Origin, options: StepOptions) -> list[LabelledStep]:
+def solution_steps(record: dict[str, Any], origin: Origin, options: StepOptions) -> Iterator[LabelledStep]:
     """Rows `{id?, problem, steps[], label}`; the label is the 0-based first wrong step, -1 for none (ProcessBench)."""
     solution = reading.solution_of(record, default_id=origin.id)
     if solution.label is None:
         raise InputError("'label' is missing: it must be the 0-based index of the earliest wrong step, or -1 for none")
     labels = [index != solution.label for index in range(len(solution.steps))]
-    return _labelled(replace(origin, id=solution.id), solution.problem, solution.steps, labels)
+    yield from _labelled(replace(origin, id=solution.id), solution.problem, solution.steps, labels)
 
 
 class MathShepherdRow(RowModel):
@@ -135,7 +128,7 @@ class MathShepherdRow(RowModel):
     task: Any = None
 
 
-def math_shepherd_steps(record: dict[str, Any], origin: Origin, options: StepOptions) -> list[LabelledStep]:
+def math_shepherd_steps(record: dict[str, Any], origin: Origin, options: StepOptions) -> Iterator[LabelledStep]:
     """Rows `{input, label, task}` of peiyi9979/Math-Shepherd.
 
     `input` is the problem, then `Step 1: ... ки`, `Step 2: ... ки` and so on; `label` is the same text with `+` or `-`
@@ -168,16 +161,17 @@ def math_shepherd_steps(record: dict[str, Any], origin: Origin, options: StepOpt
     origin.skip("steps without a tag", bool(rest.strip()))
     part = row.task if isinstance(row.task, str) else ""
     labels = [text.endswith("+") for text in marked]
-    return _labelled(origin, problem, steps, labels, options.after_error, part)
+    yield from _labelled(origin, problem, steps, labels, options.after_error, part)
 
 
 def _labelled(
     origin: Origin, problem: str, steps: Sequence[str], labels: list[bool], after_error: bool = False, part: str = ""
-) -> list[LabelledStep]:
+) -> Iterator[LabelledStep]:
     """The steps up to the first wrong one; or all. Most sets do not say what a label means after it."""
     end = len(steps) if after_error or all(labels) else labels.index(False) + 1
     origin.skip("steps after the first wrong one", len(steps) - end)
-    return [origin.labelled(problem, steps[:index], steps[index], labels[index], part=part) for index in range(end)]
+    for index in range(end):
+        yield origin.labelled(problem, steps[:index], steps[index], labels[index], part=part)
 
 
 #: A hub copy with nulls among the ratings has them as floats.
@@ -223,7 +217,7 @@ class PRM800KRow(RowModel):
     is_initial_screening_question: Any = None
 
 
-def prm800k_steps(record: dict[str, Any], origin: Origin, options: StepOptions) -> list[LabelledStep]:
+def prm800k_steps(record: dict[str, Any], origin: Origin, options: StepOptions) -> Iterator[LabelledStep]:
     """PRM800K as OpenAI publishes it (repository openai/prm800k, `prm800k/data/phase*_*.jsonl`, and its README).
 
     At each place of a solution stand completions with ratings (-1 wrong, 0 neutral, 1 correct, null: none). It goes on
@@ -234,12 +228,9 @@ def prm800k_steps(record: dict[str, Any], origin: Origin, options: StepOptions) 
     row = checked(PRM800KRow, record)
     screened = row.is_quality_control_question or row.is_initial_screening_question
     if screened and not options.keep_quality_control:
-        origin.skip("solutions for quality control or screening")
-        return []
+        return origin.skip("solutions for quality control or screening")
     if row.label.finish_reason in ("bad_problem", "give_up") and not options.keep_unfinished:
-        origin.skip("solutions given up, or of a broken problem")
-        return []
-    found: list[LabelledStep] = []
+        return origin.skip("solutions given up, or of a broken problem")
     previous: list[str] = []
     for number, place in enumerate(row.label.steps, 1):
         chosen, human = place.chosen_completion, place.human_completion
@@ -250,21 +241,18 @@ def prm800k_steps(record: dict[str, Any], origin: Origin, options: StepOptions) 
             chosen = -1
         labels = [_label(one, rating, options.neutral) for one, _, rating in rated]
         for (one, choice, _), label in zip(rated, labels, strict=True):
+            part = "human" if choice == "human" else ""
             if isinstance(label, str):
                 origin.skip(f"steps {label}")
-                continue
-            part = "human" if choice == "human" else ""
-            found.append(
-                origin.labelled(row.question.problem, previous, one.text or "", label, choice=f"-{choice}", part=part)
-            )
+            else:
+                text = one.text or ""
+                yield origin.labelled(row.question.problem, previous, text, label, choice=f"-{choice}", part=part)
         if chosen is None:
-            break
+            return
         if labels[chosen] not in (True, "rated neutral"):
-            later = row.label.steps[number:]
-            origin.skip("steps after a wrong, flagged or unrated one", sum(len(one.completions or ()) for one in later))
-            break
+            later = sum(len(one.completions or ()) for one in row.label.steps[number:])
+            return origin.skip("steps after a wrong, flagged or unrated one", later)
         previous.append(rated[chosen][0].text or "")
-    return found
 
 
 def _label(completion: RatedCompletion, rating: int | None, neutral: Neutral) -> bool | str:
@@ -285,7 +273,7 @@ class GSM8KRow(RowModel):
     answer: Text
 
 
-def gsm8k_steps(record: dict[str, Any], origin: Origin, options: StepOptions) -> list[LabelledStep]:
+def gsm8k_steps(record: dict[str, Any], origin: Origin, options: StepOptions) -> Iterator[LabelledStep]:
     """Right and wrong steps of a row `{question, answer}`, a function of its text and the seed.
 
     Both follow the same right steps, so that neither place nor context tells them apart. Of the more numerous kind as
@@ -310,14 +298,12 @@ def gsm8k_steps(record: dict[str, Any], origin: Origin, options: StepOptions) ->
     origin.skip("wrong steps left out for balance", len(wrong) - len(wrong_kept))
     origin.skip("steps that cannot be made wrong", len(steps) - len(wrong))
     origin = Origin(origin.id, "gsm8k", origin.skipped)
-    found: list[LabelledStep] = []
     for index, step in enumerate(steps):
         if index in right_kept:
-            found.append(origin.labelled(problem, steps[:index], step, True))
+            yield origin.labelled(problem, steps[:index], step, True)
         if index in wrong_kept:
             text, kind = wrong[index]
-            found.append(origin.labelled(problem, steps[:index], text, False, choice="-wrong", part=kind))
-    return found
+            yield origin.labelled(problem, steps[:index], text, False, choice="-wrong", part=kind)
 
 
 def _some(places: list[int], count: float, drawn: random.Random) -> list[int]:
@@ -326,12 +312,12 @@ def _some(places: list[int], count: float, drawn: random.Random) -> list[int]:
     return drawn.sample(places, min(len(places), whole + (drawn.random() < count - whole)))
 
 
-def _own_step(record: dict[str, Any], origin: Origin, options: StepOptions) -> list[LabelledStep]:
-    return [labelled_step_of(record, default_id=origin.id, default_source=origin.source)]
+def _own_step(record: dict[str, Any], origin: Origin, options: StepOptions) -> Iterator[LabelledStep]:
+    yield labelled_step_of(record, default_id=origin.id, default_source=origin.source)
 
 
 #: For each format the fields that tell it, with their types (the first format that fits is taken), and its reader.
-FORMATS: dict[str, tuple[dict[str, type], Callable[[dict[str, Any], Origin, StepOptions], list[LabelledStep]]]] = {
+FORMATS: dict[str, tuple[dict[str, type], Callable[[dict[str, Any], Origin, StepOptions], Iterator[LabelledStep]]]] = {
     "prm800k": ({"question": dict, "label": dict}, prm800k_steps),
     "steps": ({"problem": str, "step": str}, _own_step),
     "stepwise": ({"prompt": str, "completions": list, "labels": list}, stepwise_steps),
@@ -361,7 +347,7 @@ def expand_row(row: Row, name: str, format: str, options: StepOptions) -> Expand
     """The labelled steps of one row of a source of this name; an InputError says what is wrong with it."""
     record, origin = reading.json_object(row.value), Origin(f"{name}-{row.line}", name)
     chosen = format_of(record) if format == AUTO else format
-    return Expanded(chosen, FORMATS[chosen][1](record, origin, options), origin.skipped)
+    return Expanded(chosen, list(FORMATS[chosen][1](record, origin, options)), origin.skipped)
 
 
 def format_of(record: dict[str, Any]) -> str:
