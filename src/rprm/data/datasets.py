@@ -213,20 +213,20 @@ class _Side(NamedTuple):
     num_samples: int
 
 
+Sides = list[_Side]
+Tally = Counter[str]
+
 #: Rows of a step: what tells each from the others, and its analyses as a training row has them.
 Chosen = list[tuple[str, tuple[str, ...]]]
 
 
-def _agreeing(
-    step: StepAnalyses, agreeing: list[_Side], other: list[_Side], options: ColdStartOptions, counts: Counter[str],
-    dropped: Counter[str],
-) -> Chosen:  # fmt: skip
+def _first(step: StepAnalyses, agreeing: Sides, other: Sides, options: ColdStartOptions, tally: Tally) -> Chosen:
     """The first analyses whose verdict is the label."""
-    counts["steps without any analysis"] += not step.analyses
-    counts["steps with an agreeing analysis"] += bool(agreeing)
-    dropped[DISAGREES] += sum(side.num_samples for side in other)
-    dropped[REPEATED] += sum(side.num_samples - 1 for side in agreeing)
-    dropped["more than were asked for of one step"] += max(0, len(agreeing) - options.per_step)
+    tally["steps without any analysis"] += not step.analyses
+    tally["steps with an agreeing analysis"] += bool(agreeing)
+    tally[DISAGREES] += sum(side.num_samples for side in other)
+    tally[REPEATED] += sum(side.num_samples - 1 for side in agreeing)
+    tally["more than were asked for of one step"] += max(0, len(agreeing) - options.per_step)
     return [(f"#{side.sample}", (side.text,)) for side in agreeing[: options.per_step]]
 
 
@@ -241,10 +241,7 @@ _UNPAIRED = (
 )
 
 
-def _pairs(
-    step: StepAnalyses, agreeing: list[_Side], other: list[_Side], options: PairOptions, counts: Counter[str],
-    dropped: Counter[str],
-) -> Chosen:  # fmt: skip
+def _pairs(step: StepAnalyses, agreeing: Sides, other: Sides, options: PairOptions, tally: Tally) -> Chosen:
     """The most often sampled pairs, or the closest in length; no analysis in more pairs than it was sampled."""
     num_agreeing, num_other = (sum(side.num_samples for side in some) for some in (agreeing, other))
     accuracy = num_agreeing / max(1, num_agreeing + num_other)
@@ -260,9 +257,8 @@ def _pairs(
             possible.append((place, name, sides))
     applies = (not agreeing and not other, not other, not agreeing, outside, not often, not possible)
     why = next((reason for reason, holds in zip(_UNPAIRED, applies, strict=True) if holds), None)
-    dropped.update([why] if why else [])
-    dropped[REPEATED] += num_agreeing + num_other - len(agreeing) - len(other)
-    counts["steps with a pair"] += why is None
+    tally[why or "steps with a pair"] += 1
+    tally[REPEATED] += num_agreeing + num_other - len(agreeing) - len(other)
     pairs = []
     uses: Counter[int] = Counter()
     for _, name, sides in [] if why else sorted(possible):
@@ -277,25 +273,24 @@ class _Stage(NamedTuple):
 
     name: str
     noun: str
-    counted: str
-    thinned: str
     rows: str
     advice: str
+    counts: tuple[str, ...]
     reasons: tuple[str, ...]
     choose: Callable[..., Chosen]
 
 
 _STAGES = {
     ColdStartOptions: _Stage(
-        "cold-start", "analysis", "kept", "thinned out for balance",
-        "analyses whose verdict agrees with the label of the step (cold start, SFT)",
-        "sample more analyses, or leave out the balance", REASONS, _agreeing,
+        "cold-start", "analysis", "analyses whose verdict agrees with the label of the step (cold start, SFT)",
+        "sample more analyses, or leave out the balance",
+        ("steps without any analysis", "steps with an agreeing analysis", "kept"),
+        (*REASONS, "more than were asked for of one step", "thinned out for balance"), _first,
     ),
     PairOptions: _Stage(
-        "pairs", "pair", "pairs", "pairs thinned out for balance",
-        "pairs of an agreeing and a disagreeing analysis of one step (preferences, DPO)",
+        "pairs", "pair", "pairs of an agreeing and a disagreeing analysis of one step (preferences, DPO)",
         "sample more analyses of each step (-n), widen the accuracy band, or leave out the balance",
-        (*REASONS, *_UNPAIRED), _pairs,
+        ("steps with a pair", "pairs"), (*REASONS, *_UNPAIRED, "pairs thinned out for balance"), _pairs,
     ),
 }  # fmt: skip
 
@@ -312,21 +307,20 @@ def write_rows(
         InputError: nothing is left to train on.
     """
     stage = _STAGES[type(options)]
-    source, counts, dropped = analyses.source, Counter[str](), Counter[str]()
+    source, tally = analyses.source, Tally()
 
     def chosen(step: StepAnalyses) -> Chosen:
         sides: dict[bool, dict[str, _Side]] = {True: {}, False: {}}
         for sample, analysis in enumerate(step.analyses):
             text, reason = wellformed(analysis, (analyses.template or template).verdict, template.verdict)
             if reason:
-                dropped[reason] += 1
+                tally[reason] += 1
                 continue
             alike = sides[analysis.verdict is step.step.label]
             first = alike.get(text, _Side(sample, text, analysis.num_tokens, 0))
             alike[text] = first._replace(num_samples=first.num_samples + 1)
         some = (list(sides[agrees].values()) for agrees in (True, False))
-        found = stage.choose(step, *some, options, counts, dropped)
-        return [(step.id + name, texts) for name, texts in found]
+        return [(step.id + name, texts) for name, texts in stage.choose(step, *some, options, tally)]
 
     def part(step: StepAnalyses) -> str:
         held_out = is_held_out(step.step.problem, options.validation_share, options.seed)
@@ -338,7 +332,7 @@ def write_rows(
             if isinstance(row, Rejected):
                 dataset.reject(row)
                 continue
-            counts.update({"steps": 1, "analyses": len(row.analyses)})
+            tally.update({"steps": 1, "analyses": len(row.analyses)})
             groups[part(row)][row.step.label].extend(identifier for identifier, _ in chosen(row))
         num_rows = sum(len(ids) for sides in groups.values() for ids in sides)
         kept = set[str]()
@@ -347,15 +341,15 @@ def write_rows(
             fewest = min(map(len, sides)) if options.balance else None
             for ids in sides:
                 kept.update(sorted(ids, key=lambda identifier: order_key(identifier, options.seed))[:fewest])
-        dropped[stage.thinned] = num_rows - len(kept)
-        summed = {**counts, stage.counted: len(kept)}
-        ordered = {why: dropped[why] for why in (*stage.reasons, *sorted(set(dropped) - set(stage.reasons)))}
+        tally.update({stage.counts[-1]: len(kept), stage.reasons[-1]: num_rows - len(kept)})
+        counts = {name: tally[name] for name in ("steps", "analyses", *stage.counts)}
+        dropped = {reason: tally[reason] for reason in stage.reasons}
         if not kept:
-            raise InputError(f"{source.name}: no {stage.noun} is left to train on ({listed(ordered)}); {stage.advice}")
+            raise InputError(f"{source.name}: no {stage.noun} is left to train on ({listed(dropped)}); {stage.advice}")
         for row in analyses.rows():
             if not isinstance(row, Rejected):
                 prompt = template.render(row.step.problem, row.step.steps, row.step.step_index)
                 for identifier, texts in chosen(row):
                     if identifier in kept:
                         dataset.write(identifier, row.step, prompt, texts, part(row))
-        return dataset.finish(counts=summed, dropped=ordered, made_from=analyses.provenance)
+        return dataset.finish(counts=counts, dropped=dropped, made_from=analyses.provenance)
