@@ -110,9 +110,8 @@ class _Gathered:
         self.num_read = 0
         self.formats, self.skipped = Counter[str](), Counter[str]()
         self._index, self._writers = index, writers
-        # Hash of a problem -> what it repeats, and the steps that it cost.
+        # Hash of a problem -> what it repeats.
         self._repeated: dict[bytes, Removed | None] = {}
-        self._cost: Counter[bytes] = Counter()
         # Of each step in the working file: hashes of its path, of the path before it, of its id and its problem.
         self._hashes, self._labels = array("Q"), array("B")
 
@@ -121,8 +120,8 @@ class _Gathered:
         problem = _hashed(step.problem)
         if problem not in self._repeated:
             self._repeated[problem] = self._index.match(step.problem)
-        if self._repeated[problem]:
-            self._cost[problem] += 1
+        if found := self._repeated[problem]:
+            self._repeated[problem] = found.model_copy(update={"num_steps": found.num_steps + 1})
             return
         before = problem
         for previous in step.previous_steps:
@@ -141,11 +140,9 @@ class _Gathered:
         """
         paths, before, ids, problems = np.asarray(self._hashes).reshape(-1, 4).T
         labels = np.asarray(self._labels, dtype=bool)
-        _, first, path_of = np.unique(paths, return_index=True, return_inverse=True)
-        share_correct = np.bincount(path_of, weights=labels) / np.bincount(path_of)
-        conflicting = ((share_correct > 0) & (share_correct < 1))[path_of]
+        conflicting = np.isin(paths, np.intersect1d(paths[labels], paths[~labels]))
         repeated = np.ones(len(paths), dtype=bool)
-        repeated[first] = False
+        repeated[np.unique(paths, return_index=True)[1]] = False
         keep = ~repeated & ~conflicting
         positions: dict[int, dict[str, int]] = {}
         sources: Counter[str] = Counter()
@@ -154,12 +151,10 @@ class _Gathered:
             sources[step.source or "unknown"] += 1
             self._writers[RESULTS].write(step.model_dump_json())
         removed = {name: {"problems": 0, "steps": 0} for name in benchmarks}
-        for problem, row in self._repeated.items():
-            if row:
-                row = row.model_copy(update={"num_steps": self._cost[problem]})
-                self._writers[REMOVED].write(row.model_dump_json())
-                removed[row.benchmark]["problems"] += 1
-                removed[row.benchmark]["steps"] += row.num_steps
+        for row in filter(None, self._repeated.values()):
+            self._writers[REMOVED].write(row.model_dump_json())
+            removed[row.benchmark]["problems"] += 1
+            removed[row.benchmark]["steps"] += row.num_steps
         return {
             "num_rows": self.num_rows,
             "num_rejected": self.num_rejected,
