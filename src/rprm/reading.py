@@ -87,14 +87,13 @@ class Source:
         if self.hub is not None:
             return SourceInfo(self.name, f"revision:{self._revision(self.hub)}", None)
         digest, num_lines, last = hashlib.sha256(), 0, b"\n"
-        with _opened(self.path) as stream:
+        with _opened(self.path) as (stream, is_one_value):
             while block := stream.read(1 << 20):
                 digest.update(block)
                 num_lines += block.count(b"\n")
                 last = block[-1:]
-        num_lines += last != b"\n"
-        counted = self.path.suffix != ".parquet" and not _is_one_value(self.path)
-        return SourceInfo(self.name, f"sha256:{digest.hexdigest()}", num_lines if counted else None)
+        num_rows = None if is_one_value or self.path.suffix == ".parquet" else num_lines + (last != b"\n")
+        return SourceInfo(self.name, f"sha256:{digest.hexdigest()}", num_rows)
 
     def rows(self) -> Iterator[Row | Rejected]:
         """Every row in order; an InputError where the whole is no JSON, damaged, or the hub cannot be reached."""
@@ -105,9 +104,8 @@ class Source:
         elif self.path.suffix == ".parquet":
             yield from self._streamed("parquet", data_files=str(self.path), split="train")
         else:
-            read = self._array_rows if _is_one_value(self.path) else self._lines
-            with _opened(self.path) as stream:
-                yield from read(stream)
+            with _opened(self.path) as (stream, is_one_value):
+                yield from self._array_rows(stream) if is_one_value else self._lines(stream)
 
     def _lines(self, stream: BinaryIO) -> Iterator[Row | Rejected]:
         number = 0
@@ -346,25 +344,24 @@ def _parse(data: bytes) -> Any:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    """The content of a file, unzipped where it is zipped; damage is an InputError."""
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, bool]]:
+    """The content of a file, unzipped where it is zipped, and whether it is one JSON value: an array, or an object over
+    several lines in a file named .json. Damage is an InputError.
+    """
     try:
         with path.open("rb") as raw:
             zipped = raw.peek(2)[:2] == b"\x1f\x8b"
-            yield cast(BinaryIO, gzip.GzipFile(fileobj=raw) if zipped else raw)
+            stream = cast(BinaryIO, gzip.GzipFile(fileobj=raw) if zipped else raw)
+            line = stream.readline(MAX_LINE_BYTES).removeprefix(_BOM)
+            while line.isspace():
+                line = stream.readline(MAX_LINE_BYTES)
+            is_one_value = line.lstrip()[:1] == b"["
+            if line.lstrip()[:1] == b"{" and ".json" in path.suffixes:
+                try:
+                    _parse(line)
+                except ValueError:
+                    is_one_value = True
+            stream.seek(0)
+            yield stream, is_one_value
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path}: the file is damaged or cut short: {error}") from error
-
-
-def _is_one_value(path: Path) -> bool:
-    """Whether the file is one JSON value: an array, or an object over several lines in a file named .json."""
-    with _opened(path) as stream:
-        line = stream.readline(MAX_LINE_BYTES).removeprefix(_BOM)
-        while line.isspace():
-            line = stream.readline(MAX_LINE_BYTES)
-    if line.lstrip()[:1] == b"{" and ".json" in path.suffixes:
-        try:
-            _parse(line)
-        except ValueError:
-            return True
-    return line.lstrip()[:1] == b"["
