@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -14,12 +15,6 @@ from rprm.cli.judge import Seed, Strict, refuse_nothing_judged
 from rprm.cli.options import Json, given, with_options
 from rprm.data import options as settings
 from rprm.errors import InputError, PromptError
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Mapping
-
-    from rprm.data.analyses import AnalysisTotals
-    from rprm.jobs import Callbacks
 
 app = typer.Typer(
     rich_markup_mode=None, no_args_is_help=True, help="Training data: labelled steps, analyses, rows, pairs."
@@ -107,14 +102,14 @@ def analyses(
     opened = steps_source(source)
     info = opened.inspect()
 
-    def work(callbacks: Callbacks) -> Awaitable[AnalysisTotals]:
-        rows = islice(read_labelled_steps(opened), limit)
-        limited = {} if limit is None else {"limit": limit}
-        return sample_analyses(
+    rows = islice(read_labelled_steps(opened), limit)
+    limited = {} if limit is None else {"limit": limit}
+    totals = run_behind_progress(
+        lambda callbacks: sample_analyses(
             judge, rows, source=info, output=output, settings=limited, strict=strict, callbacks=callbacks
-        )
-
-    totals = run_behind_progress(work, judge.aclose, info.num_rows if limit is None else limit, noun="steps")
+        ),
+        judge.aclose, info.num_rows if limit is None else limit, noun="steps",
+    )  # fmt: skip
     _show(totals.as_dict(), totals.as_dict(), output, json)
     refuse_nothing_judged(totals)
     raise typer.Exit(EXIT_REJECTED if totals.num_rejected else 0)
