@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rprm.data.contamination import Benchmark, ContaminationIndex, Removed
-from rprm.data.options import AUTO, NGRAM, OVERLAP, StepOptions
+from rprm.data.options import NGRAM, OVERLAP, Format, StepOptions
 from rprm.data.steps import STAGE, read_steps, source_name
 from rprm.errors import InputError
 from rprm.reading import Rejected, Source
@@ -34,7 +34,7 @@ REMOVED = "removed.jsonl"
 
 
 def gather_steps(
-    sources: Sequence[Source], output: str | Path, *, format: str = AUTO, options: StepOptions | None = None,
+    sources: Sequence[Source], output: str | Path, *, format: str = Format.auto, options: StepOptions | None = None,
     benchmarks: Sequence[Benchmark] = (), ngram: int = NGRAM, overlap: float = OVERLAP, limit: int | None = None,
     strict: bool = False, on_row: Callable[[int, int], None] = lambda num_rows, num_steps: None,
 ) -> dict[str, Any]:  # fmt: skip

@@ -26,7 +26,6 @@ Format = StrEnum(
         "math_shepherd": "math-shepherd", "gsm8k": "gsm8k", "steps": "steps",
     },
 )  # fmt: skip
-AUTO = Format.auto.value
 
 #: What PRM800K's rating of 0 counts as: correct for OpenAI, wrong in TRL's copy of the data.
 Neutral = StrEnum("Neutral", {"correct": "correct", "wrong": "wrong", "drop": "drop"})

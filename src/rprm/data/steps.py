@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from rprm import reading
 from rprm.benchmarks import Benchmark, StepItems, tally_steps
 from rprm.data.gsm8k import numbers, without_annotations, wrong_step
-from rprm.data.options import AUTO, Neutral, StepOptions
+from rprm.data.options import Format, Neutral, StepOptions
 from rprm.errors import InputError
 from rprm.reading import AnyText, Rejected, Row, RowModel, Source, Text, checked
 from rprm.records import LabelledStep
@@ -336,7 +336,7 @@ class Expanded(NamedTuple):
 
 
 def read_steps(
-    source: Source, *, format: str = AUTO, options: StepOptions | None = None
+    source: Source, *, format: str = Format.auto, options: StepOptions | None = None
 ) -> Iterator[Expanded | Rejected]:
     """The labelled steps of every row of a source; `format` is one of `FORMATS`, or `auto`, by each row's fields."""
     name = source_name(source)
@@ -346,7 +346,7 @@ def read_steps(
 def expand_row(row: Row, name: str, format: str, options: StepOptions) -> Expanded:
     """The labelled steps of one row of a source of this name; an InputError says what is wrong with it."""
     record, origin = reading.json_object(row.value), Origin(f"{name}-{row.line}", name)
-    chosen = format_of(record) if format == AUTO else format
+    chosen = format_of(record) if format == Format.auto else format
     return Expanded(chosen, list(FORMATS[chosen][1](record, origin, options)), origin.skipped)
 
 
