@@ -118,13 +118,9 @@ def analyses(
 @app.command()
 @with_options
 def cold_start(
-    source: Analyses,
-    output: Output,
-    *,
-    prompt: TrainedPrompt = None,
-    options: settings.ColdStartOptions,
+    source: Analyses, output: Output, *, prompt: TrainedPrompt = None, options: settings.ColdStartOptions,
     json: Json = False,
-) -> None:
+) -> None:  # fmt: skip
     """Rows for `rprm train sft`: the analyses whose verdict agrees with the label and stands once, at the end."""
     _choose(source, output, prompt, options, json)
 

@@ -52,19 +52,16 @@ def gather_steps(
     if not sources:
         raise ValueError("no sources: give at least one")
     options = options or StepOptions()
-    inputs = [source.inspect() for source in sources]
     settings = {
         # The names stand in ids.
-        "inputs": [
-            {"name": source_name(source), "digest": info.digest} for source, info in zip(sources, inputs, strict=True)
-        ],
+        "inputs": [{"name": source_name(source), "digest": source.inspect().digest} for source in sources],
         "format": format,
         **asdict(options),
         "exclude": [{"name": benchmark.name, "digest": benchmark.source.digest} for benchmark in benchmarks],
         **({"ngram": ngram, "overlap": overlap} if benchmarks else {}),
         **({"limit": limit} if limit is not None else {}),
     }
-    session = {"inputs": [info.name for info in inputs], "versions": versions()}
+    session = {"inputs": [source.name for source in sources], "versions": versions()}
     index = ContaminationIndex(chain.from_iterable(one.problems for one in benchmarks), ngram=ngram, overlap=overlap)
     with Run(output, stage=STAGE, settings=settings, session=session) as run, ExitStack() as stack:
         writers = {

@@ -36,12 +36,8 @@ class StepOptions:
     """What the formats leave open."""
 
     neutral: Annotated[Neutral, "PRM800K: what a rating of 0 counts as."] = Neutral.correct
-    keep_quality_control: Annotated[
-        bool, "--keep-quality-control", "PRM800K: use solutions that checked or screened labelers."
-    ] = False
-    keep_unfinished: Annotated[
-        bool, "--keep-unfinished", "PRM800K: use solutions given up, or of a broken problem."
-    ] = False
+    keep_quality_control: Annotated[bool, "--keep-quality-control", "PRM800K: use what screened labelers."] = False
+    keep_unfinished: Annotated[bool, "--keep-unfinished", "PRM800K: use solutions that were given up."] = False
     after_error: Annotated[bool, "--after-error", "stepwise, math-shepherd: go on after the first wrong step."] = False
     wrong_share: Annotated[float, "gsm8k: share of wrong steps to aim at."] = 0.5
     seed: Annotated[int, "gsm8k: of the edits that make steps wrong."] = 0

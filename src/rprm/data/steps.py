@@ -339,8 +339,7 @@ def read_steps(
     source: Source, *, format: str = Format.auto, options: StepOptions | None = None
 ) -> Iterator[Expanded | Rejected]:
     """The labelled steps of every row of a source; `format` is one of `FORMATS`, or `auto`, by each row's fields."""
-    name = source_name(source)
-    return reading.read_rows(source, lambda row: expand_row(row, name, format, options or StepOptions()))
+    return reading.read_rows(source, lambda row: expand_row(row, source_name(source), format, options or StepOptions()))
 
 
 def expand_row(row: Row, name: str, format: str, options: StepOptions) -> Expanded:
