@@ -102,9 +102,7 @@ class Dataset:
         if part == "train" and len(self._shown[step.label]) < _NUM_SHOWN:
             self._shown[step.label].append(row)
 
-    def finish(
-        self, *, counts: Mapping[str, int], dropped: Mapping[str, int], made_from: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def finish(self, counts: Mapping[str, int], dropped: Mapping[str, int], made_from: Any) -> dict[str, Any]:
         """Put the files in place and write card, sample and summary; returns the summary."""
         parts = {}
         for part, name in PARTS.items():
@@ -131,13 +129,13 @@ class Dataset:
         self._run.complete(summary, {})
         return summary
 
-    def _card(self, summary: Mapping[str, Any], made_from: Mapping[str, Any]) -> str:
+    def _card(self, summary: Mapping[str, Any], made_from: Any) -> str:
         parts, num_rejected = summary["parts"], summary["rejected"]
         validation = f"\n  - split: validation\n    path: {VALIDATION}" if parts["validation"]["rows"] else ""
         num_shared = len(self._problems["train"] & self._problems["validation"])
         shared = f"{num_shared:,} problems stand" if num_shared else "No problem stands"
         rejected = f"Rejected input rows (`rejected.jsonl`): {num_rejected:,}.\n\n" if num_rejected else ""
-        settings = json.dumps({**self._run.settings, "made_from": dict(made_from)}, indent=2, ensure_ascii=False)
+        settings = json.dumps({**self._run.settings, "made_from": made_from}, indent=2, ensure_ascii=False)
         return f"""---
 tags: [process-reward-model, r-prm]
 configs:
@@ -352,4 +350,4 @@ def write_rows(
                 for identifier, texts in chosen(row):
                     if identifier in kept:
                         dataset.write(identifier, row.step, prompt, texts, part(row))
-        return dataset.finish(counts=counts, dropped=dropped, made_from=analyses.provenance)
+        return dataset.finish(counts, dropped, analyses.provenance)

@@ -38,16 +38,10 @@ def gather_steps(
     benchmarks: Sequence[Benchmark] = (), ngram: int = NGRAM, overlap: float = OVERLAP, limit: int | None = None,
     strict: bool = False, on_row: Callable[[int, int], None] = lambda num_rows, num_steps: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write the labelled steps of the sources to a run folder, in their order.
+    """Write the labelled steps of the sources to a run folder, in their order, without problems of the benchmarks.
 
-    Args:
-        format, options: as for `read_steps`.
-        benchmarks, ngram, overlap: whose problems are left out; as for `ContaminationIndex`.
-        limit: read the first steps alone, this many, before anything is left out.
-        strict: stop at the first row that cannot be used.
-        on_row: told now and then of the rows read and the steps found.
-
-    Returns the counts, as in `summary.json`; see `_Gathered.summary`.
+    `limit` reads the first steps alone, before anything is left out; `on_row` is told now and then of the rows read and
+    the steps found. Returns the counts, as in `summary.json`; see `_Gathered.summary`.
     """
     if not sources:
         raise ValueError("no sources: give at least one")

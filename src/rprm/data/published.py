@@ -118,9 +118,7 @@ def _loaded(name: str, title: str, digest: str | None, *arguments: Any, **option
     return PublishedSet(SourceInfo(name, digest, None), title, parts)
 
 
-def write_published(
-    published: PublishedSet, output: str | Path, *, template: PromptTemplate | None = None
-) -> dict[str, Any]:
+def write_published(published: PublishedSet, output: Path, template: PromptTemplate | None = None) -> dict[str, Any]:
     """Make a data set for `rprm train sft` or `dpo` (see `Dataset`) out of published rows; texts stay as they are.
 
     A row is kept when the template renders its instruction byte for byte from the problem and steps in it, and its
@@ -142,7 +140,7 @@ def write_published(
         if template.chat and not template.system:
             template = replace(template, system=R_PRM_SYSTEM)
     dropped, counts = Counter[str](), Counter[str]()
-    with Dataset(Path(output), "import", published.info, template, {"kind": kind}, _WHAT[kind]) as dataset:
+    with Dataset(output, "import", published.info, template, {"kind": kind}, _WHAT[kind]) as dataset:
         for part, (name, rows) in published.parts.items():
             for row in rows():
                 counts[f"rows of {part}"] += 1
@@ -158,7 +156,7 @@ def write_published(
                     dataset.write(step.id, step, prompt, analyses, part)
         if not counts["kept"]:
             raise InputError(f"{published.info.name}: no row is left to train on ({listed(dropped)})")
-        return dataset.finish(counts=counts, dropped=dict(sorted(dropped.items())), made_from=made_from)
+        return dataset.finish(counts, dict(sorted(dropped.items())), made_from)
 
 
 def _of_one_kind(name: str, rows: list[Row | Rejected]) -> tuple[str, list[dict[str, Any]]]:
@@ -182,9 +180,7 @@ def _of_one_kind(name: str, rows: list[Row | Rejected]) -> tuple[str, list[dict[
         )
     if len(found[kind]) < _MIN_SHARE * sum(map(len, found.values())):
         counts = ", ".join(f"{len(some):,} for {kind}" for kind, some in found.items())
-        raise InputError(
-            f"{name} holds rows of two kinds ({counts} among the first {len(rows):,}): give each a file of its own"
-        )
+        raise InputError(f"{name} holds rows of two kinds ({counts} among the first {len(rows):,}): divide them")
     return kind, found[kind]
 
 

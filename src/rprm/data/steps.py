@@ -101,10 +101,8 @@ def stepwise_steps(record: dict[str, Any], origin: Origin, options: StepOptions)
     Steps that all begin with their own number (`Step 1:`, `Step 2:`, ...) lose it, and all lose GSM8K's annotations.
     """
     row = checked(StepwiseRow, record)
-    if len(row.labels) != len(row.completions):
-        raise InputError(
-            f"'labels' must be a list of {len(row.completions)} labels, one for each completion, not {len(row.labels)}"
-        )
+    if (wanted := len(row.completions)) != len(row.labels):
+        raise InputError(f"'labels' must be a list of {wanted} labels, one for each completion, not {len(row.labels)}")
     steps = [without_annotations(step).strip() or step for step in row.completions]
     numbers = [_STEP_NUMBER.match(step.strip()) for step in steps]
     if all(match and int(match[1]) == number for number, match in enumerate(numbers, 1)):
