@@ -16,9 +16,7 @@ from rprm.cli.options import Json, given, with_options
 from rprm.data import options as settings
 from rprm.errors import InputError, PromptError
 
-app = typer.Typer(
-    rich_markup_mode=None, no_args_is_help=True, help="Training data: labelled steps, analyses, rows, pairs."
-)
+app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Training data: labelled steps, analyses, rows.")
 
 Analyses = Annotated[Path, typer.Argument(metavar="ANALYSES", help="A run of `rprm data analyses`, or its rows.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write; written anew by the same command.")]
@@ -143,9 +141,7 @@ def pairs(
 
 @app.command("import")
 def import_(
-    source: Annotated[
-        str, typer.Argument(help="kevinpro/R-PRM?data_dir=sft (or dpo), such a folder, or a file of rows.")
-    ],
+    source: Annotated[str, typer.Argument(help="kevinpro/R-PRM?data_dir=sft (or dpo), such a folder, or a file.")],
     output: Output,
     prompt: Annotated[str | None, typer.Option(help="Template of every row.  [default: derived from the rows]")] = None,
     json: Json = False,

@@ -78,7 +78,7 @@ def tokens(text: str) -> list[str]:
     """
     plain = unicodedata.normalize("NFKC", text).casefold()
     for pattern, plainer in _REWRITES:
-        plain = pattern.sub(plainer, plain)
+        plain = re.sub(pattern, plainer, plain)
     found: list[str] = []
     for are_letters, run in groupby(_TOKEN.findall(plain), lambda token: len(token) == 1 and "a" <= token <= "z"):
         some = list(run)
@@ -87,24 +87,21 @@ def tokens(text: str) -> list[str]:
 
 
 #: Typesetting that makes no difference between problems.
-_REWRITES = tuple(
-    (re.compile(pattern), plainer)
-    for pattern, plainer in (
-        (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits|quad|qquad|hspace|vspace)(?![a-z])", " "),
-        (r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|operatorname|mbox|overline|underline)\s*(?=\{)", " "),
-        (r"\\(?:begin|end)\{(?:align|equation|gather|multline|center)\*?\}", " "),
-        (r"\\[dt]frac(?![a-z])", r"\\frac"),
-        (r"\\(?:cdot|times|ast)(?![a-z])|[\N{MULTIPLICATION SIGN}\N{DOT OPERATOR}\N{MIDDLE DOT}]", "*"),
-        (r"\\div(?![a-z])|\N{DIVISION SIGN}", "/"),
-        (r"\\leq?(?![a-z])|\N{LESS-THAN OR EQUAL TO}", "<="),
-        (r"\\geq?(?![a-z])|\N{GREATER-THAN OR EQUAL TO}", ">="),
-        (r"\N{MINUS SIGN}|\N{EN DASH}", "-"),
-        (r"\\[,;:!> ]|~", " "),
-        # Apostrophes hold a word together, whatever they look like.
-        ("(?<=[a-z])['\N{RIGHT SINGLE QUOTATION MARK}](?=[a-z])", ""),
-        (r"(?<=\d),(?=\d{3}(?!\d))", ""),
-        (r"(?<![\d.])\.(?=\d)", "0."),
-    )
+_REWRITES = (
+    (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits|quad|qquad|hspace|vspace)(?![a-z])", " "),
+    (r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|operatorname|mbox|overline|underline)\s*(?=\{)", " "),
+    (r"\\(?:begin|end)\{(?:align|equation|gather|multline|center)\*?\}", " "),
+    (r"\\[dt]frac(?![a-z])", r"\\frac"),
+    (r"\\(?:cdot|times|ast)(?![a-z])|[\N{MULTIPLICATION SIGN}\N{DOT OPERATOR}\N{MIDDLE DOT}]", "*"),
+    (r"\\div(?![a-z])|\N{DIVISION SIGN}", "/"),
+    (r"\\leq?(?![a-z])|\N{LESS-THAN OR EQUAL TO}", "<="),
+    (r"\\geq?(?![a-z])|\N{GREATER-THAN OR EQUAL TO}", ">="),
+    (r"\N{MINUS SIGN}|\N{EN DASH}", "-"),
+    (r"\\[,;:!> ]|~", " "),
+    # Apostrophes hold a word together, whatever they look like.
+    ("(?<=[a-z])['\N{RIGHT SINGLE QUOTATION MARK}](?=[a-z])", ""),
+    (r"(?<=\d),(?=\d{3}(?!\d))", ""),
+    (r"(?<![\d.])\.(?=\d)", "0."),
 )
 _TOKEN = re.compile(
     # Numbers; one character of a script without spaces; words; operators. The rest is punctuation.

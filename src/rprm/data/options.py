@@ -6,7 +6,6 @@ The paper is R-PRM, arXiv 2503.21295; its code is NJUNLP/R-PRM. docs/data.md say
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
@@ -19,13 +18,10 @@ OVERLAP = 0.5
 
 
 #: Formats of labelled steps; `auto` tells each row's by its fields.
-Format = StrEnum(
-    "Format",
-    {
-        "auto": "auto", "prm800k": "prm800k", "stepwise": "stepwise", "solutions": "solutions",
-        "math_shepherd": "math-shepherd", "gsm8k": "gsm8k", "steps": "steps",
-    },
-)  # fmt: skip
+Format = StrEnum("Format", {
+    "auto": "auto", "prm800k": "prm800k", "stepwise": "stepwise", "solutions": "solutions",
+    "math_shepherd": "math-shepherd", "gsm8k": "gsm8k", "steps": "steps",
+})  # fmt: skip
 
 #: What PRM800K's rating of 0 counts as: correct for OpenAI, wrong in TRL's copy of the data.
 Neutral = StrEnum("Neutral", {"correct": "correct", "wrong": "wrong", "drop": "drop"})
@@ -60,11 +56,7 @@ class SamplingOptions:
 #: `paper` is the paper's teacher: 4 analyses at temperature 0.4 of up to 8,192 tokens; top-p 0.95 is its
 #: script's (src/utils/inference.py). By default 3 analyses, as in the script
 #: (src/scripts/examples/generate-PRM-CoT.sh), of up to 2,048 tokens (ours).
-SAMPLING_PRESETS: Mapping[str, SamplingOptions] = {
-    "default": SamplingOptions(),
-    "paper": SamplingOptions(num_analyses=4, max_tokens=8192),
-}
-
+SAMPLING_PRESETS = {"default": SamplingOptions(), "paper": SamplingOptions(num_analyses=4, max_tokens=8192)}
 
 #: Options that every command which chooses rows has. The split is by problem, and every stage of one seed splits alike.
 Balance = Annotated[bool, "--balance/--no-balance", "As many Yes as No in each part, by thinning out."]
@@ -112,7 +104,5 @@ class PairOptions:
 #: `published` is the filter of the script (`--filter` of src/utils/operate-PRM-CoT-data_paired.py):
 #: steps of which more than a third of the analyses agree, two pairs of each. The script's pairs of a step share the
 #: chosen analysis; ours share none.
-PAIR_PRESETS: Mapping[str, PairOptions] = {
-    "default": PairOptions(),
-    "published": PairOptions(per_step=2, min_accuracy=math.nextafter(1 / 3, 1.0)),
-}
+_PUBLISHED = PairOptions(per_step=2, min_accuracy=math.nextafter(1 / 3, 1.0))
+PAIR_PRESETS = {"default": PairOptions(), "published": _PUBLISHED}

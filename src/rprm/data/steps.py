@@ -139,11 +139,10 @@ def math_shepherd_steps(record: dict[str, Any], origin: Origin, options: StepOpt
         raise InputError(f"'input' has no step tag {STEP_TAG!r}")
     ends = [0, *accumulate(len(text) + 1 for text in tagged)]
     marked = [row.label[begin:end] for begin, end in pairwise(ends)]
-    if differ := [
-        number for number, text in enumerate(tagged, 1) if marked[number - 1] not in (f"{text}+", f"{text}-")
-    ]:
+    unlike = [piece not in (f"{text}+", f"{text}-") for piece, text in zip(marked, tagged, strict=True)]
+    if any(unlike):
         wanted = f"'label' must be 'input' with + or - in place of each {STEP_TAG!r}"
-        raise InputError(f"{wanted}; it differs at step {differ[0]}")
+        raise InputError(f"{wanted}; it differs at step {unlike.index(True) + 1}")
     if row.label[ends[-1] :].strip() != rest.strip():
         raise InputError(f"'label' must end as 'input' does; it ends in {row.label[ends[-1] :]!r:.80}")
     begins = [match.start() for match in _FIRST_STEP.finditer(tagged[0])]
