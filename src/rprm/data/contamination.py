@@ -95,9 +95,10 @@ _REWRITES = (
     (r"\\(?:cdot|times|ast)(?![a-z])|[\N{MULTIPLICATION SIGN}\N{DOT OPERATOR}\N{MIDDLE DOT}]", "*"),
     (r"\\div(?![a-z])|\N{DIVISION SIGN}", "/"),
     (r"\\leq?(?![a-z])|\N{LESS-THAN OR EQUAL TO}", "<="),
-    (r"\\geq?(?![a-z])|\N{GREATER-THAN OR EQUAL TO}", ">="),
+    (r"\\geq?(?![a-z])", ">="),
     (r"\N{MINUS SIGN}|\N{EN DASH}", "-"),
     (r"\\[,;:!> ]|~", " "),
+    ("\N{GREATER-THAN OR EQUAL TO}", ">="),
     # Apostrophes hold a word together, whatever they look like.
     ("(?<=[a-z])['\N{RIGHT SINGLE QUOTATION MARK}](?=[a-z])", ""),
     (r"(?<=\d),(?=\d{3}(?!\d))", ""),
