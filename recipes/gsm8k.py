@@ -33,7 +33,7 @@ from typing import Any
 
 from rprm.api import RPRM
 from rprm.data.analyses import sample_analyses
-from rprm.data.arithmetic import evaluate
+from rprm.data.gsm8k import evaluate
 from rprm.data.steps import read_labelled_steps, steps_source
 from rprm.engines.base import Sampling
 from rprm.engines.packaged import smollm2_model

@@ -1,8 +1,4 @@
-"""Solutions in: JSON Lines or JSON, plain or gzipped, standard input, or a hub data set.
-
-Rows stream one at a time, so memory stays flat however long the file. A row that cannot be used is yielded as a
-`Rejected` with its place and the reason; the rows after it go on.
-"""
+"""Rows in, one at a time: JSON Lines or JSON, plain or gzipped, parquet, or a hub data set. Bad rows are `Rejected`."""
 
 from __future__ import annotations
 
@@ -11,11 +7,11 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, TypeVar, cast
+from typing import Annotated, Any, BinaryIO, NamedTuple, TypeVar, cast
 from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -25,6 +21,7 @@ from rprm.records import Record, Solution
 from rprm.splitting import split_steps
 
 T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
 
 #: A longer line is rejected unread: no solution is this long, and memory must stay flat.
 MAX_LINE_BYTES = 32 * 1024 * 1024
@@ -32,8 +29,7 @@ MAX_LINE_BYTES = 32 * 1024 * 1024
 #: How much of a rejected row is kept in the report.
 MAX_REJECTED_TEXT = 100_000
 
-#: `datasets` reads the hub and parquet files.
-_NO_HUB = 'reading from the hub, or a parquet file, needs the extra: pip install ".[hub]"'
+_BOM = b"\xef\xbb\xbf"
 
 
 class Rejected(Record):
@@ -45,8 +41,7 @@ class Rejected(Record):
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One row of a source: `line` is its 1-based line, or its 1-based place in a JSON array or hub data set."""
 
     line: int
@@ -67,28 +62,16 @@ class SourceInfo:
 
 
 class Source:
-    """A named place that rows are read from.
-
-    Args:
-        name: a path (JSON Lines or JSON, also .gz; parquet); or `hub:OWNER/NAME?option=value` (a bare `OWNER/NAME` that
-            is no file means the same) with the options split, revision, config and data_dir.
-        split: of a hub data set, where the name has none.
-
-    Raises:
-        InputError: there is no such file.
+    """A file (JSON Lines or JSON, also .gz; parquet), or a hub data set, `hub:OWNER/NAME?option=value` (a bare
+    `OWNER/NAME` that is no file means the same) with the options split, revision, config, data_dir.
     """
 
     def __init__(self, name: str, *, split: str = "test") -> None:
-        self.name = name
+        self.name, self.path = name, Path(name)
         self.hub: dict[str, str] | None = None
-        self.path = Path(name)
         if name.startswith("hub:") or (not self.path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+(\?.*)?", name)):
-            target, _, query = name.removeprefix("hub:").partition("?")
-            self.hub = {"path": target, "split": split} | dict(parse_qsl(query))
-            if unknown := set(self.hub) - {"path", "split", "revision", "config", "data_dir"}:
-                raise InputError(
-                    f"{name}: unknown option {min(unknown)!r}; options are split, revision, config, data_dir"
-                )
+            target, options = hub_options(name, ("split", "revision", "config", "data_dir"))
+            self.hub = {"path": target, "split": split} | options
         elif not self.path.is_file():
             hint = "it is a folder; name a file in it" if self.path.is_dir() else "no such file"
             raise InputError(f"{name}: {hint}")
@@ -96,102 +79,102 @@ class Source:
     def pinned(self) -> Source:
         """The same source; a hub data set at the revision that its name stands for now."""
         if self.hub is not None:
-            self.hub["revision"] = self._hub_revision()
+            self.hub["revision"] = self._revision(self.hub)
         return self
 
     def inspect(self) -> SourceInfo:
         """Hash and count the rows, in one pass over the source (a hub data set is asked for its revision)."""
         if self.hub is not None:
-            return SourceInfo(self.name, f"revision:{self._hub_revision()}", None)
-        digest = hashlib.sha256()
-        num_lines = 0
-        last = b"\n"
-        with _opened(self.path) as stream:
+            return SourceInfo(self.name, f"revision:{self._revision(self.hub)}", None)
+        digest, num_lines, last = hashlib.sha256(), 0, b"\n"
+        with _opened(self.path) as (stream, is_one_value):
             while block := stream.read(1 << 20):
                 digest.update(block)
                 num_lines += block.count(b"\n")
                 last = block[-1:]
-        num_lines += last != b"\n"
-        counted = self.path.suffix != ".parquet" and not _is_one_value(self.path)
-        return SourceInfo(self.name, f"sha256:{digest.hexdigest()}", num_lines if counted else None)
+        num_rows = None if is_one_value or self.path.suffix == ".parquet" else num_lines + (last != b"\n")
+        return SourceInfo(self.name, f"sha256:{digest.hexdigest()}", num_rows)
 
     def rows(self) -> Iterator[Row | Rejected]:
-        """Every row in order; a row that is no JSON comes as `Rejected`.
-
-        Raises:
-            InputError: a JSON array (or single JSON object) is malformed as a whole, or the hub cannot be reached.
-        """
+        """Every row in order; an InputError where the whole is no JSON, damaged, or the hub cannot be reached."""
         if self.hub is not None:
             options = {key: self.hub[key] for key in ("split", "data_dir") if key in self.hub}
-            yield from self._streamed(
-                self.hub["path"], self.hub.get("config"), revision=self._hub_revision(), **options
-            )
-            return
-        if self.path.suffix == ".parquet":
+            revision = self._revision(self.hub)
+            yield from self._streamed(self.hub["path"], self.hub.get("config"), revision=revision, **options)
+        elif self.path.suffix == ".parquet":
             yield from self._streamed("parquet", data_files=str(self.path), split="train")
-            return
-        one_value = _is_one_value(self.path)
-        with _opened(self.path) as stream:
-            yield from self._array_rows(stream) if one_value else self._lines(stream)
+        else:
+            with _opened(self.path) as (stream, is_one_value):
+                yield from self._array_rows(stream) if is_one_value else self._lines(stream)
 
     def _lines(self, stream: BinaryIO) -> Iterator[Row | Rejected]:
         number = 0
         while line := stream.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            if len(line) > MAX_LINE_BYTES:
-                head = line[:MAX_REJECTED_TEXT].decode(errors="replace")
-                while line and not line.endswith(b"\n"):
-                    line = stream.readline(MAX_LINE_BYTES)
-                yield Rejected(file=self.name, line=number, reason="the line is longer than 32 MiB", text=head)
-                continue
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            if not line.strip():
-                continue
+            number, is_long = number + 1, len(line) > MAX_LINE_BYTES
+            line = line.removeprefix(_BOM if number == 1 else b"")
             text = line.decode(errors="replace").rstrip("\r\n")
             try:
-                yield Row(number, _parse(line), text)
+                if is_long:
+                    while line and not line.endswith(b"\n"):
+                        line = stream.readline(MAX_LINE_BYTES)
+                    raise ValueError("the line is longer than 32 MiB")
+                if line.strip():
+                    yield Row(number, _parse(line), text)
             except ValueError as error:
-                yield Rejected(file=self.name, line=number, reason=str(error), text=text[:MAX_REJECTED_TEXT])
+                yield Row(number, None, text).rejected(self.name, str(error))
 
     def _array_rows(self, stream: BinaryIO) -> Iterator[Row]:
         try:
-            values = _parse(stream.read().removeprefix(b"\xef\xbb\xbf"))
+            values = _parse(stream.read().removeprefix(_BOM))
         except ValueError as error:
-            raise InputError(
-                f"{self.name}: {error}; write one array of records, or JSON Lines (one record a line)"
-            ) from None
+            raise InputError(f"{self.name}: {error}; write one array of records, or one record a line") from None
         for number, value in enumerate(values if isinstance(values, list) else [values], 1):
             yield Row(number, value, json.dumps(value)[:MAX_REJECTED_TEXT])
 
-    def _hub_revision(self) -> str:
-        assert self.hub is not None
-        try:
+    def _revision(self, hub: Mapping[str, str]) -> str:
+        name = self.name.removeprefix("hub:").removesuffix("?")
+        with hub_errors(f"{name}: no such file, and not to be had from the hub (check the name and the network)"):
             from huggingface_hub import HfApi
 
-            return str(HfApi().dataset_info(self.hub["path"], revision=self.hub.get("revision")).sha)
-        except ImportError:
-            raise InputError(_NO_HUB) from None
-        except Exception as error:
-            raise InputError(
-                f"{self.name.removeprefix('hub:').removesuffix('?')}: no such file, and not to be had from the hub "
-                f"({type(error).__name__}: {error}); check the name and the network, or give a file"
-            ) from error
+            return str(HfApi().dataset_info(hub["path"], revision=hub.get("revision")).sha)
 
     def _streamed(self, *names: str | None, **options: str) -> Iterator[Row]:
-        try:
+        with hub_errors(f"{self.name}: cannot be read"):
             from datasets import load_dataset
-        except ImportError:
-            raise InputError(_NO_HUB) from None
-        try:
+
             for number, value in enumerate(load_dataset(*names, streaming=True, **options), 1):
                 yield Row(number, dict(value), json.dumps(value, default=str)[:MAX_REJECTED_TEXT])
-        except (OSError, ValueError) as error:
-            raise InputError(f"{self.name}: cannot be read: {error}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class Instruction:
+def hub_options(name: str, known: tuple[str, ...]) -> tuple[str, dict[str, str]]:
+    """`hub:TARGET?option=value&...` taken apart; an InputError where an option is not known."""
+    target, _, query = name.removeprefix("hub:").partition("?")
+    options = dict(parse_qsl(query))
+    if unknown := set(options) - set(known):
+        raise InputError(f"{name}: unknown option {min(unknown)!r}; options are {', '.join(known)}")
+    return target, options
+
+
+@contextmanager
+def hub_errors(what: str) -> Iterator[None]:
+    """Whatever goes wrong with the hub, or in the library that reads it, as an InputError."""
+    try:
+        yield
+    except ImportError:
+        raise InputError('reading from the hub, or a parquet file, needs the extra: pip install ".[hub]"') from None
+    except InputError:
+        raise
+    except Exception as error:
+        # The library stops with an empty StopIteration at a file without rows.
+        raise InputError(f"{what}: {' '.join(str(error).split()) or 'there are no rows'}") from error
+
+
+def stem(path: Path) -> str:
+    """A file's name without its endings."""
+    return path.name.split(".")[0] or path.name
+
+
+class Instruction(NamedTuple):
     """What a model was trained to answer: the user message, with its system message and the output, where there are."""
 
     line: int
@@ -200,7 +183,7 @@ class Instruction:
     output: str | None
 
     def rejected(self, reason: str) -> Rejected:
-        return Rejected(file="", line=self.line, reason=reason, text=self.text[:MAX_REJECTED_TEXT])
+        return Row(self.line, None, self.text).rejected("", reason)
 
 
 def read_instructions(
@@ -208,13 +191,8 @@ def read_instructions(
 ) -> Iterator[Instruction | Rejected]:
     """Training rows for a language model, each as an `Instruction`, or as `Rejected` with the reason.
 
-    The instruction is a text, or a list of chat messages: one of the user, an optional one of the system. A column
-    `system` is the system message too. The output is a text or a list of messages.
-
-    Args:
-        rows: those of a source keep the lines that they stand in.
-        column, output_column: by default `instruction`, else `prompt`; and `output`, `completion`, `response`, else
-            `chosen`.
+    An instruction is a text, or chat messages: one of the user, before it maybe one of the system (also in a column
+    `system`). The output is a text or a list of messages. Columns are by default the usual ones.
     """
     columns = (column,) if column else ("instruction", "prompt")
     output_columns = (output_column,) if output_column else ("output", "completion", "response", "chosen")
@@ -226,10 +204,12 @@ def read_instructions(
             yield Rejected(file="", line=line, reason=str(error), text="")
 
 
-def _instruction(row: Any, columns: Sequence[str], output_columns: Sequence[str]) -> tuple[str, str, str | None]:
+def _instruction(row: Any, columns: tuple[str, ...], output_columns: tuple[str, ...]) -> tuple[str, str, str | None]:
     if not isinstance(row, Mapping):
         raise InputError("it is no JSON object")
-    instruction = next((row[column] for column in columns if row.get(column)), None)
+    instruction, output = (
+        next((row[column] for column in names if row.get(column)), None) for names in (columns, output_columns)
+    )
     if instruction is None:
         wanted, present = " or ".join(map(repr, columns)), ", ".join(map(str, row)) or "none"
         raise InputError(f"nothing stands in column {wanted}; its columns are {present}")
@@ -242,37 +222,23 @@ def _instruction(row: Any, columns: Sequence[str], output_columns: Sequence[str]
         raise InputError("its instruction is neither a text nor a list of messages") from None
     if [role for role, _ in asked] not in (["user"], ["system", "user"]):
         raise InputError("its instruction is not one user message, with a system message before it or none")
-    system = asked[0][1] if len(asked) == 2 else row.get("system") or ""
-    if not isinstance(asked[-1][1], str) or not isinstance(system, str):
+    text, system = asked[-1][1], asked[0][1] if len(asked) == 2 else row.get("system") or ""
+    if not isinstance(text, str) or not isinstance(system, str):
         raise InputError("its instruction or system message is no text")
-    output = next((row[column] for column in output_columns if row.get(column)), None)
     output = output[-1] if isinstance(output, list) else output
     output = output.get("content") if isinstance(output, Mapping) else output
-    return asked[-1][1], system, output if isinstance(output, str) else None
-
-
-def read_solutions(source: Source, *, name: str | None = None) -> Iterator[Solution | Rejected]:
-    """Every row of a source as a `Solution`, or as `Rejected` with the reason (`name` stands in for the file's own).
-
-    A row is `{id?, problem, steps[] | solution, label?}`; other fields are ignored, so that ProcessBench's own records
-    are read as they are. Without an id the row is `line-N`; a `solution` is cut by `split_steps`.
-    """
-    return read_rows(source, lambda row: solution_of(row.value, default_id=f"line-{row.line}"), name=name)
+    return text, system, output if isinstance(output, str) else None
 
 
 def read_rows(source: Source, read: Callable[[Row], T], *, name: str | None = None) -> Iterator[T | Rejected]:
-    """What `read` makes of every row of a source; a row of which it raises an `InputError` is rejected with the reason.
-
-    Args:
-        source: the rows.
-        read: reads one.
-        name: stands in for the source's own in rejected rows.
-    """
+    """What `read` makes of each row of a source (`name` stands in for its own); its `InputError` rejects the row."""
     for row in source.rows():
+        if isinstance(row, Rejected):
+            yield row.model_copy(update={"file": name or row.file})
+            continue
         try:
-            yield row.model_copy(update={"file": name or row.file}) if isinstance(row, Rejected) else read(row)
+            yield read(row)
         except InputError as error:
-            assert isinstance(row, Row)
             yield row.rejected(name or source.name, str(error))
 
 
@@ -287,30 +253,18 @@ AnyText = Annotated[str, Field(min_length=0)]
 Text = Annotated[str, Field(pattern=r"\S")]
 Identifier = Annotated[Text, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
 
-M = TypeVar("M", bound=BaseModel)
-
 #: How `checked` calls what is wanted, by pydantic's type of the error.
 _WANTED = {
-    "string_type": "a text",
-    "string_pattern_mismatch": "a text that is not empty",
-    "list_type": "a list",
-    "too_short": "a list of at least one",
-    "model_type": "an object",
-    "bool_type": "true or false",
+    "string_type": "a text", "string_pattern_mismatch": "a text that is not empty", "list_type": "a list",
+    "too_short": "a list of at least one", "model_type": "an object", "bool_type": "true or false",
     "int_type": "a whole number",
-}
+}  # fmt: skip
 
 
 def checked(model: type[M], value: Any) -> M:
-    """A row as a model.
-
-    Raises:
-        InputError: what is wrong with the row, without its place.
-    """
-    if not isinstance(value, dict):
-        raise InputError(f"a record must be a JSON object, not {type(value).__name__}")
+    """A row as a model; an InputError says the first thing that is wrong with it."""
     try:
-        return model.model_validate(value)
+        return model.model_validate(json_object(value))
     except ValidationError as error:
         raise InputError(explained(error)) from None
 
@@ -323,13 +277,23 @@ def explained(error: ValidationError) -> str:
     if kind == "value_error":
         return f"{place!r}: {first['ctx']['error']}" if place else str(first["ctx"]["error"])
     if kind == "missing":
-        return f"{place!r} is missing; the record's fields are: {', '.join(sorted(map(str, found))[:12]) or 'none'}"
+        return f"{place!r} is missing; the record's fields are: {field_names(found)}"
     if kind == "string_unicode":
         return f"text that is not Unicode: a lone surrogate in {place!r}"
     wanted = _WANTED.get(kind) or first["msg"].removeprefix("Input should be ")
     last = first["loc"][-1] if place else None
     number = f" (number {last + 1})" if isinstance(last, int) else ""
     return f"{place!r}{number} must be {wanted}, not {found!r:.80}"
+
+
+def json_object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InputError(f"a record must be a JSON object, not {type(value).__name__}")
+    return value
+
+
+def field_names(record: Mapping[str, Any]) -> str:
+    return ", ".join(sorted(map(str, record))[:12]) or "none"
 
 
 class _SolutionRow(RowModel):
@@ -340,12 +304,16 @@ class _SolutionRow(RowModel):
     label: int | None = None
 
 
-def solution_of(value: Any, *, default_id: str) -> Solution:
-    """Check one row and make a `Solution` of it.
+def read_solutions(source: Source, *, name: str | None = None) -> Iterator[Solution | Rejected]:
+    """Every row of a source, `{id?, problem, steps[] | solution, label?}`, as a `Solution`; see `read_rows`.
 
-    Raises:
-        InputError: what is wrong with the row, without its place.
+    Other fields are ignored. Without an id the row is `line-N`; a `solution` is cut by `split_steps`.
     """
+    return read_rows(source, lambda row: solution_of(row.value, default_id=f"line-{row.line}"), name=name)
+
+
+def solution_of(value: Any, *, default_id: str) -> Solution:
+    """Check one row and make a `Solution` of it; an InputError says what is wrong with it, without its place."""
     row = checked(_SolutionRow, value)
     if row.steps is None and row.solution is None:
         raise InputError("'steps' is missing: it must be a list of texts, at least one (or give 'solution')")
@@ -365,40 +333,35 @@ def _parse(data: bytes) -> Any:
     try:
         return json.loads(data)
     except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from None
+        reason = f"not JSON: {error.msg} at column {error.colno}"
     except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 text: byte {error.start} cannot be decoded") from None
+        reason = f"not UTF-8 text: byte {error.start} cannot be decoded"
     except RecursionError:
-        raise ValueError("not a record: nested too deep") from None
+        reason = "not a record: nested too deep"
     except ValueError as error:  # an integer of thousands of digits
-        raise ValueError(f"not a record: {error}") from None
+        reason = f"not a record: {error}"
+    raise ValueError(reason)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    """The content of a file, unzipped where it is zipped; damage is an InputError."""
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, bool]]:
+    """The content of a file, unzipped where it is zipped, and whether it is one JSON value: an array, or an object over
+    several lines in a file named .json. Damage is an InputError.
+    """
     try:
         with path.open("rb") as raw:
-            if raw.peek(2)[:2] == b"\x1f\x8b":
-                with gzip.open(raw) as stream:
-                    yield cast(BinaryIO, stream)
-            else:
-                yield raw
+            zipped = raw.peek(2)[:2] == b"\x1f\x8b"
+            stream = cast(BinaryIO, gzip.GzipFile(fileobj=raw) if zipped else raw)
+            line = stream.readline(MAX_LINE_BYTES).removeprefix(_BOM)
+            while line.isspace():
+                line = stream.readline(MAX_LINE_BYTES)
+            is_one_value = line.lstrip()[:1] == b"["
+            if line.lstrip()[:1] == b"{" and ".json" in path.suffixes:
+                try:
+                    _parse(line)
+                except ValueError:
+                    is_one_value = True
+            stream.seek(0)
+            yield stream, is_one_value
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path}: the file is damaged or cut short: {error}") from error
-
-
-def _is_one_value(path: Path) -> bool:
-    """Whether the file is one JSON value: an array, or an object over several lines in a file named .json."""
-    with _opened(path) as stream:
-        line = stream.readline(MAX_LINE_BYTES).removeprefix(b"\xef\xbb\xbf")
-        while line.isspace():
-            line = stream.readline(MAX_LINE_BYTES)
-    if line.lstrip()[:1] == b"[":
-        return True
-    if line.lstrip()[:1] == b"{" and ".json" in path.suffixes:
-        try:
-            _parse(line)
-        except ValueError:
-            return True
-    return False

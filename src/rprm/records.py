@@ -25,8 +25,7 @@ class Record(BaseModel):
 class Solution(Record):
     """A problem and a solution in steps.
 
-    `label` follows ProcessBench (`code/run_eval.py`): the 0-based index of the earliest wrong step, -1 where every step
-    is right, None where unknown.
+    `label` is the 0-based index of the earliest wrong step (ProcessBench), -1 where all are right, None where unknown.
     """
 
     id: str
@@ -38,8 +37,7 @@ class Solution(Record):
 class LabelledStep(Record):
     """A step of a solution, and whether it is correct given the problem and the steps before it.
 
-    `id` is unique within its file; `source` tells where the row came from (a data set and its part, a generator). The
-    steps of one problem are known by its text.
+    `id` is unique within its file; `source` names a data set and its part, or a generator.
     """
 
     id: str
@@ -51,12 +49,10 @@ class LabelledStep(Record):
 
     @property
     def step_index(self) -> int:
-        """0-based place of the step in its solution."""
         return len(self.previous_steps)
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """The steps up to and including the labelled one."""
         return (*self.previous_steps, self.step)
 
     @property
@@ -69,10 +65,9 @@ class LabelledStep(Record):
 class Analysis(Record):
     """One sampled analysis of one step.
 
-    `verdict` is True for Yes (the step is correct), False for No, None where the analysis reached none; then `p_yes` is
-    None too. `p_yes_source` says where P(Yes) was read: from the log-probabilities of the generation itself, in a
-    second pass (the published procedure), or, where the engine gave none, from the hard vote (exactly 0 or 1). `forced`
-    marks a verdict asked for by the judge after the analysis had ended without one.
+    `verdict` is True for Yes (the step is correct), False for No; it and `p_yes` are None where there is none. P(Yes)
+    comes from the generation's log-probabilities, from a second pass (the published procedure) or, where the engine
+    gives none, from the hard vote (0 or 1). A `forced` verdict was asked for after the end.
     """
 
     text: str
@@ -92,11 +87,9 @@ class Analysis(Record):
 class StepReward(Record):
     """The reward of one step: the mean P(Yes) over its analyses that reached a verdict (R-PRM, section 3.3).
 
-    `reward` is that soft mean and `vote` the share of Yes among the same analyses' hard verdicts; both are None, and
-    `failure` says why, where no analysis reached a verdict. Analyses stand in the order of their sample numbers.
-    `num_requested` is K, the number of analyses that the full procedure draws: early stopping draws fewer, and the
-    reward is then the mean of those alone. A classifier writes none: there `reward` is its score, and `vote` and
-    `num_requested` are None.
+    `vote` is the share of Yes among their hard verdicts; both are None where there is none, and `failure` says why.
+    `num_requested` is K, the number of analyses that the full procedure draws. Of a classifier, `reward` is the score,
+    and `vote` and `num_requested` are None.
     """
 
     step_index: Count
@@ -117,10 +110,7 @@ class StepReward(Record):
 
 
 class StepAnalyses(Record):
-    """The analyses that a model wrote of one labelled step, in the order of their sample numbers.
-
-    `failure` says why there are none (a prompt too long for the model).
-    """
+    """The analyses that a model wrote of one labelled step, in the order of their sample numbers; or why none."""
 
     step: LabelledStep
     analyses: tuple[Analysis, ...] = ()
@@ -134,9 +124,8 @@ class StepAnalyses(Record):
 class SolutionReward(Record):
     """Step rewards of one solution and the prediction they give.
 
-    `first_error` is the index of the first step whose reward is below the threshold, -1 where every step has a reward
-    and none is below it, and None where it is not known: a step up to there has no reward. Steps after the first error
-    are absent when the judge stops at it; `num_steps` is the length of the solution all the same.
+    `first_error` is the index of the first step whose reward is below the threshold, -1 for none, None where a step up
+    to there has no reward. `steps` may end at the first error; `num_steps` is the length of the solution.
     """
 
     id: str
@@ -147,23 +136,18 @@ class SolutionReward(Record):
 
     @classmethod
     def read_back(cls, value: Any) -> SolutionReward:
-        """A reward from a run's row, checked further than where it is made.
-
-        Raises:
-            ValueError: a field is missing or out of range.
-        """
+        """A reward from a run's row; a ValueError where a field is missing or out of range."""
         found = cls.model_validate(value)
-        places = (found.first_error or 0, found.label or 0, *(step.step_index for step in found.steps))
-        if max(places) >= max(found.num_steps, 1):
-            raise ValueError(f"it has {found.num_steps} steps, and names step {max(places) + 1}")
+        last = max(found.first_error or 0, found.label or 0, *(step.step_index for step in found.steps), 0)
+        if last >= max(found.num_steps, 1):
+            raise ValueError(f"it has {found.num_steps} steps, and names step {last + 1}")
         return found
 
     @property
     def rewards(self) -> list[float | None]:
-        """Rewards of the judged steps, in order; None where a step has none."""
         return [step.reward for step in self.steps]
 
     @property
     def uncovered(self) -> list[int]:
-        """Indices of judged steps that have no reward."""
+        """Indices of judged steps without a reward."""
         return [step.step_index for step in self.steps if step.reward is None]

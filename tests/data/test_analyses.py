@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from rprm.api import RPRM
-from rprm.data.analyses import AnalysisTotals, open_analyses, provenance, sample_analyses
+from rprm.data.analyses import AnalysisTotals, open_analyses, sample_analyses
 from rprm.data.steps import read_labelled_steps, steps_source
 from rprm.engines.scripted import ScriptedEngine
 from rprm.errors import InputError, RunError, SettingsChanged
@@ -73,7 +73,7 @@ def test_every_step_gets_all_its_analyses_in_order(tmp_path: Path) -> None:
     assert opened.template is not None
     assert opened.template.digest == load_template("teacher").digest
     assert [row for row in opened.rows() if isinstance(row, StepAnalyses)] == rows
-    assert provenance(opened)["manifest.json"]["temperature"] == 0.4
+    assert opened.provenance["manifest.json"]["temperature"] == 0.4
     # How a reward would be decided has no part in sampling.
     assert {"threshold", "stopping", "first_error_exit"} & set(read_manifest(tmp_path / "run")["settings"]) == set()
 

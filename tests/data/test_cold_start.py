@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rprm.data.analyses import open_analyses
-from rprm.data.cold_start import write_cold_start
+from rprm.data.datasets import write_rows
 from rprm.data.options import ColdStartOptions
 from rprm.data.splits import is_held_out
 from rprm.errors import InputError, SettingsChanged
@@ -27,9 +27,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 def make(path: Path, output: Path, **options: Any) -> dict[str, Any]:
     template = options.pop("template", load_template("critique"))
-    return write_cold_start(
-        open_analyses(path), output, template, ColdStartOptions(**{"validation_share": 0.0, **options})
-    )
+    return write_rows(open_analyses(path), output, template, ColdStartOptions(**{"validation_share": 0.0, **options}))
 
 
 def test_kept_are_the_agreeing_analyses_as_trl_takes_them(write_analyses: Write, tmp_path: Path) -> None:
@@ -117,7 +115,7 @@ def test_nothing_left_is_an_error_that_says_why(write_analyses: Write, tmp_path:
     path = write_analyses([analysed(0, True, [False, None]), analysed(1, True, [True])])
     with pytest.raises(
         InputError,
-        match=r"no analysis is left .*disagrees with the label: 1, no verdict: 1, thinned out for balance: 1",
+        match=r"no analysis is left .*no verdict: 1, verdict disagrees with the label: 1, thinned out for balance: 1",
     ):
         make(path, tmp_path / "out")
     with pytest.raises(InputError, match="per_step is 0"):

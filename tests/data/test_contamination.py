@@ -14,7 +14,6 @@ from rprm.data.contamination import (
     KNOWN_BENCHMARKS,
     BenchmarkProblem,
     ContaminationIndex,
-    Match,
     read_benchmarks,
     tokens,
 )
@@ -32,6 +31,13 @@ def index(*problems: str, **options: Any) -> ContaminationIndex:
     return ContaminationIndex(
         [BenchmarkProblem("bench", f"item-{number}", problem) for number, problem in enumerate(problems)], **options
     )
+
+
+def match(found: ContaminationIndex, problem: str) -> tuple[str, str, str, float] | None:
+    """Benchmark, item, kind and share of the problem that is found."""
+    removed = found.match(problem)
+    assert removed is None or (removed.problem, removed.num_steps) == (problem, 0)
+    return removed and (removed.benchmark, removed.item, removed.kind, removed.share)
 
 
 class TestTokens:
@@ -85,49 +91,49 @@ class TestTokens:
 
     @given(st.text(max_size=60))
     def test_any_text_has_tokens_and_a_place_in_the_index(self, text: str) -> None:
-        found = index(text).match(text)
+        found = match(index(text), text)
         assert (found is not None) is bool(tokens(text))
 
 
 class TestMatch:
     def test_equal_text_is_found_whatever_its_typesetting(self) -> None:
-        found = index("other", "What is the value of $2x+1$?").match("WHAT is the value of \\(2x + 1\\)")
-        assert found == Match("bench", "item-1", "exact", 1.0)
+        found = match(index("other", "What is the value of $2x+1$?"), "WHAT is the value of \\(2x + 1\\)")
+        assert found == ("bench", "item-1", "exact", 1.0)
 
     def test_a_changed_word_costs_the_n_grams_around_it(self) -> None:
         # 30 words have 18 n-grams of 13. Word 27 (of 0..29) stands in those that begin at 15, 16 and 17: 15 of 18 stay.
         words = LONG.split()
         changed = " ".join([*words[:27], "changed", *words[28:]])
-        assert index(LONG).match(changed) == Match("bench", "item-0", "overlap", round(15 / 18, 4))
+        assert match(index(LONG), changed) == ("bench", "item-0", "overlap", round(15 / 18, 4))
         # In the middle it stands in 13 of them: 5 of 18 stay, less than half.
         changed = " ".join([*words[:15], "changed", *words[16:]])
-        assert index(LONG).match(changed) is None
-        assert index(LONG, overlap=0.25).match(changed) == Match("bench", "item-0", "overlap", round(5 / 18, 4))
+        assert match(index(LONG), changed) is None
+        assert match(index(LONG, overlap=0.25), changed) == ("bench", "item-0", "overlap", round(5 / 18, 4))
 
     def test_the_share_is_of_the_shorter_problem(self) -> None:
         # The benchmark's problem with instructions around it: all of its 18 n-grams are there.
         wrapped = (
             f"Solve the following task carefully step by step now {LONG} and put the final result into a box please"
         )
-        assert index(LONG).match(wrapped) == Match("bench", "item-0", "overlap", 1.0)
-        assert index(wrapped).match(LONG) == Match("bench", "item-0", "overlap", 1.0)
+        assert match(index(LONG), wrapped) == ("bench", "item-0", "overlap", 1.0)
+        assert match(index(wrapped), LONG) == ("bench", "item-0", "overlap", 1.0)
 
     def test_short_problems_are_found_by_equal_text_alone(self) -> None:
         # 12 words, no n-gram of 13.
         short = " ".join(LONG.split()[:12])
-        assert index(LONG).match(short) is None
-        assert index(short).match(LONG) is None
-        assert index(short).match(short.upper()) == Match("bench", "item-0", "exact", 1.0)
-        assert index(LONG, ngram=12).match(short) == Match("bench", "item-0", "overlap", 1.0)
+        assert match(index(LONG), short) is None
+        assert match(index(short), LONG) is None
+        assert match(index(short), short.upper()) == ("bench", "item-0", "exact", 1.0)
+        assert match(index(LONG, ngram=12), short) == ("bench", "item-0", "overlap", 1.0)
 
     def test_the_problem_that_shares_most_is_named(self) -> None:
         words = LONG.split()
         less, more = " ".join([*words[:20], *"abcdefghij"]), " ".join([*words[:28], "y", "z"])
-        found = index(less, more).match(f"{LONG} indeed")
+        found = match(index(less, more), f"{LONG} indeed")
         assert found is not None
-        assert found.item == "item-1"
+        assert found[1] == "item-1"
         # Equal text goes first, and the first of equal ones.
-        assert index(more, LONG, LONG).match(LONG) == Match("bench", "item-1", "exact", 1.0)
+        assert match(index(more, LONG, LONG), LONG) == ("bench", "item-1", "exact", 1.0)
 
     def test_other_numbers_in_short_problems_are_other_problems(self) -> None:
         bench = index("A plane flies 1200 miles in 3 hours. How far does it fly in 5 hours?")
@@ -135,13 +141,13 @@ class TestMatch:
 
     def test_long_set_phrases_are_taken_for_the_problem(self) -> None:
         # The safe side: this is a false alarm, and removed.jsonl shows it.
-        found = index(CONVERT).match(CONVERT.replace("(0,3)", "(-4,0)"))
+        found = match(index(CONVERT), CONVERT.replace("(0,3)", "(-4,0)"))
         assert found is not None
-        assert found.kind == "overlap"
+        assert found[2] == "overlap"
 
     @pytest.mark.parametrize("problem", ["", "   ", "$$", "?", "\ud800"])
     def test_nothing_matches_nothing(self, problem: str) -> None:
-        assert index("", "$", LONG).match(problem) is None
+        assert match(index("", "$", LONG), problem) is None
 
     @pytest.mark.parametrize("options", [{"ngram": 0}, {"overlap": 0.0}, {"overlap": 1.5}])
     def test_settings_that_mean_nothing(self, options: dict[str, Any]) -> None:
@@ -149,7 +155,7 @@ class TestMatch:
             index(**options)
 
     def test_a_huge_problem(self) -> None:
-        assert index(LONG).match("x1 " * 200_000 + LONG) == Match("bench", "item-0", "overlap", 1.0)
+        assert match(index(LONG), "x1 " * 200_000 + LONG) == ("bench", "item-0", "overlap", 1.0)
 
 
 def write(path: Path, *rows: Any) -> Path:
@@ -280,7 +286,7 @@ def test_real_benchmarks_are_read_and_found_in_each_other(real_data: Path) -> No
     (subset,) = read_benchmarks(str(real_data / "processbench" / "gsm8k.jsonl"))
     problems = {item.problem for item in subset.problems}
     matches = [found.match(problem) for problem in problems]
-    assert all(match is not None and match.benchmark == "math/gsm8k" for match in matches)
+    assert all(one is not None and one.benchmark == "math/gsm8k" for one in matches)
     # Its training set is another: two of 7,473 problems (a train in place of a plane) share half of their n-grams.
     train = real_data / "gsm8k_train" / "train.jsonl"
     questions = [json.loads(line)["question"] for line in train.read_text().split("\n") if line]

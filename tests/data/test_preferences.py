@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rprm.data.analyses import open_analyses
+from rprm.data.datasets import write_rows
 from rprm.data.options import PAIR_PRESETS, ColdStartOptions, PairOptions
-from rprm.data.preferences import write_pairs
 from rprm.errors import InputError
 from rprm.prompts import load_template
 from rprm.records import StepAnalyses
@@ -30,7 +30,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 def make(path: Path, output: Path, **options: Any) -> dict[str, Any]:
     options = {"validation_share": 0.0, "balance": False, **options}
-    return write_pairs(open_analyses(path), output, load_template("critique"), PairOptions(**options))
+    return write_rows(open_analyses(path), output, load_template("critique"), PairOptions(**options))
 
 
 def dropped(summary: dict[str, Any]) -> dict[str, int]:
@@ -196,11 +196,9 @@ def test_chosen_verdicts_are_balanced(write_analyses: Write, tmp_path: Path) -> 
 
 
 def test_the_same_problems_are_held_out_as_by_the_cold_start(write_analyses: Write, tmp_path: Path) -> None:
-    from rprm.data.cold_start import write_cold_start
-
     path = write_analyses([analysed(number, True, [True, False]) for number in range(60)])
     make(path, tmp_path / "pairs", validation_share=0.3, seed=4)
-    write_cold_start(
+    write_rows(
         open_analyses(path),
         tmp_path / "cold",
         load_template("critique"),

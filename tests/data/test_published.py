@@ -107,7 +107,7 @@ def test_killed_and_run_again(tmp_path: Path) -> None:
         "write, num = Dataset.write, 0\n"
         "def stop(*args, **kwargs):\n    global num\n    num += 1\n    write(*args, **kwargs)\n"
         "    if num == 30: os._exit(9)\n"
-        "Dataset.write = stop\nwrite_published(open_published(sys.argv[1]), sys.argv[2])\n"
+        "Dataset.write = stop\nwrite_published(open_published(sys.argv[1]), Path(sys.argv[2]))\n"
     )
     done = subprocess.run([sys.executable, "-c", script, name, str(killed)], capture_output=True, timeout=120)
     assert done.returncode == 9, done.stderr

@@ -112,13 +112,13 @@ def test_a_source_is_a_run_a_file_or_the_hubs_split_train(tmp_path: Path) -> Non
 def test_a_run_must_be_of_this_stage_and_complete(tmp_path: Path) -> None:
     with Run(tmp_path / "steps", stage="steps", settings={}) as run:
         (run.folder / "results.jsonl").write_text(json.dumps(GOOD) + "\n")
-        with pytest.raises(InputError, match="has not ended"):
+        with pytest.raises(RunError, match="is not complete"):
             steps_source(run.folder)
         run.complete({}, {})
     assert list(read_labelled_steps(steps_source(tmp_path / "steps"))) == [labelled_step_of(GOOD, default_id="x")]
     with Run(tmp_path / "judged", stage="judge", settings={}) as run:
         run.complete({}, {})
-    with pytest.raises(InputError, match="stage 'judge'"):
+    with pytest.raises(RunError, match="a run of 'judge'"):
         steps_source(tmp_path / "judged")
     (tmp_path / "folder").mkdir()
     with pytest.raises(RunError, match="not a run folder"):
@@ -148,7 +148,7 @@ def test_unknown_fields_are_named() -> None:
 @pytest.mark.parametrize("value", [None, 3, "text", [1], []])
 def test_no_object_no_steps(value: Any) -> None:
     with pytest.raises(InputError, match="must be a JSON object"):
-        expand_row(Row(1, value, ""), "x", options=StepOptions())
+        expand_row(Row(1, value, ""), "x", "auto", StepOptions())
 
 
 def test_ids_and_sources_name_file_and_line(tmp_path: Path) -> None:

@@ -32,19 +32,17 @@ def write(path: Path, *rows: Any) -> Path:
 STEPWISE = {"prompt": "What is 2 + 2?", "completions": ["Add.", "It is 5."], "labels": [True, False]}
 
 
-def test_tables(tmp_path: Path) -> None:
+def test_table(tmp_path: Path) -> None:
     source = write(tmp_path / "a.jsonl", STEPWISE, {**STEPWISE, "labels": [True, True]})
     result = run(source, "-o", tmp_path / "run", "-x", f"x={write(tmp_path / 'x.jsonl', {'problem': 'other'})}")
     assert result.exit_code == 0, result.output
     text = " ".join(result.stdout.split())
     # "Add." stands twice with one label, "It is 5." with both.
-    assert "step 1 1 0 0.0%" in text
-    assert "all 1 0 0.0%" in text
-    assert "rows read: 2 stepwise" in text
-    assert "the same step stood before 1" in text
-    assert "the same step is called correct and wrong 2" in text
-    assert "no problem is in x" in text
-    assert "1 labelled steps of 1 problems (1 paths of steps) in" in text
+    assert "2 rows read as stepwise" in text
+    assert "1 labelled steps (0 wrong) 1 at step 1 (0 wrong) 1 problems 1 paths of steps" in text
+    assert "1 left out: the same step stood before" in text
+    assert "2 left out: the same step is called correct and wrong" in text
+    assert "0 left out: of 0 problems that stand in x" in text
 
 
 def test_json_and_exit_code_3(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rprm.data.arithmetic import MAX_EXPRESSION, evaluate
-from rprm.data.gsm8k import WrongStep, gsm8k_steps, without_annotations, wrong_step
-from rprm.data.origins import Origin
+from rprm.data.gsm8k import MAX_EXPRESSION, WrongStep, evaluate, without_annotations, wrong_step
+from rprm.data.options import StepOptions
+from rprm.data.steps import Origin, gsm8k_steps
 from rprm.errors import InputError
 from rprm.records import LabelledStep
 
@@ -30,7 +30,7 @@ CLIPS = {
 
 
 def expand(record: dict[str, Any], **options: Any) -> list[LabelledStep]:
-    return gsm8k_steps(record, Origin("train-1", "train"), **options)
+    return list(gsm8k_steps(record, Origin("train-1", "train"), StepOptions(**options)))
 
 
 class TestArithmetic:
@@ -237,7 +237,7 @@ class TestRows:
     def test_balance_is_counted(self) -> None:
         origin = Origin("x", "x")
         answer = "They are brown.\nThey are old.\n7*3 = <<7*3=21>>21 eggs.\n#### 21"
-        steps = gsm8k_steps({"question": "p", "answer": answer}, origin)
+        steps = list(gsm8k_steps({"question": "p", "answer": answer}, origin, StepOptions()))
         assert Counter(step.label for step in steps) == {True: 1, False: 1}
         assert origin.skipped == {"right steps left out for balance": 2, "steps that cannot be made wrong": 2}
 

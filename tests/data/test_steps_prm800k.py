@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from rprm.data.options import Neutral
-from rprm.data.origins import Origin
-from rprm.data.prm800k import prm800k_steps
+from rprm.data.options import Neutral, StepOptions
+from rprm.data.steps import Origin, prm800k_steps
 from rprm.errors import InputError
 
 
@@ -52,7 +51,7 @@ Found = list[tuple[str, tuple[str, ...], str, bool]]
 
 def expand(row: dict[str, Any], **options: Any) -> tuple[Found, dict[str, int]]:
     origin = Origin("phase2_train-7", "phase2_train")
-    steps = prm800k_steps(row, origin, **options)
+    steps = list(prm800k_steps(row, origin, StepOptions(**options)))
     assert all(step.problem == "What is 2 + 2?" for step in steps)
     return [(step.id, step.previous_steps, step.step, step.label) for step in steps], dict(origin.skipped)
 
@@ -95,7 +94,7 @@ def test_phase_1_goes_on_with_what_was_chosen_or_written() -> None:
         ("phase2_train-7-2-0", ("Add.", "It is 4."), "# Answer\n\n4", True),
     ]
     assert skipped == {}
-    sources = [step.source for step in prm800k_steps(row, Origin("x", "phase1_train"))]
+    sources = [step.source for step in prm800k_steps(row, Origin("x", "phase1_train"), StepOptions())]
     assert sources == ["phase1_train"] * 4 + ["phase1_train:human", "phase1_train"]
 
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rprm.data.origins import Origin
-from rprm.data.steps import Expanded, read_steps
-from rprm.data.stepwise import math_shepherd_steps, solution_steps, stepwise_steps
+from rprm.data import steps as formats
+from rprm.data.options import StepOptions
+from rprm.data.steps import Expanded, Origin, read_steps
 from rprm.errors import InputError
 from rprm.reading import Source
 from rprm.records import LabelledStep
@@ -21,6 +21,18 @@ LATER = "steps after the first wrong one"
 
 def origin() -> Origin:
     return Origin("set-3", "set")
+
+
+def stepwise_steps(row: dict[str, Any], origin: Origin, **options: Any) -> list[LabelledStep]:
+    return list(formats.stepwise_steps(row, origin, StepOptions(**options)))
+
+
+def solution_steps(row: dict[str, Any], origin: Origin) -> list[LabelledStep]:
+    return list(formats.solution_steps(row, origin, StepOptions()))
+
+
+def math_shepherd_steps(row: dict[str, Any], origin: Origin, **options: Any) -> list[LabelledStep]:
+    return list(formats.math_shepherd_steps(row, origin, StepOptions(**options)))
 
 
 def short(steps: list[LabelledStep]) -> list[tuple[tuple[str, ...], str, bool]]:

@@ -49,7 +49,7 @@ def analysis(text: str, verdict: bool | None = True, **more: object) -> Analysis
     ],
 )
 def test_the_verdict_line_gets_one_form(text: str, trained: str) -> None:
-    assert wellformed(analysis(text), FORMAT, FORMAT) == (trained, None)
+    assert wellformed(analysis(text), FORMAT, FORMAT) == (trained, "")
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_the_verdict_line_gets_one_form(text: str, trained: str) -> None:
     ],
 )
 def test_what_is_dropped_and_why(bad: Analysis, reason: str) -> None:
-    assert wellformed(bad, FORMAT, FORMAT) == (None, reason)
+    assert wellformed(bad, FORMAT, FORMAT) == ("", reason)
     assert reason in REASONS
 
 
@@ -81,10 +81,10 @@ def test_a_students_template_may_ask_otherwise() -> None:
     other = VerdictFormat(marker="Verdict:", yes="right", no="wrong")
     assert wellformed(analysis(f"3 + 4 = 8?\n{MARKER} No", False), FORMAT, other) == (
         "3 + 4 = 8?\nVerdict: wrong",
-        None,
+        "",
     )
     # And back.
     assert wellformed(analysis("3 + 4 = 8?\nVerdict: wrong", False), other, FORMAT) == (
         f"3 + 4 = 8?\n{MARKER} No",
-        None,
+        "",
     )

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def _own_benchmarks() -> dict[str, Benchmark]:
     """The benchmarks of this package. Not at the top: they need numpy, which takes its time to import."""
     from rprm.benchmarks import PRMBENCH, PROCESSBENCH
-    from rprm.data.step_benchmark import STEPS
+    from rprm.data.steps import STEPS
 
     return {benchmark.name: benchmark for benchmark in (PROCESSBENCH, PRMBENCH, STEPS)}
 

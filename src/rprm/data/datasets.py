@@ -1,4 +1,4 @@
-"""A folder of training rows: `train.jsonl`, `validation.jsonl`, the prompt template, a card, and a sample to read.
+"""Data sets to train on: published rows, cold-start rows, preference pairs (R-PRM, sections 3.1 and 3.2), as folders.
 
     FOLDER/
       train.jsonl, validation.jsonl   rows as TRL takes them (conversational, or plain text for a raw template)
@@ -7,7 +7,7 @@
       sample.md                       a few rows to read
       manifest.json, summary.json     settings and counts, for programs
 
-The stage is quick and deterministic. It is made whole or not at all: a killed one is begun again, and ends the same.
+It is made whole or not at all: a killed stage is begun again, and ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from rprm.data.analyses import AnalysesFile, provenance
+from rprm.data.analyses import AnalysesFile
 from rprm.data.options import ColdStartOptions, PairOptions
 from rprm.data.splits import is_held_out, order_key
+from rprm.data.wellformed import DISAGREES, REASONS, REPEATED, wellformed
 from rprm.errors import InputError
 from rprm.prompts import Prompt, PromptTemplate
 from rprm.prompts.library import MODEL_TEMPLATE
@@ -35,8 +36,7 @@ from rprm.runs import LineWriter, Run, versions, write_atomically
 
 TRAIN = "train.jsonl"
 VALIDATION = "validation.jsonl"
-CARD = "README.md"
-SAMPLE = "sample.md"
+PARTS = {"train": TRAIN, "validation": VALIDATION}
 
 #: Rows of each verdict shown in the sample.
 _NUM_SHOWN = 3
@@ -45,249 +45,97 @@ _NUM_SHOWN = 3
 _LENGTHS = (250, 500, 1000, 2000, 4000, 8000)
 
 
-class ChosenTexts(NamedTuple):
-    """A row to write: what tells it from other rows of its step, and its analyses as a training row has them."""
-
-    name: str
-    texts: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class RowStage:
-    """How a stage makes rows of analysed steps.
-
-    Attributes:
-        name: the command.
-        rows: what the rows are, for the card.
-        noun, count: one row, and what their number is called in the summary.
-        columns: of the analyses in a row.
-        reasons: to drop something, in the order of the card.
-        advice: where nothing is left.
-        choose: the rows of a step, the same ones each time. It counts in `counts` and `dropped`.
-    """
-
-    name: str
-    rows: str
-    noun: str
-    count: str
-    columns: tuple[str, ...]
-    reasons: tuple[str, ...]
-    advice: str
-    choose: Callable[[StepAnalyses, Counter[str], Counter[str]], list[ChosenTexts]]
-
-
-def write_chosen(
-    analyses: AnalysesFile,
-    output: str | Path,
-    template: PromptTemplate,
-    options: ColdStartOptions | PairOptions,
-    stage: RowStage,
-) -> dict[str, Any]:
-    """Make a data set of the rows that a stage chooses from analysed steps, balanced and split by problem.
-
-    Args:
-        analyses: read twice, a row at a time: memory holds an id for each row, not its text.
-        output: the data set's folder; see `Dataset`.
-        template: the prompt that the student will read.
-        options: the settings.
-        stage: chooses the rows.
-
-    Returns:
-        The counts, as in `summary.json`.
-
-    Raises:
-        InputError: nothing is left to train on, or an option makes no sense.
-        RunError: the folder cannot be used.
-    """
-    settings = asdict(options)
-    with Dataset(output, stage.name, analyses.source.inspect(), template, settings, rows=stage.rows) as dataset:
-        counts, dropped = Counter[str](), Counter[str]()
-        groups: dict[tuple[bool, bool], list[str]] = {}
-        for row in analyses.rows():
-            if isinstance(row, Rejected):
-                dataset.reject(row)
-                continue
-            counts.update({"steps": 1, "analyses": len(row.analyses)})
-            held_out = is_held_out(row.step.problem, options.validation_share, options.seed)
-            ids = [row.id + one.name for one in stage.choose(row, counts, dropped)]
-            groups.setdefault((held_out, row.step.label), []).extend(ids)
-        chosen = _balanced(groups, options.seed) if options.balance else set[str]().union(*groups.values())
-        thinned = f"{'' if stage.noun == 'analysis' else stage.count + ' '}thinned out for balance"
-        dropped[thinned] = sum(map(len, groups.values())) - len(chosen)
-        if not chosen:
-            raise InputError(
-                f"{analyses.source.name}: no {stage.noun} is left to train on ({listed(dropped)}); {stage.advice}"
-            )
-        for row in analyses.rows():
-            if isinstance(row, Rejected):
-                continue
-            for name, texts in stage.choose(row, Counter(), Counter()):
-                if row.id + name in chosen:
-                    prompt = template.render(row.step.problem, row.step.steps, row.step.step_index)
-                    question, *replies = messages_of(prompt, *texts)
-                    columns = dict(zip(stage.columns, replies, strict=True))
-                    dataset.write(
-                        {"id": row.id + name, "label": row.step.label, "prompt": question, **columns},
-                        step=row.step,
-                        held_out=is_held_out(row.step.problem, options.validation_share, options.seed),
-                    )
-        return dataset.finish(
-            counts={**counts, stage.count: len(chosen)},
-            dropped={why: dropped[why] for why in (*stage.reasons, *sorted(set(dropped) - set(stage.reasons)))},
-            made_from=provenance(analyses),
-        )
-
-
-def _balanced(groups: Mapping[tuple[bool, bool], Sequence[str]], seed: int) -> set[str]:
-    """Ids of as many rows with Yes as with No, in each part; of the more frequent verdict a random choice."""
-    chosen: set[str] = set()
-    for held_out in (False, True):
-        sides = [groups.get((held_out, label), ()) for label in (True, False)]
-        for side in sides:
-            chosen.update(sorted(side, key=lambda identifier: order_key(identifier, seed))[: min(map(len, sides))])
-    return chosen
-
-
-def messages_of(prompt: Prompt, *replies: str) -> list[Any]:
-    """A prompt and replies as TRL takes them: lists of messages, or plain texts where the prompt is no chat.
-
-    A raw reply begins with the space or line end that the prompt leaves off.
-    """
-    if not prompt.chat:
-        glue = "" if prompt.text[-1:].isspace() or not prompt.text else " "
-        return [prompt.text, *(glue + reply for reply in replies)]
-    question = [{"role": message.role, "content": message.content} for message in prompt.messages]
-    return [question, *([{"role": "assistant", "content": reply}] for reply in replies)]
-
-
 def listed(dropped: Mapping[str, int]) -> str:
     """The reasons that cost something, with their counts."""
     return ", ".join(f"{reason}: {count}" for reason, count in dropped.items() if count) or "there were none"
 
 
+@dataclass
 class Dataset:
-    """Writes such a folder. Use as a context manager.
+    """Writes such a folder, as a context manager; see `Run` for what it refuses.
 
-    Args:
-        folder: made if missing; one begun with other settings is refused.
-        stage: the command: `cold-start`, `pairs` or `import`.
-        source: what it is made from.
-        template: the prompt of every row.
-        settings: that the rows depend on.
-        rows: what the rows are, for the card.
-
-    Raises:
-        RunError: the folder cannot be used, as for `Run`.
+    `stage` is the command (`cold-start`, `pairs` or `import`); `rows` says on the card what the rows are.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        stage: str,
-        source: SourceInfo,
-        template: PromptTemplate,
-        settings: Mapping[str, Any],
-        *,
-        rows: str,
-    ) -> None:
-        self.folder = Path(folder)
-        self.stage = stage
-        self.template = template
-        self.rows = rows
-        resolved = {
-            "input": source.digest,
-            "prompt": {"name": template.name, "digest": template.digest},
-            **settings,
-        }
-        self._run = Run(folder, stage=stage, settings=resolved, session={"input": source.name, "versions": versions()})
-        self._labels: Counter[tuple[bool, bool]] = Counter()
-        self._problems: dict[bool, set[bytes]] = {False: set(), True: set()}
-        self._positions: Counter[int] = Counter()
-        self._lengths: Counter[int] = Counter()
-        self._shown: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
-        self._num_rejected = 0
+    folder: Path
+    stage: str
+    source: SourceInfo
+    template: PromptTemplate
+    settings: Mapping[str, Any]
+    rows: str
 
     def __enter__(self) -> Self:
-        self._run.__enter__()
+        prompt = {"name": self.template.name, "digest": self.template.digest}
+        settings = {"input": self.source.digest, "prompt": prompt, **self.settings}
+        session = {"input": self.source.name, "versions": versions()}
+        self._run = Run(self.folder, stage=self.stage, settings=settings, session=session).__enter__()
         self._rejected = LineWriter(self._run.rejected_path, fresh=True)
-        self._writers = {
-            held_out: LineWriter(self.folder / f"{name}.partial", fresh=True)
-            for held_out, name in ((False, TRAIN), (True, VALIDATION))
-        }
+        self._writers = {part: LineWriter(self.folder / f"{name}.partial", fresh=True) for part, name in PARTS.items()}
+        self._labels: Counter[tuple[str, bool]] = Counter()
+        self._problems: dict[str, set[bytes]] = {part: set() for part in PARTS}
+        self._positions, self._lengths = Counter[int](), Counter[str]()
+        self._shown: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+        self._num_rejected = 0
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         for writer in (*self._writers.values(), self._rejected):
             writer.close()
-        self._run.__exit__(kind, error, trace)
+        self._run.__exit__(*error)
 
     def reject(self, row: Rejected) -> None:
         """Record an input row that cannot be used."""
         self._rejected.write(row.model_dump_json())
         self._num_rejected += 1
 
-    def write(self, row: dict[str, Any], *, step: LabelledStep, held_out: bool) -> None:
-        self._writers[held_out].write(json.dumps(row, ensure_ascii=False))
-        self._labels[held_out, step.label] += 1
-        self._problems[held_out].add(hashlib.blake2b(step.problem.encode(), digest_size=8).digest())
+    def write(self, identifier: str, step: LabelledStep, prompt: Prompt, replies: Sequence[str], part: str) -> None:
+        """A row: the prompt about a labelled step, and its completion, or its chosen and its rejected analysis."""
+        names = ("prompt", "completion") if len(replies) == 1 else ("prompt", "chosen", "rejected")
+        columns = dict(zip(names, _as_trl_takes_them(prompt, replies), strict=True))
+        row = {"id": identifier, "label": step.label, **columns}
+        self._writers[part].write(json.dumps(row, ensure_ascii=False))
+        self._labels[part, step.label] += 1
+        self._problems[part].add(hashlib.blake2b(step.problem.encode(), digest_size=8).digest())
         self._positions[step.step_index] += 1
-        text = _text_of(row["completion"] if "completion" in row else row["chosen"])
-        self._lengths[next((limit for limit in _LENGTHS if len(text) <= limit), 0)] += 1
-        if not held_out and len(self._shown[step.label]) < _NUM_SHOWN:
+        length = len(_text_of(row[names[1]]))
+        self._lengths[next((f"up to {limit}" for limit in _LENGTHS if length <= limit), f"over {_LENGTHS[-1]}")] += 1
+        if part == "train" and len(self._shown[step.label]) < _NUM_SHOWN:
             self._shown[step.label].append(row)
 
-    def finish(
-        self, *, counts: Mapping[str, int], dropped: Mapping[str, int], made_from: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def finish(self, counts: Mapping[str, int], dropped: Mapping[str, int], made_from: Any) -> dict[str, Any]:
         """Put the files in place and write card, sample and summary; returns the summary."""
-        for held_out, name in ((False, TRAIN), (True, VALIDATION)):
-            self._writers[held_out].close()
-            partial = self.folder / f"{name}.partial"
-            if partial.stat().st_size or not held_out:
-                os.replace(partial, self.folder / name)
+        parts = {}
+        for part, name in PARTS.items():
+            self._writers[part].close()
+            yes, no = self._labels[part, True], self._labels[part, False]
+            parts[part] = {"rows": yes + no, "yes": yes, "no": no, "problems": len(self._problems[part])}
+            if yes + no or part == "train":
+                os.replace(self._writers[part].path, self.folder / name)
             else:
-                partial.unlink()
+                self._writers[part].path.unlink()
                 (self.folder / name).unlink(missing_ok=True)
+        classes = (*(f"up to {limit}" for limit in _LENGTHS), f"over {_LENGTHS[-1]}")
         summary = {
-            "parts": {
-                name: {
-                    "rows": self._labels[held_out, True] + self._labels[held_out, False],
-                    "yes": self._labels[held_out, True],
-                    "no": self._labels[held_out, False],
-                    "problems": len(self._problems[held_out]),
-                }
-                for held_out, name in ((False, "train"), (True, "validation"))
-            },
+            "parts": parts,
             "counts": dict(counts),
             "dropped": dict(dropped),
             "rejected": self._num_rejected,
             "positions": {str(place): self._positions[place] for place in sorted(self._positions)},
-            "characters": {
-                (f"up to {limit}" if limit else f"over {_LENGTHS[-1]}"): self._lengths[limit]
-                for limit in (*_LENGTHS, 0)
-                if self._lengths[limit]
-            },
+            "characters": {name: self._lengths[name] for name in classes if self._lengths[name]},
         }
         write_atomically(self.folder / MODEL_TEMPLATE, self.template.to_toml())
-        write_atomically(self.folder / SAMPLE, self._sample())
-        write_atomically(self.folder / CARD, self._card(summary, made_from))
+        write_atomically(self.folder / "sample.md", self._sample())
+        write_atomically(self.folder / "README.md", self._card(summary, made_from))
         self._run.complete(summary, {})
         return summary
 
-    def _card(self, summary: Mapping[str, Any], made_from: Mapping[str, Any]) -> str:
-        parts = [
-            (name, *(part[key] for key in ("rows", "yes", "no", "problems"))) for name, part in summary["parts"].items()
-        ]
-        validation = (
-            f"\n  - split: validation\n    path: {VALIDATION}" if summary["parts"]["validation"]["rows"] else ""
-        )
-        num_shared = len(self._problems[False] & self._problems[True])
-        rejected = (
-            f"Rejected input rows (`rejected.jsonl`): {summary['rejected']:,}.\n\n" if summary["rejected"] else ""
-        )
-        settings = json.dumps({**self._run.settings, "made_from": dict(made_from)}, indent=2, ensure_ascii=False)
+    def _card(self, summary: Mapping[str, Any], made_from: Any) -> str:
+        parts, num_rejected = summary["parts"], summary["rejected"]
+        validation = f"\n  - split: validation\n    path: {VALIDATION}" if parts["validation"]["rows"] else ""
+        num_shared = len(self._problems["train"] & self._problems["validation"])
+        shared = f"{num_shared:,} problems stand" if num_shared else "No problem stands"
+        rejected = f"Rejected input rows (`rejected.jsonl`): {num_rejected:,}.\n\n" if num_rejected else ""
+        settings = json.dumps({**self._run.settings, "made_from": made_from}, indent=2, ensure_ascii=False)
         return f"""---
 tags: [process-reward-model, r-prm]
 configs:
@@ -304,8 +152,8 @@ Training rows of a reasoning-driven process reward model: {self.rows}. Made by `
 Prompt template: `{self.template.name}` ({self.template.digest}), in `{MODEL_TEMPLATE}`. Every prompt was \
 rendered with it.
 
-{_table("part", "rows", "Yes", "No", "problems", rows=parts)}
-{f"{num_shared:,}" if num_shared else "No"} problem{"s stand" if num_shared else " stands"} in both parts.
+{_table("part", "rows", "Yes", "No", "problems", rows=((name, *part.values()) for name, part in parts.items()))}
+{shared} in both parts.
 
 ## What became of the {"rows" if self.stage == "import" else "analyses"}
 
@@ -324,16 +172,23 @@ rendered with it.
 
     def _sample(self) -> str:
         lines = [f"# A sample of {self.folder.resolve().name}, to read", ""]
-        for label in (True, False):
-            for row in self._shown[label]:
-                lines += [f"## {row['id']} ({'Yes' if label else 'No'})", ""]
-                for name in ("prompt", "completion", "chosen", "rejected"):
-                    if name in row:
-                        text = _text_of(row[name])
-                        # Nothing in the text can close the block.
-                        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-                        lines += [f"**{name}**", "", f"{fence}text", text, fence, ""]
+        for row in (*self._shown[True], *self._shown[False]):
+            lines += [f"## {row['id']} ({'Yes' if row['label'] else 'No'})", ""]
+            for name in list(row)[2:]:
+                text = _text_of(row[name])
+                # Nothing in the text can close the block.
+                fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+                lines += [f"**{name}**", "", f"{fence}text", text, fence, ""]
         return "\n".join(lines)
+
+
+def _as_trl_takes_them(prompt: Prompt, replies: Iterable[str]) -> list[Any]:
+    """Lists of messages, or plain texts where the prompt is no chat: replies begin with the space it leaves off."""
+    if not prompt.chat:
+        glue = "" if prompt.text[-1:].isspace() or not prompt.text else " "
+        return [prompt.text, *(glue + reply for reply in replies)]
+    question = [{"role": message.role, "content": message.content} for message in prompt.messages]
+    return [question, *([{"role": "assistant", "content": reply}] for reply in replies)]
 
 
 def _text_of(value: Any) -> str:
@@ -341,7 +196,158 @@ def _text_of(value: Any) -> str:
 
 
 def _table(*head: str, rows: Iterable[tuple[Any, ...]]) -> str:
-    lines = [head, ("---", *["---:"] * (len(head) - 1))]
-    lines += [tuple(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row) for row in rows]
-    rule = "|".join(lines[1])
-    return "".join(f"|{rule}|\n" if line is lines[1] else f"| {' | '.join(line)} |\n" for line in lines)
+    lines = [f"| {' | '.join(head)} |", f"|---{'|---:' * (len(head) - 1)}|"]
+    for row in rows:
+        lines.append(f"| {' | '.join(f'{cell:,}' if isinstance(cell, int) else cell for cell in row)} |")
+    return "\n".join(lines) + "\n"
+
+
+class _Side(NamedTuple):
+    """An analysis; so many of the step's samples read like it, of which it is the first."""
+
+    sample: int
+    text: str
+    num_tokens: int
+    num_samples: int
+
+
+Sides = list[_Side]
+Tally = Counter[str]
+
+#: Rows of a step: what tells each from the others, and its analyses as a training row has them.
+Chosen = list[tuple[str, tuple[str, ...]]]
+
+
+def _first(step: StepAnalyses, agreeing: Sides, other: Sides, options: ColdStartOptions, tally: Tally) -> Chosen:
+    """The first analyses whose verdict is the label."""
+    tally["steps without any analysis"] += not step.analyses
+    tally["steps with an agreeing analysis"] += bool(agreeing)
+    tally[DISAGREES] += sum(side.num_samples for side in other)
+    tally[REPEATED] += sum(side.num_samples - 1 for side in agreeing)
+    tally["more than were asked for of one step"] += max(0, len(agreeing) - options.per_step)
+    return [(f"#{side.sample}", (side.text,)) for side in agreeing[: options.per_step]]
+
+
+#: Why a step gives no pair; the first that holds is counted.
+_UNPAIRED = (
+    "steps without a well-formed analysis",
+    "steps whose analyses all agree with the label",
+    "steps whose analyses all disagree with the label",
+    "steps outside the accuracy band",
+    "steps whose agreeing analyses repeat too rarely",
+    "steps without analyses of like length",
+)
+
+
+def _pairs(step: StepAnalyses, agreeing: Sides, other: Sides, options: PairOptions, tally: Tally) -> Chosen:
+    """The most often sampled pairs, or the closest in length; no analysis in more pairs than it was sampled."""
+    num_agreeing, num_other = (sum(side.num_samples for side in some) for some in (agreeing, other))
+    accuracy = num_agreeing / max(1, num_agreeing + num_other)
+    outside = not options.min_accuracy <= accuracy <= options.max_accuracy
+    often = [side for side in agreeing if side.num_samples >= options.min_repeats]
+    possible = []
+    for sides in product(often, other):
+        shorter, longer = sorted(max(1, side.num_tokens) for side in sides)
+        ratio = 0.0 if options.max_length_ratio is None else longer / shorter
+        if options.max_length_ratio is None or ratio <= options.max_length_ratio:
+            name = f"#{sides[0].sample}>{sides[1].sample}"
+            place = (ratio, -sides[0].num_samples, -sides[1].num_samples, order_key(step.id + name, options.seed))
+            possible.append((place, name, sides))
+    applies = (not agreeing and not other, not other, not agreeing, outside, not often, not possible)
+    why = next((reason for reason, holds in zip(_UNPAIRED, applies, strict=True) if holds), None)
+    tally[why or "steps with a pair"] += 1
+    tally[REPEATED] += num_agreeing + num_other - len(agreeing) - len(other)
+    pairs = []
+    uses: Counter[int] = Counter()
+    for _, name, sides in [] if why else sorted(possible):
+        if len(pairs) < options.per_step and all(uses[side.sample] < side.num_samples for side in sides):
+            pairs.append((sides, name))
+            uses.update(side.sample for side in sides)
+    return [(name, (sides[0].text, sides[1].text)) for sides, name in sorted(pairs)]
+
+
+class _Stage(NamedTuple):
+    """How a stage makes rows of analysed steps: its words for messages and the card, and how it chooses."""
+
+    name: str
+    noun: str
+    rows: str
+    advice: str
+    counts: tuple[str, ...]
+    reasons: tuple[str, ...]
+    choose: Callable[..., Chosen]
+
+
+_STAGES = {
+    ColdStartOptions: _Stage(
+        "cold-start", "analysis", "analyses whose verdict agrees with the label of the step (cold start, SFT)",
+        "sample more analyses, or leave out the balance",
+        ("steps without any analysis", "steps with an agreeing analysis", "kept"),
+        (*REASONS, "more than were asked for of one step", "thinned out for balance"), _first,
+    ),
+    PairOptions: _Stage(
+        "pairs", "pair", "pairs of an agreeing and a disagreeing analysis of one step (preferences, DPO)",
+        "sample more analyses of each step (-n), widen the accuracy band, or leave out the balance",
+        ("steps with a pair", "pairs"), (*REASONS, *_UNPAIRED, "pairs thinned out for balance"), _pairs,
+    ),
+}  # fmt: skip
+
+
+def write_rows(
+    analyses: AnalysesFile, output: str | Path, template: PromptTemplate, options: ColdStartOptions | PairOptions
+) -> dict[str, Any]:
+    """Make a data set out of analyses: cold-start rows for `rprm train sft`, or pairs for `rprm train dpo`.
+
+    The student's template may differ from the teacher's: verdict lines are rewritten. The first pass keeps the ids of
+    the chosen rows, the second writes those that stay. Returns the counts, as in `summary.json`.
+
+    Raises:
+        InputError: nothing is left to train on.
+    """
+    stage = _STAGES[type(options)]
+    source, tally = analyses.source, Tally()
+
+    def chosen(step: StepAnalyses) -> Chosen:
+        sides: dict[bool, dict[str, _Side]] = {True: {}, False: {}}
+        for sample, analysis in enumerate(step.analyses):
+            text, reason = wellformed(analysis, (analyses.template or template).verdict, template.verdict)
+            if reason:
+                tally[reason] += 1
+                continue
+            alike = sides[analysis.verdict is step.step.label]
+            first = alike.get(text, _Side(sample, text, analysis.num_tokens, 0))
+            alike[text] = first._replace(num_samples=first.num_samples + 1)
+        some = (list(sides[agrees].values()) for agrees in (True, False))
+        return [(step.id + name, texts) for name, texts in stage.choose(step, *some, options, tally)]
+
+    def part(step: StepAnalyses) -> str:
+        held_out = is_held_out(step.step.problem, options.validation_share, options.seed)
+        return "validation" if held_out else "train"
+
+    with Dataset(Path(output), stage.name, source.inspect(), template, asdict(options), stage.rows) as dataset:
+        groups: dict[str, tuple[list[str], list[str]]] = {name: ([], []) for name in PARTS}
+        for row in analyses.rows():
+            if isinstance(row, Rejected):
+                dataset.reject(row)
+                continue
+            tally.update({"steps": 1, "analyses": len(row.analyses)})
+            groups[part(row)][row.step.label].extend(identifier for identifier, _ in chosen(row))
+        num_rows = sum(len(ids) for sides in groups.values() for ids in sides)
+        kept = set[str]()
+        for sides in groups.values():
+            # Of the more frequent verdict a random choice.
+            fewest = min(map(len, sides)) if options.balance else None
+            for ids in sides:
+                kept.update(sorted(ids, key=lambda identifier: order_key(identifier, options.seed))[:fewest])
+        tally.update({stage.counts[-1]: len(kept), stage.reasons[-1]: num_rows - len(kept)})
+        counts = {name: tally[name] for name in ("steps", "analyses", *stage.counts)}
+        dropped = {reason: tally[reason] for reason in stage.reasons}
+        if not kept:
+            raise InputError(f"{source.name}: no {stage.noun} is left to train on ({listed(dropped)}); {stage.advice}")
+        for row in analyses.rows():
+            if not isinstance(row, Rejected):
+                prompt = template.render(row.step.problem, row.step.steps, row.step.step_index)
+                for identifier, texts in chosen(row):
+                    if identifier in kept:
+                        dataset.write(identifier, row.step, prompt, texts, part(row))
+        return dataset.finish(counts, dropped, analyses.provenance)

@@ -1,57 +1,39 @@
 """Settings of the stages that make training data; each is an option of the stage's command, of its name and help.
 
-The paper is R-PRM, arXiv 2503.21295; its code is NJUNLP/R-PRM.
+The paper is R-PRM, arXiv 2503.21295; its code is NJUNLP/R-PRM. docs/data.md says why one would set them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
 
 from rprm.errors import InputError
 
-#: Tokens in an n-gram, and the share of a problem's n-grams that makes it a benchmark's (docs/data.md shows why).
+#: Tokens in an n-gram, and the share of a problem's n-grams that makes it a benchmark's.
 NGRAM = 13
 OVERLAP = 0.5
 
 
-class Format(StrEnum):
-    """Formats of labelled steps; `auto` tells each row's by its fields."""
+#: Formats of labelled steps; `auto` tells each row's by its fields.
+Format = StrEnum("Format", {
+    "auto": "auto", "prm800k": "prm800k", "stepwise": "stepwise", "solutions": "solutions",
+    "math_shepherd": "math-shepherd", "gsm8k": "gsm8k", "steps": "steps",
+})  # fmt: skip
 
-    auto = "auto"
-    prm800k = "prm800k"
-    stepwise = "stepwise"
-    solutions = "solutions"
-    math_shepherd = "math-shepherd"
-    gsm8k = "gsm8k"
-    steps = "steps"
-
-
-AUTO = Format.auto.value
-
-
-class Neutral(StrEnum):
-    """What PRM800K's rating of 0 counts as: correct for OpenAI, wrong in TRL's copy of the data."""
-
-    correct = "correct"
-    wrong = "wrong"
-    drop = "drop"
+#: What PRM800K's rating of 0 counts as: correct for OpenAI, wrong in TRL's copy of the data.
+Neutral = StrEnum("Neutral", {"correct": "correct", "wrong": "wrong", "drop": "drop"})
 
 
 @dataclass(frozen=True)
 class StepOptions:
-    """What the formats leave open; each function of a format says more."""
+    """What the formats leave open."""
 
     neutral: Annotated[Neutral, "PRM800K: what a rating of 0 counts as."] = Neutral.correct
-    keep_quality_control: Annotated[
-        bool, "--keep-quality-control", "PRM800K: use solutions that checked or screened labelers."
-    ] = False
-    keep_unfinished: Annotated[
-        bool, "--keep-unfinished", "PRM800K: use solutions given up, or of a broken problem."
-    ] = False
+    keep_quality_control: Annotated[bool, "--keep-quality-control", "PRM800K: use what screened labelers."] = False
+    keep_unfinished: Annotated[bool, "--keep-unfinished", "PRM800K: use solutions that were given up."] = False
     after_error: Annotated[bool, "--after-error", "stepwise, math-shepherd: go on after the first wrong step."] = False
     wrong_share: Annotated[float, "gsm8k: share of wrong steps to aim at."] = 0.5
     seed: Annotated[int, "gsm8k: of the edits that make steps wrong."] = 0
@@ -74,13 +56,9 @@ class SamplingOptions:
 #: `paper` is the paper's teacher: 4 analyses at temperature 0.4 of up to 8,192 tokens; top-p 0.95 is its
 #: script's (src/utils/inference.py). By default 3 analyses, as in the script
 #: (src/scripts/examples/generate-PRM-CoT.sh), of up to 2,048 tokens (ours).
-SAMPLING_PRESETS: Mapping[str, SamplingOptions] = {
-    "default": SamplingOptions(),
-    "paper": SamplingOptions(num_analyses=4, max_tokens=8192),
-}
+SAMPLING_PRESETS = {"default": SamplingOptions(), "paper": SamplingOptions(num_analyses=4, max_tokens=8192)}
 
-
-#: Options that every command which chooses rows has.
+#: Options that every command which chooses rows has. The split is by problem, and every stage of one seed splits alike.
 Balance = Annotated[bool, "--balance/--no-balance", "As many Yes as No in each part, by thinning out."]
 ValidationShare = Annotated[float, "--validation", "Share of the problems to hold out for validation."]
 SplitSeed = Annotated[int, "--seed", "Of the split and of what is thinned out."]
@@ -88,7 +66,7 @@ SplitSeed = Annotated[int, "--seed", "Of the split and of what is thinned out."]
 
 @dataclass(frozen=True)
 class ColdStartOptions:
-    """Which analyses become rows. Of a step, the first ones are kept; the split is by problem."""
+    """Which analyses become rows."""
 
     per_step: Annotated[int, "Most analyses kept of one step."] = 1
     balance: Balance = True
@@ -102,17 +80,7 @@ class ColdStartOptions:
 
 @dataclass(frozen=True)
 class PairOptions:
-    """Which analyses are paired.
-
-    Attributes:
-        per_step: those of the analyses sampled most often first. None stands in more pairs than it was sampled.
-        min_accuracy: what the student hardly ever gets right may be mislabelled. The share is of well-formed analyses.
-        max_accuracy: what it nearly always gets right has little left to teach.
-        max_length_ratio: so that length tells the student nothing; pairs are then as alike in length as they can be.
-        min_repeats: a wrong step is also called wrong by mistake, and a mistake seldom comes twice; of use for students
-            sure enough to repeat themselves.
-        validation_share, seed: the same problems as the cold start holds out with this seed.
-    """
+    """Which analyses are paired. Accuracies are of well-formed analyses."""
 
     per_step: Annotated[int, "Most pairs of one step."] = 1
     min_accuracy: Annotated[float, "Leave out steps of which fewer analyses agree with the label."] = 0.0
@@ -125,20 +93,16 @@ class PairOptions:
 
     def __post_init__(self) -> None:
         low, high, ratio = self.min_accuracy, self.max_accuracy, self.max_length_ratio
-        if self.per_step < 1:
-            raise InputError(f"per_step is {self.per_step}; make at least 1 pair of a step")
         if not 0.0 <= low <= high <= 1.0:
             raise InputError(f"an accuracy from {low} to {high} is no band; give 0 <= low <= high <= 1")
-        if ratio is not None and not ratio >= 1.0:
-            raise InputError(f"max_length_ratio is {ratio}; the longer cannot be shorter: give 1 or more")
-        if self.min_repeats < 1:
-            raise InputError(f"min_repeats is {self.min_repeats}; an analysis is sampled at least once: give 1 or more")
+        least_one = {"per_step": self.per_step, "max_length_ratio": ratio, "min_repeats": self.min_repeats}
+        for name, value in least_one.items():
+            if value is not None and not value >= 1:
+                raise InputError(f"{name} is {value}; give 1 or more")
 
 
 #: `published` is the filter of the script (`--filter` of src/utils/operate-PRM-CoT-data_paired.py):
 #: steps of which more than a third of the analyses agree, two pairs of each. The script's pairs of a step share the
 #: chosen analysis; ours share none.
-PAIR_PRESETS: Mapping[str, PairOptions] = {
-    "default": PairOptions(),
-    "published": PairOptions(per_step=2, min_accuracy=math.nextafter(1 / 3, 1.0)),
-}
+_PUBLISHED = PairOptions(per_step=2, min_accuracy=math.nextafter(1 / 3, 1.0))
+PAIR_PRESETS = {"default": PairOptions(), "published": _PUBLISHED}

@@ -1,8 +1,4 @@
-"""Splits by problem: which problems are held out, decided by each problem's text alone.
-
-No step of a held-out problem is trained on, whatever solutions it stands in; and every stage (cold start, preferences,
-the classifier) holds out the same problems, so that rivals are trained and measured on the same steps.
-"""
+"""Splits by problem, decided by each problem's text alone: every stage of one seed holds out the same problems."""
 
 from __future__ import annotations
 
@@ -12,16 +8,7 @@ from rprm.errors import InputError
 
 
 def is_held_out(problem: str, share: float, seed: int = 0) -> bool:
-    """Whether a problem belongs to the held-out part.
-
-    Args:
-        problem: its text; case and spacing do not matter.
-        share: of the problems, held out on average. More are held out as it grows, and none returns.
-        seed: another one holds out other problems.
-
-    Raises:
-        InputError: the share is not in [0, 1).
-    """
+    """Whether a problem is among the held-out share in [0, 1), whatever its case and spacing; more are as it grows."""
     if not 0.0 <= share < 1.0:
         raise InputError(f"a share of {share} of the problems cannot be held out; give a number from 0 to below 1")
     return _unit(f"split\0{seed}\0{' '.join(problem.casefold().split())}") < share

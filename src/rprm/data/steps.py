@@ -1,72 +1,55 @@
-"""Labelled steps in: from our own rows, and from every format that step labels are published in.
-
-Rows stream one at a time. A row that cannot be used is a `Rejected` with its place and the reason; the rows after it
-go on.
-"""
+"""Labelled steps in: our own rows, and every format that step labels are published in; `rprm bench steps`."""
 
 from __future__ import annotations
 
+import random
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
-from rprm.data.gsm8k import gsm8k_steps
-from rprm.data.options import AUTO, StepOptions
-from rprm.data.origins import Origin
-from rprm.data.prm800k import prm800k_steps
-from rprm.data.stepwise import math_shepherd_steps, solution_steps, stepwise_steps
+from pydantic import BeforeValidator, Field, model_validator
+
+from rprm import reading
+from rprm.benchmarks import Benchmark, StepItems, tally_steps
+from rprm.data.gsm8k import numbers, without_annotations, wrong_step
+from rprm.data.options import Format, Neutral, StepOptions
 from rprm.errors import InputError
-from rprm.reading import AnyText, Identifier, Rejected, Row, RowModel, Source, Text, checked, read_rows
+from rprm.reading import AnyText, Rejected, Row, RowModel, Source, Text, checked
 from rprm.records import LabelledStep
-from rprm.runs import RESULTS, read_manifest
+from rprm.runs import RESULTS, finished_manifest
 
 #: The stage's name in a manifest.
 STAGE = "steps"
 
+#: What ends a step of Math-Shepherd (arXiv 2312.08935; the model card of peiyi9979/math-shepherd-mistral-7b-prm).
+STEP_TAG = "ки"
 
-@dataclass(frozen=True)
-class Expanded:
-    """The labelled steps of one row of a source, and what of it gave none, by reason."""
-
-    format: str
-    steps: tuple[LabelledStep, ...]
-    skipped: Counter[str]
-    line: int
+_FIRST_STEP = re.compile(r"\bstep\s*1\s*:", flags=re.IGNORECASE)
+_STEP_NUMBER = re.compile(r"^step\s*(\d{1,4})\s*:", flags=re.IGNORECASE)
 
 
 def steps_source(name: str | Path) -> Source:
-    """What labelled steps are read from: a run folder of `rprm data steps`, a file, or a hub data set.
-
-    A hub data set is read from its split `train` where the name has none.
-
-    Raises:
-        InputError: there is no such file, or the run has not ended.
-        RunError: the folder is no run folder.
-        CorruptRun: its manifest cannot be read.
+    """What labelled steps are read from: a run folder of `rprm data steps` (a RunError where it is none, or is not
+    complete), a file, or a hub data set (split `train`).
     """
     folder = Path(name)
-    if folder.is_dir():
-        manifest = read_manifest(folder)
-        if manifest["stage"] != STAGE:
-            raise InputError(f"{folder} is a run of the stage {manifest['stage']!r}; name a run of `rprm data steps`")
-        if manifest.get("status") != "complete":
-            raise InputError(f"{folder}: the run has not ended; run the same `rprm data steps` command again")
-        return Source(str(folder / RESULTS))
-    return Source(str(name), split="train")
+    if not folder.is_dir():
+        return Source(str(name), split="train")
+    finished_manifest(folder, stage=STAGE, command="rprm data steps")
+    return Source(str(folder / RESULTS))
 
 
 def read_labelled_steps(source: Source) -> Iterator[LabelledStep | Rejected]:
-    """Every row of a source as a `LabelledStep`, or as `Rejected` with the reason.
-
-    Fields that a labelled step does not have are ignored; without an id the row is `line-N`.
-    """
-    return read_rows(source, lambda row: labelled_step_of(row.value, default_id=f"line-{row.line}"))
+    """Every row of a source as a `LabelledStep`; other fields are ignored, and without an id it is `line-N`."""
+    return reading.read_rows(source, lambda row: labelled_step_of(row.value, default_id=f"line-{row.line}"))
 
 
 class _StepRow(RowModel):
-    id: Identifier | None = None
+    id: reading.Identifier | None = None
     problem: Text
     previous_steps: list[AnyText] | None = None
     step: Text
@@ -74,108 +57,326 @@ class _StepRow(RowModel):
     source: AnyText | None = None
 
 
-def labelled_step_of(value: Any, *, default_id: str) -> LabelledStep:
-    """Check one row and make a `LabelledStep` of it.
+def labelled_step_of(value: Any, *, default_id: str, default_source: str | None = None) -> LabelledStep:
+    """Check one row and make a `LabelledStep` of it; an InputError says what is wrong with it."""
+    row = checked(_StepRow, value).model_dump(exclude_none=True)
+    return LabelledStep(**{"id": default_id, "source": default_source} | row)
 
-    Raises:
-        InputError: what is wrong with the row, without its place.
+
+@dataclass(frozen=True)
+class Origin:
+    """The row that labelled steps are made of: its id begins theirs; `skipped` counts what gave none, by reason."""
+
+    id: str
+    source: str
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    def skip(self, reason: str, count: int = 1) -> None:
+        if count:
+            self.skipped[reason] += count
+
+    def labelled(
+        self, problem: str, previous_steps: Sequence[str], step: str, label: bool, *, choice: str = "", part: str = ""
+    ) -> LabelledStep:
+        """A labelled step of this row; `choice` ends its id, `part` its source."""
+        return LabelledStep(
+            id=f"{self.id}-{len(previous_steps)}{choice}",
+            problem=problem,
+            previous_steps=tuple(previous_steps),
+            step=step,
+            label=label,
+            source=f"{self.source}:{part}" if part else self.source,
+        )
+
+
+class StepwiseRow(RowModel):
+    prompt: Text
+    completions: Annotated[list[Text], Field(min_length=1)]
+    labels: list[Annotated[bool, BeforeValidator(lambda label: bool(label) if label in (0, 1) else label)]]
+
+
+def stepwise_steps(record: dict[str, Any], origin: Origin, options: StepOptions) -> Iterator[LabelledStep]:
+    """TRL's stepwise rows `{prompt, completions[], labels[]}` (TRL, "Dataset formats": stepwise supervision).
+
+    Steps that all begin with their own number (`Step 1:`, `Step 2:`, ...) lose it, and all lose GSM8K's annotations.
     """
-    row = checked(_StepRow, value)
-    return LabelledStep(
-        id=row.id or default_id,
-        problem=row.problem,
-        previous_steps=tuple(row.previous_steps or ()),
-        step=row.step,
-        label=row.label,
-        source=row.source,
-    )
+    row = checked(StepwiseRow, record)
+    if (wanted := len(row.completions)) != len(row.labels):
+        raise InputError(f"'labels' must be a list of {wanted} labels, one for each completion, not {len(row.labels)}")
+    steps = [without_annotations(step).strip() or step for step in row.completions]
+    numbers = [_STEP_NUMBER.match(step.strip()) for step in steps]
+    if all(match and int(match[1]) == number for number, match in enumerate(numbers, 1)):
+        bare = [_STEP_NUMBER.sub("", step.strip()).strip() for step in steps]
+        steps = bare if all(bare) else steps
+    yield from _labelled(origin, row.prompt, steps, row.labels, options.after_error)
+
+
+def solution_steps(record: dict[str, Any], origin: Origin, options: StepOptions) -> Iterator[LabelledStep]:
+    """Rows `{id?, problem, steps[], label}`; the label is the 0-based first wrong step, -1 for none (ProcessBench)."""
+    solution = reading.solution_of(record, default_id=origin.id)
+    if solution.label is None:
+        raise InputError("'label' is missing: it must be the 0-based index of the earliest wrong step, or -1 for none")
+    labels = [index != solution.label for index in range(len(solution.steps))]
+    yield from _labelled(replace(origin, id=solution.id), solution.problem, solution.steps, labels)
+
+
+class MathShepherdRow(RowModel):
+    input: Text
+    label: Text
+    task: Any = None
+
+
+def math_shepherd_steps(record: dict[str, Any], origin: Origin, options: StepOptions) -> Iterator[LabelledStep]:
+    """Rows `{input, label, task}` of peiyi9979/Math-Shepherd.
+
+    `input` is the problem, then `Step 1: ... ки`, `Step 2: ... ки` and so on; `label` is the same text with `+` or `-`
+    in place of each tag. Steps lose their number and GSM8K's annotations. A few published rows have a tag inside the
+    problem, and are refused.
+    """
+    row = checked(MathShepherdRow, record)
+    *tagged, rest = row.input.split(STEP_TAG)
+    if not tagged:
+        raise InputError(f"'input' has no step tag {STEP_TAG!r}")
+    ends = [0, *accumulate(len(text) + 1 for text in tagged)]
+    marked = [row.label[begin:end] for begin, end in pairwise(ends)]
+    unlike = [piece not in (f"{text}+", f"{text}-") for piece, text in zip(marked, tagged, strict=True)]
+    if any(unlike):
+        wanted = f"'label' must be 'input' with + or - in place of each {STEP_TAG!r}"
+        raise InputError(f"{wanted}; it differs at step {unlike.index(True) + 1}")
+    if row.label[ends[-1] :].strip() != rest.strip():
+        raise InputError(f"'label' must end as 'input' does; it ends in {row.label[ends[-1] :]!r:.80}")
+    begins = [match.start() for match in _FIRST_STEP.finditer(tagged[0])]
+    if len(begins) != 1:
+        raise InputError(f"the problem must end at one 'Step 1:' before the first {STEP_TAG!r}; found {len(begins)}")
+    problem = tagged[0][: begins[0]].strip()
+    if not problem:
+        raise InputError("there is no problem before 'Step 1:'")
+    tagged[0] = tagged[0][begins[0] :]
+    steps = [_STEP_NUMBER.sub("", without_annotations(step).strip()).strip() for step in tagged]
+    if "" in steps:
+        raise InputError(f"step {steps.index('') + 1} is empty")
+    origin.skip("steps without a tag", bool(rest.strip()))
+    part = row.task if isinstance(row.task, str) else ""
+    labels = [text.endswith("+") for text in marked]
+    yield from _labelled(origin, problem, steps, labels, options.after_error, part)
+
+
+def _labelled(
+    origin: Origin, problem: str, steps: Sequence[str], labels: list[bool], after_error: bool = False, part: str = ""
+) -> Iterator[LabelledStep]:
+    """The steps up to the first wrong one; or all. Most sets do not say what a label means after it."""
+    end = len(steps) if after_error or all(labels) else labels.index(False) + 1
+    origin.skip("steps after the first wrong one", len(steps) - end)
+    for index in range(end):
+        yield origin.labelled(problem, steps[:index], steps[index], labels[index], part=part)
+
+
+#: A hub copy with nulls among the ratings has them as floats.
+Rating = Annotated[
+    Annotated[int, Field(ge=-1, le=1)],
+    BeforeValidator(lambda rating: int(rating) if isinstance(rating, float) and rating.is_integer() else rating),
+]
+
+
+class RatedCompletion(RowModel):
+    text: AnyText | None = None
+    rating: Rating | None = None
+    flagged: Any = None
+
+
+class RatedPlace(RowModel):
+    #: Null where the labeler left before anything was shown.
+    completions: list[RatedCompletion] | None = None
+    chosen_completion: int | None = None
+    human_completion: RatedCompletion | None = None
+
+    @model_validator(mode="after")
+    def _chosen_is_one(self) -> RatedPlace:
+        size, chosen = len(self.completions or ()), self.chosen_completion
+        if chosen is not None and not 0 <= chosen < size:
+            raise ValueError(f"'chosen_completion' must name one of {size} completions or be null, not {chosen}")
+        return self
+
+
+class RatedSteps(RowModel):
+    steps: list[RatedPlace]
+    finish_reason: Any = None
+
+
+class RatedProblem(RowModel):
+    problem: Text
+
+
+class PRM800KRow(RowModel):
+    question: RatedProblem
+    label: RatedSteps
+    is_quality_control_question: Any = None
+    is_initial_screening_question: Any = None
+
+
+def prm800k_steps(record: dict[str, Any], origin: Origin, options: StepOptions) -> Iterator[LabelledStep]:
+    """PRM800K as OpenAI publishes it (repository openai/prm800k, `prm800k/data/phase*_*.jsonl`, and its README).
+
+    At each place of a solution stand completions with ratings (-1 wrong, 0 neutral, 1 correct, null: none). It goes on
+    with the chosen one or, where none was, with the one that the labeler wrote, which counts as correct. Every rated
+    completion gives a row, up to the place where a wrong, flagged (the labeler did not know) or unrated one was chosen.
+    OpenAI trained without solutions of quality control and without unfinished ones (arXiv 2305.20050, appendix B).
+    """
+    row = checked(PRM800KRow, record)
+    screened = row.is_quality_control_question or row.is_initial_screening_question
+    if screened and not options.keep_quality_control:
+        return origin.skip("solutions for quality control or screening")
+    if row.label.finish_reason in ("bad_problem", "give_up") and not options.keep_unfinished:
+        return origin.skip("solutions given up, or of a broken problem")
+    previous: list[str] = []
+    for number, place in enumerate(row.label.steps, 1):
+        chosen, human = place.chosen_completion, place.human_completion
+        rated = [(one, str(index), one.rating) for index, one in enumerate(place.completions or ())]
+        if chosen is None and human is not None:
+            # Its rating is always null in the published files.
+            rated.append((human, "human", 1 if human.rating is None else human.rating))
+            chosen = -1
+        labels = [_label(one, rating, options.neutral) for one, _, rating in rated]
+        for (one, choice, _), label in zip(rated, labels, strict=True):
+            part = "human" if choice == "human" else ""
+            if isinstance(label, str):
+                origin.skip(f"steps {label}")
+            else:
+                text = one.text or ""
+                yield origin.labelled(row.question.problem, previous, text, label, choice=f"-{choice}", part=part)
+        if chosen is None:
+            return
+        if labels[chosen] not in (True, "rated neutral"):
+            later = sum(len(one.completions or ()) for one in row.label.steps[number:])
+            return origin.skip("steps after a wrong, flagged or unrated one", later)
+        previous.append(rated[chosen][0].text or "")
+
+
+def _label(completion: RatedCompletion, rating: int | None, neutral: Neutral) -> bool | str:
+    """The label of a completion; or, where it has none, what it is."""
+    if not (completion.text or "").strip():
+        return "without text"
+    if completion.flagged:
+        return "flagged"
+    if rating is None:
+        return "not rated"
+    if rating == 0:
+        return "rated neutral" if neutral == "drop" else neutral == "correct"
+    return rating == 1
+
+
+class GSM8KRow(RowModel):
+    question: Text
+    answer: Text
+
+
+def gsm8k_steps(record: dict[str, Any], origin: Origin, options: StepOptions) -> Iterator[LabelledStep]:
+    """Right and wrong steps of a row `{question, answer}`, a function of its text and the seed.
+
+    Both follow the same right steps, so that neither place nor context tells them apart. Of the more numerous kind as
+    many are left out as brings wrong rows to `wrong_share`, on average. The line `#### N` is dropped: a step that is
+    always right teaches to recognise it.
+    """
+    row = checked(GSM8KRow, record)
+    problem, answer, share = row.question, row.answer, options.wrong_share
+    lines = [line.strip() for line in answer.split("\n") if line.strip() and not line.strip().startswith("####")]
+    if not lines:
+        raise InputError("'answer' has no step before its final line")
+    drawn = random.Random(f"{options.seed}\n{problem}\n{answer}")
+    steps = [without_annotations(line) for line in lines]
+    taken = numbers(problem, words=True) | numbers(without_annotations(answer))
+    wrong = {index: edited for index, line in enumerate(lines) if (edited := wrong_step(line, taken, drawn))}
+    right_kept, wrong_kept = list(range(len(steps))), list(wrong)
+    if len(wrong) * (1 - share) > len(steps) * share:
+        wrong_kept = _some(wrong_kept, len(steps) * share / (1 - share), drawn)
+    else:
+        right_kept = _some(right_kept, len(wrong) * (1 - share) / share if share else len(steps), drawn)
+    origin.skip("right steps left out for balance", len(steps) - len(right_kept))
+    origin.skip("wrong steps left out for balance", len(wrong) - len(wrong_kept))
+    origin.skip("steps that cannot be made wrong", len(steps) - len(wrong))
+    origin = Origin(origin.id, "gsm8k", origin.skipped)
+    for index, step in enumerate(steps):
+        if index in right_kept:
+            yield origin.labelled(problem, steps[:index], step, True)
+        if index in wrong_kept:
+            text, kind = wrong[index]
+            yield origin.labelled(problem, steps[:index], text, False, choice="-wrong", part=kind)
+
+
+def _some(places: list[int], count: float, drawn: random.Random) -> list[int]:
+    """This many on average: a fraction of one is one or none."""
+    whole = int(count)
+    return drawn.sample(places, min(len(places), whole + (drawn.random() < count - whole)))
+
+
+def _own_step(record: dict[str, Any], origin: Origin, options: StepOptions) -> Iterator[LabelledStep]:
+    yield labelled_step_of(record, default_id=origin.id, default_source=origin.source)
+
+
+#: For each format the fields that tell it, with their types (the first format that fits is taken), and its reader.
+FORMATS: dict[str, tuple[dict[str, type], Callable[[dict[str, Any], Origin, StepOptions], Iterator[LabelledStep]]]] = {
+    "prm800k": ({"question": dict, "label": dict}, prm800k_steps),
+    "steps": ({"problem": str, "step": str}, _own_step),
+    "stepwise": ({"prompt": str, "completions": list, "labels": list}, stepwise_steps),
+    "math-shepherd": ({"input": str, "label": str}, math_shepherd_steps),
+    "solutions": ({"problem": str, "steps": list}, solution_steps),
+    "gsm8k": ({"question": str, "answer": str}, gsm8k_steps),
+}
+
+
+class Expanded(NamedTuple):
+    """The labelled steps of one row of a source, and what of it gave none, by reason."""
+
+    format: str
+    steps: list[LabelledStep]
+    skipped: Counter[str]
 
 
 def read_steps(
-    source: Source, *, format: str = AUTO, options: StepOptions | None = None
+    source: Source, *, format: str = Format.auto, options: StepOptions | None = None
 ) -> Iterator[Expanded | Rejected]:
-    """The labelled steps of every row of a source.
-
-    Args:
-        source: a file or hub data set.
-        format: one of `FORMATS`, or `auto`, which tells each row's format by its fields.
-        options: what the formats leave open.
-
-    Raises:
-        InputError: the source cannot be read at all.
-    """
-    name, options = source_name(source), options or StepOptions()
-    return read_rows(source, lambda row: expand_row(row, name, format=format, options=options))
+    """The labelled steps of every row of a source; `format` is one of `FORMATS`, or `auto`, by each row's fields."""
+    return reading.read_rows(source, lambda row: expand_row(row, source_name(source), format, options or StepOptions()))
 
 
-def expand_row(row: Row, name: str, *, format: str = AUTO, options: StepOptions) -> Expanded:
-    """The labelled steps of one row; `name` is what its source is called in ids and in `source`.
-
-    Raises:
-        InputError: what is wrong with the row, without its place.
-    """
-    if not isinstance(row.value, dict):
-        raise InputError(f"a record must be a JSON object, not {type(row.value).__name__}")
-    chosen = format_of(row.value) if format == AUTO else format
-    origin = Origin(f"{name}-{row.line}", name)
-    steps = _EXPAND[chosen](row.value, origin, options)
-    return Expanded(chosen, tuple(steps), origin.skipped, row.line)
+def expand_row(row: Row, name: str, format: str, options: StepOptions) -> Expanded:
+    """The labelled steps of one row of a source of this name; an InputError says what is wrong with it."""
+    record, origin = reading.json_object(row.value), Origin(f"{name}-{row.line}", name)
+    chosen = format_of(record) if format == Format.auto else format
+    return Expanded(chosen, list(FORMATS[chosen][1](record, origin, options)), origin.skipped)
 
 
 def format_of(record: dict[str, Any]) -> str:
-    """The format of a row, by its fields.
-
-    Raises:
-        InputError: no format has these fields.
-    """
-    for name, fields in _FIELDS.items():
+    """The format of a row, by its fields; an InputError where no format has these."""
+    for name, (fields, _) in FORMATS.items():
         if all(isinstance(record.get(field), kind) for field, kind in fields.items()):
             return name
-    found = ", ".join(sorted(map(str, record))[:12]) or "none"
-    formats = "; ".join(f"{name} has {', '.join(fields)}" for name, fields in _FIELDS.items())
+    found = reading.field_names(record)
+    formats = "; ".join(f"{name} has {', '.join(fields)}" for name, (fields, _) in FORMATS.items())
     raise InputError(f"no format of labelled steps has these fields: {found} ({formats})")
-
-
-#: The fields that tell a format, and their types. The first that fits is taken.
-_FIELDS: dict[str, dict[str, Any]] = {
-    "prm800k": {"question": dict, "label": dict},
-    "steps": {"problem": str, "step": str},
-    "stepwise": {"prompt": str, "completions": list, "labels": list},
-    "math-shepherd": {"input": str, "label": str},
-    "solutions": {"problem": str, "steps": list},
-    "gsm8k": {"question": str, "answer": str},
-}
-
-#: Names of the formats.
-FORMATS = tuple(_FIELDS)
-
-_EXPAND: dict[str, Callable[[dict[str, Any], Origin, StepOptions], list[LabelledStep]]] = {
-    "prm800k": lambda record, origin, options: prm800k_steps(
-        record,
-        origin,
-        neutral=options.neutral,
-        keep_quality_control=options.keep_quality_control,
-        keep_unfinished=options.keep_unfinished,
-    ),
-    "steps": lambda record, origin, options: [_own_step(record, origin)],
-    "stepwise": lambda record, origin, options: stepwise_steps(record, origin, after_error=options.after_error),
-    "math-shepherd": lambda record, origin, options: math_shepherd_steps(
-        record, origin, after_error=options.after_error
-    ),
-    "solutions": lambda record, origin, options: solution_steps(record, origin),
-    "gsm8k": lambda record, origin, options: gsm8k_steps(
-        record, origin, wrong_share=options.wrong_share, seed=options.seed
-    ),
-}
-
-
-def _own_step(record: dict[str, Any], origin: Origin) -> LabelledStep:
-    step = labelled_step_of(record, default_id=origin.id)
-    return step if step.source is not None else step.model_copy(update={"source": origin.source})
 
 
 def source_name(source: Source) -> str:
     """What a source is called in ids and in `source`: the hub's name, or a file's name without its endings."""
-    if source.hub is not None:
-        return source.hub["path"]
-    return source.path.name.split(".")[0] or source.path.name
+    return source.hub["path"] if source.hub is not None else reading.stem(source.path)
+
+
+def _read_items(data: str, *, revision: str | None = None) -> StepItems:
+    source = steps_source(data)
+    rows = list(read_labelled_steps(source))
+    items = tuple(row for row in rows if not isinstance(row, Rejected))
+    return StepItems(items, tuple(row for row in rows if isinstance(row, Rejected)), sources=(source.inspect(),))
+
+
+STEPS = Benchmark(
+    name="steps",
+    help="""Labelled steps: accuracy on wrong and on correct ones, their harmonic mean (F1), accuracy on each source.
+
+    DATA is a run folder of `rprm data steps`, or a file of labelled steps. Each step is judged alone, the steps before
+    it are only read. The share of analyses that reach a verdict unasked (well-formed) is measured too: --stopping none
+    counts all of them.
+    """,
+    read=_read_items,
+    tally=tally_steps,
+    judged="last step",
+)

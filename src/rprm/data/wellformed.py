@@ -18,6 +18,9 @@ _TAIL = " \t\r\n*_`'\"$)}].!"
 #: What may stand before the marker on its line without counting as text.
 _OPENERS = " \t\r*_#>`-"
 
+#: What may stand after the answer of a training row: closing Markdown, brackets and punctuation, but no word.
+_AFTER_VERDICT = re.compile(r"[^\w]{0,16}\Z")
+
 #: Reasons to drop an analysis, in the order in which they are looked for.
 NO_VERDICT = "no verdict"
 FORCED = "verdict had to be asked for"
@@ -29,29 +32,22 @@ REPEATED = "repeats another analysis of the step"
 REASONS = (NO_VERDICT, FORCED, SEVERAL, NOT_LAST, EMPTY, DISAGREES, REPEATED)
 
 
-def wellformed(
-    analysis: Analysis, written: VerdictFormat, trained: VerdictFormat
-) -> tuple[str, None] | tuple[None, str]:
-    """The text to train on, or why there is none: `(text, None)` or `(None, reason)`. Thinking is no part of it.
+def wellformed(analysis: Analysis, written: VerdictFormat, trained: VerdictFormat) -> tuple[str, str]:
+    """The text to train on, without thinking, or why there is none: `(text, "")` or `("", reason)`.
 
-    Args:
-        analysis: as it was written.
-        written: the verdict line of the template it was written with.
-        trained: that of the template to train with; usually the same.
+    `written` and `trained` are the verdict lines of the templates that it was written with, and that is trained with.
     """
-    if analysis.verdict is None:
-        return None, NO_VERDICT
-    if analysis.forced:
-        return None, FORCED
     answer = without_thinking(analysis.text)
     markers = list(written.marker_pattern.finditer(answer))
     verdict = written.find(answer)
-    if verdict is None:
-        return None, NO_VERDICT
+    if analysis.forced and analysis.verdict is not None:
+        return "", FORCED
+    if analysis.verdict is None or verdict is None:
+        return "", NO_VERDICT
     if len(markers) > 1:
-        return None, SEVERAL
+        return "", SEVERAL
     if answer[verdict.end :].strip(_TAIL):
-        return None, NOT_LAST
+        return "", NOT_LAST
     body = answer[: markers[0].start()]
     before, _, lead = body.rpartition("\n")
     if not lead.strip(_OPENERS):
@@ -59,12 +55,8 @@ def wellformed(
         body = before
     body = body.strip()
     if not any(character.isalnum() for character in body):
-        return None, EMPTY
-    return f"{body}\n{trained.marker} {trained.yes if verdict.yes else trained.no}", None
-
-
-#: What may stand after the answer of a training row: closing Markdown, brackets and punctuation, but no word.
-_AFTER_VERDICT = re.compile(r"[^\w]{0,16}\Z")
+        return "", EMPTY
+    return f"{body}\n{trained.marker} {trained.yes if verdict.yes else trained.no}", ""
 
 
 def verdict_fault(reply: str, verdict: VerdictFormat, wanted: bool) -> str | None:
