@@ -140,7 +140,7 @@ def test_the_handed_over_model_rewards_as_the_trained_one(trained: Any, tiny_mod
     from rprm.rewarders.layouts import QwenLayout
     from rprm.rewarders.network import base_network
     from rprm.training.classifier import add_embedding, tokenizer_with_tag
-    from rprm.training.rows import find_model
+    from rprm.training.handover import find_model
 
     tokenizer, is_new = tokenizer_with_tag(find_model(str(tiny_model)), "<extra_0>")
     assert is_new
@@ -327,7 +327,7 @@ def test_bad_rows_are_set_aside(tiny_model: Path, tmp_path: Path) -> None:
     with path.open("a") as stream:
         stream.write('{"problem": "p", "step": "s"}\n{torn\n')
     notes: list[str] = []
-    from rprm.training.metrics import TrainingCallbacks
+    from rprm.training.checkpoints import TrainingCallbacks
 
     result = train_classifier(
         path,

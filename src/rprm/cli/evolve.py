@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,29 +15,6 @@ if TYPE_CHECKING:
     from rprm.evolve import RoundResult
 
 
-@dataclass(frozen=True)
-class RoundPairs:
-    """Which pairs a round trains on, as `rprm data pairs` takes them."""
-
-    per_step: Annotated[int, "Most pairs of one step."] = 1
-    min_accuracy: Annotated[float, "As for `rprm data pairs`."] = 0.0
-    max_accuracy: Annotated[float, "As for `rprm data pairs`."] = 1.0
-    min_repeats: Annotated[int, "As for `rprm data pairs`."] = 1
-    balance: Annotated[bool, "As for `rprm data pairs`."] = True
-    max_length_ratio: Annotated[float | None, "As for `rprm data pairs`."] = None
-
-    def arguments(self) -> tuple[str, ...]:
-        """Those of the command line; what is as by default of a switch or a missing number is left out."""
-        found: list[str] = []
-        for field in fields(self):
-            value, option = getattr(self, field.name), field.name.replace("_", "-")
-            if value is False:
-                found.append(f"--no-{option}")
-            elif value is not None and value is not True:
-                found += [f"--{option}", str(value)]
-        return tuple(found)
-
-
 @with_options
 def evolve(
     steps: Annotated[
@@ -47,7 +24,6 @@ def evolve(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the rounds; a killed run resumes there.")],
     *,
     settings: RoundSettings,
-    pairs: RoundPairs,
     launcher: Annotated[
         str, typer.Option(help='Starts the training processes, as in "accelerate launch --config_file FILE".')
     ] = "",
@@ -68,25 +44,20 @@ def evolve(
 
     from rprm.evolve import evolve as run_rounds
 
-    console = Console(stderr=True, highlight=False)
-
-    def tell(result: RoundResult) -> None:
-        if json:
-            print(result.model_dump_json(), flush=True)
-
+    console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
     results = run_rounds(
         steps,
         model,
         output,
-        replace(settings, pair_options=pairs.arguments(), train_options=tuple(train_options or ())),
+        replace(settings, train_options=tuple(train_options or ())),
         launcher=shlex.split(launcher),
         prompt=prompt,
-        on_stage=lambda number, stage: console.print(f"round {number}: {stage}", style="dim"),
-        on_round=tell,
+        on_stage=lambda number, stage: errors.print(f"round {number}: {stage}", style="dim"),
+        on_round=lambda result: print(result.model_dump_json(), flush=True) if json else None,
     )
     if not json:
-        Console(highlight=False).print(_table(results))
-        Console(highlight=False).print(f"best model: {results[-1].best}", markup=False)
+        console.print(_table(results))
+        console.print(f"best model: {results[-1].best}", markup=False)
 
 
 def _table(results: list[RoundResult]) -> Any:

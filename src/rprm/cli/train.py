@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import os
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rprm.cli.options import given, with_options
+from rprm.errors import InputError
 from rprm.training.settings import (
     DPO_PRESETS,
     PRESET_MODELS,
@@ -18,14 +20,11 @@ from rprm.training.settings import (
     ClassifierTraining,
     DPOSettings,
     RunOptions,
-    Settings,
     SFTSettings,
-    find_preset,
-)
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from rprm.training.lifecycle import TrainingResult
-    from rprm.training.metrics import TrainingCallbacks
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -41,7 +40,7 @@ Revision = Annotated[str | None, typer.Option(help="Revision of a hub model.")]
 
 @dataclass(frozen=True)
 class LanguageOptions:
-    """What sft and dpo train on, from what, and to where."""
+    """What sft and dpo have in common."""
 
     data: Annotated[
         str,
@@ -52,64 +51,44 @@ class LanguageOptions:
     prompt: Annotated[
         str | None, typer.Option(help="Template that the rows were rendered with.", show_default="the data's own")
     ] = None
+    preset: Annotated[
+        str | None,
+        typer.Option(help="paper-7b-sft (-dpo), small-lora, cpu.", show_default="the paper's values"),
+    ] = None
     revision: Revision = None
 
     def train(
-        self,
-        train: Callable[..., TrainingResult],
-        context: typer.Context,
-        settings: Settings,
-        presets: Mapping[str, Settings],
-        preset: str | None,
+        self, train: Callable[..., TrainingResult], presets: Mapping[str, Any], context: typer.Context, settings: Any,
         options: RunOptions,
-    ) -> None:
-        """Train by the settings of a preset, with the options that were given in their place, and report."""
-        model = self.model or PRESET_MODELS.get(preset or "")
+    ) -> None:  # fmt: skip
+        """Train by the settings of a preset, with the options that were given in their place."""
+        model = self.model or PRESET_MODELS.get(self.preset or "")
         if model is None:
             raise typer.BadParameter("name the model to train with --model")
-        if preset is not None:
-            settings = replace(find_preset(presets, preset), **given(context, settings))
+        if self.preset is not None:
+            if self.preset not in presets:
+                raise InputError(f"no preset {self.preset!r}; there are {', '.join(presets)}")
+            settings = replace(presets[self.preset], **given(context, settings))
         further = {"prompt": self.prompt, "revision": self.revision, "options": options}
-        with training_progress() as callbacks:
-            _report(
-                train(self.data, model=model, output=self.output, settings=settings, callbacks=callbacks, **further)
-            )
+        _train(train, self.data, model=model, output=self.output, settings=settings, **further)
 
 
 @app.command()
 @with_options
-def sft(
-    context: typer.Context,
-    language: LanguageOptions,
-    preset: Annotated[
-        str | None, typer.Option(help=f"{', '.join(SFT_PRESETS)}.", show_default="the paper's values")
-    ] = None,
-    *,
-    settings: SFTSettings,
-    options: RunOptions,
-) -> None:
+def sft(context: typer.Context, language: LanguageOptions, *, settings: SFTSettings, options: RunOptions) -> None:
     """Fine-tune a model on analyses (the cold start): loss on the analysis alone, its verdict and end included."""
     from rprm.training.sft import train_sft
 
-    language.train(train_sft, context, settings, SFT_PRESETS, preset, options)
+    language.train(train_sft, SFT_PRESETS, context, settings, options)
 
 
 @app.command()
 @with_options
-def dpo(
-    context: typer.Context,
-    language: LanguageOptions,
-    preset: Annotated[
-        str | None, typer.Option(help=f"{', '.join(DPO_PRESETS)}.", show_default="the paper's values")
-    ] = None,
-    *,
-    settings: DPOSettings,
-    options: RunOptions,
-) -> None:
+def dpo(context: typer.Context, language: LanguageOptions, *, settings: DPOSettings, options: RunOptions) -> None:
     """Optimise a model on preference pairs: of two analyses of a step, the one whose verdict is right."""
     from rprm.training.dpo import train_dpo
 
-    language.train(train_dpo, context, settings, DPO_PRESETS, preset, options)
+    language.train(train_dpo, DPO_PRESETS, context, settings, options)
 
 
 @app.command()
@@ -118,8 +97,7 @@ def classifier(
     steps: Annotated[
         str,
         typer.Argument(
-            metavar="STEPS",
-            help="Labelled steps: run folder of `rprm data steps`, a JSON Lines file, or a hub set.",
+            metavar="STEPS", help="Labelled steps: run folder of `rprm data steps`, a JSON Lines file, or a hub set."
         ),
     ],
     output: Output,
@@ -146,37 +124,14 @@ def classifier(
     """
     from rprm.cli import EXIT_REJECTED
     from rprm.training.classifier import train_classifier
+    from rprm.training.lifecycle import shown
 
-    with training_progress() as callbacks:
-        result = train_classifier(
-            steps,
-            model=model,
-            output=output,
-            settings=settings,
-            validation=validation,
-            revision=revision,
-            options=options,
-            callbacks=callbacks,
-        )
-    _report(result)
-    for found in result.summary["validation"]:
-        shown = [f"{name} {found[name]:.4f}" for name in ("wrong", "correct", "f1") if found[name] is not None]
-        typer.echo(f"validation steps at threshold {found['threshold']:.4f}: {', '.join(shown)}")
-    if result.summary["num_rejected"]:
+    further = {"validation": validation, "revision": revision, "options": options}
+    summary = _train(train_classifier, steps, model=model, output=output, settings=settings, **further).summary
+    for found in summary["validation"]:
+        typer.echo(": ".join(shown(found)))
+    if summary["num_rejected"]:
         raise typer.Exit(EXIT_REJECTED)
-
-
-def _report(result: TrainingResult) -> None:
-    """The result on standard output, from the main process."""
-    import os
-
-    if os.environ.get("RANK", "0") != "0":
-        return
-    figures = [f"{result.num_steps:,} steps"]
-    for name, label in (("loss", "loss"), ("eval_loss", "validation loss")):
-        if result.summary.get(name) is not None:
-            figures.append(f"{label} {result.summary[name]:.4g}")
-    typer.echo(f"{result.model}: {', '.join(figures)}")
 
 
 #: Figures shown while training, in this order, and what they are called.
@@ -190,32 +145,27 @@ _FIGURES = {
 }
 
 
-@contextmanager
-def training_progress() -> Iterator[TrainingCallbacks]:
-    """Progress on standard error: a line that moves on a terminal, and the logged figures above it."""
-    import os
-    import sys
+def _train(train: Callable[..., TrainingResult], data: str, **arguments: Any) -> TrainingResult:
+    """Train behind a line on standard error that moves on a terminal, the logged figures above it; report the result.
+
+    Of several processes the main one alone speaks.
+    """
     import warnings
 
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from rprm.training.devices import MainProcessFailed
-    from rprm.training.metrics import TrainingCallbacks
+    from rprm.training.checkpoints import TrainingCallbacks
+    from rprm.training.lifecycle import MainProcessFailed
 
     _quiet_libraries()
     console = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
     is_terminal = console.is_terminal and not console.quiet
     progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("steps  {task.fields[figures]}"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not is_terminal,
-    )
+        TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+        TextColumn("steps  {task.fields[figures]}"), TimeRemainingColumn(),
+        console=console, transient=True, disable=not is_terminal,
+    )  # fmt: skip
     task = progress.add_task("starting", total=None, figures="")
 
     def say(text: str, style: str = "") -> None:
@@ -243,10 +193,15 @@ def training_progress() -> Iterator[TrainingCallbacks]:
         with progress, warnings.catch_warnings():
             # What libraries say about one another's deprecations is nothing to act on here.
             warnings.simplefilter("ignore", FutureWarning)
-            yield callbacks
+            result = train(data, callbacks=callbacks, **arguments)
     except MainProcessFailed:
         # The main process tells it.
         sys.exit(1)
+    if not console.quiet:
+        losses = {_FIGURES[name]: result.summary[name] for name in ("loss", "eval_loss")}
+        figures = [f"{label} {value:.4g}" for label, value in losses.items() if value is not None]
+        typer.echo(f"{result.model}: {', '.join([f'{result.num_steps:,} steps', *figures])}")
+    return result
 
 
 def _quiet_libraries() -> None:

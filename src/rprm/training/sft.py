@@ -1,93 +1,83 @@
 """Supervised fine-tuning: the cold start (R-PRM, section 3.1), with TRL's SFTTrainer.
 
-The loss is the mean negative log-likelihood of the reply's tokens, the verdict and the end token included; the prompt
-carries none. `LanguageRun` is what it shares with preference optimisation.
+The loss is the mean negative log-likelihood of the reply's tokens, the verdict and the end token included.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Unpack
 
 from rprm.engines.loading import load_tokenizer
-from rprm.training.handover import hand_over
-from rprm.training.lifecycle import ROWS, RunArguments, TrainingResult, TrainingRun
-from rprm.training.preflight import (
-    PartCounts,
+from rprm.errors import PromptError
+from rprm.prompts.library import MODEL_TEMPLATE, load_template
+from rprm.training.handover import check_weights, hand_over
+from rprm.training.lifecycle import ROWS, RunArguments, TrainingResult, TrainingRun, group_by_length
+from rprm.training.rows import (
     check_batch,
-    check_model_template,
     check_rows,
     encode_data,
+    end_token,
+    open_data,
     open_rows,
     row_lengths,
 )
-from rprm.training.rows import check_weights, end_token, open_data
 from rprm.training.settings import SFTSettings, TrainingSettings
 
 __all__ = ["LanguageRun", "SFTSettings", "train_sft"]
 
 
 class LanguageRun(TrainingRun):
-    """Training of a judge that writes analyses.
-
-    Args:
-        data, settings, prompt: see `train_sft`.
-        arguments: see `RunArguments`.
-    """
+    """Training of a judge that writes analyses; see `train_sft` for data, settings and prompt."""
 
     #: What the model has been trained to do, for its card.
     does: str
 
     def __init__(
-        self,
-        data: str | Path,
-        settings: TrainingSettings,
-        prompt: str | Path | None = None,
+        self, data: str | Path, settings: TrainingSettings, prompt: str | Path | None = None,
         **arguments: Unpack[RunArguments],
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.data = open_data(data, prompt)
         super().__init__(settings, {"input": self.data.name}, **arguments)
         self.deliberate = prompt is not None
         self.tokenizer = load_tokenizer(self.base.target, self.base.revision)
         self.end = end_token(self.tokenizer, self.base.stops, chat=self.data.template.chat)
-        self.counts: dict[str, PartCounts] = {}
+        self.counts: dict[str, dict[str, int]] = {}
 
     @property
     def has_validation(self) -> bool:
-        return self.data.validation is not None
+        return "validation" in self.data.parts
 
     def identity(self) -> dict[str, Any]:
         template = self.data.template
-        return {
-            "input": self.data.digests(),
-            "prompt": {"name": template.name, "digest": template.digest},
-            "model": self.base.identity,
-        }
+        prompt = {"name": template.name, "digest": template.digest}
+        return {"input": self.data.digests(), "prompt": prompt, "model": self.base.identity}
 
     def check(self) -> None:
         check_weights(self.base)
-        check_model_template(self.base, self.data.template, deliberate=self.deliberate)
+        template, carried = self.data.template, Path(self.base.target) / MODEL_TEMPLATE
+        if not self.deliberate and carried.is_file() and (own := load_template(carried)).digest != template.digest:
+            raise PromptError(
+                f"{self.base.target} was trained with template {own.name!r} ({own.digest}), the data has "
+                f"{template.name!r} ({template.digest}); render the data with the model's own (--prompt "
+                f"{self.base.target}), or, to teach it another one on purpose, name the data's template with --prompt"
+            )
         check_rows(self.data, self.kind)
 
     def prepare(self) -> None:
         self.callbacks.on_stage("tokenising")
         self.counts = encode_data(
-            self.data,
-            self.kind,
-            self.folder / ROWS,
-            tokenizer=self.tokenizer,
-            end=self.end,
-            max_length=self.settings.max_length,
-            on_note=self.callbacks.on_note,
-        )
+            self.data, self.kind, self.folder / ROWS, tokenizer=self.tokenizer, end=self.end,
+            max_length=self.settings.max_length, on_note=self.callbacks.on_note,
+        )  # fmt: skip
 
-    @property
-    def common(self) -> dict[str, Any]:
-        """Arguments of every trainer, and TRL's own of how the model is loaded."""
-        settings = self.settings
+    @abstractmethod
+    def trl(self) -> tuple[Any, Any, dict[str, Any]]:
+        """TRL's trainer, which takes rows of token ids, its arguments' class, and those of this kind alone."""
+
+    def make_config(self) -> Any:
+        settings, (_, config, further) = self.settings, self.trl()
         weights: dict[str, Any] = {
             # Full training keeps float32 weights: at these learning rates a step is less than bfloat16 can tell.
             # Under an adapter the base model does not change.
@@ -95,24 +85,16 @@ class LanguageRun(TrainingRun):
             # Of a DPO's reference model too.
             "trust_remote_code": False,
             **self.base.source,
+            **({"attn_implementation": settings.attention} if settings.attention else {}),
         }
-        if settings.attention:
-            weights["attn_implementation"] = settings.attention
-        return super().common | {
-            "activation_checkpointing": settings.gradient_checkpointing,
-            "model_init_kwargs": weights,
-        }
-
-    @property
-    @abstractmethod
-    def trainer_class(self) -> Any:
-        """TRL's trainer, which takes rows of token ids."""
+        activations = settings.gradient_checkpointing
+        return config(**self.common, **further, activation_checkpointing=activations, model_init_kwargs=weights)
 
     def make_trainer(self, config: Any, callbacks: list[Any]) -> Any:
         from peft import LoraConfig
 
         rows = open_rows(self.folder / ROWS, "train")
-        trainer = self.trainer_class(
+        trainer = self.trl()[0](
             model=self.base.target,
             args=config,
             train_dataset=rows,
@@ -124,44 +106,34 @@ class LanguageRun(TrainingRun):
             peft_config=LoraConfig(**self.settings.lora, task_type="CAUSAL_LM") if self.settings.lora_rank else None,
         )
         check_batch(trainer, rows)
+        if self.settings.group_by_length:
+            group_by_length(trainer, row_lengths(trainer.train_dataset), self.settings.batch_size)
         return trainer
 
-    def lengths(self, trainer: Any) -> Sequence[int]:
-        return row_lengths(trainer.train_dataset)
-
     def hand_over(self, checkpoint: Path, figures: dict[str, Any]) -> dict[str, Any]:
-        summary = {**figures, "rows": {part: asdict(counts) for part, counts in self.counts.items()}}
+        summary = {**figures, "rows": self.counts}
         template, verdict = self.data.template, self.data.template.verdict
         data = {"files": self.data.name}
         for part, digest in self.data.digests().items():
-            counts = self.counts[part]
+            number = {name: f"{count:,}" for name, count in self.counts[part].items()}
             data[part] = (
-                f"{counts.num_rows:,} rows ({counts.num_yes:,} {verdict.yes}, {counts.num_no:,} {verdict.no}), "
-                f"{counts.num_tokens:,} tokens, {counts.num_too_long:,} rows left out as too long; {digest}"
+                f"{number['num_rows']} rows ({number['num_yes']} {verdict.yes}, {number['num_no']} {verdict.no}), "
+                f"{number['num_tokens']} tokens, {number['num_too_long']} rows left out as too long; {digest}"
             )
         data["prompt template"] = f"{template.name}, {template.digest} (`rprm_prompt.toml`)"
         card = self.card(
             summary,
-            title=f"A reasoning-driven process reward model ({self.kind.upper()})",
-            about=(
-                "It reads a problem, the steps of a solution so far and the step at hand, writes an analysis, and ends "
-                f"in a verdict ({verdict.yes} or {verdict.no}); the probability of {verdict.yes}, averaged over "
-                f"sampled analyses, is the step's reward (arXiv 2503.21295). {self.does}"
-            ),
+            f"A reasoning-driven process reward model ({self.kind.upper()})",
+            "It reads a problem, the steps of a solution so far and the step at hand, writes an analysis, and ends "
+            f"in a verdict ({verdict.yes} or {verdict.no}); the probability of {verdict.yes}, averaged over "
+            f"sampled analyses, is the step's reward (arXiv 2503.21295). {self.does}",
             data=data,
             usage="rprm judge solutions.jsonl --model transformers:PATH_TO_THIS_FOLDER",
         )
         hand_over(
-            checkpoint,
-            self.folder,
-            base=self.base,
-            tokenizer=self.tokenizer,
-            template=template,
-            end=self.end,
-            card=card,
-            bf16=self.bf16,
-            merge=self.settings.merge,
-        )
+            checkpoint, self.folder, base=self.base, tokenizer=self.tokenizer, template=template, end=self.end,
+            card=card, bf16=self.bf16, merge=self.settings.merge,
+        )  # fmt: skip
         return summary
 
 
@@ -170,23 +142,14 @@ class SFTRun(LanguageRun):
     does = "It was fine-tuned on analyses whose verdict agrees with the step's label."
     settings: SFTSettings
 
-    def make_config(self) -> Any:
-        from trl import SFTConfig
+    def trl(self) -> tuple[Any, Any, dict[str, Any]]:
+        from trl import SFTConfig, SFTTrainer
 
-        return SFTConfig(
-            **self.common,
-            # Too long rows are left out before; only packing needs to know how long a pack may be.
-            max_length=self.settings.max_length if self.settings.packing else None,
-            packing=self.settings.packing,
-            eval_packing=False,
-            padding_free=self.settings.padding_free,
-        )
-
-    @property
-    def trainer_class(self) -> Any:
-        from trl import SFTTrainer
-
-        return SFTTrainer
+        settings = self.settings
+        # Too long rows are left out before; only packing needs to know how long a pack may be.
+        length = settings.max_length if settings.packing else None
+        layout = {"packing": settings.packing, "eval_packing": False, "padding_free": settings.padding_free}
+        return SFTTrainer, SFTConfig, {"max_length": length, **layout}
 
 
 def train_sft(
@@ -204,9 +167,6 @@ def train_sft(
         settings: hyperparameters; the paper's by default.
         prompt: the template that the rows were rendered with, where the data does not say.
         arguments: `model`, `output`, `revision`, `options`, `callbacks`; see `RunArguments`.
-
-    Returns:
-        What it came to. A run that was complete already is not repeated.
 
     Raises:
         PromptError: the template does not fit the data, or the model carries another.

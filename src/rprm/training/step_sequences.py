@@ -1,13 +1,12 @@
-"""From labelled steps to the sequences that a classifier is trained on.
+"""From labelled steps to the sequences that a classifier is trained on, and the threshold on its rewards.
 
-Labelled steps of one problem that share their beginning are merged: a tree of steps for each problem, and each of its
-leaves is one sequence. A labelled step is trained on once, at its tag in the first sequence that it stands in; every
-other token carries no loss.
+Labelled steps of one problem that share their beginning are merged into a tree, each of whose leaves is one sequence. A
+labelled step is trained on once, at its tag in the first sequence that it stands in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -34,14 +33,13 @@ class StepSequence:
 
 @dataclass
 class MergeCounts:
-    """What became of the labelled steps of a part."""
+    """What became of the labelled steps of a part: `num_repeated` are the same step after the same steps with the same
+    label as an earlier row (trained on once); those that one row calls right and another wrong, and those beyond the
+    longest length, are not trained on."""
 
     num_rows: int = 0
-    #: The same step after the same steps with the same label as an earlier row: trained on once.
     num_repeated: int = 0
-    #: Steps that one row calls right and another wrong: not trained on.
     num_contradictory: int = 0
-    #: Steps that stand beyond the longest length: not trained on.
     num_too_long: int = 0
     num_correct: int = 0
     num_wrong: int = 0
@@ -57,7 +55,6 @@ class MergeCounts:
 class _Node:
     """A step after the steps above it. Children stand in the order of their first rows."""
 
-    step: str
     children: dict[str, _Node] = field(default_factory=dict)
     labels: set[bool] = field(default_factory=set)
 
@@ -72,34 +69,25 @@ def merge_steps(rows: Iterable[LabelledStep]) -> tuple[list[StepSequence], Merge
     roots: dict[str, _Node] = {}
     for row in rows:
         counts.num_rows += 1
-        node = roots.setdefault(row.problem, _Node(""))
+        node = roots.setdefault(row.problem, _Node())
         for step in row.steps:
-            if step not in node.children:
-                node.children[step] = _Node(step)
-            node = node.children[step]
+            node = node.children.setdefault(step, _Node())
         counts.num_repeated += row.label in node.labels
+        counts.num_contradictory += node.labels == {not row.label}
         node.labels.add(row.label)
-    sequences = [sequence for problem, root in roots.items() for sequence in _leaves(problem, root, counts)]
-    # Where rows contradict each other, a sequence can be left without a label.
-    return [sequence for sequence in sequences if any(label is not None for label in sequence.labels)], counts
-
-
-def _leaves(problem: str, root: _Node, counts: MergeCounts) -> Iterator[StepSequence]:
-    """One sequence for each leaf, depth first. A step gives its label to the first sequence through it."""
-    pending = [(child, [child]) for child in reversed(root.children.values())]
-    met: set[int] = set()
+    sequences = []
+    pending = [(StepSequence(problem, (), ()), root) for problem, root in reversed(roots.items())]
     while pending:
-        node, path = pending.pop()
-        if node.children:
-            pending += [(child, [*path, child]) for child in reversed(node.children.values())]
-            continue
-        labels: list[bool | None] = []
-        for step in path:
-            is_new = id(step) not in met
-            met.add(id(step))
-            counts.num_contradictory += is_new and len(step.labels) > 1
-            labels.append(next(iter(step.labels)) if is_new and len(step.labels) == 1 else None)
-        yield StepSequence(problem, tuple(step.step for step in path), tuple(labels))
+        path, node = pending.pop()
+        # Where rows contradict each other, a sequence can be left without a label.
+        if not node.children and any(label is not None for label in path.labels):
+            sequences.append(path)
+        for place, (step, child) in reversed(list(enumerate(node.children.items()))):
+            own = next(iter(child.labels)) if len(child.labels) == 1 else None
+            # The first sequence through a step has its label.
+            labels = path.labels if place == 0 else (None,) * len(path.labels)
+            pending.append((StepSequence(path.problem, (*path.steps, step), (*labels, own)), child))
+    return sequences, counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,18 +116,16 @@ def encode_sequences(
             rendered = layout.render(sequence.problem, sequence.steps[: labelled[-1][0] + 1])
         except RequestRefused as error:
             raise InputError(f"problem {sequence.problem[:60]!r}: {error}; remove it from the text") from None
-        kept = [
-            (rendered.positions[index], int(label))
-            for index, label in labelled
-            if rendered.positions[index] < max_length
-        ]
+        places = [(rendered.positions[index], int(label)) for index, label in labelled]
+        kept = [(place, label) for place, label in places if place < max_length]
         counts.num_too_long += len(labelled) - len(kept)
         if not kept:
             continue
-        ids = np.array(rendered.ids[: kept[-1][0] + 1], dtype=np.int32)
-        encoded.append(TokenSequence(ids, tuple(place for place, _ in kept), tuple(label for _, label in kept)))
-        counts.num_correct += sum(label for _, label in kept)
-        counts.num_wrong += sum(1 - label for _, label in kept)
+        positions, classes = zip(*kept, strict=True)
+        ids = np.array(rendered.ids[: positions[-1] + 1], dtype=np.int32)
+        encoded.append(TokenSequence(ids, positions, classes))
+        counts.num_correct += sum(classes)
+        counts.num_wrong += len(classes) - sum(classes)
         counts.num_sequences += 1
         counts.num_tokens += len(ids)
     return encoded
@@ -151,50 +137,32 @@ def collate(sequences: Sequence[TokenSequence]) -> dict[str, torch.Tensor]:
     import torch
 
     shape = len(sequences), max(len(sequence.ids) for sequence in sequences)
-    batch = {
-        "input_ids": torch.zeros(shape, dtype=torch.long),
-        "attention_mask": torch.zeros(shape, dtype=torch.long),
-        "labels": torch.full(shape, IGNORED),
-    }
+    ids, mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+    labels = torch.full(shape, IGNORED)
     for row, sequence in enumerate(sequences):
-        length = len(sequence.ids)
-        batch["input_ids"][row, :length] = torch.from_numpy(sequence.ids)
-        batch["attention_mask"][row, :length] = 1
-        batch["labels"][row, list(sequence.positions)] = torch.tensor(sequence.classes)
-    return batch
+        ids[row, : len(sequence.ids)] = torch.from_numpy(sequence.ids)
+        mask[row, : len(sequence.ids)] = 1
+        labels[row, list(sequence.positions)] = torch.tensor(sequence.classes)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-# --- threshold ----------------------------------------------------------------------------------------------------
+def accuracies(rewards: Sequence[float], labels: Sequence[bool], threshold: float) -> dict[str, float | None]:
+    """How rewards do on labelled steps, both in the same order, at a threshold.
 
-
-@dataclass(frozen=True)
-class StepAccuracies:
-    """How a classifier does on labelled steps at a threshold; None where there is no step of the kind.
-
-    Attributes:
-        wrong: share of the wrong steps with a reward below the threshold.
-        correct: share of the correct steps with one at or above it.
+    Returns:
+        `threshold`; `wrong`, the share of the wrong steps with a reward below it; `correct`, the share of the correct
+        ones at or above it; `f1`, their harmonic mean. None where there is no step of the kind.
     """
-
-    threshold: float
-    wrong: float | None
-    correct: float | None
-
-    @property
-    def f1(self) -> float | None:
-        """Harmonic mean of the two, as ProcessBench combines its accuracies."""
-        if self.wrong is None or self.correct is None:
-            return None
-        return 2 * self.wrong * self.correct / (self.wrong + self.correct) if self.wrong + self.correct else 0.0
-
-
-def accuracies(rewards: Sequence[float], labels: Sequence[bool], threshold: float) -> StepAccuracies:
-    """Accuracies of rewards on labelled steps, both in the same order."""
     sides: dict[bool, list[bool]] = {False: [], True: []}
     for reward, label in zip(rewards, labels, strict=True):
         sides[label].append((reward >= threshold) is label)
-    wrong, correct = (sum(side) / len(side) if side else None for side in (sides[False], sides[True]))
-    return StepAccuracies(threshold, wrong, correct)
+    wrong, correct = (sum(side) / len(side) if side else None for side in sides.values())
+    f1 = None if wrong is None or correct is None else _f1(wrong, correct)
+    return {"threshold": threshold, "wrong": wrong, "correct": correct, "f1": f1}
+
+
+def _f1(wrong: float, correct: float) -> float:
+    return 2 * wrong * correct / (wrong + correct) if wrong + correct else 0.0
 
 
 def best_threshold(rewards: Sequence[float], labels: Sequence[bool]) -> float:
@@ -202,20 +170,17 @@ def best_threshold(rewards: Sequence[float], labels: Sequence[bool]) -> float:
 
     Candidates are 0.5 and the middles between neighbouring rewards. Where a class has no step, 0.5.
     """
-    num_correct = sum(labels)
-    num_wrong = len(labels) - num_correct
+    num_correct, num_wrong = sum(labels), len(labels) - sum(labels)
     if not num_correct or not num_wrong:
         return 0.5
     ranked = sorted(zip(rewards, labels, strict=True))
-    found = [(accuracies(rewards, labels, 0.5).f1 or 0.0, 0.0, 0.5)]
-    wrong_below = correct_below = 0
-    for (reward, label), (above, _) in pairwise(ranked):
-        wrong_below += not label
-        correct_below += label
+    found = [(accuracies(rewards, labels, 0.5)["f1"] or 0.0, 0.0, 0.5)]
+    below = 0
+    for number, ((reward, label), (above, _)) in enumerate(pairwise(ranked), 1):
+        below += label
         middle = (reward + above) / 2
         # Neighbours too close for a number between them are one reward.
         if reward < middle < 1.0:
-            wrong, correct = wrong_below / num_wrong, 1 - correct_below / num_correct
-            f1 = 2 * wrong * correct / (wrong + correct) if wrong + correct else 0.0
+            f1 = _f1((number - below) / num_wrong, 1 - below / num_correct)
             found.append((f1, -abs(middle - 0.5), middle))
     return max(found)[2]
