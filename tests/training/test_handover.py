@@ -122,9 +122,9 @@ def test_the_card(tiny_model: Path, make_data: Callable[..., Path], tmp_path: Pa
     digest = json.loads((tmp_path / "run" / "manifest.json").read_text())["settings"]["input"]["train"]
     for wanted in (
         f"Trained from `{tiny_model}` ({base.identity}).",
-        "| train | 8 rows (4 Yes, 4 No), ",
+        "| train | 8 rows, 0 too long, 4 yes, 4 no, ",
         digest,
-        f"tiny, {TEMPLATE.digest}",
+        TEMPLATE.digest,
         "| learning_rate | 0.001 |",
         f"| eval_loss | {result.summary['eval_loss']} |",
         "## What it is not for",
@@ -133,7 +133,7 @@ def test_the_card(tiny_model: Path, make_data: Callable[..., Path], tmp_path: Pa
         assert wanted in card
     assert "base_model:" not in card, "a folder is no hub id"
     hub = BaseModel("a/b", "abc", "a/b@abc", 10, (1,))
-    text = card_text("T", "It is.", base=hub, usage="rprm", tables={"Figures": {"loss": 0.5}})
+    text = card_text("T", "It is.", base=hub, kind="transformers", tables={"Figures": {"loss": 0.5}})
     assert "base_model: a/b\n" in text
     assert "Trained from `a/b` (commit abc)." in text
 

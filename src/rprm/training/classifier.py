@@ -45,7 +45,7 @@ __all__ = ["ClassifierTraining", "train_classifier"]
 class ClassifierRun(TrainingRun):
     """Training of a classifier on labelled steps; see `train_classifier`."""
 
-    kind = "classifier"
+    kind = runs_as = "classifier"
     one_device = True
     settings: ClassifierTraining
 
@@ -251,7 +251,13 @@ class ClassifierRun(TrainingRun):
             "num_rejected": self.num_rejected,
             "num_left_out_as_validation": self.num_shared,
         }
-        self._write(network, replace(self.layout_settings, threshold=threshold), self._card(summary))
+        card = self.card(
+            summary,
+            "A discriminative process reward model",
+            "It reads a problem and a solution in steps, and rewards every step in one forward pass: the second class "
+            f"of a two-way head at the tag `{self.layout_settings.step_tag}` after each step, as in Qwen2.5-Math-PRM.",
+        )
+        self._write(network, replace(self.layout_settings, threshold=threshold), card)
         return summary
 
     def _write(self, network: StepNetwork, settings: ClassifierSettings, card: str) -> None:
@@ -278,21 +284,6 @@ class ClassifierRun(TrainingRun):
             self.tokenizer.save_pretrained(folder)
             (folder / SETTINGS_FILE).write_text(settings.to_json(base=self.base.identity), encoding="utf-8")
             (folder / CARD).write_text(card, encoding="utf-8")
-
-    def _card(self, summary: dict[str, Any]) -> str:
-        return self.card(
-            summary,
-            "A discriminative process reward model",
-            "It reads a problem and a solution in steps, and rewards every step in one forward pass: the second "
-            f"class of a two-way head at the tag `{self.layout_settings.step_tag}` after each step, as in "
-            "Qwen2.5-Math-PRM.",
-            data={
-                part: f"{counts.num_correct:,} correct and {counts.num_wrong:,} wrong steps in "
-                f"{counts.num_sequences:,} sequences, {counts.num_tokens:,} tokens"
-                for part, counts in self.counts.items()
-            },
-            usage="rprm judge solutions.jsonl --model classifier:PATH_TO_THIS_FOLDER",
-        )
 
 
 def train_classifier(

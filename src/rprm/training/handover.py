@@ -46,11 +46,7 @@ class BaseModel:
 
 
 def find_model(target: str, revision: str | None = None) -> BaseModel:
-    """Look up a model without loading its weights.
-
-    Raises:
-        EngineError: it cannot be loaded, or not be trained.
-    """
+    """Look up a model without loading its weights; an `EngineError` where it cannot be loaded, or not be trained."""
     refuse_missing(target, target)
     path = Path(target)
     if target.endswith(".gguf"):
@@ -77,26 +73,16 @@ def find_model(target: str, revision: str | None = None) -> BaseModel:
 
 
 def check_weights(base: BaseModel) -> None:
-    """Refuse a model whose checkpoint does not fit its configuration: it would begin at random values. Reads none.
-
-    Raises:
-        EngineError: the tensors concerned.
-    """
+    """Refuse (`EngineError`) a checkpoint that does not fit its configuration: training would begin at random values."""
     with plain_errors(base.target, "a causal language model"):
         from transformers import AutoModelForCausalLM
 
         load_weights(AutoModelForCausalLM, base.target, device_map="meta", **base.source)
 
 
-def card_text(title: str, about: str, *, base: BaseModel, usage: str, tables: Mapping[str, Mapping[str, Any]]) -> str:
-    """A model's card in Markdown, with the header that the hub reads.
-
-    Args:
-        title, about: what it is.
-        base: what it was trained from; a hub id stands in the header.
-        usage: a command.
-        tables: of names and values, by their headings.
-    """
+def card_text(title: str, about: str, *, base: BaseModel, kind: str, tables: Mapping[str, Mapping[str, Any]]) -> str:
+    """A model's card in Markdown, with the header that the hub reads. `kind` runs the model: `transformers`,
+    `classifier`; tables are of names and values, by their headings."""
     source = f"base_model: {base.target}\n"
     identity = f"commit {base.revision}"
     if base.is_folder:
@@ -121,7 +107,7 @@ Trained from `{base.target}` ({identity}).
 ## Use
 
 ```sh
-{usage}
+rprm judge solutions.jsonl --model {kind}:PATH_TO_THIS_FOLDER
 ```
 
 {listed}## What it is not for
@@ -146,28 +132,18 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def hand_over(
-    checkpoint: Path,
-    output: Path,
-    *,
-    base: BaseModel,
-    tokenizer: Any,
-    template: PromptTemplate,
-    end: int,
-    card: str,
-    bf16: bool,
-    merge: bool,
-) -> Path:
-    """Make the model folder of a run; returns it.
+    checkpoint: Path, output: Path, *, base: BaseModel, tokenizer: Any, template: PromptTemplate, end: int, card: str,
+    bf16: bool, merge: bool,
+) -> Path:  # fmt: skip
+    """Make `model/` in a run folder, and, of a LoRA adapter that is merged, `adapter/` beside it; returns `model/`.
 
     Args:
-        checkpoint: a complete checkpoint, of a whole model or of a LoRA adapter.
-        output: the run folder: `model/` is made there, and, of an adapter that is merged, `adapter/` beside it.
+        checkpoint: a complete one, of a whole model or of a LoRA adapter.
+        output: the run folder.
         base, tokenizer: what training began from.
-        template: the prompt that the model reads.
-        end: the token that ends a reply; generation stops at it.
+        template, end: the prompt that the model reads, and the token at which its generation stops.
         card: of the model.
-        bf16: store the weights in bfloat16, otherwise in float32.
-        merge: merge an adapter into the base model.
+        bf16, merge: store bfloat16 in place of float32; merge an adapter into the base model.
 
     Raises:
         RunError: the checkpoint has no weights in one piece.
@@ -223,7 +199,7 @@ def push(folder: Path, repository: str, *, private: bool = True, on_note: Callab
     """Upload a model folder to the hub (OWNER/NAME, made if missing), and tell the commit's address.
 
     Raises:
-        RunError: the upload failed; the folder is untouched, and the same command tries again.
+        RunError: the upload failed; the same command tries again.
     """
     import huggingface_hub
 
@@ -232,8 +208,6 @@ def push(folder: Path, repository: str, *, private: bool = True, on_note: Callab
         api.create_repo(repository, private=private, exist_ok=True)
         commit = api.upload_folder(repo_id=repository, folder_path=str(folder), commit_message="Trained with rprm")
     except Exception as error:
-        raise RunError(
-            f"{folder} could not be uploaded to {repository}: {type(error).__name__}: {error}; log in "
-            "(`hf auth login`) or check the name, and give the same command again"
-        ) from error
+        reason = f"{type(error).__name__}: {error}; log in (`hf auth login`) or check the name, and try again"
+        raise RunError(f"{folder} could not be uploaded to {repository}: {reason}") from error
     on_note(f"uploaded to {repository}: {commit.commit_url}")

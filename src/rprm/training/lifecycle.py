@@ -69,6 +69,8 @@ class TrainingRun(ABC):
     """
 
     kind: ClassVar[str]
+    #: Kind of the engine or rewarder that runs the model.
+    runs_as: ClassVar[str]
     #: A second process or GPU is refused.
     one_device: ClassVar[bool] = False
 
@@ -203,14 +205,9 @@ class TrainingRun(ABC):
                     f"{self.base.context_length:,} tokens; lower --max-length"
                 )
             self.check()
-        self.run = stack.enter_context(
-            Run(
-                self.folder,
-                stage=f"train {self.kind}",
-                settings={**self.identity(), **self.hyperparameters},
-                session={"model": self.base.target, **self.source, "versions": _versions()},
-            )
-        )
+        session = {"model": self.base.target, **self.source, "versions": _versions()}
+        settings = {**self.identity(), **self.hyperparameters}
+        self.run = stack.enter_context(Run(self.folder, stage=f"train {self.kind}", settings=settings, session=session))
         stack.push(self._left)
         if (self.folder / SUMMARY).exists():
             self.callbacks.on_note(f"{self.folder} is complete already; nothing is trained again")
@@ -343,17 +340,23 @@ class TrainingRun(ABC):
                 f"patience needs validation rows, and {next(iter(self.source.values()))} has none; leave patience out"
             )
 
-    def card(self, summary: Mapping[str, Any], title: str, about: str, *, data: Mapping[str, Any], usage: str) -> str:
+    def card(self, summary: Mapping[str, Any], title: str, about: str) -> str:
         """The card of the model."""
         names = "num_steps", "num_epochs", "handed_over_step", "stopped_early", "loss", "eval_loss", "threshold"
         figures = {name: summary[name] for name in names if summary.get(name) is not None}
+        rows = {
+            part: ", ".join(
+                f"{count:,} {name.removeprefix('num_').replace('_', ' ')}" for name, count in counts.items()
+            )
+            for part, counts in summary["rows"].items()
+        }
         tables = {
-            "Training data": data,
+            "Training data": {**self.source, **rows, "identity": json.dumps(self.identity())},
             "Figures": figures | dict(shown(found) for found in summary.get("validation", ())),
             "Hyperparameters": self.hyperparameters,
             "Made with": _versions(),
         }
-        return card_text(title, about, base=self.base, usage=usage, tables=tables)
+        return card_text(title, about, base=self.base, kind=self.runs_as, tables=tables)
 
 
 def shown(found: Mapping[str, Any]) -> tuple[str, str]:

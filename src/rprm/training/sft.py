@@ -31,6 +31,7 @@ __all__ = ["LanguageRun", "SFTSettings", "train_sft"]
 class LanguageRun(TrainingRun):
     """Training of a judge that writes analyses; see `train_sft` for data, settings and prompt."""
 
+    runs_as = "transformers"
     #: What the model has been trained to do, for its card.
     does: str
 
@@ -113,22 +114,12 @@ class LanguageRun(TrainingRun):
     def hand_over(self, checkpoint: Path, figures: dict[str, Any]) -> dict[str, Any]:
         summary = {**figures, "rows": self.counts}
         template, verdict = self.data.template, self.data.template.verdict
-        data = {"files": self.data.name}
-        for part, digest in self.data.digests().items():
-            number = {name: f"{count:,}" for name, count in self.counts[part].items()}
-            data[part] = (
-                f"{number['num_rows']} rows ({number['num_yes']} {verdict.yes}, {number['num_no']} {verdict.no}), "
-                f"{number['num_tokens']} tokens, {number['num_too_long']} rows left out as too long; {digest}"
-            )
-        data["prompt template"] = f"{template.name}, {template.digest} (`rprm_prompt.toml`)"
         card = self.card(
             summary,
             f"A reasoning-driven process reward model ({self.kind.upper()})",
             "It reads a problem, the steps of a solution so far and the step at hand, writes an analysis, and ends "
             f"in a verdict ({verdict.yes} or {verdict.no}); the probability of {verdict.yes}, averaged over "
             f"sampled analyses, is the step's reward (arXiv 2503.21295). {self.does}",
-            data=data,
-            usage="rprm judge solutions.jsonl --model transformers:PATH_TO_THIS_FOLDER",
         )
         hand_over(
             checkpoint, self.folder, base=self.base, tokenizer=self.tokenizer, template=template, end=self.end,
