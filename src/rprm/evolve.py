@@ -74,15 +74,13 @@ def evolve(
         settings: what they depend on.
         launcher: what starts a training process in place of this Python, such as `accelerate launch --config_file F`.
         prompt: the template; by default the one that the first model's folder carries.
-        on_stage: called when a stage begins, with the round's number and the stage's name.
-        on_round: called with each round's result, those of earlier sessions too.
+        on_stage, on_round: called when a stage begins, and with each round's result, those of earlier sessions too.
 
     Returns:
         One result a round, round 0 first.
 
     Raises:
-        InputError: there is nothing to train or to measure on.
-        PromptError: no template is given, and the model carries none.
+        InputError, PromptError: there is nothing to train or to measure on; no template is given or carried.
         RunError: the folder cannot be used, or a stage failed; the message has its command and its last words.
     """
     source, carried = steps_source(steps), Path(model) / MODEL_TEMPLATE
@@ -106,16 +104,16 @@ def evolve(
             raise CorruptRun(f"{run.results_path} does not hold the rounds in order; begin a new folder")
         for result in done:
             on_round(result)
-        try:
-            with closing(LineWriter(run.results_path)) as writer:
+        with closing(LineWriter(run.results_path)) as writer:
+            try:
                 for number in range(len(done), settings.num_rounds + 1):
                     done.append(rounds.run(number, done[-1] if done else None))
                     writer.write(done[-1].model_dump_json())
                     link(run.folder, done[-1].best)
                     on_round(done[-1])
-        except BaseException as error:
-            run.note({"stopped_by": type(error).__name__})
-            raise
+            except BaseException as error:
+                run.note({"stopped_by": type(error).__name__})
+                raise
         link(run.folder, done[-1].best)
         run.complete({"num_rounds": settings.num_rounds, "best": done[-1].best}, {})
     return done
@@ -145,7 +143,6 @@ class _Rounds:
     on_stage: Callable[[int, str], None]
 
     def __post_init__(self) -> None:
-        self.prompt = ("--prompt", str(self.folder / MODEL_TEMPLATE))
         self.train, self.validation = (self.folder / "steps" / f"{part}.jsonl" for part in ("train", "validation"))
 
     def split(self, source: Source) -> None:
@@ -163,63 +160,53 @@ class _Rounds:
             for writer in writers.values():
                 writer.close()
             if not all(counts.values()):
+                numbers = f"{counts[self.train]} steps to train on and {counts[self.validation]} to measure on"
                 raise InputError(
-                    f"{source.name}: {counts[self.train]} steps to train on and {counts[self.validation]} to measure "
-                    f"on, with {share:.0%} of the problems held out; there must be both: give more steps, or another "
-                    "share"
+                    f"{source.name}: {numbers}, with {share:.0%} of the problems held out; there must be both: give "
+                    "more steps, or another share"
                 )
 
     def run(self, number: int, before: RoundResult | None) -> RoundResult:
         """A round: the first measures, the others sample, pair, train and measure."""
-        started = time.monotonic()
-        best = before.best if before else self.first_model
-        model, num_pairs = self._trained(number, best) if before else (best, None)
-        figures = self._measured(number, model)
-        difference = None
-        if before is not None:
+        started, settings = time.monotonic(), self.settings
+        model = best = before.best if before else self.first_model
+        num_pairs, difference = None, None
+        if before:
+            analyses = self._stage(
+                number, "analyses", "data", "analyses", self.sampled(number), *self._asking(best, number), "-n",
+                settings.num_analyses,
+            )  # fmt: skip
+            # The problems to measure on are none of these: nothing more is held out.
+            pairs = self._stage(
+                number, "pairs", "data", "pairs", analyses, "--validation", 0, "--seed", settings.seed,
+                *settings.resolved()["pair_options"],
+            )  # fmt: skip
+            num_pairs = json.loads((pairs / SUMMARY).read_bytes())["parts"]["train"]["rows"]
+            trained = "train", "dpo", pairs, "--model", best, *settings.train_options
+            self._stage(number, "dpo", *trained, launcher=self.launcher)
+            model = self._model_of(number)
+        measured = self._stage(
+            number, "measure", "bench", "steps", self.validation, *self._asking(model, 0), "-k",
+            settings.judge_analyses, "--stopping", "none", "--allow-missing",
+        )  # fmt: skip
+        figures = json.loads((measured / "measurement.json").read_bytes())["figures"]
+        if before:
             best_round = next(row for row in range(number) if self._model_of(row) == best)
             difference = compare(self._tally(best_round), self._tally(number)).differences["f1"]
         kept = difference is None or (difference.value or 0.0) > 0.0
-        changes = ("", "_low", "_high") if difference else ()
         return RoundResult(
             round=number,
             model=model,
             best=model if kept else best,
             kept=kept,
             num_pairs=num_pairs,
-            **{name: figures[name] for name in ("wrong_acc", "correct_acc", "wellformed")},
-            f1=figures["f1"] or 0.0,
-            **{f"difference{end}": getattr(difference, end[1:] or "value") for end in changes},
+            **{name: figures[name]["value"] for name in ("wrong_acc", "correct_acc", "wellformed")},
+            f1=figures["f1"]["value"] or 0.0,
+            difference=difference and difference.value,
+            difference_low=difference and difference.low,
+            difference_high=difference and difference.high,
             seconds=round(time.monotonic() - started, 1),
         )
-
-    def _trained(self, number: int, best: str) -> tuple[str, int]:
-        """The model of a round, and its pairs: analyses of the best model so far, pairs of them, DPO."""
-        steps, settings = self.sampled(number), self.settings
-        analyses = self._stage(
-            number, "analyses", "data", "analyses", str(steps), "--model", self._spec(best), "-n",
-            str(settings.num_analyses), *self._sampling(number), *self.prompt,
-        )  # fmt: skip
-        # The problems to measure on are none of these: nothing more is held out.
-        pairs = self._stage(
-            number, "pairs", "data", "pairs", str(analyses), "--validation", "0", "--seed", str(settings.seed),
-            *settings.resolved()["pair_options"],
-        )  # fmt: skip
-        self._stage(
-            number, "dpo", "train", "dpo", str(pairs), "--model", best, *settings.train_options, launcher=self.launcher
-        )
-        num_pairs = json.loads((pairs / SUMMARY).read_bytes())["parts"]["train"]["rows"]
-        return self._model_of(number), num_pairs
-
-    def _measured(self, number: int, model: str) -> dict[str, Any]:
-        """Figures of a model on the validation steps, all analyses drawn."""
-        folder = self._stage(
-            number, "measure", "bench", "steps", str(self.validation), "--model", self._spec(model), "-k",
-            str(self.settings.judge_analyses), "--stopping", "none", *self._sampling(0), "--allow-missing",
-            *self.prompt,
-        )  # fmt: skip
-        figures = json.loads((folder / "measurement.json").read_bytes())["figures"]
-        return {name: figure["value"] for name, figure in figures.items() if "value" in figure}
 
     def sampled(self, number: int) -> Path:
         """The steps that a round samples: all, or so many, round by round from where the last one ended."""
@@ -233,17 +220,16 @@ class _Rounds:
             write_atomically(path, b"".join(chosen).decode())
         return path
 
-    def _sampling(self, number: int) -> list[str]:
+    def _asking(self, model: str, number: int) -> list[Any]:
+        """Options of the stages that ask a model."""
         settings = self.settings
-        return [
-            "--temperature", str(settings.temperature), "--top-p", str(settings.top_p), "--max-tokens",
-            str(settings.max_tokens), "--seed", str(settings.seed + number),
-        ]  # fmt: skip
-
-    def _spec(self, model: str) -> str:
-        engine, options = self.settings.engine, self.settings.engine_options
         # The scripted engine has no model: what it says of a round's is made up, what is trained is real.
-        return f"{engine}:{'' if engine == 'scripted' else model}" + (f"?{options}" if options else "")
+        spec = f"{settings.engine}:{'' if settings.engine == 'scripted' else model}"
+        spec += f"?{settings.engine_options}" if settings.engine_options else ""
+        return [
+            "--model", spec, "--prompt", self.folder / MODEL_TEMPLATE, "--temperature", settings.temperature,
+            "--top-p", settings.top_p, "--max-tokens", settings.max_tokens, "--seed", settings.seed + number,
+        ]  # fmt: skip
 
     def _model_of(self, number: int) -> str:
         return self.first_model if number == 0 else str(self.folder / f"round-{number}" / "dpo" / MODEL)
@@ -253,12 +239,12 @@ class _Rounds:
         scores = step_scores([SolutionReward.model_validate(row) for row in rows])
         return tally_steps(StepItems(tuple(_steps(Source(str(self.validation))))), scores, allow_missing=True)
 
-    def _stage(self, number: int, name: str, *arguments: str, launcher: Sequence[str] = ()) -> Path:
+    def _stage(self, number: int, name: str, *arguments: Any, launcher: Sequence[str] = ()) -> Path:
         """Run a command of this package into `round-N/NAME`, unless it is complete there."""
         folder = self.folder / f"round-{number}" / name
         if not is_complete(folder):
             self.on_stage(number, name)
-            Subcommand(folder, arguments, launcher=launcher, attached=True).wait()
+            Subcommand(folder, [str(argument) for argument in arguments], launcher=launcher, attached=True).wait()
         return folder
 
 

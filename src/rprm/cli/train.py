@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,10 +33,16 @@ app = typer.Typer(
     help="Train: cold start (sft), preference optimisation (dpo), a discriminative PRM (classifier).",
 )
 
-Output = Annotated[
-    Path, typer.Option("--output", "-o", help="Run folder; a killed run resumes there. model/ is the result.")
-]
-Revision = Annotated[str | None, typer.Option(help="Revision of a hub model.")]
+
+@dataclass(frozen=True)
+class PlaceOptions:
+    """What is trained, and where."""
+
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Run folder; a killed run resumes there. model/ is the result.")
+    ]
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Folder or hub id of the model to train.")] = None
+    revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None
 
 
 @dataclass(frozen=True)
@@ -46,65 +53,57 @@ class LanguageOptions:
         str,
         typer.Argument(metavar="DATA", help="Folder as `rprm data` writes it, or a JSON Lines file (with --prompt)."),
     ]
-    output: Output
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Folder or hub id of the model to train.")] = None
     prompt: Annotated[
         str | None, typer.Option(help="Template that the rows were rendered with.", show_default="the data's own")
     ] = None
     preset: Annotated[
-        str | None,
-        typer.Option(help="paper-7b-sft (-dpo), small-lora, cpu.", show_default="the paper's values"),
+        str | None, typer.Option(help="paper-7b-sft (-dpo), small-lora, cpu.", show_default="the paper's values")
     ] = None
-    revision: Revision = None
 
     def train(
         self, train: Callable[..., TrainingResult], presets: Mapping[str, Any], context: typer.Context, settings: Any,
-        options: RunOptions,
+        place: PlaceOptions, options: RunOptions,
     ) -> None:  # fmt: skip
         """Train by the settings of a preset, with the options that were given in their place."""
-        model = self.model or PRESET_MODELS.get(self.preset or "")
-        if model is None:
-            raise typer.BadParameter("name the model to train with --model")
         if self.preset is not None:
             if self.preset not in presets:
                 raise InputError(f"no preset {self.preset!r}; there are {', '.join(presets)}")
             settings = replace(presets[self.preset], **given(context, settings))
-        further = {"prompt": self.prompt, "revision": self.revision, "options": options}
-        _train(train, self.data, model=model, output=self.output, settings=settings, **further)
+            place = replace(place, model=place.model or PRESET_MODELS.get(self.preset))
+        _train(train, self.data, place, settings=settings, options=options, prompt=self.prompt)
 
 
 @app.command()
 @with_options
-def sft(context: typer.Context, language: LanguageOptions, *, settings: SFTSettings, options: RunOptions) -> None:
+def sft(
+    context: typer.Context, language: LanguageOptions, place: PlaceOptions, *, settings: SFTSettings,
+    options: RunOptions,
+) -> None:  # fmt: skip
     """Fine-tune a model on analyses (the cold start): loss on the analysis alone, its verdict and end included."""
     from rprm.training.sft import train_sft
 
-    language.train(train_sft, SFT_PRESETS, context, settings, options)
+    language.train(train_sft, SFT_PRESETS, context, settings, place, options)
 
 
 @app.command()
 @with_options
-def dpo(context: typer.Context, language: LanguageOptions, *, settings: DPOSettings, options: RunOptions) -> None:
+def dpo(
+    context: typer.Context, language: LanguageOptions, place: PlaceOptions, *, settings: DPOSettings,
+    options: RunOptions,
+) -> None:  # fmt: skip
     """Optimise a model on preference pairs: of two analyses of a step, the one whose verdict is right."""
     from rprm.training.dpo import train_dpo
 
-    language.train(train_dpo, DPO_PRESETS, context, settings, options)
+    language.train(train_dpo, DPO_PRESETS, context, settings, place, options)
 
 
 @app.command()
 @with_options
 def classifier(
     steps: Annotated[
-        str,
-        typer.Argument(
-            metavar="STEPS", help="Labelled steps: run folder of `rprm data steps`, a JSON Lines file, or a hub set."
-        ),
+        str, typer.Argument(metavar="STEPS", help="Labelled steps: run folder of `rprm data steps`, file, or hub set.")
     ],
-    output: Output,
-    model: Annotated[
-        str,
-        typer.Option("--model", "-m", help="Folder or hub id of any causal language model, or of a qwen classifier."),
-    ],
+    place: PlaceOptions,
     validation: Annotated[
         str | None,
         typer.Option(
@@ -113,21 +112,20 @@ def classifier(
             show_default="a share of the problems",
         ),
     ] = None,
-    revision: Revision = None,
     *,
     settings: ClassifierTraining,
     options: RunOptions,
 ) -> None:
     """Train a discriminative PRM on labelled steps: a two-way head at the end of each step, as in Qwen2.5-Math-PRM.
 
-    OUTPUT/model is loaded by `--model classifier:OUTPUT/model`. Exit code 3 says that some rows were rejected.
+    The model is any causal language model, or a classifier of the qwen layout; OUTPUT/model is loaded by
+    `--model classifier:OUTPUT/model`. Exit code 3 says that some rows were rejected.
     """
     from rprm.cli import EXIT_REJECTED
     from rprm.training.classifier import train_classifier
     from rprm.training.lifecycle import shown
 
-    further = {"validation": validation, "revision": revision, "options": options}
-    summary = _train(train_classifier, steps, model=model, output=output, settings=settings, **further).summary
+    summary = _train(train_classifier, steps, place, settings=settings, options=options, validation=validation).summary
     for found in summary["validation"]:
         typer.echo(": ".join(shown(found)))
     if summary["num_rejected"]:
@@ -145,7 +143,7 @@ _FIGURES = {
 }
 
 
-def _train(train: Callable[..., TrainingResult], data: str, **arguments: Any) -> TrainingResult:
+def _train(train: Callable[..., TrainingResult], data: str, place: PlaceOptions, **arguments: Any) -> TrainingResult:
     """Train behind a line on standard error that moves on a terminal, the logged figures above it; report the result.
 
     Of several processes the main one alone speaks.
@@ -158,7 +156,17 @@ def _train(train: Callable[..., TrainingResult], data: str, **arguments: Any) ->
     from rprm.training.checkpoints import TrainingCallbacks
     from rprm.training.lifecycle import MainProcessFailed
 
-    _quiet_libraries()
+    if place.model is None:
+        raise typer.BadParameter("name the model to train with --model")
+    # What is missing is told when training begins.
+    with suppress(ImportError):
+        import datasets
+        import transformers
+
+        # Loading bars and remarks of the libraries would stand in the middle of our own line.
+        datasets.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.set_verbosity_error()
     console = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
     is_terminal = console.is_terminal and not console.quiet
     progress = Progress(
@@ -193,7 +201,7 @@ def _train(train: Callable[..., TrainingResult], data: str, **arguments: Any) ->
         with progress, warnings.catch_warnings():
             # What libraries say about one another's deprecations is nothing to act on here.
             warnings.simplefilter("ignore", FutureWarning)
-            result = train(data, callbacks=callbacks, **arguments)
+            result = train(data, callbacks=callbacks, **asdict(place), **arguments)
     except MainProcessFailed:
         # The main process tells it.
         sys.exit(1)
@@ -202,16 +210,3 @@ def _train(train: Callable[..., TrainingResult], data: str, **arguments: Any) ->
         figures = [f"{label} {value:.4g}" for label, value in losses.items() if value is not None]
         typer.echo(f"{result.model}: {', '.join([f'{result.num_steps:,} steps', *figures])}")
     return result
-
-
-def _quiet_libraries() -> None:
-    """Loading bars and remarks of the libraries would stand in the middle of our own line."""
-    try:
-        import datasets
-        import transformers
-    except ImportError:
-        # What is missing is told when training begins.
-        return
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()

@@ -21,7 +21,7 @@ from rprm.reading import Rejected
 from rprm.records import LabelledStep
 from rprm.rewarders.classifier import SETTINGS_FILE, ClassifierSettings, make_layout, read_settings
 from rprm.runs import LineWriter
-from rprm.training.handover import CARD, MODEL, BaseModel, whole_folder
+from rprm.training.handover import CARD, MODEL, whole_folder
 from rprm.training.lifecycle import RunArguments, TrainingResult, TrainingRun, group_by_length
 from rprm.training.rows import MAX_SHARE_TOO_LONG
 from rprm.training.settings import ClassifierTraining
@@ -53,6 +53,8 @@ class ClassifierRun(TrainingRun):
         self, steps: str, settings: ClassifierTraining, validation: str | None, **arguments: Unpack[RunArguments]
     ) -> None:
         super().__init__(settings, {"steps": steps}, **arguments)
+        from tokenizers import AddedToken
+
         self.sources = {"train": steps} | ({} if validation is None else {"validation": validation})
         #: Sequences of each part, `train` and maybe `validation`, and what became of its labelled steps.
         self.sequences: dict[str, list[TokenSequence]] = {}
@@ -64,10 +66,13 @@ class ClassifierRun(TrainingRun):
                 f"{self.base.target} is a classifier in the {self.layout_settings.layout} layout; begin with one in "
                 "the qwen layout, or with a language model"
             )
-        self.tokenizer, is_new = tokenizer_with_tag(self.base, self.layout_settings.step_tag)
+        self.tokenizer, tag = load_tokenizer(self.base.target, self.base.revision), self.layout_settings.step_tag
+        is_new = tag not in self.tokenizer.get_vocab()
+        if is_new:
+            token = AddedToken(tag, special=True, normalized=False)
+            self.tokenizer.add_tokens([token], special_tokens=True)
         self.layout = make_layout(self.layout_settings, self.tokenizer, self.base.target)
-        tag_id = int(self.tokenizer.convert_tokens_to_ids(self.layout_settings.step_tag))
-        self.new_tag_id = tag_id if is_new else None
+        self.new_tag_id = int(self.tokenizer.convert_tokens_to_ids(tag)) if is_new else None
 
     @property
     def has_validation(self) -> bool:
@@ -89,11 +94,13 @@ class ClassifierRun(TrainingRun):
         rows: dict[str, list[LabelledStep]] = {}
         with closing(LineWriter(self.run.rejected_path, fresh=True)) as writer:
             for part, source in self.sources.items():
-                found = list(read_labelled_steps(steps_source(source)))
-                rows[part] = [row for row in found if not isinstance(row, Rejected)]
-                for rejected in (row for row in found if isinstance(row, Rejected)):
-                    writer.write(rejected.model_dump_json())
-                self.num_rejected += len(found) - len(rows[part])
+                rows[part] = []
+                for row in read_labelled_steps(steps_source(source)):
+                    if isinstance(row, Rejected):
+                        writer.write(row.model_dump_json())
+                        self.num_rejected += 1
+                    else:
+                        rows[part].append(row)
                 if not rows[part]:
                     raise InputError(f"{source} has no labelled step")
         share, seed, steps = self.settings.validation_share, self.settings.split_seed, self.sources["train"]
@@ -137,9 +144,8 @@ class ClassifierRun(TrainingRun):
     def make_config(self) -> Any:
         from transformers import TrainingArguments
 
-        return TrainingArguments(
-            **self.common, prediction_loss_only=True, remove_unused_columns=False, label_names=["labels"]
-        )
+        further = {"prediction_loss_only": True, "remove_unused_columns": False, "label_names": ["labels"]}
+        return TrainingArguments(**self.common, **further)
 
     def make_trainer(self, config: Any, callbacks: list[Any]) -> Any:
         import torch
@@ -150,7 +156,7 @@ class ClassifierRun(TrainingRun):
         set_seed(self.settings.seed)
         # Full training keeps float32 weights: at these learning rates a step is less than bfloat16 can tell. Under an
         # adapter the base model does not change.
-        network: Any = self._network(bf16=self.bf16 and self.settings.lora_rank is not None)
+        network: Any = self.network(bf16=self.bf16 and self.settings.lora_rank is not None)
         if self.settings.gradient_checkpointing:
             network.backbone.activation_checkpointing_enable()
         if self.settings.lora_rank:
@@ -167,9 +173,8 @@ class ClassifierRun(TrainingRun):
             ) -> Any:
                 labels = inputs["labels"]
                 wanted = labels != IGNORED
-                logits = model(
-                    input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], wanted=wanted
-                )  # [steps, 2]
+                read = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+                logits = model(**read, wanted=wanted)  # [steps, 2]
                 weight = None if weights is None else torch.tensor(weights, device=logits.device)
                 total = cross_entropy(logits, labels[wanted], weight=weight, reduction="sum")
                 # Over the labelled steps of the whole optimizer step, not of this part of it: each counts the same.
@@ -179,14 +184,8 @@ class ClassifierRun(TrainingRun):
         if not self.has_validation:
             # Of the problems, none happened to be held out.
             config.eval_strategy = "no"
-        trainer = StepTrainer(
-            model=network,
-            args=config,
-            data_collator=collate,
-            train_dataset=self.sequences["train"],
-            eval_dataset=self.sequences.get("validation"),
-            callbacks=callbacks,
-        )
+        data = {"train_dataset": self.sequences["train"], "eval_dataset": self.sequences.get("validation")}
+        trainer = StepTrainer(model=network, args=config, data_collator=collate, callbacks=callbacks, **data)
         # Asks the trainer for `num_items_in_batch`, and not to divide by the number of accumulated batches.
         trainer.model_accepts_loss_kwargs = True
         if self.settings.group_by_length:
@@ -194,7 +193,7 @@ class ClassifierRun(TrainingRun):
             group_by_length(trainer, lengths, self.settings.batch_size)
         return trainer
 
-    def _network(self, *, bf16: bool) -> StepNetwork:
+    def network(self, *, bf16: bool) -> StepNetwork:
         """The base model's backbone with a head of its own, or, of a classifier, with the head it has."""
         import torch
 
@@ -205,7 +204,13 @@ class ClassifierRun(TrainingRun):
             self.base.target, self.layout.head, dtype=dtype, revision=self.base.revision, attention=attention
         )
         if self.new_tag_id is not None:
-            add_embedding(network.backbone, len(self.tokenizer), self.new_tag_id)
+            # The tag's embedding begins as the mean of all.
+            table = network.backbone.get_input_embeddings().weight
+            mean = table.detach().float().mean(0).to(table.dtype)
+            if len(self.tokenizer) > table.shape[0]:
+                network.backbone.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
+            with torch.no_grad():
+                network.backbone.get_input_embeddings().weight[self.new_tag_id] = mean
         return network
 
     def _adapter(self, network: StepNetwork) -> Any:
@@ -229,7 +234,7 @@ class ClassifierRun(TrainingRun):
         from safetensors.torch import load_file
 
         # An adapter is merged in float32: a small change survives rounding once, not twice.
-        network = self._network(bf16=False)
+        network = self.network(bf16=False)
         if self.settings.lora_rank:
             from peft import PeftModel
 
@@ -312,32 +317,6 @@ def train_classifier(
 def _key(row: LabelledStep) -> str:
     """What a problem is known by; case and spacing do not matter, as in `is_held_out`."""
     return " ".join(row.problem.casefold().split())
-
-
-# --- network ------------------------------------------------------------------------------------------------------
-
-
-def tokenizer_with_tag(base: BaseModel, tag: str) -> tuple[Any, bool]:
-    """The base model's tokenizer with the tag as a special token, and whether it is new to it."""
-    from tokenizers import AddedToken
-
-    tokenizer = load_tokenizer(base.target, base.revision)
-    is_new = tag not in tokenizer.get_vocab()
-    if is_new:
-        tokenizer.add_tokens([AddedToken(tag, special=True, normalized=False)], special_tokens=True)
-    return tokenizer, is_new
-
-
-def add_embedding(backbone: Any, num_tokens: int, tag_id: int) -> None:
-    """Make room for the tag, and begin with the mean of all embeddings."""
-    import torch
-
-    table = backbone.get_input_embeddings().weight
-    mean = table.detach().float().mean(0).to(table.dtype)
-    if num_tokens > table.shape[0]:
-        backbone.resize_token_embeddings(num_tokens, mean_resizing=False)
-    with torch.no_grad():
-        backbone.get_input_embeddings().weight[tag_id] = mean
 
 
 def network_rewards(network: StepNetwork, sequences: Sequence[TokenSequence], batch_size: int) -> list[float]:

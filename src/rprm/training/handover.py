@@ -73,7 +73,7 @@ def find_model(target: str, revision: str | None = None) -> BaseModel:
 
 
 def check_weights(base: BaseModel) -> None:
-    """Refuse (`EngineError`) a checkpoint that does not fit its configuration: training would begin at random values."""
+    """Refuse (`EngineError`) a checkpoint that does not fit its configuration: it would begin at random values."""
     with plain_errors(base.target, "a causal language model"):
         from transformers import AutoModelForCausalLM
 
