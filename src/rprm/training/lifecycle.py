@@ -96,14 +96,10 @@ class TrainingRun(ABC):
         self.bf16 = computes_in_bf16(settings.precision, use_cpu=self.use_cpu)
         num_gpus = 0 if self.use_cpu else torch.cuda.device_count()
         if (num_gpus > 1 and self.num_processes == 1) or (self.one_device and self.num_processes > 1):
-            several = (
-                ""
-                if self.one_device
-                else (" (or put `accelerate launch --config_file recipes/accelerate/fsdp.yaml -m` before `rprm`)")
-            )
             raise InputError(
                 f"{num_gpus} GPUs and {self.num_processes} processes to train a {self.kind}: choose one GPU with "
-                f"CUDA_VISIBLE_DEVICES=0, and start one process{several}; --lora-rank lets a 7B model fit"
+                "CUDA_VISIBLE_DEVICES=0 and start one process (--lora-rank lets a 7B model fit); sft and dpo train on "
+                "several behind `accelerate launch --config_file recipes/accelerate/fsdp.yaml -m`"
             )
 
     # --- what a kind of training says of itself ------------------------------------------------------------------
@@ -166,11 +162,8 @@ class TrainingRun(ABC):
         return TrainingResult(self.folder, self.folder / MODEL, summary["num_steps"], summary, step, was_complete)
 
     def share(self, work: Callable[[], Result]) -> Result:
-        """Do `work` in the main process, and give its result to all: one that waited for what never comes would hang.
-
-        Raises:
-            MainProcessFailed: in the other processes, where the work failed. In the main one, its own error.
-        """
+        """Do `work` in the main process, and give its result to all; where it fails, the others get `MainProcessFailed`
+        (they would hang otherwise)."""
         if self.num_processes == 1:
             return work()
         from accelerate.utils import broadcast_object_list
@@ -226,7 +219,7 @@ class TrainingRun(ABC):
         """Note why a session ended early. What failed before its first checkpoint does not hold the folder."""
         if kind is None or self._completed:
             return
-        self.run.note({**self._session(), "stopped_by": kind.__name__})
+        self.run.note({**self._session, "stopped_by": kind.__name__})
         if issubclass(kind, RprmError) and not any((self.folder / CHECKPOINTS).glob("*checkpoint-*")):
             for path in self.folder.iterdir():
                 if path.is_dir():
@@ -256,41 +249,36 @@ class TrainingRun(ABC):
             self.callbacks.on_stage("training")
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint.path))
         except torch.OutOfMemoryError as error:
-            raise RunError(
-                f"the device's memory does not suffice: {_first_line(error)}; lower --device-batch-size, or use "
-                "--lora-rank, or more devices (settings: they may want a new folder)"
-            ) from error
+            hint = "lower --device-batch-size, use --lora-rank or more devices (settings: they may want a new folder)"
+            raise RunError(f"the device's memory does not suffice: {_first_line(error)}; {hint}") from error
 
     def _finish(self) -> None:
         """Hand over the model, and close the run. Main process."""
         last = last_checkpoint(self.folder / CHECKPOINTS)
         if last is None or not last.stopped:
-            raise RunError(
-                f"{self.folder / CHECKPOINTS} has no checkpoint of the last step; give the same command again"
-            )
+            raise RunError(f"{self.folder} has no checkpoint of the last step; give the same command again")
         self.callbacks.on_stage("handing over the model")
         chosen = last.best if self.settings.keep_best else last
-        losses: dict[str, float | None] = {"loss": None, "eval_loss": None}
-        for row in read_json_lines(self.folder / METRICS):
-            for name in losses:
-                if row.get(name) is not None and (name == "loss" or row["step"] == chosen.step):
-                    losses[name] = row[name]
+        rows = [row for row in read_json_lines(self.folder / METRICS) if row.get("loss") is not None]
+        evaluated = (row for row in read_json_lines(self.folder / METRICS) if row["step"] == chosen.step)
         figures = {
             "num_steps": last.step,
             "num_epochs": round(last.state["epoch"], 4),
             "handed_over_step": chosen.step,
             "stopped_early": last.step < last.state["max_steps"],
-            **losses,
+            "loss": rows[-1]["loss"] if rows else None,
+            "eval_loss": next((row["eval_loss"] for row in evaluated if "eval_loss" in row), None),
         }
         self._complete(self.hand_over(chosen.path, figures))
 
     def _complete(self, summary: Mapping[str, Any]) -> None:
-        self.run.complete(summary, self._session())
+        self.run.complete(summary, self._session)
         self._completed = True
         if not self.options.keep_checkpoints:
             for name in (CHECKPOINTS, ROWS):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
 
+    @property
     def _session(self) -> dict[str, Any]:
         return {"seconds": round(time.monotonic() - self._started, 3)}
 
