@@ -42,20 +42,26 @@ if TYPE_CHECKING:
 __all__ = ["ClassifierTraining", "train_classifier"]
 
 
+class ClassifierArguments(RunArguments, total=False):
+    """`validation` are labelled steps to evaluate on and to choose the threshold on; their problems are not trained on.
+    By default a share of the problems is held out."""
+
+    validation: str | Path | None
+
+
 class ClassifierRun(TrainingRun):
     """Training of a classifier on labelled steps; see `train_classifier`."""
 
     kind = runs_as = "classifier"
     one_device = True
-    settings: ClassifierTraining
+    settings: ClassifierTraining = ClassifierTraining()
 
-    def __init__(
-        self, steps: str, settings: ClassifierTraining, validation: str | None, **arguments: Unpack[RunArguments]
-    ) -> None:
-        super().__init__(settings, {"steps": steps}, **arguments)
+    def __init__(self, steps: str | Path, **arguments: Unpack[ClassifierArguments]) -> None:
         from tokenizers import AddedToken
 
-        self.sources = {"train": steps} | ({} if validation is None else {"validation": validation})
+        sources = {"train": steps, "validation": arguments.pop("validation", None)}
+        super().__init__({"steps": str(steps)}, **arguments)
+        self.sources = {part: str(source) for part, source in sources.items() if source is not None}
         #: Sequences of each part, `train` and maybe `validation`, and what became of its labelled steps.
         self.sequences: dict[str, list[TokenSequence]] = {}
         self.counts: dict[str, MergeCounts] = {}
@@ -291,27 +297,17 @@ class ClassifierRun(TrainingRun):
             (folder / CARD).write_text(card, encoding="utf-8")
 
 
-def train_classifier(
-    steps: str | Path,
-    *,
-    settings: ClassifierTraining | None = None,
-    validation: str | Path | None = None,
-    **arguments: Unpack[RunArguments],
-) -> TrainingResult:
+def train_classifier(steps: str | Path, **arguments: Unpack[ClassifierArguments]) -> TrainingResult:
     """Train a classifier on labelled steps; or resume where an earlier session on the same folder was killed.
 
     Args:
         steps: labelled steps: a run folder of `rprm data steps`, a file, or a hub data set.
-        settings: hyperparameters.
-        validation: labelled steps to evaluate on and to choose the threshold on; their problems are not trained on. By
-            default a share of the problems is held out.
-        arguments: see `RunArguments`. The model is any causal language model, or a classifier in the qwen layout.
+        arguments: see `ClassifierArguments`. The model is any causal language model, or a qwen classifier.
 
     Raises:
         RprmError: see `TrainingRun.work`.
     """
-    held_out = None if validation is None else str(validation)
-    return ClassifierRun(str(steps), settings or ClassifierTraining(), held_out, **arguments).work()
+    return ClassifierRun(steps, **arguments).work()
 
 
 def _key(row: LabelledStep) -> str:

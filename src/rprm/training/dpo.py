@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Unpack
 
-from rprm.training.lifecycle import RunArguments, TrainingResult
+from rprm.training.lifecycle import TrainingResult
 from rprm.training.settings import DPOSettings
-from rprm.training.sft import LanguageRun
+from rprm.training.sft import LanguageArguments, LanguageRun
 
 __all__ = ["DPOSettings", "train_dpo"]
 
@@ -19,7 +19,7 @@ __all__ = ["DPOSettings", "train_dpo"]
 class DPORun(LanguageRun):
     kind = "dpo"
     does = "It was trained to prefer analyses whose verdict agrees with the step's label over such as disagree."
-    settings: DPOSettings
+    settings: DPOSettings = DPOSettings()
 
     def trl(self) -> tuple[Any, Any, dict[str, Any]]:
         from trl import DPOConfig, DPOTrainer
@@ -40,16 +40,10 @@ class DPORun(LanguageRun):
         }  # fmt: skip
 
 
-def train_dpo(
-    data: str | Path,
-    *,
-    settings: DPOSettings | None = None,
-    prompt: str | Path | None = None,
-    **arguments: Unpack[RunArguments],
-) -> TrainingResult:
+def train_dpo(data: str | Path, **arguments: Unpack[LanguageArguments]) -> TrainingResult:
     """Optimise a model on preference pairs: rows `{id, label, prompt, chosen, rejected}` (`rprm data pairs`).
 
-    Arguments, result and errors are those of `train_sft`. The model is usually the model folder of `train_sft`; it is
-    the reference too.
+    Arguments, result and errors are those of `train_sft`, but for the settings, `DPOSettings`. The model is usually the
+    model folder of `train_sft`; it is the reference too.
     """
-    return DPORun(data, settings or DPOSettings(), prompt, **arguments).work()
+    return DPORun(data, **arguments).work()

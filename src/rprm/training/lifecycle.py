@@ -46,10 +46,11 @@ class TrainingResult:
 
 class RunArguments(TypedDict, total=False):
     """Arguments of every training: `model` is a folder, or a hub id at `revision`; a killed run is resumed in `output`;
-    no result depends on `options`; `callbacks` are told of progress."""
+    `settings` are hyperparameters; no result depends on `options`; `callbacks` are told of progress."""
 
     model: Required[str]
     output: Required[str | Path]
+    settings: TrainingSettings | None
     revision: str | None
     options: RunOptions | None
     callbacks: TrainingCallbacks | None
@@ -60,13 +61,7 @@ class MainProcessFailed(RprmError):
 
 
 class TrainingRun(ABC):
-    """One session on a run folder.
-
-    Args:
-        settings: hyperparameters.
-        source: the data, as it is named in the manifest: `{"input": ...}`.
-        arguments: see `RunArguments`.
-    """
+    """One session on a run folder; `source` is how the manifest names the data: `{"input": ...}`."""
 
     kind: ClassVar[str]
     #: Kind of the engine or rewarder that runs the model.
@@ -74,8 +69,10 @@ class TrainingRun(ABC):
     #: A second process or GPU is refused.
     one_device: ClassVar[bool] = False
 
-    def __init__(self, settings: TrainingSettings, source: dict[str, str], **arguments: Unpack[RunArguments]) -> None:
-        self.settings, self.source = settings, source
+    settings: TrainingSettings
+
+    def __init__(self, source: dict[str, str], **arguments: Unpack[RunArguments]) -> None:
+        self.source, self.settings = source, arguments.get("settings") or self.settings
         self.folder = Path(arguments["output"])
         self.options = arguments.get("options") or RunOptions()
         # As `accelerate launch` and torchrun tell it.
@@ -93,7 +90,7 @@ class TrainingRun(ABC):
         self.base = find_model(arguments["model"], arguments.get("revision"))
         asked = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
         self.use_cpu = asked or not (torch.cuda.is_available() or torch.backends.mps.is_available())
-        self.bf16 = computes_in_bf16(settings.precision, use_cpu=self.use_cpu)
+        self.bf16 = computes_in_bf16(self.settings.precision, use_cpu=self.use_cpu)
         num_gpus = 0 if self.use_cpu else torch.cuda.device_count()
         if (num_gpus > 1 and self.num_processes == 1) or (self.one_device and self.num_processes > 1):
             raise InputError(

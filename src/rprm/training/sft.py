@@ -14,34 +14,29 @@ from rprm.errors import PromptError
 from rprm.prompts.library import MODEL_TEMPLATE, load_template
 from rprm.training.handover import check_weights, hand_over
 from rprm.training.lifecycle import ROWS, RunArguments, TrainingResult, TrainingRun, group_by_length
-from rprm.training.rows import (
-    check_batch,
-    check_rows,
-    encode_data,
-    end_token,
-    open_data,
-    open_rows,
-    row_lengths,
-)
-from rprm.training.settings import SFTSettings, TrainingSettings
+from rprm.training.rows import check_batch, check_rows, encode_data, end_token, open_data, open_rows, row_lengths
+from rprm.training.settings import SFTSettings
 
 __all__ = ["LanguageRun", "SFTSettings", "train_sft"]
 
 
+class LanguageArguments(RunArguments, total=False):
+    """`prompt` is the template that the rows were rendered with, where the data does not say."""
+
+    prompt: str | Path | None
+
+
 class LanguageRun(TrainingRun):
-    """Training of a judge that writes analyses; see `train_sft` for data, settings and prompt."""
+    """Training of a judge that writes analyses; see `train_sft`."""
 
     runs_as = "transformers"
     #: What the model has been trained to do, for its card.
     does: str
 
-    def __init__(
-        self, data: str | Path, settings: TrainingSettings, prompt: str | Path | None = None,
-        **arguments: Unpack[RunArguments],
-    ) -> None:  # fmt: skip
-        self.data = open_data(data, prompt)
-        super().__init__(settings, {"input": self.data.name}, **arguments)
-        self.deliberate = prompt is not None
+    def __init__(self, data: str | Path, **arguments: Unpack[LanguageArguments]) -> None:
+        prompt = arguments.pop("prompt", None)
+        self.data, self.deliberate = open_data(data, prompt), prompt is not None
+        super().__init__({"input": self.data.name}, **arguments)
         self.tokenizer = load_tokenizer(self.base.target, self.base.revision)
         self.end = end_token(self.tokenizer, self.base.stops, chat=self.data.template.chat)
         self.counts: dict[str, dict[str, int]] = {}
@@ -131,7 +126,7 @@ class LanguageRun(TrainingRun):
 class SFTRun(LanguageRun):
     kind = "sft"
     does = "It was fine-tuned on analyses whose verdict agrees with the step's label."
-    settings: SFTSettings
+    settings: SFTSettings = SFTSettings()
 
     def trl(self) -> tuple[Any, Any, dict[str, Any]]:
         from trl import SFTConfig, SFTTrainer
@@ -143,24 +138,16 @@ class SFTRun(LanguageRun):
         return SFTTrainer, SFTConfig, {"max_length": length, **layout}
 
 
-def train_sft(
-    data: str | Path,
-    *,
-    settings: SFTSettings | None = None,
-    prompt: str | Path | None = None,
-    **arguments: Unpack[RunArguments],
-) -> TrainingResult:
+def train_sft(data: str | Path, **arguments: Unpack[LanguageArguments]) -> TrainingResult:
     """Fine-tune a model on analyses; or resume where an earlier session on the same folder was killed.
 
     Args:
         data: a folder as `rprm data cold-start` writes it, or a JSON Lines file of rows
             `{id, label, prompt, completion}`.
-        settings: hyperparameters; the paper's by default.
-        prompt: the template that the rows were rendered with, where the data does not say.
-        arguments: `model`, `output`, `revision`, `options`, `callbacks`; see `RunArguments`.
+        arguments: see `LanguageArguments`; the settings are `SFTSettings`, the paper's by default.
 
     Raises:
         PromptError: the template does not fit the data, or the model carries another.
         RprmError: see `TrainingRun.work`.
     """
-    return SFTRun(data, settings or SFTSettings(), prompt, **arguments).work()
+    return SFTRun(data, **arguments).work()
