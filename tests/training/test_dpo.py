@@ -165,8 +165,8 @@ def test_the_reference_is_loaded_without_code_and_at_the_revision(
         settings=replace(QUICK, max_steps=1),
         revision="abc",
     )
-    # The check of the checkpoint, the policy, the reference.
-    assert [kwargs.get("trust_remote_code") for kwargs in loads] == [False] * 3, loads
+    # The check of the checkpoint, the policy, the reference, the trained model.
+    assert [kwargs.get("trust_remote_code") for kwargs in loads] == [False] * 4, loads
 
 
 def test_settings_that_make_no_sense() -> None:
