@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from rprm.reading import Rejected, Source
 from rprm.records import LabelledStep, Record, SolutionReward
 from rprm.runs import RESULTS, SUMMARY, LineWriter, Run, read_json_lines, versions, write_atomically
 from rprm.subcommands import Subcommand, is_complete
-from rprm.training.handover import MODEL, whole_folder
+from rprm.training.handover import MODEL
 from rprm.training.settings import RoundSettings
 
 __all__ = ["RoundResult", "RoundSettings", "evolve"]
@@ -88,12 +87,8 @@ def evolve(
         raise PromptError(f"{model} carries no {MODEL_TEMPLATE}: give the template it was trained with (--prompt)")
     # What samples, trains and measures must read the same prompt.
     template = load_template(prompt or carried)
-    resolved = {
-        "input": source.inspect().digest,
-        "model": model,
-        "prompt": {"name": template.name, "digest": template.digest},
-        **settings.resolved(),
-    }
+    prompted = {"name": template.name, "digest": template.digest}
+    resolved = {"input": source.inspect().digest, "model": model, "prompt": prompted, **settings.resolved()}
     session = {"input": source.name, "launcher": list(launcher), "versions": versions()}
     with Run(output, stage="evolve", settings=resolved, session=session) as run:
         write_atomically(run.folder / MODEL_TEMPLATE, template.to_toml())
@@ -150,21 +145,18 @@ class _Rounds:
         if self.train.exists() and self.validation.exists():
             return
         share, seed = self.settings.validation_share, self.settings.seed
-        counts = Counter({self.train: 0, self.validation: 0})
-        with whole_folder(self.train.parent) as partial:
-            writers = {path: LineWriter(partial / path.name) for path in counts}
-            for step in _steps(source):
-                path = self.validation if is_held_out(step.problem, share, seed) else self.train
-                writers[path].write(step.model_dump_json())
-                counts[path] += 1
-            for writer in writers.values():
-                writer.close()
-            if not all(counts.values()):
-                numbers = f"{counts[self.train]} steps to train on and {counts[self.validation]} to measure on"
-                raise InputError(
-                    f"{source.name}: {numbers}, with {share:.0%} of the problems held out; there must be both: give "
-                    "more steps, or another share"
-                )
+        lines: dict[Path, list[str]] = {self.train: [], self.validation: []}
+        for step in _steps(source):
+            path = self.validation if is_held_out(step.problem, share, seed) else self.train
+            lines[path].append(step.model_dump_json() + "\n")
+        if not all(lines.values()):
+            numbers = f"{len(lines[self.train])} steps to train on and {len(lines[self.validation])} to measure on"
+            raise InputError(
+                f"{source.name}: {numbers}, with {share:.0%} of the problems held out; there must be both: give more "
+                "steps, or another share"
+            )
+        for path, steps in lines.items():
+            write_atomically(path, "".join(steps))
 
     def run(self, number: int, before: RoundResult | None) -> RoundResult:
         """A round: the first measures, the others sample, pair, train and measure."""

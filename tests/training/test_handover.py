@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from rprm.errors import RunError
 from rprm.training.handover import BaseModel, card_text, find_model, hand_over, push
-from rprm.training.settings import RunOptions
+from rprm.training.settings import RunOptions, SFTSettings
 from rprm.training.sft import train_sft
 from tests.training.conftest import TEMPLATE
 from tests.training.test_sft import QUICK
@@ -26,16 +26,17 @@ from tests.training.test_sft import QUICK
 def make_folder(checkpoint: Path, output: Path, model: Path, **changes: Any) -> Path:
     from transformers import AutoTokenizer
 
-    settings: dict[str, Any] = {
+    training: dict[str, Any] = {
+        "folder": output,
         "base": find_model(str(model)),
         "tokenizer": AutoTokenizer.from_pretrained(model),
-        "template": TEMPLATE,
+        "data": SimpleNamespace(template=TEMPLATE),
         "end": 0,
-        "card": "# T",
         "bf16": False,
-        "merge": True,
+        "settings": SFTSettings(merge=changes.pop("merge", True)),
     }
-    return hand_over(checkpoint, output, **{**settings, **changes})
+    hand_over(SimpleNamespace(**{**training, **changes}), checkpoint, "# T")
+    return output / "model"
 
 
 def test_an_adapter_names_its_base_and_the_revision(tiny_model: Path, tmp_path: Path) -> None:
@@ -133,7 +134,9 @@ def test_the_card(tiny_model: Path, make_data: Callable[..., Path], tmp_path: Pa
         assert wanted in card
     assert "base_model:" not in card, "a folder is no hub id"
     hub = BaseModel("a/b", "abc", "a/b@abc", 10, (1,))
-    text = card_text("T", "It is.", base=hub, kind="transformers", tables={"Figures": {"loss": 0.5}})
+    run = SimpleNamespace(settings={}, session={"versions": {}})
+    training = SimpleNamespace(base=hub, run=run, source={}, runs_as="transformers")
+    text = card_text(training, {"rows": {}, "loss": 0.5}, "T", "It is.")
     assert "base_model: a/b\n" in text
     assert "Trained from `a/b` (commit abc)." in text
 

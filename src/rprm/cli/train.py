@@ -123,7 +123,7 @@ def classifier(
     """
     from rprm.cli import EXIT_REJECTED
     from rprm.training.classifier import train_classifier
-    from rprm.training.lifecycle import shown
+    from rprm.training.handover import shown
 
     summary = _train(train_classifier, steps, place, settings=settings, options=options, validation=validation).summary
     for found in summary["validation"]:

@@ -21,7 +21,7 @@ from rprm.reading import Rejected
 from rprm.records import LabelledStep
 from rprm.rewarders.classifier import SETTINGS_FILE, ClassifierSettings, make_layout, read_settings
 from rprm.runs import LineWriter
-from rprm.training.handover import CARD, MODEL, whole_folder
+from rprm.training.handover import CARD, MODEL, card_text, whole_folder
 from rprm.training.lifecycle import RunArguments, TrainingResult, TrainingRun, group_by_length
 from rprm.training.rows import MAX_SHARE_TOO_LONG
 from rprm.training.settings import ClassifierTraining
@@ -262,12 +262,12 @@ class ClassifierRun(TrainingRun):
             "num_rejected": self.num_rejected,
             "num_left_out_as_validation": self.num_shared,
         }
-        card = self.card(
-            summary,
-            "A discriminative process reward model",
+        title = "A discriminative process reward model"
+        about = (
             "It reads a problem and a solution in steps, and rewards every step in one forward pass: the second class "
-            f"of a two-way head at the tag `{self.layout_settings.step_tag}` after each step, as in Qwen2.5-Math-PRM.",
+            f"of a two-way head at the tag `{self.layout_settings.step_tag}` after each step, as in Qwen2.5-Math-PRM."
         )
+        card = card_text(self, summary, title, about)
         self._write(network, replace(self.layout_settings, threshold=threshold), card)
         return summary
 

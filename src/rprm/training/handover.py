@@ -9,14 +9,17 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rprm.engines.files import ADAPTER_CONFIG, fingerprint, refuse_missing
 from rprm.engines.files import commit as commit_of
 from rprm.engines.loading import load_weights, merge_adapter, plain_errors
 from rprm.errors import EngineError, RunError
 from rprm.prompts.library import MODEL_TEMPLATE
-from rprm.prompts.template import PromptTemplate
+
+if TYPE_CHECKING:
+    from rprm.training.lifecycle import TrainingRun
+    from rprm.training.sft import LanguageRun
 
 MODEL = "model"
 ADAPTER = "adapter"
@@ -80,13 +83,24 @@ def check_weights(base: BaseModel) -> None:
         load_weights(AutoModelForCausalLM, base.target, device_map="meta", **base.source)
 
 
-def card_text(title: str, about: str, *, base: BaseModel, kind: str, tables: Mapping[str, Mapping[str, Any]]) -> str:
-    """A model's card in Markdown, with the header that the hub reads. `kind` runs the model: `transformers`,
-    `classifier`; tables are of names and values, by their headings."""
-    source = f"base_model: {base.target}\n"
-    identity = f"commit {base.revision}"
+def card_text(training: TrainingRun, summary: Mapping[str, Any], title: str, about: str) -> str:
+    """The card of a training's model in Markdown, with the header that the hub reads."""
+    base, run = training.base, training.run
+    source, identity = f"base_model: {base.target}\n", f"commit {base.revision}"
     if base.is_folder:
         source, identity = "", base.identity
+    names = "num_steps", "num_epochs", "handed_over_step", "stopped_early", "loss", "eval_loss", "threshold"
+    figures = {name: summary[name] for name in names if summary.get(name) is not None}
+    rows = {
+        part: ", ".join(f"{count:,} {name.removeprefix('num_')}" for name, count in counts.items()).replace("_", " ")
+        for part, counts in summary["rows"].items()
+    }
+    tables: dict[str, Mapping[str, Any]] = {
+        "Training data": {**training.source, **rows},
+        "Figures": figures | dict(shown(found) for found in summary.get("validation", ())),
+        "Settings": run.settings,
+        "Made with": run.session["versions"],
+    }
     listed = ""
     for heading, values in tables.items():
         rows = (f"| {name} | {f'{value:,}' if type(value) is int else value} |" for name, value in values.items())
@@ -107,7 +121,7 @@ Trained from `{base.target}` ({identity}).
 ## Use
 
 ```sh
-rprm judge solutions.jsonl --model {kind}:PATH_TO_THIS_FOLDER
+rprm judge solutions.jsonl --model {training.runs_as}:PATH_TO_THIS_FOLDER
 ```
 
 {listed}## What it is not for
@@ -118,6 +132,12 @@ languages and prompts were not tried.
 (`rprm bench processbench`).
 - Not for grading people, and not as the only check of anything that matters.
 """
+
+
+def shown(found: Mapping[str, Any]) -> tuple[str, str]:
+    """A classifier's accuracies on validation steps for people: at which threshold, and how high."""
+    figures = (f"{name} {found[name]:.4f}" for name in ("wrong", "correct", "f1") if found[name] is not None)
+    return f"validation steps at {found['threshold']:.4f}", ", ".join(figures)
 
 
 @contextlib.contextmanager
@@ -131,51 +151,40 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     partial.rename(folder)
 
 
-def hand_over(
-    checkpoint: Path, output: Path, *, base: BaseModel, tokenizer: Any, template: PromptTemplate, end: int, card: str,
-    bf16: bool, merge: bool,
-) -> Path:  # fmt: skip
-    """Make `model/` in a run folder, and, of a LoRA adapter that is merged, `adapter/` beside it; returns `model/`.
-
-    Args:
-        checkpoint: a complete one, of a whole model or of a LoRA adapter.
-        output: the run folder.
-        base, tokenizer: what training began from.
-        template, end: the prompt that the model reads, and the token at which its generation stops.
-        card: of the model.
-        bf16, merge: store bfloat16 in place of float32; merge an adapter into the base model.
+def hand_over(training: LanguageRun, checkpoint: Path, card: str) -> None:
+    """Make `model/` in a run folder from a complete checkpoint, and, of a LoRA adapter that is merged, `adapter/`.
 
     Raises:
         RunError: the checkpoint has no weights in one piece.
     """
+    base, merge = training.base, training.settings.merge
     is_adapter = (checkpoint / ADAPTER_CONFIG).is_file()
     if not is_adapter and not any(checkpoint.glob("model*.safetensors")):
         raise RunError(
             f"{checkpoint} has no weights in one piece; train with a configuration that saves them whole "
             "(FULL_STATE_DICT of FSDP, zero3_save_16bit_model of DeepSpeed: see recipes/accelerate)"
         )
-    with whole_folder(output / MODEL) as folder:
+    with whole_folder(training.folder / MODEL) as folder:
         if is_adapter:
             # It fits its base model at that revision alone.
             config = json.loads((checkpoint / ADAPTER_CONFIG).read_bytes())
             config |= {"base_model_name_or_path": base.target, "revision": base.revision}
-            with whole_folder(output / ADAPTER) if merge else contextlib.nullcontext(folder) as beside:
+            with whole_folder(training.folder / ADAPTER) if merge else contextlib.nullcontext(folder) as beside:
                 (beside / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
                 shutil.copyfile(checkpoint / _ADAPTER_WEIGHTS, beside / _ADAPTER_WEIGHTS)
         if merge or not is_adapter:
-            _save_weights(checkpoint, folder, is_adapter=is_adapter, base=base, end=end, bf16=bf16)
-        tokenizer.save_pretrained(folder)
-        (folder / MODEL_TEMPLATE).write_text(template.to_toml(), encoding="utf-8")
+            _save_weights(training, checkpoint, folder, is_adapter=is_adapter)
+        training.tokenizer.save_pretrained(folder)
+        (folder / MODEL_TEMPLATE).write_text(training.data.template.to_toml(), encoding="utf-8")
         (folder / CARD).write_text(card, encoding="utf-8")
-    return output / MODEL
 
 
-def _save_weights(checkpoint: Path, folder: Path, *, is_adapter: bool, base: BaseModel, end: int, bf16: bool) -> None:
+def _save_weights(training: LanguageRun, checkpoint: Path, folder: Path, *, is_adapter: bool) -> None:
     """Weights, and the base model's generation config, which also stops at the token that replies end in."""
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    dtype = torch.bfloat16 if bf16 else torch.float32
+    base, dtype = training.base, torch.bfloat16 if training.bf16 else torch.float32
     if is_adapter:
         # Merged in float32, whatever the weights are stored in: a small change survives rounding once, not twice.
         model = load_weights(AutoModelForCausalLM, base.target, dtype=torch.float32, **base.source)
@@ -190,8 +199,8 @@ def _save_weights(checkpoint: Path, folder: Path, *, is_adapter: bool, base: Bas
     generation = GenerationConfig()
     with contextlib.suppress(OSError):
         generation = GenerationConfig.from_pretrained(base.target, **base.source)
-    ends = [end, *(token for token in base.stops if token != end)]
-    generation.eos_token_id = ends if len(ends) > 1 else end
+    ends = [training.end, *(token for token in base.stops if token != training.end)]
+    generation.eos_token_id = ends if len(ends) > 1 else training.end
     (folder / "generation_config.json").write_text(generation.to_json_string(use_diff=True))
 
 

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Required, TypedDict, TypeVar, Unpack
 from rprm.errors import EngineError, InputError, RprmError, RunError
 from rprm.runs import MANIFEST, SUMMARY, Run, read_json_lines, versions
 from rprm.training.checkpoints import METRICS, Checkpoint, TrainingCallbacks, last_checkpoint, metrics_callback
-from rprm.training.handover import MODEL, card_text, find_model, push
+from rprm.training.handover import MODEL, find_model, push
 from rprm.training.settings import Precision, RunOptions, TrainingSettings
 
 Result = TypeVar("Result")
@@ -196,7 +196,9 @@ class TrainingRun(ABC):
                 )
             self.check()
         session = {"model": self.base.target, **self.source, "versions": _versions()}
-        settings = {**self.identity(), **self.hyperparameters}
+        # Every setting as it is carried out.
+        settings = {**self.identity(), **asdict(self.settings), "precision": "bf16" if self.bf16 else "fp32"}
+        settings |= {} if self.one_device else {"num_processes": self.num_processes}
         self.run = stack.enter_context(Run(self.folder, stage=f"train {self.kind}", settings=settings, session=session))
         stack.push(self._left)
         if (self.folder / SUMMARY).exists():
@@ -279,14 +281,6 @@ class TrainingRun(ABC):
     def _session(self) -> dict[str, Any]:
         return {"seconds": round(time.monotonic() - self._started, 3)}
 
-    # --- settings --------------------------------------------------------------------------------------------------
-
-    @property
-    def hyperparameters(self) -> dict[str, Any]:
-        """Every setting as it is carried out."""
-        found = {**asdict(self.settings), "precision": "bf16" if self.bf16 else "fp32"}
-        return found if self.one_device else {**found, "num_processes": self.num_processes}
-
     @property
     def common(self) -> dict[str, Any]:
         """Arguments that every trainer takes."""
@@ -324,30 +318,6 @@ class TrainingRun(ABC):
             raise InputError(
                 f"patience needs validation rows, and {next(iter(self.source.values()))} has none; leave patience out"
             )
-
-    def card(self, summary: Mapping[str, Any], title: str, about: str) -> str:
-        """The card of the model."""
-        names = "num_steps", "num_epochs", "handed_over_step", "stopped_early", "loss", "eval_loss", "threshold"
-        figures = {name: summary[name] for name in names if summary.get(name) is not None}
-        rows = {
-            part: ", ".join(
-                f"{count:,} {name.removeprefix('num_').replace('_', ' ')}" for name, count in counts.items()
-            )
-            for part, counts in summary["rows"].items()
-        }
-        tables = {
-            "Training data": {**self.source, **rows, "identity": json.dumps(self.identity())},
-            "Figures": figures | dict(shown(found) for found in summary.get("validation", ())),
-            "Hyperparameters": self.hyperparameters,
-            "Made with": _versions(),
-        }
-        return card_text(title, about, base=self.base, kind=self.runs_as, tables=tables)
-
-
-def shown(found: Mapping[str, Any]) -> tuple[str, str]:
-    """A classifier's accuracies on validation steps for people: at which threshold, and how high."""
-    figures = (f"{name} {found[name]:.4f}" for name in ("wrong", "correct", "f1") if found[name] is not None)
-    return f"validation steps at {found['threshold']:.4f}", ", ".join(figures)
 
 
 def computes_in_bf16(precision: Precision, *, use_cpu: bool) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, Unpack
 from rprm.engines.loading import load_tokenizer
 from rprm.errors import PromptError
 from rprm.prompts.library import MODEL_TEMPLATE, load_template
-from rprm.training.handover import check_weights, hand_over
+from rprm.training.handover import card_text, check_weights, hand_over
 from rprm.training.lifecycle import ROWS, RunArguments, TrainingResult, TrainingRun, group_by_length
 from rprm.training.rows import check_batch, check_rows, encode_data, end_token, open_data, open_rows, row_lengths
 from rprm.training.settings import SFTSettings
@@ -107,19 +107,14 @@ class LanguageRun(TrainingRun):
         return trainer
 
     def hand_over(self, checkpoint: Path, figures: dict[str, Any]) -> dict[str, Any]:
-        summary = {**figures, "rows": self.counts}
-        template, verdict = self.data.template, self.data.template.verdict
-        card = self.card(
-            summary,
-            f"A reasoning-driven process reward model ({self.kind.upper()})",
+        summary, verdict = {**figures, "rows": self.counts}, self.data.template.verdict
+        title = f"A reasoning-driven process reward model ({self.kind.upper()})"
+        about = (
             "It reads a problem, the steps of a solution so far and the step at hand, writes an analysis, and ends "
             f"in a verdict ({verdict.yes} or {verdict.no}); the probability of {verdict.yes}, averaged over "
-            f"sampled analyses, is the step's reward (arXiv 2503.21295). {self.does}",
+            f"sampled analyses, is the step's reward (arXiv 2503.21295). {self.does}"
         )
-        hand_over(
-            checkpoint, self.folder, base=self.base, tokenizer=self.tokenizer, template=template, end=self.end,
-            card=card, bf16=self.bf16, merge=self.settings.merge,
-        )  # fmt: skip
+        hand_over(self, checkpoint, card_text(self, summary, title, about))
         return summary
 
 
