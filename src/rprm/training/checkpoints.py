@@ -31,10 +31,9 @@ class Checkpoint:
     step: int
 
     @property
-    def state(self) -> dict[str, Any]:
+    def state(self) -> Any:
         """The trainer's."""
-        found: dict[str, Any] = json.loads((self.path / "trainer_state.json").read_bytes())
-        return found
+        return json.loads((self.path / "trainer_state.json").read_bytes())
 
     @property
     def stopped(self) -> bool:
@@ -45,11 +44,7 @@ class Checkpoint:
 
     @property
     def best(self) -> Checkpoint:
-        """The one with the lowest validation loss, the first of equals; itself where no validation loss is a number.
-
-        Raises:
-            RunError: it is gone.
-        """
+        """The one with the lowest validation loss, the first of equals; itself where no validation loss is a number."""
         if (step := self.state.get("best_global_step")) is None:
             return self
         path = self.path.with_name(f"checkpoint-{step}")
@@ -59,10 +54,7 @@ class Checkpoint:
 
 
 def last_checkpoint(folder: Path) -> Checkpoint | None:
-    """The last complete checkpoint below `folder`, the trainer's `output_dir`; None where there is none.
-
-    Torn ones newer than it are set aside.
-    """
+    """The last complete checkpoint below `folder`; torn ones newer than it are set aside."""
     steps = (path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*") if path.is_dir())
     for step in sorted((int(step) for step in steps if step.isdecimal()), reverse=True):
         path = folder / f"checkpoint-{step}"
@@ -81,10 +73,9 @@ def seal(path: Path) -> None:
 def is_whole(path: Path) -> bool:
     """Whether a checkpoint was sealed, and has every file in the size that it had then."""
     try:
-        sealed: dict[str, int] = json.loads((path / _SIZES).read_bytes())
+        return bool(json.loads((path / _SIZES).read_bytes()).items() <= _sizes(path).items())
     except (OSError, ValueError):
         return False
-    return sealed.items() <= _sizes(path).items()
 
 
 def _sizes(path: Path) -> dict[str, int]:
@@ -116,11 +107,10 @@ def metrics_callback(path: Path, callbacks: TrainingCallbacks, *, save_evaluated
     from transformers import TrainerCallback
 
     def row_of(step: int, logs: Mapping[str, Any]) -> dict[str, Any]:
+        # Counts of tokens are of this session alone, and a number that is none is None.
         kept = {name: value for name, value in logs.items() if name not in ("step", "num_tokens", "eval_num_tokens")}
-        return {"step": step} | {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in kept.items()
-        }
+        lost = {name: None for name, value in kept.items() if isinstance(value, float) and not math.isfinite(value)}
+        return {"step": step, **kept, **lost}
 
     class MetricsCallback(TrainerCallback):  # type: ignore[misc]
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -144,7 +134,7 @@ def metrics_callback(path: Path, callbacks: TrainingCallbacks, *, save_evaluated
                 seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kw: Any) -> None:
-            # What stands beside train_runtime, at the end, is of this session alone; so are the counts of tokens.
+            # What stands beside train_runtime, at the end, is of this session alone.
             if not state.is_world_process_zero or not logs or "train_runtime" in logs:
                 return
             if not math.isfinite(logs.get("loss", 0.0)):

@@ -152,11 +152,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def hand_over(training: LanguageRun, checkpoint: Path, card: str) -> None:
-    """Make `model/` in a run folder from a complete checkpoint, and, of a LoRA adapter that is merged, `adapter/`.
-
-    Raises:
-        RunError: the checkpoint has no weights in one piece.
-    """
+    """Make `model/` in a run folder from a complete checkpoint, and, of a LoRA adapter that is merged, `adapter/`."""
     base, merge = training.base, training.settings.merge
     is_adapter = (checkpoint / ADAPTER_CONFIG).is_file()
     if not is_adapter and not any(checkpoint.glob("model*.safetensors")):
@@ -205,11 +201,7 @@ def _save_weights(training: LanguageRun, checkpoint: Path, folder: Path, *, is_a
 
 
 def push(folder: Path, repository: str, *, private: bool = True, on_note: Callable[[str], None]) -> None:
-    """Upload a model folder to the hub (OWNER/NAME, made if missing), and tell the commit's address.
-
-    Raises:
-        RunError: the upload failed; the same command tries again.
-    """
+    """Upload a model folder to the hub (OWNER/NAME, made if missing) and tell the commit's address, or a `RunError`."""
     import huggingface_hub
 
     api = huggingface_hub.HfApi()

@@ -30,11 +30,8 @@ CHECKPOINTS = "checkpoints"
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training came to: the run folder, the model folder in it, its optimizer steps and its `summary.json`.
-
-    `resumed_from` is the step that this session resumed from, None where it started anew; `was_complete` says that an
-    earlier session had finished, and this one did no training.
-    """
+    """What a training came to: its run folder, the model folder in it, optimizer steps, `summary.json`; the step that
+    this session resumed from, if it did; and whether an earlier session had finished it."""
 
     output: Path
     model: Path
@@ -335,11 +332,8 @@ def computes_in_bf16(precision: Precision, *, use_cpu: bool) -> bool:
 
 
 def group_by_length(trainer: Any, lengths: Sequence[int], batch_size: int) -> None:
-    """Let a trainer take its rows as transformers' `group_by_length` does.
-
-    Its option reads lengths from a column that TRL's trainers drop, and draws from a generator whose state a run that
-    is resumed in a later epoch does not have: here an epoch's order depends on seed and epoch alone.
-    """
+    """Let a trainer take its rows as transformers' `group_by_length` does (its option reads lengths from a column that
+    TRL drops). An epoch's order depends on seed and epoch alone, so that a resumed run has it too."""
     import torch
     from transformers.trainer_pt_utils import LengthGroupedSampler
 

@@ -1,7 +1,6 @@
 """Training rows: from the JSON Lines of a data set to the very tokens that an engine reads and writes, checked.
 
-A row is a prompt and one reply (SFT) or two (DPO): the tokens of `encode_prompt`, the reply's, and the one that ends a
-reply. A trainer that renders a conversation by itself makes others, so rows reach it as token ids.
+A trainer that renders a conversation by itself makes others for many chat templates, so rows reach it as token ids.
 """
 
 from __future__ import annotations
@@ -56,8 +55,7 @@ def open_data(source: str | Path, prompt: str | Path | None = None) -> TrainingD
     """Find the files of a data set: a folder as `rprm data` writes it, or one JSON Lines file and its template.
 
     Raises:
-        InputError: there is no such data set.
-        PromptError: the template is missing, or another than the folder's own.
+        InputError, PromptError: there is no such data set; the template is missing, or another than the folder's own.
     """
     path = Path(source)
     parts = {"train": path if path.is_file() else path / TRAIN, "validation": path / VALIDATION}
@@ -111,11 +109,7 @@ class _Row(RowModel):
 
 
 def training_rows(path: Path, kind: str) -> Iterator[TrainingRow]:
-    """The rows of a file for `sft` or `dpo`, in order; columns that training does not need are ignored.
-
-    Raises:
-        InputError: a line is no such row; the message has file and line.
-    """
+    """The rows of a file for `sft` or `dpo`, in order; an `InputError` names the line that is no such row."""
 
     def read(row: Row) -> TrainingRow:
         found = checked(_Row, row.value)
@@ -161,8 +155,8 @@ class PromptCheck:
     def accepts(self, prompt: Prompt) -> bool:
         *before, asked = prompt.messages
         system = [Message("system", self.template.system)] if self.template.system else []
-        is_laid_out_so = prompt.chat == self.template.chat and before == system and asked.role == "user"
-        return is_laid_out_so and self._pattern.fullmatch(asked.content) is not None
+        laid_out = prompt.chat == self.template.chat and before == system and asked.role == "user"
+        return laid_out and self._pattern.fullmatch(asked.content) is not None
 
     def marked(self, prompt: Prompt) -> Prompt:
         """A raw prompt with the places of its record's texts, as the template renders it: a row has the text alone."""
@@ -182,11 +176,7 @@ def _filled(text: str, patterns: Mapping[str, str]) -> str:
 
 
 def check_rows(data: TrainingData, kind: str) -> None:
-    """Check the texts of every row. A rejected reply may also have no verdict, or text after it.
-
-    Raises:
-        InputError: what is wrong, in how many rows, and which are the first of them.
-    """
+    """Check the texts of every row; an `InputError` says what is wrong, in how many, and names the first of them."""
     template, verdict = data.template, data.template.verdict
     fixes = {
         "prompt": f"have a prompt that template {template.name!r} ({template.digest}) does not make; name the template "
@@ -231,11 +221,7 @@ def check_rows(data: TrainingData, kind: str) -> None:
 
 def end_token(tokenizer: Any, stops: tuple[int, ...], *, chat: bool) -> int:
     """The token that ends a reply: of those at which an engine stops (`stops`, of the generation config, and the
-    tokenizer's EOS) the one that the chat template writes after a reply (`<|im_end|>`), otherwise the EOS.
-
-    Raises:
-        EngineError: there is no token at which an engine would stop.
-    """
+    tokenizer's EOS) the one that the chat template writes after a reply (`<|im_end|>`), otherwise the EOS."""
     import jinja2
 
     eos: int | None = tokenizer.eos_token_id
@@ -255,11 +241,8 @@ def end_token(tokenizer: Any, stops: tuple[int, ...], *, chat: bool) -> int:
 
 
 def encode_row(tokenizer: Any, row: TrainingRow, end: int) -> tuple[list[int], list[list[int]]]:
-    """Token ids of the prompt, and of each reply with its end token. Control tokens that a text spells are none.
-
-    Raises:
-        InputError: a reply holds the end token in its text, and the tokenizer spells it in no other way.
-    """
+    """Token ids of the prompt, and of each reply with its end token. Control tokens that a text spells are none; an
+    `InputError` where the tokenizer spells the end token in no other way."""
     control = control_tokens(tokenizer)
     replies = []
     for reply in row.replies:
@@ -284,10 +267,7 @@ def encode_data(
     """Write the tokens of every row of at most `max_length` tokens, one Arrow file for each part; returns the counts.
 
     Columns of SFT: `input_ids` and `labels` (-100 on the prompt); of DPO: `prompt_ids`, `chosen_ids`, `rejected_ids`. A
-    folder that is there already is whole, and is read.
-
-    Raises:
-        InputError: more than 5% of a part's rows are too long; a reply holds the end token.
+    folder that is there already is whole, and is read. An `InputError` where more than 5% of a part are too long.
     """
     if folder.is_dir():
         stored: dict[str, dict[str, int]] = json.loads((folder / _COUNTS).read_text())
@@ -359,11 +339,7 @@ def row_lengths(rows: Any) -> list[int]:
 
 
 def check_batch(trainer: Any, rows: Any, *, num_rows: int = 4) -> None:
-    """Compare a batch that TRL's trainer makes of its first rows with the rows: tokens, and where the loss is.
-
-    Raises:
-        InputError: they differ.
-    """
+    """Refuse a trainer whose batch of its first rows has other tokens than the rows, or loss elsewhere."""
     given, prepared = ([part[i] for i in range(min(num_rows, len(part)))] for part in (rows, trainer.train_dataset))
     batch = trainer.data_collator(prepared)
     ids, mask = batch["input_ids"], batch.get("attention_mask")
@@ -375,7 +351,4 @@ def check_batch(trainer: Any, rows: Any, *, num_rows: int = 4) -> None:
     wanted = [(prompt + reply, [-100] * len(prompt) + reply) for prompt, reply in pairs]
     wanted = wanted or [(row["input_ids"], row["labels"]) for row in given]
     if found != [list(chain.from_iterable(part)) for part in zip(*wanted, strict=True)]:
-        raise InputError(
-            "the trainer's tokens are not those of the rows; the installed TRL treats pre-tokenised rows in another "
-            "way than this package knows: use trl 1.16"
-        )
+        raise InputError("the trainer's tokens are not those of the rows: this TRL treats them otherwise; use trl 1.16")

@@ -1,7 +1,5 @@
-"""From labelled steps to the sequences that a classifier is trained on, and the threshold on its rewards.
-
-Labelled steps of one problem that share their beginning are merged into a tree, each of whose leaves is one sequence. A
-labelled step is trained on once, at its tag in the first sequence that it stands in.
+"""From labelled steps to the sequences that a classifier is trained on: those of one problem that share their beginning
+are merged into a tree, and each leaf is one. And the threshold on its rewards.
 """
 
 from __future__ import annotations
@@ -60,11 +58,8 @@ class _Node:
 
 
 def merge_steps(rows: Iterable[LabelledStep]) -> tuple[list[StepSequence], MergeCounts]:
-    """Merge labelled steps into sequences, each step labelled in exactly one of them.
-
-    Returns:
-        Sequences in the order of their problems' first rows, and counts (those of tokens and lengths still 0).
-    """
+    """Merge labelled steps into sequences, in the order of their problems' first rows, each labelled in exactly one; and
+    counts (those of tokens and lengths still 0)."""
     counts = MergeCounts()
     roots: dict[str, _Node] = {}
     for row in rows:
@@ -102,11 +97,8 @@ class TokenSequence:
 def encode_sequences(
     sequences: Iterable[StepSequence], layout: Layout, counts: MergeCounts, *, max_length: int
 ) -> list[TokenSequence]:
-    """Lay sequences out. Each ends at its last labelled step; steps whose tag stands beyond `max_length` are left out.
-
-    Ending earlier is no cut: the tokens up to a step's tag are those of the steps up to it, and a causal model reads no
-    further.
-    """
+    """Lay sequences out. Each ends at its last labelled step (a causal model reads no further); steps whose tag stands
+    beyond `max_length` are left out."""
     import numpy as np
 
     encoded = []
@@ -147,12 +139,8 @@ def collate(sequences: Sequence[TokenSequence]) -> dict[str, torch.Tensor]:
 
 
 def accuracies(rewards: Sequence[float], labels: Sequence[bool], threshold: float) -> dict[str, float | None]:
-    """How rewards do on labelled steps, both in the same order, at a threshold.
-
-    Returns:
-        `threshold`; `wrong`, the share of the wrong steps with a reward below it; `correct`, the share of the correct
-        ones at or above it; `f1`, their harmonic mean. None where there is no step of the kind.
-    """
+    """At a threshold, `wrong`, the share of the wrong steps with a reward below it; `correct`, the share of the correct
+    ones at or above it; `f1`, their harmonic mean. None where there is no step of the kind."""
     sides: dict[bool, list[bool]] = {False: [], True: []}
     for reward, label in zip(rewards, labels, strict=True):
         sides[label].append((reward >= threshold) is label)
@@ -166,10 +154,8 @@ def _f1(wrong: float, correct: float) -> float:
 
 
 def best_threshold(rewards: Sequence[float], labels: Sequence[bool]) -> float:
-    """The threshold with the best harmonic mean of both accuracies, of equals the one closest to 0.5.
-
-    Candidates are 0.5 and the middles between neighbouring rewards. Where a class has no step, 0.5.
-    """
+    """The threshold with the best f1, of equals the one closest to 0.5: among 0.5 and the middles between neighbouring
+    rewards. Where a class has no step, 0.5."""
     num_correct, num_wrong = sum(labels), len(labels) - sum(labels)
     if not num_correct or not num_wrong:
         return 0.5
