@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,7 +34,7 @@ app = typer.Typer(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PlaceOptions:
     """What is trained, and where."""
 
@@ -45,8 +45,8 @@ class PlaceOptions:
     revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None
 
 
-@dataclass(frozen=True)
-class LanguageOptions:
+@dataclass(frozen=True, kw_only=True)
+class LanguageOptions(PlaceOptions):
     """What sft and dpo have in common."""
 
     data: Annotated[
@@ -62,39 +62,34 @@ class LanguageOptions:
 
     def train(
         self, train: Callable[..., TrainingResult], presets: Mapping[str, Any], context: typer.Context, settings: Any,
-        place: PlaceOptions, options: RunOptions,
+        options: RunOptions,
     ) -> None:  # fmt: skip
         """Train by the settings of a preset, with the options that were given in their place."""
+        place: PlaceOptions = self
         if self.preset is not None:
             if self.preset not in presets:
                 raise InputError(f"no preset {self.preset!r}; there are {', '.join(presets)}")
             settings = replace(presets[self.preset], **given(context, settings))
-            place = replace(place, model=place.model or PRESET_MODELS.get(self.preset))
+            place = replace(self, model=self.model or PRESET_MODELS.get(self.preset))
         _train(train, self.data, place, settings=settings, options=options, prompt=self.prompt)
 
 
 @app.command()
 @with_options
-def sft(
-    context: typer.Context, language: LanguageOptions, place: PlaceOptions, *, settings: SFTSettings,
-    options: RunOptions,
-) -> None:  # fmt: skip
+def sft(context: typer.Context, language: LanguageOptions, *, settings: SFTSettings, options: RunOptions) -> None:
     """Fine-tune a model on analyses (the cold start): loss on the analysis alone, its verdict and end included."""
     from rprm.training.sft import train_sft
 
-    language.train(train_sft, SFT_PRESETS, context, settings, place, options)
+    language.train(train_sft, SFT_PRESETS, context, settings, options)
 
 
 @app.command()
 @with_options
-def dpo(
-    context: typer.Context, language: LanguageOptions, place: PlaceOptions, *, settings: DPOSettings,
-    options: RunOptions,
-) -> None:  # fmt: skip
+def dpo(context: typer.Context, language: LanguageOptions, *, settings: DPOSettings, options: RunOptions) -> None:
     """Optimise a model on preference pairs: of two analyses of a step, the one whose verdict is right."""
     from rprm.training.dpo import train_dpo
 
-    language.train(train_dpo, DPO_PRESETS, context, settings, place, options)
+    language.train(train_dpo, DPO_PRESETS, context, settings, options)
 
 
 @app.command()
@@ -201,7 +196,8 @@ def _train(train: Callable[..., TrainingResult], data: str, place: PlaceOptions,
         with progress, warnings.catch_warnings():
             # What libraries say about one another's deprecations is nothing to act on here.
             warnings.simplefilter("ignore", FutureWarning)
-            result = train(data, callbacks=callbacks, **asdict(place), **arguments)
+            where: dict[str, Any] = {"model": place.model, "output": place.output, "revision": place.revision}
+            result = train(data, callbacks=callbacks, **where, **arguments)
     except MainProcessFailed:
         # The main process tells it.
         sys.exit(1)

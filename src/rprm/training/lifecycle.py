@@ -137,12 +137,15 @@ class TrainingRun(ABC):
             SettingsChanged: the folder was begun with other settings, data, or another model.
             RunError: the folder cannot be used, memory does not suffice, or the upload failed.
         """
+        import torch
+
         try:
             config = self.make_config()
         except (ValueError, ImportError) as error:
             raise InputError(f"the trainer refuses these settings: {_first_line(error)}") from error
         with ExitStack() as stack:
-            stack.callback(self._leave)
+            if self.num_processes > 1:
+                stack.callback(torch.distributed.destroy_process_group)
             # Decided on rank 0 and broadcast: whether the run is complete, and the checkpoint to resume from.
             was_complete, checkpoint = self.share(lambda: self._begin(stack))
             if not was_complete:
@@ -174,12 +177,6 @@ class TrainingRun(ABC):
             raise shared[0]
         outcome: Result = shared[0]
         return outcome
-
-    def _leave(self) -> None:
-        import torch
-
-        if self.num_processes > 1 and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
 
     def _begin(self, stack: ExitStack) -> tuple[bool, Checkpoint | None]:
         """Check everything, hold the run folder, prepare the rows, and find where to resume. Main process."""

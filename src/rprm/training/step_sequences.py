@@ -58,7 +58,7 @@ class _Node:
 
 
 def merge_steps(rows: Iterable[LabelledStep]) -> tuple[list[StepSequence], MergeCounts]:
-    """Merge labelled steps into sequences, in the order of their problems' first rows, each labelled in exactly one; and
+    """Merge labelled steps into sequences, in the order of their problems' first rows, each step labelled in one; and
     counts (those of tokens and lengths still 0)."""
     counts = MergeCounts()
     roots: dict[str, _Node] = {}
