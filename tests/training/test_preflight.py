@@ -234,15 +234,9 @@ def test_where_data_comes_from(make_data: Callable[..., Path], tmp_path: Path) -
 def encode(folder: Path, target: Path, tiny_model: Path, max_length: int, notes: Any = None) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
-    return encode_data(
-        open_data(folder),
-        "sft",
-        target,
-        tokenizer=AutoTokenizer.from_pretrained(tiny_model),
-        end=0,
-        max_length=max_length,
-        on_note=notes.append if notes is not None else lambda text: None,
-    )
+    tell = notes.append if notes is not None else lambda text: None
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    return encode_data(open_data(folder), "sft", target, tokenizer, 0, max_length, tell)
 
 
 def test_rows_too_long_are_left_out_up_to_5_percent(

@@ -14,15 +14,7 @@ import typer
 
 from rprm.cli.options import given, with_options
 from rprm.errors import InputError
-from rprm.training.settings import (
-    DPO_PRESETS,
-    PRESET_MODELS,
-    SFT_PRESETS,
-    ClassifierTraining,
-    DPOSettings,
-    RunOptions,
-    SFTSettings,
-)  # fmt: skip
+from rprm.training.settings import PRESET_MODELS, PRESETS, ClassifierTraining, DPOSettings, RunOptions, SFTSettings
 
 if TYPE_CHECKING:
     from rprm.training.lifecycle import TrainingResult
@@ -61,13 +53,12 @@ class LanguageOptions(PlaceOptions):
     ] = None
 
     def train(
-        self, train: Callable[..., TrainingResult], presets: Mapping[str, Any], context: typer.Context, settings: Any,
-        options: RunOptions,
-    ) -> None:  # fmt: skip
+        self, train: Callable[..., TrainingResult], context: typer.Context, settings: Any, options: RunOptions
+    ) -> None:
         """Train by the settings of a preset, with the options that were given in their place."""
         place: PlaceOptions = self
         if self.preset is not None:
-            if self.preset not in presets:
+            if self.preset not in (presets := PRESETS[type(settings)]):
                 raise InputError(f"no preset {self.preset!r}; there are {', '.join(presets)}")
             settings = replace(presets[self.preset], **given(context, settings))
             place = replace(self, model=self.model or PRESET_MODELS.get(self.preset))
@@ -80,7 +71,7 @@ def sft(context: typer.Context, language: LanguageOptions, *, settings: SFTSetti
     """Fine-tune a model on analyses (the cold start): loss on the analysis alone, its verdict and end included."""
     from rprm.training.sft import train_sft
 
-    language.train(train_sft, SFT_PRESETS, context, settings, options)
+    language.train(train_sft, context, settings, options)
 
 
 @app.command()
@@ -89,7 +80,7 @@ def dpo(context: typer.Context, language: LanguageOptions, *, settings: DPOSetti
     """Optimise a model on preference pairs: of two analyses of a step, the one whose verdict is right."""
     from rprm.training.dpo import train_dpo
 
-    language.train(train_dpo, DPO_PRESETS, context, settings, options)
+    language.train(train_dpo, context, settings, options)
 
 
 @app.command()

@@ -68,10 +68,8 @@ class ClassifierRun(TrainingRun):
         self.num_rejected = self.num_shared = 0
         self.layout_settings = read_settings(self.base.target, self.base.revision) or ClassifierSettings("qwen")
         if self.layout_settings.layout != "qwen":
-            raise EngineError(
-                f"{self.base.target} is a classifier in the {self.layout_settings.layout} layout; begin with one in "
-                "the qwen layout, or with a language model"
-            )
+            found = f"{self.base.target} is a classifier in the {self.layout_settings.layout} layout"
+            raise EngineError(f"{found}; begin with one in the qwen layout, or with a language model")
         self.tokenizer, tag = load_tokenizer(self.base.target, self.base.revision), self.layout_settings.step_tag
         is_new = tag not in self.tokenizer.get_vocab()
         if is_new:
@@ -92,11 +90,7 @@ class ClassifierRun(TrainingRun):
         return {**data, "model": self.base.identity, "layout": "qwen"}
 
     def prepare(self) -> None:
-        """Read, split, merge and encode.
-
-        Raises:
-            InputError: nothing to train on, labels of one class, or too many steps too long.
-        """
+        """Read, split, merge and encode; what cannot be used is refused, or noted."""
         rows: dict[str, list[LabelledStep]] = {}
         with closing(LineWriter(self.run.rejected_path, fresh=True)) as writer:
             for part, source in self.sources.items():
@@ -127,11 +121,9 @@ class ClassifierRun(TrainingRun):
             self.counts[part] = counts
             total = counts.num_trained + counts.num_too_long
             if counts.num_too_long > MAX_SHARE_TOO_LONG * total:
-                raise InputError(
-                    f"{self.sources.get(part, steps)}: {counts.num_too_long:,} of {total:,} labelled steps stand "
-                    f"beyond max_length {most:,}, more than {MAX_SHARE_TOO_LONG:.0%}; raise --max-length (steps are "
-                    "never cut), or make shorter data"
-                )
+                which = f"{self.sources.get(part, steps)}: {counts.num_too_long:,} of {total:,} labelled steps"
+                most_allowed = f"stand beyond max_length {most:,}, more than {MAX_SHARE_TOO_LONG:.0%}"
+                raise InputError(f"{which} {most_allowed}; raise --max-length (steps are never cut)")
             notes[f"{part} steps stand beyond {most:,} tokens and are left out"] = counts.num_too_long
             notes[f"{part} steps contradict one another and are left out"] = counts.num_contradictory
         for what, number in notes.items():
@@ -139,13 +131,8 @@ class ClassifierRun(TrainingRun):
                 self.callbacks.on_note(f"{number:,} {what}")
         train = self.counts["train"]
         if not train.num_correct or not train.num_wrong:
-            only = "correct" if train.num_correct else "wrong"
-            raise InputError(
-                f"{steps}: all {train.num_trained:,} steps to train on are labelled {only}; a classifier trained on "
-                "them would always say so; add steps of the other label"
-            )
-
-    # --- trainer ---------------------------------------------------------------------------------------------------
+            all_of_them = f"all {train.num_trained:,} steps to train on are labelled {'correct' if train.num_correct else 'wrong'}"
+            raise InputError(f"{steps}: {all_of_them}: so would every step be by the classifier; add others")
 
     def make_config(self) -> Any:
         from transformers import TrainingArguments
@@ -232,8 +219,6 @@ class ClassifierRun(TrainingRun):
         embedding = next(name for name, module in modules.items() if module is embeddings)
         tokens = None if self.new_tag_id is None else {embedding: [self.new_tag_id]}
         return LoraConfig(**lora, modules_to_save=["score"], trainable_token_indices=tokens)
-
-    # --- handing over ----------------------------------------------------------------------------------------------
 
     def hand_over(self, checkpoint: Path, figures: dict[str, Any]) -> dict[str, Any]:
         import torch

@@ -261,10 +261,9 @@ _COUNTED = ("num_rows", "num_too_long", "num_yes", "num_no", "num_tokens", "num_
 
 
 def encode_data(
-    data: TrainingData, kind: str, folder: Path, *, tokenizer: Any, end: int, max_length: int,
-    on_note: Callable[[str], None] = lambda text: None,
-) -> dict[str, dict[str, int]]:  # fmt: skip
-    """Write the tokens of every row of at most `max_length` tokens, one Arrow file for each part; returns the counts.
+    data: TrainingData, kind: str, folder: Path, tokenizer: Any, end: int, most: int, on_note: Callable[[str], None]
+) -> dict[str, dict[str, int]]:
+    """Write the tokens of every row of at most `most` tokens, one Arrow file for each part; returns the counts.
 
     Columns of SFT: `input_ids` and `labels` (-100 on the prompt); of DPO: `prompt_ids`, `chosen_ids`, `rejected_ids`. A
     folder that is there already is whole, and is read. An `InputError` where more than 5% of a part are too long.
@@ -276,10 +275,14 @@ def encode_data(
 
     schema = pa.schema([(name, pa.list_(pa.int32())) for name in _TOKENS[kind]])
     check, found = PromptCheck(data.template), {part: dict.fromkeys(_COUNTED, 0) for part in data.parts}
+
+    def encode(row: TrainingRow) -> tuple[list[int], list[list[int]]]:
+        return encode_row(tokenizer, replace(row, prompt=check.marked(row.prompt)), end)
+
     with whole_folder(folder) as partial:
         for (part, path), counts in zip(data.parts.items(), found.values(), strict=True):
             too_long: list[str] = []
-            rows = _short_rows(path, kind, counts, too_long, check, tokenizer, end, max_length)
+            rows = _short_rows(path, kind, counts, too_long, encode, most)
             with (partial / f"{part}.arrow").open("wb") as stream, pa.ipc.new_stream(stream, schema) as writer:
                 while pending := [dict(zip(_TOKENS[kind], row, strict=True)) for row in islice(rows, 1000)]:
                     writer.write_batch(pa.RecordBatch.from_pylist(pending, schema=schema))
@@ -287,23 +290,22 @@ def encode_data(
             which = f"{path}: {len(too_long):,} of {total:,} rows are longer than"
             if len(too_long) > MAX_SHARE_TOO_LONG * total:
                 raise InputError(
-                    f"{which} max_length {max_length:,}, more than {MAX_SHARE_TOO_LONG:.0%}; the first: "
+                    f"{which} max_length {most:,}, more than {MAX_SHARE_TOO_LONG:.0%}; the first: "
                     f"{', '.join(too_long[:_NUM_NAMED])}; raise --max-length, or make shorter data (rows are never "
                     "cut: the verdict stands at their end)"
                 )
             if too_long:
-                on_note(f"{which} {max_length:,} tokens and left out")
+                on_note(f"{which} {most:,} tokens and left out")
         (partial / _COUNTS).write_text(json.dumps(found))
     return found
 
 
 def _short_rows(
-    path: Path, kind: str, counts: dict[str, int], too_long: list[str], check: PromptCheck, tokenizer: Any, end: int,
-    most: int,
-) -> Iterator[tuple[list[int], ...]]:  # fmt: skip
+    path: Path, kind: str, counts: dict[str, int], too_long: list[str], encode: Callable[[TrainingRow], Any], most: int
+) -> Iterator[tuple[list[int], ...]]:
     """Rows of a file that are short enough, and in `too_long` those that are not."""
     for row in training_rows(path, kind):
-        prompt, replies = encode_row(tokenizer, replace(row, prompt=check.marked(row.prompt)), end)
+        prompt, replies = encode(row)
         length = len(prompt) + max(map(len, replies))
         if length > most:
             counts["num_too_long"] += 1

@@ -24,11 +24,7 @@ def _refuse_below(least: int, settings: Any, *names: str) -> None:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What the result of every kind of training depends on.
-
-    Raises:
-        InputError: a value makes no sense.
-    """
+    """What the result of every kind of training depends on; an `InputError` where a value makes no sense."""
 
     learning_rate: Annotated[float, "Peak learning rate."] = 5e-6
     num_epochs: Annotated[float, "--epochs", "Passes over the rows; a fraction is allowed."] = 1.0
@@ -39,7 +35,7 @@ class TrainingSettings:
     scheduler: Annotated[str, "How it falls afterwards: cosine, linear, constant_with_warmup, ..."] = "cosine"
     weight_decay: Annotated[float, "Of AdamW."] = 0.0
     max_grad_norm: Annotated[float, "Gradients are clipped to it."] = 1.0
-    max_length: Annotated[int, "Most tokens of a row. Longer ones are left out, never cut; above 5% is an error."] = (
+    max_length: Annotated[int, "Tokens of a row at most. Longer ones are left out, never cut; above 5%, an error."] = (
         4096
     )
     precision: Annotated[Precision, "bf16: bfloat16 over float32 weights; auto: where the device can."] = "auto"
@@ -88,17 +84,11 @@ class TrainingSettings:
         }
 
     def accumulation(self, num_processes: int) -> int:
-        """Batches that each device adds up to one optimizer step.
-
-        Raises:
-            InputError: the batch cannot be divided so.
-        """
+        """Batches that each device adds up to one optimizer step."""
         at_once = self.device_batch_size * num_processes
         if self.batch_size % at_once:
-            raise InputError(
-                f"batch_size {self.batch_size} is no multiple of {at_once} (device_batch_size "
-                f"{self.device_batch_size}, processes: {num_processes}); change one of them"
-            )
+            parts = f"device_batch_size {self.device_batch_size}, processes: {num_processes}"
+            raise InputError(f"batch_size {self.batch_size} is no multiple of {at_once} ({parts}); change one of them")
         return self.batch_size // at_once
 
 
@@ -230,5 +220,6 @@ DPO_PRESETS: Mapping[str, DPOSettings] = {
     "small-lora": DPOSettings(learning_rate=1e-5, device_batch_size=1, **_LORA),
     "cpu": DPOSettings(learning_rate=5e-6, device_batch_size=2, **_CPU),
 }
-#: Presets that are for one model: the paper's base model (section 4.1).
+PRESETS: Mapping[type, Mapping[str, Any]] = {SFTSettings: SFT_PRESETS, DPOSettings: DPO_PRESETS}
+#: The paper's base model (section 4.1).
 PRESET_MODELS = {"paper-7b-sft": "Qwen/Qwen2.5-Math-7B-Instruct"}

@@ -63,10 +63,8 @@ class LanguageRun(TrainingRun):
 
     def prepare(self) -> None:
         self.callbacks.on_stage("tokenising")
-        self.counts = encode_data(
-            self.data, self.kind, self.folder / ROWS, tokenizer=self.tokenizer, end=self.end,
-            max_length=self.settings.max_length, on_note=self.callbacks.on_note,
-        )  # fmt: skip
+        most, note = self.settings.max_length, self.callbacks.on_note
+        self.counts = encode_data(self.data, self.kind, self.folder / ROWS, self.tokenizer, self.end, most, note)
 
     @abstractmethod
     def trl(self) -> tuple[Any, Any, dict[str, Any]]:
