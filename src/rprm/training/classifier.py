@@ -131,8 +131,8 @@ class ClassifierRun(TrainingRun):
                 self.callbacks.on_note(f"{number:,} {what}")
         train = self.counts["train"]
         if not train.num_correct or not train.num_wrong:
-            all_of_them = f"all {train.num_trained:,} steps to train on are labelled {'correct' if train.num_correct else 'wrong'}"
-            raise InputError(f"{steps}: {all_of_them}: so would every step be by the classifier; add others")
+            only = "correct" if train.num_correct else "wrong"
+            raise InputError(f"{steps}: all {train.num_trained:,} steps to train on are labelled {only}; add others")
 
     def make_config(self) -> Any:
         from transformers import TrainingArguments
