@@ -89,8 +89,7 @@ def card_text(training: TrainingRun, summary: Mapping[str, Any], title: str, abo
     source, identity = f"base_model: {base.target}\n", f"commit {base.revision}"
     if base.is_folder:
         source, identity = "", base.identity
-    names = "num_steps", "num_epochs", "handed_over_step", "stopped_early", "loss", "eval_loss", "threshold"
-    figures = {name: summary[name] for name in names if summary.get(name) is not None}
+    figures = {name: value for name, value in summary.items() if isinstance(value, int | float)}
     rows = {
         part: ", ".join(f"{count:,} {name.removeprefix('num_')}" for name, count in counts.items()).replace("_", " ")
         for part, counts in summary["rows"].items()
