@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rprm.records import LabelledStep
 from rprm.rewarders.layouts import QwenLayout
-from rprm.training.step_sequences import (
+from rprm.training.classifier import (
     IGNORED,
     MergeCounts,
     StepSequence,

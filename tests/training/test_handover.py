@@ -179,9 +179,3 @@ def test_an_upload_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("huggingface_hub.HfApi", lambda: _Hub(fails=True))
     with pytest.raises(RunError, match=r"could not be uploaded to me/judge: OSError: no connection; log in"):
         push(tmp_path, "me/judge", on_note=lambda text: None)
-
-
-def test_base_model_keywords() -> None:
-    base = BaseModel("a/b", "abc", "a/b@abc", 10, (1,))
-    assert base.source == {"revision": "abc"}
-    assert not base.is_folder

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
@@ -20,7 +21,7 @@ from rprm.errors import InputError, PromptError
 from rprm.prompts import builtin_names, load_template
 from rprm.prompts.library import MODEL_TEMPLATE
 from rprm.prompts.template import Message, Prompt, PromptTemplate
-from rprm.training.rows import PromptCheck, check_rows, encode_data, open_data, open_rows, training_rows
+from rprm.training.rows import PromptCheck, check_rows, encode_data, open_data, training_rows
 from rprm.verdict import VerdictFormat
 from tests.training.conftest import RAW_TEMPLATE, TEMPLATE, make_row, write_rows
 
@@ -252,13 +253,13 @@ def test_rows_too_long_are_left_out_up_to_5_percent(
     counts = encode(folder, tmp_path / "rows", tiny_model, 300, notes)["train"]
     assert [counts[f"num_{name}"] for name in ("rows", "too_long", "yes", "no")] == [19, 1, 10, 9]
     assert notes == [f"{folder / 'train.jsonl'}: 1 of 20 rows are longer than 300 tokens and left out"]
-    kept = open_rows(tmp_path / "rows", "train")
+    kept = Dataset.from_file(str(tmp_path / "rows" / "train.arrow"))
     assert len(kept) == 19
     assert max(map(len, kept["input_ids"])) == counts["longest"] <= 300
     assert sum(map(len, kept["input_ids"])) == counts["num_tokens"]
     assert all(labels[-1] == 0 for labels in kept["labels"]), "every row ends in its end token"
     assert encode(folder, tmp_path / "rows", tiny_model, 300) == {"train": counts}, "made once, then read"
-    assert open_rows(tmp_path / "rows", "validation") is None
+    assert not (tmp_path / "rows" / "validation.arrow").exists()
 
     rows[4]["completion"][0]["content"] = rows[3]["completion"][0]["content"]
     write_rows(folder / "train.jsonl", rows)

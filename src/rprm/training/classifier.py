@@ -1,42 +1,36 @@
 """The baseline classifier: a discriminative PRM trained on labelled steps, in the layout of Qwen2.5-Math-PRM.
 
-The loss is the cross-entropy of two classes, wrong and correct, at the tag of each labelled step. The threshold is
-chosen on held-out problems and stored with the model.
+The loss is the cross-entropy of two classes, wrong and correct, at the tag of each labelled step. Steps of one problem
+that share their beginning are merged into a tree, and each leaf is a sequence: a step is trained on once.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from rprm.data.splits import is_held_out
 from rprm.data.steps import read_labelled_steps, steps_source
 from rprm.engines.loading import load_tokenizer
-from rprm.errors import EngineError, InputError
+from rprm.errors import EngineError, InputError, RequestRefused
 from rprm.reading import Rejected
 from rprm.records import LabelledStep
 from rprm.rewarders.classifier import SETTINGS_FILE, ClassifierSettings, make_layout, read_settings
+from rprm.rewarders.layouts import Layout
 from rprm.runs import LineWriter
 from rprm.training.handover import CARD, MODEL, card_text, whole_folder
 from rprm.training.lifecycle import RunArguments, TrainingResult, TrainingRun, group_by_length
 from rprm.training.rows import MAX_SHARE_TOO_LONG
 from rprm.training.settings import ClassifierTraining
-from rprm.training.step_sequences import (
-    IGNORED,
-    MergeCounts,
-    TokenSequence,
-    accuracies,
-    best_threshold,
-    collate,
-    encode_sequences,
-    merge_steps,
-)  # fmt: skip
 
 if TYPE_CHECKING:
+    import torch
+
     from rprm.rewarders.network import StepNetwork
 
 __all__ = ["ClassifierTraining", "train_classifier"]
@@ -316,3 +310,161 @@ def network_rewards(network: StepNetwork, sequences: Sequence[TokenSequence], ba
             rewards = iter(logits.double().softmax(-1)[:, 1].tolist())
             found |= {index: [next(rewards) for _ in sequences[index].positions] for index in chosen}
     return [reward for index in range(len(sequences)) for reward in found[index]]
+
+
+# --- sequences ---------------------------------------------------------------------------------------------------
+
+#: Marks a token that carries no loss.
+IGNORED = -100
+
+
+@dataclass(frozen=True, slots=True)
+class StepSequence:
+    """Steps of one problem in their order; `labels` has None where a step is not trained on here."""
+
+    problem: str
+    steps: tuple[str, ...]
+    labels: tuple[bool | None, ...]
+
+
+@dataclass
+class MergeCounts:
+    """What became of the labelled steps of a part: `num_repeated` are the same step after the same steps with the same
+    label as an earlier row (trained on once); those that one row calls right and another wrong, and those beyond the
+    longest length, are not trained on."""
+
+    num_rows: int = 0
+    num_repeated: int = 0
+    num_contradictory: int = 0
+    num_too_long: int = 0
+    num_correct: int = 0
+    num_wrong: int = 0
+    num_sequences: int = 0
+    num_tokens: int = 0
+
+    @property
+    def num_trained(self) -> int:
+        return self.num_correct + self.num_wrong
+
+
+@dataclass(slots=True)
+class _Node:
+    """A step after the steps above it. Children stand in the order of their first rows."""
+
+    children: dict[str, _Node] = field(default_factory=dict)
+    labels: set[bool] = field(default_factory=set)
+
+
+def merge_steps(rows: Iterable[LabelledStep]) -> tuple[list[StepSequence], MergeCounts]:
+    """Merge labelled steps into sequences, in the order of their problems' first rows, each step labelled in one; and
+    counts (those of tokens and lengths still 0)."""
+    counts = MergeCounts()
+    roots: dict[str, _Node] = {}
+    for row in rows:
+        counts.num_rows += 1
+        node = roots.setdefault(row.problem, _Node())
+        for step in row.steps:
+            node = node.children.setdefault(step, _Node())
+        counts.num_repeated += row.label in node.labels
+        counts.num_contradictory += node.labels == {not row.label}
+        node.labels.add(row.label)
+    sequences = []
+    pending = [(StepSequence(problem, (), ()), root) for problem, root in reversed(roots.items())]
+    while pending:
+        path, node = pending.pop()
+        # Where rows contradict each other, a sequence can be left without a label.
+        if not node.children and any(label is not None for label in path.labels):
+            sequences.append(path)
+        for place, (step, child) in reversed(list(enumerate(node.children.items()))):
+            own = next(iter(child.labels)) if len(child.labels) == 1 else None
+            # The first sequence through a step has its label.
+            labels = path.labels if place == 0 else (None,) * len(path.labels)
+            pending.append((StepSequence(path.problem, (*path.steps, step), (*labels, own)), child))
+    return sequences, counts
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSequence:
+    """A sequence as the network reads it: `ids` [tokens], and the class (0 wrong, 1 correct) at `positions` [steps]."""
+
+    ids: Any
+    positions: tuple[int, ...]
+    classes: tuple[int, ...]
+
+
+def encode_sequences(
+    sequences: Iterable[StepSequence], layout: Layout, counts: MergeCounts, *, max_length: int
+) -> list[TokenSequence]:
+    """Lay sequences out. Each ends at its last labelled step (a causal model reads no further); steps whose tag stands
+    beyond `max_length` are left out."""
+    import numpy as np
+
+    encoded = []
+    for sequence in sequences:
+        labelled = [(index, label) for index, label in enumerate(sequence.labels) if label is not None]
+        try:
+            rendered = layout.render(sequence.problem, sequence.steps[: labelled[-1][0] + 1])
+        except RequestRefused as error:
+            raise InputError(f"problem {sequence.problem[:60]!r}: {error}; remove it from the text") from None
+        places = [(rendered.positions[index], int(label)) for index, label in labelled]
+        kept = [(place, label) for place, label in places if place < max_length]
+        counts.num_too_long += len(labelled) - len(kept)
+        if not kept:
+            continue
+        positions, classes = zip(*kept, strict=True)
+        ids = np.array(rendered.ids[: positions[-1] + 1], dtype=np.int32)
+        encoded.append(TokenSequence(ids, positions, classes))
+        counts.num_correct += sum(classes)
+        counts.num_wrong += len(classes) - sum(classes)
+        counts.num_sequences += 1
+        counts.num_tokens += len(ids)
+    return encoded
+
+
+def collate(sequences: Sequence[TokenSequence]) -> dict[str, torch.Tensor]:
+    """A batch, padded on the right: `input_ids`, `attention_mask` and `labels` (-100 but at trained tags), each
+    [sequences, tokens]."""
+    import torch
+
+    shape = len(sequences), max(len(sequence.ids) for sequence in sequences)
+    ids, mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+    labels = torch.full(shape, IGNORED)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence.ids)] = torch.from_numpy(sequence.ids)
+        mask[row, : len(sequence.ids)] = 1
+        labels[row, list(sequence.positions)] = torch.tensor(sequence.classes)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def accuracies(rewards: Sequence[float], labels: Sequence[bool], threshold: float) -> dict[str, float | None]:
+    """At a threshold, `wrong`, the share of the wrong steps with a reward below it; `correct`, the share of the correct
+    ones at or above it; `f1`, their harmonic mean. None where there is no step of the kind."""
+    sides: dict[bool, list[bool]] = {False: [], True: []}
+    for reward, label in zip(rewards, labels, strict=True):
+        sides[label].append((reward >= threshold) is label)
+    wrong, correct = (sum(side) / len(side) if side else None for side in sides.values())
+    f1 = None if wrong is None or correct is None else _f1(wrong, correct)
+    return {"threshold": threshold, "wrong": wrong, "correct": correct, "f1": f1}
+
+
+def _f1(wrong: float, correct: float) -> float:
+    return 2 * wrong * correct / (wrong + correct) if wrong + correct else 0.0
+
+
+def best_threshold(rewards: Sequence[float], labels: Sequence[bool]) -> float:
+    """The threshold with the best f1, of equals the one closest to 0.5: among 0.5 and the middles between neighbouring
+    rewards. Where a class has no step, 0.5."""
+    num_correct, num_wrong = sum(labels), len(labels) - sum(labels)
+    if not num_correct or not num_wrong:
+        return 0.5
+    ranked = sorted(zip(rewards, labels, strict=True))
+    found = [(accuracies(rewards, labels, 0.5)["f1"] or 0.0, 0.0, 0.5)]
+    below = 0
+    for number, ((reward, label), (above, _)) in enumerate(pairwise(ranked), 1):
+        below += label
+        middle = (reward + above) / 2
+        # Neighbours too close for a number between them are one reward.
+        if reward < middle < 1.0:
+            f1 = _f1((number - below) / num_wrong, 1 - below / num_correct)
+            found.append((f1, -abs(middle - 0.5), middle))
+    return max(found)[2]

@@ -1,5 +1,4 @@
-"""From a base model to a model folder that every engine loads: weights, generation config, tokenizer, the template
-it was trained with (no --prompt is needed), and a card. It is made in `model.partial`, and renamed when it is whole."""
+"""From a base model to a model folder that every engine loads, with the template it was trained with and a card."""
 
 from __future__ import annotations
 
@@ -38,15 +37,6 @@ class BaseModel:
     context_length: int | None
     stops: tuple[int, ...]
 
-    @property
-    def source(self) -> dict[str, Any]:
-        """Keywords of every `from_pretrained` that loads a part of it."""
-        return {} if self.revision is None else {"revision": self.revision}
-
-    @property
-    def is_folder(self) -> bool:
-        return Path(self.target).is_dir()
-
 
 def find_model(target: str, revision: str | None = None) -> BaseModel:
     """Look up a model without loading its weights; an `EngineError` where it cannot be loaded, or not be trained."""
@@ -63,7 +53,7 @@ def find_model(target: str, revision: str | None = None) -> BaseModel:
     commit = None if path.is_dir() else commit_of(target, revision) or revision
     ends = None
     with contextlib.suppress(OSError):
-        ends = GenerationConfig.from_pretrained(target, **({} if commit is None else {"revision": commit})).eos_token_id
+        ends = GenerationConfig.from_pretrained(target, revision=commit).eos_token_id
     if ends is None:
         ends = getattr(config, "eos_token_id", None)
     return BaseModel(
@@ -75,19 +65,11 @@ def find_model(target: str, revision: str | None = None) -> BaseModel:
     )
 
 
-def check_weights(base: BaseModel) -> None:
-    """Refuse (`EngineError`) a checkpoint that does not fit its configuration: it would begin at random values."""
-    with plain_errors(base.target, "a causal language model"):
-        from transformers import AutoModelForCausalLM
-
-        load_weights(AutoModelForCausalLM, base.target, device_map="meta", **base.source)
-
-
 def card_text(training: TrainingRun, summary: Mapping[str, Any], title: str, about: str) -> str:
     """The card of a training's model in Markdown, with the header that the hub reads."""
     base, run = training.base, training.run
     source, identity = f"base_model: {base.target}\n", f"commit {base.revision}"
-    if base.is_folder:
+    if Path(base.target).is_dir():
         source, identity = "", base.identity
     figures = {name: value for name, value in summary.items() if isinstance(value, int | float)}
     rows = {
@@ -182,7 +164,7 @@ def _save_weights(training: LanguageRun, checkpoint: Path, folder: Path, *, is_a
     base, dtype = training.base, torch.bfloat16 if training.bf16 else torch.float32
     if is_adapter:
         # Merged in float32, whatever the weights are stored in: a small change survives rounding once, not twice.
-        model = load_weights(AutoModelForCausalLM, base.target, dtype=torch.float32, **base.source)
+        model = load_weights(AutoModelForCausalLM, base.target, dtype=torch.float32, revision=base.revision)
         model = merge_adapter(model, str(checkpoint)).to(dtype)
     else:
         model = load_weights(AutoModelForCausalLM, str(checkpoint), dtype=dtype)
@@ -193,7 +175,7 @@ def _save_weights(training: LanguageRun, checkpoint: Path, folder: Path, *, is_a
     model.save_pretrained(folder)
     generation = GenerationConfig()
     with contextlib.suppress(OSError):
-        generation = GenerationConfig.from_pretrained(base.target, **base.source)
+        generation = GenerationConfig.from_pretrained(base.target, revision=base.revision)
     ends = [training.end, *(token for token in base.stops if token != training.end)]
     generation.eos_token_id = ends if len(ends) > 1 else training.end
     (folder / "generation_config.json").write_text(generation.to_json_string(use_diff=True))

@@ -319,14 +319,6 @@ def _short_rows(
         yield (prompt, *replies) if kind == "dpo" else (prompt + replies[0], [-100] * len(prompt) + replies[0])
 
 
-def open_rows(folder: Path, part: str) -> Any:
-    """The rows of a part as a `datasets.Dataset` that stays on disk; None where the data has no such part."""
-    from datasets import Dataset
-
-    path = folder / f"{part}.arrow"
-    return Dataset.from_file(str(path)) if path.is_file() else None
-
-
 def row_lengths(rows: Any) -> list[int]:
     """Tokens of the longest sequence of each row of a data set, as the trainer has it."""
     import numpy as np

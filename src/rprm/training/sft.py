@@ -9,12 +9,12 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import Any, Unpack
 
-from rprm.engines.loading import load_tokenizer
+from rprm.engines.loading import load_tokenizer, load_weights, plain_errors
 from rprm.errors import PromptError
 from rprm.prompts.library import MODEL_TEMPLATE, load_template
-from rprm.training.handover import card_text, check_weights, hand_over
+from rprm.training.handover import card_text, hand_over
 from rprm.training.lifecycle import ROWS, RunArguments, TrainingResult, TrainingRun, group_by_length
-from rprm.training.rows import check_batch, check_rows, encode_data, end_token, open_data, open_rows, row_lengths
+from rprm.training.rows import check_batch, check_rows, encode_data, end_token, open_data, row_lengths
 from rprm.training.settings import SFTSettings
 
 __all__ = ["LanguageRun", "SFTSettings", "train_sft"]
@@ -51,7 +51,11 @@ class LanguageRun(TrainingRun):
         return {"input": self.data.digests(), "prompt": prompt, "model": self.base.identity}
 
     def check(self) -> None:
-        check_weights(self.base)
+        from transformers import AutoModelForCausalLM
+
+        # A checkpoint that does not fit its configuration would begin at random values.
+        with plain_errors(self.base.target, "a causal language model"):
+            load_weights(AutoModelForCausalLM, self.base.target, device_map="meta", revision=self.base.revision)
         template, carried = self.data.template, Path(self.base.target) / MODEL_TEMPLATE
         if not self.deliberate and carried.is_file() and (own := load_template(carried)).digest != template.digest:
             raise PromptError(
@@ -78,28 +82,30 @@ class LanguageRun(TrainingRun):
             "dtype": "bfloat16" if self.bf16 and settings.lora_rank else "float32",
             # Of a DPO's reference model too.
             "trust_remote_code": False,
-            **self.base.source,
+            "revision": self.base.revision,
             **({"attn_implementation": settings.attention} if settings.attention else {}),
         }
         activations = settings.gradient_checkpointing
         return config(**self.common, **further, activation_checkpointing=activations, model_init_kwargs=weights)
 
     def make_trainer(self, config: Any, callbacks: list[Any]) -> Any:
+        from datasets import Dataset
         from peft import LoraConfig
 
-        rows = open_rows(self.folder / ROWS, "train")
+        files = {part: str(self.folder / ROWS / f"{part}.arrow") for part in self.data.parts}
+        rows = {part: Dataset.from_file(file) for part, file in files.items()}
         trainer = self.trl()[0](
             model=self.base.target,
             args=config,
-            train_dataset=rows,
-            eval_dataset=open_rows(self.folder / ROWS, "validation"),
+            train_dataset=rows["train"],
+            eval_dataset=rows.get("validation"),
             # The trainer gives its tokenizer a padding token; the model's own stays as it is.
             processing_class=load_tokenizer(self.base.target, self.base.revision),
             callbacks=callbacks,
             # `all-linear` leaves the output head out.
             peft_config=LoraConfig(**self.settings.lora, task_type="CAUSAL_LM") if self.settings.lora_rank else None,
         )
-        check_batch(trainer, rows)
+        check_batch(trainer, rows["train"])
         if self.settings.group_by_length:
             group_by_length(trainer, row_lengths(trainer.train_dataset), self.settings.batch_size)
         return trainer
