@@ -160,7 +160,10 @@ def _save_weights(training: LanguageRun, checkpoint: Path, folder: Path, *, is_a
     """Weights, and the base model's generation config, which also stops at the token that replies end in."""
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+    # In a training by ZeRO this process would wait for the others to load their parts.
+    unset_hf_deepspeed_config()
     base, dtype = training.base, torch.bfloat16 if training.bf16 else torch.float32
     if is_adapter:
         # Merged in float32, whatever the weights are stored in: a small change survives rounding once, not twice.
