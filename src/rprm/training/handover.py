@@ -84,8 +84,10 @@ def card_text(training: TrainingRun, summary: Mapping[str, Any], title: str, abo
     }
     listed = ""
     for heading, values in tables.items():
-        rows = (f"| {name} | {f'{value:,}' if type(value) is int else value} |" for name, value in values.items())
-        listed += f"## {heading}\n\n| | |\n|---|---|\n" + "".join(row.replace("\n", " ") + "\n" for row in rows) + "\n"
+        lines = (f"| {name} | {f'{value:,}' if type(value) is int else value} |" for name, value in values.items())
+        listed += (
+            f"## {heading}\n\n| | |\n|---|---|\n" + "".join(line.replace("\n", " ") + "\n" for line in lines) + "\n"
+        )
     return f"""---
 library_name: transformers
 {source}tags:
