@@ -179,12 +179,12 @@ def test_validation_rows_are_checked_too(make_data: Callable[..., Path]) -> None
     [
         ('{"id": "a"', "line 2: not JSON"),
         ("[1]", "line 2: a record must be a JSON object"),
-        ('{"id": "a", "label": true, "prompt": "p"}', "completion be one message of the assistant"),
+        ('{"id": "a", "label": true, "prompt": "p"}', "completion be one of the assistant"),
         ('{"id": 3, "label": true, "prompt": "p", "completion": "c"}', "'id' must be a text"),
         ('{"id": "a", "label": 1, "prompt": "p", "completion": "c"}', "'label' must be true or false"),
         ('{"id": "a", "label": true, "prompt": 3, "completion": "c"}', "'prompt' must be a list"),
-        ('{"id": "a", "label": true, "prompt": [], "completion": []}', "prompt must end in a message of the user"),
-        ('{"id": "a", "label": true, "prompt": "p", "completion": []}', "completion be one message of the assistant"),
+        ('{"id": "a", "label": true, "prompt": [], "completion": []}', "prompt must end in the user's message"),
+        ('{"id": "a", "label": true, "prompt": "p", "completion": []}', "completion be one of the assistant"),
         (
             '{"id": "a", "label": true, "prompt": [{"role": "user"}], "completion": []}',
             "'prompt[0].content' is missing",

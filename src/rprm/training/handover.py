@@ -85,9 +85,8 @@ def card_text(training: TrainingRun, summary: Mapping[str, Any], title: str, abo
     listed = ""
     for heading, values in tables.items():
         lines = (f"| {name} | {f'{value:,}' if type(value) is int else value} |" for name, value in values.items())
-        listed += (
-            f"## {heading}\n\n| | |\n|---|---|\n" + "".join(line.replace("\n", " ") + "\n" for line in lines) + "\n"
-        )
+        cells = (line.replace("\n", " ") for line in lines)
+        listed += "\n".join([f"## {heading}", "", "| | |", "|---|---|", *cells, "", ""])
     return f"""---
 library_name: transformers
 {source}tags:
@@ -139,10 +138,8 @@ def hand_over(training: LanguageRun, checkpoint: Path, card: str) -> None:
     base, merge = training.base, training.settings.merge
     is_adapter = (checkpoint / ADAPTER_CONFIG).is_file()
     if not is_adapter and not any(checkpoint.glob("model*.safetensors")):
-        raise RunError(
-            f"{checkpoint} has no weights in one piece; train with a configuration that saves them whole "
-            "(FULL_STATE_DICT of FSDP, zero3_save_16bit_model of DeepSpeed: see recipes/accelerate)"
-        )
+        hint = "FULL_STATE_DICT of FSDP, zero3_save_16bit_model of DeepSpeed: see recipes/accelerate"
+        raise RunError(f"{checkpoint} has no weights in one piece; train so that they are saved whole ({hint})")
     with whole_folder(training.folder / MODEL) as folder:
         if is_adapter:
             # It fits its base model at that revision alone.

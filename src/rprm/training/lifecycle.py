@@ -184,10 +184,8 @@ class TrainingRun(ABC):
         self._refuse_patience()
         if not (self.folder / MANIFEST).exists():
             if self.settings.max_length > (self.base.context_length or self.settings.max_length):
-                raise InputError(
-                    f"max_length {self.settings.max_length:,} exceeds the context length of {self.base.target}, "
-                    f"{self.base.context_length:,} tokens; lower --max-length"
-                )
+                most = f"the context length of {self.base.target}, {self.base.context_length:,} tokens"
+                raise InputError(f"max_length {self.settings.max_length:,} exceeds {most}; lower --max-length")
             self.check()
         session = {"model": self.base.target, **self.source, "versions": _versions()}
         # Every setting as it is carried out.
@@ -309,9 +307,8 @@ class TrainingRun(ABC):
 
     def _refuse_patience(self) -> None:
         if self.settings.patience is not None and not self.has_validation:
-            raise InputError(
-                f"patience needs validation rows, and {next(iter(self.source.values()))} has none; leave patience out"
-            )
+            (name,) = self.source.values()
+            raise InputError(f"patience needs validation rows, and {name} has none; leave patience out")
 
 
 def computes_in_bf16(precision: Precision, *, use_cpu: bool) -> bool:

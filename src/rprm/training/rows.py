@@ -69,10 +69,8 @@ def open_data(source: str | Path, prompt: str | Path | None = None) -> TrainingD
     if template is None:
         raise PromptError(f"{path} carries no {MODEL_TEMPLATE}; name the template of its prompts with --prompt")
     if own is not None and own.digest != template.digest:
-        raise PromptError(
-            f"{path} was rendered with template {own.name!r} ({own.digest}), --prompt is {template.name!r} "
-            f"({template.digest}); leave --prompt out, or render the data again with it"
-        )
+        names = f"template {own.name!r} ({own.digest}), --prompt is {template.name!r} ({template.digest})"
+        raise PromptError(f"{path} was rendered with {names}; leave --prompt out, or render the data again with it")
     return TrainingData(str(source), parts, template)
 
 
@@ -117,10 +115,8 @@ def training_rows(path: Path, kind: str) -> Iterator[TrainingRow]:
         chat = not isinstance(row.value["prompt"], str)
         wanted = ["user", "assistant", "assistant"] if chat else ["", "", ""]
         if [[turn.role for turn in part] for part in turns] != [[role] for role in wanted[: len(turns)]]:
-            raise InputError(
-                f"prompt must end in a message of the user, {' and '.join(REPLIES[kind])} be one message of the "
-                "assistant; or all of them texts"
-            )
+            names = " and ".join(REPLIES[kind])
+            raise InputError(f"prompt must end in the user's message, {names} be one of the assistant; or all be texts")
         messages = tuple(Message(turn.role or "user", turn.content) for turn in found.prompt)
         texts = tuple(reply.content for (reply,) in turns[1:])
         place = f"line {row.line} (id {found.id!r})"
@@ -210,10 +206,8 @@ def check_rows(data: TrainingData, kind: str) -> None:
         if listed:
             raise InputError(f"{path} cannot be trained on:{listed}")
         if part == "train" and len(labels) == 1:
-            raise InputError(
-                f"{path}: all {total:,} rows have the label of {verdict.yes if labels[True] else verdict.no}; a judge "
-                "trained on them would always say so; add rows of the other label"
-            )
+            only = verdict.yes if labels[True] else verdict.no
+            raise InputError(f"{path}: all {total:,} rows have the label of {only}; add rows of the other label")
 
 
 # --- tokens -------------------------------------------------------------------------------------------------------
@@ -289,11 +283,9 @@ def encode_data(
             total = counts["num_rows"] + len(too_long)
             which = f"{path}: {len(too_long):,} of {total:,} rows are longer than"
             if len(too_long) > MAX_SHARE_TOO_LONG * total:
-                raise InputError(
-                    f"{which} max_length {most:,}, more than {MAX_SHARE_TOO_LONG:.0%}; the first: "
-                    f"{', '.join(too_long[:_NUM_NAMED])}; raise --max-length, or make shorter data (rows are never "
-                    "cut: the verdict stands at their end)"
-                )
+                which += f" max_length {most:,}, more than {MAX_SHARE_TOO_LONG:.0%}"
+                named = ", ".join(too_long[:_NUM_NAMED])
+                raise InputError(f"{which}; the first: {named}; raise --max-length, or make shorter data (none is cut)")
             if too_long:
                 on_note(f"{which} {most:,} tokens and left out")
         (partial / _COUNTS).write_text(json.dumps(found))
