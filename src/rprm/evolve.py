@@ -28,8 +28,6 @@ from rprm.subcommands import Subcommand, is_complete
 from rprm.training.handover import MODEL
 from rprm.training.settings import RoundSettings
 
-__all__ = ["RoundResult", "RoundSettings", "evolve"]
-
 
 class RoundResult(Record):
     """What a round came to. Figures in percent, on the validation steps.

@@ -84,24 +84,20 @@ def _sizes(path: Path) -> dict[str, int]:
 
 @dataclass
 class TrainingCallbacks:
-    """Progress callbacks, called in the main process alone."""
+    """Progress callbacks, called in the main process alone: a stage begins, such as loading or saving; a remark that the
+    reader should see; optimizer steps done, and how many there will be at most; a row of `metrics.jsonl`."""
 
-    #: Something began: loading, checking, training, saving.
     on_stage: Callable[[str], None] = lambda text: None
-    #: A remark that the reader should see, such as rows left out.
     on_note: Callable[[str], None] = lambda text: None
-    #: Optimizer steps done, and how many there will be at most.
     on_step: Callable[[int, int], None] = lambda step, num_steps: None
-    #: A row of `metrics.jsonl`: `{"step": int, "epoch": float, ...}` with what the trainer logs under its own names.
     on_metrics: Callable[[Mapping[str, Any]], None] = lambda row: None
 
 
 def metrics_callback(path: Path, callbacks: TrainingCallbacks, *, save_evaluated: bool = False) -> Any:
     """A `TrainerCallback` that writes `metrics.jsonl` to `path`, tells `callbacks`, and seals checkpoints.
 
-    With `save_evaluated`, each evaluation leaves a checkpoint, so that the best model is among them. A step that saves
-    is logged too: a logged loss is the mean since the log before, and a resumed run begins a new mean, so that it logs
-    the same figures as an undisturbed one. A loss that is no number ends the training with a `RunError`.
+    With `save_evaluated`, each evaluation leaves a checkpoint. A step that saves is logged too: a logged loss is the
+    mean since the log before, and a resumed run begins a new mean. A loss that is no number ends the training.
     """
     import torch
     from transformers import TrainerCallback

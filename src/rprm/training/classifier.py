@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
     from rprm.rewarders.network import StepNetwork
 
-__all__ = ["ClassifierTraining", "train_classifier"]
-
 
 class ClassifierArguments(RunArguments, total=False):
     """`validation` are labelled steps to evaluate on and to choose the threshold on; their problems are not trained on.

@@ -13,8 +13,6 @@ from rprm.training.lifecycle import TrainingResult
 from rprm.training.settings import DPOSettings
 from rprm.training.sft import LanguageArguments, LanguageRun
 
-__all__ = ["DPOSettings", "train_dpo"]
-
 
 class DPORun(LanguageRun):
     kind = "dpo"

@@ -17,8 +17,6 @@ from rprm.training.lifecycle import ROWS, RunArguments, TrainingResult, Training
 from rprm.training.rows import check_batch, check_rows, encode_data, end_token, open_data, row_lengths
 from rprm.training.settings import SFTSettings
 
-__all__ = ["LanguageRun", "SFTSettings", "train_sft"]
-
 
 class LanguageArguments(RunArguments, total=False):
     """`prompt` is the template that the rows were rendered with, where the data does not say."""
