@@ -84,8 +84,8 @@ def _sizes(path: Path) -> dict[str, int]:
 
 @dataclass
 class TrainingCallbacks:
-    """Progress callbacks, called in the main process alone: a stage begins, such as loading or saving; a remark that the
-    reader should see; optimizer steps done, and how many there will be at most; a row of `metrics.jsonl`."""
+    """Progress callbacks, called in the main process alone: a stage begins, such as loading or saving; a remark that
+    the reader should see; optimizer steps done, and how many there will be at most; a row of `metrics.jsonl`."""
 
     on_stage: Callable[[str], None] = lambda text: None
     on_note: Callable[[str], None] = lambda text: None
