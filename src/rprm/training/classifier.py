@@ -51,8 +51,8 @@ class ClassifierRun(TrainingRun):
     def __init__(self, steps: str | Path, **arguments: Unpack[ClassifierArguments]) -> None:
         from tokenizers import AddedToken
 
-        sources = {"train": steps, "validation": arguments.pop("validation", None)}
-        super().__init__({"steps": str(steps)}, **arguments)
+        sources = {"train": steps, "validation": arguments.get("validation")}
+        super().__init__({"steps": str(steps)}, arguments)
         self.sources = {part: str(source) for part, source in sources.items() if source is not None}
         #: Sequences of each part, `train` and maybe `validation`, and what became of its labelled steps.
         self.sequences: dict[str, list[TokenSequence]] = {}

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Required, TypedDict, TypeVar, Unpack
+from typing import Any, ClassVar, Required, TypedDict, TypeVar
 
 from rprm.errors import EngineError, InputError, RprmError, RunError
 from rprm.runs import MANIFEST, SUMMARY, Run, read_json_lines, versions
@@ -68,7 +68,7 @@ class TrainingRun(ABC):
 
     settings: TrainingSettings
 
-    def __init__(self, source: dict[str, str], **arguments: Unpack[RunArguments]) -> None:
+    def __init__(self, source: dict[str, str], arguments: RunArguments) -> None:
         self.source, self.settings = source, arguments.get("settings") or self.settings
         self.folder = Path(arguments["output"])
         self.options = arguments.get("options") or RunOptions()

@@ -32,9 +32,9 @@ class LanguageRun(TrainingRun):
     does: str
 
     def __init__(self, data: str | Path, **arguments: Unpack[LanguageArguments]) -> None:
-        prompt = arguments.pop("prompt", None)
+        prompt = arguments.get("prompt")
         self.data, self.deliberate = open_data(data, prompt), prompt is not None
-        super().__init__({"input": self.data.name}, **arguments)
+        super().__init__({"input": self.data.name}, arguments)
         self.tokenizer = load_tokenizer(self.base.target, self.base.revision)
         self.end = end_token(self.tokenizer, self.base.stops, chat=self.data.template.chat)
         self.counts: dict[str, dict[str, int]] = {}
