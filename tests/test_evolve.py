@@ -194,30 +194,29 @@ def test_a_round_samples_as_many_steps_as_it_is_told_and_goes_on_from_there(tmp_
     (folder / "steps" / "train.jsonl").write_bytes(
         "".join(f"step\u2028\x85 {number}\n" for number in range(5)).encode()
     )
-    rounds = _Rounds(folder, settings(num_sampled_steps=2), (), lambda number, stage: None)
+    rounds = _Rounds(folder, "m", settings(num_sampled_steps=2), (), lambda number, stage: None)
     sampled = []
     for number in (1, 2, 3):
-        (folder / f"round-{number}").mkdir()
-        lines = rounds._sampled(number, folder / f"round-{number}").read_bytes().decode().split("\n")[:-1]
+        lines = rounds.sampled(number).read_bytes().decode().split("\n")[:-1]
         sampled.append([int(line.removeprefix("step\u2028\x85 ")) for line in lines])
     assert sampled == [[0, 1], [2, 3], [4, 0]]
 
 
 def test_a_link_leads_to_the_best_model(tmp_path: Path) -> None:
-    from rprm.evolve import _link
+    from rprm.evolve import link
 
     folder, first = tmp_path / "rounds", tmp_path / "sft"
     trained = folder / "round-1" / "dpo" / "model"
     for model in (trained, first):
         model.mkdir(parents=True)
-    _link(folder, str(first))
+    link(folder, str(first))
     assert (folder / "model").resolve() == first
-    _link(folder, str(trained))
+    link(folder, str(trained))
     # A folder that is moved takes its models along.
     moved = folder.rename(tmp_path / "moved")
     assert (moved / "model").resolve() == moved / "round-1" / "dpo" / "model"
     # A model of the hub is no folder.
-    _link(moved, "owner/name")
+    link(moved, "owner/name")
     assert {path.name for path in moved.iterdir()} == {"round-1"}
 
 

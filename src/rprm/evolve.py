@@ -1,24 +1,16 @@
 """Preference optimisation in rounds (R-PRM, section 3.2): sample, pair, train, measure, keep the better model.
 
-Each round is a row of stages, commands of this package in folders of their own.
-
-    FOLDER/
-      rprm_prompt.toml                      the template of all rounds
-      steps/train.jsonl, validation.jsonl   the labelled steps, split by problem
-      round-0/measure                       the model that the rounds began with
-      round-1/analyses, pairs, dpo, measure
-      results.jsonl                         one row a round: what it came to, and which model goes on
-      model                                 a link to that model: the best one so far
+Each stage of a round is a command of this package in a folder of its own, `round-N/{analyses,pairs,dpo,measure}`;
+`results.jsonl` has a row for each round, and `model` is a link to the best model so far.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +19,7 @@ from rprm.benchmarks.labelled_steps import StepItems
 from rprm.data.splits import is_held_out
 from rprm.data.steps import read_labelled_steps, steps_source
 from rprm.errors import CorruptRun, InputError, PromptError
-from rprm.prompts import PromptTemplate, load_template
+from rprm.prompts import load_template
 from rprm.prompts.library import MODEL_TEMPLATE
 from rprm.reading import Rejected, Source
 from rprm.records import LabelledStep, Record, SolutionReward
@@ -35,8 +27,6 @@ from rprm.runs import RESULTS, SUMMARY, LineWriter, Run, read_json_lines, versio
 from rprm.subcommands import Subcommand, is_complete
 from rprm.training.handover import MODEL
 from rprm.training.settings import RoundSettings
-
-__all__ = ["RoundResult", "RoundSettings", "evolve"]
 
 
 class RoundResult(Record):
@@ -81,116 +71,117 @@ def evolve(
         settings: what they depend on.
         launcher: what starts a training process in place of this Python, such as `accelerate launch --config_file F`.
         prompt: the template; by default the one that the first model's folder carries.
-        on_stage: called when a stage begins, with the round's number and the stage's name.
-        on_round: called with each round's result, those of earlier sessions too.
+        on_stage, on_round: called when a stage begins, and with each round's result, those of earlier sessions too.
 
     Returns:
         One result a round, round 0 first.
 
     Raises:
-        InputError: there is nothing to train or to measure on.
-        PromptError: no template is given, and the model carries none.
+        InputError, PromptError: there is nothing to train or to measure on; no template is given or carried.
         RunError: the folder cannot be used, or a stage failed; the message has its command and its last words.
     """
-    folder = Path(output)
-    source = steps_source(steps)
-    template = _template(model, prompt)
-    resolved = {
-        "input": source.inspect().digest,
-        "model": model,
-        "prompt": {"name": template.name, "digest": template.digest},
-        **asdict(settings),
-    }
+    source, carried = steps_source(steps), Path(model) / MODEL_TEMPLATE
+    if prompt is None and not carried.is_file():
+        raise PromptError(f"{model} carries no {MODEL_TEMPLATE}: give the template it was trained with (--prompt)")
+    # What samples, trains and measures must read the same prompt.
+    template = load_template(prompt or carried)
+    prompted = {"name": template.name, "digest": template.digest}
+    resolved = {"input": source.inspect().digest, "model": model, "prompt": prompted, **settings.resolved()}
     session = {"input": source.name, "launcher": list(launcher), "versions": versions()}
-    with Run(folder, stage="evolve", settings=resolved, session=session) as run:
-        write_atomically(folder / MODEL_TEMPLATE, template.to_toml())
-        rounds = _Rounds(folder, settings, launcher, on_stage)
+    with Run(output, stage="evolve", settings=resolved, session=session) as run:
+        write_atomically(run.folder / MODEL_TEMPLATE, template.to_toml())
+        rounds = _Rounds(run.folder, model, settings, launcher, on_stage)
         rounds.split(source)
         done = [RoundResult.model_validate(row) for row in read_json_lines(run.results_path)]
         if [result.round for result in done] != list(range(len(done))):
             raise CorruptRun(f"{run.results_path} does not hold the rounds in order; begin a new folder")
         for result in done:
             on_round(result)
-        if done:
-            _link(folder, done[-1].best)
-        writer = LineWriter(run.results_path)
-        try:
-            for number in range(len(done), settings.num_rounds + 1):
-                result = rounds.run(number, done[-1] if done else None, model)
-                writer.write(result.model_dump_json())
-                done.append(result)
-                _link(folder, result.best)
-                on_round(result)
-        except BaseException as error:
-            run.note({"stopped_by": type(error).__name__})
-            raise
-        finally:
-            writer.close()
+        with closing(LineWriter(run.results_path)) as writer:
+            try:
+                for number in range(len(done), settings.num_rounds + 1):
+                    done.append(rounds.run(number, done[-1] if done else None))
+                    writer.write(done[-1].model_dump_json())
+                    link(run.folder, done[-1].best)
+                    on_round(done[-1])
+            except BaseException as error:
+                run.note({"stopped_by": type(error).__name__})
+                raise
+        link(run.folder, done[-1].best)
         run.complete({"num_rounds": settings.num_rounds, "best": done[-1].best}, {})
     return done
 
 
-def _link(folder: Path, model: str) -> None:
+def link(folder: Path, model: str) -> None:
     """Let `model` in a folder lead to a model; to nothing where that is no folder of this machine."""
-    link, target, root = folder / MODEL, Path(model).resolve(), folder.resolve()
-    partial = link.with_name(f"{MODEL}.partial")
+    path, target, root = folder / MODEL, Path(model).resolve(), folder.resolve()
+    partial = path.with_name(f"{MODEL}.partial")
     # Where links are for administrators alone, the results alone name the model.
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         partial.unlink(missing_ok=True)
         if target.is_dir():
             # From within the folder, so that it can be moved whole.
             partial.symlink_to(target.relative_to(root) if target.is_relative_to(root) else target)
-            partial.replace(link)
+            partial.replace(path)
         else:
-            link.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
 
 @dataclass
 class _Rounds:
     folder: Path
+    first_model: str
     settings: RoundSettings
     launcher: Sequence[str]
     on_stage: Callable[[int, str], None]
 
     def __post_init__(self) -> None:
-        self.prompt = ("--prompt", str(self.folder / MODEL_TEMPLATE))
-        self.validation = self.folder / "steps" / "validation.jsonl"
-        self.train = self.folder / "steps" / "train.jsonl"
+        self.train, self.validation = (self.folder / "steps" / f"{part}.jsonl" for part in ("train", "validation"))
 
     def split(self, source: Source) -> None:
-        """Write the steps of training and validation problems to their files, each whole or not at all."""
+        """Write the steps of training and validation problems to their files."""
         if self.train.exists() and self.validation.exists():
             return
         share, seed = self.settings.validation_share, self.settings.seed
-        self.train.parent.mkdir(exist_ok=True)
-        partial = {path: path.with_name(f"{path.name}.partial") for path in (self.train, self.validation)}
-        counts = dict.fromkeys(partial, 0)
-        writers = {path: LineWriter(name, fresh=True) for path, name in partial.items()}
-        try:
-            for step in _steps(source):
-                path = self.validation if is_held_out(step.problem, share, seed) else self.train
-                writers[path].write(step.model_dump_json())
-                counts[path] += 1
-        finally:
-            for writer in writers.values():
-                writer.close()
-        if not all(counts.values()):
+        lines: dict[Path, list[str]] = {self.train: [], self.validation: []}
+        for step in _steps(source):
+            path = self.validation if is_held_out(step.problem, share, seed) else self.train
+            lines[path].append(step.model_dump_json() + "\n")
+        if not all(lines.values()):
+            numbers = f"{len(lines[self.train])} steps to train on and {len(lines[self.validation])} to measure on"
             raise InputError(
-                f"{source.name}: {counts[self.train]} steps to train on and {counts[self.validation]} to measure on, "
-                f"with {share:.0%} of the problems held out; there must be both: give more steps, or another share"
+                f"{source.name}: {numbers}, with {share:.0%} of the problems held out; there must be both: give more "
+                "steps, or another share"
             )
-        for path, name in partial.items():
-            os.replace(name, path)
+        for path, steps in lines.items():
+            write_atomically(path, "".join(steps))
 
-    def run(self, number: int, before: RoundResult | None, first_model: str) -> RoundResult:
+    def run(self, number: int, before: RoundResult | None) -> RoundResult:
         """A round: the first measures, the others sample, pair, train and measure."""
-        started = time.monotonic()
-        best = before.best if before else first_model
-        model, num_pairs = self._trained(number, best) if before else (best, None)
-        figures = self._measured(number, model)
-        difference = None
-        if before is not None:
-            best_round = next(row for row in range(number) if self._model_of(row, first_model) == best)
+        started, settings = time.monotonic(), self.settings
+        model = best = before.best if before else self.first_model
+        num_pairs, difference = None, None
+        if before:
+            analyses = self._stage(
+                number, "analyses", "data", "analyses", self.sampled(number), *self._asking(best, number), "-n",
+                settings.num_analyses,
+            )  # fmt: skip
+            # The problems to measure on are none of these: nothing more is held out.
+            pairs = self._stage(
+                number, "pairs", "data", "pairs", analyses, "--validation", 0, "--seed", settings.seed,
+                *settings.resolved()["pair_options"],
+            )  # fmt: skip
+            num_pairs = json.loads((pairs / SUMMARY).read_bytes())["parts"]["train"]["rows"]
+            trained = "train", "dpo", pairs, "--model", best, *settings.train_options
+            self._stage(number, "dpo", *trained, launcher=self.launcher)
+            model = self._model_of(number)
+        measured = self._stage(
+            number, "measure", "bench", "steps", self.validation, *self._asking(model, 0), "-k",
+            settings.judge_analyses, "--stopping", "none", "--allow-missing",
+        )  # fmt: skip
+        figures = json.loads((measured / "measurement.json").read_bytes())["figures"]
+        if before:
+            best_round = next(row for row in range(number) if self._model_of(row) == best)
             difference = compare(self._tally(best_round), self._tally(number)).differences["f1"]
         kept = difference is None or (difference.value or 0.0) > 0.0
         return RoundResult(
@@ -199,51 +190,19 @@ class _Rounds:
             best=model if kept else best,
             kept=kept,
             num_pairs=num_pairs,
-            f1=figures["f1"] or 0.0,
-            wrong_acc=figures["wrong_acc"],
-            correct_acc=figures["correct_acc"],
-            wellformed=figures["wellformed"],
-            difference=difference.value if difference else None,
-            difference_low=difference.low if difference else None,
-            difference_high=difference.high if difference else None,
+            **{name: figures[name]["value"] for name in ("wrong_acc", "correct_acc", "wellformed")},
+            f1=figures["f1"]["value"] or 0.0,
+            difference=difference and difference.value,
+            difference_low=difference and difference.low,
+            difference_high=difference and difference.high,
             seconds=round(time.monotonic() - started, 1),
         )
 
-    def _trained(self, number: int, best: str) -> tuple[str, int]:
-        """The model of a round, and its pairs: analyses of the best model so far, pairs of them, DPO."""
-        settings = self.settings
-        steps = self._sampled(number, self.folder / f"round-{number}")
-        analyses = self._stage(
-            number, "analyses", "data", "analyses", str(steps), "--model", self._spec(best), "-n",
-            str(settings.num_analyses), *self._sampling(number), *self.prompt,
-        )  # fmt: skip
-        # The problems to measure on are none of these: nothing more is held out.
-        pairs = self._stage(
-            number, "pairs", "data", "pairs", str(analyses), "--validation", "0", "--seed", str(settings.seed),
-            *settings.pair_options,
-        )  # fmt: skip
-        trained = self._stage(
-            number, "dpo", "train", "dpo", str(pairs), "--model", best, *settings.train_options, launcher=self.launcher
-        )
-        num_pairs = json.loads((pairs / SUMMARY).read_bytes())["parts"]["train"]["rows"]
-        return str(trained / MODEL), num_pairs
-
-    def _measured(self, number: int, model: str) -> dict[str, Any]:
-        """Figures of a model on the validation steps, all analyses drawn."""
-        folder = self._stage(
-            number, "measure", "bench", "steps", str(self.validation), "--model", self._spec(model), "-k",
-            str(self.settings.judge_analyses), "--stopping", "none", *self._sampling(0), "--allow-missing",
-            *self.prompt,
-        )  # fmt: skip
-        figures = json.loads((folder / "measurement.json").read_bytes())["figures"]
-        return {name: figure["value"] for name, figure in figures.items() if "value" in figure}
-
-    def _sampled(self, number: int, folder: Path) -> Path:
+    def sampled(self, number: int) -> Path:
         """The steps that a round samples: all, or so many, round by round from where the last one ended."""
-        size = self.settings.num_sampled_steps
+        size, path = self.settings.num_sampled_steps, self.folder / f"round-{number}" / "steps.jsonl"
         if size is None:
             return self.train
-        path = folder / "steps.jsonl"
         if not path.exists():
             # As bytes: a line ends at a line feed alone, not at what else Unicode takes for a line end.
             lines = self.train.read_bytes().splitlines(keepends=True)
@@ -251,43 +210,32 @@ class _Rounds:
             write_atomically(path, b"".join(chosen).decode())
         return path
 
-    def _sampling(self, number: int) -> list[str]:
+    def _asking(self, model: str, number: int) -> list[Any]:
+        """Options of the stages that ask a model."""
         settings = self.settings
+        # The scripted engine has no model: what it says of a round's is made up, what is trained is real.
+        spec = f"{settings.engine}:{'' if settings.engine == 'scripted' else model}"
+        spec += f"?{settings.engine_options}" if settings.engine_options else ""
         return [
-            "--temperature", str(settings.temperature), "--top-p", str(settings.top_p), "--max-tokens",
-            str(settings.max_tokens), "--seed", str(settings.seed + number),
+            "--model", spec, "--prompt", self.folder / MODEL_TEMPLATE, "--temperature", settings.temperature,
+            "--top-p", settings.top_p, "--max-tokens", settings.max_tokens, "--seed", settings.seed + number,
         ]  # fmt: skip
 
-    def _spec(self, model: str) -> str:
-        engine, options = self.settings.engine, self.settings.engine_options
-        # The scripted engine has no model: what it says of a round's is made up, what is trained is real.
-        target = "" if engine == "scripted" else model
-        return f"{engine}:{target}" + (f"?{options}" if options else "")
-
-    def _model_of(self, number: int, first_model: str) -> str:
-        return first_model if number == 0 else str(self.folder / f"round-{number}" / "dpo" / MODEL)
+    def _model_of(self, number: int) -> str:
+        return self.first_model if number == 0 else str(self.folder / f"round-{number}" / "dpo" / MODEL)
 
     def _tally(self, number: int) -> Tally:
-        steps = tuple(_steps(Source(str(self.validation))))
         rows = read_json_lines(self.folder / f"round-{number}" / "measure" / RESULTS)
         scores = step_scores([SolutionReward.model_validate(row) for row in rows])
-        return tally_steps(StepItems(steps), scores, allow_missing=True)
+        return tally_steps(StepItems(tuple(_steps(Source(str(self.validation))))), scores, allow_missing=True)
 
-    def _stage(self, number: int, name: str, *arguments: str, launcher: Sequence[str] = ()) -> Path:
+    def _stage(self, number: int, name: str, *arguments: Any, launcher: Sequence[str] = ()) -> Path:
         """Run a command of this package into `round-N/NAME`, unless it is complete there."""
         folder = self.folder / f"round-{number}" / name
         if not is_complete(folder):
             self.on_stage(number, name)
-            Subcommand(folder, arguments, launcher=launcher, attached=True).wait()
+            Subcommand(folder, [str(argument) for argument in arguments], launcher=launcher, attached=True).wait()
         return folder
-
-
-def _template(model: str, prompt: str | None) -> PromptTemplate:
-    """The one template of all rounds: what samples, trains and measures must read the same prompt."""
-    carried = Path(model) / MODEL_TEMPLATE
-    if prompt is None and not carried.is_file():
-        raise PromptError(f"{model} carries no {MODEL_TEMPLATE}: give the template it was trained with (--prompt)")
-    return load_template(prompt or carried)
 
 
 def _steps(source: Source) -> Iterator[LabelledStep]:

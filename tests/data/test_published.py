@@ -17,8 +17,7 @@ from rprm.errors import InputError, PromptError, SettingsChanged
 from rprm.models import R_PRM_SYSTEM
 from rprm.prompts import load_template
 from rprm.runs import read_manifest
-from rprm.training.preflight import check_rows
-from rprm.training.rows import open_data
+from rprm.training.rows import check_rows, open_data
 from tests.data.published_set import (
     BAD_DPO,
     BAD_SFT,

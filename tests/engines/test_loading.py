@@ -255,7 +255,7 @@ def test_no_code_of_a_repository_is_run(folder: Path, names: tuple[str, ...], mo
 
 
 def test_training_runs_no_code_of_a_repository_either(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rprm.training.rows import find_model
+    from rprm.training.handover import find_model
 
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
     (folder / "code.py").write_text("raise SystemExit('run')\n")

@@ -1,4 +1,4 @@
-"""Which checkpoint to go on from: the last whole one, whatever a kill left behind."""
+"""Which checkpoint to resume from: the last whole one, whatever a kill left behind."""
 
 from __future__ import annotations
 
@@ -7,27 +7,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
-from rprm.training.checkpoints import defect, last_checkpoint
+from rprm.training.checkpoints import is_whole, last_checkpoint, seal
 
 
-def make_checkpoint(
-    folder: Path, step: int, *, max_steps: int = 100, stop: bool = False, num_processes: int = 1
-) -> Path:
-    """The files that the trainer leaves, small."""
+def make_checkpoint(folder: Path, step: int, *, max_steps: int = 100, stop: bool = False) -> Path:
+    """Files as the trainer leaves them, small, and sealed."""
     path = folder / f"checkpoint-{step}"
-    path.mkdir(parents=True)
-    save_file({"weight": torch.zeros(100)}, path / "model.safetensors")
-    for name in ("optimizer.pt", "scheduler.pt"):
-        torch.save({"state": torch.zeros(100)}, path / name)
-    ranks = ["rng_state.pth"] if num_processes == 1 else [f"rng_state_{rank}.pth" for rank in range(num_processes)]
-    for name in ranks:
-        torch.save({"cpu": torch.zeros(10)}, path / name)
+    (path / "optimizer_0").mkdir(parents=True)
+    for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state_0.pth", "rng_state_1.pth"):
+        (path / name).write_bytes(bytes(1000))
+    (path / "optimizer_0" / ".metadata").write_bytes(bytes(10))
     control = {"args": {"should_training_stop": stop}, "attributes": {}}
     state = {"global_step": step, "max_steps": max_steps, "stateful_callbacks": {"TrainerControl": control}}
     (path / "trainer_state.json").write_text(json.dumps(state))
+    seal(path)
     return path
 
 
@@ -52,13 +46,18 @@ def test_the_last_by_number(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "harm",
     [
+        # Killed before everything was written.
+        lambda path: (path / "rprm_files.json").unlink(),
+        lambda path: cut(path / "rprm_files.json"),
         lambda path: (path / "trainer_state.json").unlink(),
         lambda path: cut(path / "trainer_state.json"),
         lambda path: (path / "trainer_state.json").write_text('{"global_step": 7}'),
         lambda path: cut(path / "optimizer.pt", 0.9),
         lambda path: (path / "scheduler.pt").unlink(),
-        lambda path: cut(path / "rng_state.pth"),
-        lambda path: (path / "rng_state.pth").unlink(),
+        # Of each process, and of the folders of a distributed training.
+        lambda path: cut(path / "rng_state_0.pth"),
+        lambda path: (path / "rng_state_1.pth").unlink(),
+        lambda path: (path / "optimizer_0" / ".metadata").unlink(),
         lambda path: cut(path / "model.safetensors", 0.99),
         lambda path: cut(path / "model.safetensors", 0.0),
         lambda path: (path / "model.safetensors").unlink(),
@@ -67,9 +66,9 @@ def test_the_last_by_number(tmp_path: Path) -> None:
 def test_a_torn_one_is_set_aside_and_the_one_before_used(tmp_path: Path, harm: Callable[[Path], None]) -> None:
     make_checkpoint(tmp_path, 2)
     torn = make_checkpoint(tmp_path, 4)
-    assert defect(torn) is None
+    assert is_whole(torn)
     harm(torn)
-    assert defect(torn) is not None
+    assert not is_whole(torn)
     found = last_checkpoint(tmp_path)
     assert found is not None
     assert found.step == 2
@@ -82,21 +81,6 @@ def test_torn_twice(tmp_path: Path) -> None:
         (tmp_path / "checkpoint-4").mkdir()
         assert last_checkpoint(tmp_path) is None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["torn-checkpoint-4", "torn-checkpoint-4.2"]
-
-
-def test_a_shard_is_missing(tmp_path: Path) -> None:
-    path = make_checkpoint(tmp_path, 2)
-    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
-    (path / "model.safetensors.index.json").write_text(json.dumps(index))
-    (path / "model.safetensors").rename(path / "model-00001-of-00002.safetensors")
-    assert defect(path) == "model-00002-of-00002.safetensors is missing"
-
-
-def test_every_process_must_have_left_its_part(tmp_path: Path) -> None:
-    path = make_checkpoint(tmp_path, 2, num_processes=2)
-    assert defect(path, num_processes=2) is None
-    (path / "rng_state_1.pth").unlink()
-    assert defect(path, num_processes=2) == "rng_state_1.pth is missing or cut short"
 
 
 def test_stopped(tmp_path: Path) -> None:

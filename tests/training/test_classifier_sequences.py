@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rprm.records import LabelledStep
 from rprm.rewarders.layouts import QwenLayout
-from rprm.training.step_sequences import (
+from rprm.training.classifier import (
     IGNORED,
     MergeCounts,
     StepSequence,
@@ -158,10 +158,10 @@ def test_accuracies_and_their_harmonic_mean() -> None:
     rewards, labels = [0.9, 0.6, 0.3, 0.2, 0.7], [True, True, True, False, False]
     found = accuracies(rewards, labels, 0.5)
     # Wrong steps below 0.5: 0.2 of (0.2, 0.7), 1/2. Correct ones at or above: 0.9 and 0.6 of three, 2/3.
-    assert (found.wrong, found.correct) == (0.5, pytest.approx(2 / 3))
-    assert found.f1 == pytest.approx(2 * 0.5 * (2 / 3) / (0.5 + 2 / 3))
-    assert accuracies([0.9], [True], 0.5).f1 is None
-    assert accuracies([0.1, 0.9], [True, False], 0.5).f1 == 0.0
+    assert (found["wrong"], found["correct"]) == (0.5, pytest.approx(2 / 3))
+    assert found["f1"] == pytest.approx(2 * 0.5 * (2 / 3) / (0.5 + 2 / 3))
+    assert accuracies([0.9], [True], 0.5)["f1"] is None
+    assert accuracies([0.1, 0.9], [True, False], 0.5)["f1"] == 0.0
 
 
 def test_the_best_threshold() -> None:
@@ -180,5 +180,5 @@ def test_no_threshold_is_better() -> None:
         labels = [draw.random() < 0.6 for _ in range(40)]
         rewards = [round(min(1.0, max(0.0, draw.gauss(0.8 if label else 0.6, 0.2))), 2) for label in labels]
         chosen = best_threshold(rewards, labels)
-        best = max(accuracies(rewards, labels, value / 1000).f1 or 0.0 for value in range(1, 1000))
-        assert accuracies(rewards, labels, chosen).f1 == pytest.approx(best)
+        best = max(accuracies(rewards, labels, value / 1000)["f1"] or 0.0 for value in range(1, 1000))
+        assert accuracies(rewards, labels, chosen)["f1"] == pytest.approx(best)

@@ -137,16 +137,11 @@ def test_the_handed_over_model_rewards_as_the_trained_one(trained: Any, tiny_mod
     """The trainer's last checkpoint against the model folder, through the classifier, to 1e-5."""
     from safetensors.torch import load_file
 
-    from rprm.rewarders.layouts import QwenLayout
-    from rprm.rewarders.network import base_network
-    from rprm.training.classifier import add_embedding, tokenizer_with_tag
-    from rprm.training.rows import find_model
+    from rprm.training.classifier import ClassifierRun
 
-    tokenizer, is_new = tokenizer_with_tag(find_model(str(tiny_model)), "<extra_0>")
-    assert is_new
-    network = base_network(str(tiny_model), "two-way", dtype=torch.float32)
-    layout = QwenLayout(tokenizer)
-    add_embedding(network.backbone, len(tokenizer), layout.tag_id)
+    run = ClassifierRun("unread", settings=settings(), model=str(tiny_model), output=trained.output)
+    assert run.new_tag_id is not None
+    network, layout = run.network(bf16=False), run.layout
     network.load_state_dict(load_file(trained.output / "checkpoints" / "checkpoint-30" / "model.safetensors"))
     network.eval()
     for problem, steps in (("Problem 7", ["good", "bad", "good"]), ("Ünïcode?", ["<extra_0> good", ""])):
@@ -327,7 +322,7 @@ def test_bad_rows_are_set_aside(tiny_model: Path, tmp_path: Path) -> None:
     with path.open("a") as stream:
         stream.write('{"problem": "p", "step": "s"}\n{torn\n')
     notes: list[str] = []
-    from rprm.training.metrics import TrainingCallbacks
+    from rprm.training.checkpoints import TrainingCallbacks
 
     result = train_classifier(
         path,

@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from rprm.training.devices import computes_in_bf16  # noqa: E402
+from rprm.training.lifecycle import computes_in_bf16  # noqa: E402
 
 
 @pytest.mark.parametrize(

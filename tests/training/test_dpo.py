@@ -14,7 +14,7 @@ from rprm.engines.tokens import encode_prompt
 from rprm.errors import InputError, PromptError
 from rprm.prompts.library import MODEL_TEMPLATE, load_template
 from rprm.training.dpo import DPOSettings, train_dpo
-from rprm.training.preflight import check_batch
+from rprm.training.rows import check_batch
 from rprm.training.sft import train_sft
 from tests.training.conftest import RAW_TEMPLATE, TEMPLATE, make_row
 from tests.training.test_sft import QUICK as QUICK_SFT
@@ -166,8 +166,8 @@ def test_the_reference_is_loaded_without_code_and_at_the_revision(
         settings=replace(QUICK, max_steps=1),
         revision="abc",
     )
-    # The check of the checkpoint, the policy, the reference.
-    assert [kwargs.get("trust_remote_code") for kwargs in loads] == [False] * 3, loads
+    # The check of the checkpoint, the policy, the reference, the trained model.
+    assert [kwargs.get("trust_remote_code") for kwargs in loads] == [False] * 4, loads
 
 
 def test_settings_that_make_no_sense() -> None:

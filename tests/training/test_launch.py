@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rprm.runs import read_manifest
-from rprm.training.metrics import read_metrics
+from rprm.runs import read_json_lines, read_manifest
 from rprm.training.sft import train_sft
 from tests.training.test_sft import QUICK
 
@@ -75,7 +74,7 @@ def test_two_processes_do_the_steps_of_one(
     settings = replace(QUICK, group_by_length=True)
     alone = train_sft(data, model=str(tiny_model), output=tmp_path / "one", settings=settings)
     losses = [
-        [row["loss"] for row in read_metrics(folder / "metrics.jsonl") if "loss" in row]
+        [row["loss"] for row in read_json_lines(folder / "metrics.jsonl") if "loss" in row]
         for folder in (tmp_path / "two", alone.output)
     ]
     assert len(losses[0]) == 3
@@ -94,7 +93,7 @@ def test_an_error_ends_both(make_data: Callable[..., Path], tiny_model: Path, tm
     started = time.monotonic()
     done = launch("sft", str(data), "--model", str(tiny_model), "-o", str(tmp_path / "run"), port=port)
     assert done.returncode != 0
-    assert done.stderr.count("train.jsonl, line 1: no 'id'") == 1
+    assert done.stderr.count("train.jsonl, line 1: 'id' is missing") == 1
     assert time.monotonic() - started < 100
     assert not (tmp_path / "run").exists()
 

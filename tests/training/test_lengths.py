@@ -11,14 +11,14 @@ import pytest
 pytest.importorskip("torch")
 datasets = pytest.importorskip("datasets")
 
-from rprm.training.lifecycle import _group_by_length  # noqa: E402
-from rprm.training.preflight import row_lengths  # noqa: E402
+from rprm.training.lifecycle import group_by_length  # noqa: E402
+from rprm.training.rows import row_lengths  # noqa: E402
 
 
 def order_of(lengths: list[int], batch_size: int, *, seed: int = 0, epoch: float = 0.0) -> list[int]:
     """The rows as a trainer would take them."""
     trainer: Any = SimpleNamespace(args=SimpleNamespace(seed=seed), state=SimpleNamespace(epoch=epoch))
-    _group_by_length(trainer, lengths, batch_size)
+    group_by_length(trainer, lengths, batch_size)
     return list(trainer._get_train_sampler())
 
 

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from rprm.data.wellformed import verdict_fault
 from rprm.engines.tokens import encode_prompt
 from rprm.errors import InputError, PromptError
 from rprm.prompts import builtin_names, load_template
 from rprm.prompts.library import MODEL_TEMPLATE
 from rprm.prompts.template import Message, Prompt, PromptTemplate
-from rprm.training.preflight import PromptCheck, check_rows, encode_data, open_rows, verdict_fault
-from rprm.training.rows import open_data, read_rows
+from rprm.training.rows import PromptCheck, check_rows, encode_data, open_data, training_rows
 from rprm.verdict import VerdictFormat
 from tests.training.conftest import RAW_TEMPLATE, TEMPLATE, make_row, write_rows
 
@@ -137,7 +138,7 @@ def test_faults_are_counted_and_the_first_named(make_data: Callable[..., Path]) 
         check(folder)
     message = str(caught.value)
     assert "4 of 8 rows do not end in exactly one verdict" in message
-    assert "line 2 (id 'row-1': completion: no verdict), line 4 (id 'row-3'" in message
+    assert "line 2 (id 'row-1'): completion: no verdict, line 4 (id 'row-3'" in message
     assert "'row-6'" not in message, "three rows are named"
     assert "1 of 8 rows have a prompt that template 'tiny'" in message
     assert "1 of 8 rows have an id that an earlier row has; make ids unique; the first: line 8" in message
@@ -160,7 +161,7 @@ def test_preferences_must_prefer_the_right_verdict(make_data: Callable[..., Path
     rows[2]["rejected"] = rows[2]["chosen"]
     rows[3]["chosen"], rows[3]["rejected"] = rows[3]["rejected"], rows[3]["chosen"]
     write_rows(folder / "train.jsonl", rows)
-    with pytest.raises(InputError, match=r"2 of 4 rows .*line 3 \(id 'row-2': rejected: .*line 4 \(id 'row-3': chosen"):
+    with pytest.raises(InputError, match=r"2 of 4 rows .*line 3 .*: rejected: .*line 4 .*: chosen"):
         check(folder, "dpo")
 
 
@@ -177,16 +178,16 @@ def test_validation_rows_are_checked_too(make_data: Callable[..., Path]) -> None
     ("line", "message"),
     [
         ('{"id": "a"', "line 2: not JSON"),
-        ("[1]", "line 2: not a JSON object"),
-        ('{"id": "a", "label": true, "prompt": "p"}', "line 2: no 'completion'; a row for sft has id, label"),
-        ('{"id": 3, "label": true, "prompt": "p", "completion": "c"}', "id must be a text and label true or false"),
-        ('{"id": "a", "label": 1, "prompt": "p", "completion": "c"}', "id must be a text and label true or false"),
-        ('{"id": "a", "label": true, "prompt": 3, "completion": "c"}', "prompt must be a list of messages"),
-        ('{"id": "a", "label": true, "prompt": [], "completion": []}', "prompt must end in a message of the user"),
-        ('{"id": "a", "label": true, "prompt": "p", "completion": []}', "completion must be one message of the assis"),
+        ("[1]", "line 2: a record must be a JSON object"),
+        ('{"id": "a", "label": true, "prompt": "p"}', "completion be one of the assistant"),
+        ('{"id": 3, "label": true, "prompt": "p", "completion": "c"}', "'id' must be a text"),
+        ('{"id": "a", "label": 1, "prompt": "p", "completion": "c"}', "'label' must be true or false"),
+        ('{"id": "a", "label": true, "prompt": 3, "completion": "c"}', "'prompt' must be a list"),
+        ('{"id": "a", "label": true, "prompt": [], "completion": []}', "prompt must end in the user's message"),
+        ('{"id": "a", "label": true, "prompt": "p", "completion": []}', "completion be one of the assistant"),
         (
             '{"id": "a", "label": true, "prompt": [{"role": "user"}], "completion": []}',
-            "a message has a role and a content, both texts",
+            "'prompt[0].content' is missing",
         ),
     ],
 )
@@ -194,15 +195,15 @@ def test_rows_that_are_none(tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(make_row(0)) + "\n" + line + "\n")
     with pytest.raises(InputError, match=r"rows.jsonl, line 2") as caught:
-        list(read_rows(path, "sft"))
+        list(training_rows(path, "sft"))
     assert message in str(caught.value)
 
 
 def test_further_columns_and_blank_lines_are_ignored(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("\n" + json.dumps({**make_row(0), "source": "x", "step": {"any": 1}}) + "\n\n")
-    (row,) = read_rows(path, "sft")
-    assert (row.line, row.id, row.label) == (2, "row-0", True)
+    (row,) = training_rows(path, "sft")
+    assert (row.place, row.id, row.label) == ("line 2 (id 'row-0')", "row-0", True)
 
 
 def test_where_data_comes_from(make_data: Callable[..., Path], tmp_path: Path) -> None:
@@ -210,18 +211,18 @@ def test_where_data_comes_from(make_data: Callable[..., Path], tmp_path: Path) -
         open_data(tmp_path / "missing")
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(InputError, match=r"has no train.jsonl"):
+    with pytest.raises(InputError, match=r"no such data; .*train.jsonl"):
         open_data(empty)
     folder = make_data(num_train=2)
     (folder / "validation.jsonl").write_text("")
     assert open_data(folder).parts.keys() == {"train"}, "an empty validation file is none"
-    with pytest.raises(PromptError, match="says nothing of its prompt template"):
+    with pytest.raises(PromptError, match="name the template"):
         open_data(folder / "train.jsonl")
     assert open_data(folder / "train.jsonl", folder / MODEL_TEMPLATE).template == TEMPLATE
     with pytest.raises(PromptError, match=r"rendered with template 'tiny' .*--prompt is 'critique'"):
         open_data(folder, "critique")
     (folder / MODEL_TEMPLATE).unlink()
-    with pytest.raises(PromptError, match=r"has no rprm_prompt.toml"):
+    with pytest.raises(PromptError, match=r"carries no rprm_prompt.toml"):
         open_data(folder)
     (folder / "train.jsonl").write_text("")
     with pytest.raises(InputError, match="has no row"):
@@ -234,15 +235,9 @@ def test_where_data_comes_from(make_data: Callable[..., Path], tmp_path: Path) -
 def encode(folder: Path, target: Path, tiny_model: Path, max_length: int, notes: Any = None) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
-    return encode_data(
-        open_data(folder),
-        "sft",
-        target,
-        tokenizer=AutoTokenizer.from_pretrained(tiny_model),
-        end=0,
-        max_length=max_length,
-        on_note=notes.append if notes is not None else lambda text: None,
-    )
+    tell = notes.append if notes is not None else lambda text: None
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    return encode_data(open_data(folder), "sft", target, tokenizer, 0, max_length, tell)
 
 
 def test_rows_too_long_are_left_out_up_to_5_percent(
@@ -256,15 +251,15 @@ def test_rows_too_long_are_left_out_up_to_5_percent(
     write_rows(folder / "train.jsonl", rows)
     notes: list[str] = []
     counts = encode(folder, tmp_path / "rows", tiny_model, 300, notes)["train"]
-    assert (counts.num_rows, counts.num_too_long, counts.num_yes, counts.num_no) == (19, 1, 10, 9)
+    assert [counts[f"num_{name}"] for name in ("rows", "too_long", "yes", "no")] == [19, 1, 10, 9]
     assert notes == [f"{folder / 'train.jsonl'}: 1 of 20 rows are longer than 300 tokens and left out"]
-    kept = open_rows(tmp_path / "rows", "train")
+    kept = Dataset.from_file(str(tmp_path / "rows" / "train.arrow"))
     assert len(kept) == 19
-    assert max(map(len, kept["input_ids"])) == counts.longest <= 300
-    assert sum(map(len, kept["input_ids"])) == counts.num_tokens
+    assert max(map(len, kept["input_ids"])) == counts["longest"] <= 300
+    assert sum(map(len, kept["input_ids"])) == counts["num_tokens"]
     assert all(labels[-1] == 0 for labels in kept["labels"]), "every row ends in its end token"
     assert encode(folder, tmp_path / "rows", tiny_model, 300) == {"train": counts}, "made once, then read"
-    assert open_rows(tmp_path / "rows", "validation") is None
+    assert not (tmp_path / "rows" / "validation.arrow").exists()
 
     rows[4]["completion"][0]["content"] = rows[3]["completion"][0]["content"]
     write_rows(folder / "train.jsonl", rows)

@@ -13,9 +13,8 @@ from typer.testing import CliRunner
 
 from rprm.cli.train import app
 from rprm.errors import InputError
-from rprm.training import settings as presets
 from rprm.training.classifier import ClassifierTraining
-from rprm.training.settings import DPO_PRESETS, SFT_PRESETS, DPOSettings, SFTSettings, find_preset
+from rprm.training.settings import DPO_PRESETS, SFT_PRESETS, DPOSettings, SFTSettings
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +66,7 @@ def settings_of(monkeypatch: pytest.MonkeyPatch, kind: str, *arguments: str) -> 
 
 def test_presets_and_options(monkeypatch: pytest.MonkeyPatch) -> None:
     settings, given = settings_of(monkeypatch, "sft", "--preset", "paper-7b-sft")
-    assert settings == presets.PAPER_7B_SFT
+    assert settings == SFT_PRESETS["paper-7b-sft"]
     assert given["model"] == "Qwen/Qwen2.5-Math-7B-Instruct"
     settings, _ = settings_of(monkeypatch, "sft", "--model", "m")
     assert settings == SFTSettings()
@@ -76,7 +75,7 @@ def test_presets_and_options(monkeypatch: pytest.MonkeyPatch) -> None:
         "--no-gradient-checkpointing", "--precision", "fp32", "--keep-last",
     )  # fmt: skip
     assert settings == replace(
-        presets.SMALL_LORA_SFT,
+        SFT_PRESETS["small-lora"],
         lora_rank=None,
         num_epochs=2.0,
         packing=True,
@@ -89,7 +88,7 @@ def test_presets_and_options(monkeypatch: pytest.MonkeyPatch) -> None:
         "--precompute-reference", "--patience", "2", "--eval-steps", "50", "--push-to-hub", "a/b", "--public",
     )  # fmt: skip
     assert settings == replace(
-        presets.PAPER_7B_DPO, beta=0.2, sft_weight=0.5, precompute_reference=True, patience=2, eval_steps=50
+        DPO_PRESETS["paper-7b-dpo"], beta=0.2, sft_weight=0.5, precompute_reference=True, patience=2, eval_steps=50
     )
     assert (given["options"].push_to_hub, given["options"].private) == ("a/b", False)
 
@@ -106,7 +105,7 @@ def test_every_setting_has_an_option() -> None:
 
 def test_the_papers_values() -> None:
     """R-PRM, section 4.1: 1 epoch, batch 128, learning rates 5e-6 and 5e-7, warm-up ratio 0.03."""
-    for settings, rate in ((presets.PAPER_7B_SFT, 5e-6), (presets.PAPER_7B_DPO, 5e-7)):
+    for settings, rate in ((SFT_PRESETS["paper-7b-sft"], 5e-6), (DPO_PRESETS["paper-7b-dpo"], 5e-7)):
         # The lowest validation loss is kept, and nothing stops early.
         assert (settings.keep_best, settings.patience) == (True, None)
         assert (settings.num_epochs, settings.batch_size, settings.warmup_ratio) == (1.0, 128, 0.03)
@@ -117,7 +116,7 @@ def test_the_papers_values() -> None:
         for preset in (*SFT_PRESETS.values(), *DPO_PRESETS.values()):
             preset.accumulation(count if preset.batch_size > 8 else 1)
     with pytest.raises(InputError, match="no preset 'big'; there are paper-7b-sft, small-lora, cpu"):
-        find_preset(SFT_PRESETS, "big")
+        CliRunner().invoke(app, ["sft", "d", "-m", "m", "-o", "r", "--preset", "big"], catch_exceptions=False)
 
 
 def test_a_model_is_needed() -> None:

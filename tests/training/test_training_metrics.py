@@ -9,17 +9,19 @@ from types import SimpleNamespace
 import pytest
 
 from rprm.errors import RunError
-from rprm.training.metrics import TrainingCallbacks, last_value, metrics_callback, read_metrics, truncate_metrics
+from rprm.runs import read_json_lines
+from rprm.training.checkpoints import TrainingCallbacks, metrics_callback
 
 
 def test_rows_after_the_checkpoint_and_a_torn_line_go(tmp_path: Path) -> None:
+    """Training begins, from nothing or from a checkpoint, with the rows that the trainer's state has."""
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps({"step": step, "loss": 1.0}) + "\n" for step in (1, 2, 3)) + '{"step": 4, "lo')
-    truncate_metrics(path, 2)
-    assert [row["step"] for row in read_metrics(path)] == [1, 2]
-    truncate_metrics(path, 0)
-    assert read_metrics(path) == []
-    truncate_metrics(tmp_path / "missing.jsonl", 0)
+    callback = metrics_callback(path, TrainingCallbacks())
+    for steps in ((1, 2), ()):
+        history = [{"loss": 1.0, "num_tokens": 5, "step": step} for step in steps]
+        callback.on_train_begin(None, SimpleNamespace(is_world_process_zero=True, log_history=history), None)
+        assert list(read_json_lines(path)) == [{"step": step, "loss": 1.0} for step in steps]
 
 
 def test_the_callback_writes_rows_and_tells(tmp_path: Path) -> None:
@@ -39,8 +41,5 @@ def test_the_callback_writes_rows_and_tells(tmp_path: Path) -> None:
     callback.on_log(None, other, control, {"loss": 0.5})
     with pytest.raises(RunError, match="loss is nan at step 7"):
         callback.on_log(None, state, control, {"loss": float("nan")})
-    rows = read_metrics(path)
-    assert rows == [{"step": 7, "loss": 0.5, "grad_norm": None, "epoch": 1.0}]
+    assert list(read_json_lines(path)) == [{"step": 7, "loss": 0.5, "grad_norm": None, "epoch": 1.0}]
     assert told == [(7, 9), 7]
-    assert last_value(rows, "loss") == 0.5
-    assert last_value(rows, "grad_norm") is None

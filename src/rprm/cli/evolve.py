@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,29 +15,6 @@ if TYPE_CHECKING:
     from rprm.evolve import RoundResult
 
 
-@dataclass(frozen=True)
-class RoundPairs:
-    """Which pairs a round trains on, as `rprm data pairs` takes them."""
-
-    per_step: Annotated[int, "Most pairs of one step."] = 1
-    min_accuracy: Annotated[float, "As for `rprm data pairs`."] = 0.0
-    max_accuracy: Annotated[float, "As for `rprm data pairs`."] = 1.0
-    min_repeats: Annotated[int, "As for `rprm data pairs`."] = 1
-    balance: Annotated[bool, "As for `rprm data pairs`."] = True
-    max_length_ratio: Annotated[float | None, "As for `rprm data pairs`."] = None
-
-    def arguments(self) -> tuple[str, ...]:
-        """Those of the command line; what is as by default of a switch or a missing number is left out."""
-        found: list[str] = []
-        for field in fields(self):
-            value, option = getattr(self, field.name), field.name.replace("_", "-")
-            if value is False:
-                found.append(f"--no-{option}")
-            elif value is not None and value is not True:
-                found += [f"--{option}", str(value)]
-        return tuple(found)
-
-
 @with_options
 def evolve(
     steps: Annotated[
@@ -47,7 +24,6 @@ def evolve(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the rounds; a killed run resumes there.")],
     *,
     settings: RoundSettings,
-    pairs: RoundPairs,
     launcher: Annotated[
         str, typer.Option(help='Starts the training processes, as in "accelerate launch --config_file FILE".')
     ] = "",
@@ -68,50 +44,36 @@ def evolve(
 
     from rprm.evolve import evolve as run_rounds
 
-    console = Console(stderr=True, highlight=False)
-
-    def tell(result: RoundResult) -> None:
-        if json:
-            print(result.model_dump_json(), flush=True)
-
+    console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
+    settings, started_by = replace(settings, train_options=tuple(train_options or ())), shlex.split(launcher)
     results = run_rounds(
-        steps,
-        model,
-        output,
-        replace(settings, pair_options=pairs.arguments(), train_options=tuple(train_options or ())),
-        launcher=shlex.split(launcher),
-        prompt=prompt,
-        on_stage=lambda number, stage: console.print(f"round {number}: {stage}", style="dim"),
-        on_round=tell,
-    )
+        steps, model, output, settings, launcher=started_by, prompt=prompt,
+        on_stage=lambda number, stage: errors.print(f"round {number}: {stage}", style="dim"),
+        on_round=lambda result: print(result.model_dump_json(), flush=True) if json else None,
+    )  # fmt: skip
     if not json:
-        Console(highlight=False).print(_table(results))
-        Console(highlight=False).print(f"best model: {results[-1].best}", markup=False)
+        console.print(_table(results))
+        console.print(f"best model: {results[-1].best}", markup=False)
 
 
 def _table(results: list[RoundResult]) -> Any:
     from rich.table import Table
 
-    table = Table(
-        box=None,
-        padding=(0, 1),
-        title="Rounds, measured on the validation steps: accuracies on wrong and on correct ones, their harmonic mean "
-        "(F1) and its change against the best model before, share of well-formed analyses",
-        title_justify="left",
+    title = (
+        "Rounds, measured on the validation steps: accuracies on wrong and on correct ones, their harmonic mean (F1) "
+        "and its change against the best model before, share of well-formed analyses"
     )
+    table = Table(box=None, padding=(0, 1), title=title, title_justify="left")
     for name in ("round", "pairs", "wrong", "correct", "F1", "change", "formed", ""):
         table.add_column(name, justify="left" if not name else "right", no_wrap=True)
     for result in results:
-        difference = "" if result.difference is None else f"{result.difference:+.1f}"
+        numbers = (result.wrong_acc, result.correct_acc, result.f1)
+        change = "" if result.difference is None else f"{result.difference:+.1f}"
         if result.difference_low is not None and result.difference_high is not None:
-            difference += f" [{result.difference_low:+.1f}, {result.difference_high:+.1f}]"
-        table.add_row(
-            str(result.round),
-            "" if result.num_pairs is None else f"{result.num_pairs:,}",
-            *(f"{value:.1f}" for value in (result.wrong_acc, result.correct_acc, result.f1)),
-            difference,
-            "" if result.wellformed is None else f"{result.wellformed:.1f}",
-            "start" if result.round == 0 else "goes on" if result.kept else "dropped",
-            style="" if result.kept else "dim",
-        )
+            change += f" [{result.difference_low:+.1f}, {result.difference_high:+.1f}]"
+        pairs = "" if result.num_pairs is None else f"{result.num_pairs:,}"
+        formed = "" if result.wellformed is None else f"{result.wellformed:.1f}"
+        fate = "start" if result.round == 0 else "goes on" if result.kept else "dropped"
+        cells = (str(result.round), pairs, *(f"{number:.1f}" for number in numbers), change, formed, fate)
+        table.add_row(*cells, style="" if result.kept else "dim")
     return table

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import os
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,21 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rprm.cli.options import given, with_options
-from rprm.training.settings import (
-    DPO_PRESETS,
-    PRESET_MODELS,
-    SFT_PRESETS,
-    ClassifierTraining,
-    DPOSettings,
-    RunOptions,
-    Settings,
-    SFTSettings,
-    find_preset,
-)
+from rprm.errors import InputError
+from rprm.training.settings import PRESET_MODELS, PRESETS, ClassifierTraining, DPOSettings, RunOptions, SFTSettings
 
 if TYPE_CHECKING:
     from rprm.training.lifecycle import TrainingResult
-    from rprm.training.metrics import TrainingCallbacks
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -33,100 +25,71 @@ app = typer.Typer(
     help="Train: cold start (sft), preference optimisation (dpo), a discriminative PRM (classifier).",
 )
 
-Output = Annotated[
-    Path, typer.Option("--output", "-o", help="Run folder; a killed run resumes there. model/ is the result.")
-]
-Revision = Annotated[str | None, typer.Option(help="Revision of a hub model.")]
+
+@dataclass(frozen=True, kw_only=True)
+class PlaceOptions:
+    """What is trained, and where."""
+
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Run folder; a killed run resumes there. model/ is the result.")
+    ]
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Folder or hub id of the model to train.")] = None
+    revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None
 
 
-@dataclass(frozen=True)
-class LanguageOptions:
-    """What sft and dpo train on, from what, and to where."""
+@dataclass(frozen=True, kw_only=True)
+class LanguageOptions(PlaceOptions):
+    """What sft and dpo have in common."""
 
     data: Annotated[
         str,
         typer.Argument(metavar="DATA", help="Folder as `rprm data` writes it, or a JSON Lines file (with --prompt)."),
     ]
-    output: Output
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Folder or hub id of the model to train.")] = None
     prompt: Annotated[
         str | None, typer.Option(help="Template that the rows were rendered with.", show_default="the data's own")
     ] = None
-    revision: Revision = None
+    preset: Annotated[
+        str | None, typer.Option(help="paper-7b-sft (-dpo), small-lora, cpu.", show_default="the paper's values")
+    ] = None
 
     def train(
-        self,
-        train: Callable[..., TrainingResult],
-        context: typer.Context,
-        settings: Settings,
-        presets: Mapping[str, Settings],
-        preset: str | None,
-        options: RunOptions,
+        self, train: Callable[..., TrainingResult], context: typer.Context, settings: Any, options: RunOptions
     ) -> None:
-        """Train by the settings of a preset, with the options that were given in their place, and report."""
-        model = self.model or PRESET_MODELS.get(preset or "")
-        if model is None:
-            raise typer.BadParameter("name the model to train with --model")
-        if preset is not None:
-            settings = replace(find_preset(presets, preset), **given(context, settings))
-        further = {"prompt": self.prompt, "revision": self.revision, "options": options}
-        with training_progress() as callbacks:
-            _report(
-                train(self.data, model=model, output=self.output, settings=settings, callbacks=callbacks, **further)
-            )
+        """Train by the settings of a preset, with the options that were given in their place."""
+        place: PlaceOptions = self
+        if self.preset is not None:
+            if self.preset not in (presets := PRESETS[type(settings)]):
+                raise InputError(f"no preset {self.preset!r}; there are {', '.join(presets)}")
+            settings = replace(presets[self.preset], **given(context, settings))
+            place = replace(self, model=self.model or PRESET_MODELS.get(self.preset))
+        _train(train, self.data, place, settings=settings, options=options, prompt=self.prompt)
 
 
 @app.command()
 @with_options
-def sft(
-    context: typer.Context,
-    language: LanguageOptions,
-    preset: Annotated[
-        str | None, typer.Option(help=f"{', '.join(SFT_PRESETS)}.", show_default="the paper's values")
-    ] = None,
-    *,
-    settings: SFTSettings,
-    options: RunOptions,
-) -> None:
+def sft(context: typer.Context, language: LanguageOptions, *, settings: SFTSettings, options: RunOptions) -> None:
     """Fine-tune a model on analyses (the cold start): loss on the analysis alone, its verdict and end included."""
     from rprm.training.sft import train_sft
 
-    language.train(train_sft, context, settings, SFT_PRESETS, preset, options)
+    language.train(train_sft, context, settings, options)
 
 
 @app.command()
 @with_options
-def dpo(
-    context: typer.Context,
-    language: LanguageOptions,
-    preset: Annotated[
-        str | None, typer.Option(help=f"{', '.join(DPO_PRESETS)}.", show_default="the paper's values")
-    ] = None,
-    *,
-    settings: DPOSettings,
-    options: RunOptions,
-) -> None:
+def dpo(context: typer.Context, language: LanguageOptions, *, settings: DPOSettings, options: RunOptions) -> None:
     """Optimise a model on preference pairs: of two analyses of a step, the one whose verdict is right."""
     from rprm.training.dpo import train_dpo
 
-    language.train(train_dpo, context, settings, DPO_PRESETS, preset, options)
+    language.train(train_dpo, context, settings, options)
 
 
 @app.command()
 @with_options
 def classifier(
     steps: Annotated[
-        str,
-        typer.Argument(
-            metavar="STEPS",
-            help="Labelled steps: run folder of `rprm data steps`, a JSON Lines file, or a hub set.",
-        ),
+        str, typer.Argument(metavar="STEPS", help="Labelled steps: run folder of `rprm data steps`, file, or hub set.")
     ],
-    output: Output,
-    model: Annotated[
-        str,
-        typer.Option("--model", "-m", help="Folder or hub id of any causal language model, or of a qwen classifier."),
-    ],
+    place: PlaceOptions,
     validation: Annotated[
         str | None,
         typer.Option(
@@ -135,48 +98,24 @@ def classifier(
             show_default="a share of the problems",
         ),
     ] = None,
-    revision: Revision = None,
     *,
     settings: ClassifierTraining,
     options: RunOptions,
 ) -> None:
     """Train a discriminative PRM on labelled steps: a two-way head at the end of each step, as in Qwen2.5-Math-PRM.
 
-    OUTPUT/model is loaded by `--model classifier:OUTPUT/model`. Exit code 3 says that some rows were rejected.
+    The model is any causal language model, or a classifier of the qwen layout; OUTPUT/model is loaded by
+    `--model classifier:OUTPUT/model`. Exit code 3 says that some rows were rejected.
     """
     from rprm.cli import EXIT_REJECTED
     from rprm.training.classifier import train_classifier
+    from rprm.training.handover import shown
 
-    with training_progress() as callbacks:
-        result = train_classifier(
-            steps,
-            model=model,
-            output=output,
-            settings=settings,
-            validation=validation,
-            revision=revision,
-            options=options,
-            callbacks=callbacks,
-        )
-    _report(result)
-    for found in result.summary["validation"]:
-        shown = [f"{name} {found[name]:.4f}" for name in ("wrong", "correct", "f1") if found[name] is not None]
-        typer.echo(f"validation steps at threshold {found['threshold']:.4f}: {', '.join(shown)}")
-    if result.summary["num_rejected"]:
+    summary = _train(train_classifier, steps, place, settings=settings, options=options, validation=validation).summary
+    for found in summary["validation"]:
+        typer.echo(": ".join(shown(found)))
+    if summary["num_rejected"]:
         raise typer.Exit(EXIT_REJECTED)
-
-
-def _report(result: TrainingResult) -> None:
-    """The result on standard output, from the main process."""
-    import os
-
-    if os.environ.get("RANK", "0") != "0":
-        return
-    figures = [f"{result.num_steps:,} steps"]
-    for name, label in (("loss", "loss"), ("eval_loss", "validation loss")):
-        if result.summary.get(name) is not None:
-            figures.append(f"{label} {result.summary[name]:.4g}")
-    typer.echo(f"{result.model}: {', '.join(figures)}")
 
 
 #: Figures shown while training, in this order, and what they are called.
@@ -190,32 +129,37 @@ _FIGURES = {
 }
 
 
-@contextmanager
-def training_progress() -> Iterator[TrainingCallbacks]:
-    """Progress on standard error: a line that moves on a terminal, and the logged figures above it."""
-    import os
-    import sys
+def _train(train: Callable[..., TrainingResult], data: str, place: PlaceOptions, **arguments: Any) -> TrainingResult:
+    """Train behind a line on standard error that moves on a terminal, the logged figures above it; report the result.
+
+    Of several processes the main one alone speaks.
+    """
     import warnings
 
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from rprm.training.devices import MainProcessFailed
-    from rprm.training.metrics import TrainingCallbacks
+    from rprm.training.checkpoints import TrainingCallbacks
+    from rprm.training.lifecycle import MainProcessFailed
 
-    _quiet_libraries()
+    if place.model is None:
+        raise typer.BadParameter("name the model to train with --model")
+    # What is missing is told when training begins.
+    with suppress(ImportError):
+        import datasets
+        import transformers
+
+        # Loading bars and remarks of the libraries would stand in the middle of our own line.
+        datasets.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.set_verbosity_error()
     console = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
     is_terminal = console.is_terminal and not console.quiet
     progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("steps  {task.fields[figures]}"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not is_terminal,
-    )
+        TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+        TextColumn("steps  {task.fields[figures]}"), TimeRemainingColumn(),
+        console=console, transient=True, disable=not is_terminal,
+    )  # fmt: skip
     task = progress.add_task("starting", total=None, figures="")
 
     def say(text: str, style: str = "") -> None:
@@ -243,20 +187,13 @@ def training_progress() -> Iterator[TrainingCallbacks]:
         with progress, warnings.catch_warnings():
             # What libraries say about one another's deprecations is nothing to act on here.
             warnings.simplefilter("ignore", FutureWarning)
-            yield callbacks
+            where: dict[str, Any] = {"model": place.model, "output": place.output, "revision": place.revision}
+            result = train(data, callbacks=callbacks, **where, **arguments)
     except MainProcessFailed:
         # The main process tells it.
         sys.exit(1)
-
-
-def _quiet_libraries() -> None:
-    """Loading bars and remarks of the libraries would stand in the middle of our own line."""
-    try:
-        import datasets
-        import transformers
-    except ImportError:
-        # What is missing is told when training begins.
-        return
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
+    if not console.quiet:
+        losses = {_FIGURES[name]: result.summary[name] for name in ("loss", "eval_loss")}
+        figures = [f"{label} {value:.4g}" for label, value in losses.items() if value is not None]
+        typer.echo(f"{result.model}: {', '.join([f'{result.num_steps:,} steps', *figures])}")
+    return result

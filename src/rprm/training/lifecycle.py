@@ -1,67 +1,37 @@
-"""The one lifecycle of all training: SFT, DPO and the classifier are a `TrainingRun` each.
-
-OUTPUT/
-  manifest.json     settings, sessions (as every run folder)
-  rows/             the training rows as token ids (SFT, DPO)
-  rejected.jsonl    rows of the input that cannot be used (classifier)
-  checkpoints/      the trainer's; gone when the run is complete, unless they are to be kept
-  metrics.jsonl     what was logged and evaluated
-  adapter/          the LoRA adapter, where one was trained and merged (SFT, DPO)
-  model/            the result
-  summary.json      counts and figures, written at the end
+"""The one lifecycle of all training: SFT, DPO and the classifier are a `TrainingRun` each; docs/training.md has the run
+folder. Of several processes (`accelerate launch`) the main one alone reads the data, writes the folder and hands over.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import json
+import os
 import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Required, TypedDict, Unpack
+from typing import Any, ClassVar, Required, TypedDict, TypeVar
 
 from rprm.errors import EngineError, InputError, RprmError, RunError
-from rprm.runs import MANIFEST, REJECTED, SUMMARY, Run, versions
-from rprm.training.checkpoints import Checkpoint, best_checkpoint, last_checkpoint
-from rprm.training.devices import Processes, computes_in_bf16, trains_on_cpu
-from rprm.training.handover import LIMITS, MODEL, Card, push
-from rprm.training.metrics import (
-    METRICS,
-    TrainingCallbacks,
-    last_value,
-    metrics_callback,
-    read_metrics,
-    truncate_metrics,
-)
-from rprm.training.rows import BaseModel, find_model
-from rprm.training.settings import RunOptions, TrainingSettings
+from rprm.runs import MANIFEST, SUMMARY, Run, read_json_lines, versions
+from rprm.training.checkpoints import METRICS, Checkpoint, TrainingCallbacks, last_checkpoint, metrics_callback
+from rprm.training.handover import MODEL, find_model, push
+from rprm.training.settings import Precision, RunOptions, TrainingSettings
+
+Result = TypeVar("Result")
 
 ROWS = "rows"
 CHECKPOINTS = "checkpoints"
 
-#: Figures of a summary that stand in the card.
-_FIGURES = ("num_steps", "num_epochs", "handed_over_step", "stopped_early", "loss", "eval_loss", "threshold")
-
-#: Seconds that processes wait for one another: the main one may take long to tokenise a large data set.
-_TIMEOUT = 4 * 3600
-
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training came to.
-
-    Attributes:
-        output: the run folder.
-        model: the model folder in it.
-        num_steps: optimizer steps at its end.
-        summary: as in `summary.json`.
-        resumed_from: the step of the checkpoint that this session resumed from; None where it started anew.
-        was_complete: an earlier session had finished it; this one did no training.
-    """
+    """What a training came to: its run folder, the model folder in it, optimizer steps, `summary.json`; the step that
+    this session resumed from, if it did; and whether an earlier session had finished it."""
 
     output: Path
     model: Path
@@ -72,56 +42,59 @@ class TrainingResult:
 
 
 class RunArguments(TypedDict, total=False):
-    """Arguments of every training.
-
-    Attributes:
-        model: a folder or hub id.
-        output: the run folder; `model/` in it is the result. A killed run is resumed there.
-        revision: of a hub model.
-        options: what no result depends on.
-        callbacks: told of progress, in the main process alone.
-    """
+    """Arguments of every training: `model` is a folder, or a hub id at `revision`; a killed run is resumed in `output`;
+    `settings` are hyperparameters; no result depends on `options`; `callbacks` are told of progress."""
 
     model: Required[str]
     output: Required[str | Path]
+    settings: TrainingSettings | None
     revision: str | None
     options: RunOptions | None
     callbacks: TrainingCallbacks | None
 
 
+class MainProcessFailed(RprmError):
+    """The main process failed, and has said why; this one has nothing to add."""
+
+
 class TrainingRun(ABC):
-    """One session on a run folder. The main process holds the folder; the others hold nothing.
-
-    A kind of training says below what its rows become, which trainer learns from them, and what is handed over.
-
-    Args:
-        settings: hyperparameters.
-        source: the data, as it is named in the manifest: `{"input": ...}`.
-        arguments: see `RunArguments`.
-    """
+    """One session on a run folder; `source` is how the manifest names the data: `{"input": ...}`."""
 
     kind: ClassVar[str]
+    #: Kind of the engine or rewarder that runs the model.
+    runs_as: ClassVar[str]
     #: A second process or GPU is refused.
     one_device: ClassVar[bool] = False
 
-    def __init__(self, settings: TrainingSettings, source: dict[str, str], **arguments: Unpack[RunArguments]) -> None:
-        self.settings, self.source = settings, source
+    settings: TrainingSettings
+
+    def __init__(self, source: dict[str, str], arguments: RunArguments) -> None:
+        self.source, self.settings = source, arguments.get("settings") or self.settings
         self.folder = Path(arguments["output"])
         self.options = arguments.get("options") or RunOptions()
-        self.processes = Processes.of_environment()
-        self.callbacks = (self.processes.is_main and arguments.get("callbacks")) or TrainingCallbacks()
+        # As `accelerate launch` and torchrun tell it.
+        self.is_main = os.environ.get("RANK", "0") == "0"
+        self.num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+        self.callbacks = (self.is_main and arguments.get("callbacks")) or TrainingCallbacks()
         self._started = time.monotonic()
         self._completed = False
         self.callbacks.on_stage("loading libraries")
         try:
-            import torch  # noqa: F401
-            import transformers  # noqa: F401
+            import torch
+            import trl  # noqa: F401
         except ImportError as error:
             raise EngineError(f'training needs torch and TRL: pip install ".[train]" ({error})') from None
-        self.base: BaseModel = find_model(arguments["model"], arguments.get("revision"))
-        self.use_cpu = trains_on_cpu()
-        self.bf16 = computes_in_bf16(settings.precision, use_cpu=self.use_cpu)
-        self._refuse_devices()
+        self.base = find_model(arguments["model"], arguments.get("revision"))
+        asked = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
+        self.use_cpu = asked or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+        self.bf16 = computes_in_bf16(self.settings.precision, use_cpu=self.use_cpu)
+        num_gpus = 0 if self.use_cpu else torch.cuda.device_count()
+        if (num_gpus > 1 and self.num_processes == 1) or (self.one_device and self.num_processes > 1):
+            raise InputError(
+                f"{num_gpus} GPUs and {self.num_processes} processes to train a {self.kind}: choose one GPU with "
+                "CUDA_VISIBLE_DEVICES=0 and start one process (--lora-rank lets a 7B model fit); sft and dpo train on "
+                "several behind `accelerate launch --config_file recipes/accelerate/fsdp.yaml -m`"
+            )
 
     # --- what a kind of training says of itself ------------------------------------------------------------------
 
@@ -143,15 +116,11 @@ class TrainingRun(ABC):
 
     @abstractmethod
     def make_config(self) -> Any:
-        """The trainer's arguments, from `common`. Every process."""
+        """The trainer's arguments, from `common`."""
 
     @abstractmethod
     def make_trainer(self, config: Any, callbacks: list[Any]) -> Any:
-        """The trainer with its rows, checked. Every process."""
-
-    @abstractmethod
-    def lengths(self, trainer: Any) -> Sequence[int]:
-        """Tokens of each row of the trainer."""
+        """The trainer with its rows, checked."""
 
     @abstractmethod
     def hand_over(self, checkpoint: Path, figures: dict[str, Any]) -> dict[str, Any]:
@@ -168,45 +137,61 @@ class TrainingRun(ABC):
             SettingsChanged: the folder was begun with other settings, data, or another model.
             RunError: the folder cannot be used, memory does not suffice, or the upload failed.
         """
+        import torch
+
         try:
             config = self.make_config()
-        except ModuleNotFoundError as error:
-            raise EngineError(f'training needs torch and TRL: pip install ".[train]" ({error})') from None
         except (ValueError, ImportError) as error:
             raise InputError(f"the trainer refuses these settings: {_first_line(error)}") from error
-        with contextlib.ExitStack() as stack:
-            stack.callback(self.processes.leave)
+        with ExitStack() as stack:
+            if self.num_processes > 1:
+                stack.callback(torch.distributed.destroy_process_group)
             # Decided on rank 0 and broadcast: whether the run is complete, and the checkpoint to resume from.
-            was_complete, checkpoint = self.processes.share(lambda: self._begin(stack))
+            was_complete, checkpoint = self.share(lambda: self._begin(stack))
             if not was_complete:
                 if checkpoint is None or not checkpoint.stopped:
                     self._fit(config, checkpoint)
-                self.processes.share(self._finish)
-            if self.processes.is_main and (repository := self.options.push_to_hub) is not None:
+                self.share(self._finish)
+            if self.is_main and (repository := self.options.push_to_hub) is not None:
                 push(self.folder / MODEL, repository, private=self.options.private, on_note=self.callbacks.on_note)
         summary = json.loads((self.folder / SUMMARY).read_bytes())
         step = None if checkpoint is None else checkpoint.step
         return TrainingResult(self.folder, self.folder / MODEL, summary["num_steps"], summary, step, was_complete)
 
-    def _begin(self, stack: contextlib.ExitStack) -> tuple[bool, Checkpoint | None]:
+    def share(self, work: Callable[[], Result]) -> Result:
+        """Do `work` in the main process, and give its result to all; where it fails, the others get `MainProcessFailed`
+        (they would hang otherwise)."""
+        if self.num_processes == 1:
+            return work()
+        from accelerate.utils import broadcast_object_list
+
+        shared: list[Any] = [None]
+        if self.is_main:
+            try:
+                shared = [work()]
+            except Exception as error:
+                broadcast_object_list([MainProcessFailed(f"the main process failed: {type(error).__name__}: {error}")])
+                raise
+        broadcast_object_list(shared)
+        if isinstance(shared[0], MainProcessFailed):
+            raise shared[0]
+        outcome: Result = shared[0]
+        return outcome
+
+    def _begin(self, stack: ExitStack) -> tuple[bool, Checkpoint | None]:
         """Check everything, hold the run folder, prepare the rows, and find where to resume. Main process."""
-        is_new = not (self.folder / MANIFEST).exists()
         self.callbacks.on_stage("checking the data")
-        if is_new:
+        self._refuse_patience()
+        if not (self.folder / MANIFEST).exists():
             if self.settings.max_length > (self.base.context_length or self.settings.max_length):
-                raise InputError(
-                    f"max_length {self.settings.max_length:,} exceeds the context length of {self.base.target}, "
-                    f"{self.base.context_length:,} tokens; lower --max-length"
-                )
+                most = f"the context length of {self.base.target}, {self.base.context_length:,} tokens"
+                raise InputError(f"max_length {self.settings.max_length:,} exceeds {most}; lower --max-length")
             self.check()
-        self.run = stack.enter_context(
-            Run(
-                self.folder,
-                stage=f"train {self.kind}",
-                settings={**self.identity(), **self.hyperparameters},
-                session={"model": self.base.target, **self.source, "versions": _versions()},
-            )
-        )
+        session = {"model": self.base.target, **self.source, "versions": _versions()}
+        # Every setting as it is carried out.
+        settings = {**self.identity(), **asdict(self.settings), "precision": "bf16" if self.bf16 else "fp32"}
+        settings |= {} if self.one_device else {"num_processes": self.num_processes}
+        self.run = stack.enter_context(Run(self.folder, stage=f"train {self.kind}", settings=settings, session=session))
         stack.push(self._left)
         if (self.folder / SUMMARY).exists():
             self.callbacks.on_note(f"{self.folder} is complete already; nothing is trained again")
@@ -214,8 +199,7 @@ class TrainingRun(ABC):
             return True, None
         self.prepare()
         self._refuse_patience()
-        checkpoint = self._last_checkpoint()
-        truncate_metrics(self.folder / METRICS, checkpoint.step if checkpoint else 0)
+        checkpoint = last_checkpoint(self.folder / CHECKPOINTS)
         for torn in sorted((self.folder / CHECKPOINTS).glob("torn-*")):
             self.callbacks.on_note(f"set aside: {torn}, which was not written to its end")
         if checkpoint is not None:
@@ -226,12 +210,13 @@ class TrainingRun(ABC):
         """Note why a session ended early. What failed before its first checkpoint does not hold the folder."""
         if kind is None or self._completed:
             return
-        self.run.note({**self._session(), "stopped_by": kind.__name__})
+        self.run.note({**self._session, "stopped_by": kind.__name__})
         if issubclass(kind, RprmError) and not any((self.folder / CHECKPOINTS).glob("*checkpoint-*")):
-            for name in (CHECKPOINTS, ROWS, f"{ROWS}.partial"):
-                shutil.rmtree(self.folder / name, ignore_errors=True)
-            for name in (METRICS, REJECTED, MANIFEST):
-                (self.folder / name).unlink(missing_ok=True)
+            for path in self.folder.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.name != "lock":
+                    path.unlink()
 
     def _fit(self, config: Any, checkpoint: Checkpoint | None) -> None:
         import torch
@@ -245,96 +230,70 @@ class TrainingRun(ABC):
         try:
             try:
                 trainer = self.make_trainer(config, callbacks)
-            except (ValueError, ImportError, OSError) as error:
+            except (ValueError, ImportError, OSError, RuntimeError) as error:
                 # Layers or an attention that the model does not have, a package that is not installed, ...
-                raise InputError(f"{self.base.target} cannot be trained so: {_first_line(error)}") from error
-            except RuntimeError as error:
-                # How the trainer says that what --report-to names is not installed.
-                if "to be installed" not in str(error):
+                if isinstance(error, RuntimeError) and "to be installed" not in str(error):
                     raise
-                raise InputError(_first_line(error)) from error
+                raise InputError(f"{self.base.target} cannot be trained so: {_first_line(error)}") from error
             # It prints to standard output, which is not ours to fill.
             trainer.remove_callback(PrinterCallback)
-            if self.settings.group_by_length:
-                _group_by_length(trainer, self.lengths(trainer), self.settings.batch_size)
             self.callbacks.on_stage("training")
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint.path))
         except torch.OutOfMemoryError as error:
-            raise RunError(
-                f"the device's memory does not suffice: {_first_line(error)}; lower --device-batch-size, or use "
-                "--lora-rank, or more devices (settings: they may want a new folder)"
-            ) from error
+            hint = "lower --device-batch-size, use --lora-rank or more devices (settings: they may want a new folder)"
+            raise RunError(f"the device's memory does not suffice: {_first_line(error)}; {hint}") from error
 
     def _finish(self) -> None:
         """Hand over the model, and close the run. Main process."""
-        last = self._last_checkpoint()
+        last = last_checkpoint(self.folder / CHECKPOINTS)
         if last is None or not last.stopped:
-            raise RunError(
-                f"{self.folder / CHECKPOINTS} has no checkpoint of the last step; give the same command again"
-            )
+            raise RunError(f"{self.folder} has no checkpoint of the last step; give the same command again")
         self.callbacks.on_stage("handing over the model")
-        chosen = best_checkpoint(last) if self.settings.keep_best else last
-        state = json.loads((last.path / "trainer_state.json").read_bytes())
-        rows = read_metrics(self.folder / METRICS)
+        chosen = last.best if self.settings.keep_best else last
+        rows = [row for row in read_json_lines(self.folder / METRICS) if row.get("loss") is not None]
+        evaluated = (row for row in read_json_lines(self.folder / METRICS) if row["step"] == chosen.step)
         figures = {
             "num_steps": last.step,
-            "num_epochs": round(state["epoch"], 4),
+            "num_epochs": round(last.state["epoch"], 4),
             "handed_over_step": chosen.step,
-            "stopped_early": last.step < state["max_steps"],
-            "loss": last_value(rows, "loss"),
-            "eval_loss": last_value([row for row in rows if row["step"] == chosen.step], "eval_loss"),
+            "stopped_early": last.step < last.state["max_steps"],
+            "loss": rows[-1]["loss"] if rows else None,
+            "eval_loss": next((row["eval_loss"] for row in evaluated if "eval_loss" in row), None),
         }
         self._complete(self.hand_over(chosen.path, figures))
 
     def _complete(self, summary: Mapping[str, Any]) -> None:
-        self.run.complete(summary, self._session())
+        self.run.complete(summary, self._session)
         self._completed = True
         if not self.options.keep_checkpoints:
             for name in (CHECKPOINTS, ROWS):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
 
-    def _last_checkpoint(self) -> Checkpoint | None:
-        return last_checkpoint(self.folder / CHECKPOINTS, num_processes=self.processes.count)
-
+    @property
     def _session(self) -> dict[str, Any]:
         return {"seconds": round(time.monotonic() - self._started, 3)}
-
-    # --- settings --------------------------------------------------------------------------------------------------
-
-    @property
-    def hyperparameters(self) -> dict[str, Any]:
-        """Every setting as it is carried out."""
-        found = {**asdict(self.settings), "precision": "bf16" if self.bf16 else "fp32"}
-        return found if self.one_device else {**found, "num_processes": self.processes.count}
 
     @property
     def common(self) -> dict[str, Any]:
         """Arguments that every trainer takes."""
         settings = self.settings
-        self._refuse_patience()
-        return {
+        same = "learning_rate", "weight_decay", "max_grad_norm", "seed", "eval_steps", "save_steps", "logging_steps"
+        return {name: getattr(settings, name) for name in same} | {
             # Absolute: the trainer notes in a checkpoint where the best one is.
             "output_dir": str(self.folder.resolve() / CHECKPOINTS),
             "per_device_train_batch_size": settings.device_batch_size,
             "per_device_eval_batch_size": settings.device_batch_size,
-            "gradient_accumulation_steps": settings.accumulation(self.processes.count),
-            "learning_rate": settings.learning_rate,
+            "gradient_accumulation_steps": settings.accumulation(self.num_processes),
             "lr_scheduler_type": settings.scheduler,
             # Below 1 it is a share of all steps.
             "warmup_steps": settings.warmup_ratio,
-            "weight_decay": settings.weight_decay,
-            "max_grad_norm": settings.max_grad_norm,
             "num_train_epochs": settings.num_epochs,
             "max_steps": settings.max_steps or -1,
             "bf16": self.bf16,
             "use_cpu": self.use_cpu,
-            "seed": settings.seed,
             "eval_strategy": "steps" if self.has_validation else "no",
-            "eval_steps": settings.eval_steps,
             "save_strategy": "steps",
-            "save_steps": settings.save_steps,
             "save_total_limit": self.options.num_checkpoints,
-            "logging_steps": settings.logging_steps,
             # By default the trainer logs an earlier mean where a loss is none.
             "logging_nan_inf_filter": False,
             "restore_callback_states_from_checkpoint": True,
@@ -342,63 +301,33 @@ class TrainingRun(ABC):
             "greater_is_better": False,
             "report_to": self.options.report_to,
             "disable_tqdm": True,
-            "ddp_timeout": _TIMEOUT,
+            # Seconds: the main process may take long to tokenise a large data set.
+            "ddp_timeout": 4 * 3600,
         }
 
     def _refuse_patience(self) -> None:
         if self.settings.patience is not None and not self.has_validation:
-            raise InputError(
-                f"patience needs validation rows, and {next(iter(self.source.values()))} has none; leave patience out"
-            )
-
-    def _refuse_devices(self) -> None:
-        import torch
-
-        num_gpus = 0 if self.use_cpu else torch.cuda.device_count()
-        if self.one_device and (self.processes.count > 1 or num_gpus > 1):
-            raise InputError(
-                f"a {self.kind} is trained on one device: choose one with CUDA_VISIBLE_DEVICES=0, and start one "
-                "process; --lora-rank lets a 7B model fit"
-            )
-        if num_gpus > 1 and self.processes.count == 1:
-            raise InputError(
-                f"{num_gpus} GPUs and one process; put `accelerate launch --config_file "
-                "recipes/accelerate/fsdp.yaml -m` before `rprm`, or choose one GPU with CUDA_VISIBLE_DEVICES=0"
-            )
-
-    def card(
-        self,
-        summary: Mapping[str, Any],
-        *,
-        title: str,
-        about: str,
-        data: Mapping[str, Any],
-        usage: str,
-        further: Mapping[str, Any] | None = None,
-    ) -> Card:
-        """The card of the model: what the kind of training says of it, and what all have; see `Card`."""
-        is_hub = self.base.folder is None
-        figures = {name: summary[name] for name in _FIGURES if summary.get(name) is not None}
-        return Card(
-            title=title,
-            summary=about,
-            base=f"`{self.base.target}` ({f'commit {self.base.revision}' if is_hub else self.base.identity})",
-            base_id=self.base.target if is_hub else None,
-            data=data,
-            settings=self.hyperparameters,
-            metrics={**figures, **(further or {})},
-            usage=[usage],
-            versions=_versions(),
-            limits=LIMITS,
-        )
+            (name,) = self.source.values()
+            raise InputError(f"patience needs validation rows, and {name} has none; leave patience out")
 
 
-def _group_by_length(trainer: Any, lengths: Sequence[int], batch_size: int) -> None:
-    """Let a trainer take its rows as transformers' `group_by_length` does.
+def computes_in_bf16(precision: Precision, *, use_cpu: bool) -> bool:
+    """Whether a training computes in bfloat16: `auto` does where the device has instructions for it, as most GPUs and
+    processors with AMX or AVX512-BF16. On others a step takes ten times as long as in float32."""
+    import torch
 
-    Its option reads lengths from a column that TRL's trainers drop, and draws from a generator whose state a run that
-    is resumed in a later epoch does not have: here an epoch's order depends on seed and epoch alone.
-    """
+    if precision != "auto":
+        return precision == "bf16"
+    if use_cpu:
+        # An older torch cannot be asked.
+        capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+        return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+
+
+def group_by_length(trainer: Any, lengths: Sequence[int], batch_size: int) -> None:
+    """Let a trainer take its rows as transformers' `group_by_length` does (its option reads lengths from a column that
+    TRL drops). An epoch's order depends on seed and epoch alone, so that a resumed run has it too."""
     import torch
     from transformers.trainer_pt_utils import LengthGroupedSampler
 
@@ -417,8 +346,4 @@ def _first_line(error: Exception) -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = versions()
-    for package in ("trl", "accelerate", "datasets"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
+    return versions() | {name: importlib.metadata.version(name) for name in ("trl", "accelerate", "datasets")}

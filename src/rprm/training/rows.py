@@ -1,256 +1,231 @@
-"""Training rows: from the JSON Lines of a data set to the very tokens that an engine reads and writes.
+"""Training rows: from the JSON Lines of a data set to the very tokens that an engine reads and writes, checked.
 
-A row is a prompt and one reply (SFT) or two (DPO). Its tokens are `encode_prompt(tokenizer, prompt)`, as the engines
-compute them, then the reply's, then the token that ends a reply. A trainer that renders a conversation by itself makes
-others for many chat templates: no end token where the template writes none, a line end after it where the
-template goes on, other tokens where prompt and reply merge. So rows reach the trainer as token ids.
+A trainer that renders a conversation by itself makes others for many chat templates, so rows reach it as token ids.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
 
 from rprm.data.datasets import TRAIN, VALIDATION
-from rprm.engines.files import commit as commit_of
-from rprm.engines.files import fingerprint, refuse_missing
-from rprm.engines.loading import load_weights, plain_errors
+from rprm.data.wellformed import rejected_fault, verdict_fault
 from rprm.engines.tokens import control_tokens, encode_prompt, encode_text
 from rprm.errors import EngineError, InputError, PromptError, RequestRefused
 from rprm.prompts.library import MODEL_TEMPLATE, load_template
-from rprm.prompts.template import Message, Prompt, PromptTemplate
+from rprm.prompts.template import PLACEHOLDER, Message, Prompt, PromptTemplate
+from rprm.reading import AnyText, Rejected, Row, RowModel, Source, checked, read_rows
+from rprm.training.handover import whole_folder
 
 #: The largest share of rows or steps that may be too long: they are left out and counted.
 MAX_SHARE_TOO_LONG = 0.05
 
-#: Columns that hold the replies of a row, by kind of training.
+#: Columns that hold the replies of a row, and those of its tokens as a trainer takes them, by kind of training.
 REPLIES = {"sft": ("completion",), "dpo": ("chosen", "rejected")}
+_COUNTS = "counts.json"
+_TOKENS = {"sft": ("input_ids", "labels"), "dpo": ("prompt_ids", "chosen_ids", "rejected_ids")}
+
+#: Offending rows named in a message.
+_NUM_NAMED = 3
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The files of a data set, and the template that its prompts were rendered with."""
+    """The files of a data set, by part (`train`, maybe `validation`), and the template of its prompts."""
 
     name: str
-    train: Path
-    validation: Path | None
+    parts: Mapping[str, Path]
     template: PromptTemplate
-
-    @property
-    def parts(self) -> dict[str, Path]:
-        return {"train": self.train, **({"validation": self.validation} if self.validation is not None else {})}
 
     def digests(self) -> dict[str, str]:
         """A hash of each file's content."""
-        found = {}
-        for part, path in self.parts.items():
-            with path.open("rb") as stream:
-                found[part] = f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()[:16]}"
-        return found
+        return {part: Source(str(path)).inspect().digest[:23] for part, path in self.parts.items()}
+
+
+def open_data(source: str | Path, prompt: str | Path | None = None) -> TrainingData:
+    """Find the files of a data set: a folder as `rprm data` writes it, or one JSON Lines file and its template.
+
+    Raises:
+        InputError, PromptError: there is no such data set; the template is missing, or another than the folder's own.
+    """
+    path = Path(source)
+    parts = {"train": path if path.is_file() else path / TRAIN, "validation": path / VALIDATION}
+    if not parts["train"].is_file():
+        raise InputError(f"{path}: no such data; give a folder with {TRAIN} (`rprm data`), or a JSON Lines file")
+    # A data set without held-out problems has an empty file there.
+    if not parts["validation"].is_file() or not parts["validation"].stat().st_size:
+        del parts["validation"]
+    own = load_template(path) if (path / MODEL_TEMPLATE).is_file() else None
+    template = own if prompt is None else load_template(prompt)
+    if template is None:
+        raise PromptError(f"{path} carries no {MODEL_TEMPLATE}; name the template of its prompts with --prompt")
+    if own is not None and own.digest != template.digest:
+        names = f"template {own.name!r} ({own.digest}), --prompt is {template.name!r} ({template.digest})"
+        raise PromptError(f"{path} was rendered with {names}; leave --prompt out, or render the data again with it")
+    return TrainingData(str(source), parts, template)
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingRow:
-    """One row as read. `replies` has one text (SFT: the completion) or two (DPO: chosen, rejected)."""
+    """A row as read. `replies` has one text (SFT: the completion) or two (DPO: chosen, rejected)."""
 
     file: Path
-    line: int
+    place: str
     id: str
     label: bool
     prompt: Prompt
     replies: tuple[str, ...]
 
 
-def open_data(source: str | Path, prompt: str | Path | None = None) -> TrainingData:
-    """Find the files of a data set.
+class _Turn(RowModel):
+    role: AnyText
+    content: AnyText
 
-    Args:
-        source: a folder with `train.jsonl`, maybe `validation.jsonl`, and `rprm_prompt.toml`; or one JSON Lines file.
-        prompt: the template of the prompts, as for `load_template`; by default the folder's own.
 
-    Raises:
-        InputError: there is no such data set.
-        PromptError: the template is missing, or another than the folder's own.
-    """
-    path = Path(source)
-    if path.is_file():
-        if prompt is None:
-            raise PromptError(f"{path}: a file says nothing of its prompt template; name it with --prompt")
-        return TrainingData(str(source), path, None, load_template(prompt))
-    if not path.is_dir():
-        raise InputError(f"{path}: no such data; give a folder with {TRAIN}, or a JSON Lines file")
-    if not (path / TRAIN).is_file():
-        raise InputError(f"{path} has no {TRAIN}; make one with `rprm data`, or name a JSON Lines file")
-    own = load_template(path) if (path / MODEL_TEMPLATE).is_file() else None
-    if own is None and prompt is None:
-        raise PromptError(f"{path} has no {MODEL_TEMPLATE}; name the template of its prompts with --prompt")
-    template = own if prompt is None else load_template(prompt)
-    assert template is not None
-    if own is not None and own.digest != template.digest:
-        raise PromptError(
-            f"{path} was rendered with template {own.name!r} ({own.digest}), --prompt is {template.name!r} "
-            f"({template.digest}); leave --prompt out, or render the data again with it"
+#: Messages of a chat; a text that is continued as it stands is one of no role.
+_Turns = Annotated[
+    list[_Turn], BeforeValidator(lambda value: [_Turn(role="", content=value)] if isinstance(value, str) else value)
+]
+
+
+class _Row(RowModel):
+    id: AnyText
+    label: bool
+    prompt: _Turns
+    completion: _Turns | None = None
+    chosen: _Turns | None = None
+    rejected: _Turns | None = None
+
+
+def training_rows(path: Path, kind: str) -> Iterator[TrainingRow]:
+    """The rows of a file for `sft` or `dpo`, in order; an `InputError` names the line that is no such row."""
+
+    def read(row: Row) -> TrainingRow:
+        found = checked(_Row, row.value)
+        turns = [found.prompt[-1:], *(getattr(found, name) or [] for name in REPLIES[kind])]
+        chat = not isinstance(row.value["prompt"], str)
+        wanted = ["user", "assistant", "assistant"] if chat else ["", "", ""]
+        if [[turn.role for turn in part] for part in turns] != [[role] for role in wanted[: len(turns)]]:
+            names = " and ".join(REPLIES[kind])
+            raise InputError(f"prompt must end in the user's message, {names} be one of the assistant; or all be texts")
+        messages = tuple(Message(turn.role or "user", turn.content) for turn in found.prompt)
+        texts = tuple(reply.content for (reply,) in turns[1:])
+        place = f"line {row.line} (id {found.id!r})"
+        return TrainingRow(path, place, found.id, found.label, Prompt(messages, chat=chat), texts)
+
+    for row in read_rows(Source(str(path)), read):
+        if isinstance(row, Rejected):
+            raise InputError(f"{path}, line {row.line}: {row.reason}; make the data again")
+        yield row
+
+
+# --- texts --------------------------------------------------------------------------------------------------------
+
+_NUMBER = "(?P<number>[1-9][0-9]*)"
+
+
+class PromptCheck:
+    """Whether a prompt can have been made by a template: its fixed texts, in their order and places."""
+
+    def __init__(self, template: PromptTemplate) -> None:
+        self.template = template
+        # A list of steps begins with step 1 in its format, and ends as the format does.
+        opening, step, closing = _filled(template.step_format, {"number": "(n)"}).partition("(.*?)")
+        listed = opening.replace("(n)", "1") + step + closing.replace("(n)", ".*?")
+        previous = f"(?:{re.escape(template.no_previous_steps)}|{listed})"
+        names = {"steps": listed, "previous_steps": previous, "step_number": _NUMBER}
+        first, *others = _filled(template.user, names).split(_NUMBER)
+        # The step's number is the same wherever it stands.
+        numbered = _NUMBER + "(?P=number)".join(others) if others else ""
+        self._pattern = re.compile(first + numbered, re.DOTALL)
+
+    def accepts(self, prompt: Prompt) -> bool:
+        *before, asked = prompt.messages
+        system = [Message("system", self.template.system)] if self.template.system else []
+        laid_out = prompt.chat == self.template.chat and before == system and asked.role == "user"
+        return laid_out and self._pattern.fullmatch(asked.content) is not None
+
+    def marked(self, prompt: Prompt) -> Prompt:
+        """A raw prompt with the places of its record's texts, as the template renders it: a row has the text alone."""
+        if prompt.chat or (match := self._pattern.fullmatch(prompt.messages[-1].content)) is None:
+            return prompt
+        spans = (match.span(group) for group in range(1, self._pattern.groups + 1))
+        records = tuple((start, end) for start, end in spans if start < end)
+        return replace(prompt, messages=(*prompt.messages[:-1], replace(prompt.messages[-1], records=records)))
+
+
+def _filled(text: str, patterns: Mapping[str, str]) -> str:
+    """A template's text as a pattern: fixed texts literal, placeholders by their patterns, others free."""
+    first, *rest = PLACEHOLDER.split(text)
+    patterns = {"open_braces": re.escape("{{"), **patterns}
+    pairs = zip(rest[::2], rest[1::2], strict=True)
+    return re.escape(first) + "".join(patterns.get(name, "(.*?)") + re.escape(fixed) for name, fixed in pairs)
+
+
+def check_rows(data: TrainingData, kind: str) -> None:
+    """Check the texts of every row; an `InputError` says what is wrong, in how many, and names the first of them."""
+    template, verdict = data.template, data.template.verdict
+    fixes = {
+        "prompt": f"have a prompt that template {template.name!r} ({template.digest}) does not make; name the template "
+        "that they were rendered with (--prompt), or render them again",
+        "verdict": f"do not end in exactly one verdict ({verdict.marker!r}, then {verdict.yes} or {verdict.no}) that "
+        "agrees with the label (a rejected reply: have one that agrees); drop these rows, or make the data again",
+        "id": "have an id that an earlier row has; make ids unique",
+    }
+    check = PromptCheck(template)
+    for part, path in data.parts.items():
+        faults: dict[str, list[str]] = {fault: [] for fault in fixes}
+        ids, labels = set[str](), Counter[bool]()
+        for row in training_rows(path, kind):
+            labels[row.label] += 1
+            faults["id"] += [row.place] * (row.id in ids)
+            ids.add(row.id)
+            faults["prompt"] += [row.place] * (not check.accepts(row.prompt))
+            for column, reply in zip(REPLIES[kind], row.replies, strict=True):
+                find_fault = rejected_fault if column == "rejected" else verdict_fault
+                if (fault := find_fault(reply, verdict, row.label)) is not None:
+                    faults["verdict"].append(f"{row.place}: {column}: {fault}")
+                    break
+        total = labels.total()
+        if not total:
+            raise InputError(f"{path} has no row; make the data with more analyses")
+        listed = "".join(
+            f"\n  {len(found):,} of {total:,} rows {fixes[fault]}; the first: {', '.join(found[:_NUM_NAMED])}"
+            for fault, found in faults.items()
+            if found
         )
-    validation = path / VALIDATION
-    # A data set without held-out problems has an empty file there.
-    has_validation = validation.is_file() and validation.stat().st_size > 0
-    return TrainingData(str(source), path / TRAIN, validation if has_validation else None, template)
-
-
-def read_rows(path: Path, kind: str) -> Iterator[TrainingRow]:
-    """The rows of a file, in order; columns that training does not need are ignored.
-
-    Args:
-        path: JSON Lines.
-        kind: `sft` or `dpo`.
-
-    Raises:
-        InputError: a line is no such row; the message has file and line.
-    """
-    columns = REPLIES[kind]
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{where}: not JSON: {error}; make the data again") from None
-            if not isinstance(row, dict):
-                raise InputError(f"{where}: not a JSON object")
-            if missing := [name for name in ("id", "label", "prompt", *columns) if name not in row]:
-                raise InputError(
-                    f"{where}: no {missing[0]!r}; a row for {kind} has id, label, prompt and {' and '.join(columns)}"
-                )
-            if not isinstance(row["id"], str) or not isinstance(row["label"], bool):
-                raise InputError(f"{where}: id must be a text and label true or false")
-            chat = not isinstance(row["prompt"], str)
-            messages = _messages(row["prompt"], f"{where}: prompt") if chat else [Message("user", row["prompt"])]
-            if not messages or messages[-1].role != "user":
-                raise InputError(f"{where}: prompt must end in a message of the user")
-            replies = tuple(_reply(row[name], chat, f"{where}: {name}") for name in columns)
-            yield TrainingRow(path, number, row["id"], row["label"], Prompt(tuple(messages), chat=chat), replies)
-
-
-def _reply(value: Any, chat: bool, where: str) -> str:
-    if isinstance(value, str) and not chat:
-        return value
-    if chat:
-        messages = _messages(value, where)
-        if len(messages) == 1 and messages[0].role == "assistant":
-            return messages[0].content
-    raise InputError(f"{where} must be one message of the assistant, or, where the prompt is a text, a text")
-
-
-def _messages(value: Any, where: str) -> list[Message]:
-    if not isinstance(value, list):
-        raise InputError(f"{where} must be a list of messages, or a text throughout")
-    for entry in value:
-        if not isinstance(entry, dict) or not all(isinstance(entry.get(name), str) for name in ("role", "content")):
-            raise InputError(f"{where}: a message has a role and a content, both texts, not {entry!r:.80}")
-    return [Message(entry["role"], entry["content"]) for entry in value]
+        if listed:
+            raise InputError(f"{path} cannot be trained on:{listed}")
+        if part == "train" and len(labels) == 1:
+            only = verdict.yes if labels[True] else verdict.no
+            raise InputError(f"{path}: all {total:,} rows have the label of {only}; add rows of the other label")
 
 
 # --- tokens -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class BaseModel:
-    """The model that training starts from: where it is, and what identifies its content.
-
-    `revision` is the commit of a hub repository, `identity` that or the fingerprint of a folder.
-    """
-
-    target: str
-    revision: str | None
-    identity: str
-    context_length: int | None
-    #: Ids at which its generation stops, as its own configuration has them.
-    stops: tuple[int, ...]
-
-    @property
-    def source(self) -> dict[str, Any]:
-        """Keywords of every `from_pretrained` that loads a part of it."""
-        return {} if self.revision is None else {"revision": self.revision}
-
-    @property
-    def folder(self) -> Path | None:
-        path = Path(self.target)
-        return path if path.is_dir() else None
-
-
-def find_model(target: str, revision: str | None = None) -> BaseModel:
-    """Look up a model without loading its weights.
-
-    Raises:
-        EngineError: it cannot be loaded, or not be trained.
-    """
-    refuse_missing(target, target)
-    path = Path(target)
-    if target.endswith(".gguf"):
-        raise EngineError(f"{target}: a GGUF file cannot be trained; give the model's safetensors folder or its hub id")
-    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
-        raise EngineError(f"{target} is a LoRA adapter; merge it first, or train on from a merged model folder")
-    with plain_errors(target, "a causal language model"):
-        from transformers import AutoConfig, GenerationConfig
-
-        config = AutoConfig.from_pretrained(target, revision=revision, trust_remote_code=False)
-    commit = None if path.is_dir() else commit_of(target, revision) or revision
-    text_config = config.get_text_config()
-    ends = None
-    with contextlib.suppress(OSError):
-        ends = GenerationConfig.from_pretrained(target, **({} if commit is None else {"revision": commit})).eos_token_id
-    if ends is None:
-        ends = getattr(text_config, "eos_token_id", None)
-    return BaseModel(
-        target=target,
-        revision=commit,
-        identity=fingerprint(path) if path.is_dir() else f"{target}@{commit}",
-        context_length=getattr(text_config, "max_position_embeddings", None),
-        stops=tuple(ends) if isinstance(ends, list | tuple) else () if ends is None else (ends,),
-    )
-
-
-def check_weights(base: BaseModel) -> None:
-    """Refuse a model whose checkpoint does not fit its configuration: it would begin at random values.
-
-    No weight is read for it.
-
-    Raises:
-        EngineError: the tensors concerned.
-    """
-    with plain_errors(base.target, "a causal language model"):
-        from transformers import AutoModelForCausalLM
-
-        load_weights(AutoModelForCausalLM, base.target, device_map="meta", **base.source)
-
-
 def end_token(tokenizer: Any, stops: tuple[int, ...], *, chat: bool) -> int:
-    """The token that ends a reply: an engine stops at it, and, where it can be, it is the chat template's own.
-
-    Engines stop at the ids of the generation config and at the tokenizer's EOS. Of those the template may write one
-    after a reply (`<|im_end|>`); otherwise the EOS is it.
-
-    Raises:
-        EngineError: there is no token at which an engine would stop.
-    """
+    """The token that ends a reply: of those at which an engine stops (`stops`, of the generation config, and the
+    tokenizer's EOS) the one that the chat template writes after a reply (`<|im_end|>`), otherwise the EOS."""
     import jinja2
 
     eos: int | None = tokenizer.eos_token_id
     if chat and getattr(tokenizer, "chat_template", None):
         probe = "It is so."
         messages = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": probe}]
-        text = ""
+        found = after = ""
         # Of a template that refuses such a conversation it cannot be told.
         with contextlib.suppress(jinja2.TemplateError):
-            text = tokenizer.apply_chat_template(messages, tokenize=False)
-        _, found, after = text.rpartition(probe)
+            _, found, after = tokenizer.apply_chat_template(messages, tokenize=False).rpartition(probe)
         for token in tokenizer.encode(after, add_special_tokens=False) if found else ():
             if token == eos or token in stops:
                 return int(token)
@@ -260,23 +235,106 @@ def end_token(tokenizer: Any, stops: tuple[int, ...], *, chat: bool) -> int:
 
 
 def encode_row(tokenizer: Any, row: TrainingRow, end: int) -> tuple[list[int], list[list[int]]]:
-    """Token ids of the prompt, and of each reply with its end token. Control tokens that a text spells are none.
-
-    Raises:
-        InputError: a reply holds the end token in its text, and the tokenizer spells it in no other way.
-    """
-    where = f"{row.file}, line {row.line} (id {row.id!r})"
+    """Token ids of the prompt, and of each reply with its end token. Control tokens that a text spells are none; an
+    `InputError` where the tokenizer spells the end token in no other way."""
     control = control_tokens(tokenizer)
     replies = []
     for reply in row.replies:
         try:
             ids = encode_text(tokenizer, reply, control)
+            if end in ids:
+                raise RequestRefused(f"the reply holds the token that ends a reply, {tokenizer.decode([end])!r}")
         except RequestRefused as error:
-            raise InputError(f"{where}: {error}; remove it from the text") from None
-        if end in ids:
-            raise InputError(
-                f"{where}: the reply holds the token that ends a reply, {tokenizer.decode([end])!r}; remove it from "
-                "the text"
-            )
+            raise InputError(f"{row.file}, {row.place}: {error}; remove it from the text") from None
         replies.append([*ids, end])
     return encode_prompt(tokenizer, row.prompt), replies
+
+
+#: Counts of a part: rows that are trained on, and tokens (each reply with its prompt).
+_COUNTED = ("num_rows", "num_too_long", "num_yes", "num_no", "num_tokens", "num_reply_tokens", "longest")
+
+
+def encode_data(
+    data: TrainingData, kind: str, folder: Path, tokenizer: Any, end: int, most: int, on_note: Callable[[str], None]
+) -> dict[str, dict[str, int]]:
+    """Write the tokens of every row of at most `most` tokens, one Arrow file for each part; returns the counts.
+
+    Columns of SFT: `input_ids` and `labels` (-100 on the prompt); of DPO: `prompt_ids`, `chosen_ids`, `rejected_ids`. A
+    folder that is there already is whole, and is read. An `InputError` where more than 5% of a part are too long.
+    """
+    if folder.is_dir():
+        stored: dict[str, dict[str, int]] = json.loads((folder / _COUNTS).read_text())
+        return stored
+    import pyarrow as pa
+
+    schema = pa.schema([(name, pa.list_(pa.int32())) for name in _TOKENS[kind]])
+    check, found = PromptCheck(data.template), {part: dict.fromkeys(_COUNTED, 0) for part in data.parts}
+
+    def encode(row: TrainingRow) -> tuple[list[int], list[list[int]]]:
+        return encode_row(tokenizer, replace(row, prompt=check.marked(row.prompt)), end)
+
+    with whole_folder(folder) as partial:
+        for (part, path), counts in zip(data.parts.items(), found.values(), strict=True):
+            too_long: list[str] = []
+            rows = _short_rows(path, kind, counts, too_long, encode, most)
+            with (partial / f"{part}.arrow").open("wb") as stream, pa.ipc.new_stream(stream, schema) as writer:
+                while pending := [dict(zip(_TOKENS[kind], row, strict=True)) for row in islice(rows, 1000)]:
+                    writer.write_batch(pa.RecordBatch.from_pylist(pending, schema=schema))
+            total = counts["num_rows"] + len(too_long)
+            which = f"{path}: {len(too_long):,} of {total:,} rows are longer than"
+            if len(too_long) > MAX_SHARE_TOO_LONG * total:
+                which += f" max_length {most:,}, more than {MAX_SHARE_TOO_LONG:.0%}"
+                named = ", ".join(too_long[:_NUM_NAMED])
+                raise InputError(f"{which}; the first: {named}; raise --max-length, or make shorter data (none is cut)")
+            if too_long:
+                on_note(f"{which} {most:,} tokens and left out")
+        (partial / _COUNTS).write_text(json.dumps(found))
+    return found
+
+
+def _short_rows(
+    path: Path, kind: str, counts: dict[str, int], too_long: list[str], encode: Callable[[TrainingRow], Any], most: int
+) -> Iterator[tuple[list[int], ...]]:
+    """Rows of a file that are short enough, and in `too_long` those that are not."""
+    for row in training_rows(path, kind):
+        prompt, replies = encode(row)
+        length = len(prompt) + max(map(len, replies))
+        if length > most:
+            counts["num_too_long"] += 1
+            too_long.append(f"{row.place}: {length:,} tokens")
+            continue
+        counts["num_rows"] += 1
+        counts["num_yes" if row.label else "num_no"] += 1
+        counts["longest"] = max(counts["longest"], length)
+        counts["num_reply_tokens"] += sum(map(len, replies))
+        counts["num_tokens"] += sum(len(prompt) + len(reply) for reply in replies)
+        yield (prompt, *replies) if kind == "dpo" else (prompt + replies[0], [-100] * len(prompt) + replies[0])
+
+
+def row_lengths(rows: Any) -> list[int]:
+    """Tokens of the longest sequence of each row of a data set, as the trainer has it."""
+    import numpy as np
+    import pyarrow.compute as pc
+
+    table = rows.with_format("arrow")[:]
+    names = [name for name in table.column_names if name in ("input_ids", *_TOKENS["dpo"])]
+    lengths = {name: pc.list_value_length(table[name]).to_numpy() for name in names}
+    prompt = lengths.pop("prompt_ids", 0)
+    found: list[int] = (prompt + np.max(list(lengths.values()), axis=0)).tolist()
+    return found
+
+
+def check_batch(trainer: Any, rows: Any, *, num_rows: int = 4) -> None:
+    """Refuse a trainer whose batch of its first rows has other tokens than the rows, or loss elsewhere."""
+    given, prepared = ([part[i] for i in range(min(num_rows, len(part)))] for part in (rows, trainer.train_dataset))
+    batch = trainer.data_collator(prepared)
+    ids, mask = batch["input_ids"], batch.get("attention_mask")
+    labels = batch["labels"] if "labels" in batch else ids.where(batch["completion_mask"].bool(), -100)
+    # All sequences one after the other, without padding. Packs are in an order of their own.
+    found = [(part.flatten() if mask is None else part[mask.bool()]).tolist() for part in (ids, labels)]
+    given = prepared if "seq_lengths" in prepared[0] else given
+    pairs = [(row["prompt_ids"], row[side]) for side in _TOKENS["dpo"][1:] for row in given if side in row]
+    wanted = [(prompt + reply, [-100] * len(prompt) + reply) for prompt, reply in pairs]
+    wanted = wanted or [(row["input_ids"], row["labels"]) for row in given]
+    if found != [list(chain.from_iterable(part)) for part in zip(*wanted, strict=True)]:
+        raise InputError("the trainer's tokens are not those of the rows: this TRL treats them otherwise; use trl 1.16")
