@@ -350,7 +350,7 @@ def test_an_adapter_of_embeddings_gives_the_logits_that_it_was_trained_with(
 ) -> None:
     """A tied matrix takes a change on one side only, and tokens that were added or left out count."""
     trained, path = train_adapter(folder, tmp_path / "adapter", is_tied, more_rows, options)
-    merged = load_model(str(path), spec="adapter", dtype=torch.float32).model
+    merged = load_model(str(path), spec="adapter", dtype=torch.float32)[0]
     with torch.no_grad():
         torch.testing.assert_close(merged(IDS).logits, trained, rtol=1e-4, atol=1e-4)
     # As a trained model is kept.

@@ -1,7 +1,6 @@
 """Engines: where completions come from. `load_engine("KIND:TARGET?option=value")` makes one; see `base.Engine`.
 
-A distribution of its own adds a kind by an entry point of the group `rprm.engines`, a class that is called as those
-here are: `Mine(target, *, spec, option=default, ...)`.
+Another distribution adds a kind by an entry point of the group `rprm.engines`: `Mine(target, *, spec, option=...)`.
 """
 
 from __future__ import annotations

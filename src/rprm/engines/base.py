@@ -2,8 +2,7 @@
 
 `generate` makes one completion. An engine batches inside itself: thousands of calls are awaited at once, and calls
 whose prompts are equal (the K analyses of one step) or share a beginning (the steps of one solution) share its
-computation. Cancelling the call gives up the sample and frees its place. What an engine cannot do it says in
-`EngineInfo`; nothing pretends otherwise.
+computation. Cancelling the call gives up the sample. What an engine cannot do it says in `EngineInfo`.
 """
 
 from __future__ import annotations
@@ -17,6 +16,8 @@ from rprm.verdict import VerdictChoice, VerdictFormat
 
 #: Tokens that the context must leave to a completion that may take more: in fewer nothing is said.
 MIN_ROOM = 64
+#: Finish reasons of a completion that a server kept back.
+WITHHELD = ("content_filter", "refusal")
 
 
 def clipped(num_prompt_tokens: int, max_tokens: int, context_length: int) -> int:
@@ -36,18 +37,10 @@ def clipped(num_prompt_tokens: int, max_tokens: int, context_length: int) -> int
 
 
 def check_least(spec: str, least: float = 1, **options: float | None) -> None:
-    """Refuse numbers among the options that are too small. None is an option that is not given.
-
-    Raises:
-        EngineError: one is below `least`, or none at all (NaN).
-    """
+    """Raise an `EngineError` where an option (None: not given) is below `least`, or no number at all (NaN)."""
     for name, value in options.items():
         if value is not None and not value >= least:
             raise EngineError(f"{spec}: {name}={value} is too small; it must be at least {least}")
-
-
-#: Finish reasons of a completion that a server kept back.
-WITHHELD = ("content_filter", "refusal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +119,7 @@ class Engine(Protocol):
     concurrency: int
 
     async def start(self, *, chat: bool = True) -> EngineInfo:
-        """Load or reach the model. Called once, before anything else; safe to call again.
+        """Load or reach the model, before anything else; safe to call again.
 
         Args:
             chat: whether most prompts will be chat prompts: what the engine says of itself is about those.
@@ -134,7 +127,6 @@ class Engine(Protocol):
         Raises:
             EngineError: the model cannot be loaded or reached; the message says how to mend it.
         """
-        ...
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
         """One completion; it ends with "length" where the context ends (`clipped`).
@@ -144,20 +136,13 @@ class Engine(Protocol):
             RequestRefused: this prompt can never be served (it leaves too little of the context, it is rejected).
             EngineUnavailable: the engine stopped answering, retries included.
         """
-        ...
 
     async def choose(self, prompt: Prompt, text: str, verdict: VerdictFormat) -> VerdictChoice:
         """A second forward pass: the choice between Yes and No right after `prompt` and then `text`.
 
-        `text` is the beginning of the reply, or follows the one that the prompt begins, up to (not including) the
-        answer word and the space before it.
-
-        Raises:
-            Unsupported: the engine cannot continue a given text.
-            RequestRefused: as for `generate`.
+        `text` begins the reply, or follows the one that the prompt begins, up to the answer word (the space before it
+        not included). Raises as `generate` does.
         """
-        ...
 
     async def aclose(self) -> None:
         """Release what the engine holds. Safe to call twice."""
-        ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
@@ -19,25 +20,20 @@ _MODEL_FILES = (
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
     *("chat_template.json", "*.jinja", "rprm_*.toml", "rprm_*.json"),
 )
-
 #: Lies with a LoRA adapter (PEFT).
 ADAPTER_CONFIG = "adapter_config.json"
-
 #: What a clone without Git LFS has instead of a large file begins so.
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def find_file(target: str, name: str, revision: str | None) -> Path | None:
-    """A file of a folder or hub repository; None where it has none of this name.
-
-    A hub that cannot be reached counts as one without the file: what is in the local cache is used without it.
+    """A file of a folder or hub repository (of its cache, where the hub cannot be reached), or None.
 
     Raises:
         EngineError: it is a Git LFS pointer.
     """
-    folder = Path(target)
-    if folder.is_dir():
-        path = folder / name
+    if Path(target).is_dir():
+        path = Path(target, name)
         if not path.is_file():
             return None
         with path.open("rb") as stream:
@@ -47,22 +43,13 @@ def find_file(target: str, name: str, revision: str | None) -> Path | None:
     from transformers.utils import cached_file
 
     _work_offline_without_hub()
-    found = cached_file(
-        target,
-        name,
-        revision=revision,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
+    lenient = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    found = cached_file(target, name, revision=revision, **lenient)
     return None if found is None else Path(found)
 
 
 def refuse_missing(name: str, target: str) -> None:
-    """Refuse what is written as a path and is none, before anything is loaded or a hub is asked.
-
-    Raises:
-        EngineError: `target` begins as a path does, and there is nothing.
-    """
+    """Raise an `EngineError` where `target` is written as a path and there is nothing."""
     if target.startswith((".", "/", "~")) and not Path(target).exists():
         raise EngineError(f"model {name!r}: there is no such folder or file")
 
@@ -70,7 +57,6 @@ def refuse_missing(name: str, target: str) -> None:
 @cache
 def _work_offline_without_hub() -> None:
     """Where the hub's host takes no connection, work from its cache: each file would be asked for a minute long."""
-    import socket
     from urllib.parse import urlsplit
     from urllib.request import getproxies
 
@@ -92,14 +78,10 @@ def identity(target: str, revision: str | None) -> str | None:
 
 
 def fingerprint(path: Path) -> str:
-    """A short hash that changes when a local model does: of its small files, and of samples of each large one.
+    """A short hash that changes when a local model (a folder, or any file) does.
 
-    Of a folder count the files that make a model, at its top and in `additional_chat_templates`: a README, a log, an
-    optimizer's state or a hidden file changes nothing. Reads at most 1 MiB of a file (16 evenly spaced pieces) with its
-    size, so that 15 GB of weights take no time.
-
-    Args:
-        path: a model's folder, or any file.
+    Of a folder count the files that make a model, at its top and in `additional_chat_templates`. Of each file over
+    1 MiB it reads 16 evenly spaced pieces, 1 MiB in all, and the size, so that 15 GB of weights take no time.
     """
     files = [path]
     if path.is_dir():
@@ -122,24 +104,16 @@ def fingerprint(path: Path) -> str:
 
 
 def commit(target: str, revision: str | None) -> str | None:
-    """The commit that a hub repository was loaded from; None where the hub's cache does not tell it.
-
-    transformers 5.23 no longer leaves it in the model's configuration.
-    """
+    """The commit that a hub repository was loaded from (`snapshots/COMMIT/NAME` in the hub's cache), or None."""
     for name in ("config.json", ADAPTER_CONFIG):
         path = find_file(target, name, revision)
-        # The cache keeps a file as `snapshots/COMMIT/NAME`.
         if path is not None and path.parent.parent.name == "snapshots":
             return path.parent.name
     return None
 
 
 def named_base(adapter: str, revision: str | None = None) -> tuple[str, str | None] | None:
-    """The base model that a LoRA adapter names, and its revision; None of what is no adapter.
-
-    Raises:
-        EngineError: its configuration is damaged, or names none.
-    """
+    """The base model that a LoRA adapter names, and its revision; None of what is no adapter."""
     path = find_file(adapter, ADAPTER_CONFIG, revision)
     if path is None:
         return None
@@ -162,11 +136,7 @@ def adapter_details(
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A file of one JSON object.
-
-    Raises:
-        EngineError: it is none.
-    """
+    """The JSON object of a file; an `EngineError` where it is none."""
     try:
         value = json.loads(path.read_bytes())
     except ValueError:

@@ -15,7 +15,6 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 #: Keys and values of one layer, each [rows, heads, columns, size].
 KeyValues = tuple[torch.Tensor, torch.Tensor]
-
 #: Columns allocated beyond those of the longest row, so that decoding seldom copies.
 _HEADROOM = 256
 
@@ -34,26 +33,19 @@ class BatchCache(Cache):  # type: ignore[misc]  # transformers is untyped
         self.lengths: list[int] = []
 
     def add_rows(self, layers: Sequence[KeyValues], repeats: int) -> list[int]:
-        """Add `repeats` equal rows, given as keys and values [1, heads, tokens, size] of each layer.
-
-        Returns:
-            Their slots.
-        """
+        """Add `repeats` equal rows, given as keys and values [1, heads, tokens, size] of each layer; their slots."""
         if not self.layers:
             self.layers = [_Layer(keys, values) for keys, values in layers]
-        num_slots, longest = len(self.lengths), max(self.lengths, default=0)
-        length = layers[0][0].shape[-2]
+        length, end = layers[0][0].shape[-2], self.layers[0].end
         slots = [slot for slot, taken in enumerate(self.lengths) if not taken][:repeats]
-        slots += range(num_slots, num_slots + repeats - len(slots))
-        end = self.layers[0].end
-        if slots[-1] >= num_slots or length > end:
-            for layer in self.layers:
-                layer.move(range(num_slots), max(num_slots, slots[-1] + 1), longest, max(length, end))
-        self.lengths += [0] * (slots[-1] + 1 - num_slots)
+        slots += range(len(self.lengths), len(self.lengths) + repeats - len(slots))
+        if slots[-1] >= len(self.lengths) or length > end:
+            self._move(range(len(self.lengths)), max(len(self.lengths), slots[-1] + 1), max(length, end))
+        self.lengths += [0] * (slots[-1] + 1 - len(self.lengths))
         for slot in slots:
             self.lengths[slot] = length
-        for layer, (keys, values) in zip(self.layers, layers, strict=True):
-            layer.write(slots, keys, values)
+        for layer, states in zip(self.layers, layers, strict=True):
+            layer.write(states, slots, layer.end - length)
         return slots
 
     def free(self, slots: Sequence[int]) -> None:
@@ -72,9 +64,7 @@ class BatchCache(Cache):  # type: ignore[misc]  # transformers is untyped
             return None
         self.lengths = [self.lengths[slot] for slot in taken]
         if taken:
-            longest = max(self.lengths)
-            for layer in self.layers:
-                layer.move(taken, len(taken), longest, longest)
+            self._move(taken, len(taken), max(self.lengths))
         else:
             self.layers = []
         return taken
@@ -86,14 +76,18 @@ class BatchCache(Cache):  # type: ignore[misc]  # transformers is untyped
             The attention mask [slots, columns], the new column included. The token of a free slot sees itself alone.
         """
         longest = max(self.lengths)
+        if self.layers[0].is_full:
+            self._move(range(len(self.lengths)), len(self.lengths), longest)
         for layer in self.layers:
-            if layer.is_full:
-                layer.move(range(len(self.lengths)), len(self.lengths), longest, longest)
             layer.show(longest)
         device = self.layers[0].device
         starts = longest - torch.tensor(self.lengths, device=device)
         self.lengths = [length + 1 if length else 0 for length in self.lengths]
         return (torch.arange(longest + 1, device=device)[None] >= starts[:, None]).long()
+
+    def _move(self, kept: Sequence[int], num_slots: int, end: int) -> None:
+        for layer in self.layers:
+            layer.move(kept, num_slots, max(self.lengths, default=0), end)
 
 
 class _Layer(DynamicLayer):  # type: ignore[misc]
@@ -119,29 +113,26 @@ class _Layer(DynamicLayer):  # type: ignore[misc]
 
     def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> KeyValues:
         """Write a token of every slot, [slots, heads, 1, size], at the next column."""
-        num_shown = self.keys.shape[-2]
-        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
-            buffer[:, :, self.end : self.end + 1] = states
         self.end += 1
-        self.show(num_shown + 1)
+        self.write((key_states, value_states), slice(None), self.end - 1)
+        self.show(self.keys.shape[-2] + 1)
         return self.keys, self.values
 
     def show(self, num_columns: int) -> None:
         """Let the model see the last columns."""
         self.keys, self.values = (buffer[:, :, self.end - num_columns : self.end] for buffer in self._buffers)
 
-    def write(self, slots: Sequence[int], keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Write a row, [1, heads, tokens, size], to each of the slots."""
-        start = self.end - keys.shape[-2]
-        for buffer, states in zip(self._buffers, (keys, values), strict=True):
-            buffer[list(slots), :, start : self.end] = states
+    def write(self, states: KeyValues, slots: Any, start: int) -> None:
+        """Write keys and values to the slots, from column `start` to the end."""
+        for buffer, new in zip(self._buffers, states, strict=True):
+            buffer[slots, :, start : self.end] = new
 
     def move(self, kept: Sequence[int], num_slots: int, num_columns: int, end: int) -> None:
         """New buffers: the kept slots first, their last `num_columns` columns ending at `end`, and room after it."""
-        keys, values = (
-            buffer.new_zeros(num_slots, buffer.shape[1], end + _HEADROOM, buffer.shape[3]) for buffer in self._buffers
-        )
-        for new, old in zip((keys, values), self._buffers, strict=True):
-            new[: len(kept), :, end - num_columns : end] = old[list(kept), :, self.end - num_columns : self.end]
-        self._buffers = keys, values
+        shown = slice(self.end - num_columns, self.end)
+        moved = []
+        for buffer in self._buffers:
+            moved.append(buffer.new_zeros(num_slots, buffer.shape[1], end + _HEADROOM, buffer.shape[3]))
+            moved[-1][: len(kept), :, end - num_columns : end] = buffer[list(kept), :, shown]
+        self._buffers = moved[0], moved[1]
         self.end = end
