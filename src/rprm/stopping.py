@@ -1,11 +1,9 @@
-r"""When the K analyses of a step have said enough. Pure functions.
+"""When the K analyses of a step have said enough. Pure functions.
 
-The full procedure draws K analyses and calls the step correct when the mean P(Yes) of those with a verdict is at least
-the threshold t. After m analyses, v of them with a verdict and with sum S, the r = K - m that remain can only move the
-final mean between S / (v + r) (all of them say 0) and (S + r) / (v + r) (all say 1); one without a verdict moves it
-less. Once both ends lie on one side of t the decision is settled, and *exact* stopping changes none.
-
-Means are rational numbers, rounded once. Rounding is monotone, so that the last bit never contradicts "settled".
+A step is correct when the mean P(Yes) of its analyses with a verdict is at least the threshold t. After m of K, v of
+them with a verdict and with sum S, the r = K - m that remain can only move the mean between S / (v + r) (all say 0) and
+(S + r) / (v + r) (all say 1); one without a verdict moves it less. Once both lie on one side of t, *exact* stopping
+changes no decision. Means are rational numbers rounded once, which is monotone.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ def mean(values: Sequence[float]) -> float | None:
 
 
 def mean_bounds(p_yes: Sequence[float | None], num_analyses: int) -> tuple[float | None, float | None]:
-    """The lowest and the highest that a step's final mean can be, after some of its analyses (None: no verdict).
+    """The lowest and highest final mean of a step after some analyses (None: no verdict).
 
     The lowest is None where the step may end without a reward, the highest where it surely does.
     """
@@ -39,19 +37,11 @@ def mean_bounds(p_yes: Sequence[float | None], num_analyses: int) -> tuple[float
 
 @dataclass(frozen=True)
 class StoppingRule:
-    """How many analyses a step needs.
+    """How many analyses a step needs: all K ("none"), until the decision of all K is certain ("exact"), or until it is
+    as probable as `confidence` by the Beta-binomial posterior of a uniform prior ("confident")."""
 
-    Args:
-        num_analyses: K, the most analyses a step gets.
-        threshold: t; a step with a reward of at least t is called correct.
-        stopping: "none" always draws K; "exact" stops once the decision of all K is certain; "confident" stops once it
-            is as probable as `confidence`, with the analyses that remain predicted by the Beta-binomial posterior of a
-            uniform prior.
-        confidence: for "confident" alone.
-    """
-
-    num_analyses: int
-    threshold: float = 0.5
+    num_analyses: int  # K
+    threshold: float = 0.5  # t; a step with a reward of at least t is called correct
     stopping: Stopping = "exact"
     confidence: float = 0.99
 
@@ -70,10 +60,9 @@ class StoppingRule:
         return self._is_settled(*_tally(p_yes, self.num_analyses))
 
     def num_more(self, p_yes: Sequence[float | None]) -> int:
-        """The fewest further analyses that can settle the decision; 0 where it is settled.
+        """The fewest further analyses that can settle the decision (0: it is settled): drawn at once, none is needless.
 
-        That many can be drawn at once without any risk that one of them proves needless: no outcome settles a decision
-        sooner than all of them saying 1, or all saying 0.
+        No outcome settles a decision sooner than all of them saying 1, or all saying 0.
         """
         total, num_values, remaining = _tally(p_yes, self.num_analyses)
         return next(

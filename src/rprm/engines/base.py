@@ -1,9 +1,4 @@
-"""The engine protocol: what a language model is to the rest of the package.
-
-`generate` makes one completion. An engine batches inside itself: thousands of calls are awaited at once, and calls
-whose prompts are equal (the K analyses of one step) or share a beginning (the steps of one solution) share its
-computation. Cancelling the call gives up the sample. What an engine cannot do it says in `EngineInfo`.
-"""
+"""The engine protocol: what a language model is to the rest of the package."""
 
 from __future__ import annotations
 
@@ -21,11 +16,7 @@ WITHHELD = ("content_filter", "refusal")
 
 
 def clipped(num_prompt_tokens: int, max_tokens: int, context_length: int) -> int:
-    """The most tokens that a completion can have: `max_tokens`, or what the context leaves beside the prompt.
-
-    Raises:
-        RequestRefused: it leaves fewer than `MIN_ROOM` tokens, and fewer than were asked for.
-    """
+    """`max_tokens`, or what the context leaves; refused where it leaves fewer than these and than `MIN_ROOM`."""
     room, needed = context_length - num_prompt_tokens, min(MIN_ROOM, max_tokens)
     if room < needed:
         raise RequestRefused(
@@ -45,61 +36,48 @@ def check_least(spec: str, least: float = 1, **options: float | None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to sample one completion.
+    """How to sample one completion."""
 
-    With `verdict` set, the engine reports a `VerdictChoice` wherever the sampled token reads as one of its answers, and
-    may end the completion right after the first verdict (finish reason "verdict"): nothing later is ever read.
-    `temperature` 0 is greedy. Of `max_tokens` counts what the context has room for (`clipped`). `seed` makes the sample
-    reproducible where the engine has seeds.
-    """
-
-    temperature: float = 1.0
+    temperature: float = 1.0  # 0 is greedy
     top_p: float = 1.0
-    max_tokens: int = 1024
+    max_tokens: int = 1024  # or what the context leaves (`clipped`)
     seed: int | None = None
     stop: tuple[str, ...] = ()
-    verdict: VerdictFormat | None = None
+    verdict: VerdictFormat | None = None  # report the choice at each of its answers; the first verdict may end it
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
     """One sampled continuation of a prompt, and of the reply that it begins.
 
-    Attributes:
-        text: what was generated, without the reply that the prompt begins. Where the chat template itself opens the
-            model's thinking, and no reply is begun, this opening (`<think>`) stands before it; offsets count in it.
-        finish_reason: "stop" (the model ended it, or a stop string), "length" (max_tokens, or the end of the context),
-            "verdict" (the engine ended it after the verdict), or what a server said.
-        num_cached_prompt_tokens: those whose computation was shared with an earlier request; None: not known.
-        ended: whether the model ended the reply itself, by its end token; None: not known.
+    `text` is what was generated. Where the chat template itself opens the model's thinking, and the prompt begins no
+    reply, this opening (`<think>`) stands before it; offsets count in it. `finish_reason` is "stop" (the model ended
+    it, or a stop string), "length" (max_tokens, or the end of the context), "verdict" (the engine ended it after the
+    verdict), or what a server said.
     """
 
     text: str
     num_tokens: int
     finish_reason: str
     num_prompt_tokens: int | None = None
-    num_cached_prompt_tokens: int | None = None
+    num_cached_prompt_tokens: int | None = None  # those computed for an earlier request; None: not known
     choices: tuple[VerdictChoice, ...] = ()
-    ended: bool | None = None
+    ended: bool | None = None  # whether the model ended the reply itself, by its end token; None: not known
 
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What the engine is and can do, recorded in every manifest.
-
-    `revision` is a hub commit or a content fingerprint of a local model, None where a server does not tell.
-    `continues_replies`: `generate` continues the reply that a chat prompt begins.
-    """
+    """What the engine is and can do, recorded in every manifest."""
 
     kind: str
     model: str
-    revision: str | None = None
+    revision: str | None = None  # a hub commit or a fingerprint of a local model; None: a server does not tell
     context_length: int | None = None
     has_logprobs: bool = True
     has_seeds: bool = True
     has_second_pass: bool = True
     shares_prompts: bool = True
-    continues_replies: bool = True
+    continues_replies: bool = True  # `generate` continues the reply that a chat prompt begins
     details: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -108,28 +86,20 @@ class EngineInfo:
 
 @runtime_checkable
 class Engine(Protocol):
-    """A language model.
+    """A language model. It batches inside itself: thousands of calls are awaited at once, and those whose prompts are
+    equal (the K analyses of one step) or begin alike (the steps of one solution) share its computation."""
 
-    Attributes:
-        spec: the text that names it, as given to `load_engine`.
-        concurrency: how many `generate` calls to keep under way to fill it.
-    """
-
-    spec: str
-    concurrency: int
+    spec: str  # names it, as given to `load_engine`
+    concurrency: int  # calls of `generate` under way that fill it
 
     async def start(self, *, chat: bool = True) -> EngineInfo:
-        """Load or reach the model, before anything else; safe to call again.
+        """Load or reach the model (else an `EngineError`), before anything else; safe to call again.
 
-        Args:
-            chat: whether most prompts will be chat prompts: what the engine says of itself is about those.
-
-        Raises:
-            EngineError: the model cannot be loaded or reached; the message says how to mend it.
+        What the engine says of itself is about chat prompts, or with `chat=False` about others.
         """
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
-        """One completion; it ends with "length" where the context ends (`clipped`).
+        """One completion; it ends with "length" where the context ends (`clipped`). Cancelling gives up the sample.
 
         Raises:
             Unsupported: the engine cannot continue the reply that the prompt begins.
@@ -138,10 +108,9 @@ class Engine(Protocol):
         """
 
     async def choose(self, prompt: Prompt, text: str, verdict: VerdictFormat) -> VerdictChoice:
-        """A second forward pass: the choice between Yes and No right after `prompt` and then `text`.
+        """A second forward pass: Yes or No right after `prompt` and `text`; raises as `generate` does.
 
-        `text` begins the reply, or follows the one that the prompt begins, up to the answer word (the space before it
-        not included). Raises as `generate` does.
+        `text` begins the reply, or follows the one that the prompt begins, up to the space before the answer word.
         """
 
     async def aclose(self) -> None:
