@@ -14,8 +14,6 @@ from rprm.thinking import after_thinking, answer_parts
 
 #: The fixed marker of the paper's verdict line.
 DEFAULT_MARKER = "Is the step correct (Yes/No)?"
-#: Characters of a marker, however it is spaced.
-_LONGEST_MARKER = 1000
 
 
 @dataclass(frozen=True)
@@ -46,12 +44,11 @@ class VerdictChoice:
 
 @dataclass(frozen=True)
 class VerdictFormat:
-    """How an analysis ends: a marker, then one of two answers.
+    """How an analysis ends: a marker, in any spacing or brackets, then one of two answers; markup or a label between.
 
-    Only markup or a label ("Answer:") may stand between them. The marker counts in other spellings too: `(Yes or No)`,
-    other brackets, wrapped over lines. None of these is a verdict: a marker in quotes (`rprm.quoting`); a choice left
-    open ("Yes or No"); an answer under a condition ("Yes if"); a "No" of the next word ("No errors"); anything in the
-    model's thinking (`rprm.thinking`). Every search is linear in the length of the text.
+    None of these is a verdict: a marker in quotes (`rprm.quoting`); a choice left open ("Yes or No"); an answer under a
+    condition ("Yes if"); a "No" of the next word ("No errors"); anything in the model's thinking (`rprm.thinking`).
+    Every search is linear in the length of the text.
     """
 
     marker: str = DEFAULT_MARKER
@@ -60,7 +57,6 @@ class VerdictFormat:
 
     @property
     def marker_pattern(self) -> re.Pattern[str]:
-        """The marker in all its spellings, answered or not, quoted or not, with or without its choice."""
         return self._patterns.any_marker
 
     def disarmed(self, text: str) -> str:
@@ -79,17 +75,16 @@ class VerdictFormat:
     def find(self, text: str, start: int = 0) -> Verdict | None:
         """The first verdict in `text` whose marker stands at or after `start`, or None.
 
-        Where there is none, a weaker form counts if it and its answer have lines to themselves: a marker without its
-        choice ("Is the step correct? No"), or one in quotes with its answer outside of them.
+        Else a weaker form counts, with its answer on lines of their own: a marker without its choice ("Is the step
+        correct? No"), or one in quotes with its answer outside of them.
         """
         return next(self._verdicts(text, start), None) or next(self._verdicts(text, start, is_weak=True), None)
 
     def is_final(self, text: str, verdict: Verdict) -> bool:
         """Whether `verdict`, the first one of `text`, stands however the text goes on.
 
-        It does at the end of its line or sentence, or a word or two further: until then its word may turn out longer
-        ("No" of "Nothing") or a choice ("Yes or No"). A weaker form (see `find`) never does: the full form may follow.
-        Nor does a verdict after thinking: of several closing tags the last counts.
+        Its word may turn out longer ("No" of "Nothing") or a choice ("Yes or No"). A weaker form (see `find`) never is
+        final: the full form may follow; nor is a verdict after thinking: of several closing tags the last counts.
         """
         if after_thinking(text):
             return False
@@ -147,8 +142,7 @@ class VerdictFormat:
     def _patterns(self) -> _Patterns:
         yes, no = re.escape(self.yes), re.escape(self.no)
         answers, marker, bare = rf"{yes}|{no}", self.marker.strip(), ""
-        with_choice = re.fullmatch(rf"(.*?\w)[\W_]*{yes}\W+{no}\W*", marker, re.IGNORECASE | re.DOTALL)
-        if with_choice:
+        if with_choice := re.fullmatch(rf"(.*?\w)[\W_]*{yes}\W+{no}\W*", marker, re.IGNORECASE | re.DOTALL):
             stem = _words(with_choice[1])
             # "(Y/N)" is the same choice.
             first, second = (rf"(?:{word}|{word[0]})" if word.isalpha() else word for word in (yes, no))
@@ -207,7 +201,6 @@ class Transcript:
         self._begin = len(opening)
         self._lengths: list[int] = []  # of the text after each token
         self._is_open = False  # a verdict stands, but more text may undo it
-        self._num_unmarked: int | None = 0  # characters in which no marker ends; None: there is one
 
     def add(self, piece: str) -> None:
         """Append the text of one token, which may be empty."""
@@ -235,15 +228,9 @@ class Transcript:
         if form is None:
             return None
         # Searching the whole text for every token would take quadratic time: only a new answer word is worth it.
-        if not self._is_open:
-            longest = max(len(form.yes), len(form.no))
-            if not form._patterns.word.search(self.text, max(0, before - longest + 1)):
-                return None
-            if self._num_unmarked is not None:
-                if not form.marker_pattern.search(self.text, max(0, self._num_unmarked - _LONGEST_MARKER)):
-                    self._num_unmarked = len(self.text)
-                    return None
-                self._num_unmarked = None
+        first = max(0, before - max(len(form.yes), len(form.no)) + 1)
+        if not self._is_open and not form._patterns.word.search(self.text, first):
+            return None
         text = self.text[:end]
         verdict = form.find(text)
         self._is_open = verdict is not None
@@ -269,9 +256,8 @@ def logsumexp(values: Iterable[float]) -> float:
 def read_verdict(
     text: str, verdict_format: VerdictFormat, choices: Sequence[VerdictChoice]
 ) -> tuple[Verdict, VerdictChoice | None] | None:
-    """The verdict of `text` with the choice at its token, None where the engine reported none; None without verdict."""
-    verdict = verdict_format.find(text)
-    if verdict is None:
+    """The verdict of `text`, and the choice at its token (None: the engine reported none); None without verdict."""
+    if (verdict := verdict_format.find(text)) is None:
         return None
     return verdict, next((choice for choice in choices if verdict.start <= choice.start < verdict.end), None)
 
@@ -287,14 +273,12 @@ _LABEL = (
     r"(?:(?:the|my|final)\s{1,4}){0,3}(?:answer|ans|verdict|conclusion|judge?ment|decision|result|response)"
     r"(?![^\W_])(?:\s{1,4}is(?!\w))?|(?:so|thus|hence|therefore)(?=[,:])|(?:答案|回答|结论)是?"
 )
-#: List numbers, and the emoji made of a digit.
-_NUMBER = r"(?:\d{1,2}|[a-e])[.):\]]|\d\ufe0f?\u20e3"
+_NUMBER = r"(?:\d{1,2}|[a-e])[.):\]]|\d\ufe0f?\u20e3"  # of a list; an emoji made of a digit
 #: Struck-out text, empty boxes to tick and special tokens are no markup around an answer.
 _PLAIN = r"(?!\[ ?\])[^\w~☐⬜<&]|_|<(?![|/])"
 _MARKUP = (
     rf"{_LATEX}|\\(?-i:[nrt])|{_HTML}|&(?:[a-z]{{2,6}}|\#\d{{1,5}});|```[a-z]{{0,10}}\n|{_NUMBER}|{_LABEL}|{_PLAIN}"
 )
-#: Markup within a line and a sentence.
 _INLINE = rf"{_LATEX}|[^\w\n\r\x0b\x0c\x85\u2028\u2029.!?;:…。！？；：<]|_"
 
 _QUOTES = "\"“”„'‘’«»`「」『』"

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,13 +21,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rprm.engines import Completion, Engine, Sampling, load_engine
-from rprm.engines.tokens import VerdictTokens, encode_prompt
-from rprm.engines.transcript import Transcript, _slow_detokenizer, detokenizer
+from rprm.engines import Completion, Engine, EngineInfo, Sampling, load_engine
+from rprm.engines.tokens import VerdictTokens, detokenizer, encode_prompt
 from rprm.engines.vllm import VLLMEngine, _Model, lora_rank
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused
 from rprm.prompts.template import Message, Prompt
-from rprm.verdict import Verdict, VerdictFormat, read_verdict
+from rprm.verdict import Transcript, Verdict, VerdictFormat, read_verdict
 
 T = TypeVar("T")
 MARKER = "Is the step correct (Yes/No)?"
@@ -204,15 +203,26 @@ def byte_tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
 
 
+class Slow:
+    """A tokenizer that is not of the `tokenizers` library."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.decode = tokenizer.decode
+
+
+def slow_detokenizer(tokenizer: Any, ids: Sequence[int]) -> Callable[[int], str]:
+    return detokenizer(Slow(tokenizer), ids)
+
+
 @given(text=st.text(max_size=40))
-@pytest.mark.parametrize("make", [detokenizer, _slow_detokenizer])
+@pytest.mark.parametrize("make", [detokenizer, slow_detokenizer])
 def test_pieces_join_to_the_text(byte_tokenizer: Any, make: Any, text: str) -> None:
     step = make(byte_tokenizer, byte_tokenizer.encode("A prompt é"))
     # A byte sequence ends with ASCII, so that nothing is held back as unfinished.
     assert "".join(step(token) for token in byte_tokenizer.encode(text + "\ufffd.")) == text + "\ufffd."
 
 
-@pytest.mark.parametrize("make", [detokenizer, _slow_detokenizer])
+@pytest.mark.parametrize("make", [detokenizer, slow_detokenizer])
 def test_special_tokens_are_no_text_and_broken_characters_come_late(byte_tokenizer: Any, make: Any) -> None:
     step = make(byte_tokenizer, [])
     robot = byte_tokenizer.encode("🤖")
@@ -270,9 +280,7 @@ class FakeVLLM(VLLMEngine):
             tokenizer=tokenizer,
             lora_request=None,
             loop=asyncio.get_running_loop(),
-            info=None,  # type: ignore[arg-type]
-            context_length=10_000,
-            encode=lambda prompt: tuple(tokenizer.encode(prompt.text)),
+            info=EngineInfo("vllm", "fake", context_length=10_000),
         )
 
     async def _outputs(
@@ -349,7 +357,6 @@ def test_the_thinking_that_the_prompt_opens_is_part_of_the_text(byte_tokenizer: 
     def complete_chat(text: str, prompt: Prompt, **options: Any) -> Completion:
         async def run() -> Completion:
             engine = FakeVLLM(tokenizer, tokenizer.encode(text), [3] * 99, "length")
-            engine._model = replace(engine._model, encode=lambda prompt: tuple(encode_prompt(tokenizer, prompt)))
             return await engine.generate(prompt, replace(SAMPLING, **options))
 
         return asyncio.run(run())
@@ -426,7 +433,7 @@ def test_it_is_an_engine_and_takes_typed_options() -> None:
     assert isinstance(engine, Engine)
     assert engine.target == "some/model"
     assert engine.concurrency == 64
-    arguments = engine._arguments
+    arguments = engine.arguments
     assert (arguments["tensor_parallel_size"], arguments["gpu_memory_utilization"]) == (2, 0.8)
     assert (arguments["enforce_eager"], arguments["dtype"], arguments["max_num_seqs"]) == (True, "float32", 64)
 
@@ -672,7 +679,7 @@ class TestOnVLLM:
         first, second = (raw("A problem of sums.\n" + "\n".join(steps[:n]) + "\nAnalysis:") for n in (11, 12))
         sampling = Sampling(max_tokens=4)
         assert served.engine._model is not None
-        ids = [served.engine._model.encode(prompt) for prompt in (first, second)]
+        ids = [encode_prompt(served.engine._model.tokenizer, prompt) for prompt in (first, second)]
         num_common = next(i for i, (a, b) in enumerate(zip(*ids, strict=False)) if a != b)
         (cold,), (warm,) = served.generate((first, sampling)), served.generate((second, sampling))
         print(f"\n{warm.num_cached_prompt_tokens} of {warm.num_prompt_tokens} prompt tokens from the cache")
@@ -710,7 +717,7 @@ class TestOnVLLM:
     def test_too_long_a_request_is_refused_with_the_lengths(self, served: Served) -> None:
         prompt = judge_sum(3, 4, 7)
         assert served.engine._model is not None
-        length = len(served.engine._model.encode(prompt))
+        length = len(encode_prompt(served.engine._model.tokenizer, prompt))
         fits = Sampling(max_tokens=2048 - length, stop=("\n",), seed=1)
         assert served.generate((prompt, fits))[0].finish_reason == "stop"
         # The context ends it where `max_tokens` does not fit.

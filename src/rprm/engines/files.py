@@ -23,11 +23,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 
 def find_file(target: str, name: str, revision: str | None) -> Path | None:
-    """A file of a folder or hub repository (of its cache, where the hub cannot be reached), or None.
-
-    Raises:
-        EngineError: it is a Git LFS pointer.
-    """
+    """A file of a folder or hub repository (of its cache, where the hub cannot be reached), or None."""
     if not Path(target).is_dir():
         from transformers.utils import cached_file
 
@@ -68,10 +64,9 @@ def identity(target: str, revision: str | None) -> str | None:
 
 
 def fingerprint(path: Path) -> str:
-    """A short hash that changes when a local model (a folder, or any file) does.
+    """A short hash of a file, or of the files in a folder that make a model.
 
-    Of a folder count the files that make a model, at its top and in `additional_chat_templates`; of a file over 1 MiB
-    its size and 16 evenly spaced pieces of 64 KiB, so that 15 GB of weights take no time.
+    Of a file over 1 MiB it takes the size and 16 evenly spaced pieces of 64 KiB: 15 GB of weights take no time.
     """
     files = {path.name: path}
     if path.is_dir():
@@ -109,16 +104,10 @@ def named_base(adapter: str, revision: str | None = None) -> tuple[str, str | No
     return base, config.get("revision")
 
 
-def adapter_details(
-    adapter: str, revision: str | None = None, *, base: str, base_revision: str | None = None
-) -> dict[str, Any]:
+def adapter_details(adapter: str, revision: str | None, base: str, base_revision: str | None) -> dict[str, Any]:
     """What a manifest says of an adapter and of the model that it is applied to."""
-    return {
-        "adapter": adapter,
-        "adapter_revision": identity(adapter, revision),
-        "base": base,
-        "base_revision": identity(base, base_revision) or base_revision,
-    }
+    details = {"adapter": adapter, "adapter_revision": identity(adapter, revision), "base": base}
+    return details | {"base_revision": identity(base, base_revision) or base_revision}
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -1,8 +1,7 @@
 """Keys and values of a batch whose rows come and go.
 
-A row stands in a slot; its slot is free when it ends, and the next row takes it. Rows of different lengths end at one
-column: a row of n tokens fills the last n columns in use, and what stands left of it is padding that the attention mask
-hides. So decoding writes in place, and a row that comes or goes moves no other.
+A row of n tokens stands in a slot, in the last n columns in use; the attention mask hides what is left of it. So
+decoding writes in place, and a row that comes or goes moves no other.
 """
 
 from __future__ import annotations
@@ -20,17 +19,13 @@ _HEADROOM = 256
 
 
 class BatchCache(Cache):  # type: ignore[misc]  # transformers is untyped
-    """A transformers cache for decoding one token a row at a time; rows join and leave it.
-
-    Attributes:
-        lengths: tokens of the row in each slot, 0 where it is free.
-    """
+    """A transformers cache for decoding one token a row at a time; rows join and leave it."""
 
     layers: list[_Layer]
 
     def __init__(self) -> None:
         super().__init__(layers=[])
-        self.lengths: list[int] = []
+        self.lengths: list[int] = []  # tokens of the row in each slot, 0 where it is free
 
     def add_rows(self, layers: Sequence[KeyValues], repeats: int) -> list[int]:
         """Add `repeats` equal rows, given as keys and values [1, heads, tokens, size] of each layer; their slots."""
@@ -49,16 +44,11 @@ class BatchCache(Cache):  # type: ignore[misc]  # transformers is untyped
         return slots
 
     def free(self, slots: Sequence[int]) -> None:
-        """Give up the rows in these slots."""
         for slot in slots:
             self.lengths[slot] = 0
 
     def compact(self) -> list[int] | None:
-        """Close up the free slots where they are a quarter or more of all.
-
-        Returns:
-            The old slot of each new one, or None where nothing moved.
-        """
+        """Close up the free slots where they are a quarter or more; the old slot of each new one, None: all stayed."""
         taken = [slot for slot, length in enumerate(self.lengths) if length]
         if 4 * len(taken) > 3 * len(self.lengths):
             return None
@@ -70,13 +60,12 @@ class BatchCache(Cache):  # type: ignore[misc]  # transformers is untyped
         return taken
 
     def open_column(self) -> torch.Tensor:
-        """Make ready for one more token in every slot, and count it.
+        """Make ready for one more token in every slot, and count it; the attention mask [slots, columns] with it.
 
-        Returns:
-            The attention mask [slots, columns], the new column included. The token of a free slot sees itself alone.
+        The token of a free slot sees itself alone.
         """
         longest = max(self.lengths)
-        if self.layers[0].is_full:
+        if self.layers[0].end == self.layers[0].buffers[0].shape[-2]:
             self._move(range(len(self.lengths)), len(self.lengths), longest)
         for layer in self.layers:
             layer.show(longest)
@@ -91,11 +80,7 @@ class BatchCache(Cache):  # type: ignore[misc]  # transformers is untyped
 
 
 class _Layer(DynamicLayer):  # type: ignore[misc]
-    """`keys` and `values` are the columns shown to the model, views of buffers [slots, heads, capacity, size].
-
-    Attributes:
-        end: columns used.
-    """
+    """`keys` and `values` are the columns shown to the model, views of buffers [slots, heads, capacity, size]."""
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -104,12 +89,8 @@ class _Layer(DynamicLayer):  # type: ignore[misc]
         """No row yet; keys and values of a row, [1, heads, tokens, size], give the shapes."""
         super().__init__()
         self.lazy_initialization(keys, values)
-        self._buffers = keys[:0, :, :0], values[:0, :, :0]
-        self.end = 0
-
-    @property
-    def is_full(self) -> bool:
-        return self.end == self._buffers[0].shape[-2]
+        self.buffers = keys[:0, :, :0], values[:0, :, :0]
+        self.end = 0  # columns used
 
     def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> KeyValues:
         """Write a token of every slot, [slots, heads, 1, size], at the next column."""
@@ -120,19 +101,19 @@ class _Layer(DynamicLayer):  # type: ignore[misc]
 
     def show(self, num_columns: int) -> None:
         """Let the model see the last columns."""
-        self.keys, self.values = (buffer[:, :, self.end - num_columns : self.end] for buffer in self._buffers)
+        self.keys, self.values = (buffer[:, :, self.end - num_columns : self.end] for buffer in self.buffers)
 
     def write(self, states: KeyValues, slots: Any, start: int) -> None:
         """Write keys and values to the slots, from column `start` to the end."""
-        for buffer, new in zip(self._buffers, states, strict=True):
+        for buffer, new in zip(self.buffers, states, strict=True):
             buffer[slots, :, start : self.end] = new
 
     def move(self, kept: Sequence[int], num_slots: int, num_columns: int, end: int) -> None:
         """New buffers: the kept slots first, their last `num_columns` columns ending at `end`, and room after it."""
         shown = slice(self.end - num_columns, self.end)
         moved = []
-        for buffer in self._buffers:
+        for buffer in self.buffers:
             moved.append(buffer.new_zeros(num_slots, buffer.shape[1], end + _HEADROOM, buffer.shape[3]))
             moved[-1][: len(kept), :, end - num_columns : end] = buffer[list(kept), :, shown]
-        self._buffers = moved[0], moved[1]
+        self.buffers = moved[0], moved[1]
         self.end = end

@@ -18,11 +18,9 @@ from rprm.errors import EngineError, RprmError
 if TYPE_CHECKING:
     import torch
 
-#: Tensors named in a message.
-_NUM_NAMED = 3
 #: Where weights can lie, in the order in which transformers looks for them: one file, or an index of shards.
 _WEIGHT_FILES = tuple(
-    f"{file}{index}" for file in ("model.safetensors", "pytorch_model.bin") for index in ("", ".index.json")
+    f"{name}{end}" for name in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json")
 )
 _ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 #: Buffers of older checkpoints that are no weights: the value under a causal mask, rotary frequencies.
@@ -34,19 +32,13 @@ _PROBE = "+ - ки\nStep 1: 12 × (3 − 4) = −12. Ünï\n\nSo the answer is $
 def load_model(
     target: str, *, spec: str, dtype: torch.dtype, adapter: str | None = None, revision: str | None = None
 ) -> tuple[Any, Any, dict[str, Any]]:
-    """Load a causal language model to run, on the CPU; an adapter is merged into it.
+    """A causal language model on the CPU, its tokenizer, and what a manifest says of the adapter merged into it.
 
     Args:
-        target: a hub id, a folder, a GGUF file, or the folder or hub id of a LoRA adapter, which names its base.
+        target: a hub id, a folder, a GGUF file, or a LoRA adapter, which names its base.
         spec: the model, for messages.
         adapter: a LoRA adapter (folder or hub id).
         revision: of the hub repository `target`; a tag or commit.
-
-    Returns:
-        Model, tokenizer, and what a manifest says of an adapter and its base.
-
-    Raises:
-        EngineError: it cannot be loaded, does not fit its configuration, or needs code of its repository.
     """
     base, base_revision, adapter_revision = target, revision, None
     with plain_errors(spec, "a causal language model, a GGUF file"):
@@ -68,12 +60,12 @@ def load_model(
         if adapter is None:
             return model, tokenizer, {}
         model = merge_adapter(model, adapter, adapter_revision)
-    return model, tokenizer, adapter_details(adapter, adapter_revision, base=base, base_revision=base_revision)
+    return model, tokenizer, adapter_details(adapter, adapter_revision, base, base_revision)
 
 
 @contextmanager
 def plain_errors(spec: str, wanted: str, *, what: str = "the model") -> Iterator[None]:
-    """Turn whatever libraries raise while they load `what` of `spec` into one line; `wanted` is what a folder must hold."""
+    """Turn what libraries raise while they load `what` of `spec` into one line; `wanted`: what a folder must hold."""
     try:
         yield
     except RprmError:
@@ -82,16 +74,14 @@ def plain_errors(spec: str, wanted: str, *, what: str = "the model") -> Iterator
         raise EngineError(f'{spec}: {" ".join(str(error).split())}; pip install ".[local]" brings all of it') from None
     # The libraries meet malformed files with errors of any kind; tokenizers has none of its own.
     except Exception as error:
-        first, *rest = str(error).strip().splitlines() or [type(error).__name__]
-        reason = f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        reason = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
         if "trust_remote_code" in str(error):
             reason = "it needs code of its repository, which is never run"
         elif not isinstance(error, OSError | ValueError | RuntimeError):
             reason = f"one of its files is malformed ({type(error).__name__}: {reason})"
-        raise EngineError(
-            f"{spec}: cannot load {what}: {reason} (give a folder with {wanted}, or a hub id that this machine can "
-            "reach)"
-        ) from error
+        fix = f"give a folder with {wanted}, or a hub id that this machine can reach"
+        raise EngineError(f"{spec}: cannot load {what}: {reason} ({fix})") from error
 
 
 def load_weights(auto: Any, target: str, *, revision: str | None = None, **arguments: Any) -> Any:
@@ -138,11 +128,7 @@ def load_weights(auto: Any, target: str, *, revision: str | None = None, **argum
 
 
 def merge_adapter(model: Any, adapter: str, revision: str | None = None) -> Any:
-    """The model with a LoRA adapter (folder or hub id) merged into it, and as many tokens as it was trained with.
-
-    Raises:
-        EngineError: the adapter is not whole, or not one of this model.
-    """
+    """The model with a LoRA adapter (folder or hub id) merged into it, and as many tokens as it was trained with."""
     with plain_errors(adapter, "a LoRA adapter of this model"), warnings.catch_warnings():
         from peft import PeftModel
 
@@ -192,12 +178,10 @@ def _untie_adapted(model: Any) -> None:
 
 def _refuse(name: str, wanted: str, faults: Mapping[str, str]) -> None:
     if faults:
-        named = ", ".join(f"{tensor} {fault}" for tensor, fault in [*faults.items()][:_NUM_NAMED])
-        more = f" and {len(faults) - _NUM_NAMED} more" if len(faults) > _NUM_NAMED else ""
-        raise EngineError(
-            f"{name}: the checkpoint does not fit {wanted}: {named}{more}; download it again, or name the model that "
-            "these weights belong to"
-        )
+        named = ", ".join(f"{tensor} {fault}" for tensor, fault in [*faults.items()][:3])
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        fix = "download it again, or name the model that these weights belong to"
+        raise EngineError(f"{name}: the checkpoint does not fit {wanted}: {named}{more}; {fix}")
 
 
 def _whole_numbers(stored: Mapping[str, torch.Tensor]) -> dict[str, str]:
@@ -209,41 +193,31 @@ def stored_tensors(target: str, revision: str | None, files: Iterable[str] = _WE
     """The tensors of a folder or hub repository by name, mapped, not read; none where it has no such file.
 
     Raises:
-        EngineError: the index of its files is damaged, or one of them is missing.
-        OSError: one of them is damaged.
+        EngineError, OSError: the index of its files or one of them is damaged or missing.
     """
-    path = next((path for name in files if (path := find_file(target, name, revision)) is not None), None)
-    if path is None or path.suffix != ".json":
-        return {} if path is None else _tensors(path)
-    weight_map = read_object(path).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise EngineError(f"{path} has no weight_map; download it again")
-    found = {}
-    for name in sorted(set(weight_map.values())):
-        if (shard := find_file(target, name, revision)) is None:
-            raise EngineError(f"{target}: {name} is missing; download it again")
-        found |= _tensors(shard)
-    return found
-
-
-def _tensors(path: Path) -> dict[str, torch.Tensor]:
     import torch
     from transformers.modeling_utils import load_state_dict
 
-    try:
-        content = load_state_dict(path, weights_only=True)
-        return {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
-    # Of a malformed file torch raises errors of many kinds, and its advice is to run what code the file may hold.
-    except Exception as error:
-        raise OSError(f"{path} is damaged, or holds more than tensors; download it again") from error
+    index = next((path for name in files if (path := find_file(target, name, revision)) is not None), None)
+    weight_map = {} if index is None else {"": index.name}
+    if index is not None and index.suffix == ".json":
+        weight_map = read_object(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise EngineError(f"{index} has no weight_map; download it again")
+    stored = {}
+    for file in sorted(set(weight_map.values())):
+        path = find_file(target, file, revision) or Path(target, file)
+        try:
+            content = load_state_dict(path, weights_only=True)
+            stored |= {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+        # Of a malformed file torch raises errors of many kinds, and its advice is to run what code the file may hold.
+        except Exception as error:
+            raise OSError(f"{path} is damaged, missing, or holds more than tensors; download it again") from error
+    return stored
 
 
 def read_tensors(target: str, names: Iterable[str], revision: str | None) -> dict[str, torch.Tensor]:
-    """Tensors of a checkpoint by name, in float32.
-
-    Raises:
-        EngineError: one of them is not in the checkpoint.
-    """
+    """Tensors of a checkpoint by name, in float32; an `EngineError` where it lacks one."""
     stored, names = stored_tensors(target, revision), list(names)
     if missing := [name for name in names if name not in stored]:
         raise EngineError(f"{target}: the checkpoint has no tensor {missing[0]!r}; is it of another layout?")
@@ -251,14 +225,10 @@ def read_tensors(target: str, names: Iterable[str], revision: str | None) -> dic
 
 
 def load_tokenizer(target: str, revision: str | None) -> Any:
-    """The tokenizer of a model, without code of its repository.
+    """The tokenizer of a model, without code of its repository; for errors see `plain_errors`.
 
     A sentencepiece model without a tokenizer.json (Math-Shepherd) is held against sentencepiece itself: of a Mistral,
     transformers 5.24 would leave out the space that begins a text, and `+` would be another token.
-
-    Raises:
-        EngineError: transformers does not encode as the sentencepiece model does.
-        ImportError, OSError, ValueError, ...: see `plain_errors`.
     """
     from transformers import AutoTokenizer, LlamaTokenizer
 

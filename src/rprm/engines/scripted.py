@@ -1,8 +1,7 @@
 """A deterministic engine without a model: for tests, documentation and measurements of everything around the model.
 
-`scripted:` writes an analysis whose verdict is a pseudo-random function of the prompt and the seed alone, whatever runs
-beside it. Asked without a verdict, as a policy is, it writes a solution of two to four steps that ends in `\\boxed{}`,
-or its next step. In Python, `ScriptedEngine(reply=...)` takes a function that writes each completion.
+It writes an analysis whose verdict is a pseudo-random function of the prompt and the seed alone; asked without a
+verdict, as a policy is, a solution of two to four steps that ends in `\\boxed{}`, or its next step.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from rprm.errors import EngineError
 from rprm.prompts.template import Prompt
 from rprm.verdict import VerdictChoice, VerdictFormat
 
-#: What a script gives for one request.
 Reply = Callable[[Prompt, Sampling], "ScriptedReply"]
 _BLANK_LINE = "\n\n"
 #: Of a pseudo-random solution.
@@ -28,44 +26,29 @@ _MOST_STEPS = 4
 
 @dataclass(frozen=True, slots=True)
 class ScriptedReply:
-    """`analysis` stands before the verdict line; `p_yes` None leaves that line out, and `ended` is the completion's.
+    """What a script gives for one request."""
 
-    `num_tokens` counts the whole.
-    """
-
-    analysis: str
-    p_yes: float | None
-    num_tokens: int
-    ended: bool | None = True
+    analysis: str  # before the verdict line
+    p_yes: float | None  # None leaves the verdict line out
+    num_tokens: int  # of the whole
+    ended: bool | None = True  # that of a completion without the verdict line
 
 
 @dataclass(eq=False, repr=False)
 class ScriptedEngine:
-    """An engine that writes what a function says.
-
-    Args:
-        yes_rate: share of prompts whose analyses lean to Yes.
-        noise: share of analyses that lean the other way than their prompt does.
-        lost: share of analyses that end without a verdict.
-        delay: seconds that each completion takes.
-        logprobs: report P(Yes) (True) or leave only the hard verdict (False).
-        log: a file that gets a line for every request as it is made: what a paid engine would bill.
-        context_length: of prompt and completion together, in words of the prompt and tokens of the completion. It alone
-            ends a completion: a script knows no `max_tokens`.
-        reply: writes the completions in place of the pseudo-random rule.
-    """
+    """An engine that writes what a function says."""
 
     spec: str = "scripted:"
     _: KW_ONLY
-    yes_rate: float = 0.8
-    noise: float = 0.1
-    lost: float = 0.0
-    delay: float = 0.0
-    logprobs: bool = True
-    log: str | None = None
-    context_length: int = 1_000_000
+    yes_rate: float = 0.8  # share of prompts whose analyses lean to Yes
+    noise: float = 0.1  # share of analyses that lean the other way than their prompt does
+    lost: float = 0.0  # share of analyses that end without a verdict
+    delay: float = 0.0  # seconds that each completion takes
+    logprobs: bool = True  # report P(Yes); without it there is only the hard verdict
+    log: str | None = None  # a file that gets a line for every request as it is made: what a paid engine would bill
+    context_length: int = 1_000_000  # in words of the prompt and tokens of the completion; a script knows no max_tokens
     concurrency: int = 64
-    reply: Reply | None = None
+    reply: Reply | None = None  # writes the completions in place of the pseudo-random rule
     num_requests: int = field(default=0, init=False)
     num_second_passes: int = field(default=0, init=False)
 
@@ -127,10 +110,8 @@ class ScriptedEngine:
 
 
 def _solve(prompt: Prompt, sampling: Sampling) -> ScriptedReply:
-    """What follows the reply that is begun: one step where a blank line ends the completion, else every step left.
-
-    Most solutions of a problem have one answer, the others one of two more.
-    """
+    """What follows the reply that is begun: one step where a blank line ends the completion, else every step left."""
+    # Most solutions of a problem have one answer, the others one of two more.
     answer = _draw(replace(prompt, reply=""), Sampling(), "answer").randint(2, 99)
     draw = _draw(prompt, sampling, "solution")
     first = sum(bool(step.strip()) for step in prompt.reply.split(_BLANK_LINE)) + 1

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
 from typing import Any
 
@@ -16,14 +16,8 @@ from rprm.prompts.template import Filled, Message, Prompt
 from rprm.thinking import DELIMITERS
 from rprm.verdict import Transcript, VerdictChoice, VerdictFormat
 
-#: Stands for a special token that a message spells while the chat template is rendered.
-_PLACE = "RPRMTOKEN"
 #: How control tokens look.
 _TAG = re.compile(r"<.+>|\[.+\]|◁.+▷", re.DOTALL)
-#: Tokens at the end of a prompt among which the opening of a model's thinking is looked for.
-_OPENING_TOKENS = 16
-#: Tokens of the prompt that tell how the completion's first ones read.
-_NUM_BEFORE = 32
 
 
 @dataclass(frozen=True)
@@ -40,11 +34,7 @@ class VerdictTokens:
     @classmethod
     @lru_cache(maxsize=4)
     def of(cls, tokenizer: Any, verdict: VerdictFormat) -> VerdictTokens:
-        """The forms of both answers that are one token of the tokenizer; where it has none, their first tokens.
-
-        Raises:
-            EngineError: the first tokens of both answers are equal, so that one position cannot tell them apart.
-        """
+        """The forms of both answers that are one token of the tokenizer; where it has none, their first tokens."""
 
         def found(answer: str, *, whole: bool) -> dict[int, str]:
             words: dict[int, str] = {}
@@ -62,10 +52,8 @@ class VerdictTokens:
         shared = yes.keys() & no.keys()
         yes, no = ({id_: word for id_, word in side.items() if id_ not in shared} for side in (yes, no))
         if not yes or not no:
-            raise EngineError(
-                f"the tokenizer does not tell {verdict.yes!r} from {verdict.no!r} at their first token; "
-                "use a prompt template with other answer words"
-            )
+            fix = "use a prompt template with other answer words"
+            raise EngineError(f"the tokenizer begins {verdict.yes!r} and {verdict.no!r} with the same token; {fix}")
         return cls(yes, no)
 
 
@@ -117,7 +105,7 @@ def thinking_opening(tokenizer: Any, prompt: Prompt, ids: Sequence[int]) -> str:
     """What a chat template writes itself, at the end of `ids`, to open the model's thinking, white space included."""
     if not prompt.chat or not getattr(tokenizer, "chat_template", None):
         return ""
-    end = tokenizer.decode(ids[-_OPENING_TOKENS:], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    end = tokenizer.decode(ids[-16:], skip_special_tokens=False, clean_up_tokenization_spaces=False)
     found = re.search(r"<think>\s*\Z", end)
     return found[0] if found else ""
 
@@ -125,7 +113,7 @@ def thinking_opening(tokenizer: Any, prompt: Prompt, ids: Sequence[int]) -> str:
 def _apply_chat_template(tokenizer: Any, messages: Sequence[Message], control: dict[int, str]) -> list[int]:
     import jinja2
 
-    place = _PLACE
+    place = "RPRMTOKEN"  # stands for a token that a message spells while the template is rendered
     while any(place in message.content for message in messages):
         place += "X"
     spellings: list[str] = []
@@ -227,9 +215,7 @@ def encode_text(tokenizer: Any, text: str, guarded: dict[int, str]) -> list[int]
     cuts = [match.start() + 1 for match in _spellings(*guarded.values()).finditer(text)]
     ids = [id_ for start, end in zip([0, *cuts], [*cuts, None], strict=True) for id_ in plain(text[start:end])]
     if left := made(ids):
-        raise RequestRefused(
-            f"a text holds the model's own token {left[0]!r}, which the tokenizer spells in no other way"
-        )
+        raise RequestRefused(f"a text holds the token {left[0]!r}, which the tokenizer spells in no other way")
     return ids
 
 
@@ -249,22 +235,17 @@ def text_prefix(tokenizer: Any) -> list[int]:
 
 
 def control_tokens(tokenizer: Any) -> dict[int, str]:
-    """Tokens that lay out a conversation: id -> content.
-
-    The special ones, and added tokens that the chat template writes or that look like a tag (`<think>`, `[INST]`).
-    """
+    """Tokens that lay out a conversation, id -> content: special ones, those of the chat template, tags (`<think>`)."""
     return _control_tokens(tokenizer, len(tokenizer), str(getattr(tokenizer, "chat_template", None) or ""))
 
 
 # Some tokenizers have a thousand: looked up once, unless tokens are added or the template changes.
 @lru_cache(maxsize=4)
 def _control_tokens(tokenizer: Any, _size: int, template: str) -> dict[int, str]:
-    added = {id_: str(token.content) for id_, token in sorted(tokenizer.added_tokens_decoder.items())}
-    return special_tokens(tokenizer) | {
-        id_: content
-        for id_, content in added.items()
-        if _TAG.fullmatch(content) or (content.strip() and content in template)
-    }
+    added = {id_: str(token.content) for id_, token in tokenizer.added_tokens_decoder.items()}
+    written = [id_ for id_, content in added.items() if content.strip() and content in template]
+    tags = [id_ for id_, content in added.items() if _TAG.fullmatch(content)]
+    return special_tokens(tokenizer) | {id_: added[id_] for id_ in sorted({*written, *tags})}
 
 
 def special_tokens(tokenizer: Any) -> dict[int, str]:
@@ -284,14 +265,13 @@ class TokenTranscript(Transcript):
         self._num_prompt_tokens = len(ids)
         self._words = {} if answers is None else answers.words
         self._choices: list[VerdictChoice] = []
-        self._read = detokenizer(tokenizer, ids[-_NUM_BEFORE:])
-        self.ended = False
+        self._read = detokenizer(tokenizer, ids[-32:])
+        self.ended = False  # by the model itself
 
     def add_token(self, token: int, logprobs: Callable[[], tuple[float, float]]) -> None:
         """Append a token; where it reads as Yes or No, `logprobs` is called for those of Yes and No in its place."""
         piece = self._read(token)
-        word = self._words.get(token)
-        if word is not None and (offset := piece.rfind(word)) >= 0:
+        if (word := self._words.get(token)) is not None and (offset := piece.rfind(word)) >= 0:
             self._choices.append(VerdictChoice(len(self.text) + offset, *logprobs()))
         self.add(piece)
 
@@ -301,57 +281,32 @@ class TokenTranscript(Transcript):
         self.finish_reason = "stop"
         self.ended = True
 
-    def completion(self, num_cached_prompt_tokens: int | None) -> Completion:
-        """What was written, once it has ended."""
-        assert self.finish_reason is not None
-        return Completion(
-            self.text,
-            self.num_tokens,
-            self.finish_reason,
-            self._num_prompt_tokens,
-            num_cached_prompt_tokens,
-            tuple(choice for choice in self._choices if choice.start < len(self.text)),
-            self.ended,
-        )
+    def completion(self, num_cached: int | None) -> Completion:
+        """What was written, once it has ended; `num_cached` prompt tokens were computed before."""
+        reason = self.finish_reason or ""
+        choices = tuple(choice for choice in self._choices if choice.start < len(self.text))
+        counts = (self._num_prompt_tokens, num_cached)
+        return Completion(self.text, self.num_tokens, reason, *counts, choices, self.ended)
 
 
 def detokenizer(tokenizer: Any, prompt_ids: Sequence[int]) -> Callable[[int], str]:
-    """A function from each generated token to the text that it completes, after the prompt's; none of special tokens."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return _slow_detokenizer(tokenizer, prompt_ids)
-    from tokenizers.decoders import DecodeStream
+    """A function from each generated token to the text that it completes after the prompt; special tokens have none.
 
-    stream = DecodeStream(ids=list(prompt_ids), skip_special_tokens=True)
-
-    def step(token: int) -> str:
-        nonlocal stream
-        try:
-            return stream.step(backend, token) or ""
-        except Exception as error:
-            if "Invalid prefix" not in str(error):
-                raise
-            # A tokenizer that rewrites what it has already decoded: go on from this token.
-            stream = DecodeStream(skip_special_tokens=True)
-            return stream.step(backend, token) or ""
-
-    return step
-
-
-def _slow_detokenizer(tokenizer: Any, prompt_ids: Sequence[int]) -> Callable[[int], str]:
-    """The same for tokenizers that are not of the `tokenizers` library: decode the last few tokens twice."""
+    A character that several tokens share comes with the last of them. Only the last few tokens are decoded each time.
+    """
+    decode = partial(getattr(tokenizer, "backend_tokenizer", tokenizer).decode, skip_special_tokens=True)
     ids = list(prompt_ids)
-    num_read = len(ids)
+    num_read, before = len(ids), decode(ids)
 
     def step(token: int) -> str:
-        nonlocal ids, num_read
+        nonlocal ids, num_read, before
         ids.append(token)
-        before = tokenizer.decode(ids[:num_read], skip_special_tokens=True)
-        after = tokenizer.decode(ids, skip_special_tokens=True)
+        after = decode(ids)
         if len(after) <= len(before) or after.endswith("\N{REPLACEMENT CHARACTER}"):
             return ""
+        piece = str(after[len(before) :])
         ids = ids[num_read:]
-        num_read = len(ids)
-        return str(after[len(before) :])
+        num_read, before = len(ids), decode(ids)
+        return piece
 
     return step

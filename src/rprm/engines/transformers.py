@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import random
+import secrets
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
-from itertools import takewhile
-from operator import eq
 from typing import TYPE_CHECKING, Any
 
 from rprm.engines.base import Completion, EngineInfo, Sampling, check_least, clipped
@@ -41,33 +39,26 @@ _NUCLEUS_GUESS = 256
 class TransformersEngine:
     """A model in this process, through transformers.
 
-    Args:
-        target: a hub id, a folder, a folder with a LoRA adapter, or a GGUF file.
-        device, dtype, num_threads: see `worker.placement`.
-        adapter, revision: see `loading.load_model`.
-        max_rows: completions decoded at once.
-        prefix_tokens: prompt tokens whose keys and values are kept for reuse.
-        context_length: of prompt and completion together; the model's own by default. A longer one is possible where
-            the model counts positions freely (rotary ones), at the price of quality.
+    `device` "auto" takes a GPU where there is one; `dtype` "auto" is bfloat16 there and float32 on a CPU.
     """
 
-    target: str
+    target: str  # a hub id, a folder, a folder with a LoRA adapter, or a GGUF file
     _: KW_ONLY
     spec: str = ""
     dtype: str = "auto"
     device: str = "auto"
-    adapter: str | None = None
-    revision: str | None = None
-    max_rows: int = 16
-    prefix_tokens: int = 16384
-    context_length: int | None = None
-    num_threads: int | None = None
+    adapter: str | None = None  # a LoRA adapter (folder or hub id), merged into the model
+    revision: str | None = None  # of the hub repository; a tag or commit
+    max_rows: int = 16  # completions decoded at once
+    prefix_tokens: int = 16384  # prompt tokens whose keys and values are kept for reuse
+    context_length: int | None = None  # the model's own; rotary positions can go further, at the price of quality
+    num_threads: int | None = None  # of torch on a CPU
     concurrency: int = 16
 
     def __post_init__(self) -> None:
         self.spec = self.spec or f"transformers:{self.target}"
-        sizes = {"max_rows": self.max_rows, "concurrency": self.concurrency, "context_length": self.context_length}
-        check_least(self.spec, **sizes)
+        check_least(self.spec, max_rows=self.max_rows, concurrency=self.concurrency)
+        check_least(self.spec, context_length=self.context_length)
         self._info: EngineInfo | None = None
         self._starting = asyncio.Lock()
         self._worker: _Worker | None = None
@@ -142,8 +133,7 @@ class _Row(Job):
         import torch
 
         seed = self.sampling.seed
-        self.generator = torch.Generator()
-        self.generator.manual_seed(seed if seed is not None else random.SystemRandom().getrandbits(63))
+        self.generator = torch.Generator().manual_seed(secrets.randbits(63) if seed is None else seed)
 
 
 class _Worker(ModelWorker[_Row]):
@@ -277,10 +267,7 @@ class _Worker(ModelWorker[_Row]):
 
 
 def sample(logits: torch.Tensor, rows: Sequence[Any]) -> list[int]:
-    """Draw one token for each row (with `.sampling` and `.generator`) from logits [rows, vocabulary], float32.
-
-    Temperature, then top-p, from the row's own random stream, in a way that depends on the row alone.
-    """
+    """One token for each row from logits [rows, vocabulary], float32, by its own `.sampling` and `.generator` alone."""
     import torch
 
     tokens: list[int] = logits.argmax(-1).tolist()
@@ -327,5 +314,6 @@ def _yes_no(logits: torch.Tensor, tokens: VerdictTokens | None) -> tuple[float, 
     return float(logprobs[list(tokens.yes)].logsumexp(0)), float(logprobs[list(tokens.no)].logsumexp(0))
 
 
-def _common_length(first: Sequence[int], second: Sequence[int]) -> int:
-    return sum(1 for _ in takewhile(bool, map(eq, first, second)))
+def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (first, second) in pairs if first != second), min(len(one), len(other)))

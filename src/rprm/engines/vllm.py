@@ -12,7 +12,7 @@ import gc
 import os
 import re
 import uuid
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import KW_ONLY, dataclass, field, fields
 from functools import lru_cache, partial
@@ -32,6 +32,9 @@ _CPU_CACHE_BYTES = 4 << 30
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 #: Options that are not vLLM's own.
 _OURS = ("target", "spec", "concurrency", "context_length", "adapter")
+_SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+#: The K analyses of a step have one prompt.
+_encode_prompt = lru_cache(maxsize=1024)(encode_prompt)
 
 
 @dataclass(eq=False, repr=False)
@@ -94,7 +97,7 @@ class VLLMEngine:
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
         model = self._running()
-        ids = model.encode(prompt)
+        ids = _encode_prompt(model.tokenizer, prompt)
         answers = VerdictTokens.of(model.tokenizer, sampling.verdict) if sampling.verdict is not None else None
         transcript = TokenTranscript(model.tokenizer, prompt, ids, sampling, answers)
         num_cached: int | None = None
@@ -102,16 +105,14 @@ class VLLMEngine:
             async for output in outputs:
                 num_cached = output.num_cached_tokens
                 new = output.outputs[0]
-                for index, token in enumerate(new.token_ids):
-                    # vLLM is given no stop strings: what it stops at is an end token.
-                    if new.finish_reason == "stop" and index == len(new.token_ids) - 1:
-                        transcript.end()
-                    else:
+                # vLLM is given no stop strings: what it stops at is an end token.
+                texts = new.token_ids[:-1] if new.finish_reason == "stop" else new.token_ids
+                for index, token in enumerate(texts):
+                    if transcript.finish_reason is None:
                         transcript.add_token(token, partial(_yes_no, answers, new.logprobs, index))
-                    if transcript.finish_reason is not None:
-                        break
-                else:
-                    transcript.finish_reason, transcript.ended = new.finish_reason, new.finish_reason == "stop"
+                if transcript.finish_reason is None and new.finish_reason == "stop":
+                    transcript.end()
+                transcript.finish_reason = transcript.finish_reason or new.finish_reason
                 if transcript.finish_reason is not None:
                     break
         if transcript.finish_reason not in ("stop", "length", "verdict"):
@@ -121,9 +122,8 @@ class VLLMEngine:
     async def choose(self, prompt: Prompt, text: str, verdict: VerdictFormat) -> VerdictChoice:
         model = self._running()
         answers = VerdictTokens.of(model.tokenizer, verdict)
-        ids = encode_prompt(model.tokenizer, prompt, text)
-        sampling = Sampling(temperature=0.0, max_tokens=1)
-        async with aclosing(self._outputs(model, ids, sampling, answers)) as outputs:
+        ids, greedy = encode_prompt(model.tokenizer, prompt, text), Sampling(temperature=0.0, max_tokens=1)
+        async with aclosing(self._outputs(model, ids, greedy, answers)) as outputs:
             async for output in outputs:
                 if logprobs := output.outputs[0].logprobs:
                     return VerdictChoice(len(text), *_yes_no(answers, logprobs, 0))
@@ -146,10 +146,9 @@ class VLLMEngine:
         gc.collect()
 
     def _running(self) -> _Model:
-        if self._model is None:
-            raise EngineError(f"{self.spec}: not running; await start() first")
-        if self._model.loop is not asyncio.get_running_loop():
-            raise EngineError(f"{self.spec}: started in another event loop; use the engine in the loop it started in")
+        if self._model is None or self._model.loop is not asyncio.get_running_loop():
+            reason = "not running" if self._model is None else "started in another event loop"
+            raise EngineError(f"{self.spec}: {reason}; await start() in the loop that uses the engine")
         return self._model
 
     async def _outputs(
@@ -166,16 +165,11 @@ class VLLMEngine:
         model.under_way.add(request_id)
         finished = False
         try:
-            parameters = SamplingParams(
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                max_tokens=max_tokens,
-                seed=sampling.seed,
-                logprob_token_ids=list(answers.words) if answers is not None else None,
-                flat_logprobs=answers is not None,
-                detokenize=False,
-                output_kind=RequestOutputKind.DELTA,
-            )
+            options = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
+            options |= {"max_tokens": max_tokens, "detokenize": False, "output_kind": RequestOutputKind.DELTA}
+            if answers is not None:
+                options |= {"logprob_token_ids": list(answers.words), "flat_logprobs": True}
+            parameters = SamplingParams(**options)
             prompt = {"type": "token", "prompt_token_ids": list(ids)}
             stream = model.llm.generate(prompt, parameters, request_id, lora_request=model.lora_request)
             async with aclosing(stream):
@@ -203,7 +197,7 @@ class VLLMEngine:
 
         arguments = self.arguments
         if current_platform.is_cpu():
-            # vLLM takes back the random draw that each piece of a prompt makes in vain, which a CPU's generators cannot.
+            # Each piece of a prompt makes a random draw in vain, which the generators of a CPU cannot take back.
             arguments["enable_chunked_prefill"] = False
             if "gpu_memory_utilization" not in arguments:
                 arguments["kv_cache_memory_bytes"] = _CPU_CACHE_BYTES
@@ -224,35 +218,23 @@ class VLLMEngine:
                 llm.shutdown()
             raise EngineError(f"{self.spec}: vLLM cannot load the model: {_one_line(error)}") from error
         config, parallel = llm.vllm_config.model_config, llm.vllm_config.parallel_config
-        sizes = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
-        info = EngineInfo(
-            kind="vllm",
-            model=self.target,
-            revision=self._revision_loaded(),
-            context_length=config.max_model_len,
-            shares_prompts=bool(llm.vllm_config.cache_config.enable_prefix_caching),
-            details={
-                "vllm": version,
-                "dtype": str(config.dtype).removeprefix("torch."),
-                "quantization": config.quantization,
-                **{name: getattr(parallel, name) for name in sizes},
-                "adapter": self.adapter,
-                **self._adapter_details(),
-            },
-        )
-        # The K analyses of a step have one prompt; room for every prompt under way.
-        encode = lru_cache(maxsize=self.concurrency)(lambda prompt: tuple(encode_prompt(tokenizer, prompt)))
-        return _Model(llm, tokenizer, lora_request, asyncio.get_running_loop(), info, encode)
+        revision, adapter = self.identity()
+        details: dict[str, Any] = {"vllm": version, "dtype": str(config.dtype).removeprefix("torch.")}
+        details |= {
+            "quantization": config.quantization,
+            **{name: getattr(parallel, name) for name in _SIZES},
+            **adapter,
+        }
+        can = {"shares_prompts": bool(llm.vllm_config.cache_config.enable_prefix_caching)}
+        info = EngineInfo("vllm", self.target, revision, config.max_model_len, details=details, **can)
+        return _Model(llm, tokenizer, lora_request, asyncio.get_running_loop(), info)
 
-    def _adapter_details(self) -> dict[str, Any]:
+    def identity(self) -> tuple[str | None, dict[str, Any]]:
+        """The revision for manifests (of an adapter, its base's and its own), and what they say of an adapter."""
         if self.adapter is None:
-            return {}
-        return adapter_details(self.adapter, base=self.base, base_revision=self.revision)
-
-    def _revision_loaded(self) -> str | None:
-        """A fingerprint of a local model, the commit of one from the hub; with an adapter, its fingerprint after it."""
-        revision = identity(self.base, self.revision) or self.revision
-        return revision if self.adapter is None else f"{revision}+{identity(self.adapter, None)}"
+            return identity(self.base, self.revision) or self.revision, {"adapter": None}
+        details = adapter_details(self.adapter, None, self.base, self.revision)
+        return f"{details['base_revision']}+{details['adapter_revision']}", details
 
 
 @dataclass(frozen=True)
@@ -262,7 +244,6 @@ class _Model:
     lora_request: Any
     loop: asyncio.AbstractEventLoop
     info: EngineInfo
-    encode: Callable[[Prompt], tuple[int, ...]]
     under_way: set[str] = field(default_factory=set)
 
 
@@ -297,11 +278,10 @@ def _import_vllm() -> str:
     except Exception as error:
         if isinstance(error, ImportError) and error.name == "vllm":
             raise EngineError('vLLM is not installed: pip install ".[vllm]"; without a GPU see docs/vllm.md') from None
-        reason = f"vLLM is installed but does not import: {_one_line(error)}"
         # The CPU build of vLLM comes with CUDA builds of these, which break beside a CPU build of torch; it needs none.
-        if re.search(r"torchvision|torchaudio|torchcodec|libcudart|libcuda\.", str(error)):
-            reason += "; on a machine without a GPU: pip uninstall torchvision torchaudio torchcodec"
-        raise EngineError(reason) from error
+        is_cuda = re.search(r"torchvision|torchaudio|torchcodec|libcudart|libcuda\.", str(error))
+        fix = "; on a machine without a GPU: pip uninstall torchvision torchaudio torchcodec" if is_cuda else ""
+        raise EngineError(f"vLLM is installed but does not import: {_one_line(error)}{fix}") from error
     is_new = hasattr(vllm.exceptions, "VLLMClientError")
     if not is_new or "logprob_token_ids" not in vllm.SamplingParams.__struct_fields__:
         raise EngineError(f"vLLM {vllm.__version__} is too old; 0.32 or newer is needed: pip install --upgrade vllm")

@@ -21,12 +21,11 @@ AnyJob = TypeVar("AnyJob", bound="Job")
 
 @dataclass(eq=False)
 class Job:
-    """A request that somebody awaits in an event loop."""
+    """A request that somebody awaits in an event loop, and may cancel at any time."""
 
     future: Future[Any] = field(init=False, default_factory=Future)
 
     def resolve(self, result: Any) -> None:
-        # It may be cancelled at any time.
         with suppress(InvalidStateError):
             self.future.set_result(result)
 
@@ -45,16 +44,14 @@ class ModelWorker(threading.Thread, Generic[AnyJob]):
         self.unanswered: set[AnyJob] = set()  # neither answered nor cancelled, begun or not
         self._jobs: queue.SimpleQueue[AnyJob | None] = queue.SimpleQueue()
         self._stopping = False
-        # Why the worker ended. Set under the lock, so that no job is queued after the final drain.
-        self._ended: str | None = None
-        self._lock = threading.Lock()
+        self._ended: str | None = None  # why
 
     async def submit(self, job: AnyJob) -> Any:
         """Await the answer to a job; `EngineUnavailable` where the worker ends first."""
-        with self._lock:
-            if self._ended is not None:
-                raise EngineUnavailable(self._ended)
-            self._jobs.put(job)
+        self._jobs.put(job)
+        # Set before the last jobs are taken: those that come later fail here.
+        if self._ended is not None:
+            job.fail(EngineUnavailable(self._ended))
         return await asyncio.wrap_future(job.future)
 
     def stop(self) -> None:
@@ -76,9 +73,8 @@ class ModelWorker(threading.Thread, Generic[AnyJob]):
             # Apple's GPUs say it in words.
             is_memory = isinstance(failure, torch.OutOfMemoryError) or "out of memory" in str(failure)
             ended = f"the model failed: {type(failure).__name__}: {failure}{f'; {self.hint}' if is_memory else ''}"
-        with self._lock:
-            self._ended = ended
-            self._receive(block=False)
+        self._ended = ended
+        self._receive(block=False)
         for job in self.unanswered:
             job.fail(EngineUnavailable(ended))
 
@@ -87,7 +83,6 @@ class ModelWorker(threading.Thread, Generic[AnyJob]):
         return not self.waiting
 
     def drop_cancelled(self) -> None:
-        """Forget jobs that nobody awaits any longer."""
         self.unanswered = {job for job in self.unanswered if not job.future.done()}
         self.waiting = [job for job in self.waiting if job in self.unanswered]
 
@@ -98,21 +93,16 @@ class ModelWorker(threading.Thread, Generic[AnyJob]):
     def _receive(self, *, block: bool) -> None:
         with suppress(queue.Empty):
             while True:
-                job = self._jobs.get(block=block)
-                block = False
-                if job is not None:
+                if (job := self._jobs.get(block=block)) is not None:
                     self.waiting.append(job)
                     self.unanswered.add(job)
+                block = False
 
 
 def placement(spec: str, device: str, dtype: str, num_threads: int | None) -> tuple[str, str, torch.dtype]:
-    """The device, the dtype's name and the dtype of a model. It is loaded in silence.
+    """The device, the dtype's name and the dtype of a model, which then is loaded in silence.
 
-    Args:
-        spec: the model, for messages.
-        device: "auto" takes a GPU where there is one; or a torch name, such as "cuda:1".
-        dtype: "auto" is bfloat16 on a GPU and float32 on a CPU; or a torch name.
-        num_threads: of torch on a CPU; torch's own choice by default.
+    "auto" takes a GPU where there is one, and bfloat16 there, float32 on a CPU; else these are torch's names.
 
     Raises:
         EngineError: torch or transformers is missing, or there is no such dtype.
