@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from rprm.engines import Completion, Engine, EngineInfo, Sampling, load_engine
 from rprm.engines.tokens import VerdictTokens, detokenizer, encode_prompt
-from rprm.engines.vllm import VLLMEngine, _Model, lora_rank
+from rprm.engines.vllm import VLLMEngine, lora_rank
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused
 from rprm.prompts.template import Message, Prompt
 from rprm.verdict import Transcript, Verdict, VerdictFormat, read_verdict
@@ -275,16 +275,11 @@ class FakeVLLM(VLLMEngine):
         self.tokens, self.sizes, self.finish_reason = tokens, iter(sizes), finish_reason
         self.num_sent = 0
         self.closed = False
-        self._model = _Model(
-            llm=None,
-            tokenizer=tokenizer,
-            lora_request=None,
-            loop=asyncio.get_running_loop(),
-            info=EngineInfo("vllm", "fake", context_length=10_000),
-        )
+        self._llm, self._tokenizer, self._loop = object(), tokenizer, asyncio.get_running_loop()
+        self._info = EngineInfo("vllm", "fake", context_length=10_000)
 
     async def _outputs(
-        self, model: _Model, ids: Sequence[int], sampling: Sampling, answers: VerdictTokens | None
+        self, ids: Sequence[int], sampling: Sampling, answers: VerdictTokens | None
     ) -> AsyncGenerator[Any, None]:
         try:
             while self.num_sent < len(self.tokens):
@@ -583,8 +578,7 @@ class Served:
 
     @property
     def num_under_way(self) -> int:
-        assert self.engine._model is not None
-        return int(self.engine._model.llm.output_processor.get_num_unfinished_requests())
+        return int(self.engine._llm.output_processor.get_num_unfinished_requests())
 
 
 def serve(spec: str) -> Iterator[Served]:
@@ -613,9 +607,9 @@ class TestOnVLLM:
 
     def test_it_starts_once_and_tells_what_it_is(self, served: Served, smollm2: Path) -> None:
         info = served.run(served.engine.start())
-        model = served.engine._model
+        model = served.engine._llm
         assert served.run(served.engine.start()) is info
-        assert served.engine._model is model
+        assert served.engine._llm is model
         assert (info.kind, info.model, info.context_length) == ("vllm", str(smollm2), 2048)
         assert info.revision is not None
         assert info.revision.startswith("sha256:")
@@ -631,7 +625,6 @@ class TestOnVLLM:
         completions = served.generate(*requests)
         elapsed = time.perf_counter() - started
         p_yes, differences, num_ended = [], [], 0
-        assert served.engine._model is not None
         for (prompt, _), completion in zip(requests, completions, strict=True):
             for choice in completion.choices:
                 assert completion.text[choice.start :].casefold().startswith(("yes", "no"))
@@ -648,7 +641,7 @@ class TestOnVLLM:
                 num_ended += 1
             before = completion.text[: verdict.start].removesuffix(" ")
             # Or the second pass would find the states that the first left behind, and compare them with themselves.
-            assert served.run(served.engine._model.llm.reset_prefix_cache())
+            assert served.run(served.engine._llm.reset_prefix_cache())
             second = served.run(served.engine.choose(prompt, before, FORMAT))
             assert second.start == len(before)
             p_yes.append(choice.p_yes)
@@ -678,8 +671,7 @@ class TestOnVLLM:
         steps = [f"Step {i}: add {i} to {7 * i} and keep the sum in mind for what comes next." for i in range(12)]
         first, second = (raw("A problem of sums.\n" + "\n".join(steps[:n]) + "\nAnalysis:") for n in (11, 12))
         sampling = Sampling(max_tokens=4)
-        assert served.engine._model is not None
-        ids = [encode_prompt(served.engine._model.tokenizer, prompt) for prompt in (first, second)]
+        ids = [encode_prompt(served.engine._tokenizer, prompt) for prompt in (first, second)]
         num_common = next(i for i, (a, b) in enumerate(zip(*ids, strict=False)) if a != b)
         (cold,), (warm,) = served.generate((first, sampling)), served.generate((second, sampling))
         print(f"\n{warm.num_cached_prompt_tokens} of {warm.num_prompt_tokens} prompt tokens from the cache")
@@ -716,8 +708,7 @@ class TestOnVLLM:
 
     def test_too_long_a_request_is_refused_with_the_lengths(self, served: Served) -> None:
         prompt = judge_sum(3, 4, 7)
-        assert served.engine._model is not None
-        length = len(encode_prompt(served.engine._model.tokenizer, prompt))
+        length = len(encode_prompt(served.engine._tokenizer, prompt))
         fits = Sampling(max_tokens=2048 - length, stop=("\n",), seed=1)
         assert served.generate((prompt, fits))[0].finish_reason == "stop"
         # The context ends it where `max_tokens` does not fit.
@@ -758,8 +749,7 @@ class TestOnVLLM:
     def test_a_sample_cancelled_while_it_is_handed_over_is_not_left_behind(
         self, served: Served, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        assert served.engine._model is not None
-        core = served.engine._model.llm.engine_core
+        core = served.engine._llm.engine_core
         hand_over = core.add_request_async
 
         async def hand_over_and_dawdle(request: Any) -> None:

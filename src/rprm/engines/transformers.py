@@ -37,10 +37,7 @@ _NUCLEUS_GUESS = 256
 
 @dataclass(eq=False, repr=False)
 class TransformersEngine:
-    """A model in this process, through transformers.
-
-    `device` "auto" takes a GPU where there is one; `dtype` "auto" is bfloat16 there and float32 on a CPU.
-    """
+    """A model in this process, through transformers; `device` and `dtype` are those of `worker.placement`."""
 
     target: str  # a hub id, a folder, a folder with a LoRA adapter, or a GGUF file
     _: KW_ONLY
@@ -59,22 +56,21 @@ class TransformersEngine:
         self.spec = self.spec or f"transformers:{self.target}"
         check_least(self.spec, max_rows=self.max_rows, concurrency=self.concurrency)
         check_least(self.spec, context_length=self.context_length)
-        self._info: EngineInfo | None = None
         self._starting = asyncio.Lock()
         self._worker: _Worker | None = None
 
     async def start(self, *, chat: bool = True) -> EngineInfo:
         async with self._starting:
-            if self._info is None:
-                self._info = await asyncio.to_thread(self._load)
-        return self._info
+            if self._worker is None:
+                self._worker = await asyncio.to_thread(self._load)
+        return self._worker.info
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
         worker = self._running()
         ids = encode_prompt(self.tokenizer, prompt)
         if not ids:
             raise RequestRefused("the prompt is empty")
-        sampling = replace(sampling, max_tokens=clipped(len(ids), sampling.max_tokens, worker.context_length))
+        sampling = replace(sampling, max_tokens=clipped(len(ids), sampling.max_tokens, worker.info.context_length or 0))
         answers = VerdictTokens.of(self.tokenizer, sampling.verdict) if sampling.verdict else None
         transcript = TokenTranscript(self.tokenizer, prompt, ids, sampling, answers)
         completion: Completion = await worker.submit(_Row(ids, answers, sampling, transcript))
@@ -83,22 +79,21 @@ class TransformersEngine:
     async def choose(self, prompt: Prompt, text: str, verdict: VerdictFormat) -> VerdictChoice:
         worker = self._running()
         ids = encode_prompt(self.tokenizer, prompt, text)
-        clipped(len(ids), 1, worker.context_length)
-        row = _Row(ids, VerdictTokens.of(self.tokenizer, verdict), Sampling(temperature=0.0), None)
-        logprobs = await worker.submit(row)
-        return VerdictChoice(len(text), *logprobs)
+        clipped(len(ids), 1, worker.info.context_length or 0)
+        answers = VerdictTokens.of(self.tokenizer, verdict)
+        return VerdictChoice(len(text), *await worker.submit(_Row(ids, answers, Sampling(temperature=0.0), None)))
 
     async def aclose(self) -> None:
-        if self._worker is not None:
-            await asyncio.to_thread(self._worker.stop)
-        self._worker = self._info = None
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            await asyncio.to_thread(worker.stop)
 
     def _running(self) -> _Worker:
         if self._worker is None:
             raise EngineError(f"{self.spec}: the engine is not started")
         return self._worker
 
-    def _load(self) -> EngineInfo:
+    def _load(self) -> _Worker:
         device, dtype, torch_dtype = placement(self.spec, self.device, self.dtype, self.num_threads)
         import torch
 
@@ -107,14 +102,11 @@ class TransformersEngine:
         self.model.to(device).eval()
         config = self.model.config.get_text_config()
         if "linear_attention" in (getattr(config, "layer_types", None) or ()):
-            raise EngineError(
-                f"{self.spec}: models with linear-attention layers cannot be batched here; use vllm:{self.target}"
-            )
+            raise EngineError(f"{self.spec}: linear-attention layers cannot be batched here; use vllm:{self.target}")
         context_length = self.context_length or getattr(config, "max_position_embeddings", None) or 4096
         details |= {"dtype": dtype, "device": torch.device(device).type}
-        self._worker = _Worker(self, context_length)
         revision = identity(self.target, self.revision)
-        return EngineInfo("transformers", self.target, revision, context_length, details=details)
+        return _Worker(self, EngineInfo("transformers", self.target, revision, context_length, details=details))
 
 
 @dataclass(eq=False)
@@ -139,13 +131,13 @@ class _Row(Job):
 class _Worker(ModelWorker[_Row]):
     """Owns the model: one thread, one batch."""
 
-    def __init__(self, engine: TransformersEngine, context_length: int) -> None:
+    def __init__(self, engine: TransformersEngine, info: EngineInfo) -> None:
         from rprm.engines.kv_cache import BatchCache
 
         super().__init__("rprm-transformers", hint="lower max_rows or prefix_tokens")
         self.engine = engine
         self.model = engine.model
-        self.context_length = context_length
+        self.info = info
         self.rows: list[_Row] = []
         self.cache = BatchCache()
         #: Computed prompts by their ids, the one used last at the end: keys and values of each layer
@@ -208,10 +200,8 @@ class _Worker(ModelWorker[_Row]):
             chunk = ids[start : start + _PREFILL_CHUNK]
             logits = self._forward([chunk], [[*range(start, start + len(chunk))]], cache, logits_to_keep=1)
         self.prefixes[key] = [(layer.keys, layer.values) for layer in cache.layers], logits[0]
-        num_kept = sum(map(len, self.prefixes))
-        while num_kept > self.engine.prefix_tokens and len(self.prefixes) > 1:
-            dropped, _ = self.prefixes.popitem(last=False)
-            num_kept -= len(dropped)
+        while sum(map(len, self.prefixes)) > self.engine.prefix_tokens and len(self.prefixes) > 1:
+            self.prefixes.popitem(last=False)
         return *self.prefixes[key], shared
 
     def _step(self) -> None:
@@ -241,11 +231,9 @@ class _Worker(ModelWorker[_Row]):
         # Of a token that the model masks the logit is -inf.
         numbers = [index for index, is_finite in enumerate(logits.amax(-1).isfinite().tolist()) if is_finite]
         if len(numbers) < len(rows):
-            reason = (
-                "its weights are damaged, or overflow in this dtype; download it again, or load it with dtype=float32"
-            )
+            fix = "download it again, or load it with dtype=float32"
             for row in set(rows) - {rows[index] for index in numbers}:
-                row.fail(RequestRefused(f"{self.engine.spec}: the model's logits are no numbers (NaN): {reason}"))
+                row.fail(RequestRefused(f"{self.engine.spec}: the model's logits are no numbers (NaN); {fix}"))
             rows, logits = [rows[index] for index in numbers], logits[numbers]
         unfinished = []
         for row, of_row, token in zip(rows, logits, sample(logits, rows), strict=True):

@@ -14,7 +14,7 @@ import re
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import KW_ONLY, dataclass, field, fields
+from dataclasses import KW_ONLY, dataclass, fields
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -26,8 +26,6 @@ from rprm.errors import EngineError, EngineUnavailable, RequestRefused
 from rprm.prompts.template import Prompt
 from rprm.verdict import VerdictChoice, VerdictFormat, logsumexp
 
-#: Size of the key-value cache on a CPU, in bytes: vLLM's own default there is nearly all memory of the machine.
-_CPU_CACHE_BYTES = 4 << 30
 #: Ranks that vLLM reserves room for; an adapter gets the next one that holds it.
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 #: Options that are not vLLM's own.
@@ -75,7 +73,8 @@ class VLLMEngine:
             if self.tokenizer is None and find_file(self.target, "tokenizer_config.json", None) is not None:
                 self.tokenizer = self.target
         self._starting = asyncio.Lock()
-        self._model: _Model | None = None
+        self._llm: Any = None
+        self._under_way: set[str] = set()
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -85,23 +84,30 @@ class VLLMEngine:
         own |= {"max_num_seqs": self.max_num_seqs or self.concurrency, "trust_remote_code": False}
         return {name: value for name, value in own.items() if value is not None}
 
+    def identity(self) -> tuple[str | None, dict[str, Any]]:
+        """The revision for manifests (of an adapter, its base's and its own), and what they say of an adapter."""
+        if self.adapter is None:
+            return identity(self.base, self.revision) or self.revision, {"adapter": None}
+        details = adapter_details(self.adapter, None, self.base, self.revision)
+        return f"{details['base_revision']}+{details['adapter_revision']}", details
+
     async def start(self, *, chat: bool = True) -> EngineInfo:
         """Load the model: half a minute to several, during which the event loop stands still."""
         async with self._starting:
-            if self._model is None:
+            if self._llm is None:
                 # A wrong path is told before the long import of vLLM. The import is not done where the engine is at
                 # hand: errors that vLLM catches then, and keeps, would keep the engine with their frames.
                 rank = None if self.adapter is None else lora_rank(Path(self.adapter))
-                self._model = await self._load(_import_vllm(), rank)
-        return self._model.info
+                await self._load(_import_vllm(), rank)
+        return self._info
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
-        model = self._running()
-        ids = _encode_prompt(model.tokenizer, prompt)
-        answers = VerdictTokens.of(model.tokenizer, sampling.verdict) if sampling.verdict is not None else None
-        transcript = TokenTranscript(model.tokenizer, prompt, ids, sampling, answers)
+        tokenizer = self._running()
+        ids = _encode_prompt(tokenizer, prompt)
+        answers = VerdictTokens.of(tokenizer, sampling.verdict) if sampling.verdict is not None else None
+        transcript = TokenTranscript(tokenizer, prompt, ids, sampling, answers)
         num_cached: int | None = None
-        async with aclosing(self._outputs(model, ids, sampling, answers)) as outputs:
+        async with aclosing(self._outputs(ids, sampling, answers)) as outputs:
             async for output in outputs:
                 num_cached = output.num_cached_tokens
                 new = output.outputs[0]
@@ -120,39 +126,40 @@ class VLLMEngine:
         return transcript.completion(num_cached)
 
     async def choose(self, prompt: Prompt, text: str, verdict: VerdictFormat) -> VerdictChoice:
-        model = self._running()
-        answers = VerdictTokens.of(model.tokenizer, verdict)
-        ids, greedy = encode_prompt(model.tokenizer, prompt, text), Sampling(temperature=0.0, max_tokens=1)
-        async with aclosing(self._outputs(model, ids, greedy, answers)) as outputs:
+        tokenizer = self._running()
+        answers = VerdictTokens.of(tokenizer, verdict)
+        ids, greedy = encode_prompt(tokenizer, prompt, text), Sampling(temperature=0.0, max_tokens=1)
+        async with aclosing(self._outputs(ids, greedy, answers)) as outputs:
             async for output in outputs:
                 if logprobs := output.outputs[0].logprobs:
                     return VerdictChoice(len(text), *_yes_no(answers, logprobs, 0))
         raise EngineUnavailable("vLLM gave up a second forward pass; its log says why")
 
     async def aclose(self) -> None:
-        model, self._model = self._model, None
-        if model is None:
+        llm, self._llm = self._llm, None
+        if llm is None:
             return
         # Else whoever still awaits a sample would wait for ever.
-        await model.llm.abort(list(model.under_way))
-        output_handler = model.llm.output_handler
-        model.llm.shutdown()
+        await llm.abort(list(self._under_way))
+        output_handler = llm.output_handler
+        llm.shutdown()
         # vLLM's objects hold each other, its task holds them all, and freed only when the interpreter ends they would
         # print a traceback: see to it that they go now.
-        del model
+        del llm
         if output_handler is not None:
             await asyncio.wait([output_handler], timeout=1.0)
             del output_handler
         gc.collect()
 
-    def _running(self) -> _Model:
-        if self._model is None or self._model.loop is not asyncio.get_running_loop():
-            reason = "not running" if self._model is None else "started in another event loop"
+    def _running(self) -> Any:
+        """The tokenizer of the model, which runs in this event loop."""
+        if self._llm is None or self._loop is not asyncio.get_running_loop():
+            reason = "not running" if self._llm is None else "started in another event loop"
             raise EngineError(f"{self.spec}: {reason}; await start() in the loop that uses the engine")
-        return self._model
+        return self._tokenizer
 
     async def _outputs(
-        self, model: _Model, ids: Sequence[int], sampling: Sampling, answers: VerdictTokens | None
+        self, ids: Sequence[int], sampling: Sampling, answers: VerdictTokens | None
     ) -> AsyncGenerator[Any, None]:
         """vLLM's outputs for one sample, the new tokens in each; to close or cancel this gives up the sample."""
         from vllm import SamplingParams
@@ -160,18 +167,16 @@ class VLLMEngine:
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-        max_tokens = clipped(len(ids), sampling.max_tokens, model.info.context_length or 0)
-        request_id = uuid.uuid4().hex
-        model.under_way.add(request_id)
-        finished = False
+        max_tokens = clipped(len(ids), sampling.max_tokens, self._info.context_length or 0)
+        llm, request_id, finished = self._llm, uuid.uuid4().hex, False
+        self._under_way.add(request_id)
         try:
             options = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
             options |= {"max_tokens": max_tokens, "detokenize": False, "output_kind": RequestOutputKind.DELTA}
             if answers is not None:
                 options |= {"logprob_token_ids": list(answers.words), "flat_logprobs": True}
-            parameters = SamplingParams(**options)
             prompt = {"type": "token", "prompt_token_ids": list(ids)}
-            stream = model.llm.generate(prompt, parameters, request_id, lora_request=model.lora_request)
+            stream = llm.generate(prompt, SamplingParams(**options), request_id, lora_request=self._lora_request)
             async with aclosing(stream):
                 async for output in stream:
                     finished = output.finished
@@ -184,35 +189,34 @@ class VLLMEngine:
         except EngineGenerateError as error:
             raise EngineUnavailable(f"{self.spec}: vLLM failed: {error.__cause__ or error}") from error
         finally:
-            model.under_way.discard(request_id)
+            self._under_way.discard(request_id)
             # Closing the stream gives up the request, unless it was cancelled while it was being handed over.
             if not finished:
-                await model.llm.abort(request_id)
+                await llm.abort(request_id)
 
-    async def _load(self, version: str, rank: int | None) -> _Model:
+    async def _load(self, version: str, rank: int | None) -> None:
         from vllm import AsyncEngineArgs
         from vllm.lora.request import LoRARequest
         from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
 
         arguments = self.arguments
+        arguments |= {"disable_log_stats": True, "enable_log_requests": False, "use_tqdm_on_load": False}
         if current_platform.is_cpu():
             # Each piece of a prompt makes a random draw in vain, which the generators of a CPU cannot take back.
             arguments["enable_chunked_prefill"] = False
-            if "gpu_memory_utilization" not in arguments:
-                arguments["kv_cache_memory_bytes"] = _CPU_CACHE_BYTES
-        lora_request = None
+            if self.gpu_memory_utilization is None:
+                # vLLM's own default there is nearly all memory of the machine.
+                arguments["kv_cache_memory_bytes"] = 4 << 30
         if self.adapter is not None:
             arguments |= {"enable_lora": True, "max_lora_rank": rank}
-            lora_request = LoRARequest("adapter", 1, self.adapter)
+        self._lora_request = None if self.adapter is None else LoRARequest("adapter", 1, self.adapter)
         llm = None
         try:
-            llm = AsyncLLM.from_engine_args(
-                AsyncEngineArgs(**arguments, disable_log_stats=True, enable_log_requests=False, use_tqdm_on_load=False)
-            )
-            if lora_request is not None:
-                await llm.add_lora(lora_request)
-            tokenizer = llm.get_tokenizer()
+            llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+            if self._lora_request is not None:
+                await llm.add_lora(self._lora_request)
+            self._tokenizer = llm.get_tokenizer()
         except Exception as error:
             if llm is not None:
                 llm.shutdown()
@@ -226,25 +230,8 @@ class VLLMEngine:
             **adapter,
         }
         can = {"shares_prompts": bool(llm.vllm_config.cache_config.enable_prefix_caching)}
-        info = EngineInfo("vllm", self.target, revision, config.max_model_len, details=details, **can)
-        return _Model(llm, tokenizer, lora_request, asyncio.get_running_loop(), info)
-
-    def identity(self) -> tuple[str | None, dict[str, Any]]:
-        """The revision for manifests (of an adapter, its base's and its own), and what they say of an adapter."""
-        if self.adapter is None:
-            return identity(self.base, self.revision) or self.revision, {"adapter": None}
-        details = adapter_details(self.adapter, None, self.base, self.revision)
-        return f"{details['base_revision']}+{details['adapter_revision']}", details
-
-
-@dataclass(frozen=True)
-class _Model:
-    llm: Any
-    tokenizer: Any
-    lora_request: Any
-    loop: asyncio.AbstractEventLoop
-    info: EngineInfo
-    under_way: set[str] = field(default_factory=set)
+        self._info = EngineInfo("vllm", self.target, revision, config.max_model_len, details=details, **can)
+        self._llm, self._loop = llm, asyncio.get_running_loop()
 
 
 def _yes_no(answers: VerdictTokens | None, logprobs: Sequence[Mapping[int, Any]], index: int) -> tuple[float, float]:
