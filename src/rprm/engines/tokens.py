@@ -60,19 +60,15 @@ class VerdictTokens:
 def encode_prompt(tokenizer: Any, prompt: Prompt, reply: str = "") -> list[int]:
     """Token ids of a prompt, ready to be continued by the model, then of the beginning of its reply.
 
-    Chat prompts go through the model's chat template; a model without one gets the contents, a blank line after each. A
-    template that knows no system message gets it at the head of the first user message.
+    A chat goes through the model's chat template; without one, a blank line follows each message. A template that knows
+    no system message gets it at the head of the first user message.
 
     A solution cannot speak for its judge: a control token that is spelled in the text of a record (`Message.records`;
-    all contents of a chat; `prompt.reply`) is written in ordinary tokens. So are, in `reply`, which the model wrote,
-    special tokens and those that the prompt spells; others, and the tags of its thinking, are its own.
+    all contents of a chat; `prompt.reply`) is written in ordinary tokens, or refused where there are none. So are, in
+    `reply`, which the model wrote, special tokens and those that the prompt spells, but not the tags of its thinking.
 
-    The reply is `prompt.reply` and then `reply`; an opening of its thinking that the chat template writes too
-    (`thinking_opening`) counts once. Line ends at its end have the tokens that they have before a word, so that a reply
-    to which steps are added begins with the same tokens as before.
-
-    Raises:
-        RequestRefused: the text of a record spells a special token that the tokenizer can write in no other way.
+    The reply is `prompt.reply` and then `reply`; a `thinking_opening` that the template writes too counts once. Line
+    ends at its end have the tokens that they have before a word: a reply that steps are added to begins as before.
     """
     control = control_tokens(tokenizer)
     if prompt.chat and getattr(tokenizer, "chat_template", None):
@@ -116,15 +112,12 @@ def _apply_chat_template(tokenizer: Any, messages: Sequence[Message], control: d
     place = "RPRMTOKEN"  # stands for a token that a message spells while the template is rendered
     while any(place in message.content for message in messages):
         place += "X"
-    spellings: list[str] = []
-
-    def hide(match: re.Match[str]) -> str:
-        spellings.append(match[0])
-        return f"{place}{len(spellings) - 1}X"
-
-    tokens = _spellings(*control.values())
-    given = [{"role": message.role, "content": tokens.sub(hide, message.content)} for message in messages]
-    as_ids = not spellings
+    ids = {spelling: id_ for id_, spelling in control.items()}
+    tokens, given = _spellings(*ids), []
+    for message in messages:
+        hidden = tokens.sub(lambda match: f"{place}{ids[match[0]]}X", message.content)
+        given.append({"role": message.role, "content": hidden})
+    as_ids = not any(tokens.search(message.content) for message in messages)
     try:
         rendered = tokenizer.apply_chat_template(given, add_generation_prompt=True, tokenize=as_ids, return_dict=as_ids)
     except jinja2.TemplateError:
@@ -136,7 +129,7 @@ def _apply_chat_template(tokenizer: Any, messages: Sequence[Message], control: d
         return list(rendered["input_ids"])
     # Put the spellings back, and remember where they stand.
     parts = re.split(rf"{place}(\d+)X", rendered)
-    filled = [Filled.record(spellings[int(part)]) if index % 2 else Filled(part) for index, part in enumerate(parts)]
+    filled = [Filled.record(control[int(part)]) if index % 2 else Filled(part) for index, part in enumerate(parts)]
     return _encode(tokenizer, Filled("").join(filled), control, bare=True)
 
 
