@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from itertools import chain
 from typing import Any
 
@@ -27,7 +27,7 @@ class VerdictTokens:
     yes: dict[int, str]
     no: dict[int, str]
 
-    @property
+    @cached_property
     def words(self) -> dict[int, str]:
         return self.yes | self.no
 
@@ -250,22 +250,20 @@ def special_tokens(tokenizer: Any) -> dict[int, str]:
 class TokenTranscript(Transcript):
     """A completion of a prompt (its tokens are `ids`) while its token ids arrive, with the choices at the answers."""
 
-    def __init__(
-        self, tokenizer: Any, prompt: Prompt, ids: Sequence[int], sampling: Sampling, answers: VerdictTokens | None
-    ) -> None:
+    def __init__(self, tokenizer: Any, prompt: Prompt, ids: Sequence[int], sampling: Sampling) -> None:
         opening = "" if prompt.reply else thinking_opening(tokenizer, prompt, ids)
         super().__init__(sampling.verdict, sampling.stop, opening)
+        self.answers = None if sampling.verdict is None else VerdictTokens.of(tokenizer, sampling.verdict)
+        self.ended = False  # by the model itself
         self._num_prompt_tokens = len(ids)
-        self._words = {} if answers is None else answers.words
         self._choices: list[VerdictChoice] = []
         self._read = detokenizer(tokenizer, ids[-32:])
-        self.ended = False  # by the model itself
 
-    def add_token(self, token: int, logprobs: Callable[[], tuple[float, float]]) -> None:
-        """Append a token; where it reads as Yes or No, `logprobs` is called for those of Yes and No in its place."""
-        piece = self._read(token)
-        if (word := self._words.get(token)) is not None and (offset := piece.rfind(word)) >= 0:
-            self._choices.append(VerdictChoice(len(self.text) + offset, *logprobs()))
+    def add_token(self, token: int, logprobs: Callable[[VerdictTokens], tuple[float, float]]) -> None:
+        """Append a token; where it reads as Yes or No, `logprobs` gives those of Yes and No in its place."""
+        piece, answers = self._read(token), self.answers
+        if answers is not None and token in answers.words and (offset := piece.rfind(answers.words[token])) >= 0:
+            self._choices.append(VerdictChoice(len(self.text) + offset, *logprobs(answers)))
         self.add(piece)
 
     def end(self) -> None:

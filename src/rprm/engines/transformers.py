@@ -71,17 +71,16 @@ class TransformersEngine:
         if not ids:
             raise RequestRefused("the prompt is empty")
         sampling = replace(sampling, max_tokens=clipped(len(ids), sampling.max_tokens, worker.info.context_length or 0))
-        answers = VerdictTokens.of(self.tokenizer, sampling.verdict) if sampling.verdict else None
-        transcript = TokenTranscript(self.tokenizer, prompt, ids, sampling, answers)
-        completion: Completion = await worker.submit(_Row(ids, answers, sampling, transcript))
+        transcript = TokenTranscript(self.tokenizer, prompt, ids, sampling)
+        completion: Completion = await worker.submit(_Row(ids, sampling, transcript))
         return completion
 
     async def choose(self, prompt: Prompt, text: str, verdict: VerdictFormat) -> VerdictChoice:
         worker = self._running()
         ids = encode_prompt(self.tokenizer, prompt, text)
         clipped(len(ids), 1, worker.info.context_length or 0)
-        answers = VerdictTokens.of(self.tokenizer, verdict)
-        return VerdictChoice(len(text), *await worker.submit(_Row(ids, answers, Sampling(temperature=0.0), None)))
+        row = _Row(ids, Sampling(temperature=0.0), VerdictTokens.of(self.tokenizer, verdict))
+        return VerdictChoice(len(text), *await worker.submit(row))
 
     async def aclose(self) -> None:
         worker, self._worker = self._worker, None
@@ -111,12 +110,11 @@ class TransformersEngine:
 
 @dataclass(eq=False)
 class _Row(Job):
-    """A request: a completion, in a slot of the cache while it is decoded; a second pass, without a transcript."""
+    """A request for a completion, in a slot of the cache while it is decoded; or for the answers right after `ids`."""
 
     ids: list[int]
-    answers: VerdictTokens | None
     sampling: Sampling
-    transcript: TokenTranscript | None
+    wanted: TokenTranscript | VerdictTokens
     num_cached: int = 0
     slot: int = -1
     token: int = -1
@@ -237,14 +235,14 @@ class _Worker(ModelWorker[_Row]):
             rows, logits = [rows[index] for index in numbers], logits[numbers]
         unfinished = []
         for row, of_row, token in zip(rows, logits, sample(logits, rows), strict=True):
-            row.token, transcript = token, row.transcript
-            if transcript is None:
-                row.resolve(_yes_no(of_row, row.answers))
+            row.token, transcript = token, row.wanted
+            if isinstance(transcript, VerdictTokens):
+                row.resolve(_yes_no(of_row, transcript))
                 continue
             if token in self.end_tokens:
                 transcript.end()
             else:
-                transcript.add_token(token, partial(_yes_no, of_row, row.answers))
+                transcript.add_token(token, partial(_yes_no, of_row))
                 if transcript.finish_reason is None and transcript.num_tokens >= row.sampling.max_tokens:
                     transcript.finish_reason = "length"
             if transcript.finish_reason is None:
@@ -295,9 +293,8 @@ def _invert(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(cumulative, wanted, right=True)[:, 0]
 
 
-def _yes_no(logits: torch.Tensor, tokens: VerdictTokens | None) -> tuple[float, float]:
+def _yes_no(logits: torch.Tensor, tokens: VerdictTokens) -> tuple[float, float]:
     """Log-probabilities of Yes and of No from logits [vocabulary], before temperature and top-p."""
-    assert tokens is not None
     logprobs = logits.double().log_softmax(-1)
     return float(logprobs[list(tokens.yes)].logsumexp(0)), float(logprobs[list(tokens.no)].logsumexp(0))
 

@@ -104,10 +104,9 @@ class VLLMEngine:
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
         tokenizer = self._running()
         ids = _encode_prompt(tokenizer, prompt)
-        answers = VerdictTokens.of(tokenizer, sampling.verdict) if sampling.verdict is not None else None
-        transcript = TokenTranscript(tokenizer, prompt, ids, sampling, answers)
+        transcript = TokenTranscript(tokenizer, prompt, ids, sampling)
         num_cached: int | None = None
-        async with aclosing(self._outputs(ids, sampling, answers)) as outputs:
+        async with aclosing(self._outputs(ids, sampling, transcript.answers)) as outputs:
             async for output in outputs:
                 num_cached = output.num_cached_tokens
                 new = output.outputs[0]
@@ -115,7 +114,7 @@ class VLLMEngine:
                 texts = new.token_ids[:-1] if new.finish_reason == "stop" else new.token_ids
                 for index, token in enumerate(texts):
                     if transcript.finish_reason is None:
-                        transcript.add_token(token, partial(_yes_no, answers, new.logprobs, index))
+                        transcript.add_token(token, partial(_yes_no, new.logprobs, index))
                 if transcript.finish_reason is None and new.finish_reason == "stop":
                     transcript.end()
                 transcript.finish_reason = transcript.finish_reason or new.finish_reason
@@ -132,7 +131,7 @@ class VLLMEngine:
         async with aclosing(self._outputs(ids, greedy, answers)) as outputs:
             async for output in outputs:
                 if logprobs := output.outputs[0].logprobs:
-                    return VerdictChoice(len(text), *_yes_no(answers, logprobs, 0))
+                    return VerdictChoice(len(text), *_yes_no(logprobs, 0, answers))
         raise EngineUnavailable("vLLM gave up a second forward pass; its log says why")
 
     async def aclose(self) -> None:
@@ -234,9 +233,8 @@ class VLLMEngine:
         self._llm, self._loop = llm, asyncio.get_running_loop()
 
 
-def _yes_no(answers: VerdictTokens | None, logprobs: Sequence[Mapping[int, Any]], index: int) -> tuple[float, float]:
+def _yes_no(logprobs: Sequence[Mapping[int, Any]], index: int, answers: VerdictTokens) -> tuple[float, float]:
     """Log-probabilities of Yes and of No, from vLLM's at a position."""
-    assert answers is not None
     here = logprobs[index]
     yes, no = (logsumexp(here[id_].logprob for id_ in side if id_ in here) for side in (answers.yes, answers.no))
     return yes, no
@@ -244,15 +242,13 @@ def _yes_no(answers: VerdictTokens | None, logprobs: Sequence[Mapping[int, Any]]
 
 def lora_rank(adapter: Path) -> int:
     """The room that vLLM must reserve for an adapter: the next rank it knows."""
-    path = adapter / ADAPTER_CONFIG
     try:
-        config = read_object(path)
-        rank = max(int(rank) for rank in [config["r"], *(config.get("rank_pattern") or {}).values()])
-    except (EngineError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise EngineError(f"{adapter}: not the folder of a LoRA adapter ({path.name}: {_one_line(error)})") from error
-    if room := next((room for room in _LORA_RANKS if rank <= room), None):
-        return room
-    raise EngineError(f"{adapter}: rank {rank} is more than vLLM serves ({_LORA_RANKS[-1]}); merge it into the model")
+        config = read_object(adapter / ADAPTER_CONFIG)
+        rank = max(map(int, [config["r"], *(config.get("rank_pattern") or {}).values()]))
+        return next(room for room in _LORA_RANKS if rank <= room)
+    except Exception as error:
+        wanted = f"the folder of a LoRA adapter of rank {_LORA_RANKS[-1]} or less"
+        raise EngineError(f"{adapter}: not {wanted} ({ADAPTER_CONFIG}: {_one_line(error)})") from error
 
 
 def _import_vllm() -> str:
