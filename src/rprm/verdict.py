@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -89,8 +90,8 @@ class VerdictFormat:
         if after_thinking(text):
             return False
         known = len(text.rstrip("\ufffd"))  # A character that is not yet whole may turn out to be a letter.
-        _, stays = self._read_on(text, verdict.end, known, verdict.yes)
-        return stays and next(self._verdicts(text), None) == verdict
+        stays = self._read_on(text, verdict.end, known, verdict.yes)
+        return bool(stays) and next(self._verdicts(text), None) == verdict
 
     def forms(self, answer: str) -> tuple[str, ...]:
         """The texts that say `answer` as one token: any case, with or without a space before it."""
@@ -111,32 +112,30 @@ class VerdictFormat:
                 if match is None or (is_weak and not _NO_MORE_WORDS.match(text, match.end(), end)):
                     continue
                 yes = match["answer"].casefold() == self.yes.casefold()
-                if self._read_on(text, match.end(), end, yes)[0]:
+                if self._read_on(text, match.end(), end, yes) is not None:
                     yield Verdict(yes, match.start("answer"), match.end("answer"))
 
-    def _read_on(self, text: str, start: int, end: int, yes: bool) -> tuple[bool, bool]:
-        """Whether what ends at `start` is an answer as far as the text goes, and whether it is however it goes on."""
+    def _read_on(self, text: str, start: int, end: int, yes: bool) -> bool | None:
+        """Whether what ends at `start` is an answer however the text goes on; None where it is none already."""
         tail = self._patterns.tail.match(text, start, end)
         assert tail is not None  # It matches nothing, too.
         joint, word, place = tail["joint"].casefold(), tail["word"].casefold(), tail.end()
         other = (self.no if yes else self.yes).casefold()
         is_open = place == end
         if _SLASH.search(joint):
-            return not word, not word and not is_open
+            return None if word else not is_open
         # Also "Yes or Is the step correct (Yes/No)? No".
-        if _OR.search(joint) and word in (other, *self.marker.casefold().split()[:1]):
-            return False, False
+        is_choice = _OR.search(joint) is not None and word in (other, *self.marker.casefold().split()[:1])
+        if is_choice or (word in _CONDITIONS and "," not in joint):
+            return None
         if word == other and _AND.search(joint):
             # "Yes and No" is a choice; "Yes, no errors found" is none.
-            is_answer = tail["word"].islower() and _WORD_FOLLOWS.match(text, place, end) is not None
-            return is_answer, is_answer
-        if word in _CONDITIONS and "," not in joint:
-            return False, False
+            return (tail["word"].islower() and _WORD_FOLLOWS.match(text, place, end) is not None) or None
         if not yes and not joint.strip():
             if _NO_WHAT.match(text, start, end):
-                return False, False
+                return None
             is_open = is_open or _OPEN_WORDS.fullmatch(text, start, end) is not None
-        return True, not is_open
+        return not is_open
 
     @cached_property
     def _patterns(self) -> _Patterns:
@@ -185,17 +184,12 @@ class Transcript:
 
     It ends at a stop string (cut off, and not looked for in `opening`, with which the text begins), or with the word of
     its first verdict once nothing can undo it, however the text is split into tokens.
-
-    Attributes:
-        text: the completion so far.
-        num_tokens: tokens so far; once it has ended with a verdict, those that reach into the text.
-        finish_reason: None while it may go on, then "stop" or "verdict" (or what the owner sets).
     """
 
     def __init__(self, verdict: VerdictFormat | None = None, stop: Sequence[str] = (), opening: str = "") -> None:
         self.text = opening
-        self.num_tokens = 0
-        self.finish_reason: str | None = None
+        self.num_tokens = 0  # so far; once it has ended with a verdict, those that reach into the text
+        self.finish_reason: str | None = None  # then "stop" or "verdict", or what the owner sets
         self._verdict = verdict
         self._stop = stop
         self._begin = len(opening)
@@ -204,7 +198,7 @@ class Transcript:
 
     def add(self, piece: str) -> None:
         """Append the text of one token, which may be empty."""
-        before = len(self.text)
+        before, form = len(self.text), self._verdict
         self.text += piece
         self.num_tokens += 1
         self._lengths.append(len(self.text))
@@ -213,28 +207,21 @@ class Transcript:
             start = self.text.find(string, max(self._begin, before - len(string) + 1))
             if start >= 0:
                 stop_end, stop_start = min((start + len(string), start), (stop_end, stop_start))
-        # What ends first in the text counts, even where one token brings both.
-        if (verdict := self._final_verdict(before, stop_end - 1)) is not None:
-            self.text = self.text[: verdict.end]
-            self.num_tokens = 1 + next(i for i, length in enumerate(self._lengths) if length >= verdict.end)
-            self.finish_reason = "verdict"
-        elif stop_start >= 0:
+        # Searching the whole text for every token would take quadratic time: only a new answer word is worth it.
+        first = 0 if form is None else max(0, before - max(len(form.yes), len(form.no)) + 1)
+        if form is not None and (self._is_open or form._patterns.word.search(self.text, first)):
+            # What ends first in the text counts, even where one token brings both.
+            read = self.text[: stop_end - 1]
+            verdict = form.find(read)
+            self._is_open = verdict is not None
+            if verdict is not None and form.is_final(read, verdict):
+                self.text = read[: verdict.end]
+                self.num_tokens = 1 + bisect_left(self._lengths, verdict.end)
+                self.finish_reason = "verdict"
+                return
+        if stop_start >= 0:
             self.text = self.text[:stop_start]
             self.finish_reason = "stop"
-
-    def _final_verdict(self, before: int, end: int) -> Verdict | None:
-        """The first verdict of the text up to `end`, if nothing that may follow can undo it."""
-        form = self._verdict
-        if form is None:
-            return None
-        # Searching the whole text for every token would take quadratic time: only a new answer word is worth it.
-        first = max(0, before - max(len(form.yes), len(form.no)) + 1)
-        if not self._is_open and not form._patterns.word.search(self.text, first):
-            return None
-        text = self.text[:end]
-        verdict = form.find(text)
-        self._is_open = verdict is not None
-        return verdict if verdict is not None and form.is_final(text, verdict) else None
 
 
 def softmax_yes(logprob_yes: float, logprob_no: float) -> float:
