@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     import torch
 
 #: Where weights can lie, in the order in which transformers looks for them: one file, or an index of shards.
-_WEIGHT_FILES = tuple(
-    f"{name}{end}" for name in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json")
+_WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
 )
 _ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 #: Buffers of older checkpoints that are no weights: the value under a causal mask, rotary frequencies.
@@ -130,12 +133,21 @@ def load_weights(auto: Any, target: str, *, revision: str | None = None, **argum
 def merge_adapter(model: Any, adapter: str, revision: str | None = None) -> Any:
     """The model with a LoRA adapter (folder or hub id) merged into it, and as many tokens as it was trained with."""
     with plain_errors(adapter, "a LoRA adapter of this model"), warnings.catch_warnings():
+        import torch
         from peft import PeftModel
+        from peft.tuners.tuners_utils import BaseTunerLayer
 
         stored = stored_tensors(adapter, revision, _ADAPTER_FILES)
         if not stored:
             raise OSError(f"it has no tensors, neither {' nor '.join(_ADAPTER_FILES)}")
-        _resize_embeddings(model, stored)
+        embeddings, output = model.get_input_embeddings(), model.get_output_embeddings()
+        layers = {embeddings} if output is None or output.weight is embeddings.weight else {embeddings, output}
+        names = [f"base_model.model.{name}" for name, module in model.named_modules() if module in layers]
+        held = [key for name in names for key in (f"{name}.weight", f"{name}.base_layer.weight") if key in stored]
+        rows, num_rows = {len(stored[key]) for key in held}, len(embeddings.weight)
+        # No row is made up: a layer that grows is one that the adapter holds.
+        if len(rows) == 1 and (max(rows) < num_rows or (max(rows) > num_rows and len(held) == len(names))):
+            model.resize_token_embeddings(max(rows), mean_resizing=False)
         # Of an adapter that lacks tensors peft only warns, and takes random ones: they are named below. Of tied
         # embeddings it warns that merging changes both.
         warnings.filterwarnings("ignore", message=".*(missing adapter keys|tie_word_embeddings)", category=UserWarning)
@@ -148,32 +160,14 @@ def merge_adapter(model: Any, adapter: str, revision: str | None = None) -> Any:
             if re.sub(r"\.(modules_to_save|original_module)\b", "", tensor) not in stored.keys() - {tensor}:
                 faults[tensor] = "has no place in it"
         _refuse(adapter, "the model that it is applied to", faults | _whole_numbers(stored))
-        _untie_adapted(model)
+        # Merged into one of two layers with tied weights, an adapter would change both: each gets its own.
+        embeddings, output = model.get_input_embeddings(), model.get_output_embeddings()
+        is_adapted = isinstance(embeddings, BaseTunerLayer) or isinstance(output, BaseTunerLayer)
+        if output is not None and is_adapted and output.weight is embeddings.weight:
+            layer = output.get_base_layer() if isinstance(output, BaseTunerLayer) else output
+            layer.weight = torch.nn.Parameter(layer.weight.detach().clone())
+            model.config.tie_word_embeddings = False
         return adapted.merge_and_unload()
-
-
-def _resize_embeddings(model: Any, stored: Mapping[str, torch.Tensor]) -> None:
-    """Resize to the rows of an adapter. No row is made up: a layer that grows is one that the adapter holds."""
-    embeddings, output = model.get_input_embeddings(), model.get_output_embeddings()
-    layers = {embeddings} if output is None or output.weight is embeddings.weight else {embeddings, output}
-    names = [f"base_model.model.{name}" for name, module in model.named_modules() if module in layers]
-    held = [key for name in names for key in (f"{name}.weight", f"{name}.base_layer.weight") if key in stored]
-    rows, num_rows = {len(stored[key]) for key in held}, len(embeddings.weight)
-    if len(rows) == 1 and (max(rows) < num_rows or (max(rows) > num_rows and len(held) == len(names))):
-        model.resize_token_embeddings(max(rows), mean_resizing=False)
-
-
-def _untie_adapted(model: Any) -> None:
-    """Where an adapter changes one of two layers with tied weights, give each its own: merged, it would change both."""
-    import torch
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    embeddings, output = model.get_input_embeddings(), model.get_output_embeddings()
-    is_adapted = isinstance(embeddings, BaseTunerLayer) or isinstance(output, BaseTunerLayer)
-    if output is not None and is_adapted and output.weight is embeddings.weight:
-        layer = output.get_base_layer() if isinstance(output, BaseTunerLayer) else output
-        layer.weight = torch.nn.Parameter(layer.weight.detach().clone())
-        model.config.tie_word_embeddings = False
 
 
 def _refuse(name: str, wanted: str, faults: Mapping[str, str]) -> None:

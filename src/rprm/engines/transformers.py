@@ -148,17 +148,20 @@ class _Worker(ModelWorker[_Row]):
         self.end_tokens = {*(ends if isinstance(ends, list) else [ends]), engine.tokenizer.eos_token_id}
         self.start()
 
-    def is_idle(self) -> bool:
-        return not self.rows and not self.waiting
-
-    def drop_cancelled(self) -> None:
-        super().drop_cancelled()
-        self._keep([row for row in self.rows if row in self.unanswered])
-
     def work(self) -> None:
+        """One token for every row, after what waits has joined them."""
+        self._keep([row for row in self.rows if row in self.unanswered])
         self._admit()
-        if self.rows:
-            self._step()
+        if not self.rows:
+            return
+        if (moved := self.cache.compact()) is not None:
+            for row in self.rows:
+                row.slot = moved.index(row.slot)
+        tokens, positions = [[0] for _ in self.cache.lengths], [[length] for length in self.cache.lengths]
+        for row in self.rows:
+            tokens[row.slot] = [row.token]
+        logits = self._forward(tokens, positions, self.cache, attention_mask=self.cache.open_column())
+        self._keep(self._advance(self.rows, logits[[row.slot for row in self.rows]]))
 
     def _keep(self, kept: list[_Row]) -> None:
         self.cache.free([row.slot for row in set(self.rows) - set(kept)])
@@ -201,17 +204,6 @@ class _Worker(ModelWorker[_Row]):
         while sum(map(len, self.prefixes)) > self.engine.prefix_tokens and len(self.prefixes) > 1:
             self.prefixes.popitem(last=False)
         return *self.prefixes[key], shared
-
-    def _step(self) -> None:
-        """One token for every row."""
-        if (moved := self.cache.compact()) is not None:
-            for row in self.rows:
-                row.slot = moved.index(row.slot)
-        tokens, positions = [[0] for _ in self.cache.lengths], [[length] for length in self.cache.lengths]
-        for row in self.rows:
-            tokens[row.slot] = [row.token]
-        logits = self._forward(tokens, positions, self.cache, attention_mask=self.cache.open_column())
-        self._keep(self._advance(self.rows, logits[[row.slot for row in self.rows]]))
 
     def _forward(self, ids: list[list[int]], positions: list[list[int]], cache: Any, **further: Any) -> torch.Tensor:
         """Logits [rows, vocabulary] after ids [rows, tokens], in float32."""

@@ -66,8 +66,9 @@ class ModelWorker(threading.Thread, Generic[AnyJob]):
         try:
             with torch.inference_mode():
                 while not self._stopping:
-                    self._receive(block=self.is_idle())
-                    self.drop_cancelled()
+                    self._receive(block=not self.unanswered)
+                    self.unanswered = {job for job in self.unanswered if not job.future.done()}
+                    self.waiting = [job for job in self.waiting if job in self.unanswered]
                     self.work()
         except Exception as failure:
             # Apple's GPUs say it in words.
@@ -78,17 +79,9 @@ class ModelWorker(threading.Thread, Generic[AnyJob]):
         for job in self.unanswered:
             job.fail(EngineUnavailable(ended))
 
-    def is_idle(self) -> bool:
-        """Whether there is nothing to do until a job comes in."""
-        return not self.waiting
-
-    def drop_cancelled(self) -> None:
-        self.unanswered = {job for job in self.unanswered if not job.future.done()}
-        self.waiting = [job for job in self.waiting if job in self.unanswered]
-
     @abstractmethod
     def work(self) -> None:
-        """One turn: begin waiting jobs, go on with those begun, answer those that are done."""
+        """One turn, if there is anything to do: begin waiting jobs, go on with those begun, answer those done."""
 
     def _receive(self, *, block: bool) -> None:
         with suppress(queue.Empty):
