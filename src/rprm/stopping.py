@@ -25,10 +25,7 @@ def mean(values: Sequence[float]) -> float | None:
 
 
 def mean_bounds(p_yes: Sequence[float | None], num_analyses: int) -> tuple[float | None, float | None]:
-    """The lowest and highest final mean of a step after some analyses (None: no verdict).
-
-    The lowest is None where the step may end without a reward, the highest where it surely does.
-    """
+    """The lowest and highest final mean after some analyses (None: no verdict): None where there may, will be none."""
     total, num_values, remaining = _tally(p_yes, num_analyses)
     if not num_values:
         return None, (1.0 if remaining > 0 else None)

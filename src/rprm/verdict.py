@@ -28,14 +28,10 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class VerdictChoice:
-    """Yes or No at the generated token whose word begins at character `start` of the completion.
-
-    Log-probabilities are the model's own (before temperature and top-p), each the sum of the answer's token variants
-    (`Yes`, ` Yes`, `yes`, ...).
-    """
+    """Yes or No at the generated token whose word begins at character `start` of the completion."""
 
     start: int
-    logprob_yes: float
+    logprob_yes: float  # the model's own, before temperature and top-p, of all the answer's forms (`Yes`, ` yes`, ...)
     logprob_no: float
 
     @property

@@ -48,17 +48,13 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One sampled continuation of a prompt, and of the reply that it begins.
+    """One sampled continuation of a prompt, and of the reply that it begins."""
 
-    `text` is what was generated. Where the chat template itself opens the model's thinking, and the prompt begins no
-    reply, this opening (`<think>`) stands before it; offsets count in it. `finish_reason` is "stop" (the model ended
-    it, or a stop string), "length" (max_tokens, or the end of the context), "verdict" (the engine ended it after the
-    verdict), or what a server said.
-    """
-
-    text: str
+    text: (
+        str  # what was generated, after the `<think>` with which a chat template may open a reply; offsets count in it
+    )
     num_tokens: int
-    finish_reason: str
+    finish_reason: str  # "stop", "length" (of max_tokens or context), "verdict" (ended there), or what a server said
     num_prompt_tokens: int | None = None
     num_cached_prompt_tokens: int | None = None  # those computed for an earlier request; None: not known
     choices: tuple[VerdictChoice, ...] = ()
@@ -86,20 +82,17 @@ class EngineInfo:
 
 @runtime_checkable
 class Engine(Protocol):
-    """A language model. It batches inside itself: thousands of calls are awaited at once, and those whose prompts are
-    equal (the K analyses of one step) or begin alike (the steps of one solution) share its computation."""
+    """A language model. It batches inside itself: thousands of calls are awaited at once, and equal prompts (the K
+    analyses of one step) or beginnings (the steps of one solution) are computed once."""
 
     spec: str  # names it, as given to `load_engine`
     concurrency: int  # calls of `generate` under way that fill it
 
     async def start(self, *, chat: bool = True) -> EngineInfo:
-        """Load or reach the model (else an `EngineError`), before anything else; safe to call again.
-
-        What the engine says of itself is about chat prompts, or with `chat=False` about others.
-        """
+        """Load or reach the model (else an `EngineError`); what it can do, with chat prompts or others. Repeatable."""
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
-        """One completion; it ends with "length" where the context ends (`clipped`). Cancelling gives up the sample.
+        """One completion. Cancelling gives up the sample.
 
         Raises:
             Unsupported: the engine cannot continue the reply that the prompt begins.
@@ -108,10 +101,7 @@ class Engine(Protocol):
         """
 
     async def choose(self, prompt: Prompt, text: str, verdict: VerdictFormat) -> VerdictChoice:
-        """A second forward pass: Yes or No right after `prompt` and `text`; raises as `generate` does.
-
-        `text` begins the reply, or follows the one that the prompt begins, up to the space before the answer word.
-        """
+        """A second forward pass: Yes or No after `prompt` and `text`, without the space before the answer word."""
 
     async def aclose(self) -> None:
         """Release what the engine holds. Safe to call twice."""

@@ -60,10 +60,7 @@ class BatchCache(Cache):  # type: ignore[misc]  # transformers is untyped
         return taken
 
     def open_column(self) -> torch.Tensor:
-        """Make ready for one more token in every slot, and count it; the attention mask [slots, columns] with it.
-
-        The token of a free slot sees itself alone.
-        """
+        """Count one more token in every slot; the attention mask [slots, columns] for it (in a free slot, itself)."""
         longest = max(self.lengths)
         if self.layers[0].end == self.layers[0].buffers[0].shape[-2]:
             self._move(range(len(self.lengths)), len(self.lengths), longest)

@@ -20,8 +20,7 @@ from rprm.verdict import VerdictChoice, VerdictFormat
 
 Reply = Callable[[Prompt, Sampling], "ScriptedReply"]
 _BLANK_LINE = "\n\n"
-#: Of a pseudo-random solution.
-_MOST_STEPS = 4
+_MOST_STEPS = 4  # of a pseudo-random solution
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +109,7 @@ class ScriptedEngine:
 
 
 def _solve(prompt: Prompt, sampling: Sampling) -> ScriptedReply:
-    """What follows the reply that is begun: one step where a blank line ends the completion, else every step left."""
-    # Most solutions of a problem have one answer, the others one of two more.
+    """The next step where a blank line ends the completion, else every step left; most solutions have one answer."""
     answer = _draw(replace(prompt, reply=""), Sampling(), "answer").randint(2, 99)
     draw = _draw(prompt, sampling, "solution")
     first = sum(bool(step.strip()) for step in prompt.reply.split(_BLANK_LINE)) + 1

@@ -29,10 +29,8 @@ if TYPE_CHECKING:
 
     from rprm.engines.kv_cache import KeyValues
 
-#: Longest run of prompt tokens in one forward pass.
-_PREFILL_CHUNK = 2048
-#: Tokens that nucleus sampling sorts at first; it sorts all where their mass is below top_p.
-_NUCLEUS_GUESS = 256
+_PREFILL_CHUNK = 2048  # prompt tokens in one forward pass
+_NUCLEUS_GUESS = 256  # tokens that nucleus sampling sorts at first; it sorts all where their mass is below top_p
 
 
 @dataclass(eq=False, repr=False)
