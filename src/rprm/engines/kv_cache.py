@@ -32,11 +32,12 @@ class BatchCache(Cache):  # type: ignore[misc]  # transformers is untyped
         if not self.layers:
             self.layers = [_Layer(keys, values) for keys, values in layers]
         length, end = layers[0][0].shape[-2], self.layers[0].end
+        num_slots = len(self.lengths)
         slots = [slot for slot, taken in enumerate(self.lengths) if not taken][:repeats]
-        slots += range(len(self.lengths), len(self.lengths) + repeats - len(slots))
-        if slots[-1] >= len(self.lengths) or length > end:
-            self._move(range(len(self.lengths)), max(len(self.lengths), slots[-1] + 1), max(length, end))
-        self.lengths += [0] * (slots[-1] + 1 - len(self.lengths))
+        slots += range(num_slots, num_slots + repeats - len(slots))
+        if slots[-1] >= num_slots or length > end:
+            self._move(range(num_slots), max(num_slots, slots[-1] + 1), max(length, end))
+        self.lengths += [0] * (slots[-1] + 1 - num_slots)
         for slot in slots:
             self.lengths[slot] = length
         for layer, states in zip(self.layers, layers, strict=True):
@@ -53,10 +54,7 @@ class BatchCache(Cache):  # type: ignore[misc]  # transformers is untyped
         if 4 * len(taken) > 3 * len(self.lengths):
             return None
         self.lengths = [self.lengths[slot] for slot in taken]
-        if taken:
-            self._move(taken, len(taken), max(self.lengths))
-        else:
-            self.layers = []
+        self._move(taken, len(taken), max(self.lengths, default=0))
         return taken
 
     def open_column(self) -> torch.Tensor:
@@ -66,10 +64,9 @@ class BatchCache(Cache):  # type: ignore[misc]  # transformers is untyped
             self._move(range(len(self.lengths)), len(self.lengths), longest)
         for layer in self.layers:
             layer.show(longest)
-        device = self.layers[0].device
-        starts = longest - torch.tensor(self.lengths, device=device)
+        starts = torch.tensor([[longest - length] for length in self.lengths])
         self.lengths = [length + 1 if length else 0 for length in self.lengths]
-        return (torch.arange(longest + 1, device=device)[None] >= starts[:, None]).long()
+        return (torch.arange(longest + 1) >= starts).long().to(self.layers[0].device)
 
     def _move(self, kept: Sequence[int], num_slots: int, end: int) -> None:
         for layer in self.layers:
@@ -112,5 +109,5 @@ class _Layer(DynamicLayer):  # type: ignore[misc]
         for buffer in self.buffers:
             moved.append(buffer.new_zeros(num_slots, buffer.shape[1], end + _HEADROOM, buffer.shape[3]))
             moved[-1][: len(kept), :, end - num_columns : end] = buffer[list(kept), :, shown]
-        self.buffers = moved[0], moved[1]
-        self.end = end
+        self.buffers, self.end = (moved[0], moved[1]), end
+        self.show(num_columns)
