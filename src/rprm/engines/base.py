@@ -50,9 +50,7 @@ class Sampling:
 class Completion:
     """One sampled continuation of a prompt, and of the reply that it begins."""
 
-    text: (
-        str  # what was generated, after the `<think>` with which a chat template may open a reply; offsets count in it
-    )
+    text: str  # what was generated, after the `<think>` with which a chat template may open it; offsets count in it
     num_tokens: int
     finish_reason: str  # "stop", "length" (of max_tokens or context), "verdict" (ended there), or what a server said
     num_prompt_tokens: int | None = None

@@ -19,12 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 #: Where weights can lie, in the order in which transformers looks for them: one file, or an index of shards.
-_WEIGHT_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+_WEIGHT_FILES = tuple(name + end for name in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json"))
 _ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 #: Buffers of older checkpoints that are no weights: the value under a causal mask, rotary frequencies.
 _BUFFER = re.compile(r"\.masked_bias$|\.rotary\w*\.inv_freq$")

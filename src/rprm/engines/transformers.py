@@ -52,8 +52,7 @@ class TransformersEngine:
 
     def __post_init__(self) -> None:
         self.spec = self.spec or f"transformers:{self.target}"
-        check_least(self.spec, max_rows=self.max_rows, concurrency=self.concurrency)
-        check_least(self.spec, context_length=self.context_length)
+        check_least(self.spec, max_rows=self.max_rows, concurrency=self.concurrency, context_length=self.context_length)
         self._starting = asyncio.Lock()
         self._worker: _Worker | None = None
 
