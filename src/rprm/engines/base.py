@@ -87,7 +87,7 @@ class Engine(Protocol):
     concurrency: int  # calls of `generate` under way that fill it
 
     async def start(self, *, chat: bool = True) -> EngineInfo:
-        """Load or reach the model (else an `EngineError`); what it can do, with chat prompts or others. Repeatable."""
+        """Load or reach the model, or raise an `EngineError`. What it tells is about chat prompts, or others."""
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
         """One completion. Cancelling gives up the sample.
