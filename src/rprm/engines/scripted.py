@@ -57,6 +57,7 @@ class ScriptedEngine:
             if not 0.0 <= share <= 1.0:
                 raise EngineError(f"scripted engine: {name}={share} is not a share; give a number from 0 to 1")
         check_least(self.spec, concurrency=self.concurrency, context_length=self.context_length)
+        self._log = open(self.log, "ab", buffering=0) if self.log else None  # noqa: SIM115  # closed by aclose
 
     async def start(self, *, chat: bool = True) -> EngineInfo:
         model = "custom" if self.reply else "pseudo-random"
@@ -66,9 +67,8 @@ class ScriptedEngine:
         num_prompt_tokens = len(prompt.text.split())
         clipped(num_prompt_tokens, sampling.max_tokens, self.context_length)
         self.num_requests += 1
-        if self.log is not None:
-            with open(self.log, "a") as log:
-                log.write(f"{sampling.seed}\n")
+        if self._log is not None:
+            self._log.write(f"{sampling.seed}\n".encode())
         write = self.reply or (_solve if sampling.verdict is None else self._pseudo_random)
         reply = write(prompt, sampling)
         await asyncio.sleep(self.delay)
@@ -91,7 +91,9 @@ class ScriptedEngine:
         return _choice(len(text), _draw(prompt, Sampling(), text).random())
 
     async def aclose(self) -> None:
-        pass
+        if self._log is not None:
+            self._log.close()
+            self._log = None
 
     def _pseudo_random(self, prompt: Prompt, sampling: Sampling) -> ScriptedReply:
         leans_yes = _draw(prompt, Sampling(), "lean").random() < self.yes_rate
