@@ -5,22 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-#: Delimiters as the chat templates of released models write them: Qwen3, DeepSeek-R1 and most others; prompts that ask
-#: for thinking; Magistral; Seed-OSS; Sky-T1 and OpenThinker; Command A Reasoning; Kimi-VL.
+#: As released models write them: Qwen3, DeepSeek-R1 and most others; prompts that ask for thinking; Seed-OSS;
+#: Magistral; Sky-T1 and OpenThinker; Command A Reasoning; Kimi-VL.
 DELIMITERS = (
-    ("<think>", "</think>"),
-    ("<thinking>", "</thinking>"),
-    ("<thought>", "</thought>"),
+    *((f"<{tag}>", f"</{tag}>") for tag in ("think", "thinking", "thought", "seed:think")),
     ("[THINK]", "[/THINK]"),
-    ("<seed:think>", "</seed:think>"),
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("◁think▷", "◁/think▷"),
 )
 _OPEN, _CLOSE = ("|".join(map(re.escape, side)) for side in zip(*DELIMITERS, strict=True))
 _TAG = re.compile(f"(?P<open>{_OPEN})|(?P<close>{_CLOSE})", re.IGNORECASE)
-#: Characters before an opening tag among which its line must begin.
-_INDENT = 16
+_INDENT = 16  # characters before an opening tag among which its line must begin
 
 
 def after_thinking(text: str) -> int | None:

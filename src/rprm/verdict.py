@@ -13,8 +13,7 @@ from typing import NamedTuple
 from rprm.quoting import unquoted
 from rprm.thinking import after_thinking, answer_parts
 
-#: The fixed marker of the paper's verdict line.
-DEFAULT_MARKER = "Is the step correct (Yes/No)?"
+DEFAULT_MARKER = "Is the step correct (Yes/No)?"  # of the paper's verdict line
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,8 @@ from rprm.errors import EngineError, RequestRefused
 from rprm.prompts.template import Prompt
 from rprm.verdict import VerdictChoice, VerdictFormat
 
-#: Tokens that the context must leave to a completion that may take more: in fewer nothing is said.
-MIN_ROOM = 64
-#: Finish reasons of a completion that a server kept back.
-WITHHELD = ("content_filter", "refusal")
+MIN_ROOM = 64  # tokens that the context must leave to a completion that may take more: in fewer nothing is said
+WITHHELD = ("content_filter", "refusal")  # finish reasons of a completion that a server kept back
 
 
 def clipped(num_prompt_tokens: int, max_tokens: int, context_length: int) -> int:
@@ -92,10 +90,8 @@ class Engine(Protocol):
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
         """One completion. Cancelling gives up the sample.
 
-        Raises:
-            Unsupported: the engine cannot continue the reply that the prompt begins.
-            RequestRefused: this prompt can never be served (it leaves too little of the context, it is rejected).
-            EngineUnavailable: the engine stopped answering, retries included.
+        Raises `Unsupported` (the engine cannot continue the reply that the prompt begins), `RequestRefused` (this
+        prompt can never be served) or `EngineUnavailable` (the engine stopped answering, retries included).
         """
 
     async def choose(self, prompt: Prompt, text: str, verdict: VerdictFormat) -> VerdictChoice:

@@ -18,8 +18,7 @@ _MODEL_FILES = (
     *("tokenizer.model*", "*.model", "*.tiktoken", "tekken.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "chat_template.json", "*.jinja", "rprm_*.toml", "rprm_*.json"),
 )
-#: Lies with a LoRA adapter (PEFT).
-ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_CONFIG = "adapter_config.json"  # of PEFT
 
 
 def find_file(target: str, name: str, revision: str | None) -> Path | None:

@@ -12,10 +12,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-#: Keys and values of one layer, each [rows, heads, columns, size].
-KeyValues = tuple[torch.Tensor, torch.Tensor]
-#: Columns allocated beyond those of the longest row, so that decoding seldom copies.
-_HEADROOM = 256
+KeyValues = tuple[torch.Tensor, torch.Tensor]  # of one layer, each [rows, heads, columns, size]
+_HEADROOM = 256  # columns allocated beyond those of the longest row, so that decoding seldom copies
 
 
 class BatchCache(Cache):  # type: ignore[misc]  # transformers is untyped

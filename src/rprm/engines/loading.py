@@ -1,7 +1,4 @@
-"""A model's weights and its tokenizer, from a folder, the hub, a GGUF file or a LoRA adapter.
-
-Weights are the checkpoint's, all of them and no others, and no code of a repository is ever run.
-"""
+"""A model's weights and tokenizer: the checkpoint's, all of them and no others, without code of its repository."""
 
 from __future__ import annotations
 
@@ -32,11 +29,8 @@ def load_model(
 ) -> tuple[Any, Any, dict[str, Any]]:
     """A causal language model on the CPU, its tokenizer, and what a manifest says of the adapter merged into it.
 
-    Args:
-        target: a hub id, a folder, a GGUF file, or a LoRA adapter, which names its base.
-        spec: the model, for messages.
-        adapter: a LoRA adapter (folder or hub id).
-        revision: of the hub repository `target`; a tag or commit.
+    `target` is a hub id (of a `revision`, a tag or commit), a folder, a GGUF file, or a LoRA adapter, which names its
+    base; `adapter` another one (folder or hub id); `spec` the model, for messages.
     """
     base, base_revision, adapter_revision = target, revision, None
     with plain_errors(spec, "a causal language model, a GGUF file"):
@@ -83,13 +77,9 @@ def plain_errors(spec: str, wanted: str, *, what: str = "the model") -> Iterator
 
 
 def load_weights(auto: Any, target: str, *, revision: str | None = None, **arguments: Any) -> Any:
-    """`auto.from_pretrained(target, ...)`: all tensors are the checkpoint's, all of the checkpoint's have a place.
+    """`auto.from_pretrained(target, ...)`, or an `EngineError` that names tensors that are missing or do not fit.
 
     What a checkpoint has beside the model (another head, an output layer that is not asked for) does not matter.
-
-    Raises:
-        EngineError: a tensor is missing, of another shape, of whole numbers, or has no place in the model.
-        ImportError, OSError, ValueError, ...: see `plain_errors`.
     """
     from transformers.utils import logging
 
@@ -179,11 +169,7 @@ def _whole_numbers(stored: Mapping[str, torch.Tensor]) -> dict[str, str]:
 
 
 def stored_tensors(target: str, revision: str | None, files: Iterable[str] = _WEIGHT_FILES) -> dict[str, torch.Tensor]:
-    """The tensors of a folder or hub repository by name, mapped, not read; none where it has no such file.
-
-    Raises:
-        EngineError, OSError: the index of its files or one of them is damaged or missing.
-    """
+    """The tensors of a folder or hub repository by name, mapped, not read; none where it has none of the files."""
     import torch
     from transformers.modeling_utils import load_state_dict
 

@@ -16,8 +16,7 @@ from rprm.prompts.template import Filled, Message, Prompt
 from rprm.thinking import DELIMITERS
 from rprm.verdict import Transcript, VerdictChoice, VerdictFormat
 
-#: How control tokens look.
-_TAG = re.compile(r"<.+>|\[.+\]|◁.+▷", re.DOTALL)
+_TAG = re.compile(r"<.+>|\[.+\]|◁.+▷", re.DOTALL)  # how control tokens look
 
 
 @dataclass(frozen=True)

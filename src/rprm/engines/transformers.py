@@ -1,7 +1,6 @@
-"""Any causal language model that transformers loads, on a CPU or one GPU, without a server.
+"""Any causal language model that transformers loads, on a CPU or one GPU: one batch that rows join and leave.
 
-One batch, that rows join and leave at any token; computed prompts are kept, and shared from their beginning. A sample
-depends on its seed and not on its neighbours (up to the floating-point noise of batched arithmetic).
+A sample depends on its seed and not on its neighbours (up to the floating-point noise of batched arithmetic).
 """
 
 from __future__ import annotations
@@ -63,13 +62,16 @@ class TransformersEngine:
         return self._worker.info
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
+        import torch
+
         worker = self._running()
         ids = encode_prompt(self.tokenizer, prompt)
         if not ids:
             raise RequestRefused("the prompt is empty")
         sampling = replace(sampling, max_tokens=clipped(len(ids), sampling.max_tokens, worker.info.context_length or 0))
         transcript = TokenTranscript(self.tokenizer, prompt, ids, sampling)
-        completion: Completion = await worker.submit(_Row(ids, sampling, transcript))
+        random = torch.Generator().manual_seed(secrets.randbits(63) if sampling.seed is None else sampling.seed)
+        completion: Completion = await worker.submit(_Row(ids, sampling, transcript, random))
         return completion
 
     async def choose(self, prompt: Prompt, text: str, verdict: VerdictFormat) -> VerdictChoice:
@@ -112,15 +114,10 @@ class _Row(Job):
     ids: list[int]
     sampling: Sampling
     wanted: TokenTranscript | VerdictTokens
+    generator: torch.Generator | None = None
     num_cached: int = 0
     slot: int = -1
     token: int = -1
-
-    def __post_init__(self) -> None:
-        import torch
-
-        seed = self.sampling.seed
-        self.generator = torch.Generator().manual_seed(secrets.randbits(63) if seed is None else seed)
 
 
 class _Worker(ModelWorker[_Row]):

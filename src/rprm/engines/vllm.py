@@ -1,8 +1,7 @@
 """An engine on vLLM, in this process: continuous batching, prefix caching, several GPUs.
 
-Every sample is a request of its own, so that it can be given up alone, at its verdict or when cancelled. vLLM reports,
-at every position, the raw log-probabilities (before temperature and top-p) of the tokens that read as Yes or No. Texts
-are put together here: the offset of a verdict is then exact however many tokens arrive at once.
+Every sample is a request of its own, given up at its verdict or when cancelled. Texts are put together here: the offset
+of a verdict is then exact however many tokens arrive at once.
 """
 
 from __future__ import annotations
@@ -26,13 +25,10 @@ from rprm.errors import EngineError, EngineUnavailable, RequestRefused
 from rprm.prompts.template import Prompt
 from rprm.verdict import VerdictChoice, VerdictFormat, logsumexp
 
-#: Ranks that vLLM reserves room for; an adapter gets the next one that holds it.
-_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-#: Options that are not vLLM's own.
-_OURS = ("target", "spec", "concurrency", "context_length", "adapter")
+_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM reserves room for
+_OURS = ("target", "spec", "concurrency", "context_length", "adapter")  # options that are not vLLM's own
 _SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
-#: The K analyses of a step have one prompt.
-_encode_prompt = lru_cache(maxsize=1024)(encode_prompt)
+_encode_prompt = lru_cache(maxsize=1024)(encode_prompt)  # the K analyses of a step have one prompt
 
 
 @dataclass(eq=False, repr=False)

@@ -96,9 +96,6 @@ def placement(spec: str, device: str, dtype: str, num_threads: int | None) -> tu
     """The device, the dtype's name and the dtype of a model, which then is loaded in silence.
 
     "auto" takes a GPU where there is one, and bfloat16 there, float32 on a CPU; else these are torch's names.
-
-    Raises:
-        EngineError: torch or transformers is missing, or there is no such dtype.
     """
     try:
         import torch
