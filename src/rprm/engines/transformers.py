@@ -102,7 +102,7 @@ class TransformersEngine:
         if "linear_attention" in (getattr(config, "layer_types", None) or ()):
             raise EngineError(f"{self.spec}: linear-attention layers cannot be batched here; use vllm:{self.target}")
         context_length = self.context_length or getattr(config, "max_position_embeddings", None) or 4096
-        details |= {"dtype": dtype, "device": torch.device(device).type}
+        details = {"dtype": dtype, "device": torch.device(device).type, **details}
         revision = identity(self.target, self.revision)
         return _Worker(self, EngineInfo("transformers", self.target, revision, context_length, details=details))
 
