@@ -203,9 +203,9 @@ class VLLMEngine:
             if self.gpu_memory_utilization is None:
                 # vLLM's own default there is nearly all memory of the machine.
                 arguments["kv_cache_memory_bytes"] = 4 << 30
+        self._lora_request = None if self.adapter is None else LoRARequest("adapter", 1, self.adapter)
         if self.adapter is not None:
             arguments |= {"enable_lora": True, "max_lora_rank": rank}
-        self._lora_request = None if self.adapter is None else LoRARequest("adapter", 1, self.adapter)
         llm = None
         try:
             llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
@@ -218,12 +218,8 @@ class VLLMEngine:
             raise EngineError(f"{self.spec}: vLLM cannot load the model: {_one_line(error)}") from error
         config, parallel = llm.vllm_config.model_config, llm.vllm_config.parallel_config
         revision, adapter = self.identity()
-        details: dict[str, Any] = {"vllm": version, "dtype": str(config.dtype).removeprefix("torch.")}
-        details |= {
-            "quantization": config.quantization,
-            **{name: getattr(parallel, name) for name in _SIZES},
-            **adapter,
-        }
+        dtype, sizes = str(config.dtype).removeprefix("torch."), {name: getattr(parallel, name) for name in _SIZES}
+        details = {"vllm": version, "dtype": dtype, "quantization": config.quantization, **sizes, **adapter}
         can = {"shares_prompts": bool(llm.vllm_config.cache_config.enable_prefix_caching)}
         self._info = EngineInfo("vllm", self.target, revision, config.max_model_len, details=details, **can)
         self._llm, self._loop = llm, asyncio.get_running_loop()
