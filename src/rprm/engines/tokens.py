@@ -73,11 +73,10 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, reply: str = "") -> list[int]:
     if prompt.chat and getattr(tokenizer, "chat_template", None):
         ids = _apply_chat_template(tokenizer, prompt.messages, control)
     elif prompt.chat:
-        contents = "".join(f"{message.content}\n\n" for message in prompt.messages)
-        ids = _encode(tokenizer, Filled.record(contents), control)
+        ids = _encode(tokenizer, Filled.record("".join(f"{m.content}\n\n" for m in prompt.messages)), control)
     else:
         # A raw prompt writes its own special tokens.
-        raw = Filled("\n\n").join(Filled(message.content, message.records) for message in prompt.messages)
+        raw = Filled("\n\n").join(Filled(m.content, m.records) for m in prompt.messages)
         ids = _encode(tokenizer, raw, control)
     written = prompt.reply + reply
     begun = written.removeprefix(thinking_opening(tokenizer, prompt, ids))
