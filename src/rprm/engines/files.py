@@ -48,8 +48,7 @@ def refuse_missing(name: str, target: str) -> None:
 @cache
 def _work_offline_without_hub() -> None:
     """Work from the hub's cache where it does not answer: each file would be asked for a minute long."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import constants, get_session
 
     try:
         get_session().head(constants.ENDPOINT, timeout=5.0)

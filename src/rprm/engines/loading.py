@@ -174,12 +174,12 @@ def stored_tensors(target: str, revision: str | None, files: Iterable[str] = _WE
     from transformers.modeling_utils import load_state_dict
 
     index = next((path for name in files if (path := find_file(target, name, revision)) is not None), None)
-    weight_map = {} if index is None else {"": index.name}
-    if index is not None and index.suffix == ".json":
-        weight_map = read_object(index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise EngineError(f"{index} has no weight_map; download it again")
-    stored = {}
+    if index is None:
+        return {}
+    weight_map = read_object(index).get("weight_map") if index.suffix == ".json" else {"": index.name}
+    if not isinstance(weight_map, dict):
+        raise EngineError(f"{index} has no weight_map; download it again")
+    stored: dict[str, torch.Tensor] = {}
     for file in sorted(set(weight_map.values())):
         path = find_file(target, file, revision) or Path(target, file)
         try:

@@ -59,9 +59,9 @@ class VLLMEngine:
 
     def __post_init__(self) -> None:
         self.spec = self.spec or f"vllm:{self.target}"
-        sizes = {"context_length": self.context_length, "max_model_len": self.max_model_len}
-        check_least(self.spec, concurrency=self.concurrency, **sizes)
-        if len({*sizes.values(), None}) > 2:
+        lengths = self.context_length, self.max_model_len
+        check_least(self.spec, concurrency=self.concurrency, context_length=lengths[0], max_model_len=lengths[1])
+        if len({*lengths, None}) > 2:
             raise EngineError(f"{self.spec}: context_length and max_model_len are one thing; give one of them")
         self.base = self.target
         if self.adapter is None and Path(self.target).is_dir() and (named := named_base(self.target)) is not None:
@@ -166,7 +166,11 @@ class VLLMEngine:
         llm, request_id, finished = self._llm, uuid.uuid4().hex, False
         self._under_way.add(request_id)
         try:
-            options = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
+            options: dict[str, Any] = {
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "seed": sampling.seed,
+            }
             options |= {"max_tokens": max_tokens, "detokenize": False, "output_kind": RequestOutputKind.DELTA}
             if answers is not None:
                 options |= {"logprob_token_ids": list(answers.words), "flat_logprobs": True}
