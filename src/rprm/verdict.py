@@ -189,7 +189,8 @@ class Transcript:
         self._stop = stop
         self._begin = len(opening)
         self._lengths: list[int] = []  # of the text after each token
-        self._is_open = False  # a verdict stands, but more text may undo it
+        self._is_open = self._has_marker = False  # open: a verdict stands, but more text may undo it
+        self._num_searched = 0  # characters, for a marker
 
     def add(self, piece: str) -> None:
         """Append the text of one token, which may be empty."""
@@ -202,9 +203,7 @@ class Transcript:
             start = self.text.find(string, max(self._begin, before - len(string) + 1))
             if start >= 0:
                 stop_end, stop_start = min((start + len(string), start), (stop_end, stop_start))
-        # Searching the whole text for every token would take quadratic time: only a new answer word is worth it.
-        first = 0 if form is None else max(0, before - max(len(form.yes), len(form.no)) + 1)
-        if form is not None and (self._is_open or form._patterns.word.search(self.text, first)):
+        if form is not None and (self._is_open or self._is_worth_reading(form, before)):
             # What ends first in the text counts, even where one token brings both.
             read = self.text[: stop_end - 1]
             verdict = form.find(read)
@@ -217,6 +216,16 @@ class Transcript:
         if stop_start >= 0:
             self.text = self.text[:stop_start]
             self.finish_reason = "stop"
+
+    def _is_worth_reading(self, form: VerdictFormat, before: int) -> bool:
+        """Whether there is a marker and a new answer word: reading all for every token would take quadratic time."""
+        if not form._patterns.word.search(self.text, max(0, before - max(len(form.yes), len(form.no)) + 1)):
+            return False
+        if not self._has_marker:
+            # No marker is longer, however it is spaced.
+            found = form.marker_pattern.search(self.text, max(0, self._num_searched - 1000))
+            self._has_marker, self._num_searched = found is not None, len(self.text)
+        return self._has_marker
 
 
 def softmax_yes(logprob_yes: float, logprob_no: float) -> float:
