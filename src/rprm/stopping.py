@@ -1,12 +1,9 @@
-r"""When the K analyses of a step have said enough. Pure functions.
+"""When the K analyses of a step have said enough. Pure functions.
 
-The full procedure draws K analyses and calls the step correct when the mean P(Yes) of those that reached a verdict is
-at least the threshold t. After m analyses, v of them with a verdict and with sum S, the r = K - m that remain can only
-move the final mean between S / (v + r) (all of them say 0) and (S + r) / (v + r) (all say 1): an analysis without a
-verdict moves it less. Once both ends lie on one side of t the decision is settled, and *exact* stopping changes none.
-
-Means are computed in rational numbers and rounded once. Rounding is monotone, so that "settled" is never contradicted
-by the last bit of the full mean.
+A step is correct when the mean P(Yes) of its analyses with a verdict is at least the threshold t. After m of K, v of
+them with a verdict and with sum S, the r = K - m that remain can only move the mean between S / (v + r) (all say 0) and
+(S + r) / (v + r) (all say 1); one without a verdict moves it less. Once both lie on one side of t, *exact* stopping
+changes no decision. Means are rational numbers rounded once, which is monotone.
 """
 
 from __future__ import annotations
@@ -15,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, get_args
 
 from rprm.errors import RprmError
 
@@ -24,62 +21,47 @@ Stopping = Literal["none", "exact", "confident"]
 
 def mean(values: Sequence[float]) -> float | None:
     """The correctly rounded mean, None of no values."""
-    return _ratio(_sum(values), len(values)) if values else None
+    return float(sum(map(Fraction, values), Fraction(0)) / len(values)) if values else None
 
 
 def mean_bounds(p_yes: Sequence[float | None], num_analyses: int) -> tuple[float | None, float | None]:
-    """The lowest and the highest that a step's final mean can be, after some of its analyses (None: no verdict).
-
-    The lowest is None where the step may end without a reward, the highest where it surely does.
-    """
-    values = [p for p in p_yes if p is not None]
-    remaining = num_analyses - len(p_yes)
-    if not values:
+    """The lowest and highest final mean after some analyses (None: no verdict): None where there may, will be none."""
+    total, num_values, remaining = _tally(p_yes, num_analyses)
+    if not num_values:
         return None, (1.0 if remaining > 0 else None)
-    return _bounds(_sum(values), len(values), remaining)
+    return _bounds(total, num_values, remaining)
 
 
 @dataclass(frozen=True)
 class StoppingRule:
-    """How many analyses a step needs.
+    """How many analyses a step needs: all K ("none"), until the decision of all K is certain ("exact"), or until it is
+    as probable as `confidence` by the Beta-binomial posterior of a uniform prior ("confident")."""
 
-    Args:
-        num_analyses: K, the most analyses a step gets.
-        threshold: t; a step with a reward of at least t is called correct.
-        stopping: "none" always draws K; "exact" stops once the decision of all K is certain; "confident" stops once it
-            is as probable as `confidence`, with the analyses that remain predicted by the Beta-binomial posterior of a
-            uniform prior.
-        confidence: for "confident" alone.
-    """
-
-    num_analyses: int
-    threshold: float = 0.5
+    num_analyses: int  # K
+    threshold: float = 0.5  # t; a step with a reward of at least t is called correct
     stopping: Stopping = "exact"
     confidence: float = 0.99
 
     def __post_init__(self) -> None:
-        if self.num_analyses < 1:
-            raise RprmError(f"num_analyses is {self.num_analyses}; a step needs at least 1")
-        if not 0.0 < self.threshold < 1.0:
-            raise RprmError(f"threshold is {self.threshold}; give a number between 0 and 1")
-        if self.stopping not in ("none", "exact", "confident"):
-            raise RprmError(f"stopping is {self.stopping!r}; choose none, exact or confident")
-        if not 0.5 < self.confidence < 1.0:
-            raise RprmError(f"confidence is {self.confidence}; give a number between 0.5 and 1")
+        for name, is_valid, wanted in (
+            ("num_analyses", self.num_analyses >= 1, "a step needs at least 1"),
+            ("threshold", 0.0 < self.threshold < 1.0, "give a number between 0 and 1"),
+            ("stopping", self.stopping in get_args(Stopping), "choose none, exact or confident"),
+            ("confidence", 0.5 < self.confidence < 1.0, "give a number between 0.5 and 1"),
+        ):
+            if not is_valid:
+                raise RprmError(f"{name} is {getattr(self, name)!r}; {wanted}")
 
     def is_settled(self, p_yes: Sequence[float | None]) -> bool:
         """Whether the decision stands after these analyses (None: one that reached no verdict)."""
-        values = [p for p in p_yes if p is not None]
-        return self._is_settled(_sum(values), len(values), self.num_analyses - len(p_yes))
+        return self._is_settled(*_tally(p_yes, self.num_analyses))
 
     def num_more(self, p_yes: Sequence[float | None]) -> int:
-        """The fewest further analyses that can settle the decision; 0 where it is settled.
+        """The fewest further analyses that can settle the decision (0: it is settled): drawn at once, none is needless.
 
-        That many can be drawn at once without any risk that one of them proves needless: no outcome settles a decision
-        sooner than all of them saying 1, or all saying 0.
+        No outcome settles a decision sooner than all of them saying 1, or all saying 0.
         """
-        values = [p for p in p_yes if p is not None]
-        total, num_values, remaining = _sum(values), len(values), self.num_analyses - len(p_yes)
+        total, num_values, remaining = _tally(p_yes, self.num_analyses)
         return next(
             count
             for count in range(remaining + 1)
@@ -92,44 +74,31 @@ class StoppingRule:
             return True
         if self.stopping == "none" or num_values == 0:
             return False
-        if self._bounds_agree(total, num_values, remaining):
-            return True
-        return self.stopping == "confident" and self._is_probable(total, num_values, remaining)
-
-    def _bounds_agree(self, total: Fraction, num_values: int, remaining: int) -> bool:
         lowest, highest = _bounds(total, num_values, remaining)
-        return lowest >= self.threshold or highest < self.threshold
-
-    def _is_probable(self, total: Fraction, num_values: int, remaining: int) -> bool:
+        if lowest >= self.threshold or highest < self.threshold:
+            return True
+        if self.stopping == "exact":
+            return False
         # P(the full mean stays on this side), the future Yes count X ~ BetaBinomial(r, 1 + S, 1 + v - S).
         alpha, beta = 1.0 + float(total), 1.0 + num_values - float(total)
+        prior = _log_beta(alpha, beta)
         probability_yes = math.fsum(
-            math.exp(_log_beta_binomial(count, remaining, alpha, beta))
+            math.exp(math.log(math.comb(remaining, count)) + _log_beta(count + alpha, remaining - count + beta) - prior)
             for count in range(remaining + 1)
-            if _ratio(total + count, num_values + remaining) >= self.threshold
+            if float((total + count) / (num_values + remaining)) >= self.threshold
         )
         return max(probability_yes, 1.0 - probability_yes) >= self.confidence
 
 
+def _tally(p_yes: Sequence[float | None], num_analyses: int) -> tuple[Fraction, int, int]:
+    """The sum of P(Yes), how many analyses have a verdict, and how many remain."""
+    values = [Fraction(p) for p in p_yes if p is not None]
+    return sum(values, Fraction(0)), len(values), num_analyses - len(p_yes)
+
+
 def _bounds(total: Fraction, num_values: int, remaining: int) -> tuple[float, float]:
     """Of the final mean: all that remain say 0, or all say 1."""
-    return _ratio(total, num_values + remaining), _ratio(total + remaining, num_values + remaining)
-
-
-def _sum(values: Sequence[float]) -> Fraction:
-    return sum(map(Fraction, values), Fraction(0))
-
-
-def _ratio(total: Fraction, count: int) -> float:
-    return float(total / count)
-
-
-def _log_beta_binomial(successes: int, trials: int, alpha: float, beta: float) -> float:
-    return (
-        math.log(math.comb(trials, successes))
-        + _log_beta(successes + alpha, trials - successes + beta)
-        - _log_beta(alpha, beta)
-    )
+    return float(total / (num_values + remaining)), float((total + remaining) / (num_values + remaining))
 
 
 def _log_beta(a: float, b: float) -> float:

@@ -5,38 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-#: Delimiters as the chat templates of released models write them: Qwen3, DeepSeek-R1 and most others; prompts that ask
-#: for thinking; Magistral; Seed-OSS; Sky-T1 and OpenThinker; Command A Reasoning; Kimi-VL.
+#: As released models write them: Qwen3, DeepSeek-R1 and most others; prompts that ask for thinking; Seed-OSS;
+#: Magistral; Sky-T1 and OpenThinker; Command A Reasoning; Kimi-VL.
 DELIMITERS = (
-    ("<think>", "</think>"),
-    ("<thinking>", "</thinking>"),
-    ("<thought>", "</thought>"),
+    *((f"<{tag}>", f"</{tag}>") for tag in ("think", "thinking", "thought", "seed:think")),
     ("[THINK]", "[/THINK]"),
-    ("<seed:think>", "</seed:think>"),
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("◁think▷", "◁/think▷"),
 )
-_TAG = re.compile(
-    "(?P<open>{})|(?P<close>{})".format(*("|".join(map(re.escape, side)) for side in zip(*DELIMITERS, strict=True))),
-    re.IGNORECASE,
-)
-#: Characters before an opening tag among which its line must begin.
-_INDENT = 16
+_OPEN, _CLOSE = ("|".join(map(re.escape, side)) for side in zip(*DELIMITERS, strict=True))
+_TAG = re.compile(f"(?P<open>{_OPEN})|(?P<close>{_CLOSE})", re.IGNORECASE)
+_INDENT = 16  # characters before an opening tag among which its line must begin
 
 
 def after_thinking(text: str) -> int | None:
-    """The offset at which the answer proper begins.
-
-    Returns:
-        0 where the text has no thinking, None where its thinking was never finished.
-    """
-    begin = 0
-    for _, end in _blocks(text):
-        if end is None:
-            return None
-        begin = end
-    return begin
+    """The offset at which the answer proper begins: 0 without any thinking, None where it was never finished."""
+    return [(0, 0), *_blocks(text)][-1][1]
 
 
 def without_thinking(text: str) -> str:
@@ -58,14 +43,11 @@ def answer_parts(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _blocks(text: str) -> Iterator[tuple[int, int | None]]:
-    """The blocks of thinking, tags included.
+    """Begin and end of each block of thinking, tags included; the end is None where no tag closes it.
 
     A block opens at the beginning of a line: elsewhere, and within one, the tag is only mentioned. It reaches to the
     last tag that closes it before the next block. A tag that closes what is mentioned on its line closes nothing; any
     other without a block ends thinking that the prompt opened.
-
-    Yields:
-        Begin and end (that of the last tag that closes it; None where there is none).
     """
     begin = end = None
     mentioned = -1

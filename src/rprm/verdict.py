@@ -1,28 +1,19 @@
-"""Finding the verdict of an analysis, and P(Yes) at it. Pure functions.
-
-The verdict is the first Yes or No that follows the marker (`Is the step correct (Yes/No)?` in R-PRM). P(Yes) is the
-softmax over the two answers' log-probabilities at the very token that was generated there, each answer summed over its
-token variants (`Yes`, ` Yes`, `yes`, ...).
-"""
+"""The verdict of an analysis, the first Yes or No after a marker, and P(Yes) at it. Pure functions."""
 
 from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 from rprm.quoting import unquoted
-from rprm.thinking import after_thinking as after_thinking
-from rprm.thinking import answer_parts
+from rprm.thinking import after_thinking, answer_parts
 
-#: The fixed marker of the paper's verdict line.
-DEFAULT_MARKER = "Is the step correct (Yes/No)?"
-
-#: Characters of a marker, however it is spaced.
-_LONGEST_MARKER = 1000
+DEFAULT_MARKER = "Is the step correct (Yes/No)?"  # of the paper's verdict line
 
 
 @dataclass(frozen=True)
@@ -36,31 +27,24 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class VerdictChoice:
-    """The choice between Yes and No at one generated token.
-
-    `start` is the character offset in the completion at which the word begins; `logprob_yes` and `logprob_no` are the
-    model's own log-probabilities (before temperature and top-p), each summed over the answer's token variants.
-    """
+    """Yes or No at the generated token whose word begins at character `start` of the completion."""
 
     start: int
-    logprob_yes: float
+    logprob_yes: float  # the model's own, before temperature and top-p, of all the answer's forms (`Yes`, ` yes`, ...)
     logprob_no: float
 
     @property
     def p_yes(self) -> float:
-        """softmax over (yes, no), index 0."""
         return softmax_yes(self.logprob_yes, self.logprob_no)
 
 
 @dataclass(frozen=True)
 class VerdictFormat:
-    """How an analysis ends: a marker, then one of two answers.
+    """How an analysis ends: a marker, in any spacing or brackets, then one of two answers; markup or a label between.
 
-    A verdict is the answer that follows the marker with nothing but markup or a label ("Answer:") between them. The
-    marker counts in other spellings too: `(Yes or No)` for `(Yes/No)`, other brackets, wrapped over lines. Words may
-    stand before it on its line. None of these is a verdict: a marker in quotes (`rprm.quoting`); a choice that is left
-    open ("Yes or No"); an answer under a condition ("Yes if"); a "No" that belongs to the next word ("No errors");
-    anything that the model thinks to itself (`rprm.thinking`). Every search is linear in the length of the text.
+    None of these is a verdict: a marker in quotes (`rprm.quoting`); a choice left open ("Yes or No"); an answer under a
+    condition ("Yes if"); a "No" of the next word ("No errors"); anything in the model's thinking (`rprm.thinking`).
+    Every search is linear in the length of the text.
     """
 
     marker: str = DEFAULT_MARKER
@@ -69,29 +53,16 @@ class VerdictFormat:
 
     @property
     def marker_pattern(self) -> re.Pattern[str]:
-        """The marker in all its spellings, answered or not, quoted or not, with or without its choice."""
         return self._patterns.any_marker
 
-    @cached_property
-    def _patterns(self) -> _Patterns:
-        return _patterns(self.marker, self.yes, self.no)
-
     def disarmed(self, text: str) -> str:
-        """The text of a record with hyphens between a marker's words, where an answer follows it.
+        """The text with each answered marker of three words or more hyphenated: repeated, it is no verdict."""
 
-        A judge that repeats "Is-the-step-correct (Yes/No)? Yes" repeats no verdict. Markers without an answer stay, and
-        so do those of one or two words.
-        """
-        if len(self.marker.split()) < 3:
-            return text
-        return self._patterns.any_marker.sub(
-            lambda marker: (
-                re.sub(rf"(?<=\w){_SPACE}+(?=\w)", "-", marker[0])
-                if self._patterns.answer.match(text, marker.end())
-                else marker[0]
-            ),
-            text,
-        )
+        def hyphenated(marker: re.Match[str]) -> str:
+            is_answered = self._patterns.answer.match(text, marker.end())
+            return re.sub(rf"(?<=\w){_SPACE}+(?=\w)", "-", marker[0]) if is_answered else marker[0]
+
+        return text if len(self.marker.split()) < 3 else self._patterns.any_marker.sub(hyphenated, text)
 
     def find_all(self, text: str) -> list[Verdict]:
         """Every verdict in `text`, in order."""
@@ -100,27 +71,33 @@ class VerdictFormat:
     def find(self, text: str, start: int = 0) -> Verdict | None:
         """The first verdict in `text` whose marker stands at or after `start`, or None.
 
-        Where there is none, a weaker form counts if it and its answer have lines to themselves: a marker without its
-        choice ("Is the step correct? No"), or one in quotes with its answer outside of them.
+        Else a weaker form counts, with its answer on lines of their own: a marker without its choice ("Is the step
+        correct? No"), or one in quotes with its answer outside of them.
         """
         return next(self._verdicts(text, start), None) or next(self._verdicts(text, start, is_weak=True), None)
 
     def is_final(self, text: str, verdict: Verdict) -> bool:
         """Whether `verdict`, the first one of `text`, stands however the text goes on.
 
-        It does at the end of its line or sentence, or a word or two further: until then its word may turn out longer
-        ("No" of "Nothing") or a choice ("Yes or No"). A verdict in a weaker form (see `find`) never does: one in the
-        full form may follow. Nor does one after thinking: a tag that closes thinking may stand in the thinking, and the
-        last one counts. A tag to come that closes what nothing in the text has opened is not foreseen.
+        Its word may turn out longer ("No" of "Nothing") or a choice ("Yes or No"). A weaker form (see `find`) never is
+        final: the full form may follow; nor is a verdict after thinking: of several closing tags the last counts.
         """
         if after_thinking(text):
             return False
         known = len(text.rstrip("\ufffd"))  # A character that is not yet whole may turn out to be a letter.
-        _, stays = self._read_on(text, verdict.end, known, verdict.yes)
-        return stays and next(self._verdicts(text), None) == verdict
+        stays = self._read_on(text, verdict.end, known, verdict.yes)
+        return bool(stays) and next(self._verdicts(text), None) == verdict
+
+    def forms(self, answer: str) -> tuple[str, ...]:
+        """The texts that say `answer` as one token: any case, with or without a space before it."""
+        words = dict.fromkeys((answer, answer.lower(), answer.upper()))
+        return tuple(form for word in words for form in (word, f" {word}"))
+
+    def answer_of(self, token_text: str) -> bool | None:
+        """Whether the token reads as Yes (any case, spaces around it ignored), None where as neither."""
+        return {self.yes.casefold(): True, self.no.casefold(): False}.get(token_text.strip().casefold())
 
     def _verdicts(self, text: str, start: int = 0, *, is_weak: bool = False) -> Iterator[Verdict]:
-        """The verdicts in the full form, or those in a weaker one."""
         pattern = self._patterns.weak if is_weak else self._patterns.marker
         if pattern.search(text, start) is None:
             return
@@ -130,53 +107,65 @@ class VerdictFormat:
                 if match is None or (is_weak and not _NO_MORE_WORDS.match(text, match.end(), end)):
                     continue
                 yes = match["answer"].casefold() == self.yes.casefold()
-                if self._read_on(text, match.end(), end, yes)[0]:
+                if self._read_on(text, match.end(), end, yes) is not None:
                     yield Verdict(yes, match.start("answer"), match.end("answer"))
 
-    def _read_on(self, text: str, start: int, end: int, yes: bool) -> tuple[bool, bool]:
-        """Read what follows an answer.
-
-        Returns:
-            Whether it is an answer as far as the text goes, and whether it is one however the text goes on.
-        """
+    def _read_on(self, text: str, start: int, end: int, yes: bool) -> bool | None:
+        """Whether what ends at `start` is an answer however the text goes on; None where it is none already."""
         tail = self._patterns.tail.match(text, start, end)
         assert tail is not None  # It matches nothing, too.
         joint, word, place = tail["joint"].casefold(), tail["word"].casefold(), tail.end()
+        other = (self.no if yes else self.yes).casefold()
         is_open = place == end
         if _SLASH.search(joint):
-            return not word, not word and not is_open
-        if word == (self.no if yes else self.yes).casefold():
-            if _OR.search(joint):
-                return False, False
-            if _AND.search(joint):
-                # "Yes and No" is a choice; "Yes, no errors found" is none.
-                is_answer = tail["word"].islower() and _WORD_FOLLOWS.match(text, place, end) is not None
-                return is_answer, is_answer
-        elif _OR.search(joint) and self.marker.casefold().split()[:1] == [word]:
-            return False, False  # "Yes or Is the step correct (Yes/No)? No"
-        elif word in _CONDITIONS and "," not in joint:
-            return False, False
+            return None if word else not is_open
+        # Also "Yes or Is the step correct (Yes/No)? No".
+        is_choice = _OR.search(joint) is not None and word in (other, *self.marker.casefold().split()[:1])
+        if is_choice or (word in _CONDITIONS and "," not in joint):
+            return None
+        if word == other and _AND.search(joint):
+            # "Yes and No" is a choice; "Yes, no errors found" is none.
+            return (tail["word"].islower() and _WORD_FOLLOWS.match(text, place, end) is not None) or None
         if not yes and not joint.strip():
             if _NO_WHAT.match(text, start, end):
-                return False, False
+                return None
             is_open = is_open or _OPEN_WORDS.fullmatch(text, start, end) is not None
-        return True, not is_open
+        return not is_open
 
-    def forms(self, answer: str) -> tuple[str, ...]:
-        """The texts that say `answer` where they are one token: any case, with or without a space before it."""
-        words = dict.fromkeys((answer, answer.lower(), answer.upper()))
-        return tuple(form for word in words for form in (word, f" {word}"))
-
-    def answer_of(self, token_text: str) -> bool | None:
-        """True if the token reads as Yes, False as No (any case, spaces around it ignored), None otherwise."""
-        return {self.yes.casefold(): True, self.no.casefold(): False}.get(token_text.strip().casefold())
+    @cached_property
+    def _patterns(self) -> _Patterns:
+        yes, no = re.escape(self.yes), re.escape(self.no)
+        answers, marker, bare = rf"{yes}|{no}", self.marker.strip(), ""
+        if with_choice := re.fullmatch(rf"(.*?\w)[\W_]*{yes}\W+{no}\W*", marker, re.IGNORECASE | re.DOTALL):
+            stem = _words(with_choice[1])
+            # "(Y/N)" is the same choice.
+            first, second = (rf"(?:{word}|{word[0]})" if word.isalpha() else word for word in (yes, no))
+            either = rf"{_SPACE}{{0,4}}[\"'“”]?(?:[/／∕|]|or)[\"'“”]?{_SPACE}{{0,4}}"
+            choice = rf"(?:{first}{either}{second}|{second}{either}{first})(?![^\W_])"
+            whole = rf"{stem}[\W_]{{0,12}}{choice}[\"'“”*_]{{0,4}}[^\S\n]?[)\]}}）】〕]?[^\S\n]?[?？:：]?"
+            # "... or Is the step correct (Yes/No)? No" is the rest of a choice.
+            whole = rf"(?<!\bor\s){whole}"
+            bare = rf"|{stem}[*_]{{0,3}}[^\S\n]?[?？:：]"
+        else:
+            sign = next((f"[{pair}]" for pair in ("?？", ":：") if len(marker) > 1 and marker[-1] in pair), "")
+            whole = rf"{_words(marker[:-1])}[*_]{{0,3}}[^\S\n]?{sign}" if sign else _words(marker)
+        weak = rf"^[^\w\n{_QUOTES}]{{0,12}}(?:[{_QUOTES}]{{1,2}}{whole}[{_QUOTES}]{{1,2}}{bare})"
+        # The answer as soon as it comes: "-" may be markup or an answer.
+        skipped = rf"(?:(?!(?:{answers})(?!_*[^\W_]))(?:[(\[]{yes}/{no}[)\]]|{_MARKUP})){{0,200}}+"
+        patterns = (
+            whole,
+            weak,
+            rf"{whole}|{weak}",
+            rf"{skipped}(?P<answer>{answers})(?!_*[^\W_]|[-‐‑'’][^\W_])",
+            rf"(?P<joint>(?:(?!{answers})(?:{_INLINE}|(?:or|and|vs|versus)\b))*+)"
+            rf"(?P<word>(?:{answers})(?![^\W_])|[^\W_]*)",
+            rf"(?<![A-Za-z])(?:{answers})(?![A-Za-z])",
+        )
+        return _Patterns(*(re.compile(pattern, re.IGNORECASE | re.MULTILINE) for pattern in patterns))
 
 
 class TwoAnswers(VerdictFormat):
-    """The two answers as they are written after a space, and in no other form.
-
-    The published second pass reads these two token ids alone (NJUNLP/R-PRM, src/evaluate/GenPRM).
-    """
+    """The two answers after a space, in no other form: those of the published second pass (NJUNLP/R-PRM, GenPRM)."""
 
     def forms(self, answer: str) -> tuple[str, ...]:
         return (f" {answer}",)
@@ -188,114 +177,81 @@ class TwoAnswers(VerdictFormat):
 class Transcript:
     """The text of one completion while it arrives, and where it ends: how every engine notices a final verdict.
 
-    It ends at a stop string (which is cut off), or with the word of its first verdict, as soon as that verdict can no
-    longer turn out to be something else: "No" may go on as "Nothing" or "No / Yes". Where it ends depends on the text
-    alone, not on how the text is split into tokens.
-
-    Args:
-        verdict: the verdict that ends it.
-        stop: texts that end it.
-        opening: what its text begins with before any token; no stop string is looked for there.
-
-    Attributes:
-        text: the completion so far.
-        num_tokens: tokens so far; once it has ended with a verdict, those that reach into the text.
-        finish_reason: None while it may go on, then "stop" or "verdict" (or what the owner sets).
+    It ends at a stop string (cut off, and not looked for in `opening`, with which the text begins), or with the word of
+    its first verdict once nothing can undo it, however the text is split into tokens.
     """
 
     def __init__(self, verdict: VerdictFormat | None = None, stop: Sequence[str] = (), opening: str = "") -> None:
         self.text = opening
-        self.num_tokens = 0
-        self.finish_reason: str | None = None
+        self.num_tokens = 0  # so far; once it has ended with a verdict, those that reach into the text
+        self.finish_reason: str | None = None  # then "stop" or "verdict", or what the owner sets
         self._verdict = verdict
         self._stop = stop
         self._begin = len(opening)
         self._lengths: list[int] = []  # of the text after each token
-        self._is_open = False  # a verdict stands, but more text may undo it
-        self._num_unmarked: int | None = 0  # characters in which no marker ends; None: there is one
+        self._is_open = self._has_marker = False  # open: a verdict stands, but more text may undo it
+        self._num_searched = 0  # characters, for a marker
 
     def add(self, piece: str) -> None:
         """Append the text of one token, which may be empty."""
-        before = len(self.text)
+        before, form = len(self.text), self._verdict
         self.text += piece
         self.num_tokens += 1
         self._lengths.append(len(self.text))
-        stops = [
-            (start + len(string), start)
-            for string in self._stop
-            if (start := self.text.find(string, max(self._begin, before - len(string) + 1))) >= 0
-        ]
-        stop_end, stop_start = min(stops, default=(len(self.text) + 1, None))
-        # What ends first in the text counts, even where one token brings both.
-        if (verdict := self._final_verdict(before, stop_end - 1)) is not None:
-            self.text = self.text[: verdict.end]
-            self.num_tokens = 1 + next(i for i, length in enumerate(self._lengths) if length >= verdict.end)
-            self.finish_reason = "verdict"
-        elif stop_start is not None:
+        stop_end, stop_start = len(self.text) + 1, -1
+        for string in self._stop:
+            start = self.text.find(string, max(self._begin, before - len(string) + 1))
+            if start >= 0:
+                stop_end, stop_start = min((start + len(string), start), (stop_end, stop_start))
+        if form is not None and (self._is_open or self._is_worth_reading(form, before)):
+            # What ends first in the text counts, even where one token brings both.
+            read = self.text[: stop_end - 1]
+            verdict = form.find(read)
+            self._is_open = verdict is not None
+            if verdict is not None and form.is_final(read, verdict):
+                self.text = read[: verdict.end]
+                self.num_tokens = 1 + bisect_left(self._lengths, verdict.end)
+                self.finish_reason = "verdict"
+                return
+        if stop_start >= 0:
             self.text = self.text[:stop_start]
             self.finish_reason = "stop"
 
-    def _final_verdict(self, before: int, end: int) -> Verdict | None:
-        """The first verdict of the text up to `end`, if nothing that may follow can undo it.
-
-        Searching the whole text for every token would take quadratic time: only a new answer word is worth it.
-        """
-        if self._verdict is None:
-            return None
-        if not self._is_open:
-            longest = max(len(self._verdict.yes), len(self._verdict.no))
-            if not self._verdict._patterns.word.search(self.text, max(0, before - longest + 1)):
-                return None
-            if self._num_unmarked is not None:
-                if not self._verdict.marker_pattern.search(self.text, max(0, self._num_unmarked - _LONGEST_MARKER)):
-                    self._num_unmarked = len(self.text)
-                    return None
-                self._num_unmarked = None
-        text = self.text[:end]
-        verdict = self._verdict.find(text)
-        self._is_open = verdict is not None
-        return verdict if verdict is not None and self._verdict.is_final(text, verdict) else None
+    def _is_worth_reading(self, form: VerdictFormat, before: int) -> bool:
+        """Whether there is a marker and a new answer word: reading all for every token would take quadratic time."""
+        if not form._patterns.word.search(self.text, max(0, before - max(len(form.yes), len(form.no)) + 1)):
+            return False
+        if not self._has_marker:
+            # No marker is longer, however it is spaced.
+            found = form.marker_pattern.search(self.text, max(0, self._num_searched - 1000))
+            self._has_marker, self._num_searched = found is not None, len(self.text)
+        return self._has_marker
 
 
 def softmax_yes(logprob_yes: float, logprob_no: float) -> float:
-    """P(Yes) = softmax((yes, no))[0], safe for -inf on one side; 0.5 where both are -inf is refused.
-
-    Raises:
-        ValueError: neither answer has any probability, so there is nothing to normalise.
-    """
-    if logprob_yes == -math.inf and logprob_no == -math.inf:
+    """softmax((yes, no))[0]; a ValueError where both are -inf."""
+    if logprob_yes == logprob_no == -math.inf:
         raise ValueError("neither Yes nor No has any probability")
     difference = logprob_yes - logprob_no
-    if difference >= 0:
-        return 1.0 / (1.0 + math.exp(-difference))
-    odds = math.exp(difference)
-    return odds / (1.0 + odds)
+    odds = math.exp(-abs(difference))
+    return (1.0 if difference >= 0 else odds) / (1.0 + odds)
 
 
 def logsumexp(values: Iterable[float]) -> float:
-    """log(sum(exp(v))) of any number of values; -inf of none."""
-    values = [value for value in values if value != -math.inf]
-    if not values:
-        return -math.inf
-    peak = max(values)
-    return peak + math.log(math.fsum(math.exp(value - peak) for value in values))
+    """log(sum(exp(v))); -inf of no values."""
+    values = list(values)
+    peak = max(values, default=-math.inf)
+    return peak if peak == -math.inf else peak + math.log(math.fsum(math.exp(value - peak) for value in values))
 
 
 def read_verdict(
     text: str, verdict_format: VerdictFormat, choices: Sequence[VerdictChoice]
 ) -> tuple[Verdict, VerdictChoice | None] | None:
-    """The verdict of `text` with the choice made at its token.
-
-    Returns:
-        None where the text has no verdict; the verdict with None where the engine reported no choice there.
-    """
-    verdict = verdict_format.find(text)
-    if verdict is None:
+    """The verdict of `text`, and the choice at its token (None: the engine reported none); None without verdict."""
+    if (verdict := verdict_format.find(text)) is None:
         return None
     return verdict, next((choice for choice in choices if verdict.start <= choice.start < verdict.end), None)
 
-
-# --- the patterns ---------------------------------------------------------------------------------------------------
 
 _SPACE = r"[\s*_\u200b-\u200d\u2060\ufeff]"
 _LATEX = (
@@ -308,14 +264,12 @@ _LABEL = (
     r"(?:(?:the|my|final)\s{1,4}){0,3}(?:answer|ans|verdict|conclusion|judge?ment|decision|result|response)"
     r"(?![^\W_])(?:\s{1,4}is(?!\w))?|(?:so|thus|hence|therefore)(?=[,:])|(?:答案|回答|结论)是?"
 )
-#: List numbers, and the emoji made of a digit.
-_NUMBER = r"(?:\d{1,2}|[a-e])[.):\]]|\d\ufe0f?\u20e3"
+_NUMBER = r"(?:\d{1,2}|[a-e])[.):\]]|\d\ufe0f?\u20e3"  # of a list; an emoji made of a digit
 #: Struck-out text, empty boxes to tick and special tokens are no markup around an answer.
 _PLAIN = r"(?!\[ ?\])[^\w~☐⬜<&]|_|<(?![|/])"
 _MARKUP = (
     rf"{_LATEX}|\\(?-i:[nrt])|{_HTML}|&(?:[a-z]{{2,6}}|\#\d{{1,5}});|```[a-z]{{0,10}}\n|{_NUMBER}|{_LABEL}|{_PLAIN}"
 )
-#: Markup within a line and a sentence.
 _INLINE = rf"{_LATEX}|[^\w\n\r\x0b\x0c\x85\u2028\u2029.!?;:…。！？；：<]|_"
 
 _QUOTES = "\"“”„'‘’«»`「」『』"
@@ -336,56 +290,12 @@ _NO_WHAT = re.compile(
 
 
 class _Patterns(NamedTuple):
-    """The regular expressions of a verdict format.
-
-    Attributes:
-        marker: the marker, in all its spellings.
-        weak: from the beginning of a line, the marker without its choice, or in quotes that end with it.
-        any_marker: either.
-        answer: from the marker to the end of the answer, its group `answer`.
-        tail: from the answer on, what may join it to another on its line, and the word after that.
-        word: an answer as a word: "no" stands in "know" and "not".
-    """
-
-    marker: re.Pattern[str]
-    weak: re.Pattern[str]
-    any_marker: re.Pattern[str]
-    answer: re.Pattern[str]
-    tail: re.Pattern[str]
-    word: re.Pattern[str]
-
-
-def _patterns(marker: str, yes: str, no: str) -> _Patterns:
-    yes, no = re.escape(yes), re.escape(no)
-    answers = rf"{yes}|{no}"
-    with_choice = re.fullmatch(rf"(.*?\w)[\W_]*{yes}\W+{no}\W*", marker.strip(), re.IGNORECASE | re.DOTALL)
-    if with_choice:
-        stem = _words(with_choice[1])
-        # "(Y/N)" is the same choice.
-        first, second = (rf"(?:{word}|{word[0]})" if word.isalpha() else word for word in (yes, no))
-        either = rf"{_SPACE}{{0,4}}[\"'“”]?(?:[/／∕|]|or)[\"'“”]?{_SPACE}{{0,4}}"
-        choice = rf"(?:{first}{either}{second}|{second}{either}{first})(?![^\W_])"
-        whole = rf"{stem}[\W_]{{0,12}}{choice}[\"'“”*_]{{0,4}}[^\S\n]?[)\]}}）】〕]?[^\S\n]?[?？:：]?"
-        # "... or Is the step correct (Yes/No)? No" is the rest of a choice.
-        whole = rf"(?<!\bor\s){whole}"
-        bare = rf"|{stem}[*_]{{0,3}}[^\S\n]?[?？:：]"
-    else:
-        words, signs = marker.strip(), {"?": "[?？]", "？": "[?？]", ":": "[:：]", "：": "[:：]"}
-        sign = signs.get(words[-1:], "") if len(words) > 1 else ""
-        whole = rf"{_words(words[:-1])}[*_]{{0,3}}[^\S\n]?{sign}" if sign else _words(words)
-        bare = ""
-    weak = rf"^[^\w\n{_QUOTES}]{{0,12}}(?:[{_QUOTES}]{{1,2}}{whole}[{_QUOTES}]{{1,2}}{bare})"
-    # The answer as soon as it comes: "-" may be markup or an answer.
-    item = rf"[(\[]{yes}/{no}[)\]]|{_MARKUP}"
-    patterns = (
-        whole,
-        weak,
-        rf"{whole}|{weak}",
-        rf"(?:(?!(?:{answers})(?!_*[^\W_]))(?:{item})){{0,200}}+(?P<answer>{answers})(?!_*[^\W_]|[-‐‑'’][^\W_])",
-        rf"(?P<joint>(?:(?!{answers})(?:{_INLINE}|(?:or|and|vs|versus)\b))*+)(?P<word>(?:{answers})(?![^\W_])|[^\W_]*)",
-        rf"(?<![A-Za-z])(?:{answers})(?![A-Za-z])",
-    )
-    return _Patterns(*(re.compile(pattern, re.IGNORECASE | re.MULTILINE) for pattern in patterns))
+    marker: re.Pattern[str]  # in all its spellings
+    weak: re.Pattern[str]  # from the beginning of a line, without its choice, or in quotes that end with it
+    any_marker: re.Pattern[str]  # either
+    answer: re.Pattern[str]  # from the marker to the end of the answer, its group `answer`
+    tail: re.Pattern[str]  # after the answer, what may join it to another on its line, and the word after that
+    word: re.Pattern[str]  # an answer as a word: "no" stands in "know" and "not"
 
 
 def _words(text: str) -> str:

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,13 +21,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rprm.engines import Completion, Engine, Sampling, load_engine
-from rprm.engines.tokens import VerdictTokens, encode_prompt
-from rprm.engines.transcript import Transcript, _slow_detokenizer, detokenizer
-from rprm.engines.vllm import VLLMEngine, _Model, lora_rank
+from rprm.engines import Completion, Engine, EngineInfo, Sampling, load_engine
+from rprm.engines.tokens import VerdictTokens, detokenizer, encode_prompt
+from rprm.engines.vllm import VLLMEngine, lora_rank
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused
 from rprm.prompts.template import Message, Prompt
-from rprm.verdict import Verdict, VerdictFormat, read_verdict
+from rprm.verdict import Transcript, Verdict, VerdictFormat, read_verdict
 
 T = TypeVar("T")
 MARKER = "Is the step correct (Yes/No)?"
@@ -204,15 +203,26 @@ def byte_tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
 
 
+class Slow:
+    """A tokenizer that is not of the `tokenizers` library."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.decode = tokenizer.decode
+
+
+def slow_detokenizer(tokenizer: Any, ids: Sequence[int]) -> Callable[[int], str]:
+    return detokenizer(Slow(tokenizer), ids)
+
+
 @given(text=st.text(max_size=40))
-@pytest.mark.parametrize("make", [detokenizer, _slow_detokenizer])
+@pytest.mark.parametrize("make", [detokenizer, slow_detokenizer])
 def test_pieces_join_to_the_text(byte_tokenizer: Any, make: Any, text: str) -> None:
     step = make(byte_tokenizer, byte_tokenizer.encode("A prompt é"))
     # A byte sequence ends with ASCII, so that nothing is held back as unfinished.
     assert "".join(step(token) for token in byte_tokenizer.encode(text + "\ufffd.")) == text + "\ufffd."
 
 
-@pytest.mark.parametrize("make", [detokenizer, _slow_detokenizer])
+@pytest.mark.parametrize("make", [detokenizer, slow_detokenizer])
 def test_special_tokens_are_no_text_and_broken_characters_come_late(byte_tokenizer: Any, make: Any) -> None:
     step = make(byte_tokenizer, [])
     robot = byte_tokenizer.encode("🤖")
@@ -265,18 +275,11 @@ class FakeVLLM(VLLMEngine):
         self.tokens, self.sizes, self.finish_reason = tokens, iter(sizes), finish_reason
         self.num_sent = 0
         self.closed = False
-        self._model = _Model(
-            llm=None,
-            tokenizer=tokenizer,
-            lora_request=None,
-            loop=asyncio.get_running_loop(),
-            info=None,  # type: ignore[arg-type]
-            context_length=10_000,
-            encode=lambda prompt: tuple(tokenizer.encode(prompt.text)),
-        )
+        self._llm, self._tokenizer, self._loop = object(), tokenizer, asyncio.get_running_loop()
+        self._info = EngineInfo("vllm", "fake", context_length=10_000)
 
     async def _outputs(
-        self, model: _Model, ids: Sequence[int], sampling: Sampling, answers: VerdictTokens | None
+        self, ids: Sequence[int], sampling: Sampling, answers: VerdictTokens | None
     ) -> AsyncGenerator[Any, None]:
         try:
             while self.num_sent < len(self.tokens):
@@ -349,7 +352,6 @@ def test_the_thinking_that_the_prompt_opens_is_part_of_the_text(byte_tokenizer: 
     def complete_chat(text: str, prompt: Prompt, **options: Any) -> Completion:
         async def run() -> Completion:
             engine = FakeVLLM(tokenizer, tokenizer.encode(text), [3] * 99, "length")
-            engine._model = replace(engine._model, encode=lambda prompt: tuple(encode_prompt(tokenizer, prompt)))
             return await engine.generate(prompt, replace(SAMPLING, **options))
 
         return asyncio.run(run())
@@ -426,7 +428,7 @@ def test_it_is_an_engine_and_takes_typed_options() -> None:
     assert isinstance(engine, Engine)
     assert engine.target == "some/model"
     assert engine.concurrency == 64
-    arguments = engine._arguments
+    arguments = engine.arguments
     assert (arguments["tensor_parallel_size"], arguments["gpu_memory_utilization"]) == (2, 0.8)
     assert (arguments["enforce_eager"], arguments["dtype"], arguments["max_num_seqs"]) == (True, "float32", 64)
 
@@ -576,8 +578,7 @@ class Served:
 
     @property
     def num_under_way(self) -> int:
-        assert self.engine._model is not None
-        return int(self.engine._model.llm.output_processor.get_num_unfinished_requests())
+        return int(self.engine._llm.output_processor.get_num_unfinished_requests())
 
 
 def serve(spec: str) -> Iterator[Served]:
@@ -606,9 +607,9 @@ class TestOnVLLM:
 
     def test_it_starts_once_and_tells_what_it_is(self, served: Served, smollm2: Path) -> None:
         info = served.run(served.engine.start())
-        model = served.engine._model
+        model = served.engine._llm
         assert served.run(served.engine.start()) is info
-        assert served.engine._model is model
+        assert served.engine._llm is model
         assert (info.kind, info.model, info.context_length) == ("vllm", str(smollm2), 2048)
         assert info.revision is not None
         assert info.revision.startswith("sha256:")
@@ -624,7 +625,6 @@ class TestOnVLLM:
         completions = served.generate(*requests)
         elapsed = time.perf_counter() - started
         p_yes, differences, num_ended = [], [], 0
-        assert served.engine._model is not None
         for (prompt, _), completion in zip(requests, completions, strict=True):
             for choice in completion.choices:
                 assert completion.text[choice.start :].casefold().startswith(("yes", "no"))
@@ -641,7 +641,7 @@ class TestOnVLLM:
                 num_ended += 1
             before = completion.text[: verdict.start].removesuffix(" ")
             # Or the second pass would find the states that the first left behind, and compare them with themselves.
-            assert served.run(served.engine._model.llm.reset_prefix_cache())
+            assert served.run(served.engine._llm.reset_prefix_cache())
             second = served.run(served.engine.choose(prompt, before, FORMAT))
             assert second.start == len(before)
             p_yes.append(choice.p_yes)
@@ -671,8 +671,7 @@ class TestOnVLLM:
         steps = [f"Step {i}: add {i} to {7 * i} and keep the sum in mind for what comes next." for i in range(12)]
         first, second = (raw("A problem of sums.\n" + "\n".join(steps[:n]) + "\nAnalysis:") for n in (11, 12))
         sampling = Sampling(max_tokens=4)
-        assert served.engine._model is not None
-        ids = [served.engine._model.encode(prompt) for prompt in (first, second)]
+        ids = [encode_prompt(served.engine._tokenizer, prompt) for prompt in (first, second)]
         num_common = next(i for i, (a, b) in enumerate(zip(*ids, strict=False)) if a != b)
         (cold,), (warm,) = served.generate((first, sampling)), served.generate((second, sampling))
         print(f"\n{warm.num_cached_prompt_tokens} of {warm.num_prompt_tokens} prompt tokens from the cache")
@@ -709,8 +708,7 @@ class TestOnVLLM:
 
     def test_too_long_a_request_is_refused_with_the_lengths(self, served: Served) -> None:
         prompt = judge_sum(3, 4, 7)
-        assert served.engine._model is not None
-        length = len(served.engine._model.encode(prompt))
+        length = len(encode_prompt(served.engine._tokenizer, prompt))
         fits = Sampling(max_tokens=2048 - length, stop=("\n",), seed=1)
         assert served.generate((prompt, fits))[0].finish_reason == "stop"
         # The context ends it where `max_tokens` does not fit.
@@ -751,8 +749,7 @@ class TestOnVLLM:
     def test_a_sample_cancelled_while_it_is_handed_over_is_not_left_behind(
         self, served: Served, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        assert served.engine._model is not None
-        core = served.engine._model.llm.engine_core
+        core = served.engine._llm.engine_core
         hand_over = core.add_request_async
 
         async def hand_over_and_dawdle(request: Any) -> None:

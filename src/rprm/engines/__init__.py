@@ -1,7 +1,6 @@
 """Engines: where completions come from. `load_engine("KIND:TARGET?option=value")` makes one; see `base.Engine`.
 
-A distribution of its own adds a kind by an entry point of the group `rprm.engines`, a class that is called as those
-here are: `Mine(target, *, spec, option=default, ...)`.
+Another distribution adds a kind by an entry point of the group `rprm.engines`: `Mine(target, *, spec, option=...)`.
 """
 
 from __future__ import annotations
@@ -31,13 +30,9 @@ def load_engine(spec: str, **options: Any) -> Engine:
     """Make the engine that `spec` names; `Engine.start` loads its model.
 
     Args:
-        spec: `KIND:TARGET?option=value&option=value`, for example `vllm:Qwen/Qwen2.5-Math-7B-Instruct`,
-            `transformers:./student?dtype=float32`, `openai:gpt-4o@https://host/v1`, `embedded`, `smollm2`;
-            or the alias of a known model, `r-prm-7b` (`rprm.models`).
+        spec: `KIND:TARGET?option=value&option=value`, such as `transformers:./student?dtype=float32`,
+            `openai:gpt-4o@https://host/v1`, `embedded`; or the alias of a known model, `r-prm-7b` (`rprm.models`).
         options: the same options by name; they win over those in `spec`.
-
-    Raises:
-        EngineError: unknown kind or option, a value that does not fit, or a missing extra.
     """
     spec = resolve(spec).spec
     kind, target, _ = split_spec(spec)

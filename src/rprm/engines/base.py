@@ -1,10 +1,4 @@
-"""The engine protocol: what a language model is to the rest of the package.
-
-`generate` makes one completion. An engine batches inside itself: thousands of calls are awaited at once, and calls
-whose prompts are equal (the K analyses of one step) or share a beginning (the steps of one solution) share its
-computation. Cancelling the call gives up the sample and frees its place. What an engine cannot do it says in
-`EngineInfo`; nothing pretends otherwise.
-"""
+"""The engine protocol: what a language model is to the rest of the package."""
 
 from __future__ import annotations
 
@@ -15,16 +9,12 @@ from rprm.errors import EngineError, RequestRefused
 from rprm.prompts.template import Prompt
 from rprm.verdict import VerdictChoice, VerdictFormat
 
-#: Tokens that the context must leave to a completion that may take more: in fewer nothing is said.
-MIN_ROOM = 64
+MIN_ROOM = 64  # tokens that the context must leave to a completion that may take more: in fewer nothing is said
+WITHHELD = ("content_filter", "refusal")  # finish reasons of a completion that a server kept back
 
 
 def clipped(num_prompt_tokens: int, max_tokens: int, context_length: int) -> int:
-    """The most tokens that a completion can have: `max_tokens`, or what the context leaves beside the prompt.
-
-    Raises:
-        RequestRefused: it leaves fewer than `MIN_ROOM` tokens, and fewer than were asked for.
-    """
+    """`max_tokens`, or what the context leaves; refused where it leaves fewer than these and than `MIN_ROOM`."""
     room, needed = context_length - num_prompt_tokens, min(MIN_ROOM, max_tokens)
     if room < needed:
         raise RequestRefused(
@@ -36,77 +26,50 @@ def clipped(num_prompt_tokens: int, max_tokens: int, context_length: int) -> int
 
 
 def check_least(spec: str, least: float = 1, **options: float | None) -> None:
-    """Refuse numbers among the options that are too small. None is an option that is not given.
-
-    Raises:
-        EngineError: one is below `least`, or none at all (NaN).
-    """
+    """Raise an `EngineError` where an option (None: not given) is below `least`, or no number at all (NaN)."""
     for name, value in options.items():
         if value is not None and not value >= least:
             raise EngineError(f"{spec}: {name}={value} is too small; it must be at least {least}")
 
 
-#: Finish reasons of a completion that a server kept back.
-WITHHELD = ("content_filter", "refusal")
-
-
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to sample one completion.
+    """How to sample one completion."""
 
-    With `verdict` set, the engine reports a `VerdictChoice` wherever the sampled token reads as one of its answers, and
-    may end the completion right after the first verdict (finish reason "verdict"): nothing later is ever read.
-    `temperature` 0 is greedy. Of `max_tokens` counts what the context has room for (`clipped`). `seed` makes the sample
-    reproducible where the engine has seeds.
-    """
-
-    temperature: float = 1.0
+    temperature: float = 1.0  # 0 is greedy
     top_p: float = 1.0
-    max_tokens: int = 1024
+    max_tokens: int = 1024  # or what the context leaves (`clipped`)
     seed: int | None = None
     stop: tuple[str, ...] = ()
-    verdict: VerdictFormat | None = None
+    verdict: VerdictFormat | None = None  # report the choice at each of its answers; the first verdict may end it
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One sampled continuation of a prompt, and of the reply that it begins.
+    """One sampled continuation of a prompt, and of the reply that it begins."""
 
-    Attributes:
-        text: what was generated, without the reply that the prompt begins. Where the chat template itself opens the
-            model's thinking, and no reply is begun, this opening (`<think>`) stands before it; offsets count in it.
-        finish_reason: "stop" (the model ended it, or a stop string), "length" (max_tokens, or the end of the context),
-            "verdict" (the engine ended it after the verdict), or what a server said.
-        num_cached_prompt_tokens: those whose computation was shared with an earlier request; None: not known.
-        ended: whether the model ended the reply itself, by its end token; None: not known.
-    """
-
-    text: str
+    text: str  # what was generated, after the `<think>` with which a chat template may open it; offsets count in it
     num_tokens: int
-    finish_reason: str
+    finish_reason: str  # "stop", "length" (of max_tokens or context), "verdict" (ended there), or what a server said
     num_prompt_tokens: int | None = None
-    num_cached_prompt_tokens: int | None = None
+    num_cached_prompt_tokens: int | None = None  # those computed for an earlier request; None: not known
     choices: tuple[VerdictChoice, ...] = ()
-    ended: bool | None = None
+    ended: bool | None = None  # whether the model ended the reply itself, by its end token; None: not known
 
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What the engine is and can do, recorded in every manifest.
-
-    `revision` is a hub commit or a content fingerprint of a local model, None where a server does not tell.
-    `continues_replies`: `generate` continues the reply that a chat prompt begins.
-    """
+    """What the engine is and can do, recorded in every manifest."""
 
     kind: str
     model: str
-    revision: str | None = None
+    revision: str | None = None  # a hub commit or a fingerprint of a local model; None: a server does not tell
     context_length: int | None = None
     has_logprobs: bool = True
     has_seeds: bool = True
     has_second_pass: bool = True
     shares_prompts: bool = True
-    continues_replies: bool = True
+    continues_replies: bool = True  # `generate` continues the reply that a chat prompt begins
     details: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -115,49 +78,24 @@ class EngineInfo:
 
 @runtime_checkable
 class Engine(Protocol):
-    """A language model.
+    """A language model. It batches inside itself: thousands of calls are awaited at once, and equal prompts (the K
+    analyses of one step) or beginnings (the steps of one solution) are computed once."""
 
-    Attributes:
-        spec: the text that names it, as given to `load_engine`.
-        concurrency: how many `generate` calls to keep under way to fill it.
-    """
-
-    spec: str
-    concurrency: int
+    spec: str  # names it, as given to `load_engine`
+    concurrency: int  # calls of `generate` under way that fill it
 
     async def start(self, *, chat: bool = True) -> EngineInfo:
-        """Load or reach the model. Called once, before anything else; safe to call again.
-
-        Args:
-            chat: whether most prompts will be chat prompts: what the engine says of itself is about those.
-
-        Raises:
-            EngineError: the model cannot be loaded or reached; the message says how to mend it.
-        """
-        ...
+        """Load or reach the model, or raise an `EngineError`. What it tells is about chat prompts, or others."""
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
-        """One completion; it ends with "length" where the context ends (`clipped`).
+        """One completion. Cancelling gives up the sample.
 
-        Raises:
-            Unsupported: the engine cannot continue the reply that the prompt begins.
-            RequestRefused: this prompt can never be served (it leaves too little of the context, it is rejected).
-            EngineUnavailable: the engine stopped answering, retries included.
+        Raises `Unsupported` (the engine cannot continue the reply that the prompt begins), `RequestRefused` (this
+        prompt can never be served) or `EngineUnavailable` (the engine stopped answering, retries included).
         """
-        ...
 
     async def choose(self, prompt: Prompt, text: str, verdict: VerdictFormat) -> VerdictChoice:
-        """A second forward pass: the choice between Yes and No right after `prompt` and then `text`.
-
-        `text` is the beginning of the reply, or follows the one that the prompt begins, up to (not including) the
-        answer word and the space before it.
-
-        Raises:
-            Unsupported: the engine cannot continue a given text.
-            RequestRefused: as for `generate`.
-        """
-        ...
+        """A second forward pass: Yes or No after `prompt` and `text`, without the space before the answer word."""
 
     async def aclose(self) -> None:
         """Release what the engine holds. Safe to call twice."""
-        ...

@@ -13,133 +13,86 @@ from rprm.errors import EngineError
 
 #: Names of the files that make a model: weights, configuration, tokenizer, templates.
 _MODEL_FILES = (
-    *("*.safetensors", "*.safetensors.index.json", "*model*.bin", "*model*.bin.index.json", "*.gguf"),
-    *("config.json", "generation_config.json", "adapter_config.json", "quantize_config.json", "quant*_config.json"),
-    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model*", "*.model", "*.tiktoken", "tekken.json"),
-    *("special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
-    *("chat_template.json", "*.jinja", "rprm_*.toml", "rprm_*.json"),
+    *("*.safetensors", "*.safetensors.index.json", "*model*.bin", "*model*.bin.index.json", "*.gguf", "config.json"),
+    *("generation_config.json", "adapter_config.json", "quant*_config.json", "tokenizer.json", "tokenizer_config.json"),
+    *("tokenizer.model*", "*.model", "*.tiktoken", "tekken.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "chat_template.json", "*.jinja", "rprm_*.toml", "rprm_*.json"),
 )
-
-#: Lies with a LoRA adapter (PEFT).
-ADAPTER_CONFIG = "adapter_config.json"
-
-#: What a clone without Git LFS has instead of a large file begins so.
-_POINTER = b"version https://git-lfs.github.com/spec/"
+ADAPTER_CONFIG = "adapter_config.json"  # of PEFT
 
 
 def find_file(target: str, name: str, revision: str | None) -> Path | None:
-    """A file of a folder or hub repository; None where it has none of this name.
+    """A file of a folder or hub repository (of its cache, where the hub cannot be reached), or None."""
+    if not Path(target).is_dir():
+        from transformers.utils import cached_file
 
-    A hub that cannot be reached counts as one without the file: what is in the local cache is used without it.
-
-    Raises:
-        EngineError: it is a Git LFS pointer.
-    """
-    folder = Path(target)
-    if folder.is_dir():
-        path = folder / name
-        if not path.is_file():
-            return None
-        with path.open("rb") as stream:
-            if stream.read(len(_POINTER)) == _POINTER:
-                raise EngineError(f"{path} is a Git LFS pointer, not the file itself; run: git lfs pull")
-        return path
-    from transformers.utils import cached_file
-
-    _work_offline_without_hub()
-    found = cached_file(
-        target,
-        name,
-        revision=revision,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    return None if found is None else Path(found)
+        _work_offline_without_hub()
+        lenient = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+        found = cached_file(target, name, revision=revision, **lenient)
+        return None if found is None else Path(found)
+    path = Path(target, name)
+    if not path.is_file():
+        return None
+    with path.open("rb") as stream:
+        if stream.read(40).startswith(b"version https://git-lfs.github.com/spec/"):
+            raise EngineError(f"{path} is a Git LFS pointer, not the file itself; run: git lfs pull")
+    return path
 
 
 def refuse_missing(name: str, target: str) -> None:
-    """Refuse what is written as a path and is none, before anything is loaded or a hub is asked.
-
-    Raises:
-        EngineError: `target` begins as a path does, and there is nothing.
-    """
+    """Raise an `EngineError` where `target` is written as a path and there is nothing."""
     if target.startswith((".", "/", "~")) and not Path(target).exists():
         raise EngineError(f"model {name!r}: there is no such folder or file")
 
 
 @cache
 def _work_offline_without_hub() -> None:
-    """Where the hub's host takes no connection, work from its cache: each file would be asked for a minute long."""
-    import socket
-    from urllib.parse import urlsplit
-    from urllib.request import getproxies
+    """Work from the hub's cache where it does not answer: each file would be asked for a minute long."""
+    from huggingface_hub import constants, get_session
 
-    from huggingface_hub import constants
-
-    url = urlsplit(constants.ENDPOINT)
-    if constants.HF_HUB_OFFLINE or url.scheme in getproxies():
-        return
     try:
-        socket.create_connection((url.hostname or "", url.port or 443), timeout=5.0).close()
-    except OSError:
+        get_session().head(constants.ENDPOINT, timeout=5.0)
+    except Exception:  # those of the client's HTTP library
         constants.HF_HUB_OFFLINE = True
 
 
 def identity(target: str, revision: str | None) -> str | None:
     """A fingerprint of a folder or file, the commit of a hub repository; None where the cache does not tell it."""
-    path = Path(target)
-    return fingerprint(path) if path.exists() else commit(target, revision)
+    return fingerprint(Path(target)) if Path(target).exists() else commit(target, revision)
 
 
 def fingerprint(path: Path) -> str:
-    """A short hash that changes when a local model does: of its small files, and of samples of each large one.
+    """A short hash of a file, or of the files in a folder that make a model.
 
-    Of a folder count the files that make a model, at its top and in `additional_chat_templates`: a README, a log, an
-    optimizer's state or a hidden file changes nothing. Reads at most 1 MiB of a file (16 evenly spaced pieces) with its
-    size, so that 15 GB of weights take no time.
-
-    Args:
-        path: a model's folder, or any file.
+    Of a file over 1 MiB it takes the size and 16 evenly spaced pieces of 64 KiB: 15 GB of weights take no time.
     """
-    files = [path]
+    files = {path.name: path}
     if path.is_dir():
-        found = (*path.iterdir(), *path.glob("additional_chat_templates/*"))
-        parts = (file for file in found if file.is_file() and not file.name.startswith("."))
-        files = sorted(file for file in parts if any(fnmatch(file.name, pattern) for pattern in _MODEL_FILES))
+        found = [*path.iterdir(), *path.glob("additional_chat_templates/*")]
+        parts = [file for file in found if any(fnmatch(file.name, pattern) for pattern in _MODEL_FILES)]
+        visible = sorted(file for file in parts if file.is_file() and not file.name.startswith("."))
+        files = {file.relative_to(path).as_posix(): file for file in visible}
     digest = hashlib.sha256()
-    for file in files:
+    for name, file in files.items():
         size = file.stat().st_size
-        name = file.relative_to(path).as_posix() if path.is_dir() else file.name
         digest.update(f"{name}\0{size}\0".encode())
         with file.open("rb") as stream:
-            if size <= 1 << 20:
-                digest.update(stream.read())
-                continue
-            for piece in range(16):
+            for piece in range(16 if size > 1 << 20 else 1):
                 stream.seek(piece * (size - (1 << 16)) // 15)
-                digest.update(stream.read(1 << 16))
+                digest.update(stream.read(1 << 16 if size > 1 << 20 else -1))
     return f"sha256:{digest.hexdigest()[:16]}"
 
 
 def commit(target: str, revision: str | None) -> str | None:
-    """The commit that a hub repository was loaded from; None where the hub's cache does not tell it.
-
-    transformers 5.23 no longer leaves it in the model's configuration.
-    """
-    for name in ("config.json", ADAPTER_CONFIG):
-        path = find_file(target, name, revision)
-        # The cache keeps a file as `snapshots/COMMIT/NAME`.
-        if path is not None and path.parent.parent.name == "snapshots":
-            return path.parent.name
-    return None
+    """The commit that a hub repository was loaded from; None where the hub's cache does not tell it."""
+    paths = (find_file(target, name, revision) for name in ("config.json", ADAPTER_CONFIG))
+    # The cache keeps a file as `snapshots/COMMIT/NAME`.
+    commits = (path.parent.name for path in paths if path is not None and path.parent.parent.name == "snapshots")
+    return next(commits, None)
 
 
 def named_base(adapter: str, revision: str | None = None) -> tuple[str, str | None] | None:
-    """The base model that a LoRA adapter names, and its revision; None of what is no adapter.
-
-    Raises:
-        EngineError: its configuration is damaged, or names none.
-    """
+    """The base model that a LoRA adapter names, and its revision; None of what is no adapter."""
     path = find_file(adapter, ADAPTER_CONFIG, revision)
     if path is None:
         return None
@@ -149,24 +102,14 @@ def named_base(adapter: str, revision: str | None = None) -> tuple[str, str | No
     return base, config.get("revision")
 
 
-def adapter_details(
-    adapter: str, revision: str | None = None, *, base: str, base_revision: str | None = None
-) -> dict[str, Any]:
+def adapter_details(adapter: str, revision: str | None, base: str, base_revision: str | None) -> dict[str, Any]:
     """What a manifest says of an adapter and of the model that it is applied to."""
-    return {
-        "adapter": adapter,
-        "adapter_revision": identity(adapter, revision),
-        "base": base,
-        "base_revision": identity(base, base_revision) or base_revision,
-    }
+    details = {"adapter": adapter, "adapter_revision": identity(adapter, revision), "base": base}
+    return details | {"base_revision": identity(base, base_revision) or base_revision}
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A file of one JSON object.
-
-    Raises:
-        EngineError: it is none.
-    """
+    """The JSON object of a file; an `EngineError` where it is none."""
     try:
         value = json.loads(path.read_bytes())
     except ValueError:

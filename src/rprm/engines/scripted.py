@@ -1,9 +1,7 @@
 """A deterministic engine without a model: for tests, documentation and measurements of everything around the model.
 
-`scripted:` writes an analysis whose verdict is a pseudo-random function of the prompt and the seed alone, so that equal
-requests give equal completions whatever runs beside them. Asked without a verdict, as a policy is, it writes a solution
-of two to four steps that ends in `\\boxed{}`, or its next step. In Python, `ScriptedEngine(reply=...)` takes a function
-that writes each completion.
+It writes an analysis whose verdict is a pseudo-random function of the prompt and the seed alone; asked without a
+verdict, as a policy is, a solution of two to four steps that ends in `\\boxed{}`, or its next step.
 """
 
 from __future__ import annotations
@@ -13,90 +11,57 @@ import hashlib
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 
 from rprm.engines.base import Completion, EngineInfo, Sampling, check_least, clipped
 from rprm.errors import EngineError
 from rprm.prompts.template import Prompt
 from rprm.verdict import VerdictChoice, VerdictFormat
 
-#: What a script gives for one request: the text up to the verdict, P(Yes) there (None: no verdict), and the length.
 Reply = Callable[[Prompt, Sampling], "ScriptedReply"]
+_BLANK_LINE = "\n\n"
+_MOST_STEPS = 4  # of a pseudo-random solution
 
 
 @dataclass(frozen=True, slots=True)
 class ScriptedReply:
-    """`analysis` stands before the verdict line; `p_yes` None leaves that line out. `num_tokens` counts the whole.
+    """What a script gives for one request."""
 
-    `ended` is that of the completion where the line is left out.
-    """
-
-    analysis: str
-    p_yes: float | None
-    num_tokens: int
-    ended: bool | None = True
+    analysis: str  # before the verdict line
+    p_yes: float | None  # None leaves the verdict line out
+    num_tokens: int  # of the whole
+    ended: bool | None = True  # that of a completion without the verdict line
 
 
-_BLANK_LINE = "\n\n"
-#: Of a pseudo-random solution.
-_MOST_STEPS = 4
-
-
+@dataclass(eq=False, repr=False)
 class ScriptedEngine:
-    """An engine that writes what a function says.
+    """An engine that writes what a function says."""
 
-    Args:
-        yes_rate: share of prompts whose analyses lean to Yes.
-        noise: share of analyses that lean the other way than their prompt does.
-        lost: share of analyses that end without a verdict.
-        delay: seconds that each completion takes.
-        logprobs: report P(Yes) (True) or leave only the hard verdict (False).
-        log: a file that gets a line for every request as it is made: what a paid engine would bill.
-        context_length: of prompt and completion together, in words of the prompt and tokens of the completion. It alone
-            ends a completion: a script knows no `max_tokens`.
-        reply: writes the completions in place of the pseudo-random rule.
-    """
+    spec: str = "scripted:"
+    _: KW_ONLY
+    yes_rate: float = 0.8  # share of prompts whose analyses lean to Yes
+    noise: float = 0.1  # share of analyses that lean the other way than their prompt does
+    lost: float = 0.0  # share of analyses that end without a verdict
+    delay: float = 0.0  # seconds that each completion takes
+    logprobs: bool = True  # report P(Yes); without it there is only the hard verdict
+    log: str | None = None  # a file that gets a line for every request as it is made: what a paid engine would bill
+    context_length: int = 1_000_000  # in words of the prompt and tokens of the completion; a script knows no max_tokens
+    concurrency: int = 64
+    reply: Reply | None = None  # writes the completions in place of the pseudo-random rule
+    num_requests: int = field(default=0, init=False)
+    num_second_passes: int = field(default=0, init=False)
 
-    def __init__(
-        self,
-        spec: str = "scripted:",
-        *,
-        yes_rate: float = 0.8,
-        noise: float = 0.1,
-        lost: float = 0.0,
-        delay: float = 0.0,
-        logprobs: bool = True,
-        log: str | None = None,
-        context_length: int = 1_000_000,
-        concurrency: int = 64,
-        reply: Reply | None = None,
-    ) -> None:
-        for name, share in (("yes_rate", yes_rate), ("noise", noise), ("lost", lost)):
+    def __post_init__(self) -> None:
+        self._shares = {"yes_rate": self.yes_rate, "noise": self.noise, "lost": self.lost}
+        for name, share in self._shares.items():
             if not 0.0 <= share <= 1.0:
                 raise EngineError(f"scripted engine: {name}={share} is not a share; give a number from 0 to 1")
-        check_least(spec, concurrency=concurrency, context_length=context_length)
-        self.spec = spec
-        self.concurrency = concurrency
-        self.yes_rate = yes_rate
-        self.noise = noise
-        self.lost = lost
-        self.delay = delay
-        self.logprobs = logprobs
-        self._log = open(log, "ab", buffering=0) if log else None  # noqa: SIM115  # closed by aclose
-        self.context_length = context_length
-        self.reply = reply
-        self.num_requests = 0
-        self.num_second_passes = 0
+        check_least(self.spec, concurrency=self.concurrency, context_length=self.context_length)
+        self._log = open(self.log, "ab", buffering=0) if self.log else None  # noqa: SIM115  # closed by aclose
 
     async def start(self, *, chat: bool = True) -> EngineInfo:
-        return EngineInfo(
-            kind="scripted",
-            model="custom" if self.reply else "pseudo-random",
-            revision="1",
-            context_length=self.context_length,
-            has_logprobs=self.logprobs,
-            details={"yes_rate": self.yes_rate, "noise": self.noise, "lost": self.lost},
-        )
+        model = "custom" if self.reply else "pseudo-random"
+        return EngineInfo("scripted", model, "1", self.context_length, self.logprobs, details=self._shares)
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
         num_prompt_tokens = len(prompt.text.split())
@@ -114,7 +79,6 @@ class ScriptedEngine:
             return Completion(reply.analysis, reply.num_tokens, "stop", num_prompt_tokens, ended=reply.ended)
         verdict = sampling.verdict or VerdictFormat()
         before = f"{reply.analysis}\n{verdict.marker} "
-        # The verdict is sampled from P(Yes) by a number that depends on the request alone.
         word = verdict.yes if _draw(prompt, sampling, "verdict").random() < reply.p_yes else verdict.no
         choices = (_choice(len(before), reply.p_yes),) if self.logprobs else ()
         return Completion(before + word, reply.num_tokens, "verdict", num_prompt_tokens, None, choices, ended=False)
@@ -137,18 +101,15 @@ class ScriptedEngine:
         if draw.random() < self.noise:
             leans_yes = not leans_yes
         confidence = 0.5 + 0.5 * draw.random() ** 0.2
-        p_yes = confidence if leans_yes else 1.0 - confidence
         num_tokens = draw.randint(50, 400)
         if draw.random() < self.lost:
             return ScriptedReply("The analysis lost its thread.", None, num_tokens)
+        p_yes = confidence if leans_yes else 1.0 - confidence
         return ScriptedReply(f"Analysis {draw.getrandbits(32):08x} of the step.", p_yes, num_tokens)
 
 
 def _solve(prompt: Prompt, sampling: Sampling) -> ScriptedReply:
-    """What follows the reply that is begun: one step where a blank line ends the completion, else every step left.
-
-    Most solutions of a problem have one answer, the others one of two more.
-    """
+    """The next step where a blank line ends the completion, else every step left; most solutions have one answer."""
     answer = _draw(replace(prompt, reply=""), Sampling(), "answer").randint(2, 99)
     draw = _draw(prompt, sampling, "solution")
     first = sum(bool(step.strip()) for step in prompt.reply.split(_BLANK_LINE)) + 1
