@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterable
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from rprm.engines import Engine
+from rprm.errors import InputError
 from rprm.jobs import in_order
 from rprm.prompts import PromptTemplate
 from rprm.reading import solution_of
@@ -18,6 +18,8 @@ from rprm.rewarders.base import StepRewarder
 from rprm.stopping import Stopping
 
 T = TypeVar("T")
+Solutions = Iterable[Solution | dict[str, Any]]
+OnResult = Callable[[SolutionReward], None] | None
 
 
 class RPRM:
@@ -39,8 +41,7 @@ class RPRM:
         confidence: for "confident": how probable a decision must be.
         first_error_exit: for `first_errors`: stop at the first step called wrong.
         force_verdict: where an analysis ends without a verdict, ask for one; a text is asked in place of the marker.
-        prompt: a template, its built-in name, or its file; by default the one that the model's folder carries, or that
-            a known model (`rprm.models`) was released with.
+        prompt: a template, its built-in name, or its file; the model's own by default, where it is known.
         temperature, top_p, max_tokens, seed: how analyses are sampled.
 
     Raises:
@@ -70,30 +71,14 @@ class RPRM:
         max_tokens: int | None = None,
         seed: int = 0,
     ) -> None:
-        options: dict[str, Any] = {
-            "num_analyses": num_analyses,
-            "threshold": threshold,
-            "stopping": stopping,
-            "confidence": confidence,
-            "first_error_exit": first_error_exit,
-            "force_verdict": force_verdict,
-            "prompt": prompt,
-            "temperature": temperature,
-            "top_p": top_p,
-            "max_tokens": max_tokens,
-            "seed": seed,
-        }
+        options = {name: value for name, value in locals().items() if name not in ("self", "model")}
         #: Answers `first_errors`; `score` is answered by the same model.
         self.rewarder = load_rewarder(model, **options)
         self._in_full = self.rewarder.in_full()
-        self._thread: _LoopThread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
 
-    def score(
-        self,
-        solutions: Iterable[Solution | dict[str, Any]],
-        *,
-        on_result: Callable[[SolutionReward], None] | None = None,
-    ) -> list[SolutionReward]:
+    def score(self, solutions: Solutions, *, on_result: OnResult = None) -> list[SolutionReward]:
         """The rewards of solutions, in their order: every step, all K analyses.
 
         Args:
@@ -104,41 +89,36 @@ class RPRM:
             InputError: a record cannot be used; the message has its place in the list.
             EngineError: the model cannot be loaded, or stopped answering.
         """
-        return self._run(_judged(self._in_full, _solutions(solutions), on_result))
+        return self._run(_judged(self._in_full, solutions, on_result))
 
-    def first_errors(
-        self,
-        solutions: Iterable[Solution | dict[str, Any]],
-        *,
-        on_result: Callable[[SolutionReward], None] | None = None,
-    ) -> list[SolutionReward]:
+    def first_errors(self, solutions: Solutions, *, on_result: OnResult = None) -> list[SolutionReward]:
         """The first errors of solutions, in their order, with no more analyses than the predictions need.
 
         `SolutionReward.first_error` is the prediction. Rewards of steps that were settled early say so
-        (`StepReward.settled_early`), and steps after the first error are absent.
-
-        Args and errors are those of `score`.
+        (`StepReward.settled_early`), and steps after the first error are absent. Args and errors are those of `score`.
         """
-        return self._run(_judged(self.rewarder, _solutions(solutions), on_result))
+        return self._run(_judged(self.rewarder, solutions, on_result))
 
-    async def score_async(self, solutions: Iterable[Solution | dict[str, Any]]) -> list[SolutionReward]:
+    async def score_async(self, solutions: Solutions) -> list[SolutionReward]:
         """`score` in an event loop of the caller's; close with `aclose`, or use `async with`.
 
         An engine lives in the loop that it was first used in: use either the synchronous or the asynchronous methods of
         one object.
         """
-        return await _judged(self._in_full, _solutions(solutions), None)
+        return await _judged(self._in_full, solutions, None)
 
-    async def first_errors_async(self, solutions: Iterable[Solution | dict[str, Any]]) -> list[SolutionReward]:
+    async def first_errors_async(self, solutions: Solutions) -> list[SolutionReward]:
         """`first_errors` in an event loop of the caller's, as for `score_async`."""
-        return await _judged(self.rewarder, _solutions(solutions), None)
+        return await _judged(self.rewarder, solutions, None)
 
     def close(self) -> None:
         """Release the model. Safe to call twice."""
-        if self._thread is not None:
+        if self._loop is not None and self._thread is not None:
             self._run(self.rewarder.aclose())
-            self._thread.close()
-            self._thread = None
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+            self._loop = None
 
     async def aclose(self) -> None:
         """Release the model after asynchronous use. Safe to call twice."""
@@ -147,30 +127,33 @@ class RPRM:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.aclose()
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         # A loop of its own, in a thread of its own: a notebook's loop is already running, and an engine must find the
         # same loop at every call.
-        if self._thread is None:
-            self._thread = _LoopThread()
-        return self._thread.run(coroutine)
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(target=self._loop.run_forever, name="rprm-loop", daemon=True)
+            self._thread.start()
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            # Ctrl-C in the caller's thread: the work in the loop's must end too.
+            future.cancel()
+            raise
 
 
-async def _judged(
-    rewarder: StepRewarder, solutions: list[Solution], on_result: Callable[[SolutionReward], None] | None
-) -> list[SolutionReward]:
+async def _judged(rewarder: StepRewarder, values: Solutions, on_result: OnResult) -> list[SolutionReward]:
+    solutions = [_solution(value, index) for index, value in enumerate(values)]
     await rewarder.start()
     results = []
     async for _, result in in_order(iter(solutions), rewarder.judge, width=rewarder.concurrency):
@@ -180,36 +163,9 @@ async def _judged(
     return results
 
 
-class _LoopThread:
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="rprm-loop", daemon=True)
-        self._thread.start()
-
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            # Ctrl-C in the caller's thread: the work in the loop's must end too.
-            future.cancel()
-            raise
-
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-
-def _solutions(values: Iterable[Solution | dict[str, Any]]) -> list[Solution]:
-    return [_solution(value, index) for index, value in enumerate(values)]
-
-
 def _solution(value: Solution | dict[str, Any], index: int) -> Solution:
     if isinstance(value, Solution):
         return value
-    from rprm.errors import InputError
-
     try:
         return solution_of(value, default_id=str(index))
     except InputError as error:

@@ -14,6 +14,9 @@ from rprm.errors import EngineError
 #: Keyword arguments of constructors that are no options of a spec.
 _NO_OPTIONS = ("spec", "reply")
 
+#: Looked up once: it reads a file of each distribution.
+_installed = cache(entry_points)
+
 
 def find_kinds(group: str, built_in: Mapping[str, str]) -> dict[str, EntryPoint]:
     """Everything of a group by its name; imported when it is loaded (`load_kind`).
@@ -26,18 +29,12 @@ def find_kinds(group: str, built_in: Mapping[str, str]) -> dict[str, EntryPoint]
         EngineError: two have one name.
     """
     found = {name: EntryPoint(name, value, group) for name, value in built_in.items()}
-    for point in _installed(group):
+    for point in _installed(group=group):
         other = found.setdefault(point.name, point)
         if other.value != point.value:
             owners = (f"{one.value} of {one.dist.name if one.dist else 'rprm'}" for one in (other, point))
             raise EngineError(f"{group}: two are called {point.name!r}, {' and '.join(owners)}; uninstall one of them")
     return found
-
-
-@cache
-def _installed(group: str) -> tuple[EntryPoint, ...]:
-    """Looked up once: it reads a file of each distribution."""
-    return tuple(entry_points(group=group))
 
 
 def load_kind(point: EntryPoint) -> Callable[..., Any]:
@@ -60,12 +57,23 @@ def split_spec(spec: str) -> tuple[str, str, dict[str, Any]]:
     return kind, target, dict(parse_qsl(query, keep_blank_values=True))
 
 
+def options_of(make: Callable[..., Any]) -> dict[str, Any]:
+    """The options of a constructor and their types: its keyword-only parameters, those of an `Unpack[...]` too."""
+    hints: dict[str, Any] = {}
+    for name, parameter in inspect.signature(make, eval_str=True).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in _NO_OPTIONS:
+            hints[name] = parameter.annotation
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            for typed in get_args(parameter.annotation):
+                hints |= get_type_hints(typed)
+    return hints
+
+
 def construct(make: Callable[..., Any], spec: str, options: Mapping[str, Any]) -> Any:
     """Call `make(target, spec=spec, **options)`; without a target where its first parameter is `spec`.
 
     Args:
-        make: its keyword-only parameters (those of an `Unpack[...]` too) are the options, their annotations the types
-            that texts turn into.
+        make: its `options_of` say what texts turn into.
         spec: names the target.
         options: by name; they win over those in `spec`.
 
@@ -75,16 +83,7 @@ def construct(make: Callable[..., Any], spec: str, options: Mapping[str, Any]) -
     from pydantic import TypeAdapter, ValidationError
 
     kind, target, in_spec = split_spec(spec)
-    parameters = inspect.signature(make, eval_str=True).parameters
-    hints = {
-        name: parameter.annotation
-        for name, parameter in parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY and name not in _NO_OPTIONS
-    }
-    for parameter in parameters.values():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            for typed in get_args(parameter.annotation):
-                hints |= get_type_hints(typed)
+    hints = options_of(make)
     parsed: dict[str, Any] = {}
     for name, value in {**in_spec, **options}.items():
         if name not in hints:
@@ -93,7 +92,7 @@ def construct(make: Callable[..., Any], spec: str, options: Mapping[str, Any]) -
             parsed[name] = TypeAdapter(hints[name]).validate_python(value)
         except ValidationError as error:
             raise EngineError(f"model {spec!r}: option {name}={value!r}: {error.errors()[0]['msg']}") from None
-    if next(iter(parameters)) == "spec":
+    if next(iter(inspect.signature(make).parameters)) == "spec":
         if target:
             raise EngineError(f"model {spec!r}: {kind} takes options alone: {kind}:?name=value")
         return make(spec, **parsed)

@@ -137,7 +137,7 @@ def test_the_handed_over_model_rewards_as_the_trained_one(trained: Any, tiny_mod
     """The trainer's last checkpoint against the model folder, through the classifier, to 1e-5."""
     from safetensors.torch import load_file
 
-    from rprm.rewarders.layouts import QwenLayout
+    from rprm.rewarders.layouts import Layout
     from rprm.rewarders.network import base_network
     from rprm.training.classifier import add_embedding, tokenizer_with_tag
     from rprm.training.rows import find_model
@@ -145,8 +145,8 @@ def test_the_handed_over_model_rewards_as_the_trained_one(trained: Any, tiny_mod
     tokenizer, is_new = tokenizer_with_tag(find_model(str(tiny_model)), "<extra_0>")
     assert is_new
     network = base_network(str(tiny_model), "two-way", dtype=torch.float32)
-    layout = QwenLayout(tokenizer)
-    add_embedding(network.backbone, len(tokenizer), layout.tag_id)
+    layout = Layout("qwen", tokenizer)
+    add_embedding(network.backbone, len(tokenizer), layout.token("<extra_0>"))
     network.load_state_dict(load_file(trained.output / "checkpoints" / "checkpoint-30" / "model.safetensors"))
     network.eval()
     for problem, steps in (("Problem 7", ["good", "bad", "good"]), ("Ünïcode?", ["<extra_0> good", ""])):

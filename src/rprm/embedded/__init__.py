@@ -1,7 +1,4 @@
-"""The judge that ships with this package: what `--model embedded` judges with, and what it knows (`scope`).
-
-It comes out of the lab (the distribution `rprm-lab`), and knows the lab's word problems alone.
-"""
+"""The judge that ships with this package (`--model embedded`), made in the lab, and what it knows (`scope`)."""
 
 from __future__ import annotations
 

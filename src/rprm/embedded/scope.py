@@ -12,7 +12,6 @@ from rprm.records import Solution
 WORDS = Path(__file__).with_name("words.txt")
 #: Digits of the largest number of the lab's world, 9,999.
 _MAX_DIGITS = 4
-
 _TOKEN = re.compile(r"[^\W\d_]+|\d[\d,.]*\d|\d|\S")
 _SIGNS = frozenset(".,:;?+-*/=")
 
@@ -20,22 +19,20 @@ _SIGNS = frozenset(".,:;?+-*/=")
 def outside_world(solution: Solution) -> str | None:
     """Why a solution lies outside the lab's world: the first word, number or sign that is not of it; None inside.
 
-    The world's words (`words.txt`) are those of the lab's wordings, the out-of-distribution split's included; its
-    numbers are whole, up to 9,999; its signs are those of sentences and of arithmetic. That all of a solution is of
-    this world does not mean that the judge understands it.
+    The words are those of the lab's wordings, the out-of-distribution split's included; numbers are whole, up to 9,999;
+    signs are those of sentences and of arithmetic. Inside does not mean that the judge understands it.
     """
     if not re.search(r"[^\W\d_]", solution.problem):
         return "a problem without words"
-    for text in (solution.problem, *solution.steps):
-        for token in _TOKEN.findall(text):
-            if token[0].isalpha():
-                if token.lower() not in _words():
-                    return f"the word {token!r:.60}"
-            elif token[0].isdecimal():
-                if len(token) > _MAX_DIGITS or not (token.isascii() and token.isdecimal()):
-                    return f"the number {token:.60}"
-            elif token not in _SIGNS:
-                return f"the sign {token!r}"
+    for token in (token for text in (solution.problem, *solution.steps) for token in _TOKEN.findall(text)):
+        if token[0].isalpha():
+            if token.lower() not in _words():
+                return f"the word {token!r:.60}"
+        elif token[0].isdecimal():
+            if len(token) > _MAX_DIGITS or not (token.isascii() and token.isdecimal()):
+                return f"the number {token:.60}"
+        elif token not in _SIGNS:
+            return f"the sign {token!r}"
     return None
 
 

@@ -1,14 +1,12 @@
 """Rewarders: what gives the steps of a solution their rewards. `load_rewarder(SPEC)` makes one.
 
-A reasoning judge over any engine (`rprm.Judge`); a discriminative PRM: one forward pass, a score at the end of each
-step, in this process (`classifier.Classifier`) or behind a server (`served.ServedClassifier`); or a kind of a
-distribution of its own, by an entry point of the group `rprm.rewarders`: a class that is called as those here are,
-`Mine(target, *, spec, threshold=0.5, option=default, ...)`, and is a `base.StepRewarder`.
+A reasoning judge over any engine (`rprm.Judge`); a discriminative PRM, in this process (`classifier.Classifier`) or
+behind a server (`served.ServedClassifier`); or a kind of another distribution, by an entry point of the group
+`rprm.rewarders`: a class called as `Mine(target, *, spec, threshold=0.5, option=default, ...)`, a `base.StepRewarder`.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
@@ -18,25 +16,16 @@ from rprm.engines import Engine, Sampling, load_engine
 from rprm.engines.files import refuse_missing
 from rprm.errors import EngineError, RprmError
 from rprm.models import resolve, template_for
-from rprm.plugins import construct, find_kinds, load_kind, split_spec
-from rprm.presets import JudgeSettings, Procedure, judge_settings
+from rprm.plugins import construct, find_kinds, load_kind, options_of, split_spec
+from rprm.presets import Procedure, judge_settings
 from rprm.prompts import PromptTemplate, load_template
 from rprm.rewarders.base import StepRewarder
 from rprm.rewarders.classifier import Classifier
-from rprm.rewarders.discriminative import StepClassifier
 from rprm.rewarders.rprm import Judge
 from rprm.rewarders.served import ServedClassifier
 from rprm.stopping import StoppingRule
 
-__all__ = [
-    "Classifier",
-    "Judge",
-    "StepClassifier",
-    "is_classifier",
-    "load_classifier",
-    "load_judge",
-    "load_rewarder",
-]
+__all__ = ["Classifier", "Judge", "is_classifier", "load_judge", "load_rewarder"]
 
 GROUP = "rprm.rewarders"
 #: The kinds that are no engine under a judge.
@@ -45,7 +34,7 @@ KINDS = {"classifier": "rprm.rewarders.classifier:Classifier"}
 #: The default probability of `stopping="confident"`.
 DEFAULT_CONFIDENCE = 0.99
 
-#: What options of a judge say where they ask for nothing that another rewarder does not do anyway; None always does.
+#: Options of a judge, with the value that asks for nothing that another rewarder does not do anyway; None always does.
 _ASKS_NOTHING = {"stopping": "none", "confidence": DEFAULT_CONFIDENCE, "first_error_exit": False}
 
 
@@ -59,9 +48,9 @@ def load_rewarder(
             engine's, and the rewarder a judge over it.
         engine: of a judge, where its model is loaded already.
         procedure: "lean" answers with first errors, see `RPRM`; "full" gives every reward in full; "published" is the
-            procedure of the published code (`rprm.presets.PUBLISHED`), to compare with. A classifier has but one.
-        options: as for `RPRM`; what is None is left to the procedure. A classifier takes none that say how analyses are
-            sampled or when to stop.
+            procedure of the published code (`rprm.presets`), to compare with. A classifier has but one.
+        options: as for `RPRM`; None leaves one to the procedure. Of a classifier, its own: none that say how analyses
+            are sampled or when to stop.
 
     Raises:
         RprmError: an option has no sensible value, or makes no sense for a classifier; the message names it.
@@ -71,30 +60,21 @@ def load_rewarder(
         return load_judge(model, engine=engine, procedure=procedure, **options)
     options.pop("seed", None)
     options = {name: value for name, value in options.items() if value not in (None, _ASKS_NOTHING.get(name))}
-    taken = inspect.signature(make).parameters
-    if refused := [name for name in options if name not in taken]:
+    if refused := [name for name in options if name not in options_of(make)]:
         raise RprmError(
             f"{model}: a classifier rewards all steps in one pass, by no analyses: leave out {', '.join(refused)}"
         )
-    return cast(StepRewarder, _construct(make, model, options))
-
-
-def load_classifier(spec: str, **options: Any) -> StepClassifier:
-    """Make the classifier that `spec` names; `Classifier.start` loads its model.
-
-    Args:
-        spec: `classifier:PATH_OR_ID?option=value&option=value`, for example
-            `classifier:Qwen/Qwen2.5-Math-PRM-7B`, `classifier:./baseline/model?dtype=float32`,
-            `classifier:Qwen/Qwen2.5-Math-PRM-72B@http://localhost:8000`.
-        options: the same options by name; they win over those in `spec`.
-
-    Raises:
-        EngineError: an unknown option, or a value that does not fit.
-    """
-    make = _kind_of(spec)
-    if make is None or make not in (Classifier, ServedClassifier):
-        raise EngineError(f"model {spec!r} is no classifier; write classifier:PATH_OR_ID")
-    return cast(StepClassifier, _construct(make, spec, options))
+    resolved = resolve(model)
+    _, target, in_spec = split_spec(resolved.spec)
+    if make is not ServedClassifier:
+        refuse_missing(resolved.spec, target)
+    facts: dict[str, Any] = {}
+    if (known := resolved.known) is not None:
+        facts["threshold"] = known.threshold
+        if make is ServedClassifier:
+            # The name there is the server's, and may be the alias.
+            facts |= {"layout": known.layout, "tokenizer": known.hub_id}
+    return cast(StepRewarder, construct(make, resolved.spec, facts | in_spec | options))
 
 
 def is_classifier(spec: str) -> bool:
@@ -118,20 +98,6 @@ def _kind_of(spec: str) -> Callable[..., Any] | None:
     return ServedClassifier if make is Classifier and "://" in target else make
 
 
-def _construct(make: Callable[..., Any], spec: str, options: dict[str, Any]) -> Any:
-    resolved = resolve(spec)
-    _, target, in_spec = split_spec(resolved.spec)
-    if make is not ServedClassifier:
-        refuse_missing(resolved.spec, target)
-    facts: dict[str, Any] = {}
-    if (known := resolved.known) is not None:
-        facts["threshold"] = known.threshold
-        if make is ServedClassifier:
-            # The name there is the server's, and may be the alias.
-            facts |= {"layout": known.layout, "tokenizer": known.hub_id}
-    return construct(make, resolved.spec, facts | in_spec | options)
-
-
 def load_judge(
     model: str | Engine, *, engine: Engine | None = None, procedure: Procedure = "lean", **options: Any
 ) -> Judge:
@@ -144,7 +110,6 @@ def load_judge(
     confidence, seed = options.pop("confidence", DEFAULT_CONFIDENCE), options.pop("seed", 0)
     prompt = options.pop("prompt", None)
     settings = replace(judge_settings(model, procedure), **options)
-    _check(settings)
     if not isinstance(prompt, PromptTemplate):
         prompt = load_template(prompt) if prompt else template_for(model, settings.prompt)
     return Judge(
@@ -156,12 +121,3 @@ def load_judge(
         force_verdict=settings.force_verdict,
         second_pass=settings.second_pass,
     )
-
-
-def _check(settings: JudgeSettings) -> None:
-    if not settings.temperature >= 0.0:
-        raise RprmError(f"temperature is {settings.temperature}; give 0 or more")
-    if not 0.0 < settings.top_p <= 1.0:
-        raise RprmError(f"top_p is {settings.top_p}; give a number above 0, at most 1")
-    if settings.max_tokens < 1:
-        raise RprmError(f"max_tokens is {settings.max_tokens}; give at least 1")

@@ -1,7 +1,4 @@
-"""A reward is a reward: the one protocol of everything that rewards steps.
-
-R-PRM, discriminative PRMs and prompted critics all stand behind it, so that every benchmark and search runs with each.
-"""
+"""The protocol of everything that rewards steps: R-PRM, discriminative PRMs, prompted critics."""
 
 from __future__ import annotations
 
@@ -12,32 +9,36 @@ from rprm.ledger import Ledger
 from rprm.records import Analysis, Solution, SolutionReward, StepReward
 from rprm.stopping import StoppingRule
 
-#: What a rewarder's settings say of how it decides whether a step is wrong: its full rewards do not depend on it.
+#: Settings that say how a rewarder decides whether a step is wrong: its full rewards do not depend on them.
 _OF_DECISIONS = ("threshold", "stopping", "confidence", "first_error_exit")
 
 
 def reward_settings(described: dict[str, Any]) -> dict[str, Any]:
-    """Of a rewarder's settings those that its rewards in full depend on."""
+    """The settings of a rewarder that its rewards in full depend on."""
     return {name: value for name, value in described.items() if name not in _OF_DECISIONS}
 
 
 def first_error(rewards: Sequence[float | None], threshold: float) -> int | None:
-    """The index of the first step whose reward is below `threshold`.
+    """The index of the first step whose reward is below `threshold`; -1 where every step has a reward and none is.
 
-    Args:
-        rewards: of the steps of a solution, from the first; None where a step has no reward.
-        threshold: a step with a lower reward is called wrong.
-
-    Returns:
-        -1 where every step has a reward and none is called wrong; None where a step up to there has no reward, so that
-        the first error is not known.
+    None where a step up to there has no reward: the first error is not known.
     """
     for index, reward in enumerate(rewards):
-        if reward is None:
-            return None
-        if reward < threshold:
-            return index
+        if reward is None or reward < threshold:
+            return None if reward is None else index
     return -1
+
+
+def solution_reward(solution: Solution, steps: Sequence[StepReward], threshold: float) -> SolutionReward:
+    """The rewards of a solution's steps, or of some of them, and the first error that they tell."""
+    index = first_error([step.reward for step in steps], threshold)
+    return SolutionReward(
+        id=solution.id,
+        num_steps=len(solution.steps),
+        first_error=steps[index].step_index if index is not None and index >= 0 else index,
+        steps=tuple(steps),
+        label=solution.label,
+    )
 
 
 class StepRewarder(Protocol):
@@ -81,10 +82,7 @@ class StepRewarder(Protocol):
 
 @runtime_checkable
 class AnalysisSampler(StepRewarder, Protocol):
-    """A rewarder whose reward of a step is made from analyses that can be drawn one by one: an optional capability.
-
-    A race between candidates draws no more of them than its decision needs; see `rprm.search.racing`.
-    """
+    """An optional capability: analyses of a step can be drawn one by one, no more than a race needs."""
 
     @property
     def rule(self) -> StoppingRule: ...

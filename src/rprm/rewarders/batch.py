@@ -11,7 +11,7 @@ from rprm.jobs import Callbacks, Job, run_job
 from rprm.ledger import Ledger
 from rprm.reading import Rejected, SourceInfo
 from rprm.records import REWARD_FORMAT, Solution, SolutionReward
-from rprm.rewarders.base import StepRewarder, first_error
+from rprm.rewarders.base import StepRewarder, solution_reward
 from rprm.runs import FORMAT
 
 
@@ -104,16 +104,8 @@ async def judge_source(
     totals = Totals(max_tokens=described.get("max_tokens"))
 
     async def judge_last(solution: Solution, ledger: Ledger | None) -> SolutionReward:
-        last = len(solution.steps) - 1
-        step = await rewarder.judge_step(solution.problem, solution.steps, last, ledger)
-        alone = first_error([step.reward], rewarder.threshold)
-        return SolutionReward(
-            id=solution.id,
-            num_steps=len(solution.steps),
-            first_error=last if alone == 0 else alone,
-            steps=(step,),
-            label=solution.label,
-        )
+        step = await rewarder.judge_step(solution.problem, solution.steps, len(solution.steps) - 1, ledger)
+        return solution_reward(solution, [step], rewarder.threshold)
 
     job = Job(
         name="judge",

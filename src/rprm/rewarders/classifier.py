@@ -1,7 +1,7 @@
-"""A discriminative PRM as a `StepRewarder`: one forward pass rewards every step of a solution.
+"""Discriminative PRMs: one forward pass rewards every step of a solution.
 
-A worker thread batches what is asked for at once: solutions of similar length together, as many as a budget of tokens
-allows, padded to the longest. Padding is masked and positions are counted per row, so that a reward does not depend on
+`StepClassifier` is what all of them are to their callers; `Classifier` runs in this process. Its worker thread batches
+solutions of similar length; padding is masked and positions are counted per row, so that a reward does not depend on
 what runs beside it, up to the floating-point noise of batched arithmetic.
 """
 
@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypedDict, Unpack
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from rprm.engines.base import check_least
 from rprm.engines.files import find_file, identity, read_object
 from rprm.engines.loading import load_tokenizer, plain_errors
 from rprm.engines.worker import Job, ModelWorker, placement
-from rprm.errors import EngineError
-from rprm.rewarders.discriminative import StepClassifier, check_threshold, construct_layout, layout_by_name
-from rprm.rewarders.layouts import LAYOUTS, QWEN_SYSTEM, QWEN_TAG, Decision, HeadKind, Layout, LayoutName, Separator
-from rprm.rewarders.rendering import Rendered
+from rprm.errors import EngineError, RequestRefused
+from rprm.ledger import Ledger, paid_for
+from rprm.records import Solution, SolutionReward, StepReward
+from rprm.rewarders.base import solution_reward
+from rprm.rewarders.layouts import LAYOUTS, QWEN_SYSTEM, QWEN_TAG, Decision, Layout, LayoutName, Rendered, Separator
 
 if TYPE_CHECKING:
     from rprm.rewarders.network import StepNetwork
@@ -31,14 +33,22 @@ if TYPE_CHECKING:
 #: Beside the weights of a classifier that this project trained.
 SETTINGS_FILE = "rprm_classifier.json"
 
-
-#: Heads that tell a released model's layout.
-_LAYOUT_OF_HEAD: dict[HeadKind, LayoutName] = {
-    "two-way": "qwen",
-    "value": "skywork",
-    "labels": "trl",
-    "validity": "reasoneval",
+#: Layouts of released models by a part of their names.
+_NAMES: dict[str, LayoutName] = {
+    "qwen2.5-math-prm": "qwen",
+    "qwen2.5-math-7b-prm800k": "qwen",
+    "math-shepherd": "math-shepherd",
+    "skywork": "skywork",
+    "rlhflow": "rlhflow",
+    "llama3.1-8b-prm": "rlhflow",
+    "pure-prm": "trl",
+    "universal-prm": "universal",
+    "llemma": "llemma",
+    "reasoneval": "reasoneval",
+    "math-psa": "math-psa",
 }
+
+Threshold = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
 @dataclass(frozen=True)
@@ -52,30 +62,185 @@ class ClassifierSettings:
     """
 
     layout: LayoutName
-    step_tag: str = QWEN_TAG
+    step_tag: Annotated[str, Field(min_length=1)] = QWEN_TAG
     system: str = QWEN_SYSTEM
-    threshold: float = 0.5
-
-    @classmethod
-    def parse(cls, value: dict[str, Any], name: str) -> ClassifierSettings:
-        """Check what was read from a file. Fields that are not known are ignored.
-
-        Raises:
-            EngineError: a field has no sensible value.
-        """
-        known = {field.name: value[field.name] for field in fields(cls) if field.name in value}
-        try:
-            settings = TypeAdapter(cls).validate_json(json.dumps(known), strict=True)
-        except ValidationError as error:
-            (*_, field), message = error.errors()[0]["loc"], error.errors()[0]["msg"]
-            raise EngineError(f"{name}: {field} is {known.get(str(field))!r}: {message}") from None
-        if not settings.step_tag:
-            raise EngineError(f"{name}: step_tag is empty")
-        check_threshold(settings.threshold, name)
-        return settings
+    threshold: Threshold = 0.5
 
     def to_json(self, **further: Any) -> str:
         return json.dumps({**asdict(self), **further}, indent=2, ensure_ascii=False) + "\n"
+
+
+def read_settings(target: str, revision: str | None = None) -> ClassifierSettings | None:
+    """What a classifier that this project trained says of itself; None of any other. Unknown fields are ignored.
+
+    Raises:
+        EngineError: the file is damaged.
+    """
+    if (path := find_file(target, SETTINGS_FILE, revision)) is None:
+        return None
+    value = read_object(path)
+    try:
+        return TypeAdapter(ClassifierSettings).validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        (*_, field), message = error.errors()[0]["loc"], error.errors()[0]["msg"]
+        raise EngineError(f"{path}: {field} is {value.get(str(field))!r}: {message}") from None
+
+
+def make_layout(settings: ClassifierSettings, tokenizer: Any, spec: str, **options: Any) -> Layout:
+    """The layout that the settings name, over a tokenizer.
+
+    Raises:
+        EngineError: the tokenizer does not fit it, or it has no such option.
+    """
+    if settings.layout == "qwen":
+        options |= {"tag": settings.step_tag, "system": settings.system}
+    try:
+        return Layout(settings.layout, tokenizer, **options)
+    except EngineError as error:
+        raise EngineError(f"{spec}: {error}") from None
+
+
+def layout_by_name(model: str) -> LayoutName | None:
+    """The layout of a released model by its name; None where the name says nothing."""
+    return next((layout for part, layout in _NAMES.items() if part in model.lower()), None)
+
+
+class ClassifierOptions(TypedDict, total=False):
+    """Options of every classifier.
+
+    layout: one of `layouts.LAYOUTS`; recognised by default.
+    tokenizer: folder or hub id of a tokenizer that lies elsewhere.
+    revision: of the hub repository; a tag or commit.
+    separator: see the layouts.
+    threshold: a step whose reward is below it is called wrong; the classifier's own by default, else 0.5.
+    context_length: a longer solution is refused; the model's own by default.
+    concurrency: solutions under way.
+    """
+
+    layout: LayoutName | None
+    tokenizer: str | None
+    revision: str | None
+    separator: Separator | None
+    threshold: float | None
+    context_length: int | None
+    concurrency: int
+
+
+class StepClassifier(ABC):
+    """A discriminative PRM, wherever its network runs.
+
+    Attributes:
+        target: a folder, a hub id, or the name that a server has for the model.
+        layout: how solutions are laid out; there once it is started.
+
+    Raises:
+        EngineError: an option has no sensible value.
+    """
+
+    layout: Layout
+
+    def __init__(self, target: str, spec: str, options: ClassifierOptions, **layout_options: Any) -> None:
+        self.target, self.spec, self.options = target, spec, options
+        self.concurrency = options.get("concurrency", 64)
+        self._threshold, self._context_length = options.get("threshold"), options.get("context_length")
+        check_least(spec, concurrency=self.concurrency, context_length=self._context_length)
+        if self._threshold is not None and not 0.0 < self._threshold < 1.0:
+            raise EngineError(f"{spec}: threshold is {self._threshold}; give a number between 0 and 1")
+        layout_options["separator"] = options.get("separator")
+        self._layout_options = {name: value for name, value in layout_options.items() if value is not None}
+        self._described: dict[str, Any] | None = None
+        self._starting = asyncio.Lock()
+
+    @property
+    def threshold(self) -> float:
+        """What was given, else the classifier's own (of a hub model: once it is started), else 0.5."""
+        return 0.5 if self._threshold is None else self._threshold
+
+    def in_full(self) -> Self:
+        """Itself: one pass rewards every step."""
+        return self
+
+    def is_wrong(self, step: StepReward) -> bool:
+        return step.reward is not None and step.reward < self.threshold
+
+    async def start(self) -> dict[str, Any]:
+        """Make ready; returns the settings that rewards depend on.
+
+        Raises:
+            EngineError: the model or its tokenizer cannot be loaded, or its layout is not recognised.
+        """
+        async with self._starting:
+            if self._described is None:
+                engine = await self._open()
+                self._described = {
+                    "rewarder": "classifier",
+                    "layout": self.layout.name,
+                    **({"layout_options": self.layout.options} if self.layout.options else {}),
+                    "engine": {"kind": "classifier", "model": self.target, **engine},
+                    "threshold": self.threshold,
+                    "context_length": self._context_length,
+                }
+        return self._described
+
+    async def judge(self, solution: Solution, ledger: Ledger | None = None) -> SolutionReward:
+        """Reward every step of one solution.
+
+        Raises:
+            EngineUnavailable: the model failed.
+        """
+        steps = await self._reward(solution.problem, solution.steps, ledger) if solution.steps else []
+        return solution_reward(solution, steps, self.threshold)
+
+    async def judge_step(
+        self, problem: str, steps: Sequence[str], step_index: int, ledger: Ledger | None = None
+    ) -> StepReward:
+        """Reward the step `steps[step_index]`; what comes after it is not read."""
+        return (await self._reward(problem, steps[: step_index + 1], ledger))[step_index]
+
+    async def aclose(self) -> None:
+        self._described = None
+
+    @abstractmethod
+    async def _open(self) -> dict[str, Any]:
+        """Load what is needed and set `layout`; returns what the manifest says of the model."""
+
+    @abstractmethod
+    async def _score(self, rendered: Rendered) -> list[float]:
+        """Rewards at the positions of one sequence."""
+
+    async def _reward(self, problem: str, steps: Sequence[str], ledger: Ledger | None) -> list[StepReward]:
+        key = f"steps.{len(steps)}"
+
+        def rewards_of(scores: Sequence[float | None], failure: str | None = None) -> list[StepReward]:
+            if len(scores) != len(steps):
+                raise ValueError(f"it has {len(scores)} rewards for {len(steps)} steps")
+            return [
+                StepReward(step_index=index, reward=score, vote=None, failure=failure)
+                for index, score in enumerate(scores)
+            ]
+
+        if (paid := paid_for(ledger, key, rewards_of)) is not None:
+            return paid
+        try:
+            scores = await self._compute(problem, steps)
+        except RequestRefused as error:
+            return rewards_of([None] * len(steps), str(error))
+        if ledger is not None:
+            ledger.put(key, scores)
+        return rewards_of(scores)
+
+    async def _compute(self, problem: str, steps: Sequence[str]) -> list[float]:
+        if self._described is None:
+            raise EngineError(f"{self.spec}: the classifier is not started")
+        ends = [len(steps)] if self.layout.kind.one_pass else range(1, len(steps) + 1)
+        sequences = [self.layout.render(problem, steps[:end]) for end in ends]
+        longest, limit = max(len(sequence.ids) for sequence in sequences), self._context_length
+        if limit is not None and longest > limit:
+            raise RequestRefused(f"the solution has {longest} tokens with its problem; the context length is {limit}")
+        rewards = [reward for scored in await asyncio.gather(*map(self._score, sequences)) for reward in scored]
+        if any(reward != reward for reward in rewards):
+            raise RequestRefused("the model's scores are no numbers (NaN); load it with dtype=float32")
+        return rewards
 
 
 class Classifier(StepClassifier):
@@ -83,17 +248,14 @@ class Classifier(StepClassifier):
 
     Args:
         target: a folder or a hub id.
-        layout: one of `layouts.LAYOUTS`; recognised from the checkpoint by default.
-        tokenizer: folder or hub id of a tokenizer that lies elsewhere.
+        lines, decision: see the layouts.
         dtype: of the backbone; "auto" is bfloat16 on a GPU and float32 on a CPU. The head is computed in float32.
         device: "auto" takes a GPU where there is one; or a torch name such as "cuda:1".
         device_map: spreads the backbone over several devices instead: accelerate's "auto", "balanced", ...
-        revision: of the hub repository; a tag or commit.
         adapter: a LoRA adapter (folder or hub id), merged into the model.
-        threshold, context_length: the classifier's own by default.
         max_batch_tokens: tokens, padding included, in one forward pass. A longer solution has a pass of its own.
         num_threads: of torch on a CPU; torch's own choice by default.
-        lines, separator, decision, concurrency: see `StepClassifier`.
+        options: see `ClassifierOptions`.
 
     Raises:
         EngineError: an option has no sensible value.
@@ -104,42 +266,25 @@ class Classifier(StepClassifier):
         target: str,
         *,
         spec: str = "",
-        layout: LayoutName | None = None,
-        tokenizer: str | None = None,
+        lines: bool | None = None,
+        decision: Decision | None = None,
         dtype: str = "auto",
         device: str = "auto",
         device_map: str | None = None,
-        revision: str | None = None,
         adapter: str | None = None,
-        lines: bool | None = None,
-        separator: Separator | None = None,
-        decision: Decision | None = None,
-        threshold: float | None = None,
         max_batch_tokens: int = 16384,
-        context_length: int | None = None,
         num_threads: int | None = None,
-        concurrency: int = 64,
+        **options: Unpack[ClassifierOptions],
     ) -> None:
-        if threshold is None and Path(target).is_dir() and (settings := read_settings(target)) is not None:
-            # Known before the model is loaded: callers plan with it.
-            threshold = settings.threshold
-        super().__init__(
-            target,
-            spec or f"classifier:{target}",
-            threshold=threshold,
-            context_length=context_length,
-            concurrency=concurrency,
-            options={"lines": lines, "separator": separator, "decision": decision},
-        )
+        super().__init__(target, spec or f"classifier:{target}", options, lines=lines, decision=decision)
         check_least(self.spec, max_batch_tokens=max_batch_tokens)
         if device_map is not None and device != "auto":
             raise EngineError(f"{self.spec}: give either device or device_map")
+        if self._threshold is None and Path(target).is_dir() and (settings := read_settings(target)) is not None:
+            # Known before the model is loaded: callers plan with it.
+            self._threshold = settings.threshold
         self.max_batch_tokens = max_batch_tokens
-        self._layout = layout
-        self._tokenizer = tokenizer
-        self._revision = revision
-        self._adapter = adapter
-        self._device_map = device_map
+        self._adapter, self._device_map = adapter, device_map
         self._placement = (device, dtype, num_threads)
         self._worker: _Worker | None = None
 
@@ -163,14 +308,15 @@ class Classifier(StepClassifier):
 
         from rprm.rewarders.network import load_network
 
+        options = self.options
+        revision, layout, elsewhere = options.get("revision"), options.get("layout"), options.get("tokenizer")
         with plain_errors(self.spec, "a step classifier"):
             # First: where there is no such model, this says so.
-            source = (self.target, self._revision) if self._tokenizer is None else (self._tokenizer, None)
-            tokenizer = load_tokenizer(*source)
-            settings = read_settings(self.target, self._revision)
+            tokenizer = load_tokenizer(elsewhere or self.target, None if elsewhere else revision)
+            settings = read_settings(self.target, revision)
             if settings is None:
-                settings = ClassifierSettings(self._layout or self._recognise())
-            elif self._layout not in (None, settings.layout):
+                settings = ClassifierSettings(layout or self._recognise(revision))
+            elif layout not in (None, settings.layout):
                 raise EngineError(
                     f"{self.spec}: the model was trained in the {settings.layout} layout; leave out layout="
                 )
@@ -179,69 +325,47 @@ class Classifier(StepClassifier):
                 self.target,
                 self.layout,
                 dtype=torch_dtype,
-                revision=self._revision,
+                revision=revision,
                 device_map=self._device_map,
                 adapter=self._adapter,
             )
         # Where accelerate put the backbone it stays.
         (network if self._device_map is None else network.score).to(device)
         network.eval()
-        text_config = network.backbone.config.get_text_config()
         if self._threshold is None:
             self._threshold = settings.threshold
-        self._context_length = self._context_length or getattr(text_config, "max_position_embeddings", None) or 4096
+        longest = getattr(network.backbone.config.get_text_config(), "max_position_embeddings", None)
+        self._context_length = self._context_length or longest or 4096
         self._worker = _Worker(network, self.max_batch_tokens)
         further = {
-            "tokenizer": self._tokenizer,
+            "tokenizer": elsewhere,
             "device_map": self._device_map,
             "adapter": self._adapter,
             "adapter_revision": None if self._adapter is None else identity(self._adapter, None),
         }
         return {
-            "revision": identity(self.target, self._revision),
+            "revision": identity(self.target, revision),
             "dtype": dtype,
             "device": torch.device(device).type,
             **{name: value for name, value in further.items() if value is not None},
         }
 
-    def _recognise(self) -> LayoutName:
+    def _recognise(self, revision: str | None) -> LayoutName:
         """The layout of a released model: by the tensors of its head, or by its name where they do not tell it."""
-        from rprm.rewarders.network import recognised_heads
+        from rprm.rewarders.network import HEAD_LAYERS, recognised_heads
 
         named = layout_by_name(self.target)
-        if named == "universal":
-            # Its head has the tensors' names of a two-way one.
+        heads = recognised_heads(self.target, revision=revision)
+        found = [name for name, kind in LAYOUTS.items() if kind.head in heads]
+        # The name decides between a one-way and a two-way head, whose tensors have the same names.
+        if named in found or (not found and named is not None and LAYOUTS[named].head not in HEAD_LAYERS):
             return named
-        heads = recognised_heads(self.target, revision=self._revision)
-        if layout := next((_LAYOUT_OF_HEAD[head] for head in heads if head in _LAYOUT_OF_HEAD), None):
-            return layout
-        if named is not None and named not in _LAYOUT_OF_HEAD.values():
-            return named
+        if found:
+            return found[0]
         raise EngineError(
             f"{self.spec}: the layout is not recognised; name it, as in classifier:{self.target}?layout=rlhflow "
             f"(one of {', '.join(LAYOUTS)})"
         )
-
-
-def read_settings(target: str, revision: str | None = None) -> ClassifierSettings | None:
-    """What a classifier that this project trained says of itself; None of any other.
-
-    Raises:
-        EngineError: the file is damaged.
-    """
-    path = find_file(target, SETTINGS_FILE, revision)
-    return None if path is None else ClassifierSettings.parse(read_object(path), str(path))
-
-
-def make_layout(settings: ClassifierSettings, tokenizer: Any, spec: str, **options: Any) -> Layout:
-    """The layout that the settings name, over a tokenizer.
-
-    Raises:
-        EngineError: the tokenizer does not fit it, or it has no such option.
-    """
-    if settings.layout == "qwen":
-        options |= {"tag": settings.step_tag, "system": settings.system}
-    return construct_layout(settings.layout, tokenizer, spec, **options)
 
 
 @dataclass(eq=False)
@@ -259,14 +383,13 @@ class _Worker(ModelWorker[_Job]):
         self.start()
 
     def work(self) -> None:
-        if batch := self._take():
+        if self.waiting:
+            batch = self._take()
             for job, rewards in zip(batch, self._forward(batch), strict=True):
                 job.resolve(rewards)
 
     def _take(self) -> list[_Job]:
         """The job that waits longest, and those closest to it in length, as many as the budget allows."""
-        if not self.waiting:
-            return []
         oldest = len(self.waiting[0].rendered.ids)
         batch: list[_Job] = []
         longest = 0
@@ -284,19 +407,19 @@ class _Worker(ModelWorker[_Job]):
         """Rewards of each job: one pass over rows padded on the right."""
         import torch
 
-        shape = len(batch), max(len(job.rendered.ids) for job in batch)
+        rendered = [job.rendered for job in batch]
+        shape = len(batch), max(len(one.ids) for one in rendered)
         input_ids = torch.zeros(shape, dtype=torch.long)
         attention_mask = torch.zeros(shape, dtype=torch.long)
         wanted = torch.zeros(shape, dtype=torch.bool)
-        for row, job in enumerate(batch):
-            rendered = job.rendered
-            input_ids[row, : len(rendered.ids)] = torch.tensor(rendered.ids)
-            attention_mask[row, : len(rendered.ids)] = 1
-            wanted[row, rendered.positions] = True
+        for row, one in enumerate(rendered):
+            input_ids[row, : len(one.ids)] = torch.tensor(one.ids)
+            attention_mask[row, : len(one.ids)] = 1
+            wanted[row, one.positions] = True
         device = self.network.backbone.device
         if device.type == "meta":
             # Offloaded by accelerate, whose hooks bring the inputs to where they are needed.
             device = torch.device("cpu")
         logits = self.network(input_ids.to(device), attention_mask.to(device), wanted.to(device))  # [steps, 2]
         rewards = iter(logits.double().softmax(-1)[:, 1].tolist())
-        return [[next(rewards) for _ in job.rendered.positions] for job in batch]
+        return [[next(rewards) for _ in one.positions] for one in rendered]

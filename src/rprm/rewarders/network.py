@@ -1,14 +1,12 @@
 """The network of a discriminative PRM: a backbone, and a head that is read at chosen positions.
 
-Every head answers with two logits, wrong and correct, so that the reward is `softmax(logits)[1]` in each layout: the
-classes of a two-way head as they are; (0, v) for a value v, as sigmoid(v) is the softmax over them; of negative,
-neutral and positive, the latter two together; the rows of `-` and `+` of a language model's output layer. Heads are
-read from the checkpoint's tensors by name: no code of a checkpoint is run.
+Every head gives two logits, wrong and correct; the reward is `softmax(logits)[1]`. Heads are read from the checkpoint's
+tensors by name: no code of a checkpoint is run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,10 +26,8 @@ HEAD_LAYERS: dict[HeadKind, tuple[tuple[str, ...], int]] = {
     "labels": (("score",), 2),
     "validity": (("score_head",), 3),
 }
-
 #: Heads whose layers can do without a bias.
 _BIAS_OPTIONAL: tuple[HeadKind, ...] = ("labels", "validity")
-
 #: What scales or bends the logits of an output layer in some model families.
 _LOGIT_SETTINGS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
@@ -74,13 +70,8 @@ class StepNetwork(nn.Module):
         return logits
 
 
-def two_way_head(hidden_size: int) -> nn.Module:
-    """Linear, ReLU, Linear to two classes: the head of Qwen2.5-Math-PRM; its tensors are `0.*` and `2.*`."""
-    return nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.ReLU(), nn.Linear(hidden_size, 2))
-
-
 class _AsTwo(nn.Module):
-    """A value, or three classes, as the logits of wrong and correct."""
+    """A value v as (0, v), as its sigmoid is the softmax over them; of three classes the last two together."""
 
     def forward(self, logits: torch.Tensor) -> torch.Tensor:
         wrong, correct = logits[:, :1], logits[:, 1:]
@@ -94,13 +85,11 @@ class _TopToken(nn.Module):
 
     plus_ids: torch.Tensor
 
-    def __init__(self, output: nn.Linear, plus_ids: Sequence[int]) -> None:
+    def __init__(self, plus_ids: Sequence[int]) -> None:
         super().__init__()
-        self.output = output
         self.register_buffer("plus_ids", torch.tensor(plus_ids))
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        logits = self.output(hidden)  # [n, vocabulary]
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
         is_plus = torch.isin(logits.argmax(-1), self.plus_ids)
         decision = torch.stack([~is_plus, is_plus], dim=-1).float().log()
         # Scores that are no numbers decide nothing.
@@ -122,7 +111,7 @@ def load_network(
         target: a folder or a hub id.
         layout: says which head to look for.
         dtype: of the backbone.
-        device_map: spreads the backbone over devices (accelerate's "auto", "balanced", ...); on the CPU by default.
+        device_map: of accelerate; on the CPU by default.
         adapter: a LoRA adapter (folder or hub id), merged into the model before the head is read.
 
     Raises:
@@ -131,17 +120,18 @@ def load_network(
     """
     from transformers import AutoModel, AutoModelForCausalLM
 
-    of_output_layer = layout.head not in HEAD_LAYERS
+    has_head = layout.head in HEAD_LAYERS
     further = {} if device_map is None else {"device_map": device_map}
-    auto = AutoModelForCausalLM if of_output_layer else AutoModel
-    model = load_weights(auto, target, revision=revision, dtype=dtype, **further)
+    model = load_weights(
+        AutoModel if has_head else AutoModelForCausalLM, target, revision=revision, dtype=dtype, **further
+    )
     if adapter is not None:
         model = merge_adapter(model, adapter)
-    if not of_output_layer:
-        return StepNetwork(model, _load_head(target, layout.head, revision, _hidden_size(model)))
-    text_config = model.config.get_text_config()
+    config = model.config.get_text_config()
+    if has_head:
+        return StepNetwork(model, _load_head(target, layout.head, revision, config.hidden_size))
     for name in _LOGIT_SETTINGS:
-        if getattr(text_config, name, None) not in (None, 1, 1.0):
+        if getattr(config, name, None) not in (None, 1, 1.0):
             raise EngineError(f"{target}: the model's {name} is not supported in the {layout.name} layout")
     return StepNetwork(model.base_model, _output_head(model.get_output_embeddings(), layout))
 
@@ -150,14 +140,19 @@ def _output_head(output_layer: Any, layout: Layout) -> nn.Module:
     """A head made of the output layer of a language model."""
     if output_layer.weight.device.type == "meta":
         raise EngineError("device_map leaves no room for the output layer, which this layout reads: it was offloaded")
-    rows: Any = [layout.minus_id, layout.plus_id] if layout.head == "tokens" else slice(None)
-    weight, bias = output_layer.weight.detach().float()[rows], getattr(output_layer, "bias", None)
-    bias = None if bias is None else bias.detach().float()[rows]
+    weight, bias = (
+        None if tensor is None else tensor.detach().float()
+        for tensor in (output_layer.weight, getattr(output_layer, "bias", None))
+    )
+    assert weight is not None
+    if layout.head == "top-token":
+        return nn.Sequential(_linear(weight, bias), _TopToken(layout.plus_ids))
     if layout.head == "mean-logit":
-        weight, bias = weight.mean(0, keepdim=True), None if bias is None else bias.mean(0, keepdim=True)
-        return nn.Sequential(_linear(weight, bias), _AsTwo())
-    layer = _linear(weight, bias)
-    return _TopToken(layer, layout.plus_ids) if layout.head == "top-token" else layer
+        return nn.Sequential(
+            _linear(weight.mean(0, keepdim=True), None if bias is None else bias.mean(0, keepdim=True)), _AsTwo()
+        )
+    plus_id, minus_id = layout.sign_ids
+    return _linear(weight[[minus_id, plus_id]], None if bias is None else bias[[minus_id, plus_id]])
 
 
 def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
@@ -186,55 +181,36 @@ def base_network(
 
     further: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
     backbone = load_weights(AutoModel, target, revision=revision, dtype=dtype, **further)
-    if has_head(target, kind, revision=revision):
-        return StepNetwork(backbone, _load_head(target, kind, revision, _hidden_size(backbone), trainable=True))
-    return StepNetwork(backbone, two_way_head(_hidden_size(backbone)))
+    size = backbone.config.get_text_config().hidden_size
+    if kind in recognised_heads(target, revision=revision):
+        head = _load_head(target, kind, revision, size).requires_grad_(True)
+    else:
+        head = nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, 2))
+    return StepNetwork(backbone, head)
 
 
-def _hidden_size(backbone: Any) -> int:
-    return int(backbone.config.get_text_config().hidden_size)
-
-
-def _load_head(
-    target: str, kind: HeadKind, revision: str | None, hidden_size: int, *, trainable: bool = False
-) -> nn.Module:
+def _load_head(target: str, kind: HeadKind, revision: str | None, hidden_size: int) -> nn.Module:
     layers, width = HEAD_LAYERS[kind]
-    present = stored_tensors(target, revision)
-    names = [
-        name
-        for layer in layers
-        for name in (f"{layer}.weight", f"{layer}.bias")
-        if name in present or not (name.endswith(".bias") and kind in _BIAS_OPTIONAL)
-    ]
-    tensors = read_tensors(target, names, revision)
-    widths = [hidden_size] * len(layers) + [width]
-    expected = {f"{layer}.weight": [widths[i + 1], widths[i]] for i, layer in enumerate(layers)}
-    expected |= {f"{layer}.bias": [widths[i + 1]] for i, layer in enumerate(layers)}
-    if any(list(tensors[name].shape) != expected[name] for name in names):
-        shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())
-        wanted = ", ".join(f"{name} {expected[name]}" for name in names)
+    stored = stored_tensors(target, revision)
+    expected: dict[str, list[int]] = {}
+    for layer in layers:
+        rows = width if layer == layers[-1] else hidden_size
+        expected[f"{layer}.weight"] = [rows, hidden_size]
+        if kind not in _BIAS_OPTIONAL or f"{layer}.bias" in stored:
+            expected[f"{layer}.bias"] = [rows]
+    tensors = read_tensors(target, expected, revision)
+    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    if shapes != expected:
+        found, wanted = (", ".join(f"{name} {shape}" for name, shape in some.items()) for some in (shapes, expected))
         raise EngineError(
-            f"{target}: the head is not {kind} ({shapes} instead of {wanted}); a model that rewards whole answers is "
+            f"{target}: the head is not {kind} ({found} instead of {wanted}); a model that rewards whole answers is "
             "no step classifier"
         )
     modules: list[nn.Module] = []
     for layer in layers:
         modules += [nn.ReLU()] if modules else []
         modules.append(_linear(tensors[f"{layer}.weight"], tensors.get(f"{layer}.bias")))
-    if width != 2:
-        modules.append(_AsTwo())
-    return nn.Sequential(*modules).requires_grad_(trainable)
-
-
-def has_head(target: str, kind: HeadKind, *, revision: str | None = None) -> bool:
-    """Whether the checkpoint has the tensors of this kind of head, its shapes aside."""
-    return _has_head(stored_tensors(target, revision), kind)
-
-
-def _has_head(names: Collection[str], kind: HeadKind) -> bool:
-    layers, _ = HEAD_LAYERS[kind]
-    biases = [] if kind in _BIAS_OPTIONAL else [f"{layer}.bias" for layer in layers]
-    return set(names).issuperset([*(f"{layer}.weight" for layer in layers), *biases])
+    return nn.Sequential(*modules, *([_AsTwo()] if width != 2 else [])).requires_grad_(False)
 
 
 def recognised_heads(target: str, *, revision: str | None = None) -> list[HeadKind]:
@@ -243,8 +219,13 @@ def recognised_heads(target: str, *, revision: str | None = None) -> list[HeadKi
     `score.weight` alone is also that of a classifier of whole texts: it counts where the configuration says that tokens
     are classified.
     """
-    names = stored_tensors(target, revision)
-    found: list[HeadKind] = [kind for kind in HEAD_LAYERS if _has_head(names, kind)]
+    stored = stored_tensors(target, revision)
+    parts = {kind: ["weight"] if kind in _BIAS_OPTIONAL else ["weight", "bias"] for kind in HEAD_LAYERS}
+    found = [
+        kind
+        for kind, (layers, _) in HEAD_LAYERS.items()
+        if all(f"{layer}.{part}" in stored for layer in layers for part in parts[kind])
+    ]
     if "labels" in found:
         path = find_file(target, "config.json", revision)
         architectures = [] if path is None else read_object(path).get("architectures") or []

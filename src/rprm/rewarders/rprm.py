@@ -1,16 +1,16 @@
 """The judge: K sampled analyses a step, their mean P(Yes) its reward (R-PRM, arXiv 2503.21295, section 3.3).
 
-The reward is read from the generation itself, at the token where the verdict is written: no second forward pass. One
-solution is judged by a straight line of code; thousands of them run at once, and the engine batches across them. Sample
-j of a step depends on the prompt, the seed and j alone, so that neither scheduling nor resuming changes a result.
+P(Yes) is read from the generation, at the token where the verdict is written. Thousands of solutions run at once, and
+the engine batches across them. Sample j of a step depends on the prompt, the seed and j alone.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from rprm.engines.base import WITHHELD, Completion, Engine, Sampling
 from rprm.errors import RequestRefused, RprmError, Unsupported
@@ -18,13 +18,10 @@ from rprm.jobs import all_or_none
 from rprm.ledger import Ledger, paid_once
 from rprm.prompts.template import Prompt, PromptTemplate
 from rprm.records import Analysis, Solution, SolutionReward, StepReward
-from rprm.rewarders.base import first_error
+from rprm.rewarders.base import solution_reward
 from rprm.stopping import StoppingRule, mean
 from rprm.thinking import after_thinking
-from rprm.verdict import TwoAnswers, Verdict, VerdictChoice, read_verdict
-
-T = TypeVar("T")
-
+from rprm.verdict import TwoAnswers, VerdictChoice, read_verdict
 
 #: Stands for a sample that the engine refused, while others of its step were drawn.
 _REFUSED = Analysis(text="", verdict=None, p_yes=None, p_yes_source=None, num_tokens=0, finish_reason="refused")
@@ -38,13 +35,14 @@ class Judge:
         template: the critique prompt.
         rule: number of analyses, threshold, early stopping.
         sampling: temperature, top-p and length of an analysis; its seed is the seed of the whole run.
-        first_error_exit: stop at the first step that is predicted wrong. What comes after it changes no first-error
-            prediction; benchmarks that score every step need it off.
+        first_error_exit: stop at the first step called wrong; benchmarks that score every step need it off.
         force_verdict: where an analysis ends without a verdict, write the marker after it (or the text given here) and
-            read P(Yes) there, as the published evaluation does. Needs an engine with a second pass. Such analyses are
-            marked `forced`.
+            read P(Yes) there, as the published evaluation does. Such analyses are marked `forced`.
         second_pass: read P(Yes) in a forward pass of its own, right before the verdict, from ` Yes` and ` No` alone, as
             the published evaluation does (NJUNLP/R-PRM, src/evaluate/GenPRM/evaluate-PRM-CoT.py).
+
+    Raises:
+        RprmError: several analyses at temperature 0.
     """
 
     def __init__(
@@ -63,14 +61,11 @@ class Judge:
                 f"at temperature 0 all {rule.num_analyses} analyses of a step would be equal; "
                 "ask for one analysis (-k 1), or raise the temperature"
             )
-        self.engine = engine
-        self.template = template
-        self.rule = rule
+        self.engine, self.template, self.rule, self.threshold = engine, template, rule, rule.threshold
         self.sampling = replace(sampling, verdict=template.verdict, stop=(template.stop,) if template.stop else ())
         self.first_error_exit = first_error_exit
         self.force_verdict = force_verdict
         self.second_pass = second_pass
-        self.threshold = rule.threshold
 
     @property
     def concurrency(self) -> int:
@@ -78,15 +73,9 @@ class Judge:
 
     def in_full(self) -> Judge:
         """The same judge, by the full procedure; the two share the engine."""
-        return Judge(
-            self.engine,
-            self.template,
-            replace(self.rule, stopping="none"),
-            self.sampling,
-            first_error_exit=False,
-            force_verdict=self.force_verdict,
-            second_pass=self.second_pass,
-        )
+        full = copy.copy(self)
+        full.rule, full.first_error_exit = replace(self.rule, stopping="none"), False
+        return full
 
     async def start(self) -> dict[str, Any]:
         info = await self.engine.start(chat=self.template.chat)
@@ -120,24 +109,18 @@ class Judge:
         Raises:
             EngineUnavailable: the engine stopped answering.
         """
-        indices = range(len(solution.steps))
-        if self.first_error_exit:
-            steps: list[StepReward] = []
-            for step_index in indices:
-                steps.append(await self.judge_step(solution.problem, solution.steps, step_index, ledger))
-                if self.is_wrong(steps[-1]):
-                    break
-        else:
-            steps = await all_or_none(
-                self.judge_step(solution.problem, solution.steps, step_index, ledger) for step_index in indices
-            )
-        return SolutionReward(
-            id=solution.id,
-            num_steps=len(solution.steps),
-            first_error=first_error([step.reward for step in steps], self.threshold),
-            steps=tuple(steps),
-            label=solution.label,
+        judging = (
+            self.judge_step(solution.problem, solution.steps, step_index, ledger)
+            for step_index in range(len(solution.steps))
         )
+        if not self.first_error_exit:
+            return solution_reward(solution, await all_or_none(judging), self.threshold)
+        steps: list[StepReward] = []
+        for step in judging:
+            steps.append(await step)
+            if self.is_wrong(steps[-1]):
+                break
+        return solution_reward(solution, steps, self.threshold)
 
     async def judge_step(
         self, problem: str, steps: Sequence[str], step_index: int, ledger: Ledger | None = None
@@ -161,11 +144,10 @@ class Judge:
     async def analyse(
         self, problem: str, steps: Sequence[str], step_index: int, samples: range, ledger: Ledger | None = None
     ) -> list[Analysis]:
-        """Draw some of a step's analyses, by their sample numbers.
+        """Draw some of a step's analyses, by their sample numbers. One that is refused has no verdict.
 
         Raises:
-            RequestRefused: every one of them is refused (the prompt is too long). Where only some are, these are
-                analyses without a verdict.
+            RequestRefused: every one of them is refused (the prompt is too long).
             EngineUnavailable: the engine stopped answering.
         """
         prompt = self.template.render(problem, steps, step_index)
@@ -213,30 +195,27 @@ class Judge:
         return await paid_once(ledger, f"{step_index}.{sample}", Analysis, write)
 
     async def _read(self, prompt: Prompt, completion: Completion) -> Analysis:
-        verdict_format = self.template.verdict
-        found = read_verdict(completion.text, verdict_format, completion.choices)
-        text, forced = completion.text, False
-        verdict, choice = found if found is not None else (None, None)
+        form, text, forced = self.template.verdict, completion.text, False
+        verdict, choice = read_verdict(text, form, completion.choices) or (None, None)
+        yes = None if verdict is None else verdict.yes
         source: Literal["logprobs", "second pass", "vote"] | None
-        source = None if verdict is None else "logprobs" if choice is not None else "vote"
+        source = None if verdict is None else "vote" if choice is None else "logprobs"
         if verdict is None and self.force_verdict and completion.finish_reason not in WITHHELD:
-            question = verdict_format.marker if self.force_verdict is True else self.force_verdict
+            question = form.marker if self.force_verdict is True else self.force_verdict
             # Thinking that was cut off is closed first: nothing in it is an answer.
             closed = text.rstrip() if after_thinking(text) is not None else f"{text.rstrip()}\n</think>"
             asked = f"{closed}\n\n{question}"
             if (choice := await self._choose(prompt, asked)) is not None:
-                answer = verdict_format.yes if choice.p_yes >= 0.5 else verdict_format.no
-                verdict = Verdict(choice.p_yes >= 0.5, len(asked) + 1, len(asked) + 1 + len(answer))
-                text, forced, source = f"{asked} {answer}", True, "logprobs"
+                yes, forced, source = choice.p_yes >= 0.5, True, "logprobs"
+                text = f"{asked} {form.yes if yes else form.no}"
         elif verdict is not None and self.second_pass:
             second = await self._choose(prompt, text[: verdict.start].rstrip())
             if second is not None:
                 choice, source = second, "second pass"
-        p_yes = choice.p_yes if choice is not None else None if verdict is None else float(verdict.yes)
         return Analysis(
             text=text,
-            verdict=None if verdict is None else verdict.yes,
-            p_yes=p_yes,
+            verdict=yes,
+            p_yes=choice.p_yes if choice is not None else None if yes is None else float(yes),
             p_yes_source=source,
             forced=forced,
             num_tokens=completion.num_tokens,
@@ -246,27 +225,30 @@ class Judge:
 
     async def _choose(self, prompt: Prompt, text: str) -> VerdictChoice | None:
         """P(Yes) after `text`; None where the engine cannot give it for this one."""
-        verdict = self.template.verdict
-        answers = TwoAnswers(verdict.marker, verdict.yes, verdict.no) if self.second_pass else verdict
+        form = self.template.verdict
+        answers = TwoAnswers(form.marker, form.yes, form.no) if self.second_pass else form
         try:
             return await self.engine.choose(prompt, text, answers)
         except RequestRefused:
             return None
 
     def _why_unscored(self, analyses: Sequence[Analysis]) -> str:
-        reason = f"none of {len(analyses)} analyses reached a verdict"
-        cut = [analysis for analysis in analyses if analysis.finish_reason == "length"]
-        by_context = sum(analysis.is_cut_by_context(self.sampling.max_tokens) for analysis in cut)
+        limit = self.sampling.max_tokens
+        num_cut = sum(analysis.finish_reason == "length" for analysis in analyses)
+        by_context = sum(analysis.is_cut_by_context(limit) for analysis in analyses)
+        withheld = [analysis.finish_reason for analysis in analyses if analysis.finish_reason in WITHHELD]
+        reasons = [f"none of {len(analyses)} analyses reached a verdict"]
         if by_context:
-            reason += f"; {by_context} ran into the end of the model's context: give it a longer one (context_length)"
-        if len(cut) > by_context:
-            limit = self.sampling.max_tokens
-            reason += f"; {len(cut) - by_context} ran into max_tokens={limit}: raise --max-tokens"
-        if withheld := [analysis for analysis in analyses if analysis.finish_reason in WITHHELD]:
-            reason += f"; {len(withheld)} were withheld by the server ({withheld[0].finish_reason})"
-        elif not cut:
-            reason += "; ask for it with --force-verdict, or use a prompt that the model follows"
-        return reason
+            reasons.append(
+                f"{by_context} ran into the end of the model's context: give it a longer one (context_length)"
+            )
+        if num_cut > by_context:
+            reasons.append(f"{num_cut - by_context} ran into max_tokens={limit}: raise --max-tokens")
+        if withheld:
+            reasons.append(f"{len(withheld)} were withheld by the server ({withheld[0]})")
+        if len(reasons) == 1:
+            reasons.append("ask for it with --force-verdict, or use a prompt that the model follows")
+        return "; ".join(reasons)
 
 
 def sample_seed(seed: int, prompt: Prompt, sample: int) -> int:

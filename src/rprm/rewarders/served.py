@@ -1,8 +1,7 @@
 """A discriminative PRM behind vLLM's `/pooling`: `classifier:MODEL@URL`.
 
-The layout is ours and goes over as token ids, so that what a text says can no more move a score than in this process.
-What comes back is a row of two probabilities, wrong and correct, for each token (a token classifier) or for each step
-tag (vLLM's step pooler: Qwen2.5-Math-PRM): told apart by their number.
+Token ids go over. What comes back is a row of two probabilities, wrong and correct, for each token (a token classifier)
+or for each step tag (vLLM's step pooler: Qwen2.5-Math-PRM): told apart by their number.
 """
 
 from __future__ import annotations
@@ -10,24 +9,21 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from typing import Any
+from typing import Any, Unpack
 
 from rprm.engines.endpoint import Endpoint, Transient
 from rprm.engines.files import identity
 from rprm.engines.loading import load_tokenizer, plain_errors
 from rprm.engines.openai_route import context_length_of, served_models
 from rprm.errors import EngineError, RequestRefused
-from rprm.rewarders.discriminative import StepClassifier, construct_layout, layout_by_name
-from rprm.rewarders.layouts import LayoutName, Separator
-from rprm.rewarders.rendering import Rendered
+from rprm.rewarders.classifier import ClassifierOptions, ClassifierSettings, StepClassifier, layout_by_name, make_layout
+from rprm.rewarders.layouts import LayoutName, Rendered
 
 #: Layouts whose models vLLM serves: Qwen2ForProcessRewardModel and Qwen2ForTokenClassification. Of a model that rewards
 #: with its output layer, `/pooling` gives hidden states (0.32).
 _SERVED: tuple[LayoutName, ...] = ("qwen", "trl")
-
 #: Bytes of an answer: a row takes about 50, and a context at most some 100,000 tokens.
 _ANSWER_BYTES, _MODELS_BYTES = 1 << 25, 1 << 20
-
 _TARGET = re.compile(r"(?P<model>.+?)@(?P<url>https?://[^/?#@\s]+(?:/[^?#@\s]*)?)")
 
 
@@ -37,12 +33,9 @@ class ServedClassifier(StepClassifier):
     Args:
         target: `MODEL@URL`, the name that the server has for the model and the server's root, as in
             `Qwen/Qwen2.5-Math-PRM-7B@http://localhost:8000`.
-        layout: recognised from the name by default.
-        tokenizer: folder or hub id of the model's tokenizer; the name of the model by default.
-        revision: of the tokenizer on the hub.
-        context_length: what the server says by default.
-        separator, threshold, concurrency: see `StepClassifier`.
         timeout, max_retries, key_env, send_key_over_http: see `Endpoint`.
+        options: see `ClassifierOptions`. The model's name tells the layout and is the tokenizer's hub id by default;
+            `revision` is the tokenizer's.
 
     Raises:
         EngineError: an option has no sensible value.
@@ -53,38 +46,23 @@ class ServedClassifier(StepClassifier):
         target: str,
         *,
         spec: str = "",
-        layout: LayoutName | None = None,
-        tokenizer: str | None = None,
-        revision: str | None = None,
-        separator: Separator | None = None,
-        threshold: float | None = None,
-        context_length: int | None = None,
-        concurrency: int = 32,
         timeout: float = 600.0,
         max_retries: int = 6,
         key_env: str = "OPENAI_API_KEY",
         send_key_over_http: bool = False,
+        **options: Unpack[ClassifierOptions],
     ) -> None:
         spec = spec or f"classifier:{target}"
-        match = _TARGET.fullmatch(target)
-        if match is None:
+        if (match := _TARGET.fullmatch(target)) is None:
             raise EngineError(f"{spec}: write MODEL@URL, as in Qwen/Qwen2.5-Math-PRM-7B@http://localhost:8000")
-        super().__init__(
-            match["model"],
-            spec,
-            threshold=threshold,
-            context_length=context_length,
-            concurrency=concurrency,
-            options={"separator": separator},
-        )
-        found = layout or layout_by_name(self.target)
+        super().__init__(match["model"], spec, {"concurrency": 32, **options})
+        found = options.get("layout") or layout_by_name(self.target)
         if found not in _SERVED:
             problem = "the layout is not recognised" if found is None else f"no server of {found} models is known"
             raise EngineError(f"{spec}: {problem}; vLLM serves layout={', '.join(_SERVED)}")
-        self._layout_name: LayoutName = found
-        self._tokenizer = tokenizer or self.target
-        self._revision = revision
-        self._slots = asyncio.Semaphore(concurrency)
+        self._settings = ClassifierSettings(found)
+        self._tokenizer = options.get("tokenizer") or self.target
+        self._slots = asyncio.Semaphore(self.concurrency)
         self.endpoint = Endpoint(
             re.sub(r"(/v1)?/*$", "", match["url"]),
             self.target,
@@ -99,50 +77,35 @@ class ServedClassifier(StepClassifier):
         await super().aclose()
 
     async def _open(self) -> dict[str, Any]:
+        revision = self.options.get("revision")
         with plain_errors(self.spec, "it, and name it with tokenizer=", what="the tokenizer of the served model"):
-            tokenizer = await asyncio.to_thread(load_tokenizer, self._tokenizer, self._revision)
-        self.layout = construct_layout(self._layout_name, tokenizer, self.spec, **self._layout_options)
+            tokenizer = await asyncio.to_thread(load_tokenizer, self._tokenizer, revision)
+        self.layout = make_layout(self._settings, tokenizer, self.spec, **self._layout_options)
         self.endpoint.open()
         if self._context_length is None:
-            self._context_length = await self._served_context()
+            # What vLLM says of it (`max_model_len`).
+            served = served_models(await self.endpoint.ask("/v1/models", _MODELS_BYTES) or {})
+            self._context_length = context_length_of(served.get(self.target, {}))
         return {
             "url": self.endpoint.url,
             "tokenizer": self._tokenizer,
-            "tokenizer_revision": await asyncio.to_thread(identity, self._tokenizer, self._revision),
+            "tokenizer_revision": await asyncio.to_thread(identity, self._tokenizer, revision),
         }
-
-    async def _served_context(self) -> int | None:
-        """What the server says of the model's context (vLLM's `max_model_len`)."""
-        served = served_models(await self.endpoint.ask("/v1/models", _MODELS_BYTES) or {})
-        return context_length_of(served.get(self.target, {}))
 
     async def _score(self, rendered: Rendered) -> list[float]:
-        body = {
-            "model": self.target,
-            "input": rendered.ids,
-            "encoding_format": "float",
-            "task": "token_classify",
-        }
+        body = {"model": self.target, "input": rendered.ids, "encoding_format": "float", "task": "token_classify"}
         async with self._slots:
             rows = await self.endpoint.post("/pooling", body, _rows, _ANSWER_BYTES)
-        return [rows[place] for place in self._places(rendered, len(rows))]
-
-    def _places(self, rendered: Rendered, num_rows: int) -> list[int]:
-        """The rows of the steps: of all tokens, or of all tokens that are the step's tag.
-
-        Raises:
-            EngineError: there are as many rows as neither would give.
-        """
-        if num_rows == len(rendered.ids):
-            return rendered.positions
-        tag_id = getattr(self.layout, "tag_id", None)
-        num_tags = sum(id_ == tag_id for id_ in rendered.ids)
-        if num_rows == len(rendered.positions) == num_tags:
-            return list(range(num_rows))
+        if len(rows) == len(rendered.ids):
+            return [rows[place] for place in rendered.positions]
+        tag_id = rendered.ids[-1]
+        num_tags = rendered.ids.count(tag_id)
+        if self.layout.name == "qwen" and len(rows) == len(rendered.positions) == num_tags:
+            return rows
         raise EngineError(
-            f"{self.spec}: the server answered {num_rows} rows for {len(rendered.ids)} tokens and "
-            f"{num_tags} step tags; serve the model with `--runner pooling`, or with `step_tag_id` "
-            f"{tag_id} if it has another (docs/classifiers.md)"
+            f"{self.spec}: the server answered {len(rows)} rows for {len(rendered.ids)} tokens and {num_tags} step "
+            f"tags; serve the model with `--runner pooling`, or with `step_tag_id` {tag_id} if it has another "
+            "(docs/classifiers.md)"
         )
 
 
