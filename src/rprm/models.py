@@ -26,28 +26,22 @@ logger = logging.getLogger(__name__)
 #: What a spec of a model on a hub, or behind an endpoint that serves it, begins with.
 _ENGINES = ("vllm", "transformers", "openai")
 
-#: Share of the data set's rows that must render exactly: a few odd rows that nobody here can mend are no reason to
-#: refuse its model.
+#: Share of a data set's rows that must render exactly: a few odd rows are no reason to refuse its model.
 _MIN_SHARE = 0.95
 
 
 @dataclass(frozen=True)
 class ReleasedPrompt:
-    r"""Where a judge's prompt comes from, and what stands around it. Its wording is no part of this package.
+    """Where a judge's prompt comes from, and what stands around it. Its wording is no part of this package."""
 
-    Attributes:
-        dataset: the hub data set whose instructions show it.
-        data_dir: the folder of the data set with rows of one kind.
-        system: the system message of training and evaluation.
-        ending: what stands on both sides of the assistant tag. The published evaluation has a backslash and an n
-            there. None renders with the model's own chat template instead, which has line ends there.
-        marker: what stands before the verdict.
-    """
-
+    #: The hub data set whose instructions show it, and the folder of its rows of one kind.
     dataset: str
     data_dir: str
+    #: The system message of training and evaluation.
     system: str
+    #: What stands on both sides of the assistant tag; None renders with the model's own chat template instead.
     ending: str | None
+    #: What stands before the verdict.
     marker: str = field(default_factory=lambda: VerdictFormat().marker)
 
     @property
@@ -74,33 +68,25 @@ class ReleasedPrompt:
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A released model.
-
-    Attributes:
-        alias: its short name.
-        hub_id: `OWNER/NAME`.
-        parameters: number of weights, in billions.
-        context_length: tokens, prompt and analysis together; None where no source tells it.
-        sources: where each fact was read.
-        threshold: a step whose reward is below it is called wrong.
-        prompt: of a judge.
-        layout: of a classifier; see `rprm.rewarders.layouts`.
-        options: further options of the spec, by the benchmark whose published figures were made with them.
-    """
+    """A released model: a judge has a prompt, a classifier a layout (`rprm.rewarders.layouts`)."""
 
     alias: str
     hub_id: str
+    #: Number of weights, in billions.
     parameters: float
+    #: Tokens, prompt and analysis together; None where no source tells it.
     context_length: int | None
+    #: Where each fact was read.
     sources: Mapping[str, str]
+    #: A step whose reward is below it is called wrong.
     threshold: float = 0.5
     prompt: ReleasedPrompt | None = None
     layout: str | None = None
+    #: Further options of the spec, by the benchmark whose published figures were made with them.
     options: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def kind(self) -> Literal["r-prm", "classifier"]:
-        """Whether it writes analyses (r-prm) or scores steps in one pass (classifier)."""
         return "r-prm" if self.layout is None else "classifier"
 
     @property
@@ -185,11 +171,7 @@ def _tell_of_fallback(spec: str, name: str) -> None:
 
 
 def released_template(known: KnownModel) -> PromptTemplate:
-    """The prompt of a released judge: its data set's template with the system message and the ending of evaluation.
-
-    Raises:
-        PromptError: as for `training_template`.
-    """
+    """The prompt of a released judge: its `training_template` with the system message and the ending of evaluation."""
     return _prompt_of(known).around(training_template(known))
 
 
@@ -223,10 +205,7 @@ def training_template(known: KnownModel) -> PromptTemplate:
 
 
 def import_released(known: KnownModel, source: str | None = None, **options: Any) -> ImportedTemplate:
-    """Import the template of a judge's training rows, named after where they come from.
-
-    Args and errors are those of `import_template`; without a source it is the model's data set.
-    """
+    """`import_template` of a judge's training rows (its data set by default), named after where they come from."""
     prompt = _prompt_of(known)
     defaults = {"name": known.alias, "marker": prompt.marker, "min_share": _MIN_SHARE}
     imported = import_template(source or prompt.source, **defaults | options)
@@ -238,16 +217,15 @@ def import_released(known: KnownModel, source: str | None = None, **options: Any
 
 
 def keep_template(known: KnownModel, imported: ImportedTemplate) -> Path:
-    """Keep an imported template for later runs, which need no network then.
+    """Keep an imported template, so that later runs need no network.
 
     Raises:
         PromptError: the folder cannot be written.
     """
     path = _prompt_of(known).cached
-    # Many processes may come here at once: each writes a file of its own, and the last one stays.
-    own = path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        # Many processes may come here at once: each writes a file of its own, and the last one stays.
+        own = path.with_name(f"{path.name}.{os.getpid()}")
         write_atomically(own, imported.to_toml())
         os.replace(own, path)
     except OSError as error:
@@ -265,14 +243,13 @@ def _prompt_of(known: KnownModel) -> ReleasedPrompt:
 
 def cache_folder() -> Path:
     """Where released models' prompts are kept: RPRM_CACHE, else `rprm` in the platform's folder of a user's caches."""
-    environment, home = os.environ, Path.home()
-    if given := environment.get("RPRM_CACHE"):
+    if given := os.environ.get("RPRM_CACHE"):
         return Path(given).expanduser()
     if sys.platform == "win32":
-        return Path(environment.get("LOCALAPPDATA") or home / "AppData" / "Local") / "rprm" / "Cache"
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "rprm" / "Cache"
     if sys.platform == "darwin":
-        return home / "Library" / "Caches" / "rprm"
-    return Path(environment.get("XDG_CACHE_HOME") or home / ".cache") / "rprm"
+        return Path.home() / "Library" / "Caches" / "rprm"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rprm"
 
 
 # --- the models ---------------------------------------------------------------------------------------------------

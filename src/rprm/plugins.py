@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, get_args, get_type_hints
+from typing import Any, cast, get_args, get_type_hints
 from urllib.parse import parse_qsl
 
 from rprm.errors import EngineError
@@ -19,10 +19,9 @@ _installed = cache(entry_points)
 
 
 def find_kinds(group: str, built_in: Mapping[str, str]) -> dict[str, EntryPoint]:
-    """Everything of a group by its name; imported when it is loaded (`load_kind`).
+    """Everything of a group of entry points ("rprm.engines") by its name, not yet imported.
 
     Args:
-        group: of entry points, such as "rprm.engines".
         built_in: what this package has: name -> `module:object`.
 
     Raises:
@@ -44,10 +43,9 @@ def load_kind(point: EntryPoint) -> Callable[..., Any]:
         EngineError: it cannot be imported.
     """
     try:
-        loaded: Callable[..., Any] = point.load()
+        return cast(Callable[..., Any], point.load())
     except (ImportError, AttributeError) as error:
         raise EngineError(f"{point.group}: {point.name} ({point.value}) cannot be imported: {error}") from error
-    return loaded
 
 
 def split_spec(spec: str) -> tuple[str, str, dict[str, Any]]:
@@ -70,12 +68,10 @@ def options_of(make: Callable[..., Any]) -> dict[str, Any]:
 
 
 def construct(make: Callable[..., Any], spec: str, options: Mapping[str, Any]) -> Any:
-    """Call `make(target, spec=spec, **options)`; without a target where its first parameter is `spec`.
+    """Call `make(target, spec=spec, **options)`, or `make(spec, **options)` where its first parameter is `spec`.
 
     Args:
-        make: its `options_of` say what texts turn into.
-        spec: names the target.
-        options: by name; they win over those in `spec`.
+        options: by name; they win over those in `spec`. Texts turn into what the annotations say.
 
     Raises:
         EngineError: an unknown option, a value that does not fit, or a target too few or too many.

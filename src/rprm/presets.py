@@ -16,11 +16,7 @@ Procedure = Literal["lean", "full", "published"]
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """How a judge samples and decides. None of it depends on the engine. See `rprm.rewarders.rprm.Judge`.
-
-    Raises:
-        RprmError: a setting has no sensible value.
-    """
+    """How a judge samples and decides, whatever the engine; see `rprm.rewarders.rprm.Judge`. Checked when made."""
 
     num_analyses: int
     temperature: float
@@ -53,9 +49,7 @@ _PACKAGED = {
     # They seldom call a wrong step right, but often slip: one Yes of ten is enough (docs/log.md).
     "embedded": replace(PAPER, max_tokens=400, threshold=0.07),
     # SmolLM2-135M on a CPU: short analyses, and a verdict asked for where the model does not come to one.
-    "smollm2": JudgeSettings(
-        num_analyses=4, temperature=0.7, top_p=0.95, max_tokens=128, force_verdict=True, prompt="few-shot"
-    ),
+    "smollm2": JudgeSettings(4, temperature=0.7, top_p=0.95, max_tokens=128, force_verdict=True, prompt="few-shot"),
 }
 
 
@@ -64,13 +58,12 @@ def judge_settings(model: str, procedure: Procedure = "lean") -> JudgeSettings:
     settings = _PACKAGED.get(model.partition("?")[0].partition(":")[0], PAPER)
     if (known := resolve(model).known) is not None:
         settings = replace(settings, threshold=known.threshold)
-    if procedure != "lean":
-        settings = replace(settings, stopping="none", first_error_exit=False)
-    if procedure == "published":
-        # P(Yes) by a second pass that reads ` Yes` and ` No` alone; a verdict asked for where an analysis has none
-        # (NJUNLP/R-PRM, src/evaluate/GenPRM/evaluate-PRM-CoT.py).
-        settings = replace(settings, force_verdict=True, second_pass=True)
-    return settings
+    if procedure == "lean":
+        return settings
+    # P(Yes) by a second pass that reads ` Yes` and ` No` alone, a verdict asked for where an analysis has none
+    # (NJUNLP/R-PRM, src/evaluate/GenPRM/evaluate-PRM-CoT.py).
+    published = {"force_verdict": True, "second_pass": True} if procedure == "published" else {}
+    return replace(settings, stopping="none", first_error_exit=False, **published)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
-"""Rewarders: what gives the steps of a solution their rewards. `load_rewarder(SPEC)` makes one.
+"""What gives the steps of a solution their rewards: `load_rewarder(SPEC)` makes it.
 
-A reasoning judge over any engine (`rprm.Judge`); a discriminative PRM, in this process (`classifier.Classifier`) or
-behind a server (`served.ServedClassifier`); or a kind of another distribution, by an entry point of the group
-`rprm.rewarders`: a class called as `Mine(target, *, spec, threshold=0.5, option=default, ...)`, a `base.StepRewarder`.
+A reasoning judge over any engine; a discriminative PRM, in this process or behind a server; or a `base.StepRewarder` of
+another distribution, by an entry point of the group `rprm.rewarders`, called as `Mine(target, *, spec, option=...)`.
 """
 
 from __future__ import annotations
@@ -33,8 +32,7 @@ KINDS = {"classifier": "rprm.rewarders.classifier:Classifier"}
 
 #: The default probability of `stopping="confident"`.
 DEFAULT_CONFIDENCE = 0.99
-
-#: Options of a judge, with the value that asks for nothing that another rewarder does not do anyway; None always does.
+#: Values of a judge's options that ask for nothing that another rewarder does not do anyway, beside None.
 _ASKS_NOTHING = {"stopping": "none", "confidence": DEFAULT_CONFIDENCE, "first_error_exit": False}
 
 
@@ -47,10 +45,9 @@ def load_rewarder(
         model: "classifier:PATH_OR_ID" for a discriminative PRM, or another kind of rewarder; every other spec is an
             engine's, and the rewarder a judge over it.
         engine: of a judge, where its model is loaded already.
-        procedure: "lean" answers with first errors, see `RPRM`; "full" gives every reward in full; "published" is the
-            procedure of the published code (`rprm.presets`), to compare with. A classifier has but one.
-        options: as for `RPRM`; None leaves one to the procedure. Of a classifier, its own: none that say how analyses
-            are sampled or when to stop.
+        procedure: of a judge: "lean" answers with first errors, "full" gives every reward in full, "published" does so
+            as the published code does (`rprm.presets`).
+        options: as for `RPRM`; None leaves one to the procedure. A classifier takes its own, and none of analyses.
 
     Raises:
         RprmError: an option has no sensible value, or makes no sense for a classifier; the message names it.
@@ -64,30 +61,24 @@ def load_rewarder(
         raise RprmError(
             f"{model}: a classifier rewards all steps in one pass, by no analyses: leave out {', '.join(refused)}"
         )
-    resolved = resolve(model)
-    _, target, in_spec = split_spec(resolved.spec)
+    spec, known = resolve(model)
+    _, target, in_spec = split_spec(spec)
     if make is not ServedClassifier:
-        refuse_missing(resolved.spec, target)
-    facts: dict[str, Any] = {}
-    if (known := resolved.known) is not None:
-        facts["threshold"] = known.threshold
-        if make is ServedClassifier:
-            # The name there is the server's, and may be the alias.
-            facts |= {"layout": known.layout, "tokenizer": known.hub_id}
-    return cast(StepRewarder, construct(make, resolved.spec, facts | in_spec | options))
+        refuse_missing(spec, target)
+    facts: dict[str, Any] = {} if known is None else {"threshold": known.threshold}
+    if known is not None and make is ServedClassifier:
+        # The name there is the server's, and may be the alias.
+        facts |= {"layout": known.layout, "tokenizer": known.hub_id}
+    return cast(StepRewarder, construct(make, spec, facts | in_spec | options))
 
 
 def is_classifier(spec: str) -> bool:
-    """Whether a model spec names a kind of rewarder of its own (and not an engine, over which a judge writes)."""
+    """Whether a model spec names a rewarder of its own, and no engine, over which a judge writes."""
     return _kind_of(spec) is not None
 
 
 def _kind_of(spec: str) -> Callable[..., Any] | None:
-    """The class that a spec names; None of an engine's.
-
-    Raises:
-        EngineError: two kinds have one name, or it cannot be imported.
-    """
+    """The class that a spec names; None of an engine's."""
     kinds = find_kinds(GROUP, KINDS)
     if clash := sorted(kinds.keys() & find_kinds(engines.GROUP, engines.KINDS).keys()):
         raise EngineError(f"{clash[0]!r} is an engine and a rewarder ({kinds[clash[0]].value}); uninstall one of them")

@@ -42,25 +42,18 @@ def solution_reward(solution: Solution, steps: Sequence[StepReward], threshold: 
 
 
 class StepRewarder(Protocol):
-    """Rewards the steps of solutions.
-
-    Attributes:
-        threshold: a step whose reward is below it is called wrong.
-        concurrency: how many solutions to keep under way.
-    """
+    """Rewards the steps of solutions. A step whose reward is below `threshold` is called wrong."""
 
     @property
     def threshold(self) -> float: ...
 
     @property
-    def concurrency(self) -> int: ...
+    def concurrency(self) -> int:
+        """How many solutions to keep under way."""
+        ...
 
     def in_full(self) -> StepRewarder:
         """What rewards every step in full, with the same model: for ranking and reinforcement learning."""
-        ...
-
-    def is_wrong(self, step: StepReward) -> bool:
-        """Whether the step is called wrong. A step without a reward is not: nothing is known of it."""
         ...
 
     async def start(self) -> dict[str, Any]:

@@ -17,30 +17,26 @@ from rprm.runs import FORMAT
 
 @dataclass
 class Totals:
-    """The totals of a run. Steps after a first-error exit are in `num_steps` alone.
-
-    Attributes:
-        num_wrong: solutions with an error.
-        num_unjudged: solutions of which it is not known whether they have one: `first_error` is None.
-        num_steps_cut: steps of which the model's context cut an analysis short.
-        max_tokens: of an analysis, None for rewarders that write none.
-        failure: why the first step without a reward has none.
-    """
+    """The totals of a run. Steps after a first-error exit are in `num_steps` alone."""
 
     num_solutions: int = 0
     num_rejected: int = 0
+    #: Solutions with an error, and those of which it is not known.
     num_wrong: int = 0
     num_unjudged: int = 0
     num_steps: int = 0
     num_steps_judged: int = 0
     num_steps_uncovered: int = 0
+    #: Steps of which the model's context cut an analysis short.
     num_steps_cut: int = 0
     num_analyses: int = 0
     num_analyses_without_verdict: int = 0
     num_analyses_forced: int = 0
     num_generated_tokens: int = 0
     num_prompt_tokens: int = 0
+    #: Of an analysis; None for rewarders that write none.
     max_tokens: int | None = None
+    #: Why the first step without a reward has none.
     failure: str | None = None
 
     @property
@@ -57,8 +53,8 @@ class Totals:
         self.num_steps_uncovered += len(result.uncovered)
         for step in result.steps:
             self.failure = self.failure or step.failure
-            if (limit := self.max_tokens) is not None:
-                self.num_steps_cut += any(analysis.is_cut_by_context(limit) for analysis in step.analyses)
+            cut = (one.is_cut_by_context(self.max_tokens) for one in step.analyses if self.max_tokens is not None)
+            self.num_steps_cut += any(cut)
             self.num_analyses += len(step.analyses)
             self.num_analyses_without_verdict += step.num_without_verdict
             self.num_analyses_forced += sum(analysis.forced for analysis in step.analyses)
@@ -83,14 +79,11 @@ async def judge_source(
     """Judge every solution of a source, in its order.
 
     Args:
-        rewarder: what rewards the steps.
-        rows: the source's solutions, with rejected rows among them.
         source: what identifies the source in the manifest; needed with `output`.
         output: the run folder; None keeps nothing.
         settings: further settings that the results depend on.
         strict: stop at the first rejected row.
         last_step: reward the last step of each solution alone; the steps before it are only read.
-        callbacks: called with each result, in order.
 
     Returns:
         Totals over all sessions.
@@ -107,13 +100,8 @@ async def judge_source(
         step = await rewarder.judge_step(solution.problem, solution.steps, len(solution.steps) - 1, ledger)
         return solution_reward(solution, [step], rewarder.threshold)
 
-    job = Job(
-        name="judge",
-        work=judge_last if last_step else rewarder.judge,
-        parse=SolutionReward.read_back,
-        totals=totals,
-        width=rewarder.concurrency,
-    )
+    work = judge_last if last_step else rewarder.judge
+    job = Job(name="judge", work=work, parse=SolutionReward.read_back, totals=totals, width=rewarder.concurrency)
     await run_job(
         job, rows, source=source, output=output,
         settings={FORMAT: REWARD_FORMAT, **(settings or {}), **described}, strict=strict, callbacks=callbacks,

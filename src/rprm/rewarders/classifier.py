@@ -1,8 +1,7 @@
 """Discriminative PRMs: one forward pass rewards every step of a solution.
 
-`StepClassifier` is what all of them are to their callers; `Classifier` runs in this process. Its worker thread batches
-solutions of similar length; padding is masked and positions are counted per row, so that a reward does not depend on
-what runs beside it, up to the floating-point noise of batched arithmetic.
+A reward does not depend on what runs beside it, up to the noise of batched arithmetic: padding is masked and positions
+are counted per row.
 """
 
 from __future__ import annotations
@@ -33,45 +32,24 @@ if TYPE_CHECKING:
 #: Beside the weights of a classifier that this project trained.
 SETTINGS_FILE = "rprm_classifier.json"
 
-#: Layouts of released models by a part of their names.
-_NAMES: dict[str, LayoutName] = {
-    "qwen2.5-math-prm": "qwen",
-    "qwen2.5-math-7b-prm800k": "qwen",
-    "math-shepherd": "math-shepherd",
-    "skywork": "skywork",
-    "rlhflow": "rlhflow",
-    "llama3.1-8b-prm": "rlhflow",
-    "pure-prm": "trl",
-    "universal-prm": "universal",
-    "llemma": "llemma",
-    "reasoneval": "reasoneval",
-    "math-psa": "math-psa",
-}
-
-Threshold = Annotated[float, Field(gt=0.0, lt=1.0)]
-
 
 @dataclass(frozen=True)
 class ClassifierSettings:
-    """What `rprm_classifier.json` says of a classifier.
-
-    Attributes:
-        layout: how solutions are laid out.
-        step_tag, system: of the qwen layout.
-        threshold: chosen on validation data; a step whose reward is below it is called wrong.
-    """
+    """What `rprm_classifier.json` says of a classifier."""
 
     layout: LayoutName
+    #: Of the qwen layout, as is the system message.
     step_tag: Annotated[str, Field(min_length=1)] = QWEN_TAG
     system: str = QWEN_SYSTEM
-    threshold: Threshold = 0.5
+    #: Chosen on validation data; a step whose reward is below it is called wrong.
+    threshold: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
 
     def to_json(self, **further: Any) -> str:
         return json.dumps({**asdict(self), **further}, indent=2, ensure_ascii=False) + "\n"
 
 
 def read_settings(target: str, revision: str | None = None) -> ClassifierSettings | None:
-    """What a classifier that this project trained says of itself; None of any other. Unknown fields are ignored.
+    """What a classifier that this project trained says of itself; None of any other.
 
     Raises:
         EngineError: the file is damaged.
@@ -87,11 +65,7 @@ def read_settings(target: str, revision: str | None = None) -> ClassifierSetting
 
 
 def make_layout(settings: ClassifierSettings, tokenizer: Any, spec: str, **options: Any) -> Layout:
-    """The layout that the settings name, over a tokenizer.
-
-    Raises:
-        EngineError: the tokenizer does not fit it, or it has no such option.
-    """
+    """The layout that the settings name, over a tokenizer; its errors name the `spec`."""
     if settings.layout == "qwen":
         options |= {"tag": settings.step_tag, "system": settings.system}
     try:
@@ -102,20 +76,11 @@ def make_layout(settings: ClassifierSettings, tokenizer: Any, spec: str, **optio
 
 def layout_by_name(model: str) -> LayoutName | None:
     """The layout of a released model by its name; None where the name says nothing."""
-    return next((layout for part, layout in _NAMES.items() if part in model.lower()), None)
+    return next((name for name, kind in LAYOUTS.items() if any(part in model.lower() for part in kind.models)), None)
 
 
 class ClassifierOptions(TypedDict, total=False):
-    """Options of every classifier.
-
-    layout: one of `layouts.LAYOUTS`; recognised by default.
-    tokenizer: folder or hub id of a tokenizer that lies elsewhere.
-    revision: of the hub repository; a tag or commit.
-    separator: see the layouts.
-    threshold: a step whose reward is below it is called wrong; the classifier's own by default, else 0.5.
-    context_length: a longer solution is refused; the model's own by default.
-    concurrency: solutions under way.
-    """
+    """Options of every classifier; see docs/classifiers.md."""
 
     layout: LayoutName | None
     tokenizer: str | None
@@ -127,11 +92,7 @@ class ClassifierOptions(TypedDict, total=False):
 
 
 class StepClassifier(ABC):
-    """A discriminative PRM, wherever its network runs.
-
-    Attributes:
-        target: a folder, a hub id, or the name that a server has for the model.
-        layout: how solutions are laid out; there once it is started.
+    """A discriminative PRM, wherever its network runs. `layout` is there once it is started.
 
     Raises:
         EngineError: an option has no sensible value.
@@ -140,8 +101,7 @@ class StepClassifier(ABC):
     layout: Layout
 
     def __init__(self, target: str, spec: str, options: ClassifierOptions, **layout_options: Any) -> None:
-        self.target, self.spec, self.options = target, spec, options
-        self.concurrency = options.get("concurrency", 64)
+        self.target, self.spec, self.options, self.concurrency = target, spec, options, options.get("concurrency", 64)
         self._threshold, self._context_length = options.get("threshold"), options.get("context_length")
         check_least(spec, concurrency=self.concurrency, context_length=self._context_length)
         if self._threshold is not None and not 0.0 < self._threshold < 1.0:
@@ -153,19 +113,14 @@ class StepClassifier(ABC):
 
     @property
     def threshold(self) -> float:
-        """What was given, else the classifier's own (of a hub model: once it is started), else 0.5."""
+        """As given, else the classifier's own (of a hub model: once it is started), else 0.5."""
         return 0.5 if self._threshold is None else self._threshold
 
     def in_full(self) -> Self:
-        """Itself: one pass rewards every step."""
         return self
 
-    def is_wrong(self, step: StepReward) -> bool:
-        return step.reward is not None and step.reward < self.threshold
-
     async def start(self) -> dict[str, Any]:
-        """Make ready; returns the settings that rewards depend on.
-
+        """
         Raises:
             EngineError: the model or its tokenizer cannot be loaded, or its layout is not recognised.
         """
@@ -183,18 +138,12 @@ class StepClassifier(ABC):
         return self._described
 
     async def judge(self, solution: Solution, ledger: Ledger | None = None) -> SolutionReward:
-        """Reward every step of one solution.
-
-        Raises:
-            EngineUnavailable: the model failed.
-        """
         steps = await self._reward(solution.problem, solution.steps, ledger) if solution.steps else []
         return solution_reward(solution, steps, self.threshold)
 
     async def judge_step(
         self, problem: str, steps: Sequence[str], step_index: int, ledger: Ledger | None = None
     ) -> StepReward:
-        """Reward the step `steps[step_index]`; what comes after it is not read."""
         return (await self._reward(problem, steps[: step_index + 1], ledger))[step_index]
 
     async def aclose(self) -> None:
@@ -214,10 +163,8 @@ class StepClassifier(ABC):
         def rewards_of(scores: Sequence[float | None], failure: str | None = None) -> list[StepReward]:
             if len(scores) != len(steps):
                 raise ValueError(f"it has {len(scores)} rewards for {len(steps)} steps")
-            return [
-                StepReward(step_index=index, reward=score, vote=None, failure=failure)
-                for index, score in enumerate(scores)
-            ]
+            found = enumerate(scores)
+            return [StepReward(step_index=index, reward=one, vote=None, failure=failure) for index, one in found]
 
         if (paid := paid_for(ledger, key, rewards_of)) is not None:
             return paid
@@ -244,18 +191,9 @@ class StepClassifier(ABC):
 
 
 class Classifier(StepClassifier):
-    """A discriminative PRM in this process. No code of a checkpoint is run.
+    """A discriminative PRM in this process, from a folder or hub id. No code of a checkpoint is run.
 
-    Args:
-        target: a folder or a hub id.
-        lines, decision: see the layouts.
-        dtype: of the backbone; "auto" is bfloat16 on a GPU and float32 on a CPU. The head is computed in float32.
-        device: "auto" takes a GPU where there is one; or a torch name such as "cuda:1".
-        device_map: spreads the backbone over several devices instead: accelerate's "auto", "balanced", ...
-        adapter: a LoRA adapter (folder or hub id), merged into the model.
-        max_batch_tokens: tokens, padding included, in one forward pass. A longer solution has a pass of its own.
-        num_threads: of torch on a CPU; torch's own choice by default.
-        options: see `ClassifierOptions`.
+    Its options are in docs/classifiers.md. The head is computed in float32, whatever the dtype.
 
     Raises:
         EngineError: an option has no sensible value.
@@ -283,8 +221,7 @@ class Classifier(StepClassifier):
         if self._threshold is None and Path(target).is_dir() and (settings := read_settings(target)) is not None:
             # Known before the model is loaded: callers plan with it.
             self._threshold = settings.threshold
-        self.max_batch_tokens = max_batch_tokens
-        self._adapter, self._device_map = adapter, device_map
+        self.max_batch_tokens, self._adapter, self._device_map = max_batch_tokens, adapter, device_map
         self._placement = (device, dtype, num_threads)
         self._worker: _Worker | None = None
 
@@ -322,12 +259,7 @@ class Classifier(StepClassifier):
                 )
             self.layout = make_layout(settings, tokenizer, self.spec, **self._layout_options)
             network = load_network(
-                self.target,
-                self.layout,
-                dtype=torch_dtype,
-                revision=revision,
-                device_map=self._device_map,
-                adapter=self._adapter,
+                self.target, self.layout, torch_dtype, revision, device_map=self._device_map, adapter=self._adapter
             )
         # Where accelerate put the backbone it stays.
         (network if self._device_map is None else network.score).to(device)
@@ -343,12 +275,8 @@ class Classifier(StepClassifier):
             "adapter": self._adapter,
             "adapter_revision": None if self._adapter is None else identity(self._adapter, None),
         }
-        return {
-            "revision": identity(self.target, revision),
-            "dtype": dtype,
-            "device": torch.device(device).type,
-            **{name: value for name, value in further.items() if value is not None},
-        }
+        described = {"revision": identity(self.target, revision), "dtype": dtype, "device": torch.device(device).type}
+        return described | {name: value for name, value in further.items() if value is not None}
 
     def _recognise(self, revision: str | None) -> LayoutName:
         """The layout of a released model: by the tensors of its head, or by its name where they do not tell it."""
@@ -378,8 +306,7 @@ class _Worker(ModelWorker[_Job]):
 
     def __init__(self, network: StepNetwork, max_batch_tokens: int) -> None:
         super().__init__("rprm-classifier", hint="lower max_batch_tokens")
-        self.network = network
-        self.max_batch_tokens = max_batch_tokens
+        self.network, self.max_batch_tokens = network, max_batch_tokens
         self.start()
 
     def work(self) -> None:
@@ -399,8 +326,7 @@ class _Worker(ModelWorker[_Job]):
             if batch and longest * (len(batch) + 1) > self.max_batch_tokens:
                 break
             batch.append(job)
-        taken = set(batch)
-        self.waiting = [job for job in self.waiting if job not in taken]
+        self.waiting = [job for job in self.waiting if job not in batch]
         return batch
 
     def _forward(self, batch: Sequence[_Job]) -> list[list[float]]:

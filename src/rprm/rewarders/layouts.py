@@ -41,36 +41,12 @@ class Rendered:
     positions: list[int]
 
 
-@dataclass(frozen=True)
-class LayoutKind:
-    """A layout, whatever the tokenizer.
-
-    Attributes:
-        write: writes problem and steps; its keyword-only parameters are the options.
-        head: what the score is read with.
-        begin: with the ids of a text's beginning, with the BOS token, or (where there is a chat template) with none.
-        needs: what the tokenizer must have.
-        signs: with the head "tokens", the two tokens whose rows of the output layer are read: correct, wrong.
-        one_pass: whether one sequence scores every step; otherwise it scores its last step alone.
-    """
-
-    write: Callable[..., None]
-    head: HeadKind
-    begin: Literal["text", "bos", "chat"] = "text"
-    needs: Sequence[str] = ()
-    signs: Sequence[str] = ()
-    one_pass: bool = True
-
-
-LAYOUTS: dict[LayoutName, LayoutKind] = {}
-
-
 class Layout:
     """A layout over one tokenizer.
 
     Args:
         name: one of `LAYOUTS`.
-        options: of the layout, by name; see the functions below.
+        options: of the layout: the keyword-only parameters of its function below.
 
     Raises:
         EngineError: the tokenizer does not fit the layout, or it has no such option.
@@ -78,17 +54,13 @@ class Layout:
 
     def __init__(self, name: LayoutName, tokenizer: Any, **options: Any) -> None:
         kind = LAYOUTS[name]
-        known = {
-            parameter.name: parameter.default
-            for parameter in inspect.signature(kind.write).parameters.values()
-            if parameter.kind is parameter.KEYWORD_ONLY
-        }
+        parameters = inspect.signature(kind.write).parameters.values()
+        known = {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
         if unknown := [option for option in options if option not in known]:
             raise EngineError(f"the {name} layout has no option {unknown[0]}; leave it out")
         if missing := [need for need in kind.needs if not getattr(tokenizer, need, None)]:
             raise EngineError(f"the tokenizer has no {missing[0].replace('_', ' ')}, which the {name} layout needs")
-        self.name, self.kind, self.tokenizer = name, kind, tokenizer
-        self._arguments = known | options
+        self.name, self.kind, self.tokenizer, self._arguments = name, kind, tokenizer, known | options
         #: Those that manifests name.
         self.options = {name: value for name, value in self._arguments.items() if name not in ("tag", "system")}
         self.head: HeadKind = "top-token" if self.options.get("decision") == "top1" else kind.head
@@ -99,8 +71,7 @@ class Layout:
         else:
             has_chat = kind.begin == "chat" and getattr(tokenizer, "chat_template", None)
             self.prefix = [] if has_chat else text_prefix(tokenizer)
-        self.token = lru_cache(self._token)
-        self.around_contents = lru_cache(maxsize=64)(self._around_contents)
+        self.token, self.around_contents = lru_cache(self._token), lru_cache(self._around_contents)
         self.sign_ids = [self.token(sign) for sign in kind.signs]
         # Finds out what does not fit.
         self.render("a", ["b", "c"])
@@ -120,7 +91,7 @@ class Layout:
     def newline_id(self) -> int:
         return encode_text(self.tokenizer, "\n", self.guarded)[-1]
 
-    @cached_property
+    @property
     def plus_ids(self) -> list[int]:
         """All tokens that begin with `+`."""
         texts = self.tokenizer.batch_decode([[id_] for id_ in range(len(self.tokenizer))])
@@ -161,10 +132,10 @@ class StepWriter(TokenWriter):
         self.ids += layout.prefix
         self.positions: list[int] = []
 
-    def score(self, id_: int | None = None, *, back: int = 0) -> None:
-        """The step is scored at the token `id_`, written now, or at the last so far, or that many before it."""
+    def score(self, *ids: int, back: int = 0) -> None:
+        """The step is scored at the last token: of these, or of those so far, or that many before it."""
         self.flush()
-        self.ids += [] if id_ is None else [id_]
+        self.ids += ids
         self.positions.append(len(self.ids) - 1 - back)
 
     def behind(self, spelling: str, id_: int, text: str) -> None:
@@ -182,11 +153,11 @@ class StepWriter(TokenWriter):
         before, between = f"{system}\n\n", "\n\n"
         if getattr(self.tokenizer, "chat_template", None):
             try:
-                start, after_system, between, _ = self.layout.around_contents("system", "user", "assistant")
-                before = f"{start}{system}{after_system}"
+                start, end, between, _ = self.layout.around_contents("system", "user", "assistant")
             except jinja2.TemplateError:
                 start, between, _ = self.layout.around_contents("user", "assistant")
-                before = f"{start}{system}\n\n"
+                end = "\n\n"
+            before = f"{start}{system}{end}"
         self.fixed(before)
         self.text(problem)
         self.fixed(between)
@@ -200,8 +171,7 @@ def _qwen(
 ) -> None:
     """Qwen2.5-Math-PRM-7B, -72B and Qwen2.5-Math-7B-PRM800K (their model cards).
 
-    A chat: system message, problem, and an answer of the steps with the tag after each. A model without a chat template
-    gets the system message and the problem with a blank line after each.
+    Serves any base model: one without a chat template gets system message and problem with a blank line after each.
     """
     tag_id = writer.layout.token(tag)
     writer.guarded[tag_id] = tag
@@ -225,10 +195,8 @@ def _math_shepherd(writer: StepWriter, problem: str, steps: Sequence[str]) -> No
 def _skywork(writer: StepWriter, problem: str, steps: Sequence[str], *, lines: bool = True) -> None:
     """Skywork-o1-Open-PRM-Qwen-2.5-1.5B and -7B (SkyworkAI/skywork-o1-prm-inference, `model_utils/io_utils.py`).
 
-    A line end after the problem and each step. The published code scores every line: a step has the score of its last.
-
-    Args:
-        lines: encode line by line, as published; otherwise a line end can be one token with what stands beside it.
+    The published code encodes and scores line by line: a step of several lines has the score of its last. Without
+    `lines` a line end can be one token with what stands beside it.
     """
     writer.text(f"{problem}\n")
     writer.flush()
@@ -245,13 +213,9 @@ def _rlhflow(
 ) -> None:  # fmt: skip
     """RLHFlow/Llama3.1-8B-PRM-Deepseek-Data and -Mistral-Data (RLHFlow/RLHF-Reward-Modeling, math-rm/prm_evaluate.py).
 
-    A chat: each step is a user message (the first has the problem before it) that the assistant answers with `+`, and
-    is scored at the token before the answer. ProcessBench's script, which is behind the published rows, differs in both
-    options (QwenLM/ProcessBench, code/run_eval_prm_rlhflow.py: blank-line, top1).
-
-    Args:
-        separator: between problem and first step.
-        decision: "softmax" over `+` and `-`; "top1": 1 where the likeliest of all tokens begins with `+`, else 0.
+    A step is a user message (the first has the problem before it), scored at the token before its answer, `+`. The
+    published rows are of ProcessBench's script (code/run_eval_prm_rlhflow.py): a blank line between problem and first
+    step, and the decision "top1": 1 where the likeliest of all tokens begins with `+`, else 0.
     """
     plus_id = writer.layout.sign_ids[0]
     fixed = writer.layout.around_contents(*["user", "assistant"] * len(steps))
@@ -273,11 +237,8 @@ def _trl(writer: StepWriter, problem: str, steps: Sequence[str], *, separator: S
     """Token classifiers as TRL's former PRMTrainer makes them (huggingface/trl 0.24, trl/trainer/prm_trainer.py),
     jinachris/PURE-PRM-7B among them (CJReinforce/PURE, openrlhf/.../experience_maker.py).
 
-    Problem, steps, and the separator after each step, each encoded by itself. The score is the second label at the last
-    token of each separator: PURE's P(second) - P(first) above 0 is above 0.5 here.
-
-    Args:
-        separator: a line end is TRL's default and PURE's; PRMBench's script for PURE writes a blank line.
+    Each piece is encoded by itself. PURE's P(second) - P(first) above 0 is above 0.5 here. A line end is TRL's default
+    and PURE's; PRMBench's script for PURE writes a blank line.
     """
     writer.text(problem)
     for step in steps:
@@ -288,10 +249,7 @@ def _trl(writer: StepWriter, problem: str, steps: Sequence[str], *, separator: S
 
 
 def _universal(writer: StepWriter, problem: str, steps: Sequence[str]) -> None:
-    """infly/Universal-PRM-7B (its model card).
-
-    A chat: a system message, the problem, and an answer of the steps so far. Scored at the EOS token.
-    """
+    """infly/Universal-PRM-7B (its model card): the steps so far, scored at the EOS token."""
     no_reference = "\n\n###\n\nThe reference answer is: There is no reference answer for this question."
     writer.chat("You are a helpful assistant.", problem + no_reference)
     writer.flush()
@@ -301,9 +259,7 @@ def _universal(writer: StepWriter, problem: str, steps: Sequence[str]) -> None:
 
 def _llemma(writer: StepWriter, problem: str, steps: Sequence[str]) -> None:
     r"""ScalableMath/llemma-7b-prm-prm800k-level-1to3-hf and its sisters (their model cards; ssmisya/PRMBench,
-    mr_eval/models/llemma7b_prm.py): `# Question\n\nPROBLEM\n\n# Solution\n\nSTEP\n\nSTEP\n\n`.
-
-    The score is the sigmoid of the mean of all output logits, at the first line end after each step.
+    mr_eval/models/llemma7b_prm.py): a step is scored at the first line end after it, by the mean of all output logits.
     """
     newline_id = writer.layout.newline_id
     for index, step in enumerate(steps):
@@ -340,8 +296,8 @@ def _reasoneval(writer: StepWriter, problem: str, steps: Sequence[str]) -> None:
 
 
 def _math_psa(writer: StepWriter, problem: str, steps: Sequence[str]) -> None:
-    r"""openreasoner/Math-psa, an adapter on Qwen2.5-Math-7B-Instruct (openreasoner/openr, prm/infer_fns.py and
-    prm/code/test_qwen.py): `PROBLEM Step 1: ... \n\n\n\n\n Step 2: ... \n\n\n\n\n`."""
+    """openreasoner/Math-psa, an adapter on Qwen2.5-Math-7B-Instruct (openreasoner/openr, prm/infer_fns.py and
+    prm/code/test_qwen.py)."""
     tag_id = writer.layout.token(" \n\n\n\n\n")
     writer.text(problem)
     for index, step in enumerate(steps):
@@ -355,14 +311,35 @@ def _numbered(step: str, index: int) -> str:
     return text if re.match(r"Step \d+:", text) else f"Step {index + 1}: {text}".rstrip()
 
 
-LAYOUTS |= {
-    "qwen": LayoutKind(_qwen, "two-way", "chat"),
-    "math-shepherd": LayoutKind(_math_shepherd, "tokens", signs="+-"),
-    "skywork": LayoutKind(_skywork, "value", "bos", needs=["bos_token"]),
-    "rlhflow": LayoutKind(_rlhflow, "tokens", "chat", needs=["chat_template"], signs="+-"),
-    "trl": LayoutKind(_trl, "labels", "bos"),
-    "universal": LayoutKind(_universal, "one-way", "chat", needs=["eos_token", "chat_template"], one_pass=False),
-    "llemma": LayoutKind(_llemma, "mean-logit"),
-    "reasoneval": LayoutKind(_reasoneval, "validity", needs=["bos_token"]),
-    "math-psa": LayoutKind(_math_psa, "tokens", signs=[" +", " -"]),
+@dataclass(frozen=True)
+class LayoutKind:
+    """A layout, whatever the tokenizer."""
+
+    write: Callable[..., None]
+    #: What the score is read with.
+    head: HeadKind
+    #: Begins with the ids of a text's beginning, with the BOS token, or (where there is a chat template) with none.
+    begin: Literal["text", "bos", "chat"]
+    #: Parts of the names of released models.
+    models: Sequence[str]
+    #: What the tokenizer must have.
+    needs: Sequence[str] = ()
+    #: With the head "tokens", those whose rows of the output layer are read: correct, wrong.
+    signs: Sequence[str] = ()
+    #: Whether one sequence scores every step; otherwise it scores its last step alone.
+    one_pass: bool = True
+
+
+LAYOUTS: dict[LayoutName, LayoutKind] = {
+    "qwen": LayoutKind(_qwen, "two-way", "chat", ["qwen2.5-math-prm", "qwen2.5-math-7b-prm800k"]),
+    "math-shepherd": LayoutKind(_math_shepherd, "tokens", "text", ["math-shepherd"], signs="+-"),
+    "skywork": LayoutKind(_skywork, "value", "bos", ["skywork-o1-open-prm"], ["bos_token"]),
+    "rlhflow": LayoutKind(_rlhflow, "tokens", "chat", ["rlhflow", "llama3.1-8b-prm"], ["chat_template"], "+-"),
+    "trl": LayoutKind(_trl, "labels", "bos", ["pure-prm"]),
+    "universal": LayoutKind(
+        _universal, "one-way", "chat", ["universal-prm"], ["eos_token", "chat_template"], "", False
+    ),
+    "llemma": LayoutKind(_llemma, "mean-logit", "text", ["llemma"]),
+    "reasoneval": LayoutKind(_reasoneval, "validity", "text", ["reasoneval"], ["bos_token"]),
+    "math-psa": LayoutKind(_math_psa, "tokens", "text", ["math-psa"], signs=[" +", " -"]),
 }

@@ -6,7 +6,6 @@ tensors by name: no code of a checkpoint is run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -83,14 +82,12 @@ class _AsTwo(nn.Module):
 class _TopToken(nn.Module):
     """All logits of an output layer as a decision: (-inf, 0) where the likeliest token is one of `plus_ids`."""
 
-    plus_ids: torch.Tensor
-
-    def __init__(self, plus_ids: Sequence[int]) -> None:
+    def __init__(self, plus_ids: list[int]) -> None:
         super().__init__()
-        self.register_buffer("plus_ids", torch.tensor(plus_ids))
+        self.plus_ids = plus_ids
 
     def forward(self, logits: torch.Tensor) -> torch.Tensor:
-        is_plus = torch.isin(logits.argmax(-1), self.plus_ids)
+        is_plus = torch.isin(logits.argmax(-1), torch.tensor(self.plus_ids, device=logits.device))
         decision = torch.stack([~is_plus, is_plus], dim=-1).float().log()
         # Scores that are no numbers decide nothing.
         return decision.where(logits.isfinite().all(-1, keepdim=True), torch.nan)
@@ -99,9 +96,9 @@ class _TopToken(nn.Module):
 def load_network(
     target: str,
     layout: Layout,
-    *,
     dtype: torch.dtype,
     revision: str | None = None,
+    *,
     device_map: str | None = None,
     adapter: str | None = None,
 ) -> StepNetwork:
@@ -120,15 +117,13 @@ def load_network(
     """
     from transformers import AutoModel, AutoModelForCausalLM
 
-    has_head = layout.head in HEAD_LAYERS
+    kind = AutoModel if layout.head in HEAD_LAYERS else AutoModelForCausalLM
     further = {} if device_map is None else {"device_map": device_map}
-    model = load_weights(
-        AutoModel if has_head else AutoModelForCausalLM, target, revision=revision, dtype=dtype, **further
-    )
+    model = load_weights(kind, target, revision=revision, dtype=dtype, **further)
     if adapter is not None:
         model = merge_adapter(model, adapter)
     config = model.config.get_text_config()
-    if has_head:
+    if layout.head in HEAD_LAYERS:
         return StepNetwork(model, _load_head(target, layout.head, revision, config.hidden_size))
     for name in _LOGIT_SETTINGS:
         if getattr(config, name, None) not in (None, 1, 1.0):
@@ -140,38 +135,31 @@ def _output_head(output_layer: Any, layout: Layout) -> nn.Module:
     """A head made of the output layer of a language model."""
     if output_layer.weight.device.type == "meta":
         raise EngineError("device_map leaves no room for the output layer, which this layout reads: it was offloaded")
-    weight, bias = (
-        None if tensor is None else tensor.detach().float()
-        for tensor in (output_layer.weight, getattr(output_layer, "bias", None))
-    )
-    assert weight is not None
+
+    def rows(tensor: torch.Tensor | None) -> torch.Tensor | None:
+        if tensor is None or layout.head == "top-token":
+            return tensor
+        return tensor.float().mean(0, keepdim=True) if layout.head == "mean-logit" else tensor[layout.sign_ids[::-1]]
+
+    layer = _linear(rows(output_layer.weight), rows(getattr(output_layer, "bias", None)))
     if layout.head == "top-token":
-        return nn.Sequential(_linear(weight, bias), _TopToken(layout.plus_ids))
-    if layout.head == "mean-logit":
-        return nn.Sequential(
-            _linear(weight.mean(0, keepdim=True), None if bias is None else bias.mean(0, keepdim=True)), _AsTwo()
-        )
-    plus_id, minus_id = layout.sign_ids
-    return _linear(weight[[minus_id, plus_id]], None if bias is None else bias[[minus_id, plus_id]])
+        return nn.Sequential(layer, _TopToken(layout.plus_ids))
+    return nn.Sequential(layer, _AsTwo()) if layout.head == "mean-logit" else layer
 
 
-def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
+def _linear(weight: Any, bias: torch.Tensor | None) -> nn.Linear:
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    layer.weight = nn.Parameter(weight.clone(), requires_grad=False)
-    if bias is not None:
-        layer.bias = nn.Parameter(bias.clone(), requires_grad=False)
-    return layer
+    tensors = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+    layer.load_state_dict({name: tensor.detach().float() for name, tensor in tensors.items()})
+    return layer.requires_grad_(False)
 
 
 def base_network(
     target: str, kind: HeadKind, *, dtype: torch.dtype, revision: str | None = None, attention: str | None = None
 ) -> StepNetwork:
-    """A network to train: any base model's backbone with a fresh head, or, of a classifier, with the head it has.
+    """A network to train: any base model's backbone with a fresh two-way head, or, of a classifier, with its own.
 
     Args:
-        target: a folder or a hub id.
-        kind: two-way.
-        dtype: of the backbone.
         attention: transformers' attention implementation; its own choice by default.
 
     Raises:
@@ -210,7 +198,7 @@ def _load_head(target: str, kind: HeadKind, revision: str | None, hidden_size: i
     for layer in layers:
         modules += [nn.ReLU()] if modules else []
         modules.append(_linear(tensors[f"{layer}.weight"], tensors.get(f"{layer}.bias")))
-    return nn.Sequential(*modules, *([_AsTwo()] if width != 2 else [])).requires_grad_(False)
+    return nn.Sequential(*modules, *([_AsTwo()] if width != 2 else []))
 
 
 def recognised_heads(target: str, *, revision: str | None = None) -> list[HeadKind]:

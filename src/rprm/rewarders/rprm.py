@@ -6,10 +6,9 @@ the engine batches across them. Sample j of a step depends on the prompt, the se
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, Literal
 
 from rprm.engines.base import WITHHELD, Completion, Engine, Sampling
@@ -27,14 +26,12 @@ from rprm.verdict import TwoAnswers, VerdictChoice, read_verdict
 _REFUSED = Analysis(text="", verdict=None, p_yes=None, p_yes_source=None, num_tokens=0, finish_reason="refused")
 
 
+@dataclass(eq=False)
 class Judge:
     """A reasoning-driven process reward model: an engine, a prompt template and a stopping rule.
 
     Args:
-        engine: the language model.
-        template: the critique prompt.
-        rule: number of analyses, threshold, early stopping.
-        sampling: temperature, top-p and length of an analysis; its seed is the seed of the whole run.
+        sampling: of an analysis; its seed is the seed of the whole run.
         first_error_exit: stop at the first step called wrong; benchmarks that score every step need it off.
         force_verdict: where an analysis ends without a verdict, write the marker after it (or the text given here) and
             read P(Yes) there, as the published evaluation does. Such analyses are marked `forced`.
@@ -45,27 +42,27 @@ class Judge:
         RprmError: several analyses at temperature 0.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        template: PromptTemplate,
-        rule: StoppingRule,
-        sampling: Sampling,
-        *,
-        first_error_exit: bool = True,
-        force_verdict: bool | str = False,
-        second_pass: bool = False,
-    ) -> None:
-        if sampling.temperature == 0.0 and rule.num_analyses > 1:
+    engine: Engine
+    template: PromptTemplate
+    rule: StoppingRule
+    sampling: Sampling
+    _: KW_ONLY
+    first_error_exit: bool = True
+    force_verdict: bool | str = False
+    second_pass: bool = False
+
+    def __post_init__(self) -> None:
+        if self.sampling.temperature == 0.0 and self.rule.num_analyses > 1:
             raise RprmError(
-                f"at temperature 0 all {rule.num_analyses} analyses of a step would be equal; "
+                f"at temperature 0 all {self.rule.num_analyses} analyses of a step would be equal; "
                 "ask for one analysis (-k 1), or raise the temperature"
             )
-        self.engine, self.template, self.rule, self.threshold = engine, template, rule, rule.threshold
-        self.sampling = replace(sampling, verdict=template.verdict, stop=(template.stop,) if template.stop else ())
-        self.first_error_exit = first_error_exit
-        self.force_verdict = force_verdict
-        self.second_pass = second_pass
+        stop = (self.template.stop,) if self.template.stop else ()
+        self.sampling = replace(self.sampling, verdict=self.template.verdict, stop=stop)
+
+    @property
+    def threshold(self) -> float:
+        return self.rule.threshold
 
     @property
     def concurrency(self) -> int:
@@ -73,9 +70,7 @@ class Judge:
 
     def in_full(self) -> Judge:
         """The same judge, by the full procedure; the two share the engine."""
-        full = copy.copy(self)
-        full.rule, full.first_error_exit = replace(self.rule, stopping="none"), False
-        return full
+        return replace(self, rule=replace(self.rule, stopping="none"), first_error_exit=False)
 
     async def start(self) -> dict[str, Any]:
         info = await self.engine.start(chat=self.template.chat)
@@ -104,11 +99,6 @@ class Judge:
         await self.engine.aclose()
 
     async def judge(self, solution: Solution, ledger: Ledger | None = None) -> SolutionReward:
-        """Reward the steps of one solution.
-
-        Raises:
-            EngineUnavailable: the engine stopped answering.
-        """
         judging = (
             self.judge_step(solution.problem, solution.steps, step_index, ledger)
             for step_index in range(len(solution.steps))
@@ -118,14 +108,13 @@ class Judge:
         steps: list[StepReward] = []
         for step in judging:
             steps.append(await step)
-            if self.is_wrong(steps[-1]):
+            if (reward := steps[-1].reward) is not None and reward < self.threshold:
                 break
         return solution_reward(solution, steps, self.threshold)
 
     async def judge_step(
         self, problem: str, steps: Sequence[str], step_index: int, ledger: Ledger | None = None
     ) -> StepReward:
-        """Reward the step `steps[step_index]`, given the problem and the steps before it."""
         analyses: list[Analysis] = []
         try:
             # Waves that are needed whatever they say: nothing is drawn in vain.
@@ -144,11 +133,10 @@ class Judge:
     async def analyse(
         self, problem: str, steps: Sequence[str], step_index: int, samples: range, ledger: Ledger | None = None
     ) -> list[Analysis]:
-        """Draw some of a step's analyses, by their sample numbers. One that is refused has no verdict.
+        """Draw some of a step's analyses, by their sample numbers; one that is refused has no verdict.
 
         Raises:
             RequestRefused: every one of them is refused (the prompt is too long).
-            EngineUnavailable: the engine stopped answering.
         """
         prompt = self.template.render(problem, steps, step_index)
 
@@ -165,7 +153,6 @@ class Judge:
         return [_REFUSED if isinstance(one, RequestRefused) else one for one in found]
 
     def reward(self, step_index: int, analyses: Sequence[Analysis]) -> StepReward:
-        """The reward that a step has from its analyses."""
         p_yes = [analysis.p_yes for analysis in analyses if analysis.p_yes is not None]
         votes = [float(analysis.verdict) for analysis in analyses if analysis.verdict is not None]
         return StepReward(
@@ -178,14 +165,8 @@ class Judge:
         )
 
     def unscored(self, step_index: int, failure: str) -> StepReward:
-        """A step that cannot be judged, and why."""
-        return StepReward(
-            step_index=step_index, reward=None, vote=None, failure=failure, num_requested=self.rule.num_analyses
-        )
-
-    def is_wrong(self, step: StepReward) -> bool:
-        """Whether the step is called wrong. A step without a reward is not: nothing is known of it."""
-        return step.reward is not None and step.reward < self.threshold
+        limit = self.rule.num_analyses
+        return StepReward(step_index=step_index, reward=None, vote=None, failure=failure, num_requested=limit)
 
     async def _analyse(self, prompt: Prompt, step_index: int, sample: int, ledger: Ledger | None) -> Analysis:
         async def write() -> Analysis:
