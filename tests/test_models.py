@@ -27,8 +27,8 @@ from rprm.models import MODELS, cache_folder, find_model, released_template, res
 from rprm.presets import judge_settings
 from rprm.prompts import PromptTemplate, import_template, load_template
 from rprm.rewarders import is_classifier
+from rprm.rewarders.classifier import ServedClassifier
 from rprm.rewarders.rprm import Judge
-from rprm.rewarders.served import ServedClassifier
 
 R_PRM = next(known for known in MODELS if known.alias == "r-prm-7b")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, Self, TypeVar
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from typing import Any, TypeVar
 
 from rprm.engines import Engine
 from rprm.errors import InputError
@@ -22,15 +23,12 @@ Solutions = Iterable[Solution | dict[str, Any]]
 OnResult = Callable[[SolutionReward], None] | None
 
 
-class RPRM:
+class RPRM(AbstractContextManager["RPRM"], AbstractAsyncContextManager["RPRM"]):
     """A process reward model: a reasoning judge, or a classifier.
 
-    It answers two questions. `score` gives *rewards*, by the paper's full procedure: every step, all K analyses; what
-    ranking, reinforcement learning and thresholds need. `first_errors` gives *first errors* for about a third of the
-    tokens: analyses end once the decision is certain, judging ends at the first step called wrong, and the prediction
-    is that of the full procedure.
-
-    Everything left None takes the paper's value (`rprm.presets.PAPER`), for "embedded" and "smollm2" that model's own.
+    `score` gives *rewards* by the paper's full procedure, for ranking, reinforcement learning and thresholds.
+    `first_errors` gives the same predictions for about a third of the tokens: analyses end once the decision is
+    certain, judging at the first step called wrong. None takes the paper's value (`rprm.presets.PAPER`) or the model's.
 
     Args:
         model: a known model's name ("r-prm-7b") or a spec: "vllm:MODEL", "transformers:MODEL", "openai:MODEL@URL",
@@ -47,12 +45,6 @@ class RPRM:
     Raises:
         RprmError: an option has no sensible value, or makes no sense for a classifier; the message names it.
         EngineError: unknown kind or option of the spec.
-
-    Example:
-        >>> with RPRM("scripted:") as prm:
-        ...     reward = prm.score([{"problem": "1 + 1 = ?", "steps": ["1 + 1 = 2."]}])[0]
-        >>> len(reward.steps)
-        1
     """
 
     def __init__(
@@ -92,23 +84,21 @@ class RPRM:
         return self._run(_judged(self._in_full, solutions, on_result))
 
     def first_errors(self, solutions: Solutions, *, on_result: OnResult = None) -> list[SolutionReward]:
-        """The first errors of solutions, in their order, with no more analyses than the predictions need.
+        """As `score`, with no more analyses than the predictions need: `SolutionReward.first_error`.
 
-        `SolutionReward.first_error` is the prediction. Rewards of steps that were settled early say so
-        (`StepReward.settled_early`), and steps after the first error are absent. Args and errors are those of `score`.
+        Rewards that were settled early say so (`StepReward.settled_early`); steps after the first error are absent.
         """
         return self._run(_judged(self.rewarder, solutions, on_result))
 
     async def score_async(self, solutions: Solutions) -> list[SolutionReward]:
-        """`score` in an event loop of the caller's; close with `aclose`, or use `async with`.
+        """`score` in the caller's event loop; close with `aclose`, or use `async with`.
 
-        An engine lives in the loop that it was first used in: use either the synchronous or the asynchronous methods of
-        one object.
+        An engine lives in the loop that it was first used in: do not mix with the synchronous methods.
         """
         return await _judged(self._in_full, solutions, None)
 
     async def first_errors_async(self, solutions: Solutions) -> list[SolutionReward]:
-        """`first_errors` in an event loop of the caller's, as for `score_async`."""
+        """`first_errors` in the caller's event loop, as for `score_async`."""
         return await _judged(self.rewarder, solutions, None)
 
     def close(self) -> None:
@@ -124,21 +114,14 @@ class RPRM:
         """Release the model after asynchronous use. Safe to call twice."""
         await self.rewarder.aclose()
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *error: object) -> None:
         self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
 
     async def __aexit__(self, *error: object) -> None:
         await self.aclose()
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        # A loop of its own, in a thread of its own: a notebook's loop is already running, and an engine must find the
-        # same loop at every call.
+        # A notebook's loop is already running, and an engine must find the same loop at every call.
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
             self._thread = threading.Thread(target=self._loop.run_forever, name="rprm-loop", daemon=True)

@@ -1,7 +1,6 @@
 """Released models that are known by name: where they are, what they need, and the prompt they were trained with.
 
-`resolve("r-prm-7b")` gives the spec of an alias on this machine; a known model under its hub id is recognised too. To
-add a model, add a row to the tables at the end, each fact with its source.
+To add a model, add a row to the tables at the end, each fact with its source.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ logger = logging.getLogger(__name__)
 
 #: What a spec of a model on a hub, or behind an endpoint that serves it, begins with.
 _ENGINES = ("vllm", "transformers", "openai")
-
 #: Share of a data set's rows that must render exactly: a few odd rows are no reason to refuse its model.
 _MIN_SHARE = 0.95
 
@@ -103,11 +101,11 @@ class ResolvedModel(NamedTuple):
 
 
 def resolve(spec: str) -> ResolvedModel:
-    """Replace the alias (or the bare hub id) of a known model by its spec on this machine; options after `?` stay.
+    """Replace the alias (or the bare hub id) of a known model by its spec on this machine; every other spec stays.
 
     An R-PRM takes vLLM where vLLM and a GPU are at hand, else transformers. Behind an engine (`vllm:r-prm-7b`) an alias
     is its hub id; behind an endpoint the name is the server's and stays. A local folder of a model's name is not the
-    known model: resolve the spec that a user gave, not the one that comes back. Every other spec comes back as it is.
+    known model: resolve the spec that a user gave, not the one that comes back.
 
     Raises:
         EngineError: a classifier is named as a language model, or the other way round.
@@ -140,13 +138,10 @@ def _local_engine() -> str:
 
 
 def template_for(spec: str, fallback: str | None = None) -> PromptTemplate:
-    """The template that a judge reads where none is given.
+    """The template that a judge reads where none is given, of the spec that the user gave.
 
     The one that the model's folder carries, else the one that a known model was released with, else the built-in
     `fallback` (None: the default); an unknown model, of a hub or behind an endpoint, is then told of once, in the log.
-
-    Args:
-        spec: of an engine, or an alias: as the user gave it, see `resolve`.
 
     Raises:
         PromptError: a known model's prompt is not at hand and cannot be fetched; the message says what to do.

@@ -21,8 +21,7 @@ _installed = cache(entry_points)
 def find_kinds(group: str, built_in: Mapping[str, str]) -> dict[str, EntryPoint]:
     """Everything of a group of entry points ("rprm.engines") by its name, not yet imported.
 
-    Args:
-        built_in: what this package has: name -> `module:object`.
+    What this package has itself is `built_in`: name -> `module:object`.
 
     Raises:
         EngineError: two have one name.
@@ -63,15 +62,14 @@ def options_of(make: Callable[..., Any]) -> dict[str, Any]:
             hints[name] = parameter.annotation
         elif parameter.kind is parameter.VAR_KEYWORD:
             for typed in get_args(parameter.annotation):
-                hints |= get_type_hints(typed)
+                hints |= get_type_hints(typed, include_extras=True)
     return hints
 
 
 def construct(make: Callable[..., Any], spec: str, options: Mapping[str, Any]) -> Any:
     """Call `make(target, spec=spec, **options)`, or `make(spec, **options)` where its first parameter is `spec`.
 
-    Args:
-        options: by name; they win over those in `spec`. Texts turn into what the annotations say.
+    Options win over those in `spec`; texts turn into what the annotations say.
 
     Raises:
         EngineError: an unknown option, a value that does not fit, or a target too few or too many.

@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rprm.errors import EngineError, EngineUnavailable
 from rprm.records import Solution, SolutionReward
-from rprm.rewarders import Classifier, load_rewarder
+from rprm.rewarders import load_rewarder
+from rprm.rewarders.classifier import Classifier
 
 PROBLEM = "What is 12 * 3 - 4?"
 STEPS = ("First, 12 * 3 = 36.", "Then 36 - 4 = 33.\nSo it is 33.", "The answer is 33.")
@@ -586,9 +587,9 @@ def test_specs() -> None:
         ("classifier:", "say which model"),
         ("classifier:a?colour=red", "unknown option 'colour'"),
         ("classifier:a?layout=gpt", "option layout='gpt'"),
-        ("classifier:a?threshold=2", "threshold is 2"),
-        ("classifier:a?max_batch_tokens=0", "must be at least 1"),
-        ("classifier:a?context_length=0", "must be at least 1"),
+        ("classifier:a?threshold=2", "option threshold='2'"),
+        ("classifier:a?max_batch_tokens=0", "option max_batch_tokens='0'"),
+        ("classifier:a?context_length=0", "option context_length='0'"),
     ):
         with pytest.raises(EngineError, match=message):
             load_rewarder(spec)

@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaT
 
 from rprm.errors import EngineError
 from rprm.records import Solution
-from rprm.rewarders import Classifier
+from rprm.rewarders.classifier import Classifier
 
 HIDDEN = 32
 SOLUTIONS = [

@@ -23,8 +23,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rprm.errors import EngineError, EngineUnavailable
 from rprm.records import Solution, SolutionReward
-from rprm.rewarders import Classifier, load_rewarder
+from rprm.rewarders import load_rewarder
 from rprm.rewarders.base import StepRewarder
+from rprm.rewarders.classifier import Classifier
 
 SOLUTIONS = [
     Solution(id="a", problem="What is 12 * 3 - 4?", steps=("12 * 3 = 36.", "36 - 4 = 33.\nOr 32.", "It is 32.")),

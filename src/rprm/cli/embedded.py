@@ -1,4 +1,4 @@
-"""What is said where the embedded model judges, so that nobody takes its rewards for more than they are."""
+"""Tells what the embedded model knows, so that nobody takes its rewards for more than they are."""
 
 from __future__ import annotations
 
@@ -11,11 +11,7 @@ _FIX = "name a model with --model, such as r-prm-7b on a GPU"
 
 
 class EmbeddedScope:
-    """Says what the embedded model knows, marks and counts the solutions outside of it; silent for any other model.
-
-    Args:
-        model: the spec of the model that judges; None where none does.
-    """
+    """Marks and counts the solutions outside of what the embedded model knows; silent for any other model's spec."""
 
     def __init__(self, model: str | None) -> None:
         self._is_embedded = model is not None and model.partition("?")[0] == "embedded"
@@ -25,7 +21,7 @@ class EmbeddedScope:
 
     def note(self, solution: Solution) -> str | None:
         """Count a judged solution; why its rewards mean nothing, None where it may be of the lab's world."""
-        from rprm.embedded.scope import outside_world
+        from rprm.embedded import outside_world
 
         self.num_solutions += 1
         if not self._is_embedded or (reason := outside_world(solution)) is None:

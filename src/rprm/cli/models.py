@@ -22,6 +22,10 @@ def models(
     """
     from json import dumps
 
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     from rprm.errors import RprmError
     from rprm.models import MODELS, find_model
 
@@ -33,10 +37,34 @@ def models(
         )
     if json:
         print(dumps([described(model) for model in MODELS] if known is None else described(known), ensure_ascii=False))
-    elif known is None:
-        _print_table()
-    else:
-        _print_model(known)
+        return
+    console = Console(highlight=False)
+    if known is None:
+        table = Table("alias", "hub id", "kind", "context", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+        table.columns[-1].justify = "right"
+        for model in MODELS:
+            context = "" if model.context_length is None else f"{model.context_length:,}"
+            table.add_row(model.alias, model.hub_id, model.kind, context)
+        console.print(table)
+        console.print("\nrprm models NAME tells what one needs; --model NAME uses it.", style="dim", markup=False)
+        return
+    facts = described(known) | {"commands": None}
+    for group in ("prompt", "sources"):
+        facts |= {f"{group}: {name}": value for name, value in (facts.pop(group) or {}).items()}
+    if facts.get("prompt: at_hand") is False:
+        facts["prompt: at_hand"] = "no: read from the hub at the first use"
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    for name, fact in facts.items():
+        if fact is not None:
+            table.add_row(name.replace("_gb", " (GB, bfloat16)").replace("_", " "), Text(str(fact)))
+    console.print(table, "")
+    for command, remark in _commands(known).items():
+        # On one line whatever the width, so that it can be copied.
+        if remark:
+            console.print(Text(f"# {remark}", style="dim"), soft_wrap=True)
+        console.print(Text(command), soft_wrap=True)
 
 
 def described(known: KnownModel) -> dict[str, Any]:
@@ -57,14 +85,8 @@ def described(known: KnownModel) -> dict[str, Any]:
         "threshold": known.threshold,
         "layout": known.layout,
         "prompt": prompt
-        and {
-            "source": prompt.source,
-            "system": prompt.system,
-            "ending": prompt.ending,
-            "marker": prompt.marker,
-            "file": str(prompt.cached),
-            "at_hand": prompt.cached.is_file(),
-        },
+        and {name: getattr(prompt, name) for name in ("source", "system", "ending", "marker")}
+        | {"file": str(prompt.cached), "at_hand": prompt.cached.is_file()},
         "sources": dict(known.sources),
         "commands": list(_commands(known)),
     }
@@ -92,45 +114,3 @@ def _commands(known: KnownModel) -> dict[str, str]:
             "with twice its context, as its authors serve it, where problems or solutions are long"
         )
     return lines
-
-
-def _print_table() -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from rprm.models import MODELS
-
-    table = Table("alias", "hub id", "kind", "context", box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    table.columns[-1].justify = "right"
-    for known in MODELS:
-        context = "" if known.context_length is None else f"{known.context_length:,}"
-        table.add_row(known.alias, known.hub_id, known.kind, context)
-    console = Console(highlight=False)
-    console.print(table)
-    console.print("\nrprm models NAME tells what one needs; --model NAME uses it.", style="dim", markup=False)
-
-
-def _print_model(known: KnownModel) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    facts = described(known) | {"commands": None}
-    for group in ("prompt", "sources"):
-        facts |= {f"{group}: {name}": value for name, value in (facts.pop(group) or {}).items()}
-    if facts.get("prompt: at_hand") is False:
-        facts["prompt: at_hand"] = "no: read from the hub at the first use"
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True, style="bold")
-    table.add_column(overflow="fold")
-    for name, fact in facts.items():
-        if fact is not None:
-            table.add_row(name.replace("_gb", " (GB, bfloat16)").replace("_", " "), Text(str(fact)))
-    console = Console(highlight=False)
-    console.print(table)
-    console.print()
-    for command, remark in _commands(known).items():
-        # On one line whatever the width, so that it can be copied.
-        if remark:
-            console.print(Text(f"# {remark}", style="dim"), soft_wrap=True)
-        console.print(Text(command), soft_wrap=True)

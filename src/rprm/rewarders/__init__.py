@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import EntryPoint
 from typing import Any, cast
 
 from rprm import engines
@@ -19,16 +20,13 @@ from rprm.plugins import construct, find_kinds, load_kind, options_of, split_spe
 from rprm.presets import Procedure, judge_settings
 from rprm.prompts import PromptTemplate, load_template
 from rprm.rewarders.base import StepRewarder
-from rprm.rewarders.classifier import Classifier
 from rprm.rewarders.rprm import Judge
-from rprm.rewarders.served import ServedClassifier
 from rprm.stopping import StoppingRule
 
-__all__ = ["Classifier", "Judge", "is_classifier", "load_judge", "load_rewarder"]
-
 GROUP = "rprm.rewarders"
-#: The kinds that are no engine under a judge.
+#: The kinds that are no engine under a judge; see `_kind_of`.
 KINDS = {"classifier": "rprm.rewarders.classifier:Classifier"}
+_SERVED = EntryPoint("classifier", "rprm.rewarders.classifier:ServedClassifier", GROUP)
 
 #: The default probability of `stopping="confident"`.
 DEFAULT_CONFIDENCE = 0.99
@@ -63,10 +61,10 @@ def load_rewarder(
         )
     spec, known = resolve(model)
     _, target, in_spec = split_spec(spec)
-    if make is not ServedClassifier:
-        refuse_missing(spec, target)
     facts: dict[str, Any] = {} if known is None else {"threshold": known.threshold}
-    if known is not None and make is ServedClassifier:
+    if "://" not in target:
+        refuse_missing(spec, target)
+    elif known is not None:
         # The name there is the server's, and may be the alias.
         facts |= {"layout": known.layout, "tokenizer": known.hub_id}
     return cast(StepRewarder, construct(make, spec, facts | in_spec | options))
@@ -85,8 +83,7 @@ def _kind_of(spec: str) -> Callable[..., Any] | None:
     kind, target, _ = split_spec(resolve(spec).spec)
     if kind not in kinds:
         return None
-    make = load_kind(kinds[kind])
-    return ServedClassifier if make is Classifier and "://" in target else make
+    return load_kind(_SERVED if kind in KINDS and "://" in target else kinds[kind])
 
 
 def load_judge(

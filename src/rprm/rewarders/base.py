@@ -9,13 +9,11 @@ from rprm.ledger import Ledger
 from rprm.records import Analysis, Solution, SolutionReward, StepReward
 from rprm.stopping import StoppingRule
 
-#: Settings that say how a rewarder decides whether a step is wrong: its full rewards do not depend on them.
-_OF_DECISIONS = ("threshold", "stopping", "confidence", "first_error_exit")
-
 
 def reward_settings(described: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a rewarder that its rewards in full depend on."""
-    return {name: value for name, value in described.items() if name not in _OF_DECISIONS}
+    """The settings of a rewarder that its rewards in full depend on: not those of its decisions."""
+    of_decisions = ("threshold", "stopping", "confidence", "first_error_exit")
+    return {name: value for name, value in described.items() if name not in of_decisions}
 
 
 def first_error(rewards: Sequence[float | None], threshold: float) -> int | None:
@@ -30,7 +28,7 @@ def first_error(rewards: Sequence[float | None], threshold: float) -> int | None
 
 
 def solution_reward(solution: Solution, steps: Sequence[StepReward], threshold: float) -> SolutionReward:
-    """The rewards of a solution's steps, or of some of them, and the first error that they tell."""
+    """The rewards of some of a solution's steps, and the first error that they tell."""
     index = first_error([step.reward for step in steps], threshold)
     return SolutionReward(
         id=solution.id,
@@ -87,7 +85,6 @@ class AnalysisSampler(StepRewarder, Protocol):
 
         Raises:
             RequestRefused: every one of them is refused.
-            EngineUnavailable: the engine stopped answering.
         """
         ...
 

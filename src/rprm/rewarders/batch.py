@@ -62,7 +62,7 @@ class Totals:
             self.num_prompt_tokens += sum(analysis.num_prompt_tokens or 0 for analysis in step.analyses)
 
     def as_dict(self) -> dict[str, int]:
-        return {name: value for name, value in asdict(self).items() if name not in ("max_tokens", "failure")}
+        return {name: value for name, value in asdict(self).items() if name.startswith("num_")}
 
 
 async def judge_source(
@@ -76,7 +76,7 @@ async def judge_source(
     last_step: bool = False,
     callbacks: Callbacks | None = None,
 ) -> Totals:
-    """Judge every solution of a source, in its order.
+    """Judge every solution of a source, in its order; the totals are over all sessions.
 
     Args:
         source: what identifies the source in the manifest; needed with `output`.
@@ -84,9 +84,6 @@ async def judge_source(
         settings: further settings that the results depend on.
         strict: stop at the first rejected row.
         last_step: reward the last step of each solution alone; the steps before it are only read.
-
-    Returns:
-        Totals over all sessions.
 
     Raises:
         RunError: the folder cannot be used; see `Run`.
@@ -102,8 +99,6 @@ async def judge_source(
 
     work = judge_last if last_step else rewarder.judge
     job = Job(name="judge", work=work, parse=SolutionReward.read_back, totals=totals, width=rewarder.concurrency)
-    await run_job(
-        job, rows, source=source, output=output,
-        settings={FORMAT: REWARD_FORMAT, **(settings or {}), **described}, strict=strict, callbacks=callbacks,
-    )  # fmt: skip
+    settings = {FORMAT: REWARD_FORMAT, **(settings or {}), **described}
+    await run_job(job, rows, source=source, output=output, settings=settings, strict=strict, callbacks=callbacks)
     return totals

@@ -1,4 +1,4 @@
-"""Discriminative PRMs: one forward pass rewards every step of a solution.
+"""Discriminative PRMs: one forward pass rewards every step of a solution, in this process or behind vLLM's `/pooling`.
 
 A reward does not depend on what runs beside it, up to the noise of batched arithmetic: padding is masked and positions
 are counted per row.
@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self, TypedDict, Unpack
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 
-from rprm.engines.base import check_least
+from rprm.engines.endpoint import Endpoint, Transient
 from rprm.engines.files import find_file, identity, read_object
 from rprm.engines.loading import load_tokenizer, plain_errors
+from rprm.engines.openai_route import context_length_of, served_models
 from rprm.engines.worker import Job, ModelWorker, placement
 from rprm.errors import EngineError, RequestRefused
 from rprm.ledger import Ledger, paid_for
@@ -31,6 +34,14 @@ if TYPE_CHECKING:
 
 #: Beside the weights of a classifier that this project trained.
 SETTINGS_FILE = "rprm_classifier.json"
+#: Layouts whose models vLLM serves: Qwen2ForProcessRewardModel and Qwen2ForTokenClassification. Of a model that rewards
+#: with its output layer, `/pooling` gives hidden states (0.32).
+_SERVED: tuple[LayoutName, ...] = ("qwen", "trl")
+#: Bytes of an answer: a row takes about 50, and a context at most some 100,000 tokens.
+_ANSWER_BYTES, _MODELS_BYTES = 1 << 25, 1 << 20
+_TARGET = re.compile(r"(?P<model>.+?)@(?P<url>https?://[^/?#@\s]+(?:/[^?#@\s]*)?)")
+#: A step whose reward is below it is called wrong.
+Threshold = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
 @dataclass(frozen=True)
@@ -41,8 +52,8 @@ class ClassifierSettings:
     #: Of the qwen layout, as is the system message.
     step_tag: Annotated[str, Field(min_length=1)] = QWEN_TAG
     system: str = QWEN_SYSTEM
-    #: Chosen on validation data; a step whose reward is below it is called wrong.
-    threshold: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    #: Chosen on validation data.
+    threshold: Threshold = 0.5
 
     def to_json(self, **further: Any) -> str:
         return json.dumps({**asdict(self), **further}, indent=2, ensure_ascii=False) + "\n"
@@ -83,31 +94,26 @@ class ClassifierOptions(TypedDict, total=False):
     """Options of every classifier; see docs/classifiers.md."""
 
     layout: LayoutName | None
+    lines: bool | None
+    separator: Separator | None
+    decision: Decision | None
     tokenizer: str | None
     revision: str | None
-    separator: Separator | None
-    threshold: float | None
-    context_length: int | None
-    concurrency: int
+    threshold: Threshold | None
+    context_length: PositiveInt | None
+    concurrency: PositiveInt
 
 
 class StepClassifier(ABC):
-    """A discriminative PRM, wherever its network runs. `layout` is there once it is started.
-
-    Raises:
-        EngineError: an option has no sensible value.
-    """
+    """A discriminative PRM, wherever its network runs. `layout` is there once it is started."""
 
     layout: Layout
 
-    def __init__(self, target: str, spec: str, options: ClassifierOptions, **layout_options: Any) -> None:
+    def __init__(self, target: str, spec: str, options: ClassifierOptions) -> None:
         self.target, self.spec, self.options, self.concurrency = target, spec, options, options.get("concurrency", 64)
         self._threshold, self._context_length = options.get("threshold"), options.get("context_length")
-        check_least(spec, concurrency=self.concurrency, context_length=self._context_length)
-        if self._threshold is not None and not 0.0 < self._threshold < 1.0:
-            raise EngineError(f"{spec}: threshold is {self._threshold}; give a number between 0 and 1")
-        layout_options["separator"] = options.get("separator")
-        self._layout_options = {name: value for name, value in layout_options.items() if value is not None}
+        of_layout = {name: options.get(name) for name in ("lines", "separator", "decision")}
+        self._layout_options = {name: value for name, value in of_layout.items() if value is not None}
         self._described: dict[str, Any] | None = None
         self._starting = asyncio.Lock()
 
@@ -120,10 +126,6 @@ class StepClassifier(ABC):
         return self
 
     async def start(self) -> dict[str, Any]:
-        """
-        Raises:
-            EngineError: the model or its tokenizer cannot be loaded, or its layout is not recognised.
-        """
         async with self._starting:
             if self._described is None:
                 engine = await self._open()
@@ -168,35 +170,30 @@ class StepClassifier(ABC):
 
         if (paid := paid_for(ledger, key, rewards_of)) is not None:
             return paid
+        if self._described is None:
+            raise EngineError(f"{self.spec}: the classifier is not started")
         try:
-            scores = await self._compute(problem, steps)
+            ends = [len(steps)] if self.layout.kind.one_pass else range(1, len(steps) + 1)
+            sequences = [self.layout.render(problem, steps[:end]) for end in ends]
+            longest, limit = max(len(one.ids) for one in sequences), self._context_length
+            if limit is not None and longest > limit:
+                raise RequestRefused(
+                    f"the solution has {longest} tokens with its problem; the context length is {limit}"
+                )
+            scores = [score for scored in await asyncio.gather(*map(self._score, sequences)) for score in scored]
+            if any(map(math.isnan, scores)):
+                raise RequestRefused("the model's scores are no numbers (NaN); load it with dtype=float32")
         except RequestRefused as error:
             return rewards_of([None] * len(steps), str(error))
         if ledger is not None:
             ledger.put(key, scores)
         return rewards_of(scores)
 
-    async def _compute(self, problem: str, steps: Sequence[str]) -> list[float]:
-        if self._described is None:
-            raise EngineError(f"{self.spec}: the classifier is not started")
-        ends = [len(steps)] if self.layout.kind.one_pass else range(1, len(steps) + 1)
-        sequences = [self.layout.render(problem, steps[:end]) for end in ends]
-        longest, limit = max(len(sequence.ids) for sequence in sequences), self._context_length
-        if limit is not None and longest > limit:
-            raise RequestRefused(f"the solution has {longest} tokens with its problem; the context length is {limit}")
-        rewards = [reward for scored in await asyncio.gather(*map(self._score, sequences)) for reward in scored]
-        if any(reward != reward for reward in rewards):
-            raise RequestRefused("the model's scores are no numbers (NaN); load it with dtype=float32")
-        return rewards
-
 
 class Classifier(StepClassifier):
     """A discriminative PRM in this process, from a folder or hub id. No code of a checkpoint is run.
 
     Its options are in docs/classifiers.md. The head is computed in float32, whatever the dtype.
-
-    Raises:
-        EngineError: an option has no sensible value.
     """
 
     def __init__(
@@ -204,18 +201,15 @@ class Classifier(StepClassifier):
         target: str,
         *,
         spec: str = "",
-        lines: bool | None = None,
-        decision: Decision | None = None,
         dtype: str = "auto",
         device: str = "auto",
         device_map: str | None = None,
         adapter: str | None = None,
-        max_batch_tokens: int = 16384,
+        max_batch_tokens: PositiveInt = 16384,
         num_threads: int | None = None,
         **options: Unpack[ClassifierOptions],
     ) -> None:
-        super().__init__(target, spec or f"classifier:{target}", options, lines=lines, decision=decision)
-        check_least(self.spec, max_batch_tokens=max_batch_tokens)
+        super().__init__(target, spec or f"classifier:{target}", options)
         if device_map is not None and device != "auto":
             raise EngineError(f"{self.spec}: give either device or device_map")
         if self._threshold is None and Path(target).is_dir() and (settings := read_settings(target)) is not None:
@@ -269,14 +263,16 @@ class Classifier(StepClassifier):
         longest = getattr(network.backbone.config.get_text_config(), "max_position_embeddings", None)
         self._context_length = self._context_length or longest or 4096
         self._worker = _Worker(network, self.max_batch_tokens)
-        further = {
+        described = {
+            "revision": identity(self.target, revision),
+            "dtype": dtype,
+            "device": torch.device(device).type,
             "tokenizer": elsewhere,
             "device_map": self._device_map,
             "adapter": self._adapter,
             "adapter_revision": None if self._adapter is None else identity(self._adapter, None),
         }
-        described = {"revision": identity(self.target, revision), "dtype": dtype, "device": torch.device(device).type}
-        return described | {name: value for name, value in further.items() if value is not None}
+        return {name: value for name, value in described.items() if value is not None or name == "revision"}
 
     def _recognise(self, revision: str | None) -> LayoutName:
         """The layout of a released model: by the tensors of its head, or by its name where they do not tell it."""
@@ -332,15 +328,15 @@ class _Worker(ModelWorker[_Job]):
     def _forward(self, batch: Sequence[_Job]) -> list[list[float]]:
         """Rewards of each job: one pass over rows padded on the right."""
         import torch
+        from torch.nn.utils.rnn import pad_sequence
 
         rendered = [job.rendered for job in batch]
-        shape = len(batch), max(len(one.ids) for one in rendered)
-        input_ids = torch.zeros(shape, dtype=torch.long)
-        attention_mask = torch.zeros(shape, dtype=torch.long)
-        wanted = torch.zeros(shape, dtype=torch.bool)
+        input_ids = pad_sequence([torch.tensor(one.ids) for one in rendered], batch_first=True)
+        attention_mask = pad_sequence(
+            [torch.ones(len(one.ids), dtype=torch.long) for one in rendered], batch_first=True
+        )
+        wanted = torch.zeros_like(input_ids, dtype=torch.bool)
         for row, one in enumerate(rendered):
-            input_ids[row, : len(one.ids)] = torch.tensor(one.ids)
-            attention_mask[row, : len(one.ids)] = 1
             wanted[row, one.positions] = True
         device = self.network.backbone.device
         if device.type == "meta":
@@ -349,3 +345,92 @@ class _Worker(ModelWorker[_Job]):
         logits = self.network(input_ids.to(device), attention_mask.to(device), wanted.to(device))  # [steps, 2]
         rewards = iter(logits.double().softmax(-1)[:, 1].tolist())
         return [[next(rewards) for _ in one.positions] for one in rendered]
+
+
+class ServedClassifier(StepClassifier):
+    """A discriminative PRM behind vLLM's `/pooling`: `MODEL@URL`, the server's name for the model, and its root.
+
+    Rows of two probabilities come back, wrong and correct, for each token (a token classifier) or each step tag (vLLM's
+    step pooler: Qwen2.5-Math-PRM). The model's name tells the layout and is the tokenizer's hub id by default.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        spec: str = "",
+        timeout: float = 600.0,
+        max_retries: int = 6,
+        key_env: str = "OPENAI_API_KEY",
+        send_key_over_http: bool = False,
+        **options: Unpack[ClassifierOptions],
+    ) -> None:
+        spec = spec or f"classifier:{target}"
+        if (match := _TARGET.fullmatch(target)) is None:
+            raise EngineError(f"{spec}: write MODEL@URL, as in Qwen/Qwen2.5-Math-PRM-7B@http://localhost:8000")
+        super().__init__(match["model"], spec, {"concurrency": 32, **options})
+        found = options.get("layout") or layout_by_name(self.target)
+        if found not in _SERVED:
+            problem = "the layout is not recognised" if found is None else f"no server of {found} models is known"
+            raise EngineError(f"{spec}: {problem}; vLLM serves layout={', '.join(_SERVED)}")
+        self._settings = ClassifierSettings(found)
+        self._tokenizer = options.get("tokenizer") or self.target
+        self._slots = asyncio.Semaphore(self.concurrency)
+        self.endpoint = Endpoint(
+            re.sub(r"(/v1)?/*$", "", match["url"]), self.target,
+            timeout=timeout, max_retries=max_retries, key_env=key_env, send_key_over_http=send_key_over_http,
+        )  # fmt: skip
+
+    async def aclose(self) -> None:
+        await self.endpoint.aclose()
+        await super().aclose()
+
+    async def _open(self) -> dict[str, Any]:
+        revision = self.options.get("revision")
+        with plain_errors(self.spec, "it, and name it with tokenizer=", what="the tokenizer of the served model"):
+            tokenizer = await asyncio.to_thread(load_tokenizer, self._tokenizer, revision)
+        self.layout = make_layout(self._settings, tokenizer, self.spec, **self._layout_options)
+        self.endpoint.open()
+        if self._context_length is None:
+            # What vLLM says of it (`max_model_len`).
+            served = served_models(await self.endpoint.ask("/v1/models", _MODELS_BYTES) or {})
+            self._context_length = context_length_of(served.get(self.target, {}))
+        return {
+            "url": self.endpoint.url,
+            "tokenizer": self._tokenizer,
+            "tokenizer_revision": await asyncio.to_thread(identity, self._tokenizer, revision),
+        }
+
+    async def _score(self, rendered: Rendered) -> list[float]:
+        body = {"model": self.target, "input": rendered.ids, "encoding_format": "float", "task": "token_classify"}
+        async with self._slots:
+            rows = await self.endpoint.post("/pooling", body, _rows, _ANSWER_BYTES)
+        if len(rows) == len(rendered.ids):
+            return [rows[place] for place in rendered.positions]
+        tag_id = rendered.ids[-1]
+        num_tags = rendered.ids.count(tag_id)
+        if self.layout.name == "qwen" and len(rows) == len(rendered.positions) == num_tags:
+            return rows
+        raise EngineError(
+            f"{self.spec}: the server answered {len(rows)} rows for {len(rendered.ids)} tokens and {num_tags} step "
+            f"tags; serve the model with `--runner pooling`, or with `step_tag_id` {tag_id} if it has another "
+            "(docs/classifiers.md)"
+        )
+
+
+def _rows(answer: dict[str, Any]) -> list[float]:
+    """P(correct) of each row of an answer."""
+    try:
+        (item,) = answer["data"]
+        rows = [[float(value) for value in row] for row in item["data"]]
+    except (KeyError, TypeError, ValueError):
+        raise Transient("no answer of /pooling: `data` is not one list of rows of numbers") from None
+    if any(not math.isfinite(value) for row in rows for value in row):
+        raise RequestRefused("the model's scores are no numbers (NaN)")
+    # Sums of probabilities in bfloat16 are off by less than a hundredth.
+    if any(len(row) != 2 or min(row) < 0.0 or abs(sum(row) - 1.0) > 0.02 for row in rows):
+        raise EngineError(
+            "the server's rows are not the probabilities of two classes: serve a model with two labels, and leave its "
+            "activation on"
+        )
+    return [row[1] / sum(row) for row in rows]

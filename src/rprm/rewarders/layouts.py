@@ -80,8 +80,7 @@ class Layout:
         """Lay out a solution of at least one step.
 
         Raises:
-            RequestRefused: a text holds a special token that the tokenizer cannot spell in others, or a step is empty
-                where the layout scores a step at its own last token.
+            RequestRefused: a text cannot be laid out: it holds a token that cannot be spelled, or a step has none.
         """
         writer = StepWriter(self)
         self.kind.write(writer, problem, steps, **self._arguments)
@@ -103,10 +102,7 @@ class Layout:
         if text.strip():
             ids = [id_ for id_ in ids if self.tokenizer.decode([id_]).strip()]
         if len(ids) != 1:
-            raise EngineError(
-                f"{text!r} is {len(ids)} tokens in this tokenizer, and the layout needs one; is it the layout that the "
-                "model was trained with?"
-            )
+            raise EngineError(f"{text!r} is {len(ids)} tokens in this tokenizer, not one: is it the model's layout?")
         return ids[0]
 
     def _around_contents(self, *roles: str) -> list[str]:
@@ -169,10 +165,7 @@ class StepWriter(TokenWriter):
 def _qwen(
     writer: StepWriter, problem: str, steps: Sequence[str], *, tag: str = QWEN_TAG, system: str = QWEN_SYSTEM
 ) -> None:
-    """Qwen2.5-Math-PRM-7B, -72B and Qwen2.5-Math-7B-PRM800K (their model cards).
-
-    Serves any base model: one without a chat template gets system message and problem with a blank line after each.
-    """
+    """Qwen2.5-Math-PRM-7B, -72B, Qwen2.5-Math-7B-PRM800K (their model cards), and whatever is trained here."""
     tag_id = writer.layout.token(tag)
     writer.guarded[tag_id] = tag
     writer.chat(system, problem)
@@ -193,10 +186,9 @@ def _math_shepherd(writer: StepWriter, problem: str, steps: Sequence[str]) -> No
 
 
 def _skywork(writer: StepWriter, problem: str, steps: Sequence[str], *, lines: bool = True) -> None:
-    """Skywork-o1-Open-PRM-Qwen-2.5-1.5B and -7B (SkyworkAI/skywork-o1-prm-inference, `model_utils/io_utils.py`).
+    """Skywork-o1-Open-PRM-Qwen-2.5-1.5B, -7B (SkyworkAI/skywork-o1-prm-inference, model_utils/io_utils.py).
 
-    The published code encodes and scores line by line: a step of several lines has the score of its last. Without
-    `lines` a line end can be one token with what stands beside it.
+    The published code encodes and scores line by line: a step of several lines has the score of its last.
     """
     writer.text(f"{problem}\n")
     writer.flush()
@@ -211,11 +203,10 @@ def _rlhflow(
     writer: StepWriter, problem: str, steps: Sequence[str], *,
     separator: Separator = "space", decision: Decision = "softmax",
 ) -> None:  # fmt: skip
-    """RLHFlow/Llama3.1-8B-PRM-Deepseek-Data and -Mistral-Data (RLHFlow/RLHF-Reward-Modeling, math-rm/prm_evaluate.py).
+    """RLHFlow/Llama3.1-8B-PRM-Deepseek-Data, -Mistral-Data (RLHFlow/RLHF-Reward-Modeling, math-rm/prm_evaluate.py).
 
-    A step is a user message (the first has the problem before it), scored at the token before its answer, `+`. The
-    published rows are of ProcessBench's script (code/run_eval_prm_rlhflow.py): a blank line between problem and first
-    step, and the decision "top1": 1 where the likeliest of all tokens begins with `+`, else 0.
+    ProcessBench's script (code/run_eval_prm_rlhflow.py) writes a blank line between problem and first step, and decides
+    "top1": 1 where the likeliest of all tokens begins with `+`, else 0.
     """
     plus_id = writer.layout.sign_ids[0]
     fixed = writer.layout.around_contents(*["user", "assistant"] * len(steps))
@@ -234,12 +225,8 @@ def _rlhflow(
 
 
 def _trl(writer: StepWriter, problem: str, steps: Sequence[str], *, separator: Separator = "line") -> None:
-    """Token classifiers as TRL's former PRMTrainer makes them (huggingface/trl 0.24, trl/trainer/prm_trainer.py),
-    jinachris/PURE-PRM-7B among them (CJReinforce/PURE, openrlhf/.../experience_maker.py).
-
-    Each piece is encoded by itself. PURE's P(second) - P(first) above 0 is above 0.5 here. A line end is TRL's default
-    and PURE's; PRMBench's script for PURE writes a blank line.
-    """
+    """Token classifiers of TRL's former PRMTrainer (huggingface/trl 0.24, trl/trainer/prm_trainer.py), as
+    jinachris/PURE-PRM-7B (CJReinforce/PURE, openrlhf/.../experience_maker.py). Each piece is encoded by itself."""
     writer.text(problem)
     for step in steps:
         for text in (step, SEPARATORS[separator]):
@@ -258,9 +245,7 @@ def _universal(writer: StepWriter, problem: str, steps: Sequence[str]) -> None:
 
 
 def _llemma(writer: StepWriter, problem: str, steps: Sequence[str]) -> None:
-    r"""ScalableMath/llemma-7b-prm-prm800k-level-1to3-hf and its sisters (their model cards; ssmisya/PRMBench,
-    mr_eval/models/llemma7b_prm.py): a step is scored at the first line end after it, by the mean of all output logits.
-    """
+    """ScalableMath/llemma-7b-prm-* (their model cards; ssmisya/PRMBench, mr_eval/models/llemma7b_prm.py)."""
     newline_id = writer.layout.newline_id
     for index, step in enumerate(steps):
         if index == 0:
@@ -272,11 +257,7 @@ def _llemma(writer: StepWriter, problem: str, steps: Sequence[str]) -> None:
 
 
 def _reasoneval(writer: StepWriter, problem: str, steps: Sequence[str]) -> None:
-    """GAIR/ReasonEval-7B and -34B (GAIR-NLP/ReasonEval, codes/examples.py).
-
-    Nothing stands between the steps, each encoded as behind a special token. The score is P(neutral) + P(positive) at
-    the last token of each; where the pad token is the BOS token, as in the 7B model, the code reads it one earlier.
-    """
+    """GAIR/ReasonEval-7B, -34B (GAIR-NLP/ReasonEval, codes/examples.py): each step as behind a special token."""
     tokenizer = writer.tokenizer
     # The authors cut at the pad token and take it out afterwards. Some tokenizers write the space that begins a text
     # behind a special token too, others do not.
@@ -292,12 +273,12 @@ def _reasoneval(writer: StepWriter, problem: str, steps: Sequence[str]) -> None:
             writer.behind("\n", writer.layout.newline_id, step)
         if len(writer.ids) == start:
             raise RequestRefused(f"step {index + 1} is empty; the reasoneval layout scores a step at its own tokens")
+        # Where the pad token is the BOS token, as in the 7B model, the code reads one token earlier.
         writer.score(back=int(tokenizer.pad_token_id == tokenizer.bos_token_id))
 
 
 def _math_psa(writer: StepWriter, problem: str, steps: Sequence[str]) -> None:
-    """openreasoner/Math-psa, an adapter on Qwen2.5-Math-7B-Instruct (openreasoner/openr, prm/infer_fns.py and
-    prm/code/test_qwen.py)."""
+    """openreasoner/Math-psa, an adapter (openreasoner/openr, prm/infer_fns.py and prm/code/test_qwen.py)."""
     tag_id = writer.layout.token(" \n\n\n\n\n")
     writer.text(problem)
     for index, step in enumerate(steps):
@@ -316,13 +297,11 @@ class LayoutKind:
     """A layout, whatever the tokenizer."""
 
     write: Callable[..., None]
-    #: What the score is read with.
     head: HeadKind
     #: Begins with the ids of a text's beginning, with the BOS token, or (where there is a chat template) with none.
     begin: Literal["text", "bos", "chat"]
-    #: Parts of the names of released models.
+    #: Parts of the names of released models, and what the tokenizer must have.
     models: Sequence[str]
-    #: What the tokenizer must have.
     needs: Sequence[str] = ()
     #: With the head "tokens", those whose rows of the output layer are read: correct, wrong.
     signs: Sequence[str] = ()

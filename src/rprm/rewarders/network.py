@@ -16,28 +16,21 @@ from rprm.engines.loading import load_weights, merge_adapter, read_tensors, stor
 from rprm.errors import EngineError
 from rprm.rewarders.layouts import HeadKind, Layout
 
-#: Heads with tensors of their own: the published names of their linear layers (a ReLU between two), and the width of
-#: the last: 1 a value, 2 wrong and correct, 3 negative, neutral and positive.
-HEAD_LAYERS: dict[HeadKind, tuple[tuple[str, ...], int]] = {
-    "two-way": (("score.0", "score.2"), 2),
-    "one-way": (("score.0", "score.2"), 1),
-    "value": (("v_head.summary",), 1),
-    "labels": (("score",), 2),
-    "validity": (("score_head",), 3),
+#: Heads with tensors of their own: the published names of their linear layers (a ReLU between two), whether these must
+#: have a bias, and the width of the last: 1 a value, 2 wrong and correct, 3 negative, neutral and positive.
+HEAD_LAYERS: dict[HeadKind, tuple[tuple[str, ...], bool, int]] = {
+    "two-way": (("score.0", "score.2"), True, 2),
+    "one-way": (("score.0", "score.2"), True, 1),
+    "value": (("v_head.summary",), True, 1),
+    "labels": (("score",), False, 2),
+    "validity": (("score_head",), False, 3),
 }
-#: Heads whose layers can do without a bias.
-_BIAS_OPTIONAL: tuple[HeadKind, ...] = ("labels", "validity")
 #: What scales or bends the logits of an output layer in some model families.
 _LOGIT_SETTINGS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 
 class StepNetwork(nn.Module):
-    """Backbone and head.
-
-    Args:
-        backbone: a transformers model that gives last hidden states (no output layer).
-        score: from hidden states [n, hidden] to logits [n, 2]; computed in float32 whatever the backbone's dtype.
-    """
+    """A backbone without output layer, and a head from hidden states [n, hidden] to logits [n, 2], in float32."""
 
     def __init__(self, backbone: Any, score: nn.Module) -> None:
         super().__init__()
@@ -47,12 +40,9 @@ class StepNetwork(nn.Module):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, wanted: torch.Tensor, **_: Any
     ) -> torch.Tensor:
-        """Logits [n, 2] (wrong, correct) at the n wanted positions, row by row.
+        """Logits [n, 2] (wrong, correct) at the n wanted positions, row by row; all arguments are [rows, tokens].
 
-        Args:
-            input_ids: [rows, tokens], padded on either side.
-            attention_mask: [rows, tokens], 0 on padding.
-            wanted: [rows, tokens], True where a step is scored.
+        Rows may be padded on either side; `wanted` is True where a step is scored.
         """
         hidden = self.backbone(
             input_ids=input_ids,
@@ -102,11 +92,9 @@ def load_network(
     device_map: str | None = None,
     adapter: str | None = None,
 ) -> StepNetwork:
-    """Load backbone and head of a released or trained classifier.
+    """Load backbone and head of a released or trained classifier, a folder or hub id.
 
     Args:
-        target: a folder or a hub id.
-        layout: says which head to look for.
         dtype: of the backbone.
         device_map: of accelerate; on the CPU by default.
         adapter: a LoRA adapter (folder or hub id), merged into the model before the head is read.
@@ -117,13 +105,13 @@ def load_network(
     """
     from transformers import AutoModel, AutoModelForCausalLM
 
-    kind = AutoModel if layout.head in HEAD_LAYERS else AutoModelForCausalLM
-    further = {} if device_map is None else {"device_map": device_map}
-    model = load_weights(kind, target, revision=revision, dtype=dtype, **further)
+    has_head = layout.head in HEAD_LAYERS
+    auto, further = AutoModel if has_head else AutoModelForCausalLM, {"device_map": device_map} if device_map else {}
+    model = load_weights(auto, target, revision=revision, dtype=dtype, **further)
     if adapter is not None:
         model = merge_adapter(model, adapter)
     config = model.config.get_text_config()
-    if layout.head in HEAD_LAYERS:
+    if has_head:
         return StepNetwork(model, _load_head(target, layout.head, revision, config.hidden_size))
     for name in _LOGIT_SETTINGS:
         if getattr(config, name, None) not in (None, 1, 1.0):
@@ -132,7 +120,6 @@ def load_network(
 
 
 def _output_head(output_layer: Any, layout: Layout) -> nn.Module:
-    """A head made of the output layer of a language model."""
     if output_layer.weight.device.type == "meta":
         raise EngineError("device_map leaves no room for the output layer, which this layout reads: it was offloaded")
 
@@ -159,9 +146,6 @@ def base_network(
 ) -> StepNetwork:
     """A network to train: any base model's backbone with a fresh two-way head, or, of a classifier, with its own.
 
-    Args:
-        attention: transformers' attention implementation; its own choice by default.
-
     Raises:
         EngineError: the backbone is not what its configuration says.
     """
@@ -178,13 +162,13 @@ def base_network(
 
 
 def _load_head(target: str, kind: HeadKind, revision: str | None, hidden_size: int) -> nn.Module:
-    layers, width = HEAD_LAYERS[kind]
+    layers, has_bias, width = HEAD_LAYERS[kind]
     stored = stored_tensors(target, revision)
     expected: dict[str, list[int]] = {}
     for layer in layers:
         rows = width if layer == layers[-1] else hidden_size
         expected[f"{layer}.weight"] = [rows, hidden_size]
-        if kind not in _BIAS_OPTIONAL or f"{layer}.bias" in stored:
+        if has_bias or f"{layer}.bias" in stored:
             expected[f"{layer}.bias"] = [rows]
     tensors = read_tensors(target, expected, revision)
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
@@ -194,11 +178,9 @@ def _load_head(target: str, kind: HeadKind, revision: str | None, hidden_size: i
             f"{target}: the head is not {kind} ({found} instead of {wanted}); a model that rewards whole answers is "
             "no step classifier"
         )
-    modules: list[nn.Module] = []
-    for layer in layers:
-        modules += [nn.ReLU()] if modules else []
-        modules.append(_linear(tensors[f"{layer}.weight"], tensors.get(f"{layer}.bias")))
-    return nn.Sequential(*modules, *([_AsTwo()] if width != 2 else []))
+    first, *rest = (_linear(tensors[f"{layer}.weight"], tensors.get(f"{layer}.bias")) for layer in layers)
+    head = nn.Sequential(first, *(module for linear in rest for module in (nn.ReLU(), linear)))
+    return head if width == 2 else head.append(_AsTwo())
 
 
 def recognised_heads(target: str, *, revision: str | None = None) -> list[HeadKind]:
@@ -208,11 +190,10 @@ def recognised_heads(target: str, *, revision: str | None = None) -> list[HeadKi
     are classified.
     """
     stored = stored_tensors(target, revision)
-    parts = {kind: ["weight"] if kind in _BIAS_OPTIONAL else ["weight", "bias"] for kind in HEAD_LAYERS}
     found = [
         kind
-        for kind, (layers, _) in HEAD_LAYERS.items()
-        if all(f"{layer}.{part}" in stored for layer in layers for part in parts[kind])
+        for kind, (layers, has_bias, _) in HEAD_LAYERS.items()
+        if all(f"{one}.weight" in stored and (not has_bias or f"{one}.bias" in stored) for one in layers)
     ]
     if "labels" in found:
         path = find_file(target, "config.json", revision)

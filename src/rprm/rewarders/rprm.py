@@ -69,7 +69,6 @@ class Judge:
         return self.engine.concurrency
 
     def in_full(self) -> Judge:
-        """The same judge, by the full procedure; the two share the engine."""
         return replace(self, rule=replace(self.rule, stopping="none"), first_error_exit=False)
 
     async def start(self) -> dict[str, Any]:
@@ -116,18 +115,15 @@ class Judge:
         self, problem: str, steps: Sequence[str], step_index: int, ledger: Ledger | None = None
     ) -> StepReward:
         analyses: list[Analysis] = []
-        try:
-            # Waves that are needed whatever they say: nothing is drawn in vain.
-            while count := self.rule.num_more([analysis.p_yes for analysis in analyses]):
-                samples = range(len(analyses), len(analyses) + count)
-                try:
-                    analyses += await self.analyse(problem, steps, step_index, samples, ledger)
-                except RequestRefused:
-                    if not analyses:
-                        raise
-                    analyses += [_REFUSED] * count
-        except RequestRefused as error:
-            return self.unscored(step_index, str(error))
+        # Waves that are needed whatever they say: nothing is drawn in vain.
+        while count := self.rule.num_more([analysis.p_yes for analysis in analyses]):
+            samples = range(len(analyses), len(analyses) + count)
+            try:
+                analyses += await self.analyse(problem, steps, step_index, samples, ledger)
+            except RequestRefused as error:
+                if not analyses:
+                    return self.unscored(step_index, str(error))
+                analyses += [_REFUSED] * count
         return self.reward(step_index, analyses)
 
     async def analyse(
