@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 _ENGINES = ("vllm", "transformers", "openai")
 #: Share of a data set's rows that must render exactly: a few odd rows are no reason to refuse its model.
 _MIN_SHARE = 0.95
+#: Unknown models that were told of.
+_told: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def resolve(spec: str) -> ResolvedModel:
 
 @cache
 def _local_engine() -> str:
-    if find_spec("vllm") is None or find_spec("torch") is None:
+    if find_spec("vllm") is None:
         return "transformers"
     import torch
 
@@ -153,16 +155,11 @@ def template_for(spec: str, fallback: str | None = None) -> PromptTemplate:
         return released_template(known)
     template = load_template(fallback)
     kind, _, target = resolved.partition("?")[0].partition(":")
-    if kind in _ENGINES and not Path(target).exists():
-        _tell_of_fallback(resolved, template.name)
+    if kind in _ENGINES and not Path(target).exists() and resolved not in _told:
+        _told.add(resolved)
+        told = "%s: not a known model (`rprm models`), and no prompt of its own is given: it reads the built-in %r"
+        logger.warning(told, resolved, template.name)
     return template
-
-
-@cache
-def _tell_of_fallback(spec: str, name: str) -> None:
-    logger.warning(
-        "%s: not a known model (`rprm models`), and no prompt of its own is given: it reads the built-in %r", spec, name
-    )
 
 
 def released_template(known: KnownModel) -> PromptTemplate:
@@ -256,35 +253,19 @@ R_PRM_SYSTEM = "You are a helpful assistant."
 #: Two labels of a step are equally likely at 0.5, and ProcessBench calls a step wrong below it.
 _PROCESSBENCH = "QwenLM/ProcessBench, code/run_eval.py"
 
-_R_PRM = KnownModel(
-    "r-prm-7b", "kevinpro/R-PRM-7B-DPO", 7.6, 4096,
-    {
-        "prompt": "data set kevinpro/R-PRM, read at run time",
-        "system message and ending": "NJUNLP/R-PRM, src/prompts/GenPRM/GenPRM-evaluate-new3-qwen.txt",
-        "context": "config.json of its base model, Qwen/Qwen2.5-Math-7B-Instruct",
-        "threshold": _PROCESSBENCH,
-    },
-    prompt=ReleasedPrompt("kevinpro/R-PRM", "sft", R_PRM_SYSTEM, ending=r"\n"),
-)  # fmt: skip
-
 #: Alias, hub id, billions of weights, layout, context length and the base model whose config.json tells it.
-_CLASSIFIERS: tuple[tuple[str, str, float, str, int | None, str], ...] = (
-    ("qwen-prm-7b", "Qwen/Qwen2.5-Math-PRM-7B", 7.6, "qwen", 4096, "Qwen/Qwen2.5-Math-7B-Instruct"),
-    ("qwen-prm-72b", "Qwen/Qwen2.5-Math-PRM-72B", 72.7, "qwen", 4096, "Qwen/Qwen2.5-Math-72B-Instruct"),
-    ("qwen-prm800k-7b", "Qwen/Qwen2.5-Math-7B-PRM800K", 7.6, "qwen", 4096, "Qwen/Qwen2.5-Math-7B-Instruct"),
-    ("math-shepherd-7b", "peiyi9979/math-shepherd-mistral-7b-prm", 7.2, "math-shepherd", 32768,
-     "mistralai/Mistral-7B-v0.1"),
-    ("skywork-prm-1.5b", "Skywork/Skywork-o1-Open-PRM-Qwen-2.5-1.5B", 1.5, "skywork", 4096,
-     "Qwen/Qwen2.5-Math-1.5B-Instruct"),
-    ("skywork-prm-7b", "Skywork/Skywork-o1-Open-PRM-Qwen-2.5-7B", 7.6, "skywork", 4096,
-     "Qwen/Qwen2.5-Math-7B-Instruct"),
-    ("rlhflow-mistral", "RLHFlow/Llama3.1-8B-PRM-Mistral-Data", 8.0, "rlhflow", 131072,
-     "meta-llama/Llama-3.1-8B-Instruct"),
-    ("rlhflow-deepseek", "RLHFlow/Llama3.1-8B-PRM-Deepseek-Data", 8.0, "rlhflow", 131072,
-     "meta-llama/Llama-3.1-8B-Instruct"),
-    ("universal-prm-7b", "infly/Universal-PRM-7B", 7.6, "universal", None, ""),
-    ("pure-prm-7b", "jinachris/PURE-PRM-7B", 7.6, "trl", 4096, "Qwen/Qwen2.5-Math-7B"),
-)  # fmt: skip
+_CLASSIFIERS = """
+qwen-prm-7b      Qwen/Qwen2.5-Math-PRM-7B                  7.6  qwen          4096   Qwen/Qwen2.5-Math-7B-Instruct
+qwen-prm-72b     Qwen/Qwen2.5-Math-PRM-72B                 72.7 qwen          4096   Qwen/Qwen2.5-Math-72B-Instruct
+qwen-prm800k-7b  Qwen/Qwen2.5-Math-7B-PRM800K              7.6  qwen          4096   Qwen/Qwen2.5-Math-7B-Instruct
+math-shepherd-7b peiyi9979/math-shepherd-mistral-7b-prm    7.2  math-shepherd 32768  mistralai/Mistral-7B-v0.1
+skywork-prm-1.5b Skywork/Skywork-o1-Open-PRM-Qwen-2.5-1.5B 1.5  skywork       4096   Qwen/Qwen2.5-Math-1.5B-Instruct
+skywork-prm-7b   Skywork/Skywork-o1-Open-PRM-Qwen-2.5-7B   7.6  skywork       4096   Qwen/Qwen2.5-Math-7B-Instruct
+rlhflow-mistral  RLHFlow/Llama3.1-8B-PRM-Mistral-Data      8.0  rlhflow       131072 meta-llama/Llama-3.1-8B-Instruct
+rlhflow-deepseek RLHFlow/Llama3.1-8B-PRM-Deepseek-Data     8.0  rlhflow       131072 meta-llama/Llama-3.1-8B-Instruct
+universal-prm-7b infly/Universal-PRM-7B                    7.6  universal
+pure-prm-7b      jinachris/PURE-PRM-7B                     7.6  trl           4096   Qwen/Qwen2.5-Math-7B
+"""
 
 #: Where a layout was read, the threshold of its models, and what else is known of them.
 _SOURCES: dict[str, dict[str, str]] = {
@@ -300,18 +281,29 @@ _SOURCES: dict[str, dict[str, str]] = {
 
 
 def _classifier(
-    alias: str, hub_id: str, parameters: float, layout: str, context_length: int | None, base: str
+    alias: str, hub_id: str, parameters: str, layout: str, context: str | None = None, base: str | None = None
 ) -> KnownModel:
-    sources = {"layout": "its model card", "context": f"config.json of its base model, {base}"}
+    sources = {"layout": "its model card"} | ({"context": f"config.json of its base model, {base}"} if base else {})
     sources |= {"threshold": _PROCESSBENCH} | _SOURCES.get(layout, {})
-    if context_length is None:
-        del sources["context"]
     options = {"processbench": "separator=blank-line&decision=top1"} if layout == "rlhflow" else {}
-    return KnownModel(alias, hub_id, parameters, context_length, sources, layout=layout, options=options)
+    length = None if context is None else int(context)
+    return KnownModel(alias, hub_id, float(parameters), length, sources, layout=layout, options=options)
 
 
 #: Every known model, judges first.
-MODELS: tuple[KnownModel, ...] = (_R_PRM, *(_classifier(*row) for row in _CLASSIFIERS))
+MODELS: tuple[KnownModel, ...] = (
+    KnownModel(
+        "r-prm-7b", "kevinpro/R-PRM-7B-DPO", 7.6, 4096,
+        {
+            "prompt": "data set kevinpro/R-PRM, read at run time",
+            "system message and ending": "NJUNLP/R-PRM, src/prompts/GenPRM/GenPRM-evaluate-new3-qwen.txt",
+            "context": "config.json of its base model, Qwen/Qwen2.5-Math-7B-Instruct",
+            "threshold": _PROCESSBENCH,
+        },
+        prompt=ReleasedPrompt("kevinpro/R-PRM", "sft", R_PRM_SYSTEM, ending=r"\n"),
+    ),
+    *(_classifier(*row.split()) for row in _CLASSIFIERS.strip().split("\n")),
+)  # fmt: skip
 
 _BY_NAME = {name.casefold(): model for model in MODELS for name in (model.alias, model.hub_id)}
 

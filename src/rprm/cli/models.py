@@ -74,16 +74,11 @@ def described(known: KnownModel) -> dict[str, Any]:
     """
     prompt = known.prompt
     return {
-        "alias": known.alias,
-        "hub_id": known.hub_id,
-        "kind": known.kind,
-        "spec": known.spec,
+        **{name: getattr(known, name) for name in ("alias", "hub_id", "kind", "spec")},
         "parameters_billions": known.parameters,
         "weights_gb": round(2 * known.parameters, 1),
         "estimated_memory_gb": round(2.4 * known.parameters, 1),
-        "context_length": known.context_length,
-        "threshold": known.threshold,
-        "layout": known.layout,
+        **{name: getattr(known, name) for name in ("context_length", "threshold", "layout")},
         "prompt": prompt
         and {name: getattr(prompt, name) for name in ("source", "system", "ending", "marker")}
         | {"file": str(prompt.cached), "at_hand": prompt.cached.is_file()},

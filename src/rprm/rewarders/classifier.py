@@ -10,7 +10,6 @@ import asyncio
 import json
 import math
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -75,12 +74,15 @@ def read_settings(target: str, revision: str | None = None) -> ClassifierSetting
         raise EngineError(f"{path}: {field} is {value.get(str(field))!r}: {message}") from None
 
 
-def make_layout(settings: ClassifierSettings, tokenizer: Any, spec: str, **options: Any) -> Layout:
+def make_layout(
+    settings: ClassifierSettings, tokenizer: Any, spec: str, options: ClassifierOptions | None = None
+) -> Layout:
     """The layout that the settings name, over a tokenizer; its errors name the `spec`."""
+    given: dict[str, Any] = {name: (options or {}).get(name) for name in ("lines", "separator", "decision")}
     if settings.layout == "qwen":
-        options |= {"tag": settings.step_tag, "system": settings.system}
+        given |= {"tag": settings.step_tag, "system": settings.system}
     try:
-        return Layout(settings.layout, tokenizer, **options)
+        return Layout(settings.layout, tokenizer, **{name: one for name, one in given.items() if one is not None})
     except EngineError as error:
         raise EngineError(f"{spec}: {error}") from None
 
@@ -104,16 +106,39 @@ class ClassifierOptions(TypedDict, total=False):
     concurrency: PositiveInt
 
 
-class StepClassifier(ABC):
-    """A discriminative PRM, wherever its network runs. `layout` is there once it is started."""
+class Classifier:
+    """A discriminative PRM in this process, from a folder or hub id. No code of a checkpoint is run.
+
+    Its options are in docs/classifiers.md. The head is computed in float32, whatever the dtype. `layout` is there once
+    it is started.
+    """
 
     layout: Layout
 
-    def __init__(self, target: str, spec: str, options: ClassifierOptions) -> None:
-        self.target, self.spec, self.options, self.concurrency = target, spec, options, options.get("concurrency", 64)
+    def __init__(
+        self,
+        target: str,
+        *,
+        spec: str = "",
+        dtype: str = "auto",
+        device: str = "auto",
+        device_map: str | None = None,
+        adapter: str | None = None,
+        max_batch_tokens: PositiveInt = 16384,
+        num_threads: int | None = None,
+        **options: Unpack[ClassifierOptions],
+    ) -> None:
+        self.target, self.spec, self.options = target, spec or f"classifier:{target}", options
+        if device_map is not None and device != "auto":
+            raise EngineError(f"{self.spec}: give either device or device_map")
+        self.concurrency = options.get("concurrency", 64)
         self._threshold, self._context_length = options.get("threshold"), options.get("context_length")
-        of_layout = {name: options.get(name) for name in ("lines", "separator", "decision")}
-        self._layout_options = {name: value for name, value in of_layout.items() if value is not None}
+        if self._threshold is None and Path(target).is_dir() and (settings := read_settings(target)) is not None:
+            # Known before the model is loaded: callers plan with it.
+            self._threshold = settings.threshold
+        self._placement, self._device_map, self._adapter = (device, dtype, num_threads), device_map, adapter
+        self.max_batch_tokens = max_batch_tokens
+        self._worker: _Worker | None = None
         self._described: dict[str, Any] | None = None
         self._starting = asyncio.Lock()
 
@@ -150,14 +175,9 @@ class StepClassifier(ABC):
 
     async def aclose(self) -> None:
         self._described = None
-
-    @abstractmethod
-    async def _open(self) -> dict[str, Any]:
-        """Load what is needed and set `layout`; returns what the manifest says of the model."""
-
-    @abstractmethod
-    async def _score(self, rendered: Rendered) -> list[float]:
-        """Rewards at the positions of one sequence."""
+        if self._worker is not None:
+            await asyncio.to_thread(self._worker.stop)
+            self._worker = None
 
     async def _reward(self, problem: str, steps: Sequence[str], ledger: Ledger | None) -> list[StepReward]:
         key = f"steps.{len(steps)}"
@@ -189,46 +209,12 @@ class StepClassifier(ABC):
             ledger.put(key, scores)
         return rewards_of(scores)
 
-
-class Classifier(StepClassifier):
-    """A discriminative PRM in this process, from a folder or hub id. No code of a checkpoint is run.
-
-    Its options are in docs/classifiers.md. The head is computed in float32, whatever the dtype.
-    """
-
-    def __init__(
-        self,
-        target: str,
-        *,
-        spec: str = "",
-        dtype: str = "auto",
-        device: str = "auto",
-        device_map: str | None = None,
-        adapter: str | None = None,
-        max_batch_tokens: PositiveInt = 16384,
-        num_threads: int | None = None,
-        **options: Unpack[ClassifierOptions],
-    ) -> None:
-        super().__init__(target, spec or f"classifier:{target}", options)
-        if device_map is not None and device != "auto":
-            raise EngineError(f"{self.spec}: give either device or device_map")
-        if self._threshold is None and Path(target).is_dir() and (settings := read_settings(target)) is not None:
-            # Known before the model is loaded: callers plan with it.
-            self._threshold = settings.threshold
-        self.max_batch_tokens, self._adapter, self._device_map = max_batch_tokens, adapter, device_map
-        self._placement = (device, dtype, num_threads)
-        self._worker: _Worker | None = None
-
-    async def aclose(self) -> None:
-        if self._worker is not None:
-            await asyncio.to_thread(self._worker.stop)
-            self._worker = None
-        await super().aclose()
-
     async def _open(self) -> dict[str, Any]:
+        """Load what is needed and set `layout`; returns what the manifest says of the model."""
         return await asyncio.to_thread(self._load)
 
     async def _score(self, rendered: Rendered) -> list[float]:
+        """Rewards at the positions of one sequence."""
         assert self._worker is not None
         rewards: list[float] = await self._worker.submit(_Job(rendered))
         return rewards
@@ -251,7 +237,7 @@ class Classifier(StepClassifier):
                 raise EngineError(
                     f"{self.spec}: the model was trained in the {settings.layout} layout; leave out layout="
                 )
-            self.layout = make_layout(settings, tokenizer, self.spec, **self._layout_options)
+            self.layout = make_layout(settings, tokenizer, self.spec, options)
             network = load_network(
                 self.target, self.layout, torch_dtype, revision, device_map=self._device_map, adapter=self._adapter
             )
@@ -347,7 +333,7 @@ class _Worker(ModelWorker[_Job]):
         return [[next(rewards) for _ in one.positions] for one in rendered]
 
 
-class ServedClassifier(StepClassifier):
+class ServedClassifier(Classifier):
     """A discriminative PRM behind vLLM's `/pooling`: `MODEL@URL`, the server's name for the model, and its root.
 
     Rows of two probabilities come back, wrong and correct, for each token (a token classifier) or each step tag (vLLM's
@@ -368,7 +354,8 @@ class ServedClassifier(StepClassifier):
         spec = spec or f"classifier:{target}"
         if (match := _TARGET.fullmatch(target)) is None:
             raise EngineError(f"{spec}: write MODEL@URL, as in Qwen/Qwen2.5-Math-PRM-7B@http://localhost:8000")
-        super().__init__(match["model"], spec, {"concurrency": 32, **options})
+        options.setdefault("concurrency", 32)
+        super().__init__(match["model"], spec=spec, **options)
         found = options.get("layout") or layout_by_name(self.target)
         if found not in _SERVED:
             problem = "the layout is not recognised" if found is None else f"no server of {found} models is known"
@@ -389,7 +376,7 @@ class ServedClassifier(StepClassifier):
         revision = self.options.get("revision")
         with plain_errors(self.spec, "it, and name it with tokenizer=", what="the tokenizer of the served model"):
             tokenizer = await asyncio.to_thread(load_tokenizer, self._tokenizer, revision)
-        self.layout = make_layout(self._settings, tokenizer, self.spec, **self._layout_options)
+        self.layout = make_layout(self._settings, tokenizer, self.spec, self.options)
         self.endpoint.open()
         if self._context_length is None:
             # What vLLM says of it (`max_model_len`).

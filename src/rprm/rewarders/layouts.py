@@ -7,11 +7,11 @@ the last score position: a causal model reads nothing after it.
 
 from __future__ import annotations
 
-import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from types import FunctionType
 from typing import Any, Literal
 
 from rprm.engines.tokens import TokenWriter, encode_text, special_tokens, text_prefix
@@ -54,8 +54,7 @@ class Layout:
 
     def __init__(self, name: LayoutName, tokenizer: Any, **options: Any) -> None:
         kind = LAYOUTS[name]
-        parameters = inspect.signature(kind.write).parameters.values()
-        known = {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
+        known = kind.write.__kwdefaults__ or {}
         if unknown := [option for option in options if option not in known]:
             raise EngineError(f"the {name} layout has no option {unknown[0]}; leave it out")
         if missing := [need for need in kind.needs if not getattr(tokenizer, need, None)]:
@@ -296,7 +295,7 @@ def _numbered(step: str, index: int) -> str:
 class LayoutKind:
     """A layout, whatever the tokenizer."""
 
-    write: Callable[..., None]
+    write: FunctionType
     head: HeadKind
     #: Begins with the ids of a text's beginning, with the BOS token, or (where there is a chat template) with none.
     begin: Literal["text", "bos", "chat"]

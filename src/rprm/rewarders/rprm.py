@@ -81,17 +81,12 @@ class Judge:
             "rewarder": "r-prm",
             "engine": {"kind": info.kind, "model": info.model, "revision": info.revision, **info.details},
             "prompt": {"name": self.template.name, "digest": self.template.digest},
-            "num_analyses": rule.num_analyses,
-            "threshold": rule.threshold,
-            "stopping": rule.stopping,
+            **{name: getattr(rule, name) for name in ("num_analyses", "threshold", "stopping")},
             **({"confidence": rule.confidence} if rule.stopping == "confident" else {}),
             "first_error_exit": self.first_error_exit,
             "force_verdict": self.force_verdict,
             **({"second_pass": True} if self.second_pass else {}),
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "max_tokens": sampling.max_tokens,
-            "seed": sampling.seed,
+            **{name: getattr(sampling, name) for name in ("temperature", "top_p", "max_tokens", "seed")},
         }
 
     async def aclose(self) -> None:
