@@ -136,7 +136,12 @@ class RPRM(AbstractContextManager["RPRM"], AbstractAsyncContextManager["RPRM"]):
 
 
 async def _judged(rewarder: StepRewarder, values: Solutions, on_result: OnResult) -> list[SolutionReward]:
-    solutions = [_solution(value, index) for index, value in enumerate(values)]
+    solutions = []
+    for index, value in enumerate(values):
+        try:
+            solutions.append(value if isinstance(value, Solution) else solution_of(value, default_id=str(index)))
+        except InputError as error:
+            raise InputError(f"solution {index}: {error}") from None
     await rewarder.start()
     results = []
     async for _, result in in_order(iter(solutions), rewarder.judge, width=rewarder.concurrency):
@@ -144,12 +149,3 @@ async def _judged(rewarder: StepRewarder, values: Solutions, on_result: OnResult
         if on_result is not None:
             on_result(result)
     return results
-
-
-def _solution(value: Solution | dict[str, Any], index: int) -> Solution:
-    if isinstance(value, Solution):
-        return value
-    try:
-        return solution_of(value, default_id=str(index))
-    except InputError as error:
-        raise InputError(f"solution {index}: {error}") from None

@@ -32,9 +32,7 @@ def models(
     known = None if name is None else find_model(name)
     if name is not None and known is None:
         aliases = ", ".join(model.alias for model in MODELS)
-        raise RprmError(
-            f"{name!r} is not a known model; known are {aliases}, and any other by its spec (KIND:PATH_OR_ID)"
-        )
+        raise RprmError(f"{name!r} is not a known model; known are {aliases}; others by their spec (KIND:PATH_OR_ID)")
     if json:
         print(dumps([described(model) for model in MODELS] if known is None else described(known), ensure_ascii=False))
         return

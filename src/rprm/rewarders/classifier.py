@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypedDict, Unpack, cast
 
 from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 
@@ -33,8 +33,7 @@ if TYPE_CHECKING:
 
 #: Beside the weights of a classifier that this project trained.
 SETTINGS_FILE = "rprm_classifier.json"
-#: Layouts whose models vLLM serves: Qwen2ForProcessRewardModel and Qwen2ForTokenClassification. Of a model that rewards
-#: with its output layer, `/pooling` gives hidden states (0.32).
+#: Layouts whose models vLLM serves; of one that rewards with its output layer, `/pooling` gives hidden states (0.32).
 _SERVED: tuple[LayoutName, ...] = ("qwen", "trl")
 #: Bytes of an answer: a row takes about 50, and a context at most some 100,000 tokens.
 _ANSWER_BYTES, _MODELS_BYTES = 1 << 25, 1 << 20
@@ -197,9 +196,8 @@ class Classifier:
             sequences = [self.layout.render(problem, steps[:end]) for end in ends]
             longest, limit = max(len(one.ids) for one in sequences), self._context_length
             if limit is not None and longest > limit:
-                raise RequestRefused(
-                    f"the solution has {longest} tokens with its problem; the context length is {limit}"
-                )
+                length = f"the solution has {longest} tokens with its problem"
+                raise RequestRefused(f"{length}; the context length is {limit}")
             scores = [score for scored in await asyncio.gather(*map(self._score, sequences)) for score in scored]
             if any(map(math.isnan, scores)):
                 raise RequestRefused("the model's scores are no numbers (NaN); load it with dtype=float32")
@@ -216,8 +214,7 @@ class Classifier:
     async def _score(self, rendered: Rendered) -> list[float]:
         """Rewards at the positions of one sequence."""
         assert self._worker is not None
-        rewards: list[float] = await self._worker.submit(_Job(rendered))
-        return rewards
+        return cast(list[float], await self._worker.submit(_Job(rendered)))
 
     def _load(self) -> dict[str, Any]:
         device, dtype, torch_dtype = placement(self.spec, *self._placement)
@@ -238,9 +235,8 @@ class Classifier:
                     f"{self.spec}: the model was trained in the {settings.layout} layout; leave out layout="
                 )
             self.layout = make_layout(settings, tokenizer, self.spec, options)
-            network = load_network(
-                self.target, self.layout, torch_dtype, revision, device_map=self._device_map, adapter=self._adapter
-            )
+            weights = {"dtype": torch_dtype, "revision": revision, "device_map": self._device_map}
+            network = load_network(self.target, self.layout, adapter=self._adapter, **weights)
         # Where accelerate put the backbone it stays.
         (network if self._device_map is None else network.score).to(device)
         network.eval()
@@ -272,10 +268,7 @@ class Classifier:
             return named
         if found:
             return found[0]
-        raise EngineError(
-            f"{self.spec}: the layout is not recognised; name it, as in classifier:{self.target}?layout=rlhflow "
-            f"(one of {', '.join(LAYOUTS)})"
-        )
+        raise EngineError(f"{self.spec}: the layout is not recognised; name it: ?layout= one of {', '.join(LAYOUTS)}")
 
 
 @dataclass(eq=False)
@@ -399,9 +392,8 @@ class ServedClassifier(Classifier):
         if self.layout.name == "qwen" and len(rows) == len(rendered.positions) == num_tags:
             return rows
         raise EngineError(
-            f"{self.spec}: the server answered {len(rows)} rows for {len(rendered.ids)} tokens and {num_tags} step "
-            f"tags; serve the model with `--runner pooling`, or with `step_tag_id` {tag_id} if it has another "
-            "(docs/classifiers.md)"
+            f"{self.spec}: the server answered {len(rows)} rows for {len(rendered.ids)} tokens and {num_tags} tags; "
+            f"serve the model with `--runner pooling`, or `step_tag_id` {tag_id} (docs/classifiers.md)"
         )
 
 
@@ -416,8 +408,5 @@ def _rows(answer: dict[str, Any]) -> list[float]:
         raise RequestRefused("the model's scores are no numbers (NaN)")
     # Sums of probabilities in bfloat16 are off by less than a hundredth.
     if any(len(row) != 2 or min(row) < 0.0 or abs(sum(row) - 1.0) > 0.02 for row in rows):
-        raise EngineError(
-            "the server's rows are not the probabilities of two classes: serve a model with two labels, and leave its "
-            "activation on"
-        )
+        raise EngineError("the server's rows are not the probabilities of two classes: leave its activation on")
     return [row[1] / sum(row) for row in rows]

@@ -29,8 +29,6 @@ Decision = Literal["softmax", "top1"]
 #: The system message of the model cards of Qwen2.5-Math-PRM-7B, -72B and Qwen2.5-Math-7B-PRM800K.
 QWEN_SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
 QWEN_TAG = "<extra_0>"
-#: Stands for the contents of messages while the chat template is rendered.
-_PLACE = "RPRMCONTENT{}X"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,16 +104,12 @@ class Layout:
 
     def _around_contents(self, *roles: str) -> list[str]:
         """What the chat template writes before, between and after messages: one text more than messages."""
-        places = [_PLACE.format(number) for number in range(len(roles))]
-        messages = [{"role": role, "content": place} for role, place in zip(roles, places, strict=True)]
-        rest = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
-        fixed = []
-        for place in places:
-            before, found, rest = rest.partition(place)
-            if not found:
-                raise EngineError("the tokenizer's chat template does not show every message once and in order")
-            fixed.append(before)
-        return [*fixed, rest]
+        messages = [{"role": role, "content": f"RPRMCONTENT{number}X"} for number, role in enumerate(roles)]
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
+        parts = re.split(r"RPRMCONTENT(\d+)X", text)
+        if parts[1::2] != [str(number) for number in range(len(roles))]:
+            raise EngineError("the tokenizer's chat template does not show every message once and in order")
+        return parts[::2]
 
 
 class StepWriter(TokenWriter):

@@ -83,21 +83,12 @@ class _TopToken(nn.Module):
         return decision.where(logits.isfinite().all(-1, keepdim=True), torch.nan)
 
 
-def load_network(
-    target: str,
-    layout: Layout,
-    dtype: torch.dtype,
-    revision: str | None = None,
-    *,
-    device_map: str | None = None,
-    adapter: str | None = None,
-) -> StepNetwork:
+def load_network(target: str, layout: Layout, *, adapter: str | None = None, **weights: Any) -> StepNetwork:
     """Load backbone and head of a released or trained classifier, a folder or hub id.
 
     Args:
-        dtype: of the backbone.
-        device_map: of accelerate; on the CPU by default.
         adapter: a LoRA adapter (folder or hub id), merged into the model before the head is read.
+        weights: of `load_weights`: dtype of the backbone, revision, device_map.
 
     Raises:
         EngineError: backbone, head or adapter are not what configuration and layout say.
@@ -106,13 +97,12 @@ def load_network(
     from transformers import AutoModel, AutoModelForCausalLM
 
     has_head = layout.head in HEAD_LAYERS
-    auto, further = AutoModel if has_head else AutoModelForCausalLM, {"device_map": device_map} if device_map else {}
-    model = load_weights(auto, target, revision=revision, dtype=dtype, **further)
+    model = load_weights(AutoModel if has_head else AutoModelForCausalLM, target, **weights)
     if adapter is not None:
         model = merge_adapter(model, adapter)
     config = model.config.get_text_config()
     if has_head:
-        return StepNetwork(model, _load_head(target, layout.head, revision, config.hidden_size))
+        return StepNetwork(model, _load_head(target, layout.head, weights.get("revision"), config.hidden_size))
     for name in _LOGIT_SETTINGS:
         if getattr(config, name, None) not in (None, 1, 1.0):
             raise EngineError(f"{target}: the model's {name} is not supported in the {layout.name} layout")

@@ -53,10 +53,8 @@ class Judge:
 
     def __post_init__(self) -> None:
         if self.sampling.temperature == 0.0 and self.rule.num_analyses > 1:
-            raise RprmError(
-                f"at temperature 0 all {self.rule.num_analyses} analyses of a step would be equal; "
-                "ask for one analysis (-k 1), or raise the temperature"
-            )
+            equal = f"at temperature 0 all {self.rule.num_analyses} analyses of a step would be equal"
+            raise RprmError(f"{equal}; ask for one analysis (-k 1), or raise the temperature")
         stop = (self.template.stop,) if self.template.stop else ()
         self.sampling = replace(self.sampling, verdict=self.template.verdict, stop=stop)
 
@@ -132,8 +130,12 @@ class Judge:
         prompt = self.template.render(problem, steps, step_index)
 
         async def drawn(sample: int) -> Analysis | RequestRefused:
+            async def write() -> Analysis:
+                sampling = replace(self.sampling, seed=sample_seed(self.sampling.seed or 0, prompt, sample))
+                return await self._read(prompt, await self.engine.generate(prompt, sampling))
+
             try:
-                return await self._analyse(prompt, step_index, sample, ledger)
+                return await paid_once(ledger, f"{step_index}.{sample}", Analysis, write)
             except RequestRefused as error:
                 return error
 
@@ -158,13 +160,6 @@ class Judge:
     def unscored(self, step_index: int, failure: str) -> StepReward:
         limit = self.rule.num_analyses
         return StepReward(step_index=step_index, reward=None, vote=None, failure=failure, num_requested=limit)
-
-    async def _analyse(self, prompt: Prompt, step_index: int, sample: int, ledger: Ledger | None) -> Analysis:
-        async def write() -> Analysis:
-            sampling = replace(self.sampling, seed=sample_seed(self.sampling.seed or 0, prompt, sample))
-            return await self._read(prompt, await self.engine.generate(prompt, sampling))
-
-        return await paid_once(ledger, f"{step_index}.{sample}", Analysis, write)
 
     async def _read(self, prompt: Prompt, completion: Completion) -> Analysis:
         form, text, forced = self.template.verdict, completion.text, False
@@ -209,18 +204,14 @@ class Judge:
         num_cut = sum(analysis.finish_reason == "length" for analysis in analyses)
         by_context = sum(analysis.is_cut_by_context(limit) for analysis in analyses)
         withheld = [analysis.finish_reason for analysis in analyses if analysis.finish_reason in WITHHELD]
-        reasons = [f"none of {len(analyses)} analyses reached a verdict"]
-        if by_context:
-            reasons.append(
-                f"{by_context} ran into the end of the model's context: give it a longer one (context_length)"
-            )
-        if num_cut > by_context:
-            reasons.append(f"{num_cut - by_context} ran into max_tokens={limit}: raise --max-tokens")
-        if withheld:
-            reasons.append(f"{len(withheld)} were withheld by the server ({withheld[0]})")
-        if len(reasons) == 1:
-            reasons.append("ask for it with --force-verdict, or use a prompt that the model follows")
-        return "; ".join(reasons)
+        counts = {
+            "ran into the end of the model's context: give it a longer one (context_length)": by_context,
+            f"ran into max_tokens={limit}: raise --max-tokens": num_cut - by_context,
+            f"were withheld by the server ({''.join(withheld[:1])})": len(withheld),
+        }
+        reasons = [f"{count} {reason}" for reason, count in counts.items() if count]
+        advice = ["ask for it with --force-verdict, or use a prompt that the model follows"]
+        return "; ".join([f"none of {len(analyses)} analyses reached a verdict", *(reasons or advice)])
 
 
 def sample_seed(seed: int, prompt: Prompt, sample: int) -> int:
