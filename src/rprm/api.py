@@ -35,8 +35,7 @@ class RPRM(AbstractContextManager["RPRM"], AbstractAsyncContextManager["RPRM"]):
             "embedded", "classifier:MODEL"; or an engine.
         num_analyses: K, the most analyses a step gets.
         threshold: a step whose reward is below it is called wrong.
-        stopping: within a step, for `first_errors`: "none", "exact" (changes no decision) or "confident".
-        confidence: for "confident": how probable a decision must be.
+        stopping, confidence: within a step, for `first_errors`; see `StoppingRule`.
         first_error_exit: for `first_errors`: stop at the first step called wrong.
         force_verdict: where an analysis ends without a verdict, ask for one; a text is asked in place of the marker.
         prompt: a template, its built-in name, or its file; the model's own by default, where it is known.
@@ -84,21 +83,14 @@ class RPRM(AbstractContextManager["RPRM"], AbstractAsyncContextManager["RPRM"]):
         return self._run(_judged(self._in_full, solutions, on_result))
 
     def first_errors(self, solutions: Solutions, *, on_result: OnResult = None) -> list[SolutionReward]:
-        """As `score`, with no more analyses than the predictions need: `SolutionReward.first_error`.
-
-        Rewards that were settled early say so (`StepReward.settled_early`); steps after the first error are absent.
-        """
+        """As `score`, but with no more analyses than the first errors need (see `StepReward.settled_early`)."""
         return self._run(_judged(self.rewarder, solutions, on_result))
 
     async def score_async(self, solutions: Solutions) -> list[SolutionReward]:
-        """`score` in the caller's event loop; close with `aclose`, or use `async with`.
-
-        An engine lives in the loop that it was first used in: do not mix with the synchronous methods.
-        """
+        """`score` in the caller's event loop, where an engine then lives: do not mix with the synchronous methods."""
         return await _judged(self._in_full, solutions, None)
 
     async def first_errors_async(self, solutions: Solutions) -> list[SolutionReward]:
-        """`first_errors` in the caller's event loop, as for `score_async`."""
         return await _judged(self.rewarder, solutions, None)
 
     def close(self) -> None:
@@ -111,7 +103,6 @@ class RPRM(AbstractContextManager["RPRM"], AbstractAsyncContextManager["RPRM"]):
             self._loop = None
 
     async def aclose(self) -> None:
-        """Release the model after asynchronous use. Safe to call twice."""
         await self.rewarder.aclose()
 
     def __exit__(self, *error: object) -> None:

@@ -178,15 +178,12 @@ def training_template(known: KnownModel) -> PromptTemplate:
         try:
             return load_template(prompt.cached)
         except PromptError as error:
-            raise PromptError(
-                f"{error}; the prompt of {known.alias} was kept there: delete the file, or import it anew with "
-                f"`rprm prompts import --model {known.alias}`"
-            ) from None
+            anew = f"import it anew with `rprm prompts import --model {known.alias}`"
+            raise PromptError(f"{error}; the prompt of {known.alias}: delete the file, or {anew}") from None
     try:
         imported = import_released(known)
     except InputError as error:
-        cause = error.__cause__ or error
-        reason = (str(cause).splitlines() or [type(cause).__name__])[0]
+        reason, _, _ = str(error.__cause__ or error).partition("\n")
         raise PromptError(
             f"{known.hub_id}: its prompt is part of the data set {prompt.dataset}, which cannot be read here "
             f"({reason}); import it once, where there is a network: rprm prompts import --model {known.alias}; or from "
@@ -221,9 +218,7 @@ def keep_template(known: KnownModel, imported: ImportedTemplate) -> Path:
         write_atomically(own, imported.to_toml())
         os.replace(own, path)
     except OSError as error:
-        raise PromptError(
-            f"{path}: cannot be written: {error.strerror}; RPRM_CACHE names another folder to keep prompts in"
-        ) from error
+        raise PromptError(f"{path}: cannot be written: {error.strerror}; RPRM_CACHE names another folder") from error
     return path
 
 

@@ -19,9 +19,7 @@ _installed = cache(entry_points)
 
 
 def find_kinds(group: str, built_in: Mapping[str, str]) -> dict[str, EntryPoint]:
-    """Everything of a group of entry points ("rprm.engines") by its name, not yet imported.
-
-    What this package has itself is `built_in`: name -> `module:object`.
+    """The entry points of a group ("rprm.engines") by name, and those `built_in` here: name -> `module:object`.
 
     Raises:
         EngineError: two have one name.

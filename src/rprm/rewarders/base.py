@@ -40,22 +40,20 @@ def solution_reward(solution: Solution, steps: Sequence[StepReward], threshold: 
 
 
 class StepRewarder(Protocol):
-    """Rewards the steps of solutions. A step whose reward is below `threshold` is called wrong."""
+    """Rewards the steps of solutions, `concurrency` of them at once. A reward below `threshold` calls a step wrong."""
 
     @property
     def threshold(self) -> float: ...
 
     @property
-    def concurrency(self) -> int:
-        """How many solutions to keep under way."""
-        ...
+    def concurrency(self) -> int: ...
 
     def in_full(self) -> StepRewarder:
         """What rewards every step in full, with the same model: for ranking and reinforcement learning."""
         ...
 
     async def start(self) -> dict[str, Any]:
-        """Make ready; returns the settings that the rewards depend on, for the manifest. Safe to call again."""
+        """Make ready; returns the settings that the rewards depend on. Safe to call again."""
         ...
 
     async def judge(self, solution: Solution, ledger: Ledger | None = None) -> SolutionReward:

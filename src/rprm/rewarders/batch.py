@@ -79,11 +79,10 @@ async def judge_source(
     """Judge every solution of a source, in its order; the totals are over all sessions.
 
     Args:
-        source: what identifies the source in the manifest; needed with `output`.
-        output: the run folder; None keeps nothing.
+        source: what identifies the source in the manifest; needed with `output`, the run folder.
         settings: further settings that the results depend on.
         strict: stop at the first rejected row.
-        last_step: reward the last step of each solution alone; the steps before it are only read.
+        last_step: reward the last step of each solution alone.
 
     Raises:
         RunError: the folder cannot be used; see `Run`.

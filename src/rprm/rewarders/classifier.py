@@ -133,7 +133,6 @@ class Classifier:
         self.concurrency = options.get("concurrency", 64)
         self._threshold, self._context_length = options.get("threshold"), options.get("context_length")
         if self._threshold is None and Path(target).is_dir() and (settings := read_settings(target)) is not None:
-            # Known before the model is loaded: callers plan with it.
             self._threshold = settings.threshold
         self._placement, self._device_map, self._adapter = (device, dtype, num_threads), device_map, adapter
         self.max_batch_tokens = max_batch_tokens
@@ -285,16 +284,14 @@ class _Worker(ModelWorker[_Job]):
         self.start()
 
     def work(self) -> None:
-        if self.waiting:
-            batch = self._take()
-            for job, rewards in zip(batch, self._forward(batch), strict=True):
-                job.resolve(rewards)
+        """Reward the job that waits longest and those closest to it in length, as many as the budget allows."""
+        if not self.waiting:
+            return
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
 
-    def _take(self) -> list[_Job]:
-        """The job that waits longest, and those closest to it in length, as many as the budget allows."""
-        oldest = len(self.waiting[0].rendered.ids)
+        oldest, longest = len(self.waiting[0].rendered.ids), 0
         batch: list[_Job] = []
-        longest = 0
         # Sorting is stable: of equal lengths the oldest comes first, and the oldest of all is always taken.
         for job in sorted(self.waiting, key=lambda job: abs(len(job.rendered.ids) - oldest)):
             longest = max(longest, len(job.rendered.ids))
@@ -302,28 +299,20 @@ class _Worker(ModelWorker[_Job]):
                 break
             batch.append(job)
         self.waiting = [job for job in self.waiting if job not in batch]
-        return batch
-
-    def _forward(self, batch: Sequence[_Job]) -> list[list[float]]:
-        """Rewards of each job: one pass over rows padded on the right."""
-        import torch
-        from torch.nn.utils.rnn import pad_sequence
-
-        rendered = [job.rendered for job in batch]
-        input_ids = pad_sequence([torch.tensor(one.ids) for one in rendered], batch_first=True)
-        attention_mask = pad_sequence(
-            [torch.ones(len(one.ids), dtype=torch.long) for one in rendered], batch_first=True
-        )
+        ids = [torch.tensor(job.rendered.ids) for job in batch]
+        input_ids = pad_sequence(ids, batch_first=True)
+        attention_mask = pad_sequence([torch.ones_like(one) for one in ids], batch_first=True)
         wanted = torch.zeros_like(input_ids, dtype=torch.bool)
-        for row, one in enumerate(rendered):
-            wanted[row, one.positions] = True
+        for row, job in enumerate(batch):
+            wanted[row, job.rendered.positions] = True
         device = self.network.backbone.device
         if device.type == "meta":
             # Offloaded by accelerate, whose hooks bring the inputs to where they are needed.
             device = torch.device("cpu")
         logits = self.network(input_ids.to(device), attention_mask.to(device), wanted.to(device))  # [steps, 2]
         rewards = iter(logits.double().softmax(-1)[:, 1].tolist())
-        return [[next(rewards) for _ in one.positions] for one in rendered]
+        for job in batch:
+            job.resolve([next(rewards) for _ in job.rendered.positions])
 
 
 class ServedClassifier(Classifier):

@@ -60,27 +60,23 @@ class StepNetwork(nn.Module):
 
 
 class _AsTwo(nn.Module):
-    """A value v as (0, v), as its sigmoid is the softmax over them; of three classes the last two together."""
+    """A value v as (0, v): its sigmoid is the softmax over them; of three classes the last two together; the logits of
+    an output layer as (-inf, 0) where the likeliest token is one of `plus_ids`, else (0, -inf)."""
 
-    def forward(self, logits: torch.Tensor) -> torch.Tensor:
-        wrong, correct = logits[:, :1], logits[:, 1:]
-        if logits.shape[-1] == 1:
-            return torch.cat([torch.zeros_like(wrong), wrong], dim=-1)
-        return torch.cat([wrong, correct.logsumexp(-1, keepdim=True)], dim=-1)
-
-
-class _TopToken(nn.Module):
-    """All logits of an output layer as a decision: (-inf, 0) where the likeliest token is one of `plus_ids`."""
-
-    def __init__(self, plus_ids: list[int]) -> None:
+    def __init__(self, plus_ids: list[int] | None = None) -> None:
         super().__init__()
         self.plus_ids = plus_ids
 
     def forward(self, logits: torch.Tensor) -> torch.Tensor:
-        is_plus = torch.isin(logits.argmax(-1), torch.tensor(self.plus_ids, device=logits.device))
-        decision = torch.stack([~is_plus, is_plus], dim=-1).float().log()
-        # Scores that are no numbers decide nothing.
-        return decision.where(logits.isfinite().all(-1, keepdim=True), torch.nan)
+        if self.plus_ids is not None:
+            is_plus = torch.isin(logits.argmax(-1), torch.tensor(self.plus_ids, device=logits.device))
+            decision = torch.stack([~is_plus, is_plus], dim=-1).float().log()
+            # Scores that are no numbers decide nothing.
+            return decision.where(logits.isfinite().all(-1, keepdim=True), torch.nan)
+        wrong, correct = logits[:, :1], logits[:, 1:]
+        if logits.shape[-1] == 1:
+            return torch.cat([torch.zeros_like(wrong), wrong], dim=-1)
+        return torch.cat([wrong, correct.logsumexp(-1, keepdim=True)], dim=-1)
 
 
 def load_network(target: str, layout: Layout, *, adapter: str | None = None, **weights: Any) -> StepNetwork:
@@ -119,9 +115,9 @@ def _output_head(output_layer: Any, layout: Layout) -> nn.Module:
         return tensor.float().mean(0, keepdim=True) if layout.head == "mean-logit" else tensor[layout.sign_ids[::-1]]
 
     layer = _linear(rows(output_layer.weight), rows(getattr(output_layer, "bias", None)))
-    if layout.head == "top-token":
-        return nn.Sequential(layer, _TopToken(layout.plus_ids))
-    return nn.Sequential(layer, _AsTwo()) if layout.head == "mean-logit" else layer
+    if layout.head == "tokens":
+        return layer
+    return nn.Sequential(layer, _AsTwo(layout.plus_ids if layout.head == "top-token" else None))
 
 
 def _linear(weight: Any, bias: torch.Tensor | None) -> nn.Linear:
@@ -164,21 +160,14 @@ def _load_head(target: str, kind: HeadKind, revision: str | None, hidden_size: i
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
     if shapes != expected:
         found, wanted = (", ".join(f"{name} {shape}" for name, shape in some.items()) for some in (shapes, expected))
-        raise EngineError(
-            f"{target}: the head is not {kind} ({found} instead of {wanted}); a model that rewards whole answers is "
-            "no step classifier"
-        )
+        raise EngineError(f"{target}: the head is not {kind}, of a step classifier: {found} instead of {wanted}")
     first, *rest = (_linear(tensors[f"{layer}.weight"], tensors.get(f"{layer}.bias")) for layer in layers)
     head = nn.Sequential(first, *(module for linear in rest for module in (nn.ReLU(), linear)))
     return head if width == 2 else head.append(_AsTwo())
 
 
 def recognised_heads(target: str, *, revision: str | None = None) -> list[HeadKind]:
-    """Kinds of head whose tensors the checkpoint has, shapes aside; none where it rewards with its output layer.
-
-    `score.weight` alone is also that of a classifier of whole texts: it counts where the configuration says that tokens
-    are classified.
-    """
+    """Kinds of head whose tensors the checkpoint has, shapes aside; none where it rewards with its output layer."""
     stored = stored_tensors(target, revision)
     found = [
         kind
@@ -186,6 +175,7 @@ def recognised_heads(target: str, *, revision: str | None = None) -> list[HeadKi
         if all(f"{one}.weight" in stored and (not has_bias or f"{one}.bias" in stored) for one in layers)
     ]
     if "labels" in found:
+        # Of a classifier of whole texts, too: the configuration tells.
         path = find_file(target, "config.json", revision)
         architectures = [] if path is None else read_object(path).get("architectures") or []
         if not any("TokenClassification" in name for name in architectures):

@@ -34,9 +34,9 @@ class Judge:
         sampling: of an analysis; its seed is the seed of the whole run.
         first_error_exit: stop at the first step called wrong; benchmarks that score every step need it off.
         force_verdict: where an analysis ends without a verdict, write the marker after it (or the text given here) and
-            read P(Yes) there, as the published evaluation does. Such analyses are marked `forced`.
-        second_pass: read P(Yes) in a forward pass of its own, right before the verdict, from ` Yes` and ` No` alone, as
-            the published evaluation does (NJUNLP/R-PRM, src/evaluate/GenPRM/evaluate-PRM-CoT.py).
+            read P(Yes) there; such analyses are marked `forced`. This and the next are the published evaluation's
+            (NJUNLP/R-PRM, src/evaluate/GenPRM/evaluate-PRM-CoT.py).
+        second_pass: read P(Yes) in a forward pass of its own, right before the verdict, from ` Yes` and ` No` alone.
 
     Raises:
         RprmError: several analyses at temperature 0.
