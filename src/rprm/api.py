@@ -47,21 +47,12 @@ class RPRM(AbstractContextManager["RPRM"], AbstractAsyncContextManager["RPRM"]):
     """
 
     def __init__(
-        self,
-        model: str | Engine = "embedded",
-        *,
-        num_analyses: int | None = None,
-        threshold: float | None = None,
-        stopping: Stopping | None = None,
-        confidence: float = DEFAULT_CONFIDENCE,
-        first_error_exit: bool | None = None,
-        force_verdict: bool | str | None = None,
-        prompt: str | PromptTemplate | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        max_tokens: int | None = None,
-        seed: int = 0,
-    ) -> None:
+        self, model: str | Engine = "embedded", *,
+        num_analyses: int | None = None, threshold: float | None = None,
+        stopping: Stopping | None = None, confidence: float = DEFAULT_CONFIDENCE, first_error_exit: bool | None = None,
+        force_verdict: bool | str | None = None, prompt: str | PromptTemplate | None = None,
+        temperature: float | None = None, top_p: float | None = None, max_tokens: int | None = None, seed: int = 0,
+    ) -> None:  # fmt: skip
         options = {name: value for name, value in locals().items() if name not in ("self", "model")}
         #: Answers `first_errors`; `score` is answered by the same model.
         self.rewarder = load_rewarder(model, **options)

@@ -34,15 +34,11 @@ _told: set[str] = set()
 class ReleasedPrompt:
     """Where a judge's prompt comes from, and what stands around it. Its wording is no part of this package."""
 
-    #: The hub data set whose instructions show it, and the folder of its rows of one kind.
-    dataset: str
-    data_dir: str
-    #: The system message of training and evaluation.
-    system: str
-    #: What stands on both sides of the assistant tag; None renders with the model's own chat template instead.
-    ending: str | None
-    #: What stands before the verdict.
-    marker: str = field(default_factory=lambda: VerdictFormat().marker)
+    dataset: str  #: of the hub, whose instructions show the prompt
+    data_dir: str  #: its folder with rows of one kind
+    system: str  #: the system message of training and evaluation
+    ending: str | None  #: on both sides of the assistant tag; None renders with the model's own chat template instead
+    marker: str = field(default_factory=lambda: VerdictFormat().marker)  #: before the verdict
 
     @property
     def source(self) -> str:
@@ -72,14 +68,10 @@ class KnownModel:
 
     alias: str
     hub_id: str
-    #: Number of weights, in billions.
-    parameters: float
-    #: Tokens, prompt and analysis together; None where no source tells it.
-    context_length: int | None
-    #: Where each fact was read.
-    sources: Mapping[str, str]
-    #: A step whose reward is below it is called wrong.
-    threshold: float = 0.5
+    parameters: float  #: number of weights, in billions
+    context_length: int | None  #: tokens, prompt and analysis together; None where no source tells it
+    sources: Mapping[str, str]  #: where each fact was read
+    threshold: float = 0.5  #: a step whose reward is below it is called wrong
     prompt: ReleasedPrompt | None = None
     layout: str | None = None
     #: Further options of the spec, by the benchmark whose published figures were made with them.
@@ -96,9 +88,7 @@ class KnownModel:
 
 
 class ResolvedModel(NamedTuple):
-    """A model's spec without aliases, and the record of its model where that is known."""
-
-    spec: str
+    spec: str  #: without aliases
     known: KnownModel | None
 
 

@@ -12,10 +12,8 @@ if TYPE_CHECKING:
 
 #: Folder of weights, tokenizer, template and card.
 JUDGE = Path(__file__).with_name("judge")
-#: The words that it knows, in lower case.
-WORDS = Path(__file__).with_name("words.txt")
-#: Digits of the largest number of the lab's world, 9,999.
-_MAX_DIGITS = 4
+WORDS = Path(__file__).with_name("words.txt")  #: that it knows, in lower case
+_MAX_DIGITS = 4  #: of the largest number of the lab's world, 9,999
 _TOKEN = re.compile(r"[^\W\d_]+|\d[\d,.]*\d|\d|\S")
 _SIGNS = frozenset(".,:;?+-*/=")
 

@@ -30,12 +30,9 @@ def first_error(rewards: Sequence[float | None], threshold: float) -> int | None
 def solution_reward(solution: Solution, steps: Sequence[StepReward], threshold: float) -> SolutionReward:
     """The rewards of some of a solution's steps, and the first error that they tell."""
     index = first_error([step.reward for step in steps], threshold)
+    found = steps[index].step_index if index is not None and index >= 0 else index
     return SolutionReward(
-        id=solution.id,
-        num_steps=len(solution.steps),
-        first_error=steps[index].step_index if index is not None and index >= 0 else index,
-        steps=tuple(steps),
-        label=solution.label,
+        id=solution.id, num_steps=len(solution.steps), first_error=found, steps=tuple(steps), label=solution.label
     )
 
 

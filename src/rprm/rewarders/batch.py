@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from rprm.jobs import Callbacks, Job, run_job
+from rprm.jobs import Job, run_job
 from rprm.ledger import Ledger
-from rprm.reading import Rejected, SourceInfo
+from rprm.reading import Rejected
 from rprm.records import REWARD_FORMAT, Solution, SolutionReward
 from rprm.rewarders.base import StepRewarder, solution_reward
 from rprm.runs import FORMAT
@@ -21,23 +20,19 @@ class Totals:
 
     num_solutions: int = 0
     num_rejected: int = 0
-    #: Solutions with an error, and those of which it is not known.
     num_wrong: int = 0
-    num_unjudged: int = 0
+    num_unjudged: int = 0  #: solutions of which it is not known whether they have an error
     num_steps: int = 0
     num_steps_judged: int = 0
     num_steps_uncovered: int = 0
-    #: Steps of which the model's context cut an analysis short.
-    num_steps_cut: int = 0
+    num_steps_cut: int = 0  #: steps of which the model's context cut an analysis short
     num_analyses: int = 0
     num_analyses_without_verdict: int = 0
     num_analyses_forced: int = 0
     num_generated_tokens: int = 0
     num_prompt_tokens: int = 0
-    #: Of an analysis; None for rewarders that write none.
-    max_tokens: int | None = None
-    #: Why the first step without a reward has none.
-    failure: str | None = None
+    max_tokens: int | None = None  #: of an analysis; None for rewarders that write none
+    failure: str | None = None  #: why the first step without a reward has none
 
     @property
     def nothing_judged(self) -> bool:
@@ -69,20 +64,16 @@ async def judge_source(
     rewarder: StepRewarder,
     rows: Iterable[Solution | Rejected],
     *,
-    source: SourceInfo | None = None,
-    output: str | Path | None = None,
     settings: dict[str, Any] | None = None,
-    strict: bool = False,
     last_step: bool = False,
-    callbacks: Callbacks | None = None,
+    **options: Any,
 ) -> Totals:
     """Judge every solution of a source, in its order; the totals are over all sessions.
 
     Args:
-        source: what identifies the source in the manifest; needed with `output`, the run folder.
         settings: further settings that the results depend on.
-        strict: stop at the first rejected row.
         last_step: reward the last step of each solution alone.
+        options: of `run_job`: source and output (none keeps nothing), strict, callbacks.
 
     Raises:
         RunError: the folder cannot be used; see `Run`.
@@ -99,5 +90,5 @@ async def judge_source(
     work = judge_last if last_step else rewarder.judge
     job = Job(name="judge", work=work, parse=SolutionReward.read_back, totals=totals, width=rewarder.concurrency)
     settings = {FORMAT: REWARD_FORMAT, **(settings or {}), **described}
-    await run_job(job, rows, source=source, output=output, settings=settings, strict=strict, callbacks=callbacks)
+    await run_job(job, rows, settings=settings, **{"source": None, "output": None} | options)
     return totals

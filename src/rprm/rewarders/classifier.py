@@ -47,11 +47,9 @@ class ClassifierSettings:
     """What `rprm_classifier.json` says of a classifier."""
 
     layout: LayoutName
-    #: Of the qwen layout, as is the system message.
-    step_tag: Annotated[str, Field(min_length=1)] = QWEN_TAG
+    step_tag: Annotated[str, Field(min_length=1)] = QWEN_TAG  #: of the qwen layout, as is `system`
     system: str = QWEN_SYSTEM
-    #: Chosen on validation data.
-    threshold: Threshold = 0.5
+    threshold: Threshold = 0.5  #: chosen on validation data
 
     def to_json(self, **further: Any) -> str:
         return json.dumps({**asdict(self), **further}, indent=2, ensure_ascii=False) + "\n"
@@ -115,18 +113,10 @@ class Classifier:
     layout: Layout
 
     def __init__(
-        self,
-        target: str,
-        *,
-        spec: str = "",
-        dtype: str = "auto",
-        device: str = "auto",
-        device_map: str | None = None,
-        adapter: str | None = None,
-        max_batch_tokens: PositiveInt = 16384,
-        num_threads: int | None = None,
-        **options: Unpack[ClassifierOptions],
-    ) -> None:
+        self, target: str, *, spec: str = "",
+        dtype: str = "auto", device: str = "auto", device_map: str | None = None, num_threads: int | None = None,
+        adapter: str | None = None, max_batch_tokens: PositiveInt = 16384, **options: Unpack[ClassifierOptions],
+    ) -> None:  # fmt: skip
         self.target, self.spec, self.options = target, spec or f"classifier:{target}", options
         if device_map is not None and device != "auto":
             raise EngineError(f"{self.spec}: give either device or device_map")
@@ -323,16 +313,9 @@ class ServedClassifier(Classifier):
     """
 
     def __init__(
-        self,
-        target: str,
-        *,
-        spec: str = "",
-        timeout: float = 600.0,
-        max_retries: int = 6,
-        key_env: str = "OPENAI_API_KEY",
-        send_key_over_http: bool = False,
-        **options: Unpack[ClassifierOptions],
-    ) -> None:
+        self, target: str, *, spec: str = "", timeout: float = 600.0, max_retries: int = 6,
+        key_env: str = "OPENAI_API_KEY", send_key_over_http: bool = False, **options: Unpack[ClassifierOptions],
+    ) -> None:  # fmt: skip
         spec = spec or f"classifier:{target}"
         if (match := _TARGET.fullmatch(target)) is None:
             raise EngineError(f"{spec}: write MODEL@URL, as in Qwen/Qwen2.5-Math-PRM-7B@http://localhost:8000")

@@ -291,15 +291,13 @@ class LayoutKind:
 
     write: FunctionType
     head: HeadKind
-    #: Begins with the ids of a text's beginning, with the BOS token, or (where there is a chat template) with none.
-    begin: Literal["text", "bos", "chat"]
-    #: Parts of the names of released models, and what the tokenizer must have.
-    models: Sequence[str]
-    needs: Sequence[str] = ()
-    #: With the head "tokens", those whose rows of the output layer are read: correct, wrong.
-    signs: Sequence[str] = ()
-    #: Whether one sequence scores every step; otherwise it scores its last step alone.
-    one_pass: bool = True
+    begin: Literal[
+        "text", "bos", "chat"
+    ]  #: with the ids of a text's beginning, the BOS token, or a chat's (else text's)
+    models: Sequence[str]  #: parts of the names of released models
+    needs: Sequence[str] = ()  #: what the tokenizer must have
+    signs: Sequence[str] = ()  #: with the head "tokens": those that call a step correct and wrong
+    one_pass: bool = True  #: whether one sequence scores every step; otherwise it scores its last step alone
 
 
 LAYOUTS: dict[LayoutName, LayoutKind] = {

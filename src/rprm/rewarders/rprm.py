@@ -148,14 +148,11 @@ class Judge:
     def reward(self, step_index: int, analyses: Sequence[Analysis]) -> StepReward:
         p_yes = [analysis.p_yes for analysis in analyses if analysis.p_yes is not None]
         votes = [float(analysis.verdict) for analysis in analyses if analysis.verdict is not None]
+        failure = None if p_yes else self._why_unscored(analyses)
         return StepReward(
-            step_index=step_index,
-            reward=mean(p_yes),
-            vote=mean(votes),
-            analyses=tuple(analyses),
-            failure=None if p_yes else self._why_unscored(analyses),
+            step_index=step_index, reward=mean(p_yes), vote=mean(votes), analyses=tuple(analyses), failure=failure,
             num_requested=self.rule.num_analyses,
-        )
+        )  # fmt: skip
 
     def unscored(self, step_index: int, failure: str) -> StepReward:
         limit = self.rule.num_analyses
@@ -179,16 +176,11 @@ class Judge:
             second = await self._choose(prompt, text[: verdict.start].rstrip())
             if second is not None:
                 choice, source = second, "second pass"
+        p_yes = choice.p_yes if choice is not None else None if yes is None else float(yes)
         return Analysis(
-            text=text,
-            verdict=yes,
-            p_yes=choice.p_yes if choice is not None else None if yes is None else float(yes),
-            p_yes_source=source,
-            forced=forced,
-            num_tokens=completion.num_tokens,
-            num_prompt_tokens=completion.num_prompt_tokens,
-            finish_reason=completion.finish_reason,
-        )
+            text=text, verdict=yes, p_yes=p_yes, p_yes_source=source, forced=forced, num_tokens=completion.num_tokens,
+            num_prompt_tokens=completion.num_prompt_tokens, finish_reason=completion.finish_reason,
+        )  # fmt: skip
 
     async def _choose(self, prompt: Prompt, text: str) -> VerdictChoice | None:
         """P(Yes) after `text`; None where the engine cannot give it for this one."""
