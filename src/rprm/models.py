@@ -154,7 +154,8 @@ def template_for(spec: str, fallback: str | None = None) -> PromptTemplate:
 
 def released_template(known: KnownModel) -> PromptTemplate:
     """The prompt of a released judge: its `training_template` with the system message and the ending of evaluation."""
-    return _prompt_of(known).around(training_template(known))
+    template = training_template(known)
+    return template if known.prompt is None else known.prompt.around(template)
 
 
 def training_template(known: KnownModel) -> PromptTemplate:
@@ -163,7 +164,8 @@ def training_template(known: KnownModel) -> PromptTemplate:
     Raises:
         PromptError: the model has none; or it is not cached, and cannot be imported from the data set.
     """
-    prompt = _prompt_of(known)
+    if (prompt := known.prompt) is None:
+        raise PromptError(f"{known.alias}: a {known.kind} reads no prompt template")
     if prompt.cached.is_file():
         try:
             return load_template(prompt.cached)
@@ -185,7 +187,8 @@ def training_template(known: KnownModel) -> PromptTemplate:
 
 def import_released(known: KnownModel, source: str | None = None, **options: Any) -> ImportedTemplate:
     """`import_template` of a judge's training rows (its data set by default), named after where they come from."""
-    prompt = _prompt_of(known)
+    prompt = known.prompt
+    assert prompt is not None
     defaults = {"name": known.alias, "marker": prompt.marker, "min_share": _MIN_SHARE}
     imported = import_template(source or prompt.source, **defaults | options)
     if "name" in options:
@@ -201,7 +204,8 @@ def keep_template(known: KnownModel, imported: ImportedTemplate) -> Path:
     Raises:
         PromptError: the folder cannot be written.
     """
-    path = _prompt_of(known).cached
+    assert known.prompt is not None
+    path = known.prompt.cached
     try:
         # Many processes may come here at once: each writes a file of its own, and the last one stays.
         own = path.with_name(f"{path.name}.{os.getpid()}")
@@ -210,12 +214,6 @@ def keep_template(known: KnownModel, imported: ImportedTemplate) -> Path:
     except OSError as error:
         raise PromptError(f"{path}: cannot be written: {error.strerror}; RPRM_CACHE names another folder") from error
     return path
-
-
-def _prompt_of(known: KnownModel) -> ReleasedPrompt:
-    if known.prompt is None:
-        raise PromptError(f"{known.alias}: a {known.kind} reads no prompt template")
-    return known.prompt
 
 
 def cache_folder() -> Path:

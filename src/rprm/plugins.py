@@ -34,11 +34,7 @@ def find_kinds(group: str, built_in: Mapping[str, str]) -> dict[str, EntryPoint]
 
 
 def load_kind(point: EntryPoint) -> Callable[..., Any]:
-    """What an entry point names.
-
-    Raises:
-        EngineError: it cannot be imported.
-    """
+    """What an entry point names; an `EngineError` where it cannot be imported."""
     try:
         return cast(Callable[..., Any], point.load())
     except (ImportError, AttributeError) as error:

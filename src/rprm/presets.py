@@ -39,14 +39,13 @@ class JudgeSettings:
                 raise RprmError(f"{name} is {getattr(self, name)}; give {wanted}")
 
 
-#: K = 10 is the paper's (section 4.1); T = 0.95, top-p 0.95 and up to 4,096 new tokens are its scripts'
-#: (NJUNLP/R-PRM, src/evaluate); the threshold 0.5 is ProcessBench's (code/run_eval.py). Exact stopping and first-error
-#: exit are ours and change no prediction.
+#: K = 10 is the paper's (section 4.1); T, top-p and length are its scripts' (NJUNLP/R-PRM, src/evaluate), the threshold
+#: ProcessBench's (code/run_eval.py). Exact stopping and first-error exit are ours and change no prediction.
 PAPER = JudgeSettings(num_analyses=10, temperature=0.95, top_p=0.95, max_tokens=4096)
 
 _PACKAGED = {
-    # The paper's, but for the length (its analyses have some 130 tokens, of long chains up to 330) and the threshold.
-    # They seldom call a wrong step right, but often slip: one Yes of ten is enough (docs/log.md).
+    # Analyses have some 130 tokens, of long chains up to 330. They seldom call a wrong step right, but often slip: one
+    # Yes of ten is enough (docs/log.md).
     "embedded": replace(PAPER, max_tokens=400, threshold=0.07),
     # SmolLM2-135M on a CPU: short analyses, and a verdict asked for where the model does not come to one.
     "smollm2": JudgeSettings(4, temperature=0.7, top_p=0.95, max_tokens=128, force_verdict=True, prompt="few-shot"),
@@ -77,7 +76,6 @@ class PolicySettings:
     step_tokens: int
 
 
-#: The policy of the paper's guided search: 8 candidates at T = 1.0 (0.7 is only the default of its script). Of the
-#: script (NJUNLP/R-PRM, src/reward-guide-search): top-p 0.95, steps of up to 512 tokens. Whole solutions are sampled
-#: alike; their longest length is ours.
+#: Of the paper's guided search: 8 candidates, T = 1.0 (0.7 is only its script's default). Of the script
+#: (NJUNLP/R-PRM, src/reward-guide-search): top-p, step_tokens. Whole solutions are sampled alike; max_tokens is ours.
 PAPER_POLICY = PolicySettings(num_candidates=8, temperature=1.0, top_p=0.95, max_tokens=2048, step_tokens=512)

@@ -66,10 +66,7 @@ def models(
 
 
 def described(known: KnownModel) -> dict[str, Any]:
-    """All that is known of a model, with what it means on this machine.
-
-    Weights are in bfloat16, sizes in 10^9 bytes; memory is an estimate: the weights and a fifth more.
-    """
+    """All that is known of a model; memory is an estimate: the weights and a fifth more."""
     prompt = known.prompt
     return {
         **{name: getattr(known, name) for name in ("alias", "hub_id", "kind", "spec")},
@@ -86,7 +83,7 @@ def described(known: KnownModel) -> dict[str, Any]:
 
 
 def _commands(known: KnownModel) -> dict[str, str]:
-    """The commands that judge with a model and measure it, on this machine, each with what is to be said of it."""
+    """The commands that judge with a model and measure it, on this machine, each with a remark."""
     from importlib.util import find_spec
 
     lines = {}

@@ -19,10 +19,9 @@ _SIGNS = frozenset(".,:;?+-*/=")
 
 
 def outside_world(solution: Solution) -> str | None:
-    """Why a solution lies outside the lab's world: the first word, number or sign that is not of it; None inside.
+    """The first word, number or sign of a solution that is not of the lab's world (all its splits'); None inside.
 
-    The words are those of the lab's wordings, the out-of-distribution split's included; numbers are whole, up to 9,999;
-    signs are those of sentences and of arithmetic. Inside does not mean that the judge understands it.
+    Inside does not mean that the judge understands it.
     """
     if not re.search(r"[^\W\d_]", solution.problem):
         return "a problem without words"

@@ -40,11 +40,7 @@ class Rendered:
 
 
 class Layout:
-    """A layout over one tokenizer.
-
-    Args:
-        name: one of `LAYOUTS`.
-        options: of the layout: the keyword-only parameters of its function below.
+    """A layout over one tokenizer; its options are the keyword-only parameters of its function below.
 
     Raises:
         EngineError: the tokenizer does not fit the layout, or it has no such option.
@@ -291,9 +287,7 @@ class LayoutKind:
 
     write: FunctionType
     head: HeadKind
-    begin: Literal[
-        "text", "bos", "chat"
-    ]  #: with the ids of a text's beginning, the BOS token, or a chat's (else text's)
+    begin: Literal["text", "bos", "chat"]  #: as a text begins, with BOS, or as a chat (else as a text)
     models: Sequence[str]  #: parts of the names of released models
     needs: Sequence[str] = ()  #: what the tokenizer must have
     signs: Sequence[str] = ()  #: with the head "tokens": those that call a step correct and wrong

@@ -57,10 +57,7 @@ class Judge:
             raise RprmError(f"{equal}; ask for one analysis (-k 1), or raise the temperature")
         stop = (self.template.stop,) if self.template.stop else ()
         self.sampling = replace(self.sampling, verdict=self.template.verdict, stop=stop)
-
-    @property
-    def threshold(self) -> float:
-        return self.rule.threshold
+        self.threshold = self.rule.threshold
 
     @property
     def concurrency(self) -> int:
