@@ -46,10 +46,9 @@ def split_steps(solution: str) -> list[str]:
     3. at every blank line;
     4. at every line end.
 
-    None cuts inside display mathematics (`$$...$$`, `\[...\]`, `\begin{x}...\end{x}`), drawings (`[asy]...[/asy]`) and
-    fenced blocks. A Markdown heading alone belongs to the step after it; a rule (`---`) to none. Thinking is no part of
-    a solution (`rprm.thinking`). Line ends of a single line that spells them out, as `\n`, count. Steps are stripped of
-    the space around them, and empty ones dropped.
+    None cuts inside display mathematics, drawings (`[asy]...[/asy]`) and fenced blocks. A Markdown heading alone is of
+    the step after it; a rule (`---`) of none. Thinking is no part of a solution. Line ends of a single line that spells
+    them out, as `\n`, count. Steps are stripped of the space around them, and empty ones dropped.
     """
     text = re.sub(r"\r\n?|[\x85\u2028]", "\n", without_thinking(solution)).replace("\u2029", "\n\n").strip()
     if "\n" not in text and _SPELLED_OUT.search(text):
@@ -82,28 +81,20 @@ def _cut(text: str, separators: Iterable[tuple[int, int]], joined: re.Pattern[st
 
 
 def _step_headings(text: str) -> list[tuple[int, int]]:
-    """The cuts before the headings of steps and those of their level; none where there are fewer than two steps.
-
-    Each lies from the rule that stands before the heading, if any, to the heading.
-    """
+    """The cuts before the headings of two or more steps and those of their level, each with the rule before it."""
     if "\n" not in text:
         # Within a line a step may just be spoken of: only a text that counts its steps from its beginning is cut there.
         inline = list(_HEADING_IN_LINE.finditer(text))
         numbers = [int(match["number"]) for match in inline]
         counted = len(numbers) > 1 and all(later == number + 1 for number, later in pairwise(numbers))
         return [(match.start(), match.start()) for match in inline] if counted and not inline[0].start() else []
-    titles: list[re.Match[str]] = []
-    steps: list[re.Match[str]] = []
-    for match in _outside(_HEADING.finditer(text), text):
-        if match["title"] is not None:
-            titles.append(match)
-        elif match["end"] is not None or _MARKED.search(match["lead"]):
-            steps.append(match)
-    if len({match["number"] for match in steps}) < 2:
+    headings = list(_outside(_HEADING.finditer(text), text))
+    headings = [one for one in headings if one["title"] or one["end"] is not None or _MARKED.search(one["lead"])]
+    steps = [one for one in headings if one["title"] is None]
+    if len({one["number"] for one in steps}) < 2:
         return []
-    level = max(match["lead"].count("#") for match in steps) or 6
-    titles = [match for match in titles if len(match["title"]) <= level]
-    return sorted((match.start(), match.start("heading")) for match in steps + titles)
+    level = max(one["lead"].count("#") for one in steps) or 6
+    return [(one.start(), one.start("heading")) for one in headings if len(one["title"] or "") <= level]
 
 
 def _outside(matches: Iterable[re.Match[str]], text: str) -> Iterator[re.Match[str]]:
