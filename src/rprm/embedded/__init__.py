@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ if TYPE_CHECKING:
 #: Folder of weights, tokenizer, template and card.
 JUDGE = Path(__file__).with_name("judge")
 WORDS = Path(__file__).with_name("words.txt")  #: that it knows, in lower case
+_KNOWN = frozenset(WORDS.read_text(encoding="ascii").split())
 _MAX_DIGITS = 4  #: of the largest number of the lab's world, 9,999
 _TOKEN = re.compile(r"[^\W\d_]+|\d[\d,.]*\d|\d|\S")
 _SIGNS = frozenset(".,:;?+-*/=")
@@ -27,7 +27,7 @@ def outside_world(solution: Solution) -> str | None:
         return "a problem without words"
     for token in (token for text in (solution.problem, *solution.steps) for token in _TOKEN.findall(text)):
         if token[0].isalpha():
-            if token.lower() not in _words():
+            if token.lower() not in _KNOWN:
                 return f"the word {token!r:.60}"
         elif token[0].isdecimal():
             if len(token) > _MAX_DIGITS or not (token.isascii() and token.isdecimal()):
@@ -35,8 +35,3 @@ def outside_world(solution: Solution) -> str | None:
         elif token not in _SIGNS:
             return f"the sign {token!r}"
     return None
-
-
-@cache
-def _words() -> frozenset[str]:
-    return frozenset(WORDS.read_text(encoding="ascii").split())

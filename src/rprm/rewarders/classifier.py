@@ -35,8 +35,7 @@ if TYPE_CHECKING:
 SETTINGS_FILE = "rprm_classifier.json"
 #: Layouts whose models vLLM serves; of one that rewards with its output layer, `/pooling` gives hidden states (0.32).
 _SERVED: tuple[LayoutName, ...] = ("qwen", "trl")
-#: Bytes of an answer: a row takes about 50, and a context at most some 100,000 tokens.
-_ANSWER_BYTES, _MODELS_BYTES = 1 << 25, 1 << 20
+_ANSWER_BYTES = 1 << 25  #: a row takes about 50, and a context at most some 100,000 tokens
 _TARGET = re.compile(r"(?P<model>.+?)@(?P<url>https?://[^/?#@\s]+(?:/[^?#@\s]*)?)")
 #: A step whose reward is below it is called wrong.
 Threshold = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -132,7 +131,7 @@ class Classifier:
 
     @property
     def threshold(self) -> float:
-        """As given, else the classifier's own (of a hub model: once it is started), else 0.5."""
+        """As given, else its own (of a hub model: once it is started), else 0.5."""
         return 0.5 if self._threshold is None else self._threshold
 
     def in_full(self) -> Self:
@@ -249,8 +248,7 @@ class Classifier:
         """The layout of a released model: by the tensors of its head, or by its name where they do not tell it."""
         from rprm.rewarders.network import HEAD_LAYERS, recognised_heads
 
-        named = layout_by_name(self.target)
-        heads = recognised_heads(self.target, revision=revision)
+        named, heads = layout_by_name(self.target), recognised_heads(self.target, revision=revision)
         found = [name for name, kind in LAYOUTS.items() if kind.head in heads]
         # The name decides between a one-way and a two-way head, whose tensors have the same names.
         if named in found or (not found and named is not None and LAYOUTS[named].head not in HEAD_LAYERS):
@@ -344,8 +342,7 @@ class ServedClassifier(Classifier):
         self.layout = make_layout(self._settings, tokenizer, self.spec, self.options)
         self.endpoint.open()
         if self._context_length is None:
-            # What vLLM says of it (`max_model_len`).
-            served = served_models(await self.endpoint.ask("/v1/models", _MODELS_BYTES) or {})
+            served = served_models(await self.endpoint.ask("/v1/models", 1 << 20) or {})
             self._context_length = context_length_of(served.get(self.target, {}))
         return {
             "url": self.endpoint.url,

@@ -25,8 +25,6 @@ HEAD_LAYERS: dict[HeadKind, tuple[tuple[str, ...], bool, int]] = {
     "labels": (("score",), False, 2),
     "validity": (("score_head",), False, 3),
 }
-#: What scales or bends the logits of an output layer in some model families.
-_LOGIT_SETTINGS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 
 class StepNetwork(nn.Module):
@@ -99,7 +97,8 @@ def load_network(target: str, layout: Layout, *, adapter: str | None = None, **w
     config = model.config.get_text_config()
     if has_head:
         return StepNetwork(model, _load_head(target, layout.head, weights.get("revision"), config.hidden_size))
-    for name in _LOGIT_SETTINGS:
+    # What scales or bends the logits in some model families.
+    for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
         if getattr(config, name, None) not in (None, 1, 1.0):
             raise EngineError(f"{target}: the model's {name} is not supported in the {layout.name} layout")
     return StepNetwork(model.base_model, _output_head(model.get_output_embeddings(), layout))
