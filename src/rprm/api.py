@@ -31,8 +31,7 @@ class RPRM(AbstractContextManager["RPRM"], AbstractAsyncContextManager["RPRM"]):
     certain, judging at the first step called wrong. None takes the paper's value (`rprm.presets.PAPER`) or the model's.
 
     Args:
-        model: a known model's name ("r-prm-7b") or a spec: "vllm:MODEL", "transformers:MODEL", "openai:MODEL@URL",
-            "embedded", "classifier:MODEL"; or an engine.
+        model: a known model's name ("r-prm-7b"), a spec ("vllm:MODEL", "openai:MODEL@URL", ...), or an engine.
         num_analyses: K, the most analyses a step gets.
         threshold: a step whose reward is below it is called wrong.
         stopping, confidence: within a step, for `first_errors`; see `StoppingRule`.
@@ -42,8 +41,7 @@ class RPRM(AbstractContextManager["RPRM"], AbstractAsyncContextManager["RPRM"]):
         temperature, top_p, max_tokens, seed: how analyses are sampled.
 
     Raises:
-        RprmError: an option has no sensible value, or makes no sense for a classifier; the message names it.
-        EngineError: unknown kind or option of the spec.
+        RprmError: an unknown kind or option of the spec, or an option that makes no sense; the message names it.
     """
 
     def __init__(

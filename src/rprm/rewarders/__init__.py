@@ -48,8 +48,7 @@ def load_rewarder(
         options: as for `RPRM`; None leaves one to the procedure. A classifier takes its own, and none of analyses.
 
     Raises:
-        RprmError: an option has no sensible value, or makes no sense for a classifier; the message names it.
-        EngineError: unknown kind or option of the spec, or a value that does not fit.
+        RprmError: an unknown kind or option of the spec, or an option that makes no sense; the message names it.
     """
     if not isinstance(model, str) or (make := _kind_of(model)) is None:
         return load_judge(model, engine=engine, procedure=procedure, **options)

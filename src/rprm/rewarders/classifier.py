@@ -120,19 +120,16 @@ class Classifier:
         if device_map is not None and device != "auto":
             raise EngineError(f"{self.spec}: give either device or device_map")
         self.concurrency = options.get("concurrency", 64)
-        self._threshold, self._context_length = options.get("threshold"), options.get("context_length")
-        if self._threshold is None and Path(target).is_dir() and (settings := read_settings(target)) is not None:
-            self._threshold = settings.threshold
+        self._context_length, given = options.get("context_length"), options.get("threshold")
+        #: As given, else its own (of a hub model: once it is started), else 0.5.
+        self.threshold = 0.5 if given is None else given
+        if given is None and Path(target).is_dir() and (settings := read_settings(target)) is not None:
+            self.threshold = settings.threshold
         self._placement, self._device_map, self._adapter = (device, dtype, num_threads), device_map, adapter
         self.max_batch_tokens = max_batch_tokens
         self._worker: _Worker | None = None
         self._described: dict[str, Any] | None = None
         self._starting = asyncio.Lock()
-
-    @property
-    def threshold(self) -> float:
-        """As given, else its own (of a hub model: once it is started), else 0.5."""
-        return 0.5 if self._threshold is None else self._threshold
 
     def in_full(self) -> Self:
         return self
@@ -228,8 +225,8 @@ class Classifier:
         # Where accelerate put the backbone it stays.
         (network if self._device_map is None else network.score).to(device)
         network.eval()
-        if self._threshold is None:
-            self._threshold = settings.threshold
+        if options.get("threshold") is None:
+            self.threshold = settings.threshold
         longest = getattr(network.backbone.config.get_text_config(), "max_position_embeddings", None)
         self._context_length = self._context_length or longest or 4096
         self._worker = _Worker(network, self.max_batch_tokens)
