@@ -199,11 +199,7 @@ def import_released(known: KnownModel, source: str | None = None, **options: Any
 
 
 def keep_template(known: KnownModel, imported: ImportedTemplate) -> Path:
-    """Keep an imported template, so that later runs need no network.
-
-    Raises:
-        PromptError: the folder cannot be written.
-    """
+    """Keep an imported template, so that later runs need no network; `PromptError` where it cannot be written."""
     assert known.prompt is not None
     path = known.prompt.cached
     try:

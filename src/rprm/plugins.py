@@ -19,11 +19,7 @@ _installed = cache(entry_points)
 
 
 def find_kinds(group: str, built_in: Mapping[str, str]) -> dict[str, EntryPoint]:
-    """The entry points of a group ("rprm.engines") by name, and those `built_in` here: name -> `module:object`.
-
-    Raises:
-        EngineError: two have one name.
-    """
+    """The entry points of a group ("rprm.engines") by name, with the `built_in` ones: name -> `module:object`."""
     found = {name: EntryPoint(name, value, group) for name, value in built_in.items()}
     for point in _installed(group=group):
         other = found.setdefault(point.name, point)
@@ -63,10 +59,8 @@ def options_of(make: Callable[..., Any]) -> dict[str, Any]:
 def construct(make: Callable[..., Any], spec: str, options: Mapping[str, Any]) -> Any:
     """Call `make(target, spec=spec, **options)`, or `make(spec, **options)` where its first parameter is `spec`.
 
-    Options win over those in `spec`; texts turn into what the annotations say.
-
-    Raises:
-        EngineError: an unknown option, a value that does not fit, or a target too few or too many.
+    Options win over those in `spec`; texts turn into what the annotations say. `EngineError`: one is unknown or does
+    not fit, or there is a target too few or too many.
     """
     from pydantic import TypeAdapter, ValidationError
 

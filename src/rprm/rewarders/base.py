@@ -76,11 +76,7 @@ class AnalysisSampler(StepRewarder, Protocol):
     async def analyse(
         self, problem: str, steps: Sequence[str], step_index: int, samples: range, ledger: Ledger | None = None
     ) -> list[Analysis]:
-        """Draw some of a step's analyses, by their sample numbers.
-
-        Raises:
-            RequestRefused: every one of them is refused.
-        """
+        """Draw some of a step's analyses, by their sample numbers; `RequestRefused` where every one is refused."""
         ...
 
     def reward(self, step_index: int, analyses: Sequence[Analysis]) -> StepReward:

@@ -55,11 +55,7 @@ class ClassifierSettings:
 
 
 def read_settings(target: str, revision: str | None = None) -> ClassifierSettings | None:
-    """What a classifier that this project trained says of itself; None of any other.
-
-    Raises:
-        EngineError: the file is damaged.
-    """
+    """What a classifier trained here says of itself, None of any other; `EngineError` where the file is damaged."""
     if (path := find_file(target, SETTINGS_FILE, revision)) is None:
         return None
     value = read_object(path)

@@ -42,8 +42,7 @@ class Rendered:
 class Layout:
     """A layout over one tokenizer; its options are the keyword-only parameters of its function below.
 
-    Raises:
-        EngineError: the tokenizer does not fit the layout, or it has no such option.
+    `EngineError`: the tokenizer does not fit the layout, or it has no such option.
     """
 
     def __init__(self, name: LayoutName, tokenizer: Any, **options: Any) -> None:
@@ -70,11 +69,7 @@ class Layout:
         self.render("a", ["b", "c"])
 
     def render(self, problem: str, steps: Sequence[str]) -> Rendered:
-        """Lay out a solution of at least one step.
-
-        Raises:
-            RequestRefused: a text cannot be laid out: it holds a token that cannot be spelled, or a step has none.
-        """
+        """Lay out at least one step. `RequestRefused`: a text holds a token that cannot be spelled, a step has none."""
         writer = StepWriter(self)
         self.kind.write(writer, problem, steps, **self._arguments)
         return Rendered(writer.ids[: writer.positions[-1] + 1], writer.positions)

@@ -78,15 +78,13 @@ class _AsTwo(nn.Module):
 
 
 def load_network(target: str, layout: Layout, *, adapter: str | None = None, **weights: Any) -> StepNetwork:
-    """Load backbone and head of a released or trained classifier, a folder or hub id.
+    """Load backbone and head of a released or trained classifier, and merge a LoRA adapter (folders or hub ids).
 
     Args:
-        adapter: a LoRA adapter (folder or hub id), merged into the model before the head is read.
         weights: of `load_weights`: dtype of the backbone, revision, device_map.
 
     Raises:
         EngineError: backbone, head or adapter are not what configuration and layout say.
-        OSError, ValueError, ...: see `loading.plain_errors`.
     """
     from transformers import AutoModel, AutoModelForCausalLM
 
@@ -129,11 +127,7 @@ def _linear(weight: Any, bias: torch.Tensor | None) -> nn.Linear:
 def base_network(
     target: str, kind: HeadKind, *, dtype: torch.dtype, revision: str | None = None, attention: str | None = None
 ) -> StepNetwork:
-    """A network to train: any base model's backbone with a fresh two-way head, or, of a classifier, with its own.
-
-    Raises:
-        EngineError: the backbone is not what its configuration says.
-    """
+    """A network to train: any base model's backbone with a fresh two-way head, or, of a classifier, with its own."""
     from transformers import AutoModel
 
     further: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}

@@ -119,11 +119,7 @@ class Judge:
     async def analyse(
         self, problem: str, steps: Sequence[str], step_index: int, samples: range, ledger: Ledger | None = None
     ) -> list[Analysis]:
-        """Draw some of a step's analyses, by their sample numbers; one that is refused has no verdict.
-
-        Raises:
-            RequestRefused: every one of them is refused (the prompt is too long).
-        """
+        """Draw some of a step's analyses. One that is refused has no verdict; `RequestRefused` where every one is."""
         prompt = self.template.render(problem, steps, step_index)
 
         async def drawn(sample: int) -> Analysis | RequestRefused:
