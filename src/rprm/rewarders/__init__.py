@@ -97,12 +97,9 @@ def load_judge(
     settings = replace(judge_settings(model, procedure), **options)
     if not isinstance(prompt, PromptTemplate):
         prompt = load_template(prompt) if prompt else template_for(model, settings.prompt)
-    return Judge(
-        engine,
-        prompt,
-        StoppingRule(settings.num_analyses, settings.threshold, settings.stopping, confidence),
-        Sampling(temperature=settings.temperature, top_p=settings.top_p, max_tokens=settings.max_tokens, seed=seed),
-        first_error_exit=settings.first_error_exit,
-        force_verdict=settings.force_verdict,
-        second_pass=settings.second_pass,
+    rule = StoppingRule(settings.num_analyses, settings.threshold, settings.stopping, confidence)
+    sampling = Sampling(
+        temperature=settings.temperature, top_p=settings.top_p, max_tokens=settings.max_tokens, seed=seed
     )
+    further = {name: getattr(settings, name) for name in ("first_error_exit", "force_verdict", "second_pass")}
+    return Judge(engine, prompt, rule, sampling, **further)
