@@ -112,7 +112,9 @@ class PublishedProcedure(Judge):
                 async with self.one_at_a_time:
                     p_yes.append((await self.engine.choose(prompt, text, self.template.verdict)).p_yes)
             steps.append(StepReward(step_index=step.step_index, reward=mean(p_yes), vote=step.vote))
-        first = next((step.step_index for step in steps if self.is_wrong(step)), -1)
+        first = next(
+            (step.step_index for step in steps if step.reward is not None and step.reward < self.threshold), -1
+        )
         return SolutionReward(id=solution.id, num_steps=len(steps), first_error=first, steps=tuple(steps))
 
     one_at_a_time = asyncio.Semaphore(1)

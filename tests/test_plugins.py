@@ -47,9 +47,6 @@ class Length:
     def in_full(self):
         return self
 
-    def is_wrong(self, step):
-        return step.reward < self.threshold
-
     async def start(self):
         return {"rewarder": "length", "threshold": self.threshold}
 

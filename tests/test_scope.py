@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from rprm.cli.embedded import EmbeddedScope
-from rprm.embedded.scope import outside_world
+from rprm.embedded import outside_world
 from rprm.reading import Source, read_solutions
 from rprm.records import Solution, SolutionReward, StepReward
 from rprm.report.solutions import render_solution

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rprm.embedded.scope import WORDS, outside_world
+from rprm.embedded import WORDS, outside_world
 from rprm.reading import Source, read_solutions
 from rprm.records import Solution
 from rprm_lab.language import UNSEEN_WORK, WORK, vocabulary

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,47 +20,28 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-#: Name -> module. Imported when first used, so that `import rprm` costs nothing.
+#: Module -> names. Imported when first used, so that `import rprm` costs nothing.
 _HOMES = {
-    "RPRM": "rprm.api",
-    "load_rewarder": "rprm.rewarders",
-    "Engine": "rprm.engines",
-    "load_engine": "rprm.engines",
-    "RprmError": "rprm.errors",
-    "PromptTemplate": "rprm.prompts",
-    "load_template": "rprm.prompts",
-    "split_steps": "rprm.splitting",
-    "Analysis": "rprm.records",
-    "Solution": "rprm.records",
-    "SolutionReward": "rprm.records",
-    "StepReward": "rprm.records",
+    "api": ("RPRM",),
+    "rewarders": ("load_rewarder",),
+    "engines": ("Engine", "load_engine"),
+    "errors": ("RprmError",),
+    "prompts": ("PromptTemplate", "load_template"),
+    "records": ("Analysis", "Solution", "SolutionReward", "StepReward"),
+    "splitting": ("split_steps",),
 }
-
 __all__ = [
-    "RPRM",
-    "Analysis",
-    "Engine",
-    "PromptTemplate",
-    "RprmError",
-    "Solution",
-    "SolutionReward",
-    "StepReward",
-    "__version__",
-    "load_engine",
-    "load_rewarder",
-    "load_template",
-    "split_steps",
-]
+    "RPRM", "Analysis", "Engine", "PromptTemplate", "RprmError", "Solution", "SolutionReward", "StepReward",
+    "__version__", "load_engine", "load_rewarder", "load_template", "split_steps",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'rprm' has no attribute {name!r}")
-    from importlib import import_module
-
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+    for module, names in _HOMES.items():
+        if name in names:
+            globals()[name] = value = getattr(import_module(f"rprm.{module}"), name)
+            return value
+    raise AttributeError(f"module 'rprm' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterable
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from typing import Any, TypeVar
 
 from rprm.engines import Engine
+from rprm.errors import InputError
 from rprm.jobs import in_order
 from rprm.prompts import PromptTemplate
 from rprm.reading import solution_of
@@ -18,82 +19,46 @@ from rprm.rewarders.base import StepRewarder
 from rprm.stopping import Stopping
 
 T = TypeVar("T")
+Solutions = Iterable[Solution | dict[str, Any]]
+OnResult = Callable[[SolutionReward], None] | None
 
 
-class RPRM:
+class RPRM(AbstractContextManager["RPRM"], AbstractAsyncContextManager["RPRM"]):
     """A process reward model: a reasoning judge, or a classifier.
 
-    It answers two questions. `score` gives *rewards*, by the paper's full procedure: every step, all K analyses; what
-    ranking, reinforcement learning and thresholds need. `first_errors` gives *first errors* for about a third of the
-    tokens: analyses end once the decision is certain, judging ends at the first step called wrong, and the prediction
-    is that of the full procedure.
-
-    Everything left None takes the paper's value (`rprm.presets.PAPER`), for "embedded" and "smollm2" that model's own.
+    `score` gives *rewards* by the paper's full procedure, for ranking, reinforcement learning and thresholds.
+    `first_errors` gives the same predictions for about a third of the tokens: analyses end once the decision is
+    certain, judging at the first step called wrong. None takes the paper's value (`rprm.presets.PAPER`) or the model's.
 
     Args:
-        model: a known model's name ("r-prm-7b") or a spec: "vllm:MODEL", "transformers:MODEL", "openai:MODEL@URL",
-            "embedded", "classifier:MODEL"; or an engine.
+        model: a known model's name ("r-prm-7b"), a spec ("vllm:MODEL", "openai:MODEL@URL", ...), or an engine.
         num_analyses: K, the most analyses a step gets.
         threshold: a step whose reward is below it is called wrong.
-        stopping: within a step, for `first_errors`: "none", "exact" (changes no decision) or "confident".
-        confidence: for "confident": how probable a decision must be.
+        stopping, confidence: within a step, for `first_errors`; see `StoppingRule`.
         first_error_exit: for `first_errors`: stop at the first step called wrong.
         force_verdict: where an analysis ends without a verdict, ask for one; a text is asked in place of the marker.
-        prompt: a template, its built-in name, or its file; by default the one that the model's folder carries, or that
-            a known model (`rprm.models`) was released with.
+        prompt: a template, its built-in name, or its file; the model's own by default, where it is known.
         temperature, top_p, max_tokens, seed: how analyses are sampled.
 
     Raises:
-        RprmError: an option has no sensible value, or makes no sense for a classifier; the message names it.
-        EngineError: unknown kind or option of the spec.
-
-    Example:
-        >>> with RPRM("scripted:") as prm:
-        ...     reward = prm.score([{"problem": "1 + 1 = ?", "steps": ["1 + 1 = 2."]}])[0]
-        >>> len(reward.steps)
-        1
+        RprmError: an unknown kind or option of the spec, or an option that makes no sense; the message names it.
     """
 
     def __init__(
-        self,
-        model: str | Engine = "embedded",
-        *,
-        num_analyses: int | None = None,
-        threshold: float | None = None,
-        stopping: Stopping | None = None,
-        confidence: float = DEFAULT_CONFIDENCE,
-        first_error_exit: bool | None = None,
-        force_verdict: bool | str | None = None,
-        prompt: str | PromptTemplate | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        max_tokens: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        options: dict[str, Any] = {
-            "num_analyses": num_analyses,
-            "threshold": threshold,
-            "stopping": stopping,
-            "confidence": confidence,
-            "first_error_exit": first_error_exit,
-            "force_verdict": force_verdict,
-            "prompt": prompt,
-            "temperature": temperature,
-            "top_p": top_p,
-            "max_tokens": max_tokens,
-            "seed": seed,
-        }
+        self, model: str | Engine = "embedded", *,
+        num_analyses: int | None = None, threshold: float | None = None,
+        stopping: Stopping | None = None, confidence: float = DEFAULT_CONFIDENCE, first_error_exit: bool | None = None,
+        force_verdict: bool | str | None = None, prompt: str | PromptTemplate | None = None,
+        temperature: float | None = None, top_p: float | None = None, max_tokens: int | None = None, seed: int = 0,
+    ) -> None:  # fmt: skip
+        options = {name: value for name, value in locals().items() if name not in ("self", "model")}
         #: Answers `first_errors`; `score` is answered by the same model.
         self.rewarder = load_rewarder(model, **options)
         self._in_full = self.rewarder.in_full()
-        self._thread: _LoopThread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
 
-    def score(
-        self,
-        solutions: Iterable[Solution | dict[str, Any]],
-        *,
-        on_result: Callable[[SolutionReward], None] | None = None,
-    ) -> list[SolutionReward]:
+    def score(self, solutions: Solutions, *, on_result: OnResult = None) -> list[SolutionReward]:
         """The rewards of solutions, in their order: every step, all K analyses.
 
         Args:
@@ -104,89 +69,43 @@ class RPRM:
             InputError: a record cannot be used; the message has its place in the list.
             EngineError: the model cannot be loaded, or stopped answering.
         """
-        return self._run(_judged(self._in_full, _solutions(solutions), on_result))
+        return self._run(_judged(self._in_full, solutions, on_result))
 
-    def first_errors(
-        self,
-        solutions: Iterable[Solution | dict[str, Any]],
-        *,
-        on_result: Callable[[SolutionReward], None] | None = None,
-    ) -> list[SolutionReward]:
-        """The first errors of solutions, in their order, with no more analyses than the predictions need.
+    def first_errors(self, solutions: Solutions, *, on_result: OnResult = None) -> list[SolutionReward]:
+        """As `score`, but with no more analyses than the first errors need (see `StepReward.settled_early`)."""
+        return self._run(_judged(self.rewarder, solutions, on_result))
 
-        `SolutionReward.first_error` is the prediction. Rewards of steps that were settled early say so
-        (`StepReward.settled_early`), and steps after the first error are absent.
+    async def score_async(self, solutions: Solutions) -> list[SolutionReward]:
+        """`score` in the caller's event loop, where an engine then lives: do not mix with the synchronous methods."""
+        return await _judged(self._in_full, solutions, None)
 
-        Args and errors are those of `score`.
-        """
-        return self._run(_judged(self.rewarder, _solutions(solutions), on_result))
-
-    async def score_async(self, solutions: Iterable[Solution | dict[str, Any]]) -> list[SolutionReward]:
-        """`score` in an event loop of the caller's; close with `aclose`, or use `async with`.
-
-        An engine lives in the loop that it was first used in: use either the synchronous or the asynchronous methods of
-        one object.
-        """
-        return await _judged(self._in_full, _solutions(solutions), None)
-
-    async def first_errors_async(self, solutions: Iterable[Solution | dict[str, Any]]) -> list[SolutionReward]:
-        """`first_errors` in an event loop of the caller's, as for `score_async`."""
-        return await _judged(self.rewarder, _solutions(solutions), None)
+    async def first_errors_async(self, solutions: Solutions) -> list[SolutionReward]:
+        return await _judged(self.rewarder, solutions, None)
 
     def close(self) -> None:
         """Release the model. Safe to call twice."""
-        if self._thread is not None:
+        if self._loop is not None and self._thread is not None:
             self._run(self.rewarder.aclose())
-            self._thread.close()
-            self._thread = None
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+            self._loop = None
 
     async def aclose(self) -> None:
-        """Release the model after asynchronous use. Safe to call twice."""
         await self.rewarder.aclose()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.aclose()
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        # A loop of its own, in a thread of its own: a notebook's loop is already running, and an engine must find the
-        # same loop at every call.
-        if self._thread is None:
-            self._thread = _LoopThread()
-        return self._thread.run(coroutine)
-
-
-async def _judged(
-    rewarder: StepRewarder, solutions: list[Solution], on_result: Callable[[SolutionReward], None] | None
-) -> list[SolutionReward]:
-    await rewarder.start()
-    results = []
-    async for _, result in in_order(iter(solutions), rewarder.judge, width=rewarder.concurrency):
-        results.append(result)
-        if on_result is not None:
-            on_result(result)
-    return results
-
-
-class _LoopThread:
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="rprm-loop", daemon=True)
-        self._thread.start()
-
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        # A notebook's loop is already running, and an engine must find the same loop at every call.
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(target=self._loop.run_forever, name="rprm-loop", daemon=True)
+            self._thread.start()
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result()
@@ -195,22 +114,18 @@ class _LoopThread:
             future.cancel()
             raise
 
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
 
-
-def _solutions(values: Iterable[Solution | dict[str, Any]]) -> list[Solution]:
-    return [_solution(value, index) for index, value in enumerate(values)]
-
-
-def _solution(value: Solution | dict[str, Any], index: int) -> Solution:
-    if isinstance(value, Solution):
-        return value
-    from rprm.errors import InputError
-
-    try:
-        return solution_of(value, default_id=str(index))
-    except InputError as error:
-        raise InputError(f"solution {index}: {error}") from None
+async def _judged(rewarder: StepRewarder, values: Solutions, on_result: OnResult) -> list[SolutionReward]:
+    solutions = []
+    for index, value in enumerate(values):
+        try:
+            solutions.append(value if isinstance(value, Solution) else solution_of(value, default_id=str(index)))
+        except InputError as error:
+            raise InputError(f"solution {index}: {error}") from None
+    await rewarder.start()
+    results = []
+    async for _, result in in_order(iter(solutions), rewarder.judge, width=rewarder.concurrency):
+        results.append(result)
+        if on_result is not None:
+            on_result(result)
+    return results

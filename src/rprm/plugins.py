@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, get_args, get_type_hints
+from typing import Any, cast, get_args, get_type_hints
 from urllib.parse import parse_qsl
 
 from rprm.errors import EngineError
@@ -14,19 +14,14 @@ from rprm.errors import EngineError
 #: Keyword arguments of constructors that are no options of a spec.
 _NO_OPTIONS = ("spec", "reply")
 
+#: Looked up once: it reads a file of each distribution.
+_installed = cache(entry_points)
+
 
 def find_kinds(group: str, built_in: Mapping[str, str]) -> dict[str, EntryPoint]:
-    """Everything of a group by its name; imported when it is loaded (`load_kind`).
-
-    Args:
-        group: of entry points, such as "rprm.engines".
-        built_in: what this package has: name -> `module:object`.
-
-    Raises:
-        EngineError: two have one name.
-    """
+    """The entry points of a group ("rprm.engines") by name, with the `built_in` ones: name -> `module:object`."""
     found = {name: EntryPoint(name, value, group) for name, value in built_in.items()}
-    for point in _installed(group):
+    for point in _installed(group=group):
         other = found.setdefault(point.name, point)
         if other.value != point.value:
             owners = (f"{one.value} of {one.dist.name if one.dist else 'rprm'}" for one in (other, point))
@@ -34,23 +29,12 @@ def find_kinds(group: str, built_in: Mapping[str, str]) -> dict[str, EntryPoint]
     return found
 
 
-@cache
-def _installed(group: str) -> tuple[EntryPoint, ...]:
-    """Looked up once: it reads a file of each distribution."""
-    return tuple(entry_points(group=group))
-
-
 def load_kind(point: EntryPoint) -> Callable[..., Any]:
-    """What an entry point names.
-
-    Raises:
-        EngineError: it cannot be imported.
-    """
+    """What an entry point names; an `EngineError` where it cannot be imported."""
     try:
-        loaded: Callable[..., Any] = point.load()
+        return cast(Callable[..., Any], point.load())
     except (ImportError, AttributeError) as error:
         raise EngineError(f"{point.group}: {point.name} ({point.value}) cannot be imported: {error}") from error
-    return loaded
 
 
 def split_spec(spec: str) -> tuple[str, str, dict[str, Any]]:
@@ -60,31 +44,28 @@ def split_spec(spec: str) -> tuple[str, str, dict[str, Any]]:
     return kind, target, dict(parse_qsl(query, keep_blank_values=True))
 
 
+def options_of(make: Callable[..., Any]) -> dict[str, Any]:
+    """The options of a constructor and their types: its keyword-only parameters, those of an `Unpack[...]` too."""
+    hints: dict[str, Any] = {}
+    for name, parameter in inspect.signature(make, eval_str=True).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in _NO_OPTIONS:
+            hints[name] = parameter.annotation
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            for typed in get_args(parameter.annotation):
+                hints |= get_type_hints(typed, include_extras=True)
+    return hints
+
+
 def construct(make: Callable[..., Any], spec: str, options: Mapping[str, Any]) -> Any:
-    """Call `make(target, spec=spec, **options)`; without a target where its first parameter is `spec`.
+    """Call `make(target, spec=spec, **options)`, or `make(spec, **options)` where its first parameter is `spec`.
 
-    Args:
-        make: its keyword-only parameters (those of an `Unpack[...]` too) are the options, their annotations the types
-            that texts turn into.
-        spec: names the target.
-        options: by name; they win over those in `spec`.
-
-    Raises:
-        EngineError: an unknown option, a value that does not fit, or a target too few or too many.
+    Options win over those in `spec`; texts turn into what the annotations say. `EngineError`: one is unknown or does
+    not fit, or there is a target too few or too many.
     """
     from pydantic import TypeAdapter, ValidationError
 
     kind, target, in_spec = split_spec(spec)
-    parameters = inspect.signature(make, eval_str=True).parameters
-    hints = {
-        name: parameter.annotation
-        for name, parameter in parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY and name not in _NO_OPTIONS
-    }
-    for parameter in parameters.values():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            for typed in get_args(parameter.annotation):
-                hints |= get_type_hints(typed)
+    hints = options_of(make)
     parsed: dict[str, Any] = {}
     for name, value in {**in_spec, **options}.items():
         if name not in hints:
@@ -93,7 +74,7 @@ def construct(make: Callable[..., Any], spec: str, options: Mapping[str, Any]) -
             parsed[name] = TypeAdapter(hints[name]).validate_python(value)
         except ValidationError as error:
             raise EngineError(f"model {spec!r}: option {name}={value!r}: {error.errors()[0]['msg']}") from None
-    if next(iter(parameters)) == "spec":
+    if next(iter(inspect.signature(make).parameters)) == "spec":
         if target:
             raise EngineError(f"model {spec!r}: {kind} takes options alone: {kind}:?name=value")
         return make(spec, **parsed)

@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from rprm.errors import RprmError
 from rprm.models import resolve
 from rprm.stopping import Stopping
 
-#: How a judge goes about it: "lean" finds first errors and stops where they are certain, "full" draws every analysis of
-#: every step, "published" does so as the published code does.
+#: "lean" finds first errors and stops where they are certain, "full" draws every analysis of every step, "published"
+#: does so as the published code does.
 Procedure = Literal["lean", "full", "published"]
 
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """How a judge samples and decides. None of it depends on the engine. See `rprm.rewarders.rprm.Judge`."""
+    """How a judge samples and decides, whatever the engine; see `rprm.rewarders.rprm.Judge`. Checked when made."""
 
     num_analyses: int
     temperature: float
@@ -28,34 +29,40 @@ class JudgeSettings:
     second_pass: bool = False
     prompt: str | None = None
 
+    def __post_init__(self) -> None:
+        for name, fits, wanted in (
+            ("temperature", self.temperature >= 0.0, "0 or more"),
+            ("top_p", 0.0 < self.top_p <= 1.0, "a number above 0, at most 1"),
+            ("max_tokens", self.max_tokens >= 1, "at least 1"),
+        ):
+            if not fits:
+                raise RprmError(f"{name} is {getattr(self, name)}; give {wanted}")
 
-#: K = 10 is the paper's (section 4.1); T = 0.95, top-p 0.95 and up to 4,096 new tokens are its scripts'
-#: (NJUNLP/R-PRM, src/evaluate); the threshold 0.5 is ProcessBench's (code/run_eval.py). Exact stopping and first-error
-#: exit are ours and change no prediction.
+
+#: K = 10 is the paper's (section 4.1); T, top-p and length are its scripts' (NJUNLP/R-PRM, src/evaluate), the threshold
+#: ProcessBench's (code/run_eval.py). Exact stopping and first-error exit are ours and change no prediction.
 PAPER = JudgeSettings(num_analyses=10, temperature=0.95, top_p=0.95, max_tokens=4096)
 
-#: For the embedded model: the paper's, but for the length (its analyses have some 130 tokens, of long chains up to 330)
-#: and the threshold. They seldom call a wrong step right, but often slip: one Yes of ten is enough (docs/log.md).
-EMBEDDED = JudgeSettings(num_analyses=10, temperature=0.95, top_p=0.95, max_tokens=400, threshold=0.07)
-
-#: For SmolLM2-135M on a CPU: short analyses, and a verdict asked for where the model does not come to one.
-SMOLLM2 = JudgeSettings(
-    num_analyses=4, temperature=0.7, top_p=0.95, max_tokens=128, force_verdict=True, prompt="few-shot"
-)
+_PACKAGED = {
+    # Analyses have some 130 tokens, of long chains up to 330. They seldom call a wrong step right, but often slip: one
+    # Yes of ten is enough (docs/log.md).
+    "embedded": replace(PAPER, max_tokens=400, threshold=0.07),
+    # SmolLM2-135M on a CPU: short analyses, and a verdict asked for where the model does not come to one.
+    "smollm2": JudgeSettings(4, temperature=0.7, top_p=0.95, max_tokens=128, force_verdict=True, prompt="few-shot"),
+}
 
 
 def judge_settings(model: str, procedure: Procedure = "lean") -> JudgeSettings:
     """The defaults for a model spec: the paper's, with a known model's threshold; packaged models have their own."""
-    settings = {"embedded": EMBEDDED, "smollm2": SMOLLM2}.get(model.partition("?")[0].partition(":")[0], PAPER)
+    settings = _PACKAGED.get(model.partition("?")[0].partition(":")[0], PAPER)
     if (known := resolve(model).known) is not None:
         settings = replace(settings, threshold=known.threshold)
-    if procedure == "full":
-        return replace(settings, stopping="none", first_error_exit=False)
-    if procedure == "published":
-        # Every analysis of every step; P(Yes) by a second pass that reads ` Yes` and ` No` alone; a verdict asked for
-        # where an analysis has none (NJUNLP/R-PRM, src/evaluate/GenPRM/evaluate-PRM-CoT.py).
-        return replace(settings, stopping="none", first_error_exit=False, force_verdict=True, second_pass=True)
-    return settings
+    if procedure == "lean":
+        return settings
+    # P(Yes) by a second pass that reads ` Yes` and ` No` alone, a verdict asked for where an analysis has none
+    # (NJUNLP/R-PRM, src/evaluate/GenPRM/evaluate-PRM-CoT.py).
+    published = {"force_verdict": True, "second_pass": True} if procedure == "published" else {}
+    return replace(settings, stopping="none", first_error_exit=False, **published)
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,6 @@ class PolicySettings:
     step_tokens: int
 
 
-#: The policy of the paper's guided search: 8 candidates at T = 1.0 (0.7 is only the default of its script). Of the
-#: script (NJUNLP/R-PRM, src/reward-guide-search): top-p 0.95, steps of up to 512 tokens. Whole solutions are sampled
-#: alike; their longest length is ours.
+#: Of the paper's guided search: 8 candidates, T = 1.0 (0.7 is only its script's default). Of the script
+#: (NJUNLP/R-PRM, src/reward-guide-search): top-p, step_tokens. Whole solutions are sampled alike; max_tokens is ours.
 PAPER_POLICY = PolicySettings(num_candidates=8, temperature=1.0, top_p=0.95, max_tokens=2048, step_tokens=512)

@@ -24,7 +24,8 @@ _HEADING_IN_LINE = re.compile(r"(?<!\S)Step[^\S\n]?(?P<number>\d{1,3})[^\S\n]?[:
 _MARKED = re.compile(r"#|\*\*|__")
 _HEADING_ALONE = re.compile(r"\s*#{1,6}[^\S\n][^\n]*\s*")
 _UNNUMBERED_HEADING = re.compile(r"\s*#{1,6}[^\S\n](?![^\w\n]{0,12}step[^\S\n]?\#?\d)[^\n]*\s*", re.IGNORECASE)
-_MARK = re.compile(r"\\\\|\\[\[\]]|\$\$|\\(?:begin|end)\{(?P<name>\w+\*?)\}|\[/?asy\]|`{3,}|^~{3,}", re.MULTILINE)
+_MARK = re.compile(r"\\\\|\\[\[\]]|\$\$|\\begin\{(?P<name>\w+\*?)\}|\\end\{\w+\*?\}|\[/?asy\]|`{3,}|(?m:^)~{3,}")
+_CLOSINGS = {"\\[": "\\]", "$$": "$$", "[asy]": "[/asy]"}
 #: TeX's commands that begin with n, without it: no line ends spelled out.
 _N_COMMANDS = (
     "abla|atural|cong|e|earrow|eg|eq|ewline|ewpage|exists|geq|geqq|geqslant|gtr|i|icefrac|leq|leqq|leqslant|less|mid|obreak"
@@ -37,9 +38,7 @@ _SPELLED_OUT = re.compile(rf"{_SPELLED_LINE_END.pattern}(?![a-z])")
 
 
 def split_steps(solution: str) -> list[str]:
-    r"""Cut a solution into steps.
-
-    The first of these rules that finds more than one step:
+    r"""Cut a solution into steps, by the first of these rules that finds more than one:
 
     1. after every tag of a process reward model (`ки`, `<extra_0>`); the tags are dropped;
     2. before every heading `Step 1:`, `## Step 2`, `**Step 3**`, where there are two or more, and before Markdown
@@ -47,30 +46,27 @@ def split_steps(solution: str) -> list[str]:
     3. at every blank line;
     4. at every line end.
 
-    None cuts inside display mathematics (`$$...$$`, `\[...\]`, `\begin{x}...\end{x}`), drawings (`[asy]...[/asy]`) and
-    fenced blocks. A Markdown heading alone belongs to the step after it; a rule (`---`) belongs to none. Thinking is no
-    part of a solution (`rprm.thinking`). A single line that spells its line ends out, as `\n`, is read as if it had
-    them. Steps are stripped of the space around them, and empty ones dropped.
+    None cuts inside display mathematics, drawings (`[asy]...[/asy]`) and fenced blocks. A Markdown heading alone is of
+    the step after it; a rule (`---`) of none. Thinking is no part of a solution. Line ends of a single line that spells
+    them out, as `\n`, count. Steps are stripped of the space around them, and empty ones dropped.
     """
     text = re.sub(r"\r\n?|[\x85\u2028]", "\n", without_thinking(solution)).replace("\u2029", "\n\n").strip()
     if "\n" not in text and _SPELLED_OUT.search(text):
         text = _SPELLED_LINE_END.sub(r"\g<before>\n", text)
-    steps = _cut(text, (match.span() for match in _outside(_TAG.finditer(text), text)))
+    steps = _cut_at(_TAG, text)
     if len(steps) > 1:
         return steps
     text = _TAG.sub("", text)
     if headings := _step_headings(text):
         first = headings[0][0]
         cuts = ((low - first, high - first) for low, high in headings)
-        return _at_blank_lines(text[:first]) + _cut(text[first:], cuts, _UNNUMBERED_HEADING)
-    steps = _at_blank_lines(text)
-    if len(steps) == 1:
-        steps = _cut(text, (match.span() for match in _outside(re.finditer(r"\n", text), text)))
-    return steps
+        return _cut_at(_BLANK_LINES, text[:first]) + _cut(text[first:], cuts, _UNNUMBERED_HEADING)
+    steps = _cut_at(_BLANK_LINES, text)
+    return _cut_at(re.compile("\n"), text) if len(steps) == 1 else steps
 
 
-def _at_blank_lines(text: str) -> list[str]:
-    return _cut(text, (match.span() for match in _outside(_BLANK_LINES.finditer(text), text)))
+def _cut_at(separator: re.Pattern[str], text: str) -> list[str]:
+    return _cut(text, (match.span() for match in _outside(separator.finditer(text), text)))
 
 
 def _cut(text: str, separators: Iterable[tuple[int, int]], joined: re.Pattern[str] = _HEADING_ALONE) -> list[str]:
@@ -85,28 +81,20 @@ def _cut(text: str, separators: Iterable[tuple[int, int]], joined: re.Pattern[st
 
 
 def _step_headings(text: str) -> list[tuple[int, int]]:
-    """The cuts before the headings of steps and those of their level; none where there are fewer than two steps.
-
-    Each lies from the rule that stands before the heading, if any, to the heading.
-    """
+    """The cuts before the headings of two or more steps and those of their level, each with the rule before it."""
     if "\n" not in text:
         # Within a line a step may just be spoken of: only a text that counts its steps from its beginning is cut there.
         inline = list(_HEADING_IN_LINE.finditer(text))
         numbers = [int(match["number"]) for match in inline]
         counted = len(numbers) > 1 and all(later == number + 1 for number, later in pairwise(numbers))
         return [(match.start(), match.start()) for match in inline] if counted and not inline[0].start() else []
-    titles: list[re.Match[str]] = []
-    steps: list[re.Match[str]] = []
-    for match in _outside(_HEADING.finditer(text), text):
-        if match["title"] is not None:
-            titles.append(match)
-        elif match["end"] is not None or _MARKED.search(match["lead"]):
-            steps.append(match)
-    if len({match["number"] for match in steps}) < 2:
+    headings = list(_outside(_HEADING.finditer(text), text))
+    headings = [one for one in headings if one["title"] or one["end"] is not None or _MARKED.search(one["lead"])]
+    steps = [one for one in headings if one["title"] is None]
+    if len({one["number"] for one in steps}) < 2:
         return []
-    level = max(match["lead"].count("#") for match in steps) or 6
-    titles = [match for match in titles if len(match["title"]) <= level]
-    return sorted((match.start(), match.start("heading")) for match in steps + titles)
+    level = max(one["lead"].count("#") for one in steps) or 6
+    return [(one.start(), one.start("heading")) for one in headings if len(one["title"] or "") <= level]
 
 
 def _outside(matches: Iterable[re.Match[str]], text: str) -> Iterator[re.Match[str]]:
@@ -123,25 +111,16 @@ def _outside(matches: Iterable[re.Match[str]], text: str) -> Iterator[re.Match[s
 def _unbroken(text: str) -> Iterator[tuple[int, int]]:
     """The spans of display mathematics, environments, drawings and fenced blocks, from the left, none in another."""
     marks = list(_MARK.finditer(text))
-    closings: dict[str, list[int]] = {}
+    places: dict[str, list[int]] = {}
     for index, mark in enumerate(marks):
-        closings.setdefault(mark[0], []).append(index)
+        places.setdefault(mark[0], []).append(index)
     index = 0
     while index < len(marks):
-        opening = marks[index]
-        places = closings.get(_closing(opening), [])
-        place = bisect_right(places, index)
-        if place < len(places):
-            index = places[place]
+        opening, name, mark = marks[index], marks[index]["name"], marks[index][0]
+        closing = f"\\end{{{name}}}" if name else _CLOSINGS.get(mark, mark if mark[0] in "`~" else "")
+        closings = places.get(closing, [])
+        place = bisect_right(closings, index)
+        if place < len(closings):
+            index = closings[place]
             yield opening.start(), marks[index].end()
         index += 1
-
-
-def _closing(opening: re.Match[str]) -> str:
-    """What closes a mark; empty for one that opens nothing."""
-    mark = opening[0]
-    if mark[0] in "`~":
-        return mark
-    if mark.startswith("\\begin"):
-        return f"\\end{{{opening['name']}}}"
-    return {"\\[": "\\]", "$$": "$$", "[asy]": "[/asy]"}.get(mark, "")

@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rprm.errors import EngineError, EngineUnavailable
 from rprm.records import Solution, SolutionReward
-from rprm.rewarders import Classifier, load_classifier
+from rprm.rewarders import load_rewarder
+from rprm.rewarders.classifier import Classifier
 
 PROBLEM = "What is 12 * 3 - 4?"
 STEPS = ("First, 12 * 3 = 36.", "Then 36 - 4 = 33.\nSo it is 33.", "The answer is 33.")
@@ -89,9 +90,9 @@ def test_rewards_are_those_of_the_published_procedure(any_folder: Path) -> None:
 
 def test_ids_are_those_of_the_whole_text(shepherd_tokenizer: Any) -> None:
     """Piece by piece or as one text: the same ids."""
-    from rprm.rewarders.layouts import MathShepherdLayout
+    from rprm.rewarders.layouts import Layout
 
-    layout = MathShepherdLayout(shepherd_tokenizer)
+    layout = Layout("math-shepherd", shepherd_tokenizer)
     text = "\n".join(f"Step {number}: {step} ки" for number, step in enumerate(STEPS, 1))
     rendered = layout.render(PROBLEM, STEPS)
     assert rendered.ids == shepherd_tokenizer.encode(f"{PROBLEM} {text}")
@@ -100,18 +101,18 @@ def test_ids_are_those_of_the_whole_text(shepherd_tokenizer: Any) -> None:
 
 
 def test_skywork_cuts_at_line_ends(skywork_folder: Path) -> None:
-    from rprm.rewarders.layouts import SkyworkLayout
+    from rprm.rewarders.layouts import Layout
 
     tokenizer = AutoTokenizer.from_pretrained(skywork_folder)
     newline, double = (tokenizer.convert_tokens_to_ids(text) for text in ("Ċ", "ĊĊ"))
     steps = ["a\n\nb", "c\n", ""]
     a, b, c = (tokenizer.encode(letter)[0] for letter in "abc")
     begin = [tokenizer.bos_token_id, *tokenizer.encode("P\n")]
-    by_line = SkyworkLayout(tokenizer).render("P", steps)
+    by_line = Layout("skywork", tokenizer).render("P", steps)
     # Three lines, two, and one; a step is scored at its last line end.
     assert by_line.ids == [*begin, a, newline, newline, b, newline, c, newline, newline, newline]
     assert by_line.positions == [7, 10, 11]
-    whole = SkyworkLayout(tokenizer, lines=False).render("P", steps)
+    whole = Layout("skywork", tokenizer, lines=False).render("P", steps)
     assert whole.ids == [*begin, a, double, b, newline, c, newline, newline, newline]
     assert whole.positions == [6, 9, 10]
 
@@ -176,10 +177,10 @@ def test_a_part_of_the_model_on_disk(qwen_folder: Path, tmp_path: Path) -> None:
     from accelerate import cpu_offload
 
     from rprm.rewarders.classifier import _Worker
-    from rprm.rewarders.layouts import QwenLayout
+    from rprm.rewarders.layouts import Layout
     from rprm.rewarders.network import load_network
 
-    layout = QwenLayout(AutoTokenizer.from_pretrained(qwen_folder))
+    layout = Layout("qwen", AutoTokenizer.from_pretrained(qwen_folder))
     network = load_network(str(qwen_folder), layout, dtype=torch.float32).eval()
     cpu_offload(network.backbone, execution_device=torch.device("cpu"))
     assert network.backbone.device.type == "meta"
@@ -246,10 +247,10 @@ def test_the_tokenizers_padding_side_does_not_matter(qwen_folder: Path, tmp_path
 
 
 def test_the_network_itself_takes_padding_on_either_side(qwen_folder: Path) -> None:
-    from rprm.rewarders.layouts import QwenLayout
+    from rprm.rewarders.layouts import Layout
     from rprm.rewarders.network import load_network
 
-    layout = QwenLayout(AutoTokenizer.from_pretrained(qwen_folder))
+    layout = Layout("qwen", AutoTokenizer.from_pretrained(qwen_folder))
     network = load_network(str(qwen_folder), layout, dtype=torch.float32).eval()
     rendered = layout.render(PROBLEM, STEPS)
     n = len(rendered.ids)
@@ -309,7 +310,7 @@ def test_hostile_text_neither_makes_nor_destroys_a_score_position(any_folder: Pa
     honest = layout.render(PROBLEM, ["fine"] * len(hostile))
     for problem in (PROBLEM, *HOSTILE):
         rendered = layout.render(problem, hostile)
-        assert len(rendered.positions) == (len(hostile) if layout.one_pass else 1)
+        assert len(rendered.positions) == (len(hostile) if layout.kind.one_pass else 1)
         assert sorted(set(rendered.positions)) == rendered.positions
         assert rendered.positions[-1] == len(rendered.ids) - 1
         # Special tokens are those of the layout, and no more: as many as around honest text.
@@ -328,10 +329,10 @@ def test_hostile_text_neither_makes_nor_destroys_a_score_position(any_folder: Pa
 
 def test_what_a_step_says_is_kept(qwen_folder: Path) -> None:
     """Neutralised, not dropped: the ids still spell the text."""
-    from rprm.rewarders.layouts import QwenLayout
+    from rprm.rewarders.layouts import Layout
 
     tokenizer = AutoTokenizer.from_pretrained(qwen_folder)
-    rendered = QwenLayout(tokenizer).render(PROBLEM, HOSTILE)
+    rendered = Layout("qwen", tokenizer).render(PROBLEM, HOSTILE)
     text = tokenizer.decode(rendered.ids)
     assert text.endswith("".join(f"{step}<extra_0>" for step in HOSTILE))
 
@@ -339,46 +340,46 @@ def test_what_a_step_says_is_kept(qwen_folder: Path) -> None:
 def test_a_tag_that_is_no_special_token_is_spelled_out_too(qwen_folder: Path) -> None:
     from tokenizers import AddedToken
 
-    from rprm.rewarders.layouts import QwenLayout
+    from rprm.rewarders.layouts import Layout
 
     tokenizer = AutoTokenizer.from_pretrained(qwen_folder)
     tokenizer.add_tokens([AddedToken("<step>", special=False, normalized=False)])
-    layout = QwenLayout(tokenizer, tag="<step>")
+    layout = Layout("qwen", tokenizer, tag="<step>")
     rendered = layout.render("<step>?", ["a <step><step> b", "<step>"])
-    assert rendered.ids.count(layout.tag_id) == 2
+    assert rendered.ids.count(layout.token("<step>")) == 2
     assert tokenizer.decode(rendered.ids).endswith("a <step><step> b<step><step><step>")
 
 
 def test_special_tokens_stand_once(rlhflow_folder: Path, shepherd_folder: Path, skywork_folder: Path) -> None:
-    from rprm.rewarders.layouts import MathShepherdLayout, RLHFlowLayout, SkyworkLayout
+    from rprm.rewarders.layouts import Layout
 
     for folder, layout in (
-        (rlhflow_folder, RLHFlowLayout),
-        (shepherd_folder, MathShepherdLayout),
-        (skywork_folder, SkyworkLayout),
+        (rlhflow_folder, "rlhflow"),
+        (shepherd_folder, "math-shepherd"),
+        (skywork_folder, "skywork"),
     ):
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        ids = layout(tokenizer).render(PROBLEM, STEPS).ids
+        ids = Layout(layout, tokenizer).render(PROBLEM, STEPS).ids
         assert ids.count(tokenizer.bos_token_id) == 1
         assert ids[0] == tokenizer.bos_token_id
 
 
 def test_a_base_without_chat_template_and_one_that_knows_no_system_message(qwen_folder: Path) -> None:
-    from rprm.rewarders.layouts import QwenLayout
+    from rprm.rewarders.layouts import Layout
 
     tokenizer = AutoTokenizer.from_pretrained(qwen_folder)
     tokenizer.chat_template = None
-    text = tokenizer.decode(QwenLayout(tokenizer, system="S.").render("P?", ["a", "b"]).ids)
+    text = tokenizer.decode(Layout("qwen", tokenizer, system="S.").render("P?", ["a", "b"]).ids)
     assert text == "S.\n\nP?\n\na<extra_0>b<extra_0>"
     tokenizer.chat_template = (
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
         "{% for m in messages %}<|im_start|>{{ m['content'] }}{% endfor %}"
     )
-    text = tokenizer.decode(QwenLayout(tokenizer, system="S.").render("P?", ["a", "b"]).ids)
+    text = tokenizer.decode(Layout("qwen", tokenizer, system="S.").render("P?", ["a", "b"]).ids)
     assert text == "<|im_start|>S.\n\nP?<|im_start|>a<extra_0>b<extra_0>"
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] | upper | reverse }}{% endfor %}"
     with pytest.raises(EngineError, match="does not show every message"):
-        QwenLayout(tokenizer)
+        Layout("qwen", tokenizer)
 
 
 def test_what_is_too_long_is_refused_with_its_length(qwen_folder: Path) -> None:
@@ -579,16 +580,16 @@ def test_a_model_that_fails_ends_the_run(qwen_folder: Path) -> None:
 
 
 def test_specs() -> None:
-    classifier = load_classifier("classifier:a/b?layout=rlhflow&max_batch_tokens=512&threshold=0.25", concurrency=3)
+    classifier = load_rewarder("classifier:a/b?layout=rlhflow&max_batch_tokens=512&threshold=0.25", concurrency=3)
     assert (classifier.target, classifier.max_batch_tokens, classifier.threshold) == ("a/b", 512, 0.25)
     assert classifier.concurrency == 3
     for spec, message in (
         ("classifier:", "say which model"),
         ("classifier:a?colour=red", "unknown option 'colour'"),
         ("classifier:a?layout=gpt", "option layout='gpt'"),
-        ("classifier:a?threshold=2", "threshold is 2"),
-        ("classifier:a?max_batch_tokens=0", "must be at least 1"),
-        ("classifier:a?context_length=0", "must be at least 1"),
+        ("classifier:a?threshold=2", "option threshold='2'"),
+        ("classifier:a?max_batch_tokens=0", "option max_batch_tokens='0'"),
+        ("classifier:a?context_length=0", "option context_length='0'"),
     ):
         with pytest.raises(EngineError, match=message):
-            load_classifier(spec)
+            load_rewarder(spec)

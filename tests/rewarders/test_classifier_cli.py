@@ -14,7 +14,8 @@ import pytest
 from typer.testing import CliRunner
 
 from rprm.errors import EngineError, RprmError
-from rprm.rewarders import Classifier, load_rewarder
+from rprm.rewarders import load_rewarder
+from rprm.rewarders.classifier import Classifier
 from rprm.rewarders.rprm import Judge
 
 

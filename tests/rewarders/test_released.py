@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaT
 
 from rprm.errors import EngineError
 from rprm.records import Solution
-from rprm.rewarders import Classifier
+from rprm.rewarders.classifier import Classifier
 
 HIDDEN = 32
 SOLUTIONS = [
@@ -342,16 +342,16 @@ def test_pure_as_prmbench_runs_it(tmp_path: Path) -> None:
 
 def test_ids_of_the_real_tokenizers() -> None:
     """As the model cards and repositories give them."""
-    from rprm.rewarders.layouts import MathPSALayout, MathShepherdLayout, QwenLayout, RLHFlowLayout
+    from rprm.rewarders.layouts import Layout
 
-    qwen = QwenLayout(real_tokenizer("qwen-prm"))
-    assert qwen.tag_id == 151651
-    psa = MathPSALayout(real_tokenizer("qwen"))
-    assert (psa.tag_id, psa.plus_id, psa.minus_id) == (76325, 488, 481)
-    rlhflow = RLHFlowLayout(real_tokenizer("llama"))
-    assert (rlhflow.plus_id, rlhflow.minus_id) == (10, 12)
-    shepherd = MathShepherdLayout(real_tokenizer("mistral"))
-    assert (shepherd.tag_id, shepherd.plus_id, shepherd.minus_id) == (12902, 648, 387)
+    qwen = Layout("qwen", real_tokenizer("qwen-prm"))
+    assert qwen.token("<extra_0>") == 151651
+    psa = Layout("math-psa", real_tokenizer("qwen"))
+    assert (psa.token(" \n\n\n\n\n"), *psa.sign_ids) == (76325, 488, 481)
+    rlhflow = Layout("rlhflow", real_tokenizer("llama"))
+    assert rlhflow.sign_ids == [10, 12]
+    shepherd = Layout("math-shepherd", real_tokenizer("mistral"))
+    assert (shepherd.token("ки"), *shepherd.sign_ids) == (12902, 648, 387)
 
 
 @pytest.mark.slow
@@ -359,7 +359,7 @@ def test_real_items_have_the_ids_of_the_published_texts(real_data: Path) -> None
     """Layout by layout on real ProcessBench items: pieces put together are the whole text, encoded at once."""
     from references import QWEN_SYSTEM
 
-    from rprm.rewarders.layouts import LlemmaLayout, MathPSALayout, MathShepherdLayout, QwenLayout
+    from rprm.rewarders.layouts import Layout
 
     problems = []
     for file in sorted((real_data / "processbench").glob("*.jsonl")):
@@ -367,7 +367,7 @@ def test_real_items_have_the_ids_of_the_published_texts(real_data: Path) -> None
     qwen, psa = real_tokenizer("qwen-prm"), real_tokenizer("qwen")
     mistral = real_tokenizer("mistral")
     differing = dict.fromkeys(("qwen", "math-psa", "math-shepherd", "llemma"), 0)
-    layouts = QwenLayout(qwen), MathPSALayout(psa), MathShepherdLayout(mistral), LlemmaLayout(mistral)
+    layouts = Layout("qwen", qwen), Layout("math-psa", psa), Layout("math-shepherd", mistral), Layout("llemma", mistral)
     for row in problems:
         problem, steps = row["problem"], row["steps"]
         numbered = [

@@ -120,13 +120,13 @@ def test_rewards_are_of_the_steps_in_order(started: Started) -> None:
         assert (reward.id, reward.num_steps, reward.label) == (solution.id, len(solution.steps), solution.label)
         assert [step.step_index for step in reward.steps] == list(range(len(reward.steps)))
         for step in reward.steps:
-            # A reward, or why there is none; what is unscored is not wrong.
+            # A reward, or why there is none.
             assert (step.reward is None) == (step.failure is not None)
             assert step.reward is None or 0.0 <= step.reward <= 1.0
-            assert started.rewarder.is_wrong(step) == (step.reward is not None and step.reward < threshold)
         assert reward.first_error == first_error([step.reward for step in reward.steps], threshold)
         # What is left out stands after the first error.
-        assert len(reward.steps) == len(solution.steps) or started.rewarder.is_wrong(reward.steps[-1])
+        last = reward.steps[-1].reward
+        assert len(reward.steps) == len(solution.steps) or (last is not None and last < threshold)
         assert SolutionReward.model_validate_json(reward.model_dump_json()) == reward
 
 

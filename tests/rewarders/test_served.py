@@ -23,7 +23,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rprm.errors import EngineError, EngineUnavailable
 from rprm.records import Solution, SolutionReward
-from rprm.rewarders import Classifier, StepClassifier, load_classifier
+from rprm.rewarders import load_rewarder
+from rprm.rewarders.base import StepRewarder
+from rprm.rewarders.classifier import Classifier
 
 SOLUTIONS = [
     Solution(id="a", problem="What is 12 * 3 - 4?", steps=("12 * 3 = 36.", "36 - 4 = 33.\nOr 32.", "It is 32.")),
@@ -116,7 +118,7 @@ def pooler_of(folder: Path, layout: str) -> Pooler:
     return pool
 
 
-def judged(classifier: StepClassifier, solutions: list[Solution] = SOLUTIONS) -> list[SolutionReward]:
+def judged(classifier: StepRewarder, solutions: list[Solution] = SOLUTIONS) -> list[SolutionReward]:
     async def main() -> list[SolutionReward]:
         await classifier.start()
         try:
@@ -132,7 +134,7 @@ def test_rewards_are_those_of_the_model_in_this_process(request: pytest.FixtureR
     folder: Path = request.getfixturevalue(FOLDERS[layout])
     expected = judged(Classifier(str(folder)))
     with serving(pooler_of(folder, layout)) as server:
-        found = judged(load_classifier(f"classifier:tiny@{server.url}?tokenizer={folder}&layout={layout}"))
+        found = judged(load_rewarder(f"classifier:tiny@{server.url}?tokenizer={folder}&layout={layout}"))
     for one, other in zip(found, expected, strict=True):
         assert one.rewards == pytest.approx(other.rewards, abs=1e-5)
         assert None not in one.rewards
@@ -147,7 +149,7 @@ def test_what_the_manifest_says_and_the_key(qwen_folder: Path, monkeypatch: pyte
     async def main(url: str) -> dict[str, Any]:
         # With or without /v1, as the same server is written for an engine.
         spec = f"classifier:tiny@{url}/v1?layout=qwen&key_env=PRM_KEY"
-        classifier = load_classifier(spec, tokenizer=str(qwen_folder), threshold=0.3)
+        classifier = load_rewarder(spec, tokenizer=str(qwen_folder), threshold=0.3)
         described = await classifier.start()
         await classifier.judge(SOLUTIONS[0])
         await classifier.aclose()
@@ -169,11 +171,11 @@ def test_a_solution_that_is_too_long_is_unscored(qwen_folder: Path) -> None:
     long = Solution(id="long", problem="p", steps=("a" * 800,))
     with serving(pooler_of(qwen_folder, "qwen")) as server:
         spec = f"classifier:tiny@{server.url}?tokenizer={qwen_folder}&layout=qwen"
-        (too_long,) = judged(load_classifier(spec), [long])
+        (too_long,) = judged(load_rewarder(spec), [long])
         assert server.bodies == []
         # A server that refuses it by itself costs the solution, not the run.
         server.reply = lambda body: (400, {"error": {"message": "maximum context length is 700"}})
-        (refused,) = judged(load_classifier(f"{spec}&context_length=5000"), [long])
+        (refused,) = judged(load_rewarder(f"{spec}&context_length=5000"), [long])
     assert too_long.rewards == refused.rewards == [None]
     assert too_long.first_error is None
     assert "context length is 700" in (too_long.steps[0].failure or "")
@@ -194,14 +196,14 @@ def test_a_solution_that_is_too_long_is_unscored(qwen_folder: Path) -> None:
 )
 def test_rows_that_fit_no_pooler_end_the_run(qwen_folder: Path, rows: Callable[[list[int]], Any], message: str) -> None:
     with serving(rows) as server:
-        classifier = load_classifier(f"classifier:tiny@{server.url}?tokenizer={qwen_folder}&layout=qwen")
+        classifier = load_rewarder(f"classifier:tiny@{server.url}?tokenizer={qwen_folder}&layout=qwen")
         with pytest.raises(EngineError, match=message):
             judged(classifier, SOLUTIONS[:1])
 
 
 def test_scores_that_are_no_numbers_are_unscored(qwen_folder: Path) -> None:
     with serving(lambda ids: [[float("nan"), 0.5]] * len(ids)) as server:
-        classifier = load_classifier(f"classifier:tiny@{server.url}?tokenizer={qwen_folder}&layout=qwen")
+        classifier = load_rewarder(f"classifier:tiny@{server.url}?tokenizer={qwen_folder}&layout=qwen")
         (reward,) = judged(classifier, SOLUTIONS[:1])
     assert reward.rewards == [None] * 3
     assert "no numbers" in (reward.steps[0].failure or "")
@@ -213,14 +215,14 @@ def test_an_answer_of_another_kind_is_asked_for_again(qwen_folder: Path, answer:
     with serving(pool) as server:
         spec = f"classifier:tiny@{server.url}?tokenizer={qwen_folder}&layout=qwen"
         server.reply = lambda body: (200, answer if len(server.bodies) == 1 else pooling(pool(body["input"])))
-        classifier: Any = load_classifier(spec)
+        classifier: Any = load_rewarder(spec)
         classifier.endpoint.backoff_base = 0.0
         (reward,) = judged(classifier, SOLUTIONS[:1])
         assert None not in reward.rewards
         assert len(server.bodies) == 2
         server.reply = lambda body: (200, answer)
         with pytest.raises(EngineUnavailable, match="no answer of /pooling"):
-            judged(load_classifier(f"{spec}&max_retries=0"), SOLUTIONS[:1])
+            judged(load_rewarder(f"{spec}&max_retries=0"), SOLUTIONS[:1])
 
 
 def test_specs(tmp_path: Path) -> None:
@@ -233,7 +235,7 @@ def test_specs(tmp_path: Path) -> None:
         ("classifier:m@http://localhost:1?layout=qwen&device=cpu", "unknown option 'device'"),
     ):
         with pytest.raises(EngineError, match=message):
-            load_classifier(spec)
-    classifier = load_classifier(f"classifier:Qwen2.5-Math-PRM-7B@http://localhost:1?tokenizer={tmp_path}")
+            load_rewarder(spec)
+    classifier = load_rewarder(f"classifier:Qwen2.5-Math-PRM-7B@http://localhost:1?tokenizer={tmp_path}")
     with pytest.raises(EngineError, match=r"cannot load the tokenizer .* name it with tokenizer="):
         asyncio.run(classifier.start())

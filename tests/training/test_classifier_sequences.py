@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rprm.records import LabelledStep
-from rprm.rewarders.layouts import QwenLayout
+from rprm.rewarders.layouts import Layout
 from rprm.training.classifier import (
     IGNORED,
     MergeCounts,
@@ -106,7 +106,7 @@ def tagged_tokenizer(folder: Path) -> object:
 
 
 def test_exact_positions_are_trained(tiny_model: Path) -> None:
-    layout = QwenLayout(tagged_tokenizer(tiny_model), system="S")
+    layout = Layout("qwen", tagged_tokenizer(tiny_model), system="S")
     counts = MergeCounts()
     sequences = [
         StepSequence("p?", ("one", "two", "three"), (None, True, None)),
@@ -122,8 +122,8 @@ def test_exact_positions_are_trained(tiny_model: Path) -> None:
         # Nothing after the last labelled step.
         assert layout.tokenizer.decode(ids).endswith(text)
         trained = [place for place in range(length) if batch["labels"][row, place] != IGNORED]
-        assert all(ids[place] == layout.tag_id for place in trained)
-        tags = [place for place in range(length) if ids[place] == layout.tag_id]
+        assert all(ids[place] == layout.token("<extra_0>") for place in trained)
+        tags = [place for place in range(length) if ids[place] == layout.token("<extra_0>")]
         classes = {place: int(batch["labels"][row, place]) for place in trained}
         labels = sequence.labels[: len(tags)]
         assert classes == {place: int(label) for place, label in zip(tags, labels, strict=True) if label is not None}
@@ -135,7 +135,7 @@ def test_exact_positions_are_trained(tiny_model: Path) -> None:
 
 
 def test_steps_beyond_the_length_are_left_out_and_those_before_kept(tiny_model: Path) -> None:
-    layout = QwenLayout(tagged_tokenizer(tiny_model), system="S")
+    layout = Layout("qwen", tagged_tokenizer(tiny_model), system="S")
     sequence = StepSequence("p", ("a" * 10, "b" * 10, "c" * 10), (True, True, False))
     places = layout.render("p", sequence.steps).positions
     for max_length, kept in ((places[2] + 1, 3), (places[2], 2), (places[1] + 1, 2), (places[0] + 1, 1), (3, 0)):

@@ -17,7 +17,7 @@ import torch
 
 from rprm.data.splits import is_held_out
 from rprm.errors import EngineError, InputError, SettingsChanged
-from rprm.rewarders import Classifier
+from rprm.rewarders.classifier import Classifier
 from rprm.training.classifier import ClassifierTraining, train_classifier
 from rprm.training.settings import RunOptions
 

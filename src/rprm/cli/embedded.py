@@ -1,4 +1,4 @@
-"""What is said where the embedded model judges, so that nobody takes its rewards for more than they are."""
+"""Tells what the embedded model knows, so that nobody takes its rewards for more than they are."""
 
 from __future__ import annotations
 
@@ -11,25 +11,20 @@ _FIX = "name a model with --model, such as r-prm-7b on a GPU"
 
 
 class EmbeddedScope:
-    """Says what the embedded model knows, marks and counts the solutions outside of it; silent for any other model.
-
-    Args:
-        model: the spec of the model that judges; None where none does.
-    """
+    """Marks and counts the solutions outside of what the embedded model knows; silent for any other model's spec."""
 
     def __init__(self, model: str | None) -> None:
         self._is_embedded = model is not None and model.partition("?")[0] == "embedded"
-        self._console = Console(stderr=True, highlight=False)
         self.num_solutions = self.num_outside = 0
-        self._say(f"{_KNOWS}; for other mathematics {_FIX}", style="dim")
+        if self._is_embedded:
+            _say(f"{_KNOWS}; for other mathematics {_FIX}", "dim")
 
     def note(self, solution: Solution) -> str | None:
         """Count a judged solution; why its rewards mean nothing, None where it may be of the lab's world."""
-        from rprm.embedded.scope import outside_world
+        from rprm.embedded import outside_world
 
         self.num_solutions += 1
-        reason = outside_world(solution) if self._is_embedded else None
-        if reason is None:
+        if not self._is_embedded or (reason := outside_world(solution)) is None:
             return None
         self.num_outside += 1
         return f"outside what the embedded model knows: {reason}; {_FIX}"
@@ -37,12 +32,11 @@ class EmbeddedScope:
     def tell(self) -> None:
         """Say how many solutions lay outside."""
         if self.num_outside:
-            self._say(
-                f"{self.num_outside:,} of {self.num_solutions:,} solutions lie outside what the embedded model knows: "
-                f"their rewards mean nothing; {_FIX}",
-                style="yellow",
+            counts = (
+                f"{self.num_outside:,} of {self.num_solutions:,} solutions lie outside what the embedded model knows"
             )
+            _say(f"{counts}: their rewards mean nothing; {_FIX}", "yellow")
 
-    def _say(self, text: str, style: str) -> None:
-        if self._is_embedded:
-            self._console.print(text, style=style, markup=False, soft_wrap=True)
+
+def _say(text: str, style: str) -> None:
+    Console(stderr=True, highlight=False).print(text, style=style, markup=False, soft_wrap=True)

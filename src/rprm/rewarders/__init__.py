@@ -1,16 +1,14 @@
-"""Rewarders: what gives the steps of a solution their rewards. `load_rewarder(SPEC)` makes one.
+"""What gives the steps of a solution their rewards: `load_rewarder(SPEC)` makes it.
 
-A reasoning judge over any engine (`rprm.Judge`); a discriminative PRM: one forward pass, a score at the end of each
-step, in this process (`classifier.Classifier`) or behind a server (`served.ServedClassifier`); or a kind of a
-distribution of its own, by an entry point of the group `rprm.rewarders`: a class that is called as those here are,
-`Mine(target, *, spec, threshold=0.5, option=default, ...)`, and is a `base.StepRewarder`.
+A reasoning judge over any engine; a discriminative PRM, in this process or behind a server; or a `base.StepRewarder` of
+another distribution, by an entry point of the group `rprm.rewarders`, called as `Mine(target, *, spec, option=...)`.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import EntryPoint
 from typing import Any, cast
 
 from rprm import engines
@@ -18,34 +16,21 @@ from rprm.engines import Engine, Sampling, load_engine
 from rprm.engines.files import refuse_missing
 from rprm.errors import EngineError, RprmError
 from rprm.models import resolve, template_for
-from rprm.plugins import construct, find_kinds, load_kind, split_spec
-from rprm.presets import JudgeSettings, Procedure, judge_settings
+from rprm.plugins import construct, find_kinds, load_kind, options_of, split_spec
+from rprm.presets import Procedure, judge_settings
 from rprm.prompts import PromptTemplate, load_template
 from rprm.rewarders.base import StepRewarder
-from rprm.rewarders.classifier import Classifier
-from rprm.rewarders.discriminative import StepClassifier
 from rprm.rewarders.rprm import Judge
-from rprm.rewarders.served import ServedClassifier
 from rprm.stopping import StoppingRule
 
-__all__ = [
-    "Classifier",
-    "Judge",
-    "StepClassifier",
-    "is_classifier",
-    "load_classifier",
-    "load_judge",
-    "load_rewarder",
-]
-
 GROUP = "rprm.rewarders"
-#: The kinds that are no engine under a judge.
+#: The kinds that are no engine under a judge; see `_kind_of`.
 KINDS = {"classifier": "rprm.rewarders.classifier:Classifier"}
+_SERVED = EntryPoint("classifier", "rprm.rewarders.classifier:ServedClassifier", GROUP)
 
 #: The default probability of `stopping="confident"`.
 DEFAULT_CONFIDENCE = 0.99
-
-#: What options of a judge say where they ask for nothing that another rewarder does not do anyway; None always does.
+#: Values of a judge's options that ask for nothing that another rewarder does not do anyway, beside None.
 _ASKS_NOTHING = {"stopping": "none", "confidence": DEFAULT_CONFIDENCE, "first_error_exit": False}
 
 
@@ -58,78 +43,44 @@ def load_rewarder(
         model: "classifier:PATH_OR_ID" for a discriminative PRM, or another kind of rewarder; every other spec is an
             engine's, and the rewarder a judge over it.
         engine: of a judge, where its model is loaded already.
-        procedure: "lean" answers with first errors, see `RPRM`; "full" gives every reward in full; "published" is the
-            procedure of the published code (`rprm.presets.PUBLISHED`), to compare with. A classifier has but one.
-        options: as for `RPRM`; what is None is left to the procedure. A classifier takes none that say how analyses are
-            sampled or when to stop.
+        procedure: of a judge: "lean" answers with first errors, "full" gives every reward in full, "published" does so
+            as the published code does (`rprm.presets`).
+        options: as for `RPRM`; None leaves one to the procedure. A classifier takes its own, and none of analyses.
 
     Raises:
-        RprmError: an option has no sensible value, or makes no sense for a classifier; the message names it.
-        EngineError: unknown kind or option of the spec, or a value that does not fit.
+        RprmError: an unknown kind or option of the spec, or an option that makes no sense; the message names it.
     """
     if not isinstance(model, str) or (make := _kind_of(model)) is None:
         return load_judge(model, engine=engine, procedure=procedure, **options)
     options.pop("seed", None)
     options = {name: value for name, value in options.items() if value not in (None, _ASKS_NOTHING.get(name))}
-    taken = inspect.signature(make).parameters
-    if refused := [name for name in options if name not in taken]:
-        raise RprmError(
-            f"{model}: a classifier rewards all steps in one pass, by no analyses: leave out {', '.join(refused)}"
-        )
-    return cast(StepRewarder, _construct(make, model, options))
-
-
-def load_classifier(spec: str, **options: Any) -> StepClassifier:
-    """Make the classifier that `spec` names; `Classifier.start` loads its model.
-
-    Args:
-        spec: `classifier:PATH_OR_ID?option=value&option=value`, for example
-            `classifier:Qwen/Qwen2.5-Math-PRM-7B`, `classifier:./baseline/model?dtype=float32`,
-            `classifier:Qwen/Qwen2.5-Math-PRM-72B@http://localhost:8000`.
-        options: the same options by name; they win over those in `spec`.
-
-    Raises:
-        EngineError: an unknown option, or a value that does not fit.
-    """
-    make = _kind_of(spec)
-    if make is None or make not in (Classifier, ServedClassifier):
-        raise EngineError(f"model {spec!r} is no classifier; write classifier:PATH_OR_ID")
-    return cast(StepClassifier, _construct(make, spec, options))
+    if refused := ", ".join(name for name in options if name not in options_of(make)):
+        raise RprmError(f"{model}: a classifier rewards all steps in one pass, by no analyses: leave out {refused}")
+    spec, known = resolve(model)
+    _, target, in_spec = split_spec(spec)
+    facts: dict[str, Any] = {} if known is None else {"threshold": known.threshold}
+    if "://" not in target:
+        refuse_missing(spec, target)
+    elif known is not None:
+        # The name there is the server's, and may be the alias.
+        facts |= {"layout": known.layout, "tokenizer": known.hub_id}
+    return cast(StepRewarder, construct(make, spec, facts | in_spec | options))
 
 
 def is_classifier(spec: str) -> bool:
-    """Whether a model spec names a kind of rewarder of its own (and not an engine, over which a judge writes)."""
+    """Whether a model spec names a rewarder of its own, and no engine, over which a judge writes."""
     return _kind_of(spec) is not None
 
 
 def _kind_of(spec: str) -> Callable[..., Any] | None:
-    """The class that a spec names; None of an engine's.
-
-    Raises:
-        EngineError: two kinds have one name, or it cannot be imported.
-    """
+    """The class that a spec names; None of an engine's."""
     kinds = find_kinds(GROUP, KINDS)
     if clash := sorted(kinds.keys() & find_kinds(engines.GROUP, engines.KINDS).keys()):
         raise EngineError(f"{clash[0]!r} is an engine and a rewarder ({kinds[clash[0]].value}); uninstall one of them")
     kind, target, _ = split_spec(resolve(spec).spec)
     if kind not in kinds:
         return None
-    make = load_kind(kinds[kind])
-    return ServedClassifier if make is Classifier and "://" in target else make
-
-
-def _construct(make: Callable[..., Any], spec: str, options: dict[str, Any]) -> Any:
-    resolved = resolve(spec)
-    _, target, in_spec = split_spec(resolved.spec)
-    if make is not ServedClassifier:
-        refuse_missing(resolved.spec, target)
-    facts: dict[str, Any] = {}
-    if (known := resolved.known) is not None:
-        facts["threshold"] = known.threshold
-        if make is ServedClassifier:
-            # The name there is the server's, and may be the alias.
-            facts |= {"layout": known.layout, "tokenizer": known.hub_id}
-    return construct(make, resolved.spec, facts | in_spec | options)
+    return load_kind(_SERVED if kind in KINDS and "://" in target else kinds[kind])
 
 
 def load_judge(
@@ -144,24 +95,11 @@ def load_judge(
     confidence, seed = options.pop("confidence", DEFAULT_CONFIDENCE), options.pop("seed", 0)
     prompt = options.pop("prompt", None)
     settings = replace(judge_settings(model, procedure), **options)
-    _check(settings)
     if not isinstance(prompt, PromptTemplate):
         prompt = load_template(prompt) if prompt else template_for(model, settings.prompt)
-    return Judge(
-        engine,
-        prompt,
-        StoppingRule(settings.num_analyses, settings.threshold, settings.stopping, confidence),
-        Sampling(temperature=settings.temperature, top_p=settings.top_p, max_tokens=settings.max_tokens, seed=seed),
-        first_error_exit=settings.first_error_exit,
-        force_verdict=settings.force_verdict,
-        second_pass=settings.second_pass,
+    rule = StoppingRule(settings.num_analyses, settings.threshold, settings.stopping, confidence)
+    sampling = Sampling(
+        temperature=settings.temperature, top_p=settings.top_p, max_tokens=settings.max_tokens, seed=seed
     )
-
-
-def _check(settings: JudgeSettings) -> None:
-    if not settings.temperature >= 0.0:
-        raise RprmError(f"temperature is {settings.temperature}; give 0 or more")
-    if not 0.0 < settings.top_p <= 1.0:
-        raise RprmError(f"top_p is {settings.top_p}; give a number above 0, at most 1")
-    if settings.max_tokens < 1:
-        raise RprmError(f"max_tokens is {settings.max_tokens}; give at least 1")
+    further = {name: getattr(settings, name) for name in ("first_error_exit", "force_verdict", "second_pass")}
+    return Judge(engine, prompt, rule, sampling, **further)

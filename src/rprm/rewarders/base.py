@@ -1,7 +1,4 @@
-"""A reward is a reward: the one protocol of everything that rewards steps.
-
-R-PRM, discriminative PRMs and prompted critics all stand behind it, so that every benchmark and search runs with each.
-"""
+"""The protocol of everything that rewards steps: R-PRM, discriminative PRMs, prompted critics."""
 
 from __future__ import annotations
 
@@ -12,41 +9,35 @@ from rprm.ledger import Ledger
 from rprm.records import Analysis, Solution, SolutionReward, StepReward
 from rprm.stopping import StoppingRule
 
-#: What a rewarder's settings say of how it decides whether a step is wrong: its full rewards do not depend on it.
-_OF_DECISIONS = ("threshold", "stopping", "confidence", "first_error_exit")
-
 
 def reward_settings(described: dict[str, Any]) -> dict[str, Any]:
-    """Of a rewarder's settings those that its rewards in full depend on."""
-    return {name: value for name, value in described.items() if name not in _OF_DECISIONS}
+    """The settings of a rewarder that its rewards in full depend on: not those of its decisions."""
+    of_decisions = ("threshold", "stopping", "confidence", "first_error_exit")
+    return {name: value for name, value in described.items() if name not in of_decisions}
 
 
 def first_error(rewards: Sequence[float | None], threshold: float) -> int | None:
-    """The index of the first step whose reward is below `threshold`.
+    """The index of the first step whose reward is below `threshold`; -1 where every step has a reward and none is.
 
-    Args:
-        rewards: of the steps of a solution, from the first; None where a step has no reward.
-        threshold: a step with a lower reward is called wrong.
-
-    Returns:
-        -1 where every step has a reward and none is called wrong; None where a step up to there has no reward, so that
-        the first error is not known.
+    None where a step up to there has no reward: the first error is not known.
     """
     for index, reward in enumerate(rewards):
-        if reward is None:
-            return None
-        if reward < threshold:
-            return index
+        if reward is None or reward < threshold:
+            return None if reward is None else index
     return -1
 
 
-class StepRewarder(Protocol):
-    """Rewards the steps of solutions.
+def solution_reward(solution: Solution, steps: Sequence[StepReward], threshold: float) -> SolutionReward:
+    """The rewards of some of a solution's steps, and the first error that they tell."""
+    index = first_error([step.reward for step in steps], threshold)
+    found = steps[index].step_index if index is not None and index >= 0 else index
+    return SolutionReward(
+        id=solution.id, num_steps=len(solution.steps), first_error=found, steps=tuple(steps), label=solution.label
+    )
 
-    Attributes:
-        threshold: a step whose reward is below it is called wrong.
-        concurrency: how many solutions to keep under way.
-    """
+
+class StepRewarder(Protocol):
+    """Rewards the steps of solutions, `concurrency` of them at once. A reward below `threshold` calls a step wrong."""
 
     @property
     def threshold(self) -> float: ...
@@ -58,12 +49,8 @@ class StepRewarder(Protocol):
         """What rewards every step in full, with the same model: for ranking and reinforcement learning."""
         ...
 
-    def is_wrong(self, step: StepReward) -> bool:
-        """Whether the step is called wrong. A step without a reward is not: nothing is known of it."""
-        ...
-
     async def start(self) -> dict[str, Any]:
-        """Make ready; returns the settings that the rewards depend on, for the manifest. Safe to call again."""
+        """Make ready; returns the settings that the rewards depend on. Safe to call again."""
         ...
 
     async def judge(self, solution: Solution, ledger: Ledger | None = None) -> SolutionReward:
@@ -81,10 +68,7 @@ class StepRewarder(Protocol):
 
 @runtime_checkable
 class AnalysisSampler(StepRewarder, Protocol):
-    """A rewarder whose reward of a step is made from analyses that can be drawn one by one: an optional capability.
-
-    A race between candidates draws no more of them than its decision needs; see `rprm.search.racing`.
-    """
+    """An optional capability: analyses of a step can be drawn one by one, no more than a race needs."""
 
     @property
     def rule(self) -> StoppingRule: ...
@@ -92,12 +76,7 @@ class AnalysisSampler(StepRewarder, Protocol):
     async def analyse(
         self, problem: str, steps: Sequence[str], step_index: int, samples: range, ledger: Ledger | None = None
     ) -> list[Analysis]:
-        """Draw some of a step's analyses, by their sample numbers.
-
-        Raises:
-            RequestRefused: every one of them is refused.
-            EngineUnavailable: the engine stopped answering.
-        """
+        """Draw some of a step's analyses, by their sample numbers; `RequestRefused` where every one is refused."""
         ...
 
     def reward(self, step_index: int, analyses: Sequence[Analysis]) -> StepReward:

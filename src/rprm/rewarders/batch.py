@@ -4,44 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from rprm.jobs import Callbacks, Job, run_job
+from rprm.jobs import Job, run_job
 from rprm.ledger import Ledger
-from rprm.reading import Rejected, SourceInfo
+from rprm.reading import Rejected
 from rprm.records import REWARD_FORMAT, Solution, SolutionReward
-from rprm.rewarders.base import StepRewarder, first_error
+from rprm.rewarders.base import StepRewarder, solution_reward
 from rprm.runs import FORMAT
 
 
 @dataclass
 class Totals:
-    """The totals of a run. Steps after a first-error exit are in `num_steps` alone.
-
-    Attributes:
-        num_wrong: solutions with an error.
-        num_unjudged: solutions of which it is not known whether they have one: `first_error` is None.
-        num_steps_cut: steps of which the model's context cut an analysis short.
-        max_tokens: of an analysis, None for rewarders that write none.
-        failure: why the first step without a reward has none.
-    """
+    """The totals of a run. Steps after a first-error exit are in `num_steps` alone."""
 
     num_solutions: int = 0
     num_rejected: int = 0
     num_wrong: int = 0
-    num_unjudged: int = 0
+    num_unjudged: int = 0  #: solutions of which it is not known whether they have an error
     num_steps: int = 0
     num_steps_judged: int = 0
     num_steps_uncovered: int = 0
-    num_steps_cut: int = 0
+    num_steps_cut: int = 0  #: steps of which the model's context cut an analysis short
     num_analyses: int = 0
     num_analyses_without_verdict: int = 0
     num_analyses_forced: int = 0
     num_generated_tokens: int = 0
     num_prompt_tokens: int = 0
-    max_tokens: int | None = None
-    failure: str | None = None
+    max_tokens: int | None = None  #: of an analysis; None for rewarders that write none
+    failure: str | None = None  #: why the first step without a reward has none
 
     @property
     def nothing_judged(self) -> bool:
@@ -57,8 +48,8 @@ class Totals:
         self.num_steps_uncovered += len(result.uncovered)
         for step in result.steps:
             self.failure = self.failure or step.failure
-            if (limit := self.max_tokens) is not None:
-                self.num_steps_cut += any(analysis.is_cut_by_context(limit) for analysis in step.analyses)
+            cut = (one.is_cut_by_context(self.max_tokens) for one in step.analyses if self.max_tokens is not None)
+            self.num_steps_cut += any(cut)
             self.num_analyses += len(step.analyses)
             self.num_analyses_without_verdict += step.num_without_verdict
             self.num_analyses_forced += sum(analysis.forced for analysis in step.analyses)
@@ -66,34 +57,23 @@ class Totals:
             self.num_prompt_tokens += sum(analysis.num_prompt_tokens or 0 for analysis in step.analyses)
 
     def as_dict(self) -> dict[str, int]:
-        return {name: value for name, value in asdict(self).items() if name not in ("max_tokens", "failure")}
+        return {name: value for name, value in asdict(self).items() if name.startswith("num_")}
 
 
 async def judge_source(
     rewarder: StepRewarder,
     rows: Iterable[Solution | Rejected],
     *,
-    source: SourceInfo | None = None,
-    output: str | Path | None = None,
     settings: dict[str, Any] | None = None,
-    strict: bool = False,
     last_step: bool = False,
-    callbacks: Callbacks | None = None,
+    **options: Any,
 ) -> Totals:
-    """Judge every solution of a source, in its order.
+    """Judge every solution of a source, in its order; the totals are over all sessions.
 
     Args:
-        rewarder: what rewards the steps.
-        rows: the source's solutions, with rejected rows among them.
-        source: what identifies the source in the manifest; needed with `output`.
-        output: the run folder; None keeps nothing.
         settings: further settings that the results depend on.
-        strict: stop at the first rejected row.
-        last_step: reward the last step of each solution alone; the steps before it are only read.
-        callbacks: called with each result, in order.
-
-    Returns:
-        Totals over all sessions.
+        last_step: reward the last step of each solution alone.
+        options: of `run_job`: source and output (none keeps nothing), strict, callbacks.
 
     Raises:
         RunError: the folder cannot be used; see `Run`.
@@ -104,26 +84,11 @@ async def judge_source(
     totals = Totals(max_tokens=described.get("max_tokens"))
 
     async def judge_last(solution: Solution, ledger: Ledger | None) -> SolutionReward:
-        last = len(solution.steps) - 1
-        step = await rewarder.judge_step(solution.problem, solution.steps, last, ledger)
-        alone = first_error([step.reward], rewarder.threshold)
-        return SolutionReward(
-            id=solution.id,
-            num_steps=len(solution.steps),
-            first_error=last if alone == 0 else alone,
-            steps=(step,),
-            label=solution.label,
-        )
+        step = await rewarder.judge_step(solution.problem, solution.steps, len(solution.steps) - 1, ledger)
+        return solution_reward(solution, [step], rewarder.threshold)
 
-    job = Job(
-        name="judge",
-        work=judge_last if last_step else rewarder.judge,
-        parse=SolutionReward.read_back,
-        totals=totals,
-        width=rewarder.concurrency,
-    )
-    await run_job(
-        job, rows, source=source, output=output,
-        settings={FORMAT: REWARD_FORMAT, **(settings or {}), **described}, strict=strict, callbacks=callbacks,
-    )  # fmt: skip
+    work = judge_last if last_step else rewarder.judge
+    job = Job(name="judge", work=work, parse=SolutionReward.read_back, totals=totals, width=rewarder.concurrency)
+    settings = {FORMAT: REWARD_FORMAT, **(settings or {}), **described}
+    await run_job(job, rows, settings=settings, **{"source": None, "output": None} | options)
     return totals

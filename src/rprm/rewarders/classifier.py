@@ -1,161 +1,201 @@
-"""A discriminative PRM as a `StepRewarder`: one forward pass rewards every step of a solution.
+"""Discriminative PRMs: one forward pass rewards every step of a solution, in this process or behind vLLM's `/pooling`.
 
-A worker thread batches what is asked for at once: solutions of similar length together, as many as a budget of tokens
-allows, padded to the longest. Padding is masked and positions are counted per row, so that a reward does not depend on
-what runs beside it, up to the floating-point noise of batched arithmetic.
+A reward does not depend on what runs beside it, up to the noise of batched arithmetic: padding is masked and positions
+are counted per row.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
+import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypedDict, Unpack, cast
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 
-from rprm.engines.base import check_least
+from rprm.engines.endpoint import Endpoint, Transient
 from rprm.engines.files import find_file, identity, read_object
 from rprm.engines.loading import load_tokenizer, plain_errors
+from rprm.engines.openai_route import context_length_of, served_models
 from rprm.engines.worker import Job, ModelWorker, placement
-from rprm.errors import EngineError
-from rprm.rewarders.discriminative import StepClassifier, check_threshold, construct_layout, layout_by_name
-from rprm.rewarders.layouts import LAYOUTS, QWEN_SYSTEM, QWEN_TAG, Decision, HeadKind, Layout, LayoutName, Separator
-from rprm.rewarders.rendering import Rendered
+from rprm.errors import EngineError, RequestRefused
+from rprm.ledger import Ledger, paid_for
+from rprm.records import Solution, SolutionReward, StepReward
+from rprm.rewarders.base import solution_reward
+from rprm.rewarders.layouts import LAYOUTS, QWEN_SYSTEM, QWEN_TAG, Decision, Layout, LayoutName, Rendered, Separator
 
 if TYPE_CHECKING:
     from rprm.rewarders.network import StepNetwork
 
 #: Beside the weights of a classifier that this project trained.
 SETTINGS_FILE = "rprm_classifier.json"
-
-
-#: Heads that tell a released model's layout.
-_LAYOUT_OF_HEAD: dict[HeadKind, LayoutName] = {
-    "two-way": "qwen",
-    "value": "skywork",
-    "labels": "trl",
-    "validity": "reasoneval",
-}
+#: Layouts whose models vLLM serves; of one that rewards with its output layer, `/pooling` gives hidden states (0.32).
+_SERVED: tuple[LayoutName, ...] = ("qwen", "trl")
+_ANSWER_BYTES = 1 << 25  #: a row takes about 50, and a context at most some 100,000 tokens
+_TARGET = re.compile(r"(?P<model>.+?)@(?P<url>https?://[^/?#@\s]+(?:/[^?#@\s]*)?)")
+#: A step whose reward is below it is called wrong.
+Threshold = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
 @dataclass(frozen=True)
 class ClassifierSettings:
-    """What `rprm_classifier.json` says of a classifier.
-
-    Attributes:
-        layout: how solutions are laid out.
-        step_tag, system: of the qwen layout.
-        threshold: chosen on validation data; a step whose reward is below it is called wrong.
-    """
+    """What `rprm_classifier.json` says of a classifier."""
 
     layout: LayoutName
-    step_tag: str = QWEN_TAG
+    step_tag: Annotated[str, Field(min_length=1)] = QWEN_TAG  #: of the qwen layout, as is `system`
     system: str = QWEN_SYSTEM
-    threshold: float = 0.5
-
-    @classmethod
-    def parse(cls, value: dict[str, Any], name: str) -> ClassifierSettings:
-        """Check what was read from a file. Fields that are not known are ignored.
-
-        Raises:
-            EngineError: a field has no sensible value.
-        """
-        known = {field.name: value[field.name] for field in fields(cls) if field.name in value}
-        try:
-            settings = TypeAdapter(cls).validate_json(json.dumps(known), strict=True)
-        except ValidationError as error:
-            (*_, field), message = error.errors()[0]["loc"], error.errors()[0]["msg"]
-            raise EngineError(f"{name}: {field} is {known.get(str(field))!r}: {message}") from None
-        if not settings.step_tag:
-            raise EngineError(f"{name}: step_tag is empty")
-        check_threshold(settings.threshold, name)
-        return settings
+    threshold: Threshold = 0.5  #: chosen on validation data
 
     def to_json(self, **further: Any) -> str:
         return json.dumps({**asdict(self), **further}, indent=2, ensure_ascii=False) + "\n"
 
 
-class Classifier(StepClassifier):
-    """A discriminative PRM in this process. No code of a checkpoint is run.
+def read_settings(target: str, revision: str | None = None) -> ClassifierSettings | None:
+    """What a classifier trained here says of itself, None of any other; `EngineError` where the file is damaged."""
+    if (path := find_file(target, SETTINGS_FILE, revision)) is None:
+        return None
+    value = read_object(path)
+    try:
+        return TypeAdapter(ClassifierSettings).validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        (*_, field), message = error.errors()[0]["loc"], error.errors()[0]["msg"]
+        raise EngineError(f"{path}: {field} is {value.get(str(field))!r}: {message}") from None
 
-    Args:
-        target: a folder or a hub id.
-        layout: one of `layouts.LAYOUTS`; recognised from the checkpoint by default.
-        tokenizer: folder or hub id of a tokenizer that lies elsewhere.
-        dtype: of the backbone; "auto" is bfloat16 on a GPU and float32 on a CPU. The head is computed in float32.
-        device: "auto" takes a GPU where there is one; or a torch name such as "cuda:1".
-        device_map: spreads the backbone over several devices instead: accelerate's "auto", "balanced", ...
-        revision: of the hub repository; a tag or commit.
-        adapter: a LoRA adapter (folder or hub id), merged into the model.
-        threshold, context_length: the classifier's own by default.
-        max_batch_tokens: tokens, padding included, in one forward pass. A longer solution has a pass of its own.
-        num_threads: of torch on a CPU; torch's own choice by default.
-        lines, separator, decision, concurrency: see `StepClassifier`.
 
-    Raises:
-        EngineError: an option has no sensible value.
+def make_layout(
+    settings: ClassifierSettings, tokenizer: Any, spec: str, options: ClassifierOptions | None = None
+) -> Layout:
+    """The layout that the settings name, over a tokenizer; its errors name the `spec`."""
+    given: dict[str, Any] = {name: (options or {}).get(name) for name in ("lines", "separator", "decision")}
+    if settings.layout == "qwen":
+        given |= {"tag": settings.step_tag, "system": settings.system}
+    try:
+        return Layout(settings.layout, tokenizer, **{name: one for name, one in given.items() if one is not None})
+    except EngineError as error:
+        raise EngineError(f"{spec}: {error}") from None
+
+
+def layout_by_name(model: str) -> LayoutName | None:
+    """The layout of a released model by its name; None where the name says nothing."""
+    return next((name for name, kind in LAYOUTS.items() if any(part in model.lower() for part in kind.models)), None)
+
+
+class ClassifierOptions(TypedDict, total=False):
+    """Options of every classifier; see docs/classifiers.md."""
+
+    layout: LayoutName | None
+    lines: bool | None
+    separator: Separator | None
+    decision: Decision | None
+    tokenizer: str | None
+    revision: str | None
+    threshold: Threshold | None
+    context_length: PositiveInt | None
+    concurrency: PositiveInt
+
+
+class Classifier:
+    """A discriminative PRM in this process, from a folder or hub id. No code of a checkpoint is run.
+
+    Its options are in docs/classifiers.md. The head is computed in float32, whatever the dtype. `layout` is there once
+    it is started.
     """
 
+    layout: Layout
+
     def __init__(
-        self,
-        target: str,
-        *,
-        spec: str = "",
-        layout: LayoutName | None = None,
-        tokenizer: str | None = None,
-        dtype: str = "auto",
-        device: str = "auto",
-        device_map: str | None = None,
-        revision: str | None = None,
-        adapter: str | None = None,
-        lines: bool | None = None,
-        separator: Separator | None = None,
-        decision: Decision | None = None,
-        threshold: float | None = None,
-        max_batch_tokens: int = 16384,
-        context_length: int | None = None,
-        num_threads: int | None = None,
-        concurrency: int = 64,
-    ) -> None:
-        if threshold is None and Path(target).is_dir() and (settings := read_settings(target)) is not None:
-            # Known before the model is loaded: callers plan with it.
-            threshold = settings.threshold
-        super().__init__(
-            target,
-            spec or f"classifier:{target}",
-            threshold=threshold,
-            context_length=context_length,
-            concurrency=concurrency,
-            options={"lines": lines, "separator": separator, "decision": decision},
-        )
-        check_least(self.spec, max_batch_tokens=max_batch_tokens)
+        self, target: str, *, spec: str = "",
+        dtype: str = "auto", device: str = "auto", device_map: str | None = None, num_threads: int | None = None,
+        adapter: str | None = None, max_batch_tokens: PositiveInt = 16384, **options: Unpack[ClassifierOptions],
+    ) -> None:  # fmt: skip
+        self.target, self.spec, self.options = target, spec or f"classifier:{target}", options
         if device_map is not None and device != "auto":
             raise EngineError(f"{self.spec}: give either device or device_map")
+        self.concurrency = options.get("concurrency", 64)
+        self._context_length, given = options.get("context_length"), options.get("threshold")
+        #: As given, else its own (of a hub model: once it is started), else 0.5.
+        self.threshold = 0.5 if given is None else given
+        if given is None and Path(target).is_dir() and (settings := read_settings(target)) is not None:
+            self.threshold = settings.threshold
+        self._placement, self._device_map, self._adapter = (device, dtype, num_threads), device_map, adapter
         self.max_batch_tokens = max_batch_tokens
-        self._layout = layout
-        self._tokenizer = tokenizer
-        self._revision = revision
-        self._adapter = adapter
-        self._device_map = device_map
-        self._placement = (device, dtype, num_threads)
         self._worker: _Worker | None = None
+        self._described: dict[str, Any] | None = None
+        self._starting = asyncio.Lock()
+
+    def in_full(self) -> Self:
+        return self
+
+    async def start(self) -> dict[str, Any]:
+        async with self._starting:
+            if self._described is None:
+                engine = await self._open()
+                self._described = {
+                    "rewarder": "classifier",
+                    "layout": self.layout.name,
+                    **({"layout_options": self.layout.options} if self.layout.options else {}),
+                    "engine": {"kind": "classifier", "model": self.target, **engine},
+                    "threshold": self.threshold,
+                    "context_length": self._context_length,
+                }
+        return self._described
+
+    async def judge(self, solution: Solution, ledger: Ledger | None = None) -> SolutionReward:
+        steps = await self._reward(solution.problem, solution.steps, ledger) if solution.steps else []
+        return solution_reward(solution, steps, self.threshold)
+
+    async def judge_step(
+        self, problem: str, steps: Sequence[str], step_index: int, ledger: Ledger | None = None
+    ) -> StepReward:
+        return (await self._reward(problem, steps[: step_index + 1], ledger))[step_index]
 
     async def aclose(self) -> None:
+        self._described = None
         if self._worker is not None:
             await asyncio.to_thread(self._worker.stop)
             self._worker = None
-        await super().aclose()
+
+    async def _reward(self, problem: str, steps: Sequence[str], ledger: Ledger | None) -> list[StepReward]:
+        key = f"steps.{len(steps)}"
+
+        def rewards_of(scores: Sequence[float | None], failure: str | None = None) -> list[StepReward]:
+            if len(scores) != len(steps):
+                raise ValueError(f"it has {len(scores)} rewards for {len(steps)} steps")
+            found = enumerate(scores)
+            return [StepReward(step_index=index, reward=one, vote=None, failure=failure) for index, one in found]
+
+        if (paid := paid_for(ledger, key, rewards_of)) is not None:
+            return paid
+        if self._described is None:
+            raise EngineError(f"{self.spec}: the classifier is not started")
+        try:
+            ends = [len(steps)] if self.layout.kind.one_pass else range(1, len(steps) + 1)
+            sequences = [self.layout.render(problem, steps[:end]) for end in ends]
+            longest, limit = max(len(one.ids) for one in sequences), self._context_length
+            if limit is not None and longest > limit:
+                length = f"the solution has {longest} tokens with its problem"
+                raise RequestRefused(f"{length}; the context length is {limit}")
+            scores = [score for scored in await asyncio.gather(*map(self._score, sequences)) for score in scored]
+            if any(map(math.isnan, scores)):
+                raise RequestRefused("the model's scores are no numbers (NaN); load it with dtype=float32")
+        except RequestRefused as error:
+            return rewards_of([None] * len(steps), str(error))
+        if ledger is not None:
+            ledger.put(key, scores)
+        return rewards_of(scores)
 
     async def _open(self) -> dict[str, Any]:
+        """Load what is needed and set `layout`; returns what the manifest says of the model."""
         return await asyncio.to_thread(self._load)
 
     async def _score(self, rendered: Rendered) -> list[float]:
+        """Rewards at the positions of one sequence."""
         assert self._worker is not None
-        rewards: list[float] = await self._worker.submit(_Job(rendered))
-        return rewards
+        return cast(list[float], await self._worker.submit(_Job(rendered)))
 
     def _load(self) -> dict[str, Any]:
         device, dtype, torch_dtype = placement(self.spec, *self._placement)
@@ -163,85 +203,52 @@ class Classifier(StepClassifier):
 
         from rprm.rewarders.network import load_network
 
+        options = self.options
+        revision, layout, elsewhere = options.get("revision"), options.get("layout"), options.get("tokenizer")
         with plain_errors(self.spec, "a step classifier"):
             # First: where there is no such model, this says so.
-            source = (self.target, self._revision) if self._tokenizer is None else (self._tokenizer, None)
-            tokenizer = load_tokenizer(*source)
-            settings = read_settings(self.target, self._revision)
+            tokenizer = load_tokenizer(elsewhere or self.target, None if elsewhere else revision)
+            settings = read_settings(self.target, revision)
             if settings is None:
-                settings = ClassifierSettings(self._layout or self._recognise())
-            elif self._layout not in (None, settings.layout):
+                settings = ClassifierSettings(layout or self._recognise(revision))
+            elif layout not in (None, settings.layout):
                 raise EngineError(
                     f"{self.spec}: the model was trained in the {settings.layout} layout; leave out layout="
                 )
-            self.layout = make_layout(settings, tokenizer, self.spec, **self._layout_options)
-            network = load_network(
-                self.target,
-                self.layout,
-                dtype=torch_dtype,
-                revision=self._revision,
-                device_map=self._device_map,
-                adapter=self._adapter,
-            )
+            self.layout = make_layout(settings, tokenizer, self.spec, options)
+            weights = {"dtype": torch_dtype, "revision": revision, "device_map": self._device_map}
+            network = load_network(self.target, self.layout, adapter=self._adapter, **weights)
         # Where accelerate put the backbone it stays.
         (network if self._device_map is None else network.score).to(device)
         network.eval()
-        text_config = network.backbone.config.get_text_config()
-        if self._threshold is None:
-            self._threshold = settings.threshold
-        self._context_length = self._context_length or getattr(text_config, "max_position_embeddings", None) or 4096
+        if options.get("threshold") is None:
+            self.threshold = settings.threshold
+        longest = getattr(network.backbone.config.get_text_config(), "max_position_embeddings", None)
+        self._context_length = self._context_length or longest or 4096
         self._worker = _Worker(network, self.max_batch_tokens)
-        further = {
-            "tokenizer": self._tokenizer,
+        described = {
+            "revision": identity(self.target, revision),
+            "dtype": dtype,
+            "device": torch.device(device).type,
+            "tokenizer": elsewhere,
             "device_map": self._device_map,
             "adapter": self._adapter,
             "adapter_revision": None if self._adapter is None else identity(self._adapter, None),
         }
-        return {
-            "revision": identity(self.target, self._revision),
-            "dtype": dtype,
-            "device": torch.device(device).type,
-            **{name: value for name, value in further.items() if value is not None},
-        }
+        return {name: value for name, value in described.items() if value is not None or name == "revision"}
 
-    def _recognise(self) -> LayoutName:
+    def _recognise(self, revision: str | None) -> LayoutName:
         """The layout of a released model: by the tensors of its head, or by its name where they do not tell it."""
-        from rprm.rewarders.network import recognised_heads
+        from rprm.rewarders.network import HEAD_LAYERS, recognised_heads
 
-        named = layout_by_name(self.target)
-        if named == "universal":
-            # Its head has the tensors' names of a two-way one.
+        named, heads = layout_by_name(self.target), recognised_heads(self.target, revision=revision)
+        found = [name for name, kind in LAYOUTS.items() if kind.head in heads]
+        # The name decides between a one-way and a two-way head, whose tensors have the same names.
+        if named in found or (not found and named is not None and LAYOUTS[named].head not in HEAD_LAYERS):
             return named
-        heads = recognised_heads(self.target, revision=self._revision)
-        if layout := next((_LAYOUT_OF_HEAD[head] for head in heads if head in _LAYOUT_OF_HEAD), None):
-            return layout
-        if named is not None and named not in _LAYOUT_OF_HEAD.values():
-            return named
-        raise EngineError(
-            f"{self.spec}: the layout is not recognised; name it, as in classifier:{self.target}?layout=rlhflow "
-            f"(one of {', '.join(LAYOUTS)})"
-        )
-
-
-def read_settings(target: str, revision: str | None = None) -> ClassifierSettings | None:
-    """What a classifier that this project trained says of itself; None of any other.
-
-    Raises:
-        EngineError: the file is damaged.
-    """
-    path = find_file(target, SETTINGS_FILE, revision)
-    return None if path is None else ClassifierSettings.parse(read_object(path), str(path))
-
-
-def make_layout(settings: ClassifierSettings, tokenizer: Any, spec: str, **options: Any) -> Layout:
-    """The layout that the settings name, over a tokenizer.
-
-    Raises:
-        EngineError: the tokenizer does not fit it, or it has no such option.
-    """
-    if settings.layout == "qwen":
-        options |= {"tag": settings.step_tag, "system": settings.system}
-    return construct_layout(settings.layout, tokenizer, spec, **options)
+        if found:
+            return found[0]
+        raise EngineError(f"{self.spec}: the layout is not recognised; name it: ?layout= one of {', '.join(LAYOUTS)}")
 
 
 @dataclass(eq=False)
@@ -254,49 +261,114 @@ class _Worker(ModelWorker[_Job]):
 
     def __init__(self, network: StepNetwork, max_batch_tokens: int) -> None:
         super().__init__("rprm-classifier", hint="lower max_batch_tokens")
-        self.network = network
-        self.max_batch_tokens = max_batch_tokens
+        self.network, self.max_batch_tokens = network, max_batch_tokens
         self.start()
 
     def work(self) -> None:
-        if batch := self._take():
-            for job, rewards in zip(batch, self._forward(batch), strict=True):
-                job.resolve(rewards)
-
-    def _take(self) -> list[_Job]:
-        """The job that waits longest, and those closest to it in length, as many as the budget allows."""
+        """Reward the job that waits longest and those closest to it in length, as many as the budget allows."""
         if not self.waiting:
-            return []
-        oldest = len(self.waiting[0].rendered.ids)
+            return
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        oldest, longest = len(self.waiting[0].rendered.ids), 0
         batch: list[_Job] = []
-        longest = 0
         # Sorting is stable: of equal lengths the oldest comes first, and the oldest of all is always taken.
         for job in sorted(self.waiting, key=lambda job: abs(len(job.rendered.ids) - oldest)):
             longest = max(longest, len(job.rendered.ids))
             if batch and longest * (len(batch) + 1) > self.max_batch_tokens:
                 break
             batch.append(job)
-        taken = set(batch)
-        self.waiting = [job for job in self.waiting if job not in taken]
-        return batch
-
-    def _forward(self, batch: Sequence[_Job]) -> list[list[float]]:
-        """Rewards of each job: one pass over rows padded on the right."""
-        import torch
-
-        shape = len(batch), max(len(job.rendered.ids) for job in batch)
-        input_ids = torch.zeros(shape, dtype=torch.long)
-        attention_mask = torch.zeros(shape, dtype=torch.long)
-        wanted = torch.zeros(shape, dtype=torch.bool)
+        self.waiting = [job for job in self.waiting if job not in batch]
+        ids = [torch.tensor(job.rendered.ids) for job in batch]
+        input_ids = pad_sequence(ids, batch_first=True)
+        attention_mask = pad_sequence([torch.ones_like(one) for one in ids], batch_first=True)
+        wanted = torch.zeros_like(input_ids, dtype=torch.bool)
         for row, job in enumerate(batch):
-            rendered = job.rendered
-            input_ids[row, : len(rendered.ids)] = torch.tensor(rendered.ids)
-            attention_mask[row, : len(rendered.ids)] = 1
-            wanted[row, rendered.positions] = True
+            wanted[row, job.rendered.positions] = True
         device = self.network.backbone.device
         if device.type == "meta":
             # Offloaded by accelerate, whose hooks bring the inputs to where they are needed.
             device = torch.device("cpu")
         logits = self.network(input_ids.to(device), attention_mask.to(device), wanted.to(device))  # [steps, 2]
         rewards = iter(logits.double().softmax(-1)[:, 1].tolist())
-        return [[next(rewards) for _ in job.rendered.positions] for job in batch]
+        for job in batch:
+            job.resolve([next(rewards) for _ in job.rendered.positions])
+
+
+class ServedClassifier(Classifier):
+    """A discriminative PRM behind vLLM's `/pooling`: `MODEL@URL`, the server's name for the model, and its root.
+
+    Rows of two probabilities come back, wrong and correct, for each token (a token classifier) or each step tag (vLLM's
+    step pooler: Qwen2.5-Math-PRM). The model's name tells the layout and is the tokenizer's hub id by default.
+    """
+
+    def __init__(
+        self, target: str, *, spec: str = "", timeout: float = 600.0, max_retries: int = 6,
+        key_env: str = "OPENAI_API_KEY", send_key_over_http: bool = False, **options: Unpack[ClassifierOptions],
+    ) -> None:  # fmt: skip
+        spec = spec or f"classifier:{target}"
+        if (match := _TARGET.fullmatch(target)) is None:
+            raise EngineError(f"{spec}: write MODEL@URL, as in Qwen/Qwen2.5-Math-PRM-7B@http://localhost:8000")
+        options.setdefault("concurrency", 32)
+        super().__init__(match["model"], spec=spec, **options)
+        found = options.get("layout") or layout_by_name(self.target)
+        if found not in _SERVED:
+            problem = "the layout is not recognised" if found is None else f"no server of {found} models is known"
+            raise EngineError(f"{spec}: {problem}; vLLM serves layout={', '.join(_SERVED)}")
+        self._settings = ClassifierSettings(found)
+        self._tokenizer = options.get("tokenizer") or self.target
+        self._slots = asyncio.Semaphore(self.concurrency)
+        self.endpoint = Endpoint(
+            re.sub(r"(/v1)?/*$", "", match["url"]), self.target,
+            timeout=timeout, max_retries=max_retries, key_env=key_env, send_key_over_http=send_key_over_http,
+        )  # fmt: skip
+
+    async def aclose(self) -> None:
+        await self.endpoint.aclose()
+        await super().aclose()
+
+    async def _open(self) -> dict[str, Any]:
+        revision = self.options.get("revision")
+        with plain_errors(self.spec, "it, and name it with tokenizer=", what="the tokenizer of the served model"):
+            tokenizer = await asyncio.to_thread(load_tokenizer, self._tokenizer, revision)
+        self.layout = make_layout(self._settings, tokenizer, self.spec, self.options)
+        self.endpoint.open()
+        if self._context_length is None:
+            served = served_models(await self.endpoint.ask("/v1/models", 1 << 20) or {})
+            self._context_length = context_length_of(served.get(self.target, {}))
+        return {
+            "url": self.endpoint.url,
+            "tokenizer": self._tokenizer,
+            "tokenizer_revision": await asyncio.to_thread(identity, self._tokenizer, revision),
+        }
+
+    async def _score(self, rendered: Rendered) -> list[float]:
+        body = {"model": self.target, "input": rendered.ids, "encoding_format": "float", "task": "token_classify"}
+        async with self._slots:
+            rows = await self.endpoint.post("/pooling", body, _rows, _ANSWER_BYTES)
+        if len(rows) == len(rendered.ids):
+            return [rows[place] for place in rendered.positions]
+        tag_id = rendered.ids[-1]
+        num_tags = rendered.ids.count(tag_id)
+        if self.layout.name == "qwen" and len(rows) == len(rendered.positions) == num_tags:
+            return rows
+        raise EngineError(
+            f"{self.spec}: the server answered {len(rows)} rows for {len(rendered.ids)} tokens and {num_tags} tags; "
+            f"serve the model with `--runner pooling`, or `step_tag_id` {tag_id} (docs/classifiers.md)"
+        )
+
+
+def _rows(answer: dict[str, Any]) -> list[float]:
+    """P(correct) of each row of an answer."""
+    try:
+        (item,) = answer["data"]
+        rows = [[float(value) for value in row] for row in item["data"]]
+    except (KeyError, TypeError, ValueError):
+        raise Transient("no answer of /pooling: `data` is not one list of rows of numbers") from None
+    if any(not math.isfinite(value) for row in rows for value in row):
+        raise RequestRefused("the model's scores are no numbers (NaN)")
+    # Sums of probabilities in bfloat16 are off by less than a hundredth.
+    if any(len(row) != 2 or min(row) < 0.0 or abs(sum(row) - 1.0) > 0.02 for row in rows):
+        raise EngineError("the server's rows are not the probabilities of two classes: leave its activation on")
+    return [row[1] / sum(row) for row in rows]

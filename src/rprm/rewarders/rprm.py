@@ -1,16 +1,15 @@
 """The judge: K sampled analyses a step, their mean P(Yes) its reward (R-PRM, arXiv 2503.21295, section 3.3).
 
-The reward is read from the generation itself, at the token where the verdict is written: no second forward pass. One
-solution is judged by a straight line of code; thousands of them run at once, and the engine batches across them. Sample
-j of a step depends on the prompt, the seed and j alone, so that neither scheduling nor resuming changes a result.
+P(Yes) is read from the generation, at the token where the verdict is written. Thousands of solutions run at once, and
+the engine batches across them. Sample j of a step depends on the prompt, the seed and j alone.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Any, Literal
 
 from rprm.engines.base import WITHHELD, Completion, Engine, Sampling
 from rprm.errors import RequestRefused, RprmError, Unsupported
@@ -18,75 +17,54 @@ from rprm.jobs import all_or_none
 from rprm.ledger import Ledger, paid_once
 from rprm.prompts.template import Prompt, PromptTemplate
 from rprm.records import Analysis, Solution, SolutionReward, StepReward
-from rprm.rewarders.base import first_error
+from rprm.rewarders.base import solution_reward
 from rprm.stopping import StoppingRule, mean
 from rprm.thinking import after_thinking
-from rprm.verdict import TwoAnswers, Verdict, VerdictChoice, read_verdict
-
-T = TypeVar("T")
-
+from rprm.verdict import TwoAnswers, VerdictChoice, read_verdict
 
 #: Stands for a sample that the engine refused, while others of its step were drawn.
 _REFUSED = Analysis(text="", verdict=None, p_yes=None, p_yes_source=None, num_tokens=0, finish_reason="refused")
 
 
+@dataclass(eq=False)
 class Judge:
     """A reasoning-driven process reward model: an engine, a prompt template and a stopping rule.
 
     Args:
-        engine: the language model.
-        template: the critique prompt.
-        rule: number of analyses, threshold, early stopping.
-        sampling: temperature, top-p and length of an analysis; its seed is the seed of the whole run.
-        first_error_exit: stop at the first step that is predicted wrong. What comes after it changes no first-error
-            prediction; benchmarks that score every step need it off.
+        sampling: of an analysis; its seed is the seed of the whole run.
+        first_error_exit: stop at the first step called wrong; benchmarks that score every step need it off.
         force_verdict: where an analysis ends without a verdict, write the marker after it (or the text given here) and
-            read P(Yes) there, as the published evaluation does. Needs an engine with a second pass. Such analyses are
-            marked `forced`.
-        second_pass: read P(Yes) in a forward pass of its own, right before the verdict, from ` Yes` and ` No` alone, as
-            the published evaluation does (NJUNLP/R-PRM, src/evaluate/GenPRM/evaluate-PRM-CoT.py).
+            read P(Yes) there; such analyses are marked `forced`. This and the next are the published evaluation's
+            (NJUNLP/R-PRM, src/evaluate/GenPRM/evaluate-PRM-CoT.py).
+        second_pass: read P(Yes) in a forward pass of its own, right before the verdict, from ` Yes` and ` No` alone.
+
+    Raises:
+        RprmError: several analyses at temperature 0.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        template: PromptTemplate,
-        rule: StoppingRule,
-        sampling: Sampling,
-        *,
-        first_error_exit: bool = True,
-        force_verdict: bool | str = False,
-        second_pass: bool = False,
-    ) -> None:
-        if sampling.temperature == 0.0 and rule.num_analyses > 1:
-            raise RprmError(
-                f"at temperature 0 all {rule.num_analyses} analyses of a step would be equal; "
-                "ask for one analysis (-k 1), or raise the temperature"
-            )
-        self.engine = engine
-        self.template = template
-        self.rule = rule
-        self.sampling = replace(sampling, verdict=template.verdict, stop=(template.stop,) if template.stop else ())
-        self.first_error_exit = first_error_exit
-        self.force_verdict = force_verdict
-        self.second_pass = second_pass
-        self.threshold = rule.threshold
+    engine: Engine
+    template: PromptTemplate
+    rule: StoppingRule
+    sampling: Sampling
+    _: KW_ONLY
+    first_error_exit: bool = True
+    force_verdict: bool | str = False
+    second_pass: bool = False
+
+    def __post_init__(self) -> None:
+        if self.sampling.temperature == 0.0 and self.rule.num_analyses > 1:
+            equal = f"at temperature 0 all {self.rule.num_analyses} analyses of a step would be equal"
+            raise RprmError(f"{equal}; ask for one analysis (-k 1), or raise the temperature")
+        stop = (self.template.stop,) if self.template.stop else ()
+        self.sampling = replace(self.sampling, verdict=self.template.verdict, stop=stop)
+        self.threshold = self.rule.threshold
 
     @property
     def concurrency(self) -> int:
         return self.engine.concurrency
 
     def in_full(self) -> Judge:
-        """The same judge, by the full procedure; the two share the engine."""
-        return Judge(
-            self.engine,
-            self.template,
-            replace(self.rule, stopping="none"),
-            self.sampling,
-            first_error_exit=False,
-            force_verdict=self.force_verdict,
-            second_pass=self.second_pass,
-        )
+        return replace(self, rule=replace(self.rule, stopping="none"), first_error_exit=False)
 
     async def start(self) -> dict[str, Any]:
         info = await self.engine.start(chat=self.template.chat)
@@ -98,81 +76,59 @@ class Judge:
             "rewarder": "r-prm",
             "engine": {"kind": info.kind, "model": info.model, "revision": info.revision, **info.details},
             "prompt": {"name": self.template.name, "digest": self.template.digest},
-            "num_analyses": rule.num_analyses,
-            "threshold": rule.threshold,
-            "stopping": rule.stopping,
+            **{name: getattr(rule, name) for name in ("num_analyses", "threshold", "stopping")},
             **({"confidence": rule.confidence} if rule.stopping == "confident" else {}),
             "first_error_exit": self.first_error_exit,
             "force_verdict": self.force_verdict,
             **({"second_pass": True} if self.second_pass else {}),
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "max_tokens": sampling.max_tokens,
-            "seed": sampling.seed,
+            **{name: getattr(sampling, name) for name in ("temperature", "top_p", "max_tokens", "seed")},
         }
 
     async def aclose(self) -> None:
         await self.engine.aclose()
 
     async def judge(self, solution: Solution, ledger: Ledger | None = None) -> SolutionReward:
-        """Reward the steps of one solution.
-
-        Raises:
-            EngineUnavailable: the engine stopped answering.
-        """
-        indices = range(len(solution.steps))
-        if self.first_error_exit:
-            steps: list[StepReward] = []
-            for step_index in indices:
-                steps.append(await self.judge_step(solution.problem, solution.steps, step_index, ledger))
-                if self.is_wrong(steps[-1]):
-                    break
-        else:
-            steps = await all_or_none(
-                self.judge_step(solution.problem, solution.steps, step_index, ledger) for step_index in indices
-            )
-        return SolutionReward(
-            id=solution.id,
-            num_steps=len(solution.steps),
-            first_error=first_error([step.reward for step in steps], self.threshold),
-            steps=tuple(steps),
-            label=solution.label,
+        judging = (
+            self.judge_step(solution.problem, solution.steps, step_index, ledger)
+            for step_index in range(len(solution.steps))
         )
+        if not self.first_error_exit:
+            return solution_reward(solution, await all_or_none(judging), self.threshold)
+        steps: list[StepReward] = []
+        for step in judging:
+            steps.append(await step)
+            if (reward := steps[-1].reward) is not None and reward < self.threshold:
+                break
+        return solution_reward(solution, steps, self.threshold)
 
     async def judge_step(
         self, problem: str, steps: Sequence[str], step_index: int, ledger: Ledger | None = None
     ) -> StepReward:
-        """Reward the step `steps[step_index]`, given the problem and the steps before it."""
         analyses: list[Analysis] = []
-        try:
-            # Waves that are needed whatever they say: nothing is drawn in vain.
-            while count := self.rule.num_more([analysis.p_yes for analysis in analyses]):
-                samples = range(len(analyses), len(analyses) + count)
-                try:
-                    analyses += await self.analyse(problem, steps, step_index, samples, ledger)
-                except RequestRefused:
-                    if not analyses:
-                        raise
-                    analyses += [_REFUSED] * count
-        except RequestRefused as error:
-            return self.unscored(step_index, str(error))
+        # Waves that are needed whatever they say: nothing is drawn in vain.
+        while count := self.rule.num_more([analysis.p_yes for analysis in analyses]):
+            samples = range(len(analyses), len(analyses) + count)
+            try:
+                analyses += await self.analyse(problem, steps, step_index, samples, ledger)
+            except RequestRefused as error:
+                if not analyses:
+                    return self.unscored(step_index, str(error))
+                analyses += [_REFUSED] * count
         return self.reward(step_index, analyses)
 
     async def analyse(
         self, problem: str, steps: Sequence[str], step_index: int, samples: range, ledger: Ledger | None = None
     ) -> list[Analysis]:
-        """Draw some of a step's analyses, by their sample numbers.
-
-        Raises:
-            RequestRefused: every one of them is refused (the prompt is too long). Where only some are, these are
-                analyses without a verdict.
-            EngineUnavailable: the engine stopped answering.
-        """
+        """Draw some of a step's analyses. One that is refused has no verdict; `RequestRefused` where every one is."""
         prompt = self.template.render(problem, steps, step_index)
 
         async def drawn(sample: int) -> Analysis | RequestRefused:
+            async def write() -> Analysis:
+                sampling = replace(self.sampling, seed=sample_seed(self.sampling.seed or 0, prompt, sample))
+                return await self._read(prompt, await self.engine.generate(prompt, sampling))
+
             try:
-                return await self._analyse(prompt, step_index, sample, ledger)
+                return await paid_once(ledger, f"{step_index}.{sample}", Analysis, write)
             except RequestRefused as error:
                 return error
 
@@ -183,90 +139,64 @@ class Judge:
         return [_REFUSED if isinstance(one, RequestRefused) else one for one in found]
 
     def reward(self, step_index: int, analyses: Sequence[Analysis]) -> StepReward:
-        """The reward that a step has from its analyses."""
         p_yes = [analysis.p_yes for analysis in analyses if analysis.p_yes is not None]
         votes = [float(analysis.verdict) for analysis in analyses if analysis.verdict is not None]
+        failure = None if p_yes else self._why_unscored(analyses)
         return StepReward(
-            step_index=step_index,
-            reward=mean(p_yes),
-            vote=mean(votes),
-            analyses=tuple(analyses),
-            failure=None if p_yes else self._why_unscored(analyses),
+            step_index=step_index, reward=mean(p_yes), vote=mean(votes), analyses=tuple(analyses), failure=failure,
             num_requested=self.rule.num_analyses,
-        )
+        )  # fmt: skip
 
     def unscored(self, step_index: int, failure: str) -> StepReward:
-        """A step that cannot be judged, and why."""
-        return StepReward(
-            step_index=step_index, reward=None, vote=None, failure=failure, num_requested=self.rule.num_analyses
-        )
-
-    def is_wrong(self, step: StepReward) -> bool:
-        """Whether the step is called wrong. A step without a reward is not: nothing is known of it."""
-        return step.reward is not None and step.reward < self.threshold
-
-    async def _analyse(self, prompt: Prompt, step_index: int, sample: int, ledger: Ledger | None) -> Analysis:
-        async def write() -> Analysis:
-            sampling = replace(self.sampling, seed=sample_seed(self.sampling.seed or 0, prompt, sample))
-            return await self._read(prompt, await self.engine.generate(prompt, sampling))
-
-        return await paid_once(ledger, f"{step_index}.{sample}", Analysis, write)
+        limit = self.rule.num_analyses
+        return StepReward(step_index=step_index, reward=None, vote=None, failure=failure, num_requested=limit)
 
     async def _read(self, prompt: Prompt, completion: Completion) -> Analysis:
-        verdict_format = self.template.verdict
-        found = read_verdict(completion.text, verdict_format, completion.choices)
-        text, forced = completion.text, False
-        verdict, choice = found if found is not None else (None, None)
+        form, text, forced = self.template.verdict, completion.text, False
+        verdict, choice = read_verdict(text, form, completion.choices) or (None, None)
+        yes = None if verdict is None else verdict.yes
         source: Literal["logprobs", "second pass", "vote"] | None
-        source = None if verdict is None else "logprobs" if choice is not None else "vote"
+        source = None if verdict is None else "vote" if choice is None else "logprobs"
         if verdict is None and self.force_verdict and completion.finish_reason not in WITHHELD:
-            question = verdict_format.marker if self.force_verdict is True else self.force_verdict
+            question = form.marker if self.force_verdict is True else self.force_verdict
             # Thinking that was cut off is closed first: nothing in it is an answer.
             closed = text.rstrip() if after_thinking(text) is not None else f"{text.rstrip()}\n</think>"
             asked = f"{closed}\n\n{question}"
             if (choice := await self._choose(prompt, asked)) is not None:
-                answer = verdict_format.yes if choice.p_yes >= 0.5 else verdict_format.no
-                verdict = Verdict(choice.p_yes >= 0.5, len(asked) + 1, len(asked) + 1 + len(answer))
-                text, forced, source = f"{asked} {answer}", True, "logprobs"
+                yes, forced, source = choice.p_yes >= 0.5, True, "logprobs"
+                text = f"{asked} {form.yes if yes else form.no}"
         elif verdict is not None and self.second_pass:
             second = await self._choose(prompt, text[: verdict.start].rstrip())
             if second is not None:
                 choice, source = second, "second pass"
-        p_yes = choice.p_yes if choice is not None else None if verdict is None else float(verdict.yes)
+        p_yes = choice.p_yes if choice is not None else None if yes is None else float(yes)
         return Analysis(
-            text=text,
-            verdict=None if verdict is None else verdict.yes,
-            p_yes=p_yes,
-            p_yes_source=source,
-            forced=forced,
-            num_tokens=completion.num_tokens,
-            num_prompt_tokens=completion.num_prompt_tokens,
-            finish_reason=completion.finish_reason,
-        )
+            text=text, verdict=yes, p_yes=p_yes, p_yes_source=source, forced=forced, num_tokens=completion.num_tokens,
+            num_prompt_tokens=completion.num_prompt_tokens, finish_reason=completion.finish_reason,
+        )  # fmt: skip
 
     async def _choose(self, prompt: Prompt, text: str) -> VerdictChoice | None:
         """P(Yes) after `text`; None where the engine cannot give it for this one."""
-        verdict = self.template.verdict
-        answers = TwoAnswers(verdict.marker, verdict.yes, verdict.no) if self.second_pass else verdict
+        form = self.template.verdict
+        answers = TwoAnswers(form.marker, form.yes, form.no) if self.second_pass else form
         try:
             return await self.engine.choose(prompt, text, answers)
         except RequestRefused:
             return None
 
     def _why_unscored(self, analyses: Sequence[Analysis]) -> str:
-        reason = f"none of {len(analyses)} analyses reached a verdict"
-        cut = [analysis for analysis in analyses if analysis.finish_reason == "length"]
-        by_context = sum(analysis.is_cut_by_context(self.sampling.max_tokens) for analysis in cut)
-        if by_context:
-            reason += f"; {by_context} ran into the end of the model's context: give it a longer one (context_length)"
-        if len(cut) > by_context:
-            limit = self.sampling.max_tokens
-            reason += f"; {len(cut) - by_context} ran into max_tokens={limit}: raise --max-tokens"
-        if withheld := [analysis for analysis in analyses if analysis.finish_reason in WITHHELD]:
-            reason += f"; {len(withheld)} were withheld by the server ({withheld[0].finish_reason})"
-        elif not cut:
-            reason += "; ask for it with --force-verdict, or use a prompt that the model follows"
-        return reason
+        limit = self.sampling.max_tokens
+        num_cut = sum(analysis.finish_reason == "length" for analysis in analyses)
+        by_context = sum(analysis.is_cut_by_context(limit) for analysis in analyses)
+        withheld = [analysis.finish_reason for analysis in analyses if analysis.finish_reason in WITHHELD]
+        counts = {
+            "ran into the end of the model's context: give it a longer one (context_length)": by_context,
+            f"ran into max_tokens={limit}: raise --max-tokens": num_cut - by_context,
+            f"were withheld by the server ({''.join(withheld[:1])})": len(withheld),
+        }
+        reasons = [f"{count} {reason}" for reason, count in counts.items() if count]
+        advice = ["ask for it with --force-verdict, or use a prompt that the model follows"]
+        return "; ".join([f"none of {len(analyses)} analyses reached a verdict", *(reasons or advice)])
 
 
 def sample_seed(seed: int, prompt: Prompt, sample: int) -> int:
