@@ -194,8 +194,8 @@ def test_each_fault_is_found(model: Model, name: str, answer: str, words: str) -
 
 def test_a_seed_that_holds_only_alone_is_no_seed() -> None:
     report = check(Model(seeds="batch"))
-    assert report.seeds.answer == "no"
-    assert "beside it" in report.seeds.detail
+    assert report.findings["seeds"].answer == "no"
+    assert "beside it" in report.findings["seeds"].detail
 
 
 def test_an_engine_that_refuses_everything_is_an_error() -> None:
@@ -227,10 +227,15 @@ def _prompts(model: Model) -> list[str]:
 
 def test_the_scripted_engine_is_checked_without_an_error() -> None:
     report = asyncio.run(check_engine(ScriptedEngine(context_length=1000)))
-    assert report.logprobs.answer == report.seeds.answer == report.context_limit.answer == "yes"
+    assert (
+        report.findings["logprobs"].answer
+        == report.findings["seeds"].answer
+        == report.findings["context_limit"].answer
+        == "yes"
+    )
     # Its second pass is a number of its own, as is what it continues a reply with, and that is found out.
-    assert report.second_pass.answer == "no"
-    assert report.continued_reply.answer == "unknown"
+    assert report.findings["second_pass"].answer == "no"
+    assert report.findings["continued_reply"].answer == "unknown"
 
 
 def test_command_prints_a_table_and_json() -> None:

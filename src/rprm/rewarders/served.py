@@ -12,10 +12,9 @@ import math
 import re
 from typing import Any
 
-from rprm.engines.endpoint import Endpoint, Transient
+from rprm.engines.endpoint import Endpoint, Transient, context_length_of, served_models
 from rprm.engines.files import identity
 from rprm.engines.loading import load_tokenizer, plain_errors
-from rprm.engines.openai_route import context_length_of, served_models
 from rprm.errors import EngineError, RequestRefused
 from rprm.rewarders.discriminative import StepClassifier, construct_layout, layout_by_name
 from rprm.rewarders.layouts import LayoutName, Separator
@@ -113,7 +112,7 @@ class ServedClassifier(StepClassifier):
 
     async def _served_context(self) -> int | None:
         """What the server says of the model's context (vLLM's `max_model_len`)."""
-        served = served_models(await self.endpoint.ask("/v1/models", _MODELS_BYTES) or {})
+        served = served_models(await self.endpoint.ask("/v1/models", _MODELS_BYTES))
         return context_length_of(served.get(self.target, {}))
 
     async def _score(self, rendered: Rendered) -> list[float]:
