@@ -15,10 +15,11 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any, NamedTuple
 
+from rprm.engines import load_engine
 from rprm.engines.base import Completion, Engine, EngineInfo, Sampling
 from rprm.errors import RequestRefused, Unsupported
 from rprm.prompts.template import Message, Prompt
-from rprm.verdict import VerdictChoice, VerdictFormat
+from rprm.verdict import VerdictFormat
 
 #: Questions that most models answer with the bare word, the likeliest first, and with a few words before it.
 _QUESTIONS = (
@@ -36,10 +37,6 @@ _SAMPLES_AT_ONCE = 8
 #: Words that a continued reply must have in common with the rest of it: too many for chance.
 _COMPARED_WORDS = 4
 _WORDS = ("north", "river", "seven", "paper", "green", "stone", "light", "under", "music", "table", "early", "cloud")
-_TRIALS = (
-    "logprobs", "raw_logprobs", "seeds", "concurrency", "prefix_sharing", "context_limit", "second_pass",
-    "continued_reply",
-)  # fmt: skip
 
 
 class Finding(NamedTuple):
@@ -54,8 +51,6 @@ class EngineReport:
     """What an engine supports.
 
     Attributes:
-        spec: as given to `load_engine`.
-        info: what the engine says of itself.
         tokens_per_second: of one request alone; None where too fast to measure.
         findings: by the name of the trial.
         details: the measurements in numbers.
@@ -78,9 +73,9 @@ async def check_engine(engine: Engine) -> EngineReport:
     Raises:
         EngineError: the engine cannot be started or reached, or refuses even a short request.
     """
-    trials = _Trials(engine, await engine.start())
-    speed, findings = await trials.speed(), {}
-    for name in _TRIALS:
+    trials, findings = _Trials(engine, await engine.start()), {}
+    speed = await trials._speed()
+    for name in (name for name in vars(_Trials) if not name.startswith("_")):
         try:
             findings[name] = Finding(*await getattr(trials, name)())
         except RequestRefused as refusal:
@@ -88,19 +83,27 @@ async def check_engine(engine: Engine) -> EngineReport:
     return EngineReport(engine.spec, trials.info, speed, findings, trials.details)
 
 
+async def check_spec(spec: str) -> EngineReport:
+    """`check_engine` of the engine that `spec` names."""
+    engine = load_engine(spec)
+    try:
+        return await check_engine(engine)
+    finally:
+        await engine.aclose()
+
+
 class _Trials:
-    """Each gives the fields of a `Finding`."""
+    """Each public method is a trial: the two fields of its `Finding`."""
 
     def __init__(self, engine: Engine, info: EngineInfo) -> None:
-        self.engine = engine
-        self.info = info
+        self.engine, self.info = engine, info
         self.details: dict[str, Any] = {}
         #: A prompt to which the engine answered Yes or No, with log-probabilities.
         self.answered: Prompt | None = None
         # Prompts that no earlier check can have left in a cache.
         self.random = random.Random()
 
-    async def speed(self) -> float | None:
+    async def _speed(self) -> float | None:
         await self._timed([_prompt("Say hello.")], max_tokens=4)
         seconds, (completion,) = await self._timed([self._story("a lighthouse")], max_tokens=32)
         self.details["one_request"] = {"num_tokens": completion.num_tokens, "seconds": seconds}
@@ -108,7 +111,7 @@ class _Trials:
 
     async def logprobs(self) -> tuple[str, str]:
         """P(Yes) can be read where Yes or No was generated."""
-        answers_without = 0
+        num_answers = 0
         for question, seed in product(_QUESTIONS, range(2)):
             completion = await self._answer(_prompt(question), max_tokens=12, seed=seed)
             if completion.choices:
@@ -116,11 +119,12 @@ class _Trials:
                 p_yes = self.details["p_yes"] = completion.choices[0].p_yes
                 return "yes", f"P(Yes) = {p_yes:.4f} where the model answered {question!r}"
             first = next(iter(completion.text.split()), "").strip(".,!*\"'")
-            answers_without += VerdictFormat().answer_of(first) is not None
-        if answers_without:
-            return "no", "the model answered, without log-probabilities; judging takes the hard vote"
-        if not self.info.has_logprobs:
-            return "no", "the engine says that it has none; judging takes the hard vote"
+            num_answers += VerdictFormat().answer_of(first) is not None
+        if num_answers or not self.info.has_logprobs:
+            said = (
+                "the model answered, without log-probabilities" if num_answers else "the engine says that it has none"
+            )
+            return "no", f"{said}; judging takes the hard vote"
         return "unknown", "the model answered Yes or No to none of the questions tried"
 
     async def raw_logprobs(self) -> tuple[str, str]:
@@ -212,13 +216,19 @@ class _Trials:
 
     async def second_pass(self) -> tuple[str, str]:
         """A given text can be continued, and P(Yes) after it is that of the generation itself."""
-        prompt, completion, choice = await self._answer_in_a_sentence()
-        text = completion.text[: choice.start].rstrip() if choice is not None else "The answer is"
+        text, choice = "The answer is", None
+        for sentence, seed in product(_SENTENCES, range(3)):
+            prompt = _prompt(sentence)
+            completion = await self._answer(prompt, temperature=0.5, max_tokens=24, seed=seed)
+            found = (one for one in completion.choices if completion.text[: one.start].strip())
+            if (choice := next(found, None)) is not None:
+                text = completion.text[: choice.start].rstrip()
+                break
         try:
             second = await self.engine.choose(prompt, text, VerdictFormat())
         except (Unsupported, RequestRefused) as error:
             return "no", str(error)
-        if choice is None or not text:
+        if choice is None:
             return "unknown", "it answers, but the model wrote no sentence with a verdict to compare with"
         difference = abs(second.p_yes - choice.p_yes)
         self.details["second_pass"] = {"p_yes": second.p_yes, "p_yes_of_generation": choice.p_yes}
@@ -247,16 +257,6 @@ class _Trials:
 
     async def _answer(self, prompt: Prompt, **sampling: Any) -> Completion:
         return await self.engine.generate(prompt, Sampling(verdict=VerdictFormat(), **sampling))
-
-    async def _answer_in_a_sentence(self) -> tuple[Prompt, Completion, VerdictChoice | None]:
-        """A completion in which words stand before the answer, with the choice there; None where there is none."""
-        for sentence, seed in product(_SENTENCES, range(3)):
-            prompt = _prompt(sentence)
-            completion = await self._answer(prompt, temperature=0.5, max_tokens=24, seed=seed)
-            for choice in completion.choices:
-                if completion.text[: choice.start].strip():
-                    return prompt, completion, choice
-        return prompt, completion, None
 
     async def _fresh_and_repeated(self, num_words: int) -> tuple[float, float, Completion]:
         """Seconds of a prompt never seen, seconds of one with the same beginning, and the latter's completion."""

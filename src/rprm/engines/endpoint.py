@@ -131,6 +131,11 @@ class Endpoint:
                 raise self._unavailable(path, failure) from None
             return {}
 
+    async def models(self, path: str) -> dict[str, Json]:
+        """The entries of the list of models at `path`, by name."""
+        found = entries(await self.ask(path, 1 << 24), "data")
+        return {model["id"]: model for model in found if isinstance(model.get("id"), str)}
+
     async def post(
         self, path: str, body: Json, read: Callable[[Json], T], limit: int, events: Callable[[], Any] | None = None
     ) -> T:
@@ -354,11 +359,6 @@ def listed(value: Any, *path: str) -> list[Any]:
 def entries(value: Any, *path: str) -> list[Json]:
     """The objects of the list at a path."""
     return [entry for entry in listed(value, *path) if isinstance(entry, dict)]
-
-
-def served_models(data: Json) -> dict[str, Json]:
-    """The entries of a list of models, by name."""
-    return {model["id"]: model for model in entries(data, "data") if isinstance(model.get("id"), str)}
 
 
 def context_length_of(card: Json) -> int | None:

@@ -12,29 +12,15 @@ import copy
 import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TypeVar, Unpack
 
 import pydantic
 
 from rprm.engines.base import MIN_ROOM, Completion, EngineInfo, Sampling, check_least, clipped
-from rprm.engines.endpoint import (
-    Endpoint,
-    EndpointOptions,
-    Json,
-    Refusal,
-    context_length_of,
-    count,
-    listed,
-    served_models,
-)
-from rprm.engines.openai_answers import (
-    Stream,
-    ends_thinking_alone,
-    first_choice,
-    listed_alternatives,
-    read_completions,
-)
+from rprm.engines.endpoint import Endpoint, EndpointOptions, Json, Refusal, context_length_of, count, listed
+from rprm.engines.openai_answers import Stream, ends_thinking_alone, first_choice, probe_answer, read_completions
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused, Unsupported
 from rprm.prompts.template import Message, Prompt
 from rprm.verdict import VerdictChoice, VerdictFormat
@@ -43,6 +29,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _DEFAULT_URL = "https://api.openai.com/v1"
+_TARGET = re.compile(r"(.+)@(https?://(?:\[[\da-fA-F:.]+\]|[^/?#@:\s\[\]]+)(?::\d{1,5})?(?:/[^?#@\s]*)?)")
 #: The request from which a server's abilities are learned: a few tokens, all features at once, no value the default.
 _PROBE = Prompt((Message("user", "Reply with one word: Yes"),))
 _PROBE_SAMPLING = Sampling(temperature=0.9, top_p=0.9, max_tokens=4, seed=1, verdict=VerdictFormat())
@@ -159,19 +146,14 @@ class Route:
         verdict = sampling.verdict if prompt.reply or not self.opens_thinking else None
         return await self.endpoint.post(self.path, sent | self.extra, read, limit, lambda: Stream(verdict, n))
 
-    def details(self) -> Json:
-        """What a manifest says of it."""
-        not_sent = sorted(self.left_out - {"stream_options", "add_special_tokens"})
-        details = {"api": self.path[1:], "top_logprobs": self.top_logprobs, "not_sent": not_sent}
-        return {name: value for name, value in details.items() if value != []} | (
-            {} if self.length_field == "max_tokens" else {"length_field": self.length_field}
-        )
+    async def learn(self, verdict: VerdictFormat | None = None) -> Route:
+        """This, once it is known what the server takes, and the ids of the answers' tokens.
 
-    async def learn(self, verdict: VerdictFormat | None = None) -> None:
-        """Learn what the server takes, once, and the ids of the answers' tokens; `EngineError` if it refuses all.
+        What the server refuses by name is given up. One answer without log-probabilities, or one refusal that names
+        nothing, decides nothing.
 
-        What it refuses by name is given up. One answer without log-probabilities, or one refusal that names nothing,
-        decides nothing.
+        Raises:
+            EngineError: it refuses all.
         """
         async with self.lock:
             num_bad = 0
@@ -180,8 +162,7 @@ class Route:
                     has_logprobs = await self._probe()
                 except Refusal as refusal:
                     has_logprobs, said = None, refusal.error.said
-                    if not self._give_up(said.lower()):
-                        num_bad += 1
+                    num_bad += not self._give_up(said.lower())
                     if num_bad == _PROBE_TRIES:
                         raise EngineError(f"{self.where} refuses even a short request: {said}") from None
                 if has_logprobs is not None:
@@ -189,6 +170,7 @@ class Route:
                     self.learned = has_logprobs or not self.top_logprobs or num_bad == _PROBE_TRIES
                     self.top_logprobs *= has_logprobs or not self.learned
             await self.learn_ids(verdict)
+        return self
 
     async def _probe(self) -> bool | None:
         """One short request: whether its answer has log-probabilities; None where more tokens are to be asked for."""
@@ -200,7 +182,7 @@ class Route:
             # Read as a whole, so that garbled answers are tried again.
             (completion, *_) = read_completions(data, self.probe, 1)
             self.opens_thinking |= ends_thinking_alone(data)
-            has_logprobs, lists_ids = listed_alternatives(data, VerdictFormat(), len(ids))
+            has_logprobs, lists_ids = probe_answer(data, VerdictFormat(), len(ids))
             self.takes_ids = self.takes_ids and lists_ids
             # Cut off before the word that was asked for: more of it tells how thinking ends.
             is_cut = completion.finish_reason == "length" and "yes" not in completion.text.lower()
@@ -295,7 +277,14 @@ class OpenAIEngine:
         extra: Json | pydantic.Json[Json] | None = None,
         **options: Unpack[EndpointOptions],
     ) -> None:
-        self.model, self.url = _parse_target(target)
+        match = _TARGET.fullmatch(target)
+        if match is None and ("@" in target or "://" in target):
+            raise EngineError(
+                "openai: write MODEL@http://HOST:8000/v1: the name of a model, then the URL of its server, without a "
+                "user name, a password (it would be recorded; see key_env) or a query"
+            )
+        self.model, url = match.groups() if match else (target, _DEFAULT_URL)
+        self.url = url.rstrip("/")
         self.spec = spec or f"openai:{target}"
         check_least(self.spec, concurrency=concurrency, context_length=context_length)
         check_least(self.spec, 0, top_logprobs=top_logprobs)
@@ -308,10 +297,10 @@ class OpenAIEngine:
         self.context_length = context_length
         self.wants_logprobs = top_logprobs > 0
         self.endpoint = Endpoint(self.url, self.model, **options)
-        self._chat, self._plain = self._routes = [
-            Route(self.endpoint, self.model, path, top_logprobs, stream, self.extra)
-            for path in ("/chat/completions", "/completions")
-        ]
+        self._routes = {
+            is_chat: Route(self.endpoint, self.model, path, top_logprobs, stream, self.extra)
+            for is_chat, path in ((True, "/chat/completions"), (False, "/completions"))
+        }
         self._slots = asyncio.Semaphore(concurrency)
         #: What is said of the server, by whether prompts are chat prompts.
         self._infos: dict[bool, EngineInfo] = {}
@@ -328,26 +317,29 @@ class OpenAIEngine:
             self.endpoint.open()
             # Made anew at each start, which may be in another event loop than the one before.
             self._slots = asyncio.Semaphore(self.concurrency)
-            self._chat.lock, self._plain.lock = asyncio.Lock(), asyncio.Lock()
+            for route in self._routes.values():
+                route.lock = asyncio.Lock()
         try:
-            served = served_models(await self.endpoint.ask("/models", 1 << 24))
+            served = await self.endpoint.models("/models")
             # A server of one model (llama.cpp) takes any name for it.
             card = served.get(self.model) or (next(iter(served.values())) if len(served) == 1 else {})
-            for route in self._routes:
+            for route in self._routes.values():
                 route.takes_ids |= self.wants_logprobs and card.get("owned_by") == "vllm" and not route.learned
-            route = await self._learn(sorted(served)) if chat else self._plain
-            await route.learn()
+            route = await (self._learn(sorted(served)) if chat else self._routes[False].learn())
         except BaseException:
             await self.aclose()
             raise
-        details = {"url": self.url, **route.details()}
-        details |= {name: value for name in ("extra", "share_prompts") if (value := getattr(self, name))}
-        if not_sent := details.get("not_sent"):
+        details: Json = {"url": self.url, "api": route.path[1:], "top_logprobs": route.top_logprobs}
+        if not_sent := sorted(route.left_out - {"stream_options", "add_special_tokens"}):
+            details["not_sent"] = not_sent
             logger.warning("%s: takes no %s: its own defaults apply", route.where, not_sent)
+        if route.length_field != "max_tokens":
+            details["length_field"] = route.length_field
+        details |= {name: value for name in ("extra", "share_prompts") if (value := getattr(self, name))}
         has_logprobs = route.top_logprobs > 0
         if self.wants_logprobs and not has_logprobs:
             logger.warning("%s: gives no log-probabilities: each analysis counts as a vote, 0 or 1", route.where)
-        continues_replies = self.continue_final_message or route is self._plain
+        continues_replies = self.continue_final_message or route is self._routes[False]
         self._infos[chat] = EngineInfo(
             kind="openai",
             model=self.model,
@@ -365,17 +357,14 @@ class OpenAIEngine:
     async def _learn(self, names: Sequence[str]) -> Route:
         """The chat route, or, where the server has none (a base model), that of plain completions."""
         try:
-            await self._chat.learn()
-            return self._chat
+            return await self._routes[True].learn()
         except EngineUnavailable:
             raise
         except EngineError as error:
-            try:
-                await self._plain.learn()
-                return self._plain
-            except EngineError:
-                offers = f"; the server offers: {self.endpoint.clean(', '.join(names))}"
-                raise EngineError(f"{error}{offers if names and self.model not in names else ''}") from None
+            with suppress(EngineError):
+                return await self._routes[False].learn()
+            offers = f"; the server offers: {self.endpoint.clean(', '.join(names))}"
+            raise EngineError(f"{error}{offers if names and self.model not in names else ''}") from None
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
         if prompt.reply:
@@ -398,7 +387,7 @@ class OpenAIEngine:
 
     async def choose(self, prompt: Prompt, text: str, verdict: VerdictFormat) -> VerdictChoice:
         self._check_continues(prompt)
-        route = await self._route(prompt, verdict)
+        route = await self._routes[prompt.chat].learn(verdict)
         if not route.top_logprobs:
             raise Unsupported(f"{self.spec}: the server gives no log-probabilities, so there is no second pass")
         num_ids, sampling = len(route.ids_of(verdict)), Sampling(temperature=0.0, max_tokens=1, verdict=verdict)
@@ -431,24 +420,18 @@ class OpenAIEngine:
         self._infos.clear()
         await self.endpoint.aclose()
 
-    async def _route(self, prompt: Prompt, verdict: VerdictFormat | None) -> Route:
-        route = self._chat if prompt.chat else self._plain
-        await route.learn(verdict)
-        return route
-
     async def _complete(self, prompt: Prompt, sampling: Sampling, n: int) -> list[Completion]:
         """Send one request for `n` completions; the caller holds a slot. Some servers return fewer.
 
         Where they refuse `max_tokens` because the context is shorter, what it leaves is asked for.
         """
-        route = await self._route(prompt, sampling.verdict)
+        route = await self._routes[prompt.chat].learn(sampling.verdict)
         echo = await route.echo(prompt)
-        num_ids = len(route.ids_of(sampling.verdict))
 
         def read(data: Json) -> list[Completion]:
-            route.opens_thinking |= not prompt.reply and ends_thinking_alone(data)
-            opens_thinking = route.opens_thinking and not prompt.reply
-            return read_completions(data, sampling, n, echo, opens_thinking=opens_thinking, num_ids=num_ids)
+            opens_thinking = not prompt.reply and (route.opens_thinking or ends_thinking_alone(data))
+            route.opens_thinking |= opens_thinking
+            return read_completions(data, sampling, n, echo, opens_thinking, len(route.ids_of(sampling.verdict)))
 
         while True:
             asked = replace(sampling, max_tokens=min(sampling.max_tokens, self._rooms.get(prompt, sampling.max_tokens)))
@@ -503,12 +486,11 @@ class OpenAIEngine:
         await self._serve(key[0], self._groups.pop(key))
 
     async def _serve(self, prompt: Prompt, callers: Sequence[_Caller]) -> None:
-        """Serve the callers in as few requests as the server allows, at once."""
-        parts = [callers[start : start + self._max_n] for start in range(0, len(callers), self._max_n)]
-        await asyncio.gather(*(self._serve_part(prompt, part) for part in parts))
-
-    async def _serve_part(self, prompt: Prompt, callers: Sequence[_Caller]) -> None:
-        """Serve the callers with one request, and those for whom it gave too few completions with more."""
+        """Serve the callers in as few requests as the server allows, at once; those that got nothing again."""
+        if len(callers) > self._max_n:
+            parts = callers[: self._max_n], callers[self._max_n :]
+            await asyncio.gather(*(self._serve(prompt, part) for part in parts))
+            return
         try:
             async with self._slots:
                 callers = [(sampling, future) for sampling, future in callers if not future.done()]
@@ -541,24 +523,3 @@ class OpenAIEngine:
             completions = await self._complete(prompt, sampling, 1)
             self._max_n = max(1, min(self._max_n, n // 2))
         return completions
-
-
-def _parse_target(target: str) -> tuple[str, str]:
-    """The model and the URL of `MODEL@URL`."""
-    import httpx2
-
-    match = re.fullmatch(r"(?P<model>.*)@(?P<url>https?://.*)", target, re.DOTALL)
-    model, url = match.groups() if match else (target, _DEFAULT_URL)
-    try:
-        parsed = httpx2.URL(url)
-    except httpx2.InvalidURL as error:
-        raise EngineError(f"openai: the URL of the server is malformed: {error}") from None
-    for is_wrong, problem in (
-        (match is None and ("@" in target or "://" in target), "a URL begins with http:// or https://"),
-        (not model, "say which model"),
-        (parsed.userinfo, "no user name or password in a URL, it would be recorded; use key_env"),
-        (not parsed.host or parsed.query or parsed.fragment, "that is not the URL of a server"),
-    ):
-        if is_wrong:
-            raise EngineError(f"openai: {problem} (MODEL@http://HOST:8000/v1)")
-    return model, url.rstrip("/")

@@ -83,7 +83,7 @@ class Stream:
 
 
 def read_completions(
-    data: Json, sampling: Sampling, n: int, echo: str = "", *, opens_thinking: bool = False, num_ids: int = 0
+    data: Json, sampling: Sampling, n: int, echo: str = "", opens_thinking: bool = False, num_ids: int = 0
 ) -> list[Completion]:
     """The completions of an answer; some servers give fewer than the `n` asked for.
 
@@ -140,7 +140,7 @@ def first_choice(data: Json, start: int, verdict: VerdictFormat, num_ids: int) -
     return tokens[0].choice(start, verdict, num_ids) if tokens else None
 
 
-def listed_alternatives(data: Json, verdict: VerdictFormat, num_ids: int) -> tuple[bool, bool]:
+def probe_answer(data: Json, verdict: VerdictFormat, num_ids: int) -> tuple[bool, bool]:
     """Whether any token has alternatives, and whether each lists `num_ids` forms of Yes and No (asked for by ids)."""
     found = [token.alternatives()[1] for token in _tokens(_choices(data)[0])]
     forms = [sum(_answer_of(verdict, content) is not None for content, _ in one) for one in found]

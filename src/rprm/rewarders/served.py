@@ -12,7 +12,7 @@ import math
 import re
 from typing import Any
 
-from rprm.engines.endpoint import Endpoint, Transient, context_length_of, served_models
+from rprm.engines.endpoint import Endpoint, Transient, context_length_of
 from rprm.engines.files import identity
 from rprm.engines.loading import load_tokenizer, plain_errors
 from rprm.errors import EngineError, RequestRefused
@@ -25,7 +25,7 @@ from rprm.rewarders.rendering import Rendered
 _SERVED: tuple[LayoutName, ...] = ("qwen", "trl")
 
 #: Bytes of an answer: a row takes about 50, and a context at most some 100,000 tokens.
-_ANSWER_BYTES, _MODELS_BYTES = 1 << 25, 1 << 20
+_ANSWER_BYTES = 1 << 25
 
 _TARGET = re.compile(r"(?P<model>.+?)@(?P<url>https?://[^/?#@\s]+(?:/[^?#@\s]*)?)")
 
@@ -112,7 +112,7 @@ class ServedClassifier(StepClassifier):
 
     async def _served_context(self) -> int | None:
         """What the server says of the model's context (vLLM's `max_model_len`)."""
-        served = served_models(await self.endpoint.ask("/v1/models", _MODELS_BYTES))
+        served = await self.endpoint.models("/v1/models")
         return context_length_of(served.get(self.target, {}))
 
     async def _score(self, rendered: Rendered) -> list[float]:
