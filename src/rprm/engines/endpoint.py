@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, cast
 
 from rprm.engines.base import check_least
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Json = dict[str, Any]
+#: Of a prompt and of the context, as far as told.
+_Lengths = tuple[int | None, int | None]
 
 #: Bytes of an error body that are read, and characters of it that are shown.
 _ERROR_BYTES, _ERROR_CHARACTERS = 1 << 16, 400
@@ -34,9 +36,14 @@ _AGAIN = "run the same command again to go on"
 #: Statuses that say nothing against the request: the server is busy.
 _BUSY = (408, 409, 429, 503, 529)
 _LOOPBACK = re.compile(r"(.+\.)?localhost|127(\.\d{1,3}){3}|::1")
-#: The length of the context in a refusal of vLLM, OpenAI, SGLang, llama.cpp or TGI, and their codes of one.
+#: The lengths of context and prompt in a refusal of vLLM, OpenAI, SGLang, llama.cpp or TGI. Where vLLM stopped counting
+#: the prompt, it says "at least".
 _CONTEXT = re.compile(
     r"(?:context (?:length|size|window)|max_model_len)\D{0,40}?(\d+)|max_new_tokens\W+must be <= (\d+)"
+)
+_PROMPT = re.compile(
+    r"(?<!at least )(?<!\d)(\d+) (?:tokens )?(?:in the (?:messages|prompt)|in your prompt|input tokens|from the input|"
+    r"`inputs` tokens)"
 )
 _CONTEXT_CODES = ("context_length_exceeded", "exceed_context_size_error")
 #: Reads the answer that begins in this task.
@@ -52,9 +59,11 @@ class _Busy(Transient):
 
 
 class Refusal(RequestRefused):
-    """The server refuses a request; `error` is what it says."""
+    """The server refuses a request: what it `said`, its error `code`, and the `_Lengths` of a context too short."""
 
-    error: ErrorBody
+    said: str
+    code: str | None
+    context: _Lengths | None
 
 
 class EndpointOptions(TypedDict, total=False):
@@ -119,11 +128,7 @@ class Endpoint:
             await client.close()
 
     async def ask(self, path: str, limit: int, body: Json | None = None) -> Json:
-        """What stands at `path`, or is answered to `body` there; nothing where it cannot be had after the retries.
-
-        Raises:
-            EngineUnavailable: no request has ever reached the server.
-        """
+        """What stands at `path`, or is answered to `body`; nothing where a server that was reached has it not."""
         try:
             return await self._tried(path, body, dict, limit, seconds=min(20.0, self.timeout))
         except (Transient, EngineError) as failure:
@@ -139,10 +144,9 @@ class Endpoint:
     async def post(
         self, path: str, body: Json, read: Callable[[Json], T], limit: int, events: Callable[[], Any] | None = None
     ) -> T:
-        """What `read` makes of the answer to `body`, retrying what may pass.
+        """What `read` makes of the answer to `body`; what `read` calls `Transient` is asked for again.
 
         Args:
-            read: raises `Transient` for an answer that it cannot use.
             limit: bytes of an answer that are read at most.
             events: makes what puts a streamed answer together (`openai_answers.Stream`).
 
@@ -240,10 +244,9 @@ class Endpoint:
     def _failure(self, response: httpx2.Response) -> Exception:
         """What a status means that is no success."""
         try:
-            error = read_error(_parse_json(response.content))
+            said, code, context = read_error(_parse_json(response.content))
         except Transient:
-            error = ErrorBody(response.text)
-        said, code, context = error
+            said, code, context = response.text, None, None
         status, said = response.status_code, self.clean(said) or response.reason_phrase
         location = self.clean(response.headers.get("location", ""))
         # llama.cpp had it a 500 once.
@@ -263,7 +266,7 @@ class Endpoint:
         if status >= 500 and not is_context:
             return Transient(f"{status} {said}")
         refusal = Refusal(f"the server refused the request ({status}): {said}")
-        refusal.error = ErrorBody(said, code, context)
+        refusal.said, refusal.code, refusal.context = said, code, context
         return refusal
 
     def _unavailable(self, path: str, failure: Exception) -> EngineUnavailable:
@@ -279,10 +282,7 @@ class Endpoint:
 
 
 async def _answer(response: httpx2.Response, limit: int, events: Callable[[], Any] | None) -> Json:
-    """The JSON object that was answered, in one piece or as server-sent events.
-
-    The client's own decoder of events takes twice the time of this one, which is most of a streamed answer's.
-    """
+    """The JSON object that was answered, in one piece or in events, which the client decodes half as fast."""
     is_stream = response.headers.get("content-type", "").startswith("text/event-stream")
     found = events() if is_stream and events is not None else None
     rest, size = [b""], 0
@@ -300,8 +300,8 @@ async def _answer(response: httpx2.Response, limit: int, events: Callable[[], An
     data: Json = _parse_json(b"".join(rest)) if found is None else found.whole()
     # Gateways report a failure upstream with status 200.
     if data.get("error") and not data.get("choices"):
-        error = read_error(data)
-        raise Transient(f"an error inside the answer: {error.said}" + (f" ({error.code})" if error.code else ""))
+        said, code, _ = read_error(data)
+        raise Transient(f"an error inside the answer: {said}" + (f" ({code})" if code else ""))
     return data
 
 
@@ -315,24 +315,18 @@ def _parse_json(body: bytes) -> Json:
     return data
 
 
-class ErrorBody(NamedTuple):
-    """What an error body says; `context` are the lengths of prompt and context where the latter is too short."""
-
-    said: str
-    code: str | None = None
-    context: tuple[int | None, int | None] | None = None
-
-
-def read_error(data: Json) -> ErrorBody:
-    """An error body in the layouts of OpenAI, vLLM, llama.cpp and FastAPI."""
+def read_error(data: Json) -> tuple[str, str | None, _Lengths | None]:
+    """Message, code and lengths in an error body of OpenAI, vLLM, llama.cpp or FastAPI."""
     error = data.get("error", data)
     said = next((found for name in ("message", "detail", "error") if (found := find(error, name))), error)
     said = said if isinstance(said, str) else json.dumps(said)
-    code, told = find(error, "code"), _CONTEXT.search(said)
-    length = count(error, "n_ctx") or (int(told[1] or told[2]) if told else None)
-    is_context = bool(told) or code in _CONTEXT_CODES or find(error, "type") in _CONTEXT_CODES
-    context = (count(error, "n_prompt_tokens"), length) if is_context else None
-    return ErrorBody(said, None if code is None else str(code), context)
+    code, prompt, context = find(error, "code"), _PROMPT.search(said), _CONTEXT.search(said)
+    lengths = (
+        count(error, "n_prompt_tokens") or (int(prompt[1]) if prompt else None),
+        count(error, "n_ctx") or (int(context[1] or context[2]) if context else None),
+    )
+    is_context = context or code in _CONTEXT_CODES or find(error, "type") in _CONTEXT_CODES
+    return said, None if code is None else str(code), lengths if is_context else None
 
 
 # Reading JSON of which nothing is known

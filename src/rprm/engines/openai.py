@@ -64,9 +64,8 @@ _CONTROL_TOKEN = re.compile(
 
 
 def harmless(text: str, parts: Iterable[tuple[int, int]] | None = None) -> str:
-    """The text with its spelled control tokens broken up: servers would read them as the tokens themselves.
+    """The text with a zero-width space in its spelled control tokens: `<|im_end|>` in a solution ends no turn.
 
-    A zero-width space stands after the first character of each, so that `<|im_end|>` in a solution ends no turn.
     `parts` are the characters [start, end) that are meant, in order; None: all.
     """
     pieces, place = [], 0
@@ -147,13 +146,9 @@ class Route:
         return await self.endpoint.post(self.path, sent | self.extra, read, limit, lambda: Stream(verdict, n))
 
     async def learn(self, verdict: VerdictFormat | None = None) -> Route:
-        """This, once it is known what the server takes, and the ids of the answers' tokens.
+        """This, once it is known what the server takes (what it refuses by name is given up), and the answers' ids.
 
-        What the server refuses by name is given up. One answer without log-probabilities, or one refusal that names
-        nothing, decides nothing.
-
-        Raises:
-            EngineError: it refuses all.
+        One answer without log-probabilities, or one refusal that names nothing, decides nothing.
         """
         async with self.lock:
             num_bad = 0
@@ -161,7 +156,7 @@ class Route:
                 try:
                     has_logprobs = await self._probe()
                 except Refusal as refusal:
-                    has_logprobs, said = None, refusal.error.said
+                    has_logprobs, said = None, refusal.said
                     num_bad += not self._give_up(said.lower())
                     if num_bad == _PROBE_TRIES:
                         raise EngineError(f"{self.where} refuses even a short request: {said}") from None
@@ -212,7 +207,7 @@ class Route:
         return True
 
     async def learn_ids(self, verdict: VerdictFormat | None) -> list[int]:
-        """Learn all forms of the answers from one text, so that either all are known or none (vLLM's `/tokenize`).
+        """The ids of all forms of the answers, or none, from one text (vLLM's `/tokenize`).
 
         A tokenizer that puts a space before every text (sentencepiece) has its tokens without one only after a line end
         or a sign.
@@ -240,7 +235,7 @@ class Route:
                 try:
                     (answer,) = await self.ask(asked, sampling, lambda data: read_completions(data, sampling, 1))
                 except Refusal as refusal:
-                    said = refusal.error.said
+                    said = refusal.said
                     raise Unsupported(f"{self.where} does not continue a given reply: {said}") from None
                 self.echoes = answer.text.startswith(_PROBE_REPLY)
         return harmless(prompt.reply) if self.echoes else ""
@@ -253,11 +248,7 @@ _Caller = tuple[Sampling, asyncio.Future[Completion]]
 class OpenAIEngine:
     """An engine behind an OpenAI-compatible HTTP endpoint; docs/endpoints.md has its options.
 
-    Args:
-        target: `MODEL@URL`, the URL up to and including `/v1`; `MODEL` alone is one of OpenAI's.
-
-    Raises:
-        EngineError: a malformed target or option.
+    `target` is `MODEL@URL`, the URL up to and including `/v1`; `MODEL` alone is one of OpenAI's.
     """
 
     #: Seconds that a call waits for others with the same prompt (`share_prompts`).
@@ -374,11 +365,10 @@ class OpenAIEngine:
         else:
             async with self._slots:
                 (completion,) = await self._complete(prompt, sampling, 1)
-        is_short = completion.finish_reason == "length" and completion.num_tokens < min(MIN_ROOM, sampling.max_tokens)
         # Of a server that counts no tokens, they are an estimate.
-        if not is_short or completion.num_prompt_tokens is None:
-            return completion
-        if sampling.verdict is not None and sampling.verdict.find(completion.text):
+        is_short = completion.num_prompt_tokens is not None and completion.finish_reason == "length"
+        is_short &= completion.num_tokens < min(MIN_ROOM, sampling.max_tokens)
+        if not is_short or (sampling.verdict is not None and sampling.verdict.find(completion.text)):
             return completion
         raise RequestRefused(
             f"after a prompt of {completion.num_prompt_tokens} tokens the server stopped at {completion.num_tokens} of "
@@ -390,18 +380,13 @@ class OpenAIEngine:
         route = await self._routes[prompt.chat].learn(verdict)
         if not route.top_logprobs:
             raise Unsupported(f"{self.spec}: the server gives no log-probabilities, so there is no second pass")
-        num_ids, sampling = len(route.ids_of(verdict)), Sampling(temperature=0.0, max_tokens=1, verdict=verdict)
+        asked, sampling = replace(prompt, reply=prompt.reply + text), Sampling(0.0, max_tokens=1, verdict=verdict)
+        num_ids = len(route.ids_of(verdict))
         async with self._slots:
-            choice = await route.ask(
-                replace(prompt, reply=prompt.reply + text),
-                sampling,
-                lambda data: first_choice(data, len(text), verdict, num_ids),
-            )
+            choice = await route.ask(asked, sampling, lambda data: first_choice(data, len(text), verdict, num_ids))
         if choice is None:
-            answers = f"{verdict.yes!r} and {verdict.no!r}"
-            raise RequestRefused(
-                f"{answers} are not both among the {route.top_logprobs} most likely tokens after a text"
-            )
+            most = f"the {route.top_logprobs} most likely tokens after the given text"
+            raise RequestRefused(f"{verdict.yes!r} and {verdict.no!r} are not both among {most}")
         return choice
 
     def _check_continues(self, prompt: Prompt) -> None:
@@ -421,10 +406,7 @@ class OpenAIEngine:
         await self.endpoint.aclose()
 
     async def _complete(self, prompt: Prompt, sampling: Sampling, n: int) -> list[Completion]:
-        """Send one request for `n` completions; the caller holds a slot. Some servers return fewer.
-
-        Where they refuse `max_tokens` because the context is shorter, what it leaves is asked for.
-        """
+        """The answer to one request for `n` completions, of what the context leaves; the caller holds a slot."""
         route = await self._routes[prompt.chat].learn(sampling.verdict)
         echo = await route.echo(prompt)
 
@@ -438,9 +420,9 @@ class OpenAIEngine:
             try:
                 return await route.ask(prompt, asked, read, n)
             except Refusal as refusal:
-                if refusal.error.code in ("unsupported_parameter", "unsupported_value"):
+                if refusal.code in ("unsupported_parameter", "unsupported_value"):
                     # Every request of the run would fare the same.
-                    raise EngineError(f"{route.where} takes no such setting: {refusal.error.said}") from None
+                    raise EngineError(f"{route.where} takes no such setting: {refusal.said}") from None
                 room = await self._room(route, prompt, sampling.max_tokens, refusal)
                 if room is None or room >= asked.max_tokens:
                     raise
@@ -449,21 +431,16 @@ class OpenAIEngine:
                     del self._rooms[next(iter(self._rooms))]
 
     async def _room(self, route: Route, prompt: Prompt, max_tokens: int, refusal: Refusal) -> int | None:
-        """How many tokens a completion of the prompt may have by the server's refusal; None where that is not told.
-
-        Raises:
-            RequestRefused: too few.
-        """
-        if match := _COMPLETION_LIMIT.search(refusal.error.said):
+        """How many tokens a completion may have by the server's refusal; None where that is not told."""
+        if match := _COMPLETION_LIMIT.search(refusal.said):
             return int(match[1])
-        if refusal.error.context is None:
+        if refusal.context is None:
             return None
-        num_prompt_tokens, context_length = refusal.error.context
+        num_prompt_tokens, context_length = refusal.context
         context_length = context_length or next((info.context_length for info in self._infos.values()), None)
         if num_prompt_tokens is None and context_length is not None:
-            num_prompt_tokens = await route.ask(
-                prompt, Sampling(max_tokens=1), lambda data: count(data, "usage", "prompt_tokens")
-            )
+            one = Sampling(max_tokens=1)
+            num_prompt_tokens = await route.ask(prompt, one, lambda data: count(data, "usage", "prompt_tokens"))
         if num_prompt_tokens is None or context_length is None:
             return None
         return clipped(num_prompt_tokens, max_tokens, context_length)

@@ -21,6 +21,7 @@ from rprm.verdict import Transcript, VerdictChoice, VerdictFormat, logsumexp
 #: Finish reasons that say what "stop" leaves open: whether the model ended the text itself.
 _ENDED = {"eos": True, "eos_token": True} | dict.fromkeys(("stop_sequence", "length", "max_tokens", "verdict"), False)
 _FINISH_REASONS = {"eos": "stop", "eos_token": "stop", "stop_sequence": "stop", "max_tokens": "length"}
+_REASONS = ("finish_reason", "stop_reason", "matched_stop")
 _THINK_OPEN, _THINK_END = "<think>\n", "</think>"
 #: Kinds of parts of a content that are its text.
 _TEXT = (None, "text", "output_text")
@@ -37,11 +38,7 @@ _BYTE_LETTERS = {0x100 + at: byte for at, byte in enumerate((*range(0x21), *rang
 
 
 class Stream:
-    """The events of a stream put together to the answer that would have come without streaming.
-
-    Args:
-        verdict: what ends the stream early, once it is final in each of its `n` texts.
-    """
+    """Puts the events of a stream together; `verdict` ends it early, once it is final in each of its `n` texts."""
 
     def __init__(self, verdict: VerdictFormat | None = None, n: int = 1) -> None:
         self._n = n
@@ -52,7 +49,7 @@ class Stream:
     def add(self, event: Json) -> bool:
         """Take in one event. True: nothing that follows is needed."""
         if event.get("error"):
-            raise Transient(f"an error inside the stream: {read_error(event).said}")
+            raise Transient(f"an error inside the stream: {read_error(event)[0]}")
         self._usage = event.get("usage") or self._usage
         for delta in entries(event, "choices"):
             index = count(delta, "index") or 0
@@ -63,9 +60,7 @@ class Stream:
             choice["num_tokens"] += bool(piece or thought)
             choice["refusal"] = refusal or choice["refusal"]
             if delta.get("finish_reason"):
-                choice |= {
-                    name: delta[name] for name in ("finish_reason", "stop_reason", "matched_stop") if name in delta
-                }
+                choice |= {name: delta[name] for name in _REASONS if name in delta}
             for name in delta["logprobs"] if isinstance(delta.get("logprobs"), dict) else ():
                 choice["logprobs"].setdefault(name, []).extend(listed(delta, "logprobs", name))
             if piece and transcript.finish_reason is None:
@@ -85,9 +80,7 @@ class Stream:
 def read_completions(
     data: Json, sampling: Sampling, n: int, echo: str = "", opens_thinking: bool = False, num_ids: int = 0
 ) -> list[Completion]:
-    """The completions of an answer; some servers give fewer than the `n` asked for.
-
-    Thinking that came apart stands in front of the text, between `<think>` and `</think>`.
+    """The completions of an answer, thinking that came apart in front of the text; some servers give fewer than `n`.
 
     Args:
         echo: what every text begins with, and is no part of the completion.
@@ -107,15 +100,15 @@ def read_completions(
         if finish_reason == "error":
             raise Transient("a completion that ended in an error")
         tokens = _tokens(choice)
-        # `usage` is exact for one completion. For several it is their sum, or, from llama.cpp, the first one's.
-        num_tokens = share if len(choices) == 1 else None
-        if num_tokens is None:
-            num_tokens = len(tokens) or count(choice, "num_tokens")
+        num_tokens = len(tokens) or count(choice, "num_tokens")
         if finish_reason in WITHHELD:
             # What came before is no answer either, and is never read for a verdict.
             text, thoughts, tokens = "", "", []
+        # `usage` is exact for one completion. For several it is their sum, or, from llama.cpp, the first one's.
+        if share is not None and (len(choices) == 1 or num_tokens is None):
+            num_tokens = share
         if num_tokens is None:
-            num_tokens = share if share is not None else -(-len((thoughts + text).encode()) // 4)
+            num_tokens = -(-len((thoughts + text).encode()) // 4)
         before = ""
         if thoughts:
             before = f"{_THINK_OPEN}{thoughts}" + (f"\n{_THINK_END}\n\n" if text else "")
@@ -166,8 +159,8 @@ def _choices(data: Json) -> list[Json]:
 def _ended(choice: Json, *, has_stops: bool) -> bool | None:
     """Whether the model ended the text itself, as far as the server tells.
 
-    vLLM names what it stopped at in `stop_reason`: a stop string, one of several end tokens by its id, or null for the
-    end token. SGLang names it in `matched_stop`: a stop string, or the end token's id.
+    vLLM's `stop_reason` is a stop string, one of several end tokens' ids, or null for the end token; SGLang's
+    `matched_stop` a stop string or the end token's id.
     """
     said, stops = choice.get("finish_reason"), [choice.get("stop_reason"), choice.get("matched_stop")]
     if said != "stop":
@@ -192,8 +185,7 @@ def _shares(usage: Any, texts: Sequence[str]) -> list[int | None]:
 def _said(choice: Json, name: str = "message") -> tuple[str, str, Any]:
     """The text of a choice, thinking that came apart from it, and the model's refusal.
 
-    Thinking has the names of vLLM, SGLang, llama.cpp, DeepSeek and OpenRouter; Mistral has it among the parts of the
-    content: `{"type": "thinking", "thinking": [...]}`.
+    Thinking has a name of its own, or is a part of the content (Mistral): `{"type": "thinking", "thinking": [...]}`.
     """
     message = choice.get(name)
     said, content = (message, message.get("content")) if isinstance(message, dict) else (choice, choice.get("text"))
@@ -205,10 +197,7 @@ def _said(choice: Json, name: str = "message") -> tuple[str, str, Any]:
 
 
 def _joined(content: Any) -> str:
-    """A content as one text: it may come as a list of parts, `{"type": "text", "text": ...}`.
-
-    It comes without halves of surrogate pairs, which JSON can spell, but which could not be written to any file.
-    """
+    """A content, which may be a list of parts, as one text; half a surrogate pair, which no file holds, is a ?."""
     if isinstance(content, list):
         texts = (
             part if isinstance(part, str) else find(part, "text") for part in content if find(part, "type") in _TEXT
@@ -234,8 +223,8 @@ class _Token:
     def alternatives(self) -> tuple[list[tuple[bytes, float | None]], list[tuple[bytes, float]], float]:
         """What is listed; of that, what has a log-probability; and the most that a token has which is not listed.
 
-        Nothing where the numbers cannot be probabilities of one choice. The token itself is added where the list lacks
-        it and it can be less likely than all of them.
+        The token itself is added where the list lacks it and it can be less likely than all of them. Nothing has a
+        log-probability where the numbers cannot be probabilities of one choice.
         """
         top = [(self.bytes_of(entry), _logprob(entry)) for entry in self.top]
         found = [(content, logprob) for content, logprob in top if logprob is not None]
@@ -253,9 +242,8 @@ class _Token:
     def choice(self, start: int, verdict: VerdictFormat, num_ids: int) -> VerdictChoice | None:
         """The choice at this token, said to stand at `start`; None where it cannot be told.
 
-        An answer that is not listed has at most the bound, and counts with it where the other is far likelier. An
-        answer listed without a log-probability tells nothing of either; nor does a generated answer that is none of
-        the `num_ids` tokens which were asked for by their ids: they are not all forms.
+        An answer that is not listed counts with the bound where the other is far likelier. An answer without a
+        log-probability tells nothing of either, nor does a generated one that is none of the `num_ids` asked for.
         """
         top, found, bound = self.alternatives()
         # vLLM lists a token that was not asked for besides those that were.
@@ -327,8 +315,9 @@ def _places(
     written = b"".join(contents).decode("utf-8", "replace")
     # The two differ: the text lacks the reasoning, the end-of-turn token, what follows a stop string, or spaces at its
     # ends. Only what stands in their longest common beginning, or their longest common end, has a certain place.
-    prefix, suffix, end = 0 if after_reasoning else _common(written, text), 0, 0
-    if prefix < len(text):
+    prefix, suffix, end = len(text), 0, 0
+    if after_reasoning or not written.startswith(text):
+        prefix = 0 if after_reasoning else _common(written, text)
         # End-of-turn tokens stand after the text: look for its last characters.
         end = max(0, written.rfind(text[-32:])) + len(text[-32:])
         suffix = _common(written[:end][::-1], text[::-1])
@@ -347,7 +336,4 @@ def _places(
 
 def _common(first: str, second: str) -> int:
     """How many characters two texts have in common at their beginning."""
-    shorter = min(len(first), len(second))
-    if first[:shorter] == second[:shorter]:
-        return shorter
-    return next(index for index in range(shorter) if first[index] != second[index])
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
