@@ -27,21 +27,22 @@ def check(
     from rich.table import Table
     from rich.text import Text
 
-    from rprm.engines.check import check_spec
+    from rprm.engines.check import TRIALS, check_spec
 
     report = asyncio.run(check_spec(spec))
     if json:
-        print(dumps(report.as_dict(), ensure_ascii=False))
+        print(dumps(report, ensure_ascii=False))
         return
     table = Table("capability", "", "measured", box=None, pad_edge=False, header_style="bold")
-    speed = "too fast to measure" if report.tokens_per_second is None else f"{report.tokens_per_second:.1f} tokens/s"
-    table.add_row("generation", Text("yes", style="green"), f"one request alone: {speed}")
+    speed, info = report["tokens_per_second"], report["info"]
+    measured = "too fast to measure" if speed is None else f"{speed:.1f} tokens/s"
+    table.add_row("generation", Text("yes", style="green"), f"one request alone: {measured}")
     styles = {"yes": "green", "no": "red", "unknown": "yellow"}
-    for name, (answer, detail) in report.findings.items():
+    for name in TRIALS:
+        answer, detail = report[name].values()
         # `Text`, because a server's words may look like markup.
         table.add_row(name.replace("_", " "), Text(answer, style=styles[answer]), Text(detail))
-    info = report.info
-    context = "unknown" if info.context_length is None else f"{info.context_length} tokens"
-    header = f"{info.model} ({info.kind}), revision {info.revision or 'unknown'}, context {context}"
+    context = "unknown" if info["context_length"] is None else f"{info['context_length']} tokens"
+    header = f"{info['model']} ({info['kind']}), revision {info['revision'] or 'unknown'}, context {context}"
     for part in (Text(header), table):
         Console().print(part)

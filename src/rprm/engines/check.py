@@ -1,7 +1,7 @@
 """What an engine can really do, found out by trying it: `rprm engines check SPEC`.
 
-Every finding is "yes" or "no" only where the trial decides it, otherwise "unknown" with the reason. The trials cost
-some hundreds of generated tokens and a few prompts of some hundreds of tokens.
+A trial says "yes" or "no" only where it decides it, otherwise "unknown" with the reason. All of them cost some hundreds
+of generated tokens and a few prompts of some hundreds of tokens.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import math
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 from rprm.engines import load_engine
 from rprm.engines.base import Completion, Engine, EngineInfo, Sampling
@@ -39,51 +39,7 @@ _COMPARED_WORDS = 4
 _WORDS = ("north", "river", "seven", "paper", "green", "stone", "light", "under", "music", "table", "early", "cloud")
 
 
-class Finding(NamedTuple):
-    """What one trial found: "yes", "no" or "unknown", and the measurement behind it in a few words."""
-
-    answer: str
-    detail: str
-
-
-@dataclass(frozen=True)
-class EngineReport:
-    """What an engine supports.
-
-    Attributes:
-        tokens_per_second: of one request alone; None where too fast to measure.
-        findings: by the name of the trial.
-        details: the measurements in numbers.
-    """
-
-    spec: str
-    info: EngineInfo
-    tokens_per_second: float | None
-    findings: dict[str, Finding]
-    details: dict[str, Any]
-
-    def as_dict(self) -> dict[str, Any]:
-        fields = asdict(self) | {name: finding._asdict() for name, finding in self.findings.items()}
-        return {name: value for name, value in fields.items() if name != "findings"}
-
-
-async def check_engine(engine: Engine) -> EngineReport:
-    """Try what an engine can do. Starts it; closing it is left to the caller.
-
-    Raises:
-        EngineError: the engine cannot be started or reached, or refuses even a short request.
-    """
-    trials, findings = _Trials(engine, await engine.start()), {}
-    speed = await trials._speed()
-    for name in (name for name in vars(_Trials) if not name.startswith("_")):
-        try:
-            findings[name] = Finding(*await getattr(trials, name)())
-        except RequestRefused as refusal:
-            findings[name] = Finding("unknown", f"not tried to the end: {refusal}")
-    return EngineReport(engine.spec, trials.info, speed, findings, trials.details)
-
-
-async def check_spec(spec: str) -> EngineReport:
+async def check_spec(spec: str) -> dict[str, Any]:
     """`check_engine` of the engine that `spec` names."""
     engine = load_engine(spec)
     try:
@@ -92,8 +48,29 @@ async def check_spec(spec: str) -> EngineReport:
         await engine.aclose()
 
 
+async def check_engine(engine: Engine) -> dict[str, Any]:
+    """Try what an engine can do. Starts it; closing it is left to the caller.
+
+    Returns:
+        What `--json` prints: the `spec`, the `info` that the engine gives of itself, `tokens_per_second` of one request
+        alone (None: too fast to measure), `answer` and `detail` of each of `TRIALS`, their measurements in `details`.
+
+    Raises:
+        EngineError: the engine cannot be started or reached, or refuses even a short request.
+    """
+    trials = _Trials(engine, await engine.start())
+    report = {"spec": engine.spec, "info": trials.info.as_dict(), "tokens_per_second": await trials._speed()}
+    for name in TRIALS:
+        try:
+            answer, detail = await getattr(trials, name)()
+        except RequestRefused as refusal:
+            answer, detail = "unknown", f"not tried to the end: {refusal}"
+        report[name] = {"answer": answer, "detail": detail}
+    return report | {"details": trials.details}
+
+
 class _Trials:
-    """Each public method is a trial: the two fields of its `Finding`."""
+    """Each public method is a trial: "yes", "no" or "unknown", and the measurement behind it in a few words."""
 
     def __init__(self, engine: Engine, info: EngineInfo) -> None:
         self.engine, self.info = engine, info
@@ -273,6 +250,10 @@ class _Trials:
 
     def _story(self, subject: str) -> Prompt:
         return _prompt(f"Write a long story number {self.random.randrange(10**6)} about {subject}.")
+
+
+#: The trials by name, in their order.
+TRIALS = [name for name in vars(_Trials) if not name.startswith("_")]
 
 
 def _prompt(text: str) -> Prompt:
