@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TypeVar, Unpack
+from typing import Any, TypeVar, Unpack
 
 import pydantic
 
@@ -241,8 +241,14 @@ class Route:
         return harmless(prompt.reply) if self.echoes else ""
 
 
-#: One of the calls that share a prompt.
-_Caller = tuple[Sampling, asyncio.Future[Completion]]
+@dataclass(eq=False)
+class _Batch:
+    """Calls that share a request; whoever gives up after it is sent keeps a place."""
+
+    callers: dict[object, Sampling] = field(default_factory=dict)
+    num_waiting: int = 0
+    is_sent: bool = False
+    task: asyncio.Task[list[Completion]] = field(init=False)
 
 
 class OpenAIEngine:
@@ -295,8 +301,8 @@ class OpenAIEngine:
         self._slots = asyncio.Semaphore(concurrency)
         #: What is said of the server, by whether prompts are chat prompts.
         self._infos: dict[bool, EngineInfo] = {}
-        self._groups: dict[tuple[Prompt, Sampling], list[_Caller]] = {}
-        self._group_tasks: set[asyncio.Task[None]] = set()
+        self._batches: dict[tuple[Prompt, Sampling], _Batch] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._max_n = 128
         #: How many tokens the context leaves beside a prompt, where that is fewer than were asked for.
         self._rooms: dict[Prompt, int] = {}
@@ -397,11 +403,10 @@ class OpenAIEngine:
             )
 
     async def aclose(self) -> None:
-        tasks, self._group_tasks = self._group_tasks, set()
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._groups.clear()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._batches.clear()
         self._infos.clear()
         await self.endpoint.aclose()
 
@@ -416,87 +421,77 @@ class OpenAIEngine:
             return read_completions(data, sampling, n, echo, opens_thinking, len(route.ids_of(sampling.verdict)))
 
         while True:
-            asked = replace(sampling, max_tokens=min(sampling.max_tokens, self._rooms.get(prompt, sampling.max_tokens)))
+            room = min(sampling.max_tokens, self._rooms.get(prompt, sampling.max_tokens))
             try:
-                return await route.ask(prompt, asked, read, n)
+                return await route.ask(prompt, replace(sampling, max_tokens=room), read, n)
             except Refusal as refusal:
                 if refusal.code in ("unsupported_parameter", "unsupported_value"):
                     # Every request of the run would fare the same.
                     raise EngineError(f"{route.where} takes no such setting: {refusal.said}") from None
-                room = await self._room(route, prompt, sampling.max_tokens, refusal)
-                if room is None or room >= asked.max_tokens:
-                    raise
-                self._rooms[prompt] = room
+                self._rooms[prompt] = await self._room(route, prompt, sampling.max_tokens, refusal)
+                is_refused = self._rooms[prompt] >= room
                 if len(self._rooms) > _ROOMS:
                     del self._rooms[next(iter(self._rooms))]
+                if is_refused:
+                    raise
 
-    async def _room(self, route: Route, prompt: Prompt, max_tokens: int, refusal: Refusal) -> int | None:
-        """How many tokens a completion may have by the server's refusal; None where that is not told."""
+    async def _room(self, route: Route, prompt: Prompt, max_tokens: int, refusal: Refusal) -> int:
+        """How many tokens a completion may have by the server's refusal: all, where it tells nothing."""
         if match := _COMPLETION_LIMIT.search(refusal.said):
             return int(match[1])
-        if refusal.context is None:
-            return None
-        num_prompt_tokens, context_length = refusal.context
+        num_prompt_tokens, context_length = refusal.context or (None, None)
         context_length = context_length or next((info.context_length for info in self._infos.values()), None)
-        if num_prompt_tokens is None and context_length is not None:
+        if refusal.context is None or context_length is None:
+            return max_tokens
+        if num_prompt_tokens is None:
             one = Sampling(max_tokens=1)
             num_prompt_tokens = await route.ask(prompt, one, lambda data: count(data, "usage", "prompt_tokens"))
-        if num_prompt_tokens is None or context_length is None:
-            return None
-        return clipped(num_prompt_tokens, max_tokens, context_length)
+        return max_tokens if num_prompt_tokens is None else clipped(num_prompt_tokens, max_tokens, context_length)
 
     # Equal prompts in one request
 
     async def _join(self, prompt: Prompt, sampling: Sampling) -> Completion:
-        key = (prompt, replace(sampling, seed=None))
-        if key not in self._groups:
-            self._groups[key] = []
-            task = asyncio.create_task(self._serve_group(key))
-            self._group_tasks.add(task)
-            task.add_done_callback(self._group_tasks.discard)
-        future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
-        self._groups[key].append((sampling, future))
-        return await future
-
-    async def _serve_group(self, key: tuple[Prompt, Sampling]) -> None:
-        await asyncio.sleep(self.share_window)
-        await self._serve(key[0], self._groups.pop(key))
-
-    async def _serve(self, prompt: Prompt, callers: Sequence[_Caller]) -> None:
-        """Serve the callers in as few requests as the server allows, at once; those that got nothing again."""
-        if len(callers) > self._max_n:
-            parts = callers[: self._max_n], callers[self._max_n :]
-            await asyncio.gather(*(self._serve(prompt, part) for part in parts))
-            return
-        try:
-            async with self._slots:
-                callers = [(sampling, future) for sampling, future in callers if not future.done()]
-                if not callers:
-                    return
-                request = asyncio.create_task(self._complete_some(prompt, callers[0][0], len(callers)))
-                # It goes on while anyone waits for it.
-                waiting = asyncio.gather(*(future for _, future in callers), return_exceptions=True)
-                waiting.add_done_callback(lambda _: request.cancel())
-                completions = await request
-        except (Exception, asyncio.CancelledError) as error:
-            for _, future in callers:
-                if not future.done():
-                    future.set_exception(copy.copy(error))
-            return
-        for (_, future), completion in zip(callers, completions, strict=False):
-            if not future.done():
-                future.set_result(completion)
-        await self._serve(prompt, callers[len(completions) :])
-
-    async def _complete_some(self, prompt: Prompt, sampling: Sampling, n: int) -> list[Completion]:
-        """At least one of `n` completions; learns how many the server gives at once."""
-        try:
-            completions = await self._complete(prompt, sampling, n)
-            self._max_n = min(self._max_n, len(completions)) if len(completions) < n else self._max_n
-        except RequestRefused:
-            if n == 1:
+        """A completion of a request that others with this prompt share; those that it leaves out share another one."""
+        key, caller = (prompt, replace(sampling, seed=None)), object()
+        while True:
+            batch = self._batches.get(key)
+            if batch is None or len(batch.callers) >= self._max_n:
+                batch = self._batches[key] = _Batch()
+                batch.task = asyncio.create_task(self._serve(key, batch))
+                self._tasks.add(batch.task)
+                batch.task.add_done_callback(self._tasks.discard)
+            batch.callers[caller] = sampling
+            batch.num_waiting += 1
+            try:
+                completions = await asyncio.shield(batch.task)
+            except asyncio.CancelledError:
+                batch.num_waiting -= 1
+                if not batch.is_sent:
+                    del batch.callers[caller]
+                if not batch.num_waiting:
+                    batch.task.cancel()
                 raise
-            # The prompt, or the number of completions? Asking for one tells.
-            completions = await self._complete(prompt, sampling, 1)
-            self._max_n = max(1, min(self._max_n, n // 2))
-        return completions
+            except Exception as error:
+                raise copy.copy(error) from None
+            place = list(batch.callers).index(caller)
+            if place < len(completions):
+                return completions[place]
+
+    async def _serve(self, key: tuple[Prompt, Sampling], batch: _Batch) -> list[Completion]:
+        """At least one completion for a batch; learns how many the server gives at once."""
+        await asyncio.sleep(self.share_window)
+        if self._batches.get(key) is batch:
+            del self._batches[key]
+        async with self._slots:
+            batch.is_sent, n = True, len(batch.callers)
+            prompt, sampling = key[0], next(iter(batch.callers.values()))
+            try:
+                completions = await self._complete(prompt, sampling, n)
+                self._max_n = min(self._max_n, len(completions)) if len(completions) < n else self._max_n
+            except RequestRefused:
+                if n == 1:
+                    raise
+                # The prompt, or the number of completions? Asking for one tells.
+                completions = await self._complete(prompt, sampling, 1)
+                self._max_n = max(1, min(self._max_n, n // 2))
+            return completions
