@@ -243,7 +243,7 @@ class Route:
 
 @dataclass(eq=False)
 class _Batch:
-    """Calls that share a request; whoever gives up after it is sent keeps a place."""
+    """Calls that share a request; one that is cancelled after it was sent keeps its place."""
 
     callers: dict[object, Sampling] = field(default_factory=dict)
     num_waiting: int = 0
@@ -455,7 +455,7 @@ class OpenAIEngine:
         key, caller = (prompt, replace(sampling, seed=None)), object()
         while True:
             batch = self._batches.get(key)
-            if batch is None or len(batch.callers) >= self._max_n:
+            if batch is None or not batch.num_waiting or len(batch.callers) >= self._max_n:
                 batch = self._batches[key] = _Batch()
                 batch.task = asyncio.create_task(self._serve(key, batch))
                 self._tasks.add(batch.task)
@@ -479,9 +479,11 @@ class OpenAIEngine:
 
     async def _serve(self, key: tuple[Prompt, Sampling], batch: _Batch) -> list[Completion]:
         """At least one completion for a batch; learns how many the server gives at once."""
-        await asyncio.sleep(self.share_window)
-        if self._batches.get(key) is batch:
-            del self._batches[key]
+        try:
+            await asyncio.sleep(self.share_window)
+        finally:
+            if self._batches.get(key) is batch:
+                del self._batches[key]
         async with self._slots:
             batch.is_sent, n = True, len(batch.callers)
             prompt, sampling = key[0], next(iter(batch.callers.values()))
