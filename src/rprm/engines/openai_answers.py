@@ -12,6 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from rprm.engines.base import WITHHELD, Completion, Sampling
@@ -93,8 +94,9 @@ def read_completions(
         raise Transient("an answer that does not begin with the given reply, as the server's other answers do")
     texts = [text.removeprefix(echo) for text, _, _ in said]
     usage, num_prompt_tokens = data.get("usage"), count(data, "usage", "prompt_tokens")
+    total, ends = count(usage, "completion_tokens"), [0, *itertools.accumulate(len(t.encode()) + 1 for t in texts)]
     completions: list[Completion] = []
-    for choice, text, (_, thoughts, refusal), share in zip(choices, texts, said, _shares(usage, texts), strict=True):
+    for choice, text, (_, thoughts, refusal), (start, end) in zip(choices, texts, said, pairwise(ends), strict=True):
         finish_reason = "refusal" if refusal else str(choice.get("finish_reason") or "unknown")
         finish_reason = _FINISH_REASONS.get(finish_reason, finish_reason)
         if finish_reason == "error":
@@ -104,9 +106,10 @@ def read_completions(
         if finish_reason in WITHHELD:
             # What came before is no answer either, and is never read for a verdict.
             text, thoughts, tokens = "", "", []
-        # `usage` is exact for one completion. For several it is their sum, or, from llama.cpp, the first one's.
-        if share is not None and (len(choices) == 1 or num_tokens is None):
-            num_tokens = share
+        # `usage` is exact for one completion. For several it is their sum, divided here in proportion to the texts'
+        # lengths, or, from llama.cpp, the first one's.
+        if total is not None and (len(choices) == 1 or num_tokens is None):
+            num_tokens = round(total * end / ends[-1]) - round(total * start / ends[-1])
         if num_tokens is None:
             num_tokens = -(-len((thoughts + text).encode()) // 4)
         before = ""
@@ -114,10 +117,10 @@ def read_completions(
             before = f"{_THINK_OPEN}{thoughts}" + (f"\n{_THINK_END}\n\n" if text else "")
         elif opens_thinking and finish_reason == "length" and _THINK_END not in text:
             before = _THINK_OPEN
-        verdict, found = sampling.verdict, []
-        if verdict is not None:
-            for token, start in _places(text, tokens, verdict, after_reasoning=bool(thoughts)):
-                found.append(token.choice(len(before) + start, verdict, num_ids))
+        found: list[VerdictChoice | None] = []
+        if (verdict := sampling.verdict) is not None:
+            places = _places(text, tokens, verdict, after_reasoning=bool(thoughts))
+            found = [token.choice(len(before) + place, verdict, num_ids) for token, place in places]
         # The second and further completions of one request read its prompt for nothing.
         num_cached = num_prompt_tokens if completions else count(usage, "prompt_tokens_details", "cached_tokens")
         told, ended = tuple(filter(None, found)), _ended(choice, has_stops=bool(sampling.stop))
@@ -170,16 +173,6 @@ def _ended(choice: Json, *, has_stops: bool) -> bool | None:
     if any(isinstance(stop, int) for stop in stops) or choice.get("stop_reason", "") is None:
         return True
     return None if has_stops else True
-
-
-def _shares(usage: Any, texts: Sequence[str]) -> list[int | None]:
-    """The completion's tokens divided in proportion to the texts' lengths; the shares add up to them."""
-    total = count(usage, "completion_tokens")
-    if total is None:
-        return [None] * len(texts)
-    ends = list(itertools.accumulate((len(text.encode()) + 1 for text in texts), initial=0))
-    bounds = [round(total * end / ends[-1]) for end in ends]
-    return [after - before for before, after in itertools.pairwise(bounds)]
 
 
 def _said(choice: Json, name: str = "message") -> tuple[str, str, Any]:

