@@ -114,6 +114,11 @@ def test_malformed_extra_fields(extra: str, message: str) -> None:
         load_engine("openai:m", extra=extra)
 
 
+def test_a_host_that_no_url_can_have() -> None:
+    with pytest.raises(EngineError, match="malformed"):
+        asyncio.run(OpenAIEngine("m@http://a\x01b/v1").start())
+
+
 def test_password_in_a_url_is_refused_without_repeating_it() -> None:
     with pytest.raises(EngineError, match="password") as caught:
         load_engine("openai:m@https://user:s3cret@host/v1")

@@ -93,7 +93,7 @@ class Endpoint:
         self._ask_again: Callable[..., Awaitable[Any]] | None = None
 
     def open(self) -> None:
-        """Read the key and make the client; `EngineError` where the environment variable holds no key."""
+        """Read the key and make the client; `EngineError` where the key or the URL is malformed."""
         import httpx2
         import openai
 
@@ -101,7 +101,10 @@ class Endpoint:
         if not (key.isascii() and key.isprintable()) or " " in key:
             raise EngineError(f"the environment variable {self.key_env} does not hold a key: it has odd characters")
         self.key_advice = f"put its key into the environment variable {self.key_env}, or name another: key_env=NAME"
-        url = httpx2.URL(self.url)
+        try:
+            url = httpx2.URL(self.url)
+        except httpx2.InvalidURL as error:
+            raise EngineError(f"{self.subject}: the URL of the server is malformed: {error}") from None
         is_local = _LOOPBACK.fullmatch(url.host) is not None
         if key and url.scheme == "http" and not (is_local or self.send_key_over_http):
             key = ""
