@@ -11,7 +11,6 @@ import math
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -75,13 +74,13 @@ class _Trials:
     def __init__(self, engine: Engine, info: EngineInfo) -> None:
         self.engine, self.info = engine, info
         self.details: dict[str, Any] = {}
-        #: A prompt to which the engine answered Yes or No, with log-probabilities.
-        self.answered: Prompt | None = None
+        #: A question to which the engine answered Yes or No, with log-probabilities.
+        self.answered: str | None = None
         # Prompts that no earlier check can have left in a cache.
         self.random = random.Random()
 
     async def _speed(self) -> float | None:
-        await self._timed([_prompt("Say hello.")], max_tokens=4)
+        await self._timed(["Say hello."], max_tokens=4)
         seconds, (completion,) = await self._timed([self._story("a lighthouse")], max_tokens=32)
         self.details["one_request"] = {"num_tokens": completion.num_tokens, "seconds": seconds}
         return None if seconds < 1e-3 else completion.num_tokens / seconds
@@ -90,9 +89,9 @@ class _Trials:
         """P(Yes) can be read where Yes or No was generated."""
         num_answers = 0
         for question, seed in product(_QUESTIONS, range(2)):
-            completion = await self._answer(_prompt(question), max_tokens=12, seed=seed)
+            completion = await self._answer(question, max_tokens=12, seed=seed)
             if completion.choices:
-                self.answered = _prompt(question)
+                self.answered = question
                 p_yes = self.details["p_yes"] = completion.choices[0].p_yes
                 return "yes", f"P(Yes) = {p_yes:.4f} where the model answered {question!r}"
             first = next(iter(completion.text.split()), "").strip(".,!*\"'")
@@ -129,7 +128,7 @@ class _Trials:
         prompt = self._story("a random animal in a random city")
 
         async def text(seed: int) -> str:
-            return (await self.engine.generate(prompt, Sampling(max_tokens=16, seed=seed))).text
+            return (await self._generate(prompt, max_tokens=16, seed=seed)).text
 
         first, again = await text(11), await text(11)
         one, among, other = await asyncio.gather(text(23), text(11), text(37))
@@ -185,7 +184,7 @@ class _Trials:
         if length > _LONGEST_CONTEXT_TRIED:
             return "unknown", f"a context of {length} tokens is too long to try"
         try:
-            completion = await self.engine.generate(_prompt("word " * (length + 64)), Sampling(max_tokens=1, seed=0))
+            completion = await self._generate("word " * (length + 64), max_tokens=1, seed=0)
         except RequestRefused as refusal:
             return "yes", str(refusal)
         read = "" if completion.num_prompt_tokens is None else f" and read {completion.num_prompt_tokens} of its tokens"
@@ -195,14 +194,13 @@ class _Trials:
         """A given text can be continued, and P(Yes) after it is that of the generation itself."""
         text, choice = "The answer is", None
         for sentence, seed in product(_SENTENCES, range(3)):
-            prompt = _prompt(sentence)
-            completion = await self._answer(prompt, temperature=0.5, max_tokens=24, seed=seed)
+            completion = await self._answer(sentence, temperature=0.5, max_tokens=24, seed=seed)
             found = (one for one in completion.choices if completion.text[: one.start].strip())
             if (choice := next(found, None)) is not None:
                 text = completion.text[: choice.start].rstrip()
                 break
         try:
-            second = await self.engine.choose(prompt, text, VerdictFormat())
+            second = await self.engine.choose(_prompt(sentence), text, VerdictFormat())
         except (Unsupported, RequestRefused) as error:
             return "no", str(error)
         if choice is None:
@@ -214,15 +212,14 @@ class _Trials:
 
     async def continued_reply(self) -> tuple[str, str]:
         """Given the first half of what it wrote greedily, the model goes on with the second half."""
-        prompt = self._story("a clockmaker and her apprentice")
-        sampling = Sampling(temperature=0.0, max_tokens=48)
-        whole = (await self.engine.generate(prompt, sampling)).text
+        prompt, greedily = self._story("a clockmaker and her apprentice"), {"temperature": 0.0, "max_tokens": 48}
+        whole = (await self._generate(prompt, **greedily)).text
         half = whole.find(" ", len(whole) // 2)
         reply, rest = whole[:half], whole[half:]
         if half < 0 or len(rest.split()) < _COMPARED_WORDS or _words_alike(rest, whole) >= _COMPARED_WORDS:
             return "unknown", "the model wrote too little, or the same again and again, to compare halves"
         try:
-            text = (await self.engine.generate(replace(prompt, reply=reply), sampling)).text
+            text = (await self._generate(prompt, reply, **greedily)).text
         except Unsupported as error:
             return "no", str(error)
         num_alike = _words_alike(text, rest)
@@ -232,32 +229,35 @@ class _Trials:
             return "no", "half a reply given, the text began with that half again"
         return "unknown", f"half a reply given, only the next {num_alike} words were those of the other half"
 
-    async def _answer(self, prompt: Prompt, **sampling: Any) -> Completion:
-        return await self.engine.generate(prompt, Sampling(verdict=VerdictFormat(), **sampling))
+    async def _generate(self, text: str, reply: str = "", **sampling: Any) -> Completion:
+        return await self.engine.generate(_prompt(text, reply), Sampling(**sampling))
+
+    async def _answer(self, text: str, **sampling: Any) -> Completion:
+        return await self._generate(text, verdict=VerdictFormat(), **sampling)
 
     async def _fresh_and_repeated(self, num_words: int) -> tuple[float, float, Completion]:
         """Seconds of a prompt never seen, seconds of one with the same beginning, and the latter's completion."""
         beginning = " ".join(self.random.choice(_WORDS) for _ in range(num_words))
-        fresh, _ = await self._timed([_prompt(f"{beginning}\nHow many words?")], max_tokens=1)
-        repeated, (completion,) = await self._timed([_prompt(f"{beginning}\nWhich word is first?")], max_tokens=1)
+        fresh, _ = await self._timed([f"{beginning}\nHow many words?"], max_tokens=1)
+        repeated, (completion,) = await self._timed([f"{beginning}\nWhich word is first?"], max_tokens=1)
         return fresh, repeated, completion
 
-    async def _timed(self, prompts: Sequence[Prompt], max_tokens: int) -> tuple[float, list[Completion]]:
+    async def _timed(self, texts: Sequence[str], max_tokens: int) -> tuple[float, list[Completion]]:
         begin = time.perf_counter()
-        samplings = (Sampling(max_tokens=max_tokens, seed=1000 * seed) for seed in range(len(prompts)))
-        completions = await asyncio.gather(*map(self.engine.generate, prompts, samplings))
+        samples = (self._generate(text, max_tokens=max_tokens, seed=1000 * at) for at, text in enumerate(texts))
+        completions = await asyncio.gather(*samples)
         return time.perf_counter() - begin, completions
 
-    def _story(self, subject: str) -> Prompt:
-        return _prompt(f"Write a long story number {self.random.randrange(10**6)} about {subject}.")
+    def _story(self, subject: str) -> str:
+        return f"Write a long story number {self.random.randrange(10**6)} about {subject}."
 
 
 #: The trials by name, in their order.
 TRIALS = [name for name in vars(_Trials) if not name.startswith("_")]
 
 
-def _prompt(text: str) -> Prompt:
-    return Prompt((Message("user", text),))
+def _prompt(text: str, reply: str = "") -> Prompt:
+    return Prompt((Message("user", text),), reply=reply)
 
 
 def _words_alike(first: str, second: str) -> int:
