@@ -212,14 +212,14 @@ class _Trials:
 
     async def continued_reply(self) -> tuple[str, str]:
         """Given the first half of what it wrote greedily, the model goes on with the second half."""
-        prompt, greedily = self._story("a clockmaker and her apprentice"), {"temperature": 0.0, "max_tokens": 48}
-        whole = (await self._generate(prompt, **greedily)).text
+        prompt, greedily = self._story("a clockmaker and her apprentice"), Sampling(temperature=0.0, max_tokens=48)
+        whole = (await self.engine.generate(_prompt(prompt), greedily)).text
         half = whole.find(" ", len(whole) // 2)
         reply, rest = whole[:half], whole[half:]
         if half < 0 or len(rest.split()) < _COMPARED_WORDS or _words_alike(rest, whole) >= _COMPARED_WORDS:
             return "unknown", "the model wrote too little, or the same again and again, to compare halves"
         try:
-            text = (await self._generate(prompt, reply, **greedily)).text
+            text = (await self.engine.generate(_prompt(prompt, reply), greedily)).text
         except Unsupported as error:
             return "no", str(error)
         num_alike = _words_alike(text, rest)
@@ -229,8 +229,8 @@ class _Trials:
             return "no", "half a reply given, the text began with that half again"
         return "unknown", f"half a reply given, only the next {num_alike} words were those of the other half"
 
-    async def _generate(self, text: str, reply: str = "", **sampling: Any) -> Completion:
-        return await self.engine.generate(_prompt(text, reply), Sampling(**sampling))
+    async def _generate(self, text: str, **sampling: Any) -> Completion:
+        return await self.engine.generate(_prompt(text), Sampling(**sampling))
 
     async def _answer(self, text: str, **sampling: Any) -> Completion:
         return await self._generate(text, verdict=VerdictFormat(), **sampling)

@@ -114,7 +114,7 @@ class Endpoint:
             )
             logger.warning("%s: %s", self.url, self.key_advice)
         # In a closure it is part of no repr.
-        self._without_key = lambda text: text.replace(key, "***") if key else text
+        self._without_key: Callable[[str], str] = lambda text: text.replace(key, "***") if key else text
         self._headers = {} if key else {"Authorization": openai.Omit()}
         http_client = httpx2.AsyncClient(
             # Servers close idle connections after 5 s (uvicorn): give them up before.

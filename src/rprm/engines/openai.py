@@ -111,7 +111,7 @@ class Route:
 
     async def ask(self, prompt: Prompt, sampling: Sampling, read: Callable[[Json], T], n: int = 1) -> T:
         """What `read` makes of the answer to one request for `n` completions; raises what `Endpoint.post` does."""
-        body = {
+        body: dict[str | None, Any] = {
             "model": self.model,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,

@@ -291,7 +291,7 @@ def _tokens(choice: Json) -> list[_Token]:
 def _logprob(entry: Json) -> float | None:
     """The log-probability of an entry; None where it is none: no number, above 0, or so low that it stands for one."""
     value = entry.get("logprob")
-    if type(value) not in (int, float) or not _LOGPROB_FLOOR < value <= _ROUNDING:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _LOGPROB_FLOOR < value <= _ROUNDING:
         return None
     return min(float(value), 0.0)
 
