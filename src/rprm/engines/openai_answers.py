@@ -329,4 +329,7 @@ def _places(
 
 def _common(first: str, second: str) -> int:
     """How many characters two texts have in common at their beginning."""
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
+    shorter = min(len(first), len(second))
+    if first[:shorter] == second[:shorter]:
+        return shorter
+    return next(index for index in range(shorter) if first[index] != second[index])
