@@ -155,7 +155,6 @@ def with_server(
         async with asyncio.timeout(60), running(play) as (server, url):
             setup(server)
             engine = OpenAIEngine(f"m@{url}", **({"key_env": "RPRM_TEST_KEY"} | options))
-            engine.endpoint.backoff_base = 0.001
             try:
                 if start:
                     await engine.start()

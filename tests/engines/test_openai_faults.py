@@ -251,7 +251,6 @@ def test_every_solution_is_finished_or_named_and_no_reward_is_made_up(stream: bo
         async with asyncio.timeout(300), running(misbehaving.play) as (server, url):
             server.apart = False
             engine = OpenAIEngine(f"m@{url}", key_env="RPRM_NO_KEY", stream=stream)
-            engine.endpoint.backoff_base, engine.endpoint.backoff_cap = 0.001, 0.02
             rule = StoppingRule(num_analyses=NUM_ANALYSES, threshold=0.5)
             judge = Judge(engine, template, rule, Sampling(max_tokens=MAX_TOKENS, seed=3), first_error_exit=False)
             try:

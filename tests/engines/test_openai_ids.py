@@ -26,8 +26,7 @@ from loopback import (
 )
 
 from rprm.engines import EngineInfo, Sampling
-from rprm.engines.openai import OpenAIEngine
-from rprm.engines.openai_route import Route
+from rprm.engines.openai import OpenAIEngine, Route
 from rprm.errors import RequestRefused
 from rprm.verdict import VerdictFormat
 

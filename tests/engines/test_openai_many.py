@@ -209,6 +209,21 @@ def test_a_cancelled_caller_leaves_the_others_alone() -> None:
     with_server(play, use, share_prompts=True)
 
 
+def test_a_call_after_others_were_cancelled_is_served() -> None:
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        calls = samples(engine, range(2))
+        await asyncio.sleep(0)
+        for call in calls:
+            call.cancel()
+        await asyncio.sleep(0)
+        # The request of the others is being given up.
+        (late,) = samples(engine, range(7, 8))
+        assert (await late).text == "seed 7 choice 0"
+        assert len(server.requests) == 1
+
+    with_server(numbered(), use, share_prompts=True)
+
+
 # Streams
 
 

@@ -28,9 +28,8 @@ from loopback import (
 )
 
 from rprm.engines import Sampling
-from rprm.engines.openai import OpenAIEngine
+from rprm.engines.openai import OpenAIEngine, harmless
 from rprm.engines.openai_answers import Stream, read_completions
-from rprm.engines.openai_route import harmless
 from rprm.errors import EngineError, RequestRefused, Unsupported
 from rprm.prompts.template import Message, Prompt, PromptTemplate
 from rprm.rewarders.rprm import Judge

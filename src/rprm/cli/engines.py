@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from rprm.engines.check import EngineReport
-
-app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Engines: where a model's completions come from.")
+app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 
 
 @app.callback()
@@ -26,39 +23,26 @@ def check(
     import asyncio
     from json import dumps
 
-    from rprm.engines import load_engine
-    from rprm.engines.check import check_engine
-
-    async def checked() -> EngineReport:
-        engine = load_engine(spec)
-        try:
-            return await check_engine(engine)
-        finally:
-            await engine.aclose()
-
-    report = asyncio.run(checked())
-    if json:
-        print(dumps(report.as_dict(), ensure_ascii=False))
-    else:
-        _print(report)
-
-
-def _print(report: EngineReport) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False)
-    for name in ("capability", "", "measured"):
-        table.add_column(name, header_style="bold")
-    speed = "too fast to measure" if report.tokens_per_second is None else f"{report.tokens_per_second:.1f} tokens/s"
-    table.add_row("generation", Text("yes", style="green"), f"one request alone: {speed}")
+    from rprm.engines.check import TRIALS, check_spec
+
+    report = asyncio.run(check_spec(spec))
+    if json:
+        print(dumps(report, ensure_ascii=False))
+        return
+    table = Table("capability", "", "measured", box=None, pad_edge=False, header_style="bold")
+    speed, info = report["tokens_per_second"], report["info"]
+    measured = "too fast to measure" if speed is None else f"{speed:.1f} tokens/s"
+    table.add_row("generation", Text("yes", style="green"), f"one request alone: {measured}")
     styles = {"yes": "green", "no": "red", "unknown": "yellow"}
-    for name, finding in report.findings.items():
+    for name in TRIALS:
+        answer, detail = report[name].values()
         # `Text`, because a server's words may look like markup.
-        table.add_row(name.replace("_", " "), Text(finding.answer, style=styles[finding.answer]), Text(finding.detail))
-    console = Console()
-    info = report.info
-    context = "unknown" if info.context_length is None else f"{info.context_length} tokens"
-    console.print(Text(f"{info.model} ({info.kind}), revision {info.revision or 'unknown'}, context {context}"))
-    console.print(table)
+        table.add_row(name.replace("_", " "), Text(answer, style=styles[answer]), Text(detail))
+    context = "unknown" if info["context_length"] is None else f"{info['context_length']} tokens"
+    header = f"{info['model']} ({info['kind']}), revision {info['revision'] or 'unknown'}, context {context}"
+    for part in (Text(header), table):
+        Console().print(part)

@@ -17,8 +17,8 @@ __all__ = ["Completion", "Engine", "EngineInfo", "Sampling", "fingerprint", "loa
 
 GROUP = "rprm.engines"
 KINDS = {
-    "embedded": "rprm.engines.packaged:EmbeddedEngine",
-    "smollm2": "rprm.engines.packaged:SmolLM2Engine",
+    "embedded": "rprm.engines.packaged:embedded",
+    "smollm2": "rprm.engines.packaged:smollm2",
     "transformers": "rprm.engines.transformers:TransformersEngine",
     "vllm": "rprm.engines.vllm:VLLMEngine",
     "openai": "rprm.engines.openai:OpenAIEngine",

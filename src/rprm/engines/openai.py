@@ -11,48 +11,250 @@ import asyncio
 import copy
 import logging
 import re
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar, Unpack
+
+import pydantic
 
 from rprm.engines.base import MIN_ROOM, Completion, EngineInfo, Sampling, check_least, clipped
-from rprm.engines.endpoint import Endpoint, Refusal
-from rprm.engines.openai_answers import ends_thinking_alone, first_choice, prompt_length, read_completions
-from rprm.engines.openai_route import Route, context_length_of, parse_extra, parse_target, served_models
+from rprm.engines.endpoint import Endpoint, EndpointOptions, Json, Refusal, context_length_of, count, listed
+from rprm.engines.openai_answers import Stream, ends_thinking_alone, first_choice, probe_answer, read_completions
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused, Unsupported
-from rprm.prompts.template import Prompt
+from rprm.prompts.template import Message, Prompt
 from rprm.verdict import VerdictChoice, VerdictFormat
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
+_DEFAULT_URL = "https://api.openai.com/v1"
+_TARGET = re.compile(r"(.+)@(https?://(?:\[[\da-fA-F:.]+\]|[^/?#@:\s\[\]]+)(?::\d{1,5})?(?:/[^?#@\s]*)?)")
+#: The request from which a server's abilities are learned: a few tokens, all features at once, no value the default.
+_PROBE = Prompt((Message("user", "Reply with one word: Yes"),))
+_PROBE_SAMPLING = Sampling(temperature=0.9, top_p=0.9, max_tokens=4, seed=1, verdict=VerdictFormat())
+#: Its tokens for servers that take no fewer, or whose models think first.
+_MORE_TOKENS = 1024
+#: Answers without log-probabilities, or refusals that name nothing, after which that is how the server is.
+_PROBE_TRIES = 3
+#: A beginning of the reply that one token cannot repeat: tells whether answers begin with the reply that was given.
+_PROBE_REPLY = "The one word that was asked for, and nothing else, is this:"
+#: A text that begins with the spelled begin-of-text token: Llama's, Mistral's, Gemma's, DeepSeek's.
+_BOS = re.compile(r"<s>|<bos>|<\|begin_of_text\|>|<\uff5cbegin\u2581of\u2581sentence\uff5c>")
+#: Numbers of alternatives per token to try, from the most that vLLM and OpenAI give to the most some others do.
+_TOP_LOGPROBS_STEPS = (20, 5, 0)
+#: Request fields that a server may not take; it then does as it does without them.
+_OPTIONAL = ("seed", "stream_options", "top_p", "temperature", "add_special_tokens")
+#: Request fields that the engine sets: none of them may come from `extra`, where it would belie the manifest.
+_OUR_FIELDS = re.compile(
+    "model|messages|prompt|temperature|top_p|max_tokens|max_completion_tokens|seed|stop|logprobs|top_logprobs|n|"
+    "logprob_token_ids|stream|stream_options|add_special_tokens|add_generation_prompt|continue_final_message|echo"
+)
 #: OpenAI's refusal of a length that the model does not write.
 _COMPLETION_LIMIT = re.compile(r"at most (\d+) completion tokens")
 #: Prompts whose room is remembered.
 _ROOMS = 1024
+#: The first character of a spelled control token: ChatML, Llama, DeepSeek, Mistral, Gemma, T5's kind.
+_CONTROL_TOKEN = re.compile(
+    r"<(?=\|[^<>|]{1,64}\|>|\|[a-z_]{1,32}>|[a-z_]{1,32}\|>|\uff5c[^<>\uff5c]{1,64}\uff5c>|/?s>|<?/?SYS>"
+    r"|(?:bos|eos|pad|unk|mask|sep|cls)>|(?:start|end)_of_(?:turn|image|text)>|extra_(?:id_)?\d+>|unused\d+>)"
+    r"|\[(?=\|[^\[\]|]{1,64}\|\]|[gs]MASK\]|/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_RESULTS)\]"
+    r"|(?:TOOL_CALLS|IMG|PREFIX|SUFFIX|MIDDLE)\])"
+)
 
-#: One of the calls that share a prompt.
-_Caller = tuple[Sampling, asyncio.Future[Completion]]
+
+def harmless(text: str, parts: Iterable[tuple[int, int]] | None = None) -> str:
+    """The text with a zero-width space in its spelled control tokens: `<|im_end|>` in a solution ends no turn.
+
+    `parts` are the characters [start, end) that are meant, in order; None: all.
+    """
+    pieces, place = [], 0
+    for start, end in ((0, len(text)),) if parts is None else parts:
+        pieces += [text[place:start], _CONTROL_TOKEN.sub("\\g<0>\u200b", text[start:end])]
+        place = end
+    return "".join(pieces) + text[place:]
+
+
+@dataclass(eq=False)
+class Route:
+    """Chat completions or plain ones, and what has been learned about them from requests of our own."""
+
+    endpoint: Endpoint
+    model: str
+    path: str
+    top_logprobs: int
+    stream: bool = False
+    extra: Json = field(default_factory=dict)
+    #: What the request calls `max_tokens`; None where no name is taken.
+    length_field: str | None = "max_tokens"
+    #: Fields that the server does not take.
+    left_out: set[str] = field(default_factory=set)
+    #: The chat template opens the model's thinking: a lone </think> was seen.
+    opens_thinking: bool = False
+    #: The answers' tokens are asked for by their ids (vLLM), known by the words of the answers; none where the server
+    #: told no token of one of them.
+    takes_ids: bool = False
+    ids: dict[tuple[str, str], list[int]] = field(default_factory=dict)
+    #: Answers begin with the reply that was given.
+    echoes: bool | None = None
+    learned: bool = False
+    probe: Sampling = _PROBE_SAMPLING
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def where(self) -> str:
+        return self.endpoint.where(self.path)
+
+    def ids_of(self, verdict: VerdictFormat | None) -> list[int]:
+        """The ids to ask for; none where the likeliest tokens are asked for."""
+        return self.ids.get((verdict.yes, verdict.no), []) if self.takes_ids and verdict is not None else []
+
+    async def ask(self, prompt: Prompt, sampling: Sampling, read: Callable[[Json], T], n: int = 1) -> T:
+        """What `read` makes of the answer to one request for `n` completions; raises what `Endpoint.post` does."""
+        body: dict[str | None, Any] = {
+            "model": self.model,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            self.length_field: sampling.max_tokens,
+            "seed": sampling.seed,
+            "stop": list(sampling.stop) or None,
+            "n": n if n > 1 else None,
+        }
+        if prompt.chat:
+            messages = [*prompt.messages, *([Message("assistant", prompt.reply)] if prompt.reply else [])]
+            body["messages"] = [{"role": message.role, "content": harmless(message.content)} for message in messages]
+            if prompt.reply:
+                body |= {"add_generation_prompt": False, "continue_final_message": True}
+        else:
+            contents = [harmless(message.content, message.records) for message in prompt.messages]
+            body["prompt"] = "\n\n".join(contents) + harmless(prompt.reply)
+            if prompt.messages == _PROBE.messages or _BOS.match(prompt.text):
+                # The server would put another one before it.
+                body["add_special_tokens"] = False
+        top_logprobs = self.top_logprobs if sampling.verdict is not None else 0
+        if top_logprobs:
+            body |= {"logprobs": True, "top_logprobs": top_logprobs} if prompt.chat else {"logprobs": top_logprobs}
+            # A server that does not know the field lists the likeliest tokens.
+            body["logprob_token_ids"] = self.ids_of(sampling.verdict) or None
+        if self.stream:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+        sent = {name: value for name, value in body.items() if name and value is not None and name not in self.left_out}
+        # Bytes that an honest answer stays below: so many for a token, as streamed, and for each alternative.
+        limit = (1 << 20) + n * (sampling.max_tokens if self.length_field else 1 << 17) * (1024 + 256 * top_logprobs)
+        # No verdict is final while the thinking that the template opened may go on.
+        verdict = sampling.verdict if prompt.reply or not self.opens_thinking else None
+        return await self.endpoint.post(self.path, sent | self.extra, read, limit, lambda: Stream(verdict, n))
+
+    async def learn(self, verdict: VerdictFormat | None = None) -> Route:
+        """This, once it is known what the server takes (what it refuses by name is given up), and the answers' ids.
+
+        One answer without log-probabilities, or one refusal that names nothing, decides nothing.
+        """
+        async with self.lock:
+            num_bad = 0
+            while not self.learned:
+                try:
+                    has_logprobs = await self._probe()
+                except Refusal as refusal:
+                    has_logprobs, said = None, refusal.said
+                    num_bad += not self._give_up(said.lower())
+                    if num_bad == _PROBE_TRIES:
+                        raise EngineError(f"{self.where} refuses even a short request: {said}") from None
+                if has_logprobs is not None:
+                    num_bad += not has_logprobs
+                    self.learned = has_logprobs or not self.top_logprobs or num_bad == _PROBE_TRIES
+                    self.top_logprobs *= has_logprobs or not self.learned
+            await self.learn_ids(verdict)
+        return self
+
+    async def _probe(self) -> bool | None:
+        """One short request: whether its answer has log-probabilities; None where more tokens are to be asked for."""
+        ids = await self.learn_ids(self.probe.verdict)
+        self.takes_ids = bool(ids)
+        is_chat = self.path.startswith("/chat")
+
+        def read(data: Json) -> bool | None:
+            # Read as a whole, so that garbled answers are tried again.
+            (completion, *_) = read_completions(data, self.probe, 1)
+            self.opens_thinking |= ends_thinking_alone(data)
+            has_logprobs, lists_ids = probe_answer(data, VerdictFormat(), len(ids))
+            self.takes_ids = self.takes_ids and lists_ids
+            # Cut off before the word that was asked for: more of it tells how thinking ends.
+            is_cut = completion.finish_reason == "length" and "yes" not in completion.text.lower()
+            return None if is_chat and is_cut and self.probe.max_tokens < _MORE_TOKENS else has_logprobs
+
+        has_logprobs = await self.ask(replace(_PROBE, chat=is_chat), self.probe, read)
+        if has_logprobs is None:
+            self.probe = replace(self.probe, max_tokens=_MORE_TOKENS)
+        return has_logprobs
+
+    def _give_up(self, said: str) -> bool:
+        """Stop using the feature that the server's refusal of the probe names; False where it names none."""
+        named = (name for name in _OPTIONAL if name not in self.left_out and re.search(rf"\b{name}\b", said))
+        is_length = re.search(r"output limit|(higher|minimum).*tokens|tokens.*>=", said)
+        if "logprob" in said and self.takes_ids:
+            self.takes_ids = False
+        elif "logprob" in said and self.top_logprobs:
+            self.top_logprobs = next(step for step in _TOP_LOGPROBS_STEPS if step < self.top_logprobs)
+        elif is_length and self.probe.max_tokens < _MORE_TOKENS:
+            self.probe = replace(self.probe, max_tokens=_MORE_TOKENS)
+        elif self.length_field and re.search(r"max_(completion_)?tokens", said):
+            self.length_field = "max_completion_tokens" if self.length_field == "max_tokens" else None
+        elif name := next(named, None):
+            self.left_out.add(name)
+        else:
+            return False
+        return True
+
+    async def learn_ids(self, verdict: VerdictFormat | None) -> list[int]:
+        """The ids of all forms of the answers, or none, from one text (vLLM's `/tokenize`).
+
+        A tokenizer that puts a space before every text (sentencepiece) has its tokens without one only after a line end
+        or a sign.
+        """
+        if not self.takes_ids or verdict is None or (key := (verdict.yes, verdict.no)) in self.ids:
+            return self.ids_of(verdict)
+        answers = [dict.fromkeys(map(str.strip, VerdictFormat.forms(verdict, answer))) for answer in key]
+        text = "".join(f"\n{word} {word} *{word}" for words in answers for word in words)
+        body = {"model": self.model, "prompt": text, "add_special_tokens": False, "return_token_strs": True}
+        # It stands beside `/v1`.
+        data = await self.endpoint.ask("/../tokenize", 1 << 16, body)
+        spelled = zip(listed(data, "tokens"), listed(data, "token_strs"), strict=False)
+        named = [(id_, str(text).strip("\u0120\u2581 ")) for id_, text in spelled if isinstance(id_, int)]
+        found = [{id_ for id_, word in named if word in words} for words in answers]
+        self.ids[key] = sorted(set().union(*found)) if all(found) else []
+        return self.ids[key]
+
+    async def echo(self, prompt: Prompt) -> str:
+        """What the text of every answer begins with: the given reply, where the server repeats it (llama.cpp does)."""
+        if not (prompt.chat and prompt.reply):
+            return ""
+        async with self.lock:
+            if self.echoes is None:
+                asked, sampling = replace(_PROBE, reply=_PROBE_REPLY), Sampling(temperature=0.0, max_tokens=1)
+                try:
+                    (answer,) = await self.ask(asked, sampling, lambda data: read_completions(data, sampling, 1))
+                except Refusal as refusal:
+                    said = refusal.said
+                    raise Unsupported(f"{self.where} does not continue a given reply: {said}") from None
+                self.echoes = answer.text.startswith(_PROBE_REPLY)
+        return harmless(prompt.reply) if self.echoes else ""
+
+
+@dataclass(eq=False)
+class _Batch:
+    """Calls that share a request; one that is cancelled after it was sent keeps its place."""
+
+    callers: dict[object, Sampling] = field(default_factory=dict)
+    num_waiting: int = 0
+    is_sent: bool = False
+    task: asyncio.Task[list[Completion]] = field(init=False)
 
 
 class OpenAIEngine:
-    """An engine behind an OpenAI-compatible HTTP endpoint.
+    """An engine behind an OpenAI-compatible HTTP endpoint; docs/endpoints.md has its options.
 
-    Args:
-        target: `MODEL@URL`, the URL up to and including `/v1`; `MODEL` alone is one of OpenAI's.
-        concurrency: requests under way at once, each on a connection of its own.
-        timeout: seconds that an answer may take to begin, and as many for the rest of it.
-        max_retries: further attempts after a failure that may pass; Retry-After is honoured up to two minutes.
-        key_env: the environment variable that holds the API key, which is sent as a bearer token and shown nowhere.
-        send_key_over_http: send the key even unencrypted (`http:`) to another machine.
-        top_logprobs: alternatives to ask for at each token; 0 asks for none and leaves the hard vote.
-        stream: read tokens as they come, and hang up at the verdict. llama.cpp notices that only as it writes.
-        share_prompts: equal prompts asked for at once are one request for `n` completions, which share its seed.
-        continue_final_message: the server continues an unfinished assistant message (vLLM, SGLang, llama.cpp).
-        context_length: in tokens, where the server does not tell.
-        extra: a JSON object of further request fields, such as `{"top_k": 0, "min_p": 0}`.
-
-    Raises:
-        EngineError: a malformed target or option.
+    `target` is `MODEL@URL`, the URL up to and including `/v1`; `MODEL` alone is one of OpenAI's.
     """
 
     #: Seconds that a call waits for others with the same prompt (`share_prompts`).
@@ -64,45 +266,43 @@ class OpenAIEngine:
         *,
         spec: str = "",
         concurrency: int = 32,
-        timeout: float = 600.0,
-        max_retries: int = 6,
-        key_env: str = "OPENAI_API_KEY",
-        send_key_over_http: bool = False,
         top_logprobs: int = 20,
         stream: bool = False,
         share_prompts: bool = False,
         continue_final_message: bool = False,
         context_length: int | None = None,
-        extra: str = "",
+        extra: Json | pydantic.Json[Json] | None = None,
+        **options: Unpack[EndpointOptions],
     ) -> None:
-        self.model, self.url = parse_target(target)
-        self.spec = spec or f"openai:{self.model}@{self.url}"
+        match = _TARGET.fullmatch(target)
+        if match is None and ("@" in target or "://" in target):
+            raise EngineError(
+                "openai: write MODEL@http://HOST:8000/v1: the name of a model, then the URL of its server, without a "
+                "user name, a password (it would be recorded; see key_env) or a query"
+            )
+        self.model, url = match.groups() if match else (target, _DEFAULT_URL)
+        self.url = url.rstrip("/")
+        self.spec = spec or f"openai:{target}"
         check_least(self.spec, concurrency=concurrency, context_length=context_length)
-        check_least(self.spec, 0, max_retries=max_retries, top_logprobs=top_logprobs)
-        check_least(self.spec, 0.001, timeout=timeout)
+        check_least(self.spec, 0, top_logprobs=top_logprobs)
+        self.extra = extra or {}
+        if taken := sorted(filter(_OUR_FIELDS.fullmatch, self.extra)):
+            raise EngineError(f"{self.spec}: extra may not set {', '.join(taken)}: the engine sets them itself")
         self.concurrency = concurrency
         self.share_prompts = share_prompts
         self.continue_final_message = continue_final_message
         self.context_length = context_length
-        self.extra = parse_extra(self.spec, extra)
-        self.endpoint = Endpoint(
-            self.url,
-            self.model,
-            timeout=timeout,
-            max_retries=max_retries,
-            key_env=key_env,
-            send_key_over_http=send_key_over_http,
-        )
-        self._wants_logprobs = top_logprobs > 0
-        self._chat, self._plain = (
-            Route(self.endpoint, self.model, path, top_logprobs, stream, self.extra)
-            for path in ("/chat/completions", "/completions")
-        )
+        self.wants_logprobs = top_logprobs > 0
+        self.endpoint = Endpoint(self.url, self.model, **options)
+        self._routes = {
+            is_chat: Route(self.endpoint, self.model, path, top_logprobs, stream, self.extra)
+            for is_chat, path in ((True, "/chat/completions"), (False, "/completions"))
+        }
         self._slots = asyncio.Semaphore(concurrency)
         #: What is said of the server, by whether prompts are chat prompts.
         self._infos: dict[bool, EngineInfo] = {}
-        self._groups: dict[tuple[Prompt, Sampling], list[_Caller]] = {}
-        self._group_tasks: set[asyncio.Task[None]] = set()
+        self._batches: dict[tuple[Prompt, Sampling], _Batch] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._max_n = 128
         #: How many tokens the context leaves beside a prompt, where that is fewer than were asked for.
         self._rooms: dict[Prompt, int] = {}
@@ -114,29 +314,29 @@ class OpenAIEngine:
             self.endpoint.open()
             # Made anew at each start, which may be in another event loop than the one before.
             self._slots = asyncio.Semaphore(self.concurrency)
-            self._chat.lock, self._plain.lock = asyncio.Lock(), asyncio.Lock()
+            for route in self._routes.values():
+                route.lock = asyncio.Lock()
         try:
-            served = served_models(await self.endpoint.ask("/models", 1 << 24) or {})
+            served = await self.endpoint.models("/models")
             # A server of one model (llama.cpp) takes any name for it.
             card = served.get(self.model) or (next(iter(served.values())) if len(served) == 1 else {})
-            for route in (self._chat, self._plain):
-                route.takes_ids |= self._wants_logprobs and card.get("owned_by") == "vllm" and not route.learned
-            route = await self._learn_first(sorted(served)) if chat else self._plain
-            await route.learn()
+            for route in self._routes.values():
+                route.takes_ids |= self.wants_logprobs and card.get("owned_by") == "vllm" and not route.learned
+            route = await (self._learn(sorted(served)) if chat else self._routes[False].learn())
         except BaseException:
             await self.aclose()
             raise
-        details = {"url": self.url, **route.details()}
-        if not_sent := details.get("not_sent"):
+        details: Json = {"url": self.url, "api": route.path[1:], "top_logprobs": route.top_logprobs}
+        if not_sent := sorted(route.left_out - {"stream_options", "add_special_tokens"}):
+            details["not_sent"] = not_sent
             logger.warning("%s: takes no %s: its own defaults apply", route.where, not_sent)
-        if self.extra:
-            details["extra"] = self.extra
-        if self.share_prompts:
-            details["share_prompts"] = True
+        if route.length_field != "max_tokens":
+            details["length_field"] = route.length_field
+        details |= {name: value for name in ("extra", "share_prompts") if (value := getattr(self, name))}
         has_logprobs = route.top_logprobs > 0
-        if self._wants_logprobs and not has_logprobs:
+        if self.wants_logprobs and not has_logprobs:
             logger.warning("%s: gives no log-probabilities: each analysis counts as a vote, 0 or 1", route.where)
-        continues_replies = self.continue_final_message or route is self._plain
+        continues_replies = self.continue_final_message or route is self._routes[False]
         self._infos[chat] = EngineInfo(
             kind="openai",
             model=self.model,
@@ -151,22 +351,17 @@ class OpenAIEngine:
         )
         return self._infos[chat]
 
-    async def _learn_first(self, names: Sequence[str]) -> Route:
+    async def _learn(self, names: Sequence[str]) -> Route:
         """The chat route, or, where the server has none (a base model), that of plain completions."""
         try:
-            await self._chat.learn()
-            return self._chat
+            return await self._routes[True].learn()
         except EngineUnavailable:
             raise
         except EngineError as error:
-            try:
-                await self._plain.learn()
-                return self._plain
-            except EngineError:
-                if names and self.model not in names:
-                    shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-                    raise EngineError(f"{error}; the server offers: {self.endpoint.clean(shown)}") from None
-                raise error from None
+            with suppress(EngineError):
+                return await self._routes[False].learn()
+            offers = f"; the server offers: {self.endpoint.clean(', '.join(names))}"
+            raise EngineError(f"{error}{offers if names and self.model not in names else ''}") from None
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
         if prompt.reply:
@@ -176,11 +371,10 @@ class OpenAIEngine:
         else:
             async with self._slots:
                 (completion,) = await self._complete(prompt, sampling, 1)
-        is_short = completion.finish_reason == "length" and completion.num_tokens < min(MIN_ROOM, sampling.max_tokens)
         # Of a server that counts no tokens, they are an estimate.
-        if not is_short or completion.num_prompt_tokens is None:
-            return completion
-        if sampling.verdict is not None and sampling.verdict.find(completion.text):
+        is_short = completion.num_prompt_tokens is not None and completion.finish_reason == "length"
+        is_short &= completion.num_tokens < min(MIN_ROOM, sampling.max_tokens)
+        if not is_short or (sampling.verdict is not None and sampling.verdict.find(completion.text)):
             return completion
         raise RequestRefused(
             f"after a prompt of {completion.num_prompt_tokens} tokens the server stopped at {completion.num_tokens} of "
@@ -189,22 +383,16 @@ class OpenAIEngine:
 
     async def choose(self, prompt: Prompt, text: str, verdict: VerdictFormat) -> VerdictChoice:
         self._check_continues(prompt)
-        route = await self._route(prompt, verdict)
+        route = await self._routes[prompt.chat].learn(verdict)
         if not route.top_logprobs:
             raise Unsupported(f"{self.spec}: the server gives no log-probabilities, so there is no second pass")
+        asked, sampling = replace(prompt, reply=prompt.reply + text), Sampling(0.0, max_tokens=1, verdict=verdict)
         num_ids = len(route.ids_of(verdict))
         async with self._slots:
-            choice = await route.ask(
-                replace(prompt, reply=prompt.reply + text),
-                Sampling(temperature=0.0, max_tokens=1, verdict=verdict),
-                lambda data: first_choice(data, len(text), verdict, num_ids),
-                stream=False,
-            )
+            choice = await route.ask(asked, sampling, lambda data: first_choice(data, len(text), verdict, num_ids))
         if choice is None:
-            raise RequestRefused(
-                f"{verdict.yes!r} and {verdict.no!r} are not both among the {route.top_logprobs} most likely tokens "
-                "after the given text"
-            )
+            most = f"the {route.top_logprobs} most likely tokens after the given text"
+            raise RequestRefused(f"{verdict.yes!r} and {verdict.no!r} are not both among {most}")
         return choice
 
     def _check_continues(self, prompt: Prompt) -> None:
@@ -215,128 +403,97 @@ class OpenAIEngine:
             )
 
     async def aclose(self) -> None:
-        tasks, self._group_tasks = self._group_tasks, set()
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._groups.clear()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._batches.clear()
         self._infos.clear()
         await self.endpoint.aclose()
 
-    async def _route(self, prompt: Prompt, verdict: VerdictFormat | None) -> Route:
-        route = self._chat if prompt.chat else self._plain
-        await route.learn(verdict)
-        return route
-
     async def _complete(self, prompt: Prompt, sampling: Sampling, n: int) -> list[Completion]:
-        """Send one request for `n` completions; the caller holds a slot. Some servers return fewer.
-
-        Where they refuse `max_tokens` because the context is shorter, what it leaves is asked for.
-        """
-        route = await self._route(prompt, sampling.verdict)
+        """The answer to one request for `n` completions, of what the context leaves; the caller holds a slot."""
+        route = await self._routes[prompt.chat].learn(sampling.verdict)
         echo = await route.echo(prompt)
-        num_ids = len(route.ids_of(sampling.verdict))
 
-        def read(data: dict[str, Any]) -> list[Completion]:
-            route.opens_thinking |= not prompt.reply and ends_thinking_alone(data)
-            opens_thinking = route.opens_thinking and not prompt.reply
-            return read_completions(data, sampling, n, echo, opens_thinking=opens_thinking, num_ids=num_ids)
+        def read(data: Json) -> list[Completion]:
+            opens_thinking = not prompt.reply and (route.opens_thinking or ends_thinking_alone(data))
+            route.opens_thinking |= opens_thinking
+            return read_completions(data, sampling, n, echo, opens_thinking, len(route.ids_of(sampling.verdict)))
 
         while True:
-            asked = replace(sampling, max_tokens=min(sampling.max_tokens, self._rooms.get(prompt, sampling.max_tokens)))
+            room = min(sampling.max_tokens, self._rooms.get(prompt, sampling.max_tokens))
             try:
-                return await route.ask(prompt, asked, read, n)
+                return await route.ask(prompt, replace(sampling, max_tokens=room), read, n)
             except Refusal as refusal:
                 if refusal.code in ("unsupported_parameter", "unsupported_value"):
                     # Every request of the run would fare the same.
                     raise EngineError(f"{route.where} takes no such setting: {refusal.said}") from None
-                room = await self._room(route, prompt, sampling.max_tokens, refusal)
-                if room is None or room >= asked.max_tokens:
-                    raise
-                self._rooms[prompt] = room
+                self._rooms[prompt] = await self._room(route, prompt, sampling.max_tokens, refusal)
+                is_refused = self._rooms[prompt] >= room
                 if len(self._rooms) > _ROOMS:
                     del self._rooms[next(iter(self._rooms))]
+                if is_refused:
+                    raise
 
-    async def _room(self, route: Route, prompt: Prompt, max_tokens: int, refusal: Refusal) -> int | None:
-        """How many tokens a completion of the prompt may have by the server's refusal; None where that is not told.
-
-        Raises:
-            RequestRefused: too few.
-        """
+    async def _room(self, route: Route, prompt: Prompt, max_tokens: int, refusal: Refusal) -> int:
+        """How many tokens a completion may have by the server's refusal: all, where it tells nothing."""
         if match := _COMPLETION_LIMIT.search(refusal.said):
             return int(match[1])
-        if refusal.context is None:
-            return None
-        num_prompt_tokens, context_length = refusal.context
+        num_prompt_tokens, context_length = refusal.context or (None, None)
         context_length = context_length or next((info.context_length for info in self._infos.values()), None)
-        if context_length is None:
-            return None
+        if refusal.context is None or context_length is None:
+            return max_tokens
         if num_prompt_tokens is None:
-            try:
-                num_prompt_tokens = await route.ask(prompt, Sampling(max_tokens=1), prompt_length, stream=False)
-            except Refusal:
-                return None
-        return None if num_prompt_tokens is None else clipped(num_prompt_tokens, max_tokens, context_length)
+            one = Sampling(max_tokens=1)
+            num_prompt_tokens = await route.ask(prompt, one, lambda data: count(data, "usage", "prompt_tokens"))
+        return max_tokens if num_prompt_tokens is None else clipped(num_prompt_tokens, max_tokens, context_length)
 
     # Equal prompts in one request
 
     async def _join(self, prompt: Prompt, sampling: Sampling) -> Completion:
-        key = (prompt, replace(sampling, seed=None))
-        if key not in self._groups:
-            self._groups[key] = []
-            task = asyncio.create_task(self._serve_group(key))
-            self._group_tasks.add(task)
-            task.add_done_callback(self._group_tasks.discard)
-        future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
-        self._groups[key].append((sampling, future))
-        return await future
-
-    async def _serve_group(self, key: tuple[Prompt, Sampling]) -> None:
-        await asyncio.sleep(self.share_window)
-        await self._serve(key[0], self._groups.pop(key))
-
-    async def _serve(self, prompt: Prompt, callers: Sequence[_Caller]) -> None:
-        """Serve the callers in as few requests as the server allows, at once."""
-        parts = [callers[start : start + self._max_n] for start in range(0, len(callers), self._max_n)]
-        await asyncio.gather(*(self._serve_part(prompt, part) for part in parts))
-
-    async def _serve_part(self, prompt: Prompt, callers: Sequence[_Caller]) -> None:
-        """Serve the callers with one request, and those for whom it gave too few completions with more."""
-        completions: list[Completion] = []
-        try:
-            async with self._slots:
-                callers = [(sampling, future) for sampling, future in callers if not future.done()]
-                if callers:
-                    request = asyncio.create_task(self._complete_some(prompt, callers[0][0], len(callers)))
-                    # It goes on while anyone waits for it.
-                    waiting = asyncio.gather(*(future for _, future in callers), return_exceptions=True)
-                    waiting.add_done_callback(lambda _: request.cancel())
-                    completions = await request
-        except asyncio.CancelledError:
-            for _, future in callers:
-                future.cancel()
-            return
-        except Exception as error:
-            for _, future in callers:
-                if not future.done():
-                    future.set_exception(copy.copy(error))
-            return
-        for (_, future), completion in zip(callers, completions, strict=False):
-            if not future.done():
-                future.set_result(completion)
-        await self._serve(prompt, callers[len(completions) :])
-
-    async def _complete_some(self, prompt: Prompt, sampling: Sampling, n: int) -> list[Completion]:
-        """At least one of `n` completions; learns how many the server gives at once."""
-        try:
-            completions = await self._complete(prompt, sampling, n)
-        except RequestRefused:
-            if n == 1:
+        """A completion of a request that others with this prompt share; those that it leaves out share another one."""
+        key, caller = (prompt, replace(sampling, seed=None)), object()
+        while True:
+            batch = self._batches.get(key)
+            if batch is None or not batch.num_waiting or len(batch.callers) >= self._max_n:
+                batch = self._batches[key] = _Batch()
+                batch.task = asyncio.create_task(self._serve(key, batch))
+                self._tasks.add(batch.task)
+                batch.task.add_done_callback(self._tasks.discard)
+            batch.callers[caller] = sampling
+            batch.num_waiting += 1
+            try:
+                completions = await asyncio.shield(batch.task)
+            except asyncio.CancelledError:
+                batch.num_waiting -= 1
+                if not batch.is_sent:
+                    del batch.callers[caller]
+                if not batch.num_waiting:
+                    batch.task.cancel()
                 raise
-            # The prompt, or the number of completions? Asking for one tells.
-            completions = await self._complete(prompt, sampling, 1)
-            self._max_n = max(1, min(self._max_n, n // 2))
-        else:
-            if len(completions) < n:
-                self._max_n = min(self._max_n, len(completions))
-        return completions
+            except Exception as error:
+                raise copy.copy(error) from None
+            place = list(batch.callers).index(caller)
+            if place < len(completions):
+                return completions[place]
+
+    async def _serve(self, key: tuple[Prompt, Sampling], batch: _Batch) -> list[Completion]:
+        """At least one completion for a batch; learns how many the server gives at once."""
+        try:
+            await asyncio.sleep(self.share_window)
+        finally:
+            if self._batches.get(key) is batch:
+                del self._batches[key]
+        async with self._slots:
+            batch.is_sent, n = True, len(batch.callers)
+            prompt, sampling = key[0], next(iter(batch.callers.values()))
+            try:
+                completions = await self._complete(prompt, sampling, n)
+                self._max_n = min(self._max_n, len(completions)) if len(completions) < n else self._max_n
+            except RequestRefused:
+                if n == 1:
+                    raise
+                # The prompt, or the number of completions? Asking for one tells.
+                completions = await self._complete(prompt, sampling, 1)
+                self._max_n = max(1, min(self._max_n, n // 2))
+            return completions

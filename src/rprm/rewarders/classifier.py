@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Self, TypedDict, Unpack, cast
 
 from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 
-from rprm.engines.endpoint import Endpoint, Transient
+from rprm.engines.endpoint import Endpoint, Transient, context_length_of
 from rprm.engines.files import find_file, identity, read_object
 from rprm.engines.loading import load_tokenizer, plain_errors
-from rprm.engines.openai_route import context_length_of, served_models
 from rprm.engines.worker import Job, ModelWorker, placement
 from rprm.errors import EngineError, RequestRefused
 from rprm.ledger import Ledger, paid_for
