@@ -145,7 +145,7 @@ def test_runs_that_cannot_be_chosen_from(tmp_path: Path) -> None:
             read_candidate_run(run)
     (run / "manifest.json").write_text(json.dumps(manifest))
     (run / "results.jsonl").write_text('{"other": 1}\n')
-    with pytest.raises(CorruptRun, match="line 1 is not a row of Candidates"):
+    with pytest.raises(CorruptRun, match="line 1 is damaged"):
         read_candidate_run(run)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,11 +50,6 @@ RunFolder = Annotated[
 ]
 
 
-@app.callback()
-def search() -> None:
-    """Better answers out of a policy: candidates, Best-of-N, guided search."""
-
-
 @app.command()
 @with_options
 def sample(
@@ -72,18 +67,7 @@ def sample(
     """
     outcome = Outcome(output, json)
     totals = how.sample(policy, seed, which.read(), which.settings, output, strict, outcome.add)
-    outcome.show(
-        totals,
-        {
-            "num_problems": "problems",
-            "num_candidates": "candidates",
-            "num_generated_tokens": "tokens",
-            "num_cut": "candidates cut at the longest length: raise --policy-max-tokens",
-            "num_empty": "candidates without a word",
-            "num_refused": "problems refused",
-            "num_rejected": "rows rejected",
-        },
-    )
+    outcome.show(totals)
     leave(totals.num_rejected)
 
 
@@ -127,13 +111,13 @@ def best_of_n(
         raise InputError("say what to choose from: --candidates RUN|FILE, or --policy SPEC to sample candidates first")
     rewarder = analysis.rewarder(model, in_full=True)
     num_rejected = 0
-    if policy is not None:
+    if candidates is not None:
+        rows, settings = _read_candidates(candidates, which), which.settings
+    else:
+        assert policy is not None
         sampled = output / CANDIDATES
         num_rejected = how.sample(policy, analysis.seed, which.read(), which.settings, sampled, strict).num_rejected
         rows, settings = read_candidate_run(sampled), {}
-    else:
-        assert candidates is not None
-        rows, settings = _read_candidates(candidates, which), which.settings
     outcome = Outcome(output, json, in_full=choice.stopping is ChoiceStoppingName.none)
     totals = run_behind_progress(
         lambda callbacks: choose_among(
@@ -142,26 +126,7 @@ def best_of_n(
         ),
         rewarder.aclose, len(rows.rows), outcome.add, noun="problems",
     )  # fmt: skip
-    outcome.show(
-        totals,
-        {
-            "num_problems": "problems",
-            "num_candidates": "candidates",
-            "num_steps": "steps",
-            "num_steps_judged": "steps judged, in full or in part",
-            "num_analyses": "analyses",
-            "saved": "judging every step in full",
-            "num_generated_tokens": "tokens",
-            "num_analyses_without_verdict": "analyses without a verdict",
-            "num_steps_unscored": "steps that could not be judged",
-            "num_without_reward": "candidates without a reward",
-            "num_fallbacks": "problems in which no candidate has a reward: the first is taken",
-            "num_without_candidates": "problems without a candidate to choose",
-            "num_missing": "problems that the file has no candidates of: not counted",
-            "num_rejected": "rows rejected",
-        },
-        num_missing=len(rows.missing),
-    )
+    outcome.show(totals, num_missing=(len(rows.missing), "problems that the file has no candidates of: not counted"))
     refuse_nothing_judged(totals)
     leave(num_rejected + totals.num_rejected)
 
@@ -178,15 +143,7 @@ def _read_candidates(path: Path, which: ProblemOptions) -> CandidateRows:
     return read_candidate_run(path, limit=which.limit)
 
 
-_ABOUT: dict[StrategyName, str] = {
-    "guided": "Solve step by step, greedily: of 8 next steps the one with the highest reward, as the paper does.",
-    "beam": "Solve step by step with a beam: N next steps a round, of which the best N / WIDTH go on.",
-    "dvts": "Solve step by step in N / WIDTH trees that go on from their best step alone (diverse verifier tree "
-    "search).",
-}
-
-
-def _search_command(name: StrategyName) -> Callable[..., None]:
+def _search_command(name: StrategyName, about: str) -> Callable[..., None]:
     """The command that searches by a strategy."""
 
     def command(
@@ -212,8 +169,7 @@ def _search_command(name: StrategyName) -> Callable[..., None]:
         writer = how.policy(policy, analysis.seed, step_tokens=shape.step_tokens)
         if writer.sampling.temperature == 0.0 and strategy.num_trees * strategy.num_samples > 1:
             raise InputError("at temperature 0 all next steps would be equal: raise --policy-temperature")
-        rewarder = search_rewarder(model, analysis, writer, policy)
-        guided = GuidedSearch(writer, rewarder, strategy, keep_analyses=analyses)
+        guided = GuidedSearch(writer, search_rewarder(model, analysis, writer, policy), strategy, analyses)
         outcome = Outcome(output, json)
         totals = run_behind_progress(
             lambda callbacks: search_problems(
@@ -221,38 +177,22 @@ def _search_command(name: StrategyName) -> Callable[..., None]:
             ),
             guided.aclose, len(problems.problems), outcome.add, noun="problems", activity="searching",
         )  # fmt: skip
-        outcome.show(
-            totals,
-            {
-                "num_problems": "problems",
-                "num_finished": "problems with a finished solution",
-                "num_rounds": "rounds, of all trees together",
-                "num_samples": "next steps sampled",
-                "num_steps": "different steps to judge",
-                "num_duplicates": "steps that read like another one, which was judged for both",
-                "num_analyses": "analyses",
-                "saved": "judging every different step in full",
-                "num_policy_tokens": "tokens of the policy",
-                "num_judge_tokens": "tokens of analyses",
-                "num_analyses_without_verdict": "analyses without a verdict",
-                "num_steps_unscored": "steps that could not be judged",
-                "num_fallbacks": "steps kept without a reward to go by",
-                "num_dead_ends": "trees that came to a dead end",
-                "num_out_of_rounds": "trees that ran out of rounds",
-                "num_out_of_tokens": "trees that ran out of tokens",
-                "num_rejected": "rows rejected",
-            },
-        )
+        outcome.show(totals)
         refuse_nothing_judged(totals)
         leave(totals.num_rejected)
 
-    note = "\n\nKilled, it goes on from where it was. Exit code 3 says that some rows were rejected."
-    command.__doc__ = _ABOUT[name] + note
+    note = "Killed, it goes on from where it was. Exit code 3 says that some rows were rejected."
+    command.__doc__ = f"Solve step by step{about}.\n\n{note}"
     return with_options(command)
 
 
-for _name in _ABOUT:
-    app.command(_name)(_search_command(_name))
+_ABOUT: dict[StrategyName, str] = {
+    "guided": ", greedily: of 8 next steps the one with the highest reward, as the paper does",
+    "beam": " with a beam: N next steps a round, of which the best N / WIDTH go on",
+    "dvts": " in N / WIDTH trees that go on from their best step alone (diverse verifier tree search)",
+}
+for _name, _about in _ABOUT.items():
+    app.command(_name)(_search_command(_name, _about))
 
 
 def search_rewarder(model: str, analysis: AnalysisOptions, policy: Policy, policy_spec: str) -> StepRewarder:
@@ -263,8 +203,7 @@ def search_rewarder(model: str, analysis: AnalysisOptions, policy: Policy, polic
 
     if analysis.max_tokens is None and not is_classifier(model):
         analysis = replace(analysis, max_tokens=min(ANALYSIS_TOKENS, judge_settings(model).max_tokens))
-    engine = policy.engine if model == policy_spec else None
-    return analysis.rewarder(model, in_full=True, engine=engine)
+    return analysis.rewarder(model, in_full=True, engine=policy.engine if model == policy_spec else None)
 
 
 @app.command()
@@ -285,14 +224,14 @@ def show(
     from rprm.report.trees import render_tree
     from rprm.runs import RESULTS, read_json_lines, read_manifest
     from rprm.search.guided import GUIDED
-    from rprm.search.trees import parse_tree
+    from rprm.search.trees import SearchTree
 
     job = read_manifest(run)["stage"]
     if job != GUIDED:
         raise RunError(f"{run} is a run of stage {job!r}; trees are in runs of {GUIDED!r}")
     console = Console(highlight=False)
     is_found = False
-    for tree in map(parse_tree, read_json_lines(run / RESULTS)):
+    for tree in read_json_lines(run / RESULTS, SearchTree.model_validate):
         if id is None or tree.id == id:
             is_found = True
             console.print(render_tree(tree, max_characters=max_characters))
@@ -310,9 +249,7 @@ class Outcome:
     """
 
     def __init__(self, output: Path, json: bool, *, in_full: bool = False) -> None:
-        self._output = output
-        self._json = json
-        self._in_full = in_full
+        self._output, self._json, self._in_full = output, json, in_full
         self._attempts: list[Attempts] = []
 
     def add(self, problem: Any, row: Any) -> None:
@@ -321,17 +258,12 @@ class Outcome:
 
         self._attempts.append(Attempts.of(row, in_full=self._in_full))
 
-    def show(self, totals: SampleTotals | BestOfNTotals | SearchTotals, words: Mapping[str, str], **more: int) -> None:
-        """Print it.
-
-        Args:
-            words: what each of the totals counts; of "saved", against what they were saved; 0 is left out.
-            more: further totals.
-        """
+    def show(self, totals: SampleTotals | BestOfNTotals | SearchTotals, **more: tuple[int, str]) -> None:
+        """Print it, with further counts by name."""
         from rprm.report.mathematics import search_table
         from rprm.search.measure import measure_runs, read_search_run
 
-        counts = totals.as_dict() | more
+        counts = totals.as_dict() | {name: number for name, (number, _) in more.items()}
         has_gold = any(attempts.problem.answer is not None for attempts in self._attempts)
 
         def measured() -> SearchMeasurement:
@@ -351,13 +283,12 @@ class Outcome:
         table = Table(box=None, padding=(0, 1), show_header=False)
         table.add_column(justify="right", style="bold")
         table.add_column()
-        for name, text in words.items():
-            if name == "saved":
-                number = counts["num_analyses_full"] - counts["num_analyses"]
-                share = f" ({number / counts['num_analyses_full']:.0%})" if number else ""
-                text = f"analyses saved{share}, against {text}"
-            else:
-                number = counts[name]
+        what = {one.name: one.metadata["what"] for one in fields(totals) if one.metadata}
+        for name, text in (what | {name: text for name, (_, text) in more.items()}).items():
+            number = counts[name]
+            if name == "num_analyses_full" and number:
+                number -= counts["num_analyses"]
+                text = f"analyses saved ({number / counts[name]:.0%}), against {text}"
             if number:
                 table.add_row(f"{number:,}", text)
         console.print(table)

@@ -1,8 +1,6 @@
 """Choosing one answer among candidates, and how often that is right. Pure functions.
 
-Five ways to choose among N candidates of a problem: any of them (pass@1); the best there is, as if one knew the answer
-(pass@N); the answer that most give (majority); the candidate with the highest reward (Best-of-N); the answer with the
-highest sum of rewards (weighted vote). The rules:
+The rules, of which docs/search.md has the reasons:
 
 - Answers are known by their groups: equal answers have the same number. A candidate without an answer (group -1) does
   not vote; where none has one, the vote has no result, which is wrong.
@@ -10,9 +8,6 @@ highest sum of rewards (weighted vote). The rules:
 - Of equal rewards, the earlier candidate. No reward (None) stands below every number: without any, the first is taken.
 - In a weighted vote None weighs 0; where no voter has a reward, the majority decides.
 - Weights are added as whole multiples of 2^-30, so that a sum does not depend on the order of its members.
-
-From n candidates the accuracy at any N <= n is the expectation over all subsets of N of them, each in the order of its
-candidates.
 """
 
 from __future__ import annotations
@@ -101,7 +96,7 @@ class Accuracy:
     then at most 0.5 / sqrt(max_subsets), 0.8 points at 4,096.
 
     Args:
-        draws: (R, n) candidates by their indices; each row is a pool of its own. See `in_order` and `resampled`.
+        draws: (R, n) candidates by their indices; each row is a pool of its own.
         size: N, from 1 to n.
         max_subsets: of each row.
         seed: of the random subsets.
@@ -167,16 +162,6 @@ class Accuracy:
         return np.asarray(chose_right.mean(axis=2))
 
 
-def in_order(n: int) -> Ints:
-    """(1, n): the candidates as they are."""
-    return np.arange(n)[None]
-
-
-def resampled(n: int, num_rows: int, seed: int) -> Ints:
-    """(num_rows, n): each row n candidates drawn with replacement."""
-    return np.random.default_rng([seed, n]).integers(n, size=(num_rows, n))
-
-
 def powers_up_to(n: int) -> list[int]:
     """1, 2, 4, ... below n, and n."""
     return [2**power for power in range(n.bit_length()) if 2**power < n] + [n]
@@ -195,8 +180,8 @@ def accuracies(pools: Sequence[Pool], size: int, num_strategies: int, seed: int)
     accuracy = np.zeros((len(pools), num_strategies))
     replicates = np.zeros((len(pools), NUM_REPLICATES, num_strategies))
     for n in {len(pool.correct) for pool in pools} - {0}:
-        in_full = Accuracy(in_order(n), min(size, n), seed=seed)
-        draws = resampled(n, NUM_REPLICATES, seed)
+        in_full = Accuracy(np.arange(n)[None], min(size, n), seed=seed)
+        draws = np.random.default_rng([seed, n]).integers(n, size=(NUM_REPLICATES, n))
         in_replicates = Accuracy(draws, min(size, n), max_subsets=REPLICATE_SUBSETS, seed=seed)
         for index, pool in enumerate(pools):
             if len(pool.correct) == n:
