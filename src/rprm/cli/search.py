@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,26 +24,17 @@ from rprm.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from rprm.benchmarks.mathematics import SearchMeasurement
     from rprm.rewarders.base import StepRewarder
-    from rprm.search.candidates import BestOfNTotals, CandidateRows, SampleTotals
+    from rprm.search.candidates import CandidateRows
     from rprm.search.guided import StrategyName
     from rprm.search.measure import Attempts
     from rprm.search.policy import Policy
-    from rprm.search.trees import SearchTotals
 
-app = typer.Typer(
-    rich_markup_mode=None,
-    no_args_is_help=True,
-    help="Better answers out of a policy: candidates, Best-of-N, guided search.",
-)
-
+_HELP = "Better answers out of a policy: candidates, Best-of-N, guided search."
+app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help=_HELP)
 
 PolicySpec = Annotated[
-    str,
-    typer.Option(
-        "--policy", "-p", metavar="SPEC", help="The model that writes solutions, as for `rprm judge --model`."
-    ),
+    str, typer.Option("--policy", "-p", metavar="SPEC", help="The model that writes solutions, as for `rprm judge -m`.")
 ]
 RunFolder = Annotated[
     Path,
@@ -63,8 +55,7 @@ def sample(
 ) -> None:
     """Let a policy write N solutions of each problem. Killed, it goes on from where it was.
 
-    Exit code 3 says that some rows were rejected.
-    """
+    Exit code 3 says that some rows were rejected."""
     outcome = Outcome(output, json)
     totals = how.sample(policy, seed, which.read(), which.settings, output, strict, outcome.add)
     outcome.show(totals)
@@ -99,9 +90,7 @@ def best_of_n(
 ) -> None:
     """Choose the candidate with the highest reward. Killed, it goes on from where it was.
 
-    Exit code 3 says that some rows were rejected.
-    """
-    from rprm.cli.progress import run_behind_progress
+    Exit code 3 says that some rows were rejected."""
     from rprm.errors import InputError
     from rprm.runs import CANDIDATES
     from rprm.search.candidates import choose_among, read_candidate_run
@@ -119,16 +108,15 @@ def best_of_n(
         num_rejected = how.sample(policy, analysis.seed, which.read(), which.settings, sampled, strict).num_rejected
         rows, settings = read_candidate_run(sampled), {}
     outcome = Outcome(output, json, in_full=choice.stopping is ChoiceStoppingName.none)
-    totals = run_behind_progress(
-        lambda callbacks: choose_among(
-            rewarder, rows, output=output, aggregation=choice.aggregate.value, stopping=choice.stopping.value,
-            wave=choice.wave or WAVE, settings=settings, strict=strict, callbacks=callbacks,
+    outcome.more = {"num_missing": (len(rows.missing), "problems that the file has no candidates of: not counted")}
+    num_rejected += outcome.run(
+        partial(
+            choose_among, rewarder, rows, output=output, aggregation=choice.aggregate.value,
+            stopping=choice.stopping.value, wave=choice.wave or WAVE, settings=settings, strict=strict,
         ),
-        rewarder.aclose, len(rows.rows), outcome.add, noun="problems",
+        rewarder.aclose, len(rows.rows), "judging",
     )  # fmt: skip
-    outcome.show(totals, num_missing=(len(rows.missing), "problems that the file has no candidates of: not counted"))
-    refuse_nothing_judged(totals)
-    leave(num_rejected + totals.num_rejected)
+    leave(num_rejected)
 
 
 def _read_candidates(path: Path, which: ProblemOptions) -> CandidateRows:
@@ -160,7 +148,6 @@ def _search_command(name: StrategyName, about: str) -> Callable[..., None]:
         strict: Strict = False,
         json: Json = False,
     ) -> None:
-        from rprm.cli.progress import run_behind_progress
         from rprm.errors import InputError
         from rprm.search.guided import GuidedSearch, search_problems
 
@@ -170,16 +157,11 @@ def _search_command(name: StrategyName, about: str) -> Callable[..., None]:
         if writer.sampling.temperature == 0.0 and strategy.num_trees * strategy.num_samples > 1:
             raise InputError("at temperature 0 all next steps would be equal: raise --policy-temperature")
         guided = GuidedSearch(writer, search_rewarder(model, analysis, writer, policy), strategy, analyses)
-        outcome = Outcome(output, json)
-        totals = run_behind_progress(
-            lambda callbacks: search_problems(
-                guided, problems, output=output, settings=which.settings, strict=strict, callbacks=callbacks
-            ),
-            guided.aclose, len(problems.problems), outcome.add, noun="problems", activity="searching",
+        num_rejected = Outcome(output, json).run(
+            partial(search_problems, guided, problems, output=output, settings=which.settings, strict=strict),
+            guided.aclose, len(problems.problems), "searching",
         )  # fmt: skip
-        outcome.show(totals)
-        refuse_nothing_judged(totals)
-        leave(totals.num_rejected)
+        leave(num_rejected)
 
     note = "Killed, it goes on from where it was. Exit code 3 says that some rows were rejected."
     command.__doc__ = f"Solve step by step{about}.\n\n{note}"
@@ -216,8 +198,7 @@ def show(
 ) -> None:
     """Show search trees: what was proposed, what it was worth, what was kept.
 
-    ● kept  ■ kept, and the solution ends  ○ others scored higher  · dropped: empty, or said before
-    """
+    ● kept  ■ kept, and the solution ends  ○ others scored higher  · dropped: empty, or said before"""
     from rich.console import Console
 
     from rprm.errors import InputError, RunError
@@ -240,17 +221,24 @@ def show(
 
 
 class Outcome:
-    """What a run comes to and, where there are gold answers, how often it is right.
-
-    Args:
-        output: its folder.
-        json: one JSON object in place of tables.
-        in_full: its candidates are judged in full.
-    """
+    """What a run comes to and, where there are gold answers, how often it is right. `in_full`: judged in full."""
 
     def __init__(self, output: Path, json: bool, *, in_full: bool = False) -> None:
         self._output, self._json, self._in_full = output, json, in_full
         self._attempts: list[Attempts] = []
+        #: Further counts by name, and what each counts.
+        self.more: dict[str, tuple[int, str]] = {}
+
+    def run(self, work: Callable[..., Awaitable[Any]], close: Callable[[], Any], num_rows: int, activity: str) -> int:
+        """Do work that judges steps behind a progress line, and print what it came to; returns the rejected rows."""
+        from rprm.cli.progress import run_behind_progress
+
+        totals = run_behind_progress(
+            lambda callbacks: work(callbacks=callbacks), close, num_rows, self.add, noun="problems", activity=activity
+        )
+        self.show(totals)
+        refuse_nothing_judged(totals)
+        return int(totals.num_rejected)
 
     def add(self, problem: Any, row: Any) -> None:
         """Take in a problem's row, so that none has to be read again."""
@@ -258,33 +246,27 @@ class Outcome:
 
         self._attempts.append(Attempts.of(row, in_full=self._in_full))
 
-    def show(self, totals: SampleTotals | BestOfNTotals | SearchTotals, **more: tuple[int, str]) -> None:
-        """Print it, with further counts by name."""
+    def show(self, totals: Any) -> None:
         from rprm.report.mathematics import search_table
         from rprm.search.measure import measure_runs, read_search_run
 
-        counts = totals.as_dict() | {name: number for name, (number, _) in more.items()}
+        counts = totals.as_dict() | {name: number for name, (number, _) in self.more.items()}
         has_gold = any(attempts.problem.answer is not None for attempts in self._attempts)
-
-        def measured() -> SearchMeasurement:
-            return measure_runs([read_search_run(self._output, self._attempts)])
-
+        run = read_search_run(self._output, self._attempts)
         if self._json:
             from json import dumps
 
-            told = {"totals": counts, "measurement": measured().as_dict() if has_gold else None}
+            told = {"totals": counts, "measurement": measure_runs([run]).as_dict() if has_gold else None}
             print(dumps({"output": str(self._output)} | told, ensure_ascii=False))
             return
         from rich.console import Console
-        from rich.table import Table
+        from rich.table import Column, Table
         from rich.text import Text
 
         console = Console(highlight=False)
-        table = Table(box=None, padding=(0, 1), show_header=False)
-        table.add_column(justify="right", style="bold")
-        table.add_column()
+        table = Table(Column(justify="right", style="bold"), Column(), box=None, padding=(0, 1), show_header=False)
         what = {one.name: one.metadata["what"] for one in fields(totals) if one.metadata}
-        for name, text in (what | {name: text for name, (_, text) in more.items()}).items():
+        for name, text in (what | {name: text for name, (_, text) in self.more.items()}).items():
             number = counts[name]
             if name == "num_analyses_full" and number:
                 number -= counts["num_analyses"]
@@ -294,7 +276,7 @@ class Outcome:
         console.print(table)
         console.print(Text(f"results: {self._output / 'results.jsonl'}", style="dim"))
         if has_gold:
-            console.print(search_table(measured()))
+            console.print(search_table(measure_runs([run])))
 
 
 def leave(num_rejected: int) -> None:

@@ -40,12 +40,8 @@ class TemplateShelf(Generic[AnyTemplate]):
         return tuple(sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml")))
 
     def load(self, source: str | Path | None = None) -> AnyTemplate:
-        """Find a template.
-
-        Args:
-            source: the name of a built-in one; a file (`.toml`, or `.txt` that is the user message alone, the rest left
-                at its defaults); a model folder that carries one; None for the default. A built-in name wins over a
-                file of that name; `./critique` means the file.
+        """Find a template: the default, a built-in one by name (which wins over a file of that name; `./critique` means
+        the file), a file (`.toml`, or `.txt` that is the user message alone), or a model folder that carries one.
 
         Raises:
             PromptError: there is no such template, or it cannot be used.
@@ -77,12 +73,8 @@ class TemplateShelf(Generic[AnyTemplate]):
         return self.kind.from_toml(text, str(path))
 
     def carried(self, model: str) -> Path | None:
-        """The template that a model carries in the folder that its spec names, or beside its adapter; the embedded
-        model carries its own.
-
-        Args:
-            model: `KIND:TARGET?option=value`. A hub id carries none: its files are not at hand before it is loaded.
-        """
+        """The template in the folder that a model's spec names, or beside its adapter. A hub id carries none: its files
+        are not at hand before it is loaded."""
         body, _, query = model.partition("?")
         places = [dict(parse_qsl(query)).get("adapter"), JUDGE if body == "embedded" else body.partition(":")[2]]
         found = [Path(place) / self.carried_as for place in places if place]

@@ -1,7 +1,7 @@
 """Derive a released model's prompt template from the rows it was trained on, and prove it on the same rows.
 
-Nothing is known of the fixed text. The numbers 1, 2, ... of the steps show where a row's parts lie; what the parts of a
-few rows have in common at their ends is fixed text. Only rows that are rendered again byte for byte count as proof.
+The numbers 1, 2, ... of the steps show where a row's parts lie; what the parts of a few rows have in common at their
+ends is fixed text. Only rows that are rendered again byte for byte count as proof.
 """
 
 from __future__ import annotations
@@ -25,14 +25,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ImportedTemplate:
-    """A derived template and its proof: `num_exact` of `num_rows` rows are rendered byte for byte.
-
-    Attributes:
-        num_verdicts: outputs with a verdict after the template's marker.
-        differences: the first five rows that were not rendered exactly, with their lines and how they differ.
-        doubts: what so many problems or steps share that it looks like fixed text of a second layout.
-        source: where the rows came from; for a hub data set with its revision. Empty for rows given as such.
-    """
+    """A derived template and its proof: `num_exact` of `num_rows` rows are rendered byte for byte. `differences` has
+    the first five others, `num_verdicts` counts outputs with a verdict after the marker, `doubts` are what looks like
+    fixed text of a second layout, `source` is where the rows came from (a hub data set's revision too)."""
 
     template: PromptTemplate
     num_rows: int
@@ -54,48 +49,37 @@ class ImportedTemplate:
 
 
 def import_template(
-    source: str | Iterable[Mapping[str, Any] | Row],
-    *,
-    name: str,
-    limit: int | None = 2000,
-    marker: str | None = None,
-    instruction_column: str | None = None,
-    output_column: str | None = None,
-    chat: bool | None = None,
-    min_share: float = 0.99,
-    accept_doubts: bool = False,
-) -> ImportedTemplate:
+    source: str | Iterable[Mapping[str, Any] | Row], *, name: str, limit: int | None = 2000, marker: str | None = None,
+    instruction_column: str | None = None, output_column: str | None = None, chat: bool | None = None,
+    min_share: float = 0.99, accept_doubts: bool = False,
+) -> ImportedTemplate:  # fmt: skip
     """Derive the template that made the instructions of training rows.
 
     Args:
         source: the rows, or what `rprm.reading.Source` reads (a hub data set's split `train`); see `read_instructions`.
-        name: of the template.
-        limit: the first rows alone, this many.
         marker: text before the verdict; by default what the outputs' last lines share before Yes or No.
-        instruction_column, output_column: by default the first filled one of those that are usual.
         chat: False where instructions are whole texts; by default so where their fixed text has special tokens.
         min_share: of the rows that must render exactly.
         accept_doubts: whether problems or steps may seem to hold fixed text of a second layout.
 
     Raises:
         InputError: the source cannot be read.
-        PromptError: the rows do not show all that a template needs, seem to follow several layouts, or render exactly
-            in less than `min_share` of the cases.
+        PromptError: the rows do not show all that a template needs, or too few of them render exactly.
     """
     from rprm import reading
 
-    label = ""
+    label, rows = "", source
     if isinstance(source, str):
         reader = reading.Source(source, split="train").pinned()
         label = f"{reader.hub['path']}@{reader.hub['revision']}" if reader.hub else source
-        rows = islice(reader.rows(), limit)
-    else:
-        rows = islice(source, limit)
-    found = list(reading.read_instructions(rows, instruction_column, output_column))
+        rows = reader.rows()
+    found = list(reading.read_instructions(islice(rows, limit), instruction_column, output_column))
     read = [row for row in found if isinstance(row, reading.Instruction)]
     differences = [row for row in found if isinstance(row, reading.Rejected)]
     if not read:
-        raise PromptError(f"{name}: no row has an instruction: {found[0].reason if found else 'there are no rows'}")
+        raise PromptError(
+            f"{name}: no row has an instruction: {differences[0].reason if found else 'there are no rows'}"
+        )
     outputs = [row.output for row in read if row.output is not None]
     [(system, _)] = Counter(row.system for row in read).most_common(1)
     try:
@@ -119,8 +103,8 @@ def import_template(
     if num_exact < min_share * len(found) or num_problems < 2:
         shown = "".join(f"\n  row {row.line}: {row.reason}" for row in differences[:5])
         raise PromptError(
-            f"{name}: only {num_exact} of {len(found)} rows follow the derived template, less than {min_share:.0%}, or "
-            f"they show only {num_problems} problems; give rows of one kind, or accept a smaller share:{shown}"
+            f"{name}: only {num_exact} of {len(found)} rows follow the derived template, less than {min_share:.0%} or "
+            f"not of several problems; give rows of one kind, or accept a smaller share:{shown}"
         )
     doubts = tuple(doubt for what, seen in values.items() for doubt in _doubts(what, seen))
     if doubts and not accept_doubts:
@@ -151,10 +135,8 @@ def _derive_verdict(outputs: Sequence[str]) -> VerdictFormat:
     heads = [match[1].rstrip(" \t*_:>`'\"$({[\\") for match in found]
     marker = _agreed(heads, 0.9, backward=True).lstrip(" \t*_#>-.,;:!?)")
     if not marker or len(heads) < 0.5 * len(outputs):
-        raise _Unclear(
-            f"{len(heads)} of {len(outputs)} outputs end in a line with Yes or No, with {marker!r:.60} in common before "
-            "it: no marker of a verdict; name it with --marker (argument `marker`)"
-        )
+        found_in = f"{len(heads)} of {len(outputs)} outputs end in a line with Yes or No"
+        raise _Unclear(f"{found_in}, with no marker in common before it; name it with --marker (argument `marker`)")
     answers = Counter(match[2] for match in found).most_common()
     spelled = {answer.casefold(): answer for answer, _ in reversed(answers)}
     return VerdictFormat(marker, spelled.get("yes", "Yes"), spelled.get("no", "No"))
@@ -180,13 +162,6 @@ _Labelled = tuple[str, list[tuple[int, int]]]
 class _Unclear(Exception):
     """What the rows do not show."""
 
-    def __init__(self, reason: str = "") -> None:
-        needed = (
-            "at least 20 that differ, of several problems, with steps that are numbered 1, 2, ...; among them rows that "
-            "judge a first, a second, a third and a later step"
-        )
-        super().__init__(reason or f"what it needs is {needed}")
-
 
 class _Parts(NamedTuple):
     """A row cut at its steps' numbers: the step that it judges (1-based), what stands before the first label, from each
@@ -199,10 +174,8 @@ class _Parts(NamedTuple):
 
 
 def _derive(texts: Sequence[str], base: PromptTemplate, chat: bool | None) -> PromptTemplate:
-    """The candidate that leaves the fewest characters to problems and steps (of a text it does not make, all).
-
-    Candidates are read from a few rows each. A row that misleads (a step that quotes "Step 3:") is in some draws only.
-    """
+    """The candidate that leaves the fewest characters to problems and steps (of a text it does not make, all). Each is
+    read from a few rows: one that misleads (a step that quotes "Step 3:") is in some draws only."""
     candidates: dict[PromptTemplate, None] = {}
     draw = random.Random(0)
     texts = texts[:: -(-len(texts) // 300)] if len(texts) >= 20 else []
@@ -210,8 +183,8 @@ def _derive(texts: Sequence[str], base: PromptTemplate, chat: bool | None) -> Pr
         kinds = [[row for row in rows if min(len(row[1]), 3) == kind] for kind in range(4)]
         announced = len(kinds[0]) > max(1, 0.02 * len(rows))
         for size in (16,) * 4 + (8,) * 4 + (4,) * 12:
-            drawn_from = kinds if announced else kinds[1:]
-            some = [row for kind in drawn_from for row in draw.sample(kind, min(size, (len(kind) + 1) // 2))]
+            kinds = kinds if announced else [[], *kinds[1:]]
+            some = [row for kind in kinds for row in draw.sample(kind, min(size, (len(kind) + 1) // 2))]
             if (found := _candidate(seed, some, base, chat, announced)) is not None:
                 candidates[found] = None
 
@@ -220,15 +193,16 @@ def _derive(texts: Sequence[str], base: PromptTemplate, chat: bool | None) -> Pr
         return sum(len(text) if parts is None else len("".join((parts[0], *parts[1]))) for text, parts in taken)
 
     if not candidates:
-        raise _Unclear
+        raise _Unclear(
+            "it needs 20 that differ, of several problems, with steps numbered 1, 2, ...; among them rows that judge a "
+            "first, a second, a third and a later step"
+        )
     return min(candidates, key=free)
 
 
 def _numbered(texts: Sequence[str]) -> Iterator[tuple[str, list[_Labelled]]]:
-    """The likeliest texts right before the steps' numbers; with each, the instructions and where their labels lie.
-
-    Steps' numbers count 1, 2, ..., m in most texts, with a varying m.
-    """
+    """The likeliest texts right before the steps' numbers (1, 2, ..., m in most texts, with a varying m); with each,
+    the instructions and where their labels lie."""
     opening, closing = _agreed(texts, 0.95), _agreed(texts, 0.95, backward=True)
     counted: dict[tuple[str, str], dict[str, list[tuple[int, int]]]] = {}
     kinds_of: dict[str, set[tuple[str, str]]] = {}

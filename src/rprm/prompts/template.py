@@ -18,12 +18,8 @@ from rprm.verdict import VerdictFormat
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message.
-
-    `records`: of a text that is continued as it stands, the parts [start, end) that come from a record (the problem,
-    the steps), in order. Special tokens spelled there are none; elsewhere the template means them. In a chat no content
-    has special tokens.
-    """
+    """One message. `records`: of a text that is continued as it stands, the parts [start, end) that come from a record
+    (problem, steps), in order. Special tokens spelled there are none; elsewhere the template means them."""
 
     role: str
     content: str
@@ -32,10 +28,8 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the model reads: chat messages, or, with `chat=False`, one text that is continued as it stands.
-
-    `reply` is the beginning of the reply, which the model continues. In a text it stands right after it.
-    """
+    """What the model reads: chat messages, or, with `chat=False`, one text that is continued as it stands; then the
+    beginning of the reply, which the model continues."""
 
     messages: tuple[Message, ...]
     chat: bool = True
@@ -43,10 +37,7 @@ class Prompt:
 
     @property
     def text(self) -> str:
-        """The contents and the reply, in order: the whole of a text that is continued as it stands.
-
-        Of chat messages it is a key for equality and for counting, never what is sent.
-        """
+        """All of a text that is continued as it stands; of chat messages a key for equality, never what is sent."""
         contents = "\n\n".join(message.content for message in self.messages)
         return f"{contents}\n\n{self.reply}" if self.chat and self.reply else contents + self.reply
 
@@ -85,8 +76,8 @@ class Template:
     """What the templates of every kind have: their texts, the checks of them, their file.
 
     Attributes:
-        name: how messages and manifests call it; no part of its content.
-        user: the user message; of its placeholders, `{{problem}}` is required.
+        KIND, NAMES, TABLES: how messages call it; placeholders of `user`, besides `{{open_braces}}`; keys of tables.
+        name: no part of its content.
         system: the system message, verbatim; empty for none.
         chat: False where `user` is the whole text with the model's own special tokens, to be continued as it stands.
 
@@ -94,11 +85,8 @@ class Template:
         PromptError: an unknown or missing placeholder, a text that cannot be used or is no Unicode.
     """
 
-    #: How messages call this kind of template.
     KIND: ClassVar[str]
-    #: Placeholders of `user`, besides `{{open_braces}}`.
     NAMES: ClassVar[tuple[str, ...]]
-    #: Keys that hold a table, in the order of the file.
     TABLES: ClassVar[Mapping[str, type[VerdictFormat]]] = {}
 
     name: str
@@ -108,10 +96,8 @@ class Template:
 
     def __post_init__(self) -> None:
         for key, value in self._content().items():
-            try:
-                str(value).encode()
-            except UnicodeEncodeError as error:
-                raise self._error(f"{key} has half a surrogate pair at character {error.start}") from None
+            if half := re.search("[\ud800-\udfff]", str(value)):
+                raise self._error(f"{key} has half a surrogate pair at character {half.start()}")
         if "problem" not in self._check_names("user", self.user, self.NAMES):
             raise self._error("user has no {{problem}}")
         misplaced = [match[0] for match in PLACEHOLDER.finditer(self.system) if match[1] in (*self.NAMES, _BRACES)]
@@ -158,27 +144,17 @@ class Template:
     def to_toml(self) -> str:
         """The template as a file's content; `from_toml` gives an equal template back, whatever its texts hold."""
         values = asdict(self)
-        # Texts of many lines stand last, before the tables.
-        order = sorted(values, key=lambda key: (key in self.TABLES, key in ("system", "user"), key == "user"))
-        lines = []
-        for key in order:
-            if key in self.TABLES:
-                lines += ["", f"[{key}]", *(f"{inner} = {_toml(text)}" for inner, text in values[key].items())]
-            else:
-                lines.append(f"{key} = {_toml(values[key], is_block=key in ('system', 'user'))}")
+        blocks = ("system", "user")  # Texts of many lines stand last, before the tables.
+        lines = [f"{key} = {_toml(values[key])}" for key in values if key not in (*blocks, *self.TABLES)]
+        lines += [f"{key} = {_toml(values[key], is_block=True)}" for key in blocks]
+        for table in self.TABLES:
+            lines += ["", f"[{table}]", *(f"{key} = {_toml(text)}" for key, text in values[table].items())]
         return "\n".join(lines) + "\n"
 
     @classmethod
     def from_toml(cls, text: str, source: str) -> Self:
-        """Read what `to_toml` writes; every key but `user` may be left out.
-
-        Args:
-            text: the content of the file.
-            source: the file, for messages; its stem names the template where the content does not.
-
-        Raises:
-            PromptError: not TOML, an unknown key, a value of another type, or a template that cannot be used.
-        """
+        """Read what `to_toml` writes; every key but `user` may be left out. The stem of the file `source` names the
+        template where its text does not. `PromptError` where it is no such file, or the template cannot be used."""
         keys = [one.name for one in fields(cls) if one.name not in cls.TABLES]
         keys += [f"{key}.{one.name}" for key, table in cls.TABLES.items() for one in fields(table)]
         try:
@@ -201,19 +177,9 @@ class Template:
 
 @dataclass(frozen=True)
 class PolicyTemplate(Template):
-    """The layout of a prompt that asks for a solution: everything but the problem.
-
-    Placeholders of `user`: `{{problem}}`. `{{open_braces}}` stands for two literal opening braces.
-
-    Attributes:
-        step_separator: what ends a step in the solution. A solution that is begun ends in it, so that the next step
-            follows.
-        stop: a text that ends the solution wherever it begins; empty for none. Base models, which know no end, need
-            one.
-
-    Raises:
-        PromptError: as for every template; an empty separator.
-    """
+    """The layout of a prompt that asks for a solution: everything but the problem (`{{problem}}` in `user`). A solution
+    that is begun ends in `step_separator`, so that the next step follows. `stop` ends a solution wherever it begins;
+    empty for none. Base models, which know no end, need one."""
 
     KIND = "policy template"
     NAMES = ("problem",)
@@ -236,19 +202,9 @@ class PromptTemplate(Template):
     """The layout of a critique prompt: everything but the problem and the steps.
 
     Placeholders of `user`: `{{problem}}`; either `{{steps}}` (every step up to and including the judged one, in
-    `step_format`) or both `{{previous_steps}}` (those before it, likewise) and `{{step}}` (the judged step's bare
-    text); `{{step_number}}` (1-based). `{{open_braces}}` stands for two literal opening braces. All else is literal.
-
-    Attributes:
-        step_format: one listed step, of `{{number}}` (1-based) and `{{step}}`.
-        step_separator: between two listed steps.
-        no_previous_steps: in place of `{{previous_steps}}` when the first step is judged.
-        stop: a text that ends the reply wherever it begins; empty for none. Base models, which know no end, need one.
-        verdict: how analyses end.
-
-    Raises:
-        PromptError: as for every template; an empty marker, equal answers.
-    """
+    `step_format`) or both `{{previous_steps}}` (those before it, likewise; `no_previous_steps` where it is the first)
+    and `{{step}}` (the judged step's bare text); `{{step_number}}` (1-based). `{{open_braces}}` stands for two literal
+    opening braces. `stop` ends a reply wherever it begins; empty for none."""
 
     KIND = "prompt template"
     NAMES = ("problem", "steps", "previous_steps", "step", "step_number")
@@ -274,13 +230,8 @@ class PromptTemplate(Template):
             raise self._error("verdict.yes and verdict.no must be two different words")
 
     def render(self, problem: str, steps: Sequence[str], step_index: int) -> Prompt:
-        """The prompt that judges `steps[step_index]` (0-based); later steps have no influence on it.
-
-        The marker of a verdict does not stand in what comes from the record (`VerdictFormat.disarmed`).
-
-        Raises:
-            PromptError: the solution has no such step.
-        """
+        """The prompt that judges `steps[step_index]` (0-based, else `PromptError`); later steps have no influence on
+        it. The marker of a verdict does not stand in what comes from the record (`VerdictFormat.disarmed`)."""
         if not 0 <= step_index < len(steps):
             raise self._error(f"step_index {step_index} is out of range: the solution has {len(steps)} steps")
         problem, *steps = map(self.verdict.disarmed, (problem, *steps[: step_index + 1]))
@@ -289,20 +240,14 @@ class PromptTemplate(Template):
             for number, step in enumerate(steps, 1)
         ]
         separator = Filled(self.step_separator)
-        return self._prompt(
-            {
-                "problem": Filled.record(problem),
-                "steps": separator.join(listed),
-                "previous_steps": separator.join(listed[:-1]) if step_index else Filled(self.no_previous_steps),
-                "step": Filled.record(steps[step_index]),
-                "step_number": Filled(str(step_index + 1)),
-            }
-        )
+        previous = separator.join(listed[:-1]) if step_index else Filled(self.no_previous_steps)
+        values = {"problem": Filled.record(problem), "steps": separator.join(listed), "previous_steps": previous}
+        values |= {"step": Filled.record(steps[step_index]), "step_number": Filled(str(step_index + 1))}
+        return self._prompt(values)
 
     def take_apart(self, text: str) -> tuple[str, list[str]] | None:
-        """What `render` was given to make a user message: the problem, and the steps up to the judged one; None where
-        it makes no such text. Of several ways the one with the shortest problem and earlier steps is taken.
-        """
+        """What `render` was given to make a user message: problem, steps up to the judged one; None where it makes no
+        such text. Of several ways the one with the shortest problem and earlier steps is taken."""
         at = self._step_pieces.index("step")
         joint = [self._step_pieces[-1] + self.step_separator + self._step_pieces[0], *self._step_pieces[1:at]]
         highest, end = 0, 0
@@ -328,9 +273,7 @@ class PromptTemplate(Template):
             found, wanted = text[: len(text) - at][-40:], end[: len(end) - at][-40:]
             return f"{at} characters before its end stands {found!r} instead of {wanted!r}"
         missing = next((piece for piece in pieces if piece not in text), None)
-        return (
-            f"it has no {missing!r:.80}" if missing else "its steps do not follow each other as the template has them"
-        )
+        return f"it has no {missing!r:.80}" if missing else "its steps do not follow each other as in the template"
 
     @cached_property
     def _step_pieces(self) -> list[str]:

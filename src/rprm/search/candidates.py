@@ -1,7 +1,5 @@
-"""Candidates: whole solutions of a problem, sampled from a policy or brought from elsewhere; the best of them chosen.
-
-Best-of-N takes of a problem's candidates the one with the highest reward (R-PRM, arXiv 2503.21295, section 4).
-"""
+"""Candidates: whole solutions of a problem, sampled from a policy or brought from elsewhere; the best of them chosen
+(Best-of-N; R-PRM, arXiv 2503.21295, section 4)."""
 
 from __future__ import annotations
 
@@ -42,11 +40,8 @@ class Candidates(ProblemRow):
 
 
 class CandidateReward(Record):
-    """A candidate's reward lies from `low` to `high`, and is `low` where it was judged in full (`settled`).
-
-    None stands below every number: a candidate that has, or may have, no reward at all. `steps` are those that were
-    judged, each as far as it was.
-    """
+    """A candidate's reward lies from `low` to `high`, and is `low` where it was judged in full (`settled`); None stands
+    below every number. `steps` are those that were judged, each as far as it was."""
 
     low: float | None
     high: float | None
@@ -55,11 +50,8 @@ class CandidateReward(Record):
 
 
 class JudgedCandidates(ProblemRow):
-    """Candidates of one problem with their rewards, and the choice among them.
-
-    `chosen` is the index of the candidate with the highest reward, of equal ones the first; None where there are no
-    candidates. `fell_back`: none has a reward, so that the first was taken.
-    """
+    """Candidates of one problem with their rewards. `chosen` is the index of the one with the highest reward, of equal
+    ones the first; None where there are no candidates. `fell_back`: none has a reward, so that the first was taken."""
 
     candidates: tuple[Candidate, ...]
     rewards: tuple[CandidateReward, ...]
@@ -103,9 +95,7 @@ async def sample_candidates(
     **run: Unpack[JobOptions],
 ) -> SampleTotals:  # fmt: skip
     """Write N candidates of every problem into a run folder: rows of `Candidates`. Equal ones stay: they are samples.
-
-    Started again it resumes. `settings`, `run`, totals and errors are as for `judge_source`.
-    """
+    Started again it resumes. `settings`, `run`, totals and errors are as for `judge_source`."""
     totals = SampleTotals()
     settings = {**(settings or {}), "num_candidates": num_candidates, "policy": await policy.start()}
 
@@ -162,10 +152,8 @@ class BestOfNTotals(RunTotals):
 
 @dataclass(frozen=True)
 class CandidateRows:
-    """Candidates at hand: a row a problem; `missing` are the ids of problems without any.
-
-    `source` identifies candidates and problems together, `settings` are those of the run that wrote the candidates.
-    """
+    """Candidates at hand: a row a problem; `missing` are the ids of problems without any. `source` identifies
+    candidates and problems together, `settings` are those of the run that wrote the candidates."""
 
     rows: tuple[Candidates, ...]
     rejected: tuple[Rejected, ...]
@@ -179,11 +167,9 @@ async def choose_among(
     stopping: ChoiceStopping = "exact", wave: int = WAVE, settings: dict[str, Any] | None = None,
     **run: Unpack[JobOptions],
 ) -> BestOfNTotals:  # fmt: skip
-    """Choose among the candidates of many problems, in a run folder: rows of `JudgedCandidates`.
-
-    Started again it resumes. `settings`, `run`, totals and errors are as for `judge_source`. The rewarder's threshold
-    and its own stopping play no part. `wave` is for "exact"; see `race`.
-    """
+    """Choose among the candidates of many problems, in a run folder: rows of `JudgedCandidates`. Started again it
+    resumes. `settings`, `run`, totals and errors are as for `judge_source`. The rewarder's threshold and its own
+    stopping play no part. `wave` is for "exact"; see `race`."""
     described = await rewarder.start()
     num_analyses = rewarder.rule.num_analyses if isinstance(rewarder, AnalysisSampler) else 0
     totals = BestOfNTotals(num_analyses_per_step=num_analyses)
@@ -219,11 +205,8 @@ async def choose_best(
 
 
 def read_candidate_run(folder: str | Path, *, limit: int | None = None) -> CandidateRows:
-    """Candidates of a run of `rprm search sample`, of the first `limit` problems.
-
-    Raises:
-        RunError: it is no such run, or is not complete, or (`CorruptRun`) is damaged.
-    """
+    """Candidates of a run of `rprm search sample`, of the first `limit` problems. `RunError` where it is no such run,
+    not complete, or (`CorruptRun`) damaged."""
     manifest = finished_manifest(folder, stage=SAMPLE, command="rprm search sample")
     path = Path(folder) / RESULTS
     rows = tuple(read_json_lines(path, Candidates.model_validate))
@@ -232,11 +215,8 @@ def read_candidate_run(folder: str | Path, *, limit: int | None = None) -> Candi
 
 
 def read_candidate_file(path: str | Path, problems: Problems) -> CandidateRows:
-    """Candidates that were written elsewhere; docs/search.md has the forms of a row.
-
-    Raises:
-        InputError: there is no such file, or no row can be used.
-    """
+    """Candidates that were written elsewhere; docs/search.md has the forms of a row. `InputError` where there is no
+    such file, or no row can be used."""
     source = Source(str(path))
     named: dict[tuple[str, str], list[Problem]] = defaultdict(list)
     for problem in problems.problems:

@@ -63,13 +63,8 @@ def weighted_vote(groups: Sequence[int], rewards: Sequence[float | None]) -> int
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """The candidates of one problem, n of them, as far as choosing is concerned.
-
-    Attributes:
-        correct: (n,) whether each is right.
-        groups: (n,) the number of its answer's group, -1 where it gives none.
-        rewards: (A, n) from 0 to 1, under each of A aggregations; NaN for none.
-    """
+    """The candidates of one problem: `correct` (n,); `groups` (n,) of equal answers, -1 for none; `rewards` (A, n) from
+    0 to 1 under each of A aggregations, NaN for none."""
 
     correct: NDArray[np.bool_]
     groups: Ints
@@ -88,19 +83,12 @@ class Pool:
 
 
 class Accuracy:
-    """How often each strategy is right with N candidates, for pools of n.
+    """How often each strategy is right with N = `size` of n candidates, for pools given by the rows of `draws` (R, n).
 
     Pass@N (Chen et al. 2021, arXiv 2107.03374) and Best-of-N are exact: of n candidates ranked by reward, the one at
     rank r (from 0) is the best of C(n-1-r, N-1) subsets. Votes are counted over all C(n, N) subsets up to
     `max_subsets`, else over so many random ones, the same for every pool; the standard error of a problem's accuracy is
-    then at most 0.5 / sqrt(max_subsets), 0.8 points at 4,096.
-
-    Args:
-        draws: (R, n) candidates by their indices; each row is a pool of its own.
-        size: N, from 1 to n.
-        max_subsets: of each row.
-        seed: of the random subsets.
-    """
+    then at most 0.5 / sqrt(max_subsets), 0.8 points at 4,096."""
 
     def __init__(self, draws: Ints, size: int, *, max_subsets: int = MAX_SUBSETS, seed: int = 0) -> None:
         num_rows, n = draws.shape

@@ -78,9 +78,7 @@ def search_strategy(
 @dataclass(frozen=True)
 class GuidedSearch:
     """A policy proposes steps, a rewarder rewards them: its own early stopping plays no part, racing takes its place.
-
-    `keep_analyses` keeps the analyses' texts in the trees.
-    """
+    `keep_analyses` keeps the analyses' texts in the trees."""
 
     policy: Policy
     rewarder: StepRewarder
@@ -115,10 +113,8 @@ class GuidedSearch:
 async def search_problems(
     search: GuidedSearch, problems: Problems, *, settings: dict[str, Any] | None = None, **run: Unpack[JobOptions]
 ) -> SearchTotals:
-    """Search for the solutions of many problems, in a run folder: rows of `SearchTree`.
-
-    Started again it resumes. `settings`, `run`, totals and errors are as for `judge_source`.
-    """
+    """Search for the solutions of many problems, in a run folder: rows of `SearchTree`. Started again it resumes.
+    `settings`, `run`, totals and errors are as for `judge_source`."""
     settings = (settings or {}) | await search.start()
     totals = SearchTotals()
     job = Job(GUIDED, search.solve, SearchTree.model_validate, totals, search.concurrency, noun="problem")

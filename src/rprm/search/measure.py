@@ -1,8 +1,7 @@
 """Runs of the search commands on the mathematics sets, measured beside each other: accuracy, its uncertainty, its cost.
 
-Intervals are 95% percentile intervals of a bootstrap in two stages (Davison and Hinkley 1997, section 3.8): problems
-within each set, and for each the accuracy on candidates drawn with replacement, shifted to the problem's own accuracy
-as its mean (docs/search.md).
+Intervals are 95% percentile intervals of a bootstrap in two stages (Davison and Hinkley 1997, section 3.8): problems,
+and for each the accuracy on candidates drawn with replacement (docs/search.md).
 """
 
 from __future__ import annotations
@@ -40,14 +39,12 @@ _ROWS: dict[str, type[Any]] = {SAMPLE: Candidates, BEST_OF_N: JudgedCandidates, 
 
 @dataclass(frozen=True)
 class Attempts:
-    """The solutions of one problem in one run, n of them, and the index of the one that the run chose.
+    """The n solutions of one problem in one run, the index of the one that it chose, whether without a reward to go by.
 
     Attributes:
         digest: of the solutions' texts.
         answers: the final answer of each, None where it gives none.
         policy_tokens, judge_tokens: None where they were not counted, or nothing was judged.
-        fell_back: it chose without a reward to go by.
-        failure: why there are no solutions.
         rewards: by aggregation, of each; empty where they were not judged in full.
         grades, groups: of the answers, once they are graded.
     """
@@ -91,13 +88,10 @@ class Attempts:
 
 @dataclass(frozen=True, eq=False)
 class SearchRun:
-    """A run of a search command.
+    """A run of a search command; `policy` and `judge` as tables print them.
 
     Attributes:
-        method: how it chose a solution, N standing for the number of candidates (`Best-of-N (min)`); None where it only
-            sampled.
-        policy, judge: the models that wrote and rewarded the solutions, as tables print them.
-        attempts: one a problem.
+        method: how it chose a solution (`Best-of-N (min)`); None where it only sampled.
         is_search: it is guided step by step, so that a problem has the one solution it arrived at.
         notes: what a reader of its figures must know, in sentences.
     """
@@ -127,11 +121,8 @@ class SearchRun:
 
 
 def read_search_run(folder: str | Path, attempts: Iterable[Attempts] | None = None) -> SearchRun:
-    """Read a run folder of `rprm search`; where its attempts are known already, its rows are not.
-
-    Raises:
-        RunError: it is no run folder, or one of another job, or (`CorruptRun`) damaged.
-    """
+    """Read a run folder of `rprm search`; where its attempts are known already, its rows are not. `RunError` where it
+    is none, or of another job, or (`CorruptRun`) damaged."""
     manifest = read_manifest(folder)
     job, settings = manifest["stage"], manifest["settings"]
     if job not in _ROWS:
@@ -174,8 +165,7 @@ def measure_runs(
         baseline: the row that others are compared with, besides the majority: `pass@1` (the default), `majority@8`,
             `Best-of-N (min)`, ... A row is compared with that of its own candidates, or the first where it has none.
         curve: also with fewer candidates.
-        num_resamples: of the bootstrap.
-        seed: of the resamples, and of random subsets of candidates.
+        num_resamples, seed: of the bootstrap.
 
     Raises:
         BenchmarkError: there is no run, problem or such baseline; runs differ in a problem of one id.

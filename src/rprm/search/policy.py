@@ -38,13 +38,9 @@ class Continuation(Record):
 class Policy:
     """A language model that solves problems. Sample j of a prompt depends on the prompt, the seed and j alone.
 
-    `solve` and `next_step` raise `RequestRefused` where problem and steps are too long for the model, and
-    `EngineUnavailable` where the engine stopped answering.
-
-    Args:
-        sampling: temperature, top-p and length of a whole solution; its seed is the seed of the run.
-        step_tokens: the longest step, in tokens.
-    """
+    `sampling` is that of a whole solution, `step_tokens` the longest step. `solve` and `next_step` raise
+    `RequestRefused` where problem and steps are too long for the model, `EngineUnavailable` where it stopped
+    answering."""
 
     engine: Engine
     template: PolicyTemplate
@@ -57,10 +53,7 @@ class Policy:
 
     async def start(self, *, stepwise: bool = False) -> dict[str, Any]:
         """Load the model, to write step by step or whole; returns what its solutions depend on, for the manifest.
-
-        Raises:
-            EngineError: it cannot be loaded, or (`Unsupported`) it cannot continue a solution that is begun.
-        """
+        `EngineError` where it cannot be loaded, or (`Unsupported`) cannot continue a solution that is begun."""
         info = await self.engine.start(chat=self.template.chat)
         if stepwise and self.template.chat and not info.continues_replies:
             raise Unsupported(

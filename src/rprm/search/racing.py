@@ -11,7 +11,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal, Protocol, get_args
 
@@ -38,10 +38,8 @@ WAVE = 4
 
 
 def aggregate(rewards: Sequence[float | None], how: Aggregation) -> float | None:
-    """The reward of a solution, or None where it has none: no steps, or one that it depends on is unscored.
-
-    "last" depends on the last step alone, the others on all.
-    """
+    """The reward of a solution, or None where it has none: no steps, or one that it depends on is unscored ("last"
+    depends on the last step alone, the others on all)."""
     scored = [reward for reward in (rewards[-1:] if how == "last" else rewards) if reward is not None]
     if not scored or (how != "last" and len(scored) < len(rewards)):
         return None
@@ -51,11 +49,9 @@ def aggregate(rewards: Sequence[float | None], how: Aggregation) -> float | None
 
 
 class Contender(Protocol):
-    """One of several things of which the best is wanted, with bounds of its final value.
-
-    `outlook` has the bounds after one more draw, after two, ..., where each says what is expected of it; it ends where
-    nothing is left to draw. `draw` makes the next so many draws, which are decided at the call, before any is awaited.
-    """
+    """One of several things of which the best is wanted, with bounds of its final value. `outlook` has those after one
+    more draw, after two, ..., where each says what is expected of it; it ends where nothing is left to draw. `draw`
+    makes the next so many draws, which are decided at the call, before any is awaited."""
 
     @property
     def bounds(self) -> Bounds: ...
@@ -66,14 +62,10 @@ class Contender(Protocol):
 
 
 async def race(contenders: Sequence[Contender], num_wanted: int = 1, *, wave: int = WAVE) -> list[int]:
-    """Draw until the best are certain: by final value, of equal ones the first.
+    """Draw until the best are certain, by final value, of equal ones the first; returns their indices, ascending.
 
     What is drawn does not depend on how long draws take, but on `wave`, the most draws to make at once: more of them
-    are fewer waves, and more draws in all. The same contender may stand at several places.
-
-    Returns:
-        Indices of the best, ascending; all of them where there are not more than wanted.
-    """
+    are fewer waves, and more draws in all. The same contender may stand at several places."""
     while draws := _next_wave(contenders, num_wanted, wave):
         await all_or_none(contenders[index].draw(num_draws) for index, num_draws in sorted(draws.items()))
     return sorted(_ranked(contender.bounds for contender in contenders)[:num_wanted])
@@ -90,11 +82,8 @@ async def settle(contender: Contender) -> None:
 
 
 def _next_wave(contenders: Sequence[Contender], num_wanted: int, wave: int) -> Counter[int]:
-    """How often to draw from which contender; nothing once the best are certain.
-
-    Drawn from is the one of the best that is the least sure of its place. A wave of several draws is planned as if each
-    of them said what is expected of it, so that it spreads as one draw after the other would have.
-    """
+    """How often to draw from which contender; nothing once the best are certain. Drawn from is the one of the best that
+    is the least sure of its place; each draw of a wave is planned as if those before it said what is expected."""
     same = [contenders.index(contender) for contender in contenders]
     known = [contender.bounds for contender in contenders]
     outlooks = [contender.outlook() for contender in contenders]
@@ -131,12 +120,9 @@ def _key(value: float | None) -> float:
 
 
 class StepScores:
-    """What is known of the steps of one problem's solutions; those that begin alike share these steps.
-
-    An `AnalysisSampler` is asked for single analyses. Any other rewarder judges a solution whole, in one draw
-    (`judged`). Two races that may meet at a step are to be run one after the other: what each draws depends on what it
-    finds drawn.
-    """
+    """What is known of the steps of one problem's solutions; those that begin alike share these steps. An
+    `AnalysisSampler` is asked for single analyses, any other rewarder judges a solution whole, in one draw (`judged`).
+    Two races that may meet at a step run one after the other: what each draws depends on what it finds drawn."""
 
     def __init__(self, rewarder: StepRewarder, problem: str, ledger: Ledger | None = None) -> None:
         self._rewarder = rewarder
@@ -154,14 +140,13 @@ class StepScores:
 
     def solution(self, steps: Steps, aggregation: Aggregation) -> Contender:
         """A solution, whole or as far as it goes. Equal ones are the same contender."""
-        if (steps, aggregation) not in self._contenders:
-            analysed = self._analysed(steps)
-            self._contenders[steps, aggregation] = (
-                _JudgedWhole(self, steps, aggregation)
-                if analysed is None
-                else _AnalysedSolution(analysed[-1:] if aggregation == "last" else analysed, aggregation)
-            )
-        return self._contenders[steps, aggregation]
+        if (found := self._contenders.get((steps, aggregation))) is None:
+            if (analysed := self._analysed(steps)) is None:
+                found = _JudgedWhole(self, steps, aggregation)
+            else:
+                found = _AnalysedSolution(analysed[-1:] if aggregation == "last" else analysed, aggregation)
+            self._contenders[steps, aggregation] = found
+        return found
 
     def rewards(self, steps: Steps) -> tuple[StepReward, ...]:
         """Of those steps of a solution that were judged, each as far as it was."""
@@ -187,10 +172,11 @@ class StepScores:
         """The steps one by one; None where the rewarder judges solutions whole."""
         if self._sampler is None:
             return None
-        for known in (steps[: end + 1] for end in range(len(steps))):
+        path = [steps[: end + 1] for end in range(len(steps))]
+        for known in path:
             if known not in self._steps:
                 self._steps[known] = _AnalysedStep(self._sampler, self._problem, known, self._scoped(known))
-        return [self._steps[steps[: end + 1]] for end in range(len(steps))]
+        return [self._steps[known] for known in path]
 
     def _scoped(self, steps: Steps) -> Ledger | None:
         return self._ledger and ScopedLedger(self._ledger, digest_of(steps))
@@ -198,7 +184,7 @@ class StepScores:
 
 @dataclass(frozen=True, eq=False)
 class _JudgedWhole:
-    """A solution that one draw settles."""
+    """A solution that one draw settles: every one that could be the best has to be judged."""
 
     scores: StepScores
     steps: Steps
@@ -213,33 +199,29 @@ class _JudgedWhole:
         return value, value
 
     def outlook(self) -> Iterator[Bounds]:
-        # Whatever is expected of it: every contender that could be the best has to be judged.
         return iter([] if self.steps in self.scores.judged else [(0.5, 0.5)])
 
     def draw(self, num_draws: int) -> Coroutine[Any, Any, None]:
         return self.scores.judge_in_full(self.steps)
 
 
-@dataclass(eq=False)
 class _AnalysedStep:
     """The last of `steps`, with the analyses drawn so far."""
 
-    judge: AnalysisSampler
-    problem: str
-    steps: Steps
-    ledger: Ledger | None
-    analyses: list[Analysis] = field(default_factory=list)
-    bounds: Bounds = (None, 1.0)
-    failure: str | None = None
-    #: What two contenders ask for at once is drawn once.
-    drawing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    def __init__(self, judge: AnalysisSampler, problem: str, steps: Steps, ledger: Ledger | None) -> None:
+        self.judge, self.problem, self.steps, self.ledger = judge, problem, steps, ledger
+        self.index = len(steps) - 1
+        self.analyses: list[Analysis] = []
+        self.bounds: Bounds = (None, 1.0)
+        self.failure: str | None = None
+        #: What two contenders ask for at once is drawn once.
+        self.drawing = asyncio.Lock()
 
     @property
     def reward(self) -> StepReward | None:
-        index = len(self.steps) - 1
         if self.failure is not None:
-            return self.judge.unscored(index, self.failure)
-        return self.judge.reward(index, self.analyses) if self.analyses else None
+            return self.judge.unscored(self.index, self.failure)
+        return self.judge.reward(self.index, self.analyses) if self.analyses else None
 
     async def reach(self, num_analyses: int) -> None:
         """Draw until there are so many analyses."""
@@ -248,15 +230,12 @@ class _AnalysedStep:
             if not missing or self.failure is not None:
                 return
             try:
-                index = len(self.steps) - 1
-                self.analyses += await self.judge.analyse(self.problem, self.steps, index, missing, self.ledger)
-            except RequestRefused as error:
-                self.analyses.clear()
-                self.failure = str(error)
-                self.bounds = None, None
-            else:
+                self.analyses += await self.judge.analyse(self.problem, self.steps, self.index, missing, self.ledger)
                 p_yes = [analysis.p_yes for analysis in self.analyses]
                 self.bounds = mean_bounds(p_yes, self.judge.rule.num_analyses)
+            except RequestRefused as error:
+                self.analyses.clear()
+                self.failure, self.bounds = str(error), (None, None)
 
 
 class _Outlook:
@@ -282,10 +261,8 @@ class _Outlook:
 
 @dataclass(frozen=True, eq=False)
 class _AnalysedSolution:
-    """A solution whose steps are analysed one at a time: next always the one that promises the lowest reward.
-
-    That rules a weak solution out soonest, and a strong one needs all its steps in any case.
-    """
+    """A solution whose steps are analysed one at a time, next always the one that promises the lowest reward:
+    that rules a weak solution out soonest, and a strong one needs all its steps in any case."""
 
     steps: Sequence[_AnalysedStep]
     aggregation: Aggregation

@@ -30,15 +30,10 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Strategy(Record):
-    """How a search spends its samples.
-
-    Attributes:
-        beam_size: steps that a tree goes on from, and solutions that it ends with.
-        width: next steps sampled for each of them.
-        max_rounds: the most steps of a solution.
-        max_solution_tokens: a solution of so many tokens that has not ended is given up; None for no limit.
-        wave: see `race`. None judges everything in full, with the same choices.
-    """
+    """How a search spends its samples: `num_trees` with `beam_size` steps that each goes on from (and solutions that it
+    ends with), `width` next steps sampled for each of them, a score by `aggregation`. A solution of
+    `max_solution_tokens` that has not ended is given up. `wave`: see `race`; None judges everything in full, with the
+    same choices."""
 
     name: str
     num_trees: Count
@@ -66,10 +61,8 @@ class SearchNode(Record):
 
     Attributes:
         id: its place among the nodes of its problem; `parent` is that of the step before it, `ROOT` for a first step.
-        round: number of steps before it.
         step: its text; empty where the policy ended the solution after the step before.
-        samples: numbers of the samples that gave it.
-        num_tokens, num_policy_tokens: of the first sample, and of all.
+        num_tokens, num_policy_tokens: of the first of its samples, and of all.
         ended: the policy ended its solution with it; None where the engine cannot tell.
         low, high: its reward lies between them; None stands below every number (no reward).
         rewards: of all steps up to it, where the rewarder judges them together.
@@ -116,15 +109,10 @@ class PolicyRefusal(Record):
 
 
 class SearchTree(ProblemRow):
-    """The search for one problem's solution, all its trees, and the solution that was chosen.
-
-    Attributes:
-        num_analyses: K; None where the rewarder writes no analyses.
-        nodes: a parent before its children.
-        finished: nodes that end a solution, in the order in which they were found.
-        chosen: the last node of the chosen solution, which is `text`; None where there is not one step.
-        fell_back: `chosen` ends no solution, or has no reward.
-    """
+    """The search for one problem's solution: `nodes`, a parent before its children; `finished`, those that end a
+    solution, as they were found; `chosen`, the last node of the chosen solution, which is `text` (None where there
+    is not one step); `fell_back`: that one ends no solution, or has no reward. `num_analyses` is K, None without
+    analyses."""
 
     strategy: Strategy
     num_analyses: int | None
