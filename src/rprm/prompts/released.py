@@ -164,8 +164,8 @@ class _Unclear(Exception):
 
 
 class _Parts(NamedTuple):
-    """A row cut at its steps' numbers: the step that it judges (1-based), what stands before the first label, from each
-    number of a previous step to the next label, and after the number (or announcement) of the step to judge."""
+    """A row cut at its steps' numbers: before the first label, from each number of a previous step to the next label,
+    and after the number (or announcement) of the step that it judges (1-based)."""
 
     number: int
     head: str
@@ -215,10 +215,9 @@ def _numbered(texts: Sequence[str]) -> Iterator[tuple[str, list[_Labelled]]]:
         kinds_of[text] = set(places)
         for kind, matches in places.items():
             numbers = [int(match[2]) for match in matches]
-            last = max(numbers)
+            last, seed = max(numbers), len(kind[0].removeprefix("\n"))
             # The last may be named more than once: the last place is the step's own.
             if numbers[:last] == [*range(1, last + 1)] and {*numbers[last:]} <= {last}:
-                seed = len(kind[0].removeprefix("\n"))
                 labels = [(match.start(2) - seed, match.end(2)) for match in (*matches[: last - 1], matches[-1])]
                 counted.setdefault(kind, {})[text] = labels
 
@@ -242,11 +241,11 @@ def _cut(rows: Iterable[_Labelled], announced: bool) -> list[_Parts]:
         return cuts
     words = _core([(cut.last, cut.number) for cut in cuts])
     parts = []
-    for cut in cuts:
-        if len(words) >= 4 and cut.last.count(words) == 1:
-            lead, _, last = cut.last.partition(words)
-            head, previous = (cut.head, [*cut.previous, lead + words]) if cut.head else (lead + words, [])
-            parts.append(_Parts(cut.number, head, previous, last))
+    for number, head, previous, end in cuts:
+        if len(words) >= 4 and end.count(words) == 1:
+            lead, _, last = end.partition(words)
+            before = (head, [*previous, lead + words]) if head else (lead + words, [])
+            parts.append(_Parts(number, *before, last))
     return parts
 
 
@@ -292,27 +291,20 @@ def _candidate(
         listed = "{{previous_steps}}" + literal(step) + "{{step}}"
     close = re.match(r"[ \t]*[^\w\s]*\s*", _shared([(text, 0) for row in parts for text in row.previous]))
     user = literal(before) + "{{problem}}" + literal(between) + listed + literal(after)
+    label = literal(bullet + seed) + "{{number}}" + literal(close[0] if close else "")
     return replace(
-        base,
-        user=user.replace(_MARK, "{{step_number}}"),
-        chat=not _SPECIAL_TOKEN.search(user) if chat is None else chat,
-        step_format=literal(bullet + seed)
-        + "{{number}}"
-        + literal(close[0] if close else "")
-        + "{{step}}"
-        + literal(tail),
-        step_separator=joint.removeprefix(tail),
+        base, user=user.replace(_MARK, "{{step_number}}"), step_format=label + "{{step}}" + literal(tail),
+        chat=not _SPECIAL_TOKEN.search(user) if chat is None else chat, step_separator=joint.removeprefix(tail),
         no_previous_steps=no_previous,
-    )
+    )  # fmt: skip
 
 
 def _agreed(texts: Iterable[str], quorum: float, *, backward: bool = False) -> str:
     """The longest beginning (or end) that a share `quorum` of the texts has."""
     way = -1 if backward else 1
-    ordered = sorted(text[::way] for text in texts)
-    size = math.ceil(quorum * len(ordered))
     # Texts with a common beginning stand next to each other.
-    ends = zip(ordered, ordered[size - 1 :], strict=False)
+    ordered = sorted(text[::way] for text in texts)
+    ends = zip(ordered, ordered[math.ceil(quorum * len(ordered)) - 1 :], strict=False)
     return max((shared_start(*pair) for pair in ends), key=len, default="")[::way]
 
 

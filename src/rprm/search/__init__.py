@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import Field, asdict, field
-from typing import Any, ClassVar
+from dataclasses import asdict, field
+from typing import Any
 
 
 def counted(what: str) -> Any:
@@ -15,22 +15,16 @@ def counted(what: str) -> Any:
 class RunTotals:
     """What a run of this package came to: a dataclass. `failure` says why the first unscored step has no reward."""
 
-    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
-    num_steps: int
-    num_steps_judged: int = 0
-    num_steps_unscored: int
-    num_steps_refused: int
-    num_analyses: int
-    num_analyses_full: int
-    num_analyses_without_verdict: int
-    failure: str | None
+    num_steps_judged = 0
 
     @property
-    def nothing_judged(self) -> bool:
+    def nothing_judged(self: Any) -> bool:
         """Whether steps were judged, and none of them has a reward."""
-        return 0 < self.num_steps_judged == self.num_steps_unscored
+        return bool(0 < self.num_steps_judged == self.num_steps_unscored)
 
-    def add_steps(self, num_steps: int, k: int, judged: Iterable[tuple[str | None, Sequence[float | None]]]) -> None:
+    def add_steps(
+        self: Any, num_steps: int, k: int, judged: Iterable[tuple[str | None, Sequence[float | None]]]
+    ) -> None:
         """Count steps that in full take `k` analyses each, those judged by failure and the P(Yes) of their analyses."""
         num_refused = 0
         for failure, p_yes in judged:
@@ -44,5 +38,5 @@ class RunTotals:
         self.num_steps_refused += num_refused
         self.num_analyses_full += (num_steps - num_refused) * k
 
-    def as_dict(self) -> dict[str, int]:
+    def as_dict(self: Any) -> dict[str, int]:
         return {name: value for name, value in asdict(self).items() if name != "failure"}
