@@ -160,6 +160,8 @@ class Template:
         try:
             values = tomllib.loads(text)
             for key, value in _flat(values).items():
+                if key in cls.TABLES and value == {}:
+                    continue
                 if key not in keys:
                     raise PromptError(f"unknown key {key!r}; keys are {', '.join(keys)}")
                 if type(value) is not (bool if key == "chat" else str):
@@ -338,7 +340,8 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values by key, those of a table under `table.key`."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= {f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
+        is_table = isinstance(value, dict) and value
+        flat |= {f"{key}.{name}": inner for name, inner in value.items()} if is_table else {key: value}
     return flat
 
 

@@ -1,13 +1,7 @@
 """Choosing one answer among candidates, and how often that is right. Pure functions.
 
-The rules, of which docs/search.md has the reasons:
-
-- Answers are known by their groups: equal answers have the same number. A candidate without an answer (group -1) does
-  not vote; where none has one, the vote has no result, which is wrong.
-- Of equally large groups, the one whose first candidate stands earliest. A vote is right when that first candidate is.
-- Of equal rewards, the earlier candidate. No reward (None) stands below every number: without any, the first is taken.
-- In a weighted vote None weighs 0; where no voter has a reward, the majority decides.
-- Weights are added as whole multiples of 2^-30, so that a sum does not depend on the order of its members.
+Answers are known by their groups: equal answers have the same number, -1 is none. docs/search.md has the rules of ties,
+of missing answers and rewards, and of sums (whole multiples of 2^-30, so that their order does not matter).
 """
 
 from __future__ import annotations
