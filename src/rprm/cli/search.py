@@ -25,7 +25,6 @@ from rprm.cli.options import (
 
 if TYPE_CHECKING:
     from rprm.rewarders.base import StepRewarder
-    from rprm.search.candidates import CandidateRows
     from rprm.search.guided import StrategyName
     from rprm.search.measure import Attempts
     from rprm.search.policy import Policy
@@ -93,7 +92,7 @@ def best_of_n(
     Exit code 3 says that some rows were rejected."""
     from rprm.errors import InputError
     from rprm.runs import CANDIDATES
-    from rprm.search.candidates import choose_among, read_candidate_run
+    from rprm.search.candidates import choose_among, read_candidate_file, read_candidate_run
     from rprm.search.racing import WAVE
 
     if (candidates is None) == (policy is None):
@@ -101,7 +100,13 @@ def best_of_n(
     rewarder = analysis.rewarder(model, in_full=True)
     num_rejected = 0
     if candidates is not None:
-        rows, settings = _read_candidates(candidates, which), which.settings
+        settings = which.settings
+        if not candidates.is_dir():
+            rows = read_candidate_file(candidates, which.read())
+        elif which.sets is None and which.problems is None:
+            rows = read_candidate_run(candidates, limit=which.limit)
+        else:
+            raise InputError(f"{candidates} is a run and has its problems with it: leave out --set and --problems")
     else:
         assert policy is not None
         sampled = output / CANDIDATES
@@ -117,18 +122,6 @@ def best_of_n(
         rewarder.aclose, len(rows.rows), "judging",
     )  # fmt: skip
     leave(num_rejected)
-
-
-def _read_candidates(path: Path, which: ProblemOptions) -> CandidateRows:
-    """Candidates of a run, which has its problems with it, or of a file, whose problems are to be named."""
-    from rprm.errors import InputError
-    from rprm.search.candidates import read_candidate_file, read_candidate_run
-
-    if not path.is_dir():
-        return read_candidate_file(path, which.read())
-    if which.sets is not None or which.problems is not None:
-        raise InputError(f"{path} is a run and has its problems with it: leave out --set and --problems")
-    return read_candidate_run(path, limit=which.limit)
 
 
 def _search_command(name: StrategyName, about: str) -> Callable[..., None]:

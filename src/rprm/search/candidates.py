@@ -21,7 +21,7 @@ from rprm.rewarders.base import AnalysisSampler, StepRewarder, reward_settings
 from rprm.runs import RESULTS, finished_manifest, read_json_lines
 from rprm.search import RunTotals, counted
 from rprm.search.policy import Candidate, Policy
-from rprm.search.racing import WAVE, Aggregation, StepScores, is_settled, race
+from rprm.search.racing import WAVE, Aggregation, StepScores, race
 from rprm.splitting import split_steps
 
 #: The jobs' names in manifests.
@@ -198,7 +198,7 @@ async def choose_best(
     rewards = []
     for steps, contender in zip(solutions, contenders, strict=True):
         low, high = contender.bounds
-        settled = is_settled(contender)
+        settled = next(contender.outlook(), None) is None  # Nothing is left to draw.
         rewards.append(CandidateReward(low=low, high=high, settled=settled, steps=scores.rewards(steps)))
     fell_back = chosen is not None and all(reward.high is None for reward in rewards)
     return JudgedCandidates(**dict(row), rewards=tuple(rewards), chosen=chosen, fell_back=fell_back)

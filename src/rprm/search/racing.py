@@ -71,11 +71,6 @@ async def race(contenders: Sequence[Contender], num_wanted: int = 1, *, wave: in
     return sorted(_ranked(contender.bounds for contender in contenders)[:num_wanted])
 
 
-def is_settled(contender: Contender) -> bool:
-    """Whether nothing is left to draw: its bounds are its final value."""
-    return next(contender.outlook(), None) is None
-
-
 async def settle(contender: Contender) -> None:
     """Draw all that is left of one contender."""
     await contender.draw(sum(1 for _ in contender.outlook()))
@@ -125,18 +120,13 @@ class StepScores:
     Two races that may meet at a step run one after the other: what each draws depends on what it finds drawn."""
 
     def __init__(self, rewarder: StepRewarder, problem: str, ledger: Ledger | None = None) -> None:
-        self._rewarder = rewarder
+        self._rewarder, self._problem, self._ledger = rewarder, problem, ledger
         self._sampler = rewarder if isinstance(rewarder, AnalysisSampler) else None
-        self._problem = problem
-        self._ledger = ledger
+        #: K; None where the rewarder writes no analyses.
+        self.num_analyses = self._sampler and self._sampler.rule.num_analyses
         self._steps: dict[Steps, _AnalysedStep] = {}
         self._contenders: dict[tuple[Steps, Aggregation], Contender] = {}
         self.judged: dict[Steps, tuple[StepReward, ...]] = {(): ()}
-
-    @property
-    def num_analyses(self) -> int | None:
-        """K; None where the rewarder writes no analyses."""
-        return self._sampler and self._sampler.rule.num_analyses
 
     def solution(self, steps: Steps, aggregation: Aggregation) -> Contender:
         """A solution, whole or as far as it goes. Equal ones are the same contender."""

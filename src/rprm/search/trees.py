@@ -49,12 +49,6 @@ class Strategy(Record):
         """Next steps that a tree samples in a round while none of its solutions is finished."""
         return self.beam_size * self.width
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.num_trees > 1 and self.beam_size > 1:
-            raise ValueError(f"{self.num_trees} trees with a beam of {self.beam_size} each: one of the two must be 1")
-        return self
-
 
 class SearchNode(Record):
     """A proposed step: one for all samples that read alike after the same steps and ended alike.
