@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from rprm.errors import PromptError
 from rprm.prompts.template import PromptTemplate, literal, shared_start
@@ -163,16 +163,6 @@ class _Unclear(Exception):
     """What the rows do not show."""
 
 
-class _Parts(NamedTuple):
-    """A row cut at its steps' numbers: before the first label, from each number of a previous step to the next label,
-    and after the number (or announcement) of the step that it judges (1-based)."""
-
-    number: int
-    head: str
-    previous: list[str]
-    last: str
-
-
 def _derive(texts: Sequence[str], base: PromptTemplate, chat: bool | None) -> PromptTemplate:
     """The candidate that leaves the fewest characters to problems and steps (of a text it does not make, all). Each is
     read from a few rows: one that misleads (a step that quotes "Step 3:") is in some draws only."""
@@ -230,41 +220,34 @@ def _numbered(texts: Sequence[str]) -> Iterator[tuple[str, list[_Labelled]]]:
             yield kind[0].removeprefix("\n"), [*counted[kind].items(), *unnumbered]
 
 
-def _cut(rows: Iterable[_Labelled], announced: bool) -> list[_Parts]:
-    """Rows in parts. `announced`: fixed words tell the step to judge, in place of a number like the previous steps'."""
-    cuts = []
+def _cut(rows: list[_Labelled], announced: bool) -> Iterator[tuple[str, list[str], str]]:
+    """Rows cut at their labels: what stands before the first one, from each to the next one, and after the last one.
+    `announced`: fixed words tell the step to judge, in place of a number like the previous steps'."""
+    if announced:
+        ends = [(text[labels[-1][1] if labels else 0 :], len(labels) + 1) for text, labels in rows]
+        words = _core(ends)
+        found = [row for row, (end, _) in zip(rows, ends, strict=True) if len(words) >= 4 and end.count(words) == 1]
+        rows = [(text, [*labels, (text.rindex(words) + len(words),) * 2]) for text, labels in found]
     for text, labels in rows:
-        ends = [*(start for start, _ in labels[1:]), len(text)]
-        *previous, last = [text[start:end] for (_, start), end in zip(labels, ends, strict=False)] or [text]
-        cuts.append(_Parts(len(labels) + announced, text[: labels[0][0]] if labels else "", previous, last))
-    if not announced:
-        return cuts
-    words = _core([(cut.last, cut.number) for cut in cuts])
-    parts = []
-    for number, head, previous, end in cuts:
-        if len(words) >= 4 and end.count(words) == 1:
-            lead, _, last = end.partition(words)
-            before = (head, [*previous, lead + words]) if head else (lead + words, [])
-            parts.append(_Parts(number, *before, last))
-    return parts
+        nexts = [*(start for start, _ in labels[1:]), len(text)]
+        *previous, last = [text[start:end] for (_, start), end in zip(labels, nexts, strict=True)]
+        yield text[: labels[0][0]], previous, last
 
 
 def _candidate(
     seed: str, rows: list[_Labelled], base: PromptTemplate, chat: bool | None, announced: bool
 ) -> PromptTemplate | None:
     """The template that these rows show, if they show all of it."""
-    parts = _cut(rows, announced)
-    later = [row for row in parts if row.number > 1]
-    firsts = [(row.head, 1) for row in parts if row.number == 1]
-    joints = [(joint, 0) for row in later for joint in row.previous[:-1]]
-    heads, lasts = [(row.head, row.number) for row in parts], [(row.last, row.number) for row in parts]
+    parts = list(_cut(rows, announced))
+    heads = [(head, len(previous) + 1) for head, previous, _ in parts]
+    lasts = [(last, len(previous) + 1) for _, previous, last in parts]
+    joints = [(joint, 0) for _, previous, _ in parts for joint in previous[:-1]]
+    leads = [(previous[-1], len(previous) + 1) for _, previous, _ in parts if previous]
+    firsts, later = ([(head, number) for head, number in heads if (number == 1) is first] for first in (True, False))
     raw_before, raw_step, raw_after = _shared(heads), _shared(lasts), _shared(lasts, backward=True)
-    before, between = _enclosed(
-        _to_label(raw_before, heads), raw_before, _shared([(row.head, row.number) for row in later], backward=True)
-    )
-    if not joints or all(len(row.head) <= len(before) + len(between) for row in later):
+    before, between = _enclosed(_to_label(raw_before, heads), raw_before, _shared(later, backward=True))
+    if not joints or all(len(head) <= len(before) + len(between) for head, _ in later):
         return None
-    leads = [(row.previous[-1], row.number) for row in later]
     joint, lead = (_enclosed(between, between, _shared(some, backward=True))[1] for some in (joints, leads))
     # What stands before the number at the first and at later steps alike: `- `, `**`, `<step id=`.
     bullet = shared_start(between[::-1], joint[::-1])[::-1].rpartition("\n")[2].lstrip(" \t>)].,;:|/")
@@ -289,7 +272,7 @@ def _candidate(
         step, enclosing = _enclosed(_to_label(opening, lasts, len(raw_step)), opening, raw_after)
         after = max(_enclosed(lead, lead, raw_after)[1], enclosing, key=len)
         listed = "{{previous_steps}}" + literal(step) + "{{step}}"
-    close = re.match(r"[ \t]*[^\w\s]*\s*", _shared([(text, 0) for row in parts for text in row.previous]))
+    close = re.match(r"[ \t]*[^\w\s]*\s*", _shared([(text, 0) for _, previous, _ in parts for text in previous]))
     user = literal(before) + "{{problem}}" + literal(between) + listed + literal(after)
     label = literal(bullet + seed) + "{{number}}" + literal(close[0] if close else "")
     return replace(
