@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,7 +26,6 @@ from rprm.cli.options import (
 if TYPE_CHECKING:
     from rprm.rewarders.base import StepRewarder
     from rprm.search.guided import StrategyName
-    from rprm.search.measure import Attempts
     from rprm.search.policy import Policy
 
 _HELP = "Better answers out of a policy: candidates, Best-of-N, guided search."
@@ -35,29 +34,82 @@ app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help=_HELP)
 PolicySpec = Annotated[
     str, typer.Option("--policy", "-p", metavar="SPEC", help="The model that writes solutions, as for `rprm judge -m`.")
 ]
-RunFolder = Annotated[
-    Path,
-    typer.Option("--output", "-o", help="Run folder: results are kept there, and a killed run goes on from there."),
-]
+
+
+@dataclass
+class Outcome:
+    """Where a run is kept; what it comes to and, where there are gold answers, how often it is right."""
+
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="Run folder: results are kept there, and a killed run goes on from there."),
+    ]
+    strict: Strict = False
+    json: Json = False
+    #: Whether candidates are judged in full; further counts by name, and what each counts.
+    in_full: bool = False
+    more: dict[str, tuple[int, str]] = field(default_factory=dict)
+    attempts: list[Any] = field(default_factory=list)
+
+    def run(self, work: Callable[..., Awaitable[Any]], close: Callable[[], Any], num_rows: int, activity: str) -> int:
+        """Do work that judges steps behind a progress line, and show what it came to; returns the rejected rows."""
+        from rprm.cli.progress import run_behind_progress
+
+        totals = run_behind_progress(
+            lambda callbacks: work(output=self.output, strict=self.strict, callbacks=callbacks),
+            close, num_rows, self.add, noun="problems", activity=activity,
+        )  # fmt: skip
+        self.show(totals)
+        refuse_nothing_judged(totals)
+        return int(totals.num_rejected)
+
+    def add(self, problem: Any, row: Any) -> None:
+        """Take in a problem's row, so that none has to be read again."""
+        from rprm.search.measure import Attempts
+
+        self.attempts.append(Attempts.of(row, in_full=self.in_full))
+
+    def show(self, totals: Any) -> None:
+        from rprm.report.mathematics import search_table
+        from rprm.search.measure import measure_runs, read_search_run
+
+        counts = totals.as_dict() | {name: number for name, (number, _) in self.more.items()}
+        has_gold = any(attempts.problem.answer is not None for attempts in self.attempts)
+        run = read_search_run(self.output, self.attempts)
+        if self.json:
+            from json import dumps
+
+            told = {"totals": counts, "measurement": measure_runs([run]).as_dict() if has_gold else None}
+            print(dumps({"output": str(self.output)} | told, ensure_ascii=False))
+            return
+        from rich.console import Console
+        from rich.table import Column, Table
+        from rich.text import Text
+
+        console = Console(highlight=False)
+        table = Table(Column(justify="right", style="bold"), Column(), box=None, padding=(0, 1), show_header=False)
+        what = {one.name: one.metadata["what"] for one in fields(totals) if one.metadata}
+        for name, text in (what | {name: text for name, (_, text) in self.more.items()}).items():
+            number = counts[name]
+            if name == "num_analyses_full" and number:
+                number -= counts["num_analyses"]
+                text = f"analyses saved ({number / counts[name]:.0%}), against {text}"
+            if number:
+                table.add_row(f"{number:,}", text)
+        console.print(table)
+        console.print(Text(f"results: {self.output / 'results.jsonl'}", style="dim"))
+        if has_gold:
+            console.print(search_table(measure_runs([run])))
 
 
 @app.command()
 @with_options
-def sample(
-    policy: PolicySpec,
-    output: RunFolder,
-    which: ProblemOptions,
-    how: CandidateOptions,
-    seed: Seed = 0,
-    strict: Strict = False,
-    json: Json = False,
-) -> None:
+def sample(policy: PolicySpec, run: Outcome, which: ProblemOptions, how: CandidateOptions, seed: Seed = 0) -> None:
     """Let a policy write N solutions of each problem. Killed, it goes on from where it was.
 
     Exit code 3 says that some rows were rejected."""
-    outcome = Outcome(output, json)
-    totals = how.sample(policy, seed, which.read(), which.settings, output, strict, outcome.add)
-    outcome.show(totals)
+    totals = how.sample(policy, seed, which.read(), which.settings, run.output, run.strict, run.add)
+    run.show(totals)
     leave(totals.num_rejected)
 
 
@@ -65,7 +117,7 @@ def sample(
 @with_options
 def best_of_n(
     model: Model,
-    output: RunFolder,
+    run: Outcome,
     which: ProblemOptions,
     choice: ChoiceOptions,
     analysis: AnalysisOptions,
@@ -84,8 +136,6 @@ def best_of_n(
             "--policy", "-p", metavar="SPEC", help="In place of --candidates: sample them first, to OUTPUT/candidates."
         ),
     ] = None,
-    strict: Strict = False,
-    json: Json = False,
 ) -> None:
     """Choose the candidate with the highest reward. Killed, it goes on from where it was.
 
@@ -109,15 +159,15 @@ def best_of_n(
             raise InputError(f"{candidates} is a run and has its problems with it: leave out --set and --problems")
     else:
         assert policy is not None
-        sampled = output / CANDIDATES
-        num_rejected = how.sample(policy, analysis.seed, which.read(), which.settings, sampled, strict).num_rejected
+        sampled, seed = run.output / CANDIDATES, analysis.seed
+        num_rejected = how.sample(policy, seed, which.read(), which.settings, sampled, run.strict).num_rejected
         rows, settings = read_candidate_run(sampled), {}
-    outcome = Outcome(output, json, in_full=choice.stopping is ChoiceStoppingName.none)
-    outcome.more = {"num_missing": (len(rows.missing), "problems that the file has no candidates of: not counted")}
-    num_rejected += outcome.run(
+    run.in_full = choice.stopping is ChoiceStoppingName.none
+    run.more = {"num_missing": (len(rows.missing), "problems that the file has no candidates of: not counted")}
+    num_rejected += run.run(
         partial(
-            choose_among, rewarder, rows, output=output, aggregation=choice.aggregate.value,
-            stopping=choice.stopping.value, wave=choice.wave or WAVE, settings=settings, strict=strict,
+            choose_among, rewarder, rows, aggregation=choice.aggregate.value, stopping=choice.stopping.value,
+            wave=choice.wave or WAVE, settings=settings,
         ),
         rewarder.aclose, len(rows.rows), "judging",
     )  # fmt: skip
@@ -130,7 +180,7 @@ def _search_command(name: StrategyName, about: str) -> Callable[..., None]:
     def command(
         policy: PolicySpec,
         model: Model,
-        output: RunFolder,
+        run: Outcome,
         which: ProblemOptions,
         shape: SearchOptions,
         analysis: AnalysisOptions,
@@ -138,8 +188,6 @@ def _search_command(name: StrategyName, about: str) -> Callable[..., None]:
         analyses: Annotated[
             bool, typer.Option("--analyses", help="Keep the analyses' texts: megabytes a problem.")
         ] = False,
-        strict: Strict = False,
-        json: Json = False,
     ) -> None:
         from rprm.errors import InputError
         from rprm.search.guided import GuidedSearch, search_problems
@@ -150,11 +198,8 @@ def _search_command(name: StrategyName, about: str) -> Callable[..., None]:
         if writer.sampling.temperature == 0.0 and strategy.num_trees * strategy.num_samples > 1:
             raise InputError("at temperature 0 all next steps would be equal: raise --policy-temperature")
         guided = GuidedSearch(writer, search_rewarder(model, analysis, writer, policy), strategy, analyses)
-        num_rejected = Outcome(output, json).run(
-            partial(search_problems, guided, problems, output=output, settings=which.settings, strict=strict),
-            guided.aclose, len(problems.problems), "searching",
-        )  # fmt: skip
-        leave(num_rejected)
+        work = partial(search_problems, guided, problems, settings=which.settings)
+        leave(run.run(work, guided.aclose, len(problems.problems), "searching"))
 
     note = "Killed, it goes on from where it was. Exit code 3 says that some rows were rejected."
     command.__doc__ = f"Solve step by step{about}.\n\n{note}"
@@ -211,65 +256,6 @@ def show(
             console.print(render_tree(tree, max_characters=max_characters))
     if not is_found:
         raise InputError(f"{run} has no problem {id!r}" if id is not None else f"{run} has no finished problem yet")
-
-
-class Outcome:
-    """What a run comes to and, where there are gold answers, how often it is right. `in_full`: judged in full."""
-
-    def __init__(self, output: Path, json: bool, *, in_full: bool = False) -> None:
-        self._output, self._json, self._in_full = output, json, in_full
-        self._attempts: list[Attempts] = []
-        #: Further counts by name, and what each counts.
-        self.more: dict[str, tuple[int, str]] = {}
-
-    def run(self, work: Callable[..., Awaitable[Any]], close: Callable[[], Any], num_rows: int, activity: str) -> int:
-        """Do work that judges steps behind a progress line, and print what it came to; returns the rejected rows."""
-        from rprm.cli.progress import run_behind_progress
-
-        totals = run_behind_progress(
-            lambda callbacks: work(callbacks=callbacks), close, num_rows, self.add, noun="problems", activity=activity
-        )
-        self.show(totals)
-        refuse_nothing_judged(totals)
-        return int(totals.num_rejected)
-
-    def add(self, problem: Any, row: Any) -> None:
-        """Take in a problem's row, so that none has to be read again."""
-        from rprm.search.measure import Attempts
-
-        self._attempts.append(Attempts.of(row, in_full=self._in_full))
-
-    def show(self, totals: Any) -> None:
-        from rprm.report.mathematics import search_table
-        from rprm.search.measure import measure_runs, read_search_run
-
-        counts = totals.as_dict() | {name: number for name, (number, _) in self.more.items()}
-        has_gold = any(attempts.problem.answer is not None for attempts in self._attempts)
-        run = read_search_run(self._output, self._attempts)
-        if self._json:
-            from json import dumps
-
-            told = {"totals": counts, "measurement": measure_runs([run]).as_dict() if has_gold else None}
-            print(dumps({"output": str(self._output)} | told, ensure_ascii=False))
-            return
-        from rich.console import Console
-        from rich.table import Column, Table
-        from rich.text import Text
-
-        console = Console(highlight=False)
-        table = Table(Column(justify="right", style="bold"), Column(), box=None, padding=(0, 1), show_header=False)
-        what = {one.name: one.metadata["what"] for one in fields(totals) if one.metadata}
-        for name, text in (what | {name: text for name, (_, text) in self.more.items()}).items():
-            number = counts[name]
-            if name == "num_analyses_full" and number:
-                number -= counts["num_analyses"]
-                text = f"analyses saved ({number / counts[name]:.0%}), against {text}"
-            if number:
-                table.add_row(f"{number:,}", text)
-        console.print(table)
-        console.print(Text(f"results: {self._output / 'results.jsonl'}", style="dim"))
-        if has_gold:
-            console.print(search_table(measure_runs([run])))
 
 
 def leave(num_rejected: int) -> None:
