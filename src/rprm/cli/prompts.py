@@ -63,7 +63,7 @@ def show(
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """How a template is derived; see `rprm.prompts.import_template`."""
+    """How a template is derived (see `rprm.prompts.import_template`), and where it goes."""
 
     name: Annotated[str | None, "Its name.  [default: the output's stem; with --model, the source]"] = None
     limit: Annotated[int, typer.Option(min=1, help="Rows to read.")] = 2000
@@ -79,6 +79,15 @@ class ImportOptions:
         float | None, typer.Option(min=0, max=1, help="Share of rows to render.  [default: 0.99; with --model 0.95]")
     ] = None
     accept_doubts: Annotated[bool, "--accept-doubts", "Accept problems or steps that share whole lines."] = False
+    output: Annotated[Path | None, "--output", "-o", "File to write (.toml).  [default: with --model, the cache]"] = (
+        None
+    )
+    model: Annotated[
+        str | None,
+        "Of this known model (`rprm models`): kept where the model finds it, or with --output written with its system "
+        "message and ending.",
+    ] = None
+    force: Annotated[bool, "--force", "Replace the output file, or the model's prompt in the cache."] = False
 
 
 @app.command("import")
@@ -91,27 +100,16 @@ def import_(
             "config, split).  [default: the data set of --model]"
         ),
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to write (.toml).  [default: with --model, the cache]")
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Of this known model (`rprm models`): kept where the model finds it, or with --output written with "
-            "its system message and ending."
-        ),
-    ] = None,
     *,
     options: ImportOptions,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace the output file, or the model's prompt in the cache.")
-    ] = False,
 ) -> None:
     """Derive a released model's template from its training rows, and verify it by rendering them again."""
     from rprm.errors import PromptError
     from rprm.models import import_released, keep_template, resolve
     from rprm.prompts import import_template
 
+    given = {key: value for key, value in asdict(options).items() if value is not None}
+    output, model, force = (given.pop(key, None) for key in ("output", "model", "force"))
     known = None if model is None else resolve(model).known
     prompt = known and known.prompt
     written = output or (prompt and prompt.cached)
@@ -123,7 +121,6 @@ def import_(
         raise PromptError("name the rows to import from and the --output to write, or a known model: --model NAME")
     if written.exists() and not force:
         raise PromptError(f"{written}: exists already; give --force to replace it")
-    given = {key: value for key, value in asdict(options).items() if value is not None}
     if known is not None and prompt is not None:
         imported = import_released(known, source, **given)
         if output is None:
