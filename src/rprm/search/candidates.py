@@ -8,14 +8,16 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Annotated, Any, Literal, Unpack
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from rprm.benchmarks.items import json_object, parsed_rows
 from rprm.benchmarks.mathematics import Problem, ProblemRow, Problems
 from rprm.errors import InputError, RequestRefused
 from rprm.jobs import Job, JobOptions, all_or_none, run_job
 from rprm.ledger import Ledger
-from rprm.reading import AnyText, Rejected, RowModel, Source, SourceInfo, checked
+from rprm.reading import AnyText, Rejected, Source, SourceInfo
 from rprm.records import Record, StepReward
 from rprm.rewarders.base import AnalysisSampler, StepRewarder, reward_settings
 from rprm.runs import RESULTS, finished_manifest, read_json_lines
@@ -30,6 +32,8 @@ BEST_OF_N = "search-best-of-n"
 
 #: "exact": judge until the choice is certain. "none": judge every step of every candidate in full.
 ChoiceStopping = Literal["exact", "none"]
+
+_SOLUTION: TypeAdapter[Any] = TypeAdapter(AnyText | Annotated[list[AnyText], Field(min_length=1)])
 
 
 class Candidates(ProblemRow):
@@ -262,10 +266,6 @@ def _problem_of(row: dict[str, Any], named: dict[tuple[str, str], list[Problem]]
     return found[0]
 
 
-class _Text(RowModel):
-    text: AnyText
-
-
 def _spaced(text: str) -> str:
     return " ".join(text.split())
 
@@ -276,22 +276,20 @@ def _candidates_of(row: dict[str, Any]) -> list[Candidate]:
         found = " and ".join(given) or "none of them"
         raise InputError(f"one of 'solutions', 'solution' and 'steps' must be there, not {found}")
     value = row[given[0]]
-    if given[0] == "solution" or (given[0] == "steps" and not _is_list_of(value, list)):
+    is_several = isinstance(value, list) and bool(value) and all(isinstance(one, list) for one in value)
+    if given[0] == "solution" or (given[0] == "steps" and not is_several):
         value = [value]
     if not isinstance(value, list):
         raise InputError(f"'solutions' must be a list, not {value!r:.80}")
     candidates = []
     for solution in value:
-        if isinstance(solution, str):
-            text, steps = solution, split_steps(solution)
-        elif _is_list_of(solution, str):
-            text, steps = "\n\n".join(solution), solution
-        else:
-            raise InputError(f"a solution must be a text or a list of steps, not {solution!r:.80}")
-        checked(_Text, {"text": text})
+        try:
+            _SOLUTION.validate_python(solution, strict=True)
+        except ValidationError:
+            reason = "a solution must be a text or a list of steps, in Unicode"
+            raise InputError(f"{reason}, not {solution!r:.80}") from None
+        text, steps = (
+            (solution, split_steps(solution)) if isinstance(solution, str) else ("\n\n".join(solution), solution)
+        )
         candidates.append(Candidate(text=text, steps=tuple(steps)))
     return candidates
-
-
-def _is_list_of(value: Any, kind: type) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(item, kind) for item in value)

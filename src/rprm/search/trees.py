@@ -6,9 +6,9 @@ A tree holds all that its search read from policy and rewarder: `tests/search/re
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from rprm.benchmarks.mathematics import ProblemRow
 from rprm.records import Analysis, Probability, Record
@@ -26,8 +26,6 @@ Fate = Literal["kept", "finished", "pruned", "dropped"]
 #: the policy could not go on from any step.
 EndReason = Literal["finished", "rounds", "tokens", "dead end"]
 
-Count = Annotated[int, Field(ge=1)]
-
 
 class Strategy(Record):
     """How a search spends its samples: `num_trees` with `beam_size` steps that each goes on from (and solutions that it
@@ -36,13 +34,13 @@ class Strategy(Record):
     same choices."""
 
     name: str
-    num_trees: Count
-    beam_size: Count
-    width: Count
+    num_trees: PositiveInt
+    beam_size: PositiveInt
+    width: PositiveInt
     aggregation: Aggregation
-    max_rounds: Count
-    max_solution_tokens: Count | None = None
-    wave: Count | None
+    max_rounds: PositiveInt
+    max_solution_tokens: PositiveInt | None = None
+    wave: PositiveInt | None
 
     @property
     def num_samples(self) -> int:
