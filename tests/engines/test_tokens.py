@@ -14,7 +14,7 @@ from transformers import AddedToken, AutoTokenizer
 from rprm.engines.tokens import encode_prompt, special_tokens, thinking_opening
 from rprm.engines.transformers import TransformersEngine
 from rprm.errors import RequestRefused
-from rprm.prompts.policy import PolicyTemplate
+from rprm.prompts import PolicyTemplate
 from rprm.prompts.template import Message, Prompt, PromptTemplate
 
 #: A step that ends its message, and lets the assistant speak.

@@ -294,17 +294,12 @@ def rows_of_steps(true: PromptTemplate, *numbers: int) -> list[dict[str, str]]:
     return rows
 
 
-@pytest.mark.parametrize(
-    ("numbers", "missing"),
-    [
-        ((1,), "every row judges|do not run 1, 2, ... to different lengths"),
-        ((3,), "do not run 1, 2, ... to different lengths"),
-        ((1, 2), "no row has two previous steps, so that what separates them is missing"),
-        ((2, 3, 4), "no row judges a first step"),
-    ],
-)
-def test_missing_evidence_is_named(numbers: tuple[int, ...], missing: str):
-    with pytest.raises(PromptError, match=missing):
+EVIDENCE = "numbered 1, 2, ...; among them rows that judge a first, a second, a third and a later step"
+
+
+@pytest.mark.parametrize("numbers", [(1,), (3,), (1, 2), (2, 3, 4)])
+def test_missing_evidence_is_named(numbers: tuple[int, ...]):
+    with pytest.raises(PromptError, match=EVIDENCE):
         import_template(rows_of_steps(LAYOUTS["separate"], *numbers), name="t")
     # The three kinds of rows that it takes are enough.
     assert import_template(rows_of_steps(LAYOUTS["separate"], 1, 2, 3), name="t").num_exact == 90
@@ -317,7 +312,7 @@ def test_a_list_needs_no_row_of_a_first_step():
 
 def test_unnumbered_step_without_first_steps():
     true = LAYOUTS["number ahead, unnumbered step"]
-    with pytest.raises(PromptError, match=r"no row judges a first step"):
+    with pytest.raises(PromptError, match=EVIDENCE):
         import_template(rows_of_steps(true, 2, 3, 4, 5), name="t")
 
 
@@ -328,7 +323,7 @@ def test_one_problem_cannot_be_told_from_fixed_text(user: str):
     for _ in range(60):
         steps = [words(draw, 9) for _ in range(draw.randint(1, 5))]
         rows.append({"prompt": layout(user).render("What is 3 + 4?", steps, len(steps) - 1).text})
-    with pytest.raises(PromptError, match="all rows are about one problem"):
+    with pytest.raises(PromptError, match="of several problems"):
         import_template(rows, name="t", marker="m")
 
 
@@ -338,9 +333,9 @@ def test_one_problem_cannot_be_told_from_fixed_text(user: str):
         ([], "t: no row has an instruction: there are no rows"),
         ([{}], "nothing stands in column 'instruction' or 'prompt'; its columns are none"),
         ([{"text": "a"}], "its columns are text"),
-        ([{"prompt": "a"}] * 50, "only 1 instructions differ"),
+        ([{"prompt": "a"}] * 50, "it needs 20 that differ"),
         ([{"prompt": f"{n} and words"} for n in range(50)], "t: no template can be derived from 50 rows"),
-        ([{"prompt": "a" * n} for n in range(1, 50)], "no row lists steps numbered 1, 2, ..."),
+        ([{"prompt": "a" * n} for n in range(1, 50)], "with steps numbered 1, 2, ..."),
         ([{"prompt": 3}], "neither a text nor a list of messages"),
         ([{"prompt": [{"role": "user", "content": 3}]}], "is no text"),
         ([{"prompt": [{"role": "user", "content": "a"}] * 2}], "is not one user message"),
@@ -382,7 +377,7 @@ def test_system_column_and_named_columns():
     assert imported.num_verdicts == 80
     for index, row in enumerate(rows):
         row["system"] = f"You mark sheet {index % 2}."
-    with pytest.raises(PromptError, match="2 different system messages"):
+    with pytest.raises(PromptError, match="its system message is another"):
         import_template(rows, name="t", instruction_column="question", marker="m")
 
 
@@ -411,9 +406,9 @@ def test_marker_is_what_the_last_lines_share(outputs: list[str], marker: str, ye
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        ("It is fine.", "only 0 of 60 outputs end in a line with Yes or No"),
-        ("Yes", "nothing in common before Yes or No, as in ''"),
-        (None, "the rows have no outputs"),
+        ("It is fine.", "0 of 60 outputs end in a line with Yes or No"),
+        ("Yes", "no marker in common before it"),
+        (None, "0 of 0 outputs"),
     ],
 )
 def test_marker_that_cannot_be_found(output: str | None, message: str):

@@ -196,9 +196,9 @@ def test_a_file_may_give_the_user_message_alone():
         ('user = "{{problem}} {{steps}}"\nsteps = 3', "unknown key 'steps'; keys are name, user, system, "),
         (
             'user = "{{problem}} {{steps}}"\n[verdict]\nmarks = "m"',
-            "unknown key 'verdict.marks'; keys are verdict.marker",
+            "unknown key 'verdict.marks'; keys are ",
         ),
-        ('user = "{{problem}} {{steps}}"\nverdict = "m"', "verdict must be a table"),
+        ('user = "{{problem}} {{steps}}"\nverdict = "m"', "unknown key 'verdict'; keys are "),
         ('user = "{{problem}} {{steps}}"\nchat = 1', "chat must be true or false, not 1"),
         ('user = ["{{problem}} {{steps}}"]', "user must be a text, not ["),
         ('user = "{{problem}}"', "prompt template 'bad': user needs {{steps}}"),

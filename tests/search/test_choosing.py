@@ -17,13 +17,18 @@ from rprm.search.choosing import (
     MAX_CANDIDATES,
     Accuracy,
     Pool,
+    accuracies,
     best_of,
-    in_order,
     majority,
     powers_up_to,
-    resampled,
     weighted_vote,
 )
+
+
+def in_order(n: int) -> Any:
+    """The candidates as they are, one draw."""
+    return np.arange(n)[None]
+
 
 # Naive choosers, each written from the rules alone. They return the index of the chosen candidate, None for none.
 
@@ -203,15 +208,16 @@ def test_certain_pools_need_no_counting() -> None:
     assert Accuracy(in_order(2), 1).of(Pool.of([True, True], [0, -1]))[0, 1] == 0.5
 
 
-def test_draws() -> None:
-    draws = resampled(8, 5_000, seed=3)
-    assert draws.shape == (5_000, 8)
-    assert (draws == resampled(8, 5_000, seed=3)).all()
-    # Each of the eight is one in eight: 40,000 draws, standard error sqrt(1/8 * 7/8 / 40000) = 0.00165.
-    shares = np.bincount(draws.ravel(), minlength=8) / draws.size
-    assert shares == pytest.approx(np.full(8, 0.125), abs=0.0066)
-    # Nearly all rows repeat a candidate: 8! / 8**8 = 0.24% do not.
-    assert np.mean([len(set(row)) == 8 for row in draws]) == pytest.approx(0.0024, abs=0.003)
+def test_replicates_are_draws_with_replacement() -> None:
+    pool = Pool.of([True] + [False] * 7, [0] + [1] * 7)
+    accuracy, replicates = accuracies([pool] * 50, 8, 3, seed=3)
+    assert replicates.shape == (50, 100, 3)
+    assert (replicates == accuracies([pool] * 50, 8, 3, seed=3)[1]).all()
+    assert accuracy[0].tolist() == [0.125, 0.0, 1.0]
+    assert replicates.mean(axis=1) == pytest.approx(accuracy)
+    # pass@1 of 8 draws of a candidate that is one in eight: standard deviation sqrt(1/8 * 7/8 / 8) = 0.117; that of the
+    # 100 draws, which all pools of 8 share, is 0.117 * (1 +- 0.07).
+    assert replicates[0, :, 0].std() == pytest.approx(0.117, abs=0.03)
 
 
 @pytest.mark.parametrize(("n", "sizes"), [(1, [1]), (2, [1, 2]), (8, [1, 2, 4, 8]), (6, [1, 2, 4, 6])])

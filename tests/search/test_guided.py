@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,14 +18,13 @@ from rprm.engines.scripted import ScriptedEngine, ScriptedReply
 from rprm.errors import RequestRefused, RprmError
 from rprm.grading import final_answer
 from rprm.ledger import Ledger
-from rprm.prompts import Prompt, load_template
-from rprm.prompts.policy import PolicyTemplate
+from rprm.prompts import PolicyTemplate, Prompt, load_template
 from rprm.records import Solution, SolutionReward, StepReward
 from rprm.rewarders.rprm import Judge
 from rprm.search.guided import GuidedSearch, search_strategy
 from rprm.search.policy import Continuation
 from rprm.search.racing import AGGREGATIONS, aggregate
-from rprm.search.trees import SearchTotals, SearchTree, Strategy, parse_tree
+from rprm.search.trees import SearchTotals, SearchTree, Strategy
 from rprm.stopping import StoppingRule
 from tests.search.replay import differences, replay
 
@@ -251,7 +249,7 @@ def test_as_an_independent_search_chooses(
                 assert key(node.low) <= key(full) <= key(node.high)
                 assert not node.is_settled or node.low == full
                 assert racing or node.is_settled
-        stored = parse_tree(json.loads(tree.model_dump_json()))
+        stored = SearchTree.model_validate_json(tree.model_dump_json())
         assert stored == tree
         assert differences(replay(stored), stored) == []
         assert replay(stored) == stored
@@ -551,9 +549,9 @@ def test_limits() -> None:
     [
         ({"name": "beam", "n": 6, "width": 4}, "n is 6 and the width 4; n must be a multiple of the width"),
         ({"name": "dvts", "n": 0}, "n is 0 and the width 4"),
-        ({"name": "guided", "width": 0}, "width is 0; give at least 1"),
-        ({"name": "guided", "max_rounds": 0}, "max_rounds is 0; give at least 1"),
-        ({"name": "guided", "max_solution_tokens": 0}, "max_solution_tokens is 0"),
+        ({"name": "guided", "width": 0}, "the width 0"),
+        ({"name": "guided", "max_rounds": 0}, "'max_rounds' must be greater"),
+        ({"name": "guided", "max_solution_tokens": 0}, "'max_solution_tokens' must be greater"),
     ],
 )
 def test_strategies_that_make_no_sense(arguments: dict[str, Any], message: str) -> None:

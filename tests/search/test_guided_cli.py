@@ -19,7 +19,7 @@ from rprm.cli.search import search_rewarder
 from rprm.errors import CorruptRun, EngineError, InputError, RprmError, RunError
 from rprm.grading import AnswerPair, Grade, Grader
 from rprm.rewarders.rprm import Judge
-from rprm.search.trees import SearchTree, parse_tree
+from rprm.search.trees import SearchTree
 from tests.search.replay import replay
 
 
@@ -39,7 +39,7 @@ def rprm(*arguments: object) -> str:
 
 
 def trees(folder: Path) -> list[SearchTree]:
-    return [parse_tree(json.loads(line)) for line in (folder / "results.jsonl").read_text().splitlines()]
+    return [SearchTree.model_validate_json(line) for line in (folder / "results.jsonl").read_text().splitlines()]
 
 
 def options(problems: Path, output: Path) -> list[object]:
@@ -97,7 +97,7 @@ def test_the_summary_reads_no_row_again_and_grades_each_answer_once(
         return grade_all(self, found)
 
     monkeypatch.setattr(Grader, "grade_all", counted)
-    monkeypatch.setattr("rprm.search.measure.read_rows", None)
+    monkeypatch.setattr("rprm.search.measure.read_json_lines", None)
     for _ in range(2):
         # Resumed, the rows of the earlier session come in as they are counted.
         graded.clear()
@@ -118,7 +118,7 @@ def test_analyses_are_kept_where_asked_for(problems: Path, tmp_path: Path) -> No
     [
         (["guided", "-n", "8"], InputError, "--width says how many"),
         (["beam", "-n", "6"], RprmError, "n is 6 and the width 4"),
-        (["guided", "--max-rounds", "0"], RprmError, "max_rounds is 0"),
+        (["guided", "--max-rounds", "0"], RprmError, "max_rounds"),
         (["guided", "--policy-temperature", "0"], InputError, "at temperature 0 all next steps would be equal"),
         (["guided", "--set", "math500"], InputError, "say which problems"),
         (["guided", "--model", "gpt"], EngineError, "unknown engine 'gpt'"),
@@ -148,7 +148,7 @@ def test_show_says_what_it_cannot_show(problems: Path, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in results.read_text().splitlines()]
     rows[1]["text"] += "."
     results.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(CorruptRun, match="search tree 'p1': the text is not that of the chosen node's steps"):
+    with pytest.raises(CorruptRun, match=r"results\.jsonl, line 2 .*the text is not that of the chosen node's steps"):
         rprm("search", "show", run)
 
 

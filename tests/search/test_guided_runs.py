@@ -21,7 +21,7 @@ from rprm.prompts.library import load_policy_template
 from rprm.rewarders.rprm import Judge
 from rprm.search.guided import GuidedSearch, StrategyName, search_problems, search_strategy
 from rprm.search.policy import Policy
-from rprm.search.trees import SearchTotals, SearchTree, parse_tree
+from rprm.search.trees import SearchTotals, SearchTree
 from rprm.stopping import StoppingRule
 from tests.search.replay import replay
 
@@ -80,7 +80,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def trees(folder: Path) -> list[SearchTree]:
-    return [parse_tree(json.loads(line)) for line in (folder / "results.jsonl").read_text().splitlines()]
+    return [SearchTree.model_validate_json(line) for line in (folder / "results.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("name", ["guided", "beam", "dvts"])
@@ -150,7 +150,7 @@ def test_a_run_is_gone_on_with_under_the_same_settings_alone(problems: Problems,
         run(problems, tmp_path / "run", Engine(), max_rounds=3)
     results = tmp_path / "run" / "results.jsonl"
     results.write_text(results.read_text().replace('"fate":"finished"', '"fate":"pruned"', 1))
-    with pytest.raises(CorruptRun, match="search tree 'p0': `finished` does not name"):
+    with pytest.raises(CorruptRun, match=r"results\.jsonl, line 1 .*`finished` does not name"):
         run(problems, tmp_path / "run", Engine())
 
 

@@ -397,7 +397,7 @@ def test_folders_that_are_no_search(tmp_path: Path) -> None:
         read_search_run(tmp_path)
     with pytest.raises(RunError, match="a run of stage 'judge'; what can be measured here is search-sample, search-be"):
         written(tmp_path / "judge", "judge", [])
-    with pytest.raises(CorruptRun, match=r"results.jsonl, line 1 is not a row of Candidates \(problem: "):
+    with pytest.raises(CorruptRun, match=r"results.jsonl, line 1 is damaged \(problem: "):
         written(tmp_path / "bad", "search-sample", [problem("1")])
 
 

@@ -19,7 +19,7 @@ from rprm.ledger import Ledger
 from rprm.prompts import load_template
 from rprm.records import Analysis
 from rprm.rewarders.rprm import Judge
-from rprm.search.racing import AGGREGATIONS, Aggregation, Bounds, StepScores, aggregate, is_settled, race, settle
+from rprm.search.racing import AGGREGATIONS, Aggregation, Bounds, StepScores, aggregate, race, settle
 from rprm.stopping import StoppingRule, mean, mean_bounds
 
 #: What the analyses of one step say, K of them.
@@ -299,5 +299,5 @@ def test_known_steps() -> None:
     assert (first.reward, first.step_index, first.num_without_verdict) == (0.5, 0, 1)
     assert (second.reward, second.step_index, second.failure) == (None, 1, "too long")
     assert (scores.reward(("a", "b")), scores.solution(("a", "b"), "last").bounds) == (second, (None, None))
-    assert is_settled(scores.solution(("a", "b"), "min"))
+    assert not list(scores.solution(("a", "b"), "min").outlook())
     assert scores.num_analyses == 2

@@ -145,7 +145,7 @@ def test_runs_that_cannot_be_chosen_from(tmp_path: Path) -> None:
             read_candidate_run(run)
     (run / "manifest.json").write_text(json.dumps(manifest))
     (run / "results.jsonl").write_text('{"other": 1}\n')
-    with pytest.raises(CorruptRun, match="line 1 is not a row of Candidates"):
+    with pytest.raises(CorruptRun, match="line 1 is damaged"):
         read_candidate_run(run)
 
 
@@ -208,11 +208,11 @@ def test_ids_with_and_without_their_set(tmp_path: Path) -> None:
         ({"id": "p0"}, "must be there, not none of them"),
         ({"id": "p0", "solution": "x", "steps": ["x"]}, "must be there, not solution and steps"),
         ({"id": "p0", "solutions": "x"}, "'solutions' must be a list"),
-        ({"id": "p0", "solutions": [3]}, "a solution must be a text or a list of steps, not 3"),
+        ({"id": "p0", "solutions": [3]}, "a solution must be a text or a list of steps, in Unicode, not 3"),
         ({"id": "p0", "steps": []}, "a solution must be a text or a list of steps"),
         ({"id": "p0", "steps": [["a"], "b"]}, "a solution must be a text or a list of steps"),
-        ({"id": "p0", "solution": None}, "a solution must be a text or a list of steps, not None"),
-        ({"id": "p0", "solution": "\ud800"}, "a lone surrogate"),
+        ({"id": "p0", "solution": None}, "a solution must be a text or a list of steps, in Unicode, not None"),
+        ({"id": "p0", "solution": "\ud800"}, "in Unicode"),
         (7, "a record must be a JSON object"),
         ("{broken\n", "not JSON"),
     ],

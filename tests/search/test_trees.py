@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ from rich.console import Console
 from rprm.benchmarks.mathematics import Problem
 from rprm.errors import CorruptRun, RprmError
 from rprm.report.trees import render_tree
+from rprm.runs import read_json_lines
 from rprm.search.guided import search_strategy
-from rprm.search.trees import SearchTotals, SearchTree, parse_tree
+from rprm.search.trees import SearchTotals, SearchTree
 from tests.search.replay import differences, replay
 
 
@@ -52,17 +54,17 @@ def tree() -> dict[str, Any]:
 
 
 def test_a_tree_is_read_back_and_searched_again() -> None:
-    read = parse_tree(tree())
+    read = SearchTree.model_validate(tree())
     assert read.steps(3) == ("We add.", "It is 3.")
     assert read.score(2) == (0.75, 0.75)
     assert read.score(3) == (0.0, 0.5)
     assert replay(read) == read
-    assert parse_tree(json.loads(read.model_dump_json())) == read
+    assert SearchTree.model_validate(json.loads(read.model_dump_json())) == read
 
 
 def test_totals() -> None:
     totals = SearchTotals()
-    totals.add(parse_tree(tree()))
+    totals.add(SearchTree.model_validate(tree()))
     # 2 + 1 + 2 + 1 analyses of 4 steps, where all in full are 8.
     assert (totals.num_steps, totals.num_analyses, totals.num_analyses_full) == (4, 6, 8)
     assert (totals.num_policy_tokens, totals.num_judge_tokens, totals.num_generated_tokens) == (12, 60, 72)
@@ -84,20 +86,20 @@ def change(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("nodes.1.id", 7, "node 1: its id is 7"),
-        ("nodes.2.parent", 3, "node 2: its parent 3 does not stand before it"),
-        ("nodes.2.parent", 2, "node 2: its parent 2 does not stand before it"),
-        ("nodes.2.parent", -2, "node 2: its parent -2 does not stand before it"),
-        ("nodes.2.parent", 1, "node 2: its parent 1 was pruned"),
-        ("nodes.2.round", 2, "node 2: its parent 0 stands in tree 0, round 0"),
-        ("nodes.1.round", 1, "node 1: a first step in round 1"),
-        ("nodes.3.tree", 1, "node 3: there is no tree 1"),
+        ("nodes.1.id", 7, "node 1: wrong id 7"),
+        ("nodes.2.parent", 3, "node 2: wrong id 2, parent 3"),
+        ("nodes.2.parent", 2, "node 2: wrong id 2, parent 2"),
+        ("nodes.2.parent", -2, "node 2: wrong id 2, parent -2"),
+        ("nodes.2.parent", 1, "node 2: it does not follow its parent 1"),
+        ("nodes.2.round", 2, "node 2: it does not follow its parent 0"),
+        ("nodes.1.round", 1, "node 1: it does not follow its parent -1"),
+        ("nodes.3.tree", 1, "node 3: wrong id 3, parent 0 or tree 1"),
         ("nodes.0.samples", [], "nodes.0.samples"),
         ("nodes.0.low", 1.5, "nodes.0.low"),
         ("nodes.0.fate", "eaten", "nodes.0.fate"),
-        ("ends", [], "0 trees have ended, and there are 1"),
-        ("finished", [], "`finished` does not name the nodes that are finished"),
-        ("finished", [2, 2], "`finished` does not name"),
+        ("ends", [], "`ends` or `finished`"),
+        ("finished", [], "`ends` or `finished`"),
+        ("finished", [2, 2], "`ends` or `finished`"),
         ("chosen", 3, "the chosen node 3 is not one that was kept"),
         ("chosen", 9, "the chosen node 9 is not one that was kept"),
         ("chosen", None, "the text is not that of the chosen node's steps"),
@@ -106,19 +108,21 @@ def change(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         ("extra", 1, "extra"),
     ],
 )
-def test_a_damaged_tree_is_refused_by_name(path: str, value: Any, message: str) -> None:
+def test_a_damaged_tree_is_refused_by_place(path: str, value: Any, message: str, tmp_path: Path) -> None:
     row = tree()
     change(path, value)(row)
+    (tmp_path / "results.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(CorruptRun) as caught:
-        parse_tree(row)
-    assert "search tree 'q'" in str(caught.value)
+        list(read_json_lines(tmp_path / "results.jsonl", SearchTree.model_validate))
+    assert "results.jsonl, line 1" in str(caught.value)
     assert message in str(caught.value)
 
 
-def test_what_is_no_tree_at_all_is_refused() -> None:
+def test_what_is_no_tree_at_all_is_refused(tmp_path: Path) -> None:
     for value in (None, [], 3, {}, {"problem": 3}):
-        with pytest.raises(CorruptRun, match="search tree None"):
-            parse_tree(value)
+        (tmp_path / "results.jsonl").write_text(json.dumps(value) + "\n")
+        with pytest.raises(CorruptRun, match=r"results\.jsonl, line 1"):
+            list(read_json_lines(tmp_path / "results.jsonl", SearchTree.model_validate))
 
 
 @pytest.mark.parametrize(
@@ -135,7 +139,7 @@ def test_a_tree_that_does_not_hold_what_its_search_reads(changes: list[tuple[str
     for path, value in changes:
         change(path, value)(row)
     with pytest.raises(RprmError, match=message):
-        replay(parse_tree(row))
+        replay(SearchTree.model_validate(row))
 
 
 @pytest.mark.parametrize(
@@ -150,7 +154,7 @@ def test_a_tree_that_does_not_hold_what_its_search_reads(changes: list[tuple[str
 def test_a_replay_finds_what_was_edited(path: str, value: Any, difference: str) -> None:
     row = tree()
     change(path, value)(row)
-    edited = parse_tree(row)
+    edited = SearchTree.model_validate(row)
     assert difference in differences(edited, replay(edited))
 
 

@@ -18,10 +18,7 @@ app = typer.Typer(
 
 #: What `show --example` fills in.
 EXAMPLE_PROBLEM = "A train covers 150 km in 2 hours. At the same speed, how far does it go in 5 hours?"
-EXAMPLE_STEPS = (
-    "The speed of the train is 150 / 2 = 75 km per hour.",
-    "In 5 hours it goes 75 * 5 = 365 km.",
-)
+EXAMPLE_STEPS = ("The speed of the train is 150 / 2 = 75 km per hour.", "In 5 hours it goes 75 * 5 = 365 km.")
 
 
 @app.command("list")
@@ -33,8 +30,8 @@ def list_templates() -> None:
     rows = [(name, load_template(name).digest, "") for name in builtin_names()]
     rows += [(name, load_policy_template(name).digest, "policy") for name in policy_names()]
     for name, digest, kind in rows:
-        notes = [kind, "default"] if name in (DEFAULT_TEMPLATE, DEFAULT_POLICY_TEMPLATE) else [kind]
-        note = ", ".join(filter(None, notes))
+        default = "default" if name in (DEFAULT_TEMPLATE, DEFAULT_POLICY_TEMPLATE) else ""
+        note = ", ".join(filter(None, (kind, default)))
         typer.echo(f"{name:16}{digest}" + (f"  ({note})" if note else ""))
 
 
@@ -42,9 +39,7 @@ def list_templates() -> None:
 def show(
     template: Annotated[
         str | None,
-        typer.Argument(
-            help="Built-in name, file (.toml, .txt) or model folder.", show_default="critique; with --policy, boxed"
-        ),
+        typer.Argument(help="Built-in name, file (.toml, .txt) or model folder.  [default: critique, or boxed]"),
     ] = None,
     policy: Annotated[bool, typer.Option("--policy", help="A template of a policy, which writes solutions.")] = False,
     example: Annotated[bool, typer.Option("--example", help="Render the prompt for a small example solution.")] = False,
@@ -61,46 +56,38 @@ def show(
     else:
         prompt = loaded.render(EXAMPLE_PROBLEM, EXAMPLE_STEPS, 1)
     parts = [(message.role if prompt.chat else "text", message.content) for message in prompt.messages]
-    if prompt.reply:
-        parts.append(("reply", prompt.reply))
-    for name, content in parts:
-        typer.echo(f"--- {name} ---\n{content}")
+    for name, content in [*parts, ("reply", prompt.reply)]:
+        if content:
+            typer.echo(f"--- {name} ---\n{content}")
 
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """How a template is derived; see `rprm.prompts.import_template`."""
+    """How a template is derived (see `rprm.prompts.import_template`), and where it goes."""
 
-    name: Annotated[
-        str | None,
-        typer.Option(help="Name of the template.", show_default="the output's stem; with --model, the source"),
-    ] = None
+    name: Annotated[str | None, "Its name.  [default: the output's stem; with --model, the source]"] = None
     limit: Annotated[int, typer.Option(min=1, help="Rows to read.")] = 2000
-    instruction_column: Annotated[
-        str | None, typer.Option(help="Column of the prompts.", show_default="instruction, else prompt")
-    ] = None
+    instruction_column: Annotated[str | None, "Column of the prompts.  [default: instruction, else prompt]"] = None
     output_column: Annotated[
-        str | None,
-        typer.Option(help="Column of the analyses.", show_default="output, completion, response, else chosen"),
+        str | None, "Column of the analyses.  [default: output, completion, response, else chosen]"
     ] = None
-    marker: Annotated[
-        str | None, typer.Option(help="Text before the verdict.", show_default="read from the outputs")
-    ] = None
+    marker: Annotated[str | None, "Text before the verdict.  [default: read from the outputs]"] = None
     chat: Annotated[
-        bool | None,
-        typer.Option(
-            "--chat/--raw",
-            help="User messages, or whole texts with the model's special tokens.",
-            show_default="by their special tokens",
-        ),
+        bool | None, "--chat/--raw", "User messages, or whole texts.  [default: by the model's special tokens in them]"
     ] = None
     min_share: Annotated[
-        float | None,
-        typer.Option(min=0.0, max=1.0, help="Share of rows to render exactly.", show_default="0.99; with --model 0.95"),
+        float | None, typer.Option(min=0, max=1, help="Share of rows to render.  [default: 0.99; with --model 0.95]")
     ] = None
-    accept_doubts: Annotated[
-        bool, typer.Option("--accept-doubts", help="Accept problems or steps that share whole lines.")
-    ] = False
+    accept_doubts: Annotated[bool, "--accept-doubts", "Accept problems or steps that share whole lines."] = False
+    output: Annotated[Path | None, "--output", "-o", "File to write (.toml).  [default: with --model, the cache]"] = (
+        None
+    )
+    model: Annotated[
+        str | None,
+        "Of this known model (`rprm models`): kept where the model finds it, or with --output written with its system "
+        "message and ending.",
+    ] = None
+    force: Annotated[bool, "--force", "Replace the output file, or the model's prompt in the cache."] = False
 
 
 @app.command("import")
@@ -110,64 +97,47 @@ def import_(
         str | None,
         typer.Argument(
             help="File (.json, .jsonl, .gz, .parquet) or hub data set (OWNER/NAME?data_dir=FOLDER; also revision, "
-            "config, split).",
-            show_default="the data set of --model",
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", help="The template file to write (.toml).", show_default="with --model, the cache"
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Of this known model (`rprm models`): kept where the model finds it, or with --output written with "
-            "its system message and ending."
+            "config, split).  [default: the data set of --model]"
         ),
     ] = None,
     *,
     options: ImportOptions,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace the output file, or the model's prompt in the cache.")
-    ] = False,
 ) -> None:
     """Derive a released model's template from its training rows, and verify it by rendering them again."""
     from rprm.errors import PromptError
     from rprm.models import import_released, keep_template, resolve
     from rprm.prompts import import_template
 
+    given = {key: value for key, value in asdict(options).items() if value is not None}
+    output, model, force = (given.pop(key, None) for key in ("output", "model", "force"))
     known = None if model is None else resolve(model).known
-    if model is not None and (known is None or known.prompt is None):
+    prompt = known and known.prompt
+    written = output or (prompt and prompt.cached)
+    if model is not None and prompt is None:
         raise PromptError(f"--model {model}: not a known model with a prompt; rprm models lists them")
     if output is not None and output.suffix != ".toml":
         raise PromptError(f"{output}: a template file ends in .toml")
-    written = output or (known and known.prompt and known.prompt.cached)
-    if written and written.exists() and not force:
-        raise PromptError(f"{written}: exists already; give --force to replace it")
-    given = {key: value for key, value in asdict(options).items() if value is not None}
-    if known is not None:
-        imported = import_released(known, source, **given)
-    elif source is not None and output is not None:
-        imported = import_template(source, **{"name": output.stem} | given)
-    else:
+    if written is None or (source is None and known is None):
         raise PromptError("name the rows to import from and the --output to write, or a known model: --model NAME")
-    if known is not None and output is None:
-        output = keep_template(known, imported)
+    if written.exists() and not force:
+        raise PromptError(f"{written}: exists already; give --force to replace it")
+    if known is not None and prompt is not None:
+        imported = import_released(known, source, **given)
+        if output is None:
+            keep_template(known, imported)
+        else:
+            imported = replace(imported, template=prompt.around(imported.template))
     else:
-        assert output is not None
-        if known is not None and known.prompt is not None:
-            imported = replace(imported, template=known.prompt.around(imported.template))
-        try:
+        assert source is not None
+        imported = import_template(source, **{"name": written.stem} | given)
+    try:
+        if output is not None:
             output.write_bytes(imported.to_toml().encode())
-        except OSError as error:
-            raise PromptError(f"{output}: cannot be written: {error.strerror}") from error
-    typer.echo(f"{output}: {imported.proof}")
-    typer.echo(
-        f"verdict after {imported.template.verdict.marker!r}, found in {imported.num_verdicts:,} of "
-        f"{imported.num_outputs:,} outputs"
-    )
+    except OSError as error:
+        raise PromptError(f"{output}: cannot be written: {error.strerror}") from error
+    found = f"{imported.num_verdicts:,} of {imported.num_outputs:,} outputs"
+    typer.echo(f"{written}: {imported.proof}")
+    typer.echo(f"verdict after {imported.template.verdict.marker!r}, found in {found}")
     for difference in imported.differences:
         typer.echo(f"row {difference.line} differs: {difference.reason}")
     for doubt in imported.doubts:

@@ -1,28 +1,14 @@
 """Prompts: their layout, the templates that ship with the package, and the import of a released model's own."""
 
-from rprm.prompts.library import (
-    builtin_names,
-    carried_policy_template,
-    carried_template,
-    load_policy_template,
-    load_template,
-    policy_names,
-)
-from rprm.prompts.policy import PolicyTemplate
-from rprm.prompts.released import ImportedTemplate, import_template
-from rprm.prompts.template import Message, Prompt, PromptTemplate
-
-__all__ = [
-    "ImportedTemplate",
-    "Message",
-    "PolicyTemplate",
-    "Prompt",
-    "PromptTemplate",
-    "builtin_names",
-    "carried_policy_template",
-    "carried_template",
-    "import_template",
-    "load_policy_template",
-    "load_template",
-    "policy_names",
-]
+from rprm.prompts.library import builtin_names as builtin_names
+from rprm.prompts.library import carried_policy_template as carried_policy_template
+from rprm.prompts.library import carried_template as carried_template
+from rprm.prompts.library import load_policy_template as load_policy_template
+from rprm.prompts.library import load_template as load_template
+from rprm.prompts.library import policy_names as policy_names
+from rprm.prompts.released import ImportedTemplate as ImportedTemplate
+from rprm.prompts.released import import_template as import_template
+from rprm.prompts.template import Message as Message
+from rprm.prompts.template import PolicyTemplate as PolicyTemplate
+from rprm.prompts.template import Prompt as Prompt
+from rprm.prompts.template import PromptTemplate as PromptTemplate

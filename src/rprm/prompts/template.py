@@ -1,4 +1,4 @@
-"""What a model reads (`Prompt`) and how it is laid out (`PromptTemplate`)."""
+"""What a model reads (`Prompt`) and how it is laid out (`PromptTemplate` for judges, `PolicyTemplate` for policies)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 from rprm.errors import PromptError
 from rprm.verdict import VerdictFormat
@@ -18,12 +18,8 @@ from rprm.verdict import VerdictFormat
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message.
-
-    `records`: of a text that is continued as it stands, the parts [start, end) that come from a record (the problem,
-    the steps), in order. Special tokens spelled there are none; elsewhere the template means them. In a chat no content
-    has special tokens.
-    """
+    """One message. `records`: of a text that is continued as it stands, the parts [start, end) that come from a record
+    (problem, steps), in order. Special tokens spelled there are none; elsewhere the template means them."""
 
     role: str
     content: str
@@ -32,10 +28,8 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the model reads: chat messages, or, with `chat=False`, one text that is continued as it stands.
-
-    `reply` is the beginning of the reply, which the model continues. In a text it stands right after it.
-    """
+    """What the model reads: chat messages, or, with `chat=False`, one text that is continued as it stands; then the
+    beginning of the reply, which the model continues."""
 
     messages: tuple[Message, ...]
     chat: bool = True
@@ -43,10 +37,7 @@ class Prompt:
 
     @property
     def text(self) -> str:
-        """The contents and the reply, in order: the whole of a text that is continued as it stands.
-
-        Of chat messages it is a key for equality and for counting, never what is sent.
-        """
+        """All of a text that is continued as it stands; of chat messages a key for equality, never what is sent."""
         contents = "\n\n".join(message.content for message in self.messages)
         return f"{contents}\n\n{self.reply}" if self.chat and self.reply else contents + self.reply
 
@@ -85,8 +76,8 @@ class Template:
     """What the templates of every kind have: their texts, the checks of them, their file.
 
     Attributes:
-        name: how messages and manifests call it; no part of its content.
-        user: the user message; of its placeholders, `{{problem}}` is required.
+        KIND, NAMES, TABLES: how messages call it; placeholders of `user`, besides `{{open_braces}}`; keys of tables.
+        name: no part of its content.
         system: the system message, verbatim; empty for none.
         chat: False where `user` is the whole text with the model's own special tokens, to be continued as it stands.
 
@@ -94,11 +85,8 @@ class Template:
         PromptError: an unknown or missing placeholder, a text that cannot be used or is no Unicode.
     """
 
-    #: How messages call this kind of template.
     KIND: ClassVar[str]
-    #: Placeholders of `user`, besides `{{open_braces}}`.
     NAMES: ClassVar[tuple[str, ...]]
-    #: Keys that hold a table, in the order of the file.
     TABLES: ClassVar[Mapping[str, type[VerdictFormat]]] = {}
 
     name: str
@@ -108,10 +96,8 @@ class Template:
 
     def __post_init__(self) -> None:
         for key, value in self._content().items():
-            try:
-                str(value).encode()
-            except UnicodeEncodeError as error:
-                raise self._error(f"{key} has half a surrogate pair at character {error.start}") from None
+            if half := re.search("[\ud800-\udfff]", str(value)):
+                raise self._error(f"{key} has half a surrogate pair at character {half.start()}")
         if "problem" not in self._check_names("user", self.user, self.NAMES):
             raise self._error("user has no {{problem}}")
         misplaced = [match[0] for match in PLACEHOLDER.finditer(self.system) if match[1] in (*self.NAMES, _BRACES)]
@@ -124,20 +110,19 @@ class Template:
         return PromptError(f"{self.KIND} {self.name!r}: {message}")
 
     def _check_names(self, key: str, text: str, names: tuple[str, ...]) -> set[str]:
-        allowed = (*names, _BRACES)
         used = {match[1] for match in PLACEHOLDER.finditer(text)}
-        if unknown := sorted(used - set(allowed)):
+        if unknown := sorted(used - {*names, _BRACES}):
+            known = ", ".join("{{" + name + "}}" for name in (*names, _BRACES))
+            wrong = "{{" + unknown[0] + "}}"
             raise self._error(
-                f"{key} has the unknown placeholder {_braced(unknown[0])}; placeholders are "
-                f"{', '.join(map(_braced, allowed))} (for a literal one write {literal(_braced(unknown[0]))})"
+                f"{key} has the unknown placeholder {wrong}; placeholders are {known} (for a literal one write "
+                f"{literal(wrong)})"
             )
         return used
 
     def _content(self) -> dict[str, str | bool]:
         """Every value but the name, those of a table under `table.key`."""
-        content: dict[str, str | bool] = {}
-        for key, value in asdict(self).items():
-            content |= {f"{key}.{inner}": text for inner, text in value.items()} if key in self.TABLES else {key: value}
+        content = _flat(asdict(self))
         del content["name"]
         return content
 
@@ -159,46 +144,59 @@ class Template:
     def to_toml(self) -> str:
         """The template as a file's content; `from_toml` gives an equal template back, whatever its texts hold."""
         values = asdict(self)
-        # Texts of many lines stand last.
-        blocks = {key: values.pop(key) for key in ("system", "user")}
-        tables = {key: values.pop(key) for key in self.TABLES}
-        lines = [f"{key} = {_toml_value(value)}" for key, value in values.items()]
-        lines += [f"{key} = {_toml_block(text)}" for key, text in blocks.items()]
-        for table, texts in tables.items():
-            lines += ["", f"[{table}]", *(f"{key} = {_toml_string(text)}" for key, text in texts.items())]
+        blocks = ("system", "user")  # Texts of many lines stand last, before the tables.
+        lines = [f"{key} = {_toml(values[key])}" for key in values if key not in (*blocks, *self.TABLES)]
+        lines += [f"{key} = {_toml(values[key], is_block=True)}" for key in blocks]
+        for table in self.TABLES:
+            lines += ["", f"[{table}]", *(f"{key} = {_toml(text)}" for key, text in values[table].items())]
         return "\n".join(lines) + "\n"
 
     @classmethod
     def from_toml(cls, text: str, source: str) -> Self:
-        """Read what `to_toml` writes; every key but `user` may be left out.
-
-        Args:
-            text: the content of the file.
-            source: the file, for messages; its stem names the template where the content does not.
-
-        Raises:
-            PromptError: not TOML, an unknown key, a value of another type, or a template that cannot be used.
-        """
+        """Read what `to_toml` writes; every key but `user` may be left out. The stem of the file `source` names the
+        template where its text does not. `PromptError` where it is no such file, or the template cannot be used."""
+        keys = [one.name for one in fields(cls) if one.name not in cls.TABLES]
+        keys += [f"{key}.{one.name}" for key, table in cls.TABLES.items() for one in fields(table)]
         try:
             values = tomllib.loads(text)
+            for key, value in _flat(values).items():
+                if key in cls.TABLES and value == {}:
+                    continue
+                if key not in keys:
+                    raise PromptError(f"unknown key {key!r}; keys are {', '.join(keys)}")
+                if type(value) is not (bool if key == "chat" else str):
+                    kind = "true or false" if key == "chat" else "a text"
+                    raise PromptError(f"{key} must be {kind}, not {value!r:.80}")
+            if "user" not in values:
+                raise PromptError("the key 'user' is missing: it holds the user message with its placeholders")
+            tables = {key: table(**values.pop(key, {})) for key, table in cls.TABLES.items()}
+            return cls(**{"name": Path(source).stem, **values, **tables})
         except tomllib.TOMLDecodeError as error:
             raise PromptError(f"{source}: not a {cls.KIND} in TOML: {error}") from None
-        tables = {}
-        for key, table in cls.TABLES.items():
-            names = [f.name for f in fields(table)]
-            given = values.pop(key, {})
-            if not isinstance(given, dict):
-                raise PromptError(f"{source}: {key} must be a table with {_listed(names)}, not {given!r:.80}")
-            _check_types(source, given, dict.fromkeys(names, str), f"{key}.")
-            tables[key] = table(**given)
-        names = [f.name for f in fields(cls) if f.name not in ("chat", *cls.TABLES)]
-        _check_types(source, values, {**dict.fromkeys(names, str), "chat": bool}, tables=cls.TABLES)
-        if "user" not in values:
-            raise PromptError(f"{source}: the key 'user' is missing: it holds the user message with its placeholders")
-        try:
-            return cls(**{"name": Path(source).stem, **values, **tables})
         except PromptError as error:
             raise PromptError(f"{source}: {error}") from None
+
+
+@dataclass(frozen=True)
+class PolicyTemplate(Template):
+    """The layout of a prompt that asks for a solution: everything but the problem (`{{problem}}` in `user`). A solution
+    that is begun ends in `step_separator`, so that the next step follows. `stop` ends a solution wherever it begins;
+    empty for none. Base models, which know no end, need one."""
+
+    KIND = "policy template"
+    NAMES = ("problem",)
+
+    step_separator: str = "\n\n"
+    stop: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.step_separator:
+            raise self._error("step_separator is empty; give the text that ends a step")
+
+    def render(self, problem: str, steps: Sequence[str] = ()) -> Prompt:
+        """The prompt after which the model writes the step that follows `steps`, or the whole solution."""
+        return self._prompt({"problem": Filled.record(problem)}, "".join(step + self.step_separator for step in steps))
 
 
 @dataclass(frozen=True)
@@ -206,19 +204,9 @@ class PromptTemplate(Template):
     """The layout of a critique prompt: everything but the problem and the steps.
 
     Placeholders of `user`: `{{problem}}`; either `{{steps}}` (every step up to and including the judged one, in
-    `step_format`) or both `{{previous_steps}}` (those before it, likewise) and `{{step}}` (the judged step's bare
-    text); `{{step_number}}` (1-based). `{{open_braces}}` stands for two literal opening braces. All else is literal.
-
-    Attributes:
-        step_format: one listed step, of `{{number}}` (1-based) and `{{step}}`.
-        step_separator: between two listed steps.
-        no_previous_steps: in place of `{{previous_steps}}` when the first step is judged.
-        stop: a text that ends the reply wherever it begins; empty for none. Base models, which know no end, need one.
-        verdict: how analyses end.
-
-    Raises:
-        PromptError: as for every template; an empty marker, equal answers.
-    """
+    `step_format`) or both `{{previous_steps}}` (those before it, likewise; `no_previous_steps` where it is the first)
+    and `{{step}}` (the judged step's bare text); `{{step_number}}` (1-based). `{{open_braces}}` stands for two literal
+    opening braces. `stop` ends a reply wherever it begins; empty for none."""
 
     KIND = "prompt template"
     NAMES = ("problem", "steps", "previous_steps", "step", "step_number")
@@ -244,18 +232,8 @@ class PromptTemplate(Template):
             raise self._error("verdict.yes and verdict.no must be two different words")
 
     def render(self, problem: str, steps: Sequence[str], step_index: int) -> Prompt:
-        """The prompt that judges `steps[step_index]`; later steps have no influence on it.
-
-        The marker of a verdict does not stand in what comes from the record (`VerdictFormat.disarmed`).
-
-        Args:
-            problem: the problem's text.
-            steps: the solution's steps.
-            step_index: 0-based index of the judged step.
-
-        Raises:
-            PromptError: the solution has no such step.
-        """
+        """The prompt that judges `steps[step_index]` (0-based, else `PromptError`); later steps have no influence on
+        it. The marker of a verdict does not stand in what comes from the record (`VerdictFormat.disarmed`)."""
         if not 0 <= step_index < len(steps):
             raise self._error(f"step_index {step_index} is out of range: the solution has {len(steps)} steps")
         problem, *steps = map(self.verdict.disarmed, (problem, *steps[: step_index + 1]))
@@ -265,20 +243,13 @@ class PromptTemplate(Template):
         ]
         separator = Filled(self.step_separator)
         previous = separator.join(listed[:-1]) if step_index else Filled(self.no_previous_steps)
-        return self._prompt(
-            {
-                "problem": Filled.record(problem),
-                "steps": separator.join(listed),
-                "previous_steps": previous,
-                "step": Filled.record(steps[step_index]),
-                "step_number": Filled(str(step_index + 1)),
-            }
-        )
+        values = {"problem": Filled.record(problem), "steps": separator.join(listed), "previous_steps": previous}
+        values |= {"step": Filled.record(steps[step_index]), "step_number": Filled(str(step_index + 1))}
+        return self._prompt(values)
 
     def take_apart(self, text: str) -> tuple[str, list[str]] | None:
-        """What `render` was given to make a user message: the problem, and the steps up to the judged one; None where
-        it makes no such text. Of several ways the one with the shortest problem and earlier steps is taken.
-        """
+        """What `render` was given to make a user message: problem, steps up to the judged one; None where it makes no
+        such text. Of several ways the one with the shortest problem and earlier steps is taken."""
         at = self._step_pieces.index("step")
         joint = [self._step_pieces[-1] + self.step_separator + self._step_pieces[0], *self._step_pieces[1:at]]
         highest, end = 0, 0
@@ -304,9 +275,7 @@ class PromptTemplate(Template):
             found, wanted = text[: len(text) - at][-40:], end[: len(end) - at][-40:]
             return f"{at} characters before its end stands {found!r} instead of {wanted!r}"
         missing = next((piece for piece in pieces if piece not in text), None)
-        return (
-            f"it has no {missing!r:.80}" if missing else "its steps do not follow each other as the template has them"
-        )
+        return f"it has no {missing!r:.80}" if missing else "its steps do not follow each other as in the template"
 
     @cached_property
     def _step_pieces(self) -> list[str]:
@@ -316,39 +285,34 @@ class PromptTemplate(Template):
 @lru_cache(maxsize=512)
 def _pattern(template: PromptTemplate, number: int) -> re.Pattern[str]:
     """The user messages that judge step `number`: groups `problem`, `step1`, `step2`, ..."""
+    at = template._step_pieces.index("step")
+    listed, rest = template._step_pieces[:at], template._step_pieces[at + 1 :]
     groups: set[str] = set()
-    listed = template._step_pieces
-    at = listed.index("step")
-
-    def value(name: str) -> str:
-        if name in groups:
-            return f"(?P={name})"
-        groups.add(name)
-        return f"(?P<{name}>.*?)"
 
     def filled(pieces: Sequence[str], index: int) -> str:
         return "".join(named(piece, index) if place % 2 else re.escape(piece) for place, piece in enumerate(pieces))
 
     def steps(count: int) -> str:
-        found = filled(listed[:at], 1)
+        found = filled(listed, 1)
         for index in range(1, count + 1):
-            step = value(f"step{index}") + filled(listed[at + 1 :], index)
+            step = named("step", index) + filled(rest, index)
             if index < count:
                 # A step ends at the first label of the next one: no way back into it.
-                step = f"(?>{step}{re.escape(template.step_separator)}{filled(listed[:at], index + 1)})"
+                step = f"(?>{step}{re.escape(template.step_separator)}{filled(listed, index + 1)})"
             found += step
         return found
 
     def named(name: str, index: int) -> str:
-        if name == "previous_steps":
-            return steps(index - 1) if index > 1 else re.escape(template.no_previous_steps)
-        if name == "steps":
-            return steps(index)
-        if name in ("step_number", "number"):
-            return str(index)
-        if name == _BRACES:
-            return re.escape("{{")
-        return value("problem" if name == "problem" else f"step{index}")
+        if name in ("steps", "previous_steps"):
+            count = index - (name == "previous_steps")
+            return steps(count) if count else re.escape(template.no_previous_steps)
+        if name in ("step_number", "number", _BRACES):
+            return re.escape("{{") if name == _BRACES else str(index)
+        group = "problem" if name == "problem" else f"step{index}"
+        if group in groups:
+            return f"(?P={group})"
+        groups.add(group)
+        return f"(?P<{group}>.*?)"
 
     return re.compile(filled(template._user_pieces, number), re.DOTALL)
 
@@ -356,18 +320,13 @@ def _pattern(template: PromptTemplate, number: int) -> re.Pattern[str]:
 def shared_start(*texts: str) -> str:
     """The longest text that all begin with."""
     first, last = min(texts), max(texts)
-    return first[
-        : next((at for at, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), len(first))
-    ]
+    pairs = enumerate(zip(first, last, strict=False))
+    return first[: next((at for at, (one, other) in pairs if one != other), len(first))]
 
 
 def literal(text: str) -> str:
     """The text as a template says it: whatever would read as a placeholder is escaped."""
-    return PLACEHOLDER.sub(lambda match: _braced(_BRACES) + match[0][2:], text)
-
-
-def _braced(name: str) -> str:
-    return "{{" + name + "}}"
+    return PLACEHOLDER.sub(lambda match: "{{" + _BRACES + "}}" + match[0][2:], text)
 
 
 def _fill(pieces: list[str], values: Mapping[str, Filled]) -> Filled:
@@ -377,46 +336,23 @@ def _fill(pieces: list[str], values: Mapping[str, Filled]) -> Filled:
     return Filled("").join(filled)
 
 
-def _check_types(
-    source: str, values: Mapping[str, object], types: Mapping[str, type], prefix: str = "", tables: Iterable[str] = ()
-) -> None:
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by key, those of a table under `table.key`."""
+    flat: dict[str, Any] = {}
     for key, value in values.items():
-        if key not in types:
-            choices = ", ".join([*(f"{prefix}{name}" for name in types), *(f"[{table}]" for table in tables)])
-            raise PromptError(f"{source}: unknown key {prefix + key!r}; keys are {choices}")
-        if type(value) is not types[key]:
-            kind = "true or false" if types[key] is bool else "a text"
-            raise PromptError(f"{source}: {prefix}{key} must be {kind}, not {value!r:.80}")
+        is_table = isinstance(value, dict) and value
+        flat |= {f"{key}.{name}": inner for name, inner in value.items()} if is_table else {key: value}
+    return flat
 
 
-def _listed(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-#: Characters that TOML allows in no string as they are, but for the tab; the line end is allowed in multi-line ones.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
-_ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r"}
-
-
-def _toml_value(value: str | bool) -> str:
-    return _toml_string(value) if isinstance(value, str) else str(value).lower()
-
-
-def _toml_string(text: str) -> str:
-    """On one line: as it stands between single quotes where escapes would clutter it."""
-    if re.search(r'[\\"]', text) and not re.search(r"['\n]", text) and not _CONTROL.search(text):
-        return f"'{text}'"
-    return '"' + re.sub(r'[\x00-\x1f\x7f\\"]', lambda match: _escaped(match[0]), text) + '"'
-
-
-def _toml_block(text: str) -> str:
-    """On lines of its own: a literal block where the text allows one."""
-    if "\n" not in text:
-        return _toml_string(text)
-    if "'''" not in text and not text.endswith("'") and not _CONTROL.search(text):
-        return f"'''\n{text}'''"
-    return '"""\n' + re.sub(r'[\x00-\x08\x0b-\x1f\x7f\\"]', lambda match: _escaped(match[0]), text) + '"""'
-
-
-def _escaped(character: str) -> str:
-    return _ESCAPES.get(character, f"\\u{ord(character):04X}")
+def _toml(value: str | bool, *, is_block: bool = False) -> str:
+    """As it stands between single quotes where escapes would clutter it, a block on lines of its own."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", value):
+        if is_block and "\n" in value and "'''" not in value and not value.endswith("'"):
+            return f"'''\n{value}'''"
+        if re.search(r'[\\"]', value) and not re.search(r"['\n]", value):
+            return f"'{value}'"
+    # A string of JSON is one of TOML, but for one control character.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")

@@ -334,7 +334,7 @@ class ServedClassifier(Classifier):
         self.layout = make_layout(self._settings, tokenizer, self.spec, self.options)
         self.endpoint.open()
         if self._context_length is None:
-            served = served_models(await self.endpoint.ask("/v1/models", 1 << 20) or {})
+            served = await self.endpoint.models("/v1/models")
             self._context_length = context_length_of(served.get(self.target, {}))
         return {
             "url": self.endpoint.url,

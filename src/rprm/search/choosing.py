@@ -1,18 +1,7 @@
 """Choosing one answer among candidates, and how often that is right. Pure functions.
 
-Five ways to choose among N candidates of a problem: any of them (pass@1); the best there is, as if one knew the answer
-(pass@N); the answer that most give (majority); the candidate with the highest reward (Best-of-N); the answer with the
-highest sum of rewards (weighted vote). The rules:
-
-- Answers are known by their groups: equal answers have the same number. A candidate without an answer (group -1) does
-  not vote; where none has one, the vote has no result, which is wrong.
-- Of equally large groups, the one whose first candidate stands earliest. A vote is right when that first candidate is.
-- Of equal rewards, the earlier candidate. No reward (None) stands below every number: without any, the first is taken.
-- In a weighted vote None weighs 0; where no voter has a reward, the majority decides.
-- Weights are added as whole multiples of 2^-30, so that a sum does not depend on the order of its members.
-
-From n candidates the accuracy at any N <= n is the expectation over all subsets of N of them, each in the order of its
-candidates.
+Answers are known by their groups: equal answers have the same number, -1 is none. docs/search.md has the rules of ties,
+of missing answers and rewards, and of sums (whole multiples of 2^-30, so that their order does not matter).
 """
 
 from __future__ import annotations
@@ -68,13 +57,8 @@ def weighted_vote(groups: Sequence[int], rewards: Sequence[float | None]) -> int
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """The candidates of one problem, n of them, as far as choosing is concerned.
-
-    Attributes:
-        correct: (n,) whether each is right.
-        groups: (n,) the number of its answer's group, -1 where it gives none.
-        rewards: (A, n) from 0 to 1, under each of A aggregations; NaN for none.
-    """
+    """The candidates of one problem: `correct` (n,); `groups` (n,) of equal answers, -1 for none; `rewards` (A, n) from
+    0 to 1 under each of A aggregations, NaN for none."""
 
     correct: NDArray[np.bool_]
     groups: Ints
@@ -93,19 +77,12 @@ class Pool:
 
 
 class Accuracy:
-    """How often each strategy is right with N candidates, for pools of n.
+    """How often each strategy is right with N = `size` of n candidates, for pools given by the rows of `draws` (R, n).
 
     Pass@N (Chen et al. 2021, arXiv 2107.03374) and Best-of-N are exact: of n candidates ranked by reward, the one at
     rank r (from 0) is the best of C(n-1-r, N-1) subsets. Votes are counted over all C(n, N) subsets up to
     `max_subsets`, else over so many random ones, the same for every pool; the standard error of a problem's accuracy is
-    then at most 0.5 / sqrt(max_subsets), 0.8 points at 4,096.
-
-    Args:
-        draws: (R, n) candidates by their indices; each row is a pool of its own. See `in_order` and `resampled`.
-        size: N, from 1 to n.
-        max_subsets: of each row.
-        seed: of the random subsets.
-    """
+    then at most 0.5 / sqrt(max_subsets), 0.8 points at 4,096."""
 
     def __init__(self, draws: Ints, size: int, *, max_subsets: int = MAX_SUBSETS, seed: int = 0) -> None:
         num_rows, n = draws.shape
@@ -167,16 +144,6 @@ class Accuracy:
         return np.asarray(chose_right.mean(axis=2))
 
 
-def in_order(n: int) -> Ints:
-    """(1, n): the candidates as they are."""
-    return np.arange(n)[None]
-
-
-def resampled(n: int, num_rows: int, seed: int) -> Ints:
-    """(num_rows, n): each row n candidates drawn with replacement."""
-    return np.random.default_rng([seed, n]).integers(n, size=(num_rows, n))
-
-
 def powers_up_to(n: int) -> list[int]:
     """1, 2, 4, ... below n, and n."""
     return [2**power for power in range(n.bit_length()) if 2**power < n] + [n]
@@ -195,8 +162,8 @@ def accuracies(pools: Sequence[Pool], size: int, num_strategies: int, seed: int)
     accuracy = np.zeros((len(pools), num_strategies))
     replicates = np.zeros((len(pools), NUM_REPLICATES, num_strategies))
     for n in {len(pool.correct) for pool in pools} - {0}:
-        in_full = Accuracy(in_order(n), min(size, n), seed=seed)
-        draws = resampled(n, NUM_REPLICATES, seed)
+        in_full = Accuracy(np.arange(n)[None], min(size, n), seed=seed)
+        draws = np.random.default_rng([seed, n]).integers(n, size=(NUM_REPLICATES, n))
         in_replicates = Accuracy(draws, min(size, n), max_subsets=REPLICATE_SUBSETS, seed=seed)
         for index, pool in enumerate(pools):
             if len(pool.correct) == n:

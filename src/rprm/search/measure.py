@@ -1,11 +1,7 @@
 """Runs of the search commands on the mathematics sets, measured beside each other: accuracy, its uncertainty, its cost.
 
-Intervals are 95% percentile intervals of a bootstrap in two stages (Davison and Hinkley 1997, section 3.8). In each
-resample every set's problems are drawn with replacement, and of each drawn problem one replicate of its accuracy: what
-the strategy reaches on n candidates drawn with replacement from its n. A candidate that comes twice makes pass@N
-smaller and votes less varied, so that replicates are shifted to have the problem's own accuracy as their mean; an
-interval that this moves beyond 0 or 100% ends there. The accuracies of a set's problems already vary by what its
-candidates happened to be, so that this part counts twice, and intervals are on the wide side (docs/search.md).
+Intervals are 95% percentile intervals of a bootstrap in two stages (Davison and Hinkley 1997, section 3.8): problems,
+and for each the accuracy on candidates drawn with replacement (docs/search.md).
 """
 
 from __future__ import annotations
@@ -13,28 +9,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import compress, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rprm.benchmarks.bootstrap import DEFAULT_RESAMPLES
-from rprm.benchmarks.mathematics import (
-    AVERAGE,
-    GradedAnswer,
-    MeasuredRow,
-    Problem,
-    SearchMeasurement,
-    numbered,
-)
+from rprm.benchmarks.mathematics import AVERAGE, GradedAnswer, MeasuredRow, Problem, SearchMeasurement, numbered
 from rprm.benchmarks.tally import Figure, Floats, named, named_figures
 from rprm.errors import BenchmarkError, RunError
 from rprm.grading import AnswerPair, Grade, Grader, final_answer
-from rprm.runs import RESULTS, read_manifest
-from rprm.search.candidates import BEST_OF_N, SAMPLE, Candidates, JudgedCandidates, read_rows
+from rprm.runs import RESULTS, read_json_lines, read_manifest
+from rprm.search.candidates import BEST_OF_N, SAMPLE, Candidates, JudgedCandidates
 from rprm.search.choosing import NUM_REPLICATES, Pool, accuracies, powers_up_to, resampled_means
 from rprm.search.guided import GUIDED
 from rprm.search.racing import AGGREGATIONS, Aggregation, aggregate, digest_of
@@ -50,78 +39,61 @@ _ROWS: dict[str, type[Any]] = {SAMPLE: Candidates, BEST_OF_N: JudgedCandidates, 
 
 @dataclass(frozen=True)
 class Attempts:
-    """The solutions of one problem in one run, n of them.
+    """The n solutions of one problem in one run, the index of the one that it chose, whether without a reward to go by.
 
     Attributes:
-        answers: the final answer of each, None where it gives none.
-        rewards: by aggregation, of each; empty where they were not judged in full.
-        chosen: the index of the one that the run chose, None where it chose none.
-        fell_back: it chose without a reward to go by.
-        failure: why there are no solutions.
-        policy_tokens, judge_tokens: None where they were not counted, or nothing was judged.
         digest: of the solutions' texts.
+        answers: the final answer of each, None where it gives none.
+        policy_tokens, judge_tokens: None where they were not counted, or nothing was judged.
+        rewards: by aggregation, of each; empty where they were not judged in full.
         grades, groups: of the answers, once they are graded.
     """
 
     problem: Problem
-    answers: tuple[str | None, ...]
-    rewards: dict[Aggregation, tuple[float | None, ...]]
-    chosen: int | None
-    fell_back: bool
-    failure: str | None
-    policy_tokens: int | None
-    judge_tokens: int | None
     digest: str
+    answers: tuple[str | None, ...]
+    policy_tokens: int | None
+    judge_tokens: int | None = None
+    chosen: int | None = None
+    fell_back: bool = False
+    failure: str | None = None
+    rewards: dict[Aggregation, tuple[float | None, ...]] = field(default_factory=dict)
     grades: tuple[Grade, ...] = ()
     groups: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, row: Candidates | JudgedCandidates | SearchTree, *, in_full: bool = False) -> Attempts:
         """What a run's row comes to. `in_full`: its candidates were judged in full."""
-        texts = [row.text] if isinstance(row, SearchTree) else [candidate.text for candidate in row.candidates]
-        rewards: dict[Aggregation, tuple[float | None, ...]] = {}
-        chosen: int | None = None
-        judge_tokens: int | None = None
+        more: dict[str, Any]
         if isinstance(row, SearchTree):
-            chosen, judge_tokens = 0, row.num_judge_tokens
-            tokens = [row.num_policy_tokens]
+            texts, tokens = [row.text], [row.num_policy_tokens]
+            more = {"chosen": 0, "fell_back": row.fell_back, "judge_tokens": row.num_judge_tokens}
         else:
+            texts = [candidate.text for candidate in row.candidates]
             tokens = [candidate.num_tokens for candidate in row.candidates if candidate.num_tokens is not None]
+            more = {"failure": row.failure}
         if isinstance(row, JudgedCandidates):
-            chosen = row.chosen
-            judge_tokens = sum(one.num_tokens for step in row.judged_steps().values() for one in step.analyses)
-            if in_full:
-                by_step = []
-                for candidate, reward in zip(row.candidates, row.rewards, strict=True):
-                    known = {step.step_index: step.reward for step in reward.steps}
-                    by_step.append([known.get(index) for index in range(len(candidate.steps))])
-                rewards = {how: tuple(aggregate(steps, how) for steps in by_step) for how in AGGREGATIONS}
-        return cls(
-            problem=row.problem,
-            answers=tuple(final_answer(text, row.problem.rule) for text in texts),
-            rewards=rewards,
-            chosen=chosen,
-            fell_back=not isinstance(row, Candidates) and row.fell_back,
-            failure=None if isinstance(row, SearchTree) else row.failure,
-            policy_tokens=sum(tokens) if len(tokens) == len(texts) else None,
-            judge_tokens=judge_tokens,
-            digest=digest_of(texts),
-        )
+            analyses = [analysis for step in row.judged_steps().values() for analysis in step.analyses]
+            more |= {"chosen": row.chosen, "fell_back": row.fell_back}
+            more["judge_tokens"] = sum(analysis.num_tokens for analysis in analyses)
+        if isinstance(row, JudgedCandidates) and in_full:
+            by_step = []
+            for candidate, reward in zip(row.candidates, row.rewards, strict=True):
+                known = {step.step_index: step.reward for step in reward.steps}
+                by_step.append([known.get(index) for index in range(len(candidate.steps))])
+            more["rewards"] = {how: tuple(aggregate(steps, how) for steps in by_step) for how in AGGREGATIONS}
+        answers = tuple(final_answer(text, row.problem.rule) for text in texts)
+        return cls(row.problem, digest_of(texts), answers, sum(tokens) if len(tokens) == len(texts) else None, **more)
 
 
 @dataclass(frozen=True, eq=False)
 class SearchRun:
-    """A run of a search command, with P problems.
+    """A run of a search command; `policy` and `judge` as tables print them.
 
     Attributes:
-        name: of its folder or file.
-        method: how it chose a solution, N standing for the number of candidates (`Best-of-N (min)`); None where it only
-            sampled.
-        policy: the model that wrote the solutions, as tables print it.
-        judge: the model that rewarded them.
-        attempts: (P,) in the run's order.
+        method: how it chose a solution (`Best-of-N (min)`); None where it only sampled.
         is_search: it is guided step by step, so that a problem has the one solution it arrived at.
-        notes: what a reader of its figures must know beforehand, in sentences.
+        notes: what a reader of its figures must know, in sentences.
     """
 
     name: str
@@ -135,8 +107,7 @@ class SearchRun:
     @cached_property
     def digest(self) -> str:
         """The same for runs that chose among the same solutions."""
-        kind = "search" if self.is_search else "candidates"
-        return " ".join([kind, *(one.digest for one in self.attempts)])
+        return " ".join([str(self.is_search), *(one.digest for one in self.attempts)])
 
     @cached_property
     def num_candidates(self) -> int:
@@ -150,15 +121,8 @@ class SearchRun:
 
 
 def read_search_run(folder: str | Path, attempts: Iterable[Attempts] | None = None) -> SearchRun:
-    """Read a run folder of `rprm search`.
-
-    Args:
-        attempts: where they are known already, so that the rows need not be read.
-
-    Raises:
-        RunError: it is no run folder, or one of another job.
-        CorruptRun: one of its files is damaged.
-    """
+    """Read a run folder of `rprm search`; where its attempts are known already, its rows are not. `RunError` where it
+    is none, or of another job, or (`CorruptRun`) damaged."""
     manifest = read_manifest(folder)
     job, settings = manifest["stage"], manifest["settings"]
     if job not in _ROWS:
@@ -167,23 +131,17 @@ def read_search_run(folder: str | Path, attempts: Iterable[Attempts] | None = No
     if job == BEST_OF_N:
         method = f"Best-of-N ({settings['aggregation']})"
     elif job == GUIDED:
-        strategy = settings["strategy"]
-        names = {"guided": "guided search", "beam": "beam search", "dvts": "DVTS"}
-        width = strategy["num_trees"] * strategy["beam_size"] * strategy["width"]
-        method = f"{names.get(strategy['name'], strategy['name'])} ({width} steps a round, {strategy['aggregation']})"
+        how = settings["strategy"]
+        title = {"guided": "guided search", "beam": "beam search", "dvts": "DVTS"}.get(how["name"], how["name"])
+        method = f"{title} ({how['num_trees'] * how['beam_size'] * how['width']} steps a round, {how['aggregation']})"
     if attempts is None:
         in_full = settings.get("choice_stopping") == "none"
-        attempts = (Attempts.of(row, in_full=in_full) for row in read_rows(Path(folder) / RESULTS, _ROWS[job]))
-    return SearchRun(
-        name=str(folder),
-        method=method,
-        # Candidates that were brought from elsewhere have no policy, but a file.
-        policy=_model(settings.get("policy", {})) or manifest["sessions"][-1]["input"],
-        judge=_model(settings),
-        attempts=tuple(attempts),
-        is_search=job == GUIDED,
-        notes=() if manifest.get("status") == "complete" else (f"{folder} is not finished",),
-    )
+        rows = read_json_lines(Path(folder) / RESULTS, _ROWS[job].model_validate)
+        attempts = (Attempts.of(row, in_full=in_full) for row in rows)
+    # Candidates that were brought from elsewhere have no policy, but a file.
+    policy = _model(settings.get("policy", {})) or manifest["sessions"][-1]["input"]
+    notes = () if manifest.get("status") == "complete" else (f"{folder} is not finished",)
+    return SearchRun(str(folder), method, policy, _model(settings), tuple(attempts), job == GUIDED, notes)
 
 
 def _model(described: Mapping[str, Any]) -> str | None:
@@ -198,28 +156,19 @@ def sampled_run(name: str, policy: str, rows: Iterable[Candidates], notes: Itera
 
 
 def measure_runs(
-    runs: Sequence[SearchRun],
-    *,
-    grader: Grader | None = None,
-    baseline: str | None = None,
-    curve: bool = False,
-    num_resamples: int = DEFAULT_RESAMPLES,
-    seed: int = 0,
-) -> SearchMeasurement:
+    runs: Sequence[SearchRun], *, grader: Grader | None = None, baseline: str | None = None, curve: bool = False,
+    num_resamples: int = DEFAULT_RESAMPLES, seed: int = 0,
+) -> SearchMeasurement:  # fmt: skip
     """Measure runs on the problems that all of them have, and that have a gold answer.
 
     Args:
-        runs: of any search commands.
-        grader: None for one of its own.
         baseline: the row that others are compared with, besides the majority: `pass@1` (the default), `majority@8`,
             `Best-of-N (min)`, ... A row is compared with that of its own candidates, or the first where it has none.
         curve: also with fewer candidates.
-        num_resamples: of the bootstrap.
-        seed: of the resamples, and of random subsets of candidates.
+        num_resamples, seed: of the bootstrap.
 
     Raises:
-        BenchmarkError: there are no runs, or no problem to measure; runs differ in a problem of one id; there is no
-            such baseline.
+        BenchmarkError: there is no run, problem or such baseline; runs differ in a problem of one id.
     """
     if not runs:
         raise BenchmarkError("no run to measure")
@@ -236,48 +185,41 @@ def measure_runs(
     answers: list[GradedAnswer] = []
     for run in graded:
         is_new = run.digest not in pools
-        for found, accuracy, replicates in _evaluate(run, curve=curve, with_pool=is_new, seed=seed):
+        pools.add(run.digest)
+        for found, accuracy, replicates in _evaluate(run, curve, is_new, seed):
             lines += found
             values.append(_with_average([accuracy[strata == name].mean(axis=0) for name in sets]))
             means = resampled_means(replicates, strata, tuple(sets), num_resamples, seed)
             resampled_values.append(_with_average(means))
         notes += _notes(run, with_pool=is_new)
-        if is_new:
-            pools.add(run.digest)
-            answers += [
-                GradedAnswer(run.name, one.problem.id, index, *answer)
-                for one in run.attempts
-                for index, answer in enumerate(zip(one.answers, one.grades, one.groups, strict=True))
-            ]
+        answers += [
+            GradedAnswer(run.name, one.problem.id, index, *answer)
+            for one in run.attempts
+            for index, answer in enumerate(zip(one.answers, one.grades, one.groups, strict=True))
+            if is_new
+        ]
     rows = _rows(lines, (*sets, AVERAGE), np.hstack(values), np.concatenate(resampled_values, axis=2), baseline)
-    on_curve = [curve and line.size is not None and line.strategy != ONE for line in lines]
-    return SearchMeasurement(
-        sets=sets,
-        rows=tuple(row for row, line in zip(rows, lines, strict=True) if line.is_whole),
-        curve=tuple(compress(rows, on_curve)),
-        answers=tuple(answers),
-        num_resamples=num_resamples,
-        seed=seed,
-        notes=tuple(notes),
-    )
+    pairs = list(zip(rows, lines, strict=True))
+    table = tuple(row for row, line in pairs if line.is_whole)
+    on_curve = tuple(row for row, line in pairs if curve and line.size is not None and line.strategy != ONE)
+    return SearchMeasurement(sets, table, on_curve, tuple(answers), num_resamples, seed, tuple(notes))
 
 
 def _common_problems(runs: Sequence[SearchRun]) -> tuple[list[Problem], list[str]]:
     """The problems to measure, in the first run's order, and what is to be said of the others."""
     by_id = [{one.problem.id: one.problem for one in run.attempts} for run in runs]
-    common = [identifier for identifier in by_id[0] if all(identifier in other for other in by_id)]
-    for run, known in zip(runs[1:], by_id[1:], strict=True):
-        if different := [identifier for identifier in common if known[identifier] != by_id[0][identifier]]:
+    first = by_id[0]
+    common = [identifier for identifier in first if all(identifier in other for other in by_id)]
+    notes = [note for run in runs for note in run.notes]
+    for run, known in zip(runs, by_id, strict=True):
+        if different := [identifier for identifier in common if known[identifier] != first[identifier]]:
             raise BenchmarkError(
                 f"{runs[0].name} and {run.name} differ in the text, the gold answer or the grading rule of "
                 f"{len(different)} problems with the same id: {named(different)}; measure runs on the same data"
             )
-    notes = [note for run in runs for note in run.notes]
-    for run, known in zip(runs, by_id, strict=True):
         if others := len(known) - len(common):
-            of = f"{others:,} of its {len(known):,} problems"
-            notes.append(f"{run.name}: {of} are not in all runs, and not measured")
-    problems = [by_id[0][identifier] for identifier in common if by_id[0][identifier].answer is not None]
+            notes.append(f"{run.name}: {others:,} of its {len(known):,} problems are not in all runs, and not measured")
+    problems = [first[identifier] for identifier in common if first[identifier].answer is not None]
     if not problems:
         what = "has a gold answer" if common else "is in all of the runs" if len(runs) > 1 else "is in the run"
         raise BenchmarkError(f"no problem {what}: there is nothing to measure")
@@ -291,12 +233,8 @@ def _graded(runs: Sequence[SearchRun], problems: Sequence[Problem], grader: Grad
     found = [{one.problem.id: one for one in run.attempts} for run in runs]
     attempts = [[known[problem.id] for problem in problems] for known in found]
     # One batch: all that strings and numbers do not decide is shared among the grader's workers.
-    pairs = [
-        AnswerPair(one.problem.answer or "", answer, one.problem.rule)
-        for few in attempts
-        for one in few
-        for answer in one.answers
-    ]
+    every = (one for few in attempts for one in few)
+    pairs = [AnswerPair(one.problem.answer or "", answer, one.problem.rule) for one in every for answer in one.answers]
     grades = iter(grader.grade_all(pairs))
 
     def with_grades(one: Attempts) -> Attempts:
@@ -324,7 +262,7 @@ def _notes(run: SearchRun, *, with_pool: bool) -> Iterator[str]:
     outcomes = Counter(grade.outcome for one in run.attempts for grade in one.grades)
     if unanswered := outcomes["no answer"]:
         yield f"{name}: {unanswered:,} of {outcomes.total():,} solutions give no answer"
-    if unsettled := sorted((outcome, n) for outcome, n in outcomes.items() if Grade(outcome).correct is None):
+    if unsettled := sorted((outcome, count) for outcome, count in outcomes.items() if Grade(outcome).correct is None):
         listed = ", ".join(f"{outcome} ({count:,})" for outcome, count in unsettled)
         total = sum(count for _, count in unsettled)
         yield f"{name}: {total:,} gradings came to no conclusion, and count as wrong: {listed}"
@@ -354,39 +292,30 @@ class _Line:
         return share * sum(known) / len(known) if len(known) == len(counts) else None
 
 
-def _evaluate(
-    run: SearchRun, *, curve: bool, with_pool: bool, seed: int
-) -> Iterator[tuple[list[_Line], Floats, Floats]]:
-    """The lines of a run, C at a time, with their accuracy on each problem, (P, C), and replicates of that, (P, R, C).
-
-    Those that depend on the candidates alone are among them where `with_pool`.
-    """
+def _evaluate(run: SearchRun, curve: bool, with_pool: bool, seed: int) -> Iterator[tuple[list[_Line], Floats, Floats]]:
+    """The lines of a run, C at a time, with their accuracy on each problem, (P, C), and replicates of that, (P, R, C);
+    those that depend on the candidates alone `with_pool`."""
+    right = [[grade.correct is True for grade in one.grades] for one in run.attempts]
     if not run.is_search:
         pools = [
-            Pool.of(
-                [grade.correct is True for grade in one.grades],
-                one.groups,
-                [one.rewards[how] for how in run.aggregations],
-            )
-            for one in run.attempts
+            Pool.of(correct, one.groups, [one.rewards[how] for how in run.aggregations])
+            for correct, one in zip(right, run.attempts, strict=True)
         ]
-        best = [f"Best-of-N ({how})" for how in run.aggregations]
-        strategies = [*POOL_STRATEGIES, *best, *(f"weighted vote of N ({how})" for how in run.aggregations)]
+        by_reward = [f"{way} ({how})" for way in ("Best-of-N", "weighted vote of N") for how in run.aggregations]
+        strategies = [*POOL_STRATEGIES, *by_reward]
         for size in powers_up_to(run.num_candidates) if curve else [run.num_candidates]:
-            # pass@1 is the same for every N.
-            wanted = [
-                index
-                for index, strategy in enumerate(strategies)
-                if (with_pool or strategy not in POOL_STRATEGIES) and (strategy != ONE or size == run.num_candidates)
-            ]
-            if wanted:
+            # pass@1, the first, is the same for every N.
+            first = len(POOL_STRATEGIES) if not with_pool else int(size < run.num_candidates)
+            if wanted := list(range(first, len(strategies))):
                 accuracy, replicates = accuracies(pools, size, len(strategies), seed)
                 lines = [_Line(strategies[index], run, 1 if index == 0 else size) for index in wanted]
                 yield lines, accuracy[:, wanted], replicates[:, :, wanted]
     if run.method is not None and not run.aggregations:
         # Its own choice is all that is known: there is nothing to draw of it.
-        is_right = [one.chosen is not None and one.grades[one.chosen].correct is True for one in run.attempts]
-        chose_right = np.array(is_right, dtype=np.float64)[:, None]
+        chosen = [
+            one.chosen is not None and correct[one.chosen] for one, correct in zip(run.attempts, right, strict=True)
+        ]
+        chose_right = np.array(chosen, dtype=np.float64)[:, None]
         line = _Line(run.method, run, None if run.is_search else run.num_candidates)
         yield [line], chose_right, np.repeat(chose_right[:, None], NUM_REPLICATES, axis=1)
 
@@ -399,14 +328,7 @@ def _with_average(by_set: Sequence[Floats]) -> Floats:
 def _rows(
     lines: Sequence[_Line], names: Sequence[str], values: Floats, resampled_values: Floats, baseline: str | None
 ) -> list[MeasuredRow]:
-    """Put figures on lines.
-
-    Args:
-        names: F of them, of the sets and the average.
-        values: (F, C).
-        resampled_values: (F, B, C).
-    """
-    baselines = list(dict.fromkeys([baseline or ONE, "majority@N"]))
+    """Put figures on lines: `values` (F, C), of the F `names`, and `resampled_values` (F, B, C)."""
     if baseline is not None and not any(baseline in line.names for line in lines):
         known = ", ".join(dict.fromkeys(line.names[1] for line in lines))
         raise BenchmarkError(f"no row is called {baseline!r}, which was to be the baseline; there are {known}")
@@ -418,32 +340,25 @@ def _rows(
             resampled_value = resampled_values[:, :, index] - resampled_values[:, :, against]
         return named_figures(names, 100.0 * value, 100.0 * resampled_value.T)[0]
 
-    def baseline_of(line: _Line, name: str) -> int | None:
-        """The line of that name: of the same candidates and as many of them, if there is one."""
+    def differences(index: int) -> Iterator[tuple[str, dict[str, Figure]]]:
+        """To the baselines of that name: of the same candidates and as many of them, if there is one."""
 
-        def likeness(index: int) -> tuple[bool, bool, bool, int]:
-            other = lines[index]
+        def likeness(place: int) -> tuple[bool, bool, bool, int]:
+            line, other = lines[index], lines[place]
             as_many = other.is_whole if line.is_whole else other.size == line.size
-            return other.run.digest == line.run.digest, as_many, other.is_whole, -index
+            return other.run.digest == line.run.digest, as_many, other.is_whole, -place
 
-        called = (index for index, other in enumerate(lines) if name in other.names)
-        return max(called, key=likeness, default=None)
+        for name in dict.fromkeys([baseline or ONE, "majority@N"]):
+            called = [place for place, other in enumerate(lines) if name in other.names]
+            if called and (best := max(called, key=likeness)) != index:
+                yield lines[best].names[1], figures(index, best)
 
     rows = []
     for index, line in enumerate(lines):
-        run = line.run
-        is_judged = line.strategy not in POOL_STRATEGIES
-        against = [other for name in baselines if (other := baseline_of(line, name)) not in (None, index)]
-        rows.append(
-            MeasuredRow(
-                strategy=line.strategy,
-                model=run.judge if is_judged and run.judge else run.policy,
-                run=run.name,
-                num_candidates=line.size,
-                figures=figures(index),
-                differences={lines[other].names[1]: figures(index, other) for other in against if other is not None},
-                policy_tokens=line.tokens([one.policy_tokens for one in run.attempts]),
-                judge_tokens=line.tokens([one.judge_tokens for one in run.attempts]) if is_judged else 0.0,
-            )
-        )
+        run, is_judged = line.run, line.strategy not in POOL_STRATEGIES
+        model = run.judge if is_judged and run.judge else run.policy
+        policy_tokens = line.tokens([one.policy_tokens for one in run.attempts])
+        judge_tokens = line.tokens([one.judge_tokens for one in run.attempts]) if is_judged else 0.0
+        measured = figures(index), dict(differences(index)), policy_tokens, judge_tokens
+        rows.append(MeasuredRow(line.strategy, model, run.name, line.size, *measured))
     return rows

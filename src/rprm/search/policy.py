@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,8 +9,7 @@ from rprm.engines import Engine, Sampling
 from rprm.engines.base import Completion
 from rprm.errors import Unsupported
 from rprm.ledger import Ledger, paid_once
-from rprm.prompts.policy import PolicyTemplate
-from rprm.prompts.template import Prompt
+from rprm.prompts import PolicyTemplate, Prompt
 from rprm.records import Record
 from rprm.rewarders.rprm import sample_seed
 from rprm.splitting import split_steps
@@ -28,10 +26,7 @@ class Candidate(Record):
 
 
 class Continuation(Record):
-    """What a policy wrote next: one step, or nothing where `text` is empty.
-
-    `ended`: the model ended its solution with it; None where the engine cannot tell.
-    """
+    """A next step, or none (`text` is empty). `ended`: the model ended its solution; None: the engine cannot tell."""
 
     text: str
     num_tokens: int
@@ -41,19 +36,11 @@ class Continuation(Record):
 
 @dataclass(frozen=True)
 class Policy:
-    """A language model that solves problems.
+    """A language model that solves problems. Sample j of a prompt depends on the prompt, the seed and j alone.
 
-    Sample j of a prompt depends on the prompt, the seed and j alone, whatever runs beside it.
-
-    Args:
-        engine: the language model.
-        template: its prompt.
-        sampling: temperature, top-p and length of a whole solution; its seed is the seed of the run.
-        step_tokens: the longest step, in tokens.
-
-    `solve` and `next_step` raise `RequestRefused` where problem and steps are too long for the model, and
-    `EngineUnavailable` where the engine stopped answering.
-    """
+    `sampling` is that of a whole solution, `step_tokens` the longest step. `solve` and `next_step` raise
+    `RequestRefused` where problem and steps are too long for the model, `EngineUnavailable` where it stopped
+    answering."""
 
     engine: Engine
     template: PolicyTemplate
@@ -66,25 +53,21 @@ class Policy:
 
     async def start(self, *, stepwise: bool = False) -> dict[str, Any]:
         """Load the model, to write step by step or whole; returns what its solutions depend on, for the manifest.
-
-        Raises:
-            EngineError: it cannot be loaded, or (`Unsupported`) it cannot continue a solution that is begun.
-        """
+        `EngineError` where it cannot be loaded, or (`Unsupported`) cannot continue a solution that is begun."""
         info = await self.engine.start(chat=self.template.chat)
         if stepwise and self.template.chat and not info.continues_replies:
             raise Unsupported(
                 f"{self.engine.spec}: this engine cannot continue a reply that is begun, which a search step by step "
                 "needs; if the server can (vLLM, SGLang, llama.cpp), add continue_final_message=true to its options"
             )
-        sampling = self.sampling
         return {
             "engine": {"kind": info.kind, "model": info.model, "revision": info.revision, **info.details},
             "prompt": {"name": self.template.name, "digest": self.template.digest},
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "max_tokens": sampling.max_tokens,
+            "temperature": self.sampling.temperature,
+            "top_p": self.sampling.top_p,
+            "max_tokens": self.sampling.max_tokens,
             **({"step_tokens": self.step_tokens} if stepwise else {}),
-            "seed": sampling.seed,
+            "seed": self.sampling.seed,
         }
 
     async def solve(self, problem: str, sample: int, ledger: Ledger | None = None) -> Candidate:
@@ -92,43 +75,37 @@ class Policy:
 
         async def write() -> Candidate:
             stop = (self.template.stop,) if self.template.stop else ()
-            completion = await self._generate(self.template.render(problem), sample, replace(self.sampling, stop=stop))
-            return Candidate(
-                text=completion.text,
-                steps=tuple(split_steps(completion.text)),
-                num_tokens=completion.num_tokens,
-                finish_reason=completion.finish_reason,
-            )
+            made = await self._generate(self.template.render(problem), sample, stop, self.sampling.max_tokens)
+            steps = tuple(split_steps(made.text))
+            return Candidate(text=made.text, steps=steps, num_tokens=made.num_tokens, finish_reason=made.finish_reason)
 
         return await paid_once(ledger, f"solution.{sample}", Candidate, write)
 
     async def next_step(
-        self, problem: str, steps: Sequence[str], sample: int, ledger: Ledger | None = None
+        self, problem: str, steps: tuple[str, ...], sample: int, ledger: Ledger | None = None
     ) -> Continuation:
         """Write the step that follows `steps`, without what the model thinks. The ledger is that of these steps."""
 
         async def write() -> Continuation:
-            stop = tuple(text for text in (self.template.step_separator, self.template.stop) if text)
-            sampling = replace(self.sampling, stop=stop, max_tokens=self.step_tokens)
-            completion = await self._generate(self.template.render(problem, steps), sample, sampling)
-            text = without_thinking(completion.text).strip()
-            if not completion.text.strip() and self.template.stop and completion.finish_reason == "stop":
+            template = self.template
+            stop = tuple(filter(None, (template.step_separator, template.stop)))
+            made = await self._generate(template.render(problem, steps), sample, stop, self.step_tokens)
+            ended = made.ended
+            if not made.text.strip() and template.stop and made.finish_reason == "stop":
                 # Nothing before the text that ends a base model's solutions: that is its end.
-                ended: bool | None = True
-            elif after_thinking(completion.text) is None:
+                ended = True
+            elif after_thinking(made.text) is None:
                 # Cut off in its thinking, it wrote no step and ended no solution.
                 ended = False
-            else:
-                ended = completion.ended
-            return Continuation(
-                text=text, num_tokens=completion.num_tokens, ended=ended, finish_reason=completion.finish_reason
-            )
+            text = without_thinking(made.text).strip()
+            return Continuation(text=text, num_tokens=made.num_tokens, ended=ended, finish_reason=made.finish_reason)
 
         return await paid_once(ledger, f"step.{sample}", Continuation, write)
 
-    async def _generate(self, prompt: Prompt, sample: int, sampling: Sampling) -> Completion:
+    async def _generate(self, prompt: Prompt, sample: int, stop: tuple[str, ...], max_tokens: int) -> Completion:
         seed = sample_seed(self.sampling.seed or 0, prompt, sample)
-        return await self.engine.generate(prompt, replace(sampling, seed=seed))
+        sampling = replace(self.sampling, stop=stop, max_tokens=max_tokens, seed=seed)
+        return await self.engine.generate(prompt, sampling)
 
     async def aclose(self) -> None:
         await self.engine.aclose()
