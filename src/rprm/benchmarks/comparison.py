@@ -30,13 +30,11 @@ class Comparison:
     Attributes:
         tallies: the two runs.
         differences: second minus first, in points, with 95% intervals by the paired bootstrap.
-        p_value: two-sided, of the paired permutation test: how often a difference in the headline at least as large
-            arises when each item's two predictions are swapped at random. None where the headline is undefined.
+        p_value: two-sided, of the paired permutation test on the headline; None where that is undefined.
         num_permutations: swaps tried; with `exact`, all there are.
-        num_discordant: items on which the runs differ (ProcessBench: right against wrong; PRMBench: any of TP, FP, TN,
-            FN).
-        only_first_right, only_second_right: items that one run alone predicts right (ProcessBench; None for PRMBench).
-        mcnemar_p: two-sided exact McNemar test on these (ProcessBench; None for PRMBench).
+        num_discordant: items on whose outcomes the runs differ.
+        only_first_right, only_second_right: items that one run alone predicts right (ProcessBench; else None).
+        mcnemar_p: two-sided exact McNemar test on these (ProcessBench; else None).
     """
 
     tallies: tuple[Tally, Tally]
@@ -64,11 +62,6 @@ class Comparison:
     @property
     def second(self) -> dict[str, float | None]:
         return _values(self.tallies[1])
-
-    @property
-    def missing(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Of each run the ids counted as wrong for want of a prediction."""
-        return self.tallies[0].missing, self.tallies[1].missing
 
     def as_dict(self) -> dict[str, Any]:
         """One JSON object."""
@@ -99,7 +92,7 @@ class Comparison:
 
 
 def _values(tally: Tally) -> dict[str, float | None]:
-    return {name: optional(value) for name, value in zip(tally.figure_names, tally.values, strict=True)}
+    return dict(zip(tally.figure_names, map(optional, tally.values), strict=True))
 
 
 def compare(
@@ -112,9 +105,8 @@ def compare(
 ) -> Comparison:
     """Compare two runs on the same items.
 
-    The permutation test holds that, were the runs equally good, either could have made either prediction of an item
-    (Good 2005, chapter 3): each item's pair is swapped with probability 1/2, and the observed arrangement counts as one
-    of those drawn. Up to twelve discordant items, all arrangements are tried.
+    The permutation test (Good 2005, chapter 3) swaps each item's pair of predictions with probability 1/2; the observed
+    arrangement counts as one of those drawn. Up to twelve discordant items, all arrangements are tried.
 
     Raises:
         BenchmarkError: the runs are of different benchmarks or items.
@@ -127,34 +119,15 @@ def compare(
         raise BenchmarkError("the runs are not on the same items; read the items once, and tally both runs on them")
     width = first.counts.shape[1]
     paired = np.concatenate([first.counts, second.counts], axis=1)
-    resampled = np.concatenate(
-        [
-            second.figures_of(sums[:, width:]) - first.figures_of(sums[:, :width])
-            for sums in resampled_sums(paired, first.strata, num_resamples=num_resamples, seed=seed)
-        ]
-    )
-    differences, undefined = named_figures(first.figure_names, second.values - first.values, resampled)
+    chunks = resampled_sums(paired, first.strata, num_resamples=num_resamples, seed=seed)
+    resampled = [second.figures_of(sums[:, width:]) - first.figures_of(sums[:, :width]) for sums in chunks]
+    differences, undefined = named_figures(first.figure_names, second.values - first.values, np.concatenate(resampled))
     discordant = (first.outcomes != second.outcomes).any(axis=1)
-    p_value, num_tried, exact = _permutation_test(first, second, discordant, num_permutations, seed)
-    only_first = only_second = mcnemar_p = None
-    if first.tests_items:
-        only_first = int((first.outcomes > second.outcomes).sum())
-        only_second = int((first.outcomes < second.outcomes).sum())
-        mcnemar_p = exact_mcnemar(only_first, only_second)
-    return Comparison(
-        tallies=(first, second),
-        differences=differences,
-        undefined_resamples=undefined,
-        p_value=p_value,
-        num_permutations=num_tried,
-        exact=exact,
-        num_discordant=int(discordant.sum()),
-        only_first_right=only_first,
-        only_second_right=only_second,
-        mcnemar_p=mcnemar_p,
-        num_resamples=num_resamples,
-        seed=seed,
-    )
+    effects = (second.counts - first.counts)[discordant]
+    only = [int((first.outcomes > second.outcomes).sum()), int((first.outcomes < second.outcomes).sum())]
+    mcnemar = (*only, exact_mcnemar(*only)) if first.tests_items else (None, None, None)
+    tested = _permutation_test(first, second, effects, num_permutations, seed)
+    return Comparison((first, second), differences, undefined, *tested, len(effects), *mcnemar, num_resamples, seed)
 
 
 def exact_mcnemar(only_first: int, only_second: int) -> float:
@@ -168,25 +141,24 @@ def exact_mcnemar(only_first: int, only_second: int) -> float:
 
 
 def _permutation_test(
-    first: Tally, second: Tally, discordant: np.typing.NDArray[np.bool_], num_permutations: int, seed: int
+    first: Tally, second: Tally, effects: Floats, num_permutations: int, seed: int
 ) -> tuple[float | None, int, bool]:
-    """p-value, arrangements tried, whether these are all."""
+    """p-value, arrangements tried, whether these are all. Swapping an item moves its row of `effects` to the first."""
     headline = first.figure_names.index(first.headline)
     sums = first.counts.sum(axis=0), second.counts.sum(axis=0)
 
     def difference(moved: Floats) -> Floats:
-        """The headline's difference (P,) after moving counts (P, C) from the second run to the first."""
+        """The size of the headline's difference (P,) after moving counts (P, C) from the second run to the first."""
         swapped = first.figures_of(sums[0] + moved), second.figures_of(sums[1] - moved)
-        return np.asarray(swapped[1][..., headline] - swapped[0][..., headline])
+        return np.abs(swapped[1][..., headline] - swapped[0][..., headline])
 
-    observed = abs(float(difference(np.zeros_like(sums[0]))))
-    if math.isnan(observed):
+    least = float(difference(np.zeros_like(sums[0]))) - _EQUAL
+    if math.isnan(least):
         return None, 0, False
-    effects = (second.counts - first.counts)[discordant]
     if len(effects) <= MAX_ENUMERATED:
         patterns = np.arange(2 ** len(effects))[:, None] >> np.arange(len(effects)) & 1
-        differences = difference(patterns.astype(np.float64) @ effects)
-        return float((np.abs(differences) >= observed - _EQUAL).mean()), len(patterns), True
+        as_large = difference(patterns.astype(np.float64) @ effects) >= least
+        return float(as_large.mean()), len(patterns), True
     # Of k items with the same effect, binomial(k, 1/2) are swapped.
     rows, multiplicity = np.unique(effects, axis=0, return_counts=True)
     random = np.random.default_rng(seed)
@@ -195,5 +167,5 @@ def _permutation_test(
     for start in range(0, num_permutations, chunk):
         size = min(chunk, num_permutations - start)
         swapped = random.binomial(multiplicity, 0.5, size=(size, len(rows))).astype(np.float64)
-        num_as_large += int((np.abs(difference(swapped @ rows)) >= observed - _EQUAL).sum())
+        num_as_large += int((difference(swapped @ rows) >= least).sum())
     return (1 + num_as_large) / (1 + num_permutations), num_permutations, False

@@ -1,14 +1,13 @@
-"""What every benchmark is measured from: per-item counts, and the figures that their sums give.
+"""What every benchmark is measured from: counts of each item, such that every figure is a function of their sum.
 
-A benchmark makes a row of counts of each item, such that every figure is a function of the rows' sum. Figures,
-bootstrap intervals and paired tests then need nothing else.
+Figures, bootstrap intervals and paired tests need nothing else. `Benchmark` is the record that a command is made from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, astuple, dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,8 +42,7 @@ class Coverage:
 
     Attributes:
         num_missing: items without any score, which count as wrong; for PRMBench also those with a step without one.
-        steps_needed: ProcessBench: steps up to the predicted first error, all where none is predicted. PRMBench: all.
-        steps_scored: how many of these have a score.
+        steps_needed: all steps; of ProcessBench those up to the predicted first error.
         num_unjudged: ProcessBench: items whose first error is not known, since a step up to there has no score.
     """
 
@@ -59,13 +57,7 @@ class Coverage:
         return 100.0 * self.steps_scored / self.steps_needed
 
     def __add__(self, other: Coverage) -> Coverage:
-        return Coverage(
-            self.num_items + other.num_items,
-            self.num_missing + other.num_missing,
-            self.steps_needed + other.steps_needed,
-            self.steps_scored + other.steps_scored,
-            self.num_unjudged + other.num_unjudged,
-        )
+        return Coverage(*(one + more for one, more in zip(astuple(self), astuple(other), strict=True)))
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -151,16 +143,12 @@ class Tally:
 
 def named_figures(names: Sequence[str], values: Floats, resampled: Floats) -> tuple[dict[str, Figure], dict[str, int]]:
     """Figures from their values (F,) and their values in resamples (R, F)."""
-    low, high, num_undefined = percentile_intervals(resampled)
-    figures = {}
-    undefined = {}
-    for index, name in enumerate(names):
-        if np.isnan(values[index]):
-            figures[name] = Figure(None)
-            continue
-        figures[name] = Figure(float(values[index]), optional(low[index]), optional(high[index]))
-        if num_undefined[index]:
-            undefined[name] = int(num_undefined[index])
+    figures: dict[str, Figure] = {}
+    undefined: dict[str, int] = {}
+    for name, value, *interval, number in zip(names, values, *percentile_intervals(resampled), strict=True):
+        figures[name] = Figure(None) if np.isnan(value) else Figure(float(value), *map(optional, interval))
+        if number and not np.isnan(value):
+            undefined[name] = int(number)
     return figures, undefined
 
 
@@ -169,29 +157,40 @@ def optional(value: np.float64 | float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
+def accuracies(counts: Floats) -> Floats:
+    """Of counts (..., K, [right, all]) the K shares of right ones, and then the harmonic mean (F1) of the first two.
+
+    A share of none is NaN, and so is the F1 that rests on it; that of two zeros is 0.
+    """
+    with np.errstate(invalid="ignore"):
+        shares = counts[..., 0] / counts[..., 1]
+        first, second = shares[..., 0], shares[..., 1]
+        total = first + second
+        f1 = np.where(total == 0.0, 0.0, 2 * first * second / total)
+    return np.concatenate([shares, f1[..., None]], axis=-1)
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Measurement(Tally):
     """A tally with its figures: one run on one benchmark.
 
     Attributes:
-        figures: by name, in percent, under the benchmark's own names; a dot nests (`math.f1`, `clean.overall`).
-        num_rejected: rows of the benchmark that could not be used.
-        num_unused: scored items that are not among the benchmark's items.
+        items, scores: what was tallied.
+        figures: by name, in percent.
         undefined_resamples: figure -> number of resamples in which it was undefined; they are left out of its interval.
-        sources: where the items came from: (name, hash of the file or revision on the hub).
-        usage: what judging cost, None where scores came from a file.
-        repeated: ids that were scored twice, of which the first was taken (PRMBench).
     """
 
+    items: BenchmarkItems[Any]
+    scores: Scores
     figures: Mapping[str, Figure]
-    num_rejected: int
-    num_unused: int
+    undefined_resamples: Mapping[str, int]
     num_resamples: int
     seed: int
-    undefined_resamples: Mapping[str, int]
-    sources: tuple[tuple[str, str], ...]
-    usage: Totals | None
-    repeated: tuple[str, ...]
+
+    @property
+    def num_unused(self) -> int:
+        """Scored items that are not among the benchmark's."""
+        return len(self.scores.p_yes.keys() - {item.id for item in self.items.items})
 
     def as_dict(self) -> dict[str, Any]:
         """One JSON object."""
@@ -202,14 +201,14 @@ class Measurement(Tally):
             **self.total_coverage.as_dict(),
             "by": {name: coverage.as_dict() for name, coverage in self.coverage.items()},
             "missing_items": list(self.missing),
-            "rejected_rows": self.num_rejected,
+            "rejected_rows": len(self.items.rejected),
             "unused_scores": self.num_unused,
-            "repeated_scores": list(self.repeated),
+            "repeated_scores": list(self.scores.repeated),
             "resamples": self.num_resamples,
             "undefined_resamples": dict(self.undefined_resamples),
             "seed": self.seed,
-            "usage": None if self.usage is None else usage_as_dict(self.usage),
-            "data": [{"name": name, "digest": digest} for name, digest in self.sources],
+            "usage": self.scores.usage and usage_as_dict(self.scores.usage),
+            "data": [{"name": source.name, "digest": source.digest} for source in self.items.sources],
             "notes": list(self.notes),
         }
 
@@ -237,29 +236,54 @@ def measure(
     seed: int = 0,
     **options: Any,
 ) -> Measurement:
-    """Measure a run: the figures of a benchmark's tally, with intervals.
-
-    Args:
-        tally: of the benchmark; it says what the figures are, and what it raises.
-        items, scores, options: its arguments.
-        num_resamples: for the intervals. Items are drawn within each subset or class.
-        seed: of the resamples.
-    """
+    """Measure a run: the figures of a benchmark's `tally` of `items`, `scores` and `options`, with intervals."""
     counted = tally(items, scores, **options)
     figures, undefined = counted.with_intervals(num_resamples, seed)
-    known = {item.id for item in items.items}
     return Measurement(
-        **vars(counted),
-        figures=figures,
-        num_rejected=len(items.rejected),
-        num_unused=sum(identifier not in known for identifier in scores.p_yes),
-        num_resamples=num_resamples,
-        seed=seed,
-        undefined_resamples=undefined,
-        sources=tuple((source.name, source.digest) for source in items.sources),
-        usage=scores.usage,
-        repeated=scores.repeated,
-    )
+        **vars(counted), items=items, scores=scores, figures=figures, undefined_resamples=undefined,
+        num_resamples=num_resamples, seed=seed,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Flag:
+    """An option of a benchmark's command, off by default. One with neither function is passed to the tally by its name.
+
+    Attributes:
+        help: what it does.
+        items: changes the items before they are judged.
+        further: `(items, scores, allow_missing=, num_resamples=, seed=)` -> a further result with `as_dict()` and
+            `table()`; every step is judged in full for it.
+    """
+
+    help: str
+    items: Callable[[BenchmarkItems[Any]], BenchmarkItems[Any]] | None = None
+    further: Callable[..., Any] | None = None
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark: `rprm bench NAME`, comparisons and tables are made from this.
+
+    Attributes:
+        name: of its command, and in manifests.
+        help: of its command.
+        read: `(data, revision=)` -> its items.
+        tally: `(items, scores, threshold=, allow_missing=, **flags)` -> their counts, with figures and table.
+        hub: its data set on the hub; None where the data must be named.
+        group: the attribute of an item within whose values `--limit` counts.
+        judged: of each solution, every step; or the steps up to the first one called wrong; or its last step alone.
+        flags: further options of its command.
+    """
+
+    name: str
+    help: str
+    read: Callable[..., BenchmarkItems[Any]]
+    tally: Callable[..., Tally]
+    hub: str | None = None
+    group: str | None = None
+    judged: Literal["every step", "first error", "last step"] = "every step"
+    flags: Mapping[str, Flag] = field(default_factory=dict)
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -267,57 +291,43 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for name, value in flat.items():
         group, dot, leaf = name.rpartition(".")
-        if dot:
-            tree.setdefault(group, {})[leaf] = value
-        else:
-            tree[name] = value
+        (tree.setdefault(group, {}) if dot else tree)[leaf] = value
     return tree
 
 
 def refuse_missing(
     missing: Collection[str], ids: Collection[str], what: str, scores: Scores, *, allow_missing: bool
 ) -> None:
-    """
-    Args:
-        missing: those of the items that lack a prediction.
-        ids: of all items that need one.
-        what: they have in its place.
-        scores: of these items.
-        allow_missing: refuse only where no item has a score: then there is nothing to measure.
+    """Refuse items that lack a prediction (`missing` of `ids`, which have `what` in its place).
 
     Raises:
-        MissingPredictions: there are any; the message names up to ten, and the cause.
+        MissingPredictions: there are any; with `allow_missing`, only where no item has a score.
     """
     nothing = all(score is None for identifier in ids for score in scores.p_yes.get(identifier, ()))
     if not missing or (allow_missing and not nothing):
         return
-    message = f"{len(missing)} of {len(ids)} items have {what}: {named(missing)}"
-    failed = [identifier for identifier in missing if identifier in scores.failures]
+    parts = [f"{len(missing)} of {len(ids)} items have {what}: {named(missing)}"]
+    failed = next((identifier for identifier in missing if identifier in scores.failures), None)
     if failed:
-        message += f"; {failed[0]} could not be judged: {scores.failures[failed[0]]}"
+        parts.append(f"{failed} could not be judged: {scores.failures[failed]}")
     if not nothing:
-        message += f"; {'mend that' if failed else 'judge them'}, or count them as wrong with --allow-missing"
+        parts.append(f"{'mend that' if failed else 'judge them'}, or count them as wrong with --allow-missing")
     elif not failed:
-        message += "; there is no score of any item: nothing to measure"
+        parts.append("there is no score of any item: nothing to measure")
         if scores.p_yes and not scores.p_yes.keys() & set(ids):
-            message += f"; the scores are of others ({named(scores.p_yes)}): are they from the same data?"
-    raise MissingPredictions(message)
+            parts.append(f"the scores are of others ({named(scores.p_yes)}): are they from the same data?")
+    raise MissingPredictions("; ".join(parts))
 
 
 def refuse_lengths(wrong: Collection[str], why: str) -> None:
-    """
-    Raises:
-        InputError: there are any; the message names up to ten.
-    """
     if wrong:
         raise InputError(
-            f"{len(wrong)} items do not have one score for each step: {named(wrong)}{why}; are the scores from the "
+            f"{len(wrong)} items do not have one score for each step: {named(wrong)} {why}; are the scores from the "
             "same data?"
         )
 
 
 def named(ids: Collection[str]) -> str:
     """Up to ten of them, and how many more there are."""
-    first = list(ids)[:MAX_NAMED]
-    rest = len(ids) - len(first)
-    return ", ".join(first) + (f" and {rest} more" if rest else "")
+    rest = len(ids) - MAX_NAMED
+    return ", ".join(list(ids)[:MAX_NAMED]) + (f" and {rest} more" if rest > 0 else "")

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rprm.cli.bench import Resamples, plain_console, print_json
-from rprm.cli.judge import Seed
-from rprm.cli.options import CandidateOptions, Json, Output, SetOptions, with_options
+from rprm.cli.bench import Resamples, show
+from rprm.cli.options import CandidateOptions, Json, Output, Seed, SetOptions, with_options
 from rprm.cli.search import leave
 
 if TYPE_CHECKING:
-    from rprm.benchmarks.mathematics import Problems, SearchMeasurement
+    from rprm.benchmarks.mathematics import Problems
     from rprm.search.measure import SearchRun
 
 
@@ -63,37 +62,51 @@ def mathematics(
 
     Runs are compared on the problems that all of them have. --set alone says what the sets hold.
     """
+    from json import dumps
+
+    from rprm.benchmarks.mathematics import check_sets
     from rprm.errors import InputError
+    from rprm.grading import Grader
+    from rprm.report.mathematics import search_tables, sets_table
+    from rprm.runs import write_atomically
     from rprm.search.measure import measure_runs, read_search_run
 
-    if candidates is not None and policy is not None:
-        raise InputError("--candidates and --policy are two sources of solutions: give one of them")
-    if (candidates or policy) and which.sets is None:
-        raise InputError("say which problems the solutions are of: --set LIST")
-    if output is not None and policy is None:
-        raise InputError("--output keeps the solutions that --policy samples: leave it out, or see --grades and --json")
-    if not (candidates or policy):
-        if runs and which != SetOptions():
-            raise InputError("runs have their problems with them: leave out --set, --data, --revision and --limit")
-        if not runs and which.sets is None:
-            raise InputError("say what to measure: run folders, or --set LIST with --policy SPEC or --candidates FILE")
-        if not runs:
-            _show_sets(problems := which.read(), json)
-            leave(len(problems.rejected))
-            return
+    brought = candidates or policy
+    for is_wrong, message in (
+        (candidates and policy, "--candidates and --policy are two sources of solutions: give one of them"),
+        (brought and not which.sets, "say which problems the solutions are of: --set LIST"),
+        (output and not policy, "--output keeps the solutions that --policy samples: see --grades and --json"),
+        (
+            runs and not brought and which != SetOptions(),
+            "runs have their problems with them: leave out --set, --data, --revision and --limit",
+        ),
+        (
+            not (runs or brought or which.sets),
+            "say what to measure: run folders, or --set LIST with --policy SPEC or --candidates FILE",
+        ),
+    ):
+        if is_wrong:
+            raise InputError(message)
+    problems = which.read() if which.sets else None
+    num_rejected = len(problems.rejected) if problems else 0
+    if problems and not brought:
+        with Grader() as grader:
+            checks = check_sets(problems, grader)
+        show({"sets": checks}, [sets_table(checks)], as_json=json)
+        leave(num_rejected)
+        return
     measured_runs = [read_search_run(run) for run in runs or ()]
-    num_rejected = 0
-    if candidates is not None:
-        problems = which.read()
-        brought, num_unused = _brought(candidates, problems)
-        measured_runs.append(brought)
-        num_rejected = len(problems.rejected) + num_unused
-    elif policy is not None:
-        problems = which.read()
+    if problems and candidates:
+        run, num_unused = _brought(candidates, problems)
+        measured_runs.append(run)
+        num_rejected += num_unused
+    elif problems and policy:
         measured_runs.append(_sampled(how, policy, seed, problems, which, output))
-        num_rejected = len(problems.rejected)
     measured = measure_runs(measured_runs, baseline=baseline, curve=curve, num_resamples=resamples, seed=seed)
-    _show(measured, grades, output, json)
+    if grades is not None:
+        lines = (dumps(answer.as_dict(), ensure_ascii=False) for answer in measured.answers)
+        write_atomically(grades, "".join(f"{line}\n" for line in lines))
+    show(measured.as_dict(), search_tables(measured), as_json=json, output=output)
     leave(num_rejected)
 
 
@@ -126,39 +139,3 @@ def _sampled(
         how.sample(policy, seed, problems, which.settings, run, False)
         found = read_search_run(run)
         return found if output is not None else replace(found, name=found.policy)
-
-
-def _show_sets(problems: Problems, json: bool) -> None:
-    from rprm.benchmarks.mathematics import check_sets
-    from rprm.grading import Grader
-    from rprm.report.mathematics import sets_table
-
-    with Grader() as grader:
-        checks = check_sets(problems, grader)
-    if json:
-        print_json({"sets": checks})
-    else:
-        plain_console().print(sets_table(checks))
-
-
-def _show(measured: SearchMeasurement, grades: Path | None, output: Path | None, json: bool) -> None:
-    from json import dumps
-
-    from rprm.report.mathematics import search_curve_table, search_table, unsettled_table
-    from rprm.runs import write_atomically
-
-    if grades is not None:
-        lines = (dumps(answer.as_dict(), ensure_ascii=False) for answer in measured.answers)
-        write_atomically(grades, "".join(f"{line}\n" for line in lines))
-    if output is not None:
-        text = dumps(measured.as_dict(), indent=2, ensure_ascii=False)
-        write_atomically(output / "measurement.json", f"{text}\n")
-    if json:
-        print_json(measured.as_dict())
-        return
-    console = plain_console()
-    console.print(search_table(measured))
-    if measured.curve:
-        console.print(search_curve_table(measured))
-    if measured.unsettled:
-        console.print(unsettled_table(measured))

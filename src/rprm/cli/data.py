@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rprm.cli.judge import Seed, Strict, refuse_nothing_judged
-from rprm.cli.options import given, with_options
+from rprm.cli.judge import refuse_nothing_judged
+from rprm.cli.options import Seed, Strict, given, with_options
 from rprm.data.options import (
     NGRAM,
     OVERLAP,
