@@ -53,7 +53,7 @@ def test_repeated_rows_keep_the_first(tmp_path: Path) -> None:
         ('{"id": "a", "key": "a", "p_yes": [0.5]}', "not both"),
         ('{"id": "", "p_yes": [0.5]}', "'id' must be a text"),
         ('{"id": {}, "p_yes": [0.5]}', "'id' must be a text"),
-        ('{"id": "\\ud800", "p_yes": [0.5]}', "'id' must be a text"),
+        ('{"id": "\\ud800", "p_yes": [0.5]}', "surrogate in 'id'"),
         ("[[0.5]]", "object"),
         ('{"id": "a", "p_yes": [0.5', "not JSON"),
     ],

@@ -132,12 +132,9 @@ def compare(
 
 def exact_mcnemar(only_first: int, only_second: int) -> float:
     """Two-sided exact p-value: twice the binomial(n, 1/2) tail at the smaller count, at most 1; 1 without any."""
-    num_discordant = only_first + only_second
-    ways = tail = 1
-    for count in range(min(only_first, only_second)):
-        ways = ways * (num_discordant - count) // (count + 1)
-        tail += ways
-    return min(1.0, float(Fraction(2 * tail, 2**num_discordant)))
+    number = only_first + only_second
+    tail = sum(math.comb(number, count) for count in range(min(only_first, only_second) + 1))
+    return min(1.0, float(Fraction(2 * tail, 2**number)))
 
 
 def _permutation_test(

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ import numpy as np
 from pydantic import Field
 
 from rprm.benchmarks.items import BenchmarkItems, open_sources, read_items
-from rprm.benchmarks.scores import Scores, StepScores
+from rprm.benchmarks.scores import Scores
 from rprm.benchmarks.tally import (
     Benchmark,
     Coverage,
@@ -205,18 +205,19 @@ def tally_prmbench(
     originals = [item for item in items.items if item.classification == CORRECT]
     if not modified:
         raise BenchmarkError("there are no items to measure")
-    wrong = [
-        f"{item.id} ({len(p_yes)} scores, {len(item.solution.steps)} steps)"
-        for item in (*modified, *originals)
-        if (p_yes := scores.p_yes.get(item.id)) is not None and len(p_yes) != len(item.solution.steps)
-    ]
+    wrong, called = [], {}
+    for item in items.items:
+        p_yes, num_steps = scores.p_yes.get(item.id), len(item.solution.steps)
+        if p_yes is not None and len(p_yes) != num_steps:
+            wrong.append(f"{item.id} ({len(p_yes)} scores, {num_steps} steps)")
+        called[item.id] = [None if score is None else score >= least for score in p_yes or (None,) * num_steps]
     refuse_lengths(wrong, "(PRMBench needs every step judged: no exit at the first error)")
     has_originals = any(item.id in scores.p_yes for item in originals)
     needed = [item.id for item in modified + originals * has_originals]
-    incomplete = [name for name in needed if None in scores.p_yes.get(name, (None,))]
+    incomplete = [name for name in needed if None in called[name]]
     what = "no prediction, or a step without a score"
     refuse_missing(incomplete, needed, what, scores, allow_missing=allow_missing)
-    share_of_original = {item.idx: _share_correct(scores.p_yes.get(item.id), least) for item in originals}
+    share_of_original = {item.idx: _share_correct(called[item.id]) for item in originals}
     # Of each item TP, FP, TN, FN of its class; the same once more if it is of the clean subset.
     calls = np.zeros((len(modified), 2, len(PRMBENCH_CLASSES), 4))
     # The difference of its similarity pair, and the number of these (0 or 1).
@@ -224,21 +225,23 @@ def tally_prmbench(
     at_hand = {item.classification for item in modified}
     coverage = {name: Coverage() for name in PRMBENCH_CLASSES if name in at_hand}
     for row, item in enumerate(modified):
-        p_yes = scores.p_yes.get(item.id)
-        calls[row, : 1 + item.is_clean, PRMBENCH_CLASSES.index(item.classification)] = _calls(item, p_yes, least)
-        share, original = _share_correct(p_yes, least), share_of_original.get(item.idx)
+        steps, are_wrong = called[item.id], item.wrong_steps
+        # A step without a score is called wrongly.
+        tp = sum(call is True for index, call in enumerate(steps) if index not in are_wrong)
+        tn = sum(call is False for index, call in enumerate(steps) if index in are_wrong)
+        fp, fn = len(are_wrong) - tn, len(steps) - len(are_wrong) - tp
+        calls[row, : 1 + item.is_clean, PRMBENCH_CLASSES.index(item.classification)] = tp, fp, tn, fn
+        share, original = _share_correct(steps), share_of_original.get(item.idx)
         if share is not None and original:
             pairs[row] = abs(share - original), 1
-        num_steps = len(item.solution.steps)
-        num_scored = sum(score is not None for score in p_yes or ())
-        coverage[item.classification] += Coverage(1, int(num_scored < num_steps), num_steps, num_scored)
+        num_scored = len(steps) - steps.count(None)
+        coverage[item.classification] += Coverage(1, int(None in steps), len(steps), num_scored)
+    note = "similarity is not measured: there are no `correct` items"
     if has_originals:
         note = f"similarity is over {int(pairs[:, 1].sum())} pairs of a modified and an original solution"
     elif originals:
         such = f"none of the {len(originals)} `correct` items (such as {originals[0].id}) has scores"
         note = f"similarity is not measured: {such}"
-    else:
-        note = "similarity is not measured: there are no `correct` items"
     names = (*PRMBENCH_CLASSES, "overall", *PRMBENCH_GROUPS)
     return Tally(
         benchmark="prmbench", threshold=threshold, ids=tuple(item.id for item in modified),
@@ -270,19 +273,9 @@ def without_step_numbers(items: BenchmarkItems[PRMBenchItem]) -> BenchmarkItems[
     )
 
 
-def _calls(item: PRMBenchItem, p_yes: StepScores | None, least: float) -> tuple[int, int, int, int]:
-    """TP, FP, TN, FN of one item; a step without a score is called wrongly."""
-    called = [None if score is None else score >= least for score in p_yes or (None,) * len(item.solution.steps)]
-    wrong = item.wrong_steps
-    tp = sum(call is True for index, call in enumerate(called) if index not in wrong)
-    tn = sum(call is False for index, call in enumerate(called) if index in wrong)
-    return tp, len(wrong) - tn, tn, len(called) - len(wrong) - tp
-
-
-def _share_correct(p_yes: StepScores | None, least: float) -> float | None:
+def _share_correct(called: Sequence[bool | None]) -> float | None:
     """The share of steps called correct; None where a step has no score."""
-    called = [score >= least for score in p_yes or () if score is not None]
-    return sum(called) / len(called) if called and len(called) == len(p_yes or ()) else None
+    return None if None in called else sum(map(bool, called)) / len(called)
 
 
 def _figures_of(sums: Floats) -> Floats:

@@ -25,7 +25,7 @@ from pydantic import Field
 
 from rprm.benchmarks.bootstrap import DEFAULT_RESAMPLES
 from rprm.benchmarks.items import BenchmarkItems, open_sources, read_items
-from rprm.benchmarks.scores import Scores, StepScores
+from rprm.benchmarks.scores import Scores
 from rprm.benchmarks.tally import (
     Benchmark,
     Coverage,
@@ -137,80 +137,78 @@ def tally_processbench(
         InputError: the scores do not fit the items' steps.
         BenchmarkError: the scores cannot be measured at this threshold.
     """
-    scores.check_threshold(threshold)
-    predicted = _predictions(items, scores, threshold=threshold, allow_missing=allow_missing)
-    right = [
-        p_yes is not None and first_error(p_yes, threshold) == item.label
-        for item, p_yes in zip(items.items, predicted, strict=True)
-    ]
-    return _tally(items, predicted, np.array(right), threshold)
+    return _count(items, scores, [threshold], allow_missing)[1]
 
 
-def _predictions(
-    items: BenchmarkItems[ProcessBenchItem], scores: Scores, *, threshold: float | None, allow_missing: bool
-) -> list[StepScores | None]:
-    """Scores by item, None where it has none at all, checked against it. With `threshold` None they must be whole."""
+def _count(
+    items: BenchmarkItems[ProcessBenchItem],
+    scores: Scores,
+    thresholds: Sequence[float],
+    allow_missing: bool,
+    *,
+    whole: bool = False,
+) -> tuple[NDArray[np.bool_], Tally]:
+    """(N, T) whether each item is predicted right at each threshold; and the tally at the first of them.
+
+    The thresholds that predict an item right are one interval, (score of the label, lowest score before it], for an
+    item without a wrong step (-inf, lowest score]; where a step up to there has no score there are none.
+    `whole`: the scores hold at every threshold, and none may end early.
+    """
+    if whole and scores.settled_at is not None:
+        raise BenchmarkError(
+            f"early stopping settled these rewards at the threshold {scores.settled_at}; other thresholds need the "
+            "mean of all analyses: judge without early stopping"
+        )
+    for threshold in thresholds:
+        scores.check_threshold(threshold)
     if not items.items:
         raise BenchmarkError("there are no items to measure")
     if scores.repeated:
         raise InputError(f"these items are scored twice: {named(scores.repeated)}")
-    predicted: list[StepScores | None] = []
-    wrong, cut = [], []
-    for item in items.items:
-        p_yes, num_steps = scores.p_yes.get(item.id), len(item.solution.steps)
-        predicted.append(p_yes if any(score is not None for score in p_yes or ()) else None)
-        if p_yes is None or len(p_yes) == num_steps:
+    threshold = thresholds[0]
+    ids = [item.id for item in items.items]
+    strata = [item.subset for item in items.items]
+    subsets = sorted(set(strata), key=lambda name: ((*PROCESSBENCH_SUBSETS, name).index(name), name))
+    coverage = dict.fromkeys(subsets, Coverage())
+    intervals = np.full((len(ids), 2), (np.inf, -np.inf))
+    wrong, cut, missing = [], [], []
+    for place, item in enumerate(items.items):
+        p_yes, num_steps, label = scores.p_yes.get(item.id), len(item.solution.steps), item.label
+        if p_yes is not None and len(p_yes) != num_steps:
+            is_cut = len(p_yes) < num_steps
+            cut += [item.id] * is_cut
+            # An exit at the first error ends with a step that is called wrong; any other ending lost scores.
+            if whole or not is_cut or first_error(p_yes[-1:], threshold) != 0:
+                wrong.append(f"{item.id} ({len(p_yes)} scores, {num_steps} steps)")
+        if p_yes is None or all(score is None for score in p_yes):
+            missing.append(item.id)
+            coverage[item.subset] += Coverage(1, 1, num_steps, 0, 1)
             continue
-        is_cut = len(p_yes) < num_steps
-        # An exit at the first error ends with a step that is called wrong; any other ending lost scores.
-        if is_cut and threshold is not None and first_error(p_yes[-1:], threshold) == 0:
-            continue
-        wrong.append(f"{item.id} ({len(p_yes)} scores, {num_steps} steps)")
-        cut += [item.id] * is_cut
-    if threshold is None and len(cut) == len(wrong) > 0:
+        errors = (index for index, score in enumerate(p_yes) if score is not None and score < threshold)
+        needed = p_yes[: next(errors, len(p_yes)) + 1]
+        num_scored, is_unjudged = sum(score is not None for score in needed), first_error(p_yes, threshold) is None
+        coverage[item.subset] += Coverage(1, 0, len(needed), num_scored, int(is_unjudged))
+        known = [score for score in p_yes[: label + 1 or None] if score is not None]
+        if len(known) == (label + 1 or len(p_yes)):
+            intervals[place] = -np.inf if label == -1 else known.pop(), min(known, default=np.inf)
+    if whole and 0 < len(cut) == len(wrong):
         raise BenchmarkError(
             f"the scores of {len(cut)} items end at the first error ({named(cut)}); other thresholds need a score for "
             "each step: judge without first-error exit"
         )
     refuse_lengths(wrong, f"(scores may end early only at a predicted first error, below the threshold {threshold})")
-    ids = [item.id for item in items.items]
-    missing = [name for name, p_yes in zip(ids, predicted, strict=True) if p_yes is None]
     refuse_missing(missing, ids, "no prediction", scores, allow_missing=allow_missing)
-    return predicted
-
-
-def _tally(
-    items: BenchmarkItems[ProcessBenchItem],
-    predicted: Sequence[StepScores | None],
-    right: NDArray[np.bool_],
-    threshold: float,
-) -> Tally:
-    """`right`: (N,) whether each item is predicted right at `threshold`."""
-    strata = [item.subset for item in items.items]
-    subsets = sorted(set(strata), key=lambda name: ((*PROCESSBENCH_SUBSETS, name).index(name), name))
+    right = (intervals[:, :1] < np.array(thresholds)) & (np.array(thresholds) <= intervals[:, 1:])
     # Of each subset (right, all) among the items with a wrong step, then among those without.
-    counts = np.zeros((len(strata), len(subsets), 2, 2))
-    coverage = dict.fromkeys(subsets, Coverage())
-    for place, (item, p_yes) in enumerate(zip(items.items, predicted, strict=True)):
-        counts[place, subsets.index(item.subset), int(item.label == -1)] = right[place], 1
-        coverage[item.subset] += _coverage(item, p_yes, threshold)
-    ids = tuple(item.id for item in items.items)
-    return Tally(
-        benchmark="processbench", threshold=threshold, ids=ids, strata=np.array(strata),
-        counts=counts.reshape(len(counts), -1), outcomes=right.astype(np.int64)[:, None], coverage=coverage,
+    counts = np.zeros((len(ids), len(subsets), 2, 2))
+    for place, item in enumerate(items.items):
+        counts[place, subsets.index(item.subset), int(item.label == -1)] = right[place, 0], 1
+    return right, Tally(
+        benchmark="processbench", threshold=threshold, ids=tuple(ids), strata=np.array(strata),
+        counts=counts.reshape(len(ids), -1), outcomes=right[:, :1].astype(np.int64), coverage=coverage,
         figure_names=(*(f"{subset}.{name}" for subset in subsets for name in _NAMES), "average.f1"),
-        figures_of=_figures_of, headline="average.f1", layout=_table, tests_items=True,
-        missing=tuple(name for name, p_yes in zip(ids, predicted, strict=True) if p_yes is None),
+        figures_of=_figures_of, headline="average.f1", layout=_table, tests_items=True, missing=tuple(missing),
     )  # fmt: skip
-
-
-def _coverage(item: ProcessBenchItem, p_yes: StepScores | None, threshold: float) -> Coverage:
-    if p_yes is None:
-        return Coverage(1, 1, len(item.solution.steps), 0, 1)
-    wrong = (index for index, score in enumerate(p_yes) if score is not None and score < threshold)
-    needed = p_yes[: next(wrong, len(p_yes)) + 1]
-    is_unjudged = first_error(p_yes, threshold) is None
-    return Coverage(1, 0, len(needed), sum(score is not None for score in needed), int(is_unjudged))
 
 
 #: The figures of a subset.
@@ -263,7 +261,7 @@ def threshold_curve(
         BenchmarkError: analyses were stopped early, or steps after the first error were not judged.
         MissingPredictions: as for `tally_processbench`.
     """
-    right, tally = _right_by_threshold(items, scores, thresholds, allow_missing)
+    right, tally = _count(items, scores, thresholds, allow_missing, whole=True)
     curves = zip(tally.figure_names, _figures_at(tally, right).T, strict=True)
     f1 = {name.removesuffix(".f1"): tuple(map(optional, values)) for name, values in curves if name.endswith(".f1")}
     return ThresholdCurve(tuple(thresholds), f1)
@@ -318,7 +316,7 @@ def measure_held_out(
         BenchmarkError: as for `threshold_curve`; or a half has too few items for its average F1 to be defined.
         MissingPredictions: as for `tally_processbench`.
     """
-    right, tally = _right_by_threshold(items, scores, thresholds, allow_missing)
+    right, tally = _count(items, scores, thresholds, allow_missing, whole=True)
     halves = np.array([hashlib.blake2b(item.id.encode(), digest_size=1).digest()[0] & 1 for item in items.items])
     chosen = []
     for half in (0, 1):
@@ -337,32 +335,6 @@ def measure_held_out(
     first, second = (thresholds[index] for index in chosen)
     num_second = int(halves.sum())
     return HeldOut((first, second), (len(halves) - num_second, num_second), figures, undefined)
-
-
-def _right_by_threshold(
-    items: BenchmarkItems[ProcessBenchItem], scores: Scores, thresholds: Sequence[float], allow_missing: bool
-) -> tuple[NDArray[np.bool_], Tally]:
-    """(N, T) whether each item is predicted right at each threshold; and a tally for its figures.
-
-    The thresholds that predict an item right are one interval, (score of the label, lowest score before it], for an
-    item without a wrong step (-inf, lowest score]; where a step up to there has no score there are none.
-    """
-    if scores.settled_at is not None:
-        raise BenchmarkError(
-            f"early stopping settled these rewards at the threshold {scores.settled_at}; other thresholds need the "
-            "mean of all analyses: judge without early stopping"
-        )
-    for threshold in thresholds:
-        scores.check_threshold(threshold)
-    predicted = _predictions(items, scores, threshold=None, allow_missing=allow_missing)
-    intervals = np.full((len(predicted), 2), (np.inf, -np.inf))
-    for place, (item, p_yes) in enumerate(zip(items.items, predicted, strict=True)):
-        read = (p_yes or (None,))[: None if item.label == -1 else item.label + 1]
-        if known := [score for score in read if score is not None] if None not in read else []:
-            intervals[place] = -np.inf if item.label == -1 else known.pop(), min(known, default=np.inf)
-    grid = np.array(thresholds)
-    right = (intervals[:, :1] < grid) & (grid <= intervals[:, 1:])
-    return right, _tally(items, predicted, right[:, 0], thresholds[0])
 
 
 def _figures_at(tally: Tally, right: NDArray[np.bool_]) -> Floats:

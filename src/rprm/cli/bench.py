@@ -113,9 +113,14 @@ def _bench(
     figures: FigureOptions,
 ) -> None:
     """Judge now or read scores, then measure and show."""
+    import tempfile
+
     from rprm.benchmarks import measure
+    from rprm.cli.embedded import EmbeddedScope
+    from rprm.cli.progress import run_behind_progress
     from rprm.errors import BenchmarkError
     from rprm.report.measures import measurement_table, result_table
+    from rprm.rewarders.batch import judge_source
     from rprm.runs import MANIFEST
 
     path, output = measured.scores, measured.output
@@ -137,9 +142,29 @@ def _bench(
     if stored:
         scores, threshold = stored.scores(benchmark, items), stored.threshold(judging.threshold)
     else:
+        rewarder = judging.rewarder(
+            str(measured.model),
+            in_full=bool(further),
+            **{"first_error_exit": False} if benchmark.judged == "every step" else {},
+        )
+        threshold = rewarder.threshold
+        scope = EmbeddedScope(measured.model)
+        last_step = benchmark.judged == "last step"
         settings = {"benchmark": benchmark.name, **({} if limit is None else {"limit": limit})}
-        source = _source(benchmark, items, name or str(benchmark.hub))
-        scores, threshold = _judged(benchmark, items, source, settings, measured, judging, in_full=bool(further))
+        with tempfile.TemporaryDirectory(prefix="rprm-") as folder:
+            run = output or Path(folder) / "run"
+            totals = run_behind_progress(
+                lambda callbacks: judge_source(
+                    rewarder, [*items.rejected, *items.solutions],
+                    source=_source(benchmark, items, name or str(benchmark.hub)),
+                    output=run, settings=settings, last_step=last_step, callbacks=callbacks,
+                ),
+                rewarder.aclose, len(items.items), lambda solution, result: scope.note(solution),
+                noun="steps" if last_step else "solutions",
+            )  # fmt: skip
+            scope.tell()
+            refuse_nothing_judged(totals)
+            scores = StoredScores(run).scores(benchmark, items)
     of_tally = {name: True for name, flag in chosen.items() if not flag.items and not flag.further}
     how: dict[str, Any] = {
         "allow_missing": figures.allow_missing, "num_resamples": figures.resamples, "seed": judging.seed,
@@ -198,42 +223,6 @@ def _read(benchmark: Benchmark, data: str | None, revision: str | None, limit: i
     if not (data or benchmark.hub):
         raise BenchmarkError(f"say which {benchmark.name} the scores are of: --data PATH")
     return benchmark.read(data or benchmark.hub, revision=revision).limited(limit, benchmark.group)
-
-
-def _judged(
-    benchmark: Benchmark,
-    items: BenchmarkItems[Any],
-    source: SourceInfo,
-    settings: dict[str, Any],
-    measured: MeasuredOptions,
-    judging: JudgeOptions,
-    *,
-    in_full: bool,
-) -> tuple[Scores, float]:
-    """Judge the items into the output, or a folder that is gone afterwards: scores, and the judge's threshold."""
-    import tempfile
-
-    from rprm.cli.embedded import EmbeddedScope
-    from rprm.cli.progress import run_behind_progress
-    from rprm.rewarders.batch import judge_source
-
-    fixed = {"first_error_exit": False} if benchmark.judged == "every step" else {}
-    rewarder = judging.rewarder(str(measured.model), in_full=in_full, **fixed)
-    scope = EmbeddedScope(measured.model)
-    last_step = benchmark.judged == "last step"
-    with tempfile.TemporaryDirectory(prefix="rprm-") as folder:
-        run = measured.output or Path(folder) / "run"
-        totals = run_behind_progress(
-            lambda callbacks: judge_source(
-                rewarder, [*items.rejected, *items.solutions], source=source, output=run, settings=settings,
-                last_step=last_step, callbacks=callbacks,
-            ),
-            rewarder.aclose, len(items.items), lambda solution, result: scope.note(solution),
-            noun="steps" if last_step else "solutions",
-        )  # fmt: skip
-        scope.tell()
-        refuse_nothing_judged(totals)
-        return StoredScores(run).scores(benchmark, items), rewarder.threshold
 
 
 def _source(benchmark: Benchmark, items: BenchmarkItems[Any], name: str) -> SourceInfo:

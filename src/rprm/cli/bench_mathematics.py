@@ -65,31 +65,15 @@ def mathematics(
     from json import dumps
 
     from rprm.benchmarks.mathematics import check_sets
-    from rprm.errors import InputError
     from rprm.grading import Grader
     from rprm.report.mathematics import search_tables, sets_table
     from rprm.runs import write_atomically
     from rprm.search.measure import measure_runs, read_search_run
 
-    brought = candidates or policy
-    for is_wrong, message in (
-        (candidates and policy, "--candidates and --policy are two sources of solutions: give one of them"),
-        (brought and not which.sets, "say which problems the solutions are of: --set LIST"),
-        (output and not policy, "--output keeps the solutions that --policy samples: see --grades and --json"),
-        (
-            runs and not brought and which != SetOptions(),
-            "runs have their problems with them: leave out --set, --data, --revision and --limit",
-        ),
-        (
-            not (runs or brought or which.sets),
-            "say what to measure: run folders, or --set LIST with --policy SPEC or --candidates FILE",
-        ),
-    ):
-        if is_wrong:
-            raise InputError(message)
+    _refuse(runs, candidates, policy, output, which)
     problems = which.read() if which.sets else None
     num_rejected = len(problems.rejected) if problems else 0
-    if problems and not brought:
+    if problems and not (candidates or policy):
         with Grader() as grader:
             checks = check_sets(problems, grader)
         show({"sets": checks}, [sets_table(checks)], as_json=json)
@@ -108,6 +92,25 @@ def mathematics(
         write_atomically(grades, "".join(f"{line}\n" for line in lines))
     show(measured.as_dict(), search_tables(measured), as_json=json, output=output)
     leave(num_rejected)
+
+
+def _refuse(
+    runs: list[Path] | None, candidates: Path | None, policy: str | None, output: Path | None, which: SetOptions
+) -> None:
+    """Raise an `InputError` where options contradict each other, or leave open what to measure."""
+    from rprm.errors import InputError
+
+    brought = candidates or policy
+    if candidates and policy:
+        raise InputError("--candidates and --policy are two sources of solutions: give one of them")
+    if brought and not which.sets:
+        raise InputError("say which problems the solutions are of: --set LIST")
+    if output and not policy:
+        raise InputError("--output keeps the solutions that --policy samples: leave it out, or see --grades and --json")
+    if runs and not brought and which != SetOptions():
+        raise InputError("runs have their problems with them: leave out --set, --data, --revision and --limit")
+    if not (runs or brought or which.sets):
+        raise InputError("say what to measure: run folders, or --set LIST with --policy SPEC or --candidates FILE")
 
 
 def _brought(path: Path, problems: Problems) -> tuple[SearchRun, int]:
