@@ -25,28 +25,18 @@ _EQUAL = 1e-9
 
 @dataclass(frozen=True)
 class Comparison:
-    """The second run against the first.
-
-    Attributes:
-        tallies: the two runs.
-        differences: second minus first, in points, with 95% intervals by the paired bootstrap.
-        p_value: two-sided, of the paired permutation test on the headline; None where that is undefined.
-        num_permutations: swaps tried; with `exact`, all there are.
-        num_discordant: items on whose outcomes the runs differ.
-        only_first_right, only_second_right: items that one run alone predicts right (ProcessBench; else None).
-        mcnemar_p: two-sided exact McNemar test on these (ProcessBench; else None).
-    """
+    """The second run against the first."""
 
     tallies: tuple[Tally, Tally]
-    differences: Mapping[str, Figure]
+    differences: Mapping[str, Figure]  #: second minus first, in points, with 95% intervals by the paired bootstrap
     undefined_resamples: Mapping[str, int]
-    p_value: float | None
-    num_permutations: int
+    p_value: float | None  #: two-sided, of the paired permutation test on the headline; None where that is undefined
+    num_permutations: int  #: swaps tried; with `exact`, all there are
     exact: bool
-    num_discordant: int
-    only_first_right: int | None
+    num_discordant: int  #: items on whose outcomes the runs differ
+    only_first_right: int | None  #: items that one run alone predicts right (ProcessBench; else None)
     only_second_right: int | None
-    mcnemar_p: float | None
+    mcnemar_p: float | None  #: two-sided exact McNemar test on these
     num_resamples: int
     seed: int
 

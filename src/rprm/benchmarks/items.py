@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 from urllib.parse import urlencode
@@ -35,19 +37,12 @@ Item = TypeVar("Item", bound=BenchmarkItem)
 
 @dataclass(frozen=True)
 class BenchmarkItems(Generic[Item]):
-    """The items of a benchmark, and what became of the other rows.
+    """The items of a benchmark, and what became of the other rows."""
 
-    Attributes:
-        items: in the order of the data.
-        rejected: rows that cannot be used.
-        repeated: keys that stood in several rows, of which the first was taken (PRMBench; its data has five).
-        sources: where the rows came from, each with a hash of the file or the revision on the hub.
-    """
-
-    items: tuple[Item, ...]
+    items: tuple[Item, ...]  #: in the order of the data
     rejected: tuple[Rejected, ...] = ()
-    repeated: tuple[str, ...] = ()
-    sources: tuple[SourceInfo, ...] = ()
+    repeated: tuple[str, ...] = ()  #: keys of several rows, of which the first was taken (PRMBench; its data has five)
+    sources: tuple[SourceInfo, ...] = ()  #: each with a hash of the file or the revision on the hub
 
     @property
     def solutions(self) -> list[Solution]:
@@ -56,14 +51,11 @@ class BenchmarkItems(Generic[Item]):
 
     def limited(self, limit: int | None, group: str | None) -> Self:
         """The first `limit` items of each value of the attribute `group` (None: of all)."""
-        counts: dict[str, int] = {}
-        kept = []
+        groups = defaultdict(list)
         for item in self.items:
-            name = getattr(item, group) if group else ""
-            counts[name] = counts.get(name, 0) + 1
-            if limit is None or counts[name] <= limit:
-                kept.append(item)
-        return replace(self, items=tuple(kept))
+            groups[getattr(item, group) if group else ""].append(item.id)
+        kept = {name for names in groups.values() for name in names[:limit]}
+        return replace(self, items=tuple(item for item in self.items if item.id in kept))
 
 
 def open_sources(
@@ -85,16 +77,19 @@ def open_sources(
     if path.is_file():
         return [(None, Source(str(path)))]
     if path.is_dir():
-        files = {file.name: file.name.removesuffix(".gz").rpartition(".")[0] for file in sorted(path.iterdir())}
-        files = {file: stem for file, stem in files.items() if file.endswith(SUFFIXES) and (any_name or stem in splits)}
-        stems = list(files.values())
-        if twice := None if any_name else next((stem for stem in stems if stems.count(stem) > 1), None):
-            both = " and ".join(file for file, stem in files.items() if stem == twice)
-            raise InputError(f"{path}: both {both} hold {twice}; keep one")
-        if not files:
+        files = [file for file in sorted(path.iterdir()) if file.name.endswith(SUFFIXES)]
+        found = [
+            (split, Source(str(file)))
+            for split in splits
+            for file in files
+            if any_name or file.name in [f"{split}{end}" for end in SUFFIXES]
+        ]
+        if not found:
             raise InputError(f"{path}: no {', '.join(f'{split}.jsonl' for split in splits)} in this folder")
-        places = sorted(files, key=lambda file: 0 if any_name else list(splits).index(files[file]))
-        return [(files[file], Source(str(path / file))) for file in places]
+        for (split, one), (other, two) in pairwise(found):
+            if split == other and not any_name:
+                raise InputError(f"{path}: both {one.path.name} and {two.path.name} hold {split}; keep one")
+        return list(found)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise InputError(f"{data}: no such file or folder, and no name of a hub data set (OWNER/NAME)")
 

@@ -35,19 +35,13 @@ OWN = "problems"
 
 
 class Problem(Record):
-    """A problem, and what is needed to grade answers to it.
+    """A problem, and what is needed to grade answers to it."""
 
-    Attributes:
-        id: unique in its run: `SET/ID` for the mathematics sets, with the data's own id, or else the 0-based place.
-        answer: the gold answer, several of them separated by commas; None where unknown: it is not graded then.
-        rule: how an answer is found in a solution and compared with the gold one.
-    """
-
-    id: str
+    id: str  #: unique in its run: `SET/ID` for the mathematics sets, with the data's own id, or else the 0-based place
     problem: str
     set: str = OWN
-    answer: str | None = None
-    rule: AnswerRule = MATHEMATICS
+    answer: str | None = None  #: gold answers with commas between them; None where unknown: it is not graded then
+    rule: AnswerRule = MATHEMATICS  #: how an answer is found in a solution and compared with the gold one
 
 
 class ProblemRow(Record):
@@ -144,18 +138,13 @@ class _SetRow(RowModel):
 
 @dataclass(frozen=True, slots=True)
 class _Set:
-    """Where a set is on the hub (None: nowhere), and the form of its gold answers.
-
-    Attributes:
-        form: a pattern, which `wanted` says in words.
-        is_worked: the field `answer` is a whole solution.
-    """
+    """Where a set is on the hub (None: nowhere), and the form of its gold answers."""
 
     hub: str | None
     split: str = "test"
-    form: str = r".*\S.*"
+    form: str = r".*\S.*"  #: a pattern, which `wanted` says in words
     wanted: str = "be a text or a number"
-    is_worked: bool = False
+    is_worked: bool = False  #: the field `answer` is a whole solution
 
 
 #: By name, in the order of the paper's table. Minerva's answer is the last box of `solution` where there is no other.
@@ -283,24 +272,15 @@ class GradedAnswer:
 
 @dataclass(frozen=True)
 class MeasuredRow:
-    """A way to arrive at one solution of each problem, and how often it is right.
+    """A way to arrive at one solution of each problem, and how often it is right."""
 
-    Attributes:
-        strategy: `pass@1`, `majority@N`, `pass@N`, `Best-of-N (min)`, `weighted vote of N (min)`, `guided search`.
-        model: what wrote, and what chose.
-        num_candidates: N; None for a search that has no number of whole candidates.
-        figures: accuracy in percent, by set and `average`.
-        differences: to other rows on the same problems, in points, by their strategy; then as `figures`.
-        policy_tokens, judge_tokens: generated for a problem, in the mean; None where not counted, or not judged.
-    """
-
-    strategy: str
-    model: str
+    strategy: str  #: `pass@1`, `majority@N`, `pass@N`, `Best-of-N (min)`, `weighted vote of N (min)`, `guided search`
+    model: str  #: what wrote, and what chose
     run: str
-    num_candidates: int | None
-    figures: Mapping[str, Figure]
-    differences: Mapping[str, Mapping[str, Figure]]
-    policy_tokens: float | None
+    num_candidates: int | None  #: N; None for a search that has no number of whole candidates
+    figures: Mapping[str, Figure]  #: accuracy in percent, by set and `average`
+    differences: Mapping[str, Mapping[str, Figure]]  #: to other rows, in points, by their strategy; then as `figures`
+    policy_tokens: float | None  #: generated for a problem, in the mean; None where not counted
     judge_tokens: float | None
 
     @property
@@ -315,18 +295,12 @@ class MeasuredRow:
 
 @dataclass(frozen=True)
 class SearchMeasurement:
-    """Runs on the same problems.
+    """Runs on the same problems."""
 
-    Attributes:
-        sets: name -> number of problems.
-        curve: rows with N = 1, 2, 4, ... up to all candidates, where asked for.
-        answers: of every solution measured, graded, run by run; where several runs have the same solutions, once.
-    """
-
-    sets: Mapping[str, int]
+    sets: Mapping[str, int]  #: name -> number of problems
     rows: tuple[MeasuredRow, ...]
-    curve: tuple[MeasuredRow, ...]
-    answers: tuple[GradedAnswer, ...]
+    curve: tuple[MeasuredRow, ...]  #: rows with N = 1, 2, 4, ... up to all candidates, where asked for
+    answers: tuple[GradedAnswer, ...]  #: of every solution, run by run; of several runs with the same solutions once
     num_resamples: int
     seed: int
     notes: tuple[str, ...]

@@ -4,14 +4,11 @@ The positive class is a correct step; a step is called correct where its score i
 PRMScores: of each class the mean of F1 and negative F1 over all its steps (of `multi_solutions`, which has no wrong
 steps, F1 alone); of the groups `simplicity`, `soundness`, `sensitivity` the mean of their classes'; and `overall` over
 all steps of all classes at once. The same stands under `clean.` over the items whose problem is not one of PRM800K's
-training problems. As in the benchmark an undefined precision, recall or F1 counts as -1 (that is -100), which makes
-PRMScores of little sense where no step, or every step, is called wrong. A class without items is undefined here (None),
-and so is its group.
+training problems. As in the benchmark an undefined precision, recall or F1 counts as -1 (that is -100); a class without
+items is undefined (None), and so is its group.
 
-`similarity` is 100 less the mean difference between the share of steps called correct in a modified solution and in the
-same solution before it was modified (the `correct` items), in points, as the benchmark's tables print it. Pairs whose
-original has no step called correct are left out, as in the benchmark. It is None where the scores hold no `correct`
-item.
+`similarity` is 100 less the mean difference, in points, between the share of steps called correct in a modified
+solution and in its original (a `correct` item); originals without a step called correct are left out.
 """
 
 from __future__ import annotations

@@ -1,12 +1,9 @@
 """ProcessBench (arXiv 2412.06559; QwenLM/ProcessBench, `code/run_eval.py`): find the earliest wrong step.
 
 The prediction for a solution is the index of the first step whose score is below the threshold, -1 where none is.
-*Error accuracy* is the share of solutions with a wrong step whose prediction is exactly the label; *correct accuracy*
-the share of solutions without one that are predicted -1. **F1 is the harmonic mean of these two accuracies**, not the
-F1 of precision and recall; it is 0 where both are. The headline is the unweighted mean of the subsets' F1.
-
-Figures: `SUBSET.error_acc`, `SUBSET.correct_acc`, `SUBSET.f1` for each subset at hand, and `average.f1` over them. In a
-subset without a single item of one kind that accuracy is undefined, and so are the subset's F1 and the average.
+Figures of each subset at hand: `error_acc`, the share of solutions with a wrong step whose prediction is exactly the
+label; `correct_acc`, of those without one that are predicted -1; `f1`, their harmonic mean, not the F1 of precision and
+recall. `average.f1` is the unweighted mean over the subsets. What rests on no item of a kind is undefined.
 """
 
 from __future__ import annotations
@@ -285,12 +282,11 @@ class HeldOut:
         }
 
     def table(self) -> ResultTable:
-        subsets = [name.removesuffix(".f1") for name in self.figures if name.endswith(".f1") and name != "average.f1"]
         (first, second), (first_size, second_size) = self.thresholds, self.sizes
         return ResultTable(
             "ProcessBench, threshold chosen on the held-out half",
             ("subset", "error acc", "correct acc", "F1"),
-            _lines(self.figures, dict.fromkeys(subsets, ()), ()),
+            _lines(self.figures),
             [
                 f"{first_size:,} items predicted at {first:g} and {second_size:,} at {second:g}, each threshold chosen "
                 "on the other items; intervals take the thresholds as given"
@@ -347,20 +343,20 @@ def _figures_at(tally: Tally, right: NDArray[np.bool_]) -> Floats:
 
 
 def _table(measured: Measurement) -> ResultTable:
-    sizes = {subset: (f"{coverage.num_items:,}",) for subset, coverage in measured.coverage.items()}
     return ResultTable(
         f"ProcessBench at threshold {measured.threshold:g}",
         ("subset", "items", "error acc", "correct acc", "F1"),
-        _lines(measured.figures, sizes, (f"{measured.total_coverage.num_items:,}",)),
+        _lines(measured.figures, measured.coverage),
         ["F1 is the harmonic mean of the two accuracies; the average is over the subsets shown"],
     )
 
 
-def _lines(
-    figures: Mapping[str, Figure], sizes: Mapping[str, tuple[str, ...]], total: tuple[str, ...]
-) -> list[TableLine | None]:
-    """A line a subset, with what stands before its figures; then the average."""
-    lines = [TableLine(name, [*size, *(figures[f"{name}.{one}"] for one in _NAMES)]) for name, size in sizes.items()]
+def _lines(figures: Mapping[str, Figure], sizes: Mapping[str, Coverage] | None = None) -> list[TableLine | None]:
+    """A line a subset, with its size before its figures where that is given; then the average."""
+    *subsets, _ = [name.removesuffix(".f1") for name in figures if name.endswith(".f1")]
+    size = {name: [f"{coverage.num_items:,}"] for name, coverage in sizes.items()} if sizes else {}
+    total = [f"{sum(coverage.num_items for coverage in sizes.values()):,}"] if sizes else []
+    lines = [TableLine(name, [*size.get(name, []), *(figures[f"{name}.{one}"] for one in _NAMES)]) for name in subsets]
     return [*lines, None, TableLine("average", (*total, "", "", figures["average.f1"]), "bold")]
 
 

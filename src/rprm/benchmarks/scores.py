@@ -20,24 +20,16 @@ StepScores = tuple[float | None, ...]
 
 @dataclass(frozen=True)
 class Scores:
-    """Step scores by item.
+    """Step scores by item."""
 
-    Attributes:
-        p_yes: item id (PRMBench: key) -> score per step, up to an exit at the first error; of a labelled step its own.
-        settled_at: the threshold at which early stopping settled each decision: at any other the scores decide
-            nothing. None where every score is the mean of all its analyses.
-        repeated: ids that stood in several rows, of which the first was taken.
-        usage: what judging cost.
-        failures: item id -> why its first step without a score has none.
-        form: item id -> analyses that reached a verdict unasked, and all analyses.
-    """
-
+    #: Item id (PRMBench: key) -> score per step, up to an exit at the first error; of a labelled step its own.
     p_yes: Mapping[str, StepScores]
+    #: The threshold at which early stopping settled decisions: they say nothing at others. None: full means.
     settled_at: float | None = None
-    repeated: tuple[str, ...] = ()
-    usage: Totals | None = None
-    failures: Mapping[str, str] = field(default_factory=dict)
-    form: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    repeated: tuple[str, ...] = ()  #: ids of several rows, of which the first was taken
+    usage: Totals | None = None  #: what judging cost
+    failures: Mapping[str, str] = field(default_factory=dict)  #: id -> why its first step without a score has none
+    form: Mapping[str, tuple[int, int]] = field(default_factory=dict)  #: id -> verdicts reached unasked, and analyses
 
     def check_threshold(self, threshold: float) -> None:
         """Raise a `BenchmarkError` where the scores say nothing at this threshold."""
@@ -70,11 +62,11 @@ def scores_of(rewards: Iterable[SolutionReward], *, settled_at: float | None = N
             continue
         p_yes[reward.id] = tuple(reward.rewards)
         usage.add(reward)
-        if failed := [step.failure for step in reward.steps if step.failure is not None]:
-            failures[reward.id] = failed[0]
-        analyses = [analysis for step in reward.steps for analysis in step.analyses]
-        unasked = sum(analysis.verdict is not None and not analysis.forced for analysis in analyses)
-        form[reward.id] = unasked, len(analyses)
+        for step in reward.steps:
+            if step.failure is not None:
+                failures.setdefault(reward.id, step.failure)
+        unasked = [one.verdict is not None and not one.forced for step in reward.steps for one in step.analyses]
+        form[reward.id] = sum(unasked), len(unasked)
     return Scores(p_yes, settled_at, tuple(repeated), usage, failures, form)
 
 

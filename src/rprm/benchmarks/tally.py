@@ -38,19 +38,13 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """How much of what was to be predicted was.
-
-    Attributes:
-        num_missing: items without any score, which count as wrong; for PRMBench also those with a step without one.
-        steps_needed: all steps; of ProcessBench those up to the predicted first error.
-        num_unjudged: ProcessBench: items whose first error is not known, since a step up to there has no score.
-    """
+    """How much of what was to be predicted was."""
 
     num_items: int = 0
-    num_missing: int = 0
-    steps_needed: int = 0
+    num_missing: int = 0  #: without any score, which count as wrong; for PRMBench also with a step without one
+    steps_needed: int = 0  #: all; for ProcessBench those up to the predicted first error
     steps_scored: int = 0
-    num_unjudged: int = 0
+    num_unjudged: int = 0  #: ProcessBench: items whose first error is not known, as a step up to there has no score
 
     @property
     def percent(self) -> float:
@@ -91,39 +85,22 @@ class ResultTable:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Tally:
-    """A run's predictions on a benchmark, counted item by item.
-
-    Attributes:
-        benchmark: its name.
-        threshold: below it a step is called wrong.
-        ids: the items, N of them.
-        strata: (N,) the subset or class of each item. Resampling is done within each.
-        counts: (N, C) counts of each item.
-        outcomes: (N, D) what the headline figure reads of each item; two runs are discordant where it differs.
-        figure_names: F names. A dot nests: `math.f1` is the F1 of `math`.
-        figures_of: sums of counts (..., C) -> figures in percent (..., F), NaN where undefined.
-        headline: the name of the figure that runs are compared by.
-        coverage: by stratum.
-        layout: the table of a measurement.
-        missing: ids of the items that are counted as wrong for want of a prediction.
-        notes: what a reader of the figures must know, in sentences.
-        tests_items: outcomes say of each item whether it is predicted right, and runs are compared by McNemar's test.
-    """
+    """A run's predictions on a benchmark, counted item by item."""
 
     benchmark: str
-    threshold: float
-    ids: tuple[str, ...]
-    strata: NDArray[np.str_]
-    counts: Floats
-    outcomes: NDArray[np.int64]
-    figure_names: tuple[str, ...]
-    figures_of: Callable[[Floats], Floats]
-    headline: str
-    coverage: Mapping[str, Coverage]
+    threshold: float  #: below it a step is called wrong
+    ids: tuple[str, ...]  #: the items, N of them
+    strata: NDArray[np.str_]  #: (N,) the subset or class of each, within which resampling is done
+    counts: Floats  #: (N, C)
+    outcomes: NDArray[np.int64]  #: (N, D) what the headline reads of each; two runs are discordant where it differs
+    figure_names: tuple[str, ...]  #: F of them; a dot nests: `math.f1` is the F1 of `math`
+    figures_of: Callable[[Floats], Floats]  #: sums of counts (..., C) -> percent (..., F), NaN where undefined
+    headline: str  #: the figure that runs are compared by
+    coverage: Mapping[str, Coverage]  #: by stratum
     layout: Callable[[Measurement], ResultTable]
-    missing: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    tests_items: bool = False
+    missing: tuple[str, ...] = ()  #: ids that are counted as wrong for want of a prediction
+    notes: tuple[str, ...] = ()  #: what a reader of the figures must know, in sentences
+    tests_items: bool = False  #: outcomes say whether an item is predicted right: runs take McNemar's test
 
     @property
     def total_coverage(self) -> Coverage:
@@ -172,18 +149,12 @@ def accuracies(counts: Floats) -> Floats:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Measurement(Tally):
-    """A tally with its figures: one run on one benchmark.
-
-    Attributes:
-        items, scores: what was tallied.
-        figures: by name, in percent.
-        undefined_resamples: figure -> number of resamples in which it was undefined; they are left out of its interval.
-    """
+    """A tally with its figures: one run on one benchmark."""
 
     items: BenchmarkItems[Any]
     scores: Scores
     figures: Mapping[str, Figure]
-    undefined_resamples: Mapping[str, int]
+    undefined_resamples: Mapping[str, int]  #: by figure, how many left it undefined, and are not in its interval
     num_resamples: int
     seed: int
 
@@ -247,43 +218,29 @@ def measure(
 
 @dataclass(frozen=True)
 class Flag:
-    """An option of a benchmark's command, off by default. One with neither function is passed to the tally by its name.
+    """An option of a benchmark's command, off by default. With `help` alone it is passed to the tally by its name.
 
-    Attributes:
-        help: what it does.
-        items: changes the items before they are judged.
-        further: `(items, scores, allow_missing=, num_resamples=, seed=)` -> a further result with `as_dict()` and
-            `table()`; every step is judged in full for it.
+    `further(items, scores, allow_missing=, num_resamples=, seed=)` gives a result with `as_dict()` and `table()`, for
+    which every step is judged in full.
     """
 
     help: str
-    items: Callable[[BenchmarkItems[Any]], BenchmarkItems[Any]] | None = None
+    items: Callable[[BenchmarkItems[Any]], BenchmarkItems[Any]] | None = None  #: changes them before they are judged
     further: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark: `rprm bench NAME`, comparisons and tables are made from this.
+    """A benchmark: `rprm bench NAME`, comparisons and tables are made from this."""
 
-    Attributes:
-        name: of its command, and in manifests.
-        help: of its command.
-        read: `(data, revision=)` -> its items.
-        tally: `(items, scores, threshold=, allow_missing=, **flags)` -> their counts, with figures and table.
-        hub: its data set on the hub; None where the data must be named.
-        group: the attribute of an item within whose values `--limit` counts.
-        judged: of each solution, every step; or the steps up to the first one called wrong; or its last step alone.
-        flags: further options of its command.
-    """
-
-    name: str
+    name: str  #: of its command, and in manifests
     help: str
-    read: Callable[..., BenchmarkItems[Any]]
-    tally: Callable[..., Tally]
-    hub: str | None = None
-    group: str | None = None
-    judged: Literal["every step", "first error", "last step"] = "every step"
-    flags: Mapping[str, Flag] = field(default_factory=dict)
+    read: Callable[..., BenchmarkItems[Any]]  #: `(data, revision=)`
+    tally: Callable[..., Tally]  #: `(items, scores, threshold=, allow_missing=, **flags)`
+    hub: str | None = None  #: its data set on the hub; None where the data must be named
+    group: str | None = None  #: the attribute of an item within whose values `--limit` counts
+    judged: Literal["every step", "first error", "last step"] = "every step"  #: of each solution
+    flags: Mapping[str, Flag] = field(default_factory=dict)  #: further options of its command
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -131,16 +131,17 @@ def _bench(
     if path and output and (output / MANIFEST).exists() and not output.samefile(path):
         raise BenchmarkError(f"{output} holds another run than {path}: name another --output")
     name, limit = data.data, figures.limit
-    stored = StoredScores(path) if path else None
-    if stored and name is None:
-        name, limit = _agreed("data", name, [stored]), _agreed("limit", limit, [stored])
+    recorded = _recorded(path) if path else {}
+    if name is None:
+        name, limit = _agreed("data", name, recorded), _agreed("limit", limit, recorded)
     items = _read(benchmark, name, data.revision, limit)
     chosen = {flag: benchmark.flags[flag] for flag in flags}
     for flag in chosen.values():
         items = flag.items(items) if flag.items else items
     further = {name: flag.further for name, flag in chosen.items() if flag.further}
-    if stored:
-        scores, threshold = stored.scores(benchmark, items), stored.threshold(judging.threshold)
+    if path:
+        scores = _scores(path, recorded, benchmark, items)
+        threshold = _agreed("threshold", judging.threshold, {"threshold": 0.5} | recorded)
     else:
         rewarder = judging.rewarder(
             str(measured.model),
@@ -164,7 +165,7 @@ def _bench(
             )  # fmt: skip
             scope.tell()
             refuse_nothing_judged(totals)
-            scores = StoredScores(run).scores(benchmark, items)
+            scores = _scores(run, _recorded(run), benchmark, items)
     of_tally = {name: True for name, flag in chosen.items() if not flag.items and not flag.further}
     how: dict[str, Any] = {
         "allow_missing": figures.allow_missing, "num_resamples": figures.resamples, "seed": judging.seed,
@@ -181,36 +182,37 @@ def _bench(
 def compare(
     first: Annotated[Path, typer.Argument(metavar="RUN_A", help="A run folder of `rprm bench`, or a scores file.")],
     second: Annotated[Path, typer.Argument(metavar="RUN_B", help="Another, on the same items.")],
-    benchmark: Annotated[
-        str | None, typer.Option("--benchmark", help="processbench, prmbench or steps; a run folder knows its own.")
-    ] = None,
+    benchmark: Annotated[str | None, "processbench, prmbench or steps; a run folder knows its own."] = None,
     *,
     data: DataOptions,
     threshold: Annotated[
-        float | None,
-        typer.Option(help="A step whose reward is below it is called wrong.  [default: each judge's, or 0.5]"),
+        float | None, "A step whose reward is below it is called wrong.  [default: each judge's, or 0.5]"
     ] = None,
     figures: FigureOptions,
-    seed: Annotated[int, typer.Option(help="Of the resamples and permutations.")] = 0,
+    seed: Annotated[int, "Of the resamples and permutations."] = 0,
 ) -> None:
     """A paired comparison of two runs: the difference of each figure with its interval, and tests of it."""
     from rprm.benchmarks import compare as compare_tallies
     from rprm.errors import BenchmarkError
     from rprm.report.measures import comparison_table
 
-    runs = [StoredScores(path) for path in (first, second)]
+    runs = {path: _recorded(path) for path in (first, second)}
     known = BenchGroup.added()
-    name = _agreed("benchmark", benchmark, runs)
+    name = _agreed("benchmark", benchmark, *runs.values())
     if name not in known:
         what = "scores files do not tell their benchmark" if name is None else f"{name}: no such benchmark"
         raise BenchmarkError(f"{what}: give --benchmark, one of {', '.join(known)}")
     record: Benchmark = known[name].load()
-    items = _read(record, _agreed("data", data.data, runs), data.revision, _agreed("limit", figures.limit, runs))
+    name, limit = (_agreed(*one, *runs.values()) for one in (("data", data.data), ("limit", figures.limit)))
+    items = _read(record, name, data.revision, limit)
     one, other = (
         record.tally(
-            items, run.scores(record, items), threshold=run.threshold(threshold), allow_missing=figures.allow_missing
+            items,
+            _scores(path, runs[path], record, items),
+            threshold=_agreed("threshold", threshold, {"threshold": 0.5} | runs[path]),
+            allow_missing=figures.allow_missing,
         )
-        for run in runs
+        for path in (first, second)
     )
     comparison = compare_tallies(one, other, num_resamples=figures.resamples, seed=seed)
     table = comparison_table(comparison, names=(str(first), str(second)))
@@ -237,60 +239,52 @@ def _source(benchmark: Benchmark, items: BenchmarkItems[Any], name: str) -> Sour
     return SourceInfo(name, f"sha256:{hashlib.sha256(digests.encode()).hexdigest()}", len(items.items))
 
 
-#: What a run records of its scores.
-_RECORDED = {"benchmark": str | None, "limit": int | None, "data": str | None, "threshold": int | float}
-
-
-class StoredScores:
-    """Scores of a run folder, which records what they are of, or of a scores file, which does not.
+def _recorded(path: Path) -> dict[str, Any]:
+    """What a run folder says of its scores (its settings, and where the data were); of a scores file nothing.
 
     Raises:
         BenchmarkError: there is neither.
         CorruptRun: of the manifest.
     """
+    from rprm.errors import BenchmarkError, CorruptRun
+    from rprm.runs import MANIFEST, read_manifest
 
-    def __init__(self, path: Path) -> None:
-        from rprm.errors import BenchmarkError, CorruptRun
-        from rprm.runs import MANIFEST, read_manifest
-
-        self.path = path
-        self.recorded: dict[str, Any] = {}
-        if path.is_dir():
-            manifest = read_manifest(path)
-            self.recorded = manifest["settings"] | {"data": manifest["sessions"][-1].get("input")}
-            for name, kind in _RECORDED.items():
-                if not isinstance(found := self.recorded.get(name), kind):
-                    raise CorruptRun.at(str(path / MANIFEST), f"{name!r} is {found!r:.80}")
-        elif not path.exists():
-            raise BenchmarkError(f"{path}: no such run folder or scores file")
-
-    def threshold(self, given: float | None) -> float:
-        """What was given, else what the run was judged with, else 0.5."""
-        return float(self.recorded.get("threshold", 0.5)) if given is None else given
-
-    def scores(self, benchmark: Benchmark, items: BenchmarkItems[Any]) -> Scores:
-        """The scores; those of a run must be of these items."""
-        from rprm.benchmarks import read_scores, scores_of
-        from rprm.errors import BenchmarkError
-        from rprm.records import SolutionReward
-        from rprm.runs import RESULTS, read_json_lines
-
-        if not self.recorded:
-            return read_scores(self.path)
-        if self.recorded.get("benchmark") and self.recorded.get("input") != _source(benchmark, items, "").digest:
-            raise BenchmarkError(
-                f"{self.path} was judged on other data (its hash differs): name the data of that run with --data"
-            )
-        settled_at = None if self.recorded.get("stopping", "none") == "none" else self.threshold(None)
-        rewards = read_json_lines(self.path / RESULTS, SolutionReward.read_back)
-        return scores_of(rewards, settled_at=settled_at, last_step=benchmark.judged == "last step")
+    if path.is_dir():
+        manifest = read_manifest(path)
+        found: dict[str, Any] = manifest["settings"] | {"data": manifest["sessions"][-1].get("input")}
+        kinds = {"benchmark": str | None, "limit": int | None, "data": str | None, "threshold": int | float}
+        for name, kind in kinds.items():
+            if not isinstance(found.get(name), kind):
+                raise CorruptRun.at(str(path / MANIFEST), f"{name!r} is {found.get(name)!r:.80}")
+        return found
+    if not path.exists():
+        raise BenchmarkError(f"{path}: no such run folder or scores file")
+    return {}
 
 
-def _agreed(name: str, given: Any, stored: Iterable[StoredScores]) -> Any:
+def _scores(path: Path, recorded: dict[str, Any], benchmark: Benchmark, items: BenchmarkItems[Any]) -> Scores:
+    """The scores of a run folder, which must be of these items, or of a scores file."""
+    from rprm.benchmarks import read_scores, scores_of
+    from rprm.errors import BenchmarkError
+    from rprm.records import SolutionReward
+    from rprm.runs import RESULTS, read_json_lines
+
+    if not recorded:
+        return read_scores(path)
+    if recorded.get("benchmark") and recorded.get("input") != _source(benchmark, items, "").digest:
+        raise BenchmarkError(
+            f"{path} was judged on other data (its hash differs): name the data of that run with --data"
+        )
+    settled_at = None if recorded.get("stopping", "none") == "none" else float(recorded["threshold"])
+    rewards = read_json_lines(path / RESULTS, SolutionReward.read_back)
+    return scores_of(rewards, settled_at=settled_at, last_step=benchmark.judged == "last step")
+
+
+def _agreed(name: str, given: Any, *recorded: dict[str, Any]) -> Any:
     """What was given, else what the runs record, if they agree."""
     from rprm.errors import BenchmarkError
 
-    known = {run.recorded.get(name) for run in stored if run.recorded}
+    known = {run.get(name) for run in recorded if run}
     if given is not None or not known:
         return given
     if len(known) > 1:

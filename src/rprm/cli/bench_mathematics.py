@@ -50,7 +50,7 @@ def mathematics(
             "[default: pass@1]",
         ),
     ] = None,
-    curve: Annotated[bool, typer.Option("--curve", help="Also for N = 1, 2, 4, ... of the candidates.")] = False,
+    curve: Annotated[bool, "--curve", "Also for N = 1, 2, 4, ... of the candidates."] = False,
     resamples: Resamples = 2000,
     grades: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write each solution's answer and grading: JSON Lines.")

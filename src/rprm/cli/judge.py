@@ -40,16 +40,14 @@ def judge(
     options: FirstErrorOptions,
     rewards: Annotated[
         RewardsName,
-        typer.Option(
-            help="lean: what the first error needs, and no more. full: all analyses of every step, for ranking, "
-            "reinforcement learning and other thresholds.",
-        ),
+        "lean: what the first error needs, and no more. full: all analyses of every step, for ranking, "
+        "reinforcement learning and other thresholds.",
     ] = RewardsName.lean,
     limit: Annotated[int | None, typer.Option(min=1, help="Judge the first N rows alone.")] = None,
     strict: Strict = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object a solution, on standard output.")] = False,
-    analyses: Annotated[bool, typer.Option("--analyses", help="Show the analyses too.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the summary alone.")] = False,
+    json: Annotated[bool, "--json", "One JSON object a solution, on standard output."] = False,
+    analyses: Annotated[bool, "--analyses", "Show the analyses too."] = False,
+    quiet: Annotated[bool, "--quiet", "-q", "Print the summary alone."] = False,
 ) -> None:
     """Judge solutions step by step: a reward for each step, and the first wrong step.
 

@@ -39,7 +39,7 @@ def with_options(command: Callable[..., T]) -> Callable[..., T]:
     for parameter in inspect.signature(command).parameters.values():
         kind = hints[parameter.name]
         if not is_dataclass(kind):
-            parameters.append(parameter.replace(annotation=kind, kind=parameter.KEYWORD_ONLY))
+            parameters.append(parameter.replace(annotation=_option(kind), kind=parameter.KEYWORD_ONLY))
             continue
         types = get_type_hints(kind, include_extras=True)
         options = [field for field in fields(kind) if get_origin(types[field.name]) is Annotated]

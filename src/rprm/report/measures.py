@@ -126,15 +126,9 @@ def framed(
         numbers: columns that stand on the right; by default all but the first.
     """
     table = Table(
-        title=Text(title),
-        title_justify="left",
-        title_style="bold",
-        caption=Text("\n".join(caption)) if caption else None,
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
+        title=Text(title), title_justify="left", title_style="bold", caption_justify="left", box=box.SIMPLE_HEAD,
+        caption=Text("\n".join(caption)) if caption else None, pad_edge=False, padding=(0, 1, 0, 0),
+    )  # fmt: skip
     for name in columns:
         is_number = name in (columns[1:] if numbers is None else numbers)
         table.add_column(name, justify="right" if is_number else "left", overflow="fold")
