@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from rprm.benchmarks.benchmark import usage_as_dict
 from rprm.benchmarks.scores import Scores, read_scores, scores_of
-from rprm.benchmarks.tally import usage_as_dict
 from rprm.errors import BenchmarkError, InputError
 from rprm.records import Analysis, SolutionReward, StepReward
 

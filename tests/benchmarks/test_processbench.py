@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rprm.benchmarks import measure_processbench
 from rprm.benchmarks.items import BenchmarkItems
 from rprm.benchmarks.processbench import (
     ProcessBenchItem,
     measure_held_out,
-    measure_processbench,
     read_processbench,
     threshold_curve,
 )

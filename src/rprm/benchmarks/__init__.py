@@ -9,23 +9,29 @@ Read the items, judge their solutions (or read scores made elsewhere), measure, 
 A new benchmark is a file with one `Benchmark` record.
 """
 
+from functools import partial
+
+from rprm.benchmarks.benchmark import Benchmark, Flag, Measurement, measure
 from rprm.benchmarks.bootstrap import resampled_sums
 from rprm.benchmarks.comparison import compare
 from rprm.benchmarks.items import BenchmarkItem, BenchmarkItems
-from rprm.benchmarks.labelled_steps import StepItems, measure_steps, step_scores, tally_steps
+from rprm.benchmarks.labelled_steps import StepItems, step_scores, tally_steps
 from rprm.benchmarks.mathematics import read_mathematics, read_problem_file
-from rprm.benchmarks.prmbench import PRMBENCH, PRMBenchItem, measure_prmbench, read_prmbench, tally_prmbench
+from rprm.benchmarks.prmbench import PRMBENCH, PRMBenchItem, read_prmbench, tally_prmbench
 from rprm.benchmarks.processbench import (
     PROCESSBENCH,
     ProcessBenchItem,
     measure_held_out,
-    measure_processbench,
     read_processbench,
     tally_processbench,
     threshold_curve,
 )
 from rprm.benchmarks.scores import Scores, read_scores, scores_of
-from rprm.benchmarks.tally import Benchmark, Coverage, Figure, Flag, Measurement, ResultTable, TableLine, Tally, measure
+from rprm.benchmarks.tally import Coverage, Figure, ResultTable, TableLine, Tally
+
+measure_processbench = partial(measure, tally_processbench)
+measure_prmbench = partial(measure, tally_prmbench)
+measure_steps = partial(measure, tally_steps)
 
 __all__ = [
     "PRMBENCH", "PROCESSBENCH", "Benchmark", "BenchmarkItem", "BenchmarkItems", "Coverage", "Figure", "Flag",

@@ -11,20 +11,10 @@ from functools import partial
 
 import numpy as np
 
+from rprm.benchmarks.benchmark import Measurement
 from rprm.benchmarks.items import BenchmarkItems
-from rprm.benchmarks.scores import Scores, scores_of
-from rprm.benchmarks.tally import (
-    Coverage,
-    Floats,
-    Measurement,
-    ResultTable,
-    TableLine,
-    Tally,
-    accuracies,
-    measure,
-    refuse_lengths,
-    refuse_missing,
-)
+from rprm.benchmarks.scores import Scores, refuse_lengths, scores_of
+from rprm.benchmarks.tally import Coverage, Floats, ResultTable, TableLine, Tally, accuracies
 from rprm.errors import BenchmarkError
 from rprm.records import LabelledStep
 
@@ -52,7 +42,7 @@ def tally_steps(items: StepItems, scores: Scores, *, threshold: float = 0.5, all
     refuse_lengths([name for name in ids if len(scores.p_yes.get(name, (None,))) != 1], "(a labelled step has one)")
     p_yes = [scores.p_yes.get(name, (None,))[0] for name in ids]
     missing = [name for name, score in zip(ids, p_yes, strict=True) if score is None]
-    refuse_missing(missing, ids, "no score", scores, allow_missing=allow_missing)
+    scores.refuse_missing(missing, ids, "no score", allow_missing=allow_missing)
     strata = [item.source or "steps" for item in items.items]
     sources = sorted(set(strata))
     # (right, all) of the steps labelled wrong, of those labelled correct, then of each source's; between them verdicts
@@ -71,9 +61,6 @@ def tally_steps(items: StepItems, scores: Scores, *, threshold: float = 0.5, all
         figure_names=("wrong_acc", "correct_acc", "f1", "accuracy", "wellformed", *(f"{s}.accuracy" for s in sources)),
         figures_of=_figures_of, headline="f1", layout=_table, missing=tuple(missing),
     )  # fmt: skip
-
-
-measure_steps = partial(measure, tally_steps)
 
 
 def _figures_of(sums: Floats) -> Floats:

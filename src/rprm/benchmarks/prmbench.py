@@ -18,28 +18,16 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
 
+from rprm.benchmarks.benchmark import Benchmark, Flag, Measurement
 from rprm.benchmarks.items import BenchmarkItems, open_sources, read_items
-from rprm.benchmarks.scores import Scores
-from rprm.benchmarks.tally import (
-    Benchmark,
-    Coverage,
-    Flag,
-    Floats,
-    Measurement,
-    ResultTable,
-    TableLine,
-    Tally,
-    measure,
-    refuse_lengths,
-    refuse_missing,
-)
+from rprm.benchmarks.scores import Scores, refuse_lengths
+from rprm.benchmarks.tally import Coverage, Floats, ResultTable, TableLine, Tally
 from rprm.errors import BenchmarkError, InputError
 from rprm.reading import MAX_REJECTED_TEXT, AnyText, Rejected, Row, RowModel, Source, Text, checked
 from rprm.records import Solution
@@ -213,7 +201,7 @@ def tally_prmbench(
     needed = [item.id for item in modified + originals * has_originals]
     incomplete = [name for name in needed if None in called[name]]
     what = "no prediction, or a step without a score"
-    refuse_missing(incomplete, needed, what, scores, allow_missing=allow_missing)
+    scores.refuse_missing(incomplete, needed, what, allow_missing=allow_missing)
     share_of_original = {item.idx: _share_correct(called[item.id]) for item in originals}
     # Of each item TP, FP, TN, FN of its class; the same once more if it is of the clean subset.
     calls = np.zeros((len(modified), 2, len(PRMBENCH_CLASSES), 4))
@@ -319,8 +307,6 @@ def _table(measured: Measurement) -> ResultTable:
     title = f"PRMBench at threshold {measured.threshold:g}"
     return ResultTable(title, ("PRMScore", "items", "all items", "clean items"), lines)
 
-
-measure_prmbench = partial(measure, tally_prmbench)
 
 PRMBENCH = Benchmark(
     name="prmbench",

@@ -20,27 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from rprm.benchmarks.benchmark import Benchmark, Flag, Measurement
 from rprm.benchmarks.bootstrap import DEFAULT_RESAMPLES
 from rprm.benchmarks.items import BenchmarkItems, open_sources, read_items
-from rprm.benchmarks.scores import Scores
-from rprm.benchmarks.tally import (
-    Benchmark,
-    Coverage,
-    Figure,
-    Flag,
-    Floats,
-    Measurement,
-    ResultTable,
-    TableLine,
-    Tally,
-    accuracies,
-    measure,
-    named,
-    nested,
-    optional,
-    refuse_lengths,
-    refuse_missing,
-)
+from rprm.benchmarks.scores import Scores, named, refuse_lengths
+from rprm.benchmarks.tally import Coverage, Figure, Floats, ResultTable, TableLine, Tally, accuracies, nested, optional
 from rprm.errors import BenchmarkError, InputError
 from rprm.reading import AnyText, RowModel, Text, checked
 from rprm.records import Solution
@@ -194,7 +178,7 @@ def _count(
             "each step: judge without first-error exit"
         )
     refuse_lengths(wrong, f"(scores may end early only at a predicted first error, below the threshold {threshold})")
-    refuse_missing(missing, ids, "no prediction", scores, allow_missing=allow_missing)
+    scores.refuse_missing(missing, ids, "no prediction", allow_missing=allow_missing)
     right = (intervals[:, :1] < np.array(thresholds)) & (np.array(thresholds) <= intervals[:, 1:])
     # Of each subset (right, all) among the items with a wrong step, then among those without.
     counts = np.zeros((len(ids), len(subsets), 2, 2))
@@ -359,8 +343,6 @@ def _lines(figures: Mapping[str, Figure], sizes: Mapping[str, Coverage] | None =
     lines = [TableLine(name, [*size.get(name, []), *(figures[f"{name}.{one}"] for one in _NAMES)]) for name in subsets]
     return [*lines, None, TableLine("average", (*total, "", "", figures["average.f1"]), "bold")]
 
-
-measure_processbench = partial(measure, tally_processbench)
 
 PROCESSBENCH = Benchmark(
     name="processbench",

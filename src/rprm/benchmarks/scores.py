@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
-from rprm.errors import BenchmarkError, InputError
+from rprm.errors import BenchmarkError, InputError, MissingPredictions
 from rprm.reading import Rejected, RowModel, Source, Text, checked
 from rprm.records import SolutionReward
 from rprm.rewarders.batch import Totals
+
+#: How many items an error message names.
+MAX_NAMED = 10
 
 #: A score per step, in order; None where a step has none.
 StepScores = tuple[float | None, ...]
@@ -40,6 +43,27 @@ class Scores:
                 f"early stopping settled these rewards at the threshold {self.settled_at}; they cannot be measured at "
                 f"{threshold}: judge with that threshold, or without early stopping"
             )
+
+    def refuse_missing(self, missing: Collection[str], ids: Collection[str], what: str, *, allow_missing: bool) -> None:
+        """Refuse items that lack a prediction (`missing` of `ids`, which have `what` in its place).
+
+        Raises:
+            MissingPredictions: there are any; with `allow_missing`, only where no item has a score.
+        """
+        nothing = all(score is None for identifier in ids for score in self.p_yes.get(identifier, ()))
+        if not missing or (allow_missing and not nothing):
+            return
+        parts = [f"{len(missing)} of {len(ids)} items have {what}: {named(missing)}"]
+        failed = next((identifier for identifier in missing if identifier in self.failures), None)
+        if failed:
+            parts.append(f"{failed} could not be judged: {self.failures[failed]}")
+        if not nothing:
+            parts.append(f"{'mend that' if failed else 'judge them'}, or count them as wrong with --allow-missing")
+        elif not failed:
+            parts.append("there is no score of any item: nothing to measure")
+            if self.p_yes and not self.p_yes.keys() & set(ids):
+                parts.append(f"the scores are of others ({named(self.p_yes)}): are they from the same data?")
+        raise MissingPredictions("; ".join(parts))
 
 
 def scores_of(rewards: Iterable[SolutionReward], *, settled_at: float | None = None, last_step: bool = False) -> Scores:
@@ -101,3 +125,17 @@ def read_scores(path: str | Path) -> Scores:
         else:
             p_yes[name] = tuple(found.p_yes)
     return Scores(p_yes, repeated=tuple(repeated))
+
+
+def refuse_lengths(wrong: Collection[str], why: str) -> None:
+    if wrong:
+        raise InputError(
+            f"{len(wrong)} items do not have one score for each step: {named(wrong)} {why}; are the scores from the "
+            "same data?"
+        )
+
+
+def named(ids: Collection[str]) -> str:
+    """Up to ten of them, and how many more there are."""
+    rest = len(ids) - MAX_NAMED
+    return ", ".join(list(ids)[:MAX_NAMED]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,27 +1,21 @@
 """What every benchmark is measured from: counts of each item, such that every figure is a function of their sum.
 
-Figures, bootstrap intervals and paired tests need nothing else. `Benchmark` is the record that a command is made from.
+Figures, bootstrap intervals and paired tests need nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rprm.benchmarks.bootstrap import DEFAULT_RESAMPLES, percentile_intervals, resampled_sums
-from rprm.benchmarks.items import BenchmarkItems
-from rprm.benchmarks.scores import Scores
-from rprm.errors import InputError, MissingPredictions
-from rprm.rewarders.batch import Totals
+from rprm.benchmarks.bootstrap import percentile_intervals, resampled_sums
+from rprm.benchmarks.scores import named as named
 
 Floats = NDArray[np.float64]
-
-#: How many items an error message names.
-MAX_NAMED = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +91,7 @@ class Tally:
     figures_of: Callable[[Floats], Floats]  #: sums of counts (..., C) -> percent (..., F), NaN where undefined
     headline: str  #: the figure that runs are compared by
     coverage: Mapping[str, Coverage]  #: by stratum
-    layout: Callable[[Measurement], ResultTable]
+    layout: Callable[[Any], ResultTable]  #: of a `Measurement`
     missing: tuple[str, ...] = ()  #: ids that are counted as wrong for want of a prediction
     notes: tuple[str, ...] = ()  #: what a reader of the figures must know, in sentences
     tests_items: bool = False  #: outcomes say whether an item is predicted right: runs take McNemar's test
@@ -147,102 +141,6 @@ def accuracies(counts: Floats) -> Floats:
     return np.concatenate([shares, f1[..., None]], axis=-1)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Measurement(Tally):
-    """A tally with its figures: one run on one benchmark."""
-
-    items: BenchmarkItems[Any]
-    scores: Scores
-    figures: Mapping[str, Figure]
-    undefined_resamples: Mapping[str, int]  #: by figure, how many left it undefined, and are not in its interval
-    num_resamples: int
-    seed: int
-
-    @property
-    def num_unused(self) -> int:
-        """Scored items that are not among the benchmark's."""
-        return len(self.scores.p_yes.keys() - {item.id for item in self.items.items})
-
-    def as_dict(self) -> dict[str, Any]:
-        """One JSON object."""
-        return {
-            "benchmark": self.benchmark,
-            "threshold": self.threshold,
-            "figures": nested({name: figure.as_dict() for name, figure in self.figures.items()}),
-            **self.total_coverage.as_dict(),
-            "by": {name: coverage.as_dict() for name, coverage in self.coverage.items()},
-            "missing_items": list(self.missing),
-            "rejected_rows": len(self.items.rejected),
-            "unused_scores": self.num_unused,
-            "repeated_scores": list(self.scores.repeated),
-            "resamples": self.num_resamples,
-            "undefined_resamples": dict(self.undefined_resamples),
-            "seed": self.seed,
-            "usage": self.scores.usage and usage_as_dict(self.scores.usage),
-            "data": [{"name": source.name, "digest": source.digest} for source in self.items.sources],
-            "notes": list(self.notes),
-        }
-
-
-def usage_as_dict(usage: Totals) -> dict[str, Any]:
-    """What judging cost, and what it failed to reach; steps after an exit at the first error are not counted."""
-    tokens, steps = usage.num_generated_tokens, usage.num_steps_judged
-    return {
-        "tokens": tokens,
-        "tokens_per_step": tokens / steps if steps else None,
-        "steps": steps,
-        "uncovered_steps": usage.num_steps_uncovered,
-        "analyses": usage.num_analyses,
-        "analyses_without_verdict": usage.num_analyses_without_verdict,
-        "analyses_forced": usage.num_analyses_forced,
-    }
-
-
-def measure(
-    tally: Callable[..., Tally],
-    items: BenchmarkItems[Any],
-    scores: Scores,
-    *,
-    num_resamples: int = DEFAULT_RESAMPLES,
-    seed: int = 0,
-    **options: Any,
-) -> Measurement:
-    """Measure a run: the figures of a benchmark's `tally` of `items`, `scores` and `options`, with intervals."""
-    counted = tally(items, scores, **options)
-    figures, undefined = counted.with_intervals(num_resamples, seed)
-    return Measurement(
-        **vars(counted), items=items, scores=scores, figures=figures, undefined_resamples=undefined,
-        num_resamples=num_resamples, seed=seed,
-    )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Flag:
-    """An option of a benchmark's command, off by default. With `help` alone it is passed to the tally by its name.
-
-    `further(items, scores, allow_missing=, num_resamples=, seed=)` gives a result with `as_dict()` and `table()`, for
-    which every step is judged in full.
-    """
-
-    help: str
-    items: Callable[[BenchmarkItems[Any]], BenchmarkItems[Any]] | None = None  #: changes them before they are judged
-    further: Callable[..., Any] | None = None
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """A benchmark: `rprm bench NAME`, comparisons and tables are made from this."""
-
-    name: str  #: of its command, and in manifests
-    help: str
-    read: Callable[..., BenchmarkItems[Any]]  #: `(data, revision=)`
-    tally: Callable[..., Tally]  #: `(items, scores, threshold=, allow_missing=, **flags)`
-    hub: str | None = None  #: its data set on the hub; None where the data must be named
-    group: str | None = None  #: the attribute of an item within whose values `--limit` counts
-    judged: Literal["every step", "first error", "last step"] = "every step"  #: of each solution
-    flags: Mapping[str, Flag] = field(default_factory=dict)  #: further options of its command
-
-
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     """{"math.f1": x, "overall": y} -> {"math": {"f1": x}, "overall": y}."""
     tree: dict[str, Any] = {}
@@ -250,41 +148,3 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
         group, dot, leaf = name.rpartition(".")
         (tree.setdefault(group, {}) if dot else tree)[leaf] = value
     return tree
-
-
-def refuse_missing(
-    missing: Collection[str], ids: Collection[str], what: str, scores: Scores, *, allow_missing: bool
-) -> None:
-    """Refuse items that lack a prediction (`missing` of `ids`, which have `what` in its place).
-
-    Raises:
-        MissingPredictions: there are any; with `allow_missing`, only where no item has a score.
-    """
-    nothing = all(score is None for identifier in ids for score in scores.p_yes.get(identifier, ()))
-    if not missing or (allow_missing and not nothing):
-        return
-    parts = [f"{len(missing)} of {len(ids)} items have {what}: {named(missing)}"]
-    failed = next((identifier for identifier in missing if identifier in scores.failures), None)
-    if failed:
-        parts.append(f"{failed} could not be judged: {scores.failures[failed]}")
-    if not nothing:
-        parts.append(f"{'mend that' if failed else 'judge them'}, or count them as wrong with --allow-missing")
-    elif not failed:
-        parts.append("there is no score of any item: nothing to measure")
-        if scores.p_yes and not scores.p_yes.keys() & set(ids):
-            parts.append(f"the scores are of others ({named(scores.p_yes)}): are they from the same data?")
-    raise MissingPredictions("; ".join(parts))
-
-
-def refuse_lengths(wrong: Collection[str], why: str) -> None:
-    if wrong:
-        raise InputError(
-            f"{len(wrong)} items do not have one score for each step: {named(wrong)} {why}; are the scores from the "
-            "same data?"
-        )
-
-
-def named(ids: Collection[str]) -> str:
-    """Up to ten of them, and how many more there are."""
-    rest = len(ids) - MAX_NAMED
-    return ", ".join(list(ids)[:MAX_NAMED]) + (f" and {rest} more" if rest > 0 else "")
