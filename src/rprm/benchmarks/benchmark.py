@@ -32,36 +32,28 @@ class Measurement(Tally):
     def as_dict(self) -> dict[str, Any]:
         """One JSON object."""
         return {
-            "benchmark": self.benchmark,
-            "threshold": self.threshold,
+            "benchmark": self.benchmark, "threshold": self.threshold,
             "figures": nested({name: figure.as_dict() for name, figure in self.figures.items()}),
             **self.total_coverage.as_dict(),
             "by": {name: coverage.as_dict() for name, coverage in self.coverage.items()},
-            "missing_items": list(self.missing),
-            "rejected_rows": len(self.items.rejected),
-            "unused_scores": self.num_unused,
-            "repeated_scores": list(self.scores.repeated),
-            "resamples": self.num_resamples,
-            "undefined_resamples": dict(self.undefined_resamples),
-            "seed": self.seed,
+            "missing_items": list(self.missing), "rejected_rows": len(self.items.rejected),
+            "unused_scores": self.num_unused, "repeated_scores": list(self.scores.repeated),
+            "resamples": self.num_resamples, "undefined_resamples": dict(self.undefined_resamples), "seed": self.seed,
             "usage": self.scores.usage and usage_as_dict(self.scores.usage),
             "data": [{"name": source.name, "digest": source.digest} for source in self.items.sources],
             "notes": list(self.notes),
-        }
+        }  # fmt: skip
 
 
 def usage_as_dict(usage: Totals) -> dict[str, Any]:
     """What judging cost, and what it failed to reach; steps after an exit at the first error are not counted."""
     tokens, steps = usage.num_generated_tokens, usage.num_steps_judged
     return {
-        "tokens": tokens,
-        "tokens_per_step": tokens / steps if steps else None,
-        "steps": steps,
-        "uncovered_steps": usage.num_steps_uncovered,
-        "analyses": usage.num_analyses,
-        "analyses_without_verdict": usage.num_analyses_without_verdict,
+        "tokens": tokens, "tokens_per_step": tokens / steps if steps else None,
+        "steps": steps, "uncovered_steps": usage.num_steps_uncovered,
+        "analyses": usage.num_analyses, "analyses_without_verdict": usage.num_analyses_without_verdict,
         "analyses_forced": usage.num_analyses_forced,
-    }
+    }  # fmt: skip
 
 
 def measure(

@@ -60,25 +60,17 @@ class Comparison:
             return {"first": read(self.tallies[0]), "second": read(self.tallies[1])}
 
         return {
-            "benchmark": self.tallies[0].benchmark,
-            "items": len(self.tallies[0].ids),
-            "headline": self.headline,
+            "benchmark": self.tallies[0].benchmark, "items": len(self.tallies[0].ids), "headline": self.headline,
             **of_each(lambda tally: nested(_values(tally))),
             "difference": nested({name: figure.as_dict() for name, figure in self.differences.items()}),
-            "p_value": self.p_value,
-            "permutations": self.num_permutations,
-            "exact": self.exact,
-            "discordant_items": self.num_discordant,
-            "only_first_right": self.only_first_right,
-            "only_second_right": self.only_second_right,
-            "mcnemar_p": self.mcnemar_p,
+            "p_value": self.p_value, "permutations": self.num_permutations, "exact": self.exact,
+            "discordant_items": self.num_discordant, "only_first_right": self.only_first_right,
+            "only_second_right": self.only_second_right, "mcnemar_p": self.mcnemar_p,
             "missing_items": of_each(lambda tally: list(tally.missing)),
             "unjudged": of_each(lambda tally: tally.total_coverage.num_unjudged),
             "thresholds": of_each(lambda tally: tally.threshold),
-            "resamples": self.num_resamples,
-            "undefined_resamples": dict(self.undefined_resamples),
-            "seed": self.seed,
-        }
+            "resamples": self.num_resamples, "undefined_resamples": dict(self.undefined_resamples), "seed": self.seed,
+        }  # fmt: skip
 
 
 def _values(tally: Tally) -> dict[str, float | None]:

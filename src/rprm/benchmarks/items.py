@@ -6,7 +6,8 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from functools import partial
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 from urllib.parse import urlencode
@@ -118,22 +119,18 @@ def read_items(
     items: dict[str, Identified] = {}
     rejected: list[Rejected] = []
     names = []
+
+    def take(read: Callable[[Any, int], Identified], places: Iterator[int], value: Any) -> None:
+        item = read(value, next(places))
+        if items.setdefault(item.id, item) is not item:
+            if repeated is None:
+                raise InputError(f"id {item.id!r} stands in an earlier row already; ids must be unique")
+            repeated.append(item.id)
+
     for source, read in sources:
         names.append(source.name)
-        place = 0
-        for row in (rows or Source.rows)(source):
-            if isinstance(row, Rejected):
-                rejected.append(row)
-                continue
-            try:
-                item = read(row.value, place)
-                if items.setdefault(item.id, item) is not item:
-                    if repeated is None:
-                        raise InputError(f"id {item.id!r} stands in an earlier row already; ids must be unique")
-                    repeated.append(item.id)
-            except InputError as error:
-                rejected.append(row.rejected(source.name, str(error)))
-            place += 1
+        for _ in parsed_rows(source.name, (rows or Source.rows)(source), partial(take, read, count()), rejected):
+            pass
     if not items:
         first = "".join(f"; the first, {row.file} line {row.line}: {row.reason}" for row in rejected[:1])
         what = f"none of {len(rejected)} rows can be used" if rejected else "no rows"

@@ -23,10 +23,6 @@ from rprm.grading import MATHEMATICS, RULES, AnswerRule, Grade, Grader, final_an
 from rprm.reading import AnyText, Identifier, Rejected, RowModel, Source, SourceInfo, Text, checked
 from rprm.records import Record
 
-#: The size of the subsets that the paper draws of OlympiadBench and College Math.
-PAPER_SUBSET_SIZE = 200
-PAPER_SUBSETS = frozenset(["olympiadbench", "college_math"])
-
 #: The name of the last column: the unweighted mean over the sets, as in the paper's table.
 AVERAGE = "average"
 
@@ -74,8 +70,8 @@ class Problems:
 
 
 def set_title(set_name: str, num_problems: int) -> str:
-    """How tables call a set: `olympiadbench (200 items)` is of the size of the paper's subset."""
-    is_sampled = set_name in PAPER_SUBSETS and num_problems == PAPER_SUBSET_SIZE
+    """How tables call a set: `olympiadbench (200 items)` is of the size of the subset that the paper draws."""
+    is_sampled = set_name in ("olympiadbench", "college_math") and num_problems == 200
     return f"{set_name} ({num_problems} items)" if is_sampled else set_name
 
 
@@ -260,14 +256,9 @@ class GradedAnswer:
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            "run": self.run,
-            "id": self.id,
-            "candidate": self.index,
-            "answer": self.answer,
-            "outcome": self.grade.outcome,
-            "correct": self.grade.correct,
-            "group": self.group,
-        }
+            "run": self.run, "id": self.id, "candidate": self.index, "answer": self.answer,
+            "outcome": self.grade.outcome, "correct": self.grade.correct, "group": self.group,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -323,10 +314,8 @@ class SearchMeasurement:
             "rows": [row.as_dict() for row in self.rows],
             "curve": [row.as_dict() for row in self.curve],
             "unsettled": [graded.as_dict() for graded in self.unsettled],
-            "resamples": self.num_resamples,
-            "seed": self.seed,
-            "notes": list(self.notes),
-        }
+            "resamples": self.num_resamples, "seed": self.seed, "notes": list(self.notes),
+        }  # fmt: skip
 
 
 def numbered(strategy: str, size: int | None) -> str:

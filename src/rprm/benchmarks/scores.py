@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rprm.errors import BenchmarkError, InputError, MissingPredictions
-from rprm.reading import Rejected, RowModel, Source, Text, checked
+from rprm.reading import Rejected, RowModel, Source, Text, checked, read_rows
 from rprm.records import SolutionReward
 from rprm.rewarders.batch import Totals
 
@@ -99,6 +99,12 @@ class _ScoresRow(RowModel):
     key: Text | None = None
     p_yes: list[Annotated[float, Field(ge=0, le=1)] | None]
 
+    @model_validator(mode="after")
+    def has_one_name(self) -> Self:
+        if (self.id is None) == (self.key is None):
+            raise ValueError(f"a row must have an 'id' or a 'key'{'' if self.id is None else ', not both'}")
+        return self
+
 
 def read_scores(path: str | Path) -> Scores:
     """Read a scores file: JSON Lines or JSON, plain or gzipped, rows `{id | key, p_yes: [number or null, ...]}`.
@@ -110,20 +116,13 @@ def read_scores(path: str | Path) -> Scores:
         raise InputError(f"{path}: no such file")
     p_yes: dict[str, StepScores] = {}
     repeated: list[str] = []
-    for row in Source(str(path)).rows():
-        try:
-            if isinstance(row, Rejected):
-                raise InputError(row.reason)
-            found = checked(_ScoresRow, row.value)
-            if (found.id is None) == (found.key is None):
-                raise InputError(f"a row must have an 'id' or a 'key'{'' if found.id is None else ', not both'}")
-        except InputError as error:
-            raise InputError(f"{path}, line {row.line}: {error}") from None
-        name = str(found.id or found.key)
+    for row in read_rows(Source(str(path)), lambda row: checked(_ScoresRow, row.value)):
+        if isinstance(row, Rejected):
+            raise InputError(f"{path}, line {row.line}: {row.reason}")
+        name = str(row.id or row.key)
         if name in p_yes:
             repeated.append(name)
-        else:
-            p_yes[name] = tuple(found.p_yes)
+        p_yes.setdefault(name, tuple(row.p_yes))
     return Scores(p_yes, repeated=tuple(repeated))
 
 

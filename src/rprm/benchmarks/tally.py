@@ -49,13 +49,9 @@ class Coverage:
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            "items": self.num_items,
-            "missing": self.num_missing,
-            "unjudged": self.num_unjudged,
-            "steps_needed": self.steps_needed,
-            "steps_scored": self.steps_scored,
-            "coverage": self.percent,
-        }
+            "items": self.num_items, "missing": self.num_missing, "unjudged": self.num_unjudged,
+            "steps_needed": self.steps_needed, "steps_scored": self.steps_scored, "coverage": self.percent,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)

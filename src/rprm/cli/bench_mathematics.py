@@ -62,6 +62,7 @@ def mathematics(
 
     Runs are compared on the problems that all of them have. --set alone says what the sets hold.
     """
+    import tempfile
     from json import dumps
 
     from rprm.benchmarks.mathematics import check_sets
@@ -85,7 +86,10 @@ def mathematics(
         measured_runs.append(run)
         num_rejected += num_unused
     elif problems and policy:
-        measured_runs.append(_sampled(how, policy, seed, problems, which, output))
+        with tempfile.TemporaryDirectory(prefix="rprm-") as folder:
+            how.sample(policy, seed, problems, which.settings, output or Path(folder) / "run", False)
+            run = read_search_run(output or Path(folder) / "run")
+        measured_runs.append(run if output else replace(run, name=run.policy))
     measured = measure_runs(measured_runs, baseline=baseline, curve=curve, num_resamples=resamples, seed=seed)
     if grades is not None:
         lines = (dumps(answer.as_dict(), ensure_ascii=False) for answer in measured.answers)
@@ -119,26 +123,9 @@ def _brought(path: Path, problems: Problems) -> tuple[SearchRun, int]:
     from rprm.search.measure import sampled_run
 
     read = read_candidate_file(path, problems)
-    notes = []
+    number, notes = len(read.rejected), []
     if read.missing:
         notes.append(f"{path}: {len(read.missing):,} problems have no solutions in it, and are not measured")
-    if read.rejected:
-        first = read.rejected[0]
-        notes.append(
-            f"{path}: {len(read.rejected):,} rows could not be used; the first, line {first.line}: {first.reason}"
-        )
-    return sampled_run(str(path), path.name, read.rows, notes), len(read.rejected)
-
-
-def _sampled(
-    how: CandidateOptions, policy: str, seed: int, problems: Problems, which: SetOptions, output: Path | None
-) -> SearchRun:
-    import tempfile
-
-    from rprm.search.measure import read_search_run
-
-    with tempfile.TemporaryDirectory(prefix="rprm-") as folder:
-        run = output or Path(folder) / "run"
-        how.sample(policy, seed, problems, which.settings, run, False)
-        found = read_search_run(run)
-        return found if output is not None else replace(found, name=found.policy)
+    for first in read.rejected[:1]:
+        notes.append(f"{path}: {number:,} rows could not be used; the first, line {first.line}: {first.reason}")
+    return sampled_run(str(path), path.name, read.rows, notes), number

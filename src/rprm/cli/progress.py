@@ -36,17 +36,12 @@ def run_behind_progress(
     """
     console = Console(stderr=True, highlight=False)
     line = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn(f"{noun}  {{task.fields[steps]}}  {{task.fields[speed]}}"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
+        TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+        TextColumn(f"{noun}  {{task.fields[steps]}}  {{task.fields[speed]}}"), TimeRemainingColumn(),
+        console=console, transient=True, disable=not console.is_terminal,
         # Results go to standard output: through the line when that is this terminal too, past it otherwise.
         redirect_stdout=sys.stdout.isatty(),
-    )
+    )  # fmt: skip
     task = line.add_task("loading the model", total=num_rows, steps="", speed="")
     counts = dict.fromkeys(("pieces", "tokens", "steps", "before"), 0)
 

@@ -122,8 +122,7 @@ def framed(
 ) -> Table:
     """An empty table, narrow, so that 80 columns hold it, and never cut. Text in it is no markup.
 
-    Args:
-        numbers: columns that stand on the right; by default all but the first.
+    `numbers` are the columns that stand on the right; by default all but the first.
     """
     table = Table(
         title=Text(title), title_justify="left", title_style="bold", caption_justify="left", box=box.SIMPLE_HEAD,

@@ -78,14 +78,9 @@ def render_solution(
 def panel(title: str, parts: Sequence[RenderableType], conclusion: str, colour: str) -> Panel:
     """Parts in a frame, under a title, with a conclusion below."""
     return Panel(
-        Group(*parts),
-        title=Text(plain(title)),
-        title_align="left",
-        subtitle=Text(conclusion),
-        subtitle_align="right",
-        box=box.ROUNDED,
-        border_style=colour,
-    )
+        Group(*parts), title=Text(plain(title)), title_align="left", subtitle=Text(conclusion),
+        subtitle_align="right", box=box.ROUNDED, border_style=colour,
+    )  # fmt: skip
 
 
 def render_totals(totals: Totals, output: Path | None) -> RenderableType:
