@@ -74,22 +74,16 @@ def _figures_of(sums: Floats) -> Floats:
 
 
 def _table(measured: Measurement) -> ResultTable:
-    sources = measured.coverage if len(measured.coverage) > 1 else {}
-    lines = {
-        "wrong_acc": ("accuracy on wrong steps", None),
-        "correct_acc": ("accuracy on correct steps", None),
-        "f1": ("F1", None),
-        "accuracy": ("accuracy", measured.total_coverage),
-        **{f"{name}.accuracy": (f"  of {name}", coverage) for name, coverage in sources.items()},
-        "wellformed": ("well-formed analyses", None),
-    }
-    return ResultTable(
-        f"Labelled steps at threshold {measured.threshold:g}",
-        ("figure", "steps", "percent"),
-        [
-            TableLine(
-                label, (f"{of.num_items:,}" if of else "", measured.figures[name]), "bold" if name == "f1" else ""
-            )
-            for name, (label, of) in lines.items()
-        ],
-    )
+    def line(label: str, name: str, num_steps: str = "") -> TableLine:
+        return TableLine(label, (num_steps, measured.figures[name]), "bold" if name == "f1" else "")
+
+    sources = measured.coverage.items() if len(measured.coverage) > 1 else ()
+    lines = [
+        line("accuracy on wrong steps", "wrong_acc"),
+        line("accuracy on correct steps", "correct_acc"),
+        line("F1", "f1"),
+        line("accuracy", "accuracy", f"{measured.total_coverage.num_items:,}"),
+        *(line(f"  of {name}", f"{name}.accuracy", f"{coverage.num_items:,}") for name, coverage in sources),
+        line("well-formed analyses", "wellformed"),
+    ]
+    return ResultTable(f"Labelled steps at threshold {measured.threshold:g}", ("figure", "steps", "percent"), lines)

@@ -103,7 +103,6 @@ def read_prmbench(data: str | Path = PRMBENCH_HUB, *, revision: str | None = Non
     Raises:
         InputError: nothing can be read at all.
     """
-
     originals: dict[str, PRMBenchItem] = {}
 
     def item(value: Any, _: int) -> PRMBenchItem:
@@ -113,24 +112,24 @@ def read_prmbench(data: str | Path = PRMBENCH_HUB, *, revision: str | None = Non
             raise InputError(f"'classification' is {name!r}; known are {', '.join(PRMBENCH_CLASSES)}")
         # The benchmark's docs/data_format.md shows the class in front of idx; its data do not.
         idx = row.idx.removeprefix(f"{name}_")
-        wrong = [step - 1 for step in row.error_steps if step <= len(row.modified_process)]
-        # A row whose errors all lie past its end has no earliest wrong step to name.
-        label = min(wrong) if wrong else None if row.error_steps else -1
         if name == "redundency":
             old = checked(_Original, value)
-            key, steps = f"{CORRECT}_{idx}", tuple(old.original_process)
-            original = Solution(id=key, problem=old.original_question, steps=steps, label=-1)
-            originals.setdefault(f"{name}_{idx}", PRMBenchItem(CORRECT, idx, original, ()))
-        steps = tuple(row.modified_process)
-        solution = Solution(id=f"{name}_{idx}", problem=row.modified_question, steps=steps, label=label)
-        return PRMBenchItem(name, idx, solution, tuple(row.error_steps))
+            original = _item(CORRECT, idx, old.original_question, old.original_process, [])
+            originals.setdefault(f"{name}_{idx}", original)
+        return _item(name, idx, row.modified_question, row.modified_process, row.error_steps)
 
-    opened = open_sources(data, {"train": {"split": "train"}}, revision, any_name=True)
-    sources = [source for _, source in opened]
+    sources = [one for _, one in open_sources(data, {"train": {"split": "train"}}, revision, any_name=True)]
     repeated: list[str] = []
     modified, rejected = read_items([(source, item) for source in sources], repeated, _rows)
     items = [one for item in modified for one in (item, originals.get(item.id)) if one]
     return BenchmarkItems(tuple(items), tuple(rejected), tuple(repeated), tuple(source.inspect() for source in sources))
+
+
+def _item(name: str, idx: str, problem: str, steps: Sequence[str], errors: Sequence[int]) -> PRMBenchItem:
+    # Where errors all lie past the end there is no earliest wrong step to name.
+    label = min((step - 1 for step in errors if step <= len(steps)), default=None if errors else -1)
+    solution = Solution(id=f"{name}_{idx}", problem=problem, steps=tuple(steps), label=label)
+    return PRMBenchItem(name, idx, solution, tuple(errors))
 
 
 def _rows(source: Source) -> Iterator[Row | Rejected]:
@@ -144,14 +143,10 @@ def _rows(source: Source) -> Iterator[Row | Rejected]:
         raise InputError('reading from the hub needs the extra: pip install ".[hub]"') from None
     text, number = Value("string"), Value("int64")
     texts = ("original_question", "modified_question", "question", "reason", "idx", "classification")
-    features = Features(
-        {
-            **dict.fromkeys((*texts, "ground_truth", "original_response"), text),
-            **{name: [text] for name in ("original_process", "modified_process")},
-            **{name: [number] for name in ("modified_steps", "error_steps")},
-        }
-    )
-    path, revision = source.hub["path"], source.hub["revision"]
+    columns = dict.fromkeys((*texts, "ground_truth", "original_response"), text)
+    columns |= {name: [text] for name in ("original_process", "modified_process")}
+    columns |= {name: [number] for name in ("modified_steps", "error_steps")}
+    path, revision, features = source.hub["path"], source.hub["revision"], Features(columns)
     try:
         dataset = load_dataset(path, split="train", revision=revision, features=features, streaming=True)
         for place, value in enumerate(dataset, 1):
@@ -168,14 +163,11 @@ def tally_prmbench(
     strictly_above: bool = False,
     allow_missing: bool = False,
 ) -> Tally:
-    """Count a run item by item.
+    """Count a run item by item: a step with at least the threshold's score is called correct.
 
     Args:
-        items: the benchmark.
         scores: one score for every step, without exit at the first error.
-        threshold: a step with at least this score is called correct.
-        strictly_above: a step must score above the threshold instead, as the benchmark's own scripts for released PRMs
-            have it. It matters where scores are shares of votes, which meet the threshold exactly.
+        strictly_above: a step must score above the threshold, as in the benchmark's own scripts for released PRMs.
         allow_missing: count steps without a score as called wrongly, whatever their label, instead of refusing.
 
     Raises:

@@ -104,13 +104,11 @@ def tally_processbench(
     threshold: float = 0.5,
     allow_missing: bool = False,
 ) -> Tally:
-    """Count a run item by item.
+    """Count a run item by item: a step with a score below the threshold is called wrong (0.5 in R-PRM, section 4.1).
 
     Args:
-        items: the benchmark.
         scores: an item with a step without a score up to its first error is `unjudged`, and counts as predicted wrong.
             Scores may end before the solution does if the last one is below the threshold (exit at the first error).
-        threshold: a step with a lower score is called wrong; published is 0.5 (R-PRM, section 4.1).
         allow_missing: count items without any score as wrong, whatever their label, instead of refusing.
 
     Raises:

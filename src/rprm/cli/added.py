@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 import typer
 from typer.core import TyperGroup
 
+from rprm.errors import RprmError
+
 
 class OpenGroup(TyperGroup):
     """A group's own commands, then those of other distributions, which are loaded when they are asked for.
@@ -58,8 +60,6 @@ def _broken(point: EntryPoint, reason: str) -> typer.Typer:
 
     @made.command(point.name, help=message, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
     def fail() -> None:
-        from rprm.errors import RprmError
-
         raise RprmError(f"the command {point.name} {message}")
 
     return made

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, make_dataclass
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -12,6 +15,7 @@ import typer
 from rprm.cli.added import OpenGroup
 from rprm.cli.judge import refuse_nothing_judged
 from rprm.cli.options import FirstErrorOptions, Json, JudgeOptions, Output, with_options
+from rprm.errors import BenchmarkError, CorruptRun
 
 if TYPE_CHECKING:
     from rprm.benchmarks import Benchmark, BenchmarkItems, Scores
@@ -113,12 +117,9 @@ def _bench(
     figures: FigureOptions,
 ) -> None:
     """Judge now or read scores, then measure and show."""
-    import tempfile
-
     from rprm.benchmarks import measure
     from rprm.cli.embedded import EmbeddedScope
     from rprm.cli.progress import run_behind_progress
-    from rprm.errors import BenchmarkError
     from rprm.report.measures import measurement_table, result_table
     from rprm.rewarders.batch import judge_source
     from rprm.runs import MANIFEST
@@ -193,7 +194,6 @@ def compare(
 ) -> None:
     """A paired comparison of two runs: the difference of each figure with its interval, and tests of it."""
     from rprm.benchmarks import compare as compare_tallies
-    from rprm.errors import BenchmarkError
     from rprm.report.measures import comparison_table
 
     runs = {path: _recorded(path) for path in (first, second)}
@@ -220,7 +220,6 @@ def compare(
 
 
 def _read(benchmark: Benchmark, data: str | None, revision: str | None, limit: int | None) -> BenchmarkItems[Any]:
-    from rprm.errors import BenchmarkError
 
     if not (data or benchmark.hub):
         raise BenchmarkError(f"say which {benchmark.name} the scores are of: --data PATH")
@@ -229,8 +228,6 @@ def _read(benchmark: Benchmark, data: str | None, revision: str | None, limit: i
 
 def _source(benchmark: Benchmark, items: BenchmarkItems[Any], name: str) -> SourceInfo:
     """One identity for all the files or splits of a benchmark; one file of a benchmark without a hub has its own."""
-    import hashlib
-
     from rprm.reading import SourceInfo
 
     if benchmark.hub is None and len(items.sources) == 1:
@@ -246,7 +243,6 @@ def _recorded(path: Path) -> dict[str, Any]:
         BenchmarkError: there is neither.
         CorruptRun: of the manifest.
     """
-    from rprm.errors import BenchmarkError, CorruptRun
     from rprm.runs import MANIFEST, read_manifest
 
     if path.is_dir():
@@ -265,7 +261,6 @@ def _recorded(path: Path) -> dict[str, Any]:
 def _scores(path: Path, recorded: dict[str, Any], benchmark: Benchmark, items: BenchmarkItems[Any]) -> Scores:
     """The scores of a run folder, which must be of these items, or of a scores file."""
     from rprm.benchmarks import read_scores, scores_of
-    from rprm.errors import BenchmarkError
     from rprm.records import SolutionReward
     from rprm.runs import RESULTS, read_json_lines
 
@@ -282,7 +277,6 @@ def _scores(path: Path, recorded: dict[str, Any], benchmark: Benchmark, items: B
 
 def _agreed(name: str, given: Any, *recorded: dict[str, Any]) -> Any:
     """What was given, else what the runs record, if they agree."""
-    from rprm.errors import BenchmarkError
 
     known = {run.get(name) for run in recorded if run}
     if given is not None or not known:
@@ -294,8 +288,6 @@ def _agreed(name: str, given: Any, *recorded: dict[str, Any]) -> Any:
 
 def show(found: dict[str, Any], tables: Iterable[Any], *, as_json: bool, output: Path | None = None) -> None:
     """Print what was found, as JSON or in tables, and keep it in `output`."""
-    from json import dumps
-
     from rich.console import Console
 
     from rprm.runs import write_atomically

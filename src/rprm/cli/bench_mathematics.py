@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +13,7 @@ import typer
 from rprm.cli.bench import Resamples, show
 from rprm.cli.options import CandidateOptions, Json, Output, Seed, SetOptions, with_options
 from rprm.cli.search import leave
+from rprm.errors import InputError
 
 if TYPE_CHECKING:
     from rprm.benchmarks.mathematics import Problems
@@ -62,9 +65,6 @@ def mathematics(
 
     Runs are compared on the problems that all of them have. --set alone says what the sets hold.
     """
-    import tempfile
-    from json import dumps
-
     from rprm.benchmarks.mathematics import check_sets
     from rprm.grading import Grader
     from rprm.report.mathematics import search_tables, sets_table
@@ -102,8 +102,6 @@ def _refuse(
     runs: list[Path] | None, candidates: Path | None, policy: str | None, output: Path | None, which: SetOptions
 ) -> None:
     """Raise an `InputError` where options contradict each other, or leave open what to measure."""
-    from rprm.errors import InputError
-
     brought = candidates or policy
     if candidates and policy:
         raise InputError("--candidates and --policy are two sources of solutions: give one of them")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rprm.cli.options import FirstErrorOptions, Model, Output, Strict, with_options
+from rprm.errors import InputError, RunError
 
 if TYPE_CHECKING:
     from rprm.reading import Source, SourceInfo
@@ -59,7 +63,6 @@ def judge(
     from rprm.cli import EXIT_REJECTED
     from rprm.cli.embedded import EmbeddedScope
     from rprm.cli.progress import run_behind_progress
-    from rprm.errors import InputError
     from rprm.reading import read_solutions
     from rprm.report.solutions import render_solution, render_totals
     from rprm.rewarders.batch import judge_source
@@ -103,8 +106,6 @@ def refuse_nothing_judged(totals: Any) -> None:
     Raises:
         RunError: by its totals a run gave no step a reward; the message has the reason of the first.
     """
-    from rprm.errors import RunError
-
     if totals.nothing_judged:
         raise RunError(f"no step of any solution could be judged; the first: {totals.failure}")
 
@@ -112,10 +113,6 @@ def refuse_nothing_judged(totals: Any) -> None:
 @contextmanager
 def opened_source(name: str) -> Iterator[tuple[Source, SourceInfo]]:
     """A source and what identifies it. Standard input is kept in a file meanwhile: it is read twice."""
-    import shutil
-    import sys
-    import tempfile
-
     from rprm.reading import Source
 
     with tempfile.TemporaryDirectory(prefix="rprm-") as folder:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from rprm.benchmarks import Figure, Measurement, ResultTable, Tally
-    from rprm.benchmarks.comparison import Comparison
+from rprm.benchmarks import Figure, Measurement, ResultTable, Tally
+from rprm.benchmarks.comparison import Comparison
 
 #: What stands where there is no figure.
 UNDEFINED = "undefined"
