@@ -19,20 +19,17 @@ from rprm.records import Solution
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 
 
-class _Identified(Protocol):
+class BenchmarkItem(Protocol):
+    """What is measured: a solution, of which something is known."""
+
     @property
     def id(self) -> str: ...
-
-
-class BenchmarkItem(_Identified, Protocol):
-    """What is measured: a solution, of which something is known."""
 
     @property
     def solution(self) -> Solution: ...
 
 
 Parsed = TypeVar("Parsed")
-Identified = TypeVar("Identified", bound=_Identified)
 Item = TypeVar("Item", bound=BenchmarkItem)
 
 
@@ -102,40 +99,41 @@ def open_sources(
 
 
 def read_items(
-    sources: Iterable[tuple[Source, Callable[[Any, int], Identified]]],
-    repeated: list[str] | None = None,
+    sources: Iterable[tuple[Source, Callable[[Any, int], Any]]],
+    *,
+    first_wins: bool = False,
     rows: Callable[[Source], Iterable[Row | Rejected]] | None = None,
-) -> tuple[list[Identified], list[Rejected]]:
-    """The items of sources, and the rows that are none.
+) -> BenchmarkItems[Any]:
+    """The items of sources, each with what makes an item of a row and its 0-based place.
 
     Args:
-        sources: each with what makes an item of a row and its 0-based place.
-        repeated: takes the ids of rows whose id an earlier one has; without it they are rejected.
+        first_wins: a row whose id an earlier one has is `repeated`; without it, it is rejected.
         rows: of a source, in place of its own way to read them.
 
     Raises:
         InputError: no row is an item.
     """
-    items: dict[str, Identified] = {}
+    items: dict[str, Any] = {}
     rejected: list[Rejected] = []
-    names = []
+    repeated: list[str] = []
 
-    def take(read: Callable[[Any, int], Identified], places: Iterator[int], value: Any) -> None:
+    def take(read: Callable[[Any, int], Any], places: Iterator[int], value: Any) -> None:
         item = read(value, next(places))
         if items.setdefault(item.id, item) is not item:
-            if repeated is None:
+            if not first_wins:
                 raise InputError(f"id {item.id!r} stands in an earlier row already; ids must be unique")
             repeated.append(item.id)
 
-    for source, read in sources:
-        names.append(source.name)
+    opened = list(sources)
+    for source, read in opened:
         for _ in parsed_rows(source.name, (rows or Source.rows)(source), partial(take, read, count()), rejected):
             pass
     if not items:
+        names = ", ".join(source.name for source, _ in opened)
         first = "".join(f"; the first, {row.file} line {row.line}: {row.reason}" for row in rejected[:1])
-        what = f"none of {len(rejected)} rows can be used" if rejected else "no rows"
-        raise InputError(f"{', '.join(names)}: {what}{first}")
-    return list(items.values()), rejected
+        raise InputError(f"{names}: {f'none of {len(rejected)} rows can be used' if rejected else 'no rows'}{first}")
+    infos = tuple(source.inspect() for source, _ in opened)
+    return BenchmarkItems(tuple(items.values()), tuple(rejected), tuple(repeated), infos)
 
 
 def parsed_rows(

@@ -191,10 +191,10 @@ def read_mathematics(
             raise InputError(f"{name} has no data set on the hub; give a file, or a folder with {name}.jsonl")
         options = {"split": _SETS[name].split} | ({"config": "main"} if name == "gsm8k" else {})
         ((_, source),) = open_sources(place, {name: options}, revision)
-        found, refused = read_items([(source, partial(_set_problem, name))])
-        problems += found[:limit]
-        rejected += refused
-        sources[name] = source.inspect()
+        found = read_items([(source, partial(_set_problem, name))])
+        problems += found.items[:limit]
+        rejected += found.rejected
+        sources[name] = found.sources[0]
     return Problems(tuple(problems), tuple(rejected), sources)
 
 
@@ -221,10 +221,9 @@ def read_problem_file(path: str | Path, *, limit: int | None = None) -> Problems
         identifier, rule = row.id or str(place), RULES.get(row.set, MATHEMATICS)
         return Problem(id=identifier, problem=row.problem, set=row.set, answer=row.answer, rule=rule)
 
-    source = Source(str(path))
-    found, rejected = read_items([(source, problem)])
-    problems = tuple(found[:limit])
-    return Problems(problems, tuple(rejected), dict.fromkeys((one.set for one in problems), source.inspect()))
+    found = read_items([(Source(str(path)), problem)])
+    problems = found.items[:limit]
+    return Problems(problems, found.rejected, dict.fromkeys((one.set for one in problems), found.sources[0]))
 
 
 def check_sets(problems: Problems, grader: Grader) -> dict[str, dict[str, Any]]:

@@ -118,11 +118,9 @@ def read_prmbench(data: str | Path = PRMBENCH_HUB, *, revision: str | None = Non
             originals.setdefault(f"{name}_{idx}", original)
         return _item(name, idx, row.modified_question, row.modified_process, row.error_steps)
 
-    sources = [one for _, one in open_sources(data, {"train": {"split": "train"}}, revision, any_name=True)]
-    repeated: list[str] = []
-    modified, rejected = read_items([(source, item) for source in sources], repeated, _rows)
-    items = [one for item in modified for one in (item, originals.get(item.id)) if one]
-    return BenchmarkItems(tuple(items), tuple(rejected), tuple(repeated), tuple(source.inspect() for source in sources))
+    sources = open_sources(data, {"train": {"split": "train"}}, revision, any_name=True)
+    found = read_items([(source, item) for _, source in sources], first_wins=True, rows=_rows)
+    return replace(found, items=tuple(one for item in found.items for one in (item, originals.get(item.id)) if one))
 
 
 def _item(name: str, idx: str, problem: str, steps: Sequence[str], errors: Sequence[int]) -> PRMBenchItem:

@@ -79,8 +79,7 @@ def read_processbench(
     """
     splits = {subset: {"split": subset} for subset in PROCESSBENCH_SUBSETS}
     sources = open_sources(data, splits, revision)
-    items, rejected = read_items((source, partial(_item, subset, source.path)) for subset, source in sources)
-    return BenchmarkItems(tuple(items), tuple(rejected), sources=tuple(source.inspect() for _, source in sources))
+    return read_items((source, partial(_item, subset, source.path)) for subset, source in sources)
 
 
 def _item(subset: str | None, path: Path, value: Any, _: int) -> ProcessBenchItem:

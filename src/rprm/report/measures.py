@@ -47,14 +47,14 @@ def comparison_table(comparison: Comparison, *, names: tuple[str, str] = ("first
 
 def _tests(comparison: Comparison) -> list[str]:
     first, second = comparison.tallies
-    p_value, number = comparison.p_value, f"{comparison.num_permutations:,}"
-    tried = f"all {number}" if comparison.exact else f"{number} random"
+    number, test = f"{comparison.num_permutations:,}", f"{comparison.headline} is undefined for a run: no test"
+    if comparison.p_value is not None:
+        tried = f"all {number}" if comparison.exact else f"{number} random"
+        test = f"{comparison.headline}: {_p(comparison.p_value)}, paired permutation test over {tried} swaps"
     lines = [
         f"{len(first.ids):,} items, the runs differ on {comparison.num_discordant:,}; 95% intervals of the "
         f"difference from {comparison.num_resamples:,} paired bootstrap resamples",
-        f"{comparison.headline} is undefined for a run: no test"
-        if p_value is None
-        else f"{comparison.headline}: {_p(p_value)}, paired permutation test over {tried} swaps",
+        test,
     ]
     if comparison.mcnemar_p is not None:
         lines.append(
@@ -90,11 +90,9 @@ def _basis(measured: Measurement, notes: Sequence[str]) -> list[str]:
         *notes,
         *_lost(measured),
     ]
+    needed = total.steps_needed
     for number, sentence in (
-        (
-            total.steps_needed - total.steps_scored,
-            f"of {total.steps_needed:,} steps needed have no score; coverage: {covered}",
-        ),
+        (needed - total.steps_scored, f"of {needed:,} steps needed have no score; coverage: {covered}"),
         (len(measured.items.rejected), "rows of the data could not be used and are not among the items"),
         (measured.num_unused, "scored items are not in the data and were not used"),
         (len(measured.scores.repeated), "repeated scores were not used, the first of each was"),

@@ -60,8 +60,12 @@ def render_solution(
             told_of = f"analysis {number}: {p_yes}{', asked for' if one.forced else ''}, {one.num_tokens} tokens"
             shown = Group(Text(told_of, style="cyan"), Text(plain(one.text), style="dim"))
             parts.append(Padding(shown, (0, 0, 0, 2)))
-        reward = "none" if step.reward is None else f"{step.reward:.2f}"
-        table.add_row(str(index + 1), _bar(step, threshold, wrong, right), reward, Group(*parts))
+        reward, bar = "none", Text("?" * _BAR_WIDTH, style="yellow")
+        if step.reward is not None:
+            filled, colour = round(step.reward * _BAR_WIDTH), wrong if step.reward < threshold else right
+            reward, bar = f"{step.reward:.2f}", Text("█" * filled, style=colour)
+            bar.append("░" * (_BAR_WIDTH - filled), style="dim")
+        table.add_row(str(index + 1), bar, reward, Group(*parts))
     if result.first_error is None:
         text, colour = f"could not be judged: {len(result.uncovered)} of {result.num_steps} steps unscored", "yellow"
     elif result.first_error >= 0:
@@ -90,25 +94,22 @@ def render_totals(totals: Totals, output: Path | None) -> RenderableType:
     if totals.num_unjudged:
         kinds += f", {totals.num_unjudged:,} could not be judged"
     skipped = totals.num_steps - totals.num_steps_judged
-    lines = [
-        (totals.num_solutions, kinds, "bold"),
-        (totals.num_steps_judged, f"steps judged, {skipped:,} after a first error not judged", "bold"),
-    ]
-    if totals.num_analyses:
-        analyses = f"tokens generated in {totals.num_analyses:,} analyses"
-        lines.append((totals.num_generated_tokens, analyses, "bold"))
-    wanting = {
-        "analyses without verdict (left out of the mean)": totals.num_analyses_without_verdict,
-        "verdicts that had to be asked for": totals.num_analyses_forced,
-        f"steps unscored; the first: {plain(totals.failure or '')}": totals.num_steps_uncovered,
-        "steps with analyses cut short by the model's context (a longer one: context_length)": totals.num_steps_cut,
-        "rejected rows": totals.num_rejected,
-    }
     table = Table(box=None, padding=(0, 1), show_header=False)
     table.add_column(justify="right", style="bold")
     table.add_column()
-    for number, text, style in [*lines, *((number, text, "yellow") for text, number in wanting.items() if number)]:
-        table.add_row(Text(f"{number:,}", style=style), text)
+    table.add_row(f"{totals.num_solutions:,}", kinds)
+    table.add_row(f"{totals.num_steps_judged:,}", f"steps judged, {skipped:,} after a first error not judged")
+    if totals.num_analyses:
+        table.add_row(f"{totals.num_generated_tokens:,}", f"tokens generated in {totals.num_analyses:,} analyses")
+    for number, text in (
+        (totals.num_analyses_without_verdict, "analyses without verdict (left out of the mean)"),
+        (totals.num_analyses_forced, "verdicts that had to be asked for"),
+        (totals.num_steps_uncovered, f"steps unscored; the first: {plain(totals.failure or '')}"),
+        (totals.num_steps_cut, "steps with analyses cut short by the model's context (a longer one: context_length)"),
+        (totals.num_rejected, "rejected rows"),
+    ):
+        if number:
+            table.add_row(Text(f"{number:,}", style="yellow"), text)
     results = [] if output is None else [Text(f"results: {output / 'results.jsonl'}", style="dim")]
     return Group(table, *results)
 
@@ -116,14 +117,6 @@ def render_totals(totals: Totals, output: Path | None) -> RenderableType:
 def plain(text: str) -> str:
     """Text without control characters, which could move the cursor or recolour the terminal."""
     return "".join(character for character in text if character.isprintable() or character in "\n\t")
-
-
-def _bar(step: StepReward, threshold: float, wrong: str, right: str) -> Text:
-    if step.reward is None:
-        return Text("?" * _BAR_WIDTH, style="yellow")
-    filled = round(step.reward * _BAR_WIDTH)
-    bar = Text("█" * filled, style=wrong if step.reward < threshold else right)
-    return bar.append("░" * (_BAR_WIDTH - filled), style="dim")
 
 
 def _notes(step: StepReward, is_first_error: bool, told: set[str]) -> str:
