@@ -139,8 +139,8 @@ def _count(
         )
     for threshold in thresholds:
         scores.check_threshold(threshold)
-    if not items.items:
-        raise BenchmarkError("there are no items to measure")
+    if not items.items or not thresholds:
+        raise BenchmarkError("there are no items to measure, or no thresholds to measure at")
     if scores.repeated:
         raise InputError(f"these items are scored twice: {named(scores.repeated)}")
     threshold = thresholds[0]
@@ -279,7 +279,6 @@ def measure_held_out(
     items: BenchmarkItems[ProcessBenchItem],
     scores: Scores,
     *,
-    thresholds: Sequence[float] = CURVE_THRESHOLDS,
     allow_missing: bool = False,
     num_resamples: int = DEFAULT_RESAMPLES,
     seed: int = 0,
@@ -293,6 +292,7 @@ def measure_held_out(
         BenchmarkError: as for `threshold_curve`; or a half has too few items for its average F1 to be defined.
         MissingPredictions: as for `tally_processbench`.
     """
+    thresholds = CURVE_THRESHOLDS
     right, tally = _count(items, scores, thresholds, allow_missing, whole=True)
     halves = np.array([hashlib.blake2b(item.id.encode(), digest_size=1).digest()[0] & 1 for item in items.items])
     chosen = []

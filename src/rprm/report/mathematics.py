@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -17,6 +18,8 @@ from rprm.report.measures import figure_text, framed
 
 #: How many gradings without a conclusion are named.
 _MAX_NAMED = 10
+
+_figure = partial(figure_text, below=True)
 
 
 def search_tables(measurement: SearchMeasurement) -> Iterator[RenderableType]:
@@ -35,22 +38,19 @@ def search_table(measurement: SearchMeasurement) -> RenderableType:
     columns = {}
     for name, title in measurement.names.items():
         below = title.removeprefix(name).strip() or f"{sets[name]:,} problems"
-        columns[name, below] = [figure_text(row.figures[name], below=True) for row in rows]
+        columns[name, below] = [_figure(row.figures[name]) for row in rows]
     if has_average:
-        columns[AVERAGE, "of the sets"] = [figure_text(row.figures[AVERAGE], below=True) for row in rows]
+        columns[AVERAGE, "of the sets"] = [_figure(row.figures[AVERAGE]) for row in rows]
     last, against = (AVERAGE, f"{AVERAGE} against") if has_average else (next(iter(sets)), "against")
     # A baseline's own row lacks the difference to it.
     by_number = sorted(rows, key=lambda row: -len(row.differences))
     for name in dict.fromkeys(name for row in by_number for name in row.differences):
         found = [row.differences.get(name) for row in rows]
-        columns[against, name] = [
-            figure_text(figures[last], sign="+", below=True) if figures else Text("") for figures in found
-        ]
+        columns[against, name] = [_figure(figures[last], sign="+") if figures else Text("") for figures in found]
     tokens = {"policy": [row.policy_tokens for row in rows], "judge": [row.judge_tokens for row in rows]}
     for model, numbers in tokens.items():
         if any(numbers):
-            cells = [Text("unknown" if number is None else f"{number:,.0f}") for number in numbers]
-            columns[model, "tokens"] = cells
+            columns[model, "tokens"] = [Text("unknown" if one is None else f"{one:,.0f}") for one in numbers]
     caption = [
         f"{sum(sets.values()):,} problems; below each figure its 95% interval, from {measurement.num_resamples:,} "
         "bootstrap resamples of the problems and of their candidates",
@@ -67,9 +67,7 @@ def search_curve_table(measurement: SearchMeasurement) -> RenderableType:
     for row in measurement.curve:
         lines.setdefault((row.strategy, row.model, row.run), {})[row.num_candidates or 0] = row.figures[AVERAGE]
     columns = {
-        (f"N = {size}", ""): [
-            figure_text(line[size], below=True) if size in line else Text("") for line in lines.values()
-        ]
+        (f"N = {size}", ""): [_figure(line[size]) if size in line else Text("") for line in lines.values()]
         for size in sorted({size for line in lines.values() for size in line})
     }
     what = "the mean over the sets" if len(measurement.sets) > 1 else "".join(measurement.names.values())
@@ -93,13 +91,11 @@ class _WideTable:
         unlimited = options.update(max_width=1_000_000)
         columns, title = list(self.columns.items()), self.title
         while columns:
-            number = len(columns)
-            while (
-                number > 1
-                and Measurement.get(console, unlimited, self._part(title, columns[:number])).maximum > options.max_width
-            ):
-                number -= 1
-            yield self._part(title, columns[:number])
+            for number in range(len(columns), 0, -1):
+                part = self._part(title, columns[:number])
+                if number == 1 or Measurement.get(console, unlimited, part).maximum <= options.max_width:
+                    break
+            yield part
             columns, title = columns[number:], ""
         yield Text("\n".join(self.caption), style="dim italic")
 
