@@ -115,7 +115,7 @@ def test_bad_rows_cost_themselves_alone(tmp_path: Path) -> None:
     ("set_name", "row", "reason"),
     [
         ("gsm8k", {"question": "p", "answer": "no end"}, "'#### NUMBER'"),
-        ("minerva_math", {"question": "p", "solution": r"\boxed{1"}, "no \\boxed"),
+        ("minerva_math", {"question": "p", "solution": r"\boxed{1"}, "a \\boxed"),
         ("olympiadbench", {"question": "p", "final_answer": []}, "'final_answer' must be a list"),
         ("olympiadbench", {"question": "p", "final_answer": ["1"], "error": "some"}, "'error' must be a number"),
     ],

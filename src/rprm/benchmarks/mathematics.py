@@ -95,41 +95,37 @@ class _OwnRow(RowModel):
 class _SetRow(RowModel):
     id: Annotated[Identifier | None, Field(validation_alias=AliasChoices("unique_id", "id"))] = None
     problem: Annotated[Text, Field(validation_alias=AliasChoices("problem", "question", "query"))]
-    context: Any = None
     answer: _Answer = None
-    solution: Any = None
-    final_answer: Any = None
-    is_multiple_answer: Any = None
-    unit: Any = None
-    error: Any = None
 
-    def gold(self, name: str) -> tuple[str, AnswerRule]:
-        """The gold answer to a problem of this set, and the rule to grade by."""
-        if name == "olympiadbench":
-            return self._olympiadbench()
-        known, rule = _SETS[name], RULES[name]
-        answer, place = self.answer, "answer"
-        if known.is_worked or (name == "minerva_math" and answer is None):
-            place = "answer" if known.is_worked else "solution"
-            answer = final_answer(str(getattr(self, place) or ""), rule)
-        if answer is None or not re.fullmatch(known.form, answer.strip(), flags=re.ASCII | re.DOTALL):
-            raise InputError(f"{place!r} must {known.wanted}, not {answer!r:.80}")
-        return answer.strip(), rule
 
-    def _olympiadbench(self) -> tuple[str, AnswerRule]:
-        answers, unit = self.final_answer, self.unit
-        if not isinstance(answers, list) or not answers or not all(isinstance(text, str) and text for text in answers):
-            raise InputError(f"'final_answer' must be a list of texts, at least one; not {answers!r:.80}")
-        # How far a number may be off; of several, the smallest.
-        errors = [] if self.error in (None, "") else [text.strip() for text in str(self.error).split(",")]
-        if not all(re.fullmatch(r"\d*\.?\d+(?:[eE]-?\d{1,2})?", text, flags=re.ASCII) for text in errors):
-            raise InputError(f"'error' must be a number such as 1e-2, not {self.error!r:.80}")
-        rule = olympiadbench_rule(
-            multiple=self.is_multiple_answer is True or len(answers) > 1,
-            unit=unit if isinstance(unit, str) and unit else None,
-            error=min(map(Fraction, errors), default=None),
-        )
-        return ", ".join(answers), rule
+def _gold(name: str, row: _SetRow, value: dict[str, Any]) -> tuple[str, AnswerRule]:
+    """The gold answer to a problem of a set, and the rule to grade by."""
+    if name == "olympiadbench":
+        return _olympiadbench(value)
+    known, rule = _SETS[name], RULES[name]
+    answer, place = row.answer, "answer"
+    if known.is_worked or (name == "minerva_math" and answer is None):
+        place = "answer" if known.is_worked else "solution"
+        answer = final_answer(str(value.get(place) or ""), rule)
+    if answer is None or not re.fullmatch(known.form, answer.strip(), flags=re.ASCII | re.DOTALL):
+        raise InputError(f"{place!r} must {known.wanted}, not {answer!r:.80}")
+    return answer.strip(), rule
+
+
+def _olympiadbench(row: dict[str, Any]) -> tuple[str, AnswerRule]:
+    answers, unit, error = row.get("final_answer"), row.get("unit"), row.get("error")
+    if not isinstance(answers, list) or not answers or not all(isinstance(text, str) and text for text in answers):
+        raise InputError(f"'final_answer' must be a list of texts, at least one; not {answers!r:.80}")
+    # How far a number may be off; of several, the smallest.
+    errors = [] if error in (None, "") else [text.strip() for text in str(error).split(",")]
+    if not all(re.fullmatch(r"\d*\.?\d+(?:[eE]-?\d{1,2})?", text, flags=re.ASCII) for text in errors):
+        raise InputError(f"'error' must be a number such as 1e-2, not {error!r:.80}")
+    rule = olympiadbench_rule(
+        multiple=row.get("is_multiple_answer") is True or len(answers) > 1,
+        unit=unit if isinstance(unit, str) and unit else None,
+        error=min(map(Fraction, errors), default=None),
+    )
+    return ", ".join(answers), rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,10 +196,10 @@ def read_mathematics(
 
 def _set_problem(name: str, value: Any, place: int) -> Problem:
     row = checked(_SetRow, value)
-    text, context = row.problem, row.context
+    text, context = row.problem, value.get("context")
     if isinstance(context, str) and context.strip() and context not in text:
         text = f"{context.strip()}\n\n{text}"
-    answer, rule = row.gold(name)
+    answer, rule = _gold(name, row, value)
     return Problem(id=f"{name}/{row.id or place}", problem=text, set=name, answer=answer, rule=rule)
 
 

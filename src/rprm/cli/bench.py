@@ -220,7 +220,6 @@ def compare(
 
 
 def _read(benchmark: Benchmark, data: str | None, revision: str | None, limit: int | None) -> BenchmarkItems[Any]:
-
     if not (data or benchmark.hub):
         raise BenchmarkError(f"say which {benchmark.name} the scores are of: --data PATH")
     return benchmark.read(data or benchmark.hub, revision=revision).limited(limit, benchmark.group)
@@ -277,7 +276,6 @@ def _scores(path: Path, recorded: dict[str, Any], benchmark: Benchmark, items: B
 
 def _agreed(name: str, given: Any, *recorded: dict[str, Any]) -> Any:
     """What was given, else what the runs record, if they agree."""
-
     known = {run.get(name) for run in recorded if run}
     if given is not None or not known:
         return given
