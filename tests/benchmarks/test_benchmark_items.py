@@ -129,7 +129,7 @@ class TestProcessBench:
 
     @pytest.mark.parametrize(
         ("rows", "message"),
-        [([], "no rows"), ([{"id": "x"}], "none of 1 rows .* the first, .*line 1: 'label'|'steps'")],
+        [([], "no rows"), ([{"id": "x"}], "none of 1 rows .* the first, .*line 1: 'problem' is missing")],
     )
     def test_nothing_to_read_is_an_error(self, tmp_path: Path, rows: list[Any], message: str) -> None:
         with pytest.raises(InputError, match=message):

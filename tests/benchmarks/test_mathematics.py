@@ -105,7 +105,7 @@ def test_bad_rows_cost_themselves_alone(tmp_path: Path) -> None:
     assert "whole number from 0 to 999, not '1000'" in reasons[3]
     assert "'aime24/1' stands in an earlier row" in reasons[4]
     assert "'problem'" in reasons[5]
-    assert "'answer' is missing" in reasons[6]
+    assert "'answer' must be" in reasons[6]
     assert "'id' must be" in reasons[7]
     assert "lone surrogate" in reasons[8]
     assert "JSON object" in reasons[9]
