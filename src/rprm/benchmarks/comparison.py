@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from rprm.benchmarks.bootstrap import DEFAULT_RESAMPLES, MAX_CHUNK, resampled_sums
-from rprm.benchmarks.tally import Figure, Floats, Tally, named_figures, nested, optional
+from rprm.benchmarks.bootstrap import DEFAULT_RESAMPLES, MAX_CHUNK
+from rprm.benchmarks.tally import Figure, Floats, Tally, nested, optional
 from rprm.errors import BenchmarkError
 
 DEFAULT_PERMUTATIONS = 10_000
@@ -100,16 +101,19 @@ def compare(
     if first.ids != second.ids:
         raise BenchmarkError("the runs are not on the same items; read the items once, and tally both runs on them")
     width = first.counts.shape[1]
-    paired = np.concatenate([first.counts, second.counts], axis=1)
-    chunks = resampled_sums(paired, first.strata, num_resamples=num_resamples, seed=seed)
-    resampled = [second.figures_of(sums[:, width:]) - first.figures_of(sums[:, :width]) for sums in chunks]
-    differences, undefined = named_figures(first.figure_names, second.values - first.values, np.concatenate(resampled))
+
+    def difference(sums: Floats) -> Floats:
+        return second.figures_of(sums[..., width:]) - first.figures_of(sums[..., :width])
+
+    paired = replace(first, counts=np.concatenate([first.counts, second.counts], axis=1), figures_of=difference)
+    differences, undefined = paired.with_intervals(num_resamples, seed)
     discordant = (first.outcomes != second.outcomes).any(axis=1)
-    effects = (second.counts - first.counts)[discordant]
+    swaps = paired.counts[discordant]
+    swaps = np.roll(swaps, width, axis=1) - swaps
     only = [int((first.outcomes > second.outcomes).sum()), int((first.outcomes < second.outcomes).sum())]
     mcnemar = (*only, exact_mcnemar(*only)) if first.tests_items else (None, None, None)
-    tested = _permutation_test(first, second, effects, num_permutations, seed)
-    return Comparison((first, second), differences, undefined, *tested, len(effects), *mcnemar, num_resamples, seed)
+    tested = _permutation_test(paired, swaps, num_permutations, seed)
+    return Comparison((first, second), differences, undefined, *tested, len(swaps), *mcnemar, num_resamples, seed)
 
 
 def exact_mcnemar(only_first: int, only_second: int) -> float:
@@ -119,32 +123,28 @@ def exact_mcnemar(only_first: int, only_second: int) -> float:
     return min(1.0, float(Fraction(2 * tail, 2**number)))
 
 
-def _permutation_test(
-    first: Tally, second: Tally, effects: Floats, num_permutations: int, seed: int
-) -> tuple[float | None, int, bool]:
-    """p-value, arrangements tried, whether these are all. Swapping an item moves its row of `effects` to the first."""
-    headline = first.figure_names.index(first.headline)
-    sums = first.counts.sum(axis=0), second.counts.sum(axis=0)
-
-    def difference(moved: Floats) -> Floats:
-        """The size of the headline's difference (P,) after moving counts (P, C) from the second run to the first."""
-        swapped = first.figures_of(sums[0] + moved), second.figures_of(sums[1] - moved)
-        return np.abs(swapped[1][..., headline] - swapped[0][..., headline])
-
-    least = float(difference(np.zeros_like(sums[0]))) - _EQUAL
+def _permutation_test(paired: Tally, swaps: Floats, num_permutations: int, seed: int) -> tuple[float | None, int, bool]:
+    """p-value, arrangements tried, whether these are all. `swaps` are the changes of counts, item by item."""
+    headline = paired.figure_names.index(paired.headline)
+    total = paired.counts.sum(axis=0)
+    least = abs(paired.values[headline]) - _EQUAL
     if math.isnan(least):
         return None, 0, False
-    if len(effects) <= MAX_ENUMERATED:
-        patterns = np.arange(2 ** len(effects))[:, None] >> np.arange(len(effects)) & 1
-        as_large = difference(patterns.astype(np.float64) @ effects) >= least
-        return float(as_large.mean()), len(patterns), True
+
+    def as_large(changes: Floats) -> NDArray[np.bool_]:
+        """Whether the headline's difference is (P,) after changes (P, C) of the counts."""
+        return np.abs(paired.figures_of(total + changes)[..., headline]) >= least
+
+    if len(swaps) <= MAX_ENUMERATED:
+        patterns = np.arange(2 ** len(swaps))[:, None] >> np.arange(len(swaps)) & 1
+        return float(as_large(patterns.astype(np.float64) @ swaps).mean()), len(patterns), True
     # Of k items with the same effect, binomial(k, 1/2) are swapped.
-    rows, multiplicity = np.unique(effects, axis=0, return_counts=True)
+    rows, multiplicity = np.unique(swaps, axis=0, return_counts=True)
     random = np.random.default_rng(seed)
-    chunk = max(1, MAX_CHUNK // (len(rows) + effects.shape[1]))
+    chunk = max(1, MAX_CHUNK // (len(rows) + swaps.shape[1]))
     num_as_large = 0
     for start in range(0, num_permutations, chunk):
         size = min(chunk, num_permutations - start)
         swapped = random.binomial(multiplicity, 0.5, size=(size, len(rows))).astype(np.float64)
-        num_as_large += int((difference(swapped @ rows) >= least).sum())
+        num_as_large += int(as_large(swapped @ rows).sum())
     return (1 + num_as_large) / (1 + num_permutations), num_permutations, False
