@@ -49,7 +49,7 @@ class BenchmarkItems(Generic[Item]):
 
     def limited(self, limit: int | None, group: str | None) -> Self:
         """The first `limit` items of each value of the attribute `group` (None: of all)."""
-        groups = defaultdict(list)
+        groups: defaultdict[str, list[str]] = defaultdict(list)
         for item in self.items:
             groups[getattr(item, group) if group else ""].append(item.id)
         kept = {name for names in groups.values() for name in names[:limit]}

@@ -180,7 +180,8 @@ def tally_prmbench(
     originals = [item for item in items.items if item.classification == CORRECT]
     if not modified:
         raise BenchmarkError("there are no items to measure")
-    wrong, called = [], {}
+    wrong: list[str] = []
+    called: dict[str, list[bool | None]] = {}
     for item in items.items:
         p_yes, num_steps = scores.p_yes.get(item.id), len(item.solution.steps)
         if p_yes is not None and len(p_yes) != num_steps:
@@ -197,8 +198,8 @@ def tally_prmbench(
     calls = np.zeros((len(modified), 2, len(PRMBENCH_CLASSES), 4))
     # The difference of its similarity pair, and the number of these (0 or 1).
     pairs = np.zeros((len(modified), 2))
-    at_hand = {item.classification for item in modified}
-    coverage = {name: Coverage() for name in PRMBENCH_CLASSES if name in at_hand}
+    at_hand = sorted({item.classification for item in modified}, key=PRMBENCH_CLASSES.index)
+    coverage = dict.fromkeys(at_hand, Coverage())
     for row, item in enumerate(modified):
         steps, are_wrong = called[item.id], item.wrong_steps
         # A step without a score is called wrongly.

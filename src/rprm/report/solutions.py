@@ -13,7 +13,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from rprm.records import Solution, SolutionReward, StepReward
+from rprm.records import Solution, SolutionReward
 from rprm.rewarders.batch import Totals
 
 _BAR_WIDTH = 10
@@ -53,8 +53,16 @@ def render_solution(
             continue
         is_first_error = index == result.first_error
         parts: list[RenderableType] = [Text(plain(text), style=f"bold {wrong}" if is_first_error else "")]
-        if notes := _notes(step, is_first_error, told):
-            parts.append(Text(notes, style=wrong if is_first_error else "yellow"))
+        notes = ["✗ first error"] * is_first_error
+        if step.failure:
+            # Prompts that are too long differ in their lengths alone.
+            reason = re.sub(r"\d[\d,.]*", "0", step.failure)
+            notes.append("unscored, as above" if reason in told else step.failure)
+            told.add(reason)
+        elif step.num_without_verdict:
+            notes.append(f"{step.num_without_verdict} of {len(step.analyses)} analyses without verdict")
+        if notes:
+            parts.append(Text("; ".join(notes), style=wrong if is_first_error else "yellow"))
         for number, one in enumerate(step.analyses if analyses else (), 1):
             p_yes = "no verdict" if one.p_yes is None else f"P(Yes) {one.p_yes:.2f}"
             told_of = f"analysis {number}: {p_yes}{', asked for' if one.forced else ''}, {one.num_tokens} tokens"
@@ -117,15 +125,3 @@ def render_totals(totals: Totals, output: Path | None) -> RenderableType:
 def plain(text: str) -> str:
     """Text without control characters, which could move the cursor or recolour the terminal."""
     return "".join(character for character in text if character.isprintable() or character in "\n\t")
-
-
-def _notes(step: StepReward, is_first_error: bool, told: set[str]) -> str:
-    notes = ["✗ first error"] * is_first_error
-    if step.failure:
-        # Prompts that are too long differ in their lengths alone.
-        reason = re.sub(r"\d[\d,.]*", "0", step.failure)
-        notes.append("unscored, as above" if reason in told else step.failure)
-        told.add(reason)
-    elif step.num_without_verdict:
-        notes.append(f"{step.num_without_verdict} of {len(step.analyses)} analyses without verdict")
-    return "; ".join(notes)
