@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from rprm.benchmarks.benchmark import usage_as_dict
 from rprm.benchmarks.scores import Scores, read_scores, scores_of
-from rprm.benchmarks.tally import usage_as_dict
 from rprm.errors import BenchmarkError, InputError
 from rprm.records import Analysis, SolutionReward, StepReward
 
@@ -40,20 +40,20 @@ def test_repeated_rows_keep_the_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"id": "a", "p_yes": [NaN]}', r"step 1 \(p_yes\[0\]\).* not nan"),
-        ('{"id": "a", "p_yes": [0.5, Infinity]}', r"step 2 \(p_yes\[1\]\).* not inf"),
+        ('{"id": "a", "p_yes": [NaN]}', r"'p_yes\[0\]' .* not nan"),
+        ('{"id": "a", "p_yes": [0.5, Infinity]}', r"'p_yes\[1\]' .* not inf"),
         ('{"id": "a", "p_yes": [1.0000001]}', r"not 1\.0000001"),
         ('{"id": "a", "p_yes": [-1]}', "not -1"),
         ('{"id": "a", "p_yes": [1' + "0" * 400 + "]}", "not 1000"),
         ('{"id": "a", "p_yes": [true]}', "not True"),
         ('{"id": "a", "p_yes": ["0.5"]}', "not '0.5'"),
         ('{"id": "a", "p_yes": 0.5}', "'p_yes' must be a list"),
-        ('{"id": "a"}', "'p_yes' must be a list"),
+        ('{"id": "a"}', "'p_yes' is missing"),
         ('{"p_yes": [0.5]}', "an 'id' or a 'key'$"),
         ('{"id": "a", "key": "a", "p_yes": [0.5]}', "not both"),
         ('{"id": "", "p_yes": [0.5]}', "'id' must be a text"),
         ('{"id": {}, "p_yes": [0.5]}', "'id' must be a text"),
-        ('{"id": "\\ud800", "p_yes": [0.5]}', "'id' must be a text"),
+        ('{"id": "\\ud800", "p_yes": [0.5]}', "surrogate in 'id'"),
         ("[[0.5]]", "object"),
         ('{"id": "a", "p_yes": [0.5', "not JSON"),
     ],

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from rprm.benchmarks import comparison
 from rprm.benchmarks.comparison import Comparison, compare, exact_mcnemar
-from rprm.benchmarks.first_errors import ProcessBenchItem, tally_processbench
 from rprm.benchmarks.items import BenchmarkItems
 from rprm.benchmarks.prmbench import PRMBenchItem, read_prmbench, tally_prmbench
+from rprm.benchmarks.processbench import ProcessBenchItem, tally_processbench
 from rprm.benchmarks.scores import Scores, read_scores
 from rprm.errors import BenchmarkError, MissingPredictions
 from rprm.records import Solution
@@ -176,7 +176,7 @@ def test_missing_predictions_are_refused_or_named() -> None:
     result = compare(
         tally_processbench(items, whole), tally_processbench(items, part, allow_missing=True), num_resamples=5
     )
-    assert result.missing == ((), ("math-1",))
+    assert [tally.missing for tally in result.tallies] == [(), ("math-1",)]
     assert (result.only_first_right, result.only_second_right) == (1, 0)
     assert result.as_dict()["missing_items"] == {"first": [], "second": ["math-1"]}
 

@@ -107,6 +107,6 @@ def test_only_the_last_step_is_judged_and_its_form_counted() -> None:
     assert measured.figures["accuracy"].value == 50.0
     # 8 of 12 analyses reached a verdict.
     assert measured.figures["wellformed"].value == pytest.approx(100 * 8 / 12)
-    assert measured.usage is not None
-    assert measured.usage.num_generated_tokens == 120
-    assert measured.usage.num_analyses_without_verdict == 4
+    assert measured.scores.usage is not None
+    assert measured.scores.usage.num_generated_tokens == 120
+    assert measured.scores.usage.num_analyses_without_verdict == 4

@@ -117,9 +117,9 @@ def test_bad_rows_cost_themselves_alone(tmp_path: Path) -> None:
     assert all(row.file == str(path) for row in read.rejected)
     assert "whole number from 0 to 999, not '1000'" in reasons[3]
     assert "'aime24/1' stands in an earlier row" in reasons[4]
-    assert "none of 'problem'" in reasons[5]
-    assert "'answer' must be a text or a number" in reasons[6]
-    assert "the id must be" in reasons[7]
+    assert "'problem'" in reasons[5]
+    assert "'answer' must be" in reasons[6]
+    assert "'id' must be" in reasons[7]
     assert "lone surrogate" in reasons[8]
     assert "JSON object" in reasons[9]
 
@@ -128,7 +128,7 @@ def test_bad_rows_cost_themselves_alone(tmp_path: Path) -> None:
     ("set_name", "row", "reason"),
     [
         ("gsm8k", {"question": "p", "answer": "no end"}, "'#### NUMBER'"),
-        ("minerva_math", {"question": "p", "solution": r"\boxed{1"}, "no \\boxed"),
+        ("minerva_math", {"question": "p", "solution": r"\boxed{1"}, "a \\boxed"),
         ("olympiadbench", {"question": "p", "final_answer": []}, "'final_answer' must be a list"),
         ("olympiadbench", {"question": "p", "final_answer": ["1"], "error": "some"}, "'error' must be a number"),
     ],

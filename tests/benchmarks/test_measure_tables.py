@@ -20,8 +20,8 @@ from rprm.benchmarks import (
     tally_processbench,
     threshold_curve,
 )
-from rprm.benchmarks.first_errors import PROCESSBENCH_SUBSETS
 from rprm.benchmarks.prmbench import PRMBENCH_CLASSES
+from rprm.benchmarks.processbench import PROCESSBENCH_SUBSETS
 from rprm.reading import Rejected
 from rprm.records import LabelledStep, Solution
 from rprm.report.measures import comparison_table, measurement_table, result_table

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rprm.benchmarks import measure_prmbench
 from rprm.benchmarks.items import BenchmarkItems
 from rprm.benchmarks.prmbench import (
     PRMBENCH_CLASSES,
     PRMBENCH_GROUPS,
     PRMBenchItem,
-    measure_prmbench,
     read_prmbench,
     without_step_numbers,
 )

@@ -10,9 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rprm.benchmarks.first_errors import ProcessBenchItem, measure_held_out, threshold_curve
+from rprm.benchmarks import measure_processbench
 from rprm.benchmarks.items import BenchmarkItems
-from rprm.benchmarks.processbench import measure_processbench, read_processbench
+from rprm.benchmarks.processbench import (
+    ProcessBenchItem,
+    measure_held_out,
+    read_processbench,
+    threshold_curve,
+)
 from rprm.benchmarks.scores import Scores, StepScores
 from rprm.errors import BenchmarkError, InputError, MissingPredictions
 from rprm.reading import Rejected

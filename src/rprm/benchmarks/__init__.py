@@ -9,64 +9,34 @@ Read the items, judge their solutions (or read scores made elsewhere), measure, 
 A new benchmark is a file with one `Benchmark` record.
 """
 
-from rprm.benchmarks.benchmark import Benchmark, Flag, FurtherResult
+from functools import partial
+
+from rprm.benchmarks.benchmark import Benchmark, Flag, Measurement, measure
 from rprm.benchmarks.bootstrap import resampled_sums
-from rprm.benchmarks.comparison import Comparison, compare
-from rprm.benchmarks.first_errors import (
-    HeldOut,
+from rprm.benchmarks.comparison import compare
+from rprm.benchmarks.items import BenchmarkItem, BenchmarkItems
+from rprm.benchmarks.labelled_steps import StepItems, step_scores, tally_steps
+from rprm.benchmarks.mathematics import read_mathematics, read_problem_file
+from rprm.benchmarks.prmbench import PRMBENCH, PRMBenchItem, read_prmbench, tally_prmbench
+from rprm.benchmarks.processbench import (
+    PROCESSBENCH,
     ProcessBenchItem,
-    ThresholdCurve,
     measure_held_out,
+    read_processbench,
     tally_processbench,
     threshold_curve,
 )
-from rprm.benchmarks.items import BenchmarkItem, BenchmarkItems
-from rprm.benchmarks.labelled_steps import StepItems, measure_steps, step_scores, tally_steps
-from rprm.benchmarks.mathematics import Problem, Problems, read_mathematics, read_problem_file
-from rprm.benchmarks.prmbench import PRMBENCH, PRMBenchItem, measure_prmbench, read_prmbench, tally_prmbench
-from rprm.benchmarks.processbench import PROCESSBENCH, measure_processbench, read_processbench
 from rprm.benchmarks.scores import Scores, read_scores, scores_of
-from rprm.benchmarks.tally import Coverage, Figure, Measurement, ResultTable, TableLine, Tally, measure
+from rprm.benchmarks.tally import Coverage, Figure, ResultTable, TableLine, Tally
+
+measure_processbench = partial(measure, tally_processbench)
+measure_prmbench = partial(measure, tally_prmbench)
+measure_steps = partial(measure, tally_steps)
 
 __all__ = [
-    "PRMBENCH",
-    "PROCESSBENCH",
-    "Benchmark",
-    "BenchmarkItem",
-    "BenchmarkItems",
-    "Comparison",
-    "Coverage",
-    "Figure",
-    "Flag",
-    "FurtherResult",
-    "HeldOut",
-    "Measurement",
-    "PRMBenchItem",
-    "Problem",
-    "Problems",
-    "ProcessBenchItem",
-    "ResultTable",
-    "Scores",
-    "StepItems",
-    "TableLine",
-    "Tally",
-    "ThresholdCurve",
-    "compare",
-    "measure",
-    "measure_held_out",
-    "measure_prmbench",
-    "measure_processbench",
-    "measure_steps",
-    "read_mathematics",
-    "read_prmbench",
-    "read_problem_file",
-    "read_processbench",
-    "read_scores",
-    "resampled_sums",
-    "scores_of",
-    "step_scores",
-    "tally_prmbench",
-    "tally_processbench",
-    "tally_steps",
-    "threshold_curve",
-]
+    "PRMBENCH", "PROCESSBENCH", "Benchmark", "BenchmarkItem", "BenchmarkItems", "Coverage", "Figure", "Flag",
+    "Measurement", "PRMBenchItem", "ProcessBenchItem", "ResultTable", "Scores", "StepItems", "TableLine", "Tally",
+    "compare", "measure", "measure_held_out", "measure_prmbench", "measure_processbench", "measure_steps",
+    "read_mathematics", "read_prmbench", "read_problem_file", "read_processbench", "read_scores", "resampled_sums",
+    "scores_of", "step_scores", "tally_prmbench", "tally_processbench", "tally_steps", "threshold_curve",
+]  # fmt: skip

@@ -1,59 +1,101 @@
-"""A benchmark is one record. `rprm bench NAME`, comparisons and tables are made from it."""
+"""A benchmark is one record: `rprm bench NAME`, comparisons and tables are made from it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
+from rprm.benchmarks.bootstrap import DEFAULT_RESAMPLES
 from rprm.benchmarks.items import BenchmarkItems
-from rprm.benchmarks.tally import ResultTable, Tally
+from rprm.benchmarks.scores import Scores
+from rprm.benchmarks.tally import Figure, Tally, nested
+from rprm.rewarders.batch import Totals
 
 
-class FurtherResult(Protocol):
-    """What is measured besides the figures."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Measurement(Tally):
+    """A tally with its figures: one run on one benchmark."""
 
-    def as_dict(self) -> dict[str, Any]: ...
+    items: BenchmarkItems[Any]
+    scores: Scores
+    figures: Mapping[str, Figure]
+    undefined_resamples: Mapping[str, int]  #: by figure, how many left it undefined, and are not in its interval
+    num_resamples: int
+    seed: int
 
-    def table(self) -> ResultTable: ...
+    @property
+    def num_unused(self) -> int:
+        """Scored items that are not among the benchmark's."""
+        return len(self.scores.p_yes.keys() - {item.id for item in self.items.items})
+
+    def as_dict(self) -> dict[str, Any]:
+        """One JSON object."""
+        return {
+            "benchmark": self.benchmark, "threshold": self.threshold,
+            "figures": nested({name: figure.as_dict() for name, figure in self.figures.items()}),
+            **self.total_coverage.as_dict(),
+            "by": {name: coverage.as_dict() for name, coverage in self.coverage.items()},
+            "missing_items": list(self.missing), "rejected_rows": len(self.items.rejected),
+            "unused_scores": self.num_unused, "repeated_scores": list(self.scores.repeated),
+            "resamples": self.num_resamples, "undefined_resamples": dict(self.undefined_resamples), "seed": self.seed,
+            "usage": self.scores.usage and usage_as_dict(self.scores.usage),
+            "data": [{"name": source.name, "digest": source.digest} for source in self.items.sources],
+            "notes": list(self.notes),
+        }  # fmt: skip
+
+
+def usage_as_dict(usage: Totals) -> dict[str, Any]:
+    """What judging cost, and what it failed to reach; steps after an exit at the first error are not counted."""
+    tokens, steps = usage.num_generated_tokens, usage.num_steps_judged
+    return {
+        "tokens": tokens, "tokens_per_step": tokens / steps if steps else None,
+        "steps": steps, "uncovered_steps": usage.num_steps_uncovered,
+        "analyses": usage.num_analyses, "analyses_without_verdict": usage.num_analyses_without_verdict,
+        "analyses_forced": usage.num_analyses_forced,
+    }  # fmt: skip
+
+
+def measure(
+    tally: Callable[..., Tally],
+    items: BenchmarkItems[Any],
+    scores: Scores,
+    *,
+    num_resamples: int = DEFAULT_RESAMPLES,
+    seed: int = 0,
+    **options: Any,
+) -> Measurement:
+    """Measure a run: the figures of a benchmark's `tally` of `items`, `scores` and `options`, with intervals."""
+    counted = tally(items, scores, **options)
+    figures, undefined = counted.with_intervals(num_resamples, seed)
+    return Measurement(
+        **vars(counted), items=items, scores=scores, figures=figures, undefined_resamples=undefined,
+        num_resamples=num_resamples, seed=seed,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Flag:
-    """An option of a benchmark's command, off by default. One with neither function is passed to the tally by its name.
+    """An option of a benchmark's command, off by default. With `help` alone it is passed to the tally by its name.
 
-    Attributes:
-        help: what it does.
-        items: changes the items before they are judged.
-        further: `(items, scores, allow_missing=, num_resamples=, seed=)` -> a further result, from rewards that hold at
-            every threshold: with it every step is judged in full.
+    `further(items, scores, allow_missing=, num_resamples=, seed=)` gives a result with `as_dict()` and `table()`, for
+    which every step is judged in full.
     """
 
     help: str
-    items: Callable[[BenchmarkItems[Any]], BenchmarkItems[Any]] | None = None
-    further: Callable[..., FurtherResult] | None = None
+    items: Callable[[BenchmarkItems[Any]], BenchmarkItems[Any]] | None = None  #: changes them before they are judged
+    further: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark.
+    """A benchmark."""
 
-    Attributes:
-        name: of its command, and in manifests.
-        help: of its command.
-        read: `(data, revision=)` -> its items.
-        tally: `(items, scores, threshold=, allow_missing=, **flags)` -> their counts, with figures and table.
-        hub: its data set on the hub; None where the data must be named.
-        group: the attribute of an item within whose values `--limit` counts.
-        judged: of each solution, every step; or the steps up to the first one called wrong; or its last step alone.
-        flags: further options of its command.
-    """
-
-    name: str
+    name: str  #: of its command, and in manifests
     help: str
-    read: Callable[..., BenchmarkItems[Any]]
-    tally: Callable[..., Tally]
-    hub: str | None = None
-    group: str | None = None
-    judged: Literal["every step", "first error", "last step"] = "every step"
-    flags: Mapping[str, Flag] = field(default_factory=dict)
+    read: Callable[..., BenchmarkItems[Any]]  #: `(data, revision=)`
+    tally: Callable[..., Tally]  #: `(items, scores, threshold=, allow_missing=, **flags)`
+    hub: str | None = None  #: its data set on the hub; None where the data must be named
+    group: str | None = None  #: the attribute of an item within whose values `--limit` counts
+    judged: Literal["every step", "first error", "last step"] = "every step"  #: of each solution
+    flags: Mapping[str, Flag] = field(default_factory=dict)  #: further options of its command

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from rprm.benchmarks.bootstrap import DEFAULT_RESAMPLES, MAX_CHUNK, resampled_sums
-from rprm.benchmarks.tally import Figure, Floats, Tally, named_figures, nested, optional
+from rprm.benchmarks.bootstrap import DEFAULT_RESAMPLES, MAX_CHUNK
+from rprm.benchmarks.tally import Figure, Floats, Tally, nested, optional
 from rprm.errors import BenchmarkError
 
 DEFAULT_PERMUTATIONS = 10_000
@@ -25,30 +26,18 @@ _EQUAL = 1e-9
 
 @dataclass(frozen=True)
 class Comparison:
-    """The second run against the first.
-
-    Attributes:
-        tallies: the two runs.
-        differences: second minus first, in points, with 95% intervals by the paired bootstrap.
-        p_value: two-sided, of the paired permutation test: how often a difference in the headline at least as large
-            arises when each item's two predictions are swapped at random. None where the headline is undefined.
-        num_permutations: swaps tried; with `exact`, all there are.
-        num_discordant: items on which the runs differ (ProcessBench: right against wrong; PRMBench: any of TP, FP, TN,
-            FN).
-        only_first_right, only_second_right: items that one run alone predicts right (ProcessBench; None for PRMBench).
-        mcnemar_p: two-sided exact McNemar test on these (ProcessBench; None for PRMBench).
-    """
+    """The second run against the first."""
 
     tallies: tuple[Tally, Tally]
-    differences: Mapping[str, Figure]
+    differences: Mapping[str, Figure]  #: second minus first, in points, with 95% intervals by the paired bootstrap
     undefined_resamples: Mapping[str, int]
-    p_value: float | None
-    num_permutations: int
+    p_value: float | None  #: two-sided, of the paired permutation test on the headline; None where that is undefined
+    num_permutations: int  #: swaps tried; with `exact`, all there are
     exact: bool
-    num_discordant: int
-    only_first_right: int | None
+    num_discordant: int  #: items on whose outcomes the runs differ
+    only_first_right: int | None  #: items that one run alone predicts right (ProcessBench; else None)
     only_second_right: int | None
-    mcnemar_p: float | None
+    mcnemar_p: float | None  #: two-sided exact McNemar test on these
     num_resamples: int
     seed: int
 
@@ -65,11 +54,6 @@ class Comparison:
     def second(self) -> dict[str, float | None]:
         return _values(self.tallies[1])
 
-    @property
-    def missing(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Of each run the ids counted as wrong for want of a prediction."""
-        return self.tallies[0].missing, self.tallies[1].missing
-
     def as_dict(self) -> dict[str, Any]:
         """One JSON object."""
 
@@ -77,29 +61,21 @@ class Comparison:
             return {"first": read(self.tallies[0]), "second": read(self.tallies[1])}
 
         return {
-            "benchmark": self.tallies[0].benchmark,
-            "items": len(self.tallies[0].ids),
-            "headline": self.headline,
+            "benchmark": self.tallies[0].benchmark, "items": len(self.tallies[0].ids), "headline": self.headline,
             **of_each(lambda tally: nested(_values(tally))),
             "difference": nested({name: figure.as_dict() for name, figure in self.differences.items()}),
-            "p_value": self.p_value,
-            "permutations": self.num_permutations,
-            "exact": self.exact,
-            "discordant_items": self.num_discordant,
-            "only_first_right": self.only_first_right,
-            "only_second_right": self.only_second_right,
-            "mcnemar_p": self.mcnemar_p,
+            "p_value": self.p_value, "permutations": self.num_permutations, "exact": self.exact,
+            "discordant_items": self.num_discordant, "only_first_right": self.only_first_right,
+            "only_second_right": self.only_second_right, "mcnemar_p": self.mcnemar_p,
             "missing_items": of_each(lambda tally: list(tally.missing)),
             "unjudged": of_each(lambda tally: tally.total_coverage.num_unjudged),
             "thresholds": of_each(lambda tally: tally.threshold),
-            "resamples": self.num_resamples,
-            "undefined_resamples": dict(self.undefined_resamples),
-            "seed": self.seed,
-        }
+            "resamples": self.num_resamples, "undefined_resamples": dict(self.undefined_resamples), "seed": self.seed,
+        }  # fmt: skip
 
 
 def _values(tally: Tally) -> dict[str, float | None]:
-    return {name: optional(value) for name, value in zip(tally.figure_names, tally.values, strict=True)}
+    return dict(zip(tally.figure_names, map(optional, tally.values), strict=True))
 
 
 def compare(
@@ -112,9 +88,8 @@ def compare(
 ) -> Comparison:
     """Compare two runs on the same items.
 
-    The permutation test holds that, were the runs equally good, either could have made either prediction of an item
-    (Good 2005, chapter 3): each item's pair is swapped with probability 1/2, and the observed arrangement counts as one
-    of those drawn. Up to twelve discordant items, all arrangements are tried.
+    The permutation test (Good 2005, chapter 3) swaps each item's pair of predictions with probability 1/2; the observed
+    arrangement counts as one of those drawn. Up to twelve discordant items, all arrangements are tried.
 
     Raises:
         BenchmarkError: the runs are of different benchmarks or items.
@@ -126,74 +101,50 @@ def compare(
     if first.ids != second.ids:
         raise BenchmarkError("the runs are not on the same items; read the items once, and tally both runs on them")
     width = first.counts.shape[1]
-    paired = np.concatenate([first.counts, second.counts], axis=1)
-    resampled = np.concatenate(
-        [
-            second.figures_of(sums[:, width:]) - first.figures_of(sums[:, :width])
-            for sums in resampled_sums(paired, first.strata, num_resamples=num_resamples, seed=seed)
-        ]
-    )
-    differences, undefined = named_figures(first.figure_names, second.values - first.values, resampled)
+
+    def difference(sums: Floats) -> Floats:
+        return second.figures_of(sums[..., width:]) - first.figures_of(sums[..., :width])
+
+    paired = replace(first, counts=np.concatenate([first.counts, second.counts], axis=1), figures_of=difference)
+    differences, undefined = paired.with_intervals(num_resamples, seed)
     discordant = (first.outcomes != second.outcomes).any(axis=1)
-    p_value, num_tried, exact = _permutation_test(first, second, discordant, num_permutations, seed)
-    only_first = only_second = mcnemar_p = None
-    if first.tests_items:
-        only_first = int((first.outcomes > second.outcomes).sum())
-        only_second = int((first.outcomes < second.outcomes).sum())
-        mcnemar_p = exact_mcnemar(only_first, only_second)
-    return Comparison(
-        tallies=(first, second),
-        differences=differences,
-        undefined_resamples=undefined,
-        p_value=p_value,
-        num_permutations=num_tried,
-        exact=exact,
-        num_discordant=int(discordant.sum()),
-        only_first_right=only_first,
-        only_second_right=only_second,
-        mcnemar_p=mcnemar_p,
-        num_resamples=num_resamples,
-        seed=seed,
-    )
+    swaps = paired.counts[discordant]
+    swaps = np.roll(swaps, width, axis=1) - swaps
+    only = [int((first.outcomes > second.outcomes).sum()), int((first.outcomes < second.outcomes).sum())]
+    mcnemar = (*only, exact_mcnemar(*only)) if first.tests_items else (None, None, None)
+    tested = _permutation_test(paired, swaps, num_permutations, seed)
+    return Comparison((first, second), differences, undefined, *tested, len(swaps), *mcnemar, num_resamples, seed)
 
 
 def exact_mcnemar(only_first: int, only_second: int) -> float:
     """Two-sided exact p-value: twice the binomial(n, 1/2) tail at the smaller count, at most 1; 1 without any."""
-    num_discordant = only_first + only_second
-    ways = tail = 1
-    for count in range(min(only_first, only_second)):
-        ways = ways * (num_discordant - count) // (count + 1)
-        tail += ways
-    return min(1.0, float(Fraction(2 * tail, 2**num_discordant)))
+    number = only_first + only_second
+    tail = sum(math.comb(number, count) for count in range(min(only_first, only_second) + 1))
+    return min(1.0, float(Fraction(2 * tail, 2**number)))
 
 
-def _permutation_test(
-    first: Tally, second: Tally, discordant: np.typing.NDArray[np.bool_], num_permutations: int, seed: int
-) -> tuple[float | None, int, bool]:
-    """p-value, arrangements tried, whether these are all."""
-    headline = first.figure_names.index(first.headline)
-    sums = first.counts.sum(axis=0), second.counts.sum(axis=0)
-
-    def difference(moved: Floats) -> Floats:
-        """The headline's difference (P,) after moving counts (P, C) from the second run to the first."""
-        swapped = first.figures_of(sums[0] + moved), second.figures_of(sums[1] - moved)
-        return np.asarray(swapped[1][..., headline] - swapped[0][..., headline])
-
-    observed = abs(float(difference(np.zeros_like(sums[0]))))
-    if math.isnan(observed):
+def _permutation_test(paired: Tally, swaps: Floats, num_permutations: int, seed: int) -> tuple[float | None, int, bool]:
+    """p-value, arrangements tried, whether these are all. `swaps` are the changes of counts, item by item."""
+    headline = paired.figure_names.index(paired.headline)
+    total = paired.counts.sum(axis=0)
+    least = abs(paired.values[headline]) - _EQUAL
+    if math.isnan(least):
         return None, 0, False
-    effects = (second.counts - first.counts)[discordant]
-    if len(effects) <= MAX_ENUMERATED:
-        patterns = np.arange(2 ** len(effects))[:, None] >> np.arange(len(effects)) & 1
-        differences = difference(patterns.astype(np.float64) @ effects)
-        return float((np.abs(differences) >= observed - _EQUAL).mean()), len(patterns), True
+
+    def as_large(changes: Floats) -> NDArray[np.bool_]:
+        """Whether the headline's difference is (P,) after changes (P, C) of the counts."""
+        return np.abs(paired.figures_of(total + changes)[..., headline]) >= least
+
+    if len(swaps) <= MAX_ENUMERATED:
+        patterns = np.arange(2 ** len(swaps))[:, None] >> np.arange(len(swaps)) & 1
+        return float(as_large(patterns.astype(np.float64) @ swaps).mean()), len(patterns), True
     # Of k items with the same effect, binomial(k, 1/2) are swapped.
-    rows, multiplicity = np.unique(effects, axis=0, return_counts=True)
+    rows, multiplicity = np.unique(swaps, axis=0, return_counts=True)
     random = np.random.default_rng(seed)
-    chunk = max(1, MAX_CHUNK // (len(rows) + effects.shape[1]))
+    chunk = max(1, MAX_CHUNK // (len(rows) + swaps.shape[1]))
     num_as_large = 0
     for start in range(0, num_permutations, chunk):
         size = min(chunk, num_permutations - start)
         swapped = random.binomial(multiplicity, 0.5, size=(size, len(rows))).astype(np.float64)
-        num_as_large += int((np.abs(difference(swapped @ rows)) >= observed - _EQUAL).sum())
+        num_as_large += int(as_large(swapped @ rows).sum())
     return (1 + num_as_large) / (1 + num_permutations), num_permutations, False

@@ -1,25 +1,22 @@
-"""Items of a benchmark, from files or from the hub.
-
-A row that cannot be used becomes a `Rejected`, with its file, line and reason; the rows after it are read. An item
-carries the `Solution` to judge, so that judging needs to know nothing about benchmarks.
-"""
+"""Items of a benchmark, from files or from the hub. A row that cannot be used becomes a `Rejected`."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 from urllib.parse import urlencode
 
 from rprm.errors import InputError
-from rprm.reading import MAX_REJECTED_TEXT, Rejected, Row, Source, SourceInfo
+from rprm.reading import Rejected, Row, Source, SourceInfo
 from rprm.records import Solution
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
-
-Parsed = TypeVar("Parsed")
 
 
 class BenchmarkItem(Protocol):
@@ -32,24 +29,18 @@ class BenchmarkItem(Protocol):
     def solution(self) -> Solution: ...
 
 
+Parsed = TypeVar("Parsed")
 Item = TypeVar("Item", bound=BenchmarkItem)
 
 
 @dataclass(frozen=True)
 class BenchmarkItems(Generic[Item]):
-    """The items of a benchmark, and what became of the other rows.
+    """The items of a benchmark, and what became of the other rows."""
 
-    Attributes:
-        items: in the order of the data.
-        rejected: rows that cannot be used.
-        repeated: keys that stood in several rows, of which the first was taken (PRMBench; its data has five).
-        sources: where the rows came from, each with a hash of the file or the revision on the hub.
-    """
-
-    items: tuple[Item, ...]
+    items: tuple[Item, ...]  #: in the order of the data
     rejected: tuple[Rejected, ...] = ()
-    repeated: tuple[str, ...] = ()
-    sources: tuple[SourceInfo, ...] = ()
+    repeated: tuple[str, ...] = ()  #: keys of several rows, of which the first was taken (PRMBench; its data has five)
+    sources: tuple[SourceInfo, ...] = ()  #: each with a hash of the file or the revision on the hub
 
     @property
     def solutions(self) -> list[Solution]:
@@ -58,81 +49,91 @@ class BenchmarkItems(Generic[Item]):
 
     def limited(self, limit: int | None, group: str | None) -> Self:
         """The first `limit` items of each value of the attribute `group` (None: of all)."""
-        if limit is None:
-            return self
-        kept, counts = [], dict[str, int]()
+        groups: defaultdict[str, list[str]] = defaultdict(list)
         for item in self.items:
-            name = getattr(item, group) if group else ""
-            counts[name] = counts.get(name, 0) + 1
-            if counts[name] <= limit:
-                kept.append(item)
-        return replace(self, items=tuple(kept))
-
-
-def collected(
-    items: Sequence[Item], rejected: list[Rejected], sources: Iterable[Source], repeated: Iterable[str] = ()
-) -> BenchmarkItems[Item]:
-    """What was read.
-
-    Raises:
-        InputError: no item was.
-    """
-    sources = list(sources)
-    if not items:
-        names = ", ".join(source.name for source in sources)
-        if not rejected:
-            raise InputError(f"{names}: no rows")
-        first = rejected[0]
-        raise InputError(
-            f"{names}: none of {len(rejected)} rows is an item; the first, {first.file} line {first.line}: "
-            f"{first.reason}"
-        )
-    infos = tuple(source.inspect() for source in sources)
-    return BenchmarkItems(tuple(items), tuple(rejected), tuple(repeated), infos)
+            groups[getattr(item, group) if group else ""].append(item.id)
+        kept = {name for names in groups.values() for name in names[:limit]}
+        return replace(self, items=tuple(item for item in self.items if item.id in kept))
 
 
 def open_sources(
-    data: str | Path, splits: Sequence[str], revision: str | None, in_folder: Callable[[Path], dict[str, Path]]
+    data: str | Path, splits: Mapping[str, Mapping[str, str]], revision: str | None, *, any_name: bool = False
 ) -> list[tuple[str | None, Source]]:
     """The sources of a benchmark, each with the split that it is.
 
     Args:
-        data: a file (its split is None), a folder, or a hub data set.
-        splits: of the hub data set. All are read from the commit that its name means now.
-        revision: of the hub data set.
-        in_folder: the files of a folder, by split.
+        data: a file (its split is None), a folder with files named after splits, or a hub data set.
+        splits: of the hub data set, each with its options; all are read from the commit that `revision` means now.
+        any_name: the files of a folder may have any name.
 
     Raises:
-        InputError: there is no such thing, or the hub cannot be reached.
+        InputError: there is no such thing, a split has two files, or the hub cannot be reached.
     """
-    path = Path(data)
-    refuse_revision(path, revision)
-    if path.is_dir():
-        return [(split, Source(str(file))) for split, file in in_folder(path).items()]
+    path, name = Path(data), str(data).removeprefix("hub:")
+    if path.exists() and revision is not None:
+        raise InputError(f"{path}: a revision ({revision}) belongs to a hub data set, and this is a file or folder")
     if path.is_file():
         return [(None, Source(str(path)))]
-    name = str(data).removeprefix("hub:")
+    if path.is_dir():
+        files = [file for file in sorted(path.iterdir()) if file.name.endswith(SUFFIXES)]
+        found = [
+            (split, Source(str(file)))
+            for split in splits
+            for file in files
+            if any_name or file.name in [f"{split}{end}" for end in SUFFIXES]
+        ]
+        if not found:
+            raise InputError(f"{path}: no {', '.join(f'{split}.jsonl' for split in splits)} in this folder")
+        for (split, one), (other, two) in pairwise(found):
+            if split == other and not any_name:
+                raise InputError(f"{path}: both {one.path.name} and {two.path.name} hold {split}; keep one")
+        return list(found)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise InputError(f"{data}: no such file or folder, and no name of a hub data set (OWNER/NAME)")
 
-    def on_hub(split: str, revision: str | None) -> Source:
-        options = {"split": split} | ({"revision": revision} if revision else {})
-        return Source(f"hub:{name}?{urlencode(options)}")
+    def on_hub(options: Mapping[str, str], revision: str | None) -> Source:
+        return Source(f"hub:{name}?{urlencode({**options, **({'revision': revision} if revision else {})})}")
 
-    pinned = on_hub(splits[0], revision).inspect().digest.removeprefix("revision:")
-    return [(split, on_hub(split, pinned)) for split in splits]
-
-
-def subset_file(folder: Path, subset: str) -> Path | None:
-    files = [folder / f"{subset}{suffix}" for suffix in SUFFIXES if (folder / f"{subset}{suffix}").is_file()]
-    if len(files) > 1:
-        raise InputError(f"{folder}: both {files[0].name} and {files[1].name} hold the subset {subset}; keep one")
-    return files[0] if files else None
+    pinned = on_hub(next(iter(splits.values())), revision).inspect().digest.removeprefix("revision:")
+    return [(split, on_hub(options, pinned)) for split, options in splits.items()]
 
 
-def refuse_revision(path: Path, revision: str | None) -> None:
-    if revision is not None and path.exists():
-        raise InputError(f"{path}: a revision ({revision}) belongs to a hub data set, and this is a file or folder")
+def read_items(
+    sources: Iterable[tuple[Source, Callable[[Any, int], Any]]],
+    *,
+    first_wins: bool = False,
+    rows: Callable[[Source], Iterable[Row | Rejected]] | None = None,
+) -> BenchmarkItems[Any]:
+    """The items of sources, each with what makes an item of a row and its 0-based place.
+
+    Args:
+        first_wins: a row whose id an earlier one has is `repeated`; without it, it is rejected.
+        rows: of a source, in place of its own way to read them.
+
+    Raises:
+        InputError: no row is an item.
+    """
+    items: dict[str, Any] = {}
+    rejected: list[Rejected] = []
+    repeated: list[str] = []
+
+    def take(read: Callable[[Any, int], Any], places: Iterator[int], value: Any) -> None:
+        item = read(value, next(places))
+        if items.setdefault(item.id, item) is not item:
+            if not first_wins:
+                raise InputError(f"id {item.id!r} stands in an earlier row already; ids must be unique")
+            repeated.append(item.id)
+
+    opened = list(sources)
+    for source, read in opened:
+        for _ in parsed_rows(source.name, (rows or Source.rows)(source), partial(take, read, count()), rejected):
+            pass
+    if not items:
+        names = ", ".join(source.name for source, _ in opened)
+        first = "".join(f"; the first, {row.file} line {row.line}: {row.reason}" for row in rejected[:1])
+        raise InputError(f"{names}: {f'none of {len(rejected)} rows can be used' if rejected else 'no rows'}{first}")
+    infos = tuple(source.inspect() for source, _ in opened)
+    return BenchmarkItems(tuple(items.values()), tuple(rejected), tuple(repeated), infos)
 
 
 def parsed_rows(
@@ -146,33 +147,10 @@ def parsed_rows(
         try:
             yield parse(row.value)
         except InputError as error:
-            rejected.append(Rejected(file=name, line=row.line, reason=str(error), text=row.text[:MAX_REJECTED_TEXT]))
+            rejected.append(row.rejected(name, str(error)))
 
 
 def json_object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"a record must be a JSON object, not {type(value).__name__}")
     return value
-
-
-def text_of(record: dict[str, Any], field: str) -> str:
-    value = record.get(field)
-    if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{field!r} must be a text that is not empty, not {value!r:.80}")
-    return value
-
-
-def texts_of(record: dict[str, Any], field: str) -> tuple[str, ...]:
-    """A list of texts. A text may be empty: three steps of PRMBench are, and they count."""
-    value = record.get(field)
-    if not isinstance(value, list) or not value or not all(isinstance(text, str) for text in value):
-        raise InputError(f"{field!r} must be a list of texts, at least one; not {value!r:.80}")
-    return tuple(value)
-
-
-def checked_solution(identifier: str, problem: str, steps: tuple[str, ...], label: int | None) -> Solution:
-    try:
-        "".join((identifier, problem, *steps)).encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"text that is not Unicode: a lone surrogate {error.object[error.start]!r}") from None
-    return Solution(id=identifier, problem=problem, steps=steps, label=label)

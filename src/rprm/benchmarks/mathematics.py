@@ -1,31 +1,27 @@
 """Mathematical problems with gold answers, for measuring what a policy and its guide solve.
 
-Seven sets: R-PRM's table of guided search has six of them (arXiv 2503.21295, section 4), GSM8K test is the seventh. The
-paper uses 200 items each of OlympiadBench and College Math; a set of that size is named after it. Or a file of one's
-own.
+Six sets of R-PRM's table of guided search (arXiv 2503.21295, section 4), GSM8K test, or a file of one's own.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlencode
+from typing import Annotated, Any
 
-from rprm.benchmarks.items import json_object, parsed_rows, refuse_revision, subset_file
+from pydantic import AliasChoices, BeforeValidator, Field
+
+from rprm.benchmarks.items import open_sources, read_items
 from rprm.benchmarks.tally import Figure
 from rprm.errors import InputError
 from rprm.grading import MATHEMATICS, RULES, AnswerRule, Grade, Grader, final_answer, olympiadbench_rule
-from rprm.reading import Rejected, Source, SourceInfo
+from rprm.reading import AnyText, Identifier, Rejected, RowModel, Source, SourceInfo, Text, checked
 from rprm.records import Record
-
-#: The size of the subsets that the paper draws of OlympiadBench and College Math.
-PAPER_SUBSET_SIZE = 200
-PAPER_SUBSETS = frozenset(["olympiadbench", "college_math"])
 
 #: The name of the last column: the unweighted mean over the sets, as in the paper's table.
 AVERAGE = "average"
@@ -35,21 +31,13 @@ OWN = "problems"
 
 
 class Problem(Record):
-    """A problem, and what is needed to grade answers to it.
+    """A problem, and what is needed to grade answers to it."""
 
-    Attributes:
-        id: unique in its run: `SET/ID` for the mathematics sets, with the data's own id, or else the 0-based place.
-        problem: its text.
-        set: the row of a table that it counts in.
-        answer: the gold answer, several of them separated by commas; None where unknown: it is not graded then.
-        rule: how an answer is found in a solution and compared with the gold one.
-    """
-
-    id: str
+    id: str  #: unique in its run: `SET/ID` for the mathematics sets, with the data's own id, or else the 0-based place
     problem: str
     set: str = OWN
-    answer: str | None = None
-    rule: AnswerRule = MATHEMATICS
+    answer: str | None = None  #: gold answers with commas between them; None where unknown: it is not graded then
+    rule: AnswerRule = MATHEMATICS  #: how an answer is found in a solution and compared with the gold one
 
 
 class ProblemRow(Record):
@@ -82,25 +70,86 @@ class Problems:
 
 
 def set_title(set_name: str, num_problems: int) -> str:
-    """How tables call a set: `olympiadbench (200 items)` is of the size of the paper's subset."""
-    is_sampled = set_name in PAPER_SUBSETS and num_problems == PAPER_SUBSET_SIZE
+    """How tables call a set: `olympiadbench (200 items)` is of the size of the subset that the paper draws."""
+    is_sampled = set_name in ("olympiadbench", "college_math") and num_problems == 200
     return f"{set_name} ({num_problems} items)" if is_sampled else set_name
+
+
+def _as_text(value: Any) -> Any:
+    """Numbers as texts, 27.0 as 27."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+_Answer = Annotated[AnyText | None, BeforeValidator(_as_text)]
+
+
+class _OwnRow(RowModel):
+    id: Identifier | None = None
+    problem: Annotated[Text, Field(validation_alias=AliasChoices("problem", "question"))]
+    answer: _Answer = None
+    set: AnyText = OWN
+
+
+class _SetRow(RowModel):
+    id: Annotated[Identifier | None, Field(validation_alias=AliasChoices("unique_id", "id"))] = None
+    problem: Annotated[Text, Field(validation_alias=AliasChoices("problem", "question", "query"))]
+    answer: _Answer = None
+
+
+def _gold(name: str, row: _SetRow, value: dict[str, Any]) -> tuple[str, AnswerRule]:
+    """The gold answer to a problem of a set, and the rule to grade by."""
+    if name == "olympiadbench":
+        return _olympiadbench(value)
+    known, rule = _SETS[name], RULES[name]
+    answer, place = row.answer, "answer"
+    if known.is_worked or (name == "minerva_math" and answer is None):
+        place = "answer" if known.is_worked else "solution"
+        answer = final_answer(str(value.get(place) or ""), rule)
+    if answer is None or not re.fullmatch(known.form, answer.strip(), flags=re.ASCII | re.DOTALL):
+        raise InputError(f"{place!r} must {known.wanted}, not {answer!r:.80}")
+    return answer.strip(), rule
+
+
+def _olympiadbench(row: dict[str, Any]) -> tuple[str, AnswerRule]:
+    answers, unit, error = row.get("final_answer"), row.get("unit"), row.get("error")
+    if not isinstance(answers, list) or not answers or not all(isinstance(text, str) and text for text in answers):
+        raise InputError(f"'final_answer' must be a list of texts, at least one; not {answers!r:.80}")
+    # How far a number may be off; of several, the smallest.
+    errors = [] if error in (None, "") else [text.strip() for text in str(error).split(",")]
+    if not all(re.fullmatch(r"\d*\.?\d+(?:[eE]-?\d{1,2})?", text, flags=re.ASCII) for text in errors):
+        raise InputError(f"'error' must be a number such as 1e-2, not {error!r:.80}")
+    rule = olympiadbench_rule(
+        multiple=row.get("is_multiple_answer") is True or len(answers) > 1,
+        unit=unit if isinstance(unit, str) and unit else None,
+        error=min(map(Fraction, errors), default=None),
+    )
+    return ", ".join(answers), rule
 
 
 @dataclass(frozen=True, slots=True)
 class _Set:
-    """Where a set is on the hub (None: nowhere), and how its rows are read.
-
-    Attributes:
-        gold: reads the gold answer and its rule.
-        id_fields: of the row's own id; the first that a row has is taken.
-    """
+    """Where a set is on the hub (None: nowhere), and the form of its gold answers."""
 
     hub: str | None
-    gold: Callable[[dict[str, Any]], tuple[str, AnswerRule]]
     split: str = "test"
-    config: str | None = None
-    id_fields: tuple[str, ...] = ("id",)
+    form: str = r".*\S.*"  #: a pattern, which `wanted` says in words
+    wanted: str = "be a text or a number"
+    is_worked: bool = False  #: the field `answer` is a whole solution
+
+
+#: By name, in the order of the paper's table. Minerva's answer is the last box of `solution` where there is no other.
+_SETS: dict[str, _Set] = {
+    "aime24": _Set("HuggingFaceH4/aime_2024", "train", r"\d{1,3}", "be a whole number from 0 to 999"),
+    "amc23": _Set("math-ai/amc23"),
+    "math500": _Set("HuggingFaceH4/MATH-500"),
+    "olympiadbench": _Set("math-ai/olympiadbench"),
+    "college_math": _Set(None),
+    "minerva_math": _Set("math-ai/minervamath", wanted="have a \\boxed{...} that is closed, or there be an 'answer'"),
+    "gsm8k": _Set("openai/gsm8k", "test", r"-?[\d,]+(?:\.\d+)?", "end in a line '#### NUMBER'", is_worked=True),
+}
+SETS: tuple[str, ...] = tuple(_SETS)
 
 
 def read_mathematics(
@@ -112,7 +161,7 @@ def read_mathematics(
         sets: names out of `SETS`, each once; a text has commas between them.
         data: a folder with `SET.jsonl` (or `.json`, `.jsonl.gz`, `.json.gz`) of each; of one set also a file, or a hub
             data set; None for the sets' own places on the hub.
-        revision: of the hub data set, for one set; the one that was read is recorded in `sources`.
+        revision: of the hub data set, for one set.
         limit: the first so many problems of each set.
 
     Raises:
@@ -131,23 +180,27 @@ def read_mathematics(
     rejected: list[Rejected] = []
     sources: dict[str, SourceInfo] = {}
     for name in names:
-        if name not in _SETS:
-            raise InputError(f"{name!r} is no mathematics set; known are {', '.join(_SETS)}")
-        known = _SETS[name]
-
-        def problem(row: dict[str, Any], place: int, name: str = name, known: _Set = known) -> Problem:
-            text = _first_text(row, ("problem", "question", "query"))
-            context = row.get("context")
-            if isinstance(context, str) and context.strip() and context not in text:
-                text = f"{context.strip()}\n\n{text}"
-            answer, rule = known.gold(row)
-            identifier = f"{name}/{_identifier(row, known.id_fields, place)}"
-            return Problem(id=identifier, problem=text, set=name, answer=answer, rule=rule)
-
-        source = _source(name, known, data, revision)
-        problems += _problems(source, problem, rejected)[:limit]
-        sources[name] = source.inspect()
+        if name not in SETS:
+            raise InputError(f"{name!r} is no mathematics set; known are {', '.join(SETS)}")
+        place = data or _SETS[name].hub
+        if place is None:
+            raise InputError(f"{name} has no data set on the hub; give a file, or a folder with {name}.jsonl")
+        options = {"split": _SETS[name].split} | ({"config": "main"} if name == "gsm8k" else {})
+        ((_, source),) = open_sources(place, {name: options}, revision)
+        found = read_items([(source, partial(_set_problem, name))])
+        problems += found.items[:limit]
+        rejected += found.rejected
+        sources[name] = found.sources[0]
     return Problems(tuple(problems), tuple(rejected), sources)
+
+
+def _set_problem(name: str, value: Any, place: int) -> Problem:
+    row = checked(_SetRow, value)
+    text, context = row.problem, value.get("context")
+    if isinstance(context, str) and context.strip() and context not in text:
+        text = f"{context.strip()}\n\n{text}"
+    answer, rule = _gold(name, row, value)
+    return Problem(id=f"{name}/{row.id or place}", problem=text, set=name, answer=answer, rule=rule)
 
 
 def read_problem_file(path: str | Path, *, limit: int | None = None) -> Problems:
@@ -159,191 +212,27 @@ def read_problem_file(path: str | Path, *, limit: int | None = None) -> Problems
         InputError: no row can be used.
     """
 
-    def problem(row: dict[str, Any], place: int) -> Problem:
-        text, set_name = row.get("problem", row.get("question")), row.get("set", OWN)
-        if not isinstance(text, str) or not text.strip():
-            raise InputError(f"'problem' must be a text that is not empty, not {text!r:.80}")
-        if not isinstance(set_name, str):
-            raise InputError(f"'set' must be a text, not {set_name!r:.80}")
-        answer = _number_as_text(row.get("answer"))
-        if not isinstance(answer, str | None):
-            raise InputError(f"'answer' must be a text or a number, not {answer!r:.80}")
-        rule = RULES.get(set_name, MATHEMATICS)
-        identifier = _identifier(row, ("id",), place)
-        return Problem(id=identifier, problem=text, set=set_name, answer=answer, rule=rule)
+    def problem(value: Any, place: int) -> Problem:
+        row = checked(_OwnRow, value)
+        identifier, rule = row.id or str(place), RULES.get(row.set, MATHEMATICS)
+        return Problem(id=identifier, problem=row.problem, set=row.set, answer=row.answer, rule=rule)
 
-    source = Source(str(path))
-    rejected: list[Rejected] = []
-    problems = tuple(_problems(source, problem, rejected)[:limit])
-    return Problems(problems, tuple(rejected), dict.fromkeys((one.set for one in problems), source.inspect()))
-
-
-def _problems(
-    source: Source, problem: Callable[[dict[str, Any], int], Problem], rejected: list[Rejected]
-) -> list[Problem]:
-    """What `problem` makes of each row and its 0-based place; rows that it refuses join `rejected`."""
-    ids: set[str] = set()
-    place = -1
-
-    def parse(value: Any) -> Problem:
-        nonlocal place
-        place += 1
-        found = problem(json_object(value), place)
-        try:
-            f"{found.id}{found.problem}{found.set}{found.answer}".encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"text that is not Unicode: a lone surrogate {error.object[error.start]!r}") from None
-        if found.id in ids:
-            raise InputError(f"id {found.id!r} stands in an earlier row already; ids must be unique")
-        ids.add(found.id)
-        return found
-
-    num_before = len(rejected)
-    problems = list(parsed_rows(source.name, source.rows(), parse, rejected))
-    if not problems:
-        if len(rejected) == num_before:
-            raise InputError(f"{source.name}: no rows")
-        first = rejected[num_before]
-        raise InputError(
-            f"{source.name}: none of {len(rejected) - num_before} rows is a problem; the first, line {first.line}: "
-            f"{first.reason}"
-        )
-    return problems
-
-
-def _source(name: str, known: _Set, data: str | Path | None, revision: str | None) -> Source:
-    hub = known.hub
-    if data is not None:
-        path = Path(data)
-        refuse_revision(path, revision)
-        if path.is_dir():
-            file = subset_file(path, name)
-            if file is None:
-                raise InputError(f"{path}: no {name}.jsonl in this folder")
-            return Source(str(file))
-        if path.is_file():
-            return Source(str(path))
-        if not re.fullmatch(r"(hub:)?[\w.-]+/[\w.-]+", str(data)):
-            raise InputError(f"{data}: no such file or folder, and no name of a hub data set (OWNER/NAME)")
-        hub = str(data).removeprefix("hub:")
-    if hub is None:
-        raise InputError(f"{name} has no data set on the hub; give a file, or a folder with {name}.jsonl")
-    options = {"split": known.split} | ({"config": known.config} if known.config else {})
-    if revision is None:
-        # The commit that the name means now, so that what is read is what is recorded.
-        revision = Source(f"hub:{hub}?{urlencode(options)}").inspect().digest.removeprefix("revision:")
-    return Source(f"hub:{hub}?{urlencode(options | {'revision': revision})}")
-
-
-def _identifier(row: dict[str, Any], fields: tuple[str, ...], place: int) -> str:
-    identifier = next((row[field] for field in fields if row.get(field) is not None), place)
-    if isinstance(identifier, bool) or not isinstance(identifier, str | int) or identifier == "":
-        raise InputError(f"the id must be a text or a whole number, not {identifier!r:.80}")
-    return str(identifier)
-
-
-def _first_text(row: dict[str, Any], fields: tuple[str, ...]) -> str:
-    for field in fields:
-        value = row.get(field)
-        if isinstance(value, str) and value.strip():
-            return value
-    raise InputError(f"none of {', '.join(map(repr, fields))} is a text that is not empty; fields are: {_names(row)}")
-
-
-def _names(row: dict[str, Any]) -> str:
-    return ", ".join(sorted(row)[:20])
-
-
-def _number_as_text(value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return value
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-def _answer(row: dict[str, Any]) -> str:
-    """The field `answer`, a text or a number."""
-    value = _number_as_text(row.get("answer"))
-    if not isinstance(value, str) or not value.strip():
-        raise InputError(f"'answer' must be a text or a number, not {value!r:.80}; fields are: {_names(row)}")
-    return value.strip()
-
-
-def _aime(row: dict[str, Any]) -> tuple[str, AnswerRule]:
-    answer = _answer(row)
-    if not re.fullmatch(r"\d{1,3}", answer, flags=re.ASCII):
-        raise InputError(f"an answer of the AIME is a whole number from 0 to 999, not {answer!r:.80}")
-    return answer, RULES["aime24"]
-
-
-def _minerva(row: dict[str, Any]) -> tuple[str, AnswerRule]:
-    """The field `answer`, or else the last box of `solution`."""
-    rule = RULES["minerva_math"]
-    if row.get("answer") is not None:
-        return _answer(row), rule
-    answer = final_answer(_first_text(row, ("solution",)), rule)
-    if answer is None:
-        raise InputError("'solution' has no \\boxed{...} that is closed, and there is no 'answer'")
-    return answer, rule
-
-
-def _olympiadbench(row: dict[str, Any]) -> tuple[str, AnswerRule]:
-    answers = row.get("final_answer")
-    if not isinstance(answers, list) or not answers or not all(isinstance(text, str) and text for text in answers):
-        raise InputError(f"'final_answer' must be a list of texts, at least one; not {answers!r:.80}")
-    unit = row.get("unit")
-    # How far a number may be off; of several, the smallest.
-    errors = [] if row.get("error") in (None, "") else [text.strip() for text in str(row["error"]).split(",")]
-    if not all(re.fullmatch(r"\d*\.?\d+(?:[eE]-?\d{1,2})?", text, flags=re.ASCII) for text in errors):
-        raise InputError(f"'error' must be a number such as 1e-2, not {row['error']!r:.80}")
-    rule = olympiadbench_rule(
-        multiple=row.get("is_multiple_answer") is True or len(answers) > 1,
-        unit=unit if isinstance(unit, str) and unit else None,
-        error=min(map(Fraction, errors), default=None),
-    )
-    return ", ".join(answers), rule
-
-
-def _gsm8k(row: dict[str, Any]) -> tuple[str, AnswerRule]:
-    answer = final_answer(_first_text(row, ("answer",)), RULES["gsm8k"])
-    if answer is None or not re.fullmatch(r"-?[\d,]+(?:\.\d+)?", answer, flags=re.ASCII):
-        raise InputError(f"'answer' must end in a line '#### NUMBER'; found {answer!r:.80}")
-    return answer, RULES["gsm8k"]
-
-
-#: By name, in the order of the paper's table.
-_SETS: dict[str, _Set] = {
-    "aime24": _Set("HuggingFaceH4/aime_2024", _aime, split="train"),
-    "amc23": _Set("math-ai/amc23", lambda row: (_answer(row), RULES["amc23"])),
-    "math500": _Set(
-        "HuggingFaceH4/MATH-500", lambda row: (_answer(row), RULES["math500"]), id_fields=("unique_id", "id")
-    ),
-    "olympiadbench": _Set("math-ai/olympiadbench", _olympiadbench),
-    "college_math": _Set(None, lambda row: (_answer(row), RULES["college_math"])),
-    "minerva_math": _Set("math-ai/minervamath", _minerva),
-    "gsm8k": _Set("openai/gsm8k", _gsm8k, config="main"),
-}
-SETS: tuple[str, ...] = tuple(_SETS)
+    found = read_items([(Source(str(path)), problem)])
+    problems = found.items[:limit]
+    return Problems(problems, found.rejected, dict.fromkeys((one.set for one in problems), found.sources[0]))
 
 
 def check_sets(problems: Problems, grader: Grader) -> dict[str, dict[str, Any]]:
-    """What each set holds, as a JSON object.
-
-    Returns:
-        By set: `name` as tables print it; the numbers of `problems` and of `rejected_rows`; `unrecognised`, by problem
-        id the gold answers that nothing but the same text can equal (see `Grader.check_gold`); `data`, its source.
-    """
+    """What each set holds, as a JSON object; `unrecognised` are gold answers that only the same text can equal."""
     checks: dict[str, dict[str, Any]] = {}
     for name, source in problems.sources.items():
         members = [problem for problem in problems.problems if problem.set == name]
+        answers = {problem.id: (problem.answer, problem.rule) for problem in members if problem.answer is not None}
         checks[name] = {
             "name": set_title(name, len(members)),
             "problems": len(members),
             "rejected_rows": sum(rejected.file == source.name for rejected in problems.rejected),
-            "unrecognised": {
-                problem.id: problem.answer
-                for problem in members
-                if problem.answer is not None and not grader.check_gold(problem.answer, problem.rule).correct
-            },
+            "unrecognised": {id: gold[0] for id, gold in answers.items() if not grader.check_gold(*gold).correct},
             "data": {"name": source.name, "digest": source.digest},
         }
     return checks
@@ -362,38 +251,22 @@ class GradedAnswer:
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            "run": self.run,
-            "id": self.id,
-            "candidate": self.index,
-            "answer": self.answer,
-            "outcome": self.grade.outcome,
-            "correct": self.grade.correct,
-            "group": self.group,
-        }
+            "run": self.run, "id": self.id, "candidate": self.index, "answer": self.answer,
+            "outcome": self.grade.outcome, "correct": self.grade.correct, "group": self.group,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class MeasuredRow:
-    """A way to arrive at one solution of each problem, and how often it is right.
+    """A way to arrive at one solution of each problem, and how often it is right."""
 
-    Attributes:
-        strategy: with a capital N for the number of candidates: `pass@1`, `majority@N`, `pass@N`, `Best-of-N (min)`,
-            `weighted vote of N (min)`, `guided search`.
-        model: what wrote, and what chose.
-        run: the name of its run.
-        num_candidates: N; None for a search that has no number of whole candidates.
-        figures: accuracy in percent, by set and `average`.
-        differences: to other rows on the same problems, in points, by their strategy; then as `figures`.
-        policy_tokens, judge_tokens: generated for a problem, in the mean; None where not counted, or not judged.
-    """
-
-    strategy: str
-    model: str
+    strategy: str  #: `pass@1`, `majority@N`, `pass@N`, `Best-of-N (min)`, `weighted vote of N (min)`, `guided search`
+    model: str  #: what wrote, and what chose
     run: str
-    num_candidates: int | None
-    figures: Mapping[str, Figure]
-    differences: Mapping[str, Mapping[str, Figure]]
-    policy_tokens: float | None
+    num_candidates: int | None  #: N; None for a search that has no number of whole candidates
+    figures: Mapping[str, Figure]  #: accuracy in percent, by set and `average`
+    differences: Mapping[str, Mapping[str, Figure]]  #: to other rows, in points, by their strategy; then as `figures`
+    policy_tokens: float | None  #: generated for a problem, in the mean; None where not counted
     judge_tokens: float | None
 
     @property
@@ -402,37 +275,18 @@ class MeasuredRow:
         return numbered(self.strategy, self.num_candidates)
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "method": self.method,
-            "model": self.model,
-            "run": self.run,
-            "candidates": self.num_candidates,
-            "accuracy": {name: figure.as_dict() for name, figure in self.figures.items()},
-            "differences": {
-                baseline: {name: figure.as_dict() for name, figure in figures.items()}
-                for baseline, figures in self.differences.items()
-            },
-            "policy_tokens": self.policy_tokens,
-            "judge_tokens": self.judge_tokens,
-        }
+        names = {"strategy": "method", "num_candidates": "candidates", "figures": "accuracy"}
+        return {names.get(name, name): value for name, value in asdict(self).items()} | {"method": self.method}
 
 
 @dataclass(frozen=True)
 class SearchMeasurement:
-    """Runs on the same problems.
+    """Runs on the same problems."""
 
-    Attributes:
-        sets: name -> number of problems.
-        rows: of the table.
-        curve: rows with N = 1, 2, 4, ... up to all candidates, where asked for.
-        answers: of every solution measured, graded, run by run; where several runs have the same solutions, once.
-        notes: what a reader of the figures must know, in sentences.
-    """
-
-    sets: Mapping[str, int]
+    sets: Mapping[str, int]  #: name -> number of problems
     rows: tuple[MeasuredRow, ...]
-    curve: tuple[MeasuredRow, ...]
-    answers: tuple[GradedAnswer, ...]
+    curve: tuple[MeasuredRow, ...]  #: rows with N = 1, 2, 4, ... up to all candidates, where asked for
+    answers: tuple[GradedAnswer, ...]  #: of every solution, run by run; of several runs with the same solutions once
     num_resamples: int
     seed: int
     notes: tuple[str, ...]
@@ -455,10 +309,8 @@ class SearchMeasurement:
             "rows": [row.as_dict() for row in self.rows],
             "curve": [row.as_dict() for row in self.curve],
             "unsettled": [graded.as_dict() for graded in self.unsettled],
-            "resamples": self.num_resamples,
-            "seed": self.seed,
-            "notes": list(self.notes),
-        }
+            "resamples": self.num_resamples, "seed": self.seed, "notes": list(self.notes),
+        }  # fmt: skip
 
 
 def numbered(strategy: str, size: int | None) -> str:

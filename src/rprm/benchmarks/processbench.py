@@ -1,40 +1,67 @@
-"""ProcessBench (arXiv 2412.06559; QwenLM/ProcessBench): solutions with their earliest wrong step.
+"""ProcessBench (arXiv 2412.06559; QwenLM/ProcessBench, `code/run_eval.py`): find the earliest wrong step.
 
-How it is measured is in `first_errors`.
+The prediction for a solution is the index of the first step whose score is below the threshold, -1 where none is.
+Figures of each subset at hand: `error_acc`, the share of solutions with a wrong step whose prediction is exactly the
+label; `correct_acc`, of those without one that are predicted -1; `f1`, their harmonic mean, not the F1 of precision and
+recall. `average.f1` is the unweighted mean over the subsets. What rests on no item of a kind is undefined.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from rprm.benchmarks.benchmark import Benchmark, Flag
-from rprm.benchmarks.first_errors import (
-    PROCESSBENCH_SUBSETS,
-    ProcessBenchItem,
-    measure_held_out,
-    tally_processbench,
-    threshold_curve,
-)
-from rprm.benchmarks.items import (
-    BenchmarkItems,
-    checked_solution,
-    collected,
-    json_object,
-    open_sources,
-    parsed_rows,
-    subset_file,
-    text_of,
-    texts_of,
-)
-from rprm.benchmarks.tally import measure
-from rprm.errors import InputError
-from rprm.reading import Rejected
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from rprm.benchmarks.benchmark import Benchmark, Flag, Measurement
+from rprm.benchmarks.bootstrap import DEFAULT_RESAMPLES
+from rprm.benchmarks.items import BenchmarkItems, open_sources, read_items
+from rprm.benchmarks.scores import Scores, named, refuse_lengths
+from rprm.benchmarks.tally import Coverage, Figure, Floats, ResultTable, TableLine, Tally, accuracies, nested, optional
+from rprm.errors import BenchmarkError, InputError
+from rprm.reading import AnyText, RowModel, Text, checked
+from rprm.records import Solution
+from rprm.rewarders.base import first_error
 
 #: The hub data set of the benchmark's authors.
 PROCESSBENCH_HUB = "Qwen/ProcessBench"
+
+#: The subsets, in the order of the tables (arXiv 2412.06559, table 3). On the hub each is a split.
+PROCESSBENCH_SUBSETS = ("gsm8k", "math", "olympiadbench", "omnimath")
+
+#: Thresholds of a curve: 0.01, 0.02, ..., 0.99.
+CURVE_THRESHOLDS = tuple(percent / 100 for percent in range(1, 100))
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessBenchItem:
+    """A solution with its earliest wrong step (`solution.label`, 0-based; -1: every step is right)."""
+
+    subset: str
+    solution: Solution
+    label: int
+    generator: Any = None
+    final_answer_correct: Any = None
+
+    @property
+    def id(self) -> str:
+        return self.solution.id
+
+
+class _Row(RowModel):
+    id: Text
+    problem: Text
+    steps: Annotated[list[AnyText], Field(min_length=1)]
+    label: int
+    generator: Any = None
+    final_answer_correct: Any = None
 
 
 def read_processbench(
@@ -43,63 +70,276 @@ def read_processbench(
     """Read ProcessBench.
 
     Args:
-        data: a folder with `gsm8k.jsonl`, `math.jsonl`, ... (or `.json`, `.jsonl.gz`, `.json.gz`; whichever of the four
-            subsets are there); or one file, whose items belong to the subset of their id (`math-12`) or else of the
-            file's name; or a hub data set whose splits are the subsets.
-        revision: of the hub data set; the one that was read is recorded in `sources`.
+        data: a folder with `gsm8k.jsonl`, `math.jsonl`, ... (or `.json`, `.jsonl.gz`, `.json.gz`), some of them; or one
+            file, whose items belong to the subset of their id (`math-12`) or else of the file's name; or a hub data set
+            whose splits are the subsets.
 
     Raises:
         InputError: nothing can be read at all.
     """
-
-    def in_folder(folder: Path) -> dict[str, Path]:
-        files = {subset: file for subset in PROCESSBENCH_SUBSETS if (file := subset_file(folder, subset)) is not None}
-        if not files:
-            names = ", ".join(f"{subset}.jsonl" for subset in PROCESSBENCH_SUBSETS)
-            raise InputError(f"{folder}: no subset of ProcessBench in this folder; its files are named {names}")
-        return files
-
-    sources = open_sources(data, PROCESSBENCH_SUBSETS, revision, in_folder)
-    items: dict[str, ProcessBenchItem] = {}
-    rejected: list[Rejected] = []
-    for subset, source in sources:
-
-        def parse(value: Any, subset: str | None = subset, path: Path = source.path) -> ProcessBenchItem:
-            item = _item(value, subset, path)
-            if item.id in items:
-                raise InputError(f"id {item.id!r} stands in an earlier row already; ids must be unique")
-            return item
-
-        for item in parsed_rows(source.name, source.rows(), parse, rejected):
-            items[item.id] = item
-    return collected(list(items.values()), rejected, [source for _, source in sources])
+    splits = {subset: {"split": subset} for subset in PROCESSBENCH_SUBSETS}
+    sources = open_sources(data, splits, revision)
+    return read_items((source, partial(_item, subset, source.path)) for subset, source in sources)
 
 
-def _item(value: Any, subset: str | None, path: Path) -> ProcessBenchItem:
-    record = json_object(value)
-    identifier = text_of(record, "id")
-    steps = texts_of(record, "steps")
-    label = record.get("label")
-    if type(label) is not int or not -1 <= label < len(steps):
+def _item(subset: str | None, path: Path, value: Any, _: int) -> ProcessBenchItem:
+    row = checked(_Row, value)
+    if not -1 <= row.label < len(row.steps):
         raise InputError(
-            f"'label' must be the 0-based index of the earliest wrong step (0 to {len(steps) - 1}), or -1 for none; "
-            f"not {label!r:.80}"
+            f"'label' must be the 0-based index of the earliest wrong step (0 to {len(row.steps) - 1}), or -1 for "
+            f"none; not {row.label}"
         )
     if subset is None:
-        prefix = re.match(r"(\w+?)[-_]\d+$", identifier)
-        named = prefix[1] if prefix and prefix[1] in PROCESSBENCH_SUBSETS else None
-        subset = named or path.name.split(".")[0]
-    generator, final_answer_correct = record.get("generator"), record.get("final_answer_correct")
-    return ProcessBenchItem(
-        subset=subset,
-        solution=checked_solution(identifier, text_of(record, "problem"), steps, label),
-        label=label,
-        generator=generator if isinstance(generator, str) else None,
-        final_answer_correct=final_answer_correct if isinstance(final_answer_correct, bool) else None,
+        prefix = re.match(rf"({'|'.join(PROCESSBENCH_SUBSETS)})[-_]\d+$", row.id)
+        subset = prefix[1] if prefix else path.name.split(".")[0]
+    solution = Solution(id=row.id, problem=row.problem, steps=tuple(row.steps), label=row.label)
+    return ProcessBenchItem(subset, solution, row.label, row.generator, row.final_answer_correct)
+
+
+def tally_processbench(
+    items: BenchmarkItems[ProcessBenchItem],
+    scores: Scores,
+    *,
+    threshold: float = 0.5,
+    allow_missing: bool = False,
+) -> Tally:
+    """Count a run item by item: a step with a score below the threshold is called wrong (0.5 in R-PRM, section 4.1).
+
+    Args:
+        scores: an item with a step without a score up to its first error is `unjudged`, and counts as predicted wrong.
+            Scores may end before the solution does if the last one is below the threshold (exit at the first error).
+        allow_missing: count items without any score as wrong, whatever their label, instead of refusing.
+
+    Raises:
+        MissingPredictions: items have no score at all and `allow_missing` is not set.
+        InputError: the scores do not fit the items' steps.
+        BenchmarkError: the scores cannot be measured at this threshold.
+    """
+    return _count(items, scores, [threshold], allow_missing)[1]
+
+
+def _count(
+    items: BenchmarkItems[ProcessBenchItem],
+    scores: Scores,
+    thresholds: Sequence[float],
+    allow_missing: bool,
+    *,
+    whole: bool = False,
+) -> tuple[NDArray[np.bool_], Tally]:
+    """(N, T) whether each item is predicted right at each threshold; and the tally at the first of them.
+
+    The thresholds that predict an item right are one interval, (score of the label, lowest score before it], for an
+    item without a wrong step (-inf, lowest score]; where a step up to there has no score there are none.
+    `whole`: the scores hold at every threshold, and none may end early.
+    """
+    if whole and scores.settled_at is not None:
+        raise BenchmarkError(
+            f"early stopping settled these rewards at the threshold {scores.settled_at}; other thresholds need the "
+            "mean of all analyses: judge without early stopping"
+        )
+    for threshold in thresholds:
+        scores.check_threshold(threshold)
+    if not items.items or not thresholds:
+        raise BenchmarkError("there are no items to measure, or no thresholds to measure at")
+    if scores.repeated:
+        raise InputError(f"these items are scored twice: {named(scores.repeated)}")
+    threshold = thresholds[0]
+    ids = [item.id for item in items.items]
+    strata = [item.subset for item in items.items]
+    subsets = sorted(set(strata), key=lambda name: ((*PROCESSBENCH_SUBSETS, name).index(name), name))
+    coverage = dict.fromkeys(subsets, Coverage())
+    intervals = np.full((len(ids), 2), (np.inf, -np.inf))
+    wrong, cut, missing = [], [], []
+    for place, item in enumerate(items.items):
+        p_yes, num_steps, label = scores.p_yes.get(item.id), len(item.solution.steps), item.label
+        if p_yes is not None and len(p_yes) != num_steps:
+            is_cut = len(p_yes) < num_steps
+            cut += [item.id] * is_cut
+            # An exit at the first error ends with a step that is called wrong; any other ending lost scores.
+            if whole or not is_cut or first_error(p_yes[-1:], threshold) != 0:
+                wrong.append(f"{item.id} ({len(p_yes)} scores, {num_steps} steps)")
+        if p_yes is None or all(score is None for score in p_yes):
+            missing.append(item.id)
+            coverage[item.subset] += Coverage(1, 1, num_steps, 0, 1)
+            continue
+        errors = (index for index, score in enumerate(p_yes) if score is not None and score < threshold)
+        needed = p_yes[: next(errors, len(p_yes)) + 1]
+        num_scored, is_unjudged = sum(score is not None for score in needed), first_error(p_yes, threshold) is None
+        coverage[item.subset] += Coverage(1, 0, len(needed), num_scored, int(is_unjudged))
+        known = [score for score in p_yes[: label + 1 or None] if score is not None]
+        if len(known) == (label + 1 or len(p_yes)):
+            intervals[place] = -np.inf if label == -1 else known.pop(), min(known, default=np.inf)
+    if whole and 0 < len(cut) == len(wrong):
+        raise BenchmarkError(
+            f"the scores of {len(cut)} items end at the first error ({named(cut)}); other thresholds need a score for "
+            "each step: judge without first-error exit"
+        )
+    refuse_lengths(wrong, f"(scores may end early only at a predicted first error, below the threshold {threshold})")
+    scores.refuse_missing(missing, ids, "no prediction", allow_missing=allow_missing)
+    right = (intervals[:, :1] < np.array(thresholds)) & (np.array(thresholds) <= intervals[:, 1:])
+    # Of each subset (right, all) among the items with a wrong step, then among those without.
+    counts = np.zeros((len(ids), len(subsets), 2, 2))
+    for place, item in enumerate(items.items):
+        counts[place, subsets.index(item.subset), int(item.label == -1)] = right[place, 0], 1
+    return right, Tally(
+        benchmark="processbench", threshold=threshold, ids=tuple(ids), strata=np.array(strata),
+        counts=counts.reshape(len(ids), -1), outcomes=right[:, :1].astype(np.int64), coverage=coverage,
+        figure_names=(*(f"{subset}.{name}" for subset in subsets for name in _NAMES), "average.f1"),
+        figures_of=_figures_of, headline="average.f1", layout=_table, tests_items=True, missing=tuple(missing),
+    )  # fmt: skip
+
+
+#: The figures of a subset.
+_NAMES = ("error_acc", "correct_acc", "f1")
+
+
+def _figures_of(sums: Floats) -> Floats:
+    """(..., 4 for each subset) -> (..., 3 for each subset, and the average)."""
+    figures = accuracies(sums.reshape(*sums.shape[:-1], -1, 2, 2))
+    average = figures[..., 2].mean(axis=-1, keepdims=True)
+    return np.asarray(100.0 * np.concatenate([figures.reshape(*sums.shape[:-1], -1), average], axis=-1))
+
+
+@dataclass(frozen=True)
+class ThresholdCurve:
+    """F1 in percent at each threshold, by subset and `average`; None where undefined."""
+
+    thresholds: tuple[float, ...]
+    f1: dict[str, tuple[float | None, ...]]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"threshold": list(self.thresholds), "f1": {name: list(values) for name, values in self.f1.items()}}
+
+    def table(self) -> ResultTable:
+        """The thresholds that are multiples of 0.05, and that with the highest average, which is marked."""
+        rows = list(zip(self.thresholds, *self.f1.values(), strict=True))
+        averages = [(average, -abs(threshold - 0.5)) for threshold, *_, average in rows if average is not None]
+        best = max(averages, default=None)
+        lines = []
+        for threshold, *values in rows:
+            is_best = (values[-1], -abs(threshold - 0.5)) == best
+            best = None if is_best else best
+            if is_best or abs(threshold / 0.05 - round(threshold / 0.05)) <= 1e-6:
+                lines.append(TableLine(f"{threshold:g}", [*map(Figure, values)], "bold green" if is_best else ""))
+        notes = ["The marked threshold was chosen on the items it is measured on, which flatters it"] * bool(averages)
+        return ResultTable("F1 by threshold", ("threshold", *self.f1), lines, notes)
+
+
+def threshold_curve(
+    items: BenchmarkItems[ProcessBenchItem],
+    scores: Scores,
+    *,
+    thresholds: Sequence[float] = CURVE_THRESHOLDS,
+    allow_missing: bool = False,
+    **_: Any,
+) -> ThresholdCurve:
+    """F1 of each subset, and their average, at many thresholds.
+
+    Raises:
+        BenchmarkError: analyses were stopped early, or steps after the first error were not judged.
+        MissingPredictions: as for `tally_processbench`.
+    """
+    right, tally = _count(items, scores, thresholds, allow_missing, whole=True)
+    curves = zip(tally.figure_names, _figures_at(tally, right).T, strict=True)
+    f1 = {name.removesuffix(".f1"): tuple(map(optional, values)) for name, values in curves if name.endswith(".f1")}
+    return ThresholdCurve(tuple(thresholds), f1)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Figures of all items at the threshold of their half, of so many items, which was chosen on the other half."""
+
+    thresholds: tuple[float, float]
+    sizes: tuple[int, int]
+    figures: Mapping[str, Figure]
+    undefined_resamples: dict[str, int]
+
+    def as_dict(self) -> dict[str, Any]:
+        halves = zip(self.thresholds, self.sizes, strict=True)
+        return {
+            "halves": [{"threshold": threshold, "items": size} for threshold, size in halves],
+            "figures": nested({name: figure.as_dict() for name, figure in self.figures.items()}),
+            "undefined_resamples": self.undefined_resamples,
+        }
+
+    def table(self) -> ResultTable:
+        (first, second), (first_size, second_size) = self.thresholds, self.sizes
+        return ResultTable(
+            "ProcessBench, threshold chosen on the held-out half",
+            ("subset", "error acc", "correct acc", "F1"),
+            _lines(self.figures),
+            [
+                f"{first_size:,} items predicted at {first:g} and {second_size:,} at {second:g}, each threshold chosen "
+                "on the other items; intervals take the thresholds as given"
+            ],
+        )
+
+
+def measure_held_out(
+    items: BenchmarkItems[ProcessBenchItem],
+    scores: Scores,
+    *,
+    allow_missing: bool = False,
+    num_resamples: int = DEFAULT_RESAMPLES,
+    seed: int = 0,
+) -> HeldOut:
+    """Measure with the threshold chosen on a held-out half, both ways round.
+
+    Items fall into two halves by a hash of their id. On each half the threshold with the highest average F1 is chosen
+    (of equal ones the nearest to 0.5, then the lower) and the other half is predicted with it.
+
+    Raises:
+        BenchmarkError: as for `threshold_curve`; or a half has too few items for its average F1 to be defined.
+        MissingPredictions: as for `tally_processbench`.
+    """
+    thresholds = CURVE_THRESHOLDS
+    right, tally = _count(items, scores, thresholds, allow_missing, whole=True)
+    halves = np.array([hashlib.blake2b(item.id.encode(), digest_size=1).digest()[0] & 1 for item in items.items])
+    chosen = []
+    for half in (0, 1):
+        others = halves != half
+        f1 = _figures_at(replace(tally, counts=tally.counts[others]), right[others])[:, -1]
+        if np.isnan(f1).any():
+            raise BenchmarkError(
+                "too few items to choose a threshold on one half: each half needs, in each subset, solutions with and "
+                "without a wrong step"
+            )
+        best = np.flatnonzero(f1 >= f1.max() - 1e-9).tolist()
+        chosen.append(min(best, key=lambda index: (abs(thresholds[index] - 0.5), thresholds[index])))
+    counts = tally.counts.copy()
+    counts[:, 0::2] = counts[:, 1::2] * np.where(halves == 0, *right.T[chosen])[:, None]
+    figures, undefined = replace(tally, counts=counts).with_intervals(num_resamples, seed)
+    first, second = (thresholds[index] for index in chosen)
+    num_second = int(halves.sum())
+    return HeldOut((first, second), (len(halves) - num_second, num_second), figures, undefined)
+
+
+def _figures_at(tally: Tally, right: NDArray[np.bool_]) -> Floats:
+    """(T, F) figures for each column of `right` (N, T)."""
+    # The odd columns say of which kind an item is; the even ones count it if it is predicted right.
+    kinds = tally.counts[:, 1::2]
+    hits = right.T.astype(np.float64) @ kinds
+    pairs = np.stack([hits, np.broadcast_to(kinds.sum(axis=0), hits.shape)], axis=-1)
+    return tally.figures_of(pairs.reshape(len(hits), -1))
+
+
+def _table(measured: Measurement) -> ResultTable:
+    return ResultTable(
+        f"ProcessBench at threshold {measured.threshold:g}",
+        ("subset", "items", "error acc", "correct acc", "F1"),
+        _lines(measured.figures, measured.coverage),
+        ["F1 is the harmonic mean of the two accuracies; the average is over the subsets shown"],
     )
 
 
-measure_processbench = partial(measure, tally_processbench)
+def _lines(figures: Mapping[str, Figure], sizes: Mapping[str, Coverage] | None = None) -> list[TableLine | None]:
+    """A line a subset, with its size before its figures where that is given; then the average."""
+    *subsets, _ = [name.removesuffix(".f1") for name in figures if name.endswith(".f1")]
+    size = {name: [f"{coverage.num_items:,}"] for name, coverage in sizes.items()} if sizes else {}
+    total = [f"{sum(coverage.num_items for coverage in sizes.values()):,}"] if sizes else []
+    lines = [TableLine(name, [*size.get(name, []), *(figures[f"{name}.{one}"] for one in _NAMES)]) for name in subsets]
+    return [*lines, None, TableLine("average", (*total, "", "", figures["average.f1"]), "bold")]
+
 
 PROCESSBENCH = Benchmark(
     name="processbench",

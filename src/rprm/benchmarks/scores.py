@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Self
 
-from rprm.errors import BenchmarkError, InputError
-from rprm.reading import Rejected, Source
+from pydantic import Field, model_validator
+
+from rprm.errors import BenchmarkError, InputError, MissingPredictions
+from rprm.reading import Rejected, RowModel, Source, Text, checked, read_rows
 from rprm.records import SolutionReward
 from rprm.rewarders.batch import Totals
+
+#: How many items an error message names.
+MAX_NAMED = 10
 
 #: A score per step, in order; None where a step has none.
 StepScores = tuple[float | None, ...]
@@ -18,47 +23,51 @@ StepScores = tuple[float | None, ...]
 
 @dataclass(frozen=True)
 class Scores:
-    """Step scores by item.
+    """Step scores by item."""
 
-    Attributes:
-        p_yes: item id (PRMBench: key) -> score per step. It may end before the solution does where the judge stopped at
-            the first error. Of labelled steps: that of the step itself.
-        settled_at: the threshold at which early stopping (exact or confident) settled each decision: at any other the
-            scores decide nothing. None where every score is the mean of all its analyses.
-        repeated: ids that stood in several rows, of which the first was taken.
-        usage: what judging cost, where that is known.
-        failures: item id -> why the first step of it without a score has none, where that is known.
-        form: item id -> analyses that reached a verdict unasked, and all analyses, where that is known.
-    """
-
+    #: Item id (PRMBench: key) -> score per step, up to an exit at the first error; of a labelled step its own.
     p_yes: Mapping[str, StepScores]
+    #: The threshold at which early stopping settled decisions: they say nothing at others. None: full means.
     settled_at: float | None = None
-    repeated: tuple[str, ...] = ()
-    usage: Totals | None = None
-    failures: Mapping[str, str] = field(default_factory=dict)
-    form: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    repeated: tuple[str, ...] = ()  #: ids of several rows, of which the first was taken
+    usage: Totals | None = None  #: what judging cost
+    failures: Mapping[str, str] = field(default_factory=dict)  #: id -> why its first step without a score has none
+    form: Mapping[str, tuple[int, int]] = field(default_factory=dict)  #: id -> verdicts reached unasked, and analyses
 
     def check_threshold(self, threshold: float) -> None:
-        """
-        Raises:
-            BenchmarkError: the scores say nothing at this threshold.
-        """
+        """Raise a `BenchmarkError` where the scores say nothing at this threshold."""
         if not 0.0 < threshold < 1.0:
             raise BenchmarkError(f"threshold is {threshold}; give a number between 0 and 1")
-        if self.settled_at is not None and threshold != self.settled_at:
+        if self.settled_at not in (None, threshold):
             raise BenchmarkError(
                 f"early stopping settled these rewards at the threshold {self.settled_at}; they cannot be measured at "
                 f"{threshold}: judge with that threshold, or without early stopping"
             )
 
+    def refuse_missing(self, missing: Collection[str], ids: Collection[str], what: str, *, allow_missing: bool) -> None:
+        """Refuse items that lack a prediction (`missing` of `ids`, which have `what` in its place).
+
+        Raises:
+            MissingPredictions: there are any; with `allow_missing`, only where no item has a score.
+        """
+        nothing = all(score is None for identifier in ids for score in self.p_yes.get(identifier, ()))
+        if not missing or (allow_missing and not nothing):
+            return
+        parts = [f"{len(missing)} of {len(ids)} items have {what}: {named(missing)}"]
+        failed = next((identifier for identifier in missing if identifier in self.failures), None)
+        if failed:
+            parts.append(f"{failed} could not be judged: {self.failures[failed]}")
+        if not nothing:
+            parts.append(f"{'mend that' if failed else 'judge them'}, or count them as wrong with --allow-missing")
+        elif not failed:
+            parts.append("there is no score of any item: nothing to measure")
+            if self.p_yes and not self.p_yes.keys() & set(ids):
+                parts.append(f"the scores are of others ({named(self.p_yes)}): are they from the same data?")
+        raise MissingPredictions("; ".join(parts))
+
 
 def scores_of(rewards: Iterable[SolutionReward], *, settled_at: float | None = None, last_step: bool = False) -> Scores:
-    """The scores of judged solutions.
-
-    Args:
-        rewards: read once; only scores and totals are kept.
-        settled_at: the judge's threshold if it stopped analyses early, else None.
-        last_step: each reward is of its solution's last step alone; see `judge_source`.
+    """The scores of judged solutions; with `last_step` each reward is of its solution's last step alone.
 
     Raises:
         InputError: the steps of a reward are not the first ones of its solution, in order.
@@ -77,12 +86,24 @@ def scores_of(rewards: Iterable[SolutionReward], *, settled_at: float | None = N
             continue
         p_yes[reward.id] = tuple(reward.rewards)
         usage.add(reward)
-        if failed := [step.failure for step in reward.steps if step.failure is not None]:
-            failures[reward.id] = failed[0]
-        analyses = [analysis for step in reward.steps for analysis in step.analyses]
-        unasked = sum(analysis.verdict is not None and not analysis.forced for analysis in analyses)
-        form[reward.id] = unasked, len(analyses)
+        for step in reward.steps:
+            if step.failure is not None:
+                failures.setdefault(reward.id, step.failure)
+        unasked = [one.verdict is not None and not one.forced for step in reward.steps for one in step.analyses]
+        form[reward.id] = sum(unasked), len(unasked)
     return Scores(p_yes, settled_at, tuple(repeated), usage, failures, form)
+
+
+class _ScoresRow(RowModel):
+    id: Text | None = None
+    key: Text | None = None
+    p_yes: list[Annotated[float, Field(ge=0, le=1)] | None]
+
+    @model_validator(mode="after")
+    def has_one_name(self) -> Self:
+        if (self.id is None) == (self.key is None):
+            raise ValueError(f"a row must have an 'id' or a 'key'{'' if self.id is None else ', not both'}")
+        return self
 
 
 def read_scores(path: str | Path) -> Scores:
@@ -95,38 +116,25 @@ def read_scores(path: str | Path) -> Scores:
         raise InputError(f"{path}: no such file")
     p_yes: dict[str, StepScores] = {}
     repeated: list[str] = []
-    for row in Source(str(path)).rows():
-        try:
-            if isinstance(row, Rejected):
-                raise InputError(row.reason)
-            identifier, scores = _scores_row(row.value)
-        except InputError as error:
-            raise InputError(f"{path}, line {row.line}: {error}") from None
-        if identifier in p_yes:
-            repeated.append(identifier)
-        else:
-            p_yes[identifier] = scores
+    for row in read_rows(Source(str(path)), lambda row: checked(_ScoresRow, row.value)):
+        if isinstance(row, Rejected):
+            raise InputError(f"{path}, line {row.line}: {row.reason}")
+        name = str(row.id or row.key)
+        if name in p_yes:
+            repeated.append(name)
+        p_yes.setdefault(name, tuple(row.p_yes))
     return Scores(p_yes, repeated=tuple(repeated))
 
 
-def _scores_row(value: Any) -> tuple[str, StepScores]:
-    if not isinstance(value, dict):
-        raise InputError(f"a row must be a JSON object, not {type(value).__name__}")
-    names = [name for name in ("id", "key") if name in value]
-    if len(names) != 1:
-        raise InputError(f"a row must have an 'id' or a 'key'{', not both' if names else ''}")
-    identifier = value[names[0]]
-    # JSON's escapes can spell lone surrogates, which cannot be written.
-    if not isinstance(identifier, str) or not identifier or any("\ud800" <= sign <= "\udfff" for sign in identifier):
-        raise InputError(f"{names[0]!r} must be a text that is not empty, not {identifier!r:.80}")
-    scores = value.get("p_yes")
-    if not isinstance(scores, list):
-        raise InputError(f"'p_yes' must be a list, one number or null for each step; not {scores!r:.80}")
-    for index, score in enumerate(scores):
-        # NaN compares false with everything.
-        if score is not None and (type(score) not in (int, float) or not 0 <= score <= 1):
-            raise InputError(
-                f"'p_yes' of {identifier!r}, step {index + 1} (p_yes[{index}]), must be a number from 0 to 1, or null; "
-                f"not {score!r:.80}"
-            )
-    return identifier, tuple(None if score is None else float(score) for score in scores)
+def refuse_lengths(wrong: Collection[str], why: str) -> None:
+    if wrong:
+        raise InputError(
+            f"{len(wrong)} items do not have one score for each step: {named(wrong)} {why}; are the scores from the "
+            "same data?"
+        )
+
+
+def named(ids: Collection[str]) -> str:
+    """Up to ten of them, and how many more there are."""
+    rest = len(ids) - MAX_NAMED
+    return ", ".join(list(ids)[:MAX_NAMED]) + (f" and {rest} more" if rest > 0 else "")

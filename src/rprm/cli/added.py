@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar
 
 import typer
 from typer.core import TyperGroup
+
+from rprm.errors import RprmError
 
 
 class OpenGroup(TyperGroup):
@@ -18,26 +20,31 @@ class OpenGroup(TyperGroup):
 
     #: A distribution adds commands by entry points of this group: `NAME = "module:typer_app"`.
     entry_points: ClassVar[str] = "rprm.commands"
+    #: Commands of ours that are loaded likewise, in the same form; they stand first.
+    own: ClassVar[dict[str, str]] = {}
 
-    def made(self, loaded: Any) -> typer.Typer:
+    @staticmethod
+    def made(loaded: Any) -> typer.Typer:
         """The command that an entry point's value is or describes."""
         if not isinstance(loaded, typer.Typer):
             raise TypeError(f"expected a typer.Typer, not {type(loaded).__name__}")
         return loaded
 
-    @cached_property
-    def added(self) -> dict[str, EntryPoint]:
-        return {point.name: point for point in entry_points(group=self.entry_points)}
+    @classmethod
+    @cache
+    def added(cls) -> dict[str, EntryPoint]:
+        own = {name: EntryPoint(name, value, cls.entry_points) for name, value in cls.own.items()}
+        others = sorted(entry_points(group=cls.entry_points), key=lambda point: point.name)
+        return own | {point.name: point for point in others if point.name not in own}
 
     # Typer brings its own click from 0.20 on: its types have no name that fits every version.
     def list_commands(self, ctx: Any) -> list[str]:
-        return list(dict.fromkeys([*super().list_commands(ctx), *sorted(self.added)]))
+        return list(dict.fromkeys([*self.own, *super().list_commands(ctx), *self.added()]))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        own = super().get_command(ctx, cmd_name)
-        if own is not None or cmd_name not in self.added:
+        point = self.added().get(cmd_name)
+        if (own := super().get_command(ctx, cmd_name)) is not None or point is None:
             return own
-        point = self.added[cmd_name]
         try:
             made = self.made(point.load())
         except Exception as error:
@@ -53,8 +60,6 @@ def _broken(point: EntryPoint, reason: str) -> typer.Typer:
 
     @made.command(point.name, help=message, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
     def fail() -> None:
-        from rprm.errors import RprmError
-
         raise RprmError(f"the command {point.name} {message}")
 
     return made

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rprm.cli.bench import Resamples, plain_console, print_json
-from rprm.cli.judge import Seed
-from rprm.cli.options import CandidateOptions, Json, Output, SetOptions, with_options
+from rprm.cli.bench import Resamples, show
+from rprm.cli.options import CandidateOptions, Json, Output, Seed, SetOptions, with_options
 from rprm.cli.search import leave
+from rprm.errors import InputError
 
 if TYPE_CHECKING:
-    from rprm.benchmarks.mathematics import Problems, SearchMeasurement
+    from rprm.benchmarks.mathematics import Problems
     from rprm.search.measure import SearchRun
 
 
@@ -51,7 +53,7 @@ def mathematics(
             "[default: pass@1]",
         ),
     ] = None,
-    curve: Annotated[bool, typer.Option("--curve", help="Also for N = 1, 2, 4, ... of the candidates.")] = False,
+    curve: Annotated[bool, "--curve", "Also for N = 1, 2, 4, ... of the candidates."] = False,
     resamples: Resamples = 2000,
     grades: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write each solution's answer and grading: JSON Lines.")
@@ -63,38 +65,54 @@ def mathematics(
 
     Runs are compared on the problems that all of them have. --set alone says what the sets hold.
     """
-    from rprm.errors import InputError
+    from rprm.benchmarks.mathematics import check_sets
+    from rprm.grading import Grader
+    from rprm.report.mathematics import search_tables, sets_table
+    from rprm.runs import write_atomically
     from rprm.search.measure import measure_runs, read_search_run
 
-    if candidates is not None and policy is not None:
-        raise InputError("--candidates and --policy are two sources of solutions: give one of them")
-    if (candidates or policy) and which.sets is None:
-        raise InputError("say which problems the solutions are of: --set LIST")
-    if output is not None and policy is None:
-        raise InputError("--output keeps the solutions that --policy samples: leave it out, or see --grades and --json")
-    if not (candidates or policy):
-        if runs and which != SetOptions():
-            raise InputError("runs have their problems with them: leave out --set, --data, --revision and --limit")
-        if not runs and which.sets is None:
-            raise InputError("say what to measure: run folders, or --set LIST with --policy SPEC or --candidates FILE")
-        if not runs:
-            _show_sets(problems := which.read(), json)
-            leave(len(problems.rejected))
-            return
+    _refuse(runs, candidates, policy, output, which)
+    problems = which.read() if which.sets else None
+    num_rejected = len(problems.rejected) if problems else 0
+    if problems and not (candidates or policy):
+        with Grader() as grader:
+            checks = check_sets(problems, grader)
+        show({"sets": checks}, [sets_table(checks)], as_json=json)
+        leave(num_rejected)
+        return
     measured_runs = [read_search_run(run) for run in runs or ()]
-    num_rejected = 0
-    if candidates is not None:
-        problems = which.read()
-        brought, num_unused = _brought(candidates, problems)
-        measured_runs.append(brought)
-        num_rejected = len(problems.rejected) + num_unused
-    elif policy is not None:
-        problems = which.read()
-        measured_runs.append(_sampled(how, policy, seed, problems, which, output))
-        num_rejected = len(problems.rejected)
+    if problems and candidates:
+        run, num_unused = _brought(candidates, problems)
+        measured_runs.append(run)
+        num_rejected += num_unused
+    elif problems and policy:
+        with tempfile.TemporaryDirectory(prefix="rprm-") as folder:
+            how.sample(policy, seed, problems, which.settings, output or Path(folder) / "run", False)
+            run = read_search_run(output or Path(folder) / "run")
+        measured_runs.append(run if output else replace(run, name=run.policy))
     measured = measure_runs(measured_runs, baseline=baseline, curve=curve, num_resamples=resamples, seed=seed)
-    _show(measured, grades, output, json)
+    if grades is not None:
+        lines = (dumps(answer.as_dict(), ensure_ascii=False) for answer in measured.answers)
+        write_atomically(grades, "".join(f"{line}\n" for line in lines))
+    show(measured.as_dict(), search_tables(measured), as_json=json, output=output)
     leave(num_rejected)
+
+
+def _refuse(
+    runs: list[Path] | None, candidates: Path | None, policy: str | None, output: Path | None, which: SetOptions
+) -> None:
+    """Raise an `InputError` where options contradict each other, or leave open what to measure."""
+    brought = candidates or policy
+    if candidates and policy:
+        raise InputError("--candidates and --policy are two sources of solutions: give one of them")
+    if brought and not which.sets:
+        raise InputError("say which problems the solutions are of: --set LIST")
+    if output and not policy:
+        raise InputError("--output keeps the solutions that --policy samples: leave it out, or see --grades and --json")
+    if runs and not brought and which != SetOptions():
+        raise InputError("runs have their problems with them: leave out --set, --data, --revision and --limit")
+    if not (runs or brought or which.sets):
+        raise InputError("say what to measure: run folders, or --set LIST with --policy SPEC or --candidates FILE")
 
 
 def _brought(path: Path, problems: Problems) -> tuple[SearchRun, int]:
@@ -103,62 +121,9 @@ def _brought(path: Path, problems: Problems) -> tuple[SearchRun, int]:
     from rprm.search.measure import sampled_run
 
     read = read_candidate_file(path, problems)
-    notes = []
+    number, notes = len(read.rejected), []
     if read.missing:
         notes.append(f"{path}: {len(read.missing):,} problems have no solutions in it, and are not measured")
-    if read.rejected:
-        first = read.rejected[0]
-        notes.append(
-            f"{path}: {len(read.rejected):,} rows could not be used; the first, line {first.line}: {first.reason}"
-        )
-    return sampled_run(str(path), path.name, read.rows, notes), len(read.rejected)
-
-
-def _sampled(
-    how: CandidateOptions, policy: str, seed: int, problems: Problems, which: SetOptions, output: Path | None
-) -> SearchRun:
-    import tempfile
-
-    from rprm.search.measure import read_search_run
-
-    with tempfile.TemporaryDirectory(prefix="rprm-") as folder:
-        run = output or Path(folder) / "run"
-        how.sample(policy, seed, problems, which.settings, run, False)
-        found = read_search_run(run)
-        return found if output is not None else replace(found, name=found.policy)
-
-
-def _show_sets(problems: Problems, json: bool) -> None:
-    from rprm.benchmarks.mathematics import check_sets
-    from rprm.grading import Grader
-    from rprm.report.mathematics import sets_table
-
-    with Grader() as grader:
-        checks = check_sets(problems, grader)
-    if json:
-        print_json({"sets": checks})
-    else:
-        plain_console().print(sets_table(checks))
-
-
-def _show(measured: SearchMeasurement, grades: Path | None, output: Path | None, json: bool) -> None:
-    from json import dumps
-
-    from rprm.report.mathematics import search_curve_table, search_table, unsettled_table
-    from rprm.runs import write_atomically
-
-    if grades is not None:
-        lines = (dumps(answer.as_dict(), ensure_ascii=False) for answer in measured.answers)
-        write_atomically(grades, "".join(f"{line}\n" for line in lines))
-    if output is not None:
-        text = dumps(measured.as_dict(), indent=2, ensure_ascii=False)
-        write_atomically(output / "measurement.json", f"{text}\n")
-    if json:
-        print_json(measured.as_dict())
-        return
-    console = plain_console()
-    console.print(search_table(measured))
-    if measured.curve:
-        console.print(search_curve_table(measured))
-    if measured.unsettled:
-        console.print(unsettled_table(measured))
+    for first in read.rejected[:1]:
+        notes.append(f"{path}: {number:,} rows could not be used; the first, line {first.line}: {first.reason}")
+    return sampled_run(str(path), path.name, read.rows, notes), number

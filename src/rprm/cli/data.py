@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from rprm.cli import EXIT_REJECTED
-from rprm.cli.judge import Seed, Strict, refuse_nothing_judged
-from rprm.cli.options import Json, given, with_options
+from rprm.cli.judge import refuse_nothing_judged
+from rprm.cli.options import Json, Seed, Strict, given, with_options
 from rprm.data import options as settings
 from rprm.errors import InputError, PromptError
 

@@ -2,60 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rprm.cli.options import FirstErrorOptions, Output, with_options
+from rprm.cli.options import FirstErrorOptions, Model, Output, Strict, with_options
+from rprm.errors import InputError, RunError
 
 if TYPE_CHECKING:
-    from rprm.jobs import Callbacks
-    from rprm.reading import Rejected, Source, SourceInfo
+    from rprm.reading import Source, SourceInfo
     from rprm.records import Solution, SolutionReward
-    from rprm.rewarders.base import StepRewarder
-    from rprm.rewarders.batch import Totals
 
 
 class RewardsName(StrEnum):
     lean = "lean"
     full = "full"
-
-
-Model = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        "-m",
-        help="A known model (`rprm models`), embedded, smollm2, transformers:PATH_OR_ID, vllm:PATH_OR_ID, "
-        "openai:MODEL@URL, scripted:; or a discriminative PRM, classifier:PATH_OR_ID; options as ?name=value.",
-    ),
-]
-# Until every command takes the dataclasses of `options`.
-NumAnalyses = Annotated[
-    int | None, typer.Option("-k", "--num-analyses", help="Most analyses a step gets (the paper's K).  [default: 10]")
-]
-ForceVerdict = Annotated[
-    bool | None,
-    typer.Option(
-        "--force-verdict/--no-force-verdict",
-        help="Where an analysis ends without a verdict, ask for one.  [default: no]",
-    ),
-]
-PromptOption = Annotated[
-    str | None, typer.Option("--prompt", help="Prompt template: a file, or a built-in name (`rprm prompts list`).")
-]
-Temperature = Annotated[float | None, typer.Option(help="Of the analyses.  [default: 0.95]")]
-TopP = Annotated[float | None, typer.Option(help="Of the analyses.  [default: 0.95]")]
-MaxTokens = Annotated[int | None, typer.Option(help="Longest analysis, in tokens.  [default: 4096]")]
-Seed = Annotated[int, typer.Option(help="Seed of the whole run.")]
-Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first row that cannot be used.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Judge the first N rows alone.")]
 
 
 @with_options
@@ -74,17 +44,14 @@ def judge(
     options: FirstErrorOptions,
     rewards: Annotated[
         RewardsName,
-        typer.Option(
-            "--rewards",
-            help="lean: what the first error needs, and no more. full: all analyses of every step, for ranking, "
-            "reinforcement learning and other thresholds.",
-        ),
+        "lean: what the first error needs, and no more. full: all analyses of every step, for ranking, "
+        "reinforcement learning and other thresholds.",
     ] = RewardsName.lean,
-    limit: Limit = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Judge the first N rows alone.")] = None,
     strict: Strict = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object a solution, on standard output.")] = False,
-    analyses: Annotated[bool, typer.Option("--analyses", help="Show the analyses too.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the summary alone.")] = False,
+    json: Annotated[bool, "--json", "One JSON object a solution, on standard output."] = False,
+    analyses: Annotated[bool, "--analyses", "Show the analyses too."] = False,
+    quiet: Annotated[bool, "--quiet", "-q", "Print the summary alone."] = False,
 ) -> None:
     """Judge solutions step by step: a reward for each step, and the first wrong step.
 
@@ -95,9 +62,10 @@ def judge(
 
     from rprm.cli import EXIT_REJECTED
     from rprm.cli.embedded import EmbeddedScope
-    from rprm.errors import InputError
+    from rprm.cli.progress import run_behind_progress
     from rprm.reading import read_solutions
     from rprm.report.solutions import render_solution, render_totals
+    from rprm.rewarders.batch import judge_source
 
     rewarder = options.rewarder(model, in_full=rewards == RewardsName.full)
     console = Console(highlight=False)
@@ -109,22 +77,20 @@ def judge(
         if json:
             print(result.model_dump_json(), flush=True)
         elif not quiet:
+            threshold = rewarder.threshold
             console.print(
-                render_solution(solution, result, threshold=rewarder.threshold, analyses=analyses, note=note, told=told)
+                render_solution(solution, result, threshold=threshold, analyses=analyses, note=note, told=told)
             )
 
     with opened_source(input) as (source, info):
-        rows = read_solutions(source, name=input)
-        totals = run_judge(
-            rewarder,
-            rows if limit is None else islice(rows, limit),
-            info.num_rows if limit is None else limit,
-            show,
-            source=info,
-            output=output,
-            settings={} if limit is None else {"limit": limit},
-            strict=strict,
-        )
+        rows = islice(read_solutions(source, name=input), limit)
+        settings = {} if limit is None else {"limit": limit}
+        totals = run_behind_progress(
+            lambda callbacks: judge_source(
+                rewarder, rows, source=info, output=output, settings=settings, strict=strict, callbacks=callbacks
+            ),
+            rewarder.aclose, limit or info.num_rows, show, noun="solutions",
+        )  # fmt: skip
     if not json:
         console.print(render_totals(totals, output))
     scope.tell()
@@ -135,24 +101,11 @@ def judge(
         raise InputError(f"{input}: holds no solution")
 
 
-class Judged(Protocol):
-    """The totals of a run that judges steps."""
-
-    @property
-    def nothing_judged(self) -> bool: ...
-
-    @property
-    def failure(self) -> str | None: ...
-
-
-def refuse_nothing_judged(totals: Judged) -> None:
-    """A run that gave no step a reward has failed.
-
-    Raises:
-        RunError: none has; the message has the reason of the first.
+def refuse_nothing_judged(totals: Any) -> None:
     """
-    from rprm.errors import RunError
-
+    Raises:
+        RunError: by its totals a run gave no step a reward; the message has the reason of the first.
+    """
     if totals.nothing_judged:
         raise RunError(f"no step of any solution could be judged; the first: {totals.failure}")
 
@@ -160,38 +113,12 @@ def refuse_nothing_judged(totals: Judged) -> None:
 @contextmanager
 def opened_source(name: str) -> Iterator[tuple[Source, SourceInfo]]:
     """A source and what identifies it. Standard input is kept in a file meanwhile: it is read twice."""
-    import shutil
-    import sys
-    import tempfile
-
     from rprm.reading import Source
 
-    if name != "-":
-        source = Source(name)
-        yield source, source.inspect()
-        return
     with tempfile.TemporaryDirectory(prefix="rprm-") as folder:
         path = Path(folder) / "standard-input"
-        with path.open("wb") as copy:
-            shutil.copyfileobj(sys.stdin.buffer, copy)
-        source = Source(str(path))
+        if name == "-":
+            with path.open("wb") as copy:
+                shutil.copyfileobj(sys.stdin.buffer, copy)
+        source = Source(str(path) if name == "-" else name)
         yield source, replace(source.inspect(), name=name)
-
-
-def run_judge(
-    rewarder: StepRewarder,
-    rows: Iterable[Solution | Rejected],
-    num_rows: int | None,
-    on_result: Callable[[Solution, SolutionReward], object],
-    *,
-    noun: str = "solutions",
-    **options: Any,
-) -> Totals:
-    """Judge rows behind a progress line on standard error, with the options of `judge_source`."""
-    from rprm.cli.progress import run_behind_progress
-    from rprm.rewarders.batch import judge_source
-
-    def work(callbacks: Callbacks) -> Awaitable[Totals]:
-        return judge_source(rewarder, rows, callbacks=callbacks, **options)
-
-    return run_behind_progress(work, rewarder.aclose, num_rows, on_result, noun=noun)

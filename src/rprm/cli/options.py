@@ -89,6 +89,17 @@ Output = Annotated[
     ),
 ]
 Json = Annotated[bool, "--json", "One JSON object on standard output."]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="A known model (`rprm models`), embedded, smollm2, transformers:PATH_OR_ID, vllm:PATH_OR_ID, "
+        "openai:MODEL@URL, scripted:; or a discriminative PRM, classifier:PATH_OR_ID; options as ?name=value.",
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Seed of the whole run.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first row that cannot be used.")]
 
 
 @dataclass(frozen=True)

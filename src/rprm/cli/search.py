@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rprm.cli.judge import Model, Seed, Strict, refuse_nothing_judged
+from rprm.cli.judge import refuse_nothing_judged
 from rprm.cli.options import (
     AnalysisOptions,
     CandidateOptions,
     ChoiceOptions,
     Json,
+    Model,
     PolicyOptions,
     ProblemOptions,
     SearchOptions,
+    Seed,
+    Strict,
     with_options,
 )
 

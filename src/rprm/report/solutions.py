@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -13,11 +13,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from rprm.records import Solution, SolutionReward, StepReward
+from rprm.records import Solution, SolutionReward
 from rprm.rewarders.batch import Totals
-
-if TYPE_CHECKING:
-    from rprm.records import Analysis
 
 _BAR_WIDTH = 10
 
@@ -51,38 +48,64 @@ def render_solution(
     judged = {step.step_index: step for step in result.steps}
     for index, text in enumerate(solution.steps):
         step = judged.get(index)
+        if step is None:
+            table.add_row(str(index + 1), Text("·" * _BAR_WIDTH, style="dim"), "", Text(plain(text), style="dim"))
+            continue
         is_first_error = index == result.first_error
-        style = f"bold {wrong}" if is_first_error else "dim" if step is None else ""
-        body: RenderableType = Text(plain(text), style=style)
-        if step is not None and (notes := _notes(step, is_first_error, told)):
-            body = Group(body, Text(notes, style=wrong if is_first_error else "yellow"))
-        if step is not None and analyses:
-            body = Group(body, *(_render_analysis(number, one) for number, one in enumerate(step.analyses, 1)))
-        table.add_row(str(index + 1), _bar(step, threshold, wrong, right), _reward(step), body)
-    conclusion, colour = _conclusion(result)
+        parts: list[RenderableType] = [Text(plain(text), style=f"bold {wrong}" if is_first_error else "")]
+        notes = ["✗ first error"] * is_first_error
+        if step.failure:
+            # Prompts that are too long differ in their lengths alone.
+            reason = re.sub(r"\d[\d,.]*", "0", step.failure)
+            notes.append("unscored, as above" if reason in told else step.failure)
+            told.add(reason)
+        elif step.num_without_verdict:
+            notes.append(f"{step.num_without_verdict} of {len(step.analyses)} analyses without verdict")
+        if notes:
+            parts.append(Text("; ".join(notes), style=wrong if is_first_error else "yellow"))
+        for number, one in enumerate(step.analyses if analyses else (), 1):
+            p_yes = "no verdict" if one.p_yes is None else f"P(Yes) {one.p_yes:.2f}"
+            told_of = f"analysis {number}: {p_yes}{', asked for' if one.forced else ''}, {one.num_tokens} tokens"
+            shown = Group(Text(told_of, style="cyan"), Text(plain(one.text), style="dim"))
+            parts.append(Padding(shown, (0, 0, 0, 2)))
+        reward, bar = "none", Text("?" * _BAR_WIDTH, style="yellow")
+        if step.reward is not None:
+            filled, colour = round(step.reward * _BAR_WIDTH), wrong if step.reward < threshold else right
+            reward, bar = f"{step.reward:.2f}", Text("█" * filled, style=colour)
+            bar.append("░" * (_BAR_WIDTH - filled), style="dim")
+        table.add_row(str(index + 1), bar, reward, Group(*parts))
+    if result.first_error is None:
+        text, colour = f"could not be judged: {len(result.uncovered)} of {result.num_steps} steps unscored", "yellow"
+    elif result.first_error >= 0:
+        text, colour = f"first error: step {result.first_error + 1}", "red"
+    else:
+        text, colour = "no error found", "green"
+    if result.label is not None:
+        text += f"  (labelled: {f'step {result.label + 1}' if result.label >= 0 else 'none'})"
     head = [] if note is None else [Text(plain(note), style="yellow")]
+    parts = [Text(plain(solution.problem), style="italic"), *head, Text(""), table]
+    return panel(result.id, parts, text, colour if note is None else "yellow")
+
+
+def panel(title: str, parts: Sequence[RenderableType], conclusion: str, colour: str) -> Panel:
+    """Parts in a frame, under a title, with a conclusion below."""
     return Panel(
-        Group(Text(plain(solution.problem), style="italic"), *head, Text(""), table),
-        title=Text(plain(result.id)),
-        title_align="left",
-        subtitle=conclusion,
-        subtitle_align="right",
-        box=box.ROUNDED,
-        border_style=colour if note is None else "yellow",
-    )
+        Group(*parts), title=Text(plain(title)), title_align="left", subtitle=Text(conclusion),
+        subtitle_align="right", box=box.ROUNDED, border_style=colour,
+    )  # fmt: skip
 
 
 def render_totals(totals: Totals, output: Path | None) -> RenderableType:
     """The totals of a run: solutions, steps, tokens, and everything that is missing."""
-    table = Table(box=None, padding=(0, 1), show_header=False)
-    table.add_column(justify="right", style="bold")
-    table.add_column()
     num_right = totals.num_solutions - totals.num_wrong - totals.num_unjudged
     kinds = f"solutions: {totals.num_wrong:,} with an error, {num_right:,} without"
     if totals.num_unjudged:
         kinds += f", {totals.num_unjudged:,} could not be judged"
-    table.add_row(f"{totals.num_solutions:,}", kinds)
     skipped = totals.num_steps - totals.num_steps_judged
+    table = Table(box=None, padding=(0, 1), show_header=False)
+    table.add_column(justify="right", style="bold")
+    table.add_column()
+    table.add_row(f"{totals.num_solutions:,}", kinds)
     table.add_row(f"{totals.num_steps_judged:,}", f"steps judged, {skipped:,} after a first error not judged")
     if totals.num_analyses:
         table.add_row(f"{totals.num_generated_tokens:,}", f"tokens generated in {totals.num_analyses:,} analyses")
@@ -95,62 +118,10 @@ def render_totals(totals: Totals, output: Path | None) -> RenderableType:
     ):
         if number:
             table.add_row(Text(f"{number:,}", style="yellow"), text)
-    lines: list[RenderableType] = [table]
-    if output is not None:
-        lines.append(Text(f"results: {output / 'results.jsonl'}", style="dim"))
-    return Group(*lines)
+    results = [] if output is None else [Text(f"results: {output / 'results.jsonl'}", style="dim")]
+    return Group(table, *results)
 
 
 def plain(text: str) -> str:
     """Text without control characters, which could move the cursor or recolour the terminal."""
     return "".join(character for character in text if character.isprintable() or character in "\n\t")
-
-
-def _bar(step: StepReward | None, threshold: float, wrong: str, right: str) -> Text:
-    if step is None:
-        return Text("·" * _BAR_WIDTH, style="dim")
-    if step.reward is None:
-        return Text("?" * _BAR_WIDTH, style="yellow")
-    filled = round(step.reward * _BAR_WIDTH)
-    bar = Text("█" * filled, style=wrong if step.reward < threshold else right)
-    return bar.append("░" * (_BAR_WIDTH - filled), style="dim")
-
-
-def _reward(step: StepReward | None) -> Text:
-    if step is None:
-        return Text("")
-    return Text("none" if step.reward is None else f"{step.reward:.2f}")
-
-
-def _notes(step: StepReward, is_first_error: bool, told: set[str]) -> str:
-    notes = []
-    if is_first_error:
-        notes.append("✗ first error")
-    if step.failure:
-        # Prompts that are too long differ in their lengths alone.
-        reason = re.sub(r"\d[\d,.]*", "0", step.failure)
-        notes.append("unscored, as above" if reason in told else step.failure)
-        told.add(reason)
-    elif step.num_without_verdict:
-        notes.append(f"{step.num_without_verdict} of {len(step.analyses)} analyses without verdict")
-    return "; ".join(notes)
-
-
-def _render_analysis(number: int, analysis: Analysis) -> RenderableType:
-    p_yes = "no verdict" if analysis.p_yes is None else f"P(Yes) {analysis.p_yes:.2f}"
-    forced = ", asked for" if analysis.forced else ""
-    head = Text(f"analysis {number}: {p_yes}{forced}, {analysis.num_tokens} tokens", style="cyan")
-    return Padding(Group(head, Text(plain(analysis.text), style="dim")), (0, 0, 0, 2))
-
-
-def _conclusion(result: SolutionReward) -> tuple[Text, str]:
-    """What is said of a solution below its steps, and the colour of it: an error, none, or not known."""
-    if result.first_error is None:
-        text, colour = f"could not be judged: {len(result.uncovered)} of {result.num_steps} steps unscored", "yellow"
-    elif result.first_error >= 0:
-        text, colour = f"first error: step {result.first_error + 1}", "red"
-    else:
-        text, colour = "no error found", "green"
-    if result.label is not None:
-        text += f"  (labelled: {f'step {result.label + 1}' if result.label >= 0 else 'none'})"
-    return Text(text), colour

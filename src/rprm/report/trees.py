@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich import box
-from rich.console import Group, RenderableType
-from rich.panel import Panel
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rprm.report.solutions import plain
+from rprm.report.solutions import panel, plain
 from rprm.search.trees import ROOT, SearchNode, SearchTree
 
-_MARKS = {"kept": "●", "finished": "■", "pruned": "○", "dropped": "·"}
-_STYLES = {"kept": "bold", "finished": "bold green", "pruned": "dim", "dropped": "dim"}
+#: By what became of a node, its mark and style.
+_MARKS = {"kept": ("●", "bold"), "finished": ("■", "bold green"), "pruned": ("○", "dim"), "dropped": ("·", "dim")}
 
 
 def render_tree(tree: SearchTree, *, max_characters: int | None = None) -> RenderableType:
@@ -34,21 +32,12 @@ def render_tree(tree: SearchTree, *, max_characters: int | None = None) -> Rende
         parts.append(_rounds(nodes, chosen, tree.strategy.beam_size > 1, max_characters))
         why = [plain(refusal.reason) for refusal in tree.refusals if refusal.tree == number]
         parts.append(Text("\n".join([f"ended: {end}", *why]), style="dim"))
-    subtitle = "no solution: not one step could be kept"
+    conclusion = "no solution: not one step could be kept"
     if tree.chosen is not None:
-        low, high = tree.score(tree.chosen)
-        score = "none" if high is None else f"{low:.2f}" if low == high else f"{low or 0.0:.2f}–{high:.2f}"
         what = "chosen" if tree.nodes[tree.chosen].fate == "finished" else "unfinished, chosen"
-        subtitle = f"{what}: score ({tree.strategy.aggregation}) {score}; {tree.num_rounds} rounds"
-    return Panel(
-        Group(*parts),
-        title=Text(plain(tree.id)),
-        title_align="left",
-        subtitle=Text(subtitle),
-        subtitle_align="right",
-        box=box.ROUNDED,
-        border_style="green" if tree.chosen is not None and not tree.fell_back else "yellow",
-    )
+        score = _range(*tree.score(tree.chosen))
+        conclusion = f"{what}: score ({tree.strategy.aggregation}) {score}; {tree.num_rounds} rounds"
+    return panel(tree.id, parts, conclusion, "green" if tree.chosen is not None and not tree.fell_back else "yellow")
 
 
 def _rounds(nodes: Sequence[SearchNode], chosen: set[int], is_beam: bool, max_characters: int | None) -> Table:
@@ -62,8 +51,9 @@ def _rounds(nodes: Sequence[SearchNode], chosen: set[int], is_beam: bool, max_ch
     table.add_column("step", ratio=1)
     above = None
     for node in nodes:
+        mark, style = _MARKS[node.fate]
         cells: list[RenderableType] = [str(node.round + 1) if node.round != above else ""]
-        cells.append(Text(_MARKS[node.fate] + (f"{node.id}" if is_beam else ""), style=_STYLES[node.fate]))
+        cells.append(Text(f"{mark}{node.id}" if is_beam else mark, style=style))
         if is_beam:
             cells.append("" if node.parent == ROOT else str(node.parent))
         table.add_row(*cells, _reward(node), f"×{len(node.samples)}", _step(node, node.id in chosen, max_characters))
@@ -84,15 +74,19 @@ def _step(node: SearchNode, is_chosen: bool, max_characters: int | None) -> Text
         "kept without a reward": node.fell_back,
         node.failure or "": node.failure,
     }
-    told = [note for note, holds in notes.items() if holds]
-    return shown.append("\n" + plain("; ".join(told)), style="yellow") if told else shown
+    told = "; ".join(note for note, holds in notes.items() if holds)
+    return shown.append(f"\n{plain(told)}", style="yellow") if told else shown
 
 
 def _reward(node: SearchNode) -> Text:
     if not node.step or node.fate == "dropped":
         return Text("")
-    if node.is_settled:
-        return Text("none", style="yellow") if node.low is None else Text(f"{node.low:.2f}")
-    if not node.p_yes:
+    if not node.is_settled and not node.p_yes:
         return Text("not judged", style="dim")
-    return Text(f"{node.low or 0.0:.2f}–{node.high or 0.0:.2f}")
+    known = (node.low, node.low) if node.is_settled else (node.low, node.high or 0.0)
+    return Text(_range(*known), style="yellow" if node.is_settled and node.low is None else "")
+
+
+def _range(low: float | None, high: float | None) -> str:
+    """A value that lies between two, or is none."""
+    return "none" if high is None else f"{low:.2f}" if low == high else f"{low or 0.0:.2f}–{high:.2f}"
