@@ -7,29 +7,29 @@ import contextlib
 import json
 import os
 import queue
-import select
+import signal
 import subprocess
 import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from fractions import Fraction
-from typing import NoReturn, Self, TypeVar, cast
+from typing import Any, NoReturn, Self, TypeVar, cast
 
 from rprm.errors import RprmError
-from rprm.grading import worker as worker_program
 from rprm.grading.comparing import SETTLED, Outcome, compare
 from rprm.grading.reading import MAX_CHARACTERS, read
 from rprm.grading.rules import EXACT, MATHEMATICS, AnswerRule
+from rprm.grading.worker import NOT_INSTALLED
 
 _Result = TypeVar("_Result")
 
 #: Grades that are remembered; the oldest go first.
 _MAX_REMEMBERED = 100_000
-#: How long a keeper, which computes nothing, may be silent beyond its child's limits before it is taken for dead.
-_GRACE_S = 60.0
+#: Wall time after which workers that are silent are taken for hung: multiples of the limit of processor time (a busy
+#: machine gives less than a whole processor, and that changes no outcome), and seconds.
+_PATIENCE, _PATIENCE_S = 20, 60.0
 #: Control characters and lone surrogates, with which no answer can be meant.
 _UNCLEAN = frozenset([*map(chr, {*range(32), 127} - {9, 10, 11, 13}), *map(chr, range(0xD800, 0xE000))])
 
@@ -80,16 +80,25 @@ class Grader:
     """
 
     def __init__(self, *, num_workers: int = 2, limit_s: float = 5.0, limit_bytes: int = 2 << 30) -> None:
-        if num_workers < 1:
-            raise RprmError(f"num_workers is {num_workers}; grading needs at least 1")
-        if not limit_s > 0.0:
-            raise RprmError(f"limit_s is {limit_s}; give a number of seconds above 0")
-        if limit_bytes < 256 << 20:
-            raise RprmError(f"limit_bytes is {limit_bytes}; math-verify itself needs 256 MiB ({256 << 20})")
+        for is_wrong, message in (
+            (num_workers < 1, f"num_workers is {num_workers}; grading needs at least 1"),
+            (not limit_s > 0.0, f"limit_s is {limit_s}; give a number of seconds above 0"),
+            (limit_bytes < 256 << 20, f"limit_bytes is {limit_bytes}; math-verify itself needs 256 MiB ({256 << 20})"),
+        ):
+            if is_wrong:
+                raise RprmError(message)
         self._num_workers, self._limits = num_workers, (limit_s, limit_bytes)
         self._lock = threading.Lock()
         self._graded: dict[AnswerPair, Grade] = {}
         self._renew()
+
+    def _renew(self) -> None:
+        self._owner = os.getpid()
+        self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
+        workers = [_Worker(*self._limits) for _ in range(self._num_workers)]
+        for worker in workers:
+            self._idle.put(worker)
+        self._finalizer = weakref.finalize(self, _stop_all, workers, self._owner)
 
     def __enter__(self) -> Self:
         return self
@@ -122,8 +131,8 @@ class Grader:
         """
         if len(gold) > MAX_CHARACTERS:
             return Grade("too long")
-        with self._borrowed() as worker:
-            return Grade(worker.ask(gold, None, rule))
+        pair = AnswerPair(gold, None, rule)
+        return self._grade_by_workers([pair], threading.Event())[pair]
 
     def group_equivalent(self, answers: Sequence[str | None], rule: AnswerRule = EXACT) -> list[int]:
         """Number answers so that equal ones have the same number: for a vote among them.
@@ -139,28 +148,23 @@ class Grader:
         return await _in_thread(self._group, list(answers), rule)
 
     def _group(self, answers: list[str | None], stop: threading.Event, rule: AnswerRule) -> list[int]:
-        groups: list[list[str]] = []
-        for answer in dict.fromkeys(answers):
-            if answer is None:
-                continue
-            joined = [group for group in groups if any(self._are_equal(one, answer, rule, stop) for one in group)]
-            merged = [*(one for group in joined for one in group), answer]
-            groups = [group for group in groups if group not in joined] + [merged]
-        group_of = {one: number for number, group in enumerate(groups) for one in group}
-        order = {
-            number: place
-            for place, number in enumerate(dict.fromkeys(group_of[one] for one in answers if one is not None))
-        }
-        return [-1 if one is None else order[group_of[one]] for one in answers]
-
-    def _are_equal(self, one: str, other: str, rule: AnswerRule, stop: threading.Event) -> bool:
-        """Compared in one order always, so that which came first makes no difference."""
-        (grade,) = self._grade_all([AnswerPair(min(one, other), max(one, other), rule)], stop)
-        return grade.outcome == "equal"
+        #: Each answer's group: the place of its first member among the different answers.
+        groups: dict[str, int] = {}
+        for place, answer in enumerate(dict.fromkeys(one for one in answers if one is not None)):
+            joined: set[int] = set()
+            for one, group in groups.items():
+                # In one order always, so that which came first makes no difference.
+                pair = AnswerPair(min(one, answer), max(one, answer), rule)
+                if group not in joined and self._grade_all([pair], stop)[0].outcome == "equal":
+                    joined.add(group)
+            first = min(joined, default=place)
+            groups = {one: first if group in joined else group for one, group in groups.items()} | {answer: first}
+        numbers = {group: number for number, group in enumerate(sorted(set(groups.values())))}
+        return [-1 if one is None else numbers[groups[one]] for one in answers]
 
     def _grade_all(self, pairs: list[AnswerPair], stop: threading.Event) -> list[Grade]:
         found: dict[AnswerPair, Grade] = {}
-        waiting: deque[AnswerPair] = deque()
+        waiting: list[AnswerPair] = []
         for pair in dict.fromkeys(pairs):
             with self._lock:
                 known = self._graded.get(pair)
@@ -168,69 +172,44 @@ class Grader:
                 found[pair] = known or Grade(_grade(pair))
             except _Undecided:
                 waiting.append(pair)
-        if waiting:
-            self._grade_by_workers(waiting, found, stop)
+        found |= self._grade_by_workers(waiting, stop)
         with self._lock:
             self._graded.update(found)
             while len(self._graded) > _MAX_REMEMBERED:
                 del self._graded[next(iter(self._graded))]
         return [found[pair] for pair in pairs]
 
-    def _grade_by_workers(
-        self, waiting: deque[AnswerPair], found: dict[AnswerPair, Grade], stop: threading.Event
-    ) -> None:
-        errors: list[BaseException] = []
+    def _grade_by_workers(self, pairs: list[AnswerPair], stop: threading.Event) -> dict[AnswerPair, Grade]:
+        from multiprocessing.connection import wait
 
-        def grade_some() -> None:
-            try:
-                while waiting and not stop.is_set():
-                    pair = waiting.popleft()
-                    with self._borrowed() as worker:
-                        found[pair] = Grade(worker.ask(pair.gold, pair.answer, pair.rule))
-            except IndexError:
-                return  # Another thread took the last one.
-            except BaseException as error:
-                errors.append(error)
-                stop.set()
-
-        # Daemons, not an executor: that would keep an interrupted program alive until its last comparison.
-        num_threads = min(self._num_workers, len(waiting))
-        threads = [threading.Thread(target=grade_some, name="rprm-answers", daemon=True) for _ in range(num_threads)]
-        try:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-        except BaseException:
-            stop.set()
-            raise
-        if errors:
-            raise errors[0]
-        if stop.is_set():
-            raise RprmError("grading was cancelled")
-
-    def _renew(self) -> None:
-        self._owner = os.getpid()
-        self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
-        workers = [_Worker(*self._limits) for _ in range(self._num_workers)]
-        for worker in workers:
-            self._idle.put(worker)
-        self._finalizer = weakref.finalize(self, _stop_all, workers, os.getpid())
-
-    @contextlib.contextmanager
-    def _borrowed(self) -> Iterator[_Worker]:
-        """One running worker, waited for where all are busy."""
         with self._lock:
             if os.getpid() != self._owner:
                 self._renew()  # A fork of the process that began: its workers answer that one.
-        idle = self._idle
-        worker = idle.get()
+        idle, waiting = self._idle, deque(pairs)
+        found: dict[AnswerPair, Grade] = {}
+        busy: dict[Any, AnswerPair] = {}
         try:
-            if not worker.is_alive:
-                worker.start()
-            yield worker
+            while waiting or busy:
+                if stop.is_set():
+                    raise RprmError("grading was cancelled")
+                with contextlib.suppress(queue.Empty):
+                    while waiting:
+                        # Others may have all workers: one is waited for, more are not.
+                        worker = idle.get(block=not busy)
+                        busy[worker] = waiting.popleft()
+                        worker.ask(busy[worker])
+                answered = wait(busy, _PATIENCE * self._limits[0] + _PATIENCE_S)
+                for worker in answered or list(busy):
+                    found[busy[worker]] = Grade(worker.reply() if answered else "timeout")
+                    if not answered:
+                        worker.stop()
+                    del busy[worker]
+                    idle.put(worker)
         finally:
-            idle.put(worker)
+            for worker in busy:
+                worker.stop()  # Its reply would be taken for that of the next question.
+                idle.put(worker)
+        return found
 
 
 async def _in_thread(work: Callable[..., _Result], *arguments: object) -> _Result:
@@ -257,10 +236,6 @@ def _undecided(*_: object) -> NoReturn:
     raise _Undecided
 
 
-def _fraction_text(value: Fraction) -> str:
-    return f"{value.numerator}/{value.denominator}"
-
-
 def _stop_all(workers: list[_Worker], owner: int) -> None:
     if os.getpid() == owner:
         for worker in workers:
@@ -268,82 +243,64 @@ def _stop_all(workers: list[_Worker], owner: int) -> None:
 
 
 class _Worker:
-    """One keeper process; see `rprm.grading.worker`."""
+    """A keeper process (see `rprm.grading.worker`), started at its first question."""
 
     def __init__(self, limit_s: float, limit_bytes: int) -> None:
-        self._limit_s, self._limit_bytes = limit_s, limit_bytes
-        self._process: subprocess.Popen[bytes] | None = None
+        self._limits = (repr(limit_s), str(limit_bytes))
+        self._process: Any = None
 
-    @property
-    def is_alive(self) -> bool:
-        return self._process is not None
+    def fileno(self) -> int:
+        """Where its reply comes."""
+        return int(self._process.stdout.fileno())
 
-    def start(self) -> None:
-        """Start it.
+    def ask(self, pair: AnswerPair) -> None:
+        """Compare a pair; of a gold answer alone (no `answer`) ask whether it is recognised.
 
         Raises:
             RprmError: math-verify is not installed, this is Windows, or the process ends at once.
         """
+        if self._process is None:
+            self._start()
+        request = json.dumps([pair.gold, pair.answer, asdict(pair.rule)], default=str) + "\n"
+        with contextlib.suppress(OSError):  # It has been killed: its reply is the end of its output.
+            self._process.stdin.write(request.encode())
+
+    def reply(self) -> Outcome:
+        """The outcome; where the keeper itself was killed, this pair has none, and the next has a new keeper."""
+        outcome = self._process.stdout.readline().decode().strip()
+        if not outcome:
+            self.stop()
+        return cast(Outcome, outcome or "crashed")
+
+    def _start(self) -> None:
         if sys.platform == "win32":
             raise RprmError("comparing mathematical answers needs Linux or macOS; on Windows, run this command in WSL")
-        # It finds what this process finds. Hash seed and threads: the same outcome every time.
+        # It finds what this process finds. Hash seed and threads: the same outcome every time. A session of its own:
+        # Control-C is not for it, and its child is stopped along with it.
         program = f"import sys; sys.path[:] = {sys.path!r}; from rprm.grading.worker import main; main()"
         self._process = subprocess.Popen(
-            [sys.executable, "-c", program, repr(self._limit_s), str(self._limit_bytes)],
+            [sys.executable, "-c", program, *self._limits],
+            bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env={**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
         )
-        process = self._process
-        if self._read_line() != b"ready\n":
-            self.stop()
-            if process.returncode == worker_program.NOT_INSTALLED:
+        if self._process.stdout.readline() != b"ready\n":
+            code = self.stop()
+            if code == NOT_INSTALLED:
                 raise RprmError('comparing mathematical answers needs the extra: pip install ".[math]"')
             raise RprmError(
-                f"the process that compares answers ended at its start (code {process.returncode}); run "
+                f"the process that compares answers ended at its start (code {code}); run "
                 f"{sys.executable} -m rprm.grading.worker 5 4000000000 to see why"
             )
 
-    def ask(self, gold: str, answer: str | None, rule: AnswerRule) -> Outcome:
-        """What it says of a pair; of a gold answer alone (no `answer`) whether it is recognised."""
-        assert self._process is not None
-        assert self._process.stdin is not None
-        try:
-            request = json.dumps([gold, answer, asdict(rule)], default=_fraction_text)
-            self._process.stdin.write(request.encode() + b"\n")
-            self._process.stdin.flush()
-            outcome = self._read_line().decode().strip()
-        except OSError:
-            outcome = "crashed"
-        except BaseException:
-            # Interrupted: its reply would be taken for that of the next question.
-            self.stop()
-            raise
-        if not outcome or outcome == "crashed":
-            # The keeper itself is gone (killed from outside): this pair has no outcome, the next a new keeper.
-            self.stop()
-        return cast(Outcome, outcome or "crashed")
-
-    def _read_line(self) -> bytes:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        silent = select.poll()  # Not select.select: that knows no descriptor above 1023.
-        silent.register(self._process.stdout, select.POLLIN)
-        patience_s = self._limit_s * worker_program.WALL_FACTOR + _GRACE_S
-        return self._process.stdout.readline() if silent.poll(1000 * patience_s) else b""
-
-    def stop(self) -> None:
-        """End the process; its child, where it has one, ends with it."""
+    def stop(self) -> int:
+        """End the process and its child, where there are any; returns the exit code."""
         process, self._process = self._process, None
         if process is None:
-            return
-        for stream in (process.stdin, process.stdout):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
-        try:
-            process.wait(timeout=5.0)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            return 0
+        with process, contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        return int(process.returncode)

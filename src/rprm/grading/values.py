@@ -13,9 +13,9 @@ _MAX_DIGITS = 400
 _MAX_UNIT = 80
 
 _TABLE = [line.split() for line in (Path(__file__).parent / "units.txt").read_text().splitlines() if line[:1] != "#"]
+_SYNONYMS = {other: line[1] for line in _TABLE if line[0] == "=" for other in line[1:]}
 #: Units of which one is never another; nouns (`apples`, `fruits`) may be.
-MEASURES = frozenset(line[1] for line in _TABLE if line[0] == "=")
-_SYNONYMS = {other: line[1] for line in _TABLE if line[0] == "=" for other in line[2:]}
+MEASURES = frozenset(_SYNONYMS.values())
 _UNITS = {word for line in _TABLE for word in line if len(word) > 1 and word != "per"}
 _WORD = "|".join(sorted({unit + ending for unit in _UNITS for ending in ("", "s", "es")}, reverse=True))
 _LETTER = "[msghlLNJWVAKCFTGdcM]"
@@ -29,26 +29,22 @@ _REST = r"of (?:the|a|an|his|her|its|all)|in total|altogether|total|left|each|\(
 _UNIT = re.compile(
     rf"(?P<unit>(?:{_JOIN}(?:{_INSIDE}|{_BARE}|\\AA))*)(?: ?(?:\\text\{{)? ?(?:{_REST})(?: [a-z]+){{0,3}}\}}?)?$"
 )
-_LETTER_UNIT = re.compile(rf"(?P<value>.*[\d}}]) (?P<unit>{_LETTER}{_POWER}(?:[ /]{_LETTER}{_POWER})*)")
+_LETTER_UNIT = re.compile(rf"(.*[\d}}]) ({_LETTER}{_POWER}(?:[ /]{_LETTER}{_POWER})*)")
 #: What a unit may follow.
 _MEASURED = re.compile(r"[\d})∞]$|\\pi$|(?:red|sand|illion|dozen)$")
 _SEQUENCE = re.compile(rf"(?:\d+ ?{_INSIDE}|\d+ {_BARE})(?: *(?:\d+ ?{_INSIDE}|\d+ {_BARE}))+")
 
 _NUMBER = r"(?:\d+(?:\.\d*)?|\.\d+)"
-_FRACTION = rf"\\frac\{{(-?{_NUMBER})\}}\{{(-?{_NUMBER})\}}"
-_PLAIN = re.compile(
-    rf"([-+]*)(?:({_NUMBER}) ?{_FRACTION}|{_FRACTION}|({_NUMBER})/({_NUMBER})|"
-    rf"({_NUMBER})(?: ?\\(?:times|cdot) ?10\^\{{?([-+]?\d+)\}}|[eE]([-+]?\d+))?|10\^\{{([-+]?\d+)\}})…?"
-)
-_REPEATING = re.compile(r"([-+]?)(\d*)\.(\d*)\\(?:overline|dot|bar)\{(\d+)\}(\d*)(?:\\dot\{(\d)\})?")
-_ELLIPSIS = re.compile(r"([-+]?\d*)\.(\d*?)(\d+?)\3+…")
+_FRACTION = re.compile(rf" ?\\frac\{{(-?{_NUMBER})\}}\{{(-?{_NUMBER})\}}$")
+_TIMES_TEN = re.compile(r"(?: ?\\(?:times|cdot) ?|(?<![\d.])(?=10\^))10\^\{([-+]?\d+)\}$")
+_PLAIN = re.compile(rf"([-+]*)(\d* (?=.*/))?(-?{_NUMBER})?(?:/(-?{_NUMBER})|[eE]([-+]?\d+))?")
+_REPEATING = re.compile(r"([-+]?\d*)\.(\d*)\\overline\{(\d+)\}")
 _SCALES = {"hundred": 100, "thousand": 1_000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
-_SMALL = (
-    "zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen"
+_NAMES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety"
 )
-_SMALL_NUMBERS = {word: value for value, word in enumerate([*_SMALL.split("|"), "eighteen", "nineteen"])}
-_ROUND = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
-_TENS = {word: 10 * value for value, word in enumerate(_ROUND, 2)}
+_NAMED = dict(zip(_NAMES.split(), [*range(20), *range(20, 100, 10)], strict=True))
 
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _PHRASE = re.compile(r"[^\W\d_]+(?:[ .'-]+[^\W\d_]+){0,3}")
@@ -60,29 +56,22 @@ def plain_number(text: str) -> tuple[Fraction | None, Fraction | None]:
     if len(text) > _MAX_DIGITS:
         return None, None
     if match := _REPEATING.fullmatch(text):
-        sign, whole, fixed, block = match[1], match[2], match[3], match[4] + match[5] + (match[6] or "")
-        value = Fraction(int(whole + fixed or 0)) + Fraction(int(block), 10 ** len(block) - 1)
-        return (-value if sign == "-" else value) / 10 ** len(fixed), None
-    if text.endswith("…") and len(text) < 60 and (match := _ELLIPSIS.fullmatch(text)):
-        return plain_number(rf"{match[1]}.{match[2]}\overline{{{match[3]}}}")
-    match = _PLAIN.fullmatch(text)
-    if match is None or (text.endswith("…") and "." not in text):
+        shift, (whole, fixed, block) = len(match[2]), match.groups()
+        repeated = Fraction(int(block), 10 ** len(block) - 1) / 10**shift
+        return Fraction(f"{whole or 0}.{fixed or 0}") + (-repeated if whole[:1] == "-" else repeated), None
+    match = _PLAIN.fullmatch(_TIMES_TEN.sub(r"e\1", _FRACTION.sub(r" \1/\2", text)))
+    if match is None or not (match[3] or "10^" in text):
         return None, None
-    sign, whole, over, under, top, bottom, left, right, single, power, exponent, ten = match.groups()
+    sign, whole, top, under, exponent = match.groups()
+    shift = int((exponent or "0")[:7])
+    if abs(shift) > _MAX_DIGITS or (under and not Fraction(under)):
+        return None, None
+    value = Fraction((whole or "").strip() or 0) + Fraction(top or 1) * Fraction(10) ** shift / Fraction(under or 1)
     place = None
-    if whole or top or left:
-        above, below = Fraction(over or top or left), Fraction(under or bottom or right)
-        if below == 0 or "." in (whole or ""):
-            return None, None
-        value = Fraction(whole or 0) + above / below
-        place = Fraction(1, 1_000_000) if "." in text else None
-    else:
-        shift = int((power or exponent or ten or "0")[:7])
-        if abs(shift) > _MAX_DIGITS:
-            return None, None
-        value = Fraction(single or 1) * Fraction(10) ** shift
-        if "." in text or power or exponent:
-            place = Fraction(10) ** (shift - len((single or "").partition(".")[2]))
+    if under:
+        place = Fraction(1, 10**6) if "." in text else None
+    elif top and (exponent or "." in top):
+        place = Fraction(10) ** (shift - len(top.partition(".")[2]))
     return (-value if sign.count("-") % 2 else value), place
 
 
@@ -90,12 +79,10 @@ def named_number(text: str) -> Fraction | None:
     """`fifteen`, `twenty-one`, `3 million`, `2.5 dozen`."""
     first, _, last = text.replace("-", " ").rpartition(" ")
     if last in _SCALES and text != "dozen":
-        count = named_number(first) if first and not re.fullmatch(_NUMBER, first) else Fraction(first or 1)
+        count = Fraction(first or 1) if re.fullmatch(f"{_NUMBER}?", first) else named_number(first)
         return None if count is None else count * _SCALES[last]
-    if first in _TENS and last in _SMALL_NUMBERS:
-        return Fraction(_TENS[first] + _SMALL_NUMBERS[last])
-    value = None if first or not last else _SMALL_NUMBERS.get(last, _TENS.get(last))
-    return None if value is None else Fraction(value)
+    tens, units = _NAMED.get(first, 0), _NAMED.get(last)
+    return Fraction(tens + units) if units is not None and (not first or units < 20 <= tens) else None
 
 
 def as_latex(number: Fraction) -> str:
@@ -106,14 +93,12 @@ def as_latex(number: Fraction) -> str:
 def without_unit(text: str, letters: bool) -> tuple[str, str]:
     """The text without the unit at its end, and the unit in one spelling; `letters` after a space are units, too."""
     if letters and (match := _LETTER_UNIT.fullmatch(text)):
-        return match["value"], match["unit"]
-    if match := re.fullmatch(r"\\text\{ ?(\d+) ([^{}]*)\}", text):
-        text = rf"{match[1]} \text{{{match[2]}}}"
+        return match[1], match[2]
+    text = re.sub(r"^\\text\{ ?(\d+) ([^{}]*)\}$", r"\1 \\text{\2}", text)
     match = _UNIT.search(text, max(0, len(text) - _MAX_UNIT))
     before = text[: match.start()].rstrip() if match and match[0].strip() else ""
-    if match is None or not (_MEASURED.search(before) and re.search(r"\d|\\pi|∞", before)):
-        return text, ""
-    if before.count("{") != before.count("}") or before.endswith(("^{", "_{")):
+    is_measured = _MEASURED.search(before) and re.search(r"\d|\\pi|∞", before)
+    if match is None or not is_measured or before.count("{") != before.count("}") or before.endswith(("^{", "_{")):
         return text, ""
     words = re.findall(r"[a-zA-Z]+|\^\{-?\d\}|/", re.sub(r"(?<=\w{3})s\b", "", without_text(match["unit"])))
     return before, " ".join(_SYNONYMS.get(word, word) for word in words)
