@@ -12,13 +12,13 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
-from typing import Any, NoReturn, Self, TypeVar, cast
+from typing import Any, Self, TypeVar
 
 from rprm.errors import RprmError
-from rprm.grading.comparing import SETTLED, Outcome, compare
+from rprm.grading.comparing import Outcome, compare
 from rprm.grading.reading import MAX_CHARACTERS, read
 from rprm.grading.rules import EXACT, MATHEMATICS, AnswerRule
 from rprm.grading.worker import NOT_INSTALLED
@@ -32,6 +32,8 @@ _MAX_REMEMBERED = 100_000
 _PATIENCE, _PATIENCE_S = 20, 60.0
 #: Control characters and lone surrogates, with which no answer can be meant.
 _UNCLEAN = frozenset([*map(chr, {*range(32), 127} - {9, 10, 11, 13}), *map(chr, range(0xD800, 0xE000))])
+#: Set where the task that awaits a batch was cancelled.
+_CANCELLED: ContextVar[threading.Event | None] = ContextVar("_CANCELLED", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +58,7 @@ class Grade:
     @property
     def correct(self) -> bool | None:
         """Whether the answer is right; None where the comparison came to no conclusion."""
-        return self.outcome == "equal" if self.outcome in SETTLED else None
-
-
-class _Undecided(Exception):
-    """Strings and numbers do not decide."""
+        return {"equal": True, "different": False, "no answer": False}.get(self.outcome)
 
 
 class Grader:
@@ -80,25 +78,19 @@ class Grader:
     """
 
     def __init__(self, *, num_workers: int = 2, limit_s: float = 5.0, limit_bytes: int = 2 << 30) -> None:
-        for is_wrong, message in (
-            (num_workers < 1, f"num_workers is {num_workers}; grading needs at least 1"),
-            (not limit_s > 0.0, f"limit_s is {limit_s}; give a number of seconds above 0"),
-            (limit_bytes < 256 << 20, f"limit_bytes is {limit_bytes}; math-verify itself needs 256 MiB ({256 << 20})"),
-        ):
-            if is_wrong:
-                raise RprmError(message)
-        self._num_workers, self._limits = num_workers, (limit_s, limit_bytes)
+        if num_workers < 1:
+            raise RprmError(f"num_workers is {num_workers}; grading needs at least 1")
+        if not limit_s > 0.0:
+            raise RprmError(f"limit_s is {limit_s}; give a number of seconds above 0")
+        if limit_bytes < 256 << 20:
+            raise RprmError(f"limit_bytes is {limit_bytes}; math-verify itself needs 256 MiB ({256 << 20})")
+        self._limit_s = limit_s
         self._lock = threading.Lock()
         self._graded: dict[AnswerPair, Grade] = {}
-        self._renew()
-
-    def _renew(self) -> None:
-        self._owner = os.getpid()
+        self._workers = [_Worker(limit_s, limit_bytes) for _ in range(num_workers)]
         self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
-        workers = [_Worker(*self._limits) for _ in range(self._num_workers)]
-        for worker in workers:
+        for worker in self._workers:
             self._idle.put(worker)
-        self._finalizer = weakref.finalize(self, _stop_all, workers, self._owner)
 
     def __enter__(self) -> Self:
         return self
@@ -111,17 +103,23 @@ class Grader:
 
         They also end with the grader, and with the process that holds it.
         """
-        self._finalizer()
-        with self._lock:
-            self._renew()
+        for worker in self._workers:
+            worker.stop()
 
     def grade_all(self, pairs: Iterable[AnswerPair]) -> list[Grade]:
         """Grade each pair, in order; a pair that comes again costs nothing."""
-        return self._grade_all(list(pairs), threading.Event())
+        pairs = list(pairs)
+        found = {pair: self._graded.get(pair) or Grade(_by_text(pair)) for pair in dict.fromkeys(pairs)}
+        found |= self._by_algebra([pair for pair, grade in found.items() if grade.outcome == "undecided"])
+        with self._lock:
+            self._graded |= found
+            while len(self._graded) > _MAX_REMEMBERED:
+                del self._graded[next(iter(self._graded))]
+        return [found[pair] for pair in pairs]
 
     async def agrade_all(self, pairs: Iterable[AnswerPair]) -> list[Grade]:
         """`grade_all` without blocking the event loop; cancelled, it begins no further comparison."""
-        return await _in_thread(self._grade_all, list(pairs))
+        return await _in_thread(self.grade_all, pairs)
 
     def check_gold(self, gold: str, rule: AnswerRule = MATHEMATICS) -> Grade:
         """Whether a gold answer can be recognised in another way of writing: `equal`, or why not.
@@ -129,10 +127,8 @@ class Grader:
         An answer in sentences, or in notation that the grammar cannot read, is `unreadable`: only the same text is
         then graded as equal, and any other comes to no conclusion.
         """
-        if len(gold) > MAX_CHARACTERS:
-            return Grade("too long")
         pair = AnswerPair(gold, None, rule)
-        return self._grade_by_workers([pair], threading.Event())[pair]
+        return Grade("too long") if len(gold) > MAX_CHARACTERS else self._by_algebra([pair])[pair]
 
     def group_equivalent(self, answers: Sequence[str | None], rule: AnswerRule = EXACT) -> list[int]:
         """Number answers so that equal ones have the same number: for a vote among them.
@@ -141,113 +137,89 @@ class Grader:
         order of their first answers, from 0; no answer (None) is -1. A comparison that comes to no conclusion joins
         nothing.
         """
-        return self._group(list(answers), threading.Event(), rule)
-
-    async def agroup_equivalent(self, answers: Sequence[str | None], rule: AnswerRule = EXACT) -> list[int]:
-        """`group_equivalent` without blocking the event loop; cancelled, it begins no further comparison."""
-        return await _in_thread(self._group, list(answers), rule)
-
-    def _group(self, answers: list[str | None], stop: threading.Event, rule: AnswerRule) -> list[int]:
         #: Each answer's group: the place of its first member among the different answers.
         groups: dict[str, int] = {}
-        for place, answer in enumerate(dict.fromkeys(one for one in answers if one is not None)):
+        for place, answer in enumerate(one for one in dict.fromkeys(answers) if one is not None):
             joined: set[int] = set()
             for one, group in groups.items():
                 # In one order always, so that which came first makes no difference.
                 pair = AnswerPair(min(one, answer), max(one, answer), rule)
-                if group not in joined and self._grade_all([pair], stop)[0].outcome == "equal":
+                if group not in joined and self.grade_all([pair])[0].outcome == "equal":
                     joined.add(group)
             first = min(joined, default=place)
             groups = {one: first if group in joined else group for one, group in groups.items()} | {answer: first}
         numbers = {group: number for number, group in enumerate(sorted(set(groups.values())))}
         return [-1 if one is None else numbers[groups[one]] for one in answers]
 
-    def _grade_all(self, pairs: list[AnswerPair], stop: threading.Event) -> list[Grade]:
-        found: dict[AnswerPair, Grade] = {}
-        waiting: list[AnswerPair] = []
-        for pair in dict.fromkeys(pairs):
-            with self._lock:
-                known = self._graded.get(pair)
-            try:
-                found[pair] = known or Grade(_grade(pair))
-            except _Undecided:
-                waiting.append(pair)
-        found |= self._grade_by_workers(waiting, stop)
-        with self._lock:
-            self._graded.update(found)
-            while len(self._graded) > _MAX_REMEMBERED:
-                del self._graded[next(iter(self._graded))]
-        return [found[pair] for pair in pairs]
+    async def agroup_equivalent(self, answers: Sequence[str | None], rule: AnswerRule = EXACT) -> list[int]:
+        """`group_equivalent` without blocking the event loop; cancelled, it begins no further comparison."""
+        return await _in_thread(self.group_equivalent, answers, rule)
 
-    def _grade_by_workers(self, pairs: list[AnswerPair], stop: threading.Event) -> dict[AnswerPair, Grade]:
+    def _by_algebra(self, waiting: list[AnswerPair]) -> dict[AnswerPair, Grade]:
         from multiprocessing.connection import wait
 
-        with self._lock:
-            if os.getpid() != self._owner:
-                self._renew()  # A fork of the process that began: its workers answer that one.
-        idle, waiting = self._idle, deque(pairs)
+        cancelled = _CANCELLED.get()
         found: dict[AnswerPair, Grade] = {}
         busy: dict[Any, AnswerPair] = {}
         try:
             while waiting or busy:
-                if stop.is_set():
+                if cancelled and cancelled.is_set():
                     raise RprmError("grading was cancelled")
                 with contextlib.suppress(queue.Empty):
                     while waiting:
                         # Others may have all workers: one is waited for, more are not.
-                        worker = idle.get(block=not busy)
-                        busy[worker] = waiting.popleft()
+                        worker = self._idle.get(block=not busy)
+                        busy[worker] = waiting.pop(0)
                         worker.ask(busy[worker])
-                answered = wait(busy, _PATIENCE * self._limits[0] + _PATIENCE_S)
+                answered = wait(busy, _PATIENCE * self._limit_s + _PATIENCE_S)
                 for worker in answered or list(busy):
                     found[busy[worker]] = Grade(worker.reply() if answered else "timeout")
                     if not answered:
                         worker.stop()
                     del busy[worker]
-                    idle.put(worker)
+                    self._idle.put(worker)
         finally:
             for worker in busy:
                 worker.stop()  # Its reply would be taken for that of the next question.
-                idle.put(worker)
+                self._idle.put(worker)
         return found
 
 
 async def _in_thread(work: Callable[..., _Result], *arguments: object) -> _Result:
-    stop = threading.Event()
+    token = _CANCELLED.set(cancelled := threading.Event())
     try:
-        return await asyncio.to_thread(work, arguments[0], stop, *arguments[1:])
-    except asyncio.CancelledError:
-        stop.set()
-        raise
+        return await asyncio.to_thread(work, *arguments)
+    finally:
+        cancelled.set()  # Of a cancelled task the thread goes on.
+        _CANCELLED.reset(token)
 
 
-def _grade(pair: AnswerPair) -> Outcome:
-    """Grade by strings and numbers; raises `_Undecided` where that is not enough."""
+def _by_text(pair: AnswerPair) -> Any:
+    """Grade by strings and numbers: an outcome, or `undecided` where that is not enough."""
     if pair.answer is None or not pair.answer.strip():
         return "no answer"
     if max(len(pair.gold), len(pair.answer)) > MAX_CHARACTERS:
         return "too long"
     if not _UNCLEAN.isdisjoint(pair.gold + pair.answer):
         return "unreadable"
-    return compare(read(pair.gold, pair.rule), read(pair.answer, pair.rule), pair.rule, _undecided)
+    return compare(read(pair.gold, pair.rule), read(pair.answer, pair.rule), pair.rule, lambda *_: "undecided")
 
 
-def _undecided(*_: object) -> NoReturn:
-    raise _Undecided
-
-
-def _stop_all(workers: list[_Worker], owner: int) -> None:
+def _end(process: subprocess.Popen[bytes], owner: int) -> None:
+    """End a worker and its child; a fork of its owner leaves it alone."""
     if os.getpid() == owner:
-        for worker in workers:
-            worker.stop()
+        with process, contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 class _Worker:
-    """A keeper process (see `rprm.grading.worker`), started at its first question."""
+    """A keeper process (see `rprm.grading.worker`), started at its first question and ended with this."""
 
-    def __init__(self, limit_s: float, limit_bytes: int) -> None:
-        self._limits = (repr(limit_s), str(limit_bytes))
+    def __init__(self, *limits: float) -> None:
+        self._limits = [str(limit) for limit in limits]
         self._process: Any = None
+        #: The process that started it; a fork of that starts one of its own.
+        self._owner = 0
 
     def fileno(self) -> int:
         """Where its reply comes."""
@@ -259,7 +231,7 @@ class _Worker:
         Raises:
             RprmError: math-verify is not installed, this is Windows, or the process ends at once.
         """
-        if self._process is None:
+        if self._owner != os.getpid():
             self._start()
         request = json.dumps([pair.gold, pair.answer, asdict(pair.rule)], default=str) + "\n"
         with contextlib.suppress(OSError):  # It has been killed: its reply is the end of its output.
@@ -267,10 +239,16 @@ class _Worker:
 
     def reply(self) -> Outcome:
         """The outcome; where the keeper itself was killed, this pair has none, and the next has a new keeper."""
-        outcome = self._process.stdout.readline().decode().strip()
+        outcome: Outcome = self._process.stdout.readline().decode().strip()
         if not outcome:
             self.stop()
-        return cast(Outcome, outcome or "crashed")
+        return outcome or "crashed"
+
+    def stop(self) -> None:
+        """End the process, where there is one."""
+        if self._owner == os.getpid():
+            self._owner = 0
+            self._finalizer()
 
     def _start(self) -> None:
         if sys.platform == "win32":
@@ -287,20 +265,14 @@ class _Worker:
             env={**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"},
             start_new_session=True,
         )
-        if self._process.stdout.readline() != b"ready\n":
-            code = self.stop()
-            if code == NOT_INSTALLED:
-                raise RprmError('comparing mathematical answers needs the extra: pip install ".[math]"')
-            raise RprmError(
-                f"the process that compares answers ended at its start (code {code}); run "
-                f"{sys.executable} -m rprm.grading.worker 5 4000000000 to see why"
-            )
-
-    def stop(self) -> int:
-        """End the process and its child, where there are any; returns the exit code."""
-        process, self._process = self._process, None
-        if process is None:
-            return 0
-        with process, contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        return int(process.returncode)
+        self._owner = os.getpid()
+        self._finalizer = weakref.finalize(self, _end, self._process, self._owner)
+        if self._process.stdout.readline() == b"ready\n":
+            return
+        self.stop()
+        if (code := self._process.returncode) == NOT_INSTALLED:
+            raise RprmError('comparing mathematical answers needs the extra: pip install ".[math]"')
+        raise RprmError(
+            f"the process that compares answers ended at its start (code {code}); run {sys.executable} -m "
+            "rprm.grading.worker 5 4000000000 to see why"
+        )

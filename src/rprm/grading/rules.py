@@ -8,31 +8,26 @@ from fractions import Fraction
 
 @dataclass(frozen=True, slots=True)
 class AnswerRule:
-    """How an answer is found in a solution and compared with the gold answer.
-
-    Attributes:
-        name: of the set it belongs to.
-        markers: further words that announce an answer at the start of a line, before a colon (`A` for `A: 18`).
-        last_number: whether the last number of a text without any announced answer is taken. Off in every set's rule:
-            it invents an answer for a solution that gives none.
-        lists_split_numbers: `1,100` is the list of 1 and 100, not eleven hundred (for answers known to be several).
-        whole_numbers: the gold answer is a whole number, and only the same whole number is equal.
-        relative_tolerance: of numbers of which at least one is a rounded decimal; 0 for none.
-        tolerance_for_integers: whether the relative tolerance holds where one of the numbers is whole, too.
-        absolute_tolerance: of any two numbers, instead of the relative one; None for none.
-        letter_units: whether a single letter after a number and a space (`5 m`) is a unit rather than a variable.
-        is_vote: there is no gold answer: equality has to be transitive, so that `50%` is 50 but not 0.5 as well.
-    """
+    """How an answer is found in a solution and compared with the gold answer."""
 
     name: str
+    #: Further words that announce an answer at the start of a line, before a colon (`A` for `A: 18`).
     markers: tuple[str, ...] = ()
+    #: The last number of a text without any announced answer is taken: that invents an answer where none is given.
     last_number: bool = False
+    #: `1,100` is the list of 1 and 100, not eleven hundred (for answers known to be several).
     lists_split_numbers: bool = False
+    #: The gold answer is a whole number, and only the same whole number is equal.
     whole_numbers: bool = False
+    #: Of numbers of which at least one is a rounded decimal; 0 for none.
     relative_tolerance: Fraction = Fraction(1, 10_000)
+    #: The relative tolerance holds where one of the numbers is whole, too.
     tolerance_for_integers: bool = False
+    #: Of any two numbers, instead of the relative one.
     absolute_tolerance: Fraction | None = None
+    #: A single letter after a number and a space (`5 m`) is a unit rather than a variable.
     letter_units: bool = False
+    #: There is no gold answer: equality has to be transitive, so that `50%` is 50 but not 0.5 as well.
     is_vote: bool = False
 
 
