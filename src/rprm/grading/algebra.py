@@ -85,7 +85,7 @@ def expression(text: str) -> Any:
     return _Reader(config=ConversionConfig(lowercase_symbols=False)).parse(text)
 
 
-def same(gold: Form, answer: Form, tolerance: float = 0.0, absolute: float | None = None) -> Outcome:
+def same(gold: Form, answer: Form, tolerance: float = 0.0, absolute: float = 0.0) -> Outcome:
     """Compare two values, two relations (their `whole`), or two sets of which one is a union or difference."""
     try:
         if gold.items or answer.items:
@@ -148,7 +148,7 @@ def _numeric(value: Any, point: dict[Any, Any]) -> Any:
     return value if value.is_number and value.is_finite and value.as_real_imag()[1].is_number else None
 
 
-def _same_value(gold: Any, answer: Any, tolerance: float = 0.0, absolute: float | None = None) -> bool:
+def _same_value(gold: Any, answer: Any, tolerance: float = 0.0, absolute: float = 0.0) -> bool:
     """Whether two numbers are the same, or two expressions at three points of six."""
     if gold == answer:
         return True
@@ -164,7 +164,7 @@ def _same_value(gold: Any, answer: Any, tolerance: float = 0.0, absolute: float 
             if None in numbers or not (is_complex or all(number.is_real for number in numbers[:2])):
                 continue
             difference, size = abs(numbers[2]), max(map(abs, numbers[:2]))
-            allowed = tolerance * size if absolute is None or symbols else absolute
+            allowed = tolerance * size if symbols else min(tolerance * size, absolute) if tolerance else absolute
             # No difference: exactly, or where 150 digits cannot tell it from none.
             is_zero = difference == 0 or (not numbers[2].is_Rational and difference <= sympy.Float("1e-150", 30) * size)
             if not is_zero and not difference <= allowed:

@@ -18,6 +18,8 @@ Outcome = Literal["equal", "different", "no answer", "unreadable", "too long", "
 Ask = Callable[..., Any]
 #: More answers than this in a list are compared in order alone: matching them tries every pair.
 _MAX_UNORDERED = 40
+#: Larger than any difference.
+_ANY = 10**300
 
 
 def compare(gold: Form, answer: Form, rule: AnswerRule, ask: Ask) -> Outcome:
@@ -129,22 +131,32 @@ def _values(gold: Form, answer: Form, rule: AnswerRule, ask: Ask) -> Outcome:
     if bases := {base for _, base in numerals if base}:
         # The same digits; a base may be left out, since the problem names it, but not changed.
         return _outcome(len(bases) == 1 and numerals[0][0] == numerals[1][0])
-    for one, other in (both, both[::-1]) if gold.number is None or answer.number is None else ():
+    if gold.number is not None and answer.number is not None:
+        return _outcome(_same_number(gold, answer, rule))
+    for one, other in (both, both[::-1]):
         if one.unit == "degree" and r"\pi" in other.text and not other.unit:
             return ask(replace(one, text=rf"({one.text})\cdot\frac{{\pi}}{{180}}"), other)
         hundredth = replace(one, text=rf"({one.text})\cdot\frac{{1}}{{100}}")
         if one.unit == "%" != other.unit and not rule.is_vote and ask(hundredth, other) == "equal":
             return "equal"
-    if gold.number is not None and answer.number is not None:
-        return _outcome(_same_number(gold, answer, rule))
+    return ask(gold, answer, *map(float, _tolerances(gold, answer, rule)))
+
+
+def _tolerances(gold: Form, answer: Form, rule: AnswerRule) -> tuple[Fraction | int, Fraction | int]:
+    """The largest difference that makes no difference: relative to the larger value (0: any), and absolute."""
+    both = (gold, answer)
+    if rule.absolute_tolerance is not None:
+        return 0, rule.absolute_tolerance
     is_whole = any(form.number is not None and form.number.denominator == 1 for form in both)
     has_decimals = any(form.place is not None or re.search(r"\d\.\d", form.text) for form in both)
-    is_rounded = has_decimals and not rule.whole_numbers and (not is_whole or rule.tolerance_for_integers)
-    relative = rule.relative_tolerance if is_rounded else Fraction(0)
-    for form in both:
-        if form.number and form.place and not rule.tolerance_for_integers:
-            relative = min(relative, form.place / abs(form.number))  # 3.1417 does not round pi.
-    return ask(gold, answer, float(relative), rule.absolute_tolerance and float(rule.absolute_tolerance))
+    if rule.tolerance_for_integers and (has_decimals or None not in (gold.number, answer.number)):
+        return rule.relative_tolerance, _ANY
+    # A decimal that was rounded or cut is within one unit of its last place (`0.12501` is not 1/8, nor 3.1417 pi), and
+    # what it was rounded from has more places.
+    if rule.whole_numbers or is_whole or not has_decimals or gold.place == answer.place is not None:
+        return 0, 0
+    places = [form.place for form in both if form.place is not None]
+    return rule.relative_tolerance, max(places, default=_ANY) * Fraction(999_999, 1_000_000)
 
 
 def _ratios(gold: Form, answer: Form, rule: AnswerRule, ask: Ask) -> Outcome:
@@ -164,21 +176,12 @@ def _ratios(gold: Form, answer: Form, rule: AnswerRule, ask: Ask) -> Outcome:
 
 
 def _same_number(gold: Form, answer: Form, rule: AnswerRule) -> bool:
+    relative, absolute = _tolerances(gold, answer, rule)
     # One of them with a percent sign: the sign was left out (8 for 8%), or the value worked out (0.08 for 8%).
     is_percent = (gold.unit == "%") != (answer.unit == "%") and not rule.is_vote
-    places = [form.place for form in (gold, answer) if form.place is not None]
     for percent in (1, Fraction(1, 100)) if is_percent else (1,):
         one, other = ((form.number or 0) * (percent if form.unit == "%" else 1) for form in (gold, answer))
-        difference = abs(one - other)
-        if difference == 0 or rule.absolute_tolerance is not None:
-            is_same = difference <= (rule.absolute_tolerance or 0)
-        else:
-            # A decimal that was rounded or cut is within one unit of its last place (`0.12501` is not 1/8), and what it
-            # was rounded from has more places.
-            is_rounded = difference < max(places, default=0) and gold.place != answer.place
-            is_rounded = is_rounded and 1 not in (one.denominator, other.denominator)
-            is_near = difference <= rule.relative_tolerance * max(abs(one), abs(other))
-            is_same = is_near and not rule.whole_numbers and (rule.tolerance_for_integers or is_rounded)
-        if is_same:
+        allowed = min(relative * max(abs(one), abs(other)), absolute) if relative else absolute
+        if abs(one - other) <= allowed:
             return True
     return False

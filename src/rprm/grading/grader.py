@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -12,10 +11,9 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Sequence
-from contextvars import ContextVar
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from rprm.errors import RprmError
 from rprm.grading.comparing import Outcome, compare
@@ -23,17 +21,13 @@ from rprm.grading.reading import MAX_CHARACTERS, read
 from rprm.grading.rules import EXACT, MATHEMATICS, AnswerRule
 from rprm.grading.worker import NOT_INSTALLED
 
-_Result = TypeVar("_Result")
-
 #: Grades that are remembered; the oldest go first.
 _MAX_REMEMBERED = 100_000
-#: Wall time after which workers that are silent are taken for hung: multiples of the limit of processor time (a busy
-#: machine gives less than a whole processor, and that changes no outcome), and seconds.
+#: Silent workers are taken for hung after so many times the limit of processor time (of which a busy machine gives
+#: less than wall time, and that changes no outcome), and so many seconds.
 _PATIENCE, _PATIENCE_S = 20, 60.0
 #: Control characters and lone surrogates, with which no answer can be meant.
 _UNCLEAN = frozenset([*map(chr, {*range(32), 127} - {9, 10, 11, 13}), *map(chr, range(0xD800, 0xE000))])
-#: Set where the task that awaits a batch was cancelled.
-_CANCELLED: ContextVar[threading.Event | None] = ContextVar("_CANCELLED", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +56,11 @@ class Grade:
 
 
 class Grader:
-    """Compares answers; safe to use from any thread and inside a running event loop.
+    """Compares answers; safe to use from any thread (in an event loop: `asyncio.to_thread(grader.grade_all, pairs)`).
 
-    Texts, numbers and what is made of them are compared at once. Everything else goes to worker processes, started when
-    first needed, each comparison under a limit of processor time and memory that nothing in an answer can outlast.
-
-    Args:
-        num_workers: the most processes that compare at once.
-        limit_s: processor time of one comparison, in seconds. It does not depend on what else the machine does.
-        limit_bytes: address space of one process.
+    Texts, numbers and what is made of them are compared at once, the rest in at most `num_workers` processes, started
+    when first needed. Nothing in an answer outlasts a comparison's limits: `limit_s` seconds of processor time
+    (whatever else the machine does) and `limit_bytes` of address space.
 
     Raises:
         RprmError: a limit is out of range; at the first comparison that needs it, math-verify is not installed, or this
@@ -99,10 +89,7 @@ class Grader:
         self.close()
 
     def close(self) -> None:
-        """End the worker processes (the grader can be used again: new ones start).
-
-        They also end with the grader, and with the process that holds it.
-        """
+        """End the worker processes, which also end with the grader and with the process that holds it."""
         for worker in self._workers:
             worker.stop()
 
@@ -117,15 +104,10 @@ class Grader:
                 del self._graded[next(iter(self._graded))]
         return [found[pair] for pair in pairs]
 
-    async def agrade_all(self, pairs: Iterable[AnswerPair]) -> list[Grade]:
-        """`grade_all` without blocking the event loop; cancelled, it begins no further comparison."""
-        return await _in_thread(self.grade_all, pairs)
-
     def check_gold(self, gold: str, rule: AnswerRule = MATHEMATICS) -> Grade:
         """Whether a gold answer can be recognised in another way of writing: `equal`, or why not.
 
-        An answer in sentences, or in notation that the grammar cannot read, is `unreadable`: only the same text is
-        then graded as equal, and any other comes to no conclusion.
+        To one in sentences, or in notation that the grammar cannot read (`unreadable`), only the same text is equal.
         """
         pair = AnswerPair(gold, None, rule)
         return Grade("too long") if len(gold) > MAX_CHARACTERS else self._by_algebra([pair])[pair]
@@ -133,9 +115,8 @@ class Grader:
     def group_equivalent(self, answers: Sequence[str | None], rule: AnswerRule = EXACT) -> list[int]:
         """Number answers so that equal ones have the same number: for a vote among them.
 
-        Answers that are equal, directly or through others, are one group, whatever their order. Groups are numbered in
-        order of their first answers, from 0; no answer (None) is -1. A comparison that comes to no conclusion joins
-        nothing.
+        Answers that are equal, directly or through others, are one group, whatever their order; groups are numbered
+        from 0 in order of their first answers, and no answer (None) is -1. No conclusion joins nothing.
         """
         #: Each answer's group: the place of its first member among the different answers.
         groups: dict[str, int] = {}
@@ -151,20 +132,13 @@ class Grader:
         numbers = {group: number for number, group in enumerate(sorted(set(groups.values())))}
         return [-1 if one is None else numbers[groups[one]] for one in answers]
 
-    async def agroup_equivalent(self, answers: Sequence[str | None], rule: AnswerRule = EXACT) -> list[int]:
-        """`group_equivalent` without blocking the event loop; cancelled, it begins no further comparison."""
-        return await _in_thread(self.group_equivalent, answers, rule)
-
     def _by_algebra(self, waiting: list[AnswerPair]) -> dict[AnswerPair, Grade]:
         from multiprocessing.connection import wait
 
-        cancelled = _CANCELLED.get()
         found: dict[AnswerPair, Grade] = {}
         busy: dict[Any, AnswerPair] = {}
         try:
             while waiting or busy:
-                if cancelled and cancelled.is_set():
-                    raise RprmError("grading was cancelled")
                 with contextlib.suppress(queue.Empty):
                     while waiting:
                         # Others may have all workers: one is waited for, more are not.
@@ -183,15 +157,6 @@ class Grader:
                 worker.stop()  # Its reply would be taken for that of the next question.
                 self._idle.put(worker)
         return found
-
-
-async def _in_thread(work: Callable[..., _Result], *arguments: object) -> _Result:
-    token = _CANCELLED.set(cancelled := threading.Event())
-    try:
-        return await asyncio.to_thread(work, *arguments)
-    finally:
-        cancelled.set()  # Of a cancelled task the thread goes on.
-        _CANCELLED.reset(token)
 
 
 def _by_text(pair: AnswerPair) -> Any:
@@ -226,11 +191,7 @@ class _Worker:
         return int(self._process.stdout.fileno())
 
     def ask(self, pair: AnswerPair) -> None:
-        """Compare a pair; of a gold answer alone (no `answer`) ask whether it is recognised.
-
-        Raises:
-            RprmError: math-verify is not installed, this is Windows, or the process ends at once.
-        """
+        """Compare a pair; of a gold answer alone (no `answer`) ask whether it is recognised."""
         if self._owner != os.getpid():
             self._start()
         request = json.dumps([pair.gold, pair.answer, asdict(pair.rule)], default=str) + "\n"

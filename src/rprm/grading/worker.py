@@ -1,11 +1,8 @@
-r"""The program that compares two answers by computer algebra (math-verify), a process of its own.
+r"""The program that compares answers by computer algebra: requests `[gold, answer or null, rule]` and outcomes by line.
 
-It reads one JSON line a request, `[gold, answer or null, rule]`, and writes the outcome as a line.
-
-Two processes stand behind it. The *keeper* loads math-verify once and never computes. Its *child*, a fork, answers
-under limits of processor time and address space that the kernel enforces, also inside one long multiplication that no
-Python code could interrupt. A child that is gone is replaced in milliseconds, and the keeper answers in its place. When
-the process that started the keeper ends, however it ends, both end.
+The *keeper* loads math-verify once and never computes. Its *child*, a fork, answers under limits of processor time and
+address space that the kernel enforces, also inside one long multiplication that no Python code could interrupt. When
+it is gone, the keeper answers in its place and forks another. Both end with the process that started the keeper.
 """
 
 from __future__ import annotations
@@ -107,9 +104,10 @@ def _outcome(gold: str, answer: str | None, fields: dict[str, Any]) -> str:
 
     tolerances = {name: Fraction(value) for name, value in fields.items() if value and name.endswith("tolerance")}
     rule = AnswerRule(**(fields | {"markers": ()} | tolerances))
+    form = read(gold, rule)
     if answer is None:
-        return comparing.compare_with_itself(read(gold, rule), algebra.same)
-    return comparing.compare(read(gold, rule), read(answer, rule), rule, algebra.same)
+        return comparing.compare_with_itself(form, algebra.same)
+    return comparing.compare(form, read(answer, rule), rule, algebra.same)
 
 
 if __name__ == "__main__":
