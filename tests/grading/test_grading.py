@@ -62,6 +62,9 @@ def grader() -> Iterator[Grader]:
         ("9 * 2 = 18\n#### 18", "18"),
         ("#### 1,234", "1,234"),
         # GSM8K has a solution that says "answer:" before its end.
+        ("### Final Answer\nThe probability that the sum is 12 is:\n\\[ \\frac{3}{256} \\]", r"\frac{3}{256}"),
+        # Cut off in its formula: "probability that the sum is 12 is" is no answer.
+        ("### Final Answer\nThe probability that the sum is 12 is:\n\\[ \\frac{3}{2", None),
         ("To find the answer: 28 / 7 = 4 weeks\n#### 4", "4"),
         ("Let me think.\n(B)", "(B)"),
         ("9 * 2 = 18, hence 18.", None),

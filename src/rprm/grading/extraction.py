@@ -84,6 +84,7 @@ def _content(text: str, place: int) -> tuple[str | None, int]:
 
 def _sentence(rest: str) -> str | None:
     """The answer at the beginning of a text; None where that is a remark about an answer."""
+    rest = rest[found.end() :] if (found := P.leads_up.match(rest)) else rest
     for opening, closing in (("$$", "$$"), ("\\[", "\\]")):
         if rest.startswith(opening):
             return rest[2 : max(rest.find(closing, 2), 2)].strip() or None
