@@ -136,10 +136,8 @@ def _numeric(value: Any, point: dict[Any, Any]) -> Any:
     """A finite number of 30 digits, or None."""
     try:
         value = value.subs(point) if point else value
-        limits = [
-            bound for part in value.atoms(sympy.Sum, sympy.Product) for _, *bounds in part.limits for bound in bounds
-        ]
-        if any(bound.is_Rational and not bound.is_Integer for bound in limits):
+        limits = (end for part in value.atoms(sympy.Sum, sympy.Product) for _, *ends in part.limits for end in ends)
+        if any(end.is_Rational and not end.is_Integer for end in limits):
             return None
         value = value.doit() if value.has(*_UNDONE) else value
         value = value if value.is_Rational else value.evalf(30, maxn=300)
@@ -148,12 +146,16 @@ def _numeric(value: Any, point: dict[Any, Any]) -> Any:
     return value if value.is_number and value.is_finite and value.as_real_imag()[1].is_number else None
 
 
+def _verified(gold: Any, answer: Any) -> bool:
+    return bool(verify(gold, answer, timeout_seconds=None))
+
+
 def _same_value(gold: Any, answer: Any, tolerance: float = 0.0, absolute: float = 0.0) -> bool:
     """Whether two numbers are the same, or two expressions at three points of six."""
     if gold == answer:
         return True
     if not (isinstance(gold, sympy.Expr) and isinstance(answer, sympy.Expr)):
-        return bool(verify(gold, answer, timeout_seconds=None))
+        return _verified(gold, answer)
     symbols = sorted(gold.free_symbols | answer.free_symbols, key=str)
     gold, answer = (one if symbols and not one.has(*_UNDONE) else one.doit() for one in (gold, answer))
     is_complex = not symbols or gold.has(sympy.I) or answer.has(sympy.I)
@@ -172,27 +174,24 @@ def _same_value(gold: Any, answer: Any, tolerance: float = 0.0, absolute: float 
             num_agreed += 1
         if num_agreed >= (3 if symbols else 1):
             return True
-    return bool(symbols and verify(gold, answer, timeout_seconds=None))
+    return bool(symbols) and _verified(gold, answer)
 
 
 def _same_relation(gold: Any, answer: Any) -> bool:
     """Whether one is a constant multiple of the other; of inequalities a positive one."""
-    kinds, sides = [], []
-    for relation in (gold, answer):
-        if not isinstance(relation, sympy.core.relational.Relational):
-            return bool(verify(gold, answer, timeout_seconds=None))
-        if isinstance(relation, (sympy.StrictGreaterThan, sympy.GreaterThan)):
-            relation = relation.reversed
-        difference = relation.lhs - relation.rhs
-        kinds.append(type(relation))
-        sides.append(sympy.fraction(sympy.together(difference))[0] if kinds[-1] is sympy.Eq else difference)
-    left, right = sides
+    if not all(isinstance(one, sympy.core.relational.Relational) for one in (gold, answer)):
+        return _verified(gold, answer)
+    both = [one.reversed if isinstance(one, (sympy.Gt, sympy.Ge)) else one for one in (gold, answer)]
+    kind, other_kind = map(type, both)
+    left, right = (one.lhs - one.rhs for one in both)
+    if kind is sympy.Eq:
+        left, right = (sympy.fraction(sympy.together(side))[0] for side in (left, right))
     symbols = sorted(left.free_symbols, key=str)
-    if kinds[0] is not kinds[1] or not symbols or left.free_symbols != right.free_symbols:
+    if kind is not other_kind or not symbols or left.free_symbols != right.free_symbols:
         return False
     for point in reversed(_points(symbols, _POINTS, 7)):
         one, other = _numeric(left, point), _numeric(right, point)
         if one and other:
-            is_turned = kinds[0] not in (sympy.Eq, sympy.Ne) and one / other < 0
+            is_turned = kind not in (sympy.Eq, sympy.Ne) and one / other < 0
             return not is_turned and _same_value(left * right.subs(point), right * left.subs(point))
-    return bool(verify(gold, answer, timeout_seconds=None))
+    return _verified(gold, answer)

@@ -92,14 +92,14 @@ class _Reading:
                 return Form(kind, text, self.forms(parts))
         if match := P.matrix.fullmatch(text):
             times = rf"({match[1].strip()})\cdot" if match[1].strip() else ""
-            rows = [row.split("&") for row in match[2].split("\\\\")]
-            return self.matrix(
-                [self.forms([f"{times}({cell})" if times else cell for cell in row]) for row in rows], text
-            )
+            rows = [
+                [f"{times}({cell})" if times else cell for cell in row.split("&")] for row in match[2].split("\\\\")
+            ]
+            return self.matrix([self.forms(row) for row in rows], text)
         if (inner := enclosed(text, "⦃", "⦄")) is not None:
             items = self.forms(split(inner, ",;⋏"))
             return items[0] if len(items) == 1 else Form("list", text, items, brackets="{}")
-        if (inner := enclosed(text.replace("[", "(").replace("]", ")"), "(", ")")) is not None:
+        if enclosed(text.replace("[", "(").replace("]", ")"), "(", ")") is not None:
             items, brackets = self.forms(split(text[1:-1], ",;")), text[0] + text[-1]
             if len(items) == 1:
                 return items[0] if brackets in ("()", "[]") else None
@@ -114,10 +114,8 @@ class _Reading:
         if (match := re.fullmatch(r"([^=]+)=[^=]+", parts[0])) and not re.search("[=<>≤≥]", "".join(parts[1:])):
             parts[1:] = [f"{match[1]}={part}" for part in parts[1:]]  # x = 7, 100 names them all.
         items = self.forms(parts)
-        if all(
-            re.search("[<>≤≥≠]", part) or (item.kind == "tuple" and "∞" in part)
-            for item, part in zip(items, parts, strict=True)
-        ):
+        are_open = [item.kind == "tuple" and "∞" in part for item, part in zip(items, parts, strict=True)]
+        if all(is_open or re.search("[<>≤≥≠]", part) for is_open, part in zip(are_open, parts, strict=True)):
             return Form("union" if "⋎" in text else "intersection", text, items)
         flat = [item.items if item.kind == "list" and not item.brackets else (item,) for item in items]
         return _named(Form("list", text, tuple(inner for few in flat for inner in few)))
@@ -181,11 +179,10 @@ class _Reading:
             return form
         if form.kind == "list":
             return replace(form, items=tuple(replace(item, name=item.name or match[1]) for item in form.items))
-        argument = match[2] or ""
-        is_variable = bool(re.fullmatch(r"\\?[a-zA-Z]+", argument))
-        name = without_text(match[1] if is_variable or not argument else first)
+        argument = (match[2] or "") if re.fullmatch(r"\\?[a-zA-Z]*", match[2] or "") else None
+        name = without_text(first if argument is None else match[1])
         name = name.lower() if len(name) > 2 and "\\" not in name else name
-        return replace(form, name=name, argument=argument if is_variable else "", whole=text)
+        return replace(form, name=name, argument=argument or "", whole=text)
 
     def value(self, text: str) -> Form:
         whole, unit = "", {"%": "%", "°": "degree"}.get(text[-1], "")

@@ -34,7 +34,7 @@ def _replacement(text: str) -> str | Callable[[re.Match[str]], str]:
 
 _ROWS = (line.replace("␣", " ").split("\t") for line in _lines("rewrites.txt"))
 #: What a text must hold, a pattern, and what stands for it in normal form.
-REWRITES = [(needed.strip("-"), re.compile(pattern), _replacement(by)) for needed, pattern, by in _ROWS]
+REWRITES = [(needed.removeprefix("any"), re.compile(pattern), _replacement(by)) for needed, pattern, by in _ROWS]
 
 
 def _patterns() -> SimpleNamespace:

@@ -23,11 +23,14 @@ def plain_number(text: str) -> tuple[Fraction | None, Fraction | None]:
     """The exact value of a number in normal form or in words, and one unit in its last place where it is a decimal."""
     if len(text) > _MAX_DIGITS:
         return None, None
+    if text.isascii() and text.isdigit():
+        return Fraction(int(text)), None
     if match := P.repeating.fullmatch(text):
         shift, (whole, fixed, block) = len(match[2]), match.groups()
         repeated = Fraction(int(block), 10 ** len(block) - 1) / 10**shift
         return Fraction(f"{whole or 0}.{fixed or 0}") + (-repeated if whole[:1] == "-" else repeated), None
-    match = P.number.fullmatch(P.power_of_ten.sub(r"e\1", P.fraction.sub(r" \1/\2", text)))
+    plain = P.power_of_ten.sub(r"e\1", P.fraction.sub(r" \1/\2", text)) if text[-1:] == "}" else text
+    match = P.number.fullmatch(plain)
     if match is None or not (match[3] or "10^" in text):
         return (_named_number(without_text(text).lower()) if re.search("[a-z]{2}", text) else None), None
     sign, whole, top, under, exponent = match.groups()
