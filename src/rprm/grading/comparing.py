@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Literal
 
 from rprm.grading.normal import split
 from rprm.grading.reading import Form
@@ -15,7 +15,7 @@ from rprm.grading.tables import MEASURES, P
 
 Outcome = Literal["equal", "different", "no answer", "unreadable", "too long", "timeout", "out of memory", "crashed"]
 #: What computer algebra says of two forms; also given a relative and an absolute tolerance where one is allowed.
-Ask = Callable[..., Any]
+Ask = Callable[..., Outcome]
 #: More answers than this in a list are compared in order alone: matching them tries every pair.
 _MAX_UNORDERED = 40
 #: Larger than any difference.
@@ -97,13 +97,14 @@ def _items(
     if len(gold) != len(answer):
         return "different"
     in_order = in_order or len(gold) > _MAX_UNORDERED
-    remaining, failure, is_whole = list(answer), None, True
+    remaining, is_whole = list(answer), True
+    failure: Outcome | None = None
     for one in gold:
         # What is written alike first: it costs nothing, and most values have their like.
         for other in remaining[:1] if in_order else sorted(remaining, key=lambda item: item != one):
             # Within several values, what stands beside a number (`20 boys`) tells which one it is.
             is_other = one.unit and other.unit and one.unit != other.unit
-            outcome = "different" if is_other else compare(one, other, rule, ask)
+            outcome: Outcome = "different" if is_other else compare(one, other, rule, ask)
             if outcome == "equal":
                 remaining.remove(other)
                 break
@@ -122,7 +123,8 @@ def _values(gold: Form, answer: Form, rule: AnswerRule, ask: Ask) -> Outcome:
     is_plain = any(form.number is not None and form.unit in ("", "%") for form in both)
     if len(units) == 2 and not is_plain and any(map(P.letters.fullmatch, units)):
         # Letters are a unit beside a plain number alone: 2 m g is not 2 m v.
-        gold, answer = both = tuple(replace(form, text=form.whole or form.text, number=None, unit="") for form in both)
+        gold, answer = (replace(form, text=form.whole or form.text, number=None, unit="") for form in both)
+        both = (gold, answer)
     if gold.text == answer.text and (gold.unit == "%") == (answer.unit == "%"):
         return "equal"
     if ":" in gold.text + answer.text:

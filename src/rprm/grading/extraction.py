@@ -72,7 +72,7 @@ def _content(text: str, place: int) -> tuple[str | None, int]:
     while place < len(text) and text[place].isspace():
         place += 1
     if not text.startswith("{", place):
-        content = P.box_token.match(text, place)[0].rstrip(".")
+        content = next(P.box_token.finditer(text, place))[0].rstrip(".")
         return (content if re.search(r"[\d\\]|^[a-zA-Z]$", content) else ""), place + len(content)
     depth = 0
     for brace in P.brace.finditer(text, place):

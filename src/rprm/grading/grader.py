@@ -21,6 +21,8 @@ from rprm.grading.reading import MAX_CHARACTERS, read
 from rprm.grading.rules import EXACT, MATHEMATICS, AnswerRule
 from rprm.grading.worker import NOT_INSTALLED
 
+#: Strings and numbers are not enough.
+_UNDECIDED: Any = "undecided"
 #: Grades that are remembered; the oldest go first.
 _MAX_REMEMBERED = 100_000
 #: Silent workers are taken for hung after so many times the limit of processor time (of which a busy machine gives
@@ -97,7 +99,7 @@ class Grader:
         """Grade each pair, in order; a pair that comes again costs nothing."""
         pairs = list(pairs)
         found = {pair: self._graded.get(pair) or Grade(_by_text(pair)) for pair in dict.fromkeys(pairs)}
-        found |= self._by_algebra([pair for pair, grade in found.items() if grade.outcome == "undecided"])
+        found |= self._by_algebra([pair for pair, grade in found.items() if grade.outcome == _UNDECIDED])
         with self._lock:
             self._graded |= found
             while len(self._graded) > _MAX_REMEMBERED:
@@ -159,15 +161,15 @@ class Grader:
         return found
 
 
-def _by_text(pair: AnswerPair) -> Any:
-    """Grade by strings and numbers: an outcome, or `undecided` where that is not enough."""
+def _by_text(pair: AnswerPair) -> Outcome:
+    """Grade by strings and numbers: an outcome, or `_UNDECIDED`."""
     if pair.answer is None or not pair.answer.strip():
         return "no answer"
     if max(len(pair.gold), len(pair.answer)) > MAX_CHARACTERS:
         return "too long"
     if not _UNCLEAN.isdisjoint(pair.gold + pair.answer):
         return "unreadable"
-    return compare(read(pair.gold, pair.rule), read(pair.answer, pair.rule), pair.rule, lambda *_: "undecided")
+    return compare(read(pair.gold, pair.rule), read(pair.answer, pair.rule), pair.rule, lambda *_: _UNDECIDED)
 
 
 def _end(process: subprocess.Popen[bytes], owner: int) -> None:

@@ -23,8 +23,8 @@ _nfkc = partial(normalize, "NFKC")
 def normal_text(text: str, split_numbers: bool = False) -> str:
     """The text in normal form; `split_numbers` leaves the comma in `1,100`."""
     if not text.isascii():
-        for sign, scripts in (("^", "[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+"), ("_", "[₀₁₂₃₄₅₆₇₈₉]+")):
-            text = re.sub(scripts, lambda found, sign=sign: f"{sign}{{{found[0].translate(_SCRIPTS)}}}", text)
+        text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+", lambda found: f"^{{{found[0].translate(_SCRIPTS)}}}", text)
+        text = re.sub("[₀₁₂₃₄₅₆₇₈₉]+", lambda found: f"_{{{found[0].translate(_SCRIPTS)}}}", text)
         text = re.sub("[¼-¾⅐-⅞]", lambda found: rf"\frac{{{_nfkc(found[0])}}}".replace("⁄", "}{"), text)
         text = _nfkc(text.translate(_CHARACTERS)).translate(_CHARACTERS)
         text = "".join(character for character in text if category(character) != "Cf")

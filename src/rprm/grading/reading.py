@@ -185,7 +185,7 @@ class _Reading:
         return replace(form, name=name, argument=argument or "", whole=text)
 
     def value(self, text: str) -> Form:
-        whole, unit = "", {"%": "%", "°": "degree"}.get(text[-1], "")
+        whole, unit = "", {"%": "%", "°": "degree"}.get(text[-1:], "")
         if unit and not re.search(r"\\(?:sin|cos|tan|cot|sec|csc).*°", text):
             text = text[:-1]
         else:

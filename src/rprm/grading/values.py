@@ -64,7 +64,7 @@ def without_unit(text: str, letters: bool) -> tuple[str, str]:
     match = P.unit.search(text, max(0, len(text) - _MAX_UNIT))
     before = text[: match.start()].rstrip() if match and match[0].strip() else ""
     is_measured = P.measured.search(before) and re.search(r"\d|\\pi|∞", before)
-    if not is_measured or before.count("{") != before.count("}") or before.endswith(("^{", "_{")):
+    if match is None or not is_measured or before.count("{") != before.count("}") or before.endswith(("^{", "_{")):
         return text, ""
     words = re.findall(r"[a-zA-Z]+|\^\{-?\d\}|/", re.sub(r"(?<=\w{3})s\b", "", without_text(match[1])))
     return before, " ".join(SYNONYMS.get(word, word) for word in words)
