@@ -20,6 +20,7 @@ from rprm.grading import (
     final_answer,
     olympiadbench_rule,
 )
+from rprm.grading.comparing import compare
 from rprm.grading.reading import read
 from rprm.grading.values import plain_number
 
@@ -98,6 +99,21 @@ def test_extraction_and_forms_take_any_text(text: str) -> None:
     answer = final_answer(text)
     assert answer is None or answer.strip()
     read(text, MATHEMATICS)
+
+
+PARTS = [
+    *(r"\frac", "{", "}", "(", ")", "[", "]", "1", "23", "x", "y", "=", ",", "<", r"\le ", r"\text{", "cm", " ", r"\pm"),
+    *(r"\cup", "^", "_", "°", r"\%", ".", "0.", "/", ":", "-", "+", r"\{", r"\}", "|", "or ", "and ", "&", r"\\", "≈"),
+    *("to ", "∈", "²", "½", "million", "$", r"\overline{", "for all ", "(B)", "base 8", "'", "...", r"\begin{pmatrix}"),
+]  # fmt: skip
+
+
+@given(*[st.lists(st.sampled_from(PARTS), max_size=14).map("".join)] * 2, st.sampled_from([*RULES.values()]))
+def test_any_two_texts_are_compared_by_strings_and_numbers(gold: str, answer: str, rule: AnswerRule) -> None:
+    outcomes = {compare(read(gold, rule), read(answer, rule), rule, lambda *_: "different") for _ in range(2)}
+    assert outcomes <= {"equal", "different", "unreadable"}
+    assert len(outcomes) == 1
+    assert compare(read(gold, rule), read(gold, rule), rule, lambda *_: "different") == "equal"
 
 
 #: Gold, answer, and whether they are the same: every decision of docs/grading.md.

@@ -128,7 +128,7 @@ def _values(gold: Form, answer: Form, rule: AnswerRule, ask: Ask) -> Outcome:
     if gold.text == answer.text and (gold.unit == "%") == (answer.unit == "%"):
         return "equal"
     if ":" in gold.text + answer.text:
-        return _ratios(gold, answer, rule, ask)
+        return _ratios(gold, answer, ask)
     numerals = [match.groups() if (match := P.numeral.fullmatch(form.text)) else (form.text, "") for form in both]
     if bases := {base for _, base in numerals if base}:
         # The same digits; a base may be left out, since the problem names it, but not changed.
@@ -161,20 +161,22 @@ def _tolerances(gold: Form, answer: Form, rule: AnswerRule) -> tuple[Fraction | 
     return rule.relative_tolerance, max(places, default=_ANY) * Fraction(999_999, 1_000_000)
 
 
-def _ratios(gold: Form, answer: Form, rule: AnswerRule, ask: Ask) -> Outcome:
+def _ratios(gold: Form, answer: Form, ask: Ask) -> Outcome:
     """`3:4` is 3/4 and `6:8`; a time of day is only itself."""
     times = [P.time.fullmatch(form.text) for form in (gold, answer)]
     if times[0] and times[1]:
         return _outcome(times[0][1] == times[1][1])
-    left, right = ([*split(form.text, ":"), "1"] for form in (gold, answer))
-    if any(times) and {len(left), len(right)} != {3}:
+    left, right = (split(form.text, ":") for form in (gold, answer))
+    if any(times) and {len(left), len(right)} != {2}:
         return "different"
-    # a : b is c : d where a d is b c; a value alone is its ratio to 1.
-    products = [
-        tuple(Form("value", rf"({first})\cdot({part})") for part in parts[1 : max(2, len(parts) - 1)])
-        for first, parts in ((left[0], right), (right[0], left))
-    ]
-    return _items(products[0], products[1], rule, ask)
+    # A value alone is its ratio to 1.
+    left, right = (parts if len(parts) > 1 else [*parts, "1"] for parts in (left, right))
+    for one, other in zip(left[1:], right[1:], strict=False):
+        # a : b is c : d where a d is b c.
+        products = (Form("value", rf"({a})\cdot({d})") for a, d in ((left[0], other), (right[0], one)))
+        if (outcome := ask(*products)) != "equal":
+            return outcome
+    return _outcome(len(left) == len(right))
 
 
 def _same_number(gold: Form, answer: Form, rule: AnswerRule) -> bool:

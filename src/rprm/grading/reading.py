@@ -70,7 +70,7 @@ class _Reading:
         if self.depth > _MAX_DEPTH:
             return Form("value", text)
         if match := P.choice.fullmatch(text):
-            content = self.form(match[3].strip()) if match[3].strip() else Form("words", text)
+            (content,) = self.forms([match[3]]) if match[3].strip() else (Form("words", text),)
             return replace(content, choice=match[1] or match[2])
         if (found := words(text)) is not None:
             return Form("words", found)
@@ -150,7 +150,7 @@ class _Reading:
     def equation(self, text: str) -> Form | None:
         """`x=5` is the value 5 with its name; `x+y=5` a relation; `30-1=29` the value 29."""
         if match := P.label.fullmatch(text):
-            return replace(self.form(match[3]), name=(match[1] or match[2]).strip().lower())
+            return replace(self.forms([match[3]])[0], name=(match[1] or match[2]).strip().lower())
         if re.search("[<>≤≥≠]", text):
             return Form("relation", text, whole=text)
         sides = split(text, "=≈" if "∈" not in text else "∈")
