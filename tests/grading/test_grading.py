@@ -102,7 +102,8 @@ def test_extraction_and_forms_take_any_text(text: str) -> None:
 
 
 PARTS = [
-    *(r"\frac", "{", "}", "(", ")", "[", "]", "1", "23", "x", "y", "=", ",", "<", r"\le ", r"\text{", "cm", " ", r"\pm"),
+    *(r"\frac", "{", "}", "(", ")", "[", "]", "1", "23", "x", "y", "=", ",", "<", r"\le ", r"\text{", "cm", " "),
+    r"\pm",
     *(r"\cup", "^", "_", "°", r"\%", ".", "0.", "/", ":", "-", "+", r"\{", r"\}", "|", "or ", "and ", "&", r"\\", "≈"),
     *("to ", "∈", "²", "½", "million", "$", r"\overline{", "for all ", "(B)", "base 8", "'", "...", r"\begin{pmatrix}"),
 ]  # fmt: skip
