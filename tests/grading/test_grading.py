@@ -20,6 +20,7 @@ from rprm.grading import (
     final_answer,
     olympiadbench_rule,
 )
+from rprm.grading.comparing import compare
 from rprm.grading.reading import read
 from rprm.grading.values import plain_number
 
@@ -62,6 +63,9 @@ def grader() -> Iterator[Grader]:
         ("9 * 2 = 18\n#### 18", "18"),
         ("#### 1,234", "1,234"),
         # GSM8K has a solution that says "answer:" before its end.
+        ("### Final Answer\nThe probability that the sum is 12 is:\n\\[ \\frac{3}{256} \\]", r"\frac{3}{256}"),
+        # Cut off in its formula: "probability that the sum is 12 is" is no answer.
+        ("### Final Answer\nThe probability that the sum is 12 is:\n\\[ \\frac{3}{2", None),
         ("To find the answer: 28 / 7 = 4 weeks\n#### 4", "4"),
         ("Let me think.\n(B)", "(B)"),
         ("9 * 2 = 18, hence 18.", None),
@@ -95,6 +99,22 @@ def test_extraction_and_forms_take_any_text(text: str) -> None:
     answer = final_answer(text)
     assert answer is None or answer.strip()
     read(text, MATHEMATICS)
+
+
+PARTS = [
+    *(r"\frac", "{", "}", "(", ")", "[", "]", "1", "23", "x", "y", "=", ",", "<", r"\le ", r"\text{", "cm", " "),
+    r"\pm",
+    *(r"\cup", "^", "_", "°", r"\%", ".", "0.", "/", ":", "-", "+", r"\{", r"\}", "|", "or ", "and ", "&", r"\\", "≈"),
+    *("to ", "∈", "²", "½", "million", "$", r"\overline{", "for all ", "(B)", "base 8", "'", "...", r"\begin{pmatrix}"),
+]  # fmt: skip
+
+
+@given(*[st.lists(st.sampled_from(PARTS), max_size=14).map("".join)] * 2, st.sampled_from([*RULES.values()]))
+def test_any_two_texts_are_compared_by_strings_and_numbers(gold: str, answer: str, rule: AnswerRule) -> None:
+    outcomes = {compare(read(gold, rule), read(answer, rule), rule, lambda *_: "different") for _ in range(2)}
+    assert outcomes <= {"equal", "different", "unreadable"}
+    assert len(outcomes) == 1
+    assert compare(read(gold, rule), read(gold, rule), rule, lambda *_: "different") == "equal"
 
 
 #: Gold, answer, and whether they are the same: every decision of docs/grading.md.

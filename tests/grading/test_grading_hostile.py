@@ -87,6 +87,12 @@ def test_ten_thousand_answers_come_back() -> None:
             "1:" * 900,
             "and " * 400,
             "**" * 900,
+            "ab:" * 600 + "1",
+            "(A)" * 650,
+            "about " * 300,
+            "5 percent " * 190,
+            "1 to " * 390,
+            "x for every " * 150,
         ),
     ],
 )
@@ -100,7 +106,7 @@ def test_no_text_makes_reading_long(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     ["answer" + " " * 100_000, "\n" * 100_000 + "x", "x\n \n" * 20_000, "\\boxed{" * 10_000, "answer to x " * 10_000]
-    + ["the answer is " + word * 30_000 for word in ("the ", "(", "not ", "a ")],
+    + ["the answer is " + word * 30_000 for word in ("the ", "(", "not ", "a ", "is:\n", "by ")],
 )
 def test_no_solution_makes_the_search_for_its_answer_long(text: str) -> None:
     begin = time.process_time()

@@ -144,11 +144,13 @@ def test_threads_and_event_loops(grader: Grader) -> None:
 
     async def both() -> tuple[int, list[str], list[int]]:
         ticks = 0
-        grading = asyncio.create_task(grader.agrade_all([AnswerPair("7", "9^{9^{8}}"), AnswerPair("3x", "x+2x")]))
+        pairs = [AnswerPair("7", "9^{9^{8}}"), AnswerPair("3x", "x+2x")]
+        grading = asyncio.create_task(asyncio.to_thread(grader.grade_all, pairs))
         while not grading.done():
             ticks += 1
             await asyncio.sleep(0.01)
-        return ticks, [grade.outcome for grade in grading.result()], await grader.agroup_equivalent(["x", "2x-x"])
+        groups = await asyncio.to_thread(grader.group_equivalent, ["x", "2x-x"])
+        return ticks, [grade.outcome for grade in grading.result()], groups
 
     ticks, graded, groups = asyncio.run(both())
     assert ticks > 5  # The loop went on while the workers did.
@@ -219,17 +221,33 @@ def test_a_fork_has_workers_of_its_own(grader: Grader) -> None:
     subprocess.run([sys.executable, "-c", program], check=True, timeout=300)
 
 
-def test_a_cancelled_batch_begins_nothing_further() -> None:
-    grader = Grader(num_workers=1, limit_s=0.5)
-    pairs = [AnswerPair("5", f"9^{{9^{{9}}}}+{number}") for number in range(100)]
+def test_an_interrupted_batch_begins_nothing_further() -> None:
+    class Interrupt(Exception):
+        pass
 
-    async def cancelled() -> None:
-        grading = asyncio.create_task(grader.agrade_all(pairs))
-        await asyncio.sleep(0.2)
-        grading.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await grading
+    def interrupt(*_: object) -> None:
+        raise Interrupt
 
-    asyncio.run(cancelled())  # Ends once the comparison in hand does.
-    assert len(grader._graded) <= 1
-    grader.close()
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    with Grader(num_workers=1) as grader:
+        assert outcomes(grader, ("2x", "x+x")) == ["equal"]
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        begin = time.monotonic()
+        with pytest.raises(Interrupt):
+            outcomes(grader, *(("5", f"9^{{9^{{9}}}}+{number}") for number in range(100)))
+        signal.signal(signal.SIGALRM, previous)
+        assert time.monotonic() - begin < 3.0  # Not even the comparison in hand is waited for (its limit is 5 s).
+        # The reply to what was interrupted is not taken for that of the next question.
+        assert outcomes(grader, ("3x", "x+2x"), ("3x", "x+x")) == ["equal", "different"]
+
+
+@LINUX
+def test_a_stopped_worker_is_not_waited_for_forever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rprm.grading.grader._PATIENCE_S", 1.0)
+    with Grader(num_workers=1, limit_s=0.1) as grader:
+        before = workers()
+        assert outcomes(grader, ("2x", "x+x")) == ["equal"]
+        for pid in workers() - before:
+            os.kill(pid, signal.SIGSTOP)
+        assert outcomes(grader, ("3x", "x+2x")) == ["timeout"]
+        assert outcomes(grader, ("4x", "x+3x")) == ["equal"]
