@@ -27,14 +27,17 @@ class AnswerRule:
     absolute_tolerance: Fraction | None = None
     #: A single letter after a number and a space (`5 m`) is a unit rather than a variable.
     letter_units: bool = False
-    #: There is no gold answer: equality has to be transitive, so that `50%` is 50 but not 0.5 as well.
-    is_vote: bool = False
+
+    @property
+    def is_vote(self) -> bool:
+        """There is no gold answer: equality has to be transitive, so that `50%` is 50 but not 0.5 as well."""
+        return self.name == "exact"
 
 
 #: For answers of no known set.
 MATHEMATICS = AnswerRule("mathematics")
 #: Equal exactly: for groups of answers, where no gold answer says how precise one must be.
-EXACT = AnswerRule("exact", relative_tolerance=Fraction(0), is_vote=True)
+EXACT = AnswerRule("exact", relative_tolerance=Fraction(0))
 #: GSM8K as lm-evaluation-harness's "flexible-extract" reads it: where nothing is announced, the last number.
 GSM8K_FLEXIBLE = AnswerRule("gsm8k-flexible", ("A",), True, whole_numbers=True, relative_tolerance=Fraction(0))
 
