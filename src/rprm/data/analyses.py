@@ -21,7 +21,6 @@ from rprm.rewarders.rprm import Judge
 from rprm.runs import MANIFEST, RESULTS, finished_manifest, write_atomically
 from rprm.stopping import StoppingRule
 
-#: The stage's name in manifests.
 STAGE = "analyses"
 
 

@@ -38,11 +38,8 @@ TRAIN = "train.jsonl"
 VALIDATION = "validation.jsonl"
 PARTS = {"train": TRAIN, "validation": VALIDATION}
 
-#: Rows of each verdict shown in the sample.
-_NUM_SHOWN = 3
-
-#: Length classes of the card's table, in characters.
-_LENGTHS = (250, 500, 1000, 2000, 4000, 8000)
+#: Rows of each verdict in the sample, and the card's length classes in characters.
+_NUM_SHOWN, _LENGTHS = 3, (250, 500, 1000, 2000, 4000, 8000)
 
 
 def listed(dropped: Mapping[str, int]) -> str:

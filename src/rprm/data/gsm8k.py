@@ -17,11 +17,8 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import NamedTuple
 
-#: A longer expression is no annotation of a calculation; it also bounds how deep brackets nest.
-MAX_EXPRESSION = 200
-
-#: A longer line is not searched for its calculation.
-_MAX_LINE = 2000
+#: Longer expressions (and lines) are no calculations; it also bounds how deep brackets nest.
+MAX_EXPRESSION, _MAX_LINE = 200, 2000
 
 _ANNOTATION = re.compile(r"<<([^<>]*)>>")
 #: A number as a solution writes it, of at most 24 digits before the point; not a part of a longer one.
