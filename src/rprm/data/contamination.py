@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from itertools import groupby
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from rprm.benchmarks import read_prmbench
 from rprm.benchmarks.prmbench import PRMBENCH_HUB
@@ -145,7 +145,7 @@ class ContaminationIndex:
                 return None
         found = self._problems[abs(number)][0]
         kind = "overlap" if not_equal else "exact"
-        return Removed(**found._asdict() | {"problem": problem, "kind": kind, "share": round(share, 4)})
+        return Removed(**found._asdict() | dict[str, Any](problem=problem, kind=kind, share=round(share, 4)))
 
 
 def read_benchmarks(name: str) -> list[Benchmark]:

@@ -59,7 +59,7 @@ class _StepRow(RowModel):
 def labelled_step_of(value: Any, *, default_id: str, default_source: str | None = None) -> LabelledStep:
     """Check one row and make a `LabelledStep` of it; an InputError says what is wrong with it."""
     row = checked(_StepRow, value).model_dump(exclude_none=True)
-    return LabelledStep(**{"id": default_id, "source": default_source} | row)
+    return LabelledStep(**dict[str, Any](id=default_id, source=default_source) | row)
 
 
 @dataclass(frozen=True)
