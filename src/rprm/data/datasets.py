@@ -254,7 +254,7 @@ def _pairs(step: StepAnalyses, agreeing: Sides, other: Sides, options: PairOptio
     why = next((reason for reason, holds in zip(_UNPAIRED, applies, strict=True) if holds), None)
     tally[why or "steps with a pair"] += 1
     tally[REPEATED] += num_agreeing + num_other - len(agreeing) - len(other)
-    pairs = []
+    pairs: list[tuple[tuple[_Side, ...], str]] = []
     uses: Counter[int] = Counter()
     for _, name, sides in [] if why else sorted(possible):
         if len(pairs) < options.per_step and all(uses[side.sample] < side.num_samples for side in sides):
