@@ -58,7 +58,7 @@ def gather_steps(
     session = {"inputs": [source.name for source in sources], "versions": versions()}
     index = ContaminationIndex(chain.from_iterable(one.problems for one in benchmarks), ngram=ngram, overlap=overlap)
     with Run(output, stage=STAGE, settings=settings, session=session) as run, ExitStack() as stack:
-        files = {
+        files: dict[str, TextIO] = {
             name: stack.enter_context((run.folder / f"{name}.partial").open("w+", encoding="utf-8", newline="\n"))
             for name in (RESULTS, REJECTED, REMOVED, "working")
         }
