@@ -305,10 +305,7 @@ class _SolutionRow(RowModel):
 
 
 def read_solutions(source: Source, *, name: str | None = None) -> Iterator[Solution | Rejected]:
-    """Every row of a source, `{id?, problem, steps[] | solution, label?}`, as a `Solution`; see `read_rows`.
-
-    Other fields are ignored. Without an id the row is `line-N`; a `solution` is cut by `split_steps`.
-    """
+    """Every row of a source, `{id?, problem, steps[] | solution, label?}`, as a `Solution`; without an id, `line-N`."""
     return read_rows(source, lambda row: solution_of(row.value, default_id=f"line-{row.line}"), name=name)
 
 
@@ -321,10 +318,8 @@ def solution_of(value: Any, *, default_id: str) -> Solution:
     if not steps:
         raise InputError("'solution' is empty, or nothing but thinking")
     if row.label is not None and not -1 <= row.label < len(steps):
-        raise InputError(
-            f"'label' must be the 0-based index of the earliest wrong step (0 to {len(steps) - 1}), -1 for none, or "
-            f"null; not {row.label}"
-        )
+        wanted = f"the 0-based index of the earliest wrong step (0 to {len(steps) - 1}), -1 for none, or null"
+        raise InputError(f"'label' must be {wanted}; not {row.label}")
     return Solution(id=row.id or default_id, problem=row.problem, steps=tuple(steps), label=row.label)
 
 

@@ -26,7 +26,9 @@ TrainedPrompt = Annotated[str | None, typer.Option(help="The student's template.
 @app.command()
 @with_options
 def steps(
-    sources: Annotated[list[str], typer.Argument(help="Files, runs of this command, or hub data sets (OWNER/NAME).")],
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE...", help="Files, runs of this command, or hub data sets.")
+    ],
     output: Output,
     *,
     format: Annotated[settings.Format, typer.Option(help="auto: by each row's fields.")] = settings.Format.auto,
@@ -141,7 +143,9 @@ def pairs(
 
 @app.command("import")
 def import_(
-    source: Annotated[str, typer.Argument(help="kevinpro/R-PRM?data_dir=sft (or dpo), such a folder, or a file.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="kevinpro/R-PRM?data_dir=sft, such a folder, or a file.")
+    ],
     output: Output,
     prompt: Annotated[str | None, typer.Option(help="Template of every row.  [default: derived from the rows]")] = None,
     json: Json = False,

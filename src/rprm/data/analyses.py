@@ -7,19 +7,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from rprm.errors import InputError
 from rprm.jobs import Callbacks, Job, run_job
 from rprm.ledger import Ledger
 from rprm.prompts import PromptTemplate, load_template
 from rprm.prompts.library import MODEL_TEMPLATE
-from rprm.reading import Rejected, Row, Source, SourceInfo, checked, read_rows
+from rprm.reading import Rejected, Row, Source, SourceInfo, explained, read_rows
 from rprm.records import LabelledStep, StepAnalyses
 from rprm.rewarders.base import reward_settings
 from rprm.rewarders.rprm import Judge
 from rprm.runs import MANIFEST, RESULTS, finished_manifest, write_atomically
 from rprm.stopping import StoppingRule
 
-#: The stage's name in manifests.
 STAGE = "analyses"
 
 
@@ -97,9 +98,9 @@ class AnalysesFile:
 
         def read(row: Row) -> StepAnalyses:
             try:
-                return checked(StepAnalyses, row.value)
-            except InputError as error:
-                raise InputError(f"not an analysed step: {error}") from None
+                return StepAnalyses.model_validate(row.value)
+            except ValidationError as error:
+                raise InputError(f"not an analysed step: {explained(error)}") from None
 
         return read_rows(self.source, read)
 

@@ -1,12 +1,8 @@
-r"""Training problems that stand in a benchmark: found by equal text, or by the runs of words that they share.
+"""Training problems that stand in a benchmark: found by equal text, or by the runs of words that they share.
 
-Text is compared as `tokens`. Two rules find a problem:
-
-- *exact*: its tokens, written without space, are those of a benchmark problem;
-- *overlap*: at least a share of the n-grams of the shorter of the two problems (n = 13 tokens, as is usual for language
-  models since GPT-3, arXiv 2005.14165, appendix C) stand in the other one too.
-
-A problem shorter than n tokens is found by equal text alone: short problems of one kind share most of their words.
+Text is compared as `tokens`. *exact*: those of the two problems, written without space, are equal. *overlap*: a share
+of the n-grams of the shorter one (n = 13, usual since GPT-3, arXiv 2005.14165, appendix C) stand in the other. A
+problem of fewer than n tokens is found by equal text alone: short problems of one kind share most of their words.
 """
 
 from __future__ import annotations
@@ -18,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from itertools import groupby
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from rprm.benchmarks import read_prmbench
 from rprm.benchmarks.prmbench import PRMBENCH_HUB
@@ -149,7 +145,7 @@ class ContaminationIndex:
                 return None
         found = self._problems[abs(number)][0]
         kind = "overlap" if not_equal else "exact"
-        return Removed(**found._asdict() | {"problem": problem, "kind": kind, "share": round(share, 4)})
+        return Removed(**found._asdict() | dict[str, Any](problem=problem, kind=kind, share=round(share, 4)))
 
 
 def read_benchmarks(name: str) -> list[Benchmark]:

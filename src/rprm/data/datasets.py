@@ -38,11 +38,8 @@ TRAIN = "train.jsonl"
 VALIDATION = "validation.jsonl"
 PARTS = {"train": TRAIN, "validation": VALIDATION}
 
-#: Rows of each verdict shown in the sample.
-_NUM_SHOWN = 3
-
-#: Length classes of the card's table, in characters.
-_LENGTHS = (250, 500, 1000, 2000, 4000, 8000)
+#: Rows of each verdict in the sample, and the card's length classes in characters.
+_NUM_SHOWN, _LENGTHS = 3, (250, 500, 1000, 2000, 4000, 8000)
 
 
 def listed(dropped: Mapping[str, int]) -> str:
@@ -257,7 +254,7 @@ def _pairs(step: StepAnalyses, agreeing: Sides, other: Sides, options: PairOptio
     why = next((reason for reason, holds in zip(_UNPAIRED, applies, strict=True) if holds), None)
     tally[why or "steps with a pair"] += 1
     tally[REPEATED] += num_agreeing + num_other - len(agreeing) - len(other)
-    pairs = []
+    pairs: list[tuple[tuple[_Side, ...], str]] = []
     uses: Counter[int] = Counter()
     for _, name, sides in [] if why else sorted(possible):
         if len(pairs) < options.per_step and all(uses[side.sample] < side.num_samples for side in sides):

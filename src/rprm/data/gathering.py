@@ -11,12 +11,12 @@ import os
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import asdict
 from hashlib import blake2b
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ from rprm.data.steps import STAGE, read_steps, source_name
 from rprm.errors import InputError
 from rprm.reading import Rejected, Source
 from rprm.records import LabelledStep
-from rprm.runs import REJECTED, RESULTS, LineWriter, Run, versions
+from rprm.runs import REJECTED, RESULTS, Run, versions
 
 #: Problems left out because they stand in a benchmark.
 REMOVED = "removed.jsonl"
@@ -58,11 +58,11 @@ def gather_steps(
     session = {"inputs": [source.name for source in sources], "versions": versions()}
     index = ContaminationIndex(chain.from_iterable(one.problems for one in benchmarks), ngram=ngram, overlap=overlap)
     with Run(output, stage=STAGE, settings=settings, session=session) as run, ExitStack() as stack:
-        writers = {
-            name: stack.enter_context(closing(LineWriter(run.folder / f"{name}.partial", fresh=True)))
+        files: dict[str, TextIO] = {
+            name: stack.enter_context((run.folder / f"{name}.partial").open("w+", encoding="utf-8", newline="\n"))
             for name in (RESULTS, REJECTED, REMOVED, "working")
         }
-        gathered = _Gathered(index, writers)
+        gathered = _Gathered(index, files)
         try:
             for row in chain.from_iterable(read_steps(source, format=format, options=options) for source in sources):
                 if strict and isinstance(row, Rejected):
@@ -70,7 +70,7 @@ def gather_steps(
                 gathered.num_rows += 1
                 if isinstance(row, Rejected):
                     gathered.num_rejected += 1
-                    writers[REJECTED].write(row.model_dump_json())
+                    files[REJECTED].write(row.model_dump_json() + "\n")
                 else:
                     gathered.formats[row.format] += 1
                     gathered.skipped.update(row.skipped)
@@ -84,10 +84,11 @@ def gather_steps(
         except BaseException as error:
             run.note({"stopped_by": type(error).__name__})
             raise
-        writers.pop("working").path.unlink()
-        for name, writer in writers.items():
-            writer.close()
-            os.replace(writer.path, run.folder / name)
+        os.unlink(files.pop("working").name)
+        for name, file in files.items():
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(file.name, run.folder / name)
         run.complete(summary, {})
     return summary
 
@@ -95,12 +96,12 @@ def gather_steps(
 class _Gathered:
     """The first pass, row by row, and the second at the end."""
 
-    def __init__(self, index: ContaminationIndex, writers: dict[str, LineWriter]) -> None:
+    def __init__(self, index: ContaminationIndex, files: dict[str, TextIO]) -> None:
         self.num_rows = self.num_rejected = 0
         #: Steps that the sources gave, those left out later too.
         self.num_read = 0
         self.formats, self.skipped = Counter[str](), Counter[str]()
-        self._index, self._writers = index, writers
+        self._index, self._files = index, files
         # Hash of a problem -> what it repeats.
         self._repeated: dict[bytes, Removed | None] = {}
         # Of each step in the working file: hashes of its path, of the path before it, of its id and its problem.
@@ -120,7 +121,7 @@ class _Gathered:
         for hashed in (_hashed(step.step, before), before, _hashed(step.id), problem):
             self._hashes.frombytes(hashed[:8])
         self._labels.append(step.label)
-        self._writers["working"].write(step.model_dump_json())
+        self._files["working"].write(step.model_dump_json() + "\n")
 
     def summary(self, benchmarks: Sequence[str]) -> dict[str, Any]:
         """The second pass. Counts are of the steps kept, where nothing else is said.
@@ -137,13 +138,13 @@ class _Gathered:
         keep = ~repeated & ~conflicting
         positions: dict[int, dict[str, int]] = {}
         sources: Counter[str] = Counter()
-        for step in self._kept(keep, ids):
+        for step, line in self._kept(keep, ids):
             positions.setdefault(step.step_index, {"correct": 0, "wrong": 0})["correct" if step.label else "wrong"] += 1
             sources[step.source or "unknown"] += 1
-            self._writers[RESULTS].write(step.model_dump_json())
+            self._files[RESULTS].write(line)
         removed = {name: {"problems": 0, "steps": 0} for name in benchmarks}
         for row in filter(None, self._repeated.values()):
-            self._writers[REMOVED].write(row.model_dump_json())
+            self._files[REMOVED].write(row.model_dump_json() + "\n")
             removed[row.benchmark]["problems"] += 1
             removed[row.benchmark]["steps"] += row.num_steps
         return {
@@ -163,8 +164,8 @@ class _Gathered:
             "removed": removed,
         }
 
-    def _kept(self, keep: NDArray[np.bool_], ids: NDArray[np.uint64]) -> Iterator[LabelledStep]:
-        """The steps that are kept; an id that stood before gets `~2`, `~3`, ... at its end."""
+    def _kept(self, keep: NDArray[np.bool_], ids: NDArray[np.uint64]) -> Iterator[tuple[LabelledStep, str]]:
+        """The steps that are kept, with their lines; an id that stood before gets `~2`, `~3`, ... at its end."""
         known, first = np.unique(ids, return_index=True)
         repeated = np.ones(len(ids), dtype=bool)
         repeated[first] = False
@@ -174,16 +175,17 @@ class _Gathered:
             value = np.frombuffer(_hashed(name)[:8], dtype=np.uint64)[0]
             return name in given or bool(known[np.searchsorted(known[:-1], value)] == value)
 
-        with self._writers["working"].path.open("rb") as working:
-            for line, is_kept, is_repeated in zip(working, keep, repeated, strict=True):
-                if not is_kept:
-                    continue
-                step = LabelledStep.model_validate_json(line)
-                if is_repeated:
-                    names = (f"{step.id}~{number}" for number in count(2))
-                    given.add(name := next(name for name in names if not stands(name)))
-                    step = step.model_copy(update={"id": name})
-                yield step
+        self._files["working"].seek(0)
+        for line, is_kept, is_repeated in zip(self._files["working"], keep, repeated, strict=True):
+            if not is_kept:
+                continue
+            step = LabelledStep.model_validate_json(line)
+            if is_repeated:
+                names = (f"{step.id}~{number}" for number in count(2))
+                given.add(name := next(name for name in names if not stands(name)))
+                step = step.model_copy(update={"id": name})
+                line = step.model_dump_json() + "\n"
+            yield step, line
 
 
 def _hashed(text: str, before: bytes = b"") -> bytes:

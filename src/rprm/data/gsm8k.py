@@ -17,17 +17,15 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import NamedTuple
 
-#: A longer expression is no annotation of a calculation; it also bounds how deep brackets nest.
-MAX_EXPRESSION = 200
-
-#: A longer line is not searched for its calculation.
-_MAX_LINE = 2000
+#: Longer expressions (and lines) are no calculations; it also bounds how deep brackets nest.
+MAX_EXPRESSION, _MAX_LINE = 200, 2000
 
 _ANNOTATION = re.compile(r"<<([^<>]*)>>")
 #: A number as a solution writes it, of at most 24 digits before the point; not a part of a longer one.
 _NUMBER = re.compile(
     r"(?<![\d.,])(?:\d{1,3}(?:,\d{3}){1,7}|\d{1,24})?(?:\.\d{1,12})?(?<=\d)(?!\d|[.,]\d)", flags=re.ASCII
 )
+_ANNOTATED = re.compile(rf"(.*)<<([^<>=]+)=([^<>=]*)>>({_NUMBER.pattern})(.*)", flags=re.ASCII | re.DOTALL)
 #: Operands and operators of an expression, and how a line shows an operator.
 _PART = re.compile(r"\d+\.?\d*|\.\d+|[-+*/]")
 _SHOWN = {"*": " ?[*xX×·] ?", "/": " ?[/÷] ?", "+": r" ?\+ ?", "-": " ?[-−–] ?"}
@@ -89,27 +87,22 @@ def wrong_step(line: str, taken: frozenset[Fraction], drawn: random.Random) -> W
 
 def _calculation(line: str) -> _Calculation | None:
     """The one calculation of a line, where it is right as far as the digits shown go."""
-    annotations = list(_ANNOTATION.finditer(line))
-    if len(annotations) != 1 or len(line) > _MAX_LINE:
+    found = _ANNOTATED.fullmatch(line) if len(line) <= _MAX_LINE and len(_ANNOTATION.findall(line)) == 1 else None
+    if found is None:
         return None
-    expression, _, result = annotations[0][1].rpartition("=")
-    before, after = line[: annotations[0].start()], line[annotations[0].end() :]
-    shown = _NUMBER.match(after)
-    if not shown or not expression or "=" in expression:
-        return None
-    after = after[shown.end() :]
+    before, expression, result, shown, after = found.groups()
     try:
         value, annotated = evaluate(expression), evaluate(result)
     except ValueError:
         return None
-    number = _value(shown[0])
+    number = _value(shown)
     # Rounded at the last digit shown, or cut there.
-    if number != annotated or abs(value - number) >= _unit(shown[0]):
+    if number != annotated or abs(value - number) >= _unit(shown):
         return None
     # A line that names its result elsewhere too would, edited, contradict itself.
     if number in numbers(after) | (numbers(before) - numbers(expression)):
         return None
-    return _Calculation(before, expression, shown[0], after, value)
+    return _Calculation(before, expression, shown, after, value)
 
 
 def _other_operands(

@@ -174,10 +174,9 @@ def _of_one_kind(name: str, rows: list[Row | Rejected]) -> tuple[str, list[dict[
         columns = first.value if isinstance(first, Row) and isinstance(first.value, dict) else {}
         has = (f"{column}{'' if isinstance(columns[column], str) else ' (no text)'}" for column in sorted(columns))
         what = f": {first.reason}" if isinstance(first, Rejected) else f" has the columns {', '.join(has) or 'none'}"
-        raise InputError(
-            f"{name}: {f'no row can be used: row {first.line}{what}' if first else 'there are no rows'}; rows for sft "
-            "have instruction and output, rows for dpo instruction, chosen and rejected"
-        )
+        fault = f"no row can be used: row {first.line}{what}" if first else "there are no rows"
+        wanted = "rows for sft have instruction and output, rows for dpo instruction, chosen and rejected"
+        raise InputError(f"{name}: {fault}; {wanted}")
     if len(found[kind]) < _MIN_SHARE * sum(map(len, found.values())):
         counts = ", ".join(f"{len(some):,} for {kind}" for kind, some in found.items())
         raise InputError(f"{name} holds rows of two kinds ({counts} among the first {len(rows):,}): divide them")

@@ -22,7 +22,6 @@ from rprm.reading import AnyText, Rejected, Row, RowModel, Source, Text, checked
 from rprm.records import LabelledStep
 from rprm.runs import RESULTS, finished_manifest
 
-#: The stage's name in a manifest.
 STAGE = "steps"
 
 #: What ends a step of Math-Shepherd (arXiv 2312.08935; the model card of peiyi9979/math-shepherd-mistral-7b-prm).
@@ -60,7 +59,7 @@ class _StepRow(RowModel):
 def labelled_step_of(value: Any, *, default_id: str, default_source: str | None = None) -> LabelledStep:
     """Check one row and make a `LabelledStep` of it; an InputError says what is wrong with it."""
     row = checked(_StepRow, value).model_dump(exclude_none=True)
-    return LabelledStep(**{"id": default_id, "source": default_source} | row)
+    return LabelledStep(**dict[str, Any](id=default_id, source=default_source) | row)
 
 
 @dataclass(frozen=True)
@@ -130,8 +129,7 @@ def math_shepherd_steps(record: dict[str, Any], origin: Origin, options: StepOpt
     """Rows `{input, label, task}` of peiyi9979/Math-Shepherd.
 
     `input` is the problem, then `Step 1: ... ки`, `Step 2: ... ки` and so on; `label` is the same text with `+` or `-`
-    in place of each tag. Steps lose their number and GSM8K's annotations. A few published rows have a tag inside the
-    problem, and are refused.
+    in place of each tag. Steps lose their number and GSM8K's annotations. Rows with a tag in the problem are refused.
     """
     row = checked(MathShepherdRow, record)
     *tagged, rest = row.input.split(STEP_TAG)
@@ -273,9 +271,8 @@ class GSM8KRow(RowModel):
 def gsm8k_steps(record: dict[str, Any], origin: Origin, options: StepOptions) -> Iterator[LabelledStep]:
     """Right and wrong steps of a row `{question, answer}`, a function of its text and the seed.
 
-    Both follow the same right steps, so that neither place nor context tells them apart. Of the more numerous kind as
-    many are left out as brings wrong rows to `wrong_share`, on average. The line `#### N` is dropped: a step that is
-    always right teaches to recognise it.
+    Both follow the same right steps, so that neither place nor context tells them apart. Of one kind as many are left
+    out as brings wrong rows to `wrong_share`, on average. The line `#### N`, which is always right, is dropped.
     """
     row = checked(GSM8KRow, record)
     problem, answer, share = row.question, row.answer, options.wrong_share

@@ -12,13 +12,10 @@ from rprm.records import Analysis
 from rprm.thinking import without_thinking
 from rprm.verdict import VerdictFormat
 
-#: What may stand after the answer without counting as text: closing Markdown, brackets, punctuation.
+#: Markdown, brackets and punctuation that are no text: after an answer, before the marker on its line, and after the
+#: answer of a training row.
 _TAIL = " \t\r\n*_`'\"$)}].!"
-
-#: What may stand before the marker on its line without counting as text.
 _OPENERS = " \t\r*_#>`-"
-
-#: What may stand after the answer of a training row: closing Markdown, brackets and punctuation, but no word.
 _AFTER_VERDICT = re.compile(r"[^\w]{0,16}\Z")
 
 #: Reasons to drop an analysis, in the order in which they are looked for.
