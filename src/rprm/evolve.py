@@ -160,7 +160,8 @@ class _Rounds:
         """A round: the first measures, the others sample, pair, train and measure."""
         started, settings = time.monotonic(), self.settings
         model = best = before.best if before else self.first_model
-        num_pairs, difference = None, None
+        num_pairs = None
+        difference = None
         if before:
             analyses = self._stage(
                 number, "analyses", "data", "analyses", self.sampled(number), *self._asking(best, number), "-n",
@@ -192,9 +193,9 @@ class _Rounds:
             num_pairs=num_pairs,
             **{name: figures[name]["value"] for name in ("wrong_acc", "correct_acc", "wellformed")},
             f1=figures["f1"]["value"] or 0.0,
-            difference=difference and difference.value,
-            difference_low=difference and difference.low,
-            difference_high=difference and difference.high,
+            difference=difference.value if difference else None,
+            difference_low=difference.low if difference else None,
+            difference_high=difference.high if difference else None,
             seconds=round(time.monotonic() - started, 1),
         )
 

@@ -40,7 +40,8 @@ class Checkpoint:
         """Whether training had ended with this step: all steps were done, or it was stopped early."""
         state = self.state
         control = state.get("stateful_callbacks", {}).get("TrainerControl", {})
-        return state["global_step"] >= state["max_steps"] or bool(control.get("args", {}).get("should_training_stop"))
+        was_stopped = control.get("args", {}).get("should_training_stop")
+        return bool(state["global_step"] >= state["max_steps"] or was_stopped)
 
     @property
     def best(self) -> Checkpoint:
