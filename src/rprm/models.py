@@ -189,7 +189,7 @@ def import_released(known: KnownModel, source: str | None = None, **options: Any
     """`import_template` of a judge's training rows (its data set by default), named after where they come from."""
     prompt = known.prompt
     assert prompt is not None
-    defaults = {"name": known.alias, "marker": prompt.marker, "min_share": _MIN_SHARE}
+    defaults: dict[str, Any] = {"name": known.alias, "marker": prompt.marker, "min_share": _MIN_SHARE}
     imported = import_template(source or prompt.source, **defaults | options)
     if "name" in options:
         return imported

@@ -14,14 +14,17 @@ from rprm.errors import EngineError
 #: Keyword arguments of constructors that are no options of a spec.
 _NO_OPTIONS = ("spec", "reply")
 
-#: Looked up once: it reads a file of each distribution.
-_installed = cache(entry_points)
+
+@cache
+def _installed(group: str) -> tuple[EntryPoint, ...]:
+    """Looked up once: it reads a file of each distribution."""
+    return tuple(entry_points(group=group))
 
 
 def find_kinds(group: str, built_in: Mapping[str, str]) -> dict[str, EntryPoint]:
     """The entry points of a group ("rprm.engines") by name, with the `built_in` ones: name -> `module:object`."""
     found = {name: EntryPoint(name, value, group) for name, value in built_in.items()}
-    for point in _installed(group=group):
+    for point in _installed(group):
         other = found.setdefault(point.name, point)
         if other.value != point.value:
             owners = (f"{one.value} of {one.dist.name if one.dist else 'rprm'}" for one in (other, point))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from rprm.errors import RprmError
 from rprm.models import resolve
@@ -61,7 +61,7 @@ def judge_settings(model: str, procedure: Procedure = "lean") -> JudgeSettings:
         return settings
     # P(Yes) by a second pass that reads ` Yes` and ` No` alone, a verdict asked for where an analysis has none
     # (NJUNLP/R-PRM, src/evaluate/GenPRM/evaluate-PRM-CoT.py).
-    published = {"force_verdict": True, "second_pass": True} if procedure == "published" else {}
+    published: dict[str, Any] = {"force_verdict": True, "second_pass": True} if procedure == "published" else {}
     return replace(settings, stopping="none", first_error_exit=False, **published)
 
 

@@ -116,8 +116,8 @@ def _unbroken(text: str) -> Iterator[tuple[int, int]]:
         places.setdefault(mark[0], []).append(index)
     index = 0
     while index < len(marks):
-        opening, name, mark = marks[index], marks[index]["name"], marks[index][0]
-        closing = f"\\end{{{name}}}" if name else _CLOSINGS.get(mark, mark if mark[0] in "`~" else "")
+        opening, name, sign = marks[index], marks[index]["name"], marks[index][0]
+        closing = f"\\end{{{name}}}" if name else _CLOSINGS.get(sign, sign if sign[0] in "`~" else "")
         closings = places.get(closing, [])
         place = bisect_right(closings, index)
         if place < len(closings):

@@ -47,21 +47,17 @@ class StepRewarder(Protocol):
 
     def in_full(self) -> StepRewarder:
         """What rewards every step in full, with the same model: for ranking and reinforcement learning."""
-        ...
 
     async def start(self) -> dict[str, Any]:
         """Make ready; returns the settings that the rewards depend on. Safe to call again."""
-        ...
 
     async def judge(self, solution: Solution, ledger: Ledger | None = None) -> SolutionReward:
         """Reward one solution. Thousands of calls may be awaited at once; none affects another's result."""
-        ...
 
     async def judge_step(
         self, problem: str, steps: Sequence[str], step_index: int, ledger: Ledger | None = None
     ) -> StepReward:
         """Reward the step `steps[step_index]` alone, given the problem and the steps before it."""
-        ...
 
     async def aclose(self) -> None: ...
 
@@ -77,12 +73,9 @@ class AnalysisSampler(StepRewarder, Protocol):
         self, problem: str, steps: Sequence[str], step_index: int, samples: range, ledger: Ledger | None = None
     ) -> list[Analysis]:
         """Draw some of a step's analyses, by their sample numbers; `RequestRefused` where every one is refused."""
-        ...
 
     def reward(self, step_index: int, analyses: Sequence[Analysis]) -> StepReward:
         """The reward that a step has from its analyses."""
-        ...
 
     def unscored(self, step_index: int, failure: str) -> StepReward:
         """A step that cannot be judged, and why."""
-        ...

@@ -225,16 +225,10 @@ class Classifier:
         longest = getattr(network.backbone.config.get_text_config(), "max_position_embeddings", None)
         self._context_length = self._context_length or longest or 4096
         self._worker = _Worker(network, self.max_batch_tokens)
-        described = {
-            "revision": identity(self.target, revision),
-            "dtype": dtype,
-            "device": torch.device(device).type,
-            "tokenizer": elsewhere,
-            "device_map": self._device_map,
-            "adapter": self._adapter,
-            "adapter_revision": None if self._adapter is None else identity(self._adapter, None),
-        }
-        return {name: value for name, value in described.items() if value is not None or name == "revision"}
+        described = {"revision": identity(self.target, revision), "dtype": dtype, "device": torch.device(device).type}
+        further = {"tokenizer": elsewhere, "device_map": self._device_map, "adapter": self._adapter}
+        further["adapter_revision"] = identity(self._adapter, None) if self._adapter else None
+        return described | {name: value for name, value in further.items() if value is not None}
 
     def _recognise(self, revision: str | None) -> LayoutName:
         """The layout of a released model: by the tensors of its head, or by its name where they do not tell it."""

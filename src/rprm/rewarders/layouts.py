@@ -8,10 +8,10 @@ the last score position: a causal model reads nothing after it.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from types import FunctionType
+from inspect import getfullargspec
 from typing import Any, Literal
 
 from rprm.engines.tokens import TokenWriter, encode_text, special_tokens, text_prefix
@@ -47,7 +47,7 @@ class Layout:
 
     def __init__(self, name: LayoutName, tokenizer: Any, **options: Any) -> None:
         kind = LAYOUTS[name]
-        known = kind.write.__kwdefaults__ or {}
+        known = getfullargspec(kind.write).kwonlydefaults or {}
         if unknown := [option for option in options if option not in known]:
             raise EngineError(f"the {name} layout has no option {unknown[0]}; leave it out")
         if missing := [need for need in kind.needs if not getattr(tokenizer, need, None)]:
@@ -280,7 +280,7 @@ def _numbered(step: str, index: int) -> str:
 class LayoutKind:
     """A layout, whatever the tokenizer."""
 
-    write: FunctionType
+    write: Callable[..., None]
     head: HeadKind
     begin: Literal["text", "bos", "chat"]  #: as a text begins, with BOS, or as a chat (else as a text)
     models: Sequence[str]  #: parts of the names of released models
