@@ -355,7 +355,8 @@ def listed(value: Any, *path: str) -> list[Any]:
 
 def entries(value: Any, *path: str) -> list[Json]:
     """The objects of the list at a path."""
-    return [entry for entry in listed(value, *path) if isinstance(entry, dict)]
+    found = find(value, *path)
+    return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
 
 
 def context_length_of(card: Json) -> int | None:

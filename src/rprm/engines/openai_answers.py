@@ -54,16 +54,19 @@ class Stream:
         self._usage = event.get("usage") or self._usage
         for delta in entries(event, "choices"):
             index = count(delta, "index") or 0
-            new = {"index": index, "reasoning": "", "refusal": None, "finish_reason": None, "num_tokens": 0}
-            choice, transcript = self._choices.setdefault(index, new | {"logprobs": {}}), self._transcripts[index]
+            if index not in self._choices:
+                self._choices[index] = {"index": index, "finish_reason": None, "refusal": None, "logprobs": {}}
+                self._choices[index] |= {"reasoning": "", "num_tokens": 0}
+            choice, transcript = self._choices[index], self._transcripts[index]
             piece, thought, refusal = _said(delta, "delta")
             choice["reasoning"] += thought
             choice["num_tokens"] += bool(piece or thought)
             choice["refusal"] = refusal or choice["refusal"]
             if delta.get("finish_reason"):
                 choice |= {name: delta[name] for name in _REASONS if name in delta}
-            for name in delta["logprobs"] if isinstance(delta.get("logprobs"), dict) else ():
-                choice["logprobs"].setdefault(name, []).extend(listed(delta, "logprobs", name))
+            logprobs = delta.get("logprobs")
+            for name, values in logprobs.items() if isinstance(logprobs, dict) else ():
+                choice["logprobs"].setdefault(name, []).extend(values if isinstance(values, list) else ())
             if piece and transcript.finish_reason is None:
                 transcript.add(piece)
         return sum(transcript.finish_reason is not None for transcript in self._transcripts.values()) == self._n
@@ -183,10 +186,11 @@ def _said(choice: Json, name: str = "message") -> tuple[str, str, Any]:
     message = choice.get(name)
     said, content = (message, message.get("content")) if isinstance(message, dict) else (choice, choice.get("text"))
     thoughts = said.get("reasoning_content") or said.get("reasoning")
-    if not thoughts or not isinstance(thoughts, str):
-        parts = (part.get("thinking") for part in entries(said, "content"))
+    if isinstance(content, list) and not (thoughts and isinstance(thoughts, str)):
+        parts = (part.get("thinking") for part in entries(content))
         thoughts = "".join(_joined(part) for part in parts if isinstance(part, str | list))
-    return _joined(content), _joined(thoughts), said.get("refusal")
+    thoughts = _joined(thoughts) if isinstance(thoughts, str) else ""
+    return _joined(content), thoughts, said.get("refusal")
 
 
 def _joined(content: Any) -> str:
@@ -264,10 +268,10 @@ def _tokens(choice: Json) -> list[_Token]:
     if not own and texts:
         rows = itertools.zip_longest(texts, *(column[: len(texts)] for column in columns))
         own = [{"token": text, "logprob": logprob, "top_logprobs": top} for text, logprob, top in rows]
+        for entry in own:
+            if isinstance(top := entry["top_logprobs"], dict):
+                entry["top_logprobs"] = [{"token": token, "logprob": logprob} for token, logprob in top.items()]
     tops = [entries(entry, "top_logprobs") for entry in own]
-    for entry, top in zip(own, tops, strict=True):
-        if isinstance(named := entry.get("top_logprobs"), dict):
-            top += [{"token": token, "logprob": logprob} for token, logprob in named.items()]
     # Tokens are spelled as text, or as they stand in the vocabulary, where none has a space: every byte as a letter
     # (GPT-2's kind: `\u0120Yes`), or the space as `\u2581` (sentencepiece's).
     written = "".join(str(entry.get("token")) for entry in itertools.chain(own, *tops))
