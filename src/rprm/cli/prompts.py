@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -108,11 +108,11 @@ def import_(
     from rprm.models import import_released, keep_template, resolve
     from rprm.prompts import import_template
 
-    given = {key: value for key, value in asdict(options).items() if value is not None}
+    given: dict[str, Any] = {key: value for key, value in asdict(options).items() if value is not None}
     output, model, force = (given.pop(key, None) for key in ("output", "model", "force"))
     known = None if model is None else resolve(model).known
-    prompt = known and known.prompt
-    written = output or (prompt and prompt.cached)
+    prompt = None if known is None else known.prompt
+    written: Path | None = output or (None if prompt is None else prompt.cached)
     if model is not None and prompt is None:
         raise PromptError(f"--model {model}: not a known model with a prompt; rprm models lists them")
     if output is not None and output.suffix != ".toml":
@@ -129,7 +129,7 @@ def import_(
             imported = replace(imported, template=prompt.around(imported.template))
     else:
         assert source is not None
-        imported = import_template(source, **{"name": written.stem} | given)
+        imported = import_template(source, **({"name": written.stem} | given))
     try:
         if output is not None:
             output.write_bytes(imported.to_toml().encode())

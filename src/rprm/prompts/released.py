@@ -68,7 +68,8 @@ def import_template(
     """
     from rprm import reading
 
-    label, rows = "", source
+    label = ""
+    rows: Iterable[Any] = source
     if isinstance(source, str):
         reader = reading.Source(source, split="train").pinned()
         label = f"{reader.hub['path']}@{reader.hub['revision']}" if reader.hub else source
@@ -227,7 +228,8 @@ def _cut(rows: list[_Labelled], announced: bool) -> Iterator[tuple[str, list[str
         ends = [(text[labels[-1][1] if labels else 0 :], len(labels) + 1) for text, labels in rows]
         words = _core(ends)
         found = [row for row, (end, _) in zip(rows, ends, strict=True) if len(words) >= 4 and end.count(words) == 1]
-        rows = [(text, [*labels, (text.rindex(words) + len(words),) * 2]) for text, labels in found]
+        places = [text.rindex(words) + len(words) for text, _ in found]
+        rows = [(text, [*labels, (at, at)]) for (text, labels), at in zip(found, places, strict=True)]
     for text, labels in rows:
         nexts = [*(start for start, _ in labels[1:]), len(text)]
         *previous, last = [text[start:end] for (_, start), end in zip(labels, nexts, strict=True)]

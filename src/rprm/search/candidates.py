@@ -178,7 +178,9 @@ async def choose_among(
     num_analyses = rewarder.rule.num_analyses if isinstance(rewarder, AnalysisSampler) else 0
     totals = BestOfNTotals(num_analyses_per_step=num_analyses)
     choose = partial(choose_best, rewarder, aggregation=aggregation, stopping=stopping, wave=wave)
-    job = Job(BEST_OF_N, choose, JudgedCandidates.model_validate, totals, rewarder.concurrency, noun="problem")
+    job: Job[Candidates, JudgedCandidates] = Job(
+        BEST_OF_N, choose, JudgedCandidates.model_validate, totals, rewarder.concurrency, noun="problem"
+    )
     settings = (settings or {}) | candidates.settings | reward_settings(described)
     settings |= {"aggregation": aggregation, "choice_stopping": stopping} | (
         {"wave": wave} if stopping == "exact" else {}

@@ -123,7 +123,7 @@ class StepScores:
         self._rewarder, self._problem, self._ledger = rewarder, problem, ledger
         self._sampler = rewarder if isinstance(rewarder, AnalysisSampler) else None
         #: K; None where the rewarder writes no analyses.
-        self.num_analyses = self._sampler and self._sampler.rule.num_analyses
+        self.num_analyses = None if self._sampler is None else self._sampler.rule.num_analyses
         self._steps: dict[Steps, _AnalysedStep] = {}
         self._contenders: dict[tuple[Steps, Aggregation], Contender] = {}
         self.judged: dict[Steps, tuple[StepReward, ...]] = {(): ()}
