@@ -213,14 +213,13 @@ class ThresholdCurve:
     def table(self) -> ResultTable:
         """The thresholds that are multiples of 0.05, and that with the highest average, which is marked."""
         rows = list(zip(self.thresholds, *self.f1.values(), strict=True))
-        averages = [(average, -abs(threshold - 0.5)) for threshold, *_, average in rows if average is not None]
-        best = max(averages, default=None)
-        lines = []
-        for threshold, *values in rows:
-            is_best = (values[-1], -abs(threshold - 0.5)) == best
-            best = None if is_best else best
-            if is_best or abs(threshold / 0.05 - round(threshold / 0.05)) <= 1e-6:
-                lines.append(TableLine(f"{threshold:g}", [*map(Figure, values)], "bold green" if is_best else ""))
+        averages = {row[0]: row[-1] for row in rows if row[-1] is not None}
+        best = max(averages, key=lambda threshold: (averages[threshold], -abs(threshold - 0.5)), default=None)
+        lines = [
+            TableLine(f"{threshold:g}", [*map(Figure, values)], "bold green" if threshold == best else "")
+            for threshold, *values in rows
+            if threshold == best or abs(threshold / 0.05 - round(threshold / 0.05)) <= 1e-6
+        ]
         notes = ["The marked threshold was chosen on the items it is measured on, which flatters it"] * bool(averages)
         return ResultTable("F1 by threshold", ("threshold", *self.f1), lines, notes)
 
