@@ -306,7 +306,8 @@ def measure_held_out(
         best = np.flatnonzero(f1 >= f1.max() - 1e-9).tolist()
         chosen.append(min(best, key=lambda index: (abs(thresholds[index] - 0.5), thresholds[index])))
     counts = tally.counts.copy()
-    counts[:, 0::2] = counts[:, 1::2] * np.where(halves == 0, *right.T[chosen])[:, None]
+    hits = np.where(halves == 0, right[:, chosen[0]], right[:, chosen[1]])
+    counts[:, 0::2] = counts[:, 1::2] * hits[:, None]
     figures, undefined = replace(tally, counts=counts).with_intervals(num_resamples, seed)
     first, second = (thresholds[index] for index in chosen)
     num_second = int(halves.sum())
