@@ -110,8 +110,10 @@ def compare(
     discordant = (first.outcomes != second.outcomes).any(axis=1)
     swaps = paired.counts[discordant]
     swaps = np.roll(swaps, width, axis=1) - swaps
-    only = [int((first.outcomes > second.outcomes).sum()), int((first.outcomes < second.outcomes).sum())]
-    mcnemar = (*only, exact_mcnemar(*only)) if first.tests_items else (None, None, None)
+    only = int((first.outcomes > second.outcomes).sum()), int((first.outcomes < second.outcomes).sum())
+    mcnemar: tuple[int | None, int | None, float | None] = None, None, None
+    if first.tests_items:
+        mcnemar = (*only, exact_mcnemar(*only))
     tested = _permutation_test(paired, swaps, num_permutations, seed)
     return Comparison((first, second), differences, undefined, *tested, len(swaps), *mcnemar, num_resamples, seed)
 
@@ -133,7 +135,7 @@ def _permutation_test(paired: Tally, swaps: Floats, num_permutations: int, seed:
 
     def as_large(changes: Floats) -> NDArray[np.bool_]:
         """Whether the headline's difference is (P,) after changes (P, C) of the counts."""
-        return np.abs(paired.figures_of(total + changes)[..., headline]) >= least
+        return np.asarray(np.abs(paired.figures_of(total + changes)[..., headline]) >= least)
 
     if len(swaps) <= MAX_ENUMERATED:
         patterns = np.arange(2 ** len(swaps))[:, None] >> np.arange(len(swaps)) & 1

@@ -213,14 +213,13 @@ class ThresholdCurve:
     def table(self) -> ResultTable:
         """The thresholds that are multiples of 0.05, and that with the highest average, which is marked."""
         rows = list(zip(self.thresholds, *self.f1.values(), strict=True))
-        averages = [(average, -abs(threshold - 0.5)) for threshold, *_, average in rows if average is not None]
-        best = max(averages, default=None)
-        lines = []
-        for threshold, *values in rows:
-            is_best = (values[-1], -abs(threshold - 0.5)) == best
-            best = None if is_best else best
-            if is_best or abs(threshold / 0.05 - round(threshold / 0.05)) <= 1e-6:
-                lines.append(TableLine(f"{threshold:g}", [*map(Figure, values)], "bold green" if is_best else ""))
+        averages = {row[0]: row[-1] for row in rows if row[-1] is not None}
+        best = max(averages, key=lambda threshold: (averages[threshold], -abs(threshold - 0.5)), default=None)
+        lines = [
+            TableLine(f"{threshold:g}", [*map(Figure, values)], "bold green" if threshold == best else "")
+            for threshold, *values in rows
+            if threshold == best or abs(threshold / 0.05 - round(threshold / 0.05)) <= 1e-6
+        ]
         notes = ["The marked threshold was chosen on the items it is measured on, which flatters it"] * bool(averages)
         return ResultTable("F1 by threshold", ("threshold", *self.f1), lines, notes)
 
@@ -307,7 +306,8 @@ def measure_held_out(
         best = np.flatnonzero(f1 >= f1.max() - 1e-9).tolist()
         chosen.append(min(best, key=lambda index: (abs(thresholds[index] - 0.5), thresholds[index])))
     counts = tally.counts.copy()
-    counts[:, 0::2] = counts[:, 1::2] * np.where(halves == 0, *right.T[chosen])[:, None]
+    hits = np.where(halves == 0, right[:, chosen[0]], right[:, chosen[1]])
+    counts[:, 0::2] = counts[:, 1::2] * hits[:, None]
     figures, undefined = replace(tally, counts=counts).with_intervals(num_resamples, seed)
     first, second = (thresholds[index] for index in chosen)
     num_second = int(halves.sum())
