@@ -23,11 +23,7 @@ _ANY = 10**300
 
 
 def compare(gold: Form, answer: Form, rule: AnswerRule, ask: Ask) -> Outcome:
-    """Compare an answer with the gold one; algebra is asked only where strings and numbers do not decide.
-
-    Returns:
-        Of several values: "equal" where all are, "different" as soon as one is, else the first failure.
-    """
+    """Compare an answer with the gold one; algebra is asked only where strings and numbers do not decide."""
     both = (gold, answer)
     if gold == answer:
         return "equal"
@@ -93,7 +89,10 @@ def _structures(gold: Form, answer: Form, rule: AnswerRule, ask: Ask) -> Outcome
 def _items(
     gold: tuple[Form, ...], answer: tuple[Form, ...], rule: AnswerRule, ask: Ask, in_order: bool = True
 ) -> Outcome:
-    """Match each gold value with the next answer value, or with the first that is equal and not yet taken."""
+    """Match each gold value with the next answer value, or with the first that is equal and not yet taken.
+
+    "equal" where all are, "different" as soon as one is, else the first failure.
+    """
     if len(gold) != len(answer):
         return "different"
     in_order = in_order or len(gold) > _MAX_UNORDERED
