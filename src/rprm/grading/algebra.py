@@ -53,7 +53,7 @@ def _number(code: str, *_: Any, **__: Any) -> Any:
 
 @lru_cache(maxsize=2_000)
 def expression(text: str) -> Any:
-    """What a text in normal form says; decimals are exact rationals, names keep their capitals. Not read: some error."""
+    """What a text in normal form says; decimals are exact rationals, names keep their capitals (else an error)."""
     if re.search(r"\d \d|\d'|[\d)]_|[@#&…]|\\\\", text):
         raise ValueError(text)
     differentials = {*re.findall(r"d ?([a-z])(?![a-z])", text), "d"} if r"\int" in text else set()
