@@ -154,7 +154,8 @@ def _tolerances(gold: Form, answer: Form, rule: AnswerRule) -> tuple[Fraction | 
         return rule.relative_tolerance, _ANY
     # A decimal that was rounded or cut is within one unit of its last place (`0.12501` is not 1/8, nor 3.1417 pi), and
     # what it was rounded from has more places.
-    if rule.whole_numbers or is_whole or not has_decimals or gold.place == answer.place is not None:
+    is_exact = rule.whole_numbers or rule.relative_tolerance == 0 or gold.place == answer.place is not None
+    if is_exact or is_whole or not has_decimals:
         return 0, 0
     places = [form.place for form in both if form.place is not None]
     return rule.relative_tolerance, max(places, default=_ANY) * Fraction(999_999, 1_000_000)
