@@ -135,8 +135,6 @@ class Grader:
         return [-1 if one is None else numbers[groups[one]] for one in answers]
 
     def _by_algebra(self, waiting: list[AnswerPair]) -> dict[AnswerPair, Grade]:
-        from multiprocessing.connection import wait
-
         found: dict[AnswerPair, Grade] = {}
         busy: dict[Any, AnswerPair] = {}
         try:
@@ -147,6 +145,8 @@ class Grader:
                         worker = self._idle.get(block=not busy)
                         busy[worker] = waiting.pop(0)
                         worker.ask(busy[worker])
+                from multiprocessing.connection import wait
+
                 answered = wait(busy, _PATIENCE * self._limit_s + _PATIENCE_S)
                 for worker in answered or list(busy):
                     found[busy[worker]] = Grade(worker.reply() if answered else "timeout")
