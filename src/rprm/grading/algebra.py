@@ -1,11 +1,8 @@
 r"""Whether two expressions, equations or sets are equal, by math-verify's grammar and sympy. Runs in workers alone.
 
-math-verify's `verify` rounds to 6 decimals or 15 digits, and takes what `simplify` cannot decide for different. So
-numbers are compared here by their difference (sympy raises its precision until it has digits), expressions with
-variables at several points, equations by the ratio of their sides' differences; `verify` has the rest.
-
-No text is ever evaluated as Python. Texts go to math-verify's LaTeX grammar alone, never to its reader of plain
-expressions, which calls sympy's `parse_expr`, an `eval`; and the one function of sympy that evaluates is replaced.
+Numbers are compared by their difference (sympy raises its precision until it has digits), expressions with variables at
+several points, equations by the ratio of their sides' differences; math-verify's `verify` has the rest. No text is ever
+evaluated as Python: texts go to the LaTeX grammar alone, and the one function of sympy that evaluates is replaced.
 """
 
 from __future__ import annotations
@@ -56,11 +53,7 @@ def _number(code: str, *_: Any, **__: Any) -> Any:
 
 @lru_cache(maxsize=2_000)
 def expression(text: str) -> Any:
-    """What a text in normal form says; decimals are exact rationals, names keep their capitals.
-
-    Raises:
-        Exception: the grammar does not know it (of many kinds), or sympy cannot make it.
-    """
+    """What a text in normal form says; decimals are exact rationals, names keep their capitals (else an error)."""
     if re.search(r"\d \d|\d'|[\d)]_|[@#&…]|\\\\", text):
         raise ValueError(text)
     differentials = {*re.findall(r"d ?([a-z])(?![a-z])", text), "d"} if r"\int" in text else set()

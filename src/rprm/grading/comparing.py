@@ -19,15 +19,11 @@ Ask = Callable[..., Outcome]
 #: More answers than this in a list are compared in order alone: matching them tries every pair.
 _MAX_UNORDERED = 40
 #: Larger than any difference.
-_ANY = 10**300
+_ANY = Fraction(10**300)
 
 
 def compare(gold: Form, answer: Form, rule: AnswerRule, ask: Ask) -> Outcome:
-    """Compare an answer with the gold one; algebra is asked only where strings and numbers do not decide.
-
-    Returns:
-        Of several values: "equal" where all are, "different" as soon as one is, else the first failure.
-    """
+    """Compare an answer with the gold one; algebra is asked only where strings and numbers do not decide."""
     both = (gold, answer)
     if gold == answer:
         return "equal"
@@ -93,7 +89,10 @@ def _structures(gold: Form, answer: Form, rule: AnswerRule, ask: Ask) -> Outcome
 def _items(
     gold: tuple[Form, ...], answer: tuple[Form, ...], rule: AnswerRule, ask: Ask, in_order: bool = True
 ) -> Outcome:
-    """Match each gold value with the next answer value, or with the first that is equal and not yet taken."""
+    """Match each gold value with the next answer value, or with the first that is equal and not yet taken.
+
+    "equal" where all are, "different" as soon as one is, else the first failure.
+    """
     if len(gold) != len(answer):
         return "different"
     in_order = in_order or len(gold) > _MAX_UNORDERED
@@ -144,19 +143,20 @@ def _values(gold: Form, answer: Form, rule: AnswerRule, ask: Ask) -> Outcome:
     return ask(gold, answer, *map(float, _tolerances(gold, answer, rule)))
 
 
-def _tolerances(gold: Form, answer: Form, rule: AnswerRule) -> tuple[Fraction | int, Fraction | int]:
+def _tolerances(gold: Form, answer: Form, rule: AnswerRule) -> tuple[Fraction, Fraction]:
     """The largest difference that makes no difference: relative to the larger value (0: any), and absolute."""
     both = (gold, answer)
     if rule.absolute_tolerance is not None:
-        return 0, rule.absolute_tolerance
+        return Fraction(0), rule.absolute_tolerance
     is_whole = any(form.number is not None and form.number.denominator == 1 for form in both)
     has_decimals = any(form.place is not None or re.search(r"\d\.\d", form.text) for form in both)
     if rule.tolerance_for_integers and (has_decimals or None not in (gold.number, answer.number)):
         return rule.relative_tolerance, _ANY
     # A decimal that was rounded or cut is within one unit of its last place (`0.12501` is not 1/8, nor 3.1417 pi), and
     # what it was rounded from has more places.
-    if rule.whole_numbers or is_whole or not has_decimals or gold.place == answer.place is not None:
-        return 0, 0
+    is_exact = rule.whole_numbers or rule.relative_tolerance == 0 or gold.place == answer.place is not None
+    if is_exact or is_whole or not has_decimals:
+        return Fraction(0), Fraction(0)
     places = [form.place for form in both if form.place is not None]
     return rule.relative_tolerance, max(places, default=_ANY) * Fraction(999_999, 1_000_000)
 
@@ -183,8 +183,8 @@ def _same_number(gold: Form, answer: Form, rule: AnswerRule) -> bool:
     relative, absolute = _tolerances(gold, answer, rule)
     # One of them with a percent sign: the sign was left out (8 for 8%), or the value worked out (0.08 for 8%).
     is_percent = (gold.unit == "%") != (answer.unit == "%") and not rule.is_vote
-    for percent in (1, Fraction(1, 100)) if is_percent else (1,):
-        one, other = ((form.number or 0) * (percent if form.unit == "%" else 1) for form in (gold, answer))
+    for percent in (Fraction(1), Fraction(1, 100))[: 1 + is_percent]:
+        one, other = ((form.number or Fraction(0)) * (percent if form.unit == "%" else 1) for form in (gold, answer))
         allowed = min(relative * max(abs(one), abs(other)), absolute) if relative else absolute
         if abs(one - other) <= allowed:
             return True

@@ -1,9 +1,4 @@
-r"""Where a solution says its final answer.
-
-Looked for in this order: the last `\boxed{...}` (or `\fbox`, `\framebox`); the last announcement ("The answer is 18",
-a heading "Final answer", GSM8K's `#### 18`, and the rule's own markers); a last line that is a choice and nothing else,
-`(B)`. Nothing else is an answer: a solution that announces none has none, unless its rule takes the last number.
-"""
+"""Where a solution says its final answer: a box, an announcement, or a last line that is nothing but a choice."""
 
 from __future__ import annotations
 
@@ -22,14 +17,10 @@ _MAX_REACH = 4_000
 def final_answer(text: str, rule: AnswerRule = MATHEMATICS) -> str | None:
     r"""The final answer of a solution as it is written there, or None where it announces none.
 
-    The last box decides. Where its brace is never closed the answer was never finished, and there is none: earlier
-    boxes are intermediate. Boxes that follow each other with nothing but a comma, "and" or "or" between them are one
-    answer, joined by commas.
-
-    Args:
-        text: the whole solution. Thinking at its beginning is passed over; where it was never finished, there is no
-            answer. A further question after it is no part of it.
-        rule: its markers and whether the last number is taken where nothing is announced.
+    Looked for in this order: the last `\boxed{...}` (joined by commas with those that only a comma, "and" or "or" parts
+    from it; none where its brace is never closed); the last announcement ("The answer is 18", a heading "Final answer",
+    `#### 18`, the rule's own markers); a last line `(B)`; the last number, where the rule takes it. Thinking at the
+    beginning is passed over, and so is a further question after the solution.
     """
     text = P.further_question.split(without_thinking(text), 1)[0]
     boxes = [(box.start(), *_content(text, box.end())) for box in list(P.box.finditer(text))[-_MAX_BOXES:]]

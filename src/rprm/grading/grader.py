@@ -13,7 +13,7 @@ import threading
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from rprm.errors import RprmError
 from rprm.grading.comparing import Outcome, compare
@@ -135,8 +135,6 @@ class Grader:
         return [-1 if one is None else numbers[groups[one]] for one in answers]
 
     def _by_algebra(self, waiting: list[AnswerPair]) -> dict[AnswerPair, Grade]:
-        from multiprocessing.connection import wait
-
         found: dict[AnswerPair, Grade] = {}
         busy: dict[Any, AnswerPair] = {}
         try:
@@ -147,7 +145,9 @@ class Grader:
                         worker = self._idle.get(block=not busy)
                         busy[worker] = waiting.pop(0)
                         worker.ask(busy[worker])
-                answered = wait(busy, _PATIENCE * self._limit_s + _PATIENCE_S)
+                from multiprocessing.connection import wait
+
+                answered: list[Any] = wait(busy, _PATIENCE * self._limit_s + _PATIENCE_S)
                 for worker in answered or list(busy):
                     found[busy[worker]] = Grade(worker.reply() if answered else "timeout")
                     if not answered:
@@ -202,10 +202,10 @@ class _Worker:
 
     def reply(self) -> Outcome:
         """The outcome; where the keeper itself was killed, this pair has none, and the next has a new keeper."""
-        outcome: Outcome = self._process.stdout.readline().decode().strip()
+        outcome: Any = self._process.stdout.readline().decode().strip()
         if not outcome:
             self.stop()
-        return outcome or "crashed"
+        return cast(Outcome, outcome or "crashed")
 
     def stop(self) -> None:
         """End the process, where there is one."""

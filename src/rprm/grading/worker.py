@@ -18,8 +18,8 @@ import time
 from fractions import Fraction
 from typing import Any
 
-#: Exit codes: of a keeper without math-verify, and of a child that answered and is to be replaced.
-NOT_INSTALLED, _RENEWED = 3, 4
+#: Exit codes: of a keeper without math-verify, and of a child out of memory, whose state is not to be trusted.
+NOT_INSTALLED, _OUT_OF_MEMORY = 3, 4
 #: RLIMIT_AS cannot be set on macOS: there the keeper looks at its child's memory.
 _WATCHES_MEMORY = sys.platform == "darwin"
 #: Seconds between two looks at the child and the parent.
@@ -50,20 +50,20 @@ def main() -> None:
                 os._exit(0)
             finally:
                 os._exit(1)
-        outcome = ""
         while not (ended := os.waitpid(child, os.WNOHANG))[0]:
             if os.getppid() != parent:
                 os.kill(child, signal.SIGKILL)
                 os._exit(0)
-            if _WATCHES_MEMORY and is_busy[0] and not outcome and _resident_bytes(child) > limit_bytes:
-                outcome = "out of memory"
-                os.kill(child, signal.SIGKILL)
+            if _WATCHES_MEMORY and is_busy[0] and _resident_bytes(child) > limit_bytes:
+                os.kill(child, signal.SIGUSR1)
             time.sleep(_LOOK_S)
         code = os.waitstatus_to_exitcode(ended[1])
         if is_busy[0]:
             is_busy[0] = 0
-            os.write(replies, f"{outcome or ('timeout' if code == -signal.SIGPROF else 'crashed')}\n".encode())
-        elif code in (0, 1):
+            no_memory = (_OUT_OF_MEMORY, -signal.SIGUSR1)
+            outcome = "timeout" if code == -signal.SIGPROF else "out of memory" if code in no_memory else "crashed"
+            os.write(replies, f"{outcome}\n".encode())
+        elif code >= 0:
             return  # The input has ended, or no child can be set up.
 
 
@@ -87,14 +87,12 @@ def _serve(replies: int, is_busy: mmap.mmap, limit_s: float, limit_bytes: int) -
             try:
                 outcome = _outcome(*json.loads(line))
             except MemoryError:
-                outcome = "out of memory"
+                os._exit(_OUT_OF_MEMORY)
             except RecursionError:
                 outcome = "unreadable"
             signal.setitimer(signal.ITIMER_PROF, 0)
             is_busy[0] = 0
             os.write(replies, f"{outcome}\n".encode())
-            if outcome == "out of memory":
-                os._exit(_RENEWED)  # What it holds in memory is not to be trusted.
 
 
 def _outcome(gold: str, answer: str | None, fields: dict[str, Any]) -> str:
