@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import aclosing, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,7 +202,7 @@ def _accepted(
 
 async def in_order(
     items: Iterator[Item], work: Callable[[Item], Awaitable[Result]], *, width: int, window: int | None = None
-) -> AsyncIterator[tuple[Item, Result]]:
+) -> AsyncGenerator[tuple[Item, Result], None]:
     """Work on `width` items at a time and yield results in the order of the items.
 
     At most `window` items (default 4 * width + 64) are started before the oldest unfinished one, so that memory stays
