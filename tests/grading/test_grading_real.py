@@ -79,8 +79,10 @@ def test_olympiadbench_against_published_verdicts(grader: Grader, olympiad: Any)
                 disagreements[item.answer, answer] += 1
                 assert grade.correct, "every disagreement is an answer that we accept"
     # 632 of 640 solutions give an answer; 18 verdicts differ (97.2% agree), all of them ours to defend.
-    assert num_answers == 632
-    assert disagreements == RIGHT_BUT_REJECTED
+    assert (len(items), num_answers) in ((80, 632), (8, 64))
+    assert disagreements == Counter(
+        {pair: count for pair, count in RIGHT_BUT_REJECTED.items() if pair[0] in {item.answer for item in items}}
+    )
     # One gold answer has a slip of the data, which nothing can be compared with: its eight answers stay open.
     assert unsettled == {"$t(0,4]$": 8}
 
@@ -98,9 +100,11 @@ def test_olympiadbench_pass_and_majority(grader: Grader, olympiad: Any) -> None:
         if sizes:
             largest = max(sizes, key=lambda group: (sizes[group], -group))
             num_majority += bool(few[groups.index(largest)].correct)
-    # pass@1 39.2%, majority@8 47.5%, pass@8 57.5%; the published verdicts give 36.4% and 55.0%.
-    assert (num_correct, num_majority, num_passed) == (251, 38, 46)
-    assert (sum(map(sum, labels)), sum(map(any, labels))) == (233, 44)
+    # pass@1 39.2%, majority@8 47.5%, pass@8 57.5%; the published verdicts give 36.4% and 55.0%. In the excerpt seven
+    # right answers more than those of the published grader are of one problem, which has another that it accepts.
+    ours, published = {80: ((251, 38, 46), (233, 44)), 8: ((38, 5, 6), (31, 6))}[len(items)]
+    assert (num_correct, num_majority, num_passed) == ours
+    assert (sum(map(sum, labels)), sum(map(any, labels))) == published
 
 
 def test_gsm8k_against_published_verdicts(grader: Grader, real_data: Path) -> None:
@@ -114,9 +118,11 @@ def test_gsm8k_against_published_verdicts(grader: Grader, real_data: Path) -> No
             pairs.append(AnswerPair(gold, final_answer(sample["solution"], rule), rule))
             verdicts.append(sample["is_correct"])
     grades = grader.grade_all(pairs)
-    assert len(grades) == 2_400
     assert [bool(grade.correct) for grade in grades] == verdicts
-    assert Counter(grade.outcome for grade in grades) == {"different": 1_497, "equal": 900, "no answer": 3}
+    if real_data.name == "excerpts":
+        assert len(grades) == 80
+    else:
+        assert Counter(grade.outcome for grade in grades) == {"different": 1_497, "equal": 900, "no answer": 3}
 
 
 @pytest.mark.slow
@@ -133,10 +139,10 @@ def test_gsm8k_against_published_verdicts(grader: Grader, real_data: Path) -> No
     ],
 )
 def test_every_gold_answer_is_itself(
-    grader: Grader, real_data: Path, set_name: str, num_items: int, num_unreadable: int
+    grader: Grader, whole_data: Path, set_name: str, num_items: int, num_unreadable: int
 ) -> None:
     """As a text always; by what it means, so that other ways of writing it are recognised, but for those counted."""
-    items = read_mathematics(set_name, real_data / "math").problems
+    items = read_mathematics(set_name, whole_data / "math").problems
     assert len(items) == num_items
     grades = grader.grade_all(AnswerPair(item.answer, f"$ {item.answer} $", item.rule) for item in items)
     assert [item.answer for item, grade in zip(items, grades, strict=True) if not grade.correct] == []
