@@ -151,7 +151,7 @@ def test_labels(make_data: Callable[..., Path]) -> None:
     with pytest.raises(InputError, match=r"4 of 4 rows .* agrees with the label.*verdict Yes, against the label"):
         check(folder)
     write_rows(folder / "train.jsonl", [make_row(number) for number in (0, 2, 4)])
-    with pytest.raises(InputError, match=r"all 3 rows have the label of Yes; .* add rows of the other label"):
+    with pytest.raises(InputError, match=r"all 3 rows have the label of Yes; add rows of the other label"):
         check(folder)
 
 
