@@ -88,7 +88,7 @@ def test_olympiadbench_against_published_verdicts(grader: Grader, olympiad: Any)
 
 
 def test_olympiadbench_pass_and_majority(grader: Grader, olympiad: Any) -> None:
-    _, answers, labels = olympiad
+    items, answers, labels = olympiad
     grades = graded(grader, olympiad)
     num_correct = sum(bool(grade.correct) for few in grades for grade in few)
     num_passed = sum(any(grade.correct for grade in few) for few in grades)
