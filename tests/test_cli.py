@@ -60,6 +60,7 @@ def test_judge_json_is_one_object_a_solution(tmp_path: Path) -> None:
     assert rprm("judge", EXAMPLES, "--model", "scripted:", "--json", "--output", tmp_path / "run").stdout == done.stdout
 
 
+@pytest.mark.slow
 def test_judge_from_standard_input_goes_on_with_the_same_text(tmp_path: Path) -> None:
     text = EXAMPLES.read_text()
     first = rprm("judge", "-", "--model", "scripted:", "--json", "-o", tmp_path / "run", "--limit", 5, stdin=text)
@@ -337,6 +338,7 @@ def test_bench_sets_bad_rows_aside(tmp_path: Path) -> None:
     assert rejected[0]["line"] == 21
 
 
+@pytest.mark.slow
 def test_prmbench_golden_figures(real_data: Path) -> None:
     golden = json.loads((real_data / "prmbench" / "golden.json").read_text())
     folder = real_data / "prmbench"

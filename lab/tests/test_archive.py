@@ -11,6 +11,7 @@ from rprm_lab.findings import Findings, find
 from rprm_lab.running import read_settings
 
 pytest.importorskip("math_verify")
+pytestmark = pytest.mark.slow
 
 ARCHIVE = Path(__file__).parents[1] / "results" / "2026-11.tar.xz"
 

@@ -21,6 +21,7 @@ from rprm_lab.texts import document
 from rprm_lab.world import WIDE, WorldSettings, held_out_problems
 
 pytest.importorskip("transformers")
+pytestmark = pytest.mark.slow
 
 WORLD = WorldSettings(num_train=20, num_test=10)
 TINY = BaseSettings(

@@ -125,6 +125,7 @@ def test_whether_the_model_ended_is_known_where_nothing_else_could_have(llamacpp
     with_engine(llamacpp_url, use, stream=stream)
 
 
+@pytest.mark.slow
 def test_seeds_reproduce(llamacpp_url: str) -> None:
     async def use(engine: OpenAIEngine) -> None:
         sampling = Sampling(max_tokens=16, seed=5)

@@ -88,6 +88,7 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_rewards_are_those_of_the_checkpoint(stand_in: Path) -> None:
     with RPRM(f"transformers:{stand_in}?dtype=float32") as prm:
         assert (prm.rewarder.threshold, prm.rewarder.rule.num_analyses) == (0.5, 10)  # type: ignore[union-attr]
@@ -108,6 +109,7 @@ def hardest(real_data: Path, count: int) -> list[Solution]:
     return [solution for solutions in subsets.values() for solution in solutions[:count]]
 
 
+@pytest.mark.slow
 def test_every_prompt_of_processbench_leaves_room(stand_in: Path, real_data: Path) -> None:
     """No step of the items at hand is refused: an analysis of at least 64 tokens fits beside each prompt."""
     from transformers import AutoTokenizer
@@ -143,6 +145,7 @@ def test_the_longest_items_of_processbench_are_judged_by_the_defaults(
         assert all(step["reward"] is not None for step in row["steps"])
 
 
+@pytest.mark.slow
 def test_a_context_too_small_for_any_prompt_fails_and_says_so(stand_in: Path, excerpts: Path, tmp_path: Path) -> None:
     path = tmp_path / "one.jsonl"
     path.write_text(hardest(excerpts, 1)[0].model_dump_json() + "\n", encoding="utf-8")

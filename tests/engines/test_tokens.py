@@ -212,6 +212,7 @@ def test_the_thinking_that_a_template_opens_is_opened_once(tokenizer: Any, openi
     assert thinking_opening(tokenizer, raw, encode_prompt(tokenizer, raw)) == ""
 
 
+@pytest.mark.slow
 class TestSmolLM2:
     """A tokenizer of general English, with ChatML."""
 
@@ -305,6 +306,7 @@ class TestReleased:
         ids = encode_prompt(tokenizer, chat(self.HOSTILE))
         assert ids == [1, 3, *plain(tokenizer, f" {self.HOSTILE} "), 4]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["qwen", "llama3", "mistral"])
     def test_chatml_that_is_not_marked_as_special(self, name: str) -> None:
         """As finetunes add it to the tokenizer of their base model."""

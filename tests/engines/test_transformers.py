@@ -82,6 +82,7 @@ def test_greedy_equals_generate(tiny_model: Path) -> None:
     assert [completion.text.rstrip("\ufffd") for completion in ours] == [text.rstrip("\ufffd") for text in theirs]
 
 
+@pytest.mark.slow
 def test_a_sample_does_not_depend_on_what_runs_beside_it(tiny_model: Path) -> None:
     jobs = [
         (raw("ab" * (7 * number % 50) + "c"), Sampling(1.0, 0.9 if number % 2 else 1.0, 5 + number, seed=number // 2))
@@ -619,6 +620,7 @@ def test_sampling_a_wide_nucleus_sorts_everything() -> None:
     assert 440 < len(set(drawn)) < 500
 
 
+@pytest.mark.slow
 class TestSmolLM2:
     """SmolLM2-135M-Instruct, from its package."""
 

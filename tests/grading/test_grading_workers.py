@@ -241,6 +241,7 @@ def test_an_interrupted_batch_begins_nothing_further() -> None:
         assert outcomes(grader, ("3x", "x+2x"), ("3x", "x+x")) == ["equal", "different"]
 
 
+@pytest.mark.slow
 @LINUX
 def test_a_stopped_worker_is_not_waited_for_forever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rprm.grading.grader._PATIENCE_S", 1.0)

@@ -340,6 +340,7 @@ def test_pure_as_prmbench_runs_it(tmp_path: Path) -> None:
         assert of_solution == pytest.approx(by_trl(network, solution.problem, solution.steps, "\n\n"), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_ids_of_the_real_tokenizers() -> None:
     """As the model cards and repositories give them."""
     from rprm.rewarders.layouts import Layout

@@ -199,6 +199,7 @@ def coarse(seed: int, lost: float) -> Callable[[Prompt, Sampling], ScriptedReply
     return reply
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     st.integers(0, 10**6),
