@@ -148,9 +148,3 @@ def parsed_rows(
             yield parse(row.value)
         except InputError as error:
             rejected.append(row.rejected(name, str(error)))
-
-
-def json_object(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise InputError(f"a record must be a JSON object, not {type(value).__name__}")
-    return value

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rprm.benchmarks.bootstrap import percentile_intervals, resampled_sums
-from rprm.benchmarks.scores import named as named
 
 Floats = NDArray[np.float64]
 

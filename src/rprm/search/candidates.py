@@ -12,12 +12,12 @@ from typing import Annotated, Any, Literal, Unpack
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from rprm.benchmarks.items import json_object, parsed_rows
+from rprm.benchmarks.items import parsed_rows
 from rprm.benchmarks.mathematics import Problem, ProblemRow, Problems
 from rprm.errors import InputError, RequestRefused
 from rprm.jobs import Job, JobOptions, all_or_none, run_job
 from rprm.ledger import Ledger
-from rprm.reading import AnyText, Rejected, Source, SourceInfo
+from rprm.reading import AnyText, Rejected, Source, SourceInfo, json_object
 from rprm.records import Record, StepReward
 from rprm.rewarders.base import AnalysisSampler, StepRewarder, reward_settings
 from rprm.runs import RESULTS, finished_manifest, read_json_lines
