@@ -57,7 +57,7 @@ def test_every_module_is_imported_on_windows() -> None:
         first="import torch, transformers",
     )
     assert done.returncode == 0, done.stderr
-    assert {"rprm.grading.worker", "rprm.subcommands", "rprm.evolve", "rprm.cli.app"} <= set(done.stdout.split())
+    assert {"rprm.grading.sandbox", "rprm.subcommands", "rprm.evolve", "rprm.cli.app"} <= set(done.stdout.split())
 
 
 @pytest.mark.parametrize("command", ["--help", "judge --help", "bench --help", "bench mathematics --help"])
@@ -126,15 +126,15 @@ def test_memory_is_watched_where_the_kernel_does_not_limit_it() -> None:
     pytest.importorskip("math_verify")
     program = (
         "import resource, sys\n"
-        "from rprm.grading import worker\n"
+        "from rprm.grading import sandbox\n"
         "set_limit = resource.setrlimit\n"
         "def setrlimit(which, limits):\n"
         "    if which == resource.RLIMIT_AS:\n"
         "        raise ValueError('current limit exceeds maximum limit')\n"
         "    set_limit(which, limits)\n"
         "resource.setrlimit = setrlimit\n"
-        "worker._WATCHES_MEMORY, worker._LOOK_S = True, 0.05\n"
-        "worker.main()\n"
+        "sandbox._WATCHES_MEMORY, sandbox._LOOK_S = True, 0.05\n"
+        "sandbox.main()\n"
     )
     questions = [["5", "2^{9000000000}", {"name": "mathematics"}], ["x+1", "1+x", {"name": "mathematics"}]]
     done = subprocess.Popen(

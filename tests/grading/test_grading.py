@@ -21,7 +21,7 @@ from rprm.grading import (
     olympiadbench_rule,
 )
 from rprm.grading.comparing import compare
-from rprm.grading.reading import read
+from rprm.grading.parsing import read
 from rprm.grading.values import plain_number
 
 pytest.importorskip("math_verify")

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from rprm.grading import MATHEMATICS, AnswerPair, Grader, final_answer
-from rprm.grading.reading import read
+from rprm.grading.parsing import read
 
 pytest.importorskip("math_verify")
 

@@ -46,7 +46,7 @@ def descendants(pid: int) -> set[int]:
 def workers() -> set[int]:
     """Worker processes of this one (other tests may have servers running)."""
     started = descendants(os.getpid())
-    return {pid for pid in started if b"rprm.grading.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()}
+    return {pid for pid in started if b"rprm.grading.sandbox" in Path(f"/proc/{pid}/cmdline").read_bytes()}
 
 
 def is_running(pid: int) -> bool:

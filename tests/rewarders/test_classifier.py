@@ -176,7 +176,7 @@ def test_a_part_of_the_model_on_disk(qwen_folder: Path, tmp_path: Path) -> None:
     """Hooks of accelerate that move weights and inputs, as they do between devices."""
     from accelerate import cpu_offload
 
-    from rprm.rewarders.classifier import _Worker
+    from rprm.rewarders.classifier import _Scorer
     from rprm.rewarders.layouts import Layout
     from rprm.rewarders.network import load_network
 
@@ -184,7 +184,7 @@ def test_a_part_of_the_model_on_disk(qwen_folder: Path, tmp_path: Path) -> None:
     network = load_network(str(qwen_folder), layout, dtype=torch.float32).eval()
     cpu_offload(network.backbone, execution_device=torch.device("cpu"))
     assert network.backbone.device.type == "meta"
-    worker = _Worker(network, 1000)
+    worker = _Scorer(network, 1000)
 
     async def main() -> list[float]:
         from rprm.rewarders.classifier import _Job

@@ -15,7 +15,7 @@ from rprm.benchmarks.mathematics import Problem, read_mathematics
 from rprm.errors import BenchmarkError, CorruptRun, RunError
 from rprm.grading import Grader
 from rprm.records import Analysis, Record, StepReward
-from rprm.report.mathematics import search_curve_table, search_table, unsettled_table
+from rprm.report.searches import search_curve_table, search_table, unsettled_table
 from rprm.runs import Run
 from rprm.search.candidates import CandidateReward, Candidates, JudgedCandidates
 from rprm.search.guided import search_strategy

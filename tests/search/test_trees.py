@@ -13,7 +13,7 @@ from rich.console import Console
 
 from rprm.benchmarks.mathematics import Problem
 from rprm.errors import CorruptRun, RprmError
-from rprm.report.trees import render_tree
+from rprm.report.searches import render_tree
 from rprm.runs import read_json_lines
 from rprm.search.guided import search_strategy
 from rprm.search.trees import SearchTotals, SearchTree

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rprm.records import LabelledStep
 from rprm.rewarders.layouts import Layout
-from rprm.training.classifier import (
+from rprm.training.baseline import (
     IGNORED,
     MergeCounts,
     StepSequence,

@@ -18,7 +18,7 @@ import torch
 from rprm.data.splits import is_held_out
 from rprm.errors import EngineError, InputError, SettingsChanged
 from rprm.rewarders.classifier import Classifier
-from rprm.training.classifier import ClassifierTraining, train_classifier
+from rprm.training.baseline import ClassifierTraining, train_classifier
 from rprm.training.settings import RunOptions
 
 SETTINGS: dict[str, Any] = {
@@ -137,7 +137,7 @@ def test_the_handed_over_model_rewards_as_the_trained_one(trained: Any, tiny_mod
     """The trainer's last checkpoint against the model folder, through the classifier, to 1e-5."""
     from safetensors.torch import load_file
 
-    from rprm.training.classifier import ClassifierRun
+    from rprm.training.baseline import ClassifierRun
 
     run = ClassifierRun("unread", settings=settings(), model=str(tiny_model), output=trained.output)
     assert run.new_tag_id is not None
@@ -345,7 +345,7 @@ def test_killed_and_gone_on_it_ends_the_same(tiny_model: Path, tmp_path: Path) -
     code = f"""
 import sys, torch
 torch.set_num_threads(1)
-from rprm.training.classifier import ClassifierTraining, train_classifier
+from rprm.training.baseline import ClassifierTraining, train_classifier
 result = train_classifier({str(steps)!r}, model={str(tiny_model)!r}, output={str(tmp_path / "killed")!r},
     settings=ClassifierTraining(**{chosen!r}))
 print(result.num_steps, result.resumed_from)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from rprm.cli.train import app
 from rprm.errors import InputError
-from rprm.training.classifier import ClassifierTraining
+from rprm.training.baseline import ClassifierTraining
 from rprm.training.settings import DPO_PRESETS, SFT_PRESETS, DPOSettings, SFTSettings
 
 

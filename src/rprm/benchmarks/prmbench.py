@@ -80,7 +80,7 @@ class PRMBenchItem:
 _Steps = Annotated[list[AnyText], Field(min_length=1)]
 
 
-class _Row(RowModel):
+class _PRMBenchRow(RowModel):
     classification: Text
     idx: Text
     modified_question: Text
@@ -106,7 +106,7 @@ def read_prmbench(data: str | Path = PRMBENCH_HUB, *, revision: str | None = Non
     originals: dict[str, PRMBenchItem] = {}
 
     def item(value: Any, _: int) -> PRMBenchItem:
-        row = checked(_Row, value)
+        row = checked(_PRMBenchRow, value)
         name = row.classification
         if name not in PRMBENCH_CLASSES:
             raise InputError(f"'classification' is {name!r}; known are {', '.join(PRMBENCH_CLASSES)}")

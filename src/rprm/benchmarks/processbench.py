@@ -55,7 +55,7 @@ class ProcessBenchItem:
         return self.solution.id
 
 
-class _Row(RowModel):
+class _ProcessBenchRow(RowModel):
     id: Text
     problem: Text
     steps: Annotated[list[AnyText], Field(min_length=1)]
@@ -83,7 +83,7 @@ def read_processbench(
 
 
 def _item(subset: str | None, path: Path, value: Any, _: int) -> ProcessBenchItem:
-    row = checked(_Row, value)
+    row = checked(_ProcessBenchRow, value)
     if not -1 <= row.label < len(row.steps):
         raise InputError(
             f"'label' must be the 0-based index of the earliest wrong step (0 to {len(row.steps) - 1}), or -1 for "

@@ -67,7 +67,7 @@ def mathematics(
     """
     from rprm.benchmarks.mathematics import check_sets
     from rprm.grading import Grader
-    from rprm.report.mathematics import search_tables, sets_table
+    from rprm.report.searches import search_tables, sets_table
     from rprm.runs import write_atomically
     from rprm.search.measure import measure_runs, read_search_run
 

@@ -72,7 +72,7 @@ class Outcome:
         self.attempts.append(Attempts.of(row, in_full=self.in_full))
 
     def show(self, totals: Any) -> None:
-        from rprm.report.mathematics import search_table
+        from rprm.report.searches import search_table
         from rprm.search.measure import measure_runs, read_search_run
 
         counts = totals.as_dict() | {name: number for name, (number, _) in self.more.items()}
@@ -242,7 +242,7 @@ def show(
     from rich.console import Console
 
     from rprm.errors import InputError, RunError
-    from rprm.report.trees import render_tree
+    from rprm.report.searches import render_tree
     from rprm.runs import RESULTS, read_json_lines, read_manifest
     from rprm.search.guided import GUIDED
     from rprm.search.trees import SearchTree

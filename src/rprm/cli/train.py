@@ -108,7 +108,7 @@ def classifier(
     `--model classifier:OUTPUT/model`. Exit code 3 says that some rows were rejected.
     """
     from rprm.cli import EXIT_REJECTED
-    from rprm.training.classifier import train_classifier
+    from rprm.training.baseline import train_classifier
     from rprm.training.handover import shown
 
     summary = _train(train_classifier, steps, place, settings=settings, options=options, validation=validation).summary

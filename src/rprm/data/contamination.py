@@ -49,7 +49,7 @@ class BenchmarkProblem(NamedTuple):
     problem: str
 
 
-class Benchmark(NamedTuple):
+class Excluded(NamedTuple):
     name: str
     problems: tuple[BenchmarkProblem, ...]
     source: SourceInfo
@@ -148,7 +148,7 @@ class ContaminationIndex:
         return Removed(**found._asdict() | dict[str, Any](problem=problem, kind=kind, share=round(share, 4)))
 
 
-def read_benchmarks(name: str) -> list[Benchmark]:
+def read_benchmarks(name: str) -> list[Excluded]:
     """The problems of a known benchmark, `PATH`, a hub data set, or `NAME=PATH_OR_HUB`.
 
     A folder stands for every `.jsonl` and `.json` file in it, each a part `NAME/STEM`.
@@ -163,7 +163,7 @@ def read_benchmarks(name: str) -> list[Benchmark]:
         source = Source(place)
         if not (problems := tuple(_problems(part, source))):
             raise InputError(f"{source.name}: no rows; a benchmark to exclude must have items")
-        found.append(Benchmark(part, problems, source.inspect()))
+        found.append(Excluded(part, problems, source.inspect()))
     return found
 
 
@@ -190,7 +190,7 @@ def _located(name: str) -> list[tuple[str, str]]:
     return [(f"{label}/{stem(file)}", str(file)) for file in files]
 
 
-def _prmbench() -> Benchmark:
+def _prmbench() -> Excluded:
     """PRMBench from the hub, where some of its columns appear late: its own reader knows them."""
     items = read_prmbench(PRMBENCH_HUB)
     for row in items.rejected:
@@ -198,7 +198,7 @@ def _prmbench() -> Benchmark:
     # Modified solutions have the modified problem, the unmodified ones (`correct`) the original.
     found = {item.solution.problem: item.id for item in items.items}
     problems = tuple(BenchmarkProblem("prmbench", item, problem) for problem, item in found.items())
-    return Benchmark("prmbench", problems, items.sources[0])
+    return Excluded("prmbench", problems, items.sources[0])
 
 
 def _problems(benchmark: str, source: Source) -> Iterator[BenchmarkProblem]:

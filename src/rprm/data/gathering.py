@@ -21,7 +21,7 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from rprm.data.contamination import Benchmark, ContaminationIndex, Removed
+from rprm.data.contamination import ContaminationIndex, Excluded, Removed
 from rprm.data.options import NGRAM, OVERLAP, Format, StepOptions
 from rprm.data.steps import STAGE, read_steps, source_name
 from rprm.errors import InputError
@@ -35,7 +35,7 @@ REMOVED = "removed.jsonl"
 
 def gather_steps(
     sources: Sequence[Source], output: str | Path, *, format: str = Format.auto, options: StepOptions | None = None,
-    benchmarks: Sequence[Benchmark] = (), ngram: int = NGRAM, overlap: float = OVERLAP, limit: int | None = None,
+    benchmarks: Sequence[Excluded] = (), ngram: int = NGRAM, overlap: float = OVERLAP, limit: int | None = None,
     strict: bool = False, on_row: Callable[[int, int], None] = lambda num_rows, num_steps: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write the labelled steps of the sources to a run folder, in their order, without problems of the benchmarks.

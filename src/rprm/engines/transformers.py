@@ -18,7 +18,7 @@ from rprm.engines.base import Completion, EngineInfo, Sampling, check_least, cli
 from rprm.engines.files import identity
 from rprm.engines.loading import load_model
 from rprm.engines.tokens import TokenTranscript, VerdictTokens, encode_prompt
-from rprm.engines.worker import Job, ModelWorker, placement
+from rprm.engines.worker import ModelWorker, Request, placement
 from rprm.errors import EngineError, RequestRefused
 from rprm.prompts.template import Prompt
 from rprm.verdict import VerdictChoice, VerdictFormat
@@ -53,7 +53,7 @@ class TransformersEngine:
         self.spec = self.spec or f"transformers:{self.target}"
         check_least(self.spec, max_rows=self.max_rows, concurrency=self.concurrency, context_length=self.context_length)
         self._starting = asyncio.Lock()
-        self._worker: _Worker | None = None
+        self._worker: _Decoder | None = None
 
     async def start(self, *, chat: bool = True) -> EngineInfo:
         async with self._starting:
@@ -71,14 +71,14 @@ class TransformersEngine:
         sampling = replace(sampling, max_tokens=clipped(len(ids), sampling.max_tokens, worker.info.context_length or 0))
         transcript = TokenTranscript(self.tokenizer, prompt, ids, sampling)
         random = torch.Generator().manual_seed(secrets.randbits(63) if sampling.seed is None else sampling.seed)
-        completion: Completion = await worker.submit(_Row(ids, sampling, transcript, random))
+        completion: Completion = await worker.submit(_Sequence(ids, sampling, transcript, random))
         return completion
 
     async def choose(self, prompt: Prompt, text: str, verdict: VerdictFormat) -> VerdictChoice:
         worker = self._running()
         ids = encode_prompt(self.tokenizer, prompt, text)
         clipped(len(ids), 1, worker.info.context_length or 0)
-        row = _Row(ids, Sampling(temperature=0.0), VerdictTokens.of(self.tokenizer, verdict))
+        row = _Sequence(ids, Sampling(temperature=0.0), VerdictTokens.of(self.tokenizer, verdict))
         return VerdictChoice(len(text), *await worker.submit(row))
 
     async def aclose(self) -> None:
@@ -86,12 +86,12 @@ class TransformersEngine:
         if worker is not None:
             await asyncio.to_thread(worker.stop)
 
-    def _running(self) -> _Worker:
+    def _running(self) -> _Decoder:
         if self._worker is None:
             raise EngineError(f"{self.spec}: the engine is not started")
         return self._worker
 
-    def _load(self) -> _Worker:
+    def _load(self) -> _Decoder:
         device, dtype, torch_dtype = placement(self.spec, self.device, self.dtype, self.num_threads)
         import torch
 
@@ -104,11 +104,11 @@ class TransformersEngine:
         context_length = self.context_length or getattr(config, "max_position_embeddings", None) or 4096
         details = {"dtype": dtype, "device": torch.device(device).type, **details}
         revision = identity(self.target, self.revision)
-        return _Worker(self, EngineInfo("transformers", self.target, revision, context_length, details=details))
+        return _Decoder(self, EngineInfo("transformers", self.target, revision, context_length, details=details))
 
 
 @dataclass(eq=False)
-class _Row(Job):
+class _Sequence(Request):
     """A request for a completion, in a slot of the cache while it is decoded; or for the answers right after `ids`."""
 
     ids: list[int]
@@ -120,7 +120,7 @@ class _Row(Job):
     token: int = -1
 
 
-class _Worker(ModelWorker[_Row]):
+class _Decoder(ModelWorker[_Sequence]):
     """Owns the model: one thread, one batch."""
 
     def __init__(self, engine: TransformersEngine, info: EngineInfo) -> None:
@@ -130,7 +130,7 @@ class _Worker(ModelWorker[_Row]):
         self.engine = engine
         self.model = engine.model
         self.info = info
-        self.rows: list[_Row] = []
+        self.rows: list[_Sequence] = []
         self.cache = BatchCache()
         #: Computed prompts by their ids, the one used last at the end: keys and values of each layer
         #: [1, heads, tokens, size], logits [vocabulary] after the last token.
@@ -157,7 +157,7 @@ class _Worker(ModelWorker[_Row]):
         logits = self._forward(tokens, positions, self.cache, attention_mask=self.cache.open_column())
         self._keep(self._advance(self.rows, logits[[row.slot for row in self.rows]]))
 
-    def _keep(self, kept: list[_Row]) -> None:
+    def _keep(self, kept: list[_Sequence]) -> None:
         self.cache.free([row.slot for row in set(self.rows) - set(kept)])
         self.rows = kept
 
@@ -210,7 +210,7 @@ class _Worker(ModelWorker[_Row]):
         # Apple's GPUs cannot make them float64, as is done below.
         return logits.cpu() if logits.device.type == "mps" else logits
 
-    def _advance(self, rows: Sequence[_Row], logits: torch.Tensor) -> list[_Row]:
+    def _advance(self, rows: Sequence[_Sequence], logits: torch.Tensor) -> list[_Sequence]:
         """Draw the next token of each row from logits [rows, vocabulary]; returns the rows that go on."""
         # Of a token that the model masks the logit is -inf.
         numbers = [index for index, is_finite in enumerate(logits.amax(-1).isfinite().tolist()) if is_finite]

@@ -16,11 +16,11 @@ from rprm.errors import EngineError, EngineUnavailable
 if TYPE_CHECKING:
     import torch
 
-AnyJob = TypeVar("AnyJob", bound="Job")
+AnyRequest = TypeVar("AnyRequest", bound="Request")
 
 
 @dataclass(eq=False)
-class Job:
+class Request:
     """A request that somebody awaits in an event loop, and may cancel at any time."""
 
     future: Future[Any] = field(init=False, default_factory=Future)
@@ -34,19 +34,19 @@ class Job:
             self.future.set_exception(error)
 
 
-class ModelWorker(threading.Thread, Generic[AnyJob]):
+class ModelWorker(threading.Thread, Generic[AnyRequest]):
     """Works on jobs until it is stopped or the model fails; `hint` says what to do when memory does not suffice."""
 
     def __init__(self, name: str, *, hint: str) -> None:
         super().__init__(name=name, daemon=True)
         self.hint = hint
-        self.waiting: list[AnyJob] = []  # not begun, first come first
-        self.unanswered: set[AnyJob] = set()  # neither answered nor cancelled, begun or not
-        self._jobs: queue.SimpleQueue[AnyJob | None] = queue.SimpleQueue()
+        self.waiting: list[AnyRequest] = []  # not begun, first come first
+        self.unanswered: set[AnyRequest] = set()  # neither answered nor cancelled, begun or not
+        self._jobs: queue.SimpleQueue[AnyRequest | None] = queue.SimpleQueue()
         self._stopping = False
         self._ended: str | None = None  # why
 
-    async def submit(self, job: AnyJob) -> Any:
+    async def submit(self, job: AnyRequest) -> Any:
         """Await the answer to a job; `EngineUnavailable` where the worker ends first."""
         self._jobs.put(job)
         # Set before the last jobs are taken: those that come later fail here.

@@ -18,7 +18,7 @@ from math_verify import verify
 from sympy.parsing import sympy_parser
 
 from rprm.grading.comparing import Outcome
-from rprm.grading.reading import Form
+from rprm.grading.parsing import Form
 from rprm.grading.tables import P
 
 _SIGNS = str.maketrans(

@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Literal
 
 from rprm.grading.normal import split
-from rprm.grading.reading import Form
+from rprm.grading.parsing import Form
 from rprm.grading.rules import AnswerRule
 from rprm.grading.tables import MEASURES, P
 

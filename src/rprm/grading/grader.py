@@ -17,9 +17,9 @@ from typing import Any, Self, cast
 
 from rprm.errors import RprmError
 from rprm.grading.comparing import Outcome, compare
-from rprm.grading.reading import MAX_CHARACTERS, read
+from rprm.grading.parsing import MAX_CHARACTERS, read
 from rprm.grading.rules import EXACT, MATHEMATICS, AnswerRule
-from rprm.grading.worker import NOT_INSTALLED
+from rprm.grading.sandbox import NOT_INSTALLED
 
 #: Strings and numbers are not enough.
 _UNDECIDED: Any = "undecided"
@@ -79,8 +79,8 @@ class Grader:
         self._limit_s = limit_s
         self._lock = threading.Lock()
         self._graded: dict[AnswerPair, Grade] = {}
-        self._workers = [_Worker(limit_s, limit_bytes) for _ in range(num_workers)]
-        self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
+        self._workers = [_Process(limit_s, limit_bytes) for _ in range(num_workers)]
+        self._idle: queue.LifoQueue[_Process] = queue.LifoQueue()
         for worker in self._workers:
             self._idle.put(worker)
 
@@ -179,8 +179,8 @@ def _end(process: subprocess.Popen[bytes], owner: int) -> None:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-class _Worker:
-    """A keeper process (see `rprm.grading.worker`), started at its first question and ended with this."""
+class _Process:
+    """A keeper process (see `rprm.grading.sandbox`), started at its first question and ended with this."""
 
     def __init__(self, *limits: float) -> None:
         self._limits = [str(limit) for limit in limits]
@@ -218,7 +218,7 @@ class _Worker:
             raise RprmError("comparing mathematical answers needs Linux or macOS; on Windows, run this command in WSL")
         # It finds what this process finds. Hash seed and threads: the same outcome every time. A session of its own:
         # Control-C is not for it, and its child is stopped along with it.
-        program = f"import sys; sys.path[:] = {sys.path!r}; from rprm.grading.worker import main; main()"
+        program = f"import sys; sys.path[:] = {sys.path!r}; from rprm.grading.sandbox import main; main()"
         self._process = subprocess.Popen(
             [sys.executable, "-c", program, *self._limits],
             bufsize=0,
@@ -237,5 +237,5 @@ class _Worker:
             raise RprmError('comparing mathematical answers needs the extra: pip install ".[math]"')
         raise RprmError(
             f"the process that compares answers ended at its start (code {code}); run {sys.executable} -m "
-            "rprm.grading.worker 5 4000000000 to see why"
+            "rprm.grading.sandbox 5 4000000000 to see why"
         )

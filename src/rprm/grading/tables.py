@@ -37,18 +37,18 @@ _ROWS = (line.replace("␣", " ").split("\t") for line in _lines("rewrites.txt")
 REWRITES = [(needed.removeprefix("any"), re.compile(pattern), _replacement(by)) for needed, pattern, by in _ROWS]
 
 
-class _Patterns(SimpleNamespace):
+class _Table(SimpleNamespace):
     def __getattr__(self, name: str) -> re.Pattern[str]:
         raise AttributeError(f"patterns.txt has no {name}")
 
 
-def _patterns() -> _Patterns:
+def _patterns() -> _Table:
     units = {word for line in _UNITS for word in line if len(word) > 1 and word != "per"}
     texts = {"unit_word": "|".join(sorted((unit + end for unit in units for end in ("", "s", "es")), reverse=True))}
     for line in "\n".join(_lines("patterns.txt")).replace("\n\t", "").split("\n"):
         name, _, pattern = line.partition("\t")
         texts[name] = re.sub("<([a-z_]+)>", lambda found: texts[found[1]], pattern)
-    return _Patterns(**{name: re.compile(pattern) for name, pattern in texts.items()})
+    return _Table(**{name: re.compile(pattern) for name, pattern in texts.items()})
 
 
 #: patterns.txt: a compiled pattern a name.

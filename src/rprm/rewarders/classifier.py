@@ -20,7 +20,7 @@ from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 from rprm.engines.endpoint import Endpoint, Transient, context_length_of
 from rprm.engines.files import find_file, identity, read_object
 from rprm.engines.loading import load_tokenizer, plain_errors
-from rprm.engines.worker import Job, ModelWorker, placement
+from rprm.engines.worker import ModelWorker, Request, placement
 from rprm.errors import EngineError, RequestRefused
 from rprm.ledger import Ledger, paid_for
 from rprm.records import Solution, SolutionReward, StepReward
@@ -122,7 +122,7 @@ class Classifier:
             self.threshold = settings.threshold
         self._placement, self._device_map, self._adapter = (device, dtype, num_threads), device_map, adapter
         self.max_batch_tokens = max_batch_tokens
-        self._worker: _Worker | None = None
+        self._worker: _Scorer | None = None
         self._described: dict[str, Any] | None = None
         self._starting = asyncio.Lock()
 
@@ -194,7 +194,7 @@ class Classifier:
     async def _score(self, rendered: Rendered) -> list[float]:
         """Rewards at the positions of one sequence."""
         assert self._worker is not None
-        return cast(list[float], await self._worker.submit(_Job(rendered)))
+        return cast(list[float], await self._worker.submit(_Scoring(rendered)))
 
     def _load(self) -> dict[str, Any]:
         device, dtype, torch_dtype = placement(self.spec, *self._placement)
@@ -224,7 +224,7 @@ class Classifier:
             self.threshold = settings.threshold
         longest = getattr(network.backbone.config.get_text_config(), "max_position_embeddings", None)
         self._context_length = self._context_length or longest or 4096
-        self._worker = _Worker(network, self.max_batch_tokens)
+        self._worker = _Scorer(network, self.max_batch_tokens)
         described = {"revision": identity(self.target, revision), "dtype": dtype, "device": torch.device(device).type}
         further = {"tokenizer": elsewhere, "device_map": self._device_map, "adapter": self._adapter}
         further["adapter_revision"] = identity(self._adapter, None) if self._adapter else None
@@ -245,11 +245,11 @@ class Classifier:
 
 
 @dataclass(eq=False)
-class _Job(Job):
+class _Scoring(Request):
     rendered: Rendered
 
 
-class _Worker(ModelWorker[_Job]):
+class _Scorer(ModelWorker[_Scoring]):
     """Owns the network: one thread, one batch after the other."""
 
     def __init__(self, network: StepNetwork, max_batch_tokens: int) -> None:
@@ -265,7 +265,7 @@ class _Worker(ModelWorker[_Job]):
         from torch.nn.utils.rnn import pad_sequence
 
         oldest, longest = len(self.waiting[0].rendered.ids), 0
-        batch: list[_Job] = []
+        batch: list[_Scoring] = []
         # Sorting is stable: of equal lengths the oldest comes first, and the oldest of all is always taken.
         for job in sorted(self.waiting, key=lambda job: abs(len(job.rendered.ids) - oldest)):
             longest = max(longest, len(job.rendered.ids))

@@ -97,7 +97,7 @@ _Turns = Annotated[
 ]
 
 
-class _Row(RowModel):
+class _TrainingRow(RowModel):
     id: AnyText
     label: bool
     prompt: _Turns
@@ -110,7 +110,7 @@ def training_rows(path: Path, kind: str) -> Iterator[TrainingRow]:
     """The rows of a file for `sft` or `dpo`, in order; an `InputError` names the line that is no such row."""
 
     def read(row: Row) -> TrainingRow:
-        found = checked(_Row, row.value)
+        found = checked(_TrainingRow, row.value)
         turns = [found.prompt[-1:], *(getattr(found, name) or [] for name in REPLIES[kind])]
         chat = not isinstance(row.value["prompt"], str)
         wanted = ["user", "assistant", "assistant"] if chat else ["", "", ""]

@@ -97,7 +97,7 @@ def _serve(replies: int, is_busy: mmap.mmap, limit_s: float, limit_bytes: int) -
 
 def _outcome(gold: str, answer: str | None, fields: dict[str, Any]) -> str:
     from rprm.grading import algebra, comparing
-    from rprm.grading.reading import read
+    from rprm.grading.parsing import read
     from rprm.grading.rules import AnswerRule
 
     tolerances = {name: Fraction(value) for name, value in fields.items() if value and name.endswith("tolerance")}
