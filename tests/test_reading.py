@@ -97,6 +97,10 @@ def test_bad_rows_cost_themselves_alone(tmp_path: Path) -> None:
         ({"steps": "1 + 1 = 2"}, "'steps' must be a list"),
         ({"steps": ["ok", " "]}, "'steps[1]' (number 2) must be a text"),
         ({"steps": ["ok", 3]}, "'steps[1]' (number 2) must be a text"),
+        ({"steps": None, "solution": 5}, "'solution' must be a text"),
+        ({"steps": None}, "'steps' is missing: it must be a list of texts, at least one (or give 'solution'); the rec"),
+        ({"id": 1.5}, "'id' must be a text or a whole number"),
+        ({"label": 0.0}, "'label' must be the 0-based index"),
         ({"label": 1}, "'label' must be the 0-based index"),
         ({"label": -2}, "'label' must be"),
         ({"label": True}, "'label' must be"),
@@ -112,14 +116,19 @@ def test_what_is_wrong_is_said(change: dict[str, Any], reason: str) -> None:
     assert reason in str(caught.value)
 
 
+@pytest.mark.parametrize("solution", [5, {"text": "x"}, ["x"], "\ud800"])
+def test_a_solution_beside_steps_is_not_read(solution: Any) -> None:
+    assert solution_of({**GOOD, "solution": solution}, default_id="x").steps == tuple(GOOD["steps"])
+
+
 def test_a_missing_field_names_those_found() -> None:
     with pytest.raises(InputError, match=r"'problem' is missing.*fields are: question, steps"):
         solution_of({"question": "q", "steps": ["s"]}, default_id="x")
 
 
 def test_ids(tmp_path: Path) -> None:
-    name = write(tmp_path / "x.jsonl", {"problem": "p", "steps": ["s"]}, "", {**GOOD, "id": 7})
-    assert [row.id for row in read(name) if isinstance(row, Solution)] == ["line-1", "7"]
+    name = write(tmp_path / "x.jsonl", {"problem": "p", "steps": ["s"]}, "", {**GOOD, "id": 7}, {**GOOD, "id": " "})
+    assert [row.id for row in read(name) if isinstance(row, Solution)] == ["line-1", "7", " "]
 
 
 def test_byte_order_mark_and_windows_lines(tmp_path: Path) -> None:

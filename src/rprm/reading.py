@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO, NamedTuple, TypeVar, cast
 from urllib.parse import parse_qsl
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from rprm.errors import InputError
 from rprm.records import Record, Solution
@@ -248,14 +249,22 @@ class RowModel(BaseModel):
     model_config = ConfigDict(strict=True)
 
 
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise PydanticCustomError("blank", "a text that is not empty")
+    return text
+
+
 #: A text that is Unicode; one that is not empty; a name or number.
 AnyText = Annotated[str, Field(min_length=0)]
-Text = Annotated[str, Field(pattern=r"\S")]
-Identifier = Annotated[Text, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
+Text = Annotated[AnyText, AfterValidator(_not_blank)]
+Identifier = Annotated[
+    str, Field(min_length=1), BeforeValidator(lambda value: str(value) if type(value) is int else value)
+]
 
 #: How `checked` calls what is wanted, by pydantic's type of the error.
 _WANTED = {
-    "string_type": "a text", "string_pattern_mismatch": "a text that is not empty", "list_type": "a list",
+    "string_type": "a text", "string_too_short": "a text that is not empty", "list_type": "a list",
     "too_short": "a list of at least one", "model_type": "an object", "bool_type": "true or false",
     "int_type": "a whole number",
 }  # fmt: skip
@@ -266,11 +275,11 @@ def checked(model: type[M], value: Any) -> M:
     try:
         return model.model_validate(json_object(value))
     except ValidationError as error:
-        raise InputError(explained(error)) from None
+        raise InputError(explained(error, model)) from None
 
 
-def explained(error: ValidationError) -> str:
-    """The first thing that is wrong with a row: which field, what it must be, and what it is."""
+def explained(error: ValidationError, model: type[BaseModel] | None = None) -> str:
+    """The first thing that is wrong with a row: which field, what it must be (by its description), and what it is."""
     first = error.errors(include_url=False)[0]
     kind, found = first["type"], first["input"]
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).removeprefix(".")
@@ -280,7 +289,8 @@ def explained(error: ValidationError) -> str:
         return f"{place!r} is missing; the record's fields are: {field_names(found)}"
     if kind == "string_unicode":
         return f"text that is not Unicode: a lone surrogate in {place!r}"
-    wanted = _WANTED.get(kind) or first["msg"].removeprefix("Input should be ")
+    field = model.model_fields.get(str(first["loc"][0])) if model and len(first["loc"]) == 1 else None
+    wanted = (field and field.description) or _WANTED.get(kind) or first["msg"].removeprefix("Input should be ")
     last = first["loc"][-1] if place else None
     number = f" (number {last + 1})" if isinstance(last, int) else ""
     return f"{place!r}{number} must be {wanted}, not {found!r:.80}"
@@ -296,12 +306,20 @@ def field_names(record: Mapping[str, Any]) -> str:
     return ", ".join(sorted(map(str, record))[:12]) or "none"
 
 
+_STEPS = "a list of texts, at least one"
+_LABEL = "the 0-based index of the earliest wrong step (0 to {}), -1 for none, or null"
+
+
 class _SolutionRow(RowModel):
-    id: Identifier | None = None
+    id: Identifier | None = Field(None, description="a text or a whole number")
     problem: Text
-    steps: Annotated[list[Text], Field(min_length=1)] | None = None
-    solution: AnyText | None = None
-    label: int | None = None
+    steps: Annotated[list[Text], Field(min_length=1)] | None = Field(None, description=f"{_STEPS} (or give 'solution')")
+    solution: Any = None  # read where there are no steps
+    label: int | None = Field(None, description=_LABEL.format("n"))
+
+
+class _WrittenRow(RowModel):
+    solution: AnyText
 
 
 def read_solutions(source: Source, *, name: str | None = None) -> Iterator[Solution | Rejected]:
@@ -313,13 +331,13 @@ def solution_of(value: Any, *, default_id: str) -> Solution:
     """Check one row and make a `Solution` of it; an InputError says what is wrong with it, without its place."""
     row = checked(_SolutionRow, value)
     if row.steps is None and row.solution is None:
-        raise InputError("'steps' is missing: it must be a list of texts, at least one (or give 'solution')")
-    steps = split_steps(row.solution or "") if row.steps is None else row.steps
+        known = f"the record's fields are: {field_names(value)}"
+        raise InputError(f"'steps' is missing: it must be {_STEPS} (or give 'solution'); {known}")
+    steps = split_steps(checked(_WrittenRow, value).solution) if row.steps is None else row.steps
     if not steps:
         raise InputError("'solution' is empty, or nothing but thinking")
     if row.label is not None and not -1 <= row.label < len(steps):
-        wanted = f"the 0-based index of the earliest wrong step (0 to {len(steps) - 1}), -1 for none, or null"
-        raise InputError(f"'label' must be {wanted}; not {row.label}")
+        raise InputError(f"'label' must be {_LABEL.format(len(steps) - 1)}; not {row.label}")
     return Solution(id=row.id or default_id, problem=row.problem, steps=tuple(steps), label=row.label)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from rprm.data.analyses import open_analyses
 from rprm.data.datasets import write_rows
-from rprm.data.options import ColdStartOptions
+from rprm.data.options import ColdStartOptions, PairOptions
 from rprm.data.splits import is_held_out
 from rprm.errors import InputError, SettingsChanged
 from rprm.prompts import load_template
@@ -159,3 +159,9 @@ def test_the_card_holds_every_count_and_hostile_text_stays_in_its_fence(write_an
     # Four backticks stand in the text, so that five fence it.
     assert "`````text\n" in sample
     assert (tmp_path / "out" / "rprm_prompt.toml").read_text() == load_template("critique").to_toml()
+
+
+@pytest.mark.parametrize("kind", [ColdStartOptions, PairOptions])
+def test_a_share_that_makes_no_sense_is_refused_before_a_folder_is_made(kind: Any) -> None:
+    with pytest.raises(InputError, match="cannot be held out"):
+        kind(validation_share=0.999)

@@ -34,7 +34,7 @@ def test_the_order_is_a_shuffle() -> None:
     assert [one for one in shuffled if one in set(half)] == sorted(half, key=lambda one: order_key(one, 7))
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
+@pytest.mark.parametrize("share", [-0.1, 0.999, 1.0, float("nan")])
 def test_a_senseless_share_is_refused(share: float) -> None:
     with pytest.raises(InputError, match="cannot be held out"):
         is_held_out("p", share)

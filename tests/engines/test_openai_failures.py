@@ -121,12 +121,13 @@ def test_a_server_that_comes_up_again_at_the_last_moment_costs_nothing() -> None
     with_server(playing(error(502, "restarting"), Reply(chat_answer(ANSWER))), use, max_retries=0)
 
 
-def test_a_busy_server_ends_the_session_whatever_else_it_answers() -> None:
+@pytest.mark.parametrize("status", [425, 429])
+def test_a_busy_server_ends_the_session_whatever_else_it_answers(status: int) -> None:
     async def use(server: Server, engine: OpenAIEngine) -> None:
-        with pytest.raises(EngineUnavailable, match="429 slow down"):
+        with pytest.raises(EngineUnavailable, match=f"{status} slow down"):
             await generate(server, engine)
 
-    with_server(playing(error(429, "slow down")), use, max_retries=1)
+    with_server(playing(error(status, "slow down")), use, max_retries=1)
 
 
 @pytest.mark.parametrize("streamed", [False, True])

@@ -302,3 +302,9 @@ def test_limits_out_of_range() -> None:
         Grader(limit_s=0.0)
     with pytest.raises(RprmError, match="limit_bytes is 5"):
         Grader(limit_bytes=5)
+
+
+def test_a_choice_is_no_number(grader: Grader) -> None:
+    for answer in ("5", "1.23", "yes"):
+        grades = grader.grade_all([AnswerPair("(A)", answer), AnswerPair(answer, "(A)")])
+        assert [grade.outcome for grade in grades] == ["different"] * 2

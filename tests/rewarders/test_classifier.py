@@ -187,9 +187,9 @@ def test_a_part_of_the_model_on_disk(qwen_folder: Path, tmp_path: Path) -> None:
     worker = _Scorer(network, 1000)
 
     async def main() -> list[float]:
-        from rprm.rewarders.classifier import _Job
+        from rprm.rewarders.classifier import _Scoring
 
-        found: list[float] = await worker.submit(_Job(layout.render(PROBLEM, STEPS)))
+        found: list[float] = await worker.submit(_Scoring(layout.render(PROBLEM, STEPS)))
         return found
 
     try:

@@ -49,6 +49,7 @@ def test_the_last_by_number(tmp_path: Path) -> None:
         # Killed before everything was written.
         lambda path: (path / "rprm_files.json").unlink(),
         lambda path: cut(path / "rprm_files.json"),
+        lambda path: (path / "rprm_files.json").write_text("[]"),
         lambda path: (path / "trainer_state.json").unlink(),
         lambda path: cut(path / "trainer_state.json"),
         lambda path: (path / "trainer_state.json").write_text('{"global_step": 7}'),

@@ -179,7 +179,7 @@ def test_validation_rows_are_checked_too(make_data: Callable[..., Path]) -> None
     [
         ('{"id": "a"', "line 2: not JSON"),
         ("[1]", "line 2: a record must be a JSON object"),
-        ('{"id": "a", "label": true, "prompt": "p"}', "completion be one of the assistant"),
+        ('{"id": "a", "label": true, "prompt": "p"}', "no 'completion'"),
         ('{"id": 3, "label": true, "prompt": "p", "completion": "c"}', "'id' must be a text"),
         ('{"id": "a", "label": 1, "prompt": "p", "completion": "c"}', "'label' must be true or false"),
         ('{"id": "a", "label": true, "prompt": 3, "completion": "c"}', "'prompt' must be a list"),
@@ -201,7 +201,7 @@ def test_rows_that_are_none(tmp_path: Path, line: str, message: str) -> None:
 
 def test_further_columns_and_blank_lines_are_ignored(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    path.write_text("\n" + json.dumps({**make_row(0), "source": "x", "step": {"any": 1}}) + "\n\n")
+    path.write_text("\n" + json.dumps({**make_row(0), "source": "x", "step": {"any": 1}, "chosen": 5}) + "\n\n")
     (row,) = training_rows(path, "sft")
     assert (row.place, row.id, row.label) == ("line 2 (id 'row-0')", "row-0", True)
 

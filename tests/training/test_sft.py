@@ -591,6 +591,25 @@ def test_settings_that_make_no_sense(tiny_model: Path, make_data: Callable[..., 
     attempt(QUICK)
 
 
+def test_what_fails_early_takes_no_file_that_is_not_its_own(
+    tiny_model: Path, make_data: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder, data = tmp_path / "run", make_data(num_train=8)
+
+    def note(text: str) -> None:
+        if (folder / "manifest.json").exists():
+            (folder / "notes").mkdir(exist_ok=True)
+            (folder / "notes" / "mine.md").write_text("mine")
+
+    with pytest.raises(InputError, match="attn_implementation"):
+        train_sft(
+            data, model=str(tiny_model), output=folder, settings=replace(QUICK, attention="foo"),
+            callbacks=TrainingCallbacks(on_stage=note),
+        )  # fmt: skip
+    assert sorted(path.name for path in folder.iterdir()) == ["lock", "notes"]
+    assert (folder / "notes" / "mine.md").read_text() == "mine"
+
+
 def broken(model: Path, folder: Path) -> Path:
     """A copy without one tensor, and with another cut to five rows."""
     from safetensors.torch import load_file, save_file

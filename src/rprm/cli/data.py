@@ -179,7 +179,9 @@ def _choose(source: Path, output: Path, prompt: str | None, options: Any, json: 
     template = load_template(prompt) if prompt is not None else opened.template
     if template is None:
         raise PromptError("a plain file of analyses does not tell its template: give --prompt")
-    _show_rows(write_rows(opened, output, template, options), output, json)
+    summary = write_rows(opened, output, template, options)
+    _show_rows(summary, output, json)
+    raise typer.Exit(EXIT_REJECTED if summary["rejected"] else 0)
 
 
 def _show(summary: Mapping[str, Any], counts: Mapping[str, int], output: Path, json: bool) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
 
+from rprm.data.splits import check_share
 from rprm.errors import InputError
 
 #: Tokens in an n-gram, and the share of a problem's n-grams that makes it a benchmark's.
@@ -74,6 +75,7 @@ class ColdStartOptions:
     seed: SplitSeed = 0
 
     def __post_init__(self) -> None:
+        check_share(self.validation_share)
         if self.per_step < 1:
             raise InputError(f"per_step is {self.per_step}; keep at least 1 analysis of a step")
 
@@ -92,6 +94,7 @@ class PairOptions:
     seed: SplitSeed = 0
 
     def __post_init__(self) -> None:
+        check_share(self.validation_share)
         low, high, ratio = self.min_accuracy, self.max_accuracy, self.max_length_ratio
         if not 0.0 <= low <= high <= 1.0:
             raise InputError(f"an accuracy from {low} to {high} is no band; give 0 <= low <= high <= 1")

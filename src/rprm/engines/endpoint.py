@@ -34,7 +34,7 @@ _Lengths = tuple[int | None, int | None]
 _ERROR_BYTES, _ERROR_CHARACTERS = 1 << 16, 400
 _AGAIN = "run the same command again to go on"
 #: Statuses that say nothing against the request: the server is busy.
-_BUSY = (408, 409, 429, 503, 529)
+_BUSY = (408, 409, 425, 429, 503, 529)
 _LOOPBACK = re.compile(r"(.+\.)?localhost|127(\.\d{1,3}){3}|::1")
 #: The lengths of context and prompt in a refusal of vLLM, OpenAI, SGLang, llama.cpp or TGI. Where vLLM stopped counting
 #: the prompt, it says "at least".

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from rprm.errors import EngineError
+
+logger = logging.getLogger(__name__)
 
 #: Names of the files that make a model: weights, configuration, tokenizer, templates.
 _MODEL_FILES = (
@@ -48,11 +51,17 @@ def refuse_missing(name: str, target: str) -> None:
 @cache
 def _work_offline_without_hub() -> None:
     """Work from the hub's cache where it does not answer: each file would be asked for a minute long."""
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies
+
     from huggingface_hub import constants, get_session
 
+    if constants.HF_HUB_OFFLINE or urlsplit(constants.ENDPOINT).scheme in getproxies():
+        return
     try:
         get_session().head(constants.ENDPOINT, timeout=5.0)
-    except Exception:  # those of the client's HTTP library
+    except Exception as error:  # those of the client's HTTP library
+        logger.warning("%s does not answer (%s): its cache is used", constants.ENDPOINT, type(error).__name__)
         constants.HF_HUB_OFFLINE = True
 
 

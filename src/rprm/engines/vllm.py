@@ -44,18 +44,19 @@ class VLLMEngine:
     adapter: str | None = None
     revision: str | None = None
     tokenizer: str | None = None
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] | None = None
-    tensor_parallel_size: int | None = None
-    pipeline_parallel_size: int | None = None
-    data_parallel_size: int | None = None
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    data_parallel_size: int = 1
     gpu_memory_utilization: float | None = None
-    enforce_eager: bool | None = None
-    enable_prefix_caching: bool | None = None
+    enforce_eager: bool = False
+    #: Every analysis of a step shares its prompt; for some models vLLM has it off by itself.
+    enable_prefix_caching: bool = True
     block_size: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     quantization: str | None = None
-    seed: int | None = None
+    seed: int = 0
 
     def __post_init__(self) -> None:
         self.spec = self.spec or f"vllm:{self.target}"
@@ -241,10 +242,12 @@ def lora_rank(adapter: Path) -> int:
     try:
         config = read_object(adapter / ADAPTER_CONFIG)
         rank = max(map(int, [config["r"], *(config.get("rank_pattern") or {}).values()]))
-        return next(room for room in _LORA_RANKS if rank <= room)
     except Exception as error:
-        wanted = f"the folder of a LoRA adapter of rank {_LORA_RANKS[-1]} or less"
-        raise EngineError(f"{adapter}: not {wanted} ({ADAPTER_CONFIG}: {_one_line(error)})") from error
+        raise EngineError(f"{adapter}: not a LoRA adapter's folder ({ADAPTER_CONFIG}: {_one_line(error)})") from error
+    if rank > _LORA_RANKS[-1]:
+        most = _LORA_RANKS[-1]
+        raise EngineError(f"{adapter}: rank {rank} is more than vLLM serves ({most}); merge it into the model")
+    return next(room for room in _LORA_RANKS if rank <= room)
 
 
 def _import_vllm() -> str:

@@ -30,7 +30,7 @@ def compare(gold: Form, answer: Form, rule: AnswerRule, ask: Ask) -> Outcome:
     if gold.choice and answer.choice and not gold.name + answer.name:
         return _outcome(gold.choice == answer.choice)
     if "words" in (gold.kind, answer.kind):
-        is_prose = any(form.kind == "words" and not P.phrase.fullmatch(form.text) for form in both)
+        is_prose = any(form.kind == "words" and not form.choice and not P.phrase.fullmatch(form.text) for form in both)
         return "equal" if gold.text.lower() == answer.text.lower() else "unreadable" if is_prose else "different"
     # Names that describe (`area`) rather than name a variable count where both are given.
     described = {form.name for form in both if re.fullmatch("[a-z ]{3,}", form.name)}

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self, TypedDict, Unpack, cast
 
 from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 
+from rprm.engines.base import check_least
 from rprm.engines.endpoint import Endpoint, Transient, context_length_of
 from rprm.engines.files import find_file, identity, read_object
 from rprm.engines.loading import load_tokenizer, plain_errors
@@ -61,7 +62,8 @@ def read_settings(target: str, revision: str | None = None) -> ClassifierSetting
     try:
         return TypeAdapter(ClassifierSettings).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
-        (*_, field), message = error.errors()[0]["loc"], error.errors()[0]["msg"]
+        first = error.errors()[0]
+        field, message = (first["loc"] or ("it",))[-1], first["msg"]
         raise EngineError(f"{path}: {field} is {value.get(str(field))!r}: {message}") from None
 
 
@@ -115,7 +117,11 @@ class Classifier:
         if device_map is not None and device != "auto":
             raise EngineError(f"{self.spec}: give either device or device_map")
         self.concurrency = options.get("concurrency", 64)
+        limits = {"concurrency": self.concurrency, "max_batch_tokens": max_batch_tokens}
+        check_least(self.spec, **limits, context_length=options.get("context_length"))
         self._context_length, given = options.get("context_length"), options.get("threshold")
+        if given is not None and not 0.0 < given < 1.0:
+            raise EngineError(f"{self.spec}: threshold is {given}; give a number above 0 and below 1")
         #: As given, else its own (of a hub model: once it is started), else 0.5.
         self.threshold = 0.5 if given is None else given
         if given is None and Path(target).is_dir() and (settings := read_settings(target)) is not None:

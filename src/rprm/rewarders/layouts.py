@@ -231,6 +231,8 @@ def _universal(writer: StepWriter, problem: str, steps: Sequence[str]) -> None:
 def _llemma(writer: StepWriter, problem: str, steps: Sequence[str]) -> None:
     """ScalableMath/llemma-7b-prm-* (their model cards; ssmisya/PRMBench, mr_eval/models/llemma7b_prm.py)."""
     newline_id = writer.layout.newline_id
+    if encode_text(writer.tokenizer, "a\n\nb", writer.guarded).count(newline_id) != 2:
+        raise EngineError("the tokenizer does not have a line end as one token, which the llemma layout needs")
     for index, step in enumerate(steps):
         if index == 0:
             writer.text(f"# Question\n\n{problem}\n\n# Solution\n\n{step.strip()}")

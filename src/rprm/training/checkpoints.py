@@ -75,7 +75,7 @@ def is_whole(path: Path) -> bool:
     """Whether a checkpoint was sealed, and has every file in the size that it had then."""
     try:
         return bool(json.loads((path / _SIZES).read_bytes()).items() <= _sizes(path).items())
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError):
         return False
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Required, TypedDict, TypeVar
 
 from rprm.errors import EngineError, InputError, RprmError, RunError
-from rprm.runs import MANIFEST, SUMMARY, Run, read_json_lines, versions
+from rprm.runs import MANIFEST, REJECTED, SUMMARY, Run, read_json_lines, versions
 from rprm.training.checkpoints import METRICS, Checkpoint, TrainingCallbacks, last_checkpoint, metrics_callback
 from rprm.training.handover import MODEL, find_model, push
 from rprm.training.settings import Precision, RunOptions, TrainingSettings
@@ -212,11 +212,10 @@ class TrainingRun(ABC):
             return
         self.run.note({**self._session, "stopped_by": kind.__name__})
         if issubclass(kind, RprmError) and not any((self.folder / CHECKPOINTS).glob("*checkpoint-*")):
-            for path in self.folder.iterdir():
-                if path.is_dir():
-                    shutil.rmtree(path)
-                elif path.name != "lock":
-                    path.unlink()
+            for name in (CHECKPOINTS, ROWS, f"{ROWS}.partial"):
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+            for name in (METRICS, REJECTED, MANIFEST):
+                (self.folder / name).unlink(missing_ok=True)
 
     def _fit(self, config: Any, checkpoint: Checkpoint | None) -> None:
         import torch

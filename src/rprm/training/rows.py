@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import accumulate, chain, islice, pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +23,7 @@ from rprm.engines.tokens import control_tokens, encode_prompt, encode_text
 from rprm.errors import EngineError, InputError, PromptError, RequestRefused
 from rprm.prompts.library import MODEL_TEMPLATE, load_template
 from rprm.prompts.template import PLACEHOLDER, Message, Prompt, PromptTemplate
-from rprm.reading import AnyText, Rejected, Row, RowModel, Source, checked, read_rows
+from rprm.reading import AnyText, Rejected, Row, RowModel, Source, checked, json_object, read_rows
 from rprm.training.handover import whole_folder
 
 #: The largest share of rows or steps that may be too long: they are left out and counted.
@@ -110,13 +110,17 @@ def training_rows(path: Path, kind: str) -> Iterator[TrainingRow]:
     """The rows of a file for `sft` or `dpo`, in order; an `InputError` names the line that is no such row."""
 
     def read(row: Row) -> TrainingRow:
-        found = checked(_TrainingRow, row.value)
+        names, value = ("id", "label", "prompt", *REPLIES[kind]), json_object(row.value)
+        if lacking := [name for name in REPLIES[kind] if value.get(name) is None]:
+            raise InputError(f"no {lacking[0]!r}: a row for {kind} has {', '.join(names)}")
+        found = checked(_TrainingRow, {name: value[name] for name in names if name in value})
         turns = [found.prompt[-1:], *(getattr(found, name) or [] for name in REPLIES[kind])]
         chat = not isinstance(row.value["prompt"], str)
         wanted = ["user", "assistant", "assistant"] if chat else ["", "", ""]
         if [[turn.role for turn in part] for part in turns] != [[role] for role in wanted[: len(turns)]]:
-            names = " and ".join(REPLIES[kind])
-            raise InputError(f"prompt must end in the user's message, {names} be one of the assistant; or all be texts")
+            replies = " and ".join(REPLIES[kind])
+            wrong = f"prompt must end in the user's message, {replies} be one of the assistant; or all be texts"
+            raise InputError(wrong)
         messages = tuple(Message(turn.role or "user", turn.content) for turn in found.prompt)
         texts = tuple(reply.content for (reply,) in turns[1:])
         place = f"line {row.line} (id {found.id!r})"
@@ -324,6 +328,9 @@ def row_lengths(rows: Any) -> list[int]:
     return found
 
 
+_OTHER_TRL = "this TRL treats them otherwise; use trl 1.16"
+
+
 def check_batch(trainer: Any, rows: Any, *, num_rows: int = 4) -> None:
     """Refuse a trainer whose batch of its first rows has other tokens than the rows, or loss elsewhere."""
     given, prepared = ([part[i] for i in range(min(num_rows, len(part)))] for part in (rows, trainer.train_dataset))
@@ -332,9 +339,15 @@ def check_batch(trainer: Any, rows: Any, *, num_rows: int = 4) -> None:
     labels = batch["labels"] if "labels" in batch else ids.where(batch["completion_mask"].bool(), -100)
     # All sequences one after the other, without padding. Packs are in an order of their own.
     found = [(part.flatten() if mask is None else part[mask.bool()]).tolist() for part in (ids, labels)]
-    given = prepared if "seq_lengths" in prepared[0] else given
+    if "seq_lengths" in prepared[0]:
+        given = prepared
+        ends = [(row, list(accumulate(row["seq_lengths"], initial=0))) for row in prepared]
+        sequences = [[row[name][a:b] for name in ("input_ids", "labels")] for row, at in ends for a, b in pairwise(at)]
+        masked = [next((place for place, one in enumerate(labels) if one != -100), 0) for _, labels in sequences]
+        if any(not n or labels[n:] != ids[n:] for n, (ids, labels) in zip(masked, sequences, strict=True)):
+            raise InputError(f"a packed row has loss elsewhere than on its reply: {_OTHER_TRL}")
     pairs = [(row["prompt_ids"], row[side]) for side in _TOKENS["dpo"][1:] for row in given if side in row]
     wanted = [(prompt + reply, [-100] * len(prompt) + reply) for prompt, reply in pairs]
     wanted = wanted or [(row["input_ids"], row["labels"]) for row in given]
     if found != [list(chain.from_iterable(part)) for part in zip(*wanted, strict=True)]:
-        raise InputError("the trainer's tokens are not those of the rows: this TRL treats them otherwise; use trl 1.16")
+        raise InputError(f"the trainer's tokens are not those of the rows: {_OTHER_TRL}")

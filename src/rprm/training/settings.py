@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, get_args
 
 from rprm.data.options import PairOptions
-from rprm.data.splits import is_held_out
+from rprm.data.splits import check_share
 from rprm.errors import InputError
 
 Precision = Literal["auto", "bf16", "fp32"]
@@ -136,7 +136,7 @@ class ClassifierTraining(TrainingSettings):
         super().__post_init__()
         if not self.merge:
             raise InputError("a classifier's adapter is always merged: leave merge=False out")
-        is_held_out("", self.validation_share)
+        check_share(self.validation_share)
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class RoundSettings(PairOptions):
         super().__post_init__()
         _refuse_below(1, self, "num_rounds", "judge_analyses", "num_sampled_steps")
         _refuse_below(2, self, "num_analyses")
-        is_held_out("", self.validation_share)
+        check_share(self.validation_share)
 
     def resolved(self) -> dict[str, Any]:
         """As manifests have it: `pair_options` are those of `rprm data pairs`, but for the split."""
