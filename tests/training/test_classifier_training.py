@@ -282,7 +282,7 @@ def test_gradient_accumulation_counts_every_step_alike(tiny_model: Path, tmp_pat
             {},
             "1 of 2 labelled steps stand beyond max_length 256, more than 5%",
         ),
-        ([{"problem": "p", "step": "s", "label": True}], {"validation_share": 0.999999}, "all of held-out problems"),
+        ([{"problem": "p", "step": "s", "label": True}], {"validation_share": 0.99}, "all of held-out problems"),
         ([{"problem": "p", "step": "s", "label": True}], {"max_length": 100000}, "lower --max-length"),
         (
             [{"problem": "p", "step": "s", "label": True}, {"problem": "p", "step": "t", "label": False}],

@@ -173,7 +173,7 @@ def _derive(texts: Sequence[str], base: PromptTemplate, chat: bool | None) -> Pr
     for seed, rows in _numbered(texts):
         kinds = [[row for row in rows if min(len(row[1]), 3) == kind] for kind in range(4)]
         announced = len(kinds[0]) > max(1, 0.02 * len(rows))
-        for size in (16,) * 4 + (8,) * 4 + (4,) * 12:
+        for size in (16,) * 8 + (8,) * 16 + (4,) * 40:
             kinds = kinds if announced else [[], *kinds[1:]]
             some = [row for kind in kinds for row in draw.sample(kind, min(size, (len(kind) + 1) // 2))]
             if (found := _candidate(seed, some, base, chat, announced)) is not None:
