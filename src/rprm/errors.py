@@ -38,7 +38,9 @@ class CorruptRun(RunError):
     def at(cls, place: str, error: Exception | str) -> CorruptRun:
         """The error for a place (file and line), with the reason in one line: of pydantic's findings the first."""
         reason = str(error) or type(error).__name__
-        if callable(findings := getattr(error, "errors", None)):
+        if isinstance(error, KeyError):
+            reason += " is missing"
+        elif callable(findings := getattr(error, "errors", None)):
             first = findings(include_url=False, include_input=False)[0]
             reason = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
         return cls(

@@ -24,7 +24,9 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, Self, TypeVar, overload
+from typing import Any, Self, TypeVar, overload
+
+from pydantic import BaseModel, Field
 
 from rprm.errors import CorruptRun, RunError, RunLocked, SettingsChanged
 
@@ -39,11 +41,22 @@ FORMAT = "row_format"
 #: A run within a run folder, and finished before it: the candidates that a Best-of-N chooses from.
 CANDIDATES = "candidates"
 
+#: What a run that is killed before its manifest is written leaves behind.
+_FIRST = {"lock", f"{MANIFEST}.partial", CANDIDATES}
 
-T = TypeVar("T")
+#: What reading a damaged line or file raises.
+DAMAGE = (KeyError, ValueError, TypeError, RecursionError)
 
 #: Packages whose versions can change a result.
 _PACKAGES = ("rprm", "torch", "transformers", "vllm", "peft", "openai", "numpy")
+
+T = TypeVar("T")
+
+
+class _Manifest(BaseModel):
+    stage: str
+    settings: dict[str, Any]
+    sessions: list[dict[str, Any]] = Field(min_length=1)
 
 
 class Run:
@@ -78,7 +91,7 @@ class Run:
         manifest = self.folder / MANIFEST
         if self.folder.exists() and not self.folder.is_dir():
             raise RunError(f"{self.folder} is a file; name a folder for the run")
-        if self.folder.is_dir() and not manifest.exists() and any(_foreign(self.folder)):
+        if self.folder.is_dir() and not manifest.exists() and {path.name for path in self.folder.iterdir()} - _FIRST:
             raise RunError(f"{self.folder} is not empty and has no {MANIFEST}; name a new folder for the run")
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in (*(self.folder / name for name in (MANIFEST, RESULTS, REJECTED, SUMMARY, "lock")), *self._journals):
@@ -284,9 +297,7 @@ def read_json_lines(path: Path, parse: Callable[[Any], Any] = lambda value: valu
         for number, line in enumerate(stream, 1):
             try:
                 row = parse(json.loads(line))
-            except KeyError as error:
-                raise CorruptRun.at(f"{path}, line {number}", f"{error} is missing") from None
-            except (ValueError, TypeError, RecursionError) as error:
+            except DAMAGE as error:
                 raise CorruptRun.at(f"{path}, line {number}", error) from None
             yield row
 
@@ -315,18 +326,12 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     if path.is_dir():
         raise CorruptRun.at(str(path), "it is a folder, and a file belongs there")
     try:
-        manifest = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
-        kinds = {"stage": str, "settings": dict, "sessions": list}
-        if wrong := [name for name, kind in kinds.items() if not isinstance(manifest[name], kind)]:
-            raise ValueError(f"{wrong[0]!r} is no {kinds[wrong[0]].__name__}")
-        if not manifest["sessions"] or not all(isinstance(session, dict) for session in manifest["sessions"]):
-            raise ValueError("'sessions' must hold objects, at least one")
-        # It is written again: what is nested too deep for that is found now.
-        json.dumps(manifest, indent=2)
+        manifest = json.loads(path.read_bytes())
+        _Manifest.model_validate(manifest, strict=True)
+        # It is written again: what is nested too deep for that, or no number of JSON, is found now.
+        json.dumps(manifest, indent=2, allow_nan=False)
         return {"stage": manifest["stage"], **manifest}
-    except KeyError as error:
-        raise CorruptRun.at(str(path), f"{error} is missing") from None
-    except (ValueError, TypeError, RecursionError) as error:
+    except DAMAGE as error:
         raise CorruptRun.at(str(path), error) from None
 
 
@@ -345,21 +350,12 @@ def finished_manifest(folder: str | Path, *, stage: str, command: str) -> dict[s
     return manifest
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
-
-
 def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, str, str]]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in dict.fromkeys([*old, *new]):
             yield from _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
     elif old != new:
         yield name, json.dumps(old, ensure_ascii=False), json.dumps(new, ensure_ascii=False)
-
-
-def _foreign(folder: Path) -> Iterator[Path]:
-    """What in a folder is not left over from a run killed before its manifest was written, or its first part."""
-    return (path for path in folder.iterdir() if path.name not in ("lock", f"{MANIFEST}.partial", CANDIDATES))
 
 
 def _now() -> str:
