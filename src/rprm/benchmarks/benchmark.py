@@ -32,8 +32,7 @@ class Measurement(Tally):
     def as_dict(self) -> dict[str, Any]:
         """One JSON object."""
         return {
-            "benchmark": self.benchmark, "threshold": self.threshold,
-            "figures": nested({name: figure.as_dict() for name, figure in self.figures.items()}),
+            "benchmark": self.benchmark, "threshold": self.threshold, "figures": nested(self.figures),
             **self.total_coverage.as_dict(),
             "by": {name: coverage.as_dict() for name, coverage in self.coverage.items()},
             "missing_items": list(self.missing), "rejected_rows": len(self.items.rejected),
@@ -57,14 +56,9 @@ def usage_as_dict(usage: Totals) -> dict[str, Any]:
 
 
 def measure(
-    tally: Callable[..., Tally],
-    items: BenchmarkItems[Any],
-    scores: Scores,
-    *,
-    num_resamples: int = DEFAULT_RESAMPLES,
-    seed: int = 0,
-    **options: Any,
-) -> Measurement:
+    tally: Callable[..., Tally], items: BenchmarkItems[Any], scores: Scores, *, num_resamples: int = DEFAULT_RESAMPLES,
+    seed: int = 0, **options: Any,
+) -> Measurement:  # fmt: skip
     """Measure a run: the figures of a benchmark's `tally` of `items`, `scores` and `options`, with intervals."""
     counted = tally(items, scores, **options)
     figures, undefined = counted.with_intervals(num_resamples, seed)

@@ -5,7 +5,6 @@ How often each distinct row of counts is drawn is multinomial: resamples cost on
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -24,10 +23,7 @@ Floats = NDArray[np.float64]
 def resampled_sums(counts: Floats, strata: NDArray[np.str_], *, num_resamples: int, seed: int) -> Iterator[Floats]:
     """Sums of counts (N, C) over items drawn within each stratum (N,), as many as it has: chunks (r, C), R rows in all.
 
-    The result depends on the seed and the items, not on their order.
-
-    Raises:
-        BenchmarkError: no resamples are asked for.
+    The result depends on the seed and the items, not on their order. `BenchmarkError` where no resamples are asked for.
     """
     if num_resamples < 1:
         raise BenchmarkError(f"num_resamples is {num_resamples}; at least 1 is needed")
@@ -46,11 +42,3 @@ def resampled_sums(counts: Floats, strata: NDArray[np.str_], *, num_resamples: i
         for random, num_members, share, rows, active in groups:
             sums[:, active] += random.multinomial(num_members, share, size=size).astype(np.float64) @ rows
         yield sums
-
-
-def percentile_intervals(resampled: Floats) -> tuple[Floats, Floats, NDArray[np.int64]]:
-    """95% intervals of figures (R, F), NaN where undefined: low (F,), high (F,), and how often undefined."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of a figure without a defined resample
-        low, high = np.nanpercentile(resampled, (2.5, 97.5), axis=0)
-    return low, high, np.isnan(resampled).sum(axis=0)

@@ -61,13 +61,10 @@ def open_sources(
 ) -> list[tuple[str | None, Source]]:
     """The sources of a benchmark, each with the split that it is.
 
-    Args:
-        data: a file (its split is None), a folder with files named after splits, or a hub data set.
-        splits: of the hub data set, each with its options; all are read from the commit that `revision` means now.
-        any_name: the files of a folder may have any name.
+    `data` is a file (its split is None), a folder with files named after splits (or of `any_name`), or a hub data set.
+    `splits` are of the last, each with its options; all are read from the commit that `revision` means now.
 
-    Raises:
-        InputError: there is no such thing, a split has two files, or the hub cannot be reached.
+    `InputError` where there is no such thing, a split has two files, or the hub cannot be reached.
     """
     path, name = Path(data), str(data).removeprefix("hub:")
     if path.exists() and revision is not None:
@@ -87,7 +84,7 @@ def open_sources(
         for (split, one), (other, two) in pairwise(found):
             if split == other and not any_name:
                 raise InputError(f"{path}: both {one.path.name} and {two.path.name} hold {split}; keep one")
-        return list(found)
+        return [*found]
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise InputError(f"{data}: no such file or folder, and no name of a hub data set (OWNER/NAME)")
 
@@ -104,14 +101,10 @@ def read_items(
     first_wins: bool = False,
     rows: Callable[[Source], Iterable[Row | Rejected]] | None = None,
 ) -> BenchmarkItems[Any]:
-    """The items of sources, each with what makes an item of a row and its 0-based place.
+    """The items of sources, each with what makes an item of a row and its 0-based place; an `InputError` where none is.
 
-    Args:
-        first_wins: a row whose id an earlier one has is `repeated`; without it, it is rejected.
-        rows: of a source, in place of its own way to read them.
-
-    Raises:
-        InputError: no row is an item.
+    A row whose id an earlier one has is rejected, or `repeated` with `first_wins`. `rows` of a source stands in for its
+    own way to read them.
     """
     items: dict[str, Any] = {}
     rejected: list[Rejected] = []

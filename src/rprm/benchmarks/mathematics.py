@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 from pydantic import AliasChoices, BeforeValidator, Field
 
-from rprm.benchmarks.items import open_sources, read_items
+from rprm.benchmarks.items import BenchmarkItems, open_sources, read_items
 from rprm.benchmarks.tally import Figure
 from rprm.errors import InputError
 from rprm.grading import MATHEMATICS, RULES, AnswerRule, Grade, Grader, final_answer, olympiadbench_rule
@@ -77,9 +77,9 @@ def set_title(set_name: str, num_problems: int) -> str:
 
 def _as_text(value: Any) -> Any:
     """Numbers as texts, 27.0 as 27."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return value
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value) if type(value) in (int, float) else value
 
 
 _Answer = Annotated[AnyText | None, BeforeValidator(_as_text)]
@@ -120,12 +120,10 @@ def _olympiadbench(row: dict[str, Any]) -> tuple[str, AnswerRule]:
     errors = [] if error in (None, "") else [text.strip() for text in str(error).split(",")]
     if not all(re.fullmatch(r"\d*\.?\d+(?:[eE]-?\d{1,2})?", text, flags=re.ASCII) for text in errors):
         raise InputError(f"'error' must be a number such as 1e-2, not {error!r:.80}")
-    rule = olympiadbench_rule(
-        multiple=row.get("is_multiple_answer") is True or len(answers) > 1,
-        unit=unit if isinstance(unit, str) and unit else None,
-        error=min(map(Fraction, errors), default=None),
-    )
-    return ", ".join(answers), rule
+    multiple = row.get("is_multiple_answer") is True or len(answers) > 1
+    tolerance = min(map(Fraction, errors), default=None)
+    unit = unit if isinstance(unit, str) and unit else None
+    return ", ".join(answers), olympiadbench_rule(multiple=multiple, unit=unit, error=tolerance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,40 +156,35 @@ def read_mathematics(
     """Problems of mathematics sets, set after set.
 
     Args:
-        sets: names out of `SETS`, each once; a text has commas between them.
+        sets: names out of `SETS`, each once; a text has commas between them. An `InputError` names any other, and one
+            of which nothing can be read.
         data: a folder with `SET.jsonl` (or `.json`, `.jsonl.gz`, `.json.gz`) of each; of one set also a file, or a hub
             data set; None for the sets' own places on the hub.
         revision: of the hub data set, for one set.
         limit: the first so many problems of each set.
-
-    Raises:
-        InputError: no set, an unknown one, one twice, or nothing can be read of one.
     """
     names = [name.strip() for name in (sets.split(",") if isinstance(sets, str) else sets)]
-    if not names:
-        raise InputError(f"no mathematics set named; known are {', '.join(SETS)}")
+    if unknown := [name for name in names or [""] if name not in SETS]:
+        raise InputError(f"{unknown[0]!r} is no mathematics set; known are {', '.join(SETS)}")
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f"{twice[0]} is named twice")
     if len(names) > 1 and data is not None and Path(data).is_file():
         raise InputError(f"{data} is one file, and {len(names)} sets are named; give a folder with a file for each")
     if len(names) > 1 and revision is not None:
         raise InputError("a revision belongs to one data set: name one set with it")
-    problems: list[Problem] = []
-    rejected: list[Rejected] = []
-    sources: dict[str, SourceInfo] = {}
+    read: dict[str, BenchmarkItems[Problem]] = {}
     for name in names:
-        if name not in SETS:
-            raise InputError(f"{name!r} is no mathematics set; known are {', '.join(SETS)}")
         place = data or _SETS[name].hub
         if place is None:
             raise InputError(f"{name} has no data set on the hub; give a file, or a folder with {name}.jsonl")
         options = {"split": _SETS[name].split} | ({"config": "main"} if name == "gsm8k" else {})
         ((_, source),) = open_sources(place, {name: options}, revision)
-        found = read_items([(source, partial(_set_problem, name))])
-        problems += found.items[:limit]
-        rejected += found.rejected
-        sources[name] = found.sources[0]
-    return Problems(tuple(problems), tuple(rejected), sources)
+        read[name] = read_items([(source, partial(_set_problem, name))])
+    return Problems(
+        tuple(problem for found in read.values() for problem in found.items[:limit]),
+        tuple(rejected for found in read.values() for rejected in found.rejected),
+        {name: found.sources[0] for name, found in read.items()},
+    )
 
 
 def _set_problem(name: str, value: Any, place: int) -> Problem:
@@ -204,18 +197,14 @@ def _set_problem(name: str, value: Any, place: int) -> Problem:
 
 
 def read_problem_file(path: str | Path, *, limit: int | None = None) -> Problems:
-    """Problems of one's own: rows `{id?, problem | question, answer?, set?}`.
+    """Problems of one's own: rows `{id?, problem | question, answer?, set?}`; an `InputError` where none can be used.
 
     A row whose `set` is one of `SETS` is graded by that set's rule; the others by the general one.
-
-    Raises:
-        InputError: no row can be used.
     """
 
     def problem(value: Any, place: int) -> Problem:
         row = checked(_OwnRow, value)
-        identifier, rule = row.id or str(place), RULES.get(row.set, MATHEMATICS)
-        return Problem(id=identifier, problem=row.problem, set=row.set, answer=row.answer, rule=rule)
+        return Problem(**dict(row) | {"id": row.id or str(place), "rule": RULES.get(row.set, MATHEMATICS)})
 
     found = read_items([(Source(str(path)), problem)])
     problems = found.items[:limit]
@@ -229,12 +218,11 @@ def check_sets(problems: Problems, grader: Grader) -> dict[str, dict[str, Any]]:
         members = [problem for problem in problems.problems if problem.set == name]
         answers = {problem.id: (problem.answer, problem.rule) for problem in members if problem.answer is not None}
         checks[name] = {
-            "name": set_title(name, len(members)),
-            "problems": len(members),
+            "name": set_title(name, len(members)), "problems": len(members),
             "rejected_rows": sum(rejected.file == source.name for rejected in problems.rejected),
             "unrecognised": {id: gold[0] for id, gold in answers.items() if not grader.check_gold(*gold).correct},
             "data": {"name": source.name, "digest": source.digest},
-        }
+        }  # fmt: skip
     return checks
 
 
@@ -271,7 +259,6 @@ class MeasuredRow:
 
     @property
     def method(self) -> str:
-        """The strategy with its number of candidates: `Best-of-8 (min)`."""
         return numbered(self.strategy, self.num_candidates)
 
     def as_dict(self) -> dict[str, Any]:

@@ -26,10 +26,10 @@ from pydantic import Field
 
 from rprm.benchmarks.benchmark import Benchmark, Flag, Measurement
 from rprm.benchmarks.items import BenchmarkItems, open_sources, read_items
-from rprm.benchmarks.scores import Scores, refuse_lengths
+from rprm.benchmarks.scores import Scores
 from rprm.benchmarks.tally import Coverage, Floats, ResultTable, TableLine, Tally
 from rprm.errors import BenchmarkError, InputError
-from rprm.reading import MAX_REJECTED_TEXT, AnyText, Rejected, Row, RowModel, Source, Text, checked
+from rprm.reading import MAX_REJECTED_TEXT, AnyText, Rejected, Row, RowModel, Source, Text, checked, hub_errors
 from rprm.records import Solution
 
 #: The hub data set of the benchmark's authors.
@@ -94,14 +94,11 @@ class _Original(RowModel):
 
 
 def read_prmbench(data: str | Path = PRMBENCH_HUB, *, revision: str | None = None) -> BenchmarkItems[PRMBenchItem]:
-    """Read PRMBench.
+    """Read PRMBench; an `InputError` where nothing can be read at all.
 
     Where a key stands in several rows the first is taken. Each `redundency` row also gives a `correct` item, the
     solution before it was modified. `data` is a file; or a folder, whose `.jsonl` and `.json` files are read in the
     order of their names; or a hub data set with a split `train`.
-
-    Raises:
-        InputError: nothing can be read at all.
     """
     originals: dict[str, PRMBenchItem] = {}
 
@@ -135,32 +132,23 @@ def _rows(source: Source) -> Iterator[Row | Rejected]:
     if source.hub is None:
         yield from source.rows()
         return
-    try:
+    with hub_errors(f"{source.name}: cannot be read from the hub"):
         from datasets import Features, Value, load_dataset
-    except ImportError:
-        raise InputError('reading from the hub needs the extra: pip install ".[hub]"') from None
-    text, number = Value("string"), Value("int64")
-    texts = ("original_question", "modified_question", "question", "reason", "idx", "classification")
-    columns = dict.fromkeys((*texts, "ground_truth", "original_response"), text)
-    columns |= {name: [text] for name in ("original_process", "modified_process")}
-    columns |= {name: [number] for name in ("modified_steps", "error_steps")}
-    path, revision, features = source.hub["path"], source.hub["revision"], Features(columns)
-    try:
+
+        texts = "original_question modified_question question reason idx classification ground_truth original_response"
+        columns: dict[str, Any] = dict.fromkeys(texts.split(), Value("string"))
+        columns |= {name: [Value("string")] for name in ("original_process", "modified_process")}
+        columns |= {name: [Value("int64")] for name in ("modified_steps", "error_steps")}
+        path, revision, features = source.hub["path"], source.hub["revision"], Features(columns)
         dataset = load_dataset(path, split="train", revision=revision, features=features, streaming=True)
         for place, value in enumerate(dataset, 1):
             yield Row(place, dict(value), json.dumps(value, ensure_ascii=False)[:MAX_REJECTED_TEXT])
-    except (OSError, ValueError) as error:
-        raise InputError(f"{source.name}: cannot be read from the hub: {error}") from error
 
 
 def tally_prmbench(
-    items: BenchmarkItems[PRMBenchItem],
-    scores: Scores,
-    *,
-    threshold: float = 0.5,
-    strictly_above: bool = False,
+    items: BenchmarkItems[PRMBenchItem], scores: Scores, *, threshold: float = 0.5, strictly_above: bool = False,
     allow_missing: bool = False,
-) -> Tally:
+) -> Tally:  # fmt: skip
     """Count a run item by item: a step with at least the threshold's score is called correct.
 
     Args:
@@ -180,14 +168,9 @@ def tally_prmbench(
     originals = [item for item in items.items if item.classification == CORRECT]
     if not modified:
         raise BenchmarkError("there are no items to measure")
-    wrong: list[str] = []
-    called: dict[str, list[bool | None]] = {}
-    for item in items.items:
-        p_yes, num_steps = scores.p_yes.get(item.id), len(item.solution.steps)
-        if p_yes is not None and len(p_yes) != num_steps:
-            wrong.append(f"{item.id} ({len(p_yes)} scores, {num_steps} steps)")
-        called[item.id] = [None if score is None else score >= least for score in p_yes or (None,) * num_steps]
-    refuse_lengths(wrong, "(PRMBench needs every step judged: no exit at the first error)")
+    num_steps = {item.id: len(item.solution.steps) for item in items.items}
+    p_yes = scores.of_items(num_steps, "PRMBench needs every step judged: no exit at the first error")
+    called = {name: [None if score is None else score >= least for score in found] for name, found in p_yes.items()}
     has_originals = any(item.id in scores.p_yes for item in originals)
     needed = [item.id for item in modified + originals * has_originals]
     incomplete = [name for name in needed if None in called[name]]
@@ -237,16 +220,12 @@ def without_step_numbers(items: BenchmarkItems[PRMBenchItem]) -> BenchmarkItems[
     `remove_step_prefix`). The sources say so, which keeps a run on such items apart from one on the items as they are.
     """
     number = re.compile(r"^(step\s*\d+\.\s*|\d+\.\s*)", flags=re.IGNORECASE)
-
-    def stripped(item: PRMBenchItem) -> PRMBenchItem:
+    stripped = []
+    for item in items.items:
         steps = tuple(number.sub("", step.strip()) for step in item.solution.steps)
-        return replace(item, solution=item.solution.model_copy(update={"steps": steps}))
-
-    return replace(
-        items,
-        items=tuple(map(stripped, items.items)),
-        sources=tuple(replace(source, digest=f"{source.digest} without step numbers") for source in items.sources),
-    )
+        stripped.append(replace(item, solution=item.solution.model_copy(update={"steps": steps})))
+    sources = (replace(source, digest=f"{source.digest} without step numbers") for source in items.sources)
+    return replace(items, items=tuple(stripped), sources=tuple(sources))
 
 
 def _share_correct(called: Sequence[bool | None]) -> float | None:
@@ -293,8 +272,8 @@ def _table(measured: Measurement) -> ResultTable:
     for group, classes in PRMBENCH_GROUPS.items():
         lines += [line(group, classes, group, "bold"), *(line(name, (name,), f"  {name}") for name in classes), None]
     lines.append(line("overall", measured.coverage, "overall", "bold"))
-    if measured.figures["similarity"].value is not None:
-        lines.append(TableLine("similarity", ("", measured.figures["similarity"], "")))
+    if (similarity := measured.figures["similarity"]).value is not None:
+        lines.append(TableLine("similarity", ("", similarity, "")))
     title = f"PRMBench at threshold {measured.threshold:g}"
     return ResultTable(title, ("PRMScore", "items", "all items", "clean items"), lines)
 
