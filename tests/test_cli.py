@@ -144,6 +144,7 @@ def test_rewards_full_and_the_published_procedure(tmp_path: Path) -> None:
         (["judge", str(EXAMPLES), "--model", "scripted:", "-k", "0"], "num_analyses is 0"),
         (["judge", str(EXAMPLES), "--model", "scripted:", "--prompt", "nope"], "nope"),
         (["bench", "processbench"], "say what to measure"),
+        (["bench", "processbench", "--model", "scripted:", "--scores", "s"], "leave out --model to measure s, or --"),
         (["bench", "compare", str(EXAMPLES), str(EXAMPLES)], "give --benchmark"),
         (["bench", "compare", str(EXAMPLES), "missing"], "missing: no such run folder or scores file"),
     ],

@@ -26,9 +26,7 @@ def mathematics(
     how: CandidateOptions,
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(
-            metavar="[RUN]...", help="Run folders of `rprm search`, each one or more rows of the one table."
-        ),
+        typer.Argument(metavar="[RUN]...", help="Run folders of `rprm search`, each one or more rows of the table."),
     ] = None,
     candidates: Annotated[
         Path | None,
@@ -40,17 +38,14 @@ def mathematics(
     ] = None,
     policy: Annotated[
         str | None,
-        typer.Option(
-            "--policy", "-p", metavar="SPEC", help="Sample solutions to the problems of --set first, then measure."
-        ),
+        typer.Option("--policy", "-p", metavar="SPEC", help="Sample solutions to the problems of --set, then measure."),
     ] = None,
     output: Output = None,
     baseline: Annotated[
         str | None,
         typer.Option(
             metavar="METHOD",
-            help="The row that others are compared with, as the table calls it, besides the majority.  "
-            "[default: pass@1]",
+            help="The row to compare others with, as the table calls it, besides the majority.  [default: pass@1]",
         ),
     ] = None,
     curve: Annotated[bool, "--curve", "Also for N = 1, 2, 4, ... of the candidates."] = False,
@@ -78,8 +73,7 @@ def mathematics(
         with Grader() as grader:
             checks = check_sets(problems, grader)
         show({"sets": checks}, [sets_table(checks)], as_json=json)
-        leave(num_rejected)
-        return
+        return leave(num_rejected)
     measured_runs = [read_search_run(run) for run in runs or ()]
     if problems and candidates:
         run, num_unused = _brought(candidates, problems)
@@ -87,15 +81,16 @@ def mathematics(
         num_rejected += num_unused
     elif problems and policy:
         with tempfile.TemporaryDirectory(prefix="rprm-") as folder:
-            how.sample(policy, seed, problems, which.settings, output or Path(folder) / "run", False)
-            run = read_search_run(output or Path(folder) / "run")
+            kept = output or Path(folder) / "run"
+            how.sample(policy, seed, problems, which.settings, kept, False)
+            run = read_search_run(kept)
         measured_runs.append(run if output else replace(run, name=run.policy))
     measured = measure_runs(measured_runs, baseline=baseline, curve=curve, num_resamples=resamples, seed=seed)
     if grades is not None:
         lines = (dumps(answer.as_dict(), ensure_ascii=False) for answer in measured.answers)
         write_atomically(grades, "".join(f"{line}\n" for line in lines))
     show(measured.as_dict(), search_tables(measured), as_json=json, output=output)
-    leave(num_rejected)
+    return leave(num_rejected)
 
 
 def _refuse(
@@ -103,16 +98,17 @@ def _refuse(
 ) -> None:
     """Raise an `InputError` where options contradict each other, or leave open what to measure."""
     brought = candidates or policy
-    if candidates and policy:
-        raise InputError("--candidates and --policy are two sources of solutions: give one of them")
-    if brought and not which.sets:
-        raise InputError("say which problems the solutions are of: --set LIST")
-    if output and not policy:
-        raise InputError("--output keeps the solutions that --policy samples: leave it out, or see --grades and --json")
-    if runs and not brought and which != SetOptions():
-        raise InputError("runs have their problems with them: leave out --set, --data, --revision and --limit")
-    if not (runs or brought or which.sets):
-        raise InputError("say what to measure: run folders, or --set LIST with --policy SPEC or --candidates FILE")
+    for is_wrong, message in (
+        (candidates and policy, "--candidates and --policy are two sources of solutions: give one of them"),
+        (brought and not which.sets, "say which problems the solutions are of: --set LIST"),
+        (output and not policy, "--output keeps the solutions that --policy samples: leave it out, or see --grades"),
+        (runs and not brought and which != SetOptions(),
+         "runs have their problems with them: leave out --set, --data, --revision and --limit"),
+        (not (runs or brought or which.sets),
+         "say what to measure: run folders, or --set LIST with --policy SPEC or --candidates FILE"),
+    ):  # fmt: skip
+        if is_wrong:
+            raise InputError(message)
 
 
 def _brought(path: Path, problems: Problems) -> tuple[SearchRun, int]:
