@@ -7,13 +7,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count, pairwise
+from itertools import count
 from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 from urllib.parse import urlencode
 
 from rprm.errors import InputError
-from rprm.reading import Rejected, Row, Source, SourceInfo
+from rprm.reading import Rejected, Row, Source, SourceInfo, read_rows
 from rprm.records import Solution
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
@@ -29,7 +29,6 @@ class BenchmarkItem(Protocol):
     def solution(self) -> Solution: ...
 
 
-Parsed = TypeVar("Parsed")
 Item = TypeVar("Item", bound=BenchmarkItem)
 
 
@@ -73,18 +72,15 @@ def open_sources(
         return [(None, Source(str(path)))]
     if path.is_dir():
         files = [file for file in sorted(path.iterdir()) if file.name.endswith(SUFFIXES)]
-        found = [
-            (split, Source(str(file)))
-            for split in splits
-            for file in files
-            if any_name or file.name in [f"{split}{end}" for end in SUFFIXES]
-        ]
+        found: list[tuple[str | None, Source]] = []
+        for split in splits:
+            of_split = [file for file in files if any_name or file.name in [f"{split}{end}" for end in SUFFIXES]]
+            if len(of_split) > 1 and not any_name:
+                raise InputError(f"{path}: both {of_split[0].name} and {of_split[1].name} hold {split}; keep one")
+            found += [(split, Source(str(file))) for file in of_split]
         if not found:
             raise InputError(f"{path}: no {', '.join(f'{split}.jsonl' for split in splits)} in this folder")
-        for (split, one), (other, two) in pairwise(found):
-            if split == other and not any_name:
-                raise InputError(f"{path}: both {one.path.name} and {two.path.name} hold {split}; keep one")
-        return [*found]
+        return found
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise InputError(f"{data}: no such file or folder, and no name of a hub data set (OWNER/NAME)")
 
@@ -96,48 +92,32 @@ def open_sources(
 
 
 def read_items(
-    sources: Iterable[tuple[Source, Callable[[Any, int], Any]]],
-    *,
-    first_wins: bool = False,
-    rows: Callable[[Source], Iterable[Row | Rejected]] | None = None,
+    sources: Iterable[tuple[Source, Callable[[Any, int], Any]]], *, first_wins: bool = False
 ) -> BenchmarkItems[Any]:
     """The items of sources, each with what makes an item of a row and its 0-based place; an `InputError` where none is.
 
-    A row whose id an earlier one has is rejected, or `repeated` with `first_wins`. `rows` of a source stands in for its
-    own way to read them.
+    A row whose id an earlier one has is rejected, or `repeated` with `first_wins`.
     """
     items: dict[str, Any] = {}
     rejected: list[Rejected] = []
     repeated: list[str] = []
 
-    def take(read: Callable[[Any, int], Any], places: Iterator[int], value: Any) -> None:
-        item = read(value, next(places))
-        if items.setdefault(item.id, item) is not item:
-            if not first_wins:
-                raise InputError(f"id {item.id!r} stands in an earlier row already; ids must be unique")
-            repeated.append(item.id)
+    def read_item(read: Callable[[Any, int], Any], places: Iterator[int], row: Row) -> Any:
+        item = read(row.value, next(places))
+        if item.id in items and not first_wins:
+            raise InputError(f"id {item.id!r} stands in an earlier row already; ids must be unique")
+        return item
 
     opened = list(sources)
     for source, read in opened:
-        for _ in parsed_rows(source.name, (rows or Source.rows)(source), partial(take, read, count()), rejected):
-            pass
+        for found in read_rows(source, partial(read_item, read, count())):
+            if isinstance(found, Rejected):
+                rejected.append(found)
+            elif items.setdefault(found.id, found) is not found:
+                repeated.append(found.id)
     if not items:
         names = ", ".join(source.name for source, _ in opened)
         first = "".join(f"; the first, {row.file} line {row.line}: {row.reason}" for row in rejected[:1])
         raise InputError(f"{names}: {f'none of {len(rejected)} rows can be used' if rejected else 'no rows'}{first}")
     infos = tuple(source.inspect() for source, _ in opened)
     return BenchmarkItems(tuple(items.values()), tuple(rejected), tuple(repeated), infos)
-
-
-def parsed_rows(
-    name: str, rows: Iterable[Row | Rejected], parse: Callable[[Any], Parsed], rejected: list[Rejected]
-) -> Iterator[Parsed]:
-    """What `parse` makes of each row; the rows it refuses go to `rejected`."""
-    for row in rows:
-        if isinstance(row, Rejected):
-            rejected.append(row)
-            continue
-        try:
-            yield parse(row.value)
-        except InputError as error:
-            rejected.append(row.rejected(name, str(error)))

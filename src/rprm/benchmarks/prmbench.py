@@ -13,10 +13,9 @@ solution and in its original (a `correct` item); originals without a step called
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,7 +28,7 @@ from rprm.benchmarks.items import BenchmarkItems, open_sources, read_items
 from rprm.benchmarks.scores import Scores
 from rprm.benchmarks.tally import Coverage, Floats, ResultTable, TableLine, Tally
 from rprm.errors import BenchmarkError, InputError
-from rprm.reading import MAX_REJECTED_TEXT, AnyText, Rejected, Row, RowModel, Source, Text, checked, hub_errors
+from rprm.reading import AnyText, RowModel, Text, checked, hub_errors
 from rprm.records import Solution
 
 #: The hub data set of the benchmark's authors.
@@ -116,7 +115,10 @@ def read_prmbench(data: str | Path = PRMBENCH_HUB, *, revision: str | None = Non
         return _item(name, idx, row.modified_question, row.modified_process, row.error_steps)
 
     sources = open_sources(data, {"train": {"split": "train"}}, revision, any_name=True)
-    found = read_items([(source, item) for _, source in sources], first_wins=True, rows=_rows)
+    for _, source in sources:
+        if source.hub:
+            source.hub["features"] = _features()
+    found = read_items([(source, item) for _, source in sources], first_wins=True)
     return replace(found, items=tuple(one for item in found.items for one in (item, originals.get(item.id)) if one))
 
 
@@ -127,22 +129,16 @@ def _item(name: str, idx: str, problem: str, steps: Sequence[str], errors: Seque
     return PRMBenchItem(name, idx, solution, tuple(errors))
 
 
-def _rows(source: Source) -> Iterator[Row | Rejected]:
-    """Rows of a source; of the hub under an explicit schema: two columns first appear near the end of its file."""
-    if source.hub is None:
-        yield from source.rows()
-        return
-    with hub_errors(f"{source.name}: cannot be read from the hub"):
-        from datasets import Features, Value, load_dataset
+def _features() -> Any:
+    """The columns of the hub data set: two first appear near the end of its file."""
+    with hub_errors(PRMBENCH_HUB):
+        from datasets import Features, Value
 
-        texts = "original_question modified_question question reason idx classification ground_truth original_response"
-        columns: dict[str, Any] = dict.fromkeys(texts.split(), Value("string"))
-        columns |= {name: [Value("string")] for name in ("original_process", "modified_process")}
-        columns |= {name: [Value("int64")] for name in ("modified_steps", "error_steps")}
-        path, revision, features = source.hub["path"], source.hub["revision"], Features(columns)
-        dataset = load_dataset(path, split="train", revision=revision, features=features, streaming=True)
-        for place, value in enumerate(dataset, 1):
-            yield Row(place, dict(value), json.dumps(value, ensure_ascii=False)[:MAX_REJECTED_TEXT])
+    texts = "original_question modified_question question reason idx classification ground_truth original_response"
+    columns: dict[str, Any] = dict.fromkeys(texts.split(), Value("string"))
+    columns |= {name: [Value("string")] for name in ("original_process", "modified_process")}
+    columns |= {name: [Value("int64")] for name in ("modified_steps", "error_steps")}
+    return Features(columns)
 
 
 def tally_prmbench(

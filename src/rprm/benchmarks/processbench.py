@@ -93,80 +93,69 @@ def _item(subset: str | None, path: Path, value: Any, _: int) -> ProcessBenchIte
 
 
 def tally_processbench(
-    items: BenchmarkItems[ProcessBenchItem], scores: Scores, *, threshold: float = 0.5, allow_missing: bool = False
-) -> Tally:
+    items: BenchmarkItems[ProcessBenchItem], scores: Scores, *, threshold: float | Sequence[float] = 0.5,
+    allow_missing: bool = False,
+) -> Tally:  # fmt: skip
     """Count a run item by item: a step with a score below the threshold is called wrong (0.5 in R-PRM, section 4.1).
 
-    Args:
-        scores: an item with a step without a score up to its first error is `unjudged`, and counts as predicted wrong.
-            Scores may end before the solution does if the last one is below the threshold (exit at the first error).
-        allow_missing: count items without any score as wrong, whatever their label, instead of refusing.
+    An item with a step without a score up to its first error is `unjudged`, and counts as predicted wrong. Scores may
+    end before the solution does if the last one is below the threshold (exit at the first error). Of T thresholds,
+    for which every step must be judged in full, `outcomes` (N, T) are at each, and all else is at the first.
 
     Raises:
-        MissingPredictions: items have no score at all and `allow_missing` is not set.
+        MissingPredictions: items have no score at all; with `allow_missing` they count as wrong, whatever their label.
         InputError: the scores do not fit the items' steps.
-        BenchmarkError: the scores cannot be measured at this threshold.
+        BenchmarkError: the scores cannot be measured at these thresholds.
     """
-    return _count(items, scores, [threshold], allow_missing)[1]
-
-
-def _count(
-    items: BenchmarkItems[ProcessBenchItem], scores: Scores, thresholds: Sequence[float], allow_missing: bool,
-    *, whole: bool = False,
-) -> tuple[NDArray[np.bool_], Tally]:  # fmt: skip
-    """(N, T) whether each item is predicted right at each threshold; and the tally at the first of them.
-
-    The thresholds that predict an item right are one interval, (score of the label, lowest score before it], for an
-    item without a wrong step (-inf, lowest score]; where a step up to there has no score there are none.
-    `whole`: the scores hold at every threshold, and none may end early.
-    """
+    is_several = isinstance(threshold, Sequence)
+    thresholds: NDArray[np.float64] = np.atleast_1d(threshold)
+    first = float(thresholds[0]) if len(thresholds) else 0.0
     num_steps = {item.id: len(item.solution.steps) for item in items.items}
-    if whole and scores.settled_at is not None:
+    if is_several and scores.settled_at is not None:
         raise BenchmarkError(
             f"early stopping settled these rewards at the threshold {scores.settled_at}; other thresholds need the "
             "mean of all analyses: judge without early stopping"
         )
     cut = [name for name, number in num_steps.items() if len(scores.p_yes.get(name, range(number))) < number]
-    if whole and cut:
+    if is_several and cut:
         raise BenchmarkError(
             f"the scores of {len(cut)} items end at the first error ({named(cut)}); other thresholds need a score for "
             "each step: judge without first-error exit"
         )
-    for threshold in thresholds:
-        scores.check_threshold(threshold)
-    if not items.items or not thresholds:
+    for each in thresholds.tolist():
+        scores.check_threshold(each)
+    if not items.items or not len(thresholds):
         raise BenchmarkError("there are no items to measure, or no thresholds to measure at")
     if scores.repeated:
         raise InputError(f"these items are scored twice: {named(scores.repeated)}")
-    threshold = thresholds[0]
     # An exit at the first error ends with a step that is called wrong; any other ending lost scores.
-    why = f"scores may end early only at a predicted first error, below the threshold {threshold}"
-    p_yes = scores.of_items(num_steps, why, lambda found: first_error(found[-1:], threshold) == 0)
+    why = f"scores may end early only at a predicted first error, below the threshold {first}"
+    p_yes = scores.of_items(num_steps, why, lambda found: first_error(found[-1:], first) == 0)
     missing = tuple(name for name, found in p_yes.items() if set(found) == {None})
     scores.refuse_missing(missing, num_steps, "no prediction", allow_missing=allow_missing)
     strata = [item.subset for item in items.items]
     subsets = sorted(set(strata), key=lambda name: ((*PROCESSBENCH_SUBSETS, name).index(name), name))
     coverage = dict.fromkeys(subsets, Coverage())
+    # The thresholds that predict an item right are one interval, (score of the label, lowest score before it], for an
+    # item without a wrong step (-inf, lowest score]; where a step up to there has no score there are none.
     intervals = np.full((len(strata), 2), (np.inf, -np.inf))
     for place, item in enumerate(items.items):
         found, label = p_yes[item.id], item.label
-        errors = (index for index, score in enumerate(found) if score is not None and score < threshold)
+        errors = (index for index, score in enumerate(found) if score is not None and score < first)
         needed = found[: next(errors, len(found)) + 1]
-        unscored = needed.count(None)
-        coverage[item.subset] += Coverage(
-            1, int(unscored == len(found)), len(needed), len(needed) - unscored, int(unscored > 0)
-        )
+        lost = needed.count(None)
+        coverage[item.subset] += Coverage(1, int(lost == len(found)), len(needed), len(needed) - lost, int(lost > 0))
         known = [score for score in found[: label + 1 or None] if score is not None]
         if len(known) == (label + 1 or len(found)):
             intervals[place] = -np.inf if label == -1 else known.pop(), min(known, default=np.inf)
-    right = (intervals[:, :1] < np.array(thresholds)) & (np.array(thresholds) <= intervals[:, 1:])
+    right = (intervals[:, :1] < thresholds) & (thresholds <= intervals[:, 1:])
     # Of each subset (right, all) among the items with a wrong step, then among those without.
     counts = np.zeros((len(strata), len(subsets), 2, 2))
     for place, item in enumerate(items.items):
         counts[place, subsets.index(item.subset), int(item.label == -1)] = right[place, 0], 1
-    return right, Tally(
-        benchmark="processbench", threshold=threshold, ids=tuple(item.id for item in items.items),
-        strata=np.array(strata), counts=counts.reshape(len(strata), -1), outcomes=right[:, :1].astype(np.int64),
+    return Tally(
+        benchmark="processbench", threshold=first, ids=tuple(num_steps), strata=np.array(strata),
+        counts=counts.reshape(len(strata), -1), outcomes=right.astype(np.int64),
         figure_names=(*(f"{subset}.{name}" for subset in subsets for name in _NAMES), "average.f1"),
         figures_of=_figures_of, headline="average.f1", coverage=coverage, layout=_table, tests_items=True,
         missing=missing,
@@ -217,8 +206,8 @@ def threshold_curve(
     Errors are those of `tally_processbench`, and a `BenchmarkError` where analyses were stopped early, or steps after
     the first error were not judged.
     """
-    right, tally = _count(items, scores, thresholds, allow_missing, whole=True)
-    curves = zip(tally.figure_names, _figures_at(tally, right).T, strict=True)
+    tally = tally_processbench(items, scores, threshold=thresholds, allow_missing=allow_missing)
+    curves = zip(tally.figure_names, _figures_at(tally).T, strict=True)
     f1 = {name.removesuffix(".f1"): tuple(map(optional, values)) for name, values in curves if name.endswith(".f1")}
     return ThresholdCurve(tuple(thresholds), f1)
 
@@ -260,12 +249,12 @@ def measure_held_out(
     (of equal ones the nearest to 0.5, then the lower) and the other half is predicted with it. Errors are those of
     `threshold_curve`, and a `BenchmarkError` where a half has too few items for its average F1 to be defined.
     """
-    right, tally = _count(items, scores, CURVE_THRESHOLDS, allow_missing, whole=True)
+    tally = tally_processbench(items, scores, threshold=CURVE_THRESHOLDS, allow_missing=allow_missing)
     halves = np.array([hashlib.blake2b(item.id.encode(), digest_size=1).digest()[0] & 1 for item in items.items])
     chosen = []
     for half in (0, 1):
         others = halves != half
-        f1 = _figures_at(replace(tally, counts=tally.counts[others]), right[others])[:, -1]
+        f1 = _figures_at(replace(tally, counts=tally.counts[others], outcomes=tally.outcomes[others]))[:, -1]
         if np.isnan(f1).any():
             raise BenchmarkError(
                 "too few items to choose a threshold on one half: each half needs, in each subset, solutions with and "
@@ -274,18 +263,18 @@ def measure_held_out(
         best = np.flatnonzero(f1 >= f1.max() - 1e-9).tolist()
         chosen.append(min(best, key=lambda index: (abs(CURVE_THRESHOLDS[index] - 0.5), index)))
     counts = tally.counts.copy()
-    counts[:, 0::2] = counts[:, 1::2] * np.where(halves == 0, *right[:, chosen].T)[:, None]
+    counts[:, 0::2] = counts[:, 1::2] * np.where(halves == 0, *tally.outcomes[:, chosen].T)[:, None]
     figures, undefined = replace(tally, counts=counts).with_intervals(num_resamples, seed)
     first, second = (CURVE_THRESHOLDS[index] for index in chosen)
     num_second = int(halves.sum())
     return HeldOut((first, second), (len(halves) - num_second, num_second), figures, undefined)
 
 
-def _figures_at(tally: Tally, right: NDArray[np.bool_]) -> Floats:
-    """(T, F) figures for each column of `right` (N, T)."""
+def _figures_at(tally: Tally) -> Floats:
+    """(T, F) figures at each of the tally's thresholds."""
     # The odd columns say of which kind an item is; the even ones count it if it is predicted right.
     kinds = tally.counts[:, 1::2]
-    hits = right.T.astype(np.float64) @ kinds
+    hits = tally.outcomes.T.astype(np.float64) @ kinds
     pairs = np.stack([hits, np.broadcast_to(kinds.sum(axis=0), hits.shape)], axis=-1)
     return tally.figures_of(pairs.reshape(len(hits), -1))
 

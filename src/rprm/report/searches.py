@@ -9,17 +9,15 @@ from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.measure import Measurement
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from rprm.benchmarks.mathematics import AVERAGE, SearchMeasurement
+from rprm.benchmarks.scores import MAX_NAMED
 from rprm.benchmarks.tally import Figure
 from rprm.report.measures import figure_text, framed
 from rprm.report.solutions import panel, plain
 from rprm.search.trees import ROOT, SearchNode, SearchTree
-
-#: How many gradings without a conclusion are named.
-_MAX_NAMED = 10
 
 #: By what became of a node, its mark and style.
 _MARKS = {"kept": ("●", "bold"), "finished": ("■", "bold green"), "pruned": ("○", "dim"), "dropped": ("·", "dim")}
@@ -40,12 +38,10 @@ def search_table(measurement: SearchMeasurement) -> RenderableType:
     """Accuracy by set and in the mean, each with its interval below; differences; tokens generated for a problem."""
     rows, sets = measurement.rows, measurement.sets
     has_average = len(sets) > 1
-    columns = {}
-    for name, title in measurement.names.items():
-        below = title.removeprefix(name).strip() or f"{sets[name]:,} problems"
-        columns[name, below] = [_figure(row.figures[name]) for row in rows]
-    if has_average:
-        columns[AVERAGE, "of the sets"] = [_figure(row.figures[AVERAGE]) for row in rows]
+    headings = {name: title.removeprefix(name).strip() for name, title in measurement.names.items()}
+    headings = {name: below or f"{sets[name]:,} problems" for name, below in headings.items()}
+    headings |= {AVERAGE: "of the sets"} if has_average else {}
+    columns = {(name, below): [_figure(row.figures[name]) for row in rows] for name, below in headings.items()}
     last, against = (AVERAGE, f"{AVERAGE} against") if has_average else (next(iter(sets)), "against")
     # A baseline's own row lacks the difference to it.
     by_number = sorted(rows, key=lambda row: -len(row.differences))
@@ -82,10 +78,7 @@ def search_curve_table(measurement: SearchMeasurement) -> RenderableType:
 
 @dataclass(frozen=True)
 class _WideTable:
-    """A table that goes on below itself where a terminal is too narrow for all its columns.
-
-    A heading, of a column or a row, is in two lines.
-    """
+    """A table that goes on below itself where a terminal is too narrow; headings are in two lines."""
 
     title: str
     methods: Sequence[tuple[str, str]]
@@ -114,11 +107,11 @@ class _WideTable:
 def unsettled_table(measurement: SearchMeasurement) -> Table:
     """Solutions whose grading came to no conclusion: the first few."""
     unsettled = measurement.unsettled
-    rest = len(unsettled) - _MAX_NAMED
+    rest = len(unsettled) - MAX_NAMED
     caption = [f"and {rest:,} more: --grades FILE writes all of them"] if rest > 0 else []
     columns = ("problem", "candidate", "answer", "outcome")
     table = framed("Gradings without a conclusion, counted as wrong", columns, caption, numbers=("candidate",))
-    for graded in unsettled[:_MAX_NAMED]:
+    for graded in unsettled[:MAX_NAMED]:
         answer = " ".join((graded.answer or "").split())
         shown = answer if len(answer) <= 60 else f"{answer[:59]}…"
         table.add_row(Text(graded.id), str(graded.index), Text(shown), graded.grade.outcome)
@@ -143,12 +136,10 @@ def _two_lines(first: str, second: str) -> Text:
 
 
 def render_tree(tree: SearchTree, *, max_characters: int | None = None) -> RenderableType:
-    """A problem's trees round by round: what was proposed, what it was worth, what was kept.
+    """A problem's trees round by round: what was proposed, what it was worth, what was kept; steps cut to
+    `max_characters`.
 
     Model and input text is shown as it is: no markup in it is interpreted, and control characters are dropped.
-
-    Args:
-        max_characters: of each step; a longer one is cut. None shows all.
     """
     chosen = {node.id for node in tree.path(tree.chosen)} if tree.chosen is not None else set()
     parts: list[RenderableType] = [Text(plain(tree.problem.problem), style="italic"), Text("")]
@@ -168,30 +159,27 @@ def render_tree(tree: SearchTree, *, max_characters: int | None = None) -> Rende
 
 
 def _rounds(nodes: Sequence[SearchNode], chosen: set[int], is_beam: bool, max_characters: int | None) -> Table:
-    table = Table(box=None, padding=(0, 1), show_header=True, header_style="dim", expand=True)
-    table.add_column("round", justify="right", style="dim", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    if is_beam:
-        table.add_column("after", justify="right", style="dim", no_wrap=True)
-    table.add_column("reward", justify="right", no_wrap=True)
-    table.add_column("drawn", justify="right", style="dim", no_wrap=True)
-    table.add_column("step", ratio=1)
+    number = partial(Column, justify="right", no_wrap=True)
+    table = Table(
+        number("round", style="dim"), Column(no_wrap=True), *[number("after", style="dim")] * is_beam,
+        number("reward"), number("drawn", style="dim"), Column("step", ratio=1),
+        box=None, padding=(0, 1), header_style="dim", expand=True,
+    )  # fmt: skip
     above = None
     for node in nodes:
         mark, style = _MARKS[node.fate]
-        cells: list[RenderableType] = [str(node.round + 1) if node.round != above else ""]
-        cells.append(Text(f"{mark}{node.id}" if is_beam else mark, style=style))
-        if is_beam:
-            cells.append("" if node.parent == ROOT else str(node.parent))
-        table.add_row(*cells, _reward(node), f"×{len(node.samples)}", _step(node, node.id in chosen, max_characters))
+        place = str(node.round + 1) if node.round != above else ""
+        name = Text(f"{mark}{node.id}" if is_beam else mark, style=style)
+        parent = ["" if node.parent == ROOT else str(node.parent)] * is_beam
+        step = _step(node, node.id in chosen, max_characters)
+        table.add_row(place, name, *parent, _reward(node), f"×{len(node.samples)}", step)
         above = node.round
     return table
 
 
 def _step(node: SearchNode, is_chosen: bool, max_characters: int | None) -> Text:
     text = plain(node.step)
-    if max_characters is not None and len(text) > max_characters:
-        text = text[:max_characters] + "…"
+    text = text if max_characters is None or len(text) <= max_characters else f"{text[:max_characters]}…"
     style = "" if is_chosen else "dim" if node.fate in ("pruned", "dropped") else "cyan"
     shown = Text(text or ("(the solution ends)" if node.fate != "dropped" else "(nothing)"), style=style)
     notes = {

@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.panel import Panel
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from rprm.records import Solution, SolutionReward
@@ -20,14 +20,9 @@ _BAR_WIDTH = 10
 
 
 def render_solution(
-    solution: Solution,
-    result: SolutionReward,
-    *,
-    threshold: float,
-    analyses: bool = False,
-    note: str | None = None,
+    solution: Solution, result: SolutionReward, *, threshold: float, analyses: bool = False, note: str | None = None,
     told: set[str] | None = None,
-) -> RenderableType:
+) -> RenderableType:  # fmt: skip
     """A solution's steps with reward and verdict, the first error marked.
 
     Model and input text is shown as it is: no markup in it is interpreted, and control characters are dropped.
@@ -40,11 +35,10 @@ def render_solution(
     """
     told = set() if told is None else told
     wrong, right = ("red", "green") if note is None else ("yellow", "yellow")
-    table = Table(box=None, padding=(0, 1), show_header=False, expand=True)
-    table.add_column(justify="right", style="dim", no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(ratio=1)
+    table = Table(
+        Column(justify="right", style="dim", no_wrap=True), Column(no_wrap=True), Column(justify="right", no_wrap=True),
+        Column(ratio=1), box=None, padding=(0, 1), show_header=False, expand=True,
+    )  # fmt: skip
     judged = {step.step_index: step for step in result.steps}
     for index, text in enumerate(solution.steps):
         step = judged.get(index)
@@ -74,12 +68,11 @@ def render_solution(
             reward, bar = f"{step.reward:.2f}", Text("█" * filled, style=colour)
             bar.append("░" * (_BAR_WIDTH - filled), style="dim")
         table.add_row(str(index + 1), bar, reward, Group(*parts))
+    text, colour = "no error found", "green"
     if result.first_error is None:
         text, colour = f"could not be judged: {len(result.uncovered)} of {result.num_steps} steps unscored", "yellow"
     elif result.first_error >= 0:
         text, colour = f"first error: step {result.first_error + 1}", "red"
-    else:
-        text, colour = "no error found", "green"
     if result.label is not None:
         text += f"  (labelled: {f'step {result.label + 1}' if result.label >= 0 else 'none'})"
     head = [] if note is None else [Text(plain(note), style="yellow")]
@@ -102,9 +95,7 @@ def render_totals(totals: Totals, output: Path | None) -> RenderableType:
     if totals.num_unjudged:
         kinds += f", {totals.num_unjudged:,} could not be judged"
     skipped = totals.num_steps - totals.num_steps_judged
-    table = Table(box=None, padding=(0, 1), show_header=False)
-    table.add_column(justify="right", style="bold")
-    table.add_column()
+    table = Table(Column(justify="right", style="bold"), Column(), box=None, padding=(0, 1), show_header=False)
     table.add_row(f"{totals.num_solutions:,}", kinds)
     table.add_row(f"{totals.num_steps_judged:,}", f"steps judged, {skipped:,} after a first error not judged")
     if totals.num_analyses:
