@@ -5,8 +5,6 @@ Read the items, judge their solutions (or read scores made elsewhere), measure, 
     items = read_processbench("data/processbench")
     scores = read_scores("scores.jsonl")
     print(measure_processbench(items, scores).figures["average.f1"])
-
-A new benchmark is a file with one `Benchmark` record.
 """
 
 from functools import partial

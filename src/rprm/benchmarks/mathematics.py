@@ -23,11 +23,8 @@ from rprm.grading import MATHEMATICS, RULES, AnswerRule, Grade, Grader, final_an
 from rprm.reading import AnyText, Identifier, Rejected, RowModel, Source, SourceInfo, Text, checked
 from rprm.records import Record
 
-#: The name of the last column: the unweighted mean over the sets, as in the paper's table.
-AVERAGE = "average"
-
-#: The set of problems that come from a file and say none.
-OWN = "problems"
+AVERAGE = "average"  #: the last column: the unweighted mean over the sets, as in the paper's table
+OWN = "problems"  #: the set of problems that come from a file and say none
 
 
 class Problem(Record):
@@ -153,15 +150,11 @@ SETS: tuple[str, ...] = tuple(_SETS)
 def read_mathematics(
     sets: str | Iterable[str], data: str | Path | None = None, *, revision: str | None = None, limit: int | None = None
 ) -> Problems:
-    """Problems of mathematics sets, set after set.
+    """The first `limit` problems of each of some `SETS`, set after set; a text has commas between their names.
 
-    Args:
-        sets: names out of `SETS`, each once; a text has commas between them. An `InputError` names any other, and one
-            of which nothing can be read.
-        data: a folder with `SET.jsonl` (or `.json`, `.jsonl.gz`, `.json.gz`) of each; of one set also a file, or a hub
-            data set; None for the sets' own places on the hub.
-        revision: of the hub data set, for one set.
-        limit: the first so many problems of each set.
+    `data` is a folder with `SET.jsonl` (or `.json`, `.jsonl.gz`, `.json.gz`) of each; for one set also a file, or a hub
+    data set, maybe of a `revision`; None for the sets' own places on the hub. An `InputError` names a set that is
+    unknown, named twice, or of which nothing can be read.
     """
     names = [name.strip() for name in (sets.split(",") if isinstance(sets, str) else sets)]
     if unknown := [name for name in names or [""] if name not in SETS]:

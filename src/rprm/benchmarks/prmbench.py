@@ -48,11 +48,8 @@ CORRECT = "correct"
 
 @dataclass(frozen=True, slots=True)
 class PRMBenchItem:
-    """A modified solution with its wrong steps.
-
-    `error_steps` is 1-based, as in the data; steps past the end of the solution, which about a hundred rows name, are
-    not in `wrong_steps`.
-    """
+    """A modified solution with its wrong steps: `error_steps`, 1-based as in the data, where about a hundred rows name
+    steps past the end of the solution; those are not in `wrong_steps`."""
 
     classification: str
     idx: str
@@ -93,11 +90,11 @@ class _Original(RowModel):
 
 
 def read_prmbench(data: str | Path = PRMBENCH_HUB, *, revision: str | None = None) -> BenchmarkItems[PRMBenchItem]:
-    """Read PRMBench; an `InputError` where nothing can be read at all.
+    """Read PRMBench: a file; a folder, whose `.jsonl` and `.json` files are read in the order of their names; or a hub
+    data set with a split `train`. An `InputError` where nothing can be read at all.
 
     Where a key stands in several rows the first is taken. Each `redundency` row also gives a `correct` item, the
-    solution before it was modified. `data` is a file; or a folder, whose `.jsonl` and `.json` files are read in the
-    order of their names; or a hub data set with a split `train`.
+    solution before it was modified.
     """
     originals: dict[str, PRMBenchItem] = {}
 
@@ -145,16 +142,12 @@ def tally_prmbench(
     items: BenchmarkItems[PRMBenchItem], scores: Scores, *, threshold: float = 0.5, strictly_above: bool = False,
     allow_missing: bool = False,
 ) -> Tally:  # fmt: skip
-    """Count a run item by item: a step with at least the threshold's score is called correct.
-
-    Args:
-        scores: one score for every step, without exit at the first error.
-        strictly_above: a step must score above the threshold, as in the benchmark's own scripts for released PRMs.
-        allow_missing: count steps without a score as called wrongly, whatever their label, instead of refusing.
+    """Count a run item by item: a step with at least the threshold's score is called correct; or `strictly_above` it,
+    as in the benchmark's own scripts for released PRMs.
 
     Raises:
-        MissingPredictions: items have steps without a score and `allow_missing` is not set.
-        InputError: the scores do not fit the items' steps.
+        MissingPredictions: steps have no score; with `allow_missing` they count as called wrongly.
+        InputError: the scores do not fit the items' steps, all of which need one.
         BenchmarkError: the scores cannot be measured at this threshold.
     """
     scores.check_threshold(threshold)
@@ -169,16 +162,15 @@ def tally_prmbench(
     called = {name: [None if score is None else score >= least for score in found] for name, found in p_yes.items()}
     has_originals = any(item.id in scores.p_yes for item in originals)
     needed = [item.id for item in modified + originals * has_originals]
-    incomplete = [name for name in needed if None in called[name]]
-    what = "no prediction, or a step without a score"
-    scores.refuse_missing(incomplete, needed, what, allow_missing=allow_missing)
+    lacking = [name for name in needed if None in called[name]]
+    scores.refuse_missing(lacking, needed, "no prediction, or a step without a score", allow_missing=allow_missing)
     share_of_original = {item.idx: _share_correct(called[item.id]) for item in originals}
     # Of each item TP, FP, TN, FN of its class; the same once more if it is of the clean subset.
     calls = np.zeros((len(modified), 2, len(PRMBENCH_CLASSES), 4))
     # The difference of its similarity pair, and the number of these (0 or 1).
     pairs = np.zeros((len(modified), 2))
-    at_hand = sorted({item.classification for item in modified}, key=PRMBENCH_CLASSES.index)
-    coverage = dict.fromkeys(at_hand, Coverage())
+    strata = [item.classification for item in modified]
+    coverage = dict.fromkeys(sorted(set(strata), key=PRMBENCH_CLASSES.index), Coverage())
     for row, item in enumerate(modified):
         steps, are_wrong = called[item.id], item.wrong_steps
         # A step without a score is called wrongly.
@@ -191,21 +183,20 @@ def tally_prmbench(
             pairs[row] = abs(share - original), 1
         num_scored = len(steps) - steps.count(None)
         coverage[item.classification] += Coverage(1, int(None in steps), len(steps), num_scored)
-    note = "similarity is not measured: there are no `correct` items"
-    if has_originals:
-        note = f"similarity is over {int(pairs[:, 1].sum())} pairs of a modified and an original solution"
-    elif originals:
+    note = f"similarity is over {int(pairs[:, 1].sum())} pairs of a modified and an original solution"
+    if not originals:
+        note = "similarity is not measured: there are no `correct` items"
+    elif not has_originals:
         such = f"none of the {len(originals)} `correct` items (such as {originals[0].id}) has scores"
         note = f"similarity is not measured: {such}"
     names = (*PRMBENCH_CLASSES, "overall", *PRMBENCH_GROUPS)
     return Tally(
         benchmark="prmbench", threshold=threshold, ids=tuple(item.id for item in modified),
-        strata=np.array([item.classification for item in modified]), coverage=coverage,
-        counts=np.concatenate([calls.reshape(len(modified), -1), pairs], axis=1),
-        outcomes=calls[:, 0].sum(axis=1).astype(np.int64),
+        strata=np.array(strata), counts=np.concatenate([calls.reshape(len(modified), -1), pairs], axis=1),
+        outcomes=calls[:, 0].sum(axis=1).astype(np.int64), coverage=coverage,
         figure_names=(*names, *(f"clean.{name}" for name in names), "similarity"),
         figures_of=_figures_of, headline="overall", layout=_table, notes=(note,),
-        missing=tuple(name for name in incomplete if not name.startswith(f"{CORRECT}_")),
+        missing=tuple(name for name in lacking if not name.startswith(f"{CORRECT}_")),
     )  # fmt: skip
 
 

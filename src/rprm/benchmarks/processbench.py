@@ -42,7 +42,7 @@ CURVE_THRESHOLDS = tuple(percent / 100 for percent in range(1, 100))
 
 @dataclass(frozen=True, slots=True)
 class ProcessBenchItem:
-    """A solution with its earliest wrong step (`solution.label`, 0-based; -1: every step is right)."""
+    """A solution with its earliest wrong step (`label`, 0-based; -1: every step is right)."""
 
     subset: str
     solution: Solution
@@ -109,7 +109,6 @@ def tally_processbench(
     """
     is_several = isinstance(threshold, Sequence)
     thresholds: NDArray[np.float64] = np.atleast_1d(threshold)
-    first = float(thresholds[0]) if len(thresholds) else 0.0
     num_steps = {item.id: len(item.solution.steps) for item in items.items}
     if is_several and scores.settled_at is not None:
         raise BenchmarkError(
@@ -126,6 +125,7 @@ def tally_processbench(
         scores.check_threshold(each)
     if not items.items or not len(thresholds):
         raise BenchmarkError("there are no items to measure, or no thresholds to measure at")
+    first = float(thresholds[0])
     if scores.repeated:
         raise InputError(f"these items are scored twice: {named(scores.repeated)}")
     # An exit at the first error ends with a step that is called wrong; any other ending lost scores.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, make_dataclass
+from dataclasses import dataclass, make_dataclass, replace
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -206,12 +206,11 @@ def _read(
 
 def _source(benchmark: Benchmark, items: BenchmarkItems[Any], name: str) -> SourceInfo:
     """One identity for all the files or splits of a benchmark; one file of a benchmark without a hub has its own."""
-    from rprm.reading import SourceInfo
-
     if benchmark.hub is None and len(items.sources) == 1:
         return items.sources[0]
     digests = "\n".join(source.digest for source in items.sources)
-    return SourceInfo(name, f"sha256:{hashlib.sha256(digests.encode()).hexdigest()}", len(items.items))
+    digest = f"sha256:{hashlib.sha256(digests.encode()).hexdigest()}"
+    return replace(items.sources[0], name=name, digest=digest, num_rows=len(items.items))
 
 
 def _recorded(path: Path) -> dict[str, Any]:

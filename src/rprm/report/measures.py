@@ -51,9 +51,8 @@ def _tests(comparison: Comparison) -> list[str]:
     if comparison.p_value is None:
         lines.append(f"{comparison.headline} is undefined for a run: no test")
     else:
-        tried = (
-            f"all {comparison.num_permutations:,}" if comparison.exact else f"{comparison.num_permutations:,} random"
-        )
+        number = f"{comparison.num_permutations:,}"
+        tried = f"all {number}" if comparison.exact else f"{number} random"
         lines.append(f"{comparison.headline}: {_p(comparison.p_value)}, paired permutation test over {tried} swaps")
     if comparison.mcnemar_p is not None:
         lines.append(
