@@ -10,7 +10,6 @@ Read the items, judge their solutions (or read scores made elsewhere), measure, 
 from functools import partial
 
 from rprm.benchmarks.benchmark import Benchmark, Flag, Measurement, measure
-from rprm.benchmarks.bootstrap import resampled_sums
 from rprm.benchmarks.comparison import compare
 from rprm.benchmarks.items import BenchmarkItem, BenchmarkItems
 from rprm.benchmarks.labelled_steps import StepItems, step_scores, tally_steps
@@ -25,7 +24,7 @@ from rprm.benchmarks.processbench import (
     threshold_curve,
 )
 from rprm.benchmarks.scores import Scores, read_scores, scores_of
-from rprm.benchmarks.tally import Coverage, Figure, ResultTable, TableLine, Tally
+from rprm.benchmarks.tally import Coverage, Figure, ResultTable, TableLine, Tally, resampled_sums
 
 measure_processbench = partial(measure, tally_processbench)
 measure_prmbench = partial(measure, tally_prmbench)

@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rprm.benchmarks.bootstrap import DEFAULT_RESAMPLES
 from rprm.benchmarks.items import BenchmarkItems
 from rprm.benchmarks.scores import Scores
-from rprm.benchmarks.tally import Figure, Tally, nested
+from rprm.benchmarks.tally import DEFAULT_RESAMPLES, Figure, Tally
 from rprm.rewarders.batch import Totals
 
 
@@ -66,6 +65,15 @@ def measure(
         **vars(counted), items=items, scores=scores, figures=figures, undefined_resamples=undefined,
         num_resamples=num_resamples, seed=seed,
     )  # fmt: skip
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{"math.f1": x, "overall": y} -> {"math": {"f1": x}, "overall": y}; figures as dicts."""
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        group, dot, leaf = name.rpartition(".")
+        (tree.setdefault(group, {}) if dot else tree)[leaf] = value.as_dict() if isinstance(value, Figure) else value
+    return tree
 
 
 @dataclass(frozen=True)

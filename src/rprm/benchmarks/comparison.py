@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rprm.benchmarks.bootstrap import DEFAULT_RESAMPLES, MAX_CHUNK
-from rprm.benchmarks.tally import Figure, Floats, Tally, nested
+from rprm.benchmarks.benchmark import nested
+from rprm.benchmarks.tally import DEFAULT_RESAMPLES, MAX_CHUNK, Figure, Floats, Tally
 from rprm.errors import BenchmarkError
 
 DEFAULT_PERMUTATIONS = 10_000

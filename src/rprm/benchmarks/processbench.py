@@ -9,6 +9,7 @@ recall. `average.f1` is the unweighted mean over the subsets. What rests on no i
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,11 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from rprm.benchmarks.benchmark import Benchmark, Flag, Measurement
-from rprm.benchmarks.bootstrap import DEFAULT_RESAMPLES
+from rprm.benchmarks.benchmark import Benchmark, Flag, Measurement, nested
 from rprm.benchmarks.items import BenchmarkItems, open_sources, read_items
 from rprm.benchmarks.scores import Scores, named
-from rprm.benchmarks.tally import Coverage, Figure, Floats, ResultTable, TableLine, Tally, accuracies, nested, optional
+from rprm.benchmarks.tally import DEFAULT_RESAMPLES, Coverage, Figure, Floats, ResultTable, TableLine, Tally, accuracies
 from rprm.errors import BenchmarkError, InputError
 from rprm.reading import AnyText, RowModel, Text, checked
 from rprm.records import Solution
@@ -207,8 +207,9 @@ def threshold_curve(
     the first error were not judged.
     """
     tally = tally_processbench(items, scores, threshold=thresholds, allow_missing=allow_missing)
-    curves = zip(tally.figure_names, _figures_at(tally).T, strict=True)
-    f1 = {name.removesuffix(".f1"): tuple(map(optional, values)) for name, values in curves if name.endswith(".f1")}
+    curves = zip(tally.figure_names, _figures_at(tally).T.tolist(), strict=True)
+    known = {name: tuple(None if math.isnan(value) else value for value in values) for name, values in curves}
+    f1 = {name.removesuffix(".f1"): values for name, values in known.items() if name.endswith(".f1")}
     return ThresholdCurve(tuple(thresholds), f1)
 
 

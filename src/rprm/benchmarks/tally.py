@@ -1,18 +1,27 @@
-"""What every benchmark is measured from: counts of each item, such that every figure is a function of their sum."""
+"""What every benchmark is measured from: counts of each item, such that every figure is a function of their sum.
+
+Intervals are of a bootstrap by item (Efron and Tibshirani 1993, chapters 6 and 13). How often each distinct row of
+counts is drawn is multinomial, so that resamples cost one matrix product.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rprm.benchmarks.bootstrap import resampled_sums
+from rprm.errors import BenchmarkError
 
 Floats = NDArray[np.float64]
+
+DEFAULT_RESAMPLES = 2_000
+
+#: Numbers held at once: memory stays flat however many resamples or items.
+MAX_CHUNK = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +119,30 @@ class Tally:
         return named_figures(self.figure_names, self.values, resampled)
 
 
+def resampled_sums(counts: Floats, strata: NDArray[np.str_], *, num_resamples: int, seed: int) -> Iterator[Floats]:
+    """Sums of counts (N, C) over items drawn within each stratum (N,), as many as it has: chunks (r, C), R rows in all.
+
+    The result depends on the seed and the items, not on their order. `BenchmarkError` where no resamples are asked for.
+    """
+    if num_resamples < 1:
+        raise BenchmarkError(f"num_resamples is {num_resamples}; at least 1 is needed")
+    groups = []
+    for stratum, stream in zip(names := np.unique(strata), np.random.SeedSequence(seed).spawn(len(names)), strict=True):
+        members = counts[strata == stratum]
+        rows, multiplicity = np.unique(members, axis=0, return_counts=True)
+        active = np.flatnonzero(rows.any(axis=0))
+        random = np.random.default_rng(stream)
+        groups.append((random, len(members), multiplicity / len(members), rows[:, active], active))
+    largest = max((len(share) for _, _, share, _, _ in groups), default=1)
+    chunk = max(1, MAX_CHUNK // (largest + counts.shape[1]))
+    for start in range(0, num_resamples, chunk):
+        size = min(chunk, num_resamples - start)
+        sums = np.zeros((size, counts.shape[1]))
+        for random, num_members, share, rows, active in groups:
+            sums[:, active] += random.multinomial(num_members, share, size=size).astype(np.float64) @ rows
+        yield sums
+
+
 def named_figures(names: Sequence[str], values: Floats, resampled: Floats) -> tuple[dict[str, Figure], dict[str, int]]:
     """Figures from their values (F,) and their values in resamples (R, F), which are left out where undefined (NaN);
     and how many of a figure were, unless all of it is undefined."""
@@ -136,12 +169,3 @@ def accuracies(counts: Floats) -> Floats:
         first, second = shares[..., 0], shares[..., 1]
         f1 = np.where(first + second == 0.0, 0.0, 2 * first * second / (first + second))
     return np.concatenate([shares, f1[..., None]], axis=-1)
-
-
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{"math.f1": x, "overall": y} -> {"math": {"f1": x}, "overall": y}; figures as dicts."""
-    tree: dict[str, Any] = {}
-    for name, value in flat.items():
-        group, dot, leaf = name.rpartition(".")
-        (tree.setdefault(group, {}) if dot else tree)[leaf] = value.as_dict() if isinstance(value, Figure) else value
-    return tree
