@@ -20,9 +20,6 @@ DEFAULT_PERMUTATIONS = 10_000
 #: With at most so many discordant items every swap is tried (4,096 of them), and the p-value is exact.
 MAX_ENUMERATED = 12
 
-#: Differences closer than this, in points, are equal.
-_EQUAL = 1e-9
-
 
 @dataclass(frozen=True)
 class Comparison:
@@ -41,27 +38,15 @@ class Comparison:
     num_resamples: int
     seed: int
 
-    @property
-    def headline(self) -> str:
-        return self.tallies[0].headline
-
-    @property
-    def first(self) -> dict[str, float | None]:
-        """The first run's figures in percent; None where undefined."""
-        return self.tallies[0].by_name
-
-    @property
-    def second(self) -> dict[str, float | None]:
-        return self.tallies[1].by_name
-
     def as_dict(self) -> dict[str, Any]:
         """One JSON object."""
 
         def of_each(read: Callable[[Tally], Any]) -> dict[str, Any]:
             return dict(zip(("first", "second"), map(read, self.tallies), strict=True))
 
+        first = self.tallies[0]
         return {
-            "benchmark": self.tallies[0].benchmark, "items": len(self.tallies[0].ids), "headline": self.headline,
+            "benchmark": first.benchmark, "items": len(first.ids), "headline": first.headline,
             **of_each(lambda tally: nested(tally.by_name)), "difference": nested(self.differences),
             "p_value": self.p_value, "permutations": self.num_permutations, "exact": self.exact,
             "discordant_items": self.num_discordant, "only_first_right": self.only_first_right,
@@ -115,12 +100,12 @@ def exact_mcnemar(only_first: int, only_second: int) -> float:
 def _permutation_test(paired: Tally, swaps: Floats, num_permutations: int, seed: int) -> tuple[float | None, int, bool]:
     """p-value, arrangements tried, whether these are all. `swaps` are the changes of counts, item by item."""
     headline, total = paired.figure_names.index(paired.headline), paired.counts.sum(axis=0)
-    least = abs(paired.values[headline]) - _EQUAL
+    least = abs(paired.values[headline]) - 1e-9  # Differences that close, in points, are equal.
     if math.isnan(least):
         return None, 0, False
 
     def as_large(changes: Floats) -> NDArray[np.bool_]:
-        """Whether the headline's difference is (P,) after changes (P, C) of the counts."""
+        """(P,) after changes (P, C) of the counts."""
         return np.asarray(np.abs(paired.figures_of(total + changes)[..., headline]) >= least)
 
     if len(swaps) <= MAX_ENUMERATED:

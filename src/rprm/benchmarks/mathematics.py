@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import AliasChoices, BeforeValidator, Field
 
@@ -95,12 +95,9 @@ class _SetRow(RowModel):
     answer: _Answer = None
 
 
-def _gold(name: str, row: _SetRow, value: dict[str, Any]) -> tuple[str, AnswerRule]:
+def _gold(name: str, answer: str | None, value: dict[str, Any]) -> tuple[str, AnswerRule]:
     """The gold answer to a problem of a set, and the rule to grade by."""
-    if name == "olympiadbench":
-        return _olympiadbench(value)
-    known, rule = _SETS[name], RULES[name]
-    answer, place = row.answer, "answer"
+    known, rule, place = _SETS[name], RULES[name], "answer"
     if known.is_worked or (name == "minerva_math" and answer is None):
         place = "answer" if known.is_worked else "solution"
         answer = final_answer(str(value.get(place) or ""), rule)
@@ -123,8 +120,7 @@ def _olympiadbench(row: dict[str, Any]) -> tuple[str, AnswerRule]:
     return ", ".join(answers), olympiadbench_rule(multiple=multiple, unit=unit, error=tolerance)
 
 
-@dataclass(frozen=True, slots=True)
-class _Set:
+class _Set(NamedTuple):
     """Where a set is on the hub (None: nowhere), and the form of its gold answers."""
 
     hub: str | None
@@ -161,10 +157,8 @@ def read_mathematics(
         raise InputError(f"{unknown[0]!r} is no mathematics set; known are {', '.join(SETS)}")
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f"{twice[0]} is named twice")
-    if len(names) > 1 and data is not None and Path(data).is_file():
-        raise InputError(f"{data} is one file, and {len(names)} sets are named; give a folder with a file for each")
-    if len(names) > 1 and revision is not None:
-        raise InputError("a revision belongs to one data set: name one set with it")
+    if len(names) > 1 and (revision is not None or (data is not None and Path(data).is_file())):
+        raise InputError(f"{revision or data} belongs to one set; name one with it, or a folder with a file for each")
     read: dict[str, BenchmarkItems[Problem]] = {}
     for name in names:
         place = data or _SETS[name].hub
@@ -185,7 +179,7 @@ def _set_problem(name: str, value: Any, place: int) -> Problem:
     text, context = row.problem, value.get("context")
     if isinstance(context, str) and context.strip() and context not in text:
         text = f"{context.strip()}\n\n{text}"
-    answer, rule = _gold(name, row, value)
+    answer, rule = _olympiadbench(value) if name == "olympiadbench" else _gold(name, row.answer, value)
     return Problem(id=f"{name}/{row.id or place}", problem=text, set=name, answer=answer, rule=rule)
 
 

@@ -38,7 +38,7 @@ class BenchGroup(OpenGroup):
             chosen = {name: flag for name, flag in loaded.flags.items() if getattr(flags, name)}
             _bench(loaded, data, measured, judging, chosen, figures)
 
-        flags = [
+        options = [
             (name, Annotated[bool, f"--{name.replace('_', '-')}", flag.help], False)
             for name, flag in loaded.flags.items()
         ]
@@ -46,7 +46,7 @@ class BenchGroup(OpenGroup):
         run.__annotations__ = {
             "data": DataOptions if loaded.hub else NamedData, "measured": MeasuredOptions,
             "judging": FirstErrorOptions if loaded.judged == "first error" else JudgeOptions,
-            "flags": make_dataclass("Flags", flags, frozen=True), "figures": FigureOptions,
+            "flags": make_dataclass("Flags", options, frozen=True), "figures": FigureOptions,
         }  # fmt: skip
         made = typer.Typer(rich_markup_mode=None, add_completion=False)
         made.command(loaded.name)(with_options(run))
@@ -128,11 +128,10 @@ def _bench(
     if path:
         scores, threshold = _scores(path, recorded, benchmark, items, judging.threshold)
     else:
-        exit_option = {"first_error_exit": False} if benchmark.judged == "every step" else {}
-        rewarder = judging.rewarder(str(measured.model), in_full=bool(further), **exit_option)
-        scope = EmbeddedScope(measured.model)
-        last_step = benchmark.judged == "last step"
-        settings = {"benchmark": benchmark.name, **({} if limit is None else {"limit": limit})}
+        no_exit = {"first_error_exit": False} if benchmark.judged == "every step" else {}
+        rewarder = judging.rewarder(str(measured.model), in_full=bool(further), **no_exit)
+        scope, last_step = EmbeddedScope(measured.model), benchmark.judged == "last step"
+        settings = {"benchmark": benchmark.name} | ({} if limit is None else {"limit": limit})
         with tempfile.TemporaryDirectory(prefix="rprm-") as folder:
             run = output or Path(folder) / "run"
             totals = run_behind_progress(
@@ -148,9 +147,7 @@ def _bench(
             refuse_nothing_judged(totals)
             scores, threshold = _scores(run, _recorded(run), benchmark, items, rewarder.threshold)
     of_tally = {name: True for name, flag in flags.items() if not flag.items and not flag.further}
-    how: dict[str, Any] = {
-        "allow_missing": figures.allow_missing, "num_resamples": figures.resamples, "seed": judging.seed,
-    }  # fmt: skip
+    how = {"allow_missing": figures.allow_missing, "num_resamples": figures.resamples, "seed": judging.seed}
     measurement = measure(benchmark.tally, items, scores, threshold=threshold, **how, **of_tally)
     results = {name: make(items, scores, **how) for name, make in further.items()}
     found = measurement.as_dict() | of_tally | {name: result.as_dict() for name, result in results.items()}
@@ -178,8 +175,7 @@ def compare(
 
     runs = {path: _recorded(path) for path in (first, second)}
     known = BenchGroup.added()
-    name = _agreed("benchmark", benchmark, *runs.values())
-    if name not in known:
+    if (name := _agreed("benchmark", benchmark, *runs.values())) not in known:
         what = "scores files do not tell their benchmark" if name is None else f"{name}: no such benchmark"
         raise BenchmarkError(f"{what}: give --benchmark, one of {', '.join(known)}")
     record: Benchmark = known[name].load()
@@ -188,15 +184,14 @@ def compare(
     for path in (first, second):
         scores, at = _scores(path, runs[path], record, items, threshold)
         tallies.append(record.tally(items, scores, threshold=at, allow_missing=figures.allow_missing))
-    comparison = compare_tallies(*tallies, num_resamples=figures.resamples, seed=seed)
-    table = comparison_table(comparison, names=(str(first), str(second)))
-    show(comparison.as_dict(), [table], as_json=figures.json)
+    found = compare_tallies(*tallies, num_resamples=figures.resamples, seed=seed)
+    show(found.as_dict(), [comparison_table(found, names=(str(first), str(second)))], as_json=figures.json)
 
 
 def _read(
     benchmark: Benchmark, data: DataOptions | NamedData, limit: int | None, *recorded: dict[str, Any]
 ) -> tuple[str | None, int | None, BenchmarkItems[Any]]:
-    """The items that were named, or that runs record; with the name of their data and their limit."""
+    """The name of the data and the limit, as given or as runs record them, and the items."""
     name, limit = _agreed("data", data.data, *recorded), _agreed("limit", limit, *recorded)
     if not (name or benchmark.hub):
         raise BenchmarkError(f"say which {benchmark.name} the scores are of: --data PATH")
@@ -214,10 +209,7 @@ def _source(benchmark: Benchmark, items: BenchmarkItems[Any], name: str) -> Sour
 
 
 def _recorded(path: Path) -> dict[str, Any]:
-    """What a run folder says of its scores (its settings, and where the data were); of a scores file nothing.
-
-    `BenchmarkError` where there is neither, `CorruptRun` of the manifest.
-    """
+    """What a run folder says of its scores: its settings, and where the data were. A scores file says nothing."""
     from rprm.runs import MANIFEST, read_manifest
 
     if not path.exists():
@@ -245,9 +237,7 @@ def _scores(
     if not recorded:
         return read_scores(path), threshold
     if recorded.get("benchmark") and recorded.get("input") != _source(benchmark, items, "").digest:
-        raise BenchmarkError(
-            f"{path} was judged on other data (its hash differs): name the data of that run with --data"
-        )
+        raise BenchmarkError(f"{path} was judged on other data (its hash differs): name those with --data")
     settled_at = None if recorded.get("stopping", "none") == "none" else float(recorded["threshold"])
     rewards = read_json_lines(path / RESULTS, SolutionReward.read_back)
     return scores_of(rewards, settled_at=settled_at, last_step=benchmark.judged == "last step"), threshold

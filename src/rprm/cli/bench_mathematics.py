@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from json import dumps
 from pathlib import Path
@@ -16,8 +17,7 @@ from rprm.cli.search import leave
 from rprm.errors import InputError
 
 if TYPE_CHECKING:
-    from rprm.benchmarks.mathematics import Problems
-    from rprm.search.measure import SearchRun
+    from rprm.search.candidates import CandidateRows
 
 
 @with_options
@@ -32,8 +32,7 @@ def mathematics(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Measure solutions written elsewhere, to the problems of --set: JSON Lines {id | problem, solutions[] "
-            "| solution | steps[]}.",
+            help="Solutions from elsewhere to the problems of --set: rows {id | problem, solutions[] | solution | steps[]}.",
         ),
     ] = None,
     policy: Annotated[
@@ -64,7 +63,8 @@ def mathematics(
     from rprm.grading import Grader
     from rprm.report.searches import search_tables, sets_table
     from rprm.runs import write_atomically
-    from rprm.search.measure import measure_runs, read_search_run
+    from rprm.search.candidates import read_candidate_file
+    from rprm.search.measure import measure_runs, read_search_run, sampled_run
 
     _refuse(runs, candidates, policy, output, which)
     problems = which.read() if which.sets else None
@@ -76,9 +76,9 @@ def mathematics(
         return leave(num_rejected)
     measured_runs = [read_search_run(run) for run in runs or ()]
     if problems and candidates:
-        run, num_unused = _brought(candidates, problems)
-        measured_runs.append(run)
-        num_rejected += num_unused
+        read = read_candidate_file(candidates, problems)
+        num_rejected += len(read.rejected)
+        measured_runs.append(sampled_run(str(candidates), candidates.name, read.rows, _notes(candidates, read)))
     elif problems and policy:
         with tempfile.TemporaryDirectory(prefix="rprm-") as folder:
             kept = output or Path(folder) / "run"
@@ -111,15 +111,9 @@ def _refuse(
             raise InputError(message)
 
 
-def _brought(path: Path, problems: Problems) -> tuple[SearchRun, int]:
-    """Solutions of a file as a run, and how many of its rows could not be used."""
-    from rprm.search.candidates import read_candidate_file
-    from rprm.search.measure import sampled_run
-
-    read = read_candidate_file(path, problems)
-    number, notes = len(read.rejected), []
+def _notes(path: Path, read: CandidateRows) -> Iterator[str]:
+    """What to say of a file of candidates that leaves something out."""
     if read.missing:
-        notes.append(f"{path}: {len(read.missing):,} problems have no solutions in it, and are not measured")
+        yield f"{path}: {len(read.missing):,} problems have no solutions in it, and are not measured"
     for first in read.rejected[:1]:
-        notes.append(f"{path}: {number:,} rows could not be used; the first, line {first.line}: {first.reason}")
-    return sampled_run(str(path), path.name, read.rows, notes), number
+        yield f"{path}: {len(read.rejected):,} rows could not be used; the first, line {first.line}: {first.reason}"

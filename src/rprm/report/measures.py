@@ -33,27 +33,17 @@ def result_table(table: ResultTable) -> Table:
 
 def comparison_table(comparison: Comparison, *, names: tuple[str, str] = ("first", "second")) -> Table:
     """Two runs beside each other, with the difference of each figure and the paired tests."""
-    columns = ("figure", "A", "B", "difference")
-    table = framed(f"B, {names[1]}, against A, {names[0]}", columns, _tests(comparison))
-    for name, difference in comparison.differences.items():
-        values = map(Figure, (comparison.first[name], comparison.second[name]))
-        style = "bold" if name == comparison.headline else ""
-        table.add_row(name, *map(figure_text, values), figure_text(difference, sign="+"), style=style)
-    return table
-
-
-def _tests(comparison: Comparison) -> list[str]:
     first, second = comparison.tallies
     lines = [
         f"{len(first.ids):,} items, the runs differ on {comparison.num_discordant:,}; 95% intervals of the "
         f"difference from {comparison.num_resamples:,} paired bootstrap resamples"
     ]
     if comparison.p_value is None:
-        lines.append(f"{comparison.headline} is undefined for a run: no test")
+        lines.append(f"{first.headline} is undefined for a run: no test")
     else:
         number = f"{comparison.num_permutations:,}"
         tried = f"all {number}" if comparison.exact else f"{number} random"
-        lines.append(f"{comparison.headline}: {_p(comparison.p_value)}, paired permutation test over {tried} swaps")
+        lines.append(f"{first.headline}: {_p(comparison.p_value)}, paired permutation test over {tried} swaps")
     if comparison.mcnemar_p is not None:
         lines.append(
             f"{comparison.only_first_right:,} items only A predicts right, "
@@ -62,7 +52,12 @@ def _tests(comparison: Comparison) -> list[str]:
     lines += [f"{name}: {text}" for name, tally in zip("AB", comparison.tallies, strict=True) for text in _lost(tally)]
     if first.threshold != second.threshold:
         lines.append(f"thresholds: A {first.threshold:g}, B {second.threshold:g}")
-    return lines
+    table = framed(f"B, {names[1]}, against A, {names[0]}", ("figure", "A", "B", "difference"), lines)
+    values = [[figure_text(Figure(value)) for value in tally.by_name.values()] for tally in comparison.tallies]
+    for (name, difference), *pair in zip(comparison.differences.items(), *values, strict=True):
+        style = "bold" if name == first.headline else ""
+        table.add_row(name, *pair, figure_text(difference, sign="+"), style=style)
+    return table
 
 
 def _lost(tally: Tally) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,23 +25,23 @@ _MARKS = {"kept": ("●", "bold"), "finished": ("■", "bold green"), "pruned": 
 _figure = partial(figure_text, below=True)
 
 
-def search_tables(measurement: SearchMeasurement) -> Iterator[RenderableType]:
+def search_tables(measurement: SearchMeasurement) -> list[RenderableType]:
     """All that there is to show of a measurement."""
-    yield search_table(measurement)
-    if measurement.curve:
-        yield search_curve_table(measurement)
-    if measurement.unsettled:
-        yield unsettled_table(measurement)
+    curve = [search_curve_table(measurement)] if measurement.curve else []
+    unsettled = [unsettled_table(measurement)] if measurement.unsettled else []
+    return [search_table(measurement), *curve, *unsettled]
 
 
 def search_table(measurement: SearchMeasurement) -> RenderableType:
     """Accuracy by set and in the mean, each with its interval below; differences; tokens generated for a problem."""
     rows, sets = measurement.rows, measurement.sets
     has_average = len(sets) > 1
-    headings = {name: title.removeprefix(name).strip() for name, title in measurement.names.items()}
-    headings = {name: below or f"{sets[name]:,} problems" for name, below in headings.items()}
-    headings |= {AVERAGE: "of the sets"} if has_average else {}
-    columns = {(name, below): [_figure(row.figures[name]) for row in rows] for name, below in headings.items()}
+    columns = {}
+    for name, title in measurement.names.items():
+        below = title.removeprefix(name).strip() or f"{sets[name]:,} problems"
+        columns[name, below] = [_figure(row.figures[name]) for row in rows]
+    if has_average:
+        columns[AVERAGE, "of the sets"] = [_figure(row.figures[AVERAGE]) for row in rows]
     last, against = (AVERAGE, f"{AVERAGE} against") if has_average else (next(iter(sets)), "against")
     # A baseline's own row lacks the difference to it.
     by_number = sorted(rows, key=lambda row: -len(row.differences))
@@ -86,22 +86,21 @@ class _WideTable:
     caption: Sequence[str]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        def part(number: int) -> Table:
+            table = framed(title, ["method", *(_two_lines(*heading) for heading, _ in columns[:number])])
+            for place, method in enumerate(self.methods):
+                table.add_row(_two_lines(*method), *(cells[place] for _, cells in columns[:number]))
+            return table
+
         unlimited = options.update(max_width=1_000_000)
         columns, title = list(self.columns.items()), self.title
         while columns:
-            for number in range(len(columns), 0, -1):
-                part = self._part(title, columns[:number])
-                if number == 1 or Measurement.get(console, unlimited, part).maximum <= options.max_width:
-                    break
-            yield part
+            number = len(columns)
+            while number > 1 and Measurement.get(console, unlimited, part(number)).maximum > options.max_width:
+                number -= 1
+            yield part(number)
             columns, title = columns[number:], ""
         yield Text("\n".join(self.caption), style="dim italic")
-
-    def _part(self, title: str, columns: Sequence[tuple[tuple[str, str], Sequence[Text]]]) -> Table:
-        table = framed(title, ["method", *(_two_lines(*heading) for heading, _ in columns)])
-        for place, method in enumerate(self.methods):
-            table.add_row(_two_lines(*method), *(cells[place] for _, cells in columns))
-        return table
 
 
 def unsettled_table(measurement: SearchMeasurement) -> Table:
@@ -126,8 +125,7 @@ def sets_table(checks: Mapping[str, Mapping[str, Any]]) -> Table:
     for check in checks.values():
         number, data = check["problems"], check["data"]
         numbers = (number, number - len(check["unrecognised"]), check["rejected_rows"])
-        cells = (check["name"], *(f"{count:,}" for count in numbers), data["name"], data["digest"][:19])
-        table.add_row(*map(Text, cells))
+        table.add_row(Text(check["name"]), *map("{:,}".format, numbers), Text(data["name"]), data["digest"][:19])
     return table
 
 
