@@ -16,9 +16,7 @@ from rprm.benchmarks.tally import DEFAULT_RESAMPLES, MAX_CHUNK, Figure, Floats, 
 from rprm.errors import BenchmarkError
 
 DEFAULT_PERMUTATIONS = 10_000
-
-#: With at most so many discordant items every swap is tried (4,096 of them), and the p-value is exact.
-MAX_ENUMERATED = 12
+MAX_ENUMERATED = 12  #: with at most so many discordant items every swap is tried (4,096 of them): the p-value is exact
 
 
 @dataclass(frozen=True)

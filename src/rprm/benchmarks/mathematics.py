@@ -79,20 +79,17 @@ def _as_text(value: Any) -> Any:
     return str(value) if type(value) in (int, float) else value
 
 
-_Answer = Annotated[AnyText | None, BeforeValidator(_as_text)]
-
-
 class _OwnRow(RowModel):
     id: Identifier | None = None
     problem: Annotated[Text, Field(validation_alias=AliasChoices("problem", "question"))]
-    answer: _Answer = None
+    answer: Annotated[AnyText | None, BeforeValidator(_as_text)] = None
     set: AnyText = OWN
 
 
-class _SetRow(RowModel):
+class _SetRow(_OwnRow):
     id: Annotated[Identifier | None, Field(validation_alias=AliasChoices("unique_id", "id"))] = None
     problem: Annotated[Text, Field(validation_alias=AliasChoices("problem", "question", "query"))]
-    answer: _Answer = None
+    set: Any = None
 
 
 def _gold(name: str, answer: str | None, value: dict[str, Any]) -> tuple[str, AnswerRule]:
@@ -161,17 +158,14 @@ def read_mathematics(
         raise InputError(f"{revision or data} belongs to one set; name one with it, or a folder with a file for each")
     read: dict[str, BenchmarkItems[Problem]] = {}
     for name in names:
-        place = data or _SETS[name].hub
-        if place is None:
+        if (place := data or _SETS[name].hub) is None:
             raise InputError(f"{name} has no data set on the hub; give a file, or a folder with {name}.jsonl")
         options = {"split": _SETS[name].split} | ({"config": "main"} if name == "gsm8k" else {})
         ((_, source),) = open_sources(place, {name: options}, revision)
         read[name] = read_items([(source, partial(_set_problem, name))])
-    return Problems(
-        tuple(problem for found in read.values() for problem in found.items[:limit]),
-        tuple(rejected for found in read.values() for rejected in found.rejected),
-        {name: found.sources[0] for name, found in read.items()},
-    )
+    problems = tuple(problem for found in read.values() for problem in found.items[:limit])
+    rejected = tuple(row for found in read.values() for row in found.rejected)
+    return Problems(problems, rejected, {name: found.sources[0] for name, found in read.items()})
 
 
 def _set_problem(name: str, value: Any, place: int) -> Problem:
@@ -194,13 +188,13 @@ def read_problem_file(path: str | Path, *, limit: int | None = None) -> Problems
         return Problem(**dict(row) | {"id": row.id or str(place), "rule": RULES.get(row.set, MATHEMATICS)})
 
     found = read_items([(Source(str(path)), problem)])
-    problems = found.items[:limit]
-    return Problems(problems, found.rejected, dict.fromkeys((one.set for one in problems), found.sources[0]))
+    sources = dict.fromkeys((one.set for one in found.items[:limit]), found.sources[0])
+    return Problems(found.items[:limit], found.rejected, sources)
 
 
 def check_sets(problems: Problems, grader: Grader) -> dict[str, dict[str, Any]]:
     """What each set holds, as a JSON object; `unrecognised` are gold answers that only the same text can equal."""
-    checks: dict[str, dict[str, Any]] = {}
+    checks = {}
     for name, source in problems.sources.items():
         members = [problem for problem in problems.problems if problem.set == name]
         answers = {problem.id: (problem.answer, problem.rule) for problem in members if problem.answer is not None}

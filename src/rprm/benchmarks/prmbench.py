@@ -31,8 +31,7 @@ from rprm.errors import BenchmarkError, InputError
 from rprm.reading import AnyText, RowModel, Text, checked, hub_errors
 from rprm.records import Solution
 
-#: The hub data set of the benchmark's authors.
-PRMBENCH_HUB = "hitsmy/PRMBench_Preview"
+PRMBENCH_HUB = "hitsmy/PRMBench_Preview"  #: the data set of the benchmark's authors
 
 #: The groups and their classes, spelled as in the data (arXiv 2501.03124, table 3).
 PRMBENCH_GROUPS = {
@@ -42,8 +41,7 @@ PRMBENCH_GROUPS = {
 }
 PRMBENCH_CLASSES = tuple(name for names in PRMBENCH_GROUPS.values() for name in names)
 
-#: The classification of the unmodified solutions; they serve the similarity measure alone.
-CORRECT = "correct"
+CORRECT = "correct"  #: the classification of the unmodified solutions; they serve the similarity measure alone
 
 
 @dataclass(frozen=True, slots=True)

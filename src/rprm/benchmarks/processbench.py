@@ -30,8 +30,7 @@ from rprm.reading import AnyText, RowModel, Text, checked
 from rprm.records import Solution
 from rprm.rewarders.base import first_error
 
-#: The hub data set of the benchmark's authors.
-PROCESSBENCH_HUB = "Qwen/ProcessBench"
+PROCESSBENCH_HUB = "Qwen/ProcessBench"  #: the data set of the benchmark's authors
 
 #: The subsets, in the order of the tables (arXiv 2412.06559, table 3). On the hub each is a split.
 PROCESSBENCH_SUBSETS = ("gsm8k", "math", "olympiadbench", "omnimath")
@@ -111,16 +110,11 @@ def tally_processbench(
     thresholds: NDArray[np.float64] = np.atleast_1d(threshold)
     num_steps = {item.id: len(item.solution.steps) for item in items.items}
     if is_several and scores.settled_at is not None:
-        raise BenchmarkError(
-            f"early stopping settled these rewards at the threshold {scores.settled_at}; other thresholds need the "
-            "mean of all analyses: judge without early stopping"
-        )
+        raise BenchmarkError("other thresholds need the mean of all analyses: judge without early stopping")
     cut = [name for name, number in num_steps.items() if len(scores.p_yes.get(name, range(number))) < number]
     if is_several and cut:
-        raise BenchmarkError(
-            f"the scores of {len(cut)} items end at the first error ({named(cut)}); other thresholds need a score for "
-            "each step: judge without first-error exit"
-        )
+        ended = f"the scores of {len(cut)} items end at the first error ({named(cut)})"
+        raise BenchmarkError(f"{ended}; other thresholds need a score for each step: judge without first-error exit")
     for each in thresholds.tolist():
         scores.check_threshold(each)
     if not items.items or not len(thresholds):
@@ -157,13 +151,13 @@ def tally_processbench(
         benchmark="processbench", threshold=first, ids=tuple(num_steps), strata=np.array(strata),
         counts=counts.reshape(len(strata), -1), outcomes=right.astype(np.int64),
         figure_names=(*(f"{subset}.{name}" for subset in subsets for name in _NAMES), "average.f1"),
-        figures_of=_figures_of, headline="average.f1", coverage=coverage, layout=_table, tests_items=True,
+        figures_of=_figures_of, headline="average.f1", coverage=coverage, layout=_measured, tests_items=True,
         missing=missing,
     )  # fmt: skip
 
 
-#: The figures of a subset, and how tables call them.
-_NAMES, _TITLES = ("error_acc", "correct_acc", "f1"), ("error acc", "correct acc", "F1")
+#: The figures of a subset.
+_NAMES = ("error_acc", "correct_acc", "f1")
 
 
 def _figures_of(sums: Floats) -> Floats:
@@ -226,9 +220,8 @@ class HeldOut:
         halves = zip(self.thresholds, self.sizes, strict=True)
         return {
             "halves": [{"threshold": threshold, "items": size} for threshold, size in halves],
-            "figures": nested(self.figures),
-            "undefined_resamples": self.undefined_resamples,
-        }
+            "figures": nested(self.figures), "undefined_resamples": self.undefined_resamples,
+        }  # fmt: skip
 
     def table(self) -> ResultTable:
         (first, second), (first_size, second_size) = self.thresholds, self.sizes
@@ -236,8 +229,7 @@ class HeldOut:
             f"{first_size:,} items predicted at {first:g} and {second_size:,} at {second:g}, each threshold chosen on "
             "the other items; intervals take the thresholds as given"
         )
-        title, columns = "ProcessBench, threshold chosen on the held-out half", ("subset", *_TITLES)
-        return ResultTable(title, columns, _lines(self.figures), [note])
+        return _table("ProcessBench, threshold chosen on the held-out half", self.figures, note)
 
 
 def measure_held_out(
@@ -257,10 +249,8 @@ def measure_held_out(
         others = halves != half
         f1 = _figures_at(replace(tally, counts=tally.counts[others], outcomes=tally.outcomes[others]))[:, -1]
         if np.isnan(f1).any():
-            raise BenchmarkError(
-                "too few items to choose a threshold on one half: each half needs, in each subset, solutions with and "
-                "without a wrong step"
-            )
+            what = "each half needs, in each subset, solutions with and without a wrong step"
+            raise BenchmarkError(f"too few items to choose a threshold on one half: {what}")
         best = np.flatnonzero(f1 >= f1.max() - 1e-9).tolist()
         chosen.append(min(best, key=lambda index: (abs(CURVE_THRESHOLDS[index] - 0.5), index)))
     counts = tally.counts.copy()
@@ -280,19 +270,22 @@ def _figures_at(tally: Tally) -> Floats:
     return tally.figures_of(pairs.reshape(len(hits), -1))
 
 
-def _table(measured: Measurement) -> ResultTable:
-    title, columns = f"ProcessBench at threshold {measured.threshold:g}", ("subset", "items", *_TITLES)
-    note = "F1 is the harmonic mean of the two accuracies; the average is over the subsets shown"
-    return ResultTable(title, columns, _lines(measured.figures, measured.coverage), [note])
-
-
-def _lines(figures: Mapping[str, Figure], coverage: Mapping[str, Coverage] | None = None) -> list[TableLine | None]:
+def _table(
+    title: str, figures: Mapping[str, Figure], note: str, coverage: Mapping[str, Coverage] | None = None
+) -> ResultTable:
     """A line a subset, with its size before its figures where that is given; then the average."""
     sizes = {name: [f"{one.num_items:,}"] for name, one in coverage.items()} if coverage else {}
     total = [f"{sum(one.num_items for one in coverage.values()):,}"] if coverage else []
     *subsets, _ = [name.removesuffix(".f1") for name in figures if name.endswith(".f1")]
     lines = [TableLine(name, [*sizes.get(name, []), *(figures[f"{name}.{one}"] for one in _NAMES)]) for name in subsets]
-    return [*lines, None, TableLine("average", (*total, "", "", figures["average.f1"]), "bold")]
+    average = TableLine("average", (*total, "", "", figures["average.f1"]), "bold")
+    columns = ("subset", *["items"] * bool(coverage), "error acc", "correct acc", "F1")
+    return ResultTable(title, columns, [*lines, None, average], [note])
+
+
+def _measured(measured: Measurement) -> ResultTable:
+    note = "F1 is the harmonic mean of the two accuracies; the average is over the subsets shown"
+    return _table(f"ProcessBench at threshold {measured.threshold:g}", measured.figures, note, measured.coverage)
 
 
 PROCESSBENCH = Benchmark(

@@ -14,11 +14,8 @@ from rprm.reading import Rejected, RowModel, Source, Text, checked, read_rows
 from rprm.records import SolutionReward
 from rprm.rewarders.batch import Totals
 
-#: How many items an error message names.
-MAX_NAMED = 10
-
-#: A score per step, in order; None where a step has none.
-StepScores = tuple[float | None, ...]
+MAX_NAMED = 10  #: how many items an error message names
+StepScores = tuple[float | None, ...]  #: a score per step, in order; None where a step has none
 
 
 @dataclass(frozen=True)
@@ -39,10 +36,9 @@ class Scores:
         if not 0.0 < threshold < 1.0:
             raise BenchmarkError(f"threshold is {threshold}; give a number between 0 and 1")
         if self.settled_at not in (None, threshold):
-            raise BenchmarkError(
-                f"early stopping settled these rewards at the threshold {self.settled_at}; they cannot be measured at "
-                f"{threshold}: judge with that threshold, or without early stopping"
-            )
+            settled = f"early stopping settled these rewards at the threshold {self.settled_at}"
+            how = "judge with that threshold, or without early stopping"
+            raise BenchmarkError(f"{settled}; they cannot be measured at {threshold}: {how}")
 
     def of_items(
         self, num_steps: Mapping[str, int], why: str, may_end: Callable[[StepScores], bool] = lambda p_yes: False
@@ -58,10 +54,8 @@ class Scores:
             if len(p_yes) > num_steps[name] or (len(p_yes) < num_steps[name] and not may_end(p_yes))
         ]
         if wrong:
-            raise InputError(
-                f"{len(wrong)} items do not have one score for each step: {named(wrong)} ({why}); are the scores from "
-                "the same data?"
-            )
+            what = f"{len(wrong)} items do not have one score for each step: {named(wrong)} ({why})"
+            raise InputError(f"{what}; are the scores from the same data?")
         return found
 
     def refuse_missing(self, missing: Collection[str], ids: Collection[str], what: str, *, allow_missing: bool) -> None:
@@ -102,9 +96,8 @@ def scores_of(rewards: Iterable[SolutionReward], *, settled_at: float | None = N
             continue
         p_yes[reward.id] = tuple(reward.rewards)
         usage.add(reward)
-        for step in reward.steps:
-            if step.failure is not None:
-                failures.setdefault(reward.id, step.failure)
+        reasons = [step.failure for step in reward.steps if step.failure is not None]
+        failures |= {reward.id: reasons[0]} if reasons else {}
         unasked = [one.verdict is not None and not one.forced for step in reward.steps for one in step.analyses]
         form[reward.id] = sum(unasked), len(unasked)
     return Scores(p_yes, settled_at, tuple(repeated), usage, failures, form)

@@ -17,11 +17,8 @@ from numpy.typing import NDArray
 from rprm.errors import BenchmarkError
 
 Floats = NDArray[np.float64]
-
 DEFAULT_RESAMPLES = 2_000
-
-#: Numbers held at once: memory stays flat however many resamples or items.
-MAX_CHUNK = 4_000_000
+MAX_CHUNK = 4_000_000  #: numbers held at once: memory stays flat however many resamples or items
 
 
 @dataclass(frozen=True, slots=True)

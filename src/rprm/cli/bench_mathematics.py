@@ -32,7 +32,7 @@ def mathematics(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Solutions from elsewhere to the problems of --set: rows {id | problem, solutions[] | solution | steps[]}.",
+            help="Solutions from elsewhere to the problems of --set: {id | problem, solutions[] | solution | steps[]}.",
         ),
     ] = None,
     policy: Annotated[

@@ -29,7 +29,6 @@ def render_solution(
 
     Args:
         threshold: rewards below it are those of wrong steps.
-        analyses: show the analyses too.
         note: why the rewards mean nothing. It is shown above them, and nothing is then green or red.
         told: reasons of unscored steps that the run's earlier solutions showed; each is shown once. Takes new ones.
     """
@@ -49,8 +48,7 @@ def render_solution(
         parts: list[RenderableType] = [Text(plain(text), style=f"bold {wrong}" if is_first_error else "")]
         notes = ["✗ first error"] * is_first_error
         if step.failure:
-            # Prompts that are too long differ in their lengths alone.
-            reason = re.sub(r"\d[\d,.]*", "0", step.failure)
+            reason = re.sub(r"\d[\d,.]*", "0", step.failure)  # Prompts that are too long differ in their lengths alone.
             notes.append("unscored, as above" if reason in told else step.failure)
             told.add(reason)
         elif step.num_without_verdict:
@@ -59,8 +57,8 @@ def render_solution(
             parts.append(Text("; ".join(notes), style=wrong if is_first_error else "yellow"))
         for number, one in enumerate(step.analyses if analyses else (), 1):
             p_yes = "no verdict" if one.p_yes is None else f"P(Yes) {one.p_yes:.2f}"
-            told_of = f"analysis {number}: {p_yes}{', asked for' if one.forced else ''}, {one.num_tokens} tokens"
-            shown = Group(Text(told_of, style="cyan"), Text(plain(one.text), style="dim"))
+            head = f"analysis {number}: {p_yes}{', asked for' if one.forced else ''}, {one.num_tokens} tokens"
+            shown = Group(Text(head, style="cyan"), Text(plain(one.text), style="dim"))
             parts.append(Padding(shown, (0, 0, 0, 2)))
         reward, bar = "none", Text("?" * _BAR_WIDTH, style="yellow")
         if step.reward is not None:
@@ -91,11 +89,10 @@ def panel(title: str, parts: Sequence[RenderableType], conclusion: str, colour: 
 def render_totals(totals: Totals, output: Path | None) -> RenderableType:
     """The totals of a run: solutions, steps, tokens, and everything that is missing."""
     num_right = totals.num_solutions - totals.num_wrong - totals.num_unjudged
-    kinds = f"solutions: {totals.num_wrong:,} with an error, {num_right:,} without"
-    if totals.num_unjudged:
-        kinds += f", {totals.num_unjudged:,} could not be judged"
+    unjudged = f", {totals.num_unjudged:,} could not be judged" if totals.num_unjudged else ""
     skipped = totals.num_steps - totals.num_steps_judged
     table = Table(Column(justify="right", style="bold"), Column(), box=None, padding=(0, 1), show_header=False)
+    kinds = f"solutions: {totals.num_wrong:,} with an error, {num_right:,} without{unjudged}"
     table.add_row(f"{totals.num_solutions:,}", kinds)
     table.add_row(f"{totals.num_steps_judged:,}", f"steps judged, {skipped:,} after a first error not judged")
     if totals.num_analyses:
