@@ -17,6 +17,7 @@ from rprm.reading import Rejected, Row, Source, SourceInfo, read_rows
 from rprm.records import Solution
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
+ANY = "*"  #: a split whose files may have any name
 
 
 class BenchmarkItem(Protocol):
@@ -56,11 +57,11 @@ class BenchmarkItems(Generic[Item]):
 
 
 def open_sources(
-    data: str | Path, splits: Mapping[str, Mapping[str, str]], revision: str | None, *, any_name: bool = False
+    data: str | Path, splits: Mapping[str, Mapping[str, str]], revision: str | None
 ) -> list[tuple[str | None, Source]]:
     """The sources of a benchmark, each with the split that it is.
 
-    `data` is a file (its split is None), a folder with files named after splits (or of `any_name`), or a hub data set.
+    `data` is a file (its split is None), a folder with files named after splits (or of `ANY` name), or a hub data set.
     `splits` are of the last, each with its options; all are read from the commit that `revision` means now.
 
     `InputError` where there is no such thing, a split has two files, or the hub cannot be reached.
@@ -71,13 +72,12 @@ def open_sources(
     if path.is_file():
         return [(None, Source(str(path)))]
     if path.is_dir():
-        files = [file for file in sorted(path.iterdir()) if file.name.endswith(SUFFIXES)]
         found: list[tuple[str | None, Source]] = []
         for split in splits:
-            of_split = [file for file in files if any_name or file.name in [f"{split}{end}" for end in SUFFIXES]]
-            if len(of_split) > 1 and not any_name:
-                raise InputError(f"{path}: both {of_split[0].name} and {of_split[1].name} hold {split}; keep one")
-            found += [(split, Source(str(file))) for file in of_split]
+            files = sorted(file for end in SUFFIXES for file in path.glob(f"{split}{end}"))
+            if len(files) > 1 and split != ANY:
+                raise InputError(f"{path}: both {files[0].name} and {files[1].name} hold {split}; keep one")
+            found += [(split, Source(str(file))) for file in files]
         if not found:
             raise InputError(f"{path}: no {', '.join(f'{split}.jsonl' for split in splits)} in this folder")
         return found

@@ -1,7 +1,5 @@
-"""Mathematical problems with gold answers, for measuring what a policy and its guide solve.
-
-Six sets of R-PRM's table of guided search (arXiv 2503.21295, section 4), GSM8K test, or a file of one's own.
-"""
+"""Mathematical problems with gold answers: six sets of R-PRM's table of guided search (arXiv 2503.21295, section 4),
+GSM8K test, or a file of one's own."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ import numpy as np
 from pydantic import Field
 
 from rprm.benchmarks.benchmark import Benchmark, Flag, Measurement
-from rprm.benchmarks.items import BenchmarkItems, open_sources, read_items
+from rprm.benchmarks.items import ANY, BenchmarkItems, open_sources, read_items
 from rprm.benchmarks.scores import Scores
 from rprm.benchmarks.tally import Coverage, Floats, ResultTable, TableLine, Tally
 from rprm.errors import BenchmarkError, InputError
@@ -47,7 +47,7 @@ CORRECT = "correct"  #: the classification of the unmodified solutions; they ser
 @dataclass(frozen=True, slots=True)
 class PRMBenchItem:
     """A modified solution with its wrong steps: `error_steps`, 1-based as in the data, where about a hundred rows name
-    steps past the end of the solution; those are not in `wrong_steps`."""
+    steps past the end of the solution; those are not in `wrong_steps`. The id is `{classification}_{idx}`."""
 
     classification: str
     idx: str
@@ -56,7 +56,6 @@ class PRMBenchItem:
 
     @property
     def id(self) -> str:
-        """The benchmark's key, `{classification}_{idx}`."""
         return self.solution.id
 
     @property
@@ -109,7 +108,7 @@ def read_prmbench(data: str | Path = PRMBENCH_HUB, *, revision: str | None = Non
             originals.setdefault(f"{name}_{idx}", original)
         return _item(name, idx, row.modified_question, row.modified_process, row.error_steps)
 
-    sources = open_sources(data, {"train": {"split": "train"}}, revision, any_name=True)
+    sources = open_sources(data, {ANY: {"split": "train"}}, revision)
     for _, source in sources:
         if source.hub:
             source.hub["features"] = _features()

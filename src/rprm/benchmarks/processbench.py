@@ -35,8 +35,7 @@ PROCESSBENCH_HUB = "Qwen/ProcessBench"  #: the data set of the benchmark's autho
 #: The subsets, in the order of the tables (arXiv 2412.06559, table 3). On the hub each is a split.
 PROCESSBENCH_SUBSETS = ("gsm8k", "math", "olympiadbench", "omnimath")
 
-#: Thresholds of a curve: 0.01, 0.02, ..., 0.99.
-CURVE_THRESHOLDS = tuple(percent / 100 for percent in range(1, 100))
+CURVE_THRESHOLDS = tuple(percent / 100 for percent in range(1, 100))  #: 0.01, 0.02, ..., 0.99
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +58,6 @@ class _ProcessBenchRow(RowModel):
     problem: Text
     steps: Annotated[list[AnyText], Field(min_length=1)]
     label: int
-    generator: Any = None
-    final_answer_correct: Any = None
 
 
 def read_processbench(
@@ -80,15 +77,13 @@ def read_processbench(
 def _item(subset: str | None, path: Path, value: Any, _: int) -> ProcessBenchItem:
     row = checked(_ProcessBenchRow, value)
     if not -1 <= row.label < len(row.steps):
-        raise InputError(
-            f"'label' must be the 0-based index of the earliest wrong step (0 to {len(row.steps) - 1}), or -1 for "
-            f"none; not {row.label}"
-        )
+        wanted = f"the 0-based index of the earliest wrong step (0 to {len(row.steps) - 1}), or -1 for none"
+        raise InputError(f"'label' must be {wanted}; not {row.label}")
     if subset is None:
         prefix = re.match(rf"({'|'.join(PROCESSBENCH_SUBSETS)})[-_]\d+$", row.id)
         subset = prefix[1] if prefix else path.name.split(".")[0]
     solution = Solution(id=row.id, problem=row.problem, steps=tuple(row.steps), label=row.label)
-    return ProcessBenchItem(subset, solution, row.label, row.generator, row.final_answer_correct)
+    return ProcessBenchItem(subset, solution, row.label, value.get("generator"), value.get("final_answer_correct"))
 
 
 def tally_processbench(

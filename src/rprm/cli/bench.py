@@ -112,12 +112,10 @@ def _bench(
     from rprm.runs import MANIFEST
 
     path, output = measured.scores, measured.output
-    if (measured.model is None) == (path is None):
-        raise BenchmarkError(
-            f"two things to measure: leave out --model to measure {path}, or --scores to judge now"
-            if path
-            else "say what to measure: --model SPEC to judge now, or --scores FILE for scores made elsewhere"
-        )
+    if path and measured.model:
+        raise BenchmarkError(f"two things to measure: leave out --model to measure {path}, or --scores to judge now")
+    if not (path or measured.model):
+        raise BenchmarkError("say what to measure: --model SPEC to judge now, or --scores FILE made elsewhere")
     recorded = _recorded(path) if path else {}
     if path and output and (output / MANIFEST).exists() and not output.samefile(path):
         raise BenchmarkError(f"{output} holds another run than {path}: name another --output")
@@ -261,7 +259,5 @@ def show(found: dict[str, Any], tables: Iterable[Any], *, as_json: bool, output:
         write_atomically(output / "measurement.json", f"{dumps(found, indent=2, ensure_ascii=False)}\n")
     if as_json:
         print(dumps(found, ensure_ascii=False))
-        return
-    console = Console(highlight=False)
-    for table in tables:
-        console.print(table)
+    else:
+        Console(highlight=False).print(*tables)

@@ -31,8 +31,7 @@ def mathematics(
     candidates: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE",
-            help="Solutions from elsewhere to the problems of --set: {id | problem, solutions[] | solution | steps[]}.",
+            metavar="FILE", help="Solutions from elsewhere: {id | problem, solutions[] | solution | steps[]}."
         ),
     ] = None,
     policy: Annotated[
@@ -42,10 +41,7 @@ def mathematics(
     output: Output = None,
     baseline: Annotated[
         str | None,
-        typer.Option(
-            metavar="METHOD",
-            help="The row to compare others with, as the table calls it, besides the majority.  [default: pass@1]",
-        ),
+        typer.Option(metavar="METHOD", help="The row to compare others with, besides the majority.  [default: pass@1]"),
     ] = None,
     curve: Annotated[bool, "--curve", "Also for N = 1, 2, 4, ... of the candidates."] = False,
     resamples: Resamples = 2000,
@@ -66,7 +62,18 @@ def mathematics(
     from rprm.search.candidates import read_candidate_file
     from rprm.search.measure import measure_runs, read_search_run, sampled_run
 
-    _refuse(runs, candidates, policy, output, which)
+    brought = candidates or policy
+    for is_wrong, message in (
+        (candidates and policy, "--candidates and --policy are two sources of solutions: give one of them"),
+        (brought and not which.sets, "say which problems the solutions are of: --set LIST"),
+        (output and not policy, "--output keeps the solutions that --policy samples: leave it out, or see --grades"),
+        (runs and not brought and which != SetOptions(),
+         "runs have their problems with them: leave out --set, --data, --revision and --limit"),
+        (not (runs or brought or which.sets),
+         "say what to measure: run folders, or --set LIST with --policy SPEC or --candidates FILE"),
+    ):  # fmt: skip
+        if is_wrong:
+            raise InputError(message)
     problems = which.read() if which.sets else None
     num_rejected = len(problems.rejected) if problems else 0
     if problems and not (candidates or policy):
@@ -91,24 +98,6 @@ def mathematics(
         write_atomically(grades, "".join(f"{line}\n" for line in lines))
     show(measured.as_dict(), search_tables(measured), as_json=json, output=output)
     return leave(num_rejected)
-
-
-def _refuse(
-    runs: list[Path] | None, candidates: Path | None, policy: str | None, output: Path | None, which: SetOptions
-) -> None:
-    """Raise an `InputError` where options contradict each other, or leave open what to measure."""
-    brought = candidates or policy
-    for is_wrong, message in (
-        (candidates and policy, "--candidates and --policy are two sources of solutions: give one of them"),
-        (brought and not which.sets, "say which problems the solutions are of: --set LIST"),
-        (output and not policy, "--output keeps the solutions that --policy samples: leave it out, or see --grades"),
-        (runs and not brought and which != SetOptions(),
-         "runs have their problems with them: leave out --set, --data, --revision and --limit"),
-        (not (runs or brought or which.sets),
-         "say what to measure: run folders, or --set LIST with --policy SPEC or --candidates FILE"),
-    ):  # fmt: skip
-        if is_wrong:
-            raise InputError(message)
 
 
 def _notes(path: Path, read: CandidateRows) -> Iterator[str]:

@@ -14,9 +14,38 @@ from rprm.benchmarks.comparison import Comparison
 
 
 def measurement_table(measured: Measurement) -> Table:
-    """The figures of a run, with 95% intervals, and below them what they rest on."""
-    table = measured.layout(measured)
-    return result_table(replace(table, notes=_basis(measured, table.notes)))
+    """The figures of a run, with 95% intervals, and below them what they rest on: what is in order in one sentence."""
+    table, total, usage = measured.layout(measured), measured.total_coverage, measured.scores.usage
+    # Rounded down: 100.0 means that nothing is missing.
+    covered = ", ".join(
+        f"{name} {int(coverage.percent * 10) / 10:.1f}%"
+        for name, coverage in measured.coverage.items()
+        if coverage.steps_scored < coverage.steps_needed
+    )
+    counts = {
+        f"of {total.steps_needed:,} steps needed have no score; coverage: {covered}":
+            total.steps_needed - total.steps_scored,
+        "rows of the data could not be used and are not among the items": len(measured.items.rejected),
+        "scored items are not in the data and were not used": measured.num_unused,
+        "repeated scores were not used, the first of each was": len(measured.scores.repeated),
+    }  # fmt: skip
+    notes = [
+        f"{total.num_items:,} items, {len(measured.missing):,} missing; [95% intervals] from "
+        f"{measured.num_resamples:,} bootstrap resamples of the items",
+        *table.notes, *_lost(measured), *(f"{number:,} {sentence}" for sentence, number in counts.items() if number),
+    ]  # fmt: skip
+    if measured.undefined_resamples:
+        listed = ", ".join(f"{name} ({number:,})" for name, number in measured.undefined_resamples.items())
+        notes.append(f"resamples that leave a figure undefined are not in its interval: {listed}")
+    if usage is not None:
+        steps = usage.num_steps_judged
+        per_step = f" ({usage.num_generated_tokens / steps:,.0f} a step)" if steps else ""
+        notes.append(
+            f"{usage.num_generated_tokens:,} tokens generated{per_step}; {usage.num_analyses_without_verdict:,} of "
+            f"{usage.num_analyses:,} analyses without verdict; {usage.num_steps_uncovered:,} of {steps:,} judged "
+            "steps unscored"
+        )
+    return result_table(replace(table, notes=[*notes, *measured.notes]))
 
 
 def result_table(table: ResultTable) -> Table:
@@ -66,41 +95,6 @@ def _lost(tally: Tally) -> list[str]:
     unjudged = f"{partly:,} items could not be judged: a step has no score; they count as predicted wrong"
     missing = f"{len(tally.missing):,} items without a full prediction: what is missing counts as wrong"
     return [unjudged] * (partly > 0) + [missing] * bool(tally.missing)
-
-
-def _basis(measured: Measurement, notes: Sequence[str]) -> list[str]:
-    """What the figures of a run rest on, a sentence each; what is in order is said once, in the first."""
-    total, usage = measured.total_coverage, measured.scores.usage
-    # Rounded down: 100.0 means that nothing is missing.
-    covered = ", ".join(
-        f"{name} {int(coverage.percent * 10) / 10:.1f}%"
-        for name, coverage in measured.coverage.items()
-        if coverage.steps_scored < coverage.steps_needed
-    )
-    counts = {
-        f"of {total.steps_needed:,} steps needed have no score; coverage: {covered}":
-            total.steps_needed - total.steps_scored,
-        "rows of the data could not be used and are not among the items": len(measured.items.rejected),
-        "scored items are not in the data and were not used": measured.num_unused,
-        "repeated scores were not used, the first of each was": len(measured.scores.repeated),
-    }  # fmt: skip
-    lines = [
-        f"{total.num_items:,} items, {len(measured.missing):,} missing; [95% intervals] from "
-        f"{measured.num_resamples:,} bootstrap resamples of the items",
-        *notes, *_lost(measured), *(f"{number:,} {sentence}" for sentence, number in counts.items() if number),
-    ]  # fmt: skip
-    if measured.undefined_resamples:
-        listed = ", ".join(f"{name} ({number:,})" for name, number in measured.undefined_resamples.items())
-        lines.append(f"resamples that leave a figure undefined are not in its interval: {listed}")
-    if usage is not None:
-        steps = usage.num_steps_judged
-        per_step = f" ({usage.num_generated_tokens / steps:,.0f} a step)" if steps else ""
-        lines.append(
-            f"{usage.num_generated_tokens:,} tokens generated{per_step}; {usage.num_analyses_without_verdict:,} of "
-            f"{usage.num_analyses:,} analyses without verdict; {usage.num_steps_uncovered:,} of {steps:,} judged "
-            "steps unscored"
-        )
-    return lines + list(measured.notes)
 
 
 def framed(

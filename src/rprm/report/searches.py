@@ -134,8 +134,7 @@ def _two_lines(first: str, second: str) -> Text:
 
 
 def render_tree(tree: SearchTree, *, max_characters: int | None = None) -> RenderableType:
-    """A problem's trees round by round: what was proposed, what it was worth, what was kept; steps cut to
-    `max_characters`.
+    """A problem's trees round by round: what was proposed (cut to `max_characters`), what it was worth, what was kept.
 
     Model and input text is shown as it is: no markup in it is interpreted, and control characters are dropped.
     """
