@@ -83,12 +83,9 @@ def open_sources(
         return found
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise InputError(f"{data}: no such file or folder, and no name of a hub data set (OWNER/NAME)")
-
-    def on_hub(options: Mapping[str, str], revision: str | None) -> Source:
-        return Source(f"hub:{name}?{urlencode({**options, **({'revision': revision} if revision else {})})}")
-
-    pinned = on_hub(next(iter(splits.values())), revision).inspect().digest.removeprefix("revision:")
-    return [(split, on_hub(options, pinned)) for split, options in splits.items()]
+    asked = f"?revision={revision}" if revision else ""
+    pinned = Source(f"hub:{name}{asked}").inspect().digest.replace(":", "=")
+    return [(split, Source(f"hub:{name}?{urlencode(options)}&{pinned}")) for split, options in splits.items()]
 
 
 def read_items(

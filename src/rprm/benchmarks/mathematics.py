@@ -154,7 +154,7 @@ def read_mathematics(
         raise InputError(f"{twice[0]} is named twice")
     if len(names) > 1 and (revision is not None or (data is not None and Path(data).is_file())):
         raise InputError(f"{revision or data} belongs to one set; name one with it, or a folder with a file for each")
-    read: dict[str, BenchmarkItems[Problem]] = {}
+    read: dict[str, BenchmarkItems[Any]] = {}
     for name in names:
         if (place := data or _SETS[name].hub) is None:
             raise InputError(f"{name} has no data set on the hub; give a file, or a folder with {name}.jsonl")
@@ -177,9 +177,7 @@ def _set_problem(name: str, value: Any, place: int) -> Problem:
 
 def read_problem_file(path: str | Path, *, limit: int | None = None) -> Problems:
     """Problems of one's own: rows `{id?, problem | question, answer?, set?}`; an `InputError` where none can be used.
-
-    A row whose `set` is one of `SETS` is graded by that set's rule; the others by the general one.
-    """
+    A row whose `set` is one of `SETS` is graded by that set's rule; the others by the general one."""
 
     def problem(value: Any, place: int) -> Problem:
         row = checked(_OwnRow, value)

@@ -142,10 +142,8 @@ def tally_prmbench(
     """Count a run item by item: a step with at least the threshold's score is called correct; or `strictly_above` it,
     as in the benchmark's own scripts for released PRMs.
 
-    Raises:
-        MissingPredictions: steps have no score; with `allow_missing` they count as called wrongly.
-        InputError: the scores do not fit the items' steps, all of which need one.
-        BenchmarkError: the scores cannot be measured at this threshold.
+    `MissingPredictions` where steps have no score (with `allow_missing` they count as called wrongly), `InputError`
+    where the scores do not fit the items' steps, `BenchmarkError` where they do not hold at the threshold.
     """
     scores.check_threshold(threshold)
     # Above the threshold is at least the next larger number.
@@ -161,7 +159,9 @@ def tally_prmbench(
     needed = [item.id for item in modified + originals * has_originals]
     lacking = [name for name in needed if None in called[name]]
     scores.refuse_missing(lacking, needed, "no prediction, or a step without a score", allow_missing=allow_missing)
-    share_of_original = {item.idx: _share_correct(called[item.id]) for item in originals}
+    # Of steps called correct; None where a step has no score.
+    shares = {name: None if None in found else sum(map(bool, found)) / len(found) for name, found in called.items()}
+    share_of_original = {item.idx: shares[item.id] for item in originals}
     # Of each item TP, FP, TN, FN of its class; the same once more if it is of the clean subset.
     calls = np.zeros((len(modified), 2, len(PRMBENCH_CLASSES), 4))
     # The difference of its similarity pair, and the number of these (0 or 1).
@@ -175,7 +175,7 @@ def tally_prmbench(
         tn = sum(call is False for index, call in enumerate(steps) if index in are_wrong)
         fp, fn = len(are_wrong) - tn, len(steps) - len(are_wrong) - tp
         calls[row, : 1 + item.is_clean, PRMBENCH_CLASSES.index(item.classification)] = tp, fp, tn, fn
-        share, original = _share_correct(steps), share_of_original.get(item.idx)
+        share, original = shares[item.id], share_of_original.get(item.idx)
         if share is not None and original:
             pairs[row] = abs(share - original), 1
         num_scored = len(steps) - steps.count(None)
@@ -210,11 +210,6 @@ def without_step_numbers(items: BenchmarkItems[PRMBenchItem]) -> BenchmarkItems[
         stripped.append(replace(item, solution=item.solution.model_copy(update={"steps": steps})))
     sources = (replace(source, digest=f"{source.digest} without step numbers") for source in items.sources)
     return replace(items, items=tuple(stripped), sources=tuple(sources))
-
-
-def _share_correct(called: Sequence[bool | None]) -> float | None:
-    """The share of steps called correct; None where a step has no score."""
-    return None if None in called else sum(map(bool, called)) / len(called)
 
 
 def _figures_of(sums: Floats) -> Floats:

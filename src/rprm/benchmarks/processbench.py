@@ -96,10 +96,8 @@ def tally_processbench(
     end before the solution does if the last one is below the threshold (exit at the first error). Of T thresholds,
     for which every step must be judged in full, `outcomes` (N, T) are at each, and all else is at the first.
 
-    Raises:
-        MissingPredictions: items have no score at all; with `allow_missing` they count as wrong, whatever their label.
-        InputError: the scores do not fit the items' steps.
-        BenchmarkError: the scores cannot be measured at these thresholds.
+    `MissingPredictions` where items have no score at all (with `allow_missing` they count as wrong), `InputError` where
+    scores do not fit the items' steps, `BenchmarkError` where they do not hold at the thresholds.
     """
     is_several = isinstance(threshold, Sequence)
     thresholds: NDArray[np.float64] = np.atleast_1d(threshold)
@@ -190,11 +188,7 @@ def threshold_curve(
     items: BenchmarkItems[ProcessBenchItem], scores: Scores, *, thresholds: Sequence[float] = CURVE_THRESHOLDS,
     allow_missing: bool = False, **_: Any,
 ) -> ThresholdCurve:  # fmt: skip
-    """F1 of each subset, and their average, at many thresholds.
-
-    Errors are those of `tally_processbench`, and a `BenchmarkError` where analyses were stopped early, or steps after
-    the first error were not judged.
-    """
+    """F1 of each subset, and their average, at many thresholds; errors as for `tally_processbench`."""
     tally = tally_processbench(items, scores, threshold=thresholds, allow_missing=allow_missing)
     curves = zip(tally.figure_names, _figures_at(tally).T.tolist(), strict=True)
     known = {name: tuple(None if math.isnan(value) else value for value in values) for name, values in curves}
@@ -249,7 +243,8 @@ def measure_held_out(
         best = np.flatnonzero(f1 >= f1.max() - 1e-9).tolist()
         chosen.append(min(best, key=lambda index: (abs(CURVE_THRESHOLDS[index] - 0.5), index)))
     counts = tally.counts.copy()
-    counts[:, 0::2] = counts[:, 1::2] * np.where(halves == 0, *tally.outcomes[:, chosen].T)[:, None]
+    hits = tally.outcomes[np.arange(len(halves)), np.take(chosen, halves)]
+    counts[:, 0::2] = counts[:, 1::2] * hits[:, None]
     figures, undefined = replace(tally, counts=counts).with_intervals(num_resamples, seed)
     first, second = (CURVE_THRESHOLDS[index] for index in chosen)
     num_second = int(halves.sum())

@@ -78,10 +78,8 @@ class Scores:
 
 
 def scores_of(rewards: Iterable[SolutionReward], *, settled_at: float | None = None, last_step: bool = False) -> Scores:
-    """The scores of judged solutions; with `last_step` each reward is of its solution's last step alone.
-
-    `InputError` where the steps of a reward are not the first ones of its solution, in order.
-    """
+    """The scores of judged solutions; with `last_step` each reward is of its solution's last step alone. `InputError`
+    where the steps of a reward are not the first ones of its solution, in order."""
     p_yes: dict[str, StepScores] = {}
     repeated: list[str] = []
     failures: dict[str, str] = {}
@@ -116,10 +114,8 @@ class _ScoresRow(RowModel):
 
 
 def read_scores(path: str | Path) -> Scores:
-    """Read a scores file: JSON Lines or JSON, plain or gzipped, rows `{id | key, p_yes: [number or null, ...]}`.
-
-    `InputError` where there is no such file, or (with file and line) a row is malformed.
-    """
+    """Read a scores file: JSON Lines or JSON, plain or gzipped, rows `{id | key, p_yes: [number or null, ...]}`; an
+    `InputError` where there is none, or (with file and line) a row is malformed."""
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file")
     p_yes: dict[str, StepScores] = {}

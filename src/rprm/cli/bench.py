@@ -75,9 +75,7 @@ class MeasuredOptions:
 class DataOptions:
     """On which data; by default the benchmark's own on the hub."""
 
-    data: Annotated[
-        str | None, typer.Option(metavar="PATH", help="In place of the hub: a folder of subset files, or one file.")
-    ] = None
+    data: Annotated[str | None, typer.Option(metavar="PATH", help="Instead of the hub: a folder, or one file.")] = None
     revision: Annotated[str | None, "Of the data set on the hub."] = None
 
 
@@ -161,9 +159,7 @@ def compare(
     benchmark: Annotated[str | None, "processbench, prmbench or steps; a run folder knows its own."] = None,
     *,
     data: DataOptions,
-    threshold: Annotated[
-        float | None, "A step whose reward is below it is called wrong.  [default: each judge's, or 0.5]"
-    ] = None,
+    threshold: Annotated[float | None, "A reward below it is called wrong.  [default: each judge's, or 0.5]"] = None,
     figures: FigureOptions,
     seed: Annotated[int, "Of the resamples and permutations."] = 0,
 ) -> None:

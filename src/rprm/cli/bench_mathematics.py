@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -16,23 +15,15 @@ from rprm.cli.options import CandidateOptions, Json, Output, Seed, SetOptions, w
 from rprm.cli.search import leave
 from rprm.errors import InputError
 
-if TYPE_CHECKING:
-    from rprm.search.candidates import CandidateRows
-
 
 @with_options
 def mathematics(
     which: SetOptions,
     how: CandidateOptions,
-    runs: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="[RUN]...", help="Run folders of `rprm search`, each one or more rows of the table."),
-    ] = None,
+    runs: Annotated[list[Path] | None, typer.Argument(metavar="[RUN]...", help="Runs of `rprm search`.")] = None,
     candidates: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="Solutions from elsewhere: {id | problem, solutions[] | solution | steps[]}."
-        ),
+        typer.Option(metavar="FILE", help="Solutions from elsewhere: {id | problem, solutions[] | solution | steps[]}"),
     ] = None,
     policy: Annotated[
         str | None,
@@ -45,9 +36,7 @@ def mathematics(
     ] = None,
     curve: Annotated[bool, "--curve", "Also for N = 1, 2, 4, ... of the candidates."] = False,
     resamples: Resamples = 2000,
-    grades: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write each solution's answer and grading: JSON Lines.")
-    ] = None,
+    grades: Annotated[Path | None, typer.Option(metavar="FILE", help="Write each answer's grade: JSON Lines.")] = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -84,8 +73,14 @@ def mathematics(
     measured_runs = [read_search_run(run) for run in runs or ()]
     if problems and candidates:
         read = read_candidate_file(candidates, problems)
-        num_rejected += len(read.rejected)
-        measured_runs.append(sampled_run(str(candidates), candidates.name, read.rows, _notes(candidates, read)))
+        number, notes = len(read.rejected), []
+        if read.missing:
+            notes.append(f"{candidates}: {len(read.missing):,} problems have no solutions in it, and are not measured")
+        for first in read.rejected[:1]:
+            what = f"{number:,} rows could not be used; the first, line {first.line}: {first.reason}"
+            notes.append(f"{candidates}: {what}")
+        num_rejected += number
+        measured_runs.append(sampled_run(str(candidates), candidates.name, read.rows, notes))
     elif problems and policy:
         with tempfile.TemporaryDirectory(prefix="rprm-") as folder:
             kept = output or Path(folder) / "run"
@@ -98,11 +93,3 @@ def mathematics(
         write_atomically(grades, "".join(f"{line}\n" for line in lines))
     show(measured.as_dict(), search_tables(measured), as_json=json, output=output)
     return leave(num_rejected)
-
-
-def _notes(path: Path, read: CandidateRows) -> Iterator[str]:
-    """What to say of a file of candidates that leaves something out."""
-    if read.missing:
-        yield f"{path}: {len(read.missing):,} problems have no solutions in it, and are not measured"
-    for first in read.rejected[:1]:
-        yield f"{path}: {len(read.rejected):,} rows could not be used; the first, line {first.line}: {first.reason}"

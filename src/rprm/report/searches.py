@@ -72,8 +72,8 @@ def search_curve_table(measurement: SearchMeasurement) -> RenderableType:
         for size in sorted({size for line in lines.values() for size in line})
     }
     what = "the mean over the sets" if len(measurement.sets) > 1 else "".join(measurement.names.values())
-    caption = ["the mean over all choices of N of the candidates; below it the 95% interval"]
-    return _WideTable(f"By number of candidates N, {what}", [line[:2] for line in lines], columns, caption)
+    note = "the mean over all choices of N of the candidates; below it the 95% interval"
+    return _WideTable(f"By number of candidates N, {what}", [line[:2] for line in lines], columns, [note])
 
 
 @dataclass(frozen=True)
