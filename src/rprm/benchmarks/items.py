@@ -83,8 +83,8 @@ def open_sources(
         return found
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise InputError(f"{data}: no such file or folder, and no name of a hub data set (OWNER/NAME)")
-    asked = f"?revision={revision}" if revision else ""
-    pinned = Source(f"hub:{name}{asked}").inspect().digest.replace(":", "=")
+    asked = Source(f"hub:{name}?{urlencode({'revision': revision} if revision else {})}")
+    pinned = asked.inspect().digest.replace(":", "=")  # "revision=COMMIT"
     return [(split, Source(f"hub:{name}?{urlencode(options)}&{pinned}")) for split, options in splits.items()]
 
 
