@@ -103,7 +103,8 @@ def tally_processbench(
     thresholds: NDArray[np.float64] = np.atleast_1d(threshold)
     num_steps = {item.id: len(item.solution.steps) for item in items.items}
     if is_several and scores.settled_at is not None:
-        raise BenchmarkError("other thresholds need the mean of all analyses: judge without early stopping")
+        what = "early stopping settled these rewards at one threshold; others need the mean of all analyses"
+        raise BenchmarkError(f"{what}: judge without early stopping")
     cut = [name for name, number in num_steps.items() if len(scores.p_yes.get(name, range(number))) < number]
     if is_several and cut:
         ended = f"the scores of {len(cut)} items end at the first error ({named(cut)})"

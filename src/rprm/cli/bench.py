@@ -113,7 +113,7 @@ def _bench(
     if path and measured.model:
         raise BenchmarkError(f"two things to measure: leave out --model to measure {path}, or --scores to judge now")
     if not (path or measured.model):
-        raise BenchmarkError("say what to measure: --model SPEC to judge now, or --scores FILE made elsewhere")
+        raise BenchmarkError("say what to measure: --model SPEC to judge now, or --scores FILE to measure those")
     recorded = _recorded(path) if path else {}
     if path and output and (output / MANIFEST).exists() and not output.samefile(path):
         raise BenchmarkError(f"{output} holds another run than {path}: name another --output")
@@ -231,7 +231,7 @@ def _scores(
     if not recorded:
         return read_scores(path), threshold
     if recorded.get("benchmark") and recorded.get("input") != _source(benchmark, items, "").digest:
-        raise BenchmarkError(f"{path} was judged on other data (its hash differs): name those with --data")
+        raise BenchmarkError(f"{path} was judged on other data (its hash differs): name its own with --data")
     settled_at = None if recorded.get("stopping", "none") == "none" else float(recorded["threshold"])
     rewards = read_json_lines(path / RESULTS, SolutionReward.read_back)
     return scores_of(rewards, settled_at=settled_at, last_step=benchmark.judged == "last step"), threshold
