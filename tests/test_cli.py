@@ -13,7 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from rprm.cli.app import app
-from rprm.errors import MissingPredictions
+from rprm.cli.bench import _agreed
+from rprm.errors import BenchmarkError, MissingPredictions
 
 EXAMPLES = Path(__file__).parents[1] / "src" / "rprm" / "examples" / "solutions.jsonl"
 
@@ -144,6 +145,7 @@ def test_rewards_full_and_the_published_procedure(tmp_path: Path) -> None:
         (["judge", str(EXAMPLES), "--model", "scripted:", "-k", "0"], "num_analyses is 0"),
         (["judge", str(EXAMPLES), "--model", "scripted:", "--prompt", "nope"], "nope"),
         (["bench", "processbench"], "say what to measure"),
+        (["bench", "processbench", "--model", "scripted:", "--scores", "s"], "leave out --model to measure s, or --"),
         (["bench", "compare", str(EXAMPLES), str(EXAMPLES)], "give --benchmark"),
         (["bench", "compare", str(EXAMPLES), "missing"], "missing: no such run folder or scores file"),
     ],
@@ -244,6 +246,14 @@ def test_bench_judges_measures_and_compares(tmp_path: Path) -> None:
     refused = rprm("bench", "processbench", "--data", data, "--scores", scores, "--output", tmp_path / "b")
     assert (refused.returncode, (tmp_path / "b" / "measurement.json").read_bytes()) == (1, before)
     assert "holds another run" in refused.stderr
+    lost = rprm("bench", "processbench", "--data", data, "--scores", tmp_path / "lost", "--output", tmp_path / "b")
+    assert "lost: no such run folder or scores file" in lost.stderr
+
+    # Its limit too, wherever its data are said to be.
+    limited = ("bench", "processbench", "--data", data, "--json")
+    done = rprm(*limited, "--model", "scripted:", "--limit", 2, "--output", tmp_path / "limited")
+    assert json.loads(done.stdout)["items"] == 4
+    assert json.loads(rprm(*limited, "--scores", tmp_path / "limited").stdout)["items"] == 4
 
     # A run of the older row format is read too: its rewards meant the same.
     manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
@@ -279,6 +289,12 @@ def test_an_input_without_a_solution_is_no_success(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").touch()
     done = rprm("judge", tmp_path / "empty.jsonl", "--model", "scripted:")
     assert (done.returncode, done.stderr) == (1, f"rprm: {tmp_path}/empty.jsonl: holds no solution\n")
+
+
+def test_runs_that_differ_are_told_in_their_order() -> None:
+    runs = [{"benchmark": name} for name in ("steps", "prmbench", "openings", "processbench")]
+    with pytest.raises(BenchmarkError, match=r"\(steps, prmbench, openings, processbench\): name one with --benchmark"):
+        _agreed("benchmark", None, *runs, {})
 
 
 def test_bench_names_missing_predictions(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ class Source:
     def rows(self) -> Iterator[Row | Rejected]:
         """Every row in order; an InputError where the whole is no JSON, damaged, or the hub cannot be reached."""
         if self.hub is not None:
-            options = {key: self.hub[key] for key in ("split", "data_dir") if key in self.hub}
+            options = {key: self.hub[key] for key in ("split", "data_dir", "features") if key in self.hub}
             revision = self._revision(self.hub)
             yield from self._streamed(self.hub["path"], self.hub.get("config"), revision=revision, **options)
         elif self.path.suffix == ".parquet":

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rprm.benchmarks import bootstrap
-from rprm.benchmarks.bootstrap import percentile_intervals, resampled_sums
+from rprm.benchmarks import tally
+from rprm.benchmarks.tally import named_figures, resampled_sums
 from rprm.errors import BenchmarkError
 
 
@@ -44,10 +44,10 @@ def test_the_interval_of_a_share_is_the_normal_one() -> None:
     # 60 of 100 items: standard error sqrt(.6 * .4 / 100) = 0.049, so that the interval is about 0.6 -+ 1.96 * 0.049,
     # 0.504 to 0.696; a share moves in steps of 0.01.
     drawn = sums([[1.0]] * 60 + [[0.0]] * 40, ["a"] * 100, num_resamples=10_000) / 100
-    low, high, undefined = percentile_intervals(drawn)
-    assert low[0] == pytest.approx(0.504, abs=0.0101)
-    assert high[0] == pytest.approx(0.696, abs=0.0101)
-    assert undefined[0] == 0
+    figures, undefined = named_figures(["share"], np.array([0.6]), drawn)
+    assert figures["share"].low == pytest.approx(0.504, abs=0.0101)
+    assert figures["share"].high == pytest.approx(0.696, abs=0.0101)
+    assert undefined == {}
 
 
 @settings(max_examples=30)
@@ -65,7 +65,7 @@ def test_the_order_of_items_and_the_size_of_chunks_change_nothing(
     expected = draw(rows)
     assert np.array_equal(expected, draw(data.draw(st.permutations(rows))))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bootstrap, "MAX_CHUNK", data.draw(st.integers(1, 200)))
+        patch.setattr(tally, "MAX_CHUNK", data.draw(st.integers(1, 200)))
         # The same draws; a matrix product may round its last bit differently in another shape.
         assert np.allclose(expected, draw(rows), rtol=1e-12, atol=0)
 
@@ -79,13 +79,14 @@ def test_another_seed_draws_otherwise() -> None:
 
 def test_undefined_resamples_are_left_out_and_counted() -> None:
     resampled = np.array([[1.0, math.nan, math.nan], [3.0, 5.0, math.nan]])
-    low, high, undefined = percentile_intervals(resampled)
+    figures, undefined = named_figures("abc", np.array([2.0, 5.0, 4.0]), resampled)
     # Between 1 and 3, linearly: 1 + 2 * 0.025 and 1 + 2 * 0.975.
-    assert (low[0], high[0]) == (pytest.approx(1.05), pytest.approx(2.95))
-    assert (low[1], high[1]) == (5.0, 5.0)
-    assert np.isnan(low[2])
-    assert np.isnan(high[2])
-    assert undefined.tolist() == [0, 1, 2]
+    assert figures["a"].as_dict() == {"value": 2.0, "low": pytest.approx(1.05), "high": pytest.approx(2.95)}
+    assert figures["b"].as_dict() == {"value": 5.0, "low": 5.0, "high": 5.0}
+    assert figures["c"].as_dict() == {"value": 4.0, "low": None, "high": None}
+    assert undefined == {"b": 1, "c": 2}
+    # What is undefined itself is so in every resample, and is not counted.
+    assert named_figures("c", np.array([math.nan]), resampled[:, 2:])[1] == {}
 
 
 def test_at_least_one_resample() -> None:

@@ -50,8 +50,8 @@ def test_worked_by_hand() -> None:
     # Two items with a wrong step, three without. The first run has error accuracy 0/2; the second 2/2. Correct accuracy
     # is 2/3 in both, on the same items. F1: 0 against 2 * 1 * 2/3 / (5/3) = 4/5.
     result = compared(([False, False, True, True, False], [True, True, True, True, False]), num_error=2)
-    assert result.first["average.f1"] == 0.0
-    assert result.second["average.f1"] == pytest.approx(80.0)
+    assert result.tallies[0].by_name["average.f1"] == 0.0
+    assert result.tallies[1].by_name["average.f1"] == pytest.approx(80.0)
     assert result.differences["average.f1"].value == pytest.approx(80.0)
     assert result.differences["math.correct_acc"].as_dict() == {"value": 0.0, "low": 0.0, "high": 0.0}
     assert (result.num_discordant, result.only_first_right, result.only_second_right) == (2, 0, 2)
@@ -206,7 +206,7 @@ def test_real_prmbench_runs(whole_data: Path) -> None:
     first, second = tally_prmbench(items, scores), tally_prmbench(items, Scores(turned))
     result = compare(first, second, num_resamples=200, num_permutations=2_000)
     difference = result.differences["overall"]
-    assert result.headline == "overall"
+    assert result.tallies[0].headline == "overall"
     assert difference.high is not None
     assert difference.high < 0
     assert result.p_value is not None

@@ -5,14 +5,11 @@ Read the items, judge their solutions (or read scores made elsewhere), measure, 
     items = read_processbench("data/processbench")
     scores = read_scores("scores.jsonl")
     print(measure_processbench(items, scores).figures["average.f1"])
-
-A new benchmark is a file with one `Benchmark` record.
 """
 
 from functools import partial
 
 from rprm.benchmarks.benchmark import Benchmark, Flag, Measurement, measure
-from rprm.benchmarks.bootstrap import resampled_sums
 from rprm.benchmarks.comparison import compare
 from rprm.benchmarks.items import BenchmarkItem, BenchmarkItems
 from rprm.benchmarks.labelled_steps import StepItems, step_scores, tally_steps
@@ -27,7 +24,7 @@ from rprm.benchmarks.processbench import (
     threshold_curve,
 )
 from rprm.benchmarks.scores import Scores, read_scores, scores_of
-from rprm.benchmarks.tally import Coverage, Figure, ResultTable, TableLine, Tally
+from rprm.benchmarks.tally import Coverage, Figure, ResultTable, TableLine, Tally, resampled_sums
 
 measure_processbench = partial(measure, tally_processbench)
 measure_prmbench = partial(measure, tally_prmbench)

@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rprm.benchmarks.bootstrap import DEFAULT_RESAMPLES
 from rprm.benchmarks.items import BenchmarkItems
 from rprm.benchmarks.scores import Scores
-from rprm.benchmarks.tally import Figure, Tally, nested
+from rprm.benchmarks.tally import DEFAULT_RESAMPLES, Figure, Tally
 from rprm.rewarders.batch import Totals
 
 
@@ -32,8 +31,7 @@ class Measurement(Tally):
     def as_dict(self) -> dict[str, Any]:
         """One JSON object."""
         return {
-            "benchmark": self.benchmark, "threshold": self.threshold,
-            "figures": nested({name: figure.as_dict() for name, figure in self.figures.items()}),
+            "benchmark": self.benchmark, "threshold": self.threshold, "figures": nested(self.figures),
             **self.total_coverage.as_dict(),
             "by": {name: coverage.as_dict() for name, coverage in self.coverage.items()},
             "missing_items": list(self.missing), "rejected_rows": len(self.items.rejected),
@@ -57,14 +55,9 @@ def usage_as_dict(usage: Totals) -> dict[str, Any]:
 
 
 def measure(
-    tally: Callable[..., Tally],
-    items: BenchmarkItems[Any],
-    scores: Scores,
-    *,
-    num_resamples: int = DEFAULT_RESAMPLES,
-    seed: int = 0,
-    **options: Any,
-) -> Measurement:
+    tally: Callable[..., Tally], items: BenchmarkItems[Any], scores: Scores, *, num_resamples: int = DEFAULT_RESAMPLES,
+    seed: int = 0, **options: Any,
+) -> Measurement:  # fmt: skip
     """Measure a run: the figures of a benchmark's `tally` of `items`, `scores` and `options`, with intervals."""
     counted = tally(items, scores, **options)
     figures, undefined = counted.with_intervals(num_resamples, seed)
@@ -72,6 +65,15 @@ def measure(
         **vars(counted), items=items, scores=scores, figures=figures, undefined_resamples=undefined,
         num_resamples=num_resamples, seed=seed,
     )  # fmt: skip
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{"math.f1": x, "overall": y} -> {"math": {"f1": x}, "overall": y}; figures as dicts."""
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        group, dot, leaf = name.rpartition(".")
+        (tree.setdefault(group, {}) if dot else tree)[leaf] = value.as_dict() if isinstance(value, Figure) else value
+    return tree
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rprm.benchmarks.bootstrap import DEFAULT_RESAMPLES, MAX_CHUNK
-from rprm.benchmarks.tally import Figure, Floats, Tally, nested, optional
+from rprm.benchmarks.benchmark import nested
+from rprm.benchmarks.tally import DEFAULT_RESAMPLES, MAX_CHUNK, Figure, Floats, Tally
 from rprm.errors import BenchmarkError
 
 DEFAULT_PERMUTATIONS = 10_000
-
-#: With at most so many discordant items every swap is tried (4,096 of them), and the p-value is exact.
-MAX_ENUMERATED = 12
-
-#: Differences closer than this, in points, are equal.
-_EQUAL = 1e-9
+MAX_ENUMERATED = 12  #: with at most so many discordant items every swap is tried (4,096 of them): the p-value is exact
 
 
 @dataclass(frozen=True)
@@ -41,29 +36,16 @@ class Comparison:
     num_resamples: int
     seed: int
 
-    @property
-    def headline(self) -> str:
-        return self.tallies[0].headline
-
-    @property
-    def first(self) -> dict[str, float | None]:
-        """The first run's figures in percent; None where undefined."""
-        return _values(self.tallies[0])
-
-    @property
-    def second(self) -> dict[str, float | None]:
-        return _values(self.tallies[1])
-
     def as_dict(self) -> dict[str, Any]:
         """One JSON object."""
 
         def of_each(read: Callable[[Tally], Any]) -> dict[str, Any]:
-            return {"first": read(self.tallies[0]), "second": read(self.tallies[1])}
+            return dict(zip(("first", "second"), map(read, self.tallies), strict=True))
 
+        first = self.tallies[0]
         return {
-            "benchmark": self.tallies[0].benchmark, "items": len(self.tallies[0].ids), "headline": self.headline,
-            **of_each(lambda tally: nested(_values(tally))),
-            "difference": nested({name: figure.as_dict() for name, figure in self.differences.items()}),
+            "benchmark": first.benchmark, "items": len(first.ids), "headline": first.headline,
+            **of_each(lambda tally: nested(tally.by_name)), "difference": nested(self.differences),
             "p_value": self.p_value, "permutations": self.num_permutations, "exact": self.exact,
             "discordant_items": self.num_discordant, "only_first_right": self.only_first_right,
             "only_second_right": self.only_second_right, "mcnemar_p": self.mcnemar_p,
@@ -74,25 +56,14 @@ class Comparison:
         }  # fmt: skip
 
 
-def _values(tally: Tally) -> dict[str, float | None]:
-    return dict(zip(tally.figure_names, map(optional, tally.values), strict=True))
-
-
 def compare(
-    first: Tally,
-    second: Tally,
-    *,
-    num_resamples: int = DEFAULT_RESAMPLES,
-    num_permutations: int = DEFAULT_PERMUTATIONS,
-    seed: int = 0,
-) -> Comparison:
-    """Compare two runs on the same items.
+    first: Tally, second: Tally, *, num_resamples: int = DEFAULT_RESAMPLES,
+    num_permutations: int = DEFAULT_PERMUTATIONS, seed: int = 0,
+) -> Comparison:  # fmt: skip
+    """Compare two runs on the same items; a `BenchmarkError` where they are of different benchmarks or items.
 
     The permutation test (Good 2005, chapter 3) swaps each item's pair of predictions with probability 1/2; the observed
     arrangement counts as one of those drawn. Up to twelve discordant items, all arrangements are tried.
-
-    Raises:
-        BenchmarkError: the runs are of different benchmarks or items.
     """
     if num_permutations < 1:
         raise BenchmarkError(f"num_permutations is {num_permutations}; at least 1 is needed")
@@ -107,14 +78,13 @@ def compare(
 
     paired = replace(first, counts=np.concatenate([first.counts, second.counts], axis=1), figures_of=difference)
     differences, undefined = paired.with_intervals(num_resamples, seed)
-    discordant = (first.outcomes != second.outcomes).any(axis=1)
-    swaps = paired.counts[discordant]
+    swaps = paired.counts[(first.outcomes != second.outcomes).any(axis=1)]
     swaps = np.roll(swaps, width, axis=1) - swaps
-    only = int((first.outcomes > second.outcomes).sum()), int((first.outcomes < second.outcomes).sum())
+    tested = _permutation_test(paired, swaps, num_permutations, seed)
     mcnemar: tuple[int | None, int | None, float | None] = None, None, None
     if first.tests_items:
+        only = int((first.outcomes > second.outcomes).sum()), int((first.outcomes < second.outcomes).sum())
         mcnemar = (*only, exact_mcnemar(*only))
-    tested = _permutation_test(paired, swaps, num_permutations, seed)
     return Comparison((first, second), differences, undefined, *tested, len(swaps), *mcnemar, num_resamples, seed)
 
 
@@ -127,14 +97,13 @@ def exact_mcnemar(only_first: int, only_second: int) -> float:
 
 def _permutation_test(paired: Tally, swaps: Floats, num_permutations: int, seed: int) -> tuple[float | None, int, bool]:
     """p-value, arrangements tried, whether these are all. `swaps` are the changes of counts, item by item."""
-    headline = paired.figure_names.index(paired.headline)
-    total = paired.counts.sum(axis=0)
-    least = abs(paired.values[headline]) - _EQUAL
+    headline, total = paired.figure_names.index(paired.headline), paired.counts.sum(axis=0)
+    least = abs(paired.values[headline]) - 1e-9  # Differences that close, in points, are equal.
     if math.isnan(least):
         return None, 0, False
 
     def as_large(changes: Floats) -> NDArray[np.bool_]:
-        """Whether the headline's difference is (P,) after changes (P, C) of the counts."""
+        """(P,) after changes (P, C) of the counts."""
         return np.asarray(np.abs(paired.figures_of(total + changes)[..., headline]) >= least)
 
     if len(swaps) <= MAX_ENUMERATED:

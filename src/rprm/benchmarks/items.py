@@ -7,16 +7,17 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count, pairwise
+from itertools import count
 from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 from urllib.parse import urlencode
 
 from rprm.errors import InputError
-from rprm.reading import Rejected, Row, Source, SourceInfo
+from rprm.reading import Rejected, Row, Source, SourceInfo, read_rows
 from rprm.records import Solution
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
+ANY = "*"  #: a split whose files may have any name
 
 
 class BenchmarkItem(Protocol):
@@ -29,7 +30,6 @@ class BenchmarkItem(Protocol):
     def solution(self) -> Solution: ...
 
 
-Parsed = TypeVar("Parsed")
 Item = TypeVar("Item", bound=BenchmarkItem)
 
 
@@ -57,17 +57,14 @@ class BenchmarkItems(Generic[Item]):
 
 
 def open_sources(
-    data: str | Path, splits: Mapping[str, Mapping[str, str]], revision: str | None, *, any_name: bool = False
+    data: str | Path, splits: Mapping[str, Mapping[str, str]], revision: str | None
 ) -> list[tuple[str | None, Source]]:
     """The sources of a benchmark, each with the split that it is.
 
-    Args:
-        data: a file (its split is None), a folder with files named after splits, or a hub data set.
-        splits: of the hub data set, each with its options; all are read from the commit that `revision` means now.
-        any_name: the files of a folder may have any name.
+    `data` is a file (its split is None), a folder with files named after splits (or of `ANY` name), or a hub data set.
+    `splits` are of the last, each with its options; all are read from the commit that `revision` means now.
 
-    Raises:
-        InputError: there is no such thing, a split has two files, or the hub cannot be reached.
+    `InputError` where there is no such thing, a split has two files, or the hub cannot be reached.
     """
     path, name = Path(data), str(data).removeprefix("hub:")
     if path.exists() and revision is not None:
@@ -75,76 +72,49 @@ def open_sources(
     if path.is_file():
         return [(None, Source(str(path)))]
     if path.is_dir():
-        files = [file for file in sorted(path.iterdir()) if file.name.endswith(SUFFIXES)]
-        found = [
-            (split, Source(str(file)))
-            for split in splits
-            for file in files
-            if any_name or file.name in [f"{split}{end}" for end in SUFFIXES]
-        ]
+        found: list[tuple[str | None, Source]] = []
+        for split in splits:
+            files = sorted(file for end in SUFFIXES for file in path.glob(f"{split}{end}"))
+            if len(files) > 1 and split != ANY:
+                raise InputError(f"{path}: both {files[0].name} and {files[1].name} hold {split}; keep one")
+            found += [(split, Source(str(file))) for file in files]
         if not found:
             raise InputError(f"{path}: no {', '.join(f'{split}.jsonl' for split in splits)} in this folder")
-        for (split, one), (other, two) in pairwise(found):
-            if split == other and not any_name:
-                raise InputError(f"{path}: both {one.path.name} and {two.path.name} hold {split}; keep one")
-        return list(found)
+        return found
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise InputError(f"{data}: no such file or folder, and no name of a hub data set (OWNER/NAME)")
-
-    def on_hub(options: Mapping[str, str], revision: str | None) -> Source:
-        return Source(f"hub:{name}?{urlencode({**options, **({'revision': revision} if revision else {})})}")
-
-    pinned = on_hub(next(iter(splits.values())), revision).inspect().digest.removeprefix("revision:")
-    return [(split, on_hub(options, pinned)) for split, options in splits.items()]
+    asked = Source(f"hub:{name}?{urlencode({'revision': revision} if revision else {})}")
+    pinned = asked.inspect().digest.replace(":", "=")  # "revision=COMMIT"
+    return [(split, Source(f"hub:{name}?{urlencode(options)}&{pinned}")) for split, options in splits.items()]
 
 
 def read_items(
-    sources: Iterable[tuple[Source, Callable[[Any, int], Any]]],
-    *,
-    first_wins: bool = False,
-    rows: Callable[[Source], Iterable[Row | Rejected]] | None = None,
+    sources: Iterable[tuple[Source, Callable[[Any, int], Any]]], *, first_wins: bool = False
 ) -> BenchmarkItems[Any]:
-    """The items of sources, each with what makes an item of a row and its 0-based place.
+    """The items of sources, each with what makes an item of a row and its 0-based place; an `InputError` where none is.
 
-    Args:
-        first_wins: a row whose id an earlier one has is `repeated`; without it, it is rejected.
-        rows: of a source, in place of its own way to read them.
-
-    Raises:
-        InputError: no row is an item.
+    A row whose id an earlier one has is rejected, or `repeated` with `first_wins`.
     """
     items: dict[str, Any] = {}
     rejected: list[Rejected] = []
     repeated: list[str] = []
 
-    def take(read: Callable[[Any, int], Any], places: Iterator[int], value: Any) -> None:
-        item = read(value, next(places))
-        if items.setdefault(item.id, item) is not item:
-            if not first_wins:
-                raise InputError(f"id {item.id!r} stands in an earlier row already; ids must be unique")
-            repeated.append(item.id)
+    def read_item(read: Callable[[Any, int], Any], places: Iterator[int], row: Row) -> Any:
+        item = read(row.value, next(places))
+        if item.id in items and not first_wins:
+            raise InputError(f"id {item.id!r} stands in an earlier row already; ids must be unique")
+        return item
 
     opened = list(sources)
     for source, read in opened:
-        for _ in parsed_rows(source.name, (rows or Source.rows)(source), partial(take, read, count()), rejected):
-            pass
+        for found in read_rows(source, partial(read_item, read, count())):
+            if isinstance(found, Rejected):
+                rejected.append(found)
+            elif items.setdefault(found.id, found) is not found:
+                repeated.append(found.id)
     if not items:
         names = ", ".join(source.name for source, _ in opened)
         first = "".join(f"; the first, {row.file} line {row.line}: {row.reason}" for row in rejected[:1])
         raise InputError(f"{names}: {f'none of {len(rejected)} rows can be used' if rejected else 'no rows'}{first}")
     infos = tuple(source.inspect() for source, _ in opened)
     return BenchmarkItems(tuple(items.values()), tuple(rejected), tuple(repeated), infos)
-
-
-def parsed_rows(
-    name: str, rows: Iterable[Row | Rejected], parse: Callable[[Any], Parsed], rejected: list[Rejected]
-) -> Iterator[Parsed]:
-    """What `parse` makes of each row; the rows it refuses go to `rejected`."""
-    for row in rows:
-        if isinstance(row, Rejected):
-            rejected.append(row)
-            continue
-        try:
-            yield parse(row.value)
-        except InputError as error:
-            rejected.append(row.rejected(name, str(error)))

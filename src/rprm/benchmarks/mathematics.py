@@ -1,7 +1,5 @@
-"""Mathematical problems with gold answers, for measuring what a policy and its guide solve.
-
-Six sets of R-PRM's table of guided search (arXiv 2503.21295, section 4), GSM8K test, or a file of one's own.
-"""
+"""Mathematical problems with gold answers: six sets of R-PRM's table of guided search (arXiv 2503.21295, section 4),
+GSM8K test, or a file of one's own."""
 
 from __future__ import annotations
 
@@ -12,22 +10,19 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import AliasChoices, BeforeValidator, Field
 
-from rprm.benchmarks.items import open_sources, read_items
+from rprm.benchmarks.items import BenchmarkItems, open_sources, read_items
 from rprm.benchmarks.tally import Figure
 from rprm.errors import InputError
 from rprm.grading import MATHEMATICS, RULES, AnswerRule, Grade, Grader, final_answer, olympiadbench_rule
 from rprm.reading import AnyText, Identifier, Rejected, RowModel, Source, SourceInfo, Text, checked
 from rprm.records import Record
 
-#: The name of the last column: the unweighted mean over the sets, as in the paper's table.
-AVERAGE = "average"
-
-#: The set of problems that come from a file and say none.
-OWN = "problems"
+AVERAGE = "average"  #: the last column: the unweighted mean over the sets, as in the paper's table
+OWN = "problems"  #: the set of problems that come from a file and say none
 
 
 class Problem(Record):
@@ -77,33 +72,27 @@ def set_title(set_name: str, num_problems: int) -> str:
 
 def _as_text(value: Any) -> Any:
     """Numbers as texts, 27.0 as 27."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return value
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-_Answer = Annotated[AnyText | None, BeforeValidator(_as_text)]
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value) if type(value) in (int, float) else value
 
 
 class _OwnRow(RowModel):
     id: Identifier | None = None
     problem: Annotated[Text, Field(validation_alias=AliasChoices("problem", "question"))]
-    answer: _Answer = None
+    answer: Annotated[AnyText | None, BeforeValidator(_as_text)] = None
     set: AnyText = OWN
 
 
-class _SetRow(RowModel):
+class _SetRow(_OwnRow):
     id: Annotated[Identifier | None, Field(validation_alias=AliasChoices("unique_id", "id"))] = None
     problem: Annotated[Text, Field(validation_alias=AliasChoices("problem", "question", "query"))]
-    answer: _Answer = None
+    set: Any = None
 
 
-def _gold(name: str, row: _SetRow, value: dict[str, Any]) -> tuple[str, AnswerRule]:
+def _gold(name: str, answer: str | None, value: dict[str, Any]) -> tuple[str, AnswerRule]:
     """The gold answer to a problem of a set, and the rule to grade by."""
-    if name == "olympiadbench":
-        return _olympiadbench(value)
-    known, rule = _SETS[name], RULES[name]
-    answer, place = row.answer, "answer"
+    known, rule, place = _SETS[name], RULES[name], "answer"
     if known.is_worked or (name == "minerva_math" and answer is None):
         place = "answer" if known.is_worked else "solution"
         answer = final_answer(str(value.get(place) or ""), rule)
@@ -120,16 +109,13 @@ def _olympiadbench(row: dict[str, Any]) -> tuple[str, AnswerRule]:
     errors = [] if error in (None, "") else [text.strip() for text in str(error).split(",")]
     if not all(re.fullmatch(r"\d*\.?\d+(?:[eE]-?\d{1,2})?", text, flags=re.ASCII) for text in errors):
         raise InputError(f"'error' must be a number such as 1e-2, not {error!r:.80}")
-    rule = olympiadbench_rule(
-        multiple=row.get("is_multiple_answer") is True or len(answers) > 1,
-        unit=unit if isinstance(unit, str) and unit else None,
-        error=min(map(Fraction, errors), default=None),
-    )
-    return ", ".join(answers), rule
+    multiple = row.get("is_multiple_answer") is True or len(answers) > 1
+    tolerance = min(map(Fraction, errors), default=None)
+    unit = unit if isinstance(unit, str) and unit else None
+    return ", ".join(answers), olympiadbench_rule(multiple=multiple, unit=unit, error=tolerance)
 
 
-@dataclass(frozen=True, slots=True)
-class _Set:
+class _Set(NamedTuple):
     """Where a set is on the hub (None: nowhere), and the form of its gold answers."""
 
     hub: str | None
@@ -155,43 +141,29 @@ SETS: tuple[str, ...] = tuple(_SETS)
 def read_mathematics(
     sets: str | Iterable[str], data: str | Path | None = None, *, revision: str | None = None, limit: int | None = None
 ) -> Problems:
-    """Problems of mathematics sets, set after set.
+    """The first `limit` problems of each of some `SETS`, set after set; a text has commas between their names.
 
-    Args:
-        sets: names out of `SETS`, each once; a text has commas between them.
-        data: a folder with `SET.jsonl` (or `.json`, `.jsonl.gz`, `.json.gz`) of each; of one set also a file, or a hub
-            data set; None for the sets' own places on the hub.
-        revision: of the hub data set, for one set.
-        limit: the first so many problems of each set.
-
-    Raises:
-        InputError: no set, an unknown one, one twice, or nothing can be read of one.
+    `data` is a folder with `SET.jsonl` (or `.json`, `.jsonl.gz`, `.json.gz`) of each; for one set also a file, or a hub
+    data set, maybe of a `revision`; None for the sets' own places on the hub. An `InputError` names a set that is
+    unknown, named twice, or of which nothing can be read.
     """
     names = [name.strip() for name in (sets.split(",") if isinstance(sets, str) else sets)]
-    if not names:
-        raise InputError(f"no mathematics set named; known are {', '.join(SETS)}")
+    if unknown := [name for name in names or [""] if name not in SETS]:
+        raise InputError(f"{unknown[0]!r} is no mathematics set; known are {', '.join(SETS)}")
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f"{twice[0]} is named twice")
-    if len(names) > 1 and data is not None and Path(data).is_file():
-        raise InputError(f"{data} is one file, and {len(names)} sets are named; give a folder with a file for each")
-    if len(names) > 1 and revision is not None:
-        raise InputError("a revision belongs to one data set: name one set with it")
-    problems: list[Problem] = []
-    rejected: list[Rejected] = []
-    sources: dict[str, SourceInfo] = {}
+    if len(names) > 1 and (revision is not None or (data is not None and Path(data).is_file())):
+        raise InputError(f"{revision or data} belongs to one set; name one with it, or a folder with a file for each")
+    read: dict[str, BenchmarkItems[Any]] = {}
     for name in names:
-        if name not in SETS:
-            raise InputError(f"{name!r} is no mathematics set; known are {', '.join(SETS)}")
-        place = data or _SETS[name].hub
-        if place is None:
+        if (place := data or _SETS[name].hub) is None:
             raise InputError(f"{name} has no data set on the hub; give a file, or a folder with {name}.jsonl")
         options = {"split": _SETS[name].split} | ({"config": "main"} if name == "gsm8k" else {})
         ((_, source),) = open_sources(place, {name: options}, revision)
-        found = read_items([(source, partial(_set_problem, name))])
-        problems += found.items[:limit]
-        rejected += found.rejected
-        sources[name] = found.sources[0]
-    return Problems(tuple(problems), tuple(rejected), sources)
+        read[name] = read_items([(source, partial(_set_problem, name))])
+    problems = tuple(problem for found in read.values() for problem in found.items[:limit])
+    rejected = tuple(row for found in read.values() for row in found.rejected)
+    return Problems(problems, rejected, {name: found.sources[0] for name, found in read.items()})
 
 
 def _set_problem(name: str, value: Any, place: int) -> Problem:
@@ -199,42 +171,35 @@ def _set_problem(name: str, value: Any, place: int) -> Problem:
     text, context = row.problem, value.get("context")
     if isinstance(context, str) and context.strip() and context not in text:
         text = f"{context.strip()}\n\n{text}"
-    answer, rule = _gold(name, row, value)
+    answer, rule = _olympiadbench(value) if name == "olympiadbench" else _gold(name, row.answer, value)
     return Problem(id=f"{name}/{row.id or place}", problem=text, set=name, answer=answer, rule=rule)
 
 
 def read_problem_file(path: str | Path, *, limit: int | None = None) -> Problems:
-    """Problems of one's own: rows `{id?, problem | question, answer?, set?}`.
-
-    A row whose `set` is one of `SETS` is graded by that set's rule; the others by the general one.
-
-    Raises:
-        InputError: no row can be used.
-    """
+    """Problems of one's own: rows `{id?, problem | question, answer?, set?}`; an `InputError` where none can be used.
+    A row whose `set` is one of `SETS` is graded by that set's rule; the others by the general one."""
 
     def problem(value: Any, place: int) -> Problem:
         row = checked(_OwnRow, value)
-        identifier, rule = row.id or str(place), RULES.get(row.set, MATHEMATICS)
-        return Problem(id=identifier, problem=row.problem, set=row.set, answer=row.answer, rule=rule)
+        return Problem(**dict(row) | {"id": row.id or str(place), "rule": RULES.get(row.set, MATHEMATICS)})
 
     found = read_items([(Source(str(path)), problem)])
-    problems = found.items[:limit]
-    return Problems(problems, found.rejected, dict.fromkeys((one.set for one in problems), found.sources[0]))
+    sources = dict.fromkeys((one.set for one in found.items[:limit]), found.sources[0])
+    return Problems(found.items[:limit], found.rejected, sources)
 
 
 def check_sets(problems: Problems, grader: Grader) -> dict[str, dict[str, Any]]:
     """What each set holds, as a JSON object; `unrecognised` are gold answers that only the same text can equal."""
-    checks: dict[str, dict[str, Any]] = {}
+    checks = {}
     for name, source in problems.sources.items():
         members = [problem for problem in problems.problems if problem.set == name]
         answers = {problem.id: (problem.answer, problem.rule) for problem in members if problem.answer is not None}
         checks[name] = {
-            "name": set_title(name, len(members)),
-            "problems": len(members),
+            "name": set_title(name, len(members)), "problems": len(members),
             "rejected_rows": sum(rejected.file == source.name for rejected in problems.rejected),
             "unrecognised": {id: gold[0] for id, gold in answers.items() if not grader.check_gold(*gold).correct},
             "data": {"name": source.name, "digest": source.digest},
-        }
+        }  # fmt: skip
     return checks
 
 
@@ -271,7 +236,6 @@ class MeasuredRow:
 
     @property
     def method(self) -> str:
-        """The strategy with its number of candidates: `Best-of-8 (min)`."""
         return numbered(self.strategy, self.num_candidates)
 
     def as_dict(self) -> dict[str, Any]:

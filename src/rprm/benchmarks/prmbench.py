@@ -13,10 +13,9 @@ solution and in its original (a `correct` item); originals without a step called
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,15 +24,14 @@ import numpy as np
 from pydantic import Field
 
 from rprm.benchmarks.benchmark import Benchmark, Flag, Measurement
-from rprm.benchmarks.items import BenchmarkItems, open_sources, read_items
-from rprm.benchmarks.scores import Scores, refuse_lengths
+from rprm.benchmarks.items import ANY, BenchmarkItems, open_sources, read_items
+from rprm.benchmarks.scores import Scores
 from rprm.benchmarks.tally import Coverage, Floats, ResultTable, TableLine, Tally
 from rprm.errors import BenchmarkError, InputError
-from rprm.reading import MAX_REJECTED_TEXT, AnyText, Rejected, Row, RowModel, Source, Text, checked
+from rprm.reading import AnyText, RowModel, Text, checked, hub_errors
 from rprm.records import Solution
 
-#: The hub data set of the benchmark's authors.
-PRMBENCH_HUB = "hitsmy/PRMBench_Preview"
+PRMBENCH_HUB = "hitsmy/PRMBench_Preview"  #: the data set of the benchmark's authors
 
 #: The groups and their classes, spelled as in the data (arXiv 2501.03124, table 3).
 PRMBENCH_GROUPS = {
@@ -43,17 +41,13 @@ PRMBENCH_GROUPS = {
 }
 PRMBENCH_CLASSES = tuple(name for names in PRMBENCH_GROUPS.values() for name in names)
 
-#: The classification of the unmodified solutions; they serve the similarity measure alone.
-CORRECT = "correct"
+CORRECT = "correct"  #: the classification of the unmodified solutions; they serve the similarity measure alone
 
 
 @dataclass(frozen=True, slots=True)
 class PRMBenchItem:
-    """A modified solution with its wrong steps.
-
-    `error_steps` is 1-based, as in the data; steps past the end of the solution, which about a hundred rows name, are
-    not in `wrong_steps`.
-    """
+    """A modified solution with its wrong steps: `error_steps`, 1-based as in the data, where about a hundred rows name
+    steps past the end of the solution; those are not in `wrong_steps`. The id is `{classification}_{idx}`."""
 
     classification: str
     idx: str
@@ -62,7 +56,6 @@ class PRMBenchItem:
 
     @property
     def id(self) -> str:
-        """The benchmark's key, `{classification}_{idx}`."""
         return self.solution.id
 
     @property
@@ -94,14 +87,11 @@ class _Original(RowModel):
 
 
 def read_prmbench(data: str | Path = PRMBENCH_HUB, *, revision: str | None = None) -> BenchmarkItems[PRMBenchItem]:
-    """Read PRMBench.
+    """Read PRMBench: a file; a folder, whose `.jsonl` and `.json` files are read in the order of their names; or a hub
+    data set with a split `train`. An `InputError` where nothing can be read at all.
 
     Where a key stands in several rows the first is taken. Each `redundency` row also gives a `correct` item, the
-    solution before it was modified. `data` is a file; or a folder, whose `.jsonl` and `.json` files are read in the
-    order of their names; or a hub data set with a split `train`.
-
-    Raises:
-        InputError: nothing can be read at all.
+    solution before it was modified.
     """
     originals: dict[str, PRMBenchItem] = {}
 
@@ -118,8 +108,11 @@ def read_prmbench(data: str | Path = PRMBENCH_HUB, *, revision: str | None = Non
             originals.setdefault(f"{name}_{idx}", original)
         return _item(name, idx, row.modified_question, row.modified_process, row.error_steps)
 
-    sources = open_sources(data, {"train": {"split": "train"}}, revision, any_name=True)
-    found = read_items([(source, item) for _, source in sources], first_wins=True, rows=_rows)
+    sources = open_sources(data, {ANY: {"split": "train"}}, revision)
+    for _, source in sources:
+        if source.hub:
+            source.hub["features"] = _features()
+    found = read_items([(source, item) for _, source in sources], first_wins=True)
     return replace(found, items=tuple(one for item in found.items for one in (item, originals.get(item.id)) if one))
 
 
@@ -130,48 +123,27 @@ def _item(name: str, idx: str, problem: str, steps: Sequence[str], errors: Seque
     return PRMBenchItem(name, idx, solution, tuple(errors))
 
 
-def _rows(source: Source) -> Iterator[Row | Rejected]:
-    """Rows of a source; of the hub under an explicit schema: two columns first appear near the end of its file."""
-    if source.hub is None:
-        yield from source.rows()
-        return
-    try:
-        from datasets import Features, Value, load_dataset
-    except ImportError:
-        raise InputError('reading from the hub needs the extra: pip install ".[hub]"') from None
-    text, number = Value("string"), Value("int64")
-    texts = ("original_question", "modified_question", "question", "reason", "idx", "classification")
-    columns = dict.fromkeys((*texts, "ground_truth", "original_response"), text)
-    columns |= {name: [text] for name in ("original_process", "modified_process")}
-    columns |= {name: [number] for name in ("modified_steps", "error_steps")}
-    path, revision, features = source.hub["path"], source.hub["revision"], Features(columns)
-    try:
-        dataset = load_dataset(path, split="train", revision=revision, features=features, streaming=True)
-        for place, value in enumerate(dataset, 1):
-            yield Row(place, dict(value), json.dumps(value, ensure_ascii=False)[:MAX_REJECTED_TEXT])
-    except (OSError, ValueError) as error:
-        raise InputError(f"{source.name}: cannot be read from the hub: {error}") from error
+def _features() -> Any:
+    """The columns of the hub data set: two first appear near the end of its file."""
+    with hub_errors(PRMBENCH_HUB):
+        from datasets import Features, Value
+
+    texts = "original_question modified_question question reason idx classification ground_truth original_response"
+    columns: dict[str, Any] = dict.fromkeys(texts.split(), Value("string"))
+    columns |= {name: [Value("string")] for name in ("original_process", "modified_process")}
+    columns |= {name: [Value("int64")] for name in ("modified_steps", "error_steps")}
+    return Features(columns)
 
 
 def tally_prmbench(
-    items: BenchmarkItems[PRMBenchItem],
-    scores: Scores,
-    *,
-    threshold: float = 0.5,
-    strictly_above: bool = False,
+    items: BenchmarkItems[PRMBenchItem], scores: Scores, *, threshold: float = 0.5, strictly_above: bool = False,
     allow_missing: bool = False,
-) -> Tally:
-    """Count a run item by item: a step with at least the threshold's score is called correct.
+) -> Tally:  # fmt: skip
+    """Count a run item by item: a step with at least the threshold's score is called correct; or `strictly_above` it,
+    as in the benchmark's own scripts for released PRMs.
 
-    Args:
-        scores: one score for every step, without exit at the first error.
-        strictly_above: a step must score above the threshold, as in the benchmark's own scripts for released PRMs.
-        allow_missing: count steps without a score as called wrongly, whatever their label, instead of refusing.
-
-    Raises:
-        MissingPredictions: items have steps without a score and `allow_missing` is not set.
-        InputError: the scores do not fit the items' steps.
-        BenchmarkError: the scores cannot be measured at this threshold.
+    `MissingPredictions` where steps have no score (with `allow_missing` they count as called wrongly), `InputError`
+    where the scores do not fit the items' steps, `BenchmarkError` where they do not hold at the threshold.
     """
     scores.check_threshold(threshold)
     # Above the threshold is at least the next larger number.
@@ -180,26 +152,22 @@ def tally_prmbench(
     originals = [item for item in items.items if item.classification == CORRECT]
     if not modified:
         raise BenchmarkError("there are no items to measure")
-    wrong: list[str] = []
-    called: dict[str, list[bool | None]] = {}
-    for item in items.items:
-        p_yes, num_steps = scores.p_yes.get(item.id), len(item.solution.steps)
-        if p_yes is not None and len(p_yes) != num_steps:
-            wrong.append(f"{item.id} ({len(p_yes)} scores, {num_steps} steps)")
-        called[item.id] = [None if score is None else score >= least for score in p_yes or (None,) * num_steps]
-    refuse_lengths(wrong, "(PRMBench needs every step judged: no exit at the first error)")
+    num_steps = {item.id: len(item.solution.steps) for item in items.items}
+    p_yes = scores.of_items(num_steps, "PRMBench needs every step judged: no exit at the first error")
+    called = {name: [None if score is None else score >= least for score in found] for name, found in p_yes.items()}
     has_originals = any(item.id in scores.p_yes for item in originals)
     needed = [item.id for item in modified + originals * has_originals]
-    incomplete = [name for name in needed if None in called[name]]
-    what = "no prediction, or a step without a score"
-    scores.refuse_missing(incomplete, needed, what, allow_missing=allow_missing)
-    share_of_original = {item.idx: _share_correct(called[item.id]) for item in originals}
+    lacking = [name for name in needed if None in called[name]]
+    scores.refuse_missing(lacking, needed, "no prediction, or a step without a score", allow_missing=allow_missing)
+    # Of steps called correct; None where a step has no score.
+    shares = {name: None if None in found else sum(map(bool, found)) / len(found) for name, found in called.items()}
+    share_of_original = {item.idx: shares[item.id] for item in originals}
     # Of each item TP, FP, TN, FN of its class; the same once more if it is of the clean subset.
     calls = np.zeros((len(modified), 2, len(PRMBENCH_CLASSES), 4))
     # The difference of its similarity pair, and the number of these (0 or 1).
     pairs = np.zeros((len(modified), 2))
-    at_hand = sorted({item.classification for item in modified}, key=PRMBENCH_CLASSES.index)
-    coverage = dict.fromkeys(at_hand, Coverage())
+    strata = [item.classification for item in modified]
+    coverage = dict.fromkeys(sorted(set(strata), key=PRMBENCH_CLASSES.index), Coverage())
     for row, item in enumerate(modified):
         steps, are_wrong = called[item.id], item.wrong_steps
         # A step without a score is called wrongly.
@@ -207,26 +175,25 @@ def tally_prmbench(
         tn = sum(call is False for index, call in enumerate(steps) if index in are_wrong)
         fp, fn = len(are_wrong) - tn, len(steps) - len(are_wrong) - tp
         calls[row, : 1 + item.is_clean, PRMBENCH_CLASSES.index(item.classification)] = tp, fp, tn, fn
-        share, original = _share_correct(steps), share_of_original.get(item.idx)
+        share, original = shares[item.id], share_of_original.get(item.idx)
         if share is not None and original:
             pairs[row] = abs(share - original), 1
         num_scored = len(steps) - steps.count(None)
         coverage[item.classification] += Coverage(1, int(None in steps), len(steps), num_scored)
-    note = "similarity is not measured: there are no `correct` items"
-    if has_originals:
-        note = f"similarity is over {int(pairs[:, 1].sum())} pairs of a modified and an original solution"
-    elif originals:
+    note = f"similarity is over {int(pairs[:, 1].sum())} pairs of a modified and an original solution"
+    if not originals:
+        note = "similarity is not measured: there are no `correct` items"
+    elif not has_originals:
         such = f"none of the {len(originals)} `correct` items (such as {originals[0].id}) has scores"
         note = f"similarity is not measured: {such}"
     names = (*PRMBENCH_CLASSES, "overall", *PRMBENCH_GROUPS)
     return Tally(
         benchmark="prmbench", threshold=threshold, ids=tuple(item.id for item in modified),
-        strata=np.array([item.classification for item in modified]), coverage=coverage,
-        counts=np.concatenate([calls.reshape(len(modified), -1), pairs], axis=1),
-        outcomes=calls[:, 0].sum(axis=1).astype(np.int64),
+        strata=np.array(strata), counts=np.concatenate([calls.reshape(len(modified), -1), pairs], axis=1),
+        outcomes=calls[:, 0].sum(axis=1).astype(np.int64), coverage=coverage,
         figure_names=(*names, *(f"clean.{name}" for name in names), "similarity"),
         figures_of=_figures_of, headline="overall", layout=_table, notes=(note,),
-        missing=tuple(name for name in incomplete if not name.startswith(f"{CORRECT}_")),
+        missing=tuple(name for name in lacking if not name.startswith(f"{CORRECT}_")),
     )  # fmt: skip
 
 
@@ -237,21 +204,12 @@ def without_step_numbers(items: BenchmarkItems[PRMBenchItem]) -> BenchmarkItems[
     `remove_step_prefix`). The sources say so, which keeps a run on such items apart from one on the items as they are.
     """
     number = re.compile(r"^(step\s*\d+\.\s*|\d+\.\s*)", flags=re.IGNORECASE)
-
-    def stripped(item: PRMBenchItem) -> PRMBenchItem:
+    stripped = []
+    for item in items.items:
         steps = tuple(number.sub("", step.strip()) for step in item.solution.steps)
-        return replace(item, solution=item.solution.model_copy(update={"steps": steps}))
-
-    return replace(
-        items,
-        items=tuple(map(stripped, items.items)),
-        sources=tuple(replace(source, digest=f"{source.digest} without step numbers") for source in items.sources),
-    )
-
-
-def _share_correct(called: Sequence[bool | None]) -> float | None:
-    """The share of steps called correct; None where a step has no score."""
-    return None if None in called else sum(map(bool, called)) / len(called)
+        stripped.append(replace(item, solution=item.solution.model_copy(update={"steps": steps})))
+    sources = (replace(source, digest=f"{source.digest} without step numbers") for source in items.sources)
+    return replace(items, items=tuple(stripped), sources=tuple(sources))
 
 
 def _figures_of(sums: Floats) -> Floats:
@@ -293,8 +251,8 @@ def _table(measured: Measurement) -> ResultTable:
     for group, classes in PRMBENCH_GROUPS.items():
         lines += [line(group, classes, group, "bold"), *(line(name, (name,), f"  {name}") for name in classes), None]
     lines.append(line("overall", measured.coverage, "overall", "bold"))
-    if measured.figures["similarity"].value is not None:
-        lines.append(TableLine("similarity", ("", measured.figures["similarity"], "")))
+    if (similarity := measured.figures["similarity"]).value is not None:
+        lines.append(TableLine("similarity", ("", similarity, "")))
     title = f"PRMBench at threshold {measured.threshold:g}"
     return ResultTable(title, ("PRMScore", "items", "all items", "clean items"), lines)
 

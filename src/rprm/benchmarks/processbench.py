@@ -9,6 +9,7 @@ recall. `average.f1` is the unweighted mean over the subsets. What rests on no i
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,29 +21,26 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from rprm.benchmarks.benchmark import Benchmark, Flag, Measurement
-from rprm.benchmarks.bootstrap import DEFAULT_RESAMPLES
+from rprm.benchmarks.benchmark import Benchmark, Flag, Measurement, nested
 from rprm.benchmarks.items import BenchmarkItems, open_sources, read_items
-from rprm.benchmarks.scores import Scores, named, refuse_lengths
-from rprm.benchmarks.tally import Coverage, Figure, Floats, ResultTable, TableLine, Tally, accuracies, nested, optional
+from rprm.benchmarks.scores import Scores, named
+from rprm.benchmarks.tally import DEFAULT_RESAMPLES, Coverage, Figure, Floats, ResultTable, TableLine, Tally, accuracies
 from rprm.errors import BenchmarkError, InputError
 from rprm.reading import AnyText, RowModel, Text, checked
 from rprm.records import Solution
 from rprm.rewarders.base import first_error
 
-#: The hub data set of the benchmark's authors.
-PROCESSBENCH_HUB = "Qwen/ProcessBench"
+PROCESSBENCH_HUB = "Qwen/ProcessBench"  #: the data set of the benchmark's authors
 
 #: The subsets, in the order of the tables (arXiv 2412.06559, table 3). On the hub each is a split.
 PROCESSBENCH_SUBSETS = ("gsm8k", "math", "olympiadbench", "omnimath")
 
-#: Thresholds of a curve: 0.01, 0.02, ..., 0.99.
-CURVE_THRESHOLDS = tuple(percent / 100 for percent in range(1, 100))
+CURVE_THRESHOLDS = tuple(percent / 100 for percent in range(1, 100))  #: 0.01, 0.02, ..., 0.99
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessBenchItem:
-    """A solution with its earliest wrong step (`solution.label`, 0-based; -1: every step is right)."""
+    """A solution with its earliest wrong step (`label`, 0-based; -1: every step is right)."""
 
     subset: str
     solution: Solution
@@ -60,22 +58,16 @@ class _ProcessBenchRow(RowModel):
     problem: Text
     steps: Annotated[list[AnyText], Field(min_length=1)]
     label: int
-    generator: Any = None
-    final_answer_correct: Any = None
 
 
 def read_processbench(
     data: str | Path = PROCESSBENCH_HUB, *, revision: str | None = None
 ) -> BenchmarkItems[ProcessBenchItem]:
-    """Read ProcessBench.
+    """Read ProcessBench; an `InputError` where nothing can be read at all.
 
-    Args:
-        data: a folder with `gsm8k.jsonl`, `math.jsonl`, ... (or `.json`, `.jsonl.gz`, `.json.gz`), some of them; or one
-            file, whose items belong to the subset of their id (`math-12`) or else of the file's name; or a hub data set
-            whose splits are the subsets.
-
-    Raises:
-        InputError: nothing can be read at all.
+    `data` is a folder with `gsm8k.jsonl`, `math.jsonl`, ... (or `.json`, `.jsonl.gz`, `.json.gz`), some of them; or one
+    file, whose items belong to the subset of their id (`math-12`) or else of the file's name; or a hub data set whose
+    splits are the subsets.
     """
     splits = {subset: {"split": subset} for subset in PROCESSBENCH_SUBSETS}
     sources = open_sources(data, splits, revision)
@@ -85,107 +77,76 @@ def read_processbench(
 def _item(subset: str | None, path: Path, value: Any, _: int) -> ProcessBenchItem:
     row = checked(_ProcessBenchRow, value)
     if not -1 <= row.label < len(row.steps):
-        raise InputError(
-            f"'label' must be the 0-based index of the earliest wrong step (0 to {len(row.steps) - 1}), or -1 for "
-            f"none; not {row.label}"
-        )
+        wanted = f"the 0-based index of the earliest wrong step (0 to {len(row.steps) - 1}), or -1 for none"
+        raise InputError(f"'label' must be {wanted}; not {row.label}")
     if subset is None:
         prefix = re.match(rf"({'|'.join(PROCESSBENCH_SUBSETS)})[-_]\d+$", row.id)
         subset = prefix[1] if prefix else path.name.split(".")[0]
     solution = Solution(id=row.id, problem=row.problem, steps=tuple(row.steps), label=row.label)
-    return ProcessBenchItem(subset, solution, row.label, row.generator, row.final_answer_correct)
+    return ProcessBenchItem(subset, solution, row.label, value.get("generator"), value.get("final_answer_correct"))
 
 
 def tally_processbench(
-    items: BenchmarkItems[ProcessBenchItem],
-    scores: Scores,
-    *,
-    threshold: float = 0.5,
+    items: BenchmarkItems[ProcessBenchItem], scores: Scores, *, threshold: float | Sequence[float] = 0.5,
     allow_missing: bool = False,
-) -> Tally:
+) -> Tally:  # fmt: skip
     """Count a run item by item: a step with a score below the threshold is called wrong (0.5 in R-PRM, section 4.1).
 
-    Args:
-        scores: an item with a step without a score up to its first error is `unjudged`, and counts as predicted wrong.
-            Scores may end before the solution does if the last one is below the threshold (exit at the first error).
-        allow_missing: count items without any score as wrong, whatever their label, instead of refusing.
+    An item with a step without a score up to its first error is `unjudged`, and counts as predicted wrong. Scores may
+    end before the solution does if the last one is below the threshold (exit at the first error). Of T thresholds,
+    for which every step must be judged in full, `outcomes` (N, T) are at each, and all else is at the first.
 
-    Raises:
-        MissingPredictions: items have no score at all and `allow_missing` is not set.
-        InputError: the scores do not fit the items' steps.
-        BenchmarkError: the scores cannot be measured at this threshold.
+    `MissingPredictions` where items have no score at all (with `allow_missing` they count as wrong), `InputError` where
+    scores do not fit the items' steps, `BenchmarkError` where they do not hold at the thresholds.
     """
-    return _count(items, scores, [threshold], allow_missing)[1]
-
-
-def _count(
-    items: BenchmarkItems[ProcessBenchItem],
-    scores: Scores,
-    thresholds: Sequence[float],
-    allow_missing: bool,
-    *,
-    whole: bool = False,
-) -> tuple[NDArray[np.bool_], Tally]:
-    """(N, T) whether each item is predicted right at each threshold; and the tally at the first of them.
-
-    The thresholds that predict an item right are one interval, (score of the label, lowest score before it], for an
-    item without a wrong step (-inf, lowest score]; where a step up to there has no score there are none.
-    `whole`: the scores hold at every threshold, and none may end early.
-    """
-    if whole and scores.settled_at is not None:
-        raise BenchmarkError(
-            f"early stopping settled these rewards at the threshold {scores.settled_at}; other thresholds need the "
-            "mean of all analyses: judge without early stopping"
-        )
-    for threshold in thresholds:
-        scores.check_threshold(threshold)
-    if not items.items or not thresholds:
+    is_several = isinstance(threshold, Sequence)
+    thresholds: NDArray[np.float64] = np.atleast_1d(threshold)
+    num_steps = {item.id: len(item.solution.steps) for item in items.items}
+    if is_several and scores.settled_at is not None:
+        what = "early stopping settled these rewards at one threshold; others need the mean of all analyses"
+        raise BenchmarkError(f"{what}: judge without early stopping")
+    cut = [name for name, number in num_steps.items() if len(scores.p_yes.get(name, range(number))) < number]
+    if is_several and cut:
+        ended = f"the scores of {len(cut)} items end at the first error ({named(cut)})"
+        raise BenchmarkError(f"{ended}; other thresholds need a score for each step: judge without first-error exit")
+    for each in thresholds.tolist():
+        scores.check_threshold(each)
+    if not items.items or not len(thresholds):
         raise BenchmarkError("there are no items to measure, or no thresholds to measure at")
+    first = float(thresholds[0])
     if scores.repeated:
         raise InputError(f"these items are scored twice: {named(scores.repeated)}")
-    threshold = thresholds[0]
-    ids = [item.id for item in items.items]
+    # An exit at the first error ends with a step that is called wrong; any other ending lost scores.
+    why = f"scores may end early only at a predicted first error, below the threshold {first}"
+    p_yes = scores.of_items(num_steps, why, lambda found: first_error(found[-1:], first) == 0)
+    missing = tuple(name for name, found in p_yes.items() if set(found) == {None})
+    scores.refuse_missing(missing, num_steps, "no prediction", allow_missing=allow_missing)
     strata = [item.subset for item in items.items]
     subsets = sorted(set(strata), key=lambda name: ((*PROCESSBENCH_SUBSETS, name).index(name), name))
     coverage = dict.fromkeys(subsets, Coverage())
-    intervals = np.full((len(ids), 2), (np.inf, -np.inf))
-    wrong, cut, missing = [], [], []
+    # The thresholds that predict an item right are one interval, (score of the label, lowest score before it], for an
+    # item without a wrong step (-inf, lowest score]; where a step up to there has no score there are none.
+    intervals = np.full((len(strata), 2), (np.inf, -np.inf))
     for place, item in enumerate(items.items):
-        p_yes, num_steps, label = scores.p_yes.get(item.id), len(item.solution.steps), item.label
-        if p_yes is not None and len(p_yes) != num_steps:
-            is_cut = len(p_yes) < num_steps
-            cut += [item.id] * is_cut
-            # An exit at the first error ends with a step that is called wrong; any other ending lost scores.
-            if whole or not is_cut or first_error(p_yes[-1:], threshold) != 0:
-                wrong.append(f"{item.id} ({len(p_yes)} scores, {num_steps} steps)")
-        if p_yes is None or all(score is None for score in p_yes):
-            missing.append(item.id)
-            coverage[item.subset] += Coverage(1, 1, num_steps, 0, 1)
-            continue
-        errors = (index for index, score in enumerate(p_yes) if score is not None and score < threshold)
-        needed = p_yes[: next(errors, len(p_yes)) + 1]
-        num_scored, is_unjudged = sum(score is not None for score in needed), first_error(p_yes, threshold) is None
-        coverage[item.subset] += Coverage(1, 0, len(needed), num_scored, int(is_unjudged))
-        known = [score for score in p_yes[: label + 1 or None] if score is not None]
-        if len(known) == (label + 1 or len(p_yes)):
+        found, label = p_yes[item.id], item.label
+        errors = (index for index, score in enumerate(found) if score is not None and score < first)
+        needed = found[: next(errors, len(found)) + 1]
+        lost = needed.count(None)
+        coverage[item.subset] += Coverage(1, int(lost == len(found)), len(needed), len(needed) - lost, int(lost > 0))
+        known = [score for score in found[: label + 1 or None] if score is not None]
+        if len(known) == (label + 1 or len(found)):
             intervals[place] = -np.inf if label == -1 else known.pop(), min(known, default=np.inf)
-    if whole and 0 < len(cut) == len(wrong):
-        raise BenchmarkError(
-            f"the scores of {len(cut)} items end at the first error ({named(cut)}); other thresholds need a score for "
-            "each step: judge without first-error exit"
-        )
-    refuse_lengths(wrong, f"(scores may end early only at a predicted first error, below the threshold {threshold})")
-    scores.refuse_missing(missing, ids, "no prediction", allow_missing=allow_missing)
-    right = (intervals[:, :1] < np.array(thresholds)) & (np.array(thresholds) <= intervals[:, 1:])
+    right = (intervals[:, :1] < thresholds) & (thresholds <= intervals[:, 1:])
     # Of each subset (right, all) among the items with a wrong step, then among those without.
-    counts = np.zeros((len(ids), len(subsets), 2, 2))
+    counts = np.zeros((len(strata), len(subsets), 2, 2))
     for place, item in enumerate(items.items):
         counts[place, subsets.index(item.subset), int(item.label == -1)] = right[place, 0], 1
-    return right, Tally(
-        benchmark="processbench", threshold=threshold, ids=tuple(ids), strata=np.array(strata),
-        counts=counts.reshape(len(ids), -1), outcomes=right[:, :1].astype(np.int64), coverage=coverage,
+    return Tally(
+        benchmark="processbench", threshold=first, ids=tuple(num_steps), strata=np.array(strata),
+        counts=counts.reshape(len(strata), -1), outcomes=right.astype(np.int64),
         figure_names=(*(f"{subset}.{name}" for subset in subsets for name in _NAMES), "average.f1"),
-        figures_of=_figures_of, headline="average.f1", layout=_table, tests_items=True, missing=tuple(missing),
+        figures_of=_figures_of, headline="average.f1", coverage=coverage, layout=_measured, tests_items=True,
+        missing=missing,
     )  # fmt: skip
 
 
@@ -225,22 +186,14 @@ class ThresholdCurve:
 
 
 def threshold_curve(
-    items: BenchmarkItems[ProcessBenchItem],
-    scores: Scores,
-    *,
-    thresholds: Sequence[float] = CURVE_THRESHOLDS,
-    allow_missing: bool = False,
-    **_: Any,
-) -> ThresholdCurve:
-    """F1 of each subset, and their average, at many thresholds.
-
-    Raises:
-        BenchmarkError: analyses were stopped early, or steps after the first error were not judged.
-        MissingPredictions: as for `tally_processbench`.
-    """
-    right, tally = _count(items, scores, thresholds, allow_missing, whole=True)
-    curves = zip(tally.figure_names, _figures_at(tally, right).T, strict=True)
-    f1 = {name.removesuffix(".f1"): tuple(map(optional, values)) for name, values in curves if name.endswith(".f1")}
+    items: BenchmarkItems[ProcessBenchItem], scores: Scores, *, thresholds: Sequence[float] = CURVE_THRESHOLDS,
+    allow_missing: bool = False, **_: Any,
+) -> ThresholdCurve:  # fmt: skip
+    """F1 of each subset, and their average, at many thresholds; errors as for `tally_processbench`."""
+    tally = tally_processbench(items, scores, threshold=thresholds, allow_missing=allow_missing)
+    curves = zip(tally.figure_names, _figures_at(tally).T.tolist(), strict=True)
+    known = {name: tuple(None if math.isnan(value) else value for value in values) for name, values in curves}
+    f1 = {name.removesuffix(".f1"): values for name, values in known.items() if name.endswith(".f1")}
     return ThresholdCurve(tuple(thresholds), f1)
 
 
@@ -257,88 +210,73 @@ class HeldOut:
         halves = zip(self.thresholds, self.sizes, strict=True)
         return {
             "halves": [{"threshold": threshold, "items": size} for threshold, size in halves],
-            "figures": nested({name: figure.as_dict() for name, figure in self.figures.items()}),
-            "undefined_resamples": self.undefined_resamples,
-        }
+            "figures": nested(self.figures), "undefined_resamples": self.undefined_resamples,
+        }  # fmt: skip
 
     def table(self) -> ResultTable:
         (first, second), (first_size, second_size) = self.thresholds, self.sizes
-        return ResultTable(
-            "ProcessBench, threshold chosen on the held-out half",
-            ("subset", "error acc", "correct acc", "F1"),
-            _lines(self.figures),
-            [
-                f"{first_size:,} items predicted at {first:g} and {second_size:,} at {second:g}, each threshold chosen "
-                "on the other items; intervals take the thresholds as given"
-            ],
+        note = (
+            f"{first_size:,} items predicted at {first:g} and {second_size:,} at {second:g}, each threshold chosen on "
+            "the other items; intervals take the thresholds as given"
         )
+        return _table("ProcessBench, threshold chosen on the held-out half", self.figures, note)
 
 
 def measure_held_out(
-    items: BenchmarkItems[ProcessBenchItem],
-    scores: Scores,
-    *,
-    allow_missing: bool = False,
-    num_resamples: int = DEFAULT_RESAMPLES,
-    seed: int = 0,
-) -> HeldOut:
+    items: BenchmarkItems[ProcessBenchItem], scores: Scores, *, allow_missing: bool = False,
+    num_resamples: int = DEFAULT_RESAMPLES, seed: int = 0,
+) -> HeldOut:  # fmt: skip
     """Measure with the threshold chosen on a held-out half, both ways round.
 
     Items fall into two halves by a hash of their id. On each half the threshold with the highest average F1 is chosen
-    (of equal ones the nearest to 0.5, then the lower) and the other half is predicted with it.
-
-    Raises:
-        BenchmarkError: as for `threshold_curve`; or a half has too few items for its average F1 to be defined.
-        MissingPredictions: as for `tally_processbench`.
+    (of equal ones the nearest to 0.5, then the lower) and the other half is predicted with it. Errors are those of
+    `threshold_curve`, and a `BenchmarkError` where a half has too few items for its average F1 to be defined.
     """
-    thresholds = CURVE_THRESHOLDS
-    right, tally = _count(items, scores, thresholds, allow_missing, whole=True)
+    tally = tally_processbench(items, scores, threshold=CURVE_THRESHOLDS, allow_missing=allow_missing)
     halves = np.array([hashlib.blake2b(item.id.encode(), digest_size=1).digest()[0] & 1 for item in items.items])
     chosen = []
     for half in (0, 1):
         others = halves != half
-        f1 = _figures_at(replace(tally, counts=tally.counts[others]), right[others])[:, -1]
+        f1 = _figures_at(replace(tally, counts=tally.counts[others], outcomes=tally.outcomes[others]))[:, -1]
         if np.isnan(f1).any():
-            raise BenchmarkError(
-                "too few items to choose a threshold on one half: each half needs, in each subset, solutions with and "
-                "without a wrong step"
-            )
+            what = "each half needs, in each subset, solutions with and without a wrong step"
+            raise BenchmarkError(f"too few items to choose a threshold on one half: {what}")
         best = np.flatnonzero(f1 >= f1.max() - 1e-9).tolist()
-        chosen.append(min(best, key=lambda index: (abs(thresholds[index] - 0.5), thresholds[index])))
+        chosen.append(min(best, key=lambda index: (abs(CURVE_THRESHOLDS[index] - 0.5), index)))
     counts = tally.counts.copy()
-    hits = np.where(halves == 0, right[:, chosen[0]], right[:, chosen[1]])
+    hits = tally.outcomes[np.arange(len(halves)), np.take(chosen, halves)]
     counts[:, 0::2] = counts[:, 1::2] * hits[:, None]
     figures, undefined = replace(tally, counts=counts).with_intervals(num_resamples, seed)
-    first, second = (thresholds[index] for index in chosen)
+    first, second = (CURVE_THRESHOLDS[index] for index in chosen)
     num_second = int(halves.sum())
     return HeldOut((first, second), (len(halves) - num_second, num_second), figures, undefined)
 
 
-def _figures_at(tally: Tally, right: NDArray[np.bool_]) -> Floats:
-    """(T, F) figures for each column of `right` (N, T)."""
+def _figures_at(tally: Tally) -> Floats:
+    """(T, F) figures at each of the tally's thresholds."""
     # The odd columns say of which kind an item is; the even ones count it if it is predicted right.
     kinds = tally.counts[:, 1::2]
-    hits = right.T.astype(np.float64) @ kinds
+    hits = tally.outcomes.T.astype(np.float64) @ kinds
     pairs = np.stack([hits, np.broadcast_to(kinds.sum(axis=0), hits.shape)], axis=-1)
     return tally.figures_of(pairs.reshape(len(hits), -1))
 
 
-def _table(measured: Measurement) -> ResultTable:
-    return ResultTable(
-        f"ProcessBench at threshold {measured.threshold:g}",
-        ("subset", "items", "error acc", "correct acc", "F1"),
-        _lines(measured.figures, measured.coverage),
-        ["F1 is the harmonic mean of the two accuracies; the average is over the subsets shown"],
-    )
-
-
-def _lines(figures: Mapping[str, Figure], sizes: Mapping[str, Coverage] | None = None) -> list[TableLine | None]:
+def _table(
+    title: str, figures: Mapping[str, Figure], note: str, coverage: Mapping[str, Coverage] | None = None
+) -> ResultTable:
     """A line a subset, with its size before its figures where that is given; then the average."""
+    sizes = {name: [f"{one.num_items:,}"] for name, one in coverage.items()} if coverage else {}
+    total = [f"{sum(one.num_items for one in coverage.values()):,}"] if coverage else []
     *subsets, _ = [name.removesuffix(".f1") for name in figures if name.endswith(".f1")]
-    size = {name: [f"{coverage.num_items:,}"] for name, coverage in sizes.items()} if sizes else {}
-    total = [f"{sum(coverage.num_items for coverage in sizes.values()):,}"] if sizes else []
-    lines = [TableLine(name, [*size.get(name, []), *(figures[f"{name}.{one}"] for one in _NAMES)]) for name in subsets]
-    return [*lines, None, TableLine("average", (*total, "", "", figures["average.f1"]), "bold")]
+    lines = [TableLine(name, [*sizes.get(name, []), *(figures[f"{name}.{one}"] for one in _NAMES)]) for name in subsets]
+    average = TableLine("average", (*total, "", "", figures["average.f1"]), "bold")
+    columns = ("subset", *["items"] * bool(coverage), "error acc", "correct acc", "F1")
+    return ResultTable(title, columns, [*lines, None, average], [note])
+
+
+def _measured(measured: Measurement) -> ResultTable:
+    note = "F1 is the harmonic mean of the two accuracies; the average is over the subsets shown"
+    return _table(f"ProcessBench at threshold {measured.threshold:g}", measured.figures, note, measured.coverage)
 
 
 PROCESSBENCH = Benchmark(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Self
@@ -14,11 +14,8 @@ from rprm.reading import Rejected, RowModel, Source, Text, checked, read_rows
 from rprm.records import SolutionReward
 from rprm.rewarders.batch import Totals
 
-#: How many items an error message names.
-MAX_NAMED = 10
-
-#: A score per step, in order; None where a step has none.
-StepScores = tuple[float | None, ...]
+MAX_NAMED = 10  #: how many items an error message names
+StepScores = tuple[float | None, ...]  #: a score per step, in order; None where a step has none
 
 
 @dataclass(frozen=True)
@@ -39,17 +36,31 @@ class Scores:
         if not 0.0 < threshold < 1.0:
             raise BenchmarkError(f"threshold is {threshold}; give a number between 0 and 1")
         if self.settled_at not in (None, threshold):
-            raise BenchmarkError(
-                f"early stopping settled these rewards at the threshold {self.settled_at}; they cannot be measured at "
-                f"{threshold}: judge with that threshold, or without early stopping"
-            )
+            settled = f"early stopping settled these rewards at the threshold {self.settled_at}"
+            how = "judge with that threshold, or without early stopping"
+            raise BenchmarkError(f"{settled}; they cannot be measured at {threshold}: {how}")
+
+    def of_items(
+        self, num_steps: Mapping[str, int], why: str, may_end: Callable[[StepScores], bool] = lambda p_yes: False
+    ) -> dict[str, StepScores]:
+        """The scores of items, each with so many steps; None for each step of an item without any.
+
+        An `InputError` names those with another number, and says `why` not: fewer must be scores that `may_end` so.
+        """
+        found = {name: self.p_yes.get(name, (None,) * number) for name, number in num_steps.items()}
+        wrong = [
+            f"{name} ({len(p_yes)} scores, {num_steps[name]} steps)"
+            for name, p_yes in found.items()
+            if len(p_yes) > num_steps[name] or (len(p_yes) < num_steps[name] and not may_end(p_yes))
+        ]
+        if wrong:
+            what = f"{len(wrong)} items do not have one score for each step: {named(wrong)} ({why})"
+            raise InputError(f"{what}; are the scores from the same data?")
+        return found
 
     def refuse_missing(self, missing: Collection[str], ids: Collection[str], what: str, *, allow_missing: bool) -> None:
-        """Refuse items that lack a prediction (`missing` of `ids`, which have `what` in its place).
-
-        Raises:
-            MissingPredictions: there are any; with `allow_missing`, only where no item has a score.
-        """
+        """Raise `MissingPredictions` where items lack a prediction (`missing` of `ids`, which have `what` in its
+        place); with `allow_missing`, only where no item has a score."""
         nothing = all(score is None for identifier in ids for score in self.p_yes.get(identifier, ()))
         if not missing or (allow_missing and not nothing):
             return
@@ -67,11 +78,8 @@ class Scores:
 
 
 def scores_of(rewards: Iterable[SolutionReward], *, settled_at: float | None = None, last_step: bool = False) -> Scores:
-    """The scores of judged solutions; with `last_step` each reward is of its solution's last step alone.
-
-    Raises:
-        InputError: the steps of a reward are not the first ones of its solution, in order.
-    """
+    """The scores of judged solutions; with `last_step` each reward is of its solution's last step alone. `InputError`
+    where the steps of a reward are not the first ones of its solution, in order."""
     p_yes: dict[str, StepScores] = {}
     repeated: list[str] = []
     failures: dict[str, str] = {}
@@ -86,9 +94,8 @@ def scores_of(rewards: Iterable[SolutionReward], *, settled_at: float | None = N
             continue
         p_yes[reward.id] = tuple(reward.rewards)
         usage.add(reward)
-        for step in reward.steps:
-            if step.failure is not None:
-                failures.setdefault(reward.id, step.failure)
+        reasons = [step.failure for step in reward.steps if step.failure is not None]
+        failures |= {reward.id: reasons[0]} if reasons else {}
         unasked = [one.verdict is not None and not one.forced for step in reward.steps for one in step.analyses]
         form[reward.id] = sum(unasked), len(unasked)
     return Scores(p_yes, settled_at, tuple(repeated), usage, failures, form)
@@ -107,11 +114,8 @@ class _ScoresRow(RowModel):
 
 
 def read_scores(path: str | Path) -> Scores:
-    """Read a scores file: JSON Lines or JSON, plain or gzipped, rows `{id | key, p_yes: [number or null, ...]}`.
-
-    Raises:
-        InputError: there is no such file, or a row is malformed; the message has file and line.
-    """
+    """Read a scores file: JSON Lines or JSON, plain or gzipped, rows `{id | key, p_yes: [number or null, ...]}`; an
+    `InputError` where there is none, or (with file and line) a row is malformed."""
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file")
     p_yes: dict[str, StepScores] = {}
@@ -120,18 +124,9 @@ def read_scores(path: str | Path) -> Scores:
         if isinstance(row, Rejected):
             raise InputError(f"{path}, line {row.line}: {row.reason}")
         name = str(row.id or row.key)
-        if name in p_yes:
-            repeated.append(name)
+        repeated += [name] * (name in p_yes)
         p_yes.setdefault(name, tuple(row.p_yes))
     return Scores(p_yes, repeated=tuple(repeated))
-
-
-def refuse_lengths(wrong: Collection[str], why: str) -> None:
-    if wrong:
-        raise InputError(
-            f"{len(wrong)} items do not have one score for each step: {named(wrong)} {why}; are the scores from the "
-            "same data?"
-        )
 
 
 def named(ids: Collection[str]) -> str:

@@ -1,20 +1,24 @@
 """What every benchmark is measured from: counts of each item, such that every figure is a function of their sum.
 
-Figures, bootstrap intervals and paired tests need nothing else.
+Intervals are of a bootstrap by item (Efron and Tibshirani 1993, chapters 6 and 13). How often each distinct row of
+counts is drawn is multinomial, so that resamples cost one matrix product.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rprm.benchmarks.bootstrap import percentile_intervals, resampled_sums
+from rprm.errors import BenchmarkError
 
 Floats = NDArray[np.float64]
+DEFAULT_RESAMPLES = 2_000
+MAX_CHUNK = 4_000_000  #: numbers held at once: memory stays flat however many resamples or items
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,7 @@ class Coverage:
         return 100.0 * self.steps_scored / self.steps_needed
 
     def __add__(self, other: Coverage) -> Coverage:
-        return Coverage(*(one + more for one, more in zip(astuple(self), astuple(other), strict=True)))
+        return Coverage(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -100,6 +104,11 @@ class Tally:
         """(F,) the figures themselves."""
         return self.figures_of(self.counts.sum(axis=0))
 
+    @property
+    def by_name(self) -> dict[str, float | None]:
+        """The figures; None where undefined."""
+        return dict(zip(self.figure_names, map(optional, self.values), strict=True))
+
     def with_intervals(self, num_resamples: int, seed: int) -> tuple[dict[str, Figure], dict[str, int]]:
         """Figures by name with their intervals, and how many resamples left a figure undefined (0 not listed)."""
         sums = resampled_sums(self.counts, self.strata, num_resamples=num_resamples, seed=seed)
@@ -107,15 +116,39 @@ class Tally:
         return named_figures(self.figure_names, self.values, resampled)
 
 
+def resampled_sums(counts: Floats, strata: NDArray[np.str_], *, num_resamples: int, seed: int) -> Iterator[Floats]:
+    """Sums of counts (N, C) over items drawn within each stratum (N,), as many as it has: chunks (r, C), R rows in all.
+
+    The result depends on the seed and the items, not on their order. `BenchmarkError` where no resamples are asked for.
+    """
+    if num_resamples < 1:
+        raise BenchmarkError(f"num_resamples is {num_resamples}; at least 1 is needed")
+    groups = []
+    for stratum, stream in zip(names := np.unique(strata), np.random.SeedSequence(seed).spawn(len(names)), strict=True):
+        members = counts[strata == stratum]
+        rows, multiplicity = np.unique(members, axis=0, return_counts=True)
+        active = np.flatnonzero(rows.any(axis=0))
+        random = np.random.default_rng(stream)
+        groups.append((random, len(members), multiplicity / len(members), rows[:, active], active))
+    largest = max((len(share) for _, _, share, _, _ in groups), default=1)
+    chunk = max(1, MAX_CHUNK // (largest + counts.shape[1]))
+    for start in range(0, num_resamples, chunk):
+        size = min(chunk, num_resamples - start)
+        sums = np.zeros((size, counts.shape[1]))
+        for random, num_members, share, rows, active in groups:
+            sums[:, active] += random.multinomial(num_members, share, size=size).astype(np.float64) @ rows
+        yield sums
+
+
 def named_figures(names: Sequence[str], values: Floats, resampled: Floats) -> tuple[dict[str, Figure], dict[str, int]]:
-    """Figures from their values (F,) and their values in resamples (R, F)."""
-    figures: dict[str, Figure] = {}
-    undefined: dict[str, int] = {}
-    for name, value, *interval, number in zip(names, values, *percentile_intervals(resampled), strict=True):
-        figures[name] = Figure(None) if np.isnan(value) else Figure(float(value), *map(optional, interval))
-        if number and not np.isnan(value):
-            undefined[name] = int(number)
-    return figures, undefined
+    """Figures from their values (F,) and their values in resamples (R, F), which are left out where undefined (NaN);
+    and how many of a figure were, unless all of it is undefined."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of a figure without a defined resample
+        intervals = np.nanpercentile(resampled, (2.5, 97.5), axis=0)
+    figures = {name: Figure(*map(optional, row)) for name, *row in zip(names, values, *intervals, strict=True)}
+    undefined = zip(names, np.isnan(resampled).sum(axis=0).tolist(), strict=True)
+    return figures, {name: number for name, number in undefined if number and figures[name].value is not None}
 
 
 def optional(value: np.float64 | float) -> float | None:
@@ -131,15 +164,5 @@ def accuracies(counts: Floats) -> Floats:
     with np.errstate(invalid="ignore"):
         shares = counts[..., 0] / counts[..., 1]
         first, second = shares[..., 0], shares[..., 1]
-        total = first + second
-        f1 = np.where(total == 0.0, 0.0, 2 * first * second / total)
+        f1 = np.where(first + second == 0.0, 0.0, 2 * first * second / (first + second))
     return np.concatenate([shares, f1[..., None]], axis=-1)
-
-
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{"math.f1": x, "overall": y} -> {"math": {"f1": x}, "overall": y}."""
-    tree: dict[str, Any] = {}
-    for name, value in flat.items():
-        group, dot, leaf = name.rpartition(".")
-        (tree.setdefault(group, {}) if dot else tree)[leaf] = value
-    return tree

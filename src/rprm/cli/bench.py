@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterable
-from dataclasses import dataclass, make_dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, make_dataclass, replace
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -18,7 +18,7 @@ from rprm.cli.options import FirstErrorOptions, Json, JudgeOptions, Output, with
 from rprm.errors import BenchmarkError, CorruptRun
 
 if TYPE_CHECKING:
-    from rprm.benchmarks import Benchmark, BenchmarkItems, Scores
+    from rprm.benchmarks import Benchmark, BenchmarkItems, Flag, Scores
     from rprm.reading import SourceInfo
 
 
@@ -35,31 +35,26 @@ class BenchGroup(OpenGroup):
     @staticmethod
     def made(loaded: Any) -> typer.Typer:
         def run(data: Any, measured: Any, judging: Any, flags: Any, figures: Any) -> None:
-            _bench(loaded, data, measured, judging, [name for name in loaded.flags if getattr(flags, name)], figures)
+            chosen = {name: flag for name, flag in loaded.flags.items() if getattr(flags, name)}
+            _bench(loaded, data, measured, judging, chosen, figures)
 
-        flags = [
+        options = [
             (name, Annotated[bool, f"--{name.replace('_', '-')}", flag.help], False)
             for name, flag in loaded.flags.items()
         ]
         run.__doc__ = loaded.help
         run.__annotations__ = {
-            "data": DataOptions if loaded.hub else NamedData,
-            "measured": MeasuredOptions,
+            "data": DataOptions if loaded.hub else NamedData, "measured": MeasuredOptions,
             "judging": FirstErrorOptions if loaded.judged == "first error" else JudgeOptions,
-            "flags": make_dataclass("Flags", flags, frozen=True),
-            "figures": FigureOptions,
-        }
+            "flags": make_dataclass("Flags", options, frozen=True), "figures": FigureOptions,
+        }  # fmt: skip
         made = typer.Typer(rich_markup_mode=None, add_completion=False)
         made.command(loaded.name)(with_options(run))
         return made
 
 
-app = typer.Typer(
-    cls=BenchGroup,
-    rich_markup_mode=None,
-    help="Measure judges on ProcessBench and PRMBench, and compare two of them.",
-    no_args_is_help=True,
-)
+_HELP = "Measure judges on ProcessBench and PRMBench, and compare two of them."
+app = typer.Typer(cls=BenchGroup, rich_markup_mode=None, help=_HELP, no_args_is_help=True)
 
 Resamples = Annotated[int, typer.Option("--resamples", min=10, help="Bootstrap resamples behind each interval.")]
 
@@ -71,10 +66,7 @@ class MeasuredOptions:
     model: Annotated[str | None, "--model", "-m", "Judge with this model (as for `rprm judge`), then measure."] = None
     scores: Annotated[
         Path | None,
-        typer.Option(
-            help="Measure scores made elsewhere: JSON Lines {id | key, p_yes: [..]}, or a run folder.",
-            metavar="FILE|RUN",
-        ),
+        typer.Option(metavar="FILE|RUN", help="Scores made elsewhere: JSON Lines {id | key, p_yes: [..]}; or a run."),
     ] = None
     output: Output = None
 
@@ -83,10 +75,7 @@ class MeasuredOptions:
 class DataOptions:
     """On which data; by default the benchmark's own on the hub."""
 
-    data: Annotated[
-        str | None,
-        typer.Option(help="Files in place of the hub: a folder of subset files, or one file.", metavar="PATH"),
-    ] = None
+    data: Annotated[str | None, typer.Option(metavar="PATH", help="Instead of the hub: a folder, or one file.")] = None
     revision: Annotated[str | None, "Of the data set on the hub."] = None
 
 
@@ -109,13 +98,9 @@ class FigureOptions:
 
 
 def _bench(
-    benchmark: Benchmark,
-    data: DataOptions | NamedData,
-    measured: MeasuredOptions,
-    judging: JudgeOptions,
-    flags: list[str],
-    figures: FigureOptions,
-) -> None:
+    benchmark: Benchmark, data: DataOptions | NamedData, measured: MeasuredOptions, judging: JudgeOptions,
+    flags: Mapping[str, Flag], figures: FigureOptions,
+) -> None:  # fmt: skip
     """Judge now or read scores, then measure and show."""
     from rprm.benchmarks import measure
     from rprm.cli.embedded import EmbeddedScope
@@ -125,34 +110,24 @@ def _bench(
     from rprm.runs import MANIFEST
 
     path, output = measured.scores, measured.output
-    if (measured.model is None) == (path is None):
-        raise BenchmarkError(
-            "say what to measure: --model SPEC to judge now, or --scores FILE for scores made elsewhere (one of them)"
-        )
+    if path and measured.model:
+        raise BenchmarkError(f"two things to measure: leave out --model to measure {path}, or --scores to judge now")
+    if not (path or measured.model):
+        raise BenchmarkError("say what to measure: --model SPEC to judge now, or --scores FILE to measure those")
+    recorded = _recorded(path) if path else {}
     if path and output and (output / MANIFEST).exists() and not output.samefile(path):
         raise BenchmarkError(f"{output} holds another run than {path}: name another --output")
-    name, limit = data.data, figures.limit
-    recorded = _recorded(path) if path else {}
-    if name is None:
-        name, limit = _agreed("data", name, recorded), _agreed("limit", limit, recorded)
-    items = _read(benchmark, name, data.revision, limit)
-    chosen = {flag: benchmark.flags[flag] for flag in flags}
-    for flag in chosen.values():
+    name, limit, items = _read(benchmark, data, figures.limit, recorded)
+    for flag in flags.values():
         items = flag.items(items) if flag.items else items
-    further = {name: flag.further for name, flag in chosen.items() if flag.further}
+    further = {name: flag.further for name, flag in flags.items() if flag.further}
     if path:
-        scores = _scores(path, recorded, benchmark, items)
-        threshold = _agreed("threshold", judging.threshold, {"threshold": 0.5} | recorded)
+        scores, threshold = _scores(path, recorded, benchmark, items, judging.threshold)
     else:
-        rewarder = judging.rewarder(
-            str(measured.model),
-            in_full=bool(further),
-            **{"first_error_exit": False} if benchmark.judged == "every step" else {},
-        )
-        threshold = rewarder.threshold
-        scope = EmbeddedScope(measured.model)
-        last_step = benchmark.judged == "last step"
-        settings = {"benchmark": benchmark.name, **({} if limit is None else {"limit": limit})}
+        no_exit = {"first_error_exit": False} if benchmark.judged == "every step" else {}
+        rewarder = judging.rewarder(str(measured.model), in_full=bool(further), **no_exit)
+        scope, last_step = EmbeddedScope(measured.model), benchmark.judged == "last step"
+        settings = {"benchmark": benchmark.name} | ({} if limit is None else {"limit": limit})
         with tempfile.TemporaryDirectory(prefix="rprm-") as folder:
             run = output or Path(folder) / "run"
             totals = run_behind_progress(
@@ -166,14 +141,12 @@ def _bench(
             )  # fmt: skip
             scope.tell()
             refuse_nothing_judged(totals)
-            scores = _scores(run, _recorded(run), benchmark, items)
-    of_tally = {name: True for name, flag in chosen.items() if not flag.items and not flag.further}
-    how: dict[str, Any] = {
-        "allow_missing": figures.allow_missing, "num_resamples": figures.resamples, "seed": judging.seed,
-    }  # fmt: skip
+            scores, threshold = _scores(run, _recorded(run), benchmark, items, rewarder.threshold)
+    of_tally = {name: True for name, flag in flags.items() if not flag.items and not flag.further}
+    how = {"allow_missing": figures.allow_missing, "num_resamples": figures.resamples, "seed": judging.seed}
     measurement = measure(benchmark.tally, items, scores, threshold=threshold, **how, **of_tally)
-    results = {flag: make(items, scores, **how) for flag, make in further.items()}
-    found = measurement.as_dict() | of_tally | {flag: result.as_dict() for flag, result in results.items()}
+    results = {name: make(items, scores, **how) for name, make in further.items()}
+    found = measurement.as_dict() | of_tally | {name: result.as_dict() for name, result in results.items()}
     tables = (measurement_table(measurement), *(result_table(result.table()) for result in results.values()))
     show(found, tables, as_json=figures.json, output=output)
 
@@ -186,9 +159,7 @@ def compare(
     benchmark: Annotated[str | None, "processbench, prmbench or steps; a run folder knows its own."] = None,
     *,
     data: DataOptions,
-    threshold: Annotated[
-        float | None, "A step whose reward is below it is called wrong.  [default: each judge's, or 0.5]"
-    ] = None,
+    threshold: Annotated[float | None, "A reward below it is called wrong.  [default: each judge's, or 0.5]"] = None,
     figures: FigureOptions,
     seed: Annotated[int, "Of the resamples and permutations."] = 0,
 ) -> None:
@@ -198,90 +169,80 @@ def compare(
 
     runs = {path: _recorded(path) for path in (first, second)}
     known = BenchGroup.added()
-    name = _agreed("benchmark", benchmark, *runs.values())
-    if name not in known:
+    if (name := _agreed("benchmark", benchmark, *runs.values())) not in known:
         what = "scores files do not tell their benchmark" if name is None else f"{name}: no such benchmark"
         raise BenchmarkError(f"{what}: give --benchmark, one of {', '.join(known)}")
     record: Benchmark = known[name].load()
-    name, limit = (_agreed(*one, *runs.values()) for one in (("data", data.data), ("limit", figures.limit)))
-    items = _read(record, name, data.revision, limit)
-    one, other = (
-        record.tally(
-            items,
-            _scores(path, runs[path], record, items),
-            threshold=_agreed("threshold", threshold, {"threshold": 0.5} | runs[path]),
-            allow_missing=figures.allow_missing,
-        )
-        for path in (first, second)
-    )
-    comparison = compare_tallies(one, other, num_resamples=figures.resamples, seed=seed)
-    table = comparison_table(comparison, names=(str(first), str(second)))
-    show(comparison.as_dict(), [table], as_json=figures.json)
+    *_, items = _read(record, data, figures.limit, *runs.values())
+    tallies = []
+    for path in (first, second):
+        scores, at = _scores(path, runs[path], record, items, threshold)
+        tallies.append(record.tally(items, scores, threshold=at, allow_missing=figures.allow_missing))
+    found = compare_tallies(*tallies, num_resamples=figures.resamples, seed=seed)
+    show(found.as_dict(), [comparison_table(found, names=(str(first), str(second)))], as_json=figures.json)
 
 
-def _read(benchmark: Benchmark, data: str | None, revision: str | None, limit: int | None) -> BenchmarkItems[Any]:
-    if not (data or benchmark.hub):
+def _read(
+    benchmark: Benchmark, data: DataOptions | NamedData, limit: int | None, *recorded: dict[str, Any]
+) -> tuple[str | None, int | None, BenchmarkItems[Any]]:
+    """The name of the data and the limit, as given or as runs record them, and the items."""
+    name, limit = _agreed("data", data.data, *recorded), _agreed("limit", limit, *recorded)
+    if not (name or benchmark.hub):
         raise BenchmarkError(f"say which {benchmark.name} the scores are of: --data PATH")
-    return benchmark.read(data or benchmark.hub, revision=revision).limited(limit, benchmark.group)
+    items = benchmark.read(name or benchmark.hub, revision=data.revision)
+    return name, limit, items.limited(limit, benchmark.group)
 
 
 def _source(benchmark: Benchmark, items: BenchmarkItems[Any], name: str) -> SourceInfo:
     """One identity for all the files or splits of a benchmark; one file of a benchmark without a hub has its own."""
-    from rprm.reading import SourceInfo
-
     if benchmark.hub is None and len(items.sources) == 1:
         return items.sources[0]
     digests = "\n".join(source.digest for source in items.sources)
-    return SourceInfo(name, f"sha256:{hashlib.sha256(digests.encode()).hexdigest()}", len(items.items))
+    digest = f"sha256:{hashlib.sha256(digests.encode()).hexdigest()}"
+    return replace(items.sources[0], name=name, digest=digest, num_rows=len(items.items))
 
 
 def _recorded(path: Path) -> dict[str, Any]:
-    """What a run folder says of its scores (its settings, and where the data were); of a scores file nothing.
-
-    Raises:
-        BenchmarkError: there is neither.
-        CorruptRun: of the manifest.
-    """
+    """What a run folder says of its scores: its settings, and where the data were. A scores file says nothing."""
     from rprm.runs import MANIFEST, read_manifest
 
-    if path.is_dir():
-        manifest = read_manifest(path)
-        found: dict[str, Any] = manifest["settings"] | {"data": manifest["sessions"][-1].get("input")}
-        kinds = {"benchmark": str | None, "limit": int | None, "data": str | None, "threshold": int | float}
-        for name, kind in kinds.items():
-            if not isinstance(found.get(name), kind):
-                raise CorruptRun.at(str(path / MANIFEST), f"{name!r} is {found.get(name)!r:.80}")
-        return found
     if not path.exists():
         raise BenchmarkError(f"{path}: no such run folder or scores file")
-    return {}
+    if not path.is_dir():
+        return {}
+    manifest = read_manifest(path)
+    found: dict[str, Any] = manifest["settings"] | {"data": manifest["sessions"][-1].get("input")}
+    kinds = {"benchmark": str | None, "limit": int | None, "data": str | None, "threshold": int | float}
+    for name, kind in kinds.items():
+        if not isinstance(found.get(name), kind):
+            raise CorruptRun.at(str(path / MANIFEST), f"{name!r} is {found.get(name)!r:.80}")
+    return found
 
 
-def _scores(path: Path, recorded: dict[str, Any], benchmark: Benchmark, items: BenchmarkItems[Any]) -> Scores:
-    """The scores of a run folder, which must be of these items, or of a scores file."""
+def _scores(
+    path: Path, recorded: dict[str, Any], benchmark: Benchmark, items: BenchmarkItems[Any], threshold: float | None
+) -> tuple[Scores, float]:
+    """The scores of a run folder, which must be of these items, or of a file; the threshold given, or the judge's."""
     from rprm.benchmarks import read_scores, scores_of
     from rprm.records import SolutionReward
     from rprm.runs import RESULTS, read_json_lines
 
+    threshold = _agreed("threshold", threshold, {"threshold": 0.5} | recorded)
     if not recorded:
-        return read_scores(path)
+        return read_scores(path), threshold
     if recorded.get("benchmark") and recorded.get("input") != _source(benchmark, items, "").digest:
-        raise BenchmarkError(
-            f"{path} was judged on other data (its hash differs): name the data of that run with --data"
-        )
+        raise BenchmarkError(f"{path} was judged on other data (its hash differs): name its own with --data")
     settled_at = None if recorded.get("stopping", "none") == "none" else float(recorded["threshold"])
     rewards = read_json_lines(path / RESULTS, SolutionReward.read_back)
-    return scores_of(rewards, settled_at=settled_at, last_step=benchmark.judged == "last step")
+    return scores_of(rewards, settled_at=settled_at, last_step=benchmark.judged == "last step"), threshold
 
 
 def _agreed(name: str, given: Any, *recorded: dict[str, Any]) -> Any:
     """What was given, else what the runs record, if they agree."""
-    known = {run.get(name) for run in recorded if run}
-    if given is not None or not known:
-        return given
-    if len(known) > 1:
+    known = list(dict.fromkeys(run.get(name) for run in recorded if run))
+    if given is None and len(known) > 1:
         raise BenchmarkError(f"the runs differ in their {name} ({', '.join(map(str, known))}): name one with --{name}")
-    return known.pop()
+    return known[0] if given is None and known else given
 
 
 def show(found: dict[str, Any], tables: Iterable[Any], *, as_json: bool, output: Path | None = None) -> None:
@@ -294,7 +255,5 @@ def show(found: dict[str, Any], tables: Iterable[Any], *, as_json: bool, output:
         write_atomically(output / "measurement.json", f"{dumps(found, indent=2, ensure_ascii=False)}\n")
     if as_json:
         print(dumps(found, ensure_ascii=False))
-        return
-    console = Console(highlight=False)
-    for table in tables:
-        console.print(table)
+    else:
+        Console(highlight=False).print(*tables)

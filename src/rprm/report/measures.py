@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rich import box
 from rich.table import Table
@@ -11,19 +12,45 @@ from rich.text import Text
 from rprm.benchmarks import Figure, Measurement, ResultTable, Tally
 from rprm.benchmarks.comparison import Comparison
 
-#: What stands where there is no figure.
-UNDEFINED = "undefined"
-
 
 def measurement_table(measured: Measurement) -> Table:
-    """The figures of a run, with 95% intervals, and below them what they rest on."""
-    table = measured.layout(measured)
-    return result_table(table, notes=_basis(measured, table.notes))
+    """The figures of a run, with 95% intervals, and below them what they rest on: what is in order in one sentence."""
+    table, total, usage = measured.layout(measured), measured.total_coverage, measured.scores.usage
+    # Rounded down: 100.0 means that nothing is missing.
+    covered = ", ".join(
+        f"{name} {int(coverage.percent * 10) / 10:.1f}%"
+        for name, coverage in measured.coverage.items()
+        if coverage.steps_scored < coverage.steps_needed
+    )
+    counts = {
+        f"of {total.steps_needed:,} steps needed have no score; coverage: {covered}":
+            total.steps_needed - total.steps_scored,
+        "rows of the data could not be used and are not among the items": len(measured.items.rejected),
+        "scored items are not in the data and were not used": measured.num_unused,
+        "repeated scores were not used, the first of each was": len(measured.scores.repeated),
+    }  # fmt: skip
+    notes = [
+        f"{total.num_items:,} items, {len(measured.missing):,} missing; [95% intervals] from "
+        f"{measured.num_resamples:,} bootstrap resamples of the items",
+        *table.notes, *_lost(measured), *(f"{number:,} {sentence}" for sentence, number in counts.items() if number),
+    ]  # fmt: skip
+    if measured.undefined_resamples:
+        listed = ", ".join(f"{name} ({number:,})" for name, number in measured.undefined_resamples.items())
+        notes.append(f"resamples that leave a figure undefined are not in its interval: {listed}")
+    if usage is not None:
+        steps = usage.num_steps_judged
+        per_step = f" ({usage.num_generated_tokens / steps:,.0f} a step)" if steps else ""
+        notes.append(
+            f"{usage.num_generated_tokens:,} tokens generated{per_step}; {usage.num_analyses_without_verdict:,} of "
+            f"{usage.num_analyses:,} analyses without verdict; {usage.num_steps_uncovered:,} of {steps:,} judged "
+            "steps unscored"
+        )
+    return result_table(replace(table, notes=[*notes, *measured.notes]))
 
 
-def result_table(table: ResultTable, *, notes: Sequence[str] | None = None) -> Table:
-    """A benchmark's table; `notes` stand in for its own."""
-    made = framed(table.title, table.columns, table.notes if notes is None else notes)
+def result_table(table: ResultTable) -> Table:
+    """A benchmark's table."""
+    made = framed(table.title, table.columns, table.notes)
     for line in table.lines:
         if line is None:
             made.add_section()
@@ -35,27 +62,17 @@ def result_table(table: ResultTable, *, notes: Sequence[str] | None = None) -> T
 
 def comparison_table(comparison: Comparison, *, names: tuple[str, str] = ("first", "second")) -> Table:
     """Two runs beside each other, with the difference of each figure and the paired tests."""
-    title = f"B, {names[1]}, against A, {names[0]}"
-    table = framed(title, ("figure", "A", "B", "difference"), _tests(comparison))
-    for name, difference in comparison.differences.items():
-        values = comparison.first[name], comparison.second[name]
-        shown = (UNDEFINED if value is None else f"{value:.1f}" for value in values)
-        style = "bold" if name == comparison.headline else ""
-        table.add_row(name, *shown, figure_text(difference, sign="+"), style=style)
-    return table
-
-
-def _tests(comparison: Comparison) -> list[str]:
     first, second = comparison.tallies
-    number, test = f"{comparison.num_permutations:,}", f"{comparison.headline} is undefined for a run: no test"
-    if comparison.p_value is not None:
-        tried = f"all {number}" if comparison.exact else f"{number} random"
-        test = f"{comparison.headline}: {_p(comparison.p_value)}, paired permutation test over {tried} swaps"
     lines = [
         f"{len(first.ids):,} items, the runs differ on {comparison.num_discordant:,}; 95% intervals of the "
-        f"difference from {comparison.num_resamples:,} paired bootstrap resamples",
-        test,
+        f"difference from {comparison.num_resamples:,} paired bootstrap resamples"
     ]
+    if comparison.p_value is None:
+        lines.append(f"{first.headline} is undefined for a run: no test")
+    else:
+        number = f"{comparison.num_permutations:,}"
+        tried = f"all {number}" if comparison.exact else f"{number} random"
+        lines.append(f"{first.headline}: {_p(comparison.p_value)}, paired permutation test over {tried} swaps")
     if comparison.mcnemar_p is not None:
         lines.append(
             f"{comparison.only_first_right:,} items only A predicts right, "
@@ -64,7 +81,12 @@ def _tests(comparison: Comparison) -> list[str]:
     lines += [f"{name}: {text}" for name, tally in zip("AB", comparison.tallies, strict=True) for text in _lost(tally)]
     if first.threshold != second.threshold:
         lines.append(f"thresholds: A {first.threshold:g}, B {second.threshold:g}")
-    return lines
+    table = framed(f"B, {names[1]}, against A, {names[0]}", ("figure", "A", "B", "difference"), lines)
+    values = [[figure_text(Figure(value)) for value in tally.by_name.values()] for tally in comparison.tallies]
+    for (name, difference), *pair in zip(comparison.differences.items(), *values, strict=True):
+        style = "bold" if name == first.headline else ""
+        table.add_row(name, *pair, figure_text(difference, sign="+"), style=style)
+    return table
 
 
 def _lost(tally: Tally) -> list[str]:
@@ -73,44 +95,6 @@ def _lost(tally: Tally) -> list[str]:
     unjudged = f"{partly:,} items could not be judged: a step has no score; they count as predicted wrong"
     missing = f"{len(tally.missing):,} items without a full prediction: what is missing counts as wrong"
     return [unjudged] * (partly > 0) + [missing] * bool(tally.missing)
-
-
-def _basis(measured: Measurement, notes: Sequence[str]) -> list[str]:
-    """What the figures of a run rest on, a sentence each; what is in order is said once, in the first."""
-    total = measured.total_coverage
-    # Rounded down: 100.0 means that nothing is missing.
-    covered = ", ".join(
-        f"{name} {int(coverage.percent * 10) / 10:.1f}%"
-        for name, coverage in measured.coverage.items()
-        if coverage.steps_scored < coverage.steps_needed
-    )
-    lines = [
-        f"{total.num_items:,} items, {len(measured.missing):,} missing; [95% intervals] from "
-        f"{measured.num_resamples:,} bootstrap resamples of the items",
-        *notes,
-        *_lost(measured),
-    ]
-    needed = total.steps_needed
-    for number, sentence in (
-        (needed - total.steps_scored, f"of {needed:,} steps needed have no score; coverage: {covered}"),
-        (len(measured.items.rejected), "rows of the data could not be used and are not among the items"),
-        (measured.num_unused, "scored items are not in the data and were not used"),
-        (len(measured.scores.repeated), "repeated scores were not used, the first of each was"),
-    ):
-        if number:
-            lines.append(f"{number:,} {sentence}")
-    if measured.undefined_resamples:
-        listed = ", ".join(f"{name} ({number:,})" for name, number in measured.undefined_resamples.items())
-        lines.append(f"resamples that leave a figure undefined are not in its interval: {listed}")
-    if (usage := measured.scores.usage) is not None:
-        steps = usage.num_steps_judged
-        per_step = f" ({usage.num_generated_tokens / steps:,.0f} a step)" if steps else ""
-        lines.append(
-            f"{usage.num_generated_tokens:,} tokens generated{per_step}; {usage.num_analyses_without_verdict:,} of "
-            f"{usage.num_analyses:,} analyses without verdict; {usage.num_steps_uncovered:,} of {steps:,} judged "
-            "steps unscored"
-        )
-    return lines + list(measured.notes)
 
 
 def framed(
@@ -133,7 +117,7 @@ def framed(
 def figure_text(figure: Figure, *, sign: str = "", below: bool = False) -> Text:
     """A figure and its interval, beside or below it. A difference (`sign` "+") has the colour of what it surely is."""
     if figure.value is None:
-        return Text(UNDEFINED, style="dim")
+        return Text("undefined", style="dim")
     text = Text(f"{figure.value:{sign}.1f}")
     if figure.low is not None and figure.high is not None:
         if sign and figure.low * figure.high > 0:

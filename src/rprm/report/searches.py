@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.measure import Measurement
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from rprm.benchmarks.mathematics import AVERAGE, SearchMeasurement
+from rprm.benchmarks.scores import MAX_NAMED
 from rprm.benchmarks.tally import Figure
 from rprm.report.measures import figure_text, framed
 from rprm.report.solutions import panel, plain
 from rprm.search.trees import ROOT, SearchNode, SearchTree
-
-#: How many gradings without a conclusion are named.
-_MAX_NAMED = 10
 
 #: By what became of a node, its mark and style.
 _MARKS = {"kept": ("●", "bold"), "finished": ("■", "bold green"), "pruned": ("○", "dim"), "dropped": ("·", "dim")}
@@ -27,13 +25,11 @@ _MARKS = {"kept": ("●", "bold"), "finished": ("■", "bold green"), "pruned": 
 _figure = partial(figure_text, below=True)
 
 
-def search_tables(measurement: SearchMeasurement) -> Iterator[RenderableType]:
+def search_tables(measurement: SearchMeasurement) -> list[RenderableType]:
     """All that there is to show of a measurement."""
-    yield search_table(measurement)
-    if measurement.curve:
-        yield search_curve_table(measurement)
-    if measurement.unsettled:
-        yield unsettled_table(measurement)
+    curve = [search_curve_table(measurement)] if measurement.curve else []
+    unsettled = [unsettled_table(measurement)] if measurement.unsettled else []
+    return [search_table(measurement), *curve, *unsettled]
 
 
 def search_table(measurement: SearchMeasurement) -> RenderableType:
@@ -76,16 +72,13 @@ def search_curve_table(measurement: SearchMeasurement) -> RenderableType:
         for size in sorted({size for line in lines.values() for size in line})
     }
     what = "the mean over the sets" if len(measurement.sets) > 1 else "".join(measurement.names.values())
-    caption = ["the mean over all choices of N of the candidates; below it the 95% interval"]
-    return _WideTable(f"By number of candidates N, {what}", [line[:2] for line in lines], columns, caption)
+    note = "the mean over all choices of N of the candidates; below it the 95% interval"
+    return _WideTable(f"By number of candidates N, {what}", [line[:2] for line in lines], columns, [note])
 
 
 @dataclass(frozen=True)
 class _WideTable:
-    """A table that goes on below itself where a terminal is too narrow for all its columns.
-
-    A heading, of a column or a row, is in two lines.
-    """
+    """A table that goes on below itself where a terminal is too narrow; headings are in two lines."""
 
     title: str
     methods: Sequence[tuple[str, str]]
@@ -93,32 +86,31 @@ class _WideTable:
     caption: Sequence[str]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        def part(number: int) -> Table:
+            table = framed(title, ["method", *(_two_lines(*heading) for heading, _ in columns[:number])])
+            for place, method in enumerate(self.methods):
+                table.add_row(_two_lines(*method), *(cells[place] for _, cells in columns[:number]))
+            return table
+
         unlimited = options.update(max_width=1_000_000)
         columns, title = list(self.columns.items()), self.title
         while columns:
-            for number in range(len(columns), 0, -1):
-                part = self._part(title, columns[:number])
-                if number == 1 or Measurement.get(console, unlimited, part).maximum <= options.max_width:
-                    break
-            yield part
+            number = len(columns)
+            while number > 1 and Measurement.get(console, unlimited, part(number)).maximum > options.max_width:
+                number -= 1
+            yield part(number)
             columns, title = columns[number:], ""
         yield Text("\n".join(self.caption), style="dim italic")
-
-    def _part(self, title: str, columns: Sequence[tuple[tuple[str, str], Sequence[Text]]]) -> Table:
-        table = framed(title, ["method", *(_two_lines(*heading) for heading, _ in columns)])
-        for place, method in enumerate(self.methods):
-            table.add_row(_two_lines(*method), *(cells[place] for _, cells in columns))
-        return table
 
 
 def unsettled_table(measurement: SearchMeasurement) -> Table:
     """Solutions whose grading came to no conclusion: the first few."""
     unsettled = measurement.unsettled
-    rest = len(unsettled) - _MAX_NAMED
+    rest = len(unsettled) - MAX_NAMED
     caption = [f"and {rest:,} more: --grades FILE writes all of them"] if rest > 0 else []
     columns = ("problem", "candidate", "answer", "outcome")
     table = framed("Gradings without a conclusion, counted as wrong", columns, caption, numbers=("candidate",))
-    for graded in unsettled[:_MAX_NAMED]:
+    for graded in unsettled[:MAX_NAMED]:
         answer = " ".join((graded.answer or "").split())
         shown = answer if len(answer) <= 60 else f"{answer[:59]}…"
         table.add_row(Text(graded.id), str(graded.index), Text(shown), graded.grade.outcome)
@@ -133,8 +125,7 @@ def sets_table(checks: Mapping[str, Mapping[str, Any]]) -> Table:
     for check in checks.values():
         number, data = check["problems"], check["data"]
         numbers = (number, number - len(check["unrecognised"]), check["rejected_rows"])
-        cells = (check["name"], *(f"{count:,}" for count in numbers), data["name"], data["digest"][:19])
-        table.add_row(*map(Text, cells))
+        table.add_row(Text(check["name"]), *map("{:,}".format, numbers), Text(data["name"]), data["digest"][:19])
     return table
 
 
@@ -143,12 +134,9 @@ def _two_lines(first: str, second: str) -> Text:
 
 
 def render_tree(tree: SearchTree, *, max_characters: int | None = None) -> RenderableType:
-    """A problem's trees round by round: what was proposed, what it was worth, what was kept.
+    """A problem's trees round by round: what was proposed (cut to `max_characters`), what it was worth, what was kept.
 
     Model and input text is shown as it is: no markup in it is interpreted, and control characters are dropped.
-
-    Args:
-        max_characters: of each step; a longer one is cut. None shows all.
     """
     chosen = {node.id for node in tree.path(tree.chosen)} if tree.chosen is not None else set()
     parts: list[RenderableType] = [Text(plain(tree.problem.problem), style="italic"), Text("")]
@@ -168,30 +156,27 @@ def render_tree(tree: SearchTree, *, max_characters: int | None = None) -> Rende
 
 
 def _rounds(nodes: Sequence[SearchNode], chosen: set[int], is_beam: bool, max_characters: int | None) -> Table:
-    table = Table(box=None, padding=(0, 1), show_header=True, header_style="dim", expand=True)
-    table.add_column("round", justify="right", style="dim", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    if is_beam:
-        table.add_column("after", justify="right", style="dim", no_wrap=True)
-    table.add_column("reward", justify="right", no_wrap=True)
-    table.add_column("drawn", justify="right", style="dim", no_wrap=True)
-    table.add_column("step", ratio=1)
+    number = partial(Column, justify="right", no_wrap=True)
+    table = Table(
+        number("round", style="dim"), Column(no_wrap=True), *[number("after", style="dim")] * is_beam,
+        number("reward"), number("drawn", style="dim"), Column("step", ratio=1),
+        box=None, padding=(0, 1), header_style="dim", expand=True,
+    )  # fmt: skip
     above = None
     for node in nodes:
         mark, style = _MARKS[node.fate]
-        cells: list[RenderableType] = [str(node.round + 1) if node.round != above else ""]
-        cells.append(Text(f"{mark}{node.id}" if is_beam else mark, style=style))
-        if is_beam:
-            cells.append("" if node.parent == ROOT else str(node.parent))
-        table.add_row(*cells, _reward(node), f"×{len(node.samples)}", _step(node, node.id in chosen, max_characters))
+        place = str(node.round + 1) if node.round != above else ""
+        name = Text(f"{mark}{node.id}" if is_beam else mark, style=style)
+        parent = ["" if node.parent == ROOT else str(node.parent)] * is_beam
+        step = _step(node, node.id in chosen, max_characters)
+        table.add_row(place, name, *parent, _reward(node), f"×{len(node.samples)}", step)
         above = node.round
     return table
 
 
 def _step(node: SearchNode, is_chosen: bool, max_characters: int | None) -> Text:
     text = plain(node.step)
-    if max_characters is not None and len(text) > max_characters:
-        text = text[:max_characters] + "…"
+    text = text if max_characters is None or len(text) <= max_characters else f"{text[:max_characters]}…"
     style = "" if is_chosen else "dim" if node.fate in ("pruned", "dropped") else "cyan"
     shown = Text(text or ("(the solution ends)" if node.fate != "dropped" else "(nothing)"), style=style)
     notes = {

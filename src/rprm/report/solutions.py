@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.panel import Panel
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from rprm.records import Solution, SolutionReward
@@ -20,31 +20,24 @@ _BAR_WIDTH = 10
 
 
 def render_solution(
-    solution: Solution,
-    result: SolutionReward,
-    *,
-    threshold: float,
-    analyses: bool = False,
-    note: str | None = None,
+    solution: Solution, result: SolutionReward, *, threshold: float, analyses: bool = False, note: str | None = None,
     told: set[str] | None = None,
-) -> RenderableType:
+) -> RenderableType:  # fmt: skip
     """A solution's steps with reward and verdict, the first error marked.
 
     Model and input text is shown as it is: no markup in it is interpreted, and control characters are dropped.
 
     Args:
         threshold: rewards below it are those of wrong steps.
-        analyses: show the analyses too.
         note: why the rewards mean nothing. It is shown above them, and nothing is then green or red.
         told: reasons of unscored steps that the run's earlier solutions showed; each is shown once. Takes new ones.
     """
     told = set() if told is None else told
     wrong, right = ("red", "green") if note is None else ("yellow", "yellow")
-    table = Table(box=None, padding=(0, 1), show_header=False, expand=True)
-    table.add_column(justify="right", style="dim", no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(ratio=1)
+    table = Table(
+        Column(justify="right", style="dim", no_wrap=True), Column(no_wrap=True), Column(justify="right", no_wrap=True),
+        Column(ratio=1), box=None, padding=(0, 1), show_header=False, expand=True,
+    )  # fmt: skip
     judged = {step.step_index: step for step in result.steps}
     for index, text in enumerate(solution.steps):
         step = judged.get(index)
@@ -55,8 +48,7 @@ def render_solution(
         parts: list[RenderableType] = [Text(plain(text), style=f"bold {wrong}" if is_first_error else "")]
         notes = ["✗ first error"] * is_first_error
         if step.failure:
-            # Prompts that are too long differ in their lengths alone.
-            reason = re.sub(r"\d[\d,.]*", "0", step.failure)
+            reason = re.sub(r"\d[\d,.]*", "0", step.failure)  # Prompts that are too long differ in their lengths alone.
             notes.append("unscored, as above" if reason in told else step.failure)
             told.add(reason)
         elif step.num_without_verdict:
@@ -65,8 +57,8 @@ def render_solution(
             parts.append(Text("; ".join(notes), style=wrong if is_first_error else "yellow"))
         for number, one in enumerate(step.analyses if analyses else (), 1):
             p_yes = "no verdict" if one.p_yes is None else f"P(Yes) {one.p_yes:.2f}"
-            told_of = f"analysis {number}: {p_yes}{', asked for' if one.forced else ''}, {one.num_tokens} tokens"
-            shown = Group(Text(told_of, style="cyan"), Text(plain(one.text), style="dim"))
+            title = f"analysis {number}: {p_yes}{', asked for' if one.forced else ''}, {one.num_tokens} tokens"
+            shown = Group(Text(title, style="cyan"), Text(plain(one.text), style="dim"))
             parts.append(Padding(shown, (0, 0, 0, 2)))
         reward, bar = "none", Text("?" * _BAR_WIDTH, style="yellow")
         if step.reward is not None:
@@ -74,12 +66,11 @@ def render_solution(
             reward, bar = f"{step.reward:.2f}", Text("█" * filled, style=colour)
             bar.append("░" * (_BAR_WIDTH - filled), style="dim")
         table.add_row(str(index + 1), bar, reward, Group(*parts))
+    text, colour = "no error found", "green"
     if result.first_error is None:
         text, colour = f"could not be judged: {len(result.uncovered)} of {result.num_steps} steps unscored", "yellow"
     elif result.first_error >= 0:
         text, colour = f"first error: step {result.first_error + 1}", "red"
-    else:
-        text, colour = "no error found", "green"
     if result.label is not None:
         text += f"  (labelled: {f'step {result.label + 1}' if result.label >= 0 else 'none'})"
     head = [] if note is None else [Text(plain(note), style="yellow")]
@@ -98,13 +89,10 @@ def panel(title: str, parts: Sequence[RenderableType], conclusion: str, colour: 
 def render_totals(totals: Totals, output: Path | None) -> RenderableType:
     """The totals of a run: solutions, steps, tokens, and everything that is missing."""
     num_right = totals.num_solutions - totals.num_wrong - totals.num_unjudged
-    kinds = f"solutions: {totals.num_wrong:,} with an error, {num_right:,} without"
-    if totals.num_unjudged:
-        kinds += f", {totals.num_unjudged:,} could not be judged"
+    unjudged = f", {totals.num_unjudged:,} could not be judged" if totals.num_unjudged else ""
     skipped = totals.num_steps - totals.num_steps_judged
-    table = Table(box=None, padding=(0, 1), show_header=False)
-    table.add_column(justify="right", style="bold")
-    table.add_column()
+    table = Table(Column(justify="right", style="bold"), Column(), box=None, padding=(0, 1), show_header=False)
+    kinds = f"solutions: {totals.num_wrong:,} with an error, {num_right:,} without{unjudged}"
     table.add_row(f"{totals.num_solutions:,}", kinds)
     table.add_row(f"{totals.num_steps_judged:,}", f"steps judged, {skipped:,} after a first error not judged")
     if totals.num_analyses:

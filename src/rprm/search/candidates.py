@@ -12,12 +12,11 @@ from typing import Annotated, Any, Literal, Unpack
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from rprm.benchmarks.items import parsed_rows
 from rprm.benchmarks.mathematics import Problem, ProblemRow, Problems
 from rprm.errors import InputError, RequestRefused
 from rprm.jobs import Job, JobOptions, all_or_none, run_job
 from rprm.ledger import Ledger
-from rprm.reading import AnyText, Rejected, Source, SourceInfo, json_object
+from rprm.reading import AnyText, Rejected, Row, Source, SourceInfo, json_object, read_rows
 from rprm.records import Record, StepReward
 from rprm.rewarders.base import AnalysisSampler, StepRewarder, reward_settings
 from rprm.runs import RESULTS, finished_manifest, read_json_lines
@@ -230,16 +229,19 @@ def read_candidate_file(path: str | Path, problems: Problems) -> CandidateRows:
         for identifier in {problem.id, problem.id.removeprefix(f"{problem.set}/")}:
             named["id", identifier].append(problem)
 
-    def parse(value: Any) -> tuple[str, list[Candidate]]:
-        return _problem_of(row := json_object(value), named).id, _candidates_of(row)
+    def parse(row: Row) -> tuple[str, list[Candidate]]:
+        return _problem_of(value := json_object(row.value), named).id, _candidates_of(value)
 
     rejected: list[Rejected] = []
     found: dict[str, list[Candidate]] = defaultdict(list)
-    for identifier, candidates in parsed_rows(source.name, source.rows(), parse, rejected):
-        found[identifier] += candidates
+    for row in read_rows(source, parse):
+        if isinstance(row, Rejected):
+            rejected.append(row)
+        else:
+            found[row[0]] += row[1]
     every = [Candidates(problem=problem, candidates=tuple(found[problem.id])) for problem in problems.problems]
-    rows = tuple(row for row in every if row.candidates)
-    missing = tuple(row.id for row in every if not row.candidates)
+    rows = tuple(one for one in every if one.candidates)
+    missing = tuple(one.id for one in every if not one.candidates)
     if not rows:
         reason = f"the first, line {rejected[0].line}: {rejected[0].reason}" if rejected else "it has no rows"
         raise InputError(f"{path}: no candidates of these problems; {reason}")

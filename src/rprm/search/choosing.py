@@ -14,8 +14,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from rprm.benchmarks.bootstrap import MAX_CHUNK
-from rprm.benchmarks.tally import Floats
+from rprm.benchmarks.tally import MAX_CHUNK, Floats
 from rprm.errors import InputError
 
 Ints = NDArray[np.int64]

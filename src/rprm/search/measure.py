@@ -17,10 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from rprm.benchmarks.bootstrap import DEFAULT_RESAMPLES
 from rprm.benchmarks.mathematics import AVERAGE, GradedAnswer, MeasuredRow, Problem, SearchMeasurement, numbered
 from rprm.benchmarks.scores import named
-from rprm.benchmarks.tally import Figure, Floats, named_figures
+from rprm.benchmarks.tally import DEFAULT_RESAMPLES, Figure, Floats, named_figures
 from rprm.errors import BenchmarkError, RunError
 from rprm.grading import AnswerPair, Grade, Grader, final_answer
 from rprm.runs import RESULTS, read_json_lines, read_manifest
