@@ -1,13 +1,8 @@
-"""Data sets to train on: published rows, cold-start rows, preference pairs (R-PRM, sections 3.1 and 3.2), as folders.
+"""Data sets to train on, as folders: published rows, cold-start rows, preference pairs (R-PRM, sections 3.1 and 3.2).
 
-    FOLDER/
-      train.jsonl, validation.jsonl   rows as TRL takes them (conversational, or plain text for a raw template)
-      rprm_prompt.toml                the template that every prompt was rendered with
-      README.md                       the card: what it was made from, every count
-      sample.md                       a few rows to read
-      manifest.json, summary.json     settings and counts, for programs
-
-It is made whole or not at all: a killed stage is begun again, and ends with the same bytes.
+Rows are as TRL takes them: conversational, or plain text for a raw template. Beside them stand the template that every
+prompt was rendered with, a card (README.md) with every count, and a few rows to read (sample.md). A folder is made whole
+or not at all: a killed stage is begun again, and ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -16,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -40,6 +36,7 @@ PARTS = {"train": TRAIN, "validation": VALIDATION}
 
 #: Rows of each verdict in the sample, and the card's length classes in characters.
 _NUM_SHOWN, _LENGTHS = 3, (250, 500, 1000, 2000, 4000, 8000)
+_CLASSES = (*(f"up to {limit}" for limit in _LENGTHS), f"over {_LENGTHS[-1]}")
 
 
 def listed(dropped: Mapping[str, int]) -> str:
@@ -70,9 +67,8 @@ class Dataset:
         self._writers = {part: LineWriter(self.folder / f"{name}.partial", fresh=True) for part, name in PARTS.items()}
         self._labels: Counter[tuple[str, bool]] = Counter()
         self._problems: dict[str, set[bytes]] = {part: set() for part in PARTS}
-        self._positions, self._lengths = Counter[int](), Counter[str]()
+        self._positions, self._lengths, self._num_rejected = Counter[int](), Counter[str](), 0
         self._shown: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
-        self._num_rejected = 0
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -94,8 +90,7 @@ class Dataset:
         self._labels[part, step.label] += 1
         self._problems[part].add(hashlib.blake2b(step.problem.encode(), digest_size=8).digest())
         self._positions[step.step_index] += 1
-        length = len(_text_of(row[names[1]]))
-        self._lengths[next((f"up to {limit}" for limit in _LENGTHS if length <= limit), f"over {_LENGTHS[-1]}")] += 1
+        self._lengths[_CLASSES[bisect_left(_LENGTHS, len(_text_of(row[names[1]])))]] += 1
         if part == "train" and len(self._shown[step.label]) < _NUM_SHOWN:
             self._shown[step.label].append(row)
 
@@ -111,14 +106,13 @@ class Dataset:
             else:
                 self._writers[part].path.unlink()
                 (self.folder / name).unlink(missing_ok=True)
-        classes = (*(f"up to {limit}" for limit in _LENGTHS), f"over {_LENGTHS[-1]}")
         summary = {
             "parts": parts,
             "counts": dict(counts),
             "dropped": dict(dropped),
             "rejected": self._num_rejected,
-            "positions": {str(place): self._positions[place] for place in sorted(self._positions)},
-            "characters": {name: self._lengths[name] for name in classes if self._lengths[name]},
+            "positions": {str(place): number for place, number in sorted(self._positions.items())},
+            "characters": {name: self._lengths[name] for name in _CLASSES if self._lengths[name]},
         }
         write_atomically(self.folder / MODEL_TEMPLATE, self.template.to_toml())
         write_atomically(self.folder / "sample.md", self._sample())
@@ -242,11 +236,12 @@ def _pairs(step: StepAnalyses, agreeing: Sides, other: Sides, options: PairOptio
     accuracy = num_agreeing / max(1, num_agreeing + num_other)
     outside = not options.min_accuracy <= accuracy <= options.max_accuracy
     often = [side for side in agreeing if side.num_samples >= options.min_repeats]
+    limit = options.max_length_ratio
     possible = []
     for sides in product(often, other):
         shorter, longer = sorted(max(1, side.num_tokens) for side in sides)
-        ratio = 0.0 if options.max_length_ratio is None else longer / shorter
-        if options.max_length_ratio is None or ratio <= options.max_length_ratio:
+        ratio = longer / shorter if limit else 0.0
+        if ratio <= (limit or 0.0):
             name = f"#{sides[0].sample}>{sides[1].sample}"
             place = (ratio, -sides[0].num_samples, -sides[1].num_samples, order_key(step.id + name, options.seed))
             possible.append((place, name, sides))
@@ -260,7 +255,7 @@ def _pairs(step: StepAnalyses, agreeing: Sides, other: Sides, options: PairOptio
         if len(pairs) < options.per_step and all(uses[side.sample] < side.num_samples for side in sides):
             pairs.append((sides, name))
             uses.update(side.sample for side in sides)
-    return [(name, (sides[0].text, sides[1].text)) for sides, name in sorted(pairs)]
+    return [(name, (chosen.text, rejected.text)) for (chosen, rejected), name in sorted(pairs)]
 
 
 class _Stage(NamedTuple):

@@ -7,11 +7,10 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 
 from rprm import reading
 from rprm.benchmarks import Benchmark, StepItems, tally_steps
@@ -75,16 +74,12 @@ class Origin:
             self.skipped[reason] += count
 
     def labelled(
-        self, problem: str, previous_steps: Sequence[str], step: str, label: bool, *, choice: str = "", part: str = ""
+        self, problem: str, previous: Sequence[str], step: str, label: bool, *, choice: str = "", part: str = ""
     ) -> LabelledStep:
         """A labelled step of this row; `choice` ends its id, `part` its source."""
+        name, source = f"{self.id}-{len(previous)}{choice}", f"{self.source}:{part}" if part else self.source
         return LabelledStep(
-            id=f"{self.id}-{len(previous_steps)}{choice}",
-            problem=problem,
-            previous_steps=tuple(previous_steps),
-            step=step,
-            label=label,
-            source=f"{self.source}:{part}" if part else self.source,
+            id=name, problem=problem, previous_steps=tuple(previous), step=step, label=label, source=source
         )
 
 
@@ -103,10 +98,10 @@ def stepwise_steps(record: dict[str, Any], origin: Origin, options: StepOptions)
     if (wanted := len(row.completions)) != len(row.labels):
         raise InputError(f"'labels' must be a list of {wanted} labels, one for each completion, not {len(row.labels)}")
     steps = [without_annotations(step).strip() or step for step in row.completions]
-    numbers = [_STEP_NUMBER.match(step.strip()) for step in steps]
-    if all(match and int(match[1]) == number for number, match in enumerate(numbers, 1)):
-        bare = [_STEP_NUMBER.sub("", step.strip()).strip() for step in steps]
-        steps = bare if all(bare) else steps
+    matches = [_STEP_NUMBER.match(step.strip()) for step in steps]
+    bare = [_STEP_NUMBER.sub("", step.strip()).strip() for step in steps]
+    if all(bare) and all(match and int(match[1]) == number for number, match in enumerate(matches, 1)):
+        steps = bare
     yield from _labelled(origin, row.prompt, steps, row.labels, options.after_error)
 
 
@@ -135,27 +130,26 @@ def math_shepherd_steps(record: dict[str, Any], origin: Origin, options: StepOpt
     *tagged, rest = row.input.split(STEP_TAG)
     if not tagged:
         raise InputError(f"'input' has no step tag {STEP_TAG!r}")
-    ends = [0, *accumulate(len(text) + 1 for text in tagged)]
-    marked = [row.label[begin:end] for begin, end in pairwise(ends)]
-    unlike = [piece not in (f"{text}+", f"{text}-") for piece, text in zip(marked, tagged, strict=True)]
-    if any(unlike):
-        wanted = f"'label' must be 'input' with + or - in place of each {STEP_TAG!r}"
-        raise InputError(f"{wanted}; it differs at step {unlike.index(True) + 1}")
-    if row.label[ends[-1] :].strip() != rest.strip():
-        raise InputError(f"'label' must end as 'input' does; it ends in {row.label[ends[-1] :]!r:.80}")
+    labels, end = list[bool](), 0
+    for number, text in enumerate(tagged, 1):
+        if not row.label.startswith((f"{text}+", f"{text}-"), end):
+            wanted = f"'label' must be 'input' with + or - in place of each {STEP_TAG!r}"
+            raise InputError(f"{wanted}; it differs at step {number}")
+        end += len(text) + 1
+        labels.append(row.label[end - 1] == "+")
+    if row.label[end:].strip() != rest.strip():
+        raise InputError(f"'label' must end as 'input' does; it ends in {row.label[end:]!r:.80}")
     begins = [match.start() for match in _FIRST_STEP.finditer(tagged[0])]
     if len(begins) != 1:
         raise InputError(f"the problem must end at one 'Step 1:' before the first {STEP_TAG!r}; found {len(begins)}")
-    problem = tagged[0][: begins[0]].strip()
+    problem, tagged[0] = tagged[0][: begins[0]].strip(), tagged[0][begins[0] :]
     if not problem:
         raise InputError("there is no problem before 'Step 1:'")
-    tagged[0] = tagged[0][begins[0] :]
     steps = [_STEP_NUMBER.sub("", without_annotations(step).strip()).strip() for step in tagged]
     if "" in steps:
         raise InputError(f"step {steps.index('') + 1} is empty")
     origin.skip("steps without a tag", bool(rest.strip()))
     part = row.task if isinstance(row.task, str) else ""
-    labels = [text.endswith("+") for text in marked]
     yield from _labelled(origin, problem, steps, labels, options.after_error, part)
 
 
@@ -183,17 +177,9 @@ class RatedCompletion(RowModel):
 
 
 class RatedPlace(RowModel):
-    #: Null where the labeler left before anything was shown.
-    completions: list[RatedCompletion] | None = None
+    completions: list[RatedCompletion] | None = None  # null where the labeler left before anything was shown
     chosen_completion: int | None = None
     human_completion: RatedCompletion | None = None
-
-    @model_validator(mode="after")
-    def _chosen_is_one(self) -> RatedPlace:
-        size, chosen = len(self.completions or ()), self.chosen_completion
-        if chosen is not None and not 0 <= chosen < size:
-            raise ValueError(f"'chosen_completion' must name one of {size} completions or be null, not {chosen}")
-        return self
 
 
 class RatedSteps(RowModel):
@@ -221,6 +207,11 @@ def prm800k_steps(record: dict[str, Any], origin: Origin, options: StepOptions) 
     OpenAI trained without solutions of quality control and without unfinished ones (arXiv 2305.20050, appendix B).
     """
     row = checked(PRM800KRow, record)
+    for index, place in enumerate(row.label.steps):
+        size, chosen = len(place.completions or ()), place.chosen_completion
+        if chosen is not None and not 0 <= chosen < size:
+            wanted = f"'chosen_completion' must name one of {size} completions or be null, not {chosen}"
+            raise InputError(f"'label.steps[{index}]': {wanted}")
     screened = row.is_quality_control_question or row.is_initial_screening_question
     if screened and not options.keep_quality_control:
         return origin.skip("solutions for quality control or screening")
@@ -228,39 +219,38 @@ def prm800k_steps(record: dict[str, Any], origin: Origin, options: StepOptions) 
         return origin.skip("solutions given up, or of a broken problem")
     previous: list[str] = []
     for number, place in enumerate(row.label.steps, 1):
-        chosen, human = place.chosen_completion, place.human_completion
-        rated = [(one, str(index), one.rating) for index, one in enumerate(place.completions or ())]
-        if chosen is None and human is not None:
+        rated: dict[int | str, RatedCompletion] = dict(enumerate(place.completions or ()))
+        chosen: int | str | None = place.chosen_completion
+        if chosen is None and (human := place.human_completion):
             # Its rating is always null in the published files.
-            rated.append((human, "human", 1 if human.rating is None else human.rating))
-            chosen = -1
-        labels = [_label(one, rating, options.neutral) for one, _, rating in rated]
-        for (one, choice, _), label in zip(rated, labels, strict=True):
-            part = "human" if choice == "human" else ""
+            chosen, given = "human", 1 if human.rating is None else human.rating
+            rated[chosen] = human.model_copy(update={"rating": given})
+        labels = {choice: _label(one, options.neutral) for choice, one in rated.items()}
+        for choice, label in labels.items():
             if isinstance(label, str):
                 origin.skip(f"steps {label}")
-            else:
-                text = one.text or ""
-                yield origin.labelled(row.question.problem, previous, text, label, choice=f"-{choice}", part=part)
+                continue
+            part, text = "human" if choice == "human" else "", rated[choice].text or ""
+            yield origin.labelled(row.question.problem, previous, text, label, choice=f"-{choice}", part=part)
         if chosen is None:
             return
         if labels[chosen] not in (True, "rated neutral"):
             later = sum(len(one.completions or ()) for one in row.label.steps[number:])
             return origin.skip("steps after a wrong, flagged or unrated one", later)
-        previous.append(rated[chosen][0].text or "")
+        previous.append(rated[chosen].text or "")
 
 
-def _label(completion: RatedCompletion, rating: int | None, neutral: Neutral) -> bool | str:
+def _label(completion: RatedCompletion, neutral: Neutral) -> bool | str:
     """The label of a completion; or, where it has none, what it is."""
     if not (completion.text or "").strip():
         return "without text"
     if completion.flagged:
         return "flagged"
-    if rating is None:
+    if completion.rating is None:
         return "not rated"
-    if rating == 0:
+    if completion.rating == 0:
         return "rated neutral" if neutral == "drop" else neutral == "correct"
-    return rating == 1
+    return completion.rating == 1
 
 
 class GSM8KRow(RowModel):
@@ -274,8 +264,8 @@ def gsm8k_steps(record: dict[str, Any], origin: Origin, options: StepOptions) ->
     Both follow the same right steps, so that neither place nor context tells them apart. Of one kind as many are left
     out as brings wrong rows to `wrong_share`, on average. The line `#### N`, which is always right, is dropped.
     """
-    row = checked(GSM8KRow, record)
-    problem, answer, share = row.question, row.answer, options.wrong_share
+    row, share = checked(GSM8KRow, record), options.wrong_share
+    problem, answer = row.question, row.answer
     lines = [line.strip() for line in answer.split("\n") if line.strip() and not line.strip().startswith("####")]
     if not lines:
         raise InputError("'answer' has no step before its final line")
@@ -283,37 +273,32 @@ def gsm8k_steps(record: dict[str, Any], origin: Origin, options: StepOptions) ->
     steps = [without_annotations(line) for line in lines]
     taken = numbers(problem, words=True) | numbers(without_annotations(answer))
     wrong = {index: edited for index, line in enumerate(lines) if (edited := wrong_step(line, taken, drawn))}
-    right_kept, wrong_kept = list(range(len(steps))), list(wrong)
-    if len(wrong) * (1 - share) > len(steps) * share:
-        wrong_kept = _some(wrong_kept, len(steps) * share / (1 - share), drawn)
-    else:
-        right_kept = _some(right_kept, len(wrong) * (1 - share) / share if share else len(steps), drawn)
-    origin.skip("right steps left out for balance", len(steps) - len(right_kept))
-    origin.skip("wrong steps left out for balance", len(wrong) - len(wrong_kept))
+    kept = {True: list(range(len(steps))), False: list(wrong)}
+    # Of the more frequent kind this many on average: a fraction of one is one or none.
+    more = len(wrong) * (1 - share) <= len(steps) * share
+    odds = (1 - share, share) if more else (share, 1 - share)
+    count = len(kept[not more]) * odds[0] / odds[1] if odds[1] else len(steps)
+    number = int(count) + (drawn.random() < count - int(count))
+    kept[more] = drawn.sample(kept[more], min(len(kept[more]), number))
+    origin.skip("right steps left out for balance", len(steps) - len(kept[True]))
+    origin.skip("wrong steps left out for balance", len(wrong) - len(kept[False]))
     origin.skip("steps that cannot be made wrong", len(steps) - len(wrong))
     origin = Origin(origin.id, "gsm8k", origin.skipped)
     for index, step in enumerate(steps):
-        if index in right_kept:
+        if index in kept[True]:
             yield origin.labelled(problem, steps[:index], step, True)
-        if index in wrong_kept:
+        if index in kept[False]:
             text, kind = wrong[index]
             yield origin.labelled(problem, steps[:index], text, False, choice="-wrong", part=kind)
-
-
-def _some(places: list[int], count: float, drawn: random.Random) -> list[int]:
-    """This many on average: a fraction of one is one or none."""
-    whole = int(count)
-    return drawn.sample(places, min(len(places), whole + (drawn.random() < count - whole)))
-
-
-def _own_step(record: dict[str, Any], origin: Origin, options: StepOptions) -> Iterator[LabelledStep]:
-    yield labelled_step_of(record, default_id=origin.id, default_source=origin.source)
 
 
 #: For each format the fields that tell it, with their types (the first format that fits is taken), and its reader.
 FORMATS: dict[str, tuple[dict[str, type], Callable[[dict[str, Any], Origin, StepOptions], Iterator[LabelledStep]]]] = {
     "prm800k": ({"question": dict, "label": dict}, prm800k_steps),
-    "steps": ({"problem": str, "step": str}, _own_step),
+    "steps": (
+        {"problem": str, "step": str},
+        lambda row, origin, options: iter([labelled_step_of(row, default_id=origin.id, default_source=origin.source)]),
+    ),
     "stepwise": ({"prompt": str, "completions": list, "labels": list}, stepwise_steps),
     "math-shepherd": ({"input": str, "label": str}, math_shepherd_steps),
     "solutions": ({"problem": str, "steps": list}, solution_steps),
@@ -359,10 +344,10 @@ def source_name(source: Source) -> str:
 
 
 def _read_items(data: str, *, revision: str | None = None) -> StepItems:
-    source = steps_source(data)
-    rows = list(read_labelled_steps(source))
+    rows = list(read_labelled_steps(source := steps_source(data)))
+    rejected = tuple(row for row in rows if isinstance(row, Rejected))
     items = tuple(row for row in rows if not isinstance(row, Rejected))
-    return StepItems(items, tuple(row for row in rows if isinstance(row, Rejected)), sources=(source.inspect(),))
+    return StepItems(items, rejected, sources=(source.inspect(),))
 
 
 STEPS = Benchmark(
