@@ -130,7 +130,7 @@ def test_damaged_rows_are_set_aside(write_analyses: Write, tmp_path: Path) -> No
     assert summary["rejected"] == 2
     rejected = rows_of(tmp_path / "out" / "rejected.jsonl")
     assert [row["line"] for row in rejected] == [1, 4]
-    assert "not an analysed step: 'step.problem'" in rejected[1]["reason"]
+    assert "'step.problem' is missing" in rejected[1]["reason"]
 
 
 def test_begun_again_it_ends_with_the_same_bytes_and_other_settings_are_refused(

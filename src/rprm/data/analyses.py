@@ -7,14 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from rprm.errors import InputError
 from rprm.jobs import Callbacks, Job, run_job
 from rprm.ledger import Ledger
 from rprm.prompts import PromptTemplate, load_template
 from rprm.prompts.library import MODEL_TEMPLATE
-from rprm.reading import Rejected, Row, Source, SourceInfo, explained, read_rows
+from rprm.reading import Rejected, Source, SourceInfo, checked, read_rows
 from rprm.records import LabelledStep, StepAnalyses
 from rprm.rewarders.base import reward_settings
 from rprm.rewarders.rprm import Judge
@@ -49,8 +47,8 @@ class AnalysisTotals:
         self.num_steps_labelled_correct += result.step.label
         self.num_steps_refused += not result.analyses
         self.failure = self.failure or result.failure
-        self.num_analyses += len(result.analyses)
         for analysis in result.analyses:
+            self.num_analyses += 1
             self.num_without_verdict += analysis.verdict is None
             self.num_agreeing += analysis.verdict is result.step.label
             self.num_disagreeing += analysis.verdict is (not result.step.label)
@@ -95,14 +93,7 @@ class AnalysesFile:
 
     def rows(self) -> Iterator[StepAnalyses | Rejected]:
         """Each row as `StepAnalyses`, or as `Rejected` with the reason."""
-
-        def read(row: Row) -> StepAnalyses:
-            try:
-                return StepAnalyses.model_validate(row.value)
-            except ValidationError as error:
-                raise InputError(f"not an analysed step: {explained(error)}") from None
-
-        return read_rows(self.source, read)
+        return read_rows(self.source, lambda row: checked(StepAnalyses, row.value))
 
 
 def open_analyses(path: str | Path) -> AnalysesFile:

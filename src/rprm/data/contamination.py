@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from hashlib import blake2b
 from itertools import groupby
 from pathlib import Path
@@ -134,17 +135,15 @@ class ContaminationIndex:
     def match(self, problem: str) -> Removed | None:
         """The benchmark problem that this one repeats: equal text first, else the one that shares most; or None."""
         words = tokens(problem)
-        number = self._exact.get(_hashed("".join(words), 16))
-        share = 1.0
-        if not_equal := number is None:
+        number, share, kind = self._exact.get(_hashed("".join(words), 16)), 1.0, "exact"
+        if number is None:
             grams = self._grams(words)
             shared = Counter(number for gram in grams for number in self._postings.get(gram, ()))
             shares = ((count / min(len(grams), self._problems[number][1]), -number) for number, count in shared.items())
-            share, number = max(shares, default=(0.0, 0))
+            (share, number), kind = max(shares, default=(0.0, 0)), "overlap"
             if share < self.overlap:
                 return None
         found = self._problems[abs(number)][0]
-        kind = "overlap" if not_equal else "exact"
         return Removed(**found._asdict() | dict[str, Any](problem=problem, kind=kind, share=round(share, 4)))
 
 
@@ -157,14 +156,14 @@ def read_benchmarks(name: str) -> list[Excluded]:
         InputError: nothing is there, or a row cannot be read: a benchmark that is half excluded is not excluded.
     """
     if name == "prmbench" and not Path(name).exists():
-        return [_prmbench()]
-    found = []
-    for part, place in _located(name):
-        source = Source(place)
-        if not (problems := tuple(_problems(part, source))):
-            raise InputError(f"{source.name}: no rows; a benchmark to exclude must have items")
-        found.append(Excluded(part, problems, source.inspect()))
-    return found
+        # Some of its columns appear late, which its own reader knows. Modified solutions have the modified problem,
+        # the unmodified ones (`correct`) the original.
+        items = read_prmbench(PRMBENCH_HUB)
+        found = {item.solution.problem: item.id for item in items.items}
+        problems = [BenchmarkProblem(name, item, problem) for problem, item in found.items()]
+        return [_whole(name, items.sources[0], (*items.rejected, problems))]
+    sources = [(part, Source(place)) for part, place in _located(name)]
+    return [_whole(part, source.inspect(), read_rows(source, partial(_problems, part))) for part, source in sources]
 
 
 def _located(name: str) -> list[tuple[str, str]]:
@@ -179,8 +178,7 @@ def _located(name: str) -> list[tuple[str, str]]:
         label, place = name.partition("?")[0].rpartition("/")[2], name
     else:
         known = ", ".join(KNOWN_BENCHMARKS)
-        hint = "its items have no hub data set: give NAME=FILE; " if name == "college_math" else ""
-        raise InputError(f"{name}: no such benchmark; {hint}known are {known}; others as NAME=PATH, or as OWNER/NAME")
+        raise InputError(f"{name}: no such benchmark; known are {known}; others as NAME=PATH, or as OWNER/NAME")
     if not Path(place).is_dir():
         return [(label, place)]
     suffixes = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
@@ -190,38 +188,28 @@ def _located(name: str) -> list[tuple[str, str]]:
     return [(f"{label}/{stem(file)}", str(file)) for file in files]
 
 
-def _prmbench() -> Excluded:
-    """PRMBench from the hub, where some of its columns appear late: its own reader knows them."""
-    items = read_prmbench(PRMBENCH_HUB)
-    for row in items.rejected:
-        raise _unread(row)
-    # Modified solutions have the modified problem, the unmodified ones (`correct`) the original.
-    found = {item.solution.problem: item.id for item in items.items}
-    problems = tuple(BenchmarkProblem("prmbench", item, problem) for problem, item in found.items())
-    return Excluded("prmbench", problems, items.sources[0])
+def _problems(benchmark: str, row: Row) -> list[BenchmarkProblem]:
+    record = json_object(row.value)
+    filled = {name: value for name, value in record.items() if isinstance(value, str) and value.strip()}
+    texts = [filled[field] for field in PROBLEM_FIELDS if field in filled]
+    texts = texts or [filled[field] for field in OTHER_PROBLEM_FIELDS if field in filled][:1]
+    if not texts:
+        fields = ", ".join((*PROBLEM_FIELDS, *OTHER_PROBLEM_FIELDS))
+        raise InputError(f"no problem found in one of {fields}; its fields are: {field_names(record)}")
+    ids = (record[key] for key in ("id", "idx", "unique_id", "key") if record.get(key) not in (None, ""))
+    item = str(next(ids, f"line-{row.line}"))
+    return [BenchmarkProblem(benchmark, item, text) for text in dict.fromkeys(texts)]
 
 
-def _problems(benchmark: str, source: Source) -> Iterator[BenchmarkProblem]:
-    def read(row: Row) -> list[BenchmarkProblem]:
-        record = json_object(row.value)
-        filled = {name: value for name, value in record.items() if isinstance(value, str) and value.strip()}
-        texts = [filled[field] for field in PROBLEM_FIELDS if field in filled]
-        texts = texts or [filled[field] for field in OTHER_PROBLEM_FIELDS if field in filled][:1]
-        if not texts:
-            fields = ", ".join((*PROBLEM_FIELDS, *OTHER_PROBLEM_FIELDS))
-            raise InputError(f"no problem found in one of {fields}; its fields are: {field_names(record)}")
-        ids = (record[key] for key in ("id", "idx", "unique_id", "key") if record.get(key) not in (None, ""))
-        item = str(next(ids, f"line-{row.line}"))
-        return [BenchmarkProblem(benchmark, item, text) for text in dict.fromkeys(texts)]
-
-    for problems in read_rows(source, read):
-        if isinstance(problems, Rejected):
-            raise _unread(problems)
-        yield from problems
-
-
-def _unread(row: Rejected) -> InputError:
-    return InputError(f"{row.file}, line {row.line}: {row.reason}; a benchmark to exclude must be read whole")
+def _whole(name: str, source: SourceInfo, rows: Iterable[list[BenchmarkProblem] | Rejected]) -> Excluded:
+    problems: list[BenchmarkProblem] = []
+    for row in rows:
+        if isinstance(row, Rejected):
+            raise InputError(f"{row.file}, line {row.line}: {row.reason}; a benchmark to exclude must be read whole")
+        problems += row
+    if not problems:
+        raise InputError(f"{source.name}: no rows; a benchmark to exclude must have items")
+    return Excluded(name, tuple(problems), source)
 
 
 def _hashed(text: str, size: int) -> bytes:

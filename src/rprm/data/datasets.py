@@ -1,8 +1,8 @@
 """Data sets to train on, as folders: published rows, cold-start rows, preference pairs (R-PRM, sections 3.1 and 3.2).
 
-Rows are as TRL takes them: conversational, or plain text for a raw template. Beside them stand the template that every
-prompt was rendered with, a card (README.md) with every count, and a few rows to read (sample.md). A folder is made whole
-or not at all: a killed stage is begun again, and ends with the same bytes.
+Rows are as TRL takes them: conversational, or plain text for a raw template. Beside them stand the template that made
+every prompt, a card with every count (README.md), and a few rows to read (sample.md). A folder is made whole or not at
+all: a killed stage is begun again, and ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -258,28 +258,16 @@ def _pairs(step: StepAnalyses, agreeing: Sides, other: Sides, options: PairOptio
     return [(name, (chosen.text, rejected.text)) for (chosen, rejected), name in sorted(pairs)]
 
 
-class _Stage(NamedTuple):
-    """How a stage makes rows of analysed steps: its words for messages and the card, and how it chooses."""
-
-    name: str
-    noun: str
-    rows: str
-    advice: str
-    counts: tuple[str, ...]
-    reasons: tuple[str, ...]
-    choose: Callable[..., Chosen]
-
-
-_STAGES = {
-    ColdStartOptions: _Stage(
+#: How a stage makes rows of analysed steps, by its options: its name, what a row is made of, what the card says of the
+#: rows, what is counted, why analyses are dropped (both end with what the balance leaves and drops), and its choice.
+_STAGES: dict[type, tuple[str, str, str, tuple[str, ...], tuple[str, ...], Callable[..., Chosen]]] = {
+    ColdStartOptions: (
         "cold-start", "analysis", "analyses whose verdict agrees with the label of the step (cold start, SFT)",
-        "sample more analyses, or leave out the balance",
         ("steps without any analysis", "steps with an agreeing analysis", "kept"),
         (*REASONS, "more than were asked for of one step", "thinned out for balance"), _first,
     ),
-    PairOptions: _Stage(
+    PairOptions: (
         "pairs", "pair", "pairs of an agreeing and a disagreeing analysis of one step (preferences, DPO)",
-        "sample more analyses of each step (-n), widen the accuracy band, or leave out the balance",
         ("steps with a pair", "pairs"), (*REASONS, *_UNPAIRED, "pairs thinned out for balance"), _pairs,
     ),
 }  # fmt: skip
@@ -296,13 +284,14 @@ def write_rows(
     Raises:
         InputError: nothing is left to train on.
     """
-    stage = _STAGES[type(options)]
+    name, noun, rows, counted, reasons, choose = _STAGES[type(options)]
     source, tally = analyses.source, Tally()
+    written = (analyses.template or template).verdict
 
     def chosen(step: StepAnalyses) -> Chosen:
         sides: dict[bool, dict[str, _Side]] = {True: {}, False: {}}
         for sample, analysis in enumerate(step.analyses):
-            text, reason = wellformed(analysis, (analyses.template or template).verdict, template.verdict)
+            text, reason = wellformed(analysis, written, template.verdict)
             if reason:
                 tally[reason] += 1
                 continue
@@ -310,13 +299,13 @@ def write_rows(
             first = alike.get(text, _Side(sample, text, analysis.num_tokens, 0))
             alike[text] = first._replace(num_samples=first.num_samples + 1)
         some = (list(sides[agrees].values()) for agrees in (True, False))
-        return [(step.id + name, texts) for name, texts in stage.choose(step, *some, options, tally)]
+        return [(step.id + end, texts) for end, texts in choose(step, *some, options, tally)]
 
     def part(step: StepAnalyses) -> str:
         held_out = is_held_out(step.step.problem, options.validation_share, options.seed)
         return "validation" if held_out else "train"
 
-    with Dataset(Path(output), stage.name, source.inspect(), template, asdict(options), stage.rows) as dataset:
+    with Dataset(Path(output), name, source.inspect(), template, asdict(options), rows) as dataset:
         groups: dict[str, tuple[list[str], list[str]]] = {name: ([], []) for name in PARTS}
         for row in analyses.rows():
             if isinstance(row, Rejected):
@@ -331,11 +320,12 @@ def write_rows(
             fewest = min(map(len, sides)) if options.balance else None
             for ids in sides:
                 kept.update(sorted(ids, key=lambda identifier: order_key(identifier, options.seed))[:fewest])
-        tally.update({stage.counts[-1]: len(kept), stage.reasons[-1]: num_rows - len(kept)})
-        counts = {name: tally[name] for name in ("steps", "analyses", *stage.counts)}
-        dropped = {reason: tally[reason] for reason in stage.reasons}
+        tally.update({counted[-1]: len(kept), reasons[-1]: num_rows - len(kept)})
+        dropped = {reason: tally[reason] for reason in reasons}
         if not kept:
-            raise InputError(f"{source.name}: no {stage.noun} is left to train on ({listed(dropped)}); {stage.advice}")
+            advice = "sample more analyses of each step (-n), choose less strictly, or leave out the balance"
+            raise InputError(f"{source.name}: no {noun} is left to train on ({listed(dropped)}); {advice}")
+        counts = {what: tally[what] for what in ("steps", "analyses", *counted)}
         for row in analyses.rows():
             if not isinstance(row, Rejected):
                 prompt = template.render(row.step.problem, row.step.steps, row.step.step_index)

@@ -1,8 +1,8 @@
 """`rprm data steps`: labelled steps of several sources into one run folder, without repetitions and benchmark problems.
 
-Two passes. The first streams the sources, leaves out problems that stand in a benchmark, and writes the steps to a
-working file; it remembers 33 bytes a step. The second copies the working file without steps that stand in it twice or
-with both labels. Files are put in place whole at the end, so that a killed run is simply begun again.
+The first pass streams the sources, leaves out problems that stand in a benchmark, and writes the steps to a working
+file; it remembers 33 bytes a step. The second copies them without those that stand in it twice or with both labels.
+Files are put in place whole at the end, so that a killed run is simply begun again.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from hashlib import blake2b
@@ -98,22 +98,20 @@ class _Gathered:
 
     def __init__(self, index: ContaminationIndex, files: dict[str, TextIO]) -> None:
         self.num_rows = self.num_rejected = 0
-        #: Steps that the sources gave, those left out later too.
-        self.num_read = 0
+        self.num_read = 0  # steps that the sources gave, those left out later too
         self.formats, self.skipped = Counter[str](), Counter[str]()
         self._index, self._files = index, files
-        # Hash of a problem -> what it repeats.
-        self._repeated: dict[bytes, Removed | None] = {}
+        self._removed: dict[bytes, Removed | None] = {}  # by the hash of a problem
         # Of each step in the working file: hashes of its path, of the path before it, of its id and its problem.
         self._hashes, self._labels = array("Q"), array("B")
 
     def add(self, step: LabelledStep) -> None:
         self.num_read += 1
         problem = _hashed(step.problem)
-        if problem not in self._repeated:
-            self._repeated[problem] = self._index.match(step.problem)
-        if found := self._repeated[problem]:
-            self._repeated[problem] = found.model_copy(update={"num_steps": found.num_steps + 1})
+        if problem not in self._removed:
+            self._removed[problem] = self._index.match(step.problem)
+        if found := self._removed[problem]:
+            self._removed[problem] = found.model_copy(update={"num_steps": found.num_steps + 1})
             return
         before = problem
         for previous in step.previous_steps:
@@ -124,26 +122,38 @@ class _Gathered:
         self._files["working"].write(step.model_dump_json() + "\n")
 
     def summary(self, benchmarks: Sequence[str]) -> dict[str, Any]:
-        """The second pass. Counts are of the steps kept, where nothing else is said.
+        """The second pass. Counts are of the steps kept, where nothing else is said; `removed` stands in a benchmark.
 
-        `num_duplicates` steps are left out because the same one stood before, `num_conflicting` because the same one is
-        called correct and wrong; `skipped` counts what gave no step, by reason, and `removed` what stands in a
-        benchmark. `positions` are 0-based places, and `num_solutions` paths of steps that no other one goes on from.
+        `num_duplicates` steps stood before, `num_conflicting` are called correct and wrong; `skipped` gave none, by
+        reason. `positions` are 0-based, and `num_solutions` paths of steps that no other one goes on from. An id that
+        stood before gets `~2`, `~3`, ... at its end.
         """
         paths, before, ids, problems = np.asarray(self._hashes).reshape(-1, 4).T
         labels = np.asarray(self._labels, dtype=bool)
         conflicting = np.isin(paths, np.intersect1d(paths[labels], paths[~labels]))
-        repeated = np.ones(len(paths), dtype=bool)
-        repeated[np.unique(paths, return_index=True)[1]] = False
+        repeated, id_repeated, known_ids = _repeated(paths), _repeated(ids), np.unique(ids)
         keep = ~repeated & ~conflicting
         positions: dict[int, dict[str, int]] = {}
         sources: Counter[str] = Counter()
-        for step, line in self._kept(keep, ids):
+        given: set[str] = set()
+
+        def is_free(name: str) -> bool:
+            value = np.frombuffer(_hashed(name)[:8], dtype=np.uint64)[0]
+            return name not in given and bool(known_ids[np.searchsorted(known_ids[:-1], value)] != value)
+
+        self._files["working"].seek(0)
+        for line, is_kept, needs_id in zip(self._files["working"], keep, id_repeated, strict=True):
+            if not is_kept:
+                continue
+            step = LabelledStep.model_validate_json(line)
+            if needs_id:
+                given.add(name := next(filter(is_free, (f"{step.id}~{number}" for number in count(2)))))
+                line = step.model_copy(update={"id": name}).model_dump_json() + "\n"
             positions.setdefault(step.step_index, {"correct": 0, "wrong": 0})["correct" if step.label else "wrong"] += 1
             sources[step.source or "unknown"] += 1
             self._files[RESULTS].write(line)
         removed = {name: {"problems": 0, "steps": 0} for name in benchmarks}
-        for row in filter(None, self._repeated.values()):
+        for row in filter(None, self._removed.values()):
             self._files[REMOVED].write(row.model_dump_json() + "\n")
             removed[row.benchmark]["problems"] += 1
             removed[row.benchmark]["steps"] += row.num_steps
@@ -164,28 +174,12 @@ class _Gathered:
             "removed": removed,
         }
 
-    def _kept(self, keep: NDArray[np.bool_], ids: NDArray[np.uint64]) -> Iterator[tuple[LabelledStep, str]]:
-        """The steps that are kept, with their lines; an id that stood before gets `~2`, `~3`, ... at its end."""
-        known, first = np.unique(ids, return_index=True)
-        repeated = np.ones(len(ids), dtype=bool)
-        repeated[first] = False
-        given: set[str] = set()
 
-        def stands(name: str) -> bool:
-            value = np.frombuffer(_hashed(name)[:8], dtype=np.uint64)[0]
-            return name in given or bool(known[np.searchsorted(known[:-1], value)] == value)
-
-        self._files["working"].seek(0)
-        for line, is_kept, is_repeated in zip(self._files["working"], keep, repeated, strict=True):
-            if not is_kept:
-                continue
-            step = LabelledStep.model_validate_json(line)
-            if is_repeated:
-                names = (f"{step.id}~{number}" for number in count(2))
-                given.add(name := next(name for name in names if not stands(name)))
-                step = step.model_copy(update={"id": name})
-                line = step.model_dump_json() + "\n"
-            yield step, line
+def _repeated(values: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Which values stand before too."""
+    repeated = np.ones(len(values), dtype=bool)
+    repeated[np.unique(values, return_index=True)[1]] = False
+    return repeated
 
 
 def _hashed(text: str, before: bytes = b"") -> bytes:

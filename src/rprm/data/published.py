@@ -161,20 +161,19 @@ def write_published(published: PublishedSet, output: Path, template: PromptTempl
 
 def _of_one_kind(name: str, rows: list[Row | Rejected]) -> tuple[str, list[dict[str, Any]]]:
     """The kind of most rows, and those of this kind; an InputError where none is of a kind, or many are of another."""
+    tables = [row.value if isinstance(row, Row) and isinstance(row.value, dict) else {} for row in rows]
     found: dict[str, list[dict[str, Any]]] = {"sft": [], "dpo": []}
-    for row in rows:
-        columns = row.value if isinstance(row, Row) and isinstance(row.value, dict) else {}
+    for columns in tables:
         texts = {column for column, text in columns.items() if isinstance(text, str)}
-        kinds = [kind for kind, analyses in _ANALYSES.items() if texts.issuperset(("instruction", *analyses))]
-        if kinds:
+        if kinds := [kind for kind, analyses in _ANALYSES.items() if texts.issuperset(("instruction", *analyses))]:
             found[kinds[0]].append(columns)
     kind = max(found, key=lambda kind: len(found[kind]))
     if not found[kind]:
-        first = rows[0] if rows else None
-        columns = first.value if isinstance(first, Row) and isinstance(first.value, dict) else {}
-        has = (f"{column}{'' if isinstance(columns[column], str) else ' (no text)'}" for column in sorted(columns))
-        what = f": {first.reason}" if isinstance(first, Rejected) else f" has the columns {', '.join(has) or 'none'}"
-        fault = f"no row can be used: row {first.line}{what}" if first else "there are no rows"
+        fault = "there are no rows"
+        for row, columns in zip(rows[:1], tables, strict=False):
+            has = (column if isinstance(columns[column], str) else f"{column} (no text)" for column in sorted(columns))
+            what = f": {row.reason}" if isinstance(row, Rejected) else f" has the columns {', '.join(has) or 'none'}"
+            fault = f"no row can be used: row {row.line}{what}"
         wanted = "rows for sft have instruction and output, rows for dpo instruction, chosen and rejected"
         raise InputError(f"{name}: {fault}; {wanted}")
     if len(found[kind]) < _MIN_SHARE * sum(map(len, found.values())):
