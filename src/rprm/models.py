@@ -24,9 +24,7 @@ logger = logging.getLogger(__name__)
 
 #: What a spec of a model on a hub, or behind an endpoint that serves it, begins with.
 _ENGINES = ("vllm", "transformers", "openai")
-#: Share of a data set's rows that must render exactly: a few odd rows are no reason to refuse its model.
-_MIN_SHARE = 0.95
-#: Unknown models that were told of.
+#: Unknown models that were logged.
 _told: set[str] = set()
 
 
@@ -38,7 +36,7 @@ class ReleasedPrompt:
     data_dir: str  #: its folder with rows of one kind
     system: str  #: the system message of training and evaluation
     ending: str | None  #: on both sides of the assistant tag; None renders with the model's own chat template instead
-    marker: str = field(default_factory=lambda: VerdictFormat().marker)  #: before the verdict
+    marker: str = VerdictFormat().marker  #: before the verdict
 
     @property
     def source(self) -> str:
@@ -51,14 +49,10 @@ class ReleasedPrompt:
 
     def around(self, template: PromptTemplate) -> PromptTemplate:
         """The prompt of the released model around the instruction that a template makes (ChatML, as Qwen2.5's)."""
-        if not template.chat:
-            return template
-        if self.ending is None:
-            return replace(template, system=self.system)
-        user = (
-            f"<|im_start|>system\n{self.system}<|im_end|>\n<|im_start|>user\n{template.user}<|im_end|>{self.ending}"
-            f"<|im_start|>assistant{self.ending}"
-        )
+        if self.ending is None or not template.chat:
+            return replace(template, system=self.system) if template.chat else template
+        system = f"<|im_start|>system\n{self.system}<|im_end|>\n"
+        user = f"{system}<|im_start|>user\n{template.user}<|im_end|>{self.ending}<|im_start|>assistant{self.ending}"
         return replace(template, user=user, system="", chat=False)
 
 
@@ -74,8 +68,7 @@ class KnownModel:
     threshold: float = 0.5  #: a step whose reward is below it is called wrong
     prompt: ReleasedPrompt | None = None
     layout: str | None = None
-    #: Further options of the spec, by the benchmark whose published figures were made with them.
-    options: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)  #: of the spec, by benchmark, for its published figures
 
     @property
     def kind(self) -> Literal["r-prm", "classifier"]:
@@ -114,9 +107,8 @@ def resolve(spec: str) -> ResolvedModel:
     if (kind == "classifier") is not (known.kind == "classifier"):
         does = "scores steps and writes no analyses" if known.kind == "classifier" else "writes analyses"
         raise EngineError(f"model {spec!r}: {known.hub_id} {does}: use {known.alias} or {known.spec}")
-    if "/" not in name and not at and kind != "openai":
-        spec = f"{kind}:{known.hub_id}{mark}{query}"
-    return ResolvedModel(spec, known)
+    is_local = "/" not in name and not at and kind != "openai"
+    return ResolvedModel(f"{kind}:{known.hub_id}{mark}{query}" if is_local else spec, known)
 
 
 @cache
@@ -133,7 +125,7 @@ def template_for(spec: str, fallback: str | None = None) -> PromptTemplate:
     """The template that a judge reads where none is given, of the spec that the user gave.
 
     The one that the model's folder carries, else the one that a known model was released with, else the built-in
-    `fallback` (None: the default); an unknown model, of a hub or behind an endpoint, is then told of once, in the log.
+    `fallback` (None: the default); an unknown model of a hub or an endpoint is then logged, once.
 
     Raises:
         PromptError: a known model's prompt is not at hand and cannot be fetched; the message says what to do.
@@ -147,7 +139,7 @@ def template_for(spec: str, fallback: str | None = None) -> PromptTemplate:
     kind, _, target = resolved.partition("?")[0].partition(":")
     if kind in _ENGINES and not Path(target).exists() and resolved not in _told:
         _told.add(resolved)
-        told = "%s: not a known model (`rprm models`), and no prompt of its own is given: it reads the built-in %r"
+        told = "%s is not a known model (`rprm models`) and carries no prompt: it reads the built-in %r"
         logger.warning(told, resolved, template.name)
     return template
 
@@ -166,61 +158,56 @@ def training_template(known: KnownModel) -> PromptTemplate:
     """
     if (prompt := known.prompt) is None:
         raise PromptError(f"{known.alias}: a {known.kind} reads no prompt template")
-    if prompt.cached.is_file():
-        try:
-            return load_template(prompt.cached)
-        except PromptError as error:
-            anew = f"import it anew with `rprm prompts import --model {known.alias}`"
-            raise PromptError(f"{error}; the prompt of {known.alias}: delete the file, or {anew}") from None
+    command = f"rprm prompts import --model {known.alias}"
     try:
-        imported = import_released(known)
+        return load_template(prompt.cached) if prompt.cached.is_file() else import_released(known).template
+    except PromptError as error:
+        if not prompt.cached.is_file():
+            raise
+        raise PromptError(f"{error}; delete the file, or import the prompt anew: {command}") from None
     except InputError as error:
         reason, _, _ = str(error.__cause__ or error).partition("\n")
-        raise PromptError(
-            f"{known.hub_id}: its prompt is part of the data set {prompt.dataset}, which cannot be read here "
-            f"({reason}); import it once, where there is a network: rprm prompts import --model {known.alias}; or from "
-            f"a file of the data set's rows: rprm prompts import FILE --model {known.alias}; or give --prompt FILE"
-        ) from error
-    keep_template(known, imported)
-    return imported.template
+        told = f"{known.hub_id}: its prompt is in the data set {prompt.dataset}, which cannot be read here ({reason})"
+        ways = f"{command}, where there is a network; rprm prompts import FILE --model {known.alias}; or --prompt FILE"
+        raise PromptError(f"{told}: {ways}") from error
 
 
-def import_released(known: KnownModel, source: str | None = None, **options: Any) -> ImportedTemplate:
-    """`import_template` of a judge's training rows (its data set by default), named after where they come from."""
+def import_released(
+    known: KnownModel, source: str | None = None, *, keep: bool = True, **options: Any
+) -> ImportedTemplate:
+    """`import_template` of a judge's training rows (its data set by default), named after where they come from.
+
+    With `keep` it is cached, so that later runs need no network; a PromptError where the file cannot be written.
+    """
     prompt = known.prompt
     assert prompt is not None
-    defaults: dict[str, Any] = {"name": known.alias, "marker": prompt.marker, "min_share": _MIN_SHARE}
+    defaults: dict[str, Any] = {"name": known.alias, "marker": prompt.marker, "min_share": 0.95}
     imported = import_template(source or prompt.source, **defaults | options)
-    if "name" in options:
-        return imported
-    file = Path(imported.source)
-    name = f"{prompt.dataset} from {file.name}" if file.exists() else imported.source
-    return replace(imported, template=replace(imported.template, name=name))
-
-
-def keep_template(known: KnownModel, imported: ImportedTemplate) -> Path:
-    """Keep an imported template, so that later runs need no network; `PromptError` where it cannot be written."""
-    assert known.prompt is not None
-    path = known.prompt.cached
-    try:
+    if "name" not in options:
+        file = Path(imported.source)
+        name = f"{prompt.dataset} from {file.name}" if file.exists() else imported.source
+        imported = replace(imported, template=replace(imported.template, name=name))
+    if keep:
         # Many processes may come here at once: each writes a file of its own, and the last one stays.
-        own = path.with_name(f"{path.name}.{os.getpid()}")
-        write_atomically(own, imported.to_toml())
-        os.replace(own, path)
-    except OSError as error:
-        raise PromptError(f"{path}: cannot be written: {error.strerror}; RPRM_CACHE names another folder") from error
-    return path
+        own = prompt.cached.with_name(f"{prompt.cached.name}.{os.getpid()}")
+        try:
+            write_atomically(own, imported.to_toml())
+            os.replace(own, prompt.cached)
+        except OSError as error:
+            fault = f"{prompt.cached}: cannot be written: {error.strerror}"
+            raise PromptError(f"{fault}; RPRM_CACHE names another folder") from error
+    return imported
 
 
 def cache_folder() -> Path:
     """Where released models' prompts are kept: RPRM_CACHE, else `rprm` in the platform's folder of a user's caches."""
     if given := os.environ.get("RPRM_CACHE"):
         return Path(given).expanduser()
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "rprm" / "Cache"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "rprm"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rprm"
+    variable, usual, name = {
+        "win32": ("LOCALAPPDATA", "AppData/Local", "rprm/Cache"),
+        "darwin": ("", "Library/Caches", "rprm"),
+    }.get(sys.platform, ("XDG_CACHE_HOME", ".cache", "rprm"))
+    return Path(os.environ.get(variable) or Path.home() / usual) / name
 
 
 # --- the models ---------------------------------------------------------------------------------------------------
@@ -259,13 +246,11 @@ _SOURCES: dict[str, dict[str, str]] = {
 }
 
 
-def _classifier(
-    alias: str, hub_id: str, parameters: str, layout: str, context: str | None = None, base: str | None = None
-) -> KnownModel:
+def _classifier(alias: str, hub_id: str, parameters: str, layout: str, context: str = "", base: str = "") -> KnownModel:
     sources = {"layout": "its model card"} | ({"context": f"config.json of its base model, {base}"} if base else {})
     sources |= {"threshold": _PROCESSBENCH} | _SOURCES.get(layout, {})
     options = {"processbench": "separator=blank-line&decision=top1"} if layout == "rlhflow" else {}
-    length = None if context is None else int(context)
+    length = int(context) if context else None
     return KnownModel(alias, hub_id, float(parameters), length, sources, layout=layout, options=options)
 
 

@@ -31,10 +31,10 @@ def steps(
     ],
     output: Output,
     *,
-    format: Annotated[settings.Format, typer.Option(help="auto: by each row's fields.")] = settings.Format.auto,
+    format: Annotated[settings.Format, "auto: by each row's fields."] = settings.Format.auto,
     options: settings.StepOptions,
     exclude_benchmark: Annotated[
-        list[str] | None, typer.Option("-x", "--exclude-benchmark", help="Leave out problems of NAME, PATH, NAME=PATH.")
+        list[str] | None, "-x", "--exclude-benchmark", "Leave out problems of NAME, PATH, NAME=PATH."
     ] = None,
     ngram: Annotated[int, typer.Option(min=1, help="Tokens in the n-grams that problems share.")] = settings.NGRAM,
     overlap: Annotated[float, typer.Option(min=0.01, max=1.0, help="Least share of them.")] = settings.OVERLAP,
@@ -62,8 +62,18 @@ def steps(
             limit=limit, strict=strict,
             on_row=lambda num_rows, num_steps: status.update(f"{num_rows:,} rows, {num_steps:,} labelled steps"),
         )  # fmt: skip
-    _show_steps(summary, output, json)
-    raise typer.Exit(EXIT_REJECTED if summary["num_rejected"] else 0)
+    counts = {f"rows read as {name}": count for name, count in summary["formats"].items()}
+    counts[f"labelled steps ({summary['num_wrong']:,} wrong)"] = summary["num_steps"]
+    for place, labels in summary["positions"].items():
+        counts[f"at step {place + 1} ({labels['wrong']:,} wrong)"] = sum(labels.values())
+    counts |= {"problems": summary["num_problems"], "paths of steps": summary["num_solutions"]}
+    counts["left out: the same step stood before"] = summary["num_duplicates"]
+    counts["left out: the same step is called correct and wrong"] = summary["num_conflicting"]
+    for name, removed in summary["removed"].items():
+        counts[f"left out: of {removed['problems']:,} problems that stand in {name}"] = removed["steps"]
+    counts |= {f"gave none: {reason}": count for reason, count in summary["skipped"].items()}
+    counts["rows rejected (rejected.jsonl)"] = summary["num_rejected"]
+    raise _show(summary, counts, output, json, summary["num_rejected"])
 
 
 @app.command()
@@ -72,11 +82,11 @@ def analyses(
     context: typer.Context,
     source: Annotated[str, typer.Argument(metavar="STEPS", help="A run of `rprm data steps`, or a file of its rows.")],
     output: Output,
-    model: Annotated[str, typer.Option("--model", "-m", help="Teacher or student, as for `rprm judge`.")],
+    model: Annotated[str, "--model", "-m", "Teacher or student, as for `rprm judge`."],
     *,
-    preset: Annotated[str | None, typer.Option(help="paper: 4 analyses of up to 8,192 tokens.")] = None,
+    preset: Annotated[str | None, "paper: 4 analyses of up to 8,192 tokens."] = None,
     options: settings.SamplingOptions,
-    prompt: Annotated[str | None, typer.Option(help="Template.  [default: the model's own, else teacher]")] = None,
+    prompt: Annotated[str | None, "Template.  [default: the model's own, else teacher]"] = None,
     seed: Seed = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="The first N steps alone.")] = None,
     strict: Strict = False,
@@ -99,9 +109,7 @@ def analyses(
     template = load_template(prompt) if prompt else template_for(model, "teacher")
     sampling = asdict(_preset(settings.SAMPLING_PRESETS, preset, given(context, options)))
     judge = load_judge(model, **sampling, stopping="none", prompt=template, seed=seed, force_verdict=False)
-    opened = steps_source(source)
-    info = opened.inspect()
-
+    info = (opened := steps_source(source)).inspect()
     rows = islice(read_labelled_steps(opened), limit)
     limited = {} if limit is None else {"limit": limit}
     totals = run_behind_progress(
@@ -110,9 +118,9 @@ def analyses(
         ),
         judge.aclose, info.num_rows if limit is None else limit, noun="steps",
     )  # fmt: skip
-    _show(totals.as_dict(), totals.as_dict(), output, json)
+    shown = _show(totals.as_dict(), totals.as_dict(), output, json, totals.num_rejected)
     refuse_nothing_judged(totals)
-    raise typer.Exit(EXIT_REJECTED if totals.num_rejected else 0)
+    raise shown
 
 
 @app.command()
@@ -128,15 +136,10 @@ def cold_start(
 @app.command()
 @with_options
 def pairs(
-    context: typer.Context,
-    source: Analyses,
-    output: Output,
-    *,
-    prompt: TrainedPrompt = None,
-    preset: Annotated[str | None, typer.Option(help="published: --per-step 2, more than a third agree.")] = None,
-    options: settings.PairOptions,
-    json: Json = False,
-) -> None:
+    context: typer.Context, source: Analyses, output: Output, *, prompt: TrainedPrompt = None,
+    preset: Annotated[str | None, "published: --per-step 2, more than a third agree."] = None,
+    options: settings.PairOptions, json: Json = False,
+) -> None:  # fmt: skip
     """Rows for `rprm train dpo`: of one step, an analysis that agrees with the label against one that does not."""
     _choose(source, output, prompt, _preset(settings.PAIR_PRESETS, preset, given(context, options)), json)
 
@@ -158,9 +161,7 @@ def import_(
     from rprm.prompts import load_template
 
     template = load_template(prompt) if prompt is not None else None
-    summary = write_published(open_published(source), output, template=template)
-    _show_rows(summary, output, json)
-    raise typer.Exit(EXIT_REJECTED if summary["rejected"] else 0)
+    raise _show_rows(write_published(open_published(source), output, template=template), output, json)
 
 
 def _preset(presets: Mapping[str, Any], name: str | None, named: Mapping[str, Any]) -> Any:
@@ -179,49 +180,35 @@ def _choose(source: Path, output: Path, prompt: str | None, options: Any, json: 
     template = load_template(prompt) if prompt is not None else opened.template
     if template is None:
         raise PromptError("a plain file of analyses does not tell its template: give --prompt")
-    summary = write_rows(opened, output, template, options)
-    _show_rows(summary, output, json)
-    raise typer.Exit(EXIT_REJECTED if summary["rejected"] else 0)
+    raise _show_rows(write_rows(opened, output, template, options), output, json)
 
 
-def _show(summary: Mapping[str, Any], counts: Mapping[str, int], output: Path, json: bool) -> None:
-    """The summary as JSON, or its counts as a table."""
-    from rich.console import Console
-    from rich.table import Table
-
-    if json:
-        print(dumps(summary, ensure_ascii=False))
-        return
-    table = Table(box=None, padding=(0, 1), show_header=False)
-    table.add_column(justify="right", style="bold")
-    for name, count in counts.items():
-        table.add_row(f"{count:,}", name.removeprefix("num_").replace("_", " "))
-    console = Console(highlight=False)
-    console.print(table)
-    console.print(f"written to {output}", style="dim", markup=False)
-
-
-def _show_steps(summary: Mapping[str, Any], output: Path, json: bool) -> None:
-    counts = {f"rows read as {name}": count for name, count in summary["formats"].items()}
-    counts[f"labelled steps ({summary['num_wrong']:,} wrong)"] = summary["num_steps"]
-    for place, labels in summary["positions"].items():
-        counts[f"at step {place + 1} ({labels['wrong']:,} wrong)"] = sum(labels.values())
-    counts |= {"problems": summary["num_problems"], "paths of steps": summary["num_solutions"]}
-    counts["left out: the same step stood before"] = summary["num_duplicates"]
-    counts["left out: the same step is called correct and wrong"] = summary["num_conflicting"]
-    for name, removed in summary["removed"].items():
-        counts[f"left out: of {removed['problems']:,} problems that stand in {name}"] = removed["steps"]
-    counts |= {f"gave none: {reason}": count for reason, count in summary["skipped"].items()}
-    _show(summary, counts | {"rows rejected (rejected.jsonl)": summary["num_rejected"]}, output, json)
-
-
-def _show_rows(summary: Mapping[str, Any], output: Path, json: bool) -> None:
+def _show_rows(summary: Mapping[str, Any], output: Path, json: bool) -> typer.Exit:
     counts = {
         f"{part} rows ({one['yes']:,} Yes, {one['no']:,} No; {one['problems']:,} problems)": one["rows"]
         for part, one in summary["parts"].items()
     }
     counts |= summary["counts"]
     counts |= {f"dropped: {reason}": count for reason, count in summary["dropped"].items() if count}
-    if summary["rejected"]:
-        counts["input rows rejected"] = summary["rejected"]
-    _show(summary, counts, output, json)
+    counts |= {"input rows rejected": summary["rejected"]} if summary["rejected"] else {}
+    return _show(summary, counts, output, json, summary["rejected"])
+
+
+def _show(
+    summary: Mapping[str, Any], counts: Mapping[str, int], output: Path, json: bool, num_rejected: int
+) -> typer.Exit:
+    """Show the summary as JSON, or its counts as a table; returns how the command ends."""
+    from rich.console import Console
+    from rich.table import Table
+
+    if json:
+        print(dumps(summary, ensure_ascii=False))
+    else:
+        table = Table(box=None, padding=(0, 1), show_header=False)
+        table.add_column(justify="right", style="bold")
+        for name, count in counts.items():
+            table.add_row(f"{count:,}", name.removeprefix("num_").replace("_", " "))
+        console = Console(highlight=False)
+        console.print(table)
+        console.print(f"written to {output}", style="dim", markup=False)
+    return typer.Exit(EXIT_REJECTED if num_rejected else 0)

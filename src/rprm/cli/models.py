@@ -11,9 +11,7 @@ if TYPE_CHECKING:
 
 
 def models(
-    name: Annotated[
-        str | None, typer.Argument(help="Alias or hub id of one model: what it needs, and commands.")
-    ] = None,
+    name: Annotated[str | None, typer.Argument(help="Alias or hub id of one: what it needs, and commands.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON: a list, or of one model an object.")] = False,
 ) -> None:
     """Released models that are known by name: judged with the prompt, the layout and the threshold of their authors.
@@ -41,7 +39,7 @@ def models(
         table = Table("alias", "hub id", "kind", "context", box=None, pad_edge=False, padding=(0, 1, 0, 0))
         table.columns[-1].justify = "right"
         for model in MODELS:
-            context = "" if model.context_length is None else f"{model.context_length:,}"
+            context = f"{model.context_length:,}" if model.context_length else ""
             table.add_row(model.alias, model.hub_id, model.kind, context)
         console.print(table)
         console.print("\nrprm models NAME tells what one needs; --model NAME uses it.", style="dim", markup=False)
@@ -60,23 +58,20 @@ def models(
     console.print(table, "")
     for command, remark in _commands(known).items():
         # On one line whatever the width, so that it can be copied.
-        if remark:
-            console.print(Text(f"# {remark}", style="dim"), soft_wrap=True)
-        console.print(Text(command), soft_wrap=True)
+        console.print(Text(f"{command}  # {remark}" if remark else command), soft_wrap=True)
 
 
 def described(known: KnownModel) -> dict[str, Any]:
     """All that is known of a model; memory is an estimate: the weights and a fifth more."""
     prompt = known.prompt
+    of_prompt = prompt and {name: getattr(prompt, name) for name in ("source", "system", "ending", "marker")}
     return {
         **{name: getattr(known, name) for name in ("alias", "hub_id", "kind", "spec")},
         "parameters_billions": known.parameters,
         "weights_gb": round(2 * known.parameters, 1),
         "estimated_memory_gb": round(2.4 * known.parameters, 1),
         **{name: getattr(known, name) for name in ("context_length", "threshold", "layout")},
-        "prompt": prompt
-        and {name: getattr(prompt, name) for name in ("source", "system", "ending", "marker")}
-        | {"file": str(prompt.cached), "at_hand": prompt.cached.is_file()},
+        "prompt": prompt and {**of_prompt, "file": str(prompt.cached), "at_hand": prompt.cached.is_file()},
         "sources": dict(known.sources),
         "commands": list(_commands(known)),
     }
@@ -100,7 +95,6 @@ def _commands(known: KnownModel) -> dict[str, str]:
         # vLLM wants to be told that this is meant.
         setting = "VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 " if known.spec.startswith("vllm:") else ""
         model = f'"{known.alias}?context_length={2 * known.context_length}"'
-        lines[f"{setting}rprm judge solutions.jsonl --model {model}"] = (
-            "with twice its context, as its authors serve it, where problems or solutions are long"
-        )
+        remark = "twice its context, as its authors serve it, where problems or solutions are long"
+        lines[f"{setting}rprm judge solutions.jsonl --model {model}"] = remark
     return lines

@@ -1,8 +1,8 @@
 """Training problems that stand in a benchmark: found by equal text, or by the runs of words that they share.
 
-Text is compared as `tokens`. *exact*: those of the two problems, written without space, are equal. *overlap*: a share
-of the n-grams of the shorter one (n = 13, usual since GPT-3, arXiv 2005.14165, appendix C) stand in the other. A
-problem of fewer than n tokens is found by equal text alone: short problems of one kind share most of their words.
+*exact*: the `tokens` of the two problems, written without space, are equal. *overlap*: a share of the n-grams of the
+shorter one (n = 13, usual since GPT-3, arXiv 2005.14165, appendix C) stand in the other. A problem of fewer than n
+tokens is found by equal text alone: short problems of one kind share most of their words.
 """
 
 from __future__ import annotations
@@ -67,6 +67,29 @@ class Removed(Record):
     num_steps: int = 0
 
 
+#: Typesetting that makes no difference between problems.
+_REWRITES = (
+    (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits|quad|qquad|hspace|vspace)(?![a-z])", " "),
+    (r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|operatorname|mbox|overline|underline)\s*(?=\{)", " "),
+    (r"\\(?:begin|end)\{(?:align|equation|gather|multline|center)\*?\}|\\[,;:!> ]|~", " "),
+    (r"\\[dt]frac(?![a-z])", r"\\frac"),
+    (r"\\(?:cdot|times|ast)(?![a-z])|[\N{MULTIPLICATION SIGN}\N{DOT OPERATOR}\N{MIDDLE DOT}]", "*"),
+    (r"\\div(?![a-z])|\N{DIVISION SIGN}", "/"),
+    (r"\\leq?(?![a-z])|\N{LESS-THAN OR EQUAL TO}", "<="),
+    (r"\\geq?(?![a-z])|\N{GREATER-THAN OR EQUAL TO}", ">="),
+    (r"\N{MINUS SIGN}|\N{EN DASH}", "-"),
+    # Apostrophes hold a word together, whatever they look like.
+    ("(?<=[a-z])['\N{RIGHT SINGLE QUOTATION MARK}](?=[a-z])", ""),
+    (r"(?<=\d),(?=\d{3}(?!\d))", ""),
+    (r"(?<![\d.])\.(?=\d)", "0."),
+)
+#: Numbers; one character of a script without spaces; words; operators. The rest is punctuation.
+_TOKEN = re.compile(
+    r"\d+(?:\.\d+)?|[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|"
+    r"[^\W\d_\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+|[-+*/=<>^%]"
+)
+
+
 def tokens(text: str) -> list[str]:
     r"""The words, numbers and operators of a text, in the form in which problems are compared.
 
@@ -81,31 +104,6 @@ def tokens(text: str) -> list[str]:
         some = list(run)
         found += ["".join(some)] if are_letters else some
     return found
-
-
-#: Typesetting that makes no difference between problems.
-_REWRITES = (
-    (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits|quad|qquad|hspace|vspace)(?![a-z])", " "),
-    (r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|operatorname|mbox|overline|underline)\s*(?=\{)", " "),
-    (r"\\(?:begin|end)\{(?:align|equation|gather|multline|center)\*?\}", " "),
-    (r"\\[dt]frac(?![a-z])", r"\\frac"),
-    (r"\\(?:cdot|times|ast)(?![a-z])|[\N{MULTIPLICATION SIGN}\N{DOT OPERATOR}\N{MIDDLE DOT}]", "*"),
-    (r"\\div(?![a-z])|\N{DIVISION SIGN}", "/"),
-    (r"\\leq?(?![a-z])|\N{LESS-THAN OR EQUAL TO}", "<="),
-    (r"\\geq?(?![a-z])", ">="),
-    (r"\N{MINUS SIGN}|\N{EN DASH}", "-"),
-    (r"\\[,;:!> ]|~", " "),
-    ("\N{GREATER-THAN OR EQUAL TO}", ">="),
-    # Apostrophes hold a word together, whatever they look like.
-    ("(?<=[a-z])['\N{RIGHT SINGLE QUOTATION MARK}](?=[a-z])", ""),
-    (r"(?<=\d),(?=\d{3}(?!\d))", ""),
-    (r"(?<![\d.])\.(?=\d)", "0."),
-)
-_TOKEN = re.compile(
-    # Numbers; one character of a script without spaces; words; operators. The rest is punctuation.
-    r"\d+(?:\.\d+)?|[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|"
-    r"[^\W\d_\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+|[-+*/=<>^%]"
-)
 
 
 class ContaminationIndex:

@@ -30,8 +30,7 @@ from rprm.reading import Rejected, SourceInfo
 from rprm.records import LabelledStep, StepAnalyses
 from rprm.runs import LineWriter, Run, versions, write_atomically
 
-TRAIN = "train.jsonl"
-VALIDATION = "validation.jsonl"
+TRAIN, VALIDATION = "train.jsonl", "validation.jsonl"
 PARTS = {"train": TRAIN, "validation": VALIDATION}
 
 #: Rows of each verdict in the sample, and the card's length classes in characters.
@@ -46,17 +45,14 @@ def listed(dropped: Mapping[str, int]) -> str:
 
 @dataclass
 class Dataset:
-    """Writes such a folder, as a context manager; see `Run` for what it refuses.
-
-    `stage` is the command (`cold-start`, `pairs` or `import`); `rows` says on the card what the rows are.
-    """
+    """Writes such a folder, as a context manager; see `Run` for what it refuses."""
 
     folder: Path
-    stage: str
+    stage: str  #: the command: `cold-start`, `pairs` or `import`
     source: SourceInfo
     template: PromptTemplate
     settings: Mapping[str, Any]
-    rows: str
+    rows: str  #: what the card calls the rows
 
     def __enter__(self) -> Self:
         prompt = {"name": self.template.name, "digest": self.template.digest}
@@ -68,7 +64,7 @@ class Dataset:
         self._labels: Counter[tuple[str, bool]] = Counter()
         self._problems: dict[str, set[bytes]] = {part: set() for part in PARTS}
         self._positions, self._lengths, self._num_rejected = Counter[int](), Counter[str](), 0
-        self._shown: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+        self._shown: dict[bool, list[tuple[str, dict[str, str]]]] = {True: [], False: []}
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -83,16 +79,22 @@ class Dataset:
 
     def write(self, identifier: str, step: LabelledStep, prompt: Prompt, replies: Sequence[str], part: str) -> None:
         """A row: the prompt about a labelled step, and its completion, or its chosen and its rejected analysis."""
-        names = ("prompt", "completion") if len(replies) == 1 else ("prompt", "chosen", "rejected")
-        columns = dict(zip(names, _as_trl_takes_them(prompt, replies), strict=True))
-        row = {"id": identifier, "label": step.label, **columns}
-        self._writers[part].write(json.dumps(row, ensure_ascii=False))
+        names = ("completion",) if len(replies) == 1 else ("chosen", "rejected")
+        # Of a plain text, replies begin with the space that it leaves off.
+        glue = "" if prompt.chat or prompt.text[-1:].isspace() or not prompt.text else " "
+        texts = {name: glue + reply for name, reply in zip(names, replies, strict=True)}
+        columns: dict[str, Any] = {"prompt": prompt.text, **texts}
+        if prompt.chat:
+            question = [{"role": message.role, "content": message.content} for message in prompt.messages]
+            replied = {name: [{"role": "assistant", "content": text}] for name, text in texts.items()}
+            columns = {"prompt": question, **replied}
+        self._writers[part].write(json.dumps({"id": identifier, "label": step.label, **columns}, ensure_ascii=False))
         self._labels[part, step.label] += 1
         self._problems[part].add(hashlib.blake2b(step.problem.encode(), digest_size=8).digest())
         self._positions[step.step_index] += 1
-        self._lengths[_CLASSES[bisect_left(_LENGTHS, len(_text_of(row[names[1]])))]] += 1
+        self._lengths[_CLASSES[bisect_left(_LENGTHS, len(texts[names[0]]))]] += 1
         if part == "train" and len(self._shown[step.label]) < _NUM_SHOWN:
-            self._shown[step.label].append(row)
+            self._shown[step.label].append((identifier, {"prompt": prompt.text, **texts}))
 
     def finish(self, counts: Mapping[str, int], dropped: Mapping[str, int], made_from: Any) -> dict[str, Any]:
         """Put the files in place and write card, sample and summary; returns the summary."""
@@ -163,27 +165,14 @@ rendered with it.
 
     def _sample(self) -> str:
         lines = [f"# A sample of {self.folder.resolve().name}, to read", ""]
-        for row in (*self._shown[True], *self._shown[False]):
-            lines += [f"## {row['id']} ({'Yes' if row['label'] else 'No'})", ""]
-            for name in list(row)[2:]:
-                text = _text_of(row[name])
-                # Nothing in the text can close the block.
-                fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-                lines += [f"**{name}**", "", f"{fence}text", text, fence, ""]
+        for label, verdict in ((True, "Yes"), (False, "No")):
+            for identifier, texts in self._shown[label]:
+                lines += [f"## {identifier} ({verdict})", ""]
+                for name, text in texts.items():
+                    # Nothing in the text can close the block.
+                    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+                    lines += [f"**{name}**", "", f"{fence}text", text, fence, ""]
         return "\n".join(lines)
-
-
-def _as_trl_takes_them(prompt: Prompt, replies: Iterable[str]) -> list[Any]:
-    """Lists of messages, or plain texts where the prompt is no chat: replies begin with the space it leaves off."""
-    if not prompt.chat:
-        glue = "" if prompt.text[-1:].isspace() or not prompt.text else " "
-        return [prompt.text, *(glue + reply for reply in replies)]
-    question = [{"role": message.role, "content": message.content} for message in prompt.messages]
-    return [question, *([{"role": "assistant", "content": reply}] for reply in replies)]
-
-
-def _text_of(value: Any) -> str:
-    return value if isinstance(value, str) else "\n\n".join(message["content"] for message in value)
 
 
 def _table(*head: str, rows: Iterable[tuple[Any, ...]]) -> str:

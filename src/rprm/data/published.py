@@ -59,18 +59,19 @@ def open_published(source: str) -> PublishedSet:
         reader = Source(target)
         return PublishedSet(reader.inspect(), stem(path), {"train": (target, reader.rows)})
     if path.is_dir():
-        if not (path / (data_dir or "")).is_dir():
+        if not (folder := path / (data_dir or "")).is_dir():
             raise InputError(f"{source}: {path} has no folder {data_dir!r}")
         files = [entry.name for entry in path.iterdir()]
-        load = partial(_loaded, source, path.resolve().name, None, str(path / (data_dir or "")))
+        load = partial(_loaded, source, path.resolve().name, None, str(folder))
     else:
-        revision = (Source(f"hub:{source.removeprefix('hub:')}").pinned().hub or {})["revision"]
+        digest = Source(f"hub:{source.removeprefix('hub:')}").inspect().digest
+        revision = digest.removeprefix("revision:")
         from huggingface_hub import HfApi
 
         files = [] if data_dir else HfApi().list_repo_files(target, repo_type="dataset", revision=revision)
-        name = f"hub:{target}?{urlencode(options | {'revision': revision})}"
-        load = partial(_loaded, name, target.partition("/")[2], f"revision:{revision}", target, options.get("config"))
-        load = partial(load, data_dir=data_dir, revision=revision)
+        name, title = f"hub:{target}?{urlencode(options | {'revision': revision})}", target.partition("/")[2]
+        at = {"data_dir": data_dir, "revision": revision}
+        load = partial(_loaded, name, title, digest, target, options.get("config"), **at)
     # Read as one set, R-PRM's parts of both kinds would come in one stream, which breaks where the columns change.
     if not data_dir and {"sft", "dpo"} <= {file.partition("/")[0] for file in files}:
         with_dir = f"{source}{'&' if '?' in source else '?'}data_dir="
@@ -94,38 +95,33 @@ def _loaded(name: str, title: str, digest: str | None, *arguments: Any, **option
     def rows(part: str, file: int | None = None) -> Iterator[Row]:
         with hub_errors(f"{name}, part {part}: cannot be read"):
             values = builder.as_streaming_dataset(split=part)
-            if file is not None:
-                values = values.shard(values.num_shards, file)
             try:
-                for number, value in enumerate(values, 1):
+                for number, value in enumerate(values if file is None else values.shard(values.num_shards, file), 1):
                     yield Row(number, value, json.dumps(value, default=str, ensure_ascii=False))
             except CastError as error:
                 columns = "; ".join(map(", ".join, (error.requested_column_names, error.table_column_names)))
                 hint = "give each kind a folder of its own"
                 raise InputError(f"{name}, part {part}: its files have different columns ({columns}); {hint}") from None
 
-    if digest is None:
-        content = hashlib.sha256()
-        for part in sorted(files):
-            for number, file in enumerate(sorted(files[part])):
-                with open(file, "rb") as stream:
-                    content.update(hashlib.file_digest(stream, "sha256").digest())
-                # Other columns than the first file's end it before anything is written.
-                next(rows(part, number), None)
-        digest = f"sha256:{content.hexdigest()}"
+    content = hashlib.sha256()
+    for part in sorted(files) if digest is None else ():
+        for number, file in enumerate(sorted(files[part])):
+            with open(file, "rb") as stream:
+                content.update(hashlib.file_digest(stream, "sha256").digest())
+            # Other columns than the first file's end it before anything is written.
+            next(rows(part, number), None)
     joint = "&" if "?" in name else "?"
     parts = {part: (f"{name}{joint}split={part}", partial(rows, part)) for part in PARTS if part in files}
-    return PublishedSet(SourceInfo(name, digest, None), title, parts)
+    return PublishedSet(SourceInfo(name, digest or f"sha256:{content.hexdigest()}", None), title, parts)
 
 
 def write_published(published: PublishedSet, output: Path, template: PromptTemplate | None = None) -> dict[str, Any]:
     """Make a data set for `rprm train sft` or `dpo` (see `Dataset`) out of published rows; texts stay as they are.
 
     A row is kept when the template renders its instruction byte for byte from the problem and steps in it, and its
-    analyses end as a training row's must (of dpo, the rejected one may have no verdict, or text after it).
-
-    The template is by default derived from the first 2,000 rows, with `R_PRM_SYSTEM` where they have no system message.
-    Returns the counts, as in `summary.json`.
+    analyses end as a training row's must (of dpo, the rejected one may have no verdict, or text after it). By default
+    the template is derived from the first 2,000 rows, with `R_PRM_SYSTEM` where they have no system message. Returns
+    the counts, as in `summary.json`.
 
     Raises:
         InputError: the columns are of neither kind, or no row is left to train on.
@@ -145,9 +141,7 @@ def write_published(published: PublishedSet, output: Path, template: PromptTempl
             for row in rows():
                 counts[f"rows of {part}"] += 1
                 try:
-                    if isinstance(row, Rejected):
-                        raise _Unfit("it cannot be read")
-                    step, prompt, analyses = _read(row.value, kind, template, f"{part}-{row.line}")
+                    step, prompt, analyses = _read(row, kind, template, f"{part}-{row.line}")
                 except _Unfit as unfit:
                     dropped[unfit.args[0]] += 1
                     dataset.reject(row if isinstance(row, Rejected) else row.rejected(name, ": ".join(unfit.args)))
@@ -186,29 +180,32 @@ class _Unfit(Exception):
     """Why a row is rejected: what it is counted under, and maybe details."""
 
 
-def _read(row: Any, kind: str, template: PromptTemplate, identifier: str) -> tuple[LabelledStep, Prompt, list[str]]:
+def _read(
+    row: Row | Rejected, kind: str, template: PromptTemplate, identifier: str
+) -> tuple[LabelledStep, Prompt, list[str]]:
     """The labelled step, its prompt, and the analyses of it; `_Unfit` where the row cannot be trained on."""
+    if isinstance(row, Rejected):
+        raise _Unfit("it cannot be read")
     texts = []
     for column in ("instruction", *_ANALYSES[kind]):
-        value = row.get(column) if isinstance(row, dict) else None
+        value = row.value.get(column) if isinstance(row.value, dict) else None
         if not isinstance(value, str) or not value.strip():
             raise _Unfit(f"{column} is no text", repr(value)[:80])
         if surrogate := re.search(r"[\ud800-\udfff]", value):
             raise _Unfit(f"{column} is no Unicode", f"a lone surrogate {surrogate[0]!a}")
         texts.append(value)
     instruction, *analyses = texts
-    parts = template.take_apart(instruction)
-    if parts is None:
+    if (parts := template.take_apart(instruction)) is None:
         raise _Unfit("the template does not make the instruction", template.difference(instruction))
     problem, (*previous, last) = parts
     prompt = template.render(problem, parts[1], len(previous))
+    first = template.verdict.find(analyses[0])
+    label = first is not None and first.yes
     if prompt.messages[-1].content != instruction:
         raise _Unfit("the template does not make the instruction", "it renders another text")
     for text, what in ((problem, "problem"), (last, "step")):
         if not text.strip():
             raise _Unfit(f"the {what} is empty")
-    first = template.verdict.find(analyses[0])
-    label = first is not None and first.yes
     for column, analysis, find_fault in zip(_ANALYSES[kind], analyses, (verdict_fault, rejected_fault), strict=False):
         if fault := find_fault(analysis, template.verdict, label):
             raise _Unfit(f"{column}: {fault}")
