@@ -88,9 +88,8 @@ class ResolvedModel(NamedTuple):
 def resolve(spec: str) -> ResolvedModel:
     """Replace the alias (or the bare hub id) of a known model by its spec on this machine; every other spec stays.
 
-    An R-PRM takes vLLM where vLLM and a GPU are at hand, else transformers. Behind an engine (`vllm:r-prm-7b`) an alias
-    is its hub id; behind an endpoint the name is the server's and stays. A local folder of a model's name is not the
-    known model: resolve the spec that a user gave, not the one that comes back.
+    An R-PRM takes vLLM where it and a GPU are at hand, else transformers. Behind an engine (`vllm:r-prm-7b`) an alias
+    is its hub id; behind an endpoint it stays, and so does a local folder: resolve the spec that a user gave.
 
     Raises:
         EngineError: a classifier is named as a language model, or the other way round.
@@ -124,8 +123,8 @@ def _local_engine() -> str:
 def template_for(spec: str, fallback: str | None = None) -> PromptTemplate:
     """The template that a judge reads where none is given, of the spec that the user gave.
 
-    The one that the model's folder carries, else the one that a known model was released with, else the built-in
-    `fallback` (None: the default); an unknown model of a hub or an endpoint is then logged, once.
+    The one in the model's folder, else a known model's own, else the built-in `fallback` (None: the default); that an
+    unknown model of a hub or an endpoint reads it is logged, once.
 
     Raises:
         PromptError: a known model's prompt is not at hand and cannot be fetched; the message says what to do.

@@ -26,16 +26,12 @@ TrainedPrompt = Annotated[str | None, typer.Option(help="The student's template.
 @app.command()
 @with_options
 def steps(
-    sources: Annotated[
-        list[str], typer.Argument(metavar="SOURCE...", help="Files, runs of this command, or hub data sets.")
-    ],
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Files, runs of this command, hub sets.")],
     output: Output,
     *,
     format: Annotated[settings.Format, "auto: by each row's fields."] = settings.Format.auto,
     options: settings.StepOptions,
-    exclude_benchmark: Annotated[
-        list[str] | None, "-x", "--exclude-benchmark", "Leave out problems of NAME, PATH, NAME=PATH."
-    ] = None,
+    exclude_benchmark: Annotated[list[str] | None, "-x", "--exclude-benchmark", "Of NAME, PATH, NAME=PATH."] = None,
     ngram: Annotated[int, typer.Option(min=1, help="Tokens in the n-grams that problems share.")] = settings.NGRAM,
     overlap: Annotated[float, typer.Option(min=0.01, max=1.0, help="Least share of them.")] = settings.OVERLAP,
     limit: Annotated[int | None, typer.Option(min=1, help="Read N steps alone, before any is left out.")] = None,
@@ -73,7 +69,7 @@ def steps(
         counts[f"left out: of {removed['problems']:,} problems that stand in {name}"] = removed["steps"]
     counts |= {f"gave none: {reason}": count for reason, count in summary["skipped"].items()}
     counts["rows rejected (rejected.jsonl)"] = summary["num_rejected"]
-    raise _show(summary, counts, output, json, summary["num_rejected"])
+    raise _show(summary, counts, summary["num_rejected"], output, json)
 
 
 @app.command()
@@ -118,7 +114,7 @@ def analyses(
         ),
         judge.aclose, info.num_rows if limit is None else limit, noun="steps",
     )  # fmt: skip
-    shown = _show(totals.as_dict(), totals.as_dict(), output, json, totals.num_rejected)
+    shown = _show(totals.as_dict(), totals.as_dict(), totals.num_rejected, output, json)
     refuse_nothing_judged(totals)
     raise shown
 
@@ -146,9 +142,7 @@ def pairs(
 
 @app.command("import")
 def import_(
-    source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="kevinpro/R-PRM?data_dir=sft, such a folder, or a file.")
-    ],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="kevinpro/R-PRM?data_dir=sft, such a folder, file.")],
     output: Output,
     prompt: Annotated[str | None, typer.Option(help="Template of every row.  [default: derived from the rows]")] = None,
     json: Json = False,
@@ -190,12 +184,13 @@ def _show_rows(summary: Mapping[str, Any], output: Path, json: bool) -> typer.Ex
     }
     counts |= summary["counts"]
     counts |= {f"dropped: {reason}": count for reason, count in summary["dropped"].items() if count}
-    counts |= {"input rows rejected": summary["rejected"]} if summary["rejected"] else {}
-    return _show(summary, counts, output, json, summary["rejected"])
+    if summary["rejected"]:
+        counts["input rows rejected"] = summary["rejected"]
+    return _show(summary, counts, summary["rejected"], output, json)
 
 
 def _show(
-    summary: Mapping[str, Any], counts: Mapping[str, int], output: Path, json: bool, num_rejected: int
+    summary: Mapping[str, Any], counts: Mapping[str, int], num_rejected: int, output: Path, json: bool
 ) -> typer.Exit:
     """Show the summary as JSON, or its counts as a table; returns how the command ends."""
     from rich.console import Console

@@ -1,8 +1,7 @@
 """Training problems that stand in a benchmark: found by equal text, or by the runs of words that they share.
 
-*exact*: the `tokens` of the two problems, written without space, are equal. *overlap*: a share of the n-grams of the
-shorter one (n = 13, usual since GPT-3, arXiv 2005.14165, appendix C) stand in the other. A problem of fewer than n
-tokens is found by equal text alone: short problems of one kind share most of their words.
+*exact*: the `tokens` of the two, written without space, are equal. *overlap*: a share of the n-grams of the shorter one
+stand in the other (n = 13, usual since GPT-3, arXiv 2005.14165, appendix C).
 """
 
 from __future__ import annotations
@@ -91,10 +90,8 @@ _TOKEN = re.compile(
 
 
 def tokens(text: str) -> list[str]:
-    r"""The words, numbers and operators of a text, in the form in which problems are compared.
-
-    `1,000` is one number; `2x` is two tokens; single letters that follow each other are one token (`A B C`, `$A$, $B$`
-    and `ABC` differ by typesetting alone); of scripts without spaces each character is a token.
+    """The words, numbers and operators of a text, in the form in which problems are compared: `1,000` is one, `2x` two;
+    letters that follow each other are one (`A B C`, `$A$, $B$`), and every character of a script without spaces.
     """
     plain = unicodedata.normalize("NFKC", text).casefold()
     for pattern, plainer in _REWRITES:

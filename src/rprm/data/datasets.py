@@ -1,8 +1,6 @@
 """Data sets to train on, as folders: published rows, cold-start rows, preference pairs (R-PRM, sections 3.1 and 3.2).
 
-Rows are as TRL takes them: conversational, or plain text for a raw template. Beside them stand the template that made
-every prompt, a card with every count (README.md), and a few rows to read (sample.md). A folder is made whole or not at
-all: a killed stage is begun again, and ends with the same bytes.
+Each is made whole or not at all: a killed stage is begun again, and ends with the same bytes. Files: docs/data.md.
 """
 
 from __future__ import annotations
@@ -20,8 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from rprm.data.analyses import AnalysesFile
-from rprm.data.options import ColdStartOptions, PairOptions
-from rprm.data.splits import is_held_out, order_key
+from rprm.data.options import ColdStartOptions, PairOptions, is_held_out, order_key
 from rprm.data.wellformed import DISAGREES, REASONS, REPEATED, wellformed
 from rprm.errors import InputError
 from rprm.prompts import Prompt, PromptTemplate
@@ -267,11 +264,8 @@ def write_rows(
 ) -> dict[str, Any]:
     """Make a data set out of analyses: cold-start rows for `rprm train sft`, or pairs for `rprm train dpo`.
 
-    The student's template may differ from the teacher's: verdict lines are rewritten. The first pass keeps the ids of
-    the chosen rows, the second writes those that stay. Returns the counts, as in `summary.json`.
-
-    Raises:
-        InputError: nothing is left to train on.
+    Verdict lines are rewritten for the template of the student. The first pass keeps the ids of the chosen rows, the
+    second writes them. Returns the counts, as in `summary.json`; an InputError where nothing is left to train on.
     """
     name, noun, rows, counted, reasons, choose = _STAGES[type(options)]
     source, tally = analyses.source, Tally()

@@ -1,8 +1,7 @@
 """`rprm data steps`: labelled steps of several sources into one run folder, without repetitions and benchmark problems.
 
-The first pass streams the sources, leaves out problems that stand in a benchmark, and writes the steps to a working
-file; it remembers 33 bytes a step. The second copies them without those that stand in it twice or with both labels.
-Files are put in place whole at the end, so that a killed run is simply begun again.
+The first pass writes the steps outside benchmarks to a working file, and remembers 33 bytes a step. The second copies
+those that stand in it once and with one label. Files are put in place whole at the end.
 """
 
 from __future__ import annotations
@@ -40,8 +39,8 @@ def gather_steps(
 ) -> dict[str, Any]:  # fmt: skip
     """Write the labelled steps of the sources to a run folder, in their order, without problems of the benchmarks.
 
-    `limit` reads the first steps alone, before anything is left out; `on_row` is told now and then of the rows read and
-    the steps found. Returns the counts, as in `summary.json`; see `_Gathered.summary`.
+    `limit` reads the first steps alone, before anything is left out; `on_row` is called every 1,000 rows with the
+    numbers of rows and steps. Returns the counts, as in `summary.json`; see `_Gathered.summary`.
     """
     if not sources:
         raise ValueError("no sources: give at least one")
@@ -122,12 +121,8 @@ class _Gathered:
         self._files["working"].write(step.model_dump_json() + "\n")
 
     def summary(self, benchmarks: Sequence[str]) -> dict[str, Any]:
-        """The second pass. Counts are of the steps kept, where nothing else is said; `removed` stands in a benchmark.
-
-        `num_duplicates` steps stood before, `num_conflicting` are called correct and wrong; `skipped` gave none, by
-        reason. `positions` are 0-based, and `num_solutions` paths of steps that no other one goes on from. An id that
-        stood before gets `~2`, `~3`, ... at its end.
-        """
+        """The second pass. Counts are of the steps kept, but for `num_duplicates` (stood before) and
+        `num_conflicting` (called correct and wrong); `num_solutions` are paths that no other goes on from."""
         paths, before, ids, problems = np.asarray(self._hashes).reshape(-1, 4).T
         labels = np.asarray(self._labels, dtype=bool)
         conflicting = np.isin(paths, np.intersect1d(paths[labels], paths[~labels]))

@@ -1,9 +1,8 @@
 r"""Labelled steps out of GSM8K's human solutions (arXiv 2110.14168), whose calculations are annotated: `<<48/2=24>>24`.
 
-Each line of a solution is a right step. A wrong one is made of it by one edit: of its result (*calculation*), or of an
-*operand* wherever the line names it, with the result worked out anew. Labels are true because edits are timid: the
-annotation must be right, a new number stands nowhere in the problem or its solution, and a new result is further off
-than rounding could bring it.
+A wrong step is made of a line by one edit: of its result (*calculation*), or of an *operand* wherever it is named, with
+the result worked out anew. Edits are timid, so that labels are true: the annotation must be right, a new number stands
+nowhere in problem or solution, and a new result is further off than rounding could bring it.
 """
 
 from __future__ import annotations
@@ -94,10 +93,8 @@ def wrong_step(line: str, taken: frozenset[Fraction], drawn: random.Random) -> W
 def _other_operands(
     before: str, expression: str, shown: str, after: str, taken: frozenset[Fraction], drawn: random.Random
 ) -> Iterator[tuple[str, str, Fraction]]:
-    """What stands before the result with another operand throughout; its result as shown, and exact.
-
-    The line must show the calculation as it is annotated.
-    """
+    """What stands before the result with another operand throughout, where the line shows the calculation as it is
+    annotated; its result as shown, and exact."""
     pattern = ""
     for part in _PART.findall(expression):
         # With commas or without, `.5` or `0.5`; words may follow it (`5 boxes * 3`), brackets may stand elsewhere.
@@ -184,10 +181,7 @@ def _decimals(number: str) -> int:
 
 
 def evaluate(expression: str) -> Fraction:
-    """The exact value of a calculation as GSM8K annotates it: digits, + - * / ( ) . and percent signs, nothing else.
-
-    Python's parser reads it, and nothing is run. A ValueError: it is no such expression, or divides by zero.
-    """
+    """The exact value of an annotated calculation (digits, + - * / ( ) . %), else a ValueError; nothing is run."""
     if len(expression) > MAX_EXPRESSION or not re.fullmatch(r"[0-9.+*/()% -]+", expression) or "**" in expression:
         raise ValueError(f"no calculation of at most {MAX_EXPRESSION} characters")
     text = re.sub(r"(?<![\d.])0+(?=\d)", "", expression).replace("%", "**(1)").strip()

@@ -1,7 +1,6 @@
-"""Published training rows in: what others released, as the rows that `rprm train` takes.
+"""Published training rows in, as `rprm train` takes them; R-PRM's set has folders `{sft,dpo}/{train,validation}`.
 
-R-PRM's own set (`kevinpro/R-PRM`) has folders `{sft,dpo}/{train,validation}`. The verdict of the output (or chosen)
-analysis is the label: analyses were kept because they agree with it (section 3.1).
+The verdict of the output (or chosen) analysis is the label: analyses were kept because they agree (section 3.1).
 """
 
 from __future__ import annotations
@@ -118,10 +117,8 @@ def _loaded(name: str, title: str, digest: str | None, *arguments: Any, **option
 def write_published(published: PublishedSet, output: Path, template: PromptTemplate | None = None) -> dict[str, Any]:
     """Make a data set for `rprm train sft` or `dpo` (see `Dataset`) out of published rows; texts stay as they are.
 
-    A row is kept when the template renders its instruction byte for byte from the problem and steps in it, and its
-    analyses end as a training row's must (of dpo, the rejected one may have no verdict, or text after it). By default
-    the template is derived from the first 2,000 rows, with `R_PRM_SYSTEM` where they have no system message. Returns
-    the counts, as in `summary.json`.
+    The template must render a row's instruction byte for byte. By default it is derived from the first 2,000 rows, with
+    `R_PRM_SYSTEM` where they have no system message. Returns the counts, as in `summary.json`.
 
     Raises:
         InputError: the columns are of neither kind, or no row is left to train on.

@@ -123,8 +123,7 @@ class MathShepherdRow(RowModel):
 def math_shepherd_steps(record: dict[str, Any], origin: Origin, options: StepOptions) -> Iterator[LabelledStep]:
     """Rows `{input, label, task}` of peiyi9979/Math-Shepherd.
 
-    `input` is the problem, then `Step 1: ... ки`, `Step 2: ... ки` and so on; `label` is the same text with `+` or `-`
-    in place of each tag. Steps lose their number and GSM8K's annotations. Rows with a tag in the problem are refused.
+    `input` is the problem, then `Step 1: ... ки`, `Step 2: ... ки` and so on; `label` has `+` or `-` for each tag.
     """
     row = checked(MathShepherdRow, record)
     *tagged, rest = row.input.split(STEP_TAG)
@@ -201,10 +200,9 @@ class PRM800KRow(RowModel):
 def prm800k_steps(record: dict[str, Any], origin: Origin, options: StepOptions) -> Iterator[LabelledStep]:
     """PRM800K as OpenAI publishes it (repository openai/prm800k, `prm800k/data/phase*_*.jsonl`, and its README).
 
-    At each place of a solution stand completions with ratings (-1 wrong, 0 neutral, 1 correct, null: none). It goes on
-    with the chosen one or, where none was, with the one that the labeler wrote, which counts as correct. Every rated
-    completion gives a row, up to the place where a wrong, flagged (the labeler did not know) or unrated one was chosen.
-    OpenAI trained without solutions of quality control and without unfinished ones (arXiv 2305.20050, appendix B).
+    At each place stand completions with ratings (-1 wrong, 0 neutral, 1 correct). A solution goes on with the one that
+    was chosen, else written by the labeler; it ends where that is wrong, flagged or unrated. OpenAI trained without
+    quality control and unfinished solutions (arXiv 2305.20050, appendix B).
     """
     row = checked(PRM800KRow, record)
     for index, place in enumerate(row.label.steps):
@@ -259,10 +257,9 @@ class GSM8KRow(RowModel):
 
 
 def gsm8k_steps(record: dict[str, Any], origin: Origin, options: StepOptions) -> Iterator[LabelledStep]:
-    """Right and wrong steps of a row `{question, answer}`, a function of its text and the seed.
+    """Right and wrong steps, both after right ones, of a row `{question, answer}`; a function of its text and the seed.
 
-    Both follow the same right steps, so that neither place nor context tells them apart. Of one kind as many are left
-    out as brings wrong rows to `wrong_share`, on average. The line `#### N`, which is always right, is dropped.
+    Of one kind as many are left out as brings wrong rows to `wrong_share`, on average. The line `#### N` is dropped.
     """
     row, share = checked(GSM8KRow, record), options.wrong_share
     problem, answer = row.question, row.answer

@@ -1,8 +1,4 @@
-"""Which analyses are fit to train on, and the form in which they are: the body, then one verdict line at the very end.
-
-Models write the verdict line in many ways (`**Yes**`, `\\boxed{Yes}.`). Trained on, it always reads the same: the
-marker, a space, the answer. What a student learns is then one form, which every engine finds.
-"""
+"""Which analyses are fit to train on, and in which one form: the body, then `MARKER ANSWER` at the very end."""
 
 from __future__ import annotations
 
@@ -19,21 +15,14 @@ _OPENERS = " \t\r*_#>`-"
 _AFTER_VERDICT = re.compile(r"[^\w]{0,16}\Z")
 
 #: Reasons to drop an analysis, in the order in which they are looked for.
-NO_VERDICT = "no verdict"
-FORCED = "verdict had to be asked for"
-SEVERAL = "the verdict line stands more than once"
-NOT_LAST = "text follows the verdict"
-EMPTY = "nothing but the verdict"
-DISAGREES = "verdict disagrees with the label"
-REPEATED = "repeats another analysis of the step"
-REASONS = (NO_VERDICT, FORCED, SEVERAL, NOT_LAST, EMPTY, DISAGREES, REPEATED)
+REASONS = NO_VERDICT, FORCED, SEVERAL, NOT_LAST, EMPTY, DISAGREES, REPEATED = (
+    "no verdict", "verdict had to be asked for", "the verdict line stands more than once", "text follows the verdict",
+    "nothing but the verdict", "verdict disagrees with the label", "repeats another analysis of the step",
+)  # fmt: skip
 
 
 def wellformed(analysis: Analysis, written: VerdictFormat, trained: VerdictFormat) -> tuple[str, str]:
-    """The text to train on, without thinking, or why there is none: `(text, "")` or `("", reason)`.
-
-    `written` and `trained` are the verdict lines of the templates that it was written with, and that is trained with.
-    """
+    """The text to train on, with the verdict line `trained` in place of `written`: `(text, "")`, or `("", reason)`."""
     answer = without_thinking(analysis.text)
     markers = list(written.marker_pattern.finditer(answer))
     verdict = written.find(answer)
