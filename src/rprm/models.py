@@ -32,15 +32,14 @@ _told: set[str] = set()
 class ReleasedPrompt:
     """Where a judge's prompt comes from, and what stands around it. Its wording is no part of this package."""
 
-    dataset: str  #: of the hub, whose instructions show the prompt
-    data_dir: str  #: its folder with rows of one kind
+    source: str  #: a hub data set with the folder of one kind of its rows, whose instructions show the prompt
     system: str  #: the system message of training and evaluation
     ending: str | None  #: on both sides of the assistant tag; None renders with the model's own chat template instead
     marker: str = VerdictFormat().marker  #: before the verdict
 
     @property
-    def source(self) -> str:
-        return f"{self.dataset}?data_dir={self.data_dir}"
+    def dataset(self) -> str:
+        return self.source.partition("?")[0]
 
     @property
     def cached(self) -> Path:
@@ -263,7 +262,7 @@ MODELS: tuple[KnownModel, ...] = (
             "context": "config.json of its base model, Qwen/Qwen2.5-Math-7B-Instruct",
             "threshold": _PROCESSBENCH,
         },
-        prompt=ReleasedPrompt("kevinpro/R-PRM", "sft", R_PRM_SYSTEM, ending=r"\n"),
+        prompt=ReleasedPrompt("kevinpro/R-PRM?data_dir=sft", R_PRM_SYSTEM, ending=r"\n"),
     ),
     *(_classifier(*row.split()) for row in _CLASSIFIERS.strip().split("\n")),
 )  # fmt: skip

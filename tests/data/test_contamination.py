@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rprm.data.contamination import (
+from rprm.data.gathering import (
     KNOWN_BENCHMARKS,
     BenchmarkProblem,
     ContaminationIndex,
@@ -251,7 +251,7 @@ class TestReadBenchmarks:
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         """From the hub through the benchmark's own reader, which here is given a file of its form."""
-        import rprm.data.contamination as contamination
+        import rprm.data.gathering as contamination
 
         row = {
             "original_question": "What is 1 + 1?",

@@ -45,8 +45,7 @@ def steps(
     """
     from rich.console import Console
 
-    from rprm.data.contamination import read_benchmarks
-    from rprm.data.gathering import gather_steps
+    from rprm.data.gathering import gather_steps, read_benchmarks
     from rprm.data.steps import steps_source
 
     with Console(stderr=True, highlight=False).status("reading the benchmarks") as status:

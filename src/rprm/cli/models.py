@@ -79,13 +79,7 @@ def described(known: KnownModel) -> dict[str, Any]:
 
 def _commands(known: KnownModel) -> dict[str, str]:
     """The commands that judge with a model and measure it, on this machine, each with a remark."""
-    from importlib.util import find_spec
-
-    lines = {}
-    needed = {"local": "transformers", "hub": "datasets"}
-    if missing := [extra for extra, module in needed.items() if find_spec(module) is None]:
-        lines[f'pip install ".[{",".join(missing)}]"'] = "first, what is not installed here"
-    lines[f"rprm judge solutions.jsonl --model {known.alias}"] = ""
+    lines = {f"rprm judge solutions.jsonl --model {known.alias}": ""}
     for benchmark in ("processbench", "prmbench"):
         options = known.options.get(benchmark)
         model = f'"{known.alias}?{options}"' if options else known.alias

@@ -2,34 +2,229 @@
 
 The first pass writes the steps outside benchmarks to a working file, and remembers 33 bytes a step. The second copies
 those that stand in it once and with one label. Files are put in place whole at the end.
+
+A training problem stands in a benchmark by equal text (*exact*: their `tokens`, written without space), or by the runs
+of words that they share (*overlap*: a share of the n-grams of the shorter one stand in the other; n = 13, usual since
+GPT-3, arXiv 2005.14165, appendix C).
 """
 
 from __future__ import annotations
 
 import os
+import re
+import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from hashlib import blake2b
-from itertools import chain, count
+from itertools import chain, count, groupby
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, NamedTuple, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rprm.data.contamination import ContaminationIndex, Excluded, Removed
+from rprm.benchmarks import read_prmbench
+from rprm.benchmarks.prmbench import PRMBENCH_HUB
 from rprm.data.options import NGRAM, OVERLAP, Format, StepOptions
 from rprm.data.steps import STAGE, read_steps, source_name
 from rprm.errors import InputError
-from rprm.reading import Rejected, Source
-from rprm.records import LabelledStep
+from rprm.reading import Rejected, Row, Source, SourceInfo, field_names, json_object, read_rows, stem
+from rprm.records import LabelledStep, Probability, Record
 from rprm.runs import REJECTED, RESULTS, Run, versions
 
 #: Problems left out because they stand in a benchmark.
 REMOVED = "removed.jsonl"
+
+#: Benchmarks known by name: their parts, and where the hub has them. Revisions are recorded.
+KNOWN_BENCHMARKS: dict[str, dict[str, str]] = {
+    "processbench": {
+        f"processbench/{split}": f"hub:Qwen/ProcessBench?split={split}"
+        for split in ("gsm8k", "math", "olympiadbench", "omnimath")
+    },
+    "prmbench": {"prmbench": f"hub:{PRMBENCH_HUB}?split=train"},
+    "gsm8k": {"gsm8k": "hub:openai/gsm8k?config=main&split=test"},
+    "math500": {"math500": "hub:HuggingFaceH4/MATH-500?split=test"},
+    "aime24": {"aime24": "hub:HuggingFaceH4/aime_2024?split=train"},
+    "amc23": {"amc23": "hub:math-ai/amc23?split=test"},
+    "minerva_math": {"minerva_math": "hub:math-ai/minervamath?split=test"},
+    "olympiadbench": {"olympiadbench": "hub:math-ai/olympiadbench?split=test"},
+}
+
+#: Fields that hold a problem. Every one of the first row that a record has counts; else the first of the second row.
+PROBLEM_FIELDS = ("problem", "question", "original_question", "modified_question")
+OTHER_PROBLEM_FIELDS = ("query", "prompt", "input")
+
+
+class BenchmarkProblem(NamedTuple):
+    benchmark: str
+    item: str
+    problem: str
+
+
+class Excluded(NamedTuple):
+    name: str
+    problems: tuple[BenchmarkProblem, ...]
+    source: SourceInfo
+
+
+class Removed(Record):
+    """A training problem that repeats a benchmark's item, by this share of n-grams, and the labelled steps it cost."""
+
+    problem: str
+    benchmark: str
+    item: str
+    kind: Literal["exact", "overlap"]
+    share: Probability
+    num_steps: int = 0
+
+
+#: Typesetting that makes no difference between problems.
+_REWRITES = (
+    (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits|quad|qquad|hspace|vspace)(?![a-z])", " "),
+    (r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|operatorname|mbox|overline|underline)\s*(?=\{)", " "),
+    (r"\\(?:begin|end)\{(?:align|equation|gather|multline|center)\*?\}|\\[,;:!> ]|~", " "),
+    (r"\\[dt]frac(?![a-z])", r"\\frac"),
+    (r"\\(?:cdot|times|ast)(?![a-z])|[\N{MULTIPLICATION SIGN}\N{DOT OPERATOR}\N{MIDDLE DOT}]", "*"),
+    (r"\\div(?![a-z])|\N{DIVISION SIGN}", "/"),
+    (r"\\leq?(?![a-z])|\N{LESS-THAN OR EQUAL TO}", "<="),
+    (r"\\geq?(?![a-z])|\N{GREATER-THAN OR EQUAL TO}", ">="),
+    (r"\N{MINUS SIGN}|\N{EN DASH}", "-"),
+    # Apostrophes hold a word together, whatever they look like.
+    ("(?<=[a-z])['\N{RIGHT SINGLE QUOTATION MARK}](?=[a-z])", ""),
+    (r"(?<=\d),(?=\d{3}(?!\d))", ""),
+    (r"(?<![\d.])\.(?=\d)", "0."),
+)
+#: Numbers; one character of a script without spaces; words; operators. The rest is punctuation.
+_TOKEN = re.compile(
+    r"\d+(?:\.\d+)?|[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|"
+    r"[^\W\d_\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+|[-+*/=<>^%]"
+)
+
+
+def tokens(text: str) -> list[str]:
+    """The words, numbers and operators of a text, in the form in which problems are compared: `1,000` is one, `2x` two;
+    letters that follow each other are one (`A B C`, `$A$, $B$`), and every character of a script without spaces.
+    """
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    for pattern, plainer in _REWRITES:
+        plain = re.sub(pattern, plainer, plain)
+    found: list[str] = []
+    for are_letters, run in groupby(_TOKEN.findall(plain), lambda token: len(token) == 1 and "a" <= token <= "z"):
+        some = list(run)
+        found += ["".join(some)] if are_letters else some
+    return found
+
+
+class ContaminationIndex:
+    """Finds the benchmark problem that a training problem repeats, or shares at least `overlap` of its n-grams with."""
+
+    def __init__(self, problems: Iterable[BenchmarkProblem], *, ngram: int = NGRAM, overlap: float = OVERLAP) -> None:
+        if ngram < 1 or not 0 < overlap <= 1:
+            raise ValueError(f"an n-gram has at least one token, and a share is in (0, 1]; not {ngram}, {overlap}")
+        self.ngram, self.overlap = ngram, overlap
+        # By the hash of its whole text, the number of a problem; by its number, the problem and its number of n-grams.
+        self._exact: dict[bytes, int] = {}
+        self._problems: list[tuple[BenchmarkProblem, int]] = []
+        self._postings: dict[bytes, list[int]] = {}
+        for problem in problems:
+            words, number = tokens(problem.problem), len(self._problems)
+            # Of the same text again (a problem with several solutions) the first item stands for it.
+            if words and self._exact.setdefault(_digest("".join(words), 16), number) == number:
+                grams = self._grams(words)
+                self._problems.append((problem, len(grams)))
+                for gram in grams:
+                    self._postings.setdefault(gram, []).append(number)
+
+    def _grams(self, words: Sequence[str]) -> set[bytes]:
+        count = len(words) - self.ngram + 1
+        return {_digest(" ".join(words[start : start + self.ngram]), 8) for start in range(count)}
+
+    def match(self, problem: str) -> Removed | None:
+        """The benchmark problem that this one repeats: equal text first, else the one that shares most; or None."""
+        words = tokens(problem)
+        number, share, kind = self._exact.get(_digest("".join(words), 16)), 1.0, "exact"
+        if number is None:
+            grams = self._grams(words)
+            shared = Counter(number for gram in grams for number in self._postings.get(gram, ()))
+            shares = ((count / min(len(grams), self._problems[number][1]), -number) for number, count in shared.items())
+            (share, number), kind = max(shares, default=(0.0, 0)), "overlap"
+            if share < self.overlap:
+                return None
+        found = self._problems[abs(number)][0]
+        return Removed(**found._asdict() | dict[str, Any](problem=problem, kind=kind, share=round(share, 4)))
+
+
+def read_benchmarks(name: str) -> list[Excluded]:
+    """The problems of a known benchmark, `PATH`, a hub data set, or `NAME=PATH_OR_HUB`.
+
+    A folder stands for every `.jsonl` and `.json` file in it, each a part `NAME/STEM`.
+
+    Raises:
+        InputError: nothing is there, or a row cannot be read: a benchmark that is half excluded is not excluded.
+    """
+    if name == "prmbench" and not Path(name).exists():
+        # Some of its columns appear late, which its own reader knows. Modified solutions have the modified problem,
+        # the unmodified ones (`correct`) the original.
+        items = read_prmbench(PRMBENCH_HUB)
+        found = {item.solution.problem: item.id for item in items.items}
+        problems = [BenchmarkProblem(name, item, problem) for problem, item in found.items()]
+        return [_whole(name, items.sources[0], (*items.rejected, problems))]
+    sources = [(part, Source(place)) for part, place in _located(name)]
+    return [_whole(part, source.inspect(), read_rows(source, partial(_problems, part))) for part, source in sources]
+
+
+def _located(name: str) -> list[tuple[str, str]]:
+    """The parts of a benchmark, and the places that their items stand in."""
+    if Path(name).exists():
+        label, place = stem(Path(name)), name
+    elif named := re.fullmatch(r"([\w.-]+)=(.+)", name, flags=re.DOTALL):
+        label, place = named[1], named[2]
+    elif name in KNOWN_BENCHMARKS:
+        return list(KNOWN_BENCHMARKS[name].items())
+    elif re.fullmatch(r"(hub:)?[\w.-]+/[\w.-]+(\?.*)?", name):
+        label, place = name.partition("?")[0].rpartition("/")[2], name
+    else:
+        known = ", ".join(KNOWN_BENCHMARKS)
+        raise InputError(f"{name}: no such benchmark; known are {known}; others as NAME=PATH, or as OWNER/NAME")
+    if not Path(place).is_dir():
+        return [(label, place)]
+    suffixes = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
+    files = sorted(file for file in Path(place).iterdir() if file.name.endswith(suffixes))
+    if not files:
+        raise InputError(f"{place}: no .jsonl or .json file in this folder")
+    return [(f"{label}/{stem(file)}", str(file)) for file in files]
+
+
+def _problems(benchmark: str, row: Row) -> list[BenchmarkProblem]:
+    record = json_object(row.value)
+    filled = {name: value for name, value in record.items() if isinstance(value, str) and value.strip()}
+    texts = [filled[field] for field in PROBLEM_FIELDS if field in filled]
+    texts = texts or [filled[field] for field in OTHER_PROBLEM_FIELDS if field in filled][:1]
+    if not texts:
+        fields = ", ".join((*PROBLEM_FIELDS, *OTHER_PROBLEM_FIELDS))
+        raise InputError(f"no problem found in one of {fields}; its fields are: {field_names(record)}")
+    ids = (record[key] for key in ("id", "idx", "unique_id", "key") if record.get(key) not in (None, ""))
+    item = str(next(ids, f"line-{row.line}"))
+    return [BenchmarkProblem(benchmark, item, text) for text in dict.fromkeys(texts)]
+
+
+def _whole(name: str, source: SourceInfo, rows: Iterable[list[BenchmarkProblem] | Rejected]) -> Excluded:
+    problems: list[BenchmarkProblem] = []
+    for row in rows:
+        if isinstance(row, Rejected):
+            raise InputError(f"{row.file}, line {row.line}: {row.reason}; a benchmark to exclude must be read whole")
+        problems += row
+    if not problems:
+        raise InputError(f"{source.name}: no rows; a benchmark to exclude must have items")
+    return Excluded(name, tuple(problems), source)
+
+
+def _digest(text: str, size: int) -> bytes:
+    return blake2b(text.encode(errors="replace"), digest_size=size).digest()
 
 
 def gather_steps(
