@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rprm.errors import InputError
 from rprm.jobs import Callbacks, Job, run_job
@@ -83,8 +83,7 @@ async def sample_analyses(
     return totals
 
 
-@dataclass(frozen=True)
-class AnalysesFile:
+class AnalysesFile(NamedTuple):
     """Analyses, the template that they were written with (None for a plain file), and their making, for a card."""
 
     source: Source

@@ -13,9 +13,9 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from rprm.data.analyses import AnalysesFile
 from rprm.data.options import ColdStartOptions, PairOptions, is_held_out, order_key
@@ -179,16 +179,8 @@ def _table(*head: str, rows: Iterable[tuple[Any, ...]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-class _Side(NamedTuple):
-    """An analysis; so many of the step's samples read like it, of which it is the first."""
-
-    sample: int
-    text: str
-    num_tokens: int
-    num_samples: int
-
-
-Sides = list[_Side]
+#: Well-formed texts, each with the numbers of the step's samples that read like it.
+Sides = dict[str, list[int]]
 Tally = Counter[str]
 
 #: Rows of a step: what tells each from the others, and its analyses as a training row has them.
@@ -199,10 +191,10 @@ def _first(step: StepAnalyses, agreeing: Sides, other: Sides, options: ColdStart
     """The first analyses whose verdict is the label."""
     tally["steps without any analysis"] += not step.analyses
     tally["steps with an agreeing analysis"] += bool(agreeing)
-    tally[DISAGREES] += sum(side.num_samples for side in other)
-    tally[REPEATED] += sum(side.num_samples - 1 for side in agreeing)
+    tally[DISAGREES] += sum(map(len, other.values()))
+    tally[REPEATED] += sum(map(len, agreeing.values())) - len(agreeing)
     tally["more than were asked for of one step"] += max(0, len(agreeing) - options.per_step)
-    return [(f"#{side.sample}", (side.text,)) for side in agreeing[: options.per_step]]
+    return [(f"#{samples[0]}", (text,)) for text, samples in islice(agreeing.items(), options.per_step)]
 
 
 #: Why a step gives no pair; the first that holds is counted.
@@ -218,30 +210,29 @@ _UNPAIRED = (
 
 def _pairs(step: StepAnalyses, agreeing: Sides, other: Sides, options: PairOptions, tally: Tally) -> Chosen:
     """The most often sampled pairs, or the closest in length; no analysis in more pairs than it was sampled."""
-    num_agreeing, num_other = (sum(side.num_samples for side in some) for some in (agreeing, other))
+    num_agreeing, num_other = (sum(map(len, some.values())) for some in (agreeing, other))
     accuracy = num_agreeing / max(1, num_agreeing + num_other)
     outside = not options.min_accuracy <= accuracy <= options.max_accuracy
-    often = [side for side in agreeing if side.num_samples >= options.min_repeats]
-    limit = options.max_length_ratio
-    possible = []
-    for sides in product(often, other):
-        shorter, longer = sorted(max(1, side.num_tokens) for side in sides)
+    often = {text: samples for text, samples in agreeing.items() if len(samples) >= options.min_repeats}
+    limit, possible = options.max_length_ratio, []
+    for texts in product(often, other):
+        samples = often[texts[0]], other[texts[1]]
+        shorter, longer = sorted(max(1, step.analyses[first].num_tokens) for first, *_ in samples)
         ratio = longer / shorter if limit else 0.0
         if ratio <= (limit or 0.0):
-            name = f"#{sides[0].sample}>{sides[1].sample}"
-            place = (ratio, -sides[0].num_samples, -sides[1].num_samples, order_key(step.id + name, options.seed))
-            possible.append((place, name, sides))
+            name = f"#{samples[0][0]}>{samples[1][0]}"
+            place = (ratio, -len(samples[0]), -len(samples[1]), order_key(step.id + name, options.seed))
+            possible.append((place, samples, name, texts))
     applies = (not agreeing and not other, not other, not agreeing, outside, not often, not possible)
     why = next((reason for reason, holds in zip(_UNPAIRED, applies, strict=True) if holds), None)
     tally[why or "steps with a pair"] += 1
     tally[REPEATED] += num_agreeing + num_other - len(agreeing) - len(other)
-    pairs: list[tuple[tuple[_Side, ...], str]] = []
-    uses: Counter[int] = Counter()
-    for _, name, sides in [] if why else sorted(possible):
-        if len(pairs) < options.per_step and all(uses[side.sample] < side.num_samples for side in sides):
-            pairs.append((sides, name))
-            uses.update(side.sample for side in sides)
-    return [(name, (chosen.text, rejected.text)) for (chosen, rejected), name in sorted(pairs)]
+    pairs, uses = [], Counter[str]()
+    for _, samples, name, texts in [] if why else sorted(possible):
+        if len(pairs) < options.per_step and all(uses[text] < len(of) for text, of in zip(texts, samples, strict=True)):
+            pairs.append((samples, name, texts))
+            uses.update(texts)
+    return [(name, texts) for _, name, texts in sorted(pairs)]
 
 
 #: How a stage makes rows of analysed steps, by its options: its name, what a row is made of, what the card says of the
@@ -267,28 +258,26 @@ def write_rows(
     Verdict lines are rewritten for the template of the student. The first pass keeps the ids of the chosen rows, the
     second writes them. Returns the counts, as in `summary.json`; an InputError where nothing is left to train on.
     """
-    name, noun, rows, counted, reasons, choose = _STAGES[type(options)]
+    name, noun, what, counted, reasons, choose = _STAGES[type(options)]
     source, tally = analyses.source, Tally()
     written = (analyses.template or template).verdict
 
     def chosen(step: StepAnalyses) -> Chosen:
-        sides: dict[bool, dict[str, _Side]] = {True: {}, False: {}}
+        sides: dict[bool, Sides] = {True: {}, False: {}}
         for sample, analysis in enumerate(step.analyses):
             text, reason = wellformed(analysis, written, template.verdict)
             if reason:
                 tally[reason] += 1
-                continue
-            alike = sides[analysis.verdict is step.step.label]
-            first = alike.get(text, _Side(sample, text, analysis.num_tokens, 0))
-            alike[text] = first._replace(num_samples=first.num_samples + 1)
-        some = (list(sides[agrees].values()) for agrees in (True, False))
-        return [(step.id + end, texts) for end, texts in choose(step, *some, options, tally)]
+            else:
+                sides[analysis.verdict is step.step.label].setdefault(text, []).append(sample)
+        rows = choose(step, sides[True], sides[False], options, tally)
+        return [(step.id + end, texts) for end, texts in rows]
 
     def part(step: StepAnalyses) -> str:
         held_out = is_held_out(step.step.problem, options.validation_share, options.seed)
         return "validation" if held_out else "train"
 
-    with Dataset(Path(output), name, source.inspect(), template, asdict(options), rows) as dataset:
+    with Dataset(Path(output), name, source.inspect(), template, asdict(options), what) as dataset:
         groups: dict[str, tuple[list[str], list[str]]] = {name: ([], []) for name in PARTS}
         for row in analyses.rows():
             if isinstance(row, Rejected):
@@ -308,7 +297,7 @@ def write_rows(
         if not kept:
             advice = "sample more analyses of each step (-n), choose less strictly, or leave out the balance"
             raise InputError(f"{source.name}: no {noun} is left to train on ({listed(dropped)}); {advice}")
-        counts = {what: tally[what] for what in ("steps", "analyses", *counted)}
+        counts = {count: tally[count] for count in ("steps", "analyses", *counted)}
         for row in analyses.rows():
             if not isinstance(row, Rejected):
                 prompt = template.render(row.step.problem, row.step.steps, row.step.step_index)
