@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from rprm.benchmarks import read_prmbench
 from rprm.benchmarks.prmbench import PRMBENCH_HUB
+from rprm.benchmarks.processbench import PROCESSBENCH_SUBSETS
 from rprm.data.options import NGRAM, OVERLAP, Format, StepOptions
 from rprm.data.steps import STAGE, read_steps, source_name
 from rprm.errors import InputError
@@ -41,10 +42,7 @@ REMOVED = "removed.jsonl"
 
 #: Benchmarks known by name: their parts, and where the hub has them. Revisions are recorded.
 KNOWN_BENCHMARKS: dict[str, dict[str, str]] = {
-    "processbench": {
-        f"processbench/{split}": f"hub:Qwen/ProcessBench?split={split}"
-        for split in ("gsm8k", "math", "olympiadbench", "omnimath")
-    },
+    "processbench": {f"processbench/{part}": f"hub:Qwen/ProcessBench?split={part}" for part in PROCESSBENCH_SUBSETS},
     "prmbench": {"prmbench": f"hub:{PRMBENCH_HUB}?split=train"},
     "gsm8k": {"gsm8k": "hub:openai/gsm8k?config=main&split=test"},
     "math500": {"math500": "hub:HuggingFaceH4/MATH-500?split=test"},
@@ -133,7 +131,7 @@ class ContaminationIndex:
         for problem in problems:
             words, number = tokens(problem.problem), len(self._problems)
             # Of the same text again (a problem with several solutions) the first item stands for it.
-            if words and self._exact.setdefault(_digest("".join(words), 16), number) == number:
+            if words and self._exact.setdefault(_hashed("".join(words)), number) == number:
                 grams = self._grams(words)
                 self._problems.append((problem, len(grams)))
                 for gram in grams:
@@ -141,12 +139,12 @@ class ContaminationIndex:
 
     def _grams(self, words: Sequence[str]) -> set[bytes]:
         count = len(words) - self.ngram + 1
-        return {_digest(" ".join(words[start : start + self.ngram]), 8) for start in range(count)}
+        return {_hashed(" ".join(words[start : start + self.ngram]), size=8) for start in range(count)}
 
     def match(self, problem: str) -> Removed | None:
         """The benchmark problem that this one repeats: equal text first, else the one that shares most; or None."""
         words = tokens(problem)
-        number, share, kind = self._exact.get(_digest("".join(words), 16)), 1.0, "exact"
+        number, share, kind = self._exact.get(_hashed("".join(words))), 1.0, "exact"
         if number is None:
             grams = self._grams(words)
             shared = Counter(number for gram in grams for number in self._postings.get(gram, ()))
@@ -221,10 +219,6 @@ def _whole(name: str, source: SourceInfo, rows: Iterable[list[BenchmarkProblem] 
     if not problems:
         raise InputError(f"{source.name}: no rows; a benchmark to exclude must have items")
     return Excluded(name, tuple(problems), source)
-
-
-def _digest(text: str, size: int) -> bytes:
-    return blake2b(text.encode(errors="replace"), digest_size=size).digest()
 
 
 def gather_steps(
@@ -372,6 +366,6 @@ def _repeated(values: NDArray[np.uint64]) -> NDArray[np.bool_]:
     return repeated
 
 
-def _hashed(text: str, before: bytes = b"") -> bytes:
-    """16 bytes for a text after what `before` stands for; runs of white space count as one space."""
-    return blake2b(before + " ".join(text.split()).encode(), digest_size=16).digest()
+def _hashed(text: str, before: bytes = b"", size: int = 16) -> bytes:
+    """A hash of a text after what `before` stands for; runs of white space count as one space."""
+    return blake2b(before + " ".join(text.split()).encode(errors="replace"), digest_size=size).digest()

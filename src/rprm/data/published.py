@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
-from rprm.data.datasets import PARTS, Dataset, listed
-from rprm.data.wellformed import rejected_fault, verdict_fault
+from rprm.data.datasets import PARTS, Dataset, listed, rejected_fault, verdict_fault
 from rprm.errors import InputError
 from rprm.models import R_PRM_SYSTEM
 from rprm.prompts import Prompt, PromptTemplate, import_template
@@ -64,13 +63,12 @@ def open_published(source: str) -> PublishedSet:
         load = partial(_loaded, source, path.resolve().name, None, str(folder))
     else:
         digest = Source(f"hub:{source.removeprefix('hub:')}").inspect().digest
-        revision = digest.removeprefix("revision:")
         from huggingface_hub import HfApi
 
-        files = [] if data_dir else HfApi().list_repo_files(target, repo_type="dataset", revision=revision)
-        name, title = f"hub:{target}?{urlencode(options | {'revision': revision})}", target.partition("/")[2]
-        at = {"data_dir": data_dir, "revision": revision}
-        load = partial(_loaded, name, title, digest, target, options.get("config"), **at)
+        at = {"data_dir": data_dir, "revision": digest.removeprefix("revision:")}
+        files = [] if data_dir else HfApi().list_repo_files(target, repo_type="dataset", revision=at["revision"])
+        name = f"hub:{target}?{urlencode(options | {'revision': at['revision']})}"
+        load = partial(_loaded, name, target.partition("/")[2], digest, target, options.get("config"), **at)
     # Read as one set, R-PRM's parts of both kinds would come in one stream, which breaks where the columns change.
     if not data_dir and {"sft", "dpo"} <= {file.partition("/")[0] for file in files}:
         with_dir = f"{source}{'&' if '?' in source else '?'}data_dir="
@@ -161,7 +159,8 @@ def _of_one_kind(name: str, rows: list[Row | Rejected]) -> tuple[str, list[dict[
     kind = max(found, key=lambda kind: len(found[kind]))
     if not found[kind]:
         fault = "there are no rows"
-        for row, columns in zip(rows[:1], tables, strict=False):
+        if rows:
+            row, columns = rows[0], tables[0]
             has = (column if isinstance(columns[column], str) else f"{column} (no text)" for column in sorted(columns))
             what = f": {row.reason}" if isinstance(row, Rejected) else f" has the columns {', '.join(has) or 'none'}"
             fault = f"no row can be used: row {row.line}{what}"
@@ -196,13 +195,12 @@ def _read(
         raise _Unfit("the template does not make the instruction", template.difference(instruction))
     problem, (*previous, last) = parts
     prompt = template.render(problem, parts[1], len(previous))
-    first = template.verdict.find(analyses[0])
-    label = first is not None and first.yes
     if prompt.messages[-1].content != instruction:
         raise _Unfit("the template does not make the instruction", "it renders another text")
-    for text, what in ((problem, "problem"), (last, "step")):
-        if not text.strip():
-            raise _Unfit(f"the {what} is empty")
+    if not problem.strip() or not last.strip():
+        raise _Unfit(f"the {'step' if problem.strip() else 'problem'} is empty")
+    first = template.verdict.find(analyses[0])
+    label = first is not None and first.yes
     for column, analysis, find_fault in zip(_ANALYSES[kind], analyses, (verdict_fault, rejected_fault), strict=False):
         if fault := find_fault(analysis, template.verdict, label):
             raise _Unfit(f"{column}: {fault}")
