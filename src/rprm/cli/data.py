@@ -29,7 +29,7 @@ def steps(
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Files, runs of this command, hub sets.")],
     output: Output,
     *,
-    format: Annotated[settings.Format, "auto: by each row's fields."] = settings.Format.auto,
+    format: Annotated[settings.Format, "auto: by each row's fields."] = "auto",
     options: settings.StepOptions,
     exclude_benchmark: Annotated[list[str] | None, "-x", "--exclude-benchmark", "Of NAME, PATH, NAME=PATH."] = None,
     ngram: Annotated[int, typer.Option(min=1, help="Tokens in the n-grams that problems share.")] = settings.NGRAM,
@@ -53,7 +53,7 @@ def steps(
         benchmarks = [part for name in exclude_benchmark or [] for part in read_benchmarks(name)]
         status.update("reading labelled steps")
         summary = gather_steps(
-            found, output, format=format.value, options=options, benchmarks=benchmarks, ngram=ngram, overlap=overlap,
+            found, output, format=format, options=options, benchmarks=benchmarks, ngram=ngram, overlap=overlap,
             limit=limit, strict=strict,
             on_row=lambda num_rows, num_steps: status.update(f"{num_rows:,} rows, {num_steps:,} labelled steps"),
         )  # fmt: skip

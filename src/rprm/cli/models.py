@@ -44,7 +44,8 @@ def models(
         console.print(table)
         console.print("\nrprm models NAME tells what one needs; --model NAME uses it.", style="dim", markup=False)
         return
-    facts = described(known) | {"commands": None}
+    facts = described(known)
+    commands = facts.pop("commands")
     for group in ("prompt", "sources"):
         facts |= {f"{group}: {name}": value for name, value in (facts.pop(group) or {}).items()}
     if facts.get("prompt: at_hand") is False:
@@ -56,9 +57,9 @@ def models(
         if fact is not None:
             table.add_row(name.replace("_gb", " (GB, bfloat16)").replace("_", " "), Text(str(fact)))
     console.print(table, "")
-    for command, remark in _commands(known).items():
+    for command in commands:
         # On one line whatever the width, so that it can be copied.
-        console.print(Text(f"{command}  # {remark}" if remark else command), soft_wrap=True)
+        console.print(Text(command), soft_wrap=True)
 
 
 def described(known: KnownModel) -> dict[str, Any]:
@@ -73,22 +74,20 @@ def described(known: KnownModel) -> dict[str, Any]:
         **{name: getattr(known, name) for name in ("context_length", "threshold", "layout")},
         "prompt": prompt and {**of_prompt, "file": str(prompt.cached), "at_hand": prompt.cached.is_file()},
         "sources": dict(known.sources),
-        "commands": list(_commands(known)),
+        "commands": _commands(known),
     }
 
 
-def _commands(known: KnownModel) -> dict[str, str]:
-    """The commands that judge with a model and measure it, on this machine, each with a remark."""
-    lines = {f"rprm judge solutions.jsonl --model {known.alias}": ""}
+def _commands(known: KnownModel) -> list[str]:
+    """The commands that judge with a model and measure it, on this machine."""
+    lines = [f"rprm judge solutions.jsonl --model {known.alias}"]
     for benchmark in ("processbench", "prmbench"):
         options = known.options.get(benchmark)
         model = f'"{known.alias}?{options}"' if options else known.alias
-        command = f"rprm bench {benchmark} --model {model} --output runs/{benchmark}-{known.alias}"
-        lines[command] = "its options are those of the published figures" if options else ""
+        lines.append(f"rprm bench {benchmark} --model {model} --output runs/{benchmark}-{known.alias}")
     if known.kind == "r-prm" and known.context_length is not None:
-        # vLLM wants to be told that this is meant.
+        # Twice its context, as its authors serve it; vLLM wants to be told that this is meant.
         setting = "VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 " if known.spec.startswith("vllm:") else ""
         model = f'"{known.alias}?context_length={2 * known.context_length}"'
-        remark = "twice its context, as its authors serve it, where problems or solutions are long"
-        lines[f"{setting}rprm judge solutions.jsonl --model {model}"] = remark
+        lines.append(f"{setting}rprm judge solutions.jsonl --model {model}")
     return lines

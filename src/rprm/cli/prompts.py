@@ -33,10 +33,7 @@ def list_templates() -> None:
 
 @app.command()
 def show(
-    template: Annotated[
-        str | None,
-        typer.Argument(help="Built-in name, file (.toml, .txt) or model folder.  [default: critique, or boxed]"),
-    ] = None,
+    template: Annotated[str | None, typer.Argument(help="Name, file or folder.  [default: critique, or boxed]")] = None,
     policy: Annotated[bool, typer.Option("--policy", help="A template of a policy, which writes solutions.")] = False,
     example: Annotated[bool, typer.Option("--example", help="Render the prompt for a small example solution.")] = False,
 ) -> None:
@@ -65,9 +62,7 @@ class ImportOptions:
     output_column: Annotated[str | None, "Of the analyses. [default: output, completion, response, else chosen]"] = None
     marker: Annotated[str | None, "Text before the verdict.  [default: read from the outputs]"] = None
     chat: Annotated[bool | None, "--chat/--raw", "User messages, or whole texts.  [default: by special tokens]"] = None
-    min_share: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Share of rows to render.  [default: 0.99; with --model 0.95]")
-    ] = None
+    min_share: Annotated[float | None, typer.Option(min=0, max=1, help="Of rows. [default: 0.99; --model 0.95]")] = None
     accept_doubts: Annotated[bool, "--accept-doubts", "Accept problems or steps that share whole lines."] = False
     output: Annotated[Path | None, "--output", "-o", "A .toml file.  [default: with --model, the cache]"] = None
     model: Annotated[str | None, "Of this known model: kept for it, or as it is judged with in --output."] = None
@@ -77,13 +72,7 @@ class ImportOptions:
 @app.command("import")
 @with_options
 def import_(
-    source: Annotated[
-        str | None,
-        typer.Argument(
-            help="File (.json, .jsonl, .gz, .parquet) or hub data set (OWNER/NAME?data_dir=FOLDER; also revision, "
-            "config, split).  [default: the data set of --model]"
-        ),
-    ] = None,
+    source: Annotated[str | None, typer.Argument(help="A file, or a hub data set.  [default: that of --model]")] = None,
     *,
     options: ImportOptions,
 ) -> None:

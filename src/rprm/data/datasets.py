@@ -180,8 +180,7 @@ def _table(*head: str, rows: Iterable[tuple[Any, ...]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-#: Markdown, brackets and punctuation that are no text: after an answer, before the marker on its line, and after the
-#: answer of a training row.
+#: No text: after an answer, before the marker on its line, and after the answer of a training row.
 _TAIL = " \t\r\n*_`'\"$)}].!"
 _OPENERS = " \t\r*_#>`-"
 _AFTER_VERDICT = re.compile(r"[^\w]{0,16}\Z")

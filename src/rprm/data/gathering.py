@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 from rprm.benchmarks import read_prmbench
 from rprm.benchmarks.prmbench import PRMBENCH_HUB
 from rprm.benchmarks.processbench import PROCESSBENCH_SUBSETS
-from rprm.data.options import NGRAM, OVERLAP, Format, StepOptions
-from rprm.data.steps import STAGE, read_steps, source_name
+from rprm.data.options import NGRAM, OVERLAP, StepOptions
+from rprm.data.steps import STAGE, Expanded, read_steps, source_name
 from rprm.errors import InputError
 from rprm.reading import Rejected, Row, Source, SourceInfo, field_names, json_object, read_rows, stem
 from rprm.records import LabelledStep, Probability, Record
@@ -52,7 +52,7 @@ KNOWN_BENCHMARKS: dict[str, dict[str, str]] = {
     "olympiadbench": {"olympiadbench": "hub:math-ai/olympiadbench?split=test"},
 }
 
-#: Fields that hold a problem. Every one of the first row that a record has counts; else the first of the second row.
+#: Fields that hold a problem: all of the first row count, else the first one of the second row.
 PROBLEM_FIELDS = ("problem", "question", "original_question", "modified_question")
 OTHER_PROBLEM_FIELDS = ("query", "prompt", "input")
 
@@ -104,9 +104,8 @@ _TOKEN = re.compile(
 
 
 def tokens(text: str) -> list[str]:
-    """The words, numbers and operators of a text, in the form in which problems are compared: `1,000` is one, `2x` two;
-    letters that follow each other are one (`A B C`, `$A$, $B$`), and every character of a script without spaces.
-    """
+    """The words, numbers and operators of a text as problems are compared: `1,000` is one, `2x` two; letters in a row
+    are one (`A B C` is `ABC`), and so is every character of a script without spaces."""
     plain = unicodedata.normalize("NFKC", text).casefold()
     for pattern, plainer in _REWRITES:
         plain = re.sub(pattern, plainer, plain)
@@ -157,12 +156,8 @@ class ContaminationIndex:
 
 
 def read_benchmarks(name: str) -> list[Excluded]:
-    """The problems of a known benchmark, `PATH`, a hub data set, or `NAME=PATH_OR_HUB`.
-
-    A folder stands for every `.jsonl` and `.json` file in it, each a part `NAME/STEM`.
-
-    Raises:
-        InputError: nothing is there, or a row cannot be read: a benchmark that is half excluded is not excluded.
+    """The problems of a known benchmark, of a file, a folder (each .jsonl and .json file a part), a hub data set, or
+    `NAME=PATH_OR_HUB`; an InputError where a row cannot be read: what is half excluded is not excluded.
     """
     if name == "prmbench" and not Path(name).exists():
         # Some of its columns appear late, which its own reader knows. Modified solutions have the modified problem,
@@ -222,7 +217,7 @@ def _whole(name: str, source: SourceInfo, rows: Iterable[list[BenchmarkProblem] 
 
 
 def gather_steps(
-    sources: Sequence[Source], output: str | Path, *, format: str = Format.auto, options: StepOptions | None = None,
+    sources: Sequence[Source], output: str | Path, *, format: str = "auto", options: StepOptions | None = None,
     benchmarks: Sequence[Excluded] = (), ngram: int = NGRAM, overlap: float = OVERLAP, limit: int | None = None,
     strict: bool = False, on_row: Callable[[int, int], None] = lambda num_rows, num_steps: None,
 ) -> dict[str, Any]:  # fmt: skip
@@ -253,17 +248,14 @@ def gather_steps(
         gathered = _Gathered(index, files)
         try:
             for row in chain.from_iterable(read_steps(source, format=format, options=options) for source in sources):
-                if strict and isinstance(row, Rejected):
-                    raise InputError(f"{row.file}, line {row.line}: {row.reason}")
                 gathered.num_rows += 1
-                if isinstance(row, Rejected):
+                if not isinstance(row, Rejected):
+                    gathered.add(row, limit)
+                elif strict:
+                    raise InputError(f"{row.file}, line {row.line}: {row.reason}")
+                else:
                     gathered.num_rejected += 1
                     files[REJECTED].write(row.model_dump_json() + "\n")
-                else:
-                    gathered.formats[row.format] += 1
-                    gathered.skipped.update(row.skipped)
-                    for step in row.steps[: None if limit is None else limit - gathered.num_read]:
-                        gathered.add(step)
                 if gathered.num_rows % 1000 == 0:
                     on_row(gathered.num_rows, gathered.num_read)
                 if gathered.num_read == limit:
@@ -293,21 +285,25 @@ class _Gathered:
         # Of each step in the working file: hashes of its path, of the path before it, of its id and its problem.
         self._hashes, self._labels = array("Q"), array("B")
 
-    def add(self, step: LabelledStep) -> None:
-        self.num_read += 1
-        problem = _hashed(step.problem)
-        if problem not in self._removed:
-            self._removed[problem] = self._index.match(step.problem)
-        if found := self._removed[problem]:
-            self._removed[problem] = found.model_copy(update={"num_steps": found.num_steps + 1})
-            return
-        before = problem
-        for previous in step.previous_steps:
-            before = _hashed(previous, before)
-        for hashed in (_hashed(step.step, before), before, _hashed(step.id), problem):
-            self._hashes.frombytes(hashed[:8])
-        self._labels.append(step.label)
-        self._files["working"].write(step.model_dump_json() + "\n")
+    def add(self, row: Expanded, limit: int | None) -> None:
+        """The steps of a row, up to the limit of those read."""
+        self.formats[row.format] += 1
+        self.skipped.update(row.skipped)
+        for step in row.steps[: None if limit is None else limit - self.num_read]:
+            self.num_read += 1
+            problem = _hashed(step.problem)
+            if problem not in self._removed:
+                self._removed[problem] = self._index.match(step.problem)
+            if found := self._removed[problem]:
+                self._removed[problem] = found.model_copy(update={"num_steps": found.num_steps + 1})
+                continue
+            before = problem
+            for previous in step.previous_steps:
+                before = _hashed(previous, before)
+            for hashed in (_hashed(step.step, before), before, _hashed(step.id), problem):
+                self._hashes.frombytes(hashed[:8])
+            self._labels.append(step.label)
+            self._files["working"].write(step.model_dump_json() + "\n")
 
     def summary(self, benchmarks: Sequence[str]) -> dict[str, Any]:
         """The second pass. Counts are of the steps kept, but for `num_duplicates` (stood before) and

@@ -74,11 +74,9 @@ def wrong_step(line: str, taken: frozenset[Fraction], drawn: random.Random) -> W
     except ValueError:
         return None
     number, unit = _value(shown), Fraction(1, 10 ** _decimals(shown))
-    # Rounded at the last digit shown, or cut there.
-    if number != annotated or abs(exact - number) >= unit:
-        return None
-    # A line that names its result elsewhere too would, edited, contradict itself.
-    if number in numbers(after) | (numbers(before) - numbers(expression)):
+    # The result shown may be rounded or cut. A line that names it elsewhere too would, edited, contradict itself.
+    elsewhere = numbers(after) | (numbers(before) - numbers(expression))
+    if number != annotated or abs(exact - number) >= unit or number in elsewhere:
         return None
     results = ((before, text, _value(text)) for text in _others(shown, drawn))
     edits = [("calculation", results), ("operand", _other_operands(before, expression, shown, after, taken, drawn))]
@@ -142,8 +140,7 @@ def _others(shown: str, drawn: random.Random) -> Iterator[str]:
         candidates |= {number * 10, number + 100 * unit}
     kept = sorted(candidate for candidate in candidates if candidate > 0 and candidate != number)
     drawn.shuffle(kept)
-    for candidate in kept:
-        yield _formatted(candidate, shown)
+    yield from (_formatted(candidate, shown) for candidate in kept)
 
 
 def _formatted(number: Decimal, like: str) -> str:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 from rprm.errors import InputError
 
@@ -17,20 +16,16 @@ from rprm.errors import InputError
 NGRAM, OVERLAP = 13, 0.5
 
 #: Formats of labelled steps; `auto` tells each row's by its fields.
-Format = StrEnum("Format", {
-    "auto": "auto", "prm800k": "prm800k", "stepwise": "stepwise", "solutions": "solutions",
-    "math_shepherd": "math-shepherd", "gsm8k": "gsm8k", "steps": "steps",
-})  # fmt: skip
-
+Format = Literal["auto", "prm800k", "stepwise", "solutions", "math-shepherd", "gsm8k", "steps"]
 #: What PRM800K's rating of 0 counts as: correct for OpenAI, wrong in TRL's copy of the data.
-Neutral = StrEnum("Neutral", {"correct": "correct", "wrong": "wrong", "drop": "drop"})
+Neutral = Literal["correct", "wrong", "drop"]
 
 
 @dataclass(frozen=True)
 class StepOptions:
     """What the formats leave open."""
 
-    neutral: Annotated[Neutral, "PRM800K: what a rating of 0 counts as."] = Neutral.correct
+    neutral: Annotated[Neutral, "PRM800K: what a rating of 0 counts as."] = "correct"
     keep_quality_control: Annotated[bool, "--keep-quality-control", "PRM800K: use what screened labelers."] = False
     keep_unfinished: Annotated[bool, "--keep-unfinished", "PRM800K: use solutions that were given up."] = False
     after_error: Annotated[bool, "--after-error", "stepwise, math-shepherd: go on after the first wrong step."] = False

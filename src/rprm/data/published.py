@@ -46,9 +46,8 @@ class PublishedSet(NamedTuple):
 
 
 def open_published(source: str) -> PublishedSet:
-    """Open a hub data set, `OWNER/NAME?data_dir=FOLDER` (also `revision=`, `config=`), pinned to its revision; a folder
-    with parts that the library `datasets` knows by name (`train/`, ...), or such a `?data_dir=` in it; or a file.
-    """
+    """Open a file, a folder, or a hub data set, `OWNER/NAME?data_dir=FOLDER` (also `revision=`, `config=`), pinned to its
+    revision; a folder or set has parts that the library `datasets` knows by name (`train/`, ...)."""
     target, options = hub_options(source, ("data_dir", "revision", "config"))
     path, data_dir = Path(target), options.get("data_dir")
     if path.is_file() and path.suffix == ".parquet":
@@ -116,11 +115,8 @@ def write_published(published: PublishedSet, output: Path, template: PromptTempl
     """Make a data set for `rprm train sft` or `dpo` (see `Dataset`) out of published rows; texts stay as they are.
 
     The template must render a row's instruction byte for byte. By default it is derived from the first 2,000 rows, with
-    `R_PRM_SYSTEM` where they have no system message. Returns the counts, as in `summary.json`.
-
-    Raises:
-        InputError: the columns are of neither kind, or no row is left to train on.
-        PromptError: no template can be derived.
+    `R_PRM_SYSTEM` where they have no system message. Returns the counts, as in `summary.json`; an InputError where the
+    columns are of neither kind, or no row is left to train on, a PromptError where no template can be derived.
     """
     kind, sampled = _of_one_kind(published.info.name, list(islice(published.parts["train"][1](), _NUM_SAMPLED)))
     made_from = {"source": published.info.name, "template": "given"}

@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field
 from rprm import reading
 from rprm.benchmarks import Benchmark, StepItems, tally_steps
 from rprm.data.gsm8k import numbers, without_annotations, wrong_step
-from rprm.data.options import Format, Neutral, StepOptions
+from rprm.data.options import Neutral, StepOptions
 from rprm.errors import InputError
 from rprm.reading import AnyText, Rejected, Row, RowModel, Source, Text, checked
 from rprm.records import LabelledStep
@@ -23,17 +23,14 @@ from rprm.runs import RESULTS, finished_manifest
 
 STAGE = "steps"
 
-#: What ends a step of Math-Shepherd (arXiv 2312.08935; the model card of peiyi9979/math-shepherd-mistral-7b-prm).
+#: Ends a step of Math-Shepherd (arXiv 2312.08935; the model card of peiyi9979/math-shepherd-mistral-7b-prm).
 STEP_TAG = "ки"
-
 _FIRST_STEP = re.compile(r"\bstep\s*1\s*:", flags=re.IGNORECASE)
 _STEP_NUMBER = re.compile(r"^step\s*(\d{1,4})\s*:", flags=re.IGNORECASE)
 
 
 def steps_source(name: str | Path) -> Source:
-    """What labelled steps are read from: a run folder of `rprm data steps` (a RunError where it is none, or is not
-    complete), a file, or a hub data set (split `train`).
-    """
+    """A source of labelled steps: a finished run of `rprm data steps` (else a RunError), a file, or a hub data set."""
     folder = Path(name)
     if not folder.is_dir():
         return Source(str(name), split="train")
@@ -55,7 +52,7 @@ class _StepRow(RowModel):
     source: AnyText | None = None
 
 
-def labelled_step_of(value: Any, *, default_id: str, default_source: str | None = None) -> LabelledStep:
+def labelled_step_of(value: Any, default_id: str, default_source: str | None = None) -> LabelledStep:
     """Check one row and make a `LabelledStep` of it; an InputError says what is wrong with it."""
     row = checked(_StepRow, value).model_dump(exclude_none=True)
     return LabelledStep(**dict[str, Any](id=default_id, source=default_source) | row)
@@ -90,18 +87,15 @@ class StepwiseRow(RowModel):
 
 
 def stepwise_steps(record: dict[str, Any], origin: Origin, options: StepOptions) -> Iterator[LabelledStep]:
-    """TRL's stepwise rows `{prompt, completions[], labels[]}` (TRL, "Dataset formats": stepwise supervision).
-
-    Steps that all begin with their own number (`Step 1:`, `Step 2:`, ...) lose it, and all lose GSM8K's annotations.
-    """
+    """TRL's stepwise rows `{prompt, completions[], labels[]}`; steps that all begin with their number lose it."""
     row = checked(StepwiseRow, record)
     if (wanted := len(row.completions)) != len(row.labels):
         raise InputError(f"'labels' must be a list of {wanted} labels, one for each completion, not {len(row.labels)}")
     steps = [without_annotations(step).strip() or step for step in row.completions]
     matches = [_STEP_NUMBER.match(step.strip()) for step in steps]
-    bare = [_STEP_NUMBER.sub("", step.strip()).strip() for step in steps]
-    if all(bare) and all(match and int(match[1]) == number for number, match in enumerate(matches, 1)):
-        steps = bare
+    if all(match and int(match[1]) == number for number, match in enumerate(matches, 1)):
+        bare = [_STEP_NUMBER.sub("", step.strip()).strip() for step in steps]
+        steps = bare if all(bare) else steps
     yield from _labelled(origin, row.prompt, steps, row.labels, options.after_error)
 
 
@@ -121,10 +115,7 @@ class MathShepherdRow(RowModel):
 
 
 def math_shepherd_steps(record: dict[str, Any], origin: Origin, options: StepOptions) -> Iterator[LabelledStep]:
-    """Rows `{input, label, task}` of peiyi9979/Math-Shepherd.
-
-    `input` is the problem, then `Step 1: ... ки`, `Step 2: ... ки` and so on; `label` has `+` or `-` for each tag.
-    """
+    """Rows `{input, label, task}` of Math-Shepherd: a problem, and steps that end in a tag, in `label` in + or -."""
     row = checked(MathShepherdRow, record)
     *tagged, rest = row.input.split(STEP_TAG)
     if not tagged:
@@ -142,11 +133,10 @@ def math_shepherd_steps(record: dict[str, Any], origin: Origin, options: StepOpt
     if len(begins) != 1:
         raise InputError(f"the problem must end at one 'Step 1:' before the first {STEP_TAG!r}; found {len(begins)}")
     problem, tagged[0] = tagged[0][: begins[0]].strip(), tagged[0][begins[0] :]
-    if not problem:
-        raise InputError("there is no problem before 'Step 1:'")
     steps = [_STEP_NUMBER.sub("", without_annotations(step).strip()).strip() for step in tagged]
-    if "" in steps:
-        raise InputError(f"step {steps.index('') + 1} is empty")
+    if "" in (problem, *steps):
+        empty = f"step {steps.index('') + 1} is empty" if problem else "there is no problem before 'Step 1:'"
+        raise InputError(empty)
     origin.skip("steps without a tag", bool(rest.strip()))
     part = row.task if isinstance(row.task, str) else ""
     yield from _labelled(origin, problem, steps, labels, options.after_error, part)
@@ -292,10 +282,7 @@ def gsm8k_steps(record: dict[str, Any], origin: Origin, options: StepOptions) ->
 #: For each format the fields that tell it, with their types (the first format that fits is taken), and its reader.
 FORMATS: dict[str, tuple[dict[str, type], Callable[[dict[str, Any], Origin, StepOptions], Iterator[LabelledStep]]]] = {
     "prm800k": ({"question": dict, "label": dict}, prm800k_steps),
-    "steps": (
-        {"problem": str, "step": str},
-        lambda row, origin, options: iter([labelled_step_of(row, default_id=origin.id, default_source=origin.source)]),
-    ),
+    "steps": ({"problem": str, "step": str}, lambda row, at, _: iter([labelled_step_of(row, at.id, at.source)])),
     "stepwise": ({"prompt": str, "completions": list, "labels": list}, stepwise_steps),
     "math-shepherd": ({"input": str, "label": str}, math_shepherd_steps),
     "solutions": ({"problem": str, "steps": list}, solution_steps),
@@ -312,7 +299,7 @@ class Expanded(NamedTuple):
 
 
 def read_steps(
-    source: Source, *, format: str = Format.auto, options: StepOptions | None = None
+    source: Source, *, format: str = "auto", options: StepOptions | None = None
 ) -> Iterator[Expanded | Rejected]:
     """The labelled steps of every row of a source; `format` is one of `FORMATS`, or `auto`, by each row's fields."""
     return reading.read_rows(source, lambda row: expand_row(row, source_name(source), format, options or StepOptions()))
@@ -321,7 +308,7 @@ def read_steps(
 def expand_row(row: Row, name: str, format: str, options: StepOptions) -> Expanded:
     """The labelled steps of one row of a source of this name; an InputError says what is wrong with it."""
     record, origin = reading.json_object(row.value), Origin(f"{name}-{row.line}", name)
-    chosen = format_of(record) if format == Format.auto else format
+    chosen = format_of(record) if format == "auto" else format
     return Expanded(chosen, list(FORMATS[chosen][1](record, origin, options)), origin.skipped)
 
 
@@ -330,9 +317,8 @@ def format_of(record: dict[str, Any]) -> str:
     for name, (fields, _) in FORMATS.items():
         if all(isinstance(record.get(field), kind) for field, kind in fields.items()):
             return name
-    found = reading.field_names(record)
     formats = "; ".join(f"{name} has {', '.join(fields)}" for name, (fields, _) in FORMATS.items())
-    raise InputError(f"no format of labelled steps has these fields: {found} ({formats})")
+    raise InputError(f"no format of labelled steps has these fields: {reading.field_names(record)} ({formats})")
 
 
 def source_name(source: Source) -> str:
@@ -351,9 +337,8 @@ STEPS = Benchmark(
     name="steps",
     help="""Labelled steps: accuracy on wrong and on correct ones, their harmonic mean (F1), accuracy on each source.
 
-    DATA is a run folder of `rprm data steps`, or a file of labelled steps. Each step is judged alone, the steps before
-    it are only read. The share of analyses that reach a verdict unasked (well-formed) is measured too: --stopping none
-    counts all of them.
+    DATA is a run folder of `rprm data steps`, or a file of labelled steps. Each is judged alone, after the steps before
+    it. The share of analyses that reach a verdict unasked (well-formed) is measured too: --stopping none counts all.
     """,
     read=_read_items,
     tally=tally_steps,
