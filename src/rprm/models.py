@@ -1,7 +1,4 @@
-"""Released models that are known by name: where they are, what they need, and the prompt they were trained with.
-
-To add a model, add a row to the tables at the end, each fact with its source.
-"""
+"""Released models that are known by name: where they are, what they need, and the prompt they were trained with."""
 
 from __future__ import annotations
 
@@ -122,11 +119,8 @@ def _local_engine() -> str:
 def template_for(spec: str, fallback: str | None = None) -> PromptTemplate:
     """The template that a judge reads where none is given, of the spec that the user gave.
 
-    The one in the model's folder, else a known model's own, else the built-in `fallback` (None: the default); that an
-    unknown model of a hub or an endpoint reads it is logged, once.
-
-    Raises:
-        PromptError: a known model's prompt is not at hand and cannot be fetched; the message says what to do.
+    The one in the model's folder, else a known model's own (a PromptError says what to do where it is not there),
+    else the built-in `fallback` (None: the default); that an unknown model reads it is logged, once.
     """
     resolved, known = resolve(spec)
     if (carried := carried_template(resolved)) is not None:
@@ -151,8 +145,7 @@ def released_template(known: KnownModel) -> PromptTemplate:
 def training_template(known: KnownModel) -> PromptTemplate:
     """The template of a judge's training rows, imported from its data set once, cached, and named after its revision.
 
-    Raises:
-        PromptError: the model has none; or it is not cached, and cannot be imported from the data set.
+    A PromptError: the model has none; or it is not cached, and cannot be imported.
     """
     if (prompt := known.prompt) is None:
         raise PromptError(f"{known.alias}: a {known.kind} reads no prompt template")
@@ -170,26 +163,23 @@ def training_template(known: KnownModel) -> PromptTemplate:
         raise PromptError(f"{told}: {ways}") from error
 
 
-def import_released(
-    known: KnownModel, source: str | None = None, *, keep: bool = True, **options: Any
-) -> ImportedTemplate:
+def import_released(known: KnownModel, source: str | None = None, keep: bool = True, **given: Any) -> ImportedTemplate:
     """`import_template` of a judge's training rows (its data set by default), named after where they come from.
 
-    With `keep` it is cached, so that later runs need no network; a PromptError where the file cannot be written.
+    With `keep` it is cached for later runs; a PromptError where the file cannot be written.
     """
     prompt = known.prompt
     assert prompt is not None
     defaults: dict[str, Any] = {"name": known.alias, "marker": prompt.marker, "min_share": 0.95}
-    imported = import_template(source or prompt.source, **defaults | options)
-    if "name" not in options:
+    imported = import_template(source or prompt.source, **defaults | given)
+    if "name" not in given:
         file = Path(imported.source)
         name = f"{prompt.dataset} from {file.name}" if file.exists() else imported.source
         imported = replace(imported, template=replace(imported.template, name=name))
     if keep:
-        # Many processes may come here at once: each writes a file of its own, and the last one stays.
-        own = prompt.cached.with_name(f"{prompt.cached.name}.{os.getpid()}")
         try:
-            write_atomically(own, imported.to_toml())
+            # Of many processes at once each writes a file of its own, and the last one stays.
+            write_atomically(own := prompt.cached.with_name(f"{prompt.cached.name}.{os.getpid()}"), imported.to_toml())
             os.replace(own, prompt.cached)
         except OSError as error:
             fault = f"{prompt.cached}: cannot be written: {error.strerror}"

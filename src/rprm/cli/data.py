@@ -40,8 +40,7 @@ def steps(
 ) -> None:
     """Gather labelled steps: one row for each step, without repetitions and without problems of benchmarks.
 
-    The folder gets results.jsonl (the steps), removed.jsonl (problems left out, with the benchmark's item),
-    rejected.jsonl and summary.json. Exit code 3: some rows were rejected.
+    The folder gets results.jsonl (the steps), removed.jsonl (problems of benchmarks), rejected.jsonl and summary.json.
     """
     from rich.console import Console
 
@@ -89,8 +88,7 @@ def analyses(
 ) -> None:
     """Let a model write analyses of labelled steps. Killed, it goes on from where it was.
 
-    --preset paper has the paper's settings for the teacher. For preference pairs, let the student write more of them at
-    the temperature of judging: -n 8 --temperature 0.95.
+    For preference pairs, let the student write more of them at the temperature of judging: -n 8 --temperature 0.95.
     """
     from itertools import islice
 
@@ -148,7 +146,7 @@ def import_(
 ) -> None:
     """Rows for `rprm train` out of published ones: labels from their verdicts, the template from the rows themselves.
 
-    The parts train and validation stay as they were published. Rows that do not fit are rejected, each with its reason.
+    Rows that do not fit are rejected, each with its reason.
     """
     from rprm.data.published import open_published, write_published
     from rprm.prompts import load_template

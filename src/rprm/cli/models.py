@@ -65,14 +65,15 @@ def models(
 def described(known: KnownModel) -> dict[str, Any]:
     """All that is known of a model; memory is an estimate: the weights and a fifth more."""
     prompt = known.prompt
-    of_prompt = prompt and {name: getattr(prompt, name) for name in ("source", "system", "ending", "marker")}
     return {
         **{name: getattr(known, name) for name in ("alias", "hub_id", "kind", "spec")},
         "parameters_billions": known.parameters,
         "weights_gb": round(2 * known.parameters, 1),
         "estimated_memory_gb": round(2.4 * known.parameters, 1),
         **{name: getattr(known, name) for name in ("context_length", "threshold", "layout")},
-        "prompt": prompt and {**of_prompt, "file": str(prompt.cached), "at_hand": prompt.cached.is_file()},
+        "prompt": prompt
+        and {name: getattr(prompt, name) for name in ("source", "system", "ending", "marker")}
+        | {"file": str(prompt.cached), "at_hand": prompt.cached.is_file()},
         "sources": dict(known.sources),
         "commands": _commands(known),
     }

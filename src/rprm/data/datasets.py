@@ -238,7 +238,6 @@ def rejected_fault(reply: str, verdict: VerdictFormat, label: bool) -> str | Non
 #: Well-formed texts, each with the numbers of the step's samples that read like it.
 Sides = dict[str, list[int]]
 Tally = Counter[str]
-
 #: Rows of a step: what tells each from the others, and its analyses as a training row has them.
 Chosen = list[tuple[str, tuple[str, ...]]]
 
@@ -283,7 +282,7 @@ def _pairs(step: StepAnalyses, agreeing: Sides, other: Sides, options: PairOptio
     why = next((reason for reason, holds in zip(_UNPAIRED, applies, strict=True) if holds), None)
     tally[why or "steps with a pair"] += 1
     tally[REPEATED] += num_agreeing + num_other - len(agreeing) - len(other)
-    pairs, uses = [], Counter[str]()
+    pairs, uses = list[tuple[Any, str, tuple[str, str]]](), Counter[str]()
     for _, samples, name, texts in [] if why else sorted(possible):
         if len(pairs) < options.per_step and all(uses[text] < len(of) for text, of in zip(texts, samples, strict=True)):
             pairs.append((samples, name, texts))

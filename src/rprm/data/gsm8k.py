@@ -32,17 +32,16 @@ _SHOWN = {"*": " ?[*xX×·] ?", "/": " ?[/÷] ?", "+": r" ?\+ ?", "-": " ?[-−�
 #: Words of a problem that stand for a number.
 _WORDS = {
     word: Fraction(number)
-    for number, words in {
-        "1/4": "quarter", "1/3": "third", "1/2": "half", "0": "zero", "1": "one once single",
-        "2": "two twice double pair couple both", "3": "three thrice triple", "4": "four", "5": "five", "6": "six",
-        "7": "seven week", "8": "eight", "9": "nine", "10": "ten decade", "11": "eleven", "12": "twelve dozen year",
-        "13": "thirteen", "14": "fourteen", "15": "fifteen", "16": "sixteen", "17": "seventeen", "18": "eighteen",
-        "19": "nineteen", "20": "twenty score", "24": "day", "30": "thirty month", "40": "forty", "50": "fifty",
-        "60": "sixty hour minute", "70": "seventy", "80": "eighty", "90": "ninety", "100": "hundred century percent",
-        "1000": "thousand",
-    }.items()
+    for number, words in re.findall(
+        "([0-9/]+)([a-z ]+)",
+        "0 zero 1 one once single 2 two twice double pair couple both 3 three thrice triple 4 four 5 five 6 six "
+        "7 seven week 8 eight 9 nine 10 ten decade 11 eleven 12 twelve dozen year 13 thirteen 14 fourteen 15 fifteen "
+        "16 sixteen 17 seventeen 18 eighteen 19 nineteen 20 twenty score 24 day 30 thirty month 40 forty 50 fifty "
+        "60 sixty hour minute 70 seventy 80 eighty 90 ninety 100 hundred century percent 1000 thousand "
+        "1/4 quarter 1/3 third 1/2 half",
+    )
     for word in words.split()
-}  # fmt: skip
+}
 
 #: A percent sign is read as a power, which binds as it does.
 _OPERATIONS: dict[type, Callable[[Fraction, Fraction], Fraction]] = {

@@ -46,7 +46,7 @@ class PublishedSet(NamedTuple):
 
 
 def open_published(source: str) -> PublishedSet:
-    """Open a file, a folder, or a hub data set, `OWNER/NAME?data_dir=FOLDER` (also `revision=`, `config=`), pinned to its
+    """Open a file, a folder, or a hub data set, `OWNER/NAME?data_dir=FOLDER` (also `revision=`, `config=`), pinned to a
     revision; a folder or set has parts that the library `datasets` knows by name (`train/`, ...)."""
     target, options = hub_options(source, ("data_dir", "revision", "config"))
     path, data_dir = Path(target), options.get("data_dir")

@@ -153,15 +153,12 @@ def _labelled(
 
 
 #: A hub copy with nulls among the ratings has them as floats.
-Rating = Annotated[
-    Annotated[int, Field(ge=-1, le=1)],
-    BeforeValidator(lambda rating: int(rating) if isinstance(rating, float) and rating.is_integer() else rating),
-]
+_WHOLE = BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 class RatedCompletion(RowModel):
     text: AnyText | None = None
-    rating: Rating | None = None
+    rating: Annotated[int, Field(ge=-1, le=1), _WHOLE] | None = None
     flagged: Any = None
 
 
@@ -196,9 +193,9 @@ def prm800k_steps(record: dict[str, Any], origin: Origin, options: StepOptions) 
     """
     row = checked(PRM800KRow, record)
     for index, place in enumerate(row.label.steps):
-        size, chosen = len(place.completions or ()), place.chosen_completion
-        if chosen is not None and not 0 <= chosen < size:
-            wanted = f"'chosen_completion' must name one of {size} completions or be null, not {chosen}"
+        size, named = len(place.completions or ()), place.chosen_completion
+        if named is not None and not 0 <= named < size:
+            wanted = f"'chosen_completion' must name one of {size} completions or be null, not {named}"
             raise InputError(f"'label.steps[{index}]': {wanted}")
     screened = row.is_quality_control_question or row.is_initial_screening_question
     if screened and not options.keep_quality_control:
@@ -211,8 +208,8 @@ def prm800k_steps(record: dict[str, Any], origin: Origin, options: StepOptions) 
         chosen: int | str | None = place.chosen_completion
         if chosen is None and (human := place.human_completion):
             # Its rating is always null in the published files.
-            chosen, given = "human", 1 if human.rating is None else human.rating
-            rated[chosen] = human.model_copy(update={"rating": given})
+            rating = 1 if human.rating is None else human.rating
+            rated[chosen := "human"] = human.model_copy(update={"rating": rating})
         labels = {choice: _label(one, options.neutral) for choice, one in rated.items()}
         for choice, label in labels.items():
             if isinstance(label, str):
