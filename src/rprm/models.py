@@ -85,10 +85,8 @@ def resolve(spec: str) -> ResolvedModel:
     """Replace the alias (or the bare hub id) of a known model by its spec on this machine; every other spec stays.
 
     An R-PRM takes vLLM where it and a GPU are at hand, else transformers. Behind an engine (`vllm:r-prm-7b`) an alias
-    is its hub id; behind an endpoint it stays, and so does a local folder: resolve the spec that a user gave.
-
-    Raises:
-        EngineError: a classifier is named as a language model, or the other way round.
+    is its hub id; behind an endpoint it stays, and so does a local folder: resolve the spec that a user gave. An
+    EngineError: a classifier is named as a language model, or the other way round.
     """
     body, mark, query = spec.partition("?")
     if known := find_model(body):
@@ -197,8 +195,6 @@ def cache_folder() -> Path:
     }.get(sys.platform, ("XDG_CACHE_HOME", ".cache", "rprm"))
     return Path(os.environ.get(variable) or Path.home() / usual) / name
 
-
-# --- the models ---------------------------------------------------------------------------------------------------
 
 #: The system message that R-PRM was trained and is evaluated with. Its rows do not carry it: LLaMA-Factory's template
 #: `qwen`, which the published script names (NJUNLP/R-PRM, src/scripts/train.sh), adds it.

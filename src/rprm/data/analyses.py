@@ -63,10 +63,7 @@ async def sample_analyses(
     judge: Judge, rows: Iterable[LabelledStep | Rejected], *, source: SourceInfo, output: str | Path,
     settings: dict[str, Any] | None = None, strict: bool = False, callbacks: Callbacks | None = None,
 ) -> AnalysisTotals:  # fmt: skip
-    """Write analyses of labelled steps (all that are asked for) into a run folder, as `judge_source` does with rewards.
-
-    `settings` are further ones that the results depend on; the template goes to `rprm_prompt.toml`.
-    """
+    """Write all analyses of labelled steps into a run folder, as `judge_source` does with rewards; and the template."""
     judge.rule = StoppingRule(judge.rule.num_analyses, judge.rule.threshold, "none")
     settings = {**(settings or {}), **reward_settings(await judge.start())}
     del settings["rewarder"]

@@ -1,7 +1,4 @@
-"""Data sets to train on, as folders: published rows, cold-start rows, preference pairs (R-PRM, sections 3.1 and 3.2).
-
-Each is made whole or not at all: a killed stage is begun again, and ends with the same bytes. Files: docs/data.md.
-"""
+"""Data sets to train on, as folders made whole or not at all: cold-start rows, preference pairs, published rows."""
 
 from __future__ import annotations
 
@@ -71,7 +68,6 @@ class Dataset:
         self._run.__exit__(*error)
 
     def reject(self, row: Rejected) -> None:
-        """Record an input row that cannot be used."""
         self._rejected.write(row.model_dump_json())
         self._num_rejected += 1
 

@@ -1,11 +1,9 @@
 """`rprm data steps`: labelled steps of several sources into one run folder, without repetitions and benchmark problems.
 
 The first pass writes the steps outside benchmarks to a working file, and remembers 33 bytes a step. The second copies
-those that stand in it once and with one label. Files are put in place whole at the end.
-
-A training problem stands in a benchmark by equal text (*exact*: their `tokens`, written without space), or by the runs
-of words that they share (*overlap*: a share of the n-grams of the shorter one stand in the other; n = 13, usual since
-GPT-3, arXiv 2005.14165, appendix C).
+those that stand in it once and with one label. A problem stands in a benchmark by equal text (*exact*: `tokens` written
+without space), or by overlap: a share of the n-grams of the shorter one stand in the other (n = 13, usual since GPT-3,
+arXiv 2005.14165, appendix C).
 """
 
 from __future__ import annotations
@@ -223,8 +221,8 @@ def gather_steps(
 ) -> dict[str, Any]:  # fmt: skip
     """Write the labelled steps of the sources to a run folder, in their order, without problems of the benchmarks.
 
-    `limit` reads the first steps alone, before anything is left out; `on_row` is called every 1,000 rows with the
-    numbers of rows and steps. Returns the counts, as in `summary.json`; see `_Gathered.summary`.
+    `limit` reads the first steps alone; `on_row` gets the numbers of rows and steps, every 1,000 rows. Returns the
+    counts, as in `summary.json`.
     """
     if not sources:
         raise ValueError("no sources: give at least one")
@@ -306,8 +304,7 @@ class _Gathered:
             self._files["working"].write(step.model_dump_json() + "\n")
 
     def summary(self, benchmarks: Sequence[str]) -> dict[str, Any]:
-        """The second pass. Counts are of the steps kept, but for `num_duplicates` (stood before) and
-        `num_conflicting` (called correct and wrong); `num_solutions` are paths that no other goes on from."""
+        """The second pass. Counts are of the steps kept, where their names say nothing else."""
         paths, before, ids, problems = np.asarray(self._hashes).reshape(-1, 4).T
         labels = np.asarray(self._labels, dtype=bool)
         conflicting = np.isin(paths, np.intersect1d(paths[labels], paths[~labels]))

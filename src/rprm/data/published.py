@@ -133,7 +133,7 @@ def write_published(published: PublishedSet, output: Path, template: PromptTempl
                 counts[f"rows of {part}"] += 1
                 try:
                     step, prompt, analyses = _read(row, kind, template, f"{part}-{row.line}")
-                except _Unfit as unfit:
+                except InputError as unfit:
                     dropped[unfit.args[0]] += 1
                     dataset.reject(row if isinstance(row, Rejected) else row.rejected(name, ": ".join(unfit.args)))
                 else:
@@ -168,37 +168,33 @@ def _of_one_kind(name: str, rows: list[Row | Rejected]) -> tuple[str, list[dict[
     return kind, found[kind]
 
 
-class _Unfit(Exception):
-    """Why a row is rejected: what it is counted under, and maybe details."""
-
-
 def _read(
     row: Row | Rejected, kind: str, template: PromptTemplate, identifier: str
 ) -> tuple[LabelledStep, Prompt, list[str]]:
-    """The labelled step, its prompt, and the analyses of it; `_Unfit` where the row cannot be trained on."""
+    """The labelled step, its prompt, and the analyses of it; an InputError: why there are none, and details."""
     if isinstance(row, Rejected):
-        raise _Unfit("it cannot be read")
+        raise InputError("it cannot be read")
     texts = []
     for column in ("instruction", *_ANALYSES[kind]):
         value = row.value.get(column) if isinstance(row.value, dict) else None
         if not isinstance(value, str) or not value.strip():
-            raise _Unfit(f"{column} is no text", repr(value)[:80])
+            raise InputError(f"{column} is no text", repr(value)[:80])
         if surrogate := re.search(r"[\ud800-\udfff]", value):
-            raise _Unfit(f"{column} is no Unicode", f"a lone surrogate {surrogate[0]!a}")
+            raise InputError(f"{column} is no Unicode", f"a lone surrogate {surrogate[0]!a}")
         texts.append(value)
     instruction, *analyses = texts
     if (parts := template.take_apart(instruction)) is None:
-        raise _Unfit("the template does not make the instruction", template.difference(instruction))
+        raise InputError("the template does not make the instruction", template.difference(instruction))
     problem, (*previous, last) = parts
     prompt = template.render(problem, parts[1], len(previous))
     if prompt.messages[-1].content != instruction:
-        raise _Unfit("the template does not make the instruction", "it renders another text")
+        raise InputError("the template does not make the instruction", "it renders another text")
     if not problem.strip() or not last.strip():
-        raise _Unfit(f"the {'step' if problem.strip() else 'problem'} is empty")
+        raise InputError(f"the {'step' if problem.strip() else 'problem'} is empty")
     first = template.verdict.find(analyses[0])
     label = first is not None and first.yes
     for column, analysis, find_fault in zip(_ANALYSES[kind], analyses, (verdict_fault, rejected_fault), strict=False):
         if fault := find_fault(analysis, template.verdict, label):
-            raise _Unfit(f"{column}: {fault}")
+            raise InputError(f"{column}: {fault}")
     step = LabelledStep(id=identifier, problem=problem, previous_steps=tuple(previous), step=last, label=label)
     return step, prompt, analyses

@@ -74,10 +74,9 @@ class Origin:
         self, problem: str, previous: Sequence[str], step: str, label: bool, *, choice: str = "", part: str = ""
     ) -> LabelledStep:
         """A labelled step of this row; `choice` ends its id, `part` its source."""
-        name, source = f"{self.id}-{len(previous)}{choice}", f"{self.source}:{part}" if part else self.source
-        return LabelledStep(
-            id=name, problem=problem, previous_steps=tuple(previous), step=step, label=label, source=source
-        )
+        name, part = f"{self.id}-{len(previous)}{choice}", f"{self.source}:{part}" if part else self.source
+        before = tuple(previous)
+        return LabelledStep(id=name, problem=problem, previous_steps=before, step=step, label=label, source=part)
 
 
 class StepwiseRow(RowModel):
@@ -123,8 +122,7 @@ def math_shepherd_steps(record: dict[str, Any], origin: Origin, options: StepOpt
     labels, end = list[bool](), 0
     for number, text in enumerate(tagged, 1):
         if not row.label.startswith((f"{text}+", f"{text}-"), end):
-            wanted = f"'label' must be 'input' with + or - in place of each {STEP_TAG!r}"
-            raise InputError(f"{wanted}; it differs at step {number}")
+            raise InputError(f"'label' must be 'input' with + or - for each {STEP_TAG!r}; it differs at step {number}")
         end += len(text) + 1
         labels.append(row.label[end - 1] == "+")
     if row.label[end:].strip() != rest.strip():
@@ -187,9 +185,8 @@ class PRM800KRow(RowModel):
 def prm800k_steps(record: dict[str, Any], origin: Origin, options: StepOptions) -> Iterator[LabelledStep]:
     """PRM800K as OpenAI publishes it (repository openai/prm800k, `prm800k/data/phase*_*.jsonl`, and its README).
 
-    At each place stand completions with ratings (-1 wrong, 0 neutral, 1 correct). A solution goes on with the one that
-    was chosen, else written by the labeler; it ends where that is wrong, flagged or unrated. OpenAI trained without
-    quality control and unfinished solutions (arXiv 2305.20050, appendix B).
+    A solution goes on with the completion that was chosen, else written by the labeler; it ends where that is wrong,
+    flagged or unrated. OpenAI left out quality control and unfinished solutions (arXiv 2305.20050, appendix B).
     """
     row = checked(PRM800KRow, record)
     for index, place in enumerate(row.label.steps):
