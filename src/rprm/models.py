@@ -21,8 +21,7 @@ logger = logging.getLogger(__name__)
 
 #: What a spec of a model on a hub, or behind an endpoint that serves it, begins with.
 _ENGINES = ("vllm", "transformers", "openai")
-#: Unknown models that were logged.
-_told: set[str] = set()
+_told: set[str] = set()  #: unknown models that were logged
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,6 @@ def import_(
 
 
 def _preset(presets: Mapping[str, Any], name: str | None, named: Mapping[str, Any]) -> Any:
-    """The options of a preset, with those that were named on the command line in their place."""
     if name is not None and name not in presets:
         raise InputError(f"no preset {name!r}; there are {', '.join(presets)}")
     return replace(presets[name or "default"], **named)
@@ -180,9 +179,9 @@ def _show_rows(summary: Mapping[str, Any], output: Path, json: bool) -> typer.Ex
         for part, one in summary["parts"].items()
     }
     counts |= summary["counts"]
-    counts |= {f"dropped: {reason}": count for reason, count in summary["dropped"].items() if count}
-    if summary["rejected"]:
-        counts["input rows rejected"] = summary["rejected"]
+    left_out = {f"dropped: {reason}": count for reason, count in summary["dropped"].items()}
+    left_out["input rows rejected"] = summary["rejected"]
+    counts |= {what: count for what, count in left_out.items() if count}
     return _show(summary, counts, summary["rejected"], output, json)
 
 

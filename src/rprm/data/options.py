@@ -121,5 +121,4 @@ def _check(options: ColdStartOptions | PairOptions) -> None:
 
 #: `published` is the filter of the script (`--filter` of src/utils/operate-PRM-CoT-data_paired.py): steps of which more
 #: than a third of the analyses agree, two pairs of each. The script's pairs share the chosen analysis; ours share none.
-_PUBLISHED = PairOptions(per_step=2, min_accuracy=math.nextafter(1 / 3, 1.0))
-PAIR_PRESETS = {"default": PairOptions(), "published": _PUBLISHED}
+PAIR_PRESETS = {"default": PairOptions(), "published": PairOptions(per_step=2, min_accuracy=math.nextafter(1 / 3, 1.0))}
