@@ -1,7 +1,4 @@
-"""Released models that are known by name: where they are, what they need, and the prompt they were trained with.
-
-To add a model, add a row to the tables at the end, each fact with its source.
-"""
+"""Released models that are known by name: where they are, what they need, and the prompt they were trained with."""
 
 from __future__ import annotations
 
@@ -24,25 +21,21 @@ logger = logging.getLogger(__name__)
 
 #: What a spec of a model on a hub, or behind an endpoint that serves it, begins with.
 _ENGINES = ("vllm", "transformers", "openai")
-#: Share of a data set's rows that must render exactly: a few odd rows are no reason to refuse its model.
-_MIN_SHARE = 0.95
-#: Unknown models that were told of.
-_told: set[str] = set()
+_told: set[str] = set()  #: unknown models that were logged
 
 
 @dataclass(frozen=True)
 class ReleasedPrompt:
     """Where a judge's prompt comes from, and what stands around it. Its wording is no part of this package."""
 
-    dataset: str  #: of the hub, whose instructions show the prompt
-    data_dir: str  #: its folder with rows of one kind
+    source: str  #: a hub data set with the folder of one kind of its rows, whose instructions show the prompt
     system: str  #: the system message of training and evaluation
     ending: str | None  #: on both sides of the assistant tag; None renders with the model's own chat template instead
-    marker: str = field(default_factory=lambda: VerdictFormat().marker)  #: before the verdict
+    marker: str = VerdictFormat().marker  #: before the verdict
 
     @property
-    def source(self) -> str:
-        return f"{self.dataset}?data_dir={self.data_dir}"
+    def dataset(self) -> str:
+        return self.source.partition("?")[0]
 
     @property
     def cached(self) -> Path:
@@ -51,14 +44,10 @@ class ReleasedPrompt:
 
     def around(self, template: PromptTemplate) -> PromptTemplate:
         """The prompt of the released model around the instruction that a template makes (ChatML, as Qwen2.5's)."""
-        if not template.chat:
-            return template
-        if self.ending is None:
-            return replace(template, system=self.system)
-        user = (
-            f"<|im_start|>system\n{self.system}<|im_end|>\n<|im_start|>user\n{template.user}<|im_end|>{self.ending}"
-            f"<|im_start|>assistant{self.ending}"
-        )
+        if self.ending is None or not template.chat:
+            return replace(template, system=self.system) if template.chat else template
+        system = f"<|im_start|>system\n{self.system}<|im_end|>\n"
+        user = f"{system}<|im_start|>user\n{template.user}<|im_end|>{self.ending}<|im_start|>assistant{self.ending}"
         return replace(template, user=user, system="", chat=False)
 
 
@@ -74,8 +63,7 @@ class KnownModel:
     threshold: float = 0.5  #: a step whose reward is below it is called wrong
     prompt: ReleasedPrompt | None = None
     layout: str | None = None
-    #: Further options of the spec, by the benchmark whose published figures were made with them.
-    options: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)  #: of the spec, by benchmark, for its published figures
 
     @property
     def kind(self) -> Literal["r-prm", "classifier"]:
@@ -95,12 +83,9 @@ class ResolvedModel(NamedTuple):
 def resolve(spec: str) -> ResolvedModel:
     """Replace the alias (or the bare hub id) of a known model by its spec on this machine; every other spec stays.
 
-    An R-PRM takes vLLM where vLLM and a GPU are at hand, else transformers. Behind an engine (`vllm:r-prm-7b`) an alias
-    is its hub id; behind an endpoint the name is the server's and stays. A local folder of a model's name is not the
-    known model: resolve the spec that a user gave, not the one that comes back.
-
-    Raises:
-        EngineError: a classifier is named as a language model, or the other way round.
+    An R-PRM takes vLLM where it and a GPU are at hand, else transformers. Behind an engine (`vllm:r-prm-7b`) an alias
+    is its hub id; behind an endpoint it stays, and so does a local folder: resolve the spec that a user gave. An
+    EngineError: a classifier is named as a language model, or the other way round.
     """
     body, mark, query = spec.partition("?")
     if known := find_model(body):
@@ -114,9 +99,8 @@ def resolve(spec: str) -> ResolvedModel:
     if (kind == "classifier") is not (known.kind == "classifier"):
         does = "scores steps and writes no analyses" if known.kind == "classifier" else "writes analyses"
         raise EngineError(f"model {spec!r}: {known.hub_id} {does}: use {known.alias} or {known.spec}")
-    if "/" not in name and not at and kind != "openai":
-        spec = f"{kind}:{known.hub_id}{mark}{query}"
-    return ResolvedModel(spec, known)
+    is_local = "/" not in name and not at and kind != "openai"
+    return ResolvedModel(f"{kind}:{known.hub_id}{mark}{query}" if is_local else spec, known)
 
 
 @cache
@@ -132,11 +116,8 @@ def _local_engine() -> str:
 def template_for(spec: str, fallback: str | None = None) -> PromptTemplate:
     """The template that a judge reads where none is given, of the spec that the user gave.
 
-    The one that the model's folder carries, else the one that a known model was released with, else the built-in
-    `fallback` (None: the default); an unknown model, of a hub or behind an endpoint, is then told of once, in the log.
-
-    Raises:
-        PromptError: a known model's prompt is not at hand and cannot be fetched; the message says what to do.
+    The one in the model's folder, else a known model's own (a PromptError says what to do where it is not there),
+    else the built-in `fallback` (None: the default); that an unknown model reads it is logged, once.
     """
     resolved, known = resolve(spec)
     if (carried := carried_template(resolved)) is not None:
@@ -147,7 +128,7 @@ def template_for(spec: str, fallback: str | None = None) -> PromptTemplate:
     kind, _, target = resolved.partition("?")[0].partition(":")
     if kind in _ENGINES and not Path(target).exists() and resolved not in _told:
         _told.add(resolved)
-        told = "%s: not a known model (`rprm models`), and no prompt of its own is given: it reads the built-in %r"
+        told = "%s is not a known model (`rprm models`) and carries no prompt: it reads the built-in %r"
         logger.warning(told, resolved, template.name)
     return template
 
@@ -161,69 +142,58 @@ def released_template(known: KnownModel) -> PromptTemplate:
 def training_template(known: KnownModel) -> PromptTemplate:
     """The template of a judge's training rows, imported from its data set once, cached, and named after its revision.
 
-    Raises:
-        PromptError: the model has none; or it is not cached, and cannot be imported from the data set.
+    A PromptError: the model has none; or it is not cached, and cannot be imported.
     """
     if (prompt := known.prompt) is None:
         raise PromptError(f"{known.alias}: a {known.kind} reads no prompt template")
-    if prompt.cached.is_file():
-        try:
-            return load_template(prompt.cached)
-        except PromptError as error:
-            anew = f"import it anew with `rprm prompts import --model {known.alias}`"
-            raise PromptError(f"{error}; the prompt of {known.alias}: delete the file, or {anew}") from None
+    command = f"rprm prompts import --model {known.alias}"
     try:
-        imported = import_released(known)
+        return load_template(prompt.cached) if prompt.cached.is_file() else import_released(known).template
+    except PromptError as error:
+        if not prompt.cached.is_file():
+            raise
+        raise PromptError(f"{error}; delete the file, or import the prompt anew: {command}") from None
     except InputError as error:
         reason, _, _ = str(error.__cause__ or error).partition("\n")
-        raise PromptError(
-            f"{known.hub_id}: its prompt is part of the data set {prompt.dataset}, which cannot be read here "
-            f"({reason}); import it once, where there is a network: rprm prompts import --model {known.alias}; or from "
-            f"a file of the data set's rows: rprm prompts import FILE --model {known.alias}; or give --prompt FILE"
-        ) from error
-    keep_template(known, imported)
-    return imported.template
+        told = f"{known.hub_id}: its prompt is in the data set {prompt.dataset}, which cannot be read here ({reason})"
+        ways = f"{command}, where there is a network; rprm prompts import FILE --model {known.alias}; or --prompt FILE"
+        raise PromptError(f"{told}: {ways}") from error
 
 
-def import_released(known: KnownModel, source: str | None = None, **options: Any) -> ImportedTemplate:
-    """`import_template` of a judge's training rows (its data set by default), named after where they come from."""
+def import_released(known: KnownModel, source: str | None = None, keep: bool = True, **given: Any) -> ImportedTemplate:
+    """`import_template` of a judge's training rows (its data set by default), named after where they come from.
+
+    With `keep` it is cached for later runs; a PromptError where the file cannot be written.
+    """
     prompt = known.prompt
     assert prompt is not None
-    defaults: dict[str, Any] = {"name": known.alias, "marker": prompt.marker, "min_share": _MIN_SHARE}
-    imported = import_template(source or prompt.source, **defaults | options)
-    if "name" in options:
-        return imported
-    file = Path(imported.source)
-    name = f"{prompt.dataset} from {file.name}" if file.exists() else imported.source
-    return replace(imported, template=replace(imported.template, name=name))
-
-
-def keep_template(known: KnownModel, imported: ImportedTemplate) -> Path:
-    """Keep an imported template, so that later runs need no network; `PromptError` where it cannot be written."""
-    assert known.prompt is not None
-    path = known.prompt.cached
-    try:
-        # Many processes may come here at once: each writes a file of its own, and the last one stays.
-        own = path.with_name(f"{path.name}.{os.getpid()}")
-        write_atomically(own, imported.to_toml())
-        os.replace(own, path)
-    except OSError as error:
-        raise PromptError(f"{path}: cannot be written: {error.strerror}; RPRM_CACHE names another folder") from error
-    return path
+    defaults: dict[str, Any] = {"name": known.alias, "marker": prompt.marker, "min_share": 0.95}
+    imported = import_template(source or prompt.source, **defaults | given)
+    if "name" not in given:
+        file = Path(imported.source)
+        name = f"{prompt.dataset} from {file.name}" if file.exists() else imported.source
+        imported = replace(imported, template=replace(imported.template, name=name))
+    if keep:
+        try:
+            # Of many processes at once each writes a file of its own, and the last one stays.
+            write_atomically(own := prompt.cached.with_name(f"{prompt.cached.name}.{os.getpid()}"), imported.to_toml())
+            os.replace(own, prompt.cached)
+        except OSError as error:
+            fault = f"{prompt.cached}: cannot be written: {error.strerror}"
+            raise PromptError(f"{fault}; RPRM_CACHE names another folder") from error
+    return imported
 
 
 def cache_folder() -> Path:
     """Where released models' prompts are kept: RPRM_CACHE, else `rprm` in the platform's folder of a user's caches."""
     if given := os.environ.get("RPRM_CACHE"):
         return Path(given).expanduser()
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "rprm" / "Cache"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "rprm"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rprm"
+    variable, usual, name = {
+        "win32": ("LOCALAPPDATA", "AppData/Local", "rprm/Cache"),
+        "darwin": ("", "Library/Caches", "rprm"),
+    }.get(sys.platform, ("XDG_CACHE_HOME", ".cache", "rprm"))
+    return Path(os.environ.get(variable) or Path.home() / usual) / name
 
-
-# --- the models ---------------------------------------------------------------------------------------------------
 
 #: The system message that R-PRM was trained and is evaluated with. Its rows do not carry it: LLaMA-Factory's template
 #: `qwen`, which the published script names (NJUNLP/R-PRM, src/scripts/train.sh), adds it.
@@ -259,13 +229,11 @@ _SOURCES: dict[str, dict[str, str]] = {
 }
 
 
-def _classifier(
-    alias: str, hub_id: str, parameters: str, layout: str, context: str | None = None, base: str | None = None
-) -> KnownModel:
+def _classifier(alias: str, hub_id: str, parameters: str, layout: str, context: str = "", base: str = "") -> KnownModel:
     sources = {"layout": "its model card"} | ({"context": f"config.json of its base model, {base}"} if base else {})
     sources |= {"threshold": _PROCESSBENCH} | _SOURCES.get(layout, {})
     options = {"processbench": "separator=blank-line&decision=top1"} if layout == "rlhflow" else {}
-    length = None if context is None else int(context)
+    length = int(context) if context else None
     return KnownModel(alias, hub_id, float(parameters), length, sources, layout=layout, options=options)
 
 
@@ -279,7 +247,7 @@ MODELS: tuple[KnownModel, ...] = (
             "context": "config.json of its base model, Qwen/Qwen2.5-Math-7B-Instruct",
             "threshold": _PROCESSBENCH,
         },
-        prompt=ReleasedPrompt("kevinpro/R-PRM", "sft", R_PRM_SYSTEM, ending=r"\n"),
+        prompt=ReleasedPrompt("kevinpro/R-PRM?data_dir=sft", R_PRM_SYSTEM, ending=r"\n"),
     ),
     *(_classifier(*row.split()) for row in _CLASSIFIERS.strip().split("\n")),
 )  # fmt: skip

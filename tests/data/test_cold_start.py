@@ -11,8 +11,7 @@ import pytest
 
 from rprm.data.analyses import open_analyses
 from rprm.data.datasets import write_rows
-from rprm.data.options import ColdStartOptions, PairOptions
-from rprm.data.splits import is_held_out
+from rprm.data.options import ColdStartOptions, PairOptions, is_held_out
 from rprm.errors import InputError, SettingsChanged
 from rprm.prompts import load_template
 from rprm.records import StepAnalyses
@@ -130,7 +129,7 @@ def test_damaged_rows_are_set_aside(write_analyses: Write, tmp_path: Path) -> No
     assert summary["rejected"] == 2
     rejected = rows_of(tmp_path / "out" / "rejected.jsonl")
     assert [row["line"] for row in rejected] == [1, 4]
-    assert "not an analysed step: 'step.problem'" in rejected[1]["reason"]
+    assert "'step.problem' is missing" in rejected[1]["reason"]
 
 
 def test_begun_again_it_ends_with_the_same_bytes_and_other_settings_are_refused(

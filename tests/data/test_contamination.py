@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rprm.data.contamination import (
+from rprm.data.gathering import (
     KNOWN_BENCHMARKS,
     BenchmarkProblem,
     ContaminationIndex,
@@ -211,9 +211,7 @@ class TestReadBenchmarks:
     def test_names(self) -> None:
         with pytest.raises(InputError, match=r"aime25: no such benchmark; known are processbench, prmbench"):
             read_benchmarks("aime25")
-        with pytest.raises(
-            InputError, match="college_math: no such benchmark; its items have no hub data set: give NAME=FILE"
-        ):
+        with pytest.raises(InputError, match=r"college_math: no such benchmark; .* others as NAME=PATH"):
             read_benchmarks("college_math")
         with pytest.raises(InputError, match=r"missing\.jsonl: no such file"):
             read_benchmarks("aime24=missing.jsonl")
@@ -253,7 +251,7 @@ class TestReadBenchmarks:
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         """From the hub through the benchmark's own reader, which here is given a file of its form."""
-        import rprm.data.contamination as contamination
+        import rprm.data.gathering as contamination
 
         row = {
             "original_question": "What is 1 + 1?",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rprm.data.wellformed import (
+from rprm.data.datasets import (
     DISAGREES,
     EMPTY,
     FORCED,

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from rprm.data.wellformed import verdict_fault
+from rprm.data.datasets import verdict_fault
 from rprm.engines.tokens import encode_prompt
 from rprm.errors import InputError, PromptError
 from rprm.prompts import builtin_names, load_template

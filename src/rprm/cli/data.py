@@ -26,16 +26,12 @@ TrainedPrompt = Annotated[str | None, typer.Option(help="The student's template.
 @app.command()
 @with_options
 def steps(
-    sources: Annotated[
-        list[str], typer.Argument(metavar="SOURCE...", help="Files, runs of this command, or hub data sets.")
-    ],
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Files, runs of this command, hub sets.")],
     output: Output,
     *,
-    format: Annotated[settings.Format, typer.Option(help="auto: by each row's fields.")] = settings.Format.auto,
+    format: Annotated[settings.Format, "auto: by each row's fields."] = "auto",
     options: settings.StepOptions,
-    exclude_benchmark: Annotated[
-        list[str] | None, typer.Option("-x", "--exclude-benchmark", help="Leave out problems of NAME, PATH, NAME=PATH.")
-    ] = None,
+    exclude_benchmark: Annotated[list[str] | None, "-x", "--exclude-benchmark", "Of NAME, PATH, NAME=PATH."] = None,
     ngram: Annotated[int, typer.Option(min=1, help="Tokens in the n-grams that problems share.")] = settings.NGRAM,
     overlap: Annotated[float, typer.Option(min=0.01, max=1.0, help="Least share of them.")] = settings.OVERLAP,
     limit: Annotated[int | None, typer.Option(min=1, help="Read N steps alone, before any is left out.")] = None,
@@ -44,13 +40,11 @@ def steps(
 ) -> None:
     """Gather labelled steps: one row for each step, without repetitions and without problems of benchmarks.
 
-    The folder gets results.jsonl (the steps), removed.jsonl (problems left out, with the benchmark's item),
-    rejected.jsonl and summary.json. Exit code 3: some rows were rejected.
+    The folder gets results.jsonl (the steps), removed.jsonl (problems of benchmarks), rejected.jsonl and summary.json.
     """
     from rich.console import Console
 
-    from rprm.data.contamination import read_benchmarks
-    from rprm.data.gathering import gather_steps
+    from rprm.data.gathering import gather_steps, read_benchmarks
     from rprm.data.steps import steps_source
 
     with Console(stderr=True, highlight=False).status("reading the benchmarks") as status:
@@ -58,12 +52,22 @@ def steps(
         benchmarks = [part for name in exclude_benchmark or [] for part in read_benchmarks(name)]
         status.update("reading labelled steps")
         summary = gather_steps(
-            found, output, format=format.value, options=options, benchmarks=benchmarks, ngram=ngram, overlap=overlap,
+            found, output, format=format, options=options, benchmarks=benchmarks, ngram=ngram, overlap=overlap,
             limit=limit, strict=strict,
             on_row=lambda num_rows, num_steps: status.update(f"{num_rows:,} rows, {num_steps:,} labelled steps"),
         )  # fmt: skip
-    _show_steps(summary, output, json)
-    raise typer.Exit(EXIT_REJECTED if summary["num_rejected"] else 0)
+    counts = {f"rows read as {name}": count for name, count in summary["formats"].items()}
+    counts[f"labelled steps ({summary['num_wrong']:,} wrong)"] = summary["num_steps"]
+    for place, labels in summary["positions"].items():
+        counts[f"at step {place + 1} ({labels['wrong']:,} wrong)"] = sum(labels.values())
+    counts |= {"problems": summary["num_problems"], "paths of steps": summary["num_solutions"]}
+    counts["left out: the same step stood before"] = summary["num_duplicates"]
+    counts["left out: the same step is called correct and wrong"] = summary["num_conflicting"]
+    for name, removed in summary["removed"].items():
+        counts[f"left out: of {removed['problems']:,} problems that stand in {name}"] = removed["steps"]
+    counts |= {f"gave none: {reason}": count for reason, count in summary["skipped"].items()}
+    counts["rows rejected (rejected.jsonl)"] = summary["num_rejected"]
+    raise _show(summary, counts, summary["num_rejected"], output, json)
 
 
 @app.command()
@@ -72,11 +76,11 @@ def analyses(
     context: typer.Context,
     source: Annotated[str, typer.Argument(metavar="STEPS", help="A run of `rprm data steps`, or a file of its rows.")],
     output: Output,
-    model: Annotated[str, typer.Option("--model", "-m", help="Teacher or student, as for `rprm judge`.")],
+    model: Annotated[str, "--model", "-m", "Teacher or student, as for `rprm judge`."],
     *,
-    preset: Annotated[str | None, typer.Option(help="paper: 4 analyses of up to 8,192 tokens.")] = None,
+    preset: Annotated[str | None, "paper: 4 analyses of up to 8,192 tokens."] = None,
     options: settings.SamplingOptions,
-    prompt: Annotated[str | None, typer.Option(help="Template.  [default: the model's own, else teacher]")] = None,
+    prompt: Annotated[str | None, "Template.  [default: the model's own, else teacher]"] = None,
     seed: Seed = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="The first N steps alone.")] = None,
     strict: Strict = False,
@@ -84,8 +88,7 @@ def analyses(
 ) -> None:
     """Let a model write analyses of labelled steps. Killed, it goes on from where it was.
 
-    --preset paper has the paper's settings for the teacher. For preference pairs, let the student write more of them at
-    the temperature of judging: -n 8 --temperature 0.95.
+    For preference pairs, let the student write more of them at the temperature of judging: -n 8 --temperature 0.95.
     """
     from itertools import islice
 
@@ -99,9 +102,7 @@ def analyses(
     template = load_template(prompt) if prompt else template_for(model, "teacher")
     sampling = asdict(_preset(settings.SAMPLING_PRESETS, preset, given(context, options)))
     judge = load_judge(model, **sampling, stopping="none", prompt=template, seed=seed, force_verdict=False)
-    opened = steps_source(source)
-    info = opened.inspect()
-
+    info = (opened := steps_source(source)).inspect()
     rows = islice(read_labelled_steps(opened), limit)
     limited = {} if limit is None else {"limit": limit}
     totals = run_behind_progress(
@@ -110,9 +111,9 @@ def analyses(
         ),
         judge.aclose, info.num_rows if limit is None else limit, noun="steps",
     )  # fmt: skip
-    _show(totals.as_dict(), totals.as_dict(), output, json)
+    shown = _show(totals.as_dict(), totals.as_dict(), totals.num_rejected, output, json)
     refuse_nothing_judged(totals)
-    raise typer.Exit(EXIT_REJECTED if totals.num_rejected else 0)
+    raise shown
 
 
 @app.command()
@@ -128,43 +129,33 @@ def cold_start(
 @app.command()
 @with_options
 def pairs(
-    context: typer.Context,
-    source: Analyses,
-    output: Output,
-    *,
-    prompt: TrainedPrompt = None,
-    preset: Annotated[str | None, typer.Option(help="published: --per-step 2, more than a third agree.")] = None,
-    options: settings.PairOptions,
-    json: Json = False,
-) -> None:
+    context: typer.Context, source: Analyses, output: Output, *, prompt: TrainedPrompt = None,
+    preset: Annotated[str | None, "published: --per-step 2, more than a third agree."] = None,
+    options: settings.PairOptions, json: Json = False,
+) -> None:  # fmt: skip
     """Rows for `rprm train dpo`: of one step, an analysis that agrees with the label against one that does not."""
     _choose(source, output, prompt, _preset(settings.PAIR_PRESETS, preset, given(context, options)), json)
 
 
 @app.command("import")
 def import_(
-    source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="kevinpro/R-PRM?data_dir=sft, such a folder, or a file.")
-    ],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="kevinpro/R-PRM?data_dir=sft, such a folder, file.")],
     output: Output,
     prompt: Annotated[str | None, typer.Option(help="Template of every row.  [default: derived from the rows]")] = None,
     json: Json = False,
 ) -> None:
     """Rows for `rprm train` out of published ones: labels from their verdicts, the template from the rows themselves.
 
-    The parts train and validation stay as they were published. Rows that do not fit are rejected, each with its reason.
+    Rows that do not fit are rejected, each with its reason.
     """
     from rprm.data.published import open_published, write_published
     from rprm.prompts import load_template
 
     template = load_template(prompt) if prompt is not None else None
-    summary = write_published(open_published(source), output, template=template)
-    _show_rows(summary, output, json)
-    raise typer.Exit(EXIT_REJECTED if summary["rejected"] else 0)
+    raise _show_rows(write_published(open_published(source), output, template=template), output, json)
 
 
 def _preset(presets: Mapping[str, Any], name: str | None, named: Mapping[str, Any]) -> Any:
-    """The options of a preset, with those that were named on the command line in their place."""
     if name is not None and name not in presets:
         raise InputError(f"no preset {name!r}; there are {', '.join(presets)}")
     return replace(presets[name or "default"], **named)
@@ -179,49 +170,36 @@ def _choose(source: Path, output: Path, prompt: str | None, options: Any, json: 
     template = load_template(prompt) if prompt is not None else opened.template
     if template is None:
         raise PromptError("a plain file of analyses does not tell its template: give --prompt")
-    summary = write_rows(opened, output, template, options)
-    _show_rows(summary, output, json)
-    raise typer.Exit(EXIT_REJECTED if summary["rejected"] else 0)
+    raise _show_rows(write_rows(opened, output, template, options), output, json)
 
 
-def _show(summary: Mapping[str, Any], counts: Mapping[str, int], output: Path, json: bool) -> None:
-    """The summary as JSON, or its counts as a table."""
-    from rich.console import Console
-    from rich.table import Table
-
-    if json:
-        print(dumps(summary, ensure_ascii=False))
-        return
-    table = Table(box=None, padding=(0, 1), show_header=False)
-    table.add_column(justify="right", style="bold")
-    for name, count in counts.items():
-        table.add_row(f"{count:,}", name.removeprefix("num_").replace("_", " "))
-    console = Console(highlight=False)
-    console.print(table)
-    console.print(f"written to {output}", style="dim", markup=False)
-
-
-def _show_steps(summary: Mapping[str, Any], output: Path, json: bool) -> None:
-    counts = {f"rows read as {name}": count for name, count in summary["formats"].items()}
-    counts[f"labelled steps ({summary['num_wrong']:,} wrong)"] = summary["num_steps"]
-    for place, labels in summary["positions"].items():
-        counts[f"at step {place + 1} ({labels['wrong']:,} wrong)"] = sum(labels.values())
-    counts |= {"problems": summary["num_problems"], "paths of steps": summary["num_solutions"]}
-    counts["left out: the same step stood before"] = summary["num_duplicates"]
-    counts["left out: the same step is called correct and wrong"] = summary["num_conflicting"]
-    for name, removed in summary["removed"].items():
-        counts[f"left out: of {removed['problems']:,} problems that stand in {name}"] = removed["steps"]
-    counts |= {f"gave none: {reason}": count for reason, count in summary["skipped"].items()}
-    _show(summary, counts | {"rows rejected (rejected.jsonl)": summary["num_rejected"]}, output, json)
-
-
-def _show_rows(summary: Mapping[str, Any], output: Path, json: bool) -> None:
+def _show_rows(summary: Mapping[str, Any], output: Path, json: bool) -> typer.Exit:
     counts = {
         f"{part} rows ({one['yes']:,} Yes, {one['no']:,} No; {one['problems']:,} problems)": one["rows"]
         for part, one in summary["parts"].items()
     }
     counts |= summary["counts"]
-    counts |= {f"dropped: {reason}": count for reason, count in summary["dropped"].items() if count}
-    if summary["rejected"]:
-        counts["input rows rejected"] = summary["rejected"]
-    _show(summary, counts, output, json)
+    left_out = {f"dropped: {reason}": count for reason, count in summary["dropped"].items()}
+    left_out["input rows rejected"] = summary["rejected"]
+    counts |= {what: count for what, count in left_out.items() if count}
+    return _show(summary, counts, summary["rejected"], output, json)
+
+
+def _show(
+    summary: Mapping[str, Any], counts: Mapping[str, int], num_rejected: int, output: Path, json: bool
+) -> typer.Exit:
+    """Show the summary as JSON, or its counts as a table; returns how the command ends."""
+    from rich.console import Console
+    from rich.table import Table
+
+    if json:
+        print(dumps(summary, ensure_ascii=False))
+    else:
+        table = Table(box=None, padding=(0, 1), show_header=False)
+        table.add_column(justify="right", style="bold")
+        for name, count in counts.items():
+            table.add_row(f"{count:,}", name.removeprefix("num_").replace("_", " "))
+        console = Console(highlight=False)
+        console.print(table)
+        console.print(f"written to {output}", style="dim", markup=False)
+    return typer.Exit(EXIT_REJECTED if num_rejected else 0)

@@ -11,9 +11,7 @@ if TYPE_CHECKING:
 
 
 def models(
-    name: Annotated[
-        str | None, typer.Argument(help="Alias or hub id of one model: what it needs, and commands.")
-    ] = None,
+    name: Annotated[str | None, typer.Argument(help="Alias or hub id of one: what it needs, and commands.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON: a list, or of one model an object.")] = False,
 ) -> None:
     """Released models that are known by name: judged with the prompt, the layout and the threshold of their authors.
@@ -41,12 +39,13 @@ def models(
         table = Table("alias", "hub id", "kind", "context", box=None, pad_edge=False, padding=(0, 1, 0, 0))
         table.columns[-1].justify = "right"
         for model in MODELS:
-            context = "" if model.context_length is None else f"{model.context_length:,}"
+            context = f"{model.context_length:,}" if model.context_length else ""
             table.add_row(model.alias, model.hub_id, model.kind, context)
         console.print(table)
         console.print("\nrprm models NAME tells what one needs; --model NAME uses it.", style="dim", markup=False)
         return
-    facts = described(known) | {"commands": None}
+    facts = described(known)
+    commands = facts.pop("commands")
     for group in ("prompt", "sources"):
         facts |= {f"{group}: {name}": value for name, value in (facts.pop(group) or {}).items()}
     if facts.get("prompt: at_hand") is False:
@@ -58,10 +57,8 @@ def models(
         if fact is not None:
             table.add_row(name.replace("_gb", " (GB, bfloat16)").replace("_", " "), Text(str(fact)))
     console.print(table, "")
-    for command, remark in _commands(known).items():
+    for command in commands:
         # On one line whatever the width, so that it can be copied.
-        if remark:
-            console.print(Text(f"# {remark}", style="dim"), soft_wrap=True)
         console.print(Text(command), soft_wrap=True)
 
 
@@ -78,29 +75,20 @@ def described(known: KnownModel) -> dict[str, Any]:
         and {name: getattr(prompt, name) for name in ("source", "system", "ending", "marker")}
         | {"file": str(prompt.cached), "at_hand": prompt.cached.is_file()},
         "sources": dict(known.sources),
-        "commands": list(_commands(known)),
+        "commands": _commands(known),
     }
 
 
-def _commands(known: KnownModel) -> dict[str, str]:
-    """The commands that judge with a model and measure it, on this machine, each with a remark."""
-    from importlib.util import find_spec
-
-    lines = {}
-    needed = {"local": "transformers", "hub": "datasets"}
-    if missing := [extra for extra, module in needed.items() if find_spec(module) is None]:
-        lines[f'pip install ".[{",".join(missing)}]"'] = "first, what is not installed here"
-    lines[f"rprm judge solutions.jsonl --model {known.alias}"] = ""
+def _commands(known: KnownModel) -> list[str]:
+    """The commands that judge with a model and measure it, on this machine."""
+    lines = [f"rprm judge solutions.jsonl --model {known.alias}"]
     for benchmark in ("processbench", "prmbench"):
         options = known.options.get(benchmark)
         model = f'"{known.alias}?{options}"' if options else known.alias
-        command = f"rprm bench {benchmark} --model {model} --output runs/{benchmark}-{known.alias}"
-        lines[command] = "its options are those of the published figures" if options else ""
+        lines.append(f"rprm bench {benchmark} --model {model} --output runs/{benchmark}-{known.alias}")
     if known.kind == "r-prm" and known.context_length is not None:
-        # vLLM wants to be told that this is meant.
+        # Twice its context, as its authors serve it; vLLM wants to be told that this is meant.
         setting = "VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 " if known.spec.startswith("vllm:") else ""
         model = f'"{known.alias}?context_length={2 * known.context_length}"'
-        lines[f"{setting}rprm judge solutions.jsonl --model {model}"] = (
-            "with twice its context, as its authors serve it, where problems or solutions are long"
-        )
+        lines.append(f"{setting}rprm judge solutions.jsonl --model {model}")
     return lines

@@ -10,11 +10,7 @@ import typer
 
 from rprm.cli.options import with_options
 
-app = typer.Typer(
-    rich_markup_mode=None,
-    no_args_is_help=True,
-    help="Look at prompt templates, and import the one of a released model.",
-)
+app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Look at prompt templates; import a model's own.")
 
 #: What `show --example` fills in.
 EXAMPLE_PROBLEM = "A train covers 150 km in 2 hours. At the same speed, how far does it go in 5 hours?"
@@ -37,10 +33,7 @@ def list_templates() -> None:
 
 @app.command()
 def show(
-    template: Annotated[
-        str | None,
-        typer.Argument(help="Built-in name, file (.toml, .txt) or model folder.  [default: critique, or boxed]"),
-    ] = None,
+    template: Annotated[str | None, typer.Argument(help="Name, file or folder.  [default: critique, or boxed]")] = None,
     policy: Annotated[bool, typer.Option("--policy", help="A template of a policy, which writes solutions.")] = False,
     example: Annotated[bool, typer.Option("--example", help="Render the prompt for a small example solution.")] = False,
 ) -> None:
@@ -51,10 +44,8 @@ def show(
     if not example:
         typer.echo(loaded.to_toml(), nl=False)
         return
-    if isinstance(loaded, PolicyTemplate):
-        prompt = loaded.render(EXAMPLE_PROBLEM, EXAMPLE_STEPS[:1])
-    else:
-        prompt = loaded.render(EXAMPLE_PROBLEM, EXAMPLE_STEPS, 1)
+    steps = (EXAMPLE_STEPS[:1],) if isinstance(loaded, PolicyTemplate) else (EXAMPLE_STEPS, 1)
+    prompt = loaded.render(EXAMPLE_PROBLEM, *steps)
     parts = [(message.role if prompt.chat else "text", message.content) for message in prompt.messages]
     for name, content in [*parts, ("reply", prompt.reply)]:
         if content:
@@ -68,44 +59,26 @@ class ImportOptions:
     name: Annotated[str | None, "Its name.  [default: the output's stem; with --model, the source]"] = None
     limit: Annotated[int, typer.Option(min=1, help="Rows to read.")] = 2000
     instruction_column: Annotated[str | None, "Column of the prompts.  [default: instruction, else prompt]"] = None
-    output_column: Annotated[
-        str | None, "Column of the analyses.  [default: output, completion, response, else chosen]"
-    ] = None
+    output_column: Annotated[str | None, "Of the analyses. [default: output, completion, response, else chosen]"] = None
     marker: Annotated[str | None, "Text before the verdict.  [default: read from the outputs]"] = None
-    chat: Annotated[
-        bool | None, "--chat/--raw", "User messages, or whole texts.  [default: by the model's special tokens in them]"
-    ] = None
-    min_share: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Share of rows to render.  [default: 0.99; with --model 0.95]")
-    ] = None
+    chat: Annotated[bool | None, "--chat/--raw", "User messages, or whole texts.  [default: by special tokens]"] = None
+    min_share: Annotated[float | None, typer.Option(min=0, max=1, help="Of rows. [default: 0.99; --model 0.95]")] = None
     accept_doubts: Annotated[bool, "--accept-doubts", "Accept problems or steps that share whole lines."] = False
-    output: Annotated[Path | None, "--output", "-o", "File to write (.toml).  [default: with --model, the cache]"] = (
-        None
-    )
-    model: Annotated[
-        str | None,
-        "Of this known model (`rprm models`): kept where the model finds it, or with --output written with its system "
-        "message and ending.",
-    ] = None
+    output: Annotated[Path | None, "--output", "-o", "A .toml file.  [default: with --model, the cache]"] = None
+    model: Annotated[str | None, "Of this known model: kept for it, or as it is judged with in --output."] = None
     force: Annotated[bool, "--force", "Replace the output file, or the model's prompt in the cache."] = False
 
 
 @app.command("import")
 @with_options
 def import_(
-    source: Annotated[
-        str | None,
-        typer.Argument(
-            help="File (.json, .jsonl, .gz, .parquet) or hub data set (OWNER/NAME?data_dir=FOLDER; also revision, "
-            "config, split).  [default: the data set of --model]"
-        ),
-    ] = None,
+    source: Annotated[str | None, typer.Argument(help="A file, or a hub data set.  [default: that of --model]")] = None,
     *,
     options: ImportOptions,
 ) -> None:
     """Derive a released model's template from its training rows, and verify it by rendering them again."""
     from rprm.errors import PromptError
-    from rprm.models import import_released, keep_template, resolve
+    from rprm.models import import_released, resolve
     from rprm.prompts import import_template
 
     given: dict[str, Any] = {key: value for key, value in asdict(options).items() if value is not None}
@@ -121,22 +94,18 @@ def import_(
         raise PromptError("name the rows to import from and the --output to write, or a known model: --model NAME")
     if written.exists() and not force:
         raise PromptError(f"{written}: exists already; give --force to replace it")
-    if known is not None and prompt is not None:
-        imported = import_released(known, source, **given)
-        if output is None:
-            keep_template(known, imported)
-        else:
-            imported = replace(imported, template=prompt.around(imported.template))
+    if known is not None:
+        imported = import_released(known, source, keep=output is None, **given)
     else:
-        assert source is not None
-        imported = import_template(source, **({"name": written.stem} | given))
-    try:
-        if output is not None:
-            output.write_bytes(imported.to_toml().encode())
-    except OSError as error:
-        raise PromptError(f"{output}: cannot be written: {error.strerror}") from error
-    found = f"{imported.num_verdicts:,} of {imported.num_outputs:,} outputs"
+        imported = import_template(source or "", **({"name": written.stem} | given))
+    if output is not None:
+        template = imported.template if prompt is None else prompt.around(imported.template)
+        try:
+            output.write_bytes(replace(imported, template=template).to_toml().encode())
+        except OSError as error:
+            raise PromptError(f"{output}: cannot be written: {error.strerror}") from error
     typer.echo(f"{written}: {imported.proof}")
+    found = f"{imported.num_verdicts:,} of {imported.num_outputs:,} outputs"
     typer.echo(f"verdict after {imported.template.verdict.marker!r}, found in {found}")
     for difference in imported.differences:
         typer.echo(f"row {difference.line} differs: {difference.reason}")

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
+from typing import Any, NamedTuple
 
 from rprm.errors import InputError
 from rprm.jobs import Callbacks, Job, run_job
 from rprm.ledger import Ledger
 from rprm.prompts import PromptTemplate, load_template
 from rprm.prompts.library import MODEL_TEMPLATE
-from rprm.reading import Rejected, Row, Source, SourceInfo, explained, read_rows
+from rprm.reading import Rejected, Source, SourceInfo, checked, read_rows
 from rprm.records import LabelledStep, StepAnalyses
 from rprm.rewarders.base import reward_settings
 from rprm.rewarders.rprm import Judge
@@ -49,8 +47,8 @@ class AnalysisTotals:
         self.num_steps_labelled_correct += result.step.label
         self.num_steps_refused += not result.analyses
         self.failure = self.failure or result.failure
-        self.num_analyses += len(result.analyses)
         for analysis in result.analyses:
+            self.num_analyses += 1
             self.num_without_verdict += analysis.verdict is None
             self.num_agreeing += analysis.verdict is result.step.label
             self.num_disagreeing += analysis.verdict is (not result.step.label)
@@ -65,11 +63,7 @@ async def sample_analyses(
     judge: Judge, rows: Iterable[LabelledStep | Rejected], *, source: SourceInfo, output: str | Path,
     settings: dict[str, Any] | None = None, strict: bool = False, callbacks: Callbacks | None = None,
 ) -> AnalysisTotals:  # fmt: skip
-    """Write analyses of labelled steps into a run folder, as `judge_source` does with rewards.
-
-    All analyses of a step are drawn. `results.jsonl` holds `StepAnalyses` in input order, `rprm_prompt.toml` the
-    template; `settings` are further ones that the results depend on.
-    """
+    """Write all analyses of labelled steps into a run folder, as `judge_source` does with rewards; and the template."""
     judge.rule = StoppingRule(judge.rule.num_analyses, judge.rule.threshold, "none")
     settings = {**(settings or {}), **reward_settings(await judge.start())}
     del settings["rewarder"]
@@ -85,8 +79,7 @@ async def sample_analyses(
     return totals
 
 
-@dataclass(frozen=True)
-class AnalysesFile:
+class AnalysesFile(NamedTuple):
     """Analyses, the template that they were written with (None for a plain file), and their making, for a card."""
 
     source: Source
@@ -95,14 +88,7 @@ class AnalysesFile:
 
     def rows(self) -> Iterator[StepAnalyses | Rejected]:
         """Each row as `StepAnalyses`, or as `Rejected` with the reason."""
-
-        def read(row: Row) -> StepAnalyses:
-            try:
-                return StepAnalyses.model_validate(row.value)
-            except ValidationError as error:
-                raise InputError(f"not an analysed step: {explained(error)}") from None
-
-        return read_rows(self.source, read)
+        return read_rows(self.source, lambda row: checked(StepAnalyses, row.value))
 
 
 def open_analyses(path: str | Path) -> AnalysesFile:

@@ -1,14 +1,4 @@
-"""Data sets to train on: published rows, cold-start rows, preference pairs (R-PRM, sections 3.1 and 3.2), as folders.
-
-    FOLDER/
-      train.jsonl, validation.jsonl   rows as TRL takes them (conversational, or plain text for a raw template)
-      rprm_prompt.toml                the template that every prompt was rendered with
-      README.md                       the card: what it was made from, every count
-      sample.md                       a few rows to read
-      manifest.json, summary.json     settings and counts, for programs
-
-It is made whole or not at all: a killed stage is begun again, and ends with the same bytes.
-"""
+"""Data sets to train on, as folders made whole or not at all: cold-start rows, preference pairs, published rows."""
 
 from __future__ import annotations
 
@@ -16,30 +6,31 @@ import hashlib
 import json
 import os
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from rprm.data.analyses import AnalysesFile
-from rprm.data.options import ColdStartOptions, PairOptions
-from rprm.data.splits import is_held_out, order_key
-from rprm.data.wellformed import DISAGREES, REASONS, REPEATED, wellformed
+from rprm.data.options import ColdStartOptions, PairOptions, is_held_out, order_key
 from rprm.errors import InputError
 from rprm.prompts import Prompt, PromptTemplate
 from rprm.prompts.library import MODEL_TEMPLATE
 from rprm.reading import Rejected, SourceInfo
-from rprm.records import LabelledStep, StepAnalyses
+from rprm.records import Analysis, LabelledStep, StepAnalyses
 from rprm.runs import LineWriter, Run, versions, write_atomically
+from rprm.thinking import without_thinking
+from rprm.verdict import VerdictFormat
 
-TRAIN = "train.jsonl"
-VALIDATION = "validation.jsonl"
+TRAIN, VALIDATION = "train.jsonl", "validation.jsonl"
 PARTS = {"train": TRAIN, "validation": VALIDATION}
 
 #: Rows of each verdict in the sample, and the card's length classes in characters.
 _NUM_SHOWN, _LENGTHS = 3, (250, 500, 1000, 2000, 4000, 8000)
+_CLASSES = (*(f"up to {limit}" for limit in _LENGTHS), f"over {_LENGTHS[-1]}")
 
 
 def listed(dropped: Mapping[str, int]) -> str:
@@ -49,17 +40,14 @@ def listed(dropped: Mapping[str, int]) -> str:
 
 @dataclass
 class Dataset:
-    """Writes such a folder, as a context manager; see `Run` for what it refuses.
-
-    `stage` is the command (`cold-start`, `pairs` or `import`); `rows` says on the card what the rows are.
-    """
+    """Writes such a folder, as a context manager; see `Run` for what it refuses."""
 
     folder: Path
-    stage: str
+    stage: str  #: the command: `cold-start`, `pairs` or `import`
     source: SourceInfo
     template: PromptTemplate
     settings: Mapping[str, Any]
-    rows: str
+    rows: str  #: what the card calls the rows
 
     def __enter__(self) -> Self:
         prompt = {"name": self.template.name, "digest": self.template.digest}
@@ -70,9 +58,8 @@ class Dataset:
         self._writers = {part: LineWriter(self.folder / f"{name}.partial", fresh=True) for part, name in PARTS.items()}
         self._labels: Counter[tuple[str, bool]] = Counter()
         self._problems: dict[str, set[bytes]] = {part: set() for part in PARTS}
-        self._positions, self._lengths = Counter[int](), Counter[str]()
-        self._shown: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
-        self._num_rejected = 0
+        self._positions, self._lengths, self._num_rejected = Counter[int](), Counter[str](), 0
+        self._shown: dict[bool, list[tuple[str, dict[str, str]]]] = {True: [], False: []}
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -81,23 +68,27 @@ class Dataset:
         self._run.__exit__(*error)
 
     def reject(self, row: Rejected) -> None:
-        """Record an input row that cannot be used."""
         self._rejected.write(row.model_dump_json())
         self._num_rejected += 1
 
     def write(self, identifier: str, step: LabelledStep, prompt: Prompt, replies: Sequence[str], part: str) -> None:
         """A row: the prompt about a labelled step, and its completion, or its chosen and its rejected analysis."""
-        names = ("prompt", "completion") if len(replies) == 1 else ("prompt", "chosen", "rejected")
-        columns = dict(zip(names, _as_trl_takes_them(prompt, replies), strict=True))
-        row = {"id": identifier, "label": step.label, **columns}
-        self._writers[part].write(json.dumps(row, ensure_ascii=False))
+        names = ("completion",) if len(replies) == 1 else ("chosen", "rejected")
+        # Of a plain text, replies begin with the space that it leaves off.
+        glue = "" if prompt.chat or prompt.text[-1:].isspace() or not prompt.text else " "
+        texts = {name: glue + reply for name, reply in zip(names, replies, strict=True)}
+        columns: dict[str, Any] = {"prompt": prompt.text, **texts}
+        if prompt.chat:
+            question = [{"role": message.role, "content": message.content} for message in prompt.messages]
+            replied = {name: [{"role": "assistant", "content": text}] for name, text in texts.items()}
+            columns = {"prompt": question, **replied}
+        self._writers[part].write(json.dumps({"id": identifier, "label": step.label, **columns}, ensure_ascii=False))
         self._labels[part, step.label] += 1
         self._problems[part].add(hashlib.blake2b(step.problem.encode(), digest_size=8).digest())
         self._positions[step.step_index] += 1
-        length = len(_text_of(row[names[1]]))
-        self._lengths[next((f"up to {limit}" for limit in _LENGTHS if length <= limit), f"over {_LENGTHS[-1]}")] += 1
+        self._lengths[_CLASSES[bisect_left(_LENGTHS, len(texts[names[0]]))]] += 1
         if part == "train" and len(self._shown[step.label]) < _NUM_SHOWN:
-            self._shown[step.label].append(row)
+            self._shown[step.label].append((identifier, {"prompt": prompt.text, **texts}))
 
     def finish(self, counts: Mapping[str, int], dropped: Mapping[str, int], made_from: Any) -> dict[str, Any]:
         """Put the files in place and write card, sample and summary; returns the summary."""
@@ -111,14 +102,13 @@ class Dataset:
             else:
                 self._writers[part].path.unlink()
                 (self.folder / name).unlink(missing_ok=True)
-        classes = (*(f"up to {limit}" for limit in _LENGTHS), f"over {_LENGTHS[-1]}")
         summary = {
             "parts": parts,
             "counts": dict(counts),
             "dropped": dict(dropped),
             "rejected": self._num_rejected,
-            "positions": {str(place): self._positions[place] for place in sorted(self._positions)},
-            "characters": {name: self._lengths[name] for name in classes if self._lengths[name]},
+            "positions": {str(place): number for place, number in sorted(self._positions.items())},
+            "characters": {name: self._lengths[name] for name in _CLASSES if self._lengths[name]},
         }
         write_atomically(self.folder / MODEL_TEMPLATE, self.template.to_toml())
         write_atomically(self.folder / "sample.md", self._sample())
@@ -169,27 +159,14 @@ rendered with it.
 
     def _sample(self) -> str:
         lines = [f"# A sample of {self.folder.resolve().name}, to read", ""]
-        for row in (*self._shown[True], *self._shown[False]):
-            lines += [f"## {row['id']} ({'Yes' if row['label'] else 'No'})", ""]
-            for name in list(row)[2:]:
-                text = _text_of(row[name])
-                # Nothing in the text can close the block.
-                fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-                lines += [f"**{name}**", "", f"{fence}text", text, fence, ""]
+        for label, verdict in ((True, "Yes"), (False, "No")):
+            for identifier, texts in self._shown[label]:
+                lines += [f"## {identifier} ({verdict})", ""]
+                for name, text in texts.items():
+                    # Nothing in the text can close the block.
+                    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+                    lines += [f"**{name}**", "", f"{fence}text", text, fence, ""]
         return "\n".join(lines)
-
-
-def _as_trl_takes_them(prompt: Prompt, replies: Iterable[str]) -> list[Any]:
-    """Lists of messages, or plain texts where the prompt is no chat: replies begin with the space it leaves off."""
-    if not prompt.chat:
-        glue = "" if prompt.text[-1:].isspace() or not prompt.text else " "
-        return [prompt.text, *(glue + reply for reply in replies)]
-    question = [{"role": message.role, "content": message.content} for message in prompt.messages]
-    return [question, *([{"role": "assistant", "content": reply}] for reply in replies)]
-
-
-def _text_of(value: Any) -> str:
-    return value if isinstance(value, str) else "\n\n".join(message["content"] for message in value)
 
 
 def _table(*head: str, rows: Iterable[tuple[Any, ...]]) -> str:
@@ -199,18 +176,64 @@ def _table(*head: str, rows: Iterable[tuple[Any, ...]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-class _Side(NamedTuple):
-    """An analysis; so many of the step's samples read like it, of which it is the first."""
+#: No text: after an answer, before the marker on its line, and after the answer of a training row.
+_TAIL = " \t\r\n*_`'\"$)}].!"
+_OPENERS = " \t\r*_#>`-"
+_AFTER_VERDICT = re.compile(r"[^\w]{0,16}\Z")
 
-    sample: int
-    text: str
-    num_tokens: int
-    num_samples: int
+#: Reasons to drop an analysis, in the order in which they are looked for.
+REASONS = NO_VERDICT, FORCED, SEVERAL, NOT_LAST, EMPTY, DISAGREES, REPEATED = (
+    "no verdict", "verdict had to be asked for", "the verdict line stands more than once", "text follows the verdict",
+    "nothing but the verdict", "verdict disagrees with the label", "repeats another analysis of the step",
+)  # fmt: skip
 
 
-Sides = list[_Side]
+def wellformed(analysis: Analysis, written: VerdictFormat, trained: VerdictFormat) -> tuple[str, str]:
+    """The text to train on, with the verdict line `trained` in place of `written`: `(text, "")`, or `("", reason)`."""
+    answer = without_thinking(analysis.text)
+    markers = list(written.marker_pattern.finditer(answer))
+    verdict = written.find(answer)
+    if analysis.forced and analysis.verdict is not None:
+        return "", FORCED
+    if analysis.verdict is None or verdict is None:
+        return "", NO_VERDICT
+    if len(markers) > 1:
+        return "", SEVERAL
+    if answer[verdict.end :].strip(_TAIL):
+        return "", NOT_LAST
+    body = answer[: markers[0].start()]
+    before, _, lead = body.rpartition("\n")
+    if not lead.strip(_OPENERS):
+        # Markdown that opens on the verdict line belongs to it, and would be left open.
+        body = before
+    body = body.strip()
+    if not any(character.isalnum() for character in body):
+        return "", EMPTY
+    return f"{body}\n{trained.marker} {trained.yes if verdict.yes else trained.no}", ""
+
+
+def verdict_fault(reply: str, verdict: VerdictFormat, wanted: bool) -> str | None:
+    """What is wrong with the verdict of a reply; None where it stands once, at the end, and is the wanted one."""
+    found = verdict.find_all(reply)
+    if len(found) != 1:
+        return "no verdict" if not found else f"{len(found)} verdicts"
+    if not _AFTER_VERDICT.match(reply, found[0].end):
+        return "text after the verdict"
+    if found[0].yes is not wanted:
+        return f"verdict {verdict.yes if found[0].yes else verdict.no}, against the label"
+    return None
+
+
+def rejected_fault(reply: str, verdict: VerdictFormat, label: bool) -> str | None:
+    """Why a reply cannot be the rejected one of a pair: it says what the label says. A reply may have no verdict."""
+    if any(found.yes is label for found in verdict.find_all(reply)):
+        return f"verdict {verdict.yes if label else verdict.no}, which agrees with the label"
+    return None
+
+
+#: Well-formed texts, each with the numbers of the step's samples that read like it.
+Sides = dict[str, list[int]]
 Tally = Counter[str]
-
 #: Rows of a step: what tells each from the others, and its analyses as a training row has them.
 Chosen = list[tuple[str, tuple[str, ...]]]
 
@@ -219,10 +242,10 @@ def _first(step: StepAnalyses, agreeing: Sides, other: Sides, options: ColdStart
     """The first analyses whose verdict is the label."""
     tally["steps without any analysis"] += not step.analyses
     tally["steps with an agreeing analysis"] += bool(agreeing)
-    tally[DISAGREES] += sum(side.num_samples for side in other)
-    tally[REPEATED] += sum(side.num_samples - 1 for side in agreeing)
+    tally[DISAGREES] += sum(map(len, other.values()))
+    tally[REPEATED] += sum(map(len, agreeing.values())) - len(agreeing)
     tally["more than were asked for of one step"] += max(0, len(agreeing) - options.per_step)
-    return [(f"#{side.sample}", (side.text,)) for side in agreeing[: options.per_step]]
+    return [(f"#{samples[0]}", (text,)) for text, samples in islice(agreeing.items(), options.per_step)]
 
 
 #: Why a step gives no pair; the first that holds is counted.
@@ -238,53 +261,41 @@ _UNPAIRED = (
 
 def _pairs(step: StepAnalyses, agreeing: Sides, other: Sides, options: PairOptions, tally: Tally) -> Chosen:
     """The most often sampled pairs, or the closest in length; no analysis in more pairs than it was sampled."""
-    num_agreeing, num_other = (sum(side.num_samples for side in some) for some in (agreeing, other))
+    num_agreeing, num_other = (sum(map(len, some.values())) for some in (agreeing, other))
     accuracy = num_agreeing / max(1, num_agreeing + num_other)
     outside = not options.min_accuracy <= accuracy <= options.max_accuracy
-    often = [side for side in agreeing if side.num_samples >= options.min_repeats]
-    possible = []
-    for sides in product(often, other):
-        shorter, longer = sorted(max(1, side.num_tokens) for side in sides)
-        ratio = 0.0 if options.max_length_ratio is None else longer / shorter
-        if options.max_length_ratio is None or ratio <= options.max_length_ratio:
-            name = f"#{sides[0].sample}>{sides[1].sample}"
-            place = (ratio, -sides[0].num_samples, -sides[1].num_samples, order_key(step.id + name, options.seed))
-            possible.append((place, name, sides))
+    often = {text: samples for text, samples in agreeing.items() if len(samples) >= options.min_repeats}
+    limit, possible = options.max_length_ratio, []
+    for texts in product(often, other):
+        samples = often[texts[0]], other[texts[1]]
+        shorter, longer = sorted(max(1, step.analyses[first].num_tokens) for first, *_ in samples)
+        ratio = longer / shorter if limit else 0.0
+        if ratio <= (limit or 0.0):
+            name = f"#{samples[0][0]}>{samples[1][0]}"
+            place = (ratio, -len(samples[0]), -len(samples[1]), order_key(step.id + name, options.seed))
+            possible.append((place, samples, name, texts))
     applies = (not agreeing and not other, not other, not agreeing, outside, not often, not possible)
     why = next((reason for reason, holds in zip(_UNPAIRED, applies, strict=True) if holds), None)
     tally[why or "steps with a pair"] += 1
     tally[REPEATED] += num_agreeing + num_other - len(agreeing) - len(other)
-    pairs: list[tuple[tuple[_Side, ...], str]] = []
-    uses: Counter[int] = Counter()
-    for _, name, sides in [] if why else sorted(possible):
-        if len(pairs) < options.per_step and all(uses[side.sample] < side.num_samples for side in sides):
-            pairs.append((sides, name))
-            uses.update(side.sample for side in sides)
-    return [(name, (sides[0].text, sides[1].text)) for sides, name in sorted(pairs)]
+    pairs, uses = list[tuple[Any, str, tuple[str, str]]](), Counter[str]()
+    for _, samples, name, texts in [] if why else sorted(possible):
+        if len(pairs) < options.per_step and all(uses[text] < len(of) for text, of in zip(texts, samples, strict=True)):
+            pairs.append((samples, name, texts))
+            uses.update(texts)
+    return [(name, texts) for _, name, texts in sorted(pairs)]
 
 
-class _Stage(NamedTuple):
-    """How a stage makes rows of analysed steps: its words for messages and the card, and how it chooses."""
-
-    name: str
-    noun: str
-    rows: str
-    advice: str
-    counts: tuple[str, ...]
-    reasons: tuple[str, ...]
-    choose: Callable[..., Chosen]
-
-
-_STAGES = {
-    ColdStartOptions: _Stage(
+#: How a stage makes rows of analysed steps, by its options: its name, what a row is made of, what the card says of the
+#: rows, what is counted, why analyses are dropped (both end with what the balance leaves and drops), and its choice.
+_STAGES: dict[type, tuple[str, str, str, tuple[str, ...], tuple[str, ...], Callable[..., Chosen]]] = {
+    ColdStartOptions: (
         "cold-start", "analysis", "analyses whose verdict agrees with the label of the step (cold start, SFT)",
-        "sample more analyses, or leave out the balance",
         ("steps without any analysis", "steps with an agreeing analysis", "kept"),
         (*REASONS, "more than were asked for of one step", "thinned out for balance"), _first,
     ),
-    PairOptions: _Stage(
+    PairOptions: (
         "pairs", "pair", "pairs of an agreeing and a disagreeing analysis of one step (preferences, DPO)",
-        "sample more analyses of each step (-n), widen the accuracy band, or leave out the balance",
         ("steps with a pair", "pairs"), (*REASONS, *_UNPAIRED, "pairs thinned out for balance"), _pairs,
     ),
 }  # fmt: skip
@@ -295,33 +306,29 @@ def write_rows(
 ) -> dict[str, Any]:
     """Make a data set out of analyses: cold-start rows for `rprm train sft`, or pairs for `rprm train dpo`.
 
-    The student's template may differ from the teacher's: verdict lines are rewritten. The first pass keeps the ids of
-    the chosen rows, the second writes those that stay. Returns the counts, as in `summary.json`.
-
-    Raises:
-        InputError: nothing is left to train on.
+    Verdict lines are rewritten for the template of the student. The first pass keeps the ids of the chosen rows, the
+    second writes them. Returns the counts, as in `summary.json`; an InputError where nothing is left to train on.
     """
-    stage = _STAGES[type(options)]
+    name, noun, what, counted, reasons, choose = _STAGES[type(options)]
     source, tally = analyses.source, Tally()
+    written = (analyses.template or template).verdict
 
     def chosen(step: StepAnalyses) -> Chosen:
-        sides: dict[bool, dict[str, _Side]] = {True: {}, False: {}}
+        sides: dict[bool, Sides] = {True: {}, False: {}}
         for sample, analysis in enumerate(step.analyses):
-            text, reason = wellformed(analysis, (analyses.template or template).verdict, template.verdict)
+            text, reason = wellformed(analysis, written, template.verdict)
             if reason:
                 tally[reason] += 1
-                continue
-            alike = sides[analysis.verdict is step.step.label]
-            first = alike.get(text, _Side(sample, text, analysis.num_tokens, 0))
-            alike[text] = first._replace(num_samples=first.num_samples + 1)
-        some = (list(sides[agrees].values()) for agrees in (True, False))
-        return [(step.id + name, texts) for name, texts in stage.choose(step, *some, options, tally)]
+            else:
+                sides[analysis.verdict is step.step.label].setdefault(text, []).append(sample)
+        rows = choose(step, sides[True], sides[False], options, tally)
+        return [(step.id + end, texts) for end, texts in rows]
 
     def part(step: StepAnalyses) -> str:
         held_out = is_held_out(step.step.problem, options.validation_share, options.seed)
         return "validation" if held_out else "train"
 
-    with Dataset(Path(output), stage.name, source.inspect(), template, asdict(options), stage.rows) as dataset:
+    with Dataset(Path(output), name, source.inspect(), template, asdict(options), what) as dataset:
         groups: dict[str, tuple[list[str], list[str]]] = {name: ([], []) for name in PARTS}
         for row in analyses.rows():
             if isinstance(row, Rejected):
@@ -336,11 +343,12 @@ def write_rows(
             fewest = min(map(len, sides)) if options.balance else None
             for ids in sides:
                 kept.update(sorted(ids, key=lambda identifier: order_key(identifier, options.seed))[:fewest])
-        tally.update({stage.counts[-1]: len(kept), stage.reasons[-1]: num_rows - len(kept)})
-        counts = {name: tally[name] for name in ("steps", "analyses", *stage.counts)}
-        dropped = {reason: tally[reason] for reason in stage.reasons}
+        tally.update({counted[-1]: len(kept), reasons[-1]: num_rows - len(kept)})
+        dropped = {reason: tally[reason] for reason in reasons}
         if not kept:
-            raise InputError(f"{source.name}: no {stage.noun} is left to train on ({listed(dropped)}); {stage.advice}")
+            advice = "sample more analyses of each step (-n), choose less strictly, or leave out the balance"
+            raise InputError(f"{source.name}: no {noun} is left to train on ({listed(dropped)}); {advice}")
+        counts = {count: tally[count] for count in ("steps", "analyses", *counted)}
         for row in analyses.rows():
             if not isinstance(row, Rejected):
                 prompt = template.render(row.step.problem, row.step.steps, row.step.step_index)

@@ -1,9 +1,8 @@
 r"""Labelled steps out of GSM8K's human solutions (arXiv 2110.14168), whose calculations are annotated: `<<48/2=24>>24`.
 
-Each line of a solution is a right step. A wrong one is made of it by one edit: of its result (*calculation*), or of an
-*operand* wherever the line names it, with the result worked out anew. Labels are true because edits are timid: the
-annotation must be found right, a new number stands nowhere in the problem or its solution, and a new result is further
-off than rounding could bring it.
+A wrong step is made of a line by one edit: of its result (*calculation*), or of an *operand* wherever it is named, with
+the result worked out anew. Edits are timid, so that labels are true: the annotation must be right, a new number stands
+nowhere in problem or solution, and a new result is further off than rounding could bring it.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import ast
 import operator
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from fractions import Fraction
 from typing import NamedTuple
@@ -33,19 +32,22 @@ _SHOWN = {"*": " ?[*xX×·] ?", "/": " ?[/÷] ?", "+": r" ?\+ ?", "-": " ?[-−�
 #: Words of a problem that stand for a number.
 _WORDS = {
     word: Fraction(number)
-    for number, words in {
-        "1/4": "quarter", "1/3": "third", "1/2": "half", "0": "zero", "1": "one once single",
-        "2": "two twice double pair couple both", "3": "three thrice triple", "4": "four", "5": "five", "6": "six",
-        "7": "seven week", "8": "eight", "9": "nine", "10": "ten decade", "11": "eleven", "12": "twelve dozen year",
-        "13": "thirteen", "14": "fourteen", "15": "fifteen", "16": "sixteen", "17": "seventeen", "18": "eighteen",
-        "19": "nineteen", "20": "twenty score", "24": "day", "30": "thirty month", "40": "forty", "50": "fifty",
-        "60": "sixty hour minute", "70": "seventy", "80": "eighty", "90": "ninety", "100": "hundred century percent",
-        "1000": "thousand",
-    }.items()
+    for number, words in re.findall(
+        "([0-9/]+)([a-z ]+)",
+        "0 zero 1 one once single 2 two twice double pair couple both 3 three thrice triple 4 four 5 five 6 six "
+        "7 seven week 8 eight 9 nine 10 ten decade 11 eleven 12 twelve dozen year 13 thirteen 14 fourteen 15 fifteen "
+        "16 sixteen 17 seventeen 18 eighteen 19 nineteen 20 twenty score 24 day 30 thirty month 40 forty 50 fifty "
+        "60 sixty hour minute 70 seventy 80 eighty 90 ninety 100 hundred century percent 1000 thousand "
+        "1/4 quarter 1/3 third 1/2 half",
+    )
     for word in words.split()
-}  # fmt: skip
+}
 
-_OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+#: A percent sign is read as a power, which binds as it does.
+_OPERATIONS: dict[type, Callable[[Fraction, Fraction], Fraction]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+    ast.Pow: lambda percent, _: percent / 100,
+}  # fmt: skip
 
 
 def without_annotations(text: str) -> str:
@@ -60,83 +62,61 @@ class WrongStep(NamedTuple):
     kind: str
 
 
-class _Calculation(NamedTuple):
-    """A line around its one annotation: `before` `<<expression=...>>` `shown` `after`; `value` is exact."""
-
-    before: str
-    expression: str
-    shown: str
-    after: str
-    value: Fraction
-
-
 def wrong_step(line: str, taken: frozenset[Fraction], drawn: random.Random) -> WrongStep | None:
     """A wrong version of an annotated line, or None where no edit is safe; no edit brings in a number of `taken`."""
-    found = _calculation(line)
-    if found is None:
-        return None
-    results = ((found.before, text, _value(text)) for text in _others(found.shown, drawn))
-    edits = [("calculation", results), ("operand", _other_operands(found, taken, drawn))]
-    drawn.shuffle(edits)
-    for kind, edited in edits:
-        for before, shown, value in edited:
-            if _value(shown) not in taken and abs(value - found.value) > 2 * _unit(found.shown):
-                return WrongStep(before + shown + found.after, kind)
-    return None
-
-
-def _calculation(line: str) -> _Calculation | None:
-    """The one calculation of a line, where it is right as far as the digits shown go."""
     found = _ANNOTATED.fullmatch(line) if len(line) <= _MAX_LINE and len(_ANNOTATION.findall(line)) == 1 else None
     if found is None:
         return None
     before, expression, result, shown, after = found.groups()
     try:
-        value, annotated = evaluate(expression), evaluate(result)
+        exact, annotated = evaluate(expression), evaluate(result)
     except ValueError:
         return None
-    number = _value(shown)
-    # Rounded at the last digit shown, or cut there.
-    if number != annotated or abs(value - number) >= _unit(shown):
+    number, unit = _value(shown), Fraction(1, 10 ** _decimals(shown))
+    # The result shown may be rounded or cut. A line that names it elsewhere too would, edited, contradict itself.
+    elsewhere = numbers(after) | (numbers(before) - numbers(expression))
+    if number != annotated or abs(exact - number) >= unit or number in elsewhere:
         return None
-    # A line that names its result elsewhere too would, edited, contradict itself.
-    if number in numbers(after) | (numbers(before) - numbers(expression)):
-        return None
-    return _Calculation(before, expression, shown, after, value)
+    results = ((before, text, _value(text)) for text in _others(shown, drawn))
+    edits = [("calculation", results), ("operand", _other_operands(before, expression, shown, after, taken, drawn))]
+    drawn.shuffle(edits)
+    for kind, edited in edits:
+        for beginning, text, value in edited:
+            if _value(text) not in taken and abs(value - exact) > 2 * unit:
+                return WrongStep(beginning + text + after, kind)
+    return None
 
 
 def _other_operands(
-    line: _Calculation, taken: frozenset[Fraction], drawn: random.Random
+    before: str, expression: str, shown: str, after: str, taken: frozenset[Fraction], drawn: random.Random
 ) -> Iterator[tuple[str, str, Fraction]]:
-    """What stands before the result with another operand throughout; its result as shown, and exact.
-
-    The line must show the calculation as it is annotated.
-    """
+    """What stands before the result with another operand throughout, where the line shows the calculation as it is
+    annotated; its result as shown, and exact."""
     pattern = ""
-    for part in _PART.findall(line.expression):
+    for part in _PART.findall(expression):
         # With commas or without, `.5` or `0.5`; words may follow it (`5 boxes * 3`), brackets may stand elsewhere.
         whole, _, decimals = part.partition(".")
         number = (",?".join(whole) if whole.strip("0") else "0?") + (rf"\.{decimals}" if decimals else "")
         pattern += _SHOWN.get(part) or rf"\(? ?[$]? ?{number} ?%?[a-zA-Z ]{{0,24}}\)?"
-    visible = re.search(rf"(?<![\d.,]){pattern} ?= ?[$]? ?$", " ".join(line.before.split()))
-    if visible is None or line.before.count("=") > 1:
+    visible = re.search(rf"(?<![\d.,]){pattern} ?= ?[$]? ?$", " ".join(before.split()))
+    if visible is None or before.count("=") > 1:
         return
-    values = [_value(match[0]) for match in _NUMBER.finditer(line.expression)]
+    values = [_value(match[0]) for match in _NUMBER.finditer(expression)]
     operands = [value for value in values if values.count(value) == 1 and value != 0]
     drawn.shuffle(operands)
     for operand in operands:
-        if operand == _value(line.shown) or operand in numbers(line.after):
+        if operand == _value(shown) or operand in numbers(after):
             continue
         written = next(match[0] for match in _NUMBER.finditer(visible[0]) if _value(match[0]) == operand)
         for text in _others(written, drawn):
             if _value(text) in taken:
                 continue
             try:
-                value = evaluate(_replaced(line.expression, operand, text.replace(",", "")))
+                value = evaluate(_replaced(expression, operand, text.replace(",", "")))
             except ValueError:
                 continue
-            if (shown := _shown_like(value, line.shown)) is not None:
-                yield _replaced(line.before, operand, text), shown, value
+            if (result := _shown_like(value, shown)) is not None:
+                yield _replaced(before, operand, text), result, value
 
 
 def _replaced(text: str, value: Fraction, new: str) -> str:
@@ -146,8 +126,7 @@ def _replaced(text: str, value: Fraction, new: str) -> str:
 
 def _others(shown: str, drawn: random.Random) -> Iterator[str]:
     """Other numbers of the same form, in a drawn order: near ones, two digits swapped, ten away, ten times as much."""
-    number = Decimal(shown.replace(",", ""))
-    unit = Decimal(1).scaleb(-_decimals(shown))
+    number, unit = Decimal(shown.replace(",", "")), Decimal(1).scaleb(-_decimals(shown))
     candidates = {number + sign * step * unit for step in (1, 2, 3, 4, 5) for sign in (1, -1)}
     if number >= 20 * unit:
         candidates |= {number + 10 * unit, number - 10 * unit}
@@ -160,8 +139,7 @@ def _others(shown: str, drawn: random.Random) -> Iterator[str]:
         candidates |= {number * 10, number + 100 * unit}
     kept = sorted(candidate for candidate in candidates if candidate > 0 and candidate != number)
     drawn.shuffle(kept)
-    for candidate in kept:
-        yield _formatted(candidate, shown)
+    yield from (_formatted(candidate, shown) for candidate in kept)
 
 
 def _formatted(number: Decimal, like: str) -> str:
@@ -198,19 +176,10 @@ def _decimals(number: str) -> int:
     return len(number.partition(".")[2])
 
 
-def _unit(number: str) -> Fraction:
-    """One of the last digit shown."""
-    return Fraction(1, 10 ** _decimals(number))
-
-
 def evaluate(expression: str) -> Fraction:
-    """The exact value of a calculation as GSM8K annotates it: digits, + - * / ( ) . and percent signs, nothing else.
-
-    Python's parser reads it, and nothing is run. A ValueError: it is no such expression, or divides by zero.
-    """
+    """The exact value of an annotated calculation (digits, + - * / ( ) . %), else a ValueError; nothing is run."""
     if len(expression) > MAX_EXPRESSION or not re.fullmatch(r"[0-9.+*/()% -]+", expression) or "**" in expression:
         raise ValueError(f"no calculation of at most {MAX_EXPRESSION} characters")
-    # A percent sign is written as a power, which binds as it does.
     text = re.sub(r"(?<![\d.])0+(?=\d)", "", expression).replace("%", "**(1)").strip()
 
     def value(node: ast.expr) -> Fraction:
@@ -219,11 +188,8 @@ def evaluate(expression: str) -> Fraction:
                 return Fraction(text[node.col_offset : node.end_col_offset])
             case ast.UnaryOp():
                 return -value(node.operand) if isinstance(node.op, ast.USub) else value(node.operand)
-            case ast.BinOp(op=ast.Pow()):
-                return value(node.left) / 100
             case ast.BinOp() if type(node.op) in _OPERATIONS:
-                result: Fraction = _OPERATIONS[type(node.op)](value(node.left), value(node.right))
-                return result
+                return _OPERATIONS[type(node.op)](value(node.left), value(node.right))
         raise ValueError("no calculation")
 
     try:

@@ -1,38 +1,31 @@
-"""Settings of the stages that make training data; each is an option of the stage's command, of its name and help.
+"""Settings of the stages that make training data, each an option of the stage's command; docs/data.md says what for.
 
-The paper is R-PRM, arXiv 2503.21295; its code is NJUNLP/R-PRM. docs/data.md says why one would set them.
+The paper is R-PRM, arXiv 2503.21295; its code is NJUNLP/R-PRM.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
-from rprm.data.splits import check_share
 from rprm.errors import InputError
 
 #: Tokens in an n-gram, and the share of a problem's n-grams that makes it a benchmark's.
-NGRAM = 13
-OVERLAP = 0.5
-
+NGRAM, OVERLAP = 13, 0.5
 
 #: Formats of labelled steps; `auto` tells each row's by its fields.
-Format = StrEnum("Format", {
-    "auto": "auto", "prm800k": "prm800k", "stepwise": "stepwise", "solutions": "solutions",
-    "math_shepherd": "math-shepherd", "gsm8k": "gsm8k", "steps": "steps",
-})  # fmt: skip
-
+Format = Literal["auto", "prm800k", "stepwise", "solutions", "math-shepherd", "gsm8k", "steps"]
 #: What PRM800K's rating of 0 counts as: correct for OpenAI, wrong in TRL's copy of the data.
-Neutral = StrEnum("Neutral", {"correct": "correct", "wrong": "wrong", "drop": "drop"})
+Neutral = Literal["correct", "wrong", "drop"]
 
 
 @dataclass(frozen=True)
 class StepOptions:
     """What the formats leave open."""
 
-    neutral: Annotated[Neutral, "PRM800K: what a rating of 0 counts as."] = Neutral.correct
+    neutral: Annotated[Neutral, "PRM800K: what a rating of 0 counts as."] = "correct"
     keep_quality_control: Annotated[bool, "--keep-quality-control", "PRM800K: use what screened labelers."] = False
     keep_unfinished: Annotated[bool, "--keep-unfinished", "PRM800K: use solutions that were given up."] = False
     after_error: Annotated[bool, "--after-error", "stepwise, math-shepherd: go on after the first wrong step."] = False
@@ -54,10 +47,31 @@ class SamplingOptions:
     max_tokens: Annotated[int, "Longest analysis, in tokens."] = 2048
 
 
-#: `paper` is the paper's teacher: 4 analyses at temperature 0.4 of up to 8,192 tokens; top-p 0.95 is its
-#: script's (src/utils/inference.py). By default 3 analyses, as in the script
-#: (src/scripts/examples/generate-PRM-CoT.sh), of up to 2,048 tokens (ours).
+#: `paper` is the paper's teacher: 4 analyses at temperature 0.4 of up to 8,192 tokens; top-p 0.95 is its script's
+#: (src/utils/inference.py), and so are the 3 by default (src/scripts/examples/generate-PRM-CoT.sh). 2,048 is ours.
 SAMPLING_PRESETS = {"default": SamplingOptions(), "paper": SamplingOptions(num_analyses=4, max_tokens=8192)}
+
+
+def is_held_out(problem: str, share: float, seed: int = 0) -> bool:
+    """Whether a problem is among the held-out share, whatever its case and spacing; more are as it grows."""
+    check_share(share)
+    return _unit(f"split\0{seed}\0{' '.join(problem.casefold().split())}") < share
+
+
+def check_share(share: float) -> None:
+    """Refuse a share of the problems that would leave none, or next to none, to train on."""
+    if not 0.0 <= share <= 0.99:
+        raise InputError(f"a share of {share} of the problems cannot be held out; give a number from 0 to 0.99")
+
+
+def order_key(identifier: str, seed: int) -> float:
+    """A pseudo-random number in [0, 1) for a row: sorting by it shuffles, whatever other rows there are."""
+    return _unit(f"order\0{seed}\0{identifier}")
+
+
+def _unit(text: str) -> float:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) / 2**64
+
 
 #: Options that every command which chooses rows has. The split is by problem, and every stage of one seed splits alike.
 Balance = Annotated[bool, "--balance/--no-balance", "As many Yes as No in each part, by thinning out."]
@@ -75,9 +89,7 @@ class ColdStartOptions:
     seed: SplitSeed = 0
 
     def __post_init__(self) -> None:
-        check_share(self.validation_share)
-        if self.per_step < 1:
-            raise InputError(f"per_step is {self.per_step}; keep at least 1 analysis of a step")
+        _check(self)
 
 
 @dataclass(frozen=True)
@@ -94,18 +106,19 @@ class PairOptions:
     seed: SplitSeed = 0
 
     def __post_init__(self) -> None:
-        check_share(self.validation_share)
-        low, high, ratio = self.min_accuracy, self.max_accuracy, self.max_length_ratio
+        _check(self)
+        low, high = self.min_accuracy, self.max_accuracy
         if not 0.0 <= low <= high <= 1.0:
             raise InputError(f"an accuracy from {low} to {high} is no band; give 0 <= low <= high <= 1")
-        least_one = {"per_step": self.per_step, "max_length_ratio": ratio, "min_repeats": self.min_repeats}
-        for name, value in least_one.items():
-            if value is not None and not value >= 1:
-                raise InputError(f"{name} is {value}; give 1 or more")
 
 
-#: `published` is the filter of the script (`--filter` of src/utils/operate-PRM-CoT-data_paired.py):
-#: steps of which more than a third of the analyses agree, two pairs of each. The script's pairs of a step share the
-#: chosen analysis; ours share none.
-_PUBLISHED = PairOptions(per_step=2, min_accuracy=math.nextafter(1 / 3, 1.0))
-PAIR_PRESETS = {"default": PairOptions(), "published": _PUBLISHED}
+def _check(options: ColdStartOptions | PairOptions) -> None:
+    check_share(options.validation_share)
+    for name in ("per_step", "max_length_ratio", "min_repeats"):
+        if (value := getattr(options, name, None)) is not None and not value >= 1:
+            raise InputError(f"{name} is {value}; give 1 or more")
+
+
+#: `published` is the filter of the script (`--filter` of src/utils/operate-PRM-CoT-data_paired.py): steps of which more
+#: than a third of the analyses agree, two pairs of each. The script's pairs share the chosen analysis; ours share none.
+PAIR_PRESETS = {"default": PairOptions(), "published": PairOptions(per_step=2, min_accuracy=math.nextafter(1 / 3, 1.0))}

@@ -1,7 +1,6 @@
-"""Published training rows in: what others released, as the rows that `rprm train` takes.
+"""Published training rows in, as `rprm train` takes them; R-PRM's set has folders `{sft,dpo}/{train,validation}`.
 
-R-PRM's own set (`kevinpro/R-PRM`) has folders `{sft,dpo}/{train,validation}`. The verdict of the output (or chosen)
-analysis is the label: analyses were kept because they agree with it (section 3.1).
+The verdict of the output (or chosen) analysis is the label: analyses were kept because they agree (section 3.1).
 """
 
 from __future__ import annotations
@@ -19,8 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
-from rprm.data.datasets import PARTS, Dataset, listed
-from rprm.data.wellformed import rejected_fault, verdict_fault
+from rprm.data.datasets import PARTS, Dataset, listed, rejected_fault, verdict_fault
 from rprm.errors import InputError
 from rprm.models import R_PRM_SYSTEM
 from rprm.prompts import Prompt, PromptTemplate, import_template
@@ -48,9 +46,8 @@ class PublishedSet(NamedTuple):
 
 
 def open_published(source: str) -> PublishedSet:
-    """Open a hub data set, `OWNER/NAME?data_dir=FOLDER` (also `revision=`, `config=`), pinned to its revision; a folder
-    with parts that the library `datasets` knows by name (`train/`, ...), or such a `?data_dir=` in it; or a file.
-    """
+    """Open a file, a folder, or a hub data set, `OWNER/NAME?data_dir=FOLDER` (also `revision=`, `config=`), pinned to a
+    revision; a folder or set has parts that the library `datasets` knows by name (`train/`, ...)."""
     target, options = hub_options(source, ("data_dir", "revision", "config"))
     path, data_dir = Path(target), options.get("data_dir")
     if path.is_file() and path.suffix == ".parquet":
@@ -59,18 +56,18 @@ def open_published(source: str) -> PublishedSet:
         reader = Source(target)
         return PublishedSet(reader.inspect(), stem(path), {"train": (target, reader.rows)})
     if path.is_dir():
-        if not (path / (data_dir or "")).is_dir():
+        if not (folder := path / (data_dir or "")).is_dir():
             raise InputError(f"{source}: {path} has no folder {data_dir!r}")
         files = [entry.name for entry in path.iterdir()]
-        load = partial(_loaded, source, path.resolve().name, None, str(path / (data_dir or "")))
+        load = partial(_loaded, source, path.resolve().name, None, str(folder))
     else:
-        revision = (Source(f"hub:{source.removeprefix('hub:')}").pinned().hub or {})["revision"]
+        digest = Source(f"hub:{source.removeprefix('hub:')}").inspect().digest
         from huggingface_hub import HfApi
 
-        files = [] if data_dir else HfApi().list_repo_files(target, repo_type="dataset", revision=revision)
-        name = f"hub:{target}?{urlencode(options | {'revision': revision})}"
-        load = partial(_loaded, name, target.partition("/")[2], f"revision:{revision}", target, options.get("config"))
-        load = partial(load, data_dir=data_dir, revision=revision)
+        at = {"data_dir": data_dir, "revision": digest.removeprefix("revision:")}
+        files = [] if data_dir else HfApi().list_repo_files(target, repo_type="dataset", revision=at["revision"])
+        name = f"hub:{target}?{urlencode(options | {'revision': at['revision']})}"
+        load = partial(_loaded, name, target.partition("/")[2], digest, target, options.get("config"), **at)
     # Read as one set, R-PRM's parts of both kinds would come in one stream, which breaks where the columns change.
     if not data_dir and {"sft", "dpo"} <= {file.partition("/")[0] for file in files}:
         with_dir = f"{source}{'&' if '?' in source else '?'}data_dir="
@@ -94,42 +91,32 @@ def _loaded(name: str, title: str, digest: str | None, *arguments: Any, **option
     def rows(part: str, file: int | None = None) -> Iterator[Row]:
         with hub_errors(f"{name}, part {part}: cannot be read"):
             values = builder.as_streaming_dataset(split=part)
-            if file is not None:
-                values = values.shard(values.num_shards, file)
             try:
-                for number, value in enumerate(values, 1):
+                for number, value in enumerate(values if file is None else values.shard(values.num_shards, file), 1):
                     yield Row(number, value, json.dumps(value, default=str, ensure_ascii=False))
             except CastError as error:
                 columns = "; ".join(map(", ".join, (error.requested_column_names, error.table_column_names)))
                 hint = "give each kind a folder of its own"
                 raise InputError(f"{name}, part {part}: its files have different columns ({columns}); {hint}") from None
 
-    if digest is None:
-        content = hashlib.sha256()
-        for part in sorted(files):
-            for number, file in enumerate(sorted(files[part])):
-                with open(file, "rb") as stream:
-                    content.update(hashlib.file_digest(stream, "sha256").digest())
-                # Other columns than the first file's end it before anything is written.
-                next(rows(part, number), None)
-        digest = f"sha256:{content.hexdigest()}"
+    content = hashlib.sha256()
+    for part in sorted(files) if digest is None else ():
+        for number, file in enumerate(sorted(files[part])):
+            with open(file, "rb") as stream:
+                content.update(hashlib.file_digest(stream, "sha256").digest())
+            # Other columns than the first file's end it before anything is written.
+            next(rows(part, number), None)
     joint = "&" if "?" in name else "?"
     parts = {part: (f"{name}{joint}split={part}", partial(rows, part)) for part in PARTS if part in files}
-    return PublishedSet(SourceInfo(name, digest, None), title, parts)
+    return PublishedSet(SourceInfo(name, digest or f"sha256:{content.hexdigest()}", None), title, parts)
 
 
 def write_published(published: PublishedSet, output: Path, template: PromptTemplate | None = None) -> dict[str, Any]:
     """Make a data set for `rprm train sft` or `dpo` (see `Dataset`) out of published rows; texts stay as they are.
 
-    A row is kept when the template renders its instruction byte for byte from the problem and steps in it, and its
-    analyses end as a training row's must (of dpo, the rejected one may have no verdict, or text after it).
-
-    The template is by default derived from the first 2,000 rows, with `R_PRM_SYSTEM` where they have no system message.
-    Returns the counts, as in `summary.json`.
-
-    Raises:
-        InputError: the columns are of neither kind, or no row is left to train on.
-        PromptError: no template can be derived.
+    The template must render a row's instruction byte for byte. By default it is derived from the first 2,000 rows, with
+    `R_PRM_SYSTEM` where they have no system message. Returns the counts, as in `summary.json`; an InputError where the
+    columns are of neither kind, or no row is left to train on, a PromptError where no template can be derived.
     """
     kind, sampled = _of_one_kind(published.info.name, list(islice(published.parts["train"][1](), _NUM_SAMPLED)))
     made_from = {"source": published.info.name, "template": "given"}
@@ -145,10 +132,8 @@ def write_published(published: PublishedSet, output: Path, template: PromptTempl
             for row in rows():
                 counts[f"rows of {part}"] += 1
                 try:
-                    if isinstance(row, Rejected):
-                        raise _Unfit("it cannot be read")
-                    step, prompt, analyses = _read(row.value, kind, template, f"{part}-{row.line}")
-                except _Unfit as unfit:
+                    step, prompt, analyses = _read(row, kind, template, f"{part}-{row.line}")
+                except InputError as unfit:
                     dropped[unfit.args[0]] += 1
                     dataset.reject(row if isinstance(row, Rejected) else row.rejected(name, ": ".join(unfit.args)))
                 else:
@@ -161,20 +146,20 @@ def write_published(published: PublishedSet, output: Path, template: PromptTempl
 
 def _of_one_kind(name: str, rows: list[Row | Rejected]) -> tuple[str, list[dict[str, Any]]]:
     """The kind of most rows, and those of this kind; an InputError where none is of a kind, or many are of another."""
+    tables = [row.value if isinstance(row, Row) and isinstance(row.value, dict) else {} for row in rows]
     found: dict[str, list[dict[str, Any]]] = {"sft": [], "dpo": []}
-    for row in rows:
-        columns = row.value if isinstance(row, Row) and isinstance(row.value, dict) else {}
+    for columns in tables:
         texts = {column for column, text in columns.items() if isinstance(text, str)}
-        kinds = [kind for kind, analyses in _ANALYSES.items() if texts.issuperset(("instruction", *analyses))]
-        if kinds:
+        if kinds := [kind for kind, analyses in _ANALYSES.items() if texts.issuperset(("instruction", *analyses))]:
             found[kinds[0]].append(columns)
     kind = max(found, key=lambda kind: len(found[kind]))
     if not found[kind]:
-        first = rows[0] if rows else None
-        columns = first.value if isinstance(first, Row) and isinstance(first.value, dict) else {}
-        has = (f"{column}{'' if isinstance(columns[column], str) else ' (no text)'}" for column in sorted(columns))
-        what = f": {first.reason}" if isinstance(first, Rejected) else f" has the columns {', '.join(has) or 'none'}"
-        fault = f"no row can be used: row {first.line}{what}" if first else "there are no rows"
+        fault = "there are no rows"
+        if rows:
+            row, columns = rows[0], tables[0]
+            has = (column if isinstance(columns[column], str) else f"{column} (no text)" for column in sorted(columns))
+            what = f": {row.reason}" if isinstance(row, Rejected) else f" has the columns {', '.join(has) or 'none'}"
+            fault = f"no row can be used: row {row.line}{what}"
         wanted = "rows for sft have instruction and output, rows for dpo instruction, chosen and rejected"
         raise InputError(f"{name}: {fault}; {wanted}")
     if len(found[kind]) < _MIN_SHARE * sum(map(len, found.values())):
@@ -183,35 +168,33 @@ def _of_one_kind(name: str, rows: list[Row | Rejected]) -> tuple[str, list[dict[
     return kind, found[kind]
 
 
-class _Unfit(Exception):
-    """Why a row is rejected: what it is counted under, and maybe details."""
-
-
-def _read(row: Any, kind: str, template: PromptTemplate, identifier: str) -> tuple[LabelledStep, Prompt, list[str]]:
-    """The labelled step, its prompt, and the analyses of it; `_Unfit` where the row cannot be trained on."""
+def _read(
+    row: Row | Rejected, kind: str, template: PromptTemplate, identifier: str
+) -> tuple[LabelledStep, Prompt, list[str]]:
+    """The labelled step, its prompt, and the analyses of it; an InputError: why there are none, and details."""
+    if isinstance(row, Rejected):
+        raise InputError("it cannot be read")
     texts = []
     for column in ("instruction", *_ANALYSES[kind]):
-        value = row.get(column) if isinstance(row, dict) else None
+        value = row.value.get(column) if isinstance(row.value, dict) else None
         if not isinstance(value, str) or not value.strip():
-            raise _Unfit(f"{column} is no text", repr(value)[:80])
+            raise InputError(f"{column} is no text", repr(value)[:80])
         if surrogate := re.search(r"[\ud800-\udfff]", value):
-            raise _Unfit(f"{column} is no Unicode", f"a lone surrogate {surrogate[0]!a}")
+            raise InputError(f"{column} is no Unicode", f"a lone surrogate {surrogate[0]!a}")
         texts.append(value)
     instruction, *analyses = texts
-    parts = template.take_apart(instruction)
-    if parts is None:
-        raise _Unfit("the template does not make the instruction", template.difference(instruction))
+    if (parts := template.take_apart(instruction)) is None:
+        raise InputError("the template does not make the instruction", template.difference(instruction))
     problem, (*previous, last) = parts
     prompt = template.render(problem, parts[1], len(previous))
     if prompt.messages[-1].content != instruction:
-        raise _Unfit("the template does not make the instruction", "it renders another text")
-    for text, what in ((problem, "problem"), (last, "step")):
-        if not text.strip():
-            raise _Unfit(f"the {what} is empty")
+        raise InputError("the template does not make the instruction", "it renders another text")
+    if not problem.strip() or not last.strip():
+        raise InputError(f"the {'step' if problem.strip() else 'problem'} is empty")
     first = template.verdict.find(analyses[0])
     label = first is not None and first.yes
     for column, analysis, find_fault in zip(_ANALYSES[kind], analyses, (verdict_fault, rejected_fault), strict=False):
         if fault := find_fault(analysis, template.verdict, label):
-            raise _Unfit(f"{column}: {fault}")
+            raise InputError(f"{column}: {fault}")
     step = LabelledStep(id=identifier, problem=problem, previous_steps=tuple(previous), step=last, label=label)
     return step, prompt, analyses

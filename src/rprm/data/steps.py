@@ -7,16 +7,15 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 
 from rprm import reading
 from rprm.benchmarks import Benchmark, StepItems, tally_steps
 from rprm.data.gsm8k import numbers, without_annotations, wrong_step
-from rprm.data.options import Format, Neutral, StepOptions
+from rprm.data.options import Neutral, StepOptions
 from rprm.errors import InputError
 from rprm.reading import AnyText, Rejected, Row, RowModel, Source, Text, checked
 from rprm.records import LabelledStep
@@ -24,17 +23,14 @@ from rprm.runs import RESULTS, finished_manifest
 
 STAGE = "steps"
 
-#: What ends a step of Math-Shepherd (arXiv 2312.08935; the model card of peiyi9979/math-shepherd-mistral-7b-prm).
+#: Ends a step of Math-Shepherd (arXiv 2312.08935; the model card of peiyi9979/math-shepherd-mistral-7b-prm).
 STEP_TAG = "ки"
-
 _FIRST_STEP = re.compile(r"\bstep\s*1\s*:", flags=re.IGNORECASE)
 _STEP_NUMBER = re.compile(r"^step\s*(\d{1,4})\s*:", flags=re.IGNORECASE)
 
 
 def steps_source(name: str | Path) -> Source:
-    """What labelled steps are read from: a run folder of `rprm data steps` (a RunError where it is none, or is not
-    complete), a file, or a hub data set (split `train`).
-    """
+    """A source of labelled steps: a finished run of `rprm data steps` (else a RunError), a file, or a hub data set."""
     folder = Path(name)
     if not folder.is_dir():
         return Source(str(name), split="train")
@@ -56,7 +52,7 @@ class _StepRow(RowModel):
     source: AnyText | None = None
 
 
-def labelled_step_of(value: Any, *, default_id: str, default_source: str | None = None) -> LabelledStep:
+def labelled_step_of(value: Any, default_id: str, default_source: str | None = None) -> LabelledStep:
     """Check one row and make a `LabelledStep` of it; an InputError says what is wrong with it."""
     row = checked(_StepRow, value).model_dump(exclude_none=True)
     return LabelledStep(**dict[str, Any](id=default_id, source=default_source) | row)
@@ -75,17 +71,12 @@ class Origin:
             self.skipped[reason] += count
 
     def labelled(
-        self, problem: str, previous_steps: Sequence[str], step: str, label: bool, *, choice: str = "", part: str = ""
+        self, problem: str, previous: Sequence[str], step: str, label: bool, *, choice: str = "", part: str = ""
     ) -> LabelledStep:
         """A labelled step of this row; `choice` ends its id, `part` its source."""
-        return LabelledStep(
-            id=f"{self.id}-{len(previous_steps)}{choice}",
-            problem=problem,
-            previous_steps=tuple(previous_steps),
-            step=step,
-            label=label,
-            source=f"{self.source}:{part}" if part else self.source,
-        )
+        name, part = f"{self.id}-{len(previous)}{choice}", f"{self.source}:{part}" if part else self.source
+        before = tuple(previous)
+        return LabelledStep(id=name, problem=problem, previous_steps=before, step=step, label=label, source=part)
 
 
 class StepwiseRow(RowModel):
@@ -95,16 +86,13 @@ class StepwiseRow(RowModel):
 
 
 def stepwise_steps(record: dict[str, Any], origin: Origin, options: StepOptions) -> Iterator[LabelledStep]:
-    """TRL's stepwise rows `{prompt, completions[], labels[]}` (TRL, "Dataset formats": stepwise supervision).
-
-    Steps that all begin with their own number (`Step 1:`, `Step 2:`, ...) lose it, and all lose GSM8K's annotations.
-    """
+    """TRL's stepwise rows `{prompt, completions[], labels[]}`; steps that all begin with their number lose it."""
     row = checked(StepwiseRow, record)
     if (wanted := len(row.completions)) != len(row.labels):
         raise InputError(f"'labels' must be a list of {wanted} labels, one for each completion, not {len(row.labels)}")
     steps = [without_annotations(step).strip() or step for step in row.completions]
-    numbers = [_STEP_NUMBER.match(step.strip()) for step in steps]
-    if all(match and int(match[1]) == number for number, match in enumerate(numbers, 1)):
+    matches = [_STEP_NUMBER.match(step.strip()) for step in steps]
+    if all(match and int(match[1]) == number for number, match in enumerate(matches, 1)):
         bare = [_STEP_NUMBER.sub("", step.strip()).strip() for step in steps]
         steps = bare if all(bare) else steps
     yield from _labelled(origin, row.prompt, steps, row.labels, options.after_error)
@@ -126,36 +114,29 @@ class MathShepherdRow(RowModel):
 
 
 def math_shepherd_steps(record: dict[str, Any], origin: Origin, options: StepOptions) -> Iterator[LabelledStep]:
-    """Rows `{input, label, task}` of peiyi9979/Math-Shepherd.
-
-    `input` is the problem, then `Step 1: ... ки`, `Step 2: ... ки` and so on; `label` is the same text with `+` or `-`
-    in place of each tag. Steps lose their number and GSM8K's annotations. Rows with a tag in the problem are refused.
-    """
+    """Rows `{input, label, task}` of Math-Shepherd: a problem, and steps that end in a tag, in `label` in + or -."""
     row = checked(MathShepherdRow, record)
     *tagged, rest = row.input.split(STEP_TAG)
     if not tagged:
         raise InputError(f"'input' has no step tag {STEP_TAG!r}")
-    ends = [0, *accumulate(len(text) + 1 for text in tagged)]
-    marked = [row.label[begin:end] for begin, end in pairwise(ends)]
-    unlike = [piece not in (f"{text}+", f"{text}-") for piece, text in zip(marked, tagged, strict=True)]
-    if any(unlike):
-        wanted = f"'label' must be 'input' with + or - in place of each {STEP_TAG!r}"
-        raise InputError(f"{wanted}; it differs at step {unlike.index(True) + 1}")
-    if row.label[ends[-1] :].strip() != rest.strip():
-        raise InputError(f"'label' must end as 'input' does; it ends in {row.label[ends[-1] :]!r:.80}")
+    labels, end = list[bool](), 0
+    for number, text in enumerate(tagged, 1):
+        if not row.label.startswith((f"{text}+", f"{text}-"), end):
+            raise InputError(f"'label' must be 'input' with + or - for each {STEP_TAG!r}; it differs at step {number}")
+        end += len(text) + 1
+        labels.append(row.label[end - 1] == "+")
+    if row.label[end:].strip() != rest.strip():
+        raise InputError(f"'label' must end as 'input' does; it ends in {row.label[end:]!r:.80}")
     begins = [match.start() for match in _FIRST_STEP.finditer(tagged[0])]
     if len(begins) != 1:
         raise InputError(f"the problem must end at one 'Step 1:' before the first {STEP_TAG!r}; found {len(begins)}")
-    problem = tagged[0][: begins[0]].strip()
-    if not problem:
-        raise InputError("there is no problem before 'Step 1:'")
-    tagged[0] = tagged[0][begins[0] :]
+    problem, tagged[0] = tagged[0][: begins[0]].strip(), tagged[0][begins[0] :]
     steps = [_STEP_NUMBER.sub("", without_annotations(step).strip()).strip() for step in tagged]
-    if "" in steps:
-        raise InputError(f"step {steps.index('') + 1} is empty")
+    if "" in (problem, *steps):
+        empty = f"step {steps.index('') + 1} is empty" if problem else "there is no problem before 'Step 1:'"
+        raise InputError(empty)
     origin.skip("steps without a tag", bool(rest.strip()))
     part = row.task if isinstance(row.task, str) else ""
-    labels = [text.endswith("+") for text in marked]
     yield from _labelled(origin, problem, steps, labels, options.after_error, part)
 
 
@@ -170,30 +151,19 @@ def _labelled(
 
 
 #: A hub copy with nulls among the ratings has them as floats.
-Rating = Annotated[
-    Annotated[int, Field(ge=-1, le=1)],
-    BeforeValidator(lambda rating: int(rating) if isinstance(rating, float) and rating.is_integer() else rating),
-]
+_WHOLE = BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 class RatedCompletion(RowModel):
     text: AnyText | None = None
-    rating: Rating | None = None
+    rating: Annotated[int, Field(ge=-1, le=1), _WHOLE] | None = None
     flagged: Any = None
 
 
 class RatedPlace(RowModel):
-    #: Null where the labeler left before anything was shown.
-    completions: list[RatedCompletion] | None = None
+    completions: list[RatedCompletion] | None = None  # null where the labeler left before anything was shown
     chosen_completion: int | None = None
     human_completion: RatedCompletion | None = None
-
-    @model_validator(mode="after")
-    def _chosen_is_one(self) -> RatedPlace:
-        size, chosen = len(self.completions or ()), self.chosen_completion
-        if chosen is not None and not 0 <= chosen < size:
-            raise ValueError(f"'chosen_completion' must name one of {size} completions or be null, not {chosen}")
-        return self
 
 
 class RatedSteps(RowModel):
@@ -215,12 +185,15 @@ class PRM800KRow(RowModel):
 def prm800k_steps(record: dict[str, Any], origin: Origin, options: StepOptions) -> Iterator[LabelledStep]:
     """PRM800K as OpenAI publishes it (repository openai/prm800k, `prm800k/data/phase*_*.jsonl`, and its README).
 
-    At each place of a solution stand completions with ratings (-1 wrong, 0 neutral, 1 correct, null: none). It goes on
-    with the chosen one or, where none was, with the one that the labeler wrote, which counts as correct. Every rated
-    completion gives a row, up to the place where a wrong, flagged (the labeler did not know) or unrated one was chosen.
-    OpenAI trained without solutions of quality control and without unfinished ones (arXiv 2305.20050, appendix B).
+    A solution goes on with the completion that was chosen, else written by the labeler; it ends where that is wrong,
+    flagged or unrated. OpenAI left out quality control and unfinished solutions (arXiv 2305.20050, appendix B).
     """
     row = checked(PRM800KRow, record)
+    for index, place in enumerate(row.label.steps):
+        size, named = len(place.completions or ()), place.chosen_completion
+        if named is not None and not 0 <= named < size:
+            wanted = f"'chosen_completion' must name one of {size} completions or be null, not {named}"
+            raise InputError(f"'label.steps[{index}]': {wanted}")
     screened = row.is_quality_control_question or row.is_initial_screening_question
     if screened and not options.keep_quality_control:
         return origin.skip("solutions for quality control or screening")
@@ -228,39 +201,38 @@ def prm800k_steps(record: dict[str, Any], origin: Origin, options: StepOptions) 
         return origin.skip("solutions given up, or of a broken problem")
     previous: list[str] = []
     for number, place in enumerate(row.label.steps, 1):
-        chosen, human = place.chosen_completion, place.human_completion
-        rated = [(one, str(index), one.rating) for index, one in enumerate(place.completions or ())]
-        if chosen is None and human is not None:
+        rated: dict[int | str, RatedCompletion] = dict(enumerate(place.completions or ()))
+        chosen: int | str | None = place.chosen_completion
+        if chosen is None and (human := place.human_completion):
             # Its rating is always null in the published files.
-            rated.append((human, "human", 1 if human.rating is None else human.rating))
-            chosen = -1
-        labels = [_label(one, rating, options.neutral) for one, _, rating in rated]
-        for (one, choice, _), label in zip(rated, labels, strict=True):
-            part = "human" if choice == "human" else ""
+            rating = 1 if human.rating is None else human.rating
+            rated[chosen := "human"] = human.model_copy(update={"rating": rating})
+        labels = {choice: _label(one, options.neutral) for choice, one in rated.items()}
+        for choice, label in labels.items():
             if isinstance(label, str):
                 origin.skip(f"steps {label}")
-            else:
-                text = one.text or ""
-                yield origin.labelled(row.question.problem, previous, text, label, choice=f"-{choice}", part=part)
+                continue
+            part, text = "human" if choice == "human" else "", rated[choice].text or ""
+            yield origin.labelled(row.question.problem, previous, text, label, choice=f"-{choice}", part=part)
         if chosen is None:
             return
         if labels[chosen] not in (True, "rated neutral"):
             later = sum(len(one.completions or ()) for one in row.label.steps[number:])
             return origin.skip("steps after a wrong, flagged or unrated one", later)
-        previous.append(rated[chosen][0].text or "")
+        previous.append(rated[chosen].text or "")
 
 
-def _label(completion: RatedCompletion, rating: int | None, neutral: Neutral) -> bool | str:
+def _label(completion: RatedCompletion, neutral: Neutral) -> bool | str:
     """The label of a completion; or, where it has none, what it is."""
     if not (completion.text or "").strip():
         return "without text"
     if completion.flagged:
         return "flagged"
-    if rating is None:
+    if completion.rating is None:
         return "not rated"
-    if rating == 0:
+    if completion.rating == 0:
         return "rated neutral" if neutral == "drop" else neutral == "correct"
-    return rating == 1
+    return completion.rating == 1
 
 
 class GSM8KRow(RowModel):
@@ -269,13 +241,12 @@ class GSM8KRow(RowModel):
 
 
 def gsm8k_steps(record: dict[str, Any], origin: Origin, options: StepOptions) -> Iterator[LabelledStep]:
-    """Right and wrong steps of a row `{question, answer}`, a function of its text and the seed.
+    """Right and wrong steps, both after right ones, of a row `{question, answer}`; a function of its text and the seed.
 
-    Both follow the same right steps, so that neither place nor context tells them apart. Of one kind as many are left
-    out as brings wrong rows to `wrong_share`, on average. The line `#### N`, which is always right, is dropped.
+    Of one kind as many are left out as brings wrong rows to `wrong_share`, on average. The line `#### N` is dropped.
     """
-    row = checked(GSM8KRow, record)
-    problem, answer, share = row.question, row.answer, options.wrong_share
+    row, share = checked(GSM8KRow, record), options.wrong_share
+    problem, answer = row.question, row.answer
     lines = [line.strip() for line in answer.split("\n") if line.strip() and not line.strip().startswith("####")]
     if not lines:
         raise InputError("'answer' has no step before its final line")
@@ -283,37 +254,29 @@ def gsm8k_steps(record: dict[str, Any], origin: Origin, options: StepOptions) ->
     steps = [without_annotations(line) for line in lines]
     taken = numbers(problem, words=True) | numbers(without_annotations(answer))
     wrong = {index: edited for index, line in enumerate(lines) if (edited := wrong_step(line, taken, drawn))}
-    right_kept, wrong_kept = list(range(len(steps))), list(wrong)
-    if len(wrong) * (1 - share) > len(steps) * share:
-        wrong_kept = _some(wrong_kept, len(steps) * share / (1 - share), drawn)
-    else:
-        right_kept = _some(right_kept, len(wrong) * (1 - share) / share if share else len(steps), drawn)
-    origin.skip("right steps left out for balance", len(steps) - len(right_kept))
-    origin.skip("wrong steps left out for balance", len(wrong) - len(wrong_kept))
+    kept = {True: list(range(len(steps))), False: list(wrong)}
+    # Of the more frequent kind this many on average: a fraction of one is one or none.
+    more = len(wrong) * (1 - share) <= len(steps) * share
+    odds = (1 - share, share) if more else (share, 1 - share)
+    count = len(kept[not more]) * odds[0] / odds[1] if odds[1] else len(steps)
+    number = int(count) + (drawn.random() < count - int(count))
+    kept[more] = drawn.sample(kept[more], min(len(kept[more]), number))
+    origin.skip("right steps left out for balance", len(steps) - len(kept[True]))
+    origin.skip("wrong steps left out for balance", len(wrong) - len(kept[False]))
     origin.skip("steps that cannot be made wrong", len(steps) - len(wrong))
     origin = Origin(origin.id, "gsm8k", origin.skipped)
     for index, step in enumerate(steps):
-        if index in right_kept:
+        if index in kept[True]:
             yield origin.labelled(problem, steps[:index], step, True)
-        if index in wrong_kept:
+        if index in kept[False]:
             text, kind = wrong[index]
             yield origin.labelled(problem, steps[:index], text, False, choice="-wrong", part=kind)
-
-
-def _some(places: list[int], count: float, drawn: random.Random) -> list[int]:
-    """This many on average: a fraction of one is one or none."""
-    whole = int(count)
-    return drawn.sample(places, min(len(places), whole + (drawn.random() < count - whole)))
-
-
-def _own_step(record: dict[str, Any], origin: Origin, options: StepOptions) -> Iterator[LabelledStep]:
-    yield labelled_step_of(record, default_id=origin.id, default_source=origin.source)
 
 
 #: For each format the fields that tell it, with their types (the first format that fits is taken), and its reader.
 FORMATS: dict[str, tuple[dict[str, type], Callable[[dict[str, Any], Origin, StepOptions], Iterator[LabelledStep]]]] = {
     "prm800k": ({"question": dict, "label": dict}, prm800k_steps),
-    "steps": ({"problem": str, "step": str}, _own_step),
+    "steps": ({"problem": str, "step": str}, lambda row, at, _: iter([labelled_step_of(row, at.id, at.source)])),
     "stepwise": ({"prompt": str, "completions": list, "labels": list}, stepwise_steps),
     "math-shepherd": ({"input": str, "label": str}, math_shepherd_steps),
     "solutions": ({"problem": str, "steps": list}, solution_steps),
@@ -330,7 +293,7 @@ class Expanded(NamedTuple):
 
 
 def read_steps(
-    source: Source, *, format: str = Format.auto, options: StepOptions | None = None
+    source: Source, *, format: str = "auto", options: StepOptions | None = None
 ) -> Iterator[Expanded | Rejected]:
     """The labelled steps of every row of a source; `format` is one of `FORMATS`, or `auto`, by each row's fields."""
     return reading.read_rows(source, lambda row: expand_row(row, source_name(source), format, options or StepOptions()))
@@ -339,7 +302,7 @@ def read_steps(
 def expand_row(row: Row, name: str, format: str, options: StepOptions) -> Expanded:
     """The labelled steps of one row of a source of this name; an InputError says what is wrong with it."""
     record, origin = reading.json_object(row.value), Origin(f"{name}-{row.line}", name)
-    chosen = format_of(record) if format == Format.auto else format
+    chosen = format_of(record) if format == "auto" else format
     return Expanded(chosen, list(FORMATS[chosen][1](record, origin, options)), origin.skipped)
 
 
@@ -348,9 +311,8 @@ def format_of(record: dict[str, Any]) -> str:
     for name, (fields, _) in FORMATS.items():
         if all(isinstance(record.get(field), kind) for field, kind in fields.items()):
             return name
-    found = reading.field_names(record)
     formats = "; ".join(f"{name} has {', '.join(fields)}" for name, (fields, _) in FORMATS.items())
-    raise InputError(f"no format of labelled steps has these fields: {found} ({formats})")
+    raise InputError(f"no format of labelled steps has these fields: {reading.field_names(record)} ({formats})")
 
 
 def source_name(source: Source) -> str:
@@ -359,19 +321,18 @@ def source_name(source: Source) -> str:
 
 
 def _read_items(data: str, *, revision: str | None = None) -> StepItems:
-    source = steps_source(data)
-    rows = list(read_labelled_steps(source))
+    rows = list(read_labelled_steps(source := steps_source(data)))
+    rejected = tuple(row for row in rows if isinstance(row, Rejected))
     items = tuple(row for row in rows if not isinstance(row, Rejected))
-    return StepItems(items, tuple(row for row in rows if isinstance(row, Rejected)), sources=(source.inspect(),))
+    return StepItems(items, rejected, sources=(source.inspect(),))
 
 
 STEPS = Benchmark(
     name="steps",
     help="""Labelled steps: accuracy on wrong and on correct ones, their harmonic mean (F1), accuracy on each source.
 
-    DATA is a run folder of `rprm data steps`, or a file of labelled steps. Each step is judged alone, the steps before
-    it are only read. The share of analyses that reach a verdict unasked (well-formed) is measured too: --stopping none
-    counts all of them.
+    DATA is a run folder of `rprm data steps`, or a file of labelled steps. Each is judged alone, after the steps before
+    it. The share of analyses that reach a verdict unasked (well-formed) is measured too: --stopping none counts all.
     """,
     read=_read_items,
     tally=tally_steps,

@@ -17,8 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from rprm.data.datasets import TRAIN, VALIDATION
-from rprm.data.wellformed import rejected_fault, verdict_fault
+from rprm.data.datasets import TRAIN, VALIDATION, rejected_fault, verdict_fault
 from rprm.engines.tokens import control_tokens, encode_prompt, encode_text
 from rprm.errors import EngineError, InputError, PromptError, RequestRefused
 from rprm.prompts.library import MODEL_TEMPLATE, load_template
