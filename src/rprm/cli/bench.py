@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from rprm.cli.added import OpenGroup
+from rprm.cli.app import OpenGroup
 from rprm.cli.judge import refuse_nothing_judged
 from rprm.cli.options import FirstErrorOptions, Json, JudgeOptions, Output, with_options
 from rprm.errors import BenchmarkError, CorruptRun

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rprm.cli.bench import Resamples, show
+from rprm.cli.bench import Resamples, app, show
 from rprm.cli.options import CandidateOptions, Json, Output, Seed, SetOptions, with_options
 from rprm.cli.search import leave
 from rprm.errors import InputError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rprm.search.measure import SearchRun
 
 
+@app.command()
 @with_options
 def mathematics(
     which: SetOptions,
