@@ -5,13 +5,10 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from enum import StrEnum
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -19,13 +16,7 @@ from rprm.cli.options import FirstErrorOptions, Model, Output, Strict, with_opti
 from rprm.errors import InputError, RunError
 
 if TYPE_CHECKING:
-    from rprm.reading import Source, SourceInfo
     from rprm.records import Solution, SolutionReward
-
-
-class RewardsName(StrEnum):
-    lean = "lean"
-    full = "full"
 
 
 @with_options
@@ -43,10 +34,10 @@ def judge(
     *,
     options: FirstErrorOptions,
     rewards: Annotated[
-        RewardsName,
+        Literal["lean", "full"],
         "lean: what the first error needs, and no more. full: all analyses of every step, for ranking, "
         "reinforcement learning and other thresholds.",
-    ] = RewardsName.lean,
+    ] = "lean",
     limit: Annotated[int | None, typer.Option(min=1, help="Judge the first N rows alone.")] = None,
     strict: Strict = False,
     json: Annotated[bool, "--json", "One JSON object a solution, on standard output."] = False,
@@ -63,11 +54,11 @@ def judge(
     from rprm.cli import EXIT_REJECTED
     from rprm.cli.embedded import EmbeddedScope
     from rprm.cli.progress import run_behind_progress
-    from rprm.reading import read_solutions
+    from rprm.reading import Source, read_solutions
     from rprm.report.solutions import render_solution, render_totals
     from rprm.rewarders.batch import judge_source
 
-    rewarder = options.rewarder(model, in_full=rewards == RewardsName.full)
+    rewarder = options.rewarder(model, in_full=rewards == "full")
     console = Console(highlight=False)
     scope = EmbeddedScope(model)
     told: set[str] = set()
@@ -82,7 +73,14 @@ def judge(
                 render_solution(solution, result, threshold=threshold, analyses=analyses, note=note, told=told)
             )
 
-    with opened_source(input) as (source, info):
+    with tempfile.TemporaryDirectory(prefix="rprm-") as folder:
+        path = Path(folder) / "standard-input"
+        if input == "-":
+            # Kept in a file: it is read twice.
+            with path.open("wb") as copy:
+                shutil.copyfileobj(sys.stdin.buffer, copy)
+        source = Source(str(path) if input == "-" else input)
+        info = replace(source.inspect(), name=input)
         rows = islice(read_solutions(source, name=input), limit)
         settings = {} if limit is None else {"limit": limit}
         totals = run_behind_progress(
@@ -108,17 +106,3 @@ def refuse_nothing_judged(totals: Any) -> None:
     """
     if totals.nothing_judged:
         raise RunError(f"no step of any solution could be judged; the first: {totals.failure}")
-
-
-@contextmanager
-def opened_source(name: str) -> Iterator[tuple[Source, SourceInfo]]:
-    """A source and what identifies it. Standard input is kept in a file meanwhile: it is read twice."""
-    from rprm.reading import Source
-
-    with tempfile.TemporaryDirectory(prefix="rprm-") as folder:
-        path = Path(folder) / "standard-input"
-        if name == "-":
-            with path.open("wb") as copy:
-                shutil.copyfileobj(sys.stdin.buffer, copy)
-        source = Source(str(path) if name == "-" else name)
-        yield source, replace(source.inspect(), name=name)
