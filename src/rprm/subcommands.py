@@ -17,9 +17,6 @@ from pathlib import Path
 from rprm.errors import RunError
 from rprm.runs import MANIFEST, read_manifest
 
-#: Exit code of a command that rejected some input rows: no failure.
-_REJECTED = 3
-
 
 def is_complete(folder: Path) -> bool:
     """Whether a stage has been run to its end in this folder."""
@@ -38,47 +35,35 @@ class Subcommand:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        arguments: Sequence[str],
-        *,
-        launcher: Sequence[str] = (),
-        environment: Mapping[str, str] | None = None,
-        attached: bool = False,
-    ) -> None:
+        self, folder: Path, arguments: Sequence[str], *, launcher: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None, attached: bool = False,
+    ) -> None:  # fmt: skip
         self.folder = folder
         self.arguments = list(arguments)
         self.log = folder.with_name(f"{folder.name}.log")
         folder.parent.mkdir(parents=True, exist_ok=True)
         # What follows a "--" is for another command.
-        end = self.arguments.index("--") if "--" in self.arguments else len(self.arguments)
+        end = [*self.arguments, "--"].index("--")
         own, other = self.arguments[:end], self.arguments[end:]
         command = [*(launcher or [sys.executable]), "-m", "rprm", *own, "--output", str(folder), *other]
         with self.log.open("ab") as stream:
             stream.write(f"$ {' '.join(command)}\n".encode())
             stream.flush()
             self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
+                command, stdin=subprocess.DEVNULL, stdout=stream, env=os.environ | (environment or {}),
                 stderr=None if attached and sys.stderr.isatty() else subprocess.STDOUT,
-                env={**os.environ, **(environment or {})},
                 preexec_fn=_die_with_parent if sys.platform == "linux" else None,
-            )
+            )  # fmt: skip
 
     def wait(self) -> None:
-        """Wait for its end.
-
-        Raises:
-            RunError: it failed; the message has its last words.
-        """
+        """Wait for its end; a `RunError` with its last words where it failed."""
         try:
             code = self.process.wait()
         except BaseException:
             self.process.kill()
             self.process.wait()
             raise
-        if code not in (0, _REJECTED):
+        if code not in (0, 3):  # 3: some input rows were rejected, no failure
             lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
             last = "\n".join(f"  {line}" for line in lines[-8:])
             raise RunError(

@@ -7,6 +7,7 @@ from rich.console import Console
 from rprm.records import Solution
 
 _KNOWS = "the embedded model knows the lab's word problems only, with whole numbers up to 9,999"
+_OUTSIDE = "outside what the embedded model knows"
 _FIX = "name a model with --model, such as r-prm-7b on a GPU"
 
 
@@ -27,14 +28,12 @@ class EmbeddedScope:
         if not self._is_embedded or (reason := outside_world(solution)) is None:
             return None
         self.num_outside += 1
-        return f"outside what the embedded model knows: {reason}; {_FIX}"
+        return f"{_OUTSIDE}: {reason}; {_FIX}"
 
     def tell(self) -> None:
         """Say how many solutions lay outside."""
         if self.num_outside:
-            counts = (
-                f"{self.num_outside:,} of {self.num_solutions:,} solutions lie outside what the embedded model knows"
-            )
+            counts = f"{self.num_outside:,} of {self.num_solutions:,} solutions lie {_OUTSIDE}"
             _say(f"{counts}: their rewards mean nothing; {_FIX}", "yellow")
 
 

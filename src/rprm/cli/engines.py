@@ -44,5 +44,4 @@ def check(
         table.add_row(name.replace("_", " "), Text(answer, style=styles[answer]), Text(detail))
     context = "unknown" if info["context_length"] is None else f"{info['context_length']} tokens"
     header = f"{info['model']} ({info['kind']}), revision {info['revision'] or 'unknown'}, context {context}"
-    for part in (Text(header), table):
-        Console().print(part)
+    Console().print(Text(header), table, sep="\n")
