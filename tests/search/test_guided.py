@@ -21,10 +21,9 @@ from rprm.ledger import Ledger
 from rprm.prompts import PolicyTemplate, Prompt, load_template
 from rprm.records import Solution, SolutionReward, StepReward
 from rprm.rewarders.rprm import Judge
-from rprm.search.guided import GuidedSearch, search_strategy
+from rprm.search.guided import GuidedSearch, SearchTotals, SearchTree, Strategy, search_strategy
 from rprm.search.policy import Continuation
 from rprm.search.racing import AGGREGATIONS, aggregate
-from rprm.search.trees import SearchTotals, SearchTree, Strategy
 from rprm.stopping import StoppingRule
 from tests.search.replay import differences, replay
 

@@ -20,7 +20,7 @@ from rprm.cli.search import search_rewarder
 from rprm.errors import CorruptRun, EngineError, InputError, RprmError, RunError
 from rprm.grading import AnswerPair, Grade, Grader
 from rprm.rewarders.rprm import Judge
-from rprm.search.trees import SearchTree
+from rprm.search.guided import SearchTree
 from tests.search.replay import replay
 
 

@@ -18,10 +18,9 @@ from rprm.records import Analysis, Record, StepReward
 from rprm.report.searches import search_curve_table, search_table, unsettled_table
 from rprm.runs import Run
 from rprm.search.candidates import CandidateReward, Candidates, JudgedCandidates
-from rprm.search.guided import search_strategy
+from rprm.search.guided import SearchTree, search_strategy
 from rprm.search.measure import SearchMeasurement, SearchRun, measure_runs, read_search_run, sampled_run
 from rprm.search.policy import Candidate
-from rprm.search.trees import SearchTree
 
 pytest.importorskip("math_verify")
 

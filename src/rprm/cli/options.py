@@ -22,9 +22,8 @@ if TYPE_CHECKING:
     from rprm.benchmarks.mathematics import Problems
     from rprm.rewarders.base import StepRewarder
     from rprm.search.candidates import SampleTotals
-    from rprm.search.guided import StrategyName
+    from rprm.search.guided import Strategy, StrategyName
     from rprm.search.policy import Policy
-    from rprm.search.trees import Strategy
 
 T = TypeVar("T")
 

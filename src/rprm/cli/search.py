@@ -226,8 +226,7 @@ def show(
 
     from rprm.report.searches import render_tree
     from rprm.runs import RESULTS, read_json_lines, read_manifest
-    from rprm.search.guided import GUIDED
-    from rprm.search.trees import SearchTree
+    from rprm.search.guided import GUIDED, SearchTree
 
     if (job := read_manifest(run)["stage"]) != GUIDED:
         raise RunError(f"{run} is a run of stage {job!r}; trees are in runs of {GUIDED!r}")

@@ -16,7 +16,7 @@ from rprm.benchmarks.mathematics import AVERAGE, SearchMeasurement
 from rprm.benchmarks.tally import Figure
 from rprm.report.measures import figure_text, framed
 from rprm.report.solutions import panel, plain
-from rprm.search.trees import ROOT, SearchNode, SearchTree
+from rprm.search.guided import ROOT, SearchNode, SearchTree
 
 #: How many gradings without a conclusion are named.
 _MAX_NAMED = 10

@@ -23,7 +23,7 @@ from rprm.rewarders.base import AnalysisSampler, StepRewarder, reward_settings
 from rprm.runs import RESULTS, finished_manifest, read_json_lines
 from rprm.search import RunTotals, counted
 from rprm.search.policy import Candidate, Policy
-from rprm.search.racing import WAVE, Aggregation, StepScores, race
+from rprm.search.racing import WAVE, Aggregation, Steps, StepScores, race
 from rprm.splitting import split_steps
 
 #: The jobs' names in manifests.
@@ -33,7 +33,7 @@ BEST_OF_N = "search-best-of-n"
 #: "exact": judge until the choice is certain. "none": judge every step of every candidate in full.
 ChoiceStopping = Literal["exact", "none"]
 
-_SOLUTION: TypeAdapter[Any] = TypeAdapter(AnyText | Annotated[list[AnyText], Field(min_length=1)])
+_SOLUTIONS: TypeAdapter[Any] = TypeAdapter(list[AnyText | Annotated[list[AnyText], Field(min_length=1)]])
 
 
 class Candidates(ProblemRow):
@@ -63,7 +63,7 @@ class JudgedCandidates(ProblemRow):
     fell_back: bool = False
     failure: str | None = None
 
-    def judged_steps(self) -> dict[tuple[str, ...], StepReward]:
+    def judged_steps(self) -> dict[Steps, StepReward]:
         """Steps by all steps up to them, as far as they were judged: equal steps after equal steps are one."""
         return {
             candidate.steps[: step.step_index + 1]: step
@@ -111,8 +111,7 @@ async def sample_candidates(
             return Candidates(problem=problem, candidates=(), failure=str(error))
 
     job = Job(SAMPLE, sample, Candidates.model_validate, totals, policy.concurrency, noun="problem")
-    rows: list[Problem | Rejected] = [*problems.rejected, *problems.problems]
-    await run_job(job, rows, source=problems.source, settings=settings, **run)
+    await run_job(job, [*problems.rejected, *problems.problems], source=problems.source, settings=settings, **run)
     return totals
 
 
@@ -178,15 +177,12 @@ async def choose_among(
     num_analyses = rewarder.rule.num_analyses if isinstance(rewarder, AnalysisSampler) else 0
     totals = BestOfNTotals(num_analyses_per_step=num_analyses)
     choose = partial(choose_best, rewarder, aggregation=aggregation, stopping=stopping, wave=wave)
-    job: Job[Candidates, JudgedCandidates] = Job(
-        BEST_OF_N, choose, JudgedCandidates.model_validate, totals, rewarder.concurrency, noun="problem"
-    )
+    parse = JudgedCandidates.model_validate
+    job: Job[Candidates, Any] = Job(BEST_OF_N, choose, parse, totals, rewarder.concurrency, noun="problem")
     settings = (settings or {}) | candidates.settings | reward_settings(described)
-    settings |= {"aggregation": aggregation, "choice_stopping": stopping} | (
-        {"wave": wave} if stopping == "exact" else {}
-    )
-    rows: list[Candidates | Rejected] = [*candidates.rejected, *candidates.rows]
-    await run_job(job, rows, source=candidates.source, settings=settings, **run)
+    settings |= {"aggregation": aggregation, "choice_stopping": stopping}
+    settings |= {"wave": wave} if stopping == "exact" else {}
+    await run_job(job, [*candidates.rejected, *candidates.rows], source=candidates.source, settings=settings, **run)
     return totals
 
 
@@ -229,14 +225,14 @@ def read_candidate_file(path: str | Path, problems: Problems) -> CandidateRows:
         named["text", _spaced(problem.problem)].append(problem)
         for identifier in {problem.id, problem.id.removeprefix(f"{problem.set}/")}:
             named["id", identifier].append(problem)
-
-    def parse(value: Any) -> tuple[str, list[Candidate]]:
-        return _problem_of(row := json_object(value), named).id, _candidates_of(row)
-
     rejected: list[Rejected] = []
-    found: dict[str, list[Candidate]] = defaultdict(list)
-    for identifier, candidates in parsed_rows(source.name, source.rows(), parse, rejected):
-        found[identifier] += candidates
+    found: dict[str, list[Candidate]] = {problem.id: [] for problem in problems.problems}
+
+    def take(value: Any) -> None:
+        found[_problem_of(row := json_object(value), named).id].extend(_candidates_of(row))
+
+    for _ in parsed_rows(source.name, source.rows(), take, rejected):
+        pass
     every = [Candidates(problem=problem, candidates=tuple(found[problem.id])) for problem in problems.problems]
     rows = tuple(row for row in every if row.candidates)
     missing = tuple(row.id for row in every if not row.candidates)
@@ -283,15 +279,11 @@ def _candidates_of(row: dict[str, Any]) -> list[Candidate]:
         value = [value]
     if not isinstance(value, list):
         raise InputError(f"'solutions' must be a list, not {value!r:.80}")
-    candidates = []
-    for solution in value:
-        try:
-            _SOLUTION.validate_python(solution, strict=True)
-        except ValidationError:
-            reason = "a solution must be a text or a list of steps, in Unicode"
-            raise InputError(f"{reason}, not {solution!r:.80}") from None
-        text, steps = (
-            (solution, split_steps(solution)) if isinstance(solution, str) else ("\n\n".join(solution), solution)
-        )
-        candidates.append(Candidate(text=text, steps=tuple(steps)))
-    return candidates
+    try:
+        solutions = _SOLUTIONS.validate_python(value, strict=True)
+    except ValidationError as error:
+        found = error.errors()[0]["input"]
+        raise InputError(f"a solution must be a text or a list of steps, in Unicode, not {found!r:.80}") from None
+    texts = [one if isinstance(one, str) else "\n\n".join(one) for one in solutions]
+    steps = [tuple(split_steps(one) if isinstance(one, str) else one) for one in solutions]
+    return [Candidate(text=text, steps=its_steps) for text, its_steps in zip(texts, steps, strict=True)]

@@ -26,9 +26,8 @@ from rprm.grading import AnswerPair, Grade, Grader, final_answer
 from rprm.runs import RESULTS, read_json_lines, read_manifest
 from rprm.search.candidates import BEST_OF_N, SAMPLE, Candidates, JudgedCandidates
 from rprm.search.choosing import NUM_REPLICATES, Pool, accuracies, powers_up_to, resampled_means
-from rprm.search.guided import GUIDED
-from rprm.search.racing import AGGREGATIONS, Aggregation, aggregate, digest_of
-from rprm.search.trees import SearchTree
+from rprm.search.guided import GUIDED, SearchTree
+from rprm.search.racing import AGGREGATIONS, Aggregation, aggregate, all_rewards, digest_of
 
 ONE = "pass@1"
 #: What candidates reach without rewards, in the order of `Accuracy.of`.
@@ -65,26 +64,22 @@ class Attempts:
     @classmethod
     def of(cls, row: Candidates | JudgedCandidates | SearchTree, *, in_full: bool = False) -> Attempts:
         """What a run's row comes to. `in_full`: its candidates were judged in full."""
-        more: dict[str, Any]
-        if isinstance(row, SearchTree):
-            texts, tokens = [row.text], [row.num_policy_tokens]
-            more = {"chosen": 0, "fell_back": row.fell_back, "judge_tokens": row.num_judge_tokens}
-        else:
-            texts = [candidate.text for candidate in row.candidates]
-            tokens = [candidate.num_tokens for candidate in row.candidates if candidate.num_tokens is not None]
-            more = {"failure": row.failure}
-        if isinstance(row, JudgedCandidates):
-            analyses = [analysis for step in row.judged_steps().values() for analysis in step.analyses]
-            more |= {"chosen": row.chosen, "fell_back": row.fell_back}
-            more["judge_tokens"] = sum(analysis.num_tokens for analysis in analyses)
-        if isinstance(row, JudgedCandidates) and in_full:
-            by_step = []
-            for candidate, reward in zip(row.candidates, row.rewards, strict=True):
-                known = {step.step_index: step.reward for step in reward.steps}
-                by_step.append([known.get(index) for index in range(len(candidate.steps))])
-            more["rewards"] = {how: tuple(aggregate(steps, how) for steps in by_step) for how in AGGREGATIONS}
+        texts = [row.text] if isinstance(row, SearchTree) else [candidate.text for candidate in row.candidates]
         answers = tuple(final_answer(text, row.problem.rule) for text in texts)
-        return cls(row.problem, digest_of(texts), answers, sum(tokens) if len(tokens) == len(texts) else None, **more)
+        known = row.problem, digest_of(texts), answers
+        if isinstance(row, SearchTree):
+            return cls(*known, row.num_policy_tokens, row.num_judge_tokens, 0, row.fell_back)
+        counts = [candidate.num_tokens for candidate in row.candidates if candidate.num_tokens is not None]
+        found = cls(*known, sum(counts) if len(counts) == len(texts) else None, failure=row.failure)
+        if isinstance(row, Candidates):
+            return found
+        judged = zip(row.candidates, row.rewards, strict=True)
+        by_step = [all_rewards(one.steps, reward.steps) for one, reward in judged] if in_full else []
+        return replace(
+            found, chosen=row.chosen, fell_back=row.fell_back,
+            judge_tokens=sum(one.num_tokens for step in row.judged_steps().values() for one in step.analyses),
+            rewards={how: tuple(aggregate(steps, how) for steps in by_step) for how in AGGREGATIONS if in_full},
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +128,7 @@ def read_search_run(folder: str | Path, attempts: Iterable[Attempts] | None = No
         method = f"Best-of-N ({settings['aggregation']})"
     elif job == GUIDED:
         how = settings["strategy"]
-        title = {"guided": "guided search", "beam": "beam search", "dvts": "DVTS"}.get(how["name"], how["name"])
+        title = "DVTS" if how["name"] == "dvts" else f"{how['name']} search"
         method = f"{title} ({how['num_trees'] * how['beam_size'] * how['width']} steps a round, {how['aggregation']})"
     if attempts is None:
         in_full = settings.get("choice_stopping") == "none"
@@ -178,20 +173,14 @@ def measure_runs(
     problems, notes = _common_problems(runs)
     with nullcontext(grader) if grader else Grader() as opened:
         graded = _graded(runs, problems, opened)
-    strata = np.array([problem.set for problem in problems])
     sets = dict(Counter(problem.set for problem in problems))
     lines: list[_Line] = []
-    values, resampled_values = [], []
-    pools: set[str] = set()
     answers: list[GradedAnswer] = []
+    pools: set[str] = set()
     for run in graded:
         is_new = run.digest not in pools
         pools.add(run.digest)
-        for found, accuracy, replicates in _evaluate(run, curve, is_new, seed):
-            lines += found
-            values.append(_with_average([accuracy[strata == name].mean(axis=0) for name in sets]))
-            means = resampled_means(replicates, strata, tuple(sets), num_resamples, seed)
-            resampled_values.append(_with_average(means))
+        lines += _lines(run, list(sets), curve, is_new, num_resamples, seed)
         notes += _notes(run, with_pool=is_new)
         answers += [
             GradedAnswer(run.name, one.problem.id, index, *answer)
@@ -199,10 +188,9 @@ def measure_runs(
             for index, answer in enumerate(zip(one.answers, one.grades, one.groups, strict=True))
             if is_new
         ]
-    rows = _rows(lines, (*sets, AVERAGE), np.hstack(values), np.concatenate(resampled_values, axis=2), baseline)
-    pairs = list(zip(rows, lines, strict=True))
-    table = tuple(row for row, line in pairs if line.is_whole)
-    on_curve = tuple(row for row, line in pairs if curve and line.size is not None and line.strategy != ONE)
+    rows = list(zip(_rows(lines, (*sets, AVERAGE), baseline), lines, strict=True))
+    table = tuple(row for row, line in rows if line.is_whole)
+    on_curve = tuple(row for row, line in rows if curve and line.size is not None and line.strategy != ONE)
     return SearchMeasurement(sets, table, on_curve, tuple(answers), num_resamples, seed, tuple(notes))
 
 
@@ -269,13 +257,16 @@ def _notes(run: SearchRun, *, with_pool: bool) -> Iterator[str]:
         yield f"{name}: {total:,} gradings came to no conclusion, and count as wrong: {listed}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Line:
-    """A row before its figures; `size` is its number of candidates."""
+    """A row in the making; `size` is its number of candidates, `values` (F,) are its accuracies on each set and in the
+    mean, `resampled` (F, B) those in each resample."""
 
     strategy: str
     run: SearchRun
     size: int | None
+    values: Floats
+    resampled: Floats
 
     @property
     def names(self) -> tuple[str, str]:
@@ -292,10 +283,33 @@ class _Line:
         share = 1.0 if self.size is None else self.size / self.run.num_candidates
         return share * sum(known) / len(known) if len(known) == len(counts) else None
 
+    def figures(self, names: Sequence[str], against: _Line | None = None) -> dict[str, Figure]:
+        """Its accuracies in percent, or how far they are above those of another line."""
+        value, resampled = self.values, self.resampled.clip(0.0, 1.0)
+        if against is not None:
+            value, resampled = value - against.values, self.resampled - against.resampled
+        return named_figures(names, 100.0 * value, 100.0 * resampled.T)[0]
 
-def _evaluate(run: SearchRun, curve: bool, with_pool: bool, seed: int) -> Iterator[tuple[list[_Line], Floats, Floats]]:
-    """The lines of a run, C at a time, with their accuracy on each problem, (P, C), and replicates of that, (P, R, C);
-    those that depend on the candidates alone `with_pool`."""
+
+def _lines(
+    run: SearchRun, sets: Sequence[str], curve: bool, with_pool: bool, num_resamples: int, seed: int
+) -> Iterator[_Line]:
+    """The lines of a run; those that depend on the candidates alone `with_pool`."""
+    strata = np.array([one.problem.set for one in run.attempts])
+    for lines, accuracy, replicates in _evaluate(run, curve, with_pool, seed):
+        by_set = [accuracy[strata == name].mean(axis=0) for name in sets]
+        resampled = resampled_means(replicates, strata, sets, num_resamples, seed)
+        # And then the unweighted mean of the sets.
+        values, means = (np.stack([*few, np.mean(few, axis=0)]) for few in (by_set, resampled))
+        for place, (strategy, size) in enumerate(lines):
+            yield _Line(strategy, run, size, values[:, place], means[:, :, place])
+
+
+def _evaluate(
+    run: SearchRun, curve: bool, with_pool: bool, seed: int
+) -> Iterator[tuple[list[tuple[str, int | None]], Floats, Floats]]:
+    """The strategies and sizes of C lines at a time, with their accuracy on each problem, (P, C), and replicates of
+    that, (P, R, C)."""
     right = [[grade.correct is True for grade in one.grades] for one in run.attempts]
     if not run.is_search:
         pools = [
@@ -307,59 +321,40 @@ def _evaluate(run: SearchRun, curve: bool, with_pool: bool, seed: int) -> Iterat
         for size in powers_up_to(run.num_candidates) if curve else [run.num_candidates]:
             # pass@1, the first, is the same for every N.
             first = len(POOL_STRATEGIES) if not with_pool else int(size < run.num_candidates)
-            if wanted := list(range(first, len(strategies))):
+            if names := strategies[first:]:
                 accuracy, replicates = accuracies(pools, size, len(strategies), seed)
-                lines = [_Line(strategies[index], run, 1 if index == 0 else size) for index in wanted]
-                yield lines, accuracy[:, wanted], replicates[:, :, wanted]
+                lines = [(name, 1 if name == ONE else size) for name in names]
+                yield lines, accuracy[:, first:], replicates[:, :, first:]
     if run.method is not None and not run.aggregations:
         # Its own choice is all that is known: there is nothing to draw of it.
         chosen = [
             one.chosen is not None and correct[one.chosen] for one, correct in zip(run.attempts, right, strict=True)
         ]
         chose_right = np.array(chosen, dtype=np.float64)[:, None]
-        line = _Line(run.method, run, None if run.is_search else run.num_candidates)
+        line = run.method, None if run.is_search else run.num_candidates
         yield [line], chose_right, np.repeat(chose_right[:, None], NUM_REPLICATES, axis=1)
 
 
-def _with_average(by_set: Sequence[Floats]) -> Floats:
-    """The values of the sets, and then their unweighted mean."""
-    return np.stack([*by_set, np.mean(by_set, axis=0)])
-
-
-def _rows(
-    lines: Sequence[_Line], names: Sequence[str], values: Floats, resampled_values: Floats, baseline: str | None
-) -> list[MeasuredRow]:
-    """Put figures on lines: `values` (F, C), of the F `names`, and `resampled_values` (F, B, C)."""
+def _rows(lines: Sequence[_Line], names: Sequence[str], baseline: str | None) -> Iterator[MeasuredRow]:
+    """Lines with their figures, of these `names`, and differences."""
     if baseline is not None and not any(baseline in line.names for line in lines):
         known = ", ".join(dict.fromkeys(line.names[1] for line in lines))
         raise BenchmarkError(f"no row is called {baseline!r}, which was to be the baseline; there are {known}")
+    for line in lines:
 
-    def figures(index: int, against: int | None = None) -> dict[str, Figure]:
-        value, resampled_value = values[:, index], resampled_values[:, :, index].clip(0.0, 1.0)
-        if against is not None:
-            value = value - values[:, against]
-            resampled_value = resampled_values[:, :, index] - resampled_values[:, :, against]
-        return named_figures(names, 100.0 * value, 100.0 * resampled_value.T)[0]
-
-    def differences(index: int) -> Iterator[tuple[str, dict[str, Figure]]]:
-        """To the baselines of that name: of the same candidates and as many of them, if there is one."""
-
-        def likeness(place: int) -> tuple[bool, bool, bool, int]:
-            line, other = lines[index], lines[place]
+        def likeness(other: _Line, line: _Line = line) -> tuple[bool, bool, bool]:
             as_many = other.is_whole if line.is_whole else other.size == line.size
-            return other.run.digest == line.run.digest, as_many, other.is_whole, -place
+            return other.run.digest == line.run.digest, as_many, other.is_whole
 
-        for name in dict.fromkeys([baseline or ONE, "majority@N"]):
-            called = [place for place, other in enumerate(lines) if name in other.names]
-            if called and (best := max(called, key=likeness)) != index:
-                yield lines[best].names[1], figures(index, best)
-
-    rows = []
-    for index, line in enumerate(lines):
+        # To the baselines of that name: of the same candidates and as many of them, if there is one.
+        called = [
+            [other for other in lines if name in other.names] for name in dict.fromkeys((baseline or ONE, "majority@N"))
+        ]
+        others = [max(few, key=likeness) for few in called if few]
+        differences = {one.names[1]: line.figures(names, one) for one in others if one is not line}
         run, is_judged = line.run, line.strategy not in POOL_STRATEGIES
-        model = run.judge if is_judged and run.judge else run.policy
-        policy_tokens = line.tokens([one.policy_tokens for one in run.attempts])
-        judge_tokens = line.tokens([one.judge_tokens for one in run.attempts]) if is_judged else 0.0
-        measured = figures(index), dict(differences(index)), policy_tokens, judge_tokens
-        rows.append(MeasuredRow(line.strategy, model, run.name, line.size, *measured))
-    return rows
+        yield MeasuredRow(
+            line.strategy, run.judge if is_judged and run.judge else run.policy, run.name, line.size,
+            line.figures(names), differences, line.tokens([one.policy_tokens for one in run.attempts]),
+            line.tokens([one.judge_tokens for one in run.attempts]) if is_judged else 0.0,
+        )  # fmt: skip

@@ -9,7 +9,7 @@ from rprm.engines import Engine, Sampling
 from rprm.engines.base import Completion
 from rprm.errors import Unsupported
 from rprm.ledger import Ledger, paid_once
-from rprm.prompts import PolicyTemplate, Prompt
+from rprm.prompts import PolicyTemplate
 from rprm.records import Record
 from rprm.rewarders.rprm import sample_seed
 from rprm.splitting import split_steps
@@ -54,7 +54,7 @@ class Policy:
     async def start(self, *, stepwise: bool = False) -> dict[str, Any]:
         """Load the model, to write step by step or whole; returns what its solutions depend on, for the manifest.
         `EngineError` where it cannot be loaded, or (`Unsupported`) cannot continue a solution that is begun."""
-        info = await self.engine.start(chat=self.template.chat)
+        info, sampling = await self.engine.start(chat=self.template.chat), self.sampling
         if stepwise and self.template.chat and not info.continues_replies:
             raise Unsupported(
                 f"{self.engine.spec}: this engine cannot continue a reply that is begun, which a search step by step "
@@ -63,19 +63,16 @@ class Policy:
         return {
             "engine": {"kind": info.kind, "model": info.model, "revision": info.revision, **info.details},
             "prompt": {"name": self.template.name, "digest": self.template.digest},
-            "temperature": self.sampling.temperature,
-            "top_p": self.sampling.top_p,
-            "max_tokens": self.sampling.max_tokens,
+            **{name: getattr(sampling, name) for name in ("temperature", "top_p", "max_tokens")},
             **({"step_tokens": self.step_tokens} if stepwise else {}),
-            "seed": self.sampling.seed,
+            "seed": sampling.seed,
         }
 
     async def solve(self, problem: str, sample: int, ledger: Ledger | None = None) -> Candidate:
         """Write a whole solution."""
 
         async def write() -> Candidate:
-            stop = (self.template.stop,) if self.template.stop else ()
-            made = await self._generate(self.template.render(problem), sample, stop, self.sampling.max_tokens)
+            made = await self._generate(problem, (), sample, (), self.sampling.max_tokens)
             steps = tuple(split_steps(made.text))
             return Candidate(text=made.text, steps=steps, num_tokens=made.num_tokens, finish_reason=made.finish_reason)
 
@@ -87,11 +84,9 @@ class Policy:
         """Write the step that follows `steps`, without what the model thinks. The ledger is that of these steps."""
 
         async def write() -> Continuation:
-            template = self.template
-            stop = tuple(filter(None, (template.step_separator, template.stop)))
-            made = await self._generate(template.render(problem, steps), sample, stop, self.step_tokens)
+            made = await self._generate(problem, steps, sample, (self.template.step_separator,), self.step_tokens)
             ended = made.ended
-            if not made.text.strip() and template.stop and made.finish_reason == "stop":
+            if not made.text.strip() and self.template.stop and made.finish_reason == "stop":
                 # Nothing before the text that ends a base model's solutions: that is its end.
                 ended = True
             elif after_thinking(made.text) is None:
@@ -102,10 +97,13 @@ class Policy:
 
         return await paid_once(ledger, f"step.{sample}", Continuation, write)
 
-    async def _generate(self, prompt: Prompt, sample: int, stop: tuple[str, ...], max_tokens: int) -> Completion:
+    async def _generate(
+        self, problem: str, steps: tuple[str, ...], sample: int, stop: tuple[str, ...], max_tokens: int
+    ) -> Completion:
+        prompt = self.template.render(problem, steps)
+        stop = tuple(filter(None, (*stop, self.template.stop)))
         seed = sample_seed(self.sampling.seed or 0, prompt, sample)
-        sampling = replace(self.sampling, stop=stop, max_tokens=max_tokens, seed=seed)
-        return await self.engine.generate(prompt, sampling)
+        return await self.engine.generate(prompt, replace(self.sampling, stop=stop, max_tokens=max_tokens, seed=seed))
 
     async def aclose(self) -> None:
         await self.engine.aclose()

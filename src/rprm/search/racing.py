@@ -48,6 +48,12 @@ def aggregate(rewards: Sequence[float | None], how: Aggregation) -> float | None
     return math.prod(scored) if how == "product" else min(scored)
 
 
+def all_rewards(steps: Steps, judged: Iterable[StepReward]) -> list[float | None]:
+    """The rewards of all steps of a solution, None for those that were not judged."""
+    known = {step.step_index: step.reward for step in judged}
+    return [known.get(index) for index in range(len(steps))]
+
+
 class Contender(Protocol):
     """One of several things of which the best is wanted, with bounds of its final value. `outlook` has those after one
     more draw, after two, ..., where each says what is expected of it; it ends where nothing is left to draw. `draw`
@@ -68,7 +74,7 @@ async def race(contenders: Sequence[Contender], num_wanted: int = 1, *, wave: in
     are fewer waves, and more draws in all. The same contender may stand at several places."""
     while draws := _next_wave(contenders, num_wanted, wave):
         await all_or_none(contenders[index].draw(num_draws) for index, num_draws in sorted(draws.items()))
-    return sorted(_ranked(contender.bounds for contender in contenders)[:num_wanted])
+    return sorted(_ranked([_key(contender.bounds[1]) for contender in contenders])[:num_wanted])
 
 
 async def settle(contender: Contender) -> None:
@@ -85,7 +91,7 @@ def _next_wave(contenders: Sequence[Contender], num_wanted: int, wave: int) -> C
     draws: Counter[int] = Counter()
     while draws.total() < wave:
         lows, highs = ([_key(known[place][end]) for place in same] for end in (0, 1))
-        ranked = _ranked(known[place] for place in same)
+        ranked = _ranked(highs)
         unsure = [
             (one, other)
             for one in ranked[:num_wanted]
@@ -105,9 +111,9 @@ def _next_wave(contenders: Sequence[Contender], num_wanted: int, wave: int) -> C
     return draws
 
 
-def _ranked(bounds: Iterable[Bounds]) -> list[int]:
+def _ranked(highs: Sequence[float]) -> list[int]:
     """Places by upper bound. Those that are surely the best stand first."""
-    return [place for place, _ in sorted(enumerate(bounds), key=lambda pair: -_key(pair[1][1]))]
+    return sorted(range(len(highs)), key=lambda place: -highs[place])
 
 
 def _key(value: float | None) -> float:
@@ -184,8 +190,7 @@ class _JudgedWhole:
     def bounds(self) -> Bounds:
         if self.steps not in self.scores.judged:
             return None, 1.0
-        rewards = {step.step_index: step.reward for step in self.scores.judged[self.steps]}
-        value = aggregate([rewards.get(index) for index in range(len(self.steps))], self.aggregation)
+        value = aggregate(all_rewards(self.steps, self.scores.judged[self.steps]), self.aggregation)
         return value, value
 
     def outlook(self) -> Iterator[Bounds]:
@@ -265,17 +270,17 @@ class _AnalysedSolution:
         return (bounds for _, bounds in self._next_draws())
 
     def draw(self, num_draws: int) -> Coroutine[Any, Any, Any]:
-        counts = Counter(place for place, _ in islice(self._next_draws(), num_draws))
-        wanted = [(self.steps[place], len(self.steps[place].analyses) + count) for place, count in counts.items()]
+        counts = Counter(step for step, _ in islice(self._next_draws(), num_draws))
+        wanted = [(step, len(step.analyses) + count) for step, count in counts.items()]
         return all_or_none(step.reach(num_analyses) for step, num_analyses in wanted)
 
-    def _next_draws(self) -> Iterator[tuple[int, Bounds]]:
+    def _next_draws(self) -> Iterator[tuple[_AnalysedStep, Bounds]]:
         """The step of each draw to come, and the solution's bounds after it."""
         outlooks = [_Outlook(step) for step in self.steps]
         while left := [place for place, outlook in enumerate(outlooks) if outlook.num_left]:
             place = min(left, key=lambda place: outlooks[place].expected)
             outlooks[place].add()
-            yield place, self._aggregated(outlooks)
+            yield self.steps[place], self._aggregated(outlooks)
 
     def _aggregated(self, steps: Sequence[_AnalysedStep] | Sequence[_Outlook]) -> Bounds:
         low, high = (aggregate([step.bounds[end] for step in steps], self.aggregation) for end in (0, 1))
