@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Unpack
 
@@ -119,8 +118,7 @@ async def sample_candidates(
 class BestOfNTotals(RunTotals):
     """What a run of Best-of-N came to. Equal steps after equal steps of a problem are one."""
 
-    #: K; 0 where the rewarder writes no analyses.
-    num_analyses_per_step: int = 0
+    num_analyses_per_step: int = 0  #: K; 0 where the rewarder writes no analyses
     num_problems: int = counted("problems")
     num_rejected: int = counted("rows rejected")
     num_candidates: int = counted("candidates")
@@ -148,9 +146,9 @@ class BestOfNTotals(RunTotals):
         judged = row.judged_steps().values()
         p_yes = ((step.failure, [analysis.p_yes for analysis in step.analyses]) for step in judged)
         self.add_steps(num_steps, self.num_analyses_per_step, p_yes)
-        for analysis in (analysis for step in judged for analysis in step.analyses):
-            self.num_generated_tokens += analysis.num_tokens
-            self.num_prompt_tokens += analysis.num_prompt_tokens or 0
+        analyses = [analysis for step in judged for analysis in step.analyses]
+        self.num_generated_tokens += sum(analysis.num_tokens for analysis in analyses)
+        self.num_prompt_tokens += sum(analysis.num_prompt_tokens or 0 for analysis in analyses)
 
 
 @dataclass(frozen=True)
@@ -176,34 +174,28 @@ async def choose_among(
     described = await rewarder.start()
     num_analyses = rewarder.rule.num_analyses if isinstance(rewarder, AnalysisSampler) else 0
     totals = BestOfNTotals(num_analyses_per_step=num_analyses)
-    choose = partial(choose_best, rewarder, aggregation=aggregation, stopping=stopping, wave=wave)
-    parse = JudgedCandidates.model_validate
-    job: Job[Candidates, Any] = Job(BEST_OF_N, choose, parse, totals, rewarder.concurrency, noun="problem")
+
+    async def choose(row: Candidates, ledger: Ledger | None) -> JudgedCandidates:
+        scores = StepScores(rewarder, row.problem.problem, ledger)
+        solutions = [candidate.steps for candidate in row.candidates]
+        contenders = [scores.solution(steps, aggregation) for steps in solutions]
+        if stopping == "none":
+            await all_or_none(map(scores.judge_in_full, dict.fromkeys(solutions)))
+        chosen = next(iter(await race(contenders, wave=wave)), None)
+        rewards = []
+        for steps, contender in zip(solutions, contenders, strict=True):
+            low, high = contender.bounds
+            settled = next(contender.outlook(), None) is None  # Nothing is left to draw.
+            rewards.append(CandidateReward(low=low, high=high, settled=settled, steps=scores.rewards(steps)))
+        fell_back = chosen is not None and all(reward.high is None for reward in rewards)
+        return JudgedCandidates(**dict(row), rewards=tuple(rewards), chosen=chosen, fell_back=fell_back)
+
     settings = (settings or {}) | candidates.settings | reward_settings(described)
     settings |= {"aggregation": aggregation, "choice_stopping": stopping}
     settings |= {"wave": wave} if stopping == "exact" else {}
+    job = Job(BEST_OF_N, choose, JudgedCandidates.model_validate, totals, rewarder.concurrency, noun="problem")
     await run_job(job, [*candidates.rejected, *candidates.rows], source=candidates.source, settings=settings, **run)
     return totals
-
-
-async def choose_best(
-    rewarder: StepRewarder, row: Candidates, ledger: Ledger | None = None, *, aggregation: Aggregation = "min",
-    stopping: ChoiceStopping = "exact", wave: int = WAVE,
-) -> JudgedCandidates:  # fmt: skip
-    """Choose among the candidates of one problem; see `choose_among`."""
-    scores = StepScores(rewarder, row.problem.problem, ledger)
-    solutions = [candidate.steps for candidate in row.candidates]
-    contenders = [scores.solution(steps, aggregation) for steps in solutions]
-    if stopping == "none":
-        await all_or_none(map(scores.judge_in_full, dict.fromkeys(solutions)))
-    chosen = next(iter(await race(contenders, wave=wave)), None)
-    rewards = []
-    for steps, contender in zip(solutions, contenders, strict=True):
-        low, high = contender.bounds
-        settled = next(contender.outlook(), None) is None  # Nothing is left to draw.
-        rewards.append(CandidateReward(low=low, high=high, settled=settled, steps=scores.rewards(steps)))
-    fell_back = chosen is not None and all(reward.high is None for reward in rewards)
-    return JudgedCandidates(**dict(row), rewards=tuple(rewards), chosen=chosen, fell_back=fell_back)
 
 
 def read_candidate_run(folder: str | Path, *, limit: int | None = None) -> CandidateRows:

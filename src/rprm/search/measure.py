@@ -313,7 +313,7 @@ def _evaluate(
     right = [[grade.correct is True for grade in one.grades] for one in run.attempts]
     if not run.is_search:
         pools = [
-            Pool.of(correct, one.groups, [one.rewards[how] for how in run.aggregations])
+            Pool(correct, one.groups, [one.rewards[how] for how in run.aggregations])
             for correct, one in zip(right, run.attempts, strict=True)
         ]
         by_reward = [f"{way} ({how})" for way in ("Best-of-N", "weighted vote of N") for how in run.aggregations]

@@ -71,7 +71,7 @@ async def race(contenders: Sequence[Contender], num_wanted: int = 1, *, wave: in
     """Draw until the best are certain, by final value, of equal ones the first; returns their indices, ascending.
 
     What is drawn does not depend on how long draws take, but on `wave`, the most draws to make at once: more of them
-    are fewer waves, and more draws in all. The same contender may stand at several places."""
+    are fewer waves, and more draws in all. Equal contenders may stand at several places."""
     while draws := _next_wave(contenders, num_wanted, wave):
         await all_or_none(contenders[index].draw(num_draws) for index, num_draws in sorted(draws.items()))
     return sorted(_ranked([_key(contender.bounds[1]) for contender in contenders])[:num_wanted])
@@ -85,7 +85,8 @@ async def settle(contender: Contender) -> None:
 def _next_wave(contenders: Sequence[Contender], num_wanted: int, wave: int) -> Counter[int]:
     """How often to draw from which contender; nothing once the best are certain. Drawn from is the one of the best that
     is the least sure of its place; each draw of a wave is planned as if those before it said what is expected."""
-    same = [contenders.index(contender) for contender in contenders]
+    places: dict[Contender, int] = {}
+    same = [places.setdefault(contender, place) for place, contender in enumerate(contenders)]
     known = [contender.bounds for contender in contenders]
     outlooks = [contender.outlook() for contender in contenders]
     draws: Counter[int] = Counter()
@@ -131,18 +132,13 @@ class StepScores:
         #: K; None where the rewarder writes no analyses.
         self.num_analyses = None if self._sampler is None else self._sampler.rule.num_analyses
         self._steps: dict[Steps, _AnalysedStep] = {}
-        self._contenders: dict[tuple[Steps, Aggregation], Contender] = {}
         self.judged: dict[Steps, tuple[StepReward, ...]] = {(): ()}
 
     def solution(self, steps: Steps, aggregation: Aggregation) -> Contender:
-        """A solution, whole or as far as it goes. Equal ones are the same contender."""
-        if (found := self._contenders.get((steps, aggregation))) is None:
-            if (analysed := self._analysed(steps)) is None:
-                found = _JudgedWhole(self, steps, aggregation)
-            else:
-                found = _AnalysedSolution(analysed[-1:] if aggregation == "last" else analysed, aggregation)
-            self._contenders[steps, aggregation] = found
-        return found
+        """A solution, whole or as far as it goes. Equal ones are equal contenders."""
+        if (analysed := self._analysed(steps)) is None:
+            return _JudgedWhole(self, steps, aggregation)
+        return _AnalysedSolution(tuple(analysed[-1:] if aggregation == "last" else analysed), aggregation)
 
     def rewards(self, steps: Steps) -> tuple[StepReward, ...]:
         """Of those steps of a solution that were judged, each as far as it was."""
@@ -178,7 +174,7 @@ class StepScores:
         return self._ledger and self._ledger.scoped(digest_of(steps))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class _JudgedWhole:
     """A solution that one draw settles: every one that could be the best has to be judged."""
 
@@ -254,12 +250,12 @@ class _Outlook:
         self.bounds = self.total / most, (self.total + self.num_left) / most
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class _AnalysedSolution:
     """A solution whose steps are analysed one at a time, next always the one that promises the lowest reward:
     that rules a weak solution out soonest, and a strong one needs all its steps in any case."""
 
-    steps: Sequence[_AnalysedStep]
+    steps: tuple[_AnalysedStep, ...]
     aggregation: Aggregation
 
     @property
