@@ -38,7 +38,7 @@ def judge(
         "lean: what the first error needs, and no more. full: all analyses of every step, for ranking, "
         "reinforcement learning and other thresholds.",
     ] = "lean",
-    limit: Annotated[int | None, typer.Option(min=1, help="Judge the first N rows alone.")] = None,
+    limit: Annotated[int | None, {"min": 1}, "Judge the first N rows alone."] = None,
     strict: Strict = False,
     json: Annotated[bool, "--json", "One JSON object a solution, on standard output."] = False,
     analyses: Annotated[bool, "--analyses", "Show the analyses too."] = False,
@@ -100,9 +100,6 @@ def judge(
 
 
 def refuse_nothing_judged(totals: Any) -> None:
-    """
-    Raises:
-        RunError: by its totals a run gave no step a reward; the message has the reason of the first.
-    """
+    """A `RunError` where by its totals a run gave no step a reward; it has the reason of the first."""
     if totals.nothing_judged:
         raise RunError(f"no step of any solution could be judged; the first: {totals.failure}")

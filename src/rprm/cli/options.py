@@ -1,7 +1,4 @@
-"""Options of the commands, each written once: a field of a dataclass is an option, with its default and its help.
-
-A command that takes such a dataclass is wrapped in `with_options`, which lets typer see the fields in its place.
-"""
+"""Options of the commands, each written once: a field of a dataclass is an option, with its default and its help."""
 
 from __future__ import annotations
 
@@ -26,6 +23,8 @@ if TYPE_CHECKING:
     from rprm.search.policy import Policy
 
 T = TypeVar("T")
+
+_MIN_1 = {"min": 1}
 
 
 def with_options(command: Callable[..., T]) -> Callable[..., T]:
@@ -60,13 +59,15 @@ def with_options(command: Callable[..., T]) -> Callable[..., T]:
 
 
 def _option(annotation: Any) -> Any:
-    """A type as typer takes it. Settings of the library say in plain texts what an option says of itself:
-    `Annotated[int, "Its help."]`, or `Annotated[int, "--its-name", "Its help."]`."""
-    texts = [text for text in getattr(annotation, "__metadata__", ()) if isinstance(text, str)]
+    """A type as typer takes it. An option says of itself in plain texts `Annotated[int, "Its help."]`, or
+    `Annotated[int, "--its-name", {"min": 1}, "Its help."]` with more arguments of `typer.Option`."""
+    metadata = getattr(annotation, "__metadata__", ())
+    texts = [text for text in metadata if isinstance(text, str)]
     if not texts:
         return annotation
     *names, help = texts
-    return Annotated[get_args(annotation)[0], typer.Option(*names, help=help)]
+    more = {name: value for one in metadata if isinstance(one, dict) for name, value in one.items()}
+    return Annotated[get_args(annotation)[0], typer.Option(*names, help=help, **more)]
 
 
 def given(context: typer.Context, options: DataclassInstance) -> dict[str, Any]:
@@ -76,10 +77,7 @@ def given(context: typer.Context, options: DataclassInstance) -> dict[str, Any]:
 
 
 Output = Annotated[
-    Path | None,
-    typer.Option(
-        "--output", "-o", help="Run folder: results are kept there, and the same command resumes a killed run."
-    ),
+    Path | None, "--output", "-o", "Run folder: results are kept there, and the same command resumes a killed run."
 ]
 Json = Annotated[bool, "--json", "One JSON object on standard output."]
 Model = Annotated[
@@ -105,11 +103,8 @@ class AnalysisOptions:
     )
     ask: Annotated[
         str | None,
-        typer.Option(
-            metavar="TEXT|FILE",
-            help="What an analysis without a verdict is asked, in place of the prompt's marker; implies "
-            "--force-verdict.",
-        ),
+        {"metavar": "TEXT|FILE"},
+        "What an analysis without a verdict is asked, in place of the prompt's marker; implies --force-verdict.",
     ] = None
     prompt: Annotated[str | None, "Prompt template: a file, or a built-in name (`rprm prompts list`)."] = None
     temperature: Annotated[float | None, "Of the analyses.  [default: 0.95]"] = None
@@ -118,17 +113,9 @@ class AnalysisOptions:
     seed: Seed = 0
 
     def rewarder(self, model: str, *, in_full: bool = False, **fixed: Any) -> StepRewarder:
-        """What rewards steps.
-
-        Args:
-            model: its spec.
-            in_full: every reward in full, as `RPRM.score` gives it.
-            fixed: options of `load_rewarder` that the command decides.
-
-        Raises:
-            InputError: early stopping, with `in_full` or the published procedure.
-            RprmError: see `load_rewarder`.
-        """
+        """What rewards steps; `in_full`: every reward in full, as `RPRM.score` gives it. `fixed` are options of
+        `load_rewarder` (whose errors see) that the command decides. An `InputError` where everything is to be drawn,
+        and early stopping is asked for."""
         from rprm.rewarders import load_rewarder
 
         options = asdict(self) | fixed
@@ -194,19 +181,16 @@ class SetOptions:
 
     sets: Annotated[
         str | None,
-        typer.Option(
-            "--set",
-            metavar="LIST",
-            help="Mathematics sets, with commas between them: aime24, amc23, math500, olympiadbench, college_math, "
-            "minerva_math, gsm8k.",
-        ),
+        "--set",
+        {"metavar": "LIST"},
+        "Mathematics sets, with commas between them: aime24, amc23, math500, olympiadbench, college_math, "
+        "minerva_math, gsm8k.",
     ] = None
     data: Annotated[
-        str | None,
-        typer.Option(metavar="PATH", help="Of --set: a folder with SET.jsonl, or one file, in place of the hub."),
+        str | None, {"metavar": "PATH"}, "Of --set: a folder with SET.jsonl, or one file, in place of the hub."
     ] = None
     revision: Annotated[str | None, "Of the one --set on the hub."] = None
-    limit: Annotated[int | None, typer.Option(min=1, help="The first N problems (of each set) alone.")] = None
+    limit: Annotated[int | None, _MIN_1, "The first N problems (of each set) alone."] = None
     problems: Path | None = None
 
     @property
@@ -215,11 +199,7 @@ class SetOptions:
         return {} if self.limit is None else {"limit": self.limit}
 
     def read(self) -> Problems:
-        """The problems that are named.
-
-        Raises:
-            InputError: sets and a file are named, or neither; or see `read_mathematics` and `read_problem_file`.
-        """
+        """The problems that are named: of sets, or of a file (else `InputError`)."""
         from rprm.benchmarks.mathematics import read_mathematics, read_problem_file
 
         if self.problems is None and self.sets is not None:
@@ -236,8 +216,7 @@ class ProblemOptions(SetOptions):
     """Problems of the mathematics sets, or of a file."""
 
     problems: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Problems of your own: {id?, problem | question, answer?, set?} a row."),
+        Path | None, {"metavar": "FILE"}, "Problems of your own: {id?, problem | question, answer?, set?} a row."
     ] = None
 
 
@@ -247,7 +226,7 @@ class PolicyOptions:
     (NJUNLP/R-PRM, src/reward-guide-search)."""
 
     policy_prompt: Annotated[str | None, "The policy's template: a file, a model folder, or a built-in name."] = None
-    policy_temperature: Annotated[float, typer.Option(min=0.0, help="Of the policy.")] = 1.0
+    policy_temperature: Annotated[float, {"min": 0.0}, "Of the policy."] = 1.0
     policy_top_p: Annotated[float, "Of the policy."] = 0.95
     policy_max_tokens: int = 2048
 
@@ -268,8 +247,8 @@ class PolicyOptions:
 class CandidateOptions(PolicyOptions):
     """How a policy writes candidates: 8, as next steps in the paper's guided search."""
 
-    policy_max_tokens: Annotated[int, typer.Option(min=1, help="Longest solution, in tokens.")] = 2048
-    num_candidates: Annotated[int, typer.Option("-n", "--num-candidates", min=1, help="Solutions of each problem.")] = 8
+    policy_max_tokens: Annotated[int, _MIN_1, "Longest solution, in tokens."] = 2048
+    num_candidates: Annotated[int, "-n", "--num-candidates", _MIN_1, "Solutions of each problem."] = 8
 
     def sample(
         self, spec: str, seed: int, problems: Problems, settings: dict[str, Any], output: Path, strict: bool,
@@ -310,11 +289,9 @@ class ChoiceOptions:
     ] = "exact"
     wave: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            help="For --stopping exact: most analyses of a problem at once. Fewer cost less in all, more are sooner "
-            "done.  [default: 4; of guided, beam and dvts two for each next step]",
-        ),
+        _MIN_1,
+        "For --stopping exact: most analyses of a problem at once. Fewer cost less in all, more are sooner done.  "
+        "[default: 4; of guided, beam and dvts two for each next step]",
     ] = None
 
 
@@ -324,25 +301,16 @@ class SearchOptions(ChoiceOptions):
 
     aggregate: Aggregate = "last"
     num_samples: Annotated[
-        int | None,
-        typer.Option("-n", "--num-samples", min=1, help="Of beam and dvts: next steps in a round.  [default: 4]"),
+        int | None, "-n", "--num-samples", _MIN_1, "Of beam and dvts: next steps in a round.  [default: 4]"
     ] = None
-    width: Annotated[
-        int | None, typer.Option(min=1, help="Next steps after each step held.  [default: 8; of beam and dvts 4]")
-    ] = None
-    max_rounds: Annotated[
-        int | None, typer.Option(min=1, help="Most steps of a solution.  [default: 30; of beam and dvts 40]")
-    ] = None
-    step_tokens: Annotated[int, typer.Option(min=1, help="Longest step, in tokens.")] = 512
+    width: Annotated[int | None, _MIN_1, "Next steps after each step held.  [default: 8; of beam and dvts 4]"] = None
+    max_rounds: Annotated[int | None, _MIN_1, "Most steps of a solution.  [default: 30; of beam and dvts 40]"] = None
+    step_tokens: Annotated[int, _MIN_1, "Longest step, in tokens."] = 512
     max_solution_tokens: Annotated[
-        int | None, typer.Option(min=1, help="A solution that has not ended by then is given up.  [default: no limit]")
+        int | None, _MIN_1, "A solution that has not ended by then is given up.  [default: no limit]"
     ] = None
 
     def strategy(self, name: StrategyName) -> Strategy:
-        """
-        Raises:
-            RprmError: see `search_strategy`.
-        """
         from rprm.search.guided import search_strategy
 
         if name == "guided" and self.num_samples is not None:

@@ -32,15 +32,11 @@ if TYPE_CHECKING:
     from rprm.search.guided import StrategyName
     from rprm.search.policy import Policy
 
-app = typer.Typer(
-    rich_markup_mode=None,
-    no_args_is_help=True,
-    help="Better answers out of a policy: candidates, Best-of-N, guided search.",
-)
+_HELP = "Better answers out of a policy: candidates, Best-of-N, guided search."
+app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help=_HELP)
 
-PolicySpec = Annotated[
-    str, typer.Option("--policy", "-p", metavar="SPEC", help="The model that writes solutions, as for `rprm judge -m`.")
-]
+_SPEC = {"metavar": "SPEC"}
+PolicySpec = Annotated[str, "--policy", "-p", _SPEC, "The model that writes solutions, as for `rprm judge -m`."]
 
 
 @dataclass
@@ -48,8 +44,7 @@ class Outcome:
     """Where a run is kept; what it comes to and, where there are gold answers, how often it is right."""
 
     output: Annotated[
-        Path,
-        typer.Option("--output", "-o", help="Run folder: results are kept there, and a killed run goes on from there."),
+        Path, "--output", "-o", "Run folder: results are kept there, and a killed run goes on from there."
     ]
     strict: Strict = False
     json: Json = False
@@ -128,18 +123,12 @@ def best_of_n(
     model: Model, run: Outcome, which: ProblemOptions, choice: ChoiceOptions, analysis: AnalysisOptions,
     how: CandidateOptions,
     candidates: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="RUN|FILE",
-            help="A run of `rprm search sample`; or rows {id | problem, solutions[] | solution | steps[]} of the "
-            "problems of --set or --problems.",
-        ),
+        Path | None, {"metavar": "RUN|FILE"},
+        "A run of `rprm search sample`; or rows {id | problem, solutions[] | solution | steps[]} of the problems of "
+        "--set or --problems.",
     ] = None,
     policy: Annotated[
-        str | None,
-        typer.Option(
-            "--policy", "-p", metavar="SPEC", help="In place of --candidates: sample them first, to OUTPUT/candidates."
-        ),
+        str | None, "--policy", "-p", _SPEC, "In place of --candidates: sample them first, to OUTPUT/candidates."
     ] = None,
 ) -> None:  # fmt: skip
     """Choose the candidate with the highest reward. Killed, it goes on from where it was.
@@ -212,12 +201,11 @@ def search_rewarder(model: str, analysis: AnalysisOptions, policy: Policy, polic
 
 
 @app.command()
+@with_options
 def show(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of guided, beam or dvts.")],
-    id: Annotated[str | None, typer.Option("--id", help="Of one problem; all of them by default.")] = None,
-    max_characters: Annotated[
-        int | None, typer.Option("--max-characters", min=1, help="Cut each step to so many characters.")
-    ] = None,
+    id: Annotated[str | None, "Of one problem; all of them by default."] = None,
+    max_characters: Annotated[int | None, {"min": 1}, "Cut each step to so many characters."] = None,
 ) -> None:
     """Show search trees: what was proposed, what it was worth, what was kept.
 

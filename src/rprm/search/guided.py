@@ -2,9 +2,8 @@
 
 In each round of a tree the policy samples next steps after every step that the beam holds; those that read alike become
 one; the best of all are the next beam, and those of them that end a solution leave it. Choices are by score, of equal
-ones the step drawn more often, then the one drawn first; no score stands below every number.
-
-A stored tree holds all that its search read from policy and rewarder: `tests/search/replay.py` searches again from it.
+ones the step drawn more often, then the one drawn first; no score stands below every number. A stored tree holds all
+that its search read from policy and rewarder: `tests/search/replay.py` searches again from it.
 """
 
 from __future__ import annotations
@@ -58,19 +57,16 @@ _DEFAULTS: dict[StrategyName, tuple[int, int, int]] = {"guided": (8, 8, 30), "be
 
 
 class Strategy(Record):
-    """How a search spends its samples: `num_trees` with `beam_size` steps that each goes on from (and solutions that it
-    ends with), `width` next steps sampled for each of them, a score by `aggregation`. A solution of
-    `max_solution_tokens` that has not ended is given up. `wave`: see `race`; None judges everything in full, with the
-    same choices."""
+    """How a search spends its samples."""
 
     name: str
     num_trees: PositiveInt
-    beam_size: PositiveInt
-    width: PositiveInt
+    beam_size: PositiveInt  #: steps that a tree goes on from, and solutions that it ends with
+    width: PositiveInt  #: next steps sampled for each of them
     aggregation: Aggregation
     max_rounds: PositiveInt
-    max_solution_tokens: PositiveInt | None = None
-    wave: PositiveInt | None
+    max_solution_tokens: PositiveInt | None = None  #: a solution that has not ended by then is given up
+    wave: PositiveInt | None  #: see `race`; None judges everything in full, with the same choices
 
     @property
     def num_samples(self) -> int:
@@ -83,11 +79,9 @@ def search_strategy(
     max_rounds: int | None = None, max_solution_tokens: int | None = None, racing: bool = True, wave: int | None = None,
 ) -> Strategy:  # fmt: skip
     """A strategy by name: "guided" is one tree with a beam of one, "beam" one with a beam of n / width, "dvts" (diverse
-    verifier tree search) n / width trees with a beam of one each, which cannot crowd each other out.
-
-    `n` next steps are sampled in a round; of "guided", the width. `racing` judges no further than choices need, in a
-    `wave` of two for each next step by default. An `RprmError` where n is no multiple of the width, or a number is
-    below 1."""
+    verifier tree search) n / width trees with a beam of one each, which cannot crowd each other out. `n` next steps are
+    sampled in a round; of "guided", the width. `racing` judges no further than choices need, in a `wave` of two for
+    each next step by default. An `RprmError` where n is no multiple of the width, or a number is below 1."""
     default_n, default_width, default_rounds = _DEFAULTS[name]
     width = default_width if width is None else width
     n = width if name == "guided" else default_n if n is None else n
@@ -145,21 +139,18 @@ class PolicyRefusal(Record):
 
 
 class SearchTree(ProblemRow):
-    """The search for one problem's solution: `nodes`, a parent before its children; `finished`, those that end a
-    solution, as they were found; `chosen`, the last node of the chosen solution, which is `text` (None where there
-    is not one step); `fell_back`: that one ends no solution, or has no reward. `num_analyses` is K, None without
-    analyses."""
+    """The search for one problem's solution."""
 
     strategy: Strategy
-    num_analyses: int | None
+    num_analyses: int | None  #: K; None without analyses
     step_separator: str
-    nodes: tuple[SearchNode, ...]
+    nodes: tuple[SearchNode, ...]  #: a parent before its children
     ends: tuple[EndReason, ...]
     refusals: tuple[PolicyRefusal, ...] = ()
-    finished: tuple[int, ...]
-    chosen: int | None
-    fell_back: bool
-    text: str
+    finished: tuple[int, ...]  #: nodes that end a solution, as they were found
+    chosen: int | None  #: the last node of the chosen solution; None where there is not one step
+    fell_back: bool  #: the chosen one ends no solution, or has no reward
+    text: str  #: the chosen solution
     num_policy_tokens: int
     num_judge_tokens: int
 
@@ -326,9 +317,8 @@ class _Tree:
 
 
 class _Search:
-    """The search for one problem's solution. What is drawn never depends on how long it takes: trees go round by round
-    together, and those that may meet at the same step, having the same first one, judge one after the other."""
-
+    # What is drawn never depends on how long it takes: trees go round by round together, and those that may meet at the
+    # same step, having the same first one, judge one after the other.
     def __init__(self, search: GuidedSearch, problem: Problem, ledger: Ledger | None) -> None:
         self.search, self.strategy, self.problem, self.ledger = search, search.strategy, problem, ledger
         self.scores = StepScores(search.rewarder, problem.problem, ledger)

@@ -39,26 +39,18 @@ _ROWS: dict[str, type[Any]] = {SAMPLE: Candidates, BEST_OF_N: JudgedCandidates, 
 
 @dataclass(frozen=True)
 class Attempts:
-    """The n solutions of one problem in one run, the index of the one that it chose, whether without a reward to go by.
-
-    Attributes:
-        digest: of the solutions' texts.
-        answers: the final answer of each, None where it gives none.
-        policy_tokens, judge_tokens: None where they were not counted, or nothing was judged.
-        rewards: by aggregation, of each; empty where they were not judged in full.
-        grades, groups: of the answers, once they are graded.
-    """
+    """The n solutions of one problem in one run, and the index of the one that it chose."""
 
     problem: Problem
-    digest: str
-    answers: tuple[str | None, ...]
-    policy_tokens: int | None
-    judge_tokens: int | None = None
+    digest: str  #: of the solutions' texts
+    answers: tuple[str | None, ...]  #: the final answer of each, None where it gives none
+    policy_tokens: int | None  #: None where they were not counted
+    judge_tokens: int | None = None  #: None where nothing was judged
     chosen: int | None = None
-    fell_back: bool = False
+    fell_back: bool = False  #: it chose without a reward to go by
     failure: str | None = None
-    rewards: dict[Aggregation, tuple[float | None, ...]] = field(default_factory=dict)
-    grades: tuple[Grade, ...] = ()
+    rewards: dict[Aggregation, tuple[float | None, ...]] = field(default_factory=dict)  #: empty unless judged in full
+    grades: tuple[Grade, ...] = ()  #: of the answers, once they are graded; their groups likewise
     groups: tuple[int, ...] = ()
 
     @classmethod
@@ -84,21 +76,15 @@ class Attempts:
 
 @dataclass(frozen=True, eq=False)
 class SearchRun:
-    """A run of a search command; `policy` and `judge` as tables print them.
-
-    Attributes:
-        method: how it chose a solution (`Best-of-N (min)`); None where it only sampled.
-        is_search: it is guided step by step, so that a problem has the one solution it arrived at.
-        notes: what a reader of its figures must know, in sentences.
-    """
+    """A run of a search command; `policy` and `judge` as tables print them."""
 
     name: str
-    method: str | None
+    method: str | None  #: how it chose a solution (`Best-of-N (min)`); None where it only sampled
     policy: str
     judge: str | None
     attempts: tuple[Attempts, ...]
-    is_search: bool = False
-    notes: tuple[str, ...] = ()
+    is_search: bool = False  #: guided step by step, so that a problem has the one solution it arrived at
+    notes: tuple[str, ...] = ()  #: what a reader of its figures must know, in sentences
 
     @cached_property
     def digest(self) -> str:
@@ -155,17 +141,11 @@ def measure_runs(
     runs: Sequence[SearchRun], *, grader: Grader | None = None, baseline: str | None = None, curve: bool = False,
     num_resamples: int = DEFAULT_RESAMPLES, seed: int = 0,
 ) -> SearchMeasurement:  # fmt: skip
-    """Measure runs on the problems that all of them have, and that have a gold answer.
+    """Measure runs on the problems that all have, and that have a gold answer; `curve`: with fewer candidates too.
 
-    Args:
-        baseline: the row that others are compared with, besides the majority: `pass@1` (the default), `majority@8`,
-            `Best-of-N (min)`, ... A row is compared with that of its own candidates, or the first where it has none.
-        curve: also with fewer candidates.
-        num_resamples, seed: of the bootstrap.
-
-    Raises:
-        BenchmarkError: there is no run, problem or such baseline; runs differ in a problem of one id.
-    """
+    `baseline` is the row that others are compared with, besides the majority: `pass@1` (the default), `majority@8`,
+    `Best-of-N (min)`, ... A row is compared with that of its own candidates, or the first where it has none.
+    A `BenchmarkError` where there is no run, problem or such baseline, or runs differ in a problem of one id."""
     if not runs:
         raise BenchmarkError("no run to measure")
     if num_resamples < 1:
@@ -308,8 +288,7 @@ def _lines(
 def _evaluate(
     run: SearchRun, curve: bool, with_pool: bool, seed: int
 ) -> Iterator[tuple[list[tuple[str, int | None]], Floats, Floats]]:
-    """The strategies and sizes of C lines at a time, with their accuracy on each problem, (P, C), and replicates of
-    that, (P, R, C)."""
+    """Strategies and sizes, C at a time, their accuracy on each problem, (P, C), and replicates of it, (P, R, C)."""
     right = [[grade.correct is True for grade in one.grades] for one in run.attempts]
     if not run.is_search:
         pools = [

@@ -83,8 +83,8 @@ async def settle(contender: Contender) -> None:
 
 
 def _next_wave(contenders: Sequence[Contender], num_wanted: int, wave: int) -> Counter[int]:
-    """How often to draw from which contender; nothing once the best are certain. Drawn from is the one of the best that
-    is the least sure of its place; each draw of a wave is planned as if those before it said what is expected."""
+    """How often to draw from which contender; nothing once the best are certain."""
+    # Drawn from is the one of the best that is the least sure of its place, as if earlier draws said what is expected.
     places: dict[Contender, int] = {}
     same = [places.setdefault(contender, place) for place, contender in enumerate(contenders)]
     known = [contender.bounds for contender in contenders]
