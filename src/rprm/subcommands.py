@@ -1,8 +1,6 @@
-"""Commands of `rprm` as the stages of something larger, each in a process of its own and a folder of its own.
-
-A GPU's memory is free again when the next stage begins, training goes through any launcher, and what a stage leaves in
-its folder is what anyone running it by hand would find there.
-"""
+"""Commands of `rprm` as the stages of something larger, each in a process of its own and a folder of its own: a GPU's
+memory is free again when the next stage begins, training goes through any launcher, and a stage leaves in its folder
+what anyone running it by hand would find there."""
 
 from __future__ import annotations
 
@@ -24,15 +22,9 @@ def is_complete(folder: Path) -> bool:
 
 
 class Subcommand:
-    """A command of `rprm` that runs, as `process`. What it says goes to `FOLDER.log`.
-
-    Args:
-        folder: its --output.
-        arguments: the command and its options.
-        launcher: what starts it in place of this Python, such as `accelerate launch --config_file F`.
-        environment: variables set for it.
-        attached: whether its progress line may go to the terminal, where there is one.
-    """
+    """A command of `rprm` that runs, as `process`; `folder` is its --output. What it says goes to `FOLDER.log`; where
+    `attached`, its progress line goes to the terminal, if there is one. `launcher` starts it in place of this Python,
+    such as `accelerate launch --config_file F`; `environment` has variables set for it."""
 
     def __init__(
         self, folder: Path, arguments: Sequence[str], *, launcher: Sequence[str] = (),

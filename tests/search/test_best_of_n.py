@@ -23,6 +23,7 @@ from rprm.rewarders.rprm import Judge
 from rprm.runs import read_manifest
 from rprm.search.candidates import (
     BestOfNTotals,
+    Candidate,
     CandidateRows,
     Candidates,
     ChoiceStopping,
@@ -30,7 +31,6 @@ from rprm.search.candidates import (
     choose_among,
 )
 from rprm.search.choosing import best_of
-from rprm.search.policy import Candidate
 from rprm.search.racing import AGGREGATIONS, Aggregation, aggregate
 from rprm.stopping import StoppingRule
 

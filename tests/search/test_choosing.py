@@ -20,7 +20,6 @@ from rprm.search.choosing import (
     accuracies,
     best_of,
     majority,
-    powers_up_to,
     weighted_vote,
 )
 
@@ -218,11 +217,6 @@ def test_replicates_are_draws_with_replacement() -> None:
     # pass@1 of 8 draws of a candidate that is one in eight: standard deviation sqrt(1/8 * 7/8 / 8) = 0.117; that of the
     # 100 draws, which all pools of 8 share, is 0.117 * (1 +- 0.07).
     assert replicates[0, :, 0].std() == pytest.approx(0.117, abs=0.03)
-
-
-@pytest.mark.parametrize(("n", "sizes"), [(1, [1]), (2, [1, 2]), (8, [1, 2, 4, 8]), (6, [1, 2, 4, 6])])
-def test_powers(n: int, sizes: list[int]) -> None:
-    assert powers_up_to(n) == sizes
 
 
 def test_too_many_candidates_are_refused() -> None:

@@ -14,10 +14,8 @@ from rprm.errors import RprmError
 
 
 class OpenGroup(TyperGroup):
-    """A group's own commands, then those of other distributions.
-
-    A command that cannot be loaded says so in the help and fails when it is run; a name of ours stays ours.
-    """
+    """A group's own commands, then those of other distributions. One that cannot be loaded says so in the help and
+    fails when it is run; a name of ours stays ours."""
 
     #: A distribution adds commands by entry points of this group: `NAME = "module:typer_app"`.
     entry_points: ClassVar[str] = "rprm.commands"
@@ -92,13 +90,11 @@ class _Root(OpenGroup):
     own: ClassVar[dict[str, str]] = {name: f"rprm.cli.{place}" for name, (place, _) in _COMMANDS.items()}
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        names = self.list_commands(ctx)
-        limit = formatter.width - 6 - max(map(len, names))
-        others = {name: self.get_command(ctx, name) for name in names if name not in _COMMANDS}
-        about = {name: text for name, (_, text) in _COMMANDS.items()}
-        about |= {name: other.get_short_help_str(limit) for name, other in others.items()}
+        rows = [(name, text) for name, (_, text) in _COMMANDS.items()]
+        others = {name: self.get_command(ctx, name) for name in self.list_commands(ctx) if name not in _COMMANDS}
+        rows += [(name, other.get_short_help_str(formatter.width - 6 - len(name))) for name, other in others.items()]
         with formatter.section("Commands"):
-            formatter.write_dl(list(about.items()))
+            formatter.write_dl(rows)
 
 
 app = typer.Typer(

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rprm.cli.bench import Resamples, app, show
+from rprm.cli.judge import leave
 from rprm.cli.options import CandidateOptions, Json, Output, Seed, SetOptions, with_options
-from rprm.cli.search import leave
 from rprm.errors import InputError
 
 if TYPE_CHECKING:

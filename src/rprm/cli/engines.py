@@ -6,12 +6,9 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
-
-
-@app.callback()
-def engines() -> None:
-    """Engines: where a model's completions come from."""
+_HELP = "Engines: where a model's completions come from."
+#: With a callback it is a group, of one command.
+app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help=_HELP, callback=lambda: None)
 
 
 @app.command()

@@ -12,11 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from rprm.cli import EXIT_REJECTED
 from rprm.cli.options import FirstErrorOptions, Model, Output, Strict, with_options
 from rprm.errors import InputError, RunError
 
 if TYPE_CHECKING:
     from rprm.records import Solution, SolutionReward
+
+_KNOWS = "the embedded model knows the lab's word problems only, with whole numbers up to 9,999"
+_OUTSIDE = "outside what the embedded model knows"
+_FIX = "name a model with --model, such as r-prm-7b on a GPU"
 
 
 @with_options
@@ -51,8 +56,6 @@ def judge(
     """
     from rich.console import Console
 
-    from rprm.cli import EXIT_REJECTED
-    from rprm.cli.embedded import EmbeddedScope
     from rprm.cli.progress import run_behind_progress
     from rprm.reading import Source, read_solutions
     from rprm.report.solutions import render_solution, render_totals
@@ -68,10 +71,8 @@ def judge(
         if json:
             print(result.model_dump_json(), flush=True)
         elif not quiet:
-            threshold = rewarder.threshold
-            console.print(
-                render_solution(solution, result, threshold=threshold, analyses=analyses, note=note, told=told)
-            )
+            how: dict[str, Any] = {"threshold": rewarder.threshold, "analyses": analyses, "note": note, "told": told}
+            console.print(render_solution(solution, result, **how))
 
     with tempfile.TemporaryDirectory(prefix="rprm-") as folder:
         path = Path(folder) / "standard-input"
@@ -93,13 +94,50 @@ def judge(
         console.print(render_totals(totals, output))
     scope.tell()
     refuse_nothing_judged(totals)
-    if totals.num_rejected:
-        raise typer.Exit(EXIT_REJECTED)
+    leave(totals.num_rejected)
     if not totals.num_solutions:
         raise InputError(f"{input}: holds no solution")
+
+
+def leave(num_rejected: int) -> None:
+    """Exit code 3 where rows were rejected."""
+    if num_rejected:
+        raise typer.Exit(EXIT_REJECTED)
 
 
 def refuse_nothing_judged(totals: Any) -> None:
     """A `RunError` where by its totals a run gave no step a reward; it has the reason of the first."""
     if totals.nothing_judged:
         raise RunError(f"no step of any solution could be judged; the first: {totals.failure}")
+
+
+class EmbeddedScope:
+    """Marks and counts the solutions outside of what the embedded model knows; silent for any other model's spec."""
+
+    def __init__(self, model: str | None) -> None:
+        self._is_embedded = model is not None and model.partition("?")[0] == "embedded"
+        self.num_solutions = self.num_outside = 0
+        if self._is_embedded:
+            _say(f"{_KNOWS}; for other mathematics {_FIX}", "dim")
+
+    def note(self, solution: Solution) -> str | None:
+        """Count a judged solution; why its rewards mean nothing, None where it may be of the lab's world."""
+        from rprm.embedded import outside_world
+
+        self.num_solutions += 1
+        if not self._is_embedded or (reason := outside_world(solution)) is None:
+            return None
+        self.num_outside += 1
+        return f"{_OUTSIDE}: {reason}; {_FIX}"
+
+    def tell(self) -> None:
+        """Say how many solutions lay outside."""
+        if self.num_outside:
+            counts = f"{self.num_outside:,} of {self.num_solutions:,} solutions lie {_OUTSIDE}"
+            _say(f"{counts}: their rewards mean nothing; {_FIX}", "yellow")
+
+
+def _say(text: str, style: str) -> None:
+    from rich.console import Console
+
+    Console(stderr=True, highlight=False).print(text, style=style, markup=False, soft_wrap=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -18,20 +18,15 @@ if TYPE_CHECKING:
 
     from rprm.benchmarks.mathematics import Problems
     from rprm.rewarders.base import StepRewarder
-    from rprm.search.candidates import SampleTotals
+    from rprm.search.candidates import Policy, SampleTotals
     from rprm.search.guided import Strategy, StrategyName
-    from rprm.search.policy import Policy
-
-T = TypeVar("T")
 
 _MIN_1 = {"min": 1}
 
 
-def with_options(command: Callable[..., T]) -> Callable[..., T]:
-    """A command whose parameters that are dataclasses are options: one for each field, of its type and default.
-
-    A field whose type is not `Annotated` is no option and keeps its default.
-    """
+def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command whose parameters that are dataclasses are options: one for each field, of its type and default. A field
+    whose type is not `Annotated` is no option and keeps its default."""
     groups: dict[str, tuple[Any, list[str]]] = {}
     parameters: list[inspect.Parameter] = []
     hints = get_type_hints(command, include_extras=True)
@@ -47,7 +42,7 @@ def with_options(command: Callable[..., T]) -> Callable[..., T]:
         ]
 
     @wraps(command)
-    def run(**values: Any) -> T:
+    def run(**values: Any) -> Any:
         for name, (kind, options) in groups.items():
             values[name] = kind(**{option: values.pop(option) for option in options})
         return command(**values)
@@ -234,7 +229,7 @@ class PolicyOptions:
         """A policy; an `InputError` where the top-p is none, or an engine or template cannot be loaded."""
         from rprm.engines import Sampling, load_engine
         from rprm.prompts import carried_policy_template, load_policy_template
-        from rprm.search.policy import Policy
+        from rprm.search.candidates import Policy
 
         if not 0.0 < self.policy_top_p <= 1.0:
             raise InputError(f"--policy-top-p is {self.policy_top_p}; give a number above 0, at most 1")
@@ -268,7 +263,7 @@ class CandidateOptions(PolicyOptions):
             lambda callbacks: sample_candidates(
                 policy, problems, number, output=output, settings=settings, strict=strict, callbacks=callbacks
             ),
-            policy.aclose, len(problems.problems), on_result, noun="problems", activity="sampling",
+            policy.engine.aclose, len(problems.problems), on_result, noun="problems", activity="sampling",
         )  # fmt: skip
 
 

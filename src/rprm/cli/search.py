@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rprm.cli import EXIT_REJECTED
-from rprm.cli.judge import refuse_nothing_judged
+from rprm.cli.judge import leave, refuse_nothing_judged
 from rprm.cli.options import (
     AnalysisOptions,
     CandidateOptions,
@@ -29,8 +29,8 @@ from rprm.errors import InputError, RunError
 
 if TYPE_CHECKING:
     from rprm.rewarders.base import StepRewarder
+    from rprm.search.candidates import Policy
     from rprm.search.guided import StrategyName
-    from rprm.search.policy import Policy
 
 _HELP = "Better answers out of a policy: candidates, Best-of-N, guided search."
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help=_HELP)
@@ -72,8 +72,6 @@ class Outcome:
         self.attempts.append(Attempts.of(row, in_full=self.in_full))
 
     def show(self, totals: Any) -> None:
-        from json import dumps
-
         from rich.console import Console
         from rich.table import Column, Table
 
@@ -225,9 +223,3 @@ def show(
             Console(highlight=False).print(render_tree(tree, max_characters=max_characters))
     if not is_found:
         raise InputError(f"{run} has no problem {id!r}" if id is not None else f"{run} has no finished problem yet")
-
-
-def leave(num_rejected: int) -> None:
-    """Exit code 3 where rows were rejected."""
-    if num_rejected:
-        raise typer.Exit(EXIT_REJECTED)

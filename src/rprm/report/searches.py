@@ -196,7 +196,7 @@ def _step(node: SearchNode, is_chosen: bool, max_characters: int | None) -> Text
     shown = Text(text or ("(the solution ends)" if node.fate != "dropped" else "(nothing)"), style=style)
     notes = {
         "ends the solution": node.fate == "finished" and node.step,
-        "cut": node.is_cut,
+        "cut": node.finish_reason == "length",
         "dropped: said before": node.fate == "dropped" and node.step,
         "kept without a reward": node.fell_back,
         node.failure or "": node.failure,

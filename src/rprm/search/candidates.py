@@ -1,11 +1,11 @@
-"""Candidates: whole solutions of a problem, sampled from a policy or brought from elsewhere; the best of them chosen
-(Best-of-N; R-PRM, arXiv 2503.21295, section 4)."""
+"""The policy, the language model that writes solutions; candidates, whole solutions of a problem, sampled from it or
+brought from elsewhere; the best of them chosen (Best-of-N; R-PRM, arXiv 2503.21295, section 4)."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Unpack
 
@@ -13,17 +13,21 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from rprm.benchmarks.items import parsed_rows
 from rprm.benchmarks.mathematics import Problem, ProblemRow, Problems
-from rprm.errors import InputError, RequestRefused
+from rprm.engines import Engine, Sampling
+from rprm.engines.base import Completion
+from rprm.errors import InputError, RequestRefused, Unsupported
 from rprm.jobs import Job, JobOptions, all_or_none, run_job
-from rprm.ledger import Ledger
+from rprm.ledger import Ledger, paid_once
+from rprm.prompts import PolicyTemplate
 from rprm.reading import AnyText, Rejected, Source, SourceInfo, json_object
 from rprm.records import Record, StepReward
 from rprm.rewarders.base import AnalysisSampler, StepRewarder, reward_settings
+from rprm.rewarders.rprm import sample_seed
 from rprm.runs import RESULTS, finished_manifest, read_json_lines
 from rprm.search import RunTotals, counted
-from rprm.search.policy import Candidate, Policy
 from rprm.search.racing import WAVE, Aggregation, Steps, StepScores, race
 from rprm.splitting import split_steps
+from rprm.thinking import after_thinking, without_thinking
 
 #: The jobs' names in manifests.
 SAMPLE = "search-sample"
@@ -33,6 +37,85 @@ BEST_OF_N = "search-best-of-n"
 ChoiceStopping = Literal["exact", "none"]
 
 _SOLUTIONS: TypeAdapter[Any] = TypeAdapter(list[AnyText | Annotated[list[AnyText], Field(min_length=1)]])
+
+
+class Candidate(Record):
+    """A solution that a policy wrote. `num_tokens` and `finish_reason` are None where it was brought from elsewhere."""
+
+    text: str
+    steps: tuple[str, ...]
+    num_tokens: int | None = None
+    finish_reason: str | None = None
+
+
+class Continuation(Record):
+    """A next step, or none (`text` is empty). `ended`: the model ended its solution; None: the engine cannot tell."""
+
+    text: str
+    num_tokens: int
+    ended: bool | None
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A language model that solves problems. Sample j of a prompt depends on the prompt, the seed and j alone. A prompt
+    that is too long raises `RequestRefused`, an engine that stopped answering `EngineUnavailable`."""
+
+    engine: Engine
+    template: PolicyTemplate
+    sampling: Sampling  #: of a whole solution
+    step_tokens: int = 512  #: the longest step
+
+    async def start(self, *, stepwise: bool = False) -> dict[str, Any]:
+        """Load the model, to write step by step or whole; returns what its solutions depend on, for the manifest.
+        `EngineError` where it cannot be loaded, or (`Unsupported`) cannot continue a solution that is begun."""
+        info, sampling = await self.engine.start(chat=self.template.chat), self.sampling
+        if stepwise and self.template.chat and not info.continues_replies:
+            raise Unsupported(
+                f"{self.engine.spec}: this engine cannot continue a reply that is begun, which a search step by step "
+                "needs; if the server can (vLLM, SGLang, llama.cpp), add continue_final_message=true to its options"
+            )
+        return {
+            "engine": {"kind": info.kind, "model": info.model, "revision": info.revision, **info.details},
+            "prompt": {"name": self.template.name, "digest": self.template.digest},
+            **{name: getattr(sampling, name) for name in ("temperature", "top_p", "max_tokens")},
+            **({"step_tokens": self.step_tokens} if stepwise else {}),
+            "seed": sampling.seed,
+        }
+
+    async def solve(self, problem: str, sample: int, ledger: Ledger | None = None) -> Candidate:
+        """Write a whole solution."""
+
+        async def write() -> Candidate:
+            made = await self._generate(problem, (), sample, "", self.sampling.max_tokens)
+            steps = tuple(split_steps(made.text))
+            return Candidate(text=made.text, steps=steps, num_tokens=made.num_tokens, finish_reason=made.finish_reason)
+
+        return await paid_once(ledger, f"solution.{sample}", Candidate, write)
+
+    async def next_step(self, problem: str, steps: Steps, sample: int, ledger: Ledger | None = None) -> Continuation:
+        """Write the step that follows `steps`, without what the model thinks. The ledger is that of these steps."""
+
+        async def write() -> Continuation:
+            made = await self._generate(problem, steps, sample, self.template.step_separator, self.step_tokens)
+            ended = made.ended
+            if not made.text.strip() and self.template.stop and made.finish_reason == "stop":
+                # Nothing before the text that ends a base model's solutions: that is its end.
+                ended = True
+            elif after_thinking(made.text) is None:
+                # Cut off in its thinking, it wrote no step and ended no solution.
+                ended = False
+            text = without_thinking(made.text).strip()
+            return Continuation(text=text, num_tokens=made.num_tokens, ended=ended, finish_reason=made.finish_reason)
+
+        return await paid_once(ledger, f"step.{sample}", Continuation, write)
+
+    async def _generate(self, problem: str, steps: Steps, sample: int, stop: str, max_tokens: int) -> Completion:
+        prompt = self.template.render(problem, steps)
+        stops = tuple(filter(None, (stop, self.template.stop)))
+        seed = sample_seed(self.sampling.seed or 0, prompt, sample)
+        return await self.engine.generate(prompt, replace(self.sampling, stop=stops, max_tokens=max_tokens, seed=seed))
 
 
 class Candidates(ProblemRow):
@@ -109,7 +192,7 @@ async def sample_candidates(
         except RequestRefused as error:
             return Candidates(problem=problem, candidates=(), failure=str(error))
 
-    job = Job(SAMPLE, sample, Candidates.model_validate, totals, policy.concurrency, noun="problem")
+    job = Job(SAMPLE, sample, Candidates.model_validate, totals, policy.engine.concurrency, noun="problem")
     await run_job(job, [*problems.rejected, *problems.problems], source=problems.source, settings=settings, **run)
     return totals
 
@@ -153,14 +236,13 @@ class BestOfNTotals(RunTotals):
 
 @dataclass(frozen=True)
 class CandidateRows:
-    """Candidates at hand: a row a problem; `missing` are the ids of problems without any. `source` identifies
-    candidates and problems together, `settings` are those of the run that wrote the candidates."""
+    """Candidates at hand: a row a problem."""
 
     rows: tuple[Candidates, ...]
     rejected: tuple[Rejected, ...]
-    missing: tuple[str, ...]
-    source: SourceInfo
-    settings: dict[str, Any] = field(default_factory=dict)
+    missing: tuple[str, ...]  #: the ids of problems without any
+    source: SourceInfo  #: identifies candidates and problems together
+    settings: dict[str, Any] = field(default_factory=dict)  #: of the run that wrote the candidates
 
 
 async def choose_among(
@@ -172,8 +254,7 @@ async def choose_among(
     resumes. `settings`, `run`, totals and errors are as for `judge_source`. The rewarder's threshold and its own
     stopping play no part. `wave` is for "exact"; see `race`."""
     described = await rewarder.start()
-    num_analyses = rewarder.rule.num_analyses if isinstance(rewarder, AnalysisSampler) else 0
-    totals = BestOfNTotals(num_analyses_per_step=num_analyses)
+    totals = BestOfNTotals(rewarder.rule.num_analyses if isinstance(rewarder, AnalysisSampler) else 0)
 
     async def choose(row: Candidates, ledger: Ledger | None) -> JudgedCandidates:
         scores = StepScores(rewarder, row.problem.problem, ledger)

@@ -1,8 +1,7 @@
 """Choosing one answer among candidates, and how often that is right. Pure functions.
 
 Answers are known by their groups: equal answers have the same number, -1 is none. docs/search.md has the rules of ties,
-of missing answers and rewards, and of sums (whole multiples of 2^-30, so that their order does not matter).
-"""
+of missing answers and rewards, and of sums (whole multiples of 2^-30, so that their order does not matter)."""
 
 from __future__ import annotations
 
@@ -56,8 +55,7 @@ def weighted_vote(groups: Sequence[int], rewards: Sequence[float | None]) -> int
 
 class Pool:
     """The candidates of one problem, at most `MAX_CANDIDATES` (else `InputError`): `correct` (n,); `groups` (n,) of
-    equal answers, -1 for none; `rewards` (A, n) from 0 to 1 under each of A aggregations, None (kept as NaN) for none.
-    """
+    equal answers, -1 for none; `rewards` (A, n) from 0 to 1 under each of A aggregations, None (kept as NaN): none."""
 
     def __init__(
         self, correct: Sequence[bool], groups: Sequence[int], rewards: Sequence[Sequence[float | None]] = ()
@@ -82,8 +80,14 @@ class Accuracy:
         total = math.comb(n, size)
         self._best_at_rank = np.array([math.comb(n - 1 - rank, size - 1) / total for rank in range(n)])
         self._passed = np.array([1.0 - math.comb(n - right, size) / total for right in range(n + 1)])
+        # (T, N) subsets, each in ascending order: all of them, or some random ones.
+        if total <= max_subsets:
+            subsets = np.array(list(combinations(range(n), size)), dtype=np.int64)
+        else:
+            random = np.random.default_rng([seed, n, size]).random((max_subsets, n))
+            subsets = np.sort(np.argsort(random, axis=1)[:, :size], axis=1)
         # (N, R * T): row after row, each of its subsets.
-        self._voters = draws[:, _subsets(n, size, max_subsets, seed)].reshape(-1, size).T
+        self._voters = draws[:, subsets].reshape(-1, size).T
         every = np.arange(self._voters.shape[1])
         # (n, R * T): how often each candidate votes, and its first place among the voters; n where it has none.
         self._counts = np.zeros((n, len(every)))
@@ -95,16 +99,14 @@ class Accuracy:
     def of(self, pool: Pool) -> Floats:
         """(R, 3 + 2A): pass@1, majority, pass@N, then Best-of-N and then weighted vote under each aggregation."""
         right = pool.correct[self._draws]
-        best = [self._best(right, rewards) for rewards in pool.rewards]
+        best = []
+        for rewards in pool.rewards:
+            _, ranks = np.unique(np.where(np.isnan(rewards), np.inf, -rewards), return_inverse=True)
+            # Of 16 bits: numpy sorts these by radix, several times faster than floats.
+            ranked = np.argsort(ranks.astype(np.int16)[self._draws], axis=1, kind="stable")
+            best.append(np.take_along_axis(right, ranked, axis=1) @ self._best_at_rank)
         majority, *weighted = self._votes(pool)
         return np.column_stack([right.mean(axis=1), majority, self._passed[right.sum(axis=1)], *best, *weighted])
-
-    def _best(self, right: NDArray[np.bool_], rewards: Floats) -> Floats:
-        """(R,) the accuracy of Best-of-N."""
-        _, ranks = np.unique(np.where(np.isnan(rewards), np.inf, -rewards), return_inverse=True)
-        # Of 16 bits: numpy sorts these by radix, several times faster than floats.
-        ranked = np.argsort(ranks.astype(np.int16)[self._draws], axis=1, kind="stable")
-        return np.asarray(np.take_along_axis(right, ranked, axis=1) @ self._best_at_rank)
 
     def _votes(self, pool: Pool) -> Floats:
         """(1 + A, R) the accuracy of the majority, and of the weighted vote under each aggregation."""
@@ -133,19 +135,6 @@ class Accuracy:
         right[: len(self._voters)] = pool.correct[self._voters]
         chose_right = np.take_along_axis(right, place, axis=0).reshape(num_votes, num_rows, -1)
         return np.asarray(chose_right.mean(axis=2))
-
-
-def powers_up_to(n: int) -> list[int]:
-    """1, 2, 4, ... below n, and n."""
-    return [2**power for power in range(n.bit_length()) if 2**power < n] + [n]
-
-
-def _subsets(n: int, size: int, most: int, seed: int) -> Ints:
-    """(T, N) subsets of range(n), each in ascending order: all of them, or `most` random ones."""
-    if math.comb(n, size) <= most:
-        return np.array(list(combinations(range(n), size)), dtype=np.int64)
-    random = np.random.default_rng([seed, n, size])
-    return np.sort(np.argsort(random.random((most, n)), axis=1)[:, :size], axis=1)
 
 
 def accuracies(pools: Sequence[Pool], size: int, num_strategies: int, seed: int) -> tuple[Floats, Floats]:

@@ -3,8 +3,7 @@
 In each round of a tree the policy samples next steps after every step that the beam holds; those that read alike become
 one; the best of all are the next beam, and those of them that end a solution leave it. Choices are by score, of equal
 ones the step drawn more often, then the one drawn first; no score stands below every number. A stored tree holds all
-that its search read from policy and rewarder: `tests/search/replay.py` searches again from it.
-"""
+that its search read from policy and rewarder: `tests/search/replay.py` searches again from it."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ from rprm.reading import checked
 from rprm.records import Analysis, Probability, Record
 from rprm.rewarders.base import StepRewarder, reward_settings
 from rprm.search import RunTotals, counted
-from rprm.search.policy import Continuation, Policy
+from rprm.search.candidates import Continuation, Policy
 from rprm.search.racing import WAVE, Aggregation, Bounds, Steps, StepScores, aggregate, digest_of, race, settle
 
 #: The job's name in manifests.
@@ -50,6 +49,7 @@ Fate = Literal["kept", "finished", "pruned", "dropped"]
 EndReason = Literal["finished", "rounds", "tokens", "dead end"]
 
 StrategyName = Literal["guided", "beam", "dvts"]
+_Proposal = Continuation | RequestRefused
 
 #: Samples, width and rounds of each strategy: R-PRM's guided search (NJUNLP/R-PRM, `src/reward-guide-search`); beam
 #: search and DVTS as in search-and-learn (n = 4, beam width 4, 40 iterations).
@@ -89,12 +89,11 @@ def search_strategy(
         raise RprmError(f"n is {n} and the width {width}; n must be a multiple of the width, and both at least 1")
     beam_size = n // width if name == "beam" else 1
     wave = _WAVE_PER_STEP * beam_size * width if wave is None else wave
-    shape = {
+    return checked(Strategy, {
         "name": name, "num_trees": n // width if name == "dvts" else 1, "beam_size": beam_size, "width": width,
         "aggregation": aggregation, "max_rounds": default_rounds if max_rounds is None else max_rounds,
         "max_solution_tokens": max_solution_tokens, "wave": wave if racing else None,
-    }  # fmt: skip
-    return checked(Strategy, shape)
+    })  # fmt: skip
 
 
 class SearchNode(Record):
@@ -124,10 +123,6 @@ class SearchNode(Record):
     def is_settled(self) -> bool:
         """Whether its reward is known: it is `low`."""
         return self.low == self.high
-
-    @property
-    def is_cut(self) -> bool:
-        return self.finish_reason == "length"
 
 
 class PolicyRefusal(Record):
@@ -250,11 +245,6 @@ class GuidedSearch:
     strategy: Strategy
     keep_analyses: bool = False
 
-    @property
-    def concurrency(self) -> int:
-        # Problems under way: each has at least one request out at any time.
-        return max(self.policy.concurrency, self.rewarder.concurrency)
-
     async def start(self) -> dict[str, Any]:
         """Load the models; returns what the trees depend on, for the manifest. Errors are those of `Policy.start`."""
         return {
@@ -270,7 +260,7 @@ class GuidedSearch:
 
     async def aclose(self) -> None:
         try:
-            await self.policy.aclose()
+            await self.policy.engine.aclose()
         finally:
             await self.rewarder.aclose()
 
@@ -282,7 +272,9 @@ async def search_problems(
     `settings`, `run`, totals and errors are as for `judge_source`."""
     settings = (settings or {}) | await search.start()
     totals = SearchTotals()
-    job = Job(GUIDED, search.solve, SearchTree.model_validate, totals, search.concurrency, noun="problem")
+    # Problems under way: each has at least one request out at any time.
+    width = max(search.policy.engine.concurrency, search.rewarder.concurrency)
+    job = Job(GUIDED, search.solve, SearchTree.model_validate, totals, width, noun="problem")
     await run_job(job, [*problems.rejected, *problems.problems], source=problems.source, settings=settings, **run)
     return totals
 
@@ -331,8 +323,8 @@ class _Search:
 
     async def run(self) -> SearchTree:
         nothing = Continuation(text="", num_tokens=0, ended=None, finish_reason="")
-        numbers = range(self.strategy.num_trees)
-        trees = [_Tree(number, [_Branch(ROOT, ROOT, number, -1, nothing, (), False, 0)]) for number in numbers]
+        roots = [_Branch(ROOT, ROOT, number, -1, nothing, (), False, 0) for number in range(self.strategy.num_trees)]
+        trees = [_Tree(root.tree, [root]) for root in roots]
         for _ in range(self.strategy.max_rounds):
             growing = [tree for tree in trees if tree.end is None]
             active = [(tree, node) for tree in growing for node in tree.active]
@@ -348,11 +340,11 @@ class _Search:
         self.stopped += [node for tree in trees if tree.end is None for node in tree.active if node.id != ROOT]
         return await self._finish([tree.end or "rounds" for tree in trees])
 
-    async def _propose(self, tree: _Tree, node: _Branch) -> list[Continuation | RequestRefused]:
+    async def _propose(self, tree: _Tree, node: _Branch) -> list[_Proposal]:
         """Sample next steps after an active one: the width for each open place of the beam, shared evenly."""
         ledger = self.ledger and self.ledger.scoped(digest_of(node.steps))
 
-        async def next_step(sample: int) -> Continuation | RequestRefused:
+        async def next_step(sample: int) -> _Proposal:
             try:
                 return await self.search.policy.next_step(self.problem.problem, node.steps, sample, ledger)
             except RequestRefused as error:
@@ -362,9 +354,7 @@ class _Search:
         count = num_places * self.strategy.width // len(tree.active)
         return await all_or_none(map(next_step, range(first, first + count)))
 
-    def _children(
-        self, tree: _Tree, parent: _Branch, proposed: Sequence[Continuation | RequestRefused]
-    ) -> list[_Branch]:
+    def _children(self, tree: _Tree, parent: _Branch, proposed: Sequence[_Proposal]) -> list[_Branch]:
         """One node for all proposals that read and end alike; returns those that are worth judging."""
         found: dict[tuple[str, bool], _Branch] = {}
         for sample, proposal in enumerate(proposed, tree.number * self.strategy.num_samples):
@@ -401,7 +391,6 @@ class _Search:
             ranked = sorted(tree.children, key=lambda node: -len(node.samples))
             kept = await self._best(ranked, self.strategy.beam_size - tree.num_finished)
             tree.active = []
-            out_of_tokens = False
             for node in sorted(kept, key=lambda node: node.id):
                 node.fell_back = len(kept) < len(tree.children) and self._score(node) == (None, None)
                 node.fate = "finished" if node.is_end else "kept"
@@ -409,14 +398,13 @@ class _Search:
                     tree.num_finished += 1
                     self.finished.append(node)
                 elif limit is not None and node.num_path_tokens >= limit:
-                    out_of_tokens = True
                     self.stopped.append(node)
                 else:
                     tree.active.append(node)
             if tree.num_finished == self.strategy.beam_size:
                 tree.end = "finished"
             elif not tree.active:
-                tree.end = "tokens" if out_of_tokens else "dead end"
+                tree.end = "tokens" if set(kept) & set(self.stopped) else "dead end"
 
     async def _best(self, nodes: Sequence[_Branch], num_wanted: int) -> list[_Branch]:
         """The best of several nodes, of equal ones the first."""

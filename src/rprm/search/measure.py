@@ -1,13 +1,12 @@
 """Runs of the search commands on the mathematics sets, measured beside each other: accuracy, its uncertainty, its cost.
 
 Intervals are 95% percentile intervals of a bootstrap in two stages (Davison and Hinkley 1997, section 3.8): problems,
-and for each the accuracy on candidates drawn with replacement (docs/search.md).
-"""
+and for each the accuracy on candidates drawn with replacement (docs/search.md)."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -25,7 +24,7 @@ from rprm.errors import BenchmarkError, RunError
 from rprm.grading import AnswerPair, Grade, Grader, final_answer
 from rprm.runs import RESULTS, read_json_lines, read_manifest
 from rprm.search.candidates import BEST_OF_N, SAMPLE, Candidates, JudgedCandidates
-from rprm.search.choosing import NUM_REPLICATES, Pool, accuracies, powers_up_to, resampled_means
+from rprm.search.choosing import NUM_REPLICATES, Pool, accuracies, resampled_means
 from rprm.search.guided import GUIDED, SearchTree
 from rprm.search.racing import AGGREGATIONS, Aggregation, aggregate, all_rewards, digest_of
 
@@ -120,16 +119,12 @@ def read_search_run(folder: str | Path, attempts: Iterable[Attempts] | None = No
         in_full = settings.get("choice_stopping") == "none"
         rows = read_json_lines(Path(folder) / RESULTS, _ROWS[job].model_validate)
         attempts = (Attempts.of(row, in_full=in_full) for row in rows)
+    engines = settings.get("policy", {}).get("engine"), settings.get("engine")
+    policy, judge = (engine and f"{engine['kind']}:{engine['model']}" for engine in engines)
     # Candidates that were brought from elsewhere have no policy, but a file.
-    policy = _model(settings.get("policy", {})) or manifest["sessions"][-1]["input"]
+    policy = policy or manifest["sessions"][-1]["input"]
     notes = () if manifest.get("status") == "complete" else (f"{folder} is not finished",)
-    return SearchRun(str(folder), method, policy, _model(settings), tuple(attempts), job == GUIDED, notes)
-
-
-def _model(described: Mapping[str, Any]) -> str | None:
-    """The model that a manifest describes, as one names it on the command line."""
-    engine = described.get("engine")
-    return f"{engine['kind']}:{engine['model']}" if engine else None
+    return SearchRun(str(folder), method, policy, judge, tuple(attempts), job == GUIDED, notes)
 
 
 def sampled_run(name: str, policy: str, rows: Iterable[Candidates], notes: Iterable[str] = ()) -> SearchRun:
@@ -177,18 +172,17 @@ def measure_runs(
 def _common_problems(runs: Sequence[SearchRun]) -> tuple[list[Problem], list[str]]:
     """The problems to measure, in the first run's order, and what is to be said of the others."""
     by_id = [{one.problem.id: one.problem for one in run.attempts} for run in runs]
-    first = by_id[0]
-    common = [identifier for identifier in first if all(identifier in other for other in by_id)]
+    common = [problem for problem in by_id[0].values() if all(problem.id in other for other in by_id)]
     notes = [note for run in runs for note in run.notes]
     for run, known in zip(runs, by_id, strict=True):
-        if different := [identifier for identifier in common if known[identifier] != first[identifier]]:
+        if different := [problem.id for problem in common if known[problem.id] != problem]:
             raise BenchmarkError(
                 f"{runs[0].name} and {run.name} differ in the text, the gold answer or the grading rule of "
                 f"{len(different)} problems with the same id: {named(different)}; measure runs on the same data"
             )
         if others := len(known) - len(common):
             notes.append(f"{run.name}: {others:,} of its {len(known):,} problems are not in all runs, and not measured")
-    problems = [first[identifier] for identifier in common if first[identifier].answer is not None]
+    problems = [problem for problem in common if problem.answer is not None]
     if not problems:
         what = "has a gold answer" if common else "is in all of the runs" if len(runs) > 1 else "is in the run"
         raise BenchmarkError(f"no problem {what}: there is nothing to measure")
@@ -257,6 +251,10 @@ class _Line:
         """Whether it belongs in the table: it takes all the candidates there are, or their mean."""
         return self.size in (None, self.run.num_candidates) or self.strategy == ONE
 
+    def likeness(self, other: _Line) -> tuple[bool, bool, bool]:
+        as_many = other.is_whole if self.is_whole else other.size == self.size
+        return other.run.digest == self.run.digest, as_many, other.is_whole
+
     def tokens(self, counts: Sequence[int | None]) -> float | None:
         """Generated for a problem, in the mean: with fewer candidates, so much less."""
         known = [count for count in counts if count is not None]
@@ -276,20 +274,17 @@ def _lines(
 ) -> Iterator[_Line]:
     """The lines of a run; those that depend on the candidates alone `with_pool`."""
     strata = np.array([one.problem.set for one in run.attempts])
-    for lines, accuracy, replicates in _evaluate(run, curve, with_pool, seed):
+    right = [[grade.correct is True for grade in one.grades] for one in run.attempts]
+
+    def lines(names: Sequence[str], size: int | None, accuracy: Floats, replicates: Floats) -> Iterator[_Line]:
+        """C lines, by their accuracy on each problem, (P, C), and replicates of it, (P, R, C)."""
         by_set = [accuracy[strata == name].mean(axis=0) for name in sets]
         resampled = resampled_means(replicates, strata, sets, num_resamples, seed)
         # And then the unweighted mean of the sets.
         values, means = (np.stack([*few, np.mean(few, axis=0)]) for few in (by_set, resampled))
-        for place, (strategy, size) in enumerate(lines):
-            yield _Line(strategy, run, size, values[:, place], means[:, :, place])
+        for place, name in enumerate(names):
+            yield _Line(name, run, 1 if name == ONE else size, values[:, place], means[:, :, place])
 
-
-def _evaluate(
-    run: SearchRun, curve: bool, with_pool: bool, seed: int
-) -> Iterator[tuple[list[tuple[str, int | None]], Floats, Floats]]:
-    """Strategies and sizes, C at a time, their accuracy on each problem, (P, C), and replicates of it, (P, R, C)."""
-    right = [[grade.correct is True for grade in one.grades] for one in run.attempts]
     if not run.is_search:
         pools = [
             Pool(correct, one.groups, [one.rewards[how] for how in run.aggregations])
@@ -297,21 +292,20 @@ def _evaluate(
         ]
         by_reward = [f"{way} ({how})" for way in ("Best-of-N", "weighted vote of N") for how in run.aggregations]
         strategies = [*POOL_STRATEGIES, *by_reward]
-        for size in powers_up_to(run.num_candidates) if curve else [run.num_candidates]:
+        most = run.num_candidates
+        for size in [2**power for power in range(most.bit_length()) if 2**power < most and curve] + [most]:
             # pass@1, the first, is the same for every N.
-            first = len(POOL_STRATEGIES) if not with_pool else int(size < run.num_candidates)
+            first = len(POOL_STRATEGIES) if not with_pool else int(size < most)
             if names := strategies[first:]:
                 accuracy, replicates = accuracies(pools, size, len(strategies), seed)
-                lines = [(name, 1 if name == ONE else size) for name in names]
-                yield lines, accuracy[:, first:], replicates[:, :, first:]
+                yield from lines(names, size, accuracy[:, first:], replicates[:, :, first:])
     if run.method is not None and not run.aggregations:
         # Its own choice is all that is known: there is nothing to draw of it.
-        chosen = [
-            one.chosen is not None and correct[one.chosen] for one, correct in zip(run.attempts, right, strict=True)
-        ]
+        pairs = zip(run.attempts, right, strict=True)
+        chosen = [one.chosen is not None and correct[one.chosen] for one, correct in pairs]
         chose_right = np.array(chosen, dtype=np.float64)[:, None]
-        line = run.method, None if run.is_search else run.num_candidates
-        yield [line], chose_right, np.repeat(chose_right[:, None], NUM_REPLICATES, axis=1)
+        size_of = None if run.is_search else run.num_candidates
+        yield from lines([run.method], size_of, chose_right, np.repeat(chose_right[:, None], NUM_REPLICATES, axis=1))
 
 
 def _rows(lines: Sequence[_Line], names: Sequence[str], baseline: str | None) -> Iterator[MeasuredRow]:
@@ -320,16 +314,11 @@ def _rows(lines: Sequence[_Line], names: Sequence[str], baseline: str | None) ->
         known = ", ".join(dict.fromkeys(line.names[1] for line in lines))
         raise BenchmarkError(f"no row is called {baseline!r}, which was to be the baseline; there are {known}")
     for line in lines:
-
-        def likeness(other: _Line, line: _Line = line) -> tuple[bool, bool, bool]:
-            as_many = other.is_whole if line.is_whole else other.size == line.size
-            return other.run.digest == line.run.digest, as_many, other.is_whole
-
         # To the baselines of that name: of the same candidates and as many of them, if there is one.
         called = [
             [other for other in lines if name in other.names] for name in dict.fromkeys((baseline or ONE, "majority@N"))
         ]
-        others = [max(few, key=likeness) for few in called if few]
+        others = [max(few, key=line.likeness) for few in called if few]
         differences = {one.names[1]: line.figures(names, one) for one in others if one is not line}
         run, is_judged = line.run, line.strategy not in POOL_STRATEGIES
         yield MeasuredRow(

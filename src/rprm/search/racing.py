@@ -1,8 +1,7 @@
 """Racing: choosing the best of several solutions with few analyses, exactly as full evaluation would.
 
 Every aggregation is monotone in each step's reward, in floating point too (a product is a chain of rounded
-multiplications in a fixed order), so that aggregates of bounds are bounds of the aggregate, to the last bit.
-"""
+multiplications in a fixed order), so that aggregates of bounds are bounds of the aggregate, to the last bit."""
 
 from __future__ import annotations
 
@@ -201,7 +200,6 @@ class _AnalysedStep:
 
     def __init__(self, judge: AnalysisSampler, problem: str, steps: Steps, ledger: Ledger | None) -> None:
         self.judge, self.problem, self.steps, self.ledger = judge, problem, steps, ledger
-        self.index = len(steps) - 1
         self.analyses: list[Analysis] = []
         self.bounds: Bounds = (None, 1.0)
         self.failure: str | None = None
@@ -211,17 +209,17 @@ class _AnalysedStep:
     @property
     def reward(self) -> StepReward | None:
         if self.failure is not None:
-            return self.judge.unscored(self.index, self.failure)
-        return self.judge.reward(self.index, self.analyses) if self.analyses else None
+            return self.judge.unscored(len(self.steps) - 1, self.failure)
+        return self.judge.reward(len(self.steps) - 1, self.analyses) if self.analyses else None
 
     async def reach(self, num_analyses: int) -> None:
         """Draw until there are so many analyses."""
         async with self.drawing:
-            missing = range(len(self.analyses), num_analyses)
+            place, missing = len(self.steps) - 1, range(len(self.analyses), num_analyses)
             if not missing or self.failure is not None:
                 return
             try:
-                self.analyses += await self.judge.analyse(self.problem, self.steps, self.index, missing, self.ledger)
+                self.analyses += await self.judge.analyse(self.problem, self.steps, place, missing, self.ledger)
                 p_yes = [analysis.p_yes for analysis in self.analyses]
                 self.bounds = mean_bounds(p_yes, self.judge.rule.num_analyses)
             except RequestRefused as error:
