@@ -51,11 +51,12 @@ class OpenGroup(TyperGroup):
         try:
             made = self.made(point.load())
         except Exception as error:
+            if cmd_name in self.own:
+                raise
             made = _broken(point, f"{type(error).__name__}: {error}")
         command: Any = typer.main.get_command(made)
         # Typer adds them to a whole program, which this is not.
-        completion = ("install_completion", "show_completion")
-        command.params = [one for one in command.params if one.name not in completion]
+        command.params = [one for one in command.params if one.name not in ("install_completion", "show_completion")]
         return command
 
 
@@ -90,9 +91,10 @@ class _Root(OpenGroup):
     own: ClassVar[dict[str, str]] = {name: f"rprm.cli.{place}" for name, (place, _) in _COMMANDS.items()}
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        rows = [(name, text) for name, (_, text) in _COMMANDS.items()]
         others = {name: self.get_command(ctx, name) for name in self.list_commands(ctx) if name not in _COMMANDS}
-        rows += [(name, other.get_short_help_str(formatter.width - 6 - len(name))) for name, other in others.items()]
+        limit = formatter.width - 6 - max(map(len, [*_COMMANDS, *others]))
+        rows = [(name, text) for name, (_, text) in _COMMANDS.items()]
+        rows += [(name, one.get_short_help_str(limit)) for name, one in others.items() if not one.hidden]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 

@@ -56,8 +56,7 @@ class Attempts:
     def of(cls, row: Candidates | JudgedCandidates | SearchTree, *, in_full: bool = False) -> Attempts:
         """What a run's row comes to. `in_full`: its candidates were judged in full."""
         texts = [row.text] if isinstance(row, SearchTree) else [candidate.text for candidate in row.candidates]
-        answers = tuple(final_answer(text, row.problem.rule) for text in texts)
-        known = row.problem, digest_of(texts), answers
+        known = row.problem, digest_of(texts), tuple(final_answer(text, row.problem.rule) for text in texts)
         if isinstance(row, SearchTree):
             return cls(*known, row.num_policy_tokens, row.num_judge_tokens, 0, row.fell_back)
         counts = [candidate.num_tokens for candidate in row.candidates if candidate.num_tokens is not None]
