@@ -32,7 +32,7 @@ def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
     hints = get_type_hints(command, include_extras=True)
     for name, parameter in inspect.signature(command).parameters.items():
         found, types, kind = {name: parameter}, hints, hints[name]
-        if is_dataclass(kind):
+        if is_dataclass(hints[name]):
             types = get_type_hints(kind, include_extras=True)
             fields_of = inspect.signature(kind).parameters.items()
             found = {field: one for field, one in fields_of if get_origin(types[field]) is Annotated}
