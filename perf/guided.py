@@ -57,8 +57,8 @@ from rprm.prompts import Prompt, load_template
 from rprm.prompts.library import load_policy_template
 from rprm.records import Analysis
 from rprm.rewarders.rprm import Judge
+from rprm.search.candidates import Policy
 from rprm.search.guided import GuidedSearch, search_strategy
-from rprm.search.policy import Policy
 from rprm.stopping import StoppingRule, mean
 from rprm.verdict import VerdictChoice, VerdictFormat, read_verdict
 

@@ -38,10 +38,14 @@ def test_the_public_names() -> None:
 
 
 def test_importing_costs_nothing_heavy() -> None:
-    code = "import sys, rprm, rprm.cli.app; print(*sorted(sys.modules))"
+    code = (
+        "import sys, rprm, typer; from rprm.cli.app import app; group = typer.main.get_command(app); "
+        "[group.get_command(None, name) for name in group.own]; print(*sorted(sys.modules))"
+    )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     heavy = {"torch", "transformers", "vllm", "datasets", "numpy", "pandas", "pydantic", "httpx2", "openai"}
     assert heavy & set(loaded) == set()
+    assert "rprm.cli.search" in loaded
 
 
 SOLUTIONS = [

@@ -101,6 +101,8 @@ def test_a_command_of_one_file_runs_and_is_listed(tmp_path: Path) -> None:
     done = rprm(tmp_path, "count", "results", "run")
     assert (done.returncode, done.stdout) == (0, "2 results\n"), done.stderr
     assert "Count what a run judged." in rprm(tmp_path, "--help").stdout
+    # Completion is of the whole program.
+    assert "completion" not in rprm(tmp_path, "count", "--help").stdout
     # A name of this package stays its own.
     assert "Judge solutions step by step" in rprm(tmp_path, "judge", "--help").stdout
 

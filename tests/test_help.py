@@ -11,7 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 from rprm.cli.app import app
-from rprm.presets import PAPER, PAPER_POLICY
+from rprm.presets import PAPER
 
 
 def commands(command: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -51,6 +51,5 @@ def test_the_settings_of_the_paper_are_shown() -> None:
     assert f"(the paper's K). [default: {PAPER.num_analyses}]" in judge
     assert f"Longest analysis, in tokens. [default: {PAPER.max_tokens}]" in judge
     assert f"Of the analyses. [default: {PAPER.temperature}]" in judge
-    assert f"Solutions of each problem. [default: {PAPER_POLICY.num_candidates}]" in search
-    # Its range stands between the two.
-    assert re.search(rf"Of the policy\. \[default: {PAPER_POLICY.temperature}", search)
+    assert "Solutions of each problem. [default: 8;" in search
+    assert "Of the policy. [default: 1.0;" in search

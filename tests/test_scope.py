@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from rprm.cli.embedded import EmbeddedScope
+from rprm.cli.judge import EmbeddedScope
 from rprm.embedded import outside_world
 from rprm.reading import Source, read_solutions
 from rprm.records import Solution, SolutionReward, StepReward

@@ -63,19 +63,3 @@ def judge_settings(model: str, procedure: Procedure = "lean") -> JudgeSettings:
     # (NJUNLP/R-PRM, src/evaluate/GenPRM/evaluate-PRM-CoT.py).
     published: dict[str, Any] = {"force_verdict": True, "second_pass": True} if procedure == "published" else {}
     return replace(settings, stopping="none", first_error_exit=False, **published)
-
-
-@dataclass(frozen=True)
-class PolicySettings:
-    """How a policy writes solutions, whole or step by step."""
-
-    num_candidates: int
-    temperature: float
-    top_p: float
-    max_tokens: int
-    step_tokens: int
-
-
-#: Of the paper's guided search: 8 candidates, T = 1.0 (0.7 is only its script's default). Of the script
-#: (NJUNLP/R-PRM, src/reward-guide-search): top-p, step_tokens. Whole solutions are sampled alike; max_tokens is ours.
-PAPER_POLICY = PolicySettings(num_candidates=8, temperature=1.0, top_p=0.95, max_tokens=2048, step_tokens=512)

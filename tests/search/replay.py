@@ -11,10 +11,9 @@ from rprm.errors import RequestRefused, RprmError
 from rprm.ledger import Ledger
 from rprm.records import Analysis, Solution, SolutionReward, StepReward
 from rprm.rewarders.rprm import Judge
-from rprm.search.guided import GuidedSearch
-from rprm.search.policy import Continuation
+from rprm.search.candidates import Continuation
+from rprm.search.guided import ROOT, GuidedSearch, SearchNode, SearchTree
 from rprm.search.racing import Steps
-from rprm.search.trees import ROOT, SearchNode, SearchTree
 from rprm.stopping import StoppingRule, mean
 
 

@@ -23,15 +23,14 @@ from rprm.rewarders.rprm import Judge
 from rprm.runs import read_manifest
 from rprm.search.candidates import (
     BestOfNTotals,
+    Candidate,
     CandidateRows,
     Candidates,
     ChoiceStopping,
     JudgedCandidates,
     choose_among,
-    choose_best,
 )
 from rprm.search.choosing import best_of
-from rprm.search.policy import Candidate
 from rprm.search.racing import AGGREGATIONS, Aggregation, aggregate
 from rprm.stopping import StoppingRule
 
@@ -41,6 +40,10 @@ def row_of(identifier: str, candidates: Sequence[Sequence[str]]) -> Candidates:
         problem=Problem(id=identifier, problem=f"Problem {identifier}"),
         candidates=tuple(Candidate(text="\n\n".join(steps), steps=tuple(steps)) for steps in candidates),
     )
+
+
+def one_row(identifier: str, candidates: Sequence[Sequence[str]]) -> CandidateRows:
+    return CandidateRows((row_of(identifier, candidates),), (), (), SourceInfo("candidates", "sha256:0", 1))
 
 
 def rows_of(count: int, num_candidates: int = 4) -> CandidateRows:
@@ -235,14 +238,13 @@ def test_a_classifier_judges_candidates_whole(tmp_path: Path) -> None:
     }
     for how, chosen in values.items():
         for stopping in ("exact", "none"):
-            classifier = Classifier()
-            judged = asyncio.run(
-                choose_best(classifier, row_of("p", candidates), aggregation=how, stopping=stopping)  # type: ignore[arg-type]
-            )
-            assert judged.chosen == chosen
+            classifier, run = Classifier(), tmp_path / f"{how}-{stopping}"
+            choose(classifier, one_row("p", candidates), run, aggregation=how, stopping=stopping)
+            assert results(run)[0].chosen == chosen
             # The fourth is the second again, and the last has nothing to judge.
             assert classifier.num_solutions == 3
-    assert asyncio.run(choose_best(Classifier(), row_of("p", [["aaaaaaaaaa"], ["a"]]), wave=1)).rewards[1].steps == ()
+    choose(Classifier(), one_row("p", [["aaaaaaaaaa"], ["a"]]), tmp_path / "one", wave=1)
+    assert results(tmp_path / "one")[0].rewards[1].steps == ()
     totals = choose(Classifier(), rows_of(6), tmp_path / "run")
     assert (totals.num_analyses, totals.num_analyses_full) == (0, 0)
     assert totals.num_steps_judged > 0

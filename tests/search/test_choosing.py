@@ -20,7 +20,6 @@ from rprm.search.choosing import (
     accuracies,
     best_of,
     majority,
-    powers_up_to,
     weighted_vote,
 )
 
@@ -98,7 +97,7 @@ def candidates(draw: st.DrawFn) -> tuple[list[bool], list[int], list[list[float 
 def test_every_size_is_the_expectation_over_all_subsets(drawn: Any) -> None:
     correct, groups, rewards = drawn
     n = len(correct)
-    pool = Pool.of(correct, groups, rewards)
+    pool = Pool(correct, groups, rewards)
     for size in range(1, n + 1):
         (found,) = Accuracy(in_order(n), size).of(pool)
         assert found == pytest.approx([float(x) for x in brute_force(correct, groups, rewards, size, list(range(n)))])
@@ -111,7 +110,7 @@ def test_a_draw_with_repeats_is_a_pool_of_its_own(drawn: Any, data: st.DataObjec
     n = len(correct)
     orders = data.draw(st.lists(st.lists(st.integers(0, n - 1), min_size=n, max_size=n), min_size=1, max_size=3))
     size = data.draw(st.integers(1, n))
-    found = Accuracy(np.array(orders), size).of(Pool.of(correct, groups, rewards))
+    found = Accuracy(np.array(orders), size).of(Pool(correct, groups, rewards))
     for row, order in zip(found, orders, strict=True):
         assert row == pytest.approx([float(x) for x in brute_force(correct, groups, rewards, size, order)])
 
@@ -156,33 +155,33 @@ def test_sums_of_rewards_do_not_depend_on_their_order() -> None:
     # As floats 0.1 + 0.2 + 0.3 is 0.6000000000000001 and 0.3 + 0.2 + 0.1 is 0.6: no tie, by the last bit alone.
     for first, second in ([0.1, 0.2, 0.3], [0.3, 0.2, 0.1]), ([0.3, 0.2, 0.1], [0.1, 0.2, 0.3]):
         assert weighted_vote([0, 0, 0, 1, 1, 1], [*first, *second]) == 0
-        pool = Pool.of([True] * 3 + [False] * 3, [0, 0, 0, 1, 1, 1], [[*first, *second]])
+        pool = Pool([True] * 3 + [False] * 3, [0, 0, 0, 1, 1, 1], [[*first, *second]])
         assert Accuracy(in_order(6), 6).of(pool)[0, -1] == 1.0
 
 
 def test_a_vote_is_right_when_its_first_voter_is() -> None:
     # Grading against the gold answer and grouping are two comparisons: one group may hold a right and a wrong answer.
-    assert Accuracy(in_order(3), 3).of(Pool.of([True, False, False], [0, 0, 1]))[0, 1] == 1.0
-    assert Accuracy(in_order(3), 3).of(Pool.of([False, True, False], [0, 0, 1]))[0, 1] == 0.0
+    assert Accuracy(in_order(3), 3).of(Pool([True, False, False], [0, 0, 1]))[0, 1] == 1.0
+    assert Accuracy(in_order(3), 3).of(Pool([False, True, False], [0, 0, 1]))[0, 1] == 0.0
 
 
 def test_pass_at_n_is_the_unbiased_estimator() -> None:
     # 3 of 10 right: pass@4 = 1 - C(7, 4) / C(10, 4) = 1 - 35 / 210 = 5/6.
-    pool = Pool.of([True] * 3 + [False] * 7, [0] * 3 + [1] * 7)
+    pool = Pool([True] * 3 + [False] * 7, [0] * 3 + [1] * 7)
     assert Accuracy(in_order(10), 4).of(pool)[0, 2] == pytest.approx(5 / 6)
     assert Accuracy(in_order(10), 8).of(pool)[0, 2] == 1.0
 
 
 def test_best_of_n_by_ranks() -> None:
     # Ranked by reward: 3, 0, 2, 1; 0 and 1 are right. The best of two of four is 3 in 3 pairs, 0 in 2, 2 in 1.
-    pool = Pool.of([True, True, False, False], [0, 0, 1, 1], [[0.8, None, 0.1, 0.9]])
+    pool = Pool([True, True, False, False], [0, 0, 1, 1], [[0.8, None, 0.1, 0.9]])
     assert Accuracy(in_order(4), 2).of(pool)[0, 3] == pytest.approx(2 / 6)
 
 
 def test_of_too_many_subsets_random_ones_are_taken() -> None:
     # Majority of 5 of 20, of which 12 are right and 8 wrong alike: right where at least 3 of the 5 are,
     # sum over k = 3, 4, 5 of C(12, k) C(8, 5 - k) / C(20, 5) = (220 * 28 + 495 * 8 + 792) / 15504 = 0.7038.
-    pool = Pool.of([True] * 12 + [False] * 8, [0] * 12 + [1] * 8)
+    pool = Pool([True] * 12 + [False] * 8, [0] * 12 + [1] * 8)
     exact = (220 * 28 + 495 * 8 + 792) / math.comb(20, 5)
     assert math.comb(20, 5) > 4_096
     (every,) = Accuracy(in_order(20), 5, max_subsets=20_000).of(pool)
@@ -202,14 +201,14 @@ def test_of_too_many_subsets_random_ones_are_taken() -> None:
 def test_certain_pools_need_no_counting() -> None:
     """All right, or none, whatever the groups: as the brute force has it too."""
     for right, expected in (True, 1.0), (False, 0.0):
-        pool = Pool.of([right] * 4, [0, 1, 2, 3], [[0.5, None, 0.1, 0.9]])
+        pool = Pool([right] * 4, [0, 1, 2, 3], [[0.5, None, 0.1, 0.9]])
         assert Accuracy(in_order(4), 2).of(pool)[0] == pytest.approx(np.full(5, expected))
     # Right answers that are not answers do not exist, but all right with one silent candidate is not certain.
-    assert Accuracy(in_order(2), 1).of(Pool.of([True, True], [0, -1]))[0, 1] == 0.5
+    assert Accuracy(in_order(2), 1).of(Pool([True, True], [0, -1]))[0, 1] == 0.5
 
 
 def test_replicates_are_draws_with_replacement() -> None:
-    pool = Pool.of([True] + [False] * 7, [0] + [1] * 7)
+    pool = Pool([True] + [False] * 7, [0] + [1] * 7)
     accuracy, replicates = accuracies([pool] * 50, 8, 3, seed=3)
     assert replicates.shape == (50, 100, 3)
     assert (replicates == accuracies([pool] * 50, 8, 3, seed=3)[1]).all()
@@ -220,22 +219,17 @@ def test_replicates_are_draws_with_replacement() -> None:
     assert replicates[0, :, 0].std() == pytest.approx(0.117, abs=0.03)
 
 
-@pytest.mark.parametrize(("n", "sizes"), [(1, [1]), (2, [1, 2]), (8, [1, 2, 4, 8]), (6, [1, 2, 4, 6])])
-def test_powers(n: int, sizes: list[int]) -> None:
-    assert powers_up_to(n) == sizes
-
-
 def test_too_many_candidates_are_refused() -> None:
     number = MAX_CANDIDATES + 1
     with pytest.raises(InputError, match="2,001 candidates; at most 2,000"):
-        Pool.of([True] * number, [0] * number)
+        Pool([True] * number, [0] * number)
 
 
 def test_the_largest_pool_is_counted_exactly() -> None:
     # 1,001 votes of reward 1 against 999: scores of 2001 * 1001 * 2**30 = 2.2e15 are below 2**53 = 9.0e15.
     n = MAX_CANDIDATES
     groups = [index % 2 for index in range(n - 1)] + [0]
-    pool = Pool.of([group == 0 for group in groups], groups, [[1.0] * n])
+    pool = Pool([group == 0 for group in groups], groups, [[1.0] * n])
     assert groups.count(0) == 1_001
     assert Accuracy(in_order(n), n).of(pool)[0].tolist() == [0.5005, 1.0, 1.0, 1.0, 1.0]
 
@@ -245,5 +239,5 @@ def test_every_small_vote() -> None:
     for groups in product([-1, 0, 1], repeat=4):
         place = naive_majority(list(groups))
         expected = place is not None and groups[place] == 1
-        pool = Pool.of([group == 1 for group in groups], groups)
+        pool = Pool([group == 1 for group in groups], groups)
         assert Accuracy(in_order(4), 4).of(pool)[0, 1] == expected

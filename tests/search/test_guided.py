@@ -21,10 +21,9 @@ from rprm.ledger import Ledger
 from rprm.prompts import PolicyTemplate, Prompt, load_template
 from rprm.records import Solution, SolutionReward, StepReward
 from rprm.rewarders.rprm import Judge
-from rprm.search.guided import GuidedSearch, search_strategy
-from rprm.search.policy import Continuation
+from rprm.search.candidates import Continuation
+from rprm.search.guided import GuidedSearch, SearchTotals, SearchTree, Strategy, search_strategy
 from rprm.search.racing import AGGREGATIONS, aggregate
-from rprm.search.trees import SearchTotals, SearchTree, Strategy
 from rprm.stopping import StoppingRule
 from tests.search.replay import differences, replay
 
@@ -490,7 +489,7 @@ def test_a_cut_step_is_a_step_and_says_so() -> None:
         lambda steps, sample: step("It goes on and", finish_reason="length" if not steps else "stop", ended=bool(steps))
     )
     tree = solve(world, Table(lambda steps: 0.5), search_strategy("guided", width=1))
-    assert [node.is_cut for node in tree.nodes] == [True, False]
+    assert [node.finish_reason == "length" for node in tree.nodes] == [True, False]
 
 
 def refuse(after: int) -> Callable[[tuple[str, ...], int], Continuation]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from rprm.cli.search import search_rewarder
 from rprm.errors import CorruptRun, EngineError, InputError, RprmError, RunError
 from rprm.grading import AnswerPair, Grade, Grader
 from rprm.rewarders.rprm import Judge
-from rprm.search.trees import SearchTree
+from rprm.search.guided import SearchTree
 from tests.search.replay import replay
 
 
@@ -118,7 +119,6 @@ def test_analyses_are_kept_where_asked_for(problems: Path, tmp_path: Path) -> No
     [
         (["guided", "-n", "8"], InputError, "--width says how many"),
         (["beam", "-n", "6"], RprmError, "n is 6 and the width 4"),
-        (["guided", "--max-rounds", "0"], RprmError, "max_rounds"),
         (["guided", "--policy-temperature", "0"], InputError, "at temperature 0 all next steps would be equal"),
         (["guided", "--set", "math500"], InputError, "say which problems"),
         (["guided", "--model", "gpt"], EngineError, "unknown engine 'gpt'"),
@@ -131,6 +131,15 @@ def test_what_a_person_did_wrong(
     name, *given = arguments
     with pytest.raises(error, match=message):
         rprm("search", name, *options(problems, tmp_path / "run"), *given)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("option", ["--width", "--num-samples", "--max-rounds", "--max-solution-tokens", "--wave"])
+def test_a_number_out_of_its_range_is_told_by_its_option(option: str, problems: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["search", "beam", *map(str, options(problems, tmp_path / "run")), option, "0"])
+    assert done.exit_code == 2
+    # "not in the range x>=1", or in other words.
+    assert re.search(rf"{option}.* ?1\.?$", " ".join(done.output.split()))
     assert not (tmp_path / "run").exists()
 
 

@@ -19,9 +19,8 @@ from rprm.errors import CorruptRun, EngineUnavailable, RequestRefused, SettingsC
 from rprm.prompts import Prompt, load_template
 from rprm.prompts.library import load_policy_template
 from rprm.rewarders.rprm import Judge
-from rprm.search.guided import GuidedSearch, StrategyName, search_problems, search_strategy
-from rprm.search.policy import Policy
-from rprm.search.trees import SearchTotals, SearchTree
+from rprm.search.candidates import Policy
+from rprm.search.guided import GuidedSearch, SearchTotals, SearchTree, StrategyName, search_problems, search_strategy
 from rprm.stopping import StoppingRule
 from tests.search.replay import replay
 

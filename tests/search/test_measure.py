@@ -17,11 +17,9 @@ from rprm.grading import Grader
 from rprm.records import Analysis, Record, StepReward
 from rprm.report.searches import search_curve_table, search_table, unsettled_table
 from rprm.runs import Run
-from rprm.search.candidates import CandidateReward, Candidates, JudgedCandidates
-from rprm.search.guided import search_strategy
+from rprm.search.candidates import Candidate, CandidateReward, Candidates, JudgedCandidates
+from rprm.search.guided import SearchTree, search_strategy
 from rprm.search.measure import SearchMeasurement, SearchRun, measure_runs, read_search_run, sampled_run
-from rprm.search.policy import Candidate
-from rprm.search.trees import SearchTree
 
 pytest.importorskip("math_verify")
 
@@ -335,6 +333,13 @@ def test_problems_without_candidates_or_with_fewer(grader: Grader) -> None:
         "file: 1 problems have no solution (the prompt is too long), and count as wrong",
         "file: 1 problems have fewer than 2 solutions, and are measured on those they have",
     )
+
+
+@pytest.mark.parametrize(("n", "sizes"), [(1, [1]), (2, [1, 2]), (8, [1, 2, 4, 8]), (6, [1, 2, 4, 6])])
+def test_a_curve_is_by_powers_of_two_and_all(grader: Grader, n: int, sizes: list[int]) -> None:
+    rows = [sampled(problem("1"), *["7"] * n)]
+    measured = measure_runs([sampled_run("file", "p", rows)], grader=grader, num_resamples=2, curve=True)
+    assert [row.num_candidates for row in measured.curve if row.strategy == "pass@N"] == sizes
 
 
 def test_nothing_but_failures(grader: Grader) -> None:

@@ -12,7 +12,7 @@ from rprm.engines.scripted import ScriptedEngine, ScriptedReply
 from rprm.errors import Unsupported
 from rprm.ledger import Ledger
 from rprm.prompts import PolicyTemplate, Prompt
-from rprm.search.policy import Continuation, Policy
+from rprm.search.candidates import Continuation, Policy
 
 BASE = PolicyTemplate(name="base", user="Q: {{problem}}\nA:\n", chat=False, stop="Q:")
 

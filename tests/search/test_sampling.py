@@ -19,8 +19,14 @@ from rprm.jobs import Callbacks
 from rprm.prompts import load_policy_template
 from rprm.prompts.template import Prompt
 from rprm.runs import read_manifest
-from rprm.search.candidates import Candidates, SampleTotals, read_candidate_file, read_candidate_run, sample_candidates
-from rprm.search.policy import Policy
+from rprm.search.candidates import (
+    Candidates,
+    Policy,
+    SampleTotals,
+    read_candidate_file,
+    read_candidate_run,
+    sample_candidates,
+)
 
 
 def write_rows(path: Path, rows: list[Any]) -> Path:

@@ -15,8 +15,7 @@ from rprm.benchmarks.mathematics import Problem
 from rprm.errors import CorruptRun, RprmError
 from rprm.report.searches import render_tree
 from rprm.runs import read_json_lines
-from rprm.search.guided import search_strategy
-from rprm.search.trees import SearchTotals, SearchTree
+from rprm.search.guided import SearchTotals, SearchTree, search_strategy
 from tests.search.replay import differences, replay
 
 

@@ -1,15 +1,13 @@
 """The command line: each command parses, calls and prints.
 
 Exit codes: 0 done; 1 an error, in one message; 2 a command that does not parse; 3 done, but some input rows were
-rejected; 130 interrupted.
-"""
+rejected; 130 interrupted."""
 
 from __future__ import annotations
 
 import os
 import sys
 
-#: Done, but some input rows were rejected.
 EXIT_REJECTED = 3
 
 
@@ -29,12 +27,10 @@ def main() -> None:
     try:
         app()
     except RprmError as error:
-        print(f"rprm: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(f"rprm: {error}")
     except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
         # Of a path that was given. Other errors of the system may be faults of ours.
-        print(f"rprm: {error.filename}: {error.strerror}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(f"rprm: {error.filename}: {error.strerror}")
     except KeyboardInterrupt:
         print("rprm: interrupted; the same command with the same --output resumes from here", file=sys.stderr)
         sys.exit(130)

@@ -10,12 +10,13 @@ from typing import Annotated
 
 import typer
 
-from rprm.cli.bench import Resamples, show
+from rprm.cli.bench import Resamples, app, show
+from rprm.cli.judge import leave
 from rprm.cli.options import CandidateOptions, Json, Output, Seed, SetOptions, with_options
-from rprm.cli.search import leave
 from rprm.errors import InputError
 
 
+@app.command()
 @with_options
 def mathematics(
     which: SetOptions,

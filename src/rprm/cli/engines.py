@@ -6,12 +6,9 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
-
-
-@app.callback()
-def engines() -> None:
-    """Engines: where a model's completions come from."""
+_HELP = "Engines: where a model's completions come from."
+#: With a callback it is a group, of one command.
+app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help=_HELP, callback=lambda: None)
 
 
 @app.command()
@@ -44,5 +41,4 @@ def check(
         table.add_row(name.replace("_", " "), Text(answer, style=styles[answer]), Text(detail))
     context = "unknown" if info["context_length"] is None else f"{info['context_length']} tokens"
     header = f"{info['model']} ({info['kind']}), revision {info['revision'] or 'unknown'}, context {context}"
-    for part in (Text(header), table):
-        Console().print(part)
+    Console().print(Text(header), table, sep="\n")

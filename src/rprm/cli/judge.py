@@ -5,27 +5,23 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from enum import StrEnum
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from rprm.cli import EXIT_REJECTED
 from rprm.cli.options import FirstErrorOptions, Model, Output, Strict, with_options
 from rprm.errors import InputError, RunError
 
 if TYPE_CHECKING:
-    from rprm.reading import Source, SourceInfo
     from rprm.records import Solution, SolutionReward
 
-
-class RewardsName(StrEnum):
-    lean = "lean"
-    full = "full"
+_KNOWS = "the embedded model knows the lab's word problems only, with whole numbers up to 9,999"
+_OUTSIDE = "outside what the embedded model knows"
+_FIX = "name a model with --model, such as r-prm-7b on a GPU"
 
 
 @with_options
@@ -43,11 +39,11 @@ def judge(
     *,
     options: FirstErrorOptions,
     rewards: Annotated[
-        RewardsName,
+        Literal["lean", "full"],
         "lean: what the first error needs, and no more. full: all analyses of every step, for ranking, "
         "reinforcement learning and other thresholds.",
-    ] = RewardsName.lean,
-    limit: Annotated[int | None, typer.Option(min=1, help="Judge the first N rows alone.")] = None,
+    ] = "lean",
+    limit: Annotated[int | None, {"min": 1}, "Judge the first N rows alone."] = None,
     strict: Strict = False,
     json: Annotated[bool, "--json", "One JSON object a solution, on standard output."] = False,
     analyses: Annotated[bool, "--analyses", "Show the analyses too."] = False,
@@ -60,14 +56,12 @@ def judge(
     """
     from rich.console import Console
 
-    from rprm.cli import EXIT_REJECTED
-    from rprm.cli.embedded import EmbeddedScope
     from rprm.cli.progress import run_behind_progress
-    from rprm.reading import read_solutions
+    from rprm.reading import Source, read_solutions
     from rprm.report.solutions import render_solution, render_totals
     from rprm.rewarders.batch import judge_source
 
-    rewarder = options.rewarder(model, in_full=rewards == RewardsName.full)
+    rewarder = options.rewarder(model, in_full=rewards == "full")
     console = Console(highlight=False)
     scope = EmbeddedScope(model)
     told: set[str] = set()
@@ -77,12 +71,17 @@ def judge(
         if json:
             print(result.model_dump_json(), flush=True)
         elif not quiet:
-            threshold = rewarder.threshold
-            console.print(
-                render_solution(solution, result, threshold=threshold, analyses=analyses, note=note, told=told)
-            )
+            how: dict[str, Any] = {"threshold": rewarder.threshold, "analyses": analyses, "note": note, "told": told}
+            console.print(render_solution(solution, result, **how))
 
-    with opened_source(input) as (source, info):
+    with tempfile.TemporaryDirectory(prefix="rprm-") as folder:
+        path = Path(folder) / "standard-input"
+        if input == "-":
+            # Kept in a file: it is read twice.
+            with path.open("wb") as copy:
+                shutil.copyfileobj(sys.stdin.buffer, copy)
+        source = Source(str(path) if input == "-" else input)
+        info = replace(source.inspect(), name=input)
         rows = islice(read_solutions(source, name=input), limit)
         settings = {} if limit is None else {"limit": limit}
         totals = run_behind_progress(
@@ -95,30 +94,50 @@ def judge(
         console.print(render_totals(totals, output))
     scope.tell()
     refuse_nothing_judged(totals)
-    if totals.num_rejected:
-        raise typer.Exit(EXIT_REJECTED)
+    leave(totals.num_rejected)
     if not totals.num_solutions:
         raise InputError(f"{input}: holds no solution")
 
 
+def leave(num_rejected: int) -> None:
+    """Exit code 3 where rows were rejected."""
+    if num_rejected:
+        raise typer.Exit(EXIT_REJECTED)
+
+
 def refuse_nothing_judged(totals: Any) -> None:
-    """
-    Raises:
-        RunError: by its totals a run gave no step a reward; the message has the reason of the first.
-    """
+    """A `RunError` where by its totals a run gave no step a reward; it has the reason of the first."""
     if totals.nothing_judged:
         raise RunError(f"no step of any solution could be judged; the first: {totals.failure}")
 
 
-@contextmanager
-def opened_source(name: str) -> Iterator[tuple[Source, SourceInfo]]:
-    """A source and what identifies it. Standard input is kept in a file meanwhile: it is read twice."""
-    from rprm.reading import Source
+class EmbeddedScope:
+    """Marks and counts the solutions outside of what the embedded model knows; silent for any other model's spec."""
 
-    with tempfile.TemporaryDirectory(prefix="rprm-") as folder:
-        path = Path(folder) / "standard-input"
-        if name == "-":
-            with path.open("wb") as copy:
-                shutil.copyfileobj(sys.stdin.buffer, copy)
-        source = Source(str(path) if name == "-" else name)
-        yield source, replace(source.inspect(), name=name)
+    def __init__(self, model: str | None) -> None:
+        self._is_embedded = model is not None and model.partition("?")[0] == "embedded"
+        self.num_solutions = self.num_outside = 0
+        if self._is_embedded:
+            _say(f"{_KNOWS}; for other mathematics {_FIX}", "dim")
+
+    def note(self, solution: Solution) -> str | None:
+        """Count a judged solution; why its rewards mean nothing, None where it may be of the lab's world."""
+        from rprm.embedded import outside_world
+
+        self.num_solutions += 1
+        if not self._is_embedded or (reason := outside_world(solution)) is None:
+            return None
+        self.num_outside += 1
+        return f"{_OUTSIDE}: {reason}; {_FIX}"
+
+    def tell(self) -> None:
+        """Say how many solutions lay outside."""
+        if self.num_outside:
+            counts = f"{self.num_outside:,} of {self.num_solutions:,} solutions lie {_OUTSIDE}"
+            _say(f"{counts}: their rewards mean nothing; {_FIX}", "yellow")
+
+
+def _say(text: str, style: str) -> None:
+    from rich.console import Console
+
+    Console(stderr=True, highlight=False).print(text, style=style, markup=False, soft_wrap=True)

@@ -1,79 +1,68 @@
-"""Options of the commands, each written once: a field of a dataclass is an option, with its default and its help.
-
-A command that takes such a dataclass is wrapped in `with_options`, which lets typer see the fields in its place.
-"""
+"""Options of the commands, each written once: a field of a dataclass is an option, with its default and its help."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
+
+from rprm.errors import InputError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
     from rprm.benchmarks.mathematics import Problems
     from rprm.rewarders.base import StepRewarder
-    from rprm.search.candidates import SampleTotals
-    from rprm.search.guided import StrategyName
-    from rprm.search.policy import Policy
-    from rprm.search.trees import Strategy
+    from rprm.search.candidates import Policy, SampleTotals
+    from rprm.search.guided import Strategy, StrategyName
 
-T = TypeVar("T")
+_MIN_1 = {"min": 1}
 
 
-def with_options(command: Callable[..., T]) -> Callable[..., T]:
-    """A command whose parameters that are dataclasses are options: one for each field, of its type and default.
-
-    A field whose type is not `Annotated` is no option and keeps its default.
-    """
+def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command whose parameters that are dataclasses are options: one for each field, of its type and default. A field
+    whose type is not `Annotated` is no option and keeps its default."""
     groups: dict[str, tuple[Any, list[str]]] = {}
     parameters: list[inspect.Parameter] = []
     hints = get_type_hints(command, include_extras=True)
-    for parameter in inspect.signature(command).parameters.values():
-        kind = hints[parameter.name]
-        if not is_dataclass(kind):
-            parameters.append(parameter.replace(annotation=_option(kind), kind=parameter.KEYWORD_ONLY))
-            continue
-        types = get_type_hints(kind, include_extras=True)
-        options = [field for field in fields(kind) if get_origin(types[field.name]) is Annotated]
-        groups[parameter.name] = kind, [field.name for field in options]
+    for name, parameter in inspect.signature(command).parameters.items():
+        found, types, kind = {name: parameter}, hints, hints[name]
+        if is_dataclass(hints[name]):
+            types = get_type_hints(kind, include_extras=True)
+            fields_of = inspect.signature(kind).parameters.items()
+            found = {field: one for field, one in fields_of if get_origin(types[field]) is Annotated}
+            groups[name] = kind, list(found)
         parameters += [
-            inspect.Parameter(
-                field.name,
-                parameter.KEYWORD_ONLY,
-                default=parameter.empty if field.default is MISSING else field.default,
-                annotation=_option(types[field.name]),
-            )
-            for field in options
+            one.replace(annotation=_option(types[field]), kind=one.KEYWORD_ONLY) for field, one in found.items()
         ]
 
     @wraps(command)
-    def run(**values: Any) -> T:
+    def run(**values: Any) -> Any:
         for name, (kind, options) in groups.items():
             values[name] = kind(**{option: values.pop(option) for option in options})
         return command(**values)
 
-    # What typer reads; `wraps` would lead it to the command's own.
-    del run.__wrapped__
+    # What typer reads.
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
 
 
 def _option(annotation: Any) -> Any:
-    """A type as typer takes it. Settings of the library say in plain texts what an option says of itself:
-    `Annotated[int, "Its help."]`, or `Annotated[int, "--its-name", "Its help."]`."""
-    texts = [text for text in getattr(annotation, "__metadata__", ()) if isinstance(text, str)]
+    """A type as typer takes it. An option says of itself in plain texts `Annotated[int, "Its help."]`, or
+    `Annotated[int, "--its-name", {"min": 1}, "Its help."]` with more arguments of `typer.Option`."""
+    metadata = getattr(annotation, "__metadata__", ())
+    texts = [text for text in metadata if isinstance(text, str)]
     if not texts:
         return annotation
     *names, help = texts
-    return Annotated[get_args(annotation)[0], typer.Option(*names, help=help)]
+    more = {name: value for one in metadata if isinstance(one, dict) for name, value in one.items()}
+    return Annotated[get_args(annotation)[0], typer.Option(*names, help=help, **more)]
 
 
 def given(context: typer.Context, options: DataclassInstance) -> dict[str, Any]:
@@ -83,23 +72,18 @@ def given(context: typer.Context, options: DataclassInstance) -> dict[str, Any]:
 
 
 Output = Annotated[
-    Path | None,
-    typer.Option(
-        "--output", "-o", help="Run folder: results are kept there, and the same command resumes a killed run."
-    ),
+    Path | None, "--output", "-o", "Run folder: results are kept there, and the same command resumes a killed run."
 ]
 Json = Annotated[bool, "--json", "One JSON object on standard output."]
 Model = Annotated[
     str,
-    typer.Option(
-        "--model",
-        "-m",
-        help="A known model (`rprm models`), embedded, smollm2, transformers:PATH_OR_ID, vllm:PATH_OR_ID, "
-        "openai:MODEL@URL, scripted:; or a discriminative PRM, classifier:PATH_OR_ID; options as ?name=value.",
-    ),
+    "--model",
+    "-m",
+    "A known model (`rprm models`), embedded, smollm2, transformers:PATH_OR_ID, vllm:PATH_OR_ID, openai:MODEL@URL, "
+    "scripted:; or a discriminative PRM, classifier:PATH_OR_ID; options as ?name=value.",
 ]
-Seed = Annotated[int, typer.Option(help="Seed of the whole run.")]
-Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first row that cannot be used.")]
+Seed = Annotated[int, "Seed of the whole run."]
+Strict = Annotated[bool, "--strict", "Stop at the first row that cannot be used."]
 
 
 @dataclass(frozen=True)
@@ -107,98 +91,42 @@ class AnalysisOptions:
     """How analyses of steps are sampled. What is None is left to the model and the procedure."""
 
     num_analyses: Annotated[
-        int | None,
-        "-k",
-        "--num-analyses",
-        "Most analyses a step gets (the paper's K).  [default: 10]",
+        int | None, "-k", "--num-analyses", "Most analyses a step gets (the paper's K).  [default: 10]"
     ] = None
-    force_verdict: Annotated[
-        bool | None,
-        "Where an analysis ends without a verdict, ask for one.  [default: no]",
-    ] = None
+    force_verdict: Annotated[bool | None, "Where an analysis ends without a verdict, ask for one.  [default: no]"] = (
+        None
+    )
     ask: Annotated[
         str | None,
-        typer.Option(
-            metavar="TEXT|FILE",
-            help="What an analysis without a verdict is asked, in place of the prompt's marker; implies "
-            "--force-verdict.",
-        ),
+        {"metavar": "TEXT|FILE"},
+        "What an analysis without a verdict is asked, in place of the prompt's marker; implies --force-verdict.",
     ] = None
     prompt: Annotated[str | None, "Prompt template: a file, or a built-in name (`rprm prompts list`)."] = None
     temperature: Annotated[float | None, "Of the analyses.  [default: 0.95]"] = None
     top_p: Annotated[float | None, "Of the analyses.  [default: 0.95]"] = None
     max_tokens: Annotated[int | None, "Longest analysis, in tokens.  [default: 4096]"] = None
-    seed: Annotated[int, "Seed of the whole run."] = 0
+    seed: Seed = 0
 
     def rewarder(self, model: str, *, in_full: bool = False, **fixed: Any) -> StepRewarder:
-        """What rewards steps.
-
-        Args:
-            model: its spec.
-            in_full: every reward in full, as `RPRM.score` gives it.
-            fixed: options of `load_rewarder` that the command decides.
-
-        Raises:
-            InputError: `in_full` or the published procedure, and early stopping.
-            RprmError: see `load_rewarder`.
-        """
-        from rprm.errors import InputError
+        """What rewards steps; `in_full`: every reward in full, as `RPRM.score` gives it. `fixed` are options of
+        `load_rewarder` (whose errors see) that the command decides. An `InputError` where everything is to be drawn,
+        and early stopping is asked for."""
         from rprm.rewarders import load_rewarder
 
-        options = {field.name: getattr(self, field.name) for field in fields(self)} | fixed
+        options = asdict(self) | fixed
         procedure = options.pop("procedure", "lean")
-        if (in_full or procedure != "lean") and (
-            options.get("stopping") not in (None, "none") or options.get("first_error_exit")
-        ):
+        stops = options.get("stopping") not in (None, "none") or options.get("first_error_exit")
+        if stops and (in_full or procedure != "lean"):
             raise InputError(
                 "to draw every analysis of every step (rewards in full, the published procedure, curves), leave out "
                 "--stopping and --first-error-exit"
             )
-        options["force_verdict"] = asked(options.pop("ask"), self.force_verdict)
+        options["force_verdict"] = _asked(options.pop("ask"), self.force_verdict)
         return load_rewarder(model, procedure="full" if in_full and procedure == "lean" else procedure, **options)
 
 
-@dataclass(frozen=True)
-class JudgeOptions(AnalysisOptions):
-    """How steps are judged right or wrong."""
-
-    procedure: Annotated[
-        Literal["lean", "published"],
-        typer.Option(
-            help="published: as the published code judges, to compare with: every analysis of every step, P(Yes) in a "
-            "second pass from two token ids, a verdict asked for where there is none.",
-        ),
-    ] = "lean"
-    threshold: Annotated[
-        float | None,
-        "A step whose reward is below it is called wrong.  [default: 0.5, or the model's own]",
-    ] = None
-    stopping: Annotated[
-        Literal["none", "exact", "confident"] | None,
-        "Early stopping within a step; exact changes no decision.  [default: exact]",
-    ] = None
-    confidence: Annotated[float, "For --stopping confident: how probable a decision must be."] = 0.99
-
-
-@dataclass(frozen=True)
-class FirstErrorOptions(JudgeOptions):
-    """How first errors are found."""
-
-    first_error_exit: Annotated[
-        bool | None,
-        "--first-error-exit/--all-steps",
-        "Stop at the first step called wrong.  [default: stop]",
-    ] = None
-
-
-def asked(ask: str | None, force_verdict: bool | None) -> bool | str | None:
-    """What `--ask` and `--force-verdict` come to.
-
-    Raises:
-        InputError: the file that `--ask` names cannot be read or is empty; or the two contradict each other.
-    """
-    from rprm.errors import InputError
-
+def _asked(ask: str | None, force_verdict: bool | None) -> bool | str | None:
+    """What `--ask`, a sentence or a file with one, and `--force-verdict` come to."""
     if ask is None:
         return force_verdict
     if force_verdict is False:
@@ -214,9 +142,32 @@ def asked(ask: str | None, force_verdict: bool | None) -> bool | str | None:
     return text
 
 
-Aggregate = Annotated[
-    Literal["min", "last", "product", "mean"], "--aggregate", "How step rewards become the reward of a solution."
-]
+@dataclass(frozen=True)
+class JudgeOptions(AnalysisOptions):
+    """How steps are judged right or wrong."""
+
+    procedure: Annotated[
+        Literal["lean", "published"],
+        "published: as the published code judges, to compare with: every analysis of every step, P(Yes) in a second "
+        "pass from two token ids, a verdict asked for where there is none.",
+    ] = "lean"
+    threshold: Annotated[
+        float | None, "A step whose reward is below it is called wrong.  [default: 0.5, or the model's own]"
+    ] = None
+    stopping: Annotated[
+        Literal["none", "exact", "confident"] | None,
+        "Early stopping within a step; exact changes no decision.  [default: exact]",
+    ] = None
+    confidence: Annotated[float, "For --stopping confident: how probable a decision must be."] = 0.99
+
+
+@dataclass(frozen=True)
+class FirstErrorOptions(JudgeOptions):
+    """How first errors are found."""
+
+    first_error_exit: Annotated[
+        bool | None, "--first-error-exit/--all-steps", "Stop at the first step called wrong.  [default: stop]"
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -225,42 +176,34 @@ class SetOptions:
 
     sets: Annotated[
         str | None,
-        typer.Option(
-            "--set",
-            metavar="LIST",
-            help="Mathematics sets, with commas between them: aime24, amc23, math500, olympiadbench, college_math, "
-            "minerva_math, gsm8k.",
-        ),
+        "--set",
+        {"metavar": "LIST"},
+        "Mathematics sets, with commas between them: aime24, amc23, math500, olympiadbench, college_math, "
+        "minerva_math, gsm8k.",
     ] = None
     data: Annotated[
-        str | None,
-        typer.Option(metavar="PATH", help="Of --set: a folder with SET.jsonl, or one file, in place of the hub."),
+        str | None, {"metavar": "PATH"}, "Of --set: a folder with SET.jsonl, or one file, in place of the hub."
     ] = None
     revision: Annotated[str | None, "Of the one --set on the hub."] = None
-    limit: Annotated[int | None, typer.Option(min=1, help="The first N problems (of each set) alone.")] = None
+    limit: Annotated[int | None, _MIN_1, "The first N problems (of each set) alone."] = None
+    problems: Path | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
         """What a run's results depend on besides its source."""
         return {} if self.limit is None else {"limit": self.limit}
 
-    def read(self, file: Path | None = None) -> Problems:
-        """The problems that are named: those of --set, or of a file.
-
-        Raises:
-            InputError: neither or both are named; or see `read_mathematics` and `read_problem_file`.
-        """
+    def read(self) -> Problems:
+        """The problems that are named: of sets, or of a file (else `InputError`)."""
         from rprm.benchmarks.mathematics import read_mathematics, read_problem_file
-        from rprm.errors import InputError
 
-        if (self.sets is None) == (file is None):
-            raise InputError("say which problems: --set LIST for mathematics sets, or --problems FILE for your own")
-        if self.sets is not None:
+        if self.problems is None and self.sets is not None:
             return read_mathematics(self.sets, self.data, revision=self.revision, limit=self.limit)
+        if self.problems is None or self.sets is not None:
+            raise InputError("say which problems: --set LIST for mathematics sets, or --problems FILE for your own")
         if self.data is not None or self.revision is not None:
             raise InputError("--data and --revision say where --set is: leave them out with --problems")
-        assert file is not None
-        return read_problem_file(file, limit=self.limit)
+        return read_problem_file(self.problems, limit=self.limit)
 
 
 @dataclass(frozen=True)
@@ -268,61 +211,39 @@ class ProblemOptions(SetOptions):
     """Problems of the mathematics sets, or of a file."""
 
     problems: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Problems of your own: {id?, problem | question, answer?, set?} a row."),
+        Path | None, {"metavar": "FILE"}, "Problems of your own: {id?, problem | question, answer?, set?} a row."
     ] = None
-
-    def read(self, file: Path | None = None) -> Problems:
-        return super().read(self.problems)
 
 
 @dataclass(frozen=True)
 class PolicyOptions:
-    """How a policy writes. What is None takes the paper's value."""
+    """How a policy writes. T = 1.0 is the paper's guided search (0.7 is only its script's default), top-p the script's
+    (NJUNLP/R-PRM, src/reward-guide-search)."""
 
     policy_prompt: Annotated[str | None, "The policy's template: a file, a model folder, or a built-in name."] = None
-    policy_temperature: Annotated[float | None, typer.Option(min=0.0, help="Of the policy.  [default: 1.0]")] = None
-    policy_top_p: Annotated[float | None, "Of the policy.  [default: 0.95]"] = None
+    policy_temperature: Annotated[float, {"min": 0.0}, "Of the policy."] = 1.0
+    policy_top_p: Annotated[float, "Of the policy."] = 0.95
+    policy_max_tokens: int = 2048
 
-    def policy(
-        self, spec: str, seed: int = 0, *, max_tokens: int | None = None, step_tokens: int | None = None
-    ) -> Policy:
-        """A policy.
-
-        Args:
-            max_tokens, step_tokens: of a whole solution, and of a step.
-
-        Raises:
-            InputError: the top-p is none; an engine, a template that cannot be loaded.
-        """
+    def policy(self, spec: str, seed: int = 0, **step_tokens: int) -> Policy:
+        """A policy; an `InputError` where the top-p is none, or an engine or template cannot be loaded."""
         from rprm.engines import Sampling, load_engine
-        from rprm.errors import InputError
-        from rprm.presets import PAPER_POLICY
         from rprm.prompts import carried_policy_template, load_policy_template
-        from rprm.search.policy import Policy
+        from rprm.search.candidates import Policy
 
-        top_p = PAPER_POLICY.top_p if self.policy_top_p is None else self.policy_top_p
-        if not 0.0 < top_p <= 1.0:
-            raise InputError(f"--policy-top-p is {top_p}; give a number above 0, at most 1")
-        temperature = PAPER_POLICY.temperature if self.policy_temperature is None else self.policy_temperature
-        return Policy(
-            load_engine(spec),
-            load_policy_template(self.policy_prompt or carried_policy_template(spec)),
-            Sampling(temperature, top_p, max_tokens or PAPER_POLICY.max_tokens, seed),
-            step_tokens=step_tokens or PAPER_POLICY.step_tokens,
-        )
+        if not 0.0 < self.policy_top_p <= 1.0:
+            raise InputError(f"--policy-top-p is {self.policy_top_p}; give a number above 0, at most 1")
+        template = load_policy_template(self.policy_prompt or carried_policy_template(spec))
+        sampling = Sampling(self.policy_temperature, self.policy_top_p, self.policy_max_tokens, seed)
+        return Policy(load_engine(spec), template, sampling, **step_tokens)
 
 
 @dataclass(frozen=True)
 class CandidateOptions(PolicyOptions):
-    """How a policy writes candidates."""
+    """How a policy writes candidates: 8, as next steps in the paper's guided search."""
 
-    policy_max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest solution, in tokens.  [default: 2048]")
-    ] = None
-    num_candidates: Annotated[
-        int | None, typer.Option("-n", "--num-candidates", min=1, help="Solutions of each problem.  [default: 8]")
-    ] = None
+    policy_max_tokens: Annotated[int, _MIN_1, "Longest solution, in tokens."] = 2048
+    num_candidates: Annotated[int, "-n", "--num-candidates", _MIN_1, "Solutions of each problem."] = 8
 
     def sample(
         self, spec: str, seed: int, problems: Problems, settings: dict[str, Any], output: Path, strict: bool,
@@ -330,12 +251,9 @@ class CandidateOptions(PolicyOptions):
     ) -> SampleTotals:  # fmt: skip
         """Sample candidates into a run folder, behind a progress line."""
         from rprm.cli.progress import run_behind_progress
-        from rprm.errors import InputError
-        from rprm.presets import PAPER_POLICY
         from rprm.search.candidates import sample_candidates
 
-        policy = self.policy(spec, seed, max_tokens=self.policy_max_tokens)
-        number = self.num_candidates or PAPER_POLICY.num_candidates
+        policy, number = self.policy(spec, seed), self.num_candidates
         if policy.sampling.temperature == 0.0 and number > 1:
             raise InputError(
                 f"at temperature 0 all {number} candidates of a problem would be equal; ask for one (-n 1), or raise "
@@ -345,8 +263,13 @@ class CandidateOptions(PolicyOptions):
             lambda callbacks: sample_candidates(
                 policy, problems, number, output=output, settings=settings, strict=strict, callbacks=callbacks
             ),
-            policy.aclose, len(problems.problems), on_result, noun="problems", activity="sampling",
+            policy.engine.aclose, len(problems.problems), on_result, noun="problems", activity="sampling",
         )  # fmt: skip
+
+
+Aggregate = Annotated[
+    Literal["min", "last", "product", "mean"], "--aggregate", "How step rewards become the reward of a solution."
+]
 
 
 @dataclass(frozen=True)
@@ -356,18 +279,14 @@ class ChoiceOptions:
     aggregate: Aggregate = "min"
     stopping: Annotated[
         Literal["none", "exact"],
-        typer.Option(
-            help="exact: judge until the choice is certain, it is the same. none: everything in full, for other "
-            "choices from the same run (votes, other aggregations, fewer candidates).",
-        ),
+        "exact: judge until the choice is certain, it is the same. none: everything in full, for other choices from "
+        "the same run (votes, other aggregations, fewer candidates).",
     ] = "exact"
     wave: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            help="For --stopping exact: most analyses of a problem at once. Fewer cost less in all, more are sooner "
-            "done.  [default: 4; of guided, beam and dvts two for each next step]",
-        ),
+        _MIN_1,
+        "For --stopping exact: most analyses of a problem at once. Fewer cost less in all, more are sooner done.  "
+        "[default: 4; of guided, beam and dvts two for each next step]",
     ] = None
 
 
@@ -377,27 +296,21 @@ class SearchOptions(ChoiceOptions):
 
     aggregate: Aggregate = "last"
     num_samples: Annotated[
-        int | None, "-n", "--num-samples", "Of beam and dvts: next steps in a round.  [default: 4]"
+        int | None, "-n", "--num-samples", _MIN_1, "Of beam and dvts: next steps in a round.  [default: 4]"
     ] = None
-    width: Annotated[int | None, "Next steps after each step held.  [default: 8; of beam and dvts 4]"] = None
-    max_rounds: Annotated[int | None, "Most steps of a solution.  [default: 30; of beam and dvts 40]"] = None
-    step_tokens: Annotated[int | None, typer.Option(min=1, help="Longest step, in tokens.  [default: 512]")] = None
+    width: Annotated[int | None, _MIN_1, "Next steps after each step held.  [default: 8; of beam and dvts 4]"] = None
+    max_rounds: Annotated[int | None, _MIN_1, "Most steps of a solution.  [default: 30; of beam and dvts 40]"] = None
+    step_tokens: Annotated[int, _MIN_1, "Longest step, in tokens."] = 512
     max_solution_tokens: Annotated[
-        int | None, "A solution that has not ended by then is given up.  [default: no limit]"
+        int | None, _MIN_1, "A solution that has not ended by then is given up.  [default: no limit]"
     ] = None
 
     def strategy(self, name: StrategyName) -> Strategy:
-        """
-        Raises:
-            RprmError: see `search_strategy`.
-        """
-        from rprm.errors import InputError
         from rprm.search.guided import search_strategy
 
         if name == "guided" and self.num_samples is not None:
             raise InputError("guided search has one beam: --width says how many next steps it samples")
         return search_strategy(
             name, n=self.num_samples, width=self.width, aggregation=self.aggregate, max_rounds=self.max_rounds,
-            max_solution_tokens=self.max_solution_tokens, racing=self.stopping == "exact",
-            wave=self.wave,
+            max_solution_tokens=self.max_solution_tokens, racing=self.stopping == "exact", wave=self.wave,
         )  # fmt: skip

@@ -18,22 +18,12 @@ T = TypeVar("T")
 
 
 def run_behind_progress(
-    work: Callable[[Callbacks], Awaitable[T]],
-    close: Callable[[], Awaitable[None]],
-    num_rows: int | None,
-    on_result: Callable[[Any, Any], object] = lambda row, result: None,
-    *,
-    noun: str,
-    activity: str = "judging",
-) -> T:
-    """Do some work behind a line of rows, steps, tokens a second and time left, and close what was used.
-
-    Args:
-        work: calls the line back.
-        num_rows: total, None where it is not known.
-        on_result: called with each row and its result; what it prints stands above the line.
-        noun, activity: what the rows are, and what is done with them.
-    """
+    work: Callable[[Callbacks], Awaitable[T]], close: Callable[[], Awaitable[None]], num_rows: int | None,
+    on_result: Callable[[Any, Any], object] = lambda row, result: None, *, noun: str, activity: str = "judging",
+) -> T:  # fmt: skip
+    """Do some work behind a line of rows (`num_rows` in all), steps, tokens a second and time left, and `close` what
+    was used. What `on_result` prints of each row and its result stands above the line. `noun` and `activity` say what
+    the rows are, and what is done with them."""
     console = Console(stderr=True, highlight=False)
     line = Progress(
         TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
@@ -50,8 +40,7 @@ def run_behind_progress(
             # Time begins with the first piece: loading the model says nothing about the pace.
             line.reset(task, description=activity, completed=counts["before"])
         counts["pieces"] += 1
-        # A classifier's scores have none.
-        counts["tokens"] += piece["num_tokens"] if isinstance(piece, dict) else 0
+        counts["tokens"] += piece["num_tokens"] if isinstance(piece, dict) else 0  # A classifier's scores have none.
         elapsed = line.tasks[0].elapsed or 0.0
         line.update(task, speed=f"{counts['tokens'] / elapsed:,.0f} tokens/s" if elapsed and counts["tokens"] else "")
 

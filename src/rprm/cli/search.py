@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rprm.cli.judge import refuse_nothing_judged
+from rprm.cli.judge import leave, refuse_nothing_judged
 from rprm.cli.options import (
     AnalysisOptions,
     CandidateOptions,
@@ -24,18 +25,18 @@ from rprm.cli.options import (
     Strict,
     with_options,
 )
+from rprm.errors import InputError, RunError
 
 if TYPE_CHECKING:
     from rprm.rewarders.base import StepRewarder
+    from rprm.search.candidates import Policy
     from rprm.search.guided import StrategyName
-    from rprm.search.policy import Policy
 
 _HELP = "Better answers out of a policy: candidates, Best-of-N, guided search."
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help=_HELP)
 
-PolicySpec = Annotated[
-    str, typer.Option("--policy", "-p", metavar="SPEC", help="The model that writes solutions, as for `rprm judge -m`.")
-]
+_SPEC = {"metavar": "SPEC"}
+PolicySpec = Annotated[str, "--policy", "-p", _SPEC, "The model that writes solutions, as for `rprm judge -m`."]
 
 
 @dataclass
@@ -43,14 +44,13 @@ class Outcome:
     """Where a run is kept; what it comes to and, where there are gold answers, how often it is right."""
 
     output: Annotated[
-        Path,
-        typer.Option("--output", "-o", help="Run folder: results are kept there, and a killed run goes on from there."),
+        Path, "--output", "-o", "Run folder: results are kept there, and a killed run goes on from there."
     ]
     strict: Strict = False
     json: Json = False
-    #: Whether candidates are judged in full; further counts by name, and what each counts.
+    #: Whether candidates are judged in full; how many problems have none.
     in_full: bool = False
-    more: dict[str, tuple[int, str]] = field(default_factory=dict)
+    num_missing: int | None = None
     attempts: list[Any] = field(default_factory=list)
 
     def run(self, work: Callable[..., Awaitable[Any]], close: Callable[[], Any], num_rows: int, activity: str) -> int:
@@ -72,26 +72,26 @@ class Outcome:
         self.attempts.append(Attempts.of(row, in_full=self.in_full))
 
     def show(self, totals: Any) -> None:
+        from rich.console import Console
+        from rich.table import Column, Table
+
         from rprm.report.searches import search_table
         from rprm.search.measure import measure_runs, read_search_run
 
-        counts = totals.as_dict() | {name: number for name, (number, _) in self.more.items()}
+        counts = totals.as_dict()
+        what = {one.name: one.metadata["what"] for one in fields(totals) if one.metadata}
+        if self.num_missing is not None:
+            counts["num_missing"] = self.num_missing
+            what["num_missing"] = "problems that the file has no candidates of: not counted"
         has_gold = any(attempts.problem.answer is not None for attempts in self.attempts)
         run = read_search_run(self.output, self.attempts)
         if self.json:
-            from json import dumps
-
             told = {"totals": counts, "measurement": measure_runs([run]).as_dict() if has_gold else None}
             print(dumps({"output": str(self.output)} | told, ensure_ascii=False))
             return
-        from rich.console import Console
-        from rich.table import Column, Table
-        from rich.text import Text
-
         console = Console(highlight=False)
         table = Table(Column(justify="right", style="bold"), Column(), box=None, padding=(0, 1), show_header=False)
-        what = {one.name: one.metadata["what"] for one in fields(totals) if one.metadata}
-        for name, text in (what | {name: text for name, (_, text) in self.more.items()}).items():
+        for name, text in what.items():
             number = counts[name]
             if name == "num_analyses_full" and number:
                 number -= counts["num_analyses"]
@@ -99,7 +99,7 @@ class Outcome:
             if number:
                 table.add_row(f"{number:,}", text)
         console.print(table)
-        console.print(Text(f"results: {self.output / 'results.jsonl'}", style="dim"))
+        console.print(f"results: {self.output / 'results.jsonl'}", style="dim", markup=False)
         if has_gold:
             console.print(search_table(measure_runs([run])))
 
@@ -118,80 +118,54 @@ def sample(policy: PolicySpec, run: Outcome, which: ProblemOptions, how: Candida
 @app.command("best-of-n")
 @with_options
 def best_of_n(
-    model: Model,
-    run: Outcome,
-    which: ProblemOptions,
-    choice: ChoiceOptions,
-    analysis: AnalysisOptions,
+    model: Model, run: Outcome, which: ProblemOptions, choice: ChoiceOptions, analysis: AnalysisOptions,
     how: CandidateOptions,
     candidates: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="RUN|FILE",
-            help="A run of `rprm search sample`; or rows {id | problem, solutions[] | solution | steps[]} of the "
-            "problems of --set or --problems.",
-        ),
+        Path | None, {"metavar": "RUN|FILE"},
+        "A run of `rprm search sample`; or rows {id | problem, solutions[] | solution | steps[]} of the problems of "
+        "--set or --problems.",
     ] = None,
     policy: Annotated[
-        str | None,
-        typer.Option(
-            "--policy", "-p", metavar="SPEC", help="In place of --candidates: sample them first, to OUTPUT/candidates."
-        ),
+        str | None, "--policy", "-p", _SPEC, "In place of --candidates: sample them first, to OUTPUT/candidates."
     ] = None,
-) -> None:
+) -> None:  # fmt: skip
     """Choose the candidate with the highest reward. Killed, it goes on from where it was.
 
     Exit code 3 says that some rows were rejected."""
-    from rprm.errors import InputError
     from rprm.runs import CANDIDATES
     from rprm.search.candidates import choose_among, read_candidate_file, read_candidate_run
     from rprm.search.racing import WAVE
 
-    if (candidates is None) == (policy is None):
-        raise InputError("say what to choose from: --candidates RUN|FILE, or --policy SPEC to sample candidates first")
     rewarder = analysis.rewarder(model, in_full=True)
-    num_rejected = 0
-    if candidates is not None:
-        settings = which.settings
-        if not candidates.is_dir():
-            rows = read_candidate_file(candidates, which.read())
-        elif which.sets is None and which.problems is None:
-            rows = read_candidate_run(candidates, limit=which.limit)
-        else:
-            raise InputError(f"{candidates} is a run and has its problems with it: leave out --set and --problems")
-    else:
-        assert policy is not None
+    num_rejected, settings = 0, which.settings
+    if policy is not None and candidates is None:
         sampled, seed = run.output / CANDIDATES, analysis.seed
-        num_rejected = how.sample(policy, seed, which.read(), which.settings, sampled, run.strict).num_rejected
+        num_rejected = how.sample(policy, seed, which.read(), settings, sampled, run.strict).num_rejected
         rows, settings = read_candidate_run(sampled), {}
-    run.in_full = choice.stopping == "none"
-    run.more = {"num_missing": (len(rows.missing), "problems that the file has no candidates of: not counted")}
-    num_rejected += run.run(
-        partial(
-            choose_among, rewarder, rows, aggregation=choice.aggregate, stopping=choice.stopping,
-            wave=choice.wave or WAVE, settings=settings,
-        ),
-        rewarder.aclose, len(rows.rows), "judging",
+    elif candidates is None or policy is not None:
+        raise InputError("say what to choose from: --candidates RUN|FILE, or --policy SPEC to sample candidates first")
+    elif not candidates.is_dir():
+        rows = read_candidate_file(candidates, which.read())
+    elif which.sets is None and which.problems is None:
+        rows = read_candidate_run(candidates, limit=which.limit)
+    else:
+        raise InputError(f"{candidates} is a run and has its problems with it: leave out --set and --problems")
+    run.in_full, run.num_missing = choice.stopping == "none", len(rows.missing)
+    work = partial(
+        choose_among, rewarder, rows, aggregation=choice.aggregate, stopping=choice.stopping,
+        wave=choice.wave or WAVE, settings=settings,
     )  # fmt: skip
-    leave(num_rejected)
+    leave(num_rejected + run.run(work, rewarder.aclose, len(rows.rows), "judging"))
 
 
-def _search_command(name: StrategyName, about: str) -> Callable[..., None]:
-    """The command that searches by a strategy."""
+def _search_command(name: StrategyName, about: str) -> None:
+    """Add the command that searches by a strategy."""
 
     def command(
-        policy: PolicySpec,
-        model: Model,
-        run: Outcome,
-        which: ProblemOptions,
-        shape: SearchOptions,
-        analysis: AnalysisOptions,
-        how: PolicyOptions,
-        analyses: Annotated[
-            bool, typer.Option("--analyses", help="Keep the analyses' texts: megabytes a problem.")
-        ] = False,
-    ) -> None:
-        from rprm.errors import InputError
+        policy: PolicySpec, model: Model, run: Outcome, which: ProblemOptions, shape: SearchOptions,
+        analysis: AnalysisOptions, how: PolicyOptions,
+        analyses: Annotated[bool, "--analyses", "Keep the analyses' texts: megabytes a problem."] = False,
+    ) -> None:  # fmt: skip
         from rprm.search.guided import GuidedSearch, search_problems
 
         strategy = shape.strategy(name)
@@ -205,16 +179,12 @@ def _search_command(name: StrategyName, about: str) -> Callable[..., None]:
 
     note = "Killed, it goes on from where it was. Exit code 3 says that some rows were rejected."
     command.__doc__ = f"Solve step by step{about}.\n\n{note}"
-    return with_options(command)
+    app.command(name)(with_options(command))
 
 
-_ABOUT: dict[StrategyName, str] = {
-    "guided": ", greedily: of 8 next steps the one with the highest reward, as the paper does",
-    "beam": " with a beam: N next steps a round, of which the best N / WIDTH go on",
-    "dvts": " in N / WIDTH trees that go on from their best step alone (diverse verifier tree search)",
-}
-for _name, _about in _ABOUT.items():
-    app.command(_name)(_search_command(_name, _about))
+_search_command("guided", ", greedily: of 8 next steps the one with the highest reward, as the paper does")
+_search_command("beam", " with a beam: N next steps a round, of which the best N / WIDTH go on")
+_search_command("dvts", " in N / WIDTH trees that go on from their best step alone (diverse verifier tree search)")
 
 
 def search_rewarder(model: str, analysis: AnalysisOptions, policy: Policy, policy_spec: str) -> StepRewarder:
@@ -229,40 +199,27 @@ def search_rewarder(model: str, analysis: AnalysisOptions, policy: Policy, polic
 
 
 @app.command()
+@with_options
 def show(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of guided, beam or dvts.")],
-    id: Annotated[str | None, typer.Option("--id", help="Of one problem; all of them by default.")] = None,
-    max_characters: Annotated[
-        int | None, typer.Option("--max-characters", min=1, help="Cut each step to so many characters.")
-    ] = None,
+    id: Annotated[str | None, "Of one problem; all of them by default."] = None,
+    max_characters: Annotated[int | None, {"min": 1}, "Cut each step to so many characters."] = None,
 ) -> None:
     """Show search trees: what was proposed, what it was worth, what was kept.
 
     ● kept  ■ kept, and the solution ends  ○ others scored higher  · dropped: empty, or said before"""
     from rich.console import Console
 
-    from rprm.errors import InputError, RunError
     from rprm.report.searches import render_tree
     from rprm.runs import RESULTS, read_json_lines, read_manifest
-    from rprm.search.guided import GUIDED
-    from rprm.search.trees import SearchTree
+    from rprm.search.guided import GUIDED, SearchTree
 
-    job = read_manifest(run)["stage"]
-    if job != GUIDED:
+    if (job := read_manifest(run)["stage"]) != GUIDED:
         raise RunError(f"{run} is a run of stage {job!r}; trees are in runs of {GUIDED!r}")
-    console = Console(highlight=False)
     is_found = False
     for tree in read_json_lines(run / RESULTS, SearchTree.model_validate):
         if id is None or tree.id == id:
             is_found = True
-            console.print(render_tree(tree, max_characters=max_characters))
+            Console(highlight=False).print(render_tree(tree, max_characters=max_characters))
     if not is_found:
         raise InputError(f"{run} has no problem {id!r}" if id is not None else f"{run} has no finished problem yet")
-
-
-def leave(num_rejected: int) -> None:
-    """Exit code 3 where rows were rejected."""
-    from rprm.cli import EXIT_REJECTED
-
-    if num_rejected:
-        raise typer.Exit(EXIT_REJECTED)

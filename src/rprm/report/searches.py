@@ -17,7 +17,7 @@ from rprm.benchmarks.scores import MAX_NAMED
 from rprm.benchmarks.tally import Figure
 from rprm.report.measures import figure_text, framed
 from rprm.report.solutions import panel, plain
-from rprm.search.trees import ROOT, SearchNode, SearchTree
+from rprm.search.guided import ROOT, SearchNode, SearchTree
 
 #: By what became of a node, its mark and style.
 _MARKS = {"kept": ("●", "bold"), "finished": ("■", "bold green"), "pruned": ("○", "dim"), "dropped": ("·", "dim")}
@@ -181,7 +181,7 @@ def _step(node: SearchNode, is_chosen: bool, max_characters: int | None) -> Text
     shown = Text(text or ("(the solution ends)" if node.fate != "dropped" else "(nothing)"), style=style)
     notes = {
         "ends the solution": node.fate == "finished" and node.step,
-        "cut": node.is_cut,
+        "cut": node.finish_reason == "length",
         "dropped: said before": node.fate == "dropped" and node.step,
         "kept without a reward": node.fell_back,
         node.failure or "": node.failure,

@@ -26,17 +26,17 @@ class RunTotals:
         self: Any, num_steps: int, k: int, judged: Iterable[tuple[str | None, Sequence[float | None]]]
     ) -> None:
         """Count steps that in full take `k` analyses each, those judged by failure and the P(Yes) of their analyses."""
-        num_refused = 0
+        self.num_steps += num_steps
+        self.num_analyses_full += num_steps * k
         for failure, p_yes in judged:
             self.failure = self.failure or failure
             self.num_steps_judged += 1
             self.num_steps_unscored += failure is not None
-            num_refused += failure is not None and not p_yes
+            if failure is not None and not p_yes:
+                self.num_steps_refused += 1
+                self.num_analyses_full -= k
             self.num_analyses += len(p_yes)
             self.num_analyses_without_verdict += list(p_yes).count(None)
-        self.num_steps += num_steps
-        self.num_steps_refused += num_refused
-        self.num_analyses_full += (num_steps - num_refused) * k
 
     def as_dict(self: Any) -> dict[str, int]:
         return {name: value for name, value in asdict(self).items() if name != "failure"}

@@ -1,29 +1,32 @@
-"""Candidates: whole solutions of a problem, sampled from a policy or brought from elsewhere; the best of them chosen
-(Best-of-N; R-PRM, arXiv 2503.21295, section 4)."""
+"""The policy, the language model that writes solutions; candidates, whole solutions of a problem, sampled from it or
+brought from elsewhere; the best of them chosen (Best-of-N; R-PRM, arXiv 2503.21295, section 4)."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Unpack
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from rprm.benchmarks.mathematics import Problem, ProblemRow, Problems
-from rprm.errors import InputError, RequestRefused
+from rprm.engines import Engine, Sampling
+from rprm.engines.base import Completion
+from rprm.errors import InputError, RequestRefused, Unsupported
 from rprm.jobs import Job, JobOptions, all_or_none, run_job
-from rprm.ledger import Ledger
+from rprm.ledger import Ledger, paid_once
+from rprm.prompts import PolicyTemplate
 from rprm.reading import AnyText, Rejected, Row, Source, SourceInfo, json_object, read_rows
 from rprm.records import Record, StepReward
 from rprm.rewarders.base import AnalysisSampler, StepRewarder, reward_settings
+from rprm.rewarders.rprm import sample_seed
 from rprm.runs import RESULTS, finished_manifest, read_json_lines
 from rprm.search import RunTotals, counted
-from rprm.search.policy import Candidate, Policy
-from rprm.search.racing import WAVE, Aggregation, StepScores, race
+from rprm.search.racing import WAVE, Aggregation, Steps, StepScores, race
 from rprm.splitting import split_steps
+from rprm.thinking import after_thinking, without_thinking
 
 #: The jobs' names in manifests.
 SAMPLE = "search-sample"
@@ -32,7 +35,86 @@ BEST_OF_N = "search-best-of-n"
 #: "exact": judge until the choice is certain. "none": judge every step of every candidate in full.
 ChoiceStopping = Literal["exact", "none"]
 
-_SOLUTION: TypeAdapter[Any] = TypeAdapter(AnyText | Annotated[list[AnyText], Field(min_length=1)])
+_SOLUTIONS: TypeAdapter[Any] = TypeAdapter(list[AnyText | Annotated[list[AnyText], Field(min_length=1)]])
+
+
+class Candidate(Record):
+    """A solution that a policy wrote. `num_tokens` and `finish_reason` are None where it was brought from elsewhere."""
+
+    text: str
+    steps: tuple[str, ...]
+    num_tokens: int | None = None
+    finish_reason: str | None = None
+
+
+class Continuation(Record):
+    """A next step, or none (`text` is empty). `ended`: the model ended its solution; None: the engine cannot tell."""
+
+    text: str
+    num_tokens: int
+    ended: bool | None
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A language model that solves problems. Sample j of a prompt depends on the prompt, the seed and j alone. A prompt
+    that is too long raises `RequestRefused`, an engine that stopped answering `EngineUnavailable`."""
+
+    engine: Engine
+    template: PolicyTemplate
+    sampling: Sampling  #: of a whole solution
+    step_tokens: int = 512  #: the longest step
+
+    async def start(self, *, stepwise: bool = False) -> dict[str, Any]:
+        """Load the model, to write step by step or whole; returns what its solutions depend on, for the manifest.
+        `EngineError` where it cannot be loaded, or (`Unsupported`) cannot continue a solution that is begun."""
+        info, sampling = await self.engine.start(chat=self.template.chat), self.sampling
+        if stepwise and self.template.chat and not info.continues_replies:
+            raise Unsupported(
+                f"{self.engine.spec}: this engine cannot continue a reply that is begun, which a search step by step "
+                "needs; if the server can (vLLM, SGLang, llama.cpp), add continue_final_message=true to its options"
+            )
+        return {
+            "engine": {"kind": info.kind, "model": info.model, "revision": info.revision, **info.details},
+            "prompt": {"name": self.template.name, "digest": self.template.digest},
+            **{name: getattr(sampling, name) for name in ("temperature", "top_p", "max_tokens")},
+            **({"step_tokens": self.step_tokens} if stepwise else {}),
+            "seed": sampling.seed,
+        }
+
+    async def solve(self, problem: str, sample: int, ledger: Ledger | None = None) -> Candidate:
+        """Write a whole solution."""
+
+        async def write() -> Candidate:
+            made = await self._generate(problem, (), sample, "", self.sampling.max_tokens)
+            steps = tuple(split_steps(made.text))
+            return Candidate(text=made.text, steps=steps, num_tokens=made.num_tokens, finish_reason=made.finish_reason)
+
+        return await paid_once(ledger, f"solution.{sample}", Candidate, write)
+
+    async def next_step(self, problem: str, steps: Steps, sample: int, ledger: Ledger | None = None) -> Continuation:
+        """Write the step that follows `steps`, without what the model thinks. The ledger is that of these steps."""
+
+        async def write() -> Continuation:
+            made = await self._generate(problem, steps, sample, self.template.step_separator, self.step_tokens)
+            ended = made.ended
+            if not made.text.strip() and self.template.stop and made.finish_reason == "stop":
+                # Nothing before the text that ends a base model's solutions: that is its end.
+                ended = True
+            elif after_thinking(made.text) is None:
+                # Cut off in its thinking, it wrote no step and ended no solution.
+                ended = False
+            text = without_thinking(made.text).strip()
+            return Continuation(text=text, num_tokens=made.num_tokens, ended=ended, finish_reason=made.finish_reason)
+
+        return await paid_once(ledger, f"step.{sample}", Continuation, write)
+
+    async def _generate(self, problem: str, steps: Steps, sample: int, stop: str, max_tokens: int) -> Completion:
+        prompt = self.template.render(problem, steps)
+        stops = tuple(filter(None, (stop, self.template.stop)))
+        seed = sample_seed(self.sampling.seed or 0, prompt, sample)
+        return await self.engine.generate(prompt, replace(self.sampling, stop=stops, max_tokens=max_tokens, seed=seed))
 
 
 class Candidates(ProblemRow):
@@ -62,7 +144,7 @@ class JudgedCandidates(ProblemRow):
     fell_back: bool = False
     failure: str | None = None
 
-    def judged_steps(self) -> dict[tuple[str, ...], StepReward]:
+    def judged_steps(self) -> dict[Steps, StepReward]:
         """Steps by all steps up to them, as far as they were judged: equal steps after equal steps are one."""
         return {
             candidate.steps[: step.step_index + 1]: step
@@ -109,9 +191,8 @@ async def sample_candidates(
         except RequestRefused as error:
             return Candidates(problem=problem, candidates=(), failure=str(error))
 
-    job = Job(SAMPLE, sample, Candidates.model_validate, totals, policy.concurrency, noun="problem")
-    rows: list[Problem | Rejected] = [*problems.rejected, *problems.problems]
-    await run_job(job, rows, source=problems.source, settings=settings, **run)
+    job = Job(SAMPLE, sample, Candidates.model_validate, totals, policy.engine.concurrency, noun="problem")
+    await run_job(job, [*problems.rejected, *problems.problems], source=problems.source, settings=settings, **run)
     return totals
 
 
@@ -119,8 +200,7 @@ async def sample_candidates(
 class BestOfNTotals(RunTotals):
     """What a run of Best-of-N came to. Equal steps after equal steps of a problem are one."""
 
-    #: K; 0 where the rewarder writes no analyses.
-    num_analyses_per_step: int = 0
+    num_analyses_per_step: int = 0  #: K; 0 where the rewarder writes no analyses
     num_problems: int = counted("problems")
     num_rejected: int = counted("rows rejected")
     num_candidates: int = counted("candidates")
@@ -148,21 +228,20 @@ class BestOfNTotals(RunTotals):
         judged = row.judged_steps().values()
         p_yes = ((step.failure, [analysis.p_yes for analysis in step.analyses]) for step in judged)
         self.add_steps(num_steps, self.num_analyses_per_step, p_yes)
-        for analysis in (analysis for step in judged for analysis in step.analyses):
-            self.num_generated_tokens += analysis.num_tokens
-            self.num_prompt_tokens += analysis.num_prompt_tokens or 0
+        analyses = [analysis for step in judged for analysis in step.analyses]
+        self.num_generated_tokens += sum(analysis.num_tokens for analysis in analyses)
+        self.num_prompt_tokens += sum(analysis.num_prompt_tokens or 0 for analysis in analyses)
 
 
 @dataclass(frozen=True)
 class CandidateRows:
-    """Candidates at hand: a row a problem; `missing` are the ids of problems without any. `source` identifies
-    candidates and problems together, `settings` are those of the run that wrote the candidates."""
+    """Candidates at hand: a row a problem."""
 
     rows: tuple[Candidates, ...]
     rejected: tuple[Rejected, ...]
-    missing: tuple[str, ...]
-    source: SourceInfo
-    settings: dict[str, Any] = field(default_factory=dict)
+    missing: tuple[str, ...]  #: the ids of problems without any
+    source: SourceInfo  #: identifies candidates and problems together
+    settings: dict[str, Any] = field(default_factory=dict)  #: of the run that wrote the candidates
 
 
 async def choose_among(
@@ -174,39 +253,29 @@ async def choose_among(
     resumes. `settings`, `run`, totals and errors are as for `judge_source`. The rewarder's threshold and its own
     stopping play no part. `wave` is for "exact"; see `race`."""
     described = await rewarder.start()
-    num_analyses = rewarder.rule.num_analyses if isinstance(rewarder, AnalysisSampler) else 0
-    totals = BestOfNTotals(num_analyses_per_step=num_analyses)
-    choose = partial(choose_best, rewarder, aggregation=aggregation, stopping=stopping, wave=wave)
-    job: Job[Candidates, JudgedCandidates] = Job(
-        BEST_OF_N, choose, JudgedCandidates.model_validate, totals, rewarder.concurrency, noun="problem"
-    )
+    totals = BestOfNTotals(rewarder.rule.num_analyses if isinstance(rewarder, AnalysisSampler) else 0)
+
+    async def choose(row: Candidates, ledger: Ledger | None) -> JudgedCandidates:
+        scores = StepScores(rewarder, row.problem.problem, ledger)
+        solutions = [candidate.steps for candidate in row.candidates]
+        contenders = [scores.solution(steps, aggregation) for steps in solutions]
+        if stopping == "none":
+            await all_or_none(map(scores.judge_in_full, dict.fromkeys(solutions)))
+        chosen = next(iter(await race(contenders, wave=wave)), None)
+        rewards = []
+        for steps, contender in zip(solutions, contenders, strict=True):
+            low, high = contender.bounds
+            settled = next(contender.outlook(), None) is None  # Nothing is left to draw.
+            rewards.append(CandidateReward(low=low, high=high, settled=settled, steps=scores.rewards(steps)))
+        fell_back = chosen is not None and all(reward.high is None for reward in rewards)
+        return JudgedCandidates(**dict(row), rewards=tuple(rewards), chosen=chosen, fell_back=fell_back)
+
     settings = (settings or {}) | candidates.settings | reward_settings(described)
-    settings |= {"aggregation": aggregation, "choice_stopping": stopping} | (
-        {"wave": wave} if stopping == "exact" else {}
-    )
-    rows: list[Candidates | Rejected] = [*candidates.rejected, *candidates.rows]
-    await run_job(job, rows, source=candidates.source, settings=settings, **run)
+    settings |= {"aggregation": aggregation, "choice_stopping": stopping}
+    settings |= {"wave": wave} if stopping == "exact" else {}
+    job = Job(BEST_OF_N, choose, JudgedCandidates.model_validate, totals, rewarder.concurrency, noun="problem")
+    await run_job(job, [*candidates.rejected, *candidates.rows], source=candidates.source, settings=settings, **run)
     return totals
-
-
-async def choose_best(
-    rewarder: StepRewarder, row: Candidates, ledger: Ledger | None = None, *, aggregation: Aggregation = "min",
-    stopping: ChoiceStopping = "exact", wave: int = WAVE,
-) -> JudgedCandidates:  # fmt: skip
-    """Choose among the candidates of one problem; see `choose_among`."""
-    scores = StepScores(rewarder, row.problem.problem, ledger)
-    solutions = [candidate.steps for candidate in row.candidates]
-    contenders = [scores.solution(steps, aggregation) for steps in solutions]
-    if stopping == "none":
-        await all_or_none(map(scores.judge_in_full, dict.fromkeys(solutions)))
-    chosen = next(iter(await race(contenders, wave=wave)), None)
-    rewards = []
-    for steps, contender in zip(solutions, contenders, strict=True):
-        low, high = contender.bounds
-        settled = next(contender.outlook(), None) is None  # Nothing is left to draw.
-        rewards.append(CandidateReward(low=low, high=high, settled=settled, steps=scores.rewards(steps)))
-    fell_back = chosen is not None and all(reward.high is None for reward in rewards)
-    return JudgedCandidates(**dict(row), rewards=tuple(rewards), chosen=chosen, fell_back=fell_back)
 
 
 def read_candidate_run(folder: str | Path, *, limit: int | None = None) -> CandidateRows:
@@ -228,17 +297,12 @@ def read_candidate_file(path: str | Path, problems: Problems) -> CandidateRows:
         named["text", _spaced(problem.problem)].append(problem)
         for identifier in {problem.id, problem.id.removeprefix(f"{problem.set}/")}:
             named["id", identifier].append(problem)
+    found: dict[str, list[Candidate]] = {problem.id: [] for problem in problems.problems}
 
-    def parse(row: Row) -> tuple[str, list[Candidate]]:
-        return _problem_of(value := json_object(row.value), named).id, _candidates_of(value)
+    def take(row: Row) -> None:
+        found[_problem_of(value := json_object(row.value), named).id].extend(_candidates_of(value))
 
-    rejected: list[Rejected] = []
-    found: dict[str, list[Candidate]] = defaultdict(list)
-    for row in read_rows(source, parse):
-        if isinstance(row, Rejected):
-            rejected.append(row)
-        else:
-            found[row[0]] += row[1]
+    rejected = [row for row in read_rows(source, take) if isinstance(row, Rejected)]
     every = [Candidates(problem=problem, candidates=tuple(found[problem.id])) for problem in problems.problems]
     rows = tuple(one for one in every if one.candidates)
     missing = tuple(one.id for one in every if not one.candidates)
@@ -285,15 +349,11 @@ def _candidates_of(row: dict[str, Any]) -> list[Candidate]:
         value = [value]
     if not isinstance(value, list):
         raise InputError(f"'solutions' must be a list, not {value!r:.80}")
-    candidates = []
-    for solution in value:
-        try:
-            _SOLUTION.validate_python(solution, strict=True)
-        except ValidationError:
-            reason = "a solution must be a text or a list of steps, in Unicode"
-            raise InputError(f"{reason}, not {solution!r:.80}") from None
-        text, steps = (
-            (solution, split_steps(solution)) if isinstance(solution, str) else ("\n\n".join(solution), solution)
-        )
-        candidates.append(Candidate(text=text, steps=tuple(steps)))
-    return candidates
+    try:
+        solutions = _SOLUTIONS.validate_python(value, strict=True)
+    except ValidationError as error:
+        found = error.errors()[0]["input"]
+        raise InputError(f"a solution must be a text or a list of steps, in Unicode, not {found!r:.80}") from None
+    texts = [one if isinstance(one, str) else "\n\n".join(one) for one in solutions]
+    steps = [tuple(split_steps(one) if isinstance(one, str) else one) for one in solutions]
+    return [Candidate(text=text, steps=its_steps) for text, its_steps in zip(texts, steps, strict=True)]

@@ -1,14 +1,12 @@
 """Choosing one answer among candidates, and how often that is right. Pure functions.
 
 Answers are known by their groups: equal answers have the same number, -1 is none. docs/search.md has the rules of ties,
-of missing answers and rewards, and of sums (whole multiples of 2^-30, so that their order does not matter).
-"""
+of missing answers and rewards, and of sums (whole multiples of 2^-30, so that their order does not matter)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -54,25 +52,18 @@ def weighted_vote(groups: Sequence[int], rewards: Sequence[float | None]) -> int
     return max(weights, key=weights.__getitem__) if weights else None
 
 
-@dataclass(frozen=True, eq=False)
 class Pool:
-    """The candidates of one problem: `correct` (n,); `groups` (n,) of equal answers, -1 for none; `rewards` (A, n) from
-    0 to 1 under each of A aggregations, NaN for none."""
+    """The candidates of one problem, at most `MAX_CANDIDATES` (else `InputError`): `correct` (n,); `groups` (n,) of
+    equal answers, -1 for none; `rewards` (A, n) from 0 to 1 under each of A aggregations, None (kept as NaN): none."""
 
-    correct: NDArray[np.bool_]
-    groups: Ints
-    rewards: Floats
-
-    @classmethod
-    def of(cls, correct: Sequence[bool], groups: Sequence[int], rewards: Sequence[Sequence[float | None]] = ()) -> Pool:
-        """From plain lists; `InputError` where there are more than `MAX_CANDIDATES`."""
+    def __init__(
+        self, correct: Sequence[bool], groups: Sequence[int], rewards: Sequence[Sequence[float | None]] = ()
+    ) -> None:
         if len(correct) > MAX_CANDIDATES:
             raise InputError(f"a problem has {len(correct):,} candidates; at most {MAX_CANDIDATES:,} can be measured")
-        return cls(
-            np.array(correct, dtype=bool),
-            np.array(groups, dtype=np.int64),
-            np.array(rewards, dtype=np.float64).reshape(len(rewards), len(correct)),
-        )
+        self.correct: NDArray[np.bool_] = np.array(correct, dtype=bool)
+        self.groups: Ints = np.array(groups, dtype=np.int64)
+        self.rewards: Floats = np.array(rewards, dtype=np.float64).reshape(len(rewards), len(correct))
 
 
 class Accuracy:
@@ -84,14 +75,18 @@ class Accuracy:
     then at most 0.5 / sqrt(max_subsets), 0.8 points at 4,096."""
 
     def __init__(self, draws: Ints, size: int, *, max_subsets: int = MAX_SUBSETS, seed: int = 0) -> None:
-        num_rows, n = draws.shape
+        self._draws, n = draws, draws.shape[1]
         total = math.comb(n, size)
-        self._draws = draws
         self._best_at_rank = np.array([math.comb(n - 1 - rank, size - 1) / total for rank in range(n)])
         self._passed = np.array([1.0 - math.comb(n - right, size) / total for right in range(n + 1)])
+        # (T, N) subsets, each in ascending order: all of them, or some random ones.
+        if total <= max_subsets:
+            subsets = np.array(list(combinations(range(n), size)), dtype=np.int64)
+        else:
+            random = np.random.default_rng([seed, n, size]).random((max_subsets, n))
+            subsets = np.sort(np.argsort(random, axis=1)[:, :size], axis=1)
         # (N, R * T): row after row, each of its subsets.
-        self._voters = draws[:, _subsets(n, size, max_subsets, seed)].reshape(-1, size).T
-        self._num_rows = num_rows
+        self._voters = draws[:, subsets].reshape(-1, size).T
         every = np.arange(self._voters.shape[1])
         # (n, R * T): how often each candidate votes, and its first place among the voters; n where it has none.
         self._counts = np.zeros((n, len(every)))
@@ -103,26 +98,24 @@ class Accuracy:
     def of(self, pool: Pool) -> Floats:
         """(R, 3 + 2A): pass@1, majority, pass@N, then Best-of-N and then weighted vote under each aggregation."""
         right = pool.correct[self._draws]
-        best = [self._best(right, rewards) for rewards in pool.rewards]
+        best = []
+        for rewards in pool.rewards:
+            _, ranks = np.unique(np.where(np.isnan(rewards), np.inf, -rewards), return_inverse=True)
+            # Of 16 bits: numpy sorts these by radix, several times faster than floats.
+            ranked = np.argsort(ranks.astype(np.int16)[self._draws], axis=1, kind="stable")
+            best.append(np.take_along_axis(right, ranked, axis=1) @ self._best_at_rank)
         majority, *weighted = self._votes(pool)
         return np.column_stack([right.mean(axis=1), majority, self._passed[right.sum(axis=1)], *best, *weighted])
 
-    def _best(self, right: NDArray[np.bool_], rewards: Floats) -> Floats:
-        """(R,) the accuracy of Best-of-N."""
-        _, ranks = np.unique(np.where(np.isnan(rewards), np.inf, -rewards), return_inverse=True)
-        # Of 16 bits: numpy sorts these by radix, several times faster than floats.
-        ranked = np.argsort(ranks.astype(np.int16)[self._draws], axis=1, kind="stable")
-        return np.asarray(np.take_along_axis(right, ranked, axis=1) @ self._best_at_rank)
-
     def _votes(self, pool: Pool) -> Floats:
         """(1 + A, R) the accuracy of the majority, and of the weighted vote under each aggregation."""
+        num_rows, n = self._draws.shape
         num_votes = 1 + len(pool.rewards)
         voters = pool.groups >= 0
         if not pool.correct[voters].any():
-            return np.zeros((num_votes, self._num_rows))
+            return np.zeros((num_votes, num_rows))
         if pool.correct.all() and voters.all():
-            return np.ones((num_votes, self._num_rows))
-        n = len(voters)
+            return np.ones((num_votes, num_rows))
         members = [np.flatnonzero(pool.groups == group) for group in np.unique(pool.groups[voters])]
         weights = np.vstack([np.ones(n), np.rint(np.nan_to_num(pool.rewards) * _UNITS)])
         member_weights = np.zeros((num_votes, len(members), n))
@@ -139,21 +132,8 @@ class Accuracy:
         # Where nobody votes, the place is n: beyond the last voter, wrong.
         right = np.zeros((n + 1, place.shape[1]), dtype=bool)
         right[: len(self._voters)] = pool.correct[self._voters]
-        chose_right = np.take_along_axis(right, place, axis=0).reshape(num_votes, self._num_rows, -1)
+        chose_right = np.take_along_axis(right, place, axis=0).reshape(num_votes, num_rows, -1)
         return np.asarray(chose_right.mean(axis=2))
-
-
-def powers_up_to(n: int) -> list[int]:
-    """1, 2, 4, ... below n, and n."""
-    return [2**power for power in range(n.bit_length()) if 2**power < n] + [n]
-
-
-def _subsets(n: int, size: int, most: int, seed: int) -> Ints:
-    """(T, N) subsets of range(n), each in ascending order: all of them, or `most` random ones."""
-    if math.comb(n, size) <= most:
-        return np.array(list(combinations(range(n), size)), dtype=np.int64)
-    random = np.random.default_rng([seed, n, size])
-    return np.sort(np.argsort(random.random((most, n)), axis=1)[:, :size], axis=1)
 
 
 def accuracies(pools: Sequence[Pool], size: int, num_strategies: int, seed: int) -> tuple[Floats, Floats]:

@@ -1,13 +1,12 @@
 """Runs of the search commands on the mathematics sets, measured beside each other: accuracy, its uncertainty, its cost.
 
 Intervals are 95% percentile intervals of a bootstrap in two stages (Davison and Hinkley 1997, section 3.8): problems,
-and for each the accuracy on candidates drawn with replacement (docs/search.md).
-"""
+and for each the accuracy on candidates drawn with replacement (docs/search.md)."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -24,10 +23,9 @@ from rprm.errors import BenchmarkError, RunError
 from rprm.grading import AnswerPair, Grade, Grader, final_answer
 from rprm.runs import RESULTS, read_json_lines, read_manifest
 from rprm.search.candidates import BEST_OF_N, SAMPLE, Candidates, JudgedCandidates
-from rprm.search.choosing import NUM_REPLICATES, Pool, accuracies, powers_up_to, resampled_means
-from rprm.search.guided import GUIDED
-from rprm.search.racing import AGGREGATIONS, Aggregation, aggregate, digest_of
-from rprm.search.trees import SearchTree
+from rprm.search.choosing import NUM_REPLICATES, Pool, accuracies, resampled_means
+from rprm.search.guided import GUIDED, SearchTree
+from rprm.search.racing import AGGREGATIONS, Aggregation, aggregate, all_rewards, digest_of
 
 ONE = "pass@1"
 #: What candidates reach without rewards, in the order of `Accuracy.of`.
@@ -39,70 +37,51 @@ _ROWS: dict[str, type[Any]] = {SAMPLE: Candidates, BEST_OF_N: JudgedCandidates, 
 
 @dataclass(frozen=True)
 class Attempts:
-    """The n solutions of one problem in one run, the index of the one that it chose, whether without a reward to go by.
-
-    Attributes:
-        digest: of the solutions' texts.
-        answers: the final answer of each, None where it gives none.
-        policy_tokens, judge_tokens: None where they were not counted, or nothing was judged.
-        rewards: by aggregation, of each; empty where they were not judged in full.
-        grades, groups: of the answers, once they are graded.
-    """
+    """The n solutions of one problem in one run, and the index of the one that it chose."""
 
     problem: Problem
-    digest: str
-    answers: tuple[str | None, ...]
-    policy_tokens: int | None
-    judge_tokens: int | None = None
+    digest: str  #: of the solutions' texts
+    answers: tuple[str | None, ...]  #: the final answer of each, None where it gives none
+    policy_tokens: int | None  #: None where they were not counted
+    judge_tokens: int | None = None  #: None where nothing was judged
     chosen: int | None = None
-    fell_back: bool = False
+    fell_back: bool = False  #: it chose without a reward to go by
     failure: str | None = None
-    rewards: dict[Aggregation, tuple[float | None, ...]] = field(default_factory=dict)
-    grades: tuple[Grade, ...] = ()
+    rewards: dict[Aggregation, tuple[float | None, ...]] = field(default_factory=dict)  #: empty unless judged in full
+    grades: tuple[Grade, ...] = ()  #: of the answers, once they are graded; their groups likewise
     groups: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, row: Candidates | JudgedCandidates | SearchTree, *, in_full: bool = False) -> Attempts:
         """What a run's row comes to. `in_full`: its candidates were judged in full."""
-        more: dict[str, Any]
+        texts = [row.text] if isinstance(row, SearchTree) else [candidate.text for candidate in row.candidates]
+        known = row.problem, digest_of(texts), tuple(final_answer(text, row.problem.rule) for text in texts)
         if isinstance(row, SearchTree):
-            texts, tokens = [row.text], [row.num_policy_tokens]
-            more = {"chosen": 0, "fell_back": row.fell_back, "judge_tokens": row.num_judge_tokens}
-        else:
-            texts = [candidate.text for candidate in row.candidates]
-            tokens = [candidate.num_tokens for candidate in row.candidates if candidate.num_tokens is not None]
-            more = {"failure": row.failure}
-        if isinstance(row, JudgedCandidates):
-            analyses = [analysis for step in row.judged_steps().values() for analysis in step.analyses]
-            more |= {"chosen": row.chosen, "fell_back": row.fell_back}
-            more["judge_tokens"] = sum(analysis.num_tokens for analysis in analyses)
-        if isinstance(row, JudgedCandidates) and in_full:
-            by_step = []
-            for candidate, reward in zip(row.candidates, row.rewards, strict=True):
-                known = {step.step_index: step.reward for step in reward.steps}
-                by_step.append([known.get(index) for index in range(len(candidate.steps))])
-            more["rewards"] = {how: tuple(aggregate(steps, how) for steps in by_step) for how in AGGREGATIONS}
-        answers = tuple(final_answer(text, row.problem.rule) for text in texts)
-        return cls(row.problem, digest_of(texts), answers, sum(tokens) if len(tokens) == len(texts) else None, **more)
+            return cls(*known, row.num_policy_tokens, row.num_judge_tokens, 0, row.fell_back)
+        counts = [candidate.num_tokens for candidate in row.candidates if candidate.num_tokens is not None]
+        found = cls(*known, sum(counts) if len(counts) == len(texts) else None, failure=row.failure)
+        if isinstance(row, Candidates):
+            return found
+        judged = zip(row.candidates, row.rewards, strict=True)
+        by_step = [all_rewards(one.steps, reward.steps) for one, reward in judged] if in_full else []
+        return replace(
+            found, chosen=row.chosen, fell_back=row.fell_back,
+            judge_tokens=sum(one.num_tokens for step in row.judged_steps().values() for one in step.analyses),
+            rewards={how: tuple(aggregate(steps, how) for steps in by_step) for how in AGGREGATIONS if in_full},
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
 class SearchRun:
-    """A run of a search command; `policy` and `judge` as tables print them.
-
-    Attributes:
-        method: how it chose a solution (`Best-of-N (min)`); None where it only sampled.
-        is_search: it is guided step by step, so that a problem has the one solution it arrived at.
-        notes: what a reader of its figures must know, in sentences.
-    """
+    """A run of a search command; `policy` and `judge` as tables print them."""
 
     name: str
-    method: str | None
+    method: str | None  #: how it chose a solution (`Best-of-N (min)`); None where it only sampled
     policy: str
     judge: str | None
     attempts: tuple[Attempts, ...]
-    is_search: bool = False
-    notes: tuple[str, ...] = ()
+    is_search: bool = False  #: guided step by step, so that a problem has the one solution it arrived at
+    notes: tuple[str, ...] = ()  #: what a reader of its figures must know, in sentences
 
     @cached_property
     def digest(self) -> str:
@@ -132,22 +111,18 @@ def read_search_run(folder: str | Path, attempts: Iterable[Attempts] | None = No
         method = f"Best-of-N ({settings['aggregation']})"
     elif job == GUIDED:
         how = settings["strategy"]
-        title = {"guided": "guided search", "beam": "beam search", "dvts": "DVTS"}.get(how["name"], how["name"])
+        title = "DVTS" if how["name"] == "dvts" else f"{how['name']} search"
         method = f"{title} ({how['num_trees'] * how['beam_size'] * how['width']} steps a round, {how['aggregation']})"
     if attempts is None:
         in_full = settings.get("choice_stopping") == "none"
         rows = read_json_lines(Path(folder) / RESULTS, _ROWS[job].model_validate)
         attempts = (Attempts.of(row, in_full=in_full) for row in rows)
+    engines = settings.get("policy", {}).get("engine"), settings.get("engine")
+    policy, judge = (engine and f"{engine['kind']}:{engine['model']}" for engine in engines)
     # Candidates that were brought from elsewhere have no policy, but a file.
-    policy = _model(settings.get("policy", {})) or manifest["sessions"][-1]["input"]
+    policy = policy or manifest["sessions"][-1]["input"]
     notes = () if manifest.get("status") == "complete" else (f"{folder} is not finished",)
-    return SearchRun(str(folder), method, policy, _model(settings), tuple(attempts), job == GUIDED, notes)
-
-
-def _model(described: Mapping[str, Any]) -> str | None:
-    """The model that a manifest describes, as one names it on the command line."""
-    engine = described.get("engine")
-    return f"{engine['kind']}:{engine['model']}" if engine else None
+    return SearchRun(str(folder), method, policy, judge, tuple(attempts), job == GUIDED, notes)
 
 
 def sampled_run(name: str, policy: str, rows: Iterable[Candidates], notes: Iterable[str] = ()) -> SearchRun:
@@ -159,17 +134,11 @@ def measure_runs(
     runs: Sequence[SearchRun], *, grader: Grader | None = None, baseline: str | None = None, curve: bool = False,
     num_resamples: int = DEFAULT_RESAMPLES, seed: int = 0,
 ) -> SearchMeasurement:  # fmt: skip
-    """Measure runs on the problems that all of them have, and that have a gold answer.
+    """Measure runs on the problems that all have, and that have a gold answer; `curve`: with fewer candidates too.
 
-    Args:
-        baseline: the row that others are compared with, besides the majority: `pass@1` (the default), `majority@8`,
-            `Best-of-N (min)`, ... A row is compared with that of its own candidates, or the first where it has none.
-        curve: also with fewer candidates.
-        num_resamples, seed: of the bootstrap.
-
-    Raises:
-        BenchmarkError: there is no run, problem or such baseline; runs differ in a problem of one id.
-    """
+    `baseline` is the row that others are compared with, besides the majority: `pass@1` (the default), `majority@8`,
+    `Best-of-N (min)`, ... A row is compared with that of its own candidates, or the first where it has none.
+    A `BenchmarkError` where there is no run, problem or such baseline, or runs differ in a problem of one id."""
     if not runs:
         raise BenchmarkError("no run to measure")
     if num_resamples < 1:
@@ -177,20 +146,14 @@ def measure_runs(
     problems, notes = _common_problems(runs)
     with nullcontext(grader) if grader else Grader() as opened:
         graded = _graded(runs, problems, opened)
-    strata = np.array([problem.set for problem in problems])
     sets = dict(Counter(problem.set for problem in problems))
     lines: list[_Line] = []
-    values, resampled_values = [], []
-    pools: set[str] = set()
     answers: list[GradedAnswer] = []
+    pools: set[str] = set()
     for run in graded:
         is_new = run.digest not in pools
         pools.add(run.digest)
-        for found, accuracy, replicates in _evaluate(run, curve, is_new, seed):
-            lines += found
-            values.append(_with_average([accuracy[strata == name].mean(axis=0) for name in sets]))
-            means = resampled_means(replicates, strata, tuple(sets), num_resamples, seed)
-            resampled_values.append(_with_average(means))
+        lines += _lines(run, list(sets), curve, is_new, num_resamples, seed)
         notes += _notes(run, with_pool=is_new)
         answers += [
             GradedAnswer(run.name, one.problem.id, index, *answer)
@@ -198,28 +161,26 @@ def measure_runs(
             for index, answer in enumerate(zip(one.answers, one.grades, one.groups, strict=True))
             if is_new
         ]
-    rows = _rows(lines, (*sets, AVERAGE), np.hstack(values), np.concatenate(resampled_values, axis=2), baseline)
-    pairs = list(zip(rows, lines, strict=True))
-    table = tuple(row for row, line in pairs if line.is_whole)
-    on_curve = tuple(row for row, line in pairs if curve and line.size is not None and line.strategy != ONE)
+    rows = list(zip(_rows(lines, (*sets, AVERAGE), baseline), lines, strict=True))
+    table = tuple(row for row, line in rows if line.is_whole)
+    on_curve = tuple(row for row, line in rows if curve and line.size is not None and line.strategy != ONE)
     return SearchMeasurement(sets, table, on_curve, tuple(answers), num_resamples, seed, tuple(notes))
 
 
 def _common_problems(runs: Sequence[SearchRun]) -> tuple[list[Problem], list[str]]:
     """The problems to measure, in the first run's order, and what is to be said of the others."""
     by_id = [{one.problem.id: one.problem for one in run.attempts} for run in runs]
-    first = by_id[0]
-    common = [identifier for identifier in first if all(identifier in other for other in by_id)]
+    common = [problem for problem in by_id[0].values() if all(problem.id in other for other in by_id)]
     notes = [note for run in runs for note in run.notes]
     for run, known in zip(runs, by_id, strict=True):
-        if different := [identifier for identifier in common if known[identifier] != first[identifier]]:
+        if different := [problem.id for problem in common if known[problem.id] != problem]:
             raise BenchmarkError(
                 f"{runs[0].name} and {run.name} differ in the text, the gold answer or the grading rule of "
                 f"{len(different)} problems with the same id: {named(different)}; measure runs on the same data"
             )
         if others := len(known) - len(common):
             notes.append(f"{run.name}: {others:,} of its {len(known):,} problems are not in all runs, and not measured")
-    problems = [first[identifier] for identifier in common if first[identifier].answer is not None]
+    problems = [problem for problem in common if problem.answer is not None]
     if not problems:
         what = "has a gold answer" if common else "is in all of the runs" if len(runs) > 1 else "is in the run"
         raise BenchmarkError(f"no problem {what}: there is nothing to measure")
@@ -268,13 +229,16 @@ def _notes(run: SearchRun, *, with_pool: bool) -> Iterator[str]:
         yield f"{name}: {total:,} gradings came to no conclusion, and count as wrong: {listed}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Line:
-    """A row before its figures; `size` is its number of candidates."""
+    """A row in the making; `size` is its number of candidates, `values` (F,) are its accuracies on each set and in the
+    mean, `resampled` (F, B) those in each resample."""
 
     strategy: str
     run: SearchRun
     size: int | None
+    values: Floats
+    resampled: Floats
 
     @property
     def names(self) -> tuple[str, str]:
@@ -285,80 +249,78 @@ class _Line:
         """Whether it belongs in the table: it takes all the candidates there are, or their mean."""
         return self.size in (None, self.run.num_candidates) or self.strategy == ONE
 
+    def likeness(self, other: _Line) -> tuple[bool, bool, bool]:
+        as_many = other.is_whole if self.is_whole else other.size == self.size
+        return other.run.digest == self.run.digest, as_many, other.is_whole
+
     def tokens(self, counts: Sequence[int | None]) -> float | None:
         """Generated for a problem, in the mean: with fewer candidates, so much less."""
         known = [count for count in counts if count is not None]
         share = 1.0 if self.size is None else self.size / self.run.num_candidates
         return share * sum(known) / len(known) if len(known) == len(counts) else None
 
+    def figures(self, names: Sequence[str], against: _Line | None = None) -> dict[str, Figure]:
+        """Its accuracies in percent, or how far they are above those of another line."""
+        value, resampled = self.values, self.resampled.clip(0.0, 1.0)
+        if against is not None:
+            value, resampled = value - against.values, self.resampled - against.resampled
+        return named_figures(names, 100.0 * value, 100.0 * resampled.T)[0]
 
-def _evaluate(run: SearchRun, curve: bool, with_pool: bool, seed: int) -> Iterator[tuple[list[_Line], Floats, Floats]]:
-    """The lines of a run, C at a time, with their accuracy on each problem, (P, C), and replicates of that, (P, R, C);
-    those that depend on the candidates alone `with_pool`."""
+
+def _lines(
+    run: SearchRun, sets: Sequence[str], curve: bool, with_pool: bool, num_resamples: int, seed: int
+) -> Iterator[_Line]:
+    """The lines of a run; those that depend on the candidates alone `with_pool`."""
+    strata = np.array([one.problem.set for one in run.attempts])
     right = [[grade.correct is True for grade in one.grades] for one in run.attempts]
+
+    def lines(names: Sequence[str], size: int | None, accuracy: Floats, replicates: Floats) -> Iterator[_Line]:
+        """C lines, by their accuracy on each problem, (P, C), and replicates of it, (P, R, C)."""
+        by_set = [accuracy[strata == name].mean(axis=0) for name in sets]
+        resampled = resampled_means(replicates, strata, sets, num_resamples, seed)
+        # And then the unweighted mean of the sets.
+        values, means = (np.stack([*few, np.mean(few, axis=0)]) for few in (by_set, resampled))
+        for place, name in enumerate(names):
+            yield _Line(name, run, 1 if name == ONE else size, values[:, place], means[:, :, place])
+
     if not run.is_search:
         pools = [
-            Pool.of(correct, one.groups, [one.rewards[how] for how in run.aggregations])
+            Pool(correct, one.groups, [one.rewards[how] for how in run.aggregations])
             for correct, one in zip(right, run.attempts, strict=True)
         ]
         by_reward = [f"{way} ({how})" for way in ("Best-of-N", "weighted vote of N") for how in run.aggregations]
         strategies = [*POOL_STRATEGIES, *by_reward]
-        for size in powers_up_to(run.num_candidates) if curve else [run.num_candidates]:
+        most = run.num_candidates
+        for size in [2**power for power in range(most.bit_length()) if 2**power < most and curve] + [most]:
             # pass@1, the first, is the same for every N.
-            first = len(POOL_STRATEGIES) if not with_pool else int(size < run.num_candidates)
-            if wanted := list(range(first, len(strategies))):
+            first = len(POOL_STRATEGIES) if not with_pool else int(size < most)
+            if names := strategies[first:]:
                 accuracy, replicates = accuracies(pools, size, len(strategies), seed)
-                lines = [_Line(strategies[index], run, 1 if index == 0 else size) for index in wanted]
-                yield lines, accuracy[:, wanted], replicates[:, :, wanted]
+                yield from lines(names, size, accuracy[:, first:], replicates[:, :, first:])
     if run.method is not None and not run.aggregations:
         # Its own choice is all that is known: there is nothing to draw of it.
-        chosen = [
-            one.chosen is not None and correct[one.chosen] for one, correct in zip(run.attempts, right, strict=True)
-        ]
+        pairs = zip(run.attempts, right, strict=True)
+        chosen = [one.chosen is not None and correct[one.chosen] for one, correct in pairs]
         chose_right = np.array(chosen, dtype=np.float64)[:, None]
-        line = _Line(run.method, run, None if run.is_search else run.num_candidates)
-        yield [line], chose_right, np.repeat(chose_right[:, None], NUM_REPLICATES, axis=1)
+        size_of = None if run.is_search else run.num_candidates
+        yield from lines([run.method], size_of, chose_right, np.repeat(chose_right[:, None], NUM_REPLICATES, axis=1))
 
 
-def _with_average(by_set: Sequence[Floats]) -> Floats:
-    """The values of the sets, and then their unweighted mean."""
-    return np.stack([*by_set, np.mean(by_set, axis=0)])
-
-
-def _rows(
-    lines: Sequence[_Line], names: Sequence[str], values: Floats, resampled_values: Floats, baseline: str | None
-) -> list[MeasuredRow]:
-    """Put figures on lines: `values` (F, C), of the F `names`, and `resampled_values` (F, B, C)."""
+def _rows(lines: Sequence[_Line], names: Sequence[str], baseline: str | None) -> Iterator[MeasuredRow]:
+    """Lines with their figures, of these `names`, and differences."""
     if baseline is not None and not any(baseline in line.names for line in lines):
         known = ", ".join(dict.fromkeys(line.names[1] for line in lines))
         raise BenchmarkError(f"no row is called {baseline!r}, which was to be the baseline; there are {known}")
-
-    def figures(index: int, against: int | None = None) -> dict[str, Figure]:
-        value, resampled_value = values[:, index], resampled_values[:, :, index].clip(0.0, 1.0)
-        if against is not None:
-            value = value - values[:, against]
-            resampled_value = resampled_values[:, :, index] - resampled_values[:, :, against]
-        return named_figures(names, 100.0 * value, 100.0 * resampled_value.T)[0]
-
-    def differences(index: int) -> Iterator[tuple[str, dict[str, Figure]]]:
-        """To the baselines of that name: of the same candidates and as many of them, if there is one."""
-
-        def likeness(place: int) -> tuple[bool, bool, bool, int]:
-            line, other = lines[index], lines[place]
-            as_many = other.is_whole if line.is_whole else other.size == line.size
-            return other.run.digest == line.run.digest, as_many, other.is_whole, -place
-
-        for name in dict.fromkeys([baseline or ONE, "majority@N"]):
-            called = [place for place, other in enumerate(lines) if name in other.names]
-            if called and (best := max(called, key=likeness)) != index:
-                yield lines[best].names[1], figures(index, best)
-
-    rows = []
-    for index, line in enumerate(lines):
+    for line in lines:
+        # To the baselines of that name: of the same candidates and as many of them, if there is one.
+        called = [
+            [other for other in lines if name in other.names] for name in dict.fromkeys((baseline or ONE, "majority@N"))
+        ]
+        others = [max(few, key=line.likeness) for few in called if few]
+        differences = {one.names[1]: line.figures(names, one) for one in others if one is not line}
         run, is_judged = line.run, line.strategy not in POOL_STRATEGIES
-        model = run.judge if is_judged and run.judge else run.policy
-        policy_tokens = line.tokens([one.policy_tokens for one in run.attempts])
-        judge_tokens = line.tokens([one.judge_tokens for one in run.attempts]) if is_judged else 0.0
-        measured = figures(index), dict(differences(index)), policy_tokens, judge_tokens
-        rows.append(MeasuredRow(line.strategy, model, run.name, line.size, *measured))
-    return rows
+        yield MeasuredRow(
+            line.strategy, run.judge if is_judged and run.judge else run.policy, run.name, line.size,
+            line.figures(names), differences, line.tokens([one.policy_tokens for one in run.attempts]),
+            line.tokens([one.judge_tokens for one in run.attempts]) if is_judged else 0.0,
+        )  # fmt: skip

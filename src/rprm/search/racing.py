@@ -1,8 +1,7 @@
 """Racing: choosing the best of several solutions with few analyses, exactly as full evaluation would.
 
 Every aggregation is monotone in each step's reward, in floating point too (a product is a chain of rounded
-multiplications in a fixed order), so that aggregates of bounds are bounds of the aggregate, to the last bit.
-"""
+multiplications in a fixed order), so that aggregates of bounds are bounds of the aggregate, to the last bit."""
 
 from __future__ import annotations
 
@@ -48,6 +47,12 @@ def aggregate(rewards: Sequence[float | None], how: Aggregation) -> float | None
     return math.prod(scored) if how == "product" else min(scored)
 
 
+def all_rewards(steps: Steps, judged: Iterable[StepReward]) -> list[float | None]:
+    """The rewards of all steps of a solution, None for those that were not judged."""
+    known = {step.step_index: step.reward for step in judged}
+    return [known.get(index) for index in range(len(steps))]
+
+
 class Contender(Protocol):
     """One of several things of which the best is wanted, with bounds of its final value. `outlook` has those after one
     more draw, after two, ..., where each says what is expected of it; it ends where nothing is left to draw. `draw`
@@ -65,10 +70,10 @@ async def race(contenders: Sequence[Contender], num_wanted: int = 1, *, wave: in
     """Draw until the best are certain, by final value, of equal ones the first; returns their indices, ascending.
 
     What is drawn does not depend on how long draws take, but on `wave`, the most draws to make at once: more of them
-    are fewer waves, and more draws in all. The same contender may stand at several places."""
+    are fewer waves, and more draws in all. Equal contenders may stand at several places."""
     while draws := _next_wave(contenders, num_wanted, wave):
         await all_or_none(contenders[index].draw(num_draws) for index, num_draws in sorted(draws.items()))
-    return sorted(_ranked(contender.bounds for contender in contenders)[:num_wanted])
+    return sorted(_ranked([_key(contender.bounds[1]) for contender in contenders])[:num_wanted])
 
 
 async def settle(contender: Contender) -> None:
@@ -77,15 +82,16 @@ async def settle(contender: Contender) -> None:
 
 
 def _next_wave(contenders: Sequence[Contender], num_wanted: int, wave: int) -> Counter[int]:
-    """How often to draw from which contender; nothing once the best are certain. Drawn from is the one of the best that
-    is the least sure of its place; each draw of a wave is planned as if those before it said what is expected."""
-    same = [contenders.index(contender) for contender in contenders]
+    """How often to draw from which contender; nothing once the best are certain."""
+    # Drawn from is the one of the best that is the least sure of its place, as if earlier draws said what is expected.
+    places: dict[Contender, int] = {}
+    same = [places.setdefault(contender, place) for place, contender in enumerate(contenders)]
     known = [contender.bounds for contender in contenders]
     outlooks = [contender.outlook() for contender in contenders]
     draws: Counter[int] = Counter()
     while draws.total() < wave:
         lows, highs = ([_key(known[place][end]) for place in same] for end in (0, 1))
-        ranked = _ranked(known[place] for place in same)
+        ranked = _ranked(highs)
         unsure = [
             (one, other)
             for one in ranked[:num_wanted]
@@ -105,9 +111,9 @@ def _next_wave(contenders: Sequence[Contender], num_wanted: int, wave: int) -> C
     return draws
 
 
-def _ranked(bounds: Iterable[Bounds]) -> list[int]:
+def _ranked(highs: Sequence[float]) -> list[int]:
     """Places by upper bound. Those that are surely the best stand first."""
-    return [place for place, _ in sorted(enumerate(bounds), key=lambda pair: -_key(pair[1][1]))]
+    return sorted(range(len(highs)), key=lambda place: -highs[place])
 
 
 def _key(value: float | None) -> float:
@@ -125,18 +131,13 @@ class StepScores:
         #: K; None where the rewarder writes no analyses.
         self.num_analyses = None if self._sampler is None else self._sampler.rule.num_analyses
         self._steps: dict[Steps, _AnalysedStep] = {}
-        self._contenders: dict[tuple[Steps, Aggregation], Contender] = {}
         self.judged: dict[Steps, tuple[StepReward, ...]] = {(): ()}
 
     def solution(self, steps: Steps, aggregation: Aggregation) -> Contender:
-        """A solution, whole or as far as it goes. Equal ones are the same contender."""
-        if (found := self._contenders.get((steps, aggregation))) is None:
-            if (analysed := self._analysed(steps)) is None:
-                found = _JudgedWhole(self, steps, aggregation)
-            else:
-                found = _AnalysedSolution(analysed[-1:] if aggregation == "last" else analysed, aggregation)
-            self._contenders[steps, aggregation] = found
-        return found
+        """A solution, whole or as far as it goes. Equal ones are equal contenders."""
+        if (analysed := self._analysed(steps)) is None:
+            return _JudgedWhole(self, steps, aggregation)
+        return _AnalysedSolution(tuple(analysed[-1:] if aggregation == "last" else analysed), aggregation)
 
     def rewards(self, steps: Steps) -> tuple[StepReward, ...]:
         """Of those steps of a solution that were judged, each as far as it was."""
@@ -172,7 +173,7 @@ class StepScores:
         return self._ledger and self._ledger.scoped(digest_of(steps))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class _JudgedWhole:
     """A solution that one draw settles: every one that could be the best has to be judged."""
 
@@ -184,8 +185,7 @@ class _JudgedWhole:
     def bounds(self) -> Bounds:
         if self.steps not in self.scores.judged:
             return None, 1.0
-        rewards = {step.step_index: step.reward for step in self.scores.judged[self.steps]}
-        value = aggregate([rewards.get(index) for index in range(len(self.steps))], self.aggregation)
+        value = aggregate(all_rewards(self.steps, self.scores.judged[self.steps]), self.aggregation)
         return value, value
 
     def outlook(self) -> Iterator[Bounds]:
@@ -200,7 +200,6 @@ class _AnalysedStep:
 
     def __init__(self, judge: AnalysisSampler, problem: str, steps: Steps, ledger: Ledger | None) -> None:
         self.judge, self.problem, self.steps, self.ledger = judge, problem, steps, ledger
-        self.index = len(steps) - 1
         self.analyses: list[Analysis] = []
         self.bounds: Bounds = (None, 1.0)
         self.failure: str | None = None
@@ -210,17 +209,17 @@ class _AnalysedStep:
     @property
     def reward(self) -> StepReward | None:
         if self.failure is not None:
-            return self.judge.unscored(self.index, self.failure)
-        return self.judge.reward(self.index, self.analyses) if self.analyses else None
+            return self.judge.unscored(len(self.steps) - 1, self.failure)
+        return self.judge.reward(len(self.steps) - 1, self.analyses) if self.analyses else None
 
     async def reach(self, num_analyses: int) -> None:
         """Draw until there are so many analyses."""
         async with self.drawing:
-            missing = range(len(self.analyses), num_analyses)
+            place, missing = len(self.steps) - 1, range(len(self.analyses), num_analyses)
             if not missing or self.failure is not None:
                 return
             try:
-                self.analyses += await self.judge.analyse(self.problem, self.steps, self.index, missing, self.ledger)
+                self.analyses += await self.judge.analyse(self.problem, self.steps, place, missing, self.ledger)
                 p_yes = [analysis.p_yes for analysis in self.analyses]
                 self.bounds = mean_bounds(p_yes, self.judge.rule.num_analyses)
             except RequestRefused as error:
@@ -249,12 +248,12 @@ class _Outlook:
         self.bounds = self.total / most, (self.total + self.num_left) / most
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class _AnalysedSolution:
     """A solution whose steps are analysed one at a time, next always the one that promises the lowest reward:
     that rules a weak solution out soonest, and a strong one needs all its steps in any case."""
 
-    steps: Sequence[_AnalysedStep]
+    steps: tuple[_AnalysedStep, ...]
     aggregation: Aggregation
 
     @property
@@ -265,17 +264,17 @@ class _AnalysedSolution:
         return (bounds for _, bounds in self._next_draws())
 
     def draw(self, num_draws: int) -> Coroutine[Any, Any, Any]:
-        counts = Counter(place for place, _ in islice(self._next_draws(), num_draws))
-        wanted = [(self.steps[place], len(self.steps[place].analyses) + count) for place, count in counts.items()]
+        counts = Counter(step for step, _ in islice(self._next_draws(), num_draws))
+        wanted = [(step, len(step.analyses) + count) for step, count in counts.items()]
         return all_or_none(step.reach(num_analyses) for step, num_analyses in wanted)
 
-    def _next_draws(self) -> Iterator[tuple[int, Bounds]]:
+    def _next_draws(self) -> Iterator[tuple[_AnalysedStep, Bounds]]:
         """The step of each draw to come, and the solution's bounds after it."""
         outlooks = [_Outlook(step) for step in self.steps]
         while left := [place for place, outlook in enumerate(outlooks) if outlook.num_left]:
             place = min(left, key=lambda place: outlooks[place].expected)
             outlooks[place].add()
-            yield place, self._aggregated(outlooks)
+            yield self.steps[place], self._aggregated(outlooks)
 
     def _aggregated(self, steps: Sequence[_AnalysedStep] | Sequence[_Outlook]) -> Bounds:
         low, high = (aggregate([step.bounds[end] for step in steps], self.aggregation) for end in (0, 1))
