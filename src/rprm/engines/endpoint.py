@@ -309,10 +309,13 @@ async def _answer(response: httpx2.Response, limit: int, events: Callable[[], An
 
 
 def _parse_json(body: bytes) -> Json:
-    try:
-        data = json.loads(body)
-    except (ValueError, RecursionError):
-        data = None
+    from pydantic_core import from_json
+
+    data = None
+    for parse in (from_json, json.loads):  # twice as fast; and one that takes a byte order mark, half a surrogate pair
+        with suppress(ValueError, RecursionError):
+            data = parse(body)
+            break
     if not isinstance(data, dict):
         raise Transient("an answer that is not a JSON object")
     return data

@@ -175,8 +175,8 @@ class Route:
 
         def read(data: Json) -> bool | None:
             # Read as a whole, so that garbled answers are tried again.
-            (completion, *_) = read_completions(data, self.probe, 1)
-            self.opens_thinking |= ends_thinking_alone(data)
+            (completion,) = completions = read_completions(data, self.probe, 1)
+            self.opens_thinking |= ends_thinking_alone(completions)
             has_logprobs, lists_ids = probe_answer(data, VerdictFormat(), len(ids))
             self.takes_ids = self.takes_ids and lists_ids
             # Cut off before the word that was asked for: more of it tells how thinking ends.
@@ -416,9 +416,12 @@ class OpenAIEngine:
         echo = await route.echo(prompt)
 
         def read(data: Json) -> list[Completion]:
-            opens_thinking = not prompt.reply and (route.opens_thinking or ends_thinking_alone(data))
-            route.opens_thinking |= opens_thinking
-            return read_completions(data, sampling, n, echo, opens_thinking, len(route.ids_of(sampling.verdict)))
+            num_ids, opens_thinking = len(route.ids_of(sampling.verdict)), route.opens_thinking and not prompt.reply
+            completions = read_completions(data, sampling, n, echo, opens_thinking, num_ids)
+            if opens_thinking or prompt.reply or not ends_thinking_alone(completions):
+                return completions
+            route.opens_thinking = True
+            return read(data)
 
         while True:
             room = min(sampling.max_tokens, self._rooms.get(prompt, sampling.max_tokens))
