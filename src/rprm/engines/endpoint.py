@@ -14,8 +14,9 @@ import re
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from rprm.engines.base import check_least
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused
@@ -29,7 +30,6 @@ T = TypeVar("T")
 Json = dict[str, Any]
 #: Of a prompt and of the context, as far as told.
 _Lengths = tuple[int | None, int | None]
-
 #: Bytes of an error body that are read, and characters of it that are shown.
 _ERROR_BYTES, _ERROR_CHARACTERS = 1 << 16, 400
 _AGAIN = "run the same command again to go on"
@@ -45,6 +45,7 @@ _PROMPT = re.compile(
     r"(?<!at least )(?<!\d)(\d+) (?:tokens )?(?:in the (?:messages|prompt)|in your prompt|input tokens|from the input|"
     r"`inputs` tokens)"
 )
+_RETRY_AFTER = ("retry-after-ms", "retry-after")
 _CONTEXT_CODES = ("context_length_exceeded", "exceed_context_size_error")
 #: Reads the answer that begins in this task.
 _receive: ContextVar[Callable[[httpx2.Response], Awaitable[None]]] = ContextVar("receive")
@@ -59,38 +60,34 @@ class _Busy(Transient):
 
 
 class Refusal(RequestRefused):
-    """The server refuses a request: what it `said`, its error `code`, and the `_Lengths` of a context too short."""
+    """The server refuses a request: what it `said`, its error `code`, and the lengths of a context too short."""
 
     said: str
     code: str | None
     context: _Lengths | None
 
 
-class EndpointOptions(TypedDict, total=False):
-    """How an endpoint is reached; docs/endpoints.md tells what each means."""
-
-    timeout: float
-    max_retries: int
-    key_env: str
-    send_key_over_http: bool
-
-
+@dataclass(eq=False, repr=False)
 class Endpoint:
-    """An HTTP endpoint that answers JSON: `url` comes before every path, `subject` names it in messages."""
+    """An HTTP endpoint that answers JSON: `url` comes before every path, `subject` names it in messages.
 
-    def __init__(self, url: str, subject: str, **options: Unpack[EndpointOptions]) -> None:
-        self.url, self.subject = url, subject
-        self.timeout = options.get("timeout", 600.0)
-        self.max_retries = options.get("max_retries", 6)
-        self.key_env = options.get("key_env", "OPENAI_API_KEY")
-        self.send_key_over_http = options.get("send_key_over_http", False)
-        check_least(subject, 0, max_retries=self.max_retries)
-        check_least(subject, 0.001, timeout=self.timeout)
+    docs/endpoints.md tells what its options mean.
+    """
+
+    url: str
+    subject: str
+    timeout: float = 600.0
+    max_retries: int = 6
+    key_env: str = "OPENAI_API_KEY"
+    send_key_over_http: bool = False
+
+    def __post_init__(self) -> None:
+        check_least(self.subject, 0, max_retries=self.max_retries)
+        check_least(self.subject, 0.001, timeout=self.timeout)
         self._client: openai.AsyncOpenAI | None = None
         self._reached = False
         self._num_answers = 0
-        #: Asks again what was answered first.
-        self._ask_again: Callable[..., Awaitable[Any]] | None = None
+        self._ask_again: Callable[..., Awaitable[Any]] | None = None  # what was answered first
 
     def open(self) -> None:
         """Read the key and make the client; `EngineError` where the key or the URL is malformed."""
@@ -165,14 +162,14 @@ class Endpoint:
             is_up = False
             if self._ask_again and not isinstance(failure, _Busy):
                 with suppress(Transient, EngineError):
-                    is_up = await self._ask_again(read=lambda data: "choices" in data, retries=2)
+                    is_up = await self._ask_again(read=bool, retries=2)
             if not is_up:
                 raise self._unavailable(path, failure) from None
             try:
                 # It may have come up again just now: once more.
                 result = await send(read=read, retries=0)
-            except Transient as last:
-                what = f"{self.where(path)}: {last}, each time, while the server answers other requests"
+            except Transient:
+                what = f"{self.where(path)}: {failure}, and once more while the server answers other requests"
                 raise RequestRefused(what) from None
         self._num_answers += 1
         self._ask_again = self._ask_again or send
@@ -195,7 +192,7 @@ class Endpoint:
         if self._client is None:
             raise EngineError(f"{self.subject}: the engine is not started, or closed already")
         retries, seconds = self.max_retries if retries is None else retries, seconds or self.timeout
-        num_before, outcome = self._num_answers, cast(T | Exception, None)
+        num_before, outcome = self._num_answers, cast(T | Transient, None)
 
         async def receive(response: httpx2.Response) -> None:
             nonlocal outcome
@@ -205,19 +202,11 @@ class Endpoint:
                     if response.is_success:
                         outcome = read(await _answer(response, limit, events))
                     else:
-                        content = b""
-                        async for chunk in response.aiter_bytes():
-                            if len(content := content + chunk) > _ERROR_BYTES:
-                                break
-                        response._content = content  # As `aread` leaves it, but cut.
-                        outcome = self._failure(response)
-                        response.headers["x-should-retry"] = str(isinstance(outcome, Transient)).lower()
+                        outcome = await self._failure(response)
             except TimeoutError:
                 raise httpx2.ReadTimeout("") from None
             except Transient as failure:
                 raise httpx2.RequestError(str(failure)) from None
-            except EngineError as failure:
-                outcome = failure
             await response.aclose()
 
         _receive.set(receive)
@@ -229,48 +218,54 @@ class Endpoint:
             "max_retries": retries if self._reached else min(retries, 2),
         }
         try:
-            await send(path, cast_to=object, stream=True, stream_cls=openai.AsyncStream[object], options=options)
-        except openai.APIConnectionError as error:
-            cause = error.__cause__
+            await send(path, cast_to=httpx2.Response, stream=True, options=options)
+        except (openai.APIConnectionError, openai.APIStatusError) as error:
+            kind, said, cause = type(outcome), str(outcome), error.__cause__
             if isinstance(cause, httpx2.ReadTimeout | httpx2.WriteTimeout):
                 # Too slow for all is not the fault of this request.
                 kind = Transient if self._num_answers > num_before else _Busy
-                raise kind(f"no full answer within timeout={seconds:g} s") from None
-            name = "" if type(cause) is httpx2.RequestError else f"{type(cause).__name__}: "
-            raise Transient(self.clean(f"{name}{cause}")) from None
-        except openai.APIStatusError:
-            pass
-        if isinstance(outcome, Exception):
-            raise outcome from None
-        return outcome
+                said = f"no full answer within timeout={seconds:g} s"
+            elif cause is not None:
+                kind, said = (
+                    Transient,
+                    str(cause) if type(cause) is httpx2.RequestError else f"{type(cause).__name__}: {cause}",
+                )
+            attempts = 1 + int(error.request.headers["x-stainless-retry-count"])
+            raise kind(f"{self.clean(said)} ({attempts} attempt{'s' * (attempts > 1)})") from None
+        return cast(T, outcome)
 
-    def _failure(self, response: httpx2.Response) -> Exception:
-        """What a status means that is no success."""
+    async def _failure(self, response: httpx2.Response) -> Transient:
+        """What a status means that is no success: a failure that may pass, or raised."""
+        content = b""
+        async for chunk in response.aiter_bytes():
+            if len(content := content + chunk) > _ERROR_BYTES:
+                break
+        response._content = content  # As `aread` leaves it, but cut.
+        response.headers["x-should-retry"] = "true"
         try:
-            said, code, context = read_error(_parse_json(response.content))
+            said, code, context = read_error(_parse_json(content))
         except Transient:
             said, code, context = response.text, None, None
         status, said = response.status_code, self.clean(said) or response.reason_phrase
-        location = self.clean(response.headers.get("location", ""))
         # llama.cpp had it a 500 once.
         is_context = context is not None and status in (400, 413, 422, 500)
+        redirect = f"it redirects to {self.clean(response.headers.get('location', ''))}; write the final URL"
         for is_it, kind, advice in (
             # OpenAI forbids log-probabilities, not the model, with a 403: the request is at fault.
             (status == 401 or (status == 403 and "logprobs" not in said), EngineError, self.key_advice),
             (status == 402 or code == "insufficient_quota", EngineUnavailable, f"mend the account, then {_AGAIN}"),
             (status == 404, EngineError, "check the model's name and that the URL ends where /chat/completions begins"),
-            (status < 400, EngineError, f"it redirects to {location}; write the final URL"),
+            (status < 400, EngineError, redirect),
             (status == 501, EngineError, "the server cannot do it"),
         ):
             if is_it:
-                return kind(f"{self.subject} at {response.request.url} answered {status}: {said}; {advice}")
-        if status in _BUSY:
-            return _Busy(f"{status} {said}")
-        if status >= 500 and not is_context:
-            return Transient(f"{status} {said}")
+                raise kind(f"{self.subject} at {response.request.url} answered {status}: {said}; {advice}")
+        if status in _BUSY or (status >= 500 and not is_context):
+            waits = "".join(f", {name}: {response.headers[name]}" for name in _RETRY_AFTER if name in response.headers)
+            return (_Busy if status in _BUSY else Transient)(f"{status} {said}{waits}")
         refusal = Refusal(f"the server refused the request ({status}): {said}")
         refusal.said, refusal.code, refusal.context = said, code, context
-        return refusal
+        raise refusal
 
     def _unavailable(self, path: str, failure: Exception) -> EngineUnavailable:
         return EngineUnavailable(f"{self.where(path)}: {failure}; check that the server runs, then {_AGAIN}")
@@ -358,8 +353,7 @@ def listed(value: Any, *path: str) -> list[Any]:
 
 def entries(value: Any, *path: str) -> list[Json]:
     """The objects of the list at a path."""
-    found = find(value, *path)
-    return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+    return [entry for entry in listed(value, *path) if isinstance(entry, dict)]
 
 
 def context_length_of(card: Json) -> int | None:
