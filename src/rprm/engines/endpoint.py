@@ -1,7 +1,6 @@
 """JSON over HTTP with the official `openai` client: the key, what is worth another try, and whose fault a failure is.
 
-The client retries. Answers are read within its attempts, so that one of no use is asked for again like one that never
-came.
+The client retries; answers are read within its attempts, so that one of no use is asked for again as a lost one is.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rprm.engines.base import check_least
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused
@@ -28,13 +27,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Json = dict[str, Any]
-#: Of a prompt and of the context, as far as told.
-_Lengths = tuple[int | None, int | None]
-#: Bytes of an error body that are read, and characters of it that are shown.
-_ERROR_BYTES, _ERROR_CHARACTERS = 1 << 16, 400
+_Lengths = tuple[int | None, int | None]  # of a prompt and of the context, as far as told
+#: Path, body (None: GET), bytes of an answer that are read at most, and what makes the reader of its events.
+_Request = tuple[str, Json | None, int, Callable[[], Any] | None]
+
+_ERROR_BYTES, _ERROR_CHARACTERS = 1 << 16, 400  # of an error body, those read and those shown
 _AGAIN = "run the same command again to go on"
-#: Statuses that say nothing against the request: the server is busy.
-_BUSY = (408, 409, 425, 429, 503, 529)
+_BUSY = (408, 409, 425, 429, 503, 529)  # statuses that say nothing against the request
 _LOOPBACK = re.compile(r"(.+\.)?localhost|127(\.\d{1,3}){3}|::1")
 #: The lengths of context and prompt in a refusal of vLLM, OpenAI, SGLang, llama.cpp or TGI. Where vLLM stopped counting
 #: the prompt, it says "at least".
@@ -45,7 +44,6 @@ _PROMPT = re.compile(
     r"(?<!at least )(?<!\d)(\d+) (?:tokens )?(?:in the (?:messages|prompt)|in your prompt|input tokens|from the input|"
     r"`inputs` tokens)"
 )
-_RETRY_AFTER = ("retry-after-ms", "retry-after")
 _CONTEXT_CODES = ("context_length_exceeded", "exceed_context_size_error")
 #: Reads the answer that begins in this task.
 _receive: ContextVar[Callable[[httpx2.Response], Awaitable[None]]] = ContextVar("receive")
@@ -87,7 +85,7 @@ class Endpoint:
         self._client: openai.AsyncOpenAI | None = None
         self._reached = False
         self._num_answers = 0
-        self._ask_again: Callable[..., Awaitable[Any]] | None = None  # what was answered first
+        self._answered: _Request | None = None  # the first one
 
     def open(self) -> None:
         """Read the key and make the client; `EngineError` where the key or the URL is malformed."""
@@ -113,13 +111,9 @@ class Endpoint:
         # In a closure it is part of no repr.
         self._without_key: Callable[[str], str] = lambda text: text.replace(key, "***") if key else text
         self._headers = {} if key else {"Authorization": openai.Omit()}
-        http_client = httpx2.AsyncClient(
-            # Servers close idle connections after 5 s (uvicorn): give them up before.
-            limits=httpx2.Limits(keepalive_expiry=4.0),
-            # A proxy has no part in loopback.
-            trust_env=not is_local,
-            event_hooks={"response": [lambda response: _receive.get()(response)]},
-        )
+        # Servers close idle connections after 5 s (uvicorn): give them up before. A proxy has no part in loopback.
+        limits, hooks = httpx2.Limits(keepalive_expiry=4.0), [lambda response: _receive.get()(response)]
+        http_client = httpx2.AsyncClient(limits=limits, trust_env=not is_local, event_hooks={"response": hooks})
         self._client = openai.AsyncOpenAI(api_key=key or "-", base_url=self.url, http_client=http_client)
 
     async def aclose(self) -> None:
@@ -130,7 +124,7 @@ class Endpoint:
     async def ask(self, path: str, limit: int, body: Json | None = None) -> Json:
         """What stands at `path`, or is answered to `body`; nothing where a server that was reached has it not."""
         try:
-            return await self._tried(path, body, dict, limit, seconds=min(20.0, self.timeout))
+            return await self._tried((path, body, limit, None), dict, self.max_retries, min(20.0, self.timeout))
         except (Transient, EngineError) as failure:
             if not self._reached:
                 raise self._unavailable(path, failure) from None
@@ -155,84 +149,71 @@ class Endpoint:
             EngineUnavailable: it answers nothing, or is busy each time.
             EngineError: it refuses every such request.
         """
-        send = partial(self._tried, path, body, limit=limit, events=events)
+        request = path, body, limit, events
         try:
-            result = await send(read=read)
+            result = await self._tried(request, read, self.max_retries, self.timeout)
         except Transient as failure:
             is_up = False
-            if self._ask_again and not isinstance(failure, _Busy):
+            if self._answered and not isinstance(failure, _Busy):
                 with suppress(Transient, EngineError):
-                    is_up = await self._ask_again(read=bool, retries=2)
+                    is_up = await self._tried(self._answered, bool, 2, self.timeout)
             if not is_up:
                 raise self._unavailable(path, failure) from None
             try:
-                # It may have come up again just now: once more.
-                result = await send(read=read, retries=0)
+                # It may have come up again just now.
+                result = await self._tried(request, read, 0, self.timeout)
             except Transient:
                 what = f"{self.where(path)}: {failure}, and once more while the server answers other requests"
                 raise RequestRefused(what) from None
         self._num_answers += 1
-        self._ask_again = self._ask_again or send
+        self._answered = self._answered or request
         return result
 
-    async def _tried(
-        self,
-        path: str,
-        body: Json | None,
-        read: Callable[[Json], T],
-        limit: int,
-        events: Callable[[], Any] | None = None,
-        retries: int | None = None,
-        seconds: float | None = None,
-    ) -> T:
+    async def _tried(self, request: _Request, read: Callable[[Json], T], retries: int, seconds: float) -> T:
         """What `read` makes of the answer; `Transient` once the retries are used up."""
         import httpx2
         import openai
 
         if self._client is None:
             raise EngineError(f"{self.subject}: the engine is not started, or closed already")
-        retries, seconds = self.max_retries if retries is None else retries, seconds or self.timeout
-        num_before, outcome = self._num_answers, cast(T | Transient, None)
+        (path, body, limit, events), num_before = request, self._num_answers
+        result: list[T] = []
+        failure = Transient()
 
         async def receive(response: httpx2.Response) -> None:
-            nonlocal outcome
+            nonlocal failure
             self._reached = True
             try:
                 async with asyncio.timeout(seconds):
                     if response.is_success:
-                        outcome = read(await _answer(response, limit, events))
+                        result.append(read(await _answer(response, limit, events)))
                     else:
-                        outcome = await self._failure(response)
+                        failure = await self._failure(response)
             except TimeoutError:
                 raise httpx2.ReadTimeout("") from None
-            except Transient as failure:
-                raise httpx2.RequestError(str(failure)) from None
+            except Transient as unusable:
+                raise httpx2.RequestError(str(unusable)) from None
             await response.aclose()
 
         _receive.set(receive)
         send: Any = self._client.get if body is None else partial(self._client.post, content=json.dumps(body).encode())
-        options = {
-            "headers": self._headers,
-            "timeout": httpx2.Timeout(seconds, connect=min(20.0, seconds)),
-            # A server never reached is a wrong URL more often than one that is about to come up.
-            "max_retries": retries if self._reached else min(retries, 2),
-        }
+        # A server never reached is a wrong URL more often than one that is about to come up.
+        options = {"headers": self._headers, "max_retries": retries if self._reached else min(retries, 2)}
+        options["timeout"] = httpx2.Timeout(seconds, connect=min(20.0, seconds))
         try:
             await send(path, cast_to=httpx2.Response, stream=True, options=options)
         except (openai.APIConnectionError, openai.APIStatusError) as error:
-            kind, said, cause = type(outcome), str(outcome), error.__cause__
+            cause = error.__cause__
             if isinstance(cause, httpx2.ReadTimeout | httpx2.WriteTimeout):
                 # Too slow for all is not the fault of this request.
                 kind = Transient if self._num_answers > num_before else _Busy
-                said = f"no full answer within timeout={seconds:g} s"
+                failure = kind(f"no full answer within timeout={seconds:g} s")
             elif cause is not None:
-                kind, said = (
-                    Transient,
-                    str(cause) if type(cause) is httpx2.RequestError else f"{type(cause).__name__}: {cause}",
-                )
+                name = "" if type(cause) is httpx2.RequestError else f"{type(cause).__name__}: "
+                failure = Transient(self.clean(f"{name}{cause}"))
             attempts = 1 + int(error.request.headers["x-stainless-retry-count"])
-            raise kind(f"{self.clean(said)} ({attempts} attempt{'s' * (attempts > 1)})") from None
-        return cast(T, outcome)
+            raise type(failure)(f"{failure} ({attempts} attempt{'s' * (attempts > 1)})") from None
+        return result[0]
 
     async def _failure(self, response: httpx2.Response) -> Transient:
         """What a status means that is no success: a failure that may pass, or raised."""
@@ -247,22 +228,22 @@ class Endpoint:
         except Transient:
             said, code, context = response.text, None, None
         status, said = response.status_code, self.clean(said) or response.reason_phrase
-        # llama.cpp had it a 500 once.
-        is_context = context is not None and status in (400, 413, 422, 500)
-        redirect = f"it redirects to {self.clean(response.headers.get('location', ''))}; write the final URL"
-        for is_it, kind, advice in (
-            # OpenAI forbids log-probabilities, not the model, with a 403: the request is at fault.
-            (status == 401 or (status == 403 and "logprobs" not in said), EngineError, self.key_advice),
-            (status == 402 or code == "insufficient_quota", EngineUnavailable, f"mend the account, then {_AGAIN}"),
-            (status == 404, EngineError, "check the model's name and that the URL ends where /chat/completions begins"),
-            (status < 400, EngineError, redirect),
-            (status == 501, EngineError, "the server cannot do it"),
-        ):
-            if is_it:
-                raise kind(f"{self.subject} at {response.request.url} answered {status}: {said}; {advice}")
-        if status in _BUSY or (status >= 500 and not is_context):
-            waits = "".join(f", {name}: {response.headers[name]}" for name in _RETRY_AFTER if name in response.headers)
-            return (_Busy if status in _BUSY else Transient)(f"{status} {said}{waits}")
+        key, account = self.key_advice, f"mend the account, then {_AGAIN}"
+        model = "check the model's name and that the URL ends where /chat/completions begins"
+        advice = {401: key, 402: account, 403: key, 404: model, 501: "the server cannot do it"}.get(status)
+        if status < 400:
+            advice = f"it redirects to {self.clean(response.headers.get('location', ''))}; write the final URL"
+        elif code == "insufficient_quota":
+            advice = account
+        elif status == 403 and "logprobs" in said:
+            advice = None  # OpenAI forbids log-probabilities, not the model: the request is at fault.
+        if advice:
+            kind = EngineUnavailable if advice is account else EngineError
+            raise kind(f"{self.subject} at {response.request.url} answered {status}: {said}; {advice}")
+        # llama.cpp had a context too short a 500 once.
+        if status in _BUSY or (status >= 500 and not (status == 500 and context)):
+            waits = "".join(f", {name}: {value}" for name, value in response.headers.items() if "retry-after" in name)
+            return (_Busy if status in _BUSY else Transient)(f"{status} {said}{self.clean(waits)}")
         refusal = Refusal(f"the server refused the request ({status}): {said}")
         refusal.said, refusal.code, refusal.context = said, code, context
         raise refusal
@@ -306,14 +287,11 @@ async def _answer(response: httpx2.Response, limit: int, events: Callable[[], An
 def _parse_json(body: bytes) -> Json:
     from pydantic_core import from_json
 
-    data = None
     for parse in (from_json, json.loads):  # twice as fast; and one that takes a byte order mark, half a surrogate pair
         with suppress(ValueError, RecursionError):
-            data = parse(body)
-            break
-    if not isinstance(data, dict):
-        raise Transient("an answer that is not a JSON object")
-    return data
+            if isinstance(data := parse(body), dict):
+                return data
+    raise Transient("an answer that is not a JSON object")
 
 
 def read_error(data: Json) -> tuple[str, str | None, _Lengths | None]:
@@ -322,15 +300,10 @@ def read_error(data: Json) -> tuple[str, str | None, _Lengths | None]:
     said = next((found for name in ("message", "detail", "error") if (found := find(error, name))), error)
     said = said if isinstance(said, str) else json.dumps(said)
     code, prompt, context = find(error, "code"), _PROMPT.search(said), _CONTEXT.search(said)
-    lengths = (
-        count(error, "n_prompt_tokens") or (int(prompt[1]) if prompt else None),
-        count(error, "n_ctx") or (int(context[1] or context[2]) if context else None),
-    )
+    num_prompt_tokens = count(error, "n_prompt_tokens") or (int(prompt[1]) if prompt else None)
+    length = count(error, "n_ctx") or (int(context[1] or context[2]) if context else None)
     is_context = context or code in _CONTEXT_CODES or find(error, "type") in _CONTEXT_CODES
-    return said, None if code is None else str(code), lengths if is_context else None
-
-
-# Reading JSON of which nothing is known
+    return said, None if code is None else str(code), (num_prompt_tokens, length) if is_context else None
 
 
 def find(value: Any, *path: str) -> Any:
