@@ -207,7 +207,8 @@ class _Trials:
 
     async def continued_reply(self) -> _Finding:
         """Given the first half of what it wrote greedily, the model goes on with the second half."""
-        prompt, greedily = self._story("a clockmaker and her apprentice"), {"temperature": 0.0, "max_tokens": 48}
+        prompt = self._story("a clockmaker and her apprentice")
+        greedily: dict[str, Any] = {"temperature": 0.0, "max_tokens": 48}
         whole = (await self._generate(prompt, **greedily)).text
         half = whole.find(" ", len(whole) // 2)
         reply, rest = whole[:half], whole[half:].split()

@@ -75,17 +75,14 @@ def harmless(text: str, parts: Iterable[tuple[int, int]] | None = None) -> str:
 class Route:
     """Chat completions or plain ones, and what has been learned about them from requests of our own."""
 
-    endpoint: Endpoint
-    model: str
+    engine: OpenAIEngine
     path: str
     top_logprobs: int
-    stream: bool = False
-    extra: Json = field(default_factory=dict)
+    takes_ids: bool = False  # the answers' tokens are asked for by their ids (vLLM)
+    ids: dict[tuple[str, str], list[int]] = field(default_factory=dict)  # by the words of the answers; none: untold
     length_field: str | None = "max_tokens"  # what the request calls it; None where no name is taken
     left_out: set[str] = field(default_factory=set)  # fields that the server does not take
     opens_thinking: bool = False  # the chat template does: a lone </think> was seen
-    takes_ids: bool = False  # the answers' tokens are asked for by their ids (vLLM)
-    ids: dict[tuple[str, str], list[int]] = field(default_factory=dict)  # by the words of the answers; none: untold
     echoes: bool | None = None  # answers begin with the reply that was given
     learned: bool = False
     probe_tokens: int = _PROBE_SAMPLING.max_tokens
@@ -93,7 +90,7 @@ class Route:
 
     @property
     def where(self) -> str:
-        return self.endpoint.where(self.path)
+        return self.engine.endpoint.where(self.path)
 
     def ids_of(self, verdict: VerdictFormat | None) -> list[int]:
         """The ids to ask for; none where the likeliest tokens are asked for."""
@@ -101,15 +98,9 @@ class Route:
 
     async def ask(self, prompt: Prompt, sampling: Sampling, read: Callable[[Json], T], n: int = 1) -> T:
         """What `read` makes of the answer to one request for `n` completions; raises what `Endpoint.post` does."""
-        body: dict[str | None, Any] = {
-            "model": self.model,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            self.length_field: sampling.max_tokens,
-            "seed": sampling.seed,
-            "stop": list(sampling.stop) or None,
-            "n": n if n > 1 else None,
-        }
+        temperature, top_p, stop = sampling.temperature, sampling.top_p, list(sampling.stop) or None
+        body: dict[str | None, Any] = {"model": self.engine.model, "temperature": temperature, "top_p": top_p}
+        body |= {self.length_field: sampling.max_tokens, "seed": sampling.seed, "stop": stop, "n": n if n > 1 else None}
         if prompt.chat:
             messages = [*prompt.messages, *([Message("assistant", prompt.reply)] if prompt.reply else [])]
             body["messages"] = [{"role": message.role, "content": harmless(message.content)} for message in messages]
@@ -125,14 +116,17 @@ class Route:
             body |= {"logprobs": True, "top_logprobs": top_logprobs} if prompt.chat else {"logprobs": top_logprobs}
             # A server that does not know the field lists the likeliest tokens.
             body["logprob_token_ids"] = self.ids_of(sampling.verdict) or None
-        if self.stream:
+        if self.engine.stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
-        sent = {name: value for name, value in body.items() if name and value is not None and name not in self.left_out}
+        sent: Json = {
+            name: value for name, value in body.items() if name and value is not None and name not in self.left_out
+        }
         # Bytes that an honest answer stays below: so many for a token, as streamed, and for each alternative.
         limit = (1 << 20) + n * (sampling.max_tokens if self.length_field else 1 << 17) * (1024 + 256 * top_logprobs)
         # No verdict is final while the thinking that the template opened may go on.
         verdict = sampling.verdict if prompt.reply or not self.opens_thinking else None
-        return await self.endpoint.post(self.path, sent | self.extra, read, limit, lambda: Stream(verdict, n))
+        sent |= self.engine.extra or {}
+        return await self.engine.endpoint.post(self.path, sent, read, limit, lambda: Stream(verdict, n))
 
     async def learn(self, verdict: VerdictFormat | None = None) -> Route:
         """This, once it is known what the server takes (what it refuses by name is given up), and the answers' ids.
@@ -144,20 +138,17 @@ class Route:
             while not self.learned:
                 sampling = replace(_PROBE_SAMPLING, max_tokens=self.probe_tokens)
                 num_ids = len(await self.learn_ids(sampling.verdict))
-
-                def read(
-                    data: Json, sampling: Sampling = sampling, num_ids: int = num_ids
-                ) -> tuple[Completion, bool, bool]:
-                    # Read as a whole, so that garbled answers are tried again.
-                    return read_completions(data, sampling, 1)[0], *probe_answer(data, VerdictFormat(), num_ids)
-
                 try:
-                    completion, has_logprobs, lists_ids = await self.ask(probe, sampling, read)
+                    # Read as a whole, so that garbled answers are tried again.
+                    data, (completion,) = await self.ask(
+                        probe, sampling, lambda data: (data, read_completions(data, _PROBE_SAMPLING, 1))
+                    )
                 except Refusal as refusal:
                     num_bad += not self._give_up(refusal.said.lower())
                     if num_bad == _PROBE_TRIES:
                         raise EngineError(f"{self.where} refuses even a short request: {refusal.said}") from None
                     continue
+                has_logprobs, lists_ids = probe_answer(data, VerdictFormat(), num_ids)
                 self.opens_thinking |= ends_thinking_alone([completion])
                 self.takes_ids = num_ids > 0 and lists_ids
                 is_cut = completion.finish_reason == "length" and "yes" not in completion.text.lower()
@@ -199,8 +190,8 @@ class Route:
         if self.takes_ids and verdict is not None and (key := (verdict.yes, verdict.no)) not in self.ids:
             answers = [dict.fromkeys(map(str.strip, verdict.forms(answer))) for answer in key]
             text = "".join(f"\n{word} {word} *{word}" for words in answers for word in words)
-            body = {"model": self.model, "prompt": text, "add_special_tokens": False, "return_token_strs": True}
-            data = await self.endpoint.ask("/../tokenize", 1 << 16, body)
+            body = {"model": self.engine.model, "prompt": text, "add_special_tokens": False, "return_token_strs": True}
+            data = await self.engine.endpoint.ask("/../tokenize", 1 << 16, body)
             spelled = zip(listed(data, "tokens"), listed(data, "token_strs"), strict=False)
             named = [(id_, str(text).strip("\u0120\u2581 ")) for id_, text in spelled if isinstance(id_, int)]
             found = [{id_ for id_, word in named if word in words} for words in answers]
@@ -267,7 +258,7 @@ class OpenAIEngine:
         options = {name: getattr(self, name) for name in ("timeout", "max_retries", "key_env", "send_key_over_http")}
         self.endpoint = Endpoint(self.url, self.model, **options)
         self._routes = {
-            is_chat: Route(self.endpoint, self.model, path, self.top_logprobs, self.stream, self.extra)
+            is_chat: Route(self, path, self.top_logprobs)
             for is_chat, path in ((True, "/chat/completions"), (False, "/completions"))
         }
         self._slots = asyncio.Semaphore(self.concurrency)
@@ -303,22 +294,16 @@ class OpenAIEngine:
         if route.length_field != "max_tokens":
             details["length_field"] = route.length_field
         details |= {name: value for name in ("extra", "share_prompts") if (value := getattr(self, name))}
-        has_logprobs = route.top_logprobs > 0
+        has_logprobs, continues = route.top_logprobs > 0, self.continue_final_message or route is self._routes[False]
         if self.top_logprobs and not has_logprobs:
             logger.warning("%s: gives no log-probabilities: each analysis counts as a vote, 0 or 1", route.where)
-        continues_replies = self.continue_final_message or route is self._routes[False]
+        # Which calls meet in one request, and so share its seed, depends on what runs beside them.
+        has_seeds = "seed" not in route.left_out and not self.share_prompts
         self._infos[chat] = EngineInfo(
-            kind="openai",
-            model=self.model,
-            context_length=self.context_length or context_length_of(card),
-            has_logprobs=has_logprobs,
-            # Which calls meet in one request, and so share its seed, depends on what runs beside them.
-            has_seeds="seed" not in route.left_out and not self.share_prompts,
-            has_second_pass=has_logprobs and continues_replies,
-            shares_prompts=self.share_prompts,
-            continues_replies=continues_replies,
+            "openai", self.model, None, self.context_length or context_length_of(card), has_logprobs, has_seeds,
+            has_second_pass=has_logprobs and continues, shares_prompts=self.share_prompts, continues_replies=continues,
             details=details,
-        )
+        )  # fmt: skip
         return self._infos[chat]
 
     async def _learn(self, names: list[str]) -> Route:
@@ -337,20 +322,20 @@ class OpenAIEngine:
         if prompt.reply:
             self._check_continues(prompt)
         if self.share_prompts:
-            caller = sampling, asyncio.get_running_loop().create_future()
-            self._join((prompt, replace(sampling, seed=None)), caller)
-            completion = await caller[1]
+            answer: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
+            self._join((prompt, replace(sampling, seed=None)), (sampling, answer))
+            completion = await answer
         else:
             async with self._slots:
                 (completion,) = await self._complete(prompt, sampling, 1)
         # Of a server that counts no tokens, they are an estimate.
-        is_short = completion.num_prompt_tokens is not None and completion.finish_reason == "length"
-        is_short &= completion.num_tokens < min(MIN_ROOM, sampling.max_tokens)
-        if not is_short or (sampling.verdict is not None and sampling.verdict.find(completion.text)):
+        prompt_tokens, num_tokens, verdict = completion.num_prompt_tokens, completion.num_tokens, sampling.verdict
+        is_cut = completion.finish_reason == "length" and num_tokens < min(MIN_ROOM, sampling.max_tokens)
+        if prompt_tokens is None or not is_cut or (verdict and verdict.find(completion.text)):
             return completion
         raise RequestRefused(
-            f"after a prompt of {completion.num_prompt_tokens} tokens the server stopped at {completion.num_tokens} of "
-            f"max_tokens={sampling.max_tokens}: its context is full; serve the model with a longer one"
+            f"after a prompt of {prompt_tokens} tokens the server stopped at {num_tokens} of max_tokens="
+            f"{sampling.max_tokens}: its context is full; serve the model with a longer one"
         )
 
     async def choose(self, prompt: Prompt, text: str, verdict: VerdictFormat) -> VerdictChoice:
