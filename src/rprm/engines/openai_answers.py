@@ -22,16 +22,11 @@ from rprm.verdict import Transcript, VerdictChoice, VerdictFormat, logsumexp
 #: Finish reasons in the words of others, and those that say what "stop" leaves open: whether the model ended the text.
 _FINISH_REASONS = {"eos": "stop", "eos_token": "stop", "stop_sequence": "stop", "max_tokens": "length"}
 _ENDED = {"eos": True, "eos_token": True} | dict.fromkeys(("stop_sequence", "length", "max_tokens", "verdict"), False)
-_REASONS = ("finish_reason", "stop_reason", "matched_stop")
 _THINK_OPEN, _THINK_END = "<think>\n", "</think>"
-#: Servers write -9999 for a log-probability of -inf, which JSON does not have, or for one that they do not know.
-_LOGPROB_FLOOR = -9000.0
-#: A probability, or the sum of some that exclude each other, can be above 1 by rounding: by that much as a logarithm.
-_ROUNDING = 0.01
-#: An answer that is not listed counts only where its bound lies that far below the other one: odds of 1,000 to 1.
-_FAR_BELOW = math.log(1000.0)
-#: What rounding leaves of a list that has all of the probability.
-_LEAST_LEFT = 1e-9
+_LOGPROB_FLOOR = -9000.0  # servers write -9999 for -inf, which JSON does not have, or for what they do not know
+_ROUNDING = 0.01  # by that much the logarithm of a probability, or of the sum of some, may be above 0
+_FAR_BELOW = math.log(1000.0)  # an answer that is not listed counts where its bound lies that far below the other one
+_LEAST_LEFT = 1e-9  # what rounding leaves of a list that has all of the probability
 #: GPT-2's letters of the bytes that are no printable letters themselves.
 _BYTE_LETTERS = {0x100 + at: byte for at, byte in enumerate((*range(0x21), *range(0x7F, 0xA1), 0xAD))}
 
@@ -58,7 +53,9 @@ class Stream:
             choice["num_tokens"] += bool(piece or thought)
             choice["refusal"] = refusal or choice.get("refusal")
             if delta.get("finish_reason"):
-                choice |= {name: delta[name] for name in _REASONS if name in delta}
+                choice |= {
+                    name: delta[name] for name in ("finish_reason", "stop_reason", "matched_stop") if name in delta
+                }
             logprobs = delta.get("logprobs")
             for name in logprobs if isinstance(logprobs, dict) else ():
                 choice["logprobs"].setdefault(name, []).extend(listed(logprobs, name))
@@ -109,23 +106,18 @@ def read_completions(
         # lengths, or, from llama.cpp, the first one's.
         if total is not None and (len(choices) == 1 or num_tokens is None):
             num_tokens = round(total * end / ends[-1]) - round(total * start / ends[-1])
-        if num_tokens is None:
+        elif num_tokens is None:
             num_tokens = -(-len((thoughts + text).encode()) // 4)
         before = ""
         if thoughts:
             before = f"{_THINK_OPEN}{thoughts}" + (f"\n{_THINK_END}\n\n" if text else "")
         elif opens_thinking and finish_reason == "length" and _THINK_END not in text:
             before = _THINK_OPEN
-        found: list[VerdictChoice | None] = []
-        if (verdict := sampling.verdict) is not None:
-            places = _places(text, tokens, verdict, after_reasoning=bool(thoughts))
-            found = [token.choice(len(before) + place, verdict, num_ids) for token, place in places]
+        read = _choices_in(text, tokens, sampling.verdict, bool(thoughts), len(before), num_ids)
         # The second and further completions of one request read its prompt for nothing.
         num_cached = num_prompt_tokens if completions else count(usage, "prompt_tokens_details", "cached_tokens")
-        told, ended = tuple(filter(None, found)), _ended(choice, has_stops=bool(sampling.stop))
-        completions.append(
-            Completion(before + text, num_tokens, finish_reason, num_prompt_tokens, num_cached, told, ended)
-        )
+        counts, ended = (num_prompt_tokens, num_cached), _ended(choice, has_stops=bool(sampling.stop))
+        completions.append(Completion(before + text, num_tokens, finish_reason, *counts, tuple(read), ended))
     return completions
 
 
@@ -163,14 +155,12 @@ def _ended(choice: Json, *, has_stops: bool) -> bool | None:
     vLLM's `stop_reason` is a stop string, one of several end tokens' ids, or null for the end token; SGLang's
     `matched_stop` a stop string or the end token's id.
     """
-    said, stops = choice.get("finish_reason"), [choice.get("stop_reason"), choice.get("matched_stop")]
-    if said != "stop":
-        return _ENDED.get(said) if isinstance(said, str) else None
-    if any(isinstance(stop, str) for stop in stops):
+    if choice.get("finish_reason") != "stop":
+        return _ENDED.get(str(choice.get("finish_reason")))
+    kinds = {type(choice.get(name)) for name in ("stop_reason", "matched_stop")}
+    if str in kinds:
         return False
-    if any(isinstance(stop, int) for stop in stops) or choice.get("stop_reason", "") is None:
-        return True
-    return None if has_stops else True
+    return True if int in kinds or not has_stops or choice.get("stop_reason", "") is None else None
 
 
 def _said(choice: Json, name: str = "message") -> tuple[str, str, Any]:
@@ -263,12 +253,11 @@ def _tokens(choice: Json) -> list[_Token]:
 
     # Tokens are spelled as text, or as they stand in the vocabulary, where none has a space: every byte as a letter
     # (GPT-2's kind: `\u0120Yes`), or the space as `\u2581` (sentencepiece's).
-    letters: dict[int, int] = {}
-    encoding = "utf-8"
-    if not is_written(r"\s"):
-        letters = {0x2581: 0x20}
-        if is_written("[\u0120\u010a]"):
-            letters, encoding = _BYTE_LETTERS, "latin-1"
+    letters, encoding = {0x2581: 0x20}, "utf-8"
+    if is_written(r"\s"):
+        letters = {}
+    elif is_written("[\u0120\u010a]"):
+        letters, encoding = _BYTE_LETTERS, "latin-1"
 
     def text_of(entry: Json) -> str:
         raw = entry.get("bytes")
@@ -294,10 +283,12 @@ def _logprob(entry: Json) -> float | None:
     return min(float(value), 0.0)
 
 
-def _places(
-    text: str, tokens: Sequence[_Token], verdict: VerdictFormat, *, after_reasoning: bool
-) -> Iterator[tuple[_Token, int]]:
-    """Every token that reads as an answer, with the character of `text` at which it does."""
+def _choices_in(
+    text: str, tokens: Sequence[_Token], verdict: VerdictFormat | None, after_reasoning: bool, start: int, num_ids: int
+) -> Iterator[VerdictChoice]:
+    """The choice at every token that reads as an answer, where its place in `text` is certain; `text` is at `start`."""
+    if verdict is None:
+        return
 
     def write(upto: int | None = None) -> str:
         """The first tokens; a character may span some."""
@@ -316,9 +307,11 @@ def _places(
     for index, token in enumerate(tokens):
         if verdict.answer_of(token.text) is None:
             continue
-        start = len(write(index)) + len(token.text) - len(token.text.lstrip())
-        stop = start + len(token.text.strip())
-        if stop <= prefix:
-            yield token, start
-        elif end - suffix <= start and stop <= end:
-            yield token, start + len(text) - end
+        place = len(write(index)) + len(token.text) - len(token.text.lstrip())
+        stop = place + len(token.text.strip())
+        if stop > prefix and end - suffix <= place and stop <= end:
+            place += len(text) - end
+        elif stop > prefix:
+            continue
+        if (choice := token.choice(start + place, verdict, num_ids)) is not None:
+            yield choice
