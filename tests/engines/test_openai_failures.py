@@ -28,6 +28,7 @@ from loopback import (
     with_server,
 )
 
+from rprm.engines.endpoint import Endpoint
 from rprm.engines.openai import OpenAIEngine
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused
 
@@ -111,6 +112,24 @@ def test_a_prompt_that_always_fails_costs_itself_while_the_server_answers_others
 
     failures = [error(500, "out of range")] * 4
     with_server(playing(*failures, Reply(chat_answer(ANSWER))), use, max_retries=2)
+
+
+def test_a_request_of_another_kind_that_always_fails_costs_itself_too() -> None:
+    """The answers of `/pooling` have no choices."""
+
+    async def play(request: Request, writer: asyncio.StreamWriter) -> Reply | None:
+        return error(500, "out of range") if request.body["input"] == "bad" else Reply({"data": [1]})
+
+    async def run() -> None:
+        async with running(play) as (_, url):
+            endpoint = Endpoint(url, "m", max_retries=1, key_env="RPRM_TEST_KEY")
+            endpoint.open()
+            assert await endpoint.post("/pooling", {"input": "good"}, dict, 1 << 16) == {"data": [1]}
+            with pytest.raises(RequestRefused, match=r"500 out of range \(2 attempts\).*while the server answers"):
+                await endpoint.post("/pooling", {"input": "bad"}, dict, 1 << 16)
+            await endpoint.aclose()
+
+    asyncio.run(run())
 
 
 def test_a_server_that_comes_up_again_at_the_last_moment_costs_nothing() -> None:

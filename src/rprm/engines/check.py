@@ -173,8 +173,7 @@ class _Trials:
 
     async def context_limit(self) -> _Finding:
         """A prompt that does not fit is refused, not cut."""
-        length = self.info.context_length
-        if length is None:
+        if (length := self.info.context_length) is None:
             return "unknown", "the engine does not tell its context length; give context_length to try"
         if length > _LONGEST_CONTEXT_TRIED:
             return "unknown", f"a context of {length} tokens is too long to try"

@@ -67,10 +67,7 @@ class Refusal(RequestRefused):
 
 @dataclass(eq=False, repr=False)
 class Endpoint:
-    """An HTTP endpoint that answers JSON: `url` comes before every path, `subject` names it in messages.
-
-    docs/endpoints.md tells what its options mean.
-    """
+    """An HTTP endpoint that answers JSON: `url` comes before every path, `subject` names it (docs/endpoints.md)."""
 
     url: str
     subject: str
@@ -138,24 +135,19 @@ class Endpoint:
     async def post(
         self, path: str, body: Json, read: Callable[[Json], T], limit: int, events: Callable[[], Any] | None = None
     ) -> T:
-        """What `read` makes of the answer to `body`; what `read` calls `Transient` is asked for again.
+        """What `read` makes of the answer to `body`, of at most `limit` bytes; what it calls `Transient` is tried again.
 
-        Args:
-            limit: bytes of an answer that are read at most.
-            events: makes what puts a streamed answer together (`openai_answers.Stream`).
-
-        Raises:
-            RequestRefused: the server refuses this (`Refusal`), or answers others though this fails each time.
-            EngineUnavailable: it answers nothing, or is busy each time.
-            EngineError: it refuses every such request.
+        `events` makes what puts a streamed answer together (`openai_answers.Stream`). Raises `RequestRefused` (this
+        request is refused, a `Refusal`, or fails each time while others are answered), `EngineUnavailable` (nothing is
+        answered, or the server is busy each time) or `EngineError` (every such request is refused).
         """
         request = path, body, limit, events
         try:
             result = await self._tried(request, read, self.max_retries, self.timeout)
         except Transient as failure:
             is_up = False
-            if self._answered and not isinstance(failure, _Busy):
-                with suppress(Transient, EngineError):
+            with suppress(Transient, EngineError):
+                if self._answered and not isinstance(failure, _Busy):
                     is_up = await self._tried(self._answered, bool, 2, self.timeout)
             if not is_up:
                 raise self._unavailable(path, failure) from None

@@ -29,7 +29,6 @@ from rprm.verdict import VerdictChoice, VerdictFormat
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_DEFAULT_URL = "https://api.openai.com/v1"
 _TARGET = re.compile(r"(.+)@(https?://(?:\[[\da-fA-F:.]+\]|[^/?#@:\s\[\]]+)(?::\d{1,5})?(?:/[^?#@\s]*)?)")
 #: The request from which a server's abilities are learned: a few tokens, all features at once, no value the default.
 _PROBE = Prompt((Message("user", "Reply with one word: Yes"),))
@@ -247,7 +246,7 @@ class OpenAIEngine:
                 "openai: write MODEL@http://HOST:8000/v1: the name of a model, then the URL of its server, without a "
                 "user name, a password (it would be recorded; see key_env) or a query"
             )
-        self.model, url = match.groups() if match else (self.target, _DEFAULT_URL)
+        self.model, url = match.groups() if match else (self.target, "https://api.openai.com/v1")
         self.url = url.rstrip("/")
         self.spec = self.spec or f"openai:{self.target}"
         check_least(self.spec, concurrency=self.concurrency, context_length=self.context_length)
@@ -257,10 +256,8 @@ class OpenAIEngine:
             raise EngineError(f"{self.spec}: extra may not set {', '.join(taken)}: the engine sets them itself")
         options = {name: getattr(self, name) for name in ("timeout", "max_retries", "key_env", "send_key_over_http")}
         self.endpoint = Endpoint(self.url, self.model, **options)
-        self._routes = {
-            is_chat: Route(self, path, self.top_logprobs)
-            for is_chat, path in ((True, "/chat/completions"), (False, "/completions"))
-        }
+        paths = {True: "/chat/completions", False: "/completions"}
+        self._routes = {is_chat: Route(self, path, self.top_logprobs) for is_chat, path in paths.items()}
         self._slots = asyncio.Semaphore(self.concurrency)
         self._infos: dict[bool, EngineInfo] = {}  # what is said of the server, by whether prompts are chat prompts
         self._rooms: dict[Prompt, int] = {}  # tokens that the context leaves, where fewer than were asked for

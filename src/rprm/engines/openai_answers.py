@@ -22,6 +22,7 @@ from rprm.verdict import Transcript, VerdictChoice, VerdictFormat, logsumexp
 #: Finish reasons in the words of others, and those that say what "stop" leaves open: whether the model ended the text.
 _FINISH_REASONS = {"eos": "stop", "eos_token": "stop", "stop_sequence": "stop", "max_tokens": "length"}
 _ENDED = {"eos": True, "eos_token": True} | dict.fromkeys(("stop_sequence", "length", "max_tokens", "verdict"), False)
+_REASONS = ("finish_reason", "stop_reason", "matched_stop")
 _THINK_OPEN, _THINK_END = "<think>\n", "</think>"
 _LOGPROB_FLOOR = -9000.0  # servers write -9999 for -inf, which JSON does not have, or for what they do not know
 _ROUNDING = 0.01  # by that much the logarithm of a probability, or of the sum of some, may be above 0
@@ -53,9 +54,7 @@ class Stream:
             choice["num_tokens"] += bool(piece or thought)
             choice["refusal"] = refusal or choice.get("refusal")
             if delta.get("finish_reason"):
-                choice |= {
-                    name: delta[name] for name in ("finish_reason", "stop_reason", "matched_stop") if name in delta
-                }
+                choice |= {name: delta[name] for name in _REASONS if name in delta}
             logprobs = delta.get("logprobs")
             for name in logprobs if isinstance(logprobs, dict) else ():
                 choice["logprobs"].setdefault(name, []).extend(listed(logprobs, name))
@@ -79,10 +78,8 @@ def read_completions(
 ) -> list[Completion]:
     """The completions of an answer, thinking that came apart in front of the text; some servers give fewer than `n`.
 
-    Args:
-        echo: what every text begins with, and is no part of the completion.
-        opens_thinking: the chat template opens the thinking: a text that was cut off before its end is all thinking.
-        num_ids: tokens whose log-probabilities were asked for by their ids.
+    Every text begins with `echo`, which is no part of the completion. Where the chat template `opens_thinking`, a text
+    that was cut off before its end is all thinking. Of `num_ids` tokens the log-probabilities were asked for by id.
     """
     choices = _choices(data)[:n]
     said = [_said(choice) for choice in choices]
@@ -123,8 +120,7 @@ def read_completions(
 
 def first_choice(data: Json, start: int, verdict: VerdictFormat, num_ids: int) -> VerdictChoice | None:
     """The choice at the first token of the answer, said to stand at `start`; None where it cannot be told."""
-    tokens = _tokens(_choices(data)[0])
-    return tokens[0].choice(start, verdict, num_ids) if tokens else None
+    return next((token.choice(start, verdict, num_ids) for token in _tokens(_choices(data)[0])), None)
 
 
 def probe_answer(data: Json, verdict: VerdictFormat, num_ids: int) -> tuple[bool, bool]:
