@@ -475,7 +475,7 @@ def test_a_huge_answer_is_not_read() -> None:
         return Reply(gzip.compress(b" " * (1 << 26)), headers={"content-encoding": "gzip"})
 
     async def use(server: Server, engine: OpenAIEngine) -> None:
-        with pytest.raises(RequestRefused, match="far more than was asked for.*while the server answers"):
+        with pytest.raises(RequestRefused, match=r"far more than was asked for.*while the server answers"):
             await engine.generate(PROMPT, replace(SAMPLING, max_tokens=1))
         # It costs its step: the attempt, a retry, and one more once the server has answered another request.
         assert len(server.requests) == 3

@@ -135,7 +135,7 @@ class Endpoint:
     async def post(
         self, path: str, body: Json, read: Callable[[Json], T], limit: int, events: Callable[[], Any] | None = None
     ) -> T:
-        """What `read` makes of the answer to `body`, of at most `limit` bytes; what it calls `Transient` is tried again.
+        """What `read` makes of the answer to `body`, of at most `limit` bytes; `Transient` is tried again.
 
         `events` makes what puts a streamed answer together (`openai_answers.Stream`). Raises `RequestRefused` (this
         request is refused, a `Refusal`, or fails each time while others are answered), `EngineUnavailable` (nothing is
