@@ -181,13 +181,10 @@ class Route:
         return True
 
     async def learn_ids(self, verdict: VerdictFormat | None) -> list[int]:
-        """The ids of all forms of the answers, or none, from one text (vLLM's `/tokenize`, beside `/v1`).
-
-        A tokenizer that puts a space before every text (sentencepiece) has its tokens without one only after a line end
-        or a sign.
-        """
+        """The ids of all forms of the answers, or none, from one text (vLLM's `/tokenize`, beside `/v1`)."""
         if self.takes_ids and verdict is not None and (key := (verdict.yes, verdict.no)) not in self.ids:
             answers = [dict.fromkeys(map(str.strip, verdict.forms(answer))) for answer in key]
+            # Sentencepiece has its tokens without a space only after a line end or a sign.
             text = "".join(f"\n{word} {word} *{word}" for words in answers for word in words)
             body = {"model": self.engine.model, "prompt": text, "add_special_tokens": False, "return_token_strs": True}
             data = await self.engine.endpoint.ask("/../tokenize", 1 << 16, body)
@@ -404,8 +401,6 @@ class OpenAIEngine:
             one = Sampling(max_tokens=1)
             num_prompt_tokens = await route.ask(prompt, one, lambda data: count(data, "usage", "prompt_tokens"))
         return max_tokens if num_prompt_tokens is None else clipped(num_prompt_tokens, max_tokens, context_length)
-
-    # Equal prompts in one request
 
     def _join(self, key: tuple[Prompt, Sampling], caller: _Caller) -> None:
         """Let a call share the request that is being gathered for its prompt, or a new one."""
