@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field, replace
-from itertools import zip_longest
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import pydantic
@@ -410,17 +410,28 @@ class OpenAIEngine:
             task = asyncio.create_task(self._serve(key, callers))
             self._batches[key] = callers, task
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(partial(self._forget, key, callers))
         callers.append(caller)
         # With nobody left, the request is given up.
         caller[1].add_done_callback(lambda _: all(answer.done() for _, answer in callers) and task.cancel())
+
+    def _forget(self, key: tuple[Prompt, Sampling], callers: list[_Caller], task: asyncio.Task[None]) -> None:
+        """A request has ended, perhaps before it began: who is still without an answer gets none."""
+        self._tasks.discard(task)
+        self._close(key, callers)
+        for _, answer in callers:
+            answer.cancel()
+
+    def _close(self, key: tuple[Prompt, Sampling], callers: list[_Caller]) -> None:
+        """Let no more calls share a request."""
+        if (batch := self._batches.get(key)) and batch[0] is callers:
+            del self._batches[key]
 
     async def _serve(self, key: tuple[Prompt, Sampling], callers: list[_Caller]) -> None:
         """One request for all callers, or, where several completions are refused, for one; the rest share another."""
         try:
             await asyncio.sleep(self.share_window)
-            if self._batches[key][0] is callers:
-                del self._batches[key]
+            self._close(key, callers)
             async with self._slots:
                 # Who is cancelled from here on keeps his place.
                 callers[:] = [caller for caller in callers if not caller[1].done()]
@@ -434,14 +445,13 @@ class OpenAIEngine:
                     # The prompt, or the number of completions? Asking for one tells.
                     completions = await self._complete(prompt, sampling, 1)
                     self._max_n = min(self._max_n, n // 2)
-            for caller, completion in zip_longest(callers, completions):
-                if completion is None:
-                    self._join(key, caller)
-                elif not caller[1].done():
+            for caller, completion in zip(callers, completions, strict=False):
+                if not caller[1].done():
                     caller[1].set_result(completion)
-        except BaseException as error:
+            for caller in callers[len(completions) :]:
+                self._join(key, caller)
+            del callers[len(completions) :]
+        except Exception as error:
             for _, answer in callers:
                 if not answer.done():
                     answer.set_exception(copy.copy(error))
-            if not isinstance(error, Exception):
-                raise
