@@ -127,15 +127,14 @@ class _Trials:
 
         first, again = await text(11), await text(11)
         one, among, other = await asyncio.gather(text(23), text(11), text(37))
-        for is_so, answer, detail in (
+        findings = (
             (first != again, "no", "the same seed twice gave two texts"),
             (first == one == other, "unknown", "different seeds gave one text as well: it may not sample at all"),
             (not self.info.has_seeds, "no", "equal seeds gave equal texts, but the engine does not promise it"),
             (among != first, "no", "the same seed gave another text when other requests ran beside it"),
-        ):
-            if is_so:
-                return answer, detail
-        return "yes", "equal seeds gave equal texts, alone and beside others; different seeds differed"
+            (True, "yes", "equal seeds gave equal texts, alone and beside others; different seeds differed"),
+        )
+        return next((answer, detail) for is_so, answer, detail in findings if is_so)
 
     async def concurrency(self) -> _Finding:
         """Several samples at once take less time than one after the other."""
@@ -178,11 +177,11 @@ class _Trials:
         if length > _LONGEST_CONTEXT_TRIED:
             return "unknown", f"a context of {length} tokens is too long to try"
         try:
-            completion = await self._generate("word " * (length + 64), max_tokens=1, seed=0)
+            read = (await self._generate("word " * (length + 64), max_tokens=1, seed=0)).num_prompt_tokens
         except RequestRefused as refusal:
             return "yes", str(refusal)
-        read = "" if completion.num_prompt_tokens is None else f" and read {completion.num_prompt_tokens} of its tokens"
-        return "no", f"the engine took a prompt longer than its {length} tokens{read}"
+        told = "" if read is None else f" and read {read} of its tokens"
+        return "no", f"the engine took a prompt longer than its {length} tokens{told}"
 
     async def second_pass(self) -> _Finding:
         """A given text can be continued, and P(Yes) after it is that of the generation itself."""

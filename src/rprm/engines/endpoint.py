@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pydantic_core import from_json
+
 from rprm.engines.base import check_least
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused
 
@@ -33,6 +35,7 @@ _Request = tuple[str, Json | None, int, Callable[[], Any] | None]
 
 _ERROR_BYTES, _ERROR_CHARACTERS = 1 << 16, 400  # of an error body, those read and those shown
 _AGAIN = "run the same command again to go on"
+_DOWN = f"check that the server runs, then {_AGAIN}"
 _BUSY = (408, 409, 425, 429, 503, 529)  # statuses that say nothing against the request
 _LOOPBACK = re.compile(r"(.+\.)?localhost|127(\.\d{1,3}){3}|::1")
 #: The lengths of context and prompt in a refusal of vLLM, OpenAI, SGLang, llama.cpp or TGI. Where vLLM stopped counting
@@ -124,7 +127,7 @@ class Endpoint:
             return await self._tried((path, body, limit, None), dict, self.max_retries, min(20.0, self.timeout))
         except (Transient, EngineError) as failure:
             if not self._reached:
-                raise self._unavailable(path, failure) from None
+                raise EngineUnavailable(f"{self.where(path)}: {failure}; {_DOWN}") from None
             return {}
 
     async def models(self, path: str) -> dict[str, Json]:
@@ -150,7 +153,7 @@ class Endpoint:
                 if self._answered and not isinstance(failure, _Busy):
                     is_up = await self._tried(self._answered, bool, 2, self.timeout)
             if not is_up:
-                raise self._unavailable(path, failure) from None
+                raise EngineUnavailable(f"{self.where(path)}: {failure}; {_DOWN}") from None
             try:
                 # It may have come up again just now.
                 result = await self._tried(request, read, 0, self.timeout)
@@ -240,9 +243,6 @@ class Endpoint:
         refusal.said, refusal.code, refusal.context = said, code, context
         raise refusal
 
-    def _unavailable(self, path: str, failure: Exception) -> EngineUnavailable:
-        return EngineUnavailable(f"{self.where(path)}: {failure}; check that the server runs, then {_AGAIN}")
-
     def where(self, path: str) -> str:
         return f"{self.subject} at {self.url}{path}"
 
@@ -277,8 +277,6 @@ async def _answer(response: httpx2.Response, limit: int, events: Callable[[], An
 
 
 def _parse_json(body: bytes) -> Json:
-    from pydantic_core import from_json
-
     for parse in (from_json, json.loads):  # twice as fast; and one that takes a byte order mark, half a surrogate pair
         with suppress(ValueError, RecursionError):
             if isinstance(data := parse(body), dict):
