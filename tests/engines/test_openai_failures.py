@@ -28,6 +28,7 @@ from loopback import (
     with_server,
 )
 
+from rprm.engines.endpoint import Endpoint
 from rprm.engines.openai import OpenAIEngine
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused
 
@@ -93,7 +94,7 @@ def test_connection_cut_before_and_amid_the_answer() -> None:
 def test_retries_run_out() -> None:
     async def use(server: Server, engine: OpenAIEngine) -> None:
         server.apart = False
-        with pytest.raises(EngineUnavailable, match=r"m at http.*503 queue full.*same command again"):
+        with pytest.raises(EngineUnavailable, match=r"m at http.*503 queue full \(4 attempts\).*same command again"):
             await generate(server, engine)
         # A busy server is not asked whether it answers at all.
         assert len(server.requests) == 4
@@ -103,7 +104,7 @@ def test_retries_run_out() -> None:
 
 def test_a_prompt_that_always_fails_costs_itself_while_the_server_answers_others() -> None:
     async def use(server: Server, engine: OpenAIEngine) -> None:
-        with pytest.raises(RequestRefused, match=r"500 out of range, each time, while the server answers other"):
+        with pytest.raises(RequestRefused, match=r"500 out of range \(3 attempts\).*while the server answers other"):
             await generate(server, engine)
         # The server answered the question of the start again, and then this prompt was tried once more.
         assert (len(server.requests), len(server.probes)) == (4, 2)
@@ -111,6 +112,24 @@ def test_a_prompt_that_always_fails_costs_itself_while_the_server_answers_others
 
     failures = [error(500, "out of range")] * 4
     with_server(playing(*failures, Reply(chat_answer(ANSWER))), use, max_retries=2)
+
+
+def test_a_request_of_another_kind_that_always_fails_costs_itself_too() -> None:
+    """The answers of `/pooling` have no choices."""
+
+    async def play(request: Request, writer: asyncio.StreamWriter) -> Reply | None:
+        return error(500, "out of range") if request.body["input"] == "bad" else Reply({"data": [1]})
+
+    async def run() -> None:
+        async with running(play) as (_, url):
+            endpoint = Endpoint(url, "m", max_retries=1, key_env="RPRM_TEST_KEY")
+            endpoint.open()
+            assert await endpoint.post("/pooling", {"input": "good"}, dict, 1 << 16) == {"data": [1]}
+            with pytest.raises(RequestRefused, match=r"500 out of range \(2 attempts\).*while the server answers"):
+                await endpoint.post("/pooling", {"input": "bad"}, dict, 1 << 16)
+            await endpoint.aclose()
+
+    asyncio.run(run())
 
 
 def test_a_server_that_comes_up_again_at_the_last_moment_costs_nothing() -> None:
@@ -231,6 +250,18 @@ def test_retry_after_is_honoured_within_reason(header: str, low: float, high: fl
 
 def test_a_server_that_asks_for_a_day_ends_the_session() -> None:
     assert waits_of(replace(error(429, "slow down"), headers={"retry-after": "86400"})) == []
+
+
+@pytest.mark.parametrize(("header", "num_attempts"), [("retry-after", 1), ("retry-after-ms", 2)])
+def test_how_often_it_was_tried_and_what_the_server_asked_for_is_told(header: str, num_attempts: int) -> None:
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        server.apart = False
+        with pytest.raises(EngineUnavailable, match=rf"slow down, {header}: 300 \({num_attempts} attempts?\)"):
+            await generate(server, engine)
+        # 300 s are more than it waits, 300 ms are not.
+        assert len(server.requests) == num_attempts
+
+    with_server(playing(replace(error(429, "slow down"), headers={header: "300"})), use, max_retries=1)
 
 
 @pytest.mark.parametrize(
@@ -444,7 +475,7 @@ def test_a_huge_answer_is_not_read() -> None:
         return Reply(gzip.compress(b" " * (1 << 26)), headers={"content-encoding": "gzip"})
 
     async def use(server: Server, engine: OpenAIEngine) -> None:
-        with pytest.raises(RequestRefused, match="far more than was asked for, each time, while the server answers"):
+        with pytest.raises(RequestRefused, match=r"far more than was asked for.*while the server answers"):
             await engine.generate(PROMPT, replace(SAMPLING, max_tokens=1))
         # It costs its step: the attempt, a retry, and one more once the server has answered another request.
         assert len(server.requests) == 3

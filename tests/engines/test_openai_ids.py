@@ -184,7 +184,7 @@ def test_all_forms_are_learned_of_a_released_sentencepiece_tokenizer() -> None:
         return Reply({"tokens": ids, "token_strs": [pieces.id_to_piece(id_) for id_ in ids]})
 
     async def use(server: Server, engine: OpenAIEngine) -> list[int]:
-        return await Route(engine.endpoint, "m", "/completions", 20, takes_ids=True).learn_ids(VERDICT)
+        return await Route(engine, "/completions", 20, takes_ids=True).learn_ids(VERDICT)
 
     # Both of "Yes", "yes", "No", "no" and "NO"; neither "YES" is one token.
     expected = sorted({pieces.piece_to_id(form) for form in forms} - {pieces.unk_id()})

@@ -224,6 +224,26 @@ def test_a_call_after_others_were_cancelled_is_served() -> None:
     with_server(numbered(), use, share_prompts=True)
 
 
+@pytest.mark.parametrize("num_turns", [0, 1, 2, 3])
+def test_calls_that_share_a_request_end_with_the_engine_and_leave_nothing_behind(num_turns: int) -> None:
+    async def use(server: Server, engine: OpenAIEngine) -> None:
+        calls = samples(engine, range(2))
+        for _ in range(num_turns):
+            await asyncio.sleep(0)
+        await engine.aclose()
+        done, _ = await asyncio.wait(calls, timeout=5)
+        assert len(done) == 2
+        await engine.start()
+        for call in (calls := samples(engine, range(2))):
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        await asyncio.sleep(0.05)
+        assert not engine._batches
+        assert not engine._tasks
+
+    with_server(numbered(), use, share_prompts=True)
+
+
 # Streams
 
 

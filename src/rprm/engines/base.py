@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -30,6 +31,12 @@ def check_least(spec: str, least: float = 1, **options: float | None) -> None:
     for name, value in options.items():
         if value is not None and not value >= least:
             raise EngineError(f"{spec}: {name}={value} is too small; it must be at least {least}")
+
+
+def num_alike(first: Sequence[str], second: Sequence[str]) -> int:
+    """How many characters of two texts, or words of two lists, are the same before the first that differ."""
+    unlike = (at for at, (one, other) in enumerate(zip(first, second, strict=False)) if one != other)
+    return next(unlike, min(len(first), len(second)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,16 +10,16 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
 from rprm.engines import load_engine
-from rprm.engines.base import Completion, Engine, EngineInfo, Sampling
+from rprm.engines.base import Completion, Engine, EngineInfo, Sampling, num_alike
 from rprm.errors import RequestRefused, Unsupported
 from rprm.prompts.template import Message, Prompt
 from rprm.verdict import VerdictFormat
 
+_VERDICT = VerdictFormat()
 #: Questions that most models answer with the bare word, the likeliest first, and with a few words before it.
 _QUESTIONS = (
     "Is 2 + 2 equal to 4? Reply with exactly one word, Yes or No.",
@@ -30,12 +30,11 @@ _SENTENCES = (
     "Is 2 + 2 equal to 4? Reply with one sentence of exactly this form: The answer is Yes. Or: The answer is No.",
     "Is Paris in France? Complete this sentence with Yes or No, and write it whole: The answer is",
 )
-#: A context longer than this is not tried: the request would be megabytes, and costly where it is not refused.
-_LONGEST_CONTEXT_TRIED = 150_000
+_LONGEST_CONTEXT_TRIED = 150_000  # longer ones take megabytes, and are costly where they are not refused
 _SAMPLES_AT_ONCE = 8
-#: Words that a continued reply must have in common with the rest of it: too many for chance.
-_COMPARED_WORDS = 4
+_COMPARED_WORDS = 4  # of a continued reply and the rest of it: too many for chance
 _WORDS = ("north", "river", "seven", "paper", "green", "stone", "light", "under", "music", "table", "early", "cloud")
+_Finding = tuple[str, str]
 
 
 async def check_spec(spec: str) -> dict[str, Any]:
@@ -74,36 +73,31 @@ class _Trials:
     def __init__(self, engine: Engine, info: EngineInfo) -> None:
         self.engine, self.info = engine, info
         self.details: dict[str, Any] = {}
-        #: A question to which the engine answered Yes or No, with log-probabilities.
-        self.answered: str | None = None
-        # Prompts that no earlier check can have left in a cache.
-        self.random = random.Random()
+        self.answered: str | None = None  # a question that was answered, with log-probabilities
+        self.random = random.Random()  # no earlier check can have left its prompts in a cache
 
     async def _speed(self) -> float | None:
-        await self._timed(["Say hello."], max_tokens=4)
-        seconds, (completion,) = await self._timed([self._story("a lighthouse")], max_tokens=32)
+        await self._timed("Say hello.", max_tokens=4)
+        seconds, (completion,) = await self._timed(self._story("a lighthouse"), max_tokens=32)
         self.details["one_request"] = {"num_tokens": completion.num_tokens, "seconds": seconds}
         return None if seconds < 1e-3 else completion.num_tokens / seconds
 
-    async def logprobs(self) -> tuple[str, str]:
+    async def logprobs(self) -> _Finding:
         """P(Yes) can be read where Yes or No was generated."""
-        num_answers = 0
+        said = None if self.info.has_logprobs else "the engine says that it has none"
         for question, seed in product(_QUESTIONS, range(2)):
-            completion = await self._answer(question, max_tokens=12, seed=seed)
+            completion = await self._generate(question, verdict=_VERDICT, max_tokens=12, seed=seed)
             if completion.choices:
                 self.answered = question
                 p_yes = self.details["p_yes"] = completion.choices[0].p_yes
                 return "yes", f"P(Yes) = {p_yes:.4f} where the model answered {question!r}"
-            first = next(iter(completion.text.split()), "").strip(".,!*\"'")
-            num_answers += VerdictFormat().answer_of(first) is not None
-        if num_answers or not self.info.has_logprobs:
-            said = (
-                "the model answered, without log-probabilities" if num_answers else "the engine says that it has none"
-            )
+            if _VERDICT.answer_of("".join(completion.text.split()[:1]).strip(".,!*\"'")) is not None:
+                said = "the model answered, without log-probabilities"
+        if said:
             return "no", f"{said}; judging takes the hard vote"
         return "unknown", "the model answered Yes or No to none of the questions tried"
 
-    async def raw_logprobs(self) -> tuple[str, str]:
+    async def raw_logprobs(self) -> _Finding:
         """Those log-probabilities are the model's own: the log-odds at the first token have no temperature."""
         if self.answered is None:
             return "unknown", "no log-probabilities at an answer to compare"
@@ -111,7 +105,8 @@ class _Trials:
         odds: dict[float, float] = {}
         for temperature, seed in product((warm, cold), range(8)):
             if temperature not in odds:
-                completion = await self._answer(self.answered, temperature=temperature, max_tokens=4, seed=seed)
+                sampling: dict[str, Any] = {"temperature": temperature, "max_tokens": 4, "seed": seed}
+                completion = await self._generate(self.answered, verdict=_VERDICT, **sampling)
                 for choice in completion.choices[:1]:
                     if not completion.text[: choice.start].strip():
                         odds[temperature] = choice.logprob_yes - choice.logprob_no
@@ -123,7 +118,7 @@ class _Trials:
             return "no", f"{measured}: the engine reports them after temperature, which biases P(Yes)"
         return "yes" if abs(ratio - 1.0) < 0.15 else "unknown", measured
 
-    async def seeds(self) -> tuple[str, str]:
+    async def seeds(self) -> _Finding:
         """Equal seeds give equal samples at temperature 1, and different seeds different ones."""
         prompt = self._story("a random animal in a random city")
 
@@ -132,24 +127,23 @@ class _Trials:
 
         first, again = await text(11), await text(11)
         one, among, other = await asyncio.gather(text(23), text(11), text(37))
-        if first != again:
-            return "no", "the same seed twice gave two texts"
-        if first == one == other:
-            return "unknown", "different seeds gave one text as well: the engine may not sample at all"
-        if not self.info.has_seeds:
-            return "no", "equal seeds gave equal texts, but the engine does not promise it"
-        if among != first:
-            return "no", "the same seed gave another text when other requests ran beside it"
-        return "yes", "equal seeds gave equal texts, alone and beside others; different seeds differed"
+        findings = (
+            (first != again, "no", "the same seed twice gave two texts"),
+            (first == one == other, "unknown", "different seeds gave one text as well: it may not sample at all"),
+            (not self.info.has_seeds, "no", "equal seeds gave equal texts, but the engine does not promise it"),
+            (among != first, "no", "the same seed gave another text when other requests ran beside it"),
+            (True, "yes", "equal seeds gave equal texts, alone and beside others; different seeds differed"),
+        )
+        return next((answer, detail) for is_so, answer, detail in findings if is_so)
 
-    async def concurrency(self) -> tuple[str, str]:
+    async def concurrency(self) -> _Finding:
         """Several samples at once take less time than one after the other."""
         num_samples = max(2, min(_SAMPLES_AT_ONCE, self.engine.concurrency))
         prompt = self._story("a ship in a storm")
         # Once before, so that both measurements find the prompt in the cache, if there is one.
-        await self._timed([prompt], max_tokens=1)
-        alone, (one,) = await self._timed([prompt], max_tokens=24)
-        together, samples = await self._timed([prompt] * num_samples, max_tokens=24)
+        await self._timed(prompt, max_tokens=1)
+        alone, (one,) = await self._timed(prompt, max_tokens=24)
+        together, samples = await self._timed(prompt, max_tokens=24, num_samples=num_samples)
         if min(alone, together) < 1e-3:
             return "unknown", "too fast to measure"
         rate = sum(sample.num_tokens for sample in samples) / together
@@ -158,7 +152,7 @@ class _Trials:
         measured = f"{num_samples} samples at once: {rate:.0f} tokens/s, {gain:.1f} times one alone"
         return "yes" if gain >= 1.3 else "no" if gain <= 1.1 else "unknown", measured
 
-    async def prefix_sharing(self) -> tuple[str, str]:
+    async def prefix_sharing(self) -> _Finding:
         """The beginning that a prompt shares with an earlier one is not computed again."""
         _, _, completion = await self._fresh_and_repeated(num_words=150)
         cached, total = completion.num_cached_prompt_tokens, completion.num_prompt_tokens
@@ -176,31 +170,30 @@ class _Trials:
         measured = f"a new prompt took {ratio:.1f} times as long as one with a known beginning"
         return "yes" if ratio >= 2.0 else "unknown", f"{measured}; the engine reports no cached tokens"
 
-    async def context_limit(self) -> tuple[str, str]:
+    async def context_limit(self) -> _Finding:
         """A prompt that does not fit is refused, not cut."""
-        length = self.info.context_length
-        if length is None:
+        if (length := self.info.context_length) is None:
             return "unknown", "the engine does not tell its context length; give context_length to try"
         if length > _LONGEST_CONTEXT_TRIED:
             return "unknown", f"a context of {length} tokens is too long to try"
         try:
-            completion = await self._generate("word " * (length + 64), max_tokens=1, seed=0)
+            read = (await self._generate("word " * (length + 64), max_tokens=1, seed=0)).num_prompt_tokens
         except RequestRefused as refusal:
             return "yes", str(refusal)
-        read = "" if completion.num_prompt_tokens is None else f" and read {completion.num_prompt_tokens} of its tokens"
-        return "no", f"the engine took a prompt longer than its {length} tokens{read}"
+        told = "" if read is None else f" and read {read} of its tokens"
+        return "no", f"the engine took a prompt longer than its {length} tokens{told}"
 
-    async def second_pass(self) -> tuple[str, str]:
+    async def second_pass(self) -> _Finding:
         """A given text can be continued, and P(Yes) after it is that of the generation itself."""
         text, choice = "The answer is", None
         for sentence, seed in product(_SENTENCES, range(3)):
-            completion = await self._answer(sentence, temperature=0.5, max_tokens=24, seed=seed)
+            completion = await self._generate(sentence, verdict=_VERDICT, temperature=0.5, max_tokens=24, seed=seed)
             found = (one for one in completion.choices if completion.text[: one.start].strip())
             if (choice := next(found, None)) is not None:
                 text = completion.text[: choice.start].rstrip()
                 break
         try:
-            second = await self.engine.choose(_prompt(sentence), text, VerdictFormat())
+            second = await self.engine.choose(Prompt((Message("user", sentence),)), text, _VERDICT)
         except (Unsupported, RequestRefused) as error:
             return "no", str(error)
         if choice is None:
@@ -210,41 +203,39 @@ class _Trials:
         measured = f"P(Yes) after {text!r} differs by {difference:.4f} from the generation's own"
         return "yes" if difference <= 0.02 else "no", measured
 
-    async def continued_reply(self) -> tuple[str, str]:
+    async def continued_reply(self) -> _Finding:
         """Given the first half of what it wrote greedily, the model goes on with the second half."""
-        prompt, greedily = self._story("a clockmaker and her apprentice"), Sampling(temperature=0.0, max_tokens=48)
-        whole = (await self.engine.generate(_prompt(prompt), greedily)).text
+        prompt = self._story("a clockmaker and her apprentice")
+        greedily: dict[str, Any] = {"temperature": 0.0, "max_tokens": 48}
+        whole = (await self._generate(prompt, **greedily)).text
         half = whole.find(" ", len(whole) // 2)
-        reply, rest = whole[:half], whole[half:]
-        if half < 0 or len(rest.split()) < _COMPARED_WORDS or _words_alike(rest, whole) >= _COMPARED_WORDS:
+        reply, rest = whole[:half], whole[half:].split()
+        if half < 0 or len(rest) < _COMPARED_WORDS or num_alike(rest, whole.split()) >= _COMPARED_WORDS:
             return "unknown", "the model wrote too little, or the same again and again, to compare halves"
         try:
-            text = (await self.engine.generate(_prompt(prompt, reply), greedily)).text
+            words = (await self._generate(prompt, reply, **greedily)).text.split()
         except Unsupported as error:
             return "no", str(error)
-        num_alike = _words_alike(text, rest)
-        if num_alike >= _COMPARED_WORDS:
-            return "yes", f"half a reply given, the next {num_alike} words were those of the other half"
-        if _words_alike(text, whole) >= _COMPARED_WORDS:
+        same = num_alike(words, rest)
+        if same >= _COMPARED_WORDS:
+            return "yes", f"half a reply given, the next {same} words were those of the other half"
+        if num_alike(words, whole.split()) >= _COMPARED_WORDS:
             return "no", "half a reply given, the text began with that half again"
-        return "unknown", f"half a reply given, only the next {num_alike} words were those of the other half"
+        return "unknown", f"half a reply given, only the next {same} words were those of the other half"
 
-    async def _generate(self, text: str, **sampling: Any) -> Completion:
-        return await self.engine.generate(_prompt(text), Sampling(**sampling))
-
-    async def _answer(self, text: str, **sampling: Any) -> Completion:
-        return await self._generate(text, verdict=VerdictFormat(), **sampling)
+    async def _generate(self, text: str, reply: str = "", **sampling: Any) -> Completion:
+        return await self.engine.generate(Prompt((Message("user", text),), reply=reply), Sampling(**sampling))
 
     async def _fresh_and_repeated(self, num_words: int) -> tuple[float, float, Completion]:
         """Seconds of a prompt never seen, seconds of one with the same beginning, and the latter's completion."""
         beginning = " ".join(self.random.choice(_WORDS) for _ in range(num_words))
-        fresh, _ = await self._timed([f"{beginning}\nHow many words?"], max_tokens=1)
-        repeated, (completion,) = await self._timed([f"{beginning}\nWhich word is first?"], max_tokens=1)
+        fresh, _ = await self._timed(f"{beginning}\nHow many words?", max_tokens=1)
+        repeated, (completion,) = await self._timed(f"{beginning}\nWhich word is first?", max_tokens=1)
         return fresh, repeated, completion
 
-    async def _timed(self, texts: Sequence[str], max_tokens: int) -> tuple[float, list[Completion]]:
+    async def _timed(self, text: str, max_tokens: int, num_samples: int = 1) -> tuple[float, list[Completion]]:
         begin = time.perf_counter()
-        samples = (self._generate(text, max_tokens=max_tokens, seed=1000 * at) for at, text in enumerate(texts))
+        samples = (self._generate(text, max_tokens=max_tokens, seed=1000 * at) for at in range(num_samples))
         completions = await asyncio.gather(*samples)
         return time.perf_counter() - begin, completions
 
@@ -254,13 +245,3 @@ class _Trials:
 
 #: The trials by name, in their order.
 TRIALS = [name for name in vars(_Trials) if not name.startswith("_")]
-
-
-def _prompt(text: str, reply: str = "") -> Prompt:
-    return Prompt((Message("user", text),), reply=reply)
-
-
-def _words_alike(first: str, second: str) -> int:
-    """How many words two texts have in common at their beginning."""
-    alike = [one == other for one, other in zip(first.split(), second.split(), strict=False)]
-    return [*alike, False].index(False)

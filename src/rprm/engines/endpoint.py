@@ -1,7 +1,6 @@
 """JSON over HTTP with the official `openai` client: the key, what is worth another try, and whose fault a failure is.
 
-The client retries. Answers are read within its attempts, so that one of no use is asked for again like one that never
-came.
+The client retries; answers are read within its attempts, so that one of no use is asked for again as a lost one is.
 """
 
 from __future__ import annotations
@@ -14,8 +13,11 @@ import re
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic_core import from_json
 
 from rprm.engines.base import check_least
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused
@@ -27,14 +29,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Json = dict[str, Any]
-#: Of a prompt and of the context, as far as told.
-_Lengths = tuple[int | None, int | None]
+_Lengths = tuple[int | None, int | None]  # of a prompt and of the context, as far as told
+#: Path, body (None: GET), bytes of an answer that are read at most, and what makes the reader of its events.
+_Request = tuple[str, Json | None, int, Callable[[], Any] | None]
 
-#: Bytes of an error body that are read, and characters of it that are shown.
-_ERROR_BYTES, _ERROR_CHARACTERS = 1 << 16, 400
+_ERROR_BYTES, _ERROR_CHARACTERS = 1 << 16, 400  # of an error body, those read and those shown
 _AGAIN = "run the same command again to go on"
-#: Statuses that say nothing against the request: the server is busy.
-_BUSY = (408, 409, 425, 429, 503, 529)
+_DOWN = f"check that the server runs, then {_AGAIN}"
+_BUSY = (408, 409, 425, 429, 503, 529)  # statuses that say nothing against the request
 _LOOPBACK = re.compile(r"(.+\.)?localhost|127(\.\d{1,3}){3}|::1")
 #: The lengths of context and prompt in a refusal of vLLM, OpenAI, SGLang, llama.cpp or TGI. Where vLLM stopped counting
 #: the prompt, it says "at least".
@@ -59,38 +61,31 @@ class _Busy(Transient):
 
 
 class Refusal(RequestRefused):
-    """The server refuses a request: what it `said`, its error `code`, and the `_Lengths` of a context too short."""
+    """The server refuses a request: what it `said`, its error `code`, and the lengths of a context too short."""
 
     said: str
     code: str | None
     context: _Lengths | None
 
 
-class EndpointOptions(TypedDict, total=False):
-    """How an endpoint is reached; docs/endpoints.md tells what each means."""
-
-    timeout: float
-    max_retries: int
-    key_env: str
-    send_key_over_http: bool
-
-
+@dataclass(eq=False, repr=False)
 class Endpoint:
-    """An HTTP endpoint that answers JSON: `url` comes before every path, `subject` names it in messages."""
+    """An HTTP endpoint that answers JSON: `url` comes before every path, `subject` names it (docs/endpoints.md)."""
 
-    def __init__(self, url: str, subject: str, **options: Unpack[EndpointOptions]) -> None:
-        self.url, self.subject = url, subject
-        self.timeout = options.get("timeout", 600.0)
-        self.max_retries = options.get("max_retries", 6)
-        self.key_env = options.get("key_env", "OPENAI_API_KEY")
-        self.send_key_over_http = options.get("send_key_over_http", False)
-        check_least(subject, 0, max_retries=self.max_retries)
-        check_least(subject, 0.001, timeout=self.timeout)
+    url: str
+    subject: str
+    timeout: float = 600.0
+    max_retries: int = 6
+    key_env: str = "OPENAI_API_KEY"
+    send_key_over_http: bool = False
+
+    def __post_init__(self) -> None:
+        check_least(self.subject, 0, max_retries=self.max_retries)
+        check_least(self.subject, 0.001, timeout=self.timeout)
         self._client: openai.AsyncOpenAI | None = None
         self._reached = False
         self._num_answers = 0
-        #: Asks again what was answered first.
-        self._ask_again: Callable[..., Awaitable[Any]] | None = None
+        self._answered: _Request | None = None  # the first one
 
     def open(self) -> None:
         """Read the key and make the client; `EngineError` where the key or the URL is malformed."""
@@ -116,13 +111,9 @@ class Endpoint:
         # In a closure it is part of no repr.
         self._without_key: Callable[[str], str] = lambda text: text.replace(key, "***") if key else text
         self._headers = {} if key else {"Authorization": openai.Omit()}
-        http_client = httpx2.AsyncClient(
-            # Servers close idle connections after 5 s (uvicorn): give them up before.
-            limits=httpx2.Limits(keepalive_expiry=4.0),
-            # A proxy has no part in loopback.
-            trust_env=not is_local,
-            event_hooks={"response": [lambda response: _receive.get()(response)]},
-        )
+        # Servers close idle connections after 5 s (uvicorn): give them up before. A proxy has no part in loopback.
+        limits, hooks = httpx2.Limits(keepalive_expiry=4.0), [lambda response: _receive.get()(response)]
+        http_client = httpx2.AsyncClient(limits=limits, trust_env=not is_local, event_hooks={"response": hooks})
         self._client = openai.AsyncOpenAI(api_key=key or "-", base_url=self.url, http_client=http_client)
 
     async def aclose(self) -> None:
@@ -133,10 +124,10 @@ class Endpoint:
     async def ask(self, path: str, limit: int, body: Json | None = None) -> Json:
         """What stands at `path`, or is answered to `body`; nothing where a server that was reached has it not."""
         try:
-            return await self._tried(path, body, dict, limit, seconds=min(20.0, self.timeout))
+            return await self._tried((path, body, limit, None), dict, self.max_retries, min(20.0, self.timeout))
         except (Transient, EngineError) as failure:
             if not self._reached:
-                raise self._unavailable(path, failure) from None
+                raise EngineUnavailable(f"{self.where(path)}: {failure}; {_DOWN}") from None
             return {}
 
     async def models(self, path: str) -> dict[str, Json]:
@@ -147,133 +138,110 @@ class Endpoint:
     async def post(
         self, path: str, body: Json, read: Callable[[Json], T], limit: int, events: Callable[[], Any] | None = None
     ) -> T:
-        """What `read` makes of the answer to `body`; what `read` calls `Transient` is asked for again.
+        """What `read` makes of the answer to `body`, of at most `limit` bytes; `Transient` is tried again.
 
-        Args:
-            limit: bytes of an answer that are read at most.
-            events: makes what puts a streamed answer together (`openai_answers.Stream`).
-
-        Raises:
-            RequestRefused: the server refuses this (`Refusal`), or answers others though this fails each time.
-            EngineUnavailable: it answers nothing, or is busy each time.
-            EngineError: it refuses every such request.
+        `events` makes what puts a streamed answer together (`openai_answers.Stream`). Raises `RequestRefused` (this
+        request is refused, a `Refusal`, or fails each time while others are answered), `EngineUnavailable` (nothing is
+        answered, or the server is busy each time) or `EngineError` (every such request is refused).
         """
-        send = partial(self._tried, path, body, limit=limit, events=events)
+        request = path, body, limit, events
         try:
-            result = await send(read=read)
+            result = await self._tried(request, read, self.max_retries, self.timeout)
         except Transient as failure:
             is_up = False
-            if self._ask_again and not isinstance(failure, _Busy):
-                with suppress(Transient, EngineError):
-                    is_up = await self._ask_again(read=lambda data: "choices" in data, retries=2)
+            with suppress(Transient, EngineError):
+                if self._answered and not isinstance(failure, _Busy):
+                    is_up = await self._tried(self._answered, bool, 2, self.timeout)
             if not is_up:
-                raise self._unavailable(path, failure) from None
+                raise EngineUnavailable(f"{self.where(path)}: {failure}; {_DOWN}") from None
             try:
-                # It may have come up again just now: once more.
-                result = await send(read=read, retries=0)
-            except Transient as last:
-                what = f"{self.where(path)}: {last}, each time, while the server answers other requests"
+                # It may have come up again just now.
+                result = await self._tried(request, read, 0, self.timeout)
+            except Transient:
+                what = f"{self.where(path)}: {failure}, and once more while the server answers other requests"
                 raise RequestRefused(what) from None
         self._num_answers += 1
-        self._ask_again = self._ask_again or send
+        self._answered = self._answered or request
         return result
 
-    async def _tried(
-        self,
-        path: str,
-        body: Json | None,
-        read: Callable[[Json], T],
-        limit: int,
-        events: Callable[[], Any] | None = None,
-        retries: int | None = None,
-        seconds: float | None = None,
-    ) -> T:
+    async def _tried(self, request: _Request, read: Callable[[Json], T], retries: int, seconds: float) -> T:
         """What `read` makes of the answer; `Transient` once the retries are used up."""
         import httpx2
         import openai
 
         if self._client is None:
             raise EngineError(f"{self.subject}: the engine is not started, or closed already")
-        retries, seconds = self.max_retries if retries is None else retries, seconds or self.timeout
-        num_before, outcome = self._num_answers, cast(T | Exception, None)
+        (path, body, limit, events), num_before = request, self._num_answers
+        result: list[T] = []
+        failure = Transient()
 
         async def receive(response: httpx2.Response) -> None:
-            nonlocal outcome
+            nonlocal failure
             self._reached = True
             try:
                 async with asyncio.timeout(seconds):
                     if response.is_success:
-                        outcome = read(await _answer(response, limit, events))
+                        result.append(read(await _answer(response, limit, events)))
                     else:
-                        content = b""
-                        async for chunk in response.aiter_bytes():
-                            if len(content := content + chunk) > _ERROR_BYTES:
-                                break
-                        response._content = content  # As `aread` leaves it, but cut.
-                        outcome = self._failure(response)
-                        response.headers["x-should-retry"] = str(isinstance(outcome, Transient)).lower()
+                        failure = await self._failure(response)
             except TimeoutError:
                 raise httpx2.ReadTimeout("") from None
-            except Transient as failure:
-                raise httpx2.RequestError(str(failure)) from None
-            except EngineError as failure:
-                outcome = failure
+            except Transient as unusable:
+                raise httpx2.RequestError(str(unusable)) from None
             await response.aclose()
 
         _receive.set(receive)
         send: Any = self._client.get if body is None else partial(self._client.post, content=json.dumps(body).encode())
-        options = {
-            "headers": self._headers,
-            "timeout": httpx2.Timeout(seconds, connect=min(20.0, seconds)),
-            # A server never reached is a wrong URL more often than one that is about to come up.
-            "max_retries": retries if self._reached else min(retries, 2),
-        }
+        # A server never reached is a wrong URL more often than one that is about to come up.
+        options = {"headers": self._headers, "max_retries": retries if self._reached else min(retries, 2)}
+        options["timeout"] = httpx2.Timeout(seconds, connect=min(20.0, seconds))
         try:
-            await send(path, cast_to=object, stream=True, stream_cls=openai.AsyncStream[object], options=options)
-        except openai.APIConnectionError as error:
+            await send(path, cast_to=httpx2.Response, stream=True, options=options)
+        except (openai.APIConnectionError, openai.APIStatusError) as error:
             cause = error.__cause__
             if isinstance(cause, httpx2.ReadTimeout | httpx2.WriteTimeout):
                 # Too slow for all is not the fault of this request.
                 kind = Transient if self._num_answers > num_before else _Busy
-                raise kind(f"no full answer within timeout={seconds:g} s") from None
-            name = "" if type(cause) is httpx2.RequestError else f"{type(cause).__name__}: "
-            raise Transient(self.clean(f"{name}{cause}")) from None
-        except openai.APIStatusError:
-            pass
-        if isinstance(outcome, Exception):
-            raise outcome from None
-        return outcome
+                failure = kind(f"no full answer within timeout={seconds:g} s")
+            elif cause is not None:
+                name = "" if type(cause) is httpx2.RequestError else f"{type(cause).__name__}: "
+                failure = Transient(self.clean(f"{name}{cause}"))
+            attempts = 1 + int(error.request.headers["x-stainless-retry-count"])
+            raise type(failure)(f"{failure} ({attempts} attempt{'s' * (attempts > 1)})") from None
+        return result[0]
 
-    def _failure(self, response: httpx2.Response) -> Exception:
-        """What a status means that is no success."""
+    async def _failure(self, response: httpx2.Response) -> Transient:
+        """What a status means that is no success: a failure that may pass, or raised."""
+        content = b""
+        async for chunk in response.aiter_bytes():
+            if len(content := content + chunk) > _ERROR_BYTES:
+                break
+        response._content = content  # As `aread` leaves it, but cut.
+        response.headers["x-should-retry"] = "true"
         try:
-            said, code, context = read_error(_parse_json(response.content))
+            said, code, context = read_error(_parse_json(content))
         except Transient:
             said, code, context = response.text, None, None
         status, said = response.status_code, self.clean(said) or response.reason_phrase
-        location = self.clean(response.headers.get("location", ""))
-        # llama.cpp had it a 500 once.
-        is_context = context is not None and status in (400, 413, 422, 500)
-        for is_it, kind, advice in (
-            # OpenAI forbids log-probabilities, not the model, with a 403: the request is at fault.
-            (status == 401 or (status == 403 and "logprobs" not in said), EngineError, self.key_advice),
-            (status == 402 or code == "insufficient_quota", EngineUnavailable, f"mend the account, then {_AGAIN}"),
-            (status == 404, EngineError, "check the model's name and that the URL ends where /chat/completions begins"),
-            (status < 400, EngineError, f"it redirects to {location}; write the final URL"),
-            (status == 501, EngineError, "the server cannot do it"),
-        ):
-            if is_it:
-                return kind(f"{self.subject} at {response.request.url} answered {status}: {said}; {advice}")
-        if status in _BUSY:
-            return _Busy(f"{status} {said}")
-        if status >= 500 and not is_context:
-            return Transient(f"{status} {said}")
+        key, account = self.key_advice, f"mend the account, then {_AGAIN}"
+        model = "check the model's name and that the URL ends where /chat/completions begins"
+        advice = {401: key, 402: account, 403: key, 404: model, 501: "the server cannot do it"}.get(status)
+        if status < 400:
+            advice = f"it redirects to {self.clean(response.headers.get('location', ''))}; write the final URL"
+        elif code == "insufficient_quota":
+            advice = account
+        elif status == 403 and "logprobs" in said:
+            advice = None  # OpenAI forbids log-probabilities, not the model: the request is at fault.
+        if advice:
+            kind = EngineUnavailable if advice is account else EngineError
+            raise kind(f"{self.subject} at {response.request.url} answered {status}: {said}; {advice}")
+        # llama.cpp had a context too short a 500 once.
+        if status in _BUSY or (status >= 500 and not (status == 500 and context)):
+            waits = "".join(f", {name}: {value}" for name, value in response.headers.items() if "retry-after" in name)
+            return (_Busy if status in _BUSY else Transient)(f"{status} {said}{self.clean(waits)}")
         refusal = Refusal(f"the server refused the request ({status}): {said}")
         refusal.said, refusal.code, refusal.context = said, code, context
-        return refusal
-
-    def _unavailable(self, path: str, failure: Exception) -> EngineUnavailable:
-        return EngineUnavailable(f"{self.where(path)}: {failure}; check that the server runs, then {_AGAIN}")
+        raise refusal
 
     def where(self, path: str) -> str:
         return f"{self.subject} at {self.url}{path}"
@@ -309,13 +277,11 @@ async def _answer(response: httpx2.Response, limit: int, events: Callable[[], An
 
 
 def _parse_json(body: bytes) -> Json:
-    try:
-        data = json.loads(body)
-    except (ValueError, RecursionError):
-        data = None
-    if not isinstance(data, dict):
-        raise Transient("an answer that is not a JSON object")
-    return data
+    for parse in (from_json, json.loads):  # twice as fast; and one that takes a byte order mark, half a surrogate pair
+        with suppress(ValueError, RecursionError):
+            if isinstance(data := parse(body), dict):
+                return data
+    raise Transient("an answer that is not a JSON object")
 
 
 def read_error(data: Json) -> tuple[str, str | None, _Lengths | None]:
@@ -324,15 +290,10 @@ def read_error(data: Json) -> tuple[str, str | None, _Lengths | None]:
     said = next((found for name in ("message", "detail", "error") if (found := find(error, name))), error)
     said = said if isinstance(said, str) else json.dumps(said)
     code, prompt, context = find(error, "code"), _PROMPT.search(said), _CONTEXT.search(said)
-    lengths = (
-        count(error, "n_prompt_tokens") or (int(prompt[1]) if prompt else None),
-        count(error, "n_ctx") or (int(context[1] or context[2]) if context else None),
-    )
+    num_prompt_tokens = count(error, "n_prompt_tokens") or (int(prompt[1]) if prompt else None)
+    length = count(error, "n_ctx") or (int(context[1] or context[2]) if context else None)
     is_context = context or code in _CONTEXT_CODES or find(error, "type") in _CONTEXT_CODES
-    return said, None if code is None else str(code), lengths if is_context else None
-
-
-# Reading JSON of which nothing is known
+    return said, None if code is None else str(code), (num_prompt_tokens, length) if is_context else None
 
 
 def find(value: Any, *path: str) -> Any:
@@ -355,8 +316,7 @@ def listed(value: Any, *path: str) -> list[Any]:
 
 def entries(value: Any, *path: str) -> list[Json]:
     """The objects of the list at a path."""
-    found = find(value, *path)
-    return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+    return [entry for entry in listed(value, *path) if isinstance(entry, dict)]
 
 
 def context_length_of(card: Json) -> int | None:

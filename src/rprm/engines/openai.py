@@ -11,15 +11,16 @@ import asyncio
 import copy
 import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar, Unpack
+from dataclasses import KW_ONLY, dataclass, field, replace
+from functools import partial
+from typing import Any, ClassVar, TypeVar
 
 import pydantic
 
 from rprm.engines.base import MIN_ROOM, Completion, EngineInfo, Sampling, check_least, clipped
-from rprm.engines.endpoint import Endpoint, EndpointOptions, Json, Refusal, context_length_of, count, listed
+from rprm.engines.endpoint import Endpoint, Json, Refusal, context_length_of, count, listed
 from rprm.engines.openai_answers import Stream, ends_thinking_alone, first_choice, probe_answer, read_completions
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused, Unsupported
 from rprm.prompts.template import Message, Prompt
@@ -28,23 +29,18 @@ from rprm.verdict import VerdictChoice, VerdictFormat
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_DEFAULT_URL = "https://api.openai.com/v1"
 _TARGET = re.compile(r"(.+)@(https?://(?:\[[\da-fA-F:.]+\]|[^/?#@:\s\[\]]+)(?::\d{1,5})?(?:/[^?#@\s]*)?)")
 #: The request from which a server's abilities are learned: a few tokens, all features at once, no value the default.
 _PROBE = Prompt((Message("user", "Reply with one word: Yes"),))
 _PROBE_SAMPLING = Sampling(temperature=0.9, top_p=0.9, max_tokens=4, seed=1, verdict=VerdictFormat())
-#: Its tokens for servers that take no fewer, or whose models think first.
-_MORE_TOKENS = 1024
-#: Answers without log-probabilities, or refusals that name nothing, after which that is how the server is.
-_PROBE_TRIES = 3
+_MORE_TOKENS = 1024  # of the probe, for servers that take no fewer, or whose models think first
+_PROBE_TRIES = 3  # answers without log-probabilities, or refusals that name nothing: then that is how the server is
 #: A beginning of the reply that one token cannot repeat: tells whether answers begin with the reply that was given.
 _PROBE_REPLY = "The one word that was asked for, and nothing else, is this:"
 #: A text that begins with the spelled begin-of-text token: Llama's, Mistral's, Gemma's, DeepSeek's.
 _BOS = re.compile(r"<s>|<bos>|<\|begin_of_text\|>|<\uff5cbegin\u2581of\u2581sentence\uff5c>")
-#: Numbers of alternatives per token to try, from the most that vLLM and OpenAI give to the most some others do.
-_TOP_LOGPROBS_STEPS = (20, 5, 0)
-#: Request fields that a server may not take; it then does as it does without them.
-_OPTIONAL = ("seed", "stream_options", "top_p", "temperature", "add_special_tokens")
+_TOP_LOGPROBS_STEPS = (20, 5, 0)  # to try, from the most that vLLM and OpenAI give to the most some others do
+_OPTIONAL = ("seed", "stream_options", "top_p", "temperature", "add_special_tokens")  # a server may do without
 #: Request fields that the engine sets: none of them may come from `extra`, where it would belie the manifest.
 _OUR_FIELDS = re.compile(
     "model|messages|prompt|temperature|top_p|max_tokens|max_completion_tokens|seed|stop|logprobs|top_logprobs|n|"
@@ -52,8 +48,7 @@ _OUR_FIELDS = re.compile(
 )
 #: OpenAI's refusal of a length that the model does not write.
 _COMPLETION_LIMIT = re.compile(r"at most (\d+) completion tokens")
-#: Prompts whose room is remembered.
-_ROOMS = 1024
+_ROOMS = 1024  # prompts whose room is remembered
 #: The first character of a spelled control token: ChatML, Llama, DeepSeek, Mistral, Gemma, T5's kind.
 _CONTROL_TOKEN = re.compile(
     r"<(?=\|[^<>|]{1,64}\|>|\|[a-z_]{1,32}>|[a-z_]{1,32}\|>|\uff5c[^<>\uff5c]{1,64}\uff5c>|/?s>|<?/?SYS>"
@@ -79,31 +74,22 @@ def harmless(text: str, parts: Iterable[tuple[int, int]] | None = None) -> str:
 class Route:
     """Chat completions or plain ones, and what has been learned about them from requests of our own."""
 
-    endpoint: Endpoint
-    model: str
+    engine: OpenAIEngine
     path: str
     top_logprobs: int
-    stream: bool = False
-    extra: Json = field(default_factory=dict)
-    #: What the request calls `max_tokens`; None where no name is taken.
-    length_field: str | None = "max_tokens"
-    #: Fields that the server does not take.
-    left_out: set[str] = field(default_factory=set)
-    #: The chat template opens the model's thinking: a lone </think> was seen.
-    opens_thinking: bool = False
-    #: The answers' tokens are asked for by their ids (vLLM), known by the words of the answers; none where the server
-    #: told no token of one of them.
-    takes_ids: bool = False
-    ids: dict[tuple[str, str], list[int]] = field(default_factory=dict)
-    #: Answers begin with the reply that was given.
-    echoes: bool | None = None
+    takes_ids: bool = False  # the answers' tokens are asked for by their ids (vLLM)
+    ids: dict[tuple[str, str], list[int]] = field(default_factory=dict)  # by the words of the answers; none: untold
+    length_field: str | None = "max_tokens"  # what the request calls it; None where no name is taken
+    left_out: set[str] = field(default_factory=set)  # fields that the server does not take
+    opens_thinking: bool = False  # the chat template does: a lone </think> was seen
+    echoes: bool | None = None  # answers begin with the reply that was given
     learned: bool = False
-    probe: Sampling = _PROBE_SAMPLING
+    probe_tokens: int = _PROBE_SAMPLING.max_tokens
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def where(self) -> str:
-        return self.endpoint.where(self.path)
+        return self.engine.endpoint.where(self.path)
 
     def ids_of(self, verdict: VerdictFormat | None) -> list[int]:
         """The ids to ask for; none where the likeliest tokens are asked for."""
@@ -111,15 +97,9 @@ class Route:
 
     async def ask(self, prompt: Prompt, sampling: Sampling, read: Callable[[Json], T], n: int = 1) -> T:
         """What `read` makes of the answer to one request for `n` completions; raises what `Endpoint.post` does."""
-        body: dict[str | None, Any] = {
-            "model": self.model,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            self.length_field: sampling.max_tokens,
-            "seed": sampling.seed,
-            "stop": list(sampling.stop) or None,
-            "n": n if n > 1 else None,
-        }
+        temperature, top_p, stop = sampling.temperature, sampling.top_p, list(sampling.stop) or None
+        body: dict[str | None, Any] = {"model": self.engine.model, "temperature": temperature, "top_p": top_p}
+        body |= {self.length_field: sampling.max_tokens, "seed": sampling.seed, "stop": stop, "n": n if n > 1 else None}
         if prompt.chat:
             messages = [*prompt.messages, *([Message("assistant", prompt.reply)] if prompt.reply else [])]
             body["messages"] = [{"role": message.role, "content": harmless(message.content)} for message in messages]
@@ -129,21 +109,23 @@ class Route:
             contents = [harmless(message.content, message.records) for message in prompt.messages]
             body["prompt"] = "\n\n".join(contents) + harmless(prompt.reply)
             if prompt.messages == _PROBE.messages or _BOS.match(prompt.text):
-                # The server would put another one before it.
-                body["add_special_tokens"] = False
+                body["add_special_tokens"] = False  # the server would put another one before it
         top_logprobs = self.top_logprobs if sampling.verdict is not None else 0
         if top_logprobs:
             body |= {"logprobs": True, "top_logprobs": top_logprobs} if prompt.chat else {"logprobs": top_logprobs}
             # A server that does not know the field lists the likeliest tokens.
             body["logprob_token_ids"] = self.ids_of(sampling.verdict) or None
-        if self.stream:
+        if self.engine.stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
-        sent = {name: value for name, value in body.items() if name and value is not None and name not in self.left_out}
+        sent: Json = {
+            name: value for name, value in body.items() if name and value is not None and name not in self.left_out
+        }
         # Bytes that an honest answer stays below: so many for a token, as streamed, and for each alternative.
         limit = (1 << 20) + n * (sampling.max_tokens if self.length_field else 1 << 17) * (1024 + 256 * top_logprobs)
         # No verdict is final while the thinking that the template opened may go on.
         verdict = sampling.verdict if prompt.reply or not self.opens_thinking else None
-        return await self.endpoint.post(self.path, sent | self.extra, read, limit, lambda: Stream(verdict, n))
+        sent |= self.engine.extra or {}
+        return await self.engine.endpoint.post(self.path, sent, read, limit, lambda: Stream(verdict, n))
 
     async def learn(self, verdict: VerdictFormat | None = None) -> Route:
         """This, once it is known what the server takes (what it refuses by name is given up), and the answers' ids.
@@ -151,42 +133,34 @@ class Route:
         One answer without log-probabilities, or one refusal that names nothing, decides nothing.
         """
         async with self.lock:
-            num_bad = 0
+            num_bad, probe = 0, replace(_PROBE, chat=self.path.startswith("/chat"))
             while not self.learned:
+                sampling = replace(_PROBE_SAMPLING, max_tokens=self.probe_tokens)
+                num_ids = len(await self.learn_ids(sampling.verdict))
                 try:
-                    has_logprobs = await self._probe()
+                    # Read as a whole, so that garbled answers are tried again.
+                    data, (completion,) = await self.ask(
+                        probe, sampling, lambda data: (data, read_completions(data, _PROBE_SAMPLING, 1))
+                    )
                 except Refusal as refusal:
-                    has_logprobs, said = None, refusal.said
-                    num_bad += not self._give_up(said.lower())
+                    num_bad += not self._give_up(refusal.said.lower())
                     if num_bad == _PROBE_TRIES:
-                        raise EngineError(f"{self.where} refuses even a short request: {said}") from None
-                if has_logprobs is not None:
-                    num_bad += not has_logprobs
-                    self.learned = has_logprobs or not self.top_logprobs or num_bad == _PROBE_TRIES
-                    self.top_logprobs *= has_logprobs or not self.learned
+                        raise EngineError(f"{self.where} refuses even a short request: {refusal.said}") from None
+                    continue
+                has_logprobs, lists_ids = probe_answer(data, VerdictFormat(), num_ids)
+                self.opens_thinking |= ends_thinking_alone([completion])
+                self.takes_ids = num_ids > 0 and lists_ids
+                is_cut = completion.finish_reason == "length" and "yes" not in completion.text.lower()
+                if probe.chat and is_cut and self.probe_tokens < _MORE_TOKENS:
+                    # Cut off before the word that was asked for: more of it tells how thinking ends.
+                    self.probe_tokens = _MORE_TOKENS
+                    continue
+                num_bad += not has_logprobs
+                self.learned = has_logprobs or not self.top_logprobs or num_bad == _PROBE_TRIES
+                if self.learned and not has_logprobs:
+                    self.top_logprobs = 0
             await self.learn_ids(verdict)
         return self
-
-    async def _probe(self) -> bool | None:
-        """One short request: whether its answer has log-probabilities; None where more tokens are to be asked for."""
-        ids = await self.learn_ids(self.probe.verdict)
-        self.takes_ids = bool(ids)
-        is_chat = self.path.startswith("/chat")
-
-        def read(data: Json) -> bool | None:
-            # Read as a whole, so that garbled answers are tried again.
-            (completion, *_) = read_completions(data, self.probe, 1)
-            self.opens_thinking |= ends_thinking_alone(data)
-            has_logprobs, lists_ids = probe_answer(data, VerdictFormat(), len(ids))
-            self.takes_ids = self.takes_ids and lists_ids
-            # Cut off before the word that was asked for: more of it tells how thinking ends.
-            is_cut = completion.finish_reason == "length" and "yes" not in completion.text.lower()
-            return None if is_chat and is_cut and self.probe.max_tokens < _MORE_TOKENS else has_logprobs
-
-        has_logprobs = await self.ask(replace(_PROBE, chat=is_chat), self.probe, read)
-        if has_logprobs is None:
-            self.probe = replace(self.probe, max_tokens=_MORE_TOKENS)
-        return has_logprobs
 
     def _give_up(self, said: str) -> bool:
         """Stop using the feature that the server's refusal of the probe names; False where it names none."""
@@ -196,8 +170,8 @@ class Route:
             self.takes_ids = False
         elif "logprob" in said and self.top_logprobs:
             self.top_logprobs = next(step for step in _TOP_LOGPROBS_STEPS if step < self.top_logprobs)
-        elif is_length and self.probe.max_tokens < _MORE_TOKENS:
-            self.probe = replace(self.probe, max_tokens=_MORE_TOKENS)
+        elif is_length and self.probe_tokens < _MORE_TOKENS:
+            self.probe_tokens = _MORE_TOKENS
         elif self.length_field and re.search(r"max_(completion_)?tokens", said):
             self.length_field = "max_completion_tokens" if self.length_field == "max_tokens" else None
         elif name := next(named, None):
@@ -207,23 +181,18 @@ class Route:
         return True
 
     async def learn_ids(self, verdict: VerdictFormat | None) -> list[int]:
-        """The ids of all forms of the answers, or none, from one text (vLLM's `/tokenize`).
-
-        A tokenizer that puts a space before every text (sentencepiece) has its tokens without one only after a line end
-        or a sign.
-        """
-        if not self.takes_ids or verdict is None or (key := (verdict.yes, verdict.no)) in self.ids:
-            return self.ids_of(verdict)
-        answers = [dict.fromkeys(map(str.strip, VerdictFormat.forms(verdict, answer))) for answer in key]
-        text = "".join(f"\n{word} {word} *{word}" for words in answers for word in words)
-        body = {"model": self.model, "prompt": text, "add_special_tokens": False, "return_token_strs": True}
-        # It stands beside `/v1`.
-        data = await self.endpoint.ask("/../tokenize", 1 << 16, body)
-        spelled = zip(listed(data, "tokens"), listed(data, "token_strs"), strict=False)
-        named = [(id_, str(text).strip("\u0120\u2581 ")) for id_, text in spelled if isinstance(id_, int)]
-        found = [{id_ for id_, word in named if word in words} for words in answers]
-        self.ids[key] = sorted(set().union(*found)) if all(found) else []
-        return self.ids[key]
+        """The ids of all forms of the answers, or none, from one text (vLLM's `/tokenize`, beside `/v1`)."""
+        if self.takes_ids and verdict is not None and (key := (verdict.yes, verdict.no)) not in self.ids:
+            answers = [dict.fromkeys(map(str.strip, verdict.forms(answer))) for answer in key]
+            # Sentencepiece has its tokens without a space only after a line end or a sign.
+            text = "".join(f"\n{word} {word} *{word}" for words in answers for word in words)
+            body = {"model": self.engine.model, "prompt": text, "add_special_tokens": False, "return_token_strs": True}
+            data = await self.engine.endpoint.ask("/../tokenize", 1 << 16, body)
+            spelled = zip(listed(data, "tokens"), listed(data, "token_strs"), strict=False)
+            named = [(id_, str(text).strip("\u0120\u2581 ")) for id_, text in spelled if isinstance(id_, int)]
+            found = [{id_ for id_, word in named if word in words} for words in answers]
+            self.ids[key] = sorted(set().union(*found)) if all(found) else []
+        return self.ids_of(verdict)
 
     async def echo(self, prompt: Prompt) -> str:
         """What the text of every answer begins with: the given reply, where the server repeats it (llama.cpp does)."""
@@ -235,77 +204,63 @@ class Route:
                 try:
                     (answer,) = await self.ask(asked, sampling, lambda data: read_completions(data, sampling, 1))
                 except Refusal as refusal:
-                    said = refusal.said
-                    raise Unsupported(f"{self.where} does not continue a given reply: {said}") from None
+                    raise Unsupported(f"{self.where} does not continue a given reply: {refusal.said}") from None
                 self.echoes = answer.text.startswith(_PROBE_REPLY)
         return harmless(prompt.reply) if self.echoes else ""
 
 
-@dataclass(eq=False)
-class _Batch:
-    """Calls that share a request; one that is cancelled after it was sent keeps its place."""
-
-    callers: dict[object, Sampling] = field(default_factory=dict)
-    num_waiting: int = 0
-    is_sent: bool = False
-    task: asyncio.Task[list[Completion]] = field(init=False)
+_Caller = tuple[Sampling, "asyncio.Future[Completion]"]  # of a request that is shared
 
 
+@dataclass(eq=False, repr=False)
 class OpenAIEngine:
     """An engine behind an OpenAI-compatible HTTP endpoint; docs/endpoints.md has its options.
 
     `target` is `MODEL@URL`, the URL up to and including `/v1`; `MODEL` alone is one of OpenAI's.
     """
 
-    #: Seconds that a call waits for others with the same prompt (`share_prompts`).
-    share_window = 0.005
+    share_window: ClassVar[float] = 0.005  # seconds that a call waits for others with the same prompt
 
-    def __init__(
-        self,
-        target: str,
-        *,
-        spec: str = "",
-        concurrency: int = 32,
-        top_logprobs: int = 20,
-        stream: bool = False,
-        share_prompts: bool = False,
-        continue_final_message: bool = False,
-        context_length: int | None = None,
-        extra: Json | pydantic.Json[Json] | None = None,
-        **options: Unpack[EndpointOptions],
-    ) -> None:
-        match = _TARGET.fullmatch(target)
-        if match is None and ("@" in target or "://" in target):
+    target: str
+    _: KW_ONLY
+    spec: str = ""
+    concurrency: int = 32
+    top_logprobs: int = 20
+    stream: bool = False
+    share_prompts: bool = False
+    continue_final_message: bool = False
+    context_length: int | None = None
+    extra: Json | pydantic.Json[Json] | None = None
+    timeout: float = 600.0
+    max_retries: int = 6
+    key_env: str = "OPENAI_API_KEY"
+    send_key_over_http: bool = False
+
+    def __post_init__(self) -> None:
+        match = _TARGET.fullmatch(self.target)
+        if match is None and ("@" in self.target or "://" in self.target):
             raise EngineError(
                 "openai: write MODEL@http://HOST:8000/v1: the name of a model, then the URL of its server, without a "
                 "user name, a password (it would be recorded; see key_env) or a query"
             )
-        self.model, url = match.groups() if match else (target, _DEFAULT_URL)
+        self.model, url = match.groups() if match else (self.target, "https://api.openai.com/v1")
         self.url = url.rstrip("/")
-        self.spec = spec or f"openai:{target}"
-        check_least(self.spec, concurrency=concurrency, context_length=context_length)
-        check_least(self.spec, 0, top_logprobs=top_logprobs)
-        self.extra = extra or {}
+        self.spec = self.spec or f"openai:{self.target}"
+        check_least(self.spec, concurrency=self.concurrency, context_length=self.context_length)
+        check_least(self.spec, 0, top_logprobs=self.top_logprobs)
+        self.extra = self.extra or {}
         if taken := sorted(filter(_OUR_FIELDS.fullmatch, self.extra)):
             raise EngineError(f"{self.spec}: extra may not set {', '.join(taken)}: the engine sets them itself")
-        self.concurrency = concurrency
-        self.share_prompts = share_prompts
-        self.continue_final_message = continue_final_message
-        self.context_length = context_length
-        self.wants_logprobs = top_logprobs > 0
+        options = {name: getattr(self, name) for name in ("timeout", "max_retries", "key_env", "send_key_over_http")}
         self.endpoint = Endpoint(self.url, self.model, **options)
-        self._routes = {
-            is_chat: Route(self.endpoint, self.model, path, top_logprobs, stream, self.extra)
-            for is_chat, path in ((True, "/chat/completions"), (False, "/completions"))
-        }
-        self._slots = asyncio.Semaphore(concurrency)
-        #: What is said of the server, by whether prompts are chat prompts.
-        self._infos: dict[bool, EngineInfo] = {}
-        self._batches: dict[tuple[Prompt, Sampling], _Batch] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._max_n = 128
-        #: How many tokens the context leaves beside a prompt, where that is fewer than were asked for.
-        self._rooms: dict[Prompt, int] = {}
+        paths = {True: "/chat/completions", False: "/completions"}
+        self._routes = {is_chat: Route(self, path, self.top_logprobs) for is_chat, path in paths.items()}
+        self._slots = asyncio.Semaphore(self.concurrency)
+        self._infos: dict[bool, EngineInfo] = {}  # what is said of the server, by whether prompts are chat prompts
+        self._rooms: dict[Prompt, int] = {}  # tokens that the context leaves, where fewer than were asked for
+        self._batches: dict[tuple[Prompt, Sampling], tuple[list[_Caller], asyncio.Task[None]]] = {}  # being gathered
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._max_n = 128  # completions of one request
 
     async def start(self, *, chat: bool = True) -> EngineInfo:
         if chat in self._infos:
@@ -321,7 +276,7 @@ class OpenAIEngine:
             # A server of one model (llama.cpp) takes any name for it.
             card = served.get(self.model) or (next(iter(served.values())) if len(served) == 1 else {})
             for route in self._routes.values():
-                route.takes_ids |= self.wants_logprobs and card.get("owned_by") == "vllm" and not route.learned
+                route.takes_ids |= self.top_logprobs > 0 and card.get("owned_by") == "vllm" and not route.learned
             route = await (self._learn(sorted(served)) if chat else self._routes[False].learn())
         except BaseException:
             await self.aclose()
@@ -333,25 +288,19 @@ class OpenAIEngine:
         if route.length_field != "max_tokens":
             details["length_field"] = route.length_field
         details |= {name: value for name in ("extra", "share_prompts") if (value := getattr(self, name))}
-        has_logprobs = route.top_logprobs > 0
-        if self.wants_logprobs and not has_logprobs:
+        has_logprobs, continues = route.top_logprobs > 0, self.continue_final_message or route is self._routes[False]
+        if self.top_logprobs and not has_logprobs:
             logger.warning("%s: gives no log-probabilities: each analysis counts as a vote, 0 or 1", route.where)
-        continues_replies = self.continue_final_message or route is self._routes[False]
+        # Which calls meet in one request, and so share its seed, depends on what runs beside them.
+        has_seeds = "seed" not in route.left_out and not self.share_prompts
         self._infos[chat] = EngineInfo(
-            kind="openai",
-            model=self.model,
-            context_length=self.context_length or context_length_of(card),
-            has_logprobs=has_logprobs,
-            # Which calls meet in one request, and so share its seed, depends on what runs beside them.
-            has_seeds="seed" not in route.left_out and not self.share_prompts,
-            has_second_pass=has_logprobs and continues_replies,
-            shares_prompts=self.share_prompts,
-            continues_replies=continues_replies,
+            "openai", self.model, None, self.context_length or context_length_of(card), has_logprobs, has_seeds,
+            has_second_pass=has_logprobs and continues, shares_prompts=self.share_prompts, continues_replies=continues,
             details=details,
-        )
+        )  # fmt: skip
         return self._infos[chat]
 
-    async def _learn(self, names: Sequence[str]) -> Route:
+    async def _learn(self, names: list[str]) -> Route:
         """The chat route, or, where the server has none (a base model), that of plain completions."""
         try:
             return await self._routes[True].learn()
@@ -367,18 +316,20 @@ class OpenAIEngine:
         if prompt.reply:
             self._check_continues(prompt)
         if self.share_prompts:
-            completion = await self._join(prompt, sampling)
+            answer: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
+            self._join((prompt, replace(sampling, seed=None)), (sampling, answer))
+            completion = await answer
         else:
             async with self._slots:
                 (completion,) = await self._complete(prompt, sampling, 1)
         # Of a server that counts no tokens, they are an estimate.
-        is_short = completion.num_prompt_tokens is not None and completion.finish_reason == "length"
-        is_short &= completion.num_tokens < min(MIN_ROOM, sampling.max_tokens)
-        if not is_short or (sampling.verdict is not None and sampling.verdict.find(completion.text)):
+        prompt_tokens, num_tokens, verdict = completion.num_prompt_tokens, completion.num_tokens, sampling.verdict
+        is_cut = completion.finish_reason == "length" and num_tokens < min(MIN_ROOM, sampling.max_tokens)
+        if prompt_tokens is None or not is_cut or (verdict and verdict.find(completion.text)):
             return completion
         raise RequestRefused(
-            f"after a prompt of {completion.num_prompt_tokens} tokens the server stopped at {completion.num_tokens} of "
-            f"max_tokens={sampling.max_tokens}: its context is full; serve the model with a longer one"
+            f"after a prompt of {prompt_tokens} tokens the server stopped at {num_tokens} of max_tokens="
+            f"{sampling.max_tokens}: its context is full; serve the model with a longer one"
         )
 
     async def choose(self, prompt: Prompt, text: str, verdict: VerdictFormat) -> VerdictChoice:
@@ -416,9 +367,12 @@ class OpenAIEngine:
         echo = await route.echo(prompt)
 
         def read(data: Json) -> list[Completion]:
-            opens_thinking = not prompt.reply and (route.opens_thinking or ends_thinking_alone(data))
-            route.opens_thinking |= opens_thinking
-            return read_completions(data, sampling, n, echo, opens_thinking, len(route.ids_of(sampling.verdict)))
+            num_ids, opens_thinking = len(route.ids_of(sampling.verdict)), route.opens_thinking and not prompt.reply
+            completions = read_completions(data, sampling, n, echo, opens_thinking, num_ids)
+            if opens_thinking or prompt.reply or not ends_thinking_alone(completions):
+                return completions
+            route.opens_thinking = True
+            return read(data)
 
         while True:
             room = min(sampling.max_tokens, self._rooms.get(prompt, sampling.max_tokens))
@@ -428,12 +382,12 @@ class OpenAIEngine:
                 if refusal.code in ("unsupported_parameter", "unsupported_value"):
                     # Every request of the run would fare the same.
                     raise EngineError(f"{route.where} takes no such setting: {refusal.said}") from None
-                self._rooms[prompt] = await self._room(route, prompt, sampling.max_tokens, refusal)
-                is_refused = self._rooms[prompt] >= room
-                if len(self._rooms) > _ROOMS:
-                    del self._rooms[next(iter(self._rooms))]
-                if is_refused:
+                left = await self._room(route, prompt, sampling.max_tokens, refusal)
+                if left >= room:
                     raise
+                if len(self._rooms) >= _ROOMS:
+                    self._rooms.clear()
+                self._rooms[prompt] = left
 
     async def _room(self, route: Route, prompt: Prompt, max_tokens: int, refusal: Refusal) -> int:
         """How many tokens a completion may have by the server's refusal: all, where it tells nothing."""
@@ -448,52 +402,56 @@ class OpenAIEngine:
             num_prompt_tokens = await route.ask(prompt, one, lambda data: count(data, "usage", "prompt_tokens"))
         return max_tokens if num_prompt_tokens is None else clipped(num_prompt_tokens, max_tokens, context_length)
 
-    # Equal prompts in one request
+    def _join(self, key: tuple[Prompt, Sampling], caller: _Caller) -> None:
+        """Let a call share the request that is being gathered for its prompt, or a new one."""
+        callers, task = self._batches.get(key, ([], None))
+        if task is None or len(callers) >= self._max_n or all(answer.done() for _, answer in callers):
+            callers = []
+            task = asyncio.create_task(self._serve(key, callers))
+            self._batches[key] = callers, task
+            self._tasks.add(task)
+            task.add_done_callback(partial(self._forget, key, callers))
+        callers.append(caller)
+        # With nobody left, the request is given up.
+        caller[1].add_done_callback(lambda _: all(answer.done() for _, answer in callers) and task.cancel())
 
-    async def _join(self, prompt: Prompt, sampling: Sampling) -> Completion:
-        """A completion of a request that others with this prompt share; those that it leaves out share another one."""
-        key, caller = (prompt, replace(sampling, seed=None)), object()
-        while True:
-            batch = self._batches.get(key)
-            if batch is None or not batch.num_waiting or len(batch.callers) >= self._max_n:
-                batch = self._batches[key] = _Batch()
-                batch.task = asyncio.create_task(self._serve(key, batch))
-                self._tasks.add(batch.task)
-                batch.task.add_done_callback(self._tasks.discard)
-            batch.callers[caller] = sampling
-            batch.num_waiting += 1
-            try:
-                completions = await asyncio.shield(batch.task)
-            except asyncio.CancelledError:
-                batch.num_waiting -= 1
-                if not batch.is_sent:
-                    del batch.callers[caller]
-                if not batch.num_waiting:
-                    batch.task.cancel()
-                raise
-            except Exception as error:
-                raise copy.copy(error) from None
-            place = list(batch.callers).index(caller)
-            if place < len(completions):
-                return completions[place]
+    def _forget(self, key: tuple[Prompt, Sampling], callers: list[_Caller], task: asyncio.Task[None]) -> None:
+        """A request has ended, perhaps before it began: who is still without an answer gets none."""
+        self._tasks.discard(task)
+        self._close(key, callers)
+        for _, answer in callers:
+            answer.cancel()
 
-    async def _serve(self, key: tuple[Prompt, Sampling], batch: _Batch) -> list[Completion]:
-        """At least one completion for a batch; learns how many the server gives at once."""
+    def _close(self, key: tuple[Prompt, Sampling], callers: list[_Caller]) -> None:
+        """Let no more calls share a request."""
+        if (batch := self._batches.get(key)) and batch[0] is callers:
+            del self._batches[key]
+
+    async def _serve(self, key: tuple[Prompt, Sampling], callers: list[_Caller]) -> None:
+        """One request for all callers, or, where several completions are refused, for one; the rest share another."""
         try:
             await asyncio.sleep(self.share_window)
-        finally:
-            if self._batches.get(key) is batch:
-                del self._batches[key]
-        async with self._slots:
-            batch.is_sent, n = True, len(batch.callers)
-            prompt, sampling = key[0], next(iter(batch.callers.values()))
-            try:
-                completions = await self._complete(prompt, sampling, n)
-                self._max_n = min(self._max_n, len(completions)) if len(completions) < n else self._max_n
-            except RequestRefused:
-                if n == 1:
-                    raise
-                # The prompt, or the number of completions? Asking for one tells.
-                completions = await self._complete(prompt, sampling, 1)
-                self._max_n = max(1, min(self._max_n, n // 2))
-            return completions
+            self._close(key, callers)
+            async with self._slots:
+                # Who is cancelled from here on keeps his place.
+                callers[:] = [caller for caller in callers if not caller[1].done()]
+                n, prompt, sampling = len(callers), key[0], callers[0][0]
+                try:
+                    completions = await self._complete(prompt, sampling, n)
+                    self._max_n = min(self._max_n, len(completions)) if len(completions) < n else self._max_n
+                except RequestRefused:
+                    if n == 1:
+                        raise
+                    # The prompt, or the number of completions? Asking for one tells.
+                    completions = await self._complete(prompt, sampling, 1)
+                    self._max_n = min(self._max_n, n // 2)
+            for caller, completion in zip(callers, completions, strict=False):
+                if not caller[1].done():
+                    caller[1].set_result(completion)
+            for caller in callers[len(completions) :]:
+                self._join(key, caller)
+            del callers[len(completions) :]
+        except Exception as error:
+            for _, answer in callers:
+                if not answer.done():
+                    answer.set_exception(copy.copy(error))

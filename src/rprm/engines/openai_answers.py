@@ -15,25 +15,19 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from rprm.engines.base import WITHHELD, Completion, Sampling
+from rprm.engines.base import WITHHELD, Completion, Sampling, num_alike
 from rprm.engines.endpoint import Json, Transient, count, entries, find, listed, read_error
 from rprm.verdict import Transcript, VerdictChoice, VerdictFormat, logsumexp
 
-#: Finish reasons that say what "stop" leaves open: whether the model ended the text itself.
-_ENDED = {"eos": True, "eos_token": True} | dict.fromkeys(("stop_sequence", "length", "max_tokens", "verdict"), False)
+#: Finish reasons in the words of others, and those that say what "stop" leaves open: whether the model ended the text.
 _FINISH_REASONS = {"eos": "stop", "eos_token": "stop", "stop_sequence": "stop", "max_tokens": "length"}
+_ENDED = {"eos": True, "eos_token": True} | dict.fromkeys(("stop_sequence", "length", "max_tokens", "verdict"), False)
 _REASONS = ("finish_reason", "stop_reason", "matched_stop")
 _THINK_OPEN, _THINK_END = "<think>\n", "</think>"
-#: Kinds of parts of a content that are its text.
-_TEXT = (None, "text", "output_text")
-#: Servers write -9999 for a log-probability of -inf, which JSON does not have, or for one that they do not know.
-_LOGPROB_FLOOR = -9000.0
-#: A probability, or the sum of some that exclude each other, can be above 1 by rounding: by that much as a logarithm.
-_ROUNDING = 0.01
-#: An answer that is not listed counts only where its bound lies that far below the other one: odds of 1,000 to 1.
-_FAR_BELOW = math.log(1000.0)
-#: What rounding leaves of a list that has all of the probability.
-_LEAST_LEFT = 1e-9
+_LOGPROB_FLOOR = -9000.0  # servers write -9999 for -inf, which JSON does not have, or for what they do not know
+_ROUNDING = 0.01  # by that much the logarithm of a probability, or of the sum of some, may be above 0
+_FAR_BELOW = math.log(1000.0)  # an answer that is not listed counts where its bound lies that far below the other one
+_LEAST_LEFT = 1e-9  # what rounding leaves of a list that has all of the probability
 #: GPT-2's letters of the bytes that are no printable letters themselves.
 _BYTE_LETTERS = {0x100 + at: byte for at, byte in enumerate((*range(0x21), *range(0x7F, 0xA1), 0xAD))}
 
@@ -44,7 +38,7 @@ class Stream:
     def __init__(self, verdict: VerdictFormat | None = None, n: int = 1) -> None:
         self._n = n
         self._usage: Any = None
-        self._choices: dict[int, Json] = {}
+        self._choices: defaultdict[int, Json] = defaultdict(lambda: {"reasoning": "", "num_tokens": 0, "logprobs": {}})
         self._transcripts: defaultdict[int, Transcript] = defaultdict(lambda: Transcript(verdict))
 
     def add(self, event: Json) -> bool:
@@ -54,19 +48,16 @@ class Stream:
         self._usage = event.get("usage") or self._usage
         for delta in entries(event, "choices"):
             index = count(delta, "index") or 0
-            if index not in self._choices:
-                self._choices[index] = {"index": index, "finish_reason": None, "refusal": None, "logprobs": {}}
-                self._choices[index] |= {"reasoning": "", "num_tokens": 0}
             choice, transcript = self._choices[index], self._transcripts[index]
             piece, thought, refusal = _said(delta, "delta")
             choice["reasoning"] += thought
             choice["num_tokens"] += bool(piece or thought)
-            choice["refusal"] = refusal or choice["refusal"]
+            choice["refusal"] = refusal or choice.get("refusal")
             if delta.get("finish_reason"):
                 choice |= {name: delta[name] for name in _REASONS if name in delta}
             logprobs = delta.get("logprobs")
-            for name, values in logprobs.items() if isinstance(logprobs, dict) else ():
-                choice["logprobs"].setdefault(name, []).extend(values if isinstance(values, list) else ())
+            for name in logprobs if isinstance(logprobs, dict) else ():
+                choice["logprobs"].setdefault(name, []).extend(listed(logprobs, name))
             if piece and transcript.finish_reason is None:
                 transcript.add(piece)
         return sum(transcript.finish_reason is not None for transcript in self._transcripts.values()) == self._n
@@ -74,8 +65,9 @@ class Stream:
     def whole(self) -> Json:
         """The answer; `Transient` where it broke off."""
         for index, choice in self._choices.items():
-            choice["text"] = self._transcripts[index].text
-            choice["finish_reason"] = self._transcripts[index].finish_reason or choice["finish_reason"]
+            transcript = self._transcripts[index]
+            choice |= {"index": index, "text": transcript.text}
+            choice["finish_reason"] = transcript.finish_reason or choice.get("finish_reason")
             if choice["finish_reason"] is None:
                 raise Transient("a stream that broke off")
         return {"choices": list(self._choices.values()), "usage": self._usage}
@@ -86,10 +78,8 @@ def read_completions(
 ) -> list[Completion]:
     """The completions of an answer, thinking that came apart in front of the text; some servers give fewer than `n`.
 
-    Args:
-        echo: what every text begins with, and is no part of the completion.
-        opens_thinking: the chat template opens the thinking: a text that was cut off before its end is all thinking.
-        num_ids: tokens whose log-probabilities were asked for by their ids.
+    Every text begins with `echo`, which is no part of the completion. Where the chat template `opens_thinking`, a text
+    that was cut off before its end is all thinking. Of `num_ids` tokens the log-probabilities were asked for by id.
     """
     choices = _choices(data)[:n]
     said = [_said(choice) for choice in choices]
@@ -113,44 +103,37 @@ def read_completions(
         # lengths, or, from llama.cpp, the first one's.
         if total is not None and (len(choices) == 1 or num_tokens is None):
             num_tokens = round(total * end / ends[-1]) - round(total * start / ends[-1])
-        if num_tokens is None:
+        elif num_tokens is None:
             num_tokens = -(-len((thoughts + text).encode()) // 4)
         before = ""
         if thoughts:
             before = f"{_THINK_OPEN}{thoughts}" + (f"\n{_THINK_END}\n\n" if text else "")
         elif opens_thinking and finish_reason == "length" and _THINK_END not in text:
             before = _THINK_OPEN
-        found: list[VerdictChoice | None] = []
-        if (verdict := sampling.verdict) is not None:
-            places = _places(text, tokens, verdict, after_reasoning=bool(thoughts))
-            found = [token.choice(len(before) + place, verdict, num_ids) for token, place in places]
+        read = _choices_in(text, tokens, sampling.verdict, bool(thoughts), len(before), num_ids)
         # The second and further completions of one request read its prompt for nothing.
         num_cached = num_prompt_tokens if completions else count(usage, "prompt_tokens_details", "cached_tokens")
-        told, ended = tuple(filter(None, found)), _ended(choice, has_stops=bool(sampling.stop))
-        completions.append(
-            Completion(before + text, num_tokens, finish_reason, num_prompt_tokens, num_cached, told, ended)
-        )
+        counts, ended = (num_prompt_tokens, num_cached), _ended(choice, has_stops=bool(sampling.stop))
+        completions.append(Completion(before + text, num_tokens, finish_reason, *counts, tuple(read), ended))
     return completions
 
 
 def first_choice(data: Json, start: int, verdict: VerdictFormat, num_ids: int) -> VerdictChoice | None:
     """The choice at the first token of the answer, said to stand at `start`; None where it cannot be told."""
-    tokens = _tokens(_choices(data)[0])
-    return tokens[0].choice(start, verdict, num_ids) if tokens else None
+    return next((token.choice(start, verdict, num_ids) for token in _tokens(_choices(data)[0])), None)
 
 
 def probe_answer(data: Json, verdict: VerdictFormat, num_ids: int) -> tuple[bool, bool]:
     """Whether any token has alternatives, and whether each lists `num_ids` forms of Yes and No (asked for by ids)."""
     found = [token.alternatives()[1] for token in _tokens(_choices(data)[0])]
-    forms = [sum(_answer_of(verdict, content) is not None for content, _ in one) for one in found]
+    forms = [sum(verdict.answer_of(text) is not None for text, _ in one) for one in found]
     # A token's own log-probability alone is no choice.
     return any(len(one) > 1 for one in found), bool(forms) and min(forms) >= num_ids
 
 
-def ends_thinking_alone(data: Json) -> bool:
+def ends_thinking_alone(completions: Sequence[Completion]) -> bool:
     """Whether a text ends thinking that it does not open: the chat template does."""
-    texts = (_said(choice)[0] for choice in _choices(data))
-    return any(_THINK_END in text and "<think>" not in text.split(_THINK_END)[0] for text in texts)
+    return any("<think>" not in one.text.partition(_THINK_END)[0] for one in completions if _THINK_END in one.text)
 
 
 def _choices(data: Json) -> list[Json]:
@@ -168,14 +151,12 @@ def _ended(choice: Json, *, has_stops: bool) -> bool | None:
     vLLM's `stop_reason` is a stop string, one of several end tokens' ids, or null for the end token; SGLang's
     `matched_stop` a stop string or the end token's id.
     """
-    said, stops = choice.get("finish_reason"), [choice.get("stop_reason"), choice.get("matched_stop")]
-    if said != "stop":
-        return _ENDED.get(said) if isinstance(said, str) else None
-    if any(isinstance(stop, str) for stop in stops):
+    if choice.get("finish_reason") != "stop":
+        return _ENDED.get(str(choice.get("finish_reason")))
+    kinds = {type(choice.get(name)) for name in ("stop_reason", "matched_stop")}
+    if str in kinds:
         return False
-    if any(isinstance(stop, int) for stop in stops) or choice.get("stop_reason", "") is None:
-        return True
-    return None if has_stops else True
+    return True if int in kinds or not has_stops or choice.get("stop_reason", "") is None else None
 
 
 def _said(choice: Json, name: str = "message") -> tuple[str, str, Any]:
@@ -185,20 +166,17 @@ def _said(choice: Json, name: str = "message") -> tuple[str, str, Any]:
     """
     message = choice.get(name)
     said, content = (message, message.get("content")) if isinstance(message, dict) else (choice, choice.get("text"))
-    thoughts = said.get("reasoning_content") or said.get("reasoning")
-    if isinstance(content, list) and not (thoughts and isinstance(thoughts, str)):
-        parts = (part.get("thinking") for part in entries(content))
-        thoughts = "".join(_joined(part) for part in parts if isinstance(part, str | list))
-    thoughts = _joined(thoughts) if isinstance(thoughts, str) else ""
+    named = said.get("reasoning_content") or said.get("reasoning")
+    parts = [named] if named and isinstance(named, str) else [part.get("thinking") for part in entries(content)]
+    thoughts = "".join(_joined(part) for part in parts if isinstance(part, str | list))
     return _joined(content), thoughts, said.get("refusal")
 
 
 def _joined(content: Any) -> str:
     """A content, which may be a list of parts, as one text; half a surrogate pair, which no file holds, is a ?."""
     if isinstance(content, list):
-        texts = (
-            part if isinstance(part, str) else find(part, "text") for part in content if find(part, "type") in _TEXT
-        )
+        parts = [part for part in content if find(part, "type") in (None, "text", "output_text")]
+        texts = (part if isinstance(part, str) else find(part, "text") for part in parts)
         content = "".join(text for text in texts if isinstance(text, str))
     if content is not None and not isinstance(content, str):
         raise Transient("an answer whose text is not a text")
@@ -210,25 +188,23 @@ def _joined(content: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Token:
-    """A generated token; `top` are the entries of its alternatives as they came."""
+    """A generated token as it came: its `entry` has the alternatives, of which most are never looked at."""
 
-    content: bytes
-    logprob: float | None
-    top: Sequence[Json]
-    bytes_of: Callable[[Json], bytes]
+    text: str  # bytes that are no whole character, escaped as surrogates
+    entry: Json
+    text_of: Callable[[Json], str]
 
-    def alternatives(self) -> tuple[list[tuple[bytes, float | None]], list[tuple[bytes, float]], float]:
+    def alternatives(self) -> tuple[list[tuple[str, float | None]], list[tuple[str, float]], float]:
         """What is listed; of that, what has a log-probability; and the most that a token has which is not listed.
 
         The token itself is added where the list lacks it and it can be less likely than all of them. Nothing has a
         log-probability where the numbers cannot be probabilities of one choice.
         """
-        top = [(self.bytes_of(entry), _logprob(entry)) for entry in self.top]
-        found = [(content, logprob) for content, logprob in top if logprob is not None]
-        bound = min((logprob for _, logprob in found), default=0.0)
-        own = self.logprob
-        if found and own is not None and own <= bound and all(content != self.content for content, _ in top):
-            found.append((self.content, own))
+        top = [(self.text_of(entry), _logprob(entry)) for entry in _top(self.entry)]
+        found = [(text, logprob) for text, logprob in top if logprob is not None]
+        bound, own = min((logprob for _, logprob in found), default=0.0), _logprob(self.entry)
+        if found and own is not None and own <= bound and self.text not in dict(top):
+            found.append((self.text, own))
         total = logsumexp(logprob for _, logprob in found)
         if total > _ROUNDING:
             return top, [], 0.0
@@ -244,14 +220,12 @@ class _Token:
         """
         top, found, bound = self.alternatives()
         # vLLM lists a token that was not asked for besides those that were.
-        is_unasked = num_ids and not (len(top) == num_ids and (self.content, self.logprob) in top)
-        unknown = [content for content, logprob in top if logprob is None] + ([self.content] if is_unasked else [])
-        if any(_answer_of(verdict, content) is not None for content in unknown):
+        is_unasked = num_ids and not (len(top) == num_ids and (self.text, _logprob(self.entry)) in top)
+        unknown = [text for text, logprob in top if logprob is None] + [self.text] * bool(is_unasked)
+        if any(verdict.answer_of(text) is not None for text in unknown):
             return None
-        answers = [
-            min(logsumexp(logprob for content, logprob in found if _answer_of(verdict, content) is answer), 0.0)
-            for answer in (True, False)
-        ]
+        forms = ([p for text, p in found if verdict.answer_of(text) is answer] for answer in (True, False))
+        answers = [min(logsumexp(logprobs), 0.0) for logprobs in forms]
         if min(answers) == -math.inf and bound > max(answers) - _FAR_BELOW:
             return None
         return VerdictChoice(start, *(bound if logprob == -math.inf else logprob for logprob in answers))
@@ -268,28 +242,33 @@ def _tokens(choice: Json) -> list[_Token]:
     if not own and texts:
         rows = itertools.zip_longest(texts, *(column[: len(texts)] for column in columns))
         own = [{"token": text, "logprob": logprob, "top_logprobs": top} for text, logprob, top in rows]
-        for entry in own:
-            if isinstance(top := entry["top_logprobs"], dict):
-                entry["top_logprobs"] = [{"token": token, "logprob": logprob} for token, logprob in top.items()]
-    tops = [entries(entry, "top_logprobs") for entry in own]
+
+    def is_written(pattern: str) -> bool:
+        everything = itertools.chain(own, itertools.chain.from_iterable(map(_top, own)))
+        return any(re.search(pattern, str(entry.get("token"))) for entry in everything)
+
     # Tokens are spelled as text, or as they stand in the vocabulary, where none has a space: every byte as a letter
     # (GPT-2's kind: `\u0120Yes`), or the space as `\u2581` (sentencepiece's).
-    written = "".join(str(entry.get("token")) for entry in itertools.chain(own, *tops))
-    letters: dict[int, int] = {}
-    encoding = "utf-8"
-    if not re.search(r"\s", written):
-        if re.search("[\u0120\u010a]", written):
-            letters, encoding = _BYTE_LETTERS, "latin-1"
-        else:
-            letters = {0x2581: 0x20}
+    letters, encoding = {0x2581: 0x20}, "utf-8"
+    if is_written(r"\s"):
+        letters = {}
+    elif is_written("[\u0120\u010a]"):
+        letters, encoding = _BYTE_LETTERS, "latin-1"
 
-    def bytes_of(entry: Json) -> bytes:
+    def text_of(entry: Json) -> str:
         raw = entry.get("bytes")
-        if isinstance(raw, list) and all(isinstance(byte, int) and 0 <= byte < 256 for byte in raw):
-            return bytes(raw)
-        return str(entry.get("token") or "").translate(letters).encode(encoding, "replace")
+        if not isinstance(raw, list) or not all(isinstance(byte, int) and 0 <= byte < 256 for byte in raw):
+            raw = str(entry.get("token") or "").translate(letters).encode(encoding, "replace")
+        return bytes(raw).decode("utf-8", "surrogateescape")
 
-    return [_Token(bytes_of(entry), _logprob(entry), top, bytes_of) for entry, top in zip(own, tops, strict=True)]
+    return [_Token(text_of(entry), entry, text_of) for entry in own]
+
+
+def _top(entry: Json) -> list[Json]:
+    """The alternatives of a token."""
+    if isinstance(top := entry.get("top_logprobs"), dict):
+        return [{"token": token, "logprob": logprob} for token, logprob in top.items()]
+    return entries(top)
 
 
 def _logprob(entry: Json) -> float | None:
@@ -300,40 +279,35 @@ def _logprob(entry: Json) -> float | None:
     return min(float(value), 0.0)
 
 
-def _answer_of(verdict: VerdictFormat, content: bytes) -> bool | None:
-    return verdict.answer_of(content.decode("utf-8", "replace"))
+def _choices_in(
+    text: str, tokens: Sequence[_Token], verdict: VerdictFormat | None, after_reasoning: bool, start: int, num_ids: int
+) -> Iterator[VerdictChoice]:
+    """The choice at every token that reads as an answer, where its place in `text` is certain; `text` is at `start`."""
+    if verdict is None:
+        return
 
+    def write(upto: int | None = None) -> str:
+        """The first tokens; a character may span some."""
+        raw = "".join(token.text for token in tokens[:upto]).encode("utf-8", "surrogateescape")
+        return raw.decode("utf-8", "replace")
 
-def _places(
-    text: str, tokens: Sequence[_Token], verdict: VerdictFormat, *, after_reasoning: bool
-) -> Iterator[tuple[_Token, int]]:
-    """Every token that reads as an answer, with the character of `text` at which it does."""
-    contents = [token.content for token in tokens]
-    written = b"".join(contents).decode("utf-8", "replace")
     # The two differ: the text lacks the reasoning, the end-of-turn token, what follows a stop string, or spaces at its
     # ends. Only what stands in their longest common beginning, or their longest common end, has a certain place.
+    written = write()
     prefix, suffix, end = len(text), 0, 0
     if after_reasoning or not written.startswith(text):
-        prefix = 0 if after_reasoning else _common(written, text)
+        prefix = 0 if after_reasoning else num_alike(written, text)
         # End-of-turn tokens stand after the text: look for its last characters.
         end = max(0, written.rfind(text[-32:])) + len(text[-32:])
-        suffix = _common(written[:end][::-1], text[::-1])
+        suffix = num_alike(written[:end][::-1], text[::-1])
     for index, token in enumerate(tokens):
-        word = token.content.decode("utf-8", "replace")
-        if verdict.answer_of(word) is None:
+        if verdict.answer_of(token.text) is None:
             continue
-        # A character may span tokens.
-        start = len(b"".join(contents[:index]).decode("utf-8", "replace")) + len(word) - len(word.lstrip())
-        stop = start + len(word.strip())
-        if stop <= prefix:
-            yield token, start
-        elif end - suffix <= start and stop <= end:
-            yield token, start + len(text) - end
-
-
-def _common(first: str, second: str) -> int:
-    """How many characters two texts have in common at their beginning."""
-    shorter = min(len(first), len(second))
-    if first[:shorter] == second[:shorter]:
-        return shorter
-    return next(index for index in range(shorter) if first[index] != second[index])
+        place = len(write(index)) + len(token.text) - len(token.text.lstrip())
+        stop = place + len(token.text.strip())
+        if stop > prefix and end - suffix <= place and stop <= end:
+            place += len(text) - end
+        elif stop > prefix:
+            continue
+        if (choice := token.choice(start + place, verdict, num_ids)) is not None:
+            yield choice
