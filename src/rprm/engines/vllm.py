@@ -18,8 +18,10 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
-from rprm.engines.base import Completion, EngineInfo, Sampling, check_least, clipped
-from rprm.engines.files import ADAPTER_CONFIG, adapter_details, find_file, identity, named_base, read_object
+from pydantic import PositiveInt
+
+from rprm.engines.base import Completion, EngineInfo, Sampling, clipped
+from rprm.engines.loading import ADAPTER_CONFIG, adapter_details, find_file, identity, named_base, read_object
 from rprm.engines.tokens import TokenTranscript, VerdictTokens, encode_prompt
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused
 from rprm.prompts.template import Prompt
@@ -38,9 +40,9 @@ class VLLMEngine:
     target: str
     _: KW_ONLY
     spec: str = ""
-    concurrency: int = 256
-    context_length: int | None = None
-    max_model_len: int | None = None
+    concurrency: PositiveInt = 256
+    context_length: PositiveInt | None = None
+    max_model_len: PositiveInt | None = None
     adapter: str | None = None
     revision: str | None = None
     tokenizer: str | None = None
@@ -60,9 +62,7 @@ class VLLMEngine:
 
     def __post_init__(self) -> None:
         self.spec = self.spec or f"vllm:{self.target}"
-        lengths = self.context_length, self.max_model_len
-        check_least(self.spec, concurrency=self.concurrency, context_length=lengths[0], max_model_len=lengths[1])
-        if len({*lengths, None}) > 2:
+        if len({self.context_length, self.max_model_len, None}) > 2:
             raise EngineError(f"{self.spec}: context_length and max_model_len are one thing; give one of them")
         self.base = self.target
         if self.adapter is None and Path(self.target).is_dir() and (named := named_base(self.target)) is not None:
@@ -167,17 +167,13 @@ class VLLMEngine:
         llm, request_id, finished = self._llm, uuid.uuid4().hex, False
         self._under_way.add(request_id)
         try:
-            options: dict[str, Any] = {
-                "temperature": sampling.temperature,
-                "top_p": sampling.top_p,
-                "seed": sampling.seed,
-            }
+            options: dict[str, Any] = {name: getattr(sampling, name) for name in ("temperature", "top_p", "seed")}
             options |= {"max_tokens": max_tokens, "detokenize": False, "output_kind": RequestOutputKind.DELTA}
             if answers is not None:
                 options |= {"logprob_token_ids": list(answers.words), "flat_logprobs": True}
             prompt = {"type": "token", "prompt_token_ids": list(ids)}
-            stream = llm.generate(prompt, SamplingParams(**options), request_id, lora_request=self._lora_request)
-            async with aclosing(stream):
+            further = {"lora_request": self._lora_request}
+            async with aclosing(llm.generate(prompt, SamplingParams(**options), request_id, **further)) as stream:
                 async for output in stream:
                     finished = output.finished
                     yield output
@@ -208,10 +204,10 @@ class VLLMEngine:
             if self.gpu_memory_utilization is None:
                 # vLLM's own default there is nearly all memory of the machine.
                 arguments["kv_cache_memory_bytes"] = 4 << 30
-        self._lora_request = None if self.adapter is None else LoRARequest("adapter", 1, self.adapter)
+        llm, self._lora_request = None, None
         if self.adapter is not None:
             arguments |= {"enable_lora": True, "max_lora_rank": rank}
-        llm = None
+            self._lora_request = LoRARequest("adapter", 1, self.adapter)
         try:
             llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
             if self._lora_request is not None:
@@ -244,10 +240,10 @@ def lora_rank(adapter: Path) -> int:
         rank = max(map(int, [config["r"], *(config.get("rank_pattern") or {}).values()]))
     except Exception as error:
         raise EngineError(f"{adapter}: not a LoRA adapter's folder ({ADAPTER_CONFIG}: {_one_line(error)})") from error
-    if rank > _LORA_RANKS[-1]:
-        most = _LORA_RANKS[-1]
-        raise EngineError(f"{adapter}: rank {rank} is more than vLLM serves ({most}); merge it into the model")
-    return next(room for room in _LORA_RANKS if rank <= room)
+    for room in _LORA_RANKS:
+        if rank <= room:
+            return room
+    raise EngineError(f"{adapter}: rank {rank} is more than vLLM serves ({room}); merge it into the model")
 
 
 def _import_vllm() -> str:

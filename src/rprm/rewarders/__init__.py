@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from rprm import engines
 from rprm.engines import Engine, Sampling, load_engine
-from rprm.engines.files import refuse_missing
+from rprm.engines.loading import refuse_missing
 from rprm.errors import EngineError, RprmError
 from rprm.models import resolve, template_for
 from rprm.plugins import construct, find_kinds, load_kind, options_of, split_spec

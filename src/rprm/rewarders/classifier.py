@@ -19,8 +19,7 @@ from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 
 from rprm.engines.base import check_least
 from rprm.engines.endpoint import Endpoint, Transient, context_length_of
-from rprm.engines.files import find_file, identity, read_object
-from rprm.engines.loading import load_tokenizer, plain_errors
+from rprm.engines.loading import find_file, identity, load_tokenizer, plain_errors, read_object
 from rprm.engines.worker import ModelWorker, Request, placement
 from rprm.errors import EngineError, RequestRefused
 from rprm.ledger import Ledger, paid_for

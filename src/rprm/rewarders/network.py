@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rprm.engines.files import find_file, read_object
-from rprm.engines.loading import load_weights, merge_adapter, read_tensors, stored_tensors
+from rprm.engines.loading import find_file, load_weights, merge_adapter, read_object, read_tensors, stored_tensors
 from rprm.errors import EngineError
 from rprm.rewarders.layouts import HeadKind, Layout
 
