@@ -149,7 +149,6 @@ def _bench(
             in_full=bool(further),
             **{"first_error_exit": False} if benchmark.judged == "every step" else {},
         )
-        threshold = rewarder.threshold
         scope = EmbeddedScope(measured.model)
         last_step = benchmark.judged == "last step"
         settings = {"benchmark": benchmark.name, **({} if limit is None else {"limit": limit})}
@@ -167,6 +166,7 @@ def _bench(
             scope.tell()
             refuse_nothing_judged(totals)
             scores = _scores(run, _recorded(run), benchmark, items)
+            threshold = rewarder.threshold  # A classifier's own is known once it is started.
     of_tally = {name: True for name, flag in chosen.items() if not flag.items and not flag.further}
     how: dict[str, Any] = {
         "allow_missing": figures.allow_missing, "num_resamples": figures.resamples, "seed": judging.seed,

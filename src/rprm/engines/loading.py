@@ -8,7 +8,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
@@ -44,7 +44,7 @@ def load_model(
     """A causal language model on the CPU, its tokenizer, and what a manifest says of the adapter merged into it.
 
     `target` is a hub id (of a `revision`, a tag or commit), a folder, a GGUF file, or a LoRA adapter, which names its
-    base; `adapter` another one (folder or hub id); `spec` the model, for messages.
+    base; `adapter` another one (folder or hub id).
     """
     base, base_revision, adapter_revision = target, revision, None
     with plain_errors(spec, "a causal language model, a GGUF file"):
@@ -55,8 +55,8 @@ def load_model(
             if find_file(folder, file, None) is None:
                 raise OSError("no such file")
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, gguf_file=file)
-            source = {"gguf_file": file, "quantization_config": GgufConfig(dequantize=True)}
-            model = load_weights(AutoModelForCausalLM, folder, dtype=dtype, **source)
+            config = GgufConfig(dequantize=True)
+            model = load_weights(AutoModelForCausalLM, folder, dtype=dtype, gguf_file=file, quantization_config=config)
         else:
             if adapter is None and (named := named_base(target, revision)) is not None:
                 adapter, adapter_revision, (base, base_revision) = target, revision, named
@@ -121,10 +121,10 @@ def load_weights(auto: Any, target: str, *, revision: str | None = None, **argum
         if is_weight and tensor.partition(".")[0] in body:
             faults[tensor] = "has no place in it"
     if not is_quantized:
-        floats = {name for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
         prefix = f"{model.base_model_prefix}."
-        floats |= {name.removeprefix(prefix) for name in floats} | {prefix + name for name in floats}
-        faults |= {tensor: fault for tensor, fault in _whole_numbers(stored).items() if tensor in floats}
+        floats = {name.removeprefix(prefix) for name, one in model.state_dict().items() if one.is_floating_point()}
+        found = _whole_numbers(stored).items()
+        faults |= {tensor: fault for tensor, fault in found if tensor.removeprefix(prefix) in floats}
     _refuse(target, f"the configuration of its {type(model).__name__}", faults)
     return model
 
@@ -171,10 +171,10 @@ def merge_adapter(model: Any, adapter: str, revision: str | None = None) -> Any:
 
 def _refuse(name: str, wanted: str, faults: Mapping[str, str]) -> None:
     if faults:
-        named = ", ".join(f"{tensor} {fault}" for tensor, fault in [*faults.items()][:3])
-        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        named = ", ".join(" ".join(fault) for fault in [*faults.items()][:3])
+        named += f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         fix = "download it again, or name the model that these weights belong to"
-        raise EngineError(f"{name}: the checkpoint does not fit {wanted}: {named}{more}; {fix}")
+        raise EngineError(f"{name}: the checkpoint does not fit {wanted}: {named}; {fix}")
 
 
 def _whole_numbers(stored: Mapping[str, torch.Tensor]) -> dict[str, str]:
@@ -187,7 +187,7 @@ def stored_tensors(target: str, revision: str | None, files: Iterable[str] = _WE
     import torch
     from transformers.modeling_utils import load_state_dict
 
-    index = next((path for name in files if (path := find_file(target, name, revision)) is not None), None)
+    index = next((path for name in files if (path := find_file(target, name, revision))), None)
     if index is None:
         return {}
     weight_map = read_object(index).get("weight_map") if index.suffix == ".json" else {"": index.name}
@@ -205,14 +205,6 @@ def stored_tensors(target: str, revision: str | None, files: Iterable[str] = _WE
     return stored
 
 
-def read_tensors(target: str, names: Iterable[str], revision: str | None) -> dict[str, torch.Tensor]:
-    """Tensors of a checkpoint by name, in float32; an `EngineError` where it lacks one."""
-    stored, names = stored_tensors(target, revision), list(names)
-    if missing := [name for name in names if name not in stored]:
-        raise EngineError(f"{target}: the checkpoint has no tensor {missing[0]!r}; is it of another layout?")
-    return {name: stored[name].float() for name in names}
-
-
 def load_tokenizer(target: str, revision: str | None) -> Any:
     """The tokenizer of a model, without code of its repository; for errors see `plain_errors`.
 
@@ -222,10 +214,9 @@ def load_tokenizer(target: str, revision: str | None) -> Any:
     from transformers import AutoTokenizer, LlamaTokenizer
 
     model_file = find_file(target, "tokenizer.model", revision)
-    is_alone = find_file(target, "tokenizer.json", revision) is None and model_file is not None
     for kind in (AutoTokenizer, LlamaTokenizer):
         tokenizer = kind.from_pretrained(target, revision=revision, trust_remote_code=False)
-        if not is_alone:
+        if model_file is None or find_file(target, "tokenizer.json", revision) is not None:
             return tokenizer
         from sentencepiece import SentencePieceProcessor
 
@@ -286,16 +277,15 @@ def fingerprint(path: Path) -> str:
 
     Of a file over 1 MiB it takes the size and 16 evenly spaced pieces of 64 KiB: 15 GB of weights take no time.
     """
-    files = {path.name: path}
+    folder, files = path.parent, [path]
     if path.is_dir():
         found = [*path.iterdir(), *path.glob("additional_chat_templates/*")]
         parts = [file for file in found if any(fnmatch(file.name, pattern) for pattern in _MODEL_FILES)]
-        visible = sorted(file for file in parts if file.is_file() and not file.name.startswith("."))
-        files = {file.relative_to(path).as_posix(): file for file in visible}
+        folder, files = path, sorted(file for file in parts if file.is_file() and not file.name.startswith("."))
     digest = hashlib.sha256()
-    for name, file in files.items():
+    for file in files:
         size = file.stat().st_size
-        digest.update(f"{name}\0{size}\0".encode())
+        digest.update(f"{file.relative_to(folder).as_posix()}\0{size}\0".encode())
         with file.open("rb") as stream:
             for piece in range(16 if size > 1 << 20 else 1):
                 stream.seek(piece * (size - (1 << 16)) // 15)
@@ -307,14 +297,12 @@ def commit(target: str, revision: str | None) -> str | None:
     """The commit that a hub repository was loaded from; None where the hub's cache does not tell it."""
     paths = (find_file(target, name, revision) for name in ("config.json", ADAPTER_CONFIG))
     # The cache keeps a file as `snapshots/COMMIT/NAME`.
-    commits = (path.parent.name for path in paths if path is not None and path.parent.parent.name == "snapshots")
-    return next(commits, None)
+    return next((path.parent.name for path in paths if path and path.parent.parent.name == "snapshots"), None)
 
 
 def named_base(adapter: str, revision: str | None = None) -> tuple[str, str | None] | None:
     """The base model that a LoRA adapter names, and its revision; None of what is no adapter."""
-    path = find_file(adapter, ADAPTER_CONFIG, revision)
-    if path is None:
+    if (path := find_file(adapter, ADAPTER_CONFIG, revision)) is None:
         return None
     config = read_object(path)
     if not isinstance(base := config.get("base_model_name_or_path"), str) or not base:
@@ -330,10 +318,7 @@ def adapter_details(adapter: str, revision: str | None, base: str, base_revision
 
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object of a file; an `EngineError` where it is none."""
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise EngineError(f"{path} is no JSON object; restore it")
-    return value
+    with suppress(ValueError):
+        if isinstance(value := json.loads(path.read_bytes()), dict):
+            return value
+    raise EngineError(f"{path} is no JSON object; restore it")

@@ -48,9 +48,7 @@ class ScriptedEngine:
     delay: float = 0.0  # seconds that each completion takes
     logprobs: bool = True  # report P(Yes); without it there is only the hard verdict
     log: str | None = None  # a file that gets a line for every request as it is made: what a paid engine would bill
-    context_length: PositiveInt = (
-        1_000_000  # words of the prompt, tokens of the completion; max_tokens is unknown to it
-    )
+    context_length: PositiveInt = 1_000_000  # words of the prompt, tokens of the completion; a script knows none
     concurrency: PositiveInt = 64
     reply: Reply | None = None  # writes the completions in place of the pseudo-random rule
     num_requests: int = field(default=0, init=False)
@@ -66,7 +64,7 @@ class ScriptedEngine:
         clipped(num_prompt_tokens, sampling.max_tokens, self.context_length)
         self.num_requests += 1
         if self.log:
-            with open(self.log, "ab") as stream:
+            with open(self.log, "ab") as stream:  # noqa: ASYNC230  # a line
                 stream.write(f"{sampling.seed}\n".encode())
         write = self.reply or (_solve if sampling.verdict is None else self._pseudo_random)
         reply = write(prompt, sampling)

@@ -41,19 +41,19 @@ class VerdictTokens:
                 # Some tokenizers add a bare space token of their own before a word: look past it.
                 ids = tokenizer.encode(form, add_special_tokens=False)
                 pieces = [(id_, word) for id_ in ids if (word := tokenizer.decode([id_]).strip())]
-                if pieces and (not whole or (len(pieces) == 1 and pieces[0][1] == form.strip())):
+                if pieces and (not whole or pieces[0][1] == form.strip()):
                     words.update(pieces[:1])
             return words
 
-        yes, no = (found(answer, whole=True) for answer in (verdict.yes, verdict.no))
-        if not yes or not no:
-            yes, no = (found(answer, whole=False) for answer in (verdict.yes, verdict.no))
-        shared = yes.keys() & no.keys()
-        yes, no = ({id_: word for id_, word in side.items() if id_ not in shared} for side in (yes, no))
-        if not yes or not no:
+        for whole in (True, False):
+            yes, no = (found(answer, whole=whole) for answer in (verdict.yes, verdict.no))
+            if yes and no:
+                break
+        sides = [{id_: one[id_] for id_ in one if id_ not in other} for one, other in ((yes, no), (no, yes))]
+        if not all(sides):
             fix = "use a prompt template with other answer words"
             raise EngineError(f"the tokenizer begins {verdict.yes!r} and {verdict.no!r} with the same token; {fix}")
-        return cls(yes, no)
+        return cls(*sides)
 
 
 def encode_prompt(tokenizer: Any, prompt: Prompt, reply: str = "") -> list[int]:
@@ -72,12 +72,11 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, reply: str = "") -> list[int]:
     control = control_tokens(tokenizer)
     if prompt.chat and getattr(tokenizer, "chat_template", None):
         ids = _apply_chat_template(tokenizer, prompt.messages, control)
-    elif prompt.chat:
-        ids = _encode(tokenizer, Filled.record("".join(f"{m.content}\n\n" for m in prompt.messages)), control)
     else:
+        plain = Filled.record("".join(f"{message.content}\n\n" for message in prompt.messages))
         # A raw prompt writes its own special tokens.
-        raw = Filled("\n\n").join(Filled(m.content, m.records) for m in prompt.messages)
-        ids = _encode(tokenizer, raw, control)
+        raw = Filled("\n\n").join(Filled(message.content, message.records) for message in prompt.messages)
+        ids = _encode(tokenizer, plain if prompt.chat else raw, control)
     written = prompt.reply + reply
     begun = written.removeprefix(thinking_opening(tokenizer, prompt, ids))
     if not begun:
@@ -111,20 +110,18 @@ def _apply_chat_template(tokenizer: Any, messages: Sequence[Message], control: d
     while any(place in message.content for message in messages):
         place += "X"
     ids = {spelling: id_ for id_, spelling in control.items()}
-    tokens, given = _spellings(*ids), []
-    for message in messages:
-        hidden = tokens.sub(lambda match: f"{place}{ids[match[0]]}X", message.content)
-        given.append({"role": message.role, "content": hidden})
-    as_ids = not any(tokens.search(message.content) for message in messages)
+
+    def hidden(text: str) -> str:
+        return _spellings(*ids).sub(lambda match: f"{place}{ids[match[0]]}X", text)
+
+    given = [{"role": message.role, "content": hidden(message.content)} for message in messages]
     try:
-        rendered = tokenizer.apply_chat_template(given, add_generation_prompt=True, tokenize=as_ids, return_dict=as_ids)
+        rendered = tokenizer.apply_chat_template(given, add_generation_prompt=True, tokenize=False)
     except jinja2.TemplateError:
         if [message.role for message in messages[:2]] != ["system", "user"]:
             raise
         first = Message("user", f"{messages[0].content}\n\n{messages[1].content}")
         return _apply_chat_template(tokenizer, [first, *messages[2:]], control)
-    if as_ids:
-        return list(rendered["input_ids"])
     # Put the spellings back, and remember where they stand.
     parts = re.split(rf"{place}(\d+)X", rendered)
     filled = [Filled.record(control[int(part)]) if index % 2 else Filled(part) for index, part in enumerate(parts)]
@@ -233,10 +230,9 @@ def control_tokens(tokenizer: Any) -> dict[int, str]:
 # Some tokenizers have a thousand: looked up once, unless tokens are added or the template changes.
 @lru_cache(maxsize=4)
 def _control_tokens(tokenizer: Any, _size: int, template: str) -> dict[int, str]:
-    added = {id_: str(token.content) for id_, token in tokenizer.added_tokens_decoder.items()}
-    written = [id_ for id_, content in added.items() if content.strip() and content in template]
-    tags = [id_ for id_, content in added.items() if _TAG.fullmatch(content)]
-    return special_tokens(tokenizer) | {id_: added[id_] for id_ in sorted({*written, *tags})}
+    added = sorted((id_, str(token.content)) for id_, token in tokenizer.added_tokens_decoder.items())
+    laid_out = {id_: text for id_, text in added if _TAG.fullmatch(text) or (text.strip() and text in template)}
+    return special_tokens(tokenizer) | laid_out
 
 
 def special_tokens(tokenizer: Any) -> dict[int, str]:
@@ -267,15 +263,13 @@ class TokenTranscript(Transcript):
     def end(self) -> None:
         """The model ended the completion: the token that says so is counted and is no text."""
         self.num_tokens += 1
-        self.finish_reason = "stop"
-        self.ended = True
+        self.finish_reason, self.ended = "stop", True
 
     def completion(self, num_cached: int | None) -> Completion:
         """What was written, once it has ended; `num_cached` prompt tokens were computed before."""
-        reason = self.finish_reason or ""
         choices = tuple(choice for choice in self._choices if choice.start < len(self.text))
         counts = (self._num_prompt_tokens, num_cached)
-        return Completion(self.text, self.num_tokens, reason, *counts, choices, self.ended)
+        return Completion(self.text, self.num_tokens, self.finish_reason or "", *counts, choices, self.ended)
 
 
 def detokenizer(tokenizer: Any, prompt_ids: Sequence[int]) -> Callable[[int], str]:

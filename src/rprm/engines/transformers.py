@@ -227,13 +227,13 @@ class _Decoder(ModelWorker[_Sequence]):
         if len(numbers) < len(rows):
             fix = "download it again, or load it with dtype=float32"
             for row in set(rows) - {rows[index] for index in numbers}:
-                row.fail(RequestRefused(f"{self.engine.spec}: the model's logits are no numbers (NaN); {fix}"))
+                row.answer(RequestRefused(f"{self.engine.spec}: the model's logits are no numbers (NaN); {fix}"))
             rows, logits = [rows[index] for index in numbers], logits[numbers]
         unfinished = []
         for row, of_row, token in zip(rows, logits, sample(logits, rows), strict=True):
             row.token, transcript = token, row.wanted
             if isinstance(transcript, VerdictTokens):
-                row.resolve(_yes_no(of_row, transcript))
+                row.answer(_yes_no(of_row, transcript))
                 continue
             if token in self.end_tokens:
                 transcript.end()
@@ -244,7 +244,7 @@ class _Decoder(ModelWorker[_Sequence]):
             if transcript.finish_reason is None:
                 unfinished.append(row)
             else:
-                row.resolve(transcript.completion(row.num_cached))
+                row.answer(transcript.completion(row.num_cached))
         return unfinished
 
 

@@ -25,17 +25,14 @@ class Request:
 
     future: Future[Any] = field(init=False, default_factory=Future)
 
-    def resolve(self, result: Any) -> None:
+    def answer(self, result: Any) -> None:
+        """An exception is raised where the answer is awaited."""
         with suppress(InvalidStateError):
-            self.future.set_result(result)
-
-    def fail(self, error: Exception) -> None:
-        with suppress(InvalidStateError):
-            self.future.set_exception(error)
+            (self.future.set_exception if isinstance(result, Exception) else self.future.set_result)(result)
 
 
 class ModelWorker(threading.Thread, Generic[AnyRequest]):
-    """Works on jobs until it is stopped or the model fails; `hint` says what to do when memory does not suffice."""
+    """Works on jobs until it is stopped or the model fails; `hint`: what to do when memory does not suffice."""
 
     def __init__(self, name: str, *, hint: str) -> None:
         super().__init__(name=name, daemon=True)
@@ -51,7 +48,7 @@ class ModelWorker(threading.Thread, Generic[AnyRequest]):
         self._jobs.put(job)
         # Set before the last jobs are taken: those that come later fail here.
         if self._ended is not None:
-            job.fail(EngineUnavailable(self._ended))
+            job.answer(EngineUnavailable(self._ended))
         return await asyncio.wrap_future(job.future)
 
     def stop(self) -> None:
@@ -71,13 +68,14 @@ class ModelWorker(threading.Thread, Generic[AnyRequest]):
                     self.waiting = [job for job in self.waiting if job in self.unanswered]
                     self.work()
         except Exception as failure:
+            ended = f"the model failed: {type(failure).__name__}: {failure}"
             # Apple's GPUs say it in words.
-            is_memory = isinstance(failure, torch.OutOfMemoryError) or "out of memory" in str(failure)
-            ended = f"the model failed: {type(failure).__name__}: {failure}{f'; {self.hint}' if is_memory else ''}"
+            if isinstance(failure, torch.OutOfMemoryError) or "out of memory" in str(failure):
+                ended += f"; {self.hint}"
         self._ended = ended
         self._receive(block=False)
         for job in self.unanswered:
-            job.fail(EngineUnavailable(ended))
+            job.answer(EngineUnavailable(ended))
 
     @abstractmethod
     def work(self) -> None:

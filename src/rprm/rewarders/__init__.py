@@ -9,27 +9,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import EntryPoint
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
 from rprm import engines
 from rprm.engines import Engine, Sampling, load_engine
 from rprm.engines.loading import refuse_missing
 from rprm.errors import EngineError, RprmError
 from rprm.models import resolve, template_for
-from rprm.plugins import construct, find_kinds, load_kind, options_of, split_spec
-from rprm.presets import Procedure, judge_settings
+from rprm.plugins import construct, find_kinds, load_kind, options_of, split_spec, typed
+from rprm.presets import JudgeSettings, Procedure, judge_settings
 from rprm.prompts import PromptTemplate, load_template
 from rprm.rewarders.base import StepRewarder
 from rprm.rewarders.rprm import Judge
 from rprm.stopping import StoppingRule
 
 GROUP = "rprm.rewarders"
-#: The kinds that are no engine under a judge; see `_kind_of`.
-KINDS = {"classifier": "rprm.rewarders.classifier:Classifier"}
+KINDS = {"classifier": "rprm.rewarders.classifier:Classifier"}  #: those that are no engine under a judge
 _SERVED = EntryPoint("classifier", "rprm.rewarders.classifier:ServedClassifier", GROUP)
-
-#: The default probability of `stopping="confident"`.
-DEFAULT_CONFIDENCE = 0.99
+DEFAULT_CONFIDENCE = 0.99  #: of `stopping="confident"`
 #: Values of a judge's options that ask for nothing that another rewarder does not do anyway, beside None.
 _ASKS_NOTHING = {"stopping": "none", "confidence": DEFAULT_CONFIDENCE, "first_error_exit": False}
 
@@ -84,22 +81,21 @@ def _kind_of(spec: str) -> Callable[..., Any] | None:
 
 
 def load_judge(
-    model: str | Engine, *, engine: Engine | None = None, procedure: Procedure = "lean", **options: Any
-) -> Judge:
+    model: str | Engine, *, engine: Engine | None = None, procedure: Procedure = "lean",
+    prompt: str | PromptTemplate | None = None, **options: Any,
+) -> Judge:  # fmt: skip
     """Make a reasoning judge, see `load_rewarder`; over `engine`, where the model is loaded already."""
     if not isinstance(model, str):
         engine, model = model, model.spec
     elif engine is None:
         engine = load_engine(model)
-    options = {name: value for name, value in options.items() if value is not None}
-    confidence, seed = options.pop("confidence", DEFAULT_CONFIDENCE), options.pop("seed", 0)
-    prompt = options.pop("prompt", None)
-    settings = replace(judge_settings(model, procedure), **options)
+    hints = get_type_hints(JudgeSettings) | {"confidence": float, "seed": int}
+    given = typed(hints, {name: value for name, value in options.items() if value is not None}, model)
+    confidence, seed = given.pop("confidence", DEFAULT_CONFIDENCE), given.pop("seed", 0)
+    settings = replace(judge_settings(model, procedure), **given)
     if not isinstance(prompt, PromptTemplate):
         prompt = load_template(prompt) if prompt else template_for(model, settings.prompt)
     rule = StoppingRule(settings.num_analyses, settings.threshold, settings.stopping, confidence)
-    sampling = Sampling(
-        temperature=settings.temperature, top_p=settings.top_p, max_tokens=settings.max_tokens, seed=seed
-    )
+    sampling = Sampling(settings.temperature, settings.top_p, settings.max_tokens, seed)
     further = {name: getattr(settings, name) for name in ("first_error_exit", "force_verdict", "second_pass")}
     return Judge(engine, prompt, rule, sampling, **further)

@@ -17,10 +17,8 @@ def reward_settings(described: dict[str, Any]) -> dict[str, Any]:
 
 
 def first_error(rewards: Sequence[float | None], threshold: float) -> int | None:
-    """The index of the first step whose reward is below `threshold`; -1 where every step has a reward and none is.
-
-    None where a step up to there has no reward: the first error is not known.
-    """
+    """The index of the first step whose reward is below `threshold`; -1 where every step has a reward and none is; None
+    where a step up to there has no reward, so that it is not known."""
     for index, reward in enumerate(rewards):
         if reward is None or reward < threshold:
             return None if reward is None else index

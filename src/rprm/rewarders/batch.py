@@ -48,13 +48,13 @@ class Totals:
         self.num_steps_uncovered += len(result.uncovered)
         for step in result.steps:
             self.failure = self.failure or step.failure
-            cut = (one.is_cut_by_context(self.max_tokens) for one in step.analyses if self.max_tokens is not None)
-            self.num_steps_cut += any(cut)
-            self.num_analyses += len(step.analyses)
-            self.num_analyses_without_verdict += step.num_without_verdict
-            self.num_analyses_forced += sum(analysis.forced for analysis in step.analyses)
-            self.num_generated_tokens += sum(analysis.num_tokens for analysis in step.analyses)
-            self.num_prompt_tokens += sum(analysis.num_prompt_tokens or 0 for analysis in step.analyses)
+            self.num_steps_cut += any(one.is_cut_by_context(self.max_tokens or 0) for one in step.analyses)
+            for analysis in step.analyses:
+                self.num_analyses += 1
+                self.num_analyses_without_verdict += analysis.verdict is None
+                self.num_analyses_forced += analysis.forced
+                self.num_generated_tokens += analysis.num_tokens
+                self.num_prompt_tokens += analysis.num_prompt_tokens or 0
 
     def as_dict(self) -> dict[str, int]:
         return {name: value for name, value in asdict(self).items() if name.startswith("num_")}
@@ -73,12 +73,7 @@ async def judge_source(
     Args:
         settings: further settings that the results depend on.
         last_step: reward the last step of each solution alone.
-        options: of `run_job`: source and output (none keeps nothing), strict, callbacks.
-
-    Raises:
-        RunError: the folder cannot be used; see `Run`.
-        InputError: a rejected row, when strict.
-        EngineUnavailable: the engine stopped answering; the run can be resumed.
+        options: of `run_job`, which says what is raised: source and output (none keeps nothing), strict, callbacks.
     """
     described = await rewarder.start()
     totals = Totals(max_tokens=described.get("max_tokens"))

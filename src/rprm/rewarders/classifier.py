@@ -1,8 +1,4 @@
-"""Discriminative PRMs: one forward pass rewards every step of a solution, in this process or behind vLLM's `/pooling`.
-
-A reward does not depend on what runs beside it, up to the noise of batched arithmetic: padding is masked and positions
-are counted per row.
-"""
+"""Discriminative PRMs: one forward pass rewards every step of a solution, here or behind vLLM's `/pooling`."""
 
 from __future__ import annotations
 
@@ -12,14 +8,12 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypedDict, Unpack
 
 from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 
-from rprm.engines.base import check_least
 from rprm.engines.endpoint import Endpoint, Transient, context_length_of
-from rprm.engines.loading import find_file, identity, load_tokenizer, plain_errors, read_object
+from rprm.engines.loading import find_file, identity, load_tokenizer, plain_errors
 from rprm.engines.worker import ModelWorker, Request, placement
 from rprm.errors import EngineError, RequestRefused
 from rprm.ledger import Ledger, paid_for
@@ -57,24 +51,20 @@ def read_settings(target: str, revision: str | None = None) -> ClassifierSetting
     """What a classifier trained here says of itself, None of any other; `EngineError` where the file is damaged."""
     if (path := find_file(target, SETTINGS_FILE, revision)) is None:
         return None
-    value = read_object(path)
     try:
-        return TypeAdapter(ClassifierSettings).validate_json(json.dumps(value), strict=True)
+        return TypeAdapter(ClassifierSettings).validate_json(path.read_bytes(), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        field, message = (first["loc"] or ("it",))[-1], first["msg"]
-        raise EngineError(f"{path}: {field} is {value.get(str(field))!r}: {message}") from None
+        name = (first["loc"] or ("it",))[-1]
+        raise EngineError(f"{path}: {name} is {first['input']!r:.80}: {first['msg']}") from None
 
 
-def make_layout(
-    settings: ClassifierSettings, tokenizer: Any, spec: str, options: ClassifierOptions | None = None
-) -> Layout:
+def make_layout(settings: ClassifierSettings, tokenizer: Any, spec: str, **options: Any) -> Layout:
     """The layout that the settings name, over a tokenizer; its errors name the `spec`."""
-    given: dict[str, Any] = {name: (options or {}).get(name) for name in ("lines", "separator", "decision")}
     if settings.layout == "qwen":
-        given |= {"tag": settings.step_tag, "system": settings.system}
+        options |= {"tag": settings.step_tag, "system": settings.system}
     try:
-        return Layout(settings.layout, tokenizer, **{name: one for name, one in given.items() if one is not None})
+        return Layout(settings.layout, tokenizer, **options)
     except EngineError as error:
         raise EngineError(f"{spec}: {error}") from None
 
@@ -99,13 +89,9 @@ class ClassifierOptions(TypedDict, total=False):
 
 
 class Classifier:
-    """A discriminative PRM in this process, from a folder or hub id. No code of a checkpoint is run.
+    """A discriminative PRM in this process, from a folder or hub id; its options are in docs/classifiers.md."""
 
-    Its options are in docs/classifiers.md. The head is computed in float32, whatever the dtype. `layout` is there once
-    it is started.
-    """
-
-    layout: Layout
+    layout: Layout  #: once it is started
 
     def __init__(
         self, target: str, *, spec: str = "",
@@ -115,16 +101,9 @@ class Classifier:
         self.target, self.spec, self.options = target, spec or f"classifier:{target}", options
         if device_map is not None and device != "auto":
             raise EngineError(f"{self.spec}: give either device or device_map")
-        self.concurrency = options.get("concurrency", 64)
-        limits = {"concurrency": self.concurrency, "max_batch_tokens": max_batch_tokens}
-        check_least(self.spec, **limits, context_length=options.get("context_length"))
-        self._context_length, given = options.get("context_length"), options.get("threshold")
-        if given is not None and not 0.0 < given < 1.0:
-            raise EngineError(f"{self.spec}: threshold is {given}; give a number above 0 and below 1")
-        #: As given, else its own (of a hub model: once it is started), else 0.5.
-        self.threshold = 0.5 if given is None else given
-        if given is None and Path(target).is_dir() and (settings := read_settings(target)) is not None:
-            self.threshold = settings.threshold
+        self.concurrency, self._context_length = options.get("concurrency", 64), options.get("context_length")
+        #: As given, else, once it is started, its own, or 0.5.
+        self.threshold = options.get("threshold") or 0.5
         self._placement, self._device_map, self._adapter = (device, dtype, num_threads), device_map, adapter
         self.max_batch_tokens = max_batch_tokens
         self._worker: _Scorer | None = None
@@ -137,15 +116,11 @@ class Classifier:
     async def start(self) -> dict[str, Any]:
         async with self._starting:
             if self._described is None:
-                engine = await self._open()
-                self._described = {
-                    "rewarder": "classifier",
-                    "layout": self.layout.name,
-                    **({"layout_options": self.layout.options} if self.layout.options else {}),
-                    "engine": {"kind": "classifier", "model": self.target, **engine},
-                    "threshold": self.threshold,
-                    "context_length": self._context_length,
-                }
+                engine = {"kind": "classifier", "model": self.target, **await self._open()}
+                layout: dict[str, Any] = {"layout": self.layout.name}
+                layout |= {"layout_options": self.layout.options} if self.layout.options else {}
+                further = {"threshold": self.threshold, "context_length": self._context_length}
+                self._described = {"rewarder": "classifier", **layout, "engine": engine, **further}
         return self._described
 
     async def judge(self, solution: Solution, ledger: Ledger | None = None) -> SolutionReward:
@@ -181,8 +156,7 @@ class Classifier:
             sequences = [self.layout.render(problem, steps[:end]) for end in ends]
             longest, limit = max(len(one.ids) for one in sequences), self._context_length
             if limit is not None and longest > limit:
-                length = f"the solution has {longest} tokens with its problem"
-                raise RequestRefused(f"{length}; the context length is {limit}")
+                raise RequestRefused(f"the solution has {longest} tokens; the context length is {limit}")
             scores = [score for scored in await asyncio.gather(*map(self._score, sequences)) for score in scored]
             if any(map(math.isnan, scores)):
                 raise RequestRefused("the model's scores are no numbers (NaN); load it with dtype=float32")
@@ -192,6 +166,10 @@ class Classifier:
             ledger.put(key, scores)
         return rewards_of(scores)
 
+    def _layout(self, settings: ClassifierSettings, tokenizer: Any) -> Layout:
+        given = {name: self.options.get(name) for name in ("lines", "separator", "decision")}
+        return make_layout(settings, tokenizer, self.spec, **given)
+
     async def _open(self) -> dict[str, Any]:
         """Load what is needed and set `layout`; returns what the manifest says of the model."""
         return await asyncio.to_thread(self._load)
@@ -199,7 +177,8 @@ class Classifier:
     async def _score(self, rendered: Rendered) -> list[float]:
         """Rewards at the positions of one sequence."""
         assert self._worker is not None
-        return cast(list[float], await self._worker.submit(_Scoring(rendered)))
+        scores: list[float] = await self._worker.submit(_Scoring(rendered))
+        return scores
 
     def _load(self) -> dict[str, Any]:
         device, dtype, torch_dtype = placement(self.spec, *self._placement)
@@ -216,10 +195,8 @@ class Classifier:
             if settings is None:
                 settings = ClassifierSettings(layout or self._recognise(revision))
             elif layout not in (None, settings.layout):
-                raise EngineError(
-                    f"{self.spec}: the model was trained in the {settings.layout} layout; leave out layout="
-                )
-            self.layout = make_layout(settings, tokenizer, self.spec, options)
+                raise EngineError(f"{self.spec}: it was trained in the {settings.layout} layout; leave out layout=")
+            self.layout = self._layout(settings, tokenizer)
             weights = {"dtype": torch_dtype, "revision": revision, "device_map": self._device_map}
             network = load_network(self.target, self.layout, adapter=self._adapter, **weights)
         # Where accelerate put the backbone it stays.
@@ -284,14 +261,12 @@ class _Scorer(ModelWorker[_Scoring]):
         wanted = torch.zeros_like(input_ids, dtype=torch.bool)
         for row, job in enumerate(batch):
             wanted[row, job.rendered.positions] = True
-        device = self.network.backbone.device
-        if device.type == "meta":
-            # Offloaded by accelerate, whose hooks bring the inputs to where they are needed.
-            device = torch.device("cpu")
+        # Offloaded by accelerate, whose hooks bring the inputs to where they are needed, it is on "meta".
+        device = self.network.backbone.device if self.network.backbone.device.type != "meta" else "cpu"
         logits = self.network(input_ids.to(device), attention_mask.to(device), wanted.to(device))  # [steps, 2]
         rewards = iter(logits.double().softmax(-1)[:, 1].tolist())
         for job in batch:
-            job.resolve([next(rewards) for _ in job.rendered.positions])
+            job.answer([next(rewards) for _ in job.rendered.positions])
 
 
 class ServedClassifier(Classifier):
@@ -330,7 +305,7 @@ class ServedClassifier(Classifier):
         revision = self.options.get("revision")
         with plain_errors(self.spec, "it, and name it with tokenizer=", what="the tokenizer of the served model"):
             tokenizer = await asyncio.to_thread(load_tokenizer, self._tokenizer, revision)
-        self.layout = make_layout(self._settings, tokenizer, self.spec, self.options)
+        self.layout = self._layout(self._settings, tokenizer)
         self.endpoint.open()
         if self._context_length is None:
             served = await self.endpoint.models("/v1/models")

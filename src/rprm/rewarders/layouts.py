@@ -40,13 +40,14 @@ class Rendered:
 
 
 class Layout:
-    """A layout over one tokenizer; its options are the keyword-only parameters of its function below.
+    """A layout over one tokenizer; its options (None: not given) are the keyword-only parameters of its function below.
 
     `EngineError`: the tokenizer does not fit the layout, or it has no such option.
     """
 
     def __init__(self, name: LayoutName, tokenizer: Any, **options: Any) -> None:
         kind = LAYOUTS[name]
+        options = {option: value for option, value in options.items() if value is not None}
         known = getfullargspec(kind.write).kwonlydefaults or {}
         if unknown := [option for option in options if option not in known]:
             raise EngineError(f"the {name} layout has no option {unknown[0]}; leave it out")
@@ -77,14 +78,6 @@ class Layout:
     @cached_property
     def newline_id(self) -> int:
         return encode_text(self.tokenizer, "\n", self.guarded)[-1]
-
-    @cached_property
-    def line_end_id(self) -> int:
-        """As `newline_id`, of a tokenizer that has each of several line ends as this one token."""
-        if encode_text(self.tokenizer, "a\n\nb", self.guarded).count(self.newline_id) != 2:
-            what = "a line end as one token"
-            raise EngineError(f"the tokenizer does not have {what}, which the {self.name} layout needs")
-        return self.newline_id
 
     @property
     def plus_ids(self) -> list[int]:
@@ -238,7 +231,9 @@ def _universal(writer: StepWriter, problem: str, steps: Sequence[str]) -> None:
 
 def _llemma(writer: StepWriter, problem: str, steps: Sequence[str]) -> None:
     """ScalableMath/llemma-7b-prm-* (their model cards; ssmisya/PRMBench, mr_eval/models/llemma7b_prm.py)."""
-    newline_id = writer.layout.line_end_id
+    newline_id = writer.layout.newline_id
+    if encode_text(writer.tokenizer, "a\n\nb", writer.guarded).count(newline_id) != 2:
+        raise EngineError("the tokenizer does not have a line end as one token, which the llemma layout needs")
     for index, step in enumerate(steps):
         if index == 0:
             writer.text(f"# Question\n\n{problem}\n\n# Solution\n\n{step.strip()}")

@@ -1,7 +1,6 @@
-"""The network of a discriminative PRM: a backbone, and a head that is read at chosen positions.
+"""The network of a discriminative PRM: a backbone, and a head that is read at chosen positions, from tensors by name.
 
-Every head gives two logits, wrong and correct; the reward is `softmax(logits)[1]`. Heads are read from the checkpoint's
-tensors by name: no code of a checkpoint is run.
+Every head gives two logits, wrong and correct; the reward is `softmax(logits)[1]`.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rprm.engines.loading import find_file, load_weights, merge_adapter, read_object, read_tensors, stored_tensors
+from rprm.engines.loading import find_file, load_weights, merge_adapter, read_object, stored_tensors
 from rprm.errors import EngineError
 from rprm.rewarders.layouts import HeadKind, Layout
 
@@ -41,16 +40,12 @@ class StepNetwork(nn.Module):
 
         Rows may be padded on either side; `wanted` is True where a step is scored.
         """
-        hidden = self.backbone(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            # Counted from a row's first token: padding on the left would move them otherwise.
-            position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0),
-            use_cache=False,
-        ).last_hidden_state  # [rows, tokens, hidden]
-        chosen = hidden[wanted.to(hidden.device)].float()
+        # Counted from a row's first token: padding on the left would move them otherwise.
+        positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": positions}
+        hidden = self.backbone(**inputs, use_cache=False).last_hidden_state  # [rows, tokens, hidden]
         # Of a backbone over several devices, the last hidden states can lie on another one than the head.
-        chosen = chosen.to(next(self.score.parameters()).device)
+        chosen = hidden[wanted.to(hidden.device)].float().to(next(self.score.parameters()).device)
         with torch.autocast(chosen.device.type, enabled=False):
             logits: torch.Tensor = self.score(chosen)
         return logits
@@ -79,11 +74,7 @@ class _AsTwo(nn.Module):
 def load_network(target: str, layout: Layout, *, adapter: str | None = None, **weights: Any) -> StepNetwork:
     """Load backbone and head of a released or trained classifier, and merge a LoRA adapter (folders or hub ids).
 
-    Args:
-        weights: of `load_weights`: dtype of the backbone, revision, device_map.
-
-    Raises:
-        EngineError: backbone, head or adapter are not what configuration and layout say.
+    `weights` are of `load_weights`. `EngineError`: a part is not what configuration and layout say.
     """
     from transformers import AutoModel, AutoModelForCausalLM
 
@@ -117,9 +108,8 @@ def _output_head(output_layer: Any, layout: Layout) -> nn.Module:
 
 
 def _linear(weight: Any, bias: torch.Tensor | None) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    tensors = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
-    layer.load_state_dict({name: tensor.detach().float() for name, tensor in tensors.items()})
+    layer, tensors = nn.Linear(*weight.shape[::-1], bias=bias is not None), {"weight": weight, "bias": bias}
+    layer.load_state_dict({name: tensor.detach().float() for name, tensor in tensors.items() if tensor is not None})
     return layer.requires_grad_(False)
 
 
@@ -129,8 +119,7 @@ def base_network(
     """A network to train: any base model's backbone with a fresh two-way head, or, of a classifier, with its own."""
     from transformers import AutoModel
 
-    further: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
-    backbone = load_weights(AutoModel, target, revision=revision, dtype=dtype, **further)
+    backbone = load_weights(AutoModel, target, revision=revision, dtype=dtype, attn_implementation=attention)
     size = backbone.config.get_text_config().hidden_size
     if kind in recognised_heads(target, revision=revision):
         head = _load_head(target, kind, revision, size).requires_grad_(True)
@@ -141,20 +130,16 @@ def base_network(
 
 def _load_head(target: str, kind: HeadKind, revision: str | None, hidden_size: int) -> nn.Module:
     layers, has_bias, width = HEAD_LAYERS[kind]
-    stored = stored_tensors(target, revision)
-    expected: dict[str, list[int]] = {}
+    head, stored = nn.Sequential(), stored_tensors(target, revision)
     for layer in layers:
         rows = width if layer == layers[-1] else hidden_size
-        expected[f"{layer}.weight"] = [rows, hidden_size]
-        if has_bias or f"{layer}.bias" in stored:
-            expected[f"{layer}.bias"] = [rows]
-    tensors = read_tensors(target, expected, revision)
-    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    if shapes != expected:
-        found, wanted = (", ".join(f"{name} {shape}" for name, shape in some.items()) for some in (shapes, expected))
-        raise EngineError(f"{target}: the head is not {kind}, of a step classifier: {found} instead of {wanted}")
-    first, *rest = (_linear(tensors[f"{layer}.weight"], tensors.get(f"{layer}.bias")) for layer in layers)
-    head = nn.Sequential(first, *(module for linear in rest for module in (nn.ReLU(), linear)))
+        for name, shape in ((f"{layer}.weight", [rows, hidden_size]), (f"{layer}.bias", [rows])):
+            found = list(stored[name].shape) if name in stored else "missing"
+            if found != shape and (name in stored or has_bias or len(shape) == 2):
+                fault = f"{name} {found} instead of {shape}"
+                raise EngineError(f"{target}: the head is not {kind}, of a step classifier: {fault}")
+        linear = _linear(stored[f"{layer}.weight"], stored.get(f"{layer}.bias"))
+        head.extend([nn.ReLU(), linear] if len(head) else [linear])
     return head if width == 2 else head.append(_AsTwo())
 
 
@@ -166,10 +151,8 @@ def recognised_heads(target: str, *, revision: str | None = None) -> list[HeadKi
         for kind, (layers, has_bias, _) in HEAD_LAYERS.items()
         if all(f"{one}.weight" in stored and (not has_bias or f"{one}.bias" in stored) for one in layers)
     ]
-    if "labels" in found:
-        # Of a classifier of whole texts, too: the configuration tells.
-        path = find_file(target, "config.json", revision)
-        architectures = [] if path is None else read_object(path).get("architectures") or []
-        if not any("TokenClassification" in name for name in architectures):
-            found.remove("labels")
+    # A classifier of whole texts has "labels" too: the configuration tells.
+    config = find_file(target, "config.json", revision) if "labels" in found else None
+    if config and not any("TokenClassification" in name for name in read_object(config).get("architectures") or ()):
+        found.remove("labels")
     return found

@@ -1,7 +1,7 @@
 """The judge: K sampled analyses a step, their mean P(Yes) its reward (R-PRM, arXiv 2503.21295, section 3.3).
 
-P(Yes) is read from the generation, at the token where the verdict is written. Thousands of solutions run at once, and
-the engine batches across them. Sample j of a step depends on the prompt, the seed and j alone.
+P(Yes) is read from the generation, at the token where the verdict is written. Sample j of a step depends on the prompt,
+the seed and j alone.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 from rprm.engines.base import WITHHELD, Completion, Engine, Sampling
@@ -37,9 +38,6 @@ class Judge:
             read P(Yes) there; such analyses are marked `forced`. This and the next are the published evaluation's
             (NJUNLP/R-PRM, src/evaluate/GenPRM/evaluate-PRM-CoT.py).
         second_pass: read P(Yes) in a forward pass of its own, right before the verdict, from ` Yes` and ` No` alone.
-
-    Raises:
-        RprmError: several analyses at temperature 0.
     """
 
     engine: Engine
@@ -53,8 +51,7 @@ class Judge:
 
     def __post_init__(self) -> None:
         if self.sampling.temperature == 0.0 and self.rule.num_analyses > 1:
-            equal = f"at temperature 0 all {self.rule.num_analyses} analyses of a step would be equal"
-            raise RprmError(f"{equal}; ask for one analysis (-k 1), or raise the temperature")
+            raise RprmError("analyses at temperature 0 are equal: ask for one (-k 1), or raise the temperature")
         stop = (self.template.stop,) if self.template.stop else ()
         self.sampling = replace(self.sampling, verdict=self.template.verdict, stop=stop)
         self.threshold = self.rule.threshold
@@ -88,10 +85,8 @@ class Judge:
         await self.engine.aclose()
 
     async def judge(self, solution: Solution, ledger: Ledger | None = None) -> SolutionReward:
-        judging = (
-            self.judge_step(solution.problem, solution.steps, step_index, ledger)
-            for step_index in range(len(solution.steps))
-        )
+        judge_step = partial(self.judge_step, solution.problem, solution.steps, ledger=ledger)
+        judging = map(judge_step, range(len(solution.steps)))
         if not self.first_error_exit:
             return solution_reward(solution, await all_or_none(judging), self.threshold)
         steps: list[StepReward] = []
@@ -148,16 +143,18 @@ class Judge:
         )  # fmt: skip
 
     def unscored(self, step_index: int, failure: str) -> StepReward:
-        limit = self.rule.num_analyses
-        return StepReward(step_index=step_index, reward=None, vote=None, failure=failure, num_requested=limit)
+        wanted = self.rule.num_analyses
+        return StepReward(step_index=step_index, reward=None, vote=None, failure=failure, num_requested=wanted)
 
     async def _read(self, prompt: Prompt, completion: Completion) -> Analysis:
-        form, text, forced = self.template.verdict, completion.text, False
+        form, text, forced, yes = self.template.verdict, completion.text, False, None
+        source: Literal["logprobs", "second pass", "vote"] | None = None
         verdict, choice = read_verdict(text, form, completion.choices) or (None, None)
-        yes = None if verdict is None else verdict.yes
-        source: Literal["logprobs", "second pass", "vote"] | None
-        source = None if verdict is None else "vote" if choice is None else "logprobs"
-        if verdict is None and self.force_verdict and completion.finish_reason not in WITHHELD:
+        if verdict is not None:
+            yes, source = verdict.yes, "vote" if choice is None else "logprobs"
+            if self.second_pass and (second := await self._choose(prompt, text[: verdict.start].rstrip())):
+                choice, source = second, "second pass"
+        elif self.force_verdict and completion.finish_reason not in WITHHELD:
             question = form.marker if self.force_verdict is True else self.force_verdict
             # Thinking that was cut off is closed first: nothing in it is an answer.
             closed = text.rstrip() if after_thinking(text) is not None else f"{text.rstrip()}\n</think>"
@@ -165,10 +162,6 @@ class Judge:
             if (choice := await self._choose(prompt, asked)) is not None:
                 yes, forced, source = choice.p_yes >= 0.5, True, "logprobs"
                 text = f"{asked} {form.yes if yes else form.no}"
-        elif verdict is not None and self.second_pass:
-            second = await self._choose(prompt, text[: verdict.start].rstrip())
-            if second is not None:
-                choice, source = second, "second pass"
         p_yes = choice.p_yes if choice is not None else None if yes is None else float(yes)
         return Analysis(
             text=text, verdict=yes, p_yes=p_yes, p_yes_source=source, forced=forced, num_tokens=completion.num_tokens,
@@ -194,9 +187,9 @@ class Judge:
             f"ran into max_tokens={limit}: raise --max-tokens": num_cut - by_context,
             f"were withheld by the server ({''.join(withheld[:1])})": len(withheld),
         }
-        reasons = [f"{count} {reason}" for reason, count in counts.items() if count]
-        advice = ["ask for it with --force-verdict, or use a prompt that the model follows"]
-        return "; ".join([f"none of {len(analyses)} analyses reached a verdict", *(reasons or advice)])
+        reasons = "; ".join(f"{count} {reason}" for reason, count in counts.items() if count)
+        reasons = reasons or "ask for it with --force-verdict, or use a prompt that the model follows"
+        return f"none of {len(analyses)} analyses reached a verdict; {reasons}"
 
 
 def sample_seed(seed: int, prompt: Prompt, sample: int) -> int:
