@@ -20,7 +20,8 @@ from transformers import AutoTokenizer
 
 from rprm.engines import Completion, Sampling, load_engine
 from rprm.engines.tokens import VerdictTokens, encode_prompt
-from rprm.engines.transformers import TransformersEngine, sample
+from rprm.engines.transformers import TransformersEngine
+from rprm.engines.worker import sample
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused
 from rprm.prompts.template import Message, Prompt
 from rprm.verdict import VerdictFormat

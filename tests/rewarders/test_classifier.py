@@ -176,24 +176,18 @@ def test_a_part_of_the_model_on_disk(qwen_folder: Path, tmp_path: Path) -> None:
     """Hooks of accelerate that move weights and inputs, as they do between devices."""
     from accelerate import cpu_offload
 
-    from rprm.rewarders.classifier import _Scorer
     from rprm.rewarders.layouts import Layout
-    from rprm.rewarders.network import load_network
+    from rprm.rewarders.network import Scorer, load_network
 
     layout = Layout("qwen", AutoTokenizer.from_pretrained(qwen_folder))
     network = load_network(str(qwen_folder), layout, dtype=torch.float32).eval()
     cpu_offload(network.backbone, execution_device=torch.device("cpu"))
     assert network.backbone.device.type == "meta"
-    worker = _Scorer(network, 1000)
-
-    async def main() -> list[float]:
-        from rprm.rewarders.classifier import _Scoring
-
-        found: list[float] = await worker.submit(_Scoring(layout.render(PROBLEM, STEPS)))
-        return found
-
+    worker = Scorer(network, 1000)
     try:
-        assert asyncio.run(main()) == pytest.approx(one(qwen_folder, PROBLEM, STEPS), abs=1e-6)
+        assert asyncio.run(worker.score(layout.render(PROBLEM, STEPS))) == pytest.approx(
+            one(qwen_folder, PROBLEM, STEPS), abs=1e-6
+        )
     finally:
         worker.stop()
 

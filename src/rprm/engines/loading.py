@@ -69,6 +69,29 @@ def load_model(
     return model, tokenizer, adapter_details(adapter, adapter_revision, base, base_revision)
 
 
+def placement(spec: str, device: str, dtype: str, num_threads: int | None) -> tuple[str, str, torch.dtype]:
+    """The device, the dtype's name and the dtype of a model, which then is loaded in silence.
+
+    "auto" takes a GPU where there is one, and bfloat16 there, float32 on a CPU; else these are torch's names.
+    """
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise EngineError(f'{spec} needs transformers and torch: pip install ".[local]" ({error})') from None
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if dtype == "auto":
+        dtype = "float32" if device == "cpu" else "bfloat16"
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype):
+        raise EngineError(f"{spec}: {dtype!r} is no torch dtype; try float32, bfloat16 or float16")
+    if num_threads:
+        torch.set_num_threads(num_threads)
+    transformers.utils.logging.disable_progress_bar()
+    return device, dtype, found
+
+
 @contextmanager
 def plain_errors(spec: str, wanted: str, *, what: str = "the model") -> Iterator[None]:
     """Turn what libraries raise while they load `what` of `spec` into one line; `wanted`: what a folder must hold."""

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self, TypedDict, Unpack
 from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 
 from rprm.engines.endpoint import Endpoint, Transient, context_length_of
-from rprm.engines.loading import find_file, identity, load_tokenizer, plain_errors
-from rprm.engines.worker import ModelWorker, Request, placement
+from rprm.engines.loading import find_file, identity, load_tokenizer, placement, plain_errors
 from rprm.errors import EngineError, RequestRefused
 from rprm.ledger import Ledger, paid_for
 from rprm.records import Solution, SolutionReward, StepReward
@@ -22,7 +21,7 @@ from rprm.rewarders.base import solution_reward
 from rprm.rewarders.layouts import LAYOUTS, QWEN_SYSTEM, QWEN_TAG, Decision, Layout, LayoutName, Rendered, Separator
 
 if TYPE_CHECKING:
-    from rprm.rewarders.network import StepNetwork
+    from rprm.rewarders.network import Scorer
 
 #: Beside the weights of a classifier that this project trained.
 SETTINGS_FILE = "rprm_classifier.json"
@@ -106,7 +105,7 @@ class Classifier:
         self.threshold = options.get("threshold") or 0.5
         self._placement, self._device_map, self._adapter = (device, dtype, num_threads), device_map, adapter
         self.max_batch_tokens = max_batch_tokens
-        self._worker: _Scorer | None = None
+        self._worker: Scorer | None = None
         self._described: dict[str, Any] | None = None
         self._starting = asyncio.Lock()
 
@@ -177,14 +176,13 @@ class Classifier:
     async def _score(self, rendered: Rendered) -> list[float]:
         """Rewards at the positions of one sequence."""
         assert self._worker is not None
-        scores: list[float] = await self._worker.submit(_Scoring(rendered))
-        return scores
+        return await self._worker.score(rendered)
 
     def _load(self) -> dict[str, Any]:
         device, dtype, torch_dtype = placement(self.spec, *self._placement)
         import torch
 
-        from rprm.rewarders.network import load_network
+        from rprm.rewarders.network import Scorer, load_network
 
         options = self.options
         revision, layout, elsewhere = options.get("revision"), options.get("layout"), options.get("tokenizer")
@@ -206,7 +204,7 @@ class Classifier:
             self.threshold = settings.threshold
         longest = getattr(network.backbone.config.get_text_config(), "max_position_embeddings", None)
         self._context_length = self._context_length or longest or 4096
-        self._worker = _Scorer(network, self.max_batch_tokens)
+        self._worker = Scorer(network, self.max_batch_tokens)
         described = {"revision": identity(self.target, revision), "dtype": dtype, "device": torch.device(device).type}
         further = {"tokenizer": elsewhere, "device_map": self._device_map, "adapter": self._adapter}
         further["adapter_revision"] = identity(self._adapter, None) if self._adapter else None
@@ -224,49 +222,6 @@ class Classifier:
         if found:
             return found[0]
         raise EngineError(f"{self.spec}: the layout is not recognised; name it: ?layout= one of {', '.join(LAYOUTS)}")
-
-
-@dataclass(eq=False)
-class _Scoring(Request):
-    rendered: Rendered
-
-
-class _Scorer(ModelWorker[_Scoring]):
-    """Owns the network: one thread, one batch after the other."""
-
-    def __init__(self, network: StepNetwork, max_batch_tokens: int) -> None:
-        super().__init__("rprm-classifier", hint="lower max_batch_tokens")
-        self.network, self.max_batch_tokens = network, max_batch_tokens
-        self.start()
-
-    def work(self) -> None:
-        """Reward the job that waits longest and those closest to it in length, as many as the budget allows."""
-        if not self.waiting:
-            return
-        import torch
-        from torch.nn.utils.rnn import pad_sequence
-
-        oldest, longest = len(self.waiting[0].rendered.ids), 0
-        batch: list[_Scoring] = []
-        # Sorting is stable: of equal lengths the oldest comes first, and the oldest of all is always taken.
-        for job in sorted(self.waiting, key=lambda job: abs(len(job.rendered.ids) - oldest)):
-            longest = max(longest, len(job.rendered.ids))
-            if batch and longest * (len(batch) + 1) > self.max_batch_tokens:
-                break
-            batch.append(job)
-        self.waiting = [job for job in self.waiting if job not in batch]
-        ids = [torch.tensor(job.rendered.ids) for job in batch]
-        input_ids = pad_sequence(ids, batch_first=True)
-        attention_mask = pad_sequence([torch.ones_like(one) for one in ids], batch_first=True)
-        wanted = torch.zeros_like(input_ids, dtype=torch.bool)
-        for row, job in enumerate(batch):
-            wanted[row, job.rendered.positions] = True
-        # Offloaded by accelerate, whose hooks bring the inputs to where they are needed, it is on "meta".
-        device = self.network.backbone.device if self.network.backbone.device.type != "meta" else "cpu"
-        logits = self.network(input_ids.to(device), attention_mask.to(device), wanted.to(device))  # [steps, 2]
-        rewards = iter(logits.double().softmax(-1)[:, 1].tolist())
-        for job in batch:
-            job.answer([next(rewards) for _ in job.rendered.positions])
 
 
 class ServedClassifier(Classifier):

@@ -5,14 +5,18 @@ Every head gives two logits, wrong and correct; the reward is `softmax(logits)[1
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModel, AutoModelForCausalLM
 
 from rprm.engines.loading import find_file, load_weights, merge_adapter, read_object, stored_tensors
+from rprm.engines.worker import ModelWorker, Request
 from rprm.errors import EngineError
-from rprm.rewarders.layouts import HeadKind, Layout
+from rprm.rewarders.layouts import HeadKind, Layout, Rendered
 
 #: Heads with tensors of their own: the published names of their linear layers (a ReLU between two), whether these must
 #: have a bias, and the width of the last: 1 a value, 2 wrong and correct, 3 negative, neutral and positive.
@@ -71,13 +75,56 @@ class _AsTwo(nn.Module):
         return torch.cat([wrong, correct.logsumexp(-1, keepdim=True)], dim=-1)
 
 
+@dataclass(eq=False)
+class _Scoring(Request):
+    rendered: Rendered
+
+
+class Scorer(ModelWorker[_Scoring]):
+    """Owns the network: one thread, one batch after the other."""
+
+    def __init__(self, network: StepNetwork, max_batch_tokens: int) -> None:
+        super().__init__("rprm-classifier", hint="lower max_batch_tokens")
+        self.network, self.max_batch_tokens = network, max_batch_tokens
+        self.start()
+
+    async def score(self, rendered: Rendered) -> list[float]:
+        """Rewards at the positions of a sequence."""
+        rewards: list[float] = await self.submit(_Scoring(rendered))
+        return rewards
+
+    def work(self) -> None:
+        """Reward the job that waits longest and those closest to it in length, as many as the budget allows."""
+        if not self.waiting:
+            return
+        oldest, longest = len(self.waiting[0].rendered.ids), 0
+        batch: list[_Scoring] = []
+        # Sorting is stable: of equal lengths the oldest comes first, and the oldest of all is always taken.
+        for job in sorted(self.waiting, key=lambda job: abs(len(job.rendered.ids) - oldest)):
+            longest = max(longest, len(job.rendered.ids))
+            if batch and longest * (len(batch) + 1) > self.max_batch_tokens:
+                break
+            batch.append(job)
+        self.waiting = [job for job in self.waiting if job not in batch]
+        ids = [torch.tensor(job.rendered.ids) for job in batch]
+        input_ids = pad_sequence(ids, batch_first=True)
+        attention_mask = pad_sequence([torch.ones_like(one) for one in ids], batch_first=True)
+        wanted = torch.zeros_like(input_ids, dtype=torch.bool)
+        for row, job in enumerate(batch):
+            wanted[row, job.rendered.positions] = True
+        # Offloaded by accelerate, whose hooks bring the inputs to where they are needed, it is on "meta".
+        device = self.network.backbone.device if self.network.backbone.device.type != "meta" else "cpu"
+        logits = self.network(input_ids.to(device), attention_mask.to(device), wanted.to(device))  # [steps, 2]
+        rewards = iter(logits.double().softmax(-1)[:, 1].tolist())
+        for job in batch:
+            job.answer([next(rewards) for _ in job.rendered.positions])
+
+
 def load_network(target: str, layout: Layout, *, adapter: str | None = None, **weights: Any) -> StepNetwork:
     """Load backbone and head of a released or trained classifier, and merge a LoRA adapter (folders or hub ids).
 
     `weights` are of `load_weights`. `EngineError`: a part is not what configuration and layout say.
     """
-    from transformers import AutoModel, AutoModelForCausalLM
-
     has_head = layout.head in HEAD_LAYERS
     model = load_weights(AutoModel if has_head else AutoModelForCausalLM, target, **weights)
     if adapter is not None:
@@ -117,8 +164,6 @@ def base_network(
     target: str, kind: HeadKind, *, dtype: torch.dtype, revision: str | None = None, attention: str | None = None
 ) -> StepNetwork:
     """A network to train: any base model's backbone with a fresh two-way head, or, of a classifier, with its own."""
-    from transformers import AutoModel
-
     backbone = load_weights(AutoModel, target, revision=revision, dtype=dtype, attn_implementation=attention)
     size = backbone.config.get_text_config().hidden_size
     if kind in recognised_heads(target, revision=revision):
