@@ -41,11 +41,8 @@ _PROBE = "+ - ки\nStep 1: 12 × (3 − 4) = −12. Ünï\n\nSo the answer is $
 def load_model(
     target: str, *, spec: str, dtype: torch.dtype, adapter: str | None = None, revision: str | None = None
 ) -> tuple[Any, Any, dict[str, Any]]:
-    """A causal language model on the CPU, its tokenizer, and what a manifest says of the adapter merged into it.
-
-    `target` is a hub id (of a `revision`, a tag or commit), a folder, a GGUF file, or a LoRA adapter, which names its
-    base; `adapter` another one (folder or hub id).
-    """
+    """A causal language model on the CPU, its tokenizer, and what a manifest says of the adapter merged into it; see
+    `TransformersEngine`. An adapter as the `target` names its base."""
     base, base_revision, adapter_revision = target, revision, None
     with plain_errors(spec, "a causal language model, a GGUF file"):
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -70,10 +67,8 @@ def load_model(
 
 
 def placement(spec: str, device: str, dtype: str, num_threads: int | None) -> tuple[str, str, torch.dtype]:
-    """The device, the dtype's name and the dtype of a model, which then is loaded in silence.
-
-    "auto" takes a GPU where there is one, and bfloat16 there, float32 on a CPU; else these are torch's names.
-    """
+    """The device, the dtype's name and the dtype of a model, which then is loaded in silence: torch's names, or "auto",
+    which takes a GPU where there is one, and bfloat16 there, float32 on a CPU."""
     try:
         import torch
         import transformers
@@ -83,8 +78,7 @@ def placement(spec: str, device: str, dtype: str, num_threads: int | None) -> tu
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else "bfloat16"
-    found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype):
+    if not isinstance(found := getattr(torch, dtype, None), torch.dtype):
         raise EngineError(f"{spec}: {dtype!r} is no torch dtype; try float32, bfloat16 or float16")
     if num_threads:
         torch.set_num_threads(num_threads)
@@ -114,10 +108,8 @@ def plain_errors(spec: str, wanted: str, *, what: str = "the model") -> Iterator
 
 
 def load_weights(auto: Any, target: str, *, revision: str | None = None, **arguments: Any) -> Any:
-    """`auto.from_pretrained(target, ...)`, or an `EngineError` that names tensors that are missing or do not fit.
-
-    What a checkpoint has beside the model (another head, an output layer that is not asked for) does not matter.
-    """
+    """`auto.from_pretrained(target, ...)`, or an `EngineError` that names tensors that are missing or do not fit. What a
+    checkpoint has beside the model (another head, an output layer that is not asked for) does not matter."""
     from transformers.utils import logging
 
     stored = {} if "gguf_file" in arguments else stored_tensors(target, revision)
@@ -138,10 +130,10 @@ def load_weights(auto: Any, target: str, *, revision: str | None = None, **argum
     # The model's body, where a tensor without a place is a further layer or a bias. A head is outside of it.
     body = {model.base_model_prefix, *(name for of in (model, model.base_model) for name, _ in of.named_children())}
     for tensor in sorted(loading["unexpected_keys"]):
+        is_allowed = _BUFFER.search(tensor) or tensor.rpartition(".")[0] in allowed
         # A causal mask is told from a bias by its shape, [1, 1, length, length].
         is_mask = tensor.endswith(".attn.bias") and tensor in stored and stored[tensor].dim() == 4
-        is_weight = not is_mask and not _BUFFER.search(tensor) and tensor.rpartition(".")[0] not in allowed
-        if is_weight and tensor.partition(".")[0] in body:
+        if tensor.partition(".")[0] in body and not is_allowed and not is_mask:
             faults[tensor] = "has no place in it"
     if not is_quantized:
         prefix = f"{model.base_model_prefix}."
@@ -229,17 +221,14 @@ def stored_tensors(target: str, revision: str | None, files: Iterable[str] = _WE
 
 
 def load_tokenizer(target: str, revision: str | None) -> Any:
-    """The tokenizer of a model, without code of its repository; for errors see `plain_errors`.
-
-    A sentencepiece model without a tokenizer.json (Math-Shepherd) is held against sentencepiece itself: of a Mistral,
-    transformers 5.24 would leave out the space that begins a text, and `+` would be another token.
-    """
+    """The tokenizer of a model, within `plain_errors`. A sentencepiece model without a tokenizer.json (Math-Shepherd) is
+    held against sentencepiece: of a Mistral, transformers 5.24 would leave out the space that begins a text."""
     from transformers import AutoTokenizer, LlamaTokenizer
 
-    model_file = find_file(target, "tokenizer.model", revision)
+    model_file, file = (find_file(target, f"tokenizer.{kind}", revision) for kind in ("model", "json"))
     for kind in (AutoTokenizer, LlamaTokenizer):
         tokenizer = kind.from_pretrained(target, revision=revision, trust_remote_code=False)
-        if model_file is None or find_file(target, "tokenizer.json", revision) is not None:
+        if model_file is None or file is not None:
             return tokenizer
         from sentencepiece import SentencePieceProcessor
 
@@ -296,10 +285,8 @@ def identity(target: str, revision: str | None) -> str | None:
 
 
 def fingerprint(path: Path) -> str:
-    """A short hash of a file, or of the files in a folder that make a model.
-
-    Of a file over 1 MiB it takes the size and 16 evenly spaced pieces of 64 KiB: 15 GB of weights take no time.
-    """
+    """A short hash of a file, or of the files in a folder that make a model. Of one over 1 MiB it takes the size and 16
+    evenly spaced pieces of 64 KiB: 15 GB of weights take no time."""
     folder, files = path.parent, [path]
     if path.is_dir():
         found = [*path.iterdir(), *path.glob("additional_chat_templates/*")]

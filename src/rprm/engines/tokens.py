@@ -59,12 +59,10 @@ class VerdictTokens:
 def encode_prompt(tokenizer: Any, prompt: Prompt, reply: str = "") -> list[int]:
     """Token ids of a prompt, ready to be continued by the model, then of the beginning of its reply.
 
-    A chat goes through the model's chat template; without one, a blank line follows each message. A template that knows
-    no system message gets it at the head of the first user message.
-
-    A solution cannot speak for its judge: a control token that is spelled in the text of a record (`Message.records`;
-    all contents of a chat; `prompt.reply`) is written in ordinary tokens, or refused where there are none. So are, in
-    `reply`, which the model wrote, special tokens and those that the prompt spells, but not the tags of its thinking.
+    A chat goes through the model's chat template; without one, a blank line follows each message. A solution cannot
+    speak for its judge: a control token that is spelled in the text of a record (`Message.records`; all contents of a
+    chat; `prompt.reply`) is written in ordinary tokens, or refused where there are none. So are, in `reply`, which the
+    model wrote, special tokens and those that the prompt spells, but not the tags of its thinking.
 
     The reply is `prompt.reply` and then `reply`; a `thinking_opening` that the template writes too counts once. Line
     ends at its end have the tokens that they have before a word: a reply that steps are added to begins as before.
@@ -118,6 +116,7 @@ def _apply_chat_template(tokenizer: Any, messages: Sequence[Message], control: d
     try:
         rendered = tokenizer.apply_chat_template(given, add_generation_prompt=True, tokenize=False)
     except jinja2.TemplateError:
+        # A template that knows no system message gets it at the head of the first user message.
         if [message.role for message in messages[:2]] != ["system", "user"]:
             raise
         first = Message("user", f"{messages[0].content}\n\n{messages[1].content}")
@@ -136,9 +135,7 @@ def _encode(tokenizer: Any, filled: Filled, control: dict[int, str], *, bare: bo
     if len(meant) == len(matches):
         return list(tokenizer.encode(text, add_special_tokens=not bare))
     ids, added = {spelling: id_ for id_, spelling in control.items()}, tokenizer.added_tokens_decoder
-    writer = TokenWriter(tokenizer, control)
-    writer.ids += [] if bare else text_prefix(tokenizer)
-    position = 0
+    writer, position = TokenWriter(tokenizer, control, [] if bare else text_prefix(tokenizer)), 0
     for match in meant:
         # Some tokens take in the white space beside them.
         token, before = added.get(ids[match[0]]), text[position : match.start()]
@@ -148,18 +145,17 @@ def _encode(tokenizer: Any, filled: Filled, control: dict[int, str], *, bare: bo
         if getattr(token, "rstrip", False):
             position = len(text) - len(text[position:].lstrip())
     writer.text(text[position:])
-    writer.flush()
-    return writer.ids
+    return writer.flush()
 
 
+@dataclass
 class TokenWriter:
     """Puts ids together. Text between two tokens is encoded as one run, as it is in the whole text."""
 
-    def __init__(self, tokenizer: Any, guarded: dict[int, str]) -> None:
-        self.tokenizer = tokenizer
-        self.guarded = guarded  # the tokens that no text of a record may make: id -> spelling
-        self.ids: list[int] = []
-        self.run = ""  # text that waits to be encoded
+    tokenizer: Any
+    guarded: dict[int, str]  # the tokens that no text of a record may make: id -> spelling
+    ids: list[int]  # so far
+    run: str = ""  # text that waits to be encoded
 
     def text(self, text: str) -> None:
         """Text of a record: special tokens in it are spelled out."""
@@ -175,36 +171,31 @@ class TokenWriter:
                 self.text(part)
 
     def token(self, id_: int) -> None:
-        self.flush()
-        self.ids.append(id_)
+        self.flush().append(id_)
 
-    def flush(self) -> None:
-        """End the run of text."""
+    def flush(self) -> list[int]:
+        """End the run of text; all ids so far."""
         self.ids += encode_text(self.tokenizer, self.run, self.guarded)
         self.run = ""
+        return self.ids
 
 
 def encode_text(tokenizer: Any, text: str, guarded: dict[int, str]) -> list[int]:
     """Ids of a text, none of them of a guarded token that it spells."""
 
-    def made(ids: Sequence[int]) -> list[str]:
+    # Where it is not enough, of a tokenizer that knows no `split_special_tokens` or a token that it does not count as
+    # special: cut the spelling after its first character, and encode the two sides apart.
+    cuts = [match.start() + 1 for match in _spellings(*guarded.values()).finditer(text)]
+    for places in ([], cuts):
+        parts = [text[start:end] for start, end in zip([0, *places], [*places, None], strict=True)]
+        encode = partial(tokenizer.encode, add_special_tokens=False, split_special_tokens=True)
+        ids = list(chain.from_iterable(encode(part) for part in parts if part))
         # The id of unknown characters may be a special token's: that is nobody's spelling.
         folded = unicodedata.normalize("NFKC", text).casefold()
-        return [guarded[id_] for id_ in guarded.keys() & set(ids) if guarded[id_].casefold() in folded]
-
-    def plain(text: str) -> list[int]:
-        return list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)) if text else []
-
-    ids = plain(text)
-    if not made(ids):
-        return ids
-    # A tokenizer that knows no `split_special_tokens`, or a token that it does not count as special: cut the spelling
-    # after its first character, and encode the two sides apart.
-    cuts = [match.start() + 1 for match in _spellings(*guarded.values()).finditer(text)]
-    ids = [id_ for start, end in zip([0, *cuts], [*cuts, None], strict=True) for id_ in plain(text[start:end])]
-    if left := made(ids):
-        raise RequestRefused(f"a text holds the token {left[0]!r}, which the tokenizer spells in no other way")
-    return ids
+        made = [guarded[id_] for id_ in guarded.keys() & set(ids) if guarded[id_].casefold() in folded]
+        if not made:
+            return ids
+    raise RequestRefused(f"a text holds the token {made[0]!r}, which the tokenizer spells in no other way")
 
 
 @lru_cache(maxsize=16)
@@ -273,10 +264,8 @@ class TokenTranscript(Transcript):
 
 
 def detokenizer(tokenizer: Any, prompt_ids: Sequence[int]) -> Callable[[int], str]:
-    """A function from each generated token to the text that it completes after the prompt; special tokens have none.
-
-    A character that several tokens share comes with the last of them. Only the last few tokens are decoded each time.
-    """
+    """A function from each generated token to the text that it completes after the prompt; special tokens have none. A
+    character that several tokens share comes with the last of them."""
     decode = partial(getattr(tokenizer, "backend_tokenizer", tokenizer).decode, skip_special_tokens=True)
     ids = list(prompt_ids)
     num_read, before = len(ids), decode(ids)

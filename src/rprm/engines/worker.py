@@ -56,11 +56,10 @@ class ModelWorker(threading.Thread, Generic[AnyRequest]):
 
     def __init__(self, name: str, *, hint: str) -> None:
         super().__init__(name=name, daemon=True)
-        self.hint = hint
+        self.hint, self._stopping = hint, False
         self.waiting: list[AnyRequest] = []  # not begun, first come first
         self.unanswered: set[AnyRequest] = set()  # neither answered nor cancelled, begun or not
         self._jobs: queue.SimpleQueue[AnyRequest | None] = queue.SimpleQueue()
-        self._stopping = False
         self._ended: str | None = None  # why
 
     async def submit(self, job: AnyRequest) -> Any:

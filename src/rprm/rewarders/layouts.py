@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from inspect import getfullargspec
 from typing import Any, Literal
 
@@ -57,8 +57,8 @@ class Layout:
         #: Those that manifests name.
         self.options = {name: value for name, value in self._arguments.items() if name not in ("tag", "system")}
         self.head: HeadKind = "top-token" if self.options.get("decision") == "top1" else kind.head
-        #: Tokens that no text of a record may make: id -> spelling.
-        self.guarded = special_tokens(tokenizer)
+        self.guarded = special_tokens(tokenizer)  #: id -> spelling; no text of a record may make them
+        self.newline_id = encode_text(tokenizer, "\n", self.guarded)[-1]
         if kind.begin == "bos":
             self.prefix = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         else:
@@ -66,24 +66,13 @@ class Layout:
             self.prefix = [] if has_chat else text_prefix(tokenizer)
         self.token, self.around_contents = lru_cache(self._token), lru_cache(self._around_contents)
         self.sign_ids = [self.token(sign) for sign in kind.signs]
-        # Finds out what does not fit.
-        self.render("a", ["b", "c"])
+        self.render("a", ["b", "c"])  # finds out what does not fit
 
     def render(self, problem: str, steps: Sequence[str]) -> Rendered:
         """Lay out at least one step. `RequestRefused`: a text holds a token that cannot be spelled, a step has none."""
         writer = StepWriter(self)
         self.kind.write(writer, problem, steps, **self._arguments)
         return Rendered(writer.ids[: writer.positions[-1] + 1], writer.positions)
-
-    @cached_property
-    def newline_id(self) -> int:
-        return encode_text(self.tokenizer, "\n", self.guarded)[-1]
-
-    @property
-    def plus_ids(self) -> list[int]:
-        """All tokens that begin with `+`."""
-        texts = self.tokenizer.batch_decode([[id_] for id_ in range(len(self.tokenizer))])
-        return [id_ for id_, text in enumerate(texts) if text.strip().startswith("+")]
 
     def _token(self, text: str) -> int:
         """The one token that a text is, a bare space token before it not counted."""
@@ -108,15 +97,13 @@ class StepWriter(TokenWriter):
     """A writer that notes where the steps are scored."""
 
     def __init__(self, layout: Layout) -> None:
-        super().__init__(layout.tokenizer, layout.guarded)
+        super().__init__(layout.tokenizer, layout.guarded, [*layout.prefix])
         self.layout = layout
-        self.ids += layout.prefix
         self.positions: list[int] = []
 
     def score(self, *ids: int, back: int = 0) -> None:
         """The step is scored at the last token: of these, or of those so far, or that many before it."""
-        self.flush()
-        self.ids += ids
+        self.flush().extend(ids)
         self.positions.append(len(self.ids) - 1 - back)
 
     def behind(self, spelling: str, id_: int, text: str) -> None:
@@ -203,8 +190,7 @@ def _rlhflow(
         # As in the whole text, where `+` can part what stands before it otherwise than the text's end would.
         ids = encode_text(writer.tokenizer, f"{writer.run}+", writer.guarded)
         if ids[-1] == plus_id:
-            writer.ids += ids[:-1]
-            writer.run = ""
+            writer.ids, writer.run = writer.ids + ids[:-1], ""
         writer.score()
         writer.token(plus_id)
 

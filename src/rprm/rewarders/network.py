@@ -151,7 +151,10 @@ def _output_head(output_layer: Any, layout: Layout) -> nn.Module:
     layer = _linear(rows(output_layer.weight), rows(getattr(output_layer, "bias", None)))
     if layout.head == "tokens":
         return layer
-    return nn.Sequential(layer, _AsTwo(layout.plus_ids if layout.head == "top-token" else None))
+    if layout.head == "mean-logit":
+        return nn.Sequential(layer, _AsTwo())
+    texts = layout.tokenizer.batch_decode([[id_] for id_ in range(len(layout.tokenizer))])
+    return nn.Sequential(layer, _AsTwo([id_ for id_, text in enumerate(texts) if text.strip().startswith("+")]))
 
 
 def _linear(weight: Any, bias: torch.Tensor | None) -> nn.Linear:
