@@ -10,7 +10,7 @@ from rprm.benchmarks.bootstrap import DEFAULT_RESAMPLES
 from rprm.benchmarks.items import BenchmarkItems
 from rprm.benchmarks.scores import Scores
 from rprm.benchmarks.tally import Figure, Tally, nested
-from rprm.rewarders.batch import Totals
+from rprm.rewarders.base import Totals
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

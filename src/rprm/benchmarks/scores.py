@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from rprm.errors import BenchmarkError, InputError, MissingPredictions
 from rprm.reading import Rejected, RowModel, Source, Text, checked, read_rows
 from rprm.records import SolutionReward
-from rprm.rewarders.batch import Totals
+from rprm.rewarders.base import Totals
 
 #: How many items an error message names.
 MAX_NAMED = 10

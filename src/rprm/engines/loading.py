@@ -32,14 +32,14 @@ ADAPTER_CONFIG = "adapter_config.json"  # of PEFT
 #: Where weights can lie, in the order in which transformers looks for them: one file, or an index of shards.
 _WEIGHT_FILES = tuple(name + end for name in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json"))
 _ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-#: Buffers of older checkpoints that are no weights: the value under a causal mask, rotary frequencies.
+# Buffers of older checkpoints that are no weights: the value under a causal mask, rotary frequencies.
 _BUFFER = re.compile(r"\.masked_bias$|\.rotary\w*\.inv_freq$")
 #: Tells whether a tokenizer encodes as its sentencepiece model; no runs of spaces, which transformers cuts otherwise.
 _PROBE = "+ - ки\nStep 1: 12 × (3 − 4) = −12. Ünï\n\nSo the answer is $\\boxed{-12}$."
 
 
 def load_model(
-    target: str, *, spec: str, dtype: torch.dtype, adapter: str | None = None, revision: str | None = None
+    target: str, spec: str, dtype: torch.dtype, adapter: str | None = None, revision: str | None = None
 ) -> tuple[Any, Any, dict[str, Any]]:
     """A causal language model on the CPU, its tokenizer, and what a manifest says of the adapter merged into it; see
     `TransformersEngine`. An adapter as the `target` names its base."""
@@ -95,8 +95,7 @@ def plain_errors(spec: str, wanted: str, *, what: str = "the model") -> Iterator
         raise
     except ImportError as error:
         raise EngineError(f'{spec}: {" ".join(str(error).split())}; pip install ".[local]" brings all of it') from None
-    # The libraries meet malformed files with errors of any kind; tokenizers has none of its own.
-    except Exception as error:
+    except Exception as error:  # of any kind, of malformed files; tokenizers has none of its own
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         reason = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
         if "trust_remote_code" in str(error):
@@ -108,8 +107,8 @@ def plain_errors(spec: str, wanted: str, *, what: str = "the model") -> Iterator
 
 
 def load_weights(auto: Any, target: str, *, revision: str | None = None, **arguments: Any) -> Any:
-    """`auto.from_pretrained(target, ...)`, or an `EngineError` that names tensors that are missing or do not fit. What a
-    checkpoint has beside the model (another head, an output layer that is not asked for) does not matter."""
+    """`auto.from_pretrained(target, ...)`; an `EngineError` names tensors that are missing or do not fit. Others beside
+    the model (another head, an output layer that is not asked for) do not matter."""
     from transformers.utils import logging
 
     stored = {} if "gguf_file" in arguments else stored_tensors(target, revision)
@@ -151,8 +150,7 @@ def merge_adapter(model: Any, adapter: str, revision: str | None = None) -> Any:
         from peft import PeftModel
         from peft.tuners.tuners_utils import BaseTunerLayer
 
-        stored = stored_tensors(adapter, revision, _ADAPTER_FILES)
-        if not stored:
+        if not (stored := stored_tensors(adapter, revision, _ADAPTER_FILES)):
             raise OSError(f"it has no tensors, neither {' nor '.join(_ADAPTER_FILES)}")
         embeddings, output = model.get_input_embeddings(), model.get_output_embeddings()
         layers = {embeddings} if output is None or output.weight is embeddings.weight else {embeddings, output}
@@ -214,15 +212,14 @@ def stored_tensors(target: str, revision: str | None, files: Iterable[str] = _WE
         try:
             content = load_state_dict(path, weights_only=True)
             stored |= {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
-        # Of a malformed file torch raises errors of many kinds, and its advice is to run what code the file may hold.
-        except Exception as error:
+        except Exception as error:  # of many kinds; torch's advice is to run what code the file may hold
             raise OSError(f"{path} is damaged, missing, or holds more than tensors; download it again") from error
     return stored
 
 
 def load_tokenizer(target: str, revision: str | None) -> Any:
-    """The tokenizer of a model, within `plain_errors`. A sentencepiece model without a tokenizer.json (Math-Shepherd) is
-    held against sentencepiece: of a Mistral, transformers 5.24 would leave out the space that begins a text."""
+    """A model's tokenizer, within `plain_errors`. A sentencepiece model without tokenizer.json (Math-Shepherd) is held
+    against sentencepiece: of a Mistral, transformers 5.24 would leave out the space that begins a text."""
     from transformers import AutoTokenizer, LlamaTokenizer
 
     model_file, file = (find_file(target, f"tokenizer.{kind}", revision) for kind in ("model", "json"))
@@ -265,15 +262,11 @@ def refuse_missing(name: str, target: str) -> None:
 @cache
 def _work_offline_without_hub() -> None:
     """Work from the hub's cache where it does not answer: each file would be asked for a minute long."""
-    from urllib.parse import urlsplit
-    from urllib.request import getproxies
-
     from huggingface_hub import constants, get_session
 
-    if constants.HF_HUB_OFFLINE or urlsplit(constants.ENDPOINT).scheme in getproxies():
-        return
     try:
-        get_session().head(constants.ENDPOINT, timeout=5.0)
+        if not constants.HF_HUB_OFFLINE:
+            get_session().head(constants.ENDPOINT, timeout=5.0)
     except Exception as error:  # those of the client's HTTP library
         logger.warning("%s does not answer (%s): its cache is used", constants.ENDPOINT, type(error).__name__)
         constants.HF_HUB_OFFLINE = True

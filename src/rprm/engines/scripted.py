@@ -1,4 +1,4 @@
-"""A deterministic engine without a model: for tests, documentation and measurements of everything around the model.
+"""A deterministic engine without a model, for tests and measurements of everything around the model.
 
 It writes an analysis whose verdict is a pseudo-random function of the prompt and the seed alone; asked without a
 verdict, as a policy is, a solution of two to four steps that ends in `\\boxed{}`, or its next step.

@@ -10,7 +10,7 @@ import asyncio
 from dataclasses import KW_ONLY, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from pydantic import PositiveInt
 
@@ -55,19 +55,14 @@ class TransformersEngine:
         return self._worker.info
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
-        worker = self._running()
-        ids = encode_prompt(self.tokenizer, prompt)
-        if not ids:
-            raise RequestRefused("the prompt is empty")
-        sampling = replace(sampling, max_tokens=clipped(len(ids), sampling.max_tokens, worker.info.context_length or 0))
+        worker, ids, max_tokens = self._encoded(prompt, sampling.max_tokens)
+        sampling = replace(sampling, max_tokens=max_tokens)
         transcript = TokenTranscript(self.tokenizer, prompt, ids, sampling)
         completion: Completion = await worker.ask(ids, transcript, sampling)
         return completion
 
     async def choose(self, prompt: Prompt, text: str, verdict: VerdictFormat) -> VerdictChoice:
-        worker = self._running()
-        ids = encode_prompt(self.tokenizer, prompt, text)
-        clipped(len(ids), 1, worker.info.context_length or 0)
+        worker, ids, _ = self._encoded(prompt, 1, text)
         answers = VerdictTokens.of(self.tokenizer, verdict)
         return VerdictChoice(len(text), *await worker.ask(ids, answers, Sampling(temperature=0.0)))
 
@@ -76,25 +71,25 @@ class TransformersEngine:
         if worker is not None:
             await asyncio.to_thread(worker.stop)
 
-    def _running(self) -> Decoder:
+    def _encoded(self, prompt: Prompt, max_tokens: int, reply: str = "") -> tuple[Decoder, list[int], int]:
         if self._worker is None:
             raise EngineError(f"{self.spec}: the engine is not started")
-        return self._worker
+        if not (ids := encode_prompt(self.tokenizer, prompt, reply)):
+            raise RequestRefused("the prompt is empty")
+        return self._worker, ids, clipped(len(ids), max_tokens, self._worker.info.context_length or 0)
 
     def _load(self) -> Decoder:
         device, dtype, torch_dtype = placement(self.spec, self.device, self.dtype, self.num_threads)
-        import torch
-
         from rprm.engines.worker import Decoder
 
-        source: dict[str, Any] = {"adapter": self.adapter, "revision": self.revision}
-        self.model, self.tokenizer, details = load_model(self.target, spec=self.spec, dtype=torch_dtype, **source)
+        source = (self.target, self.spec, torch_dtype, self.adapter, self.revision)
+        self.model, self.tokenizer, adapted = load_model(*source)
         self.model.to(device).eval()
         config = self.model.config.get_text_config()
         if "linear_attention" in (getattr(config, "layer_types", None) or ()):
             raise EngineError(f"{self.spec}: linear-attention layers cannot be batched here; use vllm:{self.target}")
         context_length = self.context_length or getattr(config, "max_position_embeddings", None) or 4096
-        details = {"dtype": dtype, "device": torch.device(device).type, **details}
+        details = {"dtype": dtype, "device": device.partition(":")[0], **adapted}
         revision = identity(self.target, self.revision)
         return Decoder(self, EngineInfo("transformers", self.target, revision, context_length, details=details))
 

@@ -1,7 +1,6 @@
-"""An engine on vLLM, in this process: continuous batching, prefix caching, several GPUs.
+"""An engine on vLLM, in this process. Every sample is a request of its own, given up at its verdict or when cancelled.
 
-Every sample is a request of its own, given up at its verdict or when cancelled. Texts are put together here: the offset
-of a verdict is then exact however many tokens arrive at once.
+Texts are put together here: the offset of a verdict is then exact however many tokens arrive at once.
 """
 
 from __future__ import annotations
@@ -52,8 +51,7 @@ class VLLMEngine:
     data_parallel_size: int = 1
     gpu_memory_utilization: float | None = None
     enforce_eager: bool = False
-    #: Every analysis of a step shares its prompt; for some models vLLM has it off by itself.
-    enable_prefix_caching: bool = True
+    enable_prefix_caching: bool = True  # every analysis of a step shares its prompt; vLLM has it off for some models
     block_size: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
@@ -99,14 +97,12 @@ class VLLMEngine:
         return self._info
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
-        tokenizer = self._running()
+        tokenizer, num_cached = self._running(), None
         ids = _encode_prompt(tokenizer, prompt)
         transcript = TokenTranscript(tokenizer, prompt, ids, sampling)
-        num_cached: int | None = None
         async with aclosing(self._outputs(ids, sampling, transcript.answers)) as outputs:
             async for output in outputs:
-                num_cached = output.num_cached_tokens
-                new = output.outputs[0]
+                num_cached, new = output.num_cached_tokens, output.outputs[0]
                 # vLLM is given no stop strings: what it stops at is an end token.
                 texts = new.token_ids[:-1] if new.finish_reason == "stop" else new.token_ids
                 for index, token in enumerate(texts):

@@ -18,7 +18,7 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import takewhile
+from itertools import compress, takewhile
 from operator import eq
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -128,8 +128,7 @@ class Decoder(ModelWorker[Row]):
         self.engine, self.model, self.info = engine, engine.model, info
         self.rows: list[Row] = []
         self.cache = BatchCache()
-        #: Computed prompts by their ids, the one used last at the end: keys and values of each layer
-        #: [1, heads, tokens, size], logits [vocabulary] after the last token.
+        # Computed prompts, the one used last at the end: ids -> keys and values of each layer, logits [vocabulary].
         self.prefixes: OrderedDict[tuple[int, ...], tuple[list[KeyValues], torch.Tensor]] = OrderedDict()
         # What a model's forward calls its cache: transformers 5.24 renames it.
         names = inspect.signature(self.model.forward).parameters
@@ -214,12 +213,12 @@ class Decoder(ModelWorker[Row]):
     def _advance(self, rows: Sequence[Row], logits: torch.Tensor) -> list[Row]:
         """Draw the next token of each row from logits [rows, vocabulary]; returns the rows that go on."""
         # Of a token that the model masks the logit is -inf.
-        numbers = [index for index, is_finite in enumerate(logits.amax(-1).isfinite().tolist()) if is_finite]
-        if len(numbers) < len(rows):
+        is_finite = logits.amax(-1).isfinite()
+        if not is_finite.all():
             fix = "download it again, or load it with dtype=float32"
-            for row in set(rows) - {rows[index] for index in numbers}:
+            for row in compress(rows, ~is_finite):
                 row.answer(RequestRefused(f"{self.engine.spec}: the model's logits are no numbers (NaN); {fix}"))
-            rows, logits = [rows[index] for index in numbers], logits[numbers]
+            rows, logits = [*compress(rows, is_finite)], logits[is_finite]
         unfinished = []
         for row, of_row, token in zip(rows, logits, sample(logits, rows), strict=True):
             row.token, transcript = token, row.wanted
@@ -251,8 +250,7 @@ def sample(logits: torch.Tensor, rows: Sequence[Any]) -> list[int]:
     uniform = uniform.to(logits.device)
     probabilities = torch.softmax(logits[drawn] / temperature[:, None].float(), dim=-1).double()
     guess = probabilities.topk(min(_NUCLEUS_GUESS, probabilities.shape[1]))
-    whole = top_p >= 1.0
-    narrow = ~whole & (guess.values.sum(-1) >= top_p)
+    whole, narrow = top_p >= 1.0, (top_p < 1.0) & (guess.values.sum(-1) >= top_p)
     chosen = torch.empty_like(guess.indices[:, 0])
     if whole.any():
         chosen[whole] = _invert(probabilities[whole], uniform[whole])
@@ -344,8 +342,7 @@ class _Layer(DynamicLayer):  # type: ignore[misc]
     values: torch.Tensor
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """No row yet; keys and values of a row, [1, heads, tokens, size], give the shapes."""
-        super().__init__()
+        super().__init__()  # No row yet; a row's keys and values give the shapes.
         self.lazy_initialization(keys, values)
         self.buffers = keys[:0, :, :0], values[:0, :, :0]
         self.end = 0  # columns used

@@ -34,18 +34,14 @@ _ASKS_NOTHING = {"stopping": "none", "confidence": DEFAULT_CONFIDENCE, "first_er
 def load_rewarder(
     model: str | Engine = "embedded", *, engine: Engine | None = None, procedure: Procedure = "lean", **options: Any
 ) -> StepRewarder:
-    """Make what rewards steps from a model's spec.
+    """Make what rewards steps from a model's spec; `RprmError`: a kind or option is unknown, or makes no sense.
 
     Args:
         model: "classifier:PATH_OR_ID" for a discriminative PRM, or another kind of rewarder; every other spec is an
             engine's, and the rewarder a judge over it.
         engine: of a judge, where its model is loaded already.
-        procedure: of a judge: "lean" answers with first errors, "full" gives every reward in full, "published" does so
-            as the published code does (`rprm.presets`).
+        procedure: of a judge, see `rprm.presets.Procedure`.
         options: as for `RPRM`; None leaves one to the procedure. A classifier takes its own, and none of analyses.
-
-    Raises:
-        RprmError: an unknown kind or option of the spec, or an option that makes no sense; the message names it.
     """
     if not isinstance(model, str) or (make := _kind_of(model)) is None:
         return load_judge(model, engine=engine, procedure=procedure, **options)
@@ -84,7 +80,7 @@ def load_judge(
     model: str | Engine, *, engine: Engine | None = None, procedure: Procedure = "lean",
     prompt: str | PromptTemplate | None = None, **options: Any,
 ) -> Judge:  # fmt: skip
-    """Make a reasoning judge, see `load_rewarder`; over `engine`, where the model is loaded already."""
+    """Make a reasoning judge; see `load_rewarder`."""
     if not isinstance(model, str):
         engine, model = model, model.spec
     elif engine is None:

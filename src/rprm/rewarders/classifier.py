@@ -23,14 +23,12 @@ from rprm.rewarders.layouts import LAYOUTS, QWEN_SYSTEM, QWEN_TAG, Decision, Lay
 if TYPE_CHECKING:
     from rprm.rewarders.network import Scorer
 
-#: Beside the weights of a classifier that this project trained.
-SETTINGS_FILE = "rprm_classifier.json"
+SETTINGS_FILE = "rprm_classifier.json"  #: beside the weights of a classifier that this project trained
 #: Layouts whose models vLLM serves; of one that rewards with its output layer, `/pooling` gives hidden states (0.32).
 _SERVED: tuple[LayoutName, ...] = ("qwen", "trl")
 _ANSWER_BYTES = 1 << 25  #: a row takes about 50, and a context at most some 100,000 tokens
 _TARGET = re.compile(r"(?P<model>.+?)@(?P<url>https?://[^/?#@\s]+(?:/[^?#@\s]*)?)")
-#: A step whose reward is below it is called wrong.
-Threshold = Annotated[float, Field(gt=0.0, lt=1.0)]
+Threshold = Annotated[float, Field(gt=0.0, lt=1.0)]  #: a step whose reward is below it is called wrong
 
 
 @dataclass(frozen=True)
@@ -58,12 +56,15 @@ def read_settings(target: str, revision: str | None = None) -> ClassifierSetting
         raise EngineError(f"{path}: {name} is {first['input']!r:.80}: {first['msg']}") from None
 
 
-def make_layout(settings: ClassifierSettings, tokenizer: Any, spec: str, **options: Any) -> Layout:
+def make_layout(
+    settings: ClassifierSettings, tokenizer: Any, spec: str, options: ClassifierOptions | None = None
+) -> Layout:
     """The layout that the settings name, over a tokenizer; its errors name the `spec`."""
+    given: dict[str, Any] = {name: (options or {}).get(name) for name in ("lines", "separator", "decision")}
     if settings.layout == "qwen":
-        options |= {"tag": settings.step_tag, "system": settings.system}
+        given |= {"tag": settings.step_tag, "system": settings.system}
     try:
-        return Layout(settings.layout, tokenizer, **options)
+        return Layout(settings.layout, tokenizer, **given)
     except EngineError as error:
         raise EngineError(f"{spec}: {error}") from None
 
@@ -101,8 +102,7 @@ class Classifier:
         if device_map is not None and device != "auto":
             raise EngineError(f"{self.spec}: give either device or device_map")
         self.concurrency, self._context_length = options.get("concurrency", 64), options.get("context_length")
-        #: As given, else, once it is started, its own, or 0.5.
-        self.threshold = options.get("threshold") or 0.5
+        self.threshold = options.get("threshold") or 0.5  #: if not given, its own once it is started
         self._placement, self._device_map, self._adapter = (device, dtype, num_threads), device_map, adapter
         self.max_batch_tokens = max_batch_tokens
         self._worker: Scorer | None = None
@@ -165,10 +165,6 @@ class Classifier:
             ledger.put(key, scores)
         return rewards_of(scores)
 
-    def _layout(self, settings: ClassifierSettings, tokenizer: Any) -> Layout:
-        given = {name: self.options.get(name) for name in ("lines", "separator", "decision")}
-        return make_layout(settings, tokenizer, self.spec, **given)
-
     async def _open(self) -> dict[str, Any]:
         """Load what is needed and set `layout`; returns what the manifest says of the model."""
         return await asyncio.to_thread(self._load)
@@ -180,8 +176,6 @@ class Classifier:
 
     def _load(self) -> dict[str, Any]:
         device, dtype, torch_dtype = placement(self.spec, *self._placement)
-        import torch
-
         from rprm.rewarders.network import Scorer, load_network
 
         options = self.options
@@ -194,7 +188,7 @@ class Classifier:
                 settings = ClassifierSettings(layout or self._recognise(revision))
             elif layout not in (None, settings.layout):
                 raise EngineError(f"{self.spec}: it was trained in the {settings.layout} layout; leave out layout=")
-            self.layout = self._layout(settings, tokenizer)
+            self.layout = make_layout(settings, tokenizer, self.spec, options)
             weights = {"dtype": torch_dtype, "revision": revision, "device_map": self._device_map}
             network = load_network(self.target, self.layout, adapter=self._adapter, **weights)
         # Where accelerate put the backbone it stays.
@@ -205,7 +199,7 @@ class Classifier:
         longest = getattr(network.backbone.config.get_text_config(), "max_position_embeddings", None)
         self._context_length = self._context_length or longest or 4096
         self._worker = Scorer(network, self.max_batch_tokens)
-        described = {"revision": identity(self.target, revision), "dtype": dtype, "device": torch.device(device).type}
+        described = {"revision": identity(self.target, revision), "dtype": dtype, "device": device.partition(":")[0]}
         further = {"tokenizer": elsewhere, "device_map": self._device_map, "adapter": self._adapter}
         further["adapter_revision"] = identity(self._adapter, None) if self._adapter else None
         return described | {name: value for name, value in further.items() if value is not None}
@@ -228,7 +222,7 @@ class ServedClassifier(Classifier):
     """A discriminative PRM behind vLLM's `/pooling`: `MODEL@URL`, the server's name for the model, and its root.
 
     Rows of two probabilities come back, wrong and correct, for each token (a token classifier) or each step tag (vLLM's
-    step pooler: Qwen2.5-Math-PRM). The model's name tells the layout and is the tokenizer's hub id by default.
+    step pooler: Qwen2.5-Math-PRM).
     """
 
     def __init__(
@@ -260,16 +254,13 @@ class ServedClassifier(Classifier):
         revision = self.options.get("revision")
         with plain_errors(self.spec, "it, and name it with tokenizer=", what="the tokenizer of the served model"):
             tokenizer = await asyncio.to_thread(load_tokenizer, self._tokenizer, revision)
-        self.layout = self._layout(self._settings, tokenizer)
+        self.layout = make_layout(self._settings, tokenizer, self.spec, self.options)
         self.endpoint.open()
         if self._context_length is None:
             served = await self.endpoint.models("/v1/models")
             self._context_length = context_length_of(served.get(self.target, {}))
-        return {
-            "url": self.endpoint.url,
-            "tokenizer": self._tokenizer,
-            "tokenizer_revision": await asyncio.to_thread(identity, self._tokenizer, revision),
-        }
+        found = await asyncio.to_thread(identity, self._tokenizer, revision)
+        return {"url": self.endpoint.url, "tokenizer": self._tokenizer, "tokenizer_revision": found}
 
     async def _score(self, rendered: Rendered) -> list[float]:
         body = {"model": self.target, "input": rendered.ids, "encoding_format": "float", "task": "token_classify"}
@@ -277,14 +268,12 @@ class ServedClassifier(Classifier):
             rows = await self.endpoint.post("/pooling", body, _rows, _ANSWER_BYTES)
         if len(rows) == len(rendered.ids):
             return [rows[place] for place in rendered.positions]
-        tag_id = rendered.ids[-1]
-        num_tags = rendered.ids.count(tag_id)
+        tag_id, num_tags = rendered.ids[-1], rendered.ids.count(rendered.ids[-1])
         if self.layout.name == "qwen" and len(rows) == len(rendered.positions) == num_tags:
             return rows
-        raise EngineError(
-            f"{self.spec}: the server answered {len(rows)} rows for {len(rendered.ids)} tokens and {num_tags} tags; "
-            f"serve the model with `--runner pooling`, or `step_tag_id` {tag_id} (docs/classifiers.md)"
-        )
+        fix = f"serve the model with `--runner pooling`, or `step_tag_id` {tag_id} (docs/classifiers.md)"
+        counts = f"{len(rows)} rows for {len(rendered.ids)} tokens and {num_tags} tags"
+        raise EngineError(f"{self.spec}: the server answered {counts}; {fix}")
 
 
 def _rows(answer: dict[str, Any]) -> list[float]:

@@ -1,8 +1,7 @@
-r"""How a solution is laid out for a discriminative PRM, and where its steps are scored, as published with each model.
+"""How a solution is laid out for a discriminative PRM, and where its steps are scored, as published with each model.
 
 Ids are put together piece by piece, and the token that a step is scored at is written as an id, never searched for: no
-text can add or remove a score position. A special token that a text spells is written in ordinary tokens. Ids end at
-the last score position: a causal model reads nothing after it.
+text can add or remove a score position. A special token that a text spells is written in ordinary tokens.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from inspect import getfullargspec
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from rprm.engines.tokens import TokenWriter, encode_text, special_tokens, text_prefix
 from rprm.errors import EngineError, RequestRefused
@@ -20,7 +19,7 @@ from rprm.errors import EngineError, RequestRefused
 LayoutName = Literal[
     "qwen", "math-shepherd", "skywork", "rlhflow", "trl", "universal", "llemma", "reasoneval", "math-psa"
 ]
-#: What reads the score from the last hidden state; see `rprm.rewarders.network`.
+# What reads the score from the last hidden state; see `rprm.rewarders.network`.
 HeadKind = Literal["two-way", "one-way", "value", "labels", "validity", "tokens", "top-token", "mean-logit"]
 Separator = Literal["space", "line", "blank-line"]
 SEPARATORS: dict[Separator, str] = {"space": " ", "line": "\n", "blank-line": "\n\n"}
@@ -31,19 +30,16 @@ QWEN_SYSTEM = "Please reason step by step, and put your final answer within \\bo
 QWEN_TAG = "<extra_0>"
 
 
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """A solution as token ids. `positions[i]` is the index in `ids` at which step i is scored; the last ends `ids`."""
+class Rendered(NamedTuple):
+    """A solution as token ids, up to the last at which a step is scored: a causal model reads nothing after it."""
 
     ids: list[int]
-    positions: list[int]
+    positions: list[int]  # the index in `ids` at which each step is scored
 
 
 class Layout:
     """A layout over one tokenizer; its options (None: not given) are the keyword-only parameters of its function below.
-
-    `EngineError`: the tokenizer does not fit the layout, or it has no such option.
-    """
+    `EngineError`: the tokenizer does not fit the layout, or it has no such option."""
 
     def __init__(self, name: LayoutName, tokenizer: Any, **options: Any) -> None:
         kind = LAYOUTS[name]
@@ -129,9 +125,6 @@ class StepWriter(TokenWriter):
         self.fixed(before)
         self.text(problem)
         self.fixed(between)
-
-
-# --- the layouts --------------------------------------------------------------------------------------------------
 
 
 def _qwen(

@@ -69,10 +69,9 @@ class _AsTwo(nn.Module):
             decision = torch.stack([~is_plus, is_plus], dim=-1).float().log()
             # Scores that are no numbers decide nothing.
             return decision.where(logits.isfinite().all(-1, keepdim=True), torch.nan)
-        wrong, correct = logits[:, :1], logits[:, 1:]
         if logits.shape[-1] == 1:
-            return torch.cat([torch.zeros_like(wrong), wrong], dim=-1)
-        return torch.cat([wrong, correct.logsumexp(-1, keepdim=True)], dim=-1)
+            return torch.cat([torch.zeros_like(logits), logits], dim=-1)
+        return torch.cat([logits[:, :1], logits[:, 1:].logsumexp(-1, keepdim=True)], dim=-1)
 
 
 @dataclass(eq=False)
@@ -106,25 +105,21 @@ class Scorer(ModelWorker[_Scoring]):
                 break
             batch.append(job)
         self.waiting = [job for job in self.waiting if job not in batch]
-        ids = [torch.tensor(job.rendered.ids) for job in batch]
-        input_ids = pad_sequence(ids, batch_first=True)
-        attention_mask = pad_sequence([torch.ones_like(one) for one in ids], batch_first=True)
-        wanted = torch.zeros_like(input_ids, dtype=torch.bool)
-        for row, job in enumerate(batch):
-            wanted[row, job.rendered.positions] = True
+        solutions = [job.rendered for job in batch]
+        ids = [torch.tensor(one.ids) for one in solutions]
+        wanted = [torch.isin(torch.arange(len(one.ids)), torch.tensor(one.positions)) for one in solutions]
         # Offloaded by accelerate, whose hooks bring the inputs to where they are needed, it is on "meta".
         device = self.network.backbone.device if self.network.backbone.device.type != "meta" else "cpu"
-        logits = self.network(input_ids.to(device), attention_mask.to(device), wanted.to(device))  # [steps, 2]
+        inputs = (ids, [torch.ones_like(row) for row in ids], wanted)
+        logits = self.network(*(pad_sequence(rows, batch_first=True).to(device) for rows in inputs))  # [steps, 2]
         rewards = iter(logits.double().softmax(-1)[:, 1].tolist())
         for job in batch:
             job.answer([next(rewards) for _ in job.rendered.positions])
 
 
 def load_network(target: str, layout: Layout, *, adapter: str | None = None, **weights: Any) -> StepNetwork:
-    """Load backbone and head of a released or trained classifier, and merge a LoRA adapter (folders or hub ids).
-
-    `weights` are of `load_weights`. `EngineError`: a part is not what configuration and layout say.
-    """
+    """Load backbone (`load_weights`) and head of a classifier, and merge a LoRA adapter (folders or hub ids); `EngineError`
+    where a part is not what configuration and layout say."""
     has_head = layout.head in HEAD_LAYERS
     model = load_weights(AutoModel if has_head else AutoModelForCausalLM, target, **weights)
     if adapter is not None:

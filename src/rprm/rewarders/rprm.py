@@ -23,7 +23,7 @@ from rprm.stopping import StoppingRule, mean
 from rprm.thinking import after_thinking
 from rprm.verdict import TwoAnswers, VerdictChoice, read_verdict
 
-#: Stands for a sample that the engine refused, while others of its step were drawn.
+# Stands for a sample that the engine refused, while others of its step were drawn.
 _REFUSED = Analysis(text="", verdict=None, p_yes=None, p_yes_source=None, num_tokens=0, finish_reason="refused")
 
 
@@ -54,11 +54,7 @@ class Judge:
             raise RprmError("analyses at temperature 0 are equal: ask for one (-k 1), or raise the temperature")
         stop = (self.template.stop,) if self.template.stop else ()
         self.sampling = replace(self.sampling, verdict=self.template.verdict, stop=stop)
-        self.threshold = self.rule.threshold
-
-    @property
-    def concurrency(self) -> int:
-        return self.engine.concurrency
+        self.threshold, self.concurrency = self.rule.threshold, self.engine.concurrency
 
     def in_full(self) -> Judge:
         return replace(self, rule=replace(self.rule, stopping="none"), first_error_exit=False)
@@ -68,7 +64,7 @@ class Judge:
         if (self.force_verdict or self.second_pass) and not info.has_second_pass:
             option = "--procedure published" if self.second_pass else "--force-verdict"
             raise Unsupported(f"{self.engine.spec}: this engine cannot continue a given text; leave out {option}")
-        rule, sampling = self.rule, self.sampling
+        rule = self.rule
         return {
             "rewarder": "r-prm",
             "engine": {"kind": info.kind, "model": info.model, "revision": info.revision, **info.details},
@@ -78,7 +74,7 @@ class Judge:
             "first_error_exit": self.first_error_exit,
             "force_verdict": self.force_verdict,
             **({"second_pass": True} if self.second_pass else {}),
-            **{name: getattr(sampling, name) for name in ("temperature", "top_p", "max_tokens", "seed")},
+            **{name: getattr(self.sampling, name) for name in ("temperature", "top_p", "max_tokens", "seed")},
         }
 
     async def aclose(self) -> None:
@@ -114,7 +110,7 @@ class Judge:
     async def analyse(
         self, problem: str, steps: Sequence[str], step_index: int, samples: range, ledger: Ledger | None = None
     ) -> list[Analysis]:
-        """Draw some of a step's analyses. One that is refused has no verdict; `RequestRefused` where every one is."""
+        """As in `AnalysisSampler`; one that is refused has no verdict."""
         prompt = self.template.render(problem, steps, step_index)
 
         async def drawn(sample: int) -> Analysis | RequestRefused:
