@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 from itertools import chain
 from typing import Any
 
@@ -25,10 +25,7 @@ class VerdictTokens:
 
     yes: dict[int, str]
     no: dict[int, str]
-
-    @cached_property
-    def words(self) -> dict[int, str]:
-        return self.yes | self.no
+    words: dict[int, str]  # both
 
     @classmethod
     @lru_cache(maxsize=4)
@@ -53,7 +50,7 @@ class VerdictTokens:
         if not all(sides):
             fix = "use a prompt template with other answer words"
             raise EngineError(f"the tokenizer begins {verdict.yes!r} and {verdict.no!r} with the same token; {fix}")
-        return cls(*sides)
+        return cls(*sides, sides[0] | sides[1])
 
 
 def encode_prompt(tokenizer: Any, prompt: Prompt, reply: str = "") -> list[int]:
@@ -108,11 +105,8 @@ def _apply_chat_template(tokenizer: Any, messages: Sequence[Message], control: d
     while any(place in message.content for message in messages):
         place += "X"
     ids = {spelling: id_ for id_, spelling in control.items()}
-
-    def hidden(text: str) -> str:
-        return _spellings(*ids).sub(lambda match: f"{place}{ids[match[0]]}X", text)
-
-    given = [{"role": message.role, "content": hidden(message.content)} for message in messages]
+    hide = partial(_spellings(*ids).sub, lambda match: f"{place}{ids[match[0]]}X")
+    given = [{"role": message.role, "content": hide(message.content)} for message in messages]
     try:
         rendered = tokenizer.apply_chat_template(given, add_generation_prompt=True, tokenize=False)
     except jinja2.TemplateError:

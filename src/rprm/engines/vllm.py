@@ -197,8 +197,7 @@ class VLLMEngine:
         if current_platform.is_cpu():
             # Each piece of a prompt makes a random draw in vain, which the generators of a CPU cannot take back.
             arguments["enable_chunked_prefill"] = False
-            if self.gpu_memory_utilization is None:
-                # vLLM's own default there is nearly all memory of the machine.
+            if self.gpu_memory_utilization is None:  # else nearly all memory of the machine
                 arguments["kv_cache_memory_bytes"] = 4 << 30
         llm, self._lora_request = None, None
         if self.adapter is not None:

@@ -72,11 +72,8 @@ class AnalysisSampler(StepRewarder, Protocol):
     ) -> list[Analysis]:
         """Draw some of a step's analyses, by their sample numbers; `RequestRefused` where every one is refused."""
 
-    def reward(self, step_index: int, analyses: Sequence[Analysis]) -> StepReward:
-        """The reward that a step has from its analyses."""
-
-    def unscored(self, step_index: int, failure: str) -> StepReward:
-        """A step that cannot be judged, and why."""
+    def reward(self, step_index: int, analyses: Sequence[Analysis], failure: str | None = None) -> StepReward:
+        """The reward that a step has from its analyses; without one, why (`failure`: it cannot be judged)."""
 
 
 @dataclass
@@ -133,12 +130,8 @@ async def judge_source(
     last_step: bool = False,
     **options: Any,
 ) -> Totals:
-    """Judge every solution of a source, in its order; the totals are over all sessions.
-
-    Args:
-        settings: further settings that the results depend on.
-        last_step: reward the last step of each solution alone.
-        options: of `run_job` (see there for what is raised): source and output (none keeps nothing), strict, callbacks.
+    """Judge every solution of a source, in its order, or the last step of each alone; the totals are over all sessions.
+    The results depend on `settings` too. `options` and errors are those of `run_job`; without `output` nothing is kept.
     """
     described = await rewarder.start()
     totals = Totals(max_tokens=described.get("max_tokens"))

@@ -25,7 +25,7 @@ Separator = Literal["space", "line", "blank-line"]
 SEPARATORS: dict[Separator, str] = {"space": " ", "line": "\n", "blank-line": "\n\n"}
 Decision = Literal["softmax", "top1"]
 
-#: The system message of the model cards of Qwen2.5-Math-PRM-7B, -72B and Qwen2.5-Math-7B-PRM800K.
+# The system message of the model cards of Qwen2.5-Math-PRM-7B, -72B and Qwen2.5-Math-7B-PRM800K.
 QWEN_SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
 QWEN_TAG = "<extra_0>"
 
@@ -142,19 +142,16 @@ def _qwen(
 def _math_shepherd(writer: StepWriter, problem: str, steps: Sequence[str]) -> None:
     r"""peiyi9979/math-shepherd-mistral-7b-prm (its model card): `PROBLEM Step 1: ... ки\nStep 2: ... ки`."""
     tag_id = writer.layout.token("ки")
-    for index, step in enumerate(steps):
-        if index == 0:
-            writer.text(f"{problem} {_numbered(step, index)}")
-        else:
-            writer.behind("ки", tag_id, f"\n{_numbered(step, index)}")
+    writer.text(f"{problem} {_numbered(steps[0], 0)}")
+    writer.score(tag_id)
+    for index, step in enumerate(steps[1:], 1):
+        writer.behind("ки", tag_id, f"\n{_numbered(step, index)}")
         writer.score(tag_id)
 
 
 def _skywork(writer: StepWriter, problem: str, steps: Sequence[str], *, lines: bool = True) -> None:
-    """Skywork-o1-Open-PRM-Qwen-2.5-1.5B, -7B (SkyworkAI/skywork-o1-prm-inference, model_utils/io_utils.py).
-
-    The published code encodes and scores line by line: a step of several lines has the score of its last.
-    """
+    """Skywork-o1-Open-PRM-Qwen-2.5-1.5B, -7B (SkyworkAI/skywork-o1-prm-inference, model_utils/io_utils.py), encoded and
+    scored line by line: a step of several lines has the score of its last."""
     writer.text(f"{problem}\n")
     writer.flush()
     for step in steps:
@@ -168,11 +165,9 @@ def _rlhflow(
     writer: StepWriter, problem: str, steps: Sequence[str], *,
     separator: Separator = "space", decision: Decision = "softmax",
 ) -> None:  # fmt: skip
-    """RLHFlow/Llama3.1-8B-PRM-Deepseek-Data, -Mistral-Data (RLHFlow/RLHF-Reward-Modeling, math-rm/prm_evaluate.py).
-
-    ProcessBench's script (code/run_eval_prm_rlhflow.py) writes a blank line between problem and first step, and decides
-    "top1": 1 where the likeliest of all tokens begins with `+`, else 0.
-    """
+    """RLHFlow/Llama3.1-8B-PRM-Deepseek-Data, -Mistral-Data (RLHFlow/RLHF-Reward-Modeling, math-rm/prm_evaluate.py). In
+    ProcessBench's script (code/run_eval_prm_rlhflow.py) a blank line stands between problem and first step, and "top1"
+    decides: 1 where the likeliest of all tokens begins with `+`, else 0."""
     plus_id = writer.layout.sign_ids[0]
     fixed = writer.layout.around_contents(*["user", "assistant"] * len(steps))
     for index, step in enumerate(steps):
@@ -213,13 +208,12 @@ def _llemma(writer: StepWriter, problem: str, steps: Sequence[str]) -> None:
     newline_id = writer.layout.newline_id
     if encode_text(writer.tokenizer, "a\n\nb", writer.guarded).count(newline_id) != 2:
         raise EngineError("the tokenizer does not have a line end as one token, which the llemma layout needs")
-    for index, step in enumerate(steps):
-        if index == 0:
-            writer.text(f"# Question\n\n{problem}\n\n# Solution\n\n{step.strip()}")
-        else:
-            writer.token(newline_id)
-            writer.behind("\n", newline_id, step.strip())
+    writer.text(f"# Question\n\n{problem}\n\n# Solution\n\n{steps[0].strip()}")
+    for step in steps[1:]:
         writer.score(newline_id)
+        writer.token(newline_id)
+        writer.behind("\n", newline_id, step.strip())
+    writer.score(newline_id)
 
 
 def _reasoneval(writer: StepWriter, problem: str, steps: Sequence[str]) -> None:

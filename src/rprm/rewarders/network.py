@@ -18,8 +18,8 @@ from rprm.engines.worker import ModelWorker, Request
 from rprm.errors import EngineError
 from rprm.rewarders.layouts import HeadKind, Layout, Rendered
 
-#: Heads with tensors of their own: the published names of their linear layers (a ReLU between two), whether these must
-#: have a bias, and the width of the last: 1 a value, 2 wrong and correct, 3 negative, neutral and positive.
+# Heads with tensors of their own: the published names of their linear layers (a ReLU between two), whether these must
+# have a bias, and the width of the last: 1 a value, 2 wrong and correct, 3 negative, neutral and positive.
 HEAD_LAYERS: dict[HeadKind, tuple[tuple[str, ...], bool, int]] = {
     "two-way": (("score.0", "score.2"), True, 2),
     "one-way": (("score.0", "score.2"), True, 1),
@@ -40,10 +40,8 @@ class StepNetwork(nn.Module):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, wanted: torch.Tensor, **_: Any
     ) -> torch.Tensor:
-        """Logits [n, 2] (wrong, correct) at the n wanted positions, row by row; all arguments are [rows, tokens].
-
-        Rows may be padded on either side; `wanted` is True where a step is scored.
-        """
+        """Logits [n, 2] (wrong, correct) at the n positions where `wanted` is True, row by row. Arguments are [rows,
+        tokens]; rows may be padded on either side."""
         # Counted from a row's first token: padding on the left would move them otherwise.
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": positions}
@@ -67,8 +65,7 @@ class _AsTwo(nn.Module):
         if self.plus_ids is not None:
             is_plus = torch.isin(logits.argmax(-1), torch.tensor(self.plus_ids, device=logits.device))
             decision = torch.stack([~is_plus, is_plus], dim=-1).float().log()
-            # Scores that are no numbers decide nothing.
-            return decision.where(logits.isfinite().all(-1, keepdim=True), torch.nan)
+            return decision.where(logits.isfinite().all(-1, keepdim=True), torch.nan)  # NaN decides nothing
         if logits.shape[-1] == 1:
             return torch.cat([torch.zeros_like(logits), logits], dim=-1)
         return torch.cat([logits[:, :1], logits[:, 1:].logsumexp(-1, keepdim=True)], dim=-1)
@@ -118,8 +115,8 @@ class Scorer(ModelWorker[_Scoring]):
 
 
 def load_network(target: str, layout: Layout, *, adapter: str | None = None, **weights: Any) -> StepNetwork:
-    """Load backbone (`load_weights`) and head of a classifier, and merge a LoRA adapter (folders or hub ids); `EngineError`
-    where a part is not what configuration and layout say."""
+    """Load backbone (`load_weights`) and head of a classifier, and merge a LoRA adapter (folders or hub ids).
+    `EngineError`: a part is not what configuration and layout say."""
     has_head = layout.head in HEAD_LAYERS
     model = load_weights(AutoModel if has_head else AutoModelForCausalLM, target, **weights)
     if adapter is not None:
@@ -131,29 +128,24 @@ def load_network(target: str, layout: Layout, *, adapter: str | None = None, **w
     for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
         if getattr(config, name, None) not in (None, 1, 1.0):
             raise EngineError(f"{target}: the model's {name} is not supported in the {layout.name} layout")
-    return StepNetwork(model.base_model, _output_head(model.get_output_embeddings(), layout))
-
-
-def _output_head(output_layer: Any, layout: Layout) -> nn.Module:
+    output_layer = model.get_output_embeddings()
     if output_layer.weight.device.type == "meta":
         raise EngineError("device_map leaves no room for the output layer, which this layout reads: it was offloaded")
-
-    def rows(tensor: torch.Tensor | None) -> torch.Tensor | None:
-        if tensor is None or layout.head == "top-token":
-            return tensor
-        return tensor.float().mean(0, keepdim=True) if layout.head == "mean-logit" else tensor[layout.sign_ids[::-1]]
-
-    layer = _linear(rows(output_layer.weight), rows(getattr(output_layer, "bias", None)))
-    if layout.head == "tokens":
-        return layer
+    rows = [output_layer.weight, getattr(output_layer, "bias", None)]
     if layout.head == "mean-logit":
-        return nn.Sequential(layer, _AsTwo())
+        means = (None if one is None else one.float().mean(0, keepdim=True) for one in rows)
+        return StepNetwork(model.base_model, nn.Sequential(_linear(*means), _AsTwo()))
+    if layout.head == "tokens":
+        signs = (None if one is None else one[layout.sign_ids[::-1]] for one in rows)
+        return StepNetwork(model.base_model, _linear(*signs))
     texts = layout.tokenizer.batch_decode([[id_] for id_ in range(len(layout.tokenizer))])
-    return nn.Sequential(layer, _AsTwo([id_ for id_, text in enumerate(texts) if text.strip().startswith("+")]))
+    plus = _AsTwo([id_ for id_, text in enumerate(texts) if text.strip().startswith("+")])
+    return StepNetwork(model.base_model, nn.Sequential(_linear(*rows), plus))
 
 
 def _linear(weight: Any, bias: torch.Tensor | None) -> nn.Linear:
-    layer, tensors = nn.Linear(*weight.shape[::-1], bias=bias is not None), {"weight": weight, "bias": bias}
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    tensors = {"weight": weight, "bias": bias}
     layer.load_state_dict({name: tensor.detach().float() for name, tensor in tensors.items() if tensor is not None})
     return layer.requires_grad_(False)
 

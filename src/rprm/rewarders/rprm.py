@@ -33,7 +33,7 @@ class Judge:
 
     Args:
         sampling: of an analysis; its seed is the seed of the whole run.
-        first_error_exit: stop at the first step called wrong; benchmarks that score every step need it off.
+        first_error_exit: stop at the first step called wrong.
         force_verdict: where an analysis ends without a verdict, write the marker after it (or the text given here) and
             read P(Yes) there; such analyses are marked `forced`. This and the next are the published evaluation's
             (NJUNLP/R-PRM, src/evaluate/GenPRM/evaluate-PRM-CoT.py).
@@ -71,8 +71,7 @@ class Judge:
             "prompt": {"name": self.template.name, "digest": self.template.digest},
             **{name: getattr(rule, name) for name in ("num_analyses", "threshold", "stopping")},
             **({"confidence": rule.confidence} if rule.stopping == "confident" else {}),
-            "first_error_exit": self.first_error_exit,
-            "force_verdict": self.force_verdict,
+            **{name: getattr(self, name) for name in ("first_error_exit", "force_verdict")},
             **({"second_pass": True} if self.second_pass else {}),
             **{name: getattr(self.sampling, name) for name in ("temperature", "top_p", "max_tokens", "seed")},
         }
@@ -103,7 +102,7 @@ class Judge:
                 analyses += await self.analyse(problem, steps, step_index, samples, ledger)
             except RequestRefused as error:
                 if not analyses:
-                    return self.unscored(step_index, str(error))
+                    return self.reward(step_index, (), str(error))
                 analyses += [_REFUSED] * count
         return self.reward(step_index, analyses)
 
@@ -129,18 +128,15 @@ class Judge:
             raise refusals[0]
         return [_REFUSED if isinstance(one, RequestRefused) else one for one in found]
 
-    def reward(self, step_index: int, analyses: Sequence[Analysis]) -> StepReward:
+    def reward(self, step_index: int, analyses: Sequence[Analysis], failure: str | None = None) -> StepReward:
         p_yes = [analysis.p_yes for analysis in analyses if analysis.p_yes is not None]
         votes = [float(analysis.verdict) for analysis in analyses if analysis.verdict is not None]
-        failure = None if p_yes else self._why_unscored(analyses)
+        if not p_yes and failure is None:
+            failure = self._why_unscored(analyses)
         return StepReward(
             step_index=step_index, reward=mean(p_yes), vote=mean(votes), analyses=tuple(analyses), failure=failure,
             num_requested=self.rule.num_analyses,
         )  # fmt: skip
-
-    def unscored(self, step_index: int, failure: str) -> StepReward:
-        wanted = self.rule.num_analyses
-        return StepReward(step_index=step_index, reward=None, vote=None, failure=failure, num_requested=wanted)
 
     async def _read(self, prompt: Prompt, completion: Completion) -> Analysis:
         form, text, forced, yes = self.template.verdict, completion.text, False, None

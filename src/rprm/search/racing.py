@@ -210,7 +210,7 @@ class _AnalysedStep:
     @property
     def reward(self) -> StepReward | None:
         if self.failure is not None:
-            return self.judge.unscored(self.index, self.failure)
+            return self.judge.reward(self.index, (), self.failure)
         return self.judge.reward(self.index, self.analyses) if self.analyses else None
 
     async def reach(self, num_analyses: int) -> None:
