@@ -8,7 +8,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
@@ -114,12 +114,10 @@ def load_weights(auto: Any, target: str, *, revision: str | None = None, **argum
     stored = {} if "gguf_file" in arguments else stored_tensors(target, revision)
     # The library would report, at length, what is said below; and raise misshapen tensors without their names.
     arguments |= {"trust_remote_code": False, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
+    with ExitStack() as afterwards:
+        afterwards.callback(logging.set_verbosity, logging.get_verbosity())
+        logging.set_verbosity_error()
         model, loading = auto.from_pretrained(target, revision=revision, **arguments)
-    finally:
-        logging.set_verbosity(verbosity)
     faults = dict.fromkeys(sorted(loading["missing_keys"]), "is missing")
     for tensor, found, wanted in sorted(loading["mismatched_keys"]):
         faults[tensor] = f"is of shape {list(found)}, not {list(wanted)}"
@@ -160,8 +158,7 @@ def merge_adapter(model: Any, adapter: str, revision: str | None = None) -> Any:
         # No row is made up: a layer that grows is one that the adapter holds.
         if len(rows) == 1 and (max(rows) < num_rows or (max(rows) > num_rows and len(held) == len(names))):
             model.resize_token_embeddings(max(rows), mean_resizing=False)
-        # Of an adapter that lacks tensors peft only warns, and takes random ones: they are named below. Of tied
-        # embeddings it warns that merging changes both.
+        # Of missing tensors, named below, and of tied embeddings, untied below, peft only warns.
         warnings.filterwarnings("ignore", message=".*(missing adapter keys|tie_word_embeddings)", category=UserWarning)
         adapted = PeftModel.from_pretrained(model, adapter, revision=revision, torch_device="cpu")
         # Once more: here peft says what it found.

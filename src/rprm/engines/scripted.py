@@ -20,10 +20,8 @@ from rprm.engines.base import Completion, EngineInfo, Sampling, clipped
 from rprm.prompts.template import Prompt
 from rprm.verdict import VerdictChoice, VerdictFormat
 
-Reply = Callable[[Prompt, Sampling], "ScriptedReply"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 _BLANK_LINE = "\n\n"
-_MOST_STEPS = 4  # of a pseudo-random solution
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +48,7 @@ class ScriptedEngine:
     log: str | None = None  # a file that gets a line for every request as it is made: what a paid engine would bill
     context_length: PositiveInt = 1_000_000  # words of the prompt, tokens of the completion; a script knows none
     concurrency: PositiveInt = 64
-    reply: Reply | None = None  # writes the completions in place of the pseudo-random rule
+    reply: Callable[[Prompt, Sampling], ScriptedReply] | None = None  # in place of the pseudo-random rule
     num_requests: int = field(default=0, init=False)
     num_second_passes: int = field(default=0, init=False)
 
@@ -108,7 +106,7 @@ def _solve(prompt: Prompt, sampling: Sampling) -> ScriptedReply:
     answer = _draw(replace(prompt, reply=""), Sampling(), "answer").randint(2, 99)
     draw = _draw(prompt, sampling, "solution")
     first = sum(bool(step.strip()) for step in prompt.reply.split(_BLANK_LINE)) + 1
-    last = first if first >= _MOST_STEPS else draw.randint(max(first, 2), _MOST_STEPS)
+    last = first if first >= 4 else draw.randint(max(first, 2), 4)
     steps = []
     for number in range(first, last + 1):
         left, right = draw.randint(2, 50), draw.randint(2, 50)

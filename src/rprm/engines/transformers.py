@@ -94,9 +94,6 @@ class TransformersEngine:
         return Decoder(self, EngineInfo("transformers", self.target, revision, context_length, details=details))
 
 
-# --- models of Python packages ------------------------------------------------------------------------------------
-
-
 class PackagedOptions(TypedDict, total=False):
     """Those of `TransformersEngine` that name no other weights."""
 

@@ -135,8 +135,7 @@ class VLLMEngine:
         await llm.abort(list(self._under_way))
         output_handler = llm.output_handler
         llm.shutdown()
-        # vLLM's objects hold each other, its task holds them all, and freed only when the interpreter ends they would
-        # print a traceback: see to it that they go now.
+        # Its objects hold each other, its task all of them; freed when the interpreter ends they print a traceback.
         del llm
         if output_handler is not None:
             await asyncio.wait([output_handler], timeout=1.0)

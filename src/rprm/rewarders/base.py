@@ -13,6 +13,8 @@ from rprm.records import REWARD_FORMAT, Analysis, Solution, SolutionReward, Step
 from rprm.runs import FORMAT
 from rprm.stopping import StoppingRule
 
+Steps = Sequence[str]  # of a solution
+
 
 def reward_settings(described: dict[str, Any]) -> dict[str, Any]:
     """The settings of a rewarder that its rewards in full depend on: not those of its decisions."""
@@ -53,9 +55,7 @@ class StepRewarder(Protocol):
     async def judge(self, solution: Solution, ledger: Ledger | None = None) -> SolutionReward:
         """Reward one solution. Thousands of calls may be awaited at once; none affects another's result."""
 
-    async def judge_step(
-        self, problem: str, steps: Sequence[str], step_index: int, ledger: Ledger | None = None
-    ) -> StepReward:
+    async def judge_step(self, problem: str, steps: Steps, step_index: int, ledger: Ledger | None = None) -> StepReward:
         """Reward the step `steps[step_index]` alone, given the problem and the steps before it."""
 
     async def aclose(self) -> None: ...
@@ -68,7 +68,7 @@ class AnalysisSampler(StepRewarder, Protocol):
     rule: StoppingRule
 
     async def analyse(
-        self, problem: str, steps: Sequence[str], step_index: int, samples: range, ledger: Ledger | None = None
+        self, problem: str, steps: Steps, step_index: int, samples: range, ledger: Ledger | None = None
     ) -> list[Analysis]:
         """Draw some of a step's analyses, by their sample numbers; `RequestRefused` where every one is refused."""
 

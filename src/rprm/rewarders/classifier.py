@@ -17,7 +17,7 @@ from rprm.engines.loading import find_file, identity, load_tokenizer, placement,
 from rprm.errors import EngineError, RequestRefused
 from rprm.ledger import Ledger, paid_for
 from rprm.records import Solution, SolutionReward, StepReward
-from rprm.rewarders.base import solution_reward
+from rprm.rewarders.base import Steps, solution_reward
 from rprm.rewarders.layouts import LAYOUTS, QWEN_SYSTEM, QWEN_TAG, Decision, Layout, LayoutName, Rendered, Separator
 
 if TYPE_CHECKING:
@@ -126,9 +126,7 @@ class Classifier:
         steps = await self._reward(solution.problem, solution.steps, ledger) if solution.steps else []
         return solution_reward(solution, steps, self.threshold)
 
-    async def judge_step(
-        self, problem: str, steps: Sequence[str], step_index: int, ledger: Ledger | None = None
-    ) -> StepReward:
+    async def judge_step(self, problem: str, steps: Steps, step_index: int, ledger: Ledger | None = None) -> StepReward:
         return (await self._reward(problem, steps[: step_index + 1], ledger))[step_index]
 
     async def aclose(self) -> None:
@@ -137,7 +135,7 @@ class Classifier:
             await asyncio.to_thread(self._worker.stop)
             self._worker = None
 
-    async def _reward(self, problem: str, steps: Sequence[str], ledger: Ledger | None) -> list[StepReward]:
+    async def _reward(self, problem: str, steps: Steps, ledger: Ledger | None) -> list[StepReward]:
         key = f"steps.{len(steps)}"
 
         def rewards_of(scores: Sequence[float | None], failure: str | None = None) -> list[StepReward]:
@@ -201,7 +199,7 @@ class Classifier:
         self._worker = Scorer(network, self.max_batch_tokens)
         described = {"revision": identity(self.target, revision), "dtype": dtype, "device": device.partition(":")[0]}
         further = {"tokenizer": elsewhere, "device_map": self._device_map, "adapter": self._adapter}
-        further["adapter_revision"] = identity(self._adapter, None) if self._adapter else None
+        further["adapter_revision"] = self._adapter and identity(self._adapter, None)
         return described | {name: value for name, value in further.items() if value is not None}
 
     def _recognise(self, revision: str | None) -> LayoutName:

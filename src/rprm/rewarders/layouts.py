@@ -55,9 +55,8 @@ class Layout:
         self.head: HeadKind = "top-token" if self.options.get("decision") == "top1" else kind.head
         self.guarded = special_tokens(tokenizer)  #: id -> spelling; no text of a record may make them
         self.newline_id = encode_text(tokenizer, "\n", self.guarded)[-1]
-        if kind.begin == "bos":
-            self.prefix = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        else:
+        self.prefix = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        if kind.begin != "bos":
             has_chat = kind.begin == "chat" and getattr(tokenizer, "chat_template", None)
             self.prefix = [] if has_chat else text_prefix(tokenizer)
         self.token, self.around_contents = lru_cache(self._token), lru_cache(self._around_contents)
@@ -261,19 +260,17 @@ class LayoutKind:
     begin: Literal["text", "bos", "chat"]  #: as a text begins, with BOS, or as a chat (else as a text)
     models: Sequence[str]  #: parts of the names of released models
     needs: Sequence[str] = ()  #: what the tokenizer must have
-    signs: Sequence[str] = ()  #: with the head "tokens": those that call a step correct and wrong
     one_pass: bool = True  #: whether one sequence scores every step; otherwise it scores its last step alone
+    signs: Sequence[str] = ()  #: with the head "tokens": those that call a step correct and wrong
 
 
 LAYOUTS: dict[LayoutName, LayoutKind] = {
     "qwen": LayoutKind(_qwen, "two-way", "chat", ["qwen2.5-math-prm", "qwen2.5-math-7b-prm800k"]),
     "math-shepherd": LayoutKind(_math_shepherd, "tokens", "text", ["math-shepherd"], signs="+-"),
     "skywork": LayoutKind(_skywork, "value", "bos", ["skywork-o1-open-prm"], ["bos_token"]),
-    "rlhflow": LayoutKind(_rlhflow, "tokens", "chat", ["rlhflow", "llama3.1-8b-prm"], ["chat_template"], "+-"),
+    "rlhflow": LayoutKind(_rlhflow, "tokens", "chat", ["rlhflow", "llama3.1-8b-prm"], ["chat_template"], signs="+-"),
     "trl": LayoutKind(_trl, "labels", "bos", ["pure-prm"]),
-    "universal": LayoutKind(
-        _universal, "one-way", "chat", ["universal-prm"], ["eos_token", "chat_template"], "", False
-    ),
+    "universal": LayoutKind(_universal, "one-way", "chat", ["universal-prm"], ["eos_token", "chat_template"], False),
     "llemma": LayoutKind(_llemma, "mean-logit", "text", ["llemma"]),
     "reasoneval": LayoutKind(_reasoneval, "validity", "text", ["reasoneval"], ["bos_token"]),
     "math-psa": LayoutKind(_math_psa, "tokens", "text", ["math-psa"], signs=[" +", " -"]),

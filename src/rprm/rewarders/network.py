@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, AutoModelForCausalLM
 
@@ -30,16 +30,14 @@ HEAD_LAYERS: dict[HeadKind, tuple[tuple[str, ...], bool, int]] = {
 
 
 class StepNetwork(nn.Module):
-    """A backbone without output layer, and a head from hidden states [n, hidden] to logits [n, 2], in float32."""
+    """A backbone without output layer, and a head from hidden states [n, hidden] to logits [n, ...], in float32. With
+    `plus_ids` those of a whole output layer, which calls correct where the likeliest token is one of them."""
 
-    def __init__(self, backbone: Any, score: nn.Module) -> None:
+    def __init__(self, backbone: Any, score: nn.Module, plus_ids: list[int] | None = None) -> None:
         super().__init__()
-        self.backbone = backbone
-        self.score = score.float()
+        self.backbone, self.score, self.plus_ids = backbone, score.float(), plus_ids
 
-    def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, wanted: torch.Tensor, **_: Any
-    ) -> torch.Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, wanted: Tensor, **_: Any) -> Tensor:
         """Logits [n, 2] (wrong, correct) at the n positions where `wanted` is True, row by row. Arguments are [rows,
         tokens]; rows may be padded on either side."""
         # Counted from a row's first token: padding on the left would move them otherwise.
@@ -49,26 +47,18 @@ class StepNetwork(nn.Module):
         # Of a backbone over several devices, the last hidden states can lie on another one than the head.
         chosen = hidden[wanted.to(hidden.device)].float().to(next(self.score.parameters()).device)
         with torch.autocast(chosen.device.type, enabled=False):
-            logits: torch.Tensor = self.score(chosen)
-        return logits
-
-
-class _AsTwo(nn.Module):
-    """A value v as (0, v): its sigmoid is the softmax over them; of three classes the last two together; the logits of
-    an output layer as (-inf, 0) where the likeliest token is one of `plus_ids`, else (0, -inf)."""
-
-    def __init__(self, plus_ids: list[int] | None = None) -> None:
-        super().__init__()
-        self.plus_ids = plus_ids
-
-    def forward(self, logits: torch.Tensor) -> torch.Tensor:
-        if self.plus_ids is not None:
-            is_plus = torch.isin(logits.argmax(-1), torch.tensor(self.plus_ids, device=logits.device))
-            decision = torch.stack([~is_plus, is_plus], dim=-1).float().log()
-            return decision.where(logits.isfinite().all(-1, keepdim=True), torch.nan)  # NaN decides nothing
-        if logits.shape[-1] == 1:
-            return torch.cat([torch.zeros_like(logits), logits], dim=-1)
-        return torch.cat([logits[:, :1], logits[:, 1:].logsumexp(-1, keepdim=True)], dim=-1)
+            logits: Tensor = self.score(chosen)
+            if self.plus_ids is not None:
+                is_plus = torch.isin(logits.argmax(-1), torch.tensor(self.plus_ids, device=logits.device))
+                decision = torch.stack([~is_plus, is_plus], dim=-1).float().log()
+                return decision.where(logits.isfinite().all(-1, keepdim=True), torch.nan)  # NaN decides nothing
+            if logits.shape[-1] == 1:
+                # The sigmoid of a value is the softmax of 0 and it.
+                return torch.cat([torch.zeros_like(logits), logits], dim=-1)
+            if logits.shape[-1] == 3:
+                # Neutral and positive count together.
+                return torch.cat([logits[:, :1], logits[:, 1:].logsumexp(-1, keepdim=True)], dim=-1)
+            return logits
 
 
 @dataclass(eq=False)
@@ -131,19 +121,19 @@ def load_network(target: str, layout: Layout, *, adapter: str | None = None, **w
     output_layer = model.get_output_embeddings()
     if output_layer.weight.device.type == "meta":
         raise EngineError("device_map leaves no room for the output layer, which this layout reads: it was offloaded")
-    rows = [output_layer.weight, getattr(output_layer, "bias", None)]
-    if layout.head == "mean-logit":
-        means = (None if one is None else one.float().mean(0, keepdim=True) for one in rows)
-        return StepNetwork(model.base_model, nn.Sequential(_linear(*means), _AsTwo()))
-    if layout.head == "tokens":
-        signs = (None if one is None else one[layout.sign_ids[::-1]] for one in rows)
-        return StepNetwork(model.base_model, _linear(*signs))
-    texts = layout.tokenizer.batch_decode([[id_] for id_ in range(len(layout.tokenizer))])
-    plus = _AsTwo([id_ for id_, text in enumerate(texts) if text.strip().startswith("+")])
-    return StepNetwork(model.base_model, nn.Sequential(_linear(*rows), plus))
+    weight, bias = (getattr(output_layer, name, None) for name in ("weight", "bias"))
+    if layout.head == "top-token":
+        texts = layout.tokenizer.batch_decode([[id_] for id_ in range(len(layout.tokenizer))])
+        plus_ids = [id_ for id_, text in enumerate(texts) if text.strip().startswith("+")]
+        return StepNetwork(model.base_model, _linear(weight, bias), plus_ids)
+
+    def reduced(rows: Any) -> Any:
+        return rows.float().mean(0, keepdim=True) if layout.head == "mean-logit" else rows[layout.sign_ids[::-1]]
+
+    return StepNetwork(model.base_model, _linear(reduced(weight), None if bias is None else reduced(bias)))
 
 
-def _linear(weight: Any, bias: torch.Tensor | None) -> nn.Linear:
+def _linear(weight: Any, bias: Tensor | None) -> nn.Linear:
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     tensors = {"weight": weight, "bias": bias}
     layer.load_state_dict({name: tensor.detach().float() for name, tensor in tensors.items() if tensor is not None})
@@ -175,7 +165,7 @@ def _load_head(target: str, kind: HeadKind, revision: str | None, hidden_size: i
                 raise EngineError(f"{target}: the head is not {kind}, of a step classifier: {fault}")
         linear = _linear(stored[f"{layer}.weight"], stored.get(f"{layer}.bias"))
         head.extend([nn.ReLU(), linear] if len(head) else [linear])
-    return head if width == 2 else head.append(_AsTwo())
+    return head
 
 
 def recognised_heads(target: str, *, revision: str | None = None) -> list[HeadKind]:

@@ -18,7 +18,7 @@ from rprm.jobs import all_or_none
 from rprm.ledger import Ledger, paid_once
 from rprm.prompts.template import Prompt, PromptTemplate
 from rprm.records import Analysis, Solution, SolutionReward, StepReward
-from rprm.rewarders.base import solution_reward
+from rprm.rewarders.base import Steps, solution_reward
 from rprm.stopping import StoppingRule, mean
 from rprm.thinking import after_thinking
 from rprm.verdict import TwoAnswers, VerdictChoice, read_verdict
@@ -31,23 +31,18 @@ _REFUSED = Analysis(text="", verdict=None, p_yes=None, p_yes_source=None, num_to
 class Judge:
     """A reasoning-driven process reward model: an engine, a prompt template and a stopping rule.
 
-    Args:
-        sampling: of an analysis; its seed is the seed of the whole run.
-        first_error_exit: stop at the first step called wrong.
-        force_verdict: where an analysis ends without a verdict, write the marker after it (or the text given here) and
-            read P(Yes) there; such analyses are marked `forced`. This and the next are the published evaluation's
-            (NJUNLP/R-PRM, src/evaluate/GenPRM/evaluate-PRM-CoT.py).
-        second_pass: read P(Yes) in a forward pass of its own, right before the verdict, from ` Yes` and ` No` alone.
+    With `force_verdict`, where an analysis ends without a verdict, the marker (or the text given) is written after it
+    and P(Yes) read there; such analyses are marked `forced`.
     """
 
     engine: Engine
     template: PromptTemplate
     rule: StoppingRule
-    sampling: Sampling
+    sampling: Sampling  # of an analysis; its seed is the seed of the whole run
     _: KW_ONLY
-    first_error_exit: bool = True
+    first_error_exit: bool = True  # stop at the first step called wrong
     force_verdict: bool | str = False
-    second_pass: bool = False
+    second_pass: bool = False  # P(Yes) by a pass of its own right before the verdict, from ` Yes` and ` No` alone
 
     def __post_init__(self) -> None:
         if self.sampling.temperature == 0.0 and self.rule.num_analyses > 1:
@@ -91,9 +86,7 @@ class Judge:
                 break
         return solution_reward(solution, steps, self.threshold)
 
-    async def judge_step(
-        self, problem: str, steps: Sequence[str], step_index: int, ledger: Ledger | None = None
-    ) -> StepReward:
+    async def judge_step(self, problem: str, steps: Steps, step_index: int, ledger: Ledger | None = None) -> StepReward:
         analyses: list[Analysis] = []
         # Waves that are needed whatever they say: nothing is drawn in vain.
         while count := self.rule.num_more([analysis.p_yes for analysis in analyses]):
@@ -107,7 +100,7 @@ class Judge:
         return self.reward(step_index, analyses)
 
     async def analyse(
-        self, problem: str, steps: Sequence[str], step_index: int, samples: range, ledger: Ledger | None = None
+        self, problem: str, steps: Steps, step_index: int, samples: range, ledger: Ledger | None = None
     ) -> list[Analysis]:
         """As in `AnalysisSampler`; one that is refused has no verdict."""
         prompt = self.template.render(problem, steps, step_index)
