@@ -161,8 +161,7 @@ def merge_adapter(model: Any, adapter: str, revision: str | None = None) -> Any:
         # Of missing tensors, named below, and of tied embeddings, untied below, peft only warns.
         warnings.filterwarnings("ignore", message=".*(missing adapter keys|tie_word_embeddings)", category=UserWarning)
         adapted = PeftModel.from_pretrained(model, adapter, revision=revision, torch_device="cpu")
-        # Once more: here peft says what it found.
-        found = adapted.load_adapter(adapter, "default", revision=revision, torch_device="cpu")
+        found = adapted.load_adapter(adapter, "default", revision=revision, torch_device="cpu")  # peft tells it here
         faults = dict.fromkeys(sorted(found.missing_keys), "is missing")
         for tensor in sorted(found.unexpected_keys):
             # Of resized embeddings peft 0.21 writes copies.

@@ -115,8 +115,7 @@ def _apply_chat_template(tokenizer: Any, messages: Sequence[Message], control: d
             raise
         first = Message("user", f"{messages[0].content}\n\n{messages[1].content}")
         return _apply_chat_template(tokenizer, [first, *messages[2:]], control)
-    # Put the spellings back, and remember where they stand.
-    parts = re.split(rf"{place}(\d+)X", rendered)
+    parts = re.split(rf"{place}(\d+)X", rendered)  # the spellings come back as a record's
     filled = [Filled.record(control[int(part)]) if index % 2 else Filled(part) for index, part in enumerate(parts)]
     return _encode(tokenizer, Filled("").join(filled), control, bare=True)
 
@@ -196,8 +195,7 @@ def encode_text(tokenizer: Any, text: str, guarded: dict[int, str]) -> list[int]
 def _spellings(*contents: str) -> re.Pattern[str]:
     """Any of these texts as a group, the longest first where several begin alike."""
     longest_first = sorted(filter(None, contents), key=len, reverse=True)
-    # What nothing matches where there are none.
-    return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
+    return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")  # where there are none, none match
 
 
 def text_prefix(tokenizer: Any) -> list[int]:

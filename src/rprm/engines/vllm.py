@@ -90,8 +90,7 @@ class VLLMEngine:
         """Load the model: half a minute to several, during which the event loop stands still."""
         async with self._starting:
             if self._llm is None:
-                # A wrong path is told before the long import of vLLM. The import is not done where the engine is at
-                # hand: errors that vLLM catches then, and keeps, would keep the engine with their frames.
+                # A wrong path is told before the long import, whose frames must not hold the engine: vLLM keeps errors.
                 rank = None if self.adapter is None else lora_rank(Path(self.adapter))
                 await self._load(_import_vllm(), rank)
         return self._info
@@ -131,8 +130,7 @@ class VLLMEngine:
         llm, self._llm = self._llm, None
         if llm is None:
             return
-        # Else whoever still awaits a sample would wait for ever.
-        await llm.abort(list(self._under_way))
+        await llm.abort(list(self._under_way))  # else whoever awaits a sample would wait for ever
         output_handler = llm.output_handler
         llm.shutdown()
         # Its objects hold each other, its task all of them; freed when the interpreter ends they print a traceback.

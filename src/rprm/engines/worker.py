@@ -86,8 +86,7 @@ class ModelWorker(threading.Thread, Generic[AnyRequest]):
                     self.work()
         except Exception as failure:
             ended = f"the model failed: {type(failure).__name__}: {failure}"
-            # Apple's GPUs say it in words.
-            if isinstance(failure, torch.OutOfMemoryError) or "out of memory" in str(failure):
+            if isinstance(failure, torch.OutOfMemoryError) or "out of memory" in str(failure):  # in Apple's words
                 ended += f"; {self.hint}"
         self._ended = ended
         self._receive(block=False)
@@ -130,8 +129,7 @@ class Decoder(ModelWorker[Row]):
         self.cache = BatchCache()
         # Computed prompts, the one used last at the end: ids -> keys and values of each layer, logits [vocabulary].
         self.prefixes: OrderedDict[tuple[int, ...], tuple[list[KeyValues], torch.Tensor]] = OrderedDict()
-        # What a model's forward calls its cache: transformers 5.24 renames it.
-        names = inspect.signature(self.model.forward).parameters
+        names = inspect.signature(self.model.forward).parameters  # transformers 5.24 renames the cache
         self.cache_name = "cache" if "cache" in names else "past_key_values"
         ends = self.model.generation_config.eos_token_id
         self.end_tokens = {*(ends if isinstance(ends, list) else [ends]), engine.tokenizer.eos_token_id}
@@ -168,8 +166,7 @@ class Decoder(ModelWorker[Row]):
             group = [job for job in self.waiting if job.ids == first.ids][:room]
             self.waiting = [job for job in self.waiting if job not in group]
             layers, logits, first.num_cached = self._prefill(first.ids)
-            # The first of the group pays for the prompt; the others share it whole.
-            for job in group[1:]:
+            for job in group[1:]:  # the first pays for the prompt, the others share it whole
                 job.num_cached = len(job.ids)
             if rows := self._advance(group, logits.expand(len(group), -1)):
                 for row, slot in zip(rows, self.cache.add_rows(layers, len(rows)), strict=True):
@@ -207,13 +204,11 @@ class Decoder(ModelWorker[Row]):
         further |= {"input_ids": torch.tensor(ids, device=device), self.cache_name: cache, "use_cache": True}
         output = self.model(position_ids=torch.tensor(positions, device=device), **further)
         logits: torch.Tensor = output.logits[:, -1].float()
-        # Apple's GPUs cannot make them float64, as is done below.
-        return logits.cpu() if logits.device.type == "mps" else logits
+        return logits.cpu() if logits.device.type == "mps" else logits  # Apple's GPUs have no float64, as used below
 
     def _advance(self, rows: Sequence[Row], logits: torch.Tensor) -> list[Row]:
         """Draw the next token of each row from logits [rows, vocabulary]; returns the rows that go on."""
-        # Of a token that the model masks the logit is -inf.
-        is_finite = logits.amax(-1).isfinite()
+        is_finite = logits.amax(-1).isfinite()  # the logit of a token that the model masks is -inf
         if not is_finite.all():
             fix = "download it again, or load it with dtype=float32"
             for row in compress(rows, ~is_finite):

@@ -54,8 +54,7 @@ def load_rewarder(
     facts: dict[str, Any] = {} if known is None else {"threshold": known.threshold}
     if "://" not in target:
         refuse_missing(spec, target)
-    elif known is not None:
-        # The name there is the server's, and may be the alias.
+    elif known is not None:  # the name there is the server's, and may be the alias
         facts |= {"layout": known.layout, "tokenizer": known.hub_id}
     return cast(StepRewarder, construct(make, spec, facts | in_spec | options))
 

@@ -189,8 +189,7 @@ class Classifier:
             self.layout = make_layout(settings, tokenizer, self.spec, options)
             weights = {"dtype": torch_dtype, "revision": revision, "device_map": self._device_map}
             network = load_network(self.target, self.layout, adapter=self._adapter, **weights)
-        # Where accelerate put the backbone it stays.
-        (network if self._device_map is None else network.score).to(device)
+        (network if self._device_map is None else network.score).to(device)  # accelerate has placed the backbone
         network.eval()
         if options.get("threshold") is None:
             self.threshold = settings.threshold
@@ -217,11 +216,9 @@ class Classifier:
 
 
 class ServedClassifier(Classifier):
-    """A discriminative PRM behind vLLM's `/pooling`: `MODEL@URL`, the server's name for the model, and its root.
-
-    Rows of two probabilities come back, wrong and correct, for each token (a token classifier) or each step tag (vLLM's
-    step pooler: Qwen2.5-Math-PRM).
-    """
+    """A discriminative PRM behind vLLM's `/pooling`: `MODEL@URL`, the server's name for the model, and its root. Rows
+    of two probabilities come back, wrong and correct, for each token (a token classifier) or each step tag (vLLM's step
+    pooler: Qwen2.5-Math-PRM)."""
 
     def __init__(
         self, target: str, *, spec: str = "", timeout: float = 600.0, max_retries: int = 6,

@@ -218,8 +218,7 @@ def _llemma(writer: StepWriter, problem: str, steps: Sequence[str]) -> None:
 def _reasoneval(writer: StepWriter, problem: str, steps: Sequence[str]) -> None:
     """GAIR/ReasonEval-7B, -34B (GAIR-NLP/ReasonEval, codes/examples.py): each step as behind a special token."""
     tokenizer = writer.tokenizer
-    # The authors cut at the pad token and take it out afterwards. Some tokenizers write the space that begins a text
-    # behind a special token too, others do not.
+    # The authors cut at the pad token. Some tokenizers write the space that begins a text behind a special token too.
     behind = tokenizer.encode(f"{tokenizer.bos_token}a", add_special_tokens=False)[1:]
     is_begun_anew = behind == encode_text(tokenizer, "a", writer.guarded)
     writer.text(f"Question:\n{problem}\nAnswer:\nLet's think step by step.\n")

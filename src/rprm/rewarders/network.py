@@ -52,11 +52,9 @@ class StepNetwork(nn.Module):
                 is_plus = torch.isin(logits.argmax(-1), torch.tensor(self.plus_ids, device=logits.device))
                 decision = torch.stack([~is_plus, is_plus], dim=-1).float().log()
                 return decision.where(logits.isfinite().all(-1, keepdim=True), torch.nan)  # NaN decides nothing
-            if logits.shape[-1] == 1:
-                # The sigmoid of a value is the softmax of 0 and it.
+            if logits.shape[-1] == 1:  # its sigmoid is the softmax of 0 and it
                 return torch.cat([torch.zeros_like(logits), logits], dim=-1)
-            if logits.shape[-1] == 3:
-                # Neutral and positive count together.
+            if logits.shape[-1] == 3:  # neutral and positive count together
                 return torch.cat([logits[:, :1], logits[:, 1:].logsumexp(-1, keepdim=True)], dim=-1)
             return logits
 
@@ -105,8 +103,7 @@ class Scorer(ModelWorker[_Scoring]):
 
 
 def load_network(target: str, layout: Layout, *, adapter: str | None = None, **weights: Any) -> StepNetwork:
-    """Load backbone (`load_weights`) and head of a classifier, and merge a LoRA adapter (folders or hub ids).
-    `EngineError`: a part is not what configuration and layout say."""
+    """Backbone (by `load_weights`) and head of a classifier, a LoRA adapter merged; `EngineError`: one does not fit."""
     has_head = layout.head in HEAD_LAYERS
     model = load_weights(AutoModel if has_head else AutoModelForCausalLM, target, **weights)
     if adapter is not None:
