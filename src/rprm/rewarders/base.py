@@ -123,13 +123,9 @@ class Totals:
 
 
 async def judge_source(
-    rewarder: StepRewarder,
-    rows: Iterable[Solution | Rejected],
-    *,
-    settings: dict[str, Any] | None = None,
-    last_step: bool = False,
-    **options: Any,
-) -> Totals:
+    rewarder: StepRewarder, rows: Iterable[Solution | Rejected], *,
+    settings: dict[str, Any] | None = None, last_step: bool = False, **options: Any,
+) -> Totals:  # fmt: skip
     """Judge every solution of a source, in its order, or the last step of each alone; the totals are over all sessions.
     The results depend on `settings` too. `options` and errors are those of `run_job`; without `output` nothing is kept.
     """
