@@ -178,9 +178,10 @@ def encode_text(tokenizer: Any, text: str, guarded: dict[int, str]) -> list[int]
 
     # Where it is not enough, of a tokenizer that knows no `split_special_tokens` or a token that it does not count as
     # special: cut the spelling after its first character, and encode the two sides apart.
-    cuts = [match.start() + 1 for match in _spellings(*guarded.values()).finditer(text)]
-    for places in ([], cuts):
-        parts = [text[start:end] for start, end in zip([0, *places], [*places, None], strict=True)]
+    for is_cut in (False, True):
+        spelled = _spellings(*guarded.values()).finditer(text) if is_cut else ()
+        cuts = [match.start() + 1 for match in spelled]
+        parts = [text[start:end] for start, end in zip([0, *cuts], [*cuts, None], strict=True)]
         encode = partial(tokenizer.encode, add_special_tokens=False, split_special_tokens=True)
         ids = list(chain.from_iterable(encode(part) for part in parts if part))
         # The id of unknown characters may be a special token's: that is nobody's spelling.

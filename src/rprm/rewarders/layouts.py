@@ -54,7 +54,6 @@ class Layout:
         self.options = {name: value for name, value in self._arguments.items() if name not in ("tag", "system")}
         self.head: HeadKind = "top-token" if self.options.get("decision") == "top1" else kind.head
         self.guarded = special_tokens(tokenizer)  #: id -> spelling; no text of a record may make them
-        self.newline_id = encode_text(tokenizer, "\n", self.guarded)[-1]
         self.prefix = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         if kind.begin != "bos":
             has_chat = kind.begin == "chat" and getattr(tokenizer, "chat_template", None)
@@ -151,12 +150,13 @@ def _math_shepherd(writer: StepWriter, problem: str, steps: Sequence[str]) -> No
 def _skywork(writer: StepWriter, problem: str, steps: Sequence[str], *, lines: bool = True) -> None:
     """Skywork-o1-Open-PRM-Qwen-2.5-1.5B, -7B (SkyworkAI/skywork-o1-prm-inference, model_utils/io_utils.py), encoded and
     scored line by line: a step of several lines has the score of its last."""
+    newline_id = encode_text(writer.tokenizer, "\n", writer.guarded)[-1]
     writer.text(f"{problem}\n")
     writer.flush()
     for step in steps:
         for line in step.split("\n") if lines else [step]:
             writer.text(line)
-            writer.token(writer.layout.newline_id)
+            writer.token(newline_id)
         writer.score()
 
 
@@ -204,7 +204,7 @@ def _universal(writer: StepWriter, problem: str, steps: Sequence[str]) -> None:
 
 def _llemma(writer: StepWriter, problem: str, steps: Sequence[str]) -> None:
     """ScalableMath/llemma-7b-prm-* (their model cards; ssmisya/PRMBench, mr_eval/models/llemma7b_prm.py)."""
-    newline_id = writer.layout.newline_id
+    newline_id = encode_text(writer.tokenizer, "\n", writer.guarded)[-1]
     if encode_text(writer.tokenizer, "a\n\nb", writer.guarded).count(newline_id) != 2:
         raise EngineError("the tokenizer does not have a line end as one token, which the llemma layout needs")
     writer.text(f"# Question\n\n{problem}\n\n# Solution\n\n{steps[0].strip()}")
@@ -217,7 +217,7 @@ def _llemma(writer: StepWriter, problem: str, steps: Sequence[str]) -> None:
 
 def _reasoneval(writer: StepWriter, problem: str, steps: Sequence[str]) -> None:
     """GAIR/ReasonEval-7B, -34B (GAIR-NLP/ReasonEval, codes/examples.py): each step as behind a special token."""
-    tokenizer = writer.tokenizer
+    tokenizer, newline_id = writer.tokenizer, encode_text(writer.tokenizer, "\n", writer.guarded)[-1]
     # The authors cut at the pad token. Some tokenizers write the space that begins a text behind a special token too.
     behind = tokenizer.encode(f"{tokenizer.bos_token}a", add_special_tokens=False)[1:]
     is_begun_anew = behind == encode_text(tokenizer, "a", writer.guarded)
@@ -228,7 +228,7 @@ def _reasoneval(writer: StepWriter, problem: str, steps: Sequence[str]) -> None:
         if is_begun_anew:
             writer.ids += encode_text(tokenizer, step, writer.guarded)
         else:
-            writer.behind("\n", writer.layout.newline_id, step)
+            writer.behind("\n", newline_id, step)
         if len(writer.ids) == start:
             raise RequestRefused(f"step {index + 1} is empty; the reasoneval layout scores a step at its own tokens")
         # Where the pad token is the BOS token, as in the 7B model, the code reads one token earlier.
