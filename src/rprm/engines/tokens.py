@@ -50,7 +50,7 @@ class VerdictTokens:
         if not all(sides):
             fix = "use a prompt template with other answer words"
             raise EngineError(f"the tokenizer begins {verdict.yes!r} and {verdict.no!r} with the same token; {fix}")
-        return cls(*sides, sides[0] | sides[1])
+        return cls(sides[0], sides[1], sides[0] | sides[1])
 
 
 def encode_prompt(tokenizer: Any, prompt: Prompt, reply: str = "") -> list[int]:
