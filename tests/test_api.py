@@ -124,6 +124,10 @@ def test_the_papers_defaults() -> None:
     ("options", "message"),
     [
         ({"num_analyses": 0}, "num_analyses is 0"),
+        ({"num_analyses": 1.5}, "option num_analyses=1.5"),
+        ({"max_tokens": 2.5}, "option max_tokens=2.5"),
+        ({"temperature": "hot"}, "option temperature='hot'"),
+        ({"seed": "many"}, "option seed='many'"),
         ({"threshold": 1.5}, "threshold is 1.5"),
         ({"temperature": -1.0}, "temperature is -1"),
         ({"temperature": float("nan")}, "temperature is nan"),

@@ -20,7 +20,7 @@ from rprm.errors import CorruptRun, EngineUnavailable, InputError, SettingsChang
 from rprm.jobs import Callbacks, in_order
 from rprm.reading import Source, read_solutions
 from rprm.records import SolutionReward
-from rprm.rewarders.batch import Totals, judge_source
+from rprm.rewarders.base import Totals, judge_source
 from rprm.runs import read_manifest
 
 

@@ -59,24 +59,29 @@ def options_of(make: Callable[..., Any]) -> dict[str, Any]:
     return hints
 
 
-def construct(make: Callable[..., Any], spec: str, options: Mapping[str, Any]) -> Any:
-    """Call `make(target, spec=spec, **options)`, or `make(spec, **options)` where its first parameter is `spec`.
-
-    Options win over those in `spec`; texts turn into what the annotations say. `EngineError`: one is unknown or does
-    not fit, or there is a target too few or too many.
-    """
+def typed(hints: Mapping[str, Any], options: Mapping[str, Any], spec: str) -> dict[str, Any]:
+    """The options of a model as their types say, texts too; `EngineError`: one is unknown or does not fit."""
     from pydantic import TypeAdapter, ValidationError
 
-    kind, target, in_spec = split_spec(spec)
-    hints = options_of(make)
     parsed: dict[str, Any] = {}
-    for name, value in {**in_spec, **options}.items():
+    for name, value in options.items():
         if name not in hints:
             raise EngineError(f"model {spec!r}: unknown option {name!r}; options are {', '.join(sorted(hints))}")
         try:
             parsed[name] = TypeAdapter(hints[name]).validate_python(value)
         except ValidationError as error:
             raise EngineError(f"model {spec!r}: option {name}={value!r}: {error.errors()[0]['msg']}") from None
+    return parsed
+
+
+def construct(make: Callable[..., Any], spec: str, options: Mapping[str, Any]) -> Any:
+    """Call `make(target, spec=spec, **options)`, or `make(spec, **options)` where its first parameter is `spec`.
+
+    Options win over those in `spec`. `EngineError`: one is unknown or does not fit (`typed`), or there is a target too
+    few or too many.
+    """
+    kind, target, in_spec = split_spec(spec)
+    parsed = typed(options_of(make), {**in_spec, **options}, spec)
     if next(iter(inspect.signature(make).parameters)) == "spec":
         if target:
             raise EngineError(f"model {spec!r}: {kind} takes options alone: {kind}:?name=value")

@@ -13,7 +13,7 @@ from rprm.engines.scripted import ScriptedEngine, ScriptedReply
 from rprm.errors import BenchmarkError, InputError, MissingPredictions
 from rprm.prompts.template import Prompt
 from rprm.records import LabelledStep
-from rprm.rewarders.batch import Totals, judge_source
+from rprm.rewarders.base import Totals, judge_source
 
 
 def step(number: int, label: bool, source: str | None = None) -> LabelledStep:

@@ -25,7 +25,7 @@ from rprm.benchmarks.processbench import PROCESSBENCH_SUBSETS
 from rprm.reading import Rejected
 from rprm.records import LabelledStep, Solution
 from rprm.report.measures import comparison_table, measurement_table, result_table
-from rprm.rewarders.batch import Totals
+from rprm.rewarders.base import Totals
 
 
 def shown(table: Any, width: int = 200) -> str:

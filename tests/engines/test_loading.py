@@ -15,8 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rprm.engines import EngineInfo
-from rprm.engines.files import fingerprint
-from rprm.engines.loading import load_model, load_weights
+from rprm.engines.loading import fingerprint, load_model, load_weights
 from rprm.engines.transformers import TransformersEngine
 from rprm.engines.vllm import VLLMEngine
 from rprm.errors import EngineError

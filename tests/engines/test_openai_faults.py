@@ -19,7 +19,7 @@ from rprm.engines.openai import OpenAIEngine
 from rprm.jobs import Callbacks
 from rprm.prompts import load_template
 from rprm.records import Solution, SolutionReward
-from rprm.rewarders.batch import judge_source
+from rprm.rewarders.base import judge_source
 from rprm.rewarders.rprm import Judge
 from rprm.stopping import StoppingRule
 from rprm.verdict import VerdictFormat

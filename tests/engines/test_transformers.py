@@ -20,7 +20,8 @@ from transformers import AutoTokenizer
 
 from rprm.engines import Completion, Sampling, load_engine
 from rprm.engines.tokens import VerdictTokens, encode_prompt
-from rprm.engines.transformers import TransformersEngine, sample
+from rprm.engines.transformers import TransformersEngine
+from rprm.engines.worker import sample
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused
 from rprm.prompts.template import Message, Prompt
 from rprm.verdict import VerdictFormat
@@ -569,11 +570,12 @@ def test_adapters_are_merged(tiny_model: Path, tmp_path: Path) -> None:
         ("transformers:./nowhere", "no such folder or file"),
         ("transformers:./nowhere.gguf", "no such folder or file"),
         ("transformers:x?dtype=float33", "no torch dtype"),
-        ("transformers:x?max_rows=0", "at least 1"),
-        ("transformers:x?context_length=0", "context_length=0 is too small"),
-        ("vllm:x?max_model_len=-1", "max_model_len=-1 is too small"),
+        ("transformers:x?max_rows=0", "option max_rows='0'"),
+        ("transformers:x?context_length=0", "option context_length='0'"),
+        ("vllm:x?max_model_len=-1", "option max_model_len='-1'"),
         ("openai:x?context_length=0", "context_length=0 is too small"),
-        ("scripted:?context_length=0", "context_length=0 is too small"),
+        ("scripted:?context_length=0", "option context_length='0'"),
+        ("scripted:?lost=1.5", "option lost='1.5'"),
         ("transformers:", "say which model"),
     ],
 )

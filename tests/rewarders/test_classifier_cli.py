@@ -98,6 +98,12 @@ def test_judge_and_bench_take_a_classifier(qwen_folder: Path, tmp_path: Path) ->
     same = rprm(*bench, "--scores", tmp_path / "run")
     assert json.loads(same.stdout)["figures"] == report["figures"]
 
+    # A threshold of its own is known once it is loaded.
+    own = Path(shutil.copytree(qwen_folder, tmp_path / "own"))
+    (own / "rprm_classifier.json").write_text('{"layout": "qwen", "threshold": 0.25}')
+    measured = rprm(*bench, "--model", f"classifier:{own}", "--limit", "2")
+    assert json.loads(measured.stdout)["threshold"] == 0.25
+
     judged = rprm("judge", data, "--model", model, "--json", "--output", tmp_path / "judged")
     assert judged.returncode == 0, judged.stderr
     for line, row in zip(judged.stdout.splitlines(), rewards, strict=True):

@@ -184,5 +184,5 @@ def test_analyses_drawn_one_by_one_are_those_of_the_step(started: Started) -> No
     single = [started.run(full.analyse(problem, steps, 1, range(j, j + 1)))[0] for j in range(num_analyses)]
     assert [analysis.text for analysis in single] == [analysis.text for analysis in step.analyses]
     assert full.reward(1, single).reward == pytest.approx(step.reward, abs=1e-5)
-    unscored = full.unscored(1, "why")
+    unscored = full.reward(1, (), "why")
     assert (unscored.reward, unscored.failure) == (None, "why")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from rprm.benchmarks.items import BenchmarkItems
 from rprm.benchmarks.scores import Scores
 from rprm.benchmarks.tally import DEFAULT_RESAMPLES, Figure, Tally
-from rprm.rewarders.batch import Totals
+from rprm.rewarders.base import Totals
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

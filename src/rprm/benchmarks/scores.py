@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from rprm.errors import BenchmarkError, InputError, MissingPredictions
 from rprm.reading import Rejected, RowModel, Source, Text, checked, read_rows
 from rprm.records import SolutionReward
-from rprm.rewarders.batch import Totals
+from rprm.rewarders.base import Totals
 
 MAX_NAMED = 10  #: how many items an error message names
 StepScores = tuple[float | None, ...]  #: a score per step, in order; None where a step has none

@@ -105,7 +105,7 @@ def _bench(
     from rprm.benchmarks import measure
     from rprm.cli.progress import run_behind_progress
     from rprm.report.measures import measurement_table, result_table
-    from rprm.rewarders.batch import judge_source
+    from rprm.rewarders.base import judge_source
     from rprm.runs import MANIFEST
 
     path, output = measured.scores, measured.output

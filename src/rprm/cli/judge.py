@@ -59,7 +59,7 @@ def judge(
     from rprm.cli.progress import run_behind_progress
     from rprm.reading import Source, read_solutions
     from rprm.report.solutions import render_solution, render_totals
-    from rprm.rewarders.batch import judge_source
+    from rprm.rewarders.base import judge_source
 
     rewarder = options.rewarder(model, in_full=rewards == "full")
     console = Console(highlight=False)

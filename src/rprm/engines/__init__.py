@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from rprm.engines.base import Completion, Engine, EngineInfo, Sampling
-from rprm.engines.files import fingerprint, refuse_missing
+from rprm.engines.loading import fingerprint, refuse_missing
 from rprm.errors import EngineError
 from rprm.models import MODELS, resolve
 from rprm.plugins import construct, find_kinds, load_kind, split_spec
@@ -17,8 +17,8 @@ __all__ = ["Completion", "Engine", "EngineInfo", "Sampling", "fingerprint", "loa
 
 GROUP = "rprm.engines"
 KINDS = {
-    "embedded": "rprm.engines.packaged:embedded",
-    "smollm2": "rprm.engines.packaged:smollm2",
+    "embedded": "rprm.engines.transformers:embedded",
+    "smollm2": "rprm.engines.transformers:smollm2",
     "transformers": "rprm.engines.transformers:TransformersEngine",
     "vllm": "rprm.engines.vllm:VLLMEngine",
     "openai": "rprm.engines.openai:OpenAIEngine",

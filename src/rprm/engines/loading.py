@@ -1,37 +1,48 @@
-"""A model's weights and tokenizer: the checkpoint's, all of them and no others, without code of its repository."""
+"""A model's files and what identifies them; its weights, all of the checkpoint's and no others, without code of it."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rprm.engines.files import adapter_details, find_file, named_base, read_object
 from rprm.errors import EngineError, RprmError
 
 if TYPE_CHECKING:
     import torch
 
+logger = logging.getLogger(__name__)
+
+#: Names of the files that make a model: weights, configuration, tokenizer, templates.
+_MODEL_FILES = (
+    *("*.safetensors", "*.safetensors.index.json", "*model*.bin", "*model*.bin.index.json", "*.gguf", "config.json"),
+    *("generation_config.json", "adapter_config.json", "quant*_config.json", "tokenizer.json", "tokenizer_config.json"),
+    *("tokenizer.model*", "*.model", "*.tiktoken", "tekken.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "chat_template.json", "*.jinja", "rprm_*.toml", "rprm_*.json"),
+)
+ADAPTER_CONFIG = "adapter_config.json"  # of PEFT
 #: Where weights can lie, in the order in which transformers looks for them: one file, or an index of shards.
 _WEIGHT_FILES = tuple(name + end for name in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json"))
 _ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-#: Buffers of older checkpoints that are no weights: the value under a causal mask, rotary frequencies.
+# Buffers of older checkpoints that are no weights: the value under a causal mask, rotary frequencies.
 _BUFFER = re.compile(r"\.masked_bias$|\.rotary\w*\.inv_freq$")
 #: Tells whether a tokenizer encodes as its sentencepiece model; no runs of spaces, which transformers cuts otherwise.
 _PROBE = "+ - ки\nStep 1: 12 × (3 − 4) = −12. Ünï\n\nSo the answer is $\\boxed{-12}$."
 
 
 def load_model(
-    target: str, *, spec: str, dtype: torch.dtype, adapter: str | None = None, revision: str | None = None
+    target: str, spec: str, dtype: torch.dtype, adapter: str | None = None, revision: str | None = None
 ) -> tuple[Any, Any, dict[str, Any]]:
-    """A causal language model on the CPU, its tokenizer, and what a manifest says of the adapter merged into it.
-
-    `target` is a hub id (of a `revision`, a tag or commit), a folder, a GGUF file, or a LoRA adapter, which names its
-    base; `adapter` another one (folder or hub id); `spec` the model, for messages.
-    """
+    """A causal language model on the CPU, its tokenizer, and what a manifest says of the adapter merged into it; see
+    `TransformersEngine`. An adapter as the `target` names its base."""
     base, base_revision, adapter_revision = target, revision, None
     with plain_errors(spec, "a causal language model, a GGUF file"):
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -41,8 +52,8 @@ def load_model(
             if find_file(folder, file, None) is None:
                 raise OSError("no such file")
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, gguf_file=file)
-            source = {"gguf_file": file, "quantization_config": GgufConfig(dequantize=True)}
-            model = load_weights(AutoModelForCausalLM, folder, dtype=dtype, **source)
+            config = GgufConfig(dequantize=True)
+            model = load_weights(AutoModelForCausalLM, folder, dtype=dtype, gguf_file=file, quantization_config=config)
         else:
             if adapter is None and (named := named_base(target, revision)) is not None:
                 adapter, adapter_revision, (base, base_revision) = target, revision, named
@@ -55,6 +66,26 @@ def load_model(
     return model, tokenizer, adapter_details(adapter, adapter_revision, base, base_revision)
 
 
+def placement(spec: str, device: str, dtype: str, num_threads: int | None) -> tuple[str, str, torch.dtype]:
+    """The device, the dtype's name and the dtype of a model, which then is loaded in silence: torch's names, or "auto",
+    which takes a GPU where there is one, and bfloat16 there, float32 on a CPU."""
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise EngineError(f'{spec} needs transformers and torch: pip install ".[local]" ({error})') from None
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if dtype == "auto":
+        dtype = "float32" if device == "cpu" else "bfloat16"
+    if not isinstance(found := getattr(torch, dtype, None), torch.dtype):
+        raise EngineError(f"{spec}: {dtype!r} is no torch dtype; try float32, bfloat16 or float16")
+    if num_threads:
+        torch.set_num_threads(num_threads)
+    transformers.utils.logging.disable_progress_bar()
+    return device, dtype, found
+
+
 @contextmanager
 def plain_errors(spec: str, wanted: str, *, what: str = "the model") -> Iterator[None]:
     """Turn what libraries raise while they load `what` of `spec` into one line; `wanted`: what a folder must hold."""
@@ -64,8 +95,7 @@ def plain_errors(spec: str, wanted: str, *, what: str = "the model") -> Iterator
         raise
     except ImportError as error:
         raise EngineError(f'{spec}: {" ".join(str(error).split())}; pip install ".[local]" brings all of it') from None
-    # The libraries meet malformed files with errors of any kind; tokenizers has none of its own.
-    except Exception as error:
+    except Exception as error:  # of any kind, of malformed files; tokenizers has none of its own
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         reason = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
         if "trust_remote_code" in str(error):
@@ -77,21 +107,17 @@ def plain_errors(spec: str, wanted: str, *, what: str = "the model") -> Iterator
 
 
 def load_weights(auto: Any, target: str, *, revision: str | None = None, **arguments: Any) -> Any:
-    """`auto.from_pretrained(target, ...)`, or an `EngineError` that names tensors that are missing or do not fit.
-
-    What a checkpoint has beside the model (another head, an output layer that is not asked for) does not matter.
-    """
+    """`auto.from_pretrained(target, ...)`; an `EngineError` names tensors that are missing or do not fit. Others beside
+    the model (another head, an output layer that is not asked for) do not matter."""
     from transformers.utils import logging
 
     stored = {} if "gguf_file" in arguments else stored_tensors(target, revision)
     # The library would report, at length, what is said below; and raise misshapen tensors without their names.
     arguments |= {"trust_remote_code": False, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
+    with ExitStack() as afterwards:
+        afterwards.callback(logging.set_verbosity, logging.get_verbosity())
+        logging.set_verbosity_error()
         model, loading = auto.from_pretrained(target, revision=revision, **arguments)
-    finally:
-        logging.set_verbosity(verbosity)
     faults = dict.fromkeys(sorted(loading["missing_keys"]), "is missing")
     for tensor, found, wanted in sorted(loading["mismatched_keys"]):
         faults[tensor] = f"is of shape {list(found)}, not {list(wanted)}"
@@ -101,16 +127,16 @@ def load_weights(auto: Any, target: str, *, revision: str | None = None, **argum
     # The model's body, where a tensor without a place is a further layer or a bias. A head is outside of it.
     body = {model.base_model_prefix, *(name for of in (model, model.base_model) for name, _ in of.named_children())}
     for tensor in sorted(loading["unexpected_keys"]):
+        is_allowed = _BUFFER.search(tensor) or tensor.rpartition(".")[0] in allowed
         # A causal mask is told from a bias by its shape, [1, 1, length, length].
         is_mask = tensor.endswith(".attn.bias") and tensor in stored and stored[tensor].dim() == 4
-        is_weight = not is_mask and not _BUFFER.search(tensor) and tensor.rpartition(".")[0] not in allowed
-        if is_weight and tensor.partition(".")[0] in body:
+        if tensor.partition(".")[0] in body and not is_allowed and not is_mask:
             faults[tensor] = "has no place in it"
     if not is_quantized:
-        floats = {name for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
         prefix = f"{model.base_model_prefix}."
-        floats |= {name.removeprefix(prefix) for name in floats} | {prefix + name for name in floats}
-        faults |= {tensor: fault for tensor, fault in _whole_numbers(stored).items() if tensor in floats}
+        floats = {name.removeprefix(prefix) for name, one in model.state_dict().items() if one.is_floating_point()}
+        found = _whole_numbers(stored).items()
+        faults |= {tensor: fault for tensor, fault in found if tensor.removeprefix(prefix) in floats}
     _refuse(target, f"the configuration of its {type(model).__name__}", faults)
     return model
 
@@ -122,8 +148,7 @@ def merge_adapter(model: Any, adapter: str, revision: str | None = None) -> Any:
         from peft import PeftModel
         from peft.tuners.tuners_utils import BaseTunerLayer
 
-        stored = stored_tensors(adapter, revision, _ADAPTER_FILES)
-        if not stored:
+        if not (stored := stored_tensors(adapter, revision, _ADAPTER_FILES)):
             raise OSError(f"it has no tensors, neither {' nor '.join(_ADAPTER_FILES)}")
         embeddings, output = model.get_input_embeddings(), model.get_output_embeddings()
         layers = {embeddings} if output is None or output.weight is embeddings.weight else {embeddings, output}
@@ -133,12 +158,10 @@ def merge_adapter(model: Any, adapter: str, revision: str | None = None) -> Any:
         # No row is made up: a layer that grows is one that the adapter holds.
         if len(rows) == 1 and (max(rows) < num_rows or (max(rows) > num_rows and len(held) == len(names))):
             model.resize_token_embeddings(max(rows), mean_resizing=False)
-        # Of an adapter that lacks tensors peft only warns, and takes random ones: they are named below. Of tied
-        # embeddings it warns that merging changes both.
+        # Of missing tensors, named below, and of tied embeddings, untied below, peft only warns.
         warnings.filterwarnings("ignore", message=".*(missing adapter keys|tie_word_embeddings)", category=UserWarning)
         adapted = PeftModel.from_pretrained(model, adapter, revision=revision, torch_device="cpu")
-        # Once more: here peft says what it found.
-        found = adapted.load_adapter(adapter, "default", revision=revision, torch_device="cpu")
+        found = adapted.load_adapter(adapter, "default", revision=revision, torch_device="cpu")  # peft tells it here
         faults = dict.fromkeys(sorted(found.missing_keys), "is missing")
         for tensor in sorted(found.unexpected_keys):
             # Of resized embeddings peft 0.21 writes copies.
@@ -157,10 +180,10 @@ def merge_adapter(model: Any, adapter: str, revision: str | None = None) -> Any:
 
 def _refuse(name: str, wanted: str, faults: Mapping[str, str]) -> None:
     if faults:
-        named = ", ".join(f"{tensor} {fault}" for tensor, fault in [*faults.items()][:3])
-        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        named = ", ".join(" ".join(fault) for fault in [*faults.items()][:3])
+        named += f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         fix = "download it again, or name the model that these weights belong to"
-        raise EngineError(f"{name}: the checkpoint does not fit {wanted}: {named}{more}; {fix}")
+        raise EngineError(f"{name}: the checkpoint does not fit {wanted}: {named}; {fix}")
 
 
 def _whole_numbers(stored: Mapping[str, torch.Tensor]) -> dict[str, str]:
@@ -173,7 +196,7 @@ def stored_tensors(target: str, revision: str | None, files: Iterable[str] = _WE
     import torch
     from transformers.modeling_utils import load_state_dict
 
-    index = next((path for name in files if (path := find_file(target, name, revision)) is not None), None)
+    index = next((path for name in files if (path := find_file(target, name, revision))), None)
     if index is None:
         return {}
     weight_map = read_object(index).get("weight_map") if index.suffix == ".json" else {"": index.name}
@@ -185,33 +208,20 @@ def stored_tensors(target: str, revision: str | None, files: Iterable[str] = _WE
         try:
             content = load_state_dict(path, weights_only=True)
             stored |= {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
-        # Of a malformed file torch raises errors of many kinds, and its advice is to run what code the file may hold.
-        except Exception as error:
+        except Exception as error:  # of many kinds; torch's advice is to run what code the file may hold
             raise OSError(f"{path} is damaged, missing, or holds more than tensors; download it again") from error
     return stored
 
 
-def read_tensors(target: str, names: Iterable[str], revision: str | None) -> dict[str, torch.Tensor]:
-    """Tensors of a checkpoint by name, in float32; an `EngineError` where it lacks one."""
-    stored, names = stored_tensors(target, revision), list(names)
-    if missing := [name for name in names if name not in stored]:
-        raise EngineError(f"{target}: the checkpoint has no tensor {missing[0]!r}; is it of another layout?")
-    return {name: stored[name].float() for name in names}
-
-
 def load_tokenizer(target: str, revision: str | None) -> Any:
-    """The tokenizer of a model, without code of its repository; for errors see `plain_errors`.
-
-    A sentencepiece model without a tokenizer.json (Math-Shepherd) is held against sentencepiece itself: of a Mistral,
-    transformers 5.24 would leave out the space that begins a text, and `+` would be another token.
-    """
+    """A model's tokenizer, within `plain_errors`. A sentencepiece model without tokenizer.json (Math-Shepherd) is held
+    against sentencepiece: of a Mistral, transformers 5.24 would leave out the space that begins a text."""
     from transformers import AutoTokenizer, LlamaTokenizer
 
-    model_file = find_file(target, "tokenizer.model", revision)
-    is_alone = find_file(target, "tokenizer.json", revision) is None and model_file is not None
+    model_file, file = (find_file(target, f"tokenizer.{kind}", revision) for kind in ("model", "json"))
     for kind in (AutoTokenizer, LlamaTokenizer):
         tokenizer = kind.from_pretrained(target, revision=revision, trust_remote_code=False)
-        if not is_alone:
+        if model_file is None or file is not None:
             return tokenizer
         from sentencepiece import SentencePieceProcessor
 
@@ -219,3 +229,95 @@ def load_tokenizer(target: str, revision: str | None) -> Any:
         if tokenizer.encode(_PROBE, add_special_tokens=False) == expected:
             return tokenizer
     raise EngineError(f"{target}: transformers does not encode as its tokenizer.model; add its tokenizer.json")
+
+
+def find_file(target: str, name: str, revision: str | None) -> Path | None:
+    """A file of a folder or hub repository (of its cache, where the hub cannot be reached), or None."""
+    if not Path(target).is_dir():
+        from transformers.utils import cached_file
+
+        _work_offline_without_hub()
+        lenient = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+        found = cached_file(target, name, revision=revision, **lenient)
+        return None if found is None else Path(found)
+    path = Path(target, name)
+    if not path.is_file():
+        return None
+    with path.open("rb") as stream:
+        if stream.read(40).startswith(b"version https://git-lfs.github.com/spec/"):
+            raise EngineError(f"{path} is a Git LFS pointer, not the file itself; run: git lfs pull")
+    return path
+
+
+def refuse_missing(name: str, target: str) -> None:
+    """Raise an `EngineError` where `target` is written as a path and there is nothing."""
+    if target.startswith((".", "/", "~")) and not Path(target).exists():
+        raise EngineError(f"model {name!r}: there is no such folder or file")
+
+
+@cache
+def _work_offline_without_hub() -> None:
+    """Work from the hub's cache where it does not answer: each file would be asked for a minute long."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        if not constants.HF_HUB_OFFLINE:
+            get_session().head(constants.ENDPOINT, timeout=5.0)
+    except Exception as error:  # those of the client's HTTP library
+        logger.warning("%s does not answer (%s): its cache is used", constants.ENDPOINT, type(error).__name__)
+        constants.HF_HUB_OFFLINE = True
+
+
+def identity(target: str, revision: str | None) -> str | None:
+    """A fingerprint of a folder or file, the commit of a hub repository; None where the cache does not tell it."""
+    return fingerprint(Path(target)) if Path(target).exists() else commit(target, revision)
+
+
+def fingerprint(path: Path) -> str:
+    """A short hash of a file, or of the files in a folder that make a model. Of one over 1 MiB it takes the size and 16
+    evenly spaced pieces of 64 KiB: 15 GB of weights take no time."""
+    folder, files = path.parent, [path]
+    if path.is_dir():
+        found = [*path.iterdir(), *path.glob("additional_chat_templates/*")]
+        parts = [file for file in found if any(fnmatch(file.name, pattern) for pattern in _MODEL_FILES)]
+        folder, files = path, sorted(file for file in parts if file.is_file() and not file.name.startswith("."))
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(folder).as_posix()}\0{size}\0".encode())
+        with file.open("rb") as stream:
+            for piece in range(16 if size > 1 << 20 else 1):
+                stream.seek(piece * (size - (1 << 16)) // 15)
+                digest.update(stream.read(1 << 16 if size > 1 << 20 else -1))
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def commit(target: str, revision: str | None) -> str | None:
+    """The commit that a hub repository was loaded from; None where the hub's cache does not tell it."""
+    paths = (find_file(target, name, revision) for name in ("config.json", ADAPTER_CONFIG))
+    # The cache keeps a file as `snapshots/COMMIT/NAME`.
+    return next((path.parent.name for path in paths if path and path.parent.parent.name == "snapshots"), None)
+
+
+def named_base(adapter: str, revision: str | None = None) -> tuple[str, str | None] | None:
+    """The base model that a LoRA adapter names, and its revision; None of what is no adapter."""
+    if (path := find_file(adapter, ADAPTER_CONFIG, revision)) is None:
+        return None
+    config = read_object(path)
+    if not isinstance(base := config.get("base_model_name_or_path"), str) or not base:
+        raise EngineError(f"{path} names no base model; name it, and give the adapter as adapter=")
+    return base, config.get("revision")
+
+
+def adapter_details(adapter: str, revision: str | None, base: str, base_revision: str | None) -> dict[str, Any]:
+    """What a manifest says of an adapter and of the model that it is applied to."""
+    details = {"adapter": adapter, "adapter_revision": identity(adapter, revision), "base": base}
+    return details | {"base_revision": identity(base, base_revision) or base_revision}
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object of a file; an `EngineError` where it is none."""
+    with suppress(ValueError):
+        if isinstance(value := json.loads(path.read_bytes()), dict):
+            return value
+    raise EngineError(f"{path} is no JSON object; restore it")

@@ -1,4 +1,4 @@
-"""A deterministic engine without a model: for tests, documentation and measurements of everything around the model.
+"""A deterministic engine without a model, for tests and measurements of everything around the model.
 
 It writes an analysis whose verdict is a pseudo-random function of the prompt and the seed alone; asked without a
 verdict, as a policy is, a solution of two to four steps that ends in `\\boxed{}`, or its next step.
@@ -12,15 +12,16 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import Annotated
 
-from rprm.engines.base import Completion, EngineInfo, Sampling, check_least, clipped
-from rprm.errors import EngineError
+from pydantic import Field, PositiveInt
+
+from rprm.engines.base import Completion, EngineInfo, Sampling, clipped
 from rprm.prompts.template import Prompt
 from rprm.verdict import VerdictChoice, VerdictFormat
 
-Reply = Callable[[Prompt, Sampling], "ScriptedReply"]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
 _BLANK_LINE = "\n\n"
-_MOST_STEPS = 4  # of a pseudo-random solution
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,36 +40,30 @@ class ScriptedEngine:
 
     spec: str = "scripted:"
     _: KW_ONLY
-    yes_rate: float = 0.8  # share of prompts whose analyses lean to Yes
-    noise: float = 0.1  # share of analyses that lean the other way than their prompt does
-    lost: float = 0.0  # share of analyses that end without a verdict
+    yes_rate: Share = 0.8  # share of prompts whose analyses lean to Yes
+    noise: Share = 0.1  # share of analyses that lean the other way than their prompt does
+    lost: Share = 0.0  # share of analyses that end without a verdict
     delay: float = 0.0  # seconds that each completion takes
     logprobs: bool = True  # report P(Yes); without it there is only the hard verdict
     log: str | None = None  # a file that gets a line for every request as it is made: what a paid engine would bill
-    context_length: int = 1_000_000  # in words of the prompt and tokens of the completion; a script knows no max_tokens
-    concurrency: int = 64
-    reply: Reply | None = None  # writes the completions in place of the pseudo-random rule
+    context_length: PositiveInt = 1_000_000  # words of the prompt, tokens of the completion; a script knows none
+    concurrency: PositiveInt = 64
+    reply: Callable[[Prompt, Sampling], ScriptedReply] | None = None  # in place of the pseudo-random rule
     num_requests: int = field(default=0, init=False)
     num_second_passes: int = field(default=0, init=False)
 
-    def __post_init__(self) -> None:
-        self._shares = {"yes_rate": self.yes_rate, "noise": self.noise, "lost": self.lost}
-        for name, share in self._shares.items():
-            if not 0.0 <= share <= 1.0:
-                raise EngineError(f"scripted engine: {name}={share} is not a share; give a number from 0 to 1")
-        check_least(self.spec, concurrency=self.concurrency, context_length=self.context_length)
-        self._log = open(self.log, "ab", buffering=0) if self.log else None  # noqa: SIM115  # closed by aclose
-
     async def start(self, *, chat: bool = True) -> EngineInfo:
         model = "custom" if self.reply else "pseudo-random"
-        return EngineInfo("scripted", model, "1", self.context_length, self.logprobs, details=self._shares)
+        shares = {"yes_rate": self.yes_rate, "noise": self.noise, "lost": self.lost}
+        return EngineInfo("scripted", model, "1", self.context_length, self.logprobs, details=shares)
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
         num_prompt_tokens = len(prompt.text.split())
         clipped(num_prompt_tokens, sampling.max_tokens, self.context_length)
         self.num_requests += 1
-        if self._log is not None:
-            self._log.write(f"{sampling.seed}\n".encode())
+        if self.log:
+            with open(self.log, "ab") as stream:  # noqa: ASYNC230  # a line
+                stream.write(f"{sampling.seed}\n".encode())
         write = self.reply or (_solve if sampling.verdict is None else self._pseudo_random)
         reply = write(prompt, sampling)
         await asyncio.sleep(self.delay)
@@ -91,9 +86,7 @@ class ScriptedEngine:
         return _choice(len(text), _draw(prompt, Sampling(), text).random())
 
     async def aclose(self) -> None:
-        if self._log is not None:
-            self._log.close()
-            self._log = None
+        """It holds nothing."""
 
     def _pseudo_random(self, prompt: Prompt, sampling: Sampling) -> ScriptedReply:
         leans_yes = _draw(prompt, Sampling(), "lean").random() < self.yes_rate
@@ -113,7 +106,7 @@ def _solve(prompt: Prompt, sampling: Sampling) -> ScriptedReply:
     answer = _draw(replace(prompt, reply=""), Sampling(), "answer").randint(2, 99)
     draw = _draw(prompt, sampling, "solution")
     first = sum(bool(step.strip()) for step in prompt.reply.split(_BLANK_LINE)) + 1
-    last = first if first >= _MOST_STEPS else draw.randint(max(first, 2), _MOST_STEPS)
+    last = first if first >= 4 else draw.randint(max(first, 2), 4)
     steps = []
     for number in range(first, last + 1):
         left, right = draw.randint(2, 50), draw.randint(2, 50)

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 from itertools import chain
 from typing import Any
 
@@ -25,10 +25,7 @@ class VerdictTokens:
 
     yes: dict[int, str]
     no: dict[int, str]
-
-    @cached_property
-    def words(self) -> dict[int, str]:
-        return self.yes | self.no
+    words: dict[int, str]  # both
 
     @classmethod
     @lru_cache(maxsize=4)
@@ -41,30 +38,28 @@ class VerdictTokens:
                 # Some tokenizers add a bare space token of their own before a word: look past it.
                 ids = tokenizer.encode(form, add_special_tokens=False)
                 pieces = [(id_, word) for id_ in ids if (word := tokenizer.decode([id_]).strip())]
-                if pieces and (not whole or (len(pieces) == 1 and pieces[0][1] == form.strip())):
+                if pieces and (not whole or pieces[0][1] == form.strip()):
                     words.update(pieces[:1])
             return words
 
-        yes, no = (found(answer, whole=True) for answer in (verdict.yes, verdict.no))
-        if not yes or not no:
-            yes, no = (found(answer, whole=False) for answer in (verdict.yes, verdict.no))
-        shared = yes.keys() & no.keys()
-        yes, no = ({id_: word for id_, word in side.items() if id_ not in shared} for side in (yes, no))
-        if not yes or not no:
+        for whole in (True, False):
+            yes, no = (found(answer, whole=whole) for answer in (verdict.yes, verdict.no))
+            if yes and no:
+                break
+        sides = [{id_: one[id_] for id_ in one if id_ not in other} for one, other in ((yes, no), (no, yes))]
+        if not all(sides):
             fix = "use a prompt template with other answer words"
             raise EngineError(f"the tokenizer begins {verdict.yes!r} and {verdict.no!r} with the same token; {fix}")
-        return cls(yes, no)
+        return cls(sides[0], sides[1], sides[0] | sides[1])
 
 
 def encode_prompt(tokenizer: Any, prompt: Prompt, reply: str = "") -> list[int]:
     """Token ids of a prompt, ready to be continued by the model, then of the beginning of its reply.
 
-    A chat goes through the model's chat template; without one, a blank line follows each message. A template that knows
-    no system message gets it at the head of the first user message.
-
-    A solution cannot speak for its judge: a control token that is spelled in the text of a record (`Message.records`;
-    all contents of a chat; `prompt.reply`) is written in ordinary tokens, or refused where there are none. So are, in
-    `reply`, which the model wrote, special tokens and those that the prompt spells, but not the tags of its thinking.
+    A chat goes through the model's chat template; without one, a blank line follows each message. A solution cannot
+    speak for its judge: a control token that is spelled in the text of a record (`Message.records`; all contents of a
+    chat; `prompt.reply`) is written in ordinary tokens, or refused where there are none. So are, in `reply`, which the
+    model wrote, special tokens and those that the prompt spells, but not the tags of its thinking.
 
     The reply is `prompt.reply` and then `reply`; a `thinking_opening` that the template writes too counts once. Line
     ends at its end have the tokens that they have before a word: a reply that steps are added to begins as before.
@@ -72,12 +67,11 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, reply: str = "") -> list[int]:
     control = control_tokens(tokenizer)
     if prompt.chat and getattr(tokenizer, "chat_template", None):
         ids = _apply_chat_template(tokenizer, prompt.messages, control)
-    elif prompt.chat:
-        ids = _encode(tokenizer, Filled.record("".join(f"{m.content}\n\n" for m in prompt.messages)), control)
     else:
+        plain = Filled.record("".join(f"{message.content}\n\n" for message in prompt.messages))
         # A raw prompt writes its own special tokens.
-        raw = Filled("\n\n").join(Filled(m.content, m.records) for m in prompt.messages)
-        ids = _encode(tokenizer, raw, control)
+        raw = Filled("\n\n").join(Filled(message.content, message.records) for message in prompt.messages)
+        ids = _encode(tokenizer, plain if prompt.chat else raw, control)
     written = prompt.reply + reply
     begun = written.removeprefix(thinking_opening(tokenizer, prompt, ids))
     if not begun:
@@ -111,22 +105,17 @@ def _apply_chat_template(tokenizer: Any, messages: Sequence[Message], control: d
     while any(place in message.content for message in messages):
         place += "X"
     ids = {spelling: id_ for id_, spelling in control.items()}
-    tokens, given = _spellings(*ids), []
-    for message in messages:
-        hidden = tokens.sub(lambda match: f"{place}{ids[match[0]]}X", message.content)
-        given.append({"role": message.role, "content": hidden})
-    as_ids = not any(tokens.search(message.content) for message in messages)
+    hide = partial(_spellings(*ids).sub, lambda match: f"{place}{ids[match[0]]}X")
+    given = [{"role": message.role, "content": hide(message.content)} for message in messages]
     try:
-        rendered = tokenizer.apply_chat_template(given, add_generation_prompt=True, tokenize=as_ids, return_dict=as_ids)
+        rendered = tokenizer.apply_chat_template(given, add_generation_prompt=True, tokenize=False)
     except jinja2.TemplateError:
+        # A template that knows no system message gets it at the head of the first user message.
         if [message.role for message in messages[:2]] != ["system", "user"]:
             raise
         first = Message("user", f"{messages[0].content}\n\n{messages[1].content}")
         return _apply_chat_template(tokenizer, [first, *messages[2:]], control)
-    if as_ids:
-        return list(rendered["input_ids"])
-    # Put the spellings back, and remember where they stand.
-    parts = re.split(rf"{place}(\d+)X", rendered)
+    parts = re.split(rf"{place}(\d+)X", rendered)  # the spellings come back as a record's
     filled = [Filled.record(control[int(part)]) if index % 2 else Filled(part) for index, part in enumerate(parts)]
     return _encode(tokenizer, Filled("").join(filled), control, bare=True)
 
@@ -139,9 +128,7 @@ def _encode(tokenizer: Any, filled: Filled, control: dict[int, str], *, bare: bo
     if len(meant) == len(matches):
         return list(tokenizer.encode(text, add_special_tokens=not bare))
     ids, added = {spelling: id_ for id_, spelling in control.items()}, tokenizer.added_tokens_decoder
-    writer = TokenWriter(tokenizer, control)
-    writer.ids += [] if bare else text_prefix(tokenizer)
-    position = 0
+    writer, position = TokenWriter(tokenizer, control, [] if bare else text_prefix(tokenizer)), 0
     for match in meant:
         # Some tokens take in the white space beside them.
         token, before = added.get(ids[match[0]]), text[position : match.start()]
@@ -151,18 +138,17 @@ def _encode(tokenizer: Any, filled: Filled, control: dict[int, str], *, bare: bo
         if getattr(token, "rstrip", False):
             position = len(text) - len(text[position:].lstrip())
     writer.text(text[position:])
-    writer.flush()
-    return writer.ids
+    return writer.flush()
 
 
+@dataclass
 class TokenWriter:
     """Puts ids together. Text between two tokens is encoded as one run, as it is in the whole text."""
 
-    def __init__(self, tokenizer: Any, guarded: dict[int, str]) -> None:
-        self.tokenizer = tokenizer
-        self.guarded = guarded  # the tokens that no text of a record may make: id -> spelling
-        self.ids: list[int] = []
-        self.run = ""  # text that waits to be encoded
+    tokenizer: Any
+    guarded: dict[int, str]  # the tokens that no text of a record may make: id -> spelling
+    ids: list[int]  # so far
+    run: str = ""  # text that waits to be encoded
 
     def text(self, text: str) -> None:
         """Text of a record: special tokens in it are spelled out."""
@@ -178,44 +164,39 @@ class TokenWriter:
                 self.text(part)
 
     def token(self, id_: int) -> None:
-        self.flush()
-        self.ids.append(id_)
+        self.flush().append(id_)
 
-    def flush(self) -> None:
-        """End the run of text."""
+    def flush(self) -> list[int]:
+        """End the run of text; all ids so far."""
         self.ids += encode_text(self.tokenizer, self.run, self.guarded)
         self.run = ""
+        return self.ids
 
 
 def encode_text(tokenizer: Any, text: str, guarded: dict[int, str]) -> list[int]:
     """Ids of a text, none of them of a guarded token that it spells."""
 
-    def made(ids: Sequence[int]) -> list[str]:
+    # Where it is not enough, of a tokenizer that knows no `split_special_tokens` or a token that it does not count as
+    # special: cut the spelling after its first character, and encode the two sides apart.
+    for is_cut in (False, True):
+        spelled = _spellings(*guarded.values()).finditer(text) if is_cut else ()
+        cuts = [match.start() + 1 for match in spelled]
+        parts = [text[start:end] for start, end in zip([0, *cuts], [*cuts, None], strict=True)]
+        encode = partial(tokenizer.encode, add_special_tokens=False, split_special_tokens=True)
+        ids = list(chain.from_iterable(encode(part) for part in parts if part))
         # The id of unknown characters may be a special token's: that is nobody's spelling.
         folded = unicodedata.normalize("NFKC", text).casefold()
-        return [guarded[id_] for id_ in guarded.keys() & set(ids) if guarded[id_].casefold() in folded]
-
-    def plain(text: str) -> list[int]:
-        return list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)) if text else []
-
-    ids = plain(text)
-    if not made(ids):
-        return ids
-    # A tokenizer that knows no `split_special_tokens`, or a token that it does not count as special: cut the spelling
-    # after its first character, and encode the two sides apart.
-    cuts = [match.start() + 1 for match in _spellings(*guarded.values()).finditer(text)]
-    ids = [id_ for start, end in zip([0, *cuts], [*cuts, None], strict=True) for id_ in plain(text[start:end])]
-    if left := made(ids):
-        raise RequestRefused(f"a text holds the token {left[0]!r}, which the tokenizer spells in no other way")
-    return ids
+        made = [guarded[id_] for id_ in guarded.keys() & set(ids) if guarded[id_].casefold() in folded]
+        if not made:
+            return ids
+    raise RequestRefused(f"a text holds the token {made[0]!r}, which the tokenizer spells in no other way")
 
 
 @lru_cache(maxsize=16)
 def _spellings(*contents: str) -> re.Pattern[str]:
     """Any of these texts as a group, the longest first where several begin alike."""
     longest_first = sorted(filter(None, contents), key=len, reverse=True)
-    # What nothing matches where there are none.
-    return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
+    return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")  # where there are none, none match
 
 
 def text_prefix(tokenizer: Any) -> list[int]:
@@ -233,10 +214,9 @@ def control_tokens(tokenizer: Any) -> dict[int, str]:
 # Some tokenizers have a thousand: looked up once, unless tokens are added or the template changes.
 @lru_cache(maxsize=4)
 def _control_tokens(tokenizer: Any, _size: int, template: str) -> dict[int, str]:
-    added = {id_: str(token.content) for id_, token in tokenizer.added_tokens_decoder.items()}
-    written = [id_ for id_, content in added.items() if content.strip() and content in template]
-    tags = [id_ for id_, content in added.items() if _TAG.fullmatch(content)]
-    return special_tokens(tokenizer) | {id_: added[id_] for id_ in sorted({*written, *tags})}
+    added = sorted((id_, str(token.content)) for id_, token in tokenizer.added_tokens_decoder.items())
+    laid_out = {id_: text for id_, text in added if _TAG.fullmatch(text) or (text.strip() and text in template)}
+    return special_tokens(tokenizer) | laid_out
 
 
 def special_tokens(tokenizer: Any) -> dict[int, str]:
@@ -267,22 +247,18 @@ class TokenTranscript(Transcript):
     def end(self) -> None:
         """The model ended the completion: the token that says so is counted and is no text."""
         self.num_tokens += 1
-        self.finish_reason = "stop"
-        self.ended = True
+        self.finish_reason, self.ended = "stop", True
 
     def completion(self, num_cached: int | None) -> Completion:
         """What was written, once it has ended; `num_cached` prompt tokens were computed before."""
-        reason = self.finish_reason or ""
         choices = tuple(choice for choice in self._choices if choice.start < len(self.text))
         counts = (self._num_prompt_tokens, num_cached)
-        return Completion(self.text, self.num_tokens, reason, *counts, choices, self.ended)
+        return Completion(self.text, self.num_tokens, self.finish_reason or "", *counts, choices, self.ended)
 
 
 def detokenizer(tokenizer: Any, prompt_ids: Sequence[int]) -> Callable[[int], str]:
-    """A function from each generated token to the text that it completes after the prompt; special tokens have none.
-
-    A character that several tokens share comes with the last of them. Only the last few tokens are decoded each time.
-    """
+    """A function from each generated token to the text that it completes after the prompt; special tokens have none. A
+    character that several tokens share comes with the last of them."""
     decode = partial(getattr(tokenizer, "backend_tokenizer", tokenizer).decode, skip_special_tokens=True)
     ids = list(prompt_ids)
     num_read, before = len(ids), decode(ids)

@@ -1,7 +1,6 @@
-"""An engine on vLLM, in this process: continuous batching, prefix caching, several GPUs.
+"""An engine on vLLM, in this process. Every sample is a request of its own, given up at its verdict or when cancelled.
 
-Every sample is a request of its own, given up at its verdict or when cancelled. Texts are put together here: the offset
-of a verdict is then exact however many tokens arrive at once.
+Texts are put together here: the offset of a verdict is then exact however many tokens arrive at once.
 """
 
 from __future__ import annotations
@@ -18,8 +17,10 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
-from rprm.engines.base import Completion, EngineInfo, Sampling, check_least, clipped
-from rprm.engines.files import ADAPTER_CONFIG, adapter_details, find_file, identity, named_base, read_object
+from pydantic import PositiveInt
+
+from rprm.engines.base import Completion, EngineInfo, Sampling, clipped
+from rprm.engines.loading import ADAPTER_CONFIG, adapter_details, find_file, identity, named_base, read_object
 from rprm.engines.tokens import TokenTranscript, VerdictTokens, encode_prompt
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused
 from rprm.prompts.template import Prompt
@@ -38,9 +39,9 @@ class VLLMEngine:
     target: str
     _: KW_ONLY
     spec: str = ""
-    concurrency: int = 256
-    context_length: int | None = None
-    max_model_len: int | None = None
+    concurrency: PositiveInt = 256
+    context_length: PositiveInt | None = None
+    max_model_len: PositiveInt | None = None
     adapter: str | None = None
     revision: str | None = None
     tokenizer: str | None = None
@@ -50,8 +51,7 @@ class VLLMEngine:
     data_parallel_size: int = 1
     gpu_memory_utilization: float | None = None
     enforce_eager: bool = False
-    #: Every analysis of a step shares its prompt; for some models vLLM has it off by itself.
-    enable_prefix_caching: bool = True
+    enable_prefix_caching: bool = True  # every analysis of a step shares its prompt; vLLM has it off for some models
     block_size: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
@@ -60,9 +60,7 @@ class VLLMEngine:
 
     def __post_init__(self) -> None:
         self.spec = self.spec or f"vllm:{self.target}"
-        lengths = self.context_length, self.max_model_len
-        check_least(self.spec, concurrency=self.concurrency, context_length=lengths[0], max_model_len=lengths[1])
-        if len({*lengths, None}) > 2:
+        if len({self.context_length, self.max_model_len, None}) > 2:
             raise EngineError(f"{self.spec}: context_length and max_model_len are one thing; give one of them")
         self.base = self.target
         if self.adapter is None and Path(self.target).is_dir() and (named := named_base(self.target)) is not None:
@@ -92,21 +90,18 @@ class VLLMEngine:
         """Load the model: half a minute to several, during which the event loop stands still."""
         async with self._starting:
             if self._llm is None:
-                # A wrong path is told before the long import of vLLM. The import is not done where the engine is at
-                # hand: errors that vLLM catches then, and keeps, would keep the engine with their frames.
+                # A wrong path is told before the long import, whose frames must not hold the engine: vLLM keeps errors.
                 rank = None if self.adapter is None else lora_rank(Path(self.adapter))
                 await self._load(_import_vllm(), rank)
         return self._info
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
-        tokenizer = self._running()
+        tokenizer, num_cached = self._running(), None
         ids = _encode_prompt(tokenizer, prompt)
         transcript = TokenTranscript(tokenizer, prompt, ids, sampling)
-        num_cached: int | None = None
         async with aclosing(self._outputs(ids, sampling, transcript.answers)) as outputs:
             async for output in outputs:
-                num_cached = output.num_cached_tokens
-                new = output.outputs[0]
+                num_cached, new = output.num_cached_tokens, output.outputs[0]
                 # vLLM is given no stop strings: what it stops at is an end token.
                 texts = new.token_ids[:-1] if new.finish_reason == "stop" else new.token_ids
                 for index, token in enumerate(texts):
@@ -135,12 +130,10 @@ class VLLMEngine:
         llm, self._llm = self._llm, None
         if llm is None:
             return
-        # Else whoever still awaits a sample would wait for ever.
-        await llm.abort(list(self._under_way))
+        await llm.abort(list(self._under_way))  # else whoever awaits a sample would wait for ever
         output_handler = llm.output_handler
         llm.shutdown()
-        # vLLM's objects hold each other, its task holds them all, and freed only when the interpreter ends they would
-        # print a traceback: see to it that they go now.
+        # Its objects hold each other, its task all of them; freed when the interpreter ends they print a traceback.
         del llm
         if output_handler is not None:
             await asyncio.wait([output_handler], timeout=1.0)
@@ -167,17 +160,13 @@ class VLLMEngine:
         llm, request_id, finished = self._llm, uuid.uuid4().hex, False
         self._under_way.add(request_id)
         try:
-            options: dict[str, Any] = {
-                "temperature": sampling.temperature,
-                "top_p": sampling.top_p,
-                "seed": sampling.seed,
-            }
+            options: dict[str, Any] = {name: getattr(sampling, name) for name in ("temperature", "top_p", "seed")}
             options |= {"max_tokens": max_tokens, "detokenize": False, "output_kind": RequestOutputKind.DELTA}
             if answers is not None:
                 options |= {"logprob_token_ids": list(answers.words), "flat_logprobs": True}
             prompt = {"type": "token", "prompt_token_ids": list(ids)}
-            stream = llm.generate(prompt, SamplingParams(**options), request_id, lora_request=self._lora_request)
-            async with aclosing(stream):
+            further = {"lora_request": self._lora_request}
+            async with aclosing(llm.generate(prompt, SamplingParams(**options), request_id, **further)) as stream:
                 async for output in stream:
                     finished = output.finished
                     yield output
@@ -205,13 +194,12 @@ class VLLMEngine:
         if current_platform.is_cpu():
             # Each piece of a prompt makes a random draw in vain, which the generators of a CPU cannot take back.
             arguments["enable_chunked_prefill"] = False
-            if self.gpu_memory_utilization is None:
-                # vLLM's own default there is nearly all memory of the machine.
+            if self.gpu_memory_utilization is None:  # else nearly all memory of the machine
                 arguments["kv_cache_memory_bytes"] = 4 << 30
-        self._lora_request = None if self.adapter is None else LoRARequest("adapter", 1, self.adapter)
+        llm, self._lora_request = None, None
         if self.adapter is not None:
             arguments |= {"enable_lora": True, "max_lora_rank": rank}
-        llm = None
+            self._lora_request = LoRARequest("adapter", 1, self.adapter)
         try:
             llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
             if self._lora_request is not None:
@@ -244,10 +232,10 @@ def lora_rank(adapter: Path) -> int:
         rank = max(map(int, [config["r"], *(config.get("rank_pattern") or {}).values()]))
     except Exception as error:
         raise EngineError(f"{adapter}: not a LoRA adapter's folder ({ADAPTER_CONFIG}: {_one_line(error)})") from error
-    if rank > _LORA_RANKS[-1]:
-        most = _LORA_RANKS[-1]
-        raise EngineError(f"{adapter}: rank {rank} is more than vLLM serves ({most}); merge it into the model")
-    return next(room for room in _LORA_RANKS if rank <= room)
+    for room in _LORA_RANKS:
+        if rank <= room:
+            return room
+    raise EngineError(f"{adapter}: rank {rank} is more than vLLM serves ({room}); merge it into the model")
 
 
 def _import_vllm() -> str:

@@ -14,7 +14,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from rprm.records import Solution, SolutionReward
-from rprm.rewarders.batch import Totals
+from rprm.rewarders.base import Totals
 
 _BAR_WIDTH = 10
 

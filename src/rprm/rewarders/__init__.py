@@ -9,27 +9,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import EntryPoint
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
 from rprm import engines
 from rprm.engines import Engine, Sampling, load_engine
-from rprm.engines.files import refuse_missing
+from rprm.engines.loading import refuse_missing
 from rprm.errors import EngineError, RprmError
 from rprm.models import resolve, template_for
-from rprm.plugins import construct, find_kinds, load_kind, options_of, split_spec
-from rprm.presets import Procedure, judge_settings
+from rprm.plugins import construct, find_kinds, load_kind, options_of, split_spec, typed
+from rprm.presets import JudgeSettings, Procedure, judge_settings
 from rprm.prompts import PromptTemplate, load_template
 from rprm.rewarders.base import StepRewarder
 from rprm.rewarders.rprm import Judge
 from rprm.stopping import StoppingRule
 
 GROUP = "rprm.rewarders"
-#: The kinds that are no engine under a judge; see `_kind_of`.
-KINDS = {"classifier": "rprm.rewarders.classifier:Classifier"}
+KINDS = {"classifier": "rprm.rewarders.classifier:Classifier"}  #: those that are no engine under a judge
 _SERVED = EntryPoint("classifier", "rprm.rewarders.classifier:ServedClassifier", GROUP)
-
-#: The default probability of `stopping="confident"`.
-DEFAULT_CONFIDENCE = 0.99
+DEFAULT_CONFIDENCE = 0.99  #: of `stopping="confident"`
 #: Values of a judge's options that ask for nothing that another rewarder does not do anyway, beside None.
 _ASKS_NOTHING = {"stopping": "none", "confidence": DEFAULT_CONFIDENCE, "first_error_exit": False}
 
@@ -37,18 +34,14 @@ _ASKS_NOTHING = {"stopping": "none", "confidence": DEFAULT_CONFIDENCE, "first_er
 def load_rewarder(
     model: str | Engine = "embedded", *, engine: Engine | None = None, procedure: Procedure = "lean", **options: Any
 ) -> StepRewarder:
-    """Make what rewards steps from a model's spec.
+    """Make what rewards steps from a model's spec; `RprmError`: a kind or option is unknown, or makes no sense.
 
     Args:
         model: "classifier:PATH_OR_ID" for a discriminative PRM, or another kind of rewarder; every other spec is an
             engine's, and the rewarder a judge over it.
         engine: of a judge, where its model is loaded already.
-        procedure: of a judge: "lean" answers with first errors, "full" gives every reward in full, "published" does so
-            as the published code does (`rprm.presets`).
+        procedure: of a judge, see `rprm.presets.Procedure`.
         options: as for `RPRM`; None leaves one to the procedure. A classifier takes its own, and none of analyses.
-
-    Raises:
-        RprmError: an unknown kind or option of the spec, or an option that makes no sense; the message names it.
     """
     if not isinstance(model, str) or (make := _kind_of(model)) is None:
         return load_judge(model, engine=engine, procedure=procedure, **options)
@@ -61,8 +54,7 @@ def load_rewarder(
     facts: dict[str, Any] = {} if known is None else {"threshold": known.threshold}
     if "://" not in target:
         refuse_missing(spec, target)
-    elif known is not None:
-        # The name there is the server's, and may be the alias.
+    elif known is not None:  # the name there is the server's, and may be the alias
         facts |= {"layout": known.layout, "tokenizer": known.hub_id}
     return cast(StepRewarder, construct(make, spec, facts | in_spec | options))
 
@@ -84,22 +76,21 @@ def _kind_of(spec: str) -> Callable[..., Any] | None:
 
 
 def load_judge(
-    model: str | Engine, *, engine: Engine | None = None, procedure: Procedure = "lean", **options: Any
-) -> Judge:
-    """Make a reasoning judge, see `load_rewarder`; over `engine`, where the model is loaded already."""
+    model: str | Engine, *, engine: Engine | None = None, procedure: Procedure = "lean",
+    prompt: str | PromptTemplate | None = None, **options: Any,
+) -> Judge:  # fmt: skip
+    """Make a reasoning judge; see `load_rewarder`."""
     if not isinstance(model, str):
         engine, model = model, model.spec
     elif engine is None:
         engine = load_engine(model)
-    options = {name: value for name, value in options.items() if value is not None}
-    confidence, seed = options.pop("confidence", DEFAULT_CONFIDENCE), options.pop("seed", 0)
-    prompt = options.pop("prompt", None)
-    settings = replace(judge_settings(model, procedure), **options)
+    hints = get_type_hints(JudgeSettings) | {"confidence": float, "seed": int}
+    given = typed(hints, {name: value for name, value in options.items() if value is not None}, model)
+    confidence, seed = given.pop("confidence", DEFAULT_CONFIDENCE), given.pop("seed", 0)
+    settings = replace(judge_settings(model, procedure), **given)
     if not isinstance(prompt, PromptTemplate):
         prompt = load_template(prompt) if prompt else template_for(model, settings.prompt)
     rule = StoppingRule(settings.num_analyses, settings.threshold, settings.stopping, confidence)
-    sampling = Sampling(
-        temperature=settings.temperature, top_p=settings.top_p, max_tokens=settings.max_tokens, seed=seed
-    )
+    sampling = Sampling(settings.temperature, settings.top_p, settings.max_tokens, seed)
     further = {name: getattr(settings, name) for name in ("first_error_exit", "force_verdict", "second_pass")}
     return Judge(engine, prompt, rule, sampling, **further)

@@ -1,13 +1,19 @@
-"""The protocol of everything that rewards steps: R-PRM, discriminative PRMs, prompted critics."""
+"""The protocol of everything that rewards steps; judging a whole source of solutions with one, and its totals."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from rprm.jobs import Job, run_job
 from rprm.ledger import Ledger
-from rprm.records import Analysis, Solution, SolutionReward, StepReward
+from rprm.reading import Rejected
+from rprm.records import REWARD_FORMAT, Analysis, Solution, SolutionReward, StepReward
+from rprm.runs import FORMAT
 from rprm.stopping import StoppingRule
+
+Steps = Sequence[str]  # of a solution
 
 
 def reward_settings(described: dict[str, Any]) -> dict[str, Any]:
@@ -17,10 +23,8 @@ def reward_settings(described: dict[str, Any]) -> dict[str, Any]:
 
 
 def first_error(rewards: Sequence[float | None], threshold: float) -> int | None:
-    """The index of the first step whose reward is below `threshold`; -1 where every step has a reward and none is.
-
-    None where a step up to there has no reward: the first error is not known.
-    """
+    """The index of the first step whose reward is below `threshold`; -1 where every step has a reward and none is; None
+    where a step up to there has no reward, so that it is not known."""
     for index, reward in enumerate(rewards):
         if reward is None or reward < threshold:
             return None if reward is None else index
@@ -39,11 +43,8 @@ def solution_reward(solution: Solution, steps: Sequence[StepReward], threshold: 
 class StepRewarder(Protocol):
     """Rewards the steps of solutions, `concurrency` of them at once. A reward below `threshold` calls a step wrong."""
 
-    @property
-    def threshold(self) -> float: ...
-
-    @property
-    def concurrency(self) -> int: ...
+    threshold: float
+    concurrency: int
 
     def in_full(self) -> StepRewarder:
         """What rewards every step in full, with the same model: for ranking and reinforcement learning."""
@@ -54,9 +55,7 @@ class StepRewarder(Protocol):
     async def judge(self, solution: Solution, ledger: Ledger | None = None) -> SolutionReward:
         """Reward one solution. Thousands of calls may be awaited at once; none affects another's result."""
 
-    async def judge_step(
-        self, problem: str, steps: Sequence[str], step_index: int, ledger: Ledger | None = None
-    ) -> StepReward:
+    async def judge_step(self, problem: str, steps: Steps, step_index: int, ledger: Ledger | None = None) -> StepReward:
         """Reward the step `steps[step_index]` alone, given the problem and the steps before it."""
 
     async def aclose(self) -> None: ...
@@ -66,16 +65,79 @@ class StepRewarder(Protocol):
 class AnalysisSampler(StepRewarder, Protocol):
     """An optional capability: analyses of a step can be drawn one by one, no more than a race needs."""
 
-    @property
-    def rule(self) -> StoppingRule: ...
+    rule: StoppingRule
 
     async def analyse(
-        self, problem: str, steps: Sequence[str], step_index: int, samples: range, ledger: Ledger | None = None
+        self, problem: str, steps: Steps, step_index: int, samples: range, ledger: Ledger | None = None
     ) -> list[Analysis]:
         """Draw some of a step's analyses, by their sample numbers; `RequestRefused` where every one is refused."""
 
-    def reward(self, step_index: int, analyses: Sequence[Analysis]) -> StepReward:
-        """The reward that a step has from its analyses."""
+    def reward(self, step_index: int, analyses: Sequence[Analysis], failure: str | None = None) -> StepReward:
+        """The reward that a step has from its analyses; without one, why (`failure`: it cannot be judged)."""
 
-    def unscored(self, step_index: int, failure: str) -> StepReward:
-        """A step that cannot be judged, and why."""
+
+@dataclass
+class Totals:
+    """The totals of a run. Steps after a first-error exit are in `num_steps` alone."""
+
+    num_solutions: int = 0
+    num_rejected: int = 0
+    num_wrong: int = 0
+    num_unjudged: int = 0  #: solutions of which it is not known whether they have an error
+    num_steps: int = 0
+    num_steps_judged: int = 0
+    num_steps_uncovered: int = 0
+    num_steps_cut: int = 0  #: steps of which the model's context cut an analysis short
+    num_analyses: int = 0
+    num_analyses_without_verdict: int = 0
+    num_analyses_forced: int = 0
+    num_generated_tokens: int = 0
+    num_prompt_tokens: int = 0
+    max_tokens: int | None = None  #: of an analysis; None for rewarders that write none
+    failure: str | None = None  #: why the first step without a reward has none
+
+    @property
+    def nothing_judged(self) -> bool:
+        """Whether there were steps to judge, and none of them has a reward."""
+        return 0 < self.num_steps_judged == self.num_steps_uncovered
+
+    def add(self, result: SolutionReward) -> None:
+        self.num_solutions += 1
+        self.num_unjudged += result.first_error is None
+        self.num_wrong += result.first_error is not None and result.first_error >= 0
+        self.num_steps += result.num_steps
+        self.num_steps_judged += len(result.steps)
+        self.num_steps_uncovered += len(result.uncovered)
+        for step in result.steps:
+            self.failure = self.failure or step.failure
+            self.num_steps_cut += any(one.is_cut_by_context(self.max_tokens or 0) for one in step.analyses)
+            for analysis in step.analyses:
+                self.num_analyses += 1
+                self.num_analyses_without_verdict += analysis.verdict is None
+                self.num_analyses_forced += analysis.forced
+                self.num_generated_tokens += analysis.num_tokens
+                self.num_prompt_tokens += analysis.num_prompt_tokens or 0
+
+    def as_dict(self) -> dict[str, int]:
+        return {name: value for name, value in asdict(self).items() if name.startswith("num_")}
+
+
+async def judge_source(
+    rewarder: StepRewarder, rows: Iterable[Solution | Rejected], *,
+    settings: dict[str, Any] | None = None, last_step: bool = False, **options: Any,
+) -> Totals:  # fmt: skip
+    """Judge every solution of a source, in its order, or the last step of each alone; the totals are over all sessions.
+    The results depend on `settings` too. `options` and errors are those of `run_job`; without `output` nothing is kept.
+    """
+    described = await rewarder.start()
+    totals = Totals(max_tokens=described.get("max_tokens"))
+
+    async def judge_last(solution: Solution, ledger: Ledger | None) -> SolutionReward:
+        step = await rewarder.judge_step(solution.problem, solution.steps, len(solution.steps) - 1, ledger)
+        return solution_reward(solution, [step], rewarder.threshold)
+
+    work = judge_last if last_step else rewarder.judge
+    job = Job(name="judge", work=work, parse=SolutionReward.read_back, totals=totals, width=rewarder.concurrency)
+    settings = {FORMAT: REWARD_FORMAT, **(settings or {}), **described}
+    await run_job(job, rows, settings=settings, **{"source": None, "output": None} | options)
+    return totals

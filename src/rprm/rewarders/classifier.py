@@ -1,8 +1,4 @@
-"""Discriminative PRMs: one forward pass rewards every step of a solution, in this process or behind vLLM's `/pooling`.
-
-A reward does not depend on what runs beside it, up to the noise of batched arithmetic: padding is masked and positions
-are counted per row.
-"""
+"""Discriminative PRMs: one forward pass rewards every step of a solution, here or behind vLLM's `/pooling`."""
 
 from __future__ import annotations
 
@@ -12,33 +8,27 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypedDict, Unpack
 
 from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 
-from rprm.engines.base import check_least
 from rprm.engines.endpoint import Endpoint, Transient, context_length_of
-from rprm.engines.files import find_file, identity, read_object
-from rprm.engines.loading import load_tokenizer, plain_errors
-from rprm.engines.worker import ModelWorker, Request, placement
+from rprm.engines.loading import find_file, identity, load_tokenizer, placement, plain_errors
 from rprm.errors import EngineError, RequestRefused
 from rprm.ledger import Ledger, paid_for
 from rprm.records import Solution, SolutionReward, StepReward
-from rprm.rewarders.base import solution_reward
+from rprm.rewarders.base import Steps, solution_reward
 from rprm.rewarders.layouts import LAYOUTS, QWEN_SYSTEM, QWEN_TAG, Decision, Layout, LayoutName, Rendered, Separator
 
 if TYPE_CHECKING:
-    from rprm.rewarders.network import StepNetwork
+    from rprm.rewarders.network import Scorer
 
-#: Beside the weights of a classifier that this project trained.
-SETTINGS_FILE = "rprm_classifier.json"
+SETTINGS_FILE = "rprm_classifier.json"  #: beside the weights of a classifier that this project trained
 #: Layouts whose models vLLM serves; of one that rewards with its output layer, `/pooling` gives hidden states (0.32).
 _SERVED: tuple[LayoutName, ...] = ("qwen", "trl")
 _ANSWER_BYTES = 1 << 25  #: a row takes about 50, and a context at most some 100,000 tokens
 _TARGET = re.compile(r"(?P<model>.+?)@(?P<url>https?://[^/?#@\s]+(?:/[^?#@\s]*)?)")
-#: A step whose reward is below it is called wrong.
-Threshold = Annotated[float, Field(gt=0.0, lt=1.0)]
+Threshold = Annotated[float, Field(gt=0.0, lt=1.0)]  #: a step whose reward is below it is called wrong
 
 
 @dataclass(frozen=True)
@@ -58,13 +48,12 @@ def read_settings(target: str, revision: str | None = None) -> ClassifierSetting
     """What a classifier trained here says of itself, None of any other; `EngineError` where the file is damaged."""
     if (path := find_file(target, SETTINGS_FILE, revision)) is None:
         return None
-    value = read_object(path)
     try:
-        return TypeAdapter(ClassifierSettings).validate_json(json.dumps(value), strict=True)
+        return TypeAdapter(ClassifierSettings).validate_json(path.read_bytes(), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        field, message = (first["loc"] or ("it",))[-1], first["msg"]
-        raise EngineError(f"{path}: {field} is {value.get(str(field))!r}: {message}") from None
+        name = (first["loc"] or ("it",))[-1]
+        raise EngineError(f"{path}: {name} is {first['input']!r:.80}: {first['msg']}") from None
 
 
 def make_layout(
@@ -75,7 +64,7 @@ def make_layout(
     if settings.layout == "qwen":
         given |= {"tag": settings.step_tag, "system": settings.system}
     try:
-        return Layout(settings.layout, tokenizer, **{name: one for name, one in given.items() if one is not None})
+        return Layout(settings.layout, tokenizer, **given)
     except EngineError as error:
         raise EngineError(f"{spec}: {error}") from None
 
@@ -100,13 +89,9 @@ class ClassifierOptions(TypedDict, total=False):
 
 
 class Classifier:
-    """A discriminative PRM in this process, from a folder or hub id. No code of a checkpoint is run.
+    """A discriminative PRM in this process, from a folder or hub id; its options are in docs/classifiers.md."""
 
-    Its options are in docs/classifiers.md. The head is computed in float32, whatever the dtype. `layout` is there once
-    it is started.
-    """
-
-    layout: Layout
+    layout: Layout  #: once it is started
 
     def __init__(
         self, target: str, *, spec: str = "",
@@ -116,19 +101,11 @@ class Classifier:
         self.target, self.spec, self.options = target, spec or f"classifier:{target}", options
         if device_map is not None and device != "auto":
             raise EngineError(f"{self.spec}: give either device or device_map")
-        self.concurrency = options.get("concurrency", 64)
-        limits = {"concurrency": self.concurrency, "max_batch_tokens": max_batch_tokens}
-        check_least(self.spec, **limits, context_length=options.get("context_length"))
-        self._context_length, given = options.get("context_length"), options.get("threshold")
-        if given is not None and not 0.0 < given < 1.0:
-            raise EngineError(f"{self.spec}: threshold is {given}; give a number above 0 and below 1")
-        #: As given, else its own (of a hub model: once it is started), else 0.5.
-        self.threshold = 0.5 if given is None else given
-        if given is None and Path(target).is_dir() and (settings := read_settings(target)) is not None:
-            self.threshold = settings.threshold
+        self.concurrency, self._context_length = options.get("concurrency", 64), options.get("context_length")
+        self.threshold = options.get("threshold") or 0.5  #: if not given, its own once it is started
         self._placement, self._device_map, self._adapter = (device, dtype, num_threads), device_map, adapter
         self.max_batch_tokens = max_batch_tokens
-        self._worker: _Scorer | None = None
+        self._worker: Scorer | None = None
         self._described: dict[str, Any] | None = None
         self._starting = asyncio.Lock()
 
@@ -138,24 +115,18 @@ class Classifier:
     async def start(self) -> dict[str, Any]:
         async with self._starting:
             if self._described is None:
-                engine = await self._open()
-                self._described = {
-                    "rewarder": "classifier",
-                    "layout": self.layout.name,
-                    **({"layout_options": self.layout.options} if self.layout.options else {}),
-                    "engine": {"kind": "classifier", "model": self.target, **engine},
-                    "threshold": self.threshold,
-                    "context_length": self._context_length,
-                }
+                engine = {"kind": "classifier", "model": self.target, **await self._open()}
+                layout: dict[str, Any] = {"layout": self.layout.name}
+                layout |= {"layout_options": self.layout.options} if self.layout.options else {}
+                further = {"threshold": self.threshold, "context_length": self._context_length}
+                self._described = {"rewarder": "classifier", **layout, "engine": engine, **further}
         return self._described
 
     async def judge(self, solution: Solution, ledger: Ledger | None = None) -> SolutionReward:
         steps = await self._reward(solution.problem, solution.steps, ledger) if solution.steps else []
         return solution_reward(solution, steps, self.threshold)
 
-    async def judge_step(
-        self, problem: str, steps: Sequence[str], step_index: int, ledger: Ledger | None = None
-    ) -> StepReward:
+    async def judge_step(self, problem: str, steps: Steps, step_index: int, ledger: Ledger | None = None) -> StepReward:
         return (await self._reward(problem, steps[: step_index + 1], ledger))[step_index]
 
     async def aclose(self) -> None:
@@ -164,7 +135,7 @@ class Classifier:
             await asyncio.to_thread(self._worker.stop)
             self._worker = None
 
-    async def _reward(self, problem: str, steps: Sequence[str], ledger: Ledger | None) -> list[StepReward]:
+    async def _reward(self, problem: str, steps: Steps, ledger: Ledger | None) -> list[StepReward]:
         key = f"steps.{len(steps)}"
 
         def rewards_of(scores: Sequence[float | None], failure: str | None = None) -> list[StepReward]:
@@ -182,8 +153,7 @@ class Classifier:
             sequences = [self.layout.render(problem, steps[:end]) for end in ends]
             longest, limit = max(len(one.ids) for one in sequences), self._context_length
             if limit is not None and longest > limit:
-                length = f"the solution has {longest} tokens with its problem"
-                raise RequestRefused(f"{length}; the context length is {limit}")
+                raise RequestRefused(f"the solution has {longest} tokens; the context length is {limit}")
             scores = [score for scored in await asyncio.gather(*map(self._score, sequences)) for score in scored]
             if any(map(math.isnan, scores)):
                 raise RequestRefused("the model's scores are no numbers (NaN); load it with dtype=float32")
@@ -200,13 +170,11 @@ class Classifier:
     async def _score(self, rendered: Rendered) -> list[float]:
         """Rewards at the positions of one sequence."""
         assert self._worker is not None
-        return cast(list[float], await self._worker.submit(_Scoring(rendered)))
+        return await self._worker.score(rendered)
 
     def _load(self) -> dict[str, Any]:
         device, dtype, torch_dtype = placement(self.spec, *self._placement)
-        import torch
-
-        from rprm.rewarders.network import load_network
+        from rprm.rewarders.network import Scorer, load_network
 
         options = self.options
         revision, layout, elsewhere = options.get("revision"), options.get("layout"), options.get("tokenizer")
@@ -217,23 +185,20 @@ class Classifier:
             if settings is None:
                 settings = ClassifierSettings(layout or self._recognise(revision))
             elif layout not in (None, settings.layout):
-                raise EngineError(
-                    f"{self.spec}: the model was trained in the {settings.layout} layout; leave out layout="
-                )
+                raise EngineError(f"{self.spec}: it was trained in the {settings.layout} layout; leave out layout=")
             self.layout = make_layout(settings, tokenizer, self.spec, options)
             weights = {"dtype": torch_dtype, "revision": revision, "device_map": self._device_map}
             network = load_network(self.target, self.layout, adapter=self._adapter, **weights)
-        # Where accelerate put the backbone it stays.
-        (network if self._device_map is None else network.score).to(device)
+        (network if self._device_map is None else network.score).to(device)  # accelerate has placed the backbone
         network.eval()
         if options.get("threshold") is None:
             self.threshold = settings.threshold
         longest = getattr(network.backbone.config.get_text_config(), "max_position_embeddings", None)
         self._context_length = self._context_length or longest or 4096
-        self._worker = _Scorer(network, self.max_batch_tokens)
-        described = {"revision": identity(self.target, revision), "dtype": dtype, "device": torch.device(device).type}
+        self._worker = Scorer(network, self.max_batch_tokens)
+        described = {"revision": identity(self.target, revision), "dtype": dtype, "device": device.partition(":")[0]}
         further = {"tokenizer": elsewhere, "device_map": self._device_map, "adapter": self._adapter}
-        further["adapter_revision"] = identity(self._adapter, None) if self._adapter else None
+        further["adapter_revision"] = self._adapter and identity(self._adapter, None)
         return described | {name: value for name, value in further.items() if value is not None}
 
     def _recognise(self, revision: str | None) -> LayoutName:
@@ -250,57 +215,10 @@ class Classifier:
         raise EngineError(f"{self.spec}: the layout is not recognised; name it: ?layout= one of {', '.join(LAYOUTS)}")
 
 
-@dataclass(eq=False)
-class _Scoring(Request):
-    rendered: Rendered
-
-
-class _Scorer(ModelWorker[_Scoring]):
-    """Owns the network: one thread, one batch after the other."""
-
-    def __init__(self, network: StepNetwork, max_batch_tokens: int) -> None:
-        super().__init__("rprm-classifier", hint="lower max_batch_tokens")
-        self.network, self.max_batch_tokens = network, max_batch_tokens
-        self.start()
-
-    def work(self) -> None:
-        """Reward the job that waits longest and those closest to it in length, as many as the budget allows."""
-        if not self.waiting:
-            return
-        import torch
-        from torch.nn.utils.rnn import pad_sequence
-
-        oldest, longest = len(self.waiting[0].rendered.ids), 0
-        batch: list[_Scoring] = []
-        # Sorting is stable: of equal lengths the oldest comes first, and the oldest of all is always taken.
-        for job in sorted(self.waiting, key=lambda job: abs(len(job.rendered.ids) - oldest)):
-            longest = max(longest, len(job.rendered.ids))
-            if batch and longest * (len(batch) + 1) > self.max_batch_tokens:
-                break
-            batch.append(job)
-        self.waiting = [job for job in self.waiting if job not in batch]
-        ids = [torch.tensor(job.rendered.ids) for job in batch]
-        input_ids = pad_sequence(ids, batch_first=True)
-        attention_mask = pad_sequence([torch.ones_like(one) for one in ids], batch_first=True)
-        wanted = torch.zeros_like(input_ids, dtype=torch.bool)
-        for row, job in enumerate(batch):
-            wanted[row, job.rendered.positions] = True
-        device = self.network.backbone.device
-        if device.type == "meta":
-            # Offloaded by accelerate, whose hooks bring the inputs to where they are needed.
-            device = torch.device("cpu")
-        logits = self.network(input_ids.to(device), attention_mask.to(device), wanted.to(device))  # [steps, 2]
-        rewards = iter(logits.double().softmax(-1)[:, 1].tolist())
-        for job in batch:
-            job.resolve([next(rewards) for _ in job.rendered.positions])
-
-
 class ServedClassifier(Classifier):
-    """A discriminative PRM behind vLLM's `/pooling`: `MODEL@URL`, the server's name for the model, and its root.
-
-    Rows of two probabilities come back, wrong and correct, for each token (a token classifier) or each step tag (vLLM's
-    step pooler: Qwen2.5-Math-PRM). The model's name tells the layout and is the tokenizer's hub id by default.
-    """
+    """A discriminative PRM behind vLLM's `/pooling`: `MODEL@URL`, the server's name for the model, and its root. Rows
+    of two probabilities come back, wrong and correct, for each token (a token classifier) or each step tag (vLLM's step
+    pooler: Qwen2.5-Math-PRM)."""
 
     def __init__(
         self, target: str, *, spec: str = "", timeout: float = 600.0, max_retries: int = 6,
@@ -336,11 +254,8 @@ class ServedClassifier(Classifier):
         if self._context_length is None:
             served = await self.endpoint.models("/v1/models")
             self._context_length = context_length_of(served.get(self.target, {}))
-        return {
-            "url": self.endpoint.url,
-            "tokenizer": self._tokenizer,
-            "tokenizer_revision": await asyncio.to_thread(identity, self._tokenizer, revision),
-        }
+        found = await asyncio.to_thread(identity, self._tokenizer, revision)
+        return {"url": self.endpoint.url, "tokenizer": self._tokenizer, "tokenizer_revision": found}
 
     async def _score(self, rendered: Rendered) -> list[float]:
         body = {"model": self.target, "input": rendered.ids, "encoding_format": "float", "task": "token_classify"}
@@ -348,14 +263,12 @@ class ServedClassifier(Classifier):
             rows = await self.endpoint.post("/pooling", body, _rows, _ANSWER_BYTES)
         if len(rows) == len(rendered.ids):
             return [rows[place] for place in rendered.positions]
-        tag_id = rendered.ids[-1]
-        num_tags = rendered.ids.count(tag_id)
+        tag_id, num_tags = rendered.ids[-1], rendered.ids.count(rendered.ids[-1])
         if self.layout.name == "qwen" and len(rows) == len(rendered.positions) == num_tags:
             return rows
-        raise EngineError(
-            f"{self.spec}: the server answered {len(rows)} rows for {len(rendered.ids)} tokens and {num_tags} tags; "
-            f"serve the model with `--runner pooling`, or `step_tag_id` {tag_id} (docs/classifiers.md)"
-        )
+        fix = f"serve the model with `--runner pooling`, or `step_tag_id` {tag_id} (docs/classifiers.md)"
+        counts = f"{len(rows)} rows for {len(rendered.ids)} tokens and {num_tags} tags"
+        raise EngineError(f"{self.spec}: the server answered {counts}; {fix}")
 
 
 def _rows(answer: dict[str, Any]) -> list[float]:
@@ -365,9 +278,7 @@ def _rows(answer: dict[str, Any]) -> list[float]:
         rows = [[float(value) for value in row] for row in item["data"]]
     except (KeyError, TypeError, ValueError):
         raise Transient("no answer of /pooling: `data` is not one list of rows of numbers") from None
-    if any(not math.isfinite(value) for row in rows for value in row):
-        raise RequestRefused("the model's scores are no numbers (NaN)")
-    # Sums of probabilities in bfloat16 are off by less than a hundredth.
+    # Sums of probabilities in bfloat16 are off by less than a hundredth. A NaN passes: its solution is refused.
     if any(len(row) != 2 or min(row) < 0.0 or abs(sum(row) - 1.0) > 0.02 for row in rows):
         raise EngineError("the server's rows are not the probabilities of two classes: leave its activation on")
     return [row[1] / sum(row) for row in rows]

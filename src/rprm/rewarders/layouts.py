@@ -1,8 +1,7 @@
-r"""How a solution is laid out for a discriminative PRM, and where its steps are scored, as published with each model.
+"""How a solution is laid out for a discriminative PRM, and where its steps are scored, as published with each model.
 
 Ids are put together piece by piece, and the token that a step is scored at is written as an id, never searched for: no
-text can add or remove a score position. A special token that a text spells is written in ordinary tokens. Ids end at
-the last score position: a causal model reads nothing after it.
+text can add or remove a score position. A special token that a text spells is written in ordinary tokens.
 """
 
 from __future__ import annotations
@@ -10,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from inspect import getfullargspec
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from rprm.engines.tokens import TokenWriter, encode_text, special_tokens, text_prefix
 from rprm.errors import EngineError, RequestRefused
@@ -20,33 +19,31 @@ from rprm.errors import EngineError, RequestRefused
 LayoutName = Literal[
     "qwen", "math-shepherd", "skywork", "rlhflow", "trl", "universal", "llemma", "reasoneval", "math-psa"
 ]
-#: What reads the score from the last hidden state; see `rprm.rewarders.network`.
+# What reads the score from the last hidden state; see `rprm.rewarders.network`.
 HeadKind = Literal["two-way", "one-way", "value", "labels", "validity", "tokens", "top-token", "mean-logit"]
 Separator = Literal["space", "line", "blank-line"]
 SEPARATORS: dict[Separator, str] = {"space": " ", "line": "\n", "blank-line": "\n\n"}
 Decision = Literal["softmax", "top1"]
 
-#: The system message of the model cards of Qwen2.5-Math-PRM-7B, -72B and Qwen2.5-Math-7B-PRM800K.
+# The system message of the model cards of Qwen2.5-Math-PRM-7B, -72B and Qwen2.5-Math-7B-PRM800K.
 QWEN_SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
 QWEN_TAG = "<extra_0>"
 
 
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """A solution as token ids. `positions[i]` is the index in `ids` at which step i is scored; the last ends `ids`."""
+class Rendered(NamedTuple):
+    """A solution as token ids, up to the last at which a step is scored: a causal model reads nothing after it."""
 
     ids: list[int]
-    positions: list[int]
+    positions: list[int]  # the index in `ids` at which each step is scored
 
 
 class Layout:
-    """A layout over one tokenizer; its options are the keyword-only parameters of its function below.
-
-    `EngineError`: the tokenizer does not fit the layout, or it has no such option.
-    """
+    """A layout over one tokenizer; its options (None: not given) are the keyword-only parameters of its function below.
+    `EngineError`: the tokenizer does not fit the layout, or it has no such option."""
 
     def __init__(self, name: LayoutName, tokenizer: Any, **options: Any) -> None:
         kind = LAYOUTS[name]
+        options = {option: value for option, value in options.items() if value is not None}
         known = getfullargspec(kind.write).kwonlydefaults or {}
         if unknown := [option for option in options if option not in known]:
             raise EngineError(f"the {name} layout has no option {unknown[0]}; leave it out")
@@ -56,41 +53,20 @@ class Layout:
         #: Those that manifests name.
         self.options = {name: value for name, value in self._arguments.items() if name not in ("tag", "system")}
         self.head: HeadKind = "top-token" if self.options.get("decision") == "top1" else kind.head
-        #: Tokens that no text of a record may make: id -> spelling.
-        self.guarded = special_tokens(tokenizer)
-        if kind.begin == "bos":
-            self.prefix = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        else:
+        self.guarded = special_tokens(tokenizer)  #: id -> spelling; no text of a record may make them
+        self.prefix = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        if kind.begin != "bos":
             has_chat = kind.begin == "chat" and getattr(tokenizer, "chat_template", None)
             self.prefix = [] if has_chat else text_prefix(tokenizer)
         self.token, self.around_contents = lru_cache(self._token), lru_cache(self._around_contents)
         self.sign_ids = [self.token(sign) for sign in kind.signs]
-        # Finds out what does not fit.
-        self.render("a", ["b", "c"])
+        self.render("a", ["b", "c"])  # finds out what does not fit
 
     def render(self, problem: str, steps: Sequence[str]) -> Rendered:
         """Lay out at least one step. `RequestRefused`: a text holds a token that cannot be spelled, a step has none."""
         writer = StepWriter(self)
         self.kind.write(writer, problem, steps, **self._arguments)
         return Rendered(writer.ids[: writer.positions[-1] + 1], writer.positions)
-
-    @cached_property
-    def newline_id(self) -> int:
-        return encode_text(self.tokenizer, "\n", self.guarded)[-1]
-
-    @cached_property
-    def line_end_id(self) -> int:
-        """As `newline_id`, of a tokenizer that has each of several line ends as this one token."""
-        if encode_text(self.tokenizer, "a\n\nb", self.guarded).count(self.newline_id) != 2:
-            what = "a line end as one token"
-            raise EngineError(f"the tokenizer does not have {what}, which the {self.name} layout needs")
-        return self.newline_id
-
-    @property
-    def plus_ids(self) -> list[int]:
-        """All tokens that begin with `+`."""
-        texts = self.tokenizer.batch_decode([[id_] for id_ in range(len(self.tokenizer))])
-        return [id_ for id_, text in enumerate(texts) if text.strip().startswith("+")]
 
     def _token(self, text: str) -> int:
         """The one token that a text is, a bare space token before it not counted."""
@@ -115,15 +91,13 @@ class StepWriter(TokenWriter):
     """A writer that notes where the steps are scored."""
 
     def __init__(self, layout: Layout) -> None:
-        super().__init__(layout.tokenizer, layout.guarded)
+        super().__init__(layout.tokenizer, layout.guarded, [*layout.prefix])
         self.layout = layout
-        self.ids += layout.prefix
         self.positions: list[int] = []
 
     def score(self, *ids: int, back: int = 0) -> None:
         """The step is scored at the last token: of these, or of those so far, or that many before it."""
-        self.flush()
-        self.ids += ids
+        self.flush().extend(ids)
         self.positions.append(len(self.ids) - 1 - back)
 
     def behind(self, spelling: str, id_: int, text: str) -> None:
@@ -151,9 +125,6 @@ class StepWriter(TokenWriter):
         self.fixed(between)
 
 
-# --- the layouts --------------------------------------------------------------------------------------------------
-
-
 def _qwen(
     writer: StepWriter, problem: str, steps: Sequence[str], *, tag: str = QWEN_TAG, system: str = QWEN_SYSTEM
 ) -> None:
@@ -169,25 +140,23 @@ def _qwen(
 def _math_shepherd(writer: StepWriter, problem: str, steps: Sequence[str]) -> None:
     r"""peiyi9979/math-shepherd-mistral-7b-prm (its model card): `PROBLEM Step 1: ... ки\nStep 2: ... ки`."""
     tag_id = writer.layout.token("ки")
-    for index, step in enumerate(steps):
-        if index == 0:
-            writer.text(f"{problem} {_numbered(step, index)}")
-        else:
-            writer.behind("ки", tag_id, f"\n{_numbered(step, index)}")
+    writer.text(f"{problem} {_numbered(steps[0], 0)}")
+    writer.score(tag_id)
+    for index, step in enumerate(steps[1:], 1):
+        writer.behind("ки", tag_id, f"\n{_numbered(step, index)}")
         writer.score(tag_id)
 
 
 def _skywork(writer: StepWriter, problem: str, steps: Sequence[str], *, lines: bool = True) -> None:
-    """Skywork-o1-Open-PRM-Qwen-2.5-1.5B, -7B (SkyworkAI/skywork-o1-prm-inference, model_utils/io_utils.py).
-
-    The published code encodes and scores line by line: a step of several lines has the score of its last.
-    """
+    """Skywork-o1-Open-PRM-Qwen-2.5-1.5B, -7B (SkyworkAI/skywork-o1-prm-inference, model_utils/io_utils.py), encoded and
+    scored line by line: a step of several lines has the score of its last."""
+    newline_id = encode_text(writer.tokenizer, "\n", writer.guarded)[-1]
     writer.text(f"{problem}\n")
     writer.flush()
     for step in steps:
         for line in step.split("\n") if lines else [step]:
             writer.text(line)
-            writer.token(writer.layout.newline_id)
+            writer.token(newline_id)
         writer.score()
 
 
@@ -195,11 +164,9 @@ def _rlhflow(
     writer: StepWriter, problem: str, steps: Sequence[str], *,
     separator: Separator = "space", decision: Decision = "softmax",
 ) -> None:  # fmt: skip
-    """RLHFlow/Llama3.1-8B-PRM-Deepseek-Data, -Mistral-Data (RLHFlow/RLHF-Reward-Modeling, math-rm/prm_evaluate.py).
-
-    ProcessBench's script (code/run_eval_prm_rlhflow.py) writes a blank line between problem and first step, and decides
-    "top1": 1 where the likeliest of all tokens begins with `+`, else 0.
-    """
+    """RLHFlow/Llama3.1-8B-PRM-Deepseek-Data, -Mistral-Data (RLHFlow/RLHF-Reward-Modeling, math-rm/prm_evaluate.py). In
+    ProcessBench's script (code/run_eval_prm_rlhflow.py) a blank line stands between problem and first step, and "top1"
+    decides: 1 where the likeliest of all tokens begins with `+`, else 0."""
     plus_id = writer.layout.sign_ids[0]
     fixed = writer.layout.around_contents(*["user", "assistant"] * len(steps))
     for index, step in enumerate(steps):
@@ -210,8 +177,7 @@ def _rlhflow(
         # As in the whole text, where `+` can part what stands before it otherwise than the text's end would.
         ids = encode_text(writer.tokenizer, f"{writer.run}+", writer.guarded)
         if ids[-1] == plus_id:
-            writer.ids += ids[:-1]
-            writer.run = ""
+            writer.ids, writer.run = writer.ids + ids[:-1], ""
         writer.score()
         writer.token(plus_id)
 
@@ -238,21 +204,21 @@ def _universal(writer: StepWriter, problem: str, steps: Sequence[str]) -> None:
 
 def _llemma(writer: StepWriter, problem: str, steps: Sequence[str]) -> None:
     """ScalableMath/llemma-7b-prm-* (their model cards; ssmisya/PRMBench, mr_eval/models/llemma7b_prm.py)."""
-    newline_id = writer.layout.line_end_id
-    for index, step in enumerate(steps):
-        if index == 0:
-            writer.text(f"# Question\n\n{problem}\n\n# Solution\n\n{step.strip()}")
-        else:
-            writer.token(newline_id)
-            writer.behind("\n", newline_id, step.strip())
+    newline_id = encode_text(writer.tokenizer, "\n", writer.guarded)[-1]
+    if encode_text(writer.tokenizer, "a\n\nb", writer.guarded).count(newline_id) != 2:
+        raise EngineError("the tokenizer does not have a line end as one token, which the llemma layout needs")
+    writer.text(f"# Question\n\n{problem}\n\n# Solution\n\n{steps[0].strip()}")
+    for step in steps[1:]:
         writer.score(newline_id)
+        writer.token(newline_id)
+        writer.behind("\n", newline_id, step.strip())
+    writer.score(newline_id)
 
 
 def _reasoneval(writer: StepWriter, problem: str, steps: Sequence[str]) -> None:
     """GAIR/ReasonEval-7B, -34B (GAIR-NLP/ReasonEval, codes/examples.py): each step as behind a special token."""
-    tokenizer = writer.tokenizer
-    # The authors cut at the pad token and take it out afterwards. Some tokenizers write the space that begins a text
-    # behind a special token too, others do not.
+    tokenizer, newline_id = writer.tokenizer, encode_text(writer.tokenizer, "\n", writer.guarded)[-1]
+    # The authors cut at the pad token. Some tokenizers write the space that begins a text behind a special token too.
     behind = tokenizer.encode(f"{tokenizer.bos_token}a", add_special_tokens=False)[1:]
     is_begun_anew = behind == encode_text(tokenizer, "a", writer.guarded)
     writer.text(f"Question:\n{problem}\nAnswer:\nLet's think step by step.\n")
@@ -262,7 +228,7 @@ def _reasoneval(writer: StepWriter, problem: str, steps: Sequence[str]) -> None:
         if is_begun_anew:
             writer.ids += encode_text(tokenizer, step, writer.guarded)
         else:
-            writer.behind("\n", writer.layout.newline_id, step)
+            writer.behind("\n", newline_id, step)
         if len(writer.ids) == start:
             raise RequestRefused(f"step {index + 1} is empty; the reasoneval layout scores a step at its own tokens")
         # Where the pad token is the BOS token, as in the 7B model, the code reads one token earlier.
@@ -293,19 +259,17 @@ class LayoutKind:
     begin: Literal["text", "bos", "chat"]  #: as a text begins, with BOS, or as a chat (else as a text)
     models: Sequence[str]  #: parts of the names of released models
     needs: Sequence[str] = ()  #: what the tokenizer must have
-    signs: Sequence[str] = ()  #: with the head "tokens": those that call a step correct and wrong
     one_pass: bool = True  #: whether one sequence scores every step; otherwise it scores its last step alone
+    signs: Sequence[str] = ()  #: with the head "tokens": those that call a step correct and wrong
 
 
 LAYOUTS: dict[LayoutName, LayoutKind] = {
     "qwen": LayoutKind(_qwen, "two-way", "chat", ["qwen2.5-math-prm", "qwen2.5-math-7b-prm800k"]),
     "math-shepherd": LayoutKind(_math_shepherd, "tokens", "text", ["math-shepherd"], signs="+-"),
     "skywork": LayoutKind(_skywork, "value", "bos", ["skywork-o1-open-prm"], ["bos_token"]),
-    "rlhflow": LayoutKind(_rlhflow, "tokens", "chat", ["rlhflow", "llama3.1-8b-prm"], ["chat_template"], "+-"),
+    "rlhflow": LayoutKind(_rlhflow, "tokens", "chat", ["rlhflow", "llama3.1-8b-prm"], ["chat_template"], signs="+-"),
     "trl": LayoutKind(_trl, "labels", "bos", ["pure-prm"]),
-    "universal": LayoutKind(
-        _universal, "one-way", "chat", ["universal-prm"], ["eos_token", "chat_template"], "", False
-    ),
+    "universal": LayoutKind(_universal, "one-way", "chat", ["universal-prm"], ["eos_token", "chat_template"], False),
     "llemma": LayoutKind(_llemma, "mean-logit", "text", ["llemma"]),
     "reasoneval": LayoutKind(_reasoneval, "validity", "text", ["reasoneval"], ["bos_token"]),
     "math-psa": LayoutKind(_math_psa, "tokens", "text", ["math-psa"], signs=[" +", " -"]),

@@ -1,7 +1,7 @@
 """The judge: K sampled analyses a step, their mean P(Yes) its reward (R-PRM, arXiv 2503.21295, section 3.3).
 
-P(Yes) is read from the generation, at the token where the verdict is written. Thousands of solutions run at once, and
-the engine batches across them. Sample j of a step depends on the prompt, the seed and j alone.
+P(Yes) is read from the generation, at the token where the verdict is written. Sample j of a step depends on the prompt,
+the seed and j alone.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 from rprm.engines.base import WITHHELD, Completion, Engine, Sampling
@@ -17,12 +18,12 @@ from rprm.jobs import all_or_none
 from rprm.ledger import Ledger, paid_once
 from rprm.prompts.template import Prompt, PromptTemplate
 from rprm.records import Analysis, Solution, SolutionReward, StepReward
-from rprm.rewarders.base import solution_reward
+from rprm.rewarders.base import Steps, solution_reward
 from rprm.stopping import StoppingRule, mean
 from rprm.thinking import after_thinking
 from rprm.verdict import TwoAnswers, VerdictChoice, read_verdict
 
-#: Stands for a sample that the engine refused, while others of its step were drawn.
+# Stands for a sample that the engine refused, while others of its step were drawn.
 _REFUSED = Analysis(text="", verdict=None, p_yes=None, p_yes_source=None, num_tokens=0, finish_reason="refused")
 
 
@@ -30,38 +31,25 @@ _REFUSED = Analysis(text="", verdict=None, p_yes=None, p_yes_source=None, num_to
 class Judge:
     """A reasoning-driven process reward model: an engine, a prompt template and a stopping rule.
 
-    Args:
-        sampling: of an analysis; its seed is the seed of the whole run.
-        first_error_exit: stop at the first step called wrong; benchmarks that score every step need it off.
-        force_verdict: where an analysis ends without a verdict, write the marker after it (or the text given here) and
-            read P(Yes) there; such analyses are marked `forced`. This and the next are the published evaluation's
-            (NJUNLP/R-PRM, src/evaluate/GenPRM/evaluate-PRM-CoT.py).
-        second_pass: read P(Yes) in a forward pass of its own, right before the verdict, from ` Yes` and ` No` alone.
-
-    Raises:
-        RprmError: several analyses at temperature 0.
+    With `force_verdict`, where an analysis ends without a verdict, the marker (or the text given) is written after it
+    and P(Yes) read there; such analyses are marked `forced`.
     """
 
     engine: Engine
     template: PromptTemplate
     rule: StoppingRule
-    sampling: Sampling
+    sampling: Sampling  # of an analysis; its seed is the seed of the whole run
     _: KW_ONLY
-    first_error_exit: bool = True
+    first_error_exit: bool = True  # stop at the first step called wrong
     force_verdict: bool | str = False
-    second_pass: bool = False
+    second_pass: bool = False  # P(Yes) by a pass of its own right before the verdict, from ` Yes` and ` No` alone
 
     def __post_init__(self) -> None:
         if self.sampling.temperature == 0.0 and self.rule.num_analyses > 1:
-            equal = f"at temperature 0 all {self.rule.num_analyses} analyses of a step would be equal"
-            raise RprmError(f"{equal}; ask for one analysis (-k 1), or raise the temperature")
+            raise RprmError("analyses at temperature 0 are equal: ask for one (-k 1), or raise the temperature")
         stop = (self.template.stop,) if self.template.stop else ()
         self.sampling = replace(self.sampling, verdict=self.template.verdict, stop=stop)
-        self.threshold = self.rule.threshold
-
-    @property
-    def concurrency(self) -> int:
-        return self.engine.concurrency
+        self.threshold, self.concurrency = self.rule.threshold, self.engine.concurrency
 
     def in_full(self) -> Judge:
         return replace(self, rule=replace(self.rule, stopping="none"), first_error_exit=False)
@@ -71,27 +59,24 @@ class Judge:
         if (self.force_verdict or self.second_pass) and not info.has_second_pass:
             option = "--procedure published" if self.second_pass else "--force-verdict"
             raise Unsupported(f"{self.engine.spec}: this engine cannot continue a given text; leave out {option}")
-        rule, sampling = self.rule, self.sampling
+        rule = self.rule
         return {
             "rewarder": "r-prm",
             "engine": {"kind": info.kind, "model": info.model, "revision": info.revision, **info.details},
             "prompt": {"name": self.template.name, "digest": self.template.digest},
             **{name: getattr(rule, name) for name in ("num_analyses", "threshold", "stopping")},
             **({"confidence": rule.confidence} if rule.stopping == "confident" else {}),
-            "first_error_exit": self.first_error_exit,
-            "force_verdict": self.force_verdict,
+            **{name: getattr(self, name) for name in ("first_error_exit", "force_verdict")},
             **({"second_pass": True} if self.second_pass else {}),
-            **{name: getattr(sampling, name) for name in ("temperature", "top_p", "max_tokens", "seed")},
+            **{name: getattr(self.sampling, name) for name in ("temperature", "top_p", "max_tokens", "seed")},
         }
 
     async def aclose(self) -> None:
         await self.engine.aclose()
 
     async def judge(self, solution: Solution, ledger: Ledger | None = None) -> SolutionReward:
-        judging = (
-            self.judge_step(solution.problem, solution.steps, step_index, ledger)
-            for step_index in range(len(solution.steps))
-        )
+        judge_step = partial(self.judge_step, solution.problem, solution.steps, ledger=ledger)
+        judging = map(judge_step, range(len(solution.steps)))
         if not self.first_error_exit:
             return solution_reward(solution, await all_or_none(judging), self.threshold)
         steps: list[StepReward] = []
@@ -101,9 +86,7 @@ class Judge:
                 break
         return solution_reward(solution, steps, self.threshold)
 
-    async def judge_step(
-        self, problem: str, steps: Sequence[str], step_index: int, ledger: Ledger | None = None
-    ) -> StepReward:
+    async def judge_step(self, problem: str, steps: Steps, step_index: int, ledger: Ledger | None = None) -> StepReward:
         analyses: list[Analysis] = []
         # Waves that are needed whatever they say: nothing is drawn in vain.
         while count := self.rule.num_more([analysis.p_yes for analysis in analyses]):
@@ -112,14 +95,14 @@ class Judge:
                 analyses += await self.analyse(problem, steps, step_index, samples, ledger)
             except RequestRefused as error:
                 if not analyses:
-                    return self.unscored(step_index, str(error))
+                    return self.reward(step_index, (), str(error))
                 analyses += [_REFUSED] * count
         return self.reward(step_index, analyses)
 
     async def analyse(
-        self, problem: str, steps: Sequence[str], step_index: int, samples: range, ledger: Ledger | None = None
+        self, problem: str, steps: Steps, step_index: int, samples: range, ledger: Ledger | None = None
     ) -> list[Analysis]:
-        """Draw some of a step's analyses. One that is refused has no verdict; `RequestRefused` where every one is."""
+        """As in `AnalysisSampler`; one that is refused has no verdict."""
         prompt = self.template.render(problem, steps, step_index)
 
         async def drawn(sample: int) -> Analysis | RequestRefused:
@@ -138,26 +121,25 @@ class Judge:
             raise refusals[0]
         return [_REFUSED if isinstance(one, RequestRefused) else one for one in found]
 
-    def reward(self, step_index: int, analyses: Sequence[Analysis]) -> StepReward:
+    def reward(self, step_index: int, analyses: Sequence[Analysis], failure: str | None = None) -> StepReward:
         p_yes = [analysis.p_yes for analysis in analyses if analysis.p_yes is not None]
         votes = [float(analysis.verdict) for analysis in analyses if analysis.verdict is not None]
-        failure = None if p_yes else self._why_unscored(analyses)
+        if not p_yes and failure is None:
+            failure = self._why_unscored(analyses)
         return StepReward(
             step_index=step_index, reward=mean(p_yes), vote=mean(votes), analyses=tuple(analyses), failure=failure,
             num_requested=self.rule.num_analyses,
         )  # fmt: skip
 
-    def unscored(self, step_index: int, failure: str) -> StepReward:
-        limit = self.rule.num_analyses
-        return StepReward(step_index=step_index, reward=None, vote=None, failure=failure, num_requested=limit)
-
     async def _read(self, prompt: Prompt, completion: Completion) -> Analysis:
-        form, text, forced = self.template.verdict, completion.text, False
+        form, text, forced, yes = self.template.verdict, completion.text, False, None
+        source: Literal["logprobs", "second pass", "vote"] | None = None
         verdict, choice = read_verdict(text, form, completion.choices) or (None, None)
-        yes = None if verdict is None else verdict.yes
-        source: Literal["logprobs", "second pass", "vote"] | None
-        source = None if verdict is None else "vote" if choice is None else "logprobs"
-        if verdict is None and self.force_verdict and completion.finish_reason not in WITHHELD:
+        if verdict is not None:
+            yes, source = verdict.yes, "vote" if choice is None else "logprobs"
+            if self.second_pass and (second := await self._choose(prompt, text[: verdict.start].rstrip())):
+                choice, source = second, "second pass"
+        elif self.force_verdict and completion.finish_reason not in WITHHELD:
             question = form.marker if self.force_verdict is True else self.force_verdict
             # Thinking that was cut off is closed first: nothing in it is an answer.
             closed = text.rstrip() if after_thinking(text) is not None else f"{text.rstrip()}\n</think>"
@@ -165,10 +147,6 @@ class Judge:
             if (choice := await self._choose(prompt, asked)) is not None:
                 yes, forced, source = choice.p_yes >= 0.5, True, "logprobs"
                 text = f"{asked} {form.yes if yes else form.no}"
-        elif verdict is not None and self.second_pass:
-            second = await self._choose(prompt, text[: verdict.start].rstrip())
-            if second is not None:
-                choice, source = second, "second pass"
         p_yes = choice.p_yes if choice is not None else None if yes is None else float(yes)
         return Analysis(
             text=text, verdict=yes, p_yes=p_yes, p_yes_source=source, forced=forced, num_tokens=completion.num_tokens,
@@ -194,9 +172,9 @@ class Judge:
             f"ran into max_tokens={limit}: raise --max-tokens": num_cut - by_context,
             f"were withheld by the server ({''.join(withheld[:1])})": len(withheld),
         }
-        reasons = [f"{count} {reason}" for reason, count in counts.items() if count]
-        advice = ["ask for it with --force-verdict, or use a prompt that the model follows"]
-        return "; ".join([f"none of {len(analyses)} analyses reached a verdict", *(reasons or advice)])
+        reasons = "; ".join(f"{count} {reason}" for reason, count in counts.items() if count)
+        reasons = reasons or "ask for it with --force-verdict, or use a prompt that the model follows"
+        return f"none of {len(analyses)} analyses reached a verdict; {reasons}"
 
 
 def sample_seed(seed: int, prompt: Prompt, sample: int) -> int:

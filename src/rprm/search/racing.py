@@ -209,7 +209,7 @@ class _AnalysedStep:
     @property
     def reward(self) -> StepReward | None:
         if self.failure is not None:
-            return self.judge.unscored(len(self.steps) - 1, self.failure)
+            return self.judge.reward(len(self.steps) - 1, (), self.failure)
         return self.judge.reward(len(self.steps) - 1, self.analyses) if self.analyses else None
 
     async def reach(self, num_analyses: int) -> None:

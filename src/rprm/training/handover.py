@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rprm.engines.files import ADAPTER_CONFIG, fingerprint, refuse_missing
-from rprm.engines.files import commit as commit_of
-from rprm.engines.loading import load_weights, merge_adapter, plain_errors
+from rprm.engines.loading import ADAPTER_CONFIG, fingerprint, load_weights, merge_adapter, plain_errors, refuse_missing
+from rprm.engines.loading import commit as commit_of
 from rprm.errors import EngineError, RunError
 from rprm.prompts.library import MODEL_TEMPLATE
 

@@ -6,7 +6,7 @@ import random
 
 import torch
 
-from rprm.engines.kv_cache import BatchCache, KeyValues
+from rprm.engines.worker import BatchCache, KeyValues
 
 HEADS, SIZE = 2, 3
 
