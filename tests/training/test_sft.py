@@ -352,7 +352,7 @@ def test_killed_while_handing_over(
         raise RunError("the disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("rprm.training.sft.hand_over", fail)
+        patch.setattr("rprm.training.sft.SFTRun.hand_over", fail)
         with pytest.raises(RunError, match="disk is full"):
             train_sft(data, model=str(tiny_model), output=tmp_path / "run", settings=settings)
     assert read_manifest(tmp_path / "run")["sessions"][-1]["stopped_by"] == "RunError"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -23,7 +23,6 @@ from rprm.records import LabelledStep
 from rprm.rewarders.classifier import SETTINGS_FILE, ClassifierSettings, make_layout, read_settings
 from rprm.rewarders.layouts import Layout
 from rprm.runs import LineWriter
-from rprm.training.handover import CARD, MODEL, card_text, whole_folder
 from rprm.training.lifecycle import RunArguments, TrainingResult, TrainingRun, group_by_length
 from rprm.training.rows import MAX_SHARE_TOO_LONG
 from rprm.training.settings import ClassifierTraining
@@ -34,26 +33,20 @@ if TYPE_CHECKING:
     from rprm.rewarders.network import StepNetwork
 
 
-class ClassifierArguments(RunArguments, total=False):
-    """`validation` are labelled steps to evaluate on and to choose the threshold on; their problems are not trained on.
-    By default a share of the problems is held out."""
-
-    validation: str | Path | None
-
-
 class ClassifierRun(TrainingRun):
     """Training of a classifier on labelled steps; see `train_classifier`."""
 
     kind = runs_as = "classifier"
     one_device = True
     settings: ClassifierTraining = ClassifierTraining()
+    title = "A discriminative process reward model"
 
-    def __init__(self, steps: str | Path, **arguments: Unpack[ClassifierArguments]) -> None:
+    def __init__(self, steps: str | Path, validation: str | Path | None, **arguments: Unpack[RunArguments]) -> None:
         from tokenizers import AddedToken
 
-        sources = {"train": steps, "validation": arguments.get("validation")}
         super().__init__({"steps": str(steps)}, arguments)
-        self.sources = {part: str(source) for part, source in sources.items() if source is not None}
+        given = {"train": steps, "validation": validation}
+        self.sources = {part: str(source) for part, source in given.items() if source is not None}
         #: Sequences of each part, `train` and maybe `validation`, and what became of its labelled steps.
         self.sequences: dict[str, list[TokenSequence]] = {}
         self.counts: dict[str, MergeCounts] = {}
@@ -69,6 +62,10 @@ class ClassifierRun(TrainingRun):
             self.tokenizer.add_tokens([token], special_tokens=True)
         self.layout = make_layout(self.layout_settings, self.tokenizer, self.base.target)
         self.new_tag_id = int(self.tokenizer.convert_tokens_to_ids(tag)) if is_new else None
+        self.about = (
+            "It reads a problem and a solution in steps, and rewards every step in one forward pass: the second class "
+            f"of a two-way head at the tag `{tag}` after each step, as in Qwen2.5-Math-PRM."
+        )
 
     @property
     def has_validation(self) -> bool:
@@ -152,27 +149,18 @@ class ClassifierRun(TrainingRun):
             counts = self.counts["train"]
             weights = [counts.num_trained / (2 * number) for number in (counts.num_wrong, counts.num_correct)]
 
-        class StepTrainer(Trainer):  # type: ignore[misc]
-            def compute_loss(
-                self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-            ) -> Any:
-                labels = inputs["labels"]
-                wanted = labels != IGNORED
-                read = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-                logits = model(**read, wanted=wanted)  # [steps, 2]
-                weight = None if weights is None else torch.tensor(weights, device=logits.device)
-                total = cross_entropy(logits, labels[wanted], weight=weight, reduction="sum")
-                # Over the labelled steps of the whole optimizer step, not of this part of it: each counts the same.
-                loss = total / (wanted.sum() if num_items_in_batch is None else num_items_in_batch)
-                return (loss, {"logits": logits}) if return_outputs else loss
+        def loss(logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: Any) -> torch.Tensor:
+            weight = None if weights is None else torch.tensor(weights, device=logits.device)
+            total = cross_entropy(logits, labels[labels != IGNORED], weight=weight, reduction="sum")
+            # Over the labelled steps of the whole optimizer step, not of this part of it: each counts the same.
+            return total / num_items_in_batch
 
         if not self.has_validation:
             # Of the problems, none happened to be held out.
             config.eval_strategy = "no"
         data = {"train_dataset": self.sequences["train"], "eval_dataset": self.sequences.get("validation")}
-        trainer = StepTrainer(model=network, args=config, data_collator=collate, callbacks=callbacks, **data)
-        # Asks the trainer for `num_items_in_batch`, and not to divide by the number of accumulated batches.
-        trainer.model_accepts_loss_kwargs = True
+        how: dict[str, Any] = {"data_collator": collate, "compute_loss_func": loss, "callbacks": callbacks}
+        trainer = Trainer(model=network, args=config, **data, **how)
         if self.settings.group_by_length:
             lengths = [len(sequence.ids) for sequence in self.sequences["train"]]
             group_by_length(trainer, lengths, self.settings.batch_size)
@@ -212,8 +200,9 @@ class ClassifierRun(TrainingRun):
         tokens = None if self.new_tag_id is None else {embedding: [self.new_tag_id]}
         return LoraConfig(**lora, modules_to_save=["score"], trainable_token_indices=tokens)
 
-    def hand_over(self, checkpoint: Path, figures: dict[str, Any]) -> dict[str, Any]:
+    def hand_over(self, checkpoint: Path, folder: Path) -> dict[str, Any]:
         import torch
+        from huggingface_hub import save_torch_state_dict
         from safetensors.torch import load_file
 
         # An adapter is merged in float32: a small change survives rounding once, not twice.
@@ -224,67 +213,53 @@ class ClassifierRun(TrainingRun):
             network = PeftModel.from_pretrained(network, str(checkpoint)).merge_and_unload()
         else:
             network.load_state_dict(load_file(checkpoint / "model.safetensors"))
-        network.backbone.to(torch.bfloat16 if self.bf16 else torch.float32)
+        backbone, config = network.backbone.to(torch.bfloat16 if self.bf16 else torch.float32), network.backbone.config
         held_out = self.sequences.get("validation", [])
         device = "cpu" if self.use_cpu else "cuda" if torch.cuda.is_available() else "mps"
         rewards = network_rewards(network.to(device).eval(), held_out, self.settings.device_batch_size)
         labels = [bool(label) for sequence in held_out for label in sequence.classes]
         threshold = best_threshold(rewards, labels)
+        tensors = {
+            f"{part}.{name}": tensor.detach().cpu().contiguous()
+            for part, module in {"model": backbone, "score": network.score}.items()
+            for name, tensor in module.state_dict().items()
+        }
+        if config.model_type == "qwen2":
+            # The name under which vLLM, too, knows this network.
+            config.architectures = ["Qwen2ForProcessRewardModel"]
+        config.dtype, config.use_cache = str(backbone.dtype).removeprefix("torch."), True
+        save_torch_state_dict(tensors, folder)
+        config.save_pretrained(folder)
+        for file in folder.glob("*.safetensors"):
+            # Written for the owner alone; readable by whom the rest of the folder is.
+            shutil.copymode(folder / "config.json", file)
+        settings = replace(self.layout_settings, threshold=threshold)
+        (folder / SETTINGS_FILE).write_text(settings.to_json(base=self.base.identity), encoding="utf-8")
         at = [accuracies(rewards, labels, value) for value in dict.fromkeys((threshold, 0.5))]
-        summary = {
-            **figures,
+        return {
             "threshold": threshold,
             "validation": at if rewards else [],
             "rows": {part: asdict(counts) for part, counts in self.counts.items()},
             "num_rejected": self.num_rejected,
             "num_left_out_as_validation": self.num_shared,
         }
-        title = "A discriminative process reward model"
-        about = (
-            "It reads a problem and a solution in steps, and rewards every step in one forward pass: the second class "
-            f"of a two-way head at the tag `{self.layout_settings.step_tag}` after each step, as in Qwen2.5-Math-PRM."
-        )
-        card = card_text(self, summary, title, about)
-        self._write(network, replace(self.layout_settings, threshold=threshold), card)
-        return summary
-
-    def _write(self, network: StepNetwork, settings: ClassifierSettings, card: str) -> None:
-        from huggingface_hub import save_torch_state_dict
-
-        parts = {"model": network.backbone, "score": network.score}
-        tensors = {
-            f"{part}.{name}": tensor.detach().cpu().contiguous()
-            for part, module in parts.items()
-            for name, tensor in module.state_dict().items()
-        }
-        config = network.backbone.config
-        if config.model_type == "qwen2":
-            # The name under which vLLM, too, knows this network.
-            config.architectures = ["Qwen2ForProcessRewardModel"]
-        config.dtype = str(network.backbone.dtype).removeprefix("torch.")
-        config.use_cache = True
-        with whole_folder(self.folder / MODEL) as folder:
-            save_torch_state_dict(tensors, folder)
-            config.save_pretrained(folder)
-            for file in folder.glob("*.safetensors"):
-                # Written for the owner alone; readable by whom the rest of the folder is.
-                shutil.copymode(folder / "config.json", file)
-            self.tokenizer.save_pretrained(folder)
-            (folder / SETTINGS_FILE).write_text(settings.to_json(base=self.base.identity), encoding="utf-8")
-            (folder / CARD).write_text(card, encoding="utf-8")
 
 
-def train_classifier(steps: str | Path, **arguments: Unpack[ClassifierArguments]) -> TrainingResult:
+def train_classifier(
+    steps: str | Path, *, validation: str | Path | None = None, **arguments: Unpack[RunArguments]
+) -> TrainingResult:
     """Train a classifier on labelled steps; or resume where an earlier session on the same folder was killed.
 
     Args:
         steps: labelled steps: a run folder of `rprm data steps`, a file, or a hub data set.
-        arguments: see `ClassifierArguments`. The model is any causal language model, or a qwen classifier.
+        validation: labelled steps to evaluate on and to choose the threshold on; their problems are not trained on. By
+            default a share of the problems is held out.
+        arguments: see `RunArguments`. The model is any causal language model, or a qwen classifier.
 
     Raises:
         RprmError: see `TrainingRun.work`.
     """
-    return ClassifierRun(steps, **arguments).work()
+    return ClassifierRun(steps, validation, **arguments).work()
 
 
 def _key(row: LabelledStep) -> str:
@@ -295,19 +270,19 @@ def _key(row: LabelledStep) -> str:
 def network_rewards(network: StepNetwork, sequences: Sequence[TokenSequence], batch_size: int) -> list[float]:
     """Rewards of the labelled steps of sequences, in order."""
     import torch
+    from torch.utils.data import DataLoader
 
     device = next(network.score.parameters()).device
     # By length, so that little is padding; rewards go back to their places.
     order = sorted(range(len(sequences)), key=lambda index: len(sequences[index].ids))
-    found: dict[int, list[float]] = {}
+    found: list[float] = []
     with torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            batch = {name: tensor.to(device) for name, tensor in collate([sequences[i] for i in chosen]).items()}
-            logits = network(batch["input_ids"], batch["attention_mask"], batch["labels"] != IGNORED)
-            rewards = iter(logits.double().softmax(-1)[:, 1].tolist())
-            found |= {index: [next(rewards) for _ in sequences[index].positions] for index in chosen}
-    return [reward for index in range(len(sequences)) for reward in found[index]]
+        for batch in DataLoader([sequences[index] for index in order], batch_size, collate_fn=collate):
+            logits = network(**{name: tensor.to(device) for name, tensor in batch.items()})
+            found += logits.double().softmax(-1)[:, 1].tolist()
+    rewards = iter(found)
+    of = {index: [next(rewards) for _ in sequences[index].positions] for index in order}
+    return [reward for index in range(len(sequences)) for reward in of[index]]
 
 
 # --- sequences ---------------------------------------------------------------------------------------------------
@@ -345,39 +320,34 @@ class MergeCounts:
         return self.num_correct + self.num_wrong
 
 
-@dataclass(slots=True)
-class _Node:
-    """A step after the steps above it. Children stand in the order of their first rows."""
-
-    children: dict[str, _Node] = field(default_factory=dict)
-    labels: set[bool] = field(default_factory=set)
-
-
 def merge_steps(rows: Iterable[LabelledStep]) -> tuple[list[StepSequence], MergeCounts]:
     """Merge labelled steps into sequences, in the order of their problems' first rows, each step labelled in one; and
     counts (those of tokens and lengths still 0)."""
     counts = MergeCounts()
-    roots: dict[str, _Node] = {}
+    # A tree, whose nodes are numbered as they first appear: problems, and steps after the steps above them.
+    nodes: dict[tuple[int, str], int] = {}
+    labels: dict[int, set[bool]] = {}
+    paths: dict[tuple[int, ...], LabelledStep] = {}
     for row in rows:
+        path, node = [], -1
+        for text in (row.problem, *row.steps):
+            node = nodes.setdefault((node, text), len(nodes))
+            path.append(node)
+        paths.setdefault(tuple(path), row)
+        found = labels.setdefault(node, set())
         counts.num_rows += 1
-        node = roots.setdefault(row.problem, _Node())
-        for step in row.steps:
-            node = node.children.setdefault(step, _Node())
-        counts.num_repeated += row.label in node.labels
-        counts.num_contradictory += node.labels == {not row.label}
-        node.labels.add(row.label)
+        counts.num_repeated += row.label in found
+        counts.num_contradictory += found == {not row.label}
+        found.add(row.label)
+    inner = {node for path in paths for node in path[:-1]}
     sequences = []
-    pending = [(StepSequence(problem, (), ()), root) for problem, root in reversed(roots.items())]
-    while pending:
-        path, node = pending.pop()
+    # Branches by their first rows; the first one through a step has its label.
+    for path in sorted(path for path in paths if path[-1] not in inner):
+        own = (labels.pop(node, set()) for node in path[1:])
+        kept = tuple(next(iter(found)) if len(found) == 1 else None for found in own)
         # Where rows contradict each other, a sequence can be left without a label.
-        if not node.children and any(label is not None for label in path.labels):
-            sequences.append(path)
-        for place, (step, child) in reversed(list(enumerate(node.children.items()))):
-            own = next(iter(child.labels)) if len(child.labels) == 1 else None
-            # The first sequence through a step has its label.
-            labels = path.labels if place == 0 else (None,) * len(path.labels)
-            pending.append((StepSequence(path.problem, (*path.steps, step), (*labels, own)), child))
+        if any(label is not None for label in kept):
+            sequences.append(StepSequence(paths[path].problem, paths[path].steps, kept))
     return sequences, counts
 
 
@@ -420,8 +390,8 @@ def encode_sequences(
 
 
 def collate(sequences: Sequence[TokenSequence]) -> dict[str, torch.Tensor]:
-    """A batch, padded on the right: `input_ids`, `attention_mask` and `labels` (-100 but at trained tags), each
-    [sequences, tokens]."""
+    """A batch, padded on the right: `input_ids`, `attention_mask`, `labels` (-100 but at trained tags) and `wanted` (at
+    these), each [sequences, tokens]."""
     import torch
 
     shape = len(sequences), max(len(sequence.ids) for sequence in sequences)
@@ -431,7 +401,7 @@ def collate(sequences: Sequence[TokenSequence]) -> dict[str, torch.Tensor]:
         ids[row, : len(sequence.ids)] = torch.from_numpy(sequence.ids)
         mask[row, : len(sequence.ids)] = 1
         labels[row, list(sequence.positions)] = torch.tensor(sequence.classes)
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels, "wanted": labels != IGNORED}
 
 
 def accuracies(rewards: Sequence[float], labels: Sequence[bool], threshold: float) -> dict[str, float | None]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Unpack
 
-from rprm.training.lifecycle import TrainingResult
+from rprm.training.lifecycle import RunArguments, TrainingResult
 from rprm.training.settings import DPOSettings
-from rprm.training.sft import LanguageArguments, LanguageRun
+from rprm.training.sft import LanguageRun
 
 
 class DPORun(LanguageRun):
@@ -38,10 +38,12 @@ class DPORun(LanguageRun):
         }  # fmt: skip
 
 
-def train_dpo(data: str | Path, **arguments: Unpack[LanguageArguments]) -> TrainingResult:
+def train_dpo(
+    data: str | Path, *, prompt: str | Path | None = None, **arguments: Unpack[RunArguments]
+) -> TrainingResult:
     """Optimise a model on preference pairs: rows `{id, label, prompt, chosen, rejected}` (`rprm data pairs`).
 
     Arguments, result and errors are those of `train_sft`, but for the settings, `DPOSettings`. The model is usually the
     model folder of `train_sft`; it is the reference too.
     """
-    return DPORun(data, **arguments).work()
+    return DPORun(data, prompt, **arguments).work()

@@ -14,12 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Required, TypedDict, TypeVar
+from typing import Any, ClassVar, Required, TypedDict, TypeVar, cast
 
 from rprm.errors import EngineError, InputError, RprmError, RunError
 from rprm.runs import MANIFEST, REJECTED, SUMMARY, Run, read_json_lines, versions
 from rprm.training.checkpoints import METRICS, Checkpoint, TrainingCallbacks, last_checkpoint, metrics_callback
-from rprm.training.handover import MODEL, find_model, push
+from rprm.training.handover import CARD, MODEL, card_text, find_model, push, whole_folder
 from rprm.training.settings import Precision, RunOptions, TrainingSettings
 
 Result = TypeVar("Result")
@@ -65,8 +65,12 @@ class TrainingRun(ABC):
     runs_as: ClassVar[str]
     #: A second process or GPU is refused.
     one_device: ClassVar[bool] = False
+    #: Of the model's card: its heading and what the model does.
+    title: str
+    about: str
 
     settings: TrainingSettings
+    tokenizer: Any
 
     def __init__(self, source: dict[str, str], arguments: RunArguments) -> None:
         self.source, self.settings = source, arguments.get("settings") or self.settings
@@ -123,8 +127,8 @@ class TrainingRun(ABC):
         """The trainer with its rows, checked."""
 
     @abstractmethod
-    def hand_over(self, checkpoint: Path, figures: dict[str, Any]) -> dict[str, Any]:
-        """Make `model/` from a checkpoint. Main process. Returns the summary: `figures`, and what it adds."""
+    def hand_over(self, checkpoint: Path, folder: Path) -> dict[str, Any]:
+        """Write the model of a checkpoint to a folder. Main process. Returns what the summary says of it."""
 
     # --- the lifecycle ---------------------------------------------------------------------------------------------
 
@@ -166,17 +170,17 @@ class TrainingRun(ABC):
         from accelerate.utils import broadcast_object_list
 
         shared: list[Any] = [None]
+        failure: Exception | None = None
         if self.is_main:
             try:
                 shared = [work()]
             except Exception as error:
-                broadcast_object_list([MainProcessFailed(f"the main process failed: {type(error).__name__}: {error}")])
-                raise
+                failure = error
+                shared = [MainProcessFailed(f"the main process failed: {type(error).__name__}: {error}")]
         broadcast_object_list(shared)
-        if isinstance(shared[0], MainProcessFailed):
-            raise shared[0]
-        outcome: Result = shared[0]
-        return outcome
+        if isinstance(outcome := shared[0], MainProcessFailed):
+            raise failure or outcome
+        return cast("Result", outcome)
 
     def _begin(self, stack: ExitStack) -> tuple[bool, Checkpoint | None]:
         """Check everything, hold the run folder, prepare the rows, and find where to resume. Main process."""
@@ -187,7 +191,8 @@ class TrainingRun(ABC):
                 most = f"the context length of {self.base.target}, {self.base.context_length:,} tokens"
                 raise InputError(f"max_length {self.settings.max_length:,} exceeds {most}; lower --max-length")
             self.check()
-        session = {"model": self.base.target, **self.source, "versions": _versions()}
+        found = versions() | {name: importlib.metadata.version(name) for name in ("trl", "accelerate", "datasets")}
+        session = {"model": self.base.target, **self.source, "versions": found}
         # Every setting as it is carried out.
         settings = {**self.identity(), **asdict(self.settings), "precision": "bf16" if self.bf16 else "fp32"}
         settings |= {} if self.one_device else {"num_processes": self.num_processes}
@@ -249,17 +254,22 @@ class TrainingRun(ABC):
             raise RunError(f"{self.folder} has no checkpoint of the last step; give the same command again")
         self.callbacks.on_stage("handing over the model")
         chosen = last.best if self.settings.keep_best else last
-        rows = [row for row in read_json_lines(self.folder / METRICS) if row.get("loss") is not None]
-        evaluated = (row for row in read_json_lines(self.folder / METRICS) if row["step"] == chosen.step)
+        rows = list(read_json_lines(self.folder / METRICS))
+        losses = [row["loss"] for row in rows if row.get("loss") is not None]
+        evaluated = [row["eval_loss"] for row in rows if row["step"] == chosen.step and "eval_loss" in row]
         figures = {
             "num_steps": last.step,
             "num_epochs": round(last.state["epoch"], 4),
             "handed_over_step": chosen.step,
             "stopped_early": last.step < last.state["max_steps"],
-            "loss": rows[-1]["loss"] if rows else None,
-            "eval_loss": next((row["eval_loss"] for row in evaluated if "eval_loss" in row), None),
+            "loss": losses[-1] if losses else None,
+            "eval_loss": evaluated[0] if evaluated else None,
         }
-        self._complete(self.hand_over(chosen.path, figures))
+        with whole_folder(self.folder / MODEL) as folder:
+            summary = {**figures, **self.hand_over(chosen.path, folder)}
+            self.tokenizer.save_pretrained(folder)
+            (folder / CARD).write_text(card_text(self, summary), encoding="utf-8")
+        self._complete(summary)
 
     def _complete(self, summary: Mapping[str, Any]) -> None:
         self.run.complete(summary, self._session)
@@ -342,7 +352,3 @@ def group_by_length(trainer: Any, lengths: Sequence[int], batch_size: int) -> No
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-
-
-def _versions() -> dict[str, str]:
-    return versions() | {name: importlib.metadata.version(name) for name in ("trl", "accelerate", "datasets")}

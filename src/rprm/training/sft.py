@@ -5,23 +5,24 @@ The loss is the mean negative log-likelihood of the reply's tokens, the verdict 
 
 from __future__ import annotations
 
+import contextlib
+import json
+import shutil
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any, Unpack
 
-from rprm.engines.loading import load_tokenizer, load_weights, plain_errors
-from rprm.errors import PromptError
+from rprm.engines.files import ADAPTER_CONFIG
+from rprm.engines.loading import load_tokenizer, load_weights, merge_adapter, plain_errors
+from rprm.errors import PromptError, RunError
 from rprm.prompts.library import MODEL_TEMPLATE, load_template
-from rprm.training.handover import card_text, hand_over
+from rprm.training.handover import whole_folder
 from rprm.training.lifecycle import ROWS, RunArguments, TrainingResult, TrainingRun, group_by_length
 from rprm.training.rows import check_batch, check_rows, encode_data, end_token, open_data, row_lengths
 from rprm.training.settings import SFTSettings
 
-
-class LanguageArguments(RunArguments, total=False):
-    """`prompt` is the template that the rows were rendered with, where the data does not say."""
-
-    prompt: str | Path | None
+ADAPTER = "adapter"
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 class LanguageRun(TrainingRun):
@@ -31,13 +32,19 @@ class LanguageRun(TrainingRun):
     #: What the model has been trained to do, for its card.
     does: str
 
-    def __init__(self, data: str | Path, **arguments: Unpack[LanguageArguments]) -> None:
-        prompt = arguments.get("prompt")
+    def __init__(self, data: str | Path, prompt: str | Path | None, **arguments: Unpack[RunArguments]) -> None:
         self.data, self.deliberate = open_data(data, prompt), prompt is not None
         super().__init__({"input": self.data.name}, arguments)
         self.tokenizer = load_tokenizer(self.base.target, self.base.revision)
         self.end = end_token(self.tokenizer, self.base.stops, chat=self.data.template.chat)
         self.counts: dict[str, dict[str, int]] = {}
+        verdict = self.data.template.verdict
+        self.title = f"A reasoning-driven process reward model ({self.kind.upper()})"
+        self.about = (
+            "It reads a problem, the steps of a solution so far and the step at hand, writes an analysis, and ends "
+            f"in a verdict ({verdict.yes} or {verdict.no}); the probability of {verdict.yes}, averaged over "
+            f"sampled analyses, is the step's reward (arXiv 2503.21295). {self.does}"
+        )
 
     @property
     def has_validation(self) -> bool:
@@ -90,8 +97,7 @@ class LanguageRun(TrainingRun):
         from datasets import Dataset
         from peft import LoraConfig
 
-        files = {part: str(self.folder / ROWS / f"{part}.arrow") for part in self.data.parts}
-        rows = {part: Dataset.from_file(file) for part, file in files.items()}
+        rows = {part: Dataset.from_file(str(self.folder / ROWS / f"{part}.arrow")) for part in self.data.parts}
         trainer = self.trl()[0](
             model=self.base.target,
             args=config,
@@ -108,16 +114,49 @@ class LanguageRun(TrainingRun):
             group_by_length(trainer, row_lengths(trainer.train_dataset), self.settings.batch_size)
         return trainer
 
-    def hand_over(self, checkpoint: Path, figures: dict[str, Any]) -> dict[str, Any]:
-        summary, verdict = {**figures, "rows": self.counts}, self.data.template.verdict
-        title = f"A reasoning-driven process reward model ({self.kind.upper()})"
-        about = (
-            "It reads a problem, the steps of a solution so far and the step at hand, writes an analysis, and ends "
-            f"in a verdict ({verdict.yes} or {verdict.no}); the probability of {verdict.yes}, averaged over "
-            f"sampled analyses, is the step's reward (arXiv 2503.21295). {self.does}"
-        )
-        hand_over(self, checkpoint, card_text(self, summary, title, about))
-        return summary
+    def hand_over(self, checkpoint: Path, folder: Path) -> dict[str, Any]:
+        """Weights, and the template; of a LoRA adapter that is merged, `adapter/` beside."""
+        base, merge, is_adapter = self.base, self.settings.merge, (checkpoint / ADAPTER_CONFIG).is_file()
+        if not is_adapter and not any(checkpoint.glob("model*.safetensors")):
+            hint = "FULL_STATE_DICT of FSDP, zero3_save_16bit_model of DeepSpeed: see recipes/accelerate"
+            raise RunError(f"{checkpoint} has no weights in one piece; train so that they are saved whole ({hint})")
+        if is_adapter:
+            # It fits its base model at that revision alone.
+            config = json.loads((checkpoint / ADAPTER_CONFIG).read_bytes())
+            config |= {"base_model_name_or_path": base.target, "revision": base.revision}
+            with whole_folder(self.folder / ADAPTER) if merge else contextlib.nullcontext(folder) as beside:
+                (beside / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+                shutil.copyfile(checkpoint / _ADAPTER_WEIGHTS, beside / _ADAPTER_WEIGHTS)
+        if merge or not is_adapter:
+            self._save_weights(checkpoint, folder, is_adapter=is_adapter)
+        (folder / MODEL_TEMPLATE).write_text(self.data.template.to_toml(), encoding="utf-8")
+        return {"rows": self.counts}
+
+    def _save_weights(self, checkpoint: Path, folder: Path, *, is_adapter: bool) -> None:
+        """Weights, and the base model's generation config, which also stops at the token that replies end in."""
+        import torch
+        from transformers import AutoModelForCausalLM, GenerationConfig
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        # In a training by ZeRO this process would wait for the others to load their parts.
+        unset_hf_deepspeed_config()
+        base, dtype = self.base, torch.bfloat16 if self.bf16 else torch.float32
+        if is_adapter:
+            # Merged in float32, whatever the weights are stored in: a small change survives rounding once, not twice.
+            model = load_weights(AutoModelForCausalLM, base.target, dtype=torch.float32, revision=base.revision)
+            model = merge_adapter(model, str(checkpoint)).to(dtype)
+        else:
+            model = load_weights(AutoModelForCausalLM, str(checkpoint), dtype=dtype)
+            # Training turns the cache off; whoever runs the model wants it.
+            model.config.use_cache = True
+        # A released config may hold sampling settings that transformers reads but refuses to save.
+        model.generation_config = generation = GenerationConfig()
+        model.save_pretrained(folder)
+        with contextlib.suppress(OSError):
+            generation = GenerationConfig.from_pretrained(base.target, revision=base.revision)
+        ends = [self.end, *(token for token in base.stops if token != self.end)]
+        generation.eos_token_id = ends if len(ends) > 1 else self.end
+        (folder / "generation_config.json").write_text(generation.to_json_string(use_diff=True))
 
 
 class SFTRun(LanguageRun):
@@ -135,16 +174,19 @@ class SFTRun(LanguageRun):
         return SFTTrainer, SFTConfig, {"max_length": length, **layout}
 
 
-def train_sft(data: str | Path, **arguments: Unpack[LanguageArguments]) -> TrainingResult:
+def train_sft(
+    data: str | Path, *, prompt: str | Path | None = None, **arguments: Unpack[RunArguments]
+) -> TrainingResult:
     """Fine-tune a model on analyses; or resume where an earlier session on the same folder was killed.
 
     Args:
         data: a folder as `rprm data cold-start` writes it, or a JSON Lines file of rows
             `{id, label, prompt, completion}`.
-        arguments: see `LanguageArguments`; the settings are `SFTSettings`, the paper's by default.
+        prompt: the template that the rows were rendered with, where the data does not say.
+        arguments: see `RunArguments`; the settings are `SFTSettings`, the paper's by default.
 
     Raises:
         PromptError: the template does not fit the data, or the model carries another.
         RprmError: see `TrainingRun.work`.
     """
-    return SFTRun(data, **arguments).work()
+    return SFTRun(data, prompt, **arguments).work()
