@@ -322,7 +322,7 @@ def test_bad_rows_are_set_aside(tiny_model: Path, tmp_path: Path) -> None:
     with path.open("a") as stream:
         stream.write('{"problem": "p", "step": "s"}\n{torn\n')
     notes: list[str] = []
-    from rprm.training.checkpoints import TrainingCallbacks
+    from rprm.training.lifecycle import TrainingCallbacks
 
     result = train_classifier(
         path,

@@ -20,8 +20,8 @@ from rprm.errors import EngineError, InputError, RunError, SettingsChanged
 from rprm.prompts.library import load_template
 from rprm.prompts.template import Message, Prompt, PromptTemplate
 from rprm.runs import read_json_lines, read_manifest
-from rprm.training.checkpoints import TrainingCallbacks
 from rprm.training.handover import find_model
+from rprm.training.lifecycle import TrainingCallbacks
 from rprm.training.rows import check_batch, encode_row, end_token, training_rows
 from rprm.training.settings import RunOptions
 from rprm.training.sft import SFTSettings, train_sft

@@ -11,8 +11,8 @@ import sys
 def main() -> None:
     import torch
 
-    from rprm.training.checkpoints import TrainingCallbacks
     from rprm.training.dpo import DPOSettings, train_dpo
+    from rprm.training.lifecycle import TrainingCallbacks
     from rprm.training.sft import SFTSettings, train_sft
 
     torch.set_num_threads(1)

@@ -30,11 +30,9 @@ app = typer.Typer(
 class PlaceOptions:
     """What is trained, and where."""
 
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Run folder; a killed run resumes there. model/ is the result.")
-    ]
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Folder or hub id of the model to train.")] = None
-    revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None
+    output: Annotated[Path, "--output", "-o", "Run folder; a killed run resumes there. model/ is the result."]
+    model: Annotated[str | None, "--model", "-m", "Folder or hub id of the model to train."] = None
+    revision: Annotated[str | None, "Revision of a hub model."] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,16 +43,10 @@ class LanguageOptions(PlaceOptions):
         str,
         typer.Argument(metavar="DATA", help="Folder as `rprm data` writes it, or a JSON Lines file (with --prompt)."),
     ]
-    prompt: Annotated[
-        str | None, typer.Option(help="Template that the rows were rendered with.", show_default="the data's own")
-    ] = None
-    preset: Annotated[
-        str | None, typer.Option(help="paper-7b-sft (-dpo), small-lora, cpu.", show_default="the paper's values")
-    ] = None
+    prompt: Annotated[str | None, "Template that the rows were rendered with.  [default: the data's own]"] = None
+    preset: Annotated[str | None, "paper-7b-sft (-dpo), small-lora, cpu.  [default: the paper's values]"] = None
 
-    def train(
-        self, train: Callable[..., TrainingResult], context: typer.Context, settings: Any, options: RunOptions
-    ) -> None:
+    def train(self, train: Callable[..., TrainingResult], context: typer.Context, settings: Any, options: Any) -> None:
         """Train by the settings of a preset, with the options that were given in their place."""
         place: PlaceOptions = self
         if self.preset is not None:
@@ -92,11 +84,8 @@ def classifier(
     place: PlaceOptions,
     validation: Annotated[
         str | None,
-        typer.Option(
-            metavar="STEPS",
-            help="Labelled steps to evaluate and to choose the threshold on; their problems are not trained on.",
-            show_default="a share of the problems",
-        ),
+        "Labelled steps to evaluate and to choose the threshold on; their problems are not trained on.  [default: a "
+        "share of the problems]",
     ] = None,
     *,
     settings: ClassifierTraining,
@@ -139,8 +128,7 @@ def _train(train: Callable[..., TrainingResult], data: str, place: PlaceOptions,
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from rprm.training.checkpoints import TrainingCallbacks
-    from rprm.training.lifecycle import MainProcessFailed
+    from rprm.training.lifecycle import MainProcessFailed, TrainingCallbacks
 
     if place.model is None:
         raise typer.BadParameter("name the model to train with --model")
@@ -155,12 +143,9 @@ def _train(train: Callable[..., TrainingResult], data: str, place: PlaceOptions,
         transformers.utils.logging.set_verbosity_error()
     console = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
     is_terminal = console.is_terminal and not console.quiet
-    progress = Progress(
-        TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-        TextColumn("steps  {task.fields[figures]}"), TimeRemainingColumn(),
-        console=console, transient=True, disable=not is_terminal,
-    )  # fmt: skip
-    task = progress.add_task("starting", total=None, figures="")
+    columns = TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn()
+    progress = Progress(*columns, console=console, transient=True, disable=not is_terminal)
+    task = progress.add_task("starting", total=None)
 
     def say(text: str, style: str = "") -> None:
         console.print(text, style=style, markup=False, soft_wrap=True)
@@ -173,7 +158,7 @@ def _train(train: Callable[..., TrainingResult], data: str, place: PlaceOptions,
     def metrics(row: Mapping[str, Any]) -> None:
         named = ((label, row.get(name)) for name, label in _FIGURES.items())
         shown = "  ".join(f"{label} {value:.3g}" for label, value in named if isinstance(value, int | float))
-        progress.update(task, figures=shown)
+        progress.update(task, description=f"training  {shown}")
         if "eval_loss" in row or not is_terminal:
             say(f"step {row['step']}  {shown}")
 

@@ -6,19 +6,20 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar, Required, TypedDict, TypeVar, cast
 
 from rprm.errors import EngineError, InputError, RprmError, RunError
-from rprm.runs import MANIFEST, REJECTED, SUMMARY, Run, read_json_lines, versions
-from rprm.training.checkpoints import METRICS, Checkpoint, TrainingCallbacks, last_checkpoint, metrics_callback
+from rprm.runs import MANIFEST, REJECTED, SUMMARY, LineWriter, Run, read_json_lines, versions, write_atomically
 from rprm.training.handover import CARD, MODEL, card_text, find_model, push, whole_folder
 from rprm.training.settings import Precision, RunOptions, TrainingSettings
 
@@ -26,6 +27,9 @@ Result = TypeVar("Result")
 
 ROWS = "rows"
 CHECKPOINTS = "checkpoints"
+METRICS = "metrics.jsonl"
+#: In a checkpoint: names and sizes of its files.
+_SIZES = "rprm_files.json"
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,17 @@ class TrainingResult:
     summary: Mapping[str, Any]
     resumed_from: int | None = None
     was_complete: bool = False
+
+
+@dataclass
+class TrainingCallbacks:
+    """Progress callbacks, called in the main process alone: a stage begins, such as loading or saving; a remark that
+    the reader should see; optimizer steps done, and how many there will be at most; a row of `metrics.jsonl`."""
+
+    on_stage: Callable[[str], None] = lambda text: None
+    on_note: Callable[[str], None] = lambda text: None
+    on_step: Callable[[int, int], None] = lambda step, num_steps: None
+    on_metrics: Callable[[Mapping[str, Any]], None] = lambda row: None
 
 
 class RunArguments(TypedDict, total=False):
@@ -81,7 +96,6 @@ class TrainingRun(ABC):
         self.num_processes = int(os.environ.get("WORLD_SIZE", "1"))
         self.callbacks = (self.is_main and arguments.get("callbacks")) or TrainingCallbacks()
         self._started = time.monotonic()
-        self._completed = False
         self.callbacks.on_stage("loading libraries")
         try:
             import torch
@@ -169,14 +183,11 @@ class TrainingRun(ABC):
             return work()
         from accelerate.utils import broadcast_object_list
 
-        shared: list[Any] = [None]
-        failure: Exception | None = None
-        if self.is_main:
-            try:
-                shared = [work()]
-            except Exception as error:
-                failure = error
-                shared = [MainProcessFailed(f"the main process failed: {type(error).__name__}: {error}")]
+        shared, failure = list[Any]([None]), None
+        try:
+            shared = [work()] if self.is_main else shared
+        except Exception as error:
+            shared, failure = [MainProcessFailed(f"the main process failed: {type(error).__name__}: {error}")], error
         broadcast_object_list(shared)
         if isinstance(outcome := shared[0], MainProcessFailed):
             raise failure or outcome
@@ -213,9 +224,9 @@ class TrainingRun(ABC):
 
     def _left(self, kind: type[BaseException] | None, *_: object) -> None:
         """Note why a session ended early. What failed before its first checkpoint does not hold the folder."""
-        if kind is None or self._completed:
+        if kind is None or (self.folder / SUMMARY).exists():
             return
-        self.run.note({**self._session, "stopped_by": kind.__name__})
+        self.run.note({"seconds": self._seconds, "stopped_by": kind.__name__})
         if issubclass(kind, RprmError) and not any((self.folder / CHECKPOINTS).glob("*checkpoint-*")):
             for name in (CHECKPOINTS, ROWS, f"{ROWS}.partial"):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
@@ -272,15 +283,14 @@ class TrainingRun(ABC):
         self._complete(summary)
 
     def _complete(self, summary: Mapping[str, Any]) -> None:
-        self.run.complete(summary, self._session)
-        self._completed = True
+        self.run.complete(summary, {"seconds": self._seconds})
         if not self.options.keep_checkpoints:
             for name in (CHECKPOINTS, ROWS):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
 
     @property
-    def _session(self) -> dict[str, Any]:
-        return {"seconds": round(time.monotonic() - self._started, 3)}
+    def _seconds(self) -> float:
+        return round(time.monotonic() - self._started, 3)
 
     @property
     def common(self) -> dict[str, Any]:
@@ -318,6 +328,127 @@ class TrainingRun(ABC):
         if self.settings.patience is not None and not self.has_validation:
             (name,) = self.source.values()
             raise InputError(f"patience needs validation rows, and {name} has none; leave patience out")
+
+
+# --- checkpoints and metrics ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint."""
+
+    path: Path
+
+    @property
+    def step(self) -> int:
+        """The number of optimizer steps it stands at."""
+        return int(self.path.name.removeprefix("checkpoint-"))
+
+    @property
+    def state(self) -> Any:
+        """The trainer's."""
+        return json.loads((self.path / "trainer_state.json").read_bytes())
+
+    @property
+    def stopped(self) -> bool:
+        """Whether training had ended with this step: all steps were done, or it was stopped early."""
+        control = self.state.get("stateful_callbacks", {}).get("TrainerControl", {})
+        return bool(self.step >= self.state["max_steps"] or control.get("args", {}).get("should_training_stop"))
+
+    @property
+    def best(self) -> Checkpoint:
+        """The one with the lowest validation loss, the first of equals; itself where no validation loss is a number."""
+        if (step := self.state.get("best_global_step")) is None:
+            return self
+        path = self.path.with_name(f"checkpoint-{step}")
+        if not path.is_dir():
+            raise RunError(f"{path}, the one with the lowest validation loss, is gone; name a new run folder")
+        return Checkpoint(path)
+
+
+def last_checkpoint(folder: Path) -> Checkpoint | None:
+    """The last whole checkpoint below `folder`. Newer ones, torn by a kill, are renamed to `torn-checkpoint-N`, which
+    the trainer's own rotation does not count."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    while folder.is_dir() and (found := get_last_checkpoint(str(folder))) is not None:
+        path = Path(found)
+        if is_whole(path):
+            return Checkpoint(path)
+        names = (f"torn-{path.name}" + (f".{number}" if number > 1 else "") for number in count(1))
+        path.rename(next(folder / name for name in names if not (folder / name).exists()))
+    return None
+
+
+def seal(path: Path) -> None:
+    """Mark a checkpoint as whole: the trainer writes it in place, and a list of its files comes last."""
+    write_atomically(path / _SIZES, json.dumps(_sizes(path)))
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a checkpoint was sealed, and has every file in the size that it had then."""
+    try:
+        return bool(json.loads((path / _SIZES).read_bytes()).items() <= _sizes(path).items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    return {str(file.relative_to(path)): file.stat().st_size for file in path.rglob("*") if file.is_file()}
+
+
+def metrics_callback(path: Path, callbacks: TrainingCallbacks, *, save_evaluated: bool = False) -> Any:
+    """A `TrainerCallback` that writes `metrics.jsonl` to `path`, tells `callbacks`, and seals checkpoints.
+
+    With `save_evaluated`, each evaluation leaves a checkpoint. A step that saves is logged too: a logged loss is the
+    mean since the log before, and a resumed run begins a new mean. A loss that is no number ends the training.
+    """
+    import torch
+    from transformers import TrainerCallback
+
+    def row_of(step: int, logs: Mapping[str, Any]) -> dict[str, Any]:
+        # Counts of tokens are of this session alone, and a number that is none is None.
+        kept = {name: value for name, value in logs.items() if name not in ("step", "num_tokens", "eval_num_tokens")}
+        lost = {name: None for name, value in kept.items() if isinstance(value, float) and not math.isfinite(value)}
+        return {"step": step, **kept, **lost}
+
+    class MetricsCallback(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            # Of a resumed run: the rows up to its checkpoint.
+            if state.is_world_process_zero:
+                rows = (json.dumps(row_of(row["step"], row), ensure_ascii=False) for row in state.log_history)
+                write_atomically(path, "".join(f"{row}\n" for row in rows))
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            # The trainer's own callback has decided what is due at this step.
+            control.should_save |= save_evaluated and control.should_evaluate
+            control.should_log |= control.should_save
+            if state.is_world_process_zero:
+                callbacks.on_step(state.global_step, state.max_steps)
+
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if torch.distributed.is_initialized():
+                # Every process leaves the state of its random numbers.
+                torch.distributed.barrier()
+            if state.is_world_process_zero:
+                seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kw: Any) -> None:
+            # What stands beside train_runtime, at the end, is of this session alone.
+            if not state.is_world_process_zero or not logs or "train_runtime" in logs:
+                return
+            if not math.isfinite(logs.get("loss", 0.0)):
+                raise RunError(
+                    f"the loss is {logs['loss']} at step {state.global_step}: nothing can be learnt from here on; "
+                    "lower --learning-rate or raise --warmup-ratio (in a new folder)"
+                )
+            row = row_of(state.global_step, logs)
+            # Rows are rare; closed at once, each is on the disk, and nothing is left open when training fails.
+            with closing(LineWriter(path)) as writer:
+                writer.write(json.dumps(row, ensure_ascii=False))
+            callbacks.on_metrics(row)
+
+    return MetricsCallback()
 
 
 def computes_in_bf16(precision: Precision, *, use_cpu: bool) -> bool:

@@ -35,9 +35,7 @@ class TrainingSettings:
     scheduler: Annotated[str, "How it falls afterwards: cosine, linear, constant_with_warmup, ..."] = "cosine"
     weight_decay: Annotated[float, "Of AdamW."] = 0.0
     max_grad_norm: Annotated[float, "Gradients are clipped to it."] = 1.0
-    max_length: Annotated[int, "Tokens of a row at most. Longer ones are left out, never cut; above 5%, an error."] = (
-        4096
-    )
+    max_length: Annotated[int, "Tokens of a row. Longer ones are left out, never cut; above 5%, an error."] = 4096
     precision: Annotated[Precision, "bf16: bfloat16 over float32 weights; auto: where the device can."] = "auto"
     gradient_checkpointing: Annotated[bool, "Compute activations again instead of keeping them."] = True
     attention: Annotated[str | None, "sdpa, flash_attention_2, eager, ...; the model's own by default."] = None
@@ -50,9 +48,7 @@ class TrainingSettings:
     eval_steps: Annotated[int, "Steps between evaluations."] = 200
     save_steps: Annotated[int, "Steps between checkpoints."] = 200
     logging_steps: Annotated[int, "Steps between rows of metrics.jsonl."] = 10
-    keep_best: Annotated[
-        bool, "--keep-best/--keep-last", "Hand over the checkpoint with the lowest validation loss, or the last."
-    ] = True
+    keep_best: Annotated[bool, "--keep-best/--keep-last", "Hand over that of the lowest validation loss."] = True
     patience: Annotated[int | None, "Stop early, after so many evaluations without a new best."] = None
     seed: Annotated[int, "Seed of the whole run."] = 0
 
@@ -174,7 +170,6 @@ class RoundSettings(PairOptions):
         super().__post_init__()
         _refuse_below(1, self, "num_rounds", "judge_analyses", "num_sampled_steps")
         _refuse_below(2, self, "num_analyses")
-        check_share(self.validation_share)
 
     def resolved(self) -> dict[str, Any]:
         """As manifests have it: `pair_options` are those of `rprm data pairs`, but for the split."""
@@ -192,8 +187,8 @@ class RoundSettings(PairOptions):
 # The paper is R-PRM, arXiv 2503.21295; its code is NJUNLP/R-PRM. "Ours" marks what neither states.
 
 #: The cold start of the paper and its preference optimisation (section 4.1): 1 epoch, batch 128, all weights, learning
-#: rates 5e-6 and 5e-7; the preference optimisation begins from the SFT model. The paper keeps the checkpoint with the
-#: lowest validation loss, without stopping early. Warm-up ratio 0.03: its src/scripts/train.sh, of the cold start.
+#: rates 5e-6 and 5e-7, from the SFT model; the checkpoint with the lowest validation loss is kept, none stops early.
+#: Warm-up ratio 0.03: its src/scripts/train.sh, of the cold start.
 #: Ours: the cosine schedule, no weight decay, clipping at 1, 4,096 tokens (the base model's whole context), bf16
 #: computation over float32 weights, 2 rows or 1 pair a device; of about 2,260 steps (289K rows / 128) an evaluation and
 #: a checkpoint every 250 (an evaluation over 20K validation rows costs as much as some 50 steps); beta 0.1 (TRL's
