@@ -30,11 +30,9 @@ from rprm.training.settings import RoundSettings
 
 
 class RoundResult(Record):
-    """What a round came to. Figures in percent, on the validation steps.
-
-    `model` is what the round trained (round 0: what it all began with), `best` the model that goes on from here.
-    `difference` is the change in F1 against the best model before, with its paired 95% interval.
-    """
+    """What a round came to: `model` is what it trained (round 0: what it all began with), `best` the model that goes on.
+    Figures in percent, on the validation steps; `difference` is the change in F1 against the best model before, with
+    its paired 95% interval."""
 
     round: int
     model: str
@@ -67,8 +65,6 @@ def evolve(
     Args:
         steps: labelled steps: a run folder of `rprm data steps`, or a file.
         model: the folder (or hub id) of the model to begin with, usually after the cold start.
-        output: the folder of the rounds.
-        settings: what they depend on.
         launcher: what starts a training process in place of this Python, such as `accelerate launch --config_file F`.
         prompt: the template; by default the one that the first model's folder carries.
         on_stage, on_round: called when a stage begins, and with each round's result, those of earlier sessions too.
@@ -92,7 +88,7 @@ def evolve(
         write_atomically(run.folder / MODEL_TEMPLATE, template.to_toml())
         rounds = _Rounds(run.folder, model, settings, launcher, on_stage)
         rounds.split(source)
-        done = [RoundResult.model_validate(row) for row in read_json_lines(run.results_path)]
+        done = list(read_json_lines(run.results_path, RoundResult.model_validate))
         if [result.round for result in done] != list(range(len(done))):
             raise CorruptRun(f"{run.results_path} does not hold the rounds in order; begin a new folder")
         for result in done:
@@ -115,16 +111,12 @@ def evolve(
 def link(folder: Path, model: str) -> None:
     """Let `model` in a folder lead to a model; to nothing where that is no folder of this machine."""
     path, target, root = folder / MODEL, Path(model).resolve(), folder.resolve()
-    partial = path.with_name(f"{MODEL}.partial")
     # Where links are for administrators alone, the results alone name the model.
     with suppress(OSError):
-        partial.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         if target.is_dir():
             # From within the folder, so that it can be moved whole.
-            partial.symlink_to(target.relative_to(root) if target.is_relative_to(root) else target)
-            partial.replace(path)
-        else:
-            path.unlink(missing_ok=True)
+            path.symlink_to(target.relative_to(root) if target.is_relative_to(root) else target)
 
 
 @dataclass
@@ -143,25 +135,21 @@ class _Rounds:
         if self.train.exists() and self.validation.exists():
             return
         share, seed = self.settings.validation_share, self.settings.seed
-        lines: dict[Path, list[str]] = {self.train: [], self.validation: []}
+        train, validation = parts = list[str](), list[str]()
         for step in _steps(source):
-            path = self.validation if is_held_out(step.problem, share, seed) else self.train
-            lines[path].append(step.model_dump_json() + "\n")
-        if not all(lines.values()):
-            numbers = f"{len(lines[self.train])} steps to train on and {len(lines[self.validation])} to measure on"
-            raise InputError(
-                f"{source.name}: {numbers}, with {share:.0%} of the problems held out; there must be both: give more "
-                "steps, or another share"
-            )
-        for path, steps in lines.items():
-            write_atomically(path, "".join(steps))
+            parts[is_held_out(step.problem, share, seed)].append(step.model_dump_json() + "\n")
+        if not train or not validation:
+            numbers = f"{len(train)} steps to train on and {len(validation)} to measure on"
+            share_of = f"with {share:.0%} of the problems held out; give more steps, or another share"
+            raise InputError(f"{source.name}: {numbers}, {share_of}")
+        write_atomically(self.train, "".join(train))
+        write_atomically(self.validation, "".join(validation))
 
     def run(self, number: int, before: RoundResult | None) -> RoundResult:
         """A round: the first measures, the others sample, pair, train and measure."""
         started, settings = time.monotonic(), self.settings
         model = best = before.best if before else self.first_model
-        num_pairs = None
-        difference = None
+        found: dict[str, Any] = {"num_pairs": None}
         if before:
             analyses = self._stage(
                 number, "analyses", "data", "analyses", self.sampled(number), *self._asking(best, number), "-n",
@@ -172,7 +160,7 @@ class _Rounds:
                 number, "pairs", "data", "pairs", analyses, "--validation", 0, "--seed", settings.seed,
                 *settings.resolved()["pair_options"],
             )  # fmt: skip
-            num_pairs = json.loads((pairs / SUMMARY).read_bytes())["parts"]["train"]["rows"]
+            found["num_pairs"] = json.loads((pairs / SUMMARY).read_bytes())["parts"]["train"]["rows"]
             trained = "train", "dpo", pairs, "--model", best, *settings.train_options
             self._stage(number, "dpo", *trained, launcher=self.launcher)
             model = self._model_of(number)
@@ -181,23 +169,15 @@ class _Rounds:
             settings.judge_analyses, "--stopping", "none", "--allow-missing",
         )  # fmt: skip
         figures = json.loads((measured / "measurement.json").read_bytes())["figures"]
+        kept = True
         if before:
             best_round = next(row for row in range(number) if self._model_of(row) == best)
-            difference = compare(self._tally(best_round), self._tally(number)).differences["f1"]
-        kept = difference is None or (difference.value or 0.0) > 0.0
-        return RoundResult(
-            round=number,
-            model=model,
-            best=model if kept else best,
-            kept=kept,
-            num_pairs=num_pairs,
-            **{name: figures[name]["value"] for name in ("wrong_acc", "correct_acc", "wellformed")},
-            f1=figures["f1"]["value"] or 0.0,
-            difference=difference.value if difference else None,
-            difference_low=difference.low if difference else None,
-            difference_high=difference.high if difference else None,
-            seconds=round(time.monotonic() - started, 1),
-        )
+            change = compare(self._tally(best_round), self._tally(number)).differences["f1"]
+            found |= {"difference": change.value, "difference_low": change.low, "difference_high": change.high}
+            kept = (change.value or 0.0) > 0.0
+        found |= {name: figures[name]["value"] for name in ("f1", "wrong_acc", "correct_acc", "wellformed")}
+        found |= {"f1": found["f1"] or 0.0, "seconds": round(time.monotonic() - started, 1)}
+        return RoundResult(round=number, model=model, best=model if kept else best, kept=kept, **found)
 
     def sampled(self, number: int) -> Path:
         """The steps that a round samples: all, or so many, round by round from where the last one ended."""

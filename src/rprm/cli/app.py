@@ -11,12 +11,12 @@ from rprm.cli.bench import app as bench_app
 from rprm.cli.bench_mathematics import mathematics as bench_mathematics
 from rprm.cli.data import app as data_app
 from rprm.cli.engines import app as engines_app
-from rprm.cli.evolve import evolve
 from rprm.cli.judge import judge
 from rprm.cli.models import models
 from rprm.cli.prompts import app as prompts_app
 from rprm.cli.search import app as search_app
 from rprm.cli.train import app as train_app
+from rprm.cli.train import evolve
 
 app = typer.Typer(
     cls=OpenGroup,

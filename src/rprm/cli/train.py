@@ -1,4 +1,5 @@
-"""`rprm train`: fine-tune a model on analyses, on preferences between them, and a classifier on labelled steps."""
+"""`rprm train`: fine-tune a model on analyses, on preferences between them, and a classifier on labelled steps; and
+`rprm evolve`: preferences in rounds."""
 
 from __future__ import annotations
 
@@ -12,11 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rprm.cli.options import given, with_options
+from rprm.cli.options import Json, given, with_options
 from rprm.errors import InputError
-from rprm.training.settings import PRESET_MODELS, PRESETS, ClassifierTraining, DPOSettings, RunOptions, SFTSettings
+from rprm.training.settings import ClassifierTraining, DPOSettings, RoundSettings, RunOptions, SFTSettings
 
 if TYPE_CHECKING:
+    from rprm.evolve import RoundResult
     from rprm.training.lifecycle import TrainingResult
 
 app = typer.Typer(
@@ -48,6 +50,8 @@ class LanguageOptions(PlaceOptions):
 
     def train(self, train: Callable[..., TrainingResult], context: typer.Context, settings: Any, options: Any) -> None:
         """Train by the settings of a preset, with the options that were given in their place."""
+        from rprm.training.settings import PRESET_MODELS, PRESETS
+
         place: PlaceOptions = self
         if self.preset is not None:
             if self.preset not in (presets := PRESETS[type(settings)]):
@@ -126,7 +130,7 @@ def _train(train: Callable[..., TrainingResult], data: str, place: PlaceOptions,
     import warnings
 
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import MofNCompleteColumn, Progress
 
     from rprm.training.lifecycle import MainProcessFailed, TrainingCallbacks
 
@@ -143,7 +147,7 @@ def _train(train: Callable[..., TrainingResult], data: str, place: PlaceOptions,
         transformers.utils.logging.set_verbosity_error()
     console = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
     is_terminal = console.is_terminal and not console.quiet
-    columns = TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn()
+    columns = *Progress.get_default_columns(), MofNCompleteColumn()
     progress = Progress(*columns, console=console, transient=True, disable=not is_terminal)
     task = progress.add_task("starting", total=None)
 
@@ -182,3 +186,64 @@ def _train(train: Callable[..., TrainingResult], data: str, place: PlaceOptions,
         figures = [f"{label} {value:.4g}" for label, value in losses.items() if value is not None]
         typer.echo(f"{result.model}: {', '.join([f'{result.num_steps:,} steps', *figures])}")
     return result
+
+
+@with_options
+def evolve(
+    steps: Annotated[str, typer.Argument(metavar="STEPS", help="Run folder of `rprm data steps`, or labelled steps.")],
+    model: Annotated[str, "--model", "-m", "Folder or hub id of the model to begin with."],
+    output: Annotated[Path, "--output", "-o", "Folder of the rounds; a killed run resumes there."],
+    *,
+    settings: RoundSettings,
+    launcher: Annotated[str, 'Starts the training processes, as in "accelerate launch --config_file FILE".'] = "",
+    prompt: Annotated[str | None, "Template, where the model's folder carries none."] = None,
+    train_options: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- TRAIN OPTIONS]", help="Passed to `rprm train dpo`.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Preference optimisation in rounds: sample, pair, DPO, measure; the better model goes on.
+
+    The problems to measure on are the ones that `rprm data cold-start` holds out with the same share and seed. Options
+    after -- go to `rprm train dpo`, as in: rprm evolve STEPS -m MODEL -o DIR -- --preset small-lora --beta 0.1
+    """
+    import shlex
+
+    from rich.console import Console
+
+    from rprm.evolve import evolve as run_rounds
+
+    console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
+    results = run_rounds(
+        steps, model, output, replace(settings, train_options=tuple(train_options or ())),
+        launcher=shlex.split(launcher), prompt=prompt,
+        on_stage=lambda number, stage: errors.print(f"round {number}: {stage}", style="dim"),
+        on_round=lambda result: print(result.model_dump_json(), flush=True) if json else None,
+    )  # fmt: skip
+    if not json:
+        console.print(_table(results))
+        console.print(f"best model: {results[-1].best}", markup=False)
+
+
+def _table(results: list[RoundResult]) -> Any:
+    from rprm.benchmarks import Figure
+    from rprm.report.measures import figure_text, framed
+
+    columns = "round", "pairs", "wrong", "correct", "F1", "change", "formed", ""
+    caption = (
+        "Measured on the validation steps: accuracies on wrong and on correct ones, their harmonic mean (F1) and its "
+        "change against the best model before, share of well-formed analyses"
+    )
+    table = framed("Rounds", columns, [caption], numbers=columns[:-1])
+    for result in results:
+        change = Figure(result.difference, result.difference_low, result.difference_high)
+        cells = (
+            str(result.round),
+            "" if result.num_pairs is None else f"{result.num_pairs:,}",
+            *(f"{number:.1f}" for number in (result.wrong_acc, result.correct_acc, result.f1)),
+            figure_text(change, sign="+") if result.round else "",
+            "" if result.wellformed is None else f"{result.wellformed:.1f}",
+            "start" if result.round == 0 else "goes on" if result.kept else "dropped",
+        )
+        table.add_row(*cells, style="" if result.kept else "dim")
+    return table

@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 from rprm.data.splits import is_held_out
 from rprm.data.steps import read_labelled_steps, steps_source
@@ -47,8 +47,7 @@ class ClassifierRun(TrainingRun):
         super().__init__({"steps": str(steps)}, arguments)
         given = {"train": steps, "validation": validation}
         self.sources = {part: str(source) for part, source in given.items() if source is not None}
-        #: Sequences of each part, `train` and maybe `validation`, and what became of its labelled steps.
-        self.sequences: dict[str, list[TokenSequence]] = {}
+        self.sequences: dict[str, list[TokenSequence]] = {}  #: Of each part, `train` and maybe `validation`.
         self.counts: dict[str, MergeCounts] = {}
         self.num_rejected = self.num_shared = 0
         self.layout_settings = read_settings(self.base.target, self.base.revision) or ClassifierSettings("qwen")
@@ -95,8 +94,10 @@ class ClassifierRun(TrainingRun):
         share, seed, steps = self.settings.validation_share, self.settings.split_seed, self.sources["train"]
         if "validation" not in rows:
             rows["validation"] = [row for row in rows["train"] if is_held_out(row.problem, share, seed)]
-        held_out, total = {_key(row) for row in rows["validation"]}, len(rows["train"])
-        rows["train"] = [row for row in rows["train"] if _key(row) not in held_out]
+        # Case and spacing do not matter, as in `is_held_out`.
+        problem = {row.problem: " ".join(row.problem.casefold().split()) for part in rows.values() for row in part}
+        held_out, total = {problem[row.problem] for row in rows["validation"]}, len(rows["train"])
+        rows["train"] = [row for row in rows["train"] if problem[row.problem] not in held_out]
         if "validation" in self.sources:
             self.num_shared = total - len(rows["train"])
         if not rows["train"]:
@@ -108,11 +109,11 @@ class ClassifierRun(TrainingRun):
             sequences, counts = merge_steps(rows[part])
             self.sequences[part] = encode_sequences(sequences, self.layout, counts, max_length=most)
             self.counts[part] = counts
-            total = counts.num_trained + counts.num_too_long
-            if counts.num_too_long > MAX_SHARE_TOO_LONG * total:
-                which = f"{self.sources.get(part, steps)}: {counts.num_too_long:,} of {total:,} labelled steps"
-                most_allowed = f"stand beyond max_length {most:,}, more than {MAX_SHARE_TOO_LONG:.0%}"
-                raise InputError(f"{which} {most_allowed}; raise --max-length (steps are never cut)")
+            total, too_long = counts.num_trained + counts.num_too_long, counts.num_too_long
+            if too_long > MAX_SHARE_TOO_LONG * total:
+                which = f"{self.sources.get(part, steps)}: {too_long:,} of {total:,} labelled steps stand beyond"
+                limit = f"max_length {most:,}, more than {MAX_SHARE_TOO_LONG:.0%}"
+                raise InputError(f"{which} {limit}; raise --max-length (steps are never cut)")
             notes[f"{part} steps stand beyond {most:,} tokens and are left out"] = counts.num_too_long
             notes[f"{part} steps contradict one another and are left out"] = counts.num_contradictory
         for what, number in notes.items():
@@ -143,14 +144,12 @@ class ClassifierRun(TrainingRun):
             network.backbone.activation_checkpointing_enable()
         if self.settings.lora_rank:
             network = get_peft_model(network, self._adapter(network))
-        weights = None
-        if self.settings.balance:
-            # n / (2 n_class): the weights of each class sum to half of n.
-            counts = self.counts["train"]
-            weights = [counts.num_trained / (2 * number) for number in (counts.num_wrong, counts.num_correct)]
+        counts = self.counts["train"]
+        # n / (2 n_class): the weights of each class sum to half of n.
+        weights = [counts.num_trained / (2 * number) for number in (counts.num_wrong, counts.num_correct)]
 
         def loss(logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: Any) -> torch.Tensor:
-            weight = None if weights is None else torch.tensor(weights, device=logits.device)
+            weight = torch.tensor(weights, device=logits.device) if self.settings.balance else None
             total = cross_entropy(logits, labels[labels != IGNORED], weight=weight, reduction="sum")
             # Over the labelled steps of the whole optimizer step, not of this part of it: each counts the same.
             return total / num_items_in_batch
@@ -158,12 +157,10 @@ class ClassifierRun(TrainingRun):
         if not self.has_validation:
             # Of the problems, none happened to be held out.
             config.eval_strategy = "no"
-        data = {"train_dataset": self.sequences["train"], "eval_dataset": self.sequences.get("validation")}
-        how: dict[str, Any] = {"data_collator": collate, "compute_loss_func": loss, "callbacks": callbacks}
-        trainer = Trainer(model=network, args=config, **data, **how)
+        train, validation = self.sequences["train"], self.sequences.get("validation")
+        trainer = Trainer(network, config, collate, train, validation, compute_loss_func=loss, callbacks=callbacks)
         if self.settings.group_by_length:
-            lengths = [len(sequence.ids) for sequence in self.sequences["train"]]
-            group_by_length(trainer, lengths, self.settings.batch_size)
+            group_by_length(trainer, [len(sequence.ids) for sequence in train], self.settings.batch_size)
         return trainer
 
     def network(self, *, bf16: bool) -> StepNetwork:
@@ -172,18 +169,15 @@ class ClassifierRun(TrainingRun):
 
         from rprm.rewarders.network import base_network
 
-        dtype, attention = torch.bfloat16 if bf16 else torch.float32, self.settings.attention
-        network = base_network(
-            self.base.target, self.layout.head, dtype=dtype, revision=self.base.revision, attention=attention
-        )
+        weights: dict[str, Any] = {"dtype": torch.bfloat16 if bf16 else torch.float32, "revision": self.base.revision}
+        network = base_network(self.base.target, self.layout.head, attention=self.settings.attention, **weights)
         if self.new_tag_id is not None:
             # The tag's embedding begins as the mean of all.
-            table = network.backbone.get_input_embeddings().weight
-            mean = table.detach().float().mean(0).to(table.dtype)
-            if len(self.tokenizer) > table.shape[0]:
+            table = network.backbone.get_input_embeddings().weight.detach()
+            if len(self.tokenizer) > len(table):
                 network.backbone.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
-            with torch.no_grad():
-                network.backbone.get_input_embeddings().weight[self.new_tag_id] = mean
+            new = network.backbone.get_input_embeddings().weight.detach()
+            new[self.new_tag_id] = table.float().mean(0)
         return network
 
     def _adapter(self, network: StepNetwork) -> Any:
@@ -252,7 +246,7 @@ def train_classifier(
 
     Args:
         steps: labelled steps: a run folder of `rprm data steps`, a file, or a hub data set.
-        validation: labelled steps to evaluate on and to choose the threshold on; their problems are not trained on. By
+        validation: labelled steps to evaluate and to choose the threshold on; their problems are not trained on. By
             default a share of the problems is held out.
         arguments: see `RunArguments`. The model is any causal language model, or a qwen classifier.
 
@@ -260,11 +254,6 @@ def train_classifier(
         RprmError: see `TrainingRun.work`.
     """
     return ClassifierRun(steps, validation, **arguments).work()
-
-
-def _key(row: LabelledStep) -> str:
-    """What a problem is known by; case and spacing do not matter, as in `is_held_out`."""
-    return " ".join(row.problem.casefold().split())
 
 
 def network_rewards(network: StepNetwork, sequences: Sequence[TokenSequence], batch_size: int) -> list[float]:
@@ -287,12 +276,10 @@ def network_rewards(network: StepNetwork, sequences: Sequence[TokenSequence], ba
 
 # --- sequences ---------------------------------------------------------------------------------------------------
 
-#: Marks a token that carries no loss.
-IGNORED = -100
+IGNORED = -100  #: Marks a token that carries no loss.
 
 
-@dataclass(frozen=True, slots=True)
-class StepSequence:
+class StepSequence(NamedTuple):
     """Steps of one problem in their order; `labels` has None where a step is not trained on here."""
 
     problem: str
@@ -302,9 +289,8 @@ class StepSequence:
 
 @dataclass
 class MergeCounts:
-    """What became of the labelled steps of a part: `num_repeated` are the same step after the same steps with the same
-    label as an earlier row (trained on once); those that one row calls right and another wrong, and those beyond the
-    longest length, are not trained on."""
+    """What became of the labelled steps of a part. Repeated ones, of steps and label, are trained on once; those that
+    one row calls right and another wrong, and those beyond the longest length, not at all."""
 
     num_rows: int = 0
     num_repeated: int = 0
@@ -351,8 +337,7 @@ def merge_steps(rows: Iterable[LabelledStep]) -> tuple[list[StepSequence], Merge
     return sequences, counts
 
 
-@dataclass(frozen=True, slots=True)
-class TokenSequence:
+class TokenSequence(NamedTuple):
     """A sequence as the network reads it: `ids` [tokens], and the class (0 wrong, 1 correct) at `positions` [steps]."""
 
     ids: Any
@@ -425,9 +410,8 @@ def best_threshold(rewards: Sequence[float], labels: Sequence[bool]) -> float:
     num_correct, num_wrong = sum(labels), len(labels) - sum(labels)
     if not num_correct or not num_wrong:
         return 0.5
+    found, below = [(accuracies(rewards, labels, 0.5)["f1"] or 0.0, 0.0, 0.5)], 0
     ranked = sorted(zip(rewards, labels, strict=True))
-    found = [(accuracies(rewards, labels, 0.5)["f1"] or 0.0, 0.0, 0.5)]
-    below = 0
     for number, ((reward, label), (above, _)) in enumerate(pairwise(ranked), 1):
         below += label
         middle = (reward + above) / 2

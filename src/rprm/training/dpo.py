@@ -23,8 +23,7 @@ class DPORun(LanguageRun):
         from trl import DPOConfig, DPOTrainer
 
         class PreparedDPOTrainer(DPOTrainer):  # type: ignore[misc]
-            """Takes rows that are token ids already; TRL 1.16 knows that of SFT rows alone."""
-
+            # Rows are token ids already; TRL 1.16 knows that of SFT rows alone.
             def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
                 return dataset
 
@@ -41,9 +40,6 @@ class DPORun(LanguageRun):
 def train_dpo(
     data: str | Path, *, prompt: str | Path | None = None, **arguments: Unpack[RunArguments]
 ) -> TrainingResult:
-    """Optimise a model on preference pairs: rows `{id, label, prompt, chosen, rejected}` (`rprm data pairs`).
-
-    Arguments, result and errors are those of `train_sft`, but for the settings, `DPOSettings`. The model is usually the
-    model folder of `train_sft`; it is the reference too.
-    """
+    """Optimise a model on preference pairs: rows `{id, label, prompt, chosen, rejected}` (`rprm data pairs`). The rest is
+    as of `train_sft`, the settings `DPOSettings`. The model, usually one of `train_sft`, is the reference too."""
     return DPORun(data, prompt, **arguments).work()

@@ -49,15 +49,10 @@ def find_model(target: str, revision: str | None = None) -> BaseModel:
     ends = None
     with contextlib.suppress(OSError):
         ends = GenerationConfig.from_pretrained(target, revision=commit).eos_token_id
-    if ends is None:
-        ends = getattr(config, "eos_token_id", None)
-    return BaseModel(
-        target,
-        commit,
-        identity=fingerprint(path) if path.is_dir() else f"{target}@{commit}",
-        context_length=getattr(config, "max_position_embeddings", None),
-        stops=tuple(ends) if isinstance(ends, list | tuple) else () if ends is None else (ends,),
-    )
+    ends = getattr(config, "eos_token_id", None) if ends is None else ends
+    stops = tuple(ends) if isinstance(ends, list | tuple) else () if ends is None else (ends,)
+    identity = fingerprint(path) if path.is_dir() else f"{target}@{commit}"
+    return BaseModel(target, commit, identity, getattr(config, "max_position_embeddings", None), stops)
 
 
 def card_text(training: TrainingRun, summary: Mapping[str, Any]) -> str:

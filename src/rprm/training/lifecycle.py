@@ -1,6 +1,5 @@
-"""The one lifecycle of all training: SFT, DPO and the classifier are a `TrainingRun` each; docs/training.md has the run
-folder. Of several processes (`accelerate launch`) the main one alone reads the data, writes the folder and hands over.
-"""
+"""The lifecycle of all training: SFT, DPO and the classifier are a `TrainingRun` each. Of several processes (`accelerate
+launch`) the main one alone reads the data, writes the run folder (docs/training.md) and hands over."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any, ClassVar, Required, TypedDict, TypeVar, cast
+from typing import Any, ClassVar, NamedTuple, Required, TypedDict, TypeVar, cast
 
 from rprm.errors import EngineError, InputError, RprmError, RunError
 from rprm.runs import MANIFEST, REJECTED, SUMMARY, LineWriter, Run, read_json_lines, versions, write_atomically
@@ -32,10 +31,9 @@ METRICS = "metrics.jsonl"
 _SIZES = "rprm_files.json"
 
 
-@dataclass(frozen=True)
-class TrainingResult:
-    """What a training came to: its run folder, the model folder in it, optimizer steps, `summary.json`; the step that
-    this session resumed from, if it did; and whether an earlier session had finished it."""
+class TrainingResult(NamedTuple):
+    """Run folder, the model folder in it, optimizer steps and `summary.json` of a training; the step that this session
+    resumed from, if it did; and whether an earlier one had finished it."""
 
     output: Path
     model: Path
@@ -76,14 +74,10 @@ class TrainingRun(ABC):
     """One session on a run folder; `source` is how the manifest names the data: `{"input": ...}`."""
 
     kind: ClassVar[str]
-    #: Kind of the engine or rewarder that runs the model.
-    runs_as: ClassVar[str]
-    #: A second process or GPU is refused.
-    one_device: ClassVar[bool] = False
-    #: Of the model's card: its heading and what the model does.
-    title: str
-    about: str
-
+    runs_as: ClassVar[str]  #: Kind of the engine or rewarder that runs the model.
+    one_device: ClassVar[bool] = False  #: Whether a second process or GPU is refused.
+    title: str  #: Heading of the model's card.
+    about: str  #: What the model does, for its card.
     settings: TrainingSettings
     tokenizer: Any
 
@@ -92,8 +86,7 @@ class TrainingRun(ABC):
         self.folder = Path(arguments["output"])
         self.options = arguments.get("options") or RunOptions()
         # As `accelerate launch` and torchrun tell it.
-        self.is_main = os.environ.get("RANK", "0") == "0"
-        self.num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+        self.is_main, self.num_processes = os.environ.get("RANK", "0") == "0", int(os.environ.get("WORLD_SIZE", "1"))
         self.callbacks = (self.is_main and arguments.get("callbacks")) or TrainingCallbacks()
         self._started = time.monotonic()
         self.callbacks.on_stage("loading libraries")
@@ -113,8 +106,6 @@ class TrainingRun(ABC):
                 "CUDA_VISIBLE_DEVICES=0 and start one process (--lora-rank lets a 7B model fit); sft and dpo train on "
                 "several behind `accelerate launch --config_file recipes/accelerate/fsdp.yaml -m`"
             )
-
-    # --- what a kind of training says of itself ------------------------------------------------------------------
 
     @property
     @abstractmethod
@@ -144,8 +135,6 @@ class TrainingRun(ABC):
     def hand_over(self, checkpoint: Path, folder: Path) -> dict[str, Any]:
         """Write the model of a checkpoint to a folder. Main process. Returns what the summary says of it."""
 
-    # --- the lifecycle ---------------------------------------------------------------------------------------------
-
     def work(self) -> TrainingResult:
         """Train, or resume where an earlier session was killed, and hand over.
 
@@ -172,8 +161,7 @@ class TrainingRun(ABC):
                 self.share(self._finish)
             if self.is_main and (repository := self.options.push_to_hub) is not None:
                 push(self.folder / MODEL, repository, private=self.options.private, on_note=self.callbacks.on_note)
-        summary = json.loads((self.folder / SUMMARY).read_bytes())
-        step = None if checkpoint is None else checkpoint.step
+        summary, step = json.loads((self.folder / SUMMARY).read_bytes()), checkpoint and checkpoint.step
         return TrainingResult(self.folder, self.folder / MODEL, summary["num_steps"], summary, step, was_complete)
 
     def share(self, work: Callable[[], Result]) -> Result:
@@ -198,9 +186,10 @@ class TrainingRun(ABC):
         self.callbacks.on_stage("checking the data")
         self._refuse_patience()
         if not (self.folder / MANIFEST).exists():
-            if self.settings.max_length > (self.base.context_length or self.settings.max_length):
-                most = f"the context length of {self.base.target}, {self.base.context_length:,} tokens"
-                raise InputError(f"max_length {self.settings.max_length:,} exceeds {most}; lower --max-length")
+            wanted, most = self.settings.max_length, self.base.context_length
+            if most and wanted > most:
+                context = f"the context length of {self.base.target}, {most:,} tokens"
+                raise InputError(f"max_length {wanted:,} exceeds {context}; lower --max-length")
             self.check()
         found = versions() | {name: importlib.metadata.version(name) for name in ("trl", "accelerate", "datasets")}
         session = {"model": self.base.target, **self.source, "versions": found}
@@ -209,9 +198,9 @@ class TrainingRun(ABC):
         settings |= {} if self.one_device else {"num_processes": self.num_processes}
         self.run = stack.enter_context(Run(self.folder, stage=f"train {self.kind}", settings=settings, session=session))
         stack.push(self._left)
-        if (self.folder / SUMMARY).exists():
+        if (summary := self.folder / SUMMARY).exists():
             self.callbacks.on_note(f"{self.folder} is complete already; nothing is trained again")
-            self._complete(json.loads((self.folder / SUMMARY).read_bytes()))
+            self._complete(json.loads(summary.read_bytes()))
             return True, None
         self.prepare()
         self._refuse_patience()
@@ -284,9 +273,8 @@ class TrainingRun(ABC):
 
     def _complete(self, summary: Mapping[str, Any]) -> None:
         self.run.complete(summary, {"seconds": self._seconds})
-        if not self.options.keep_checkpoints:
-            for name in (CHECKPOINTS, ROWS):
-                shutil.rmtree(self.folder / name, ignore_errors=True)
+        for name in () if self.options.keep_checkpoints else (CHECKPOINTS, ROWS):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
 
     @property
     def _seconds(self) -> float:
@@ -398,11 +386,8 @@ def _sizes(path: Path) -> dict[str, int]:
 
 
 def metrics_callback(path: Path, callbacks: TrainingCallbacks, *, save_evaluated: bool = False) -> Any:
-    """A `TrainerCallback` that writes `metrics.jsonl` to `path`, tells `callbacks`, and seals checkpoints.
-
-    With `save_evaluated`, each evaluation leaves a checkpoint. A step that saves is logged too: a logged loss is the
-    mean since the log before, and a resumed run begins a new mean. A loss that is no number ends the training.
-    """
+    """A `TrainerCallback` that writes `metrics.jsonl` to `path`, tells `callbacks`, and seals checkpoints; with
+    `save_evaluated`, each evaluation leaves one. A loss that is no number ends the training."""
     import torch
     from transformers import TrainerCallback
 
@@ -420,7 +405,8 @@ def metrics_callback(path: Path, callbacks: TrainingCallbacks, *, save_evaluated
                 write_atomically(path, "".join(f"{row}\n" for row in rows))
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            # The trainer's own callback has decided what is due at this step.
+            # The trainer's own callback has decided what is due at this step. A logged loss is the mean since the log
+            # before, and a resumed run begins a new one.
             control.should_save |= save_evaluated and control.should_evaluate
             control.should_log |= control.should_save
             if state.is_world_process_zero:
@@ -452,8 +438,8 @@ def metrics_callback(path: Path, callbacks: TrainingCallbacks, *, save_evaluated
 
 
 def computes_in_bf16(precision: Precision, *, use_cpu: bool) -> bool:
-    """Whether a training computes in bfloat16: `auto` does where the device has instructions for it, as most GPUs and
-    processors with AMX or AVX512-BF16. On others a step takes ten times as long as in float32."""
+    """Whether a training computes in bfloat16: `auto` does where the device has instructions for it (on others a step
+    takes ten times as long as in float32)."""
     import torch
 
     if precision != "auto":
@@ -466,8 +452,8 @@ def computes_in_bf16(precision: Precision, *, use_cpu: bool) -> bool:
 
 
 def group_by_length(trainer: Any, lengths: Sequence[int], batch_size: int) -> None:
-    """Let a trainer take its rows as transformers' `group_by_length` does (its option reads lengths from a column that
-    TRL drops). An epoch's order depends on seed and epoch alone, so that a resumed run has it too."""
+    """Let a trainer take its rows as transformers' `group_by_length` does (which reads a column that TRL drops), in an
+    order of seed and epoch alone: a resumed run has it too."""
     import torch
     from transformers.trainer_pt_utils import LengthGroupedSampler
 

@@ -30,9 +30,8 @@ MAX_SHARE_TOO_LONG = 0.05
 
 #: Columns that hold the replies of a row, and those of its tokens as a trainer takes them, by kind of training.
 REPLIES = {"sft": ("completion",), "dpo": ("chosen", "rejected")}
-_COUNTS = "counts.json"
 _TOKENS = {"sft": ("input_ids", "labels"), "dpo": ("prompt_ids", "chosen_ids", "rejected_ids")}
-
+_COUNTS = "counts.json"
 #: Rows named in a message.
 _NUM_NAMED = 3
 
@@ -51,11 +50,8 @@ class TrainingData:
 
 
 def open_data(source: str | Path, prompt: str | Path | None = None) -> TrainingData:
-    """Find the files of a data set: a folder as `rprm data` writes it, or one JSON Lines file and its template.
-
-    Raises:
-        InputError, PromptError: there is no such data set; the template is missing, or another than the folder's own.
-    """
+    """Find the files of a data set: a folder as `rprm data` writes it, or one JSON Lines file and its template. An
+    `InputError` or `PromptError` where there is none, or the template is missing or another than the folder's own."""
     path = Path(source)
     parts = {"train": path if path.is_file() else path / TRAIN, "validation": path / VALIDATION}
     if not parts["train"].is_file():
@@ -157,8 +153,7 @@ def check_rows(data: TrainingData, kind: str) -> None:
         "id": "have an id that an earlier row has; make ids unique",
     }
     for part, path in data.parts.items():
-        faults: dict[str, list[str]] = {fault: [] for fault in fixes}
-        ids, labels = set[str](), Counter[bool]()
+        faults, ids, labels = {fault: list[str]() for fault in fixes}, set[str](), Counter[bool]()
         for row in training_rows(path, kind):
             labels[row.label] += 1
             faults["id"] += [row.place] * (row.id in ids)
@@ -169,8 +164,7 @@ def check_rows(data: TrainingData, kind: str) -> None:
                 if fault := find_fault(reply, verdict, row.label):
                     faults["verdict"].append(f"{row.place}: {column}: {fault}")
                     break
-        total = labels.total()
-        if not total:
+        if not (total := labels.total()):
             raise InputError(f"{path} has no row; make the data with more analyses")
         listed = "".join(
             f"\n  {len(found):,} of {total:,} rows {fixes[fault]}; the first: {', '.join(found[:_NUM_NAMED])}"
@@ -212,16 +206,13 @@ def encode_row(tokenizer: Any, row: TrainingRow, end: int) -> tuple[list[int], l
     """Token ids of the prompt, and of each reply with its end token. Control tokens that a text spells are none; an
     `InputError` where the tokenizer spells the end token in no other way."""
     control = control_tokens(tokenizer)
-    replies = []
-    for reply in row.replies:
-        try:
-            ids = encode_text(tokenizer, reply, control)
-            if end in ids:
-                raise RequestRefused(f"the reply holds the token that ends a reply, {tokenizer.decode([end])!r}")
-        except RequestRefused as error:
-            raise InputError(f"{row.file}, {row.place}: {error}; remove it from the text") from None
-        replies.append([*ids, end])
-    return encode_prompt(tokenizer, row.prompt), replies
+    try:
+        replies = [encode_text(tokenizer, reply, control) for reply in row.replies]
+        if end in chain(*replies):
+            raise RequestRefused(f"the reply holds the token that ends a reply, {tokenizer.decode([end])!r}")
+    except RequestRefused as error:
+        raise InputError(f"{row.file}, {row.place}: {error}; remove it from the text") from None
+    return encode_prompt(tokenizer, row.prompt), [[*reply, end] for reply in replies]
 
 
 #: Counts of a part: rows that are trained on, and tokens (each reply with its prompt).

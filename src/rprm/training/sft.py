@@ -29,8 +29,7 @@ class LanguageRun(TrainingRun):
     """Training of a judge that writes analyses; see `train_sft`."""
 
     runs_as = "transformers"
-    #: What the model has been trained to do, for its card.
-    does: str
+    does: str  #: What the model has been trained to do, for its card.
 
     def __init__(self, data: str | Path, prompt: str | Path | None, **arguments: Unpack[RunArguments]) -> None:
         self.data, self.deliberate = open_data(data, prompt), prompt is not None
@@ -51,8 +50,7 @@ class LanguageRun(TrainingRun):
         return "validation" in self.data.parts
 
     def identity(self) -> dict[str, Any]:
-        template = self.data.template
-        prompt = {"name": template.name, "digest": template.digest}
+        prompt = {name: getattr(self.data.template, name) for name in ("name", "digest")}
         return {"input": self.data.digests(), "prompt": prompt, "model": self.base.identity}
 
     def check(self) -> None:
@@ -180,13 +178,11 @@ def train_sft(
     """Fine-tune a model on analyses; or resume where an earlier session on the same folder was killed.
 
     Args:
-        data: a folder as `rprm data cold-start` writes it, or a JSON Lines file of rows
-            `{id, label, prompt, completion}`.
+        data: a folder of `rprm data cold-start`, or a JSON Lines file of rows `{id, label, prompt, completion}`.
         prompt: the template that the rows were rendered with, where the data does not say.
         arguments: see `RunArguments`; the settings are `SFTSettings`, the paper's by default.
 
     Raises:
-        PromptError: the template does not fit the data, or the model carries another.
-        RprmError: see `TrainingRun.work`.
+        RprmError: see `TrainingRun.work`; a `PromptError` where the template fits neither the data nor the model.
     """
     return SFTRun(data, prompt, **arguments).work()
