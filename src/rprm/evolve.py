@@ -30,9 +30,8 @@ from rprm.training.settings import RoundSettings
 
 
 class RoundResult(Record):
-    """What a round came to: `model` is what it trained (round 0: what it all began with), `best` the model that goes on.
-    Figures in percent, on the validation steps; `difference` is the change in F1 against the best model before, with
-    its paired 95% interval."""
+    """What a round came to: `model` is what it trained (round 0: the first model), `best` the one that goes on. Figures
+    are in percent; `difference` is the change in F1 against the best model before, with its paired 95% interval."""
 
     round: int
     model: str
@@ -60,7 +59,7 @@ def evolve(
     on_stage: Callable[[int, str], None] = lambda number, stage: None,
     on_round: Callable[[RoundResult], None] = lambda result: None,
 ) -> list[RoundResult]:
-    """Run the rounds; killed at any moment, the same call resumes at the stage it was in.
+    """Run the rounds; killed at any moment, the same call resumes at the stage it was in. Returns their results.
 
     Args:
         steps: labelled steps: a run folder of `rprm data steps`, or a file.
@@ -68,9 +67,6 @@ def evolve(
         launcher: what starts a training process in place of this Python, such as `accelerate launch --config_file F`.
         prompt: the template; by default the one that the first model's folder carries.
         on_stage, on_round: called when a stage begins, and with each round's result, those of earlier sessions too.
-
-    Returns:
-        One result a round, round 0 first.
 
     Raises:
         InputError, PromptError: there is nothing to train or to measure on; no template is given or carried.
@@ -151,23 +147,17 @@ class _Rounds:
         model = best = before.best if before else self.first_model
         found: dict[str, Any] = {"num_pairs": None}
         if before:
-            analyses = self._stage(
-                number, "analyses", "data", "analyses", self.sampled(number), *self._asking(best, number), "-n",
-                settings.num_analyses,
-            )  # fmt: skip
+            asked = "-n", settings.num_analyses, *self._asking(best, number)
+            analyses = self._stage(number, "analyses", "data", "analyses", self.sampled(number), *asked)
             # The problems to measure on are none of these: nothing more is held out.
-            pairs = self._stage(
-                number, "pairs", "data", "pairs", analyses, "--validation", 0, "--seed", settings.seed,
-                *settings.resolved()["pair_options"],
-            )  # fmt: skip
+            chosen = "--validation", 0, "--seed", settings.seed, *settings.resolved()["pair_options"]
+            pairs = self._stage(number, "pairs", "data", "pairs", analyses, *chosen)
             found["num_pairs"] = json.loads((pairs / SUMMARY).read_bytes())["parts"]["train"]["rows"]
             trained = "train", "dpo", pairs, "--model", best, *settings.train_options
             self._stage(number, "dpo", *trained, launcher=self.launcher)
             model = self._model_of(number)
-        measured = self._stage(
-            number, "measure", "bench", "steps", self.validation, *self._asking(model, 0), "-k",
-            settings.judge_analyses, "--stopping", "none", "--allow-missing",
-        )  # fmt: skip
+        asked = "-k", settings.judge_analyses, *self._asking(model, 0), "--stopping", "none", "--allow-missing"
+        measured = self._stage(number, "measure", "bench", "steps", self.validation, *asked)
         figures = json.loads((measured / "measurement.json").read_bytes())["figures"]
         kept = True
         if before:
@@ -175,8 +165,8 @@ class _Rounds:
             change = compare(self._tally(best_round), self._tally(number)).differences["f1"]
             found |= {"difference": change.value, "difference_low": change.low, "difference_high": change.high}
             kept = (change.value or 0.0) > 0.0
-        found |= {name: figures[name]["value"] for name in ("f1", "wrong_acc", "correct_acc", "wellformed")}
-        found |= {"f1": found["f1"] or 0.0, "seconds": round(time.monotonic() - started, 1)}
+        found |= {name: figures[name]["value"] for name in ("wrong_acc", "correct_acc", "wellformed")}
+        found |= {"f1": figures["f1"]["value"] or 0.0, "seconds": round(time.monotonic() - started, 1)}
         return RoundResult(round=number, model=model, best=model if kept else best, kept=kept, **found)
 
     def sampled(self, number: int) -> Path:

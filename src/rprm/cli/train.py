@@ -41,10 +41,7 @@ class PlaceOptions:
 class LanguageOptions(PlaceOptions):
     """What sft and dpo have in common."""
 
-    data: Annotated[
-        str,
-        typer.Argument(metavar="DATA", help="Folder as `rprm data` writes it, or a JSON Lines file (with --prompt)."),
-    ]
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Folder of `rprm data`, or JSON Lines (with --prompt).")]
     prompt: Annotated[str | None, "Template that the rows were rendered with.  [default: the data's own]"] = None
     preset: Annotated[str | None, "paper-7b-sft (-dpo), small-lora, cpu.  [default: the paper's values]"] = None
 
@@ -82,14 +79,10 @@ def dpo(context: typer.Context, language: LanguageOptions, *, settings: DPOSetti
 @app.command()
 @with_options
 def classifier(
-    steps: Annotated[
-        str, typer.Argument(metavar="STEPS", help="Labelled steps: run folder of `rprm data steps`, file, or hub set.")
-    ],
+    steps: Annotated[str, typer.Argument(metavar="STEPS", help="Run folder of `rprm data steps`, file, or hub set.")],
     place: PlaceOptions,
     validation: Annotated[
-        str | None,
-        "Labelled steps to evaluate and to choose the threshold on; their problems are not trained on.  [default: a "
-        "share of the problems]",
+        str | None, "Steps of other problems, to choose the threshold on.  [default: a share of the problems]"
     ] = None,
     *,
     settings: ClassifierTraining,
@@ -113,20 +106,13 @@ def classifier(
 
 #: Figures shown while training, in this order, and what they are called.
 _FIGURES = {
-    "loss": "loss",
-    "eval_loss": "validation loss",
-    "mean_token_accuracy": "token accuracy",
-    "rewards/accuracies": "preferred",
-    "eval_rewards/accuracies": "preferred",
-    "learning_rate": "rate",
-}
+    "loss": "loss", "eval_loss": "validation loss", "mean_token_accuracy": "token accuracy",
+    "rewards/accuracies": "preferred", "eval_rewards/accuracies": "preferred", "learning_rate": "rate",
+}  # fmt: skip
 
 
 def _train(train: Callable[..., TrainingResult], data: str, place: PlaceOptions, **arguments: Any) -> TrainingResult:
-    """Train behind a line on standard error that moves on a terminal, the logged figures above it; report the result.
-
-    Of several processes the main one alone speaks.
-    """
+    """Train behind a progress line, and report the result. Of several processes the main one alone speaks."""
     import warnings
 
     from rich.console import Console
@@ -230,20 +216,15 @@ def _table(results: list[RoundResult]) -> Any:
     from rprm.report.measures import figure_text, framed
 
     columns = "round", "pairs", "wrong", "correct", "F1", "change", "formed", ""
-    caption = (
-        "Measured on the validation steps: accuracies on wrong and on correct ones, their harmonic mean (F1) and its "
-        "change against the best model before, share of well-formed analyses"
-    )
-    table = framed("Rounds", columns, [caption], numbers=columns[:-1])
+    measured = "On the validation steps: accuracies on wrong and on correct ones, their harmonic mean (F1) and its"
+    notes = [measured, "change against the best model before, share of well-formed analyses"]
+    table = framed("Rounds", columns, notes, numbers=columns[:-1])
     for result in results:
         change = Figure(result.difference, result.difference_low, result.difference_high)
-        cells = (
-            str(result.round),
-            "" if result.num_pairs is None else f"{result.num_pairs:,}",
-            *(f"{number:.1f}" for number in (result.wrong_acc, result.correct_acc, result.f1)),
-            figure_text(change, sign="+") if result.round else "",
-            "" if result.wellformed is None else f"{result.wellformed:.1f}",
-            "start" if result.round == 0 else "goes on" if result.kept else "dropped",
-        )
-        table.add_row(*cells, style="" if result.kept else "dim")
+        figures = (f"{number:.1f}" for number in (result.wrong_acc, result.correct_acc, result.f1))
+        pairs = "" if result.num_pairs is None else f"{result.num_pairs:,}"
+        formed = "" if result.wellformed is None else f"{result.wellformed:.1f}"
+        fate = "start" if result.round == 0 else "goes on" if result.kept else "dropped"
+        shown = figure_text(change, sign="+") if result.round else ""
+        table.add_row(str(result.round), pairs, *figures, shown, formed, fate, style="" if result.kept else "dim")
     return table

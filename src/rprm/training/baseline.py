@@ -55,10 +55,8 @@ class ClassifierRun(TrainingRun):
             found = f"{self.base.target} is a classifier in the {self.layout_settings.layout} layout"
             raise EngineError(f"{found}; begin with one in the qwen layout, or with a language model")
         self.tokenizer, tag = load_tokenizer(self.base.target, self.base.revision), self.layout_settings.step_tag
-        is_new = tag not in self.tokenizer.get_vocab()
-        if is_new:
-            token = AddedToken(tag, special=True, normalized=False)
-            self.tokenizer.add_tokens([token], special_tokens=True)
+        if is_new := tag not in self.tokenizer.get_vocab():
+            self.tokenizer.add_tokens([AddedToken(tag, special=True, normalized=False)], special_tokens=True)
         self.layout = make_layout(self.layout_settings, self.tokenizer, self.base.target)
         self.new_tag_id = int(self.tokenizer.convert_tokens_to_ids(tag)) if is_new else None
         self.about = (
@@ -154,9 +152,8 @@ class ClassifierRun(TrainingRun):
             # Over the labelled steps of the whole optimizer step, not of this part of it: each counts the same.
             return total / num_items_in_batch
 
-        if not self.has_validation:
-            # Of the problems, none happened to be held out.
-            config.eval_strategy = "no"
+        # Of the problems, none may happen to be held out.
+        config.eval_strategy = "steps" if self.has_validation else "no"
         train, validation = self.sequences["train"], self.sequences.get("validation")
         trainer = Trainer(network, config, collate, train, validation, compute_loss_func=loss, callbacks=callbacks)
         if self.settings.group_by_length:
@@ -176,8 +173,7 @@ class ClassifierRun(TrainingRun):
             table = network.backbone.get_input_embeddings().weight.detach()
             if len(self.tokenizer) > len(table):
                 network.backbone.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
-            new = network.backbone.get_input_embeddings().weight.detach()
-            new[self.new_tag_id] = table.float().mean(0)
+            network.backbone.get_input_embeddings().weight.detach()[self.new_tag_id] = table.float().mean(0)
         return network
 
     def _adapter(self, network: StepNetwork) -> Any:
@@ -189,8 +185,7 @@ class ClassifierRun(TrainingRun):
         if lora["target_modules"] == "all-linear":
             linear = (name for name, module in modules.items() if isinstance(module, torch.nn.Linear))
             lora["target_modules"] = sorted({name.rpartition(".")[2] for name in linear})
-        embeddings = network.backbone.get_input_embeddings()
-        embedding = next(name for name, module in modules.items() if module is embeddings)
+        embedding = next(name for name, one in modules.items() if one is network.backbone.get_input_embeddings())
         tokens = None if self.new_tag_id is None else {embedding: [self.new_tag_id]}
         return LoraConfig(**lora, modules_to_save=["score"], trainable_token_indices=tokens)
 
@@ -273,8 +268,6 @@ def network_rewards(network: StepNetwork, sequences: Sequence[TokenSequence], ba
     of = {index: [next(rewards) for _ in sequences[index].positions] for index in order}
     return [reward for index in range(len(sequences)) for reward in of[index]]
 
-
-# --- sequences ---------------------------------------------------------------------------------------------------
 
 IGNORED = -100  #: Marks a token that carries no loss.
 

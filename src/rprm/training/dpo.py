@@ -40,6 +40,6 @@ class DPORun(LanguageRun):
 def train_dpo(
     data: str | Path, *, prompt: str | Path | None = None, **arguments: Unpack[RunArguments]
 ) -> TrainingResult:
-    """Optimise a model on preference pairs: rows `{id, label, prompt, chosen, rejected}` (`rprm data pairs`). The rest is
-    as of `train_sft`, the settings `DPOSettings`. The model, usually one of `train_sft`, is the reference too."""
+    """Optimise a model on preference pairs: rows `{id, label, prompt, chosen, rejected}` (`rprm data pairs`). All else
+    is as of `train_sft`, the settings `DPOSettings`. The model, usually one of `train_sft`, is the reference too."""
     return DPORun(data, prompt, **arguments).work()

@@ -1,5 +1,5 @@
-"""The lifecycle of all training: SFT, DPO and the classifier are a `TrainingRun` each. Of several processes (`accelerate
-launch`) the main one alone reads the data, writes the run folder (docs/training.md) and hands over."""
+"""The lifecycle of all training: SFT, DPO and the classifier are a `TrainingRun` each. Of several processes, as of
+`accelerate launch`, the main one alone reads the data, writes the run folder (docs/training.md) and hands over."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ class TrainingRun(ABC):
         """Note why a session ended early. What failed before its first checkpoint does not hold the folder."""
         if kind is None or (self.folder / SUMMARY).exists():
             return
-        self.run.note({"seconds": self._seconds, "stopped_by": kind.__name__})
+        self.run.note({"seconds": round(time.monotonic() - self._started, 3), "stopped_by": kind.__name__})
         if issubclass(kind, RprmError) and not any((self.folder / CHECKPOINTS).glob("*checkpoint-*")):
             for name in (CHECKPOINTS, ROWS, f"{ROWS}.partial"):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
@@ -229,8 +229,7 @@ class TrainingRun(ABC):
 
         self.callbacks.on_stage("loading the model")
         callbacks = [metrics_callback(self.folder / METRICS, self.callbacks, save_evaluated=self.settings.keep_best)]
-        if self.settings.patience is not None:
-            callbacks.append(EarlyStoppingCallback(self.settings.patience))
+        callbacks += [EarlyStoppingCallback(self.settings.patience)] if self.settings.patience is not None else []
         try:
             try:
                 trainer = self.make_trainer(config, callbacks)
@@ -272,13 +271,9 @@ class TrainingRun(ABC):
         self._complete(summary)
 
     def _complete(self, summary: Mapping[str, Any]) -> None:
-        self.run.complete(summary, {"seconds": self._seconds})
+        self.run.complete(summary, {"seconds": round(time.monotonic() - self._started, 3)})
         for name in () if self.options.keep_checkpoints else (CHECKPOINTS, ROWS):
             shutil.rmtree(self.folder / name, ignore_errors=True)
-
-    @property
-    def _seconds(self) -> float:
-        return round(time.monotonic() - self._started, 3)
 
     @property
     def common(self) -> dict[str, Any]:
@@ -316,9 +311,6 @@ class TrainingRun(ABC):
         if self.settings.patience is not None and not self.has_validation:
             (name,) = self.source.values()
             raise InputError(f"patience needs validation rows, and {name} has none; leave patience out")
-
-
-# --- checkpoints and metrics ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -53,12 +53,12 @@ def open_data(source: str | Path, prompt: str | Path | None = None) -> TrainingD
     """Find the files of a data set: a folder as `rprm data` writes it, or one JSON Lines file and its template. An
     `InputError` or `PromptError` where there is none, or the template is missing or another than the folder's own."""
     path = Path(source)
-    parts = {"train": path if path.is_file() else path / TRAIN, "validation": path / VALIDATION}
+    parts = {"train": path if path.is_file() else path / TRAIN}
     if not parts["train"].is_file():
         raise InputError(f"{path}: no such data; give a folder with {TRAIN} (`rprm data`), or a JSON Lines file")
     # A data set without held-out problems has an empty file there.
-    if not parts["validation"].is_file() or not parts["validation"].stat().st_size:
-        del parts["validation"]
+    if (held_out := path / VALIDATION).is_file() and held_out.stat().st_size:
+        parts["validation"] = held_out
     own = load_template(path) if (path / MODEL_TEMPLATE).is_file() else None
     template = own if prompt is None else load_template(prompt)
     if template is None:
@@ -128,9 +128,6 @@ def training_rows(path: Path, kind: str) -> Iterator[TrainingRow]:
         yield row
 
 
-# --- texts --------------------------------------------------------------------------------------------------------
-
-
 def as_rendered(template: PromptTemplate, prompt: Prompt) -> Prompt | None:
     """A prompt as its template renders it, with the places of its record's texts (of a raw prompt, a row has the text
     alone); None where the template makes no such prompt."""
@@ -176,9 +173,6 @@ def check_rows(data: TrainingData, kind: str) -> None:
         if part == "train" and len(labels) == 1:
             only = verdict.yes if labels[True] else verdict.no
             raise InputError(f"{path}: all {total:,} rows have the label of {only}; add rows of the other label")
-
-
-# --- tokens -------------------------------------------------------------------------------------------------------
 
 
 def end_token(tokenizer: Any, stops: tuple[int, ...], *, chat: bool) -> int:
@@ -254,10 +248,9 @@ def encode_data(
                     counts["num_yes" if row.label else "num_no"] += 1
                     counts["longest"] = max(counts["longest"], length)
                     counts["num_reply_tokens"] += sum(map(len, replies))
-                    counts["num_tokens"] += sum(len(prompt) + len(reply) for reply in replies)
+                    counts["num_tokens"] += len(prompt) * len(replies) + sum(map(len, replies))
                 writer.finalize()
-            counts["num_too_long"] = len(too_long)
-            total = counts["num_rows"] + len(too_long)
+            counts["num_too_long"], total = len(too_long), counts["num_rows"] + len(too_long)
             which = f"{path}: {len(too_long):,} of {total:,} rows are longer than"
             if len(too_long) > MAX_SHARE_TOO_LONG * total:
                 which += f" max_length {most:,}, more than {MAX_SHARE_TOO_LONG:.0%}"

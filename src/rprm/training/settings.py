@@ -16,10 +16,18 @@ from rprm.errors import InputError
 Precision = Literal["auto", "bf16", "fp32"]
 
 
-def _refuse_below(least: int, settings: Any, *names: str) -> None:
-    for name in names:
-        if (value := getattr(settings, name)) is not None and value < least:
-            raise InputError(f"{name} is {value}; it must be at least {least}")
+_LEAST = dict.fromkeys((
+    "batch_size", "device_batch_size", "max_length", "eval_steps", "save_steps", "logging_steps", "max_steps",
+    "lora_rank", "lora_alpha", "patience", "num_rounds", "judge_analyses", "num_sampled_steps",
+), 1) | {"num_checkpoints": 2, "num_analyses": 2, "sft_weight": 0}  # fmt: skip
+
+
+def _check_limits(settings: Any) -> None:
+    for name, value in vars(settings).items():
+        if name in _LEAST and value is not None and value < _LEAST[name]:
+            raise InputError(f"{name} is {value}; it must be at least {_LEAST[name]}")
+        if name in ("learning_rate", "num_epochs", "beta") and not value > 0:
+            raise InputError(f"{name} is {value}; it must be above 0")
 
 
 @dataclass(frozen=True)
@@ -55,10 +63,7 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         if self.lora_rank == 0:
             object.__setattr__(self, "lora_rank", None)
-        names = "batch_size", "device_batch_size", "max_length", "eval_steps", "save_steps", "logging_steps"
-        _refuse_below(1, self, *names, "max_steps", "lora_rank", "lora_alpha", "patience")
-        if not self.learning_rate > 0 or not self.num_epochs > 0:
-            raise InputError(f"learning_rate {self.learning_rate} and num_epochs {self.num_epochs} must be above 0")
+        _check_limits(self)
         if not 0 <= self.warmup_ratio < 1:
             raise InputError(f"warmup_ratio is {self.warmup_ratio}; it is a share of the steps: 0 to below 1")
         if self.precision not in get_args(Precision):
@@ -111,11 +116,6 @@ class DPOSettings(TrainingSettings):
     sft_weight: Annotated[float, "Weight of an SFT loss on the chosen replies; 0 for none."] = 0.0
     precompute_reference: Annotated[bool, "The reference's log-probabilities before training, not in it."] = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.beta > 0 or self.sft_weight < 0:
-            raise InputError(f"beta {self.beta} must be above 0 and sft_weight {self.sft_weight} at least 0")
-
 
 @dataclass(frozen=True)
 class ClassifierTraining(TrainingSettings):
@@ -145,8 +145,7 @@ class RunOptions:
     push_to_hub: Annotated[str | None, "Upload the model to this repository (OWNER/NAME) at the end."] = None
     private: Annotated[bool, "--private/--public", "Whether a repository made for that is private."] = True
 
-    def __post_init__(self) -> None:
-        _refuse_below(2, self, "num_checkpoints")
+    __post_init__ = _check_limits
 
 
 @dataclass(frozen=True)
@@ -168,8 +167,7 @@ class RoundSettings(PairOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _refuse_below(1, self, "num_rounds", "judge_analyses", "num_sampled_steps")
-        _refuse_below(2, self, "num_analyses")
+        _check_limits(self)
 
     def resolved(self) -> dict[str, Any]:
         """As manifests have it: `pair_options` are those of `rprm data pairs`, but for the split."""
@@ -183,16 +181,14 @@ class RoundSettings(PairOptions):
         return {**found, "pair_options": options}
 
 
-# --- presets ------------------------------------------------------------------------------------------------------
-# The paper is R-PRM, arXiv 2503.21295; its code is NJUNLP/R-PRM. "Ours" marks what neither states.
+# Presets. The paper is R-PRM, arXiv 2503.21295; its code is NJUNLP/R-PRM. "Ours" marks what neither states.
 
 #: The cold start of the paper and its preference optimisation (section 4.1): 1 epoch, batch 128, all weights, learning
 #: rates 5e-6 and 5e-7, from the SFT model; the checkpoint with the lowest validation loss is kept, none stops early.
-#: Warm-up ratio 0.03: its src/scripts/train.sh, of the cold start.
-#: Ours: the cosine schedule, no weight decay, clipping at 1, 4,096 tokens (the base model's whole context), bf16
-#: computation over float32 weights, 2 rows or 1 pair a device; of about 2,260 steps (289K rows / 128) an evaluation and
-#: a checkpoint every 250 (an evaluation over 20K validation rows costs as much as some 50 steps); beta 0.1 (TRL's
-#: default), no SFT term.
+#: Warm-up ratio 0.03: its src/scripts/train.sh, of the cold start. Ours: the cosine schedule, no weight decay, clipping
+#: at 1, 4,096 tokens (the base model's whole context), bf16 over float32 weights, 2 rows or 1 pair a device, beta 0.1
+#: (TRL's default), no SFT term; of about 2,260 steps (289K rows / 128) an evaluation and a checkpoint every 250 (an
+#: evaluation over 20K validation rows costs as much as some 50 steps).
 _PAPER: dict[str, Any] = {
     "num_epochs": 1.0, "batch_size": 128, "warmup_ratio": 0.03, "max_length": 4096, "precision": "bf16",
     "eval_steps": 250, "save_steps": 250,

@@ -79,15 +79,11 @@ class LanguageRun(TrainingRun):
 
     def make_config(self) -> Any:
         settings, (_, config, further) = self.settings, self.trl()
-        weights: dict[str, Any] = {
-            # Full training keeps float32 weights: at these learning rates a step is less than bfloat16 can tell.
-            # Under an adapter the base model does not change.
-            "dtype": "bfloat16" if self.bf16 and settings.lora_rank else "float32",
-            # Of a DPO's reference model too.
-            "trust_remote_code": False,
-            "revision": self.base.revision,
-            **({"attn_implementation": settings.attention} if settings.attention else {}),
-        }
+        # Of a DPO's reference model too. Full training keeps float32 weights: at these learning rates a step is less
+        # than bfloat16 can tell. Under an adapter the base model does not change.
+        dtype = "bfloat16" if self.bf16 and settings.lora_rank else "float32"
+        weights = {"dtype": dtype, "trust_remote_code": False, "revision": self.base.revision}
+        weights |= {"attn_implementation": settings.attention} if settings.attention else {}
         activations = settings.gradient_checkpointing
         return config(**self.common, **further, activation_checkpointing=activations, model_init_kwargs=weights)
 
@@ -126,11 +122,11 @@ class LanguageRun(TrainingRun):
                 (beside / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
                 shutil.copyfile(checkpoint / _ADAPTER_WEIGHTS, beside / _ADAPTER_WEIGHTS)
         if merge or not is_adapter:
-            self._save_weights(checkpoint, folder, is_adapter=is_adapter)
+            self._save_weights(checkpoint, folder, is_adapter)
         (folder / MODEL_TEMPLATE).write_text(self.data.template.to_toml(), encoding="utf-8")
         return {"rows": self.counts}
 
-    def _save_weights(self, checkpoint: Path, folder: Path, *, is_adapter: bool) -> None:
+    def _save_weights(self, checkpoint: Path, folder: Path, is_adapter: bool) -> None:
         """Weights, and the base model's generation config, which also stops at the token that replies end in."""
         import torch
         from transformers import AutoModelForCausalLM, GenerationConfig
@@ -165,11 +161,11 @@ class SFTRun(LanguageRun):
     def trl(self) -> tuple[Any, Any, dict[str, Any]]:
         from trl import SFTConfig, SFTTrainer
 
-        settings = self.settings
+        packing, padding_free = self.settings.packing, self.settings.padding_free
         # Too long rows are left out before; only packing needs to know how long a pack may be.
-        length = settings.max_length if settings.packing else None
-        layout = {"packing": settings.packing, "eval_packing": False, "padding_free": settings.padding_free}
-        return SFTTrainer, SFTConfig, {"max_length": length, **layout}
+        length = self.settings.max_length if packing else None
+        further = {"max_length": length, "packing": packing, "eval_packing": False, "padding_free": padding_free}
+        return SFTTrainer, SFTConfig, further
 
 
 def train_sft(
