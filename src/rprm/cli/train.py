@@ -158,19 +158,18 @@ def _train(train: Callable[..., TrainingResult], data: str, place: PlaceOptions,
         on_step=lambda done, total: progress.update(task, completed=done, total=total),
         on_metrics=metrics,
     )
+    arguments |= {"model": place.model, "output": place.output, "revision": place.revision, "callbacks": callbacks}
     try:
-        with progress, warnings.catch_warnings():
-            # What libraries say about one another's deprecations is nothing to act on here.
-            warnings.simplefilter("ignore", FutureWarning)
-            where: dict[str, Any] = {"model": place.model, "output": place.output, "revision": place.revision}
-            result = train(data, callbacks=callbacks, **where, **arguments)
+        # What libraries say about one another's deprecations is nothing to act on here.
+        with progress, warnings.catch_warnings(action="ignore", category=FutureWarning):
+            result = train(data, **arguments)
     except MainProcessFailed:
         # The main process tells it.
         sys.exit(1)
     if not console.quiet:
         losses = {_FIGURES[name]: result.summary[name] for name in ("loss", "eval_loss")}
-        figures = [f"{label} {value:.4g}" for label, value in losses.items() if value is not None]
-        typer.echo(f"{result.model}: {', '.join([f'{result.num_steps:,} steps', *figures])}")
+        figures = (f", {label} {value:.4g}" for label, value in losses.items() if value is not None)
+        typer.echo(f"{result.model}: {result.num_steps:,} steps{''.join(figures)}")
     return result
 
 

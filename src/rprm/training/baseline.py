@@ -224,14 +224,10 @@ class ClassifierRun(TrainingRun):
             shutil.copymode(folder / "config.json", file)
         settings = replace(self.layout_settings, threshold=threshold)
         (folder / SETTINGS_FILE).write_text(settings.to_json(base=self.base.identity), encoding="utf-8")
-        at = [accuracies(rewards, labels, value) for value in dict.fromkeys((threshold, 0.5))]
-        return {
-            "threshold": threshold,
-            "validation": at if rewards else [],
-            "rows": {part: asdict(counts) for part, counts in self.counts.items()},
-            "num_rejected": self.num_rejected,
-            "num_left_out_as_validation": self.num_shared,
-        }
+        at = [accuracies(rewards, labels, value) for value in dict.fromkeys((threshold, 0.5))] if rewards else []
+        counts = {part: asdict(counts) for part, counts in self.counts.items()}
+        left_out = {"num_rejected": self.num_rejected, "num_left_out_as_validation": self.num_shared}
+        return {"threshold": threshold, "validation": at, "rows": counts, **left_out}
 
 
 def train_classifier(
@@ -245,8 +241,7 @@ def train_classifier(
             default a share of the problems is held out.
         arguments: see `RunArguments`. The model is any causal language model, or a qwen classifier.
 
-    Raises:
-        RprmError: see `TrainingRun.work`.
+    Raises: see `TrainingRun.work`.
     """
     return ClassifierRun(steps, validation, **arguments).work()
 

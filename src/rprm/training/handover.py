@@ -127,8 +127,8 @@ def push(folder: Path, repository: str, *, private: bool = True, on_note: Callab
     """Upload a model folder to the hub (OWNER/NAME, made if missing) and tell the commit's address, or a `RunError`."""
     import huggingface_hub
 
-    api = huggingface_hub.HfApi()
     try:
+        api = huggingface_hub.HfApi()
         api.create_repo(repository, private=private, exist_ok=True)
         commit = api.upload_folder(repo_id=repository, folder_path=str(folder), commit_message="Trained with rprm")
     except Exception as error:

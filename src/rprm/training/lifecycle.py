@@ -102,9 +102,8 @@ class TrainingRun(ABC):
         num_gpus = 0 if self.use_cpu else torch.cuda.device_count()
         if (num_gpus > 1 and self.num_processes == 1) or (self.one_device and self.num_processes > 1):
             raise InputError(
-                f"{num_gpus} GPUs and {self.num_processes} processes to train a {self.kind}: choose one GPU with "
-                "CUDA_VISIBLE_DEVICES=0 and start one process (--lora-rank lets a 7B model fit); sft and dpo train on "
-                "several behind `accelerate launch --config_file recipes/accelerate/fsdp.yaml -m`"
+                f"{num_gpus} GPUs and {self.num_processes} processes to train a {self.kind}: start one process on one "
+                "(CUDA_VISIBLE_DEVICES=0); sft and dpo train on several by `accelerate launch` (docs/training.md)"
             )
 
     @property
@@ -136,14 +135,9 @@ class TrainingRun(ABC):
         """Write the model of a checkpoint to a folder. Main process. Returns what the summary says of it."""
 
     def work(self) -> TrainingResult:
-        """Train, or resume where an earlier session was killed, and hand over.
-
-        Raises:
-            InputError: data or a setting cannot be used.
-            EngineError: the model cannot be loaded.
-            SettingsChanged: the folder was begun with other settings, data, or another model.
-            RunError: the folder cannot be used, memory does not suffice, or the upload failed.
-        """
+        """Train, or resume where an earlier session was killed, and hand over. An `InputError` where data or a setting
+        cannot be used, `EngineError` the model; `SettingsChanged` where the folder was begun with others, `RunError`
+        where it cannot be used, memory does not suffice, or the upload failed."""
         import torch
 
         try:
@@ -313,21 +307,12 @@ class TrainingRun(ABC):
             raise InputError(f"patience needs validation rows, and {name} has none; leave patience out")
 
 
-@dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint."""
+    """A complete checkpoint: its folder, the number of optimizer steps it stands at, and the trainer's state."""
 
-    path: Path
-
-    @property
-    def step(self) -> int:
-        """The number of optimizer steps it stands at."""
-        return int(self.path.name.removeprefix("checkpoint-"))
-
-    @property
-    def state(self) -> Any:
-        """The trainer's."""
-        return json.loads((self.path / "trainer_state.json").read_bytes())
+    def __init__(self, path: Path) -> None:
+        self.path, self.step = path, int(path.name.removeprefix("checkpoint-"))
+        self.state = json.loads((path / "trainer_state.json").read_bytes())
 
     @property
     def stopped(self) -> bool:
@@ -416,14 +401,11 @@ def metrics_callback(path: Path, callbacks: TrainingCallbacks, *, save_evaluated
             if not state.is_world_process_zero or not logs or "train_runtime" in logs:
                 return
             if not math.isfinite(logs.get("loss", 0.0)):
-                raise RunError(
-                    f"the loss is {logs['loss']} at step {state.global_step}: nothing can be learnt from here on; "
-                    "lower --learning-rate or raise --warmup-ratio (in a new folder)"
-                )
-            row = row_of(state.global_step, logs)
+                fix = "lower --learning-rate or raise --warmup-ratio (in a new folder)"
+                raise RunError(f"the loss is {logs['loss']} at step {state.global_step}; {fix}")
             # Rows are rare; closed at once, each is on the disk, and nothing is left open when training fails.
             with closing(LineWriter(path)) as writer:
-                writer.write(json.dumps(row, ensure_ascii=False))
+                writer.write(json.dumps(row := row_of(state.global_step, logs), ensure_ascii=False))
             callbacks.on_metrics(row)
 
     return MetricsCallback()
@@ -436,11 +418,11 @@ def computes_in_bf16(precision: Precision, *, use_cpu: bool) -> bool:
 
     if precision != "auto":
         return precision == "bf16"
-    if use_cpu:
-        # An older torch cannot be asked.
-        capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-        return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    if not use_cpu:
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    # An older torch cannot be asked.
+    found: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
 
 
 def group_by_length(trainer: Any, lengths: Sequence[int], batch_size: int) -> None:

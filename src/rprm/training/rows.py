@@ -44,10 +44,6 @@ class TrainingData:
     parts: Mapping[str, Path]
     template: PromptTemplate
 
-    def digests(self) -> dict[str, str]:
-        """A hash of each file's content."""
-        return {part: Source(str(path)).inspect().digest[:23] for part, path in self.parts.items()}
-
 
 def open_data(source: str | Path, prompt: str | Path | None = None) -> TrainingData:
     """Find the files of a data set: a folder as `rprm data` writes it, or one JSON Lines file and its template. An
@@ -182,12 +178,11 @@ def end_token(tokenizer: Any, stops: tuple[int, ...], *, chat: bool) -> int:
 
     eos: int | None = tokenizer.eos_token_id
     if chat and getattr(tokenizer, "chat_template", None):
-        probe = "It is so."
-        messages = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": probe}]
+        messages = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "It is so."}]
         found = after = ""
         # Of a template that refuses such a conversation it cannot be told.
         with contextlib.suppress(jinja2.TemplateError):
-            _, found, after = tokenizer.apply_chat_template(messages, tokenize=False).rpartition(probe)
+            _, found, after = tokenizer.apply_chat_template(messages, tokenize=False).rpartition("It is so.")
         for token in tokenizer.encode(after, add_special_tokens=False) if found else ():
             if token == eos or token in stops:
                 return int(token)
@@ -209,18 +204,12 @@ def encode_row(tokenizer: Any, row: TrainingRow, end: int) -> tuple[list[int], l
     return encode_prompt(tokenizer, row.prompt), [[*reply, end] for reply in replies]
 
 
-#: Counts of a part: rows that are trained on, and tokens (each reply with its prompt).
-_COUNTED = ("num_rows", "num_too_long", "num_yes", "num_no", "num_tokens", "num_reply_tokens", "longest")
-
-
 def encode_data(
     data: TrainingData, kind: str, folder: Path, tokenizer: Any, end: int, most: int, on_note: Callable[[str], None]
 ) -> dict[str, dict[str, int]]:
-    """Write the tokens of every row of at most `most` tokens, one Arrow file for each part; returns the counts.
-
-    Columns of SFT: `input_ids` and `labels` (-100 on the prompt); of DPO: `prompt_ids`, `chosen_ids`, `rejected_ids`. A
-    folder that is there already is whole, and is read. An `InputError` where more than 5% of a part are too long.
-    """
+    """Write the tokens of every row of at most `most` tokens, one Arrow file for each part (SFT's `labels` are -100 on
+    the prompt); a folder that is there already is whole, and is read. Returns counts of each part: of rows that are
+    trained on, and of tokens, each reply with its prompt. An `InputError` where more than 5% of a part are too long."""
     if folder.is_dir():
         stored: dict[str, dict[str, int]] = json.loads((folder / _COUNTS).read_text())
         return stored
@@ -228,7 +217,8 @@ def encode_data(
     from datasets.arrow_writer import ArrowWriter
 
     schema = pa.schema([(name, pa.list_(pa.int32())) for name in _TOKENS[kind]])
-    found = {part: dict.fromkeys(_COUNTED, 0) for part in data.parts}
+    counted = "num_rows", "num_too_long", "num_yes", "num_no", "num_tokens", "num_reply_tokens", "longest"
+    found = {part: dict.fromkeys(counted, 0) for part in data.parts}
     with whole_folder(folder) as partial:
         for (part, path), counts in zip(data.parts.items(), found.values(), strict=True):
             too_long: list[str] = []

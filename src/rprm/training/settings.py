@@ -172,12 +172,11 @@ class RoundSettings(PairOptions):
     def resolved(self) -> dict[str, Any]:
         """As manifests have it: `pair_options` are those of `rprm data pairs`, but for the split."""
         found, options = asdict(self), list[str]()
-        for name in ("per_step", "min_accuracy", "max_accuracy", "min_repeats", "balance", "max_length_ratio"):
-            value, option = found.pop(name), name.replace("_", "-")
-            if value is False:
-                options.append(f"--no-{option}")
-            elif value is not None and value is not True:
-                options += [f"--{option}", str(value)]
+        balance, ratio = found.pop("balance"), found.pop("max_length_ratio")
+        for name in ("per_step", "min_accuracy", "max_accuracy", "min_repeats"):
+            options += [f"--{name.replace('_', '-')}", str(found.pop(name))]
+        options += [] if balance else ["--no-balance"]
+        options += [] if ratio is None else ["--max-length-ratio", str(ratio)]
         return {**found, "pair_options": options}
 
 

@@ -16,6 +16,7 @@ from rprm.engines.files import ADAPTER_CONFIG
 from rprm.engines.loading import load_tokenizer, load_weights, merge_adapter, plain_errors
 from rprm.errors import PromptError, RunError
 from rprm.prompts.library import MODEL_TEMPLATE, load_template
+from rprm.reading import Source
 from rprm.training.handover import whole_folder
 from rprm.training.lifecycle import ROWS, RunArguments, TrainingResult, TrainingRun, group_by_length
 from rprm.training.rows import check_batch, check_rows, encode_data, end_token, open_data, row_lengths
@@ -51,7 +52,8 @@ class LanguageRun(TrainingRun):
 
     def identity(self) -> dict[str, Any]:
         prompt = {name: getattr(self.data.template, name) for name in ("name", "digest")}
-        return {"input": self.data.digests(), "prompt": prompt, "model": self.base.identity}
+        digests = {part: Source(str(path)).inspect().digest[:23] for part, path in self.data.parts.items()}
+        return {"input": digests, "prompt": prompt, "model": self.base.identity}
 
     def check(self) -> None:
         from transformers import AutoModelForCausalLM
@@ -92,17 +94,13 @@ class LanguageRun(TrainingRun):
         from peft import LoraConfig
 
         rows = {part: Dataset.from_file(str(self.folder / ROWS / f"{part}.arrow")) for part in self.data.parts}
-        trainer = self.trl()[0](
-            model=self.base.target,
-            args=config,
-            train_dataset=rows["train"],
-            eval_dataset=rows.get("validation"),
-            # The trainer gives its tokenizer a padding token; the model's own stays as it is.
-            processing_class=load_tokenizer(self.base.target, self.base.revision),
-            callbacks=callbacks,
-            # `all-linear` leaves the output head out.
-            peft_config=LoraConfig(**self.settings.lora, task_type="CAUSAL_LM") if self.settings.lora_rank else None,
-        )
+        data = {"train_dataset": rows["train"], "eval_dataset": rows.get("validation")}
+        # The trainer gives its tokenizer a padding token; the model's own stays as it is.
+        tokenizer = load_tokenizer(self.base.target, self.base.revision)
+        # `all-linear` leaves the output head out.
+        lora = LoraConfig(**self.settings.lora, task_type="CAUSAL_LM") if self.settings.lora_rank else None
+        how = {"args": config, "processing_class": tokenizer, "callbacks": callbacks, "peft_config": lora}
+        trainer = self.trl()[0](model=self.base.target, **data, **how)
         check_batch(trainer, rows["train"])
         if self.settings.group_by_length:
             group_by_length(trainer, row_lengths(trainer.train_dataset), self.settings.batch_size)
@@ -178,7 +176,6 @@ def train_sft(
         prompt: the template that the rows were rendered with, where the data does not say.
         arguments: see `RunArguments`; the settings are `SFTSettings`, the paper's by default.
 
-    Raises:
-        RprmError: see `TrainingRun.work`; a `PromptError` where the template fits neither the data nor the model.
+    Raises: see `TrainingRun.work`; a `PromptError` where the template does not fit data or model.
     """
     return SFTRun(data, prompt, **arguments).work()
