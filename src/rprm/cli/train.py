@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -137,13 +138,12 @@ def _train(train: Callable[..., TrainingResult], data: str, place: PlaceOptions,
     progress = Progress(*columns, console=console, transient=True, disable=not is_terminal)
     task = progress.add_task("starting", total=None)
 
-    def say(text: str, style: str = "") -> None:
-        console.print(text, style=style, markup=False, soft_wrap=True)
+    say = partial(console.print, markup=False, soft_wrap=True)
 
     def stage(text: str) -> None:
         progress.update(task, description=text)
         if not is_terminal:
-            say(text, "dim")
+            say(text, style="dim")
 
     def metrics(row: Mapping[str, Any]) -> None:
         named = ((label, row.get(name)) for name, label in _FIGURES.items())
@@ -154,7 +154,7 @@ def _train(train: Callable[..., TrainingResult], data: str, place: PlaceOptions,
 
     callbacks = TrainingCallbacks(
         on_stage=stage,
-        on_note=lambda text: say(text, "yellow"),
+        on_note=partial(say, style="yellow"),
         on_step=lambda done, total: progress.update(task, completed=done, total=total),
         on_metrics=metrics,
     )

@@ -192,13 +192,12 @@ class ClassifierRun(TrainingRun):
     def hand_over(self, checkpoint: Path, folder: Path) -> dict[str, Any]:
         import torch
         from huggingface_hub import save_torch_state_dict
+        from peft import PeftModel
         from safetensors.torch import load_file
 
         # An adapter is merged in float32: a small change survives rounding once, not twice.
         network = self.network(bf16=False)
         if self.settings.lora_rank:
-            from peft import PeftModel
-
             network = PeftModel.from_pretrained(network, str(checkpoint)).merge_and_unload()
         else:
             network.load_state_dict(load_file(checkpoint / "model.safetensors"))

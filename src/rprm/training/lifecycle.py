@@ -15,14 +15,12 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Required, TypedDict, TypeVar, cast
+from typing import Any, ClassVar, NamedTuple, Required, TypedDict
 
 from rprm.errors import EngineError, InputError, RprmError, RunError
 from rprm.runs import MANIFEST, REJECTED, SUMMARY, LineWriter, Run, read_json_lines, versions, write_atomically
 from rprm.training.handover import CARD, MODEL, card_text, find_model, push, whole_folder
 from rprm.training.settings import Precision, RunOptions, TrainingSettings
-
-Result = TypeVar("Result")
 
 ROWS = "rows"
 CHECKPOINTS = "checkpoints"
@@ -158,7 +156,7 @@ class TrainingRun(ABC):
         summary, step = json.loads((self.folder / SUMMARY).read_bytes()), checkpoint and checkpoint.step
         return TrainingResult(self.folder, self.folder / MODEL, summary["num_steps"], summary, step, was_complete)
 
-    def share(self, work: Callable[[], Result]) -> Result:
+    def share(self, work: Callable[[], Any]) -> Any:
         """Do `work` in the main process, and give its result to all; where it fails, the others get `MainProcessFailed`
         (they would hang otherwise)."""
         if self.num_processes == 1:
@@ -173,7 +171,7 @@ class TrainingRun(ABC):
         broadcast_object_list(shared)
         if isinstance(outcome := shared[0], MainProcessFailed):
             raise failure or outcome
-        return cast("Result", outcome)
+        return outcome
 
     def _begin(self, stack: ExitStack) -> tuple[bool, Checkpoint | None]:
         """Check everything, hold the run folder, prepare the rows, and find where to resume. Main process."""
