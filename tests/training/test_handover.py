@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from rprm.errors import RunError
 from rprm.training.handover import BaseModel, card_text, find_model, push, whole_folder
+from rprm.training.language import SFTRun, train_sft
 from rprm.training.settings import RunOptions, SFTSettings
-from rprm.training.sft import SFTRun, train_sft
 from tests.training.conftest import TEMPLATE
 from tests.training.test_sft import QUICK
 

@@ -14,7 +14,7 @@ from itertools import accumulate, chain, islice, pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, create_model
 
 from rprm.data.datasets import TRAIN, VALIDATION
 from rprm.data.wellformed import rejected_fault, verdict_fault
@@ -94,20 +94,18 @@ class _Row(RowModel):
     prompt: _Turns
 
 
-class _SFTRow(_Row):
-    completion: _Turns
-
-
-class _DPORow(_Row):
-    chosen: _Turns
-    rejected: _Turns
+#: A row of each kind, with its replies.
+_ROWS: dict[str, type[_Row]] = {
+    kind: create_model("_KindRow", __base__=_Row, **dict.fromkeys(names, (_Turns, ...)))  # type: ignore[call-overload]
+    for kind, names in REPLIES.items()
+}
 
 
 def training_rows(path: Path, kind: str) -> Iterator[TrainingRow]:
     """The rows of a file for `sft` or `dpo`, in order; an `InputError` names the line that is no such row."""
 
     def read(row: Row) -> TrainingRow:
-        found = checked(_SFTRow if kind == "sft" else _DPORow, row.value)
+        found = checked(_ROWS[kind], row.value)
         replies = [getattr(found, name) for name in REPLIES[kind]]
         roles = [[turn.role for turn in part] for part in (found.prompt[-1:], *replies)]
         chat = roles == [["user"], *[["assistant"]] * len(replies)]

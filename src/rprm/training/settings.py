@@ -14,8 +14,7 @@ from rprm.data.splits import check_share
 from rprm.errors import InputError
 
 Precision = Literal["auto", "bf16", "fp32"]
-
-
+#: The least that a setting may be.
 _LEAST = dict.fromkeys((
     "batch_size", "device_batch_size", "max_length", "eval_steps", "save_steps", "logging_steps", "max_steps",
     "lora_rank", "lora_alpha", "patience", "num_rounds", "judge_analyses", "num_sampled_steps",

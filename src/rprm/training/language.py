@@ -1,7 +1,4 @@
-"""Supervised fine-tuning: the cold start (R-PRM, section 3.1), with TRL's SFTTrainer.
-
-The loss is the mean negative log-likelihood of the reply's tokens, the verdict and the end token included.
-"""
+"""Judges that write analyses: the cold start (SFT) and preference optimisation (DPO), with TRL's trainers."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ from rprm.reading import Source
 from rprm.training.handover import whole_folder
 from rprm.training.lifecycle import ROWS, RunArguments, TrainingResult, TrainingRun, group_by_length
 from rprm.training.rows import check_batch, check_rows, encode_data, end_token, open_data, row_lengths
-from rprm.training.settings import SFTSettings
+from rprm.training.settings import DPOSettings, SFTSettings
 
 ADAPTER = "adapter"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -152,6 +149,7 @@ class LanguageRun(TrainingRun):
 
 
 class SFTRun(LanguageRun):
+    # R-PRM, section 3.1. The loss: the mean negative log-likelihood of the reply's tokens, verdict and end included.
     kind = "sft"
     does = "It was fine-tuned on analyses whose verdict agrees with the step's label."
     settings: SFTSettings = SFTSettings()
@@ -179,3 +177,36 @@ def train_sft(
     Raises: see `TrainingRun.work`; a `PromptError` where the template does not fit data or model.
     """
     return SFTRun(data, prompt, **arguments).work()
+
+
+class DPORun(LanguageRun):
+    # R-PRM, section 3.2. The loss: -log sigmoid(beta * ((chosen - reference chosen) - (rejected - reference rejected)))
+    # over the replies' log-probabilities, where the reference is the model that training began from.
+    kind = "dpo"
+    does = "It was trained to prefer analyses whose verdict agrees with the step's label over such as disagree."
+    settings: DPOSettings = DPOSettings()
+
+    def trl(self) -> tuple[Any, Any, dict[str, Any]]:
+        from trl import DPOConfig, DPOTrainer
+
+        class PreparedDPOTrainer(DPOTrainer):  # type: ignore[misc]
+            # Rows are token ids already; TRL 1.16 knows that of SFT rows alone.
+            def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+                return dataset
+
+        weight = self.settings.sft_weight
+        return PreparedDPOTrainer, DPOConfig, {
+            "max_length": None,
+            "beta": self.settings.beta,
+            "loss_type": ["sigmoid", "sft"] if weight > 0 else ["sigmoid"],
+            "loss_weights": [1.0, weight] if weight > 0 else None,
+            "precompute_ref_log_probs": self.settings.precompute_reference,
+        }  # fmt: skip
+
+
+def train_dpo(
+    data: str | Path, *, prompt: str | Path | None = None, **arguments: Unpack[RunArguments]
+) -> TrainingResult:
+    """Optimise a model on preference pairs: rows `{id, label, prompt, chosen, rejected}` (`rprm data pairs`). All else
+    is as of `train_sft`, the settings `DPOSettings`. The model, usually one of `train_sft`, is the reference too."""
+    return DPORun(data, prompt, **arguments).work()
