@@ -1,8 +1,6 @@
-"""Preference optimisation in rounds (R-PRM, section 3.2): sample, pair, train, measure, keep the better model.
-
-Each stage of a round is a command of this package in a folder of its own, `round-N/{analyses,pairs,dpo,measure}`;
-`results.jsonl` has a row for each round, and `model` is a link to the best model so far.
-"""
+"""Preference optimisation in rounds (R-PRM, section 3.2): sample, pair, train, measure, keep the better model. Each
+stage is a command of this package in a folder of its own, `round-N/{analyses,pairs,dpo,measure}`; `results.jsonl` has a
+row for each round, and `model` is a link to the best model so far."""
 
 from __future__ import annotations
 
@@ -183,8 +181,8 @@ class _Rounds:
         """Options of the stages that ask a model."""
         settings = self.settings
         # The scripted engine has no model: what it says of a round's is made up, what is trained is real.
-        spec = f"{settings.engine}:{'' if settings.engine == 'scripted' else model}"
-        spec += f"?{settings.engine_options}" if settings.engine_options else ""
+        options = f"?{settings.engine_options}" if settings.engine_options else ""
+        spec = f"{settings.engine}:{'' if settings.engine == 'scripted' else model}{options}"
         return [
             "--model", spec, "--prompt", self.folder / MODEL_TEMPLATE, "--temperature", settings.temperature,
             "--top-p", settings.top_p, "--max-tokens", settings.max_tokens, "--seed", settings.seed + number,

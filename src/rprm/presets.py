@@ -9,8 +9,7 @@ from rprm.errors import RprmError
 from rprm.models import resolve
 from rprm.stopping import Stopping
 
-#: "lean" finds first errors and stops where they are certain, "full" draws every analysis of every step, "published"
-#: does so as the published code does.
+#: "lean" finds first errors and stops where they are certain, "full" draws all analyses, "published" as its code does.
 Procedure = Literal["lean", "full", "published"]
 
 

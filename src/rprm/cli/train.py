@@ -137,7 +137,6 @@ def _train(train: Callable[..., TrainingResult], data: str, place: PlaceOptions,
     columns = *Progress.get_default_columns(), MofNCompleteColumn()
     progress = Progress(*columns, console=console, transient=True, disable=not is_terminal)
     task = progress.add_task("starting", total=None)
-
     say = partial(console.print, markup=False, soft_wrap=True)
 
     def stage(text: str) -> None:
@@ -152,12 +151,10 @@ def _train(train: Callable[..., TrainingResult], data: str, place: PlaceOptions,
         if "eval_loss" in row or not is_terminal:
             say(f"step {row['step']}  {shown}")
 
-    callbacks = TrainingCallbacks(
-        on_stage=stage,
-        on_note=partial(say, style="yellow"),
-        on_step=lambda done, total: progress.update(task, completed=done, total=total),
-        on_metrics=metrics,
-    )
+    def step(done: int, total: int) -> None:
+        progress.update(task, completed=done, total=total)
+
+    callbacks = TrainingCallbacks(stage, partial(say, style="yellow"), step, metrics)
     arguments |= {"model": place.model, "output": place.output, "revision": place.revision, "callbacks": callbacks}
     try:
         # What libraries say about one another's deprecations is nothing to act on here.

@@ -1,8 +1,6 @@
-"""The baseline classifier: a discriminative PRM trained on labelled steps, in the layout of Qwen2.5-Math-PRM.
-
-The loss is the cross-entropy of two classes, wrong and correct, at the tag of each labelled step. Steps of one problem
-that share their beginning are merged into a tree, and each leaf is a sequence: a step is trained on once.
-"""
+"""The baseline classifier: a discriminative PRM trained on labelled steps, in the layout of Qwen2.5-Math-PRM. The loss
+is the cross-entropy of two classes, wrong and correct, at the tag of each labelled step. Steps that share their
+beginning are merged into a tree, and each leaf is a sequence: a step is trained on once."""
 
 from __future__ import annotations
 
@@ -110,8 +108,8 @@ class ClassifierRun(TrainingRun):
             total, too_long = counts.num_trained + counts.num_too_long, counts.num_too_long
             if too_long > MAX_SHARE_TOO_LONG * total:
                 which = f"{self.sources.get(part, steps)}: {too_long:,} of {total:,} labelled steps stand beyond"
-                limit = f"max_length {most:,}, more than {MAX_SHARE_TOO_LONG:.0%}"
-                raise InputError(f"{which} {limit}; raise --max-length (steps are never cut)")
+                limit = f"max_length {most:,}, more than {MAX_SHARE_TOO_LONG:.0%}; raise --max-length (none is cut)"
+                raise InputError(f"{which} {limit}")
             notes[f"{part} steps stand beyond {most:,} tokens and are left out"] = counts.num_too_long
             notes[f"{part} steps contradict one another and are left out"] = counts.num_contradictory
         for what, number in notes.items():

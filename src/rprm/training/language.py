@@ -61,9 +61,8 @@ class LanguageRun(TrainingRun):
         template, carried = self.data.template, Path(self.base.target) / MODEL_TEMPLATE
         if not self.deliberate and carried.is_file() and (own := load_template(carried)).digest != template.digest:
             raise PromptError(
-                f"{self.base.target} was trained with template {own.name!r} ({own.digest}), the data has "
-                f"{template.name!r} ({template.digest}); render the data with the model's own (--prompt "
-                f"{self.base.target}), or, to teach it another one on purpose, name the data's template with --prompt"
+                f"{self.base.target} was trained with template {own.name!r} ({own.digest}), the data has another, "
+                f"{template.digest}; render the data again, or, on purpose, name the data's template with --prompt"
             )
         check_rows(self.data, self.kind)
 
@@ -195,13 +194,10 @@ class DPORun(LanguageRun):
                 return dataset
 
         weight = self.settings.sft_weight
-        return PreparedDPOTrainer, DPOConfig, {
-            "max_length": None,
-            "beta": self.settings.beta,
-            "loss_type": ["sigmoid", "sft"] if weight > 0 else ["sigmoid"],
-            "loss_weights": [1.0, weight] if weight > 0 else None,
-            "precompute_ref_log_probs": self.settings.precompute_reference,
-        }  # fmt: skip
+        losses, weights = (["sigmoid", "sft"], [1.0, weight]) if weight > 0 else (["sigmoid"], None)
+        further = {"max_length": None, "beta": self.settings.beta, "loss_type": losses, "loss_weights": weights}
+        further["precompute_ref_log_probs"] = self.settings.precompute_reference
+        return PreparedDPOTrainer, DPOConfig, further
 
 
 def train_dpo(

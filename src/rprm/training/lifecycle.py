@@ -216,8 +216,7 @@ class TrainingRun(ABC):
 
     def _fit(self, config: Any, checkpoint: Checkpoint | None) -> None:
         import torch
-        from transformers import EarlyStoppingCallback
-        from transformers.trainer_callback import PrinterCallback
+        from transformers import EarlyStoppingCallback, PrinterCallback
 
         self.callbacks.on_stage("loading the model")
         callbacks = [metrics_callback(self.folder / METRICS, self.callbacks, save_evaluated=self.settings.keep_best)]
@@ -246,15 +245,15 @@ class TrainingRun(ABC):
         self.callbacks.on_stage("handing over the model")
         chosen = last.best if self.settings.keep_best else last
         rows = list(read_json_lines(self.folder / METRICS))
-        losses = [row["loss"] for row in rows if row.get("loss") is not None]
-        evaluated = [row["eval_loss"] for row in rows if row["step"] == chosen.step and "eval_loss" in row]
+        losses = [row["loss"] for row in rows if row.get("loss") is not None] or [None]
+        evaluated = [row["eval_loss"] for row in rows if row["step"] == chosen.step and "eval_loss" in row] or [None]
         figures = {
             "num_steps": last.step,
             "num_epochs": round(last.state["epoch"], 4),
             "handed_over_step": chosen.step,
             "stopped_early": last.step < last.state["max_steps"],
-            "loss": losses[-1] if losses else None,
-            "eval_loss": evaluated[0] if evaluated else None,
+            "loss": losses[-1],
+            "eval_loss": evaluated[0],
         }
         with whole_folder(self.folder / MODEL) as folder:
             summary = {**figures, **self.hand_over(chosen.path, folder)}

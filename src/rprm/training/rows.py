@@ -1,7 +1,5 @@
-"""Training rows: from the JSON Lines of a data set to the very tokens that an engine reads and writes, checked.
-
-A trainer that renders a conversation by itself makes others for many chat templates, so rows reach it as token ids.
-"""
+"""Training rows: from the JSON Lines of a data set to the very tokens that an engine reads and writes, checked. A
+trainer that renders a conversation itself makes others for many chat templates, so rows reach it as token ids."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
-"""Settings of every training, and the presets with their sources.
-
-A field is an option of `rprm train`; the text beside it is the option's help, or, with dashes, its name.
-"""
+"""Settings of every training, and the presets with their sources. A field is an option of `rprm train`; the text beside
+it is the option's help, or, with dashes, its name."""
 
 from __future__ import annotations
 
@@ -76,12 +74,9 @@ class TrainingSettings:
     def lora(self) -> dict[str, Any]:
         """Keywords of peft's `LoraConfig`."""
         targets = self.lora_targets
-        return {
-            "r": self.lora_rank,
-            "lora_alpha": self.lora_alpha or 2 * (self.lora_rank or 0),
-            "lora_dropout": self.lora_dropout,
-            "target_modules": targets if targets == "all-linear" else [name.strip() for name in targets.split(",")],
-        }
+        modules = targets if targets == "all-linear" else [name.strip() for name in targets.split(",")]
+        alpha = self.lora_alpha or 2 * (self.lora_rank or 0)
+        return {"r": self.lora_rank, "lora_alpha": alpha, "lora_dropout": self.lora_dropout, "target_modules": modules}
 
     def accumulation(self, num_processes: int) -> int:
         """Batches that each device adds up to one optimizer step."""
@@ -171,12 +166,11 @@ class RoundSettings(PairOptions):
     def resolved(self) -> dict[str, Any]:
         """As manifests have it: `pair_options` are those of `rprm data pairs`, but for the split."""
         found, options = asdict(self), list[str]()
-        balance, ratio = found.pop("balance"), found.pop("max_length_ratio")
         for name in ("per_step", "min_accuracy", "max_accuracy", "min_repeats"):
             options += [f"--{name.replace('_', '-')}", str(found.pop(name))]
-        options += [] if balance else ["--no-balance"]
-        options += [] if ratio is None else ["--max-length-ratio", str(ratio)]
-        return {**found, "pair_options": options}
+        options += [] if found.pop("balance") else ["--no-balance"]
+        ratio = found.pop("max_length_ratio")
+        return {**found, "pair_options": options + ([] if ratio is None else ["--max-length-ratio", str(ratio)])}
 
 
 # Presets. The paper is R-PRM, arXiv 2503.21295; its code is NJUNLP/R-PRM. "Ours" marks what neither states.
@@ -193,8 +187,7 @@ _PAPER: dict[str, Any] = {
 }  # fmt: skip
 #: One GPU, models up to about 8B. All ours. An adapter wants a learning rate about 20 times that of full training.
 _LORA: dict[str, Any] = {"batch_size": 32, "lora_rank": 16, "eval_steps": 100, "save_steps": 100}
-#: A laptop, models up to a few hundred million weights. All ours: float32, activations kept (computing them again made
-#: a step 3.5 times slower), small batches.
+#: A laptop, models up to a few hundred million weights. All ours. Computing activations again: 3.5 times slower.
 _CPU: dict[str, Any] = {
     "batch_size": 8, "precision": "fp32", "gradient_checkpointing": False, "group_by_length": True, "max_length": 1024,
     "eval_steps": 50, "save_steps": 50, "logging_steps": 5,
@@ -210,5 +203,4 @@ DPO_PRESETS: Mapping[str, DPOSettings] = {
     "cpu": DPOSettings(learning_rate=5e-6, device_batch_size=2, **_CPU),
 }
 PRESETS: Mapping[type, Mapping[str, Any]] = {SFTSettings: SFT_PRESETS, DPOSettings: DPO_PRESETS}
-#: The paper's base model (section 4.1).
-PRESET_MODELS = {"paper-7b-sft": "Qwen/Qwen2.5-Math-7B-Instruct"}
+PRESET_MODELS = {"paper-7b-sft": "Qwen/Qwen2.5-Math-7B-Instruct"}  #: The paper's base model (section 4.1).
