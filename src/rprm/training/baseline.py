@@ -144,7 +144,7 @@ class ClassifierRun(TrainingRun):
         # n / (2 n_class): the weights of each class sum to half of n.
         weights = [counts.num_trained / (2 * number) for number in (counts.num_wrong, counts.num_correct)]
 
-        def loss(logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: Any) -> torch.Tensor:
+        def loss(logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor) -> Any:
             weight = torch.tensor(weights, device=logits.device) if self.settings.balance else None
             total = cross_entropy(logits, labels[labels != IGNORED], weight=weight, reduction="sum")
             # Over the labelled steps of the whole optimizer step, not of this part of it: each counts the same.
@@ -253,7 +253,7 @@ def network_rewards(network: StepNetwork, sequences: Sequence[TokenSequence], ba
     order = sorted(range(len(sequences)), key=lambda index: len(sequences[index].ids))
     found: list[float] = []
     with torch.inference_mode():
-        for batch in DataLoader([sequences[index] for index in order], batch_size, collate_fn=collate):
+        for batch in DataLoader([sequences[index] for index in order], batch_size, collate_fn=collate):  # type: ignore[arg-type]
             logits = network(**{name: tensor.to(device) for name, tensor in batch.items()})
             found += logits.double().softmax(-1)[:, 1].tolist()
     rewards = iter(found)
@@ -313,12 +313,12 @@ def merge_steps(rows: Iterable[LabelledStep]) -> tuple[list[StepSequence], Merge
     inner = {node for path in paths for node in path[:-1]}
     sequences = []
     # Branches by their first rows; the first one through a step has its label.
-    for path in sorted(path for path in paths if path[-1] not in inner):
-        own = (labels.pop(node, set()) for node in path[1:])
+    for leaf in sorted(path for path in paths if path[-1] not in inner):
+        own = (labels.pop(node, set()) for node in leaf[1:])
         kept = tuple(next(iter(found)) if len(found) == 1 else None for found in own)
         # Where rows contradict each other, a sequence can be left without a label.
         if any(label is not None for label in kept):
-            sequences.append(StepSequence(paths[path].problem, paths[path].steps, kept))
+            sequences.append(StepSequence(paths[leaf].problem, paths[leaf].steps, kept))
     return sequences, counts
 
 

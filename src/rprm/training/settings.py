@@ -139,7 +139,7 @@ class RunOptions:
     push_to_hub: Annotated[str | None, "Upload the model to this repository (OWNER/NAME) at the end."] = None
     private: Annotated[bool, "--private/--public", "Whether a repository made for that is private."] = True
 
-    __post_init__ = _check_limits
+    __post_init__ = _check_limits  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
