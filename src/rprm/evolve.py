@@ -1,8 +1,6 @@
-"""Preference optimisation in rounds (R-PRM, section 3.2): sample, pair, train, measure, keep the better model.
-
-Each stage of a round is a command of this package in a folder of its own, `round-N/{analyses,pairs,dpo,measure}`;
-`results.jsonl` has a row for each round, and `model` is a link to the best model so far.
-"""
+"""Preference optimisation in rounds (R-PRM, section 3.2): sample, pair, train, measure, keep the better model. Each
+stage is a command of this package in a folder of its own, `round-N/{analyses,pairs,dpo,measure}`; `results.jsonl` has a
+row for each round, and `model` is a link to the best model so far."""
 
 from __future__ import annotations
 
@@ -30,11 +28,8 @@ from rprm.training.settings import RoundSettings
 
 
 class RoundResult(Record):
-    """What a round came to. Figures in percent, on the validation steps.
-
-    `model` is what the round trained (round 0: what it all began with), `best` the model that goes on from here.
-    `difference` is the change in F1 against the best model before, with its paired 95% interval.
-    """
+    """What a round came to: `model` is what it trained (round 0: the first model), `best` the one that goes on. Figures
+    are in percent; `difference` is the change in F1 against the best model before, with its paired 95% interval."""
 
     round: int
     model: str
@@ -62,19 +57,14 @@ def evolve(
     on_stage: Callable[[int, str], None] = lambda number, stage: None,
     on_round: Callable[[RoundResult], None] = lambda result: None,
 ) -> list[RoundResult]:
-    """Run the rounds; killed at any moment, the same call resumes at the stage it was in.
+    """Run the rounds; killed at any moment, the same call resumes at the stage it was in. Returns their results.
 
     Args:
         steps: labelled steps: a run folder of `rprm data steps`, or a file.
         model: the folder (or hub id) of the model to begin with, usually after the cold start.
-        output: the folder of the rounds.
-        settings: what they depend on.
         launcher: what starts a training process in place of this Python, such as `accelerate launch --config_file F`.
         prompt: the template; by default the one that the first model's folder carries.
         on_stage, on_round: called when a stage begins, and with each round's result, those of earlier sessions too.
-
-    Returns:
-        One result a round, round 0 first.
 
     Raises:
         InputError, PromptError: there is nothing to train or to measure on; no template is given or carried.
@@ -92,22 +82,20 @@ def evolve(
         write_atomically(run.folder / MODEL_TEMPLATE, template.to_toml())
         rounds = _Rounds(run.folder, model, settings, launcher, on_stage)
         rounds.split(source)
-        done = [RoundResult.model_validate(row) for row in read_json_lines(run.results_path)]
+        done = list(read_json_lines(run.results_path, RoundResult.model_validate))
         if [result.round for result in done] != list(range(len(done))):
             raise CorruptRun(f"{run.results_path} does not hold the rounds in order; begin a new folder")
-        for result in done:
-            on_round(result)
         with closing(LineWriter(run.results_path)) as writer:
             try:
-                for number in range(len(done), settings.num_rounds + 1):
-                    done.append(rounds.run(number, done[-1] if done else None))
-                    writer.write(done[-1].model_dump_json())
+                for number in range(settings.num_rounds + 1):
+                    if number == len(done):
+                        done.append(rounds.run(number, done[-1] if done else None))
+                        writer.write(done[-1].model_dump_json())
                     link(run.folder, done[-1].best)
-                    on_round(done[-1])
+                    on_round(done[number])
             except BaseException as error:
                 run.note({"stopped_by": type(error).__name__})
                 raise
-        link(run.folder, done[-1].best)
         run.complete({"num_rounds": settings.num_rounds, "best": done[-1].best}, {})
     return done
 
@@ -115,16 +103,12 @@ def evolve(
 def link(folder: Path, model: str) -> None:
     """Let `model` in a folder lead to a model; to nothing where that is no folder of this machine."""
     path, target, root = folder / MODEL, Path(model).resolve(), folder.resolve()
-    partial = path.with_name(f"{MODEL}.partial")
     # Where links are for administrators alone, the results alone name the model.
     with suppress(OSError):
-        partial.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         if target.is_dir():
             # From within the folder, so that it can be moved whole.
-            partial.symlink_to(target.relative_to(root) if target.is_relative_to(root) else target)
-            partial.replace(path)
-        else:
-            path.unlink(missing_ok=True)
+            path.symlink_to(target.relative_to(root) if target.is_relative_to(root) else target)
 
 
 @dataclass
@@ -143,61 +127,43 @@ class _Rounds:
         if self.train.exists() and self.validation.exists():
             return
         share, seed = self.settings.validation_share, self.settings.seed
-        lines: dict[Path, list[str]] = {self.train: [], self.validation: []}
+        train, validation = parts = list[str](), list[str]()
         for step in _steps(source):
-            path = self.validation if is_held_out(step.problem, share, seed) else self.train
-            lines[path].append(step.model_dump_json() + "\n")
-        if not all(lines.values()):
-            numbers = f"{len(lines[self.train])} steps to train on and {len(lines[self.validation])} to measure on"
-            raise InputError(
-                f"{source.name}: {numbers}, with {share:.0%} of the problems held out; there must be both: give more "
-                "steps, or another share"
-            )
-        for path, steps in lines.items():
-            write_atomically(path, "".join(steps))
+            parts[is_held_out(step.problem, share, seed)].append(step.model_dump_json() + "\n")
+        if not train or not validation:
+            numbers = f"{len(train)} steps to train on and {len(validation)} to measure on"
+            share_of = f"with {share:.0%} of the problems held out; give more steps, or another share"
+            raise InputError(f"{source.name}: {numbers}, {share_of}")
+        write_atomically(self.train, "".join(train))
+        write_atomically(self.validation, "".join(validation))
 
     def run(self, number: int, before: RoundResult | None) -> RoundResult:
         """A round: the first measures, the others sample, pair, train and measure."""
         started, settings = time.monotonic(), self.settings
         model = best = before.best if before else self.first_model
-        num_pairs = None
-        difference = None
+        found: dict[str, Any] = {"num_pairs": None}
         if before:
-            analyses = self._stage(
-                number, "analyses", "data", "analyses", self.sampled(number), *self._asking(best, number), "-n",
-                settings.num_analyses,
-            )  # fmt: skip
+            asked = "-n", settings.num_analyses, *self._asking(best, number)
+            analyses = self._stage(number, "analyses", "data", "analyses", self.sampled(number), *asked)
             # The problems to measure on are none of these: nothing more is held out.
-            pairs = self._stage(
-                number, "pairs", "data", "pairs", analyses, "--validation", 0, "--seed", settings.seed,
-                *settings.resolved()["pair_options"],
-            )  # fmt: skip
-            num_pairs = json.loads((pairs / SUMMARY).read_bytes())["parts"]["train"]["rows"]
+            chosen = "--validation", 0, "--seed", settings.seed, *settings.resolved()["pair_options"]
+            pairs = self._stage(number, "pairs", "data", "pairs", analyses, *chosen)
+            found["num_pairs"] = json.loads((pairs / SUMMARY).read_bytes())["parts"]["train"]["rows"]
             trained = "train", "dpo", pairs, "--model", best, *settings.train_options
             self._stage(number, "dpo", *trained, launcher=self.launcher)
             model = self._model_of(number)
-        measured = self._stage(
-            number, "measure", "bench", "steps", self.validation, *self._asking(model, 0), "-k",
-            settings.judge_analyses, "--stopping", "none", "--allow-missing",
-        )  # fmt: skip
+        asked = "-k", settings.judge_analyses, *self._asking(model, 0), "--stopping", "none", "--allow-missing"
+        measured = self._stage(number, "measure", "bench", "steps", self.validation, *asked)
         figures = json.loads((measured / "measurement.json").read_bytes())["figures"]
+        kept = True
         if before:
             best_round = next(row for row in range(number) if self._model_of(row) == best)
-            difference = compare(self._tally(best_round), self._tally(number)).differences["f1"]
-        kept = difference is None or (difference.value or 0.0) > 0.0
-        return RoundResult(
-            round=number,
-            model=model,
-            best=model if kept else best,
-            kept=kept,
-            num_pairs=num_pairs,
-            **{name: figures[name]["value"] for name in ("wrong_acc", "correct_acc", "wellformed")},
-            f1=figures["f1"]["value"] or 0.0,
-            difference=difference.value if difference else None,
-            difference_low=difference.low if difference else None,
-            difference_high=difference.high if difference else None,
-            seconds=round(time.monotonic() - started, 1),
-        )
+            change = compare(self._tally(best_round), self._tally(number)).differences["f1"]
+            found |= {"difference": change.value, "difference_low": change.low, "difference_high": change.high}
+            kept = (change.value or 0.0) > 0.0
+        found |= {name: figures[name]["value"] for name in ("wrong_acc", "correct_acc", "wellformed")}
+        found |= {"f1": figures["f1"]["value"] or 0.0, "seconds": round(time.monotonic() - started, 1)}
+        return RoundResult(round=number, model=model, best=model if kept else best, kept=kept, **found)
 
     def sampled(self, number: int) -> Path:
         """The steps that a round samples: all, or so many, round by round from where the last one ended."""
@@ -215,8 +181,8 @@ class _Rounds:
         """Options of the stages that ask a model."""
         settings = self.settings
         # The scripted engine has no model: what it says of a round's is made up, what is trained is real.
-        spec = f"{settings.engine}:{'' if settings.engine == 'scripted' else model}"
-        spec += f"?{settings.engine_options}" if settings.engine_options else ""
+        options = f"?{settings.engine_options}" if settings.engine_options else ""
+        spec = f"{settings.engine}:{'' if settings.engine == 'scripted' else model}{options}"
         return [
             "--model", spec, "--prompt", self.folder / MODEL_TEMPLATE, "--temperature", settings.temperature,
             "--top-p", settings.top_p, "--max-tokens", settings.max_tokens, "--seed", settings.seed + number,

@@ -9,8 +9,7 @@ from rprm.errors import RprmError
 from rprm.models import resolve
 from rprm.stopping import Stopping
 
-#: "lean" finds first errors and stops where they are certain, "full" draws every analysis of every step, "published"
-#: does so as the published code does.
+#: "lean" finds first errors and stops where they are certain, "full" draws all analyses, "published" as its code does.
 Procedure = Literal["lean", "full", "published"]
 
 
@@ -30,13 +29,12 @@ class JudgeSettings:
     prompt: str | None = None
 
     def __post_init__(self) -> None:
-        for name, fits, wanted in (
-            ("temperature", self.temperature >= 0.0, "0 or more"),
-            ("top_p", 0.0 < self.top_p <= 1.0, "a number above 0, at most 1"),
-            ("max_tokens", self.max_tokens >= 1, "at least 1"),
-        ):
-            if not fits:
-                raise RprmError(f"{name} is {getattr(self, name)}; give {wanted}")
+        if not self.temperature >= 0.0:
+            raise RprmError(f"temperature is {self.temperature}; give 0 or more")
+        if not 0.0 < self.top_p <= 1.0:
+            raise RprmError(f"top_p is {self.top_p}; give a number above 0, at most 1")
+        if self.max_tokens < 1:
+            raise RprmError(f"max_tokens is {self.max_tokens}; give at least 1")
 
 
 #: K = 10 is the paper's (section 4.1); T, top-p and length are its scripts' (NJUNLP/R-PRM, src/evaluate), the threshold

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rprm.training.checkpoints import is_whole, last_checkpoint, seal
+from rprm.training.lifecycle import is_whole, last_checkpoint, seal
 
 
 def make_checkpoint(folder: Path, step: int, *, max_steps: int = 100, stop: bool = False) -> Path:

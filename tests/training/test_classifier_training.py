@@ -139,7 +139,7 @@ def test_the_handed_over_model_rewards_as_the_trained_one(trained: Any, tiny_mod
 
     from rprm.training.baseline import ClassifierRun
 
-    run = ClassifierRun("unread", settings=settings(), model=str(tiny_model), output=trained.output)
+    run = ClassifierRun("unread", None, settings=settings(), model=str(tiny_model), output=trained.output)
     assert run.new_tag_id is not None
     network, layout = run.network(bf16=False), run.layout
     network.load_state_dict(load_file(trained.output / "checkpoints" / "checkpoint-30" / "model.safetensors"))
@@ -322,7 +322,7 @@ def test_bad_rows_are_set_aside(tiny_model: Path, tmp_path: Path) -> None:
     with path.open("a") as stream:
         stream.write('{"problem": "p", "step": "s"}\n{torn\n')
     notes: list[str] = []
-    from rprm.training.checkpoints import TrainingCallbacks
+    from rprm.training.lifecycle import TrainingCallbacks
 
     result = train_classifier(
         path,

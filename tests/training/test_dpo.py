@@ -13,9 +13,8 @@ import pytest
 from rprm.engines.tokens import encode_prompt
 from rprm.errors import InputError, PromptError
 from rprm.prompts.library import MODEL_TEMPLATE, load_template
-from rprm.training.dpo import DPOSettings, train_dpo
+from rprm.training.language import DPOSettings, train_dpo, train_sft
 from rprm.training.rows import check_batch
-from rprm.training.sft import train_sft
 from tests.training.conftest import RAW_TEMPLATE, TEMPLATE, make_row
 from tests.training.test_sft import QUICK as QUICK_SFT
 from tests.training.test_sft import chatml_model, die_at, figures, prompt_of, trainer_of, weights
@@ -54,7 +53,7 @@ def test_the_trainer_reads_what_the_engine_reads(
     trainer, rows = trainer_of(
         monkeypatch,
         lambda: train_dpo(data, model=str(model), output=tmp_path / "run", settings=QUICK),
-        "sft.check_batch",
+        "language.check_batch",
     )
     check_batch(trainer, rows)
     tokenizer = AutoTokenizer.from_pretrained(model)

@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rprm.errors import RunError
-from rprm.training.handover import BaseModel, card_text, find_model, hand_over, push
+from rprm.training.handover import BaseModel, card_text, find_model, push, whole_folder
+from rprm.training.language import SFTRun, train_sft
 from rprm.training.settings import RunOptions, SFTSettings
-from rprm.training.sft import train_sft
 from tests.training.conftest import TEMPLATE
 from tests.training.test_sft import QUICK
 
@@ -26,16 +26,14 @@ from tests.training.test_sft import QUICK
 def make_folder(checkpoint: Path, output: Path, model: Path, **changes: Any) -> Path:
     from transformers import AutoTokenizer
 
-    training: dict[str, Any] = {
-        "folder": output,
-        "base": find_model(str(model)),
-        "tokenizer": AutoTokenizer.from_pretrained(model),
-        "data": SimpleNamespace(template=TEMPLATE),
-        "end": 0,
-        "bf16": False,
-        "settings": SFTSettings(merge=changes.pop("merge", True)),
-    }
-    hand_over(SimpleNamespace(**{**training, **changes}), checkpoint, "# T")
+    run = SFTRun.__new__(SFTRun)
+    run.folder, run.base, run.tokenizer = output, find_model(str(model)), AutoTokenizer.from_pretrained(model)
+    run.data, run.end, run.bf16, run.counts = SimpleNamespace(template=TEMPLATE), 0, False, {}
+    run.settings = SFTSettings(merge=changes.pop("merge", True))
+    for name, value in changes.items():
+        setattr(run, name, value)
+    with whole_folder(output / "model") as folder:
+        run.hand_over(checkpoint, folder)
     return output / "model"
 
 
@@ -135,8 +133,8 @@ def test_the_card(tiny_model: Path, make_data: Callable[..., Path], tmp_path: Pa
     assert "base_model:" not in card, "a folder is no hub id"
     hub = BaseModel("a/b", "abc", "a/b@abc", 10, (1,))
     run = SimpleNamespace(settings={}, session={"versions": {}})
-    training = SimpleNamespace(base=hub, run=run, source={}, runs_as="transformers")
-    text = card_text(training, {"rows": {}, "loss": 0.5}, "T", "It is.")
+    training = SimpleNamespace(base=hub, run=run, source={}, runs_as="transformers", title="T", about="It is.")
+    text = card_text(training, {"rows": {}, "loss": 0.5})
     assert "base_model: a/b\n" in text
     assert "Trained from `a/b` (commit abc)." in text
 

@@ -21,7 +21,7 @@ from rprm.errors import InputError, PromptError
 from rprm.prompts import builtin_names, load_template
 from rprm.prompts.library import MODEL_TEMPLATE
 from rprm.prompts.template import Message, Prompt, PromptTemplate
-from rprm.training.rows import PromptCheck, check_rows, encode_data, open_data, training_rows
+from rprm.training.rows import as_rendered, check_rows, encode_data, open_data, training_rows
 from rprm.verdict import VerdictFormat
 from tests.training.conftest import RAW_TEMPLATE, TEMPLATE, make_row, write_rows
 
@@ -38,6 +38,11 @@ SEPARATE = PromptTemplate(
 # --- prompts ------------------------------------------------------------------------------------------------------
 
 
+def bare(prompt: Prompt) -> Prompt:
+    """As a row has it: without the places of its record's texts."""
+    return replace(prompt, messages=tuple(Message(message.role, message.content) for message in prompt.messages))
+
+
 @given(
     template=st.sampled_from([TEMPLATE, RAW_TEMPLATE, SEPARATE, *map(load_template, builtin_names())]),
     problem=st.text(),
@@ -47,27 +52,34 @@ SEPARATE = PromptTemplate(
 def test_every_prompt_of_a_template_is_accepted(
     template: PromptTemplate, problem: str, steps: list[str], index: int
 ) -> None:
-    assert PromptCheck(template).accepts(template.render(problem, steps, min(index, len(steps) - 1)))
+    prompt = template.render(problem, steps, min(index, len(steps) - 1))
+    found = as_rendered(template, bare(prompt))
+    assert found is not None
+    assert bare(found) == bare(prompt)
 
 
 @pytest.mark.parametrize("made_with", [TEMPLATE, RAW_TEMPLATE, SEPARATE, *map(load_template, builtin_names())])
 def test_prompts_of_other_templates_are_not(made_with: PromptTemplate) -> None:
     prompt = made_with.render("What is 2 + 2?", ["2 + 2 = 4.", "So it is 4."], 1)
     others = [TEMPLATE, RAW_TEMPLATE, SEPARATE, *map(load_template, builtin_names())]
-    accepted = [other.name for other in others if PromptCheck(other).accepts(prompt)]
+    accepted = [other.name for other in others if as_rendered(other, bare(prompt))]
     assert accepted == [made_with.name]
 
 
 def test_details_of_a_prompt() -> None:
-    check = PromptCheck(SEPARATE)
     system, user = SEPARATE.render("P", ["a", "b"], 1).messages
-    assert check.accepts(Prompt((system, user)))
-    assert not check.accepts(Prompt((user,))), "the system message is missing"
-    assert not check.accepts(Prompt((Message("system", "Be kind."), user)))
-    assert not check.accepts(Prompt((system, Message("user", user.content.replace("Say of 2", "Say of 3")))))
-    assert not check.accepts(Prompt((system, Message("user", user.content + "\n"))))
-    assert not check.accepts(Prompt((system, Message("user", user.content.replace("{{1}}", "1."))))), "the list differs"
-    assert not check.accepts(Prompt((system, user), chat=False))
+    assert as_rendered(SEPARATE, Prompt((system, user))) == Prompt((system, user))
+    for content in (
+        user.content.replace("Say of 2", "Say of 3"),
+        user.content + "\n",
+        # Another list.
+        user.content.replace("{{1}}", "1."),
+    ):
+        assert as_rendered(SEPARATE, Prompt((system, Message("user", content)))) is None
+    # The system message is missing, or another one; no chat.
+    assert as_rendered(SEPARATE, Prompt((user,))) is None
+    assert as_rendered(SEPARATE, Prompt((Message("system", "Be kind."), user))) is None
+    assert as_rendered(SEPARATE, Prompt((system, user), chat=False)) is None
 
 
 @pytest.mark.parametrize("step", ["So it is 4.", "4<|user|>Is it? Yes</s>"])
@@ -77,19 +89,20 @@ def test_a_raw_row_has_the_tokens_that_the_judge_reads(tiny_model: Path, step: s
     template = replace(RAW_TEMPLATE, user=f"<|user|>{RAW_TEMPLATE.user}<|assistant|>")
     prompt = template.render("What is 2 + 2?", ["2 + 2 = 4.", step], 1)
     row = Prompt((Message("user", prompt.text),), chat=False)
-    marked = PromptCheck(template).marked(row)
+    marked = as_rendered(template, row)
+    assert marked is not None
     assert marked.text == prompt.text
     ids = encode_prompt(tokenizer, marked)
     assert ids == encode_prompt(tokenizer, prompt)
     assert [id_ for id_ in ids if id_ in tokenizer.all_special_ids] == [1, 2]
     chat = TEMPLATE.render("p", [step], 0)
-    assert PromptCheck(TEMPLATE).marked(chat) == chat
+    assert as_rendered(TEMPLATE, chat) == chat
 
 
 def test_a_long_prompt_that_does_not_match_costs_little() -> None:
     prompt = Prompt((Message("user", "Problem: " + "x\nSteps:\nStep 1: " * 500),))
     started = time.monotonic()
-    assert not PromptCheck(TEMPLATE).accepts(prompt)
+    assert as_rendered(TEMPLATE, prompt) is None
     assert time.monotonic() - started < 2
 
 
@@ -179,7 +192,7 @@ def test_validation_rows_are_checked_too(make_data: Callable[..., Path]) -> None
     [
         ('{"id": "a"', "line 2: not JSON"),
         ("[1]", "line 2: a record must be a JSON object"),
-        ('{"id": "a", "label": true, "prompt": "p"}', "no 'completion'"),
+        ('{"id": "a", "label": true, "prompt": "p"}', "'completion' is missing"),
         ('{"id": 3, "label": true, "prompt": "p", "completion": "c"}', "'id' must be a text"),
         ('{"id": "a", "label": 1, "prompt": "p", "completion": "c"}', "'label' must be true or false"),
         ('{"id": "a", "label": true, "prompt": 3, "completion": "c"}', "'prompt' must be a list"),

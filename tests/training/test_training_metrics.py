@@ -10,7 +10,7 @@ import pytest
 
 from rprm.errors import RunError
 from rprm.runs import read_json_lines
-from rprm.training.checkpoints import TrainingCallbacks, metrics_callback
+from rprm.training.lifecycle import TrainingCallbacks, metrics_callback
 
 
 def test_rows_after_the_checkpoint_and_a_torn_line_go(tmp_path: Path) -> None:

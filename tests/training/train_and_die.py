@@ -11,9 +11,8 @@ import sys
 def main() -> None:
     import torch
 
-    from rprm.training.checkpoints import TrainingCallbacks
-    from rprm.training.dpo import DPOSettings, train_dpo
-    from rprm.training.sft import SFTSettings, train_sft
+    from rprm.training.language import DPOSettings, SFTSettings, train_dpo, train_sft
+    from rprm.training.lifecycle import TrainingCallbacks
 
     torch.set_num_threads(1)
     kind, data, model, output, settings, last = sys.argv[1:]

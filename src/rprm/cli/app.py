@@ -76,7 +76,7 @@ def _broken(point: EntryPoint, reason: str) -> typer.Typer:
 #: Where our commands are, and what is said of them in a list, for which none is loaded.
 _COMMANDS = {
     "judge": ("judge:judge", "Judge solutions step by step, and find the first wrong step."),
-    "evolve": ("evolve:evolve", "Preference optimisation in rounds: sample, pair, DPO, measure."),
+    "evolve": ("train:evolve", "Preference optimisation in rounds: sample, pair, DPO, measure."),
     "models": ("models:models", "Released models that are known by name, and what each needs."),
     "data": ("data:app", "Training data: labelled steps, analyses, rows."),
     "train": ("train:app", "Train a judge (sft, dpo) or a discriminative PRM (classifier)."),

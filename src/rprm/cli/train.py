@@ -1,4 +1,5 @@
-"""`rprm train`: fine-tune a model on analyses, on preferences between them, and a classifier on labelled steps."""
+"""`rprm train`: fine-tune a model on analyses, on preferences between them, and a classifier on labelled steps; and
+`rprm evolve`: preferences in rounds."""
 
 from __future__ import annotations
 
@@ -7,16 +8,18 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rprm.cli.options import given, with_options
+from rprm.cli.options import Json, given, with_options
 from rprm.errors import InputError
-from rprm.training.settings import PRESET_MODELS, PRESETS, ClassifierTraining, DPOSettings, RunOptions, SFTSettings
+from rprm.training.settings import ClassifierTraining, DPOSettings, RoundSettings, RunOptions, SFTSettings
 
 if TYPE_CHECKING:
+    from rprm.evolve import RoundResult
     from rprm.training.lifecycle import TrainingResult
 
 app = typer.Typer(
@@ -30,32 +33,23 @@ app = typer.Typer(
 class PlaceOptions:
     """What is trained, and where."""
 
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Run folder; a killed run resumes there. model/ is the result.")
-    ]
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Folder or hub id of the model to train.")] = None
-    revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None
+    output: Annotated[Path, "--output", "-o", "Run folder; a killed run resumes there. model/ is the result."]
+    model: Annotated[str | None, "--model", "-m", "Folder or hub id of the model to train."] = None
+    revision: Annotated[str | None, "Revision of a hub model."] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageOptions(PlaceOptions):
     """What sft and dpo have in common."""
 
-    data: Annotated[
-        str,
-        typer.Argument(metavar="DATA", help="Folder as `rprm data` writes it, or a JSON Lines file (with --prompt)."),
-    ]
-    prompt: Annotated[
-        str | None, typer.Option(help="Template that the rows were rendered with.", show_default="the data's own")
-    ] = None
-    preset: Annotated[
-        str | None, typer.Option(help="paper-7b-sft (-dpo), small-lora, cpu.", show_default="the paper's values")
-    ] = None
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Folder of `rprm data`, or JSON Lines (with --prompt).")]
+    prompt: Annotated[str | None, "Template that the rows were rendered with.  [default: the data's own]"] = None
+    preset: Annotated[str | None, "paper-7b-sft (-dpo), small-lora, cpu.  [default: the paper's values]"] = None
 
-    def train(
-        self, train: Callable[..., TrainingResult], context: typer.Context, settings: Any, options: RunOptions
-    ) -> None:
+    def train(self, train: Callable[..., TrainingResult], context: typer.Context, settings: Any, options: Any) -> None:
         """Train by the settings of a preset, with the options that were given in their place."""
+        from rprm.training.settings import PRESET_MODELS, PRESETS
+
         place: PlaceOptions = self
         if self.preset is not None:
             if self.preset not in (presets := PRESETS[type(settings)]):
@@ -69,7 +63,7 @@ class LanguageOptions(PlaceOptions):
 @with_options
 def sft(context: typer.Context, language: LanguageOptions, *, settings: SFTSettings, options: RunOptions) -> None:
     """Fine-tune a model on analyses (the cold start): loss on the analysis alone, its verdict and end included."""
-    from rprm.training.sft import train_sft
+    from rprm.training.language import train_sft
 
     language.train(train_sft, context, settings, options)
 
@@ -78,7 +72,7 @@ def sft(context: typer.Context, language: LanguageOptions, *, settings: SFTSetti
 @with_options
 def dpo(context: typer.Context, language: LanguageOptions, *, settings: DPOSettings, options: RunOptions) -> None:
     """Optimise a model on preference pairs: of two analyses of a step, the one whose verdict is right."""
-    from rprm.training.dpo import train_dpo
+    from rprm.training.language import train_dpo
 
     language.train(train_dpo, context, settings, options)
 
@@ -86,17 +80,10 @@ def dpo(context: typer.Context, language: LanguageOptions, *, settings: DPOSetti
 @app.command()
 @with_options
 def classifier(
-    steps: Annotated[
-        str, typer.Argument(metavar="STEPS", help="Labelled steps: run folder of `rprm data steps`, file, or hub set.")
-    ],
+    steps: Annotated[str, typer.Argument(metavar="STEPS", help="Run folder of `rprm data steps`, file, or hub set.")],
     place: PlaceOptions,
     validation: Annotated[
-        str | None,
-        typer.Option(
-            metavar="STEPS",
-            help="Labelled steps to evaluate and to choose the threshold on; their problems are not trained on.",
-            show_default="a share of the problems",
-        ),
+        str | None, "Steps of other problems, to choose the threshold on.  [default: a share of the problems]"
     ] = None,
     *,
     settings: ClassifierTraining,
@@ -120,27 +107,19 @@ def classifier(
 
 #: Figures shown while training, in this order, and what they are called.
 _FIGURES = {
-    "loss": "loss",
-    "eval_loss": "validation loss",
-    "mean_token_accuracy": "token accuracy",
-    "rewards/accuracies": "preferred",
-    "eval_rewards/accuracies": "preferred",
-    "learning_rate": "rate",
-}
+    "loss": "loss", "eval_loss": "validation loss", "mean_token_accuracy": "token accuracy",
+    "rewards/accuracies": "preferred", "eval_rewards/accuracies": "preferred", "learning_rate": "rate",
+}  # fmt: skip
 
 
 def _train(train: Callable[..., TrainingResult], data: str, place: PlaceOptions, **arguments: Any) -> TrainingResult:
-    """Train behind a line on standard error that moves on a terminal, the logged figures above it; report the result.
-
-    Of several processes the main one alone speaks.
-    """
+    """Train behind a progress line, and report the result. Of several processes the main one alone speaks."""
     import warnings
 
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import MofNCompleteColumn, Progress
 
-    from rprm.training.checkpoints import TrainingCallbacks
-    from rprm.training.lifecycle import MainProcessFailed
+    from rprm.training.lifecycle import MainProcessFailed, TrainingCallbacks
 
     if place.model is None:
         raise typer.BadParameter("name the model to train with --model")
@@ -155,45 +134,93 @@ def _train(train: Callable[..., TrainingResult], data: str, place: PlaceOptions,
         transformers.utils.logging.set_verbosity_error()
     console = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
     is_terminal = console.is_terminal and not console.quiet
-    progress = Progress(
-        TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-        TextColumn("steps  {task.fields[figures]}"), TimeRemainingColumn(),
-        console=console, transient=True, disable=not is_terminal,
-    )  # fmt: skip
-    task = progress.add_task("starting", total=None, figures="")
-
-    def say(text: str, style: str = "") -> None:
-        console.print(text, style=style, markup=False, soft_wrap=True)
+    columns = *Progress.get_default_columns(), MofNCompleteColumn()
+    progress = Progress(*columns, console=console, transient=True, disable=not is_terminal)
+    task = progress.add_task("starting", total=None)
+    say = partial(console.print, markup=False, soft_wrap=True)
 
     def stage(text: str) -> None:
         progress.update(task, description=text)
         if not is_terminal:
-            say(text, "dim")
+            say(text, style="dim")
 
     def metrics(row: Mapping[str, Any]) -> None:
         named = ((label, row.get(name)) for name, label in _FIGURES.items())
         shown = "  ".join(f"{label} {value:.3g}" for label, value in named if isinstance(value, int | float))
-        progress.update(task, figures=shown)
+        progress.update(task, description=f"training  {shown}")
         if "eval_loss" in row or not is_terminal:
             say(f"step {row['step']}  {shown}")
 
-    callbacks = TrainingCallbacks(
-        on_stage=stage,
-        on_note=lambda text: say(text, "yellow"),
-        on_step=lambda done, total: progress.update(task, completed=done, total=total),
-        on_metrics=metrics,
-    )
+    def step(done: int, total: int) -> None:
+        progress.update(task, completed=done, total=total)
+
+    callbacks = TrainingCallbacks(stage, partial(say, style="yellow"), step, metrics)
+    arguments |= {"model": place.model, "output": place.output, "revision": place.revision, "callbacks": callbacks}
     try:
-        with progress, warnings.catch_warnings():
-            # What libraries say about one another's deprecations is nothing to act on here.
-            warnings.simplefilter("ignore", FutureWarning)
-            where: dict[str, Any] = {"model": place.model, "output": place.output, "revision": place.revision}
-            result = train(data, callbacks=callbacks, **where, **arguments)
+        # What libraries say about one another's deprecations is nothing to act on here.
+        with progress, warnings.catch_warnings(action="ignore", category=FutureWarning):
+            result = train(data, **arguments)
     except MainProcessFailed:
         # The main process tells it.
         sys.exit(1)
     if not console.quiet:
         losses = {_FIGURES[name]: result.summary[name] for name in ("loss", "eval_loss")}
-        figures = [f"{label} {value:.4g}" for label, value in losses.items() if value is not None]
-        typer.echo(f"{result.model}: {', '.join([f'{result.num_steps:,} steps', *figures])}")
+        figures = (f", {label} {value:.4g}" for label, value in losses.items() if value is not None)
+        typer.echo(f"{result.model}: {result.num_steps:,} steps{''.join(figures)}")
     return result
+
+
+@with_options
+def evolve(
+    steps: Annotated[str, typer.Argument(metavar="STEPS", help="Run folder of `rprm data steps`, or labelled steps.")],
+    model: Annotated[str, "--model", "-m", "Folder or hub id of the model to begin with."],
+    output: Annotated[Path, "--output", "-o", "Folder of the rounds; a killed run resumes there."],
+    *,
+    settings: RoundSettings,
+    launcher: Annotated[str, 'Starts the training processes, as in "accelerate launch --config_file FILE".'] = "",
+    prompt: Annotated[str | None, "Template, where the model's folder carries none."] = None,
+    train_options: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- TRAIN OPTIONS]", help="Passed to `rprm train dpo`.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Preference optimisation in rounds: sample, pair, DPO, measure; the better model goes on.
+
+    The problems to measure on are the ones that `rprm data cold-start` holds out with the same share and seed. Options
+    after -- go to `rprm train dpo`, as in: rprm evolve STEPS -m MODEL -o DIR -- --preset small-lora --beta 0.1
+    """
+    import shlex
+
+    from rich.console import Console
+
+    from rprm.evolve import evolve as run_rounds
+
+    console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
+    results = run_rounds(
+        steps, model, output, replace(settings, train_options=tuple(train_options or ())),
+        launcher=shlex.split(launcher), prompt=prompt,
+        on_stage=lambda number, stage: errors.print(f"round {number}: {stage}", style="dim"),
+        on_round=lambda result: print(result.model_dump_json(), flush=True) if json else None,
+    )  # fmt: skip
+    if not json:
+        console.print(_table(results))
+        console.print(f"best model: {results[-1].best}", markup=False)
+
+
+def _table(results: list[RoundResult]) -> Any:
+    from rprm.benchmarks import Figure
+    from rprm.report.measures import figure_text, framed
+
+    columns = "round", "pairs", "wrong", "correct", "F1", "change", "formed", ""
+    measured = "On the validation steps: accuracies on wrong and on correct ones, their harmonic mean (F1) and its"
+    notes = [measured, "change against the best model before, share of well-formed analyses"]
+    table = framed("Rounds", columns, notes, numbers=columns[:-1])
+    for result in results:
+        change = Figure(result.difference, result.difference_low, result.difference_high)
+        figures = (f"{number:.1f}" for number in (result.wrong_acc, result.correct_acc, result.f1))
+        pairs = "" if result.num_pairs is None else f"{result.num_pairs:,}"
+        formed = "" if result.wellformed is None else f"{result.wellformed:.1f}"
+        fate = "start" if result.round == 0 else "goes on" if result.kept else "dropped"
+        shown = figure_text(change, sign="+") if result.round else ""
+        table.add_row(str(result.round), pairs, *figures, shown, formed, fate, style="" if result.kept else "dim")
+    return table

@@ -1,28 +1,23 @@
-"""From a base model to a model folder that every engine loads, with the template it was trained with and a card."""
+"""The model that training starts from; the card of the one it ends with, and its upload."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rprm.engines.loading import ADAPTER_CONFIG, fingerprint, load_weights, merge_adapter, plain_errors, refuse_missing
+from rprm.engines.loading import ADAPTER_CONFIG, fingerprint, plain_errors, refuse_missing
 from rprm.engines.loading import commit as commit_of
 from rprm.errors import EngineError, RunError
-from rprm.prompts.library import MODEL_TEMPLATE
 
 if TYPE_CHECKING:
     from rprm.training.lifecycle import TrainingRun
-    from rprm.training.sft import LanguageRun
 
 MODEL = "model"
-ADAPTER = "adapter"
 CARD = "README.md"
-_ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -53,18 +48,13 @@ def find_model(target: str, revision: str | None = None) -> BaseModel:
     ends = None
     with contextlib.suppress(OSError):
         ends = GenerationConfig.from_pretrained(target, revision=commit).eos_token_id
-    if ends is None:
-        ends = getattr(config, "eos_token_id", None)
-    return BaseModel(
-        target,
-        commit,
-        identity=fingerprint(path) if path.is_dir() else f"{target}@{commit}",
-        context_length=getattr(config, "max_position_embeddings", None),
-        stops=tuple(ends) if isinstance(ends, list | tuple) else () if ends is None else (ends,),
-    )
+    ends = getattr(config, "eos_token_id", None) if ends is None else ends
+    stops = tuple(ends) if isinstance(ends, list | tuple) else () if ends is None else (ends,)
+    identity = fingerprint(path) if path.is_dir() else f"{target}@{commit}"
+    return BaseModel(target, commit, identity, getattr(config, "max_position_embeddings", None), stops)
 
 
-def card_text(training: TrainingRun, summary: Mapping[str, Any], title: str, about: str) -> str:
+def card_text(training: TrainingRun, summary: Mapping[str, Any]) -> str:
     """The card of a training's model in Markdown, with the header that the hub reads."""
     base, run = training.base, training.run
     source, identity = f"base_model: {base.target}\n", f"commit {base.revision}"
@@ -93,9 +83,9 @@ library_name: transformers
 - rprm
 ---
 
-# {title}
+# {training.title}
 
-{about}
+{training.about}
 
 Trained from `{base.target}` ({identity}).
 
@@ -132,62 +122,12 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     partial.rename(folder)
 
 
-def hand_over(training: LanguageRun, checkpoint: Path, card: str) -> None:
-    """Make `model/` in a run folder from a complete checkpoint, and, of a LoRA adapter that is merged, `adapter/`."""
-    base, merge = training.base, training.settings.merge
-    is_adapter = (checkpoint / ADAPTER_CONFIG).is_file()
-    if not is_adapter and not any(checkpoint.glob("model*.safetensors")):
-        hint = "FULL_STATE_DICT of FSDP, zero3_save_16bit_model of DeepSpeed: see recipes/accelerate"
-        raise RunError(f"{checkpoint} has no weights in one piece; train so that they are saved whole ({hint})")
-    with whole_folder(training.folder / MODEL) as folder:
-        if is_adapter:
-            # It fits its base model at that revision alone.
-            config = json.loads((checkpoint / ADAPTER_CONFIG).read_bytes())
-            config |= {"base_model_name_or_path": base.target, "revision": base.revision}
-            with whole_folder(training.folder / ADAPTER) if merge else contextlib.nullcontext(folder) as beside:
-                (beside / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-                shutil.copyfile(checkpoint / _ADAPTER_WEIGHTS, beside / _ADAPTER_WEIGHTS)
-        if merge or not is_adapter:
-            _save_weights(training, checkpoint, folder, is_adapter=is_adapter)
-        training.tokenizer.save_pretrained(folder)
-        (folder / MODEL_TEMPLATE).write_text(training.data.template.to_toml(), encoding="utf-8")
-        (folder / CARD).write_text(card, encoding="utf-8")
-
-
-def _save_weights(training: LanguageRun, checkpoint: Path, folder: Path, *, is_adapter: bool) -> None:
-    """Weights, and the base model's generation config, which also stops at the token that replies end in."""
-    import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig
-    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-
-    # In a training by ZeRO this process would wait for the others to load their parts.
-    unset_hf_deepspeed_config()
-    base, dtype = training.base, torch.bfloat16 if training.bf16 else torch.float32
-    if is_adapter:
-        # Merged in float32, whatever the weights are stored in: a small change survives rounding once, not twice.
-        model = load_weights(AutoModelForCausalLM, base.target, dtype=torch.float32, revision=base.revision)
-        model = merge_adapter(model, str(checkpoint)).to(dtype)
-    else:
-        model = load_weights(AutoModelForCausalLM, str(checkpoint), dtype=dtype)
-        # Training turns the cache off; whoever runs the model wants it.
-        model.config.use_cache = True
-    # A released config may hold sampling settings that transformers reads but refuses to save.
-    model.generation_config = GenerationConfig()
-    model.save_pretrained(folder)
-    generation = GenerationConfig()
-    with contextlib.suppress(OSError):
-        generation = GenerationConfig.from_pretrained(base.target, revision=base.revision)
-    ends = [training.end, *(token for token in base.stops if token != training.end)]
-    generation.eos_token_id = ends if len(ends) > 1 else training.end
-    (folder / "generation_config.json").write_text(generation.to_json_string(use_diff=True))
-
-
 def push(folder: Path, repository: str, *, private: bool = True, on_note: Callable[[str], None]) -> None:
     """Upload a model folder to the hub (OWNER/NAME, made if missing) and tell the commit's address, or a `RunError`."""
     import huggingface_hub
 
-    api = huggingface_hub.HfApi()
     try:
+        api = huggingface_hub.HfApi()
         api.create_repo(repository, private=private, exist_ok=True)
         commit = api.upload_folder(repo_id=repository, folder_path=str(folder), commit_message="Trained with rprm")
     except Exception as error:

@@ -1,37 +1,37 @@
-"""The one lifecycle of all training: SFT, DPO and the classifier are a `TrainingRun` each; docs/training.md has the run
-folder. Of several processes (`accelerate launch`) the main one alone reads the data, writes the folder and hands over.
-"""
+"""The lifecycle of all training: SFT, DPO and the classifier are a `TrainingRun` each. Of several processes, as of
+`accelerate launch`, the main one alone reads the data, writes the run folder (docs/training.md) and hands over."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
-from typing import Any, ClassVar, Required, TypedDict, TypeVar
+from typing import Any, ClassVar, NamedTuple, Required, TypedDict
 
 from rprm.errors import EngineError, InputError, RprmError, RunError
-from rprm.runs import MANIFEST, REJECTED, SUMMARY, Run, read_json_lines, versions
-from rprm.training.checkpoints import METRICS, Checkpoint, TrainingCallbacks, last_checkpoint, metrics_callback
-from rprm.training.handover import MODEL, find_model, push
+from rprm.runs import MANIFEST, REJECTED, SUMMARY, LineWriter, Run, read_json_lines, versions, write_atomically
+from rprm.training.handover import CARD, MODEL, card_text, find_model, push, whole_folder
 from rprm.training.settings import Precision, RunOptions, TrainingSettings
-
-Result = TypeVar("Result")
 
 ROWS = "rows"
 CHECKPOINTS = "checkpoints"
+METRICS = "metrics.jsonl"
+#: In a checkpoint: names and sizes of its files.
+_SIZES = "rprm_files.json"
 
 
-@dataclass(frozen=True)
-class TrainingResult:
-    """What a training came to: its run folder, the model folder in it, optimizer steps, `summary.json`; the step that
-    this session resumed from, if it did; and whether an earlier session had finished it."""
+class TrainingResult(NamedTuple):
+    """Run folder, the model folder in it, optimizer steps and `summary.json` of a training; the step that this session
+    resumed from, if it did; and whether an earlier one had finished it."""
 
     output: Path
     model: Path
@@ -39,6 +39,17 @@ class TrainingResult:
     summary: Mapping[str, Any]
     resumed_from: int | None = None
     was_complete: bool = False
+
+
+@dataclass
+class TrainingCallbacks:
+    """Progress callbacks, called in the main process alone: a stage begins, such as loading or saving; a remark that
+    the reader should see; optimizer steps done, and how many there will be at most; a row of `metrics.jsonl`."""
+
+    on_stage: Callable[[str], None] = lambda text: None
+    on_note: Callable[[str], None] = lambda text: None
+    on_step: Callable[[int, int], None] = lambda step, num_steps: None
+    on_metrics: Callable[[Mapping[str, Any]], None] = lambda row: None
 
 
 class RunArguments(TypedDict, total=False):
@@ -61,23 +72,21 @@ class TrainingRun(ABC):
     """One session on a run folder; `source` is how the manifest names the data: `{"input": ...}`."""
 
     kind: ClassVar[str]
-    #: Kind of the engine or rewarder that runs the model.
-    runs_as: ClassVar[str]
-    #: A second process or GPU is refused.
-    one_device: ClassVar[bool] = False
-
+    runs_as: ClassVar[str]  #: Kind of the engine or rewarder that runs the model.
+    one_device: ClassVar[bool] = False  #: Whether a second process or GPU is refused.
+    title: str  #: Heading of the model's card.
+    about: str  #: What the model does, for its card.
     settings: TrainingSettings
+    tokenizer: Any
 
     def __init__(self, source: dict[str, str], arguments: RunArguments) -> None:
         self.source, self.settings = source, arguments.get("settings") or self.settings
         self.folder = Path(arguments["output"])
         self.options = arguments.get("options") or RunOptions()
         # As `accelerate launch` and torchrun tell it.
-        self.is_main = os.environ.get("RANK", "0") == "0"
-        self.num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+        self.is_main, self.num_processes = os.environ.get("RANK", "0") == "0", int(os.environ.get("WORLD_SIZE", "1"))
         self.callbacks = (self.is_main and arguments.get("callbacks")) or TrainingCallbacks()
         self._started = time.monotonic()
-        self._completed = False
         self.callbacks.on_stage("loading libraries")
         try:
             import torch
@@ -91,12 +100,9 @@ class TrainingRun(ABC):
         num_gpus = 0 if self.use_cpu else torch.cuda.device_count()
         if (num_gpus > 1 and self.num_processes == 1) or (self.one_device and self.num_processes > 1):
             raise InputError(
-                f"{num_gpus} GPUs and {self.num_processes} processes to train a {self.kind}: choose one GPU with "
-                "CUDA_VISIBLE_DEVICES=0 and start one process (--lora-rank lets a 7B model fit); sft and dpo train on "
-                "several behind `accelerate launch --config_file recipes/accelerate/fsdp.yaml -m`"
+                f"{num_gpus} GPUs and {self.num_processes} processes to train a {self.kind}: start one process on one "
+                "(CUDA_VISIBLE_DEVICES=0); sft and dpo train on several by `accelerate launch` (docs/training.md)"
             )
-
-    # --- what a kind of training says of itself ------------------------------------------------------------------
 
     @property
     @abstractmethod
@@ -123,20 +129,13 @@ class TrainingRun(ABC):
         """The trainer with its rows, checked."""
 
     @abstractmethod
-    def hand_over(self, checkpoint: Path, figures: dict[str, Any]) -> dict[str, Any]:
-        """Make `model/` from a checkpoint. Main process. Returns the summary: `figures`, and what it adds."""
-
-    # --- the lifecycle ---------------------------------------------------------------------------------------------
+    def hand_over(self, checkpoint: Path, folder: Path) -> dict[str, Any]:
+        """Write the model of a checkpoint to a folder. Main process. Returns what the summary says of it."""
 
     def work(self) -> TrainingResult:
-        """Train, or resume where an earlier session was killed, and hand over.
-
-        Raises:
-            InputError: data or a setting cannot be used.
-            EngineError: the model cannot be loaded.
-            SettingsChanged: the folder was begun with other settings, data, or another model.
-            RunError: the folder cannot be used, memory does not suffice, or the upload failed.
-        """
+        """Train, or resume where an earlier session was killed, and hand over. An `InputError` where data or a setting
+        cannot be used, `EngineError` the model; `SettingsChanged` where the folder was begun with others, `RunError`
+        where it cannot be used, memory does not suffice, or the upload failed."""
         import torch
 
         try:
@@ -154,28 +153,24 @@ class TrainingRun(ABC):
                 self.share(self._finish)
             if self.is_main and (repository := self.options.push_to_hub) is not None:
                 push(self.folder / MODEL, repository, private=self.options.private, on_note=self.callbacks.on_note)
-        summary = json.loads((self.folder / SUMMARY).read_bytes())
-        step = None if checkpoint is None else checkpoint.step
+        summary, step = json.loads((self.folder / SUMMARY).read_bytes()), checkpoint and checkpoint.step
         return TrainingResult(self.folder, self.folder / MODEL, summary["num_steps"], summary, step, was_complete)
 
-    def share(self, work: Callable[[], Result]) -> Result:
+    def share(self, work: Callable[[], Any]) -> Any:
         """Do `work` in the main process, and give its result to all; where it fails, the others get `MainProcessFailed`
         (they would hang otherwise)."""
         if self.num_processes == 1:
             return work()
         from accelerate.utils import broadcast_object_list
 
-        shared: list[Any] = [None]
-        if self.is_main:
-            try:
-                shared = [work()]
-            except Exception as error:
-                broadcast_object_list([MainProcessFailed(f"the main process failed: {type(error).__name__}: {error}")])
-                raise
+        shared, failure = list[Any]([None]), None
+        try:
+            shared = [work()] if self.is_main else shared
+        except Exception as error:
+            shared, failure = [MainProcessFailed(f"the main process failed: {type(error).__name__}: {error}")], error
         broadcast_object_list(shared)
-        if isinstance(shared[0], MainProcessFailed):
-            raise shared[0]
-        outcome: Result = shared[0]
+        if isinstance(outcome := shared[0], MainProcessFailed):
+            raise failure or outcome
         return outcome
 
     def _begin(self, stack: ExitStack) -> tuple[bool, Checkpoint | None]:
@@ -183,19 +178,21 @@ class TrainingRun(ABC):
         self.callbacks.on_stage("checking the data")
         self._refuse_patience()
         if not (self.folder / MANIFEST).exists():
-            if self.settings.max_length > (self.base.context_length or self.settings.max_length):
-                most = f"the context length of {self.base.target}, {self.base.context_length:,} tokens"
-                raise InputError(f"max_length {self.settings.max_length:,} exceeds {most}; lower --max-length")
+            wanted, most = self.settings.max_length, self.base.context_length
+            if most and wanted > most:
+                context = f"the context length of {self.base.target}, {most:,} tokens"
+                raise InputError(f"max_length {wanted:,} exceeds {context}; lower --max-length")
             self.check()
-        session = {"model": self.base.target, **self.source, "versions": _versions()}
+        found = versions() | {name: importlib.metadata.version(name) for name in ("trl", "accelerate", "datasets")}
+        session = {"model": self.base.target, **self.source, "versions": found}
         # Every setting as it is carried out.
         settings = {**self.identity(), **asdict(self.settings), "precision": "bf16" if self.bf16 else "fp32"}
         settings |= {} if self.one_device else {"num_processes": self.num_processes}
         self.run = stack.enter_context(Run(self.folder, stage=f"train {self.kind}", settings=settings, session=session))
         stack.push(self._left)
-        if (self.folder / SUMMARY).exists():
+        if (summary := self.folder / SUMMARY).exists():
             self.callbacks.on_note(f"{self.folder} is complete already; nothing is trained again")
-            self._complete(json.loads((self.folder / SUMMARY).read_bytes()))
+            self._complete(json.loads(summary.read_bytes()))
             return True, None
         self.prepare()
         self._refuse_patience()
@@ -208,9 +205,9 @@ class TrainingRun(ABC):
 
     def _left(self, kind: type[BaseException] | None, *_: object) -> None:
         """Note why a session ended early. What failed before its first checkpoint does not hold the folder."""
-        if kind is None or self._completed:
+        if kind is None or (self.folder / SUMMARY).exists():
             return
-        self.run.note({**self._session, "stopped_by": kind.__name__})
+        self.run.note({"seconds": round(time.monotonic() - self._started, 3), "stopped_by": kind.__name__})
         if issubclass(kind, RprmError) and not any((self.folder / CHECKPOINTS).glob("*checkpoint-*")):
             for name in (CHECKPOINTS, ROWS, f"{ROWS}.partial"):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
@@ -219,13 +216,11 @@ class TrainingRun(ABC):
 
     def _fit(self, config: Any, checkpoint: Checkpoint | None) -> None:
         import torch
-        from transformers import EarlyStoppingCallback
-        from transformers.trainer_callback import PrinterCallback
+        from transformers import EarlyStoppingCallback, PrinterCallback
 
         self.callbacks.on_stage("loading the model")
         callbacks = [metrics_callback(self.folder / METRICS, self.callbacks, save_evaluated=self.settings.keep_best)]
-        if self.settings.patience is not None:
-            callbacks.append(EarlyStoppingCallback(self.settings.patience))
+        callbacks += [EarlyStoppingCallback(self.settings.patience)] if self.settings.patience is not None else []
         try:
             try:
                 trainer = self.make_trainer(config, callbacks)
@@ -249,28 +244,27 @@ class TrainingRun(ABC):
             raise RunError(f"{self.folder} has no checkpoint of the last step; give the same command again")
         self.callbacks.on_stage("handing over the model")
         chosen = last.best if self.settings.keep_best else last
-        rows = [row for row in read_json_lines(self.folder / METRICS) if row.get("loss") is not None]
-        evaluated = (row for row in read_json_lines(self.folder / METRICS) if row["step"] == chosen.step)
+        rows = list(read_json_lines(self.folder / METRICS))
+        losses = [row["loss"] for row in rows if row.get("loss") is not None] or [None]
+        evaluated = [row["eval_loss"] for row in rows if row["step"] == chosen.step and "eval_loss" in row] or [None]
         figures = {
             "num_steps": last.step,
             "num_epochs": round(last.state["epoch"], 4),
             "handed_over_step": chosen.step,
             "stopped_early": last.step < last.state["max_steps"],
-            "loss": rows[-1]["loss"] if rows else None,
-            "eval_loss": next((row["eval_loss"] for row in evaluated if "eval_loss" in row), None),
+            "loss": losses[-1],
+            "eval_loss": evaluated[0],
         }
-        self._complete(self.hand_over(chosen.path, figures))
+        with whole_folder(self.folder / MODEL) as folder:
+            summary = {**figures, **self.hand_over(chosen.path, folder)}
+            self.tokenizer.save_pretrained(folder)
+            (folder / CARD).write_text(card_text(self, summary), encoding="utf-8")
+        self._complete(summary)
 
     def _complete(self, summary: Mapping[str, Any]) -> None:
-        self.run.complete(summary, self._session)
-        self._completed = True
-        if not self.options.keep_checkpoints:
-            for name in (CHECKPOINTS, ROWS):
-                shutil.rmtree(self.folder / name, ignore_errors=True)
-
-    @property
-    def _session(self) -> dict[str, Any]:
-        return {"seconds": round(time.monotonic() - self._started, 3)}
+        self.run.complete(summary, {"seconds": round(time.monotonic() - self._started, 3)})
+        for name in () if self.options.keep_checkpoints else (CHECKPOINTS, ROWS):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
 
     @property
     def common(self) -> dict[str, Any]:
@@ -310,23 +304,127 @@ class TrainingRun(ABC):
             raise InputError(f"patience needs validation rows, and {name} has none; leave patience out")
 
 
+class Checkpoint:
+    """A complete checkpoint: its folder, the number of optimizer steps it stands at, and the trainer's state."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.step = path, int(path.name.removeprefix("checkpoint-"))
+        self.state = json.loads((path / "trainer_state.json").read_bytes())
+
+    @property
+    def stopped(self) -> bool:
+        """Whether training had ended with this step: all steps were done, or it was stopped early."""
+        control = self.state.get("stateful_callbacks", {}).get("TrainerControl", {})
+        return bool(self.step >= self.state["max_steps"] or control.get("args", {}).get("should_training_stop"))
+
+    @property
+    def best(self) -> Checkpoint:
+        """The one with the lowest validation loss, the first of equals; itself where no validation loss is a number."""
+        if (step := self.state.get("best_global_step")) is None:
+            return self
+        path = self.path.with_name(f"checkpoint-{step}")
+        if not path.is_dir():
+            raise RunError(f"{path}, the one with the lowest validation loss, is gone; name a new run folder")
+        return Checkpoint(path)
+
+
+def last_checkpoint(folder: Path) -> Checkpoint | None:
+    """The last whole checkpoint below `folder`. Newer ones, torn by a kill, are renamed to `torn-checkpoint-N`, which
+    the trainer's own rotation does not count."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    while folder.is_dir() and (found := get_last_checkpoint(str(folder))) is not None:
+        path = Path(found)
+        if is_whole(path):
+            return Checkpoint(path)
+        names = (f"torn-{path.name}" + (f".{number}" if number > 1 else "") for number in count(1))
+        path.rename(next(folder / name for name in names if not (folder / name).exists()))
+    return None
+
+
+def seal(path: Path) -> None:
+    """Mark a checkpoint as whole: the trainer writes it in place, and a list of its files comes last."""
+    write_atomically(path / _SIZES, json.dumps(_sizes(path)))
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a checkpoint was sealed, and has every file in the size that it had then."""
+    try:
+        return bool(json.loads((path / _SIZES).read_bytes()).items() <= _sizes(path).items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    return {str(file.relative_to(path)): file.stat().st_size for file in path.rglob("*") if file.is_file()}
+
+
+def metrics_callback(path: Path, callbacks: TrainingCallbacks, *, save_evaluated: bool = False) -> Any:
+    """A `TrainerCallback` that writes `metrics.jsonl` to `path`, tells `callbacks`, and seals checkpoints; with
+    `save_evaluated`, each evaluation leaves one. A loss that is no number ends the training."""
+    import torch
+    from transformers import TrainerCallback
+
+    def row_of(step: int, logs: Mapping[str, Any]) -> dict[str, Any]:
+        # Counts of tokens are of this session alone, and a number that is none is None.
+        kept = {name: value for name, value in logs.items() if name not in ("step", "num_tokens", "eval_num_tokens")}
+        lost = {name: None for name, value in kept.items() if isinstance(value, float) and not math.isfinite(value)}
+        return {"step": step, **kept, **lost}
+
+    class MetricsCallback(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            # Of a resumed run: the rows up to its checkpoint.
+            if state.is_world_process_zero:
+                rows = (json.dumps(row_of(row["step"], row), ensure_ascii=False) for row in state.log_history)
+                write_atomically(path, "".join(f"{row}\n" for row in rows))
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            # The trainer's own callback has decided what is due at this step. A logged loss is the mean since the log
+            # before, and a resumed run begins a new one.
+            control.should_save |= save_evaluated and control.should_evaluate
+            control.should_log |= control.should_save
+            if state.is_world_process_zero:
+                callbacks.on_step(state.global_step, state.max_steps)
+
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if torch.distributed.is_initialized():
+                # Every process leaves the state of its random numbers.
+                torch.distributed.barrier()
+            if state.is_world_process_zero:
+                seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kw: Any) -> None:
+            # What stands beside train_runtime, at the end, is of this session alone.
+            if not state.is_world_process_zero or not logs or "train_runtime" in logs:
+                return
+            if not math.isfinite(logs.get("loss", 0.0)):
+                fix = "lower --learning-rate or raise --warmup-ratio (in a new folder)"
+                raise RunError(f"the loss is {logs['loss']} at step {state.global_step}; {fix}")
+            # Rows are rare; closed at once, each is on the disk, and nothing is left open when training fails.
+            with closing(LineWriter(path)) as writer:
+                writer.write(json.dumps(row := row_of(state.global_step, logs), ensure_ascii=False))
+            callbacks.on_metrics(row)
+
+    return MetricsCallback()
+
+
 def computes_in_bf16(precision: Precision, *, use_cpu: bool) -> bool:
-    """Whether a training computes in bfloat16: `auto` does where the device has instructions for it, as most GPUs and
-    processors with AMX or AVX512-BF16. On others a step takes ten times as long as in float32."""
+    """Whether a training computes in bfloat16: `auto` does where the device has instructions for it (on others a step
+    takes ten times as long as in float32)."""
     import torch
 
     if precision != "auto":
         return precision == "bf16"
-    if use_cpu:
-        # An older torch cannot be asked.
-        capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-        return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    if not use_cpu:
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    # An older torch cannot be asked.
+    found: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
 
 
 def group_by_length(trainer: Any, lengths: Sequence[int], batch_size: int) -> None:
-    """Let a trainer take its rows as transformers' `group_by_length` does (its option reads lengths from a column that
-    TRL drops). An epoch's order depends on seed and epoch alone, so that a resumed run has it too."""
+    """Let a trainer take its rows as transformers' `group_by_length` does (which reads a column that TRL drops), in an
+    order of seed and epoch alone: a resumed run has it too."""
     import torch
     from transformers.trainer_pt_utils import LengthGroupedSampler
 
@@ -342,7 +440,3 @@ def group_by_length(trainer: Any, lengths: Sequence[int], batch_size: int) -> No
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-
-
-def _versions() -> dict[str, str]:
-    return versions() | {name: importlib.metadata.version(name) for name in ("trl", "accelerate", "datasets")}

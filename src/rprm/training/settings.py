@@ -1,7 +1,5 @@
-"""Settings of every training, and the presets with their sources.
-
-A field is an option of `rprm train`; the text beside it is the option's help, or, with dashes, its name.
-"""
+"""Settings of every training, and the presets with their sources. A field is an option of `rprm train`; the text beside
+it is the option's help, or, with dashes, its name."""
 
 from __future__ import annotations
 
@@ -13,12 +11,19 @@ from rprm.data.options import PairOptions, check_share
 from rprm.errors import InputError
 
 Precision = Literal["auto", "bf16", "fp32"]
+#: The least that a setting may be.
+_LEAST = dict.fromkeys((
+    "batch_size", "device_batch_size", "max_length", "eval_steps", "save_steps", "logging_steps", "max_steps",
+    "lora_rank", "lora_alpha", "patience", "num_rounds", "judge_analyses", "num_sampled_steps",
+), 1) | {"num_checkpoints": 2, "num_analyses": 2, "sft_weight": 0}  # fmt: skip
 
 
-def _refuse_below(least: int, settings: Any, *names: str) -> None:
-    for name in names:
-        if (value := getattr(settings, name)) is not None and value < least:
-            raise InputError(f"{name} is {value}; it must be at least {least}")
+def _check_limits(settings: Any) -> None:
+    for name, value in vars(settings).items():
+        if name in _LEAST and value is not None and value < _LEAST[name]:
+            raise InputError(f"{name} is {value}; it must be at least {_LEAST[name]}")
+        if name in ("learning_rate", "num_epochs", "beta") and not value > 0:
+            raise InputError(f"{name} is {value}; it must be above 0")
 
 
 @dataclass(frozen=True)
@@ -34,9 +39,7 @@ class TrainingSettings:
     scheduler: Annotated[str, "How it falls afterwards: cosine, linear, constant_with_warmup, ..."] = "cosine"
     weight_decay: Annotated[float, "Of AdamW."] = 0.0
     max_grad_norm: Annotated[float, "Gradients are clipped to it."] = 1.0
-    max_length: Annotated[int, "Tokens of a row at most. Longer ones are left out, never cut; above 5%, an error."] = (
-        4096
-    )
+    max_length: Annotated[int, "Tokens of a row. Longer ones are left out, never cut; above 5%, an error."] = 4096
     precision: Annotated[Precision, "bf16: bfloat16 over float32 weights; auto: where the device can."] = "auto"
     gradient_checkpointing: Annotated[bool, "Compute activations again instead of keeping them."] = True
     attention: Annotated[str | None, "sdpa, flash_attention_2, eager, ...; the model's own by default."] = None
@@ -49,19 +52,14 @@ class TrainingSettings:
     eval_steps: Annotated[int, "Steps between evaluations."] = 200
     save_steps: Annotated[int, "Steps between checkpoints."] = 200
     logging_steps: Annotated[int, "Steps between rows of metrics.jsonl."] = 10
-    keep_best: Annotated[
-        bool, "--keep-best/--keep-last", "Hand over the checkpoint with the lowest validation loss, or the last."
-    ] = True
+    keep_best: Annotated[bool, "--keep-best/--keep-last", "Hand over that of the lowest validation loss."] = True
     patience: Annotated[int | None, "Stop early, after so many evaluations without a new best."] = None
     seed: Annotated[int, "Seed of the whole run."] = 0
 
     def __post_init__(self) -> None:
         if self.lora_rank == 0:
             object.__setattr__(self, "lora_rank", None)
-        names = "batch_size", "device_batch_size", "max_length", "eval_steps", "save_steps", "logging_steps"
-        _refuse_below(1, self, *names, "max_steps", "lora_rank", "lora_alpha", "patience")
-        if not self.learning_rate > 0 or not self.num_epochs > 0:
-            raise InputError(f"learning_rate {self.learning_rate} and num_epochs {self.num_epochs} must be above 0")
+        _check_limits(self)
         if not 0 <= self.warmup_ratio < 1:
             raise InputError(f"warmup_ratio is {self.warmup_ratio}; it is a share of the steps: 0 to below 1")
         if self.precision not in get_args(Precision):
@@ -75,12 +73,9 @@ class TrainingSettings:
     def lora(self) -> dict[str, Any]:
         """Keywords of peft's `LoraConfig`."""
         targets = self.lora_targets
-        return {
-            "r": self.lora_rank,
-            "lora_alpha": self.lora_alpha or 2 * (self.lora_rank or 0),
-            "lora_dropout": self.lora_dropout,
-            "target_modules": targets if targets == "all-linear" else [name.strip() for name in targets.split(",")],
-        }
+        modules = targets if targets == "all-linear" else [name.strip() for name in targets.split(",")]
+        alpha = self.lora_alpha or 2 * (self.lora_rank or 0)
+        return {"r": self.lora_rank, "lora_alpha": alpha, "lora_dropout": self.lora_dropout, "target_modules": modules}
 
     def accumulation(self, num_processes: int) -> int:
         """Batches that each device adds up to one optimizer step."""
@@ -114,11 +109,6 @@ class DPOSettings(TrainingSettings):
     sft_weight: Annotated[float, "Weight of an SFT loss on the chosen replies; 0 for none."] = 0.0
     precompute_reference: Annotated[bool, "The reference's log-probabilities before training, not in it."] = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.beta > 0 or self.sft_weight < 0:
-            raise InputError(f"beta {self.beta} must be above 0 and sft_weight {self.sft_weight} at least 0")
-
 
 @dataclass(frozen=True)
 class ClassifierTraining(TrainingSettings):
@@ -148,8 +138,7 @@ class RunOptions:
     push_to_hub: Annotated[str | None, "Upload the model to this repository (OWNER/NAME) at the end."] = None
     private: Annotated[bool, "--private/--public", "Whether a repository made for that is private."] = True
 
-    def __post_init__(self) -> None:
-        _refuse_below(2, self, "num_checkpoints")
+    __post_init__ = _check_limits  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
@@ -171,40 +160,33 @@ class RoundSettings(PairOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _refuse_below(1, self, "num_rounds", "judge_analyses", "num_sampled_steps")
-        _refuse_below(2, self, "num_analyses")
-        check_share(self.validation_share)
+        _check_limits(self)
 
     def resolved(self) -> dict[str, Any]:
         """As manifests have it: `pair_options` are those of `rprm data pairs`, but for the split."""
         found, options = asdict(self), list[str]()
-        for name in ("per_step", "min_accuracy", "max_accuracy", "min_repeats", "balance", "max_length_ratio"):
-            value, option = found.pop(name), name.replace("_", "-")
-            if value is False:
-                options.append(f"--no-{option}")
-            elif value is not None and value is not True:
-                options += [f"--{option}", str(value)]
-        return {**found, "pair_options": options}
+        for name in ("per_step", "min_accuracy", "max_accuracy", "min_repeats"):
+            options += [f"--{name.replace('_', '-')}", str(found.pop(name))]
+        options += [] if found.pop("balance") else ["--no-balance"]
+        ratio = found.pop("max_length_ratio")
+        return {**found, "pair_options": options + ([] if ratio is None else ["--max-length-ratio", str(ratio)])}
 
 
-# --- presets ------------------------------------------------------------------------------------------------------
-# The paper is R-PRM, arXiv 2503.21295; its code is NJUNLP/R-PRM. "Ours" marks what neither states.
+# Presets. The paper is R-PRM, arXiv 2503.21295; its code is NJUNLP/R-PRM. "Ours" marks what neither states.
 
 #: The cold start of the paper and its preference optimisation (section 4.1): 1 epoch, batch 128, all weights, learning
-#: rates 5e-6 and 5e-7; the preference optimisation begins from the SFT model. The paper keeps the checkpoint with the
-#: lowest validation loss, without stopping early. Warm-up ratio 0.03: its src/scripts/train.sh, of the cold start.
-#: Ours: the cosine schedule, no weight decay, clipping at 1, 4,096 tokens (the base model's whole context), bf16
-#: computation over float32 weights, 2 rows or 1 pair a device; of about 2,260 steps (289K rows / 128) an evaluation and
-#: a checkpoint every 250 (an evaluation over 20K validation rows costs as much as some 50 steps); beta 0.1 (TRL's
-#: default), no SFT term.
+#: rates 5e-6 and 5e-7, from the SFT model; the checkpoint with the lowest validation loss is kept, none stops early.
+#: Warm-up ratio 0.03: its src/scripts/train.sh, of the cold start. Ours: the cosine schedule, no weight decay, clipping
+#: at 1, 4,096 tokens (the base model's whole context), bf16 over float32 weights, 2 rows or 1 pair a device, beta 0.1
+#: (TRL's default), no SFT term; of about 2,260 steps (289K rows / 128) an evaluation and a checkpoint every 250 (an
+#: evaluation over 20K validation rows costs as much as some 50 steps).
 _PAPER: dict[str, Any] = {
     "num_epochs": 1.0, "batch_size": 128, "warmup_ratio": 0.03, "max_length": 4096, "precision": "bf16",
     "eval_steps": 250, "save_steps": 250,
 }  # fmt: skip
 #: One GPU, models up to about 8B. All ours. An adapter wants a learning rate about 20 times that of full training.
 _LORA: dict[str, Any] = {"batch_size": 32, "lora_rank": 16, "eval_steps": 100, "save_steps": 100}
-#: A laptop, models up to a few hundred million weights. All ours: float32, activations kept (computing them again made
-#: a step 3.5 times slower), small batches.
+#: A laptop, models up to a few hundred million weights. All ours. Computing activations again: 3.5 times slower.
 _CPU: dict[str, Any] = {
     "batch_size": 8, "precision": "fp32", "gradient_checkpointing": False, "group_by_length": True, "max_length": 1024,
     "eval_steps": 50, "save_steps": 50, "logging_steps": 5,
@@ -220,5 +202,4 @@ DPO_PRESETS: Mapping[str, DPOSettings] = {
     "cpu": DPOSettings(learning_rate=5e-6, device_batch_size=2, **_CPU),
 }
 PRESETS: Mapping[type, Mapping[str, Any]] = {SFTSettings: SFT_PRESETS, DPOSettings: DPO_PRESETS}
-#: The paper's base model (section 4.1).
-PRESET_MODELS = {"paper-7b-sft": "Qwen/Qwen2.5-Math-7B-Instruct"}
+PRESET_MODELS = {"paper-7b-sft": "Qwen/Qwen2.5-Math-7B-Instruct"}  #: The paper's base model (section 4.1).

@@ -1,0 +1,208 @@
+"""Judges that write analyses: the cold start (SFT) and preference optimisation (DPO), with TRL's trainers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, Unpack
+
+from rprm.engines.files import ADAPTER_CONFIG
+from rprm.engines.loading import load_tokenizer, load_weights, merge_adapter, plain_errors
+from rprm.errors import PromptError, RunError
+from rprm.prompts.library import MODEL_TEMPLATE, load_template
+from rprm.reading import Source
+from rprm.training.handover import whole_folder
+from rprm.training.lifecycle import ROWS, RunArguments, TrainingResult, TrainingRun, group_by_length
+from rprm.training.rows import check_batch, check_rows, encode_data, end_token, open_data, row_lengths
+from rprm.training.settings import DPOSettings, SFTSettings
+
+ADAPTER = "adapter"
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+class LanguageRun(TrainingRun):
+    """Training of a judge that writes analyses; see `train_sft`."""
+
+    runs_as = "transformers"
+    does: str  #: What the model has been trained to do, for its card.
+
+    def __init__(self, data: str | Path, prompt: str | Path | None, **arguments: Unpack[RunArguments]) -> None:
+        self.data, self.deliberate = open_data(data, prompt), prompt is not None
+        super().__init__({"input": self.data.name}, arguments)
+        self.tokenizer = load_tokenizer(self.base.target, self.base.revision)
+        self.end = end_token(self.tokenizer, self.base.stops, chat=self.data.template.chat)
+        self.counts: dict[str, dict[str, int]] = {}
+        verdict = self.data.template.verdict
+        self.title = f"A reasoning-driven process reward model ({self.kind.upper()})"
+        self.about = (
+            "It reads a problem, the steps of a solution so far and the step at hand, writes an analysis, and ends "
+            f"in a verdict ({verdict.yes} or {verdict.no}); the probability of {verdict.yes}, averaged over "
+            f"sampled analyses, is the step's reward (arXiv 2503.21295). {self.does}"
+        )
+
+    @property
+    def has_validation(self) -> bool:
+        return "validation" in self.data.parts
+
+    def identity(self) -> dict[str, Any]:
+        prompt = {name: getattr(self.data.template, name) for name in ("name", "digest")}
+        digests = {part: Source(str(path)).inspect().digest[:23] for part, path in self.data.parts.items()}
+        return {"input": digests, "prompt": prompt, "model": self.base.identity}
+
+    def check(self) -> None:
+        from transformers import AutoModelForCausalLM
+
+        # A checkpoint that does not fit its configuration would begin at random values.
+        with plain_errors(self.base.target, "a causal language model"):
+            load_weights(AutoModelForCausalLM, self.base.target, device_map="meta", revision=self.base.revision)
+        template, carried = self.data.template, Path(self.base.target) / MODEL_TEMPLATE
+        if not self.deliberate and carried.is_file() and (own := load_template(carried)).digest != template.digest:
+            raise PromptError(
+                f"{self.base.target} was trained with template {own.name!r} ({own.digest}), the data has another, "
+                f"{template.digest}; render the data again, or, on purpose, name the data's template with --prompt"
+            )
+        check_rows(self.data, self.kind)
+
+    def prepare(self) -> None:
+        self.callbacks.on_stage("tokenising")
+        most, note = self.settings.max_length, self.callbacks.on_note
+        self.counts = encode_data(self.data, self.kind, self.folder / ROWS, self.tokenizer, self.end, most, note)
+
+    @abstractmethod
+    def trl(self) -> tuple[Any, Any, dict[str, Any]]:
+        """TRL's trainer, which takes rows of token ids, its arguments' class, and those of this kind alone."""
+
+    def make_config(self) -> Any:
+        settings, (_, config, further) = self.settings, self.trl()
+        # Of a DPO's reference model too. Full training keeps float32 weights: at these learning rates a step is less
+        # than bfloat16 can tell. Under an adapter the base model does not change.
+        dtype = "bfloat16" if self.bf16 and settings.lora_rank else "float32"
+        weights = {"dtype": dtype, "trust_remote_code": False, "revision": self.base.revision}
+        weights |= {"attn_implementation": settings.attention} if settings.attention else {}
+        activations = settings.gradient_checkpointing
+        return config(**self.common, **further, activation_checkpointing=activations, model_init_kwargs=weights)
+
+    def make_trainer(self, config: Any, callbacks: list[Any]) -> Any:
+        from datasets import Dataset
+        from peft import LoraConfig
+
+        rows = {part: Dataset.from_file(str(self.folder / ROWS / f"{part}.arrow")) for part in self.data.parts}
+        data = {"train_dataset": rows["train"], "eval_dataset": rows.get("validation")}
+        # The trainer gives its tokenizer a padding token; the model's own stays as it is.
+        tokenizer = load_tokenizer(self.base.target, self.base.revision)
+        # `all-linear` leaves the output head out.
+        lora = LoraConfig(**self.settings.lora, task_type="CAUSAL_LM") if self.settings.lora_rank else None
+        how = {"args": config, "processing_class": tokenizer, "callbacks": callbacks, "peft_config": lora}
+        trainer = self.trl()[0](model=self.base.target, **data, **how)
+        check_batch(trainer, rows["train"])
+        if self.settings.group_by_length:
+            group_by_length(trainer, row_lengths(trainer.train_dataset), self.settings.batch_size)
+        return trainer
+
+    def hand_over(self, checkpoint: Path, folder: Path) -> dict[str, Any]:
+        """Weights, and the template; of a LoRA adapter that is merged, `adapter/` beside."""
+        base, merge, is_adapter = self.base, self.settings.merge, (checkpoint / ADAPTER_CONFIG).is_file()
+        if not is_adapter and not any(checkpoint.glob("model*.safetensors")):
+            hint = "FULL_STATE_DICT of FSDP, zero3_save_16bit_model of DeepSpeed: see recipes/accelerate"
+            raise RunError(f"{checkpoint} has no weights in one piece; train so that they are saved whole ({hint})")
+        if is_adapter:
+            # It fits its base model at that revision alone.
+            config = json.loads((checkpoint / ADAPTER_CONFIG).read_bytes())
+            config |= {"base_model_name_or_path": base.target, "revision": base.revision}
+            with whole_folder(self.folder / ADAPTER) if merge else contextlib.nullcontext(folder) as beside:
+                (beside / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+                shutil.copyfile(checkpoint / _ADAPTER_WEIGHTS, beside / _ADAPTER_WEIGHTS)
+        if merge or not is_adapter:
+            self._save_weights(checkpoint, folder, is_adapter)
+        (folder / MODEL_TEMPLATE).write_text(self.data.template.to_toml(), encoding="utf-8")
+        return {"rows": self.counts}
+
+    def _save_weights(self, checkpoint: Path, folder: Path, is_adapter: bool) -> None:
+        """Weights, and the base model's generation config, which also stops at the token that replies end in."""
+        import torch
+        from transformers import AutoModelForCausalLM, GenerationConfig
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        # In a training by ZeRO this process would wait for the others to load their parts.
+        unset_hf_deepspeed_config()
+        base, dtype = self.base, torch.bfloat16 if self.bf16 else torch.float32
+        if is_adapter:
+            # Merged in float32, whatever the weights are stored in: a small change survives rounding once, not twice.
+            model = load_weights(AutoModelForCausalLM, base.target, dtype=torch.float32, revision=base.revision)
+            model = merge_adapter(model, str(checkpoint)).to(dtype)
+        else:
+            model = load_weights(AutoModelForCausalLM, str(checkpoint), dtype=dtype)
+            # Training turns the cache off; whoever runs the model wants it.
+            model.config.use_cache = True
+        # A released config may hold sampling settings that transformers reads but refuses to save.
+        model.generation_config = generation = GenerationConfig()
+        model.save_pretrained(folder)
+        with contextlib.suppress(OSError):
+            generation = GenerationConfig.from_pretrained(base.target, revision=base.revision)
+        ends = [self.end, *(token for token in base.stops if token != self.end)]
+        generation.eos_token_id = ends if len(ends) > 1 else self.end
+        (folder / "generation_config.json").write_text(generation.to_json_string(use_diff=True))
+
+
+class SFTRun(LanguageRun):
+    # R-PRM, section 3.1. The loss: the mean negative log-likelihood of the reply's tokens, verdict and end included.
+    kind = "sft"
+    does = "It was fine-tuned on analyses whose verdict agrees with the step's label."
+    settings: SFTSettings = SFTSettings()
+
+    def trl(self) -> tuple[Any, Any, dict[str, Any]]:
+        from trl import SFTConfig, SFTTrainer
+
+        packing, padding_free = self.settings.packing, self.settings.padding_free
+        # Too long rows are left out before; only packing needs to know how long a pack may be.
+        length = self.settings.max_length if packing else None
+        further = {"max_length": length, "packing": packing, "eval_packing": False, "padding_free": padding_free}
+        return SFTTrainer, SFTConfig, further
+
+
+def train_sft(
+    data: str | Path, *, prompt: str | Path | None = None, **arguments: Unpack[RunArguments]
+) -> TrainingResult:
+    """Fine-tune a model on analyses; or resume where an earlier session on the same folder was killed.
+
+    Args:
+        data: a folder of `rprm data cold-start`, or a JSON Lines file of rows `{id, label, prompt, completion}`.
+        prompt: the template that the rows were rendered with, where the data does not say.
+        arguments: see `RunArguments`; the settings are `SFTSettings`, the paper's by default.
+
+    Raises: see `TrainingRun.work`; a `PromptError` where the template does not fit data or model.
+    """
+    return SFTRun(data, prompt, **arguments).work()
+
+
+class DPORun(LanguageRun):
+    # R-PRM, section 3.2. The loss: -log sigmoid(beta * ((chosen - reference chosen) - (rejected - reference rejected)))
+    # over the replies' log-probabilities, where the reference is the model that training began from.
+    kind = "dpo"
+    does = "It was trained to prefer analyses whose verdict agrees with the step's label over such as disagree."
+    settings: DPOSettings = DPOSettings()
+
+    def trl(self) -> tuple[Any, Any, dict[str, Any]]:
+        from trl import DPOConfig, DPOTrainer
+
+        class PreparedDPOTrainer(DPOTrainer):  # type: ignore[misc]
+            # Rows are token ids already; TRL 1.16 knows that of SFT rows alone.
+            def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+                return dataset
+
+        weight = self.settings.sft_weight
+        losses, weights = (["sigmoid", "sft"], [1.0, weight]) if weight > 0 else (["sigmoid"], None)
+        further = {"max_length": None, "beta": self.settings.beta, "loss_type": losses, "loss_weights": weights}
+        further["precompute_ref_log_probs"] = self.settings.precompute_reference
+        return PreparedDPOTrainer, DPOConfig, further
+
+
+def train_dpo(
+    data: str | Path, *, prompt: str | Path | None = None, **arguments: Unpack[RunArguments]
+) -> TrainingResult:
+    """Optimise a model on preference pairs: rows `{id, label, prompt, chosen, rejected}` (`rprm data pairs`). All else
+    is as of `train_sft`, the settings `DPOSettings`. The model, usually one of `train_sft`, is the reference too."""
+    return DPORun(data, prompt, **arguments).work()
