@@ -7,12 +7,13 @@ ends is fixed text. Only rows that are rendered again byte for byte count as pro
 from __future__ import annotations
 
 import math
-import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from rprm.errors import PromptError
@@ -134,7 +135,7 @@ def _derive_verdict(outputs: Sequence[str]) -> VerdictFormat:
     found = [match for line in lines if (match := re.match(r"(.*)(?<!\w)(yes|no)(?!\w)", line, re.IGNORECASE))]
     # Markup around the marker and the answer is no part of it: VerdictFormat reads over it.
     heads = [match[1].rstrip(" \t*_:>`'\"$({[\\") for match in found]
-    marker = _agreed(heads, 0.9, backward=True).lstrip(" \t*_#>-.,;:!?)")
+    marker = _agreed([(head, 0) for head in heads], 0.9, backward=True).lstrip(" \t*_#>-.,;:!?)")
     if not marker or len(heads) < 0.5 * len(outputs):
         found_in = f"{len(heads)} of {len(outputs)} outputs end in a line with Yes or No"
         raise _Unclear(f"{found_in}, with no marker in common before it; name it with --marker (argument `marker`)")
@@ -147,15 +148,20 @@ def _derive_verdict(outputs: Sequence[str]) -> VerdictFormat:
 
 #: Stands in fixed text for the number of the step to judge.
 _MARK = "\ue000"
+#: Of the rows that must agree on fixed text; the others are misled by what a problem or step quotes ("Step 3:").
+_QUORUMS = (1.0, 0.95, 0.9, 0.8, 0.7, 0.6)
 _SPECIAL_TOKEN = re.compile(r"<\|[^|>\s]+\|>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<｜[^｜>]+｜>")
 #: A number with what stands right around it: letters and at most one more character, or a line end, before it; any one
 #: character after.
 _NUMBER = re.compile(r"([^\W\d_]{0,20}[^\w\n]?|\n)(?<!\d)([1-9][0-9]{0,3})(?=(\D))")
+#: Fixed text before a value ends in a line end or a label: other words are values' own that all begin with by chance.
+_OPENING = re.compile(rf"(?s:.*)(?:\n\s*|(?:{_MARK}[ \t]*[^\w\s]*|[:>\]])[*_]*[ \t]*[\"'`*\[({{]*)")
 #: What sentences and formulas end in: values that all end so share it by chance.
 _ENDINGS = re.compile(r"[\w.?!:$%)}\]\\'\"*`]*")
-_NO_OPENER = r"[^\"'`*\[({]"
 _MIRROR = str.maketrans("([{<", ")]}>")
 
+#: Texts, each with the number of the step to judge.
+_Numbered = list[tuple[str, int]]
 #: An instruction, and where its steps' labels lie, each up to the end of its number.
 _Labelled = tuple[str, list[tuple[int, int]]]
 
@@ -165,19 +171,15 @@ class _Unclear(Exception):
 
 
 def _derive(texts: Sequence[str], base: PromptTemplate, chat: bool | None) -> PromptTemplate:
-    """The candidate that leaves the fewest characters to problems and steps (of a text it does not make, all). Each is
-    read from a few rows: one that misleads (a step that quotes "Step 3:") is in some draws only."""
-    candidates: dict[PromptTemplate, None] = {}
-    draw = random.Random(0)
+    """The candidate that leaves the fewest characters to problems and steps (of a text it does not make, all)."""
     texts = texts[:: -(-len(texts) // 300)] if len(texts) >= 20 else []
-    for seed, rows in _numbered(texts):
-        kinds = [[row for row in rows if min(len(row[1]), 3) == kind] for kind in range(4)]
-        announced = len(kinds[0]) > max(1, 0.02 * len(rows))
-        for size in (16,) * 8 + (8,) * 16 + (4,) * 40:
-            kinds = kinds if announced else [[], *kinds[1:]]
-            some = [row for kind in kinds for row in draw.sample(kind, min(size, (len(kind) + 1) // 2))]
-            if (found := _candidate(seed, some, base, chat, announced)) is not None:
-                candidates[found] = None
+    found = (
+        _candidate(seed, rows, quorum, base, chat)
+        for seed, labelled in _labelled(texts)
+        for quorum in _QUORUMS
+        for rows in (labelled, _announced(labelled, quorum))
+    )
+    candidates = dict.fromkeys(template for template in found if template is not None)
 
     def free(template: PromptTemplate) -> int:
         taken = ((text, template.take_apart(text)) for text in texts[:: -(-len(texts) // 120)])
@@ -191,10 +193,11 @@ def _derive(texts: Sequence[str], base: PromptTemplate, chat: bool | None) -> Pr
     return min(candidates, key=free)
 
 
-def _numbered(texts: Sequence[str]) -> Iterator[tuple[str, list[_Labelled]]]:
+def _labelled(texts: Sequence[str]) -> Iterator[tuple[str, list[_Labelled]]]:
     """The likeliest texts right before the steps' numbers (1, 2, ..., m in most texts, with a varying m); with each,
     the instructions and where their labels lie."""
-    opening, closing = _agreed(texts, 0.95), _agreed(texts, 0.95, backward=True)
+    plain = [(text, 0) for text in texts]
+    opening, closing = _agreed(plain, 0.95), _agreed(plain, 0.95, backward=True)
     counted: dict[tuple[str, str], dict[str, list[tuple[int, int]]]] = {}
     kinds_of: dict[str, set[tuple[str, str]]] = {}
     for text in texts:
@@ -221,60 +224,68 @@ def _numbered(texts: Sequence[str]) -> Iterator[tuple[str, list[_Labelled]]]:
             yield kind[0].removeprefix("\n"), [*counted[kind].items(), *unnumbered]
 
 
-def _cut(rows: list[_Labelled], announced: bool) -> Iterator[tuple[str, list[str], str]]:
-    """Rows cut at their labels: what stands before the first one, from each to the next one, and after the last one.
-    `announced`: fixed words tell the step to judge, in place of a number like the previous steps'."""
-    if announced:
-        ends = [(text[labels[-1][1] if labels else 0 :], len(labels) + 1) for text, labels in rows]
-        words = _core(ends)
-        found = [row for row, (end, _) in zip(rows, ends, strict=True) if len(words) >= 4 and end.count(words) == 1]
-        places = [text.rindex(words) + len(words) for text, _ in found]
-        rows = [(text, [*labels, (at, at)]) for (text, labels), at in zip(found, places, strict=True)]
-    for text, labels in rows:
-        nexts = [*(start for start, _ in labels[1:]), len(text)]
-        *previous, last = [text[start:end] for (_, start), end in zip(labels, nexts, strict=True)]
-        yield text[: labels[0][0]], previous, last
+def _announced(rows: list[_Labelled], quorum: float) -> list[_Labelled]:
+    """The rows, where fixed words tell the step to judge in place of a number like the previous steps'."""
+    ends = [(text[labels[-1][1] if labels else 0 :], len(labels) + 1) for text, labels in rows]
+    words = _core(ends, quorum)
+    if sum(not labels for _, labels in rows) <= max(1, 0.02 * len(rows)) or len(words) < 4:
+        return []
+    found = [row for row, (end, _) in zip(rows, ends, strict=True) if end.count(words) == 1]
+    places = [text.rindex(words) + len(words) for text, _ in found]
+    return [(text, [*labels, (at, at)]) for (text, labels), at in zip(found, places, strict=True)]
 
 
 def _candidate(
-    seed: str, rows: list[_Labelled], base: PromptTemplate, chat: bool | None, announced: bool
+    seed: str, rows: list[_Labelled], quorum: float, base: PromptTemplate, chat: bool | None
 ) -> PromptTemplate | None:
-    """The template that these rows show, if they show all of it."""
-    parts = list(_cut(rows, announced))
-    heads = [(head, len(previous) + 1) for head, previous, _ in parts]
-    lasts = [(last, len(previous) + 1) for _, previous, last in parts]
-    joints = [(joint, 0) for _, previous, _ in parts for joint in previous[:-1]]
-    leads = [(previous[-1], len(previous) + 1) for _, previous, _ in parts if previous]
-    firsts, later = ([(head, number) for head, number in heads if (number == 1) is first] for first in (True, False))
-    raw_before, raw_step, raw_after = _shared(heads), _shared(lasts), _shared(lasts, backward=True)
-    before, between = _enclosed(_to_label(raw_before, heads), raw_before, _shared(later, backward=True))
-    if not joints or all(len(head) <= len(before) + len(between) for head, _ in later):
+    """The template that a share `quorum` of these rows shows, if they show all of it."""
+    agreed = partial(_agreed, quorum=quorum)
+    firsts, heads, joints, leads, lasts, steps = (_Numbered() for _ in range(6))
+    announced = False
+    for text, labels in rows:
+        if not labels:
+            continue
+        number = len(labels)
+        nexts = [*(start for start, _ in labels[1:]), len(text)]
+        *previous, last = [(text[end:start], number) for (_, end), start in zip(labels, nexts, strict=True)]
+        (heads if previous else firsts).append((text[: labels[0][0]], number))
+        joints += previous[:-1]
+        leads += previous[-1:]
+        steps += previous
+        lasts.append(last)
+        announced = labels[-1][0] == labels[-1][1]
+    if not joints:
         return None
-    joint, lead = (_enclosed(between, between, _shared(some, backward=True))[1] for some in (joints, leads))
+    opening = _OPENING.match(agreed(heads + firsts))
+    before = opening[0] if opening else ""
+    between = _closing(before, agreed(heads, backward=True))
+    if sum(len(head) <= len(before) + len(between) for head, _ in heads) >= quorum * len(heads):
+        return None
+    joint, lead = (_closing(between, agreed(some, backward=True)) for some in (joints, leads))
     # What stands before the number at the first and at later steps alike: `- `, `**`, `<step id=`.
     bullet = shared_start(between[::-1], joint[::-1])[::-1].rpartition("\n")[2].lstrip(" \t>)].,;:|/")
     between, joint = between.removesuffix(bullet), joint.removesuffix(bullet)
     # A row of a first step has: problem, between, no previous steps, lead. Its number 1 is as long as the mark.
-    first = _shared(firsts, backward=True)
+    first = agreed(firsts, backward=True)
     at = first.find(between.replace(_MARK, "1"))
     rest = first[at + len(between) :]
-    tail, no_previous = "", base.no_previous_steps
+    tail, no_previous, after = "", base.no_previous_steps, agreed(lasts, backward=True)
     if lead.removesuffix(bullet) == joint and (not firsts or rest == bullet):
-        core = _core(lasts)
+        core = _core(lasts, quorum)
         if len(core) >= 12 and not any(core in text for text, _ in joints):
             return None  # It stands after the previous steps, not in the list: a row of a first step would show it.
-        listed, after = "{{steps}}", _enclosed(between, between, raw_after)[1]
+        listed, after = "{{steps}}", _closing(between, after)
     else:
         size = len(shared_start(lead.replace(_MARK, "1")[::-1], rest[::-1]))
         tail, lead, no_previous = lead[: len(lead) - size], lead[len(lead) - size :], rest[: len(rest) - size]
         if not firsts or at < 0 or not joint.startswith(tail):
             return None
         # A quote around the step may open before its label, or after it.
-        opening = lead + ("" if announced else seed + _MARK) + raw_step
-        step, enclosing = _enclosed(_to_label(opening, lasts, len(raw_step)), opening, raw_after)
-        after = max(_enclosed(lead, lead, raw_after)[1], enclosing, key=len)
+        opening = _OPENING.match(lead + ("" if announced else seed + _MARK) + agreed(lasts))
+        step = opening[0] if opening else lead
+        after = max(_closing(lead, after), _closing(step, after), key=len)
         listed = "{{previous_steps}}" + literal(step) + "{{step}}"
-    close = re.match(r"[ \t]*[^\w\s]*\s*", _shared([(text, 0) for _, previous, _ in parts for text in previous]))
+    close = re.match(r"[ \t]*[^\w\s]*\s*", agreed(steps))
     user = literal(before) + "{{problem}}" + literal(between) + listed + literal(after)
     label = literal(bullet + seed) + "{{number}}" + literal(close[0] if close else "")
     return replace(
@@ -284,62 +295,45 @@ def _candidate(
     )  # fmt: skip
 
 
-def _agreed(texts: Iterable[str], quorum: float, *, backward: bool = False) -> str:
-    """The longest beginning (or end) that a share `quorum` of the texts has."""
-    way = -1 if backward else 1
-    # Texts with a common beginning stand next to each other.
-    ordered = sorted(text[::way] for text in texts)
-    ends = zip(ordered, ordered[math.ceil(quorum * len(ordered)) - 1 :], strict=False)
-    return max((shared_start(*pair) for pair in ends), key=len, default="")[::way]
-
-
-def _shared(texts: Iterable[tuple[str, int]], *, backward: bool = False) -> str:
-    """The beginning (or end) that all texts have; `_MARK` where each has its own number."""
-    way = -1 if backward else 1
-    numbers = tuple(str(number)[::way] for _, number in texts)
-    pieces = []
-    for column in zip(*(re.findall(r"\d+|\D+", text[::way]) for text, _ in texts), strict=False):
-        differs = len(set(column)) > 1
-        pieces.append(_MARK if differs and column == numbers else shared_start(*column))
-        if differs and pieces[-1] != _MARK:
+def _agreed(texts: _Numbered, quorum: float, *, backward: bool = False) -> str:
+    """The longest beginning (or end) that a share `quorum` of the texts has; `_MARK` where each has its own number."""
+    way, found = -1 if backward else 1, ""
+    rows = [(iter(re.findall(r"\d+|\D+", text[::way])), str(number)[::way]) for text, number in texts]
+    least = max(1, math.ceil(quorum * len(rows)))
+    while rows:
+        column = sorted(((next(pieces, ""), number, pieces) for pieces, number in rows), key=itemgetter(0))
+        own = [(pieces, number) for piece, number, pieces in column if piece == number]
+        [(common, count)] = Counter(piece for piece, _, _ in column).most_common(1)
+        if len(own) >= least and len(own) > count:
+            found, rows = found + _MARK, own
+        elif count >= least and common:
+            found, rows = found + common, [(pieces, number) for piece, number, pieces in column if piece == common]
+        else:
+            # Pieces with a common beginning stand next to each other.
+            ends = zip(column, column[least - 1 :], strict=False)
+            found += max((shared_start(first[0], last[0]) for first, last in ends), key=len, default="")
             break
-    return "".join(pieces)[::way]
+    return found[::way]
 
 
-def _core(texts: Sequence[tuple[str, int]]) -> str:
-    """The longest text that all hold before the end that they share."""
-    end = _shared(texts, backward=True)
-    rests = [text[: len(text) - len(end.replace(_MARK, str(number)))] for text, number in texts]
-    least, core = min(rests, key=len, default=""), ""
-    for start in range(len(least)):
-        while start + len(core) < len(least) and all(least[start : start + len(core) + 1] in rest for rest in rests):
-            core = least[start : start + len(core) + 1]
+def _core(texts: _Numbered, quorum: float) -> str:
+    """The longest text that a share `quorum` of the texts has before the end that they share."""
+    end = len(_agreed(texts, quorum, backward=True))
+    rests = sorted((text[: len(text) - end] for text, _ in texts[:: -(-len(texts) // 30)]), key=len)
+    core = ""
+    for rest in rests[: -(-len(rests) // 2) : 3]:
+        for start in range(len(rest)):
+            while (size := start + len(core) + 1) <= len(rest) and (
+                sum(rest[start:size] in other for other in rests) >= quorum * len(rests)
+            ):
+                core = rest[start:size]
     return core
 
 
-def _to_label(shared: str, texts: Sequence[tuple[str, int]], size: int | None = None) -> str:
-    """The beginning that texts share, without words that the values after it all begin with by chance: fixed text ends
-    in a line end, or in a label (`Problem: `), or, where very many values begin in many ways, anywhere."""
-    line = shared[shared.rfind("\n") + 1 :]
-    values = {text[len(shared) if size is None else size :][:30] for text, _ in texts}
-    varied = len(values) >= 30 and len({value[:1] for value in values}) >= 12
-    if not line.strip() or (varied and line[-1].isspace() and not re.search(rf"{_MARK}|[:>\]]", line)):
-        return shared
-    labels = list(re.finditer(rf"(?:{_MARK}[ \t]*[^\w\s]*|[:>\]])[*_]*[ \t]*", line))
-    return shared[: len(shared) - len(line) + (labels[-1].end() if labels else 0)]
-
-
-def _enclosed(opening: str, raw_opening: str, raw_closing: str) -> tuple[str, str]:
-    """The fixed text before and after a value, with the quotes and brackets around it; without the ends of sentences
-    that all values share."""
-    closing = _ENDINGS.sub("", raw_closing, count=1)
-    lost = raw_closing[: len(raw_closing) - len(closing)]
-    opened = re.split(_NO_OPENER, opening)[-1]
-    more = re.split(_NO_OPENER, raw_opening[len(opening) :])[0]
-    # The first that fits; an empty one does.
-    return next(
-        (opening + more[:taken], mirrored + closing)
-        for taken in range(len(more), -1, -1)
-        for start in range(len(opened) + 1)
-        if lost.endswith(mirrored := (opened[start:] + more[:taken])[::-1].translate(_MIRROR))
-    )
+def _closing(opening: str, shared: str) -> str:
+    """The fixed text after a value, of the end that is shared: without the ends of sentences that all values share, but
+    with the quotes and brackets that close those before the value."""
+    closing = _ENDINGS.sub("", shared, count=1)
+    lost = shared[: len(shared) - len(closing)]
+    mirrored = re.split(r"[^\"'`*\[({]", opening)[-1][::-1].translate(_MIRROR)
+    return next(part for size in range(len(mirrored), -1, -1) if lost.endswith(part := mirrored[:size])) + closing
