@@ -11,10 +11,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import islice
-from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from itertools import islice, pairwise
+from typing import TYPE_CHECKING, Any, Literal
 
 from rprm.errors import PromptError
 from rprm.prompts.template import PromptTemplate, literal, shared_start
@@ -69,26 +67,23 @@ def import_template(
     """
     from rprm import reading
 
-    label = ""
-    rows: Iterable[Any] = source
+    label, rows = "", source
     if isinstance(source, str):
         reader = reading.Source(source, split="train").pinned()
-        label = f"{reader.hub['path']}@{reader.hub['revision']}" if reader.hub else source
-        rows = reader.rows()
+        label, rows = f"{reader.hub['path']}@{reader.hub['revision']}" if reader.hub else source, reader.rows()
     found = list(reading.read_instructions(islice(rows, limit), instruction_column, output_column))
     read = [row for row in found if isinstance(row, reading.Instruction)]
     differences = [row for row in found if isinstance(row, reading.Rejected)]
     if not read:
-        raise PromptError(
-            f"{name}: no row has an instruction: {differences[0].reason if found else 'there are no rows'}"
-        )
+        reason = differences[0].reason if differences else "there are no rows"
+        raise PromptError(f"{name}: no row has an instruction: {reason}")
     outputs = [row.output for row in read if row.output is not None]
     [(system, _)] = Counter(row.system for row in read).most_common(1)
     try:
         verdict = VerdictFormat(marker) if marker is not None else _derive_verdict(outputs)
         base = PromptTemplate(name, "{{problem}}{{steps}}", system=system, verdict=verdict)
         template = _derive(list(dict.fromkeys(row.text for row in read)), base, chat)
-    except _Unclear as error:
+    except PromptError as error:
         raise PromptError(f"{name}: no template can be derived from {len(found)} rows: {error}") from None
     values: dict[str, set[str]] = {"problems": set(), "previous steps": set(), "steps to judge": set()}
     for row in read:
@@ -135,10 +130,10 @@ def _derive_verdict(outputs: Sequence[str]) -> VerdictFormat:
     found = [match for line in lines if (match := re.match(r"(.*)(?<!\w)(yes|no)(?!\w)", line, re.IGNORECASE))]
     # Markup around the marker and the answer is no part of it: VerdictFormat reads over it.
     heads = [match[1].rstrip(" \t*_:>`'\"$({[\\") for match in found]
-    marker = _agreed([(head, 0) for head in heads], 0.9, backward=True).lstrip(" \t*_#>-.,;:!?)")
+    marker = _agreed([(head, 0) for head in heads], 0.9, -1).lstrip(" \t*_#>-.,;:!?)")
     if not marker or len(heads) < 0.5 * len(outputs):
         found_in = f"{len(heads)} of {len(outputs)} outputs end in a line with Yes or No"
-        raise _Unclear(f"{found_in}, with no marker in common before it; name it with --marker (argument `marker`)")
+        raise PromptError(f"{found_in}, with no marker in common before it; name it with --marker (argument `marker`)")
     answers = Counter(match[2] for match in found).most_common()
     spelled = {answer.casefold(): answer for answer, _ in reversed(answers)}
     return VerdictFormat(marker, spelled.get("yes", "Yes"), spelled.get("no", "No"))
@@ -153,172 +148,141 @@ _QUORUMS = (1.0, 0.95, 0.9, 0.8, 0.7, 0.6)
 _SPECIAL_TOKEN = re.compile(r"<\|[^|>\s]+\|>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<｜[^｜>]+｜>")
 #: A number with what stands right around it: letters and at most one more character, or a line end, before it; any one
 #: character after.
-_NUMBER = re.compile(r"([^\W\d_]{0,20}[^\w\n]?|\n)(?<!\d)([1-9][0-9]{0,3})(?=(\D))")
+_NUMBER = re.compile(r"(?:([^\W\d_]{0,20}[^\w\n]?)|\n)(?<!\d)([1-9][0-9]{0,3})(?=(\D))")
 #: Fixed text before a value ends in a line end or a label: other words are values' own that all begin with by chance.
-_OPENING = re.compile(rf"(?s:.*)(?:\n\s*|(?:{_MARK}[ \t]*[^\w\s]*|[:>\]])[*_]*[ \t]*[\"'`*\[({{]*)")
+_OPENING = re.compile(rf"(?s:.*)(?:\n\s*|(?:{_MARK}[ \t]*[^\w\s]*|[:>\]])[*_]*[ \t]*[\"'`*\[({{]*)|")
 #: What sentences and formulas end in: values that all end so share it by chance.
 _ENDINGS = re.compile(r"[\w.?!:$%)}\]\\'\"*`]*")
 _MIRROR = str.maketrans("([{<", ")]}>")
 
 #: Texts, each with the number of the step to judge.
 _Numbered = list[tuple[str, int]]
-#: An instruction, and where its steps' labels lie, each up to the end of its number.
-_Labelled = tuple[str, list[tuple[int, int]]]
-
-
-class _Unclear(Exception):
-    """What the rows do not show."""
+#: An instruction, and where its steps' labels begin.
+_Labelled = tuple[str, list[int]]
 
 
 def _derive(texts: Sequence[str], base: PromptTemplate, chat: bool | None) -> PromptTemplate:
     """The candidate that leaves the fewest characters to problems and steps (of a text it does not make, all)."""
     texts = texts[:: -(-len(texts) // 300)] if len(texts) >= 20 else []
     found = (
-        _candidate(seed, rows, quorum, base, chat)
+        _candidate(seed, rows, quorum, base)
         for seed, labelled in _labelled(texts)
         for quorum in _QUORUMS
         for rows in (labelled, _announced(labelled, quorum))
     )
-    candidates = dict.fromkeys(template for template in found if template is not None)
 
     def free(template: PromptTemplate) -> int:
         taken = ((text, template.take_apart(text)) for text in texts[:: -(-len(texts) // 120)])
         return sum(len(text) if parts is None else len("".join((parts[0], *parts[1]))) for text, parts in taken)
 
-    if not candidates:
-        raise _Unclear(
+    best = min(dict.fromkeys(template for template in found if template), key=free, default=None)
+    if best is None:
+        raise PromptError(
             "it needs 20 that differ, of several problems, with steps numbered 1, 2, ...; among them rows that judge a "
             "first, a second, a third and a later step"
         )
-    return min(candidates, key=free)
+    return replace(best, chat=not _SPECIAL_TOKEN.search(best.user) if chat is None else chat)
 
 
-def _labelled(texts: Sequence[str]) -> Iterator[tuple[str, list[_Labelled]]]:
-    """The likeliest texts right before the steps' numbers (1, 2, ..., m in most texts, with a varying m); with each,
-    the instructions and where their labels lie."""
-    plain = [(text, 0) for text in texts]
-    opening, closing = _agreed(plain, 0.95), _agreed(plain, 0.95, backward=True)
-    counted: dict[tuple[str, str], dict[str, list[tuple[int, int]]]] = {}
-    kinds_of: dict[str, set[tuple[str, str]]] = {}
+def _labelled(texts: Sequence[str]) -> list[tuple[str, list[_Labelled]]]:
+    """The likeliest texts right before the steps' numbers; with each, the instructions in which these count 1, 2, ...,
+    m (a varying m, or none)."""
+    opening, closing = (len(_agreed([(text, 0) for text in texts], 0.95, way)) for way in (1, -1))
+    matches: dict[tuple[str, str], dict[str, list[re.Match[str]]]] = {}
     for text in texts:
-        if not (text.startswith(opening) and text.endswith(closing)):
-            continue
-        places: dict[tuple[str, str], list[re.Match[str]]] = {}
-        for match in _NUMBER.finditer(text, len(opening), max(len(opening), len(text) - len(closing))):
-            places.setdefault((match[1], match[3]), []).append(match)
-        kinds_of[text] = set(places)
-        for kind, matches in places.items():
-            numbers = [int(match[2]) for match in matches]
-            last, seed = max(numbers), len(kind[0].removeprefix("\n"))
+        for match in _NUMBER.finditer(text, opening, max(opening, len(text) - closing)):
+            matches.setdefault((match[1] or "", match[3]), {}).setdefault(text, []).append(match)
+    found = []
+    for (seed, _), matches_of in matches.items():
+        rows: list[_Labelled] = []
+        for text in texts if len(matches_of) >= 0.2 * len(texts) else ():
+            numbers = [int(match[2]) for match in matches_of.get(text, ())]
+            starts = [match.start(2) - len(seed) for match in matches_of.get(text, ())]
+            last = max(numbers, default=0)
             # The last may be named more than once: the last place is the step's own.
-            if numbers[:last] == [*range(1, last + 1)] and {*numbers[last:]} <= {last}:
-                labels = [(match.start(2) - seed, match.end(2)) for match in (*matches[: last - 1], matches[-1])]
-                counted.setdefault(kind, {})[text] = labels
-
-    def variety(kind: tuple[str, str]) -> int:
-        return len(counted[kind]) - Counter(map(len, counted[kind].values())).most_common(1)[0][1]
-
-    for kind in sorted(counted, key=variety, reverse=True)[:3]:
-        if variety(kind) and len(counted[kind]) >= 0.2 * len(texts):
-            unnumbered = [(text, list[tuple[int, int]]()) for text, kinds in kinds_of.items() if kind not in kinds]
-            yield kind[0].removeprefix("\n"), [*counted[kind].items(), *unnumbered]
+            if numbers == [*range(1, last + 1), *[last] * (len(numbers) - last)]:
+                rows.append((text, starts[: last - 1] + starts[-1:] if last else []))
+        found.append((sum(len(starts) > 1 for _, starts in rows), seed, rows))
+    return [(seed, rows) for evidence, seed, rows in sorted(found, reverse=True)[:3] if evidence]
 
 
 def _announced(rows: list[_Labelled], quorum: float) -> list[_Labelled]:
-    """The rows, where fixed words tell the step to judge in place of a number like the previous steps'."""
-    ends = [(text[labels[-1][1] if labels else 0 :], len(labels) + 1) for text, labels in rows]
+    """The rows of a layout in which fixed words tell the step to judge, in place of a number like the others'."""
+    ends = [(text[starts[-1] if starts else 0 :], len(starts) + 1) for text, starts in rows]
     words = _core(ends, quorum)
-    if sum(not labels for _, labels in rows) <= max(1, 0.02 * len(rows)) or len(words) < 4:
-        return []
-    found = [row for row, (end, _) in zip(rows, ends, strict=True) if end.count(words) == 1]
-    places = [text.rindex(words) + len(words) for text, _ in found]
-    return [(text, [*labels, (at, at)]) for (text, labels), at in zip(found, places, strict=True)]
+    found = [row for row, (end, _) in zip(rows, ends, strict=True) if words and end.count(words) == 1]
+    return [(text, [*starts, text.rindex(words) + len(words)]) for text, starts in found]
 
 
-def _candidate(
-    seed: str, rows: list[_Labelled], quorum: float, base: PromptTemplate, chat: bool | None
-) -> PromptTemplate | None:
+def _candidate(seed: str, rows: list[_Labelled], quorum: float, base: PromptTemplate) -> PromptTemplate | None:
     """The template that a share `quorum` of these rows shows, if they show all of it."""
-    agreed = partial(_agreed, quorum=quorum)
     firsts, heads, joints, leads, lasts, steps = (_Numbered() for _ in range(6))
-    announced = False
-    for text, labels in rows:
-        if not labels:
-            continue
-        number = len(labels)
-        nexts = [*(start for start, _ in labels[1:]), len(text)]
-        *previous, last = [(text[end:start], number) for (_, end), start in zip(labels, nexts, strict=True)]
-        (heads if previous else firsts).append((text[: labels[0][0]], number))
-        joints += previous[:-1]
-        leads += previous[-1:]
-        steps += previous
-        lasts.append(last)
-        announced = labels[-1][0] == labels[-1][1]
-    if not joints:
+    for text, starts in rows:
+        number = len(starts)
+        first, *pieces = [(text[start:end], number) for start, end in pairwise([0, *starts, len(text)])]
+        if number:
+            (firsts if number == 1 else heads).append(first)
+            joints, leads, lasts = joints + pieces[:-2], leads + pieces[:-1][-1:], lasts + pieces[-1:]
+            steps += [(piece, index) for index, (piece, _) in enumerate(pieces[:-1], 1)]
+    first_end, head, joint, lead, last = (_agreed(some, quorum, -1) for some in (firsts, heads, joints, leads, lasts))
+    before = _OPENING.findall(_agreed(heads + firsts, quorum))[0]
+    between = _closing(before, head)
+    if not joints or all(len(text) <= len(before) + len(between) for text, _ in heads):
         return None
-    opening = _OPENING.match(agreed(heads + firsts))
-    before = opening[0] if opening else ""
-    between = _closing(before, agreed(heads, backward=True))
-    if sum(len(head) <= len(before) + len(between) for head, _ in heads) >= quorum * len(heads):
-        return None
-    joint, lead = (_closing(between, agreed(some, backward=True)) for some in (joints, leads))
+    joint, lead = _closing(between, joint), _closing(between, lead)
     # What stands before the number at the first and at later steps alike: `- `, `**`, `<step id=`.
     bullet = shared_start(between[::-1], joint[::-1])[::-1].rpartition("\n")[2].lstrip(" \t>)].,;:|/")
     between, joint = between.removesuffix(bullet), joint.removesuffix(bullet)
     # A row of a first step has: problem, between, no previous steps, lead. Its number 1 is as long as the mark.
-    first = agreed(firsts, backward=True)
-    at = first.find(between.replace(_MARK, "1"))
-    rest = first[at + len(between) :]
-    tail, no_previous, after = "", base.no_previous_steps, agreed(lasts, backward=True)
+    at = first_end.find(between.replace(_MARK, "1"))
+    rest = first_end[at + len(between) :]
+    tail, no_previous = "", base.no_previous_steps
     if lead.removesuffix(bullet) == joint and (not firsts or rest == bullet):
         core = _core(lasts, quorum)
         if len(core) >= 12 and not any(core in text for text, _ in joints):
             return None  # It stands after the previous steps, not in the list: a row of a first step would show it.
-        listed, after = "{{steps}}", _closing(between, after)
+        listed, after = "{{steps}}", _closing(between, last)
     else:
         size = len(shared_start(lead.replace(_MARK, "1")[::-1], rest[::-1]))
         tail, lead, no_previous = lead[: len(lead) - size], lead[len(lead) - size :], rest[: len(rest) - size]
         if not firsts or at < 0 or not joint.startswith(tail):
             return None
-        # A quote around the step may open before its label, or after it.
-        opening = _OPENING.match(lead + ("" if announced else seed + _MARK) + agreed(lasts))
-        step = opening[0] if opening else lead
-        after = max(_closing(lead, after), _closing(step, after), key=len)
+        step = _OPENING.findall(lead + _agreed(lasts, quorum))[0]
         listed = "{{previous_steps}}" + literal(step) + "{{step}}"
-    close = re.match(r"[ \t]*[^\w\s]*\s*", agreed(steps))
+        # A quote around the step may open before its label, or after it.
+        after = max(_closing(lead, last), _closing(step, last), key=len)
+    close = re.findall(r"[ \t]*[^\w\s]*\s*", _agreed(steps, quorum).partition(_MARK)[2])[0]
     user = literal(before) + "{{problem}}" + literal(between) + listed + literal(after)
-    label = literal(bullet + seed) + "{{number}}" + literal(close[0] if close else "")
+    label = literal(bullet + seed) + "{{number}}" + literal(close)
     return replace(
-        base, user=user.replace(_MARK, "{{step_number}}"), step_format=label + "{{step}}" + literal(tail),
-        chat=not _SPECIAL_TOKEN.search(user) if chat is None else chat, step_separator=joint.removeprefix(tail),
-        no_previous_steps=no_previous,
+        base, user=user.replace(_MARK, "{{step_number}}"), no_previous_steps=no_previous,
+        step_format=label + "{{step}}" + literal(tail), step_separator=joint.removeprefix(tail),
     )  # fmt: skip
 
 
-def _agreed(texts: _Numbered, quorum: float, *, backward: bool = False) -> str:
-    """The longest beginning (or end) that a share `quorum` of the texts has; `_MARK` where each has its own number."""
-    way, found = -1 if backward else 1, ""
-    rows = [(iter(re.findall(r"\d+|\D+", text[::way])), str(number)[::way]) for text, number in texts]
+def _agreed(texts: _Numbered, quorum: float, way: Literal[1, -1] = 1) -> str:
+    """The longest beginning (`way` -1: end) of a share `quorum` of texts; `_MARK` where each has its own number."""
+    found, rows = "", [[str(number)[::way], *re.findall(r"\d+|\D+", text[::way])] for text, number in texts]
     least = max(1, math.ceil(quorum * len(rows)))
-    while rows:
-        column = sorted(((next(pieces, ""), number, pieces) for pieces, number in rows), key=itemgetter(0))
-        own = [(pieces, number) for piece, number, pieces in column if piece == number]
-        [(common, count)] = Counter(piece for piece, _, _ in column).most_common(1)
+    for place in range(1, max(map(len, rows), default=0)):
+        column = sorted(row[place] for row in rows if len(row) > place)
+        [(common, count)] = Counter(column).most_common(1)
+        own = [row for row in rows if row[place : place + 1] == row[:1]]
         if len(own) >= least and len(own) > count:
             found, rows = found + _MARK, own
-        elif count >= least and common:
-            found, rows = found + common, [(pieces, number) for piece, number, pieces in column if piece == common]
+        elif count >= least:
+            found, rows = found + common, [row for row in rows if row[place : place + 1] == [common]]
         else:
             # Pieces with a common beginning stand next to each other.
             ends = zip(column, column[least - 1 :], strict=False)
-            found += max((shared_start(first[0], last[0]) for first, last in ends), key=len, default="")
+            found += max((shared_start(*pair) for pair in ends), key=len, default="")
             break
     return found[::way]
 
 
 def _core(texts: _Numbered, quorum: float) -> str:
     """The longest text that a share `quorum` of the texts has before the end that they share."""
-    end = len(_agreed(texts, quorum, backward=True))
+    end = len(_agreed(texts, quorum, -1))
     rests = sorted((text[: len(text) - end] for text, _ in texts[:: -(-len(texts) // 30)]), key=len)
     core = ""
     for rest in rests[: -(-len(rests) // 2) : 3]:
