@@ -12,14 +12,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from rprm.errors import PromptError
 from rprm.prompts.template import PromptTemplate, literal, shared_start
+from rprm.reading import Instruction, Rejected, Row, Source, read_instructions
 from rprm.verdict import VerdictFormat
-
-if TYPE_CHECKING:
-    from rprm.reading import Rejected, Row
 
 
 @dataclass(frozen=True)
@@ -65,15 +63,13 @@ def import_template(
         InputError: the source cannot be read.
         PromptError: the rows do not show all that a template needs, or too few of them render exactly.
     """
-    from rprm import reading
-
     label, rows = "", source
     if isinstance(source, str):
-        reader = reading.Source(source, split="train").pinned()
+        reader = Source(source, split="train").pinned()
         label, rows = f"{reader.hub['path']}@{reader.hub['revision']}" if reader.hub else source, reader.rows()
-    found = list(reading.read_instructions(islice(rows, limit), instruction_column, output_column))
-    read = [row for row in found if isinstance(row, reading.Instruction)]
-    differences = [row for row in found if isinstance(row, reading.Rejected)]
+    found = list(read_instructions(islice(rows, limit), instruction_column, output_column))
+    read = [row for row in found if isinstance(row, Instruction)]
+    differences = [row for row in found if isinstance(row, Rejected)]
     if not read:
         reason = differences[0].reason if differences else "there are no rows"
         raise PromptError(f"{name}: no row has an instruction: {reason}")
@@ -146,9 +142,8 @@ _MARK = "\ue000"
 #: Of the rows that must agree on fixed text; the others are misled by what a problem or step quotes ("Step 3:").
 _QUORUMS = (1.0, 0.95, 0.9, 0.8, 0.7, 0.6)
 _SPECIAL_TOKEN = re.compile(r"<\|[^|>\s]+\|>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<｜[^｜>]+｜>")
-#: A number with what stands right around it: letters and at most one more character, or a line end, before it; any one
-#: character after.
-_NUMBER = re.compile(r"(?:([^\W\d_]{0,20}[^\w\n]?)|\n)(?<!\d)([1-9][0-9]{0,3})(?=(\D))")
+#: A number with what stands right around it: letters and at most one more character, or a line end; any one character.
+_NUMBER = re.compile(r"([^\W\d_]{0,20}[^\w\n]?|\n)(?<!\d)([1-9][0-9]{0,3})(?=(\D))")
 #: Fixed text before a value ends in a line end or a label: other words are values' own that all begin with by chance.
 _OPENING = re.compile(rf"(?s:.*)(?:\n\s*|(?:{_MARK}[ \t]*[^\w\s]*|[:>\]])[*_]*[ \t]*[\"'`*\[({{]*)|")
 #: What sentences and formulas end in: values that all end so share it by chance.
@@ -157,25 +152,22 @@ _MIRROR = str.maketrans("([{<", ")]}>")
 
 #: Texts, each with the number of the step to judge.
 _Numbered = list[tuple[str, int]]
-#: An instruction, and where its steps' labels begin.
-_Labelled = tuple[str, list[int]]
+#: An instruction, and where its steps' numbers begin.
+_Counted = tuple[str, list[int]]
 
 
 def _derive(texts: Sequence[str], base: PromptTemplate, chat: bool | None) -> PromptTemplate:
     """The candidate that leaves the fewest characters to problems and steps (of a text it does not make, all)."""
-    texts = texts[:: -(-len(texts) // 300)] if len(texts) >= 20 else []
-    found = (
-        _candidate(seed, rows, quorum, base)
-        for seed, labelled in _labelled(texts)
-        for quorum in _QUORUMS
-        for rows in (labelled, _announced(labelled, quorum))
-    )
+    texts = texts[:: len(texts) // 300 + 1] if len(texts) >= 20 else []
+    cases = [(rows, quorum) for rows in _counted(texts) for quorum in _QUORUMS]
+    cases += [(_announced(rows, quorum), quorum) for rows, quorum in cases]
+    found = dict.fromkeys(_candidate(rows, quorum, base) for rows, quorum in cases)
 
     def free(template: PromptTemplate) -> int:
-        taken = ((text, template.take_apart(text)) for text in texts[:: -(-len(texts) // 120)])
+        taken = ((text, template.take_apart(text)) for text in texts[:: len(texts) // 120 + 1])
         return sum(len(text) if parts is None else len("".join((parts[0], *parts[1]))) for text, parts in taken)
 
-    best = min(dict.fromkeys(template for template in found if template), key=free, default=None)
+    best = min((template for template in found if template), key=free, default=None)
     if best is None:
         raise PromptError(
             "it needs 20 that differ, of several problems, with steps numbered 1, 2, ...; among them rows that judge a "
@@ -184,37 +176,35 @@ def _derive(texts: Sequence[str], base: PromptTemplate, chat: bool | None) -> Pr
     return replace(best, chat=not _SPECIAL_TOKEN.search(best.user) if chat is None else chat)
 
 
-def _labelled(texts: Sequence[str]) -> list[tuple[str, list[_Labelled]]]:
-    """The likeliest texts right before the steps' numbers; with each, the instructions in which these count 1, 2, ...,
-    m (a varying m, or none)."""
+def _counted(texts: Sequence[str]) -> list[list[_Counted]]:
+    """For the likeliest texts around a step's number: the instructions in which these count 1, 2, ..., or are none."""
     opening, closing = (len(_agreed([(text, 0) for text in texts], 0.95, way)) for way in (1, -1))
-    matches: dict[tuple[str, str], dict[str, list[re.Match[str]]]] = {}
+    found: dict[tuple[str, str], dict[str, list[re.Match[str]]]] = {}
     for text in texts:
         for match in _NUMBER.finditer(text, opening, max(opening, len(text) - closing)):
-            matches.setdefault((match[1] or "", match[3]), {}).setdefault(text, []).append(match)
-    found = []
-    for (seed, _), matches_of in matches.items():
-        rows: list[_Labelled] = []
+            found.setdefault((match[1], match[3]), {}).setdefault(text, []).append(match)
+    counted: list[list[_Counted]] = []
+    for matches_of in found.values():
+        counted.append([])
         for text in texts if len(matches_of) >= 0.2 * len(texts) else ():
             numbers = [int(match[2]) for match in matches_of.get(text, ())]
-            starts = [match.start(2) - len(seed) for match in matches_of.get(text, ())]
+            starts = [match.start(2) for match in matches_of.get(text, ())]
             last = max(numbers, default=0)
             # The last may be named more than once: the last place is the step's own.
             if numbers == [*range(1, last + 1), *[last] * (len(numbers) - last)]:
-                rows.append((text, starts[: last - 1] + starts[-1:] if last else []))
-        found.append((sum(len(starts) > 1 for _, starts in rows), seed, rows))
-    return [(seed, rows) for evidence, seed, rows in sorted(found, reverse=True)[:3] if evidence]
+                counted[-1].append((text, starts[: last - 1] + starts[-1:] if last else []))
+    return sorted(counted, key=lambda rows: sum(len(starts) > 1 for _, starts in rows), reverse=True)[:3]
 
 
-def _announced(rows: list[_Labelled], quorum: float) -> list[_Labelled]:
+def _announced(rows: list[_Counted], quorum: float) -> list[_Counted]:
     """The rows of a layout in which fixed words tell the step to judge, in place of a number like the others'."""
     ends = [(text[starts[-1] if starts else 0 :], len(starts) + 1) for text, starts in rows]
-    words = _core(ends, quorum)
+    words = _core(ends, quorum) if sum(not starts for _, starts in rows) > 0.02 * len(rows) else ""
     found = [row for row, (end, _) in zip(rows, ends, strict=True) if words and end.count(words) == 1]
     return [(text, [*starts, text.rindex(words) + len(words)]) for text, starts in found]
 
 
-def _candidate(seed: str, rows: list[_Labelled], quorum: float, base: PromptTemplate) -> PromptTemplate | None:
+def _candidate(rows: list[_Counted], quorum: float, base: PromptTemplate) -> PromptTemplate | None:
     """The template that a share `quorum` of these rows shows, if they show all of it."""
     firsts, heads, joints, leads, lasts, steps = (_Numbered() for _ in range(6))
     for text, starts in rows:
@@ -224,20 +214,19 @@ def _candidate(seed: str, rows: list[_Labelled], quorum: float, base: PromptTemp
             (firsts if number == 1 else heads).append(first)
             joints, leads, lasts = joints + pieces[:-2], leads + pieces[:-1][-1:], lasts + pieces[-1:]
             steps += [(piece, index) for index, (piece, _) in enumerate(pieces[:-1], 1)]
-    first_end, head, joint, lead, last = (_agreed(some, quorum, -1) for some in (firsts, heads, joints, leads, lasts))
     before = _OPENING.findall(_agreed(heads + firsts, quorum))[0]
-    between = _closing(before, head)
-    if not joints or all(len(text) <= len(before) + len(between) for text, _ in heads):
+    first, head, joint, lead, last = (_agreed(some, quorum, -1) for some in (firsts, heads, joints, leads, lasts))
+    # What stands before the number at the first and at later steps alike.
+    label = shared_start(head[::-1], joint[::-1])[::-1].rpartition("\n")[2].lstrip(" \t>)].,;:|/")
+    between = _closing(before, head.removesuffix(label))
+    if not joints or all(len(text) <= len(before + between + label) for text, _ in heads):
         return None
-    joint, lead = _closing(between, joint), _closing(between, lead)
-    # What stands before the number at the first and at later steps alike: `- `, `**`, `<step id=`.
-    bullet = shared_start(between[::-1], joint[::-1])[::-1].rpartition("\n")[2].lstrip(" \t>)].,;:|/")
-    between, joint = between.removesuffix(bullet), joint.removesuffix(bullet)
+    joint, lead = _closing(between, joint.removesuffix(label)), _closing(between, lead)
     # A row of a first step has: problem, between, no previous steps, lead. Its number 1 is as long as the mark.
-    at = first_end.find(between.replace(_MARK, "1"))
-    rest = first_end[at + len(between) :]
+    at = first.find(between.replace(_MARK, "1"))
+    rest = first[at + len(between) :]
     tail, no_previous = "", base.no_previous_steps
-    if lead.removesuffix(bullet) == joint and (not firsts or rest == bullet):
+    if lead.removesuffix(label) == joint and (not firsts or rest == label):
         core = _core(lasts, quorum)
         if len(core) >= 12 and not any(core in text for text, _ in joints):
             return None  # It stands after the previous steps, not in the list: a row of a first step would show it.
@@ -250,13 +239,13 @@ def _candidate(seed: str, rows: list[_Labelled], quorum: float, base: PromptTemp
         step = _OPENING.findall(lead + _agreed(lasts, quorum))[0]
         listed = "{{previous_steps}}" + literal(step) + "{{step}}"
         # A quote around the step may open before its label, or after it.
-        after = max(_closing(lead, last), _closing(step, last), key=len)
-    close = re.findall(r"[ \t]*[^\w\s]*\s*", _agreed(steps, quorum).partition(_MARK)[2])[0]
+        after = max(_closing(lead.removesuffix(label), last), _closing(step, last), key=len)
+    close = re.findall(r"[ \t]*[^\w\s]*\s*", _agreed(steps, quorum).removeprefix(_MARK))[0]
     user = literal(before) + "{{problem}}" + literal(between) + listed + literal(after)
-    label = literal(bullet + seed) + "{{number}}" + literal(close)
     return replace(
         base, user=user.replace(_MARK, "{{step_number}}"), no_previous_steps=no_previous,
-        step_format=label + "{{step}}" + literal(tail), step_separator=joint.removeprefix(tail),
+        step_format=literal(label) + "{{number}}" + literal(close) + "{{step}}" + literal(tail),
+        step_separator=joint.removeprefix(tail),
     )  # fmt: skip
 
 
@@ -282,15 +271,14 @@ def _agreed(texts: _Numbered, quorum: float, way: Literal[1, -1] = 1) -> str:
 
 def _core(texts: _Numbered, quorum: float) -> str:
     """The longest text that a share `quorum` of the texts has before the end that they share."""
-    end = len(_agreed(texts, quorum, -1))
-    rests = sorted((text[: len(text) - end] for text, _ in texts[:: -(-len(texts) // 30)]), key=len)
+    shared = len(_agreed(texts, quorum, -1))
+    rests = sorted((text[: len(text) - shared] for text, _ in texts[:: len(texts) // 30 + 1]), key=len)
     core = ""
-    for rest in rests[: -(-len(rests) // 2) : 3]:
-        for start in range(len(rest)):
-            while (size := start + len(core) + 1) <= len(rest) and (
-                sum(rest[start:size] in other for other in rests) >= quorum * len(rests)
-            ):
-                core = rest[start:size]
+    for rest in rests[: len(rests) // 2 + 1 : 3]:
+        for end in range(len(core) + 1, len(rest) + 1):
+            longer = rest[end - len(core) - 1 : end]
+            if sum(longer in other for other in rests) >= quorum * len(rests):
+                core = longer
     return core
 
 
