@@ -6,7 +6,6 @@ ends is fixed text. Only rows that are rendered again byte for byte count as pro
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -75,13 +74,10 @@ def import_template(
         raise PromptError(f"{name}: no row has an instruction: {reason}")
     outputs = [row.output for row in read if row.output is not None]
     [(system, _)] = Counter(row.system for row in read).most_common(1)
-    try:
-        verdict = VerdictFormat(marker) if marker is not None else _derive_verdict(outputs)
-        base = PromptTemplate(name, "{{problem}}{{steps}}", system=system, verdict=verdict)
-        template = _derive(list(dict.fromkeys(row.text for row in read)), base, chat)
-    except PromptError as error:
-        raise PromptError(f"{name}: no template can be derived from {len(found)} rows: {error}") from None
-    values: dict[str, set[str]] = {"problems": set(), "previous steps": set(), "steps to judge": set()}
+    verdict = VerdictFormat(marker) if marker is not None else _derive_verdict(name, outputs)
+    base = PromptTemplate(name, "{{problem}}{{steps}}", system=system, verdict=verdict)
+    template = _derive(list(dict.fromkeys(row.text for row in read)), base, chat)
+    kept = []
     for row in read:
         parts = template.take_apart(row.text)
         if row.system != system:
@@ -89,17 +85,20 @@ def import_template(
         elif parts is None or template.render(*parts, len(parts[1]) - 1).messages[-1].content != row.text:
             differences.append(row.rejected(template.difference(row.text)))
         else:
-            for seen, new in zip(values.values(), ([parts[0]], parts[1][:-1], parts[1][-1:]), strict=True):
-                seen.update(new)
+            kept.append(parts)
     differences.sort(key=lambda row: row.line)
-    num_exact, num_problems = len(found) - len(differences), len(values["problems"])
-    if num_exact < min_share * len(found) or num_problems < 2:
+    problems = {problem for problem, _ in kept}
+    if len(kept) < min_share * len(found) or len(problems) < 2:
         shown = "".join(f"\n  row {row.line}: {row.reason}" for row in differences[:5])
         raise PromptError(
-            f"{name}: only {num_exact} of {len(found)} rows follow the derived template, less than {min_share:.0%} or "
+            f"{name}: only {len(kept)} of {len(found)} rows follow the derived template, less than {min_share:.0%} or "
             f"not of several problems; give rows of one kind, or accept a smaller share:{shown}"
         )
-    doubts = tuple(doubt for what, seen in values.items() for doubt in _doubts(what, seen))
+    doubts = (
+        *_doubts("problems", problems),
+        *_doubts("previous steps", {step for _, steps in kept for step in steps[:-1]}),
+        *_doubts("steps to judge", {steps[-1] for _, steps in kept}),
+    )
     if doubts and not accept_doubts:
         raise PromptError(
             f"{name}: the rows seem to follow more than one layout: {'; '.join(doubts)}; keep the rows of one, or, if "
@@ -107,7 +106,7 @@ def import_template(
         )
     num_verdicts = sum(verdict.find(output) is not None for output in outputs)
     return ImportedTemplate(
-        template, len(found), num_exact, num_problems, len(outputs), num_verdicts, (*differences[:5],), doubts, label
+        template, len(found), len(kept), len(problems), len(outputs), num_verdicts, (*differences[:5],), doubts, label
     )
 
 
@@ -120,22 +119,21 @@ def _doubts(what: str, values: set[str]) -> Iterator[str]:
                 yield f"{count / len(values):.0%} of the {what} {verb} with the line {line[:80]!r}"
 
 
-def _derive_verdict(outputs: Sequence[str]) -> VerdictFormat:
+def _derive_verdict(name: str, outputs: Sequence[str]) -> VerdictFormat:
     """The marker is what the last lines of the outputs have in common before their last Yes or No."""
     lines = [output.rstrip().rpartition("\n")[2] for output in outputs]
     found = [match for line in lines if (match := re.match(r"(.*)(?<!\w)(yes|no)(?!\w)", line, re.IGNORECASE))]
     # Markup around the marker and the answer is no part of it: VerdictFormat reads over it.
-    heads = [match[1].rstrip(" \t*_:>`'\"$({[\\") for match in found]
-    marker = _agreed([(head, 0) for head in heads], 0.9, -1).lstrip(" \t*_#>-.,;:!?)")
+    heads = [(match[1].rstrip(" \t*_:>`'\"$({[\\"), 0) for match in found]
+    marker = _agreed(heads, 0.9, -1).lstrip(" \t*_#>-.,;:!?)")
     if not marker or len(heads) < 0.5 * len(outputs):
-        found_in = f"{len(heads)} of {len(outputs)} outputs end in a line with Yes or No"
-        raise PromptError(f"{found_in}, with no marker in common before it; name it with --marker (argument `marker`)")
-    answers = Counter(match[2] for match in found).most_common()
-    spelled = {answer.casefold(): answer for answer, _ in reversed(answers)}
+        raise PromptError(
+            f"{name}: {len(heads)} of {len(outputs)} outputs end in a line with Yes or No, with no marker in common "
+            "before it; name it with --marker (argument `marker`)"
+        )
+    spelled = {word.casefold(): word for word, _ in reversed(Counter(match[2] for match in found).most_common())}
     return VerdictFormat(marker, spelled.get("yes", "Yes"), spelled.get("no", "No"))
 
-
-# --- the fixed text -----------------------------------------------------------------------------------------------
 
 #: Stands in fixed text for the number of the step to judge.
 _MARK = "\ue000"
@@ -152,14 +150,12 @@ _MIRROR = str.maketrans("([{<", ")]}>")
 
 #: Texts, each with the number of the step to judge.
 _Numbered = list[tuple[str, int]]
-#: An instruction, and where its steps' numbers begin.
-_Counted = tuple[str, list[int]]
 
 
 def _derive(texts: Sequence[str], base: PromptTemplate, chat: bool | None) -> PromptTemplate:
     """The candidate that leaves the fewest characters to problems and steps (of a text it does not make, all)."""
-    texts = texts[:: len(texts) // 300 + 1] if len(texts) >= 20 else []
-    cases = [(rows, quorum) for rows in _counted(texts) for quorum in _QUORUMS]
+    texts = texts[:: len(texts) // 300 + 1]
+    cases = [(rows, quorum) for rows in _counted(texts if len(texts) >= 20 else []) for quorum in _QUORUMS]
     cases += [(_announced(rows, quorum), quorum) for rows, quorum in cases]
     found = dict.fromkeys(_candidate(rows, quorum, base) for rows, quorum in cases)
 
@@ -170,50 +166,51 @@ def _derive(texts: Sequence[str], base: PromptTemplate, chat: bool | None) -> Pr
     best = min((template for template in found if template), key=free, default=None)
     if best is None:
         raise PromptError(
-            "it needs 20 that differ, of several problems, with steps numbered 1, 2, ...; among them rows that judge a "
-            "first, a second, a third and a later step"
+            f"{base.name}: no template can be derived from {len(texts)} rows: it needs 20 that differ, of several "
+            "problems, with steps numbered 1, 2, ...; among them rows that judge a first, a second, a third and a later step"
         )
     return replace(best, chat=not _SPECIAL_TOKEN.search(best.user) if chat is None else chat)
 
 
-def _counted(texts: Sequence[str]) -> list[list[_Counted]]:
-    """For the likeliest texts around a step's number: the instructions in which these count 1, 2, ..., or are none."""
+def _counted(texts: Sequence[str]) -> list[list[list[str]]]:
+    """The texts cut at the steps' numbers, by each of the likeliest texts around these."""
     opening, closing = (len(_agreed([(text, 0) for text in texts], 0.95, way)) for way in (1, -1))
     found: dict[tuple[str, str], dict[str, list[re.Match[str]]]] = {}
     for text in texts:
         for match in _NUMBER.finditer(text, opening, max(opening, len(text) - closing)):
             found.setdefault((match[1], match[3]), {}).setdefault(text, []).append(match)
-    counted: list[list[_Counted]] = []
-    for matches_of in found.values():
-        counted.append([])
-        for text in texts if len(matches_of) >= 0.2 * len(texts) else ():
-            numbers = [int(match[2]) for match in matches_of.get(text, ())]
-            starts = [match.start(2) for match in matches_of.get(text, ())]
-            last = max(numbers, default=0)
-            # The last may be named more than once: the last place is the step's own.
-            if numbers == [*range(1, last + 1), *[last] * (len(numbers) - last)]:
-                counted[-1].append((text, starts[: last - 1] + starts[-1:] if last else []))
-    return sorted(counted, key=lambda rows: sum(len(starts) > 1 for _, starts in rows), reverse=True)[:3]
+    usual = [matches for matches in found.values() if len(matches) >= 0.2 * len(texts)]
+    cut = [[pieces for text in texts if (pieces := _cut(text, matches.get(text, [])))] for matches in usual]
+    return sorted(cut, key=lambda rows: sum(len(pieces) > 2 for pieces in rows), reverse=True)[:3]
 
 
-def _announced(rows: list[_Counted], quorum: float) -> list[_Counted]:
-    """The rows of a layout in which fixed words tell the step to judge, in place of a number like the others'."""
-    ends = [(text[starts[-1] if starts else 0 :], len(starts) + 1) for text, starts in rows]
-    words = _core(ends, quorum) if sum(not starts for _, starts in rows) > 0.02 * len(rows) else ""
-    found = [row for row, (end, _) in zip(rows, ends, strict=True) if words and end.count(words) == 1]
-    return [(text, [*starts, text.rindex(words) + len(words)]) for text, starts in found]
+def _cut(text: str, matches: list[re.Match[str]]) -> list[str]:
+    """The text cut where numbers count 1, 2, ..., m; nothing where they count otherwise."""
+    numbers = [int(match[2]) for match in matches]
+    last = max(numbers, default=0)
+    if numbers != [*range(1, last + 1), *[last] * (len(numbers) - last)]:
+        return []
+    # The last may be named more than once: the last place is the step's own.
+    starts = [match.start(2) for match in matches[: max(0, last - 1)] + matches[-1:]]
+    return [text[start:end] for start, end in pairwise([0, *starts, len(text)])]
 
 
-def _candidate(rows: list[_Counted], quorum: float, base: PromptTemplate) -> PromptTemplate | None:
+def _announced(rows: list[list[str]], quorum: float) -> list[list[str]]:
+    """The rows cut once more, after fixed words that tell the step to judge in place of a number like the others'."""
+    is_one = sum(len(pieces) == 1 for pieces in rows) > 0.02 * len(rows)
+    words = _core([(pieces[-1], len(pieces)) for pieces in rows], quorum) if is_one else ""
+    found = [(pieces, pieces[-1].find(words) + len(words)) for pieces in rows if words and pieces[-1].count(words) == 1]
+    return [[*pieces[:-1], pieces[-1][:at], pieces[-1][at:]] for pieces, at in found]
+
+
+def _candidate(rows: list[list[str]], quorum: float, base: PromptTemplate) -> PromptTemplate | None:
     """The template that a share `quorum` of these rows shows, if they show all of it."""
-    firsts, heads, joints, leads, lasts, steps = (_Numbered() for _ in range(6))
-    for text, starts in rows:
-        number = len(starts)
-        first, *pieces = [(text[start:end], number) for start, end in pairwise([0, *starts, len(text)])]
-        if number:
-            (firsts if number == 1 else heads).append(first)
-            joints, leads, lasts = joints + pieces[:-2], leads + pieces[:-1][-1:], lasts + pieces[-1:]
-            steps += [(piece, index) for index, (piece, _) in enumerate(pieces[:-1], 1)]
+    rows = [pieces for pieces in rows if len(pieces) > 1]
+    firsts = [(pieces[0], 1) for pieces in rows if len(pieces) == 2]
+    heads, leads = ([(pieces[at], len(pieces) - 1) for pieces in rows if len(pieces) > 2] for at in (0, -2))
+    joints = [(piece, 0) for pieces in rows for piece in pieces[1:-2]]
+    steps = [(piece, number) for pieces in rows for number, piece in enumerate(pieces[1:-1], 1)]
+    lasts = [(pieces[-1], len(pieces) - 1) for pieces in rows]
     before = _OPENING.findall(_agreed(heads + firsts, quorum))[0]
     first, head, joint, lead, last = (_agreed(some, quorum, -1) for some in (firsts, heads, joints, leads, lasts))
     # What stands before the number at the first and at later steps alike.
@@ -252,7 +249,7 @@ def _candidate(rows: list[_Counted], quorum: float, base: PromptTemplate) -> Pro
 def _agreed(texts: _Numbered, quorum: float, way: Literal[1, -1] = 1) -> str:
     """The longest beginning (`way` -1: end) of a share `quorum` of texts; `_MARK` where each has its own number."""
     found, rows = "", [[str(number)[::way], *re.findall(r"\d+|\D+", text[::way])] for text, number in texts]
-    least = max(1, math.ceil(quorum * len(rows)))
+    least = max(1, round(quorum * len(rows)))
     for place in range(1, max(map(len, rows), default=0)):
         column = sorted(row[place] for row in rows if len(row) > place)
         [(common, count)] = Counter(column).most_common(1)
