@@ -291,7 +291,7 @@ def rows_of_steps(true: PromptTemplate, *numbers: int) -> list[dict[str, str]]:
     return rows
 
 
-EVIDENCE = "numbered 1, 2, ...; among them rows that judge a first, a second, a third and a later step"
+EVIDENCE = "numbered 1, 2, ...; among them rows that judge a first, second, third and later step"
 
 
 @pytest.mark.parametrize("numbers", [(1,), (3,), (1, 2), (2, 3, 4)])

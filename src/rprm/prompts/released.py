@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice, pairwise
+from itertools import islice, pairwise, product, zip_longest
 from typing import Any, Literal
 
 from rprm.errors import PromptError
@@ -68,10 +68,9 @@ def import_template(
         label, rows = f"{reader.hub['path']}@{reader.hub['revision']}" if reader.hub else source, reader.rows()
     found = list(read_instructions(islice(rows, limit), instruction_column, output_column))
     read = [row for row in found if isinstance(row, Instruction)]
-    differences = [row for row in found if isinstance(row, Rejected)]
+    others = [row for row in found if isinstance(row, Rejected)]
     if not read:
-        reason = differences[0].reason if differences else "there are no rows"
-        raise PromptError(f"{name}: no row has an instruction: {reason}")
+        raise PromptError(f"{name}: no row has an instruction: {others[0].reason if others else 'there are no rows'}")
     outputs = [row.output for row in read if row.output is not None]
     [(system, _)] = Counter(row.system for row in read).most_common(1)
     verdict = VerdictFormat(marker) if marker is not None else _derive_verdict(name, outputs)
@@ -81,42 +80,38 @@ def import_template(
     for row in read:
         parts = template.take_apart(row.text)
         if row.system != system:
-            differences.append(row.rejected(f"its system message is another: {row.system!r:.60}"))
+            others.append(row.rejected(f"its system message is another: {row.system!r:.60}"))
         elif parts is None or template.render(*parts, len(parts[1]) - 1).messages[-1].content != row.text:
-            differences.append(row.rejected(template.difference(row.text)))
+            others.append(row.rejected(template.difference(row.text)))
         else:
             kept.append(parts)
-    differences.sort(key=lambda row: row.line)
+    others.sort(key=lambda row: row.line)
     problems = {problem for problem, _ in kept}
     if len(kept) < min_share * len(found) or len(problems) < 2:
-        shown = "".join(f"\n  row {row.line}: {row.reason}" for row in differences[:5])
-        raise PromptError(
-            f"{name}: only {len(kept)} of {len(found)} rows follow the derived template, less than {min_share:.0%} or "
-            f"not of several problems; give rows of one kind, or accept a smaller share:{shown}"
+        shown = "".join(f"\n  row {row.line}: {row.reason}" for row in others[:5])
+        wrong = (
+            f"less than {min_share:.0%}, or not of several problems; give rows of one kind, or a smaller --min-share"
         )
-    doubts = (
-        *_doubts("problems", problems),
-        *_doubts("previous steps", {step for _, steps in kept for step in steps[:-1]}),
-        *_doubts("steps to judge", {steps[-1] for _, steps in kept}),
-    )
+        raise PromptError(f"{name}: only {len(kept)} of {len(found)} rows follow the derived template, {wrong}{shown}")
+    doubts = tuple(_doubts(kept))
     if doubts and not accept_doubts:
-        raise PromptError(
-            f"{name}: the rows seem to follow more than one layout: {'; '.join(doubts)}; keep the rows of one, or, if "
-            "that is no fixed text, give --accept-doubts (argument `accept_doubts`)"
-        )
+        hint = "keep the rows of one, or, if that is no fixed text, give --accept-doubts (argument `accept_doubts`)"
+        raise PromptError(f"{name}: the rows seem to follow more than one layout: {'; '.join(doubts)}; {hint}")
     num_verdicts = sum(verdict.find(output) is not None for output in outputs)
     return ImportedTemplate(
-        template, len(found), len(kept), len(problems), len(outputs), num_verdicts, (*differences[:5],), doubts, label
+        template, len(found), len(kept), len(problems), len(outputs), num_verdicts, (*others[:5],), doubts, label
     )
 
 
-def _doubts(what: str, values: set[str]) -> Iterator[str]:
-    """Lines that many values begin or end with."""
-    for verb, place in (("begin", 0), ("end", -1)):
-        lines = Counter(text.strip().split("\n")[place] for text in values if "\n" in text.strip())
+def _doubts(kept: Sequence[tuple[str, list[str]]]) -> Iterator[str]:
+    """Lines that many problems or steps begin or end with."""
+    values = {"problems": {problem for problem, _ in kept}, "steps to judge": {steps[-1] for _, steps in kept}}
+    values["previous steps"] = {step for _, steps in kept for step in steps[:-1]}
+    for (what, texts), (verb, place) in product(values.items(), (("begin", 0), ("end", -1))):
+        lines = Counter(text.strip().split("\n")[place] for text in texts if "\n" in text.strip())
         for line, count in lines.most_common(1):
-            if count >= 0.4 * len(values) and len(re.findall(r"\w", line)) >= 4:
-                yield f"{count / len(values):.0%} of the {what} {verb} with the line {line[:80]!r}"
+            if count >= 0.4 * len(texts) and len(re.findall(r"\w", line)) >= 4:
+                yield f"{count / len(texts):.0%} of the {what} {verb} with the line {line[:80]!r}"
 
 
 def _derive_verdict(name: str, outputs: Sequence[str]) -> VerdictFormat:
@@ -127,18 +122,14 @@ def _derive_verdict(name: str, outputs: Sequence[str]) -> VerdictFormat:
     heads = [(match[1].rstrip(" \t*_:>`'\"$({[\\"), 0) for match in found]
     marker = _agreed(heads, 0.9, -1).lstrip(" \t*_#>-.,;:!?)")
     if not marker or len(heads) < 0.5 * len(outputs):
-        raise PromptError(
-            f"{name}: {len(heads)} of {len(outputs)} outputs end in a line with Yes or No, with no marker in common "
-            "before it; name it with --marker (argument `marker`)"
-        )
+        ended = f"{len(heads)} of {len(outputs)} outputs end in a line with Yes or No"
+        raise PromptError(f"{name}: {ended}, with no marker in common before it; name it with --marker (`marker`)")
     spelled = {word.casefold(): word for word, _ in reversed(Counter(match[2] for match in found).most_common())}
     return VerdictFormat(marker, spelled.get("yes", "Yes"), spelled.get("no", "No"))
 
 
 #: Stands in fixed text for the number of the step to judge.
 _MARK = "\ue000"
-#: Of the rows that must agree on fixed text; the others are misled by what a problem or step quotes ("Step 3:").
-_QUORUMS = (1.0, 0.95, 0.9, 0.8, 0.7, 0.6)
 _SPECIAL_TOKEN = re.compile(r"<\|[^|>\s]+\|>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<｜[^｜>]+｜>")
 #: A number with what stands right around it: letters and at most one more character, or a line end; any one character.
 _NUMBER = re.compile(r"([^\W\d_]{0,20}[^\w\n]?|\n)(?<!\d)([1-9][0-9]{0,3})(?=(\D))")
@@ -146,53 +137,43 @@ _NUMBER = re.compile(r"([^\W\d_]{0,20}[^\w\n]?|\n)(?<!\d)([1-9][0-9]{0,3})(?=(\D
 _OPENING = re.compile(rf"(?s:.*)(?:\n\s*|(?:{_MARK}[ \t]*[^\w\s]*|[:>\]])[*_]*[ \t]*[\"'`*\[({{]*)|")
 #: What sentences and formulas end in: values that all end so share it by chance.
 _ENDINGS = re.compile(r"[\w.?!:$%)}\]\\'\"*`]*")
-_MIRROR = str.maketrans("([{<", ")]}>")
-
-#: Texts, each with the number of the step to judge.
-_Numbered = list[tuple[str, int]]
 
 
 def _derive(texts: Sequence[str], base: PromptTemplate, chat: bool | None) -> PromptTemplate:
     """The candidate that leaves the fewest characters to problems and steps (of a text it does not make, all)."""
     texts = texts[:: len(texts) // 300 + 1]
-    cases = [(rows, quorum) for rows in _counted(texts if len(texts) >= 20 else []) for quorum in _QUORUMS]
+    counted = _counted(texts) if len(texts) >= 20 else []
+    # Some rows are misled by what a problem or step quotes ("Step 3:"): a share must agree on the fixed text.
+    cases = [(rows, quorum) for rows in counted for quorum in (1.0, 0.95, 0.9, 0.8, 0.7, 0.6)]
     cases += [(_announced(rows, quorum), quorum) for rows, quorum in cases]
     found = dict.fromkeys(_candidate(rows, quorum, base) for rows, quorum in cases)
 
     def free(template: PromptTemplate) -> int:
-        taken = ((text, template.take_apart(text)) for text in texts[:: len(texts) // 120 + 1])
-        return sum(len(text) if parts is None else len("".join((parts[0], *parts[1]))) for text, parts in taken)
+        taken = ((template.take_apart(text) or (text, ())) for text in texts[:: len(texts) // 120 + 1])
+        return sum(len(problem) + sum(map(len, steps)) for problem, steps in taken)
 
-    best = min((template for template in found if template), key=free, default=None)
-    if best is None:
+    if (best := min((template for template in found if template), key=free, default=None)) is None:
         raise PromptError(
             f"{base.name}: no template can be derived from {len(texts)} rows: it needs 20 that differ, of several "
-            "problems, with steps numbered 1, 2, ...; among them rows that judge a first, a second, a third and a later step"
+            "problems, with steps numbered 1, 2, ...; among them rows that judge a first, second, third and later step"
         )
     return replace(best, chat=not _SPECIAL_TOKEN.search(best.user) if chat is None else chat)
 
 
 def _counted(texts: Sequence[str]) -> list[list[list[str]]]:
-    """The texts cut at the steps' numbers, by each of the likeliest texts around these."""
+    """The texts cut at numbers that count 1, 2, ..., m, for the likeliest texts around these."""
     opening, closing = (len(_agreed([(text, 0) for text in texts], 0.95, way)) for way in (1, -1))
-    found: dict[tuple[str, str], dict[str, list[re.Match[str]]]] = {}
-    for text in texts:
-        for match in _NUMBER.finditer(text, opening, max(opening, len(text) - closing)):
-            found.setdefault((match[1], match[3]), {}).setdefault(text, []).append(match)
-    usual = [matches for matches in found.values() if len(matches) >= 0.2 * len(texts)]
-    cut = [[pieces for text in texts if (pieces := _cut(text, matches.get(text, [])))] for matches in usual]
-    return sorted(cut, key=lambda rows: sum(len(pieces) > 2 for pieces in rows), reverse=True)[:3]
-
-
-def _cut(text: str, matches: list[re.Match[str]]) -> list[str]:
-    """The text cut where numbers count 1, 2, ..., m; nothing where they count otherwise."""
-    numbers = [int(match[2]) for match in matches]
-    last = max(numbers, default=0)
-    if numbers != [*range(1, last + 1), *[last] * (len(numbers) - last)]:
-        return []
-    # The last may be named more than once: the last place is the step's own.
-    starts = [match.start(2) for match in matches[: max(0, last - 1)] + matches[-1:]]
-    return [text[start:end] for start, end in pairwise([0, *starts, len(text)])]
+    found = {text: [*_NUMBER.finditer(text, opening, max(opening, len(text) - closing))] for text in texts}
+    kinds = Counter(kind for numbers in found.values() for kind in {number.group(1, 3) for number in numbers})
+    counted = []
+    for kind in [kind for kind, count in kinds.items() if count >= 0.2 * len(texts)]:
+        of_kind = {text: [number for number in found[text] if number.group(1, 3) == kind] for text in texts}
+        is_counted = {
+            text: [int(one[2]) for one in of_kind[text]] == [*range(1, len(of_kind[text]) + 1)] for text in texts
+        }
+        cuts = [(text, [0, *(one.start(2) for one in of_kind[text]), len(text)]) for text in texts if is_counted[text]]
+        counted.append([[text[start:end] for start, end in pairwise(cut)] for text, cut in cuts])
+    return sorted(counted, key=lambda rows: sum(len(pieces) > 2 for pieces in rows), reverse=True)[:3]
 
 
 def _announced(rows: list[list[str]], quorum: float) -> list[list[str]]:
@@ -216,57 +197,54 @@ def _candidate(rows: list[list[str]], quorum: float, base: PromptTemplate) -> Pr
     # What stands before the number at the first and at later steps alike.
     label = shared_start(head[::-1], joint[::-1])[::-1].rpartition("\n")[2].lstrip(" \t>)].,;:|/")
     between = _closing(before, head.removesuffix(label))
-    if not joints or all(len(text) <= len(before + between + label) for text, _ in heads):
-        return None
     joint, lead = _closing(between, joint.removesuffix(label)), _closing(between, lead)
     # A row of a first step has: problem, between, no previous steps, lead. Its number 1 is as long as the mark.
-    at = first.find(between.replace(_MARK, "1"))
-    rest = first[at + len(between) :]
-    tail, no_previous = "", base.no_previous_steps
-    if lead.removesuffix(label) == joint and (not firsts or rest == label):
-        core = _core(lasts, quorum)
-        if len(core) >= 12 and not any(core in text for text, _ in joints):
-            return None  # It stands after the previous steps, not in the list: a row of a first step would show it.
-        listed, after = "{{steps}}", _closing(between, last)
+    one = between.replace(_MARK, "1")
+    first = first if firsts else one + label  # A list needs no such row.
+    if one not in first or not joints or all(len(text) <= len(before + between + label) for text, _ in heads):
+        return None
+    rest = first[first.index(one) + len(one) :]
+    size = len(shared_start(lead.replace(_MARK, "1")[::-1], rest[::-1]))
+    tail, lead, no_previous = lead[: len(lead) - size], lead[len(lead) - size :], rest[: len(rest) - size]
+    is_list = (tail, lead, no_previous) == (joint, label, "")
+    # Words after the previous steps are no part of a list: a row of a first step would show them.
+    core = _core(lasts, quorum) if is_list else ""
+    is_hidden = len(core) >= 12 and not any(core in text for text, _ in joints)
+    if is_hidden or not joint.startswith(tail) or not (firsts or is_list):
+        return None
+    if is_list:
+        tail, no_previous, step, listed = "", base.no_previous_steps, between, "{{steps}}"
     else:
-        size = len(shared_start(lead.replace(_MARK, "1")[::-1], rest[::-1]))
-        tail, lead, no_previous = lead[: len(lead) - size], lead[len(lead) - size :], rest[: len(rest) - size]
-        if not firsts or at < 0 or not joint.startswith(tail):
-            return None
         step = _OPENING.findall(lead + _agreed(lasts, quorum))[0]
         listed = "{{previous_steps}}" + literal(step) + "{{step}}"
-        # A quote around the step may open before its label, or after it.
-        after = max(_closing(lead.removesuffix(label), last), _closing(step, last), key=len)
+    # A quote around the step may open before its label, or after it.
+    after = max(_closing(lead.removesuffix(label), last), _closing(step, last), key=len)
     close = re.findall(r"[ \t]*[^\w\s]*\s*", _agreed(steps, quorum).removeprefix(_MARK))[0]
     user = literal(before) + "{{problem}}" + literal(between) + listed + literal(after)
-    return replace(
-        base, user=user.replace(_MARK, "{{step_number}}"), no_previous_steps=no_previous,
-        step_format=literal(label) + "{{number}}" + literal(close) + "{{step}}" + literal(tail),
-        step_separator=joint.removeprefix(tail),
-    )  # fmt: skip
+    layout = {"user": user.replace(_MARK, "{{step_number}}"), "no_previous_steps": no_previous}
+    layout["step_format"] = literal(label) + "{{number}}" + literal(close) + "{{step}}" + literal(tail)
+    return replace(base, step_separator=joint.removeprefix(tail), **layout)
 
 
-def _agreed(texts: _Numbered, quorum: float, way: Literal[1, -1] = 1) -> str:
-    """The longest beginning (`way` -1: end) of a share `quorum` of texts; `_MARK` where each has its own number."""
-    found, rows = "", [[str(number)[::way], *re.findall(r"\d+|\D+", text[::way])] for text, number in texts]
-    least = max(1, round(quorum * len(rows)))
-    for place in range(1, max(map(len, rows), default=0)):
-        column = sorted(row[place] for row in rows if len(row) > place)
-        [(common, count)] = Counter(column).most_common(1)
-        own = [row for row in rows if row[place : place + 1] == row[:1]]
-        if len(own) >= least and len(own) > count:
-            found, rows = found + _MARK, own
-        elif count >= least:
-            found, rows = found + common, [row for row in rows if row[place : place + 1] == [common]]
-        else:
+def _agreed(texts: Sequence[tuple[str, int]], quorum: float, way: Literal[1, -1] = 1) -> str:
+    """The longest beginning (`way` -1: end) that a share `quorum` of texts has, each with the number of the step to
+    judge: `_MARK` where each has its own."""
+    found, least, left = "", max(1, round(quorum * len(texts))), range(len(texts))
+    numbers = [str(number)[::way] for _, number in texts]
+    for column in zip_longest(*(re.findall(r"\d+|\D+", text[::way]) for text, _ in texts), fillvalue=""):
+        own = [at for at in left if column[at] == numbers[at]]
+        [(common, count)] = Counter(column[at] for at in left).most_common(1)
+        if max(count, len(own)) < least:
             # Pieces with a common beginning stand next to each other.
-            ends = zip(column, column[least - 1 :], strict=False)
-            found += max((shared_start(*pair) for pair in ends), key=len, default="")
+            pieces = sorted(column[at] for at in left)
+            found += max((shared_start(*ends) for ends in zip(pieces, pieces[least - 1 :], strict=False)), key=len)
             break
+        left = own if len(own) > count else [at for at in left if column[at] == common]
+        found += _MARK if left is own else common
     return found[::way]
 
 
-def _core(texts: _Numbered, quorum: float) -> str:
+def _core(texts: Sequence[tuple[str, int]], quorum: float) -> str:
     """The longest text that a share `quorum` of the texts has before the end that they share."""
     shared = len(_agreed(texts, quorum, -1))
     rests = sorted((text[: len(text) - shared] for text, _ in texts[:: len(texts) // 30 + 1]), key=len)
@@ -284,5 +262,5 @@ def _closing(opening: str, shared: str) -> str:
     with the quotes and brackets that close those before the value."""
     closing = _ENDINGS.sub("", shared, count=1)
     lost = shared[: len(shared) - len(closing)]
-    mirrored = re.split(r"[^\"'`*\[({]", opening)[-1][::-1].translate(_MIRROR)
+    mirrored = re.split(r"[^\"'`*\[({]", opening)[-1][::-1].translate(str.maketrans("([{", ")]}"))
     return next(part for size in range(len(mirrored), -1, -1) if lost.endswith(part := mirrored[:size])) + closing
