@@ -1,6 +1,6 @@
 """Derive a released model's prompt template from the rows it was trained on, and prove it on the same rows.
 
-The numbers 1, 2, ... of the steps show where a row's parts lie; what the parts of a few rows have in common at their
+The numbers 1, 2, ... of the steps show where a row's parts lie; what the parts of most rows have in common at their
 ends is fixed text. Only rows that are rendered again byte for byte count as proof.
 """
 
@@ -62,10 +62,8 @@ def import_template(
         InputError: the source cannot be read.
         PromptError: the rows do not show all that a template needs, or too few of them render exactly.
     """
-    label, rows = "", source
-    if isinstance(source, str):
-        reader = Source(source, split="train").pinned()
-        label, rows = f"{reader.hub['path']}@{reader.hub['revision']}" if reader.hub else source, reader.rows()
+    reader = Source(source, split="train").pinned() if isinstance(source, str) else None
+    rows: Iterable[Any] = reader.rows() if reader else source
     found = list(read_instructions(islice(rows, limit), instruction_column, output_column))
     read = [row for row in found if isinstance(row, Instruction)]
     others = [row for row in found if isinstance(row, Rejected)]
@@ -85,22 +83,20 @@ def import_template(
             others.append(row.rejected(template.difference(row.text)))
         else:
             kept.append(parts)
-    others.sort(key=lambda row: row.line)
+    shown = tuple(sorted(others, key=lambda row: row.line)[:5])
     problems = {problem for problem, _ in kept}
     if len(kept) < min_share * len(found) or len(problems) < 2:
-        shown = "".join(f"\n  row {row.line}: {row.reason}" for row in others[:5])
-        wrong = (
-            f"less than {min_share:.0%}, or not of several problems; give rows of one kind, or a smaller --min-share"
-        )
-        raise PromptError(f"{name}: only {len(kept)} of {len(found)} rows follow the derived template, {wrong}{shown}")
+        wrong = f"less than {min_share:.0%} or not of several problems; give rows of one kind or a lower --min-share:"
+        wrong += "".join(f"\n  row {row.line}: {row.reason}" for row in shown)
+        raise PromptError(f"{name}: only {len(kept)} of {len(found)} rows follow the derived template, {wrong}")
     doubts = tuple(_doubts(kept))
     if doubts and not accept_doubts:
         hint = "keep the rows of one, or, if that is no fixed text, give --accept-doubts (argument `accept_doubts`)"
         raise PromptError(f"{name}: the rows seem to follow more than one layout: {'; '.join(doubts)}; {hint}")
     num_verdicts = sum(verdict.find(output) is not None for output in outputs)
-    return ImportedTemplate(
-        template, len(found), len(kept), len(problems), len(outputs), num_verdicts, (*others[:5],), doubts, label
-    )
+    counts = len(found), len(kept), len(problems), len(outputs), num_verdicts
+    label = (f"{reader.hub['path']}@{reader.hub['revision']}" if reader.hub else reader.name) if reader else ""
+    return ImportedTemplate(template, *counts, differences=shown, doubts=doubts, source=label)
 
 
 def _doubts(kept: Sequence[tuple[str, list[str]]]) -> Iterator[str]:
@@ -135,18 +131,15 @@ _SPECIAL_TOKEN = re.compile(r"<\|[^|>\s]+\|>|\[/?INST\]|<</?SYS>>|<(?:start|end)
 _NUMBER = re.compile(r"([^\W\d_]{0,20}[^\w\n]?|\n)(?<!\d)([1-9][0-9]{0,3})(?=(\D))")
 #: Fixed text before a value ends in a line end or a label: other words are values' own that all begin with by chance.
 _OPENING = re.compile(rf"(?s:.*)(?:\n\s*|(?:{_MARK}[ \t]*[^\w\s]*|[:>\]])[*_]*[ \t]*[\"'`*\[({{]*)|")
-#: What sentences and formulas end in: values that all end so share it by chance.
-_ENDINGS = re.compile(r"[\w.?!:$%)}\]\\'\"*`]*")
 
 
 def _derive(texts: Sequence[str], base: PromptTemplate, chat: bool | None) -> PromptTemplate:
     """The candidate that leaves the fewest characters to problems and steps (of a text it does not make, all)."""
     texts = texts[:: len(texts) // 300 + 1]
-    counted = _counted(texts) if len(texts) >= 20 else []
     # Some rows are misled by what a problem or step quotes ("Step 3:"): a share must agree on the fixed text.
-    cases = [(rows, quorum) for rows in counted for quorum in (1.0, 0.95, 0.9, 0.8, 0.7, 0.6)]
-    cases += [(_announced(rows, quorum), quorum) for rows, quorum in cases]
-    found = dict.fromkeys(_candidate(rows, quorum, base) for rows, quorum in cases)
+    cases = [(rows, quorum) for rows in _counted(texts) for quorum in (1.0, 0.95, 0.9, 0.8, 0.7, 0.6)]
+    cases += [(_announced(rows, quorum), quorum) for rows, quorum in cases if {1, 2, 3} <= {*map(len, rows)}]
+    found = {_candidate(rows, quorum, base): None for rows, quorum in cases}
 
     def free(template: PromptTemplate) -> int:
         taken = ((template.take_apart(text) or (text, ())) for text in texts[:: len(texts) // 120 + 1])
@@ -165,33 +158,31 @@ def _counted(texts: Sequence[str]) -> list[list[list[str]]]:
     opening, closing = (len(_agreed([(text, 0) for text in texts], 0.95, way)) for way in (1, -1))
     found = {text: [*_NUMBER.finditer(text, opening, max(opening, len(text) - closing))] for text in texts}
     kinds = Counter(kind for numbers in found.values() for kind in {number.group(1, 3) for number in numbers})
-    counted = []
-    for kind in [kind for kind, count in kinds.items() if count >= 0.2 * len(texts)]:
-        of_kind = {text: [number for number in found[text] if number.group(1, 3) == kind] for text in texts}
-        is_counted = {
-            text: [int(one[2]) for one in of_kind[text]] == [*range(1, len(of_kind[text]) + 1)] for text in texts
-        }
-        cuts = [(text, [0, *(one.start(2) for one in of_kind[text]), len(text)]) for text in texts if is_counted[text]]
-        counted.append([[text[start:end] for start, end in pairwise(cut)] for text, cut in cuts])
+    counted: list[list[list[str]]] = []
+    for kind in [kind for kind, count in kinds.items() if count >= 0.2 * len(texts) >= 4]:
+        counted.append([])
+        for text, all_numbers in found.items():
+            numbers = [number for number in all_numbers if number.group(1, 3) == kind]
+            if [int(number[2]) for number in numbers] == [*range(1, len(numbers) + 1)]:
+                cuts = pairwise([0, *(number.start(2) for number in numbers), len(text)])
+                counted[-1].append([text[start:end] for start, end in cuts])
     return sorted(counted, key=lambda rows: sum(len(pieces) > 2 for pieces in rows), reverse=True)[:3]
 
 
 def _announced(rows: list[list[str]], quorum: float) -> list[list[str]]:
     """The rows cut once more, after fixed words that tell the step to judge in place of a number like the others'."""
-    is_one = sum(len(pieces) == 1 for pieces in rows) > 0.02 * len(rows)
-    words = _core([(pieces[-1], len(pieces)) for pieces in rows], quorum) if is_one else ""
+    words = _core([(pieces[-1], len(pieces)) for pieces in rows], quorum)
     found = [(pieces, pieces[-1].find(words) + len(words)) for pieces in rows if words and pieces[-1].count(words) == 1]
     return [[*pieces[:-1], pieces[-1][:at], pieces[-1][at:]] for pieces, at in found]
 
 
 def _candidate(rows: list[list[str]], quorum: float, base: PromptTemplate) -> PromptTemplate | None:
     """The template that a share `quorum` of these rows shows, if they show all of it."""
-    rows = [pieces for pieces in rows if len(pieces) > 1]
     firsts = [(pieces[0], 1) for pieces in rows if len(pieces) == 2]
     heads, leads = ([(pieces[at], len(pieces) - 1) for pieces in rows if len(pieces) > 2] for at in (0, -2))
     joints = [(piece, 0) for pieces in rows for piece in pieces[1:-2]]
     steps = [(piece, number) for pieces in rows for number, piece in enumerate(pieces[1:-1], 1)]
-    lasts = [(pieces[-1], len(pieces) - 1) for pieces in rows]
+    lasts = [(pieces[-1], len(pieces) - 1) for pieces in rows if len(pieces) > 1]
     before = _OPENING.findall(_agreed(heads + firsts, quorum))[0]
     first, head, joint, lead, last = (_agreed(some, quorum, -1) for some in (firsts, heads, joints, leads, lasts))
     # What stands before the number at the first and at later steps alike.
@@ -200,36 +191,30 @@ def _candidate(rows: list[list[str]], quorum: float, base: PromptTemplate) -> Pr
     joint, lead = _closing(between, joint.removesuffix(label)), _closing(between, lead)
     # A row of a first step has: problem, between, no previous steps, lead. Its number 1 is as long as the mark.
     one = between.replace(_MARK, "1")
-    first = first if firsts else one + label  # A list needs no such row.
-    if one not in first or not joints or all(len(text) <= len(before + between + label) for text, _ in heads):
-        return None
-    rest = first[first.index(one) + len(one) :]
+    rest = first[first.find(one) + len(one) :] if firsts else label  # A list needs no such row.
     size = len(shared_start(lead.replace(_MARK, "1")[::-1], rest[::-1]))
-    tail, lead, no_previous = lead[: len(lead) - size], lead[len(lead) - size :], rest[: len(rest) - size]
-    is_list = (tail, lead, no_previous) == (joint, label, "")
+    tail, lead, none = lead[: len(lead) - size], lead[len(lead) - size :], rest[: len(rest) - size]
+    is_list = (tail, lead, none) == (joint, label, "")
     # Words after the previous steps are no part of a list: a row of a first step would show them.
     core = _core(lasts, quorum) if is_list else ""
     is_hidden = len(core) >= 12 and not any(core in text for text, _ in joints)
-    if is_hidden or not joint.startswith(tail) or not (firsts or is_list):
+    if is_hidden or not joints or not joint.startswith(tail) or (one not in first if firsts else not is_list):
         return None
-    if is_list:
-        tail, no_previous, step, listed = "", base.no_previous_steps, between, "{{steps}}"
-    else:
-        step = _OPENING.findall(lead + _agreed(lasts, quorum))[0]
-        listed = "{{previous_steps}}" + literal(step) + "{{step}}"
+    step = between if is_list else _OPENING.findall(lead + _agreed(lasts, quorum))[0]
+    listed = "{{steps}}" if is_list else "{{previous_steps}}" + literal(step) + "{{step}}"
+    tail, none = ("", base.no_previous_steps) if is_list else (tail, none)
     # A quote around the step may open before its label, or after it.
     after = max(_closing(lead.removesuffix(label), last), _closing(step, last), key=len)
     close = re.findall(r"[ \t]*[^\w\s]*\s*", _agreed(steps, quorum).removeprefix(_MARK))[0]
     user = literal(before) + "{{problem}}" + literal(between) + listed + literal(after)
-    layout = {"user": user.replace(_MARK, "{{step_number}}"), "no_previous_steps": no_previous}
-    layout["step_format"] = literal(label) + "{{number}}" + literal(close) + "{{step}}" + literal(tail)
-    return replace(base, step_separator=joint.removeprefix(tail), **layout)
+    user = user.replace(_MARK, "{{step_number}}")
+    form = literal(label) + "{{number}}" + literal(close) + "{{step}}" + literal(tail)
+    return replace(base, user=user, step_format=form, step_separator=joint.removeprefix(tail), no_previous_steps=none)
 
 
 def _agreed(texts: Sequence[tuple[str, int]], quorum: float, way: Literal[1, -1] = 1) -> str:
-    """The longest beginning (`way` -1: end) that a share `quorum` of texts has, each with the number of the step to
-    judge: `_MARK` where each has its own."""
-    found, least, left = "", max(1, round(quorum * len(texts))), range(len(texts))
+    """The longest beginning (`way` -1: end) of a share `quorum` of texts; `_MARK` where each has its own number."""
+    found, least, left = "", max(1, round(quorum * len(texts))), [*range(len(texts))]
     numbers = [str(number)[::way] for _, number in texts]
     for column in zip_longest(*(re.findall(r"\d+|\D+", text[::way]) for text, _ in texts), fillvalue=""):
         own = [at for at in left if column[at] == numbers[at]]
@@ -258,9 +243,8 @@ def _core(texts: Sequence[tuple[str, int]], quorum: float) -> str:
 
 
 def _closing(opening: str, shared: str) -> str:
-    """The fixed text after a value, of the end that is shared: without the ends of sentences that all values share, but
-    with the quotes and brackets that close those before the value."""
-    closing = _ENDINGS.sub("", shared, count=1)
-    lost = shared[: len(shared) - len(closing)]
+    """Fixed text after a value: of a shared end, without ends of sentences, with quotes to match those before it."""
+    lost, closing = re.findall(r"(?s)\A([\w.?!:$%)}\]\\'\"*`]*)(.*)", shared)[0]
     mirrored = re.split(r"[^\"'`*\[({]", opening)[-1][::-1].translate(str.maketrans("([{", ")]}"))
-    return next(part for size in range(len(mirrored), -1, -1) if lost.endswith(part := mirrored[:size])) + closing
+    fits = (mirrored[:size] for size in range(len(mirrored), -1, -1) if lost.endswith(mirrored[:size]))
+    return f"{next(fits)}{closing}"
