@@ -287,6 +287,8 @@ def explained(error: ValidationError, model: type[BaseModel] | None = None) -> s
         return f"{place!r}: {first['ctx']['error']}" if place else str(first["ctx"]["error"])
     if kind == "missing":
         return f"{place!r} is missing; the record's fields are: {field_names(found)}"
+    if kind == "unexpected_keyword_argument":
+        return f"unknown key {place!r}"
     if kind == "string_unicode":
         return f"text that is not Unicode: a lone surrogate in {place!r}"
     field = model.model_fields.get(str(first["loc"][0])) if model and len(first["loc"]) == 1 else None

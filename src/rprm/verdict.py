@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from rprm.quoting import unquoted
 from rprm.thinking import after_thinking, answer_parts
@@ -46,6 +46,8 @@ class VerdictFormat:
     condition ("Yes if"); a "No" of the next word ("No errors"); anything in the model's thinking (`rprm.thinking`).
     Every search is linear in the length of the text.
     """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # read by the templates that hold one
 
     marker: str = DEFAULT_MARKER
     yes: str = "Yes"

@@ -108,14 +108,14 @@ def test_files_give_back_exactly_what_was_written(a: str, b: str, c: str, d: str
     ("content", "message"),
     [
         ("user = ", "not a policy template in TOML: "),
-        ("chat = true", "the key 'user' is missing"),
+        ("chat = true", "'user' is missing"),
         (
             'user = "{{problem}}"\nstep_format = "x"',
             "unknown key 'step_format'; keys are name, user, system, ",
         ),
-        ('user = "{{problem}}"\n[verdict]\nyes = "Yes"', "unknown key 'verdict.yes'; keys are "),
-        ('user = "{{problem}}"\nchat = "no"', "chat must be true or false, not 'no'"),
-        ('user = "{{problem}}"\nstop = ["x"]', "stop must be a text, not ["),
+        ('user = "{{problem}}"\n[verdict]\nyes = "Yes"', "unknown key 'verdict'; keys are "),
+        ('user = "{{problem}}"\nchat = "no"', "'chat' must be true or false, not 'no'"),
+        ('user = "{{problem}}"\nstop = ["x"]', "'stop' must be a text, not ["),
         ('user = "x"', "policy template 'bad': user has no {{problem}}"),
     ],
 )

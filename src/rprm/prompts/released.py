@@ -89,12 +89,10 @@ def import_template(
         wrong = f"less than {min_share:.0%} or not of several problems; give rows of one kind or a lower --min-share:"
         wrong += "".join(f"\n  row {row.line}: {row.reason}" for row in shown)
         raise PromptError(f"{name}: only {len(kept)} of {len(found)} rows follow the derived template, {wrong}")
-    doubts = tuple(_doubts(kept))
-    if doubts and not accept_doubts:
+    if (doubts := tuple(_doubts(kept))) and not accept_doubts:
         hint = "keep the rows of one, or, if that is no fixed text, give --accept-doubts (argument `accept_doubts`)"
         raise PromptError(f"{name}: the rows seem to follow more than one layout: {'; '.join(doubts)}; {hint}")
-    num_verdicts = sum(verdict.find(output) is not None for output in outputs)
-    counts = len(found), len(kept), len(problems), len(outputs), num_verdicts
+    counts = len(found), len(kept), len(problems), len(outputs), sum(verdict.find(text) is not None for text in outputs)
     label = (f"{reader.hub['path']}@{reader.hub['revision']}" if reader.hub else reader.name) if reader else ""
     return ImportedTemplate(template, *counts, differences=shown, doubts=doubts, source=label)
 
@@ -163,6 +161,8 @@ def _counted(texts: Sequence[str]) -> list[list[list[str]]]:
         counted.append([])
         for text, all_numbers in found.items():
             numbers = [number for number in all_numbers if number.group(1, 3) == kind]
+            # The last may be named more than once: its last place is the step's own.
+            del numbers[max(0, len({number[2] for number in numbers}) - 1) : -1]
             if [int(number[2]) for number in numbers] == [*range(1, len(numbers) + 1)]:
                 cuts = pairwise([0, *(number.start(2) for number in numbers), len(text)])
                 counted[-1].append([text[start:end] for start, end in cuts])

@@ -10,9 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from rprm.errors import PromptError
+from rprm.reading import explained
 from rprm.verdict import VerdictFormat
 
 
@@ -76,7 +79,7 @@ class Template:
     """What the templates of every kind have: their texts, the checks of them, their file.
 
     Attributes:
-        KIND, NAMES, TABLES: how messages call it; placeholders of `user`, besides `{{open_braces}}`; keys of tables.
+        KIND, NAMES: how messages call it; placeholders of `user`, besides `{{open_braces}}`.
         name: no part of its content.
         system: the system message, verbatim; empty for none.
         chat: False where `user` is the whole text with the model's own special tokens, to be continued as it stands.
@@ -87,7 +90,7 @@ class Template:
 
     KIND: ClassVar[str]
     NAMES: ClassVar[tuple[str, ...]]
-    TABLES: ClassVar[Mapping[str, type[VerdictFormat]]] = {}
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     name: str
     user: str
@@ -111,20 +114,18 @@ class Template:
 
     def _check_names(self, key: str, text: str, names: tuple[str, ...]) -> set[str]:
         used = {match[1] for match in PLACEHOLDER.finditer(text)}
-        if unknown := sorted(used - {*names, _BRACES}):
-            known = ", ".join("{{" + name + "}}" for name in (*names, _BRACES))
-            wrong = "{{" + unknown[0] + "}}"
-            raise self._error(
-                f"{key} has the unknown placeholder {wrong}; placeholders are {known} (for a literal one write "
-                f"{literal(wrong)})"
-            )
+        known = ", ".join("{{" + name + "}}" for name in (*names, _BRACES))
+        for wrong in sorted("{{" + name + "}}" for name in used - {*names, _BRACES}):
+            hint = f"placeholders are {known} (for a literal one write {literal(wrong)})"
+            raise self._error(f"{key} has the unknown placeholder {wrong}; {hint}")
         return used
 
     def _content(self) -> dict[str, str | bool]:
-        """Every value but the name, those of a table under `table.key`."""
-        content = _flat(asdict(self))
-        del content["name"]
-        return content
+        """Every value but the name, those of the verdict under `verdict.key`."""
+        values = asdict(self)
+        del values["name"]
+        verdict = values.pop("verdict", {})
+        return values | {f"verdict.{key}": text for key, text in verdict.items()}
 
     @cached_property
     def digest(self) -> str:
@@ -144,35 +145,26 @@ class Template:
     def to_toml(self) -> str:
         """The template as a file's content; `from_toml` gives an equal template back, whatever its texts hold."""
         values = asdict(self)
-        blocks = ("system", "user")  # Texts of many lines stand last, before the tables.
-        lines = [f"{key} = {_toml(values[key])}" for key in values if key not in (*blocks, *self.TABLES)]
-        lines += [f"{key} = {_toml(values[key], is_block=True)}" for key in blocks]
-        for table in self.TABLES:
-            lines += ["", f"[{table}]", *(f"{key} = {_toml(text)}" for key, text in values[table].items())]
-        return "\n".join(lines) + "\n"
+        verdict = values.pop("verdict", {})
+        blocks = {key: values.pop(key) for key in ("system", "user")}  # Texts of many lines stand last.
+        lines = [f"{key} = {_toml(value)}" for key, value in values.items()]
+        lines += [f"{key} = {_toml(text, is_block=True)}" for key, text in blocks.items()]
+        lines += ["", "[verdict]"] if verdict else []
+        return "\n".join(lines + [f"{key} = {_toml(text)}" for key, text in verdict.items()]) + "\n"
 
     @classmethod
     def from_toml(cls, text: str, source: str) -> Self:
         """Read what `to_toml` writes; every key but `user` may be left out. The stem of the file `source` names the
         template where its text does not. `PromptError` where it is no such file, or the template cannot be used."""
-        keys = [one.name for one in fields(cls) if one.name not in cls.TABLES]
-        keys += [f"{key}.{one.name}" for key, table in cls.TABLES.items() for one in fields(table)]
         try:
-            values = tomllib.loads(text)
-            for key, value in _flat(values).items():
-                if key in cls.TABLES and value == {}:
-                    continue
-                if key not in keys:
-                    raise PromptError(f"unknown key {key!r}; keys are {', '.join(keys)}")
-                if type(value) is not (bool if key == "chat" else str):
-                    kind = "true or false" if key == "chat" else "a text"
-                    raise PromptError(f"{key} must be {kind}, not {value!r:.80}")
-            if "user" not in values:
-                raise PromptError("the key 'user' is missing: it holds the user message with its placeholders")
-            tables = {key: table(**values.pop(key, {})) for key, table in cls.TABLES.items()}
-            return cls(**{"name": Path(source).stem, **values, **tables})
+            # As JSON, so that types are taken strictly, but a table makes a dataclass.
+            values = json.dumps({"name": Path(source).stem, **tomllib.loads(text)}, default=lambda date: None)
+            return TypeAdapter(cls).validate_json(values, strict=True)
         except tomllib.TOMLDecodeError as error:
             raise PromptError(f"{source}: not a {cls.KIND} in TOML: {error}") from None
+        except ValidationError as error:
+            keys = ", ".join(one.name for one in fields(cls))
+            raise PromptError(f"{source}: {explained(error)}; keys are {keys}") from None
         except PromptError as error:
             raise PromptError(f"{source}: {error}") from None
 
@@ -210,7 +202,6 @@ class PromptTemplate(Template):
 
     KIND = "prompt template"
     NAMES = ("problem", "steps", "previous_steps", "step", "step_number")
-    TABLES: ClassVar[Mapping[str, type[VerdictFormat]]] = {"verdict": VerdictFormat}
 
     step_format: str = "Step {{number}}: {{step}}"
     step_separator: str = "\n\n"
@@ -252,12 +243,14 @@ class PromptTemplate(Template):
         such text. Of several ways the one with the shortest problem and earlier steps is taken."""
         at = self._step_pieces.index("step")
         joint = [self._step_pieces[-1] + self.step_separator + self._step_pieces[0], *self._step_pieces[1:at]]
-        highest, end = 0, 0
-        while end >= 0 and highest < len(text):
+
+        def label(number: int) -> str:
+            named = {"number": str(number), _BRACES: "{{"}
+            return "".join(named.get(piece, piece) for piece in joint)
+
+        highest, end = 1, 0
+        while highest < len(text) and (end := text.find(label(highest + 1), end + 1)) >= 0:
             highest += 1
-            named = {"number": str(highest + 1), _BRACES: "{{"}
-            label = "".join(named.get(piece, piece) for piece in joint)
-            end = text.find(label, end + 1)
         for number in range(highest + 1, 0, -1):
             if match := _pattern(self, number).fullmatch(text):
                 return match["problem"], [match[f"step{index}"] for index in range(1, number + 1)]
@@ -266,14 +259,12 @@ class PromptTemplate(Template):
     def difference(self, text: str) -> str:
         """Where a user message that cannot be taken apart leaves the template."""
         pieces = self._user_pieces[::2]
-        start, end = pieces[0], pieces[-1]
-        if not text.startswith(start):
-            at = len(shared_start(text, start))
-            return f"at character {at} stands {text[at : at + 40]!r} instead of {start[at : at + 40]!r}"
-        if not text.endswith(end):
-            at = len(shared_start(text[::-1], end[::-1]))
-            found, wanted = text[: len(text) - at][-40:], end[: len(end) - at][-40:]
-            return f"{at} characters before its end stands {found!r} instead of {wanted!r}"
+        for way, piece, place in ((1, pieces[0], "at character {}"), (-1, pieces[-1], "{} characters before its end")):
+            given, fixed = text[::way], piece[::way]
+            if not given.startswith(fixed):
+                at = len(shared_start(given, fixed))
+                found, wanted = (whole[at : at + 40][::way] for whole in (given, fixed))
+                return f"{place.format(at)} stands {found!r} instead of {wanted!r}"
         missing = next((piece for piece in pieces if piece not in text), None)
         return f"it has no {missing!r:.80}" if missing else "its steps do not follow each other as in the template"
 
@@ -334,15 +325,6 @@ def _fill(pieces: list[str], values: Mapping[str, Filled]) -> Filled:
     filled = [Filled(piece) for piece in pieces]
     filled[1::2] = (Filled("{{") if name == _BRACES else values[name] for name in pieces[1::2])
     return Filled("").join(filled)
-
-
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by key, those of a table under `table.key`."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        is_table = isinstance(value, dict) and value
-        flat |= {f"{key}.{name}": inner for name, inner in value.items()} if is_table else {key: value}
-    return flat
 
 
 def _toml(value: str | bool, *, is_block: bool = False) -> str:
