@@ -9,7 +9,6 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, NamedTuple, TypeVar, cast
 from urllib.parse import parse_qsl
@@ -53,8 +52,7 @@ class Row(NamedTuple):
         return Rejected(file=file, line=self.line, reason=reason, text=self.text[:MAX_REJECTED_TEXT])
 
 
-@dataclass(frozen=True)
-class SourceInfo:
+class SourceInfo(NamedTuple):
     """What identifies a source: its name, a hash of its content (or the hub's revision), and its number of rows."""
 
     name: str
@@ -184,7 +182,7 @@ class Instruction(NamedTuple):
     output: str | None
 
     def rejected(self, reason: str) -> Rejected:
-        return Row(self.line, None, self.text).rejected("", reason)
+        return Rejected(file="", line=self.line, reason=reason, text=self.text[:MAX_REJECTED_TEXT])
 
 
 def read_instructions(
@@ -205,27 +203,23 @@ def read_instructions(
             yield Rejected(file="", line=line, reason=str(error), text="")
 
 
-def _instruction(row: Any, columns: tuple[str, ...], output_columns: tuple[str, ...]) -> tuple[str, str, str | None]:
+def _instruction(row: Any, *columns: tuple[str, ...]) -> tuple[str, str, str | None]:
     if not isinstance(row, Mapping):
         raise InputError("it is no JSON object")
-    instruction, output = (
-        next((row[column] for column in names if row.get(column)), None) for names in (columns, output_columns)
-    )
+    instruction, output = (next((row[column] for column in names if row.get(column)), None) for names in columns)
     if instruction is None:
-        wanted, present = " or ".join(map(repr, columns)), ", ".join(map(str, row)) or "none"
+        wanted, present = " or ".join(map(repr, columns[0])), ", ".join(map(str, row)) or "none"
         raise InputError(f"nothing stands in column {wanted}; its columns are {present}")
     if row.get("input"):
         raise InputError("it has an 'input' beside its instruction; join the two into one column")
-    messages = [{"role": "user", "content": instruction}] if isinstance(instruction, str) else instruction
-    try:
-        asked = [(message["role"], message["content"]) for message in messages if message["role"] != "assistant"]
-    except (KeyError, TypeError):
-        raise InputError("its instruction is neither a text nor a list of messages") from None
-    if [role for role, _ in asked] not in (["user"], ["system", "user"]):
-        raise InputError("its instruction is not one user message, with a system message before it or none")
-    text, system = asked[-1][1], asked[0][1] if len(asked) == 2 else row.get("system") or ""
-    if not isinstance(text, str) or not isinstance(system, str):
-        raise InputError("its instruction or system message is no text")
+    messages = instruction if isinstance(instruction, list) else [{"role": "user", "content": instruction}]
+    match [one for one in messages if not isinstance(one, dict) or one.get("role") != "assistant"]:
+        case [{"role": "system", "content": str(system)}, {"role": "user", "content": str(text)}]:
+            pass
+        case [{"role": "user", "content": str(text)}] if isinstance(system := row.get("system") or "", str):
+            pass
+        case _:
+            raise InputError("its instruction is neither a text nor one user message, alone or after a system message")
     output = output[-1] if isinstance(output, list) else output
     output = output.get("content") if isinstance(output, Mapping) else output
     return text, system, output if isinstance(output, str) else None
@@ -316,12 +310,8 @@ class _SolutionRow(RowModel):
     id: Identifier | None = Field(None, description="a text or a whole number")
     problem: Text
     steps: Annotated[list[Text], Field(min_length=1)] | None = Field(None, description=f"{_STEPS} (or give 'solution')")
-    solution: Any = None  # read where there are no steps
+    solution: AnyText | None = None
     label: int | None = Field(None, description=_LABEL.format("n"))
-
-
-class _WrittenRow(RowModel):
-    solution: AnyText
 
 
 def read_solutions(source: Source, *, name: str | None = None) -> Iterator[Solution | Rejected]:
@@ -331,11 +321,12 @@ def read_solutions(source: Source, *, name: str | None = None) -> Iterator[Solut
 
 def solution_of(value: Any, *, default_id: str) -> Solution:
     """Check one row and make a `Solution` of it; an InputError says what is wrong with it, without its place."""
-    row = checked(_SolutionRow, value)
+    unread = "solution" if json_object(value).get("steps") is not None else None  # beside the steps
+    row = checked(_SolutionRow, {key: given for key, given in value.items() if key != unread})
     if row.steps is None and row.solution is None:
-        known = f"the record's fields are: {field_names(value)}"
-        raise InputError(f"'steps' is missing: it must be {_STEPS} (or give 'solution'); {known}")
-    steps = split_steps(checked(_WrittenRow, value).solution) if row.steps is None else row.steps
+        hint = f"(or give 'solution'); the record's fields are: {field_names(value)}"
+        raise InputError(f"'steps' is missing: it must be {_STEPS} {hint}")
+    steps = row.steps if row.solution is None else split_steps(row.solution)
     if not steps:
         raise InputError("'solution' is empty, or nothing but thinking")
     if row.label is not None and not -1 <= row.label < len(steps):

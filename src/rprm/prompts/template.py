@@ -70,6 +70,7 @@ class Filled(NamedTuple):
 
 #: A placeholder of a template's text; group 1 is its name.
 PLACEHOLDER = re.compile(r"\{\{[ \t]*([A-Za-z_]\w*)[ \t]*\}\}")
+_pieces = lru_cache(maxsize=64)(PLACEHOLDER.split)
 #: Stands for two braces where a fixed text would otherwise read as a placeholder.
 _BRACES = "open_braces"
 
@@ -134,13 +135,9 @@ class Template:
         return f"sha256:{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
     def _prompt(self, values: Mapping[str, Filled], reply: str = "") -> Prompt:
-        content, records = _fill(self._user_pieces, values)
+        content, records = _fill(_pieces(self.user), values)
         user = Message("user", content, () if self.chat else records)
         return Prompt((Message("system", self.system), user) if self.system else (user,), self.chat, reply)
-
-    @cached_property
-    def _user_pieces(self) -> list[str]:
-        return PLACEHOLDER.split(self.user)
 
     def to_toml(self) -> str:
         """The template as a file's content; `from_toml` gives an equal template back, whatever its texts hold."""
@@ -229,7 +226,7 @@ class PromptTemplate(Template):
             raise self._error(f"step_index {step_index} is out of range: the solution has {len(steps)} steps")
         problem, *steps = map(self.verdict.disarmed, (problem, *steps[: step_index + 1]))
         listed = [
-            _fill(self._step_pieces, {"number": Filled(str(number)), "step": Filled.record(step)})
+            _fill(_pieces(self.step_format), {"number": Filled(str(number)), "step": Filled.record(step)})
             for number, step in enumerate(steps, 1)
         ]
         separator = Filled(self.step_separator)
@@ -241,8 +238,8 @@ class PromptTemplate(Template):
     def take_apart(self, text: str) -> tuple[str, list[str]] | None:
         """What `render` was given to make a user message: problem, steps up to the judged one; None where it makes no
         such text. Of several ways the one with the shortest problem and earlier steps is taken."""
-        at = self._step_pieces.index("step")
-        joint = [self._step_pieces[-1] + self.step_separator + self._step_pieces[0], *self._step_pieces[1:at]]
+        first, *pieces = _pieces(self.step_format)
+        joint = [pieces[-1] + self.step_separator + first, *pieces[: pieces.index("step")]]
 
         def label(number: int) -> str:
             named = {"number": str(number), _BRACES: "{{"}
@@ -258,7 +255,7 @@ class PromptTemplate(Template):
 
     def difference(self, text: str) -> str:
         """Where a user message that cannot be taken apart leaves the template."""
-        pieces = self._user_pieces[::2]
+        pieces = _pieces(self.user)[::2]
         for way, piece, place in ((1, pieces[0], "at character {}"), (-1, pieces[-1], "{} characters before its end")):
             given, fixed = text[::way], piece[::way]
             if not given.startswith(fixed):
@@ -268,16 +265,13 @@ class PromptTemplate(Template):
         missing = next((piece for piece in pieces if piece not in text), None)
         return f"it has no {missing!r:.80}" if missing else "its steps do not follow each other as in the template"
 
-    @cached_property
-    def _step_pieces(self) -> list[str]:
-        return PLACEHOLDER.split(self.step_format)
-
 
 @lru_cache(maxsize=512)
 def _pattern(template: PromptTemplate, number: int) -> re.Pattern[str]:
     """The user messages that judge step `number`: groups `problem`, `step1`, `step2`, ..."""
-    at = template._step_pieces.index("step")
-    listed, rest = template._step_pieces[:at], template._step_pieces[at + 1 :]
+    step_pieces = _pieces(template.step_format)
+    at = step_pieces.index("step")
+    listed, rest = step_pieces[:at], step_pieces[at + 1 :]
     groups: set[str] = set()
 
     def filled(pieces: Sequence[str], index: int) -> str:
@@ -305,7 +299,7 @@ def _pattern(template: PromptTemplate, number: int) -> re.Pattern[str]:
         groups.add(group)
         return f"(?P<{group}>.*?)"
 
-    return re.compile(filled(template._user_pieces, number), re.DOTALL)
+    return re.compile(filled(_pieces(template.user), number), re.DOTALL)
 
 
 def shared_start(*texts: str) -> str:
