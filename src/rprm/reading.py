@@ -62,8 +62,7 @@ class SourceInfo(NamedTuple):
 
 class Source:
     """A file (JSON Lines or JSON, also .gz; parquet), or a hub data set, `hub:OWNER/NAME?option=value` (a bare
-    `OWNER/NAME` that is no file means the same) with the options split, revision, config, data_dir.
-    """
+    `OWNER/NAME` that is no file means the same) with the options split, revision, config, data_dir."""
 
     def __init__(self, name: str, *, split: str = "test") -> None:
         self.name, self.path = name, Path(name)
@@ -188,10 +187,8 @@ class Instruction(NamedTuple):
 def read_instructions(
     rows: Iterable[Mapping[str, Any] | Row | Rejected], column: str | None = None, output_column: str | None = None
 ) -> Iterator[Instruction | Rejected]:
-    """Training rows for a language model, each as an `Instruction`, or as `Rejected` with the reason.
-
-    An instruction is a text, or chat messages: one of the user, before it maybe one of the system (also in a column
-    `system`). The output is a text or a list of messages. Columns are by default the usual ones.
+    """Training rows for a language model: an instruction is a text, or chat messages, one of the user, before it maybe
+    one of the system (also in a column `system`); the output a text or messages. Columns are by default the usual ones.
     """
     columns = (column,) if column else ("instruction", "prompt")
     output_columns = (output_column,) if output_column else ("output", "completion", "response", "chosen")
@@ -352,8 +349,7 @@ def _parse(data: bytes) -> Any:
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[BinaryIO, bool]]:
     """The content of a file, unzipped where it is zipped, and whether it is one JSON value: an array, or an object over
-    several lines in a file named .json. Damage is an InputError.
-    """
+    several lines in a file named .json. Damage is an InputError."""
     try:
         with path.open("rb") as raw:
             zipped = raw.peek(2)[:2] == b"\x1f\x8b"

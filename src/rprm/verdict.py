@@ -69,11 +69,8 @@ class VerdictFormat:
         return list(self._verdicts(text)) or list(self._verdicts(text, is_weak=True))
 
     def find(self, text: str, start: int = 0) -> Verdict | None:
-        """The first verdict in `text` whose marker stands at or after `start`, or None.
-
-        Else a weaker form counts, with its answer on lines of their own: a marker without its choice ("Is the step
-        correct? No"), or one in quotes with its answer outside of them.
-        """
+        """The first verdict in `text` whose marker stands at or after `start`; else one of a weaker form, on lines of
+        its own: a marker without its choice ("Is the step correct? No"), or in quotes with its answer after them."""
         return next(self._verdicts(text, start), None) or next(self._verdicts(text, start, is_weak=True), None)
 
     def is_final(self, text: str, verdict: Verdict) -> bool:
@@ -186,9 +183,7 @@ class Transcript:
         self.text = opening
         self.num_tokens = 0  # so far; once it has ended with a verdict, those that reach into the text
         self.finish_reason: str | None = None  # then "stop" or "verdict", or what the owner sets
-        self._verdict = verdict
-        self._stop = stop
-        self._begin = len(opening)
+        self._verdict, self._stop, self._begin = verdict, stop, len(opening)
         self._lengths: list[int] = []  # of the text after each token
         self._is_open = self._has_marker = False  # open: a verdict stands, but more text may undo it
         self._num_searched = 0  # characters, for a marker

@@ -79,24 +79,18 @@ _BRACES = "open_braces"
 class Template:
     """What the templates of every kind have: their texts, the checks of them, their file.
 
-    Attributes:
-        KIND, NAMES: how messages call it; placeholders of `user`, besides `{{open_braces}}`.
-        name: no part of its content.
-        system: the system message, verbatim; empty for none.
-        chat: False where `user` is the whole text with the model's own special tokens, to be continued as it stands.
-
     Raises:
         PromptError: an unknown or missing placeholder, a text that cannot be used or is no Unicode.
     """
 
-    KIND: ClassVar[str]
-    NAMES: ClassVar[tuple[str, ...]]
+    KIND: ClassVar[str]  # in messages
+    NAMES: ClassVar[tuple[str, ...]]  # placeholders of `user`, besides `{{open_braces}}`
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    name: str
+    name: str  # no part of its content
     user: str
-    system: str = ""
-    chat: bool = True
+    system: str = ""  # the system message, verbatim
+    chat: bool = True  # False: `user` is the whole text with the model's own special tokens, continued as it stands
 
     def __post_init__(self) -> None:
         for key, value in self._content().items():
@@ -104,9 +98,9 @@ class Template:
                 raise self._error(f"{key} has half a surrogate pair at character {half.start()}")
         if "problem" not in self._check_names("user", self.user, self.NAMES):
             raise self._error("user has no {{problem}}")
-        misplaced = [match[0] for match in PLACEHOLDER.finditer(self.system) if match[1] in (*self.NAMES, _BRACES)]
-        if misplaced:
-            raise self._error(f"system is sent verbatim; move {misplaced[0]} to user")
+        for match in PLACEHOLDER.finditer(self.system):
+            if match[1] in (*self.NAMES, _BRACES):
+                raise self._error(f"system is sent verbatim; move {match[0]} to user")
         if self.system and not self.chat:
             raise self._error("with chat = false the whole text stands in user; system must be empty")
 
