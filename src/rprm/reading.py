@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO, NamedTuple, TypeVar, cast
 from urllib.parse import parse_qsl
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from rprm.errors import InputError
 from rprm.records import Record, Solution
@@ -240,15 +239,9 @@ class RowModel(BaseModel):
     model_config = ConfigDict(strict=True)
 
 
-def _not_blank(text: str) -> str:
-    if not text.strip():
-        raise PydanticCustomError("blank", "a text that is not empty")
-    return text
-
-
 #: A text that is Unicode; one that is not empty; a name or number.
 AnyText = Annotated[str, Field(min_length=0)]
-Text = Annotated[AnyText, AfterValidator(_not_blank)]
+Text = Annotated[str, Field(pattern=r"\S")]
 Identifier = Annotated[
     str, Field(min_length=1), BeforeValidator(lambda value: str(value) if type(value) is int else value)
 ]
@@ -257,7 +250,7 @@ Identifier = Annotated[
 _WANTED = {
     "string_type": "a text", "string_too_short": "a text that is not empty", "list_type": "a list",
     "too_short": "a list of at least one", "model_type": "an object", "bool_type": "true or false",
-    "int_type": "a whole number",
+    "int_type": "a whole number", "string_pattern_mismatch": "a text that is not empty",
 }  # fmt: skip
 
 

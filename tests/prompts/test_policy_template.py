@@ -161,13 +161,13 @@ def test_files_model_folders_and_what_they_carry(tmp_path: Path):
 def test_what_is_no_template(tmp_path: Path):
     choices = "give a file (.toml, .txt), a model folder, or one of base, boxed, plain"
     for source, message in [
-        ("critique", f"policy prompt 'critique': no such template; {choices}"),
+        ("critique", f"policy template 'critique': no such template; {choices}"),
         (str(tmp_path), f"the folder has no rprm_policy.toml; {choices}"),
     ]:
         with pytest.raises(PromptError) as caught:
             load_policy_template(source)
         assert message in str(caught.value)
-    with pytest.raises(PromptError, match="prompt 'boxed': no such template"):
+    with pytest.raises(PromptError, match="prompt template 'boxed': no such template"):
         load_template("boxed")
 
 
