@@ -9,6 +9,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, NamedTuple, TypeVar, cast
 from urllib.parse import parse_qsl
@@ -51,7 +52,8 @@ class Row(NamedTuple):
         return Rejected(file=file, line=self.line, reason=reason, text=self.text[:MAX_REJECTED_TEXT])
 
 
-class SourceInfo(NamedTuple):
+@dataclass(frozen=True)
+class SourceInfo:
     """What identifies a source: its name, a hash of its content (or the hub's revision), and its number of rows."""
 
     name: str
