@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO, NamedTuple, TypeVar, cast
 from urllib.parse import parse_qsl
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from rprm.errors import InputError
 from rprm.records import Record, Solution
@@ -64,8 +63,7 @@ class SourceInfo:
 
 class Source:
     """A file (JSON Lines or JSON, also .gz; parquet), or a hub data set, `hub:OWNER/NAME?option=value` (a bare
-    `OWNER/NAME` that is no file means the same) with the options split, revision, config, data_dir.
-    """
+    `OWNER/NAME` that is no file means the same) with the options split, revision, config, data_dir."""
 
     def __init__(self, name: str, *, split: str = "test") -> None:
         self.name, self.path = name, Path(name)
@@ -184,16 +182,14 @@ class Instruction(NamedTuple):
     output: str | None
 
     def rejected(self, reason: str) -> Rejected:
-        return Row(self.line, None, self.text).rejected("", reason)
+        return Rejected(file="", line=self.line, reason=reason, text=self.text[:MAX_REJECTED_TEXT])
 
 
 def read_instructions(
     rows: Iterable[Mapping[str, Any] | Row | Rejected], column: str | None = None, output_column: str | None = None
 ) -> Iterator[Instruction | Rejected]:
-    """Training rows for a language model, each as an `Instruction`, or as `Rejected` with the reason.
-
-    An instruction is a text, or chat messages: one of the user, before it maybe one of the system (also in a column
-    `system`). The output is a text or a list of messages. Columns are by default the usual ones.
+    """Training rows for a language model: an instruction is a text, or chat messages, one of the user, before it maybe
+    one of the system (also in a column `system`); the output a text or messages. Columns are by default the usual ones.
     """
     columns = (column,) if column else ("instruction", "prompt")
     output_columns = (output_column,) if output_column else ("output", "completion", "response", "chosen")
@@ -205,27 +201,23 @@ def read_instructions(
             yield Rejected(file="", line=line, reason=str(error), text="")
 
 
-def _instruction(row: Any, columns: tuple[str, ...], output_columns: tuple[str, ...]) -> tuple[str, str, str | None]:
+def _instruction(row: Any, *columns: tuple[str, ...]) -> tuple[str, str, str | None]:
     if not isinstance(row, Mapping):
         raise InputError("it is no JSON object")
-    instruction, output = (
-        next((row[column] for column in names if row.get(column)), None) for names in (columns, output_columns)
-    )
+    instruction, output = (next((row[column] for column in names if row.get(column)), None) for names in columns)
     if instruction is None:
-        wanted, present = " or ".join(map(repr, columns)), ", ".join(map(str, row)) or "none"
+        wanted, present = " or ".join(map(repr, columns[0])), ", ".join(map(str, row)) or "none"
         raise InputError(f"nothing stands in column {wanted}; its columns are {present}")
     if row.get("input"):
         raise InputError("it has an 'input' beside its instruction; join the two into one column")
-    messages = [{"role": "user", "content": instruction}] if isinstance(instruction, str) else instruction
-    try:
-        asked = [(message["role"], message["content"]) for message in messages if message["role"] != "assistant"]
-    except (KeyError, TypeError):
-        raise InputError("its instruction is neither a text nor a list of messages") from None
-    if [role for role, _ in asked] not in (["user"], ["system", "user"]):
-        raise InputError("its instruction is not one user message, with a system message before it or none")
-    text, system = asked[-1][1], asked[0][1] if len(asked) == 2 else row.get("system") or ""
-    if not isinstance(text, str) or not isinstance(system, str):
-        raise InputError("its instruction or system message is no text")
+    messages = instruction if isinstance(instruction, list) else [{"role": "user", "content": instruction}]
+    match [one for one in messages if not isinstance(one, dict) or one.get("role") != "assistant"]:
+        case [{"role": "system", "content": str(system)}, {"role": "user", "content": str(text)}]:
+            pass
+        case [{"role": "user", "content": str(text)}] if isinstance(system := row.get("system") or "", str):
+            pass
+        case _:
+            raise InputError("its instruction is neither a text nor one user message, alone or after a system message")
     output = output[-1] if isinstance(output, list) else output
     output = output.get("content") if isinstance(output, Mapping) else output
     return text, system, output if isinstance(output, str) else None
@@ -249,15 +241,9 @@ class RowModel(BaseModel):
     model_config = ConfigDict(strict=True)
 
 
-def _not_blank(text: str) -> str:
-    if not text.strip():
-        raise PydanticCustomError("blank", "a text that is not empty")
-    return text
-
-
 #: A text that is Unicode; one that is not empty; a name or number.
 AnyText = Annotated[str, Field(min_length=0)]
-Text = Annotated[AnyText, AfterValidator(_not_blank)]
+Text = Annotated[str, Field(pattern=r"\S")]
 Identifier = Annotated[
     str, Field(min_length=1), BeforeValidator(lambda value: str(value) if type(value) is int else value)
 ]
@@ -266,7 +252,7 @@ Identifier = Annotated[
 _WANTED = {
     "string_type": "a text", "string_too_short": "a text that is not empty", "list_type": "a list",
     "too_short": "a list of at least one", "model_type": "an object", "bool_type": "true or false",
-    "int_type": "a whole number",
+    "int_type": "a whole number", "string_pattern_mismatch": "a text that is not empty",
 }  # fmt: skip
 
 
@@ -287,6 +273,8 @@ def explained(error: ValidationError, model: type[BaseModel] | None = None) -> s
         return f"{place!r}: {first['ctx']['error']}" if place else str(first["ctx"]["error"])
     if kind == "missing":
         return f"{place!r} is missing; the record's fields are: {field_names(found)}"
+    if kind == "unexpected_keyword_argument":
+        return f"unknown key {place!r}"
     if kind == "string_unicode":
         return f"text that is not Unicode: a lone surrogate in {place!r}"
     field = model.model_fields.get(str(first["loc"][0])) if model and len(first["loc"]) == 1 else None
@@ -314,12 +302,8 @@ class _SolutionRow(RowModel):
     id: Identifier | None = Field(None, description="a text or a whole number")
     problem: Text
     steps: Annotated[list[Text], Field(min_length=1)] | None = Field(None, description=f"{_STEPS} (or give 'solution')")
-    solution: Any = None  # read where there are no steps
+    solution: AnyText | None = None
     label: int | None = Field(None, description=_LABEL.format("n"))
-
-
-class _WrittenRow(RowModel):
-    solution: AnyText
 
 
 def read_solutions(source: Source, *, name: str | None = None) -> Iterator[Solution | Rejected]:
@@ -329,11 +313,12 @@ def read_solutions(source: Source, *, name: str | None = None) -> Iterator[Solut
 
 def solution_of(value: Any, *, default_id: str) -> Solution:
     """Check one row and make a `Solution` of it; an InputError says what is wrong with it, without its place."""
-    row = checked(_SolutionRow, value)
+    unread = "solution" if json_object(value).get("steps") is not None else None  # beside the steps
+    row = checked(_SolutionRow, {key: given for key, given in value.items() if key != unread})
     if row.steps is None and row.solution is None:
-        known = f"the record's fields are: {field_names(value)}"
-        raise InputError(f"'steps' is missing: it must be {_STEPS} (or give 'solution'); {known}")
-    steps = split_steps(checked(_WrittenRow, value).solution) if row.steps is None else row.steps
+        hint = f"(or give 'solution'); the record's fields are: {field_names(value)}"
+        raise InputError(f"'steps' is missing: it must be {_STEPS} {hint}")
+    steps = row.steps if row.solution is None else split_steps(row.solution)
     if not steps:
         raise InputError("'solution' is empty, or nothing but thinking")
     if row.label is not None and not -1 <= row.label < len(steps):
@@ -359,8 +344,7 @@ def _parse(data: bytes) -> Any:
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[BinaryIO, bool]]:
     """The content of a file, unzipped where it is zipped, and whether it is one JSON value: an array, or an object over
-    several lines in a file named .json. Damage is an InputError.
-    """
+    several lines in a file named .json. Damage is an InputError."""
     try:
         with path.open("rb") as raw:
             zipped = raw.peek(2)[:2] == b"\x1f\x8b"

@@ -23,10 +23,7 @@ class Record(BaseModel):
 
 
 class Solution(Record):
-    """A problem and a solution in steps.
-
-    `label` is the 0-based index of the earliest wrong step (ProcessBench), -1 where all are right, None where unknown.
-    """
+    """A problem and a solution in steps; `label` is the 0-based index of the earliest wrong one (-1: none)."""
 
     id: str
     problem: str
@@ -35,10 +32,8 @@ class Solution(Record):
 
 
 class LabelledStep(Record):
-    """A step of a solution, and whether it is correct given the problem and the steps before it.
-
-    `id` is unique within its file; `source` names a data set and its part, or a generator.
-    """
+    """A step, and whether it is correct given the problem and the steps before it. `id` is unique within its file;
+    `source` names a data set and its part, or a generator."""
 
     id: str
     problem: str
@@ -63,12 +58,9 @@ class LabelledStep(Record):
 
 
 class Analysis(Record):
-    """One sampled analysis of one step.
-
-    `verdict` is True for Yes (the step is correct), False for No; it and `p_yes` are None where there is none. P(Yes)
-    comes from the generation's log-probabilities, from a second pass (the published procedure) or, where the engine
-    gives none, from the hard vote (0 or 1). A `forced` verdict was asked for after the end.
-    """
+    """One sampled analysis of one step: its `verdict` (True for Yes, the step is correct) and P(Yes), None where it has
+    none. P(Yes) comes from the generation's log-probabilities, from a second pass (the published procedure) or, where
+    the engine gives none, from the hard vote (0 or 1). A `forced` verdict was asked for after the end."""
 
     text: str
     verdict: bool | None
@@ -85,12 +77,9 @@ class Analysis(Record):
 
 
 class StepReward(Record):
-    """The reward of one step: the mean P(Yes) over its analyses that reached a verdict (R-PRM, section 3.3).
-
-    `vote` is the share of Yes among their hard verdicts; both are None where there is none, and `failure` says why.
-    `num_requested` is K, the number of analyses that the full procedure draws. Of a classifier, `reward` is the score,
-    and `vote` and `num_requested` are None.
-    """
+    """The reward of one step: the mean P(Yes) over its analyses that reached a verdict (R-PRM, section 3.3), and
+    `vote`, the share of Yes among their hard verdicts; both are None where there is none, and `failure` says why.
+    `num_requested` is K of the full procedure. A classifier's `reward` is its score, without `vote` and K."""
 
     step_index: Count
     reward: Probability | None
@@ -122,11 +111,8 @@ class StepAnalyses(Record):
 
 
 class SolutionReward(Record):
-    """Step rewards of one solution and the prediction they give.
-
-    `first_error` is the index of the first step whose reward is below the threshold, -1 for none, None where a step up
-    to there has no reward. `steps` may end at the first error; `num_steps` is the length of the solution.
-    """
+    """Step rewards of one solution and the prediction they give: `first_error`, the index of the first step whose
+    reward is below the threshold (-1: none; None: a step up to there has no reward). `steps` may end there."""
 
     id: str
     num_steps: Count

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 
 #: As released models write them: Qwen3, DeepSeek-R1 and most others; prompts that ask for thinking; Seed-OSS;
 #: Magistral; Sky-T1 and OpenThinker; Command A Reasoning; Kimi-VL.
@@ -32,14 +33,9 @@ def without_thinking(text: str) -> str:
 
 def answer_parts(text: str) -> Iterator[tuple[int, int]]:
     """The characters [start, end) of each part of the text that is no thinking, in order."""
-    start = 0
-    for begin, end in _blocks(text):
-        if begin > start:
-            yield start, begin
-        if end is None:
-            return
-        start = end
-    yield start, len(text)
+    for (_, start), (end, _) in pairwise([(0, 0), *_blocks(text), (len(text), None)]):
+        if start is not None and (start < end or end == len(text)):
+            yield start, end
 
 
 def _blocks(text: str) -> Iterator[tuple[int, int | None]]:

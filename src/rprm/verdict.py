@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from rprm.quoting import unquoted
 from rprm.thinking import after_thinking, answer_parts
@@ -16,8 +16,7 @@ from rprm.thinking import after_thinking, answer_parts
 DEFAULT_MARKER = "Is the step correct (Yes/No)?"  # of the paper's verdict line
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """A verdict in a text: `yes`, and the characters [start, end) of its word."""
 
     yes: bool
@@ -25,8 +24,7 @@ class Verdict:
     end: int
 
 
-@dataclass(frozen=True, slots=True)
-class VerdictChoice:
+class VerdictChoice(NamedTuple):
     """Yes or No at the generated token whose word begins at character `start` of the completion."""
 
     start: int
@@ -47,33 +45,32 @@ class VerdictFormat:
     Every search is linear in the length of the text.
     """
 
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # read by the templates that hold one
+
     marker: str = DEFAULT_MARKER
     yes: str = "Yes"
     no: str = "No"
 
     @property
     def marker_pattern(self) -> re.Pattern[str]:
-        return self._patterns.any_marker
+        return self._patterns["any marker"]
 
     def disarmed(self, text: str) -> str:
         """The text with each answered marker of three words or more hyphenated: repeated, it is no verdict."""
 
         def hyphenated(marker: re.Match[str]) -> str:
-            is_answered = self._patterns.answer.match(text, marker.end())
+            is_answered = self._patterns["answer"].match(text, marker.end())
             return re.sub(rf"(?<=\w){_SPACE}+(?=\w)", "-", marker[0]) if is_answered else marker[0]
 
-        return text if len(self.marker.split()) < 3 else self._patterns.any_marker.sub(hyphenated, text)
+        return text if len(self.marker.split()) < 3 else self._patterns["any marker"].sub(hyphenated, text)
 
     def find_all(self, text: str) -> list[Verdict]:
         """Every verdict in `text`, in order."""
         return list(self._verdicts(text)) or list(self._verdicts(text, is_weak=True))
 
     def find(self, text: str, start: int = 0) -> Verdict | None:
-        """The first verdict in `text` whose marker stands at or after `start`, or None.
-
-        Else a weaker form counts, with its answer on lines of their own: a marker without its choice ("Is the step
-        correct? No"), or one in quotes with its answer outside of them.
-        """
+        """The first verdict in `text` whose marker stands at or after `start`; else one of a weaker form, on lines of
+        its own: a marker without its choice ("Is the step correct? No"), or in quotes with its answer after them."""
         return next(self._verdicts(text, start), None) or next(self._verdicts(text, start, is_weak=True), None)
 
     def is_final(self, text: str, verdict: Verdict) -> bool:
@@ -98,12 +95,12 @@ class VerdictFormat:
         return {self.yes.casefold(): True, self.no.casefold(): False}.get(token_text.strip().casefold())
 
     def _verdicts(self, text: str, start: int = 0, *, is_weak: bool = False) -> Iterator[Verdict]:
-        pattern = self._patterns.weak if is_weak else self._patterns.marker
+        pattern = self._patterns["weak" if is_weak else "marker"]
         if pattern.search(text, start) is None:
             return
         for begin, end in answer_parts(text):
             for marker in unquoted(text, begin, end, pattern.finditer(text, max(begin, start), end)):
-                match = self._patterns.answer.match(text, marker.end(), end)
+                match = self._patterns["answer"].match(text, marker.end(), end)
                 if match is None or (is_weak and not _NO_MORE_WORDS.match(text, match.end(), end)):
                     continue
                 yes = match["answer"].casefold() == self.yes.casefold()
@@ -112,7 +109,7 @@ class VerdictFormat:
 
     def _read_on(self, text: str, start: int, end: int, yes: bool) -> bool | None:
         """Whether what ends at `start` is an answer however the text goes on; None where it is none already."""
-        tail = self._patterns.tail.match(text, start, end)
+        tail = self._patterns["tail"].match(text, start, end)
         assert tail is not None  # It matches nothing, too.
         joint, word, place = tail["joint"].casefold(), tail["word"].casefold(), tail.end()
         other = (self.no if yes else self.yes).casefold()
@@ -133,7 +130,7 @@ class VerdictFormat:
         return not is_open
 
     @cached_property
-    def _patterns(self) -> _Patterns:
+    def _patterns(self) -> dict[str, re.Pattern[str]]:
         yes, no = re.escape(self.yes), re.escape(self.no)
         answers, marker, bare = rf"{yes}|{no}", self.marker.strip(), ""
         if with_choice := re.fullmatch(rf"(.*?\w)[\W_]*{yes}\W+{no}\W*", marker, re.IGNORECASE | re.DOTALL):
@@ -152,16 +149,17 @@ class VerdictFormat:
         weak = rf"^[^\w\n{_QUOTES}]{{0,12}}(?:[{_QUOTES}]{{1,2}}{whole}[{_QUOTES}]{{1,2}}{bare})"
         # The answer as soon as it comes: "-" may be markup or an answer.
         skipped = rf"(?:(?!(?:{answers})(?!_*[^\W_]))(?:[(\[]{yes}/{no}[)\]]|{_MARKUP})){{0,200}}+"
-        patterns = (
-            whole,
-            weak,
-            rf"{whole}|{weak}",
-            rf"{skipped}(?P<answer>{answers})(?!_*[^\W_]|[-‐‑'’][^\W_])",
-            rf"(?P<joint>(?:(?!{answers})(?:{_INLINE}|(?:or|and|vs|versus)\b))*+)"
+        patterns = {
+            "marker": whole,  # in all its spellings
+            "weak": weak,  # from the beginning of a line, without its choice, or in quotes that end with it
+            "any marker": rf"{whole}|{weak}",
+            "answer": rf"{skipped}(?P<answer>{answers})(?!_*[^\W_]|[-‐‑'’][^\W_])",
+            # What may join an answer to another on its line, and the word after that.
+            "tail": rf"(?P<joint>(?:(?!{answers})(?:{_INLINE}|(?:or|and|vs|versus)\b))*+)"
             rf"(?P<word>(?:{answers})(?![^\W_])|[^\W_]*)",
-            rf"(?<![A-Za-z])(?:{answers})(?![A-Za-z])",
-        )
-        return _Patterns(*(re.compile(pattern, re.IGNORECASE | re.MULTILINE) for pattern in patterns))
+            "word": rf"(?<![A-Za-z])(?:{answers})(?![A-Za-z])",  # an answer: "no" stands in "know" and "not"
+        }
+        return {name: re.compile(pattern, re.IGNORECASE | re.MULTILINE) for name, pattern in patterns.items()}
 
 
 class TwoAnswers(VerdictFormat):
@@ -185,9 +183,7 @@ class Transcript:
         self.text = opening
         self.num_tokens = 0  # so far; once it has ended with a verdict, those that reach into the text
         self.finish_reason: str | None = None  # then "stop" or "verdict", or what the owner sets
-        self._verdict = verdict
-        self._stop = stop
-        self._begin = len(opening)
+        self._verdict, self._stop, self._begin = verdict, stop, len(opening)
         self._lengths: list[int] = []  # of the text after each token
         self._is_open = self._has_marker = False  # open: a verdict stands, but more text may undo it
         self._num_searched = 0  # characters, for a marker
@@ -219,7 +215,7 @@ class Transcript:
 
     def _is_worth_reading(self, form: VerdictFormat, before: int) -> bool:
         """Whether there is a marker and a new answer word: reading all for every token would take quadratic time."""
-        if not form._patterns.word.search(self.text, max(0, before - max(len(form.yes), len(form.no)) + 1)):
+        if not form._patterns["word"].search(self.text, max(0, before - max(len(form.yes), len(form.no)) + 1)):
             return False
         if not self._has_marker:
             # No marker is longer, however it is spaced.
@@ -287,15 +283,6 @@ _NO_WHAT = re.compile(
     r"|one|doubt|need|longer|further|additional|other|such)\b",
     re.IGNORECASE,
 )
-
-
-class _Patterns(NamedTuple):
-    marker: re.Pattern[str]  # in all its spellings
-    weak: re.Pattern[str]  # from the beginning of a line, without its choice, or in quotes that end with it
-    any_marker: re.Pattern[str]  # either
-    answer: re.Pattern[str]  # from the marker to the end of the answer, its group `answer`
-    tail: re.Pattern[str]  # after the answer, what may join it to another on its line, and the word after that
-    word: re.Pattern[str]  # an answer as a word: "no" stands in "know" and "not"
 
 
 def _words(text: str) -> str:

@@ -108,14 +108,14 @@ def test_files_give_back_exactly_what_was_written(a: str, b: str, c: str, d: str
     ("content", "message"),
     [
         ("user = ", "not a policy template in TOML: "),
-        ("chat = true", "the key 'user' is missing"),
+        ("chat = true", "'user' is missing"),
         (
             'user = "{{problem}}"\nstep_format = "x"',
             "unknown key 'step_format'; keys are name, user, system, ",
         ),
-        ('user = "{{problem}}"\n[verdict]\nyes = "Yes"', "unknown key 'verdict.yes'; keys are "),
-        ('user = "{{problem}}"\nchat = "no"', "chat must be true or false, not 'no'"),
-        ('user = "{{problem}}"\nstop = ["x"]', "stop must be a text, not ["),
+        ('user = "{{problem}}"\n[verdict]\nyes = "Yes"', "unknown key 'verdict'; keys are "),
+        ('user = "{{problem}}"\nchat = "no"', "'chat' must be true or false, not 'no'"),
+        ('user = "{{problem}}"\nstop = ["x"]', "'stop' must be a text, not ["),
         ('user = "x"', "policy template 'bad': user has no {{problem}}"),
     ],
 )
@@ -161,13 +161,13 @@ def test_files_model_folders_and_what_they_carry(tmp_path: Path):
 def test_what_is_no_template(tmp_path: Path):
     choices = "give a file (.toml, .txt), a model folder, or one of base, boxed, plain"
     for source, message in [
-        ("critique", f"policy prompt 'critique': no such template; {choices}"),
+        ("critique", f"policy template 'critique': no such template; {choices}"),
         (str(tmp_path), f"the folder has no rprm_policy.toml; {choices}"),
     ]:
         with pytest.raises(PromptError) as caught:
             load_policy_template(source)
         assert message in str(caught.value)
-    with pytest.raises(PromptError, match="prompt 'boxed': no such template"):
+    with pytest.raises(PromptError, match="prompt template 'boxed': no such template"):
         load_template("boxed")
 
 

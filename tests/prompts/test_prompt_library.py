@@ -87,8 +87,8 @@ def test_what_is_no_template(tmp_path: Path):
     (tmp_path / "x.md").write_text("{{problem}}{{steps}}")
     (tmp_path / "x.txt").write_bytes(b"{{problem}}{{steps}} \xff")
     for source, message in [
-        ("critik", f"prompt 'critik': no such template; {choices}"),
-        ("", f"prompt '': the folder has no rprm_prompt.toml; {choices}"),
+        ("critik", f"prompt template 'critik': no such template; {choices}"),
+        ("", f"prompt template '': the folder has no rprm_prompt.toml; {choices}"),
         (str(tmp_path), f"the folder has no rprm_prompt.toml; {choices}"),
         (str(tmp_path / "x.md"), f"a template file ends in .toml or .txt; {choices}"),
         (str(tmp_path / "x.txt"), "not UTF-8 text: byte 21 cannot be decoded"),

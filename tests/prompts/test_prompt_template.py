@@ -192,15 +192,15 @@ def test_a_file_may_give_the_user_message_alone():
     ("content", "message"),
     [
         ("user = ", "not a prompt template in TOML: "),
-        ("chat = true", "the key 'user' is missing"),
+        ("chat = true", "'user' is missing"),
         ('user = "{{problem}} {{steps}}"\nsteps = 3', "unknown key 'steps'; keys are name, user, system, "),
         (
             'user = "{{problem}} {{steps}}"\n[verdict]\nmarks = "m"',
             "unknown key 'verdict.marks'; keys are ",
         ),
-        ('user = "{{problem}} {{steps}}"\nverdict = "m"', "unknown key 'verdict'; keys are "),
-        ('user = "{{problem}} {{steps}}"\nchat = 1', "chat must be true or false, not 1"),
-        ('user = ["{{problem}} {{steps}}"]', "user must be a text, not ["),
+        ('user = "{{problem}} {{steps}}"\nverdict = "m"', "'verdict' must be an object, not 'm'; keys are "),
+        ('user = "{{problem}} {{steps}}"\nchat = 1', "'chat' must be true or false, not 1"),
+        ('user = ["{{problem}} {{steps}}"]', "'user' must be a text, not ["),
         ('user = "{{problem}}"', "prompt template 'bad': user needs {{steps}}"),
     ],
 )

@@ -73,7 +73,7 @@ def test_show_a_template_of_a_policy(tmp_path: Path):
         f"--- text ---\nProblem:\n{EXAMPLE_PROBLEM}\n\nSolution:\n\n"
         "--- reply ---\nThe speed of the train is 150 / 2 = 75 km per hour.\n\n\n"
     )
-    with pytest.raises(PromptError, match="prompt 'boxed': no such template"):
+    with pytest.raises(PromptError, match="prompt template 'boxed': no such template"):
         run("show", "boxed")
 
 
@@ -112,7 +112,7 @@ def test_import_says_what_differs(tmp_path: Path, rows: Path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["show", "nothing"], "prompt 'nothing': no such template; give a file"),
+        (["show", "nothing"], "prompt template 'nothing': no such template; give a file"),
         (["import", "rows.jsonl", "-o", "x.txt"], "x.txt: a template file ends in .toml"),
         (["import", "rows.jsonl", "-o", "x.toml"], "rows.jsonl: no such file"),
     ],

@@ -28,7 +28,6 @@ class TemplateShelf(Generic[AnyTemplate]):
     """Where the templates of one kind are found: a folder of this package with a default, a file in a model folder."""
 
     kind: type[AnyTemplate]
-    noun: str
     folder: str
     default: str
     carried_as: str
@@ -62,12 +61,10 @@ class TemplateShelf(Generic[AnyTemplate]):
         except OSError as error:
             wrong = f"cannot be read: {error.strerror}"
         except UnicodeDecodeError as error:
-            raise PromptError(f"{path}: not UTF-8 text: byte {error.start} cannot be decoded") from None
+            wrong = f"not UTF-8 text: byte {error.start} cannot be decoded"
         if wrong:
-            raise PromptError(
-                f"{self.noun} {str(source)!r:.200}: {wrong}; give a file (.toml, .txt), a model folder, or one of "
-                f"{', '.join(self.names())}"
-            )
+            known = f"give a file (.toml, .txt), a model folder, or one of {', '.join(self.names())}"
+            raise PromptError(f"{self.kind.KIND} {str(source)!r:.200}: {wrong}; {known}")
         if path.suffix == ".txt":
             return self.kind(name=path.stem, user=text.removesuffix("\n"))
         return self.kind.from_toml(text, str(path))
@@ -81,8 +78,8 @@ class TemplateShelf(Generic[AnyTemplate]):
         return next((file for file in found if file.is_file()), None)
 
 
-_PROMPTS = TemplateShelf(PromptTemplate, "prompt", "templates", DEFAULT_TEMPLATE, MODEL_TEMPLATE)
-_POLICIES = TemplateShelf(PolicyTemplate, "policy prompt", "policies", DEFAULT_POLICY_TEMPLATE, MODEL_POLICY_TEMPLATE)
+_PROMPTS = TemplateShelf(PromptTemplate, "templates", DEFAULT_TEMPLATE, MODEL_TEMPLATE)
+_POLICIES = TemplateShelf(PolicyTemplate, "policies", DEFAULT_POLICY_TEMPLATE, MODEL_POLICY_TEMPLATE)
 
 builtin_names, load_template, carried_template = _PROMPTS.names, _PROMPTS.load, _PROMPTS.carried
 policy_names, load_policy_template, carried_policy_template = _POLICIES.names, _POLICIES.load, _POLICIES.carried

@@ -1,26 +1,22 @@
 """Derive a released model's prompt template from the rows it was trained on, and prove it on the same rows.
 
-The numbers 1, 2, ... of the steps show where a row's parts lie; what the parts of a few rows have in common at their
+The numbers 1, 2, ... of the steps show where a row's parts lie; what the parts of most rows have in common at their
 ends is fixed text. Only rows that are rendered again byte for byte count as proof.
 """
 
 from __future__ import annotations
 
-import math
-import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
-from typing import TYPE_CHECKING, Any
+from itertools import islice, pairwise, product, zip_longest
+from typing import Any, Literal
 
 from rprm.errors import PromptError
 from rprm.prompts.template import PromptTemplate, literal, shared_start
+from rprm.reading import Instruction, Rejected, Row, Source, read_instructions
 from rprm.verdict import VerdictFormat
-
-if TYPE_CHECKING:
-    from rprm.reading import Rejected, Row
 
 
 @dataclass(frozen=True)
@@ -66,280 +62,189 @@ def import_template(
         InputError: the source cannot be read.
         PromptError: the rows do not show all that a template needs, or too few of them render exactly.
     """
-    from rprm import reading
-
-    label = ""
-    rows: Iterable[Any] = source
-    if isinstance(source, str):
-        reader = reading.Source(source, split="train").pinned()
-        label = f"{reader.hub['path']}@{reader.hub['revision']}" if reader.hub else source
-        rows = reader.rows()
-    found = list(reading.read_instructions(islice(rows, limit), instruction_column, output_column))
-    read = [row for row in found if isinstance(row, reading.Instruction)]
-    differences = [row for row in found if isinstance(row, reading.Rejected)]
+    reader = Source(source, split="train").pinned() if isinstance(source, str) else None
+    rows: Iterable[Any] = reader.rows() if reader else source
+    found = list(read_instructions(islice(rows, limit), instruction_column, output_column))
+    read = [row for row in found if isinstance(row, Instruction)]
+    others = [row for row in found if isinstance(row, Rejected)]
     if not read:
-        raise PromptError(
-            f"{name}: no row has an instruction: {differences[0].reason if found else 'there are no rows'}"
-        )
+        raise PromptError(f"{name}: no row has an instruction: {others[0].reason if others else 'there are no rows'}")
     outputs = [row.output for row in read if row.output is not None]
     [(system, _)] = Counter(row.system for row in read).most_common(1)
-    try:
-        verdict = VerdictFormat(marker) if marker is not None else _derive_verdict(outputs)
-        base = PromptTemplate(name, "{{problem}}{{steps}}", system=system, verdict=verdict)
-        template = _derive(list(dict.fromkeys(row.text for row in read)), base, chat)
-    except _Unclear as error:
-        raise PromptError(f"{name}: no template can be derived from {len(found)} rows: {error}") from None
-    values: dict[str, set[str]] = {"problems": set(), "previous steps": set(), "steps to judge": set()}
+    verdict = VerdictFormat(marker) if marker is not None else _derive_verdict(name, outputs)
+    base = PromptTemplate(name, "{{problem}}{{steps}}", system=system, verdict=verdict)
+    template = _derive(list(dict.fromkeys(row.text for row in read)), base, chat)
+    kept = []
     for row in read:
         parts = template.take_apart(row.text)
         if row.system != system:
-            differences.append(row.rejected(f"its system message is another: {row.system!r:.60}"))
+            others.append(row.rejected(f"its system message is another: {row.system!r:.60}"))
         elif parts is None or template.render(*parts, len(parts[1]) - 1).messages[-1].content != row.text:
-            differences.append(row.rejected(template.difference(row.text)))
+            others.append(row.rejected(template.difference(row.text)))
         else:
-            for seen, new in zip(values.values(), ([parts[0]], parts[1][:-1], parts[1][-1:]), strict=True):
-                seen.update(new)
-    differences.sort(key=lambda row: row.line)
-    num_exact, num_problems = len(found) - len(differences), len(values["problems"])
-    if num_exact < min_share * len(found) or num_problems < 2:
-        shown = "".join(f"\n  row {row.line}: {row.reason}" for row in differences[:5])
-        raise PromptError(
-            f"{name}: only {num_exact} of {len(found)} rows follow the derived template, less than {min_share:.0%} or "
-            f"not of several problems; give rows of one kind, or accept a smaller share:{shown}"
-        )
-    doubts = tuple(doubt for what, seen in values.items() for doubt in _doubts(what, seen))
-    if doubts and not accept_doubts:
-        raise PromptError(
-            f"{name}: the rows seem to follow more than one layout: {'; '.join(doubts)}; keep the rows of one, or, if "
-            "that is no fixed text, give --accept-doubts (argument `accept_doubts`)"
-        )
-    num_verdicts = sum(verdict.find(output) is not None for output in outputs)
-    return ImportedTemplate(
-        template, len(found), num_exact, num_problems, len(outputs), num_verdicts, (*differences[:5],), doubts, label
-    )
+            kept.append(parts)
+    shown = tuple(sorted(others, key=lambda row: row.line)[:5])
+    problems = {problem for problem, _ in kept}
+    if len(kept) < min_share * len(found) or len(problems) < 2:
+        wrong = f"less than {min_share:.0%} or not of several problems; give rows of one kind or a lower --min-share:"
+        wrong += "".join(f"\n  row {row.line}: {row.reason}" for row in shown)
+        raise PromptError(f"{name}: only {len(kept)} of {len(found)} rows follow the derived template, {wrong}")
+    if (doubts := tuple(_doubts(kept))) and not accept_doubts:
+        hint = "keep the rows of one, or, if that is no fixed text, give --accept-doubts (argument `accept_doubts`)"
+        raise PromptError(f"{name}: the rows seem to follow more than one layout: {'; '.join(doubts)}; {hint}")
+    counts = len(found), len(kept), len(problems), len(outputs), sum(verdict.find(text) is not None for text in outputs)
+    label = (f"{reader.hub['path']}@{reader.hub['revision']}" if reader.hub else reader.name) if reader else ""
+    return ImportedTemplate(template, *counts, differences=shown, doubts=doubts, source=label)
 
 
-def _doubts(what: str, values: set[str]) -> Iterator[str]:
-    """Lines that many values begin or end with."""
-    for verb, place in (("begin", 0), ("end", -1)):
-        lines = Counter(text.strip().split("\n")[place] for text in values if "\n" in text.strip())
+def _doubts(kept: Sequence[tuple[str, list[str]]]) -> Iterator[str]:
+    """Lines that many problems or steps begin or end with."""
+    values = {"problems": {problem for problem, _ in kept}, "steps to judge": {steps[-1] for _, steps in kept}}
+    values["previous steps"] = {step for _, steps in kept for step in steps[:-1]}
+    for (what, texts), (verb, place) in product(values.items(), (("begin", 0), ("end", -1))):
+        lines = Counter(text.strip().split("\n")[place] for text in texts if "\n" in text.strip())
         for line, count in lines.most_common(1):
-            if count >= 0.4 * len(values) and len(re.findall(r"\w", line)) >= 4:
-                yield f"{count / len(values):.0%} of the {what} {verb} with the line {line[:80]!r}"
+            if count >= 0.4 * len(texts) and len(re.findall(r"\w", line)) >= 4:
+                yield f"{count / len(texts):.0%} of the {what} {verb} with the line {line[:80]!r}"
 
 
-def _derive_verdict(outputs: Sequence[str]) -> VerdictFormat:
+def _derive_verdict(name: str, outputs: Sequence[str]) -> VerdictFormat:
     """The marker is what the last lines of the outputs have in common before their last Yes or No."""
     lines = [output.rstrip().rpartition("\n")[2] for output in outputs]
     found = [match for line in lines if (match := re.match(r"(.*)(?<!\w)(yes|no)(?!\w)", line, re.IGNORECASE))]
     # Markup around the marker and the answer is no part of it: VerdictFormat reads over it.
-    heads = [match[1].rstrip(" \t*_:>`'\"$({[\\") for match in found]
-    marker = _agreed(heads, 0.9, backward=True).lstrip(" \t*_#>-.,;:!?)")
+    heads = [(match[1].rstrip(" \t*_:>`'\"$({[\\"), 0) for match in found]
+    marker = _agreed(heads, 0.9, -1).lstrip(" \t*_#>-.,;:!?)")
     if not marker or len(heads) < 0.5 * len(outputs):
-        found_in = f"{len(heads)} of {len(outputs)} outputs end in a line with Yes or No"
-        raise _Unclear(f"{found_in}, with no marker in common before it; name it with --marker (argument `marker`)")
-    answers = Counter(match[2] for match in found).most_common()
-    spelled = {answer.casefold(): answer for answer, _ in reversed(answers)}
+        ended = f"{len(heads)} of {len(outputs)} outputs end in a line with Yes or No"
+        raise PromptError(f"{name}: {ended}, with no marker in common before it; name it with --marker (`marker`)")
+    spelled = {word.casefold(): word for word, _ in reversed(Counter(match[2] for match in found).most_common())}
     return VerdictFormat(marker, spelled.get("yes", "Yes"), spelled.get("no", "No"))
 
-
-# --- the fixed text -----------------------------------------------------------------------------------------------
 
 #: Stands in fixed text for the number of the step to judge.
 _MARK = "\ue000"
 _SPECIAL_TOKEN = re.compile(r"<\|[^|>\s]+\|>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<｜[^｜>]+｜>")
-#: A number with what stands right around it: letters and at most one more character, or a line end, before it; any one
-#: character after.
+#: A number with what stands right around it: letters and at most one more character, or a line end; any one character.
 _NUMBER = re.compile(r"([^\W\d_]{0,20}[^\w\n]?|\n)(?<!\d)([1-9][0-9]{0,3})(?=(\D))")
-#: What sentences and formulas end in: values that all end so share it by chance.
-_ENDINGS = re.compile(r"[\w.?!:$%)}\]\\'\"*`]*")
-_NO_OPENER = r"[^\"'`*\[({]"
-_MIRROR = str.maketrans("([{<", ")]}>")
-
-#: An instruction, and where its steps' labels lie, each up to the end of its number.
-_Labelled = tuple[str, list[tuple[int, int]]]
-
-
-class _Unclear(Exception):
-    """What the rows do not show."""
+#: Fixed text before a value ends in a line end or a label: other words are values' own that all begin with by chance.
+_OPENING = re.compile(rf"(?s:.*)(?:\n\s*|(?:{_MARK}[ \t]*[^\w\s]*|[:>\]])[*_]*[ \t]*[\"'`*\[({{]*)|")
 
 
 def _derive(texts: Sequence[str], base: PromptTemplate, chat: bool | None) -> PromptTemplate:
-    """The candidate that leaves the fewest characters to problems and steps (of a text it does not make, all). Each is
-    read from a few rows: one that misleads (a step that quotes "Step 3:") is in some draws only."""
-    candidates: dict[PromptTemplate, None] = {}
-    draw = random.Random(0)
-    texts = texts[:: -(-len(texts) // 300)] if len(texts) >= 20 else []
-    for seed, rows in _numbered(texts):
-        kinds = [[row for row in rows if min(len(row[1]), 3) == kind] for kind in range(4)]
-        announced = len(kinds[0]) > max(1, 0.02 * len(rows))
-        for size in (16,) * 8 + (8,) * 16 + (4,) * 40:
-            kinds = kinds if announced else [[], *kinds[1:]]
-            some = [row for kind in kinds for row in draw.sample(kind, min(size, (len(kind) + 1) // 2))]
-            if (found := _candidate(seed, some, base, chat, announced)) is not None:
-                candidates[found] = None
+    """The candidate that leaves the fewest characters to problems and steps (of a text it does not make, all)."""
+    texts = texts[:: len(texts) // 300 + 1]
+    # Some rows are misled by what a problem or step quotes ("Step 3:"): a share must agree on the fixed text.
+    cases = [(rows, quorum) for rows in _counted(texts) for quorum in (1.0, 0.95, 0.9, 0.8, 0.7, 0.6)]
+    cases += [(_announced(rows, quorum), quorum) for rows, quorum in cases if {1, 2, 3} <= {*map(len, rows)}]
+    found = {_candidate(rows, quorum, base): None for rows, quorum in cases}
 
     def free(template: PromptTemplate) -> int:
-        taken = ((text, template.take_apart(text)) for text in texts[:: -(-len(texts) // 120)])
-        return sum(len(text) if parts is None else len("".join((parts[0], *parts[1]))) for text, parts in taken)
+        taken = ((template.take_apart(text) or (text, ())) for text in texts[:: len(texts) // 120 + 1])
+        return sum(len(problem) + sum(map(len, steps)) for problem, steps in taken)
 
-    if not candidates:
-        raise _Unclear(
-            "it needs 20 that differ, of several problems, with steps numbered 1, 2, ...; among them rows that judge a "
-            "first, a second, a third and a later step"
+    if (best := min((template for template in found if template), key=free, default=None)) is None:
+        raise PromptError(
+            f"{base.name}: no template can be derived from {len(texts)} rows: it needs 20 that differ, of several "
+            "problems, with steps numbered 1, 2, ...; among them rows that judge a first, second, third and later step"
         )
-    return min(candidates, key=free)
+    return replace(best, chat=not _SPECIAL_TOKEN.search(best.user) if chat is None else chat)
 
 
-def _numbered(texts: Sequence[str]) -> Iterator[tuple[str, list[_Labelled]]]:
-    """The likeliest texts right before the steps' numbers (1, 2, ..., m in most texts, with a varying m); with each,
-    the instructions and where their labels lie."""
-    opening, closing = _agreed(texts, 0.95), _agreed(texts, 0.95, backward=True)
-    counted: dict[tuple[str, str], dict[str, list[tuple[int, int]]]] = {}
-    kinds_of: dict[str, set[tuple[str, str]]] = {}
-    for text in texts:
-        if not (text.startswith(opening) and text.endswith(closing)):
-            continue
-        places: dict[tuple[str, str], list[re.Match[str]]] = {}
-        for match in _NUMBER.finditer(text, len(opening), max(len(opening), len(text) - len(closing))):
-            places.setdefault((match[1], match[3]), []).append(match)
-        kinds_of[text] = set(places)
-        for kind, matches in places.items():
-            numbers = [int(match[2]) for match in matches]
-            last, seed = max(numbers), len(kind[0].removeprefix("\n"))
-            # The last may be named more than once: the last place is the step's own.
-            if numbers[:last] == [*range(1, last + 1)] and {*numbers[last:]} <= {last}:
-                labels = [(match.start(2) - seed, match.end(2)) for match in (*matches[: last - 1], matches[-1])]
-                counted.setdefault(kind, {})[text] = labels
-
-    def variety(kind: tuple[str, str]) -> int:
-        return len(counted[kind]) - Counter(map(len, counted[kind].values())).most_common(1)[0][1]
-
-    for kind in sorted(counted, key=variety, reverse=True)[:3]:
-        if variety(kind) and len(counted[kind]) >= 0.2 * len(texts):
-            unnumbered = [(text, list[tuple[int, int]]()) for text, kinds in kinds_of.items() if kind not in kinds]
-            yield kind[0].removeprefix("\n"), [*counted[kind].items(), *unnumbered]
+def _counted(texts: Sequence[str]) -> list[list[list[str]]]:
+    """The texts cut at numbers that count 1, 2, ..., m, for the likeliest texts around these."""
+    opening, closing = (len(_agreed([(text, 0) for text in texts], 0.95, way)) for way in (1, -1))
+    found = {text: [*_NUMBER.finditer(text, opening, max(opening, len(text) - closing))] for text in texts}
+    kinds = Counter(kind for numbers in found.values() for kind in {number.group(1, 3) for number in numbers})
+    counted: list[list[list[str]]] = []
+    for kind in [kind for kind, count in kinds.items() if count >= 0.2 * len(texts) >= 4]:
+        counted.append([])
+        for text, all_numbers in found.items():
+            numbers = [number for number in all_numbers if number.group(1, 3) == kind]
+            # The last may be named more than once: its last place is the step's own.
+            del numbers[max(0, len({number[2] for number in numbers}) - 1) : -1]
+            if [int(number[2]) for number in numbers] == [*range(1, len(numbers) + 1)]:
+                cuts = pairwise([0, *(number.start(2) for number in numbers), len(text)])
+                counted[-1].append([text[start:end] for start, end in cuts])
+    return sorted(counted, key=lambda rows: sum(len(pieces) > 2 for pieces in rows), reverse=True)[:3]
 
 
-def _cut(rows: list[_Labelled], announced: bool) -> Iterator[tuple[str, list[str], str]]:
-    """Rows cut at their labels: what stands before the first one, from each to the next one, and after the last one.
-    `announced`: fixed words tell the step to judge, in place of a number like the previous steps'."""
-    if announced:
-        ends = [(text[labels[-1][1] if labels else 0 :], len(labels) + 1) for text, labels in rows]
-        words = _core(ends)
-        found = [row for row, (end, _) in zip(rows, ends, strict=True) if len(words) >= 4 and end.count(words) == 1]
-        places = [text.rindex(words) + len(words) for text, _ in found]
-        rows = [(text, [*labels, (at, at)]) for (text, labels), at in zip(found, places, strict=True)]
-    for text, labels in rows:
-        nexts = [*(start for start, _ in labels[1:]), len(text)]
-        *previous, last = [text[start:end] for (_, start), end in zip(labels, nexts, strict=True)]
-        yield text[: labels[0][0]], previous, last
+def _announced(rows: list[list[str]], quorum: float) -> list[list[str]]:
+    """The rows cut once more, after fixed words that tell the step to judge in place of a number like the others'."""
+    words = _core([(pieces[-1], len(pieces)) for pieces in rows], quorum)
+    found = [(pieces, pieces[-1].find(words) + len(words)) for pieces in rows if words and pieces[-1].count(words) == 1]
+    return [[*pieces[:-1], pieces[-1][:at], pieces[-1][at:]] for pieces, at in found]
 
 
-def _candidate(
-    seed: str, rows: list[_Labelled], base: PromptTemplate, chat: bool | None, announced: bool
-) -> PromptTemplate | None:
-    """The template that these rows show, if they show all of it."""
-    parts = list(_cut(rows, announced))
-    heads = [(head, len(previous) + 1) for head, previous, _ in parts]
-    lasts = [(last, len(previous) + 1) for _, previous, last in parts]
-    joints = [(joint, 0) for _, previous, _ in parts for joint in previous[:-1]]
-    leads = [(previous[-1], len(previous) + 1) for _, previous, _ in parts if previous]
-    firsts, later = ([(head, number) for head, number in heads if (number == 1) is first] for first in (True, False))
-    raw_before, raw_step, raw_after = _shared(heads), _shared(lasts), _shared(lasts, backward=True)
-    before, between = _enclosed(_to_label(raw_before, heads), raw_before, _shared(later, backward=True))
-    if not joints or all(len(head) <= len(before) + len(between) for head, _ in later):
-        return None
-    joint, lead = (_enclosed(between, between, _shared(some, backward=True))[1] for some in (joints, leads))
-    # What stands before the number at the first and at later steps alike: `- `, `**`, `<step id=`.
-    bullet = shared_start(between[::-1], joint[::-1])[::-1].rpartition("\n")[2].lstrip(" \t>)].,;:|/")
-    between, joint = between.removesuffix(bullet), joint.removesuffix(bullet)
+def _candidate(rows: list[list[str]], quorum: float, base: PromptTemplate) -> PromptTemplate | None:
+    """The template that a share `quorum` of these rows shows, if they show all of it."""
+    firsts = [(pieces[0], 1) for pieces in rows if len(pieces) == 2]
+    heads, leads = ([(pieces[at], len(pieces) - 1) for pieces in rows if len(pieces) > 2] for at in (0, -2))
+    joints = [(piece, 0) for pieces in rows for piece in pieces[1:-2]]
+    steps = [(piece, number) for pieces in rows for number, piece in enumerate(pieces[1:-1], 1)]
+    lasts = [(pieces[-1], len(pieces) - 1) for pieces in rows if len(pieces) > 1]
+    before = _OPENING.findall(_agreed(heads + firsts, quorum))[0]
+    first, head, joint, lead, last = (_agreed(some, quorum, -1) for some in (firsts, heads, joints, leads, lasts))
+    # What stands before the number at the first and at later steps alike.
+    label = shared_start(head[::-1], joint[::-1])[::-1].rpartition("\n")[2].lstrip(" \t>)].,;:|/")
+    between = _closing(before, head.removesuffix(label))
+    joint, lead = _closing(between, joint.removesuffix(label)), _closing(between, lead)
     # A row of a first step has: problem, between, no previous steps, lead. Its number 1 is as long as the mark.
-    first = _shared(firsts, backward=True)
-    at = first.find(between.replace(_MARK, "1"))
-    rest = first[at + len(between) :]
-    tail, no_previous = "", base.no_previous_steps
-    if lead.removesuffix(bullet) == joint and (not firsts or rest == bullet):
-        core = _core(lasts)
-        if len(core) >= 12 and not any(core in text for text, _ in joints):
-            return None  # It stands after the previous steps, not in the list: a row of a first step would show it.
-        listed, after = "{{steps}}", _enclosed(between, between, raw_after)[1]
-    else:
-        size = len(shared_start(lead.replace(_MARK, "1")[::-1], rest[::-1]))
-        tail, lead, no_previous = lead[: len(lead) - size], lead[len(lead) - size :], rest[: len(rest) - size]
-        if not firsts or at < 0 or not joint.startswith(tail):
-            return None
-        # A quote around the step may open before its label, or after it.
-        opening = lead + ("" if announced else seed + _MARK) + raw_step
-        step, enclosing = _enclosed(_to_label(opening, lasts, len(raw_step)), opening, raw_after)
-        after = max(_enclosed(lead, lead, raw_after)[1], enclosing, key=len)
-        listed = "{{previous_steps}}" + literal(step) + "{{step}}"
-    close = re.match(r"[ \t]*[^\w\s]*\s*", _shared([(text, 0) for _, previous, _ in parts for text in previous]))
+    one = between.replace(_MARK, "1")
+    rest = first[first.find(one) + len(one) :] if firsts else label  # A list needs no such row.
+    size = len(shared_start(lead.replace(_MARK, "1")[::-1], rest[::-1]))
+    tail, lead, none = lead[: len(lead) - size], lead[len(lead) - size :], rest[: len(rest) - size]
+    is_list = (tail, lead, none) == (joint, label, "")
+    # Words after the previous steps are no part of a list: a row of a first step would show them.
+    core = _core(lasts, quorum) if is_list else ""
+    is_hidden = len(core) >= 12 and not any(core in text for text, _ in joints)
+    if is_hidden or not joints or not joint.startswith(tail) or (one not in first if firsts else not is_list):
+        return None
+    step = between if is_list else _OPENING.findall(lead + _agreed(lasts, quorum))[0]
+    listed = "{{steps}}" if is_list else "{{previous_steps}}" + literal(step) + "{{step}}"
+    tail, none = ("", base.no_previous_steps) if is_list else (tail, none)
+    # A quote around the step may open before its label, or after it.
+    after = max(_closing(lead.removesuffix(label), last), _closing(step, last), key=len)
+    close = re.findall(r"[ \t]*[^\w\s]*\s*", _agreed(steps, quorum).removeprefix(_MARK))[0]
     user = literal(before) + "{{problem}}" + literal(between) + listed + literal(after)
-    label = literal(bullet + seed) + "{{number}}" + literal(close[0] if close else "")
-    return replace(
-        base, user=user.replace(_MARK, "{{step_number}}"), step_format=label + "{{step}}" + literal(tail),
-        chat=not _SPECIAL_TOKEN.search(user) if chat is None else chat, step_separator=joint.removeprefix(tail),
-        no_previous_steps=no_previous,
-    )  # fmt: skip
+    user = user.replace(_MARK, "{{step_number}}")
+    form = literal(label) + "{{number}}" + literal(close) + "{{step}}" + literal(tail)
+    return replace(base, user=user, step_format=form, step_separator=joint.removeprefix(tail), no_previous_steps=none)
 
 
-def _agreed(texts: Iterable[str], quorum: float, *, backward: bool = False) -> str:
-    """The longest beginning (or end) that a share `quorum` of the texts has."""
-    way = -1 if backward else 1
-    # Texts with a common beginning stand next to each other.
-    ordered = sorted(text[::way] for text in texts)
-    ends = zip(ordered, ordered[math.ceil(quorum * len(ordered)) - 1 :], strict=False)
-    return max((shared_start(*pair) for pair in ends), key=len, default="")[::way]
-
-
-def _shared(texts: Iterable[tuple[str, int]], *, backward: bool = False) -> str:
-    """The beginning (or end) that all texts have; `_MARK` where each has its own number."""
-    way = -1 if backward else 1
-    numbers = tuple(str(number)[::way] for _, number in texts)
-    pieces = []
-    for column in zip(*(re.findall(r"\d+|\D+", text[::way]) for text, _ in texts), strict=False):
-        differs = len(set(column)) > 1
-        pieces.append(_MARK if differs and column == numbers else shared_start(*column))
-        if differs and pieces[-1] != _MARK:
+def _agreed(texts: Sequence[tuple[str, int]], quorum: float, way: Literal[1, -1] = 1) -> str:
+    """The longest beginning (`way` -1: end) of a share `quorum` of texts; `_MARK` where each has its own number."""
+    found, least, left = "", max(1, round(quorum * len(texts))), [*range(len(texts))]
+    numbers = [str(number)[::way] for _, number in texts]
+    for column in zip_longest(*(re.findall(r"\d+|\D+", text[::way]) for text, _ in texts), fillvalue=""):
+        own = [at for at in left if column[at] == numbers[at]]
+        [(common, count)] = Counter(column[at] for at in left).most_common(1)
+        if max(count, len(own)) < least:
+            # Pieces with a common beginning stand next to each other.
+            pieces = sorted(column[at] for at in left)
+            found += max((shared_start(*ends) for ends in zip(pieces, pieces[least - 1 :], strict=False)), key=len)
             break
-    return "".join(pieces)[::way]
+        left = own if len(own) > count else [at for at in left if column[at] == common]
+        found += _MARK if left is own else common
+    return found[::way]
 
 
-def _core(texts: Sequence[tuple[str, int]]) -> str:
-    """The longest text that all hold before the end that they share."""
-    end = _shared(texts, backward=True)
-    rests = [text[: len(text) - len(end.replace(_MARK, str(number)))] for text, number in texts]
-    least, core = min(rests, key=len, default=""), ""
-    for start in range(len(least)):
-        while start + len(core) < len(least) and all(least[start : start + len(core) + 1] in rest for rest in rests):
-            core = least[start : start + len(core) + 1]
+def _core(texts: Sequence[tuple[str, int]], quorum: float) -> str:
+    """The longest text that a share `quorum` of the texts has before the end that they share."""
+    shared = len(_agreed(texts, quorum, -1))
+    rests = sorted((text[: len(text) - shared] for text, _ in texts[:: len(texts) // 30 + 1]), key=len)
+    core = ""
+    for rest in rests[: len(rests) // 2 + 1 : 3]:
+        for end in range(len(core) + 1, len(rest) + 1):
+            longer = rest[end - len(core) - 1 : end]
+            if sum(longer in other for other in rests) >= quorum * len(rests):
+                core = longer
     return core
 
 
-def _to_label(shared: str, texts: Sequence[tuple[str, int]], size: int | None = None) -> str:
-    """The beginning that texts share, without words that the values after it all begin with by chance: fixed text ends
-    in a line end, or in a label (`Problem: `), or, where very many values begin in many ways, anywhere."""
-    line = shared[shared.rfind("\n") + 1 :]
-    values = {text[len(shared) if size is None else size :][:30] for text, _ in texts}
-    varied = len(values) >= 30 and len({value[:1] for value in values}) >= 12
-    if not line.strip() or (varied and line[-1].isspace() and not re.search(rf"{_MARK}|[:>\]]", line)):
-        return shared
-    labels = list(re.finditer(rf"(?:{_MARK}[ \t]*[^\w\s]*|[:>\]])[*_]*[ \t]*", line))
-    return shared[: len(shared) - len(line) + (labels[-1].end() if labels else 0)]
-
-
-def _enclosed(opening: str, raw_opening: str, raw_closing: str) -> tuple[str, str]:
-    """The fixed text before and after a value, with the quotes and brackets around it; without the ends of sentences
-    that all values share."""
-    closing = _ENDINGS.sub("", raw_closing, count=1)
-    lost = raw_closing[: len(raw_closing) - len(closing)]
-    opened = re.split(_NO_OPENER, opening)[-1]
-    more = re.split(_NO_OPENER, raw_opening[len(opening) :])[0]
-    # The first that fits; an empty one does.
-    return next(
-        (opening + more[:taken], mirrored + closing)
-        for taken in range(len(more), -1, -1)
-        for start in range(len(opened) + 1)
-        if lost.endswith(mirrored := (opened[start:] + more[:taken])[::-1].translate(_MIRROR))
-    )
+def _closing(opening: str, shared: str) -> str:
+    """Fixed text after a value: of a shared end, without ends of sentences, with quotes to match those before it."""
+    lost, closing = re.findall(r"(?s)\A([\w.?!:$%)}\]\\'\"*`]*)(.*)", shared)[0]
+    mirrored = re.split(r"[^\"'`*\[({]", opening)[-1][::-1].translate(str.maketrans("([{", ")]}"))
+    fits = (mirrored[:size] for size in range(len(mirrored), -1, -1) if lost.endswith(mirrored[:size]))
+    return f"{next(fits)}{closing}"

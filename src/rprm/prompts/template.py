@@ -10,9 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from rprm.errors import PromptError
+from rprm.reading import explained
 from rprm.verdict import VerdictFormat
 
 
@@ -67,6 +70,7 @@ class Filled(NamedTuple):
 
 #: A placeholder of a template's text; group 1 is its name.
 PLACEHOLDER = re.compile(r"\{\{[ \t]*([A-Za-z_]\w*)[ \t]*\}\}")
+_pieces = lru_cache(maxsize=64)(PLACEHOLDER.split)
 #: Stands for two braces where a fixed text would otherwise read as a placeholder.
 _BRACES = "open_braces"
 
@@ -75,24 +79,18 @@ _BRACES = "open_braces"
 class Template:
     """What the templates of every kind have: their texts, the checks of them, their file.
 
-    Attributes:
-        KIND, NAMES, TABLES: how messages call it; placeholders of `user`, besides `{{open_braces}}`; keys of tables.
-        name: no part of its content.
-        system: the system message, verbatim; empty for none.
-        chat: False where `user` is the whole text with the model's own special tokens, to be continued as it stands.
-
     Raises:
         PromptError: an unknown or missing placeholder, a text that cannot be used or is no Unicode.
     """
 
-    KIND: ClassVar[str]
-    NAMES: ClassVar[tuple[str, ...]]
-    TABLES: ClassVar[Mapping[str, type[VerdictFormat]]] = {}
+    KIND: ClassVar[str]  # in messages
+    NAMES: ClassVar[tuple[str, ...]]  # placeholders of `user`, besides `{{open_braces}}`
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
-    name: str
+    name: str  # no part of its content
     user: str
-    system: str = ""
-    chat: bool = True
+    system: str = ""  # the system message, verbatim
+    chat: bool = True  # False: `user` is the whole text with the model's own special tokens, continued as it stands
 
     def __post_init__(self) -> None:
         for key, value in self._content().items():
@@ -100,9 +98,9 @@ class Template:
                 raise self._error(f"{key} has half a surrogate pair at character {half.start()}")
         if "problem" not in self._check_names("user", self.user, self.NAMES):
             raise self._error("user has no {{problem}}")
-        misplaced = [match[0] for match in PLACEHOLDER.finditer(self.system) if match[1] in (*self.NAMES, _BRACES)]
-        if misplaced:
-            raise self._error(f"system is sent verbatim; move {misplaced[0]} to user")
+        for match in PLACEHOLDER.finditer(self.system):
+            if match[1] in (*self.NAMES, _BRACES):
+                raise self._error(f"system is sent verbatim; move {match[0]} to user")
         if self.system and not self.chat:
             raise self._error("with chat = false the whole text stands in user; system must be empty")
 
@@ -111,20 +109,18 @@ class Template:
 
     def _check_names(self, key: str, text: str, names: tuple[str, ...]) -> set[str]:
         used = {match[1] for match in PLACEHOLDER.finditer(text)}
-        if unknown := sorted(used - {*names, _BRACES}):
-            known = ", ".join("{{" + name + "}}" for name in (*names, _BRACES))
-            wrong = "{{" + unknown[0] + "}}"
-            raise self._error(
-                f"{key} has the unknown placeholder {wrong}; placeholders are {known} (for a literal one write "
-                f"{literal(wrong)})"
-            )
+        known = ", ".join("{{" + name + "}}" for name in (*names, _BRACES))
+        for wrong in sorted("{{" + name + "}}" for name in used - {*names, _BRACES}):
+            hint = f"placeholders are {known} (for a literal one write {literal(wrong)})"
+            raise self._error(f"{key} has the unknown placeholder {wrong}; {hint}")
         return used
 
     def _content(self) -> dict[str, str | bool]:
-        """Every value but the name, those of a table under `table.key`."""
-        content = _flat(asdict(self))
-        del content["name"]
-        return content
+        """Every value but the name, those of the verdict under `verdict.key`."""
+        values = asdict(self)
+        del values["name"]
+        verdict = values.pop("verdict", {})
+        return values | {f"verdict.{key}": text for key, text in verdict.items()}
 
     @cached_property
     def digest(self) -> str:
@@ -133,46 +129,33 @@ class Template:
         return f"sha256:{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
     def _prompt(self, values: Mapping[str, Filled], reply: str = "") -> Prompt:
-        content, records = _fill(self._user_pieces, values)
+        content, records = _fill(_pieces(self.user), values)
         user = Message("user", content, () if self.chat else records)
         return Prompt((Message("system", self.system), user) if self.system else (user,), self.chat, reply)
-
-    @cached_property
-    def _user_pieces(self) -> list[str]:
-        return PLACEHOLDER.split(self.user)
 
     def to_toml(self) -> str:
         """The template as a file's content; `from_toml` gives an equal template back, whatever its texts hold."""
         values = asdict(self)
-        blocks = ("system", "user")  # Texts of many lines stand last, before the tables.
-        lines = [f"{key} = {_toml(values[key])}" for key in values if key not in (*blocks, *self.TABLES)]
-        lines += [f"{key} = {_toml(values[key], is_block=True)}" for key in blocks]
-        for table in self.TABLES:
-            lines += ["", f"[{table}]", *(f"{key} = {_toml(text)}" for key, text in values[table].items())]
-        return "\n".join(lines) + "\n"
+        verdict = values.pop("verdict", {})
+        blocks = {key: values.pop(key) for key in ("system", "user")}  # Texts of many lines stand last.
+        lines = [f"{key} = {_toml(value)}" for key, value in values.items()]
+        lines += [f"{key} = {_toml(text, is_block=True)}" for key, text in blocks.items()]
+        lines += ["", "[verdict]"] if verdict else []
+        return "\n".join(lines + [f"{key} = {_toml(text)}" for key, text in verdict.items()]) + "\n"
 
     @classmethod
     def from_toml(cls, text: str, source: str) -> Self:
         """Read what `to_toml` writes; every key but `user` may be left out. The stem of the file `source` names the
         template where its text does not. `PromptError` where it is no such file, or the template cannot be used."""
-        keys = [one.name for one in fields(cls) if one.name not in cls.TABLES]
-        keys += [f"{key}.{one.name}" for key, table in cls.TABLES.items() for one in fields(table)]
         try:
-            values = tomllib.loads(text)
-            for key, value in _flat(values).items():
-                if key in cls.TABLES and value == {}:
-                    continue
-                if key not in keys:
-                    raise PromptError(f"unknown key {key!r}; keys are {', '.join(keys)}")
-                if type(value) is not (bool if key == "chat" else str):
-                    kind = "true or false" if key == "chat" else "a text"
-                    raise PromptError(f"{key} must be {kind}, not {value!r:.80}")
-            if "user" not in values:
-                raise PromptError("the key 'user' is missing: it holds the user message with its placeholders")
-            tables = {key: table(**values.pop(key, {})) for key, table in cls.TABLES.items()}
-            return cls(**{"name": Path(source).stem, **values, **tables})
+            # As JSON, so that types are taken strictly, but a table makes a dataclass.
+            values = json.dumps({"name": Path(source).stem, **tomllib.loads(text)}, default=lambda date: None)
+            return TypeAdapter(cls).validate_json(values, strict=True)
         except tomllib.TOMLDecodeError as error:
             raise PromptError(f"{source}: not a {cls.KIND} in TOML: {error}") from None
+        except ValidationError as error:
+            keys = ", ".join(one.name for one in fields(cls))
+            raise PromptError(f"{source}: {explained(error)}; keys are {keys}") from None
         except PromptError as error:
             raise PromptError(f"{source}: {error}") from None
 
@@ -210,7 +193,6 @@ class PromptTemplate(Template):
 
     KIND = "prompt template"
     NAMES = ("problem", "steps", "previous_steps", "step", "step_number")
-    TABLES: ClassVar[Mapping[str, type[VerdictFormat]]] = {"verdict": VerdictFormat}
 
     step_format: str = "Step {{number}}: {{step}}"
     step_separator: str = "\n\n"
@@ -238,7 +220,7 @@ class PromptTemplate(Template):
             raise self._error(f"step_index {step_index} is out of range: the solution has {len(steps)} steps")
         problem, *steps = map(self.verdict.disarmed, (problem, *steps[: step_index + 1]))
         listed = [
-            _fill(self._step_pieces, {"number": Filled(str(number)), "step": Filled.record(step)})
+            _fill(_pieces(self.step_format), {"number": Filled(str(number)), "step": Filled.record(step)})
             for number, step in enumerate(steps, 1)
         ]
         separator = Filled(self.step_separator)
@@ -250,14 +232,16 @@ class PromptTemplate(Template):
     def take_apart(self, text: str) -> tuple[str, list[str]] | None:
         """What `render` was given to make a user message: problem, steps up to the judged one; None where it makes no
         such text. Of several ways the one with the shortest problem and earlier steps is taken."""
-        at = self._step_pieces.index("step")
-        joint = [self._step_pieces[-1] + self.step_separator + self._step_pieces[0], *self._step_pieces[1:at]]
-        highest, end = 0, 0
-        while end >= 0 and highest < len(text):
+        first, *pieces = _pieces(self.step_format)
+        joint = [pieces[-1] + self.step_separator + first, *pieces[: pieces.index("step")]]
+
+        def label(number: int) -> str:
+            named = {"number": str(number), _BRACES: "{{"}
+            return "".join(named.get(piece, piece) for piece in joint)
+
+        highest, end = 1, 0
+        while highest < len(text) and (end := text.find(label(highest + 1), end + 1)) >= 0:
             highest += 1
-            named = {"number": str(highest + 1), _BRACES: "{{"}
-            label = "".join(named.get(piece, piece) for piece in joint)
-            end = text.find(label, end + 1)
         for number in range(highest + 1, 0, -1):
             if match := _pattern(self, number).fullmatch(text):
                 return match["problem"], [match[f"step{index}"] for index in range(1, number + 1)]
@@ -265,28 +249,23 @@ class PromptTemplate(Template):
 
     def difference(self, text: str) -> str:
         """Where a user message that cannot be taken apart leaves the template."""
-        pieces = self._user_pieces[::2]
-        start, end = pieces[0], pieces[-1]
-        if not text.startswith(start):
-            at = len(shared_start(text, start))
-            return f"at character {at} stands {text[at : at + 40]!r} instead of {start[at : at + 40]!r}"
-        if not text.endswith(end):
-            at = len(shared_start(text[::-1], end[::-1]))
-            found, wanted = text[: len(text) - at][-40:], end[: len(end) - at][-40:]
-            return f"{at} characters before its end stands {found!r} instead of {wanted!r}"
+        pieces = _pieces(self.user)[::2]
+        for way, piece, place in ((1, pieces[0], "at character {}"), (-1, pieces[-1], "{} characters before its end")):
+            given, fixed = text[::way], piece[::way]
+            if not given.startswith(fixed):
+                at = len(shared_start(given, fixed))
+                found, wanted = (whole[at : at + 40][::way] for whole in (given, fixed))
+                return f"{place.format(at)} stands {found!r} instead of {wanted!r}"
         missing = next((piece for piece in pieces if piece not in text), None)
         return f"it has no {missing!r:.80}" if missing else "its steps do not follow each other as in the template"
-
-    @cached_property
-    def _step_pieces(self) -> list[str]:
-        return PLACEHOLDER.split(self.step_format)
 
 
 @lru_cache(maxsize=512)
 def _pattern(template: PromptTemplate, number: int) -> re.Pattern[str]:
     """The user messages that judge step `number`: groups `problem`, `step1`, `step2`, ..."""
-    at = template._step_pieces.index("step")
-    listed, rest = template._step_pieces[:at], template._step_pieces[at + 1 :]
+    step_pieces = _pieces(template.step_format)
+    at = step_pieces.index("step")
+    listed, rest = step_pieces[:at], step_pieces[at + 1 :]
     groups: set[str] = set()
 
     def filled(pieces: Sequence[str], index: int) -> str:
@@ -314,7 +293,7 @@ def _pattern(template: PromptTemplate, number: int) -> re.Pattern[str]:
         groups.add(group)
         return f"(?P<{group}>.*?)"
 
-    return re.compile(filled(template._user_pieces, number), re.DOTALL)
+    return re.compile(filled(_pieces(template.user), number), re.DOTALL)
 
 
 def shared_start(*texts: str) -> str:
@@ -334,15 +313,6 @@ def _fill(pieces: list[str], values: Mapping[str, Filled]) -> Filled:
     filled = [Filled(piece) for piece in pieces]
     filled[1::2] = (Filled("{{") if name == _BRACES else values[name] for name in pieces[1::2])
     return Filled("").join(filled)
-
-
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by key, those of a table under `table.key`."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        is_table = isinstance(value, dict) and value
-        flat |= {f"{key}.{name}": inner for name, inner in value.items()} if is_table else {key: value}
-    return flat
 
 
 def _toml(value: str | bool, *, is_block: bool = False) -> str:
