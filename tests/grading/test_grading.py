@@ -20,9 +20,8 @@ from rprm.grading import (
     final_answer,
     olympiadbench_rule,
 )
-from rprm.grading.comparing import compare
-from rprm.grading.parsing import read
-from rprm.grading.values import plain_number
+from rprm.grading.comparing import Comparison
+from rprm.grading.forms import plain_number, read
 
 pytest.importorskip("math_verify")
 
@@ -111,10 +110,11 @@ PARTS = [
 
 @given(*[st.lists(st.sampled_from(PARTS), max_size=14).map("".join)] * 2, st.sampled_from([*RULES.values()]))
 def test_any_two_texts_are_compared_by_strings_and_numbers(gold: str, answer: str, rule: AnswerRule) -> None:
-    outcomes = {compare(read(gold, rule), read(answer, rule), rule, lambda *_: "different") for _ in range(2)}
+    compare = Comparison(rule, lambda *_: "different").of_texts
+    outcomes = {compare(gold, answer) for _ in range(2)}
     assert outcomes <= {"equal", "different", "unreadable"}
     assert len(outcomes) == 1
-    assert compare(read(gold, rule), read(gold, rule), rule, lambda *_: "different") == "equal"
+    assert compare(gold, gold) == "equal"
 
 
 #: Gold, answer, and whether they are the same: every decision of docs/grading.md.

@@ -9,38 +9,31 @@ from __future__ import annotations
 
 import re
 import sys
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
 import sympy
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
 from math_verify import verify
+from sympy.core.relational import Relational
 from sympy.parsing import sympy_parser
 
-from rprm.grading.comparing import Outcome
-from rprm.grading.parsing import Form
-from rprm.grading.tables import P
+from rprm.grading.comparing import Comparison, Outcome
+from rprm.grading.forms import Form
+from rprm.grading.normal import P, rewritten
+from rprm.grading.rules import AnswerRule
 
-_SIGNS = str.maketrans(
-    {"≤": r"\leq ", "≥": r"\geq ", "≠": r"\neq ", "∞": r"\infty ", "⦃": r"\{", "⦄": r"\}", "…": r"\ldots "}
-)
 _NAMED_SETS = {"ℝ": sympy.S.Reals, "ℤ": sympy.S.Integers, "ℕ": sympy.S.Naturals, "∅": sympy.S.EmptySet}
 #: Where expressions are tried out: values for their variables in the order of their names, going round.
 _POINTS = ("7/5", "-3/7", "13/11", "29/8", "-17/6", "2/9", "41/10")
 _WHOLE = ("2", "5", "3", "8", "4", "7", "6")
 _UNDONE = (sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit, sympy.Derivative)
 
-sys.setrecursionlimit(1_000)
-
 
 class _Reader(_Latex2Sympy):  # type: ignore[misc]
     def parse_number(self, text: str) -> Any:
-        return sympy.Integer(int(text.replace(",", "")))
-
-
-def refuse_evaluation() -> None:
-    """Replace the one function of sympy that evaluates text; `sympify` of a string gets there."""
-    sympy_parser.eval_expr = _number
+        return sympy.Rational(text.replace(",", ""))
 
 
 def _number(code: str, *_: Any, **__: Any) -> Any:
@@ -51,46 +44,49 @@ def _number(code: str, *_: Any, **__: Any) -> Any:
     return sympy.Integer(int(match[1])) if match[1] else sympy.Float(match[2])
 
 
+sys.setrecursionlimit(1_000)
+#: `sympify` of a string gets there.
+sympy_parser.eval_expr = _number
+
+
+def outcome(gold: str, answer: str | None, fields: dict[str, Any]) -> Outcome:
+    """Compare two answers by the rule of these fields; of a gold answer alone say whether it is recognised."""
+    tolerances = {name: Fraction(value) for name, value in fields.items() if value and name.endswith("tolerance")}
+    return Comparison(AnswerRule(**fields | tolerances | {"markers": ()}), _same).of_texts(gold, answer)
+
+
 @lru_cache(maxsize=2_000)
-def expression(text: str) -> Any:
+def _expression(text: str) -> Any:
     """What a text in normal form says; decimals are exact rationals, names keep their capitals (else an error)."""
     if re.search(r"\d \d|\d'|[\d)]_|[@#&…]|\\\\", text):
         raise ValueError(text)
     differentials = {*re.findall(r"d ?([a-z])(?![a-z])", text), "d"} if r"\int" in text else set()
-    bound = dict.fromkeys(re.findall(r"\\(?:sum|prod)_\{([a-zA-Z])=", text))
+    imaginary = {r"\imath", "i"} if not re.search(r"\\(?:sum|prod)_\{i=", text) else {r"\imath"}
 
     def name(match: re.Match[str]) -> str:
         word = match[0]
-        if word in bound:
-            return rf"\variable{{bound{list(bound).index(word)}}} "
         if word == "e" or P.command.fullmatch(word) or word in differentials:
             return word + (" " if word[0] == "\\" else "")
         letters = "".join(character if character.isalnum() else str(ord(character)) for character in word)
-        return "(I)" if word in ("i", r"\imath") else rf"\variable{{{letters}}} "
+        return "(I)" if word in imaginary else rf"\variable{{{letters}}} "
 
-    def rational(match: re.Match[str]) -> str:
-        return rf"\frac{{{match[1]}{match[2]}}}{{1{'0' * len(match[2])}}}"
-
-    text = re.sub(r"(\d+(?:\.\d+)?)°", r"\\frac{\1\\pi}{180}", text)
-    text = re.sub(r"(\d+)\.(\d+)", rational, re.sub(r"(\d)%", r"\1\\cdot\\frac{1}{100}", text))
-    text = re.sub(r"([\d)])\(", r"\1\\cdot(", P.symbol.sub(name, text))
-    text = text.replace(r"\exp (", "e^(").replace("e^(", r"\exp(").translate(_SIGNS)
-    return _Reader(config=ConversionConfig(lowercase_symbols=False)).parse(text)
+    latex = rewritten("latex.txt", P.symbol.sub(name, text))
+    return _Reader(config=ConversionConfig(lowercase_symbols=False)).parse(latex)
 
 
-def same(gold: Form, answer: Form, tolerance: float = 0.0, absolute: float = 0.0) -> Outcome:
+def _same(gold: Form, answer: Form, tolerance: float = 0.0, absolute: float = 0.0) -> Outcome:
     """Compare two values, two relations (their `whole`), or two sets of which one is a union or difference."""
     try:
         if gold.items or answer.items:
-            return "equal" if _set(gold) == _set(answer) else "different"
-        if gold.kind == answer.kind == "relation":
-            is_same = _same_relation(expression(gold.whole), expression(answer.whole))
+            is_same = _set(gold) == _set(answer)
+        elif gold.kind == answer.kind == "relation":
+            is_same = _same_relation(_expression(gold.whole), _expression(answer.whole))
         else:
-            is_same = _same_value(expression(gold.text), expression(answer.text), tolerance, absolute)
+            is_same = _same_value(_expression(gold.text), _expression(answer.text), tolerance, absolute)
         return "equal" if is_same else "different"
     except (MemoryError, RecursionError):
         raise
-    except Exception:  # Not in the grammar, or beyond sympy.
+    except Exception:
         return "unreadable"
 
 
@@ -102,27 +98,21 @@ def _set(form: Form) -> Any:
         is_open = [bracket in "()" for bracket in form.brackets]
         return sympy.Interval(*parts, *is_open) if len(parts) == 2 else sympy.Tuple(*parts)
     sets = [part if isinstance(part, sympy.Set) else sympy.FiniteSet(part) for part in parts]
-    if form.kind == "union":
-        return sympy.Union(*sets)
     if form.kind == "intersection":
         both = sympy.Intersection(*sets)
         # "x < 2 and x > 5" is a loose way to say "or".
         return sympy.Union(*sets) if both is sympy.S.EmptySet and "∩" not in form.text else both
-    if form.kind == "difference" and len(sets) == 2:
-        return sets[0] - sets[1]
+    if form.kind in ("union", "difference"):
+        return sympy.Union(*sets) if form.kind == "union" else sympy.Complement(sets[0], sympy.Union(*sets[1:]))
     if form.kind != "value":
         raise ValueError(form.text)
-    exact = _NAMED_SETS.get(form.text) if form.number is None else sympy.Rational(str(form.number))
-    return expression(form.text).doit() if exact is None else exact
+    return _NAMED_SETS[form.text] if form.text in _NAMED_SETS else _expression(form.text).doit()
 
 
 def _points(symbols: list[Any], values: tuple[str, ...], number: int) -> list[dict[Any, Any]]:
     """Points to try; of more variables than values no two have the same one."""
-    points = []
-    for start in range(number):
-        places = zip(symbols, range(start, start + 2 * len(symbols), 2), strict=True)
-        points.append({symbol: sympy.Rational(values[place % 7]) + 6 * (place // 14) for symbol, place in places})
-    return points
+    places = [[(symbol, start + 2 * index) for index, symbol in enumerate(symbols)] for start in range(number)]
+    return [{symbol: sympy.Rational(values[at % 7]) + 6 * (at // 14) for symbol, at in point} for point in places]
 
 
 def _numeric(value: Any, point: dict[Any, Any]) -> Any:
@@ -172,7 +162,7 @@ def _same_value(gold: Any, answer: Any, tolerance: float = 0.0, absolute: float 
 
 def _same_relation(gold: Any, answer: Any) -> bool:
     """Whether one is a constant multiple of the other; of inequalities a positive one."""
-    if not all(isinstance(one, sympy.core.relational.Relational) for one in (gold, answer)):
+    if not all(isinstance(one, Relational) for one in (gold, answer)):
         return _verified(gold, answer)
     both = [one.reversed if isinstance(one, (sympy.Gt, sympy.Ge)) else one for one in (gold, answer)]
     kind, other_kind = map(type, both)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from rprm.grading.rules import MATHEMATICS, AnswerRule
-from rprm.grading.tables import P
+from rprm.grading.normal import P
 from rprm.thinking import without_thinking
 
 _MAX_BETWEEN_BOXES = 40

@@ -1,111 +1,151 @@
-r"""The program that compares answers by computer algebra: requests `[gold, answer or null, rule]` and outcomes by line.
+r"""The processes that compare answers by computer algebra.
 
-The *keeper* loads math-verify once and never computes. Its *child*, a fork, answers under limits of processor time and
+A *keeper* loads math-verify once and never computes. Its *child*, a fork, answers under limits of processor time and
 address space that the kernel enforces, also inside one long multiplication that no Python code could interrupt. When
 it is gone, the keeper answers in its place and forks another. Both end with the process that started the keeper.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-import mmap
 import os
 import signal
 import subprocess
 import sys
-import time
-from fractions import Fraction
+import weakref
+from importlib.util import find_spec
 from typing import Any
 
-#: Exit codes: of a keeper without math-verify, and of a child out of memory, whose state is not to be trusted.
-NOT_INSTALLED, _OUT_OF_MEMORY = 3, 4
-#: RLIMIT_AS cannot be set on macOS: there the keeper looks at its child's memory.
-_WATCHES_MEMORY = sys.platform == "darwin"
-#: Seconds between two looks at the child and the parent.
-_LOOK_S = 0.2 if _WATCHES_MEMORY else 0.02
+from rprm.errors import RprmError
+
+#: RLIMIT_AS cannot be set on macOS: there the keeper looks at its child's memory, every so many seconds.
+_WATCHES_MEMORY, _LOOK_S = sys.platform == "darwin", 0.2
 #: What the keeper has compared once, so that its children start with warm caches.
 _WARM_UP = [(r"\frac{\sqrt{3}}{2}", r"\sqrt{3}/2"), ("x^2+2x+1", "(x+1)^2"), (r"2\pi", "6.2832"), ("y=2x", "2y=4x")]
+#: What became of a child that was ended by a signal.
+_ENDED = {-signal.SIGPROF: "timeout", -signal.SIGUSR1: "out of memory"} if sys.platform != "win32" else {}
+
+
+class Keeper:
+    """A keeper process, started at its first question and ended with this object."""
+
+    def __init__(self, *limits: float) -> None:
+        self._limits = [*map(str, limits)]
+        self._process: Any = None
+        self._owner = 0  # The process that started it; a fork of that starts one of its own.
+
+    def fileno(self) -> int:
+        """Where its reply comes."""
+        return int(self._process.stdout.fileno())
+
+    def ask(self, *question: Any) -> None:
+        """Ask for the outcome of a gold answer, an answer (None: is the gold answer recognised?) and a rule's fields."""
+        if self._owner != os.getpid():
+            self._start()
+        with contextlib.suppress(OSError):  # It has been killed: its reply is the end of its output.
+            self._process.stdin.write(json.dumps(question, default=str).encode() + b"\n")
+
+    def reply(self) -> Any:
+        """The outcome; where the keeper itself was killed, "crashed", and the next question has a new keeper."""
+        outcome = self._process.stdout.readline().decode().strip()
+        if not outcome:
+            self.stop()
+        return outcome or "crashed"
+
+    def stop(self) -> None:
+        """End the process, where there is one."""
+        if self._owner == os.getpid():
+            self._owner = 0
+            self._finalizer()
+
+    def _start(self) -> None:
+        if sys.platform == "win32":
+            raise RprmError("comparing mathematical answers needs Linux or macOS; on Windows, run this command in WSL")
+        if find_spec("math_verify") is None:
+            raise RprmError('comparing mathematical answers needs the extra: pip install ".[math]"')
+        # It finds what this process finds. Hash seed and threads: the same outcome every time. A session of its own:
+        # Control-C is not for it, and its child is stopped along with it.
+        program = f"import sys; sys.path[:] = {sys.path!r}; from rprm.grading.sandbox import main; main()"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", program, *self._limits], bufsize=0, start_new_session=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        self._owner = os.getpid()
+        self._finalizer = weakref.finalize(self, _end, self._process, self._owner)
+        if self._process.stdout.readline() != b"ready\n":
+            self.stop()
+            raise RprmError(
+                f"the process that compares answers ended at its start (code {self._process.returncode}); run "
+                f"{sys.executable} -m rprm.grading.sandbox 5 4000000000 to see why"
+            )
+
+
+def _end(process: subprocess.Popen[bytes], owner: int) -> None:
+    """End a keeper and its child; a fork of its owner leaves it alone."""
+    if os.getpid() == owner:
+        with process, contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def main() -> None:
-    """Arguments: limit of processor time in seconds, limit of memory in bytes."""
-    limit_s, limit_bytes, parent = float(sys.argv[1]), int(sys.argv[2]), os.getppid()
-    replies, is_busy = os.dup(1), mmap.mmap(-1, 1)
+    """The keeper: questions by line in, outcomes out. Arguments: seconds of processor time, bytes of memory."""
+    from multiprocessing import get_context
+    from multiprocessing.connection import wait
+
+    from rprm.grading import algebra
+
+    limit_s, limit_bytes, child = float(sys.argv[1]), int(sys.argv[2]), None
+    replies = os.dup(1)
     os.dup2(2, 1)  # Whatever a library prints is no reply.
     logging.disable(logging.CRITICAL)
-    try:
-        from rprm.grading import algebra
-    except ImportError:
-        sys.exit(NOT_INSTALLED)
-    algebra.refuse_evaluation()
-    for gold, answer in _WARM_UP:
-        _outcome(gold, answer, {"name": "warm-up"})
+    for pair in _WARM_UP:
+        algebra.outcome(*pair, {"name": "warm-up"})
     os.write(replies, b"ready\n")
-    while True:
-        child = os.fork()
-        if child == 0:
-            try:
-                _serve(replies, is_busy, limit_s, limit_bytes)
-                os._exit(0)
-            finally:
-                os._exit(1)
-        while not (ended := os.waitpid(child, os.WNOHANG))[0]:
-            if os.getppid() != parent:
-                os.kill(child, signal.SIGKILL)
-                os._exit(0)
-            if _WATCHES_MEMORY and is_busy[0] and _resident_bytes(child) > limit_bytes:
-                os.kill(child, signal.SIGUSR1)
-            time.sleep(_LOOK_S)
-        code = os.waitstatus_to_exitcode(ended[1])
-        if is_busy[0]:
-            is_busy[0] = 0
-            no_memory = (_OUT_OF_MEMORY, -signal.SIGUSR1)
-            outcome = "timeout" if code == -signal.SIGPROF else "out of memory" if code in no_memory else "crashed"
-            os.write(replies, f"{outcome}\n".encode())
-        elif code >= 0:
-            return  # The input has ended, or no child can be set up.
+    for question in sys.stdin.buffer:
+        if child is None or not child.is_alive():
+            pipe, far = get_context("fork").Pipe()
+            child = get_context("fork").Process(target=_serve, args=(far, pipe, limit_s, limit_bytes), daemon=True)
+            child.start()
+            far.close()
+        try:
+            pipe.send_bytes(question)
+            while not (ready := wait([pipe, 0], _LOOK_S if _WATCHES_MEMORY else None)):
+                looked = subprocess.run(["ps", "-o", "rss=", "-p", str(child.pid)], capture_output=True).stdout
+                if 1024 * int(looked.strip() or 0) > limit_bytes:
+                    os.kill(child.pid, signal.SIGUSR1)
+            if 0 in ready:
+                return  # The process that asks has ended, and the child ends with this one.
+            outcome = pipe.recv_bytes()
+        except (OSError, EOFError):
+            child.join()
+            outcome = _ENDED.get(child.exitcode, "crashed").encode()
+        os.write(replies, outcome + b"\n")
 
 
-def _resident_bytes(pid: int) -> int:
-    """Memory of a process; 0 once it is gone. `ps` of any POSIX system tells it, in KiB."""
-    told = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True).stdout
-    return 1024 * int(told.strip() or 0)
-
-
-def _serve(replies: int, is_busy: mmap.mmap, limit_s: float, limit_bytes: int) -> None:
+def _serve(pipe: Any, far: Any, limit_s: float, limit_bytes: int) -> None:
     import resource  # Windows has none, and imports this module too.
 
+    from rprm.grading import algebra
+
+    far.close()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if not _WATCHES_MEMORY:
         resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, limit_bytes))
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    with os.fdopen(0, closefd=False) as requests:
-        while line := requests.readline():
-            is_busy[0] = 1
-            signal.setitimer(signal.ITIMER_PROF, limit_s)
-            try:
-                outcome = _outcome(*json.loads(line))
-            except MemoryError:
-                os._exit(_OUT_OF_MEMORY)
-            except RecursionError:
-                outcome = "unreadable"
-            signal.setitimer(signal.ITIMER_PROF, 0)
-            is_busy[0] = 0
-            os.write(replies, f"{outcome}\n".encode())
-
-
-def _outcome(gold: str, answer: str | None, fields: dict[str, Any]) -> str:
-    from rprm.grading import algebra, comparing
-    from rprm.grading.parsing import read
-    from rprm.grading.rules import AnswerRule
-
-    tolerances = {name: Fraction(value) for name, value in fields.items() if value and name.endswith("tolerance")}
-    rule = AnswerRule(**(fields | {"markers": ()} | tolerances))
-    form = read(gold, rule)
-    if answer is None:
-        return comparing.compare_with_itself(form, algebra.same)
-    return comparing.compare(form, read(answer, rule), rule, algebra.same)
+    while True:
+        question = json.loads(pipe.recv_bytes())  # Its end ends this process.
+        signal.setitimer(signal.ITIMER_PROF, limit_s)
+        try:
+            outcome = algebra.outcome(*question)
+        except MemoryError:
+            os.kill(os.getpid(), signal.SIGUSR1)  # What is left of it is not to be trusted.
+        except RecursionError:
+            outcome = "unreadable"
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        pipe.send_bytes(outcome.encode())
 
 
 if __name__ == "__main__":
