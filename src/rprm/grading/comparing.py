@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Literal
 
 from rprm.grading.forms import Form, read
-from rprm.grading.normal import SYNONYMS, P, split
+from rprm.grading.normal import SYNONYMS, P
 from rprm.grading.rules import AnswerRule
 
 Outcome = Literal["equal", "different", "no answer", "unreadable", "too long", "timeout", "out of memory", "crashed"]
@@ -76,18 +76,16 @@ class Comparison:
 
     def _structures(self, gold: Form, answer: Form) -> Outcome:
         kinds = {gold.kind, answer.kind}
-        if kinds == {"union"} and self._items(gold.items, answer.items, in_order=False) == "equal":
-            return "equal"
         if kinds & {"union", "difference", "intersection"}:
             return self.ask(gold, answer)
-        values, other = (gold, answer) if gold.kind == "list" else (answer, gold)
-        if kinds == {"tuple"}:
+        if kinds == {"tuple"} and len(gold.items) == 2 and "⟦⟧" not in (gold.brackets, answer.brackets):
             # Of two values, brackets tell a closed interval from an open one; of more, and of a vector, nothing.
-            is_interval = len(gold.items) == 2 and "⟦⟧" not in (gold.brackets, answer.brackets)
-            is_other = is_interval and gold.brackets != answer.brackets
-            return "different" if is_other else self._items(gold.items, answer.items)
+            return self._items(gold.items, answer.items) if gold.brackets == answer.brackets else "different"
         if kinds == {"list"}:
             return self._items(gold.items, answer.items, in_order=any(item.text == "…" for item in gold.items))
+        if len(kinds) == 1:
+            return self._items(gold.items, answer.items)
+        values, other = (gold, answer) if gold.kind == "list" else (answer, gold)
         if kinds == {"list", "tuple"} and not values.brackets and other.brackets == "()" and not self.rule.is_vote:
             # A point whose brackets were left out is the same point; round brackets around a list leave it a list.
             return self._items(gold.items, answer.items, in_order=gold is other or bool(other.name))
@@ -135,8 +133,6 @@ class Comparison:
             return "equal"
         if bases:
             return "different"  # The problem names the base, so that it may be left out. Nothing is converted.
-        if ":" in gold.text + answer.text:
-            return self._ratios(gold.text, answer.text)
         for one, other in (both, both[::-1]):
             if one.unit == "degree" and r"\pi" in other.text and not other.unit:
                 return self.ask(_times(one, 1, r"\frac{\pi}{180}"), other)
@@ -168,21 +164,6 @@ class Comparison:
             return Fraction(0), Fraction(0)
         places = [form.place for form in both if form.place is not None]
         return relative, max(places, default=_ANY) * Fraction(999_999, 1_000_000)
-
-    def _ratios(self, gold: str, answer: str) -> Outcome:
-        """`3:4` is 3/4 and `6:8`; a time of day is only itself."""
-        times = [P.time.fullmatch(text) for text in (gold, answer)]
-        if all(times):
-            return _outcome(times[0][1] == times[1][1])
-        parts = [split(text, ":") for text in (gold, answer)]
-        # A value alone is its ratio to 1.
-        left, right = (sides if len(sides) > 1 else [*sides, "1"] for sides in parts)
-        if len(left) != len(right) or (any(times) and {*map(len, parts)} != {2}):
-            return "different"
-        # a : b is c : d where a d is b c.
-        products = [(rf"({left[0]})\cdot({d})", rf"({right[0]})\cdot({b})") for b, d in zip(left[1:], right[1:])]
-        outcomes = (self.ask(*(Form("value", text) for text in pair)) for pair in products)
-        return next((outcome for outcome in outcomes if outcome != "equal"), "equal")
 
 
 def _times(form: Form, factor: Fraction | int, text: str) -> Form:

@@ -1,9 +1,4 @@
-r"""An answer's form: what its text is made of, as far as that can be told without computer algebra.
-
-A text becomes a tree: a list of several answers, a tuple (a point, an interval, a matrix), a union of sets; its leaves
-are single values: a number (an exact rational), words, or an expression that only computer algebra can compare. Pure
-string work on texts of at most `MAX_CHARACTERS`; nothing is ever evaluated.
-"""
+"""An answer's form: what its text is made of, as far as that can be told by string work alone."""
 
 from __future__ import annotations
 
@@ -11,10 +6,8 @@ import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
-from itertools import product
-from operator import add
 
-from rprm.grading.normal import NUMBERS, SYNONYMS, P, enclosed, normal_text, split
+from rprm.grading.normal import NUMBERS, SYNONYMS, P, enclosed, normal_text, rewritten, split
 from rprm.grading.rules import AnswerRule
 
 #: A longer answer is not read. The longest gold answer of the seven sets has 517 characters.
@@ -25,12 +18,10 @@ _MAX_DIGITS, _MAX_UNIT, _MAX_DEPTH = 400, 80, 6
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """An answer, or one of its parts.
+    """An answer, or one of its parts."""
 
-    Its kind is `value`; `words`; `relation` (an equation or inequality that names no value); or several: a `list` of
-    answers in any order, a `tuple` in order, a `union`, `intersection` or `difference` of sets.
-    """
-
+    #: `value`; `words`; `relation` (an equation or inequality that names no value); or several: a `list` of answers in
+    #: any order, a `tuple` (a point, an interval, a matrix) in order, a `ratio`, a `union`, ... of sets.
     kind: str
     text: str  # The normal form; of an equation that names a value, its last side.
     items: tuple[Form, ...] = ()
@@ -113,14 +104,14 @@ def read(text: str, rule: AnswerRule) -> Form:
     return _Reader(rule).form(simple)
 
 
+@dataclass(frozen=True, slots=True)
 class _Reader:
-    """Reads a text from its outermost structure inwards, `depth` brackets or lists deep so far."""
+    """Reads a text in normal form from its outermost structure inwards, `depth` brackets or lists deep so far."""
 
-    def __init__(self, rule: AnswerRule, depth: int = 0) -> None:
-        self.rule, self.depth = rule, depth
+    rule: AnswerRule
+    depth: int = 0
 
     def form(self, text: str) -> Form:
-        """The form of a text in normal form."""
         number, place = plain_number(text)
         if number is not None:
             return Form("value", str(number), number=number, place=place)
@@ -131,7 +122,7 @@ class _Reader:
             return replace(content, choice=match[1] or match[2])
         if (found := _words(text)) is not None:
             return Form("words", found)
-        return self.several(text) or self.interval(text) or self.equation(text) or self.value(text)
+        return self.several(text) or self.equation(rewritten("equations.txt", text)) or self.value(text)
 
     def forms(self, parts: list[str]) -> tuple[Form, ...]:
         inner = _Reader(self.rule, self.depth + 1)
@@ -160,7 +151,9 @@ class _Reader:
                 return self.matrix([item.items for item in items], text)
             return Form("tuple", text, items, brackets=brackets)
         if "±" in text and text.count("±") + text.count("∓") <= 3 and "=" not in text:
-            return Form("list", text, self.forms(_both_signs(text)))
+            times = -1 if "∓" in text else 1  # 1 ± 2 ∓ 3 are two values, 1 ± 2 ± 3 four
+            parts = [text.replace("±", plus, times).replace("∓", minus) for plus, minus in ("+-", "-+")]
+            return self.listed([part.removeprefix("+") for part in parts], text)
         return None
 
     def listed(self, parts: list[str], text: str) -> Form:
@@ -182,36 +175,13 @@ class _Reader:
         items = cells if is_vector else tuple(Form("tuple", "", row, brackets="⟦⟧") for row in rows)
         return Form("tuple", text, items, brackets="⟦⟧")
 
-    def interval(self, text: str) -> Form | None:
-        """The interval that an inequality of one variable says: `1<x≤2` is `(1,2]`, `x>3` is `(3,∞)`."""
-        signs, sides = "".join(re.findall("[<>≤≥≠=]", text)), split(text, "<>≤≥≠")
-        are_names = [bool(P.variable.fullmatch(side)) for side in sides]
-        if signs == "≠" and len(sides) == 2 and are_names[0]:
-            left_out = Form("list", sides[1], self.forms(split(sides[1], ",")))
-            return Form("difference", text, (*self.forms(["ℝ"]), left_out))
-        if signs[:1] in (">", "≥"):
-            sides, are_names = sides[::-1], are_names[::-1]
-            signs = signs[::-1].translate(str.maketrans("<≤>≥", ">≥<≤"))
-        if are_names == [True, False]:
-            sides, signs = ["-∞", *sides], "<" + signs
-        elif are_names == [False, True]:
-            sides, signs = [*sides, "∞"], signs + "<"
-        if len(sides) != 3 or not re.fullmatch("[<≤]{2}", signs) or not P.variable.fullmatch(sides[1]):
-            return None
-        brackets = "(["[signs[0] == "≤"] + ")]"[signs[1] == "≤"]
-        return Form("tuple", text, self.forms([sides[0], sides[2]]), brackets=brackets, name=sides[1])
-
     def equation(self, text: str) -> Form | None:
         """`x=5` is the value 5 with its name; `x+y=5` a relation; `30-1=29` the value 29."""
-        if match := P.label.fullmatch(text):
-            return replace(self.forms([match[3]])[0], name=(match[1] or match[2]).strip().lower())
         if re.search("[<>≤≥≠]", text):
             return Form("relation", text, whole=text)
         sides = split(text, "=≈" if "∈" not in text else "∈")
         if len(sides) == 1:
             return None
-        if len(sides) == 2 and not re.search("[a-zA-Z]", sides[0]) and P.name.fullmatch(sides[1]):
-            sides.reverse()  # 5 = A
         first, match = sides[0], P.name.fullmatch(sides[0])
         names = split(first[1:-1], ",") if enclosed(first, "(", ")") is not None else [first]
         has_letters = bool(re.search("[a-zA-Z]", P.constant.sub("", first)))
@@ -223,7 +193,7 @@ class _Reader:
         is_rounded = P.decimal.fullmatch(sides[-1]) and "." not in sides[-2]
         is_rounded = is_rounded and (len(sides) > 2 or not re.search("[+*]", first))
         is_about = (is_rounded or "≈" in text) and (len(sides) > 2 or match is None)
-        form = self.form(sides[-2] if is_about else sides[-1])
+        (form,) = self.forms([sides[-2] if is_about else sides[-1]])
         if len(names) > 1 and form.kind == "tuple" and len(form.items) == len(names):
             items = [replace(item, name=name) for item, name in zip(form.items, names, strict=True)]
             return _named(replace(form, items=tuple(items)))
@@ -242,6 +212,11 @@ class _Reader:
         whole, unit = "", {"%": "%", "°": "degree"}.get(text[-1:], "")
         if match := P.numeral.fullmatch(text):
             return Form("value", match[1], unit=f"_{match[2]}")
+        if match := P.time.fullmatch(text):  # A time of day is only itself; 3:4 is 3/4.
+            return Form("words", match[1])
+        if len(parts := split(text, ":")) > 1 and not re.search("[⟦∞]", text):
+            quotients = self.forms([rf"\frac{{{parts[0]}}}{{{part}}}" for part in parts[1:]])
+            return quotients[0] if len(quotients) == 1 else Form("ratio", text, quotients)
         if unit and not re.search(r"\\(?:sin|cos|tan|cot|sec|csc).*°", text):
             text = text[:-1]
         else:
@@ -261,13 +236,3 @@ def _named(form: Form) -> Form:
         return form
     items = tuple(sorted(form.items, key=lambda item: item.name))
     return replace(form, kind="tuple", brackets="()", items=items, name=",".join(names))
-
-
-def _both_signs(text: str) -> list[str]:
-    """What `±` says: two values, four where it stands twice; `∓` is its opposite."""
-    parts = text.split("±")
-    if "∓" in text:
-        values = [text.translate(str.maketrans("±∓", signs)) for signs in ("+-", "-+")]
-    else:
-        values = [parts[0] + "".join(map(add, signs, parts[1:])) for signs in product("+-", repeat=len(parts) - 1)]
-    return [value.removeprefix("+") for value in values]

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import queue
+import signal
+import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from itertools import combinations
-from typing import Any, Self
+from multiprocessing.connection import wait
+from typing import Any
 
 from rprm.errors import RprmError
 from rprm.grading.comparing import Comparison, Outcome
 from rprm.grading.forms import MAX_CHARACTERS
 from rprm.grading.normal import P
 from rprm.grading.rules import EXACT, MATHEMATICS, AnswerRule
-from rprm.grading.sandbox import Keeper
 
 #: Strings and numbers are not enough.
 _UNDECIDED: Any = "undecided"
-#: Grades that are remembered.
-_MAX_REMEMBERED = 100_000
-#: Silent workers are taken for hung after so many times the limit of processor time (of which a busy machine gives
-#: less than wall time, and that changes no outcome), and so many seconds.
-_PATIENCE, _PATIENCE_S = 20, 60.0
+#: Grades that are remembered; seconds after which a silent worker is taken for hung, beside 20 times the limit of
+#: processor time (of which a busy machine gives less than wall time, and that changes no outcome).
+_MAX_REMEMBERED, _PATIENCE_S = 100_000, 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +40,9 @@ class AnswerPair:
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """What became of a comparison.
+    """What became of a comparison."""
 
-    `outcome` is a conclusion (`equal`, `different`, `no answer`), or says why there is none: `unreadable` (words or
-    notation that cannot be compared), `too long`, `timeout`, `out of memory`, `crashed`.
-    """
-
-    outcome: Outcome
+    outcome: Outcome  #: a conclusion (`equal`, `different`, `no answer`), or why there is none
 
     @property
     def correct(self) -> bool | None:
@@ -50,16 +50,15 @@ class Grade:
         return {"equal": True, "different": False, "no answer": False}.get(self.outcome)
 
 
-class Grader:
+class Grader(contextlib.AbstractContextManager["Grader"]):
     """Compares answers; safe to use from any thread (in an event loop: `asyncio.to_thread(grader.grade_all, pairs)`).
 
-    Texts, numbers and what is made of them are compared at once, the rest in at most `num_workers` processes, started
-    when first needed. Nothing in an answer outlasts a comparison's limits: `limit_s` seconds of processor time
-    (whatever else the machine does) and `limit_bytes` of address space.
+    What strings and numbers do not decide goes to at most `num_workers` processes, started when first needed. Nothing
+    in an answer outlasts a comparison's limits: `limit_s` seconds of processor time (whatever else the machine does)
+    and `limit_bytes` of address space.
 
     Raises:
-        RprmError: a limit is out of range; at the first comparison that needs it, math-verify is not installed, or this
-            is Windows.
+        RprmError: a limit is out of range; at the first question to a process, math-verify is missing, or on Windows.
     """
 
     def __init__(self, *, num_workers: int = 2, limit_s: float = 5.0, limit_bytes: int = 2 << 30) -> None:
@@ -67,15 +66,11 @@ class Grader:
         for name, (value, least) in limits.items():
             if not value >= least:
                 raise RprmError(f"{name} is {value}; grading needs at least {least}")
-        self._patience_s = _PATIENCE * limit_s
-        self._graded: dict[AnswerPair, Grade] = {}
-        self._workers = [Keeper(limit_s, limit_bytes) for _ in range(num_workers)]
-        self._idle: queue.LifoQueue[Keeper] = queue.LifoQueue()
+        self._patience_s, self._graded = 20 * limit_s, dict[AnswerPair, Grade]()
+        self._workers = [_Keeper(limit_s, limit_bytes) for _ in range(num_workers)]
+        self._idle = queue.LifoQueue[_Keeper]()
         for worker in self._workers:
             self._idle.put(worker)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -109,7 +104,6 @@ class Grader:
         Answers that are equal, directly or through others, are one group, whatever their order; groups are numbered
         from 0 in order of their first answers, and no answer (None) is -1. No conclusion joins nothing.
         """
-        #: Each answer's group: the place of its first member among the different answers.
         groups = {answer: place for place, answer in enumerate(dict.fromkeys(answers)) if answer is not None}
         for one, other in combinations(list(groups), 2):
             # In one order always, so that which came first makes no difference.
@@ -121,8 +115,6 @@ class Grader:
         return [-1 if answer is None else numbers[groups[answer]] for answer in answers]
 
     def _by_algebra(self, waiting: list[AnswerPair]) -> dict[AnswerPair, Grade]:
-        from multiprocessing.connection import wait
-
         found: dict[AnswerPair, Grade] = {}
         busy: dict[Any, AnswerPair] = {}
         try:
@@ -131,8 +123,8 @@ class Grader:
                     while waiting:
                         # Others may have all workers: one is waited for, more are not.
                         worker = self._idle.get(block=not busy)
-                        pair = busy[worker] = waiting.pop(0)
-                        worker.ask(pair.gold, pair.answer, asdict(pair.rule))
+                        busy[worker] = waiting.pop(0)
+                        worker.ask(busy[worker])
                 answered: list[Any] = wait(busy, self._patience_s + _PATIENCE_S)
                 for worker in answered or list(busy):
                     found[busy[worker]] = Grade(worker.reply() if answered else "timeout")
@@ -156,3 +148,57 @@ def _by_text(pair: AnswerPair) -> Outcome:
     if P.unclean.search(pair.gold + pair.answer):
         return "unreadable"
     return Comparison(pair.rule, lambda *_: _UNDECIDED).of_texts(pair.gold, pair.answer)
+
+
+class _Keeper:
+    """A process of `rprm.grading.sandbox`, started at its first question and ended with this object."""
+
+    def __init__(self, *limits: float) -> None:
+        self._limits = [*map(str, limits)]
+        self._process: Any = None
+
+    def fileno(self) -> int:
+        """Where its reply comes."""
+        return int(self._process.stdout.fileno())
+
+    def ask(self, pair: AnswerPair) -> None:
+        """Compare a pair; of a gold answer alone (no `answer`) ask whether it is recognised."""
+        if self._process is None or self._process.poll() is not None:  # In a fork of its owner, too.
+            self.stop()
+            self._start()
+        with contextlib.suppress(OSError):  # It has been killed: its reply is the end of its output.
+            self._process.stdin.write(
+                json.dumps([pair.gold, pair.answer, asdict(pair.rule)], default=str).encode() + b"\n"
+            )
+
+    def reply(self) -> Any:
+        """The outcome; where the process itself was killed, "crashed", and the next question has a new one."""
+        if not (outcome := self._process.stdout.readline().decode().strip()):
+            self.stop()
+        return outcome or "crashed"
+
+    def stop(self) -> None:
+        """End the process and its child, where it runs and is not that of a process of which this is a fork."""
+        if self._process is not None:
+            with self._process as process, contextlib.suppress(ProcessLookupError, PermissionError):
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+
+    __del__ = stop
+
+    def _start(self) -> None:
+        if sys.platform == "win32":
+            raise RprmError("comparing mathematical answers needs Linux or macOS; on Windows, run this command in WSL")
+        if find_spec("math_verify") is None:
+            raise RprmError('comparing mathematical answers needs the extra: pip install ".[math]"')
+        # It finds what this process finds, with the same outcome every time. Its session is its own: Control-C is not
+        # for it, and its child is stopped along with it.
+        program = f"import sys; sys.path[:] = {sys.path!r}; from rprm.grading.sandbox import main; main()"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", program, *self._limits], bufsize=0, start_new_session=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        if self.reply() != "ready":
+            command = f"{sys.executable} -m rprm.grading.sandbox 5 4000000000"
+            raise RprmError(f"the process that compares answers ended at its start; run {command} to see why")

@@ -1,8 +1,6 @@
-r"""One of the many LaTeX and Unicode texts that look the same, and always the same one of them.
+r"""One of the many LaTeX and Unicode texts that look the same, by the tables beside this file.
 
-Brackets, signs of order and of sets become one character each (`\{` is `⦃`, `\leq` is `≤`, `\begin{pmatrix}` is `⟦`),
-so that structure is told by characters. The tables beside this file say what becomes what, what texts look like, and
-which words are units and numbers.
+Brackets, signs of order and of sets become one character each: `\{` is `⦃`, `\leq` is `≤`, `\begin{pmatrix}` is `⟦`.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ NUMBERS = {word: int(value) for value, word in map(str.split, _lines("numbers.tx
 _WORDS = {"nothing": "", "space": " ", "thin": "\u2009"}
 #: Characters, and commands such as `\le`, with what stands for them in normal form.
 _SIGNS = {name: _WORDS.get(sign, sign) for sign, *names in map(str.split, _lines("signs.txt")) for name in names}
-_CHARACTERS = str.maketrans({name: re.sub(r"^\\.*", r"\g<0> ", sign) for name, sign in _SIGNS.items() if len(name) == 1})
+_CHARACTERS = str.maketrans({name: sign + " " * (sign[:1] == "\\") for name, sign in _SIGNS.items() if len(name) == 1})
 
 
 def _replacement(text: str) -> str | Callable[[re.Match[str]], str]:
@@ -40,15 +38,6 @@ def _replacement(text: str) -> str | Callable[[re.Match[str]], str]:
     return _WORDS.get(text, text)
 
 
-def _rows(name: str) -> list[tuple[str, re.Pattern[str], str | Callable[[re.Match[str]], str]]]:
-    """What a text must hold, a pattern, and what stands for it."""
-    rows = (line.replace("␣", " ").split("\t") for line in _lines(name))
-    return [(needed.removeprefix("any"), re.compile(pattern), _replacement(by)) for needed, pattern, by in rows]
-
-
-_REWRITES = {name: _rows(name) for name in ("rewrites.txt", "latex.txt")}
-
-
 def rewritten(name: str, text: str, split_numbers: bool = False) -> str:
     """The text rewritten by a table; `split_numbers` leaves the comma in `1,100`."""
     for needed, pattern, replacement in _REWRITES[name]:
@@ -57,17 +46,25 @@ def rewritten(name: str, text: str, split_numbers: bool = False) -> str:
     return text.strip()
 
 
-def _patterns() -> SimpleNamespace:
-    units = {word for line in _UNITS for word in line if len(word) > 1 and word != "per"}
-    texts = {"unit_word": "|".join(sorted((unit + end for unit in units for end in ("", "s", "es")), reverse=True))}
-    for line in "\n".join(_lines("patterns.txt")).replace("\n\t", "").split("\n"):
-        name, _, pattern = line.partition("\t")
-        texts[name] = re.sub("<([a-z_]+)>", lambda found: texts[found[1]], pattern)
-    return SimpleNamespace(**{name: re.compile(pattern) for name, pattern in texts.items()})
+def _expanded(pattern: str) -> str:
+    return re.sub("<([a-z_]+)>", lambda found: _TEXTS[found[1]], pattern)
 
 
+_NOUNS = {word + end for line in _UNITS for word in line if len(word) > 1 and word != "per" for end in ("", "s", "es")}
+_TEXTS = {"unit_word": "|".join(sorted(_NOUNS, reverse=True))}
+for _line in "\n".join(_lines("patterns.txt")).replace("\n\t", "").split("\n"):
+    _TEXTS[_line.partition("\t")[0]] = _expanded(_line.partition("\t")[2])
 #: patterns.txt: a compiled pattern a name.
-P = _patterns()
+P = SimpleNamespace(**{name: re.compile(pattern) for name, pattern in _TEXTS.items()})
+
+#: What a text must hold, a pattern, and what stands for it, by table.
+_REWRITES = {
+    name: [
+        (needed.removeprefix("any"), re.compile(_expanded(pattern)), _replacement(by))
+        for needed, pattern, by in (line.replace("␣", " ").split("\t") for line in _lines(name))
+    ]
+    for name in ("rewrites.txt", "equations.txt", "latex.txt")
+}
 
 
 def normal_text(text: str, split_numbers: bool = False) -> str:

@@ -1,108 +1,67 @@
-r"""The processes that compare answers by computer algebra.
+r"""The program that compares answers by computer algebra: math-verify's grammar and sympy, under limits.
 
-A *keeper* loads math-verify once and never computes. Its *child*, a fork, answers under limits of processor time and
-address space that the kernel enforces, also inside one long multiplication that no Python code could interrupt. When
-it is gone, the keeper answers in its place and forks another. Both end with the process that started the keeper.
+A *keeper* loads math-verify once and never computes. Its *child*, a fork, answers under limits that the kernel
+enforces, also inside one long multiplication that no Python code could interrupt. When it is gone, the keeper answers
+in its place and forks another. No text is ever evaluated as Python.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
-import weakref
-from importlib.util import find_spec
+from functools import lru_cache
+from multiprocessing import get_context
+from multiprocessing.connection import wait
 from typing import Any
 
-from rprm.errors import RprmError
+import sympy
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
+from math_verify import verify
+from sympy.core.relational import Relational
+from sympy.parsing import sympy_parser
+
+from rprm.grading.comparing import Comparison, Outcome
+from rprm.grading.forms import Form
+from rprm.grading.normal import P, rewritten
+from rprm.grading.rules import AnswerRule
 
 #: RLIMIT_AS cannot be set on macOS: there the keeper looks at its child's memory, every so many seconds.
 _WATCHES_MEMORY, _LOOK_S = sys.platform == "darwin", 0.2
 #: What the keeper has compared once, so that its children start with warm caches.
 _WARM_UP = [(r"\frac{\sqrt{3}}{2}", r"\sqrt{3}/2"), ("x^2+2x+1", "(x+1)^2"), (r"2\pi", "6.2832"), ("y=2x", "2y=4x")]
-#: What became of a child that was ended by a signal.
-_ENDED = {-signal.SIGPROF: "timeout", -signal.SIGUSR1: "out of memory"} if sys.platform != "win32" else {}
+_NAMED_SETS = {"ℝ": sympy.S.Reals, "ℤ": sympy.S.Integers, "ℕ": sympy.S.Naturals, "∅": sympy.S.EmptySet}
+#: Where expressions are tried out: values for their variables in the order of their names, going round.
+_POINTS = ("7/5", "-3/7", "13/11", "29/8", "-17/6", "2/9", "41/10")
+_WHOLE = ("2", "5", "3", "8", "4", "7", "6")
+_UNDONE = (sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit, sympy.Derivative)
 
 
-class Keeper:
-    """A keeper process, started at its first question and ended with this object."""
-
-    def __init__(self, *limits: float) -> None:
-        self._limits = [*map(str, limits)]
-        self._process: Any = None
-        self._owner = 0  # The process that started it; a fork of that starts one of its own.
-
-    def fileno(self) -> int:
-        """Where its reply comes."""
-        return int(self._process.stdout.fileno())
-
-    def ask(self, *question: Any) -> None:
-        """Ask for the outcome of a gold answer, an answer (None: is the gold answer recognised?) and a rule's fields."""
-        if self._owner != os.getpid():
-            self._start()
-        with contextlib.suppress(OSError):  # It has been killed: its reply is the end of its output.
-            self._process.stdin.write(json.dumps(question, default=str).encode() + b"\n")
-
-    def reply(self) -> Any:
-        """The outcome; where the keeper itself was killed, "crashed", and the next question has a new keeper."""
-        outcome = self._process.stdout.readline().decode().strip()
-        if not outcome:
-            self.stop()
-        return outcome or "crashed"
-
-    def stop(self) -> None:
-        """End the process, where there is one."""
-        if self._owner == os.getpid():
-            self._owner = 0
-            self._finalizer()
-
-    def _start(self) -> None:
-        if sys.platform == "win32":
-            raise RprmError("comparing mathematical answers needs Linux or macOS; on Windows, run this command in WSL")
-        if find_spec("math_verify") is None:
-            raise RprmError('comparing mathematical answers needs the extra: pip install ".[math]"')
-        # It finds what this process finds. Hash seed and threads: the same outcome every time. A session of its own:
-        # Control-C is not for it, and its child is stopped along with it.
-        program = f"import sys; sys.path[:] = {sys.path!r}; from rprm.grading.sandbox import main; main()"
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", program, *self._limits], bufsize=0, start_new_session=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        self._owner = os.getpid()
-        self._finalizer = weakref.finalize(self, _end, self._process, self._owner)
-        if self._process.stdout.readline() != b"ready\n":
-            self.stop()
-            raise RprmError(
-                f"the process that compares answers ended at its start (code {self._process.returncode}); run "
-                f"{sys.executable} -m rprm.grading.sandbox 5 4000000000 to see why"
-            )
+class _Reader(_Latex2Sympy):  # type: ignore[misc]
+    def parse_number(self, text: str) -> Any:
+        return sympy.Rational(text.replace(",", ""))
 
 
-def _end(process: subprocess.Popen[bytes], owner: int) -> None:
-    """End a keeper and its child; a fork of its owner leaves it alone."""
-    if os.getpid() == owner:
-        with process, contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
+def _refuse(*_: Any, **__: Any) -> Any:
+    raise ValueError("text is never evaluated")
+
+
+sys.setrecursionlimit(1_000)
+sympy_parser.eval_expr = _refuse  # `sympify` of a string gets there.
 
 
 def main() -> None:
     """The keeper: questions by line in, outcomes out. Arguments: seconds of processor time, bytes of memory."""
-    from multiprocessing import get_context
-    from multiprocessing.connection import wait
-
-    from rprm.grading import algebra
-
     limit_s, limit_bytes, child = float(sys.argv[1]), int(sys.argv[2]), None
     replies = os.dup(1)
     os.dup2(2, 1)  # Whatever a library prints is no reply.
     logging.disable(logging.CRITICAL)
     for pair in _WARM_UP:
-        algebra.outcome(*pair, {"name": "warm-up"})
+        _outcome(*pair, {"name": "mathematics"})
     os.write(replies, b"ready\n")
     for question in sys.stdin.buffer:
         if child is None or not child.is_alive():
@@ -121,14 +80,12 @@ def main() -> None:
             outcome = pipe.recv_bytes()
         except (OSError, EOFError):
             child.join()
-            outcome = _ENDED.get(child.exitcode, "crashed").encode()
+            outcome = {-signal.SIGPROF: b"timeout", -signal.SIGUSR1: b"out of memory"}.get(child.exitcode, b"crashed")
         os.write(replies, outcome + b"\n")
 
 
 def _serve(pipe: Any, far: Any, limit_s: float, limit_bytes: int) -> None:
     import resource  # Windows has none, and imports this module too.
-
-    from rprm.grading import algebra
 
     far.close()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -138,14 +95,138 @@ def _serve(pipe: Any, far: Any, limit_s: float, limit_bytes: int) -> None:
     while True:
         question = json.loads(pipe.recv_bytes())  # Its end ends this process.
         signal.setitimer(signal.ITIMER_PROF, limit_s)
-        try:
-            outcome = algebra.outcome(*question)
-        except MemoryError:
-            os.kill(os.getpid(), signal.SIGUSR1)  # What is left of it is not to be trusted.
-        except RecursionError:
-            outcome = "unreadable"
+        outcome = _outcome(*question)
         signal.setitimer(signal.ITIMER_PROF, 0)
         pipe.send_bytes(outcome.encode())
+
+
+def _outcome(gold: str, answer: str | None, fields: dict[str, Any]) -> Outcome:
+    """Compare two answers by the rule of these fields; of a gold answer alone say whether it is recognised."""
+    return Comparison(AnswerRule.of(fields), _same).of_texts(gold, answer)
+
+
+@lru_cache(maxsize=2_000)
+def _expression(text: str) -> Any:
+    """What a text in normal form says; decimals are exact rationals, names keep their capitals (else an error)."""
+    if re.search(r"\d \d|\d'|[\d)]_|[@#&…]|\\\\", text):
+        raise ValueError(text)
+    differentials = {*re.findall(r"d ?([a-z])(?![a-z])", text), "d"} if r"\int" in text else set()
+    imaginary = {r"\imath", "i"} if not re.search(r"\\(?:sum|prod)_\{i=", text) else {r"\imath"}
+
+    def name(match: re.Match[str]) -> str:
+        word = match[0]
+        if word == "e" or P.command.fullmatch(word) or word in differentials:
+            return word + (" " if word[0] == "\\" else "")
+        letters = "".join(character if character.isalnum() else str(ord(character)) for character in word)
+        return "(I)" if word in imaginary else rf"\variable{{{letters}}} "
+
+    latex = rewritten("latex.txt", P.symbol.sub(name, text))
+    return _Reader(config=ConversionConfig(lowercase_symbols=False)).parse(latex)
+
+
+def _same(gold: Form, answer: Form, tolerance: float = 0.0, absolute: float = 0.0) -> Outcome:
+    """Compare two values, two relations (their `whole`), or two sets of which one is a union or difference."""
+    try:
+        if gold.items or answer.items:
+            return "equal" if _set(gold) == _set(answer) else "different"
+        if gold.kind == answer.kind == "relation":
+            one, other = _expression(gold.whole), _expression(answer.whole)
+            is_same = _same_relation(one, other)
+        else:
+            one, other = _expression(gold.text), _expression(answer.text)
+            is_same = one == other or _same_value(one, other, tolerance, absolute)
+        is_same = verify(one, other, timeout_seconds=None) if is_same is None else is_same
+        return "equal" if is_same else "different"
+    except MemoryError:
+        os.kill(os.getpid(), signal.SIGUSR1)  # What is left of this process is not to be trusted.
+        raise
+    except Exception:  # Not in the grammar, or beyond sympy.
+        return "unreadable"
+
+
+def _set(form: Form) -> Any:
+    parts = [_set(item) for item in form.items]
+    if form.kind == "list":
+        return sympy.FiniteSet(*parts)
+    if form.kind == "tuple":
+        is_open = [bracket in "()" for bracket in form.brackets]
+        return sympy.Interval(*parts, *is_open) if len(parts) == 2 else sympy.Tuple(*parts)
+    sets = [part if isinstance(part, sympy.Set) else sympy.FiniteSet(part) for part in parts]
+    if form.kind == "intersection":
+        both = sympy.Intersection(*sets)
+        # "x < 2 and x > 5" is a loose way to say "or".
+        return sympy.Union(*sets) if both is sympy.S.EmptySet and "∩" not in form.text else both
+    if form.kind in ("union", "difference"):
+        return sympy.Union(*sets) if form.kind == "union" else sympy.Complement(sets[0], sympy.Union(*sets[1:]))
+    if form.kind != "value":
+        raise ValueError(form.text)
+    return _NAMED_SETS[form.text] if form.text in _NAMED_SETS else _expression(form.text).doit()
+
+
+def _points(symbols: list[Any], values: tuple[str, ...], number: int) -> list[dict[Any, Any]]:
+    """Points to try; of more variables than values no two have the same one."""
+    places = [[(symbol, start + 2 * index) for index, symbol in enumerate(symbols)] for start in range(number)]
+    return [{symbol: sympy.Rational(values[at % 7]) + 6 * (at // 14) for symbol, at in point} for point in places]
+
+
+def _numeric(value: Any, point: dict[Any, Any]) -> Any:
+    """A finite number of 30 digits, or None."""
+    try:
+        value = value.subs(point) if point else value
+        limits = (end for part in value.atoms(sympy.Sum, sympy.Product) for _, *ends in part.limits for end in ends)
+        if any(end.is_Rational and not end.is_Integer for end in limits):
+            return None
+        value = value.doit() if value.has(*_UNDONE) else value
+        value = value if value.is_Rational else value.evalf(30, maxn=300)
+        return value if value.is_number and value.is_finite and value.as_real_imag()[1].is_number else None
+    except (TypeError, ValueError, ArithmeticError, AttributeError):
+        return None
+
+
+def _same_value(gold: Any, answer: Any, tolerance: float = 0.0, absolute: float = 0.0) -> bool | None:
+    """Whether two numbers are the same, or two expressions at three points of six; None where there are no such."""
+    if not (isinstance(gold, sympy.Expr) and isinstance(answer, sympy.Expr)):
+        return None
+    symbols = sorted(gold.free_symbols | answer.free_symbols, key=str)
+    gold, answer = (one if symbols and not one.has(*_UNDONE) else one.doit() for one in (gold, answer))
+    is_complex = not symbols or gold.has(sympy.I) or answer.has(sympy.I)
+    for values in (_POINTS, _WHOLE):
+        num_agreed = 0
+        for point in _points(symbols, values, 6 if symbols else 1):
+            numbers = [_numeric(one, point) for one in (gold, answer, gold - answer)]
+            if None in numbers or not (is_complex or all(number.is_real for number in numbers[:2])):
+                continue
+            difference, size = abs(numbers[2]), max(map(abs, numbers[:2]))
+            allowed = tolerance * size if symbols else min(tolerance * size, absolute) if tolerance else absolute
+            # No difference: exactly, or where 150 digits cannot tell it from none.
+            is_zero = difference == 0 or (not numbers[2].is_Rational and difference <= sympy.Float("1e-150", 30) * size)
+            if not is_zero and not difference <= allowed:
+                return False
+            num_agreed += 1
+        if num_agreed >= (3 if symbols else 1):
+            return True
+    return None if symbols else False
+
+
+def _same_relation(gold: Any, answer: Any) -> bool | None:
+    """Whether one is a constant multiple of the other (of inequalities a positive one); None where none can be told."""
+    if not all(isinstance(one, Relational) for one in (gold, answer)):
+        return None
+    both = [one.reversed if isinstance(one, (sympy.Gt, sympy.Ge)) else one for one in (gold, answer)]
+    kind, other_kind = map(type, both)
+    left, right = (one.lhs - one.rhs for one in both)
+    if kind is sympy.Eq:
+        left, right = (sympy.fraction(sympy.together(side))[0] for side in (left, right))
+    symbols = sorted(left.free_symbols, key=str)
+    if kind is not other_kind or not symbols or left.free_symbols != right.free_symbols:
+        return False
+    for point in reversed(_points(symbols, _POINTS, 7)):
+        one, other = _numeric(left, point), _numeric(right, point)
+        if one and other:
+            is_turned = kind not in (sympy.Eq, sympy.Ne) and one / other < 0
+            left, right = left * right.subs(point), right * left.subs(point)
+            return not is_turned and (left == right or _same_value(left, right))
+    return None
 
 
 if __name__ == "__main__":
