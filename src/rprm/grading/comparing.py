@@ -21,19 +21,12 @@ _ANY = Fraction(10**300)
 _MEASURES = frozenset(SYNONYMS.values())
 
 
-def _outcome(is_same: bool) -> Outcome:
-    return "equal" if is_same else "different"
-
-
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Compares gold answers with answers by a rule.
-
-    `ask` says what computer algebra says of two forms, also given a relative and an absolute tolerance where one is
-    allowed; it is asked only where strings and numbers do not decide.
-    """
+    """Compares gold answers with answers."""
 
     rule: AnswerRule
+    #: Computer algebra, where strings and numbers do not decide: two forms, a relative and an absolute tolerance in.
     ask: Callable[..., Outcome]
 
     def of_texts(self, gold: str, answer: str | None) -> Outcome:
@@ -47,7 +40,7 @@ class Comparison:
         if gold == answer:
             return "equal"
         if gold.choice and answer.choice and not gold.name + answer.name:
-            return _outcome(gold.choice == answer.choice)
+            return "equal" if gold.choice == answer.choice else "different"
         if "words" in (gold.kind, answer.kind):
             is_prose = any(one.kind == "words" and not one.choice and not P.phrase.fullmatch(one.text) for one in both)
             return "equal" if gold.text.lower() == answer.text.lower() else "unreadable" if is_prose else "different"
@@ -95,10 +88,7 @@ class Comparison:
         return "different"
 
     def _items(self, gold: tuple[Form, ...], answer: tuple[Form, ...], in_order: bool = True) -> Outcome:
-        """Match each gold value with the next answer value, or with the first that is equal and not yet taken.
-
-        "equal" where all are, "different" as soon as one is, else the first failure.
-        """
+        """Match each gold value with the next answer value, or with the first that is equal and not yet taken."""
         if len(gold) != len(answer):
             return "different"
         in_order = in_order or len(gold) > _MAX_UNORDERED
@@ -122,8 +112,10 @@ class Comparison:
 
     def _values(self, gold: Form, answer: Form) -> Outcome:
         both, units = (gold, answer), {gold.unit, answer.unit}
-        bases = {unit for unit in units if unit[:1] == "_"}
-        if len(bases) == 2 or (len(units) == 2 and units <= _MEASURES):
+        bases = [unit for unit in units if unit[:1] == "_"]
+        # 055 is no angle, unless a whole number is asked for.
+        is_padded = any(form.whole.isdigit() for form in both) and not self.rule.whole_numbers
+        if len(bases) == 2 or (len(units) == 2 and (units <= _MEASURES or (is_padded and "degree" in units))):
             return "different"
         is_plain = any(form.number is not None and form.unit in ("", "%") for form in both)
         if len(units) == 2 and not is_plain and any(map(P.letters.fullmatch, units)):
@@ -147,7 +139,7 @@ class Comparison:
         if gold.number is None or answer.number is None:
             return self.ask(gold, answer, float(relative), float(absolute))
         allowed = min(relative * max(abs(gold.number), abs(answer.number)), absolute) if relative else absolute
-        return _outcome(abs(gold.number - answer.number) <= allowed)
+        return "equal" if abs(gold.number - answer.number) <= allowed else "different"
 
     def _tolerances(self, gold: Form, answer: Form) -> tuple[Fraction, Fraction]:
         """The largest difference that makes no difference: relative to the larger value (0: any), and absolute."""

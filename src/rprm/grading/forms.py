@@ -28,7 +28,7 @@ class Form:
     brackets: str = ""  # Of a tuple, its two: `⟦⟧` of a vector, and of a matrix and its rows.
     name: str = ""  # What the value is assigned to: `x` in `x=5`, `f` in `f(x)=x`.
     argument: str = ""  # `x` in `f(x)=x`.
-    whole: str = ""  # The whole equation, where it is one.
+    whole: str = ""  # The whole equation, where it is one; a number with zeros before it.
     number: Fraction | None = None  # The exact value, where the text is a plain number.
     place: Fraction | None = None  # One unit in the last place of a number that is written as a decimal.
     unit: str = ""  # That followed, in one spelling; `%` of a percentage, `_2` of a numeral of base 2.
@@ -114,7 +114,8 @@ class _Reader:
     def form(self, text: str) -> Form:
         number, place = plain_number(text)
         if number is not None:
-            return Form("value", str(number), number=number, place=place)
+            whole = text if P.padded.fullmatch(text) else ""
+            return Form("value", str(number), number=number, place=place, whole=whole)
         if self.depth > _MAX_DEPTH:
             return Form("value", text)
         if match := P.choice.fullmatch(text):
@@ -215,8 +216,9 @@ class _Reader:
         if match := P.time.fullmatch(text):  # A time of day is only itself; 3:4 is 3/4.
             return Form("words", match[1])
         if len(parts := split(text, ":")) > 1 and not re.search("[⟦∞]", text):
-            quotients = self.forms([rf"\frac{{{parts[0]}}}{{{part}}}" for part in parts[1:]])
-            return quotients[0] if len(quotients) == 1 else Form("ratio", text, quotients)
+            pairs = zip(parts, [*parts[1:], parts[0]], strict=True)
+            quotients = self.forms([rf"\frac{{{one}}}{{{other}}}" for one, other in pairs])
+            return quotients[0] if len(parts) == 2 else Form("ratio", text, quotients)
         if unit and not re.search(r"\\(?:sin|cos|tan|cot|sec|csc).*°", text):
             text = text[:-1]
         else:

@@ -58,10 +58,8 @@ def olympiadbench_rule(*, multiple: bool, unit: str | None, error: Fraction | No
 def final_answer(text: str, rule: AnswerRule = MATHEMATICS) -> str | None:
     r"""The final answer of a solution as it is written there, or None where it announces none.
 
-    Looked for in this order: the last `\boxed{...}` (with those that only a comma, "and" or "or" parts from it; none
-    where its brace is never closed); the last announcement ("The answer is 18", a heading "Final answer", `#### 18`,
-    the rule's own markers); a last line `(B)`; the last number, where the rule takes it. Thinking at the beginning and
-    a further question after the solution are passed over.
+    In this order: the last `\boxed{...}` with those beside it (none where its brace is never closed); the last
+    announcement ("The answer is 18", `#### 18`, the rule's markers); a last line `(B)`; by some rules, the last number.
     """
     text = P.further_question.split(without_thinking(text), 1)[0]
     boxes = [(box.start(), *_content(text, box.end())) for box in list(P.box.finditer(text))[-_MAX_TRIED:]]
@@ -95,12 +93,9 @@ def _boxed(text: str, boxes: list[tuple[int, str | None, int]]) -> str | None:
 
 
 def _content(text: str, place: int) -> tuple[str | None, int]:
-    r"""What a box holds and where it ends: None where its brace is never closed, "" where it holds nothing.
-
-    `\boxed 7` holds what follows, `\boxed` in the midst of prose nothing.
-    """
+    """What a box holds and where it ends: None where its brace is never closed, "" where it holds nothing."""
     place = P.spaces.match(text, place).end()
-    if not text.startswith("{", place):
+    if not text.startswith("{", place):  # `\boxed 7` holds what follows, `\boxed` in the midst of prose nothing.
         content = P.box_token.match(text, place)[0].rstrip(".")
         return (content if re.search(r"[\d\\]|^[a-zA-Z]$", content) else ""), place + len(content)
     depth = 0
