@@ -120,7 +120,8 @@ class Comparison:
         is_plain = any(form.number is not None and form.unit in ("", "%") for form in both)
         if len(units) == 2 and not is_plain and any(map(P.letters.fullmatch, units)):
             # Letters are a unit beside a plain number alone: 2 m g is not 2 m v.
-            both = gold, answer = [replace(form, text=form.whole or form.text, number=None, unit="") for form in both]
+            gold, answer = (replace(form, text=form.whole or form.text, number=None, unit="") for form in both)
+            both = (gold, answer)
         if gold.text == answer.text and (bases or (gold.unit == "%") == (answer.unit == "%")):
             return "equal"
         if bases:

@@ -152,8 +152,8 @@ class _Reader:
                 return self.matrix([item.items for item in items], text)
             return Form("tuple", text, items, brackets=brackets)
         if "±" in text and text.count("±") + text.count("∓") <= 3 and "=" not in text:
-            times = -1 if "∓" in text else 1  # 1 ± 2 ∓ 3 are two values, 1 ± 2 ± 3 four
-            parts = [text.replace("±", plus, times).replace("∓", minus) for plus, minus in ("+-", "-+")]
+            count = -1 if "∓" in text else 1  # 1 ± 2 ∓ 3 are two values, 1 ± 2 ± 3 four
+            parts = [text.replace("±", plus, count).replace("∓", minus) for plus, minus in ("+-", "-+")]
             return self.listed([part.removeprefix("+") for part in parts], text)
         return None
 

@@ -52,8 +52,8 @@ del sympy_parser.eval_expr  # The one function that evaluates text: `sympify` of
 
 def main() -> None:
     """The keeper: questions by line in, outcomes out. Arguments: seconds of processor time, bytes of memory."""
-    limit_s, limit_bytes, child = float(sys.argv[1]), int(sys.argv[2]), None
-    replies = os.dup(1)
+    limit_s, limit_bytes, replies = float(sys.argv[1]), int(sys.argv[2]), os.dup(1)
+    child: Any = None
     os.dup2(2, 1)  # Whatever a library prints is no reply.
     logging.disable(logging.CRITICAL)
     for pair in _WARM_UP:
