@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from itertools import combinations
-from multiprocessing.connection import wait
 from typing import Any
 
 from rprm.errors import RprmError
@@ -125,6 +124,8 @@ class Grader(contextlib.AbstractContextManager["Grader"]):
                         worker = self._idle.get(block=not busy)
                         busy[worker] = waiting.pop(0)
                         worker.ask(busy[worker])
+                from multiprocessing.connection import wait
+
                 answered: list[Any] = wait(busy, self._patience_s + _PATIENCE_S)
                 for worker in answered or list(busy):
                     found[busy[worker]] = Grade(worker.reply() if answered else "timeout")
