@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from rprm.grading import MATHEMATICS, AnswerPair, Grader, final_answer
-from rprm.grading.parsing import read
+from rprm.grading.forms import read
 
 pytest.importorskip("math_verify")
 

@@ -1,9 +1,8 @@
 r"""Final answers of mathematical solutions: find them, compare them, group them (docs/grading.md)."""
 
 from rprm.grading.comparing import Outcome
-from rprm.grading.extraction import final_answer
 from rprm.grading.grader import AnswerPair, Grade, Grader
-from rprm.grading.rules import EXACT, GSM8K_FLEXIBLE, MATHEMATICS, RULES, AnswerRule, olympiadbench_rule
+from rprm.grading.rules import EXACT, GSM8K_FLEXIBLE, MATHEMATICS, RULES, AnswerRule, final_answer, olympiadbench_rule
 
 __all__ = [
     "EXACT", "GSM8K_FLEXIBLE", "MATHEMATICS", "RULES", "AnswerPair", "AnswerRule", "Grade", "Grader", "Outcome",

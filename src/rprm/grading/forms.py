@@ -1,9 +1,4 @@
-r"""An answer's form: what its text is made of, as far as that can be told without computer algebra.
-
-A text becomes a tree: a list of several answers, a tuple (a point, an interval, a matrix), a union of sets; its leaves
-are single values: a number (an exact rational), words, or an expression that only computer algebra can compare. Pure
-string work on texts of at most `MAX_CHARACTERS`; nothing is ever evaluated.
-"""
+"""An answer's form: what its text is made of, as far as that can be told by string work alone."""
 
 from __future__ import annotations
 
@@ -11,80 +6,132 @@ import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
-from itertools import product
-from operator import add
 
-from rprm.grading.normal import enclosed, normal_text, split
+from rprm.grading.normal import NUMBERS, SYNONYMS, P, enclosed, normal_text, rewritten, split
 from rprm.grading.rules import AnswerRule
-from rprm.grading.tables import P
-from rprm.grading.values import measures, plain_number, without_text, without_unit, words
 
 #: A longer answer is not read. The longest gold answer of the seven sets has 517 characters.
 MAX_CHARACTERS = 2_000
-#: Brackets within brackets; what lies deeper stays one expression.
-_MAX_DEPTH = 6
+#: Digits of a number that is read; characters of a unit; brackets within brackets that are told apart.
+_MAX_DIGITS, _MAX_UNIT, _MAX_DEPTH = 400, 80, 6
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """An answer, or one of its parts.
+    """An answer, or one of its parts."""
 
-    Its kind is `value`; `words`; `relation` (an equation or inequality that names no value); or several: a `list` of
-    answers in any order, a `tuple` in order, a `union`, `intersection` or `difference` of sets.
-    """
-
+    #: `value`; `words`; `relation` (an equation or inequality that names no value); or several: a `list` of answers in
+    #: any order, a `tuple` (a point, an interval, a matrix) in order, a `ratio`, a `union`, ... of sets.
     kind: str
     text: str  # The normal form; of an equation that names a value, its last side.
     items: tuple[Form, ...] = ()
     brackets: str = ""  # Of a tuple, its two: `⟦⟧` of a vector, and of a matrix and its rows.
     name: str = ""  # What the value is assigned to: `x` in `x=5`, `f` in `f(x)=x`.
     argument: str = ""  # `x` in `f(x)=x`.
-    whole: str = ""  # The whole equation, where it is one.
+    whole: str = ""  # The whole equation, where it is one; a number with zeros before it.
     number: Fraction | None = None  # The exact value, where the text is a plain number.
     place: Fraction | None = None  # One unit in the last place of a number that is written as a decimal.
-    unit: str = ""  # That followed, in one spelling; `%` where `number` stood before a percent sign.
+    unit: str = ""  # That followed, in one spelling; `%` of a percentage, `_2` of a numeral of base 2.
     choice: str = ""  # The letter, where the text is a choice such as `(B)` or `(B) 5`.
 
 
-_FLIPPED = str.maketrans("<≤>≥", ">≥<≤")
+def plain_number(text: str) -> tuple[Fraction | None, Fraction | None]:
+    """The exact value of a number in normal form or in words, and one unit in its last place where it is a decimal."""
+    if len(text) > _MAX_DIGITS:
+        return None, None
+    if match := P.repeating.fullmatch(text):
+        whole, fixed, block = match.groups()
+        repeated = Fraction(int(block), (10 ** len(block) - 1) * 10 ** len(fixed))
+        return Fraction(f"{whole or 0}.{fixed or 0}") + (-repeated if whole[:1] == "-" else repeated), None
+    plain = P.power_of_ten.sub(r"e\1", P.fraction.sub(r" \1/\2", text)) if text[-1:] == "}" else text
+    match = P.number.fullmatch(plain)
+    if match is None or not (match[3] or "10^" in text):
+        return (_named_number(_without_text(text).lower()) if re.search("[a-z]{2}", text) else None), None
+    sign, whole, top, under, exponent = match.groups()
+    shift = int((exponent or "0")[:7])
+    if abs(shift) > _MAX_DIGITS or (under and not Fraction(under)):
+        return None, None
+    value = Fraction((whole or "").strip() or 0) + Fraction(top or 1) * Fraction(10) ** shift / Fraction(under or 1)
+    places = 6 if under else len((top or "").partition(".")[2]) - shift
+    is_decimal = "." in text or (top and exponent)
+    return (-value if sign.count("-") % 2 else value), Fraction(10) ** -places if is_decimal else None
+
+
+def _named_number(text: str) -> Fraction | None:
+    """`fifteen`, `twenty-one`, `3 million`, `2.5 dozen`."""
+    first, _, last = text.replace("-", " ").rpartition(" ")
+    value, tens = NUMBERS.get(last, 0), NUMBERS.get(first, 0)
+    if value > 99 or last == "dozen":
+        count = Fraction(first or 1) if not first or P.digits.fullmatch(first) else _named_number(first)
+        return None if count is None else count * value
+    return Fraction(tens + value) if last in NUMBERS and (not first or value < 10 < tens < 100) else None
+
+
+def _without_unit(text: str, letters: bool) -> tuple[str, str]:
+    """The text without the unit at its end, and the unit in one spelling; `letters` after a space are units, too."""
+    if letters and (match := P.letter_unit.fullmatch(text)):
+        return match[1], match[2]
+    match = P.unit.search(text, max(0, len(text) - _MAX_UNIT))
+    before = text[: match.start()].rstrip() if match and match[0].strip() else ""
+    if not P.measured.match(before) or before.count("{") != before.count("}"):
+        return text, ""
+    words = re.findall(r"[a-zA-Z]+|\^\{-?\d\}|/", re.sub(r"(?<=\w{3})s\b", "", _without_text(match[1])))
+    return before, " ".join(SYNONYMS.get(word, word) for word in words)
+
+
+def _without_text(text: str) -> str:
+    r"""The words of a text, `\text{...}` or not, with single spaces."""
+    return " ".join(re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).split()).strip(" .,;:")
+
+
+def _words(text: str) -> str | None:
+    """The words in lower case where a text is words rather than mathematics, else None."""
+    if "=" in text or re.search(r"\\(?!text)[a-zA-Z]", text) or (len(text) < _MAX_UNIT and P.unit.fullmatch(text)):
+        return None
+    whole = _without_text(text)
+    least = 2 if r"\text{" in text else 3 if whole.istitle() else 4
+    is_word = whole.lower() == "no" or len(re.findall("[a-zA-Z]", whole)) >= least
+    parts = split(_without_text(_without_unit(text, False)[0]), ",⋏⋎")
+    is_prose = any(len(P.prose_word.findall(part)) > 1 for part in parts)
+    is_words = (is_word and P.phrase.fullmatch(whole)) or re.fullmatch("[A-Z]{2,}", whole) or is_prose
+    return whole.lower() if is_words else None
 
 
 @lru_cache(maxsize=20_000)
 def read(text: str, rule: AnswerRule) -> Form:
     """The form of an answer as it was found in a solution or a data set, at most `MAX_CHARACTERS` long."""
     simple = text.strip("$ ") if P.simple.fullmatch(text) else normal_text(text, rule.lists_split_numbers)
-    return _Reading(rule).form(simple)
+    return _Reader(rule).form(simple)
 
 
-class _Reading:
-    """Reads a text from its outermost structure inwards, `depth` brackets or lists deep so far."""
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Reads a text in normal form from its outermost structure inwards, `depth` brackets or lists deep so far."""
 
-    def __init__(self, rule: AnswerRule, depth: int = 0) -> None:
-        self.rule, self.depth = rule, depth
+    rule: AnswerRule
+    depth: int = 0
 
     def form(self, text: str) -> Form:
-        """The form of a text in normal form."""
         number, place = plain_number(text)
         if number is not None:
-            return Form("value", str(number), number=number, place=place)
+            whole = text if P.padded.fullmatch(text) else ""
+            return Form("value", str(number), number=number, place=place, whole=whole)
         if self.depth > _MAX_DEPTH:
             return Form("value", text)
         if match := P.choice.fullmatch(text):
             (content,) = self.forms([match[3]]) if match[3].strip() else (Form("words", text),)
             return replace(content, choice=match[1] or match[2])
-        if (found := words(text)) is not None:
+        if (found := _words(text)) is not None:
             return Form("words", found)
-        return self.several(text) or self.interval(text) or self.equation(text) or self.value(text)
+        return self.several(text) or self.equation(rewritten("equations.txt", text)) or self.value(text)
 
     def forms(self, parts: list[str]) -> tuple[Form, ...]:
-        inner = _Reading(self.rule, self.depth + 1)
+        inner = _Reader(self.rule, self.depth + 1)
         return tuple(inner.form(part.strip()) for part in parts)
 
     def several(self, text: str) -> Form | None:
-        if text == "ℝ":
-            return Form("tuple", text, self.forms(["-∞", "∞"]), brackets="()")
-        if parts := measures(text):
-            return Form("tuple", text, self.forms(parts))
+        if len(text) < _MAX_UNIT and P.measures.fullmatch(text):  # 3 hours 5 minutes
+            return Form("tuple", text, self.forms(re.findall(r"\d+ ?[^\d^]*(?:\^\{\d\})?", text)))
         if len(parts := split(text, " " if re.fullmatch(r"\d+(?: \d+)+", text) else ";,⋏⋎")) > 1:
             return self.listed(parts, text)
         for kind, sign in (("union", "∪"), ("difference", "∖"), ("intersection", "∩")):
@@ -92,9 +139,7 @@ class _Reading:
                 return Form(kind, text, self.forms(parts))
         if match := P.matrix.fullmatch(text):
             times = rf"({match[1].strip()})\cdot" if match[1].strip() else ""
-            rows = [
-                [f"{times}({cell})" if times else cell for cell in row.split("&")] for row in match[2].split("\\\\")
-            ]
+            rows = [[f"{times}({cell})" for cell in row.split("&")] for row in match[2].split("\\\\")]
             return self.matrix([self.forms(row) for row in rows], text)
         if (inner := enclosed(text, "⦃", "⦄")) is not None:
             items = self.forms(split(inner, ",;⋏"))
@@ -107,7 +152,9 @@ class _Reading:
                 return self.matrix([item.items for item in items], text)
             return Form("tuple", text, items, brackets=brackets)
         if "±" in text and text.count("±") + text.count("∓") <= 3 and "=" not in text:
-            return Form("list", text, self.forms(_both_signs(text)))
+            count = -1 if "∓" in text else 1  # 1 ± 2 ∓ 3 are two values, 1 ± 2 ± 3 four
+            parts = [text.replace("±", plus, count).replace("∓", minus) for plus, minus in ("+-", "-+")]
+            return self.listed([part.removeprefix("+") for part in parts], text)
         return None
 
     def listed(self, parts: list[str], text: str) -> Form:
@@ -129,35 +176,13 @@ class _Reading:
         items = cells if is_vector else tuple(Form("tuple", "", row, brackets="⟦⟧") for row in rows)
         return Form("tuple", text, items, brackets="⟦⟧")
 
-    def interval(self, text: str) -> Form | None:
-        """The interval that an inequality of one variable says: `1<x≤2` is `(1,2]`, `x>3` is `(3,∞)`."""
-        signs, sides = "".join(re.findall("[<>≤≥≠=]", text)), split(text, "<>≤≥≠")
-        if signs == "≠" and len(sides) == 2 and P.variable.fullmatch(sides[0]):
-            left_out = Form("list", sides[1], self.forms(split(sides[1], ",")))
-            return Form("difference", text, (*self.forms(["ℝ"]), left_out))
-        if not 0 < len(signs) == len(sides) - 1 <= 2 or set(signs) & {"≠", "="}:
-            return None
-        if signs[0] in ">≥":
-            sides, signs = sides[::-1], signs[::-1].translate(_FLIPPED)
-        is_first = bool(P.variable.fullmatch(sides[0]))
-        if len(sides) == 2 and is_first is not bool(P.variable.fullmatch(sides[1])):
-            sides, signs = (["-∞", *sides], "<" + signs) if is_first else ([*sides, "∞"], signs + "<")
-        if len(sides) < 3 or signs[-1] in ">≥" or not P.variable.fullmatch(sides[1]):
-            return None
-        brackets = ("[" if signs[0] == "≤" else "(") + ("]" if signs[1] == "≤" else ")")
-        return Form("tuple", text, self.forms([sides[0], sides[2]]), brackets=brackets, name=sides[1])
-
     def equation(self, text: str) -> Form | None:
         """`x=5` is the value 5 with its name; `x+y=5` a relation; `30-1=29` the value 29."""
-        if match := P.label.fullmatch(text):
-            return replace(self.forms([match[3]])[0], name=(match[1] or match[2]).strip().lower())
         if re.search("[<>≤≥≠]", text):
             return Form("relation", text, whole=text)
         sides = split(text, "=≈" if "∈" not in text else "∈")
         if len(sides) == 1:
             return None
-        if len(sides) == 2 and not re.search("[a-zA-Z]", sides[0]) and P.name.fullmatch(sides[1]):
-            sides.reverse()  # 5 = A
         first, match = sides[0], P.name.fullmatch(sides[0])
         names = split(first[1:-1], ",") if enclosed(first, "(", ")") is not None else [first]
         has_letters = bool(re.search("[a-zA-Z]", P.constant.sub("", first)))
@@ -166,10 +191,10 @@ class _Reading:
         if match is None and len(names) == 1 and has_letters and not (is_told or self.rule.whole_numbers):
             return Form("relation", text, whole=text)
         # Of a value and what it is about, the value: x = 1/3 = 0.333, and 1/3 ≈ 0.333.
-        is_about = len(sides) > 2 or match is None
         is_rounded = P.decimal.fullmatch(sides[-1]) and "." not in sides[-2]
         is_rounded = is_rounded and (len(sides) > 2 or not re.search("[+*]", first))
-        form = self.form(sides[-2] if is_about and (is_rounded or "≈" in text) else sides[-1])
+        is_about = (is_rounded or "≈" in text) and (len(sides) > 2 or match is None)
+        (form,) = self.forms([sides[-2] if is_about else sides[-1]])
         if len(names) > 1 and form.kind == "tuple" and len(form.items) == len(names):
             items = [replace(item, name=name) for item, name in zip(form.items, names, strict=True)]
             return _named(replace(form, items=tuple(items)))
@@ -180,16 +205,24 @@ class _Reading:
         if form.kind == "list":
             return replace(form, items=tuple(replace(item, name=item.name or match[1]) for item in form.items))
         argument = (match[2] or "") if re.fullmatch(r"\\?[a-zA-Z]*", match[2] or "") else None
-        name = without_text(first if argument is None else match[1])
+        name = _without_text(first if argument is None else match[1])
         name = name.lower() if len(name) > 2 and "\\" not in name else name
         return replace(form, name=name, argument=argument or "", whole=text)
 
     def value(self, text: str) -> Form:
         whole, unit = "", {"%": "%", "°": "degree"}.get(text[-1:], "")
+        if match := P.numeral.fullmatch(text):
+            return Form("value", match[1], unit=f"_{match[2]}")
+        if match := P.time.fullmatch(text):  # A time of day is only itself; 3:4 is 3/4.
+            return Form("words", match[1])
+        if len(parts := split(text, ":")) > 1 and not re.search("[⟦∞]", text):
+            pairs = zip(parts, [*parts[1:], parts[0]], strict=True)
+            quotients = self.forms([rf"\frac{{{one}}}{{{other}}}" for one, other in pairs])
+            return quotients[0] if len(parts) == 2 else Form("ratio", text, quotients)
         if unit and not re.search(r"\\(?:sin|cos|tan|cot|sec|csc).*°", text):
             text = text[:-1]
         else:
-            stripped, unit = without_unit(text, self.rule.letter_units)
+            stripped, unit = _without_unit(text, self.rule.letter_units)
             # Letters may be variables after all.
             text, whole = stripped, text if unit and r"\text" not in text else ""
         number, place = plain_number(text)
@@ -205,13 +238,3 @@ def _named(form: Form) -> Form:
         return form
     items = tuple(sorted(form.items, key=lambda item: item.name))
     return replace(form, kind="tuple", brackets="()", items=items, name=",".join(names))
-
-
-def _both_signs(text: str) -> list[str]:
-    """What `±` says: two values, four where it stands twice; `∓` is its opposite."""
-    parts = text.split("±")
-    if "∓" in text:
-        values = [text.translate(str.maketrans("±∓", signs)) for signs in ("+-", "-+")]
-    else:
-        values = [parts[0] + "".join(map(add, signs, parts[1:])) for signs in product("+-", repeat=len(parts) - 1)]
-    return [value.removeprefix("+") for value in values]
