@@ -9,7 +9,7 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import Any, Unpack
 
-from rprm.engines.files import ADAPTER_CONFIG
+from rprm.engines.loading import ADAPTER_CONFIG
 from rprm.engines.loading import load_tokenizer, load_weights, merge_adapter, plain_errors
 from rprm.errors import PromptError, RunError
 from rprm.prompts.library import MODEL_TEMPLATE, load_template
