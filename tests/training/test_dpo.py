@@ -13,8 +13,9 @@ import pytest
 from rprm.engines.tokens import encode_prompt
 from rprm.errors import InputError, PromptError
 from rprm.prompts.library import MODEL_TEMPLATE, load_template
-from rprm.training.language import DPOSettings, train_dpo, train_sft
+from rprm.training.dpo import DPOSettings, train_dpo
 from rprm.training.rows import check_batch
+from rprm.training.sft import train_sft
 from tests.training.conftest import RAW_TEMPLATE, TEMPLATE, make_row
 from tests.training.test_sft import QUICK as QUICK_SFT
 from tests.training.test_sft import chatml_model, die_at, figures, prompt_of, trainer_of, weights

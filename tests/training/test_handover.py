@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from rprm.errors import RunError
 from rprm.training.handover import BaseModel, card_text, find_model, push, whole_folder
-from rprm.training.language import SFTRun, train_sft
 from rprm.training.settings import RunOptions, SFTSettings
+from rprm.training.sft import SFTRun, train_sft
 from tests.training.conftest import TEMPLATE
 from tests.training.test_sft import QUICK
 
@@ -42,12 +42,14 @@ def test_an_adapter_names_its_base_and_the_revision(tiny_model: Path, tmp_path: 
     checkpoint = tmp_path / "checkpoint-3"
     checkpoint.mkdir()
     config = {"base_model_name_or_path": "elsewhere", "revision": None, "peft_type": "LORA", "r": 4}
+    config["target_modules"] = ["v_proj", "k_proj", "q_proj"]
     (checkpoint / "adapter_config.json").write_text(json.dumps(config))
     save_file({"lora_A": torch.zeros(1)}, checkpoint / "adapter_model.safetensors")
     base = BaseModel("owner/name", "5cc7683d", "owner/name@5cc7683d", 512, (0,))
     folder = make_folder(checkpoint, tmp_path / "run", tiny_model, base=base, merge=False)
     written = json.loads((folder / "adapter_config.json").read_text())
-    assert written == {**config, "base_model_name_or_path": "owner/name", "revision": "5cc7683d"}
+    named = {"base_model_name_or_path": "owner/name", "revision": "5cc7683d"}
+    assert written == {**config, **named, "target_modules": ["k_proj", "q_proj", "v_proj"]}
 
 
 def test_an_adapter_of_tied_embeddings_is_merged_as_it_was_trained(tiny_model: Path, tmp_path: Path) -> None:

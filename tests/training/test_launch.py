@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rprm.runs import read_json_lines, read_manifest
-from rprm.training.language import train_sft
+from rprm.training.sft import train_sft
 from tests.training.test_sft import QUICK
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "accelerate"

@@ -10,7 +10,8 @@ import pytest
 from rprm.data.published import open_published, write_published
 from rprm.models import R_PRM_SYSTEM
 from rprm.prompts import load_template
-from rprm.training.language import train_dpo, train_sft
+from rprm.training.dpo import train_dpo
+from rprm.training.sft import train_sft
 from tests.data.published_set import stand_in
 from tests.training.test_dpo import QUICK as QUICK_DPO
 from tests.training.test_sft import QUICK as QUICK_SFT

@@ -21,10 +21,10 @@ from rprm.prompts.library import load_template
 from rprm.prompts.template import Message, Prompt, PromptTemplate
 from rprm.runs import read_json_lines, read_manifest
 from rprm.training.handover import find_model
-from rprm.training.language import SFTSettings, train_sft
 from rprm.training.lifecycle import TrainingCallbacks
 from rprm.training.rows import check_batch, encode_row, end_token, training_rows
 from rprm.training.settings import RunOptions
+from rprm.training.sft import SFTSettings, train_sft
 from tests.training.conftest import RAW_TEMPLATE, TEMPLATE, make_row, write_rows
 
 #: Three steps of four rows, a checkpoint after each.
@@ -352,7 +352,7 @@ def test_killed_while_handing_over(
         raise RunError("the disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("rprm.training.language.SFTRun.hand_over", fail)
+        patch.setattr("rprm.training.sft.SFTRun.hand_over", fail)
         with pytest.raises(RunError, match="disk is full"):
             train_sft(data, model=str(tiny_model), output=tmp_path / "run", settings=settings)
     assert read_manifest(tmp_path / "run")["sessions"][-1]["stopped_by"] == "RunError"

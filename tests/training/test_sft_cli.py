@@ -58,7 +58,7 @@ def settings_of(monkeypatch: pytest.MonkeyPatch, kind: str, *arguments: str) -> 
         given.update(rest)
         raise _Called
 
-    monkeypatch.setattr(f"rprm.training.language.train_{kind}", capture)
+    monkeypatch.setattr(f"rprm.training.{kind}.train_{kind}", capture)
     with pytest.raises(_Called):
         CliRunner().invoke(app, [kind, "data", "-o", "run", *arguments], catch_exceptions=False)
     return given["settings"], given

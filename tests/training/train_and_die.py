@@ -11,8 +11,10 @@ import sys
 def main() -> None:
     import torch
 
-    from rprm.training.language import DPOSettings, SFTSettings, train_dpo, train_sft
+    from rprm.training.dpo import train_dpo
     from rprm.training.lifecycle import TrainingCallbacks
+    from rprm.training.settings import DPOSettings, SFTSettings
+    from rprm.training.sft import train_sft
 
     torch.set_num_threads(1)
     kind, data, model, output, settings, last = sys.argv[1:]

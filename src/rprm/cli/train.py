@@ -63,7 +63,7 @@ class LanguageOptions(PlaceOptions):
 @with_options
 def sft(context: typer.Context, language: LanguageOptions, *, settings: SFTSettings, options: RunOptions) -> None:
     """Fine-tune a model on analyses (the cold start): loss on the analysis alone, its verdict and end included."""
-    from rprm.training.language import train_sft
+    from rprm.training.sft import train_sft
 
     language.train(train_sft, context, settings, options)
 
@@ -72,7 +72,7 @@ def sft(context: typer.Context, language: LanguageOptions, *, settings: SFTSetti
 @with_options
 def dpo(context: typer.Context, language: LanguageOptions, *, settings: DPOSettings, options: RunOptions) -> None:
     """Optimise a model on preference pairs: of two analyses of a step, the one whose verdict is right."""
-    from rprm.training.language import train_dpo
+    from rprm.training.dpo import train_dpo
 
     language.train(train_dpo, context, settings, options)
 

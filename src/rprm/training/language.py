@@ -1,4 +1,4 @@
-"""Judges that write analyses: the cold start (SFT) and preference optimisation (DPO), with TRL's trainers."""
+"""What the cold start (SFT) and preference optimisation (DPO) share: judges that write analyses, trained by TRL."""
 
 from __future__ import annotations
 
@@ -9,22 +9,20 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import Any, Unpack
 
-from rprm.engines.loading import ADAPTER_CONFIG
-from rprm.engines.loading import load_tokenizer, load_weights, merge_adapter, plain_errors
+from rprm.engines.loading import ADAPTER_CONFIG, load_tokenizer, load_weights, merge_adapter, plain_errors
 from rprm.errors import PromptError, RunError
 from rprm.prompts.library import MODEL_TEMPLATE, load_template
 from rprm.reading import Source
 from rprm.training.handover import whole_folder
-from rprm.training.lifecycle import ROWS, RunArguments, TrainingResult, TrainingRun, group_by_length
+from rprm.training.lifecycle import ROWS, RunArguments, TrainingRun, group_by_length
 from rprm.training.rows import check_batch, check_rows, encode_data, end_token, open_data, row_lengths
-from rprm.training.settings import DPOSettings, SFTSettings
 
 ADAPTER = "adapter"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 class LanguageRun(TrainingRun):
-    """Training of a judge that writes analyses; see `train_sft`."""
+    """Training of a judge that writes analyses; see `train_sft` and `train_dpo`."""
 
     runs_as = "transformers"
     does: str  #: What the model has been trained to do, for its card.
@@ -112,6 +110,8 @@ class LanguageRun(TrainingRun):
             # It fits its base model at that revision alone.
             config = json.loads((checkpoint / ADAPTER_CONFIG).read_bytes())
             config |= {"base_model_name_or_path": base.target, "revision": base.revision}
+            # A set, which peft writes in an order that changes from process to process.
+            config["target_modules"] = sorted(config["target_modules"])
             with whole_folder(self.folder / ADAPTER) if merge else contextlib.nullcontext(folder) as beside:
                 (beside / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
                 shutil.copyfile(checkpoint / _ADAPTER_WEIGHTS, beside / _ADAPTER_WEIGHTS)
@@ -145,64 +145,3 @@ class LanguageRun(TrainingRun):
         ends = [self.end, *(token for token in base.stops if token != self.end)]
         generation.eos_token_id = ends if len(ends) > 1 else self.end
         (folder / "generation_config.json").write_text(generation.to_json_string(use_diff=True))
-
-
-class SFTRun(LanguageRun):
-    # R-PRM, section 3.1. The loss: the mean negative log-likelihood of the reply's tokens, verdict and end included.
-    kind = "sft"
-    does = "It was fine-tuned on analyses whose verdict agrees with the step's label."
-    settings: SFTSettings = SFTSettings()
-
-    def trl(self) -> tuple[Any, Any, dict[str, Any]]:
-        from trl import SFTConfig, SFTTrainer
-
-        packing, padding_free = self.settings.packing, self.settings.padding_free
-        # Too long rows are left out before; only packing needs to know how long a pack may be.
-        length = self.settings.max_length if packing else None
-        further = {"max_length": length, "packing": packing, "eval_packing": False, "padding_free": padding_free}
-        return SFTTrainer, SFTConfig, further
-
-
-def train_sft(
-    data: str | Path, *, prompt: str | Path | None = None, **arguments: Unpack[RunArguments]
-) -> TrainingResult:
-    """Fine-tune a model on analyses; or resume where an earlier session on the same folder was killed.
-
-    Args:
-        data: a folder of `rprm data cold-start`, or a JSON Lines file of rows `{id, label, prompt, completion}`.
-        prompt: the template that the rows were rendered with, where the data does not say.
-        arguments: see `RunArguments`; the settings are `SFTSettings`, the paper's by default.
-
-    Raises: see `TrainingRun.work`; a `PromptError` where the template does not fit data or model.
-    """
-    return SFTRun(data, prompt, **arguments).work()
-
-
-class DPORun(LanguageRun):
-    # R-PRM, section 3.2. The loss: -log sigmoid(beta * ((chosen - reference chosen) - (rejected - reference rejected)))
-    # over the replies' log-probabilities, where the reference is the model that training began from.
-    kind = "dpo"
-    does = "It was trained to prefer analyses whose verdict agrees with the step's label over such as disagree."
-    settings: DPOSettings = DPOSettings()
-
-    def trl(self) -> tuple[Any, Any, dict[str, Any]]:
-        from trl import DPOConfig, DPOTrainer
-
-        class PreparedDPOTrainer(DPOTrainer):  # type: ignore[misc]
-            # Rows are token ids already; TRL 1.16 knows that of SFT rows alone.
-            def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-                return dataset
-
-        weight = self.settings.sft_weight
-        losses, weights = (["sigmoid", "sft"], [1.0, weight]) if weight > 0 else (["sigmoid"], None)
-        further = {"max_length": None, "beta": self.settings.beta, "loss_type": losses, "loss_weights": weights}
-        further["precompute_ref_log_probs"] = self.settings.precompute_reference
-        return PreparedDPOTrainer, DPOConfig, further
-
-
-def train_dpo(
-    data: str | Path, *, prompt: str | Path | None = None, **arguments: Unpack[RunArguments]
-) -> TrainingResult:
-    """Optimise a model on preference pairs: rows `{id, label, prompt, chosen, rejected}` (`rprm data pairs`). All else
-    is as of `train_sft`, the settings `DPOSettings`. The model, usually one of `train_sft`, is the reference too."""
-    return DPORun(data, prompt, **arguments).work()
