@@ -13,7 +13,7 @@ SFT_STEPS=${SFT_STEPS:-4000}
 ROWS=${ROWS:-64}
 JUDGED=${JUDGED:-500}
 VALIDATED=${VALIDATED:-100}
-THRESHOLD=${THRESHOLD:-$(python -c "from rprm.presets import EMBEDDED; print(EMBEDDED.threshold)")}
+THRESHOLD=${THRESHOLD:-$(python -c "from rprm.presets import judge_settings; print(judge_settings('embedded').threshold)")}
 LABELLED=$((SFT_STEPS * ROWS))
 
 rprm lab world --output "$OUT/world" --wide --steps "$LABELLED"

@@ -1,8 +1,8 @@
-"""Judging a whole source: many solutions at once, results in input order, nothing lost to a kill.
+"""The loop that every stage shares: rows of a source through a model, results in input order, resumed after a kill.
 
-What is finished is in `results.jsonl`, in input order; analyses of solutions that are not finished yet, or whose turn
-has not come, are in the journal. A killed run is resumed by the same command: finished solutions are skipped,
-journalled analyses are not sampled again, and the files end up byte for byte as those of an undisturbed run.
+What is finished is in `results.jsonl`, in input order; the pieces of rows that are not finished yet, or whose turn has
+not come, are in the journal. A killed run is resumed by the same command: finished rows are skipped, journalled pieces
+are not paid for again, and the files end up byte for byte as those of an undisturbed run.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Job(Generic[Row, Outcome]):
 
 
 class JobOptions(TypedDict, total=False):
-    """Where and how a job runs, whatever it does; see `judge_source`."""
+    """Where and how a job runs, whatever it does; see `run_job`."""
 
     output: Required[str | Path]
     strict: bool
@@ -101,7 +101,20 @@ async def run_job(
     strict: bool = False,
     callbacks: Callbacks | None = None,
 ) -> None:
-    """Work through the rows of a source, in its order; see `judge_source` for the arguments and what it raises."""
+    """Work through the rows of a source, in its order.
+
+    Args:
+        rows: in order; a `Rejected` one is written to `rejected.jsonl` and counted.
+        source: what is read, by its digest; needed with `output`.
+        output: the run folder; None keeps nothing.
+        settings: everything that the results depend on.
+        strict: raise at the first rejected row.
+
+    Raises:
+        InputError: a rejected row, where `strict`.
+        RunError: the folder cannot be used or resumed; see `Run`.
+        EngineUnavailable: the engine stopped answering; the same call resumes the run.
+    """
     callbacks = callbacks or Callbacks()
     if output is None:
         ledger = Ledger(lambda key, piece: callbacks.on_piece(piece))

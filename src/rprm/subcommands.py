@@ -59,8 +59,8 @@ class Subcommand:
             lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
             last = "\n".join(f"  {line}" for line in lines[-8:])
             raise RunError(
-                f"{self.folder}: `rprm {' '.join(self.arguments[:2])}` failed with exit code {code}; its last words "
-                f"({self.log}):\n{last}\nmend it and begin the same command again: it goes on from there"
+                f"{self.folder}: `rprm {' '.join(self.arguments[:2])}` failed with exit code {code}; its log ends "
+                f"({self.log}):\n{last}\nfix the cause and run the same command again to resume"
             )
 
 

@@ -169,7 +169,8 @@ def compare(
     runs = {path: _recorded(path) for path in (first, second)}
     known = BenchGroup.added()
     if (name := _agreed("benchmark", benchmark, *runs.values())) not in known:
-        what = "scores files do not tell their benchmark" if name is None else f"{name}: no such benchmark"
+        unnamed = "neither input names its benchmark (a run of `rprm bench` does)"
+        what = unnamed if name is None else f"{name}: no such benchmark"
         raise BenchmarkError(f"{what}: give --benchmark, one of {', '.join(known)}")
     record: Benchmark = known[name].load()
     *_, items = _read(record, data, figures.limit, *runs.values())

@@ -19,7 +19,7 @@ from rprm.errors import InputError, PromptError
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Training data: labelled steps, analyses, rows.")
 
 Analyses = Annotated[Path, typer.Argument(metavar="ANALYSES", help="A run of `rprm data analyses`, or its rows.")]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write; written anew by the same command.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Output folder; the same command rewrites it.")]
 TrainedPrompt = Annotated[str | None, typer.Option(help="The student's template.  [default: that of the analyses]")]
 
 
@@ -31,9 +31,13 @@ def steps(
     *,
     format: Annotated[settings.Format, "auto: by each row's fields."] = "auto",
     options: settings.StepOptions,
-    exclude_benchmark: Annotated[list[str] | None, "-x", "--exclude-benchmark", "Of NAME, PATH, NAME=PATH."] = None,
+    exclude_benchmark: Annotated[
+        list[str] | None, "-x", "--exclude-benchmark", "Leave out its problems: NAME, PATH or NAME=PATH."
+    ] = None,
     ngram: Annotated[int, typer.Option(min=1, help="Tokens in the n-grams that problems share.")] = settings.NGRAM,
-    overlap: Annotated[float, typer.Option(min=0.01, max=1.0, help="Least share of them.")] = settings.OVERLAP,
+    overlap: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="Share of common n-grams that makes two problems one.")
+    ] = settings.OVERLAP,
     limit: Annotated[int | None, typer.Option(min=1, help="Read N steps alone, before any is left out.")] = None,
     strict: Strict = False,
     json: Json = False,
@@ -61,11 +65,11 @@ def steps(
     for place, labels in summary["positions"].items():
         counts[f"at step {place + 1} ({labels['wrong']:,} wrong)"] = sum(labels.values())
     counts |= {"problems": summary["num_problems"], "paths of steps": summary["num_solutions"]}
-    counts["left out: the same step stood before"] = summary["num_duplicates"]
+    counts["left out: repeated steps"] = summary["num_duplicates"]
     counts["left out: the same step is called correct and wrong"] = summary["num_conflicting"]
     for name, removed in summary["removed"].items():
         counts[f"left out: of {removed['problems']:,} problems that stand in {name}"] = removed["steps"]
-    counts |= {f"gave none: {reason}": count for reason, count in summary["skipped"].items()}
+    counts |= {f"not used: {reason}": count for reason, count in summary["skipped"].items()}
     counts["rows rejected (rejected.jsonl)"] = summary["num_rejected"]
     raise _show(summary, counts, summary["num_rejected"], output, json)
 
@@ -86,7 +90,7 @@ def analyses(
     strict: Strict = False,
     json: Json = False,
 ) -> None:
-    """Let a model write analyses of labelled steps. Killed, it goes on from where it was.
+    """Let a model write analyses of labelled steps. The same command resumes a killed run.
 
     For preference pairs, let the student write more of them at the temperature of judging: -n 8 --temperature 0.95.
     """
@@ -138,6 +142,7 @@ def pairs(
 
 
 @app.command("import")
+@with_options
 def import_(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="kevinpro/R-PRM?data_dir=sft, such a folder, file.")],
     output: Output,

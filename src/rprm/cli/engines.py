@@ -1,4 +1,4 @@
-"""`rprm engines`: what engines there are and what they can do."""
+"""`rprm engines check`: what a model's engine can do."""
 
 from __future__ import annotations
 

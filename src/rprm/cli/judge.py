@@ -52,7 +52,7 @@ def judge(
     """Judge solutions step by step: a reward for each step, and the first wrong step.
 
     The defaults are the paper's and its scripts'; two models have lighter ones of their own: embedded (400 tokens), and
-    smollm2 (-k 4, 128 tokens, a verdict is asked for where it reaches none). Exit code 3: some rows were rejected.
+    smollm2 (-k 4, 128 tokens, --force-verdict). Exit code 3: some rows were rejected.
     """
     from rich.console import Console
 

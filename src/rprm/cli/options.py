@@ -184,7 +184,7 @@ class SetOptions:
     data: Annotated[
         str | None, {"metavar": "PATH"}, "Of --set: a folder with SET.jsonl, or one file, in place of the hub."
     ] = None
-    revision: Annotated[str | None, "Of the one --set on the hub."] = None
+    revision: Annotated[str | None, "Hub revision of the set, where --set names one."] = None
     limit: Annotated[int | None, _MIN_1, "The first N problems (of each set) alone."] = None
     problems: Path | None = None
 
@@ -279,13 +279,13 @@ class ChoiceOptions:
     aggregate: Aggregate = "min"
     stopping: Annotated[
         Literal["none", "exact"],
-        "exact: judge until the choice is certain, it is the same. none: everything in full, for other choices from "
-        "the same run (votes, other aggregations, fewer candidates).",
+        "exact: stop judging once the choice is certain; the choice is the same. none: judge everything, so that the "
+        "run can serve other choices (votes, other aggregations, fewer candidates).",
     ] = "exact"
     wave: Annotated[
         int | None,
         _MIN_1,
-        "For --stopping exact: most analyses of a problem at once. Fewer cost less in all, more are sooner done.  "
+        "For --stopping exact: analyses of a problem drawn at once. Fewer draw less in total, more finish sooner.  "
         "[default: 4; of guided, beam and dvts two for each next step]",
     ] = None
 

@@ -63,9 +63,9 @@ class ImportOptions:
     marker: Annotated[str | None, "Text before the verdict.  [default: read from the outputs]"] = None
     chat: Annotated[bool | None, "--chat/--raw", "User messages, or whole texts.  [default: by special tokens]"] = None
     min_share: Annotated[float | None, typer.Option(min=0, max=1, help="Of rows. [default: 0.99; --model 0.95]")] = None
-    accept_doubts: Annotated[bool, "--accept-doubts", "Accept problems or steps that share whole lines."] = False
+    accept_doubts: Annotated[bool, "--accept-doubts", "Import even if problems or steps share whole lines."] = False
     output: Annotated[Path | None, "--output", "-o", "A .toml file.  [default: with --model, the cache]"] = None
-    model: Annotated[str | None, "Of this known model: kept for it, or as it is judged with in --output."] = None
+    model: Annotated[str | None, "A known model: import its prompt into the cache, or to --output."] = None
     force: Annotated[bool, "--force", "Replace the output file, or the model's prompt in the cache."] = False
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from rprm.search.candidates import Policy
     from rprm.search.guided import StrategyName
 
-_HELP = "Better answers out of a policy: candidates, Best-of-N, guided search."
+_HELP = "Choose among a policy's solutions by step rewards: Best-of-N, guided search."
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help=_HELP)
 
 _SPEC = {"metavar": "SPEC"}
@@ -43,9 +43,7 @@ PolicySpec = Annotated[str, "--policy", "-p", _SPEC, "The model that writes solu
 class Outcome:
     """Where a run is kept; what it comes to and, where there are gold answers, how often it is right."""
 
-    output: Annotated[
-        Path, "--output", "-o", "Run folder: results are kept there, and a killed run goes on from there."
-    ]
+    output: Annotated[Path, "--output", "-o", "Run folder; the same command resumes a killed run."]
     strict: Strict = False
     json: Json = False
     #: Whether candidates are judged in full; how many problems have none.
@@ -107,7 +105,7 @@ class Outcome:
 @app.command()
 @with_options
 def sample(policy: PolicySpec, run: Outcome, which: ProblemOptions, how: CandidateOptions, seed: Seed = 0) -> None:
-    """Let a policy write N solutions of each problem. Killed, it goes on from where it was.
+    """Let a policy write N solutions of each problem. The same command resumes a killed run.
 
     Exit code 3 says that some rows were rejected."""
     totals = how.sample(policy, seed, which.read(), which.settings, run.output, run.strict, run.add)
@@ -129,7 +127,7 @@ def best_of_n(
         str | None, "--policy", "-p", _SPEC, "In place of --candidates: sample them first, to OUTPUT/candidates."
     ] = None,
 ) -> None:  # fmt: skip
-    """Choose the candidate with the highest reward. Killed, it goes on from where it was.
+    """Choose the candidate with the highest reward. The same command resumes a killed run.
 
     Exit code 3 says that some rows were rejected."""
     from rprm.runs import CANDIDATES
@@ -177,14 +175,14 @@ def _search_command(name: StrategyName, about: str) -> None:
         work = partial(search_problems, guided, problems, settings=which.settings)
         leave(run.run(work, guided.aclose, len(problems.problems), "searching"))
 
-    note = "Killed, it goes on from where it was. Exit code 3 says that some rows were rejected."
+    note = "The same command resumes a killed run. Exit code 3 says that some rows were rejected."
     command.__doc__ = f"Solve step by step{about}.\n\n{note}"
     app.command(name)(with_options(command))
 
 
 _search_command("guided", ", greedily: of 8 next steps the one with the highest reward, as the paper does")
-_search_command("beam", " with a beam: N next steps a round, of which the best N / WIDTH go on")
-_search_command("dvts", " in N / WIDTH trees that go on from their best step alone (diverse verifier tree search)")
+_search_command("beam", " with a beam: N next steps a round, and the best N / WIDTH are kept")
+_search_command("dvts", " in N / WIDTH trees that each keep their best step alone (diverse verifier tree search)")
 
 
 def search_rewarder(model: str, analysis: AnalysisOptions, policy: Policy, policy_spec: str) -> StepRewarder:
@@ -207,7 +205,7 @@ def show(
 ) -> None:
     """Show search trees: what was proposed, what it was worth, what was kept.
 
-    ● kept  ■ kept, and the solution ends  ○ others scored higher  · dropped: empty, or said before"""
+    ● kept  ■ kept, and the solution ends  ○ others scored higher  · dropped: empty or repeated"""
     from rich.console import Console
 
     from rprm.report.searches import render_tree

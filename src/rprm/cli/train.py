@@ -34,7 +34,7 @@ class PlaceOptions:
     """What is trained, and where."""
 
     output: Annotated[Path, "--output", "-o", "Run folder; a killed run resumes there. model/ is the result."]
-    model: Annotated[str | None, "--model", "-m", "Folder or hub id of the model to train."] = None
+    model: Annotated[str | None, "--model", "-m", "Model to train: folder or hub id; a preset may name one."] = None
     revision: Annotated[str | None, "Revision of a hub model."] = None
 
 
@@ -184,7 +184,7 @@ def evolve(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Preference optimisation in rounds: sample, pair, DPO, measure; the better model goes on.
+    """Preference optimisation in rounds: sample, pair, DPO, measure; keep the better model.
 
     The problems to measure on are the ones that `rprm data cold-start` holds out with the same share and seed. Options
     after -- go to `rprm train dpo`, as in: rprm evolve STEPS -m MODEL -o DIR -- --preset small-lora --beta 0.1
@@ -220,7 +220,7 @@ def _table(results: list[RoundResult]) -> Any:
         figures = (f"{number:.1f}" for number in (result.wrong_acc, result.correct_acc, result.f1))
         pairs = "" if result.num_pairs is None else f"{result.num_pairs:,}"
         formed = "" if result.wellformed is None else f"{result.wellformed:.1f}"
-        fate = "start" if result.round == 0 else "goes on" if result.kept else "dropped"
+        fate = "start" if result.round == 0 else "kept" if result.kept else "dropped"
         shown = figure_text(change, sign="+") if result.round else ""
         table.add_row(str(result.round), pairs, *figures, shown, formed, fate, style="" if result.kept else "dim")
     return table

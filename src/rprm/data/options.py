@@ -26,9 +26,9 @@ class StepOptions:
     """What the formats leave open."""
 
     neutral: Annotated[Neutral, "PRM800K: what a rating of 0 counts as."] = "correct"
-    keep_quality_control: Annotated[bool, "--keep-quality-control", "PRM800K: use what screened labelers."] = False
+    keep_quality_control: Annotated[bool, "--keep-quality-control", "PRM800K: use what screened the labelers."] = False
     keep_unfinished: Annotated[bool, "--keep-unfinished", "PRM800K: use solutions that were given up."] = False
-    after_error: Annotated[bool, "--after-error", "stepwise, math-shepherd: go on after the first wrong step."] = False
+    after_error: Annotated[bool, "--after-error", "stepwise, math-shepherd: use steps after the first error."] = False
     wrong_share: Annotated[float, "gsm8k: share of wrong steps to aim at."] = 0.5
     seed: Annotated[int, "gsm8k: of the edits that make steps wrong."] = 0
 
@@ -99,8 +99,8 @@ class PairOptions:
     per_step: Annotated[int, "Most pairs of one step."] = 1
     min_accuracy: Annotated[float, "Leave out steps of which fewer analyses agree with the label."] = 0.0
     max_accuracy: Annotated[float, "Leave out steps of which more analyses agree with the label."] = 1.0
-    max_length_ratio: Annotated[float | None, "Most times that one analysis of a pair is as long as the other."] = None
-    min_repeats: Annotated[int, "Choose an analysis when so many samples of the step read like it."] = 1
+    max_length_ratio: Annotated[float | None, "Largest length ratio within a pair, in tokens."] = None
+    min_repeats: Annotated[int, "Samples that an analysis must stand for to be chosen."] = 1
     balance: Balance = True
     validation_share: ValidationShare = 0.05
     seed: SplitSeed = 0

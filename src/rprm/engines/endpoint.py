@@ -34,7 +34,7 @@ _Lengths = tuple[int | None, int | None]  # of a prompt and of the context, as f
 _Request = tuple[str, Json | None, int, Callable[[], Any] | None]
 
 _ERROR_BYTES, _ERROR_CHARACTERS = 1 << 16, 400  # of an error body, those read and those shown
-_AGAIN = "run the same command again to go on"
+_AGAIN = "run the same command again to resume"
 _DOWN = f"check that the server runs, then {_AGAIN}"
 _BUSY = (408, 409, 425, 429, 503, 529)  # statuses that say nothing against the request
 _LOOPBACK = re.compile(r"(.+\.)?localhost|127(\.\d{1,3}){3}|::1")

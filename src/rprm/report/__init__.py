@@ -1,1 +1,1 @@
-"""Results for people: terminals, tables, plots."""
+"""Results for people: panels and tables in a terminal."""

@@ -94,7 +94,7 @@ def render_totals(totals: Totals, output: Path | None) -> RenderableType:
     table = Table(Column(justify="right", style="bold"), Column(), box=None, padding=(0, 1), show_header=False)
     kinds = f"solutions: {totals.num_wrong:,} with an error, {num_right:,} without{unjudged}"
     table.add_row(f"{totals.num_solutions:,}", kinds)
-    table.add_row(f"{totals.num_steps_judged:,}", f"steps judged, {skipped:,} after a first error not judged")
+    table.add_row(f"{totals.num_steps_judged:,}", f"steps judged; {skipped:,} after a first error skipped")
     if totals.num_analyses:
         table.add_row(f"{totals.num_generated_tokens:,}", f"tokens generated in {totals.num_analyses:,} analyses")
     for number, text in (

@@ -48,7 +48,7 @@ def load_rewarder(
     options.pop("seed", None)
     options = {name: value for name, value in options.items() if value not in (None, _ASKS_NOTHING.get(name))}
     if refused := ", ".join(name for name in options if name not in options_of(make)):
-        raise RprmError(f"{model}: a classifier rewards all steps in one pass, by no analyses: leave out {refused}")
+        raise RprmError(f"{model}: a classifier writes no analyses: leave out {refused}")
     spec, known = resolve(model)
     _, target, in_spec = split_spec(spec)
     facts: dict[str, Any] = {} if known is None else {"threshold": known.threshold}

@@ -72,7 +72,7 @@ class Policy:
         info, sampling = await self.engine.start(chat=self.template.chat), self.sampling
         if stepwise and self.template.chat and not info.continues_replies:
             raise Unsupported(
-                f"{self.engine.spec}: this engine cannot continue a reply that is begun, which a search step by step "
+                f"{self.engine.spec}: this engine cannot continue a given reply, which a search step by step "
                 "needs; if the server can (vLLM, SGLang, llama.cpp), add continue_final_message=true to its options"
             )
         return {
@@ -180,7 +180,7 @@ async def sample_candidates(
     **run: Unpack[JobOptions],
 ) -> SampleTotals:  # fmt: skip
     """Write N candidates of every problem into a run folder: rows of `Candidates`. Equal ones stay: they are samples.
-    Started again it resumes. `settings`, `run`, totals and errors are as for `judge_source`."""
+    Started again it resumes. `settings`, `run`, totals and errors are as for `run_job`."""
     totals = SampleTotals()
     settings = {**(settings or {}), "num_candidates": num_candidates, "policy": await policy.start()}
 
@@ -250,7 +250,7 @@ async def choose_among(
     **run: Unpack[JobOptions],
 ) -> BestOfNTotals:  # fmt: skip
     """Choose among the candidates of many problems, in a run folder: rows of `JudgedCandidates`. Started again it
-    resumes. `settings`, `run`, totals and errors are as for `judge_source`. The rewarder's threshold and its own
+    resumes. `settings`, `run`, totals and errors are as for `run_job`. The rewarder's threshold and its own
     stopping play no part. `wave` is for "exact"; see `race`."""
     described = await rewarder.start()
     totals = BestOfNTotals(rewarder.rule.num_analyses if isinstance(rewarder, AnalysisSampler) else 0)

@@ -269,7 +269,7 @@ async def search_problems(
     search: GuidedSearch, problems: Problems, *, settings: dict[str, Any] | None = None, **run: Unpack[JobOptions]
 ) -> SearchTotals:
     """Search for the solutions of many problems, in a run folder: rows of `SearchTree`. Started again it resumes.
-    `settings`, `run`, totals and errors are as for `judge_source`."""
+    `settings`, `run`, totals and errors are as for `run_job`."""
     settings = (settings or {}) | await search.start()
     totals = SearchTotals()
     # Problems under way: each has at least one request out at any time.

@@ -1,1 +1,1 @@
-"""Training: cold start (SFT), preferences (DPO), and the discriminative rival, thin over TRL and transformers."""
+"""Training: cold start (SFT), preferences (DPO), and the baseline classifier, thin over TRL and transformers."""

@@ -198,7 +198,7 @@ class TrainingRun(ABC):
         self._refuse_patience()
         checkpoint = last_checkpoint(self.folder / CHECKPOINTS)
         for torn in sorted((self.folder / CHECKPOINTS).glob("torn-*")):
-            self.callbacks.on_note(f"set aside: {torn}, which was not written to its end")
+            self.callbacks.on_note(f"{torn} is incomplete (torn by a kill): renamed and not used")
         if checkpoint is not None:
             self.callbacks.on_note(f"resumed from step {checkpoint.step:,}")
         return False, checkpoint

@@ -36,15 +36,15 @@ class TrainingSettings:
     batch_size: Annotated[int, "Rows of one optimizer step over all devices; accumulation follows."] = 128
     device_batch_size: Annotated[int, "Rows a device holds at once."] = 4
     warmup_ratio: Annotated[float, "Share of the steps in which the rate rises from 0."] = 0.03
-    scheduler: Annotated[str, "How it falls afterwards: cosine, linear, constant_with_warmup, ..."] = "cosine"
-    weight_decay: Annotated[float, "Of AdamW."] = 0.0
+    scheduler: Annotated[str, "Learning rate after warm-up: cosine, linear, constant_with_warmup, ..."] = "cosine"
+    weight_decay: Annotated[float, "Weight decay of AdamW."] = 0.0
     max_grad_norm: Annotated[float, "Gradients are clipped to it."] = 1.0
     max_length: Annotated[int, "Tokens of a row. Longer ones are left out, never cut; above 5%, an error."] = 4096
     precision: Annotated[Precision, "bf16: bfloat16 over float32 weights; auto: where the device can."] = "auto"
     gradient_checkpointing: Annotated[bool, "Compute activations again instead of keeping them."] = True
     attention: Annotated[str | None, "sdpa, flash_attention_2, eager, ...; the model's own by default."] = None
-    group_by_length: Annotated[bool, "Batches of rows of like length: less padding, less random company."] = False
-    lora_rank: Annotated[int | None, "Train an adapter of this rank; without, every weight; 0 the same."] = None
+    group_by_length: Annotated[bool, "Batch rows of similar length: less padding, less shuffling."] = False
+    lora_rank: Annotated[int | None, "LoRA of this rank; without, or 0: train every weight."] = None
     lora_alpha: Annotated[int | None, "Scale of the adapter; twice the rank by default."] = None
     lora_dropout: Annotated[float, "Of the adapter's input."] = 0.0
     lora_targets: Annotated[str, "all-linear (without the output head), or layer names with commas."] = "all-linear"
@@ -52,7 +52,7 @@ class TrainingSettings:
     eval_steps: Annotated[int, "Steps between evaluations."] = 200
     save_steps: Annotated[int, "Steps between checkpoints."] = 200
     logging_steps: Annotated[int, "Steps between rows of metrics.jsonl."] = 10
-    keep_best: Annotated[bool, "--keep-best/--keep-last", "Hand over that of the lowest validation loss."] = True
+    keep_best: Annotated[bool, "--keep-best/--keep-last", "Checkpoint with the lowest validation loss, or last."] = True
     patience: Annotated[int | None, "Stop early, after so many evaluations without a new best."] = None
     seed: Annotated[int, "Seed of the whole run."] = 0
 
@@ -105,9 +105,9 @@ class DPOSettings(TrainingSettings):
 
     learning_rate: Annotated[float, "Peak learning rate."] = 5e-7
     device_batch_size: Annotated[int, "Pairs a device holds at once."] = 2
-    beta: Annotated[float, "How strongly the reference holds the model."] = 0.1
+    beta: Annotated[float, "DPO beta: larger keeps the model closer to its reference."] = 0.1
     sft_weight: Annotated[float, "Weight of an SFT loss on the chosen replies; 0 for none."] = 0.0
-    precompute_reference: Annotated[bool, "The reference's log-probabilities before training, not in it."] = False
+    precompute_reference: Annotated[bool, "Compute the reference's log-probabilities beforehand."] = False
 
 
 @dataclass(frozen=True)
@@ -132,11 +132,11 @@ class ClassifierTraining(TrainingSettings):
 class RunOptions:
     """What no result depends on."""
 
-    report_to: Annotated[str, "Where the trainer reports to besides: wandb, tensorboard, ..."] = "none"
+    report_to: Annotated[str, "Also report to: wandb, tensorboard, ..."] = "none"
     num_checkpoints: Annotated[int, "Checkpoints kept at once; at least 2, of which the newest may be torn."] = 2
     keep_checkpoints: Annotated[bool, "Keep them when the run is complete."] = False
     push_to_hub: Annotated[str | None, "Upload the model to this repository (OWNER/NAME) at the end."] = None
-    private: Annotated[bool, "--private/--public", "Whether a repository made for that is private."] = True
+    private: Annotated[bool, "--private/--public", "Visibility of a new repository on the hub."] = True
 
     __post_init__ = _check_limits  # type: ignore[misc]
 
@@ -149,11 +149,13 @@ class RoundSettings(PairOptions):
     engine: Annotated[str, "Engine that samples and measures: transformers or vllm."] = "transformers"
     engine_options: Annotated[str, "Its options: name=value&name=value."] = ""
     num_analyses: Annotated[int, "-n", "--num-analyses", "Sampled of each step."] = 8
-    temperature: Annotated[float, "Of the analyses."] = 0.95
-    top_p: Annotated[float, "Of the analyses."] = 0.95
+    temperature: Annotated[float, "Sampling temperature of the analyses."] = 0.95
+    top_p: Annotated[float, "Nucleus sampling of the analyses."] = 0.95
     max_tokens: Annotated[int, "Longest analysis, in tokens."] = 2048
     judge_analyses: Annotated[int, "-k", "K of the measurement."] = 4
-    num_sampled_steps: Annotated[int | None, "--sampled-steps", "Steps a round samples, others in each; or all."] = None
+    num_sampled_steps: Annotated[int | None, "--sampled-steps", "Steps sampled in a round, new ones each; or all."] = (
+        None
+    )
     #: Further options of `rprm train dpo`.
     train_options: tuple[str, ...] = ()
     seed: Annotated[int, "Of the split; round r samples with seed + r."] = 0
