@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from rprm.cli.app import OpenGroup
-from rprm.cli.judge import EmbeddedScope, refuse_nothing_judged
+from rprm.cli.judge import EmbeddedScope, refuse_nothing_judged, run_behind_progress
 from rprm.cli.options import FirstErrorOptions, Json, JudgeOptions, Output, with_options
 from rprm.errors import BenchmarkError, CorruptRun
 
@@ -103,7 +103,6 @@ def _bench(
 ) -> None:  # fmt: skip
     """Judge now or read scores, then measure and show."""
     from rprm.benchmarks import measure
-    from rprm.cli.progress import run_behind_progress
     from rprm.report.measures import measurement_table, result_table
     from rprm.rewarders.base import judge_source
     from rprm.runs import MANIFEST

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from rprm.cli import EXIT_REJECTED
-from rprm.cli.judge import refuse_nothing_judged
+from rprm.cli.judge import refuse_nothing_judged, run_behind_progress
 from rprm.cli.options import Json, Seed, Strict, given, with_options
 from rprm.data import options as settings
 from rprm.errors import InputError, PromptError
@@ -96,7 +96,6 @@ def analyses(
     """
     from itertools import islice
 
-    from rprm.cli.progress import run_behind_progress
     from rprm.data.analyses import sample_analyses
     from rprm.data.steps import read_labelled_steps, steps_source
     from rprm.models import template_for

@@ -250,7 +250,7 @@ class CandidateOptions(PolicyOptions):
         on_result: Callable[[Any, Any], object] = lambda problem, row: None,
     ) -> SampleTotals:  # fmt: skip
         """Sample candidates into a run folder, behind a progress line."""
-        from rprm.cli.progress import run_behind_progress
+        from rprm.cli.judge import run_behind_progress
         from rprm.search.candidates import sample_candidates
 
         policy, number = self.policy(spec, seed), self.num_candidates

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rprm.cli.judge import leave, refuse_nothing_judged
+from rprm.cli.judge import leave, refuse_nothing_judged, run_behind_progress
 from rprm.cli.options import (
     AnalysisOptions,
     CandidateOptions,
@@ -53,7 +53,6 @@ class Outcome:
 
     def run(self, work: Callable[..., Awaitable[Any]], close: Callable[[], Any], num_rows: int, activity: str) -> int:
         """Do work that judges steps behind a progress line, and show what it came to; returns the rejected rows."""
-        from rprm.cli.progress import run_behind_progress
 
         totals = run_behind_progress(
             lambda callbacks: work(output=self.output, strict=self.strict, callbacks=callbacks),
