@@ -249,11 +249,12 @@ def test_bench_judges_measures_and_compares(tmp_path: Path) -> None:
     lost = rprm("bench", "processbench", "--data", data, "--scores", tmp_path / "lost", "--output", tmp_path / "b")
     assert "lost: no such run folder or scores file" in lost.stderr
 
-    # Its limit too, wherever its data are said to be.
+    # Its limit too, but where its data are named: then all of them are meant.
     limited = ("bench", "processbench", "--data", data, "--json")
     done = rprm(*limited, "--model", "scripted:", "--limit", 2, "--output", tmp_path / "limited")
     assert json.loads(done.stdout)["items"] == 4
-    assert json.loads(rprm(*limited, "--scores", tmp_path / "limited").stdout)["items"] == 4
+    assert json.loads(rprm("bench", "processbench", "--json", "--scores", tmp_path / "limited").stdout)["items"] == 4
+    assert "items have no score" in rprm(*limited, "--scores", tmp_path / "limited").stderr
 
     # A run of the older row format is read too: its rewards meant the same.
     manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())

@@ -53,3 +53,10 @@ def test_the_settings_of_the_paper_are_shown() -> None:
     assert f"Of the analyses. [default: {PAPER.temperature}]" in judge
     assert "Solutions of each problem. [default: 8;" in search
     assert "Of the policy. [default: 1.0;" in search
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("jud", "judge"), ("bench procesbench", "processbench")])
+def test_a_mistyped_command_is_told_what_it_may_mean(typed: str, meant: str) -> None:
+    done = CliRunner().invoke(app, typed.split())
+    assert done.exit_code == 2
+    assert f"'{meant}'" in done.output

@@ -6,6 +6,7 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -306,6 +307,8 @@ def test_a_curve_needs_every_step() -> None:
     for measure in (threshold_curve, measure_held_out):
         with pytest.raises(BenchmarkError, match=r"1 items end at the first error \(math-0\)"):
             measure(items, scores)
+    with pytest.raises(BenchmarkError, match="end at the first error"):
+        threshold_curve(items, scores, thresholds=np.array([0.3, 0.4]))  # type: ignore[arg-type]
 
 
 class TestHeldOut:

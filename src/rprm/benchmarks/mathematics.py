@@ -153,7 +153,8 @@ def read_mathematics(
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f"{twice[0]} is named twice")
     if len(names) > 1 and (revision is not None or (data is not None and Path(data).is_file())):
-        raise InputError(f"{revision or data} belongs to one set; name one with it, or a folder with a file for each")
+        what = data if revision is None else f"revision {revision}"
+        raise InputError(f"{what} belongs to one set: name one with it, or a folder with a file for each")
     read: dict[str, BenchmarkItems[Any]] = {}
     for name in names:
         if (place := data or _SETS[name].hub) is None:

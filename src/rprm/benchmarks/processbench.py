@@ -99,11 +99,11 @@ def tally_processbench(
     `MissingPredictions` where items have no score at all (with `allow_missing` they count as wrong), `InputError` where
     scores do not fit the items' steps, `BenchmarkError` where they do not hold at the thresholds.
     """
-    is_several = isinstance(threshold, Sequence)
+    is_several = np.ndim(threshold) > 0
     thresholds: NDArray[np.float64] = np.atleast_1d(threshold)
     num_steps = {item.id: len(item.solution.steps) for item in items.items}
     if is_several and scores.settled_at is not None:
-        what = "early stopping settled these rewards at one threshold; others need the mean of all analyses"
+        what = f"early stopping settled these rewards at {scores.settled_at}; others need the mean of all analyses"
         raise BenchmarkError(f"{what}: judge without early stopping")
     cut = [name for name, number in num_steps.items() if len(scores.p_yes.get(name, range(number))) < number]
     if is_several and cut:

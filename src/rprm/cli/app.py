@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from inspect import isfunction
@@ -39,6 +40,12 @@ class OpenGroup(TyperGroup):
         own = {name: EntryPoint(name, value, cls.entry_points) for name, value in cls.own.items()}
         others = sorted(entry_points(group=cls.entry_points), key=lambda point: point.name)
         return own | {point.name: point for point in others if point.name not in own}
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in (names := self.list_commands(ctx)) and not args[0].startswith("-"):
+            near = "".join(f" Did you mean {name!r}?" for name in get_close_matches(args[0], names, 1))
+            ctx.fail(f"No such command {args[0]!r}.{near}")
+        return super().resolve_command(ctx, args)
 
     # Typer brings its own click from 0.20 on: its types have no name that fits every version.
     def list_commands(self, ctx: Any) -> list[str]:

@@ -185,7 +185,9 @@ def _read(
     benchmark: Benchmark, data: DataOptions | NamedData, limit: int | None, *recorded: dict[str, Any]
 ) -> tuple[str | None, int | None, BenchmarkItems[Any]]:
     """The name of the data and the limit, as given or as runs record them, and the items."""
-    name, limit = _agreed("data", data.data, *recorded), _agreed("limit", limit, *recorded)
+    name = _agreed("data", data.data, *recorded)
+    if data.data is None or len(recorded) > 1:  # One run's limit is of its own data.
+        limit = _agreed("limit", limit, *recorded)
     if not (name or benchmark.hub):
         raise BenchmarkError(f"say which {benchmark.name} the scores are of: --data PATH")
     items = benchmark.read(name or benchmark.hub, revision=data.revision)
