@@ -276,13 +276,76 @@ def test_what_comes_to_no_conclusion_is_neither_right_nor_wrong(grader: Grader) 
         AnswerPair("5", "x" * 3_000),
         AnswerPair("5", "5\x00"),
         AnswerPair("5", "\ud800"),
-        AnswerPair("Yes, this is a subspace.", "Yes"),
+        AnswerPair("Yes, this is a subspace.", "It is a subspace"),
         AnswerPair("Yes, this is a subspace.", "Yes, this is a subspace"),
     ]
     outcomes = [grade.outcome for grade in grader.grade_all(pairs)]
     assert outcomes == ["no answer", "no answer", "too long", "unreadable", "unreadable", "unreadable", "equal"]
     corrects = [grade.correct for grade in grader.grade_all(pairs)]
     assert corrects == [False, False, None, None, None, None, True]
+
+
+CASES = r"""$C(m)=\left\{\begin{array}{rll}
+10 & \text { if } & 0 \leq m \leq 500 \\ 10+0.15(m-500) & \text { if } & m>500\end{array}\right.$"""
+SYSTEM = r"\begin{align*} x^{\prime}&=x+y \\ y^{\prime}&=2z \end{align*}"
+VECTORS = r"""a e^{t}\left[\begin{array}{c}\cos t \\ 1\end{array}\right]
++b e^{t}\left[\begin{array}{c}\sin t \\ -1\end{array}\right]"""
+CONCAVE, RATIO = "concave up on $(-\\infty,-1)$ and $(0, \\infty)$", r"If $k \leq 2 / \pi$ the ratio is $(2-k \pi) / 4$"
+MIGHT = "There might be a solution. If so, there are many."
+FAMILY = r"$\bigcup_{k=-\infty}^{\infty}(2 k \pi,(2 k+2) \pi)$"
+#: Sentences, cases, systems, sums of vectors and families of sets, after gold answers of College Math.
+SENTENCES = [
+    ("Yes, this is a subspace.", r"\text{Yes}", "equal"),
+    ("Yes, this is a subspace.", "yes, this is a subspace", "equal"),
+    ("Yes, this is a subspace.", "No", "different"),
+    ("Yes, this is a subspace.", "No, this is a subspace", "different"),
+    ("Yes, this is a subspace.", "Yes, it is closed", "unreadable"),
+    ("Yes, this is a subspace.", "5", "unreadable"),
+    ("Yes, 5", "Yes, 5.0", "equal"),
+    ("Yes, 5", "Yes, 6", "unreadable"),
+    ("No. Consider $x+y+z=2$ and $x+y+z=1$.", "no.", "equal"),
+    ("No. Consider $x+y+z=2$ and $x+y+z=1$.", "Yes", "different"),
+    ("no solution", "No", "different"),
+    (MIGHT, r"\text{There might be a solution; if so, there are many}", "equal"),
+    (MIGHT, "There might not be a solution. If so, there are many.", "different"),
+    (MIGHT, "many", "unreadable"),
+    ("There are three solutions to it.", "there are $3$ solutions to it", "equal"),
+    ("There are three solutions to it.", "there are 4 solutions to it", "different"),
+    (CONCAVE, r"Concave up on $(-\infty,-1) \cup (0,\infty)$", "equal"),
+    (CONCAVE, r"concave up on $(-\infty,-1) \cup (1,\infty)$", "different"),
+    (CONCAVE, r"concave down on $(-\infty,-1) \cup (0,\infty)$", "unreadable"),
+    (RATIO, r"if $k\le\frac{2}{\pi}$, the ratio is $\frac12-\frac{k\pi}{4}$", "equal"),
+    (RATIO, r"If $k\le\frac{2}{\pi}$ the ratio is $\frac13-\frac{k\pi}{4}$", "different"),
+    (r"$5 e^{-t} \neq 0$ and so it is invertible.", r"$e^{-t} \cdot 5 \ne 0$, so it is invertible", "equal"),
+    (CASES, r"\begin{cases}10, & \text{if } 0\le m\le 500,\\ 0.15m-65, & \text{if } m>500\end{cases}", "equal"),
+    (CASES, r"C(m)=\begin{cases}0.15m-65 & \text{for } m>500\\ 10 & m\in[0,500]\end{cases}", "equal"),
+    (CASES, r"\begin{cases}10 & 0\le m\le 500\\ 0.15m-60 & m>500\end{cases}", "different"),
+    (CASES, r"\begin{cases}10 & 0\le m<500\\ 0.15m-65 & m>500\end{cases}", "different"),
+    (CASES, r"\begin{cases}10 & 0\le m\le 500\\ 0.15m-65 & \text{otherwise}\end{cases}", "unreadable"),
+    (CASES, "10", "different"),
+    (SYSTEM, r"\begin{cases}y'=2z\\ x'-x=y\end{cases}", "equal"),
+    (SYSTEM, r"x'=x+y, y'=2z", "equal"),
+    (SYSTEM, r"\begin{cases}y'=3z\\ x'-x=y\end{cases}", "different"),
+    (VECTORS, r"e^t\begin{pmatrix}a\cos t+b\sin t\\ a-b\end{pmatrix}", "equal"),
+    (VECTORS, r"x=ae^t\begin{pmatrix}\cos t\\1\end{pmatrix}+be^t\begin{pmatrix}\sin t\\-1\end{pmatrix}", "equal"),
+    (VECTORS, r"ae^t\begin{pmatrix}\cos t\\1\end{pmatrix}-be^t\begin{pmatrix}\sin t\\-1\end{pmatrix}", "different"),
+    (FAMILY, r"\bigcup_{n\in\mathbb{Z}}(2n\pi,2(n+1)\pi)", "equal"),
+    (FAMILY, r"\bigcup_{k=-\infty}^{\infty}(2k\pi,(2k+1)\pi)", "different"),
+    (FAMILY, r"\bigcup_{k=0}^{\infty}(2k\pi,(2k+2)\pi)", "different"),
+    (FAMILY, r"(0,2\pi)", "unreadable"),
+    ("t(0,4]", r"0<t\le 4", "equal"),
+    ("t(0,4]", "(0,4)", "different"),
+    ("t(0,4]", "6", "different"),
+]  # fmt: skip
+
+
+def test_sentences_and_systems_are_read(grader: Grader) -> None:
+    pairs = [AnswerPair(gold, answer) for gold, answer, _ in SENTENCES]
+    turned = [AnswerPair(answer, gold) for gold, answer, _ in SENTENCES]
+    expected = [outcome for *_, outcome in SENTENCES]
+    assert [grade.outcome for grade in grader.grade_all(pairs)] == expected
+    assert [grade.outcome for grade in grader.grade_all(turned)] == expected
+    assert {grader.check_gold(gold).outcome for gold, *_ in SENTENCES} == {"equal"}
 
 
 def test_groups_for_a_vote(grader: Grader) -> None:

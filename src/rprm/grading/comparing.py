@@ -40,10 +40,18 @@ class Comparison:
         if gold == answer:
             return "equal"
         if gold.choice and answer.choice and not gold.name + answer.name:
-            return "equal" if gold.choice == answer.choice else "different"
+            # What is said beside a choice may be left out; beside yes and no it is not to be something else.
+            if gold.choice != answer.choice or len(gold.choice) == 1 or "words" in (gold.kind, answer.kind):
+                return "equal" if gold.choice == answer.choice else "different"
+            is_same = self.of(*(replace(form, choice="") for form in both)) == "equal"
+            return "equal" if is_same else "unreadable"
+        if "prose" in (gold.kind, answer.kind):
+            if gold.kind == answer.kind and gold.text == answer.text:
+                return self._items(gold.items, answer.items)
+            is_denied = P.negation.sub("", gold.text) == P.negation.sub("", answer.text)
+            return "different" if gold.kind == answer.kind and is_denied else "unreadable"
         if "words" in (gold.kind, answer.kind):
-            is_prose = any(one.kind == "words" and not one.choice and not P.phrase.fullmatch(one.text) for one in both)
-            return "equal" if gold.text.lower() == answer.text.lower() else "unreadable" if is_prose else "different"
+            return "equal" if gold.text.lower() == answer.text.lower() else "different"
         # Names that describe (`area`) rather than name a variable count where both are given.
         described = {form.name for form in both if re.fullmatch("[a-z ]{3,}", form.name)}
         other_name = bool(gold.name and answer.name and gold.name != answer.name and len(described) != 1)
@@ -60,10 +68,10 @@ class Comparison:
         return self._values(gold, answer)
 
     def _itself(self, form: Form) -> Outcome:
+        if form.kind in ("words", "prose"):
+            return "equal"
         if form.items and form.kind != "difference":
             return next((outcome for item in form.items if (outcome := self._itself(item)) != "equal"), "equal")
-        if form.kind == "words" and not form.choice:
-            return "equal" if P.phrase.fullmatch(form.text) else "unreadable"
         is_known = form.number is not None or form.choice or P.known.fullmatch(form.text)
         return "equal" if is_known else self.ask(form, form)
 
@@ -81,7 +89,8 @@ class Comparison:
         values, other = (gold, answer) if gold.kind == "list" else (answer, gold)
         if kinds == {"list", "tuple"} and not values.brackets and other.brackets == "()" and not self.rule.is_vote:
             # A point whose brackets were left out is the same point; round brackets around a list leave it a list.
-            return self._items(gold.items, answer.items, in_order=gold is other or bool(other.name))
+            is_point = (gold is other or other.name) and all(item.kind != "relation" for item in values.items)
+            return self._items(gold.items, answer.items, in_order=bool(is_point))
         if kinds == {"list", "value"} and "⋎" in values.text:
             # One value in two forms: `1/2 or 0.5`.
             return self._items((other,) * len(values.items), values.items)

@@ -21,7 +21,8 @@ class Form:
     """An answer, or one of its parts."""
 
     #: `value`; `words`; `relation` (an equation or inequality that names no value); or several: a `list` of answers in
-    #: any order, a `tuple` (a point, an interval, a matrix) in order, a `ratio`, a `union`, ... of sets.
+    #: any order, a `tuple` (a point, an interval, a matrix) in order, a `ratio`, a `union`, ... of sets; `prose`: the
+    #: mathematics between the words of sentences, which are the text.
     kind: str
     text: str  # The normal form; of an equation that names a value, its last side.
     items: tuple[Form, ...] = ()
@@ -32,7 +33,7 @@ class Form:
     number: Fraction | None = None  # The exact value, where the text is a plain number.
     place: Fraction | None = None  # One unit in the last place of a number that is written as a decimal.
     unit: str = ""  # That followed, in one spelling; `%` of a percentage, `_2` of a numeral of base 2.
-    choice: str = ""  # The letter, where the text is a choice such as `(B)` or `(B) 5`.
+    choice: str = ""  # The letter, where the text is a choice such as `(B)` or `(B) 5`; `YES` or `NO` before a stop.
 
 
 def plain_number(text: str) -> tuple[Fraction | None, Fraction | None]:
@@ -85,16 +86,13 @@ def _without_text(text: str) -> str:
 
 
 def _words(text: str) -> str | None:
-    """The words in lower case where a text is words rather than mathematics, else None."""
+    """The words in lower case where a text is a few words rather than mathematics, else None."""
     if "=" in text or re.search(r"\\(?!text)[a-zA-Z]", text) or (len(text) < _MAX_UNIT and P.unit.fullmatch(text)):
         return None
     whole = _without_text(text)
     least = 2 if r"\text{" in text else 3 if whole.istitle() else 4
     is_word = whole.lower() == "no" or len(re.findall("[a-zA-Z]", whole)) >= least
-    parts = split(_without_text(_without_unit(text, False)[0]), ",⋏⋎")
-    is_prose = any(len(P.prose_word.findall(part)) > 1 for part in parts)
-    is_words = (is_word and P.phrase.fullmatch(whole)) or re.fullmatch("[A-Z]{2,}", whole) or is_prose
-    return whole.lower() if is_words else None
+    return whole.lower() if (is_word and P.phrase.fullmatch(whole)) or re.fullmatch("[A-Z]{2,}", whole) else None
 
 
 @lru_cache(maxsize=20_000)
@@ -119,15 +117,42 @@ class _Reader:
         if self.depth > _MAX_DEPTH:
             return Form("value", text)
         if match := P.choice.fullmatch(text):
-            (content,) = self.forms([match[3]]) if match[3].strip() else (Form("words", text),)
-            return replace(content, choice=match[1] or match[2])
+            choice = (match[1] or match[2]).strip(",").upper()
+            content = self.forms([match[3]] if match[3].strip() else [])
+            form = (
+                content[0] if len(choice) == 1 == len(content) else Form("prose" if content else "words", "", content)
+            )
+            return replace(form, choice=choice, text=form.text or choice)
         if (found := _words(text)) is not None:
             return Form("words", found)
-        return self.several(text) or self.equation(rewritten("equations.txt", text)) or self.value(text)
+        return (
+            self.prose(text)
+            or self.several(text)
+            or self.equation(rewritten("equations.txt", text))
+            or self.value(text)
+        )
 
     def forms(self, parts: list[str]) -> tuple[Form, ...]:
         inner = _Reader(self.rule, self.depth + 1)
         return tuple(inner.form(part.strip()) for part in parts)
+
+    def prose(self, text: str) -> Form | None:
+        if match := P.family.fullmatch(text):  # The union of (k, k+1) over all k, with its index renamed to one.
+            index, parts = rf"(?<![\\a-zA-Z]){match[2]}(?![a-zA-Z])", match.groups()[2:]
+            return Form("prose", match[1], self.forms([re.sub(index, r"\\iota ", part or "ℤ") for part in parts]))
+        # Two words of three letters make a sentence, or three with one of them (before an equals sign stands a name).
+        if P.otherwise.fullmatch(_without_text(text)):
+            return Form("prose", "otherwise")
+        _, equals, told = _without_text(_without_unit(re.sub("⟪.*⟫", "", text), False)[0]).rpartition("=")
+        for part in split(told, ",⋏⋎"):
+            num_long = len(P.prose_word.findall(part))
+            if (num_long > 1 and not equals) or (num_long and len(P.word.findall(part)) > 2):
+                break
+        else:
+            return None
+        parts = [part.strip(" .,;:⋏⋎$") for part in P.word.split(_without_text(text))]
+        words = ["#" * bool(part) if place % 2 == 0 else part.lower() for place, part in enumerate(parts)]
+        return Form("prose", " ".join(filter(None, words)), self.forms([part for part in parts[::2] if part]))
 
     def several(self, text: str) -> Form | None:
         if len(text) < _MAX_UNIT and P.measures.fullmatch(text):  # 3 hours 5 minutes
@@ -137,10 +162,20 @@ class _Reader:
         for kind, sign in (("union", "∪"), ("difference", "∖"), ("intersection", "∩")):
             if len(parts := split(text, sign)) > 1:
                 return Form(kind, text, self.forms(parts))
-        if match := P.matrix.fullmatch(text):
-            times = rf"({match[1].strip()})\cdot" if match[1].strip() else ""
-            rows = [[f"{times}({cell})" for cell in row.split("&")] for row in match[2].split("\\\\")]
-            return self.matrix([self.forms(row) for row in rows], text)
+        terms = [P.matrix.fullmatch(term) for term in split(text.replace("⟧-", "⟧+-"), "+")] if "⟧" in text else [None]
+        if all(terms):  # A sum of matrices, each with its factor, is worked out cell by cell.
+            factors = [match[1].strip() for match in terms]
+            times = [factor if factor in ("", "-") else rf"({factor})\cdot" for factor in factors]
+            grids = [[row.split("&") for row in match[2].split("\\\\")] for match in terms]
+            if len({len(row) for grid in grids for row in grid}) > 1 or len(set(map(len, grids))) > 1:
+                return None
+            cells = [[f"{by}({cell})" for row in grid for cell in row] for by, grid in zip(times, grids, strict=True)]
+            sums, width = self.forms(["+".join(few) for few in zip(*cells, strict=True)]), len(grids[0][0])
+            return self.matrix([sums[at : at + width] for at in range(0, len(sums), width)], text)
+        if (inner := enclosed(text, "⟪", "⟫")) is not None:
+            pieces = [self.forms(split(P.condition.sub("⋏", row), "⋏")) for row in inner.split("\\\\")]
+            items = tuple(piece[0] if len(piece) == 1 else Form("tuple", "", piece, brackets="()") for piece in pieces)
+            return _named(Form("list", text, items))
         if (inner := enclosed(text, "⦃", "⦄")) is not None:
             items = self.forms(split(inner, ",;⋏"))
             return items[0] if len(items) == 1 else Form("list", text, items, brackets="{}")
@@ -178,9 +213,9 @@ class _Reader:
 
     def equation(self, text: str) -> Form | None:
         """`x=5` is the value 5 with its name; `x+y=5` a relation; `30-1=29` the value 29."""
-        if re.search("[<>≤≥≠]", text):
+        if re.search("[<>≤≥≠]", re.sub("⟪.*⟫", "", text)):
             return Form("relation", text, whole=text)
-        sides = split(text, "=≈" if "∈" not in text else "∈")
+        sides = split(text, "∈" if len(split(text, "∈")) > 1 else "=≈")
         if len(sides) == 1:
             return None
         first, match = sides[0], P.name.fullmatch(sides[0])

@@ -51,7 +51,7 @@ def _expanded(pattern: str) -> str:
 
 
 _NOUNS = {word + end for line in _UNITS for word in line if len(word) > 1 and word != "per" for end in ("", "s", "es")}
-_TEXTS = {"unit_word": "|".join(sorted(_NOUNS, reverse=True))}
+_TEXTS = {"unit_word": "|".join(sorted(_NOUNS, reverse=True)), "number_word": "|".join(NUMBERS)}
 for _line in "\n".join(_lines("patterns.txt")).replace("\n\t", "").split("\n"):
     _TEXTS[_line.partition("\t")[0]] = _expanded(_line.partition("\t")[2])
 #: patterns.txt: a compiled pattern a name.
@@ -82,7 +82,7 @@ def normal_text(text: str, split_numbers: bool = False) -> str:
 
 def _depths(text: str) -> list[int]:
     """How many brackets are open after each character."""
-    steps = ((character in "([{⦃⟦") - (character in ")]}⦄⟧") for character in text)
+    steps = ((character in "([{⦃⟦⟪") - (character in ")]}⦄⟧⟫") for character in text)
     return list(accumulate(steps, lambda depth, step: max(depth + step, 0)))
 
 
