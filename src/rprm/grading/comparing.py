@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal
 
-from rprm.grading.forms import Form, read
-from rprm.grading.normal import SYNONYMS, P
+from rprm.grading.forms import SYNONYMS, Form, P, read
 from rprm.grading.rules import AnswerRule
 
 Outcome = Literal["equal", "different", "no answer", "unreadable", "too long", "timeout", "out of memory", "crashed"]

@@ -1,4 +1,8 @@
-"""An answer's form: what its text is made of, as far as that can be told by string work alone."""
+r"""An answer's form: what its text is made of, as far as that can be told by string work alone.
+
+Of the many LaTeX and Unicode texts that look the same one is the normal form, by the tables beside this file: brackets,
+signs of order and of sets are one character each there (`\{` is `⦃`, `\leq` is `≤`, `\begin{pmatrix}` is `⟦`).
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,109 @@ import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+from unicodedata import normalize
 
-from rprm.grading.normal import NUMBERS, SYNONYMS, P, enclosed, normal_text, rewritten, split
-from rprm.grading.rules import AnswerRule
+if TYPE_CHECKING:
+    from rprm.grading.rules import AnswerRule
 
 #: A longer answer is not read. The longest gold answer of the seven sets has 517 characters.
 MAX_CHARACTERS = 2_000
 #: Digits of a number that is read; characters of a unit; brackets within brackets that are told apart.
 _MAX_DIGITS, _MAX_UNIT, _MAX_DEPTH = 400, 80, 6
+
+
+def _lines(name: str) -> list[str]:
+    lines = (Path(__file__).parent / name).read_text("utf-8").splitlines()
+    return [line for line in lines if line and line[:2] != "//"]
+
+
+_UNITS = [line.split() for line in _lines("units.txt")]
+#: Units, each with its one spelling. One of these is never another; other nouns (`apples`, `fruits`) may be.
+SYNONYMS = {other: line[1] for line in _UNITS if line[0] == "=" for other in line[1:]}
+#: Number words and their values.
+NUMBERS = {word: int(value) for value, word in map(str.split, _lines("numbers.txt"))}
+
+_WORDS = {"nothing": "", "space": " ", "thin": "\u2009"}
+#: Characters, and commands such as `\le`, with what stands for them in normal form.
+_SIGNS = {name: _WORDS.get(sign, sign) for sign, *names in map(str.split, _lines("signs.txt")) for name in names}
+_CHARACTERS = str.maketrans({name: sign + " " * (sign[:1] == "\\") for name, sign in _SIGNS.items() if len(name) == 1})
+
+
+def rewritten(name: str, text: str, split_numbers: bool = False) -> str:
+    """The text rewritten by a table; `split_numbers` leaves the comma in `1,100`."""
+    for needed, pattern, replacement in _REWRITES[name]:
+        if needed in text or (needed == "thousands" and not split_numbers and "," in text):
+            text = pattern.sub(replacement, text)
+    return text.strip()
+
+
+_NOUNS = {word + end for line in _UNITS for word in line if len(word) > 1 and word != "per" for end in ("", "s", "es")}
+_TEXTS = {"unit_word": "|".join(sorted(_NOUNS, reverse=True)), "number_word": "|".join(NUMBERS)}
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(re.sub("<([a-z_]+)>", lambda found: _TEXTS[found[1]], pattern))
+
+
+for _line in "\n".join(_lines("patterns.txt")).replace("\n\t", "").split("\n"):
+    _TEXTS[_line.partition("\t")[0]] = _compiled(_line.partition("\t")[2]).pattern
+#: patterns.txt: a compiled pattern a name.
+P = SimpleNamespace(**{name: re.compile(pattern) for name, pattern in _TEXTS.items()})
+
+
+def _rewrite(line: str) -> tuple[str, re.Pattern[str], Any]:
+    """What a text must hold, a pattern, and what stands for it."""
+    needed, pattern, by = line.replace("␣", " ").split("\t")
+    replacement: Any = _WORDS.get(by, by)
+    if by == "signs":
+        replacement = lambda found: _SIGNS.get(found[0], found[0] if found[1].isalpha() else " ")  # noqa: E731
+    elif by.startswith("without "):
+        replacement = lambda found: re.sub(f"[{by[8:]}]", "", found[0])  # noqa: E731
+    return needed.removeprefix("any"), _compiled(pattern), replacement
+
+
+_REWRITES = {
+    name: [_rewrite(line) for line in _lines(name)]
+    for name in ("unicode.txt", "rewrites.txt", "equations.txt", "latex.txt")
+}
+
+
+def normal_text(text: str, split_numbers: bool = False) -> str:
+    """The text in normal form; `split_numbers` leaves the comma in `1,100`."""
+    if not text.isascii():
+        text = normalize("NFKC", rewritten("unicode.txt", text).translate(_CHARACTERS))
+        text = text.replace("⁄", "}{").translate(_CHARACTERS)
+    text = rewritten("rewrites.txt", text, split_numbers)
+    for _ in range(4):
+        text = text.rstrip(".,;:= ")
+        text = text if (inner := enclosed(text, "{", "}")) is None else inner
+    return text
+
+
+def _depths(text: str) -> list[int]:
+    """How many brackets are open after each character."""
+    steps = ((character in "([{⦃⟦⟪") - (character in ")]}⦄⟧⟫") for character in text)
+    return list(accumulate(steps, lambda depth, step: max(depth + step, 0)))
+
+
+def split(text: str, separators: str) -> list[str]:
+    """The parts of a text between separators that no bracket encloses, without spaces around and without empty ones."""
+    depths = _depths(text) if any(sign in text for sign in separators) else []
+    cuts = [place for place, depth in enumerate(depths) if depth == 0 and text[place] in separators]
+    parts = [text[begin + 1 : end].strip() for begin, end in zip([-1, *cuts], [*cuts, len(text)], strict=True)]
+    return [part for part in parts if part] or [text]
+
+
+def enclosed(text: str, opening: str, closing: str) -> str | None:
+    """What stands between two brackets that enclose the whole text, None where they do not."""
+    if len(text) < 3 or text[0] != opening or text[-1] != closing:
+        return None
+    *inside, last = _depths(text)
+    return text[1:-1].strip() if all(inside) and last == 0 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,11 +243,8 @@ class _Reader:
         if P.otherwise.fullmatch(_without_text(text)):
             return Form("prose", "otherwise")
         _, equals, told = _without_text(_without_unit(re.sub("⟪.*⟫", "", text), False)[0]).rpartition("=")
-        for part in split(told, ",⋏⋎"):
-            num_long = len(P.prose_word.findall(part))
-            if (num_long > 1 and not equals) or (num_long and len(P.word.findall(part)) > 2):
-                break
-        else:
+        counts = [(len(P.prose_word.findall(part)), len(P.word.findall(part))) for part in split(told, ",⋏⋎")]
+        if not any((long > 1 and not equals) or (long and words > 2) for long, words in counts):
             return None
         parts = [part.strip(" .,;:⋏⋎$") for part in P.word.split(_without_text(text))]
         words = ["#" * bool(part) if place % 2 == 0 else part.lower() for place, part in enumerate(parts)]

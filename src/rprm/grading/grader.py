@@ -17,8 +17,7 @@ from typing import Any
 
 from rprm.errors import RprmError
 from rprm.grading.comparing import Comparison, Outcome
-from rprm.grading.forms import MAX_CHARACTERS
-from rprm.grading.normal import P
+from rprm.grading.forms import MAX_CHARACTERS, P
 from rprm.grading.rules import EXACT, MATHEMATICS, AnswerRule
 
 #: Strings and numbers are not enough.

@@ -26,8 +26,7 @@ from sympy.core.relational import Relational
 from sympy.parsing import sympy_parser
 
 from rprm.grading.comparing import Comparison, Outcome
-from rprm.grading.forms import Form
-from rprm.grading.normal import P, rewritten
+from rprm.grading.forms import Form, P, rewritten
 from rprm.grading.rules import AnswerRule
 
 #: RLIMIT_AS cannot be set on macOS: there the keeper looks at its child's memory, every so many seconds.
@@ -98,7 +97,7 @@ def _serve(pipe: Any, far: Any, limit_s: float, limit_bytes: int) -> None:
 
 def _outcome(gold: str, answer: str | None, fields: dict[str, Any]) -> Outcome:
     """Compare two answers by the rule of these fields; of a gold answer alone say whether it is recognised."""
-    return Comparison(AnswerRule.of(fields), _same).of_texts(gold, answer)
+    return Comparison(AnswerRule(**fields), _same).of_texts(gold, answer)
 
 
 @lru_cache(maxsize=2_000)
