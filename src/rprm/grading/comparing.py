@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal
 
-from rprm.grading.forms import SYNONYMS, Form, P, read
+from rprm.grading.forms import MAX_CHARACTERS, SYNONYMS, Form, P, read
 from rprm.grading.rules import AnswerRule
 
 Outcome = Literal["equal", "different", "no answer", "unreadable", "too long", "timeout", "out of memory", "crashed"]
@@ -30,6 +30,9 @@ class Comparison:
 
     def of_texts(self, gold: str, answer: str | None) -> Outcome:
         """Compare two answers as they were found; of a gold answer alone say whether it is recognised, or why not."""
+        texts = [gold, answer or ""]
+        if max(map(len, texts)) > MAX_CHARACTERS or P.unclean.search("".join(texts)):
+            return "too long" if max(map(len, texts)) > MAX_CHARACTERS else "unreadable"
         form = read(gold, self.rule)
         return self._itself(form) if answer is None else self.of(form, read(answer, self.rule))
 
@@ -42,8 +45,8 @@ class Comparison:
             # What is said beside a choice may be left out; beside yes and no it is not to be something else.
             if gold.choice != answer.choice or len(gold.choice) == 1 or "words" in (gold.kind, answer.kind):
                 return "equal" if gold.choice == answer.choice else "different"
-            is_same = self.of(*(replace(form, choice="") for form in both)) == "equal"
-            return "equal" if is_same else "unreadable"
+            outcome = self.of(*(replace(form, choice="") for form in both))
+            return "unreadable" if outcome == "different" else outcome
         if "prose" in (gold.kind, answer.kind):
             if gold.kind == answer.kind and gold.text == answer.text:
                 return self._items(gold.items, answer.items)
@@ -81,10 +84,9 @@ class Comparison:
         if kinds == {"tuple"} and len(gold.items) == 2 and "⟦⟧" not in (gold.brackets, answer.brackets):
             # Of two values, brackets tell a closed interval from an open one; of more, and of a vector, nothing.
             return self._items(gold.items, answer.items) if gold.brackets == answer.brackets else "different"
-        if kinds == {"list"}:
-            return self._items(gold.items, answer.items, in_order=any(item.text == "…" for item in gold.items))
         if len(kinds) == 1:
-            return self._items(gold.items, answer.items)
+            in_order = gold.kind != "list" or any(item.text == "…" for item in gold.items)
+            return self._items(gold.items, answer.items, in_order)
         values, other = (gold, answer) if gold.kind == "list" else (answer, gold)
         if kinds == {"list", "tuple"} and not values.brackets and other.brackets == "()" and not self.rule.is_vote:
             # A point whose brackets were left out is the same point; round brackets around a list leave it a list.
@@ -144,27 +146,29 @@ class Comparison:
         return self._numbers(gold, answer)
 
     def _numbers(self, gold: Form, answer: Form) -> Outcome:
-        relative, absolute = self._tolerances(gold, answer)
-        if gold.number is None or answer.number is None:
-            return self.ask(gold, answer, float(relative), float(absolute))
-        allowed = min(relative * max(abs(gold.number), abs(answer.number)), absolute) if relative else absolute
-        return "equal" if abs(gold.number - answer.number) <= allowed else "different"
-
-    def _tolerances(self, gold: Form, answer: Form) -> tuple[Fraction, Fraction]:
-        """The largest difference that makes no difference: relative to the larger value (0: any), and absolute."""
-        both, relative = (gold, answer), self.rule.relative_tolerance
-        if self.rule.absolute_tolerance is not None:
-            return Fraction(0), self.rule.absolute_tolerance
-        has_decimals = any(form.place is not None or re.search(r"\d\.\d", form.text) for form in both)
-        if self.rule.tolerance_for_integers and (has_decimals or None not in (gold.number, answer.number)):
-            return relative, _ANY
-        # A decimal that was rounded or cut is within one unit of its last place (`0.12501` is not 1/8, nor 3.1417 pi),
-        # and what it was rounded from has more places.
-        is_whole = any(form.number is not None and form.number.denominator == 1 for form in both)
-        if is_whole or not has_decimals or not relative or gold.place == answer.place is not None:
-            return Fraction(0), Fraction(0)
+        # The largest difference that makes none: relative to the larger value (0: any), and absolute.
+        relative, absolute, both = self.rule.relative_tolerance, self.rule.absolute_tolerance, (gold, answer)
+        numbers = [form.number for form in both if form.number is not None]
         places = [form.place for form in both if form.place is not None]
-        return relative, max(places, default=_ANY) * Fraction(999_999, 1_000_000)
+        has_decimals = bool(places) or any(re.search(r"\d\.\d", form.text) for form in both)
+        if absolute is not None:
+            relative = Fraction(0)
+        elif self.rule.tolerance_for_integers and (has_decimals or len(numbers) == 2):
+            absolute = _ANY
+        elif (
+            not (relative and has_decimals)
+            or gold.place == answer.place is not None
+            or 1 in [number.denominator for number in numbers]
+        ):
+            relative = absolute = Fraction(0)
+        else:
+            # A decimal that was rounded or cut is within one unit of its last place (`0.12501` is not 1/8, nor 3.1417
+            # pi), and what it was rounded from has more places.
+            absolute = max(places, default=_ANY) * Fraction(999_999, 1_000_000)
+        if len(numbers) < 2:
+            return self.ask(gold, answer, float(relative), float(absolute))
+        allowed = min(relative * max(map(abs, numbers)), absolute) if relative else absolute
+        return "equal" if abs(numbers[0] - numbers[1]) <= allowed else "different"
 
 
 def _times(form: Form, factor: Fraction | int, text: str) -> Form:

@@ -58,35 +58,32 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(re.sub("<([a-z_]+)>", lambda found: _TEXTS[found[1]], pattern))
 
 
+def _replacement(text: str) -> Any:
+    if text == "signs":
+        return lambda found: _SIGNS.get(found[0], found[0] if found[1].isalpha() else " ")
+    return (lambda found: re.sub(f"[{text[8:]}]", "", found[0])) if text[:8] == "without " else _WORDS.get(text, text)
+
+
 for _line in "\n".join(_lines("patterns.txt")).replace("\n\t", "").split("\n"):
     _TEXTS[_line.partition("\t")[0]] = _compiled(_line.partition("\t")[2]).pattern
 #: patterns.txt: a compiled pattern a name.
 P = SimpleNamespace(**{name: re.compile(pattern) for name, pattern in _TEXTS.items()})
-
-
-def _rewrite(line: str) -> tuple[str, re.Pattern[str], Any]:
-    """What a text must hold, a pattern, and what stands for it."""
-    needed, pattern, by = line.replace("␣", " ").split("\t")
-    replacement: Any = _WORDS.get(by, by)
-    if by == "signs":
-        replacement = lambda found: _SIGNS.get(found[0], found[0] if found[1].isalpha() else " ")  # noqa: E731
-    elif by.startswith("without "):
-        replacement = lambda found: re.sub(f"[{by[8:]}]", "", found[0])  # noqa: E731
-    return needed.removeprefix("any"), _compiled(pattern), replacement
-
-
+#: What a text must hold, a pattern, and what stands for it, by table.
 _REWRITES = {
-    name: [_rewrite(line) for line in _lines(name)]
-    for name in ("unicode.txt", "rewrites.txt", "equations.txt", "latex.txt")
+    name: [
+        (needed.removeprefix("any"), _compiled(pattern), _replacement(by))
+        for needed, pattern, by in (line.replace("␣", " ").split("\t") for line in _lines(f"{name}.txt"))
+    ]
+    for name in ("unicode", "rewrites", "equations", "latex")
 }
 
 
 def normal_text(text: str, split_numbers: bool = False) -> str:
     """The text in normal form; `split_numbers` leaves the comma in `1,100`."""
     if not text.isascii():
-        text = normalize("NFKC", rewritten("unicode.txt", text).translate(_CHARACTERS))
+        text = normalize("NFKC", rewritten("unicode", text).translate(_CHARACTERS))
         text = text.replace("⁄", "}{").translate(_CHARACTERS)
-    text = rewritten("rewrites.txt", text, split_numbers)
+    text = rewritten("rewrites", text, split_numbers)
     for _ in range(4):
         text = text.rstrip(".,;:= ")
         text = text if (inner := enclosed(text, "{", "}")) is None else inner
@@ -184,16 +181,6 @@ def _without_text(text: str) -> str:
     return " ".join(re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).split()).strip(" .,;:")
 
 
-def _words(text: str) -> str | None:
-    """The words in lower case where a text is a few words rather than mathematics, else None."""
-    if "=" in text or re.search(r"\\(?!text)[a-zA-Z]", text) or (len(text) < _MAX_UNIT and P.unit.fullmatch(text)):
-        return None
-    whole = _without_text(text)
-    least = 2 if r"\text{" in text else 3 if whole.istitle() else 4
-    is_word = whole.lower() == "no" or len(re.findall("[a-zA-Z]", whole)) >= least
-    return whole.lower() if (is_word and P.phrase.fullmatch(whole)) or re.fullmatch("[A-Z]{2,}", whole) else None
-
-
 @lru_cache(maxsize=20_000)
 def read(text: str, rule: AnswerRule) -> Form:
     """The form of an answer as it was found in a solution or a data set, at most `MAX_CHARACTERS` long."""
@@ -218,35 +205,36 @@ class _Reader:
         if match := P.choice.fullmatch(text):
             choice = (match[1] or match[2]).strip(",").upper()
             content = self.forms([match[3]] if match[3].strip() else [])
-            form = (
-                content[0] if len(choice) == 1 == len(content) else Form("prose" if content else "words", "", content)
-            )
-            return replace(form, choice=choice, text=form.text or choice)
-        if (found := _words(text)) is not None:
-            return Form("words", found)
-        return (
-            self.prose(text)
-            or self.several(text)
-            or self.equation(rewritten("equations.txt", text))
-            or self.value(text)
-        )
+            if content and len(choice) == 1:
+                return replace(content[0], choice=choice)
+            return Form("prose" if content else "words", choice, content, choice=choice)
+        if form := self.words(text) or self.several(text):
+            return form
+        other = rewritten("equations", text)
+        return self.form(other) if other != text else self.equation(text) or self.value(text)
 
     def forms(self, parts: list[str]) -> tuple[Form, ...]:
         inner = _Reader(self.rule, self.depth + 1)
         return tuple(inner.form(part.strip()) for part in parts)
 
-    def prose(self, text: str) -> Form | None:
+    def words(self, text: str) -> Form | None:
+        """A few words, or the words and the mathematics of sentences."""
+        whole = _without_text(text)
+        least = 2 if r"\text{" in text else 3 if whole.istitle() else 4
+        is_phrase = whole.lower() == "no" or len(re.findall("[a-zA-Z]", whole)) >= least
+        is_words = (is_phrase and P.phrase.fullmatch(whole)) or re.fullmatch("[A-Z]{2,}", whole)
+        if is_words and not re.search(r"=|\\(?!text)[a-zA-Z]", text) and not P.unit.fullmatch(text):
+            return Form("words", whole.lower())
         if match := P.family.fullmatch(text):  # The union of (k, k+1) over all k, with its index renamed to one.
             index, parts = rf"(?<![\\a-zA-Z]){match[2]}(?![a-zA-Z])", match.groups()[2:]
             return Form("prose", match[1], self.forms([re.sub(index, r"\\iota ", part or "ℤ") for part in parts]))
         # Two words of three letters make a sentence, or three with one of them (before an equals sign stands a name).
-        if P.otherwise.fullmatch(_without_text(text)):
-            return Form("prose", "otherwise")
         _, equals, told = _without_text(_without_unit(re.sub("⟪.*⟫", "", text), False)[0]).rpartition("=")
         counts = [(len(P.prose_word.findall(part)), len(P.word.findall(part))) for part in split(told, ",⋏⋎")]
-        if not any((long > 1 and not equals) or (long and words > 2) for long, words in counts):
+        is_prose = any((long > 1 and not equals) or (long and words > 2) for long, words in counts)
+        if not is_prose and whole.lower() not in ("otherwise", "else", "elsewhere"):
             return None
-        parts = [part.strip(" .,;:⋏⋎$") for part in P.word.split(_without_text(text))]
+        parts = [part.strip(" .,;:⋏⋎$") for part in P.word.split(whole)]
         words = ["#" * bool(part) if place % 2 == 0 else part.lower() for place, part in enumerate(parts)]
         return Form("prose", " ".join(filter(None, words)), self.forms([part for part in parts[::2] if part]))
 
@@ -260,14 +248,15 @@ class _Reader:
                 return Form(kind, text, self.forms(parts))
         terms = [P.matrix.fullmatch(term) for term in split(text.replace("⟧-", "⟧+-"), "+")] if "⟧" in text else [None]
         if all(terms):  # A sum of matrices, each with its factor, is worked out cell by cell.
-            factors = [match[1].strip() for match in terms]
-            times = [factor if factor in ("", "-") else rf"({factor})\cdot" for factor in factors]
+            times = [match[1].strip() for match in terms]
+            times = [factor if factor in ("", "-") else rf"({factor})\cdot" for factor in times]
             grids = [[row.split("&") for row in match[2].split("\\\\")] for match in terms]
-            if len({len(row) for grid in grids for row in grid}) > 1 or len(set(map(len, grids))) > 1:
+            if len({tuple(map(len, grid)) for grid in grids}) > 1:
                 return None
-            cells = [[f"{by}({cell})" for row in grid for cell in row] for by, grid in zip(times, grids, strict=True)]
-            sums, width = self.forms(["+".join(few) for few in zip(*cells, strict=True)]), len(grids[0][0])
-            return self.matrix([sums[at : at + width] for at in range(0, len(sums), width)], text)
+            for by, grid in zip(times, grids, strict=True):
+                grid[:] = [[f"{by}({cell})" for cell in row] for row in grid]
+            sums = [map("+".join, zip(*rows, strict=True)) for rows in zip(*grids, strict=True)]
+            return self.matrix([self.forms([*row]) for row in sums], text)
         if (inner := enclosed(text, "⟪", "⟫")) is not None:
             pieces = [self.forms(split(P.condition.sub("⋏", row), "⋏")) for row in inner.split("\\\\")]
             items = tuple(piece[0] if len(piece) == 1 else Form("tuple", "", piece, brackets="()") for piece in pieces)
@@ -282,10 +271,6 @@ class _Reader:
             if brackets == "[]" and all(item.brackets == "[]" for item in items):
                 return self.matrix([item.items for item in items], text)
             return Form("tuple", text, items, brackets=brackets)
-        if "±" in text and text.count("±") + text.count("∓") <= 3 and "=" not in text:
-            count = -1 if "∓" in text else 1  # 1 ± 2 ∓ 3 are two values, 1 ± 2 ± 3 four
-            parts = [text.replace("±", plus, count).replace("∓", minus) for plus, minus in ("+-", "-+")]
-            return self.listed([part.removeprefix("+") for part in parts], text)
         return None
 
     def listed(self, parts: list[str], text: str) -> Form:

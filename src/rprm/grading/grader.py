@@ -17,7 +17,6 @@ from typing import Any
 
 from rprm.errors import RprmError
 from rprm.grading.comparing import Comparison, Outcome
-from rprm.grading.forms import MAX_CHARACTERS, P
 from rprm.grading.rules import EXACT, MATHEMATICS, AnswerRule
 
 #: Strings and numbers are not enough.
@@ -70,18 +69,23 @@ class Grader(contextlib.AbstractContextManager["Grader"]):
         for worker in self._workers:
             self._idle.put(worker)
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
+    def close(self, *_: object) -> None:
         """End the worker processes, which also end with the grader and with the process that holds it."""
         for worker in self._workers:
             worker.stop()
 
+    __exit__ = close
+
     def grade_all(self, pairs: Iterable[AnswerPair]) -> list[Grade]:
         """Grade each pair, in order; a pair that comes again costs nothing."""
         pairs = list(pairs)
-        found = {pair: self._graded.get(pair) or Grade(_by_text(pair)) for pair in dict.fromkeys(pairs)}
+        found = dict[AnswerPair, Grade]()
+        for pair in dict.fromkeys(pairs):
+            if pair in self._graded or not (pair.answer or "").strip():
+                found[pair] = self._graded.get(pair) or Grade("no answer")
+            else:
+                by_text = Comparison(pair.rule, lambda *_: _UNDECIDED)
+                found[pair] = Grade(by_text.of_texts(pair.gold, pair.answer))
         found |= self._by_algebra([pair for pair, grade in found.items() if grade.outcome == _UNDECIDED])
         if len(self._graded) > _MAX_REMEMBERED:
             self._graded = {}
@@ -91,10 +95,10 @@ class Grader(contextlib.AbstractContextManager["Grader"]):
     def check_gold(self, gold: str, rule: AnswerRule = MATHEMATICS) -> Grade:
         """Whether a gold answer can be recognised in another way of writing: `equal`, or why not.
 
-        To one in sentences, or in notation that the grammar cannot read (`unreadable`), only the same text is equal.
+        To one in notation that the grammar cannot read (`unreadable`) only the same text is equal, and to sentences
+        only the same words with mathematics that means the same.
         """
-        pair = AnswerPair(gold, None, rule)
-        return Grade("too long") if len(gold) > MAX_CHARACTERS else self._by_algebra([pair])[pair]
+        return self._by_algebra([pair := AnswerPair(gold, None, rule)])[pair]
 
     def group_equivalent(self, answers: Sequence[str | None], rule: AnswerRule = EXACT) -> list[int]:
         """Number answers so that equal ones have the same number: for a vote among them.
@@ -106,11 +110,11 @@ class Grader(contextlib.AbstractContextManager["Grader"]):
         for one, other in combinations(list(groups), 2):
             # In one order always, so that which came first makes no difference.
             pair = AnswerPair(min(one, other), max(one, other), rule)
-            if groups[one] != groups[other] and self.grade_all([pair])[0].outcome == "equal":
+            if groups[one] != groups[other] and self.grade_all([pair])[0].correct:
                 first, last = sorted((groups[one], groups[other]))
                 groups = {answer: first if group == last else group for answer, group in groups.items()}
-        numbers = {group: number for number, group in enumerate(sorted(set(groups.values())))}
-        return [-1 if answer is None else numbers[groups[answer]] for answer in answers]
+        numbers = sorted(set(groups.values()))
+        return [-1 if answer is None else numbers.index(groups[answer]) for answer in answers]
 
     def _by_algebra(self, waiting: list[AnswerPair]) -> dict[AnswerPair, Grade]:
         found: dict[AnswerPair, Grade] = {}
@@ -139,17 +143,6 @@ class Grader(contextlib.AbstractContextManager["Grader"]):
         return found
 
 
-def _by_text(pair: AnswerPair) -> Outcome:
-    """Grade by strings and numbers: an outcome, or `_UNDECIDED`."""
-    if pair.answer is None or not pair.answer.strip():
-        return "no answer"
-    if max(len(pair.gold), len(pair.answer)) > MAX_CHARACTERS:
-        return "too long"
-    if P.unclean.search(pair.gold + pair.answer):
-        return "unreadable"
-    return Comparison(pair.rule, lambda *_: _UNDECIDED).of_texts(pair.gold, pair.answer)
-
-
 class _Keeper:
     """A process of `rprm.grading.sandbox`, started at its first question and ended with this object."""
 
@@ -167,9 +160,8 @@ class _Keeper:
             self.stop()
             self._start()
         with contextlib.suppress(OSError):  # It has been killed: its reply is the end of its output.
-            self._process.stdin.write(
-                json.dumps([pair.gold, pair.answer, asdict(pair.rule)], default=str).encode() + b"\n"
-            )
+            question = json.dumps([pair.gold, pair.answer, asdict(pair.rule)], default=str)
+            self._process.stdin.write(question.encode() + b"\n")
 
     def reply(self) -> Any:
         """The outcome; where the process itself was killed, "crashed", and the next question has a new one."""

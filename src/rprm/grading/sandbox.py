@@ -115,7 +115,7 @@ def _expression(text: str) -> Any:
         letters = "".join(character if character.isalnum() else str(ord(character)) for character in word)
         return "(I)" if word in imaginary else rf"\variable{{{letters}}} "
 
-    latex = rewritten("latex.txt", P.symbol.sub(name, text))
+    latex = rewritten("latex", P.symbol.sub(name, text))
     return _Reader(config=ConversionConfig(lowercase_symbols=False)).parse(latex)
 
 
@@ -158,10 +158,10 @@ def _set(form: Form) -> Any:
     return _NAMED_SETS[form.text] if form.text in _NAMED_SETS else _expression(form.text).doit()
 
 
-def _points(symbols: list[Any], values: tuple[str, ...], number: int) -> list[dict[Any, Any]]:
+def _points(symbols: list[Any], values: tuple[str, ...] = _POINTS) -> list[dict[Any, Any]]:
     """Points to try; of more variables than values no two have the same one."""
-    places = [[(symbol, start + 2 * index) for index, symbol in enumerate(symbols)] for start in range(number)]
-    return [{symbol: sympy.Rational(values[at % 7]) + 6 * (at // 14) for symbol, at in point} for point in places]
+    places = [dict(zip(symbols, range(start, 1_000, 2), strict=False)) for start in range(6 if symbols else 1)]
+    return [{name: sympy.Rational(values[at % 7]) + 6 * (at // 14) for name, at in point.items()} for point in places]
 
 
 def _numeric(value: Any, point: dict[Any, Any]) -> Any:
@@ -187,7 +187,7 @@ def _same_value(gold: Any, answer: Any, tolerance: float = 0.0, absolute: float 
     is_complex = not symbols or gold.has(sympy.I) or answer.has(sympy.I)
     for values in (_POINTS, _WHOLE):
         num_agreed = 0
-        for point in _points(symbols, values, 6 if symbols else 1):
+        for point in _points(symbols, values):
             numbers = [_numeric(one, point) for one in (gold, answer, gold - answer)]
             if None in numbers or not (is_complex or all(number.is_real for number in numbers[:2])):
                 continue
@@ -215,7 +215,7 @@ def _same_relation(gold: Any, answer: Any) -> bool | None:
     symbols = sorted(left.free_symbols, key=str)
     if kind is not other_kind or not symbols or left.free_symbols != right.free_symbols:
         return False
-    for point in reversed(_points(symbols, _POINTS, 7)):
+    for point in reversed(_points(symbols)):
         one, other = _numeric(left, point), _numeric(right, point)
         if one and other:
             is_turned = kind not in (sympy.Eq, sympy.Ne) and one / other < 0
