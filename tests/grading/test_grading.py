@@ -20,8 +20,8 @@ from rprm.grading import (
     final_answer,
     olympiadbench_rule,
 )
-from rprm.grading.comparing import Comparison
 from rprm.grading.forms import plain_number, read
+from rprm.grading.grader import Comparison
 
 pytest.importorskip("math_verify")
 

@@ -89,7 +89,6 @@ def _boxed(text: str, boxes: list[tuple[int, str | None, int]]) -> str | None:
 
 def _content(text: str, place: int) -> tuple[str | None, int]:
     """What a box holds and where it ends: None where its brace is never closed, "" where it holds nothing."""
-    place = P.spaces.match(text, place).end()
     if not text.startswith("{", place):  # `\boxed 7` holds what follows, `\boxed` in the midst of prose nothing.
         content = P.box_token.match(text, place)[0].rstrip(".")
         return (content if re.search(r"[\d\\]|^[a-zA-Z]$", content) else ""), place + len(content)

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 from functools import lru_cache
+from itertools import count
 from multiprocessing import get_context
 from multiprocessing.connection import wait
 from typing import Any
@@ -25,8 +26,8 @@ from math_verify import verify
 from sympy.core.relational import Relational
 from sympy.parsing import sympy_parser
 
-from rprm.grading.comparing import Comparison, Outcome
 from rprm.grading.forms import Form, P, rewritten
+from rprm.grading.grader import Comparison, Outcome
 from rprm.grading.rules import AnswerRule
 
 #: RLIMIT_AS cannot be set on macOS: there the keeper looks at its child's memory, every so many seconds.
@@ -119,17 +120,14 @@ def _expression(text: str) -> Any:
     return _Reader(config=ConversionConfig(lowercase_symbols=False)).parse(latex)
 
 
-def _same(gold: Form, answer: Form, tolerance: float = 0.0, absolute: float = 0.0) -> Outcome:
+def _same(gold: Form, answer: Form, *tolerances: float) -> Outcome:
     """Compare two values, two relations (their `whole`), or two sets of which one is a union or difference."""
     try:
         if gold.items or answer.items:
             return "equal" if _set(gold) == _set(answer) else "different"
-        if gold.kind == answer.kind == "relation":
-            one, other = _expression(gold.whole), _expression(answer.whole)
-            is_same = _same_relation(one, other)
-        else:
-            one, other = _expression(gold.text), _expression(answer.text)
-            is_same = one == other or _same_value(one, other, tolerance, absolute)
+        is_whole = gold.kind == answer.kind == "relation"
+        one, other = (_expression(form.whole if is_whole else form.text) for form in (gold, answer))
+        is_same = one == other or (_same_relation(one, other) if is_whole else _same_value(one, other, *tolerances))
         is_same = verify(one, other, timeout_seconds=None) if is_same is None else is_same
         return "equal" if is_same else "different"
     except MemoryError:
@@ -160,7 +158,7 @@ def _set(form: Form) -> Any:
 
 def _points(symbols: list[Any], values: tuple[str, ...] = _POINTS) -> list[dict[Any, Any]]:
     """Points to try; of more variables than values no two have the same one."""
-    places = [dict(zip(symbols, range(start, 1_000, 2), strict=False)) for start in range(6 if symbols else 1)]
+    places = [dict(zip(symbols, count(start, 2), strict=False)) for start in range(6 if symbols else 1)]
     return [{name: sympy.Rational(values[at % 7]) + 6 * (at // 14) for name, at in point.items()} for point in places]
 
 
