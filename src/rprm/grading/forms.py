@@ -219,6 +219,8 @@ class _Reader:
 
     def words(self, text: str) -> Form | None:
         """A few words, or the words and the mathematics of sentences."""
+        if not P.some_word.search(text):
+            return None
         whole = _without_text(text)
         least = 2 if r"\text{" in text else 3 if whole.istitle() else 4
         is_phrase = whole.lower() == "no" or len(re.findall("[a-zA-Z]", whole)) >= least

@@ -90,11 +90,10 @@ class Grader(contextlib.AbstractContextManager["Grader"]):
         pairs = list(pairs)
         found = dict[AnswerPair, Grade]()
         for pair in dict.fromkeys(pairs):
-            if pair in self._graded or not (pair.answer or "").strip():
-                found[pair] = self._graded.get(pair) or Grade("no answer")
-            else:
-                by_text = Comparison(pair.rule, lambda *_: _UNDECIDED)
-                found[pair] = Grade(by_text.of_texts(pair.gold, pair.answer))
+            by_text, answer = Comparison(pair.rule, lambda *_: _UNDECIDED), pair.answer or ""
+            if not (known := self._graded.get(pair)):
+                known = Grade(by_text.of_texts(pair.gold, answer) if answer.strip() else "no answer")
+            found[pair] = known
         found |= self._by_algebra([pair for pair, grade in found.items() if grade.outcome == _UNDECIDED])
         if len(self._graded) > _MAX_REMEMBERED:
             self._graded = {}
