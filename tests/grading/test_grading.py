@@ -326,6 +326,8 @@ SENTENCES = [
     (SYSTEM, r"\begin{cases}y'=2z\\ x'-x=y\end{cases}", "equal"),
     (SYSTEM, r"x'=x+y, y'=2z", "equal"),
     (SYSTEM, r"\begin{cases}y'=3z\\ x'-x=y\end{cases}", "different"),
+    ("3", r"\begin{aligned}x&=1+2\\&=3\end{aligned}", "equal"),
+    ("4", r"\begin{aligned}x&=1+2\\&=3\end{aligned}", "different"),
     (VECTORS, r"e^t\begin{pmatrix}a\cos t+b\sin t\\ a-b\end{pmatrix}", "equal"),
     (VECTORS, r"x=ae^t\begin{pmatrix}\cos t\\1\end{pmatrix}+be^t\begin{pmatrix}\sin t\\-1\end{pmatrix}", "equal"),
     (VECTORS, r"ae^t\begin{pmatrix}\cos t\\1\end{pmatrix}-be^t\begin{pmatrix}\sin t\\-1\end{pmatrix}", "different"),

@@ -236,7 +236,7 @@ class _Reader:
         is_prose = any((long > 1 and not equals) or (long and words > 2) for long, words in counts)
         if not is_prose and whole.lower() not in ("otherwise", "else", "elsewhere"):
             return None
-        parts = [part.strip(" .,;:⋏⋎$") for part in P.word.split(whole)]
+        parts = [part.strip(' .,;:⋏⋎$"') for part in P.word.split(whole)]
         words = ["#" * bool(part) if place % 2 == 0 else part.lower() for place, part in enumerate(parts)]
         return Form("prose", " ".join(filter(None, words)), self.forms([part for part in parts[::2] if part]))
 
@@ -248,21 +248,22 @@ class _Reader:
         for kind, sign in (("union", "∪"), ("difference", "∖"), ("intersection", "∩")):
             if len(parts := split(text, sign)) > 1:
                 return Form(kind, text, self.forms(parts))
-        terms = [P.matrix.fullmatch(term) for term in split(text.replace("⟧-", "⟧+-"), "+")] if "⟧" in text else [None]
+        terms: list[Any] = [P.matrix.fullmatch(term) for term in split(text.replace("⟧-", "⟧+-"), "+")]
         if all(terms):  # A sum of matrices, each with its factor, is worked out cell by cell.
-            times = [match[1].strip() for match in terms]
-            times = [factor if factor in ("", "-") else rf"({factor})\cdot" for factor in times]
-            grids = [[row.split("&") for row in match[2].split("\\\\")] for match in terms]
+            times = [match[1] if match[1] in ("", "-") else rf"({match[1]})\cdot" for match in terms]
+            rows = [match[2].split("\\\\") for match in terms]
+            grids = [
+                [[f"{by}({cell})" for cell in row.split("&")] for row in few]
+                for by, few in zip(times, rows, strict=True)
+            ]
             if len({tuple(map(len, grid)) for grid in grids}) > 1:
                 return None
-            for by, grid in zip(times, grids, strict=True):
-                grid[:] = [[f"{by}({cell})" for cell in row] for row in grid]
-            sums = [map("+".join, zip(*rows, strict=True)) for rows in zip(*grids, strict=True)]
+            sums = [map("+".join, zip(*cells, strict=True)) for cells in zip(*grids, strict=True)]
             return self.matrix([self.forms([*row]) for row in sums], text)
         if (inner := enclosed(text, "⟪", "⟫")) is not None:
             pieces = [self.forms(split(P.condition.sub("⋏", row), "⋏")) for row in inner.split("\\\\")]
             items = tuple(piece[0] if len(piece) == 1 else Form("tuple", "", piece, brackets="()") for piece in pieces)
-            return _named(Form("list", text, items))
+            return items[0] if len(items) == 1 else _named(Form("list", text, items))
         if (inner := enclosed(text, "⦃", "⦄")) is not None:
             items = self.forms(split(inner, ",;⋏"))
             return items[0] if len(items) == 1 else Form("list", text, items, brackets="{}")
