@@ -336,6 +336,7 @@ SENTENCES = [
     (FAMILY, r"\bigcup_{k=0}^{\infty}(2k\pi,(2k+2)\pi)", "different"),
     (FAMILY, r"(0,2\pi)", "unreadable"),
     ("t(0,4]", r"0<t\le 4", "equal"),
+    ("t(0,4]", "$ $t(0,4]$. $", "equal"),
     ("t(0,4]", "(0,4)", "different"),
     ("t(0,4]", "6", "different"),
 ]  # fmt: skip
