@@ -368,6 +368,12 @@ def test_numbers_are_read_exactly(value: Fraction, exponent: int) -> None:
     assert plain_number(scaled) == (value.numerator * Fraction(10) ** exponent, Fraction(10) ** exponent)
 
 
+def test_a_rule_has_no_unknown_field() -> None:
+    with pytest.raises(ValueError, match="nonsense"):
+        AnswerRule("own", nonsense=True)  # type: ignore[call-arg]
+    assert AnswerRule("own", relative_tolerance="1/3").relative_tolerance == Fraction(1, 3)  # type: ignore[arg-type]
+
+
 def test_limits_out_of_range() -> None:
     with pytest.raises(RprmError, match="num_workers is 0"):
         Grader(num_workers=0)

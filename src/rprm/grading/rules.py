@@ -17,7 +17,7 @@ from rprm.thinking import without_thinking
 _MAX_TRIED, _MAX_REACH = 50, 4_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config={"extra": "forbid"})
 class AnswerRule:
     """How an answer is found in a solution and compared with the gold answer."""
 
