@@ -20,8 +20,8 @@ from rprm.grading import (
     final_answer,
     olympiadbench_rule,
 )
-from rprm.grading.comparing import Comparison
 from rprm.grading.forms import plain_number, read
+from rprm.grading.grader import Comparison
 
 pytest.importorskip("math_verify")
 
@@ -276,13 +276,79 @@ def test_what_comes_to_no_conclusion_is_neither_right_nor_wrong(grader: Grader) 
         AnswerPair("5", "x" * 3_000),
         AnswerPair("5", "5\x00"),
         AnswerPair("5", "\ud800"),
-        AnswerPair("Yes, this is a subspace.", "Yes"),
+        AnswerPair("Yes, this is a subspace.", "It is a subspace"),
         AnswerPair("Yes, this is a subspace.", "Yes, this is a subspace"),
     ]
     outcomes = [grade.outcome for grade in grader.grade_all(pairs)]
     assert outcomes == ["no answer", "no answer", "too long", "unreadable", "unreadable", "unreadable", "equal"]
     corrects = [grade.correct for grade in grader.grade_all(pairs)]
     assert corrects == [False, False, None, None, None, None, True]
+
+
+CASES = r"""$C(m)=\left\{\begin{array}{rll}
+10 & \text { if } & 0 \leq m \leq 500 \\ 10+0.15(m-500) & \text { if } & m>500\end{array}\right.$"""
+SYSTEM = r"\begin{align*} x^{\prime}&=x+y \\ y^{\prime}&=2z \end{align*}"
+VECTORS = r"""a e^{t}\left[\begin{array}{c}\cos t \\ 1\end{array}\right]
++b e^{t}\left[\begin{array}{c}\sin t \\ -1\end{array}\right]"""
+CONCAVE, RATIO = "concave up on $(-\\infty,-1)$ and $(0, \\infty)$", r"If $k \leq 2 / \pi$ the ratio is $(2-k \pi) / 4$"
+MIGHT = "There might be a solution. If so, there are many."
+FAMILY = r"$\bigcup_{k=-\infty}^{\infty}(2 k \pi,(2 k+2) \pi)$"
+#: Sentences, cases, systems, sums of vectors and families of sets, after gold answers of College Math.
+SENTENCES = [
+    ("Yes, this is a subspace.", r"\text{Yes}", "equal"),
+    ("Yes, this is a subspace.", "yes, this is a subspace", "equal"),
+    ("Yes, this is a subspace.", "No", "different"),
+    ("Yes, this is a subspace.", "No, this is a subspace", "different"),
+    ("Yes, this is a subspace.", "Yes, it is closed", "unreadable"),
+    ("Yes, this is a subspace.", "5", "unreadable"),
+    ("Yes, 5", "Yes, 5.0", "equal"),
+    ("Yes, 5", "Yes, 6", "unreadable"),
+    ("No. Consider $x+y+z=2$ and $x+y+z=1$.", "no.", "equal"),
+    ("No. Consider $x+y+z=2$ and $x+y+z=1$.", "Yes", "different"),
+    ("no solution", "No", "different"),
+    (MIGHT, r"\text{There might be a solution; if so, there are many}", "equal"),
+    (MIGHT, "There might not be a solution. If so, there are many.", "different"),
+    (MIGHT, "many", "unreadable"),
+    ("There are three solutions to it.", "there are $3$ solutions to it", "equal"),
+    ("There are three solutions to it.", "there are 4 solutions to it", "different"),
+    (CONCAVE, r"Concave up on $(-\infty,-1) \cup (0,\infty)$", "equal"),
+    (CONCAVE, r"concave up on $(-\infty,-1) \cup (1,\infty)$", "different"),
+    (CONCAVE, r"concave down on $(-\infty,-1) \cup (0,\infty)$", "unreadable"),
+    (RATIO, r"if $k\le\frac{2}{\pi}$, the ratio is $\frac12-\frac{k\pi}{4}$", "equal"),
+    (RATIO, r"If $k\le\frac{2}{\pi}$ the ratio is $\frac13-\frac{k\pi}{4}$", "different"),
+    (r"$5 e^{-t} \neq 0$ and so it is invertible.", r"$e^{-t} \cdot 5 \ne 0$, so it is invertible", "equal"),
+    (CASES, r"\begin{cases}10, & \text{if } 0\le m\le 500,\\ 0.15m-65, & \text{if } m>500\end{cases}", "equal"),
+    (CASES, r"C(m)=\begin{cases}0.15m-65 & \text{for } m>500\\ 10 & m\in[0,500]\end{cases}", "equal"),
+    (CASES, r"\begin{cases}10 & 0\le m\le 500\\ 0.15m-60 & m>500\end{cases}", "different"),
+    (CASES, r"\begin{cases}10 & 0\le m<500\\ 0.15m-65 & m>500\end{cases}", "different"),
+    (CASES, r"\begin{cases}10 & 0\le m\le 500\\ 0.15m-65 & \text{otherwise}\end{cases}", "unreadable"),
+    (CASES, "10", "different"),
+    (SYSTEM, r"\begin{cases}y'=2z\\ x'-x=y\end{cases}", "equal"),
+    (SYSTEM, r"x'=x+y, y'=2z", "equal"),
+    (SYSTEM, r"\begin{cases}y'=3z\\ x'-x=y\end{cases}", "different"),
+    ("3", r"\begin{aligned}x&=1+2\\&=3\end{aligned}", "equal"),
+    ("4", r"\begin{aligned}x&=1+2\\&=3\end{aligned}", "different"),
+    (VECTORS, r"e^t\begin{pmatrix}a\cos t+b\sin t\\ a-b\end{pmatrix}", "equal"),
+    (VECTORS, r"x=ae^t\begin{pmatrix}\cos t\\1\end{pmatrix}+be^t\begin{pmatrix}\sin t\\-1\end{pmatrix}", "equal"),
+    (VECTORS, r"ae^t\begin{pmatrix}\cos t\\1\end{pmatrix}-be^t\begin{pmatrix}\sin t\\-1\end{pmatrix}", "different"),
+    (FAMILY, r"\bigcup_{n\in\mathbb{Z}}(2n\pi,2(n+1)\pi)", "equal"),
+    (FAMILY, r"\bigcup_{k=-\infty}^{\infty}(2k\pi,(2k+1)\pi)", "different"),
+    (FAMILY, r"\bigcup_{k=0}^{\infty}(2k\pi,(2k+2)\pi)", "different"),
+    (FAMILY, r"(0,2\pi)", "unreadable"),
+    ("t(0,4]", r"0<t\le 4", "equal"),
+    ("t(0,4]", "$ $t(0,4]$. $", "equal"),
+    ("t(0,4]", "(0,4)", "different"),
+    ("t(0,4]", "6", "different"),
+]  # fmt: skip
+
+
+def test_sentences_and_systems_are_read(grader: Grader) -> None:
+    pairs = [AnswerPair(gold, answer) for gold, answer, _ in SENTENCES]
+    turned = [AnswerPair(answer, gold) for gold, answer, _ in SENTENCES]
+    expected = [outcome for *_, outcome in SENTENCES]
+    assert [grade.outcome for grade in grader.grade_all(pairs)] == expected
+    assert [grade.outcome for grade in grader.grade_all(turned)] == expected
+    assert {grader.check_gold(gold).outcome for gold, *_ in SENTENCES} == {"equal"}
 
 
 def test_groups_for_a_vote(grader: Grader) -> None:
@@ -300,6 +366,12 @@ def test_numbers_are_read_exactly(value: Fraction, exponent: int) -> None:
     assert plain_number(text) == (value, None)
     scaled = rf"{value.numerator}\times10^{{{exponent}}}"
     assert plain_number(scaled) == (value.numerator * Fraction(10) ** exponent, Fraction(10) ** exponent)
+
+
+def test_a_rule_has_no_unknown_field() -> None:
+    with pytest.raises(ValueError, match="nonsense"):
+        AnswerRule("own", nonsense=True)  # type: ignore[call-arg]
+    assert AnswerRule("own", relative_tolerance="1/3").relative_tolerance == Fraction(1, 3)  # type: ignore[arg-type]
 
 
 def test_limits_out_of_range() -> None:

@@ -68,6 +68,8 @@ ANSWERS = [
     *("1/2", "0.5", r"\frac{2}{4}", "0.50", r"50\%", "50", "5", "x=5", "y=5", "5.0", r"5\text{ cm}", r"\text{five}"),
     *("1,2", "2,1", "(1,2)", "(2,1)", "x=1,y=2", "y=2,x=1", r"\{1,2\}", "[1,2]", r"1\leq x\leq 2", "1/3", "0.3333"),
     *("x+1", "1+x", "y+1", "X", "x", "A", "(A)", r"\text{yes}", "no", r"\sqrt{2}", "1.41421356", r"30^\circ", None),
+    *("Yes, this is a subspace.", "Yes, it is closed.", "No, it is not closed.", "(0,1) and (2,3)", "up on (0,1)"),
+    *(r"\begin{cases}x=1\\y=2\end{cases}", r"\begin{cases}x & x>0\\ 0 & \text{otherwise}\end{cases}", r"t(0,1]"),
 ]  # fmt: skip
 
 

@@ -93,6 +93,12 @@ def test_ten_thousand_answers_come_back() -> None:
             "5 percent " * 190,
             "1 to " * 390,
             "x for every " * 150,
+            r"\begin{cases}" + "& " * 900,
+            r"\begin{cases}" + r"1 & if \\" * 150 + r"\end{cases}",
+            "it is a set of " * 130,
+            "Yes, " * 390,
+            r"\bigcup_{k=" * 180,
+            "⟦1⟧+" * 480,
         ),
     ],
 )

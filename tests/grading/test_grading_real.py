@@ -83,8 +83,7 @@ def test_olympiadbench_against_published_verdicts(grader: Grader, olympiad: Any)
     assert disagreements == Counter(
         {pair: count for pair, count in RIGHT_BUT_REJECTED.items() if pair[0] in {item.answer for item in items}}
     )
-    # One gold answer has a slip of the data, which nothing can be compared with: its eight answers stay open.
-    assert unsettled == {"$t(0,4]$": 8}
+    assert not unsettled
 
 
 def test_olympiadbench_pass_and_majority(grader: Grader, olympiad: Any) -> None:
@@ -127,24 +126,21 @@ def test_gsm8k_against_published_verdicts(grader: Grader, real_data: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("set_name", "num_items", "num_unreadable"),
+    ("set_name", "num_items"),
     [
-        ("aime24", 30, 0),
-        ("amc23", 40, 0),
-        ("math500", 500, 0),
-        ("olympiadbench", 200, 1),
-        ("college_math", 200, 16),
-        ("minerva_math", 272, 0),
-        ("gsm8k", 1_319, 0),
+        ("aime24", 30),
+        ("amc23", 40),
+        ("math500", 500),
+        ("olympiadbench", 200),
+        ("college_math", 200),
+        ("minerva_math", 272),
+        ("gsm8k", 1_319),
     ],
 )
-def test_every_gold_answer_is_itself(
-    grader: Grader, whole_data: Path, set_name: str, num_items: int, num_unreadable: int
-) -> None:
-    """As a text always; by what it means, so that other ways of writing it are recognised, but for those counted."""
+def test_every_gold_answer_is_itself(grader: Grader, whole_data: Path, set_name: str, num_items: int) -> None:
+    """As a text, and by what it means, so that other ways of writing it are recognised."""
     items = read_mathematics(set_name, whole_data / "math").problems
     assert len(items) == num_items
     grades = grader.grade_all(AnswerPair(item.answer, f"$ {item.answer} $", item.rule) for item in items)
     assert [item.answer for item, grade in zip(items, grades, strict=True) if not grade.correct] == []
-    meant = Counter(grader.check_gold(item.answer, item.rule).outcome for item in items)
-    assert meant == Counter({"equal": num_items - num_unreadable, "unreadable": num_unreadable})
+    assert {grader.check_gold(item.answer, item.rule).outcome for item in items} == {"equal"}

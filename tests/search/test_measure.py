@@ -545,14 +545,9 @@ def test_real_solutions(grader: Grader, whole_data: Path) -> None:
     # 251 of 640, 38 of 80, 46 of 80.
     found = values(measured, "olympiadbench")
     assert found == pytest.approx({"pass@1": 39.21875, "majority@8": 47.5, "pass@8": 57.5})
-    assert [one.answer is not None and one.grade.outcome for one in measured.unsettled] == ["unreadable"] * 8
-    assert {one.id for one in measured.unsettled} == {next(one.id for one in rows_of(rows, "$t(0,4]$"))}
+    assert not measured.unsettled
     assert measured.rows[0].policy_tokens is None
     by_size = {row.method: row.figures["average"].value for row in measured.curve}
     passed = [by_size[f"pass@{n}"] for n in (1, 2, 4, 8)]
     assert passed[0] == pytest.approx(39.21875)
     assert np.all(np.diff(np.array(passed, float)) > 0)
-
-
-def rows_of(rows: list[Candidates], answer: str) -> Iterator[Problem]:
-    return (row.problem for row in rows if row.problem.answer == answer)

@@ -1,7 +1,6 @@
 r"""Final answers of mathematical solutions: find them, compare them, group them (docs/grading.md)."""
 
-from rprm.grading.comparing import Outcome
-from rprm.grading.grader import AnswerPair, Grade, Grader
+from rprm.grading.grader import AnswerPair, Grade, Grader, Outcome
 from rprm.grading.rules import EXACT, GSM8K_FLEXIBLE, MATHEMATICS, RULES, AnswerRule, final_answer, olympiadbench_rule
 
 __all__ = [

@@ -1,4 +1,8 @@
-"""An answer's form: what its text is made of, as far as that can be told by string work alone."""
+r"""An answer's form: what its text is made of, as far as that can be told by string work alone.
+
+Of the many LaTeX and Unicode texts that look the same one is the normal form, by the tables beside this file: brackets,
+signs of order and of sets are one character each there (`\{` is `⦃`, `\leq` is `≤`, `\begin{pmatrix}` is `⟦`).
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,14 @@ import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+from unicodedata import normalize
 
-from rprm.grading.normal import NUMBERS, SYNONYMS, P, enclosed, normal_text, rewritten, split
-from rprm.grading.rules import AnswerRule
+if TYPE_CHECKING:
+    from rprm.grading.rules import AnswerRule
 
 #: A longer answer is not read. The longest gold answer of the seven sets has 517 characters.
 MAX_CHARACTERS = 2_000
@@ -16,12 +25,100 @@ MAX_CHARACTERS = 2_000
 _MAX_DIGITS, _MAX_UNIT, _MAX_DEPTH = 400, 80, 6
 
 
+def _lines(name: str) -> list[str]:
+    lines = (Path(__file__).parent / name).read_text("utf-8").splitlines()
+    return [line for line in lines if line and line[:2] != "//"]
+
+
+_UNITS = [line.split() for line in _lines("units.txt")]
+#: Units, each with its one spelling. One of these is never another; other nouns (`apples`, `fruits`) may be.
+SYNONYMS = {other: line[1] for line in _UNITS if line[0] == "=" for other in line[1:]}
+#: Number words and their values.
+NUMBERS = {word: int(value) for value, word in map(str.split, _lines("numbers.txt"))}
+
+_WORDS = {"nothing": "", "space": " ", "thin": "\u2009"}
+#: Characters, and commands such as `\le`, with what stands for them in normal form.
+_SIGNS = {name: _WORDS.get(sign, sign) for sign, *names in map(str.split, _lines("signs.txt")) for name in names}
+_CHARACTERS = str.maketrans({name: sign + " " * (sign[:1] == "\\") for name, sign in _SIGNS.items() if len(name) == 1})
+
+
+def rewritten(name: str, text: str, split_numbers: bool = False) -> str:
+    """The text rewritten by a table; `split_numbers` leaves the comma in `1,100`."""
+    for needed, pattern, replacement in _REWRITES[name]:
+        if needed in text or (needed == "thousands" and not split_numbers and "," in text):
+            text = pattern.sub(replacement, text)
+    return text.strip()
+
+
+_NOUNS = {word + end for line in _UNITS for word in line if len(word) > 1 and word != "per" for end in ("", "s", "es")}
+_TEXTS = {"unit_word": "|".join(sorted(_NOUNS, reverse=True)), "number_word": "|".join(NUMBERS)}
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(re.sub("<([a-z_]+)>", lambda found: _TEXTS[found[1]], pattern))
+
+
+def _replacement(text: str) -> Any:
+    if text == "signs":
+        return lambda found: _SIGNS.get(found[0], found[0] if found[1].isalpha() else " ")
+    return (lambda found: re.sub(f"[{text[8:]}]", "", found[0])) if text[:8] == "without " else _WORDS.get(text, text)
+
+
+for _line in "\n".join(_lines("patterns.txt")).replace("\n\t", "").split("\n"):
+    _TEXTS[_line.partition("\t")[0]] = _compiled(_line.partition("\t")[2]).pattern
+#: patterns.txt: a compiled pattern a name.
+P = SimpleNamespace(**{name: re.compile(pattern) for name, pattern in _TEXTS.items()})
+#: What a text must hold, a pattern, and what stands for it, by table.
+_REWRITES = {
+    name: [
+        (needed.removeprefix("any"), _compiled(pattern), _replacement(by))
+        for needed, pattern, by in (line.replace("␣", " ").split("\t") for line in _lines(f"{name}.txt"))
+    ]
+    for name in ("unicode", "rewrites", "equations", "latex")
+}
+
+
+def normal_text(text: str, split_numbers: bool = False) -> str:
+    """The text in normal form; `split_numbers` leaves the comma in `1,100`."""
+    if not text.isascii():
+        text = normalize("NFKC", rewritten("unicode", text).translate(_CHARACTERS))
+        text = text.replace("⁄", "}{").translate(_CHARACTERS)
+    text = rewritten("rewrites", text, split_numbers)
+    for _ in range(4):
+        text = text.rstrip(".,;:= ")
+        text = text if (inner := enclosed(text, "{", "}")) is None else inner
+    return text
+
+
+def _depths(text: str) -> list[int]:
+    """How many brackets are open after each character."""
+    steps = ((character in "([{⦃⟦⟪") - (character in ")]}⦄⟧⟫") for character in text)
+    return list(accumulate(steps, lambda depth, step: max(depth + step, 0)))
+
+
+def split(text: str, separators: str) -> list[str]:
+    """The parts of a text between separators that no bracket encloses, without spaces around and without empty ones."""
+    depths = _depths(text) if any(sign in text for sign in separators) else []
+    cuts = [place for place, depth in enumerate(depths) if depth == 0 and text[place] in separators]
+    parts = [text[begin + 1 : end].strip() for begin, end in zip([-1, *cuts], [*cuts, len(text)], strict=True)]
+    return [part for part in parts if part] or [text]
+
+
+def enclosed(text: str, opening: str, closing: str) -> str | None:
+    """What stands between two brackets that enclose the whole text, None where they do not."""
+    if len(text) < 3 or text[0] != opening or text[-1] != closing:
+        return None
+    *inside, last = _depths(text)
+    return text[1:-1].strip() if all(inside) and last == 0 else None
+
+
 @dataclass(frozen=True, slots=True)
 class Form:
     """An answer, or one of its parts."""
 
     #: `value`; `words`; `relation` (an equation or inequality that names no value); or several: a `list` of answers in
-    #: any order, a `tuple` (a point, an interval, a matrix) in order, a `ratio`, a `union`, ... of sets.
+    #: any order, a `tuple` (a point, an interval, a matrix) in order, a `ratio`, a `union`, ... of sets; `prose`: the
+    #: mathematics between the words of sentences, which are the text.
     kind: str
     text: str  # The normal form; of an equation that names a value, its last side.
     items: tuple[Form, ...] = ()
@@ -32,7 +129,7 @@ class Form:
     number: Fraction | None = None  # The exact value, where the text is a plain number.
     place: Fraction | None = None  # One unit in the last place of a number that is written as a decimal.
     unit: str = ""  # That followed, in one spelling; `%` of a percentage, `_2` of a numeral of base 2.
-    choice: str = ""  # The letter, where the text is a choice such as `(B)` or `(B) 5`.
+    choice: str = ""  # The letter, where the text is a choice such as `(B)` or `(B) 5`; `YES` or `NO` before a stop.
 
 
 def plain_number(text: str) -> tuple[Fraction | None, Fraction | None]:
@@ -84,19 +181,6 @@ def _without_text(text: str) -> str:
     return " ".join(re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).split()).strip(" .,;:")
 
 
-def _words(text: str) -> str | None:
-    """The words in lower case where a text is words rather than mathematics, else None."""
-    if "=" in text or re.search(r"\\(?!text)[a-zA-Z]", text) or (len(text) < _MAX_UNIT and P.unit.fullmatch(text)):
-        return None
-    whole = _without_text(text)
-    least = 2 if r"\text{" in text else 3 if whole.istitle() else 4
-    is_word = whole.lower() == "no" or len(re.findall("[a-zA-Z]", whole)) >= least
-    parts = split(_without_text(_without_unit(text, False)[0]), ",⋏⋎")
-    is_prose = any(len(P.prose_word.findall(part)) > 1 for part in parts)
-    is_words = (is_word and P.phrase.fullmatch(whole)) or re.fullmatch("[A-Z]{2,}", whole) or is_prose
-    return whole.lower() if is_words else None
-
-
 @lru_cache(maxsize=20_000)
 def read(text: str, rule: AnswerRule) -> Form:
     """The form of an answer as it was found in a solution or a data set, at most `MAX_CHARACTERS` long."""
@@ -119,15 +203,42 @@ class _Reader:
         if self.depth > _MAX_DEPTH:
             return Form("value", text)
         if match := P.choice.fullmatch(text):
-            (content,) = self.forms([match[3]]) if match[3].strip() else (Form("words", text),)
-            return replace(content, choice=match[1] or match[2])
-        if (found := _words(text)) is not None:
-            return Form("words", found)
-        return self.several(text) or self.equation(rewritten("equations.txt", text)) or self.value(text)
+            choice = (match[1] or match[2]).strip(",").upper()
+            content = self.forms([match[3]] if match[3].strip() else [])
+            if content and len(choice) == 1:
+                return replace(content[0], choice=choice)
+            return Form("prose" if content else "words", choice, content, choice=choice)
+        if form := self.words(text) or self.several(text):
+            return form
+        other = rewritten("equations", text)
+        return self.form(other) if other != text else self.equation(text) or self.value(text)
 
     def forms(self, parts: list[str]) -> tuple[Form, ...]:
         inner = _Reader(self.rule, self.depth + 1)
         return tuple(inner.form(part.strip()) for part in parts)
+
+    def words(self, text: str) -> Form | None:
+        """A few words, or the words and the mathematics of sentences."""
+        if not P.some_word.search(text):
+            return None
+        whole = _without_text(text)
+        least = 2 if r"\text{" in text else 3 if whole.istitle() else 4
+        is_phrase = whole.lower() == "no" or len(re.findall("[a-zA-Z]", whole)) >= least
+        is_words = (is_phrase and P.phrase.fullmatch(whole)) or re.fullmatch("[A-Z]{2,}", whole)
+        if is_words and not re.search(r"=|\\(?!text)[a-zA-Z]", text) and not P.unit.fullmatch(text):
+            return Form("words", whole.lower())
+        if match := P.family.fullmatch(text):  # The union of (k, k+1) over all k, with its index renamed to one.
+            index, parts = rf"(?<![\\a-zA-Z]){match[2]}(?![a-zA-Z])", match.groups()[2:]
+            return Form("prose", match[1], self.forms([re.sub(index, r"\\iota ", part or "ℤ") for part in parts]))
+        # Two words of three letters make a sentence, or three with one of them (before an equals sign stands a name).
+        _, equals, told = _without_text(_without_unit(re.sub("⟪.*⟫", "", text), False)[0]).rpartition("=")
+        counts = [(len(P.prose_word.findall(part)), len(P.word.findall(part))) for part in split(told, ",⋏⋎")]
+        is_prose = any((long > 1 and not equals) or (long and words > 2) for long, words in counts)
+        if not is_prose and whole.lower() not in ("otherwise", "else", "elsewhere"):
+            return None
+        parts = [part.strip(' .,;:⋏⋎$"') for part in P.word.split(whole)]
+        words = ["#" * bool(part) if place % 2 == 0 else part.lower() for place, part in enumerate(parts)]
+        return Form("prose", " ".join(filter(None, words)), self.forms([part for part in parts[::2] if part]))
 
     def several(self, text: str) -> Form | None:
         if len(text) < _MAX_UNIT and P.measures.fullmatch(text):  # 3 hours 5 minutes
@@ -137,10 +248,22 @@ class _Reader:
         for kind, sign in (("union", "∪"), ("difference", "∖"), ("intersection", "∩")):
             if len(parts := split(text, sign)) > 1:
                 return Form(kind, text, self.forms(parts))
-        if match := P.matrix.fullmatch(text):
-            times = rf"({match[1].strip()})\cdot" if match[1].strip() else ""
-            rows = [[f"{times}({cell})" for cell in row.split("&")] for row in match[2].split("\\\\")]
-            return self.matrix([self.forms(row) for row in rows], text)
+        terms: list[Any] = [P.matrix.fullmatch(term) for term in split(text.replace("⟧-", "⟧+-"), "+")]
+        if all(terms):  # A sum of matrices, each with its factor, is worked out cell by cell.
+            times = [match[1] if match[1] in ("", "-") else rf"({match[1]})\cdot" for match in terms]
+            rows = [match[2].split("\\\\") for match in terms]
+            grids = [
+                [[f"{by}({cell})" for cell in row.split("&")] for row in few]
+                for by, few in zip(times, rows, strict=True)
+            ]
+            if len({tuple(map(len, grid)) for grid in grids}) > 1:
+                return None
+            sums = [map("+".join, zip(*cells, strict=True)) for cells in zip(*grids, strict=True)]
+            return self.matrix([self.forms([*row]) for row in sums], text)
+        if (inner := enclosed(text, "⟪", "⟫")) is not None:
+            pieces = [self.forms(split(P.condition.sub("⋏", row), "⋏")) for row in inner.split("\\\\")]
+            items = tuple(piece[0] if len(piece) == 1 else Form("tuple", "", piece, brackets="()") for piece in pieces)
+            return items[0] if len(items) == 1 else _named(Form("list", text, items))
         if (inner := enclosed(text, "⦃", "⦄")) is not None:
             items = self.forms(split(inner, ",;⋏"))
             return items[0] if len(items) == 1 else Form("list", text, items, brackets="{}")
@@ -151,10 +274,6 @@ class _Reader:
             if brackets == "[]" and all(item.brackets == "[]" for item in items):
                 return self.matrix([item.items for item in items], text)
             return Form("tuple", text, items, brackets=brackets)
-        if "±" in text and text.count("±") + text.count("∓") <= 3 and "=" not in text:
-            count = -1 if "∓" in text else 1  # 1 ± 2 ∓ 3 are two values, 1 ± 2 ± 3 four
-            parts = [text.replace("±", plus, count).replace("∓", minus) for plus, minus in ("+-", "-+")]
-            return self.listed([part.removeprefix("+") for part in parts], text)
         return None
 
     def listed(self, parts: list[str], text: str) -> Form:
@@ -178,9 +297,9 @@ class _Reader:
 
     def equation(self, text: str) -> Form | None:
         """`x=5` is the value 5 with its name; `x+y=5` a relation; `30-1=29` the value 29."""
-        if re.search("[<>≤≥≠]", text):
+        if re.search("[<>≤≥≠]", re.sub("⟪.*⟫", "", text)):
             return Form("relation", text, whole=text)
-        sides = split(text, "=≈" if "∈" not in text else "∈")
+        sides = split(text, "∈" if len(split(text, "∈")) > 1 else "=≈")
         if len(sides) == 1:
             return None
         first, match = sides[0], P.name.fullmatch(sides[0])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import tomllib
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
-from rprm.grading.normal import P
+from pydantic.dataclasses import dataclass
+
+from rprm.grading.forms import P
 from rprm.thinking import without_thinking
 
 #: Boxes and announcements that are looked at, and how far an answer may reach past its announcement, in characters (a
@@ -17,7 +17,7 @@ from rprm.thinking import without_thinking
 _MAX_TRIED, _MAX_REACH = 50, 4_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config={"extra": "forbid"})
 class AnswerRule:
     """How an answer is found in a solution and compared with the gold answer."""
 
@@ -36,23 +36,18 @@ class AnswerRule:
         """There is no gold answer: equality has to be transitive, so that `50%` is 50 but not 0.5 as well."""
         return self.name == "exact"
 
-    @classmethod
-    def of(cls, fields: dict[str, Any]) -> AnswerRule:
-        """The rule of these fields, as JSON and TOML have them."""
-        tolerances = {name: Fraction(value) for name, value in fields.items() if value and name.endswith("_tolerance")}
-        return cls(**fields | tolerances | {"markers": tuple(fields.get("markers", ()))})
-
 
 _TABLE = tomllib.loads((Path(__file__).parent / "rules.toml").read_text("utf-8"))
 #: By the name of the set.
-RULES = {name: AnswerRule.of({"name": name, **fields}) for name, fields in _TABLE.items()}
+RULES = {name: AnswerRule(name, **fields) for name, fields in _TABLE.items()}
 MATHEMATICS, EXACT, GSM8K_FLEXIBLE = map(RULES.pop, ("mathematics", "exact", "gsm8k-flexible"))
 
 
 def olympiadbench_rule(*, multiple: bool, unit: str | None, error: Fraction | None) -> AnswerRule:
     """The rule of one OlympiadBench item, of its fields `is_multiple_answer`, `unit` and `error`."""
-    own = {"lists_split_numbers": multiple, "letter_units": unit is not None, "absolute_tolerance": error}
-    return AnswerRule.of({"name": "olympiadbench", **own})
+    return AnswerRule(
+        "olympiadbench", lists_split_numbers=multiple, letter_units=unit is not None, absolute_tolerance=error
+    )
 
 
 def final_answer(text: str, rule: AnswerRule = MATHEMATICS) -> str | None:
@@ -94,7 +89,6 @@ def _boxed(text: str, boxes: list[tuple[int, str | None, int]]) -> str | None:
 
 def _content(text: str, place: int) -> tuple[str | None, int]:
     """What a box holds and where it ends: None where its brace is never closed, "" where it holds nothing."""
-    place = P.spaces.match(text, place).end()
     if not text.startswith("{", place):  # `\boxed 7` holds what follows, `\boxed` in the midst of prose nothing.
         content = P.box_token.match(text, place)[0].rstrip(".")
         return (content if re.search(r"[\d\\]|^[a-zA-Z]$", content) else ""), place + len(content)

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 from functools import lru_cache
+from itertools import count
 from multiprocessing import get_context
 from multiprocessing.connection import wait
 from typing import Any
@@ -25,9 +26,8 @@ from math_verify import verify
 from sympy.core.relational import Relational
 from sympy.parsing import sympy_parser
 
-from rprm.grading.comparing import Comparison, Outcome
-from rprm.grading.forms import Form
-from rprm.grading.normal import P, rewritten
+from rprm.grading.forms import Form, P, rewritten
+from rprm.grading.grader import Comparison, Outcome
 from rprm.grading.rules import AnswerRule
 
 #: RLIMIT_AS cannot be set on macOS: there the keeper looks at its child's memory, every so many seconds.
@@ -98,7 +98,7 @@ def _serve(pipe: Any, far: Any, limit_s: float, limit_bytes: int) -> None:
 
 def _outcome(gold: str, answer: str | None, fields: dict[str, Any]) -> Outcome:
     """Compare two answers by the rule of these fields; of a gold answer alone say whether it is recognised."""
-    return Comparison(AnswerRule.of(fields), _same).of_texts(gold, answer)
+    return Comparison(AnswerRule(**fields), _same).of_texts(gold, answer)
 
 
 @lru_cache(maxsize=2_000)
@@ -116,21 +116,18 @@ def _expression(text: str) -> Any:
         letters = "".join(character if character.isalnum() else str(ord(character)) for character in word)
         return "(I)" if word in imaginary else rf"\variable{{{letters}}} "
 
-    latex = rewritten("latex.txt", P.symbol.sub(name, text))
+    latex = rewritten("latex", P.symbol.sub(name, text))
     return _Reader(config=ConversionConfig(lowercase_symbols=False)).parse(latex)
 
 
-def _same(gold: Form, answer: Form, tolerance: float = 0.0, absolute: float = 0.0) -> Outcome:
+def _same(gold: Form, answer: Form, *tolerances: float) -> Outcome:
     """Compare two values, two relations (their `whole`), or two sets of which one is a union or difference."""
     try:
         if gold.items or answer.items:
             return "equal" if _set(gold) == _set(answer) else "different"
-        if gold.kind == answer.kind == "relation":
-            one, other = _expression(gold.whole), _expression(answer.whole)
-            is_same = _same_relation(one, other)
-        else:
-            one, other = _expression(gold.text), _expression(answer.text)
-            is_same = one == other or _same_value(one, other, tolerance, absolute)
+        is_whole = gold.kind == answer.kind == "relation"
+        one, other = (_expression(form.whole if is_whole else form.text) for form in (gold, answer))
+        is_same = one == other or (_same_relation(one, other) if is_whole else _same_value(one, other, *tolerances))
         is_same = verify(one, other, timeout_seconds=None) if is_same is None else is_same
         return "equal" if is_same else "different"
     except MemoryError:
@@ -159,10 +156,10 @@ def _set(form: Form) -> Any:
     return _NAMED_SETS[form.text] if form.text in _NAMED_SETS else _expression(form.text).doit()
 
 
-def _points(symbols: list[Any], values: tuple[str, ...], number: int) -> list[dict[Any, Any]]:
+def _points(symbols: list[Any], values: tuple[str, ...] = _POINTS) -> list[dict[Any, Any]]:
     """Points to try; of more variables than values no two have the same one."""
-    places = [[(symbol, start + 2 * index) for index, symbol in enumerate(symbols)] for start in range(number)]
-    return [{symbol: sympy.Rational(values[at % 7]) + 6 * (at // 14) for symbol, at in point} for point in places]
+    places = [dict(zip(symbols, count(start, 2), strict=False)) for start in range(6 if symbols else 1)]
+    return [{name: sympy.Rational(values[at % 7]) + 6 * (at // 14) for name, at in point.items()} for point in places]
 
 
 def _numeric(value: Any, point: dict[Any, Any]) -> Any:
@@ -188,7 +185,7 @@ def _same_value(gold: Any, answer: Any, tolerance: float = 0.0, absolute: float 
     is_complex = not symbols or gold.has(sympy.I) or answer.has(sympy.I)
     for values in (_POINTS, _WHOLE):
         num_agreed = 0
-        for point in _points(symbols, values, 6 if symbols else 1):
+        for point in _points(symbols, values):
             numbers = [_numeric(one, point) for one in (gold, answer, gold - answer)]
             if None in numbers or not (is_complex or all(number.is_real for number in numbers[:2])):
                 continue
@@ -216,7 +213,7 @@ def _same_relation(gold: Any, answer: Any) -> bool | None:
     symbols = sorted(left.free_symbols, key=str)
     if kind is not other_kind or not symbols or left.free_symbols != right.free_symbols:
         return False
-    for point in reversed(_points(symbols, _POINTS, 7)):
+    for point in reversed(_points(symbols)):
         one, other = _numeric(left, point), _numeric(right, point)
         if one and other:
             is_turned = kind not in (sympy.Eq, sympy.Ne) and one / other < 0
