@@ -102,7 +102,7 @@ class PackagedOptions(TypedDict, total=False):
     dtype: str
     device: str
     max_rows: PositiveInt
-    num_threads: PositiveInt
+    num_threads: PositiveInt | None
     concurrency: PositiveInt
 
 
