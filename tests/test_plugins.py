@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from rprm.engines.openai import OpenAIEngine
+from rprm.engines.scripted import ScriptedEngine
+from rprm.engines.transformers import TransformersEngine
+from rprm.engines.vllm import VLLMEngine
+from rprm.errors import EngineError
+from rprm.rewarders.classifier import Classifier, ServedClassifier
 
 ENGINE = """
 from rprm.engines import Completion, EngineInfo
@@ -67,6 +76,32 @@ class Length:
 """
 
 
+@pytest.mark.parametrize(
+    ("make", "option", "value"),
+    [
+        (ScriptedEngine, "concurrency", 0),
+        (ScriptedEngine, "context_length", 0),
+        (ScriptedEngine, "yes_rate", 2),
+        (TransformersEngine, "max_rows", 0),
+        (TransformersEngine, "concurrency", 0),
+        (TransformersEngine, "context_length", -1),
+        (TransformersEngine, "num_threads", -1),
+        (VLLMEngine, "concurrency", 0),
+        (OpenAIEngine, "max_retries", -1),
+        (OpenAIEngine, "timeout", 0),
+        (Classifier, "threshold", 0),
+        (Classifier, "threshold", 2),
+        (Classifier, "num_threads", 0),
+        (ServedClassifier, "timeout", math.nan),
+        (ServedClassifier, "concurrency", 0),
+    ],
+)
+def test_options_are_checked_where_an_engine_is_made_from_python(make: Any, option: str, value: float) -> None:
+    target = "Qwen2.5-Math-PRM-7B@http://localhost:1"
+    with pytest.raises(EngineError, match=rf"(scripted:|{target}).*: option {option}={value}: "):
+        make(*([] if make is ScriptedEngine else [target]), **{option: value})
+
+
 def install(folder: Path, name: str, code: str, entry_points: str) -> None:
     """As pip leaves a distribution of one module."""
     (folder / f"{name}.py").write_text(code)
@@ -108,7 +143,7 @@ def test_a_rewarder_of_ones_own(tmp_path: Path) -> None:
     assert rewards(judge(tmp_path, "length:any?scale=16", "--threshold", "0.2")) == [0.5, 0.25]
     refused = judge(tmp_path, "length:any", "-k", "3")
     assert refused.returncode == 1
-    assert "leave out num_analyses" in refused.stderr
+    assert "leave out num_analyses (-k)" in refused.stderr
 
 
 @pytest.mark.parametrize(

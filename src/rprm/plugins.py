@@ -74,6 +74,13 @@ def typed(hints: Mapping[str, Any], options: Mapping[str, Any], spec: str) -> di
     return parsed
 
 
+def check_options(engine: Any) -> None:
+    """Take the options of an engine that is made from Python as `typed` does: as their types say, or not at all."""
+    hints = options_of(type(engine))
+    given = {name: value for name, value in vars(engine).items() if name in hints}
+    vars(engine).update(typed(hints, given, engine.spec))
+
+
 def construct(make: Callable[..., Any], spec: str, options: Mapping[str, Any]) -> Any:
     """Call `make(target, spec=spec, **options)`, or `make(spec, **options)` where its first parameter is `spec`.
 

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import released_tokenizers
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from rprm.engines import EngineInfo
-from rprm.engines.loading import fingerprint, load_model, load_weights
+from rprm.engines.loading import _work_offline_without_hub, fingerprint, load_model, load_weights
 from rprm.engines.transformers import TransformersEngine
 from rprm.engines.vllm import VLLMEngine
 from rprm.errors import EngineError
@@ -43,6 +44,21 @@ def rewrite(folder: Path, change: Any) -> None:
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("proxies", [{}, {"https": "http://proxy:3128"}])
+def test_a_hub_that_does_not_answer_is_left_alone(proxies: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a proxy it is not asked first: one that is slow is no hub that is down."""
+
+    def no_session() -> None:
+        raise OSError("down")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://hub")
+    monkeypatch.setattr("huggingface_hub.get_session", no_session)
+    monkeypatch.setattr("rprm.engines.loading.getproxies", lambda: proxies)
+    _work_offline_without_hub.__wrapped__()
+    assert constants.HF_HUB_OFFLINE is not bool(proxies)
 
 
 UP = "model.layers.1.mlp.up_proj.weight"

@@ -434,6 +434,7 @@ def test_a_setting_that_the_model_does_not_take_ends_the_run() -> None:
         (error(429, "You exceeded your quota", code="insufficient_quota"), EngineUnavailable, "mend the account"),
         (error(501, "not implemented"), EngineError, "not implemented"),
         (Reply(b"", 307, {"location": "https://elsewhere/v1"}), EngineError, "redirects to https://elsewhere/v1"),
+        (Reply(b"", 304), EngineError, "redirects to elsewhere; "),
     ],
     ids=lambda value: str(value.status) if isinstance(value, Reply) else None,
 )

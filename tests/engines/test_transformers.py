@@ -573,10 +573,14 @@ def test_adapters_are_merged(tiny_model: Path, tmp_path: Path) -> None:
         ("transformers:x?max_rows=0", "option max_rows='0'"),
         ("transformers:x?context_length=0", "option context_length='0'"),
         ("vllm:x?max_model_len=-1", "option max_model_len='-1'"),
-        ("openai:x?context_length=0", "context_length=0 is too small"),
+        ("openai:x?context_length=0", "option context_length='0'"),
         ("scripted:?context_length=0", "option context_length='0'"),
         ("scripted:?lost=1.5", "option lost='1.5'"),
         ("transformers:", "say which model"),
+        ("embedded?device=foo", "embedded.device=foo: device=foo cannot be used"),
+        ("embedded:?num_threads=-1", "option num_threads='-1'"),
+        ("scripted:?log=/nonexistent/x", "log=/nonexistent/x cannot be written"),
+        ("openai:m@http://h/v1?max_retries=-1", r"openai:m@http://h/v1\?.*option max_retries='-1'"),
     ],
 )
 def test_what_cannot_be_loaded_is_said(spec: str, message: str) -> None:

@@ -260,6 +260,12 @@ def test_the_network_itself_takes_padding_on_either_side(qwen_folder: Path) -> N
         torch.testing.assert_close(other, logits[0], atol=1e-5, rtol=0)
 
 
+def test_a_folder_tells_its_threshold_before_it_is_started(tmp_path: Path) -> None:
+    (tmp_path / "rprm_classifier.json").write_text('{"layout": "qwen", "threshold": 0.3}')
+    assert Classifier(str(tmp_path)).threshold == 0.3
+    assert Classifier(str(tmp_path), threshold=0.7).threshold == 0.7
+
+
 def test_a_step_alone_has_the_reward_it_has_in_the_whole(any_folder: Path) -> None:
     async def main() -> None:
         classifier = Classifier(str(any_folder))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -201,15 +202,18 @@ def test_rows_that_fit_no_pooler_end_the_run(qwen_folder: Path, rows: Callable[[
             judged(classifier, SOLUTIONS[:1])
 
 
-def test_scores_that_are_no_numbers_are_unscored(qwen_folder: Path) -> None:
-    with serving(lambda ids: [[float("nan"), 0.5]] * len(ids)) as server:
+@pytest.mark.parametrize("row", [[math.nan, 0.5], [0.5, math.inf], [-math.inf, math.inf]])
+def test_scores_that_are_no_numbers_are_unscored(qwen_folder: Path, row: list[float]) -> None:
+    with serving(lambda ids: [row] * len(ids)) as server:
         classifier = load_rewarder(f"classifier:tiny@{server.url}?tokenizer={qwen_folder}&layout=qwen")
         (reward,) = judged(classifier, SOLUTIONS[:1])
     assert reward.rewards == [None] * 3
     assert "no numbers" in (reward.steps[0].failure or "")
 
 
-@pytest.mark.parametrize("answer", [{"data": "x"}, {"data": []}, {"data": [{"data": [0.1, 0.9]}]}, {}])
+@pytest.mark.parametrize(
+    "answer", [{"data": "x"}, {"data": []}, {"data": [{"data": [[0, 10**400]]}]}, {"data": [{"data": [0.1, 0.9]}]}, {}]
+)
 def test_an_answer_of_another_kind_is_asked_for_again(qwen_folder: Path, answer: Any) -> None:
     pool = pooler_of(qwen_folder, "qwen")
     with serving(pool) as server:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from rprm.errors import EngineError, RequestRefused
+from rprm.errors import RequestRefused
 from rprm.prompts.template import Prompt
 from rprm.verdict import VerdictChoice, VerdictFormat
 
@@ -24,13 +24,6 @@ def clipped(num_prompt_tokens: int, max_tokens: int, context_length: int) -> int
             "(context_length=) where the model allows it"
         )
     return min(max_tokens, room)
-
-
-def check_least(spec: str, least: float = 1, **options: float | None) -> None:
-    """Raise an `EngineError` where an option (None: not given) is below `least`, or no number at all (NaN)."""
-    for name, value in options.items():
-        if value is not None and not value >= least:
-            raise EngineError(f"{spec}: {name}={value} is too small; it must be at least {least}")
 
 
 def num_alike(first: Sequence[str], second: Sequence[str]) -> int:

@@ -15,11 +15,11 @@ from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
+from pydantic import Field
 from pydantic_core import from_json
 
-from rprm.engines.base import check_least
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Json = dict[str, Any]
+Timeout = Annotated[float, Field(ge=0.001)]  # seconds that a whole answer may take
 _Lengths = tuple[int | None, int | None]  # of a prompt and of the context, as far as told
 #: Path, body (None: GET), bytes of an answer that are read at most, and what makes the reader of its events.
 _Request = tuple[str, Json | None, int, Callable[[], Any] | None]
@@ -80,8 +81,6 @@ class Endpoint:
     send_key_over_http: bool = False
 
     def __post_init__(self) -> None:
-        check_least(self.subject, 0, max_retries=self.max_retries)
-        check_least(self.subject, 0.001, timeout=self.timeout)
         self._client: openai.AsyncOpenAI | None = None
         self._reached = False
         self._num_answers = 0
@@ -227,7 +226,8 @@ class Endpoint:
         model = "check the model's name and that the URL ends where /chat/completions begins"
         advice = {401: key, 402: account, 403: key, 404: model, 501: "the server cannot do it"}.get(status)
         if status < 400:
-            advice = f"it redirects to {self.clean(response.headers.get('location', ''))}; write the final URL"
+            place = self.clean(response.headers.get("location", "")) or "elsewhere"
+            advice = f"it redirects to {place}; write the final URL"
         elif code == "insufficient_quota":
             advice = account
         elif status == 403 and "logprobs" in said:

@@ -13,6 +13,8 @@ from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from rprm.errors import EngineError, RprmError
 
@@ -76,6 +78,10 @@ def placement(spec: str, device: str, dtype: str, num_threads: int | None) -> tu
         raise EngineError(f'{spec} needs transformers and torch: pip install ".[local]" ({error})') from None
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch knows no such device, or has none
+        raise EngineError(f"{spec}: device={device} cannot be used: {str(error).splitlines()[0]:.300}") from None
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else "bfloat16"
     if not isinstance(found := getattr(torch, dtype, None), torch.dtype):
@@ -260,9 +266,11 @@ def _work_offline_without_hub() -> None:
     """Work from the hub's cache where it does not answer: each file would be asked for a minute long."""
     from huggingface_hub import constants, get_session
 
+    # A proxy may be slow, and what lies behind it is not for us to time.
+    if constants.HF_HUB_OFFLINE or urlsplit(constants.ENDPOINT).scheme in getproxies():
+        return
     try:
-        if not constants.HF_HUB_OFFLINE:
-            get_session().head(constants.ENDPOINT, timeout=5.0)
+        get_session().head(constants.ENDPOINT, timeout=5.0)
     except Exception as error:  # those of the client's HTTP library
         logger.warning("%s does not answer (%s): its cache is used", constants.ENDPOINT, type(error).__name__)
         constants.HF_HUB_OFFLINE = True

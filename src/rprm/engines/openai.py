@@ -19,10 +19,11 @@ from typing import Any, ClassVar, TypeVar
 
 import pydantic
 
-from rprm.engines.base import MIN_ROOM, Completion, EngineInfo, Sampling, check_least, clipped
-from rprm.engines.endpoint import Endpoint, Json, Refusal, context_length_of, count, listed
+from rprm.engines.base import MIN_ROOM, Completion, EngineInfo, Sampling, clipped
+from rprm.engines.endpoint import Endpoint, Json, Refusal, Timeout, context_length_of, count, listed
 from rprm.engines.openai_answers import Stream, ends_thinking_alone, first_choice, probe_answer, read_completions
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused, Unsupported
+from rprm.plugins import check_options
 from rprm.prompts.template import Message, Prompt
 from rprm.verdict import VerdictChoice, VerdictFormat
 
@@ -224,15 +225,15 @@ class OpenAIEngine:
     target: str
     _: KW_ONLY
     spec: str = ""
-    concurrency: int = 32
-    top_logprobs: int = 20
+    concurrency: pydantic.PositiveInt = 32
+    top_logprobs: pydantic.NonNegativeInt = 20
     stream: bool = False
     share_prompts: bool = False
     continue_final_message: bool = False
-    context_length: int | None = None
+    context_length: pydantic.PositiveInt | None = None
     extra: Json | pydantic.Json[Json] | None = None
-    timeout: float = 600.0
-    max_retries: int = 6
+    timeout: Timeout = 600.0
+    max_retries: pydantic.NonNegativeInt = 6
     key_env: str = "OPENAI_API_KEY"
     send_key_over_http: bool = False
 
@@ -246,8 +247,7 @@ class OpenAIEngine:
         self.model, url = match.groups() if match else (self.target, "https://api.openai.com/v1")
         self.url = url.rstrip("/")
         self.spec = self.spec or f"openai:{self.target}"
-        check_least(self.spec, concurrency=self.concurrency, context_length=self.context_length)
-        check_least(self.spec, 0, top_logprobs=self.top_logprobs)
+        check_options(self)
         self.extra = self.extra or {}
         if taken := sorted(filter(_OUR_FIELDS.fullmatch, self.extra)):
             raise EngineError(f"{self.spec}: extra may not set {', '.join(taken)}: the engine sets them itself")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
+import os
 import random
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field, replace
@@ -17,6 +18,8 @@ from typing import Annotated
 from pydantic import Field, PositiveInt
 
 from rprm.engines.base import Completion, EngineInfo, Sampling, clipped
+from rprm.errors import EngineError
+from rprm.plugins import check_options
 from rprm.prompts.template import Prompt
 from rprm.verdict import VerdictChoice, VerdictFormat
 
@@ -51,6 +54,14 @@ class ScriptedEngine:
     reply: Callable[[Prompt, Sampling], ScriptedReply] | None = None  # in place of the pseudo-random rule
     num_requests: int = field(default=0, init=False)
     num_second_passes: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        try:
+            with open(self.log or os.devnull, "ab"):
+                pass
+        except OSError as error:
+            raise EngineError(f"{self.spec}: log={self.log} cannot be written: {error.strerror}") from None
 
     async def start(self, *, chat: bool = True) -> EngineInfo:
         model = "custom" if self.reply else "pseudo-random"

@@ -19,6 +19,7 @@ from rprm.engines.base import Completion, EngineInfo, Sampling, clipped
 from rprm.engines.loading import identity, load_model, placement
 from rprm.engines.tokens import TokenTranscript, VerdictTokens, encode_prompt
 from rprm.errors import EngineError, RequestRefused
+from rprm.plugins import check_options
 from rprm.prompts.template import Prompt
 from rprm.verdict import VerdictChoice, VerdictFormat
 
@@ -40,11 +41,12 @@ class TransformersEngine:
     max_rows: PositiveInt = 16  # completions decoded at once
     prefix_tokens: int = 16384  # prompt tokens whose keys and values are kept for reuse
     context_length: PositiveInt | None = None  # the model's own; rotary positions can go further, less well
-    num_threads: int | None = None  # of torch on a CPU
+    num_threads: PositiveInt | None = None  # of torch on a CPU
     concurrency: PositiveInt = 16
 
     def __post_init__(self) -> None:
         self.spec = self.spec or f"transformers:{self.target}"
+        check_options(self)
         self._starting = asyncio.Lock()
         self._worker: Decoder | None = None
 
@@ -100,7 +102,7 @@ class PackagedOptions(TypedDict, total=False):
     dtype: str
     device: str
     max_rows: PositiveInt
-    num_threads: int
+    num_threads: PositiveInt | None
     concurrency: PositiveInt
 
 

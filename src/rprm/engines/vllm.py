@@ -23,6 +23,7 @@ from rprm.engines.base import Completion, EngineInfo, Sampling, clipped
 from rprm.engines.loading import ADAPTER_CONFIG, adapter_details, find_file, identity, named_base, read_object
 from rprm.engines.tokens import TokenTranscript, VerdictTokens, encode_prompt
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused
+from rprm.plugins import check_options
 from rprm.prompts.template import Prompt
 from rprm.verdict import VerdictChoice, VerdictFormat, logsumexp
 
@@ -60,6 +61,7 @@ class VLLMEngine:
 
     def __post_init__(self) -> None:
         self.spec = self.spec or f"vllm:{self.target}"
+        check_options(self)
         if len({self.context_length, self.max_model_len, None}) > 2:
             raise EngineError(f"{self.spec}: context_length and max_model_len are one thing; give one of them")
         self.base = self.target

@@ -29,6 +29,8 @@ _SERVED = EntryPoint("classifier", "rprm.rewarders.classifier:ServedClassifier",
 DEFAULT_CONFIDENCE = 0.99  #: of `stopping="confident"`
 #: Values of a judge's options that ask for nothing that another rewarder does not do anyway, beside None.
 _ASKS_NOTHING = {"stopping": "none", "confidence": DEFAULT_CONFIDENCE, "first_error_exit": False}
+#: Flags of the command line that do not name their option.
+_FLAGS = {"num_analyses": " (-k)", "force_verdict": " (or --ask)"}
 
 
 def load_rewarder(
@@ -47,7 +49,7 @@ def load_rewarder(
         return load_judge(model, engine=engine, procedure=procedure, **options)
     options.pop("seed", None)
     options = {name: value for name, value in options.items() if value not in (None, _ASKS_NOTHING.get(name))}
-    if refused := ", ".join(name for name in options if name not in options_of(make)):
+    if refused := ", ".join(name + _FLAGS.get(name, "") for name in options if name not in options_of(make)):
         raise RprmError(f"{model}: a classifier writes no analyses: leave out {refused}")
     spec, known = resolve(model)
     _, target, in_spec = split_spec(spec)

@@ -8,14 +8,16 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Self, TypedDict, Unpack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypedDict, Unpack, cast
 
-from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
+from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
-from rprm.engines.endpoint import Endpoint, Transient, context_length_of
+from rprm.engines.endpoint import Endpoint, Timeout, Transient, context_length_of
 from rprm.engines.loading import find_file, identity, load_tokenizer, placement, plain_errors
 from rprm.errors import EngineError, RequestRefused
 from rprm.ledger import Ledger, paid_for
+from rprm.plugins import options_of, typed
 from rprm.records import Solution, SolutionReward, StepReward
 from rprm.rewarders.base import Steps, solution_reward
 from rprm.rewarders.layouts import LAYOUTS, QWEN_SYSTEM, QWEN_TAG, Decision, Layout, LayoutName, Rendered, Separator
@@ -95,16 +97,24 @@ class Classifier:
 
     def __init__(
         self, target: str, *, spec: str = "",
-        dtype: str = "auto", device: str = "auto", device_map: str | None = None, num_threads: int | None = None,
-        adapter: str | None = None, max_batch_tokens: PositiveInt = 16384, **options: Unpack[ClassifierOptions],
+        dtype: str = "auto", device: str = "auto", device_map: str | None = None,
+        num_threads: PositiveInt | None = None, adapter: str | None = None, max_batch_tokens: PositiveInt = 16384,
+        **options: Unpack[ClassifierOptions],
     ) -> None:  # fmt: skip
-        self.target, self.spec, self.options = target, spec or f"classifier:{target}", options
+        self.target, self.spec = target, spec or f"classifier:{target}"
+        numbers = {"num_threads": num_threads, "max_batch_tokens": max_batch_tokens}
+        given = typed(options_of(Classifier), {**numbers, **options}, self.spec)
+        self.options = cast(ClassifierOptions, given)
         if device_map is not None and device != "auto":
             raise EngineError(f"{self.spec}: give either device or device_map")
-        self.concurrency, self._context_length = options.get("concurrency", 64), options.get("context_length")
-        self.threshold = options.get("threshold") or 0.5  #: if not given, its own once it is started
-        self._placement, self._device_map, self._adapter = (device, dtype, num_threads), device_map, adapter
-        self.max_batch_tokens = max_batch_tokens
+        self.concurrency, self._context_length = given.get("concurrency", 64), given.get("context_length")
+        threshold = given.get("threshold")
+        if threshold is None and Path(target).is_dir() and (settings := read_settings(target)) is not None:
+            threshold = settings.threshold
+        #: If not given, its own (of a hub model: once it is started).
+        self.threshold: float = 0.5 if threshold is None else threshold
+        self._placement, self._device_map, self._adapter = (device, dtype, given["num_threads"]), device_map, adapter
+        self.max_batch_tokens = given["max_batch_tokens"]
         self._worker: Scorer | None = None
         self._described: dict[str, Any] | None = None
         self._starting = asyncio.Lock()
@@ -221,7 +231,7 @@ class ServedClassifier(Classifier):
     pooler: Qwen2.5-Math-PRM)."""
 
     def __init__(
-        self, target: str, *, spec: str = "", timeout: float = 600.0, max_retries: int = 6,
+        self, target: str, *, spec: str = "", timeout: Timeout = 600.0, max_retries: NonNegativeInt = 6,
         key_env: str = "OPENAI_API_KEY", send_key_over_http: bool = False, **options: Unpack[ClassifierOptions],
     ) -> None:  # fmt: skip
         spec = spec or f"classifier:{target}"
@@ -236,10 +246,10 @@ class ServedClassifier(Classifier):
         self._settings = ClassifierSettings(found)
         self._tokenizer = options.get("tokenizer") or self.target
         self._slots = asyncio.Semaphore(self.concurrency)
-        self.endpoint = Endpoint(
-            re.sub(r"(/v1)?/*$", "", match["url"]), self.target,
-            timeout=timeout, max_retries=max_retries, key_env=key_env, send_key_over_http=send_key_over_http,
-        )  # fmt: skip
+        own = {"timeout": timeout, "max_retries": max_retries, "key_env": key_env}
+        own |= {"send_key_over_http": send_key_over_http}
+        checked = typed(options_of(ServedClassifier), own, spec)
+        self.endpoint = Endpoint(re.sub(r"(/v1)?/*$", "", match["url"]), self.target, **checked)
 
     async def aclose(self) -> None:
         await self.endpoint.aclose()
@@ -276,9 +286,11 @@ def _rows(answer: dict[str, Any]) -> list[float]:
     try:
         (item,) = answer["data"]
         rows = [[float(value) for value in row] for row in item["data"]]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise Transient("no answer of /pooling: `data` is not one list of rows of numbers") from None
-    # Sums of probabilities in bfloat16 are off by less than a hundredth. A NaN passes: its solution is refused.
+    # A row with a number that is not finite passes as NaN: its solution is refused.
+    rows = [row if math.isfinite(sum(row)) else [math.nan, math.nan] for row in rows]
+    # Sums of probabilities in bfloat16 are off by less than a hundredth.
     if any(len(row) != 2 or min(row) < 0.0 or abs(sum(row) - 1.0) > 0.02 for row in rows):
         raise EngineError("the server's rows are not the probabilities of two classes: leave its activation on")
     return [row[1] / sum(row) for row in rows]
