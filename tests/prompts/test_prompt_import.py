@@ -67,6 +67,16 @@ LAYOUTS = {
         step_separator="; ",
         no_previous_steps="nothing",
     ),
+    "a quote at the start of a line": layout(
+        "Exercise:\n{{problem}}\n\nBefore:\n{{previous_steps}}\n\nNow judge Step {{step_number}}:\n"
+        '"{{step}}"\nIs it right?',
+    ),
+    "words with no mark after them": layout(
+        "You mark.\n\nSolve {{problem}}\nBefore\n{{previous_steps}}\nNow {{step}}\nMark.",
+    ),
+    "full-width colons": layout(
+        "問題：{{problem}}\n手順：\n{{steps}}\n判定せよ。", step_format="手順{{number}}：{{step}}", step_separator="\n"
+    ),
     "one list": layout(
         "## Exercise\n{{problem}}\n## Lines\n{{steps}}\n## Mark {{step_number}}",
         step_format="- <{{number}}> {{step}}",
