@@ -156,14 +156,11 @@ class Template:
             is_table = first["loc"][:1] == ("verdict",) and "verdict" in cls.__dataclass_fields__
             keys = ", ".join(one.name for one in fields(VerdictFormat if is_table else cls))
             told = {"missing": "'user' is missing: it is the user message with its placeholders"}
-            told["json_invalid"] = f"not a {cls.KIND}: {first['msg']}"  # arrays within arrays
+            told["json_invalid"] = f"not a {cls.KIND}: {first['msg']}"
             wrong = f"{told.get(first['type']) or explained(error)}; keys are {keys}"
         except PromptError as error:
             wrong = str(error)
-        except (
-            ValueError,
-            RecursionError,
-        ) as error:  # not only of TOML: a number of thousands of digits, arrays within arrays
+        except (ValueError, RecursionError) as error:  # also of a number of thousands of digits, arrays within arrays
             wrong = f"not a {cls.KIND} in TOML: {error}"
         raise PromptError(f"{source}: {wrong}")
 
