@@ -227,8 +227,7 @@ def _core(texts: Sequence[tuple[str, int]], quorum: float) -> str:
     for rest in rests[: len(rests) // 2 + 1 : 3]:
         for end in range(len(core) + 1, len(rest) + 1):
             longer = rest[end - len(core) - 1 : end]
-            if sum(longer in other for other in rests) >= quorum * len(rests):
-                core = longer
+            core = longer if sum(longer in other for other in rests) >= quorum * len(rests) else core
     return core
 
 
@@ -238,13 +237,14 @@ def _opening(lead: str, texts: Sequence[tuple[str, int]], quorum: float) -> str:
     starts = {value[len(shared) :][:30] for value, _ in texts}
     *_, heading, line = ["", *re.split(r"\s*\n", text)]
     is_label = re.search(rf"{_MARK}|[#<:：>\]]|\*\n", f"{heading[:1]}{heading[-1:]}\n{line}")
-    if line[-1:].isspace() and not is_label and len(starts) >= 30 and len({start[:1] for start in starts}) >= 12:
-        return text
-    return re.findall(rf"(?s:.*)(?:\n\s*|(?:{_MARK}[ \t]*[^\w\s]*|[:：>\]])[*_]*[ \t]*)[\"'`*\[({{]*|", text)[0]
+    is_varied = len(starts) >= 30 and len({start[:1] for start in starts}) >= 12
+    found: str = re.findall(rf"(?s:.*)(?:\n\s*|(?:{_MARK}[ \t]*[^\w\s]*|[:：>\]])[*_]*[ \t]*)[\"'`*\[({{]*|", text)[0]
+    return text if is_varied and line[-1:].isspace() and not is_label else found
 
 
 def _closing(opening: str, shared: str) -> str:
     """Fixed text after a value: of a shared end, without ends of sentences, with quotes to match those before it."""
     lost, closing = re.findall(r"(?s)\A([\w.?!:$%)}\]\\'\"*`]*)(.*)", shared)[0]
     mirrored = re.split(r"[^\"'`*\[({]", opening)[-1][::-1].translate(str.maketrans("([{", ")]}"))
-    return next(mirrored[:size] for size in range(len(mirrored), -1, -1) if lost.endswith(mirrored[:size])) + closing
+    ends = [mirrored[:size] for size in range(len(mirrored), -1, -1) if lost.endswith(mirrored[:size])]
+    return f"{ends[0]}{closing}"
