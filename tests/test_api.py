@@ -135,6 +135,7 @@ def test_the_papers_defaults() -> None:
         ({"max_tokens": 0}, "max_tokens is 0"),
         ({"model": "classifier:folder", "num_analyses": 4}, "leave out num_analyses"),
         ({"prompt": "no-such-prompt"}, "no-such-prompt"),
+        ({"prompt": 5}, "option prompt=5"),
     ],
 )
 def test_senseless_settings_are_refused(options: dict, message: str) -> None:

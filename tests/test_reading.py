@@ -100,7 +100,7 @@ def test_bad_rows_cost_themselves_alone(tmp_path: Path) -> None:
         ({"steps": None, "solution": 5}, "'solution' must be a text"),
         ({"steps": None}, "'steps' is missing: it must be a list of texts, at least one (or give 'solution'); the rec"),
         ({"id": 1.5}, "'id' must be a text or a whole number"),
-        ({"label": 0.0}, "'label' must be the 0-based index"),
+        ({"label": 0.0}, "'label' must be the 0-based index of the earliest wrong step (0 to 0)"),
         ({"label": 1}, "'label' must be the 0-based index"),
         ({"label": -2}, "'label' must be"),
         ({"label": True}, "'label' must be"),
@@ -127,8 +127,23 @@ def test_a_missing_field_names_those_found() -> None:
 
 
 def test_ids(tmp_path: Path) -> None:
-    name = write(tmp_path / "x.jsonl", {"problem": "p", "steps": ["s"]}, "", {**GOOD, "id": 7}, {**GOOD, "id": " "})
-    assert [row.id for row in read(name) if isinstance(row, Solution)] == ["line-1", "7", " "]
+    name = write(
+        tmp_path / "x.jsonl",
+        {"problem": "p", "steps": ["s"]},
+        "",
+        {**GOOD, "id": 7},
+        {**GOOD, "id": " "},
+        {**GOOD, "id": None},
+    )
+    # A table (parquet, hub) has every column in every row: a null stands for nothing, as in the other optional fields.
+    assert [row.id for row in read(name) if isinstance(row, Solution)] == ["line-1", "7", " ", "line-5"]
+
+
+def test_a_text_that_python_counts_as_blank_is_empty() -> None:
+    blank = [chr(code) for code in range(sys.maxunicode + 1) if chr(code).isspace()]
+    for text in ("".join(blank), *blank):
+        with pytest.raises(InputError, match="'problem' must be a text that is not empty"):
+            solution_of({**GOOD, "problem": text}, default_id="x")
 
 
 def test_byte_order_mark_and_windows_lines(tmp_path: Path) -> None:

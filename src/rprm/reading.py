@@ -243,7 +243,7 @@ class RowModel(BaseModel):
 
 #: A text that is Unicode; one that is not empty; a name or number.
 AnyText = Annotated[str, Field(min_length=0)]
-Text = Annotated[str, Field(pattern=r"\S")]
+Text = Annotated[str, Field(pattern=r"[^\s\x1c-\x1f]")]  # what Python does not count as blank
 Identifier = Annotated[
     str, Field(min_length=1), BeforeValidator(lambda value: str(value) if type(value) is int else value)
 ]
@@ -295,7 +295,6 @@ def field_names(record: Mapping[str, Any]) -> str:
 
 
 _STEPS = "a list of texts, at least one"
-_LABEL = "the 0-based index of the earliest wrong step (0 to {}), -1 for none, or null"
 
 
 class _SolutionRow(RowModel):
@@ -303,7 +302,7 @@ class _SolutionRow(RowModel):
     problem: Text
     steps: Annotated[list[Text], Field(min_length=1)] | None = Field(None, description=f"{_STEPS} (or give 'solution')")
     solution: AnyText | None = None
-    label: int | None = Field(None, description=_LABEL.format("n"))
+    label: Any = None  # how many steps there are is its limit
 
 
 def read_solutions(source: Source, *, name: str | None = None) -> Iterator[Solution | Rejected]:
@@ -321,8 +320,9 @@ def solution_of(value: Any, *, default_id: str) -> Solution:
     steps = row.steps if row.solution is None else split_steps(row.solution)
     if not steps:
         raise InputError("'solution' is empty, or nothing but thinking")
-    if row.label is not None and not -1 <= row.label < len(steps):
-        raise InputError(f"'label' must be {_LABEL.format(len(steps) - 1)}; not {row.label}")
+    if row.label is not None and not (type(row.label) is int and -1 <= row.label < len(steps)):
+        wanted = f"the 0-based index of the earliest wrong step (0 to {len(steps) - 1}), -1 for none, or null"
+        raise InputError(f"'label' must be {wanted}; not {row.label!r:.80}")
     return Solution(id=row.id or default_id, problem=row.problem, steps=tuple(steps), label=row.label)
 
 

@@ -67,6 +67,13 @@ LAYOUTS = {
         step_separator="; ",
         no_previous_steps="nothing",
     ),
+    "a quote at the start of a line": layout(
+        "Exercise:\n{{problem}}\n\nBefore:\n{{previous_steps}}\n\nNow judge Step {{step_number}}:\n"
+        '"{{step}}"\nIs it right?',
+    ),
+    "full-width colons": layout(
+        "問題：{{problem}}\n手順：\n{{steps}}\n判定せよ。", step_format="手順{{number}}：{{step}}", step_separator="\n"
+    ),
     "one list": layout(
         "## Exercise\n{{problem}}\n## Lines\n{{steps}}\n## Mark {{step_number}}",
         step_format="- <{{number}}> {{step}}",
@@ -152,6 +159,23 @@ def test_derives_very_different_layouts_from_hostile_rows(name: str, count: int)
     assert (imported.num_outputs, imported.num_verdicts) == (count, count)
     assert imported.template.verdict.marker == "Is it good (Yes/No)?"
     assert imported.template.name == "derived"
+
+
+@pytest.mark.parametrize("words_before", ["Solve ", "Question ", "{{open_braces}}x}} "])
+def test_words_with_no_mark_after_them_are_fixed_before_varied_values(words_before: str):
+    true = layout(f"Mark.\n\n{words_before}{{{{problem}}}}\nBefore\n{{{{previous_steps}}}}\nNow {{{{step}}}}\nMark.")
+    assert_renders_alike(import_template(make_rows(true, 300), name="derived").template, true)
+
+
+def test_words_that_all_problems_share_under_a_heading_are_theirs():
+    draw, rows, alphabet = random.Random(0), [], "abcdefghijklmnopqrstuvwxyz"
+    true = layout("## Exercise\n{{problem}}\n\nSo far:\n\n{{steps}}\n\nWell?")
+    for _ in range(120):
+        steps = [draw.choice(alphabet) + words(draw, 9) for _ in range(draw.randint(1, 6))]
+        rows.append(
+            {"prompt": true.render(f"Exercise of {draw.choice(alphabet)}{words(draw, 20)}", steps, len(steps) - 1).text}
+        )
+    assert_renders_alike(import_template(rows, name="derived", marker="m").template, true)
 
 
 def draw_layout(draw: random.Random) -> PromptTemplate:

@@ -1,7 +1,6 @@
 """Derive a released model's prompt template from the rows it was trained on, and prove it on the same rows.
 
-The numbers 1, 2, ... of the steps show where a row's parts lie; what the parts of most rows have in common at their
-ends is fixed text. Only rows that are rendered again byte for byte count as proof.
+The steps' numbers 1, 2, ... show where a row's parts lie; what most rows' parts share at their ends is fixed text.
 """
 
 from __future__ import annotations
@@ -122,13 +121,10 @@ def _derive_verdict(name: str, outputs: Sequence[str]) -> VerdictFormat:
     return VerdictFormat(marker, spelled.get("yes", "Yes"), spelled.get("no", "No"))
 
 
-#: Stands in fixed text for the number of the step to judge.
-_MARK = "\ue000"
+_MARK = "\ue000"  #: Stands in fixed text for the number of the step to judge.
 _SPECIAL_TOKEN = re.compile(r"<\|[^|>\s]+\|>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<｜[^｜>]+｜>")
 #: A number with what stands right around it: letters and at most one more character, or a line end; any one character.
 _NUMBER = re.compile(r"([^\W\d_]{0,20}[^\w\n]?|\n)(?<!\d)([1-9][0-9]{0,3})(?=(\D))")
-#: Fixed text before a value ends in a line end or a label: other words are values' own that all begin with by chance.
-_OPENING = re.compile(rf"(?s:.*)(?:\n\s*|(?:{_MARK}[ \t]*[^\w\s]*|[:>\]])[*_]*[ \t]*[\"'`*\[({{]*)|")
 
 
 def _derive(texts: Sequence[str], base: PromptTemplate, chat: bool | None) -> PromptTemplate:
@@ -144,10 +140,9 @@ def _derive(texts: Sequence[str], base: PromptTemplate, chat: bool | None) -> Pr
         return sum(len(problem) + sum(map(len, steps)) for problem, steps in taken)
 
     if (best := min((template for template in found if template), key=free, default=None)) is None:
-        raise PromptError(
-            f"{base.name}: no template can be derived from {len(texts)} rows: it needs 20 that differ, of several "
-            "problems, with steps numbered 1, 2, ...; among them rows that judge a first, second, third and later step"
-        )
+        needs = "it needs 20 that differ, of several problems, with steps numbered 1, 2, ...; among them rows that "
+        needs += "judge a first, second, third and later step"
+        raise PromptError(f"{base.name}: no template can be derived from {len(texts)} rows: {needs}")
     return replace(best, chat=not _SPECIAL_TOKEN.search(best.user) if chat is None else chat)
 
 
@@ -161,8 +156,7 @@ def _counted(texts: Sequence[str]) -> list[list[list[str]]]:
         counted.append([])
         for text, all_numbers in found.items():
             numbers = [number for number in all_numbers if number.group(1, 3) == kind]
-            # The last may be named more than once: its last place is the step's own.
-            del numbers[max(0, len({number[2] for number in numbers}) - 1) : -1]
+            del numbers[max(0, len({number[2] for number in numbers}) - 1) : -1]  # The last one's last place counts.
             if [int(number[2]) for number in numbers] == [*range(1, len(numbers) + 1)]:
                 cuts = pairwise([0, *(number.start(2) for number in numbers), len(text)])
                 counted[-1].append([text[start:end] for start, end in cuts])
@@ -183,7 +177,7 @@ def _candidate(rows: list[list[str]], quorum: float, base: PromptTemplate) -> Pr
     joints = [(piece, 0) for pieces in rows for piece in pieces[1:-2]]
     steps = [(piece, number) for pieces in rows for number, piece in enumerate(pieces[1:-1], 1)]
     lasts = [(pieces[-1], len(pieces) - 1) for pieces in rows if len(pieces) > 1]
-    before = _OPENING.findall(_agreed(heads + firsts, quorum))[0]
+    before = _opening("", heads + firsts, quorum)
     first, head, joint, lead, last = (_agreed(some, quorum, -1) for some in (firsts, heads, joints, leads, lasts))
     # What stands before the number at the first and at later steps alike.
     label = shared_start(head[::-1], joint[::-1])[::-1].rpartition("\n")[2].lstrip(" \t>)].,;:|/")
@@ -196,15 +190,13 @@ def _candidate(rows: list[list[str]], quorum: float, base: PromptTemplate) -> Pr
     tail, lead, none = lead[: len(lead) - size], lead[len(lead) - size :], rest[: len(rest) - size]
     is_list = (tail, lead, none) == (joint, label, "")
     # Words after the previous steps are no part of a list: a row of a first step would show them.
-    core = _core(lasts, quorum) if is_list else ""
-    is_hidden = len(core) >= 12 and not any(core in text for text, _ in joints)
+    is_hidden = is_list and len(core := _core(lasts, quorum)) >= 12 and not any(core in text for text, _ in joints)
     if is_hidden or not joints or not joint.startswith(tail) or (one not in first if firsts else not is_list):
         return None
-    step = between if is_list else _OPENING.findall(lead + _agreed(lasts, quorum))[0]
+    step = between if is_list else _opening(lead, lasts, quorum)
     listed = "{{steps}}" if is_list else "{{previous_steps}}" + literal(step) + "{{step}}"
     tail, none = ("", base.no_previous_steps) if is_list else (tail, none)
-    # A quote around the step may open before its label, or after it.
-    after = max(_closing(lead.removesuffix(label), last), _closing(step, last), key=len)
+    after = max(_closing(lead.removesuffix(label), last), _closing(step, last), key=len)  # A quote may hold the label.
     close = re.findall(r"[ \t]*[^\w\s]*\s*", _agreed(steps, quorum).removeprefix(_MARK))[0]
     user = literal(before) + "{{problem}}" + literal(between) + listed + literal(after)
     user = user.replace(_MARK, "{{step_number}}")
@@ -220,8 +212,7 @@ def _agreed(texts: Sequence[tuple[str, int]], quorum: float, way: Literal[1, -1]
         own = [at for at in left if column[at] == numbers[at]]
         [(common, count)] = Counter(column[at] for at in left).most_common(1)
         if max(count, len(own)) < least:
-            # Pieces with a common beginning stand next to each other.
-            pieces = sorted(column[at] for at in left)
+            pieces = sorted(column[at] for at in left)  # Those with a common beginning stand next to each other.
             found += max((shared_start(*ends) for ends in zip(pieces, pieces[least - 1 :], strict=False)), key=len)
             break
         left = own if len(own) > count else [at for at in left if column[at] == common]
@@ -231,20 +222,29 @@ def _agreed(texts: Sequence[tuple[str, int]], quorum: float, way: Literal[1, -1]
 
 def _core(texts: Sequence[tuple[str, int]], quorum: float) -> str:
     """The longest text that a share `quorum` of the texts has before the end that they share."""
-    shared = len(_agreed(texts, quorum, -1))
+    shared, core = len(_agreed(texts, quorum, -1)), ""
     rests = sorted((text[: len(text) - shared] for text, _ in texts[:: len(texts) // 30 + 1]), key=len)
-    core = ""
     for rest in rests[: len(rests) // 2 + 1 : 3]:
         for end in range(len(core) + 1, len(rest) + 1):
             longer = rest[end - len(core) - 1 : end]
-            if sum(longer in other for other in rests) >= quorum * len(rests):
-                core = longer
+            core = longer if sum(longer in other for other in rests) >= quorum * len(rests) else core
     return core
+
+
+def _opening(lead: str, texts: Sequence[tuple[str, int]], quorum: float) -> str:
+    """Fixed text before values: to a line end, a label, or (under no heading) a space before very varied values."""
+    text = lead + (shared := _agreed(texts, quorum))
+    starts = {value[len(shared) :][:30] for value, _ in texts}
+    *_, heading, line = ["", *re.split(r"\s*\n", text)]
+    is_label = re.search(rf"{_MARK}|[#<:：>\]]|\*\n", f"{heading[:1]}{heading[-1:]}\n{line}")
+    is_varied = len(starts) >= 30 and len({start[:1] for start in starts}) >= 12
+    found: str = re.findall(rf"(?s:.*)(?:\n\s*|(?:{_MARK}[ \t]*[^\w\s]*|[:：>\]])[*_]*[ \t]*)[\"'`*\[({{]*|", text)[0]
+    return text if is_varied and line[-1:].isspace() and not is_label else found
 
 
 def _closing(opening: str, shared: str) -> str:
     """Fixed text after a value: of a shared end, without ends of sentences, with quotes to match those before it."""
     lost, closing = re.findall(r"(?s)\A([\w.?!:$%)}\]\\'\"*`]*)(.*)", shared)[0]
     mirrored = re.split(r"[^\"'`*\[({]", opening)[-1][::-1].translate(str.maketrans("([{", ")]}"))
-    fits = (mirrored[:size] for size in range(len(mirrored), -1, -1) if lost.endswith(mirrored[:size]))
-    return f"{next(fits)}{closing}"
+    ends = [mirrored[:size] for size in range(len(mirrored), -1, -1) if lost.endswith(mirrored[:size])]
+    return f"{ends[0]}{closing}"

@@ -148,16 +148,21 @@ class Template:
         """Read what `to_toml` writes; every key but `user` may be left out. The stem of the file `source` names the
         template where its text does not. `PromptError` where it is no such file, or the template cannot be used."""
         try:
-            # As JSON, so that types are taken strictly, but a table makes a dataclass.
-            values = json.dumps({"name": Path(source).stem, **tomllib.loads(text)}, default=lambda date: None)
+            # As JSON, so that types are taken strictly, but a table makes a dataclass. A date is no text.
+            values = json.dumps({"name": Path(source).stem, **tomllib.loads(text)}, default=lambda date: [str(date)])
             return TypeAdapter(cls).validate_json(values, strict=True)
-        except tomllib.TOMLDecodeError as error:
-            raise PromptError(f"{source}: not a {cls.KIND} in TOML: {error}") from None
         except ValidationError as error:
-            keys = ", ".join(one.name for one in fields(cls))
-            raise PromptError(f"{source}: {explained(error)}; keys are {keys}") from None
+            first = error.errors(include_url=False)[0]
+            is_table = first["loc"][:1] == ("verdict",) and "verdict" in cls.__dataclass_fields__
+            keys = ", ".join(one.name for one in fields(VerdictFormat if is_table else cls))
+            told = {"missing": "'user' is missing: it is the user message with its placeholders"}
+            told["json_invalid"] = f"not a {cls.KIND}: {first['msg']}"
+            wrong = f"{told.get(first['type']) or explained(error)}; keys are {keys}"
         except PromptError as error:
-            raise PromptError(f"{source}: {error}") from None
+            wrong = str(error)
+        except (ValueError, RecursionError) as error:  # also of a number of thousands of digits, arrays within arrays
+            wrong = f"not a {cls.KIND} in TOML: {error}"
+        raise PromptError(f"{source}: {wrong}")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any, cast, get_type_hints
 
 from rprm import engines
@@ -91,7 +92,8 @@ def load_judge(
     confidence, seed = given.pop("confidence", DEFAULT_CONFIDENCE), given.pop("seed", 0)
     settings = replace(judge_settings(model, procedure), **given)
     if not isinstance(prompt, PromptTemplate):
-        prompt = load_template(prompt) if prompt else template_for(model, settings.prompt)
+        source = typed({"prompt": str | Path | None}, {"prompt": prompt}, model)["prompt"]
+        prompt = load_template(source) if source else template_for(model, settings.prompt)
     rule = StoppingRule(settings.num_analyses, settings.threshold, settings.stopping, confidence)
     sampling = Sampling(settings.temperature, settings.top_p, settings.max_tokens, seed)
     further = {name: getattr(settings, name) for name in ("first_error_exit", "force_verdict", "second_pass")}
