@@ -32,7 +32,7 @@ from typing import Any
 from judge_cost import Streams
 
 from rprm.benchmarks import read_prmbench, read_problem_file, read_scores
-from rprm.data.options import order_key
+from rprm.data.stage_options import order_key
 from rprm.engines import Sampling
 from rprm.engines.scripted import ScriptedEngine
 from rprm.prompts import PromptTemplate, load_template

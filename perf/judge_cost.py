@@ -40,7 +40,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rprm.benchmarks import measure_processbench, read_prmbench, read_processbench, read_scores, scores_of
-from rprm.data.options import order_key
+from rprm.data.stage_options import order_key
 from rprm.engines import Completion, Engine, EngineInfo, Sampling, load_engine
 from rprm.engines.scripted import ScriptedEngine, ScriptedReply
 from rprm.jobs import in_order

@@ -28,7 +28,7 @@ from typing import Any
 from judge_cost import forget_prompts
 
 from rprm.benchmarks import read_processbench
-from rprm.data.options import order_key
+from rprm.data.stage_options import order_key
 from rprm.engines import load_engine
 from rprm.jobs import in_order
 from rprm.presets import Procedure

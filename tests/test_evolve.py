@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from rprm.data.options import is_held_out
+from rprm.data.stage_options import is_held_out
 from rprm.errors import InputError, PromptError, RunError, SettingsChanged
 from rprm.evolve import RoundResult, RoundSettings, evolve
 from rprm.prompts import PromptTemplate

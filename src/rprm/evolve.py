@@ -14,7 +14,7 @@ from typing import Any
 
 from rprm.benchmarks import Tally, compare, step_scores, tally_steps
 from rprm.benchmarks.labelled_steps import StepItems
-from rprm.data.options import is_held_out
+from rprm.data.stage_options import is_held_out
 from rprm.data.steps import read_labelled_steps, steps_source
 from rprm.errors import CorruptRun, InputError, PromptError
 from rprm.prompts import load_template

@@ -11,7 +11,7 @@ import pytest
 
 from rprm.data.analyses import open_analyses
 from rprm.data.datasets import write_rows
-from rprm.data.options import ColdStartOptions, PairOptions, is_held_out
+from rprm.data.stage_options import ColdStartOptions, PairOptions, is_held_out
 from rprm.errors import InputError, SettingsChanged
 from rprm.prompts import load_template
 from rprm.records import StepAnalyses

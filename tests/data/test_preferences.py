@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from rprm.data.analyses import open_analyses
 from rprm.data.datasets import write_rows
-from rprm.data.options import PAIR_PRESETS, ColdStartOptions, PairOptions
+from rprm.data.stage_options import PAIR_PRESETS, ColdStartOptions, PairOptions
 from rprm.errors import InputError
 from rprm.prompts import load_template
 from rprm.records import StepAnalyses

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rprm.data.options import is_held_out, order_key
+from rprm.data.stage_options import is_held_out, order_key
 from rprm.errors import InputError
 
 PROBLEMS = [f"Problem {number}: how many apples?" for number in range(4000)]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rprm.data.options import StepOptions
+from rprm.data.stage_options import StepOptions
 from rprm.data.steps import (
     FORMATS,
     Expanded,

@@ -13,7 +13,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from rprm.cli.data import steps
-from rprm.data.options import NGRAM, OVERLAP, Format, StepOptions
+from rprm.data.stage_options import NGRAM, OVERLAP, Format, StepOptions
 from rprm.data.steps import FORMATS
 from rprm.errors import InputError, SettingsChanged
 

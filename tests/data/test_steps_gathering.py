@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from rprm.data.gathering import gather_steps, read_benchmarks
-from rprm.data.options import StepOptions
+from rprm.data.stage_options import StepOptions
 from rprm.data.steps import read_labelled_steps, steps_source
 from rprm.errors import InputError, RunError, SettingsChanged
 from rprm.reading import Source

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rprm.data.gsm8k import MAX_EXPRESSION, WrongStep, evaluate, without_annotations, wrong_step
-from rprm.data.options import StepOptions
+from rprm.data.stage_options import StepOptions
 from rprm.data.steps import Origin, gsm8k_steps
 from rprm.errors import InputError
 from rprm.records import LabelledStep

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rprm.data.options import Neutral, StepOptions
+from rprm.data.stage_options import Neutral, StepOptions
 from rprm.data.steps import Origin, prm800k_steps
 from rprm.errors import InputError
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rprm.data import steps as formats
-from rprm.data.options import StepOptions
+from rprm.data.stage_options import StepOptions
 from rprm.data.steps import Expanded, Origin, read_steps
 from rprm.errors import InputError
 from rprm.reading import Source

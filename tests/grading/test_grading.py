@@ -21,7 +21,7 @@ from rprm.grading import (
     olympiadbench_rule,
 )
 from rprm.grading.forms import plain_number, read
-from rprm.grading.grader import Comparison
+from rprm.grading.grader import AnswerComparison
 
 pytest.importorskip("math_verify")
 
@@ -110,7 +110,7 @@ PARTS = [
 
 @given(*[st.lists(st.sampled_from(PARTS), max_size=14).map("".join)] * 2, st.sampled_from([*RULES.values()]))
 def test_any_two_texts_are_compared_by_strings_and_numbers(gold: str, answer: str, rule: AnswerRule) -> None:
-    compare = Comparison(rule, lambda *_: "different").of_texts
+    compare = AnswerComparison(rule, lambda *_: "different").of_texts
     outcomes = {compare(gold, answer) for _ in range(2)}
     assert outcomes <= {"equal", "different", "unreadable"}
     assert len(outcomes) == 1

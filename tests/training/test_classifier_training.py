@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from rprm.data.options import is_held_out
+from rprm.data.stage_options import is_held_out
 from rprm.errors import EngineError, InputError, SettingsChanged
 from rprm.rewarders.classifier import Classifier
 from rprm.training.baseline import ClassifierTraining, train_classifier

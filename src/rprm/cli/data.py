@@ -13,7 +13,7 @@ import typer
 from rprm.cli import EXIT_REJECTED
 from rprm.cli.judge import refuse_nothing_judged, run_behind_progress
 from rprm.cli.options import Json, Seed, Strict, given, with_options
-from rprm.data import options as settings
+from rprm.data import stage_options as settings
 from rprm.errors import InputError, PromptError
 
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Training data: labelled steps, analyses, rows.")

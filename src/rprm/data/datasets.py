@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from rprm.data.analyses import AnalysesFile
-from rprm.data.options import ColdStartOptions, PairOptions, is_held_out, order_key
+from rprm.data.stage_options import ColdStartOptions, PairOptions, is_held_out, order_key
 from rprm.errors import InputError
 from rprm.prompts import Prompt, PromptTemplate
 from rprm.prompts.library import MODEL_TEMPLATE

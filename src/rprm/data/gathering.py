@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from rprm.benchmarks import read_prmbench
 from rprm.benchmarks.prmbench import PRMBENCH_HUB
 from rprm.benchmarks.processbench import PROCESSBENCH_SUBSETS
-from rprm.data.options import NGRAM, OVERLAP, StepOptions
+from rprm.data.stage_options import NGRAM, OVERLAP, StepOptions
 from rprm.data.steps import STAGE, Expanded, read_steps, source_name
 from rprm.errors import InputError
 from rprm.reading import Rejected, Row, Source, SourceInfo, field_names, json_object, read_rows, stem

@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field
 from rprm import reading
 from rprm.benchmarks import Benchmark, StepItems, tally_steps
 from rprm.data.gsm8k import numbers, without_annotations, wrong_step
-from rprm.data.options import Neutral, StepOptions
+from rprm.data.stage_options import Neutral, StepOptions
 from rprm.errors import InputError
 from rprm.reading import AnyText, Rejected, Row, RowModel, Source, Text, checked
 from rprm.records import LabelledStep

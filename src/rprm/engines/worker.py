@@ -107,7 +107,7 @@ class ModelWorker(threading.Thread, Generic[AnyRequest]):
 
 
 @dataclass(eq=False)
-class Row(Request):
+class BatchRow(Request):
     """What is asked for (`Decoder.ask`); its slot in the cache while it is decoded."""
 
     ids: list[int]
@@ -119,13 +119,13 @@ class Row(Request):
     token: int = -1
 
 
-class Decoder(ModelWorker[Row]):
+class Decoder(ModelWorker[BatchRow]):
     """Owns the model: one thread, one batch."""
 
     def __init__(self, engine: TransformersEngine, info: EngineInfo) -> None:
         super().__init__("rprm-transformers", hint="lower max_rows or prefix_tokens")
         self.engine, self.model, self.info = engine, engine.model, info
-        self.rows: list[Row] = []
+        self.rows: list[BatchRow] = []
         self.cache = BatchCache()
         # Computed prompts, the one used last at the end: ids -> keys and values of each layer, logits [vocabulary].
         self.prefixes: OrderedDict[tuple[int, ...], tuple[list[KeyValues], torch.Tensor]] = OrderedDict()
@@ -138,7 +138,7 @@ class Decoder(ModelWorker[Row]):
     async def ask(self, ids: list[int], wanted: TokenTranscript | VerdictTokens, sampling: Sampling) -> Any:
         """The completion of a transcript, or the log-probabilities of Yes and of No right after `ids`."""
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
-        return await self.submit(Row(ids, sampling, wanted, torch.Generator().manual_seed(seed)))
+        return await self.submit(BatchRow(ids, sampling, wanted, torch.Generator().manual_seed(seed)))
 
     def work(self) -> None:
         """One token for every row, after what waits has joined them."""
@@ -155,7 +155,7 @@ class Decoder(ModelWorker[Row]):
         logits = self._forward(tokens, positions, self.cache, attention_mask=self.cache.open_column())
         self._keep(self._advance(self.rows, logits[[row.slot for row in self.rows]]))
 
-    def _keep(self, kept: list[Row]) -> None:
+    def _keep(self, kept: list[BatchRow]) -> None:
         self.cache.free([row.slot for row in set(self.rows) - set(kept)])
         self.rows = kept
 
@@ -206,7 +206,7 @@ class Decoder(ModelWorker[Row]):
         logits: torch.Tensor = output.logits[:, -1].float()
         return logits.cpu() if logits.device.type == "mps" else logits  # Apple's GPUs have no float64, as used below
 
-    def _advance(self, rows: Sequence[Row], logits: torch.Tensor) -> list[Row]:
+    def _advance(self, rows: Sequence[BatchRow], logits: torch.Tensor) -> list[BatchRow]:
         """Draw the next token of each row from logits [rows, vocabulary]; returns the rows that go on."""
         is_finite = logits.amax(-1).isfinite()  # the logit of a token that the model masks is -inf
         if not is_finite.all():

@@ -185,11 +185,11 @@ def _without_text(text: str) -> str:
 def read(text: str, rule: AnswerRule) -> Form:
     """The form of an answer as it was found in a solution or a data set, at most `MAX_CHARACTERS` long."""
     simple = text.strip("$ ") if P.simple.fullmatch(text) else normal_text(text, rule.lists_split_numbers)
-    return _Reader(rule).form(simple)
+    return _FormReader(rule).form(simple)
 
 
 @dataclass(frozen=True, slots=True)
-class _Reader:
+class _FormReader:
     """Reads a text in normal form from its outermost structure inwards, `depth` brackets or lists deep so far."""
 
     rule: AnswerRule
@@ -214,7 +214,7 @@ class _Reader:
         return self.form(other) if other != text else self.equation(text) or self.value(text)
 
     def forms(self, parts: list[str]) -> tuple[Form, ...]:
-        inner = _Reader(self.rule, self.depth + 1)
+        inner = _FormReader(self.rule, self.depth + 1)
         return tuple(inner.form(part.strip()) for part in parts)
 
     def words(self, text: str) -> Form | None:

@@ -90,7 +90,7 @@ class Grader(contextlib.AbstractContextManager["Grader"]):
         pairs = list(pairs)
         found = dict[AnswerPair, Grade]()
         for pair in dict.fromkeys(pairs):
-            by_text, answer = Comparison(pair.rule, lambda *_: _UNDECIDED), pair.answer or ""
+            by_text, answer = AnswerComparison(pair.rule, lambda *_: _UNDECIDED), pair.answer or ""
             if not (known := self._graded.get(pair)):
                 known = Grade(by_text.of_texts(pair.gold, answer) if answer.strip() else "no answer")
             found[pair] = known
@@ -152,7 +152,7 @@ class Grader(contextlib.AbstractContextManager["Grader"]):
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class AnswerComparison:
     """Compares gold answers with answers."""
 
     rule: AnswerRule

@@ -27,7 +27,7 @@ from sympy.core.relational import Relational
 from sympy.parsing import sympy_parser
 
 from rprm.grading.forms import Form, P, rewritten
-from rprm.grading.grader import Comparison, Outcome
+from rprm.grading.grader import AnswerComparison, Outcome
 from rprm.grading.rules import AnswerRule
 
 #: RLIMIT_AS cannot be set on macOS: there the keeper looks at its child's memory, every so many seconds.
@@ -41,7 +41,7 @@ _WHOLE = ("2", "5", "3", "8", "4", "7", "6")
 _UNDONE = (sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit, sympy.Derivative)
 
 
-class _Reader(_Latex2Sympy):  # type: ignore[misc]
+class _LatexReader(_Latex2Sympy):  # type: ignore[misc]
     def parse_number(self, text: str) -> Any:
         return sympy.Rational(text.replace(",", ""))
 
@@ -98,7 +98,7 @@ def _serve(pipe: Any, far: Any, limit_s: float, limit_bytes: int) -> None:
 
 def _outcome(gold: str, answer: str | None, fields: dict[str, Any]) -> Outcome:
     """Compare two answers by the rule of these fields; of a gold answer alone say whether it is recognised."""
-    return Comparison(AnswerRule(**fields), _same).of_texts(gold, answer)
+    return AnswerComparison(AnswerRule(**fields), _same).of_texts(gold, answer)
 
 
 @lru_cache(maxsize=2_000)
@@ -117,7 +117,7 @@ def _expression(text: str) -> Any:
         return "(I)" if word in imaginary else rf"\variable{{{letters}}} "
 
     latex = rewritten("latex", P.symbol.sub(name, text))
-    return _Reader(config=ConversionConfig(lowercase_symbols=False)).parse(latex)
+    return _LatexReader(config=ConversionConfig(lowercase_symbols=False)).parse(latex)
 
 
 def _same(gold: Form, answer: Form, *tolerances: float) -> Outcome:

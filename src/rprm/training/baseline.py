@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
-from rprm.data.options import is_held_out
+from rprm.data.stage_options import is_held_out
 from rprm.data.steps import read_labelled_steps, steps_source
 from rprm.engines.loading import load_tokenizer
 from rprm.errors import EngineError, InputError, RequestRefused

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, get_args
 
-from rprm.data.options import PairOptions, check_share
+from rprm.data.stage_options import PairOptions, check_share
 from rprm.errors import InputError
 
 Precision = Literal["auto", "bf16", "fp32"]
