@@ -36,8 +36,8 @@ from rprm.data.analyses import sample_analyses
 from rprm.data.gsm8k import evaluate
 from rprm.data.steps import read_labelled_steps, steps_source
 from rprm.engines.base import Sampling
-from rprm.engines.transformers import smollm2_model
 from rprm.engines.scripted import ScriptedEngine, ScriptedReply
+from rprm.engines.transformers import smollm2_model
 from rprm.prompts import Prompt, load_template
 from rprm.records import LabelledStep
 from rprm.runs import read_json_lines, read_manifest
