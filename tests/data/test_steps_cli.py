@@ -40,7 +40,7 @@ def test_table(tmp_path: Path) -> None:
     # "Add." stands twice with one label, "It is 5." with both.
     assert "2 rows read as stepwise" in text
     assert "1 labelled steps (0 wrong) 1 at step 1 (0 wrong) 1 problems 1 paths of steps" in text
-    assert "1 left out: the same step stood before" in text
+    assert "1 left out: repeated steps" in text
     assert "2 left out: the same step is called correct and wrong" in text
     assert "0 left out: of 0 problems that stand in x" in text
 

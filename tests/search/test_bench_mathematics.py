@@ -38,7 +38,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     json_lines(
         folder / "college_math.jsonl",
         [
-            {"problem": "Is it a subspace?", "answer": "Yes, this is a subspace."},
+            {"problem": "What is half of it?", "answer": r"\frac{1}{"},
             {"problem": "Half of 1?", "answer": r"\frac{1}{2}"},
         ],
     )
@@ -114,8 +114,8 @@ def test_what_the_sets_hold(data: Path) -> None:
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)["sets"]["college_math"]
     assert told["problems"] == 2
-    # A sentence: no other way of writing it would be recognised.
-    assert told["unrecognised"] == {"college_math/0": "Yes, this is a subspace."}
+    # It is cut short: no other way of writing it would be recognised.
+    assert told["unrecognised"] == {"college_math/0": r"\frac{1}{"}
     assert told["data"]["name"] == str(data / "college_math.jsonl")
     assert told["data"]["digest"].startswith("sha256:")
     shown = rprm("bench", "mathematics", "--set", "college_math,amc23", "--data", data).stdout
