@@ -254,7 +254,7 @@ def test_bench_judges_measures_and_compares(tmp_path: Path) -> None:
     done = rprm(*limited, "--model", "scripted:", "--limit", 2, "--output", tmp_path / "limited")
     assert json.loads(done.stdout)["items"] == 4
     assert json.loads(rprm("bench", "processbench", "--json", "--scores", tmp_path / "limited").stdout)["items"] == 4
-    assert "items have no score" in rprm(*limited, "--scores", tmp_path / "limited").stderr
+    assert "36 of 40 items have no prediction" in rprm(*limited, "--scores", tmp_path / "limited").stderr
 
     # A run of the older row format is read too: its rewards meant the same.
     manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())

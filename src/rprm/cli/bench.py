@@ -115,7 +115,8 @@ def _bench(
     recorded = _recorded(path) if path else {}
     if path and output and (output / MANIFEST).exists() and not output.samefile(path):
         raise BenchmarkError(f"{output} holds another run than {path}: name another --output")
-    name, limit, items = _read(benchmark, data, figures.limit, recorded)
+    # The run's limit is of the run's own data, not of data that are named.
+    name, limit, items = _read(benchmark, data, figures.limit, recorded if data.data is None else {})
     for flag in flags.values():
         items = flag.items(items) if flag.items else items
     further = {name: flag.further for name, flag in flags.items() if flag.further}
@@ -185,9 +186,7 @@ def _read(
     benchmark: Benchmark, data: DataOptions | NamedData, limit: int | None, *recorded: dict[str, Any]
 ) -> tuple[str | None, int | None, BenchmarkItems[Any]]:
     """The name of the data and the limit, as given or as runs record them, and the items."""
-    name = _agreed("data", data.data, *recorded)
-    if data.data is None or len(recorded) > 1:  # One run's limit is of its own data.
-        limit = _agreed("limit", limit, *recorded)
+    name, limit = _agreed("data", data.data, *recorded), _agreed("limit", limit, *recorded)
     if not (name or benchmark.hub):
         raise BenchmarkError(f"say which {benchmark.name} the scores are of: --data PATH")
     items = benchmark.read(name or benchmark.hub, revision=data.revision)
