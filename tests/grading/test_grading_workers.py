@@ -190,6 +190,7 @@ time.sleep(600.0)
 
 @LINUX
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.slow
 def test_workers_end_with_their_parent(how: signal.Signals) -> None:
     parent = subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert parent.stdout is not None

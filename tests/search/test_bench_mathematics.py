@@ -109,6 +109,7 @@ def test_the_tables(data: Path, solutions: Path) -> None:
     assert "…" not in narrow
 
 
+@pytest.mark.slow
 def test_what_the_sets_hold(data: Path) -> None:
     done = rprm("bench", "mathematics", "--set", "college_math", "--data", data, "--json")
     assert done.returncode == 0, done.stderr
