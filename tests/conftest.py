@@ -21,6 +21,16 @@ if num_workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_workers)))
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What the fault suite counted (`figures` in faults/conftest.py)."""
+    reports = [report for report in terminalreporter.stats.get("passed", []) if report.when == "call"]
+    found = {report.nodeid: text for report in reports for name, text in report.user_properties if name == "faults"}
+    if found:
+        terminalreporter.section("faults")
+        for test, text in sorted(found.items()):
+            terminalreporter.write_line(f"{test.rpartition('/')[2]}: {text}")
+
+
 #: Up to twenty real rows of each set; excerpts/README.md says whose they are.
 EXCERPTS = Path(__file__).parent / "excerpts"
 
