@@ -12,6 +12,7 @@ LAYERS = [
     {"errors", "records", "embedded", "quoting", "thinking"},
     {
         "verdict",
+        "critique",
         "stopping",
         "runs",
         "reading",
@@ -40,7 +41,8 @@ WITHIN = {
     "presets": {"models", "stopping"},
     "subcommands": {"runs"},
     "reading": {"splitting"},
-    "prompts": {"verdict", "reading"},
+    "prompts": {"verdict", "critique", "reading"},
+    "critique": {"stopping"},
     "data": {"benchmarks"},
     "search": {"benchmarks"},
     "training": {"data"},

@@ -60,7 +60,10 @@ class LabelledStep(Record):
 class Analysis(Record):
     """One sampled analysis of one step: its `verdict` (True for Yes, the step is correct) and P(Yes), None where it has
     none. P(Yes) comes from the generation's log-probabilities, from a second pass (the published procedure) or, where
-    the engine gives none, from the hard vote (0 or 1). A `forced` verdict was asked for after the end."""
+    the engine gives none, from the hard vote (0 or 1). A `forced` verdict was asked for after the end.
+
+    A critic's analysis is of a whole solution and stands with its last step: `first_error` is the index of the earliest
+    wrong step that it names (-1: none), and `verdict` whether that is -1."""
 
     text: str
     verdict: bool | None
@@ -70,6 +73,7 @@ class Analysis(Record):
     num_tokens: Count
     num_prompt_tokens: Count | None = None
     finish_reason: str
+    first_error: StepOrNone | None = Field(None, exclude_if=lambda index: index is None)
 
     def is_cut_by_context(self, max_tokens: int) -> bool:
         """Whether the model's context ended the analysis before `max_tokens` did."""
@@ -79,7 +83,8 @@ class Analysis(Record):
 class StepReward(Record):
     """The reward of one step: the mean P(Yes) over its analyses that reached a verdict (R-PRM, section 3.3), and
     `vote`, the share of Yes among their hard verdicts; both are None where there is none, and `failure` says why.
-    `num_requested` is K of the full procedure. A classifier's `reward` is its score, without `vote` and K."""
+    `num_requested` is K of the full procedure. A classifier's `reward` is its score, without `vote` and K; a critic's
+    the share of its analyses whose first error is later."""
 
     step_index: Count
     reward: Probability | None
@@ -112,7 +117,8 @@ class StepAnalyses(Record):
 
 class SolutionReward(Record):
     """Step rewards of one solution and the prediction they give: `first_error`, the index of the first step whose
-    reward is below the threshold (-1: none; None: a step up to there has no reward). `steps` may end there."""
+    reward is below the threshold (-1: none; None: a step up to there has no reward). `steps` may end there. A critic's
+    is what most of its analyses name."""
 
     id: str
     num_steps: Count

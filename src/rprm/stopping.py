@@ -81,9 +81,8 @@ class StoppingRule:
             return False
         # P(the full mean stays on this side), the future Yes count X ~ BetaBinomial(r, 1 + S, 1 + v - S).
         alpha, beta = 1.0 + float(total), 1.0 + num_values - float(total)
-        prior = _log_beta(alpha, beta)
         probability_yes = math.fsum(
-            math.exp(math.log(math.comb(remaining, count)) + _log_beta(count + alpha, remaining - count + beta) - prior)
+            beta_binomial(count, remaining, alpha, beta)
             for count in range(remaining + 1)
             if float((total + count) / (num_values + remaining)) >= self.threshold
         )
@@ -99,6 +98,12 @@ def _tally(p_yes: Sequence[float | None], num_analyses: int) -> tuple[Fraction, 
 def _bounds(total: Fraction, num_values: int, remaining: int) -> tuple[float, float]:
     """Of the final mean: all that remain say 0, or all say 1."""
     return float(total / (num_values + remaining)), float((total + remaining) / (num_values + remaining))
+
+
+def beta_binomial(count: int, number: int, alpha: float, beta: float) -> float:
+    """P(X = count) of X ~ BetaBinomial(number, alpha, beta)."""
+    choices = math.log(math.comb(number, count))
+    return math.exp(choices + _log_beta(count + alpha, number - count + beta) - _log_beta(alpha, beta))
 
 
 def _log_beta(a: float, b: float) -> float:

@@ -31,6 +31,11 @@ def without_thinking(text: str) -> str:
     return "" if begin is None else text[begin:]
 
 
+def with_thinking_closed(text: str) -> str:
+    """The text as it is answered after: thinking that was cut off is closed, since nothing in it is an answer."""
+    return text.rstrip() if after_thinking(text) is not None else f"{text.rstrip()}\n</think>"
+
+
 def answer_parts(text: str) -> Iterator[tuple[int, int]]:
     """The characters [start, end) of each part of the text that is no thinking, in order."""
     for (_, start), (end, _) in pairwise([(0, 0), *_blocks(text), (len(text), None)]):

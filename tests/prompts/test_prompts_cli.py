@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from rprm.cli.prompts import EXAMPLE_PROBLEM, app
 from rprm.errors import PromptError, RprmError
-from rprm.prompts import PromptTemplate, load_policy_template, load_template
+from rprm.prompts import PromptTemplate, load_critic_template, load_policy_template, load_template
 
 TRUE = PromptTemplate(
     "true",
@@ -42,10 +42,11 @@ def rows(tmp_path: Path) -> Path:
 
 def test_list():
     lines = run("list").splitlines()
-    judges, policies = lines[:4], lines[4:]
+    judges, (critic, *policies) = lines[:4], lines[4:]
     assert [line.split()[0] for line in judges] == ["critique", "critique-brief", "few-shot", "teacher"]
     assert judges[0].split()[1:] == [load_template().digest, "(default)"]
     assert judges[1].split()[1:] == [load_template("critique-brief").digest]
+    assert critic.split() == ["critic", load_critic_template().digest, "(critic,", "default)"]
     assert [line.split()[0] for line in policies] == ["base", "boxed", "plain"]
     assert policies[0].split()[1:] == [load_policy_template("base").digest, "(policy)"]
     assert policies[1].split()[1:] == [load_policy_template().digest, "(policy,", "default)"]

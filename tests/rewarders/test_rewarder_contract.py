@@ -14,10 +14,12 @@ from typing import Any, TypeVar
 
 import pytest
 
+from rprm.critique import majority
 from rprm.ledger import Ledger
 from rprm.records import Solution, SolutionReward
 from rprm.rewarders import load_rewarder
 from rprm.rewarders.base import AnalysisSampler, StepRewarder, first_error
+from rprm.rewarders.critic import Critic
 
 T = TypeVar("T")
 SOLUTIONS = [
@@ -78,7 +80,18 @@ def pooling_server() -> Iterator[str]:
 
 
 @pytest.fixture(
-    scope="module", params=["lean", "full", "lost verdicts", "embedded", "one pass", "a pass a step", "served"]
+    scope="module",
+    params=[
+        "lean",
+        "full",
+        "lost verdicts",
+        "critic",
+        "critic, all steps",
+        "embedded",
+        "one pass",
+        "a pass a step",
+        "served",
+    ],
 )
 def started(request: pytest.FixtureRequest) -> Iterator[Started]:
     """A rewarder of each kind, in one event loop for all tests."""
@@ -91,6 +104,10 @@ def started(request: pytest.FixtureRequest) -> Iterator[Started]:
             "lean": lambda: load_rewarder("scripted:"),
             "full": lambda: load_rewarder("scripted:", procedure="full"),
             "lost verdicts": lambda: load_rewarder("scripted:?lost=0.8", num_analyses=2),
+            "critic": lambda: load_rewarder("critic:scripted:?lost=0.5&noise=0.5", num_analyses=4),
+            "critic, all steps": lambda: load_rewarder(
+                "critic:scripted:?noise=0.5", num_analyses=5, first_error_exit=False
+            ),
             "embedded": lambda: load_rewarder("embedded", num_analyses=2, max_tokens=64),
             "one pass": lambda: classifier("qwen_folder"),
             "a pass a step": lambda: classifier("universal_folder"),
@@ -108,7 +125,7 @@ def started(request: pytest.FixtureRequest) -> Iterator[Started]:
 def test_it_says_what_its_rewards_depend_on(started: Started) -> None:
     described = started.run(started.rewarder.start())
     assert json.loads(json.dumps(described)) == described == started.run(started.rewarder.start())
-    assert described["rewarder"] in ("r-prm", "classifier")
+    assert described["rewarder"] in ("r-prm", "classifier", "critic")
     assert described["threshold"] == started.rewarder.threshold
     assert {"kind", "model"} <= described["engine"].keys()
     assert started.rewarder.concurrency >= 1
@@ -123,7 +140,10 @@ def test_rewards_are_of_the_steps_in_order(started: Started) -> None:
             # A reward, or why there is none.
             assert (step.reward is None) == (step.failure is not None)
             assert step.reward is None or 0.0 <= step.reward <= 1.0
-        assert reward.first_error == first_error([step.reward for step in reward.steps], threshold)
+        if isinstance(started.rewarder, Critic):
+            assert reward.first_error == majority([one.first_error for one in reward.steps[-1].analyses])
+        else:
+            assert reward.first_error == first_error([step.reward for step in reward.steps], threshold)
         # What is left out stands after the first error.
         last = reward.steps[-1].reward
         assert len(reward.steps) == len(solution.steps) or (last is not None and last < threshold)
@@ -146,10 +166,13 @@ def test_in_full_every_step_has_its_own_reward(started: Started) -> None:
     assert len(reward.steps) == len(solution.steps)
     assert full.in_full().threshold == full.threshold == started.rewarder.threshold
     for index, step in enumerate(reward.steps):
-        # What comes after a step moves no reward.
-        for steps in (solution.steps, solution.steps[: index + 1]):
+        # What comes after a step moves no reward, but that of a critic, who reads it all.
+        whole = [] if isinstance(full, Critic) and index < len(solution.steps) - 1 else [solution.steps]
+        for steps in (*whole, solution.steps[: index + 1]):
             alone = started.run(full.judge_step(solution.problem, steps, index))
             assert alone.step_index == index
+            if not whole:
+                continue
             assert (alone.reward is None) == (step.reward is None)
             assert step.reward is None or alone.reward == pytest.approx(step.reward, abs=1e-5)
 

@@ -17,7 +17,8 @@ from rprm.errors import RequestRefused, RprmError, Unsupported
 from rprm.jobs import all_or_none
 from rprm.prompts import Message, Prompt, load_template
 from rprm.records import Solution, SolutionReward
-from rprm.rewarders.rprm import Judge, sample_seed
+from rprm.rewarders.base import sample_seed
+from rprm.rewarders.rprm import Judge
 from rprm.stopping import Stopping, StoppingRule
 from rprm.verdict import VerdictChoice, VerdictFormat
 

@@ -1,6 +1,7 @@
 """ProcessBench (arXiv 2412.06559; QwenLM/ProcessBench, `code/run_eval.py`): find the earliest wrong step.
 
-The prediction for a solution is the index of the first step whose score is below the threshold, -1 where none is.
+The prediction for a solution is the index of the first step whose score is below the threshold, -1 where none is; of a
+critic, what most of its critiques name.
 Figures of each subset at hand: `error_acc`, the share of solutions with a wrong step whose prediction is exactly the
 label; `correct_acc`, of those without one that are predicted -1; `f1`, their harmonic mean, not the F1 of precision and
 recall. `average.f1` is the unweighted mean over the subsets. What rests on no item of a kind is undefined.
@@ -102,6 +103,8 @@ def tally_processbench(
     is_several = np.ndim(threshold) > 0
     thresholds: NDArray[np.float64] = np.atleast_1d(threshold)
     num_steps = {item.id: len(item.solution.steps) for item in items.items}
+    if is_several and scores.first_errors:
+        raise BenchmarkError("a critic names first errors itself: no threshold decides them")
     if is_several and scores.settled_at is not None:
         what = f"early stopping settled these rewards at {scores.settled_at}; others need the mean of all analyses"
         raise BenchmarkError(f"{what}: judge without early stopping")
@@ -137,6 +140,8 @@ def tally_processbench(
         if len(known) == (label + 1 or len(found)):
             intervals[place] = -np.inf if label == -1 else known.pop(), min(known, default=np.inf)
     right = (intervals[:, :1] < thresholds) & (thresholds <= intervals[:, 1:])
+    if scores.first_errors:
+        right = np.array([[scores.first_errors.get(item.id) == item.label] for item in items.items])
     # Of each subset (right, all) among the items with a wrong step, then among those without.
     counts = np.zeros((len(strata), len(subsets), 2, 2))
     for place, item in enumerate(items.items):
@@ -276,7 +281,8 @@ def _table(
 
 def _measured(measured: Measurement) -> ResultTable:
     note = "F1 is the harmonic mean of the two accuracies; the average is over the subsets shown"
-    return _table(f"ProcessBench at threshold {measured.threshold:g}", measured.figures, note, measured.coverage)
+    how = "by majority" if measured.scores.first_errors else f"at threshold {measured.threshold:g}"
+    return _table(f"ProcessBench {how}", measured.figures, note, measured.coverage)
 
 
 PROCESSBENCH = Benchmark(

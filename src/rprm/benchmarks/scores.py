@@ -30,6 +30,8 @@ class Scores:
     usage: Totals | None = None  #: what judging cost
     failures: Mapping[str, str] = field(default_factory=dict)  #: id -> why its first step without a score has none
     form: Mapping[str, tuple[int, int]] = field(default_factory=dict)  #: id -> verdicts reached unasked, and analyses
+    #: id -> the first error that a critic names; empty where step scores tell it.
+    first_errors: Mapping[str, int | None] = field(default_factory=dict)
 
     def check_threshold(self, threshold: float) -> None:
         """Raise a `BenchmarkError` where the scores say nothing at this threshold."""
@@ -85,6 +87,7 @@ def scores_of(rewards: Iterable[SolutionReward], *, settled_at: float | None = N
     failures: dict[str, str] = {}
     form: dict[str, tuple[int, int]] = {}
     usage = Totals()
+    first_errors: dict[str, int | None] = {}
     for reward in rewards:
         judged = [reward.num_steps - 1] if last_step else list(range(len(reward.steps)))
         if [step.step_index for step in reward.steps] != judged:
@@ -98,7 +101,9 @@ def scores_of(rewards: Iterable[SolutionReward], *, settled_at: float | None = N
         failures |= {reward.id: reasons[0]} if reasons else {}
         unasked = [one.verdict is not None and not one.forced for step in reward.steps for one in step.analyses]
         form[reward.id] = sum(unasked), len(unasked)
-    return Scores(p_yes, settled_at, tuple(repeated), usage, failures, form)
+        if any(one.first_error is not None for one in reward.steps[-1].analyses):
+            first_errors[reward.id] = reward.first_error
+    return Scores(p_yes, settled_at, tuple(repeated), usage, failures, form, first_errors)
 
 
 class _ScoresRow(RowModel):

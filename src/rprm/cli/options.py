@@ -80,7 +80,8 @@ Model = Annotated[
     "--model",
     "-m",
     "A known model (`rprm models`), embedded, smollm2, transformers:PATH_OR_ID, vllm:PATH_OR_ID, openai:MODEL@URL, "
-    "scripted:; or a discriminative PRM, classifier:PATH_OR_ID; options as ?name=value.",
+    "scripted:; a critic of whole solutions over one of these, critic:SPEC; or a discriminative PRM, "
+    "classifier:PATH_OR_ID; options as ?name=value.",
 ]
 Seed = Annotated[int, "Seed of the whole run."]
 Strict = Annotated[bool, "--strict", "Stop at the first row that cannot be used."]

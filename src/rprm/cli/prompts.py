@@ -19,32 +19,35 @@ EXAMPLE_STEPS = ("The speed of the train is 150 / 2 = 75 km per hour.", "In 5 ho
 
 @app.command("list")
 def list_templates() -> None:
-    """Names of the built-in templates: of judges, then of policies."""
-    from rprm.prompts import builtin_names, load_policy_template, load_template, policy_names
-    from rprm.prompts.library import DEFAULT_POLICY_TEMPLATE, DEFAULT_TEMPLATE
+    """Names of the built-in templates: of judges, of critics, of policies."""
+    from rprm.prompts.library import CRITICS, POLICIES, PROMPTS
 
-    rows = [(name, load_template(name).digest, "") for name in builtin_names()]
-    rows += [(name, load_policy_template(name).digest, "policy") for name in policy_names()]
-    for name, digest, kind in rows:
-        default = "default" if name in (DEFAULT_TEMPLATE, DEFAULT_POLICY_TEMPLATE) else ""
-        note = ", ".join(filter(None, (kind, default)))
-        typer.echo(f"{name:16}{digest}" + (f"  ({note})" if note else ""))
+    for kind, shelf in (("", PROMPTS), ("critic", CRITICS), ("policy", POLICIES)):
+        for name in shelf.names():
+            note = ", ".join(filter(None, (kind, "default" * (name == shelf.default))))
+            typer.echo(f"{name:16}{shelf.load(name).digest}" + (f"  ({note})" if note else ""))
 
 
 @app.command()
 def show(
-    template: Annotated[str | None, typer.Argument(help="Name, file or folder.  [default: critique, or boxed]")] = None,
+    template: Annotated[
+        str | None, typer.Argument(help="Name, file or folder.  [default: critique, critic or boxed]")
+    ] = None,
+    critic: Annotated[
+        bool, typer.Option("--critic", help="A template of a critic, who reads a whole solution.")
+    ] = False,
     policy: Annotated[bool, typer.Option("--policy", help="A template of a policy, which writes solutions.")] = False,
     example: Annotated[bool, typer.Option("--example", help="Render the prompt for a small example solution.")] = False,
 ) -> None:
     """Print a template as a file, or the prompt that it makes."""
-    from rprm.prompts import PolicyTemplate, load_policy_template, load_template
+    from rprm.prompts import load_critic_template, load_policy_template, load_template
 
-    loaded = load_policy_template(template) if policy else load_template(template)
+    load: Any = load_policy_template if policy else load_critic_template if critic else load_template
+    loaded = load(template)
     if not example:
         typer.echo(loaded.to_toml(), nl=False)
         return
-    steps = (EXAMPLE_STEPS[:1],) if isinstance(loaded, PolicyTemplate) else (EXAMPLE_STEPS, 1)
+    steps = (EXAMPLE_STEPS[:1],) if policy else (EXAMPLE_STEPS,) if critic else (EXAMPLE_STEPS, 1)
     prompt = loaded.render(EXAMPLE_PROBLEM, *steps)
     parts = [(message.role if prompt.chat else "text", message.content) for message in prompt.messages]
     for name, content in [*parts, ("reply", prompt.reply)]:

@@ -42,6 +42,7 @@ class Sampling:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     verdict: VerdictFormat | None = None  # report the choice at each of its answers; the first verdict may end it
+    num_steps: int | None = None  # of a solution whose earliest wrong step is asked for, by its index
 
 
 @dataclass(frozen=True, slots=True)

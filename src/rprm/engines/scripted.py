@@ -1,7 +1,8 @@
 """A deterministic engine without a model, for tests and measurements of everything around the model.
 
-It writes an analysis whose verdict is a pseudo-random function of the prompt and the seed alone; asked without a
-verdict, as a policy is, a solution of two to four steps that ends in `\\boxed{}`, or its next step.
+It writes an analysis whose verdict is a pseudo-random function of the prompt and the seed alone; asked for the
+first wrong step, a critique that ends with its index in a box; asked for neither, as a policy is, a solution of two to
+four steps that ends in `\\boxed{}`, or its next step.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ class ScriptedEngine:
         if self.log:
             with open(self.log, "ab") as stream:  # noqa: ASYNC230  # a line
                 stream.write(f"{sampling.seed}\n".encode())
-        write = self.reply or (_solve if sampling.verdict is None else self._pseudo_random)
+        asked = self._criticise if sampling.num_steps else _solve if sampling.verdict is None else self._pseudo_random
+        write = self.reply or asked
         reply = write(prompt, sampling)
         await asyncio.sleep(self.delay)
         if reply.num_tokens > (room := self.context_length - num_prompt_tokens):
@@ -98,6 +100,15 @@ class ScriptedEngine:
 
     async def aclose(self) -> None:
         """It holds nothing."""
+
+    def _criticise(self, prompt: Prompt, sampling: Sampling) -> ScriptedReply:
+        """A critique: the index of the first wrong step, in a box."""
+        draw = _draw(prompt, sampling, "critique")
+        num_steps, num_tokens, is_lost = sampling.num_steps or 1, draw.randint(100, 800), draw.random() < self.lost
+        leans = _draw(prompt, Sampling(), "first error") if draw.random() >= self.noise else draw
+        index = -1 if leans.random() < self.yes_rate else leans.randrange(num_steps)
+        ending = "" if is_lost and sampling.temperature else f" \\boxed{{{index}}}"
+        return ScriptedReply(f"Critique {draw.getrandbits(32):08x} of the solution.{ending}", None, num_tokens)
 
     def _pseudo_random(self, prompt: Prompt, sampling: Sampling) -> ScriptedReply:
         leans_yes = _draw(prompt, Sampling(), "lean").random() < self.yes_rate

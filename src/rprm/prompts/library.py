@@ -11,16 +11,20 @@ from urllib.parse import parse_qsl
 
 from rprm.embedded import JUDGE
 from rprm.errors import PromptError
-from rprm.prompts.template import PolicyTemplate, PromptTemplate
+from rprm.prompts.template import CriticTemplate, PolicyTemplate, PromptTemplate
 
-AnyTemplate = TypeVar("AnyTemplate", PromptTemplate, PolicyTemplate)
+AnyTemplate = TypeVar("AnyTemplate", PromptTemplate, PolicyTemplate, CriticTemplate)
 
 #: The templates used where none is named.
-DEFAULT_TEMPLATE, DEFAULT_POLICY_TEMPLATE = "critique", "boxed"
+DEFAULT_TEMPLATE, DEFAULT_POLICY_TEMPLATE, DEFAULT_CRITIC_TEMPLATE = "critique", "boxed", "critic"
 
 #: The files in which a model folder carries the template that its model was trained with, and the one that a policy
 #: solves problems with.
-MODEL_TEMPLATE, MODEL_POLICY_TEMPLATE = "rprm_prompt.toml", "rprm_policy.toml"
+MODEL_TEMPLATE, MODEL_POLICY_TEMPLATE, MODEL_CRITIC_TEMPLATE = (
+    "rprm_prompt.toml",
+    "rprm_policy.toml",
+    "rprm_critic.toml",
+)
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,10 @@ class TemplateShelf(Generic[AnyTemplate]):
         return next((file for file in found if file.is_file()), None)
 
 
-_PROMPTS = TemplateShelf(PromptTemplate, "templates", DEFAULT_TEMPLATE, MODEL_TEMPLATE)
-_POLICIES = TemplateShelf(PolicyTemplate, "policies", DEFAULT_POLICY_TEMPLATE, MODEL_POLICY_TEMPLATE)
+PROMPTS = TemplateShelf(PromptTemplate, "templates", DEFAULT_TEMPLATE, MODEL_TEMPLATE)
+POLICIES = TemplateShelf(PolicyTemplate, "policies", DEFAULT_POLICY_TEMPLATE, MODEL_POLICY_TEMPLATE)
+CRITICS = TemplateShelf(CriticTemplate, "critics", DEFAULT_CRITIC_TEMPLATE, MODEL_CRITIC_TEMPLATE)
 
-builtin_names, load_template, carried_template = _PROMPTS.names, _PROMPTS.load, _PROMPTS.carried
-policy_names, load_policy_template, carried_policy_template = _POLICIES.names, _POLICIES.load, _POLICIES.carried
+builtin_names, load_template, carried_template = PROMPTS.names, PROMPTS.load, PROMPTS.carried
+policy_names, load_policy_template, carried_policy_template = POLICIES.names, POLICIES.load, POLICIES.carried
+critic_names, load_critic_template, carried_critic_template = CRITICS.names, CRITICS.load, CRITICS.carried

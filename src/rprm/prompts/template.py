@@ -14,6 +14,7 @@ from typing import ClassVar, NamedTuple, Self
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from rprm.critique import FormatName
 from rprm.errors import PromptError
 from rprm.reading import explained
 from rprm.verdict import VerdictFormat
@@ -263,6 +264,39 @@ class PromptTemplate(Template):
                 return f"{place.format(at)} stands {found!r} instead of {wanted!r}"
         missing = next((piece for piece in pieces if piece not in text), None)
         return f"it has no {missing!r:.80}" if missing else "its steps do not follow each other as in the template"
+
+
+@dataclass(frozen=True)
+class CriticTemplate(Template):
+    """The layout of a prompt that asks for a critique of a whole solution: `{{problem}}`, `{{steps}}` (each in
+    `step_format`) and `{{num_steps}}` in `user`. The reply begins with `reply`. `format` says how a critique names the
+    earliest wrong step (`rprm.critique.FORMATS`). `stop` ends a reply wherever it begins; empty for none."""
+
+    KIND = "critic template"
+    NAMES = ("problem", "steps", "num_steps")
+
+    step_format: str = "<paragraph_{{index}}>\n{{step}}\n</paragraph_{{index}}>"
+    step_separator: str = "\n\n"
+    reply: str = ""
+    stop: str = ""
+    format: FormatName = "boxed"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if "steps" not in self._check_names("user", self.user, self.NAMES):
+            raise self._error("user has no {{steps}}")
+        if "step" not in self._check_names("step_format", self.step_format, ("index", "number", "step")):
+            raise self._error("step_format has no {{step}}")
+
+    def render(self, problem: str, steps: Sequence[str]) -> Prompt:
+        """The prompt that asks for a critique of all the steps; `{{index}}` counts from 0, `{{number}}` from 1."""
+        listed = [
+            {"index": Filled(str(index)), "number": Filled(str(index + 1)), "step": Filled.record(step)}
+            for index, step in enumerate(steps)
+        ]
+        filled = Filled(self.step_separator).join(_fill(_pieces(self.step_format), values) for values in listed)
+        values = {"problem": Filled.record(problem), "steps": filled, "num_steps": Filled(str(len(steps)))}
+        return self._prompt(values, self.reply)
 
 
 @lru_cache(maxsize=512)

@@ -57,6 +57,8 @@ def render_solution(
             parts.append(Text("; ".join(notes), style=wrong if is_first_error else "yellow"))
         for number, one in enumerate(step.analyses if analyses else (), 1):
             p_yes = "no verdict" if one.p_yes is None else f"P(Yes) {one.p_yes:.2f}"
+            if one.first_error is not None:
+                p_yes = f"first error: step {one.first_error + 1}" if one.first_error >= 0 else "no error"
             title = f"analysis {number}: {p_yes}{', asked for' if one.forced else ''}, {one.num_tokens} tokens"
             shown = Group(Text(title, style="cyan"), Text(plain(one.text), style="dim"))
             parts.append(Padding(shown, (0, 0, 0, 2)))

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+import hashlib
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
-from rprm.jobs import Job, run_job
-from rprm.ledger import Ledger
+from rprm.engines.base import WITHHELD, Sampling
+from rprm.errors import RequestRefused
+from rprm.jobs import Job, all_or_none, run_job
+from rprm.ledger import Ledger, paid_once
+from rprm.prompts.template import Prompt
 from rprm.reading import Rejected
 from rprm.records import REWARD_FORMAT, Analysis, Solution, SolutionReward, StepReward
 from rprm.runs import FORMAT
 from rprm.stopping import StoppingRule
 
 Steps = Sequence[str]  # of a solution
+
+# Stands for a sample that the engine refused, while others of its prompt were drawn.
+_REFUSED = Analysis(text="", verdict=None, p_yes=None, p_yes_source=None, num_tokens=0, finish_reason="refused")
 
 
 def reward_settings(described: dict[str, Any]) -> dict[str, Any]:
@@ -38,6 +45,64 @@ def solution_reward(solution: Solution, steps: Sequence[StepReward], threshold: 
     return SolutionReward(
         id=solution.id, num_steps=len(solution.steps), first_error=found, steps=tuple(steps), label=solution.label
     )
+
+
+async def draw_in_waves(
+    num_more: Callable[[Sequence[Analysis]], int], analyse: Callable[[range], Awaitable[list[Analysis]]]
+) -> tuple[tuple[Analysis, ...], str | None]:
+    """Analyses, by their sample numbers, until no more are needed, and why there is none where all were refused. Each
+    wave is needed whatever it says: nothing is drawn in vain."""
+    analyses: tuple[Analysis, ...] = ()
+    while count := num_more(analyses):
+        try:
+            analyses += tuple(await analyse(range(len(analyses), len(analyses) + count)))
+        except RequestRefused as error:
+            if not analyses:
+                return (), str(error)
+            analyses += (_REFUSED,) * count
+    return analyses, None
+
+
+async def draw(
+    write: Callable[[Sampling], Awaitable[Analysis]], prompt: Prompt, sampling: Sampling, samples: range,
+    ledger: Ledger | None, scope: str,
+) -> list[Analysis]:  # fmt: skip
+    """Some analyses of a prompt, by their sample numbers, each paid for once; one that is refused has no verdict, and
+    where every one is, that is a `RequestRefused`."""
+
+    async def drawn(sample: int) -> Analysis | RequestRefused:
+        seeded = replace(sampling, seed=sample_seed(sampling.seed or 0, prompt, sample))
+        try:
+            return await paid_once(ledger, f"{scope}{sample}", Analysis, lambda: write(seeded))
+        except RequestRefused as error:
+            return error
+
+    found = await all_or_none(drawn(sample) for sample in samples)
+    refusals = [one for one in found if isinstance(one, RequestRefused)]
+    if refusals and len(refusals) == len(found):
+        raise refusals[0]
+    return [_REFUSED if isinstance(one, RequestRefused) else one for one in found]
+
+
+def sample_seed(seed: int, prompt: Prompt, sample: int) -> int:
+    """The seed of one sample: 31 bits that depend on the run's seed, the prompt and the sample's number alone."""
+    key = f"{seed}\0{sample}\0{prompt.text}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=4).digest()) & 0x7FFF_FFFF
+
+
+def why_without_verdict(analyses: Sequence[Analysis], max_tokens: int) -> str:
+    """Why none of the analyses, of at most so many tokens, reached a verdict."""
+    num_cut = sum(analysis.finish_reason == "length" for analysis in analyses)
+    by_context = sum(analysis.is_cut_by_context(max_tokens) for analysis in analyses)
+    withheld = [analysis.finish_reason for analysis in analyses if analysis.finish_reason in WITHHELD]
+    counts = {
+        "ran into the end of the model's context: give it a longer one (context_length)": by_context,
+        f"ran into max_tokens={max_tokens}: raise --max-tokens": num_cut - by_context,
+        f"were withheld by the server ({''.join(withheld[:1])})": len(withheld),
+    }
+    reasons = "; ".join(f"{count} {reason}" for reason, count in counts.items() if count)
+    reasons = reasons or "ask for it with --force-verdict, or use a prompt that the model follows"
+    return f"none of {len(analyses)} analyses reached a verdict; {reasons}"
 
 
 class StepRewarder(Protocol):

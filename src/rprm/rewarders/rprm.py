@@ -6,7 +6,6 @@ the seed and j alone.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
@@ -15,16 +14,13 @@ from typing import Any, Literal
 from rprm.engines.base import WITHHELD, Completion, Engine, Sampling
 from rprm.errors import RequestRefused, RprmError, Unsupported
 from rprm.jobs import all_or_none
-from rprm.ledger import Ledger, paid_once
+from rprm.ledger import Ledger
 from rprm.prompts.template import Prompt, PromptTemplate
 from rprm.records import Analysis, Solution, SolutionReward, StepReward
-from rprm.rewarders.base import Steps, solution_reward
+from rprm.rewarders.base import Steps, draw, draw_in_waves, solution_reward, why_without_verdict
 from rprm.stopping import StoppingRule, mean
-from rprm.thinking import after_thinking
+from rprm.thinking import with_thinking_closed
 from rprm.verdict import TwoAnswers, VerdictChoice, read_verdict
-
-# Stands for a sample that the engine refused, while others of its step were drawn.
-_REFUSED = Analysis(text="", verdict=None, p_yes=None, p_yes_source=None, num_tokens=0, finish_reason="refused")
 
 
 @dataclass(eq=False)
@@ -87,17 +83,11 @@ class Judge:
         return solution_reward(solution, steps, self.threshold)
 
     async def judge_step(self, problem: str, steps: Steps, step_index: int, ledger: Ledger | None = None) -> StepReward:
-        analyses: list[Analysis] = []
-        # Waves that are needed whatever they say: nothing is drawn in vain.
-        while count := self.rule.num_more([analysis.p_yes for analysis in analyses]):
-            samples = range(len(analyses), len(analyses) + count)
-            try:
-                analyses += await self.analyse(problem, steps, step_index, samples, ledger)
-            except RequestRefused as error:
-                if not analyses:
-                    return self.reward(step_index, (), str(error))
-                analyses += [_REFUSED] * count
-        return self.reward(step_index, analyses)
+        analyses, failure = await draw_in_waves(
+            lambda drawn: self.rule.num_more([one.p_yes for one in drawn]),
+            lambda samples: self.analyse(problem, steps, step_index, samples, ledger),
+        )
+        return self.reward(step_index, analyses, failure)
 
     async def analyse(
         self, problem: str, steps: Steps, step_index: int, samples: range, ledger: Ledger | None = None
@@ -105,27 +95,16 @@ class Judge:
         """As in `AnalysisSampler`; one that is refused has no verdict."""
         prompt = self.template.render(problem, steps, step_index)
 
-        async def drawn(sample: int) -> Analysis | RequestRefused:
-            async def write() -> Analysis:
-                sampling = replace(self.sampling, seed=sample_seed(self.sampling.seed or 0, prompt, sample))
-                return await self._read(prompt, await self.engine.generate(prompt, sampling))
+        async def write(sampling: Sampling) -> Analysis:
+            return await self._read(prompt, await self.engine.generate(prompt, sampling))
 
-            try:
-                return await paid_once(ledger, f"{step_index}.{sample}", Analysis, write)
-            except RequestRefused as error:
-                return error
-
-        found = await all_or_none(drawn(sample) for sample in samples)
-        refusals = [one for one in found if isinstance(one, RequestRefused)]
-        if refusals and len(refusals) == len(found):
-            raise refusals[0]
-        return [_REFUSED if isinstance(one, RequestRefused) else one for one in found]
+        return await draw(write, prompt, self.sampling, samples, ledger, f"{step_index}.")
 
     def reward(self, step_index: int, analyses: Sequence[Analysis], failure: str | None = None) -> StepReward:
         p_yes = [analysis.p_yes for analysis in analyses if analysis.p_yes is not None]
         votes = [float(analysis.verdict) for analysis in analyses if analysis.verdict is not None]
         if not p_yes and failure is None:
-            failure = self._why_unscored(analyses)
+            failure = why_without_verdict(analyses, self.sampling.max_tokens)
         return StepReward(
             step_index=step_index, reward=mean(p_yes), vote=mean(votes), analyses=tuple(analyses), failure=failure,
             num_requested=self.rule.num_analyses,
@@ -141,9 +120,7 @@ class Judge:
                 choice, source = second, "second pass"
         elif self.force_verdict and completion.finish_reason not in WITHHELD:
             question = form.marker if self.force_verdict is True else self.force_verdict
-            # Thinking that was cut off is closed first: nothing in it is an answer.
-            closed = text.rstrip() if after_thinking(text) is not None else f"{text.rstrip()}\n</think>"
-            asked = f"{closed}\n\n{question}"
+            asked = f"{with_thinking_closed(text)}\n\n{question}"
             if (choice := await self._choose(prompt, asked)) is not None:
                 yes, forced, source = choice.p_yes >= 0.5, True, "logprobs"
                 text = f"{asked} {form.yes if yes else form.no}"
@@ -161,23 +138,3 @@ class Judge:
             return await self.engine.choose(prompt, text, answers)
         except RequestRefused:
             return None
-
-    def _why_unscored(self, analyses: Sequence[Analysis]) -> str:
-        limit = self.sampling.max_tokens
-        num_cut = sum(analysis.finish_reason == "length" for analysis in analyses)
-        by_context = sum(analysis.is_cut_by_context(limit) for analysis in analyses)
-        withheld = [analysis.finish_reason for analysis in analyses if analysis.finish_reason in WITHHELD]
-        counts = {
-            "ran into the end of the model's context: give it a longer one (context_length)": by_context,
-            f"ran into max_tokens={limit}: raise --max-tokens": num_cut - by_context,
-            f"were withheld by the server ({''.join(withheld[:1])})": len(withheld),
-        }
-        reasons = "; ".join(f"{count} {reason}" for reason, count in counts.items() if count)
-        reasons = reasons or "ask for it with --force-verdict, or use a prompt that the model follows"
-        return f"none of {len(analyses)} analyses reached a verdict; {reasons}"
-
-
-def sample_seed(seed: int, prompt: Prompt, sample: int) -> int:
-    """The seed of one sample: 31 bits that depend on the run's seed, the prompt and the sample's number alone."""
-    key = f"{seed}\0{sample}\0{prompt.text}".encode()
-    return int.from_bytes(hashlib.blake2b(key, digest_size=4).digest()) & 0x7FFF_FFFF

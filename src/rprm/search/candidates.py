@@ -20,8 +20,7 @@ from rprm.ledger import Ledger, paid_once
 from rprm.prompts import PolicyTemplate
 from rprm.reading import AnyText, Rejected, Row, Source, SourceInfo, json_object, read_rows
 from rprm.records import Record, StepReward
-from rprm.rewarders.base import AnalysisSampler, StepRewarder, reward_settings
-from rprm.rewarders.rprm import sample_seed
+from rprm.rewarders.base import AnalysisSampler, StepRewarder, reward_settings, sample_seed
 from rprm.runs import RESULTS, finished_manifest, read_json_lines
 from rprm.search import RunTotals, counted
 from rprm.search.racing import WAVE, Aggregation, Steps, StepScores, race

@@ -1,0 +1,148 @@
+r"""What a critique of a whole solution says: the index of its earliest wrong step. Pure functions.
+
+Indices count from 0; -1 says that no step is wrong. What a critique's format does not find (no answer, an index beyond
+the solution, labels that contradict each other) is None: no vote.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol, get_args
+
+from rprm.stopping import StoppingRule, beta_binomial
+from rprm.thinking import without_thinking
+
+Index = int  # of a step, -1 for none
+
+
+class CritiqueFormat(Protocol):
+    """How a critique names the earliest wrong step."""
+
+    question: (
+        str  #: is written after a critique that names none, and its answer read; empty where none can be asked for
+    )
+    stop: str  #: ends the answer to the question
+
+    def find(self, critique: str, num_steps: int) -> Index | None:
+        """The index that the critique of a solution of so many steps names."""
+
+
+class BoxedIndex:
+    r"""The last `\boxed{...}` holds the index, as in ProcessBench's prompt (QwenLM/ProcessBench, code/run_eval.py)."""
+
+    question, stop = "\n\n\\boxed{", "}"
+    _BOX = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
+    _INDEX = re.compile(
+        r"[\s$*]*(?:\\text\w*\{)?\s*(?:paragraph|step|index)?[\s_\\]*(?P<index>[-−–]?\d{1,6})\s*\}?[\s.$*]*", re.I
+    )
+
+    def find(self, critique: str, num_steps: int) -> Index | None:
+        boxes = self._BOX.findall(without_thinking(critique))
+        index = self._INDEX.fullmatch(boxes[-1]) if boxes else None
+        return within(int(re.sub("[−–]", "-", index["index"])), num_steps) if index else None
+
+
+class JsonLabels:
+    """The last JSON object with `final_label` (the index), which its `step_labels`, where it has them, bear out: a
+    label a step, 1 or true for a right one (some end with the first wrong one)."""
+
+    question = stop = ""
+
+    def find(self, critique: str, num_steps: int) -> Index | None:
+        for found in _objects(without_thinking(critique)):
+            final, labels = found.get("final_label"), found.get("step_labels")
+            if type(final) is not int or within(final, num_steps) is None:
+                return None
+            if isinstance(labels, list) and final != first_wrong([label == 1 for label in labels], num_steps):
+                return None
+            return final
+        return None
+
+
+class StepLabels:
+    r"""A `\boxed{correct}` or `\boxed{incorrect}` for each step in order, up to the first wrong one or the last (as
+    ThinkPRM writes them, arXiv 2504.16828). A solution whose labels end before that has none."""
+
+    question = stop = ""
+    _LABEL = re.compile(r"\\boxed\s*\{\s*(?:\\text\s*\{\s*)?(correct|incorrect|right|wrong)\s*\}", re.I)
+
+    def find(self, critique: str, num_steps: int) -> Index | None:
+        labels = [label.lower() in ("correct", "right") for label in self._LABEL.findall(without_thinking(critique))]
+        return first_wrong(labels, num_steps)
+
+
+FormatName = Literal["boxed", "json", "labels"]
+FORMATS: Mapping[FormatName, CritiqueFormat] = {"boxed": BoxedIndex(), "json": JsonLabels(), "labels": StepLabels()}
+assert set(FORMATS) == set(get_args(FormatName))
+
+
+def first_wrong(labels: Sequence[bool], num_steps: int) -> Index | None:
+    """The index of the first label that is False, -1 where each of the steps has a label and none is; else None."""
+    if False in labels:
+        return within(labels.index(False), num_steps)
+    return -1 if len(labels) == num_steps else None
+
+
+def within(index: Index, num_steps: int) -> Index | None:
+    return index if -1 <= index < num_steps else None
+
+
+def _objects(text: str) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a text with a `final_label`, from the last on."""
+    decoder = json.JSONDecoder()
+    for place in [match.start() for match in re.finditer(r"\{", text)][: -_MAX_BRACES - 1 : -1]:
+        try:
+            value, _ = decoder.raw_decode(text, place)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict) and "final_label" in value:
+            yield value
+
+
+_MAX_BRACES = 200  # that are tried, from the end
+
+
+def majority(votes: Sequence[Index | None]) -> Index | None:
+    """The index with the most votes; of several the one that was voted for first (as Python's `Counter` has it, and so
+    ProcessBench's script); None of no votes."""
+    counts = Counter(vote for vote in votes if vote is not None)
+    return counts.most_common(1)[0][0] if counts else None
+
+
+def num_more_votes(votes: Sequence[Index | None], rule: StoppingRule) -> int:
+    """The fewest further critiques that can settle the majority (0: it is settled): drawn at once, none is needless. No
+    votes settle it sooner than those for the index that leads."""
+    leads = majority(votes)
+    further = [-1 if leads is None else leads]
+    remaining = max(rule.num_analyses - len(votes), 0)
+    return next((more for more in range(remaining) if is_settled([*votes, *further * more], rule)), remaining)
+
+
+def is_settled(votes: Sequence[Index | None], rule: StoppingRule) -> bool:
+    """Whether the majority of all critiques stands after these votes (None: a critique that names no index).
+
+    "exact": whatever the rest name. "confident": with a probability of `rule.confidence`, by the Beta-binomial
+    posterior of a uniform prior for the share of the majority, all other votes taken for the nearest rival's.
+    """
+    remaining = rule.num_analyses - len(votes)
+    if remaining <= 0:
+        return True
+    if rule.stopping == "none" or (leads := majority(votes)) is None:
+        return False
+    counts = Counter(vote for vote in votes if vote is not None)
+    order, count = list(counts), counts.pop(leads)
+    # What a rival needs to win: more votes, or as many where it was voted for first; a new one needs more.
+    needed = [count + (order.index(leads) < order.index(other)) - number for other, number in counts.items()]
+    nearest = min([*needed, count + 1])
+    if nearest > remaining:
+        return True
+    if rule.stopping == "exact":
+        return False
+    # Of those that remain some are for the majority, the others must not reach what the nearest rival then needs.
+    enough = [more for more in range(remaining + 1) if remaining - more < nearest + more]
+    shares = (beta_binomial(more, remaining, 1.0 + count, 1.0 + counts.total()) for more in enough)
+    return math.fsum(shares) >= rule.confidence
