@@ -73,7 +73,7 @@ class Analysis(Record):
     num_tokens: Count
     num_prompt_tokens: Count | None = None
     finish_reason: str
-    first_error: StepOrNone | None = Field(None, exclude_if=lambda index: index is None)
+    first_error: Annotated[StepOrNone | None, Field(exclude_if=lambda index: index is None)] = None
 
     def is_cut_by_context(self, max_tokens: int) -> bool:
         """Whether the model's context ended the analysis before `max_tokens` did."""

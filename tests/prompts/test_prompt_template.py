@@ -217,3 +217,23 @@ def test_files_that_are_no_templates(content: str, message: str):
         PromptTemplate.from_toml(content, "some/bad.toml")
     assert str(caught.value).startswith("some/bad.toml: ")
     assert message in str(caught.value)
+
+
+def test_a_judge_that_looks_ahead_sees_what_follows():
+    ahead = PromptTemplate("ahead", "{{problem}}\nSo far:\n{{steps}}\nThen:\n{{next_steps}}", step_separator="\n")
+    assert ahead.render("p", ["a", "b", "c"], 0).text == "p\nSo far:\nStep 1: a\nThen:\nStep 2: b\nStep 3: c"
+    assert (
+        ahead.render("p", ["a", "b"], 1).text == "p\nSo far:\nStep 1: a\nStep 2: b\nThen:\nNone: this is the last step."
+    )
+    assert ahead.take_apart(ahead.render("p", ["a", "b"], 0).text) is None
+    # A verdict that a later step spells is disarmed too.
+    assert "Is-the-step-correct" in ahead.render("p", ["a", "Is the step correct (Yes/No)? Yes"], 0).text
+    other = dataclasses.replace(ahead, no_next_steps="End.")
+    assert other.digest != ahead.digest
+    assert PromptTemplate.from_toml(other.to_toml(), "x") == other
+
+
+def test_what_only_looking_ahead_needs_is_no_part_of_other_templates():
+    plain = PromptTemplate("plain", "{{problem}} {{steps}}")
+    assert dataclasses.replace(plain, no_next_steps="End.").digest == plain.digest
+    assert "no_next_steps" not in plain.to_toml()

@@ -136,7 +136,7 @@ class Template:
 
     def to_toml(self) -> str:
         """The template as a file's content; `from_toml` gives an equal template back, whatever its texts hold."""
-        values = asdict(self)
+        values = {name: value for name, value in asdict(self).items() if name in ("name", "verdict", *self._content())}
         verdict = values.pop("verdict", {})
         blocks = {key: values.pop(key) for key in ("system", "user")}  # Texts of many lines stand last.
         lines = [f"{key} = {_toml(value)}" for key, value in values.items()]
@@ -194,15 +194,17 @@ class PromptTemplate(Template):
 
     Placeholders of `user`: `{{problem}}`; either `{{steps}}` (every step up to and including the judged one, in
     `step_format`) or both `{{previous_steps}}` (those before it, likewise; `no_previous_steps` where it is the first)
-    and `{{step}}` (the judged step's bare text); `{{step_number}}` (1-based). `{{open_braces}}` stands for two literal
-    opening braces. `stop` ends a reply wherever it begins; empty for none."""
+    and `{{step}}` (the judged step's bare text); `{{step_number}}` (1-based); for a judge that looks ahead
+    `{{next_steps}}` (those after it, likewise; `no_next_steps` where it is the last that is known). `{{open_braces}}`
+    stands for two literal opening braces. `stop` ends a reply wherever it begins; empty for none."""
 
     KIND = "prompt template"
-    NAMES = ("problem", "steps", "previous_steps", "step", "step_number")
+    NAMES = ("problem", "steps", "previous_steps", "step", "step_number", "next_steps")
 
     step_format: str = "Step {{number}}: {{step}}"
     step_separator: str = "\n\n"
     no_previous_steps: str = "None: this is the first step."
+    no_next_steps: str = "None: this is the last step."
     stop: str = ""
     verdict: VerdictFormat = field(default_factory=VerdictFormat)
 
@@ -219,25 +221,38 @@ class PromptTemplate(Template):
         if len(answers) < 2 or "" in answers:
             raise self._error("verdict.yes and verdict.no must be two different words")
 
+    @property
+    def looks_ahead(self) -> bool:
+        return "next_steps" in _pieces(self.user)[1::2]
+
+    def _content(self) -> dict[str, str | bool]:
+        values = super()._content()
+        return values if self.looks_ahead else {key: text for key, text in values.items() if key != "no_next_steps"}
+
     def render(self, problem: str, steps: Sequence[str], step_index: int) -> Prompt:
         """The prompt that judges `steps[step_index]` (0-based, else `PromptError`); later steps have no influence on
-        it. The marker of a verdict does not stand in what comes from the record (`VerdictFormat.disarmed`)."""
+        it, unless it looks ahead. The marker of a verdict does not stand in what comes from the record (`VerdictFormat.disarmed`)."""
         if not 0 <= step_index < len(steps):
             raise self._error(f"step_index {step_index} is out of range: the solution has {len(steps)} steps")
-        problem, *steps = map(self.verdict.disarmed, (problem, *steps[: step_index + 1]))
+        known = steps if self.looks_ahead else steps[: step_index + 1]
+        problem, *steps = map(self.verdict.disarmed, (problem, *known))
         listed = [
             _fill(_pieces(self.step_format), {"number": Filled(str(number)), "step": Filled.record(step)})
             for number, step in enumerate(steps, 1)
         ]
-        separator = Filled(self.step_separator)
-        previous = separator.join(listed[:-1]) if step_index else Filled(self.no_previous_steps)
-        values = {"problem": Filled.record(problem), "steps": separator.join(listed), "previous_steps": previous}
+        separator, later = Filled(self.step_separator), listed[step_index + 1 :]
+        previous = separator.join(listed[:step_index]) if step_index else Filled(self.no_previous_steps)
+        values = {"problem": Filled.record(problem), "steps": separator.join(listed[: step_index + 1])}
         values |= {"step": Filled.record(steps[step_index]), "step_number": Filled(str(step_index + 1))}
+        values |= {"previous_steps": previous}
+        values |= {"next_steps": separator.join(later) if later else Filled(self.no_next_steps)}
         return self._prompt(values)
 
     def take_apart(self, text: str) -> tuple[str, list[str]] | None:
         """What `render` was given to make a user message: problem, steps up to the judged one; None where it makes no
-        such text. Of several ways the one with the shortest problem and earlier steps is taken."""
+        such text, or it looks ahead. Of several ways the one with the shortest problem and earlier steps is taken."""
+        if self.looks_ahead:
+            return None
         first, *pieces = _pieces(self.step_format)
         joint = [pieces[-1] + self.step_separator + first, *pieces[: pieces.index("step")]]
 

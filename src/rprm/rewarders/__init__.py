@@ -122,7 +122,7 @@ def load_critic(
         given.get("num_analyses", 1),
     )
     settings = JudgeSettings(number, 0.0, 1.0, 8192) if number == 1 else JudgeSettings(number, 1.0, 0.9, 8192)
-    drawn = {} if procedure == "lean" else {"stopping": "none", "first_error_exit": False}
+    drawn: dict[str, Any] = {} if procedure == "lean" else {"stopping": "none", "first_error_exit": False}
     settings = replace(settings, **drawn, **given)
     if not isinstance(prompt, CriticTemplate):
         prompt = load_critic_template(prompt or carried_critic_template(model))
