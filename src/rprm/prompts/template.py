@@ -231,7 +231,8 @@ class PromptTemplate(Template):
 
     def render(self, problem: str, steps: Sequence[str], step_index: int) -> Prompt:
         """The prompt that judges `steps[step_index]` (0-based, else `PromptError`); later steps have no influence on
-        it, unless it looks ahead. The marker of a verdict does not stand in what comes from the record (`VerdictFormat.disarmed`)."""
+        it, unless it looks ahead. The marker of a verdict does not stand in what comes from the record
+        (`VerdictFormat.disarmed`)."""
         if not 0 <= step_index < len(steps):
             raise self._error(f"step_index {step_index} is out of range: the solution has {len(steps)} steps")
         known = steps if self.looks_ahead else steps[: step_index + 1]
