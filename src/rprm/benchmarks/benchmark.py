@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rprm.benchmarks.items import BenchmarkItems
+from rprm.benchmarks.position import position_only
 from rprm.benchmarks.scores import Scores
 from rprm.benchmarks.tally import DEFAULT_RESAMPLES, Figure, Tally
 from rprm.rewarders.base import Totals
@@ -22,6 +23,7 @@ class Measurement(Tally):
     undefined_resamples: Mapping[str, int]  #: by figure, how many left it undefined, and are not in its interval
     num_resamples: int
     seed: int
+    position: Mapping[str, float | None] = field(default_factory=dict)  #: the figures of the steps' indices alone
 
     @property
     def num_unused(self) -> int:
@@ -36,6 +38,7 @@ class Measurement(Tally):
             "by": {name: coverage.as_dict() for name, coverage in self.coverage.items()},
             "missing_items": list(self.missing), "rejected_rows": len(self.items.rejected),
             "unused_scores": self.num_unused, "repeated_scores": list(self.scores.repeated),
+            "position_only": nested(self.position),
             "resamples": self.num_resamples, "undefined_resamples": dict(self.undefined_resamples), "seed": self.seed,
             "usage": self.scores.usage and usage_as_dict(self.scores.usage),
             "data": [{"name": source.name, "digest": source.digest} for source in self.items.sources],
@@ -56,14 +59,15 @@ def usage_as_dict(usage: Totals) -> dict[str, Any]:
 
 def measure(
     tally: Callable[..., Tally], items: BenchmarkItems[Any], scores: Scores, *, num_resamples: int = DEFAULT_RESAMPLES,
-    seed: int = 0, **options: Any,
+    seed: int = 0, right: Callable[[Any], Sequence[bool]] | None = None, **options: Any,
 ) -> Measurement:  # fmt: skip
-    """Measure a run: the figures of a benchmark's `tally` of `items`, `scores` and `options`, with intervals."""
+    """Measure a run: the figures of a benchmark's `tally` of `items`, `scores` and `options`, with intervals; with
+    `right` (see `Benchmark`) also what the steps' indices alone would give."""
     counted = tally(items, scores, **options)
     figures, undefined = counted.with_intervals(num_resamples, seed)
     return Measurement(
         **vars(counted), items=items, scores=scores, figures=figures, undefined_resamples=undefined,
-        num_resamples=num_resamples, seed=seed,
+        num_resamples=num_resamples, seed=seed, position=position_only(tally, items, right) if right else {},
     )  # fmt: skip
 
 
@@ -100,4 +104,6 @@ class Benchmark:
     hub: str | None = None  #: its data set on the hub; None where the data must be named
     group: str | None = None  #: the attribute of an item within whose values `--limit` counts
     judged: Literal["every step", "first error", "last step"] = "every step"  #: of each solution
+    #: Which steps of an item are right, from the first on, as far as it is known: for the row of `position_only`.
+    right: Callable[[Any], Sequence[bool]] | None = None
     flags: Mapping[str, Flag] = field(default_factory=dict)  #: further options of its command

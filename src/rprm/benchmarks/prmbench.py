@@ -267,6 +267,7 @@ PRMBENCH = Benchmark(
     tally=tally_prmbench,
     hub=PRMBENCH_HUB,
     group="classification",
+    right=lambda item: [index not in item.wrong_steps for index in range(len(item.solution.steps))],
     flags={
         "strip_step_numbers": Flag(
             "Judge the steps without `Step 1. ` or `1. ` at their heads, as most published baselines do.",

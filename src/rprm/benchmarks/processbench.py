@@ -9,7 +9,6 @@ recall. `average.f1` is the unweighted mean over the subsets. What rests on no i
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from pydantic import Field
 
 from rprm.benchmarks.benchmark import Benchmark, Flag, Measurement, nested
 from rprm.benchmarks.items import BenchmarkItems, open_sources, read_items
+from rprm.benchmarks.position import half_of
 from rprm.benchmarks.scores import Scores, named
 from rprm.benchmarks.tally import DEFAULT_RESAMPLES, Coverage, Figure, Floats, ResultTable, TableLine, Tally, accuracies
 from rprm.errors import BenchmarkError, InputError
@@ -238,7 +238,7 @@ def measure_held_out(
     `threshold_curve`, and a `BenchmarkError` where a half has too few items for its average F1 to be defined.
     """
     tally = tally_processbench(items, scores, threshold=CURVE_THRESHOLDS, allow_missing=allow_missing)
-    halves = np.array([hashlib.blake2b(item.id.encode(), digest_size=1).digest()[0] & 1 for item in items.items])
+    halves = np.array([half_of(item.id) for item in items.items])
     chosen = []
     for half in (0, 1):
         others = halves != half
@@ -296,6 +296,9 @@ PROCESSBENCH = Benchmark(
     hub=PROCESSBENCH_HUB,
     group="subset",
     judged="first error",
+    right=lambda item: (
+        [True] * (len(item.solution.steps) if item.label == -1 else item.label) + [False] * (item.label >= 0)
+    ),
     flags={
         "held_out": Flag("Also with the threshold chosen on the other half of the items.", further=measure_held_out),
         "curve": Flag("F1 at every threshold too.", further=threshold_curve),

@@ -143,7 +143,7 @@ def _bench(
             scores, threshold = _scores(run, _recorded(run), benchmark, items, rewarder.threshold)
     of_tally = {name: True for name, flag in flags.items() if not flag.items and not flag.further}
     how = {"allow_missing": figures.allow_missing, "num_resamples": figures.resamples, "seed": judging.seed}
-    measurement = measure(benchmark.tally, items, scores, threshold=threshold, **how, **of_tally)
+    measurement = measure(benchmark.tally, items, scores, threshold=threshold, right=benchmark.right, **how, **of_tally)
     results = {name: make(items, scores, **how) for name, make in further.items()}
     found = measurement.as_dict() | of_tally | {name: result.as_dict() for name, result in results.items()}
     tables = (measurement_table(measurement), *(result_table(result.table()) for result in results.values()))

@@ -37,6 +37,8 @@ def measurement_table(measured: Measurement) -> Table:
     if measured.undefined_resamples:
         listed = ", ".join(f"{name} ({number:,})" for name, number in measured.undefined_resamples.items())
         notes.append(f"resamples that leave a figure undefined are not in its interval: {listed}")
+    if (alone := measured.position.get(measured.headline)) is not None:
+        notes.append(f"position only, the index of a step and nothing else: {measured.headline} {alone:.1f}")
     if usage is not None:
         steps = usage.num_steps_judged
         per_step = f" ({usage.num_generated_tokens / steps:,.0f} a step)" if steps else ""
