@@ -182,6 +182,36 @@ def compare(
     show(found.as_dict(), [comparison_table(found, names=(str(first), str(second)))], as_json=figures.json)
 
 
+@app.command()
+@with_options
+def curve(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder of `rprm bench` that drew all analyses.")],
+    *,
+    data: DataOptions,
+    figures: FigureOptions,
+    seed: Annotated[int, "Of the resamples."] = 0,
+) -> None:
+    """A benchmark's figure by K, from subsets of the analyses of one run."""
+    from rprm.benchmarks.curve import k_curve
+    from rprm.records import SolutionReward
+    from rprm.report.measures import result_table
+    from rprm.runs import RESULTS, finished_manifest, read_json_lines
+
+    recorded, known = _recorded(run), BenchGroup.added()
+    if (name := recorded.get("benchmark")) not in known:
+        raise BenchmarkError(f"{run}: not a run folder of `rprm bench`")
+    finished_manifest(run, stage="judge", command=f"rprm bench {name}")
+    record: Benchmark = known[name].load()
+    *_, items = _read(record, data, figures.limit, recorded)
+    _, threshold = _scores(run, recorded, record, items, None)
+    rewards = list(read_json_lines(run / RESULTS, SolutionReward.read_back))
+    found = k_curve(
+        record, items, rewards, is_critic=recorded["rewarder"] == "critic", threshold=threshold, seed=seed,
+        num_resamples=figures.resamples, allow_missing=figures.allow_missing,
+    )  # fmt: skip
+    show(found.as_dict(), [result_table(found.table())], as_json=figures.json)
+
+
 def _read(
     benchmark: Benchmark, data: DataOptions | NamedData, limit: int | None, *recorded: dict[str, Any]
 ) -> tuple[str | None, int | None, BenchmarkItems[Any]]:

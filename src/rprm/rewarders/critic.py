@@ -83,8 +83,8 @@ class Critic:
             return max(num_more_votes(votes, self.rule), *of_steps, 0)
 
         critiques, failure = await self._critiques(solution.problem, solution.steps, num_more, ledger)
-        steps = [self._reward(index, critiques, failure) for index in range(last)]
-        steps.append(self._reward(last, critiques, failure, analyses=critiques))
+        steps = [_step_reward(index, critiques, failure, self.rule.num_analyses) for index in range(last + 1)]
+        steps[-1] = steps[-1].model_copy(update={"analyses": critiques})
         index = majority([one.first_error for one in critiques])
         return SolutionReward(
             id=solution.id, num_steps=len(steps), first_error=index, steps=tuple(steps), label=solution.label
@@ -95,7 +95,8 @@ class Critic:
         critiques, failure = await self._critiques(
             problem, steps[: step_index + 1], lambda drawn: self.rule.num_more([one.p_yes for one in drawn]), ledger
         )
-        return self._reward(step_index, critiques, failure, analyses=critiques)
+        reward = _step_reward(step_index, critiques, failure, self.rule.num_analyses)
+        return reward.model_copy(update={"analyses": critiques})
 
     async def _critiques(
         self, problem: str, steps: Steps, num_more: Callable[[Sequence[Analysis]], int], ledger: Ledger | None
@@ -135,15 +136,23 @@ class Critic:
         except RequestRefused:
             return None
 
-    def _reward(
-        self, step_index: int, critiques: Sequence[Analysis], failure: str | None, analyses: tuple[Analysis, ...] = ()
-    ) -> StepReward:
-        told = _told([one.first_error for one in critiques], step_index)
-        share = mean([p_yes for p_yes in told if p_yes is not None])
-        return StepReward(
-            step_index=step_index, reward=share, vote=share, analyses=analyses, failure=failure,
-            num_requested=self.rule.num_analyses,
-        )  # fmt: skip
+
+def with_critiques(reward: SolutionReward, critiques: tuple[Analysis, ...]) -> SolutionReward:
+    """A critic's reward as some of its critiques give it."""
+    is_told = any(one.first_error is not None for one in critiques)
+    failure = None if is_told else reward.steps[-1].failure or "none of these critiques names an index"
+    steps = [_step_reward(one.step_index, critiques, failure, one.num_requested) for one in reward.steps]
+    steps[-1] = steps[-1].model_copy(update={"analyses": critiques})
+    index = majority([one.first_error for one in critiques])
+    return reward.model_copy(update={"steps": tuple(steps), "first_error": index})
+
+
+def _step_reward(
+    step_index: int, critiques: Sequence[Analysis], failure: str | None, num_requested: int | None
+) -> StepReward:
+    told = _told([one.first_error for one in critiques], step_index)
+    share = mean([p_yes for p_yes in told if p_yes is not None])
+    return StepReward(step_index=step_index, reward=share, vote=share, failure=failure, num_requested=num_requested)
 
 
 def _told(votes: Sequence[int | None], step_index: int) -> list[float | None]:
