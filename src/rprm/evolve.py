@@ -86,16 +86,12 @@ def evolve(
         if [result.round for result in done] != list(range(len(done))):
             raise CorruptRun(f"{run.results_path} does not hold the rounds in order; begin a new folder")
         with closing(LineWriter(run.results_path)) as writer:
-            try:
-                for number in range(settings.num_rounds + 1):
-                    if number == len(done):
-                        done.append(rounds.run(number, done[-1] if done else None))
-                        writer.write(done[-1].model_dump_json())
-                    link(run.folder, done[-1].best)
-                    on_round(done[number])
-            except BaseException as error:
-                run.note({"stopped_by": type(error).__name__})
-                raise
+            for number in range(settings.num_rounds + 1):
+                if number == len(done):
+                    done.append(rounds.run(number, done[-1] if done else None))
+                    writer.write(done[-1].model_dump_json())
+                link(run.folder, done[-1].best)
+                on_round(done[number])
         run.complete({"num_rounds": settings.num_rounds, "best": done[-1].best}, {})
     return done
 

@@ -129,11 +129,7 @@ async def run_job(
     session = {"input": source.name, "versions": versions()}
     with Run(output, stage=job.name, settings=resolved, session=session) as run:
         started = time.monotonic()
-        try:
-            num_tokens = await _run_in_folder(run, job, rows, strict, callbacks)
-        except BaseException as error:
-            run.note({"seconds": round(time.monotonic() - started, 3), "stopped_by": type(error).__name__})
-            raise
+        num_tokens = await _run_in_folder(run, job, rows, strict, callbacks)
         seconds = round(time.monotonic() - started, 3)
         run.complete(job.totals.as_dict(), {"seconds": seconds, "num_generated_tokens": num_tokens})
 

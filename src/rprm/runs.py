@@ -20,11 +20,13 @@ import json
 import os
 import platform
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from typing import Any, ClassVar, Self, TypeVar, overload
 
 from pydantic import BaseModel, Field
 
@@ -75,6 +77,9 @@ class Run:
         RunError: it is not a run folder.
     """
 
+    #: The folder that this process opened last: what is told of where a command has kept its work.
+    opened: ClassVar[Path | None] = None
+
     def __init__(
         self, folder: str | Path, *, stage: str, settings: Mapping[str, Any], session: Mapping[str, Any] | None = None
     ) -> None:
@@ -84,6 +89,7 @@ class Run:
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         self.session = dict(session or {})
         self._manifest: dict[str, Any] = {}
+        self._started, self._is_open = time.monotonic(), False
 
     def __enter__(self) -> Self:
         from filelock import FileLock, Timeout
@@ -110,18 +116,27 @@ class Run:
                 self._manifest = {"stage": self.stage, "settings": self.settings, "status": "running", "sessions": []}
             self._manifest["status"] = "running"
             self._manifest["sessions"].append({"started_at": _now(), **self.session})
+            self._is_open = True
             self._write_manifest()
             for path in (self.folder / RESULTS, *self._journals):
                 repair_tail(path)
-        except BaseException:
-            self._lock.release()
+            Run.opened = self.folder
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._lock.release()
+        """Record how this session ended where nothing else has: by an error, or an interruption (a signal)."""
+        try:
+            if kind and self._is_open and (self.folder / MANIFEST).exists():
+                name = kind.__name__ if issubclass(kind, Exception) else "interruption"
+                with suppress(OSError):  # The error that ended the session is the one to tell.
+                    self.note({"seconds": round(time.monotonic() - self._started, 3), "stopped_by": name})
+        finally:
+            self._lock.release()
 
     @property
     def results_path(self) -> Path:
@@ -143,6 +158,7 @@ class Run:
         self._manifest["status"] = status
         self._manifest["sessions"][-1].update({"ended_at": _now(), **session})
         self._write_manifest()
+        self._is_open = False
 
     @property
     def _journals(self) -> list[Path]:

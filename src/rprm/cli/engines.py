@@ -17,16 +17,16 @@ def check(
     json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
 ) -> None:
     """Try what a model's engine supports: log-probabilities, seeds, prefix sharing, continued replies and more."""
-    import asyncio
     from json import dumps
 
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from rprm.cli.process import run_async
     from rprm.engines.check import TRIALS, check_spec
 
-    report = asyncio.run(check_spec(spec))
+    report = run_async(check_spec(spec))
     if json:
         print(dumps(report, ensure_ascii=False))
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import sys
 import tempfile
@@ -16,6 +15,7 @@ import typer
 
 from rprm.cli import EXIT_REJECTED
 from rprm.cli.options import FirstErrorOptions, Model, Output, Strict, with_options
+from rprm.cli.process import run_async
 from rprm.errors import InputError, RunError
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def run_behind_progress(
             finally:
                 await close()
 
-    return asyncio.run(main())
+    return run_async(main())
 
 
 def leave(num_rejected: int) -> None:

@@ -244,24 +244,20 @@ def gather_steps(
             for name in (RESULTS, REJECTED, REMOVED, "working")
         }
         gathered = _Gathered(index, files)
-        try:
-            for row in chain.from_iterable(read_steps(source, format=format, options=options) for source in sources):
-                gathered.num_rows += 1
-                if not isinstance(row, Rejected):
-                    gathered.add(row, limit)
-                elif strict:
-                    raise InputError(f"{row.file}, line {row.line}: {row.reason}")
-                else:
-                    gathered.num_rejected += 1
-                    files[REJECTED].write(row.model_dump_json() + "\n")
-                if gathered.num_rows % 1000 == 0:
-                    on_row(gathered.num_rows, gathered.num_read)
-                if gathered.num_read == limit:
-                    break
-            summary = gathered.summary([benchmark.name for benchmark in benchmarks])
-        except BaseException as error:
-            run.note({"stopped_by": type(error).__name__})
-            raise
+        for row in chain.from_iterable(read_steps(source, format=format, options=options) for source in sources):
+            gathered.num_rows += 1
+            if not isinstance(row, Rejected):
+                gathered.add(row, limit)
+            elif strict:
+                raise InputError(f"{row.file}, line {row.line}: {row.reason}")
+            else:
+                gathered.num_rejected += 1
+                files[REJECTED].write(row.model_dump_json() + "\n")
+            if gathered.num_rows % 1000 == 0:
+                on_row(gathered.num_rows, gathered.num_read)
+            if gathered.num_read == limit:
+                break
+        summary = gathered.summary([benchmark.name for benchmark in benchmarks])
         os.unlink(files.pop("working").name)
         for name, file in files.items():
             file.flush()
