@@ -9,11 +9,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rprm.errors import RunError
 from rprm.runs import MANIFEST, read_manifest
+
+#: Seconds that a stage has to stop before it is killed.
+_PATIENCE_S = 30.0
 
 
 def is_complete(folder: Path) -> bool:
@@ -44,16 +49,22 @@ class Subcommand:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=stream, env=os.environ | (environment or {}),
                 stderr=None if attached and sys.stderr.isatty() else subprocess.STDOUT,
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                # A launcher may die without a word to what it has started: a group of their own is stopped whole.
+                process_group=0, preexec_fn=_die_with_parent if sys.platform == "linux" else None,
             )  # fmt: skip
 
+    def stop(self) -> None:
+        """Ask it to stop, as Control-C would: the same stage resumes. On Windows it is ended."""
+        with suppress(ProcessLookupError, PermissionError):
+            self._signal(signal.SIGTERM)
+
     def wait(self) -> None:
-        """Wait for its end; a `RunError` with its last words where it failed."""
+        """Wait for its end; a `RunError` with its last words where it failed. Where the wait is broken off, it ends."""
         try:
             code = self.process.wait()
         except BaseException:
-            self.process.kill()
-            self.process.wait()
+            self.stop()
+            self.end()
             raise
         if code not in (0, 3):  # 3: some input rows were rejected, no failure
             lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -62,6 +73,26 @@ class Subcommand:
                 f"{self.folder}: `rprm {' '.join(self.arguments[:2])}` failed with exit code {code}; its log ends "
                 f"({self.log}):\n{last}\nfix the cause and run the same command again to resume"
             )
+
+    def end(self) -> None:
+        """Wait until it has stopped, with what a launcher has started for it; what takes too long is killed."""
+        deadline = time.monotonic() + _PATIENCE_S
+        with suppress(ProcessLookupError, PermissionError):
+            while time.monotonic() < deadline:
+                if self.process.poll() is not None:
+                    self._signal(0)  # Nobody is left: an error.
+                time.sleep(0.02)
+            self._signal(signal.SIGKILL)
+        self.process.wait()
+
+    def _signal(self, number: int) -> None:
+        """Send a signal (0: none) to what is left of it; an error where nothing is."""
+        if sys.platform != "win32":
+            os.killpg(self.process.pid, number)
+        elif self.process.poll() is None:
+            self.process.terminate()
+        else:
+            raise ProcessLookupError
 
 
 def _die_with_parent() -> None:

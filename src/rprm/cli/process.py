@@ -162,14 +162,16 @@ def run_async(coroutine: Coroutine[Any, Any, T]) -> T:
 
 def run_command(command: Callable[[], object]) -> NoReturn:
     """Run a command, and end the process with its exit code."""
-    open_streams()
-    _signals.install()
+    code = 1
     try:
+        _signals.install()
+        open_streams()
         code = _exit_code(command)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            _signals.received = _signals.received or signal.SIGINT  # By Python's own handler, before there was ours.
         if not _signals.received:
             raise  # A fault of ours, and its traceback.
-        code = 1
     finally:
         _signals.is_over = True
     if _signals.received and code not in (0, EXIT_REJECTED):

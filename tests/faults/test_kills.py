@@ -1,0 +1,186 @@
+"""SIGKILL at any moment of every command that writes a folder: the same command resumes, and ends with the same bytes.
+
+A kill falls on a touch of a file (in the middle of a line, where one is being written) or on a moment. After each the
+same command is given again, in the end undisturbed, and its folder is compared with that of an undisturbed run. What
+the scripted engine was asked for is in its log: an answer that was kept is never asked for again.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rprm.records import LabelledStep
+from tests.faults.warm import Ended, Fault, Warm
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kills are placed by Linux's means")
+
+#: Rows under way at once, and analyses or solutions of one: as many answers at most are lost by a kill.
+CONCURRENCY, WAVE = 2, 8
+MODEL = f"scripted:?yes_rate=0.6&lost=0.05&concurrency={CONCURRENCY}&log=paid"
+
+#: Every command that asks a model or makes rows; {name} is a file of `inputs`.
+COMMANDS = {
+    "judge": "judge {solutions} -m MODEL -k 4 --quiet",
+    "judge in full": "judge {solutions} -m MODEL -k 2 --rewards full --json",
+    "processbench": "bench processbench --data {processbench} -m MODEL -k 4 --resamples 10 --json",
+    "prmbench": "bench prmbench --data {prmbench} -m MODEL -k 2 --resamples 10 --json",
+    "labelled steps": "bench steps {steps} -m MODEL -k 4 --allow-missing --resamples 10 --json",
+    "mathematics": "bench mathematics --set gsm8k --data {gsm8k} --policy MODEL -n 2 --resamples 10 --json",
+    "sample": "search sample --policy MODEL --problems {problems} -n 4 --json",
+    "best-of-n": "search best-of-n --policy MODEL -m MODEL --problems {problems} -n 3 -k 4 --wave 4 --json",
+    "guided": "search guided --policy MODEL -m MODEL --problems {problems} --width 2 -k 2 --max-rounds 3 --json",
+    "beam": "search beam --policy MODEL -m MODEL --problems {problems} -n 4 --width 2 -k 2 --max-rounds 3 --json",
+    "steps": "data steps {steps} --json",
+    "analyses": "data analyses {steps} -m MODEL -n 3 --json",
+    "cold-start": "data cold-start {analyses} --json",
+    "pairs": "data pairs {analyses} --json",
+}
+#: The cheapest, for the short form.
+CHEAP = ("judge", "analyses", "pairs", "sample")
+
+
+@pytest.fixture(scope="module")
+def warm() -> Iterator[Warm]:
+    with Warm() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def inputs(warm: Warm, excerpts: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Small inputs; two rows of those to be judged cannot be used."""
+    folder = tmp_path_factory.mktemp("inputs")
+    steps = [
+        LabelledStep(
+            id=f"s{number}", problem=f"Problem {number // 3}?", previous_steps=("One.", "Two.")[: number % 3],
+            step=f"Then {number}, é.", label=number % 2 == 0,
+        ).model_dump()
+        for number in range(18)
+    ]  # fmt: skip
+    solutions = [
+        {"id": f"r{number}", "problem": f"P {number}", "steps": ["a", f"b{number}", "ç"]} for number in range(8)
+    ]
+    benchmarked = [
+        {"id": f"gsm8k-{number}", "problem": f"P {number}", "steps": ["One.", "Two."], "label": number % 3 - 1,
+         "final_answer_correct": number % 3 == 0}
+        for number in range(8)
+    ]  # fmt: skip
+    problems = [{"id": f"p{number}", "problem": f"Problem {number}", "answer": "2"} for number in range(4)]
+    files = {
+        "solutions": [*solutions[:3], {"id": "broken"}, *solutions[3:], {"steps": []}],
+        "processbench": benchmarked, "steps": steps, "problems": problems,
+        "gsm8k": [{"question": row["problem"], "answer": "So 2.\n#### 2"} for row in problems],
+    }  # fmt: skip
+    found = {name: folder / f"{name}.jsonl" for name in files}
+    for name, rows in files.items():
+        found[name].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found["prmbench"] = folder / "prmbench.jsonl"
+    with (excerpts / "prmbench" / "sample.jsonl").open() as stream:
+        found["prmbench"].write_text("".join(next(stream) for _ in range(6)))
+    (folder / "tmp").mkdir()
+    ended = warm(folder, *split(COMMANDS["analyses"], found), "-o", "analyses")
+    assert ended.code == 0, ended.err
+    return found | {"analyses": folder / "analyses"}
+
+
+def split(command: str, inputs: dict[str, Path]) -> list[str]:
+    return [word.format_map(inputs).replace("MODEL", MODEL) for word in command.split()]
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """Every file of a run folder. Of manifests what holds for all sessions, of metrics what is no time."""
+    found: dict[str, Any] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".log"):
+        name = str(path.relative_to(folder))
+        found[name] = path.read_bytes()
+        if path.name == "manifest.json":
+            manifest = json.loads(found[name])
+            assert "ended_at" in manifest["sessions"][-1]
+            found[name] = {key: value for key, value in manifest.items() if key != "sessions"}
+        elif path.name == "metrics.jsonl":
+            rows = [json.loads(line) for line in found[name].splitlines()]
+            found[name] = [
+                {key: row[key] for key in sorted(row) if not key.endswith(("time", "second"))} for row in rows
+            ]
+        elif path.name in ("results.jsonl", "training_args.bin", "README.md") and "dpo" in name:
+            del found[name]
+    return found
+
+
+class Killer:
+    """Kills commands again and again, and counts."""
+
+    def __init__(self, warm: Warm, folder: Path, setup: str = "") -> None:
+        self.warm, self.folder, self.setup = warm, folder, setup
+        self.draw = random.Random(20)
+        self.kills = self.runs = 0
+
+    def place(self, name: str) -> Path:
+        (self.folder / name / "tmp").mkdir(parents=True)
+        return self.folder / name
+
+    def run(self, folder: Path, command: list[str], **fault: Any) -> Ended:
+        return self.warm(folder, *command, fault=Fault(setup=self.setup, **fault))
+
+    def kill(self, name: str, command: list[str], num_kills: int, compare: Callable[[Path], Any] = contents) -> None:
+        """Kill a command so many times, over as many folders as it takes; compare each folder when it is finished."""
+        end = [*command].index("--") if "--" in command else len(command)
+        command = [*command[:end], "-o", "run", *command[end:]]
+        place = self.place(f"{name} whole")
+        whole = self.run(place, command)
+        assert whole.code in (0, 3), whole.err
+        expected, paid = compare(place / "run"), requests(place)
+        wanted = self.kills + num_kills
+        while self.kills < wanted:
+            place = self.place(f"{name} {self.runs}")
+            before = self.kills
+            for _ in range(self.draw.randint(2, 12)):
+                if self.draw.random() < 0.7:
+                    fault: dict[str, Any] = {"kill_at": self.draw.randint(1, max(2, whole.num_touches // 3))}
+                else:
+                    fault = {"kill_after_s": self.draw.uniform(0.0, whole.seconds)}
+                ended = self.run(place, command, **fault)
+                assert not ended.left
+                if ended.code != -9:
+                    assert ended.code == whole.code, f"{name}, {fault}: {ended.err}"
+                    break
+                self.kills += 1
+            ended = self.run(place, command)
+            assert ended.code == whole.code, f"{name}, resumed: {ended.err}"
+            assert "Traceback" not in ended.err
+            assert compare(place / "run") == expected, f"{name}, after {self.kills - before} kills in {place}"
+            again = requests(place)
+            assert set(again) == set(paid), name
+            # Paid for twice is at most what was in flight at a kill.
+            assert again.total() - paid.total() <= (self.kills - before) * CONCURRENCY * WAVE, name
+            self.runs += 1
+
+
+def requests(folder: Path) -> Counter[str]:
+    log = folder / "paid"
+    return Counter(log.read_text().split() if log.exists() else ())
+
+
+def test_cheap_commands_are_killed_and_resumed(warm: Warm, inputs: dict[str, Path], tmp_path: Path) -> None:
+    killer = Killer(warm, tmp_path)
+    for name in CHEAP:
+        killer.kill(name, split(COMMANDS[name], inputs), 5)
+    assert killer.kills >= 20
+
+
+@pytest.mark.slow
+def test_every_command_is_killed_and_resumed(
+    warm: Warm, inputs: dict[str, Path], tmp_path: Path, figures: Callable[..., None]
+) -> None:
+    killer = Killer(warm, tmp_path)
+    for name, command in COMMANDS.items():
+        killer.kill(name, split(command, inputs), 13)
+    figures(commands=len(COMMANDS), kills=killer.kills, runs_resumed_to_the_same_bytes=killer.runs)
+    assert killer.kills >= 180
