@@ -108,6 +108,7 @@ class Run:
             self._lock.acquire(blocking=False)
         except Timeout:
             raise RunLocked(f"{self.folder} is in use: another process is writing to it; wait for it to end") from None
+        Run.opened = self.folder
         try:
             if manifest.exists():
                 self._manifest = read_manifest(self.folder)
@@ -120,7 +121,6 @@ class Run:
             self._write_manifest()
             for path in (self.folder / RESULTS, *self._journals):
                 repair_tail(path)
-            Run.opened = self.folder
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from rprm.prompts import PromptTemplate
 from rprm.records import LabelledStep
 from tests.faults.warm import Ended, Fault, Warm
 
@@ -95,23 +97,34 @@ def split(command: str, inputs: dict[str, Path]) -> list[str]:
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """Every file of a run folder. Of manifests what holds for all sessions, of metrics what is no time."""
+    """Every file of a run folder; of manifests what holds for all sessions."""
     found: dict[str, Any] = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".log"):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = str(path.relative_to(folder))
         found[name] = path.read_bytes()
         if path.name == "manifest.json":
             manifest = json.loads(found[name])
             assert "ended_at" in manifest["sessions"][-1]
             found[name] = {key: value for key, value in manifest.items() if key != "sessions"}
-        elif path.name == "metrics.jsonl":
-            rows = [json.loads(line) for line in found[name].splitlines()]
-            found[name] = [
-                {key: row[key] for key in sorted(row) if not key.endswith(("time", "second"))} for row in rows
-            ]
-        elif path.name in ("results.jsonl", "training_args.bin", "README.md") and "dpo" in name:
-            del found[name]
     return found
+
+
+def trained(folder: Path) -> dict[str, Any]:
+    """The weights of a training, its summary, and what its metrics say beside times."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    summary = json.loads((folder / "summary.json").read_bytes())
+    metrics = [{key: row[key] for key in row if not key.endswith(("runtime", "per_second"))} for row in rows]
+    weights = {path.name: path.read_bytes() for path in sorted((folder / "model").glob("*.safetensors"))}
+    return {"metrics": metrics, "summary": summary, **weights}
+
+
+def evolved(folder: Path) -> dict[str, Any]:
+    """What the stages of every round have left, and the rounds' results beside times."""
+    found: dict[str, Any] = {"dpo": trained(folder / "round-1" / "dpo")}
+    for stage in ("analyses", "pairs", "measure"):
+        found[stage] = contents(folder / "round-1" / stage)
+    rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    return found | {"rounds": [row | {"seconds": 0.0} for row in rows]}
 
 
 class Killer:
@@ -131,7 +144,7 @@ class Killer:
 
     def kill(self, name: str, command: list[str], num_kills: int, compare: Callable[[Path], Any] = contents) -> None:
         """Kill a command so many times, over as many folders as it takes; compare each folder when it is finished."""
-        end = [*command].index("--") if "--" in command else len(command)
+        end = command.index("--") if "--" in command else len(command)
         command = [*command[:end], "-o", "run", *command[end:]]
         place = self.place(f"{name} whole")
         whole = self.run(place, command)
@@ -184,3 +197,43 @@ def test_every_command_is_killed_and_resumed(
         killer.kill(name, split(command, inputs), 13)
     figures(commands=len(COMMANDS), kills=killer.kills, runs_resumed_to_the_same_bytes=killer.runs)
     assert killer.kills >= 180
+
+
+#: Those that train; {tiny} is a model of two layers.
+_QUICK = "--max-steps 4 --batch-size 2 --device-batch-size 2 --learning-rate 1e-3 --max-length 512 --save-steps 1"
+TRAININGS = {
+    "sft": f"train sft {{cold-start}} --model {{tiny}} --preset cpu {_QUICK}",
+    "dpo": f"train dpo {{pairs}} --model {{tiny}} --preset cpu {_QUICK}",
+    "classifier": f"train classifier {{steps}} --model {{tiny}} {_QUICK}",
+}
+ROUNDS = (
+    "evolve {steps} --model {tiny} --engine scripted --engine-options yes_rate=0.5&noise=0.3&concurrency=2&log=paid "
+    f"-n 4 -k 3 --validation 0.3 -- --preset cpu --lora-rank 2 {_QUICK}"
+)
+
+
+@pytest.mark.slow
+def test_trainings_and_rounds_are_killed_and_resumed(
+    inputs: dict[str, Path], tiny_model: Path, tmp_path: Path, figures: Callable[..., None]
+) -> None:
+    start = tmp_path / "start"
+    shutil.copytree(tiny_model, start)
+    template = PromptTemplate(name="short", user="{{problem}}\n{{steps}}\nCheck step {{step_number}}.")
+    (start / "rprm_prompt.toml").write_text(template.to_toml())
+    found = inputs | {"tiny": start}
+    (tmp_path / "tmp").mkdir()
+    with Warm("torch", "transformers", "datasets", "trl", "peft", "rprm.training.dpo", "rprm.training.sft") as warm:
+        prompt = str(start / "rprm_prompt.toml")
+        for name, command in {
+            "short": f"data analyses {{steps}} -m MODEL -n 4 --prompt {prompt}",
+            "cold-start": "data cold-start {short}", "pairs": "data pairs {short}",
+        }.items():  # fmt: skip
+            ended = warm(tmp_path, *split(command, found), "-o", name)
+            assert ended.code == 0, ended.err
+            found[name] = tmp_path / name
+        killer = Killer(warm, tmp_path)
+        for name, command in TRAININGS.items():
+            killer.kill(name, split(command, found), 4, trained)
+        killer.setup = "warm:fork_stages"
+        killer.kill("evolve", split(ROUNDS, found), 4, evolved)
+    figures(trainings=len(TRAININGS) + 1, kills=killer.kills, runs_resumed_to_the_same_weights=killer.runs)

@@ -207,7 +207,7 @@ def _leave(number: signal.Signals) -> NoReturn:
     """Say what is kept, and end without waiting for threads."""
     folder = getattr(getattr(sys.modules.get("rprm.runs"), "Run", None), "opened", None)
     kept = "nothing was kept"
-    if folder is not None and folder.is_dir():
+    if folder is not None and (folder / "manifest.json").exists():
         kept = f"what is finished is kept in {folder}, and the same command resumes it"
     if os.environ.get("RANK", "0") == "0":  # Of several processes that train, the main one speaks.
         _say(f"rprm: stopped by {number.name}; {kept}")
