@@ -1,4 +1,5 @@
 """SIGKILL at any moment of every command that writes a folder: the same command resumes, and ends with the same bytes.
+So it does after a SIGINT or a SIGTERM, which leave no run that says it is going on.
 
 A kill falls on a touch of a file (in the middle of a line, where one is being written) or on a moment. After each the
 same command is given again, in the end undisturbed, and its folder is compared with that of an undisturbed run. What
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -133,7 +135,7 @@ class Killer:
     def __init__(self, warm: Warm, folder: Path, setup: str = "") -> None:
         self.warm, self.folder, self.setup = warm, folder, setup
         self.draw = random.Random(20)
-        self.kills = self.runs = 0
+        self.kills = self.stops = self.runs = 0
 
     def place(self, name: str) -> Path:
         (self.folder / name / "tmp").mkdir(parents=True)
@@ -153,27 +155,40 @@ class Killer:
         wanted = self.kills + num_kills
         while self.kills < wanted:
             place = self.place(f"{name} {self.runs}")
-            before = self.kills
+            before = self.kills + self.stops
             for _ in range(self.draw.randint(2, 12)):
-                if self.draw.random() < 0.7:
-                    fault: dict[str, Any] = {"kill_at": self.draw.randint(1, max(2, whole.num_touches // 3))}
-                else:
-                    fault = {"kill_after_s": self.draw.uniform(0.0, whole.seconds)}
+                number = self.draw.choice(
+                    (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
+                )
+                fault: dict[str, Any] = {"kill_after_s": self.draw.uniform(0.0, whole.seconds)}
+                if number != signal.SIGKILL or self.draw.random() < 0.7:
+                    fault = {"signal": number, "kill_at": self.draw.randint(1, max(2, whole.num_touches // 3))}
                 ended = self.run(place, command, **fault)
-                assert not ended.left
-                if ended.code != -9:
+                assert not ended.left, f"{name}, {fault}"
+                assert "Traceback" not in ended.err, f"{name}, {fault}: {ended.err}"
+                if ended.code == -signal.SIGKILL:
+                    self.kills += 1
+                elif ended.code == 128 + number:
+                    self.stops += 1
+                    assert closed(place / "run"), f"{name}, {fault}"
+                else:
                     assert ended.code == whole.code, f"{name}, {fault}: {ended.err}"
                     break
-                self.kills += 1
+            num_stopped = self.kills + self.stops - before
             ended = self.run(place, command)
             assert ended.code == whole.code, f"{name}, resumed: {ended.err}"
             assert "Traceback" not in ended.err
-            assert compare(place / "run") == expected, f"{name}, after {self.kills - before} kills in {place}"
+            assert compare(place / "run") == expected, f"{name}, stopped {num_stopped} times in {place}"
             again = requests(place)
             assert set(again) == set(paid), name
             # Paid for twice is at most what was in flight at a kill.
-            assert again.total() - paid.total() <= (self.kills - before) * CONCURRENCY * WAVE, name
+            assert again.total() - paid.total() <= num_stopped * CONCURRENCY * WAVE, name
             self.runs += 1
+
+
+def closed(folder: Path) -> bool:
+    """Whether no manifest says that a run is going on."""
+    return all(json.loads(path.read_bytes())["status"] != "running" for path in folder.glob("**/manifest.json"))
 
 
 def requests(folder: Path) -> Counter[str]:
@@ -195,7 +210,9 @@ def test_every_command_is_killed_and_resumed(
     killer = Killer(warm, tmp_path)
     for name, command in COMMANDS.items():
         killer.kill(name, split(command, inputs), 13)
-    figures(commands=len(COMMANDS), kills=killer.kills, runs_resumed_to_the_same_bytes=killer.runs)
+    figures(
+        commands=len(COMMANDS), kills=killer.kills, signals=killer.stops, runs_resumed_to_the_same_bytes=killer.runs
+    )
     assert killer.kills >= 180
 
 
@@ -236,4 +253,9 @@ def test_trainings_and_rounds_are_killed_and_resumed(
             killer.kill(name, split(command, found), 4, trained)
         killer.setup = "warm:fork_stages"
         killer.kill("evolve", split(ROUNDS, found), 4, evolved)
-    figures(trainings=len(TRAININGS) + 1, kills=killer.kills, runs_resumed_to_the_same_weights=killer.runs)
+    figures(
+        trainings=len(TRAININGS) + 1,
+        kills=killer.kills,
+        signals=killer.stops,
+        runs_resumed_to_the_same_weights=killer.runs,
+    )

@@ -70,7 +70,7 @@ class Stopper:
         place = self.folder / str(self.places)
         (place / "tmp").mkdir(parents=True)
         command = [word.format_map(self.words).replace("RUN", "run") for word in COMMANDS[name].split()]
-        return place, self.warm(place, *command, fault=Fault(**fault))
+        return place, self.warm(place, *command, fault=Fault(**{"signal": signal.SIGINT} | fault))
 
     def stop(self, name: str, number: int, at: tuple[int, ...]) -> None:
         place, ended = self.run(name, signal=number, signal_at=at)

@@ -37,10 +37,10 @@ class Fault:
     point of the run.
 
     Attributes:
-        kill_at: killed by SIGKILL at this touch of a file; within a line, where one is being written.
-        kill_after_s: killed by SIGKILL after so many seconds.
+        kill_at: killed at this touch of a file; within a line, where one is being written.
+        kill_after_s: killed after so many seconds.
         signal_at: sent a signal at each of these lines.
-        signal: which.
+        signal: which it is killed with, or sent.
         ignored: signals that it is started to ignore.
         setup: "module:function", called in the process first.
     """
@@ -48,7 +48,7 @@ class Fault:
     kill_at: int | None = None
     kill_after_s: float | None = None
     signal_at: tuple[int, ...] = ()
-    signal: int = signal.SIGINT
+    signal: int = signal.SIGKILL
     ignored: tuple[int, ...] = ()
     setup: str = ""
 
@@ -143,7 +143,7 @@ def _run(folder: str, arguments: list[str], fault: dict[str, Any]) -> dict[str, 
         _befall(Fault(**fault), counts)
         _command()
     if (delay := fault["kill_after_s"]) is not None:
-        timer = threading.Timer(delay, os.kill, [child, signal.SIGKILL])
+        timer = threading.Timer(delay, os.kill, [child, fault["signal"]])
         timer.start()
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if delay is not None:
@@ -190,9 +190,11 @@ def _befall(fault: Fault, counts: mmap.mmap) -> None:
     def touch(line: bytes = b"", write: Callable[[bytes], Any] = bytes) -> None:
         total.value += 1
         if total.value == fault.kill_at:
-            write(line[: random.randint(0, len(line))])
-            os.kill(top, signal.SIGKILL)  # Of a command with stages (`fork_stages`) the first process; they follow it.
-            signal.pause()
+            if fault.signal == signal.SIGKILL:
+                write(line[: random.randint(0, len(line))])
+            os.kill(top, fault.signal)  # Of a command with stages (`fork_stages`) the first process; they follow it.
+            if fault.signal == signal.SIGKILL:
+                signal.pause()
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
         # Of files opened, those to be written.
