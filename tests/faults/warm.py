@@ -1,5 +1,5 @@
-"""Commands of `rprm` in forks of a process that has imported everything: a fraction of a second each, and each may be
-killed, or sent signals, at a point that a number names.
+"""Commands of `rprm` in forks of a process that has imported what they need: a fraction of a second each, and each may
+be killed, or sent signals, at a point that a number names.
 
 Run as a program it is that process: requests come in on standard input and replies go out on standard output, a JSON
 object each. `Warm` starts it and asks.
@@ -12,7 +12,6 @@ import gc
 import json
 import mmap
 import os
-import pkgutil
 import random
 import signal
 import subprocess
@@ -22,6 +21,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
 
@@ -70,13 +70,10 @@ class Ended:
 class Warm:
     """The warm process, as a context manager: `warm(folder, "judge", ...)` runs a command in a folder."""
 
-    def __init__(self, *imports: str) -> None:
-        self._imports = imports
-
     def __enter__(self) -> Self:
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "COLUMNS": "100"}
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "100"}
         self._process = subprocess.Popen(
-            [sys.executable, __file__, *self._imports], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env=environment,
         )  # fmt: skip
         return self
@@ -99,30 +96,9 @@ class Warm:
 
 
 def main() -> None:
-    from importlib import import_module
-
-    import rprm
-
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: what a command leaves behind is a child of this.
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    heavy = {"torch", "transformers", "sympy", "math_verify"}.difference(sys.argv[1:])
-    sys.modules.update(dict.fromkeys(heavy))  # Not to be imported here.
-    modules = [module.name for module in pkgutil.walk_packages(rprm.__path__, "rprm.")]
-    for name in (*modules, "filelock", "numpy", "rich.progress", "rich.table", "rich.panel", *sys.argv[1:]):
-        if not name.endswith("__main__"):
-            with suppress(ImportError):
-                import_module(name)
-    for name in heavy:
-        del sys.modules[name]
-    # And what is found once: entry points, patterns.
-    from typer.testing import CliRunner
-
-    from rprm.cli.app import app
-
-    examples = Path(rprm.__file__).with_name("examples") / "solutions.jsonl"
-    CliRunner().invoke(app, ["judge", str(examples), "--model", "scripted:", "--limit", "1"])
-    gc.freeze()
     for line in sys.stdin:
         replies.write(json.dumps(_run(**json.loads(line))) + "\n")
         replies.flush()
@@ -130,18 +106,18 @@ def main() -> None:
 
 def _run(folder: str, arguments: list[str], fault: dict[str, Any]) -> dict[str, Any]:
     counts = mmap.mmap(-1, 16)  # Shared with the fork: touches, lines.
-    streams = [os.memfd_create(name) for name in ("out", "err")]
+    streams = [os.memfd_create(name) for name in ("out", "err", "modules")]
     started = time.monotonic()
     if (child := os.fork()) == 0:
         os.setpgid(0, 0)
-        for number, stream in enumerate(streams, 1):
+        for number, stream in enumerate(streams[:2], 1):
             os.dup2(stream, number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.chdir(folder)
         os.environ["TMPDIR"] = os.path.join(folder, "tmp")
         sys.argv = ["rprm", *arguments]
         _befall(Fault(**fault), counts)
-        _command()
+        _command(streams[2])
     if (delay := fault["kill_after_s"]) is not None:
         timer = threading.Timer(delay, os.kill, [child, fault["signal"]])
         timer.start()
@@ -153,6 +129,11 @@ def _run(folder: str, arguments: list[str], fault: dict[str, Any]) -> dict[str, 
     for stream in streams:
         written.append(os.pread(stream, os.fstat(stream).st_size, 0).decode())
         os.close(stream)
+    # What a command has imported is there for the next one.
+    for name in written[2].split():
+        with suppress(Exception):
+            import_module(name)
+    gc.freeze()
     touches, lines = (int.from_bytes(counts[place : place + 8], "little") for place in (0, 8))
     return {
         "code": code, "out": written[0], "err": written[1], "num_touches": touches, "num_lines": lines,
@@ -180,8 +161,6 @@ def _befall(fault: Fault, counts: mmap.mmap) -> None:
     for number in fault.ignored:
         signal.signal(number, signal.SIG_IGN)
     if fault.setup:
-        from importlib import import_module
-
         module, _, name = fault.setup.partition(":")
         getattr(import_module(module), name)()
     random.seed(fault.kill_at)
@@ -251,7 +230,7 @@ def fork_stages() -> None:
                 for number in (1, 2):
                     os.dup2(stdout.fileno(), number)
                 sys.argv = ["rprm", *command[3:]]
-                _command()
+                _command(None)
             self.pid = child
 
         def poll(self, flags: int = os.WNOHANG) -> int | None:
@@ -265,8 +244,8 @@ def fork_stages() -> None:
     rprm.subcommands.subprocess.Popen = Stage  # type: ignore[misc,assignment]
 
 
-def _command() -> None:
-    """Run the command of `sys.argv` as an interpreter does, and end this process."""
+def _command(modules: int | None) -> None:
+    """Run the command of `sys.argv` as an interpreter does, say what it has imported, and end this process."""
     code = 1
     try:
         from rprm.cli import main
@@ -277,6 +256,8 @@ def _command() -> None:
         code = int(ended.code or 0)
     except BaseException:
         sys.excepthook(*sys.exc_info())
+    if modules is not None:
+        os.write(modules, "\n".join(sys.modules).encode())
     os._exit(code)
 
 
