@@ -77,8 +77,8 @@ class Run:
         RunError: it is not a run folder.
     """
 
-    #: The folder that this process opened last: what is told of where a command has kept its work.
-    opened: ClassVar[Path | None] = None
+    #: The one that this process opened last: a command that is stopped says where its work is kept.
+    last: ClassVar[Run | None] = None
 
     def __init__(
         self, folder: str | Path, *, stage: str, settings: Mapping[str, Any], session: Mapping[str, Any] | None = None
@@ -108,7 +108,7 @@ class Run:
             self._lock.acquire(blocking=False)
         except Timeout:
             raise RunLocked(f"{self.folder} is in use: another process is writing to it; wait for it to end") from None
-        Run.opened = self.folder
+        Run.last = self
         try:
             if manifest.exists():
                 self._manifest = read_manifest(self.folder)

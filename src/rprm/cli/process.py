@@ -205,10 +205,10 @@ def _exit_code(command: Callable[[], object]) -> int:
 
 def _leave(number: signal.Signals) -> NoReturn:
     """Say what is kept, and end without waiting for threads."""
-    folder = getattr(getattr(sys.modules.get("rprm.runs"), "Run", None), "opened", None)
-    kept = "nothing was kept"
-    if folder is not None and (folder / "manifest.json").exists():
-        kept = f"what is finished is kept in {folder}, and the same command resumes it"
+    run, kept = getattr(getattr(sys.modules.get("rprm.runs"), "Run", None), "last", None), "nothing was kept"
+    if run is not None and (run.folder / "manifest.json").exists():
+        run.__exit__(KeyboardInterrupt, None, None)  # Nothing to do, unless the signal came where nobody held the run.
+        kept = f"what is finished is kept in {run.folder}, and the same command resumes it"
     if os.environ.get("RANK", "0") == "0":  # Of several processes that train, the main one speaks.
         _say(f"rprm: stopped by {number.name}; {kept}")
     with suppress(OutputLost):
