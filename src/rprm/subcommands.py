@@ -82,7 +82,7 @@ class Subcommand:
                 if self.process.poll() is not None:
                     self._signal(0)  # Nobody is left: an error.
                 time.sleep(0.02)
-            self._signal(signal.SIGKILL)
+            self._signal(9)  # SIGKILL, for which Windows has no name.
         self.process.wait()
 
     def _signal(self, number: int) -> None:
