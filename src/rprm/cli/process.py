@@ -28,6 +28,8 @@ T = TypeVar("T")
 EXIT_BROKEN_PIPE = 141
 #: Signals so soon after the first, in seconds, add nothing to it. A later one breaks off what is still waited for.
 _GRACE_S = 5.0
+#: Seconds until an event loop that stands still (vLLM loads in it) is broken into.
+_PATIENCE_S = 2.0
 
 
 class OutputLost(RprmError):
@@ -123,8 +125,12 @@ class _Signals:
     def _ignored(self, unraisable: sys.UnraisableHookArgs) -> None:
         """The exception was raised where Python drops it, such as in `__del__`: raise it again a little later."""
         if isinstance(unraisable.exc_value, KeyboardInterrupt):
-            self._deaf_until = 0.0
-            threading.Timer(0.01, os.kill, [os.getpid(), self.received]).start()
+            threading.Timer(0.01, self.again).start()
+
+    def again(self) -> None:
+        """Let the exception be raised where the main thread is now."""
+        self._deaf_until, self.cancel = 0.0, None
+        os.kill(os.getpid(), self.received or signal.SIGINT)
 
 
 _signals = _Signals()
@@ -144,7 +150,14 @@ def run_async(coroutine: Coroutine[Any, Any, T]) -> T:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
         loop.set_default_executor(Threads())
-        _signals.cancel = lambda: loop.call_soon_threadsafe(task.cancel)
+
+        def cancel() -> None:
+            late = threading.Timer(_PATIENCE_S, _signals.again)
+            late.daemon = True
+            late.start()
+            loop.call_soon_threadsafe(lambda: (late.cancel(), task.cancel()))
+
+        _signals.cancel = cancel
         try:
             return await coroutine
         finally:
@@ -210,11 +223,15 @@ def _leave(number: signal.Signals) -> NoReturn:
         run.__exit__(KeyboardInterrupt, None, None)  # Nothing to do, unless the signal came where nobody held the run.
         kept = f"what is finished is kept in {run.folder}, and the same command resumes it"
     if os.environ.get("RANK", "0") == "0":  # Of several processes that train, the main one speaks.
-        _say(f"rprm: stopped by {number.name}; {kept}")
+        print(f"rprm: stopped by {number.name}; {kept}", file=sys.stderr, flush=True)
     with suppress(OutputLost):
         sys.stdout.flush()
+    for child in getattr(sys.modules.get("multiprocessing"), "active_children", list)():
+        child.terminate()  # As the end of the interpreter would.
     os._exit(128 + number)
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    """Say what went wrong; after a signal that is the signal alone."""
+    if not _signals.received:
+        print(text, file=sys.stderr, flush=True)
