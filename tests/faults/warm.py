@@ -244,6 +244,44 @@ def fork_stages() -> None:
     rprm.subcommands.subprocess.Popen = Stage  # type: ignore[misc,assignment]
 
 
+def loads_in_a_thread() -> None:
+    """A model that takes a minute to load."""
+    import asyncio
+
+    from rprm.engines.scripted import ScriptedEngine
+
+    async def start(engine: ScriptedEngine, *, chat: bool = True) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return await asyncio.to_thread(time.sleep, 60)
+
+    ScriptedEngine.start = start  # type: ignore[method-assign]
+
+
+def loads_in_the_loop() -> None:
+    """As vLLM does, with a process of its own."""
+    from multiprocessing import get_context
+
+    from rprm.engines.scripted import ScriptedEngine
+
+    async def start(engine: ScriptedEngine, *, chat: bool = True) -> Any:
+        get_context("fork").Process(target=time.sleep, args=(60,), daemon=True).start()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    ScriptedEngine.start = start  # type: ignore[method-assign]
+
+
+def swallowed() -> None:
+    """A signal that comes while an object is deleted, where Python drops exceptions."""
+    from rprm.engines.scripted import ScriptedEngine
+
+    class Deleted:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    ScriptedEngine.__post_init__ = lambda engine: Deleted() and time.sleep(30)  # type: ignore[method-assign,func-returns-value]
+
+
 def _command(modules: int | None) -> None:
     """Run the command of `sys.argv` as an interpreter does, say what it has imported, and end this process."""
     code = 1
