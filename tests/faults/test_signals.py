@@ -151,7 +151,7 @@ def test_a_signal_that_is_ignored_stays_ignored(
     stopper = Stopper(warm, words, tmp_path)
     place, ended = stopper.run("judge", ignored=(number,), signal=number, signal_at=(1000, 2000))
     assert (ended.code, ended.err) == (0, "")
-    place, ended = stopper.run("judge", ignored=(number,), signal=signal.SIGTERM, signal_at=(2000,))
+    place, ended = stopper.run("judge", ignored=(number,), signal=signal.SIGTERM, signal_at=(6000,))
     assert ended.code == 143
     manifest = json.loads((place / "run" / "manifest.json").read_bytes())
     assert (manifest["status"], manifest["sessions"][-1]["stopped_by"]) == ("stopped", "interruption")
