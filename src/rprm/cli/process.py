@@ -155,7 +155,8 @@ def run_async(coroutine: Coroutine[Any, Any, T]) -> T:
             late = threading.Timer(_PATIENCE_S, _signals.again)
             late.daemon = True
             late.start()
-            loop.call_soon_threadsafe(lambda: (late.cancel(), task.cancel()))
+            for done in (late.cancel, task.cancel):
+                loop.call_soon_threadsafe(done)
 
         _signals.cancel = cancel
         try:
