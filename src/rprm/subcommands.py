@@ -53,10 +53,10 @@ class Subcommand:
                 process_group=0, preexec_fn=_die_with_parent if sys.platform == "linux" else None,
             )  # fmt: skip
 
-    def stop(self) -> None:
-        """Ask it to stop, as Control-C would: the same stage resumes. On Windows it is ended."""
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """Ask it to stop, as Control-C would, with what a launcher has started for it; on Windows it is ended."""
         with suppress(ProcessLookupError, PermissionError):
-            self._signal(signal.SIGTERM)
+            self.process.terminate() if sys.platform == "win32" else os.killpg(self.process.pid, number)
 
     def wait(self) -> None:
         """Wait for its end; a `RunError` with its last words where it failed. Where the wait is broken off, it ends."""
@@ -75,24 +75,15 @@ class Subcommand:
             )
 
     def end(self) -> None:
-        """Wait until it has stopped, with what a launcher has started for it; what takes too long is killed."""
+        """Wait until all of it has stopped; what takes too long is killed."""
         deadline = time.monotonic() + _PATIENCE_S
         with suppress(ProcessLookupError, PermissionError):
             while time.monotonic() < deadline:
                 if self.process.poll() is not None:
-                    self._signal(0)  # Nobody is left: an error.
+                    os.killpg(self.process.pid, 0) if sys.platform != "win32" else self.process.send_signal(0)
                 time.sleep(0.02)
-            self._signal(9)  # SIGKILL, for which Windows has no name.
+        self.stop(9)
         self.process.wait()
-
-    def _signal(self, number: int) -> None:
-        """Send a signal (0: none) to what is left of it; an error where nothing is."""
-        if sys.platform != "win32":
-            os.killpg(self.process.pid, number)
-        elif self.process.poll() is None:
-            self.process.terminate()
-        else:
-            raise ProcessLookupError
 
 
 def _die_with_parent() -> None:

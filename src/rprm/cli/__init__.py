@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-EXIT_REJECTED = 3
+EXIT_REJECTED, EXIT_BROKEN_PIPE = 3, 141
 
 
 def main() -> None:

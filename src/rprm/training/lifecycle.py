@@ -204,11 +204,10 @@ class TrainingRun(ABC):
         return False, checkpoint
 
     def _left(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Note why a session ended early. What failed before its first checkpoint does not hold the folder."""
-        if kind is None or (self.folder / SUMMARY).exists():
+        """What failed before its first checkpoint does not hold the folder."""
+        if kind is None or not issubclass(kind, RprmError) or (self.folder / SUMMARY).exists():
             return
-        self.run.note({"seconds": round(time.monotonic() - self._started, 3), "stopped_by": kind.__name__})
-        if issubclass(kind, RprmError) and not any((self.folder / CHECKPOINTS).glob("*checkpoint-*")):
+        if not any((self.folder / CHECKPOINTS).glob("*checkpoint-*")):
             for name in (CHECKPOINTS, ROWS, f"{ROWS}.partial"):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
             for name in (METRICS, REJECTED, MANIFEST):
