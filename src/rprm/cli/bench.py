@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, make_dataclass, replace
 from json import dumps
@@ -15,6 +14,7 @@ import typer
 from rprm.cli.app import OpenGroup
 from rprm.cli.judge import EmbeddedScope, refuse_nothing_judged, run_behind_progress
 from rprm.cli.options import FirstErrorOptions, Json, JudgeOptions, Output, with_options
+from rprm.cli.process import temporary_folder
 from rprm.errors import BenchmarkError, CorruptRun
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def _bench(
         rewarder = judging.rewarder(str(measured.model), in_full=bool(further), **no_exit)
         scope, last_step = EmbeddedScope(measured.model), benchmark.judged == "last step"
         settings = {"benchmark": benchmark.name} | ({} if limit is None else {"limit": limit})
-        with tempfile.TemporaryDirectory(prefix="rprm-") as folder:
+        with temporary_folder() as folder:
             run = output or Path(folder) / "run"
             totals = run_behind_progress(
                 lambda callbacks: judge_source(

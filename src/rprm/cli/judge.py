@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-import tempfile
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from itertools import islice
@@ -15,7 +14,7 @@ import typer
 
 from rprm.cli import EXIT_REJECTED
 from rprm.cli.options import FirstErrorOptions, Model, Output, Strict, with_options
-from rprm.cli.process import run_async
+from rprm.cli.process import run_async, temporary_folder
 from rprm.errors import InputError, RunError
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ def judge(
             how: dict[str, Any] = {"threshold": rewarder.threshold, "analyses": analyses, "note": note, "told": told}
             console.print(render_solution(solution, result, **how))
 
-    with tempfile.TemporaryDirectory(prefix="rprm-") as folder:
+    with temporary_folder() as folder:
         path = Path(folder) / "standard-input"
         if input == "-":
             # Kept in a file: it is read twice.

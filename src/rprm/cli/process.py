@@ -17,10 +17,13 @@ import warnings
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from rprm.cli import EXIT_BROKEN_PIPE, EXIT_REJECTED
 from rprm.errors import RprmError
+
+if TYPE_CHECKING:
+    from tempfile import TemporaryDirectory
 
 T = TypeVar("T")
 
@@ -100,6 +103,15 @@ class _Signals:
 
 
 _signals = _Signals()
+_folders: list[TemporaryDirectory[str]] = []
+
+
+def temporary_folder() -> TemporaryDirectory[str]:
+    """A folder that is gone when the command ends, also where a signal breaks into its removal."""
+    from tempfile import TemporaryDirectory
+
+    _folders.append(TemporaryDirectory(prefix="rprm-"))
+    return _folders[-1]
 
 
 def run_async(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -154,6 +166,10 @@ def run_command(command: Callable[[], object]) -> NoReturn:
 
 def _leave(number: signal.Signals) -> NoReturn:
     """Say what is kept, and end without waiting for threads."""
+    import shutil
+
+    for folder in _folders:
+        shutil.rmtree(folder.name, ignore_errors=True)
     run, kept = getattr(getattr(sys.modules.get("rprm.runs"), "Run", None), "last", None), "nothing was kept"
     if run is not None and (run.folder / "manifest.json").exists():
         run.__exit__(KeyboardInterrupt, None, None)  # Nothing to do, unless the signal came where nobody held the run.
