@@ -80,7 +80,9 @@ class Subcommand:
         with suppress(ProcessLookupError, PermissionError):
             while time.monotonic() < deadline:
                 if self.process.poll() is not None:
-                    os.killpg(self.process.pid, 0) if sys.platform != "win32" else self.process.send_signal(0)
+                    if sys.platform == "win32":
+                        break
+                    os.killpg(self.process.pid, 0)  # An error where nobody is left.
                 time.sleep(0.02)
         self.stop(9)
         self.process.wait()

@@ -157,6 +157,14 @@ def test_a_signal_that_is_ignored_stays_ignored(
     assert (manifest["status"], manifest["sessions"][-1]["stopped_by"]) == ("stopped", "interruption")
 
 
+def test_a_command_that_is_refused_leaves_the_run_as_it_is(warm: Warm, words: dict[str, Any], tmp_path: Path) -> None:
+    place, whole = Stopper(warm, words, tmp_path).run("judge")
+    before = (place / "run" / "manifest.json").read_bytes()
+    refused = warm(place, "judge", EXAMPLES, "-m", MODEL, "-k", 3, "--output", "run")
+    assert (whole.code, refused.code) == (0, 1)
+    assert (place / "run" / "manifest.json").read_bytes() == before
+
+
 # --- in an interpreter of its own -----------------------------------------------------------------------------------
 
 
