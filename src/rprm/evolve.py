@@ -20,14 +20,14 @@ from rprm.errors import CorruptRun, InputError, PromptError
 from rprm.prompts import load_template
 from rprm.prompts.library import MODEL_TEMPLATE
 from rprm.reading import Rejected, Source
-from rprm.records import LabelledStep, Record, SolutionReward
-from rprm.runs import RESULTS, SUMMARY, LineWriter, Run, read_json_lines, versions, write_atomically
+from rprm.records import LabelledStep, ResultRow, SolutionReward
+from rprm.runs import LineWriter, Run, read_json_lines, read_results, read_summary, versions, write_atomically
 from rprm.subcommands import Subcommand, is_complete
 from rprm.training.handover import MODEL
 from rprm.training.settings import RoundSettings
 
 
-class RoundResult(Record):
+class RoundResult(ResultRow):
     """What a round came to: `model` is what it trained (round 0: the first model), `best` the one that goes on. Figures
     are in percent; `difference` is the change in F1 against the best model before, with its paired 95% interval."""
 
@@ -82,10 +82,10 @@ def evolve(
         write_atomically(run.folder / MODEL_TEMPLATE, template.to_toml())
         rounds = _Rounds(run.folder, model, settings, launcher, on_stage)
         rounds.split(source)
-        done = list(read_json_lines(run.results_path, RoundResult.model_validate))
+        done = list(read_json_lines(run.results_path, RoundResult.model_validate, run.checksums))
         if [result.round for result in done] != list(range(len(done))):
             raise CorruptRun(f"{run.results_path} does not hold the rounds in order; begin a new folder")
-        with closing(LineWriter(run.results_path)) as writer:
+        with closing(LineWriter(run.results_path, checksums=run.checksums)) as writer:
             try:
                 for number in range(settings.num_rounds + 1):
                     if number == len(done):
@@ -148,7 +148,7 @@ class _Rounds:
             # The problems to measure on are none of these: nothing more is held out.
             chosen = "--validation", 0, "--seed", settings.seed, *settings.resolved()["pair_options"]
             pairs = self._stage(number, "pairs", "data", "pairs", analyses, *chosen)
-            found["num_pairs"] = json.loads((pairs / SUMMARY).read_bytes())["parts"]["train"]["rows"]
+            found["num_pairs"] = read_summary(pairs)["parts"]["train"]["rows"]
             trained = "train", "dpo", pairs, "--model", best, *settings.train_options
             self._stage(number, "dpo", *trained, launcher=self.launcher)
             model = self._model_of(number)
@@ -192,8 +192,8 @@ class _Rounds:
         return self.first_model if number == 0 else str(self.folder / f"round-{number}" / "dpo" / MODEL)
 
     def _tally(self, number: int) -> Tally:
-        rows = read_json_lines(self.folder / f"round-{number}" / "measure" / RESULTS)
-        scores = step_scores([SolutionReward.model_validate(row) for row in rows])
+        rows = read_results(self.folder / f"round-{number}" / "measure", SolutionReward.model_validate)
+        scores = step_scores(list(rows))
         return tally_steps(StepItems(tuple(_steps(Source(str(self.validation))))), scores, allow_missing=True)
 
     def _stage(self, number: int, name: str, *arguments: Any, launcher: Sequence[str] = ()) -> Path:

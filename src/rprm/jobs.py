@@ -144,12 +144,12 @@ async def _run_in_folder(
     """Work through the rows that are not finished; returns the number of tokens that this session generated."""
     with (
         closing(LineWriter(run.rejected_path, fresh=True)) as rejected,
-        closing(LineWriter(run.results_path)) as results,
-        closing(Journal(run.folder)) as journal,
+        closing(LineWriter(run.results_path, checksums=run.checksums)) as results,
+        closing(Journal(run.folder, run.checksums.value)) as journal,
     ):
         items = _accepted(rows, job, callbacks, rejected, strict)
         num_finished = 0
-        for outcome in read_json_lines(run.results_path, job.parse):
+        for outcome in read_json_lines(run.results_path, job.parse, run.checksums):
             item = next(items, None)
             if item is None or item[1].id != outcome.id:
                 found = "the input ends there" if item is None else f"the input has {item[1].id!r} there"
@@ -162,6 +162,7 @@ async def _run_in_folder(
             callbacks.on_result(item[1], outcome)
         tokens_before = job.totals.as_dict()["num_generated_tokens"]
         callbacks.on_resumed(num_finished)
+        results.sync()
         pieces = journal.load(num_finished)
 
         def ledger_of(index: int) -> Ledger:
@@ -174,7 +175,8 @@ async def _run_in_folder(
         async for row, outcome in _outcomes(job, items, ledger_of):
             results.write(outcome.model_dump_json())
             num_finished += 1
-            journal.finish(num_finished)
+            if results.synced:
+                journal.finish(num_finished)
             job.totals.add(outcome)
             callbacks.on_result(row, outcome)
     return job.totals.as_dict()["num_generated_tokens"] - tokens_before
