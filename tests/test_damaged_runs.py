@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from typer.testing import CliRunner
 from rprm.cli.app import app
 from rprm.errors import CorruptRun
 from rprm.runs import Journal, checksums_of, read_manifest
+from tests.faults.folder_damages import as_older
 
 MANIFEST, RESULTS, JOURNAL = "manifest.json", "results.jsonl", "journal-000001.jsonl"
 
@@ -51,11 +51,7 @@ def older(killed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("older")
     shutil.copytree(killed, folder, dirs_exist_ok=True)
     for run in (folder / "run", folder / "whole"):
-        manifest = json.loads((run / MANIFEST).read_text())
-        del manifest["crc"], manifest["files"]
-        (run / MANIFEST).write_text(json.dumps(manifest))
-        for path in run.glob("*.jsonl"):
-            path.write_text(re.sub(r',"crc":"[0-9a-f]{8}"\}\n', "}\n", path.read_text()))
+        as_older(run)
     return folder
 
 

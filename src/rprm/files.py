@@ -88,7 +88,7 @@ class LineWriter:
             try:
                 while data:
                     data = data[self._stream.write(data) :]
-            except OSError:
+            except BaseException:
                 self._stream.close()  # Nothing may follow a torn line.
                 raise
         self.synced = False

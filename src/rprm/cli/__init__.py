@@ -28,9 +28,6 @@ def main() -> None:
         app()
     except RprmError as error:
         sys.exit(f"rprm: {error}")
-    except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-        # Of a path that was given. Other errors of the system may be faults of ours.
-        sys.exit(f"rprm: {error.filename}: {error.strerror}")
     except KeyboardInterrupt:
         print("rprm: interrupted; the same command with the same --output resumes from here", file=sys.stderr)
         sys.exit(130)
@@ -38,3 +35,8 @@ def main() -> None:
         # The reader of standard output has gone (`| head`): that is no error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        # Of a path that was given, or of the disk. A file that is missing, or a connection, may be a fault of ours.
+        if isinstance(error, FileNotFoundError | ConnectionError | TimeoutError | ChildProcessError):
+            raise
+        sys.exit(f"rprm: {error.filename or 'a file'}: {error.strerror}")
