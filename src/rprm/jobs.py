@@ -63,24 +63,15 @@ class Callbacks:
 
 @dataclass(frozen=True)
 class Job(Generic[Row, Outcome]):
-    """A stage that asks a model about each row of a source: judging solutions, analysing labelled steps.
+    """A stage that asks a model about each row of a source: judging solutions, analysing labelled steps."""
 
-    Attributes:
-        name: of the job, in the manifest.
-        work: makes the outcome of a row. The ledger holds what an earlier session paid for, and takes what this one
-            pays for.
-        parse: reads an outcome back from its JSON value.
-        totals: counts outcomes, those of earlier sessions too.
-        width: rows under way at once.
-        noun: what a row is called in messages.
-    """
-
-    name: str
+    name: str  #: in the manifest
+    #: Makes the outcome of a row; the ledger holds what an earlier session paid for, and takes what this one does.
     work: Callable[[Row, Ledger | None], Awaitable[Outcome]]
-    parse: Callable[[Any], Outcome]
-    totals: Counts[Outcome]
-    width: int
-    noun: str = "solution"
+    parse: Callable[[Any], Outcome]  #: reads an outcome back from its JSON value
+    totals: Counts[Outcome]  #: of earlier sessions too
+    width: int  #: rows under way at once
+    noun: str = "solution"  #: what a row is called in messages
 
 
 class JobOptions(TypedDict, total=False):
@@ -108,12 +99,9 @@ async def run_job(
         source: what is read, by its digest; needed with `output`.
         output: the run folder; None keeps nothing.
         settings: everything that the results depend on.
-        strict: raise at the first rejected row.
+        strict: raise an `InputError` at the first rejected row.
 
-    Raises:
-        InputError: a rejected row, where `strict`.
-        RunError: the folder cannot be used or resumed; see `Run`.
-        EngineUnavailable: the engine stopped answering; the same call resumes the run.
+    Errors of the folder are those of `Run`; after `EngineUnavailable` the same call resumes the run.
     """
     callbacks = callbacks or Callbacks()
     if output is None:

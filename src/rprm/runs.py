@@ -82,16 +82,11 @@ class Run:
     """A run folder opened for writing. Use as a context manager.
 
     Args:
-        folder: made if missing. A folder that holds something else is refused.
+        folder: made if missing. `RunError` where it holds something else or cannot be written, `RunLocked` where
+            another process writes to it, `CorruptRun` where its manifest was changed, or a file's place is taken.
         stage: what wrote it (`judge`, ...).
-        settings: everything that the results depend on. A folder started with others is refused, the difference named.
+        settings: everything that the results depend on; `SettingsChanged` names those that the folder has others of.
         session: what may differ between sessions (versions, machine), recorded for each.
-
-    Raises:
-        RunLocked: another process writes to the folder.
-        SettingsChanged: the folder was started with other settings.
-        CorruptRun: its manifest was changed or cannot be read, or a folder stands in a file's place.
-        RunError: it is not a run folder, or cannot be written.
     """
 
     checksums: Checksums  #: of the rows of `results.jsonl`, as far as they have been read or written
@@ -230,11 +225,8 @@ class Journal:
         return sorted(path for path in folder.glob("journal-*.jsonl") if cls._NAME.fullmatch(path.name))
 
     def load(self, first_index: int) -> dict[int, dict[str, Any]]:
-        """Pieces of the rows from `first_index` on: row index -> key -> piece. Finished segments are dropped.
-
-        Raises:
-            CorruptRun: a line is damaged.
-        """
+        """Pieces of the rows from `first_index` on: row index -> key -> piece; `CorruptRun` where a line is damaged.
+        Finished segments are dropped."""
         pieces: dict[int, dict[str, Any]] = {}
         for path in self._highest:
             rows = read_json_lines(path, _journal_row, Checksums(self._checksum))
@@ -283,12 +275,7 @@ def _journal_row(row: Any) -> tuple[int, str, Any]:
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """The manifest of a run folder.
-
-    Raises:
-        RunError: there is none.
-        CorruptRun: it cannot be read.
-    """
+    """The manifest of a run folder; `RunError` where there is none, `CorruptRun` where it is damaged."""
     path = Path(folder) / MANIFEST
     with disk(path):
         if not path.exists():
@@ -306,12 +293,8 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 
 
 def read_results(folder: str | Path, parse: Callable[[Any], T]) -> Iterator[T]:
-    """What `parse` makes of each finished row of a run folder.
-
-    Raises:
-        RunError: it is no run folder, or cannot be read.
-        CorruptRun: the manifest or a row was changed or cannot be read, or rows are missing.
-    """
+    """What `parse` makes of each finished row of a run folder; `RunError` where it is none, `CorruptRun` where a row
+    or the manifest is damaged, or rows of a complete run are missing."""
     manifest, path = read_manifest(folder), Path(folder) / RESULTS
     yield from read_json_lines(path, parse, checksums := checksums_of(manifest))
     whole = manifest.get("files", {}).get(RESULTS) if manifest.get("status") == "complete" else None
@@ -320,7 +303,7 @@ def read_results(folder: str | Path, parse: Callable[[Any], T]) -> Iterator[T]:
 
 
 def read_summary(folder: str | Path) -> dict[str, Any]:
-    """The totals of a run folder; errors as of `read_results`."""
+    """The totals of a run folder, `CorruptRun` where they are damaged."""
     crc = read_manifest(folder).get("files", {}).get(SUMMARY)
 
     def check(content: bytes, summary: Any) -> None:
@@ -350,12 +333,8 @@ def _text(value: Any) -> str:
 
 
 def finished_manifest(folder: str | Path, *, stage: str, command: str) -> dict[str, Any]:
-    """The manifest of a run of a stage that is complete; `command` runs that stage.
-
-    Raises:
-        RunError: it is no such run, or not complete.
-        CorruptRun: it cannot be read, or a row was changed.
-    """
+    """The manifest of a run of a stage that is complete and whole; `command` runs that stage. `RunError` where it is
+    no such run, or not complete, `CorruptRun` where it or a row is damaged."""
     manifest = read_manifest(folder)
     if manifest["stage"] != stage:
         raise RunError(f"{folder} is a run of {manifest['stage']!r}; name one of `{command}`")

@@ -99,7 +99,7 @@ def test_the_summary_reads_no_row_again_and_grades_each_answer_once(
         return grade_all(self, found)
 
     monkeypatch.setattr(Grader, "grade_all", counted)
-    monkeypatch.setattr("rprm.search.measure.read_json_lines", None)
+    monkeypatch.setattr("rprm.search.measure.read_results", None)
     for _ in range(2):
         # Resumed, the rows of the earlier session come in as they are counted.
         graded.clear()
