@@ -33,11 +33,12 @@ class Checksums:
     """The running CRC-32 of a file's rows, in which each of them ends: `{..., "crc":"1c9a03f7"}`.
 
     It starts from a number of the run (of its settings), and goes on from row to row: a row that was edited, removed,
-    repeated, moved or taken from another run does not fit. `value` is None where rows have no checksum.
+    repeated, moved or taken from another run does not fit. `value` is None where rows have no checksum; of a file that
+    `is_whole` the last row cannot be torn.
     """
 
-    def __init__(self, value: int | None) -> None:
-        self.value = value
+    def __init__(self, value: int | None, *, is_whole: bool = False) -> None:
+        self.value, self.is_whole = value, is_whole
 
     def seal(self, row: str) -> str:
         """A row, which is a JSON object that is not empty, with its checksum."""
@@ -118,17 +119,17 @@ def repair_tail(path: Path) -> int:
 
 
 def check_is_file(path: Path) -> None:
-    """Raise `CorruptRun` where a folder, a pipe or a device stands in a file's place."""
-    if path.exists() and not path.is_file():
-        what = "a folder" if path.is_dir() else "a pipe or a device"
+    """Raise `CorruptRun` where a folder, a pipe, a device or a link to nothing stands in a file's place."""
+    if not path.is_file() and (path.exists() or path.is_symlink()):
+        what = "a folder" if path.is_dir() else "a pipe, a device or a link to nothing"
         raise CorruptRun.at(str(path), f"it is {what}, and a file belongs there")
 
 
 def read_json_lines(
     path: Path, parse: Callable[[Any], T] = lambda value: value, checksums: Checksums | None = None
 ) -> Iterator[T]:
-    """What `parse` makes of each row of a file that this package wrote; of those with checksums, without these, a last
-    row that is torn is left out. `CorruptRun` names file and line of a row that is not JSON, or does not fit."""
+    """What `parse` makes of each row of a file that this package wrote: without its checksum, where it must have one,
+    and without a last row that is torn. `CorruptRun` names file and line of a row that is not JSON, or does not fit."""
     with disk(path):
         check_is_file(path)
         if not path.exists():
@@ -137,7 +138,7 @@ def read_json_lines(
             for number, line in enumerate(stream, 1):
                 try:
                     if checksums is not None:
-                        if checksums.value is not None and not line.endswith(b"\n"):
+                        if not checksums.is_whole and not line.endswith(b"\n"):
                             return
                         checksums.check(line)
                     row = json.loads(line)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import aclosing, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,9 +106,11 @@ async def run_job(
     callbacks = callbacks or Callbacks()
     if output is None:
         ledger = Ledger(lambda key, piece: callbacks.on_piece(piece))
-        async for row, outcome in _outcomes(job, _accepted(rows, job, callbacks, None, strict), lambda index: ledger):
-            job.totals.add(outcome)
-            callbacks.on_result(row, outcome)
+        items = _accepted(rows, job, callbacks, None, strict)
+        async with _outcomes(job, items, lambda index: ledger) as outcomes:
+            async for (_, row), outcome in outcomes:
+                job.totals.add(outcome)
+                callbacks.on_result(row, outcome)
         return
     if source is None:
         raise ValueError("a run folder needs to know its source")
@@ -160,25 +162,26 @@ async def _run_in_folder(
 
             return Ledger(record, pieces.pop(index, {}), lambda key: journal.where(index, key))
 
-        async for row, outcome in _outcomes(job, items, ledger_of):
-            results.write(outcome.model_dump_json())
-            num_finished += 1
-            if results.synced:
-                journal.finish(num_finished)
-            job.totals.add(outcome)
-            callbacks.on_result(row, outcome)
+        async with _outcomes(job, items, ledger_of) as outcomes:
+            async for (_, row), outcome in outcomes:
+                results.write(outcome.model_dump_json())
+                num_finished += 1
+                if results.synced:
+                    journal.finish(num_finished)
+                job.totals.add(outcome)
+                callbacks.on_result(row, outcome)
     return job.totals.as_dict()["num_generated_tokens"] - tokens_before
 
 
-async def _outcomes(
+def _outcomes(
     job: Job[Row, Outcome], items: Iterator[tuple[int, Row]], ledger_of: Callable[[int], Ledger]
-) -> AsyncIterator[tuple[Row, Outcome]]:
+) -> aclosing[AsyncGenerator[tuple[tuple[int, Row], Outcome], None]]:
+    """The outcomes in order; nothing is under way any more when the context is left, however that is."""
+
     async def work(item: tuple[int, Row]) -> Outcome:
         return await job.work(item[1], ledger_of(item[0]))
 
-    async with aclosing(in_order(items, work, width=job.width)) as outcomes:
-        async for (_, row), outcome in outcomes:
-            yield row, outcome
+    return aclosing(in_order(items, work, width=job.width))
 
 
 def _accepted(

@@ -129,8 +129,10 @@ class Run:
             if manifest.exists():
                 self._manifest = read_manifest(self.folder)
                 self._check_settings()
-            self.checksums = checksums_of(self._manifest)
+                if not self.results_path.exists() and not self._journals:
+                    self._manifest["crc"] = ""  # What is older has no row yet that lacks a checksum.
             self._manifest["status"] = "running"
+            self.checksums = checksums_of(self._manifest)
             self._manifest["sessions"].append({"started_at": _now(), **self.session})
             self._write_manifest()
             for path in (self.folder / RESULTS, *self._journals):
@@ -285,7 +287,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         _Manifest.model_validate(manifest, strict=True)
         # It is written again: what is nested too deep for that, or no number of JSON, is found now.
         json.dumps(manifest, indent=2, allow_nan=False)
-        if "crc" in manifest and manifest["crc"] != _manifest_crc(manifest):
+        if manifest.keys() & {"crc", "files"} and manifest.get("crc") != _manifest_crc(manifest):
             raise ValueError("its checksum does not fit: it was changed")
 
     manifest = read_json(path, check)
@@ -297,8 +299,8 @@ def read_results(folder: str | Path, parse: Callable[[Any], T]) -> Iterator[T]:
     or the manifest is damaged, or rows of a complete run are missing."""
     manifest, path = read_manifest(folder), Path(folder) / RESULTS
     yield from read_json_lines(path, parse, checksums := checksums_of(manifest))
-    whole = manifest.get("files", {}).get(RESULTS) if manifest.get("status") == "complete" else None
-    if whole not in (None, f"{checksums.value or 0:08x}"):
+    last = manifest.get("files", {}).get(RESULTS) if checksums.is_whole else None
+    if last not in (None, f"{checksums.value or 0:08x}"):
         raise CorruptRun.at(str(path), "rows are missing at its end")
 
 
@@ -316,7 +318,8 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
 def checksums_of(manifest: Mapping[str, Any]) -> Checksums:
     """Those of a run's rows, from the first; a run that is older than checksums has none."""
     settings = json.dumps([manifest["stage"], manifest["settings"]], sort_keys=True)
-    return Checksums(crc32(settings.encode()) if "crc" in manifest else None)
+    value = crc32(settings.encode()) if "crc" in manifest else None
+    return Checksums(value, is_whole=manifest.get("status") == "complete")
 
 
 def _crc(content: bytes) -> str:

@@ -33,10 +33,14 @@ class FailingDisk:
         self.num_calls = 0
         self.counts: Counter[str] = Counter()
 
+    def has(self, path: Any) -> bool:
+        """Whether a path, or an open file, is in the folder."""
+        name = os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else os.path.abspath(os.fsdecode(path))
+        return name == self.folder or name.startswith(self.folder + os.sep)
+
     def call(self, kind: str, path: Any) -> bool:
         """Count a call; whether it is to fail."""
-        name = os.fsdecode(path) if not isinstance(path, int) else os.readlink(f"/proc/self/fd/{path}")
-        if kind not in self.kinds or not (name == self.folder or name.startswith(self.folder + os.sep)):
+        if kind not in self.kinds or not self.has(path):
             return False
         self.num_calls += 1
         self.counts[kind] += 1
@@ -72,7 +76,7 @@ class FailingDisk:
 
         def opened(file: Any, mode: str = "r", buffering: int = -1, *rest: Any, **more: Any) -> Any:
             kind = "read" if set(mode) <= set("rbt") else "open"
-            if isinstance(file, int) or not str(file).startswith(disk.folder):
+            if isinstance(file, int) or not disk.has(file):
                 return real_open(file, mode, buffering, *rest, **more)
             if disk.call(kind, os.fspath(file)):
                 raise disk.error(os.fspath(file))

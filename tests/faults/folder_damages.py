@@ -110,6 +110,10 @@ def _instead(make: Callable[[Path, Path], object]) -> Callable[[Path, Path], Non
     return damage
 
 
+def _beside(make: Callable[[Path, Path], object]) -> Callable[[Path, Path], None]:
+    return lambda path, other: _instead(make)(path.with_name(f"{path.name}.partial"), other)
+
+
 #: What stands in a file's place.
 PLACES: dict[str, Callable[[Path, Path], None]] = {
     "gone": _instead(lambda path, other: None),
@@ -121,9 +125,9 @@ PLACES: dict[str, Callable[[Path, Path], None]] = {
     "a link to zeros without end": _instead(lambda path, other: path.symlink_to("/dev/zero")),
     "of another run": _instead(lambda path, other: shutil.copy(other, path) if other.exists() else None),
     "half of another run": lambda path, other: path.write_bytes(_halves(path, other)),
-    "a partial that is a pipe": lambda path, other: os.mkfifo(f"{path}.partial"),
-    "a partial that is a folder": lambda path, other: Path(f"{path}.partial", "x").mkdir(parents=True),
-    "a partial that leads elsewhere": lambda path, other: Path(f"{path}.partial").symlink_to(other),
+    "a partial that is a pipe": _beside(lambda partial, other: os.mkfifo(partial)),
+    "a partial that is a folder": _beside(lambda partial, other: (partial / "x").mkdir(parents=True)),
+    "a partial that leads elsewhere": _beside(lambda partial, other: partial.symlink_to(other)),
 }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import random
 import resource
@@ -51,7 +52,7 @@ POLICY = ("--policy", "scripted:?concurrency=4", "--problems", "problems.jsonl")
 STAGES = {
     "judge": Stage(("judge", "solutions.jsonl", *SCRIPTED, "--quiet")),
     "bench": Stage(
-        ("bench", "processbench", "--data", "items.jsonl", *SCRIPTED, "--quiet", "--allow-missing"),
+        ("bench", "processbench", "--data", "items.jsonl", *SCRIPTED, "--allow-missing"),
         (
             ("bench", "processbench", "--data", "items.jsonl", "--scores", "o", "--allow-missing", "--json"),
             ("bench", "compare", "o", "other", "--data", "items.jsonl", "--allow-missing", "--resamples", "10"),
@@ -63,7 +64,7 @@ STAGES = {
     ),
     "best-of-n": Stage(("search", "best-of-n", "--candidates", "sampled", *SCRIPTED, "-k", "3")),
     "guided": Stage(
-        ("search", "guided", *POLICY, *SCRIPTED, "--num-candidates", "2", "-k", "2"), (("search", "show", "o"),)
+        ("search", "guided", *POLICY, *SCRIPTED, "--width", "2", "-k", "2"), (("search", "show", "o"),)
     ),
     "steps": Stage(
         ("data", "steps", "items.jsonl"),
@@ -109,11 +110,13 @@ class Ended:
     code: int
     output: str
     error: BaseException | None
+    logged: tuple[str, ...] = ()  #: what asyncio has to say of tasks that nobody waited for
 
     @property
     def is_one_line(self) -> bool:
         message = str(self.error)
-        return isinstance(self.error, RprmError) and 0 < len(message) < 1500 and "Traceback" not in message
+        is_short = 0 < len(message) < 1500 and "Traceback" not in message
+        return isinstance(self.error, RprmError) and is_short and not self.logged
 
 
 @pytest.fixture(scope="module")
@@ -123,9 +126,14 @@ def rprm() -> Iterator[Callable[..., Ended]]:
     def hangs(*_: object) -> None:
         raise TimeoutError
 
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            logged.append(record.getMessage())
+
     def run(base: Path, *arguments: str) -> Ended:
         here = Path.cwd()
         os.chdir(base)
+        logged.clear()
         signal.alarm(BOUND_S)
         try:
             done = CliRunner().invoke(app, list(arguments))
@@ -133,11 +141,14 @@ def rprm() -> Iterator[Callable[..., Ended]]:
             signal.alarm(0)
             os.chdir(here)
         error = None if isinstance(done.exception, SystemExit) else done.exception
-        return Ended(done.exit_code, done.stdout, error)
+        return Ended(done.exit_code, done.stdout, error, tuple(logged))
 
+    logged: list[str] = []
+    logging.getLogger("asyncio").addHandler(handler := Handler())
     before = signal.signal(signal.SIGALRM, hangs)
     yield run
     signal.signal(signal.SIGALRM, before)
+    logging.getLogger("asyncio").removeHandler(handler)
 
 
 @dataclass
