@@ -21,9 +21,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import rprm as rprm_package
 from rprm.cli.app import app
 from rprm.errors import RprmError, RunError
-from rprm.runs import read_manifest
+from rprm.records import SolutionReward
+from rprm.runs import read_manifest, read_results
 from tests.faults.disks import READS, WRITES, FailingDisk
 from tests.faults.folder_damages import CHANGES, PLACES, damage
 
@@ -381,3 +383,24 @@ def test_a_place_where_no_folder_can_be(place: str, reason: str, tmp_path: Path,
     assert done.is_one_line, done
     with pytest.raises(RunError, match=reason):
         raise done.error or AssertionError(done)
+
+
+@pytest.mark.slow
+def test_what_the_embedded_judge_says_does_not_depend_on_who_stands_beside(
+    tmp_path: Path, rprm: Callable[..., Ended]
+) -> None:
+    """What docs/architecture.md promises of models in this process: texts, verdicts, first errors; P(Yes) to 1e-6."""
+    examples = str(Path(rprm_package.__file__).with_name("examples") / "word_problems.jsonl")
+
+    def judged(width: int, limit: int) -> list[SolutionReward]:
+        model = ("--model", f"embedded?concurrency={width}", "-k", "2", "--limit", str(limit), "--seed", "3")
+        assert rprm(tmp_path, "judge", examples, *model, "-o", f"run{width}", "--quiet").code == 0
+        return list(read_results(tmp_path / f"run{width}", SolutionReward.read_back))
+
+    alone, together = judged(1, 2), judged(16, 2)
+    assert [one.first_error for one in alone] == [one.first_error for one in together]
+    for first, second in zip(alone, together, strict=True):
+        for one, other in zip(first.steps, second.steps, strict=True):
+            assert [analysis.text for analysis in one.analyses] == [analysis.text for analysis in other.analyses]
+            assert [analysis.verdict for analysis in one.analyses] == [analysis.verdict for analysis in other.analyses]
+            assert one.reward == pytest.approx(other.reward, abs=1e-6)
