@@ -4,7 +4,6 @@ row for each round, and `model` is a link to the best model so far."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
@@ -123,9 +122,7 @@ class _Rounds:
         self.train, self.validation = (self.folder / "steps" / f"{part}.jsonl" for part in ("train", "validation"))
 
     def split(self, source: Source) -> None:
-        """Write the steps of training and validation problems to their files."""
-        if self.train.exists() and self.validation.exists():
-            return
+        """Write the steps of training and validation problems to their files, as they were where they are there."""
         share, seed = self.settings.validation_share, self.settings.seed
         train, validation = parts = list[str](), list[str]()
         for step in _steps(source):
@@ -153,16 +150,15 @@ class _Rounds:
             self._stage(number, "dpo", *trained, launcher=self.launcher)
             model = self._model_of(number)
         asked = "-k", settings.judge_analyses, *self._asking(model, 0), "--stopping", "none", "--allow-missing"
-        measured = self._stage(number, "measure", "bench", "steps", self.validation, *asked)
-        figures = json.loads((measured / "measurement.json").read_bytes())["figures"]
-        kept = True
+        self._stage(number, "measure", "bench", "steps", self.validation, *asked)
+        tally, kept = self._tally(number), True
         if before:
             best_round = next(row for row in range(number) if self._model_of(row) == best)
-            change = compare(self._tally(best_round), self._tally(number)).differences["f1"]
+            change = compare(self._tally(best_round), tally).differences["f1"]
             found |= {"difference": change.value, "difference_low": change.low, "difference_high": change.high}
             kept = (change.value or 0.0) > 0.0
-        found |= {name: figures[name]["value"] for name in ("wrong_acc", "correct_acc", "wellformed")}
-        found |= {"f1": figures["f1"]["value"] or 0.0, "seconds": round(time.monotonic() - started, 1)}
+        found |= {name: tally.by_name[name] for name in ("wrong_acc", "correct_acc", "wellformed")}
+        found |= {"f1": tally.by_name["f1"] or 0.0, "seconds": round(time.monotonic() - started, 1)}
         return RoundResult(round=number, model=model, best=model if kept else best, kept=kept, **found)
 
     def sampled(self, number: int) -> Path:
@@ -170,11 +166,10 @@ class _Rounds:
         size, path = self.settings.num_sampled_steps, self.folder / f"round-{number}" / "steps.jsonl"
         if size is None:
             return self.train
-        if not path.exists():
-            # As bytes: a line ends at a line feed alone, not at what else Unicode takes for a line end.
-            lines = self.train.read_bytes().splitlines(keepends=True)
-            chosen = [lines[((number - 1) * size + place) % len(lines)] for place in range(min(size, len(lines)))]
-            write_atomically(path, b"".join(chosen).decode())
+        # As bytes: a line ends at a line feed alone, not at what else Unicode takes for a line end.
+        lines = self.train.read_bytes().splitlines(keepends=True)
+        chosen = [lines[((number - 1) * size + place) % len(lines)] for place in range(min(size, len(lines)))]
+        write_atomically(path, b"".join(chosen).decode())
         return path
 
     def _asking(self, model: str, number: int) -> list[Any]:

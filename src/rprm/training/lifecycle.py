@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Required, TypedDict
 
 from rprm.errors import EngineError, InputError, RprmError, RunError
-from rprm.files import LineWriter, read_json_lines, write_atomically
+from rprm.files import LineWriter, read_json, read_json_lines, write_atomically
 from rprm.runs import MANIFEST, REJECTED, SUMMARY, Run, read_summary, versions
 from rprm.training.handover import CARD, MODEL, card_text, find_model, push, whole_folder
 from rprm.training.settings import Precision, RunOptions, TrainingSettings
@@ -310,7 +310,7 @@ class Checkpoint:
 
     def __init__(self, path: Path) -> None:
         self.path, self.step = path, int(path.name.removeprefix("checkpoint-"))
-        self.state = json.loads((path / "trainer_state.json").read_bytes())
+        self.state = read_json(path / "trainer_state.json")
 
     @property
     def stopped(self) -> bool:
