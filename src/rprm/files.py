@@ -108,13 +108,14 @@ class LineWriter:
 
 def repair_tail(path: Path) -> int:
     """Cut off a last line that was torn by a kill. Returns the number of bytes cut (0: nothing to repair)."""
-    if not path.exists():
-        return 0
-    with disk(path), path.open("r+b") as stream:
-        keep = sum(len(line) for line in stream if line.endswith(b"\n"))
-        if keep < (size := stream.seek(0, os.SEEK_END)):
-            stream.truncate(keep)
-            os.fsync(stream.fileno())
+    with disk(path):
+        if not path.exists():
+            return 0
+        with path.open("r+b") as stream:
+            keep = sum(len(line) for line in stream if line.endswith(b"\n"))
+            if keep < (size := stream.seek(0, os.SEEK_END)):
+                stream.truncate(keep)
+                os.fsync(stream.fileno())
     return size - keep
 
 

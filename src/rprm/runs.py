@@ -102,51 +102,58 @@ class Run:
         self._manifest: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
-        from filelock import FileLock, Timeout
-
         with disk(self.folder):
-            manifest = self.folder / MANIFEST
-            if self.folder.exists() and not self.folder.is_dir():
-                raise RunError(f"{self.folder} is a file; name a folder for the run")
-            if (
-                self.folder.is_dir()
-                and not manifest.exists()
-                and {path.name for path in self.folder.iterdir()} - _FIRST
-            ):
-                raise RunError(f"{self.folder} is not empty and has no {MANIFEST}; name a new folder for the run")
-            self.folder.mkdir(parents=True, exist_ok=True)
-            names = MANIFEST, RESULTS, REJECTED, SUMMARY, "lock"
-            for path in (*(self.folder / name for name in names), *self._journals):
-                check_is_file(path)
-            self._lock = FileLock(self.folder / "lock")
-            try:
-                self._lock.acquire(blocking=False)
-            except Timeout:
-                hint = "another process is writing to it; wait for it to end"
-                raise RunLocked(f"{self.folder} is in use: {hint}") from None
+            self._hold()
         try:
-            self._manifest = {"stage": self.stage, "settings": self.settings, "sessions": [], "crc": ""}
-            if manifest.exists():
-                self._manifest = read_manifest(self.folder)
-                self._check_settings()
-                if not self.results_path.exists() and not self._journals:
-                    self._manifest["crc"] = ""  # What is older has no row yet that lacks a checksum.
-            self._manifest["status"] = "running"
-            self.checksums = checksums_of(self._manifest)
-            self._manifest["sessions"].append({"started_at": _now(), **self.session})
-            self._write_manifest()
-            for path in (self.folder / RESULTS, *self._journals):
-                repair_tail(path)
+            with disk(self.folder):
+                self._begin()
         except BaseException:
             self._lock.release()
             raise
         return self
 
+    def _hold(self) -> None:
+        """Make the folder, and hold its lock."""
+        from filelock import FileLock, Timeout
+
+        if self.folder.exists() and not self.folder.is_dir():
+            raise RunError(f"{self.folder} is a file; name a folder for the run")
+        names = {path.name for path in self.folder.iterdir()} if self.folder.exists() else set()
+        if MANIFEST not in names and names - _FIRST:
+            raise RunError(f"{self.folder} is not empty and has no {MANIFEST}; name a new folder for the run")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in (*(self.folder / name for name in (MANIFEST, RESULTS, REJECTED, SUMMARY, "lock")), *self._journals):
+            check_is_file(path)
+        self._lock = FileLock(self.folder / "lock")
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            raise RunLocked(f"{self.folder} is in use: another process is writing to it; wait for it to end") from None
+
+    def _begin(self) -> None:
+        """Check the settings against those that the folder was started with, and begin a session."""
+        self._manifest = {"stage": self.stage, "settings": self.settings, "sessions": [], "crc": ""}
+        if (self.folder / MANIFEST).exists():
+            self._manifest = read_manifest(self.folder)
+            self._check_settings()
+            if not self.results_path.exists() and not self._journals:
+                self._manifest["crc"] = ""  # What is older has no row yet that lacks a checksum.
+        self._manifest["status"] = "running"
+        self.checksums = checksums_of(self._manifest)
+        self._manifest["sessions"].append({"started_at": _now(), **self.session})
+        self._write_manifest()
+        for path in (self.results_path, *self._journals):
+            repair_tail(path)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._lock.release()
-        if isinstance(error, OSError) and self.folder in Path(os.fsdecode(error.filename or "")).parents:
+        if (
+            isinstance(error, OSError)
+            and error.filename
+            and Path(os.fsdecode(error.filename)).is_relative_to(self.folder)
+        ):
             with disk(self.folder):
                 raise error
 
@@ -224,7 +231,8 @@ class Journal:
 
     @classmethod
     def paths(cls, folder: Path) -> list[Path]:
-        return sorted(path for path in folder.glob("journal-*.jsonl") if cls._NAME.fullmatch(path.name))
+        with disk(folder):
+            return sorted(path for path in folder.iterdir() if cls._NAME.fullmatch(path.name))
 
     def load(self, first_index: int) -> dict[int, dict[str, Any]]:
         """Pieces of the rows from `first_index` on: row index -> key -> piece; `CorruptRun` where a line is damaged.
