@@ -149,11 +149,8 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._lock.release()
-        if (
-            isinstance(error, OSError)
-            and error.filename
-            and Path(os.fsdecode(error.filename)).is_relative_to(self.folder)
-        ):
+        name = getattr(error, "filename", None)
+        if isinstance(error, OSError) and name and Path(os.fsdecode(name)).is_relative_to(self.folder):
             with disk(self.folder):
                 raise error
 

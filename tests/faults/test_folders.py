@@ -404,3 +404,17 @@ def test_what_the_embedded_judge_says_does_not_depend_on_who_stands_beside(
             assert [analysis.text for analysis in one.analyses] == [analysis.text for analysis in other.analyses]
             assert [analysis.verdict for analysis in one.analyses] == [analysis.verdict for analysis in other.analyses]
             assert one.reward == pytest.approx(other.reward, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["judge", "steps"])
+def test_a_file_whose_name_is_no_unicode(name: str, tmp_path: Path, rprm: Callable[..., Ended]) -> None:
+    make_inputs(tmp_path)
+    given = "solutions.jsonl" if name == "judge" else "items.jsonl"
+    (tmp_path / given).write_text((tmp_path / given).read_text() + '{"\\ud800": 1}\n')
+    (tmp_path / given).rename(tmp_path / "caf\udce9.jsonl")
+    command = ["caf\udce9.jsonl" if argument == given else argument for argument in STAGES[name].command]
+    done = rprm(tmp_path, *command, "-o", "o")
+    assert (done.code, done.error) == (3, None)
+    rejected = json.loads((tmp_path / "o" / "rejected.jsonl").read_text("utf-8").splitlines()[-1])
+    assert rejected["file"] == "caf\\udce9.jsonl"
+    assert "\\ud800" in rejected["reason"]

@@ -204,12 +204,14 @@ def _source(benchmark: Benchmark, items: BenchmarkItems[Any], name: str) -> Sour
 
 def _recorded(path: Path) -> dict[str, Any]:
     """What a run folder says of its scores: its settings, and where the data were. A scores file says nothing."""
+    from rprm.files import disk
     from rprm.runs import MANIFEST, read_manifest
 
-    if not path.exists():
-        raise BenchmarkError(f"{path}: no such run folder or scores file")
-    if not path.is_dir():
-        return {}
+    with disk(path):
+        if not path.exists():
+            raise BenchmarkError(f"{path}: no such run folder or scores file")
+        if not path.is_dir():
+            return {}
     manifest = read_manifest(path)
     found: dict[str, Any] = manifest["settings"] | {"data": manifest["sessions"][-1].get("input")}
     kinds = {"benchmark": str | None, "limit": int | None, "data": str | None, "threshold": int | float}
