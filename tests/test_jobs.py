@@ -19,6 +19,7 @@ from rprm.reading import Source, read_solutions
 from rprm.records import SolutionReward
 from rprm.rewarders.base import Totals, judge_source
 from rprm.runs import read_manifest
+from tests.faults.folder_damages import as_older
 
 
 def write_solutions(path: Path, count: int, *, broken: tuple[int, ...] = ()) -> Path:
@@ -88,6 +89,7 @@ def test_a_run_of_an_older_meaning_is_not_gone_on_with(tmp_path: Path) -> None:
     """Before format 2 `first_error` was -1 where a step has no reward."""
     path = write_solutions(tmp_path / "in.jsonl", 10)
     judge(path, tmp_path / "run", ScriptedEngine())
+    as_older(tmp_path / "run")
     manifest = read_manifest(tmp_path / "run")
     assert manifest["settings"].pop("row_format") == 2
     (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
@@ -138,6 +140,9 @@ def test_results_of_another_input_are_noticed(tmp_path: Path) -> None:
     judge(path, tmp_path / "run", ScriptedEngine())
     results = tmp_path / "run" / "results.jsonl"
     results.write_text(results.read_text().replace('"s3"', '"other"'))
+    with pytest.raises(CorruptRun, match=r"line 4 is damaged \(its checksum"):
+        judge(path, tmp_path / "run", ScriptedEngine())
+    as_older(tmp_path / "run")
     with pytest.raises(CorruptRun, match=r"line 4 holds solution 'other', but the input has 's3' there"):
         judge(path, tmp_path / "run", ScriptedEngine())
 

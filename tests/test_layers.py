@@ -9,7 +9,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "rprm"
 
 #: Layer by layer, from the top; see docs/architecture.md. A package stands for all modules in it.
 LAYERS = [
-    {"errors", "records", "embedded", "quoting", "thinking"},
+    {"errors", "files", "records", "embedded", "quoting", "thinking"},
     {
         "verdict",
         "stopping",
@@ -35,6 +35,7 @@ LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 #: Within a layer, what may import what: `name: {names it may import}`.
 WITHIN = {
     "records": {"errors"},
+    "files": {"errors"},
     "embedded": {"records"},
     "models": {"runs", "prompts", "verdict"},
     "presets": {"models", "stopping"},

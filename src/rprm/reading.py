@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO, NamedTuple, TypeVar, cast
 from urllib.parse import parse_qsl
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
 from rprm.errors import InputError
 from rprm.records import Record, Solution
@@ -32,13 +32,21 @@ MAX_REJECTED_TEXT = 100_000
 _BOM = b"\xef\xbb\xbf"
 
 
+def escaped(text: str) -> str:
+    """A text that may be no Unicode, such as the name of a file: its lone surrogates are escaped."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+_Escaped = Annotated[str, PlainSerializer(escaped)]
+
+
 class Rejected(Record):
     """A row that cannot be used: where it stands, why, and its text (the first 100,000 characters)."""
 
-    file: str
+    file: _Escaped
     line: int
-    reason: str
-    text: str
+    reason: _Escaped
+    text: _Escaped
 
 
 class Row(NamedTuple):
@@ -170,7 +178,7 @@ def hub_errors(what: str) -> Iterator[None]:
 
 def stem(path: Path) -> str:
     """A file's name without its endings."""
-    return path.name.split(".")[0] or path.name
+    return escaped(path.name.split(".")[0] or path.name)
 
 
 class Instruction(NamedTuple):

@@ -17,6 +17,7 @@ from rprm.errors import CorruptRun, EngineError, InputError, RprmError, RunError
 from rprm.grading import AnswerPair, Grade, Grader
 from rprm.rewarders.rprm import Judge
 from rprm.search.guided import SearchTree
+from tests.faults.folder_damages import as_older
 from tests.search.replay import replay
 
 
@@ -94,7 +95,7 @@ def test_the_summary_reads_no_row_again_and_grades_each_answer_once(
         return grade_all(self, found)
 
     monkeypatch.setattr(Grader, "grade_all", counted)
-    monkeypatch.setattr("rprm.search.measure.read_json_lines", None)
+    monkeypatch.setattr("rprm.search.measure.read_results", None)
     for _ in range(2):
         # Resumed, the rows of the earlier session come in as they are counted.
         graded.clear()
@@ -149,6 +150,7 @@ def test_show_says_what_it_cannot_show(problems: Path, tmp_path: Path) -> None:
     rprm("search", "guided", *options(problems, run), "--width", 2)
     with pytest.raises(InputError, match="no problem 'nobody'"):
         rprm("search", "show", run, "--id", "nobody")
+    as_older(run)
     results = run / "results.jsonl"
     rows = [json.loads(line) for line in results.read_text().splitlines()]
     rows[1]["text"] += "."

@@ -204,12 +204,14 @@ def _source(benchmark: Benchmark, items: BenchmarkItems[Any], name: str) -> Sour
 
 def _recorded(path: Path) -> dict[str, Any]:
     """What a run folder says of its scores: its settings, and where the data were. A scores file says nothing."""
+    from rprm.files import disk
     from rprm.runs import MANIFEST, read_manifest
 
-    if not path.exists():
-        raise BenchmarkError(f"{path}: no such run folder or scores file")
-    if not path.is_dir():
-        return {}
+    with disk(path):
+        if not path.exists():
+            raise BenchmarkError(f"{path}: no such run folder or scores file")
+        if not path.is_dir():
+            return {}
     manifest = read_manifest(path)
     found: dict[str, Any] = manifest["settings"] | {"data": manifest["sessions"][-1].get("input")}
     kinds = {"benchmark": str | None, "limit": int | None, "data": str | None, "threshold": int | float}
@@ -225,7 +227,7 @@ def _scores(
     """The scores of a run folder, which must be of these items, or of a file; the threshold given, or the judge's."""
     from rprm.benchmarks import read_scores, scores_of
     from rprm.records import SolutionReward
-    from rprm.runs import RESULTS, read_json_lines
+    from rprm.runs import read_results
 
     threshold = _agreed("threshold", threshold, {"threshold": 0.5} | recorded)
     if not recorded:
@@ -233,7 +235,7 @@ def _scores(
     if recorded.get("benchmark") and recorded.get("input") != _source(benchmark, items, "").digest:
         raise BenchmarkError(f"{path} was judged on other data (its hash differs): name its own with --data")
     settled_at = None if recorded.get("stopping", "none") == "none" else float(recorded["threshold"])
-    rewards = read_json_lines(path / RESULTS, SolutionReward.read_back)
+    rewards = read_results(path, SolutionReward.read_back)
     return scores_of(rewards, settled_at=settled_at, last_step=benchmark.judged == "last step"), threshold
 
 

@@ -148,13 +148,14 @@ def run_command(command: Callable[[], object]) -> NoReturn:
         code = EXIT_BROKEN_PIPE if isinstance(error.__cause__, BrokenPipeError) else f"rprm: {error}"
     except RprmError as error:
         code = f"rprm: {error}"
-    except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-        # Of a path that was given. Other errors of the system may be faults of ours.
-        code = f"rprm: {error.filename}: {error.strerror}"
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             _signals.received = _signals.received or signal.SIGINT  # By Python's own handler, before there was ours.
-        if not _signals.received:
+        is_ours = isinstance(error, FileNotFoundError | ConnectionError | TimeoutError | ChildProcessError)
+        if isinstance(error, OSError) and not is_ours:
+            # Of a path that was given, or of the disk. A file that is missing, or a connection, may be a fault of ours.
+            code = f"rprm: {error.filename or 'a file'}: {error.strerror}"
+        elif not _signals.received:
             raise
     finally:
         _signals.is_over = True

@@ -208,13 +208,13 @@ def show(
     from rich.console import Console
 
     from rprm.report.searches import render_tree
-    from rprm.runs import RESULTS, read_json_lines, read_manifest
+    from rprm.runs import read_manifest, read_results
     from rprm.search.guided import GUIDED, SearchTree
 
     if (job := read_manifest(run)["stage"]) != GUIDED:
         raise RunError(f"{run} is a run of stage {job!r}; trees are in runs of {GUIDED!r}")
     is_found = False
-    for tree in read_json_lines(run / RESULTS, SearchTree.model_validate):
+    for tree in read_results(run, SearchTree.model_validate):
         if id is None or tree.id == id:
             is_found = True
             Console(highlight=False).print(render_tree(tree, max_characters=max_characters))

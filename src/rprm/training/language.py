@@ -11,6 +11,7 @@ from typing import Any, Unpack
 
 from rprm.engines.loading import ADAPTER_CONFIG, load_tokenizer, load_weights, merge_adapter, plain_errors
 from rprm.errors import PromptError, RunError
+from rprm.files import read_json
 from rprm.prompts.library import MODEL_TEMPLATE, load_template
 from rprm.reading import Source
 from rprm.training.handover import whole_folder
@@ -108,7 +109,7 @@ class LanguageRun(TrainingRun):
             raise RunError(f"{checkpoint} has no weights in one piece; train so that they are saved whole ({hint})")
         if is_adapter:
             # It fits its base model at that revision alone.
-            config = json.loads((checkpoint / ADAPTER_CONFIG).read_bytes())
+            config = read_json(checkpoint / ADAPTER_CONFIG)
             config |= {"base_model_name_or_path": base.target, "revision": base.revision}
             # A set, which peft writes in an order that changes from process to process.
             config["target_modules"] = sorted(config["target_modules"])

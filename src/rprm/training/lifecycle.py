@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Required, TypedDict
 
 from rprm.errors import EngineError, InputError, RprmError, RunError
-from rprm.runs import MANIFEST, REJECTED, SUMMARY, LineWriter, Run, read_json_lines, versions, write_atomically
+from rprm.files import LineWriter, read_json, read_json_lines, write_atomically
+from rprm.runs import MANIFEST, REJECTED, SUMMARY, Run, read_summary, versions
 from rprm.training.handover import CARD, MODEL, card_text, find_model, push, whole_folder
 from rprm.training.settings import Precision, RunOptions, TrainingSettings
 
@@ -153,7 +154,7 @@ class TrainingRun(ABC):
                 self.share(self._finish)
             if self.is_main and (repository := self.options.push_to_hub) is not None:
                 push(self.folder / MODEL, repository, private=self.options.private, on_note=self.callbacks.on_note)
-        summary, step = json.loads((self.folder / SUMMARY).read_bytes()), checkpoint and checkpoint.step
+        summary, step = read_summary(self.folder), checkpoint and checkpoint.step
         return TrainingResult(self.folder, self.folder / MODEL, summary["num_steps"], summary, step, was_complete)
 
     def share(self, work: Callable[[], Any]) -> Any:
@@ -190,9 +191,9 @@ class TrainingRun(ABC):
         settings |= {} if self.one_device else {"num_processes": self.num_processes}
         self.run = stack.enter_context(Run(self.folder, stage=f"train {self.kind}", settings=settings, session=session))
         stack.push(self._left)
-        if (summary := self.folder / SUMMARY).exists():
+        if (self.folder / SUMMARY).exists():
             self.callbacks.on_note(f"{self.folder} is complete already; nothing is trained again")
-            self._complete(json.loads(summary.read_bytes()))
+            self._complete(read_summary(self.folder))
             return True, None
         self.prepare()
         self._refuse_patience()
@@ -308,7 +309,7 @@ class Checkpoint:
 
     def __init__(self, path: Path) -> None:
         self.path, self.step = path, int(path.name.removeprefix("checkpoint-"))
-        self.state = json.loads((path / "trainer_state.json").read_bytes())
+        self.state = read_json(path / "trainer_state.json")
 
     @property
     def stopped(self) -> bool:

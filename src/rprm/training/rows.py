@@ -17,6 +17,7 @@ from pydantic import BeforeValidator, create_model
 from rprm.data.datasets import TRAIN, VALIDATION, rejected_fault, verdict_fault
 from rprm.engines.tokens import control_tokens, encode_prompt, encode_text
 from rprm.errors import EngineError, InputError, PromptError, RequestRefused
+from rprm.files import read_json
 from rprm.prompts.library import MODEL_TEMPLATE, load_template
 from rprm.prompts.template import Message, Prompt, PromptTemplate
 from rprm.reading import AnyText, Rejected, Row, RowModel, Source, checked, read_rows
@@ -206,7 +207,7 @@ def encode_data(
     the prompt); a folder that is there already is whole, and is read. Returns counts of each part: of rows that are
     trained on, and of tokens, each reply with its prompt. An `InputError` where more than 5% of a part are too long."""
     if folder.is_dir():
-        stored: dict[str, dict[str, int]] = json.loads((folder / _COUNTS).read_text())
+        stored: dict[str, dict[str, int]] = read_json(folder / _COUNTS)
         return stored
     import pyarrow as pa
     from datasets.arrow_writer import ArrowWriter
