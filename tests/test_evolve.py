@@ -20,6 +20,7 @@ from rprm.evolve import RoundResult, RoundSettings, evolve
 from rprm.prompts import PromptTemplate
 from rprm.records import LabelledStep
 from rprm.runs import read_manifest
+from tests.warm import warm_torch
 
 TEMPLATE = PromptTemplate(name="short", user="{{problem}}\n{{steps}}\nCheck step {{step_number}}.")
 ENGINE = "yes_rate=0.5&noise=0.3&concurrency=8"
@@ -93,7 +94,10 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_a_round_samples_pairs_trains_and_measures(start: Path, steps: Path, tmp_path: Path) -> None:
+def test_a_round_samples_pairs_trains_and_measures(
+    start: Path, steps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warm_torch().take_stages(monkeypatch)
     stages: list[tuple[int, str]] = []
     folder = tmp_path / "rounds"
     first, second = evolve(
@@ -145,8 +149,11 @@ def test_a_round_samples_pairs_trains_and_measures(start: Path, steps: Path, tmp
 
 @pytest.mark.slow
 def test_killed_at_random_it_ends_with_the_same_data_and_the_same_training(
-    start: Path, steps: Path, tmp_path: Path
+    start: Path, steps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    warm = warm_torch()
+    warm.take_stages(monkeypatch)
+
     def command(output: Path) -> list[str]:
         return [
             sys.executable, "-m", "rprm", "evolve", str(steps), "--model", str(start), "--output", str(output),
@@ -154,20 +161,20 @@ def test_killed_at_random_it_ends_with_the_same_data_and_the_same_training(
             "0.3", "--", *TRAIN, "--save-steps", "1",
         ]  # fmt: skip
 
-    done = subprocess.run(command(tmp_path / "whole"), capture_output=True, text=True)
+    done = warm.run(command(tmp_path / "whole"))
     assert done.returncode == 0, done.stderr
     draw = random.Random(5)
     killed = tmp_path / "killed"
     # Wherever it is at the time; at last it is let through.
     for _ in range(5):
-        with subprocess.Popen(command(killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        with warm.start(command(killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             try:
                 process.wait(timeout=draw.uniform(0.5, 8.0))
             except subprocess.TimeoutExpired:
                 process.kill()
         # The stage that was under way dies with it, and lets go of its folder.
         time.sleep(0.2)
-    done = subprocess.run(command(killed), capture_output=True, text=True)
+    done = warm.run(command(killed))
     assert done.returncode == 0, done.stderr
     assert data_files(killed) == data_files(tmp_path / "whole")
     steps_trained = [

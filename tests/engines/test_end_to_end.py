@@ -8,27 +8,48 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from rprm import load_template
 from rprm.records import SolutionReward
 from rprm.verdict import VerdictFormat
+from tests.warm import warm_torch
 
-NUM_ITEMS = 12
+NUM_ITEMS = 5
+#: Short, since most of the time goes into reading prompts; after these checks even this model writes the verdict line.
+WORKED = """Each check works out the last step and says whether it is correct.
+
+Problem: Tom has 3 bags of 4 apples and eats 2. How many are left?
+Solution so far:
+Step 1: The bags hold 3 * 4 = 12 apples.
+Check of Step 1: 3 * 4 = 12, and the step says 12.
+Is the step correct (Yes/No)? Yes
+
+Problem: What do 5 pens at 3 dollars cost?
+Solution so far:
+Step 1: They cost 5 * 3 = 18 dollars.
+Check of Step 1: 5 * 3 = 15, and the step says 18.
+Is the step correct (Yes/No)? No
+
+Problem: {{problem}}
+Solution so far:
+{{steps}}
+Check of Step {{step_number}}:"""
 
 
 def bench(data: Path, model: str, output: Path) -> tuple[dict, list[SolutionReward]]:
-    done = subprocess.run(
+    prompt = output.with_name("prompt.toml")
+    prompt.write_text(replace(load_template("few-shot"), name="short", user=WORKED).to_toml())
+    done = warm_torch().run(
         [
             sys.executable, "-m", "rprm", "bench", "processbench", "--data", str(data), "--model", model,
-            "--prompt", "few-shot", "-k", "1", "--max-tokens", "40", "--temperature", "0.7", "--no-force-verdict",
+            "--prompt", str(prompt), "-k", "1", "--max-tokens", "40", "--temperature", "0.7", "--no-force-verdict",
             "--output", str(output), "--allow-missing", "--json",
         ],
-        capture_output=True,
-        text=True,
         env={**os.environ, "OPENAI_API_KEY": ""},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -56,7 +77,6 @@ def check(report: dict, rewards: list[SolutionReward], data: Path) -> None:
     assert [reward.label for reward in rewards] == [item["label"] for item in items]
     analyses = [analysis for reward in rewards for step in reward.steps for analysis in step.analyses]
     with_verdict = [analysis for analysis in analyses if analysis.verdict is not None]
-    # The worked examples show the verdict line: even this model ends one in seven of its 40-token analyses with it.
     assert len(with_verdict) >= 5
     # Read from the generation's own log-probabilities, strictly between the hard votes.
     assert {analysis.p_yes_source for analysis in with_verdict} == {"logprobs"}

@@ -17,16 +17,14 @@ from rprm.errors import EngineError, RprmError
 from rprm.rewarders import load_rewarder
 from rprm.rewarders.classifier import Classifier
 from rprm.rewarders.rprm import Judge
+from tests.warm import Warm, warm_torch
 
 
 def rprm(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "rprm", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "COLUMNS": "100", "OMP_NUM_THREADS": "1", **environment},
-        timeout=120,
-    )
+    """Run a command; one with variables of its own, which are read at an import, in an interpreter of its own."""
+    command = [sys.executable, "-m", "rprm", *map(str, arguments)]
+    python = Warm(None) if environment else warm_torch()
+    return python.run(command, env={**os.environ, "COLUMNS": "100", "OMP_NUM_THREADS": "1", **environment})
 
 
 def test_load_rewarder() -> None:

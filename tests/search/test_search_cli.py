@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from rprm.runs import read_manifest
+from tests.warm import warm_cli
 
 
 def command(*arguments: object) -> list[str]:
@@ -22,9 +23,7 @@ def command(*arguments: object) -> list[str]:
 
 
 def rprm(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*arguments), capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"}, timeout=120
-    )
+    return warm_cli().run(command(*arguments), env={**os.environ, "COLUMNS": "100"})
 
 
 def write_problems(path: Path, count: int, *, gold: bool = False, broken: bool = False) -> Path:
@@ -160,7 +159,8 @@ def test_killed_again_and_again_the_results_are_byte_for_byte_the_same(tmp_path:
         )  # fmt: skip
 
     whole, whole_log = tmp_path / "whole", tmp_path / "whole.log"
-    done = subprocess.run(arguments(whole, whole_log), capture_output=True, text=True)
+    warm = warm_cli()
+    done = warm.run(arguments(whole, whole_log))
     assert done.returncode == 3, done.stderr
     killed, log = tmp_path / "killed", tmp_path / "killed.log"
     draw = random.Random(2)
@@ -170,14 +170,14 @@ def test_killed_again_and_again_the_results_are_byte_for_byte_the_same(tmp_path:
         size = len(log.read_bytes()) if log.exists() else 0
         until = size + draw.randint(0, 2 * len(whole_log.read_bytes()) // (3 * NUM_KILLS))
         with (tmp_path / "said").open("w") as said:
-            process = subprocess.Popen(arguments(killed, log), stdout=said, stderr=said)
+            process = warm.start(arguments(killed, log), stdout=said, stderr=said)
             while process.poll() is None and (log.stat().st_size if log.exists() else 0) <= until:
                 time.sleep(0.001)
             time.sleep(draw.uniform(0.0, 0.02))
             process.kill()
             code = process.wait()
         assert code == -9, f"ended after {kill} kills with code {code}: {(tmp_path / 'said').read_text()}"
-    done = subprocess.run(arguments(killed, log), capture_output=True, text=True)
+    done = warm.run(arguments(killed, log))
     assert done.returncode == 3, done.stderr
     assert files(killed) == files(whole)
     paid = Counter(whole_log.read_text().split())
