@@ -20,7 +20,7 @@ from rprm.evolve import RoundResult, RoundSettings, evolve
 from rprm.prompts import PromptTemplate
 from rprm.records import LabelledStep
 from rprm.runs import read_manifest
-from tests.warm import warm_torch
+from tests.warm import warm_cli, warm_torch
 
 TEMPLATE = PromptTemplate(name="short", user="{{problem}}\n{{steps}}\nCheck step {{step_number}}.")
 ENGINE = "yes_rate=0.5&noise=0.3&concurrency=8"
@@ -172,7 +172,7 @@ def test_killed_at_random_it_ends_with_the_same_data_and_the_same_training(
                 process.wait(timeout=draw.uniform(0.5, 8.0))
             except subprocess.TimeoutExpired:
                 process.kill()
-        # The stage that was under way dies with it, and lets go of its folder.
+        # The stage that was under way ends with it, and lets go of its folder.
         time.sleep(0.2)
     done = warm.run(command(killed))
     assert done.returncode == 0, done.stderr
@@ -190,6 +190,38 @@ def test_killed_at_random_it_ends_with_the_same_data_and_the_same_training(
     assert first.keys() == second.keys()
     for name, values in first.items():
         assert abs(values - second[name]).max() < 1e-5, name
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a stage runs on")
+def test_a_stage_ends_with_its_parent(steps: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom rprm.subcommands import Subcommand\n"
+        "arguments = ['bench', 'steps', sys.argv[2], '--model', 'scripted:?delay=60']\n"
+        "print(Subcommand(Path(sys.argv[1]), arguments).process.pid, flush=True)\ntime.sleep(60)"
+    )
+
+    def is_running(number: str) -> bool:
+        # One that has ended and is waited for by nobody has no command line.
+        try:
+            return str(tmp_path / "stage").encode() in Path("/proc", number, "cmdline").read_bytes()
+        except OSError:
+            return False
+
+    said = tmp_path / "said"
+    with said.open("w") as stream:
+        command = [sys.executable, "-c", code, str(tmp_path / "stage"), str(steps)]
+        parent = warm_cli().start(command, stdout=stream, stderr=stream)
+    while not said.read_text().endswith("\n"):
+        assert parent.poll() is None, said.read_text()
+        time.sleep(0.01)
+    stage = said.read_text().strip()
+    assert is_running(stage)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 30
+    while is_running(stage):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_round_samples_as_many_steps_as_it_is_told_and_goes_on_from_there(tmp_path: Path) -> None:
