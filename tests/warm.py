@@ -15,6 +15,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import gc
 import importlib
 import json
 import os
@@ -269,6 +270,8 @@ def main() -> None:
     # A fork has one thread: locks that others hold would stay locked. The allocator of pyarrow sees to its own.
     threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
     assert len([name for name in threads if name != "jemalloc_bg_thd"]) == 1, threads
+    # What is shared with the forks stays shared: their garbage collector leaves it alone.
+    gc.freeze()
     request = _serve(address)
     os.environ.clear()
     os.environ.update(request["env"])

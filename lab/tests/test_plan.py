@@ -25,8 +25,8 @@ from rprm_lab.world import STEPS, WorldSettings, write_world
 from tests.warm import warm_torch
 
 LAPTOP = SIZES["laptop"]
-#: The cold start of the larger size alone learns to end an analysis: pairs are made of its analyses.
-SMALLEST = replace(TINY, sft_steps=(2, 70))
+#: Steps enough for the cold starts to end their analyses: pairs are made of them, and one that does not end costs most.
+SMALLEST = replace(TINY, sft_steps=(30, 40), num_judged=4)
 
 
 def folders(*experiments: str, settings: LabSettings = LAPTOP) -> list[str]:
