@@ -356,10 +356,6 @@ print(result.num_steps, result.resumed_from)
     command = [sys.executable, "-c", code]
     warm = warm_torch()
     killed = warm.start(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, env=environment)
-    whole = train_classifier(
-        steps, model=str(tiny_model), output=tmp_path / "whole", settings=ClassifierTraining(**chosen)
-    )
-    assert (whole.num_steps, whole.resumed_from) == (24, None)
     deadline = time.monotonic() + 120
     while not (tmp_path / "killed" / "checkpoints" / "checkpoint-8" / "trainer_state.json").exists():
         assert killed.poll() is None
@@ -367,6 +363,10 @@ print(result.num_steps, result.resumed_from)
         time.sleep(0.01)
     killed.kill()
     assert killed.wait() == -signal.SIGKILL
+    whole = train_classifier(
+        steps, model=str(tiny_model), output=tmp_path / "whole", settings=ClassifierTraining(**chosen)
+    )
+    assert (whole.num_steps, whole.resumed_from) == (24, None)
     again = warm.run(command, env=environment)
     assert again.returncode == 0, again.stderr
     num_steps, resumed_from = again.stdout.split()
