@@ -133,9 +133,7 @@ def test_a_released_model_from_the_local_cache_of_the_hub(rlhflow_folder: Path, 
     settings = json.loads((tmp_path / "run" / "manifest.json").read_text())["settings"]
     assert settings["layout"] == "rlhflow"
     assert settings["engine"]["revision"] == commit
-    absent = rprm(
-        "judge", data, "--model", "classifier:nobody/nothing", HF_HUB_CACHE=str(tmp_path / "hub"), HF_HUB_OFFLINE="1"
-    )
+    absent = rprm("judge", data, "--model", "classifier:nobody/nothing")
     assert absent.returncode == 1
     assert "classifier:nobody/nothing: cannot load the model" in absent.stderr
     assert "Traceback" not in absent.stderr
