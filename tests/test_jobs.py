@@ -212,7 +212,7 @@ NUM_KILLS = 50
 def test_killed_fifty_times_the_results_are_byte_for_byte_the_same(tmp_path: Path) -> None:
     warm = warm_cli()
     path = write_solutions(tmp_path / "in.jsonl", 150, broken=(5, 140))
-    spec = "scripted:?delay=0.005&lost=0.05&concurrency=6"
+    spec = "scripted:?delay=0.02&lost=0.05&concurrency=6"
 
     def command(output: Path, log: Path) -> list[str]:
         return [
@@ -237,7 +237,7 @@ def test_killed_fifty_times_the_results_are_byte_for_byte_the_same(tmp_path: Pat
                 time.sleep(draw.uniform(0.0, 0.15))
             while process.poll() is None and (log.stat().st_size if log.exists() else 0) < until:
                 time.sleep(0.001)
-            time.sleep(draw.uniform(0.0, 0.005))
+            time.sleep(draw.uniform(0.0, 0.02))
             process.kill()
             code = process.wait()
         kills += code == -9

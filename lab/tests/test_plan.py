@@ -25,8 +25,9 @@ from rprm_lab.world import STEPS, WorldSettings, write_world
 from tests.warm import warm_torch
 
 LAPTOP = SIZES["laptop"]
+_TWO_STEPS = ("--max-steps", "2", "--batch-size", "4", "--device-batch-size", "4", "--keep-last")
 #: Steps enough for the cold starts to end their analyses: pairs are made of them, and one that does not end costs most.
-SMALLEST = replace(TINY, sft_steps=(30, 40), num_judged=4)
+SMALLEST = replace(TINY, sft_steps=(30, 40), dpo=_TWO_STEPS, classifier=_TWO_STEPS, round_steps=20, num_judged=4)
 
 
 def folders(*experiments: str, settings: LabSettings = LAPTOP) -> list[str]:

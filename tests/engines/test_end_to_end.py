@@ -19,21 +19,27 @@ from rprm.records import SolutionReward
 from rprm.verdict import VerdictFormat
 from tests.warm import warm_torch
 
-NUM_ITEMS = 5
-#: Short, since most of the time goes into reading prompts; after these checks even this model writes the verdict line.
-WORKED = """Each check works out the last step and says whether it is correct.
-
-Problem: Tom has 3 bags of 4 apples and eats 2. How many are left?
+NUM_ITEMS = 8
+#: Short, since most of the time goes into reading prompts; after three such checks even this model writes the verdict
+#: line nearly always.
+WORKED = """Problem: Tom has 3 bags of 4 apples. How many apples has he?
 Solution so far:
 Step 1: The bags hold 3 * 4 = 12 apples.
-Check of Step 1: 3 * 4 = 12, and the step says 12.
+Check of Step 1: Done.
 Is the step correct (Yes/No)? Yes
 
 Problem: What do 5 pens at 3 dollars cost?
 Solution so far:
 Step 1: They cost 5 * 3 = 18 dollars.
-Check of Step 1: 5 * 3 = 15, and the step says 18.
+Check of Step 1: Done.
 Is the step correct (Yes/No)? No
+
+Problem: Mia reads 10 pages on Monday and twice as many on Tuesday. How many in all?
+Solution so far:
+Step 1: On Tuesday she reads 2 * 10 = 20 pages.
+Step 2: In all that is 10 + 20 = 30 pages.
+Check of Step 2: Done.
+Is the step correct (Yes/No)? Yes
 
 Problem: {{problem}}
 Solution so far:
@@ -47,7 +53,7 @@ def bench(data: Path, model: str, output: Path) -> tuple[dict, list[SolutionRewa
     done = warm_torch().run(
         [
             sys.executable, "-m", "rprm", "bench", "processbench", "--data", str(data), "--model", model,
-            "--prompt", str(prompt), "-k", "1", "--max-tokens", "40", "--temperature", "0.7", "--no-force-verdict",
+            "--prompt", str(prompt), "-k", "1", "--max-tokens", "24", "--temperature", "0.7", "--no-force-verdict",
             "--output", str(output), "--allow-missing", "--json",
         ],
         env={**os.environ, "OPENAI_API_KEY": ""},
