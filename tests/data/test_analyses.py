@@ -22,7 +22,6 @@ from rprm.errors import InputError, RunError, SettingsChanged
 from rprm.prompts import load_template
 from rprm.records import LabelledStep, StepAnalyses
 from rprm.runs import read_manifest
-from tests.warm import warm_cli
 
 
 def write_steps(path: Path, count: int) -> Path:
@@ -138,7 +137,6 @@ def test_what_is_not_a_finished_run_of_analyses_is_refused(tmp_path: Path) -> No
 @pytest.mark.slow
 def test_killed_at_random_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
     path = write_steps(tmp_path / "steps.jsonl", 60)
-    warm = warm_cli()
 
     def command(output: Path, log: Path) -> list[str]:
         return [
@@ -146,7 +144,7 @@ def test_killed_at_random_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
             f"scripted:?delay=0.02&lost=0.05&concurrency=4&log={log}",
         ]  # fmt: skip
 
-    done = warm.run(command(tmp_path / "whole", tmp_path / "whole.log"))
+    done = subprocess.run(command(tmp_path / "whole", tmp_path / "whole.log"), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     log = tmp_path / "killed.log"
     draw = random.Random(3)
@@ -154,7 +152,7 @@ def test_killed_at_random_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
     while kills < 8:
         size = log.stat().st_size if log.exists() else 0
         until = size + draw.randint(0, 160)
-        with warm.start(
+        with subprocess.Popen(
             command(tmp_path / "killed", log), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         ) as process:
             while process.poll() is None and (log.stat().st_size if log.exists() else 0) <= until:
@@ -164,7 +162,7 @@ def test_killed_at_random_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
                 break
             kills += 1
     assert kills >= 4
-    done = warm.run(command(tmp_path / "killed", log))
+    done = subprocess.run(command(tmp_path / "killed", log), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
     paid = Counter((tmp_path / "whole.log").read_text().split())

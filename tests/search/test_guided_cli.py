@@ -22,7 +22,6 @@ from rprm.grading import AnswerPair, Grade, Grader
 from rprm.rewarders.rprm import Judge
 from rprm.search.guided import SearchTree
 from tests.search.replay import replay
-from tests.warm import warm_cli
 
 
 @pytest.fixture
@@ -184,18 +183,17 @@ def test_killed_and_begun_again_it_ends_with_the_same_bytes(problems: Path, tmp_
             "--problems", str(problems), "-o", str(run), "-n", "4", "--width", "2", "-k", "4", "--json",
         ]  # fmt: skip
 
-    warm = warm_cli()
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    warm.run(command(whole, tmp_path / "whole.log")).check_returncode()
+    subprocess.run(command(whole, tmp_path / "whole.log"), check=True, capture_output=True)
     log = tmp_path / "killed.log"
     num_requests = (tmp_path / "whole.log").read_bytes().count(b"\n")
     for share in (0.3, 0.8):
-        with warm.start(command(killed, log), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        with subprocess.Popen(command(killed, log), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             while process.poll() is None and (not log.exists() or log.read_bytes().count(b"\n") < share * num_requests):
                 time.sleep(0.001)
             process.kill()
             assert process.wait() == -9
-    warm.run(command(killed, log)).check_returncode()
+    subprocess.run(command(killed, log), check=True, capture_output=True)
     for name in ("results.jsonl", "rejected.jsonl", "summary.json"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
     paid, paid_with_kills = (Counter(path.read_text().split()) for path in (tmp_path / "whole.log", log))

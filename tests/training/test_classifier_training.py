@@ -20,7 +20,6 @@ from rprm.errors import EngineError, InputError, SettingsChanged
 from rprm.rewarders.classifier import Classifier
 from rprm.training.baseline import ClassifierTraining, train_classifier
 from rprm.training.settings import RunOptions
-from tests.warm import warm_torch
 
 SETTINGS: dict[str, Any] = {
     "learning_rate": 3e-3,
@@ -353,23 +352,27 @@ print(result.num_steps, result.resumed_from)
 """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
-    command = [sys.executable, "-c", code]
-    warm = warm_torch()
-    killed = warm.start(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, env=environment)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "killed" / "checkpoints" / "checkpoint-8" / "trainer_state.json").exists():
-        assert killed.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    killed.kill()
-    assert killed.wait() == -signal.SIGKILL
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+
+    killed = start()
     whole = train_classifier(
         steps, model=str(tiny_model), output=tmp_path / "whole", settings=ClassifierTraining(**chosen)
     )
     assert (whole.num_steps, whole.resumed_from) == (24, None)
-    again = warm.run(command, env=environment)
-    assert again.returncode == 0, again.stderr
-    num_steps, resumed_from = again.stdout.split()
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "killed" / "checkpoints" / "checkpoint-8" / "trainer_state.json").exists():
+        assert killed.poll() is None, killed.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    again = start()
+    found, errors = again.communicate(timeout=120)
+    assert again.returncode == 0, errors
+    num_steps, resumed_from = found.split()
     assert num_steps == "24"
     assert int(resumed_from) >= 4
     one, other = (
