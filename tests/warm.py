@@ -44,10 +44,11 @@ class Process:
 
     def __init__(
         self, address: str, command: Sequence[str], *, stdin: Any = None, stdout: Any = None, stderr: Any = None,
-        env: Mapping[str, str] | None = None, preexec_fn: Any = None,
+        env: Mapping[str, str] | None = None, process_group: int | None = None, preexec_fn: Any = None,
     ) -> None:  # fmt: skip
         # Without `preexec_fn`: all that stages do in it is to see that they end with their parent.
-        request = {"words": list(command[1:]), "env": dict(env or os.environ), "cwd": str(Path.cwd())}
+        request: dict[str, Any] = {"words": list(command[1:]), "env": dict(env or os.environ), "cwd": str(Path.cwd())}
+        request["group"] = process_group
         self.args = command
         self.returncode: int | None = None
         self._connection = socket.socket(socket.AF_UNIX)
@@ -238,6 +239,8 @@ def _guard(connection: socket.socket) -> dict[str, Any]:
         return request
     for number in numbers:
         os.close(number)
+    if request["group"] is not None:
+        os.setpgid(pid, request["group"])
     connection.sendall(b"%d\n" % pid)
     end = os.pidfd_open(pid)
     if end not in select.select([connection, end], [], [])[0]:
