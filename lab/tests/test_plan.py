@@ -25,9 +25,6 @@ from rprm_lab.world import STEPS, WorldSettings, write_world
 from tests.warm import warm_torch
 
 LAPTOP = SIZES["laptop"]
-_TWO_STEPS = ("--max-steps", "2", "--batch-size", "4", "--device-batch-size", "4", "--keep-last")
-#: Steps enough for the cold starts to end their analyses: pairs are made of them, and one that does not end costs most.
-SMALLEST = replace(TINY, sft_steps=(30, 40), dpo=_TWO_STEPS, classifier=_TWO_STEPS, round_steps=20, num_judged=4)
 
 
 def folders(*experiments: str, settings: LabSettings = LAPTOP) -> list[str]:
@@ -196,10 +193,10 @@ def test_every_experiment_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     pytest.importorskip("trl")
     warm_torch().take_stages(monkeypatch)
     lab = tmp_path / "lab"
-    run_plan(make_plan(lab, SMALLEST), num_jobs=2)
-    found = find(lab, SMALLEST)
+    run_plan(make_plan(lab, TINY), num_jobs=2)
+    found = find(lab, TINY)
     assert found.num_seeds == dict.fromkeys(EXPERIMENTS, 1)
-    assert {claim.effect for claim in claims(SMALLEST)} <= found.effects.keys()
+    assert {claim.effect for claim in claims(TINY)} <= found.effects.keys()
 
     archive = tmp_path / "lab.tar.xz"
     size = pack(lab, archive)
@@ -208,10 +205,10 @@ def test_every_experiment_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         tar.extractall(tmp_path / "unpacked", filter="data")
     files = [file for file in (tmp_path / "unpacked").rglob("*") if file.is_file()]
     assert not any(file.suffix == ".safetensors" for file in files)
-    assert find(tmp_path / "unpacked", SMALLEST).as_dict() == found.as_dict()
+    assert find(tmp_path / "unpacked", TINY).as_dict() == found.as_dict()
     # What is there is not run again.
     again: list[Progress] = []
-    run_plan(make_plan(tmp_path / "unpacked", SMALLEST, ["data"]), num_jobs=2, on_progress=again.append)
+    run_plan(make_plan(tmp_path / "unpacked", TINY, ["data"]), num_jobs=2, on_progress=again.append)
     assert {progress.task.folder.rpartition("/")[2] for progress in again} <= {"world", "steps", "validation"}
 
 
