@@ -17,19 +17,14 @@ from rprm.cli.app import app
 from rprm.cli.bench import _agreed
 from rprm.errors import BenchmarkError, MissingPredictions
 from tests.faults.folder_damages import as_older
+from tests.warm import warm_cli
 
 EXAMPLES = Path(__file__).parents[1] / "src" / "rprm" / "examples" / "solutions.jsonl"
 
 
 def rprm(*arguments: object, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "rprm", *map(str, arguments)],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "COLUMNS": "100", **environment},
-        timeout=120,
-    )
+    command = [sys.executable, "-m", "rprm", *map(str, arguments)]
+    return warm_cli().run(command, input=stdin, env={**os.environ, "COLUMNS": "100", **environment})
 
 
 def test_help_names_every_command() -> None:

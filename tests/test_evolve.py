@@ -16,6 +16,7 @@ from rprm.evolve import RoundResult, RoundSettings, evolve
 from rprm.prompts import PromptTemplate
 from rprm.records import LabelledStep
 from rprm.runs import read_manifest
+from tests.warm import warm_torch
 
 TEMPLATE = PromptTemplate(name="short", user="{{problem}}\n{{steps}}\nCheck step {{step_number}}.")
 ENGINE = "yes_rate=0.5&noise=0.3&concurrency=8"
@@ -80,7 +81,10 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_a_round_samples_pairs_trains_and_measures(start: Path, steps: Path, tmp_path: Path) -> None:
+def test_a_round_samples_pairs_trains_and_measures(
+    start: Path, steps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warm_torch().take_stages(monkeypatch)
     stages: list[tuple[int, str]] = []
     folder = tmp_path / "rounds"
     first, second = evolve(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from rprm.runs import read_manifest
+from tests.warm import warm_cli
 
 
 def command(*arguments: object) -> list[str]:
@@ -19,9 +20,7 @@ def command(*arguments: object) -> list[str]:
 
 
 def rprm(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*arguments), capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"}, timeout=120
-    )
+    return warm_cli().run(command(*arguments), env={**os.environ, "COLUMNS": "100"})
 
 
 def write_problems(path: Path, count: int, *, gold: bool = False, broken: bool = False) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -26,6 +25,7 @@ from rprm.training.rows import check_batch, encode_row, end_token, training_rows
 from rprm.training.settings import RunOptions
 from rprm.training.sft import SFTSettings, train_sft
 from tests.training.conftest import RAW_TEMPLATE, TEMPLATE, make_row, write_rows
+from tests.warm import warm_torch
 
 #: Three steps of four rows, a checkpoint after each.
 QUICK = SFTSettings(
@@ -263,10 +263,10 @@ def test_packed_rows_have_the_losses_of_padded_ones(
 
 
 def die_at(step: int, kind: str, data: Path, model: Path, output: Path, settings: dict[str, Any]) -> None:
-    """Train in a process of its own that kills itself with SIGKILL at a step."""
+    """Train in a process of its own (a fork of the warm one) that kills itself with SIGKILL at a step."""
     script = Path(__file__).with_name("train_and_die.py")
     arguments = [kind, str(data), str(model), str(output), json.dumps(settings), str(step)]
-    done = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, timeout=120)
+    done = warm_torch().run([sys.executable, str(script), *arguments])
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
