@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rprm.errors import RunError
 from rprm.runs import MANIFEST, read_manifest
+from rprm.showing import message
 
 
 def is_complete(folder: Path) -> bool:
@@ -39,7 +40,7 @@ class Subcommand:
         own, other = self.arguments[:end], self.arguments[end:]
         command = [*(launcher or [sys.executable]), "-m", "rprm", *own, "--output", str(folder), *other]
         with self.log.open("ab") as stream:
-            stream.write(f"$ {' '.join(command)}\n".encode())
+            stream.write(f"$ {message(' '.join(command))}\n".encode())
             stream.flush()
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=stream, env=os.environ | (environment or {}),
@@ -59,8 +60,8 @@ class Subcommand:
             lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
             last = "\n".join(f"  {line}" for line in lines[-8:])
             raise RunError(
-                f"{self.folder}: `rprm {' '.join(self.arguments[:2])}` failed with exit code {code}; its log ends "
-                f"({self.log}):\n{last}\nfix the cause and run the same command again to resume"
+                f"{self.folder}: `rprm {' '.join(self.arguments[:2])}` failed with exit code {code}; fix the cause and "
+                f"run the same command again to resume; its log ends ({self.log}):\n{last}"
             )
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import sys
 
+from rprm.showing import guard
+
 EXIT_REJECTED = 3
 
 
@@ -15,12 +17,14 @@ def main() -> None:
     """Entry point of `rprm`."""
     # Weights are converted and loaded under our own progress line.
     os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # Threads of torch that spin while they wait make a busy machine several times slower; these sleep.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if sys.platform == "win32":
         # There a pipe or a file would take the code page of the country, which has no bars and no mathematics.
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(encoding="utf-8")
+    guard()
     from rprm.cli.app import app
     from rprm.errors import RprmError
 
