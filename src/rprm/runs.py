@@ -307,7 +307,7 @@ def write_atomically(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as stream:
-        stream.write(text.encode())
+        stream.write(text.encode(errors="backslashreplace"))  # As JSON has the bytes of a name that are no text.
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(partial, path)

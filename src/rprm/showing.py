@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 #: Control and format characters, line separators, half surrogate pairs: all that moves a cursor, turns the direction of
-#: writing, or cannot be seen. What shapes words is left: a joiner after a character beyond ASCII (emoji, Persian, Hindi),
+#: writing, or cannot be seen. What shapes words is left: a joiner after a character beyond ASCII (emoji, Persian),
 #: variation selectors, the signs that enclose Arabic numbers.
 _HIDDEN = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff0-\ufffb"
@@ -49,9 +49,13 @@ def shown(text: str) -> str:
     return escaped(without_keys(text))
 
 
+def one_line(text: str) -> str:
+    """A text as it is printed, line ends escaped too: no name of a file looks like a line of ours."""
+    return shown(text).replace("\n", "\\n")
+
+
 def message(text: str) -> str:
-    """The text of an error as it is printed: without keys and passwords, in one line but for lines that are indented,
-    so that no name of a file looks like a line of ours."""
+    """The text of an error as it is printed: without keys and passwords; only indented lines are lines of their own."""
     text = _NAMED.sub(r"\1***", _USER.sub("***", text))
     return re.sub(r"\n(?!  )", r"\\n", shown(text))
 

@@ -9,7 +9,9 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from rprm.showing import escaped, shown
+from rprm.showing import escaped, one_line, shown
+
+__all__ = ["Terminal", "one_line"]
 
 
 class Terminal(Console):

@@ -70,6 +70,7 @@ def base(
     It writes solutions, and so is the policy; judges are trained from it. The problems of the world's test splits are
     kept out of its texts.
     """
+    from rprm.terminal import one_line
     from rprm_lab.base_model import BaseSettings, train_base
     from rprm_lab.world import read_card
 
@@ -93,7 +94,7 @@ def base(
             num_workers=workers,
             callbacks=callbacks,
         )
-    print(model)
+    print(one_line(str(model)))
 
 
 @app.command()
@@ -104,9 +105,10 @@ def steps(
     skip: Annotated[int, typer.Option(min=0, help="Labelled steps to leave out first.")] = 0,
 ) -> None:
     """Some of a world's labelled steps for training, as a file of their own: OUTPUT/steps.jsonl."""
+    from rprm.terminal import one_line
     from rprm_lab.world import take_steps
 
-    print(take_steps(source, output, skip=skip, count=count))
+    print(one_line(str(take_steps(source, output, skip=skip, count=count))))
 
 
 @app.command()
@@ -170,7 +172,7 @@ def report(
 ) -> None:
     """What the experiments came to, the paper's numbers beside them: a table, and a page with the figures."""
     from rprm.runs import write_atomically
-    from rprm.terminal import Terminal
+    from rprm.terminal import Terminal, one_line
     from rprm_lab.findings import find
     from rprm_lab.page import claims_table, page
     from rprm_lab.running import read_settings
@@ -186,7 +188,7 @@ def report(
     write_atomically(output, page(findings, settings))
     console = Terminal()
     console.print(claims_table(findings, settings))
-    console.print(f"written to {output}")
+    console.print(one_line(f"written to {output}"))
 
 
 @app.command()
@@ -198,9 +200,10 @@ def pack(
 
     Unpacked (`tar -xJf`), it can be reported and resumed.
     """
+    from rprm.terminal import one_line
     from rprm_lab.packing import pack as write
 
-    print(f"{output}: {write(source, output):,} bytes")
+    print(one_line(f"{output}: {write(source, output):,} bytes"))
 
 
 @contextmanager
@@ -261,7 +264,7 @@ def _show(card: dict[str, Any], output: Path, json: bool) -> None:
         return
     from rich.table import Table
 
-    from rprm.terminal import Terminal
+    from rprm.terminal import Terminal, one_line
 
     table = Table(box=None, padding=(0, 1))
     for name in ("split", "problems", "labelled steps", "of them wrong"):
@@ -271,4 +274,4 @@ def _show(card: dict[str, Any], output: Path, json: bool) -> None:
         table.add_row(split, f"{counts['problems']:,}", f"{counts['steps']:,}", f"{wrong:,}")
     console = Terminal()
     console.print(table)
-    console.print(f"written to {output}")
+    console.print(one_line(f"written to {output}"))

@@ -194,6 +194,7 @@ def _show(
     """Show the summary as JSON, or its counts as a table; returns how the command ends."""
     from rich.table import Table
 
+    from rprm.showing import one_line
     from rprm.terminal import Terminal
 
     if json:
@@ -205,5 +206,5 @@ def _show(
             table.add_row(f"{count:,}", name.removeprefix("num_").replace("_", " "))
         console = Terminal()
         console.print(table)
-        console.print(f"written to {output}", style="dim")
+        console.print(one_line(f"written to {output}"), style="dim")
     return typer.Exit(EXIT_REJECTED if num_rejected else 0)

@@ -114,6 +114,7 @@ def run_behind_progress(
 
     from rprm.jobs import Callbacks
     from rprm.records import SolutionReward
+    from rprm.showing import one_line
     from rprm.terminal import Terminal
 
     console = Terminal(stderr=True)
@@ -144,7 +145,7 @@ def run_behind_progress(
         on_result(row, result)
 
     def rejected(row: Rejected) -> None:
-        console.print(f"rejected: {row.file}, line {row.line}: {row.reason}", style="yellow")
+        console.print(one_line(f"rejected: {row.file}, line {row.line}: {row.reason}"), style="yellow")
 
     def resumed(num_finished: int) -> None:
         counts["before"] = num_finished

@@ -73,6 +73,7 @@ class Outcome:
 
         from rprm.report.searches import search_table
         from rprm.search.measure import measure_runs, read_search_run
+        from rprm.showing import one_line
         from rprm.terminal import Terminal
 
         counts = totals.as_dict()
@@ -96,7 +97,7 @@ class Outcome:
             if number:
                 table.add_row(f"{number:,}", text)
         console.print(table)
-        console.print(f"results: {self.output / 'results.jsonl'}", style="dim")
+        console.print(one_line(f"results: {self.output / 'results.jsonl'}"), style="dim")
         if has_gold:
             console.print(search_table(measure_runs([run])))
 

@@ -193,6 +193,7 @@ def evolve(
     import shlex
 
     from rprm.evolve import evolve as run_rounds
+    from rprm.showing import one_line
     from rprm.terminal import Terminal
 
     console, errors = Terminal(), Terminal(stderr=True)
@@ -204,7 +205,7 @@ def evolve(
     )  # fmt: skip
     if not json:
         console.print(_table(results))
-        console.print(f"best model: {results[-1].best}")
+        console.print(one_line(f"best model: {results[-1].best}"))
 
 
 def _table(results: list[RoundResult]) -> Any:

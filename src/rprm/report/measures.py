@@ -11,7 +11,7 @@ from rich.text import Text
 
 from rprm.benchmarks import Figure, Measurement, ResultTable, Tally
 from rprm.benchmarks.comparison import Comparison
-from rprm.showing import shown
+from rprm.showing import one_line, shown
 
 
 def measurement_table(measured: Measurement) -> Table:
@@ -106,8 +106,8 @@ def framed(
     `numbers` are the columns that stand on the right; by default all but the first.
     """
     table = Table(
-        title=Text(shown(title)), title_justify="left", title_style="bold", caption_justify="left", box=box.SIMPLE_HEAD,
-        caption=Text(shown("\n".join(caption))) if caption else None, pad_edge=False, padding=(0, 1, 0, 0),
+        title=Text(one_line(title)), title_justify="left", title_style="bold", caption_justify="left", box=box.SIMPLE_HEAD,
+        caption=Text("\n".join(map(one_line, caption))) if caption else None, pad_edge=False, padding=(0, 1, 0, 0),
     )  # fmt: skip
     for name in columns:
         is_number = name in (columns[1:] if numbers is None else numbers)

@@ -18,7 +18,7 @@ from rprm.benchmarks.tally import Figure
 from rprm.report.measures import figure_text, framed
 from rprm.report.solutions import panel
 from rprm.search.guided import ROOT, SearchNode, SearchTree
-from rprm.showing import shown
+from rprm.showing import one_line, shown
 
 #: By what became of a node, its mark and style.
 _MARKS = {"kept": ("●", "bold"), "finished": ("■", "bold green"), "pruned": ("○", "dim"), "dropped": ("·", "dim")}
@@ -101,7 +101,7 @@ class _WideTable:
                 number -= 1
             yield part(number)
             columns, title = columns[number:], ""
-        yield Text(shown("\n".join(self.caption)), style="dim italic")
+        yield Text("\n".join(map(one_line, self.caption)), style="dim italic")
 
 
 def unsettled_table(measurement: SearchMeasurement) -> Table:

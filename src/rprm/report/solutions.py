@@ -15,7 +15,7 @@ from rich.text import Text
 
 from rprm.records import Solution, SolutionReward
 from rprm.rewarders.base import Totals
-from rprm.showing import shown
+from rprm.showing import one_line, shown
 
 _BAR_WIDTH = 10
 
@@ -107,5 +107,5 @@ def render_totals(totals: Totals, output: Path | None) -> RenderableType:
     ):
         if number:
             table.add_row(Text(f"{number:,}", style="yellow"), text)
-    results = [] if output is None else [Text(f"results: {output / 'results.jsonl'}", style="dim")]
+    results = [] if output is None else [Text(one_line(f"results: {output / 'results.jsonl'}"), style="dim")]
     return Group(table, *results)
