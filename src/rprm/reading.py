@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from rprm.errors import InputError
 from rprm.records import Record, Solution
+from rprm.showing import escaped
 from rprm.splitting import split_steps
 
 T = TypeVar("T")
@@ -35,7 +36,8 @@ _BOM = b"\xef\xbb\xbf"
 class Rejected(Record):
     """A row that cannot be used: where it stands, why, and its text (the first 100,000 characters)."""
 
-    file: str
+    #: Bytes of its name that are no text are escaped.
+    file: Annotated[str, BeforeValidator(escaped)]
     line: int
     reason: str
     text: str
@@ -227,7 +229,7 @@ def read_rows(source: Source, read: Callable[[Row], T], *, name: str | None = No
     """What `read` makes of each row of a source (`name` stands in for its own); its `InputError` rejects the row."""
     for row in source.rows():
         if isinstance(row, Rejected):
-            yield row.model_copy(update={"file": name or row.file})
+            yield Rejected(**dict(row) | {"file": name or row.file})
             continue
         try:
             yield read(row)

@@ -106,8 +106,9 @@ def framed(
     `numbers` are the columns that stand on the right; by default all but the first.
     """
     table = Table(
-        title=Text(one_line(title)), title_justify="left", title_style="bold", caption_justify="left", box=box.SIMPLE_HEAD,
-        caption=Text("\n".join(map(one_line, caption))) if caption else None, pad_edge=False, padding=(0, 1, 0, 0),
+        title=Text(one_line(title)), title_justify="left", title_style="bold", caption_justify="left",
+        caption=Text("\n".join(map(one_line, caption))) if caption else None,
+        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0),
     )  # fmt: skip
     for name in columns:
         is_number = name in (columns[1:] if numbers is None else numbers)
