@@ -28,8 +28,8 @@ _CODED = re.compile(r"[%\\&](?:[2-7][0-9A-Fa-f]|u00|x|/|#)")
 #: Credentials by their place: of a URL, and of options and fields that are named so.
 _USER = re.compile(r"(?<=://)[^/\s@]+(?=@)")
 _NAMED = re.compile(
-    r"(\bBearer\s+|\b(?:[\w-]*(?:api[_-]?key|password|secret|token)|authorization|(?<=[?&])key)(?:=|[\"']\s*:\s*)[\"']?)"
-    r"[^\s\"'&;]+",
+    r"(\bBearer\s+|\b(?:[\w-]*(?:api[_-]?key|password|secret)|(?:api|access|auth|hf|hub)[_-]?token|authorization"
+    r"|(?<=[?&])(?:key|token))(?:=|[\"']\s*:\s*)[\"']?)(?:Bearer\s+)?[^\s\"'&;]+",
     re.IGNORECASE,
 )
 
@@ -57,8 +57,12 @@ def one_line(text: str) -> str:
 
 def message(text: str) -> str:
     """The text of an error as it is printed: without keys and passwords; only indented lines are lines of their own."""
-    text = _NAMED.sub(r"\1***", _USER.sub("***", text))
-    return re.sub(r"\n(?!  )", r"\\n", shown(text))
+    return re.sub(r"\n(?!  )", r"\\n", shown(without_credentials(text)))
+
+
+def without_credentials(text: str) -> str:
+    """A text with *** for what stands where a URL, an option or a field of JSON has a user, a password or a key."""
+    return _NAMED.sub(r"\1***", _USER.sub("***", text))
 
 
 def hide(key: str) -> None:

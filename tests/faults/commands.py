@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import pkgutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,18 +24,38 @@ class Done:
     err: str
 
 
+def warm() -> None:
+    """Import what most commands need."""
+    for module in pkgutil.iter_modules(import_module("rprm.cli").__path__):
+        import_module(f"rprm.cli.{module.name}")
+    for name in ("openai", "rprm.engines.openai", "rprm.report.searches", "rprm.search.guided", "rprm.data.analyses"):
+        import_module(name)
+
+
 def rprm(
     *arguments: object, folder: Path | None = None, before: Callable[[], object] = lambda: None, **environment: str
 ) -> Done:
     """Run a command in a folder to its end, as `rprm.cli.main` does it in a process of its own; `before` is called in
     that process first."""
+
+    def command() -> None:
+        from rprm.cli import main
+
+        before()
+        sys.argv = ["rprm", *map(str, arguments)]
+        main()
+
+    return forked(command, folder=folder, **environment)
+
+
+def forked(call: Callable[[], object], *, folder: Path | None = None, **environment: str) -> Done:
+    """Call in a process of its own what ends as a program of Python does: its exit code, or a traceback."""
     with TemporaryDirectory() as kept:
         paths = [Path(kept, name) for name in ("out", "err")]
         if (pid := os.fork()) == 0:
             code = 70
             try:
-                before()
-                code = _main(list(map(str, arguments)), paths, folder, environment)
+                code = _run(call, paths, folder, environment)
             finally:
                 os._exit(code)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -40,24 +63,22 @@ def rprm(
         return Done(code, *(path.read_bytes().decode("utf-8") for path in paths))
 
 
-def _main(arguments: list[str], paths: list[Path], folder: Path | None, environment: dict[str, str]) -> int:
-    from rprm.cli import main
-
+def _run(call: Callable[[], object], paths: list[Path], folder: Path | None, environment: dict[str, str]) -> int:
     for number, path in enumerate(paths, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.stdin, sys.stdout, sys.stderr = (os.fdopen(n, mode, encoding="utf-8") for n, mode in enumerate("rww"))
+    # What the test runner put there.
+    logging.getLogger().handlers.clear()
     os.environ.update({"COLUMNS": "100", **environment})
     if folder is not None:
         os.chdir(folder)
-    sys.argv = ["rprm", *arguments]
     code: Any = 0
     try:
-        main()
+        call()
     except SystemExit as end:
         code = end.code or 0
     except BaseException:
-        # As the interpreter does it.
         traceback.print_exc()
         code = 1
     if not isinstance(code, int):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
-import pkgutil
 import re
 import sys
 import unicodedata
@@ -15,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Done, leaves, rprm
+from commands import Done, leaves, rprm, warm
 from echoing import Reply, completion, serving
 
 from rprm.prompts import PromptTemplate
@@ -56,10 +54,7 @@ def write(path: Path, *rows: Any) -> Path:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of hostile files under a hostile name. What a command needs of another is made by it, in their order."""
-    for module in pkgutil.iter_modules(importlib.import_module("rprm.cli").__path__):
-        importlib.import_module(f"rprm.cli.{module.name}")
-    for name in ("openai", "rprm.engines.openai", "rprm.report.searches", "rprm.search.guided", "rprm.data.analyses"):
-        importlib.import_module(name)
+    warm()
     made = tmp_path_factory.mktemp("terminal") / NAME
     made.mkdir()
     steps = ({"id": f"{HOSTILE}{n}", "problem": HOSTILE, "step": f"{HOSTILE}{n}", "label": n > 1} for n in range(4))
@@ -208,9 +203,6 @@ def test_logs_and_tracebacks_of_libraries(folder: Path) -> None:
     def fail() -> None:
         import rprm.reading
 
-        # What the test runner put there.
-        logging.getLogger().handlers.clear()
-
         def read(*_: Any, **__: Any) -> Any:
             logging.getLogger("a library").warning("odd: %s", HOSTILE)
             sys.stderr.writelines([f"{HOSTILE}\n"])
@@ -261,7 +253,7 @@ def test_damaged_and_foreign_run_folders(ran: Callable[[str], Done], folder: Pat
     ]
     for name, content in cases:
         (run / name).write_bytes(content)
-        check(rprm("judge", *RUNS["judge"][0], folder=folder), 1)
+        check(rprm("judge", *RUNS["judge"][0], folder=folder), 1, 3)
         (run / "manifest.json").write_bytes(manifest)
         (run / "results.jsonl").write_bytes(results)
 
