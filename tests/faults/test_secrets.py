@@ -17,7 +17,7 @@ import pytest
 from commands import Done, forked, rprm, warm
 from echoing import Reply, completion, serving
 
-from rprm.showing import message, without_keys
+from rprm.showing import guard, message, without_keys
 
 KEY = "sk-Test_0123/4567+89abCDEF=gh.ij"
 EXAMPLES = Path(__file__).parents[2] / "src" / "rprm" / "examples"
@@ -215,6 +215,7 @@ def test_logs_and_tracebacks(home: Path) -> None:
             raise KeyError(f"{data} {WAYS['percent-encoded'](KEY)}")
 
         read_completions, engine.read_completions = engine.read_completions, read
+        guard()  # As when the client is imported by the command.
         logging.basicConfig(level=logging.DEBUG)
 
     with serving(echoing(KEY, headers={"x-echo": KEY})) as url:
@@ -231,7 +232,9 @@ def test_from_python(home: Path) -> None:
         from rprm import RPRM
 
         with serving(echoing(KEY)) as url:
-            RPRM(f"openai:m@{url}?max_retries=0").score("<message of 401|upper case>", ["1 + 1 = 2"])
+            RPRM(f"openai:m@{url}?max_retries=0").score(
+                [{"problem": "<message of 401|upper case>", "steps": ["1 + 1 = 2"]}]
+            )
 
     home_folder = str(home / "home")
     done = forked(ask, folder=home, OPENAI_API_KEY=KEY, HOME=home_folder, TMPDIR=home_folder)
@@ -287,7 +290,6 @@ def test_no_core_file_and_no_key_in_a_childs_arguments(home: Path) -> None:
     def limits() -> None:
         import resource
 
-        from rprm.showing import guard
         from rprm.subcommands import Subcommand
 
         guard()
