@@ -18,18 +18,16 @@ _HIDDEN = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff0-\ufffb"
     r"\ud800-\udfff\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e007f]"
 )
-_JOINERS = "\u200c\u200d"
-#: Keys that this process uses, and the variables that hold those of libraries. Shorter ones are none: `EMPTY`.
-_keys: set[str] = set()
+#: Keys that this process uses, which nothing shows, and the variables that hold those of libraries.
+KEYS: set[str] = set()
 _KEY_VARIABLES = ("OPENAI_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-_SHORTEST_KEY = 8
 #: How a server, a URL, JSON or HTML may write a character of a key: beside itself.
 _CODED = re.compile(r"[%\\&](?:[2-7][0-9A-Fa-f]|u00|x|/|#)")
 #: Credentials by their place: of a URL, and of options and fields that are named so.
 _USER = re.compile(r"(?<=://)[^/\s@]+(?=@)")
 _NAMED = re.compile(
-    r"(\bBearer\s+|\b(?:[\w-]*(?:api[_-]?key|password|secret)|(?:api|access|auth|hf|hub)[_-]?token|authorization"
-    r"|(?<=[?&])(?:key|token))(?:=|[\"']\s*:\s*)[\"']?)(?:Bearer\s+)?[^\s\"'&;]+",
+    r"(\bBearer\s|\b(?:[\w-]{0,40}(?:api[_-]?key|password|secret)|(?:api|access|auth|hf|hub)[_-]?token|authorization"
+    r"|(?<=[?&])(?:key|token))(?:=|[\"']\s?:\s?)[\"']?)(?:Bearer\s)?[^\s\"'&;]+",
     re.IGNORECASE,
 )
 
@@ -40,7 +38,7 @@ def escaped(text: str) -> str:
 
     def show(match: re.Match[str]) -> str:
         before = text[match.start() - 1 : match.start()]
-        return match[0] if match[0] in _JOINERS and not before.isascii() else json.dumps(match[0])[1:-1]
+        return match[0] if match[0] in "\u200c\u200d" and not before.isascii() else json.dumps(match[0])[1:-1]
 
     return text if text.isprintable() else _HIDDEN.sub(show, text)
 
@@ -65,25 +63,25 @@ def without_credentials(text: str) -> str:
     return _NAMED.sub(r"\1***", _USER.sub("***", text))
 
 
-def hide(key: str) -> None:
-    """Keep a key out of all that is shown from now on."""
-    _keys.add(key)
-
-
 def without_keys(text: str, *, same_length: bool = False) -> str:
-    """A text with *** in place of each key, in any case, percent-encoded, or escaped as in JSON or HTML; a mask of the
-    `same_length` moves nothing."""
-    for key in {*_keys, *(os.environ.get(name, "").strip() for name in _KEY_VARIABLES)}:
-        if len(key) >= _SHORTEST_KEY and (key.lower() in text.lower() or _CODED.search(text)):
+    """A text with *** in place of each key of 8 characters or more (`EMPTY` is none), in any case, percent-encoded, or
+    escaped as in JSON or HTML; a mask of the `same_length` moves nothing."""
+    for key in {*KEYS, *(os.environ.get(name, "").strip() for name in _KEY_VARIABLES)}:
+        if len(key) >= 8 and (key.lower() in text.lower() or _CODED.search(text)):
             text = _pattern(key).sub(lambda match: "*" * len(match[0]) if same_length else "***", text)
     return text
 
 
 @cache
 def _pattern(key: str) -> re.Pattern[str]:
-    ways = r"\\*{0}|%(?:25)*{1:02x}|\\+u00{1:02x}|\\+x{1:02x}|&#(?:x0*{1:x}|0*{1});"
-    coded = (f"(?:{ways.format(re.escape(character), ord(character))})" for character in key)
-    return re.compile("".join(coded), re.IGNORECASE)
+    # Bounded, so that no text takes quadratic time.
+    slashes, zeros = r"\\{0,4}", "0{0,4}"
+    ways = (
+        rf"(?:{slashes}(?:{re.escape(one)}|\\u00{ord(one):02x}|\\x{ord(one):02x})|%(?:25){{0,3}}{ord(one):02x}"
+        rf"|&#(?:x{zeros}{ord(one):x}|{zeros}{ord(one)});)"
+        for one in key
+    )
+    return re.compile("".join(ways), re.IGNORECASE)
 
 
 class _Shown:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
-from typing import IO, Any
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -19,13 +20,11 @@ class Terminal(Console):
     styling's own (`showing.escaped`). A command of another distribution prints through it too."""
 
     def __init__(self, *, stderr: bool = False, **options: Any) -> None:
-        super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False, **options)
-
-    @property  # type: ignore[override]
-    def file(self) -> IO[str]:
-        # Behind a progress line there are two streams in front of the real one.
-        stream = super().file
-        return getattr(stream, "rich_proxied_file", stream)
+        stream: Any = sys.stderr if stderr else sys.stdout
+        # The styling goes past what escapes the rest; there may be a progress line before it.
+        while hasattr(stream, "rich_proxied_file"):
+            stream = stream.rich_proxied_file
+        super().__init__(file=stream, highlight=False, markup=False, emoji=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(shown(text), **options)

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -186,8 +187,8 @@ COMMANDS = {
     "bench": ("bench", "steps", "steps.jsonl", "-m", "MODEL", "-k", "1", "-o", "out"),
     "analyses": ("data", "analyses", "steps.jsonl", "-m", "MODEL", "-o", "out"),
     "sample": ("search", "sample", "--problems", "problems.jsonl", "-p", "MODEL", "-n", "2", "-o", "out"),
-    "guided": ("search", "guided", "--problems", "problems.jsonl", "-p", "MODEL", "-m", "MODEL", "-k", "1", "--width", "2",
-               "--max-rounds", "2", "-o", "out"),
+    "guided": ("search", "guided", "--problems", "problems.jsonl", "-p", "MODEL", "-m", "MODEL", "-k", "1",
+               "--width", "2", "--max-rounds", "2", "-o", "out"),
     "check": ("engines", "check", "MODEL"),
 }  # fmt: skip
 
@@ -313,3 +314,13 @@ def test_what_is_no_key_stays() -> None:
     assert message("name another: key_env=NAME, num_tokens=5 at https://host/v1") == (
         "name another: key_env=NAME, num_tokens=5 at https://host/v1"
     )
+
+
+@pytest.mark.parametrize(
+    "unit", ["\\", "a-", "%25", "&#0", "&#x0", "sk-Test_", "\\u00", "://", "://a", "key=", "Bearer ", "\n "]
+)
+def test_no_text_takes_long(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    start = time.process_time()
+    message(unit * (300_000 // len(unit)))
+    assert time.process_time() - start < 2.0

@@ -21,7 +21,7 @@ from pydantic import Field
 from pydantic_core import from_json
 
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused
-from rprm.showing import hide, without_keys
+from rprm.showing import KEYS, without_keys
 
 if TYPE_CHECKING:
     import httpx2
@@ -108,7 +108,7 @@ class Endpoint:
                 "or send_key_over_http=true on a network you trust"
             )
             logger.warning("%s: %s", self.url, self.key_advice)
-        hide(key)
+        KEYS.add(key)
         self._headers = {} if key else {"Authorization": openai.Omit()}
         # Servers close idle connections after 5 s (uvicorn): give them up before. A proxy has no part in loopback.
         limits, hooks = httpx2.Limits(keepalive_expiry=4.0), [lambda response: _receive.get()(response)]
