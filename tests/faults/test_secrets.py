@@ -287,6 +287,17 @@ def test_credentials_in_a_spec_are_refused_and_not_repeated(spec: str, home: Pat
     check(done, home, password)
 
 
+@pytest.mark.parametrize("proxy", ["socks9://me:PASSWORD@127.0.0.1:1", "http://me:PASSWORD@[::x", "ftp://PASSWORD@h"])
+def test_a_proxy_that_is_none(proxy: str, home: Path) -> None:
+    password = "hunter2-hunter2-hunter2"
+    source = str(EXAMPLES / "solutions.jsonl")
+    proxies = {"HTTPS_PROXY": proxy.replace("PASSWORD", password), "NO_PROXY": "", "no_proxy": ""}
+    done = run("", home, "judge", source, "-m", "openai:m@https://host.invalid/v1", "-o", "run", **proxies)
+    assert done.code == 1
+    assert "HTTPS_PROXY" in done.err
+    check(done, home, password)
+
+
 def test_no_core_file_and_no_key_in_a_childs_arguments(home: Path) -> None:
     def limits() -> None:
         import resource

@@ -112,7 +112,10 @@ class Endpoint:
         self._headers = {} if key else {"Authorization": openai.Omit()}
         # Servers close idle connections after 5 s (uvicorn): give them up before. A proxy has no part in loopback.
         limits, hooks = httpx2.Limits(keepalive_expiry=4.0), [lambda response: _receive.get()(response)]
-        http_client = httpx2.AsyncClient(limits=limits, trust_env=not is_local, event_hooks={"response": hooks})
+        try:
+            http_client = httpx2.AsyncClient(limits=limits, trust_env=not is_local, event_hooks={"response": hooks})
+        except (httpx2.InvalidURL, ImportError, ValueError) as error:
+            raise EngineError(f"{self.subject}: HTTPS_PROXY or ALL_PROXY names no proxy to use: {error}") from None
         self._client = openai.AsyncOpenAI(api_key=key or "-", base_url=self.url, http_client=http_client)
 
     async def aclose(self) -> None:
