@@ -153,8 +153,17 @@ def ran(folder: Path) -> Callable[[str], Done]:
     return run
 
 
-#: They load torch first.
-SLOW = ("train sft", "train dpo", "train classifier")
+#: They load torch first, or have much in common with others.
+SLOW = {
+    "train sft",
+    "train dpo",
+    "train classifier",
+    "search beam",
+    "search dvts",
+    "data pairs",
+    "lab base",
+    "lab pack",
+}
 
 
 @pytest.mark.parametrize(
@@ -217,7 +226,7 @@ def test_logs_and_tracebacks_of_libraries(folder: Path) -> None:
     assert text.count(r"\u001b]0;owned") == 3
 
 
-@pytest.mark.parametrize("status", [200, 400, 401, 404, 500])
+@pytest.mark.parametrize("status", [200, 404, *(pytest.param(one, marks=pytest.mark.slow) for one in (400, 401, 500))])
 def test_what_a_server_says(status: int, folder: Path) -> None:
     def answer(path: str, headers: dict[str, str], body: dict[str, Any]) -> Reply:
         if path.endswith("/models"):

@@ -108,7 +108,8 @@ class Endpoint:
                 "or send_key_over_http=true on a network you trust"
             )
             logger.warning("%s: %s", self.url, self.key_advice)
-        KEYS.add(key)
+        headers = os.environ.get("OPENAI_CUSTOM_HEADERS", "").split()  # The client's own: names and values.
+        KEYS.update([key, *(word for word in headers if not word.endswith(":"))])
         self._headers = {} if key else {"Authorization": openai.Omit()}
         # Servers close idle connections after 5 s (uvicorn): give them up before. A proxy has no part in loopback.
         limits, hooks = httpx2.Limits(keepalive_expiry=4.0), [lambda response: _receive.get()(response)]
