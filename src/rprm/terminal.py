@@ -10,9 +10,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from rprm.showing import escaped, one_line, shown
-
-__all__ = ["Terminal", "one_line"]
+from rprm.showing import escaped, shown
 
 
 class Terminal(Console):

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Done, leaves, rprm, warm
+from commands import Done, forked, leaves, rprm, warm
 from echoing import Reply, completion, serving
 
 from rprm.prompts import PromptTemplate
 from rprm.showing import escaped
+from rprm.subcommands import Subcommand
 
 #: Format characters that are seen: signs which enclose numbers, and marks.
 VISIBLE = set(map(chr, (*range(0x600, 0x606), 0x6DD, 0x70F, 0x890, 0x891, 0x8E2, 0x110BD, 0x110CD)))
@@ -92,7 +93,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-#: A run of each command that goes as far as it can on hostile data, and its exit code. They run in this order.
+#: A run of each command that goes as far as it can on hostile data, and its exit code.
 RUNS: dict[str, tuple[list[str], int]] = {
     "judge": ([f"{NAME}.jsonl", "-m", "scripted:", "-o", f"judged {HOSTILE}", "--analyses"], 3),
     "models": ([NAME], 1),
@@ -154,7 +155,7 @@ def ran(folder: Path) -> Callable[[str], Done]:
 
 
 #: They load torch first, or have much in common with others.
-SLOW = {
+SLOW = [
     "train sft",
     "train dpo",
     "train classifier",
@@ -163,7 +164,7 @@ SLOW = {
     "data pairs",
     "lab base",
     "lab pack",
-}
+]
 
 
 @pytest.mark.parametrize(
@@ -265,6 +266,16 @@ def test_damaged_and_foreign_run_folders(ran: Callable[[str], Done], folder: Pat
         check(rprm("judge", *RUNS["judge"][0], folder=folder), 1, 3)
         (run / "manifest.json").write_bytes(manifest)
         (run / "results.jsonl").write_bytes(results)
+
+
+@pytest.mark.slow
+def test_the_log_of_a_stage(folder: Path) -> None:
+    """What a command of several stages keeps of each, and tells of one that fails."""
+    done = forked(lambda: Subcommand(folder / "stage", ["judge", NAME]).wait())
+    text = (folder / "stage.log").read_bytes().decode() + done.err
+    assert not set(filter(is_hidden, text)), ascii(text)
+    assert text.count(r"\u001b]0;owned") >= 3
+    assert "its log ends" in done.err
 
 
 def test_every_hidden_character_is_escaped_and_no_other() -> None:

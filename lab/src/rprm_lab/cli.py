@@ -70,7 +70,7 @@ def base(
     It writes solutions, and so is the policy; judges are trained from it. The problems of the world's test splits are
     kept out of its texts.
     """
-    from rprm.terminal import one_line
+    from rprm.showing import one_line
     from rprm_lab.base_model import BaseSettings, train_base
     from rprm_lab.world import read_card
 
@@ -105,7 +105,7 @@ def steps(
     skip: Annotated[int, typer.Option(min=0, help="Labelled steps to leave out first.")] = 0,
 ) -> None:
     """Some of a world's labelled steps for training, as a file of their own: OUTPUT/steps.jsonl."""
-    from rprm.terminal import one_line
+    from rprm.showing import one_line
     from rprm_lab.world import take_steps
 
     print(one_line(str(take_steps(source, output, skip=skip, count=count))))
@@ -172,7 +172,8 @@ def report(
 ) -> None:
     """What the experiments came to, the paper's numbers beside them: a table, and a page with the figures."""
     from rprm.runs import write_atomically
-    from rprm.terminal import Terminal, one_line
+    from rprm.showing import one_line
+    from rprm.terminal import Terminal
     from rprm_lab.findings import find
     from rprm_lab.page import claims_table, page
     from rprm_lab.running import read_settings
@@ -200,7 +201,7 @@ def pack(
 
     Unpacked (`tar -xJf`), it can be reported and resumed.
     """
-    from rprm.terminal import one_line
+    from rprm.showing import one_line
     from rprm_lab.packing import pack as write
 
     print(one_line(f"{output}: {write(source, output):,} bytes"))
@@ -264,7 +265,8 @@ def _show(card: dict[str, Any], output: Path, json: bool) -> None:
         return
     from rich.table import Table
 
-    from rprm.terminal import Terminal, one_line
+    from rprm.showing import one_line
+    from rprm.terminal import Terminal
 
     table = Table(box=None, padding=(0, 1))
     for name in ("split", "problems", "labelled steps", "of them wrong"):
