@@ -9,7 +9,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "rprm"
 
 #: Layer by layer, from the top; see docs/architecture.md. A package stands for all modules in it.
 LAYERS = [
-    {"errors", "files", "records", "embedded", "quoting", "thinking"},
+    {"errors", "files", "records", "embedded", "quoting", "thinking", "showing", "terminal"},
     {
         "verdict",
         "stopping",
@@ -34,8 +34,10 @@ LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 
 #: Within a layer, what may import what: `name: {names it may import}`.
 WITHIN = {
+    "errors": {"showing"},
     "records": {"errors"},
     "files": {"errors"},
+    "terminal": {"showing"},
     "embedded": {"records"},
     "models": {"runs", "prompts", "verdict"},
     "presets": {"models", "stopping"},

@@ -6,9 +6,14 @@ message alone; only an error outside this tree shows a traceback, because only t
 
 from __future__ import annotations
 
+from rprm.showing import message
+
 
 class RprmError(Exception):
-    """Base of every error raised on purpose."""
+    """Base of every error raised on purpose. What it says is fit to be shown, whatever names and texts are in it."""
+
+    def __str__(self) -> str:
+        return message(super().__str__())
 
 
 class InputError(RprmError):

@@ -10,6 +10,7 @@ from typing import Any, cast, get_args, get_type_hints
 from urllib.parse import parse_qsl
 
 from rprm.errors import EngineError
+from rprm.showing import without_credentials
 
 #: Keyword arguments of constructors that are no options of a spec.
 _NO_OPTIONS = ("spec", "reply")
@@ -41,7 +42,12 @@ def load_kind(point: EntryPoint) -> Callable[..., Any]:
 
 
 def split_spec(spec: str) -> tuple[str, str, dict[str, Any]]:
-    """Kind, target and options of `KIND:TARGET?option=value&option=value`."""
+    """Kind, target and options of `KIND:TARGET?option=value&option=value`; an `EngineError` where a key is in it."""
+    if without_credentials(spec) != spec:
+        raise EngineError(
+            f"model {spec!r}: no password or key may stand there, where it would be recorded; put it into an "
+            "environment variable (openai: key_env=NAME)"
+        )
     body, _, query = spec.partition("?")
     kind, _, target = body.partition(":")
     return kind, target, dict(parse_qsl(query, keep_blank_values=True))

@@ -235,7 +235,7 @@ def read_rows(source: Source, read: Callable[[Row], T], *, name: str | None = No
     """What `read` makes of each row of a source (`name` stands in for its own); its `InputError` rejects the row."""
     for row in source.rows():
         if isinstance(row, Rejected):
-            yield row.model_copy(update={"file": name or row.file})
+            yield Rejected(**dict(row) | {"file": name or row.file})
             continue
         try:
             yield read(row)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rprm.errors import RunError
 from rprm.runs import MANIFEST, read_manifest
+from rprm.showing import message
 
 #: Seconds that a stage has to stop before it is killed.
 _PATIENCE_S = 30.0
@@ -44,7 +45,7 @@ class Subcommand:
         own, other = self.arguments[:end], self.arguments[end:]
         command = [*(launcher or [sys.executable]), "-m", "rprm", *own, "--output", str(folder), *other]
         with self.log.open("ab") as stream:
-            stream.write(f"$ {' '.join(command)}\n".encode())
+            stream.write(f"$ {message(' '.join(command))}\n".encode())
             stream.flush()
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=stream, env=os.environ | (environment or {}),
@@ -70,8 +71,8 @@ class Subcommand:
             lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
             last = "\n".join(f"  {line}" for line in lines[-8:])
             raise RunError(
-                f"{self.folder}: `rprm {' '.join(self.arguments[:2])}` failed with exit code {code}; its log ends "
-                f"({self.log}):\n{last}\nfix the cause and run the same command again to resume"
+                f"{self.folder}: `rprm {' '.join(self.arguments[:2])}` failed with exit code {code}; fix the cause and "
+                f"run the same command again to resume; its log ends ({self.log}):\n{last}"
             )
 
     def end(self) -> None:

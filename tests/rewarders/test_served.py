@@ -235,7 +235,7 @@ def test_specs(tmp_path: Path) -> None:
         ("classifier:Skywork-o1-Open-PRM@http://localhost:1", "no server of skywork models"),
         ("classifier:math-shepherd-mistral-7b-prm@http://localhost:1", "no server of math-shepherd models"),
         ("classifier:@http://localhost:1?layout=qwen", "write MODEL@URL"),
-        ("classifier:m@http://user:word@localhost:1?layout=qwen", "write MODEL@URL"),
+        ("classifier:m@http://user:word@localhost:1?layout=qwen", "no password or key"),
         ("classifier:m@http://localhost:1?layout=qwen&device=cpu", "unknown option 'device'"),
     ):
         with pytest.raises(EngineError, match=message):

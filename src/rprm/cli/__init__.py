@@ -14,6 +14,7 @@ def main() -> None:
     """Entry point of `rprm`."""
     # Weights are converted and loaded under our own progress line.
     os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # Threads of torch that spin while they wait make a busy machine several times slower; these sleep.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from rprm.cli.process import run_command

@@ -249,13 +249,12 @@ def _agreed(name: str, given: Any, *recorded: dict[str, Any]) -> Any:
 
 def show(found: dict[str, Any], tables: Iterable[Any], *, as_json: bool, output: Path | None = None) -> None:
     """Print what was found, as JSON or in tables, and keep it in `output`."""
-    from rich.console import Console
-
     from rprm.runs import write_atomically
+    from rprm.terminal import Terminal
 
     if output is not None:
         write_atomically(output / "measurement.json", f"{dumps(found, indent=2, ensure_ascii=False)}\n")
     if as_json:
         print(dumps(found, ensure_ascii=False))
     else:
-        Console(highlight=False).print(*tables)
+        Terminal().print(*tables)

@@ -46,12 +46,11 @@ def steps(
 
     The folder gets results.jsonl (the steps), removed.jsonl (problems of benchmarks), rejected.jsonl and summary.json.
     """
-    from rich.console import Console
-
     from rprm.data.gathering import gather_steps, read_benchmarks
     from rprm.data.steps import steps_source
+    from rprm.terminal import Terminal
 
-    with Console(stderr=True, highlight=False).status("reading the benchmarks") as status:
+    with Terminal(stderr=True).status("reading the benchmarks") as status:
         found = [steps_source(source) for source in sources]
         benchmarks = [part for name in exclude_benchmark or [] for part in read_benchmarks(name)]
         status.update("reading labelled steps")
@@ -193,8 +192,10 @@ def _show(
     summary: Mapping[str, Any], counts: Mapping[str, int], num_rejected: int, output: Path, json: bool
 ) -> typer.Exit:
     """Show the summary as JSON, or its counts as a table; returns how the command ends."""
-    from rich.console import Console
     from rich.table import Table
+
+    from rprm.showing import one_line
+    from rprm.terminal import Terminal
 
     if json:
         print(dumps(summary, ensure_ascii=False))
@@ -203,7 +204,7 @@ def _show(
         table.add_column(justify="right", style="bold")
         for name, count in counts.items():
             table.add_row(f"{count:,}", name.removeprefix("num_").replace("_", " "))
-        console = Console(highlight=False)
+        console = Terminal()
         console.print(table)
-        console.print(f"written to {output}", style="dim", markup=False)
+        console.print(one_line(f"written to {output}"), style="dim")
     return typer.Exit(EXIT_REJECTED if num_rejected else 0)

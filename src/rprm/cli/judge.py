@@ -59,14 +59,13 @@ def judge(
     The defaults are the paper's and its scripts'; two models have lighter ones of their own: embedded (400 tokens), and
     smollm2 (-k 4, 128 tokens, --force-verdict). Exit code 3: some rows were rejected.
     """
-    from rich.console import Console
-
     from rprm.reading import Source, read_solutions
     from rprm.report.solutions import render_solution, render_totals
     from rprm.rewarders.base import judge_source
+    from rprm.terminal import Terminal
 
     rewarder = options.rewarder(model, in_full=rewards == "full")
-    console = Console(highlight=False)
+    console = Terminal()
     scope = EmbeddedScope(model)
     told: set[str] = set()
 
@@ -110,15 +109,16 @@ def run_behind_progress(
     """Do some work behind a line of rows (`num_rows` in all), steps, tokens a second and time left, and `close` what
     was used. What `on_result` prints of each row and its result stands above the line. `noun` and `activity` say what
     the rows are, and what is done with them."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from rprm.jobs import Callbacks
     from rprm.records import SolutionReward
+    from rprm.showing import one_line
+    from rprm.terminal import Terminal
 
-    console = Console(stderr=True, highlight=False)
+    console = Terminal(stderr=True)
     line = Progress(
-        TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+        TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
         TextColumn(f"{noun}  {{task.fields[steps]}}  {{task.fields[speed]}}"), TimeRemainingColumn(),
         console=console, transient=True, disable=not console.is_terminal,
         # Results go to standard output: through the line when that is this terminal too, past it otherwise.
@@ -144,7 +144,7 @@ def run_behind_progress(
         on_result(row, result)
 
     def rejected(row: Rejected) -> None:
-        console.print(f"rejected: {row.file}, line {row.line}: {row.reason}", style="yellow", markup=False)
+        console.print(one_line(f"rejected: {row.file}, line {row.line}: {row.reason}"), style="yellow")
 
     def resumed(num_finished: int) -> None:
         counts["before"] = num_finished
@@ -200,6 +200,6 @@ class EmbeddedScope:
 
 
 def _say(text: str, style: str) -> None:
-    from rich.console import Console
+    from rprm.terminal import Terminal
 
-    Console(stderr=True, highlight=False).print(text, style=style, markup=False, soft_wrap=True)
+    Terminal(stderr=True).print(text, style=style, soft_wrap=True)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from rprm.cli import EXIT_BROKEN_PIPE, EXIT_REJECTED
 from rprm.errors import RprmError
+from rprm.showing import guard
 
 if TYPE_CHECKING:
     from tempfile import TemporaryDirectory
@@ -138,6 +139,7 @@ def run_command(command: Callable[[], object]) -> NoReturn:
     try:
         _signals.handle(_signals.stop)
         _open_streams()
+        guard()
         try:
             command()
             code = 0

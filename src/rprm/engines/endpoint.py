@@ -21,6 +21,7 @@ from pydantic import Field
 from pydantic_core import from_json
 
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused
+from rprm.showing import KEYS, without_keys
 
 if TYPE_CHECKING:
     import httpx2
@@ -107,12 +108,15 @@ class Endpoint:
                 "or send_key_over_http=true on a network you trust"
             )
             logger.warning("%s: %s", self.url, self.key_advice)
-        # In a closure it is part of no repr.
-        self._without_key: Callable[[str], str] = lambda text: text.replace(key, "***") if key else text
+        headers = os.environ.get("OPENAI_CUSTOM_HEADERS", "").split()  # The client's own: names and values.
+        KEYS.update([key, *(word for word in headers if not word.endswith(":"))])
         self._headers = {} if key else {"Authorization": openai.Omit()}
         # Servers close idle connections after 5 s (uvicorn): give them up before. A proxy has no part in loopback.
         limits, hooks = httpx2.Limits(keepalive_expiry=4.0), [lambda response: _receive.get()(response)]
-        http_client = httpx2.AsyncClient(limits=limits, trust_env=not is_local, event_hooks={"response": hooks})
+        try:
+            http_client = httpx2.AsyncClient(limits=limits, trust_env=not is_local, event_hooks={"response": hooks})
+        except (httpx2.InvalidURL, ImportError, ValueError) as error:
+            raise EngineError(f"{self.subject}: HTTPS_PROXY or ALL_PROXY names no proxy to use: {error}") from None
         self._client = openai.AsyncOpenAI(api_key=key or "-", base_url=self.url, http_client=http_client)
 
     async def aclose(self) -> None:
@@ -221,7 +225,7 @@ class Endpoint:
             said, code, context = read_error(_parse_json(content))
         except Transient:
             said, code, context = response.text, None, None
-        status, said = response.status_code, self.clean(said) or response.reason_phrase
+        status, said = response.status_code, self.clean(said) or self.clean(response.reason_phrase)
         key, account = self.key_advice, f"mend the account, then {_AGAIN}"
         model = "check the model's name and that the URL ends where /chat/completions begins"
         advice = {401: key, 402: account, 403: key, 404: model, 501: "the server cannot do it"}.get(status)
@@ -248,7 +252,7 @@ class Endpoint:
 
     def clean(self, text: str) -> str:
         """What a server said, fit to be shown: without the key, without control characters, short."""
-        text = " ".join("".join(c if c.isprintable() else " " for c in self._without_key(text)).split())
+        text = " ".join("".join(c if c.isprintable() else " " for c in without_keys(text)).split())
         return text if len(text) <= _ERROR_CHARACTERS else text[:_ERROR_CHARACTERS] + "..."
 
 

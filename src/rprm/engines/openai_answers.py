@@ -17,6 +17,7 @@ from typing import Any
 
 from rprm.engines.base import WITHHELD, Completion, Sampling, num_alike
 from rprm.engines.endpoint import Json, Transient, count, entries, find, listed, read_error
+from rprm.showing import without_keys
 from rprm.verdict import Transcript, VerdictChoice, VerdictFormat, logsumexp
 
 #: Finish reasons in the words of others, and those that say what "stop" leaves open: whether the model ended the text.
@@ -90,7 +91,7 @@ def read_completions(
     total, ends = count(usage, "completion_tokens"), [0, *itertools.accumulate(len(t.encode()) + 1 for t in texts)]
     completions: list[Completion] = []
     for choice, text, (_, thoughts, refusal), (start, end) in zip(choices, texts, said, pairwise(ends), strict=True):
-        finish_reason = "refusal" if refusal else str(choice.get("finish_reason") or "unknown")
+        finish_reason = "refusal" if refusal else without_keys(str(choice.get("finish_reason") or "unknown"))
         finish_reason = _FINISH_REASONS.get(finish_reason, finish_reason)
         if finish_reason == "error":
             raise Transient("a completion that ended in an error")
@@ -114,7 +115,8 @@ def read_completions(
         # The second and further completions of one request read its prompt for nothing.
         num_cached = num_prompt_tokens if completions else count(usage, "prompt_tokens_details", "cached_tokens")
         counts, ended = (num_prompt_tokens, num_cached), _ended(choice, has_stops=bool(sampling.stop))
-        completions.append(Completion(before + text, num_tokens, finish_reason, *counts, tuple(read), ended))
+        written = without_keys(before + text, same_length=True)  # It is recorded.
+        completions.append(Completion(written, num_tokens, finish_reason, *counts, tuple(read), ended))
     return completions
 
 

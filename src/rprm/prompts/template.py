@@ -16,6 +16,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from rprm.errors import PromptError
 from rprm.reading import explained
+from rprm.showing import escaped
 from rprm.verdict import VerdictFormat
 
 
@@ -324,7 +325,7 @@ def _toml(value: str | bool, *, is_block: bool = False) -> str:
     """As it stands between single quotes where escapes would clutter it, a block on lines of its own."""
     if isinstance(value, bool):
         return str(value).lower()
-    if not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", value):
+    if escaped(value) == value:
         if is_block and "\n" in value and "'''" not in value and not value.endswith("'"):
             return f"'''\n{value}'''"
         if re.search(r'[\\"]', value) and not re.search(r"['\n]", value):
