@@ -6,15 +6,17 @@ The client retries; answers are read within its attempts, so that one of no use 
 from __future__ import annotations
 
 import asyncio
+import codecs
 import json
 import logging
 import os
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
+from http.cookiejar import DefaultCookiePolicy
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import Field
@@ -35,6 +37,9 @@ _Lengths = tuple[int | None, int | None]  # of a prompt and of the context, as f
 _Request = tuple[str, Json | None, int, Callable[[], Any] | None]
 
 _ERROR_BYTES, _ERROR_CHARACTERS = 1 << 16, 400  # of an error body, those read and those shown
+_GARBLED = 3  # attempts
+_MOST = 1 << 31  # things that a server can count; a larger number is none
+_LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")  # of events; after a last \r its \n may follow
 _AGAIN = "run the same command again to resume"
 _DOWN = f"check that the server runs, then {_AGAIN}"
 _BUSY = (408, 409, 425, 429, 503, 529)  # statuses that say nothing against the request
@@ -55,6 +60,10 @@ _receive: ContextVar[Callable[[httpx2.Response], Awaitable[None]]] = ContextVar(
 
 class Transient(Exception):
     """A failure that may pass."""
+
+
+class Garbled(Transient):
+    """An answer that may well be garbled each time: asked for three times at most, whatever `max_retries` says."""
 
 
 class _Busy(Transient):
@@ -85,6 +94,7 @@ class Endpoint:
         self._reached = False
         self._num_answers = 0
         self._answered: _Request | None = None  # the first one
+        self._models: Json = {}  # by path, as the first answer called it
 
     def open(self) -> None:
         """Read the key and make the client; `EngineError` where the key or the URL is malformed."""
@@ -111,8 +121,8 @@ class Endpoint:
         self._without_key: Callable[[str], str] = lambda text: text.replace(key, "***") if key else text
         self._headers = {} if key else {"Authorization": openai.Omit()}
         # Servers close idle connections after 5 s (uvicorn): give them up before. A proxy has no part in loopback.
-        limits, hooks = httpx2.Limits(keepalive_expiry=4.0), [lambda response: _receive.get()(response)]
-        http_client = httpx2.AsyncClient(limits=limits, trust_env=not is_local, event_hooks={"response": hooks})
+        http_client = _make_client()(limits=httpx2.Limits(keepalive_expiry=4.0), trust_env=not is_local)
+        http_client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=()))  # a flood of them stays out
         self._client = openai.AsyncOpenAI(api_key=key or "-", base_url=self.url, http_client=http_client)
 
     async def aclose(self) -> None:
@@ -178,16 +188,16 @@ class Endpoint:
             nonlocal failure
             self._reached = True
             try:
-                async with asyncio.timeout(seconds):
-                    if response.is_success:
-                        result.append(read(await _answer(response, limit, events)))
-                    else:
-                        failure = await self._failure(response)
-            except TimeoutError:
-                raise httpx2.ReadTimeout("") from None
+                if response.is_success:
+                    data = await _answer(response, limit, events)
+                    self._refuse_foreign(path, data)
+                    result.append(read(data))
+                else:
+                    failure = await self._failure(response)
             except Transient as unusable:
+                if isinstance(unusable, Garbled) and (attempts := _attempts(response.request)) >= _GARBLED:
+                    raise RequestRefused(f"{self.where(path)}: {unusable} ({attempts} attempts)") from None
                 raise httpx2.RequestError(str(unusable)) from None
-            await response.aclose()
 
         _receive.set(receive)
         send: Any = self._client.get if body is None else partial(self._client.post, content=json.dumps(body).encode())
@@ -205,7 +215,7 @@ class Endpoint:
             elif cause is not None:
                 name = "" if type(cause) is httpx2.RequestError else f"{type(cause).__name__}: "
                 failure = Transient(self.clean(f"{name}{cause}"))
-            attempts = 1 + int(error.request.headers["x-stainless-retry-count"])
+            attempts = _attempts(error.request)
             raise type(failure)(f"{failure} ({attempts} attempt{'s' * (attempts > 1)})") from None
         return result[0]
 
@@ -220,12 +230,12 @@ class Endpoint:
         try:
             said, code, context = read_error(_parse_json(content))
         except Transient:
-            said, code, context = response.text, None, None
-        status, said = response.status_code, self.clean(said) or response.reason_phrase
+            said, code, context = content.decode("utf-8", "replace"), None, None
+        status, said = response.status_code, self.clean(said or response.reason_phrase)
         key, account = self.key_advice, f"mend the account, then {_AGAIN}"
         model = "check the model's name and that the URL ends where /chat/completions begins"
         advice = {401: key, 402: account, 403: key, 404: model, 501: "the server cannot do it"}.get(status)
-        if status < 400:
+        if 300 <= status < 400:
             place = self.clean(response.headers.get("location", "")) or "elsewhere"
             advice = f"it redirects to {place}; write the final URL"
         elif code == "insufficient_quota":
@@ -233,10 +243,12 @@ class Endpoint:
         elif status == 403 and "logprobs" in said:
             advice = None  # OpenAI forbids log-probabilities, not the model: the request is at fault.
         if advice:
+            if self._num_answers and advice is not account:
+                advice = f"{advice}, then {_AGAIN}"
             kind = EngineUnavailable if advice is account else EngineError
             raise kind(f"{self.subject} at {response.request.url} answered {status}: {said}; {advice}")
         # llama.cpp had a context too short a 500 once.
-        if status in _BUSY or (status >= 500 and not (status == 500 and context)):
+        if status in _BUSY or status < 300 or (status >= 500 and not (status == 500 and context)):
             waits = "".join(f", {name}: {value}" for name, value in response.headers.items() if "retry-after" in name)
             return (_Busy if status in _BUSY else Transient)(f"{status} {said}{self.clean(waits)}")
         refusal = Refusal(f"the server refused the request ({status}): {said}")
@@ -246,29 +258,118 @@ class Endpoint:
     def where(self, path: str) -> str:
         return f"{self.subject} at {self.url}{path}"
 
+    def _refuse_foreign(self, path: str, data: Json) -> None:
+        """Refuse an answer that has the key in it, with which it would be kept, and one of another model, which is not
+        the one that is asked: a gateway fell back on it."""
+        said = [[value for name, value in choice.items() if name != "logprobs"] for choice in entries(data, "choices")]
+        if self._without_key(text := json.dumps(said)) != text:
+            raise Transient("an answer that has the key in it")
+        model = find(data, "model")
+        if model and model != (known := self._models.setdefault(path, model)):
+            raise Transient(f"an answer of the model {model}, where the first was of {known}")
+
     def clean(self, text: str) -> str:
         """What a server said, fit to be shown: without the key, without control characters, short."""
         text = " ".join("".join(c if c.isprintable() else " " for c in self._without_key(text)).split())
         return text if len(text) <= _ERROR_CHARACTERS else text[:_ERROR_CHARACTERS] + "..."
 
 
+def _make_client() -> type[httpx2.AsyncClient]:
+    """A client that reads each answer where it is sent for, and bounds the time until it begins and until it ends."""
+    import httpx2
+
+    class Client(httpx2.AsyncClient):
+        async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+            response: httpx2.Response | None = None
+            seconds = request.extensions["timeout"]["read"]
+
+            async def trace(event: str, _: Json) -> None:
+                if event == "http11.response_closed.started" and response is not None and _has_more(response):
+                    await response.extensions["network_stream"].aclose()
+
+            request.extensions |= {"trace": trace}
+            try:
+                async with asyncio.timeout(seconds):
+                    response = await super().send(request, **options)
+                async with asyncio.timeout(seconds):
+                    await _receive.get()(response)
+            except TimeoutError:
+                raise httpx2.ReadTimeout("", request=request) from None
+            finally:
+                if response is not None:
+                    await response.aclose()
+            return response
+
+    return Client
+
+
+def _has_more(response: httpx2.Response) -> bool:
+    """Whether more than the response came with it, which its connection would take for the answer to another request.
+
+    `httpcore2` does not look; nothing public leads to what its parser holds.
+    """
+    found: Any = response.stream
+    for name in ("_stream", "_httpcore_stream", "_stream", "_connection", "_h11_state", "trailing_data"):
+        found = getattr(found, name, None)
+    return bool(found and found[0])
+
+
+def _attempts(request: httpx2.Request) -> int:
+    """How often a request was sent, this time included."""
+    return 1 + int(request.headers["x-stainless-retry-count"])
+
+
+class _Events:
+    """Server-sent events of a body that comes in pieces, as JSON (docs: WHATWG's HTML, 9.2.6)."""
+
+    def __init__(self) -> None:
+        self._rest: list[bytes] = []  # of a line
+        self._data: list[bytes] = []  # of an event that goes on
+        self._is_error = False
+
+    def feed(self, chunk: bytes) -> Iterator[Json | None]:
+        """The events that end in `chunk`; None for the end of all."""
+        self._rest.append(chunk)
+        if b"\n" not in chunk and b"\r" not in chunk:
+            return
+        *lines, last = _LINE_END.split(b"".join(self._rest))
+        self._rest = [last]
+        for line in lines:
+            name, _, value = line.removeprefix(codecs.BOM_UTF8).partition(b":")
+            if name == b"data" and (value := value.strip()):
+                self._data.append(value)
+                if value == b"[DONE]":
+                    yield None
+                elif len(self._data) == 1:
+                    # Nearly always whole. The blank line after it is not waited for: some servers leave it out.
+                    with suppress(Transient):
+                        yield from self._whole()
+            elif name == b"event":
+                self._is_error = value.strip() == b"error"
+            elif not line:
+                yield from self._whole()
+                self._is_error = False
+
+    def _whole(self) -> Iterator[Json]:
+        if self._data:
+            event = _parse_json(b"\n".join(self._data))
+            self._data = []
+            yield {"error": event.get("error", event)} if self._is_error else event
+
+
 async def _answer(response: httpx2.Response, limit: int, events: Callable[[], Any] | None) -> Json:
     """The JSON object that was answered, in one piece or in events, which the client decodes half as fast."""
-    is_stream = response.headers.get("content-type", "").startswith("text/event-stream")
-    found = events() if is_stream and events is not None else None
-    rest, size = [b""], 0
+    is_stream = response.headers.get("content-type", "").lower().startswith("text/event-stream")
+    found, decoder, body, size = events() if is_stream and events is not None else None, _Events(), [], 0
     async for chunk in response.aiter_bytes():
         size += len(chunk)
         if size > limit:
             raise Transient(f"an answer of over {limit} bytes, far more than was asked for")
-        rest.append(chunk)
-        if found is not None and b"\n" in chunk:
-            *lines, last = b"".join(rest).split(b"\n")
-            rest = [last]
-            payloads = (line[5:].strip() for line in lines if line.startswith(b"data:"))
-            if any(payload == b"[DONE]" or found.add(_parse_json(payload)) for payload in payloads if payload):
-                break
-    data: Json = _parse_json(b"".join(rest)) if found is None else found.whole()
+        if found is None:
+            body.append(chunk)
+        elif any(event is None or found.add(event) for event in decoder.feed(chunk)):
+            break
+    data: Json = _parse_json(b"".join(body)) if found is None else found.whole()
     # Gateways report a failure upstream with status 200.
     if data.get("error") and not data.get("choices"):
         said, code, _ = read_error(data)
@@ -277,11 +378,16 @@ async def _answer(response: httpx2.Response, limit: int, events: Callable[[], An
 
 
 def _parse_json(body: bytes) -> Json:
-    for parse in (from_json, json.loads):  # twice as fast; and one that takes a byte order mark, half a surrogate pair
+    data = None
+    try:
+        data = from_json(body)
+    except ValueError as error:
+        # The slower parser takes a byte order mark and half a surrogate pair; nothing good is nested deeply.
         with suppress(ValueError, RecursionError):
-            if isinstance(data := parse(body), dict):
-                return data
-    raise Transient("an answer that is not a JSON object")
+            data = None if "recursion" in str(error) else json.loads(body)
+    if not isinstance(data, dict):
+        raise Transient("an answer that is not a JSON object")
+    return data
 
 
 def read_error(data: Json) -> tuple[str, str | None, _Lengths | None]:
@@ -306,7 +412,7 @@ def find(value: Any, *path: str) -> Any:
 def count(value: Any, *path: str) -> int | None:
     """The number of things at a path; None where there is none."""
     number = find(value, *path)
-    return number if type(number) is int and number >= 0 else None
+    return number if type(number) is int and 0 <= number <= _MOST else None
 
 
 def listed(value: Any, *path: str) -> list[Any]:

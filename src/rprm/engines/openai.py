@@ -367,7 +367,8 @@ class OpenAIEngine:
         echo = await route.echo(prompt)
 
         def read(data: Json) -> list[Completion]:
-            num_ids, opens_thinking = len(route.ids_of(sampling.verdict)), route.opens_thinking and not prompt.reply
+            num_ids = len(route.ids_of(sampling.verdict)) if route.top_logprobs else None
+            opens_thinking = route.opens_thinking and not prompt.reply
             completions = read_completions(data, sampling, n, echo, opens_thinking, num_ids)
             if opens_thinking or prompt.reply or not ends_thinking_alone(completions):
                 return completions

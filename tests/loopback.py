@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import queue
+import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -34,12 +36,14 @@ class Request:
 
 @dataclass
 class Reply:
-    """`body` is sent as JSON, or as it is where it is bytes. `length` can lie about how much there is."""
+    """`body` is sent as JSON, or as it is where it is bytes. `length` can lie about how much there is; `raw` is all that
+    is sent, head and body, and leaves the connection open."""
 
     body: Any = None
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     length: int | None = None
+    raw: bytes | None = None
 
 
 #: Answers a request; for a reply that is no plain answer it writes to the stream itself and returns None.
@@ -72,6 +76,10 @@ class Server:
                 reply = await self._reply(request, reader, writer)
                 if reply is None:
                     break
+                if reply.raw is not None:
+                    writer.write(reply.raw)
+                    await writer.drain()
+                    continue
                 body = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
                 length = len(body) if reply.length is None else reply.length
                 headers = {"content-type": "application/json", "content-length": str(length)} | reply.headers
@@ -118,7 +126,7 @@ class Server:
         watching = asyncio.ensure_future(reader.read(1))
         try:
             await asyncio.wait({playing, watching}, return_when=asyncio.FIRST_COMPLETED)
-            if not playing.done() and watching.result() == b"":
+            if not playing.done() and (watching.exception() is not None or watching.result() == b""):
                 self.disconnected.set()
                 playing.cancel()
                 return None
@@ -126,7 +134,7 @@ class Server:
         finally:
             self.active -= 1
             watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+            await asyncio.gather(watching, playing, return_exceptions=True)
 
 
 @asynccontextmanager
@@ -138,6 +146,27 @@ async def running(play: Play) -> AsyncIterator[tuple[Server, str]]:
     finally:
         listener.close()
         await server.end()
+
+
+@contextmanager
+def serving(play: Play) -> Iterator[tuple[Server, str]]:
+    """The same in a thread of its own, for what runs an event loop itself: a command."""
+    started: queue.Queue[tuple[Server, str, asyncio.AbstractEventLoop, asyncio.Event]] = queue.Queue()
+
+    async def serve() -> None:
+        async with running(play) as (server, url):
+            ended = asyncio.Event()
+            started.put((server, url, asyncio.get_running_loop(), ended))
+            await ended.wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    server, url, loop, ended = started.get(timeout=30)
+    try:
+        yield server, url
+    finally:
+        loop.call_soon_threadsafe(ended.set)
+        thread.join(30)
 
 
 def with_server(
