@@ -65,6 +65,7 @@ class Server:
         self.probes: list[Request] = []
         self.active = self.most_active = 0
         self.disconnected = asyncio.Event()
+        self.listener: asyncio.Server
         self.connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -138,23 +139,23 @@ class Server:
 
 
 @asynccontextmanager
-async def running(play: Play) -> AsyncIterator[tuple[Server, str]]:
+async def running(play: Play, port: int = 0) -> AsyncIterator[tuple[Server, str]]:
     server = Server(play)
-    listener = await asyncio.start_server(server.serve, "127.0.0.1", 0, limit=1 << 22)
+    server.listener = await asyncio.start_server(server.serve, "127.0.0.1", port, limit=1 << 22)
     try:
-        yield server, f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/v1"
+        yield server, f"http://127.0.0.1:{server.listener.sockets[0].getsockname()[1]}/v1"
     finally:
-        listener.close()
+        server.listener.close()
         await server.end()
 
 
 @contextmanager
-def serving(play: Play) -> Iterator[tuple[Server, str]]:
+def serving(play: Play, port: int = 0) -> Iterator[tuple[Server, str]]:
     """The same in a thread of its own, for what runs an event loop itself: a command."""
     started: queue.Queue[tuple[Server, str, asyncio.AbstractEventLoop, asyncio.Event]] = queue.Queue()
 
     async def serve() -> None:
-        async with running(play) as (server, url):
+        async with running(play, port) as (server, url):
             ended = asyncio.Event()
             started.put((server, url, asyncio.get_running_loop(), ended))
             await ended.wait()
@@ -219,13 +220,14 @@ def chat_tokens(text: str, p_yes: float = 0.8, p_no: float = 0.15) -> list[dict[
 def chat_answer(
     *texts: str, n: int = 1, logprobs: dict[str, Any] | None = None, finish_reason: str = "stop", **usage: Any
 ) -> dict[str, Any]:
-    """An answer with these texts, the last one again up to `n`; with log-probabilities if the request asks for them."""
+    """An answer with these texts, the last one again up to `n`; with log-probabilities if the request, where it is
+    given, asks for them."""
     texts += (texts[-1],) * (n - len(texts))
     choices = []
     for index, text in enumerate(texts):
         choice: dict[str, Any] = {"index": index, "finish_reason": finish_reason}
         choice["message"] = {"role": "assistant", "content": text}
-        if logprobs is not None and logprobs.get("logprobs"):
+        if logprobs is None or logprobs.get("logprobs"):
             choice["logprobs"] = {"content": chat_tokens(text)}
         choices.append(choice)
     total = sum(len(tokens_of(text)) for text in texts)

@@ -271,7 +271,8 @@ def test_thinking_that_the_template_opened_is_known_once_its_end_was_seen(stream
         return Reply(f"{body}data: [DONE]\n\n".encode(), headers={"content-type": "text/event-stream"})
 
     bodies: list[str] = []
-    with_server(stream if streamed else playing(Reply(cut), Reply(whole)), use, setup=setup, stream=streamed)
+    answers = stream if streamed else playing(Reply(cut), Reply(whole))
+    with_server(answers, use, setup=setup, stream=streamed, top_logprobs=0)
 
 
 def test_a_text_that_opens_its_thinking_itself_teaches_nothing() -> None:

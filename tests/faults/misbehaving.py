@@ -1,149 +1,27 @@
-"""An OpenAI-compatible server on loopback that misbehaves: each fault has a name, and stands in `FAULTS`.
-
-What it would answer honestly depends on the prompt and the seed alone, and each text names both: an answer that reaches
-another request is seen.
-"""
+"""An OpenAI-compatible server on loopback that misbehaves: each fault has a name, and stands in `FAULTS`."""
 
 from __future__ import annotations
 
 import asyncio
 import gzip
-import hashlib
 import json
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from loopback import Reply, Request, Server
+from exchange import KEY, Exchange, Json, chunked, events_of, http, share
+from loopback import Reply, Request
 
 from rprm.verdict import DEFAULT_MARKER
 
-Json = dict[str, Any]
-KEY = "sk-live-4f1d0c9b7e"  # of the client
-PROBE = "Reply with one word: Yes"
 HANG = 30.0  # seconds: beyond every timeout of the tests
 
-
-def share(*parts: object) -> float:
-    """A number in [0, 1) that depends on the parts alone."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()) / 2**64
-
-
-def p_yes(prompt: str) -> float:
-    return 0.05 + 0.9 * share("p", prompt)
-
-
-def answer_to(body: Json) -> Json:
-    """The honest answer to a request."""
-    prompt = body["messages"][-1]["content"]
-    if prompt == PROBE:
-        words, p, says_yes = ["Yes"], 0.9, True
-    else:
-        p = p_yes(prompt)
-        says_yes = share("says", prompt, body["seed"]) < p
-        case = f" {int(share('case', prompt, body['seed']) * 10**9)}"
-        head = ["Case", case, ":", " été", ",", " it", " adds", " up", ".\n\n"]
-        marker = [word if index == 0 else f" {word}" for index, word in enumerate(DEFAULT_MARKER.split(" "))]
-        words = [*head, *marker, " Yes" if says_yes else " No", "."]
-    listed = {" Yes": math.log(p * 0.98), " No": math.log((1 - p) * 0.98), ",": math.log(0.01)}
-    content = []
-    for word in words:
-        is_answer = word.strip() in ("Yes", "No")
-        top = {name.strip() if word[0] != " " else name: value for name, value in listed.items()}
-        top = top if is_answer else {word: -0.1, " a": -3.0}
-        entries = [{"token": name, "bytes": list(name.encode()), "logprob": value} for name, value in top.items()]
-        content.append(next(one for one in entries if one["token"] == word) | {"top_logprobs": entries})
-    choice = {
-        "index": 0, "message": {"role": "assistant", "content": "".join(words)}, "finish_reason": "stop",
-        "logprobs": {"content": content} if body.get("logprobs") else None,
-    }  # fmt: skip
-    usage = {"prompt_tokens": 20, "completion_tokens": len(words), "total_tokens": 20 + len(words)}
-    return {"id": f"chatcmpl-{int(share(words) * 10**9)}", "model": body["model"], "choices": [choice], "usage": usage}
-
-
-def events_of(answer: Json) -> list[bytes]:
-    """An answer as the events of a stream: a token each, as far as they spell the text."""
-    head = {name: value for name, value in answer.items() if name not in ("choices", "usage")}
-    choices = answer.get("choices")
-    rows: list[Any] = []
-    if not isinstance(choices, list) or not all(isinstance(one, dict) for one in choices):
-        rows, choices = [choices], []
-    for choice in choices:
-        message, logprobs = choice.get("message"), choice.get("logprobs")
-        common = {name: value for name, value in choice.items() if name == "index"}
-        content = message.get("content") if isinstance(message, dict) else None
-        tokens = logprobs.get("content") if isinstance(logprobs, dict) else None
-        pieces = re.findall(r"\s?[\w]+|\s?[^\w\s]+|\s+", content) if isinstance(content, str) else []
-        if isinstance(tokens, list) and (words := [bytes(one["bytes"]).decode() for one in tokens if one.get("bytes")]):
-            pieces = words if "".join(words) == content else pieces
-        others = {name: value for name, value in (message or {}).items() if name != "content"}
-        rows.append([common | {"delta": others if isinstance(message, dict) else message}])
-        if message and not pieces:
-            rows.append([common | {"delta": {"content": content}}])
-        for at, piece in enumerate(pieces):
-            entry = {"content": tokens[at : at + 1]} if isinstance(tokens, list) else logprobs
-            rows.append([common | {"delta": {"content": piece}, "finish_reason": None, "logprobs": entry}])
-        if isinstance(tokens, list) and tokens[len(pieces) :]:
-            rows.append([common | {"delta": {}, "logprobs": {"content": tokens[len(pieces) :]}}])
-        rows.append([common | {"delta": {}, "finish_reason": choice.get("finish_reason")}])
-    lines = [json.dumps(head | {"choices": row}) for row in rows]
-    if answer.get("usage") is not None:
-        lines.append(json.dumps(head | {"choices": [], "usage": answer["usage"]}))
-    return [f"data: {line}\n\n".encode() for line in [*lines, "[DONE]"]]
-
-
-def http(body: bytes, status: str = "200 OK", kind: str = "application/json", **headers: object) -> bytes:
-    """A response; a header of the value None is left out, `_` in its name stands for a hyphen."""
-    named = {"content-type": kind, "content-length": len(body)}
-    named |= {name.replace("_", "-"): value for name, value in headers.items()}
-    lines = "".join(f"{name}: {value}\r\n" for name, value in named.items() if value is not None)
-    return f"HTTP/1.1 {status}\r\n{lines}\r\n".encode("latin-1") + body
-
-
-def chunked(*pieces: bytes) -> bytes:
-    """The body in chunks, without the empty one at the end."""
-    return b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces if piece)
-
-
-@dataclass
-class Exchange:
-    """A request, what an honest server answers, and the connection."""
-
-    request: Request
-    writer: asyncio.StreamWriter
-    elsewhere: str  # the URL of another server
-
-    def __post_init__(self) -> None:
-        self.is_streamed = bool(self.request.body.get("stream"))
-        self.answer = answer_to(self.request.body)
-        self.kind = "text/event-stream" if self.is_streamed else "application/json"
-
-    def body(self, answer: Any = None) -> bytes:
-        answer = self.answer if answer is None else answer
-        if self.is_streamed and isinstance(answer, dict):
-            return b"".join(events_of(answer))
-        return json.dumps(answer, ensure_ascii=False).encode()
-
-    def honest(self, **headers: object) -> bytes:
-        return http(self.body(), kind=self.kind, **headers)
-
-    async def write(self, *pieces: bytes, every: float = 0.0) -> None:
-        for piece in pieces:
-            self.writer.write(piece)
-            await self.writer.drain()
-            if every:
-                await asyncio.sleep(every)
-
-    async def reset(self) -> None:
-        self.writer.transport.abort()
-
-
 Play = Callable[[Exchange], Awaitable[Reply | None]]
-#: Of requests that meet a fault at the first try: answered right after all; without a reward; or the session ends.
+#: Of requests that meet a fault once, or each time: answered right after all; without a reward; or the session ends.
 Outcome = Literal["right", "unscored", "ends"]
 
 
@@ -151,17 +29,18 @@ Outcome = Literal["right", "unscored", "ends"]
 class Fault:
     play: Play
     once: Outcome = "right"
+    stays: Outcome = "unscored"
     is_sound: bool = False  # an answer like any other, in an odd form: it is taken at once
     streams: tuple[bool, ...] = (False, True)
-    takes_time: bool = False  # the client's timeout ends it
 
 
 FAULTS: dict[str, Fault] = {}
 
 
-def add(name: str, play: Play, **how: Any) -> None:
+def add(name: str, play: Play, once: Outcome = "right", **how: Any) -> None:
     assert name not in FAULTS, name
-    FAULTS[name] = Fault(play, **how)
+    stays = "right" if how.get("is_sound") else "ends" if once == "ends" else "unscored"
+    FAULTS[name] = Fault(play, once, **{"stays": stays} | how)
 
 
 # Connections and time
@@ -182,7 +61,7 @@ def add_raw(name: str, write: Callable[[Exchange], bytes], then: str = "close", 
             await exchange.reset()
         return None
 
-    add(name, play, takes_time=then == "hang", **how)
+    add(name, play, **how)
 
 
 def head_of(exchange: Exchange, **headers: object) -> bytes:
@@ -215,7 +94,7 @@ def add_dripping(name: str, head: Callable[[Exchange], bytes], drop: bytes, **ho
         await exchange.write(head(exchange), *[drop] * int(HANG / 0.05), every=0.05)
         return None
 
-    add(name, play, takes_time=True, **how)
+    add(name, play, **how)
 
 
 add_dripping("headers that drip", lambda exchange: exchange.honest()[:-2][:17], b"a")
@@ -233,18 +112,19 @@ def error_body(said: str) -> bytes:
 
 _ONCE: dict[int, Outcome] = {400: "unscored", 413: "unscored", 418: "unscored", 422: "unscored"}
 _ONCE |= dict.fromkeys((401, 402, 403, 404, 501), "ends")
+_BUSY = (408, 409, 425, 429, 503, 529)
 for _status in (400, 401, 402, 403, 404, 408, 409, 413, 418, 422, 425, 429, 500, 501, 502, 503, 504, 529):
     _said = f"{_status} X", error_body(f"fault {_status}")
-    add_raw(
-        f"status {_status}", lambda _, said=_said: http(said[1], said[0]), "open", once=_ONCE.get(_status, "right")
-    )
-for _after in ("0", "-5", "nan", "inf", "soon", "Wed, 21 Oct 2015 07:28:00 GMT", "0.001", ""):
-    _said = "429 X", error_body("slow down")
-    add_raw(f"429, Retry-After: {_after}", lambda _, said=_said, after=_after: http(said[1], said[0], retry_after=after), "open")
-for _after in ("1000000000", "1e400", "Wed, 21 Oct 2099 07:28:00 GMT"):
+    _how = {"stays": "ends"} if _status in _BUSY else {}
+    add_raw(f"status {_status}", lambda _, said=_said: http(said[1], said[0]), "open",
+            once=_ONCE.get(_status, "right"), **_how)  # fmt: skip
+_WAITS: dict[str, Outcome] = dict.fromkeys(("0", "-5", "nan", "inf", "soon", "", "0.001"), "right")
+_WAITS |= {"Wed, 21 Oct 2015 07:28:00 GMT": "right", "Wed, 21 Oct 2099 07:28:00 GMT": "ends"}
+for _after, _outcome in (_WAITS | {"1000000000": "ends", "1e400": "ends"}).items():
     add_raw(
         f"429, Retry-After: {_after}",
-        lambda _, after=_after: http(error_body("slow down"), "429 X", retry_after=after), "open", once="ends",
+        lambda _, after=_after: http(error_body("slow down"), "429 X", retry_after=after), "open",
+        once=_outcome, stays="ends",
     )  # fmt: skip
 _PAGE = b"<html><head><title>Bad gateway</title></head><body>" + b"<p>sorry</p>" * 99 + b"</body></html>"
 add_raw("502, a page of HTML", lambda _: http(_PAGE, "502 Bad Gateway", "text/html"), "open")
@@ -279,7 +159,8 @@ add_raw("a stream called application/json", lambda exchange: http(exchange.body(
 add_raw("a stream called Text/Event-Stream", lambda exchange: http(exchange.body(), kind="Text/Event-Stream"),
         "open", streams=(True,), is_sound=True)  # fmt: skip
 add_raw("a whole answer in place of a stream",
-        lambda exchange: http(json.dumps(exchange.answer).encode()), "open", streams=(True,), is_sound=True)  # fmt: skip
+        lambda exchange: http(json.dumps(exchange.answer).encode()), "open",
+        streams=(True,), is_sound=True)  # fmt: skip
 add_raw("a length that is too short", lambda exchange: exchange.honest(content_length=99), "open")
 add_raw("a length that is too long", lambda exchange: exchange.honest(content_length=10**7))
 add_raw("a length that is no number", lambda exchange: exchange.honest(content_length="many"))
@@ -293,10 +174,14 @@ add_raw("a chunk of 2^70 bytes", lambda exchange: in_chunks(exchange, 400) + b"%
 add_raw("a chunk extension of a megabyte",
         lambda exchange: in_chunks(exchange, 400) + b"4;" + b"x" * (1 << 20) + b"\r\nmore\r\n0\r\n\r\n")  # fmt: skip
 add_raw("trailers", lambda exchange: in_chunks(exchange, end=b"0\r\nx-trailer: 1\r\n\r\n"), "open", is_sound=True)
-add_raw("HTTP/1.0 that closes",
-        lambda exchange: exchange.honest(content_length=None).replace(b"HTTP/1.1", b"HTTP/1.0"), is_sound=True)  # fmt: skip
-add_raw("HTTP/1.0 that closes too early",
-        lambda exchange: exchange.honest(content_length=None).replace(b"HTTP/1.1", b"HTTP/1.0")[:-300])  # fmt: skip
+
+
+def of_1996(exchange: Exchange) -> bytes:
+    return exchange.honest(content_length=None).replace(b"HTTP/1.1", b"HTTP/1.0")
+
+
+add_raw("HTTP/1.0 that closes", of_1996, is_sound=True)
+add_raw("HTTP/1.0 that closes too early", lambda exchange: of_1996(exchange)[:-300])
 add_raw("HTTP/0.9", lambda exchange: exchange.body())
 add_raw("HTTP/2", lambda _: b"\0\0\x12\x04\0\0\0\0\0\0\x03\0\0\0\x80")
 add_raw("a status line that is none", lambda exchange: exchange.honest().replace(b"HTTP/1.1 200", b"ICY two"))
@@ -305,13 +190,20 @@ add_raw("a header without a colon", lambda exchange: exchange.honest().replace(b
 _MANY = {f"x-{index}": "a" for index in range(10_000)}
 add_raw("10,000 headers", lambda exchange: exchange.honest(**_MANY))
 add_raw("a header of a megabyte", lambda exchange: exchange.honest(x_long="a" * (1 << 20)))
-add_raw("1,000 cookies", lambda exchange: exchange.honest(
-    **{f"Set-Cookie{' ' * 0}": "\r\nset-cookie: ".join(f"c{at}-{share(exchange.request.body['seed'])}=v" for at in range(1000))}
-), "open", is_sound=True)  # fmt: skip
+
+
+def with_cookies(exchange: Exchange) -> bytes:
+    owner = share(exchange.request.body)
+    cookies = b"".join(b"set-cookie: c%d-%f=v\r\n" % (index, owner) for index in range(1000))
+    return exchange.honest().replace(b"\r\n", b"\r\n" + cookies, 1)
+
+
+add_raw("1,000 cookies", with_cookies, "open", is_sound=True)
 add_raw("a second response", lambda exchange: exchange.honest() * 2, "open", is_sound=True)
 add_raw("junk after the response", lambda exchange: exchange.honest() + b"\x16\x03junk\r\n\r\n", "open", is_sound=True)
-add_raw("an informational response first", lambda exchange: b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n" + exchange.honest(),
-        "open", is_sound=True)  # fmt: skip
+add_raw("an informational response first",
+        lambda exchange: b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n" + exchange.honest(), "open",
+        is_sound=True)  # fmt: skip
 
 
 # Encodings
@@ -331,7 +223,13 @@ add_raw("gzip that is none", lambda exchange: encoded(exchange, exchange.body())
 add_raw("gzip cut short", lambda exchange: encoded(exchange, gzip.compress(exchange.body())[:-200]), "open")
 add_raw("an encoding nobody knows", lambda exchange: encoded(exchange, exchange.body()[::-1], "rot26"), "open")
 add_raw("twenty encodings", lambda exchange: encoded(exchange, exchange.body(), ", ".join(["gzip"] * 20)), "open")
-add_raw("invalid UTF-8", lambda exchange: http(exchange.body().replace(b"\\u00e9", b"\xe9").replace("é".encode(), b"\xe9"), kind=exchange.kind), "open")
+add_raw(
+    "invalid UTF-8",
+    lambda exchange: http(
+        exchange.body().replace(b"\\u00e9", b"\xe9").replace("é".encode(), b"\xe9"), kind=exchange.kind
+    ),
+    "open",
+)
 add_raw("NUL bytes", lambda exchange: http(exchange.body().replace(b"adds", b"a\0ds"), kind=exchange.kind), "open")
 add_raw("UTF-16", lambda exchange: http(exchange.body().decode().encode("utf-16"), kind=exchange.kind), "open")
 add_raw("a byte order mark", lambda exchange: http(b"\xef\xbb\xbf" + exchange.body(), kind=exchange.kind), "open",
@@ -347,7 +245,9 @@ def add_json(name: str, change: Callable[[bytes], bytes], **how: Any) -> None:
     def write(exchange: Exchange) -> bytes:
         if not exchange.is_streamed:
             return http(change(exchange.body()))
-        events = [one if b"[DONE]" in one else b"data: " + change(one[6:-2]) + b"\n\n" for one in events_of(exchange.answer)]
+        events = [
+            one if b"[DONE]" in one else b"data: " + change(one[6:-2]) + b"\n\n" for one in events_of(exchange.answer)
+        ]
         return http(b"".join(events), kind=exchange.kind)
 
     add_raw(name, write, "open", **how)
@@ -372,21 +272,28 @@ add_json("a long answer of nothing", lambda body: b" " * (3 << 20) + body)
 
 
 def add_change(name: str, change: Callable[[Json, Json], Any], **how: Any) -> None:
-    """The answer after `change(answer, its choice)`, or what that returns, if a dict."""
+    """The answer after `change(answer, its choice)`."""
 
-    async def play(exchange: Exchange) -> Reply | None:
+    def write(exchange: Exchange) -> bytes:
         answer = deepcopy(exchange.answer)
-        changed = change(answer, answer["choices"][0])
-        body = exchange.body(changed if isinstance(changed, dict) else answer)
-        return Reply(raw=http(body, kind=exchange.kind))
+        change(answer, answer["choices"][0])
+        return http(exchange.body(answer), kind=exchange.kind)
 
-    add(name, play, **how)
+    add_raw(name, write, "open", **how)
+
+
+def add_answer(name: str, answer: Json) -> None:
+    """Another answer in its place."""
+    add_raw(name, lambda exchange: http(exchange.body(answer), kind=exchange.kind), "open")
 
 
 add_change("no choices", lambda answer, _: answer.update(choices=[]))
 add_change("choices missing", lambda answer, _: answer.pop("choices"))
 add_change("choices null", lambda answer, _: answer.update(choices=None))
-add_change("choices that are an object", lambda answer, choice: answer.update(choices=choice), )
+add_change(
+    "choices that are an object",
+    lambda answer, choice: answer.update(choices=choice),
+)
 add_change("choices that are texts", lambda answer, _: answer.update(choices=["Yes"]))
 add_change("two choices", lambda answer, choice: answer.update(choices=[choice, {**choice, "index": 1}]), is_sound=True)
 add_change("two choices of one index", lambda answer, choice: answer.update(choices=[choice, choice]),
@@ -398,16 +305,23 @@ add_change("a message that is null", lambda _, choice: choice.update(message=Non
 add_change("a content that is null", lambda _, choice: choice["message"].update(content=None), once="unscored")
 add_change("a content that is a number", lambda _, choice: choice["message"].update(content=42))
 add_change("a content that is an object", lambda _, choice: choice["message"].update(content={"text": "Yes"}))
-add_change("a content filter", lambda _, choice: choice.update(finish_reason="content_filter", message={"content": None}),
+add_change("a content filter",
+           lambda _, choice: choice.update(finish_reason="content_filter", message={"content": None}),
            once="unscored")  # fmt: skip
 add_change("a refusal", lambda _, choice: choice.update(message={"content": None, "refusal": "I cannot."}),
            once="unscored")  # fmt: skip
 for _reason in ("banana", "length", "\x1b[31mred", "x" * 100_000):
-    add_change(f"finish reason {_reason[:9]!r}", lambda _, choice, reason=_reason: choice.update(finish_reason=reason), is_sound=True)
+    add_change(
+        f"finish reason {_reason[:9]!r}",
+        lambda _, choice, reason=_reason: choice.update(finish_reason=reason),
+        is_sound=True,
+    )
 add_change("finish reason 'error'", lambda _, choice: choice.update(finish_reason="error"))
-add_change("a finish reason that is an object", lambda _, choice: choice.update(finish_reason={"a": [1]}), is_sound=True)
-add_change("an error in place of the answer", lambda *_: {"error": {"message": "upstream", "code": 502}})
-add_change("an error that is a text", lambda *_: {"error": "upstream"})
+add_change(
+    "a finish reason that is an object", lambda _, choice: choice.update(finish_reason={"a": [1]}), is_sound=True
+)
+add_answer("an error in place of the answer", {"error": {"message": "upstream", "code": 502}})
+add_answer("an error that is a text", {"error": "upstream"})
 add_change("an error beside no choices", lambda answer, _: answer.update(choices=[], error={"message": "upstream"}))
 add_change("no usage", lambda answer, _: answer.pop("usage"), is_sound=True)
 for _label, _count in {
@@ -431,8 +345,10 @@ add_change("a key as the model's name", lambda answer, _: answer.update(model=f"
 add_raw("400, the key in the message", lambda _: http(error_body(f"Bad key {KEY}"), "400 X"), "open", once="unscored")
 add_raw("400, the key in the reason", lambda _: http(b"", f"400 Bad {KEY}"), "open", once="unscored")
 add_raw("404, the key in the message", lambda _: http(error_body(f"Bad key {KEY}"), "404 X"), "open", once="ends")
-add_raw("307, the key in the location", lambda _: http(b"", "307 X", location=f"http://h/?k={KEY}"), "open", once="ends")
-add_change("an error with the key", lambda *_: {"error": {"message": f"bad {KEY}", "code": KEY}})
+add_raw(
+    "307, the key in the location", lambda _: http(b"", "307 X", location=f"http://h/?k={KEY}"), "open", once="ends"
+)
+add_answer("an error with the key", {"error": {"message": f"bad {KEY}", "code": KEY}})
 
 
 def think(_: Json, choice: Json) -> None:
@@ -464,10 +380,15 @@ def add_number(name: str, value: Any) -> None:
 
     def change(_: Json, choice: Json) -> None:
         entry = verdict_entry(choice)
-        other = next(one for one in entry["top_logprobs"] if one["token"].strip() in ("Yes", "No") and one["token"] != entry["token"])
+        other = next(
+            one
+            for one in entry["top_logprobs"]
+            if one["token"].strip() in ("Yes", "No") and one["token"] != entry["token"]
+        )
         other["logprob"] = value
 
     add_change(f"a log-probability of {name}", change)
+
     def change_own(_: Json, choice: Json) -> None:
         entry = verdict_entry(choice)
         for one in (entry, *entry["top_logprobs"]):
@@ -487,15 +408,21 @@ add_change("log-probabilities null", lambda _, choice: choice.update(logprobs=No
 add_change("log-probabilities that are a text", lambda _, choice: choice.update(logprobs="none"))
 add_change("log-probabilities of no token", lambda _, choice: choice["logprobs"].update(content=[]))
 add_change("log-probabilities of null", lambda _, choice: choice["logprobs"].update(content=None))
-add_change("log-probabilities of the first tokens alone", lambda _, choice: choice["logprobs"].update(content=choice["logprobs"]["content"][:4]))
-add_change("log-probabilities of the last token alone", lambda _, choice: choice["logprobs"].update(content=choice["logprobs"]["content"][-1:]))
+add_change(
+    "log-probabilities of the first tokens alone",
+    lambda _, choice: choice["logprobs"].update(content=choice["logprobs"]["content"][:4]),
+)
+add_change(
+    "log-probabilities of the last token alone",
+    lambda _, choice: choice["logprobs"].update(content=choice["logprobs"]["content"][-1:]),
+)
 add_change("log-probabilities of more tokens", lambda _, choice: choice["logprobs"]["content"].append(
     {"token": "<|im_end|>", "bytes": None, "logprob": -0.1, "top_logprobs": []}
 ), is_sound=True)  # fmt: skip
 add_change("no alternatives", lambda _, choice: verdict_entry(choice).update(top_logprobs=[]))
 add_change("alternatives that are null", lambda _, choice: verdict_entry(choice).update(top_logprobs=None))
 add_change("itself as the only alternative", lambda _, choice: verdict_entry(choice).update(
-    top_logprobs=[one for one in verdict_entry(choice)["top_logprobs"] if one["token"] == verdict_entry(choice)["token"]]
+    top_logprobs=[{**verdict_entry(choice), "top_logprobs": None}]
 ))  # fmt: skip
 add_change("probabilities that add up to two", lambda _, choice: [
     one.update(logprob=-0.01) for one in (verdict_entry(choice), *verdict_entry(choice)["top_logprobs"])
@@ -547,12 +474,18 @@ add_stream("a stream without a finish reason", lambda events: joined(events[:-3]
 add_stream("a stream that ends amid the text", lambda events: joined(events[:9]), "close")
 add_stream("a stream of [DONE] alone", lambda events: events[-1])
 add_stream("a stream of comments alone", lambda events: b": nothing\n\n" * 50)
-add_stream("comments and keep-alives", lambda events: joined([b": ping\n\n:\n\n\n" + one for one in events]), is_sound=True)
+add_stream(
+    "comments and keep-alives", lambda events: joined([b": ping\n\n:\n\n\n" + one for one in events]), is_sound=True
+)
 add_stream("lines that end in CR LF", lambda events: joined(events).replace(b"\n", b"\r\n"), is_sound=True)
-add_stream("lines that end in CR", lambda events: joined(events).replace(b"\n", b"\r"), is_sound=True)
-add_stream("data in several lines", lambda events: joined([one.replace(b", ", b",\ndata: ") for one in events]), is_sound=True)
+add_stream("lines that end in CR", lambda events: joined(events).replace(b"\n", b"\r"))
+add_stream("data in several lines", lambda events: joined([one.replace(b", ", b",\ndata: ") for one in events]))
 add_stream("data without a space", lambda events: joined(events).replace(b"data: ", b"data:"), is_sound=True)
-add_stream("events with ids and names", lambda events: joined([b"id: 7\nretry: 10\nevent: message\n" + one for one in events]), is_sound=True)
+add_stream(
+    "events with ids and names",
+    lambda events: joined([b"id: 7\nretry: 10\nevent: message\n" + one for one in events]),
+    is_sound=True,
+)
 add_stream("an event that is named error", lambda events: joined(
     events[:6], b'event: error\ndata: {"message": "out of memory"}\n\n', events[6:]
 ))  # fmt: skip
@@ -568,7 +501,13 @@ add_stream("every chunk twice", lambda events: joined([one + one for one in even
 add_stream("pairs of chunks swapped", lambda events: joined(
     events[:1], [events[at ^ 1] for at in range(2, len(events) - 4 & ~1)], events[len(events) - 4 & ~1 :]
 ), once="unscored")  # fmt: skip
-add_stream("the chunk of the verdict missing", lambda events: joined([one for one in events if b'"content": " Yes"' not in one and b'"content": " No"' not in one]), once="unscored")
+add_stream(
+    "the chunk of the verdict missing",
+    lambda events: joined(
+        [one for one in events if b'"content": " Yes"' not in one and b'"content": " No"' not in one]
+    ),
+    once="unscored",
+)
 add_stream("an index that changes amid the stream", lambda events: joined([
     one.replace(b'"index": 0', b'"index": 1') if 5 < at < 9 else one for at, one in enumerate(events)
 ]))  # fmt: skip
@@ -579,14 +518,23 @@ add_stream("an event of a megabyte of nothing", lambda events: joined(
 ), is_sound=True)  # fmt: skip
 add_stream("events after [DONE]", lambda events: joined(events, events), is_sound=True)
 add_stream("choices that are null", lambda events: joined(b'data: {"choices": null}\n\n', events), is_sound=True)
-add_stream("deltas that are null", lambda events: joined(b'data: {"choices": [{"index": 0, "delta": null}]}\n\n', events), is_sound=True)
+add_stream(
+    "deltas that are null",
+    lambda events: joined(b'data: {"choices": [{"index": 0, "delta": null}]}\n\n', events),
+    is_sound=True,
+)
 
 
 def add_pieces(name: str, cut: Callable[[bytes], Iterator[bytes]], **how: Any) -> None:
     """A stream that comes in pieces of its own, each at another time."""
 
     async def play(exchange: Exchange) -> Reply | None:
-        body = "".join(json.dumps(json.loads(one[6:]), ensure_ascii=False).join(("data: ", "\n\n")) if b"[DONE]" not in one else one.decode() for one in events_of(exchange.answer)).encode()
+        body = "".join(
+            json.dumps(json.loads(one[6:]), ensure_ascii=False).join(("data: ", "\n\n"))
+            if b"[DONE]" not in one
+            else one.decode()
+            for one in events_of(exchange.answer)
+        ).encode()
         await exchange.write(http(b"", kind=exchange.kind, content_length=len(body)))
         for piece in cut(body):
             await exchange.write(piece)
@@ -609,7 +557,9 @@ def add_endless(name: str, more: bytes, **how: Any) -> None:
     add(name, play, streams=(True,), **how)
 
 
-_WORDS = b'data: {"choices": [{"index": 0, "delta": {"content": " and"}, "logprobs": {"content": [{"token": " and"}]}}]}\n\n'
+_WORDS = (
+    b'data: {"choices": [{"index": 0, "delta": {"content": " and"}, "logprobs": {"content": [{"token": " and"}]}}]}\n\n'
+)
 add_endless("a stream of words without end", _WORDS * 200)
 add_endless("a stream of empty events without end", b'data: {"choices": []}\n\n' * 500)
 add_endless("a stream of blank lines without end", b"\n" * (1 << 14))
@@ -619,33 +569,45 @@ add_endless("a stream of zeros without end", b"\0" * (1 << 14))
 # The server
 
 
-@dataclass
-class Misbehaving:
-    """Plays what `fault_of(prompt, seed, try)` names; every other answer is honest, those of the probe always."""
+async def play_honest(exchange: Exchange) -> Reply | None:
+    return Reply(raw=exchange.honest())
 
-    fault_of: Callable[[str, Any, int], str]
-    elsewhere: str = "http://127.0.0.1:9/v1/chat/completions"
-    tries: Counter[tuple[str, Any]] = field(default_factory=Counter)
-    answered: Counter[tuple[str, Any]] = field(default_factory=Counter)  # soundly
-    played: Counter[str] = field(default_factory=Counter)
-    largest_request: int = 0
+
+HONEST = Fault(play_honest, is_sound=True)
+
+
+class Misbehaving:
+    """Plays the fault that `fault_of(the problem's number, seed, try)` names; "" is none, as for every probe.
+
+    The problem with the number n is "What is n + 1?".
+    """
+
+    def __init__(self, fault_of: Callable[[int, Any, int], str], elsewhere: str = "http://127.0.0.1:9/v1") -> None:
+        self.fault_of, self.elsewhere = fault_of, f"{elsewhere}/chat/completions"
+        self.tries: Counter[tuple[int, Any]] = Counter()
+        self.answered: Counter[tuple[int, Any]] = Counter()  # soundly
+        self.played: Counter[str] = Counter()  # "": honestly
+        self.honest: defaultdict[int, list[Json]] = defaultdict(list)  # answers, by the problem's number
+        self.mistakes: list[str] = []  # of ours
+        self.num_requests = self.largest_head = 0
 
     async def play(self, request: Request, writer: asyncio.StreamWriter) -> Reply | None:
         exchange = Exchange(request, writer, self.elsewhere)
-        key = request.body["messages"][-1]["content"], request.body.get("seed")
-        self.largest_request = max(self.largest_request, sum(map(len, request.headers.values())))
+        self.largest_head = max(self.largest_head, sum(map(len, request.headers.values())))
+        if (number := re.search(r"What is (\d+) \+ 1\?", request.body["messages"][-1]["content"])) is None:
+            return Reply(raw=exchange.honest())
+        key = int(number[1]), request.body.get("seed")
+        self.num_requests += 1
         self.tries[key] += 1
-        name = "" if key[0] == PROBE else self.fault_of(*key, self.tries[key])
-        if name and exchange.is_streamed not in FAULTS[name].streams:
-            name = ""
-        if name:
-            self.played[name] += 1
-        is_sound = not name or FAULTS[name].is_sound
-        reply = Reply(raw=exchange.honest()) if not name else await FAULTS[name].play(exchange)
-        if key[0] != PROBE and is_sound:
-            self.answered[key] += 1
-        return reply
-
-
-def set_up(server: Server) -> None:
-    server.apart = False
+        name = self.fault_of(*key, self.tries[key])
+        fault = FAULTS[name] if name else HONEST
+        self.played[name] += 1
+        self.answered[key] += fault.is_sound
+        self.honest[key[0]].append(exchange.answer)
+        try:
+            return await fault.play(exchange)
+        except ConnectionError:
+            return None
+        except Exception as error:
+            self.mistakes.append(f"{name}: {error!r}")
+            raise

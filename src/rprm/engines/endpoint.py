@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -37,9 +37,9 @@ _Lengths = tuple[int | None, int | None]  # of a prompt and of the context, as f
 _Request = tuple[str, Json | None, int, Callable[[], Any] | None]
 
 _ERROR_BYTES, _ERROR_CHARACTERS = 1 << 16, 400  # of an error body, those read and those shown
-_GARBLED = 3  # attempts
+_GARBLED = 3  # answers that are `Garbled`: then they are like that
 _MOST = 1 << 31  # things that a server can count; a larger number is none
-_LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")  # of events; after a last \r its \n may follow
+_ERROR_EVENT = re.compile(rb"event: ?error\s*\Z")
 _AGAIN = "run the same command again to resume"
 _DOWN = f"check that the server runs, then {_AGAIN}"
 _BUSY = (408, 409, 425, 429, 503, 529)  # statuses that say nothing against the request
@@ -63,7 +63,7 @@ class Transient(Exception):
 
 
 class Garbled(Transient):
-    """An answer that may well be garbled each time: asked for three times at most, whatever `max_retries` says."""
+    """An answer that may well be like that each time: it is asked for three times, whatever `max_retries` says."""
 
 
 class _Busy(Transient):
@@ -182,10 +182,10 @@ class Endpoint:
             raise EngineError(f"{self.subject}: the engine is not started, or closed already")
         (path, body, limit, events), num_before = request, self._num_answers
         result: list[T] = []
-        failure = Transient()
+        failure, num_garbled = Transient(), 0
 
         async def receive(response: httpx2.Response) -> None:
-            nonlocal failure
+            nonlocal failure, num_garbled
             self._reached = True
             try:
                 if response.is_success:
@@ -195,8 +195,9 @@ class Endpoint:
                 else:
                     failure = await self._failure(response)
             except Transient as unusable:
-                if isinstance(unusable, Garbled) and (attempts := _attempts(response.request)) >= _GARBLED:
-                    raise RequestRefused(f"{self.where(path)}: {unusable} ({attempts} attempts)") from None
+                num_garbled += isinstance(unusable, Garbled)
+                if num_garbled == _GARBLED:
+                    raise RequestRefused(f"{self.where(path)}: {_GARBLED} times {unusable}") from None
                 raise httpx2.RequestError(str(unusable)) from None
 
         _receive.set(receive)
@@ -215,7 +216,7 @@ class Endpoint:
             elif cause is not None:
                 name = "" if type(cause) is httpx2.RequestError else f"{type(cause).__name__}: "
                 failure = Transient(self.clean(f"{name}{cause}"))
-            attempts = _attempts(error.request)
+            attempts = 1 + int(error.request.headers["x-stainless-retry-count"])
             raise type(failure)(f"{failure} ({attempts} attempt{'s' * (attempts > 1)})") from None
         return result[0]
 
@@ -270,7 +271,8 @@ class Endpoint:
 
     def clean(self, text: str) -> str:
         """What a server said, fit to be shown: without the key, without control characters, short."""
-        text = " ".join("".join(c if c.isprintable() else " " for c in self._without_key(text)).split())
+        text = self._without_key(text)[: 10 * _ERROR_CHARACTERS]
+        text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
         return text if len(text) <= _ERROR_CHARACTERS else text[:_ERROR_CHARACTERS] + "..."
 
 
@@ -314,62 +316,25 @@ def _has_more(response: httpx2.Response) -> bool:
     return bool(found and found[0])
 
 
-def _attempts(request: httpx2.Request) -> int:
-    """How often a request was sent, this time included."""
-    return 1 + int(request.headers["x-stainless-retry-count"])
-
-
-class _Events:
-    """Server-sent events of a body that comes in pieces, as JSON (docs: WHATWG's HTML, 9.2.6)."""
-
-    def __init__(self) -> None:
-        self._rest: list[bytes] = []  # of a line
-        self._data: list[bytes] = []  # of an event that goes on
-        self._is_error = False
-
-    def feed(self, chunk: bytes) -> Iterator[Json | None]:
-        """The events that end in `chunk`; None for the end of all."""
-        self._rest.append(chunk)
-        if b"\n" not in chunk and b"\r" not in chunk:
-            return
-        *lines, last = _LINE_END.split(b"".join(self._rest))
-        self._rest = [last]
-        for line in lines:
-            name, _, value = line.removeprefix(codecs.BOM_UTF8).partition(b":")
-            if name == b"data" and (value := value.strip()):
-                self._data.append(value)
-                if value == b"[DONE]":
-                    yield None
-                elif len(self._data) == 1:
-                    # Nearly always whole. The blank line after it is not waited for: some servers leave it out.
-                    with suppress(Transient):
-                        yield from self._whole()
-            elif name == b"event":
-                self._is_error = value.strip() == b"error"
-            elif not line:
-                yield from self._whole()
-                self._is_error = False
-
-    def _whole(self) -> Iterator[Json]:
-        if self._data:
-            event = _parse_json(b"\n".join(self._data))
-            self._data = []
-            yield {"error": event.get("error", event)} if self._is_error else event
-
-
 async def _answer(response: httpx2.Response, limit: int, events: Callable[[], Any] | None) -> Json:
     """The JSON object that was answered, in one piece or in events, which the client decodes half as fast."""
     is_stream = response.headers.get("content-type", "").lower().startswith("text/event-stream")
-    found, decoder, body, size = events() if is_stream and events is not None else None, _Events(), [], 0
+    found = events() if is_stream and events is not None else None
+    rest, size = [b""], 0
     async for chunk in response.aiter_bytes():
         size += len(chunk)
         if size > limit:
             raise Transient(f"an answer of over {limit} bytes, far more than was asked for")
-        if found is None:
-            body.append(chunk)
-        elif any(event is None or found.add(event) for event in decoder.feed(chunk)):
-            break
-    data: Json = _parse_json(b"".join(body)) if found is None else found.whole()
+        rest.append(chunk)
+        if found is not None and b"\n" in chunk:
+            *lines, last = b"".join(rest).removeprefix(codecs.BOM_UTF8).split(b"\n")
+            rest = [last]
+            if any(map(_ERROR_EVENT.match, lines)):
+                raise Transient(f"an error inside the stream: {b' '.join(lines).decode('utf-8', 'replace')}")
+            payloads = (line[5:].strip() for line in lines if line.startswith(b"data:"))
+            if any(payload == b"[DONE]" or found.add(_parse_json(payload)) for payload in payloads if payload):
+                break
+    data: Json = _parse_json(b"".join(rest)) if found is None else found.whole()
     # Gateways report a failure upstream with status 200.
     if data.get("error") and not data.get("choices"):
         said, code, _ = read_error(data)

@@ -118,9 +118,7 @@ class Route:
             body["logprob_token_ids"] = self.ids_of(sampling.verdict) or None
         if self.engine.stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
-        sent: Json = {
-            name: value for name, value in body.items() if name and value is not None and name not in self.left_out
-        }
+        sent: Json = {key: one for key, one in body.items() if key and one is not None and key not in self.left_out}
         # Bytes that an honest answer stays below: so many for a token, as streamed, and for each alternative.
         limit = (1 << 20) + n * (sampling.max_tokens if self.length_field else 1 << 17) * (1024 + 256 * top_logprobs)
         # No verdict is final while the thinking that the template opened may go on.
