@@ -36,8 +36,8 @@ class Request:
 
 @dataclass
 class Reply:
-    """`body` is sent as JSON, or as it is where it is bytes. `length` can lie about how much there is; `raw` is all that
-    is sent, head and body, and leaves the connection open."""
+    """`body` is sent as JSON, or as it is where it is bytes. `length` can lie about how much there is; `raw` is all
+    that is sent, head and body, and leaves the connection open."""
 
     body: Any = None
     status: int = 200

@@ -159,7 +159,8 @@ def test_a_fault_that_passes_costs_a_retry_at_most(
 def test_a_fault_that_stays_costs_its_step(stream: bool, tmp_path: Path, figures: Callable[..., None]) -> None:
     """A fault a solution, each time, while others are answered."""
     names = [name for name, fault in FAULTS.items() if fault.stays != "ends" and stream in fault.streams]
-    how = {"stream": str(stream).lower(), "timeout": 1.5, "max_retries": 1}
+    # So many at once that others are answered while those at the beginning, which take their time, are tried.
+    how = {"stream": str(stream).lower(), "timeout": 2, "max_retries": 1, "concurrency": 32}
     with misbehaving(lambda number, *_: names[number]) as (server, url):
         session = judge(tmp_path / "run", url, len(names), **how)
     assert session.code == 0, session.printed
@@ -181,30 +182,29 @@ def test_a_fault_that_stays_costs_its_step(stream: bool, tmp_path: Path, figures
 def test_a_fault_that_ends_the_session_costs_nothing_else(
     every: int, stream: bool, tmp_path: Path, figures: Callable[..., None]
 ) -> None:
-    """A fault at every request of the second of three solutions, until the server is mended and the run resumed."""
+    """A fault a solution, each time, until the server is mended and the run resumed, which comes to the next one."""
     # Most come in place of an answer, which is then neither whole nor a stream: a third of them is enough there.
     names = ENDING[:: 3 * every] if stream else ENDING[::every]
     how = {"stream": str(stream).lower(), "max_retries": 1, "concurrency": 1}
-    faults: dict[int, str] = {}
-    with serving(answering) as (other_host, elsewhere):
-        for index, name in enumerate(names):
-            with misbehaving(lambda number, *_: faults.get(number, ""), elsewhere) as (server, url):
-                faults[1] = name
-                ended = judge(tmp_path / f"run-{index}", url, 3, **how)
-                assert (ended.code, len(ended.rows)) == (1, 1), (name, ended.printed)
-                # In one line.
-                assert re.fullmatch(r"rprm: m at http[ -~]*run the same command again to resume\s*", ended.printed), (
-                    name
-                )
-                faults.clear()
-                resumed = judge(tmp_path / f"run-{index}", url, 3, **how)
-            assert resumed.code == 0, (name, resumed.printed)
-            assert outcomes(resumed.rows, server) == ["right"] * 3, name
-            assert set(server.answered.values()) == {1}, name
-        # No redirect is followed: the key stays with the host that it is for.
-        assert not other_host.requests
-        assert not other_host.probes
-    figures(faults_alone=len(names), solutions=3 * len(names), equal_rewards=3 * len(names))
+    faults = dict(enumerate(names))
+    with (
+        serving(answering) as (other_host, elsewhere),
+        misbehaving(lambda number, *_: faults.get(number, ""), elsewhere) as (server, url),
+    ):
+        for number, name in enumerate(names):
+            session = judge(tmp_path / "run", url, len(names), **how)
+            assert (session.code, len(session.rows)) == (1, number), (name, session.printed)
+            # In one line.
+            assert re.fullmatch(r"rprm: m at http[ -~]*run the same command again to resume\s*", session.printed), name
+            del faults[number]
+        session = judge(tmp_path / "run", url, len(names), **how)
+    assert session.code == 0, session.printed
+    assert named(names, outcomes(session.rows, server), lambda _: "right") == {}
+    assert set(server.answered.values()) == {1}
+    # No redirect is followed: the key stays with the host that it is for.
+    assert not other_host.requests
+    assert not other_host.probes
+    figures(faults_alone=len(names), requests=server.num_requests, equal_rewards=len(names))
 
 
 def test_a_server_that_goes_away_ends_the_session(tmp_path: Path) -> None:
@@ -238,6 +238,7 @@ BIG = ("a gzip bomb", "a gzip bomb in a gzip bomb", "500, a gzip bomb", "a huge 
 
 def test_memory_is_bounded_whatever_comes(tmp_path: Path) -> None:
     with misbehaving(lambda number, *_: BIG[number]) as (server, url):
+        judge(tmp_path / "warm", url, 1, stream="true", max_retries=0)
         tracemalloc.start()
         judge(tmp_path / "run", url, len(BIG), stream="true", concurrency=1, max_retries=0)
         peak = tracemalloc.get_traced_memory()[1]
@@ -250,10 +251,17 @@ def test_memory_is_bounded_whatever_comes(tmp_path: Path) -> None:
 # Mixed
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Session:
+    with pytest.MonkeyPatch.context() as patch, misbehaving(lambda *_: "") as (_, url):
+        patch.setenv("RPRM_TEST_KEY", KEY)
+        return judge(tmp_path_factory.mktemp("undisturbed") / "run", url, NUM_SOLUTIONS, k=2)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 def test_300_solutions_with_every_fifth_answer_at_fault(
-    stream: bool, tmp_path: Path, figures: Callable[..., None]
+    stream: bool, undisturbed: Session, tmp_path: Path, figures: Callable[..., None]
 ) -> None:
     names = [name for name, fault in FAULTS.items() if stream in fault.streams]
 
@@ -261,8 +269,6 @@ def test_300_solutions_with_every_fifth_answer_at_fault(
         return names[int(share("kind", *request) * len(names))] if share("fault", *request) < RATE else ""
 
     how = {"stream": str(stream).lower(), "timeout": 2, "max_retries": 6}
-    with misbehaving(lambda *_: "") as (_, url):
-        undisturbed = judge(tmp_path / "undisturbed", url, NUM_SOLUTIONS, k=2, **how)
     with misbehaving(fault_of) as (server, url):
         session, num_sessions = judge(tmp_path / "run", url, NUM_SOLUTIONS, k=2, **how), 1
         while session.code and num_sessions < 100:
