@@ -227,11 +227,12 @@ class Endpoint:
             if len(content := content + chunk) > _ERROR_BYTES:
                 break
         response._content = content  # As `aread` leaves it, but cut.
+        response.encoding = "utf-8"  # whatever its header names: some codecs of Python are none of texts
         response.headers["x-should-retry"] = "true"
         try:
             said, code, context = read_error(_parse_json(content))
         except Transient:
-            said, code, context = content.decode("utf-8", "replace"), None, None
+            said, code, context = response.text, None, None
         status, said = response.status_code, self.clean(said or response.reason_phrase)
         key, account = self.key_advice, f"mend the account, then {_AGAIN}"
         model = "check the model's name and that the URL ends where /chat/completions begins"
