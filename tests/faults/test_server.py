@@ -196,7 +196,9 @@ def test_a_fault_that_ends_the_session_costs_nothing_else(
     ):
         for number, name in enumerate(names):
             session = judge(tmp_path / "run", url, len(names), **how)
-            assert (session.code, len(session.rows)) == (1, number), (name, session.printed)
+            # What was judged before is in the results or, a moment earlier, in the journal.
+            assert session.code == 1, (name, session.printed)
+            assert number - 1 <= len(session.rows) <= number, name
             # In one line.
             assert re.fullmatch(
                 r"(resumed: .*\n)?rprm: m at http[ -~]*run the same command again to resume", session.printed
