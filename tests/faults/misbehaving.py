@@ -32,6 +32,7 @@ class Fault:
     stays: Outcome = "unscored"
     is_sound: bool = False  # an answer like any other, in an odd form: it is taken at once
     streams: tuple[bool, ...] = (False, True)  # for whole answers, for streamed ones
+    takes_time: bool = False  # until the client's timeout
 
 
 FAULTS: dict[str, Fault] = {}
@@ -61,7 +62,7 @@ def add_raw(name: str, write: Callable[[Exchange], bytes], then: str = "close", 
             await exchange.reset()
         return None
 
-    add(name, play, **how)
+    add(name, play, takes_time=then == "hang", **how)
 
 
 def head_of(exchange: Exchange, **headers: object) -> bytes:
@@ -94,7 +95,7 @@ def add_dripping(name: str, head: Callable[[Exchange], bytes], drop: bytes, **ho
         await exchange.write(head(exchange), *[drop] * int(HANG / 0.05), every=0.05)
         return None
 
-    add(name, play, **how)
+    add(name, play, takes_time=True, **how)
 
 
 add_dripping("headers that drip", lambda exchange: exchange.honest()[:-2][:17], b"a")

@@ -25,6 +25,7 @@ from rprm.verdict import softmax_yes
 
 NUM_SOLUTIONS, RATE = 300, 0.2  # of the long run
 CONCURRENCY = 8
+QUICK = {name: fault for name, fault in FAULTS.items() if not fault.takes_time}
 ENDING = [name for name, fault in FAULTS.items() if "ends" in (fault.once, fault.stays)]
 
 
@@ -139,8 +140,8 @@ def test_a_fault_that_passes_costs_a_retry_at_most(
     stream: bool, kinds: set[tuple[bool, ...]], tmp_path: Path, figures: Callable[..., None]
 ) -> None:
     """A fault a solution, at the first try of its request."""
-    names = [name for name, fault in FAULTS.items() if fault.once != "ends" and fault.streams in kinds]
-    how = {"stream": str(stream).lower(), "timeout": 1.5}
+    names = [name for name, fault in QUICK.items() if fault.once != "ends" and fault.streams in kinds]
+    how = {"stream": str(stream).lower()}
     with misbehaving(lambda number, _, tried: names[number] if tried == 1 else "") as (server, url):
         session = judge(tmp_path / "run", url, len(names), **how)
     assert session.code == 0, session.printed
@@ -158,9 +159,8 @@ def test_a_fault_that_passes_costs_a_retry_at_most(
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 def test_a_fault_that_stays_costs_its_step(stream: bool, tmp_path: Path, figures: Callable[..., None]) -> None:
     """A fault a solution, each time, while others are answered."""
-    names = [name for name, fault in FAULTS.items() if fault.stays != "ends" and stream in fault.streams]
-    # So many at once that others are answered while those at the beginning, which take their time, are tried.
-    how = {"stream": str(stream).lower(), "timeout": 2, "max_retries": 1, "concurrency": 32}
+    names = [name for name, fault in QUICK.items() if fault.stays != "ends" and stream in fault.streams]
+    how = {"stream": str(stream).lower(), "max_retries": 1}
     with misbehaving(lambda number, *_: names[number]) as (server, url):
         session = judge(tmp_path / "run", url, len(names), **how)
     assert session.code == 0, session.printed
@@ -178,6 +178,29 @@ def test_a_fault_that_stays_costs_its_step(stream: bool, tmp_path: Path, figures
         equal_rewards=counts["right"],
         unscored=counts["unscored"],
     )
+
+
+@pytest.mark.parametrize(
+    "stream", [pytest.param(False, id="whole"), pytest.param(True, id="streamed", marks=pytest.mark.slow)]
+)
+def test_an_answer_that_takes_for_ever_costs_the_timeout(
+    stream: bool, tmp_path: Path, figures: Callable[..., None]
+) -> None:
+    """Each such fault for a solution once, and for another one each time, while others are answered."""
+    names = [name for name in FAULTS if name not in QUICK]
+
+    def fault_of(number: int, _: Any, tried: int) -> str:
+        at, is_always = divmod(number, 2)
+        return "" if at >= len(names) or (tried > 1 and not is_always) else names[at]
+
+    how = {"stream": str(stream).lower(), "timeout": 1, "max_retries": 1, "concurrency": 32}
+    with misbehaving(fault_of) as (server, url):
+        session = judge(tmp_path / "run", url, 2 * len(names) + 20, **how)
+    assert session.code == 0, session.printed
+    assert outcomes(session.rows, server) == ["right", "unscored"] * len(names) + ["right"] * 20
+    # Two attempts and one more, all at once.
+    assert session.seconds < 20
+    figures(faults_alone=len(names), requests=server.num_requests, equal_rewards=len(names) + 20, unscored=len(names))
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
