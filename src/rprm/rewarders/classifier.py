@@ -285,8 +285,8 @@ def _rows(answer: dict[str, Any]) -> list[float]:
     """P(correct) of each row of an answer."""
     try:
         (item,) = answer["data"]
-        rows = [[float(value) for value in row] for row in item["data"]]
-    except (KeyError, TypeError, ValueError, OverflowError):
+        rows = TypeAdapter(list[list[float]]).validate_python(item["data"], strict=True)
+    except (KeyError, TypeError, ValueError):
         raise Transient("no answer of /pooling: `data` is not one list of rows of numbers") from None
     # A row with a number that is not finite passes as NaN: its solution is refused.
     rows = [row if math.isfinite(sum(row)) else [math.nan, math.nan] for row in rows]
