@@ -126,19 +126,21 @@ def _expression(text: str) -> Any:
 
 def _same(gold: Form, answer: Form, *tolerances: float) -> Outcome:
     """Compare two values, two sets or two relations (their `whole`); of one and itself say whether it can be read."""
+    is_read = False
     try:
         is_whole = gold.kind == answer.kind == "relation"
         one, other = (_expression(form.whole if is_whole else form.text) for form in (gold, answer))
         if one == other and gold is not answer:
             return "equal"
+        is_read = gold is answer  # It is worked out all the same: a group asks what that takes.
         is_same = _same_relation(one, other) if is_whole else _same_value(one, other, *tolerances)
         is_same = verify(one, other, timeout_seconds=None) if is_same is None else is_same
-        return "equal" if is_same or gold is answer else "different"
+        return "equal" if is_same or is_read else "different"
     except MemoryError:
         os.kill(os.getpid(), signal.SIGUSR1)  # What is left of this process is not to be trusted.
         raise
     except Exception:  # Not in the grammar, or beyond sympy.
-        return "unreadable"
+        return "equal" if is_read else "unreadable"
 
 
 def _same_value(gold: Any, answer: Any, relative: float = 0.0, absolute: float = 0.0) -> bool | None:
