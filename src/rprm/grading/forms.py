@@ -225,7 +225,7 @@ class _FormReader:
         if len(parts := split(text, " " if re.fullmatch(r"\d+(?: \d+)+", text) else ";,⋏⋎")) > 1:
             return self.listed(parts, text)
         if len(split(text, "∪∖∩")) > 1:
-            return Form("set", text)
+            return Form("set", P.set_name.sub("", text))
         if (inner := enclosed(text, "⟦", "⟧")) is not None:
             rows = [row.split("&") for row in inner.split("\\\\")]
             is_vector = len(rows) == 1 or all(len(row) == 1 for row in rows)
