@@ -121,7 +121,8 @@ def _expression(text: str) -> Any:
 
     latex = rewritten("latex", P.symbol.sub(name, text.replace("\\\\", "\\\\ ")))
     value = _LatexReader(config=ConversionConfig(lowercase_symbols=False)).parse(latex)
-    return value.doit() if isinstance(value, sympy.Set | sympy.MatrixExpr) else value
+    value = value.as_explicit() if isinstance(value, sympy.MatrixExpr) else value
+    return value.doit() if isinstance(value, sympy.Set) else value
 
 
 def _same(gold: Form, answer: Form, *tolerances: float) -> Outcome:
