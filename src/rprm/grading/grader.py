@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from importlib.util import find_spec
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from rprm.errors import RprmError
 from rprm.grading.forms import MAX_CHARACTERS, SYNONYMS, Form, P, read
@@ -26,7 +26,7 @@ Outcome = Literal["equal", "different", "no answer", "unreadable", "too long", "
 #: More answers than this in a list are compared in order alone: matching them tries every pair.
 _MAX_UNORDERED = 40
 #: Outcomes of the parts of an answer, the one that decides last.
-_ORDER = ["equal", "unreadable", "undecided", "different"]
+_ORDER: list[Any] = ["equal", "unreadable", "undecided", "different"]
 #: Units of which one is never another.
 _MEASURES = frozenset(SYNONYMS.values())
 #: Strings and numbers are not enough.
@@ -248,9 +248,10 @@ class AnswerComparison:
 
     def _items(self, gold: tuple[Form, ...], answer: tuple[Form, ...], in_order: bool = True) -> Outcome:
         """Match each gold value with the next answer value, or with the first that is equal and not yet taken."""
-        in_order, left, outcomes = in_order or len(gold) > _MAX_UNORDERED, list(answer), ["different"]
+        in_order, left = in_order or len(gold) > _MAX_UNORDERED, list(answer)
+        outcomes: list[Outcome] = ["different"]
         for one in gold if len(gold) == len(answer) else ():
-            found: dict[str, Form] = {}
+            found = dict[Outcome, Form]()
             # What is written alike first: it costs nothing, and most values have their like.
             for other in left[:1] if in_order else sorted(left, key=lambda item: item != one):
                 # Within several values, what stands beside a number (`20 boys`) tells which one it is.
@@ -289,7 +290,7 @@ class AnswerComparison:
 
     def _numbers(self, gold: Form, answer: Form) -> Outcome:
         # The largest difference that makes none: relative to the larger value (0: any), and absolute.
-        relative, absolute = self.rule.relative_tolerance, self.rule.absolute_tolerance
+        relative, absolute = self.rule.relative_tolerance, cast(Any, self.rule.absolute_tolerance)
         numbers = [form.number for form in (gold, answer) if form.number is not None]
         places = [form.place for form in (gold, answer) if form.place is not None]
         has_decimals = bool(places) or any(re.search(r"\d\.\d", form.text) for form in (gold, answer))
