@@ -43,10 +43,13 @@ def load_model(
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
         if target.endswith(".gguf"):
-            folder, file = str(Path(target).parent), Path(target).name
+            # A file that is named may be a link.
+            path = Path(target).resolve() if Path(target).is_file() else Path(target)
+            folder, file = str(path.parent), path.name
             if find_file(folder, file, None) is None:
                 raise OSError("no such file")
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, gguf_file=file)
+            try_out(partial(probe, tokenizer), f"{target}: the tokenizer or its chat template")
             config = GgufConfig(dequantize=True)
             model = load_weights(AutoModelForCausalLM, folder, dtype=dtype, gguf_file=file, quantization_config=config)
         else:
@@ -149,10 +152,12 @@ def _refuse_absurd(auto: Any, target: str, revision: str | None, stored: Mapping
     import torch
     from transformers import AutoConfig
 
-    if gguf is None and not stored:
+    file = None if gguf is None else find_file(target, gguf, revision)
+    num_bytes = sum(tensor.nbytes for tensor in stored.values()) if file is None else file.stat().st_size
+    if not num_bytes:
         return  # transformers names the files that it looks for
-    config = AutoConfig.from_pretrained(target, revision=revision, trust_remote_code=False, gguf_file=gguf)
-    num_bytes = sum(tensor.nbytes for tensor in stored.values()) if gguf is None else Path(target, gguf).stat().st_size
+    further = {} if gguf is None else {"gguf_file": gguf}
+    config = AutoConfig.from_pretrained(target, revision=revision, trust_remote_code=False, **further)
     num_layers, described = getattr(config.get_text_config(), "num_hidden_layers", None) or 0, "absurdly many layers"
     if num_layers <= max(1000, len(stored)):
         with torch.device("meta"):
@@ -242,6 +247,7 @@ def stored_tensors(target: str, revision: str | None, files: Iterable[str] = _WE
     import torch
     from transformers.modeling_utils import load_state_dict
 
+    model_files(Path(target))  # refuses what is no file of the folder
     index = next((path for name in files if (path := find_file(target, name, revision))), None)
     if index is None:
         return {}
