@@ -217,7 +217,7 @@ add("weights: a link out of the folder", link, WEIGHTS)
 add("weights: a link to itself", lambda f: [(f / WEIGHTS).unlink(), (f / WEIGHTS).symlink_to(WEIGHTS)])
 add("weights: a link to nothing", lambda f: [(f / WEIGHTS).unlink(), (f / WEIGHTS).symlink_to("nothing")])
 add("weights: a link to /dev/zero", lambda f: [(f / WEIGHTS).unlink(), (f / WEIGHTS).symlink_to("/dev/zero")])
-for kind in ("float8_e4m3fn", "float8_e5m2", "int8", "bool", "uint8", "complex64"):
+for kind in ("float8_e4m3fn", "float8_e5m2", "int8", "bool", "uint8"):
     add(f"weights: one of {kind}", change_tensors, lambda t, k=kind: t.update({UP: as_dtype(t[UP], k)}))
     if kind in ("float8_e4m3fn", "int8"):
         add(

@@ -200,7 +200,7 @@ def merge_adapter(model: Any, adapter: str, revision: str | None = None) -> Any:
         if len(rows) == 1 and (max(rows) < num_rows or (max(rows) > num_rows and len(held) == len(names))):
             model.resize_token_embeddings(max(rows), mean_resizing=False)
         # Of missing tensors, named below, and of tied embeddings, untied below, peft only warns.
-        warnings.filterwarnings("ignore", message=".*(missing adapter keys|tie_word_embeddings)", category=UserWarning)
+        warnings.simplefilter("ignore")
         adapted = PeftModel.from_pretrained(model, adapter, revision=revision, torch_device="cpu")
         found = adapted.load_adapter(adapter, "default", revision=revision, torch_device="cpu")  # peft tells it here
         faults = dict.fromkeys(sorted(found.missing_keys), "is missing")

@@ -174,14 +174,11 @@ def render_chat(tokenizer: Any, messages: list[dict[str, str]], *, add_generatio
 
 
 def probe(tokenizer: Any) -> None:
-    """Render and encode, and decode, texts such as prompts are made of: what `try_out` tries of a folder."""
+    """Encode and decode texts such as prompts are made of, bare and as a chat: what `try_out` tries of a folder."""
     for text in _PROBES:
         tokenizer.decode(tokenizer.encode(text))
-    if getattr(tokenizer, "chat_template", None):
-        for roles in (["user"], ["system", "user"], ["user", "assistant"]):
-            messages = [{"role": role, "content": _PROBES[0]} for role in roles]
-            with suppress(RequestRefused):
-                tokenizer.encode(render_chat(tokenizer, messages, add_generation_prompt=roles[-1] == "user"))
+        with suppress(RequestRefused):
+            encode_prompt(tokenizer, Prompt((Message("system", text), Message("user", text))))
 
 
 def _encode(tokenizer: Any, filled: Filled, control: dict[int, str], *, bare: bool = False) -> list[int]:
