@@ -260,7 +260,7 @@ def stored_tensors(target: str, revision: str | None, files: Iterable[str] = _WE
             raise EngineError(f"{index} names a file outside of the model: {file!r:.200}; download it again")
         path = find_file(target, file, revision)
         try:
-            content = dict(load_state_dict(path, weights_only=True))
+            content = {**load_state_dict(path, weights_only=True)}
         except Exception as error:  # of many kinds; torch's advice is to run what code the file may hold
             place = f"{Path(target, file)}"[:300]
             raise OSError(f"{place} is damaged, missing, or holds more than tensors; download it again") from error
