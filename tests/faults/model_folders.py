@@ -156,7 +156,7 @@ def adapter(folder: Path, **values: Any) -> None:
         file.unlink()
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"])).save_pretrained(folder)
-    change(folder, ADAPTER, base_model_name_or_path=str(base), **{})
+    change(folder, ADAPTER, base_model_name_or_path=str(base))
     change(folder, ADAPTER, **values)
 
 
@@ -257,7 +257,7 @@ add("index: an empty object", lambda f: [shards(f), write(f, INDEX, {})])
 add("index: nested", lambda f: [shards(f), write(f, INDEX, '{"weight_map":' + "[" * 100_000)])
 add("index: an empty map", shards, lambda found: {})
 add("index: a map of numbers", shards, lambda found: dict.fromkeys(found, 3))
-add("index: a map of lists", shards, lambda found: dict.fromkeys(found, ["a"]))
+add("index: a map of lists", shards, lambda found: {name: ["a"] for name in found})
 add("index: a map of nulls", shards, lambda found: dict.fromkeys(found))
 add("index: shards that are missing", shards, lambda found: dict.fromkeys(found, "model-00009.safetensors"))
 add("index: one shard is missing", lambda f: [shards(f), (f / "model-00002-of-00002.safetensors").unlink()])
@@ -298,14 +298,14 @@ add("config: a FIFO", pipe, CONFIG)
 add("config: a link out of the folder", link, CONFIG)
 add("config: 30 MB of text", lambda f: change(f, CONFIG, note="x" * 30_000_000))
 for key, values in {
-    "hidden_size": [0, -1, 10**9, 10**18, 33, 1.5, "32", None, True, [32]],
-    "intermediate_size": [0, -1, 10**9, 10**12],
-    "num_hidden_layers": [0, -1, 10**6, 10**12, 1, 3, "2", None],
-    "vocab_size": [0, -1, 10**9, 10**12, 100],
-    "num_attention_heads": [0, -1, 3, 10**9],
-    "num_key_value_heads": [0, -1, 3, 10**9],
-    "head_dim": [0, -1, 7, 10**9],
-    "max_position_embeddings": [0, -1, 1, 10**15, "many"],
+    "hidden_size": [0, -1, 10**9, 33, "32"],
+    "intermediate_size": [-1, 10**9],
+    "num_hidden_layers": [0, 10**6, 10**12, 1, 3, None],
+    "vocab_size": [0, -1, 10**12, 100],
+    "num_attention_heads": [0, 3, 10**9],
+    "num_key_value_heads": [0, 10**9],
+    "head_dim": [-1, 10**9],
+    "max_position_embeddings": [-1, 10**15, "many"],
     "model_type": ["unheard", "", None, 3, "x" * 10**6, "gpt2", "bert", "t5", "whisper"],
     "architectures": ["LlamaForCausalLM", 3, ["T5ForConditionalGeneration"]],
     "hidden_act": ["unheard", None],
@@ -322,19 +322,19 @@ for key, values in {
     "attn_implementation": ["unheard", "owner/kernels"],
     "_attn_implementation": ["owner/kernels"],
     "layer_types": [["unheard"] * 2, ["sliding_attention"], "full_attention"],
-    "auto_map": [{"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}, "code.py", {"AutoConfig": "other/repo--code.C"}],
+    "auto_map": [{"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}, "code.py"],
 }.items():  # fmt: skip
     for value in values:
         add(f"config: {key} is {json.dumps(value)[:60]}", change, CONFIG, **{key: value})
 add("config: auto_map of an unknown type", lambda f: [
     write(f, "code.py", "import os\nos.system('touch ' + os.environ['RPRM_TEST_RAN'])\n"),
-    change(f, CONFIG, model_type="unheard", auto_map={"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"})])  # fmt: skip
+    change(f, CONFIG, model_type="unheard", auto_map={"AutoConfig": "code.C"})])  # fmt: skip
 add("config: absurd and quantised", change, CONFIG, hidden_size=10**7, quantization_config={"quant_method": "fp8"})
 add("config: of a mixture of 10^6 experts", lambda f: write(f, CONFIG, {
     "model_type": "mixtral", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 265,
     "num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 10**6}))  # fmt: skip
 add("config: of a GPT-2 of 10^6 positions", lambda f: write(f, CONFIG, {
-    "model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 265, "n_positions": 10**6}))  # fmt: skip
+    "model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 10**6}))  # fmt: skip
 
 # --- Tokenizers -----------------------------------------------------------------------------------------------
 
@@ -390,7 +390,7 @@ add("tokenizer: a Unigram without unk", change_tokenizer, lambda c: c.update(
 add("tokenizer: a Unigram whose unk is out of range", change_tokenizer, lambda c: c.update(
     model={"type": "Unigram", "vocab": [["a", -1.0]], "unk_id": 99, "byte_fallback": False}))  # fmt: skip
 add("tokenizer: a Unigram of NaN", change_tokenizer, lambda c: c.update(
-    model={"type": "Unigram", "vocab": [["a", 1e999], ["b", -1e999]], "unk_id": 0, "byte_fallback": False}))  # fmt: skip
+    model={"type": "Unigram", "vocab": [["a", 1e999], ["b", -1e999]], "unk_id": 0}))  # fmt: skip
 add("tokenizer: a template of tokens that are not there", change_tokenizer, lambda c: c.update(
     post_processor={"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "zz", "type_id": 0}}],
                     "pair": [], "special_tokens": {}}))  # fmt: skip
@@ -425,13 +425,13 @@ for what, template in {
     "loops in loops": RANGES + LOOP,
     "loops where a message says Step": "{% if 'Step' in messages[-1]['content'] %}" + RANGES + "{% endif %}" + LOOP,
     "calls itself for ever": "{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}" + LOOP,
-    "calls itself 2^60 times": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}"
+    "calls itself 2^60 times": "{% macro f(n) %}{% if n %}{{ f(n - 1) ~ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}"
     + LOOP,
     "computes a power tower": "{{ 9 ** (9 ** (9 ** 9)) }}" + LOOP,
     "computes a power tower of lengths": "{% set n = messages | length + 8 %}{{ n ** (n ** (n ** n)) }}" + LOOP,
     "repeats a letter 10^10 times": "{% set n = 10 ** 10 %}{{ ('x' * n) | length }}" + LOOP,
     "writes 10^9 letters": "{{ 'x' * 10 ** 9 }}" + LOOP,
-    "doubles a text": "{% set ns = namespace(x='xxxxxxxx') %}{% for i in range(40) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}"
+    "doubles a text": "{% set s = namespace(x='xxxx') %}{% for i in range(40) %}{% set s.x = s.x ~ s.x %}{% endfor %}"
     + LOOP,
     "writes 10^6 letters a message": LOOP + "{% for i in range(1000) %}{{ 'x' * 1000 }}{% endfor %}",
     "pads to 10^10": "{{ 'x' | center(10 ** 10) | length }}" + LOOP,

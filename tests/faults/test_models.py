@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import sys
@@ -124,8 +125,47 @@ _STAGES = {
     "handing over the model",
 }
 
-#: Faults that do no harm: the command does its work.
-HARMLESS: set[str] = set()
+#: Faults that a command may pass over: they change nothing that it reads, or nothing that is wrong.
+HARMLESS = (
+    *(
+        "config: 30 MB",
+        "config: max_position",
+        "config: architectures",
+        'config: rope_parameters is {"rope_type": "yarn',
+    ),
+    *(
+        "config: dtype",
+        "config: quantization_config",
+        "config: eos_token_id is",
+        "config: auto_map is",
+        "config: pad_token",
+    ),
+    *(
+        "tokenizer: a regex that backtracks",
+        "tokenizer: a vocabulary larger",
+        "tokenizer: two tokens",
+        "tokenizer: an empty",
+    ),
+    *(
+        "tokenizer: begins with",
+        "tokenizer config: missing",
+        "tokenizer config: class",
+        "tokenizer config: eos is unheard",
+    ),
+    *("tokenizer: added tokens beyond", "tokenizer: a template of tokens", "tokenizer: ids of 10^9"),
+    *("tokenizer config: a pad token", "tokenizer config: names a file", "template: ", "generation config: "),
+    *("pickle: a state dict", "folder: 20,000", "folder: rprm_", "adapter: sound", "adapter: wants code"),
+    *(
+        "adapter: base is a hub id",
+        "config: rms_norm_eps",
+        "adapter: alpha NaN",
+        'config: rope_parameters is {"rope_type": "def',
+    ),
+)
+#: Of those, what a judge must refuse all the same.
+REFUSED = re.compile(
+    r"template: .*(loops|calls itself|drops (all|the user|what)|capitals|raises|is a syntax|power|10\^10|doubles)"
+)
 
 
 def fault_of(place: Path, folder: Path, name: str, way: str) -> str | None:
@@ -142,7 +182,8 @@ def fault_of(place: Path, folder: Path, name: str, way: str) -> str | None:
         return "code of the folder was run"
     if any(file.stat().st_atime for file in outside):
         return "a file outside the folder was read"
-    if ended.code != (name not in HARMLESS) or "Traceback" in ended.output + said:
+    may_pass = name.startswith(HARMLESS) and not (way == "judge" and REFUSED.match(name))
+    if ended.code not in ((0, 1) if may_pass else (1,)) or "Traceback" in ended.output + said:
         return f"exit code {ended.code}: {said[-500:]}"
     if ended.code and (len(ended.errors) != 1 or not said.startswith("rprm: ") or len(said) > 1200):
         return f"{len(ended.errors)} lines of {len(said)} letters: {said[-500:]}"
@@ -177,14 +218,13 @@ def test_a_folder_with_a_fault_is_one_line(place: Path, tmp_path: Path, name: st
 def test_folders_with_faults_are_one_line_in_every_command(
     place: Path, tmp_path: Path, figures: Callable[..., None]
 ) -> None:
-    """Each by two commands in turn: by one that judges and one that trains."""
-    found, ways = {}, [*WAYS]
+    """Each by one of the commands that load a folder, in turn."""
+    found, ways = {}, [way for way in WAYS if way != "engines check"]
     for number, name in enumerate(FAULTS):
-        for way in (ways[number % 2], ways[3 + number % 3]):
-            folder = tmp_path / f"{number}-{way}"
-            folder.mkdir()
-            if fault := fault_of(place, folder, name, way):
-                found[f"{name}, {way}"] = fault
-            shutil.rmtree(folder)
+        way, folder = ways[number % len(ways)], tmp_path / str(number)
+        folder.mkdir()
+        if fault := fault_of(place, folder, name, way):
+            found[f"{name}, {way}"] = fault
+        shutil.rmtree(folder)
     assert not found, json.dumps(found, indent=1)
-    figures(model_folders=len(FAULTS), commands=2 * len(FAULTS), without_a_line_of_their_own=len(found))
+    figures(model_folders=len(FAULTS), tracebacks_hangs_or_code_run=len(found))
