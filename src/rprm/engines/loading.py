@@ -93,7 +93,8 @@ def placement(spec: str, device: str, dtype: str, num_threads: int | None) -> tu
 def plain_errors(spec: str, wanted: str, *, what: str = "the model") -> Iterator[None]:
     """Turn what libraries raise while they load `what` of `spec` into one line; `wanted`: what a folder must hold."""
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"):  # what matters of them is said in our own words
+            yield
     except RprmError:
         raise
     except ImportError as error:
@@ -174,7 +175,7 @@ def _refuse_absurd(auto: Any, target: str, revision: str | None, stored: Mapping
 
 def merge_adapter(model: Any, adapter: str, revision: str | None = None) -> Any:
     """The model with a LoRA adapter (folder or hub id) merged into it, and as many tokens as it was trained with."""
-    with plain_errors(adapter, "a LoRA adapter of this model"), warnings.catch_warnings():
+    with plain_errors(adapter, "a LoRA adapter of this model"):
         import torch
         from peft import PeftModel
         from peft.tuners.tuners_utils import BaseTunerLayer
@@ -199,8 +200,6 @@ def merge_adapter(model: Any, adapter: str, revision: str | None = None) -> Any:
         # No row is made up: a layer that grows is one that the adapter holds.
         if len(rows) == 1 and (max(rows) < num_rows or (max(rows) > num_rows and len(held) == len(names))):
             model.resize_token_embeddings(max(rows), mean_resizing=False)
-        # Of missing tensors, named below, and of tied embeddings, untied below, peft only warns.
-        warnings.simplefilter("ignore")
         adapted = PeftModel.from_pretrained(model, adapter, revision=revision, torch_device="cpu")
         found = adapted.load_adapter(adapter, "default", revision=revision, torch_device="cpu")  # peft tells it here
         faults = dict.fromkeys(sorted(found.missing_keys), "is missing")
@@ -283,6 +282,7 @@ def load_tokenizer(target: str, revision: str | None) -> Any:
             if not isinstance(tokenizer, PreTrainedTokenizerBase):
                 raise ValueError(f"its tokenizer_config.json names {type(tokenizer).__name__}, which is none")
             try_out(partial(probe, tokenizer), f"{target}: the tokenizer or its chat template")
+            tokenizer.encode("a")  # an error is told here
             if model_file is None or file is not None:
                 return tokenizer
             from sentencepiece import SentencePieceProcessor
