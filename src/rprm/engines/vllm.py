@@ -20,9 +20,10 @@ from typing import Any, Literal
 from pydantic import PositiveInt
 
 from rprm.engines.base import Completion, EngineInfo, Sampling, clipped
-from rprm.engines.loading import ADAPTER_CONFIG, adapter_details, find_file, identity, named_base, read_object
-from rprm.engines.tokens import TokenTranscript, VerdictTokens, encode_prompt
+from rprm.engines.loading import ADAPTER_CONFIG, adapter_details, find_file, identity, named_base
+from rprm.engines.tokens import TokenTranscript, VerdictTokens, encode_prompt, probe
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused
+from rprm.folders import model_files, read_object, try_out
 from rprm.plugins import check_options
 from rprm.prompts.template import Prompt
 from rprm.verdict import VerdictChoice, VerdictFormat, logsumexp
@@ -94,6 +95,8 @@ class VLLMEngine:
             if self._llm is None:
                 # A wrong path is told before the long import, whose frames must not hold the engine: vLLM keeps errors.
                 rank = None if self.adapter is None else lora_rank(Path(self.adapter))
+                for folder in filter(None, (self.base, self.adapter, self.tokenizer)):
+                    model_files(Path(folder))  # refuses what is no file of its folder
                 await self._load(_import_vllm(), rank)
         return self._info
 
@@ -207,6 +210,7 @@ class VLLMEngine:
             if self._lora_request is not None:
                 await llm.add_lora(self._lora_request)
             self._tokenizer = llm.get_tokenizer()
+            try_out(partial(probe, self._tokenizer), "the tokenizer or its chat template")
         except Exception as error:
             if llm is not None:
                 llm.shutdown()

@@ -17,6 +17,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Required, TypedDict
 
+from rprm.engines.loading import load_weights, plain_errors
 from rprm.errors import EngineError, InputError, RprmError, RunError
 from rprm.files import LineWriter, read_json, read_json_lines, write_atomically
 from rprm.runs import MANIFEST, REJECTED, SUMMARY, Run, read_summary, versions
@@ -116,6 +117,16 @@ class TrainingRun(ABC):
 
     def check(self) -> None:  # noqa: B027  # nothing to check is fine
         """Refuse model and data of a new run before its folder is made. Main process."""
+
+    def check_model(self, auto: Any, num_new: int = 0) -> None:
+        """Refuse a checkpoint that does not fit its configuration, which would begin at random values, or its tokenizer
+        (without the `num_new` tokens that are ours)."""
+        with plain_errors(self.base.target, "a causal language model"):
+            model = load_weights(auto, self.base.target, device_map="meta", revision=self.base.revision)
+        known, largest = len(model.get_input_embeddings().weight), max(self.tokenizer.get_vocab().values()) - num_new
+        if largest >= known:
+            fault = f"its tokenizer has a token {largest:,}, its model knows {known:,}"
+            raise EngineError(f"{self.base.target}: {fault}; give the tokenizer of this model")
 
     @abstractmethod
     def prepare(self) -> None:

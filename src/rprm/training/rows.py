@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, create_model
 
 from rprm.data.datasets import TRAIN, VALIDATION, rejected_fault, verdict_fault
-from rprm.engines.tokens import control_tokens, encode_prompt, encode_text
+from rprm.engines.tokens import control_tokens, encode_prompt, encode_text, render_chat
 from rprm.errors import EngineError, InputError, PromptError, RequestRefused
 from rprm.files import read_json
 from rprm.prompts.library import MODEL_TEMPLATE, load_template
@@ -170,15 +170,14 @@ def check_rows(data: TrainingData, kind: str) -> None:
 def end_token(tokenizer: Any, stops: tuple[int, ...], *, chat: bool) -> int:
     """The token that ends a reply: of those at which an engine stops (`stops`, of the generation config, and the
     tokenizer's EOS) the one that the chat template writes after a reply (`<|im_end|>`), otherwise the EOS."""
-    import jinja2
-
     eos: int | None = tokenizer.eos_token_id
     if chat and getattr(tokenizer, "chat_template", None):
         messages = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "It is so."}]
         found = after = ""
         # Of a template that refuses such a conversation it cannot be told.
-        with contextlib.suppress(jinja2.TemplateError):
-            _, found, after = tokenizer.apply_chat_template(messages, tokenize=False).rpartition("It is so.")
+        with contextlib.suppress(RequestRefused):
+            text = render_chat(tokenizer, messages, add_generation_prompt=False)
+            _, found, after = text.rpartition("It is so.")
         for token in tokenizer.encode(after, add_special_tokens=False) if found else ():
             if token == eos or token in stops:
                 return int(token)
