@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rprm.errors import InputError
-from rprm.reading import MAX_LINE_BYTES, Rejected, Source, read_solutions, solution_of
+from rprm.reading import Rejected, Source, read_solutions, solution_of
 from rprm.records import Solution
 
 GOOD = {"id": "a", "problem": "1 + 1 = ?", "steps": ["1 + 1 = 2."], "label": -1}
@@ -52,7 +52,7 @@ def test_json_lines_plain_gzipped_and_array_read_alike(tmp_path: Path) -> None:
     # The digest is of the content, so that zipping a file changes no run.
     assert Source(plain).inspect().digest == Source(str(zipped)).inspect().digest
     assert Source(plain).inspect().num_rows == 5
-    assert Source(str(array)).inspect().num_rows is None
+    assert Source(str(array)).inspect().num_rows == 5
 
 
 def test_one_object_over_many_lines(tmp_path: Path) -> None:
@@ -156,11 +156,11 @@ def test_a_line_without_end_is_set_aside_unread(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     with path.open("wb") as stream:
         stream.write(b'{"problem": "')
-        stream.write(b"x" * (MAX_LINE_BYTES + 10))
+        stream.write(b"x" * ((32 << 20) + 10))
         stream.write(b'"}\n' + json.dumps(GOOD).encode())
     rows = read(str(path))
     assert isinstance(rows[0], Rejected)
-    assert rows[0].reason == "the line is longer than 32 MiB"
+    assert rows[0].reason.startswith("the line is longer than 32 MiB")
     assert len(rows[0].text) == 100_000
     assert isinstance(rows[1], Solution)
 

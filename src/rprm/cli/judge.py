@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import sys
-import tempfile
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
@@ -79,22 +75,16 @@ def judge(
             how: dict[str, Any] = {"threshold": rewarder.threshold, "analyses": analyses, "note": note, "told": told}
             console.print(render_solution(solution, result, **how))
 
-    with tempfile.TemporaryDirectory(prefix="rprm-") as folder:
-        path = Path(folder) / "standard-input"
-        if input == "-":
-            # Kept in a file: it is read twice.
-            with path.open("wb") as copy:
-                shutil.copyfileobj(sys.stdin.buffer, copy)
-        source = Source(str(path) if input == "-" else input)
-        info = replace(source.inspect(), name=input)
-        rows = islice(read_solutions(source, name=input), limit)
-        settings = {} if limit is None else {"limit": limit}
-        totals = run_behind_progress(
-            lambda callbacks: judge_source(
-                rewarder, rows, source=info, output=output, settings=settings, strict=strict, callbacks=callbacks
-            ),
-            rewarder.aclose, limit or info.num_rows, show, noun="solutions",
-        )  # fmt: skip
+    source = Source(input)
+    info = source.inspect()
+    rows = islice(read_solutions(source), limit)
+    settings = {} if limit is None else {"limit": limit}
+    totals = run_behind_progress(
+        lambda callbacks: judge_source(
+            rewarder, rows, source=info, output=output, settings=settings, strict=strict, callbacks=callbacks
+        ),
+        rewarder.aclose, limit or info.num_rows, show, noun="solutions",
+    )  # fmt: skip
     if not json:
         console.print(render_totals(totals, output))
     scope.tell()
