@@ -9,11 +9,12 @@ SOURCE = Path(__file__).parents[1] / "src" / "rprm"
 
 #: Layer by layer, from the top; see docs/architecture.md. A package stands for all modules in it.
 LAYERS = [
-    {"errors", "records", "embedded", "quoting", "thinking"},
+    {"errors", "ranges", "records", "embedded", "quoting", "thinking"},
     {
         "verdict",
         "stopping",
         "runs",
+        "content",
         "reading",
         "splitting",
         "prompts",
@@ -35,11 +36,12 @@ LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 #: Within a layer, what may import what: `name: {names it may import}`.
 WITHIN = {
     "records": {"errors"},
+    "ranges": {"errors"},
     "embedded": {"records"},
     "models": {"runs", "prompts", "verdict"},
     "presets": {"models", "stopping"},
     "subcommands": {"runs"},
-    "reading": {"splitting"},
+    "reading": {"content", "splitting"},
     "prompts": {"verdict", "reading"},
     "data": {"benchmarks"},
     "search": {"benchmarks"},

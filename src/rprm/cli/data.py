@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from rprm import ranges
 from rprm.cli import EXIT_REJECTED
 from rprm.cli.judge import refuse_nothing_judged, run_behind_progress
 from rprm.cli.options import Json, Seed, Strict, given, with_options
@@ -34,11 +35,9 @@ def steps(
     exclude_benchmark: Annotated[
         list[str] | None, "-x", "--exclude-benchmark", "Leave out its problems: NAME, PATH or NAME=PATH."
     ] = None,
-    ngram: Annotated[int, typer.Option(min=1, help="Tokens in the n-grams that problems share.")] = settings.NGRAM,
-    overlap: Annotated[
-        float, typer.Option(min=0.01, max=1.0, help="Share of common n-grams that makes two problems one.")
-    ] = settings.OVERLAP,
-    limit: Annotated[int | None, typer.Option(min=1, help="Read N steps alone, before any is left out.")] = None,
+    ngram: Annotated[ranges.Draws, "Tokens in the n-grams that problems share."] = settings.NGRAM,
+    overlap: Annotated[ranges.Overlap, "Share of common n-grams that makes two problems one."] = settings.OVERLAP,
+    limit: Annotated[ranges.Rows | None, "Read N steps alone, before any is left out."] = None,
     strict: Strict = False,
     json: Json = False,
 ) -> None:
@@ -86,7 +85,7 @@ def analyses(
     options: settings.SamplingOptions,
     prompt: Annotated[str | None, "Template.  [default: the model's own, else teacher]"] = None,
     seed: Seed = 0,
-    limit: Annotated[int | None, typer.Option(min=1, help="The first N steps alone.")] = None,
+    limit: Annotated[ranges.Rows | None, "The first N steps alone."] = None,
     strict: Strict = False,
     json: Json = False,
 ) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
+from rprm import ranges
 from rprm.cli import EXIT_REJECTED
 from rprm.cli.options import FirstErrorOptions, Model, Output, Strict, with_options
 from rprm.errors import InputError, RunError
@@ -45,7 +46,7 @@ def judge(
         "lean: what the first error needs, and no more. full: all analyses of every step, for ranking, "
         "reinforcement learning and other thresholds.",
     ] = "lean",
-    limit: Annotated[int | None, {"min": 1}, "Judge the first N rows alone."] = None,
+    limit: Annotated[ranges.Rows | None, "Judge the first N rows alone."] = None,
     strict: Strict = False,
     json: Annotated[bool, "--json", "One JSON object a solution, on standard output."] = False,
     analyses: Annotated[bool, "--analyses", "Show the analyses too."] = False,
