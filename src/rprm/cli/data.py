@@ -12,7 +12,7 @@ import typer
 
 from rprm import ranges
 from rprm.cli import EXIT_REJECTED
-from rprm.cli.judge import refuse_nothing_judged, run_behind_progress
+from rprm.cli.judge import refuse_nothing_judged, refuse_nothing_read, run_behind_progress
 from rprm.cli.options import Json, Seed, Strict, given, with_options
 from rprm.data import stage_options as settings
 from rprm.errors import InputError, PromptError
@@ -70,7 +70,9 @@ def steps(
         counts[f"left out: of {removed['problems']:,} problems that stand in {name}"] = removed["steps"]
     counts |= {f"not used: {reason}": count for reason, count in summary["skipped"].items()}
     counts["rows rejected (rejected.jsonl)"] = summary["num_rejected"]
-    raise _show(summary, counts, summary["num_rejected"], output, json)
+    shown = _show(summary, counts, summary["num_rejected"], output, json)
+    refuse_nothing_read(", ".join(sources), "labelled step to keep", summary["num_steps"], summary["num_rejected"])
+    raise shown
 
 
 @app.command()
@@ -115,6 +117,7 @@ def analyses(
     )  # fmt: skip
     shown = _show(totals.as_dict(), totals.as_dict(), totals.num_rejected, output, json)
     refuse_nothing_judged(totals)
+    refuse_nothing_read(source, "labelled step", totals.num_steps, totals.num_rejected)
     raise shown
 
 

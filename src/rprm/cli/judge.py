@@ -90,9 +90,8 @@ def judge(
         console.print(render_totals(totals, output))
     scope.tell()
     refuse_nothing_judged(totals)
+    refuse_nothing_read(info.name, "solution", totals.num_solutions, totals.num_rejected)
     leave(totals.num_rejected)
-    if not totals.num_solutions:
-        raise InputError(f"{input}: holds no solution")
 
 
 def run_behind_progress(
@@ -157,6 +156,13 @@ def leave(num_rejected: int) -> None:
     """Exit code 3 where rows were rejected."""
     if num_rejected:
         raise typer.Exit(EXIT_REJECTED)
+
+
+def refuse_nothing_read(source: str, noun: str, num_read: int, num_rejected: int) -> None:
+    """An `InputError` where no row of a source could be used."""
+    if not num_read:
+        reason = f": all {num_rejected:,} rows were rejected" if num_rejected else ""
+        raise InputError(f"{source}: holds no {noun}{reason}")
 
 
 def refuse_nothing_judged(totals: Any) -> None:
