@@ -52,7 +52,7 @@ def test_json_lines_plain_gzipped_and_array_read_alike(tmp_path: Path) -> None:
     # The digest is of the content, so that zipping a file changes no run.
     assert Source(plain).inspect().digest == Source(str(zipped)).inspect().digest
     assert Source(plain).inspect().num_rows == 5
-    assert Source(str(array)).inspect().num_rows == 5
+    assert Source(str(array)).inspect().num_rows is None
 
 
 def test_one_object_over_many_lines(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_line_without_end_is_set_aside_unread(tmp_path: Path) -> None:
     rows = read(str(path))
     assert isinstance(rows[0], Rejected)
     assert rows[0].reason.startswith("the line is longer than 32 MiB")
-    assert len(rows[0].text) == 100_000
+    assert len(rows[0].text) == 10_000
     assert isinstance(rows[1], Solution)
 
 

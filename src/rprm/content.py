@@ -36,8 +36,16 @@ _FOREIGN = {
     b"\xfe\xff": "UTF-16 text: save it as UTF-8 (iconv -f UTF-16 -t UTF-8)",
     b"\0": "it begins with a NUL byte: no text, or UTF-32 or UTF-16; save it as UTF-8",
 }  # fmt: skip
-_SIGN = re.compile(rb'[\[\]{},"]')
-_REST_OF_STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
+_SIGN = re.compile(rb'[\[{]++|[\]},"]')
+_STRING = rb'[^"\\]*+(?:\\.[^"\\]*+)*+'  # without its quotation marks
+_REST_OF_STRING = re.compile(_STRING, re.DOTALL)
+_NESTED = rb'[\[{](?:[^\[\]{}"]++|"%b")*+[\]}]' % _STRING
+for _ in range(4):
+    _NESTED = rb'[\[{](?:[^\[\]{}"]++|"%b"|%b)*+[\]}]' % (_STRING, _NESTED)
+#: What leaves the depth of brackets as it is, in an element and at its level (there up to the next comma): most of a
+#: file, at the speed of a regular expression.
+_BALANCED = re.compile(rb'(?:[^\[\]{}"]++|"%b"|%b)*+' % (_STRING, _NESTED), re.DOTALL)
+_WHOLE = re.compile(rb'(?:[^\[\]{}",]++|"%b"|%b)*+' % (_STRING, _NESTED), re.DOTALL)
 
 
 def max_row_bytes() -> int:
@@ -147,10 +155,11 @@ def elements(blocks: Iterable[bytes], name: str) -> Iterator[tuple[int, bytes]]:
                     block, tail = block[:-1], b"\\"  # what it escapes comes with the next block
                 is_string, place = place >= len(block), place + 1
                 continue
+            place = cast(re.Match[bytes], (_BALANCED if depth else _WHOLE).match(block, place)).end()
             if (found := _SIGN.search(block, place)) is None:
                 break
             sign, place = found[0], found.end()
-            is_string, depth = sign == b'"', depth + (sign in b"[{") - (sign in b"]}")
+            is_string, depth = sign == b'"', depth + len(sign) * (sign[:1] in b"[{") - (sign in b"]}")
             if depth < 0 or (depth == 0 and sign == b","):
                 element = b"".join((*parts, block[start : place - 1]))
                 if depth == 0 or number > 1 or element.strip():

@@ -25,8 +25,12 @@ from rprm.splitting import split_steps
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
-#: How much of a rejected row is kept in the report.
-MAX_REJECTED_TEXT = 100_000
+#: How much of a rejected row is kept in a run folder, and how many rows; further ones are counted.
+MAX_REJECTED_TEXT = 10_000
+MAX_REJECTED_ROWS = 10_000
+
+#: Of a row: a list of empty lists would take 30 times its size in memory.
+MAX_COMMAS = 2_000_000
 
 #: A source whose first rows are rejected, so many, is given up: it holds something else.
 MAX_REJECTED_FIRST = 100_000
@@ -35,12 +39,18 @@ _NO_FILES = {0: "no such file", stat.S_IFDIR: "it is a folder; name a file in it
 
 
 class Rejected(Record):
-    """A row that cannot be used: where it stands, why, and its text (the first 100,000 characters)."""
+    """A row that cannot be used: where it stands, why, and its text (the first 10,000 characters)."""
 
     file: str
     line: int
     reason: str
     text: str
+
+    def listed(self, num_before: int) -> list[str]:
+        """Its line of `rejected.jsonl`; none after so many rows, the last of which says so."""
+        more = f"more rows are rejected, which are counted alone (summary.json); this one: {self.reason}"
+        row = self.model_copy(update={"reason": more}) if num_before == MAX_REJECTED_ROWS else self
+        return [row.model_dump_json()] if num_before <= MAX_REJECTED_ROWS else []
 
 
 class Row(NamedTuple):
@@ -80,7 +90,7 @@ class Source:
         except (FileNotFoundError, NotADirectoryError):
             kind = 0
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            raise InputError(f"{name}: {getattr(error, 'strerror', error)}") from None
+            raise InputError(f"{self.name}: {getattr(error, 'strerror', error)}") from None
         if name.startswith("hub:") or (not kind and re.fullmatch(r"[\w.-]+/[\w.-]+(\?.*)?", name)):
             target, options = hub_options(name, ("split", "revision", "config", "data_dir"))
             self.hub = {"path": target, "split": split} | options
@@ -88,7 +98,9 @@ class Source:
             with self.path.open("rb") as stream:
                 self.path = copied(stream, name, self)
         elif kind != stat.S_IFREG:
-            raise InputError(f"{name}: {_NO_FILES.get(kind, 'it is a device; name a file, or - for standard input')}")
+            raise InputError(
+                f"{self.name}: {_NO_FILES.get(kind, 'it is a device; name a file, or - for standard input')}"
+            )
 
     def pinned(self) -> Source:
         """The same source; a hub data set at the revision that its name stands for now."""
@@ -100,22 +112,18 @@ class Source:
         """Hash and count the rows, in one pass over the source (a hub data set is asked for its revision)."""
         if self.hub is not None:
             return SourceInfo(self.name, f"revision:{self._revision(self.hub)}", None)
-        digest, num_bytes, num_lines, last = hashlib.sha256(), 0, 0, b"\n"
-
-        def hashed(blocks: Iterator[bytes]) -> Iterator[bytes]:
-            nonlocal num_bytes, num_lines, last
-            for block in blocks:
-                digest.update(block)
-                num_bytes, num_lines, last = num_bytes + len(block), num_lines + block.count(b"\n"), block[-1:]
-                yield block
-
+        digest, num_bytes, num_lines, end = hashlib.sha256(), 0, 0, b"\n"
         is_table = self.path.suffix == ".parquet"
-        form, blocks = formed(hashed(blocks_of(self.path, self.name, is_text=not is_table)), self.path)
-        # The whole of an array is looked at before anything is paid for.
-        num_values = sum(1 for _ in (elements(blocks, self.name) if form == "array" else blocks))
-        by_form = {"lines": num_lines + (last != b"\n"), "array": num_values, "object": 1}
+        form, blocks = formed(blocks_of(self.path, self.name, is_text=not is_table), self.path)
+        for block in blocks:
+            digest.update(block)
+            num_bytes, num_lines, end = num_bytes + len(block), num_lines + block.count(b"\n"), (end + block)[-80:]
+        if form == "array" and not end.rstrip().endswith(b"]"):
+            # Before anything is paid for.
+            raise InputError(f"{self.name}: not JSON: its array has no end; is it cut short?")
         self._inspected = f"sha256:{digest.hexdigest()}", num_bytes
-        return SourceInfo(self.name, self._inspected[0], None if is_table else by_form[form])
+        num_rows = num_lines + (not end.endswith(b"\n")) if form == "lines" and not is_table else None
+        return SourceInfo(self.name, self._inspected[0], num_rows)
 
     def rows(self) -> Iterator[Row | Rejected]:
         """Every row in order; an InputError where the whole is no JSON, damaged, or the hub cannot be reached."""
@@ -156,6 +164,8 @@ class Source:
         try:
             if len(line) > (longest := max_row_bytes()):
                 raise ValueError(f"the {what} is longer than {longest >> 20} MiB ({ROW_VARIABLE} sets the limit)")
+            if line.count(b",") > MAX_COMMAS:
+                raise ValueError(f"the {what} has more than {MAX_COMMAS:,} commas")
             text = line.decode()
             return Row(number, _parse(text), text)
         except ValueError as error:

@@ -54,9 +54,9 @@ def _numbers() -> list[tuple[tuple[str, ...], Any, str]]:
 def test_every_number_of_every_command_is_refused_before_anything_is_done(figures: Callable[..., None]) -> None:
     numbers, num_refused = _numbers(), 0
     assert len(numbers) > 150
-    for name, command, option in numbers:
-        for value in BAD:
-            with pytest.raises(Exception, match="give a (whole )?number") as caught:
+    for place, (name, command, option) in enumerate(numbers):
+        for value in BAD[place % 3 :: 3]:
+            with pytest.raises(Exception, match=r"give a (whole )?number") as caught:
                 command.make_context(" ".join(name), [f"{option}={value}"])
             error: Any = caught.value
             assert error.exit_code == 2

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+MAX_SHOWN = 20  #: rejected rows that are shown, one by one
 _KNOWS = "the embedded model knows the lab's word problems only, with whole numbers up to 9,999"
 _OUTSIDE = "outside what the embedded model knows"
 _FIX = "name a model with --model, such as r-prm-7b on a GPU"
@@ -116,7 +117,7 @@ def run_behind_progress(
         redirect_stdout=sys.stdout.isatty(),
     )  # fmt: skip
     task = line.add_task("loading the model", total=num_rows, steps="", speed="")
-    counts = dict.fromkeys(("pieces", "tokens", "steps", "before"), 0)
+    counts = dict.fromkeys(("pieces", "tokens", "steps", "before", "rejected"), 0)
 
     def paid(piece: Any) -> None:
         if not counts["pieces"]:
@@ -135,6 +136,9 @@ def run_behind_progress(
         on_result(row, result)
 
     def rejected(row: Rejected) -> None:
+        counts["rejected"] += 1
+        if counts["rejected"] > MAX_SHOWN:
+            return
         console.print(f"rejected: {row.file}, line {row.line}: {row.reason}", style="yellow", markup=False)
 
     def resumed(num_finished: int) -> None:
@@ -148,6 +152,8 @@ def run_behind_progress(
                 return await work(Callbacks(finished, rejected, paid, resumed))
             finally:
                 await close()
+                if (more := counts["rejected"] - MAX_SHOWN) > 0:
+                    console.print(f"rejected: {more:,} more rows (in rejected.jsonl of a run folder)", style="yellow")
 
     return asyncio.run(main())
 

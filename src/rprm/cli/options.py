@@ -13,7 +13,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from rprm import ranges
-from rprm.errors import InputError
+from rprm.errors import InputError, RunError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -275,12 +275,15 @@ class CandidateOptions(PolicyOptions):
                 f"at temperature 0 all {number} candidates of a problem would be equal; ask for one (-n 1), or raise "
                 "--policy-temperature"
             )
-        return run_behind_progress(
+        totals = run_behind_progress(
             lambda callbacks: sample_candidates(
                 policy, problems, number, output=output, settings=settings, strict=strict, callbacks=callbacks
             ),
             policy.engine.aclose, len(problems.problems), on_result, noun="problems", activity="sampling",
         )  # fmt: skip
+        if totals.num_problems == totals.num_refused:
+            raise RunError(f"the policy solved no problem; the first: {totals.failure}")
+        return totals
 
 
 Aggregate = Annotated[

@@ -252,8 +252,8 @@ def gather_steps(
                 elif strict:
                     raise InputError(f"{row.file}, line {row.line}: {row.reason}")
                 else:
+                    files[REJECTED].writelines(line + "\n" for line in row.listed(gathered.num_rejected))
                     gathered.num_rejected += 1
-                    files[REJECTED].write(row.model_dump_json() + "\n")
                 if gathered.num_rows % 1000 == 0:
                     on_row(gathered.num_rows, gathered.num_read)
                 if gathered.num_read == limit:
