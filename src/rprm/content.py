@@ -115,8 +115,24 @@ def formed(blocks: Iterator[bytes], path: Path) -> tuple[Form, Iterator[bytes]]:
     return form, chain(seen, blocks)
 
 
+def pieces(form: Form, blocks: Iterator[bytes], name: str) -> Iterator[tuple[int, bytes]]:
+    """The rows as they are written, with their lines or places; of one that is too long a beginning, too long too."""
+    blocks = chain((next(blocks, b"").removeprefix(BOM),), blocks)
+    if form == "lines":
+        return lines(blocks)
+    return elements(blocks, name) if form == "array" else iter([(1, b"".join(_beginning(blocks)))])
+
+
+def _beginning(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    left = max_row_bytes()
+    for block in blocks:
+        if left >= 0:
+            yield block
+        left -= len(block)
+
+
 def lines(blocks: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not blank, with their numbers; of one that is too long the beginning, which is too long too.
+    """The lines that are not blank, with their numbers.
 
     Blank blocks are counted whole: a gigabyte of line ends takes a second.
     """
@@ -140,12 +156,11 @@ def lines(blocks: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
 
 
 def elements(blocks: Iterable[bytes], name: str) -> Iterator[tuple[int, bytes]]:
-    """The elements of a JSON array as they are written, with their places from 1; of one that is too long the
-    beginning. An `InputError` where the array does not end, or text follows it."""
+    """The elements of a JSON array, with their places from 1; an `InputError`: it has no end, or text follows it."""
     number, size, longest, parts, tail = 1, 0, max_row_bytes(), list[bytes](), b""
     depth, is_open, is_string = 0, False, False  # depth: of brackets in the element; -1 after the array
     for block in blocks:
-        if not is_open and (block := block.removeprefix(BOM).lstrip()):
+        if not is_open and (block := block.lstrip()):
             block, is_open = block[1:], True
         block, tail, start, place = tail + block, b"", 0, 0
         while place < len(block) and depth >= 0:

@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from rprm.content import BOM, ROW_VARIABLE, blocks_of, copied, elements, formed, lines, max_row_bytes
+from rprm.content import ROW_VARIABLE, Form, blocks_of, copied, formed, max_row_bytes, pieces
 from rprm.errors import InputError
 from rprm.records import Record, Solution
 from rprm.splitting import split_steps
@@ -98,9 +98,7 @@ class Source:
             with self.path.open("rb") as stream:
                 self.path = copied(stream, name, self)
         elif kind != stat.S_IFREG:
-            raise InputError(
-                f"{self.name}: {_NO_FILES.get(kind, 'it is a device; name a file, or - for standard input')}"
-            )
+            raise InputError(f"{self.name}: {_NO_FILES.get(kind, 'it is a device; name a file')}")
 
     def pinned(self) -> Source:
         """The same source; a hub data set at the revision that its name stands for now."""
@@ -135,11 +133,8 @@ class Source:
             yield from self._streamed("parquet", data_files=str(self.path), split="train")
         else:
             form, blocks = formed(self._unchanged(), self.path)
-            if form == "object":
-                yield self._object(blocks)
-                return
-            for number, line in lines(blocks) if form == "lines" else elements(blocks, self.name):
-                yield self._row(number, line, "line" if form == "lines" else "element")
+            for number, text in pieces(form, blocks, self.name):
+                yield self._row(number, text, form)
 
     def _unchanged(self) -> Iterator[bytes]:
         """The content as it was inspected, if it was: what was appended since is left out, another change an error."""
@@ -154,13 +149,10 @@ class Source:
             if not (left := left - len(block)):
                 break
         if f"sha256:{digest.hexdigest()}" != wanted:
-            raise InputError(
-                f"{self.name}: it changed while it was read; run again, with a new --output, once it is done"
-            )
+            raise InputError(f"{self.name}: it changed while it was read; run again, with a new --output")
 
-    def _row(self, number: int, line: bytes, what: str) -> Row | Rejected:
-        if number == 1:
-            line = line.removeprefix(BOM)
+    def _row(self, number: int, line: bytes, form: Form) -> Row | Rejected:
+        what = {"lines": "line", "array": "element", "object": "object"}[form]
         try:
             if len(line) > (longest := max_row_bytes()):
                 raise ValueError(f"the {what} is longer than {longest >> 20} MiB ({ROW_VARIABLE} sets the limit)")
@@ -172,19 +164,12 @@ class Source:
             reason = str(error)
             if isinstance(error, UnicodeDecodeError):
                 reason = f"not UTF-8 text: byte {error.start} cannot be decoded; save the file as UTF-8"
-            elif what == "line" and b"\r" in line.strip():
+            elif form == "lines" and b"\r" in line.strip():
                 reason += "; its lines end in carriage returns alone: save it with line feeds"
+            elif form == "object":
+                reason += "; write one array of records, or one record a line"
             shown = line[: 4 * MAX_REJECTED_TEXT].decode(errors="replace").rstrip("\r\n")
             return Row(number, None, shown).rejected(self.name, reason)
-
-    def _object(self, blocks: Iterator[bytes]) -> Row:
-        """The one object that a file holds, over several lines."""
-        value = b""
-        while len(value) <= max_row_bytes() and (block := next(blocks, b"")):
-            value += block
-        if isinstance(row := self._row(1, value, "object"), Rejected):
-            raise InputError(f"{self.name}: {row.reason}; write one array of records, or one record a line")
-        return row
 
     def _revision(self, hub: Mapping[str, str]) -> str:
         name = self.name.removeprefix("hub:").removesuffix("?")
