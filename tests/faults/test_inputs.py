@@ -116,7 +116,7 @@ FILES = {
     "blank": Case(b"\n \n\t\n", word="no solution"),
     "no objects": Case(b'1\n"a"\nnull\n[1]\ntrue', bad=5, word="must be a JSON object"),
     "other fields": Case(b'{"query": "q", "steps": ["s"]}\n{}', bad=2, word="'problem' is missing"),
-    "numbers that are none": Case(changed(label=float("nan")) + b"\n" + OTHER, 1, 1, "'label' must be"),
+    "numbers that are none": Case(changed(problem=float("nan")) + b"\n" + OTHER, 1, 1, "'problem' must be"),
     "a number of 5,000 digits": Case(b'{"problem": ' + b"9" * 5000 + b"}\n" + LINE, 1, 1, "digits"),
     "deep nesting": Case(b"[" * 1000 + b"\n" + LINE, word="no end"),
     "deep nesting in a row": Case(b'{"a":' * 90_000 + b"\n" + LINE, 1, 1, "nested too deep"),
@@ -413,7 +413,7 @@ def _peak_mib(work: Callable[[], object]) -> int:
 
 @pytest.mark.slow
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, figures: Callable[..., None]) -> None:
-    """A megabyte of gzip that holds an array of 60 MB, an endless line, 64 MB of brackets; a record of 3,000 steps."""
+    """A megabyte of gzip that holds an array of 60 MB, an endless line, 64 MB of brackets; a record of 400 long steps."""
     monkeypatch.delenv(content.ROW_VARIABLE)
     monkeypatch.setattr(reading, "MAX_COMMAS", 2_000_000)
     element = json.dumps({"problem": "p", "steps": ["s" * 400] * 4}).encode() + b","
@@ -431,14 +431,16 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, figu
         peaks[f"MiB_for_an_{name}"] = _peak_mib(lambda path=path: sum(1 for _ in read_solutions(Source(str(path)))))
     files.clear()
     signal.alarm(120)
-    steps = [f"{number} + 1 = {number + 1}, and so on." for number in range(3000)]
+    # Their prompts have 130 MB in all.
+    steps = [f"{number} + 1 = {number + 1}, and so on. " * 50 for number in range(400)]
 
     def judge() -> None:
         from rprm import RPRM
 
         (reward,) = RPRM("scripted:", num_analyses=1).score([{"problem": "p", "steps": steps}])
-        assert len(reward.steps) == 3000
+        assert len(reward.steps) == 400
 
-    peaks["MiB_for_3000_steps"] = _peak_mib(judge)
+    peaks["MiB_for_400_steps"] = _peak_mib(judge)
     figures(**peaks)
+    assert peaks["MiB_for_400_steps"] < 100, peaks
     assert max(peaks.values()) < 400, peaks
