@@ -160,7 +160,7 @@ def test_a_line_without_end_is_set_aside_unread(tmp_path: Path) -> None:
         stream.write(b'"}\n' + json.dumps(GOOD).encode())
     rows = read(str(path))
     assert isinstance(rows[0], Rejected)
-    assert rows[0].reason.startswith("the line is longer than 32 MiB")
+    assert rows[0].reason.startswith("the row is longer than 32 MiB")
     assert len(rows[0].text) == 10_000
     assert isinstance(rows[1], Solution)
 

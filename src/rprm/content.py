@@ -13,7 +13,7 @@ import tempfile
 import weakref
 import zlib
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Literal, cast
 
@@ -32,8 +32,7 @@ _FOREIGN = {
     _GZIP: "it is gzipped twice: unzip it once", b"PK\x03\x04": "a zip archive: unpack it",
     b"\x28\xb5\x2f\xfd": "zstd: unpack it, or use gzip", b"\xfd7zXZ\0": "xz: unpack it, or use gzip",
     b"BZh": "bzip2: unpack it, or use gzip", b"PAR1": "parquet: give it a name that ends in .parquet",
-    b"\xff\xfe": "UTF-16 text: save it as UTF-8 (iconv -f UTF-16 -t UTF-8)",
-    b"\xfe\xff": "UTF-16 text: save it as UTF-8 (iconv -f UTF-16 -t UTF-8)",
+    **dict.fromkeys((b"\xff\xfe", b"\xfe\xff"), "UTF-16 text: save it as UTF-8 (iconv -f UTF-16 -t UTF-8)"),
     b"\0": "it begins with a NUL byte: no text, or UTF-32 or UTF-16; save it as UTF-8",
 }  # fmt: skip
 _SIGN = re.compile(rb'[\[{]++|[\]},"]')
@@ -120,15 +119,9 @@ def pieces(form: Form, blocks: Iterator[bytes], name: str) -> Iterator[tuple[int
     blocks = chain((next(blocks, b"").removeprefix(BOM),), blocks)
     if form == "lines":
         return lines(blocks)
-    return elements(blocks, name) if form == "array" else iter([(1, b"".join(_beginning(blocks)))])
-
-
-def _beginning(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    left = max_row_bytes()
-    for block in blocks:
-        if left >= 0:
-            yield block
-        left -= len(block)
+    if form == "array":
+        return elements(blocks, name)
+    return iter([(1, b"".join(islice(blocks, max_row_bytes() // _BLOCK_BYTES + 2)))])
 
 
 def lines(blocks: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:

@@ -133,8 +133,9 @@ class Source:
             yield from self._streamed("parquet", data_files=str(self.path), split="train")
         else:
             form, blocks = formed(self._unchanged(), self.path)
+            longest = max_row_bytes()
             for number, text in pieces(form, blocks, self.name):
-                yield self._row(number, text, form)
+                yield self._row(number, text, form, longest)
 
     def _unchanged(self) -> Iterator[bytes]:
         """The content as it was inspected, if it was: what was appended since is left out, another change an error."""
@@ -151,13 +152,12 @@ class Source:
         if f"sha256:{digest.hexdigest()}" != wanted:
             raise InputError(f"{self.name}: it changed while it was read; run again, with a new --output")
 
-    def _row(self, number: int, line: bytes, form: Form) -> Row | Rejected:
-        what = {"lines": "line", "array": "element", "object": "object"}[form]
+    def _row(self, number: int, line: bytes, form: Form, longest: int) -> Row | Rejected:
         try:
-            if len(line) > (longest := max_row_bytes()):
-                raise ValueError(f"the {what} is longer than {longest >> 20} MiB ({ROW_VARIABLE} sets the limit)")
+            if len(line) > longest:
+                raise ValueError(f"the row is longer than {longest >> 20} MiB ({ROW_VARIABLE} sets the limit)")
             if line.count(b",") > MAX_COMMAS:
-                raise ValueError(f"the {what} has more than {MAX_COMMAS:,} commas")
+                raise ValueError(f"the row has more than {MAX_COMMAS:,} commas")
             text = line.decode()
             return Row(number, _parse(text), text)
         except ValueError as error:

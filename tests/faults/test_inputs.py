@@ -413,7 +413,7 @@ def _peak_mib(work: Callable[[], object]) -> int:
 
 @pytest.mark.slow
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, figures: Callable[..., None]) -> None:
-    """A megabyte of gzip that holds an array of 60 MB, an endless line, 64 MB of brackets; a record of 400 long steps."""
+    """A little gzip that holds an array of 60 MB, an endless line, 30 MB of brackets; a record of 400 long steps."""
     monkeypatch.delenv(content.ROW_VARIABLE)
     monkeypatch.setattr(reading, "MAX_COMMAS", 2_000_000)
     element = json.dumps({"problem": "p", "steps": ["s" * 400] * 4}).encode() + b","
