@@ -60,7 +60,7 @@ def taken(hint: Any, value: Any) -> Any:
 _adapter = cache(TypeAdapter[Any])
 
 
-def check(settings: Any, kind: type[RprmError]) -> None:
+def check(settings: object, kind: type[RprmError]) -> None:
     """Refuse a dataclass with a number out of its range, by an error of that kind."""
     for name, hint in _numbers(type(settings)):
         try:
