@@ -140,7 +140,6 @@ def test_rewards_full_and_the_published_procedure(tmp_path: Path) -> None:
         (["judge", str(EXAMPLES), "--model", "gpt"], "unknown engine 'gpt'; write KIND:TARGET with one of embedded"),
         (["judge", str(EXAMPLES), "--model", "gpt"], "classifier; or name a known model (`rprm models`): r-prm-7b, qw"),
         (["judge", str(EXAMPLES), "--model", "scripted:?delay=slow"], "option delay='slow'"),
-        (["judge", str(EXAMPLES), "--model", "scripted:", "-k", "0"], "num_analyses is 0"),
         (["judge", str(EXAMPLES), "--model", "scripted:", "--prompt", "nope"], "nope"),
         (["bench", "processbench"], "say what to measure"),
         (["bench", "processbench", "--model", "scripted:", "--scores", "s"], "leave out --model to measure s, or --"),

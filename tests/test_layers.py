@@ -9,11 +9,12 @@ SOURCE = Path(__file__).parents[1] / "src" / "rprm"
 
 #: Layer by layer, from the top; see docs/architecture.md. A package stands for all modules in it.
 LAYERS = [
-    {"errors", "files", "records", "embedded", "quoting", "thinking", "showing", "terminal"},
+    {"errors", "files", "ranges", "records", "embedded", "quoting", "thinking", "showing", "terminal"},
     {
         "verdict",
         "stopping",
         "runs",
+        "content",
         "reading",
         "splitting",
         "prompts",
@@ -39,11 +40,12 @@ WITHIN = {
     "records": {"errors"},
     "files": {"errors"},
     "terminal": {"showing"},
+    "ranges": {"errors"},
     "embedded": {"records"},
     "models": {"runs", "prompts", "verdict"},
     "presets": {"models", "stopping"},
     "subcommands": {"runs"},
-    "reading": {"splitting"},
+    "reading": {"content", "splitting"},
     "prompts": {"verdict", "reading", "folders"},
     "data": {"benchmarks"},
     "search": {"benchmarks"},

@@ -195,7 +195,8 @@ def _accepted(
             index += 1
             continue
         if writer is not None:
-            writer.write(row.model_dump_json())
+            for line in row.listed(job.totals.num_rejected):
+                writer.write(line)
         if strict:
             raise InputError(f"{row.file}, line {row.line}: {row.reason}")
         job.totals.num_rejected += 1

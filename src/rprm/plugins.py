@@ -10,6 +10,7 @@ from typing import Any, cast, get_args, get_type_hints
 from urllib.parse import parse_qsl
 
 from rprm.errors import EngineError
+from rprm.ranges import taken
 from rprm.showing import without_credentials
 
 #: Keyword arguments of constructors that are no options of a spec.
@@ -67,16 +68,14 @@ def options_of(make: Callable[..., Any]) -> dict[str, Any]:
 
 def typed(hints: Mapping[str, Any], options: Mapping[str, Any], spec: str) -> dict[str, Any]:
     """The options of a model as their types say, texts too; `EngineError`: one is unknown or does not fit."""
-    from pydantic import TypeAdapter, ValidationError
-
     parsed: dict[str, Any] = {}
     for name, value in options.items():
         if name not in hints:
             raise EngineError(f"model {spec!r}: unknown option {name!r}; options are {', '.join(sorted(hints))}")
         try:
-            parsed[name] = TypeAdapter(hints[name]).validate_python(value)
-        except ValidationError as error:
-            raise EngineError(f"model {spec!r}: option {name}={value!r}: {error.errors()[0]['msg']}") from None
+            parsed[name] = taken(hints[name], value)
+        except ValueError as error:
+            raise EngineError(f"model {spec!r}: option {name}={value!r:.80}: {error}") from None
     return parsed
 
 

@@ -584,7 +584,7 @@ def test_settings_that_make_no_sense(tiny_model: Path, make_data: Callable[..., 
         replace(QUICK, patience=1, keep_best=False)
     with pytest.raises(InputError, match="lm_head"):
         replace(QUICK, lora_targets="q_proj,lm_head")
-    with pytest.raises(InputError, match="num_checkpoints is 1; it must be at least 2"):
+    with pytest.raises(InputError, match="num_checkpoints is 1; give a whole number from 2"):
         RunOptions(num_checkpoints=1)
     # What failed before its first checkpoint left nothing behind that would hold the folder to its settings.
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
+from rprm import ranges
 from rprm.cli.app import OpenGroup
 from rprm.cli.judge import EmbeddedScope, refuse_nothing_judged, run_behind_progress
 from rprm.cli.options import FirstErrorOptions, Json, JudgeOptions, Output, with_options
@@ -56,7 +57,7 @@ class BenchGroup(OpenGroup):
 _HELP = "Measure judges on ProcessBench and PRMBench, and compare two of them."
 app = typer.Typer(cls=BenchGroup, rich_markup_mode=None, help=_HELP, no_args_is_help=True)
 
-Resamples = Annotated[int, typer.Option("--resamples", min=10, help="Bootstrap resamples behind each interval.")]
+Resamples = Annotated[ranges.Resamples, "--resamples", "Bootstrap resamples behind each interval."]
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class NamedData:
 class FigureOptions:
     """How figures are made."""
 
-    limit: Annotated[int | None, typer.Option(min=1, help="The first N items alone (of each subset or class).")] = None
+    limit: Annotated[ranges.Rows | None, "The first N items alone (of each subset or class)."] = None
     allow_missing: Annotated[bool, "--allow-missing", "Count items without a prediction as wrong (and say so)."] = False
     resamples: Resamples = 2000
     json: Json = False
@@ -158,9 +159,11 @@ def compare(
     benchmark: Annotated[str | None, "processbench, prmbench or steps; a run folder knows its own."] = None,
     *,
     data: DataOptions,
-    threshold: Annotated[float | None, "A reward below it is called wrong.  [default: each judge's, or 0.5]"] = None,
+    threshold: Annotated[
+        ranges.Threshold | None, "A reward below it is called wrong.  [default: each judge's, or 0.5]"
+    ] = None,
     figures: FigureOptions,
-    seed: Annotated[int, "Of the resamples and permutations."] = 0,
+    seed: Annotated[ranges.Seed, "Of the resamples and permutations."] = 0,
 ) -> None:
     """A paired comparison of two runs: the difference of each figure with its interval, and tests of it."""
     from rprm.benchmarks import compare as compare_tallies

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from rprm import ranges
 from rprm.cli import EXIT_REJECTED
-from rprm.cli.judge import refuse_nothing_judged, run_behind_progress
+from rprm.cli.judge import refuse_nothing_judged, refuse_nothing_read, run_behind_progress
 from rprm.cli.options import Json, Seed, Strict, given, with_options
 from rprm.data import stage_options as settings
 from rprm.errors import InputError, PromptError
@@ -34,11 +35,9 @@ def steps(
     exclude_benchmark: Annotated[
         list[str] | None, "-x", "--exclude-benchmark", "Leave out its problems: NAME, PATH or NAME=PATH."
     ] = None,
-    ngram: Annotated[int, typer.Option(min=1, help="Tokens in the n-grams that problems share.")] = settings.NGRAM,
-    overlap: Annotated[
-        float, typer.Option(min=0.01, max=1.0, help="Share of common n-grams that makes two problems one.")
-    ] = settings.OVERLAP,
-    limit: Annotated[int | None, typer.Option(min=1, help="Read N steps alone, before any is left out.")] = None,
+    ngram: Annotated[ranges.Draws, "Tokens in the n-grams that problems share."] = settings.NGRAM,
+    overlap: Annotated[ranges.Overlap, "Share of common n-grams that makes two problems one."] = settings.OVERLAP,
+    limit: Annotated[ranges.Rows | None, "Read N steps alone, before any is left out."] = None,
     strict: Strict = False,
     json: Json = False,
 ) -> None:
@@ -70,7 +69,9 @@ def steps(
         counts[f"left out: of {removed['problems']:,} problems that stand in {name}"] = removed["steps"]
     counts |= {f"not used: {reason}": count for reason, count in summary["skipped"].items()}
     counts["rows rejected (rejected.jsonl)"] = summary["num_rejected"]
-    raise _show(summary, counts, summary["num_rejected"], output, json)
+    shown = _show(summary, counts, summary["num_rejected"], output, json)
+    refuse_nothing_read(", ".join(sources), "labelled step to keep", summary["num_steps"], summary["num_rejected"])
+    raise shown
 
 
 @app.command()
@@ -85,7 +86,7 @@ def analyses(
     options: settings.SamplingOptions,
     prompt: Annotated[str | None, "Template.  [default: the model's own, else teacher]"] = None,
     seed: Seed = 0,
-    limit: Annotated[int | None, typer.Option(min=1, help="The first N steps alone.")] = None,
+    limit: Annotated[ranges.Rows | None, "The first N steps alone."] = None,
     strict: Strict = False,
     json: Json = False,
 ) -> None:
@@ -115,6 +116,7 @@ def analyses(
     )  # fmt: skip
     shown = _show(totals.as_dict(), totals.as_dict(), totals.num_rejected, output, json)
     refuse_nothing_judged(totals)
+    refuse_nothing_read(source, "labelled step", totals.num_steps, totals.num_rejected)
     raise shown
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rprm import ranges
 from rprm.cli.judge import leave, refuse_nothing_judged, run_behind_progress
 from rprm.cli.options import (
     AnalysisOptions,
@@ -201,7 +202,7 @@ def search_rewarder(model: str, analysis: AnalysisOptions, policy: Policy, polic
 def show(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of guided, beam or dvts.")],
     id: Annotated[str | None, "Of one problem; all of them by default."] = None,
-    max_characters: Annotated[int | None, {"min": 1}, "Cut each step to so many characters."] = None,
+    max_characters: Annotated[ranges.Rows | None, "Cut each step to so many characters."] = None,
 ) -> None:
     """Show search trees: what was proposed, what it was worth, what was kept.
 

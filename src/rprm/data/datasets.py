@@ -71,7 +71,8 @@ class Dataset:
         self._open.__exit__(*error)
 
     def reject(self, row: Rejected) -> None:
-        self._rejected.write(row.model_dump_json())
+        for line in row.listed(self._num_rejected):
+            self._rejected.write(line)
         self._num_rejected += 1
 
     def write(self, identifier: str, step: LabelledStep, prompt: Prompt, replies: Sequence[str], part: str) -> None:

@@ -253,8 +253,9 @@ def gather_steps(
             elif strict:
                 raise InputError(f"{row.file}, line {row.line}: {row.reason}")
             else:
+                for line in row.listed(gathered.num_rejected):
+                    files[REJECTED].write(line)
                 gathered.num_rejected += 1
-                files[REJECTED].write(row.model_dump_json())
             if gathered.num_rows % 1000 == 0:
                 on_row(gathered.num_rows, gathered.num_read)
             if gathered.num_read == limit:

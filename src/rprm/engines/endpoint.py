@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from http.cookiejar import DefaultCookiePolicy
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import Field
 from pydantic_core import from_json
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Json = dict[str, Any]
-Timeout = Annotated[float, Field(ge=0.001)]  # seconds that a whole answer may take
+Timeout = Annotated[float, Field(ge=0.001, le=1e6)]  # seconds that a whole answer may take
 _Lengths = tuple[int | None, int | None]  # of a prompt and of the context, as far as told
 #: Path, body (None: GET), bytes of an answer that are read at most, and what makes the reader of its events.
 _Request = tuple[str, Json | None, int, Callable[[], Any] | None]
@@ -91,6 +92,10 @@ class Endpoint:
     send_key_over_http: bool = False
 
     def __post_init__(self) -> None:
+        try:
+            urlsplit(self.url).port  # noqa: B018  # it is checked where it is read
+        except ValueError as error:
+            raise EngineError(f"{self.subject}: the URL of the server is malformed: {error}") from None
         self._client: openai.AsyncOpenAI | None = None
         self._reached = False
         self._num_answers = 0

@@ -75,7 +75,8 @@ def placement(spec: str, device: str, dtype: str, num_threads: int | None) -> tu
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
+        if torch.empty(0, device=device).is_meta:
+            raise RuntimeError("it holds no numbers")
     except (RuntimeError, AssertionError) as error:  # torch knows no such device, or has none
         raise EngineError(f"{spec}: device={device} cannot be used: {str(error).splitlines()[0]:.300}") from None
     if dtype == "auto":

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, TypeVar
 
 import pydantic
 
+from rprm import ranges
 from rprm.engines.base import MIN_ROOM, Completion, EngineInfo, Sampling, clipped
 from rprm.engines.endpoint import Endpoint, Json, Refusal, Timeout, context_length_of, count, listed
 from rprm.engines.openai_answers import Stream, ends_thinking_alone, first_choice, probe_answer, read_completions
@@ -223,15 +224,15 @@ class OpenAIEngine:
     target: str
     _: KW_ONLY
     spec: str = ""
-    concurrency: pydantic.PositiveInt = 32
-    top_logprobs: pydantic.NonNegativeInt = 20
+    concurrency: ranges.Width = 32
+    top_logprobs: ranges.Retries = 20
     stream: bool = False
     share_prompts: bool = False
     continue_final_message: bool = False
-    context_length: pydantic.PositiveInt | None = None
+    context_length: ranges.Tokens | None = None
     extra: Json | pydantic.Json[Json] | None = None
     timeout: Timeout = 600.0
-    max_retries: pydantic.NonNegativeInt = 6
+    max_retries: ranges.Retries = 6
     key_env: str = "OPENAI_API_KEY"
     send_key_over_http: bool = False
 

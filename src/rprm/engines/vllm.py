@@ -17,8 +17,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import PositiveInt
-
+from rprm import ranges
 from rprm.engines.base import Completion, EngineInfo, Sampling, clipped
 from rprm.engines.loading import ADAPTER_CONFIG, adapter_details, find_file, identity, named_base
 from rprm.engines.tokens import TokenTranscript, VerdictTokens, encode_prompt, probe
@@ -41,24 +40,24 @@ class VLLMEngine:
     target: str
     _: KW_ONLY
     spec: str = ""
-    concurrency: PositiveInt = 256
-    context_length: PositiveInt | None = None
-    max_model_len: PositiveInt | None = None
+    concurrency: ranges.Width = 256
+    context_length: ranges.Tokens | None = None
+    max_model_len: ranges.Tokens | None = None
     adapter: str | None = None
     revision: str | None = None
     tokenizer: str | None = None
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    tensor_parallel_size: int = 1
-    pipeline_parallel_size: int = 1
-    data_parallel_size: int = 1
-    gpu_memory_utilization: float | None = None
+    tensor_parallel_size: ranges.Devices = 1
+    pipeline_parallel_size: ranges.Devices = 1
+    data_parallel_size: ranges.Devices = 1
+    gpu_memory_utilization: ranges.TopP | None = None
     enforce_eager: bool = False
     enable_prefix_caching: bool = True  # every analysis of a step shares its prompt; vLLM has it off for some models
-    block_size: int | None = None
-    max_num_seqs: int | None = None
-    max_num_batched_tokens: int | None = None
+    block_size: ranges.Width | None = None
+    max_num_seqs: ranges.Width | None = None
+    max_num_batched_tokens: ranges.Tokens | None = None
     quantization: str | None = None
-    seed: int = 0
+    seed: ranges.Seed = 0
 
     def __post_init__(self) -> None:
         self.spec = self.spec or f"vllm:{self.target}"

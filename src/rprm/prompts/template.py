@@ -224,15 +224,12 @@ class PromptTemplate(Template):
         it. The marker of a verdict does not stand in what comes from the record (`VerdictFormat.disarmed`)."""
         if not 0 <= step_index < len(steps):
             raise self._error(f"step_index {step_index} is out of range: the solution has {len(steps)} steps")
-        problem, *steps = map(self.verdict.disarmed, (problem, *steps[: step_index + 1]))
-        listed = [
-            _fill(_pieces(self.step_format), {"number": Filled(str(number)), "step": Filled.record(step)})
-            for number, step in enumerate(steps, 1)
-        ]
+        problem, step = map(self.verdict.disarmed, (problem, steps[step_index]))
+        listed = [_listed(self, number, one) for number, one in enumerate(steps[: step_index + 1], 1)]
         separator = Filled(self.step_separator)
         previous = separator.join(listed[:-1]) if step_index else Filled(self.no_previous_steps)
         values = {"problem": Filled.record(problem), "steps": separator.join(listed), "previous_steps": previous}
-        values |= {"step": Filled.record(steps[step_index]), "step_number": Filled(str(step_index + 1))}
+        values |= {"step": Filled.record(step), "step_number": Filled(str(step_index + 1))}
         return self._prompt(values)
 
     def take_apart(self, text: str) -> tuple[str, list[str]] | None:
@@ -312,6 +309,13 @@ def shared_start(*texts: str) -> str:
 def literal(text: str) -> str:
     """The text as a template says it: whatever would read as a placeholder is escaped."""
     return PLACEHOLDER.sub(lambda match: "{{" + _BRACES + "}}" + match[0][2:], text)
+
+
+@lru_cache(maxsize=1 << 14)
+def _listed(template: PromptTemplate, number: int, step: str) -> Filled:
+    """A step as prompts list it: kept, since the prompt of every later step has it too."""
+    values = {"number": Filled(str(number)), "step": Filled.record(template.verdict.disarmed(step))}
+    return _fill(_pieces(template.step_format), values)
 
 
 def _fill(pieces: list[str], values: Mapping[str, Filled]) -> Filled:

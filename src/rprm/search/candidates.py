@@ -164,9 +164,11 @@ class SampleTotals(RunTotals):
     num_cut: int = counted("candidates cut at the longest length: raise --policy-max-tokens")
     num_empty: int = counted("candidates without a word")
     num_generated_tokens: int = counted("tokens")
+    failure: str | None = None
 
     def add(self, row: Candidates) -> None:
         self.num_problems += 1
+        self.failure = self.failure or row.failure
         self.num_refused += row.failure is not None
         self.num_candidates += len(row.candidates)
         for candidate in row.candidates:

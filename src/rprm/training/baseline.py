@@ -87,7 +87,8 @@ class ClassifierRun(TrainingRun):
                 rows[part] = []
                 for row in read_labelled_steps(steps_source(source)):
                     if isinstance(row, Rejected):
-                        writer.write(row.model_dump_json())
+                        for line in row.listed(self.num_rejected):
+                            writer.write(line)
                         self.num_rejected += 1
                     else:
                         rows[part].append(row)
