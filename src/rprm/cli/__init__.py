@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from rprm.showing import guard
+from rprm.showing import guard, one_line
 
 EXIT_REJECTED = 3
 
@@ -34,7 +34,7 @@ def main() -> None:
         sys.exit(f"rprm: {error}")
     except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
         # Of a path that was given. Other errors of the system may be faults of ours.
-        sys.exit(f"rprm: {error.filename}: {error.strerror}")
+        sys.exit(one_line(f"rprm: {error.filename}: {error.strerror}"))
     except KeyboardInterrupt:
         print("rprm: interrupted; the same command with the same --output resumes from here", file=sys.stderr)
         sys.exit(130)
