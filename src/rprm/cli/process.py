@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from rprm.cli import EXIT_BROKEN_PIPE, EXIT_REJECTED
 from rprm.errors import RprmError
-from rprm.showing import guard
+from rprm.showing import guard, one_line
 
 if TYPE_CHECKING:
     from tempfile import TemporaryDirectory
@@ -156,7 +156,7 @@ def run_command(command: Callable[[], object]) -> NoReturn:
         is_ours = isinstance(error, FileNotFoundError | ConnectionError | TimeoutError | ChildProcessError)
         if isinstance(error, OSError) and not is_ours:
             # Of a path that was given, or of the disk. A file that is missing, or a connection, may be a fault of ours.
-            code = f"rprm: {error.filename or 'a file'}: {error.strerror}"
+            code = one_line(f"rprm: {error.filename or 'a file'}: {error.strerror}")
         elif not _signals.received:
             raise
     finally:
