@@ -231,9 +231,11 @@ class _Token:
         """Whether it has alternatives, with numbers and bytes that they can have (-9999 is one: it is not known)."""
         top = _top(self.entry)
         for entry in (self.entry, *top):
-            number, said = entry.get("logprob"), (self.text_of(one) for one in (entry, {"token": entry.get("token")}))
-            is_number = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
-            if not is_number or number > _ROUNDING or {True, False} <= set(map(verdict.answer_of, said)):
+            number: Any = entry.get("logprob")
+            said = (self.text_of(one) for one in (entry, {"token": entry.get("token")}))
+            if isinstance(number, bool) or not isinstance(number, int | float) or not -math.inf < number <= _ROUNDING:
+                return False
+            if {True, False} <= set(map(verdict.answer_of, said)):
                 return False
         return len(top) > 1 and logsumexp(p for one in top if (p := _logprob(one)) is not None) <= _ROUNDING
 
