@@ -114,16 +114,18 @@ def rprm(arguments: list[str], folder: Path) -> Ended:
             os.kill(pid, 9)
         time.sleep(0.005)
         ended, status, usage = os.wait4(pid, os.WNOHANG)
-    lines = [line for line in err.read_text(errors="replace").splitlines() if line.strip() and line not in _STAGES]
+    lines = [
+        line for line in err.read_text(errors="replace").splitlines() if line.strip() and not line.startswith(_STAGES)
+    ]
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds, megabytes = usage.ru_utime + usage.ru_stime, max(0, usage.ru_maxrss - own) / 1024
     return Ended(os.waitstatus_to_exitcode(status), out.read_text(errors="replace"), lines, seconds, megabytes)
 
 
-_STAGES = {
-    *("loading libraries", "checking the data", "tokenising", "loading the model", "training"),
+_STAGES = (
+    *("loading libraries", "checking the data", "tokenising", "loading the model", "training", "step 1 "),
     "handing over the model",
-}
+)
 
 #: Faults that a command may pass over: they change nothing that it reads, or nothing that is wrong.
 HARMLESS = (

@@ -111,7 +111,7 @@ def plain_errors(spec: str, wanted: str, *, what: str = "the model") -> Iterator
         elif not isinstance(error, OSError | ValueError | RuntimeError):
             reason = f"one of its files is malformed ({type(error).__name__}: {reason})"
         fix = f"give a folder with {wanted}, or a hub id that this machine can reach"
-        raise EngineError(f"{spec}: cannot load {what}: {reason:.500} ({fix})") from error
+        raise EngineError(f"{spec:.300}: cannot load {what}: {reason:.500} ({fix})") from error
 
 
 def load_weights(auto: Any, target: str, *, revision: str | None = None, **arguments: Any) -> Any:
