@@ -62,7 +62,8 @@ _adapter = cache(TypeAdapter[Any])
 
 def check(settings: object, kind: type[RprmError]) -> None:
     """Refuse a dataclass with a number out of its range, by an error of that kind."""
-    for name, hint in _numbers(type(settings)):
+    of: Any = type(settings)
+    for name, hint in _numbers(of):
         try:
             taken(hint, getattr(settings, name))
         except ValueError as error:
