@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 from rprm.cli.app import app
 from rprm.errors import CorruptRun
+from rprm.runs import Journal, checksums_of, read_manifest
+from tests.faults.folder_damages import as_older
 
 MANIFEST, RESULTS, JOURNAL = "manifest.json", "results.jsonl", "journal-000001.jsonl"
 
@@ -34,21 +36,33 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(run, folder / "whole")
     results = (run / RESULTS).read_text().splitlines(keepends=True)
     (run / RESULTS).write_text("".join(results[:2]))
-    (run / JOURNAL).write_text(
-        "".join(
-            json.dumps({"index": 2, "key": f"{step['step_index']}.{sample}", "piece": analysis}) + "\n"
-            for step in json.loads(results[2])["steps"]
-            for sample, analysis in enumerate(step["analyses"])
-        )
-    )
+    journal = Journal(run, checksums_of(read_manifest(run)).value)
+    for step in json.loads(results[2])["steps"]:
+        for sample, analysis in enumerate(step["analyses"]):
+            journal.append(2, f"{step['step_index']}.{sample}", analysis)
+    journal.close()
     (run / "summary.json").unlink()
     return folder
 
 
-def test_undamaged_it_is_resumed(killed: Path, tmp_path: Path) -> None:
-    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
+@pytest.fixture(scope="module")
+def older(killed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as a version without checksums wrote it."""
+    folder = tmp_path_factory.mktemp("older")
+    shutil.copytree(killed, folder, dirs_exist_ok=True)
+    for run in (folder / "run", folder / "whole"):
+        as_older(run)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["killed", "older"])
+def test_undamaged_it_is_resumed(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    run = request.getfixturevalue(kind)
+    shutil.copytree(run, tmp_path, dirs_exist_ok=True)
     assert judge(tmp_path).exit_code == 0
-    assert (tmp_path / "run" / RESULTS).read_bytes() == (killed / "whole" / RESULTS).read_bytes()
+    assert (tmp_path / "run" / RESULTS).read_bytes() == (run / "whole" / RESULTS).read_bytes()
+    assert ("crc" in read_manifest(tmp_path / "run")) is (kind == "killed")
+    assert (b'"crc"' in (tmp_path / "run" / RESULTS).read_bytes()) is (kind == "killed")
 
 
 def edited(name: str, line: int, change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
@@ -129,10 +143,13 @@ DAMAGES: dict[str, tuple[str, int | None, Callable[[Path], None]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("kind", ["killed", "older"])
 @pytest.mark.parametrize("name", DAMAGES)
-def test_damage_is_named_with_file_and_line(killed: Path, tmp_path: Path, name: str) -> None:
+def test_damage_is_named_with_file_and_line(
+    name: str, kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     file, line, damage = DAMAGES[name]
-    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(request.getfixturevalue(kind), tmp_path, dirs_exist_ok=True)
     run = tmp_path / "run"
     damage(run)
     done = judge(tmp_path)
@@ -144,13 +161,13 @@ def test_damage_is_named_with_file_and_line(killed: Path, tmp_path: Path, name: 
     assert len(message) < 600
 
 
-def test_what_a_damaged_run_tells_of_its_benchmark_is_not_believed(killed: Path, tmp_path: Path) -> None:
-    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
+def test_what_a_damaged_run_tells_of_its_benchmark_is_not_believed(older: Path, tmp_path: Path) -> None:
+    shutil.copytree(older, tmp_path, dirs_exist_ok=True)
     items = ("--data", str(tmp_path / "items.jsonl"))
     rows = [{"id": f"s{number}", "problem": "p", "steps": ["a", "b"], "label": -1} for number in range(4)]
     (tmp_path / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name, value in (("threshold", None), ("limit", "all"), ("benchmark", ["x"])):
-        shutil.copy(killed / "run" / MANIFEST, tmp_path / "run" / MANIFEST)
+        shutil.copy(older / "run" / MANIFEST, tmp_path / "run" / MANIFEST)
         edited(MANIFEST, 1, at("settings", name, value=value))(tmp_path / "run")
         done = CliRunner().invoke(app, ["bench", "processbench", *items, "--scores", str(tmp_path / "run")])
         assert isinstance(done.exception, CorruptRun), done.exception

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +16,7 @@ from rprm.evolve import RoundResult, RoundSettings, evolve
 from rprm.prompts import PromptTemplate
 from rprm.records import LabelledStep
 from rprm.runs import read_manifest
+from tests.warm import warm_torch
 
 TEMPLATE = PromptTemplate(name="short", user="{{problem}}\n{{steps}}\nCheck step {{step_number}}.")
 ENGINE = "yes_rate=0.5&noise=0.3&concurrency=8"
@@ -78,22 +75,16 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def data_files(folder: Path) -> dict[str, bytes]:
-    """What sampling and pairing leave, in all rounds."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for stage in ("steps", "round-*/analyses", "round-*/pairs", "round-*/measure")
-        for path in sorted(folder.glob(f"{stage}/*.jsonl"))
-    }
-
-
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 @pytest.mark.slow
-def test_a_round_samples_pairs_trains_and_measures(start: Path, steps: Path, tmp_path: Path) -> None:
+def test_a_round_samples_pairs_trains_and_measures(
+    start: Path, steps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warm_torch().take_stages(monkeypatch)
     stages: list[tuple[int, str]] = []
     folder = tmp_path / "rounds"
     first, second = evolve(
@@ -141,48 +132,6 @@ def test_a_round_samples_pairs_trains_and_measures(start: Path, steps: Path, tmp
     assert (folder / "model").resolve() == start.resolve()
     with pytest.raises(SettingsChanged, match="num_rounds: 1 -> 2"):
         evolve(str(steps), str(start), folder, settings(num_rounds=2))
-
-
-@pytest.mark.slow
-def test_killed_at_random_it_ends_with_the_same_data_and_the_same_training(
-    start: Path, steps: Path, tmp_path: Path
-) -> None:
-    def command(output: Path) -> list[str]:
-        return [
-            sys.executable, "-m", "rprm", "evolve", str(steps), "--model", str(start), "--output", str(output),
-            "--engine", "scripted", "--engine-options", f"{ENGINE}&delay=0.05", "-n", "4", "-k", "3", "--validation",
-            "0.3", "--", *TRAIN, "--save-steps", "1",
-        ]  # fmt: skip
-
-    done = subprocess.run(command(tmp_path / "whole"), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    draw = random.Random(5)
-    killed = tmp_path / "killed"
-    # Wherever it is at the time; at last it is let through.
-    for _ in range(5):
-        with subprocess.Popen(command(killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            try:
-                process.wait(timeout=draw.uniform(0.5, 8.0))
-            except subprocess.TimeoutExpired:
-                process.kill()
-        # The stage that was under way dies with it, and lets go of its folder.
-        time.sleep(0.2)
-    done = subprocess.run(command(killed), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert data_files(killed) == data_files(tmp_path / "whole")
-    steps_trained = [
-        max(row["step"] for row in rows(folder / "round-1" / "dpo" / "metrics.jsonl"))
-        for folder in (killed, tmp_path / "whole")
-    ]
-    assert steps_trained == [3, 3]
-    from safetensors.numpy import load_file
-
-    first, second = (
-        load_file(folder / "round-1" / "dpo" / "model" / "model.safetensors") for folder in (killed, tmp_path / "whole")
-    )
-    assert first.keys() == second.keys()
-    for name, values in first.items():
-        assert abs(values - second[name]).max() < 1e-5, name
 
 
 def test_a_round_samples_as_many_steps_as_it_is_told_and_goes_on_from_there(tmp_path: Path) -> None:

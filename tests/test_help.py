@@ -51,8 +51,8 @@ def test_the_settings_of_the_paper_are_shown() -> None:
     assert f"(the paper's K). [default: {PAPER.num_analyses}]" in judge
     assert f"Longest analysis, in tokens. [default: {PAPER.max_tokens}]" in judge
     assert f"Of the analyses. [default: {PAPER.temperature}]" in judge
-    assert "Solutions of each problem. [default: 8;" in search
-    assert "Of the policy. [default: 1.0;" in search
+    assert "Solutions of each problem. [default: 8]" in search
+    assert "Of the policy. [default: 1.0]" in search
 
 
 @pytest.mark.parametrize(("typed", "meant"), [("jud", "judge"), ("bench procesbench", "processbench")])

@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import subprocess
-import sys
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ from rprm.reading import Source, read_solutions
 from rprm.records import SolutionReward
 from rprm.rewarders.base import Totals, judge_source
 from rprm.runs import read_manifest
+from tests.faults.folder_damages import as_older
 
 
 def write_solutions(path: Path, count: int, *, broken: tuple[int, ...] = ()) -> Path:
@@ -91,6 +89,7 @@ def test_a_run_of_an_older_meaning_is_not_gone_on_with(tmp_path: Path) -> None:
     """Before format 2 `first_error` was -1 where a step has no reward."""
     path = write_solutions(tmp_path / "in.jsonl", 10)
     judge(path, tmp_path / "run", ScriptedEngine())
+    as_older(tmp_path / "run")
     manifest = read_manifest(tmp_path / "run")
     assert manifest["settings"].pop("row_format") == 2
     (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
@@ -141,6 +140,9 @@ def test_results_of_another_input_are_noticed(tmp_path: Path) -> None:
     judge(path, tmp_path / "run", ScriptedEngine())
     results = tmp_path / "run" / "results.jsonl"
     results.write_text(results.read_text().replace('"s3"', '"other"'))
+    with pytest.raises(CorruptRun, match=r"line 4 is damaged \(its checksum"):
+        judge(path, tmp_path / "run", ScriptedEngine())
+    as_older(tmp_path / "run")
     with pytest.raises(CorruptRun, match=r"line 4 holds solution 'other', but the input has 's3' there"):
         judge(path, tmp_path / "run", ScriptedEngine())
 
@@ -201,54 +203,3 @@ def test_in_order_raises_the_first_failure_at_once_and_cancels_the_rest() -> Non
         assert cancelled == 3
 
     asyncio.run(main())
-
-
-#: Kills: between every two of them the run gets some way, so that they fall on every stage of it.
-NUM_KILLS = 50
-
-
-@pytest.mark.slow
-def test_killed_fifty_times_the_results_are_byte_for_byte_the_same(tmp_path: Path) -> None:
-    path = write_solutions(tmp_path / "in.jsonl", 150, broken=(5, 140))
-    spec = "scripted:?delay=0.02&lost=0.05&concurrency=6"
-
-    def command(output: Path, log: Path) -> list[str]:
-        return [
-            sys.executable, "-m", "rprm", "judge", str(path), "--model", f"{spec}&log={log}", "--output", str(output),
-            "--quiet",
-        ]  # fmt: skip
-
-    whole = tmp_path / "whole"
-    done = subprocess.run(command(whole, tmp_path / "whole.log"), capture_output=True, text=True)
-    assert done.returncode == 3, done.stderr
-
-    killed = tmp_path / "killed"
-    log = tmp_path / "killed.log"
-    draw = random.Random(1)
-    kills = 0
-    for _ in range(10 * NUM_KILLS):
-        # Killed at a random moment: while it starts, or after a random number of requests.
-        size = log.stat().st_size if log.exists() else 0
-        until = size + draw.choice((0, 1, draw.randint(1, 400)))
-        with subprocess.Popen(command(killed, log), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            if until == size:
-                time.sleep(draw.uniform(0.0, 0.6))
-            while process.poll() is None and (log.stat().st_size if log.exists() else 0) < until:
-                time.sleep(0.001)
-            time.sleep(draw.uniform(0.0, 0.02))
-            process.kill()
-            code = process.wait()
-        kills += code == -9
-        if code == 3 or kills == NUM_KILLS:
-            break
-    assert kills == NUM_KILLS, f"the run was through after {kills} kills"
-    done = subprocess.run(command(killed, log), capture_output=True, text=True)
-    assert done.returncode == 3, done.stderr
-    assert files(killed) == files(whole)
-
-    paid = Counter((tmp_path / "whole.log").read_text().split())
-    paid_with_kills = Counter(log.read_text().split())
-    assert set(paid) == set(paid_with_kills)
-    # Twice is paid only what a kill caught in flight: 6 solutions, each with a wave of at most 6 analyses.
-    assert paid_with_kills.total() - paid.total() <= NUM_KILLS * 6 * 6
-    assert max((paid_with_kills - paid).values(), default=0) <= NUM_KILLS

@@ -9,12 +9,13 @@ SOURCE = Path(__file__).parents[1] / "src" / "rprm"
 
 #: Layer by layer, from the top; see docs/architecture.md. A package stands for all modules in it.
 LAYERS = [
-    {"errors", "records", "embedded", "quoting", "thinking"},
+    {"errors", "files", "ranges", "records", "embedded", "quoting", "thinking", "showing", "terminal"},
     {
         "verdict",
         "critique",
         "stopping",
         "runs",
+        "content",
         "reading",
         "splitting",
         "prompts",
@@ -24,6 +25,7 @@ LAYERS = [
         "ledger",
         "plugins",
         "subcommands",
+        "folders",
     },
     {"engines", "jobs"},
     {"rewarders"},
@@ -35,13 +37,17 @@ LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 
 #: Within a layer, what may import what: `name: {names it may import}`.
 WITHIN = {
+    "errors": {"showing"},
     "records": {"errors"},
+    "files": {"errors"},
+    "terminal": {"showing"},
+    "ranges": {"errors"},
     "embedded": {"records"},
     "models": {"runs", "prompts", "verdict"},
     "presets": {"models", "stopping"},
     "subcommands": {"runs"},
-    "reading": {"splitting"},
-    "prompts": {"verdict", "critique", "reading"},
+    "reading": {"content", "splitting"},
+    "prompts": {"verdict", "critique", "reading", "folders"},
     "critique": {"stopping"},
     "data": {"benchmarks"},
     "search": {"benchmarks"},

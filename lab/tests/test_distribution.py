@@ -15,7 +15,18 @@ from rprm.prompts import carried_policy_template
 from rprm_lab.engine import TeacherEngine
 
 #: The public face of `rprm`: what the lab may import from, besides the package itself. The rest it does by commands.
-FACE = {"benchmarks", "engines", "errors", "prompts", "records", "runs", "subcommands", "verdict"}
+FACE = {
+    "benchmarks",
+    "engines",
+    "errors",
+    "prompts",
+    "records",
+    "runs",
+    "showing",
+    "subcommands",
+    "terminal",
+    "verdict",
+}
 
 
 def imported(path: Path) -> set[str]:

@@ -22,6 +22,7 @@ from rprm_lab.page import claims
 from rprm_lab.plan import EXPERIMENTS, SIZES, TINY, LabSettings, Plan, make_plan
 from rprm_lab.running import Progress, run_plan
 from rprm_lab.world import STEPS, WorldSettings, write_world
+from tests.warm import warm_torch
 
 LAPTOP = SIZES["laptop"]
 
@@ -187,9 +188,10 @@ def test_a_failure_stops_what_runs_beside_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_every_experiment_runs(tmp_path: Path) -> None:
+def test_every_experiment_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The smallest lab, whole: each stage ends, and the report has something of every experiment."""
     pytest.importorskip("trl")
+    warm_torch().take_stages(monkeypatch)
     lab = tmp_path / "lab"
     run_plan(make_plan(lab, TINY), num_jobs=2)
     found = find(lab, TINY)

@@ -6,9 +6,14 @@ message alone; only an error outside this tree shows a traceback, because only t
 
 from __future__ import annotations
 
+from rprm.showing import message
+
 
 class RprmError(Exception):
-    """Base of every error raised on purpose."""
+    """Base of every error raised on purpose. What it says is fit to be shown, whatever names and texts are in it."""
+
+    def __str__(self) -> str:
+        return message(super().__str__())
 
 
 class InputError(RprmError):
@@ -35,7 +40,7 @@ class CorruptRun(RunError):
     """A file of the run folder is damaged in a way that a crash cannot explain."""
 
     @classmethod
-    def at(cls, place: str, error: Exception | str) -> CorruptRun:
+    def at(cls, place: str, error: Exception | str, fix: str = "restore the file") -> CorruptRun:
         """The error for a place (file and line), with the reason in one line: of pydantic's findings the first."""
         reason = str(error) or type(error).__name__
         if isinstance(error, KeyError):
@@ -45,7 +50,7 @@ class CorruptRun(RunError):
             reason = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
         return cls(
             f"{place} is damaged ({reason.splitlines()[0]:.200}); a kill cannot do that (the disk, or an edit, can): "
-            "restore the file, or begin a new run folder"
+            f"{fix}, or begin a new run folder"
         )
 
 

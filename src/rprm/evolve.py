@@ -4,7 +4,6 @@ row for each round, and `model` is a link to the best model so far."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
@@ -20,14 +19,14 @@ from rprm.errors import CorruptRun, InputError, PromptError
 from rprm.prompts import load_template
 from rprm.prompts.library import MODEL_TEMPLATE
 from rprm.reading import Rejected, Source
-from rprm.records import LabelledStep, Record, SolutionReward
-from rprm.runs import RESULTS, SUMMARY, LineWriter, Run, read_json_lines, versions, write_atomically
+from rprm.records import LabelledStep, ResultRow, SolutionReward
+from rprm.runs import LineWriter, Run, read_json_lines, read_results, read_summary, versions, write_atomically
 from rprm.subcommands import Subcommand, is_complete
 from rprm.training.handover import MODEL
 from rprm.training.settings import RoundSettings
 
 
-class RoundResult(Record):
+class RoundResult(ResultRow):
     """What a round came to: `model` is what it trained (round 0: the first model), `best` the one that goes on. Figures
     are in percent; `difference` is the change in F1 against the best model before, with its paired 95% interval."""
 
@@ -82,20 +81,16 @@ def evolve(
         write_atomically(run.folder / MODEL_TEMPLATE, template.to_toml())
         rounds = _Rounds(run.folder, model, settings, launcher, on_stage)
         rounds.split(source)
-        done = list(read_json_lines(run.results_path, RoundResult.model_validate))
+        done = list(read_json_lines(run.results_path, RoundResult.model_validate, run.checksums))
         if [result.round for result in done] != list(range(len(done))):
             raise CorruptRun(f"{run.results_path} does not hold the rounds in order; begin a new folder")
-        with closing(LineWriter(run.results_path)) as writer:
-            try:
-                for number in range(settings.num_rounds + 1):
-                    if number == len(done):
-                        done.append(rounds.run(number, done[-1] if done else None))
-                        writer.write(done[-1].model_dump_json())
-                    link(run.folder, done[-1].best)
-                    on_round(done[number])
-            except BaseException as error:
-                run.note({"stopped_by": type(error).__name__})
-                raise
+        with closing(LineWriter(run.results_path, checksums=run.checksums)) as writer:
+            for number in range(settings.num_rounds + 1):
+                if number == len(done):
+                    done.append(rounds.run(number, done[-1] if done else None))
+                    writer.write(done[-1].model_dump_json())
+                link(run.folder, done[-1].best)
+                on_round(done[number])
         run.complete({"num_rounds": settings.num_rounds, "best": done[-1].best}, {})
     return done
 
@@ -123,9 +118,7 @@ class _Rounds:
         self.train, self.validation = (self.folder / "steps" / f"{part}.jsonl" for part in ("train", "validation"))
 
     def split(self, source: Source) -> None:
-        """Write the steps of training and validation problems to their files."""
-        if self.train.exists() and self.validation.exists():
-            return
+        """Write the steps of training and validation problems to their files, as they were where they are there."""
         share, seed = self.settings.validation_share, self.settings.seed
         train, validation = parts = list[str](), list[str]()
         for step in _steps(source):
@@ -148,21 +141,20 @@ class _Rounds:
             # The problems to measure on are none of these: nothing more is held out.
             chosen = "--validation", 0, "--seed", settings.seed, *settings.resolved()["pair_options"]
             pairs = self._stage(number, "pairs", "data", "pairs", analyses, *chosen)
-            found["num_pairs"] = json.loads((pairs / SUMMARY).read_bytes())["parts"]["train"]["rows"]
+            found["num_pairs"] = read_summary(pairs)["parts"]["train"]["rows"]
             trained = "train", "dpo", pairs, "--model", best, *settings.train_options
             self._stage(number, "dpo", *trained, launcher=self.launcher)
             model = self._model_of(number)
         asked = "-k", settings.judge_analyses, *self._asking(model, 0), "--stopping", "none", "--allow-missing"
-        measured = self._stage(number, "measure", "bench", "steps", self.validation, *asked)
-        figures = json.loads((measured / "measurement.json").read_bytes())["figures"]
-        kept = True
+        self._stage(number, "measure", "bench", "steps", self.validation, *asked)
+        tally, kept = self._tally(number), True
         if before:
             best_round = next(row for row in range(number) if self._model_of(row) == best)
-            change = compare(self._tally(best_round), self._tally(number)).differences["f1"]
+            change = compare(self._tally(best_round), tally).differences["f1"]
             found |= {"difference": change.value, "difference_low": change.low, "difference_high": change.high}
             kept = (change.value or 0.0) > 0.0
-        found |= {name: figures[name]["value"] for name in ("wrong_acc", "correct_acc", "wellformed")}
-        found |= {"f1": figures["f1"]["value"] or 0.0, "seconds": round(time.monotonic() - started, 1)}
+        found |= {name: tally.by_name[name] for name in ("wrong_acc", "correct_acc", "wellformed")}
+        found |= {"f1": tally.by_name["f1"] or 0.0, "seconds": round(time.monotonic() - started, 1)}
         return RoundResult(round=number, model=model, best=model if kept else best, kept=kept, **found)
 
     def sampled(self, number: int) -> Path:
@@ -170,11 +162,10 @@ class _Rounds:
         size, path = self.settings.num_sampled_steps, self.folder / f"round-{number}" / "steps.jsonl"
         if size is None:
             return self.train
-        if not path.exists():
-            # As bytes: a line ends at a line feed alone, not at what else Unicode takes for a line end.
-            lines = self.train.read_bytes().splitlines(keepends=True)
-            chosen = [lines[((number - 1) * size + place) % len(lines)] for place in range(min(size, len(lines)))]
-            write_atomically(path, b"".join(chosen).decode())
+        # As bytes: a line ends at a line feed alone, not at what else Unicode takes for a line end.
+        lines = self.train.read_bytes().splitlines(keepends=True)
+        chosen = [lines[((number - 1) * size + place) % len(lines)] for place in range(min(size, len(lines)))]
+        write_atomically(path, b"".join(chosen).decode())
         return path
 
     def _asking(self, model: str, number: int) -> list[Any]:
@@ -192,8 +183,8 @@ class _Rounds:
         return self.first_model if number == 0 else str(self.folder / f"round-{number}" / "dpo" / MODEL)
 
     def _tally(self, number: int) -> Tally:
-        rows = read_json_lines(self.folder / f"round-{number}" / "measure" / RESULTS)
-        scores = step_scores([SolutionReward.model_validate(row) for row in rows])
+        rows = read_results(self.folder / f"round-{number}" / "measure", SolutionReward.model_validate)
+        scores = step_scores(list(rows))
         return tally_steps(StepItems(tuple(_steps(Source(str(self.validation))))), scores, allow_missing=True)
 
     def _stage(self, number: int, name: str, *arguments: Any, launcher: Sequence[str] = ()) -> Path:

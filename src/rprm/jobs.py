@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import aclosing, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,24 +63,15 @@ class Callbacks:
 
 @dataclass(frozen=True)
 class Job(Generic[Row, Outcome]):
-    """A stage that asks a model about each row of a source: judging solutions, analysing labelled steps.
+    """A stage that asks a model about each row of a source: judging solutions, analysing labelled steps."""
 
-    Attributes:
-        name: of the job, in the manifest.
-        work: makes the outcome of a row. The ledger holds what an earlier session paid for, and takes what this one
-            pays for.
-        parse: reads an outcome back from its JSON value.
-        totals: counts outcomes, those of earlier sessions too.
-        width: rows under way at once.
-        noun: what a row is called in messages.
-    """
-
-    name: str
+    name: str  #: in the manifest
+    #: Makes the outcome of a row; the ledger holds what an earlier session paid for, and takes what this one does.
     work: Callable[[Row, Ledger | None], Awaitable[Outcome]]
-    parse: Callable[[Any], Outcome]
-    totals: Counts[Outcome]
-    width: int
-    noun: str = "solution"
+    parse: Callable[[Any], Outcome]  #: reads an outcome back from its JSON value
+    totals: Counts[Outcome]  #: of earlier sessions too
+    width: int  #: rows under way at once
+    noun: str = "solution"  #: what a row is called in messages
 
 
 class JobOptions(TypedDict, total=False):
@@ -108,19 +99,18 @@ async def run_job(
         source: what is read, by its digest; needed with `output`.
         output: the run folder; None keeps nothing.
         settings: everything that the results depend on.
-        strict: raise at the first rejected row.
+        strict: raise an `InputError` at the first rejected row.
 
-    Raises:
-        InputError: a rejected row, where `strict`.
-        RunError: the folder cannot be used or resumed; see `Run`.
-        EngineUnavailable: the engine stopped answering; the same call resumes the run.
+    Errors of the folder are those of `Run`; after `EngineUnavailable` the same call resumes the run.
     """
     callbacks = callbacks or Callbacks()
     if output is None:
         ledger = Ledger(lambda key, piece: callbacks.on_piece(piece))
-        async for row, outcome in _outcomes(job, _accepted(rows, job, callbacks, None, strict), lambda index: ledger):
-            job.totals.add(outcome)
-            callbacks.on_result(row, outcome)
+        items = _accepted(rows, job, callbacks, None, strict)
+        async with _outcomes(job, items, lambda index: ledger) as outcomes:
+            async for (_, row), outcome in outcomes:
+                job.totals.add(outcome)
+                callbacks.on_result(row, outcome)
         return
     if source is None:
         raise ValueError("a run folder needs to know its source")
@@ -129,11 +119,7 @@ async def run_job(
     session = {"input": source.name, "versions": versions()}
     with Run(output, stage=job.name, settings=resolved, session=session) as run:
         started = time.monotonic()
-        try:
-            num_tokens = await _run_in_folder(run, job, rows, strict, callbacks)
-        except BaseException as error:
-            run.note({"seconds": round(time.monotonic() - started, 3), "stopped_by": type(error).__name__})
-            raise
+        num_tokens = await _run_in_folder(run, job, rows, strict, callbacks)
         seconds = round(time.monotonic() - started, 3)
         run.complete(job.totals.as_dict(), {"seconds": seconds, "num_generated_tokens": num_tokens})
 
@@ -144,12 +130,12 @@ async def _run_in_folder(
     """Work through the rows that are not finished; returns the number of tokens that this session generated."""
     with (
         closing(LineWriter(run.rejected_path, fresh=True)) as rejected,
-        closing(LineWriter(run.results_path)) as results,
-        closing(Journal(run.folder)) as journal,
+        closing(LineWriter(run.results_path, checksums=run.checksums)) as results,
+        closing(Journal(run.folder, run.checksums.value)) as journal,
     ):
         items = _accepted(rows, job, callbacks, rejected, strict)
         num_finished = 0
-        for outcome in read_json_lines(run.results_path, job.parse):
+        for outcome in read_json_lines(run.results_path, job.parse, run.checksums):
             item = next(items, None)
             if item is None or item[1].id != outcome.id:
                 found = "the input ends there" if item is None else f"the input has {item[1].id!r} there"
@@ -162,6 +148,7 @@ async def _run_in_folder(
             callbacks.on_result(item[1], outcome)
         tokens_before = job.totals.as_dict()["num_generated_tokens"]
         callbacks.on_resumed(num_finished)
+        results.sync()
         pieces = journal.load(num_finished)
 
         def ledger_of(index: int) -> Ledger:
@@ -171,24 +158,26 @@ async def _run_in_folder(
 
             return Ledger(record, pieces.pop(index, {}), lambda key: journal.where(index, key))
 
-        async for row, outcome in _outcomes(job, items, ledger_of):
-            results.write(outcome.model_dump_json())
-            num_finished += 1
-            journal.finish(num_finished)
-            job.totals.add(outcome)
-            callbacks.on_result(row, outcome)
+        async with _outcomes(job, items, ledger_of) as outcomes:
+            async for (_, row), outcome in outcomes:
+                results.write(outcome.model_dump_json())
+                num_finished += 1
+                if results.synced:
+                    journal.finish(num_finished)
+                job.totals.add(outcome)
+                callbacks.on_result(row, outcome)
     return job.totals.as_dict()["num_generated_tokens"] - tokens_before
 
 
-async def _outcomes(
+def _outcomes(
     job: Job[Row, Outcome], items: Iterator[tuple[int, Row]], ledger_of: Callable[[int], Ledger]
-) -> AsyncIterator[tuple[Row, Outcome]]:
+) -> aclosing[AsyncGenerator[tuple[tuple[int, Row], Outcome], None]]:
+    """The outcomes in order; nothing is under way any more when the context is left, however that is."""
+
     async def work(item: tuple[int, Row]) -> Outcome:
         return await job.work(item[1], ledger_of(item[0]))
 
-    async with aclosing(in_order(items, work, width=job.width)) as outcomes:
-        async for (_, row), outcome in outcomes:
-            yield row, outcome
+    return aclosing(in_order(items, work, width=job.width))
 
 
 def _accepted(
@@ -206,7 +195,8 @@ def _accepted(
             index += 1
             continue
         if writer is not None:
-            writer.write(row.model_dump_json())
+            for line in row.listed(job.totals.num_rejected):
+                writer.write(line)
         if strict:
             raise InputError(f"{row.file}, line {row.line}: {row.reason}")
         job.totals.num_rejected += 1

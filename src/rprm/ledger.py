@@ -15,19 +15,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ledger:
-    """The pieces of one row. Keys are the worker's own.
+    """The pieces of one row. Keys are the worker's own."""
 
-    Attributes:
-        record: keeps a piece under its key: once it returns, a kill does not lose the piece.
-        paid: the pieces of earlier sessions, by key.
-        where: where such a piece stands, for messages.
-        scope: stands before every key.
-    """
-
-    record: Callable[[str, Any], None]
-    paid: Mapping[str, Any] = field(default_factory=dict)
-    where: Callable[[str], str] = str
-    scope: str = ""
+    record: Callable[[str, Any], None]  #: keeps a piece under its key: once it returns, a kill does not lose the piece
+    paid: Mapping[str, Any] = field(default_factory=dict)  #: the pieces of earlier sessions, by key
+    where: Callable[[str], str] = str  #: where such a piece stands, for messages
+    scope: str = ""  #: stands before every key
 
     def scoped(self, name: str) -> Ledger:
         """A part under a name of its own: for one of several solutions that are under way together."""
@@ -38,11 +31,8 @@ class Ledger:
 
 
 def paid_for(ledger: Ledger | None, key: str, parse: Callable[[Any], T]) -> T | None:
-    """What `parse` reads in the piece that the ledger holds under `key`; None where it holds none.
-
-    Raises:
-        CorruptRun: the piece is damaged: `parse` raised a `ValueError` (pydantic's are such) or `TypeError`.
-    """
+    """What `parse` reads in the piece that the ledger holds under `key`; None where it holds none. `CorruptRun` where
+    it raises a `ValueError` (pydantic's are such) or `TypeError`."""
     if ledger is None or (piece := ledger.paid.get(ledger.scope + key)) is None:
         return None
     try:

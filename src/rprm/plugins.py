@@ -10,6 +10,8 @@ from typing import Any, cast, get_args, get_type_hints
 from urllib.parse import parse_qsl
 
 from rprm.errors import EngineError
+from rprm.ranges import taken
+from rprm.showing import without_credentials
 
 #: Keyword arguments of constructors that are no options of a spec.
 _NO_OPTIONS = ("spec", "reply")
@@ -41,7 +43,12 @@ def load_kind(point: EntryPoint) -> Callable[..., Any]:
 
 
 def split_spec(spec: str) -> tuple[str, str, dict[str, Any]]:
-    """Kind, target and options of `KIND:TARGET?option=value&option=value`."""
+    """Kind, target and options of `KIND:TARGET?option=value&option=value`; an `EngineError` where a key is in it."""
+    if without_credentials(spec) != spec:
+        raise EngineError(
+            f"model {spec!r}: no password or key may stand there, where it would be recorded; put it into an "
+            "environment variable (openai: key_env=NAME)"
+        )
     body, _, query = spec.partition("?")
     kind, _, target = body.partition(":")
     return kind, target, dict(parse_qsl(query, keep_blank_values=True))
@@ -61,16 +68,14 @@ def options_of(make: Callable[..., Any]) -> dict[str, Any]:
 
 def typed(hints: Mapping[str, Any], options: Mapping[str, Any], spec: str) -> dict[str, Any]:
     """The options of a model as their types say, texts too; `EngineError`: one is unknown or does not fit."""
-    from pydantic import TypeAdapter, ValidationError
-
     parsed: dict[str, Any] = {}
     for name, value in options.items():
         if name not in hints:
             raise EngineError(f"model {spec!r}: unknown option {name!r}; options are {', '.join(sorted(hints))}")
         try:
-            parsed[name] = TypeAdapter(hints[name]).validate_python(value)
-        except ValidationError as error:
-            raise EngineError(f"model {spec!r}: option {name}={value!r}: {error.errors()[0]['msg']}") from None
+            parsed[name] = taken(hints[name], value)
+        except ValueError as error:
+            raise EngineError(f"model {spec!r}: option {name}={value!r:.80}: {error}") from None
     return parsed
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from rprm import ranges
 from rprm.errors import RprmError
 from rprm.models import resolve
+from rprm.ranges import Draws, Temperature, Threshold, Tokens, TopP
 from rprm.stopping import Stopping
 
 #: "lean" finds first errors and stops where they are certain, "full" draws all analyses, "published" as its code does.
@@ -17,11 +19,11 @@ Procedure = Literal["lean", "full", "published"]
 class JudgeSettings:
     """How a judge samples and decides, whatever the engine; see `rprm.rewarders.rprm.Judge`. Checked when made."""
 
-    num_analyses: int
-    temperature: float
-    top_p: float
-    max_tokens: int
-    threshold: float = 0.5
+    num_analyses: Draws
+    temperature: Temperature
+    top_p: TopP
+    max_tokens: Tokens
+    threshold: Threshold = 0.5
     stopping: Stopping = "exact"
     first_error_exit: bool = True
     force_verdict: bool | str = False
@@ -29,12 +31,7 @@ class JudgeSettings:
     prompt: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0.0:
-            raise RprmError(f"temperature is {self.temperature}; give 0 or more")
-        if not 0.0 < self.top_p <= 1.0:
-            raise RprmError(f"top_p is {self.top_p}; give a number above 0, at most 1")
-        if self.max_tokens < 1:
-            raise RprmError(f"max_tokens is {self.max_tokens}; give at least 1")
+        ranges.check(self, RprmError)
 
 
 #: K = 10 is the paper's (section 4.1); T, top-p and length are its scripts' (NJUNLP/R-PRM, src/evaluate), the threshold

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
+import os
 import re
-import zlib
+import stat
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, NamedTuple, TypeVar, cast
+from typing import Annotated, Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
+from rprm.content import ROW_VARIABLE, Form, blocks_of, copied, formed, max_row_bytes, pieces
 from rprm.errors import InputError
 from rprm.records import Record, Solution
 from rprm.splitting import split_steps
@@ -23,22 +25,40 @@ from rprm.splitting import split_steps
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
-#: A longer line is rejected unread: no solution is this long, and memory must stay flat.
-MAX_LINE_BYTES = 32 * 1024 * 1024
+#: How much of a rejected row is kept in a run folder, and how many rows; further ones are counted.
+MAX_REJECTED_TEXT = 10_000
+MAX_REJECTED_ROWS = 10_000
 
-#: How much of a rejected row is kept in the report.
-MAX_REJECTED_TEXT = 100_000
+#: Of a row: a list of empty lists would take 30 times its size in memory.
+MAX_COMMAS = 2_000_000
 
-_BOM = b"\xef\xbb\xbf"
+#: A source whose first rows are rejected, so many, is given up: it holds something else.
+MAX_REJECTED_FIRST = 100_000
+
+_NO_FILES = {0: "no such file", stat.S_IFDIR: "it is a folder; name a file in it", stat.S_IFSOCK: "it is a socket"}
+
+
+def escaped(text: str) -> str:
+    """A text that may be no Unicode, such as the name of a file: its lone surrogates are escaped."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+_Escaped = Annotated[str, PlainSerializer(escaped)]
 
 
 class Rejected(Record):
-    """A row that cannot be used: where it stands, why, and its text (the first 100,000 characters)."""
+    """A row that cannot be used: where it stands, why, and its text (the first 10,000 characters)."""
 
-    file: str
+    file: _Escaped
     line: int
-    reason: str
-    text: str
+    reason: _Escaped
+    text: _Escaped
+
+    def listed(self, num_before: int) -> list[str]:
+        """Its line of `rejected.jsonl`; none after so many rows, the last of which says so."""
+        more = f"more rows are rejected, which are counted alone (summary.json); this one: {self.reason}"
+        row = self.model_copy(update={"reason": more}) if num_before == MAX_REJECTED_ROWS else self
+        return [row.model_dump_json()] if num_before <= MAX_REJECTED_ROWS else []
 
 
 class Row(NamedTuple):
@@ -66,14 +86,27 @@ class Source:
     `OWNER/NAME` that is no file means the same) with the options split, revision, config, data_dir."""
 
     def __init__(self, name: str, *, split: str = "test") -> None:
-        self.name, self.path = name, Path(name)
+        #: Of a name that is no UTF-8, its bytes spelled out.
+        self.name, self.path = os.fsencode(name).decode(errors="backslashreplace"), Path(name)
         self.hub: dict[str, str] | None = None
-        if name.startswith("hub:") or (not self.path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+(\?.*)?", name)):
+        self._inspected: tuple[str, int] | None = None  # the digest, and of how many bytes
+        if name == "-":
+            self.path = copied(sys.stdin and sys.stdin.buffer, name, self)
+            return
+        try:
+            kind = stat.S_IFMT(os.stat(name).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            kind = 0
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            raise InputError(f"{self.name}: {getattr(error, 'strerror', error)}") from None
+        if name.startswith("hub:") or (not kind and re.fullmatch(r"[\w.-]+/[\w.-]+(\?.*)?", name)):
             target, options = hub_options(name, ("split", "revision", "config", "data_dir"))
             self.hub = {"path": target, "split": split} | options
-        elif not self.path.is_file():
-            hint = "it is a folder; name a file in it" if self.path.is_dir() else "no such file"
-            raise InputError(f"{name}: {hint}")
+        elif kind == stat.S_IFIFO:
+            with self.path.open("rb") as stream:
+                self.path = copied(stream, name, self)
+        elif kind != stat.S_IFREG:
+            raise InputError(f"{self.name}: {_NO_FILES.get(kind, 'it is a device; name a file')}")
 
     def pinned(self) -> Source:
         """The same source; a hub data set at the revision that its name stands for now."""
@@ -85,14 +118,18 @@ class Source:
         """Hash and count the rows, in one pass over the source (a hub data set is asked for its revision)."""
         if self.hub is not None:
             return SourceInfo(self.name, f"revision:{self._revision(self.hub)}", None)
-        digest, num_lines, last = hashlib.sha256(), 0, b"\n"
-        with _opened(self.path) as (stream, is_one_value):
-            while block := stream.read(1 << 20):
-                digest.update(block)
-                num_lines += block.count(b"\n")
-                last = block[-1:]
-        num_rows = None if is_one_value or self.path.suffix == ".parquet" else num_lines + (last != b"\n")
-        return SourceInfo(self.name, f"sha256:{digest.hexdigest()}", num_rows)
+        digest, num_bytes, num_lines, end = hashlib.sha256(), 0, 0, b"\n"
+        is_table = self.path.suffix == ".parquet"
+        form, blocks = formed(blocks_of(self.path, self.name, is_text=not is_table), self.path)
+        for block in blocks:
+            digest.update(block)
+            num_bytes, num_lines, end = num_bytes + len(block), num_lines + block.count(b"\n"), (end + block)[-80:]
+        if form == "array" and not end.rstrip().endswith(b"]"):
+            # Before anything is paid for.
+            raise InputError(f"{self.name}: not JSON: its array has no end; is it cut short?")
+        self._inspected = f"sha256:{digest.hexdigest()}", num_bytes
+        num_rows = num_lines + (not end.endswith(b"\n")) if form == "lines" and not is_table else None
+        return SourceInfo(self.name, self._inspected[0], num_rows)
 
     def rows(self) -> Iterator[Row | Rejected]:
         """Every row in order; an InputError where the whole is no JSON, damaged, or the hub cannot be reached."""
@@ -103,32 +140,44 @@ class Source:
         elif self.path.suffix == ".parquet":
             yield from self._streamed("parquet", data_files=str(self.path), split="train")
         else:
-            with _opened(self.path) as (stream, is_one_value):
-                yield from self._array_rows(stream) if is_one_value else self._lines(stream)
+            form, blocks = formed(self._unchanged(), self.path)
+            longest = max_row_bytes()
+            for number, text in pieces(form, blocks, self.name):
+                yield self._row(number, text, form, longest)
 
-    def _lines(self, stream: BinaryIO) -> Iterator[Row | Rejected]:
-        number = 0
-        while line := stream.readline(MAX_LINE_BYTES + 1):
-            number, is_long = number + 1, len(line) > MAX_LINE_BYTES
-            line = line.removeprefix(_BOM if number == 1 else b"")
-            text = line.decode(errors="replace").rstrip("\r\n")
-            try:
-                if is_long:
-                    while line and not line.endswith(b"\n"):
-                        line = stream.readline(MAX_LINE_BYTES)
-                    raise ValueError("the line is longer than 32 MiB")
-                if line.strip():
-                    yield Row(number, _parse(line), text)
-            except ValueError as error:
-                yield Row(number, None, text).rejected(self.name, str(error))
+    def _unchanged(self) -> Iterator[bytes]:
+        """The content as it was inspected, if it was: what was appended since is left out, another change an error."""
+        blocks = blocks_of(self.path, self.name)
+        if self._inspected is None:
+            yield from blocks
+            return
+        (wanted, left), digest = self._inspected, hashlib.sha256()
+        for block in blocks:
+            digest.update(block := block[:left])
+            yield block
+            if not (left := left - len(block)):
+                break
+        if f"sha256:{digest.hexdigest()}" != wanted:
+            raise InputError(f"{self.name}: it changed while it was read; run again, with a new --output")
 
-    def _array_rows(self, stream: BinaryIO) -> Iterator[Row]:
+    def _row(self, number: int, line: bytes, form: Form, longest: int) -> Row | Rejected:
         try:
-            values = _parse(stream.read().removeprefix(_BOM))
+            if len(line) > longest:
+                raise ValueError(f"the row is longer than {longest >> 20} MiB ({ROW_VARIABLE} sets the limit)")
+            if line.count(b",") > MAX_COMMAS:
+                raise ValueError(f"the row has more than {MAX_COMMAS:,} commas")
+            text = line.decode()
+            return Row(number, _parse(text), text)
         except ValueError as error:
-            raise InputError(f"{self.name}: {error}; write one array of records, or one record a line") from None
-        for number, value in enumerate(values if isinstance(values, list) else [values], 1):
-            yield Row(number, value, json.dumps(value)[:MAX_REJECTED_TEXT])
+            reason = str(error)
+            if isinstance(error, UnicodeDecodeError):
+                reason = f"not UTF-8 text: byte {error.start} cannot be decoded; save the file as UTF-8"
+            elif form == "lines" and b"\r" in line.strip():
+                reason += "; its lines end in carriage returns alone: save it with line feeds"
+            elif form == "object":
+                reason += "; write one array of records, or one record a line"
+            shown = line[: 4 * MAX_REJECTED_TEXT].decode(errors="replace").rstrip("\r\n")
+            return Row(number, None, shown).rejected(self.name, reason)
 
     def _revision(self, hub: Mapping[str, str]) -> str:
         name = self.name.removeprefix("hub:").removesuffix("?")
@@ -170,7 +219,7 @@ def hub_errors(what: str) -> Iterator[None]:
 
 def stem(path: Path) -> str:
     """A file's name without its endings."""
-    return path.name.split(".")[0] or path.name
+    return escaped(path.name.split(".")[0] or path.name)
 
 
 class Instruction(NamedTuple):
@@ -223,16 +272,23 @@ def _instruction(row: Any, *columns: tuple[str, ...]) -> tuple[str, str, str | N
     return text, system, output if isinstance(output, str) else None
 
 
-def read_rows(source: Source, read: Callable[[Row], T], *, name: str | None = None) -> Iterator[T | Rejected]:
-    """What `read` makes of each row of a source (`name` stands in for its own); its `InputError` rejects the row."""
-    for row in source.rows():
-        if isinstance(row, Rejected):
-            yield row.model_copy(update={"file": name or row.file})
-            continue
+def read_rows(source: Source, read: Callable[[Row], T]) -> Iterator[T | Rejected]:
+    """What `read` makes of each row of a source; its `InputError` rejects the row. It is an `InputError`
+    of all where the first 100,000 are rejected."""
+    rejected: list[Rejected] | None = []  # the first of those before a row that can be used, and None after it
+    for number, row in enumerate(source.rows(), 1):
         try:
-            yield read(row)
+            found = row if isinstance(row, Rejected) else read(row)
         except InputError as error:
-            yield row.rejected(name or source.name, str(error))
+            found = row.rejected(source.name, str(error))
+        if not isinstance(found, Rejected):
+            rejected = None
+        elif rejected is not None:
+            first = (rejected := rejected or [found])[0]
+            if number > MAX_REJECTED_FIRST:
+                what = f"none of its first {MAX_REJECTED_FIRST:,} rows can be used"
+                raise InputError(f"{source.name}: {what}; the first, line {first.line}: {first.reason}")
+        yield found
 
 
 class RowModel(BaseModel):
@@ -305,9 +361,9 @@ class _SolutionRow(RowModel):
     label: Any = None  # how many steps there are is its limit
 
 
-def read_solutions(source: Source, *, name: str | None = None) -> Iterator[Solution | Rejected]:
+def read_solutions(source: Source) -> Iterator[Solution | Rejected]:
     """Every row of a source, `{id?, problem, steps[] | solution, label?}`, as a `Solution`; without an id, `line-N`."""
-    return read_rows(source, lambda row: solution_of(row.value, default_id=f"line-{row.line}"), name=name)
+    return read_rows(source, lambda row: solution_of(row.value, default_id=f"line-{row.line}"))
 
 
 def solution_of(value: Any, *, default_id: str) -> Solution:
@@ -326,39 +382,15 @@ def solution_of(value: Any, *, default_id: str) -> Solution:
     return Solution(id=row.id or default_id, problem=row.problem, steps=tuple(steps), label=row.label)
 
 
-def _parse(data: bytes) -> Any:
+def _parse(text: str) -> Any:
     """json.loads with every failure a ValueError that says what and where."""
     try:
-        return json.loads(data)
+        return json.loads(text)
     except json.JSONDecodeError as error:
-        reason = f"not JSON: {error.msg} at column {error.colno}"
-    except UnicodeDecodeError as error:
-        reason = f"not UTF-8 text: byte {error.start} cannot be decoded"
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        reason = f"not JSON: {error.msg} at {line}column {error.colno}"
     except RecursionError:
         reason = "not a record: nested too deep"
     except ValueError as error:  # an integer of thousands of digits
         reason = f"not a record: {error}"
     raise ValueError(reason)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[BinaryIO, bool]]:
-    """The content of a file, unzipped where it is zipped, and whether it is one JSON value: an array, or an object over
-    several lines in a file named .json. Damage is an InputError."""
-    try:
-        with path.open("rb") as raw:
-            zipped = raw.peek(2)[:2] == b"\x1f\x8b"
-            stream = cast(BinaryIO, gzip.GzipFile(fileobj=raw) if zipped else raw)
-            line = stream.readline(MAX_LINE_BYTES).removeprefix(_BOM)
-            while line.isspace():
-                line = stream.readline(MAX_LINE_BYTES)
-            is_one_value = line.lstrip()[:1] == b"["
-            if line.lstrip()[:1] == b"{" and ".json" in path.suffixes:
-                try:
-                    _parse(line)
-                except ValueError:
-                    is_one_value = True
-            stream.seek(0)
-            yield stream, is_one_value
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{path}: the file is damaged or cut short: {error}") from error

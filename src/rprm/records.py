@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 #: What the fields of a `SolutionReward` mean, in the settings of runs that hold them; to be raised when that changes.
 #: 1 (or absent): `first_error` is -1 also where a step has no reward. 2: it is None there.
@@ -22,6 +22,15 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
 
 
+class ResultRow(Record):
+    """A row of `results.jsonl`; the checksum that it has there (`rprm.files`) is not of it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def without_checksum(cls, value: Any) -> Any:
+        return {name: it for name, it in value.items() if name != "crc"} if type(value) is dict else value
+
+
 class Solution(Record):
     """A problem and a solution in steps; `label` is the 0-based index of the earliest wrong one (-1: none)."""
 
@@ -31,7 +40,7 @@ class Solution(Record):
     label: int | None = None
 
 
-class LabelledStep(Record):
+class LabelledStep(ResultRow):
     """A step, and whether it is correct given the problem and the steps before it. `id` is unique within its file;
     `source` names a data set and its part, or a generator."""
 
@@ -103,7 +112,7 @@ class StepReward(Record):
         return sum(analysis.verdict is None for analysis in self.analyses)
 
 
-class StepAnalyses(Record):
+class StepAnalyses(ResultRow):
     """The analyses that a model wrote of one labelled step, in the order of their sample numbers; or why none."""
 
     step: LabelledStep
@@ -115,7 +124,7 @@ class StepAnalyses(Record):
         return self.step.id
 
 
-class SolutionReward(Record):
+class SolutionReward(ResultRow):
     """Step rewards of one solution and the prediction they give: `first_error`, the index of the first step whose
     reward is below the threshold (-1: none; None: a step up to there has no reward). `steps` may end there. A critic's
     is what most of its analyses name."""

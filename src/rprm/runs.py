@@ -3,14 +3,15 @@
 A run folder holds
 
 - `manifest.json`: the stage, its resolved settings, and a line for each session that worked on it;
-- `results.jsonl`: finished rows in input order, each written once and whole;
+- `results.jsonl`: finished rows in input order, each written once and whole, with a checksum;
 - `rejected.jsonl`: rejected input rows, with file, line and reason;
 - `journal-NNNNNN.jsonl`: pieces of work that are paid for but whose row is not finished; gone when the run is complete;
 - `summary.json`: totals, written at the end;
 - `lock`: held by the one process that writes.
 
 Every line is handed to the operating system whole before the work it records is considered done. A line torn by a kill
-can only be the last of its file, and is cut off when the folder is opened again.
+can only be the last of its file, and is cut off when the folder is opened again. Pieces are dropped when the rows that
+they serve are on the disk (`rprm.files`).
 """
 
 from __future__ import annotations
@@ -20,15 +21,31 @@ import json
 import os
 import platform
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from typing import Any, ClassVar, Self, TypeVar
+from zlib import crc32
 
 from pydantic import BaseModel, Field
 
 from rprm.errors import CorruptRun, RunError, RunLocked, SettingsChanged
+from rprm.files import (
+    DAMAGE,
+    Checksums,
+    LineWriter,
+    check_is_file,
+    disk,
+    read_json,
+    read_json_lines,
+    repair_tail,
+    write_atomically,
+)
+
+__all__ = ["DAMAGE", "Journal", "LineWriter", "Run", "read_json_lines", "repair_tail", "write_atomically"]
 
 MANIFEST = "manifest.json"
 RESULTS = "results.jsonl"
@@ -44,9 +61,6 @@ CANDIDATES = "candidates"
 #: What a run that is killed before its manifest is written leaves behind.
 _FIRST = {"lock", f"{MANIFEST}.partial", CANDIDATES}
 
-#: What reading a damaged line or file raises.
-DAMAGE = (KeyError, ValueError, TypeError, RecursionError)
-
 #: Packages whose versions can change a result.
 _PACKAGES = ("rprm", "torch", "transformers", "vllm", "peft", "openai", "numpy")
 
@@ -57,23 +71,28 @@ class _Manifest(BaseModel):
     stage: str
     settings: dict[str, Any]
     sessions: list[dict[str, Any]] = Field(min_length=1)
+    files: dict[str, str] = Field(default_factory=dict)  # as a run was complete last
+
+
+class _Settings(dict[str, Any]):
+    def __missing__(self, name: str) -> Any:
+        raise CorruptRun.at(MANIFEST, f"its setting {name!r} is missing")
 
 
 class Run:
     """A run folder opened for writing. Use as a context manager.
 
     Args:
-        folder: made if missing. A folder that holds something else is refused.
+        folder: made if missing. `RunError` where it holds something else or cannot be written, `RunLocked` where
+            another process writes to it, `CorruptRun` where its manifest was changed, or a file's place is taken.
         stage: what wrote it (`judge`, ...).
-        settings: everything that the results depend on. A folder started with others is refused, the difference named.
+        settings: everything that the results depend on; `SettingsChanged` names those that the folder has others of.
         session: what may differ between sessions (versions, machine), recorded for each.
-
-    Raises:
-        RunLocked: another process writes to the folder.
-        SettingsChanged: the folder was started with other settings.
-        CorruptRun: its manifest cannot be read, or a folder stands in a file's place.
-        RunError: it is not a run folder.
     """
+
+    #: The one that this process opened last: a command that is stopped says where its work is kept.
+    last: ClassVar[Run | None] = None
+    checksums: Checksums  #: of the rows of `results.jsonl`, as far as they have been read or written
 
     def __init__(
         self, folder: str | Path, *, stage: str, settings: Mapping[str, Any], session: Mapping[str, Any] | None = None
@@ -84,44 +103,72 @@ class Run:
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         self.session = dict(session or {})
         self._manifest: dict[str, Any] = {}
+        self._started, self._is_open = time.monotonic(), False
 
     def __enter__(self) -> Self:
+        with disk(self.folder):
+            self._hold()
+        try:
+            with disk(self.folder):
+                self._begin()
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
+        return self
+
+    def _hold(self) -> None:
+        """Make the folder, and hold its lock."""
         from filelock import FileLock, Timeout
 
-        manifest = self.folder / MANIFEST
         if self.folder.exists() and not self.folder.is_dir():
             raise RunError(f"{self.folder} is a file; name a folder for the run")
-        if self.folder.is_dir() and not manifest.exists() and {path.name for path in self.folder.iterdir()} - _FIRST:
+        names = {path.name for path in self.folder.iterdir()} if self.folder.exists() else set()
+        if MANIFEST not in names and names - _FIRST:
             raise RunError(f"{self.folder} is not empty and has no {MANIFEST}; name a new folder for the run")
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in (*(self.folder / name for name in (MANIFEST, RESULTS, REJECTED, SUMMARY, "lock")), *self._journals):
-            if path.is_dir():
-                raise CorruptRun.at(str(path), "it is a folder, and a file belongs there")
+            check_is_file(path)
         self._lock = FileLock(self.folder / "lock")
         try:
             self._lock.acquire(blocking=False)
         except Timeout:
             raise RunLocked(f"{self.folder} is in use: another process is writing to it; wait for it to end") from None
-        try:
-            if manifest.exists():
-                self._manifest = read_manifest(self.folder)
-                self._check_settings()
-            else:
-                self._manifest = {"stage": self.stage, "settings": self.settings, "status": "running", "sessions": []}
-            self._manifest["status"] = "running"
-            self._manifest["sessions"].append({"started_at": _now(), **self.session})
-            self._write_manifest()
-            for path in (self.folder / RESULTS, *self._journals):
-                repair_tail(path)
-        except BaseException:
-            self._lock.release()
-            raise
-        return self
+        Run.last = self
+
+    def _begin(self) -> None:
+        """Check the settings against those that the folder was started with, and begin a session."""
+        self._manifest = {"stage": self.stage, "settings": self.settings, "sessions": [], "crc": ""}
+        if (self.folder / MANIFEST).exists():
+            self._manifest = read_manifest(self.folder)
+            self._check_settings()
+            if not self.results_path.exists() and not self._journals:
+                self._manifest["crc"] = ""  # What is older has no row yet that lacks a checksum.
+        self._manifest["status"] = "running"
+        self.checksums = checksums_of(self._manifest)
+        self._manifest["sessions"].append({"started_at": _now(), **self.session})
+        self._is_open = True
+        self._write_manifest()
+        for path in (self.results_path, *self._journals):
+            repair_tail(path)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._lock.release()
+        """Record how this session ended where nothing else has: by an error, or an interruption (a signal)."""
+        try:
+            if kind and self._is_open and (self.folder / MANIFEST).exists():
+                self.note(
+                    {
+                        "seconds": round(time.monotonic() - self._started, 3),
+                        "stopped_by": kind.__name__ if issubclass(kind, Exception) else "interruption",
+                    }
+                )
+        finally:
+            self._lock.release()
+        name = getattr(error, "filename", None)
+        if isinstance(error, OSError) and name and Path(os.fsdecode(name)).is_relative_to(self.folder):
+            with disk(self.folder):
+                raise error
 
     @property
     def results_path(self) -> Path:
@@ -133,23 +180,31 @@ class Run:
 
     def complete(self, summary: Mapping[str, Any], session: Mapping[str, Any]) -> None:
         """Mark the run complete: totals to `summary.json`, what this session did to the manifest, no journal left."""
-        write_atomically(self.folder / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+        write_atomically(self.folder / SUMMARY, text := _text(summary))
+        if (value := self.checksums.value) is not None:
+            # Of the last row too: none is missing at the end.
+            rows = {RESULTS: f"{value:08x}"} if self.results_path.exists() else {}
+            self._manifest["files"] = {SUMMARY: _crc(text.encode()), **rows}
         self.note(session, status="complete")
         for path in self._journals:
             path.unlink()
 
     def note(self, session: Mapping[str, Any], *, status: str = "stopped") -> None:
-        """Record how this session ended."""
+        """Record how this session ended. Where that fails as what stopped it did, that is the error to tell."""
         self._manifest["status"] = status
         self._manifest["sessions"][-1].update({"ended_at": _now(), **session})
-        self._write_manifest()
+        self._is_open = False
+        with suppress(*(() if status == "complete" else (RunError,))):
+            self._write_manifest()
 
     @property
     def _journals(self) -> list[Path]:
         return Journal.paths(self.folder)
 
     def _write_manifest(self) -> None:
-        write_atomically(self.folder / MANIFEST, json.dumps(self._manifest, indent=2, ensure_ascii=False) + "\n")
+        if "crc" in self._manifest:
+            self._manifest["crc"] = _manifest_crc(self._manifest)
+        write_atomically(self.folder / MANIFEST, _text(self._manifest))
 
     def _check_settings(self) -> None:
         started = {"stage": self._manifest["stage"], **self._manifest["settings"]}
@@ -171,14 +226,15 @@ class Run:
 class Journal:
     """Paid-for pieces of unfinished rows, in segments that are dropped once every row they serve is finished.
 
-    A piece belongs to the row number `index` (its place in the input) and has a key within it.
+    A piece belongs to the row number `index` (its place in the input) and has a key within it. The checksums of every
+    segment start from `checksum`.
     """
 
     SEGMENT_ROWS = 4096
     _NAME = re.compile(r"journal-(\d{6,})\.jsonl")
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, checksum: int | None = None) -> None:
+        self.folder, self._checksum = folder, checksum
         # Segment -> highest row index in it.
         self._highest = dict.fromkeys(self.paths(folder), -1)
         # (Row, key) -> where its piece of an earlier session stands.
@@ -189,17 +245,16 @@ class Journal:
 
     @classmethod
     def paths(cls, folder: Path) -> list[Path]:
-        return sorted(path for path in folder.glob("journal-*.jsonl") if cls._NAME.fullmatch(path.name))
+        with disk(folder):
+            return sorted(path for path in folder.iterdir() if cls._NAME.fullmatch(path.name))
 
     def load(self, first_index: int) -> dict[int, dict[str, Any]]:
-        """Pieces of the rows from `first_index` on: row index -> key -> piece. Finished segments are dropped.
-
-        Raises:
-            CorruptRun: a line is damaged.
-        """
+        """Pieces of the rows from `first_index` on: row index -> key -> piece; `CorruptRun` where a line is damaged.
+        Finished segments are dropped."""
         pieces: dict[int, dict[str, Any]] = {}
         for path in self._highest:
-            for line, (index, key, piece) in enumerate(read_json_lines(path, _journal_row), 1):
+            rows = read_json_lines(path, _journal_row, Checksums(self._checksum))
+            for line, (index, key, piece) in enumerate(rows, 1):
                 self._highest[path] = max(self._highest[path], index)
                 if index >= first_index:
                     pieces.setdefault(index, {})[key] = piece
@@ -216,14 +271,15 @@ class Journal:
             self.close()
             self._number += 1
             self._num_rows = 0
-            self._current = LineWriter(self.folder / f"journal-{self._number:06d}.jsonl")
+            path = self.folder / f"journal-{self._number:06d}.jsonl"
+            self._current = LineWriter(path, checksums=Checksums(self._checksum))
         self._current.write(json.dumps({"index": index, "key": key, "piece": piece}, ensure_ascii=False))
         self._num_rows += 1
         path = self._current.path
         self._highest[path] = max(self._highest.get(path, -1), index)
 
     def finish(self, first_index: int) -> None:
-        """Rows below `first_index` are finished: drop the segments that serve no other row."""
+        """Rows below `first_index` are finished and on the disk: drop the segments that serve no other row."""
         current = self._current and self._current.path
         for path in [path for path, highest in self._highest.items() if highest < first_index and path != current]:
             path.unlink()
@@ -242,111 +298,75 @@ def _journal_row(row: Any) -> tuple[int, str, Any]:
     return index, key, piece
 
 
-class LineWriter:
-    """Appends whole lines: each is with the operating system when `write` returns, on the disk when `close` does."""
-
-    def __init__(self, path: Path, *, fresh: bool = False) -> None:
-        self.path = path
-        self._stream = path.open("wb" if fresh else "ab", buffering=0)
-
-    def write(self, line: str) -> None:
-        data = memoryview(line.encode() + b"\n")
-        while data:
-            data = data[self._stream.write(data) :]
-
-    def close(self) -> None:
-        if not self._stream.closed:
-            os.fsync(self._stream.fileno())
-            self._stream.close()
-
-
-def repair_tail(path: Path) -> int:
-    """Cut off a last line that was torn by a kill. Returns the number of bytes cut (0: nothing to repair)."""
-    if not path.exists():
-        return 0
-    with path.open("r+b") as stream:
-        size = position = stream.seek(0, os.SEEK_END)
-        keep = 0
-        while position > 0:
-            start = max(0, position - (1 << 16))
-            stream.seek(start)
-            newline = stream.read(position - start).rfind(b"\n")
-            if newline >= 0:
-                keep = start + newline + 1
-                break
-            position = start
-        if keep < size:
-            stream.truncate(keep)
-            os.fsync(stream.fileno())
-    return size - keep
-
-
-@overload
-def read_json_lines(path: Path) -> Iterator[Any]: ...
-@overload
-def read_json_lines(path: Path, parse: Callable[[Any], T]) -> Iterator[T]: ...
-def read_json_lines(path: Path, parse: Callable[[Any], Any] = lambda value: value) -> Iterator[Any]:
-    """What `parse` makes of each row of a file that this package wrote.
-
-    Raises:
-        CorruptRun: a line is not JSON, or `parse` cannot read it; the message has file and line.
-    """
-    if not path.exists():
-        return
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                row = parse(json.loads(line))
-            except DAMAGE as error:
-                raise CorruptRun.at(f"{path}, line {number}", error) from None
-            yield row
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file whole, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as stream:
-        stream.write(text.encode())
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, path)
-
-
 def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """The manifest of a run folder.
-
-    Raises:
-        RunError: there is none.
-        CorruptRun: it cannot be read.
-    """
+    """The manifest of a run folder; `RunError` where there is none, `CorruptRun` where it is damaged."""
     path = Path(folder) / MANIFEST
-    if not path.exists():
-        raise RunError(f"{folder} is not a run folder: it has no {MANIFEST}")
-    if path.is_dir():
-        raise CorruptRun.at(str(path), "it is a folder, and a file belongs there")
-    try:
-        manifest = json.loads(path.read_bytes())
+    with disk(path):
+        if not path.exists():
+            raise RunError(f"{folder} is not a run folder: it has no {MANIFEST}")
+
+    def check(content: bytes, manifest: Any) -> None:
         _Manifest.model_validate(manifest, strict=True)
         # It is written again: what is nested too deep for that, or no number of JSON, is found now.
         json.dumps(manifest, indent=2, allow_nan=False)
-        return {"stage": manifest["stage"], **manifest}
-    except DAMAGE as error:
-        raise CorruptRun.at(str(path), error) from None
+        if manifest.keys() & {"crc", "files"} and manifest.get("crc") != _manifest_crc(manifest):
+            raise ValueError("its checksum does not fit: it was changed")
+
+    manifest = read_json(path, check)
+    return {"stage": manifest["stage"], **manifest, "settings": _Settings(manifest["settings"])}
+
+
+def read_results(folder: str | Path, parse: Callable[[Any], T]) -> Iterator[T]:
+    """What `parse` makes of each finished row of a run folder; `RunError` where it is none, `CorruptRun` where a row
+    or the manifest is damaged, or rows of a complete run are missing."""
+    manifest, path = read_manifest(folder), Path(folder) / RESULTS
+    yield from read_json_lines(path, parse, checksums := checksums_of(manifest))
+    last = manifest.get("files", {}).get(RESULTS) if checksums.is_whole else None
+    if last not in (None, f"{checksums.value or 0:08x}"):
+        raise CorruptRun.at(str(path), "rows are missing at its end")
+
+
+def read_summary(folder: str | Path) -> dict[str, Any]:
+    """The totals of a run folder, `CorruptRun` where they are damaged."""
+    crc = read_manifest(folder).get("files", {}).get(SUMMARY)
+
+    def check(content: bytes, summary: Any) -> None:
+        if crc not in (None, _crc(content)):
+            raise ValueError("its checksum does not fit: it was changed")
+
+    return read_json(Path(folder) / SUMMARY, check)
+
+
+def checksums_of(manifest: Mapping[str, Any]) -> Checksums:
+    """Those of a run's rows, from the first; a run that is older than checksums has none."""
+    settings = json.dumps([manifest["stage"], manifest["settings"]], sort_keys=True)
+    value = crc32(settings.encode()) if "crc" in manifest else None
+    return Checksums(value, is_whole=manifest.get("status") == "complete")
+
+
+def _crc(content: bytes) -> str:
+    return f"{crc32(content):08x}"
+
+
+def _manifest_crc(manifest: Mapping[str, Any]) -> str:
+    return _crc(_text({name: value for name, value in manifest.items() if name != "crc"}).encode())
+
+
+def _text(value: Any) -> str:
+    """JSON to read. A lone surrogate, as of a file's name that is no Unicode, is escaped."""
+    return f"{json.dumps(value, indent=2, ensure_ascii=False)}\n".encode(errors="backslashreplace").decode()
 
 
 def finished_manifest(folder: str | Path, *, stage: str, command: str) -> dict[str, Any]:
-    """The manifest of a run of a stage that is complete; `command` runs that stage.
-
-    Raises:
-        RunError: it is no such run, or not complete.
-        CorruptRun: it cannot be read.
-    """
+    """The manifest of a run of a stage that is complete and whole; `command` runs that stage. `RunError` where it is
+    no such run, or not complete, `CorruptRun` where it or a row is damaged."""
     manifest = read_manifest(folder)
     if manifest["stage"] != stage:
         raise RunError(f"{folder} is a run of {manifest['stage']!r}; name one of `{command}`")
     if manifest.get("status") != "complete":
         raise RunError(f"{folder} is not complete: run `{command}` again with the same settings first")
+    for _ in read_results(folder, bool):
+        pass  # Every row stands as it was written.
     return manifest
 
 

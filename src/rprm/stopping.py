@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, get_args
 
+from rprm import ranges
 from rprm.errors import RprmError
 
 Stopping = Literal["none", "exact", "confident"]
@@ -37,20 +38,15 @@ class StoppingRule:
     """How many analyses a step needs: all K ("none"), until the decision of all K is certain ("exact"), or until it is
     as probable as `confidence` by the Beta-binomial posterior of a uniform prior ("confident")."""
 
-    num_analyses: int  # K
-    threshold: float = 0.5  # t; a step with a reward of at least t is called correct
+    num_analyses: ranges.Draws  # K
+    threshold: ranges.Threshold = 0.5  # t; a step with a reward of at least t is called correct
     stopping: Stopping = "exact"
-    confidence: float = 0.99
+    confidence: ranges.Confidence = 0.99
 
     def __post_init__(self) -> None:
-        for name, is_valid, wanted in (
-            ("num_analyses", self.num_analyses >= 1, "a step needs at least 1"),
-            ("threshold", 0.0 < self.threshold < 1.0, "give a number between 0 and 1"),
-            ("stopping", self.stopping in get_args(Stopping), "choose none, exact or confident"),
-            ("confidence", 0.5 < self.confidence < 1.0, "give a number between 0.5 and 1"),
-        ):
-            if not is_valid:
-                raise RprmError(f"{name} is {getattr(self, name)!r}; {wanted}")
+        ranges.check(self, RprmError)
+        if self.stopping not in get_args(Stopping):
+            raise RprmError(f"stopping is {self.stopping!r}; choose none, exact or confident")
 
     def is_settled(self, p_yes: Sequence[float | None]) -> bool:
         """Whether the decision stands after these analyses (None: one that reached no verdict)."""

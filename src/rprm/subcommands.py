@@ -9,11 +9,17 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rprm.errors import RunError
 from rprm.runs import MANIFEST, read_manifest
+from rprm.showing import message
+
+#: Seconds that a stage has to stop before it is killed.
+_PATIENCE_S = 30.0
 
 
 def is_complete(folder: Path) -> bool:
@@ -39,29 +45,48 @@ class Subcommand:
         own, other = self.arguments[:end], self.arguments[end:]
         command = [*(launcher or [sys.executable]), "-m", "rprm", *own, "--output", str(folder), *other]
         with self.log.open("ab") as stream:
-            stream.write(f"$ {' '.join(command)}\n".encode())
+            stream.write(f"$ {message(' '.join(command))}\n".encode())
             stream.flush()
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=stream, env=os.environ | (environment or {}),
                 stderr=None if attached and sys.stderr.isatty() else subprocess.STDOUT,
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                # A launcher may die without a word to what it has started: a group of their own is stopped whole.
+                process_group=0, preexec_fn=_die_with_parent if sys.platform == "linux" else None,
             )  # fmt: skip
 
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """Ask it to stop, as Control-C would, with what a launcher has started for it; on Windows it is ended."""
+        with suppress(ProcessLookupError, PermissionError):
+            self.process.terminate() if sys.platform == "win32" else os.killpg(self.process.pid, number)
+
     def wait(self) -> None:
-        """Wait for its end; a `RunError` with its last words where it failed."""
+        """Wait for its end; a `RunError` with its last words where it failed. Where the wait is broken off, it ends."""
         try:
             code = self.process.wait()
         except BaseException:
-            self.process.kill()
-            self.process.wait()
+            self.stop()
+            self.end()
             raise
         if code not in (0, 3):  # 3: some input rows were rejected, no failure
             lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
             last = "\n".join(f"  {line}" for line in lines[-8:])
             raise RunError(
-                f"{self.folder}: `rprm {' '.join(self.arguments[:2])}` failed with exit code {code}; its log ends "
-                f"({self.log}):\n{last}\nfix the cause and run the same command again to resume"
+                f"{self.folder}: `rprm {' '.join(self.arguments[:2])}` failed with exit code {code}; fix the cause and "
+                f"run the same command again to resume; its log ends ({self.log}):\n{last}"
             )
+
+    def end(self) -> None:
+        """Wait until all of it has stopped; what takes too long is killed."""
+        deadline = time.monotonic() + _PATIENCE_S
+        with suppress(ProcessLookupError, PermissionError):
+            while time.monotonic() < deadline:
+                if self.process.poll() is not None:
+                    if sys.platform == "win32":
+                        break
+                    os.killpg(self.process.pid, 0)  # An error where nobody is left.
+                time.sleep(0.02)
+        self.stop(9)
+        self.process.wait()
 
 
 def _die_with_parent() -> None:

@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
-import subprocess
-import sys
-import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +41,6 @@ def sample(path: Path, output: Path, engine: ScriptedEngine, **options: Any) -> 
 
 def lines(path: Path) -> list[str]:
     return path.read_text().splitlines()
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in ("manifest.json", "lock")}
 
 
 def test_every_step_gets_all_its_analyses_in_order(tmp_path: Path) -> None:
@@ -132,41 +123,3 @@ def test_what_is_not_a_finished_run_of_analyses_is_refused(tmp_path: Path) -> No
         open_analyses(tmp_path / "run")
     with pytest.raises(InputError, match="no such file"):
         open_analyses(tmp_path / "nothing.jsonl")
-
-
-@pytest.mark.slow
-def test_killed_at_random_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    path = write_steps(tmp_path / "steps.jsonl", 60)
-
-    def command(output: Path, log: Path) -> list[str]:
-        return [
-            sys.executable, "-m", "rprm", "data", "analyses", str(path), "--output", str(output), "--model",
-            f"scripted:?delay=0.02&lost=0.05&concurrency=4&log={log}",
-        ]  # fmt: skip
-
-    done = subprocess.run(command(tmp_path / "whole", tmp_path / "whole.log"), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    log = tmp_path / "killed.log"
-    draw = random.Random(3)
-    kills = 0
-    while kills < 8:
-        size = log.stat().st_size if log.exists() else 0
-        until = size + draw.randint(0, 160)
-        with subprocess.Popen(
-            command(tmp_path / "killed", log), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        ) as process:
-            while process.poll() is None and (log.stat().st_size if log.exists() else 0) <= until:
-                time.sleep(0.001)
-            process.kill()
-            if process.wait() != -9:
-                break
-            kills += 1
-    assert kills >= 4
-    done = subprocess.run(command(tmp_path / "killed", log), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert files(tmp_path / "killed") == files(tmp_path / "whole")
-    paid = Counter((tmp_path / "whole.log").read_text().split())
-    again = Counter(log.read_text().split())
-    # Twice is paid only what a kill caught in flight: 4 steps with 3 analyses each.
-    assert set(again) == set(paid)
-    assert again.total() - paid.total() <= kills * 4 * 3

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.warm import warm_cli
+
 SOLUTIONS = [
     {
         "id": f"p{number}",
@@ -22,13 +24,8 @@ SOLUTIONS = [
 
 
 def rprm(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "rprm", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "COLUMNS": "120"},
-        timeout=120,
-    )
+    command = [sys.executable, "-m", "rprm", *map(str, arguments)]
+    return warm_cli().run(command, env={**os.environ, "COLUMNS": "120"})
 
 
 @pytest.mark.slow

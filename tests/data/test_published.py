@@ -29,6 +29,7 @@ from tests.data.published_set import (
     stand_in,
     write_set,
 )
+from tests.warm import warm_torch
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -334,11 +335,11 @@ def test_a_set_without_a_training_part(tmp_path: Path) -> None:
 def test_the_command(tmp_path: Path) -> None:
     source = stand_in(tmp_path / "set")
     command = [sys.executable, "-m", "rprm", "data", "import", f"{source}?data_dir=dpo", "-o", str(tmp_path / "out")]
-    done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=120)
+    done = warm_torch().run([*command, "--json"])
     # 2 of 96 rows were rejected.
     assert done.returncode == 3, done.stderr
     assert json.loads(done.stdout)["counts"]["kept"] == 94
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = warm_torch().run(command)
     assert done.returncode == 3
     shown = [" ".join(line.split()) for line in done.stdout.splitlines()]
     assert "82 train rows (41 Yes, 41 No; 82 problems)" in shown

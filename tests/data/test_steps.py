@@ -24,7 +24,7 @@ from rprm.data.steps import (
 from rprm.errors import InputError, RunError
 from rprm.reading import Rejected, Row, Source
 from rprm.records import LabelledStep
-from rprm.runs import Run
+from rprm.runs import LineWriter, Run
 
 GOOD = {"id": "a-1", "problem": "2 + 3 = ?", "previous_steps": ["Add."], "step": "2 + 3 = 5.", "label": True}
 
@@ -111,7 +111,8 @@ def test_a_source_is_a_run_a_file_or_the_hubs_split_train(tmp_path: Path) -> Non
 
 def test_a_run_must_be_of_this_stage_and_complete(tmp_path: Path) -> None:
     with Run(tmp_path / "steps", stage="steps", settings={}) as run:
-        (run.folder / "results.jsonl").write_text(json.dumps(GOOD) + "\n")
+        with contextlib.closing(LineWriter(run.results_path, checksums=run.checksums)) as writer:
+            writer.write(json.dumps(GOOD))
         with pytest.raises(RunError, match="is not complete"):
             steps_source(run.folder)
         run.complete({}, {})

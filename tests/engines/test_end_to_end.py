@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,20 +15,20 @@ import pytest
 
 from rprm.records import SolutionReward
 from rprm.verdict import VerdictFormat
+from tests.warm import warm_torch
 
 NUM_ITEMS = 12
 
 
 def bench(data: Path, model: str, output: Path) -> tuple[dict, list[SolutionReward]]:
-    done = subprocess.run(
+    done = warm_torch().run(
         [
             sys.executable, "-m", "rprm", "bench", "processbench", "--data", str(data), "--model", model,
             "--prompt", "few-shot", "-k", "1", "--max-tokens", "40", "--temperature", "0.7", "--no-force-verdict",
             "--output", str(output), "--allow-missing", "--json",
         ],
-        capture_output=True,
-        text=True,
         env={**os.environ, "OPENAI_API_KEY": ""},
+        timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = (output / "results.jsonl").read_text().splitlines()

@@ -16,10 +16,11 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from rprm.engines import EngineInfo
-from rprm.engines.loading import _work_offline_without_hub, fingerprint, load_model, load_weights
+from rprm.engines.loading import _work_offline_without_hub, load_model, load_weights
 from rprm.engines.transformers import TransformersEngine
 from rprm.engines.vllm import VLLMEngine
 from rprm.errors import EngineError
+from rprm.folders import fingerprint
 
 
 @pytest.fixture

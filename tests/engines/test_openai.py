@@ -278,7 +278,9 @@ def test_a_model_that_thinks_first_is_given_more_tokens_for_the_first_answer() -
     with_server(answering, use, setup=setup)
 
 
-@pytest.mark.parametrize("bad", [Reply(chat_answer("Yes")), error(400, "try again")], ids=["no logprobs", "refusal"])
+@pytest.mark.parametrize(
+    "bad", [Reply(chat_answer("Yes", logprobs={})), error(400, "try again")], ids=["no logprobs", "refusal"]
+)
 def test_one_bad_answer_at_the_start_decides_nothing(bad: Reply) -> None:
     left = [bad, bad]
 

@@ -119,7 +119,7 @@ def test_equal_prompts_at_once_are_one_request() -> None:
 
 def test_tokens_of_shared_requests_without_logprobs_add_up_to_the_usage() -> None:
     # 2 + 10 + 20 bytes and one for each text: 3, 11 and 21 of 35 parts of 70 tokens.
-    answer = chat_answer("a" * 2, "b" * 10, "c" * 20, completion_tokens=70)
+    answer = chat_answer("a" * 2, "b" * 10, "c" * 20, logprobs={}, completion_tokens=70)
     completions = read_completions(answer, SAMPLING, 3)
     assert [completion.num_tokens for completion in completions] == [6, 22, 42]
 

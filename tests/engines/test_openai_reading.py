@@ -29,7 +29,7 @@ from loopback import (
 )
 
 from rprm.engines import Completion
-from rprm.engines.endpoint import Transient
+from rprm.engines.endpoint import Garbled, Transient
 from rprm.engines.openai import OpenAIEngine
 from rprm.engines.openai_answers import Stream, read_completions
 from rprm.verdict import VerdictFormat, read_verdict
@@ -42,6 +42,40 @@ def completion_of(
 ) -> Completion:
     choice = {"message": {"content": text, **message}, "finish_reason": "stop", "logprobs": {"content": tokens}}
     return read_completions({"choices": [choice]}, replace(SAMPLING, verdict=verdict), 1)[0]
+
+
+VOTES = {
+    "not known": [token(" Yes", -0.1, {" Yes": -0.1, " No": -9999.0})],
+    "the other answer not listed": [token(" Yes", -0.1, {" Yes": -0.1, ",": -4.0})],
+    "the answer not listed": [token(" Yes", -0.1, {" No": -2.5, ",": -4.0})],
+    "an answer of two tokens": [token(" Y", -0.1, {" Y": -0.1, ",": -4.0}), token("es", -0.1, {"es": -0.1, ",": -4.0})],
+}
+GARBLED = {
+    "missing": None,
+    "of nothing": [],
+    "of the text before": [token(VERDICT.marker)],
+    "of another text": [token("No such text"), token(" No", -0.1, {" Yes": -2.4, " No": -0.1})],
+    "NaN": [token(VERDICT.marker), token(" Yes", -0.1, {" Yes": -0.1, " No": math.nan})],
+    "no alternatives": [token(VERDICT.marker), token(" Yes", -0.1)],
+    "bytes of the other answer": [
+        token(VERDICT.marker), token(" Yes", -0.1, {" Yes": -0.1, " No": -2.4}) | {"bytes": list(b" No")},
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("ends", VOTES.values(), ids=VOTES)
+def test_log_probabilities_that_do_not_tell_leave_the_vote_and_garbled_ones_do_not(ends: list[dict[str, Any]]) -> None:
+    text = f"{VERDICT.marker} Yes"
+
+    def read(tokens: list[dict[str, Any]] | None) -> Completion:
+        choice = {"message": {"content": text}, "finish_reason": "stop", "logprobs": {"content": tokens}}
+        return read_completions({"choices": [choice]}, SAMPLING, 1, num_ids=0)[0]
+
+    completion = read([token(VERDICT.marker), *ends])
+    assert (completion.text, completion.choices) == (text, ())
+    for tokens in GARBLED.values():
+        with pytest.raises(Garbled, match="top_logprobs=0"):
+            read(tokens)
 
 
 def test_answers_are_summed_over_their_variants() -> None:
@@ -271,7 +305,8 @@ def test_thinking_that_the_template_opened_is_known_once_its_end_was_seen(stream
         return Reply(f"{body}data: [DONE]\n\n".encode(), headers={"content-type": "text/event-stream"})
 
     bodies: list[str] = []
-    with_server(stream if streamed else playing(Reply(cut), Reply(whole)), use, setup=setup, stream=streamed)
+    answers = stream if streamed else playing(Reply(cut), Reply(whole))
+    with_server(answers, use, setup=setup, stream=streamed, top_logprobs=0)
 
 
 def test_a_text_that_opens_its_thinking_itself_teaches_nothing() -> None:

@@ -722,8 +722,10 @@ class TestOnVLLM:
             served.run(served.engine.choose(prompt, "word " * 2100, FORMAT))
 
     def test_parameters_that_vllm_refuses_cost_the_request_alone(self, served: Served) -> None:
+        beyond = Sampling()
+        object.__setattr__(beyond, "temperature", -1.0)  # which `Sampling` itself would refuse
         with pytest.raises(RequestRefused, match="temperature"):
-            served.generate((judge_sum(3, 4, 7), Sampling(temperature=-1.0)))
+            served.generate((judge_sum(3, 4, 7), beyond))
         assert served.generate((judge_sum(3, 4, 7), Sampling(max_tokens=2)))[0].num_tokens == 2
 
     def test_a_cancelled_sample_frees_its_place(self, served: Served) -> None:

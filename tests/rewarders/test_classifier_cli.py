@@ -17,16 +17,14 @@ from rprm.errors import EngineError, RprmError
 from rprm.rewarders import load_rewarder
 from rprm.rewarders.classifier import Classifier
 from rprm.rewarders.rprm import Judge
+from tests.warm import Warm, warm_torch
 
 
 def rprm(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "rprm", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "COLUMNS": "100", "OMP_NUM_THREADS": "1", **environment},
-        timeout=120,
-    )
+    """Run a command; one with variables of its own, which are read at an import, in an interpreter of its own."""
+    command = [sys.executable, "-m", "rprm", *map(str, arguments)]
+    python = Warm(None) if environment else warm_torch()
+    return python.run(command, env={**os.environ, "COLUMNS": "100", "OMP_NUM_THREADS": "1", **environment})
 
 
 def test_load_rewarder() -> None:
@@ -135,9 +133,7 @@ def test_a_released_model_from_the_local_cache_of_the_hub(rlhflow_folder: Path, 
     settings = json.loads((tmp_path / "run" / "manifest.json").read_text())["settings"]
     assert settings["layout"] == "rlhflow"
     assert settings["engine"]["revision"] == commit
-    absent = rprm(
-        "judge", data, "--model", "classifier:nobody/nothing", HF_HUB_CACHE=str(tmp_path / "hub"), HF_HUB_OFFLINE="1"
-    )
+    absent = rprm("judge", data, "--model", "classifier:nobody/nothing")
     assert absent.returncode == 1
     assert "classifier:nobody/nothing: cannot load the model" in absent.stderr
     assert "Traceback" not in absent.stderr

@@ -212,7 +212,16 @@ def test_scores_that_are_no_numbers_are_unscored(qwen_folder: Path, row: list[fl
 
 
 @pytest.mark.parametrize(
-    "answer", [{"data": "x"}, {"data": []}, {"data": [{"data": [[0, 10**400]]}]}, {"data": [{"data": [0.1, 0.9]}]}, {}]
+    "answer",
+    [
+        {},
+        {"data": "x"},
+        {"data": []},
+        *(
+            {"data": [{"data": rows}]}
+            for rows in ([[0, 10**400]], [0.1, 0.9], ["01", "10"], [["0", "1"]], [[False, True]])
+        ),
+    ],
 )
 def test_an_answer_of_another_kind_is_asked_for_again(qwen_folder: Path, answer: Any) -> None:
     pool = pooler_of(qwen_folder, "qwen")
@@ -235,7 +244,7 @@ def test_specs(tmp_path: Path) -> None:
         ("classifier:Skywork-o1-Open-PRM@http://localhost:1", "no server of skywork models"),
         ("classifier:math-shepherd-mistral-7b-prm@http://localhost:1", "no server of math-shepherd models"),
         ("classifier:@http://localhost:1?layout=qwen", "write MODEL@URL"),
-        ("classifier:m@http://user:word@localhost:1?layout=qwen", "write MODEL@URL"),
+        ("classifier:m@http://user:word@localhost:1?layout=qwen", "no password or key"),
         ("classifier:m@http://localhost:1?layout=qwen&device=cpu", "unknown option 'device'"),
     ):
         with pytest.raises(EngineError, match=message):

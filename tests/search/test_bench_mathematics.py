@@ -12,17 +12,14 @@ from typing import Any
 
 import pytest
 
+from tests.warm import warm_cli
+
 pytest.importorskip("math_verify")
 
 
 def rprm(*arguments: object, columns: int = 160) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "rprm", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "COLUMNS": str(columns)},
-        timeout=120,
-    )
+    command = [sys.executable, "-m", "rprm", *map(str, arguments)]
+    return warm_cli().run(command, env={**os.environ, "COLUMNS": str(columns)})
 
 
 def json_lines(path: Path, rows: list[Any]) -> Path:

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
-import time
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -21,6 +17,7 @@ from rprm.errors import CorruptRun, EngineError, InputError, RprmError, RunError
 from rprm.grading import AnswerPair, Grade, Grader
 from rprm.rewarders.rprm import Judge
 from rprm.search.guided import SearchTree
+from tests.faults.folder_damages import as_older
 from tests.search.replay import replay
 
 
@@ -98,7 +95,7 @@ def test_the_summary_reads_no_row_again_and_grades_each_answer_once(
         return grade_all(self, found)
 
     monkeypatch.setattr(Grader, "grade_all", counted)
-    monkeypatch.setattr("rprm.search.measure.read_json_lines", None)
+    monkeypatch.setattr("rprm.search.measure.read_results", None)
     for _ in range(2):
         # Resumed, the rows of the earlier session come in as they are counted.
         graded.clear()
@@ -153,6 +150,7 @@ def test_show_says_what_it_cannot_show(problems: Path, tmp_path: Path) -> None:
     rprm("search", "guided", *options(problems, run), "--width", 2)
     with pytest.raises(InputError, match="no problem 'nobody'"):
         rprm("search", "show", run, "--id", "nobody")
+    as_older(run)
     results = run / "results.jsonl"
     rows = [json.loads(line) for line in results.read_text().splitlines()]
     rows[1]["text"] += "."
@@ -172,34 +170,6 @@ def test_a_model_that_is_policy_and_judge_is_loaded_once() -> None:
     assert same.engine is policy.engine
     assert other.engine is not policy.engine
     assert (same.first_error_exit, same.rule.stopping) == (False, "none")
-
-
-@pytest.mark.slow
-def test_killed_and_begun_again_it_ends_with_the_same_bytes(problems: Path, tmp_path: Path) -> None:
-    def command(run: Path, log: Path) -> list[str]:
-        engine = f"scripted:?delay=0.01&concurrency=3&log={log}"
-        return [
-            sys.executable, "-m", "rprm", "search", "beam", "--policy", engine, "--model", engine,
-            "--problems", str(problems), "-o", str(run), "-n", "4", "--width", "2", "-k", "4", "--json",
-        ]  # fmt: skip
-
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(command(whole, tmp_path / "whole.log"), check=True, capture_output=True)
-    log = tmp_path / "killed.log"
-    num_requests = (tmp_path / "whole.log").read_bytes().count(b"\n")
-    for share in (0.3, 0.8):
-        with subprocess.Popen(command(killed, log), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            while process.poll() is None and (not log.exists() or log.read_bytes().count(b"\n") < share * num_requests):
-                time.sleep(0.001)
-            process.kill()
-            assert process.wait() == -9
-    subprocess.run(command(killed, log), check=True, capture_output=True)
-    for name in ("results.jsonl", "rejected.jsonl", "summary.json"):
-        assert (killed / name).read_bytes() == (whole / name).read_bytes()
-    paid, paid_with_kills = (Counter(path.read_text().split()) for path in (tmp_path / "whole.log", log))
-    assert set(paid) == set(paid_with_kills)
-    # In flight: of each of 3 problems at most a wave of 8 analyses, each time.
-    assert paid_with_kills.total() - paid.total() <= 2 * 3 * 8
 
 
 @pytest.mark.slow

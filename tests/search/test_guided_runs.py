@@ -22,6 +22,7 @@ from rprm.rewarders.rprm import Judge
 from rprm.search.candidates import Policy
 from rprm.search.guided import GuidedSearch, SearchTotals, SearchTree, StrategyName, search_problems, search_strategy
 from rprm.stopping import StoppingRule
+from tests.faults.folder_damages import as_older
 from tests.search.replay import replay
 
 K = 4
@@ -147,6 +148,7 @@ def test_a_run_is_gone_on_with_under_the_same_settings_alone(problems: Problems,
     assert again.num_requests == 0
     with pytest.raises(SettingsChanged, match=r"strategy.max_rounds: 40 -> 3"):
         run(problems, tmp_path / "run", Engine(), max_rounds=3)
+    as_older(tmp_path / "run")
     results = tmp_path / "run" / "results.jsonl"
     results.write_text(results.read_text().replace('"fate":"finished"', '"fate":"pruned"', 1))
     with pytest.raises(CorruptRun, match=r"results\.jsonl, line 1 .*`finished` does not name"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from rprm.errors import BenchmarkError, CorruptRun, RunError
 from rprm.grading import Grader
 from rprm.records import Analysis, Record, StepReward
 from rprm.report.searches import search_curve_table, search_table, unsettled_table
-from rprm.runs import Run
+from rprm.runs import LineWriter, Run
 from rprm.search.candidates import Candidate, CandidateReward, Candidates, JudgedCandidates
 from rprm.search.guided import SearchTree, search_strategy
 from rprm.search.measure import SearchMeasurement, SearchRun, measure_runs, read_search_run, sampled_run
@@ -106,7 +107,9 @@ def written(folder: Path, stage: str, rows: Sequence[Record], settings: dict[str
         },
     }
     with Run(folder, stage=stage, settings=told.get(stage, {}) | (settings or {}), session={"input": "file"}) as run:
-        run.results_path.write_text("".join(row.model_dump_json() + "\n" for row in rows))
+        with closing(LineWriter(run.results_path, checksums=run.checksums)) as writer:
+            for row in rows:
+                writer.write(row.model_dump_json())
         run.complete({}, {})
     return read_search_run(folder)
 
@@ -408,8 +411,8 @@ def test_folders_that_are_no_search(tmp_path: Path) -> None:
 
 def test_an_unfinished_run_is_measured_and_said(grader: Grader, tmp_path: Path) -> None:
     written(tmp_path / "run", "search-sample", [sampled(problem("1"), "7"), sampled(problem("2"), "7")])
-    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
-    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest | {"status": "running"}))
+    with Run(tmp_path / "run", stage="search-sample", settings={"policy": POLICY}, session={"input": "file"}) as run:
+        run.note({})
     measured = measure_runs([read_search_run(tmp_path / "run")], grader=grader, num_resamples=20)
     assert measured.notes == (f"{tmp_path / 'run'} is not finished",)
 

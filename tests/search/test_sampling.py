@@ -27,6 +27,7 @@ from rprm.search.candidates import (
     read_candidate_run,
     sample_candidates,
 )
+from tests.faults.folder_damages import as_older
 
 
 def write_rows(path: Path, rows: list[Any]) -> Path:
@@ -144,6 +145,7 @@ def test_runs_that_cannot_be_chosen_from(tmp_path: Path) -> None:
     problems = problems_of(tmp_path, 2)
     run = tmp_path / "run"
     sample(ScriptedEngine(), problems, run)
+    as_older(run)
     manifest = json.loads((run / "manifest.json").read_text())
     for change, message in (({"stage": "judge"}, "a run of 'judge'"), ({"status": "running"}, "is not complete")):
         (run / "manifest.json").write_text(json.dumps(manifest | change))

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import subprocess
 import sys
-import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rprm.runs import read_manifest
+from tests.warm import warm_cli
 
 
 def command(*arguments: object) -> list[str]:
@@ -22,9 +20,7 @@ def command(*arguments: object) -> list[str]:
 
 
 def rprm(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*arguments), capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"}, timeout=120
-    )
+    return warm_cli().run(command(*arguments), env={**os.environ, "COLUMNS": "100"})
 
 
 def write_problems(path: Path, count: int, *, gold: bool = False, broken: bool = False) -> Path:
@@ -36,15 +32,6 @@ def write_problems(path: Path, count: int, *, gold: bool = False, broken: bool =
 
 def rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    """What a run leaves, and the run within it, but for manifests (they have times in them) and locks."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name not in ("manifest.json", "lock")
-    }
 
 
 def test_sample_then_choose(tmp_path: Path) -> None:
@@ -141,47 +128,3 @@ def test_what_cannot_be_done_is_told_in_one_message(tmp_path: Path, arguments: t
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
-
-
-#: Kills: they fall on the sampling and on the judging.
-NUM_KILLS = 8
-
-
-@pytest.mark.slow
-def test_killed_again_and_again_the_results_are_byte_for_byte_the_same(tmp_path: Path) -> None:
-    problems = write_problems(tmp_path / "problems.jsonl", 30, broken=True)
-    concurrency, num_candidates, wave = 4, 4, 4
-
-    def arguments(output: Path, log: Path) -> list[str]:
-        spec = f"scripted:?delay=0.01&lost=0.05&concurrency={concurrency}&log={log}"
-        return command(
-            "best-of-n", "--policy", spec, "--problems", problems, "-n", num_candidates, "--model", spec, "-o", output,
-            "--wave", wave,
-        )  # fmt: skip
-
-    whole, whole_log = tmp_path / "whole", tmp_path / "whole.log"
-    done = subprocess.run(arguments(whole, whole_log), capture_output=True, text=True)
-    assert done.returncode == 3, done.stderr
-    killed, log = tmp_path / "killed", tmp_path / "killed.log"
-    draw = random.Random(2)
-    num_requests = len(whole_log.read_text().split())
-    for kill in range(NUM_KILLS):
-        # Killed once so many more requests are made, at whatever it does then.
-        size = len(log.read_bytes()) if log.exists() else 0
-        until = size + draw.randint(0, 2 * len(whole_log.read_bytes()) // (3 * NUM_KILLS))
-        with (tmp_path / "said").open("w") as said:
-            process = subprocess.Popen(arguments(killed, log), stdout=said, stderr=said)
-            while process.poll() is None and (log.stat().st_size if log.exists() else 0) <= until:
-                time.sleep(0.001)
-            time.sleep(draw.uniform(0.0, 0.02))
-            process.kill()
-            code = process.wait()
-        assert code == -9, f"ended after {kill} kills with code {code}: {(tmp_path / 'said').read_text()}"
-    done = subprocess.run(arguments(killed, log), capture_output=True, text=True)
-    assert done.returncode == 3, done.stderr
-    assert files(killed) == files(whole)
-    paid = Counter(whole_log.read_text().split())
-    paid_with_kills = Counter(log.read_text().split())
-    assert set(paid) == set(paid_with_kills)
-    # Twice is paid only what a kill caught in flight.
-    assert paid_with_kills.total() - num_requests <= NUM_KILLS * concurrency * max(num_candidates, wave)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -26,6 +25,7 @@ from rprm.training.rows import check_batch, encode_row, end_token, training_rows
 from rprm.training.settings import RunOptions
 from rprm.training.sft import SFTSettings, train_sft
 from tests.training.conftest import RAW_TEMPLATE, TEMPLATE, make_row, write_rows
+from tests.warm import warm_torch
 
 #: Three steps of four rows, a checkpoint after each.
 QUICK = SFTSettings(
@@ -263,10 +263,10 @@ def test_packed_rows_have_the_losses_of_padded_ones(
 
 
 def die_at(step: int, kind: str, data: Path, model: Path, output: Path, settings: dict[str, Any]) -> None:
-    """Train in a process of its own that kills itself with SIGKILL at a step."""
+    """Train in a process of its own (a fork of the warm one) that kills itself with SIGKILL at a step."""
     script = Path(__file__).with_name("train_and_die.py")
     arguments = [kind, str(data), str(model), str(output), json.dumps(settings), str(step)]
-    done = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, timeout=120)
+    done = warm_torch().run([sys.executable, str(script), *arguments])
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
@@ -584,7 +584,7 @@ def test_settings_that_make_no_sense(tiny_model: Path, make_data: Callable[..., 
         replace(QUICK, patience=1, keep_best=False)
     with pytest.raises(InputError, match="lm_head"):
         replace(QUICK, lora_targets="q_proj,lm_head")
-    with pytest.raises(InputError, match="num_checkpoints is 1; it must be at least 2"):
+    with pytest.raises(InputError, match="num_checkpoints is 1; give a whole number from 2"):
         RunOptions(num_checkpoints=1)
     # What failed before its first checkpoint left nothing behind that would hold the folder to its settings.
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]

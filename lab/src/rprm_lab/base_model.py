@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from rprm.engines import fingerprint
 from rprm.errors import EngineError, InputError, RunError
-from rprm.runs import SUMMARY, LineWriter, Run, read_json_lines, repair_tail, versions, write_atomically
+from rprm.runs import SUMMARY, LineWriter, Run, read_json_lines, read_summary, repair_tail, versions, write_atomically
 from rprm_lab.solutions import ERROR_TYPES, solve
 from rprm_lab.stories import tell
 from rprm_lab.teacher import Faults, analyse, verdict_line
@@ -151,16 +151,12 @@ def train_base(
     resolved = {**asdict(settings), "world": asdict(world), **({"start": fingerprint(start)} if start else {})}
     started = time.monotonic()
     with Run(folder, stage="lab base", settings=resolved, session={"versions": versions()}) as run:
-        try:
-            if not (folder / SUMMARY).is_file():
-                _fit(folder, settings, world, start, compiled, num_workers, callbacks)
-                run.complete(_summary(folder, settings), {"seconds": round(time.monotonic() - started, 3)})
-                shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-            else:
-                run.complete(json.loads((folder / SUMMARY).read_bytes()), {})
-        except BaseException as error:
-            run.note({"seconds": round(time.monotonic() - started, 3), "stopped_by": type(error).__name__})
-            raise
+        if not (folder / SUMMARY).is_file():
+            _fit(folder, settings, world, start, compiled, num_workers, callbacks)
+            run.complete(_summary(folder, settings), {"seconds": round(time.monotonic() - started, 3)})
+            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        else:
+            run.complete(read_summary(folder), {})
     return folder / MODEL
 
 

@@ -70,6 +70,7 @@ def base(
     It writes solutions, and so is the policy; judges are trained from it. The problems of the world's test splits are
     kept out of its texts.
     """
+    from rprm.showing import one_line
     from rprm_lab.base_model import BaseSettings, train_base
     from rprm_lab.world import read_card
 
@@ -93,7 +94,7 @@ def base(
             num_workers=workers,
             callbacks=callbacks,
         )
-    print(model)
+    print(one_line(str(model)))
 
 
 @app.command()
@@ -104,9 +105,10 @@ def steps(
     skip: Annotated[int, typer.Option(min=0, help="Labelled steps to leave out first.")] = 0,
 ) -> None:
     """Some of a world's labelled steps for training, as a file of their own: OUTPUT/steps.jsonl."""
+    from rprm.showing import one_line
     from rprm_lab.world import take_steps
 
-    print(take_steps(source, output, skip=skip, count=count))
+    print(one_line(str(take_steps(source, output, skip=skip, count=count))))
 
 
 @app.command()
@@ -169,9 +171,9 @@ def report(
     json: Annotated[bool, typer.Option("--json", help="All figures as one JSON object, and no page.")] = False,
 ) -> None:
     """What the experiments came to, the paper's numbers beside them: a table, and a page with the figures."""
-    from rich.console import Console
-
     from rprm.runs import write_atomically
+    from rprm.showing import one_line
+    from rprm.terminal import Terminal
     from rprm_lab.findings import find
     from rprm_lab.page import claims_table, page
     from rprm_lab.running import read_settings
@@ -185,9 +187,9 @@ def report(
         return
     output = output or source / "report.html"
     write_atomically(output, page(findings, settings))
-    console = Console(highlight=False)
+    console = Terminal()
     console.print(claims_table(findings, settings))
-    console.print(f"written to {output}", markup=False)
+    console.print(one_line(f"written to {output}"))
 
 
 @app.command()
@@ -199,9 +201,10 @@ def pack(
 
     Unpacked (`tar -xJf`), it can be reported and resumed.
     """
+    from rprm.showing import one_line
     from rprm_lab.packing import pack as write
 
-    print(f"{output}: {write(source, output):,} bytes")
+    print(one_line(f"{output}: {write(source, output):,} bytes"))
 
 
 @contextmanager
@@ -209,13 +212,13 @@ def _training_progress() -> Iterator[BaseCallbacks]:
     """A line on standard error where that is a terminal; the logged losses where it is none."""
     import warnings
 
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from rprm.terminal import Terminal
     from rprm_lab.base_model import BaseCallbacks
 
-    console = Console(stderr=True, highlight=False)
-    columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("steps  {task.description}"))
+    console = Terminal(stderr=True)
+    columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("steps  {task.description}", markup=False))
     progress = Progress(
         *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
     )
@@ -225,13 +228,13 @@ def _training_progress() -> Iterator[BaseCallbacks]:
         loss = f"loss {row['loss']:.3g}" if "loss" in row else ""
         progress.update(task, description=loss)
         if not console.is_terminal:
-            console.print(f"step {row['step']}  {loss}", markup=False)
+            console.print(f"step {row['step']}  {loss}")
 
     with progress, warnings.catch_warnings():
         # What libraries say about one another's deprecations is nothing to act on here.
         warnings.simplefilter("ignore", FutureWarning)
         yield BaseCallbacks(
-            on_note=lambda text: console.print(text, style="yellow", markup=False, soft_wrap=True),
+            on_note=lambda text: console.print(text, style="yellow", soft_wrap=True),
             on_step=lambda done, total: progress.update(task, completed=done, total=total),
             on_metrics=show,
         )
@@ -240,19 +243,18 @@ def _training_progress() -> Iterator[BaseCallbacks]:
 def _run(plan: Plan, jobs: int | None) -> None:
     import os
 
-    from rich.console import Console
-
+    from rprm.terminal import Terminal
     from rprm_lab.running import Progress, run_plan
 
-    console = Console(stderr=True, highlight=False)
+    console = Terminal(stderr=True)
 
     def tell(progress: Progress) -> None:
         if progress.seconds is not None:
             place = f"{progress.num_done}/{progress.num_tasks}"
-            console.print(f"{place:>8}  {progress.seconds:7.0f} s  {progress.task.folder}", markup=False)
+            console.print(f"{place:>8}  {progress.seconds:7.0f} s  {progress.task.folder}")
 
     run_plan(plan, num_jobs=jobs or os.cpu_count() or 1, on_progress=tell)
-    console.print(f"all {len(plan.tasks)} stages are done: rprm lab report {plan.lab}", markup=False)
+    console.print(f"all {len(plan.tasks)} stages are done: rprm lab report {plan.lab}")
 
 
 def _show(card: dict[str, Any], output: Path, json: bool) -> None:
@@ -261,8 +263,10 @@ def _show(card: dict[str, Any], output: Path, json: bool) -> None:
 
         print(dumps(card))
         return
-    from rich.console import Console
     from rich.table import Table
+
+    from rprm.showing import one_line
+    from rprm.terminal import Terminal
 
     table = Table(box=None, padding=(0, 1))
     for name in ("split", "problems", "labelled steps", "of them wrong"):
@@ -270,6 +274,6 @@ def _show(card: dict[str, Any], output: Path, json: bool) -> None:
     for split, counts in card["splits"].items():
         wrong = counts["steps"] - counts["errors"].get("none", 0)
         table.add_row(split, f"{counts['problems']:,}", f"{counts['steps']:,}", f"{wrong:,}")
-    console = Console(highlight=False)
+    console = Terminal()
     console.print(table)
-    console.print(f"written to {output}", markup=False)
+    console.print(one_line(f"written to {output}"))

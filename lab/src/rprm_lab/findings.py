@@ -35,7 +35,7 @@ from rprm.benchmarks import (
 )
 from rprm.errors import RunError
 from rprm.records import LabelledStep, SolutionReward
-from rprm.runs import RESULTS, read_json_lines, read_manifest
+from rprm.runs import read_json_lines, read_manifest, read_results
 from rprm.subcommands import is_complete
 from rprm_lab.plan import EXPERIMENTS, Experiment, LabSettings
 from rprm_lab.world import STEPS
@@ -314,7 +314,7 @@ class _Lab:
 
 
 def _rewards(run: Path) -> list[SolutionReward]:
-    return [SolutionReward.model_validate(row) for row in read_json_lines(run / RESULTS)]
+    return list(read_results(run, SolutionReward.model_validate))
 
 
 def _measured(runs: Sequence[Path]) -> list[dict[str, Any]]:
@@ -333,7 +333,7 @@ def _measured(runs: Sequence[Path]) -> list[dict[str, Any]]:
 
 def _kept_round(rounds: Path) -> int:
     """The round whose model `rprm evolve` ended with; 0 is what it began with."""
-    results = list(read_json_lines(rounds / RESULTS))
+    results = list(read_results(rounds, dict))
     return next(place for place, result in enumerate(results) if result["model"] == results[-1]["best"])
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rprm.runs import MANIFEST, RESULTS, SUMMARY, read_json_lines
+from rprm.runs import MANIFEST, RESULTS, SUMMARY, read_manifest, read_results
 from rprm_lab.running import read_settings
 
 #: The stage of a run of `rprm data analyses`, in its manifest.
@@ -44,14 +44,16 @@ def _contents(lab: Path) -> Iterator[tuple[Path, bytes]]:
         for file in sorted((lab / "world" / split).glob("*.jsonl")):
             yield file, file.read_bytes()
     for manifest in sorted(lab.rglob(MANIFEST)):
-        content = manifest.read_bytes()
-        yield manifest, content
+        # The rows are changed, and have no checksums.
+        content = read_manifest(manifest.parent)
+        content = {name: value for name, value in content.items() if name not in ("crc", "files")}
+        yield manifest, json.dumps(content, indent=2).encode()
         if (summary := manifest.with_name(SUMMARY)).is_file():
             yield summary, summary.read_bytes()
         results = manifest.with_name(RESULTS)
         # Analyses of labelled steps are trained on; nothing of them is reported.
-        if results.is_file() and json.loads(content).get("stage") != _ANALYSES:
-            rows = [json.dumps(_shortened(row), ensure_ascii=False) for row in read_json_lines(results)]
+        if results.is_file() and content["stage"] != _ANALYSES:
+            rows = [json.dumps(_shortened(row), ensure_ascii=False) for row in read_results(manifest.parent, dict)]
             yield results, "".join(f"{row}\n" for row in rows).encode()
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,8 +14,8 @@ from rprm.runs import Run, read_manifest, versions
 from rprm.subcommands import Subcommand
 from rprm_lab.plan import LabSettings, Plan, Task
 
-#: Seconds between looks at what runs, and seconds that a stage has to stop before it is killed.
-_PAUSE, _PATIENCE = 0.05, 30.0
+#: Seconds between looks at what runs.
+_PAUSE = 0.05
 
 
 @dataclass(frozen=True)
@@ -83,17 +80,10 @@ class _Runner:
                 self._collect()
                 time.sleep(_PAUSE)
         finally:
-            processes = [stage.process for stage, _ in self.running.values()]
-            for process in processes:
-                if process.poll() is None:
-                    # As Ctrl-C would: the stage resumes when it is started again. On Windows it is ended.
-                    process.send_signal(signal.SIGTERM if sys.platform == "win32" else signal.SIGINT)
-            for process in processes:
-                try:
-                    process.wait(_PATIENCE)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+            for stage, _ in self.running.values():
+                stage.stop()
+            for stage, _ in self.running.values():
+                stage.end()
 
     def _start(self) -> None:
         for folder in self.order:

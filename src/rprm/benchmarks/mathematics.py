@@ -19,7 +19,7 @@ from rprm.benchmarks.tally import Figure
 from rprm.errors import InputError
 from rprm.grading import MATHEMATICS, RULES, AnswerRule, Grade, Grader, final_answer, olympiadbench_rule
 from rprm.reading import AnyText, Identifier, Rejected, RowModel, Source, SourceInfo, Text, checked
-from rprm.records import Record
+from rprm.records import Record, ResultRow
 
 AVERAGE = "average"  #: the last column: the unweighted mean over the sets, as in the paper's table
 OWN = "problems"  #: the set of problems that come from a file and say none
@@ -35,7 +35,7 @@ class Problem(Record):
     rule: AnswerRule = MATHEMATICS  #: how an answer is found in a solution and compared with the gold one
 
 
-class ProblemRow(Record):
+class ProblemRow(ResultRow):
     """What a run holds of one problem."""
 
     problem: Problem

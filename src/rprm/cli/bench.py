@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, make_dataclass, replace
 from json import dumps
@@ -12,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
+from rprm import ranges
 from rprm.cli.app import OpenGroup
 from rprm.cli.judge import EmbeddedScope, refuse_nothing_judged, run_behind_progress
 from rprm.cli.options import FirstErrorOptions, Json, JudgeOptions, Output, with_options
+from rprm.cli.process import temporary_folder
 from rprm.errors import BenchmarkError, CorruptRun
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class BenchGroup(OpenGroup):
 _HELP = "Measure judges on ProcessBench and PRMBench, and compare two of them."
 app = typer.Typer(cls=BenchGroup, rich_markup_mode=None, help=_HELP, no_args_is_help=True)
 
-Resamples = Annotated[int, typer.Option("--resamples", min=10, help="Bootstrap resamples behind each interval.")]
+Resamples = Annotated[ranges.Resamples, "--resamples", "Bootstrap resamples behind each interval."]
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class NamedData:
 class FigureOptions:
     """How figures are made."""
 
-    limit: Annotated[int | None, typer.Option(min=1, help="The first N items alone (of each subset or class).")] = None
+    limit: Annotated[ranges.Rows | None, "The first N items alone (of each subset or class)."] = None
     allow_missing: Annotated[bool, "--allow-missing", "Count items without a prediction as wrong (and say so)."] = False
     resamples: Resamples = 2000
     json: Json = False
@@ -127,7 +128,7 @@ def _bench(
         rewarder = judging.rewarder(str(measured.model), in_full=bool(further), **no_exit)
         scope, last_step = EmbeddedScope(measured.model), benchmark.judged == "last step"
         settings = {"benchmark": benchmark.name} | ({} if limit is None else {"limit": limit})
-        with tempfile.TemporaryDirectory(prefix="rprm-") as folder:
+        with temporary_folder() as folder:
             run = output or Path(folder) / "run"
             totals = run_behind_progress(
                 lambda callbacks: judge_source(
@@ -158,9 +159,11 @@ def compare(
     benchmark: Annotated[str | None, "processbench, prmbench or steps; a run folder knows its own."] = None,
     *,
     data: DataOptions,
-    threshold: Annotated[float | None, "A reward below it is called wrong.  [default: each judge's, or 0.5]"] = None,
+    threshold: Annotated[
+        ranges.Threshold | None, "A reward below it is called wrong.  [default: each judge's, or 0.5]"
+    ] = None,
     figures: FigureOptions,
-    seed: Annotated[int, "Of the resamples and permutations."] = 0,
+    seed: Annotated[ranges.Seed, "Of the resamples and permutations."] = 0,
 ) -> None:
     """A paired comparison of two runs: the difference of each figure with its interval, and tests of it."""
     from rprm.benchmarks import compare as compare_tallies
@@ -195,7 +198,7 @@ def curve(
     from rprm.benchmarks.curve import k_curve
     from rprm.records import SolutionReward
     from rprm.report.measures import result_table
-    from rprm.runs import RESULTS, finished_manifest, read_json_lines
+    from rprm.runs import finished_manifest, read_results
 
     recorded, known = _recorded(run), BenchGroup.added()
     if (name := recorded.get("benchmark")) not in known:
@@ -204,7 +207,7 @@ def curve(
     record: Benchmark = known[name].load()
     *_, items = _read(record, data, figures.limit, recorded)
     _, threshold = _scores(run, recorded, record, items, None)
-    rewards = list(read_json_lines(run / RESULTS, SolutionReward.read_back))
+    rewards = list(read_results(run, SolutionReward.read_back))
     found = k_curve(
         record, items, rewards, is_critic=recorded["rewarder"] == "critic", threshold=threshold, seed=seed,
         num_resamples=figures.resamples, allow_missing=figures.allow_missing,
@@ -234,12 +237,14 @@ def _source(benchmark: Benchmark, items: BenchmarkItems[Any], name: str) -> Sour
 
 def _recorded(path: Path) -> dict[str, Any]:
     """What a run folder says of its scores: its settings, and where the data were. A scores file says nothing."""
+    from rprm.files import disk
     from rprm.runs import MANIFEST, read_manifest
 
-    if not path.exists():
-        raise BenchmarkError(f"{path}: no such run folder or scores file")
-    if not path.is_dir():
-        return {}
+    with disk(path):
+        if not path.exists():
+            raise BenchmarkError(f"{path}: no such run folder or scores file")
+        if not path.is_dir():
+            return {}
     manifest = read_manifest(path)
     found: dict[str, Any] = manifest["settings"] | {"data": manifest["sessions"][-1].get("input")}
     kinds = {"benchmark": str | None, "limit": int | None, "data": str | None, "threshold": int | float}
@@ -255,7 +260,7 @@ def _scores(
     """The scores of a run folder, which must be of these items, or of a file; the threshold given, or the judge's."""
     from rprm.benchmarks import read_scores, scores_of
     from rprm.records import SolutionReward
-    from rprm.runs import RESULTS, read_json_lines
+    from rprm.runs import read_results
 
     threshold = _agreed("threshold", threshold, {"threshold": 0.5} | recorded)
     if not recorded:
@@ -263,7 +268,7 @@ def _scores(
     if recorded.get("benchmark") and recorded.get("input") != _source(benchmark, items, "").digest:
         raise BenchmarkError(f"{path} was judged on other data (its hash differs): name its own with --data")
     settled_at = None if recorded.get("stopping", "none") == "none" else float(recorded["threshold"])
-    rewards = read_json_lines(path / RESULTS, SolutionReward.read_back)
+    rewards = read_results(path, SolutionReward.read_back)
     return scores_of(rewards, settled_at=settled_at, last_step=benchmark.judged == "last step"), threshold
 
 
@@ -277,13 +282,12 @@ def _agreed(name: str, given: Any, *recorded: dict[str, Any]) -> Any:
 
 def show(found: dict[str, Any], tables: Iterable[Any], *, as_json: bool, output: Path | None = None) -> None:
     """Print what was found, as JSON or in tables, and keep it in `output`."""
-    from rich.console import Console
-
     from rprm.runs import write_atomically
+    from rprm.terminal import Terminal
 
     if output is not None:
         write_atomically(output / "measurement.json", f"{dumps(found, indent=2, ensure_ascii=False)}\n")
     if as_json:
         print(dumps(found, ensure_ascii=False))
     else:
-        Console(highlight=False).print(*tables)
+        Terminal().print(*tables)

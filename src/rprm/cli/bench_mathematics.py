@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import replace
 from json import dumps
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 from rprm.cli.bench import Resamples, app, show
 from rprm.cli.judge import leave
 from rprm.cli.options import CandidateOptions, Json, Output, Seed, SetOptions, with_options
+from rprm.cli.process import temporary_folder
 from rprm.errors import InputError
 
 
@@ -83,7 +83,7 @@ def mathematics(
         num_rejected += number
         measured_runs.append(sampled_run(str(candidates), candidates.name, read.rows, notes))
     elif problems and policy:
-        with tempfile.TemporaryDirectory(prefix="rprm-") as folder:
+        with temporary_folder() as folder:
             kept = output or Path(folder) / "run"
             how.sample(policy, seed, problems, which.settings, kept, False)
             run = read_search_run(kept)

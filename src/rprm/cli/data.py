@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from rprm import ranges
 from rprm.cli import EXIT_REJECTED
-from rprm.cli.judge import refuse_nothing_judged, run_behind_progress
+from rprm.cli.judge import refuse_nothing_judged, refuse_nothing_read, run_behind_progress
 from rprm.cli.options import Json, Seed, Strict, given, with_options
 from rprm.data import stage_options as settings
 from rprm.errors import InputError, PromptError
@@ -34,11 +35,9 @@ def steps(
     exclude_benchmark: Annotated[
         list[str] | None, "-x", "--exclude-benchmark", "Leave out its problems: NAME, PATH or NAME=PATH."
     ] = None,
-    ngram: Annotated[int, typer.Option(min=1, help="Tokens in the n-grams that problems share.")] = settings.NGRAM,
-    overlap: Annotated[
-        float, typer.Option(min=0.01, max=1.0, help="Share of common n-grams that makes two problems one.")
-    ] = settings.OVERLAP,
-    limit: Annotated[int | None, typer.Option(min=1, help="Read N steps alone, before any is left out.")] = None,
+    ngram: Annotated[ranges.Draws, "Tokens in the n-grams that problems share."] = settings.NGRAM,
+    overlap: Annotated[ranges.Overlap, "Share of common n-grams that makes two problems one."] = settings.OVERLAP,
+    limit: Annotated[ranges.Rows | None, "Read N steps alone, before any is left out."] = None,
     strict: Strict = False,
     json: Json = False,
 ) -> None:
@@ -46,12 +45,11 @@ def steps(
 
     The folder gets results.jsonl (the steps), removed.jsonl (problems of benchmarks), rejected.jsonl and summary.json.
     """
-    from rich.console import Console
-
     from rprm.data.gathering import gather_steps, read_benchmarks
     from rprm.data.steps import steps_source
+    from rprm.terminal import Terminal
 
-    with Console(stderr=True, highlight=False).status("reading the benchmarks") as status:
+    with Terminal(stderr=True).status("reading the benchmarks") as status:
         found = [steps_source(source) for source in sources]
         benchmarks = [part for name in exclude_benchmark or [] for part in read_benchmarks(name)]
         status.update("reading labelled steps")
@@ -71,7 +69,9 @@ def steps(
         counts[f"left out: of {removed['problems']:,} problems that stand in {name}"] = removed["steps"]
     counts |= {f"not used: {reason}": count for reason, count in summary["skipped"].items()}
     counts["rows rejected (rejected.jsonl)"] = summary["num_rejected"]
-    raise _show(summary, counts, summary["num_rejected"], output, json)
+    shown = _show(summary, counts, summary["num_rejected"], output, json)
+    refuse_nothing_read(", ".join(sources), "labelled step to keep", summary["num_steps"], summary["num_rejected"])
+    raise shown
 
 
 @app.command()
@@ -86,7 +86,7 @@ def analyses(
     options: settings.SamplingOptions,
     prompt: Annotated[str | None, "Template.  [default: the model's own, else teacher]"] = None,
     seed: Seed = 0,
-    limit: Annotated[int | None, typer.Option(min=1, help="The first N steps alone.")] = None,
+    limit: Annotated[ranges.Rows | None, "The first N steps alone."] = None,
     strict: Strict = False,
     json: Json = False,
 ) -> None:
@@ -116,6 +116,7 @@ def analyses(
     )  # fmt: skip
     shown = _show(totals.as_dict(), totals.as_dict(), totals.num_rejected, output, json)
     refuse_nothing_judged(totals)
+    refuse_nothing_read(source, "labelled step", totals.num_steps, totals.num_rejected)
     raise shown
 
 
@@ -193,8 +194,10 @@ def _show(
     summary: Mapping[str, Any], counts: Mapping[str, int], num_rejected: int, output: Path, json: bool
 ) -> typer.Exit:
     """Show the summary as JSON, or its counts as a table; returns how the command ends."""
-    from rich.console import Console
     from rich.table import Table
+
+    from rprm.showing import one_line
+    from rprm.terminal import Terminal
 
     if json:
         print(dumps(summary, ensure_ascii=False))
@@ -203,7 +206,7 @@ def _show(
         table.add_column(justify="right", style="bold")
         for name, count in counts.items():
             table.add_row(f"{count:,}", name.removeprefix("num_").replace("_", " "))
-        console = Console(highlight=False)
+        console = Terminal()
         console.print(table)
-        console.print(f"written to {output}", style="dim", markup=False)
+        console.print(one_line(f"written to {output}"), style="dim")
     return typer.Exit(EXIT_REJECTED if num_rejected else 0)

@@ -17,16 +17,16 @@ def check(
     json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
 ) -> None:
     """Try what a model's engine supports: log-probabilities, seeds, prefix sharing, continued replies and more."""
-    import asyncio
     from json import dumps
 
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from rprm.cli.process import run_async
     from rprm.engines.check import TRIALS, check_spec
+    from rprm.terminal import Terminal
 
-    report = asyncio.run(check_spec(spec))
+    report = run_async(check_spec(spec))
     if json:
         print(dumps(report, ensure_ascii=False))
         return
@@ -37,8 +37,7 @@ def check(
     styles = {"yes": "green", "no": "red", "unknown": "yellow"}
     for name in TRIALS:
         answer, detail = report[name].values()
-        # `Text`, because a server's words may look like markup.
-        table.add_row(name.replace("_", " "), Text(answer, style=styles[answer]), Text(detail))
+        table.add_row(name.replace("_", " "), Text(answer, style=styles[answer]), detail)
     context = "unknown" if info["context_length"] is None else f"{info['context_length']} tokens"
     header = f"{info['model']} ({info['kind']}), revision {info['revision'] or 'unknown'}, context {context}"
-    Console().print(Text(header), table, sep="\n")
+    Terminal().print(header, table, sep="\n")

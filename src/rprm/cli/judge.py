@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-import shutil
 import sys
-import tempfile
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
+from rprm import ranges
 from rprm.cli import EXIT_REJECTED
 from rprm.cli.options import FirstErrorOptions, Model, Output, Strict, with_options
+from rprm.cli.process import run_async
 from rprm.errors import InputError, RunError
 
 if TYPE_CHECKING:
@@ -25,6 +22,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+MAX_SHOWN = 20  #: rejected rows that are shown, one by one
 _KNOWS = "the embedded model knows the lab's word problems only, with whole numbers up to 9,999"
 _OUTSIDE = "outside what the embedded model knows"
 _FIX = "name a model with --model, such as r-prm-7b on a GPU"
@@ -49,7 +47,7 @@ def judge(
         "lean: what the first error needs, and no more. full: all analyses of every step, for ranking, "
         "reinforcement learning and other thresholds.",
     ] = "lean",
-    limit: Annotated[int | None, {"min": 1}, "Judge the first N rows alone."] = None,
+    limit: Annotated[ranges.Rows | None, "Judge the first N rows alone."] = None,
     strict: Strict = False,
     json: Annotated[bool, "--json", "One JSON object a solution, on standard output."] = False,
     analyses: Annotated[bool, "--analyses", "Show the analyses too."] = False,
@@ -60,14 +58,13 @@ def judge(
     The defaults are the paper's and its scripts'; two models have lighter ones of their own: embedded (400 tokens), and
     smollm2 (-k 4, 128 tokens, --force-verdict). Exit code 3: some rows were rejected.
     """
-    from rich.console import Console
-
     from rprm.reading import Source, read_solutions
     from rprm.report.solutions import render_solution, render_totals
     from rprm.rewarders.base import judge_source
+    from rprm.terminal import Terminal
 
     rewarder = options.rewarder(model, in_full=rewards == "full")
-    console = Console(highlight=False)
+    console = Terminal()
     scope = EmbeddedScope(model)
     told: set[str] = set()
 
@@ -79,29 +76,22 @@ def judge(
             how: dict[str, Any] = {"threshold": rewarder.threshold, "analyses": analyses, "note": note, "told": told}
             console.print(render_solution(solution, result, **how))
 
-    with tempfile.TemporaryDirectory(prefix="rprm-") as folder:
-        path = Path(folder) / "standard-input"
-        if input == "-":
-            # Kept in a file: it is read twice.
-            with path.open("wb") as copy:
-                shutil.copyfileobj(sys.stdin.buffer, copy)
-        source = Source(str(path) if input == "-" else input)
-        info = replace(source.inspect(), name=input)
-        rows = islice(read_solutions(source, name=input), limit)
-        settings = {} if limit is None else {"limit": limit}
-        totals = run_behind_progress(
-            lambda callbacks: judge_source(
-                rewarder, rows, source=info, output=output, settings=settings, strict=strict, callbacks=callbacks
-            ),
-            rewarder.aclose, limit or info.num_rows, show, noun="solutions",
-        )  # fmt: skip
+    source = Source(input)
+    info = source.inspect()
+    rows = islice(read_solutions(source), limit)
+    settings = {} if limit is None else {"limit": limit}
+    totals = run_behind_progress(
+        lambda callbacks: judge_source(
+            rewarder, rows, source=info, output=output, settings=settings, strict=strict, callbacks=callbacks
+        ),
+        rewarder.aclose, limit or info.num_rows, show, noun="solutions",
+    )  # fmt: skip
     if not json:
         console.print(render_totals(totals, output))
     scope.tell()
     refuse_nothing_judged(totals)
+    refuse_nothing_read(info.name, "solution", totals.num_solutions, totals.num_rejected)
     leave(totals.num_rejected)
-    if not totals.num_solutions:
-        raise InputError(f"{input}: holds no solution")
 
 
 def run_behind_progress(
@@ -111,22 +101,23 @@ def run_behind_progress(
     """Do some work behind a line of rows (`num_rows` in all), steps, tokens a second and time left, and `close` what
     was used. What `on_result` prints of each row and its result stands above the line. `noun` and `activity` say what
     the rows are, and what is done with them."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from rprm.jobs import Callbacks
     from rprm.records import SolutionReward
+    from rprm.showing import one_line
+    from rprm.terminal import Terminal
 
-    console = Console(stderr=True, highlight=False)
+    console = Terminal(stderr=True)
     line = Progress(
-        TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+        TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
         TextColumn(f"{noun}  {{task.fields[steps]}}  {{task.fields[speed]}}"), TimeRemainingColumn(),
         console=console, transient=True, disable=not console.is_terminal,
         # Results go to standard output: through the line when that is this terminal too, past it otherwise.
         redirect_stdout=sys.stdout.isatty(),
     )  # fmt: skip
     task = line.add_task("loading the model", total=num_rows, steps="", speed="")
-    counts = dict.fromkeys(("pieces", "tokens", "steps", "before"), 0)
+    counts = dict.fromkeys(("pieces", "tokens", "steps", "before", "rejected"), 0)
 
     def paid(piece: Any) -> None:
         if not counts["pieces"]:
@@ -145,7 +136,10 @@ def run_behind_progress(
         on_result(row, result)
 
     def rejected(row: Rejected) -> None:
-        console.print(f"rejected: {row.file}, line {row.line}: {row.reason}", style="yellow", markup=False)
+        counts["rejected"] += 1
+        if counts["rejected"] > MAX_SHOWN:
+            return
+        console.print(one_line(f"rejected: {row.file}, line {row.line}: {row.reason}"), style="yellow")
 
     def resumed(num_finished: int) -> None:
         counts["before"] = num_finished
@@ -158,14 +152,23 @@ def run_behind_progress(
                 return await work(Callbacks(finished, rejected, paid, resumed))
             finally:
                 await close()
+                if (more := counts["rejected"] - MAX_SHOWN) > 0:
+                    console.print(f"rejected: {more:,} more rows (in rejected.jsonl of a run folder)", style="yellow")
 
-    return asyncio.run(main())
+    return run_async(main())
 
 
 def leave(num_rejected: int) -> None:
     """Exit code 3 where rows were rejected."""
     if num_rejected:
         raise typer.Exit(EXIT_REJECTED)
+
+
+def refuse_nothing_read(source: str, noun: str, num_read: int, num_rejected: int) -> None:
+    """An `InputError` where no row of a source could be used."""
+    if not num_read:
+        reason = f": all {num_rejected:,} rows were rejected" if num_rejected else ""
+        raise InputError(f"{source}: holds no {noun}{reason}")
 
 
 def refuse_nothing_judged(totals: Any) -> None:
@@ -201,6 +204,6 @@ class EmbeddedScope:
 
 
 def _say(text: str, style: str) -> None:
-    from rich.console import Console
+    from rprm.terminal import Terminal
 
-    Console(stderr=True, highlight=False).print(text, style=style, markup=False, soft_wrap=True)
+    Terminal(stderr=True).print(text, style=style, soft_wrap=True)

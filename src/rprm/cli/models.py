@@ -20,12 +20,11 @@ def models(
     """
     from json import dumps
 
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     from rprm.errors import RprmError
     from rprm.models import MODELS, find_model
+    from rprm.terminal import Terminal
 
     known = None if name is None else find_model(name)
     if name is not None and known is None:
@@ -34,7 +33,7 @@ def models(
     if json:
         print(dumps([described(model) for model in MODELS] if known is None else described(known), ensure_ascii=False))
         return
-    console = Console(highlight=False)
+    console = Terminal()
     if known is None:
         table = Table("alias", "hub id", "kind", "context", box=None, pad_edge=False, padding=(0, 1, 0, 0))
         table.columns[-1].justify = "right"
@@ -42,7 +41,7 @@ def models(
             context = f"{model.context_length:,}" if model.context_length else ""
             table.add_row(model.alias, model.hub_id, model.kind, context)
         console.print(table)
-        console.print("\nrprm models NAME tells what one needs; --model NAME uses it.", style="dim", markup=False)
+        console.print("\nrprm models NAME tells what one needs; --model NAME uses it.", style="dim")
         return
     facts = described(known)
     commands = facts.pop("commands")
@@ -55,11 +54,11 @@ def models(
     table.add_column(overflow="fold")
     for name, fact in facts.items():
         if fact is not None:
-            table.add_row(name.replace("_gb", " (GB, bfloat16)").replace("_", " "), Text(str(fact)))
+            table.add_row(name.replace("_gb", " (GB, bfloat16)").replace("_", " "), str(fact))
     console.print(table, "")
     for command in commands:
         # On one line whatever the width, so that it can be copied.
-        console.print(Text(command), soft_wrap=True)
+        console.print(command, soft_wrap=True)
 
 
 def described(known: KnownModel) -> dict[str, Any]:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
+from pydantic.fields import FieldInfo
 
-from rprm.errors import InputError
+from rprm import ranges
+from rprm.errors import InputError, RunError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
     from rprm.rewarders.base import StepRewarder
     from rprm.search.candidates import Policy, SampleTotals
     from rprm.search.guided import Strategy, StrategyName
-
-_MIN_1 = {"min": 1}
 
 
 def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -55,14 +55,32 @@ def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _option(annotation: Any) -> Any:
     """A type as typer takes it. An option says of itself in plain texts `Annotated[int, "Its help."]`, or
-    `Annotated[int, "--its-name", {"min": 1}, "Its help."]` with more arguments of `typer.Option`."""
+    `Annotated[str, "--its-name", {"metavar": "TEXT"}, "Its help."]` with more arguments of `typer.Option`; a type of
+    `ranges` has its bounds."""
     metadata = getattr(annotation, "__metadata__", ())
     texts = [text for text in metadata if isinstance(text, str)]
     if not texts:
         return annotation
     *names, help = texts
     more = {name: value for one in metadata if isinstance(one, dict) for name, value in one.items()}
-    return Annotated[get_args(annotation)[0], typer.Option(*names, help=help, **more)]
+    kind = get_args(annotation)[0]
+    hint = Annotated[(kind, *(one for one in metadata if isinstance(one, FieldInfo)), "")]
+    if (number := ranges.number_of(hint)) is not None:
+        kind, more = number[0] | None, more | {"parser": _reader(hint, number[0].__name__)}
+    return Annotated[kind, typer.Option(*names, help=help, **more)]
+
+
+def _reader(hint: Any, name: str) -> Callable[[Any], Any]:
+    """Reads a number within its range; any other is an error of use, exit code 2."""
+
+    def read(value: Any) -> Any:
+        try:
+            return ranges.taken(hint, value)
+        except ValueError as error:
+            raise typer.BadParameter(f"{value!r:.80}: {error}") from None
+
+    read.__name__ = name  # what help calls the type
+    return read
 
 
 def given(context: typer.Context, options: DataclassInstance) -> dict[str, Any]:
@@ -83,7 +101,7 @@ Model = Annotated[
     "scripted:; a critic of whole solutions over one of these, critic:SPEC; or a discriminative PRM, "
     "classifier:PATH_OR_ID; options as ?name=value.",
 ]
-Seed = Annotated[int, "Seed of the whole run."]
+Seed = Annotated[ranges.Seed, "Seed of the whole run."]
 Strict = Annotated[bool, "--strict", "Stop at the first row that cannot be used."]
 
 
@@ -92,7 +110,7 @@ class AnalysisOptions:
     """How analyses of steps are sampled. What is None is left to the model and the procedure."""
 
     num_analyses: Annotated[
-        int | None, "-k", "--num-analyses", "Most analyses a step gets (the paper's K).  [default: 10]"
+        ranges.Draws | None, "-k", "--num-analyses", "Most analyses a step gets (the paper's K).  [default: 10]"
     ] = None
     force_verdict: Annotated[bool | None, "Where an analysis ends without a verdict, ask for one.  [default: no]"] = (
         None
@@ -103,9 +121,9 @@ class AnalysisOptions:
         "What an analysis without a verdict is asked, in place of the prompt's marker; implies --force-verdict.",
     ] = None
     prompt: Annotated[str | None, "Prompt template: a file, or a built-in name (`rprm prompts list`)."] = None
-    temperature: Annotated[float | None, "Of the analyses.  [default: 0.95]"] = None
-    top_p: Annotated[float | None, "Of the analyses.  [default: 0.95]"] = None
-    max_tokens: Annotated[int | None, "Longest analysis, in tokens.  [default: 4096]"] = None
+    temperature: Annotated[ranges.Temperature | None, "Of the analyses.  [default: 0.95]"] = None
+    top_p: Annotated[ranges.TopP | None, "Of the analyses.  [default: 0.95]"] = None
+    max_tokens: Annotated[ranges.Tokens | None, "Longest analysis, in tokens.  [default: 4096]"] = None
     seed: Seed = 0
 
     def rewarder(self, model: str, *, in_full: bool = False, **fixed: Any) -> StepRewarder:
@@ -153,13 +171,13 @@ class JudgeOptions(AnalysisOptions):
         "pass from two token ids, a verdict asked for where there is none.",
     ] = "lean"
     threshold: Annotated[
-        float | None, "A step whose reward is below it is called wrong.  [default: 0.5, or the model's own]"
+        ranges.Threshold | None, "A step whose reward is below it is called wrong.  [default: 0.5, or the model's own]"
     ] = None
     stopping: Annotated[
         Literal["none", "exact", "confident"] | None,
         "Early stopping within a step; exact changes no decision.  [default: exact]",
     ] = None
-    confidence: Annotated[float, "For --stopping confident: how probable a decision must be."] = 0.99
+    confidence: Annotated[ranges.Confidence, "For --stopping confident: how probable a decision must be."] = 0.99
 
 
 @dataclass(frozen=True)
@@ -186,7 +204,7 @@ class SetOptions:
         str | None, {"metavar": "PATH"}, "Of --set: a folder with SET.jsonl, or one file, in place of the hub."
     ] = None
     revision: Annotated[str | None, "Hub revision of the set, where --set names one."] = None
-    limit: Annotated[int | None, _MIN_1, "The first N problems (of each set) alone."] = None
+    limit: Annotated[ranges.Rows | None, "The first N problems (of each set) alone."] = None
     problems: Path | None = None
 
     @property
@@ -222,18 +240,16 @@ class PolicyOptions:
     (NJUNLP/R-PRM, src/reward-guide-search)."""
 
     policy_prompt: Annotated[str | None, "The policy's template: a file, a model folder, or a built-in name."] = None
-    policy_temperature: Annotated[float, {"min": 0.0}, "Of the policy."] = 1.0
-    policy_top_p: Annotated[float, "Of the policy."] = 0.95
+    policy_temperature: Annotated[ranges.Temperature, "Of the policy."] = 1.0
+    policy_top_p: Annotated[ranges.TopP, "Of the policy."] = 0.95
     policy_max_tokens: int = 2048
 
     def policy(self, spec: str, seed: int = 0, **step_tokens: int) -> Policy:
-        """A policy; an `InputError` where the top-p is none, or an engine or template cannot be loaded."""
+        """A policy; an `RprmError` where an engine or template cannot be loaded."""
         from rprm.engines import Sampling, load_engine
         from rprm.prompts import carried_policy_template, load_policy_template
         from rprm.search.candidates import Policy
 
-        if not 0.0 < self.policy_top_p <= 1.0:
-            raise InputError(f"--policy-top-p is {self.policy_top_p}; give a number above 0, at most 1")
         template = load_policy_template(self.policy_prompt or carried_policy_template(spec))
         sampling = Sampling(self.policy_temperature, self.policy_top_p, self.policy_max_tokens, seed)
         return Policy(load_engine(spec), template, sampling, **step_tokens)
@@ -243,8 +259,8 @@ class PolicyOptions:
 class CandidateOptions(PolicyOptions):
     """How a policy writes candidates: 8, as next steps in the paper's guided search."""
 
-    policy_max_tokens: Annotated[int, _MIN_1, "Longest solution, in tokens."] = 2048
-    num_candidates: Annotated[int, "-n", "--num-candidates", _MIN_1, "Solutions of each problem."] = 8
+    policy_max_tokens: Annotated[ranges.Tokens, "Longest solution, in tokens."] = 2048
+    num_candidates: Annotated[ranges.Draws, "-n", "--num-candidates", "Solutions of each problem."] = 8
 
     def sample(
         self, spec: str, seed: int, problems: Problems, settings: dict[str, Any], output: Path, strict: bool,
@@ -260,12 +276,15 @@ class CandidateOptions(PolicyOptions):
                 f"at temperature 0 all {number} candidates of a problem would be equal; ask for one (-n 1), or raise "
                 "--policy-temperature"
             )
-        return run_behind_progress(
+        totals = run_behind_progress(
             lambda callbacks: sample_candidates(
                 policy, problems, number, output=output, settings=settings, strict=strict, callbacks=callbacks
             ),
             policy.engine.aclose, len(problems.problems), on_result, noun="problems", activity="sampling",
         )  # fmt: skip
+        if totals.num_problems == totals.num_refused:
+            raise RunError(f"the policy solved no problem; the first: {totals.failure}")
+        return totals
 
 
 Aggregate = Annotated[
@@ -284,8 +303,7 @@ class ChoiceOptions:
         "run can serve other choices (votes, other aggregations, fewer candidates).",
     ] = "exact"
     wave: Annotated[
-        int | None,
-        _MIN_1,
+        ranges.Draws | None,
         "For --stopping exact: analyses of a problem drawn at once. Fewer draw less in total, more finish sooner.  "
         "[default: 4; of guided, beam and dvts two for each next step]",
     ] = None
@@ -297,13 +315,13 @@ class SearchOptions(ChoiceOptions):
 
     aggregate: Aggregate = "last"
     num_samples: Annotated[
-        int | None, "-n", "--num-samples", _MIN_1, "Of beam and dvts: next steps in a round.  [default: 4]"
+        ranges.Draws | None, "-n", "--num-samples", "Of beam and dvts: next steps in a round.  [default: 4]"
     ] = None
-    width: Annotated[int | None, _MIN_1, "Next steps after each step held.  [default: 8; of beam and dvts 4]"] = None
-    max_rounds: Annotated[int | None, _MIN_1, "Most steps of a solution.  [default: 30; of beam and dvts 40]"] = None
-    step_tokens: Annotated[int, _MIN_1, "Longest step, in tokens."] = 512
+    width: Annotated[ranges.Draws | None, "Next steps after each step held.  [default: 8; of beam and dvts 4]"] = None
+    max_rounds: Annotated[ranges.Draws | None, "Most steps of a solution.  [default: 30; of beam and dvts 40]"] = None
+    step_tokens: Annotated[ranges.Tokens, "Longest step, in tokens."] = 512
     max_solution_tokens: Annotated[
-        int | None, _MIN_1, "A solution that has not ended by then is given up.  [default: no limit]"
+        ranges.Tokens | None, "A solution that has not ended by then is given up.  [default: no limit]"
     ] = None
 
     def strategy(self, name: StrategyName) -> Strategy:

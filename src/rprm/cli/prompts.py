@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from rprm import ranges
 from rprm.cli.options import with_options
 
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Look at prompt templates; import a model's own.")
@@ -60,12 +61,12 @@ class ImportOptions:
     """How a template is derived (see `rprm.prompts.import_template`), and where it goes."""
 
     name: Annotated[str | None, "Its name.  [default: the output's stem; with --model, the source]"] = None
-    limit: Annotated[int, typer.Option(min=1, help="Rows to read.")] = 2000
+    limit: Annotated[ranges.Rows, "Rows to read."] = 2000
     instruction_column: Annotated[str | None, "Column of the prompts.  [default: instruction, else prompt]"] = None
     output_column: Annotated[str | None, "Of the analyses. [default: output, completion, response, else chosen]"] = None
     marker: Annotated[str | None, "Text before the verdict.  [default: read from the outputs]"] = None
     chat: Annotated[bool | None, "--chat/--raw", "User messages, or whole texts.  [default: by special tokens]"] = None
-    min_share: Annotated[float | None, typer.Option(min=0, max=1, help="Of rows. [default: 0.99; --model 0.95]")] = None
+    min_share: Annotated[ranges.Share | None, "Of rows. [default: 0.99; --model 0.95]"] = None
     accept_doubts: Annotated[bool, "--accept-doubts", "Import even if problems or steps share whole lines."] = False
     output: Annotated[Path | None, "--output", "-o", "A .toml file.  [default: with --model, the cache]"] = None
     model: Annotated[str | None, "A known model: import its prompt into the cache, or to --output."] = None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rprm import ranges
 from rprm.cli.judge import leave, refuse_nothing_judged, run_behind_progress
 from rprm.cli.options import (
     AnalysisOptions,
@@ -69,11 +70,12 @@ class Outcome:
         self.attempts.append(Attempts.of(row, in_full=self.in_full))
 
     def show(self, totals: Any) -> None:
-        from rich.console import Console
         from rich.table import Column, Table
 
         from rprm.report.searches import search_table
         from rprm.search.measure import measure_runs, read_search_run
+        from rprm.showing import one_line
+        from rprm.terminal import Terminal
 
         counts = totals.as_dict()
         what = {one.name: one.metadata["what"] for one in fields(totals) if one.metadata}
@@ -86,7 +88,7 @@ class Outcome:
             told = {"totals": counts, "measurement": measure_runs([run]).as_dict() if has_gold else None}
             print(dumps({"output": str(self.output)} | told, ensure_ascii=False))
             return
-        console = Console(highlight=False)
+        console = Terminal()
         table = Table(Column(justify="right", style="bold"), Column(), box=None, padding=(0, 1), show_header=False)
         for name, text in what.items():
             number = counts[name]
@@ -96,7 +98,7 @@ class Outcome:
             if number:
                 table.add_row(f"{number:,}", text)
         console.print(table)
-        console.print(f"results: {self.output / 'results.jsonl'}", style="dim", markup=False)
+        console.print(one_line(f"results: {self.output / 'results.jsonl'}"), style="dim")
         if has_gold:
             console.print(search_table(measure_runs([run])))
 
@@ -200,23 +202,22 @@ def search_rewarder(model: str, analysis: AnalysisOptions, policy: Policy, polic
 def show(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of guided, beam or dvts.")],
     id: Annotated[str | None, "Of one problem; all of them by default."] = None,
-    max_characters: Annotated[int | None, {"min": 1}, "Cut each step to so many characters."] = None,
+    max_characters: Annotated[ranges.Rows | None, "Cut each step to so many characters."] = None,
 ) -> None:
     """Show search trees: what was proposed, what it was worth, what was kept.
 
     ● kept  ■ kept, and the solution ends  ○ others scored higher  · dropped: empty or repeated"""
-    from rich.console import Console
-
     from rprm.report.searches import render_tree
-    from rprm.runs import RESULTS, read_json_lines, read_manifest
+    from rprm.runs import read_manifest, read_results
     from rprm.search.guided import GUIDED, SearchTree
+    from rprm.terminal import Terminal
 
     if (job := read_manifest(run)["stage"]) != GUIDED:
         raise RunError(f"{run} is a run of stage {job!r}; trees are in runs of {GUIDED!r}")
     is_found = False
-    for tree in read_json_lines(run / RESULTS, SearchTree.model_validate):
+    for tree in read_results(run, SearchTree.model_validate):
         if id is None or tree.id == id:
             is_found = True
-            Console(highlight=False).print(render_tree(tree, max_characters=max_characters))
+            Terminal().print(render_tree(tree, max_characters=max_characters))
     if not is_found:
         raise InputError(f"{run} has no problem {id!r}" if id is not None else f"{run} has no finished problem yet")

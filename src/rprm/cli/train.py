@@ -116,9 +116,9 @@ def _train(train: Callable[..., TrainingResult], data: str, place: PlaceOptions,
     """Train behind a progress line, and report the result. Of several processes the main one alone speaks."""
     import warnings
 
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
+    from rprm.terminal import Terminal
     from rprm.training.lifecycle import MainProcessFailed, TrainingCallbacks
 
     if place.model is None:
@@ -132,12 +132,13 @@ def _train(train: Callable[..., TrainingResult], data: str, place: PlaceOptions,
         datasets.disable_progress_bars()
         transformers.utils.logging.disable_progress_bar()
         transformers.utils.logging.set_verbosity_error()
-    console = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
+    console = Terminal(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
     is_terminal = console.is_terminal and not console.quiet
-    columns = *Progress.get_default_columns(), MofNCompleteColumn()
+    _, *others = Progress.get_default_columns()
+    columns = TextColumn("{task.description}", markup=False), *others, MofNCompleteColumn()
     progress = Progress(*columns, console=console, transient=True, disable=not is_terminal)
     task = progress.add_task("starting", total=None)
-    say = partial(console.print, markup=False, soft_wrap=True)
+    say = partial(console.print, soft_wrap=True)
 
     def stage(text: str) -> None:
         progress.update(task, description=text)
@@ -191,11 +192,11 @@ def evolve(
     """
     import shlex
 
-    from rich.console import Console
-
     from rprm.evolve import evolve as run_rounds
+    from rprm.showing import one_line
+    from rprm.terminal import Terminal
 
-    console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
+    console, errors = Terminal(), Terminal(stderr=True)
     results = run_rounds(
         steps, model, output, replace(settings, train_options=tuple(train_options or ())),
         launcher=shlex.split(launcher), prompt=prompt,
@@ -204,7 +205,7 @@ def evolve(
     )  # fmt: skip
     if not json:
         console.print(_table(results))
-        console.print(f"best model: {results[-1].best}", markup=False)
+        console.print(one_line(f"best model: {results[-1].best}"))
 
 
 def _table(results: list[RoundResult]) -> Any:

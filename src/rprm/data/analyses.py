@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rprm.errors import InputError
+from rprm.files import disk
 from rprm.jobs import Callbacks, Job, run_job
 from rprm.ledger import Ledger
 from rprm.prompts import PromptTemplate, load_template
@@ -94,8 +95,9 @@ class AnalysesFile(NamedTuple):
 def open_analyses(path: str | Path) -> AnalysesFile:
     """Analyses from a complete run folder of `rprm data analyses` (else a RunError), or from a file of its rows."""
     folder = Path(path)
-    if not folder.is_dir():
-        return AnalysesFile(Source(str(path)), None, {"file": str(path)})
+    with disk(folder):
+        if not folder.is_dir():
+            return AnalysesFile(Source(str(path)), None, {"file": str(path)})
     manifest = finished_manifest(folder, stage=STAGE, command="rprm data analyses")
     if not (folder / MODEL_TEMPLATE).is_file():
         raise InputError(f"{folder} has no {MODEL_TEMPLATE}: begin `rprm data analyses` again to complete it")

@@ -9,6 +9,7 @@ import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from itertools import islice, product
 from pathlib import Path
@@ -53,9 +54,13 @@ class Dataset:
         prompt = {"name": self.template.name, "digest": self.template.digest}
         settings = {"input": self.source.digest, "prompt": prompt, **self.settings}
         session = {"input": self.source.name, "versions": versions()}
-        self._run = Run(self.folder, stage=self.stage, settings=settings, session=session).__enter__()
-        self._rejected = LineWriter(self._run.rejected_path, fresh=True)
-        self._writers = {part: LineWriter(self.folder / f"{name}.partial", fresh=True) for part, name in PARTS.items()}
+        with ExitStack() as stack:
+            run = Run(self.folder, stage=self.stage, settings=settings, session=session)
+            self._run = stack.enter_context(run)
+            paths = run.rejected_path, *(self.folder / f"{name}.partial" for name in PARTS.values())
+            self._rejected, *writers = (stack.enter_context(closing(LineWriter(path, fresh=True))) for path in paths)
+            self._open = stack.pop_all()
+        self._writers = dict(zip(PARTS, writers, strict=True))
         self._labels: Counter[tuple[str, bool]] = Counter()
         self._problems: dict[str, set[bytes]] = {part: set() for part in PARTS}
         self._positions, self._lengths, self._num_rejected = Counter[int](), Counter[str](), 0
@@ -63,12 +68,11 @@ class Dataset:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        for writer in (*self._writers.values(), self._rejected):
-            writer.close()
-        self._run.__exit__(*error)
+        self._open.__exit__(*error)
 
     def reject(self, row: Rejected) -> None:
-        self._rejected.write(row.model_dump_json())
+        for line in row.listed(self._num_rejected):
+            self._rejected.write(line)
         self._num_rejected += 1
 
     def write(self, identifier: str, step: LabelledStep, prompt: Prompt, replies: Sequence[str], part: str) -> None:

@@ -14,13 +14,13 @@ import unicodedata
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from functools import partial
 from hashlib import blake2b
 from itertools import chain, count, groupby
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TextIO
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,7 @@ from rprm.data.steps import STAGE, Expanded, read_steps, source_name
 from rprm.errors import InputError
 from rprm.reading import Rejected, Row, Source, SourceInfo, field_names, json_object, read_rows, stem
 from rprm.records import LabelledStep, Probability, Record
-from rprm.runs import REJECTED, RESULTS, Run, versions
+from rprm.runs import REJECTED, RESULTS, LineWriter, Run, read_json_lines, versions
 
 #: Problems left out because they stand in a benchmark.
 REMOVED = "removed.jsonl"
@@ -239,34 +239,32 @@ def gather_steps(
     session = {"inputs": [source.name for source in sources], "versions": versions()}
     index = ContaminationIndex(chain.from_iterable(one.problems for one in benchmarks), ngram=ngram, overlap=overlap)
     with Run(output, stage=STAGE, settings=settings, session=session) as run, ExitStack() as stack:
-        files: dict[str, TextIO] = {
-            name: stack.enter_context((run.folder / f"{name}.partial").open("w+", encoding="utf-8", newline="\n"))
-            for name in (RESULTS, REJECTED, REMOVED, "working")
-        }
+        files: dict[str, LineWriter] = {}
+        for name in (RESULTS, REJECTED, REMOVED, "working"):
+            writer = LineWriter(
+                run.folder / f"{name}.partial", fresh=True, checksums=run.checksums if name == RESULTS else None
+            )
+            files[name] = stack.enter_context(closing(writer))
         gathered = _Gathered(index, files)
-        try:
-            for row in chain.from_iterable(read_steps(source, format=format, options=options) for source in sources):
-                gathered.num_rows += 1
-                if not isinstance(row, Rejected):
-                    gathered.add(row, limit)
-                elif strict:
-                    raise InputError(f"{row.file}, line {row.line}: {row.reason}")
-                else:
-                    gathered.num_rejected += 1
-                    files[REJECTED].write(row.model_dump_json() + "\n")
-                if gathered.num_rows % 1000 == 0:
-                    on_row(gathered.num_rows, gathered.num_read)
-                if gathered.num_read == limit:
-                    break
-            summary = gathered.summary([benchmark.name for benchmark in benchmarks])
-        except BaseException as error:
-            run.note({"stopped_by": type(error).__name__})
-            raise
-        os.unlink(files.pop("working").name)
-        for name, file in files.items():
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, run.folder / name)
+        for row in chain.from_iterable(read_steps(source, format=format, options=options) for source in sources):
+            gathered.num_rows += 1
+            if not isinstance(row, Rejected):
+                gathered.add(row, limit)
+            elif strict:
+                raise InputError(f"{row.file}, line {row.line}: {row.reason}")
+            else:
+                for line in row.listed(gathered.num_rejected):
+                    files[REJECTED].write(line)
+                gathered.num_rejected += 1
+            if gathered.num_rows % 1000 == 0:
+                on_row(gathered.num_rows, gathered.num_read)
+            if gathered.num_read == limit:
+                break
+        summary = gathered.summary([benchmark.name for benchmark in benchmarks])
+        stack.close()
+        files.pop("working").path.unlink()
+        for name, writer in files.items():
+            os.replace(writer.path, run.folder / name)
         run.complete(summary, {})
     return summary
 
@@ -274,7 +272,7 @@ def gather_steps(
 class _Gathered:
     """The first pass, row by row, and the second at the end."""
 
-    def __init__(self, index: ContaminationIndex, files: dict[str, TextIO]) -> None:
+    def __init__(self, index: ContaminationIndex, files: dict[str, LineWriter]) -> None:
         self.num_rows = self.num_rejected = 0
         self.num_read = 0  # steps that the sources gave, those left out later too
         self.formats, self.skipped = Counter[str](), Counter[str]()
@@ -301,7 +299,7 @@ class _Gathered:
             for hashed in (_hashed(step.step, before), before, _hashed(step.id), problem):
                 self._hashes.frombytes(hashed[:8])
             self._labels.append(step.label)
-            self._files["working"].write(step.model_dump_json() + "\n")
+            self._files["working"].write(step.model_dump_json())
 
     def summary(self, benchmarks: Sequence[str]) -> dict[str, Any]:
         """The second pass. Counts are of the steps kept, where their names say nothing else."""
@@ -318,20 +316,19 @@ class _Gathered:
             value = np.frombuffer(_hashed(name)[:8], dtype=np.uint64)[0]
             return name not in given and bool(known_ids[np.searchsorted(known_ids[:-1], value)] != value)
 
-        self._files["working"].seek(0)
-        for line, is_kept, needs_id in zip(self._files["working"], keep, id_repeated, strict=True):
+        steps = read_json_lines(self._files["working"].path, LabelledStep.model_validate)
+        for step, is_kept, needs_id in zip(steps, keep, id_repeated, strict=True):
             if not is_kept:
                 continue
-            step = LabelledStep.model_validate_json(line)
             if needs_id:
                 given.add(name := next(filter(is_free, (f"{step.id}~{number}" for number in count(2)))))
-                line = step.model_copy(update={"id": name}).model_dump_json() + "\n"
+                step = step.model_copy(update={"id": name})
             positions.setdefault(step.step_index, {"correct": 0, "wrong": 0})["correct" if step.label else "wrong"] += 1
             sources[step.source or "unknown"] += 1
-            self._files[RESULTS].write(line)
+            self._files[RESULTS].write(step.model_dump_json())
         removed = {name: {"problems": 0, "steps": 0} for name in benchmarks}
         for row in filter(None, self._removed.values()):
-            self._files[REMOVED].write(row.model_dump_json() + "\n")
+            self._files[REMOVED].write(row.model_dump_json())
             removed[row.benchmark]["problems"] += 1
             removed[row.benchmark]["steps"] += row.num_steps
         return {

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from rprm import ranges
 from rprm.errors import InputError
 
 #: Tokens in an n-gram, and the share of a problem's n-grams that makes it a benchmark's.
@@ -29,22 +30,24 @@ class StepOptions:
     keep_quality_control: Annotated[bool, "--keep-quality-control", "PRM800K: use what screened the labelers."] = False
     keep_unfinished: Annotated[bool, "--keep-unfinished", "PRM800K: use solutions that were given up."] = False
     after_error: Annotated[bool, "--after-error", "stepwise, math-shepherd: use steps after the first error."] = False
-    wrong_share: Annotated[float, "gsm8k: share of wrong steps to aim at."] = 0.5
-    seed: Annotated[int, "gsm8k: of the edits that make steps wrong."] = 0
+    wrong_share: Annotated[ranges.Share, "gsm8k: share of wrong steps to aim at."] = 0.5
+    seed: Annotated[ranges.Seed, "gsm8k: of the edits that make steps wrong."] = 0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.wrong_share <= 1.0:
-            raise InputError(f"wrong_share is {self.wrong_share}; give a share from 0 to 1")
+        ranges.check(self, InputError)
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
     """How analyses of labelled steps are sampled."""
 
-    num_analyses: Annotated[int, "-n", "--num-analyses", "Analyses of each step."] = 3
-    temperature: Annotated[float, "Of the analyses."] = 0.4
-    top_p: Annotated[float, "Of the analyses."] = 0.95
-    max_tokens: Annotated[int, "Longest analysis, in tokens."] = 2048
+    num_analyses: Annotated[ranges.Draws, "-n", "--num-analyses", "Analyses of each step."] = 3
+    temperature: Annotated[ranges.Temperature, "Of the analyses."] = 0.4
+    top_p: Annotated[ranges.TopP, "Of the analyses."] = 0.95
+    max_tokens: Annotated[ranges.Tokens, "Longest analysis, in tokens."] = 2048
+
+    def __post_init__(self) -> None:
+        ranges.check(self, InputError)
 
 
 #: `paper` is the paper's teacher: 4 analyses at temperature 0.4 of up to 8,192 tokens; top-p 0.95 is its script's
@@ -75,48 +78,41 @@ def _unit(text: str) -> float:
 
 #: Options that every command which chooses rows has. The split is by problem, and every stage of one seed splits alike.
 Balance = Annotated[bool, "--balance/--no-balance", "As many Yes as No in each part, by thinning out."]
-ValidationShare = Annotated[float, "--validation", "Share of the problems to hold out for validation."]
-SplitSeed = Annotated[int, "--seed", "Of the split and of what is thinned out."]
+ValidationShare = Annotated[ranges.HeldOut, "--validation", "Share of the problems to hold out for validation."]
+SplitSeed = Annotated[ranges.Seed, "--seed", "Of the split and of what is thinned out."]
 
 
 @dataclass(frozen=True)
 class ColdStartOptions:
     """Which analyses become rows."""
 
-    per_step: Annotated[int, "Most analyses kept of one step."] = 1
+    per_step: Annotated[ranges.Draws, "Most analyses kept of one step."] = 1
     balance: Balance = True
     validation_share: ValidationShare = 0.05
     seed: SplitSeed = 0
 
     def __post_init__(self) -> None:
-        _check(self)
+        ranges.check(self, InputError)
 
 
 @dataclass(frozen=True)
 class PairOptions:
     """Which analyses are paired. Accuracies are of well-formed analyses."""
 
-    per_step: Annotated[int, "Most pairs of one step."] = 1
-    min_accuracy: Annotated[float, "Leave out steps of which fewer analyses agree with the label."] = 0.0
-    max_accuracy: Annotated[float, "Leave out steps of which more analyses agree with the label."] = 1.0
-    max_length_ratio: Annotated[float | None, "Largest length ratio within a pair, in tokens."] = None
-    min_repeats: Annotated[int, "Samples that an analysis must stand for to be chosen."] = 1
+    per_step: Annotated[ranges.Draws, "Most pairs of one step."] = 1
+    min_accuracy: Annotated[ranges.Share, "Leave out steps of which fewer analyses agree with the label."] = 0.0
+    max_accuracy: Annotated[ranges.Share, "Leave out steps of which more analyses agree with the label."] = 1.0
+    max_length_ratio: Annotated[ranges.Ratio | None, "Largest length ratio within a pair, in tokens."] = None
+    min_repeats: Annotated[ranges.Draws, "Samples that an analysis must stand for to be chosen."] = 1
     balance: Balance = True
     validation_share: ValidationShare = 0.05
     seed: SplitSeed = 0
 
     def __post_init__(self) -> None:
-        _check(self)
+        ranges.check(self, InputError)
         low, high = self.min_accuracy, self.max_accuracy
-        if not 0.0 <= low <= high <= 1.0:
+        if low > high:
             raise InputError(f"an accuracy from {low} to {high} is no band; give 0 <= low <= high <= 1")
-
-
-def _check(options: ColdStartOptions | PairOptions) -> None:
-    check_share(options.validation_share)
-    for name in ("per_step", "max_length_ratio", "min_repeats"):
-        if (value := getattr(options, name, None)) is not None and not value >= 1:
-            raise InputError(f"{name} is {value}; give 1 or more")
 
 
 #: `published` is the filter of the script (`--filter` of src/utils/operate-PRM-CoT-data_paired.py): steps of which more

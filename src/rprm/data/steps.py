@@ -17,6 +17,7 @@ from rprm.benchmarks import Benchmark, StepItems, tally_steps
 from rprm.data.gsm8k import numbers, without_annotations, wrong_step
 from rprm.data.stage_options import Neutral, StepOptions
 from rprm.errors import InputError
+from rprm.files import disk
 from rprm.reading import AnyText, Rejected, Row, RowModel, Source, Text, checked
 from rprm.records import LabelledStep
 from rprm.runs import RESULTS, finished_manifest
@@ -32,8 +33,9 @@ _STEP_NUMBER = re.compile(r"^step\s*(\d{1,4})\s*:", flags=re.IGNORECASE)
 def steps_source(name: str | Path) -> Source:
     """A source of labelled steps: a finished run of `rprm data steps` (else a RunError), a file, or a hub data set."""
     folder = Path(name)
-    if not folder.is_dir():
-        return Source(str(name), split="train")
+    with disk(folder):
+        if not folder.is_dir():
+            return Source(str(name), split="train")
     finished_manifest(folder, stage=STAGE, command="rprm data steps")
     return Source(str(folder / RESULTS))
 

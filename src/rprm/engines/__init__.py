@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Any, cast
 
 from rprm.engines.base import Completion, Engine, EngineInfo, Sampling
-from rprm.engines.loading import fingerprint, refuse_missing
+from rprm.engines.loading import refuse_missing
 from rprm.errors import EngineError
+from rprm.folders import fingerprint
 from rprm.models import MODELS, resolve
 from rprm.plugins import construct, find_kinds, load_kind, split_spec
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from rprm.errors import RequestRefused
+from rprm.errors import EngineError, RequestRefused
 from rprm.prompts.template import Prompt
+from rprm.ranges import Temperature, Tokens, TopP, check
 from rprm.verdict import VerdictChoice, VerdictFormat
 
 MIN_ROOM = 64  # tokens that the context must leave to a completion that may take more: in fewer nothing is said
@@ -36,13 +37,18 @@ def num_alike(first: Sequence[str], second: Sequence[str]) -> int:
 class Sampling:
     """How to sample one completion."""
 
-    temperature: float = 1.0  # 0 is greedy
-    top_p: float = 1.0
-    max_tokens: int = 1024  # or what the context leaves (`clipped`)
+    temperature: Temperature = 1.0  # 0 is greedy
+    top_p: TopP = 1.0
+    max_tokens: Tokens = 1024  # or what the context leaves (`clipped`)
     seed: int | None = None
     stop: tuple[str, ...] = ()
     verdict: VerdictFormat | None = None  # report the choice at each of its answers; the first verdict may end it
     num_steps: int | None = None  # of a solution whose earliest wrong step is asked for, by its index
+
+    def __post_init__(self) -> None:
+        # A sampling is made for each request: what is in range takes no time.
+        if not (0.0 <= self.temperature <= 10.0 and 0.0 < self.top_p <= 1.0 and 1 <= self.max_tokens <= 100_000_000):
+            check(self, EngineError)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ The client retries; answers are read within its attempts, so that one of no use 
 from __future__ import annotations
 
 import asyncio
+import codecs
 import json
 import logging
 import os
@@ -15,12 +16,15 @@ from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
+from http.cookiejar import DefaultCookiePolicy
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import Field
 from pydantic_core import from_json
 
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused
+from rprm.showing import KEYS, without_keys
 
 if TYPE_CHECKING:
     import httpx2
@@ -29,12 +33,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Json = dict[str, Any]
-Timeout = Annotated[float, Field(ge=0.001)]  # seconds that a whole answer may take
+Timeout = Annotated[float, Field(ge=0.001, le=1e6)]  # seconds that a whole answer may take
 _Lengths = tuple[int | None, int | None]  # of a prompt and of the context, as far as told
 #: Path, body (None: GET), bytes of an answer that are read at most, and what makes the reader of its events.
 _Request = tuple[str, Json | None, int, Callable[[], Any] | None]
 
 _ERROR_BYTES, _ERROR_CHARACTERS = 1 << 16, 400  # of an error body, those read and those shown
+_GARBLED = 3  # answers that are `Garbled`: then they are like that
+_MOST = 1 << 31  # things that a server can count; a larger number is none
+_ERROR_EVENT = re.compile(rb"event: ?error\s*\Z")
 _AGAIN = "run the same command again to resume"
 _DOWN = f"check that the server runs, then {_AGAIN}"
 _BUSY = (408, 409, 425, 429, 503, 529)  # statuses that say nothing against the request
@@ -55,6 +62,10 @@ _receive: ContextVar[Callable[[httpx2.Response], Awaitable[None]]] = ContextVar(
 
 class Transient(Exception):
     """A failure that may pass."""
+
+
+class Garbled(Transient):
+    """An answer that may well be like that each time: it is asked for three times, whatever `max_retries` says."""
 
 
 class _Busy(Transient):
@@ -81,10 +92,15 @@ class Endpoint:
     send_key_over_http: bool = False
 
     def __post_init__(self) -> None:
+        try:
+            urlsplit(self.url).port  # noqa: B018  # it is checked where it is read
+        except ValueError as error:
+            raise EngineError(f"{self.subject}: the URL of the server is malformed: {error}") from None
         self._client: openai.AsyncOpenAI | None = None
         self._reached = False
         self._num_answers = 0
         self._answered: _Request | None = None  # the first one
+        self._models: Json = {}  # by path, as the first answer called it
 
     def open(self) -> None:
         """Read the key and make the client; `EngineError` where the key or the URL is malformed."""
@@ -107,12 +123,15 @@ class Endpoint:
                 "or send_key_over_http=true on a network you trust"
             )
             logger.warning("%s: %s", self.url, self.key_advice)
-        # In a closure it is part of no repr.
-        self._without_key: Callable[[str], str] = lambda text: text.replace(key, "***") if key else text
+        headers = os.environ.get("OPENAI_CUSTOM_HEADERS", "").split()  # The client's own: names and values.
+        KEYS.update([key, *(word for word in headers if not word.endswith(":"))])
         self._headers = {} if key else {"Authorization": openai.Omit()}
         # Servers close idle connections after 5 s (uvicorn): give them up before. A proxy has no part in loopback.
-        limits, hooks = httpx2.Limits(keepalive_expiry=4.0), [lambda response: _receive.get()(response)]
-        http_client = httpx2.AsyncClient(limits=limits, trust_env=not is_local, event_hooks={"response": hooks})
+        try:
+            http_client = _make_client()(limits=httpx2.Limits(keepalive_expiry=4.0), trust_env=not is_local)
+        except (httpx2.InvalidURL, ImportError, ValueError) as error:
+            raise EngineError(f"{self.subject}: HTTPS_PROXY or ALL_PROXY names no proxy to use: {error}") from None
+        http_client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=()))  # a flood of them stays out
         self._client = openai.AsyncOpenAI(api_key=key or "-", base_url=self.url, http_client=http_client)
 
     async def aclose(self) -> None:
@@ -172,22 +191,23 @@ class Endpoint:
             raise EngineError(f"{self.subject}: the engine is not started, or closed already")
         (path, body, limit, events), num_before = request, self._num_answers
         result: list[T] = []
-        failure = Transient()
+        failure, num_garbled = Transient(), 0
 
         async def receive(response: httpx2.Response) -> None:
-            nonlocal failure
+            nonlocal failure, num_garbled
             self._reached = True
             try:
-                async with asyncio.timeout(seconds):
-                    if response.is_success:
-                        result.append(read(await _answer(response, limit, events)))
-                    else:
-                        failure = await self._failure(response)
-            except TimeoutError:
-                raise httpx2.ReadTimeout("") from None
+                if response.is_success:
+                    data = await _answer(response, limit, events)
+                    self._refuse_foreign(path, data)
+                    result.append(read(data))
+                else:
+                    failure = await self._failure(response)
             except Transient as unusable:
+                num_garbled += isinstance(unusable, Garbled)
+                if num_garbled == _GARBLED:
+                    raise RequestRefused(f"{self.where(path)}: {_GARBLED} times {unusable}") from None
                 raise httpx2.RequestError(str(unusable)) from None
-            await response.aclose()
 
         _receive.set(receive)
         send: Any = self._client.get if body is None else partial(self._client.post, content=json.dumps(body).encode())
@@ -216,16 +236,17 @@ class Endpoint:
             if len(content := content + chunk) > _ERROR_BYTES:
                 break
         response._content = content  # As `aread` leaves it, but cut.
+        response.encoding = "utf-8"  # whatever its header names: some codecs of Python are none of texts
         response.headers["x-should-retry"] = "true"
         try:
             said, code, context = read_error(_parse_json(content))
         except Transient:
             said, code, context = response.text, None, None
-        status, said = response.status_code, self.clean(said) or response.reason_phrase
+        status, said = response.status_code, self.clean(said) or self.clean(response.reason_phrase)
         key, account = self.key_advice, f"mend the account, then {_AGAIN}"
         model = "check the model's name and that the URL ends where /chat/completions begins"
         advice = {401: key, 402: account, 403: key, 404: model, 501: "the server cannot do it"}.get(status)
-        if status < 400:
+        if 300 <= status < 400:
             place = self.clean(response.headers.get("location", "")) or "elsewhere"
             advice = f"it redirects to {place}; write the final URL"
         elif code == "insufficient_quota":
@@ -233,10 +254,12 @@ class Endpoint:
         elif status == 403 and "logprobs" in said:
             advice = None  # OpenAI forbids log-probabilities, not the model: the request is at fault.
         if advice:
+            if self._num_answers and advice is not account:
+                advice = f"{advice}, then {_AGAIN}"
             kind = EngineUnavailable if advice is account else EngineError
             raise kind(f"{self.subject} at {response.request.url} answered {status}: {said}; {advice}")
         # llama.cpp had a context too short a 500 once.
-        if status in _BUSY or (status >= 500 and not (status == 500 and context)):
+        if status in _BUSY or status < 300 or (status >= 500 and not (status == 500 and context)):
             waits = "".join(f", {name}: {value}" for name, value in response.headers.items() if "retry-after" in name)
             return (_Busy if status in _BUSY else Transient)(f"{status} {said}{self.clean(waits)}")
         refusal = Refusal(f"the server refused the request ({status}): {said}")
@@ -246,15 +269,62 @@ class Endpoint:
     def where(self, path: str) -> str:
         return f"{self.subject} at {self.url}{path}"
 
+    def _refuse_foreign(self, path: str, data: Json) -> None:
+        """Refuse an answer of another model, which is not the one that is asked: a gateway fell back on it."""
+        model = find(data, "model")
+        if model and model != (known := self._models.setdefault(path, model)):
+            raise Transient(f"an answer of the model {model}, where the first was of {known}")
+
     def clean(self, text: str) -> str:
         """What a server said, fit to be shown: without the key, without control characters, short."""
-        text = " ".join("".join(c if c.isprintable() else " " for c in self._without_key(text)).split())
+        text = without_keys(text)[: 10 * _ERROR_CHARACTERS]
+        text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
         return text if len(text) <= _ERROR_CHARACTERS else text[:_ERROR_CHARACTERS] + "..."
+
+
+def _make_client() -> type[httpx2.AsyncClient]:
+    """A client that reads each answer where it is sent for, and bounds the time until it begins and until it ends."""
+    import httpx2
+
+    class Client(httpx2.AsyncClient):
+        async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+            response: httpx2.Response | None = None
+            seconds = request.extensions["timeout"]["read"]
+
+            async def trace(event: str, _: Json) -> None:
+                if event == "http11.response_closed.started" and response is not None and _has_more(response):
+                    await response.extensions["network_stream"].aclose()
+
+            request.extensions |= {"trace": trace}
+            try:
+                async with asyncio.timeout(seconds):
+                    response = await super().send(request, **options)
+                async with asyncio.timeout(seconds):
+                    await _receive.get()(response)
+            except TimeoutError:
+                raise httpx2.ReadTimeout("", request=request) from None
+            finally:
+                if response is not None:
+                    await response.aclose()
+            return response
+
+    return Client
+
+
+def _has_more(response: httpx2.Response) -> bool:
+    """Whether more than the response came with it, which its connection would take for the answer to another request.
+
+    `httpcore2` does not look; nothing public leads to what its parser holds.
+    """
+    found: Any = response.stream
+    for name in ("_stream", "_httpcore_stream", "_stream", "_connection", "_h11_state", "trailing_data"):
+        found = getattr(found, name, None)
+    return bool(found and found[0])
 
 
 async def _answer(response: httpx2.Response, limit: int, events: Callable[[], Any] | None) -> Json:
     """The JSON object that was answered, in one piece or in events, which the client decodes half as fast."""
-    is_stream = response.headers.get("content-type", "").startswith("text/event-stream")
+    is_stream = response.headers.get("content-type", "").lower().startswith("text/event-stream")
     found = events() if is_stream and events is not None else None
     rest, size = [b""], 0
     async for chunk in response.aiter_bytes():
@@ -263,8 +333,10 @@ async def _answer(response: httpx2.Response, limit: int, events: Callable[[], An
             raise Transient(f"an answer of over {limit} bytes, far more than was asked for")
         rest.append(chunk)
         if found is not None and b"\n" in chunk:
-            *lines, last = b"".join(rest).split(b"\n")
+            *lines, last = b"".join(rest).removeprefix(codecs.BOM_UTF8).split(b"\n")
             rest = [last]
+            if any(map(_ERROR_EVENT.match, lines)):
+                raise Transient(f"an error inside the stream: {b' '.join(lines).decode('utf-8', 'replace')}")
             payloads = (line[5:].strip() for line in lines if line.startswith(b"data:"))
             if any(payload == b"[DONE]" or found.add(_parse_json(payload)) for payload in payloads if payload):
                 break
@@ -277,11 +349,16 @@ async def _answer(response: httpx2.Response, limit: int, events: Callable[[], An
 
 
 def _parse_json(body: bytes) -> Json:
-    for parse in (from_json, json.loads):  # twice as fast; and one that takes a byte order mark, half a surrogate pair
+    data = None
+    try:
+        data = from_json(body)
+    except ValueError as error:
+        # The slower parser takes a byte order mark and half a surrogate pair; nothing good is nested deeply.
         with suppress(ValueError, RecursionError):
-            if isinstance(data := parse(body), dict):
-                return data
-    raise Transient("an answer that is not a JSON object")
+            data = None if "recursion" in str(error) else json.loads(body)
+    if not isinstance(data, dict):
+        raise Transient("an answer that is not a JSON object")
+    return data
 
 
 def read_error(data: Json) -> tuple[str, str | None, _Lengths | None]:
@@ -306,7 +383,7 @@ def find(value: Any, *path: str) -> Any:
 def count(value: Any, *path: str) -> int | None:
     """The number of things at a path; None where there is none."""
     number = find(value, *path)
-    return number if type(number) is int and number >= 0 else None
+    return number if type(number) is int and 0 <= number <= _MOST else None
 
 
 def listed(value: Any, *path: str) -> list[Any]:

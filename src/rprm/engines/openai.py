@@ -19,6 +19,7 @@ from typing import Any, ClassVar, TypeVar
 
 import pydantic
 
+from rprm import ranges
 from rprm.engines.base import MIN_ROOM, Completion, EngineInfo, Sampling, clipped
 from rprm.engines.endpoint import Endpoint, Json, Refusal, Timeout, context_length_of, count, listed
 from rprm.engines.openai_answers import Stream, ends_thinking_alone, first_choice, probe_answer, read_completions
@@ -118,9 +119,7 @@ class Route:
             body["logprob_token_ids"] = self.ids_of(sampling.verdict) or None
         if self.engine.stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
-        sent: Json = {
-            name: value for name, value in body.items() if name and value is not None and name not in self.left_out
-        }
+        sent: Json = {key: one for key, one in body.items() if key and one is not None and key not in self.left_out}
         # Bytes that an honest answer stays below: so many for a token, as streamed, and for each alternative.
         limit = (1 << 20) + n * (sampling.max_tokens if self.length_field else 1 << 17) * (1024 + 256 * top_logprobs)
         # No verdict is final while the thinking that the template opened may go on.
@@ -225,15 +224,15 @@ class OpenAIEngine:
     target: str
     _: KW_ONLY
     spec: str = ""
-    concurrency: pydantic.PositiveInt = 32
-    top_logprobs: pydantic.NonNegativeInt = 20
+    concurrency: ranges.Width = 32
+    top_logprobs: ranges.Retries = 20
     stream: bool = False
     share_prompts: bool = False
     continue_final_message: bool = False
-    context_length: pydantic.PositiveInt | None = None
+    context_length: ranges.Tokens | None = None
     extra: Json | pydantic.Json[Json] | None = None
     timeout: Timeout = 600.0
-    max_retries: pydantic.NonNegativeInt = 6
+    max_retries: ranges.Retries = 6
     key_env: str = "OPENAI_API_KEY"
     send_key_over_http: bool = False
 
@@ -367,7 +366,8 @@ class OpenAIEngine:
         echo = await route.echo(prompt)
 
         def read(data: Json) -> list[Completion]:
-            num_ids, opens_thinking = len(route.ids_of(sampling.verdict)), route.opens_thinking and not prompt.reply
+            num_ids = len(route.ids_of(sampling.verdict)) if route.top_logprobs else None
+            opens_thinking = route.opens_thinking and not prompt.reply
             completions = read_completions(data, sampling, n, echo, opens_thinking, num_ids)
             if opens_thinking or prompt.reply or not ends_thinking_alone(completions):
                 return completions

@@ -10,13 +10,14 @@ import itertools
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from rprm.engines.base import WITHHELD, Completion, Sampling, num_alike
-from rprm.engines.endpoint import Json, Transient, count, entries, find, listed, read_error
+from rprm.engines.endpoint import Garbled, Json, Transient, count, entries, find, listed, read_error
+from rprm.showing import without_keys
 from rprm.verdict import Transcript, VerdictChoice, VerdictFormat, logsumexp
 
 #: Finish reasons in the words of others, and those that say what "stop" leaves open: whether the model ended the text.
@@ -25,6 +26,7 @@ _ENDED = {"eos": True, "eos_token": True} | dict.fromkeys(("stop_sequence", "len
 _REASONS = ("finish_reason", "stop_reason", "matched_stop")
 _THINK_OPEN, _THINK_END = "<think>\n", "</think>"
 _LOGPROB_FLOOR = -9000.0  # servers write -9999 for -inf, which JSON does not have, or for what they do not know
+_UNREADABLE = "a verdict whose log-probabilities are missing or garbled (top_logprobs=0: count verdicts as votes)"
 _ROUNDING = 0.01  # by that much the logarithm of a probability, or of the sum of some, may be above 0
 _FAR_BELOW = math.log(1000.0)  # an answer that is not listed counts where its bound lies that far below the other one
 _LEAST_LEFT = 1e-9  # what rounding leaves of a list that has all of the probability
@@ -38,6 +40,7 @@ class Stream:
     def __init__(self, verdict: VerdictFormat | None = None, n: int = 1) -> None:
         self._n = n
         self._usage: Any = None
+        self._model: Any = None
         self._choices: defaultdict[int, Json] = defaultdict(lambda: {"reasoning": "", "num_tokens": 0, "logprobs": {}})
         self._transcripts: defaultdict[int, Transcript] = defaultdict(lambda: Transcript(verdict))
 
@@ -45,7 +48,7 @@ class Stream:
         """Take in one event. True: nothing that follows is needed."""
         if event.get("error"):
             raise Transient(f"an error inside the stream: {read_error(event)[0]}")
-        self._usage = event.get("usage") or self._usage
+        self._usage, self._model = event.get("usage") or self._usage, event.get("model") or self._model
         for delta in entries(event, "choices"):
             index = count(delta, "index") or 0
             choice, transcript = self._choices[index], self._transcripts[index]
@@ -70,16 +73,17 @@ class Stream:
             choice["finish_reason"] = transcript.finish_reason or choice.get("finish_reason")
             if choice["finish_reason"] is None:
                 raise Transient("a stream that broke off")
-        return {"choices": list(self._choices.values()), "usage": self._usage}
+        return {"choices": list(self._choices.values()), "usage": self._usage, "model": self._model}
 
 
 def read_completions(
-    data: Json, sampling: Sampling, n: int, echo: str = "", opens_thinking: bool = False, num_ids: int = 0
+    data: Json, sampling: Sampling, n: int, echo: str = "", opens_thinking: bool = False, num_ids: int | None = None
 ) -> list[Completion]:
     """The completions of an answer, thinking that came apart in front of the text; some servers give fewer than `n`.
 
     Every text begins with `echo`, which is no part of the completion. Where the chat template `opens_thinking`, a text
-    that was cut off before its end is all thinking. Of `num_ids` tokens the log-probabilities were asked for by id.
+    that was cut off before its end is all thinking. Of `num_ids` tokens the log-probabilities were asked for by id (0:
+    of the likeliest); a verdict without them is `Garbled`. None: it is not known whether the server gives any.
     """
     choices = _choices(data)[:n]
     said = [_said(choice) for choice in choices]
@@ -90,7 +94,7 @@ def read_completions(
     total, ends = count(usage, "completion_tokens"), [0, *itertools.accumulate(len(t.encode()) + 1 for t in texts)]
     completions: list[Completion] = []
     for choice, text, (_, thoughts, refusal), (start, end) in zip(choices, texts, said, pairwise(ends), strict=True):
-        finish_reason = "refusal" if refusal else str(choice.get("finish_reason") or "unknown")
+        finish_reason = "refusal" if refusal else without_keys(str(choice.get("finish_reason") or "unknown")[:64])
         finish_reason = _FINISH_REASONS.get(finish_reason, finish_reason)
         if finish_reason == "error":
             raise Transient("a completion that ended in an error")
@@ -110,17 +114,28 @@ def read_completions(
             before = f"{_THINK_OPEN}{thoughts}" + (f"\n{_THINK_END}\n\n" if text else "")
         elif opens_thinking and finish_reason == "length" and _THINK_END not in text:
             before = _THINK_OPEN
-        read = _choices_in(text, tokens, sampling.verdict, bool(thoughts), len(before), num_ids)
+        found: list[VerdictChoice] = []
+        if (form := sampling.verdict) is not None:
+            answers, certain = _answers_in(text, tokens, form, bool(thoughts), len(before))
+            if num_ids is not None:
+                _refuse_garbled(before + text, form, answers, certain)
+            read = (token.choice(place, form, num_ids or 0) for place, token in answers)
+            found = [one for one in read if one is not None]
         # The second and further completions of one request read its prompt for nothing.
         num_cached = num_prompt_tokens if completions else count(usage, "prompt_tokens_details", "cached_tokens")
         counts, ended = (num_prompt_tokens, num_cached), _ended(choice, has_stops=bool(sampling.stop))
-        completions.append(Completion(before + text, num_tokens, finish_reason, *counts, tuple(read), ended))
+        written = without_keys(before + text, same_length=True)  # It is recorded.
+        completions.append(Completion(written, num_tokens, finish_reason, *counts, tuple(found), ended))
     return completions
 
 
 def first_choice(data: Json, start: int, verdict: VerdictFormat, num_ids: int) -> VerdictChoice | None:
     """The choice at the first token of the answer, said to stand at `start`; None where it cannot be told."""
-    return next((token.choice(start, verdict, num_ids) for token in _tokens(_choices(data)[0])), None)
+    if (token := next(iter(_tokens(_choices(data)[0])), None)) is None:
+        return None
+    if not token.is_sound(verdict):
+        raise Garbled(_UNREADABLE)
+    return token.choice(start, verdict, num_ids)
 
 
 def probe_answer(data: Json, verdict: VerdictFormat, num_ids: int) -> tuple[bool, bool]:
@@ -212,6 +227,18 @@ class _Token:
         left = math.log(max(-math.expm1(total), _LEAST_LEFT))
         return top, found, max(bound, left) if len(found) >= len(top) else 0.0
 
+    def is_sound(self, verdict: VerdictFormat) -> bool:
+        """Whether it has alternatives, with numbers and bytes that they can have (-9999 is one: it is not known)."""
+        top = _top(self.entry)
+        for entry in (self.entry, *top):
+            number: Any = entry.get("logprob")
+            said = (self.text_of(one) for one in (entry, {"token": entry.get("token")}))
+            if isinstance(number, bool) or not isinstance(number, int | float) or not -math.inf < number <= _ROUNDING:
+                return False
+            if {True, False} <= set(map(verdict.answer_of, said)):
+                return False
+        return len(top) > 1 and logsumexp(p for one in top if (p := _logprob(one)) is not None) <= _ROUNDING
+
     def choice(self, start: int, verdict: VerdictFormat, num_ids: int) -> VerdictChoice | None:
         """The choice at this token, said to stand at `start`; None where it cannot be told.
 
@@ -279,20 +306,21 @@ def _logprob(entry: Json) -> float | None:
     return min(float(value), 0.0)
 
 
-def _choices_in(
-    text: str, tokens: Sequence[_Token], verdict: VerdictFormat | None, after_reasoning: bool, start: int, num_ids: int
-) -> Iterator[VerdictChoice]:
-    """The choice at every token that reads as an answer, where its place in `text` is certain; `text` is at `start`."""
-    if verdict is None:
-        return
+def _answers_in(
+    text: str, tokens: Sequence[_Token], verdict: VerdictFormat, after_reasoning: bool, start: int
+) -> tuple[list[tuple[int, _Token]], tuple[range, range]]:
+    """Every token that reads as an answer, with its place, if certain; and where places are. `text` is at `start`.
+
+    The text and what the tokens spell differ: the text lacks the reasoning, the end-of-turn token, what follows a stop
+    string, or spaces at its ends. Only what stands in their longest common beginning, or their longest common end, has
+    a certain place.
+    """
 
     def write(upto: int | None = None) -> str:
         """The first tokens; a character may span some."""
         raw = "".join(token.text for token in tokens[:upto]).encode("utf-8", "surrogateescape")
         return raw.decode("utf-8", "replace")
 
-    # The two differ: the text lacks the reasoning, the end-of-turn token, what follows a stop string, or spaces at its
-    # ends. Only what stands in their longest common beginning, or their longest common end, has a certain place.
     written = write()
     prefix, suffix, end = len(text), 0, 0
     if after_reasoning or not written.startswith(text):
@@ -300,6 +328,7 @@ def _choices_in(
         # End-of-turn tokens stand after the text: look for its last characters.
         end = max(0, written.rfind(text[-32:])) + len(text[-32:])
         suffix = num_alike(written[:end][::-1], text[::-1])
+    answers = []
     for index, token in enumerate(tokens):
         if verdict.answer_of(token.text) is None:
             continue
@@ -309,5 +338,17 @@ def _choices_in(
             place += len(text) - end
         elif stop > prefix:
             continue
-        if (choice := token.choice(start + place, verdict, num_ids)) is not None:
-            yield choice
+        answers.append((start + place, token))
+    last = start + len(text)
+    return answers, (range(start, start + prefix), range(last - suffix, last))
+
+
+def _refuse_garbled(
+    text: str, form: VerdictFormat, answers: Sequence[tuple[int, _Token]], certain: Sequence[range]
+) -> None:
+    """`Garbled` where no token is known to stand at the verdict, or its numbers can be none. A word may span tokens."""
+    if (verdict := form.find(text)) is not None:
+        token = next((token for place, token in answers if verdict.start <= place < verdict.end), None)
+        is_spelled = any(verdict.start in places and verdict.end - 1 in places for places in certain)
+        if not (is_spelled if token is None else token.is_sound(form)):
+            raise Garbled(_UNREADABLE)

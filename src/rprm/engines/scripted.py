@@ -14,17 +14,14 @@ import os
 import random
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field, replace
-from typing import Annotated
 
-from pydantic import Field, PositiveInt
-
+from rprm import ranges
 from rprm.engines.base import Completion, EngineInfo, Sampling, clipped
 from rprm.errors import EngineError
 from rprm.plugins import check_options
 from rprm.prompts.template import Prompt
 from rprm.verdict import VerdictChoice, VerdictFormat
 
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
 _BLANK_LINE = "\n\n"
 
 
@@ -44,14 +41,14 @@ class ScriptedEngine:
 
     spec: str = "scripted:"
     _: KW_ONLY
-    yes_rate: Share = 0.8  # share of prompts whose analyses lean to Yes
-    noise: Share = 0.1  # share of analyses that lean the other way than their prompt does
-    lost: Share = 0.0  # share of analyses that end without a verdict
-    delay: float = 0.0  # seconds that each completion takes
+    yes_rate: ranges.Share = 0.8  # share of prompts whose analyses lean to Yes
+    noise: ranges.Share = 0.1  # share of analyses that lean the other way than their prompt does
+    lost: ranges.Share = 0.0  # share of analyses that end without a verdict
+    delay: ranges.Weight = 0.0  # seconds that each completion takes
     logprobs: bool = True  # report P(Yes); without it there is only the hard verdict
     log: str | None = None  # a file that gets a line for every request as it is made: what a paid engine would bill
-    context_length: PositiveInt = 1_000_000  # words of the prompt, tokens of the completion; a script knows none
-    concurrency: PositiveInt = 64
+    context_length: ranges.Tokens = 1_000_000  # words of the prompt, tokens of the completion; a script knows none
+    concurrency: ranges.Width = 64
     reply: Callable[[Prompt, Sampling], ScriptedReply] | None = None  # in place of the pseudo-random rule
     num_requests: int = field(default=0, init=False)
     num_second_passes: int = field(default=0, init=False)

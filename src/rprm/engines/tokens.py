@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import re
+import sys
+import time
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import chain
 from typing import Any
 
 from rprm.engines.base import Completion, Sampling
-from rprm.errors import EngineError, RequestRefused
+from rprm.errors import EngineError, RequestRefused, RprmError
 from rprm.prompts.template import Filled, Message, Prompt
 from rprm.thinking import DELIMITERS
 from rprm.verdict import Transcript, VerdictChoice, VerdictFormat
 
+#: Of one rendering of a chat template, which takes a millisecond; and what it may write beyond twice the messages.
+_TEMPLATE_SECONDS, _TEMPLATE_LETTERS = 1, 100_000
+#: Texts that show what a tokenizer or a template cannot do.
+_PROBES = (
+    "Problem: What is 12 + 30?\n\nStep 1: 12 + 30 = 42.\nNow step 1. Is it right? Yes or No: \\boxed{42}",
+    *(f"{letter * 400}!" for letter in "a 0\n.A"),
+)
 _TAG = re.compile(r"<.+>|\[.+\]|◁.+▷", re.DOTALL)  # how control tokens look
 
 
@@ -53,6 +63,23 @@ class VerdictTokens:
         return cls(sides[0], sides[1], sides[0] | sides[1])
 
 
+def is_failure(error: BaseException) -> bool:
+    """Whether a library failed: a panic of Rust (tokenizers) is no `Exception`."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+@contextmanager
+def _refused(what: str) -> Iterator[None]:
+    """What a model's own template or tokenizer raises costs the prompt."""
+    try:
+        yield
+    except BaseException as error:
+        if not is_failure(error) or isinstance(error, RprmError | ImportError | MemoryError):
+            raise
+        raise RequestRefused(f"{what}: {type(error).__name__}: {' '.join(str(error).split()):.300}") from error
+
+
+@_refused("the tokenizer fails")
 def encode_prompt(tokenizer: Any, prompt: Prompt, reply: str = "") -> list[int]:
     """Token ids of a prompt, ready to be continued by the model, then of the beginning of its reply.
 
@@ -99,8 +126,6 @@ def thinking_opening(tokenizer: Any, prompt: Prompt, ids: Sequence[int]) -> str:
 
 
 def _apply_chat_template(tokenizer: Any, messages: Sequence[Message], control: dict[int, str]) -> list[int]:
-    import jinja2
-
     place = "RPRMTOKEN"  # stands for a token that a message spells while the template is rendered
     while any(place in message.content for message in messages):
         place += "X"
@@ -108,8 +133,8 @@ def _apply_chat_template(tokenizer: Any, messages: Sequence[Message], control: d
     hide = partial(_spellings(*ids).sub, lambda match: f"{place}{ids[match[0]]}X")
     given = [{"role": message.role, "content": hide(message.content)} for message in messages]
     try:
-        rendered = tokenizer.apply_chat_template(given, add_generation_prompt=True, tokenize=False)
-    except jinja2.TemplateError:
+        rendered = render_chat(tokenizer, given, add_generation_prompt=True)
+    except RequestRefused:
         # A template that knows no system message gets it at the head of the first user message.
         if [message.role for message in messages[:2]] != ["system", "user"]:
             raise
@@ -118,6 +143,42 @@ def _apply_chat_template(tokenizer: Any, messages: Sequence[Message], control: d
     parts = re.split(rf"{place}(\d+)X", rendered)  # the spellings come back as a record's
     filled = [Filled.record(control[int(part)]) if index % 2 else Filled(part) for index, part in enumerate(parts)]
     return _encode(tokenizer, Filled("").join(filled), control, bare=True)
+
+
+@_refused("the chat template fails")
+def render_chat(tokenizer: Any, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+    """A conversation in the words of the model's chat template, whoever wrote it. `RequestRefused`: it fails,
+    does not end, or does not show every message in order and whole (but for white space around it)."""
+    ends, before = time.thread_time() + _TEMPLATE_SECONDS, sys.gettrace()
+
+    def watch(*_: Any) -> Any:
+        if time.thread_time() > ends:
+            raise TimeoutError(f"it takes more than {_TEMPLATE_SECONDS} second of processor time")
+        return watch
+
+    sys.settrace(watch)  # called at each line, in this thread alone: no loop of the template is beyond it
+    try:
+        how = {"add_generation_prompt": add_generation_prompt, "tokenize": False}
+        rendered = str(tokenizer.apply_chat_template(messages, **how))
+    finally:
+        sys.settrace(before)
+    place, contents = 0, [message["content"].strip() for message in messages]
+    if len(rendered) > _TEMPLATE_LETTERS + 2 * sum(map(len, contents)):
+        raise RequestRefused(f"the chat template writes {len(rendered):,} characters")
+    for content in contents:
+        if (start := rendered.find(content, place)) < 0:
+            fix = "use a prompt without chat (chat = false), or another model"
+            raise RequestRefused(f"the chat template does not show every message whole and in order; {fix}")
+        place = start + len(content)
+    return rendered
+
+
+def probe(tokenizer: Any) -> None:
+    """Encode and decode texts such as prompts are made of, bare and as a chat: what `try_out` tries of a folder."""
+    for text in _PROBES:
+        tokenizer.decode(tokenizer.encode(text))
+        with suppress(RequestRefused):
+            encode_prompt(tokenizer, Prompt((Message("system", text), Message("user", text))))
 
 
 def _encode(tokenizer: Any, filled: Filled, control: dict[int, str], *, bare: bool = False) -> list[int]:
@@ -173,9 +234,9 @@ class TokenWriter:
         return self.ids
 
 
+@_refused("the tokenizer fails")
 def encode_text(tokenizer: Any, text: str, guarded: dict[int, str]) -> list[int]:
     """Ids of a text, none of them of a guarded token that it spells."""
-
     # Where it is not enough, of a tokenizer that knows no `split_special_tokens` or a token that it does not count as
     # special: cut the spelling after its first character, and encode the two sides apart.
     for is_cut in (False, True):

@@ -12,8 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
-from pydantic import PositiveInt
-
+from rprm import ranges
 from rprm.embedded import JUDGE
 from rprm.engines.base import Completion, EngineInfo, Sampling, clipped
 from rprm.engines.loading import identity, load_model, placement
@@ -38,11 +37,11 @@ class TransformersEngine:
     device: str = "auto"
     adapter: str | None = None  # a LoRA adapter (folder or hub id), merged into the model
     revision: str | None = None  # of the hub repository; a tag or commit
-    max_rows: PositiveInt = 16  # completions decoded at once
-    prefix_tokens: int = 16384  # prompt tokens whose keys and values are kept for reuse
-    context_length: PositiveInt | None = None  # the model's own; rotary positions can go further, less well
-    num_threads: PositiveInt | None = None  # of torch on a CPU
-    concurrency: PositiveInt = 16
+    max_rows: ranges.Width = 16  # completions decoded at once
+    prefix_tokens: ranges.Count = 16384  # prompt tokens whose keys and values are kept for reuse
+    context_length: ranges.Tokens | None = None  # the model's own; rotary positions can go further, less well
+    num_threads: ranges.Width | None = None  # of torch on a CPU
+    concurrency: ranges.Width = 16
 
     def __post_init__(self) -> None:
         self.spec = self.spec or f"transformers:{self.target}"
@@ -101,9 +100,9 @@ class PackagedOptions(TypedDict, total=False):
 
     dtype: str
     device: str
-    max_rows: PositiveInt
-    num_threads: PositiveInt | None
-    concurrency: PositiveInt
+    max_rows: ranges.Width
+    num_threads: ranges.Width | None
+    concurrency: ranges.Width
 
 
 def embedded(spec: str = "embedded", **options: Unpack[PackagedOptions]) -> TransformersEngine:

@@ -17,12 +17,12 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import PositiveInt
-
+from rprm import ranges
 from rprm.engines.base import Completion, EngineInfo, Sampling, clipped
-from rprm.engines.loading import ADAPTER_CONFIG, adapter_details, find_file, identity, named_base, read_object
-from rprm.engines.tokens import TokenTranscript, VerdictTokens, encode_prompt
+from rprm.engines.loading import ADAPTER_CONFIG, adapter_details, find_file, identity, named_base
+from rprm.engines.tokens import TokenTranscript, VerdictTokens, encode_prompt, probe
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused
+from rprm.folders import model_files, read_object, try_out
 from rprm.plugins import check_options
 from rprm.prompts.template import Prompt
 from rprm.verdict import VerdictChoice, VerdictFormat, logsumexp
@@ -40,24 +40,24 @@ class VLLMEngine:
     target: str
     _: KW_ONLY
     spec: str = ""
-    concurrency: PositiveInt = 256
-    context_length: PositiveInt | None = None
-    max_model_len: PositiveInt | None = None
+    concurrency: ranges.Width = 256
+    context_length: ranges.Tokens | None = None
+    max_model_len: ranges.Tokens | None = None
     adapter: str | None = None
     revision: str | None = None
     tokenizer: str | None = None
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    tensor_parallel_size: int = 1
-    pipeline_parallel_size: int = 1
-    data_parallel_size: int = 1
-    gpu_memory_utilization: float | None = None
+    tensor_parallel_size: ranges.Devices = 1
+    pipeline_parallel_size: ranges.Devices = 1
+    data_parallel_size: ranges.Devices = 1
+    gpu_memory_utilization: ranges.TopP | None = None
     enforce_eager: bool = False
     enable_prefix_caching: bool = True  # every analysis of a step shares its prompt; vLLM has it off for some models
-    block_size: int | None = None
-    max_num_seqs: int | None = None
-    max_num_batched_tokens: int | None = None
+    block_size: ranges.Width | None = None
+    max_num_seqs: ranges.Width | None = None
+    max_num_batched_tokens: ranges.Tokens | None = None
     quantization: str | None = None
-    seed: int = 0
+    seed: ranges.Seed = 0
 
     def __post_init__(self) -> None:
         self.spec = self.spec or f"vllm:{self.target}"
@@ -94,6 +94,8 @@ class VLLMEngine:
             if self._llm is None:
                 # A wrong path is told before the long import, whose frames must not hold the engine: vLLM keeps errors.
                 rank = None if self.adapter is None else lora_rank(Path(self.adapter))
+                for folder in filter(None, (self.base, self.adapter, self.tokenizer)):
+                    model_files(Path(folder))  # refuses what is no file of its folder
                 await self._load(_import_vllm(), rank)
         return self._info
 
@@ -207,6 +209,7 @@ class VLLMEngine:
             if self._lora_request is not None:
                 await llm.add_lora(self._lora_request)
             self._tokenizer = llm.get_tokenizer()
+            try_out(partial(probe, self._tokenizer), "the tokenizer or its chat template")
         except Exception as error:
             if llm is not None:
                 llm.shutdown()

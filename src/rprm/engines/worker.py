@@ -84,7 +84,7 @@ class ModelWorker(threading.Thread, Generic[AnyRequest]):
                     self.unanswered = {job for job in self.unanswered if not job.future.done()}
                     self.waiting = [job for job in self.waiting if job in self.unanswered]
                     self.work()
-        except Exception as failure:
+        except BaseException as failure:  # a panic of Rust (tokenizers) is no Exception
             ended = f"the model failed: {type(failure).__name__}: {failure}"
             if isinstance(failure, torch.OutOfMemoryError) or "out of memory" in str(failure):  # in Apple's words
                 ended += f"; {self.hint}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import queue
 import re
@@ -15,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from importlib.util import find_spec
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from rprm.errors import RprmError
 from rprm.grading.forms import MAX_CHARACTERS, SYNONYMS, Form, P, read
@@ -24,8 +25,8 @@ from rprm.grading.rules import EXACT, MATHEMATICS, AnswerRule
 Outcome = Literal["equal", "different", "no answer", "unreadable", "too long", "timeout", "out of memory", "crashed"]
 #: More answers than this in a list are compared in order alone: matching them tries every pair.
 _MAX_UNORDERED = 40
-#: Larger than any difference.
-_ANY = Fraction(10**300)
+#: Outcomes of the parts of an answer, the one that decides last.
+_ORDER: list[Any] = ["equal", "unreadable", "undecided", "different"]
 #: Units of which one is never another.
 _MEASURES = frozenset(SYNONYMS.values())
 #: Strings and numbers are not enough.
@@ -33,6 +34,8 @@ _UNDECIDED: Any = "undecided"
 #: Grades that are remembered; seconds after which a silent worker is taken for hung, beside 20 times the limit of
 #: processor time (of which a busy machine gives less than wall time, and that changes no outcome).
 _MAX_REMEMBERED, _PATIENCE_S = 100_000, 60.0
+#: What a whole group may take, and in it the reading of one answer: in limits of one comparison.
+_GROUP, _READING = 8.0, 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +75,8 @@ class Grader(contextlib.AbstractContextManager["Grader"]):
         for name, (value, least) in limits.items():
             if not value >= least:
                 raise RprmError(f"{name} is {value}; grading needs at least {least}")
-        self._patience_s, self._graded = 20 * limit_s, dict[AnswerPair, Grade]()
-        self._workers = [_Keeper(limit_s, limit_bytes) for _ in range(num_workers)]
+        self._limit_s, self._graded = limit_s, dict[AnswerPair, Grade]()
+        self._workers = [_Keeper(limit_bytes) for _ in range(num_workers)]
         self._idle = queue.LifoQueue[_Keeper]()
         for worker in self._workers:
             self._idle.put(worker)
@@ -88,13 +91,9 @@ class Grader(contextlib.AbstractContextManager["Grader"]):
     def grade_all(self, pairs: Iterable[AnswerPair]) -> list[Grade]:
         """Grade each pair, in order; a pair that comes again costs nothing."""
         pairs = list(pairs)
-        found = dict[AnswerPair, Grade]()
-        for pair in dict.fromkeys(pairs):
-            by_text, answer = AnswerComparison(pair.rule, lambda *_: _UNDECIDED), pair.answer or ""
-            if not (known := self._graded.get(pair)):
-                known = Grade(by_text.of_texts(pair.gold, answer) if answer.strip() else "no answer")
-            found[pair] = known
-        found |= self._by_algebra([pair for pair, grade in found.items() if grade.outcome == _UNDECIDED])
+        found = {pair: self._by_text(pair) for pair in dict.fromkeys(pairs)}
+        waiting = [pair for pair, grade in found.items() if grade.outcome == _UNDECIDED]
+        found |= self._by_algebra(waiting, self._limit_s)
         if len(self._graded) > _MAX_REMEMBERED:
             self._graded = {}
         self._graded |= found
@@ -104,42 +103,71 @@ class Grader(contextlib.AbstractContextManager["Grader"]):
         """Whether a gold answer can be recognised in another way of writing: `equal`, or why not.
 
         To one in notation that the grammar cannot read (`unreadable`) only the same text is equal, and to sentences
-        only the same words with mathematics that means the same.
+        only the same words.
         """
-        return self._by_algebra([pair := AnswerPair(gold, None, rule)])[pair]
+        return self._by_algebra([pair := AnswerPair(gold, None, rule)], self._limit_s)[pair]
 
     def group_equivalent(self, answers: Sequence[str | None], rule: AnswerRule = EXACT) -> list[int]:
         """Number answers so that equal ones have the same number: for a vote among them.
 
         Answers that are equal, directly or through others, are one group, whatever their order; groups are numbered
-        from 0 in order of their first answers, and no answer (None) is -1. No conclusion joins nothing.
+        from 0 in order of their first answers, and no answer (None) is -1. No conclusion joins nothing. The whole
+        group has eight times the limit of one comparison, and what cannot be read alone in a tenth of that limit
+        is compared as a text only.
         """
-        groups = {answer: place for place, answer in enumerate(dict.fromkeys(answers)) if answer is not None}
-        for one, other in combinations(list(groups), 2):
-            # In one order always, so that which came first makes no difference.
-            pair = AnswerPair(min(one, other), max(one, other), rule)
-            if groups[one] != groups[other] and self.grade_all([pair])[0].correct:
-                first, last = sorted((groups[one], groups[other]))
-                groups = {answer: first if group == last else group for answer, group in groups.items()}
-        numbers = sorted(set(groups.values()))
-        return [-1 if answer is None else numbers.index(groups[answer]) for answer in answers]
+        # In one order always, so that which came first makes no difference.
+        texts = sorted({answer for answer in answers if answer is not None}, key=lambda text: (len(text), text))
+        group_of = {text: text for text in texts}
+        pairs = {two: AnswerPair(*two, rule) for two in combinations(texts, 2)}
+        grades = {pair: self._by_text(pair) for pair in pairs.values()}
+        waiting = [two for two, pair in pairs.items() if grades[pair].outcome == _UNDECIDED]
+        pool = [_GROUP * self._limit_s]
+        alone = [AnswerPair(text, None, rule) for text in dict.fromkeys(text for two in waiting for text in two)]
+        is_read = {pair.gold: grade for pair, grade in self._by_algebra(alone, _READING * self._limit_s, pool).items()}
+        waiting = [two for two in waiting if all(is_read[text].correct for text in two)]
+        while grades:
+            for one, other in (two for two, pair in pairs.items() if pair in grades and grades[pair].correct):
+                if (group := group_of[one]) != (joined := group_of[other]):
+                    group_of = {text: group if old == joined else old for text, old in group_of.items()}
+            # Of any two groups one pair at a time: answers that others join are not compared again.
+            waiting = [two for two in waiting if group_of[two[0]] != group_of[two[1]]]
+            batch = {(group_of[one], group_of[other]): (one, other) for one, other in waiting}
+            waiting = [two for two in waiting if batch[group_of[two[0]], group_of[two[1]]] != two]
+            grades = self._by_algebra([pairs[two] for two in batch.values()], self._limit_s, pool)
+            self._graded |= {pair: grade for pair, grade in grades.items() if grade.correct is not None}
+        numbers: dict[str, int] = {}
+        return [-1 if text is None else numbers.setdefault(group_of[text], len(numbers)) for text in answers]
 
-    def _by_algebra(self, waiting: list[AnswerPair]) -> dict[AnswerPair, Grade]:
-        found: dict[AnswerPair, Grade] = {}
-        busy: dict[Any, AnswerPair] = {}
+    def _by_text(self, pair: AnswerPair) -> Grade:
+        by_text = AnswerComparison(pair.rule, lambda *_: _UNDECIDED)
+        if not (known := self._graded.get(pair)):
+            known = Grade(by_text.of_texts(pair.gold, pair.answer) if (pair.answer or "").strip() else "no answer")
+        return known
+
+    def _by_algebra(
+        self, pairs: list[AnswerPair], limit_s: float, pool: list[float] | None = None
+    ) -> dict[AnswerPair, Grade]:
+        """Ask the workers: `limit_s` for each pair, while the pool has seconds left; what is left then is a timeout."""
+        found = dict.fromkeys(pairs, Grade("timeout"))
+        pool = pool or [math.inf]
+        waiting, busy = pairs[::-1], dict[Any, tuple[AnswerPair, float]]()
         try:
-            while waiting or busy:
+            while busy or (waiting and pool[0] > 0):
                 with contextlib.suppress(queue.Empty):
-                    while waiting:
+                    while waiting and pool[0] > 0:
                         # Others may have all workers: one is waited for, more are not.
                         worker = self._idle.get(block=not busy)
-                        busy[worker] = waiting.pop(0)
-                        worker.ask(busy[worker])
+                        busy[worker] = waiting.pop(), min(limit_s, pool[0])
+                        pool[0] -= busy[worker][1]
+                        worker.ask(*busy[worker])
                 from multiprocessing.connection import wait
 
-                answered: list[Any] = wait(busy, self._patience_s + _PATIENCE_S)
+                answered: list[Any] = wait(busy, 20 * limit_s + _PATIENCE_S)
                 for worker in answered or list(busy):
-                    found[busy[worker]] = Grade(worker.reply() if answered else "timeout")
+                    pair, allowed_s = busy[worker]
+                    outcome, seconds = worker.reply() if answered else ("timeout", "")
+                    found[pair] = Grade(outcome)
+                    pool[0] += allowed_s - float(seconds or allowed_s)
                     if not answered:
                         worker.stop()
                     del busy[worker]
@@ -167,171 +195,148 @@ class AnswerComparison:
         form = read(gold, self.rule)
         return self._itself(form) if answer is None else self.of(form, read(answer, self.rule))
 
+    def _itself(self, form: Form) -> Outcome:
+        if form.items:
+            return next((outcome for item in form.items if (outcome := self._itself(item)) != "equal"), "equal")
+        is_known = form.number is not None or form.choice or form.kind in ("words", "prose")
+        return "equal" if is_known or P.known.fullmatch(form.text) else self.ask(form, form)
+
     def of(self, gold: Form, answer: Form) -> Outcome:
         """Compare two forms."""
-        both = (gold, answer)
+        both, kinds = (gold, answer), {gold.kind, answer.kind}
         if gold == answer:
             return "equal"
         if gold.choice and answer.choice and not gold.name + answer.name:
-            # What is said beside a choice may be left out; beside yes and no it is not to be something else.
-            if gold.choice != answer.choice or len(gold.choice) == 1 or "words" in (gold.kind, answer.kind):
-                return "equal" if gold.choice == answer.choice else "different"
-            outcome = self.of(*(replace(form, choice="") for form in both))
-            return "unreadable" if outcome == "different" else outcome
-        if "prose" in (gold.kind, answer.kind):
-            if gold.kind == answer.kind and gold.text == answer.text:
-                return self._items(gold.items, answer.items)
-            is_denied = P.negation.sub("", gold.text) == P.negation.sub("", answer.text)
-            return "different" if gold.kind == answer.kind and is_denied else "unreadable"
-        if "words" in (gold.kind, answer.kind):
+            # What is said beside a choice may be left out; two explanations of one "yes" may say the same.
+            is_open = gold.choice == answer.choice and kinds == {"prose"}
+            return "unreadable" if is_open else "equal" if gold.choice == answer.choice else "different"
+        if "prose" in kinds:
+            return "unreadable"
+        if "words" in kinds:
             return "equal" if gold.text.lower() == answer.text.lower() else "different"
-        # Names that describe (`area`) rather than name a variable count where both are given.
-        described = {form.name for form in both if re.fullmatch("[a-z ]{3,}", form.name)}
-        other_name = bool(gold.name and answer.name and gold.name != answer.name and len(described) != 1)
-        if gold.items or answer.items:
+        other_name = bool(gold.name and answer.name and gold.name != answer.name)
+        if gold.items or answer.items or "set" in kinds:
             return "different" if other_name else self._structures(gold, answer)
-        if other_name or "relation" in (gold.kind, answer.kind):
+        if other_name or "relation" in kinds:
             # An equation, and the same one solved for a name.
             are_whole = all(re.search("[=<>≤≥≠]", form.whole) for form in both)
             return self.ask(*(replace(form, kind="relation") for form in both)) if are_whole else "different"
-        if gold.argument and answer.argument:
-            names = {answer.argument: gold.argument}
-            renamed = re.sub(r"\\[a-zA-Z]+|[a-zA-Z]", lambda found: names.get(found[0], found[0]), answer.text)
-            answer = replace(answer, text=renamed)
         return self._values(gold, answer)
 
-    def _itself(self, form: Form) -> Outcome:
-        if form.kind in ("words", "prose"):
-            return "equal"
-        if form.items and form.kind != "difference":
-            return next((outcome for item in form.items if (outcome := self._itself(item)) != "equal"), "equal")
-        is_known = form.number is not None or form.choice or P.known.fullmatch(form.text)
-        return "equal" if is_known else self.ask(form, form)
-
     def _structures(self, gold: Form, answer: Form) -> Outcome:
-        kinds = {gold.kind, answer.kind}
-        if kinds & {"union", "difference", "intersection"}:
+        both, kinds, brackets = (gold, answer), {gold.kind, answer.kind}, {gold.brackets, answer.brackets}
+        if "set" in kinds:
             return self.ask(gold, answer)
-        if kinds == {"tuple"} and len(gold.items) == 2 and "⟦⟧" not in (gold.brackets, answer.brackets):
+        if any(form.kind == "value" and "⟦" in form.text for form in both):  # A sum of matrices, or one with a factor.
+            columns = ["⟦" + r"\\".join(item.text for item in form.items) + "⟧" for form in both]
+            texts = [form.text if "⟦" in form.text else column for form, column in zip(both, columns, strict=True)]
+            return self.ask(replace(gold, text=texts[0]), replace(answer, text=texts[1]))
+        if kinds == {"tuple"}:
             # Of two values, brackets tell a closed interval from an open one; of more, and of a vector, nothing.
-            return self._items(gold.items, answer.items) if gold.brackets == answer.brackets else "different"
-        if len(kinds) == 1:
-            in_order = gold.kind != "list" or any(item.text == "…" for item in gold.items)
-            return self._items(gold.items, answer.items, in_order)
-        values, other = (gold, answer) if gold.kind == "list" else (answer, gold)
-        if kinds == {"list", "tuple"} and not values.brackets and other.brackets == "()" and not self.rule.is_vote:
-            # A point whose brackets were left out is the same point; round brackets around a list leave it a list.
-            is_point = (gold is other or other.name) and all(item.kind != "relation" for item in values.items)
-            return self._items(gold.items, answer.items, in_order=bool(is_point))
-        if kinds == {"list", "value"} and "⋎" in values.text:
-            # One value in two forms: `1/2 or 0.5`.
+            is_free = "⟦⟧" in brackets or (len(gold.items) > 2 and "::" not in brackets)
+            return self._items(gold.items, answer.items) if is_free or len(brackets) == 1 else "different"
+        if kinds == {"list"}:
+            return self._items(gold.items, answer.items, any(item.text == "…" for item in gold.items))
+        values, other = both if gold.kind == "list" else both[::-1]
+        if kinds == {"list", "value"} and "⋎" in values.text:  # One value in two forms: `1/2 or 0.5`.
             return self._items((other,) * len(values.items), values.items)
-        return "different"
+        if kinds != {"list", "tuple"} or values.brackets or other.brackets != "()" or self.rule.is_vote:
+            return "different"
+        # A point whose brackets were left out is the same point; round brackets around a list leave it a list.
+        is_point = (gold is other or other.name) and all(item.kind != "relation" for item in values.items)
+        return self._items(gold.items, answer.items, in_order=bool(is_point))
 
     def _items(self, gold: tuple[Form, ...], answer: tuple[Form, ...], in_order: bool = True) -> Outcome:
         """Match each gold value with the next answer value, or with the first that is equal and not yet taken."""
-        if len(gold) != len(answer):
-            return "different"
-        in_order = in_order or len(gold) > _MAX_UNORDERED
-        remaining, failures = list(answer), list[Outcome]()
-        for one in gold:
-            outcomes = list[Outcome]()
+        in_order, left = in_order or len(gold) > _MAX_UNORDERED, list(answer)
+        outcomes: list[Outcome] = ["different"]
+        for one in gold if len(gold) == len(answer) else ():
+            found = dict[Outcome, Form]()
             # What is written alike first: it costs nothing, and most values have their like.
-            for other in remaining[:1] if in_order else sorted(remaining, key=lambda item: item != one):
+            for other in left[:1] if in_order else sorted(left, key=lambda item: item != one):
                 # Within several values, what stands beside a number (`20 boys`) tells which one it is.
                 is_other = one.unit and other.unit and one.unit != other.unit
-                outcomes.append("different" if is_other else self.of(one, other))
-                if outcomes[-1] == "equal":
-                    remaining.remove(other)
+                found["different" if is_other else self.of(one, other)] = other
+                if "equal" in found:
                     break
-            else:
-                remaining = remaining[in_order:]
-                failures += [outcome for outcome in outcomes if outcome != "different"] or ["different"]
-            if "different" in failures:
-                return "different"
-        return next(iter(failures), "equal")
+            outcomes.append(min(found, key=_ORDER.index))
+            if outcomes[-1] == "different":
+                break
+            if in_order or outcomes[-1] == "equal":
+                left.remove(found[outcomes[-1]])
+        return max(outcomes[1:] or outcomes, key=_ORDER.index)
 
     def _values(self, gold: Form, answer: Form) -> Outcome:
         both, units = (gold, answer), {gold.unit, answer.unit}
-        bases = [unit for unit in units if unit[:1] == "_"]
-        # 055 is no angle, unless a whole number is asked for.
-        is_padded = any(form.whole.isdigit() for form in both) and not self.rule.whole_numbers
-        if len(bases) == 2 or (len(units) == 2 and (units <= _MEASURES or (is_padded and "degree" in units))):
+        if bases := [unit for unit in units if unit[:1] == "_"]:
+            # The problem names the base, so that it may be left out. Nothing is converted.
+            return "equal" if len(bases) == 1 and gold.text == answer.text else "different"
+        if len(units) == 2 and units <= _MEASURES:
             return "different"
         is_plain = any(form.number is not None and form.unit in ("", "%") for form in both)
         if len(units) == 2 and not is_plain and any(map(P.letters.fullmatch, units)):
             # Letters are a unit beside a plain number alone: 2 m g is not 2 m v.
             gold, answer = (replace(form, text=form.whole or form.text, number=None, unit="") for form in both)
-            both = (gold, answer)
-        if gold.text == answer.text and (bases or (gold.unit == "%") == (answer.unit == "%")):
-            return "equal"
-        if bases:
-            return "different"  # The problem names the base, so that it may be left out. Nothing is converted.
-        for one, other in (both, both[::-1]):
+        for one, other in ((gold, answer), (answer, gold)):
             if one.unit == "degree" and r"\pi" in other.text and not other.unit:
-                return self.ask(_times(one, 1, r"\frac{\pi}{180}"), other)
+                return self.ask(replace(one, text=rf"({one.text})\cdot\frac{{\pi}}{{180}}"), other)
             # The sign was left out (8 for 8%), or the value worked out (0.08 for 8%).
-            is_percent = one.unit == "%" != other.unit and not self.rule.is_vote
-            if is_percent and self._numbers(_times(one, Fraction(1, 100), r"\frac{1}{100}"), other) == "equal":
-                return "equal"
-        return self._numbers(gold, answer)
+            if one.unit == "%" != other.unit and not self.rule.is_vote:
+                number, place = (value if value is None else value / 100 for value in (one.number, one.place))
+                part = replace(one, text=rf"\frac{{{one.text}}}{{100}}", number=number, place=place)
+                if self._numbers(part, other) == "equal":
+                    return "equal"
+        return "equal" if gold.text == answer.text else self._numbers(gold, answer)
 
     def _numbers(self, gold: Form, answer: Form) -> Outcome:
         # The largest difference that makes none: relative to the larger value (0: any), and absolute.
-        relative, absolute, both = self.rule.relative_tolerance, self.rule.absolute_tolerance, (gold, answer)
-        numbers = [form.number for form in both if form.number is not None]
-        places = [form.place for form in both if form.place is not None]
-        has_decimals = bool(places) or any(re.search(r"\d\.\d", form.text) for form in both)
+        relative, absolute = self.rule.relative_tolerance, cast(Any, self.rule.absolute_tolerance)
+        numbers = [form.number for form in (gold, answer) if form.number is not None]
+        places = [form.place for form in (gold, answer) if form.place is not None]
+        has_decimals = bool(places) or any(re.search(r"\d\.\d", form.text) for form in (gold, answer))
+        is_whole = any(number.denominator == 1 for number in numbers)
         if absolute is not None:
             relative = Fraction(0)
         elif self.rule.tolerance_for_integers and (has_decimals or len(numbers) == 2):
-            absolute = _ANY
-        elif (
-            not (relative and has_decimals)
-            or gold.place == answer.place is not None
-            or 1 in [number.denominator for number in numbers]
-        ):
+            absolute = math.inf
+        elif not (relative and has_decimals) or is_whole or len(places) > len({*places}):
             relative = absolute = Fraction(0)
         else:
             # A decimal that was rounded or cut is within one unit of its last place (`0.12501` is not 1/8, nor 3.1417
             # pi), and what it was rounded from has more places.
-            absolute = max(places, default=_ANY) * Fraction(999_999, 1_000_000)
+            absolute = max(places, default=math.inf) * Fraction(999_999, 1_000_000)
         if len(numbers) < 2:
             return self.ask(gold, answer, float(relative), float(absolute))
         allowed = min(relative * max(map(abs, numbers)), absolute) if relative else absolute
         return "equal" if abs(numbers[0] - numbers[1]) <= allowed else "different"
 
 
-def _times(form: Form, factor: Fraction | int, text: str) -> Form:
-    number, place = (value if value is None else value * factor for value in (form.number, form.place))
-    return replace(form, text=rf"({form.text})\cdot{text}", unit="", number=number, place=place)
-
-
 class _Keeper:
     """A process of `rprm.grading.sandbox`, started at its first question and ended with this object."""
 
-    def __init__(self, *limits: float) -> None:
-        self._limits = [*map(str, limits)]
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
         self._process: Any = None
 
     def fileno(self) -> int:
         """Where its reply comes."""
         return int(self._process.stdout.fileno())
 
-    def ask(self, pair: AnswerPair) -> None:
+    def ask(self, pair: AnswerPair, limit_s: float) -> None:
         """Compare a pair; of a gold answer alone (no `answer`) ask whether it is recognised."""
         if self._process is None or self._process.poll() is not None:  # In a fork of its owner, too.
             self.stop()
             self._start()
         with contextlib.suppress(OSError):  # It has been killed: its reply is the end of its output.
-            question = json.dumps([pair.gold, pair.answer, asdict(pair.rule)], default=str)
+            question = json.dumps([limit_s, pair.gold, pair.answer, asdict(pair.rule)], default=str)
             self._process.stdin.write(question.encode() + b"\n")
 
     def reply(self) -> Any:
-        """The outcome; where the process itself was killed, "crashed", and the next question has a new one."""
-        if not (outcome := self._process.stdout.readline().decode().strip()):
+        """The outcome, and seconds; where the process was killed, "crashed", and the next question has a new one."""
+        outcome, _, seconds = self._process.stdout.readline().decode().strip().partition("\t")
+        if not outcome:
             self.stop()
-        return outcome or "crashed"
+        return outcome or "crashed", seconds
 
     def stop(self) -> None:
         """End the process and its child, where it runs and is not that of a process of which this is a fork."""
@@ -351,10 +356,10 @@ class _Keeper:
         # for it, and its child is stopped along with it.
         program = f"import sys; sys.path[:] = {sys.path!r}; from rprm.grading.sandbox import main; main()"
         self._process = subprocess.Popen(
-            [sys.executable, "-c", program, *self._limits], bufsize=0, start_new_session=True,
+            [sys.executable, "-c", program, str(self._limit_bytes)], bufsize=0, start_new_session=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             env={**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
-        if self.reply() != "ready":
-            command = f"{sys.executable} -m rprm.grading.sandbox 5 4000000000"
+        if self.reply()[0] != "ready":
+            command = f"{sys.executable} -m rprm.grading.sandbox 4000000000"
             raise RprmError(f"the process that compares answers ended at its start; run {command} to see why")

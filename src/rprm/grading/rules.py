@@ -30,11 +30,7 @@ class AnswerRule:
     tolerance_for_integers: bool = False  #: the relative tolerance holds where one of the numbers is whole, too
     absolute_tolerance: Fraction | None = None  #: of any two numbers, instead of the relative one
     letter_units: bool = False  #: a letter after a number and a space (`5 m`) is a unit rather than a variable
-
-    @property
-    def is_vote(self) -> bool:
-        """There is no gold answer: equality has to be transitive, so that `50%` is 50 but not 0.5 as well."""
-        return self.name == "exact"
+    is_vote: bool = False  #: there is no gold answer, and equality is transitive: `50%` is 50, but not 0.5 as well
 
 
 _TABLE = tomllib.loads((Path(__file__).parent / "rules.toml").read_text("utf-8"))

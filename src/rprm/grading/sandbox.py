@@ -14,8 +14,9 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from functools import lru_cache
-from itertools import count
+from itertools import count, product
 from multiprocessing import get_context
 from multiprocessing.connection import wait
 from typing import Any
@@ -34,10 +35,11 @@ from rprm.grading.rules import AnswerRule
 _WATCHES_MEMORY, _LOOK_S = sys.platform == "darwin", 0.2
 #: What the keeper has compared once, so that its children start with warm caches.
 _WARM_UP = [(r"\frac{\sqrt{3}}{2}", r"\sqrt{3}/2"), ("x^2+2x+1", "(x+1)^2"), (r"2\pi", "6.2832"), ("y=2x", "2y=4x")]
-_NAMED_SETS = {"ℝ": sympy.S.Reals, "ℤ": sympy.S.Integers, "ℕ": sympy.S.Naturals, "∅": sympy.S.EmptySet}
-#: Where expressions are tried out: values for their variables in the order of their names, going round.
+#: Where expressions are tried out: numbers for their variables in the order of their names, going round.
 _POINTS = ("7/5", "-3/7", "13/11", "29/8", "-17/6", "2/9", "41/10")
 _WHOLE = ("2", "5", "3", "8", "4", "7", "6")
+#: Digits that are worked out before two values are taken for the same: of numbers, and of expressions at a point.
+_DIGITS, _DIGITS_AT_A_POINT = 1_000, 300
 _UNDONE = (sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit, sympy.Derivative)
 
 
@@ -51,8 +53,8 @@ del sympy_parser.eval_expr  # The one function that evaluates text: `sympify` of
 
 
 def main() -> None:
-    """The keeper: questions by line in, outcomes out. Arguments: seconds of processor time, bytes of memory."""
-    limit_s, limit_bytes, replies = float(sys.argv[1]), int(sys.argv[2]), os.dup(1)
+    """The keeper: questions by line in, outcomes and their seconds out. Argument: bytes of memory."""
+    limit_bytes, replies = int(sys.argv[1]), os.dup(1)
     child: Any = None
     os.dup2(2, 1)  # Whatever a library prints is no reply.
     logging.disable(logging.CRITICAL)
@@ -62,7 +64,7 @@ def main() -> None:
     for question in sys.stdin.buffer:
         if child is None or not child.is_alive():
             pipe, far = get_context("fork").Pipe()
-            child = get_context("fork").Process(target=_serve, args=(far, pipe, limit_s, limit_bytes), daemon=True)
+            child = get_context("fork").Process(target=_serve, args=(far, pipe, limit_bytes), daemon=True)
             child.start()
             far.close()
         try:
@@ -80,7 +82,7 @@ def main() -> None:
         os.write(replies, outcome + b"\n")
 
 
-def _serve(pipe: Any, far: Any, limit_s: float, limit_bytes: int) -> None:
+def _serve(pipe: Any, far: Any, limit_bytes: int) -> None:
     import resource  # Windows has none, and imports this module too.
 
     far.close()
@@ -89,11 +91,12 @@ def _serve(pipe: Any, far: Any, limit_s: float, limit_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, limit_bytes))
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     while True:
-        question = json.loads(pipe.recv_bytes())  # Its end ends this process.
+        limit_s, *question = json.loads(pipe.recv_bytes())  # Its end ends this process.
+        begin = time.process_time()
         signal.setitimer(signal.ITIMER_PROF, limit_s)
         outcome = _outcome(*question)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        pipe.send_bytes(outcome.encode())
+        pipe.send_bytes(f"{outcome}\t{time.process_time() - begin}".encode())
 
 
 def _outcome(gold: str, answer: str | None, fields: dict[str, Any]) -> Outcome:
@@ -104,7 +107,7 @@ def _outcome(gold: str, answer: str | None, fields: dict[str, Any]) -> Outcome:
 @lru_cache(maxsize=2_000)
 def _expression(text: str) -> Any:
     """What a text in normal form says; decimals are exact rationals, names keep their capitals (else an error)."""
-    if re.search(r"\d \d|\d'|[\d)]_|[@#&…]|\\\\", text):
+    if re.search(r"\d \d|\d'|[\d)]_|[@#…]" + r"|&|\\\\" * ("⟦" not in text), text):
         raise ValueError(text)
     differentials = {*re.findall(r"d ?([a-z])(?![a-z])", text), "d"} if r"\int" in text else set()
     imaginary = {r"\imath", "i"} if not re.search(r"\\(?:sum|prod)_\{i=", text) else {r"\imath"}
@@ -116,110 +119,85 @@ def _expression(text: str) -> Any:
         letters = "".join(character if character.isalnum() else str(ord(character)) for character in word)
         return "(I)" if word in imaginary else rf"\variable{{{letters}}} "
 
-    latex = rewritten("latex", P.symbol.sub(name, text))
-    return _LatexReader(config=ConversionConfig(lowercase_symbols=False)).parse(latex)
+    latex = rewritten("latex", P.symbol.sub(name, text.replace("\\\\", "\\\\ ")))
+    value = _LatexReader(config=ConversionConfig(lowercase_symbols=False)).parse(latex)
+    value = value.as_explicit() if isinstance(value, sympy.MatrixExpr) else value
+    return value.doit() if isinstance(value, sympy.Set) else value
 
 
 def _same(gold: Form, answer: Form, *tolerances: float) -> Outcome:
-    """Compare two values, two relations (their `whole`), or two sets of which one is a union or difference."""
+    """Compare two values, two sets or two relations (their `whole`); of one and itself say whether it can be read."""
+    is_read = False
     try:
-        if gold.items or answer.items:
-            return "equal" if _set(gold) == _set(answer) else "different"
         is_whole = gold.kind == answer.kind == "relation"
         one, other = (_expression(form.whole if is_whole else form.text) for form in (gold, answer))
-        is_same = one == other or (_same_relation(one, other) if is_whole else _same_value(one, other, *tolerances))
+        if one == other and gold is not answer:
+            return "equal"
+        is_read = gold is answer  # It is worked out all the same: a group asks what that takes.
+        is_same = _same_relation(one, other) if is_whole else _same_value(one, other, *tolerances)
         is_same = verify(one, other, timeout_seconds=None) if is_same is None else is_same
-        return "equal" if is_same else "different"
+        return "equal" if is_same or is_read else "different"
     except MemoryError:
         os.kill(os.getpid(), signal.SIGUSR1)  # What is left of this process is not to be trusted.
         raise
     except Exception:  # Not in the grammar, or beyond sympy.
-        return "unreadable"
+        return "equal" if is_read else "unreadable"
 
 
-def _set(form: Form) -> Any:
-    parts = [_set(item) for item in form.items]
-    if form.kind == "list":
-        return sympy.FiniteSet(*parts)
-    if form.kind == "tuple":
-        is_open = [bracket in "()" for bracket in form.brackets]
-        return sympy.Interval(*parts, *is_open) if len(parts) == 2 else sympy.Tuple(*parts)
-    sets = [part if isinstance(part, sympy.Set) else sympy.FiniteSet(part) for part in parts]
-    if form.kind == "intersection":
-        both = sympy.Intersection(*sets)
-        # "x < 2 and x > 5" is a loose way to say "or".
-        return sympy.Union(*sets) if both is sympy.S.EmptySet and "∩" not in form.text else both
-    if form.kind in ("union", "difference"):
-        return sympy.Union(*sets) if form.kind == "union" else sympy.Complement(sets[0], sympy.Union(*sets[1:]))
-    if form.kind != "value":
-        raise ValueError(form.text)
-    return _NAMED_SETS[form.text] if form.text in _NAMED_SETS else _expression(form.text).doit()
+def _same_value(gold: Any, answer: Any, relative: float = 0.0, absolute: float = 0.0) -> bool | None:
+    """Whether two numbers, sets or matrices are the same, or two expressions at six points; None where few say."""
+    if isinstance(gold, sympy.Set) and isinstance(answer, sympy.Set):
+        return bool(gold.is_subset(answer) and answer.is_subset(gold))
+    if isinstance(gold, sympy.MatrixBase) and isinstance(answer, sympy.MatrixBase):
+        is_alike = gold.shape == answer.shape or (1 in gold.shape and 1 in answer.shape and len(gold) == len(answer))
+        cells = zip(gold.flat(), answer.flat(), strict=is_alike)
+        return is_alike and all(_same_value(*two, relative, absolute) for two in cells)
+    if not (isinstance(gold, sympy.Expr) and isinstance(answer, sympy.Expr)):
+        return None
+    symbols = sorted(gold.free_symbols | answer.free_symbols, key=str)
+    gold, answer = (one if symbols and not one.has(*_UNDONE) else one.doit() for one in (gold, answer))
+    is_complex, num_agreed = not symbols or gold.has(sympy.I) or answer.has(sympy.I), 0
+    for numbers, start in product((_POINTS, _WHOLE), range(6 if symbols else 1)):
+        # Of more variables than numbers no two have the same value.
+        places = zip(symbols, count(start, 2), strict=False)
+        point = {name: sympy.Rational(numbers[at % 7]) + 6 * (at // 14) for name, at in places}
+        values = [_number(one, point) for one in (gold, answer, gold - answer)]
+        if None in values or not (is_complex or (values[0].is_real and values[1].is_real)):
+            continue
+        difference, size = abs(values[2]), max(map(abs, values[:2]))
+        allowed = relative * size if symbols else min(relative * size, absolute) if relative else absolute
+        # Without one digit that is certain the difference is none; there is no smallest one that counts.
+        if not (difference == 0 or difference._prec == 1 or difference <= allowed):
+            return False
+        num_agreed += 1
+        if num_agreed == 6 or not symbols:
+            return True
+    return (True if num_agreed >= 3 else None) if symbols else False
 
 
-def _points(symbols: list[Any], values: tuple[str, ...] = _POINTS) -> list[dict[Any, Any]]:
-    """Points to try; of more variables than values no two have the same one."""
-    places = [dict(zip(symbols, count(start, 2), strict=False)) for start in range(6 if symbols else 1)]
-    return [{name: sympy.Rational(values[at % 7]) + 6 * (at // 14) for name, at in point.items()} for point in places]
-
-
-def _numeric(value: Any, point: dict[Any, Any]) -> Any:
-    """A finite number of 30 digits, or None."""
+def _number(value: Any, point: dict[Any, Any]) -> Any:
+    """An expression's finite value at a point: exact, or to 30 digits; None where it has none."""
     try:
-        value = value.subs(point) if point else value
-        limits = (end for part in value.atoms(sympy.Sum, sympy.Product) for _, *ends in part.limits for end in ends)
-        if any(end.is_Rational and not end.is_Integer for end in limits):
-            return None
+        value = value.subs(point)
         value = value.doit() if value.has(*_UNDONE) else value
-        value = value if value.is_Rational else value.evalf(30, maxn=300)
+        value = value if value.is_Rational else value.evalf(30, maxn=_DIGITS_AT_A_POINT if point else _DIGITS)
         return value if value.is_number and value.is_finite and value.as_real_imag()[1].is_number else None
     except (TypeError, ValueError, ArithmeticError, AttributeError):
         return None
 
 
-def _same_value(gold: Any, answer: Any, tolerance: float = 0.0, absolute: float = 0.0) -> bool | None:
-    """Whether two numbers are the same, or two expressions at three points of six; None where there are no such."""
-    if not (isinstance(gold, sympy.Expr) and isinstance(answer, sympy.Expr)):
-        return None
-    symbols = sorted(gold.free_symbols | answer.free_symbols, key=str)
-    gold, answer = (one if symbols and not one.has(*_UNDONE) else one.doit() for one in (gold, answer))
-    is_complex = not symbols or gold.has(sympy.I) or answer.has(sympy.I)
-    for values in (_POINTS, _WHOLE):
-        num_agreed = 0
-        for point in _points(symbols, values):
-            numbers = [_numeric(one, point) for one in (gold, answer, gold - answer)]
-            if None in numbers or not (is_complex or all(number.is_real for number in numbers[:2])):
-                continue
-            difference, size = abs(numbers[2]), max(map(abs, numbers[:2]))
-            allowed = tolerance * size if symbols else min(tolerance * size, absolute) if tolerance else absolute
-            # No difference: exactly, or where 150 digits cannot tell it from none.
-            is_zero = difference == 0 or (not numbers[2].is_Rational and difference <= sympy.Float("1e-150", 30) * size)
-            if not is_zero and not difference <= allowed:
-                return False
-            num_agreed += 1
-        if num_agreed >= (3 if symbols else 1):
-            return True
-    return None if symbols else False
-
-
 def _same_relation(gold: Any, answer: Any) -> bool | None:
-    """Whether one is a constant multiple of the other (of inequalities a positive one); None where none can be told."""
+    """Whether one is a constant multiple of the other (of inequalities a positive one); None of what is no relation."""
     if not all(isinstance(one, Relational) for one in (gold, answer)):
         return None
-    both = [one.reversed if isinstance(one, (sympy.Gt, sympy.Ge)) else one for one in (gold, answer)]
-    kind, other_kind = map(type, both)
-    left, right = (one.lhs - one.rhs for one in both)
-    if kind is sympy.Eq:
+    gold, answer = (one.reversed if isinstance(one, sympy.Gt | sympy.Ge) else one for one in (gold, answer))
+    left, right = (one.lhs - one.rhs for one in (gold, answer))
+    if isinstance(gold, sympy.Eq):
         left, right = (sympy.fraction(sympy.together(side))[0] for side in (left, right))
-    symbols = sorted(left.free_symbols, key=str)
-    if kind is not other_kind or not symbols or left.free_symbols != right.free_symbols:
+    if type(gold) is not type(answer) or 0 in (left, right):
         return False
-    for point in reversed(_points(symbols)):
-        one, other = _numeric(left, point), _numeric(right, point)
-        if one and other:
-            is_turned = kind not in (sympy.Eq, sympy.Ne) and one / other < 0
-            left, right = left * right.subs(point), right * left.subs(point)
-            return not is_turned and (left == right or _same_value(left, right))
-    return None
+    factor = sympy.cancel(left / right)
+    return bool(factor.is_number and (factor.is_positive or isinstance(gold, sympy.Eq | sympy.Ne)))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl
 
 from rprm.embedded import JUDGE
 from rprm.errors import PromptError
+from rprm.folders import own_file
 from rprm.prompts.template import CriticTemplate, PolicyTemplate, PromptTemplate
 
 AnyTemplate = TypeVar("AnyTemplate", PromptTemplate, PolicyTemplate, CriticTemplate)
@@ -78,8 +79,8 @@ class TemplateShelf(Generic[AnyTemplate]):
         are not at hand before it is loaded."""
         body, _, query = model.partition("?")
         places = [dict(parse_qsl(query)).get("adapter"), JUDGE if body == "embedded" else body.partition(":")[2]]
-        found = [Path(place) / self.carried_as for place in places if place]
-        return next((file for file in found if file.is_file()), None)
+        found = (own_file(Path(place), self.carried_as) for place in places if place)
+        return next((file for file in found if file is not None), None)
 
 
 PROMPTS = TemplateShelf(PromptTemplate, "templates", DEFAULT_TEMPLATE, MODEL_TEMPLATE)

@@ -17,6 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from rprm.critique import FormatName
 from rprm.errors import PromptError
 from rprm.reading import explained
+from rprm.showing import escaped
 from rprm.verdict import VerdictFormat
 
 
@@ -235,16 +236,13 @@ class PromptTemplate(Template):
         (`VerdictFormat.disarmed`)."""
         if not 0 <= step_index < len(steps):
             raise self._error(f"step_index {step_index} is out of range: the solution has {len(steps)} steps")
+        problem, step = map(self.verdict.disarmed, (problem, steps[step_index]))
         known = steps if self.looks_ahead else steps[: step_index + 1]
-        problem, *steps = map(self.verdict.disarmed, (problem, *known))
-        listed = [
-            _fill(_pieces(self.step_format), {"number": Filled(str(number)), "step": Filled.record(step)})
-            for number, step in enumerate(steps, 1)
-        ]
+        listed = [_listed(self, number, one) for number, one in enumerate(known, 1)]
         separator, later = Filled(self.step_separator), listed[step_index + 1 :]
         previous = separator.join(listed[:step_index]) if step_index else Filled(self.no_previous_steps)
         values = {"problem": Filled.record(problem), "steps": separator.join(listed[: step_index + 1])}
-        values |= {"step": Filled.record(steps[step_index]), "step_number": Filled(str(step_index + 1))}
+        values |= {"step": Filled.record(step), "step_number": Filled(str(step_index + 1))}
         values |= {"previous_steps": previous}
         values |= {"next_steps": separator.join(later) if later else Filled(self.no_next_steps)}
         return self._prompt(values)
@@ -363,6 +361,13 @@ def literal(text: str) -> str:
     return PLACEHOLDER.sub(lambda match: "{{" + _BRACES + "}}" + match[0][2:], text)
 
 
+@lru_cache(maxsize=1 << 14)
+def _listed(template: PromptTemplate, number: int, step: str) -> Filled:
+    """A step as prompts list it: kept, since the prompt of every later step has it too."""
+    values = {"number": Filled(str(number)), "step": Filled.record(template.verdict.disarmed(step))}
+    return _fill(_pieces(template.step_format), values)
+
+
 def _fill(pieces: list[str], values: Mapping[str, Filled]) -> Filled:
     """Fixed texts at even places, names at odd ones. One pass: a value is never read again for placeholders."""
     filled = [Filled(piece) for piece in pieces]
@@ -374,7 +379,7 @@ def _toml(value: str | bool, *, is_block: bool = False) -> str:
     """As it stands between single quotes where escapes would clutter it, a block on lines of its own."""
     if isinstance(value, bool):
         return str(value).lower()
-    if not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", value):
+    if escaped(value) == value:
         if is_block and "\n" in value and "'''" not in value and not value.endswith("'"):
             return f"'''\n{value}'''"
         if re.search(r'[\\"]', value) and not re.search(r"['\n]", value):

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from rprm.benchmarks import Figure, Measurement, ResultTable, Tally
 from rprm.benchmarks.comparison import Comparison
+from rprm.showing import one_line, shown
 
 
 def measurement_table(measured: Measurement) -> Table:
@@ -58,7 +59,7 @@ def result_table(table: ResultTable) -> Table:
             made.add_section()
         else:
             cells = (cell if isinstance(cell, str) else figure_text(cell) for cell in line.cells)
-            made.add_row(Text(line.name), *cells, style=line.style)
+            made.add_row(Text(shown(line.name)), *cells, style=line.style)
     return made
 
 
@@ -107,8 +108,9 @@ def framed(
     `numbers` are the columns that stand on the right; by default all but the first.
     """
     table = Table(
-        title=Text(title), title_justify="left", title_style="bold", caption_justify="left", box=box.SIMPLE_HEAD,
-        caption=Text("\n".join(caption)) if caption else None, pad_edge=False, padding=(0, 1, 0, 0),
+        title=Text(one_line(title)), title_justify="left", title_style="bold", caption_justify="left",
+        caption=Text("\n".join(map(one_line, caption))) if caption else None,
+        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0),
     )  # fmt: skip
     for name in columns:
         is_number = name in (columns[1:] if numbers is None else numbers)

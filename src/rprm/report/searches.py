@@ -16,8 +16,9 @@ from rprm.benchmarks.mathematics import AVERAGE, SearchMeasurement
 from rprm.benchmarks.scores import MAX_NAMED
 from rprm.benchmarks.tally import Figure
 from rprm.report.measures import figure_text, framed
-from rprm.report.solutions import panel, plain
+from rprm.report.solutions import panel
 from rprm.search.guided import ROOT, SearchNode, SearchTree
+from rprm.showing import one_line, shown
 
 #: By what became of a node, its mark and style.
 _MARKS = {"kept": ("●", "bold"), "finished": ("■", "bold green"), "pruned": ("○", "dim"), "dropped": ("·", "dim")}
@@ -100,7 +101,7 @@ class _WideTable:
                 number -= 1
             yield part(number)
             columns, title = columns[number:], ""
-        yield Text("\n".join(self.caption), style="dim italic")
+        yield Text("\n".join(map(one_line, self.caption)), style="dim italic")
 
 
 def unsettled_table(measurement: SearchMeasurement) -> Table:
@@ -111,9 +112,9 @@ def unsettled_table(measurement: SearchMeasurement) -> Table:
     columns = ("problem", "candidate", "answer", "outcome")
     table = framed("Gradings without a conclusion, counted as wrong", columns, caption, numbers=("candidate",))
     for graded in unsettled[:MAX_NAMED]:
-        answer = " ".join((graded.answer or "").split())
-        shown = answer if len(answer) <= 60 else f"{answer[:59]}…"
-        table.add_row(Text(graded.id), str(graded.index), Text(shown), graded.grade.outcome)
+        answer = shown(" ".join((graded.answer or "").split()))
+        answer = answer if len(answer) <= 60 else f"{answer[:59]}…"
+        table.add_row(Text(shown(graded.id)), str(graded.index), Text(answer), graded.grade.outcome)
     return table
 
 
@@ -125,27 +126,27 @@ def sets_table(checks: Mapping[str, Mapping[str, Any]]) -> Table:
     for check in checks.values():
         number, data = check["problems"], check["data"]
         numbers = (number, number - len(check["unrecognised"]), check["rejected_rows"])
-        table.add_row(Text(check["name"]), *map("{:,}".format, numbers), Text(data["name"]), data["digest"][:19])
+        table.add_row(*map(shown, (check["name"], *map("{:,}".format, numbers), data["name"], data["digest"][:19])))
     return table
 
 
 def _two_lines(first: str, second: str) -> Text:
-    return Text(first).append(f"\n{second}" if second else "", style="dim")
+    return Text(shown(first)).append(f"\n{shown(second)}" if second else "", style="dim")
 
 
 def render_tree(tree: SearchTree, *, max_characters: int | None = None) -> RenderableType:
     """A problem's trees round by round: what was proposed (cut to `max_characters`), what it was worth, what was kept.
 
-    Model and input text is shown as it is: no markup in it is interpreted, and control characters are dropped.
+    Model and input text is shown as it is: no markup in it is interpreted, and control characters are escaped.
     """
     chosen = {node.id for node in tree.path(tree.chosen)} if tree.chosen is not None else set()
-    parts: list[RenderableType] = [Text(plain(tree.problem.problem), style="italic"), Text("")]
+    parts: list[RenderableType] = [Text(shown(tree.problem.problem), style="italic"), Text("")]
     for number, end in enumerate(tree.ends):
         if len(tree.ends) > 1:
             parts.append(Text(f"tree {number + 1}", style="bold"))
         nodes = [node for node in tree.nodes if node.tree == number]
         parts.append(_rounds(nodes, chosen, tree.strategy.beam_size > 1, max_characters))
-        why = [plain(refusal.reason) for refusal in tree.refusals if refusal.tree == number]
+        why = [shown(refusal.reason) for refusal in tree.refusals if refusal.tree == number]
         parts.append(Text("\n".join([f"ended: {end}", *why]), style="dim"))
     conclusion = "no solution: not one step could be kept"
     if tree.chosen is not None:
@@ -175,10 +176,10 @@ def _rounds(nodes: Sequence[SearchNode], chosen: set[int], is_beam: bool, max_ch
 
 
 def _step(node: SearchNode, is_chosen: bool, max_characters: int | None) -> Text:
-    text = plain(node.step)
+    text = shown(node.step)
     text = text if max_characters is None or len(text) <= max_characters else f"{text[:max_characters]}…"
     style = "" if is_chosen else "dim" if node.fate in ("pruned", "dropped") else "cyan"
-    shown = Text(text or ("(the solution ends)" if node.fate != "dropped" else "(nothing)"), style=style)
+    step = Text(text or ("(the solution ends)" if node.fate != "dropped" else "(nothing)"), style=style)
     notes = {
         "ends the solution": node.fate == "finished" and node.step,
         "cut": node.finish_reason == "length",
@@ -187,7 +188,7 @@ def _step(node: SearchNode, is_chosen: bool, max_characters: int | None) -> Text
         node.failure or "": node.failure,
     }
     told = "; ".join(note for note, holds in notes.items() if holds)
-    return shown.append(f"\n{plain(told)}", style="yellow") if told else shown
+    return step.append(f"\n{shown(told)}", style="yellow") if told else step
 
 
 def _reward(node: SearchNode) -> Text:

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from rprm.records import Solution, SolutionReward
 from rprm.rewarders.base import Totals
+from rprm.showing import one_line, shown
 
 _BAR_WIDTH = 10
 
@@ -25,7 +26,7 @@ def render_solution(
 ) -> RenderableType:  # fmt: skip
     """A solution's steps with reward and verdict, the first error marked.
 
-    Model and input text is shown as it is: no markup in it is interpreted, and control characters are dropped.
+    Model and input text is shown as it is: no markup in it is interpreted, and control characters are escaped.
 
     Args:
         threshold: rewards below it are those of wrong steps.
@@ -42,10 +43,10 @@ def render_solution(
     for index, text in enumerate(solution.steps):
         step = judged.get(index)
         if step is None:
-            table.add_row(str(index + 1), Text("·" * _BAR_WIDTH, style="dim"), "", Text(plain(text), style="dim"))
+            table.add_row(str(index + 1), Text("·" * _BAR_WIDTH, style="dim"), "", Text(shown(text), style="dim"))
             continue
         is_first_error = index == result.first_error
-        parts: list[RenderableType] = [Text(plain(text), style=f"bold {wrong}" if is_first_error else "")]
+        parts: list[RenderableType] = [Text(shown(text), style=f"bold {wrong}" if is_first_error else "")]
         notes = ["✗ first error"] * is_first_error
         if step.failure:
             reason = re.sub(r"\d[\d,.]*", "0", step.failure)  # Prompts that are too long differ in their lengths alone.
@@ -54,14 +55,14 @@ def render_solution(
         elif step.num_without_verdict:
             notes.append(f"{step.num_without_verdict} of {len(step.analyses)} analyses without verdict")
         if notes:
-            parts.append(Text("; ".join(notes), style=wrong if is_first_error else "yellow"))
+            parts.append(Text(shown("; ".join(notes)), style=wrong if is_first_error else "yellow"))
         for number, one in enumerate(step.analyses if analyses else (), 1):
             p_yes = "no verdict" if one.p_yes is None else f"P(Yes) {one.p_yes:.2f}"
             if one.first_error is not None:
                 p_yes = f"first error: step {one.first_error + 1}" if one.first_error >= 0 else "no error"
             title = f"analysis {number}: {p_yes}{', asked for' if one.forced else ''}, {one.num_tokens} tokens"
-            shown = Group(Text(title, style="cyan"), Text(plain(one.text), style="dim"))
-            parts.append(Padding(shown, (0, 0, 0, 2)))
+            analysis = Group(Text(title, style="cyan"), Text(shown(one.text), style="dim"))
+            parts.append(Padding(analysis, (0, 0, 0, 2)))
         reward, bar = "none", Text("?" * _BAR_WIDTH, style="yellow")
         if step.reward is not None:
             filled, colour = round(step.reward * _BAR_WIDTH), wrong if step.reward < threshold else right
@@ -75,15 +76,15 @@ def render_solution(
         text, colour = f"first error: step {result.first_error + 1}", "red"
     if result.label is not None:
         text += f"  (labelled: {f'step {result.label + 1}' if result.label >= 0 else 'none'})"
-    head = [] if note is None else [Text(plain(note), style="yellow")]
-    parts = [Text(plain(solution.problem), style="italic"), *head, Text(""), table]
+    head = [] if note is None else [Text(shown(note), style="yellow")]
+    parts = [Text(shown(solution.problem), style="italic"), *head, Text(""), table]
     return panel(result.id, parts, text, colour if note is None else "yellow")
 
 
 def panel(title: str, parts: Sequence[RenderableType], conclusion: str, colour: str) -> Panel:
     """Parts in a frame, under a title, with a conclusion below."""
     return Panel(
-        Group(*parts), title=Text(plain(title)), title_align="left", subtitle=Text(conclusion),
+        Group(*parts), title=Text(shown(title)), title_align="left", subtitle=Text(conclusion),
         subtitle_align="right", box=box.ROUNDED, border_style=colour,
     )  # fmt: skip
 
@@ -102,16 +103,11 @@ def render_totals(totals: Totals, output: Path | None) -> RenderableType:
     for number, text in (
         (totals.num_analyses_without_verdict, "analyses without verdict (left out of the mean)"),
         (totals.num_analyses_forced, "verdicts that had to be asked for"),
-        (totals.num_steps_uncovered, f"steps unscored; the first: {plain(totals.failure or '')}"),
+        (totals.num_steps_uncovered, f"steps unscored; the first: {shown(totals.failure or '')}"),
         (totals.num_steps_cut, "steps with analyses cut short by the model's context (a longer one: context_length)"),
         (totals.num_rejected, "rejected rows"),
     ):
         if number:
             table.add_row(Text(f"{number:,}", style="yellow"), text)
-    results = [] if output is None else [Text(f"results: {output / 'results.jsonl'}", style="dim")]
+    results = [] if output is None else [Text(one_line(f"results: {output / 'results.jsonl'}"), style="dim")]
     return Group(table, *results)
-
-
-def plain(text: str) -> str:
-    """Text without control characters, which could move the cursor or recolour the terminal."""
-    return "".join(character for character in text if character.isprintable() or character in "\n\t")

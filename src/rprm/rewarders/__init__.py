@@ -13,7 +13,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, cast, get_type_hints
 
-from rprm import engines
+from rprm import engines, ranges
 from rprm.engines import Engine, Sampling, load_engine
 from rprm.engines.loading import refuse_missing
 from rprm.errors import EngineError, RprmError
@@ -94,7 +94,7 @@ def load_judge(
         engine, model = model, model.spec
     elif engine is None:
         engine = load_engine(model)
-    hints = get_type_hints(JudgeSettings) | {"confidence": float, "seed": int}
+    hints = get_type_hints(JudgeSettings) | {"confidence": ranges.Confidence, "seed": ranges.Seed}
     given = typed(hints, {name: value for name, value in options.items() if value is not None}, model)
     confidence, seed = given.pop("confidence", DEFAULT_CONFIDENCE), given.pop("seed", 0)
     settings = replace(judge_settings(model, procedure), **given)

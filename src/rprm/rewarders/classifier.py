@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self, TypedDict, Unpack, cast
 
-from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
+from rprm import ranges
 from rprm.engines.endpoint import Endpoint, Timeout, Transient, context_length_of
 from rprm.engines.loading import find_file, identity, load_tokenizer, placement, plain_errors
 from rprm.errors import EngineError, RequestRefused
@@ -30,7 +31,6 @@ SETTINGS_FILE = "rprm_classifier.json"  #: beside the weights of a classifier th
 _SERVED: tuple[LayoutName, ...] = ("qwen", "trl")
 _ANSWER_BYTES = 1 << 25  #: a row takes about 50, and a context at most some 100,000 tokens
 _TARGET = re.compile(r"(?P<model>.+?)@(?P<url>https?://[^/?#@\s]+(?:/[^?#@\s]*)?)")
-Threshold = Annotated[float, Field(gt=0.0, lt=1.0)]  #: a step whose reward is below it is called wrong
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class ClassifierSettings:
     layout: LayoutName
     step_tag: Annotated[str, Field(min_length=1)] = QWEN_TAG  #: of the qwen layout, as is `system`
     system: str = QWEN_SYSTEM
-    threshold: Threshold = 0.5  #: chosen on validation data
+    threshold: ranges.Threshold = 0.5  #: chosen on validation data
 
     def to_json(self, **further: Any) -> str:
         return json.dumps({**asdict(self), **further}, indent=2, ensure_ascii=False) + "\n"
@@ -85,9 +85,9 @@ class ClassifierOptions(TypedDict, total=False):
     decision: Decision | None
     tokenizer: str | None
     revision: str | None
-    threshold: Threshold | None
-    context_length: PositiveInt | None
-    concurrency: PositiveInt
+    threshold: ranges.Threshold | None
+    context_length: ranges.Tokens | None
+    concurrency: ranges.Width
 
 
 class Classifier:
@@ -98,7 +98,7 @@ class Classifier:
     def __init__(
         self, target: str, *, spec: str = "",
         dtype: str = "auto", device: str = "auto", device_map: str | None = None,
-        num_threads: PositiveInt | None = None, adapter: str | None = None, max_batch_tokens: PositiveInt = 16384,
+        num_threads: ranges.Width | None = None, adapter: str | None = None, max_batch_tokens: ranges.Tokens = 16384,
         **options: Unpack[ClassifierOptions],
     ) -> None:  # fmt: skip
         self.target, self.spec = target, spec or f"classifier:{target}"
@@ -231,7 +231,7 @@ class ServedClassifier(Classifier):
     pooler: Qwen2.5-Math-PRM)."""
 
     def __init__(
-        self, target: str, *, spec: str = "", timeout: Timeout = 600.0, max_retries: NonNegativeInt = 6,
+        self, target: str, *, spec: str = "", timeout: Timeout = 600.0, max_retries: ranges.Retries = 6,
         key_env: str = "OPENAI_API_KEY", send_key_over_http: bool = False, **options: Unpack[ClassifierOptions],
     ) -> None:  # fmt: skip
         spec = spec or f"classifier:{target}"
@@ -285,8 +285,8 @@ def _rows(answer: dict[str, Any]) -> list[float]:
     """P(correct) of each row of an answer."""
     try:
         (item,) = answer["data"]
-        rows = [[float(value) for value in row] for row in item["data"]]
-    except (KeyError, TypeError, ValueError, OverflowError):
+        rows = TypeAdapter(list[list[float]]).validate_python(item["data"], strict=True)
+    except (KeyError, TypeError, ValueError):
         raise Transient("no answer of /pooling: `data` is not one list of rows of numbers") from None
     # A row with a number that is not finite passes as NaN: its solution is refused.
     rows = [row if math.isfinite(sum(row)) else [math.nan, math.nan] for row in rows]

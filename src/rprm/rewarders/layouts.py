@@ -13,7 +13,7 @@ from functools import lru_cache
 from inspect import getfullargspec
 from typing import Any, Literal, NamedTuple
 
-from rprm.engines.tokens import TokenWriter, encode_text, special_tokens, text_prefix
+from rprm.engines.tokens import TokenWriter, encode_text, render_chat, special_tokens, text_prefix
 from rprm.errors import EngineError, RequestRefused
 
 LayoutName = Literal[
@@ -80,7 +80,7 @@ class Layout:
     def _around_contents(self, *roles: str) -> list[str]:
         """What the chat template writes before, between and after messages: one text more than messages."""
         messages = [{"role": role, "content": f"RPRMCONTENT{number}X"} for number, role in enumerate(roles)]
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
+        text = render_chat(self.tokenizer, messages, add_generation_prompt=False)
         parts = re.split(r"RPRMCONTENT(\d+)X", text)
         if parts[1::2] != [str(number) for number in range(len(roles))]:
             raise EngineError("the tokenizer's chat template does not show every message once and in order")
@@ -110,13 +110,11 @@ class StepWriter(TokenWriter):
 
     def chat(self, system: str, problem: str) -> None:
         """System message and problem, up to the answer. Without a system role, the message begins the user's."""
-        import jinja2
-
         before, between = f"{system}\n\n", "\n\n"
         if getattr(self.tokenizer, "chat_template", None):
             try:
                 start, end, between, _ = self.layout.around_contents("system", "user", "assistant")
-            except jinja2.TemplateError:
+            except RequestRefused:
                 start, between, _ = self.layout.around_contents("user", "assistant")
                 end = "\n\n"
             before = f"{start}{system}{end}"

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, AutoModelForCausalLM
 
-from rprm.engines.loading import find_file, load_weights, merge_adapter, read_object, stored_tensors
+from rprm.engines.loading import find_file, load_weights, merge_adapter, no_weights, stored_tensors
 from rprm.engines.worker import ModelWorker, Request
 from rprm.errors import EngineError
+from rprm.folders import read_object
 from rprm.rewarders.layouts import HeadKind, Layout, Rendered
 
 # Heads with tensors of their own: the published names of their linear layers (a ReLU between two), whether these must
@@ -160,6 +161,8 @@ def _load_head(target: str, kind: HeadKind, revision: str | None, hidden_size: i
             if found != shape and (name in stored or has_bias or len(shape) == 2):
                 fault = f"{name} {found} instead of {shape}"
                 raise EngineError(f"{target}: the head is not {kind}, of a step classifier: {fault}")
+        for name, fault in no_weights({name: stored[name] for name in stored if name.startswith(f"{layer}.")}).items():
+            raise EngineError(f"{target}: {name} {fault}; download it again")
         linear = _linear(stored[f"{layer}.weight"], stored.get(f"{layer}.bias"))
         head.extend([nn.ReLU(), linear] if len(head) else [linear])
     return head

@@ -6,14 +6,16 @@ the seed and j alone.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from contextlib import aclosing
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
-from rprm.engines.base import WITHHELD, Completion, Engine, Sampling
+from rprm.engines.base import WITHHELD, Engine, Sampling
 from rprm.errors import RequestRefused, RprmError, Unsupported
-from rprm.jobs import all_or_none
+from rprm.jobs import in_order
 from rprm.ledger import Ledger
 from rprm.prompts.template import Prompt, PromptTemplate
 from rprm.records import Analysis, Solution, SolutionReward, StepReward
@@ -46,6 +48,8 @@ class Judge:
         stop = (self.template.stop,) if self.template.stop else ()
         self.sampling = replace(self.sampling, verdict=self.template.verdict, stop=stop)
         self.threshold, self.concurrency = self.rule.threshold, self.engine.concurrency
+        #: The event loop, and its places for prompts.
+        self._places: tuple[object, asyncio.Semaphore] = None, asyncio.Semaphore(self.concurrency)
 
     def in_full(self) -> Judge:
         return replace(self, rule=replace(self.rule, stopping="none"), first_error_exit=False)
@@ -72,11 +76,12 @@ class Judge:
 
     async def judge(self, solution: Solution, ledger: Ledger | None = None) -> SolutionReward:
         judge_step = partial(self.judge_step, solution.problem, solution.steps, ledger=ledger)
-        judging = map(judge_step, range(len(solution.steps)))
-        if not self.first_error_exit:
-            return solution_reward(solution, await all_or_none(judging), self.threshold)
+        indices = iter(range(len(solution.steps)))
         steps: list[StepReward] = []
-        for step in judging:
+        if not self.first_error_exit:
+            async with aclosing(in_order(indices, judge_step, width=self.concurrency)) as judged:
+                steps = [step async for _, step in judged]
+        for step in map(judge_step, indices):
             steps.append(await step)
             if (reward := steps[-1].reward) is not None and reward < self.threshold:
                 break
@@ -92,13 +97,13 @@ class Judge:
     async def analyse(
         self, problem: str, steps: Steps, step_index: int, samples: range, ledger: Ledger | None = None
     ) -> list[Analysis]:
-        """As in `AnalysisSampler`; one that is refused has no verdict."""
-        prompt = self.template.render(problem, steps, step_index)
-
-        async def write(sampling: Sampling) -> Analysis:
-            return await self._read(prompt, await self.engine.generate(prompt, sampling))
-
-        return await draw(write, prompt, self.sampling, samples, ledger, f"{step_index}.")
+        """As in `AnalysisSampler`; one that is refused has no verdict. Of prompts, which have all steps before theirs,
+        no more are rendered at once than requests fill the engine."""
+        if self._places[0] is not (loop := asyncio.get_running_loop()):
+            self._places = loop, asyncio.Semaphore(self.concurrency)
+        async with self._places[1]:
+            prompt = self.template.render(problem, steps, step_index)
+            return await draw(partial(self._write, prompt), prompt, self.sampling, samples, ledger, f"{step_index}.")
 
     def reward(self, step_index: int, analyses: Sequence[Analysis], failure: str | None = None) -> StepReward:
         p_yes = [analysis.p_yes for analysis in analyses if analysis.p_yes is not None]
@@ -110,7 +115,8 @@ class Judge:
             num_requested=self.rule.num_analyses,
         )  # fmt: skip
 
-    async def _read(self, prompt: Prompt, completion: Completion) -> Analysis:
+    async def _write(self, prompt: Prompt, sampling: Sampling) -> Analysis:
+        completion = await self.engine.generate(prompt, sampling)
         form, text, forced, yes = self.template.verdict, completion.text, False, None
         source: Literal["logprobs", "second pass", "vote"] | None = None
         verdict, choice = read_verdict(text, form, completion.choices) or (None, None)

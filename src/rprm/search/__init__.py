@@ -16,11 +16,12 @@ class RunTotals:
     """What a run of this package came to: a dataclass. `failure` says why the first unscored step has no reward."""
 
     num_steps_judged = 0
+    num_samples: int | None = None
 
     @property
     def nothing_judged(self: Any) -> bool:
-        """Whether steps were judged, and none of them has a reward."""
-        return bool(0 < self.num_steps_judged == self.num_steps_unscored)
+        """Whether steps were judged, and none of them has a reward; or none were written."""
+        return bool(0 < self.num_steps_judged == self.num_steps_unscored or self.num_samples == 0 < self.num_problems)
 
     def add_steps(
         self: Any, num_steps: int, k: int, judged: Iterable[tuple[str | None, Sequence[float | None]]]

@@ -21,7 +21,7 @@ from rprm.prompts import PolicyTemplate
 from rprm.reading import AnyText, Rejected, Row, Source, SourceInfo, json_object, read_rows
 from rprm.records import Record, StepReward
 from rprm.rewarders.base import AnalysisSampler, StepRewarder, reward_settings, sample_seed
-from rprm.runs import RESULTS, finished_manifest, read_json_lines
+from rprm.runs import RESULTS, finished_manifest, read_results
 from rprm.search import RunTotals, counted
 from rprm.search.racing import WAVE, Aggregation, Steps, StepScores, race
 from rprm.splitting import split_steps
@@ -163,9 +163,11 @@ class SampleTotals(RunTotals):
     num_cut: int = counted("candidates cut at the longest length: raise --policy-max-tokens")
     num_empty: int = counted("candidates without a word")
     num_generated_tokens: int = counted("tokens")
+    failure: str | None = None
 
     def add(self, row: Candidates) -> None:
         self.num_problems += 1
+        self.failure = self.failure or row.failure
         self.num_refused += row.failure is not None
         self.num_candidates += len(row.candidates)
         for candidate in row.candidates:
@@ -281,10 +283,9 @@ def read_candidate_run(folder: str | Path, *, limit: int | None = None) -> Candi
     """Candidates of a run of `rprm search sample`, of the first `limit` problems. `RunError` where it is no such run,
     not complete, or (`CorruptRun`) damaged."""
     manifest = finished_manifest(folder, stage=SAMPLE, command="rprm search sample")
-    path = Path(folder) / RESULTS
-    rows = tuple(read_json_lines(path, Candidates.model_validate))
+    rows = tuple(read_results(folder, Candidates.model_validate))
     settings = {name: manifest["settings"][name] for name in ("policy", "num_candidates")}
-    return CandidateRows(rows[:limit], (), (), Source(str(path)).inspect(), settings)
+    return CandidateRows(rows[:limit], (), (), Source(str(Path(folder) / RESULTS)).inspect(), settings)
 
 
 def read_candidate_file(path: str | Path, problems: Problems) -> CandidateRows:

@@ -219,6 +219,8 @@ class SearchTotals(RunTotals):
 
     def add(self, tree: SearchTree) -> None:
         self.num_problems += 1
+        if not tree.nodes and tree.refusals:
+            self.failure = self.failure or f"the policy writes none: {tree.refusals[0].reason}"
         self.num_finished += bool(tree.finished)
         self.num_rounds += sum({node.tree: node.round + 1 for node in tree.nodes}.values())
         self.num_samples += sum(len(node.samples) for node in tree.nodes)

@@ -21,7 +21,7 @@ from rprm.benchmarks.scores import named
 from rprm.benchmarks.tally import DEFAULT_RESAMPLES, Figure, Floats, named_figures
 from rprm.errors import BenchmarkError, RunError
 from rprm.grading import AnswerPair, Grade, Grader, final_answer
-from rprm.runs import RESULTS, read_json_lines, read_manifest
+from rprm.runs import read_manifest, read_results
 from rprm.search.candidates import BEST_OF_N, SAMPLE, Candidates, JudgedCandidates
 from rprm.search.choosing import NUM_REPLICATES, Pool, accuracies, resampled_means
 from rprm.search.guided import GUIDED, SearchTree
@@ -115,7 +115,7 @@ def read_search_run(folder: str | Path, attempts: Iterable[Attempts] | None = No
         method = f"{title} ({how['num_trees'] * how['beam_size'] * how['width']} steps a round, {how['aggregation']})"
     if attempts is None:
         in_full = settings.get("choice_stopping") == "none"
-        rows = read_json_lines(Path(folder) / RESULTS, _ROWS[job].model_validate)
+        rows = read_results(folder, _ROWS[job].model_validate)
         attempts = (Attempts.of(row, in_full=in_full) for row in rows)
     engines = settings.get("policy", {}).get("engine"), settings.get("engine")
     policy, judge = (engine and f"{engine['kind']}:{engine['model']}" for engine in engines)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 from rprm.data.stage_options import is_held_out
 from rprm.data.steps import read_labelled_steps, steps_source
-from rprm.engines.loading import load_tokenizer
+from rprm.engines.loading import load_tokenizer, plain_errors
 from rprm.errors import EngineError, InputError, RequestRefused
 from rprm.reading import Rejected
 from rprm.records import LabelledStep
@@ -55,7 +55,8 @@ class ClassifierRun(TrainingRun):
         self.tokenizer, tag = load_tokenizer(self.base.target, self.base.revision), self.layout_settings.step_tag
         if is_new := tag not in self.tokenizer.get_vocab():
             self.tokenizer.add_tokens([AddedToken(tag, special=True, normalized=False)], special_tokens=True)
-        self.layout = make_layout(self.layout_settings, self.tokenizer, self.base.target)
+        with plain_errors(self.base.target, "a tokenizer", what="the tokenizer"):
+            self.layout = make_layout(self.layout_settings, self.tokenizer, self.base.target)
         self.new_tag_id = int(self.tokenizer.convert_tokens_to_ids(tag)) if is_new else None
         self.about = (
             "It reads a problem and a solution in steps, and rewards every step in one forward pass: the second class "
@@ -73,6 +74,11 @@ class ClassifierRun(TrainingRun):
         data = {"input": digests["train"], "validation": digests.get("validation")}
         return {**data, "model": self.base.identity, "layout": "qwen"}
 
+    def check(self) -> None:
+        from transformers import AutoModel
+
+        self.check_model(AutoModel, num_new=0 if self.new_tag_id is None else 1)
+
     def prepare(self) -> None:
         """Read, split, merge and encode; what cannot be used is refused, or noted."""
         rows: dict[str, list[LabelledStep]] = {}
@@ -81,7 +87,8 @@ class ClassifierRun(TrainingRun):
                 rows[part] = []
                 for row in read_labelled_steps(steps_source(source)):
                     if isinstance(row, Rejected):
-                        writer.write(row.model_dump_json())
+                        for line in row.listed(self.num_rejected):
+                            writer.write(line)
                         self.num_rejected += 1
                     else:
                         rows[part].append(row)

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rprm.engines.loading import ADAPTER_CONFIG, fingerprint, plain_errors, refuse_missing
+from rprm.engines.loading import ADAPTER_CONFIG, plain_errors, refuse_missing
 from rprm.engines.loading import commit as commit_of
 from rprm.errors import EngineError, RunError
+from rprm.folders import fingerprint, model_files
 
 if TYPE_CHECKING:
     from rprm.training.lifecycle import TrainingRun
@@ -43,11 +44,12 @@ def find_model(target: str, revision: str | None = None) -> BaseModel:
     with plain_errors(target, "a causal language model"):
         from transformers import AutoConfig, GenerationConfig
 
+        model_files(path)  # refuses what is no file of the folder
         config = AutoConfig.from_pretrained(target, revision=revision, trust_remote_code=False).get_text_config()
-    commit = None if path.is_dir() else commit_of(target, revision) or revision
-    ends = None
-    with contextlib.suppress(OSError):
-        ends = GenerationConfig.from_pretrained(target, revision=commit).eos_token_id
+        commit = None if path.is_dir() else commit_of(target, revision) or revision
+        ends = None
+        with contextlib.suppress(OSError):
+            ends = GenerationConfig.from_pretrained(target, revision=commit).eos_token_id
     ends = getattr(config, "eos_token_id", None) if ends is None else ends
     stops = tuple(ends) if isinstance(ends, list | tuple) else () if ends is None else (ends,)
     identity = fingerprint(path) if path.is_dir() else f"{target}@{commit}"

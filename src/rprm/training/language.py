@@ -9,8 +9,10 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import Any, Unpack
 
-from rprm.engines.loading import ADAPTER_CONFIG, load_tokenizer, load_weights, merge_adapter, plain_errors
+from rprm.engines.loading import ADAPTER_CONFIG, load_tokenizer, load_weights, merge_adapter
 from rprm.errors import PromptError, RunError
+from rprm.files import read_json
+from rprm.folders import own_file
 from rprm.prompts.library import MODEL_TEMPLATE, load_template
 from rprm.reading import Source
 from rprm.training.handover import whole_folder
@@ -53,11 +55,9 @@ class LanguageRun(TrainingRun):
     def check(self) -> None:
         from transformers import AutoModelForCausalLM
 
-        # A checkpoint that does not fit its configuration would begin at random values.
-        with plain_errors(self.base.target, "a causal language model"):
-            load_weights(AutoModelForCausalLM, self.base.target, device_map="meta", revision=self.base.revision)
-        template, carried = self.data.template, Path(self.base.target) / MODEL_TEMPLATE
-        if not self.deliberate and carried.is_file() and (own := load_template(carried)).digest != template.digest:
+        self.check_model(AutoModelForCausalLM)
+        template, carried = self.data.template, own_file(Path(self.base.target), MODEL_TEMPLATE)
+        if not self.deliberate and carried is not None and (own := load_template(carried)).digest != template.digest:
             raise PromptError(
                 f"{self.base.target} was trained with template {own.name!r} ({own.digest}), the data has another, "
                 f"{template.digest}; render the data again, or, on purpose, name the data's template with --prompt"
@@ -108,7 +108,7 @@ class LanguageRun(TrainingRun):
             raise RunError(f"{checkpoint} has no weights in one piece; train so that they are saved whole ({hint})")
         if is_adapter:
             # It fits its base model at that revision alone.
-            config = json.loads((checkpoint / ADAPTER_CONFIG).read_bytes())
+            config = read_json(checkpoint / ADAPTER_CONFIG)
             config |= {"base_model_name_or_path": base.target, "revision": base.revision}
             # A set, which peft writes in an order that changes from process to process.
             config["target_modules"] = sorted(config["target_modules"])

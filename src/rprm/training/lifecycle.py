@@ -17,8 +17,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Required, TypedDict
 
+from rprm.engines.loading import load_weights, plain_errors
 from rprm.errors import EngineError, InputError, RprmError, RunError
-from rprm.runs import MANIFEST, REJECTED, SUMMARY, LineWriter, Run, read_json_lines, versions, write_atomically
+from rprm.files import LineWriter, read_json, read_json_lines, write_atomically
+from rprm.runs import MANIFEST, REJECTED, SUMMARY, Run, read_summary, versions
 from rprm.training.handover import CARD, MODEL, card_text, find_model, push, whole_folder
 from rprm.training.settings import Precision, RunOptions, TrainingSettings
 
@@ -116,6 +118,16 @@ class TrainingRun(ABC):
     def check(self) -> None:  # noqa: B027  # nothing to check is fine
         """Refuse model and data of a new run before its folder is made. Main process."""
 
+    def check_model(self, auto: Any, num_new: int = 0) -> None:
+        """Refuse a checkpoint that does not fit its configuration, which would begin at random values, or its tokenizer
+        (without the `num_new` tokens that are ours)."""
+        with plain_errors(self.base.target, "a causal language model"):
+            model = load_weights(auto, self.base.target, device_map="meta", revision=self.base.revision)
+        known, largest = len(model.get_input_embeddings().weight), max(self.tokenizer.get_vocab().values()) - num_new
+        if largest >= known:
+            fault = f"its tokenizer has a token {largest:,}, its model knows {known:,}"
+            raise EngineError(f"{self.base.target}: {fault}; give the tokenizer of this model")
+
     @abstractmethod
     def prepare(self) -> None:
         """Read the rows, in the form that the trainer takes. Main process; the run folder is held."""
@@ -153,7 +165,7 @@ class TrainingRun(ABC):
                 self.share(self._finish)
             if self.is_main and (repository := self.options.push_to_hub) is not None:
                 push(self.folder / MODEL, repository, private=self.options.private, on_note=self.callbacks.on_note)
-        summary, step = json.loads((self.folder / SUMMARY).read_bytes()), checkpoint and checkpoint.step
+        summary, step = read_summary(self.folder), checkpoint and checkpoint.step
         return TrainingResult(self.folder, self.folder / MODEL, summary["num_steps"], summary, step, was_complete)
 
     def share(self, work: Callable[[], Any]) -> Any:
@@ -190,9 +202,9 @@ class TrainingRun(ABC):
         settings |= {} if self.one_device else {"num_processes": self.num_processes}
         self.run = stack.enter_context(Run(self.folder, stage=f"train {self.kind}", settings=settings, session=session))
         stack.push(self._left)
-        if (summary := self.folder / SUMMARY).exists():
+        if (self.folder / SUMMARY).exists():
             self.callbacks.on_note(f"{self.folder} is complete already; nothing is trained again")
-            self._complete(json.loads(summary.read_bytes()))
+            self._complete(read_summary(self.folder))
             return True, None
         self.prepare()
         self._refuse_patience()
@@ -204,11 +216,10 @@ class TrainingRun(ABC):
         return False, checkpoint
 
     def _left(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Note why a session ended early. What failed before its first checkpoint does not hold the folder."""
-        if kind is None or (self.folder / SUMMARY).exists():
+        """What failed before its first checkpoint does not hold the folder."""
+        if kind is None or not issubclass(kind, RprmError) or (self.folder / SUMMARY).exists():
             return
-        self.run.note({"seconds": round(time.monotonic() - self._started, 3), "stopped_by": kind.__name__})
-        if issubclass(kind, RprmError) and not any((self.folder / CHECKPOINTS).glob("*checkpoint-*")):
+        if not any((self.folder / CHECKPOINTS).glob("*checkpoint-*")):
             for name in (CHECKPOINTS, ROWS, f"{ROWS}.partial"):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
             for name in (METRICS, REJECTED, MANIFEST):
@@ -309,7 +320,7 @@ class Checkpoint:
 
     def __init__(self, path: Path) -> None:
         self.path, self.step = path, int(path.name.removeprefix("checkpoint-"))
-        self.state = json.loads((path / "trainer_state.json").read_bytes())
+        self.state = read_json(path / "trainer_state.json")
 
     @property
     def stopped(self) -> bool:

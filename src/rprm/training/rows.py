@@ -15,8 +15,9 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, create_model
 
 from rprm.data.datasets import TRAIN, VALIDATION, rejected_fault, verdict_fault
-from rprm.engines.tokens import control_tokens, encode_prompt, encode_text
+from rprm.engines.tokens import control_tokens, encode_prompt, encode_text, render_chat
 from rprm.errors import EngineError, InputError, PromptError, RequestRefused
+from rprm.files import read_json
 from rprm.prompts.library import MODEL_TEMPLATE, load_template
 from rprm.prompts.template import Message, Prompt, PromptTemplate
 from rprm.reading import AnyText, Rejected, Row, RowModel, Source, checked, read_rows
@@ -169,15 +170,14 @@ def check_rows(data: TrainingData, kind: str) -> None:
 def end_token(tokenizer: Any, stops: tuple[int, ...], *, chat: bool) -> int:
     """The token that ends a reply: of those at which an engine stops (`stops`, of the generation config, and the
     tokenizer's EOS) the one that the chat template writes after a reply (`<|im_end|>`), otherwise the EOS."""
-    import jinja2
-
     eos: int | None = tokenizer.eos_token_id
     if chat and getattr(tokenizer, "chat_template", None):
         messages = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "It is so."}]
         found = after = ""
         # Of a template that refuses such a conversation it cannot be told.
-        with contextlib.suppress(jinja2.TemplateError):
-            _, found, after = tokenizer.apply_chat_template(messages, tokenize=False).rpartition("It is so.")
+        with contextlib.suppress(RequestRefused):
+            text = render_chat(tokenizer, messages, add_generation_prompt=False)
+            _, found, after = text.rpartition("It is so.")
         for token in tokenizer.encode(after, add_special_tokens=False) if found else ():
             if token == eos or token in stops:
                 return int(token)
@@ -206,7 +206,7 @@ def encode_data(
     the prompt); a folder that is there already is whole, and is read. Returns counts of each part: of rows that are
     trained on, and of tokens, each reply with its prompt. An `InputError` where more than 5% of a part are too long."""
     if folder.is_dir():
-        stored: dict[str, dict[str, int]] = json.loads((folder / _COUNTS).read_text())
+        stored: dict[str, dict[str, int]] = read_json(folder / _COUNTS)
         return stored
     import pyarrow as pa
     from datasets.arrow_writer import ArrowWriter

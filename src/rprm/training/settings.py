@@ -7,61 +7,62 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, get_args
 
-from rprm.data.stage_options import PairOptions, check_share
+from rprm.data.stage_options import PairOptions
 from rprm.errors import InputError
+from rprm.ranges import (
+    Checkpoints,
+    Draws,
+    HeldOut,
+    Rate,
+    Rows,
+    Seed,
+    Several,
+    ShareBelow1,
+    Temperature,
+    Tokens,
+    TopP,
+    Weight,
+    Width,
+    check,
+)
 
 Precision = Literal["auto", "bf16", "fp32"]
-#: The least that a setting may be.
-_LEAST = dict.fromkeys((
-    "batch_size", "device_batch_size", "max_length", "eval_steps", "save_steps", "logging_steps", "max_steps",
-    "lora_rank", "lora_alpha", "patience", "num_rounds", "judge_analyses", "num_sampled_steps",
-), 1) | {"num_checkpoints": 2, "num_analyses": 2, "sft_weight": 0}  # fmt: skip
-
-
-def _check_limits(settings: Any) -> None:
-    for name, value in vars(settings).items():
-        if name in _LEAST and value is not None and value < _LEAST[name]:
-            raise InputError(f"{name} is {value}; it must be at least {_LEAST[name]}")
-        if name in ("learning_rate", "num_epochs", "beta") and not value > 0:
-            raise InputError(f"{name} is {value}; it must be above 0")
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
     """What the result of every kind of training depends on; an `InputError` where a value makes no sense."""
 
-    learning_rate: Annotated[float, "Peak learning rate."] = 5e-6
-    num_epochs: Annotated[float, "--epochs", "Passes over the rows; a fraction is allowed."] = 1.0
-    max_steps: Annotated[int | None, "Optimizer steps, instead of epochs."] = None
-    batch_size: Annotated[int, "Rows of one optimizer step over all devices; accumulation follows."] = 128
-    device_batch_size: Annotated[int, "Rows a device holds at once."] = 4
-    warmup_ratio: Annotated[float, "Share of the steps in which the rate rises from 0."] = 0.03
+    learning_rate: Annotated[Rate, "Peak learning rate."] = 5e-6
+    num_epochs: Annotated[Rate, "--epochs", "Passes over the rows; a fraction is allowed."] = 1.0
+    max_steps: Annotated[Rows | None, "Optimizer steps, instead of epochs."] = None
+    batch_size: Annotated[Rows, "Rows of one optimizer step over all devices; accumulation follows."] = 128
+    device_batch_size: Annotated[Width, "Rows a device holds at once."] = 4
+    warmup_ratio: Annotated[ShareBelow1, "Share of the steps in which the rate rises from 0."] = 0.03
     scheduler: Annotated[str, "Learning rate after warm-up: cosine, linear, constant_with_warmup, ..."] = "cosine"
-    weight_decay: Annotated[float, "Weight decay of AdamW."] = 0.0
-    max_grad_norm: Annotated[float, "Gradients are clipped to it."] = 1.0
-    max_length: Annotated[int, "Tokens of a row. Longer ones are left out, never cut; above 5%, an error."] = 4096
+    weight_decay: Annotated[Weight, "Weight decay of AdamW."] = 0.0
+    max_grad_norm: Annotated[Weight, "Gradients are clipped to it."] = 1.0
+    max_length: Annotated[Tokens, "Tokens of a row. Longer ones are left out, never cut; above 5%, an error."] = 4096
     precision: Annotated[Precision, "bf16: bfloat16 over float32 weights; auto: where the device can."] = "auto"
     gradient_checkpointing: Annotated[bool, "Compute activations again instead of keeping them."] = True
     attention: Annotated[str | None, "sdpa, flash_attention_2, eager, ...; the model's own by default."] = None
     group_by_length: Annotated[bool, "Batch rows of similar length: less padding, less shuffling."] = False
-    lora_rank: Annotated[int | None, "LoRA of this rank; without, or 0: train every weight."] = None
-    lora_alpha: Annotated[int | None, "Scale of the adapter; twice the rank by default."] = None
-    lora_dropout: Annotated[float, "Of the adapter's input."] = 0.0
+    lora_rank: Annotated[Width | None, "LoRA of this rank; without, or 0: train every weight."] = None
+    lora_alpha: Annotated[Rows | None, "Scale of the adapter; twice the rank by default."] = None
+    lora_dropout: Annotated[ShareBelow1, "Of the adapter's input."] = 0.0
     lora_targets: Annotated[str, "all-linear (without the output head), or layer names with commas."] = "all-linear"
     merge: Annotated[bool, "Hand over the merged model, which every engine loads, and the adapter beside."] = True
-    eval_steps: Annotated[int, "Steps between evaluations."] = 200
-    save_steps: Annotated[int, "Steps between checkpoints."] = 200
-    logging_steps: Annotated[int, "Steps between rows of metrics.jsonl."] = 10
+    eval_steps: Annotated[Rows, "Steps between evaluations."] = 200
+    save_steps: Annotated[Rows, "Steps between checkpoints."] = 200
+    logging_steps: Annotated[Rows, "Steps between rows of metrics.jsonl."] = 10
     keep_best: Annotated[bool, "--keep-best/--keep-last", "Checkpoint with the lowest validation loss, or last."] = True
-    patience: Annotated[int | None, "Stop early, after so many evaluations without a new best."] = None
-    seed: Annotated[int, "Seed of the whole run."] = 0
+    patience: Annotated[Rows | None, "Stop early, after so many evaluations without a new best."] = None
+    seed: Annotated[Seed, "Seed of the whole run."] = 0
 
     def __post_init__(self) -> None:
         if self.lora_rank == 0:
             object.__setattr__(self, "lora_rank", None)
-        _check_limits(self)
-        if not 0 <= self.warmup_ratio < 1:
-            raise InputError(f"warmup_ratio is {self.warmup_ratio}; it is a share of the steps: 0 to below 1")
+        check(self, InputError)
         if self.precision not in get_args(Precision):
             raise InputError(f"precision is {self.precision!r}; it must be one of {', '.join(get_args(Precision))}")
         if self.patience is not None and not self.keep_best:
@@ -103,10 +104,10 @@ class SFTSettings(TrainingSettings):
 class DPOSettings(TrainingSettings):
     """How a model learns which analyses to prefer. Defaults as for `SFTSettings`, but for the learning rate."""
 
-    learning_rate: Annotated[float, "Peak learning rate."] = 5e-7
-    device_batch_size: Annotated[int, "Pairs a device holds at once."] = 2
-    beta: Annotated[float, "DPO beta: larger keeps the model closer to its reference."] = 0.1
-    sft_weight: Annotated[float, "Weight of an SFT loss on the chosen replies; 0 for none."] = 0.0
+    learning_rate: Annotated[Rate, "Peak learning rate."] = 5e-7
+    device_batch_size: Annotated[Width, "Pairs a device holds at once."] = 2
+    beta: Annotated[Rate, "DPO beta: larger keeps the model closer to its reference."] = 0.1
+    sft_weight: Annotated[Weight, "Weight of an SFT loss on the chosen replies; 0 for none."] = 0.0
     precompute_reference: Annotated[bool, "Compute the reference's log-probabilities beforehand."] = False
 
 
@@ -114,18 +115,17 @@ class DPOSettings(TrainingSettings):
 class ClassifierTraining(TrainingSettings):
     """How a classifier is trained. The defaults are ours. A batch counts sequences; an adapter is always merged."""
 
-    learning_rate: Annotated[float, "Peak learning rate."] = 1e-5
-    max_length: Annotated[int, "Most tokens up to a step. Steps beyond are left out; above 5% is an error."] = 2048
+    learning_rate: Annotated[Rate, "Peak learning rate."] = 1e-5
+    max_length: Annotated[Tokens, "Most tokens up to a step. Steps beyond are left out; above 5% is an error."] = 2048
     merge: bool = True
     balance: Annotated[bool, "Weight both classes alike, whatever their numbers."] = False
-    validation_share: Annotated[float, "Share of the problems held out, where no validation steps are given."] = 0.05
-    split_seed: Annotated[int, "Holds out other problems; 0 those that the other stages hold out."] = 0
+    validation_share: Annotated[HeldOut, "Share of the problems held out, where no validation steps are given."] = 0.05
+    split_seed: Annotated[Seed, "Holds out other problems; 0 those that the other stages hold out."] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.merge:
             raise InputError("a classifier's adapter is always merged: leave merge=False out")
-        check_share(self.validation_share)
 
 
 @dataclass(frozen=True)
@@ -133,36 +133,38 @@ class RunOptions:
     """What no result depends on."""
 
     report_to: Annotated[str, "Also report to: wandb, tensorboard, ..."] = "none"
-    num_checkpoints: Annotated[int, "Checkpoints kept at once; at least 2, of which the newest may be torn."] = 2
+    num_checkpoints: Annotated[
+        Checkpoints, "Checkpoints kept at once; at least 2, of which the newest may be torn."
+    ] = 2
     keep_checkpoints: Annotated[bool, "Keep them when the run is complete."] = False
     push_to_hub: Annotated[str | None, "Upload the model to this repository (OWNER/NAME) at the end."] = None
     private: Annotated[bool, "--private/--public", "Visibility of a new repository on the hub."] = True
 
-    __post_init__ = _check_limits  # type: ignore[misc]
+    def __post_init__(self) -> None:
+        check(self, InputError)
 
 
 @dataclass(frozen=True)
 class RoundSettings(PairOptions):
     """What the rounds of `rprm evolve` depend on, besides the steps and the first model."""
 
-    num_rounds: Annotated[int, "--rounds", "Rounds of sampling and training."] = 1
+    num_rounds: Annotated[Draws, "--rounds", "Rounds of sampling and training."] = 1
     engine: Annotated[str, "Engine that samples and measures: transformers or vllm."] = "transformers"
     engine_options: Annotated[str, "Its options: name=value&name=value."] = ""
-    num_analyses: Annotated[int, "-n", "--num-analyses", "Sampled of each step."] = 8
-    temperature: Annotated[float, "Sampling temperature of the analyses."] = 0.95
-    top_p: Annotated[float, "Nucleus sampling of the analyses."] = 0.95
-    max_tokens: Annotated[int, "Longest analysis, in tokens."] = 2048
-    judge_analyses: Annotated[int, "-k", "K of the measurement."] = 4
-    num_sampled_steps: Annotated[int | None, "--sampled-steps", "Steps sampled in a round, new ones each; or all."] = (
+    num_analyses: Annotated[Several, "-n", "--num-analyses", "Sampled of each step."] = 8
+    temperature: Annotated[Temperature, "Sampling temperature of the analyses."] = 0.95
+    top_p: Annotated[TopP, "Nucleus sampling of the analyses."] = 0.95
+    max_tokens: Annotated[Tokens, "Longest analysis, in tokens."] = 2048
+    judge_analyses: Annotated[Draws, "-k", "K of the measurement."] = 4
+    num_sampled_steps: Annotated[Rows | None, "--sampled-steps", "Steps sampled in a round, new ones each; or all."] = (
         None
     )
     #: Further options of `rprm train dpo`.
     train_options: tuple[str, ...] = ()
-    seed: Annotated[int, "Of the split; round r samples with seed + r."] = 0
+    seed: Annotated[Seed, "Of the split; round r samples with seed + r."] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_limits(self)
 
     def resolved(self) -> dict[str, Any]:
         """As manifests have it: `pair_options` are those of `rprm data pairs`, but for the split."""

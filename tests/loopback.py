@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import queue
+import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -34,12 +36,14 @@ class Request:
 
 @dataclass
 class Reply:
-    """`body` is sent as JSON, or as it is where it is bytes. `length` can lie about how much there is."""
+    """`body` is sent as JSON, or as it is where it is bytes. `length` can lie about how much there is; `raw` is all
+    that is sent, head and body, and leaves the connection open."""
 
     body: Any = None
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     length: int | None = None
+    raw: bytes | None = None
 
 
 #: Answers a request; for a reply that is no plain answer it writes to the stream itself and returns None.
@@ -61,6 +65,7 @@ class Server:
         self.probes: list[Request] = []
         self.active = self.most_active = 0
         self.disconnected = asyncio.Event()
+        self.listener: asyncio.Server
         self.connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -72,6 +77,10 @@ class Server:
                 reply = await self._reply(request, reader, writer)
                 if reply is None:
                     break
+                if reply.raw is not None:
+                    writer.write(reply.raw)
+                    await writer.drain()
+                    continue
                 body = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
                 length = len(body) if reply.length is None else reply.length
                 headers = {"content-type": "application/json", "content-length": str(length)} | reply.headers
@@ -118,7 +127,7 @@ class Server:
         watching = asyncio.ensure_future(reader.read(1))
         try:
             await asyncio.wait({playing, watching}, return_when=asyncio.FIRST_COMPLETED)
-            if not playing.done() and watching.result() == b"":
+            if not playing.done() and (watching.exception() is not None or watching.result() == b""):
                 self.disconnected.set()
                 playing.cancel()
                 return None
@@ -126,18 +135,39 @@ class Server:
         finally:
             self.active -= 1
             watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+            await asyncio.gather(watching, playing, return_exceptions=True)
 
 
 @asynccontextmanager
-async def running(play: Play) -> AsyncIterator[tuple[Server, str]]:
+async def running(play: Play, port: int = 0) -> AsyncIterator[tuple[Server, str]]:
     server = Server(play)
-    listener = await asyncio.start_server(server.serve, "127.0.0.1", 0, limit=1 << 22)
+    server.listener = await asyncio.start_server(server.serve, "127.0.0.1", port, limit=1 << 22)
     try:
-        yield server, f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/v1"
+        yield server, f"http://127.0.0.1:{server.listener.sockets[0].getsockname()[1]}/v1"
     finally:
-        listener.close()
+        server.listener.close()
         await server.end()
+
+
+@contextmanager
+def serving(play: Play, port: int = 0) -> Iterator[tuple[Server, str]]:
+    """The same in a thread of its own, for what runs an event loop itself: a command."""
+    started: queue.Queue[tuple[Server, str, asyncio.AbstractEventLoop, asyncio.Event]] = queue.Queue()
+
+    async def serve() -> None:
+        async with running(play, port) as (server, url):
+            ended = asyncio.Event()
+            started.put((server, url, asyncio.get_running_loop(), ended))
+            await ended.wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    server, url, loop, ended = started.get(timeout=30)
+    try:
+        yield server, url
+    finally:
+        loop.call_soon_threadsafe(ended.set)
+        thread.join(30)
 
 
 def with_server(
@@ -190,13 +220,14 @@ def chat_tokens(text: str, p_yes: float = 0.8, p_no: float = 0.15) -> list[dict[
 def chat_answer(
     *texts: str, n: int = 1, logprobs: dict[str, Any] | None = None, finish_reason: str = "stop", **usage: Any
 ) -> dict[str, Any]:
-    """An answer with these texts, the last one again up to `n`; with log-probabilities if the request asks for them."""
+    """An answer with these texts, the last one again up to `n`; with log-probabilities if the request, where it is
+    given, asks for them."""
     texts += (texts[-1],) * (n - len(texts))
     choices = []
     for index, text in enumerate(texts):
         choice: dict[str, Any] = {"index": index, "finish_reason": finish_reason}
         choice["message"] = {"role": "assistant", "content": text}
-        if logprobs is not None and logprobs.get("logprobs"):
+        if logprobs is None or logprobs.get("logprobs"):
             choice["logprobs"] = {"content": chat_tokens(text)}
         choices.append(choice)
     total = sum(len(tokens_of(text)) for text in texts)
