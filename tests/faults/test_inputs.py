@@ -395,13 +395,15 @@ def test_rejected_rows_are_capped_on_screen_and_on_disk(
 
 def _peak_mib(work: Callable[[], object]) -> int:
     """What work in a child adds to the memory of this process, of which it may take two gigabytes more."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    def held(place: int) -> int:
+        return int(Path("/proc/self/statm").read_text().split()[place]) * resource.getpagesize()
+
+    before = held(1) >> 10
     if not (child := os.fork()):
         code = 1
         try:
-            with open("/proc/self/statm") as file:
-                held = int(file.read().split()[0]) * resource.getpagesize()
-            resource.setrlimit(resource.RLIMIT_AS, (held + 2048 * MIB,) * 2)
+            resource.setrlimit(resource.RLIMIT_AS, (held(0) + 2048 * MIB,) * 2)
             work()
             code = 0
         finally:
