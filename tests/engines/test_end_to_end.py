@@ -19,7 +19,7 @@ from rprm.records import SolutionReward
 from rprm.verdict import VerdictFormat
 from tests.warm import warm_torch
 
-NUM_ITEMS = 8
+NUM_ITEMS = 4
 #: Short, since most of the time goes into reading prompts; after three such checks even this model writes the verdict
 #: line nearly always.
 WORKED = """Problem: Tom has 3 bags of 4 apples. How many apples has he?
