@@ -122,7 +122,7 @@ def test_a_stage_starts_on_every_platform(platform: str, tmp_path: Path, monkeyp
 
 @pytest.mark.slow
 def test_memory_is_watched_where_the_kernel_does_not_limit_it() -> None:
-    """As on macOS: without RLIMIT_AS. 2^(9 * 10^9) is a number of a gigabyte, and the limit is 300 MiB."""
+    """As on macOS: without RLIMIT_AS. 2^(9 * 10^9) is a number of a gigabyte, and the limit is 200 MiB."""
     pytest.importorskip("math_verify")
     program = (
         "import resource, sys\n"
@@ -138,7 +138,7 @@ def test_memory_is_watched_where_the_kernel_does_not_limit_it() -> None:
     )
     questions = [["5", "2^{9000000000}", {"name": "mathematics"}], ["x+1", "1+x", {"name": "mathematics"}]]
     done = subprocess.Popen(
-        [sys.executable, "-c", program, "60", str(300 << 20)],
+        [sys.executable, "-c", program, "60", str(200 << 20)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert done.stdin is not None

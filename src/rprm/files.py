@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 from zlib import crc32
 
 from rprm.errors import CorruptRun, RunError
@@ -126,9 +126,13 @@ def check_is_file(path: Path) -> None:
         raise CorruptRun.at(str(path), f"it is {what}, and a file belongs there")
 
 
+@overload
+def read_json_lines(path: Path, *, checksums: Checksums | None = None) -> Iterator[Any]: ...
+@overload
+def read_json_lines(path: Path, parse: Callable[[Any], T], checksums: Checksums | None = None) -> Iterator[T]: ...
 def read_json_lines(
-    path: Path, parse: Callable[[Any], T] = lambda value: value, checksums: Checksums | None = None
-) -> Iterator[T]:
+    path: Path, parse: Callable[[Any], Any] = lambda value: value, checksums: Checksums | None = None
+) -> Iterator[Any]:
     """What `parse` makes of each row of a file that this package wrote: without its checksum, where it must have one,
     and without a last row that is torn. `CorruptRun` names file and line of a row that is not JSON, or does not fit."""
     with disk(path):

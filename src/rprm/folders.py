@@ -90,7 +90,7 @@ def try_out(work: Callable[[], Any], what: str) -> None:
     child.join(5 * _SECONDS)
     if child.exitcode is None:  # it waits, for a lock that nobody there will release: that tells nothing
         child.kill()
-    elif child.exitcode < 0:
+    elif child.exitcode:
         limits = f"{_SECONDS} seconds or {_MEMORY >> 30} GiB of memory"
         raise EngineError(f"{what} takes more than {limits} for a short text, or crashes; use another model")
 
@@ -103,9 +103,9 @@ def _within_limits(work: Callable[[], Any]) -> None:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     for name, most in {"CORE": 0, "AS": used + _MEMORY, "CPU": _SECONDS}.items():
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (most, most))
-    with suppress(BaseException):  # a panic of Rust is no Exception
-        try:
-            work()
-        except MemoryError:
-            os.abort()
+    try:
+        work()
+    except Exception as error:  # a panic of Rust is none; both end the child with another exit code
+        if isinstance(error, MemoryError):
+            raise
     os._exit(0)

@@ -91,7 +91,7 @@ class Source:
         self.hub: dict[str, str] | None = None
         self._inspected: tuple[str, int] | None = None  # the digest, and of how many bytes
         if name == "-":
-            self.path = copied(sys.stdin and sys.stdin.buffer, name, self)
+            self.path = copied(sys.stdin.buffer if sys.stdin else None, name, self)
             return
         try:
             kind = stat.S_IFMT(os.stat(name).st_mode)
@@ -277,10 +277,7 @@ def read_rows(source: Source, read: Callable[[Row], T]) -> Iterator[T | Rejected
     of all where the first 100,000 are rejected."""
     rejected: list[Rejected] | None = []  # the first of those before a row that can be used, and None after it
     for number, row in enumerate(source.rows(), 1):
-        try:
-            found = row if isinstance(row, Rejected) else read(row)
-        except InputError as error:
-            found = row.rejected(source.name, str(error))
+        found: T | Rejected = row if isinstance(row, Rejected) else _read(row, read, source.name)
         if not isinstance(found, Rejected):
             rejected = None
         elif rejected is not None:
@@ -289,6 +286,13 @@ def read_rows(source: Source, read: Callable[[Row], T]) -> Iterator[T | Rejected
                 what = f"none of its first {MAX_REJECTED_FIRST:,} rows can be used"
                 raise InputError(f"{source.name}: {what}; the first, line {first.line}: {first.reason}")
         yield found
+
+
+def _read(row: Row, read: Callable[[Row], T], file: str) -> T | Rejected:
+    try:
+        return read(row)
+    except InputError as error:
+        return row.rejected(file, str(error))
 
 
 class RowModel(BaseModel):

@@ -9,26 +9,54 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from rprm import load_template
 from rprm.records import SolutionReward
 from rprm.verdict import VerdictFormat
 from tests.warm import warm_torch
 
-NUM_ITEMS = 12
+NUM_ITEMS = 4
+#: Short, since most of the time goes into reading prompts; after three such checks even this model writes the verdict
+#: line nearly always.
+WORKED = """Problem: Tom has 3 bags of 4 apples. How many apples has he?
+Solution so far:
+Step 1: The bags hold 3 * 4 = 12 apples.
+Check of Step 1: Done.
+Is the step correct (Yes/No)? Yes
+
+Problem: What do 5 pens at 3 dollars cost?
+Solution so far:
+Step 1: They cost 5 * 3 = 18 dollars.
+Check of Step 1: Done.
+Is the step correct (Yes/No)? No
+
+Problem: Mia reads 10 pages on Monday and twice as many on Tuesday. How many in all?
+Solution so far:
+Step 1: On Tuesday she reads 2 * 10 = 20 pages.
+Step 2: In all that is 10 + 20 = 30 pages.
+Check of Step 2: Done.
+Is the step correct (Yes/No)? Yes
+
+Problem: {{problem}}
+Solution so far:
+{{steps}}
+Check of Step {{step_number}}:"""
 
 
 def bench(data: Path, model: str, output: Path) -> tuple[dict, list[SolutionReward]]:
+    prompt = output.with_name("prompt.toml")
+    prompt.write_text(replace(load_template("few-shot"), name="short", user=WORKED).to_toml())
     done = warm_torch().run(
         [
             sys.executable, "-m", "rprm", "bench", "processbench", "--data", str(data), "--model", model,
-            "--prompt", "few-shot", "-k", "1", "--max-tokens", "40", "--temperature", "0.7", "--no-force-verdict",
+            "--prompt", str(prompt), "-k", "1", "--max-tokens", "24", "--temperature", "0.7", "--no-force-verdict",
             "--output", str(output), "--allow-missing", "--json",
         ],
         env={**os.environ, "OPENAI_API_KEY": ""},
-        timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = (output / "results.jsonl").read_text().splitlines()
@@ -55,7 +83,6 @@ def check(report: dict, rewards: list[SolutionReward], data: Path) -> None:
     assert [reward.label for reward in rewards] == [item["label"] for item in items]
     analyses = [analysis for reward in rewards for step in reward.steps for analysis in step.analyses]
     with_verdict = [analysis for analysis in analyses if analysis.verdict is not None]
-    # The worked examples show the verdict line: even this model ends one in seven of its 40-token analyses with it.
     assert len(with_verdict) >= 5
     # Read from the generation's own log-probabilities, strictly between the hard votes.
     assert {analysis.p_yes_source for analysis in with_verdict} == {"logprobs"}

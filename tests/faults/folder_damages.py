@@ -29,8 +29,11 @@ def _swap(lines: list[bytes], rng: random.Random) -> None:
         lines[first], lines[second] = lines[second], lines[first]
 
 
-def _at(place: Callable[[list[bytes], int], None]) -> Change:
-    return _lines(lambda lines, rng: place(lines, rng.randrange(len(lines))))
+def _at(place: Callable[[list[bytes], int], object]) -> Change:
+    def change(lines: list[bytes], rng: random.Random) -> None:
+        place(lines, rng.randrange(len(lines)))
+
+    return _lines(change)
 
 
 def _replaced(pattern: bytes, new: Callable[[re.Match[bytes]], bytes]) -> Change:
@@ -115,7 +118,7 @@ def _beside(make: Callable[[Path, Path], object]) -> Callable[[Path, Path], None
 
 
 #: What stands in a file's place.
-PLACES: dict[str, Callable[[Path, Path], None]] = {
+PLACES: dict[str, Callable[[Path, Path], object]] = {
     "gone": _instead(lambda path, other: None),
     "a folder": _instead(lambda path, other: path.mkdir()),
     "a folder with files": _instead(lambda path, other: (path / "x").mkdir(parents=True)),

@@ -30,7 +30,7 @@ from tests.faults.disks import READS, WRITES, FailingDisk
 from tests.faults.folder_damages import CHANGES, PLACES, damage
 
 #: Longer, a command hangs.
-BOUND_S = 30
+BOUND_S = 120
 
 
 @dataclass(frozen=True)
@@ -401,7 +401,7 @@ def test_what_the_embedded_judge_says_does_not_depend_on_who_stands_beside(
         assert rprm(tmp_path, "judge", examples, *model, "-o", f"run{width}", "--quiet").code == 0
         return list(read_results(tmp_path / f"run{width}", SolutionReward.read_back))
 
-    alone, together = judged(1, 2), judged(16, 2)
+    alone, together = judged(1, 1), judged(16, 1)
     assert [one.first_error for one in alone] == [one.first_error for one in together]
     for first, second in zip(alone, together, strict=True):
         for one, other in zip(first.steps, second.steps, strict=True):

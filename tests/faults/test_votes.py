@@ -54,6 +54,7 @@ def test_a_group_has_one_limit_however_many_are_hostile(
     figures(hostile_answers=num_towers + len(PRODUCTS), tenths_of_a_second_at_most=round(10 * max(seconds)))
 
 
+@pytest.mark.slow
 def test_what_a_group_has_no_time_for_is_not_remembered() -> None:
     with Grader(num_workers=1, limit_s=1.0) as grader:
         slow = r"\sum_{k=1}^{n} k^3", r"\frac{n^2(n+1)^2}{4}"

@@ -64,7 +64,7 @@ def _option(annotation: Any) -> Any:
     *names, help = texts
     more = {name: value for one in metadata if isinstance(one, dict) for name, value in one.items()}
     kind = get_args(annotation)[0]
-    hint = Annotated[(kind, *(one for one in metadata if isinstance(one, FieldInfo)), "")]
+    hint = Annotated[(kind, *(one for one in metadata if isinstance(one, FieldInfo)), "")]  # type: ignore[valid-type]
     if (number := ranges.number_of(hint)) is not None:
         kind, more = number[0] | None, more | {"parser": _reader(hint, number[0].__name__)}
     return Annotated[kind, typer.Option(*names, help=help, **more)]

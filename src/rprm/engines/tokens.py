@@ -24,7 +24,7 @@ _TEMPLATE_SECONDS, _TEMPLATE_LETTERS = 1, 100_000
 #: Texts that show what a tokenizer or a template cannot do.
 _PROBES = (
     "Problem: What is 12 + 30?\n\nStep 1: 12 + 30 = 42.\nNow step 1. Is it right? Yes or No: \\boxed{42}",
-    *(f"{letter * 400}!" for letter in "a 0\n.A"),
+    *(f"{piece * 100}!" for piece in ("aaaa", "    ", "0", "\n", ".", "A word and 12 more, ")),
 )
 _TAG = re.compile(r"<.+>|\[.+\]|◁.+▷", re.DOTALL)  # how control tokens look
 

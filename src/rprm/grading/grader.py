@@ -165,7 +165,7 @@ class Grader(contextlib.AbstractContextManager["Grader"]):
                 answered: list[Any] = wait(busy, 20 * limit_s + _PATIENCE_S)
                 for worker in answered or list(busy):
                     pair, allowed_s = busy[worker]
-                    outcome, seconds = worker.reply() if answered else ("timeout", "")
+                    outcome, seconds = cast("tuple[Any, str]", worker.reply() if answered else ("timeout", ""))
                     found[pair] = Grade(outcome)
                     pool[0] += allowed_s - float(seconds or allowed_s)
                     if not answered:
