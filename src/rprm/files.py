@@ -175,7 +175,7 @@ def write_atomically(path: Path, text: str) -> None:
     with disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with closing(LineWriter(partial, fresh=True)) as writer:
-            writer.write_bytes(text.encode())
+            writer.write_bytes(text.encode(errors="backslashreplace"))  # As JSON has bytes of a name that are no text.
         os.replace(partial, path)
         sync_folder(path.parent)
 
