@@ -43,7 +43,7 @@ def test_importing_costs_nothing_heavy() -> None:
         "[group.get_command(None, name) for name in group.own]; print(*sorted(sys.modules))"
     )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    heavy = {"torch", "transformers", "vllm", "datasets", "numpy", "pandas", "pydantic", "httpx2", "openai"}
+    heavy = {"torch", "transformers", "vllm", "datasets", "numpy", "pandas", "httpx2", "openai"}
     assert heavy & set(loaded) == set()
     assert "rprm.cli.search" in loaded
 

@@ -159,8 +159,10 @@ def test_journal_drops_finished_segments_and_keeps_the_rest(tmp_path: Path, monk
 def test_atomic_writes_leave_the_old_file_or_the_new(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     write_atomically(path, "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_atomically(path, "\ud800")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        with pytest.raises(RunError, match="Input/output error"):
+            write_atomically(path, "torn")
     assert path.read_text() == "old"
     write_atomically(path, "new é")
     assert path.read_text(encoding="utf-8") == "new é"

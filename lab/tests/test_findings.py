@@ -91,7 +91,7 @@ def analysis(p_yes: float | None) -> Analysis:
 
 def write_run(folder: Path, rows: Sequence[SolutionReward], threshold: float = 0.5) -> None:
     with Run(folder, stage="judge", settings={"threshold": threshold}, session={}) as run:
-        writer = LineWriter(run.results_path)
+        writer = LineWriter(run.results_path, checksums=run.checksums)
         for row in rows:
             writer.write(row.model_dump_json())
         writer.close()
@@ -166,7 +166,7 @@ def test_data_scaling(lab: Path) -> None:
 def write_rounds(seed: Path, *, kept: bool = True) -> None:
     """A seed's runs before and after its one preference round."""
     with Run(seed / "rounds", stage="evolve", settings={}, session={}) as run:
-        writer = LineWriter(run.results_path)
+        writer = LineWriter(run.results_path, checksums=run.checksums)
         for round_, best in ((0, 0), (1, int(kept))):
             writer.write(json.dumps({"round": round_, "model": f"model-{round_}", "best": f"model-{best}"}))
         writer.close()

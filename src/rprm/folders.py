@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from fnmatch import translate
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +84,8 @@ def try_out(work: Callable[[], Any], what: str) -> None:
     `what` broke one, or crashed; what it raises is left to who does it for good. Linux alone forks safely here."""
     if sys.platform != "linux":
         return
+    from multiprocessing import get_context
+
     with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of a fork beside threads
         (child := get_context("fork").Process(target=_within_limits, args=(work,), daemon=True)).start()
     child.join(5 * _SECONDS)

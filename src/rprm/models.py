@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from rprm.errors import EngineError, InputError, PromptError
+from rprm.errors import EngineError, InputError, PromptError, RunError
 from rprm.prompts import ImportedTemplate, PromptTemplate, carried_template, import_template, load_template
 from rprm.runs import write_atomically
 from rprm.verdict import VerdictFormat
@@ -178,8 +178,10 @@ def import_released(known: KnownModel, source: str | None = None, keep: bool = T
             # Of many processes at once each writes a file of its own, and the last one stays.
             write_atomically(own := prompt.cached.with_name(f"{prompt.cached.name}.{os.getpid()}"), imported.to_toml())
             os.replace(own, prompt.cached)
-        except OSError as error:
-            fault = f"{prompt.cached}: cannot be written: {error.strerror}"
+        except (OSError, RunError) as error:
+            fault = (
+                f"{prompt.cached}: cannot be written: {getattr(error.__cause__ or error, 'strerror', None) or error}"
+            )
             raise PromptError(f"{fault}; RPRM_CACHE names another folder") from error
     return imported
 

@@ -29,7 +29,7 @@ HeldOut = Annotated[float, Field(ge=0.0, le=0.99)]  #: more would leave next to 
 Threshold = Annotated[float, Field(gt=0.0, lt=1.0)]  #: a step whose reward is below it is called wrong
 Confidence = Annotated[float, Field(gt=0.5, lt=1.0)]
 Ratio = Annotated[float, Field(ge=1.0, le=1e6)]
-Weight = Annotated[float, Field(ge=0.0, le=1e6)]
+Weight = Annotated[float, Field(ge=0.0, le=1e12)]
 Rate = Annotated[float, Field(gt=0.0, le=1e6)]
 Resamples = Annotated[int, Field(ge=10, le=100_000)]
 Checkpoints = Annotated[int, Field(ge=2, le=10_000)]

@@ -105,7 +105,9 @@ def test_defaults_are_the_librarys() -> None:
 def test_every_format_can_be_named(tmp_path: Path) -> None:
     source = write(tmp_path / "a.jsonl")
     for name in ("auto", *FORMATS):
-        assert run(source, "-o", tmp_path / name, "--format", name).exit_code == 0
+        result = run(source, "-o", tmp_path / name, "--format", name)
+        assert result.exit_code == 1
+        assert "holds no labelled step" in str(result.exception)
     assert run(source, "-o", tmp_path / "x", "--format", "csv").exit_code == 2
 
 

@@ -420,5 +420,5 @@ def test_a_file_whose_name_is_no_unicode(name: str, tmp_path: Path, rprm: Callab
     done = rprm(tmp_path, *command, "-o", "o")
     assert (done.code, done.error) == (3, None)
     rejected = json.loads((tmp_path / "o" / "rejected.jsonl").read_text("utf-8").splitlines()[-1])
-    assert rejected["file"] == "caf\\udce9.jsonl"
+    assert rejected["file"] == "caf\\xe9.jsonl"
     assert "\\ud800" in rejected["reason"]

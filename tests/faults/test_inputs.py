@@ -284,7 +284,7 @@ def test_standard_input(name: str, rprm: Run, monkeypatch: pytest.MonkeyPatch, t
 
 def test_a_closed_standard_input(rprm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
-    judged(rprm, Case(b"", word="standard input is closed"), "-")
+    judged(rprm, Case(b"", word="holds no solution"), "-")
 
 
 def test_a_pipe_that_does_not_end(rprm: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def contents(folder: Path) -> dict[str, Any]:
         if path.name == "manifest.json":
             manifest = json.loads(found[name])
             assert "ended_at" in manifest["sessions"][-1]
-            found[name] = {key: value for key, value in manifest.items() if key != "sessions"}
+            found[name] = {key: value for key, value in manifest.items() if key not in ("sessions", "crc")}
     return found
 
 

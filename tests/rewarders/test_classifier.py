@@ -541,7 +541,8 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
 
 def test_scores_that_are_no_numbers_are_failures(qwen_folder: Path, tmp_path: Path) -> None:
     def poison(tensors: dict[str, torch.Tensor]) -> None:
-        tensors["score.2.bias"][0] = float("nan")
+        for name in ("score.0.weight", "score.2.weight"):
+            tensors[name] *= 1e30  # Each is a number; what they make of a state is none.
 
     (reward,) = rewards(broken(qwen_folder, tmp_path / "prm", poison), SOLUTIONS[:1])
     assert reward.rewards == [None] * 3

@@ -110,7 +110,6 @@ def test_accuracy_where_there_are_gold_answers(tmp_path: Path) -> None:
             ("sample", "--policy", "scripted:", "--problems", "{problems}", "--policy-temperature", "0"),
             "would be equal",
         ),
-        (("sample", "--policy", "scripted:", "--problems", "{problems}", "--policy-top-p", "0"), "--policy-top-p is 0"),
         (("sample", "--policy", "magic:", "--problems", "{problems}"), "unknown engine 'magic'"),
         (("best-of-n", "--model", "scripted:"), "say what to choose from"),
         (("best-of-n", "--model", "scripted:", "--candidates", "{problems}"), "say which problems"),

@@ -173,7 +173,7 @@ class _Tokenizer:
         self.ending = ending
         self.eos_token_id = None if eos is None else ord(eos)
 
-    def apply_chat_template(self, messages: Any, tokenize: bool) -> str:
+    def apply_chat_template(self, messages: Any, tokenize: bool, add_generation_prompt: bool) -> str:
         return "".join(m["content"] for m in messages) + self.ending
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:

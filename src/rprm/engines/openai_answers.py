@@ -94,7 +94,9 @@ def read_completions(
     total, ends = count(usage, "completion_tokens"), [0, *itertools.accumulate(len(t.encode()) + 1 for t in texts)]
     completions: list[Completion] = []
     for choice, text, (_, thoughts, refusal), (start, end) in zip(choices, texts, said, pairwise(ends), strict=True):
-        finish_reason = "refusal" if refusal else without_keys(str(choice.get("finish_reason") or "unknown")[:64])
+        finish_reason = (
+            "refusal" if refusal else without_keys(str(choice.get("finish_reason") or "unknown")[:4096])[:64]
+        )
         finish_reason = _FINISH_REASONS.get(finish_reason, finish_reason)
         if finish_reason == "error":
             raise Transient("a completion that ended in an error")

@@ -257,8 +257,10 @@ class ServedClassifier(Classifier):
 
     async def _open(self) -> dict[str, Any]:
         revision = self.options.get("revision")
-        with plain_errors(self.spec, "it, and name it with tokenizer=", what="the tokenizer of the served model"):
+        try:
             tokenizer = await asyncio.to_thread(load_tokenizer, self._tokenizer, revision)
+        except EngineError as error:
+            raise EngineError(f"{self.spec}: of the served model {error}; name it with tokenizer=") from None
         self.layout = make_layout(self._settings, tokenizer, self.spec, self.options)
         self.endpoint.open()
         if self._context_length is None:

@@ -90,7 +90,7 @@ def rprm(arguments: list[str], folder: Path) -> Ended:
         try:
             for file, number in ((out, 1), (err, 2)):
                 os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+            sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
             used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (used + _MEMORY, used + _MEMORY))
             resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
