@@ -70,6 +70,7 @@ class LineWriter:
     def __init__(self, path: Path, *, fresh: bool = False, checksums: Checksums | None = None) -> None:
         self.path, self.synced = path, False
         self._checksums = checksums or Checksums(None)
+        self._failed: BaseException | None = None
         with disk(path):
             if fresh:
                 path.unlink(missing_ok=True)
@@ -83,11 +84,14 @@ class LineWriter:
     def write_bytes(self, content: bytes) -> None:
         data = memoryview(content)
         with disk(self.path):
+            if self._failed is not None:
+                raise self._failed
             try:
                 while data:
                     data = data[self._stream.write(data) :]
-            except BaseException:
+            except BaseException as error:
                 self._stream.close()  # Nothing may follow a torn line.
+                self._failed = error
                 raise
         self.synced = False
         if time.monotonic() >= self._due:

@@ -156,13 +156,10 @@ class Run:
     ) -> None:
         """Record how this session ended where nothing else has: by an error, or an interruption (a signal)."""
         try:
-            if kind and self._is_open and (self.folder / MANIFEST).exists():
-                self.note(
-                    {
-                        "seconds": round(time.monotonic() - self._started, 3),
-                        "stopped_by": kind.__name__ if issubclass(kind, Exception) else "interruption",
-                    }
-                )
+            with suppress(OSError):  # The error that ended the session is the one to tell.
+                if kind and self._is_open and (self.folder / MANIFEST).exists():
+                    by = kind.__name__ if issubclass(kind, Exception) else "interruption"
+                    self.note({"seconds": round(time.monotonic() - self._started, 3), "stopped_by": by})
         finally:
             self._lock.release()
         name = getattr(error, "filename", None)
