@@ -57,7 +57,7 @@ def test_the_index_in_the_last_box(critique: str, index: int | None) -> None:
         ('{"step_labels": [1, 0, 1, 1], "final_label": 2}', NO_ANSWER),  # the labels say 1
         ('{"step_labels": [1, 1, 1, 1], "final_label": 0}', NO_ANSWER),
         ('{"step_labels": [1, 1], "final_label": -1}', NO_ANSWER),  # two of four steps were not looked at
-        ('{"final_label": "2"}', NO_ANSWER),
+        ('{"final_label": "two"}', NO_ANSWER),
         ('{"final_label": true}', NO_ANSWER),
         ('{"final_label": 4}', NO_ANSWER),
         ('{"final_label": 2', NO_ANSWER),
@@ -153,3 +153,23 @@ def test_confident_stops_where_the_rest_will_hardly_change_it() -> None:
     assert is_settled(votes, StoppingRule(8, stopping="confident", confidence=0.99))
     assert not is_settled(votes, StoppingRule(8, stopping="confident", confidence=0.993))
     assert not is_settled(votes, StoppingRule(8, stopping="exact"))
+
+
+@pytest.mark.parametrize(
+    ("name", "critique", "index"),
+    [
+        ("boxed", r"\boxed{<paragraph_2>}", 2),  # the tag of the prompt
+        ("boxed", r"\boxed{- 1}", -1),
+        ("boxed", r"\boxed{\mathbf{2}}", 2),
+        ("json", '{"final_label": 1, "step_labels": [1, 0], "evidence": [{"final_label": -1}]}', 1),
+        ("json", '{"final_label": "1"}', 1),
+        ("labels", "\\boxed{correct} \\boxed{incorrect}\n</think>\nIs the solution correct? No", 1),  # in the thinking
+    ],
+)
+def test_forms_of_an_answer(name: FormatName, critique: str, index: int) -> None:
+    assert FORMATS[name].find(critique, 3) == index
+
+
+def test_blanks_in_a_box_cost_nothing() -> None:
+    for text in ("\\boxed{" + " " * 50_000 + "x}", "\\boxed{1" + " " * 50_000 + "x}", "\\boxed{" + "$" * 50_000 + "}"):
+        assert FORMATS["boxed"].find(text, 3) is None

@@ -10,13 +10,15 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, get_args
 
 from rprm.stopping import StoppingRule, beta_binomial
 from rprm.thinking import without_thinking
 
 Index = int  # of a step, -1 for none
+_MAX_BOX = 64  # characters of a box that may hold an index
+_MAX_TRIES = 5_000  # braces at which an object is looked for
 
 
 class CritiqueFormat(Protocol):
@@ -37,13 +39,16 @@ class BoxedIndex:
     question, stop = "\n\n\\boxed{", "}"
     _BOX = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
     _INDEX = re.compile(
-        r"[\s$*]*(?:\\text\w*\{)?\s*(?:paragraph|step|index)?[\s_\\]*(?P<index>[-−–]?\d{1,6})\s*\}?[\s.$*]*", re.I
+        r'["$*<]{0,4}(?:\\(?:text|math)\w{0,6}\{)?<?(?:paragraph|step|index)?[ _\\]{0,3}'
+        r'(?P<index>- ?\d{1,6}|\d{1,6})[">}.$*]{0,6}',
+        re.IGNORECASE,
     )
 
     def find(self, critique: str, num_steps: int) -> Index | None:
         boxes = self._BOX.findall(without_thinking(critique))
-        index = self._INDEX.fullmatch(boxes[-1]) if boxes else None
-        return within(int(re.sub("[−–]", "-", index["index"])), num_steps) if index else None
+        content = " ".join(re.sub("[−–]", "-", boxes[-1]).split()) if boxes else ""
+        index = self._INDEX.fullmatch(content) if len(content) <= _MAX_BOX else None
+        return within(int(index["index"].replace(" ", "")), num_steps) if index else None
 
 
 class JsonLabels:
@@ -53,25 +58,28 @@ class JsonLabels:
     question = stop = ""
 
     def find(self, critique: str, num_steps: int) -> Index | None:
-        for found in _objects(without_thinking(critique)):
-            final, labels = found.get("final_label"), found.get("step_labels")
-            if type(final) is not int or within(final, num_steps) is None:
-                return None
-            if isinstance(labels, list) and final != first_wrong([label == 1 for label in labels], num_steps):
-                return None
-            return final
-        return None
+        found = _last_object(without_thinking(critique))
+        try:
+            final = int(found["final_label"]) if type(found["final_label"]) in (int, str) else None
+        except (KeyError, ValueError):
+            return None
+        labels = found.get("step_labels")
+        if isinstance(labels, list) and final != first_wrong([label == 1 for label in labels], num_steps):
+            return None
+        return None if final is None else within(final, num_steps)
 
 
 class StepLabels:
     r"""A `\boxed{correct}` or `\boxed{incorrect}` for each step in order, up to the first wrong one or the last (as
-    ThinkPRM writes them, arXiv 2504.16828). A solution whose labels end before that has none."""
+    ThinkPRM writes them, arXiv 2504.16828): those after the thinking, or, where there are none, those in it. A solution
+    whose labels end before that has none."""
 
     question = stop = ""
     _LABEL = re.compile(r"\\boxed\s*\{\s*(?:\\text\s*\{\s*)?(correct|incorrect|right|wrong)\s*\}", re.I)
 
     def find(self, critique: str, num_steps: int) -> Index | None:
-        labels = [label.lower() in ("correct", "right") for label in self._LABEL.findall(without_thinking(critique))]
+        found = self._LABEL.findall(without_thinking(critique)) or self._LABEL.findall(critique)
+        labels = [label.lower() in ("correct", "right") for label in found]
         return first_wrong(labels, num_steps)
 
 
@@ -91,19 +99,17 @@ def within(index: Index, num_steps: int) -> Index | None:
     return index if -1 <= index < num_steps else None
 
 
-def _objects(text: str) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a text with a `final_label`, from the last on."""
-    decoder = json.JSONDecoder()
-    for place in [match.start() for match in re.finditer(r"\{", text)][: -_MAX_BRACES - 1 : -1]:
+def _last_object(text: str) -> dict[str, Any]:
+    """The last JSON object of a text with a `final_label`, not one within another; an empty one where there is none."""
+    decoder, place, last, num_tries = json.JSONDecoder(), 0, dict[str, Any](), 0
+    while (place := text.find("{", place)) >= 0 and (num_tries := num_tries + 1) <= _MAX_TRIES:
         try:
-            value, _ = decoder.raw_decode(text, place)
+            value, place = decoder.raw_decode(text, place)
         except (ValueError, RecursionError):
+            place += 1
             continue
-        if isinstance(value, dict) and "final_label" in value:
-            yield value
-
-
-_MAX_BRACES = 200  # that are tried, from the end
+        last = value if "final_label" in value else last
+    return last
 
 
 def majority(votes: Sequence[Index | None]) -> Index | None:

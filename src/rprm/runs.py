@@ -216,7 +216,7 @@ class Run:
             listed = "\n".join(f"  {name}: {old} -> {new}" for name, old, new in differences)
             raise SettingsChanged(
                 f"{self.folder} was started with other settings:\n{listed}\n"
-                "name a new folder, or go back to the first settings"
+                "  (name a new folder, or go back to the first settings)"
             )
 
 

@@ -229,3 +229,37 @@ def test_best_of_n_and_guided_search_take_a_critic(tmp_path: Path) -> None:
         result = CliRunner().invoke(app, [*arguments, "--model", "critic:scripted:?noise=0.5", "-k", "3", "--json"])
         assert result.exit_code == 0, result.output
         assert json.loads((output / "summary.json").read_text())
+
+
+def test_thinking_that_the_prompt_opens_is_no_answer() -> None:
+    """The reply begins in the prompt, with a tag of thinking: a box in thinking that was cut off is no vote."""
+    opened = CriticTemplate("t", "{{problem}}\n{{steps}}", reply="<think>\n")
+
+    def reply(prompt: Prompt, sampling: Sampling) -> str:
+        return "1" if prompt.reply.endswith("boxed{") else r"Perhaps \boxed{0}, but let me see"
+
+    def judge(**options: Any) -> SolutionReward:
+        def write(prompt: Prompt, sampling: Sampling) -> ScriptedReply:
+            return ScriptedReply(reply(prompt, sampling), None, 10)
+
+        engine = ScriptedEngine(reply=write)
+        return judged(load_rewarder("critic:scripted:", engine=engine, prompt=opened, **options), solution())[0]
+
+    assert judge().first_error is None
+    asked = judge(force_verdict=True)
+    assert asked.first_error == 1
+    assert asked.steps[-1].analyses[0].text == "Perhaps \\boxed{0}, but let me see\n</think>\n\n\\boxed{1}"
+
+
+@pytest.mark.parametrize("spec", ["critic:", "critic:?noise=0.5", "critic:critic:scripted:", "critic:classifier:x"])
+def test_a_critic_needs_an_engine(spec: str) -> None:
+    with pytest.raises(RprmError, match="write critic:ENGINE_SPEC"):
+        load_rewarder(spec)
+
+
+def test_a_critic_that_stopped_early_is_compared_at_any_threshold(excerpts: Path, tmp_path: Path) -> None:
+    data, output = ["--data", str(excerpts / "processbench"), "--limit", "3"], str(tmp_path / "run")
+    judge = ["bench", "processbench", *data, "--model", "critic:scripted:?noise=0.6", "-k", "5", "-o", output, "--json"]
+    figures = json.loads(CliRunner().invoke(app, judge).stdout)["figures"]
+    again = CliRunner().invoke(app, ["bench", "processbench", "--scores", output, "--threshold", "0.7", "--json"])
+    assert json.loads(again.stdout)["figures"] == figures

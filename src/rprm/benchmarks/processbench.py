@@ -104,7 +104,9 @@ def tally_processbench(
     thresholds: NDArray[np.float64] = np.atleast_1d(threshold)
     num_steps = {item.id: len(item.solution.steps) for item in items.items}
     if is_several and scores.first_errors:
-        raise BenchmarkError("a critic names first errors itself: no threshold decides them")
+        raise BenchmarkError(
+            "a critic names first errors itself, no threshold decides them: leave out what tries others"
+        )
     if is_several and scores.settled_at is not None:
         what = f"early stopping settled these rewards at {scores.settled_at}; others need the mean of all analyses"
         raise BenchmarkError(f"{what}: judge without early stopping")
@@ -112,7 +114,7 @@ def tally_processbench(
     if is_several and cut:
         ended = f"the scores of {len(cut)} items end at the first error ({named(cut)})"
         raise BenchmarkError(f"{ended}; other thresholds need a score for each step: judge without first-error exit")
-    for each in thresholds.tolist():
+    for each in () if scores.first_errors else thresholds.tolist():
         scores.check_threshold(each)
     if not items.items or not len(thresholds):
         raise BenchmarkError("there are no items to measure, or no thresholds to measure at")

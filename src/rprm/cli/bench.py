@@ -125,6 +125,9 @@ def _bench(
         scores, threshold = _scores(path, recorded, benchmark, items, judging.threshold)
     else:
         no_exit = {"first_error_exit": False} if benchmark.judged == "every step" else {}
+        if further and str(measured.model).startswith("critic:") and benchmark.judged == "first error":
+            listed = ", ".join(f"--{name.replace('_', '-')}" for name in further)
+            raise BenchmarkError(f"a critic names first errors itself, no threshold decides them: leave out {listed}")
         rewarder = judging.rewarder(str(measured.model), in_full=bool(further), **no_exit)
         scope, last_step = EmbeddedScope(measured.model), benchmark.judged == "last step"
         settings = {"benchmark": benchmark.name} | ({} if limit is None else {"limit": limit})
@@ -192,7 +195,7 @@ def curve(
     *,
     data: DataOptions,
     figures: FigureOptions,
-    seed: Annotated[int, "Of the resamples."] = 0,
+    seed: Annotated[ranges.Seed, "Of the resamples."] = 0,
 ) -> None:
     """A benchmark's figure by K, from subsets of the analyses of one run."""
     from rprm.benchmarks.curve import k_curve

@@ -114,6 +114,12 @@ def load_critic(
     """Make a critic over an engine; see `load_rewarder`. One critique is greedy, several are sampled, as ProcessBench's
     script does (code/run_eval.py)."""
     spec = f"critic:{model}"
+    if model.partition(":")[0].partition("?")[0] in ("", *KINDS):
+        raise RprmError(
+            f"{spec}: a critic reads with an engine: write critic:ENGINE_SPEC, as in critic:openai:MODEL@URL"
+        )
+    if isinstance(options.get("force_verdict"), str):
+        raise RprmError(f"{spec}: what a critic is asked is its format's own: give --force-verdict in place of --ask")
     hints = get_type_hints(JudgeSettings) | {"confidence": float, "seed": int, "force_verdict": bool}
     given = typed(hints, {name: value for name, value in options.items() if value is not None}, spec)
     confidence, seed, number = (

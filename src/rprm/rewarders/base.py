@@ -90,8 +90,8 @@ def sample_seed(seed: int, prompt: Prompt, sample: int) -> int:
     return int.from_bytes(hashlib.blake2b(key, digest_size=4).digest()) & 0x7FFF_FFFF
 
 
-def why_without_verdict(analyses: Sequence[Analysis], max_tokens: int) -> str:
-    """Why none of the analyses, of at most so many tokens, reached a verdict."""
+def why_without_verdict(analyses: Sequence[Analysis], max_tokens: int, *, can_ask: bool) -> str:
+    """Why none of the analyses, of at most so many tokens, reached a verdict, and whether one can be asked for yet."""
     num_cut = sum(analysis.finish_reason == "length" for analysis in analyses)
     by_context = sum(analysis.is_cut_by_context(max_tokens) for analysis in analyses)
     withheld = [analysis.finish_reason for analysis in analyses if analysis.finish_reason in WITHHELD]
@@ -101,7 +101,7 @@ def why_without_verdict(analyses: Sequence[Analysis], max_tokens: int) -> str:
         f"were withheld by the server ({''.join(withheld[:1])})": len(withheld),
     }
     reasons = "; ".join(f"{count} {reason}" for reason, count in counts.items() if count)
-    reasons = reasons or "ask for it with --force-verdict, or use a prompt that the model follows"
+    reasons = reasons or "ask for it with --force-verdict, or " * can_ask + "use a prompt that the model follows"
     return f"none of {len(analyses)} analyses reached a verdict; {reasons}"
 
 

@@ -108,19 +108,22 @@ class Critic:
             num_more, lambda samples: draw(partial(self._write, prompt), prompt, sampling, samples, ledger, scope)
         )
         if failure is None and all(one.first_error is None for one in critiques):
-            failure = why_without_verdict(critiques, self.sampling.max_tokens)
+            can_ask = bool(self.format.question) and not self.force_verdict
+            failure = why_without_verdict(critiques, self.sampling.max_tokens, can_ask=can_ask)
         return critiques, failure
 
     async def _write(self, prompt: Prompt, sampling: Sampling) -> Analysis:
         completion, num_steps = await self.engine.generate(prompt, sampling), sampling.num_steps or 0
-        text, index, num_tokens = completion.text, self.format.find(completion.text, num_steps), completion.num_tokens
+        # The reply may begin in the prompt, with thinking too.
+        said, num_tokens = prompt.reply + completion.text, completion.num_tokens
+        text, index = completion.text, self.format.find(said, num_steps)
         is_asked = index is None and self.force_verdict and completion.finish_reason not in WITHHELD
-        asked = with_thinking_closed(text) + self.format.question
+        asked = with_thinking_closed(said) + self.format.question
         if is_asked and (answer := await self._answer(prompt, asked, sampling)) is not None:
             num_tokens += answer.num_tokens
             asked += answer.text + self.format.stop
             if (index := self.format.find(asked, num_steps)) is not None:
-                text = asked
+                text = asked[len(prompt.reply) :]
         verdict = None if index is None else index == -1
         return Analysis(
             text=text, verdict=verdict, p_yes=None if verdict is None else float(verdict), first_error=index,
@@ -132,7 +135,7 @@ class Critic:
         """The likeliest answer after a reply; None where the engine refuses to continue it."""
         greedy = replace(sampling, temperature=0.0, max_tokens=_INDEX_TOKENS, stop=(self.format.stop,))
         try:
-            return await self.engine.generate(replace(prompt, reply=prompt.reply + asked), greedy)
+            return await self.engine.generate(replace(prompt, reply=asked), greedy)
         except RequestRefused:
             return None
 

@@ -109,7 +109,7 @@ class Judge:
         p_yes = [analysis.p_yes for analysis in analyses if analysis.p_yes is not None]
         votes = [float(analysis.verdict) for analysis in analyses if analysis.verdict is not None]
         if not p_yes and failure is None:
-            failure = why_without_verdict(analyses, self.sampling.max_tokens)
+            failure = why_without_verdict(analyses, self.sampling.max_tokens, can_ask=not self.force_verdict)
         return StepReward(
             step_index=step_index, reward=mean(p_yes), vote=mean(votes), analyses=tuple(analyses), failure=failure,
             num_requested=self.rule.num_analyses,
