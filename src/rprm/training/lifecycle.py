@@ -123,6 +123,13 @@ class TrainingRun(ABC):
         (without the `num_new` tokens that are ours)."""
         with plain_errors(self.base.target, "a causal language model"):
             model = load_weights(auto, self.base.target, device_map="meta", revision=self.base.revision)
+        import transformers
+
+        for name in model.config.architectures or ():
+            named = getattr(getattr(transformers, name, None), "config_class", type(model.config))
+            if named is not type(model.config):
+                what = f"it is a {model.config.model_type}, and names the architecture {name}"
+                raise EngineError(f"{self.base.target}: its configuration contradicts itself: {what}; mend config.json")
         known, largest = len(model.get_input_embeddings().weight), max(self.tokenizer.get_vocab().values()) - num_new
         if largest >= known:
             fault = f"its tokenizer has a token {largest:,}, its model knows {known:,}"
