@@ -126,7 +126,7 @@ def evolved(folder: Path) -> dict[str, Any]:
     for stage in ("analyses", "pairs", "measure"):
         found[stage] = contents(folder / "round-1" / stage)
     rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
-    return found | {"rounds": [row | {"seconds": 0.0} for row in rows]}
+    return found | {"rounds": [row | {"seconds": 0.0, "crc": ""} for row in rows]}
 
 
 class Killer:
