@@ -171,7 +171,15 @@ def test_a_command_that_is_refused_leaves_the_run_as_it_is(warm: Warm, words: di
 def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
     environment = os.environ | {"COLUMNS": "100"}
     command = [sys.executable, "-m", "rprm", *map(str, arguments)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, **options)
+    # A job in a shell's background ignores some of them, and so would what it starts.
+    return subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=heeding_signals, **options
+    )
+
+
+def heeding_signals() -> None:
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_DFL)
 
 
 def stop_while_it_starts(number: int, delay: float, *arguments: object) -> None:

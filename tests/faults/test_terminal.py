@@ -106,6 +106,7 @@ RUNS: dict[str, tuple[list[str], int]] = {
     "bench prmbench": (["--data", "prm.jsonl", "-m", "scripted:"], 0),
     "bench steps": (["steps.jsonl", "-m", "scripted:"], 0),
     "bench compare": ([f"bench {NAME}", f"bench {NAME}"], 0),
+    "bench curve": ([f"none {NAME}"], 1),
     "bench mathematics": (["--set", "math500", "--data", "problems.jsonl", "--candidates", "candidates.jsonl"], 3),
     "search sample": (["--problems", "problems.jsonl", "-p", "scripted:", "-n", "2", "-o", f"sampled {NAME}"], 3),
     "search best-of-n": (["--candidates", f"sampled {NAME}", "-m", "scripted:", "-o", f"chosen {NAME}"], 0),
