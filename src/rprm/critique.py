@@ -24,9 +24,7 @@ _MAX_TRIES = 5_000  # braces at which an object is looked for
 class CritiqueFormat(Protocol):
     """How a critique names the earliest wrong step."""
 
-    question: (
-        str  #: is written after a critique that names none, and its answer read; empty where none can be asked for
-    )
+    question: str  #: stands after a critique that names none, before its answer; empty where none can be asked for
     stop: str  #: ends the answer to the question
 
     def find(self, critique: str, num_steps: int) -> Index | None:

@@ -173,13 +173,18 @@ def read_json(path: Path, check: Callable[[bytes, Any], None] = lambda content, 
         raise CorruptRun.at(str(path), error) from None
 
 
+def encoded(text: str) -> bytes:
+    """A text as it is written, in UTF-8: what is no Unicode in it, of a file's name, is escaped."""
+    return text.encode(errors="backslashreplace")
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file whole, or not at all; when it returns, the file is on the disk."""
     partial = path.with_name(path.name + ".partial")
     with disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with closing(LineWriter(partial, fresh=True)) as writer:
-            writer.write_bytes(text.encode(errors="backslashreplace"))  # As JSON has bytes of a name that are no text.
+            writer.write_bytes(encoded(text))
         os.replace(partial, path)
         sync_folder(path.parent)
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 from rprm.content import ROW_VARIABLE, Form, blocks_of, copied, formed, max_row_bytes, pieces
 from rprm.errors import InputError
+from rprm.files import encoded
 from rprm.records import Record, Solution
 from rprm.splitting import split_steps
 
@@ -38,12 +39,7 @@ MAX_REJECTED_FIRST = 100_000
 _NO_FILES = {0: "no such file", stat.S_IFDIR: "it is a folder; name a file in it", stat.S_IFSOCK: "it is a socket"}
 
 
-def escaped(text: str) -> str:
-    """A text that may be no Unicode, such as the name of a file: its lone surrogates are escaped."""
-    return text.encode(errors="backslashreplace").decode()
-
-
-_Escaped = Annotated[str, PlainSerializer(escaped)]
+_Escaped = Annotated[str, PlainSerializer(lambda text: encoded(text).decode())]
 
 
 class Rejected(Record):
@@ -219,7 +215,7 @@ def hub_errors(what: str) -> Iterator[None]:
 
 def stem(path: Path) -> str:
     """A file's name without its endings."""
-    return escaped(path.name.split(".")[0] or path.name)
+    return encoded(path.name.split(".")[0] or path.name).decode()
 
 
 class Instruction(NamedTuple):

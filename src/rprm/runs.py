@@ -39,6 +39,7 @@ from rprm.files import (
     LineWriter,
     check_is_file,
     disk,
+    encoded,
     read_json,
     read_json_lines,
     repair_tail,
@@ -181,7 +182,7 @@ class Run:
         if (value := self.checksums.value) is not None:
             # Of the last row too: none is missing at the end.
             rows = {RESULTS: f"{value:08x}"} if self.results_path.exists() else {}
-            self._manifest["files"] = {SUMMARY: _crc(text.encode()), **rows}
+            self._manifest["files"] = {SUMMARY: _crc(encoded(text)), **rows}
         self.note(session, status="complete")
         for path in self._journals:
             path.unlink()
@@ -346,25 +347,29 @@ def _crc(content: bytes) -> str:
 
 
 def _manifest_crc(manifest: Mapping[str, Any]) -> str:
-    return _crc(_text({name: value for name, value in manifest.items() if name != "crc"}).encode())
+    return _crc(encoded(_text({name: value for name, value in manifest.items() if name != "crc"})))
 
 
 def _text(value: Any) -> str:
-    """JSON to read. A lone surrogate, as of a file's name that is no Unicode, is escaped."""
-    return f"{json.dumps(value, indent=2, ensure_ascii=False)}\n".encode(errors="backslashreplace").decode()
+    return f"{json.dumps(value, indent=2, ensure_ascii=False)}\n"
 
 
 def finished_manifest(folder: str | Path, *, stage: str, command: str) -> dict[str, Any]:
-    """The manifest of a run of a stage that is complete and whole; `command` runs that stage. `RunError` where it is
-    no such run, or not complete, `CorruptRun` where it or a row is damaged."""
+    """The manifest of a run of a stage that is complete; `command` runs that stage. `RunError` where it is no such run,
+    or not complete, `CorruptRun` where it is damaged."""
     manifest = read_manifest(folder)
     if manifest["stage"] != stage:
         raise RunError(f"{folder} is a run of {manifest['stage']!r}; name one of `{command}`")
     if manifest.get("status") != "complete":
         raise RunError(f"{folder} is not complete: run `{command}` again with the same settings first")
-    for _ in read_results(folder, bool):
-        pass  # Every row stands as it was written.
     return manifest
+
+
+def verified_results(folder: str | Path) -> Path:
+    """The file of a run's rows, for what reads it as any other; `CorruptRun` where one is not as it was written."""
+    for _ in read_results(folder, bool):
+        pass
+    return Path(folder) / RESULTS
 
 
 def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, str, str]]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import pkgutil
+import resource
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +25,8 @@ class Done:
     code: int
     out: str
     err: str
+    seconds: float = 0.0  #: of processor time
+    megabytes: float = 0.0  #: beyond those of the process that it was forked from
 
 
 def warm() -> None:
@@ -33,10 +38,11 @@ def warm() -> None:
 
 
 def rprm(
-    *arguments: object, folder: Path | None = None, before: Callable[[], object] = lambda: None, **environment: str
-) -> Done:
+    *arguments: object, folder: Path | None = None, before: Callable[[], object] = lambda: None,
+    patience_s: float = 600.0, **environment: str,
+) -> Done:  # fmt: skip
     """Run a command in a folder to its end, as `rprm.cli.main` does it in a process of its own; `before` is called in
-    that process first."""
+    that process first. One that takes longer is killed."""
 
     def command() -> None:
         from rprm.cli import main
@@ -45,10 +51,12 @@ def rprm(
         sys.argv = ["rprm", *map(str, arguments)]
         main()
 
-    return forked(command, folder=folder, **environment)
+    return forked(command, folder=folder, patience_s=patience_s, **environment)
 
 
-def forked(call: Callable[[], object], *, folder: Path | None = None, **environment: str) -> Done:
+def forked(
+    call: Callable[[], object], *, folder: Path | None = None, patience_s: float = 600.0, **environment: str
+) -> Done:
     """Call in a process of its own what ends as a program of Python does: its exit code, or a traceback."""
     with TemporaryDirectory() as kept:
         paths = [Path(kept, name) for name in ("out", "err")]
@@ -58,9 +66,16 @@ def forked(call: Callable[[], object], *, folder: Path | None = None, **environm
                 code = _run(call, paths, folder, environment)
             finally:
                 os._exit(code)
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        deadline = time.monotonic() + patience_s
+        while not (ended := os.wait4(pid, os.WNOHANG))[0]:
+            if time.monotonic() > deadline:
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.002)
+        _, status, usage = ended
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        used = usage.ru_utime + usage.ru_stime, max(0, usage.ru_maxrss - own) / 1024
         # What is no UTF-8 fails the test.
-        return Done(code, *(path.read_bytes().decode("utf-8") for path in paths))
+        return Done(os.waitstatus_to_exitcode(status), *(path.read_bytes().decode("utf-8") for path in paths), *used)
 
 
 def _run(call: Callable[[], object], paths: list[Path], folder: Path | None, environment: dict[str, str]) -> int:

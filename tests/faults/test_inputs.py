@@ -161,10 +161,16 @@ def rprm(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["rprm", *map(str, arguments)])
         code: Any = 0
+        # A command keeps its process: its streams, and its signals, which are ignored at its end.
+        streams, signals = (sys.stdin, sys.stdout, sys.stderr), {one: signal.getsignal(one) for one in STOPPING}
         try:
             main()
         except SystemExit as error:
             code = error.code
+        finally:
+            sys.stdin, sys.stdout, sys.stderr = streams
+            for one, handler in signals.items():
+                signal.signal(one, handler)
         out, err = capfd.readouterr()
         # As the interpreter does with a text.
         return (1, out, f"{err}{code}") if isinstance(code, str) else (code or 0, out, err)
@@ -172,6 +178,7 @@ def rprm(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
     return run
 
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 Run = Callable[..., tuple[int, str, str]]
 JUDGE = ("--model", "scripted:", "-k", "1", "--json")
 

@@ -8,14 +8,12 @@ import os
 import re
 import resource
 import shutil
-import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from commands import Done, rprm
 
 from rprm.prompts.library import MODEL_TEMPLATE
 from tests.faults.model_folders import FAULTS, sound_folder
@@ -36,17 +34,6 @@ WAYS: dict[str, Callable[[Path, str], list[str]]] = {
     ],
 }
 _ASKED = ["-k", "1", "--max-tokens", "4", "--force-verdict"]
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended; `megabytes`: its memory beyond that of the process that it was forked from."""
-
-    code: int
-    output: str
-    errors: list[str]  #: lines, without those of progress
-    seconds: float
-    megabytes: float
 
 
 @pytest.fixture(scope="module")
@@ -79,47 +66,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield place
 
 
-def rprm(arguments: list[str], folder: Path) -> Ended:
-    """Run a command in a fork of this process, within limits."""
-    from rprm.cli import main
+def within_limits() -> None:
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + _MEMORY, used + _MEMORY))
+    resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
 
-    out, err, started = folder / "stdout", folder / "stderr", time.monotonic()
-    pid = os.fork()
-    if not pid:
-        code = 70
-        try:
-            for file, number in ((out, 1), (err, 2)):
-                os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-            sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
-            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-            resource.setrlimit(resource.RLIMIT_AS, (used + _MEMORY, used + _MEMORY))
-            resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
-            os.chdir(folder)
-            sys.argv = ["rprm", *arguments]
-            try:
-                main()
-                code = 0
-            except SystemExit as end:
-                if isinstance(end.code, str):
-                    print(end.code, file=sys.stderr)
-                code = 1 if isinstance(end.code, str) else end.code or 0
-            except BaseException:
-                traceback.print_exc()
-            sys.stdout.flush()
-        finally:
-            os._exit(code)
-    ended, status, usage = os.wait4(pid, os.WNOHANG)
-    while not ended:
-        if time.monotonic() - started > 4 * _SECONDS:
-            os.kill(pid, 9)
-        time.sleep(0.005)
-        ended, status, usage = os.wait4(pid, os.WNOHANG)
-    lines = [
-        line for line in err.read_text(errors="replace").splitlines() if line.strip() and not line.startswith(_STAGES)
-    ]
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds, megabytes = usage.ru_utime + usage.ru_stime, max(0, usage.ru_maxrss - own) / 1024
-    return Ended(os.waitstatus_to_exitcode(status), out.read_text(errors="replace"), lines, seconds, megabytes)
+
+def run(arguments: list[str], folder: Path) -> tuple[Done, list[str]]:
+    """How a command ends within limits, and its lines of error without those of progress."""
+    done = rprm(*arguments, folder=folder, before=within_limits, patience_s=4 * _SECONDS)
+    return done, [line for line in done.err.splitlines() if line.strip() and not line.startswith(_STAGES)]
 
 
 _STAGES = (
@@ -178,17 +134,17 @@ def fault_of(place: Path, folder: Path, name: str, way: str) -> str | None:
     for file in outside:
         os.utime(file, (0, time.time()))  # read, it gets a new time of access
     target = model / "model.gguf" if (model / "model.gguf").exists() else model
-    ended = rprm(WAYS[way](place, str(target)), folder)
-    said = "\n".join(ended.errors)
+    ended, errors = run(WAYS[way](place, str(target)), folder)
+    said = "\n".join(errors)
     if (place / "ran").exists():
         return "code of the folder was run"
     if any(file.stat().st_atime for file in outside):
         return "a file outside the folder was read"
     may_pass = name.startswith(HARMLESS) and not (way == "judge" and REFUSED.match(name))
-    if ended.code not in ((0, 1) if may_pass else (1,)) or "Traceback" in ended.output + said:
+    if ended.code not in ((0, 1) if may_pass else (1,)) or "Traceback" in ended.out + said:
         return f"exit code {ended.code}: {said[-500:]}"
-    if ended.code and (len(ended.errors) != 1 or not said.startswith("rprm: ") or len(said) > 1200):
-        return f"{len(ended.errors)} lines of {len(said)} letters: {said[-500:]}"
+    if ended.code and (len(errors) != 1 or not said.startswith("rprm: ") or len(said) > 1200):
+        return f"{len(errors)} lines of {len(said)} letters: {said[-500:]}"
     if ended.seconds > _SECONDS / 2 or ended.megabytes > 1500:
         return f"{ended.seconds:.1f} seconds, {ended.megabytes:.0f} MB: {said}"
     return None
@@ -196,8 +152,8 @@ def fault_of(place: Path, folder: Path, name: str, way: str) -> str | None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_sound_folder_does_its_work(place: Path, tmp_path: Path, way: str) -> None:
-    ended = rprm(WAYS[way](place, str(place / "sound")), tmp_path)
-    assert (ended.code, ended.errors) == (0, [])
+    ended, errors = run(WAYS[way](place, str(place / "sound")), tmp_path)
+    assert (ended.code, errors) == (0, [])
 
 
 SHORT = (

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import json
 import re
-import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
@@ -16,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import rprm
 from exchange import KEY, share
 from loopback import Reply, Request, Server, answering, serving
 from misbehaving import FAULTS, Misbehaving
 
-from rprm.cli import main
 from rprm.verdict import softmax_yes
 
 NUM_SOLUTIONS, RATE = 300, 0.2  # of the long run
@@ -50,7 +48,7 @@ class Session:
 
 
 def judge(folder: Path, url: str, num_solutions: int, *, k: int = 1, **options: object) -> Session:
-    """`rprm judge` in this process: `num_solutions` of one step each, into the run folder `folder`."""
+    """`rprm judge` in a fork of this process: `num_solutions` of one step each, into the run folder `folder`."""
     source = folder.with_name("solutions.jsonl")
     rows = [
         {"id": f"s{number}", "problem": f"What is {number} + 1?", "steps": [f"It is {number + 1}."]}
@@ -59,25 +57,16 @@ def judge(folder: Path, url: str, num_solutions: int, *, k: int = 1, **options: 
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = {"key_env": "RPRM_TEST_KEY", "concurrency": CONCURRENCY, "max_retries": 3, "timeout": 20, **options}
     spec = f"openai:m@{url}?" + "&".join(f"{name}={value}" for name, value in given.items())
-    command = ["rprm", "judge", source, "--model", spec, "--output", folder, "--rewards", "full", "--quiet"]
-    printed, code, begin = io.StringIO(), 0, time.monotonic()
-    with (
-        pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed),
-    ):  # fmt: skip
-        patch.setenv("COLUMNS", "9999")
-        patch.setattr(sys, "argv", [*map(str, command), "-k", str(k), "--max-tokens", "64", "--seed", "3"])
-        try:
-            main()
-        except SystemExit as ended:
-            # As the interpreter does with a message.
-            code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-            printed.write(ended.code if isinstance(ended.code, str) else "")
+    command = ["judge", source, "--model", spec, "--output", folder, "--rewards", "full", "--quiet"]
+    begin = time.monotonic()
+    command += ["-k", str(k), "--max-tokens", "64", "--seed", "3"]
+    done = rprm(*command, folder=folder.parent, COLUMNS="9999")
     results = folder / "results.jsonl"
     lines = results.read_text().splitlines() if results.exists() else []
-    for text in (printed.getvalue(), *(path.read_text(errors="replace") for path in folder.iterdir())):
+    for text in (done.out, done.err, *(path.read_text(errors="replace") for path in folder.iterdir())):
         assert KEY not in text
         assert "Traceback" not in text, text
-    return Session(code, printed.getvalue(), [json.loads(line) for line in lines], time.monotonic() - begin)
+    return Session(done.code, done.out + done.err, [json.loads(line) for line in lines], time.monotonic() - begin)
 
 
 @contextlib.contextmanager
@@ -224,7 +213,9 @@ def test_a_fault_that_ends_the_session_costs_nothing_else(
             assert number - 1 <= len(session.rows) <= number, name
             # In one line.
             assert re.fullmatch(
-                r"(resumed: .*\n)?rprm: m at http[ -~]*run the same command again to resume", session.printed
+                r"openai:m@[ -~]* is not a known model [ -~]*\n(resumed: .*\n)?"
+                r"rprm: m at http[ -~]*run the same command again to resume\n",
+                session.printed,
             ), name
             del faults[number]
         session = judge(tmp_path / "run", url, len(names), **how)

@@ -14,7 +14,7 @@ from rprm.benchmarks.scores import scores_of
 from rprm.benchmarks.tally import DEFAULT_RESAMPLES, Figure, ResultTable, TableLine
 from rprm.errors import BenchmarkError
 from rprm.records import SolutionReward
-from rprm.rewarders.critic import with_critiques
+from rprm.rewarders.critic import reward_of
 from rprm.stopping import mean
 
 
@@ -69,7 +69,11 @@ def k_curve(
 def _subset(reward: SolutionReward, samples: slice, is_critic: bool) -> SolutionReward:
     """A reward as some of its analyses give it."""
     if is_critic:
-        return with_critiques(reward, reward.steps[-1].analyses[samples])
+        last = reward.steps[-1]
+        return reward_of(
+            last.analyses[samples], reward.num_steps, last.num_requested, id=reward.id, label=reward.label,
+            failure=last.failure,
+        )  # fmt: skip
     steps = []
     for step in reward.steps:
         some = step.analyses[samples]

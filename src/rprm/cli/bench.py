@@ -21,6 +21,7 @@ from rprm.errors import BenchmarkError, CorruptRun
 if TYPE_CHECKING:
     from rprm.benchmarks import Benchmark, BenchmarkItems, Flag, Scores
     from rprm.reading import SourceInfo
+    from rprm.records import SolutionReward
 
 
 class BenchGroup(OpenGroup):
@@ -199,9 +200,8 @@ def curve(
 ) -> None:
     """A benchmark's figure by K, from subsets of the analyses of one run."""
     from rprm.benchmarks.curve import k_curve
-    from rprm.records import SolutionReward
     from rprm.report.measures import result_table
-    from rprm.runs import finished_manifest, read_results
+    from rprm.runs import finished_manifest
 
     recorded, known = _recorded(run), BenchGroup.added()
     if (name := recorded.get("benchmark")) not in known:
@@ -209,11 +209,10 @@ def curve(
     finished_manifest(run, stage="judge", command=f"rprm bench {name}")
     record: Benchmark = known[name].load()
     *_, items = _read(record, data, figures.limit, recorded)
-    _, threshold = _scores(run, recorded, record, items, None)
-    rewards = list(read_results(run, SolutionReward.read_back))
     found = k_curve(
-        record, items, rewards, is_critic=recorded["rewarder"] == "critic", threshold=threshold, seed=seed,
-        num_resamples=figures.resamples, allow_missing=figures.allow_missing,
+        record, items, list(_rewards(run, recorded, record, items)), is_critic=recorded["rewarder"] == "critic",
+        threshold=recorded["threshold"], seed=seed, num_resamples=figures.resamples,
+        allow_missing=figures.allow_missing,
     )  # fmt: skip
     show(found.as_dict(), [result_table(found.table())], as_json=figures.json)
 
@@ -262,17 +261,25 @@ def _scores(
 ) -> tuple[Scores, float]:
     """The scores of a run folder, which must be of these items, or of a file; the threshold given, or the judge's."""
     from rprm.benchmarks import read_scores, scores_of
-    from rprm.records import SolutionReward
-    from rprm.runs import read_results
 
     threshold = _agreed("threshold", threshold, {"threshold": 0.5} | recorded)
     if not recorded:
         return read_scores(path), threshold
+    rewards = _rewards(path, recorded, benchmark, items)
+    settled_at = None if recorded.get("stopping", "none") == "none" else float(recorded["threshold"])
+    return scores_of(rewards, settled_at=settled_at, last_step=benchmark.judged == "last step"), threshold
+
+
+def _rewards(
+    path: Path, recorded: dict[str, Any], benchmark: Benchmark, items: BenchmarkItems[Any]
+) -> Iterable[SolutionReward]:
+    """The rows of a run folder, which must be of these items."""
+    from rprm.records import SolutionReward
+    from rprm.runs import read_results
+
     if recorded.get("benchmark") and recorded.get("input") != _source(benchmark, items, "").digest:
         raise BenchmarkError(f"{path} was judged on other data (its hash differs): name its own with --data")
-    settled_at = None if recorded.get("stopping", "none") == "none" else float(recorded["threshold"])
-    rewards = read_results(path, SolutionReward.read_back)
-    return scores_of(rewards, settled_at=settled_at, last_step=benchmark.judged == "last step"), threshold
+    return read_results(path, SolutionReward.read_back)
 
 
 def _agreed(name: str, given: Any, *recorded: dict[str, Any]) -> Any:

@@ -17,7 +17,7 @@ from rprm.reading import Rejected, Source, SourceInfo, checked, read_rows
 from rprm.records import LabelledStep, StepAnalyses
 from rprm.rewarders.base import reward_settings
 from rprm.rewarders.rprm import Judge
-from rprm.runs import MANIFEST, RESULTS, finished_manifest, write_atomically
+from rprm.runs import MANIFEST, finished_manifest, verified_results, write_atomically
 from rprm.stopping import StoppingRule
 
 STAGE = "analyses"
@@ -102,4 +102,4 @@ def open_analyses(path: str | Path) -> AnalysesFile:
     if not (folder / MODEL_TEMPLATE).is_file():
         raise InputError(f"{folder} has no {MODEL_TEMPLATE}: begin `rprm data analyses` again to complete it")
     provenance = {"run": str(folder), MANIFEST: manifest["settings"]}
-    return AnalysesFile(Source(str(folder / RESULTS)), load_template(folder / MODEL_TEMPLATE), provenance)
+    return AnalysesFile(Source(str(verified_results(folder))), load_template(folder / MODEL_TEMPLATE), provenance)

@@ -20,7 +20,7 @@ from rprm.errors import InputError
 from rprm.files import disk
 from rprm.reading import AnyText, Rejected, Row, RowModel, Source, Text, checked
 from rprm.records import LabelledStep
-from rprm.runs import RESULTS, finished_manifest
+from rprm.runs import finished_manifest, verified_results
 
 STAGE = "steps"
 
@@ -37,7 +37,7 @@ def steps_source(name: str | Path) -> Source:
         if not folder.is_dir():
             return Source(str(name), split="train")
     finished_manifest(folder, stage=STAGE, command="rprm data steps")
-    return Source(str(folder / RESULTS))
+    return Source(str(verified_results(folder)))
 
 
 def read_labelled_steps(source: Source) -> Iterator[LabelledStep | Rejected]:

@@ -4,7 +4,6 @@ from rprm.prompts.library import builtin_names as builtin_names
 from rprm.prompts.library import carried_critic_template as carried_critic_template
 from rprm.prompts.library import carried_policy_template as carried_policy_template
 from rprm.prompts.library import carried_template as carried_template
-from rprm.prompts.library import critic_names as critic_names
 from rprm.prompts.library import load_critic_template as load_critic_template
 from rprm.prompts.library import load_policy_template as load_policy_template
 from rprm.prompts.library import load_template as load_template

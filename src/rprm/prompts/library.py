@@ -16,16 +16,9 @@ from rprm.prompts.template import CriticTemplate, PolicyTemplate, PromptTemplate
 
 AnyTemplate = TypeVar("AnyTemplate", PromptTemplate, PolicyTemplate, CriticTemplate)
 
-#: The templates used where none is named.
-DEFAULT_TEMPLATE, DEFAULT_POLICY_TEMPLATE, DEFAULT_CRITIC_TEMPLATE = "critique", "boxed", "critic"
-
 #: The files in which a model folder carries the template that its model was trained with, and the one that a policy
 #: solves problems with.
-MODEL_TEMPLATE, MODEL_POLICY_TEMPLATE, MODEL_CRITIC_TEMPLATE = (
-    "rprm_prompt.toml",
-    "rprm_policy.toml",
-    "rprm_critic.toml",
-)
+MODEL_TEMPLATE, MODEL_POLICY_TEMPLATE = "rprm_prompt.toml", "rprm_policy.toml"
 
 
 @dataclass(frozen=True)
@@ -83,10 +76,10 @@ class TemplateShelf(Generic[AnyTemplate]):
         return next((file for file in found if file is not None), None)
 
 
-PROMPTS = TemplateShelf(PromptTemplate, "templates", DEFAULT_TEMPLATE, MODEL_TEMPLATE)
-POLICIES = TemplateShelf(PolicyTemplate, "policies", DEFAULT_POLICY_TEMPLATE, MODEL_POLICY_TEMPLATE)
-CRITICS = TemplateShelf(CriticTemplate, "critics", DEFAULT_CRITIC_TEMPLATE, MODEL_CRITIC_TEMPLATE)
+PROMPTS = TemplateShelf(PromptTemplate, "templates", "critique", MODEL_TEMPLATE)
+POLICIES = TemplateShelf(PolicyTemplate, "policies", "boxed", MODEL_POLICY_TEMPLATE)
+CRITICS = TemplateShelf(CriticTemplate, "critics", "critic", "rprm_critic.toml")
 
 builtin_names, load_template, carried_template = PROMPTS.names, PROMPTS.load, PROMPTS.carried
 policy_names, load_policy_template, carried_policy_template = POLICIES.names, POLICIES.load, POLICIES.carried
-critic_names, load_critic_template, carried_critic_template = CRITICS.names, CRITICS.load, CRITICS.carried
+load_critic_template, carried_critic_template = CRITICS.load, CRITICS.carried

@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
-from rprm.engines.base import WITHHELD, Sampling
+from rprm.engines.base import WITHHELD, EngineInfo, Sampling
 from rprm.errors import RequestRefused
 from rprm.jobs import Job, all_or_none, run_job
 from rprm.ledger import Ledger, paid_once
-from rprm.prompts.template import Prompt
+from rprm.prompts.template import Prompt, Template
 from rprm.reading import Rejected
 from rprm.records import REWARD_FORMAT, Analysis, Solution, SolutionReward, StepReward
 from rprm.runs import FORMAT
@@ -27,6 +27,21 @@ def reward_settings(described: dict[str, Any]) -> dict[str, Any]:
     """The settings of a rewarder that its rewards in full depend on: not those of its decisions."""
     of_decisions = ("threshold", "stopping", "confidence", "first_error_exit")
     return {name: value for name, value in described.items() if name not in of_decisions}
+
+
+def described(
+    kind: str, info: EngineInfo, template: Template, rule: StoppingRule, sampling: Sampling, **flags: Any
+) -> dict[str, Any]:
+    """The settings that the rewards of one who asks a language model depend on; `flags` are its own."""
+    return {
+        "rewarder": kind,
+        "engine": {"kind": info.kind, "model": info.model, "revision": info.revision, **info.details},
+        "prompt": {"name": template.name, "digest": template.digest},
+        **{name: getattr(rule, name) for name in ("num_analyses", "threshold", "stopping")},
+        **({"confidence": rule.confidence} if rule.stopping == "confident" else {}),
+        **flags,
+        **{name: getattr(sampling, name) for name in ("temperature", "top_p", "max_tokens", "seed")},
+    }
 
 
 def first_error(rewards: Sequence[float | None], threshold: float) -> int | None:

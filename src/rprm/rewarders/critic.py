@@ -17,7 +17,7 @@ from rprm.errors import RequestRefused, RprmError, Unsupported
 from rprm.ledger import Ledger
 from rprm.prompts.template import CriticTemplate, Prompt
 from rprm.records import Analysis, Solution, SolutionReward, StepReward
-from rprm.rewarders.base import Steps, draw, draw_in_waves, solution_reward, why_without_verdict
+from rprm.rewarders.base import Steps, described, draw, draw_in_waves, solution_reward, why_without_verdict
 from rprm.stopping import StoppingRule, mean
 from rprm.thinking import with_thinking_closed
 
@@ -58,16 +58,8 @@ class Critic:
         info = await self.engine.start(chat=self.template.chat)
         if self.force_verdict and not info.continues_replies:
             raise Unsupported(f"{self.engine.spec}: it cannot continue a reply: leave out --force-verdict")
-        rule = self.rule
-        return {
-            "rewarder": "critic",
-            "engine": {"kind": info.kind, "model": info.model, "revision": info.revision, **info.details},
-            "prompt": {"name": self.template.name, "digest": self.template.digest},
-            **{name: getattr(rule, name) for name in ("num_analyses", "threshold", "stopping")},
-            **({"confidence": rule.confidence} if rule.stopping == "confident" else {}),
-            **{name: getattr(self, name) for name in ("first_error_exit", "force_verdict")},
-            **{name: getattr(self.sampling, name) for name in ("temperature", "top_p", "max_tokens", "seed")},
-        }
+        flags = {"first_error_exit": self.first_error_exit, "force_verdict": self.force_verdict}
+        return described("critic", info, self.template, self.rule, self.sampling, **flags)
 
     async def aclose(self) -> None:
         await self.engine.aclose()
@@ -83,12 +75,8 @@ class Critic:
             return max(num_more_votes(votes, self.rule), *of_steps, 0)
 
         critiques, failure = await self._critiques(solution.problem, solution.steps, num_more, ledger)
-        steps = [_step_reward(index, critiques, failure, self.rule.num_analyses) for index in range(last + 1)]
-        steps[-1] = steps[-1].model_copy(update={"analyses": critiques})
-        index = majority([one.first_error for one in critiques])
-        return SolutionReward(
-            id=solution.id, num_steps=len(steps), first_error=index, steps=tuple(steps), label=solution.label
-        )
+        number = self.rule.num_analyses
+        return reward_of(critiques, last + 1, number, id=solution.id, label=solution.label, failure=failure)
 
     async def judge_step(self, problem: str, steps: Steps, step_index: int, ledger: Ledger | None = None) -> StepReward:
         """The reward of a step as the last one of a solution: the share of critiques that find no error up to it."""
@@ -140,14 +128,17 @@ class Critic:
             return None
 
 
-def with_critiques(reward: SolutionReward, critiques: tuple[Analysis, ...]) -> SolutionReward:
-    """A critic's reward as some of its critiques give it."""
-    is_told = any(one.first_error is not None for one in critiques)
-    failure = None if is_told else reward.steps[-1].failure or "none of these critiques names an index"
-    steps = [_step_reward(one.step_index, critiques, failure, one.num_requested) for one in reward.steps]
+def reward_of(
+    critiques: tuple[Analysis, ...], num_steps: int, num_requested: int | None, *, id: str, label: int | None,
+    failure: str | None = None,
+) -> SolutionReward:  # fmt: skip
+    """What some critiques of a solution come to; `failure`: why none of them names an index."""
+    votes = [one.first_error for one in critiques]
+    if (index := majority(votes)) is None:
+        failure = failure or "none of these critiques names an index"
+    steps = [_step_reward(at, critiques, failure, num_requested) for at in range(num_steps)]
     steps[-1] = steps[-1].model_copy(update={"analyses": critiques})
-    index = majority([one.first_error for one in critiques])
-    return reward.model_copy(update={"steps": tuple(steps), "first_error": index})
+    return SolutionReward(id=id, num_steps=num_steps, first_error=index, steps=tuple(steps), label=label)
 
 
 def _step_reward(

@@ -19,7 +19,7 @@ from rprm.jobs import in_order
 from rprm.ledger import Ledger
 from rprm.prompts.template import Prompt, PromptTemplate
 from rprm.records import Analysis, Solution, SolutionReward, StepReward
-from rprm.rewarders.base import Steps, draw, draw_in_waves, solution_reward, why_without_verdict
+from rprm.rewarders.base import Steps, described, draw, draw_in_waves, solution_reward, why_without_verdict
 from rprm.stopping import StoppingRule, mean
 from rprm.thinking import with_thinking_closed
 from rprm.verdict import TwoAnswers, VerdictChoice, read_verdict
@@ -59,17 +59,9 @@ class Judge:
         if (self.force_verdict or self.second_pass) and not info.has_second_pass:
             option = "--procedure published" if self.second_pass else "--force-verdict"
             raise Unsupported(f"{self.engine.spec}: this engine cannot continue a given text; leave out {option}")
-        rule = self.rule
-        return {
-            "rewarder": "r-prm",
-            "engine": {"kind": info.kind, "model": info.model, "revision": info.revision, **info.details},
-            "prompt": {"name": self.template.name, "digest": self.template.digest},
-            **{name: getattr(rule, name) for name in ("num_analyses", "threshold", "stopping")},
-            **({"confidence": rule.confidence} if rule.stopping == "confident" else {}),
-            **{name: getattr(self, name) for name in ("first_error_exit", "force_verdict")},
-            **({"second_pass": True} if self.second_pass else {}),
-            **{name: getattr(self.sampling, name) for name in ("temperature", "top_p", "max_tokens", "seed")},
-        }
+        flags = {name: getattr(self, name) for name in ("first_error_exit", "force_verdict")}
+        flags |= {"second_pass": True} if self.second_pass else {}
+        return described("r-prm", info, self.template, self.rule, self.sampling, **flags)
 
     async def aclose(self) -> None:
         await self.engine.aclose()

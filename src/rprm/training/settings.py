@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field
-
 from rprm.data.stage_options import PairOptions
 from rprm.errors import InputError
 from rprm.ranges import (
     Checkpoints,
     Draws,
     HeldOut,
+    Rank,
     Rate,
     Rows,
     Seed,
@@ -49,9 +48,7 @@ class TrainingSettings:
     gradient_checkpointing: Annotated[bool, "Compute activations again instead of keeping them."] = True
     attention: Annotated[str | None, "sdpa, flash_attention_2, eager, ...; the model's own by default."] = None
     group_by_length: Annotated[bool, "Batch rows of similar length: less padding, less shuffling."] = False
-    lora_rank: Annotated[
-        Annotated[int, Field(ge=0, le=65_536)] | None, "LoRA of this rank; without, or 0: train every weight."
-    ] = None
+    lora_rank: Annotated[Rank | None, "LoRA of this rank; without, or 0: train every weight."] = None
     lora_alpha: Annotated[Rows | None, "Scale of the adapter; twice the rank by default."] = None
     lora_dropout: Annotated[ShareBelow1, "Of the adapter's input."] = 0.0
     lora_targets: Annotated[str, "all-linear (without the output head), or layer names with commas."] = "all-linear"
