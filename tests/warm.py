@@ -46,7 +46,7 @@ class Process:
         self, address: str, command: Sequence[str], *, stdin: Any = None, stdout: Any = None, stderr: Any = None,
         env: Mapping[str, str] | None = None, process_group: int | None = None, preexec_fn: Any = None,
     ) -> None:  # fmt: skip
-        # Without `preexec_fn`: all that stages do in it is to see that they end with their parent.
+        # Without `preexec_fn`: stages see there that they heed their parent, and end with it.
         request: dict[str, Any] = {"words": list(command[1:]), "env": dict(env or os.environ), "cwd": str(Path.cwd())}
         request["group"] = process_group
         self.args = command

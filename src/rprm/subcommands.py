@@ -51,7 +51,7 @@ class Subcommand:
                 command, stdin=subprocess.DEVNULL, stdout=stream, env=os.environ | (environment or {}),
                 stderr=None if attached and sys.stderr.isatty() else subprocess.STDOUT,
                 # A launcher may die without a word to what it has started: a group of their own is stopped whole.
-                process_group=0, preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                process_group=0, preexec_fn=None if sys.platform == "win32" else _begin,
             )  # fmt: skip
 
     def stop(self, number: int = signal.SIGTERM) -> None:
@@ -89,7 +89,10 @@ class Subcommand:
         self.process.wait()
 
 
-def _die_with_parent() -> None:
-    """On Linux: a stage ends when its parent is killed, and so lets go of its folder."""
-    # prctl(PR_SET_PDEATHSIG, SIGKILL)
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
+def _begin() -> None:
+    """A stage heeds its parent, whatever signals that was itself started to ignore; on Linux it ends when its parent is
+    killed, and so lets go of its folder."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if sys.platform == "linux":
+        # prctl(PR_SET_PDEATHSIG, SIGKILL)
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)

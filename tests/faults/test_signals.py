@@ -265,15 +265,20 @@ def test_a_run_that_lost_its_reader_is_resumed(tmp_path: Path) -> None:
 
 
 def test_a_stage_is_asked_to_stop_and_so_is_what_its_launcher_started(tmp_path: Path) -> None:
-    """A launcher that dies at once, and a stage that takes a moment to close what it has open."""
+    """A launcher that dies at once, and a stage that takes a moment to close what it has open; in a job that was
+    started to ignore the signal."""
     from rprm.subcommands import Subcommand
 
     launcher = tmp_path / "launcher.py"
     launcher.write_text("import subprocess, sys; subprocess.run([sys.executable, *sys.argv[1:]])\n")
-    stage = Subcommand(
-        tmp_path / "run", ["judge", str(EXAMPLES), "--model", "scripted:?delay=9"],
-        launcher=[sys.executable, str(launcher)],
-    )  # fmt: skip
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        stage = Subcommand(
+            tmp_path / "run", ["judge", str(EXAMPLES), "--model", "scripted:?delay=9"],
+            launcher=[sys.executable, str(launcher)],
+        )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGTERM, before)
     deadline = time.monotonic() + 30
     while not (tmp_path / "run" / "manifest.json").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
