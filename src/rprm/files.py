@@ -40,12 +40,12 @@ class Checksums:
     def __init__(self, value: int | None, *, is_whole: bool = False) -> None:
         self.value, self.is_whole = value, is_whole
 
-    def seal(self, row: str) -> str:
+    def seal(self, row: bytes) -> bytes:
         """A row, which is a JSON object that is not empty, with its checksum."""
         if self.value is None:
             return row
-        self.value = crc32(row.encode(), self.value)
-        return f'{row[:-1]},"crc":"{self.value:08x}"}}'
+        self.value = crc32(row, self.value)
+        return b'%b,"crc":"%08x"}' % (row[:-1], self.value)
 
     def check(self, line: bytes) -> None:
         """Raise a `ValueError` where the next line does not fit."""
@@ -79,7 +79,7 @@ class LineWriter:
         self._due = time.monotonic() + 1.0
 
     def write(self, line: str) -> None:
-        self.write_bytes(self._checksums.seal(line).encode() + b"\n")
+        self.write_bytes(self._checksums.seal(line.encode()) + b"\n")
 
     def write_bytes(self, content: bytes) -> None:
         data = memoryview(content)

@@ -5,6 +5,7 @@ A bound above what anyone needs is there for slips: 10^8 analyses of a step woul
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cache
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -64,14 +65,19 @@ _adapter = cache(TypeAdapter[Any])
 def check(settings: object, kind: type[RprmError]) -> None:
     """Refuse a dataclass with a number out of its range, by an error of that kind."""
     of: Any = type(settings)
-    for name, hint in _numbers(of):
+    names, hints, all_of_them = _numbers(of)
+    values = [getattr(settings, name) for name in names]
+    with suppress(ValidationError):
+        all_of_them.validate_python(values)
+        return
+    for name, hint, value in zip(names, hints, values, strict=True):
         try:
-            taken(hint, getattr(settings, name))
+            taken(hint, value)
         except ValueError as error:
-            raise kind(f"{name} is {getattr(settings, name)!r:.80}; {error}") from None
+            raise kind(f"{name} is {value!r:.80}; {error}") from None
 
 
 @cache
-def _numbers(of: type) -> tuple[tuple[str, Any], ...]:
-    hints = get_type_hints(of, include_extras=True)
-    return tuple((name, hint) for name, hint in hints.items() if number_of(hint))
+def _numbers(of: type) -> tuple[tuple[str, ...], tuple[Any, ...], TypeAdapter[Any]]:
+    found = {name: hint for name, hint in get_type_hints(of, include_extras=True).items() if number_of(hint)}
+    return tuple(found), tuple(found.values()), TypeAdapter(tuple[tuple(found.values())])  # type: ignore[misc,arg-type]
