@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rprm.training.lifecycle import is_whole, last_checkpoint, seal
+from rprm.training.checkpoints import is_whole, last_checkpoint, seal
 
 
 def make_checkpoint(folder: Path, step: int, *, max_steps: int = 100, stop: bool = False) -> Path:
@@ -27,6 +27,12 @@ def make_checkpoint(folder: Path, step: int, *, max_steps: int = 100, stop: bool
 
 def cut(path: Path, share: float = 0.5) -> None:
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
 
 
 def test_none(tmp_path: Path) -> None:
@@ -62,6 +68,9 @@ def test_the_last_by_number(tmp_path: Path) -> None:
         lambda path: cut(path / "model.safetensors", 0.99),
         lambda path: cut(path / "model.safetensors", 0.0),
         lambda path: (path / "model.safetensors").unlink(),
+        # As long as before: what an editor or a failing disk leaves.
+        lambda path: flip(path / "optimizer.pt"),
+        lambda path: flip(path / "trainer_state.json"),
     ],
 )
 def test_a_torn_one_is_set_aside_and_the_one_before_used(tmp_path: Path, harm: Callable[[Path], None]) -> None:
@@ -74,6 +83,16 @@ def test_a_torn_one_is_set_aside_and_the_one_before_used(tmp_path: Path, harm: C
     assert found is not None
     assert found.step == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "torn-checkpoint-4"]
+
+
+def test_one_of_a_version_without_checksums(tmp_path: Path) -> None:
+    """Its list has sizes alone."""
+    checkpoint = make_checkpoint(tmp_path, 2)
+    sealed = checkpoint / "rprm_files.json"
+    sealed.write_text(json.dumps({name: size for name, (size, _) in json.loads(sealed.read_bytes()).items()}))
+    assert is_whole(checkpoint)
+    cut(checkpoint / "optimizer.pt")
+    assert not is_whole(checkpoint)
 
 
 def test_torn_twice(tmp_path: Path) -> None:

@@ -13,22 +13,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Required, TypedDict
 
 from rprm.engines.loading import load_weights, plain_errors
 from rprm.errors import EngineError, InputError, RprmError, RunError
-from rprm.files import LineWriter, read_json, read_json_lines, write_atomically
+from rprm.files import LineWriter, read_json_lines, write_atomically
 from rprm.runs import MANIFEST, REJECTED, SUMMARY, Run, read_summary, versions
+from rprm.training.checkpoints import Checkpoint, last_checkpoint, seal
 from rprm.training.handover import CARD, MODEL, card_text, find_model, push, whole_folder
 from rprm.training.settings import Precision, RunOptions, TrainingSettings
 
 ROWS = "rows"
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
-#: In a checkpoint: names and sizes of its files.
-_SIZES = "rprm_files.json"
 
 
 class TrainingResult(NamedTuple):
@@ -217,7 +215,7 @@ class TrainingRun(ABC):
         self._refuse_patience()
         checkpoint = last_checkpoint(self.folder / CHECKPOINTS)
         for torn in sorted((self.folder / CHECKPOINTS).glob("torn-*")):
-            self.callbacks.on_note(f"{torn} is incomplete (torn by a kill): renamed and not used")
+            self.callbacks.on_note(f"{torn} is incomplete or damaged: renamed and not used")
         if checkpoint is not None:
             self.callbacks.on_note(f"resumed from step {checkpoint.step:,}")
         return False, checkpoint
@@ -320,61 +318,6 @@ class TrainingRun(ABC):
         if self.settings.patience is not None and not self.has_validation:
             (name,) = self.source.values()
             raise InputError(f"patience needs validation rows, and {name} has none; leave patience out")
-
-
-class Checkpoint:
-    """A complete checkpoint: its folder, the number of optimizer steps it stands at, and the trainer's state."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.step = path, int(path.name.removeprefix("checkpoint-"))
-        self.state = read_json(path / "trainer_state.json")
-
-    @property
-    def stopped(self) -> bool:
-        """Whether training had ended with this step: all steps were done, or it was stopped early."""
-        control = self.state.get("stateful_callbacks", {}).get("TrainerControl", {})
-        return bool(self.step >= self.state["max_steps"] or control.get("args", {}).get("should_training_stop"))
-
-    @property
-    def best(self) -> Checkpoint:
-        """The one with the lowest validation loss, the first of equals; itself where no validation loss is a number."""
-        if (step := self.state.get("best_global_step")) is None:
-            return self
-        path = self.path.with_name(f"checkpoint-{step}")
-        if not path.is_dir():
-            raise RunError(f"{path}, the one with the lowest validation loss, is gone; name a new run folder")
-        return Checkpoint(path)
-
-
-def last_checkpoint(folder: Path) -> Checkpoint | None:
-    """The last whole checkpoint below `folder`. Newer ones, torn by a kill, are renamed to `torn-checkpoint-N`, which
-    the trainer's own rotation does not count."""
-    from transformers.trainer_utils import get_last_checkpoint
-
-    while folder.is_dir() and (found := get_last_checkpoint(str(folder))) is not None:
-        path = Path(found)
-        if is_whole(path):
-            return Checkpoint(path)
-        names = (f"torn-{path.name}" + (f".{number}" if number > 1 else "") for number in count(1))
-        path.rename(next(folder / name for name in names if not (folder / name).exists()))
-    return None
-
-
-def seal(path: Path) -> None:
-    """Mark a checkpoint as whole: the trainer writes it in place, and a list of its files comes last."""
-    write_atomically(path / _SIZES, json.dumps(_sizes(path)))
-
-
-def is_whole(path: Path) -> bool:
-    """Whether a checkpoint was sealed, and has every file in the size that it had then."""
-    try:
-        return bool(json.loads((path / _SIZES).read_bytes()).items() <= _sizes(path).items())
-    except (OSError, ValueError, AttributeError):
-        return False
-
-
-def _sizes(path: Path) -> dict[str, int]:
-    return {str(file.relative_to(path)): file.stat().st_size for file in path.rglob("*") if file.is_file()}
 
 
 def metrics_callback(path: Path, callbacks: TrainingCallbacks, *, save_evaluated: bool = False) -> Any:
