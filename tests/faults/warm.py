@@ -291,7 +291,9 @@ def _command(modules: int | None) -> None:
         main()
     except SystemExit as ended:
         sys.stdout.flush()
-        code = int(ended.code or 0)
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        if isinstance(ended.code, str):
+            print(ended.code, file=sys.stderr)
     except BaseException:
         sys.excepthook(*sys.exc_info())
     if modules is not None:

@@ -64,11 +64,11 @@ def seal(path: Path) -> None:
 def is_whole(path: Path) -> bool:
     """Whether a checkpoint was sealed, and has every file as it was then (before checksums: in its size)."""
     try:
-        sealed = json.loads((path / _FILES).read_bytes()).items()
+        sealed = read_json(path / _FILES).items()
         sizes = [(path / name).stat().st_size == (of if isinstance(of, int) else of[0]) for name, of in sealed]
         is_same = (isinstance(of, int) or _size_and_crc(path / name) == of for name, of in sealed)
         return bool(sizes) and all(sizes) and all(is_same)
-    except (OSError, ValueError, AttributeError, TypeError, IndexError):
+    except (RunError, OSError, TypeError, IndexError):
         return False
 
 
