@@ -9,14 +9,10 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    from rprm.cli.train import app
-    from rprm.errors import RprmError
+    from rprm.cli import main as rprm
 
-    try:
-        app()
-    except RprmError as error:
-        print(f"rprm: {error}", file=sys.stderr)
-        sys.exit(1)
+    sys.argv = ["rprm", "train", *sys.argv[1:]]
+    rprm()
 
 
 if __name__ == "__main__":

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +33,8 @@ OPTIONS = {
 }
 
 
-def launch(*arguments: str, port: int) -> subprocess.CompletedProcess[str]:
+def launch(*arguments: str, port: int, stop: tuple[Path, int] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command; `stop`: when that path is there, all its processes get the signal, as of Control-C."""
     command = [
         sys.executable,
         "-m",
@@ -45,7 +48,20 @@ def launch(*arguments: str, port: int) -> subprocess.CompletedProcess[str]:
         *(word for option in OPTIONS.items() for word in option),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, process_group=0
+    ) as process:
+        deadline = time.monotonic() + 200
+        while stop and process.poll() is None and not stop[0].exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if stop:
+            os.killpg(process.pid, stop[1])
+        try:
+            out, err = process.communicate(timeout=240)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 @pytest.fixture
@@ -61,13 +77,21 @@ def port() -> int:
 def test_two_processes_do_the_steps_of_one(
     tiny_model: Path, make_data: Callable[..., Path], tmp_path: Path, port: int
 ) -> None:
-    """4 rows a step: 2 a device on 2 devices, or 2 at once and 2 accumulated on one. The losses are the same."""
+    """4 rows a step: 2 a device on 2 devices, or 2 at once and 2 accumulated on one. The losses are the same, also of
+    a run that Control-C stopped after its first checkpoint; its launcher has words of its own for that, we have one."""
     data = make_data(num_train=16, num_validation=4)
-    done = launch("sft", str(data), "--model", str(tiny_model), "-o", str(tmp_path / "two"), port=port)
+    train, run = ["sft", str(data), "--model", str(tiny_model), "-o", str(tmp_path / "two")], tmp_path / "two"
+    stopped = launch(*train, port=port, stop=(run / "checkpoints" / "checkpoint-1" / "rprm_files.json", signal.SIGINT))
+    said = [line for line in stopped.stderr.splitlines() if line.startswith("rprm: ") or "src/rprm/" in line]
+    assert said == [
+        f"rprm: stopped by SIGINT; what is finished is kept in {run}, and the same command resumes it"
+    ], stopped.stderr
+    assert read_manifest(run)["status"] == "stopped"
+    done = launch(*train, port=port)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("3 steps") == 1, "the main process alone reports"
-    manifest = read_manifest(tmp_path / "two")
-    assert (manifest["status"], len(manifest["sessions"])) == ("complete", 1)
+    manifest = read_manifest(run)
+    assert (manifest["status"], len(manifest["sessions"])) == ("complete", 2)
     assert manifest["settings"]["num_processes"] == 2
 
     # The preset's batches are of like length: the same rows meet in a step, whoever works on them.
