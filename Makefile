@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 
-.PHONY: setup demo test test-all check lock clean
+.PHONY: setup demo test test-ci test-all check lock clean
 
 setup: $(STAMP)
 
@@ -35,7 +35,11 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist lo
 test: setup
 	$(PYTEST) -m "not slow"
 
-# And the slow ones: real models, kills, whole trainings. The longest of all, the lab's, begins first.
+# And the slow ones: real models, whole trainings. The longest of all, the lab's, begins first.
+test-ci: test
+	$(PYTEST) -m "slow and not long" lab/tests tests
+
+# And the long form of the fault suite.
 test-all: test
 	$(PYTEST) -m slow lab/tests tests
 

@@ -9,7 +9,6 @@ the scripted engine was asked for is in its log: an answer that was kept is neve
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -235,7 +234,6 @@ ROUNDS = (
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("RPRM_ALL_FAULTS" not in os.environ, reason="not steady yet: set RPRM_ALL_FAULTS=1")
 def test_trainings_and_rounds_are_killed_and_resumed(
     inputs: dict[str, Path], tiny_model: Path, tmp_path: Path, figures: Callable[..., None]
 ) -> None:
