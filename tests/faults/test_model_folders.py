@@ -173,7 +173,6 @@ def test_a_folder_with_a_fault_is_one_line(place: Path, tmp_path: Path, name: st
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("RPRM_ALL_FAULTS" not in os.environ, reason="not steady yet: set RPRM_ALL_FAULTS=1")
 def test_folders_with_faults_are_one_line_in_every_command(
     place: Path, tmp_path: Path, figures: Callable[..., None]
 ) -> None:
