@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,15 @@ class Coverage:
         }  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class FalseAlarms:
+    """Right solutions, without an error: of how many it is known whether one was named, and in how many one was."""
+
+    right_solutions: int = 0
+    judged: int = 0
+    named: int = 0
+
+
 @dataclass(frozen=True)
 class TableLine:
     """A line of a table: its name and cells, and rich's style."""
@@ -94,6 +103,9 @@ class Tally:
     missing: tuple[str, ...] = ()  #: ids that are counted as wrong for want of a prediction
     notes: tuple[str, ...] = ()  #: what a reader of the figures must know, in sentences
     tests_items: bool = False  #: outcomes say whether an item is predicted right: runs take McNemar's test
+    least: float | None = None  #: the lowest score of a step that is called right, where that is not the threshold
+    counted_with: Mapping[str, str] = field(default_factory=dict)  #: ids of items without a row -> whose row they share
+    false_alarms: FalseAlarms = FalseAlarms()  #: see `scores.with_false_alarms`
 
     @property
     def total_coverage(self) -> Coverage:

@@ -9,8 +9,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from rprm.benchmarks import Figure, Measurement, ResultTable, Tally
+from rprm.benchmarks import Figure, Measurement, ResultTable, Scores, Tally
 from rprm.benchmarks.comparison import Comparison
+from rprm.benchmarks.cost import OPERATIONS_PER_WEIGHT
+from rprm.benchmarks.scores import FALSE_ALARM_RATE
 from rprm.showing import one_line, shown
 
 
@@ -40,14 +42,23 @@ def measurement_table(measured: Measurement) -> Table:
         notes.append(f"resamples that leave a figure undefined are not in its interval: {listed}")
     if (alone := measured.position.get(measured.headline)) is not None:
         notes.append(f"position only, the index of a step and nothing else: {measured.headline} {alone:.1f}")
-    if usage is not None:
-        steps = usage.num_steps_judged
-        per_step = f" ({usage.num_generated_tokens / steps:,.0f} a step)" if steps else ""
+    if (found := measured.figures.get(FALSE_ALARM_RATE)) is not None:
+        alarms = measured.false_alarms
+        unknown = f"; {alarms.right_solutions - alarms.judged:,} more are not judged"
         notes.append(
-            f"{usage.num_generated_tokens:,} tokens generated{per_step}; {usage.num_analyses_without_verdict:,} of "
+            f"false alarms: an error named in {alarms.named:,} of {alarms.judged:,} right solutions, "
+            f"{figure_text(found)} percent{unknown * (alarms.judged < alarms.right_solutions)}"
+        )
+    if usage is not None:
+        steps, tokens = usage.num_steps_judged, usage.num_generated_tokens
+        shares = {"a step": steps, "a solution": usage.num_solutions}
+        each = ", ".join(f"{tokens / number:,.0f} {name}" for name, number in shares.items() if number)
+        notes.append(
+            f"{tokens:,} tokens generated{f' ({each})' * bool(each)}; {usage.num_analyses_without_verdict:,} of "
             f"{usage.num_analyses:,} analyses without verdict; {usage.num_steps_uncovered:,} of {steps:,} judged "
             "steps unscored"
         )
+        notes.append(f"{measured.scores.cost.time}; {_flops(measured.scores)}")
     return result_table(replace(table, notes=[*notes, *measured.notes]))
 
 
@@ -90,6 +101,16 @@ def comparison_table(comparison: Comparison, *, names: tuple[str, str] = ("first
         style = "bold" if name == first.headline else ""
         table.add_row(name, *pair, figure_text(difference, sign="+"), style=style)
     return table
+
+
+def _flops(scores: Scores) -> str:
+    """Floating-point operations, and what they are reckoned from."""
+    parameters, read = scores.cost.parameters, scores.num_prompt_tokens
+    if scores.flops is None or read is None:
+        size_or_tokens = "the model's size is not known" if parameters is None else "its prompt tokens are not counted"
+        return f"FLOPs not known: {size_or_tokens}"
+    weights = f"{OPERATIONS_PER_WEIGHT} x {parameters:,.0f} weights"
+    return f"about {scores.flops:.1e} FLOPs, {weights} for each token read ({read:,}) or generated"
 
 
 def _lost(tally: Tally) -> list[str]:

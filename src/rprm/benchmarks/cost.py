@@ -1,0 +1,85 @@
+"""What a run of judging cost: tokens, seconds, and floating-point operations where the model's size is known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from rprm.errors import EngineError
+from rprm.folders import fingerprint, own_file, read_object
+from rprm.models import find_model
+from rprm.runs import read_manifest
+
+#: A forward pass takes about two operations (a multiplication, an addition) for each weight and token: 2N of Kaplan et
+#: al. 2020 (arXiv 2001.08361, section 2.1), without the attention over the context.
+OPERATIONS_PER_WEIGHT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a run cost beside the tokens that it generated; None: not known."""
+
+    seconds: float | None = None  #: of the sessions that recorded theirs, each without loading the model
+    sessions: int = 0
+    untimed_sessions: int = 0  #: those that were killed before they could: `seconds` is then the least that it took
+    parameters: float | None = None  #: weights of the judge's model
+
+    def flops(self, num_tokens: int | None) -> float | None:
+        """Of reading and generating so many tokens."""
+        if self.parameters is None or num_tokens is None:
+            return None
+        return OPERATIONS_PER_WEIGHT * self.parameters * num_tokens
+
+    def time_as_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if name != "parameters"}
+
+    @property
+    def time(self) -> str:
+        """In words."""
+        if self.seconds is None:
+            return "seconds not known"
+        least = f" at least, {self.untimed_sessions:,} of {self.sessions:,} sessions were killed untimed"
+        return f"{self.seconds:,.1f} seconds{least if self.untimed_sessions else ''}"
+
+
+def cost_of(folder: str | Path) -> Cost:
+    """What the sessions of a run folder took, and the size of the model that they asked."""
+    manifest = read_manifest(folder)
+    recorded = [session.get("seconds") for session in manifest["sessions"]]
+    timed = [seconds for seconds in recorded if type(seconds) in (int, float) and seconds >= 0]
+    engine = manifest["settings"].get("engine")
+    return Cost(
+        sum(timed) if timed else None, len(recorded), len(recorded) - len(timed),
+        num_parameters(engine) if isinstance(engine, dict) else None,
+    )  # fmt: skip
+
+
+def num_parameters(engine: Mapping[str, Any]) -> float | None:
+    """The number of weights of the model in a manifest's `engine`: of a folder as it was then, from the headers of its
+    safetensors files; else of a known model (`rprm models`); None where neither tells it."""
+    name = engine.get("model")
+    if not isinstance(name, str):
+        return None
+    try:
+        if (folder := Path(name)).is_dir():
+            return _num_stored(folder) if fingerprint(folder) == engine.get("revision") else None
+    except (OSError, ImportError, EngineError):
+        return None
+    known = find_model(name)
+    return None if known is None else known.parameters * 1e9
+
+
+def _num_stored(folder: Path) -> int | None:
+    """The number of weights in a folder; None where there are none, or where numbers are packed (quantised)."""
+    if not (config := own_file(folder, "config.json")) or "quantization_config" in read_object(config):
+        return None
+    from safetensors import safe_open
+
+    number = 0
+    for file in filter(None, (own_file(folder, path.name) for path in folder.glob("model*.safetensors"))):
+        with safe_open(file, "np") as stored:
+            number += sum(prod(stored.get_slice(name).get_shape()) for name in stored.keys())  # noqa: SIM118
+    return number or None
