@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rprm.benchmarks.items import BenchmarkItems
@@ -40,7 +40,7 @@ class Measurement(Tally):
             "unused_scores": self.num_unused, "repeated_scores": list(self.scores.repeated),
             "position_only": nested(self.position),
             "resamples": self.num_resamples, "undefined_resamples": dict(self.undefined_resamples), "seed": self.seed,
-            "false_alarms": asdict(self.false_alarms),
+            "false_alarms": dict(self.false_alarms),
             "usage": self.scores.usage and usage_as_dict(self.scores),
             "time": self.scores.cost.time_as_dict() if self.scores.usage else None,
             "data": [{"name": source.name, "digest": source.digest} for source in self.items.sources],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
@@ -27,22 +28,15 @@ class Cost:
     untimed_sessions: int = 0  #: those that were killed before they could: `seconds` is then the least that it took
     parameters: float | None = None  #: weights of the judge's model
 
-    def flops(self, num_tokens: int | None) -> float | None:
-        """Of reading and generating so many tokens."""
-        if self.parameters is None or num_tokens is None:
-            return None
-        return OPERATIONS_PER_WEIGHT * self.parameters * num_tokens
-
     def time_as_dict(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if name != "parameters"}
 
     @property
     def time(self) -> str:
         """In words."""
-        if self.seconds is None:
-            return "seconds not known"
         least = f" at least, {self.untimed_sessions:,} of {self.sessions:,} sessions were killed untimed"
-        return f"{self.seconds:,.1f} seconds{least if self.untimed_sessions else ''}"
+        known = f"{self.seconds or 0.0:,.1f} seconds{least * bool(self.untimed_sessions)}"
+        return "seconds not known" if self.seconds is None else known
 
 
 def cost_of(folder: str | Path) -> Cost:
@@ -58,28 +52,25 @@ def cost_of(folder: str | Path) -> Cost:
 
 
 def num_parameters(engine: Mapping[str, Any]) -> float | None:
-    """The number of weights of the model in a manifest's `engine`: of a folder as it was then, from the headers of its
-    safetensors files; else of a known model (`rprm models`); None where neither tells it."""
-    name = engine.get("model")
-    if not isinstance(name, str):
+    """The number of weights of the model in a manifest's `engine`: of a folder that is still the same, from the headers
+    of its safetensors files; else of a known model (`rprm models`). None where neither tells it, or numbers are packed
+    (quantised)."""
+    if not isinstance(name := engine.get("model"), str):
         return None
+    if not (folder := Path(name)).is_dir():
+        known = find_model(name)
+        return None if known is None else known.parameters * 1e9
     try:
-        if (folder := Path(name)).is_dir():
-            return _num_stored(folder) if fingerprint(folder) == engine.get("revision") else None
-    except (OSError, ImportError, EngineError):
+        from safetensors import SafetensorError, safe_open
+    except ImportError:
         return None
-    known = find_model(name)
-    return None if known is None else known.parameters * 1e9
-
-
-def _num_stored(folder: Path) -> int | None:
-    """The number of weights in a folder; None where there are none, or where numbers are packed (quantised)."""
-    if not (config := own_file(folder, "config.json")) or "quantization_config" in read_object(config):
-        return None
-    from safetensors import safe_open
-
     number = 0
-    for file in filter(None, (own_file(folder, path.name) for path in folder.glob("model*.safetensors"))):
-        with safe_open(file, "np") as stored:
-            number += sum(prod(stored.get_slice(name).get_shape()) for name in stored.keys())  # noqa: SIM118
-    return number or None
+    with suppress(OSError, EngineError, SafetensorError):
+        config = own_file(folder, "config.json")
+        if fingerprint(folder) != engine.get("revision") or not config or "quantization_config" in read_object(config):
+            return None
+        for file in filter(None, (own_file(folder, path.name) for path in folder.glob("model*.safetensors"))):
+            with safe_open(file, "np") as stored:
+                number += sum(prod(stored.get_slice(name).get_shape()) for name in stored.keys())  # noqa: SIM118
+        return number or None
+    return None

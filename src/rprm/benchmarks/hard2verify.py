@@ -1,13 +1,10 @@
-"""Hard2Verify (arXiv 2510.13744): open-ended problems of recent olympiads, solutions by frontier models, each step
-labelled by experts; a step that rests on an error is wrong too.
+"""Hard2Verify (arXiv 2510.13744): proofs by frontier models, each step labelled; one that rests on an error is wrong.
 
 Three tasks, as in the benchmark's `utils.py`: `step`, is each step called as it is labelled, over all steps at once;
 `response`, is a solution called right (no step wrong); `error_id`, is the first wrong step named, -1 for none. Of each
 `tpr` is the share of right ones that are called so, `tnr` that of wrong ones (in `error_id`: whose first wrong step is
 named exactly), `balanced_acc` their mean and `balanced_f1` their harmonic mean. What rests on no item is undefined.
-
-A step without a score is called wrongly, as there. So is, here, a solution in which no step is called wrong and one has
-no score (there it is called right): what is not known is not right.
+A step without a score is called wrongly; so is, other than there, a solution with one and no step that is called wrong.
 """
 
 from __future__ import annotations
@@ -30,7 +27,7 @@ from rprm.benchmarks.benchmark import Benchmark, Measurement
 from rprm.benchmarks.items import ANY, BenchmarkItems, open_sources, read_items
 from rprm.benchmarks.scores import Scores
 from rprm.benchmarks.tally import Coverage, Floats, ResultTable, TableLine, Tally, accuracies
-from rprm.errors import BenchmarkError, InputError
+from rprm.errors import InputError
 from rprm.reading import AnyText, Identifier, RowModel, StepLabel, Text, checked, json_object
 from rprm.records import Solution
 
@@ -46,18 +43,15 @@ _ENCRYPTED = ("question", "model_response_by_step", "human_labels", "human_label
 
 @dataclass(frozen=True, slots=True)
 class Hard2VerifyItem:
-    """A solution; whether each of its steps is right; its `label` is the first wrong one, as the data name it."""
+    """A solution; whether each of its steps is right; the first wrong one (-1: none), as the data name it."""
 
     solution: Solution
     labels: tuple[bool, ...]
+    label: int
 
     @property
     def id(self) -> str:
         return self.solution.id
-
-    @property
-    def label(self) -> int:
-        return -1 if self.solution.label is None else self.solution.label
 
 
 class _Row(RowModel):
@@ -88,7 +82,7 @@ def _item(value: Any, _: int) -> Hard2VerifyItem:
         wanted = f"the 0-based index of the first wrong step (0 to {len(steps) - 1}), or -1 for none"
         raise InputError(f"'human_labels_first_error_idx' must be {wanted}; not {index}")
     solution = Solution(id=row.unique_id, problem=row.question, steps=tuple(steps), label=index)
-    return Hard2VerifyItem(solution, tuple(labels))
+    return Hard2VerifyItem(solution, tuple(labels), index)
 
 
 def decrypted(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,13 +110,7 @@ def tally_hard2verify(
     items: BenchmarkItems[Hard2VerifyItem], scores: Scores, *, threshold: float = 0.5, allow_missing: bool = False
 ) -> Tally:
     """Count a run item by item: a step with a score below the threshold is called wrong. A critic's first error is what
-    most of its critiques name; its steps are called by their scores.
-
-    `MissingPredictions` where items have no score at all (with `allow_missing` they count as wrong), `InputError` where
-    the scores do not fit the items' steps, `BenchmarkError` where they do not hold at the threshold.
-    """
-    if not items.items:
-        raise BenchmarkError("there are no items to measure")
+    most of its critiques name. Errors are as for `tally_processbench`; every step must have been judged."""
     scores.check_threshold(threshold)
     num_steps = {item.id: len(item.solution.steps) for item in items.items}
     p_yes = scores.of_items(num_steps, "Hard2Verify needs every step judged: no exit at the first error")
@@ -141,14 +129,12 @@ def tally_hard2verify(
         counts[place, 2, int(item.label >= 0)] = first == item.label, 1
         lost = steps.count(None)
         coverage += Coverage(1, int(lost == len(steps)), len(steps), len(steps) - lost, int(first is None))
-    at_odds = sum(item.label != (-1 if all(item.labels) else item.labels.index(False)) for item in items.items)
-    note = f"{at_odds:,} items have a first error that is not their first wrong step: each task takes its own field"
     return Tally(
         benchmark="hard2verify", threshold=threshold, ids=tuple(num_steps),
         strata=np.array(["hard2verify"] * len(num_steps)), counts=counts.reshape(len(num_steps), -1),
         outcomes=counts[:, 0, :, 0].astype(np.int64), coverage={"hard2verify": coverage}, missing=missing,
         figure_names=tuple(f"{task}.{name}" for task in _TASKS for name in _NAMES), figures_of=_figures_of,
-        headline="step.balanced_f1", layout=_table, notes=(note,) * bool(at_odds),
+        headline="step.balanced_f1", layout=_table,
     )  # fmt: skip
 
 
@@ -162,13 +148,13 @@ def _figures_of(sums: Floats) -> Floats:
 
 def _table(measured: Measurement) -> ResultTable:
     totals = measured.counts.sum(axis=0)[: len(_TASKS) * 4].reshape(len(_TASKS), 2, 2)[..., 1]
-    labels = ("called right, of right ones", "called wrong, of wrong ones", "balanced accuracy", "balanced F1")
+    labels = ("TPR", "TNR", "balanced acc", "balanced F1")
     lines = [
         TableLine(label, [measured.figures[f"{task}.{name}"] for task in _TASKS], "bold" if "F1" in label else "")
         for label, name in zip(labels, _NAMES, strict=True)
     ]
-    sizes = TableLine("right and wrong ones", [f"{right:,.0f} and {wrong:,.0f}" for right, wrong in totals])
-    notes = ["F1 is the harmonic mean of the two shares; of error id, a wrong solution's first wrong step is named"]
+    sizes = TableLine("right, wrong", [f"{right:,.0f}, {wrong:,.0f}" for right, wrong in totals])
+    notes = ["TPR is the share of right ones called right, TNR of wrong ones called wrong; F1 is their harmonic mean"]
     title = f"Hard2Verify at threshold {measured.threshold:g}"
     return ResultTable(title, ("percent", *_TASKS.values()), [*lines, sizes], notes)
 

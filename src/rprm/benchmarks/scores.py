@@ -10,9 +10,9 @@ from typing import Annotated, Any, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from rprm.benchmarks.cost import Cost
+from rprm.benchmarks.cost import OPERATIONS_PER_WEIGHT, Cost
 from rprm.benchmarks.items import BenchmarkItems
-from rprm.benchmarks.tally import FalseAlarms, Floats, Tally
+from rprm.benchmarks.tally import Floats, Tally
 from rprm.errors import BenchmarkError, InputError, MissingPredictions
 from rprm.reading import Rejected, RowModel, Source, Text, checked, read_rows
 from rprm.records import SolutionReward
@@ -44,8 +44,10 @@ class Scores:
     @property
     def flops(self) -> float | None:
         """Floating-point operations of judging, about; None: not known."""
-        read = self.num_prompt_tokens
-        return None if self.usage is None or read is None else self.cost.flops(read + self.usage.num_generated_tokens)
+        read, weights = self.num_prompt_tokens, self.cost.parameters
+        if self.usage is None or read is None or weights is None:
+            return None
+        return OPERATIONS_PER_WEIGHT * weights * (read + self.usage.num_generated_tokens)
 
     def named(self, identifier: str, threshold: float) -> int | None:
         """The first error that is named in an item: its index, -1 for none, None where that is not known."""
@@ -193,7 +195,7 @@ def with_false_alarms(tally: Tally, items: BenchmarkItems[Any], scores: Scores) 
     return replace(
         tally, counts=np.concatenate([tally.counts, counts], axis=1), figures_of=figures_of,
         figure_names=(*tally.figure_names, FALSE_ALARM_RATE),
-        false_alarms=FalseAlarms(num_right, num_known, num_named),
+        false_alarms={"named": num_named, "judged": num_known, "right_solutions": num_right},
     )  # fmt: skip
 
 

@@ -57,15 +57,6 @@ class Coverage:
         }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class FalseAlarms:
-    """Right solutions, without an error: of how many it is known whether one was named, and in how many one was."""
-
-    right_solutions: int = 0
-    judged: int = 0
-    named: int = 0
-
-
 @dataclass(frozen=True)
 class TableLine:
     """A line of a table: its name and cells, and rich's style."""
@@ -105,7 +96,7 @@ class Tally:
     tests_items: bool = False  #: outcomes say whether an item is predicted right: runs take McNemar's test
     least: float | None = None  #: the lowest score of a step that is called right, where that is not the threshold
     counted_with: Mapping[str, str] = field(default_factory=dict)  #: ids of items without a row -> whose row they share
-    false_alarms: FalseAlarms = FalseAlarms()  #: see `scores.with_false_alarms`
+    false_alarms: Mapping[str, int] = field(default_factory=dict)  #: see `scores.with_false_alarms`
 
     @property
     def total_coverage(self) -> Coverage:

@@ -296,12 +296,13 @@ def _agreed(name: str, given: Any, *recorded: dict[str, Any]) -> Any:
 
 
 def show(found: dict[str, Any], tables: Iterable[Any], *, as_json: bool, output: Path | None = None) -> None:
-    """Print what was found, as JSON or in tables, and keep it in `output`."""
+    """Print what was found, as JSON or in tables, and keep it in `output`, whose manifest has the time."""
     from rprm.runs import write_atomically
     from rprm.terminal import Terminal
 
     if output is not None:
-        write_atomically(output / "measurement.json", f"{dumps(found, indent=2, ensure_ascii=False)}\n")
+        kept = {name: value for name, value in found.items() if name != "time"}
+        write_atomically(output / "measurement.json", f"{dumps(kept, indent=2, ensure_ascii=False)}\n")
     if as_json:
         print(dumps(found, ensure_ascii=False))
     else:

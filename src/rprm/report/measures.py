@@ -43,12 +43,11 @@ def measurement_table(measured: Measurement) -> Table:
     if (alone := measured.position.get(measured.headline)) is not None:
         notes.append(f"position only, the index of a step and nothing else: {measured.headline} {alone:.1f}")
     if (found := measured.figures.get(FALSE_ALARM_RATE)) is not None:
-        alarms = measured.false_alarms
-        unknown = f"; {alarms.right_solutions - alarms.judged:,} more are not judged"
-        notes.append(
-            f"false alarms: an error named in {alarms.named:,} of {alarms.judged:,} right solutions, "
-            f"{figure_text(found)} percent{unknown * (alarms.judged < alarms.right_solutions)}"
-        )
+        named, judged, right = measured.false_alarms.values()
+        unknown = f"; {right - judged:,} more are not judged" * (judged < right)
+        low, high = found.low or 0.0, found.high or 0.0
+        share = "undefined" if found.value is None else f"{found.value:.1f}% ({low:.1f} to {high:.1f})"
+        notes.append(f"false alarms: an error named in {named:,} of {judged:,} right solutions, {share}{unknown}")
     if usage is not None:
         steps, tokens = usage.num_steps_judged, usage.num_generated_tokens
         shares = {"a step": steps, "a solution": usage.num_solutions}
@@ -99,18 +98,20 @@ def comparison_table(comparison: Comparison, *, names: tuple[str, str] = ("first
     values = [[figure_text(Figure(value)) for value in tally.by_name.values()] for tally in comparison.tallies]
     for (name, difference), *pair in zip(comparison.differences.items(), *values, strict=True):
         style = "bold" if name == first.headline else ""
-        table.add_row(name, *pair, figure_text(difference, sign="+"), style=style)
+        cell = figure_text(difference, sign="+")
+        # More false alarms are no gain: no colour.
+        table.add_row(name, *pair, Text(cell.plain) if name == FALSE_ALARM_RATE else cell, style=style)
     return table
 
 
 def _flops(scores: Scores) -> str:
     """Floating-point operations, and what they are reckoned from."""
-    parameters, read = scores.cost.parameters, scores.num_prompt_tokens
-    if scores.flops is None or read is None:
-        size_or_tokens = "the model's size is not known" if parameters is None else "its prompt tokens are not counted"
-        return f"FLOPs not known: {size_or_tokens}"
-    weights = f"{OPERATIONS_PER_WEIGHT} x {parameters:,.0f} weights"
-    return f"about {scores.flops:.1e} FLOPs, {weights} for each token read ({read:,}) or generated"
+    weights, read = scores.cost.parameters, scores.num_prompt_tokens
+    if scores.flops is None:
+        lacking = "the model's size is not known" if weights is None else "its prompt tokens are not counted"
+        return f"FLOPs not known: {lacking}"
+    each = f"{OPERATIONS_PER_WEIGHT} x {weights:,.0f} weights"
+    return f"about {scores.flops:.1e} FLOPs, {each} for each token read ({read:,}) or generated"
 
 
 def _lost(tally: Tally) -> list[str]:
