@@ -303,7 +303,6 @@ Text = Annotated[str, Field(pattern=r"[^\s\x1c-\x1f]")]  # what Python does not 
 Identifier = Annotated[
     str, Field(min_length=1), BeforeValidator(lambda value: str(value) if type(value) is int else value)
 ]
-
 StepLabel = Annotated[bool, BeforeValidator(lambda label: bool(label) if label in (0, 1) else label)]
 
 #: How `checked` calls what is wanted, by pydantic's type of the error.

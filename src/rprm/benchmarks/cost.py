@@ -45,16 +45,13 @@ def cost_of(folder: str | Path) -> Cost:
     recorded = [session.get("seconds") for session in manifest["sessions"]]
     timed = [seconds for seconds in recorded if type(seconds) in (int, float) and seconds >= 0]
     engine = manifest["settings"].get("engine")
-    return Cost(
-        sum(timed) if timed else None, len(recorded), len(recorded) - len(timed),
-        num_parameters(engine) if isinstance(engine, dict) else None,
-    )  # fmt: skip
+    parameters = num_parameters(engine) if isinstance(engine, dict) else None
+    return Cost(sum(timed) if timed else None, len(recorded), len(recorded) - len(timed), parameters)
 
 
 def num_parameters(engine: Mapping[str, Any]) -> float | None:
-    """The number of weights of the model in a manifest's `engine`: of a folder that is still the same, from the headers
-    of its safetensors files; else of a known model (`rprm models`). None where neither tells it, or numbers are packed
-    (quantised)."""
+    """The number of weights of a manifest's `engine`: of a folder that is still the same, by the headers of its
+    safetensors files; of a known model (`rprm models`). None where neither tells it, or it is quantised."""
     if not isinstance(name := engine.get("model"), str):
         return None
     if not (folder := Path(name)).is_dir():

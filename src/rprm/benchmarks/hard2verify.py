@@ -33,12 +33,9 @@ from rprm.records import Solution
 
 HARD2VERIFY_HUB = "Salesforce/Hard2Verify"  #: the data set of the benchmark's authors
 
-#: The tasks, with their titles, and the figures of each.
+#: The tasks, and the figures of each, with their titles.
 _TASKS = {"step": "step level", "response": "response level", "error_id": "error id"}
-_NAMES = ("tpr", "tnr", "balanced_acc", "balanced_f1")
-
-#: The fields that are encrypted on the hub, to keep them out of training data.
-_ENCRYPTED = ("question", "model_response_by_step", "human_labels", "human_labels_first_error_idx")
+_FIGURES = {"tpr": "TPR", "tnr": "TNR", "balanced_acc": "balanced acc", "balanced_f1": "balanced F1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +51,9 @@ class Hard2VerifyItem:
         return self.solution.id
 
 
+Items = BenchmarkItems[Hard2VerifyItem]
+
+
 class _Row(RowModel):
     unique_id: Identifier
     question: Text
@@ -62,9 +62,7 @@ class _Row(RowModel):
     human_labels_first_error_idx: int | None = None
 
 
-def read_hard2verify(
-    data: str | Path = HARD2VERIFY_HUB, *, revision: str | None = None
-) -> BenchmarkItems[Hard2VerifyItem]:
+def read_hard2verify(data: str | Path = HARD2VERIFY_HUB, *, revision: str | None = None) -> Items:
     """Read Hard2Verify, encrypted as on the hub or decrypted: a file; a folder with `.jsonl` or `.json` files; or a hub
     data set with a split `test`. An `InputError` where nothing can be read."""
     sources = open_sources(data, {ANY: {"split": "test"}}, revision)
@@ -93,9 +91,9 @@ def decrypted(row: Mapping[str, Any]) -> dict[str, Any]:
         return found
     if not isinstance(canary := row.get("canary"), str):
         raise InputError("the row is encrypted, and has no 'canary' to decrypt it with: take the file from the hub")
-    digest = sha256(canary.encode()).digest()
-    for name in _ENCRYPTED:
-        if isinstance(text := row.get(name), str):
+    digest = sha256(canary.encode(errors="surrogatepass")).digest()
+    for name in _Row.model_fields:
+        if name != "unique_id" and isinstance(text := row.get(name), str):
             try:
                 found[name] = plain = bytes(map(xor, b64decode(text), cycle(digest))).decode()
             except ValueError:
@@ -106,9 +104,7 @@ def decrypted(row: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def tally_hard2verify(
-    items: BenchmarkItems[Hard2VerifyItem], scores: Scores, *, threshold: float = 0.5, allow_missing: bool = False
-) -> Tally:
+def tally_hard2verify(items: Items, scores: Scores, *, threshold: float = 0.5, allow_missing: bool = False) -> Tally:
     """Count a run item by item: a step with a score below the threshold is called wrong. A critic's first error is what
     most of its critiques name. Errors are as for `tally_processbench`; every step must have been judged."""
     scores.check_threshold(threshold)
@@ -133,7 +129,7 @@ def tally_hard2verify(
         benchmark="hard2verify", threshold=threshold, ids=tuple(num_steps),
         strata=np.array(["hard2verify"] * len(num_steps)), counts=counts.reshape(len(num_steps), -1),
         outcomes=counts[:, 0, :, 0].astype(np.int64), coverage={"hard2verify": coverage}, missing=missing,
-        figure_names=tuple(f"{task}.{name}" for task in _TASKS for name in _NAMES), figures_of=_figures_of,
+        figure_names=tuple(f"{task}.{name}" for task in _TASKS for name in _FIGURES), figures_of=_figures_of,
         headline="step.balanced_f1", layout=_table,
     )  # fmt: skip
 
@@ -141,22 +137,20 @@ def tally_hard2verify(
 def _figures_of(sums: Floats) -> Floats:
     """(..., 3 * 2 * 2 counts) -> (..., 3 * 4 figures)."""
     shares = accuracies(sums.reshape(*sums.shape[:-1], len(_TASKS), 2, 2))
-    balanced = shares[..., :2].mean(axis=-1, keepdims=True)
-    found = np.concatenate([shares[..., :2], balanced, shares[..., 2:]], axis=-1)
-    return np.asarray(100.0 * found.reshape(*sums.shape[:-1], -1))
+    means = shares[..., :2].mean(axis=-1, keepdims=True)
+    return 100.0 * np.concatenate([shares[..., :2], means, shares[..., 2:]], axis=-1).reshape(*sums.shape[:-1], -1)
 
 
 def _table(measured: Measurement) -> ResultTable:
     totals = measured.counts.sum(axis=0)[: len(_TASKS) * 4].reshape(len(_TASKS), 2, 2)[..., 1]
-    labels = ("TPR", "TNR", "balanced acc", "balanced F1")
     lines = [
         TableLine(label, [measured.figures[f"{task}.{name}"] for task in _TASKS], "bold" if "F1" in label else "")
-        for label, name in zip(labels, _NAMES, strict=True)
+        for name, label in _FIGURES.items()
     ]
     sizes = TableLine("right, wrong", [f"{right:,.0f}, {wrong:,.0f}" for right, wrong in totals])
     notes = ["TPR is the share of right ones called right, TNR of wrong ones called wrong; F1 is their harmonic mean"]
-    title = f"Hard2Verify at threshold {measured.threshold:g}"
-    return ResultTable(title, ("percent", *_TASKS.values()), [*lines, sizes], notes)
+    columns = "percent", *_TASKS.values()
+    return ResultTable(f"Hard2Verify at threshold {measured.threshold:g}", columns, [*lines, sizes], notes)
 
 
 HARD2VERIFY = Benchmark(

@@ -45,8 +45,7 @@ def position_only(
             return -1.0 if value is None else value
 
         scores |= _called(predicted, shares, max(tried, key=headline))
-    found = Scores(scores)
-    return with_false_alarms(tally(items, found), items, found).by_name
+    return with_false_alarms(tally(items, found := Scores(scores)), items, found).by_name
 
 
 def _shares(items: BenchmarkItems[Any], right: Callable[[Any], Sequence[bool]]) -> dict[int, float]:

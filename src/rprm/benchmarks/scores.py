@@ -33,13 +33,13 @@ class Scores:
     settled_at: float | None = None
     repeated: tuple[str, ...] = ()  #: ids of several rows, of which the first was taken
     usage: Totals | None = None  #: what judging cost
-    #: Tokens of the prompts, of the analyses of one step once (engines compute it once); None: not counted.
-    num_prompt_tokens: int | None = None
-    cost: Cost = field(default_factory=Cost)  #: of the run, where they are of one
     failures: Mapping[str, str] = field(default_factory=dict)  #: id -> why its first step without a score has none
     form: Mapping[str, tuple[int, int]] = field(default_factory=dict)  #: id -> verdicts reached unasked, and analyses
     #: id -> the first error that a critic names; empty where step scores tell it.
     first_errors: Mapping[str, int | None] = field(default_factory=dict)
+    #: Tokens of the prompts, of the analyses of one step once (engines compute it once); None: not counted.
+    num_prompt_tokens: int | None = None
+    cost: Cost = field(default_factory=Cost)  #: of the run, where they are of one
 
     @property
     def flops(self) -> float | None:
@@ -128,10 +128,7 @@ def scores_of(rewards: Iterable[SolutionReward], *, settled_at: float | None = N
         form[reward.id] = sum(unasked), len(unasked)
         if any(one.first_error is not None for one in reward.steps[-1].analyses):
             first_errors[reward.id] = reward.first_error
-    return Scores(
-        p_yes, settled_at, tuple(repeated), usage, num_prompt_tokens, failures=failures, form=form,
-        first_errors=first_errors,
-    )  # fmt: skip
+    return Scores(p_yes, settled_at, tuple(repeated), usage, failures, form, first_errors, num_prompt_tokens)
 
 
 def _prompt_tokens(reward: SolutionReward) -> int | None:

@@ -98,8 +98,7 @@ def comparison_table(comparison: Comparison, *, names: tuple[str, str] = ("first
     values = [[figure_text(Figure(value)) for value in tally.by_name.values()] for tally in comparison.tallies]
     for (name, difference), *pair in zip(comparison.differences.items(), *values, strict=True):
         style = "bold" if name == first.headline else ""
-        cell = figure_text(difference, sign="+")
-        # More false alarms are no gain: no colour.
+        cell = figure_text(difference, sign="+")  # In colour; more false alarms are no gain.
         table.add_row(name, *pair, Text(cell.plain) if name == FALSE_ALARM_RATE else cell, style=style)
     return table
 
@@ -110,8 +109,8 @@ def _flops(scores: Scores) -> str:
     if scores.flops is None:
         lacking = "the model's size is not known" if weights is None else "its prompt tokens are not counted"
         return f"FLOPs not known: {lacking}"
-    each = f"{OPERATIONS_PER_WEIGHT} x {weights:,.0f} weights"
-    return f"about {scores.flops:.1e} FLOPs, {each} for each token read ({read:,}) or generated"
+    each = f"{OPERATIONS_PER_WEIGHT} x {weights:,.0f} weights for each token read ({read:,}) or generated"
+    return f"about {scores.flops:.1e} FLOPs, {each}"
 
 
 def _lost(tally: Tally) -> list[str]:
