@@ -17,7 +17,7 @@ from rprm.errors import InputError
 NGRAM, OVERLAP = 13, 0.5
 
 #: Formats of labelled steps; `auto` tells each row's by its fields.
-Format = Literal["auto", "prm800k", "stepwise", "step-labels", "solutions", "math-shepherd", "gsm8k", "steps"]
+Format = Literal["auto", "prm800k", "stepwise", "solutions", "math-shepherd", "gsm8k", "steps"]
 #: What PRM800K's rating of 0 counts as: correct for OpenAI, wrong in TRL's copy of the data.
 Neutral = Literal["correct", "wrong", "drop"]
 
@@ -29,7 +29,7 @@ class StepOptions:
     neutral: Annotated[Neutral, "PRM800K: what a rating of 0 counts as."] = "correct"
     keep_quality_control: Annotated[bool, "--keep-quality-control", "PRM800K: use what screened the labelers."] = False
     keep_unfinished: Annotated[bool, "--keep-unfinished", "PRM800K: use solutions that were given up."] = False
-    after_error: Annotated[bool, "--after-error", "Labels of each step: use steps after the first error."] = False
+    after_error: Annotated[bool, "--after-error", "stepwise, math-shepherd: use steps after the first error."] = False
     wrong_share: Annotated[ranges.Share, "gsm8k: share of wrong steps to aim at."] = 0.5
     seed: Annotated[ranges.Seed, "gsm8k: of the edits that make steps wrong."] = 0
 

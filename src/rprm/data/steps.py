@@ -280,8 +280,7 @@ def gsm8k_steps(record: dict[str, Any], origin: Origin, options: StepOptions) ->
 FORMATS: dict[str, tuple[dict[str, type], Callable[[dict[str, Any], Origin, StepOptions], Iterator[LabelledStep]]]] = {
     "prm800k": ({"question": dict, "label": dict}, prm800k_steps),
     "steps": ({"problem": str, "step": str}, lambda row, at, _: iter([labelled_step_of(row, at.id, at.source)])),
-    "stepwise": ({"prompt": str, "completions": list, "labels": list}, stepwise_steps),
-    "step-labels": ({"steps": list, "labels": list}, stepwise_steps),
+    "stepwise": ({"labels": list}, stepwise_steps),
     "math-shepherd": ({"input": str, "label": str}, math_shepherd_steps),
     "solutions": ({"problem": str, "steps": list}, solution_steps),
     "gsm8k": ({"question": str, "answer": str}, gsm8k_steps),
