@@ -225,6 +225,11 @@ def test_the_command_judges_reads_again_and_compares(tmp_path: Path) -> None:
     assert {name: again[name] for name in ("figures", "usage", "time")} == {
         name: found[name] for name in ("figures", "usage", "time")
     }
+    # Another session pays for nothing; its seconds are added.
+    resumed = bench(*judge, "scripted:?yes_rate=0.7", "-o", tmp_path / "run")
+    assert (resumed["figures"], resumed["usage"]) == (found["figures"], found["usage"])
+    assert (found["time"]["sessions"], resumed["time"]["sessions"]) == (1, 2)
+    assert resumed["time"]["seconds"] >= found["time"]["seconds"] > 0
     bench("hard2verify", "--data", data, "-k", 2, "--model", "critic:scripted:?noise=0.6", "-o", tmp_path / "critic")
     compared = bench("compare", tmp_path / "run", tmp_path / "critic")
     assert compared["headline"] == "step.balanced_f1"

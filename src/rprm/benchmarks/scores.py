@@ -109,7 +109,7 @@ def scores_of(rewards: Iterable[SolutionReward], *, settled_at: float | None = N
     failures: dict[str, str] = {}
     form: dict[str, tuple[int, int]] = {}
     usage = Totals()
-    num_prompt_tokens: int | None = 0
+    prompts: list[int | None] = []
     first_errors: dict[str, int | None] = {}
     for reward in rewards:
         judged = [reward.num_steps - 1] if last_step else list(range(len(reward.steps)))
@@ -120,14 +120,14 @@ def scores_of(rewards: Iterable[SolutionReward], *, settled_at: float | None = N
             continue
         p_yes[reward.id] = tuple(reward.rewards)
         usage.add(reward)
-        prompts = _prompt_tokens(reward)
-        num_prompt_tokens = None if None in (num_prompt_tokens, prompts) else num_prompt_tokens + prompts
+        prompts.append(_prompt_tokens(reward))
         reasons = [step.failure for step in reward.steps if step.failure is not None]
         failures |= {reward.id: reasons[0]} if reasons else {}
         unasked = [one.verdict is not None and not one.forced for step in reward.steps for one in step.analyses]
         form[reward.id] = sum(unasked), len(unasked)
         if any(one.first_error is not None for one in reward.steps[-1].analyses):
             first_errors[reward.id] = reward.first_error
+    num_prompt_tokens = None if None in prompts else sum(filter(None, prompts))
     return Scores(p_yes, settled_at, tuple(repeated), usage, failures, form, first_errors, num_prompt_tokens)
 
 
