@@ -207,9 +207,12 @@ def test_bench_judges_measures_and_compares(tmp_path: Path) -> None:
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         reports.append(json.loads(done.stdout))
+        # Resumed to the same bytes, the file has no time: that is in the manifest.
+        time = reports[-1].pop("time")
+        assert (time["seconds"] > 0, time["sessions"], time["untimed_sessions"]) == (True, 1, 0)
         assert json.loads((tmp_path / name / "measurement.json").read_text()) == reports[-1]
     figures = reports[0]["figures"]
-    assert set(figures) == {"gsm8k", "math", "average"}
+    assert set(figures) == {"gsm8k", "math", "average", "false_alarm_rate"}
     f1 = figures["average"]["f1"]
     assert f1["low"] <= f1["value"] <= f1["high"]
     # The average is the unweighted mean of the subsets' F1.

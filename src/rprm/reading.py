@@ -297,12 +297,13 @@ class RowModel(BaseModel):
     model_config = ConfigDict(strict=True)
 
 
-#: A text that is Unicode; one that is not empty; a name or number.
+#: A text that is Unicode; one that is not empty; a name or number; whether a step is right, or 1 and 0.
 AnyText = Annotated[str, Field(min_length=0)]
 Text = Annotated[str, Field(pattern=r"[^\s\x1c-\x1f]")]  # what Python does not count as blank
 Identifier = Annotated[
     str, Field(min_length=1), BeforeValidator(lambda value: str(value) if type(value) is int else value)
 ]
+StepLabel = Annotated[bool, BeforeValidator(lambda label: bool(label) if label in (0, 1) else label)]
 
 #: How `checked` calls what is wanted, by pydantic's type of the error.
 _WANTED = {

@@ -109,10 +109,15 @@ def test_rewards_give_scores_and_usage() -> None:
     scores = scores_of(iter(rewards), settled_at=0.5)
     assert scores.p_yes == {"a": (1.0, 0.5), "b": (None,)}
     assert scores.usage is not None
-    # 10 + 20 + 5 + 5 + 100 + 60 = 200 tokens over 2 + 1 = 3 judged steps.
-    assert usage_as_dict(scores.usage) == {
+    # 10 + 20 + 5 + 5 + 100 + 60 = 200 tokens over 2 + 1 = 3 judged steps of 2 solutions; no prompt was counted.
+    assert usage_as_dict(scores) == {
         "tokens": 200,
         "tokens_per_step": pytest.approx(200 / 3),
+        "tokens_per_solution": 100,
+        "prompt_tokens": None,
+        "parameters": None,
+        "flops": None,
+        "solutions": 2,
         "steps": 3,
         "uncovered_steps": 1,
         "analyses": 6,

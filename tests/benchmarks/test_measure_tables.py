@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 import random
+from dataclasses import replace
 from typing import Any
 
 from rprm.benchmarks import (
     BenchmarkItems,
+    Hard2VerifyItem,
     PRMBenchItem,
     ProcessBenchItem,
     Scores,
     StepItems,
     compare,
+    measure_hard2verify,
     measure_held_out,
     measure_prmbench,
     measure_processbench,
@@ -20,6 +23,7 @@ from rprm.benchmarks import (
     tally_processbench,
     threshold_curve,
 )
+from rprm.benchmarks.cost import Cost
 from rprm.benchmarks.prmbench import PRMBENCH_CLASSES
 from rprm.benchmarks.processbench import PROCESSBENCH_SUBSETS
 from rprm.reading import Rejected
@@ -46,8 +50,8 @@ def line(text: str, start: str) -> list[str]:
 
 def processbench(number: int = 40) -> tuple[BenchmarkItems[ProcessBenchItem], Scores]:
     items = [
-        ProcessBenchItem("math", Solution(id=f"math-{n}", problem="p", steps=("a", "b")), (-1, 1)[n % 2])
-        for n in range(number)
+        ProcessBenchItem("math", Solution(id=f"math-{n}", problem="p", steps=("a", "b"), label=label), label)
+        for n, label in enumerate((-1, 1) * (number // 2))
     ]
     return BenchmarkItems(tuple(items)), Scores({item.id: (0.9, (0.8, 0.3)[item.label == 1]) for item in items})
 
@@ -89,12 +93,21 @@ def test_80_columns_hold_every_table_with_nothing_cut() -> None:
         )
     )
     judged = Scores({one.id: (draw.random(),) for one in steps.items})
+    hard = BenchmarkItems(
+        tuple(
+            Hard2VerifyItem(Solution(id=f"h{n}", problem="p", steps=("a",) * 9, label=n % 2 - 1), labels, n % 2 - 1)
+            for n in range(200)
+            for labels in [(n % 2 == 0,) * 9]
+        )
+    )
+    full = Scores({one.id: tuple(draw.random() for _ in range(9)) for one in hard.items})
     runs = ("runs/processbench-r-prm-7b", "runs/processbench-qwen-prm-7b")
     tallies = [tally_processbench(bench, scores(bench)) for _ in runs]
     for table in (
         measurement_table(measure_processbench(bench, scores(bench), num_resamples=20)),
         measurement_table(measure_prmbench(prm, scores(prm), num_resamples=20)),
         measurement_table(measure_steps(steps, judged, num_resamples=20)),
+        measurement_table(measure_hard2verify(hard, full, num_resamples=20)),
         comparison_table(compare(*tallies, num_resamples=20), names=runs),
     ):
         text, wide = shown(table, 80), shown(table)
@@ -130,6 +143,26 @@ def test_what_is_missing_is_said() -> None:
         "12,345 tokens generated (156 a step); 13 of 790 analyses without verdict; 1 of 79 judged steps unscored"
         in unwrapped(text)
     )
+    assert "seconds not known; FLOPs not known: the model's size is not known" in unwrapped(text)
+    # Of 20 right solutions one is missing; in no other is an error named.
+    assert "false alarms: an error named in 0 of 19 right solutions, 0.0% (0.0 to 0.0); 1 more are not judged" in (
+        unwrapped(text)
+    )
+
+
+def test_what_a_run_cost_is_said() -> None:
+    """2 x 1.5e9 weights x (1,000 + 234) tokens are 3.702e12."""
+    items, scores = processbench()
+    usage = Totals(num_generated_tokens=234, num_steps_judged=78, num_solutions=40)
+    cost = Cost(seconds=61.25, sessions=3, untimed_sessions=1, parameters=1.5e9)
+    found = replace(scores, usage=usage, num_prompt_tokens=1_000, cost=cost)
+    text = unwrapped(shown(measurement_table(measure_processbench(items, found, num_resamples=5)), 80))
+    assert "234 tokens generated (3 a step, 6 a solution);" in text
+    assert "61.2 seconds at least, 1 of 3 sessions were killed untimed; about 3.7e+12 FLOPs, 2 x" in text
+    assert "2 x 1,500,000,000 weights for each token read (1,000) or generated" in text
+    uncounted = replace(found, num_prompt_tokens=None)
+    text = unwrapped(shown(measurement_table(measure_processbench(items, uncounted, num_resamples=5))))
+    assert "FLOPs not known: its prompt tokens are not counted" in text
 
 
 def test_an_undefined_figure_is_called_so() -> None:

@@ -74,7 +74,7 @@ def test_first_error(p_yes: StepScores, threshold: float, expected: int | None) 
 
 def test_worked_by_hand() -> None:
     # gsm8k: error accuracy 2/3, correct accuracy 1/2; F1 = 2 * 2/3 * 1/2 / (2/3 + 1/2) = (2/3) / (7/6) = 4/7.
-    # math: 1/1 and 1/1, F1 = 1. Average (4/7 + 1) / 2 = 11/14.
+    # math: 1/1 and 1/1, F1 = 1. Average (4/7 + 1) / 2 = 11/14. Of three right solutions an error is named in one.
     assert values(*WORKED) == {
         "gsm8k.error_acc": pytest.approx(200 / 3),
         "gsm8k.correct_acc": pytest.approx(50.0),
@@ -83,12 +83,15 @@ def test_worked_by_hand() -> None:
         "math.correct_acc": 100.0,
         "math.f1": 100.0,
         "average.f1": pytest.approx(1100 / 14),
+        "false_alarm_rate": pytest.approx(100 / 3),
     }
 
 
 def test_f1_of_two_zeros_is_zero() -> None:
     items, scores = bench(("math-0", 0, (0.9,)), ("math-1", -1, (0.1,)))
-    assert values(items, scores) == {"math.error_acc": 0.0, "math.correct_acc": 0.0, "math.f1": 0.0, "average.f1": 0.0}
+    assert values(items, scores) == {
+        "math.error_acc": 0.0, "math.correct_acc": 0.0, "math.f1": 0.0, "average.f1": 0.0, "false_alarm_rate": 100.0
+    }  # fmt: skip
 
 
 def test_an_accuracy_over_no_items_is_undefined_and_so_is_what_follows_from_it() -> None:
@@ -398,7 +401,8 @@ def test_the_result_is_one_json_object() -> None:
     rejected = Rejected(file="x", line=1, reason="r", text="t")
     items = BenchmarkItems(items.items, rejected=(rejected,))
     result = json.loads(json.dumps(measure_processbench(items, scores, num_resamples=200, seed=3).as_dict()))
-    assert set(result["figures"]) == {"gsm8k", "math", "average"}
+    assert set(result["figures"]) == {"gsm8k", "math", "average", "false_alarm_rate"}
+    assert result["false_alarms"] == {"named": 1, "judged": 3, "right_solutions": 3}
     assert set(result["figures"]["gsm8k"]) == {"error_acc", "correct_acc", "f1"}
     figure = result["figures"]["average"]["f1"]
     assert set(figure) == {"value", "low", "high"}
@@ -414,7 +418,7 @@ def test_the_result_is_one_json_object() -> None:
     assert result["by"]["gsm8k"]["steps_needed"] == 11
     assert result["steps_needed"] == 14
     assert result["coverage"] == 100.0
-    assert result["usage"] is None
+    assert (result["usage"], result["time"]) == (None, None)
 
 
 def test_real_items_predicted_from_their_labels(real_data: Path) -> None:
@@ -424,7 +428,8 @@ def test_real_items_predicted_from_their_labels(real_data: Path) -> None:
         one.id: tuple(0.0 if step == one.label else 1.0 for step in range(len(one.solution.steps)))
         for one in items.items
     }
-    assert set(values(items, Scores(knows)).values()) == {100.0}
+    found = values(items, Scores(knows))
+    assert (found.pop("false_alarm_rate"), set(found.values())) == (0.0, {100.0})
     assert {len(one.solution.steps) for one in items.items} != {1}
     trusts = {one.id: (1.0,) * len(one.solution.steps) for one in items.items}
     figures = values(items, Scores(trusts))

@@ -48,6 +48,15 @@ class TestStepwise:
         assert [step.id for step in steps] == ["set-3-0", "set-3-1"]
         assert taken.skipped == {LATER: 2}
 
+    @pytest.mark.parametrize("name", ["problem", "question"])
+    def test_sets_that_call_it_a_problem_with_steps(self, name: str) -> None:
+        row = {name: "p", "steps": ["a", "b", "c"], "labels": [1, 0, 1]}
+        assert formats.format_of(row) == "stepwise"
+        assert short(stepwise_steps(row, origin())) == [((), "a", True), (("a",), "b", False)]
+        assert stepwise_steps(row, origin())[0].problem == "p"
+        with pytest.raises(InputError, match="a list of 3 labels, one for each completion, not 2"):
+            stepwise_steps(row | {"labels": [1, 0]}, origin())
+
     def test_after_it_where_asked(self) -> None:
         row = {"prompt": "p", "completions": ["a", "b", "c"], "labels": [0, 1, 0.0]}
         assert short(stepwise_steps(row, origin(), after_error=True)) == [

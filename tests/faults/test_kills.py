@@ -36,6 +36,7 @@ COMMANDS = {
     "judge in full": "judge {solutions} -m MODEL -k 2 --rewards full --json",
     "processbench": "bench processbench --data {processbench} -m MODEL -k 4 --resamples 10 --json",
     "prmbench": "bench prmbench --data {prmbench} -m MODEL -k 2 --resamples 10 --json",
+    "hard2verify": "bench hard2verify --data {hard2verify} -m MODEL -k 2 --resamples 10 --json",
     "labelled steps": "bench steps {steps} -m MODEL -k 4 --allow-missing --resamples 10 --json",
     "mathematics": "bench mathematics --set gsm8k --data {gsm8k} --policy MODEL -n 2 --resamples 10 --json",
     "sample": "search sample --policy MODEL --problems {problems} -n 4 --json",
@@ -80,6 +81,10 @@ def inputs(warm: Warm, excerpts: Path, tmp_path_factory: pytest.TempPathFactory)
     files = {
         "solutions": [*solutions[:3], {"id": "broken"}, *solutions[3:], {"steps": []}],
         "processbench": benchmarked, "steps": steps, "problems": problems,
+        "hard2verify": [
+            {"unique_id": f"h{n}", "question": "P?", "model_response_by_step": ["One.", f"{n}."],
+             "human_labels": [1, n % 2]} for n in range(8)
+        ],
         "gsm8k": [{"question": row["problem"], "answer": "So 2.\n#### 2"} for row in problems],
     }  # fmt: skip
     found = {name: folder / f"{name}.jsonl" for name in files}

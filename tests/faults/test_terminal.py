@@ -104,6 +104,7 @@ RUNS: dict[str, tuple[list[str], int]] = {
     "data import": (["rows.jsonl", "-o", f"imported {NAME}", "--prompt", "broken.toml"], 1),
     "bench processbench": (["--data", "items", "-m", "scripted:", "-o", f"bench {NAME}"], 0),
     "bench prmbench": (["--data", "prm.jsonl", "-m", "scripted:"], 0),
+    "bench hard2verify": (["--data", f"{NAME}.jsonl", "-m", "scripted:"], 1),
     "bench steps": (["steps.jsonl", "-m", "scripted:"], 0),
     "bench compare": ([f"bench {NAME}", f"bench {NAME}"], 0),
     "bench curve": ([f"none {NAME}"], 1),

@@ -131,6 +131,8 @@ def test_sampled_first_then_judged_then_measured(data: Path, tmp_path: Path) -> 
     first = json.loads(done.stdout)
     assert [row["method"] for row in first["rows"]] == ["pass@1", "majority@4", "pass@4"]
     assert {row["model"] for row in first["rows"]} == {"scripted:pseudo-random"}
+    (time,) = first.pop("time").values()
+    assert (time["seconds"] > 0, time["sessions"], time["untimed_sessions"]) == (True, 1, 0)
     assert json.loads((tmp_path / "samples" / "measurement.json").read_text()) == first
     assert first["rows"][1]["policy_tokens"] == pytest.approx(4 * first["rows"][0]["policy_tokens"])
 

@@ -1,4 +1,4 @@
-"""ProcessBench, PRMBench and labelled steps: items in, figures with intervals out.
+"""ProcessBench, PRMBench, Hard2Verify and labelled steps: items in, figures with intervals out.
 
 Read the items, judge their solutions (or read scores made elsewhere), measure, compare:
 
@@ -11,6 +11,7 @@ from functools import partial
 
 from rprm.benchmarks.benchmark import Benchmark, Flag, Measurement, measure
 from rprm.benchmarks.comparison import compare
+from rprm.benchmarks.hard2verify import HARD2VERIFY, Hard2VerifyItem, read_hard2verify, tally_hard2verify
 from rprm.benchmarks.items import BenchmarkItem, BenchmarkItems
 from rprm.benchmarks.labelled_steps import StepItems, step_scores, tally_steps
 from rprm.benchmarks.mathematics import read_mathematics, read_problem_file
@@ -28,12 +29,14 @@ from rprm.benchmarks.tally import Coverage, Figure, ResultTable, TableLine, Tall
 
 measure_processbench = partial(measure, tally_processbench)
 measure_prmbench = partial(measure, tally_prmbench)
+measure_hard2verify = partial(measure, tally_hard2verify)
 measure_steps = partial(measure, tally_steps)
 
 __all__ = [
-    "PRMBENCH", "PROCESSBENCH", "Benchmark", "BenchmarkItem", "BenchmarkItems", "Coverage", "Figure", "Flag",
-    "Measurement", "PRMBenchItem", "ProcessBenchItem", "ResultTable", "Scores", "StepItems", "TableLine", "Tally",
-    "compare", "measure", "measure_held_out", "measure_prmbench", "measure_processbench", "measure_steps",
-    "read_mathematics", "read_prmbench", "read_problem_file", "read_processbench", "read_scores", "resampled_sums",
-    "scores_of", "step_scores", "tally_prmbench", "tally_processbench", "tally_steps", "threshold_curve",
+    "HARD2VERIFY", "PRMBENCH", "PROCESSBENCH", "Benchmark", "BenchmarkItem", "BenchmarkItems", "Coverage", "Figure",
+    "Flag", "Hard2VerifyItem", "Measurement", "PRMBenchItem", "ProcessBenchItem", "ResultTable", "Scores", "StepItems",
+    "TableLine", "Tally", "compare", "measure", "measure_hard2verify", "measure_held_out", "measure_prmbench",
+    "measure_processbench", "measure_steps", "read_hard2verify", "read_mathematics", "read_prmbench",
+    "read_problem_file", "read_processbench", "read_scores", "resampled_sums", "scores_of", "step_scores",
+    "tally_hard2verify", "tally_prmbench", "tally_processbench", "tally_steps", "threshold_curve",
 ]  # fmt: skip

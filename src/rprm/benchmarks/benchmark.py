@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from rprm.benchmarks.items import BenchmarkItems
 from rprm.benchmarks.position import position_only
-from rprm.benchmarks.scores import Scores
+from rprm.benchmarks.scores import Scores, with_false_alarms
 from rprm.benchmarks.tally import DEFAULT_RESAMPLES, Figure, Tally
 from rprm.rewarders.base import Totals
 
@@ -40,18 +40,23 @@ class Measurement(Tally):
             "unused_scores": self.num_unused, "repeated_scores": list(self.scores.repeated),
             "position_only": nested(self.position),
             "resamples": self.num_resamples, "undefined_resamples": dict(self.undefined_resamples), "seed": self.seed,
-            "usage": self.scores.usage and usage_as_dict(self.scores.usage),
+            "false_alarms": dict(self.false_alarms),
+            "usage": self.scores.usage and usage_as_dict(self.scores),
+            "time": self.scores.cost.time_as_dict() if self.scores.usage else None,
             "data": [{"name": source.name, "digest": source.digest} for source in self.items.sources],
             "notes": list(self.notes),
         }  # fmt: skip
 
 
-def usage_as_dict(usage: Totals) -> dict[str, Any]:
+def usage_as_dict(scores: Scores) -> dict[str, Any]:
     """What judging cost, and what it failed to reach; steps after an exit at the first error are not counted."""
-    tokens, steps = usage.num_generated_tokens, usage.num_steps_judged
+    usage, cost = scores.usage or Totals(), scores.cost
+    tokens, steps, solutions = usage.num_generated_tokens, usage.num_steps_judged, usage.num_solutions
     return {
         "tokens": tokens, "tokens_per_step": tokens / steps if steps else None,
-        "steps": steps, "uncovered_steps": usage.num_steps_uncovered,
+        "tokens_per_solution": tokens / solutions if solutions else None, "prompt_tokens": scores.num_prompt_tokens,
+        "parameters": cost.parameters, "flops": scores.flops,
+        "solutions": solutions, "steps": steps, "uncovered_steps": usage.num_steps_uncovered,
         "analyses": usage.num_analyses, "analyses_without_verdict": usage.num_analyses_without_verdict,
         "analyses_forced": usage.num_analyses_forced,
     }  # fmt: skip
@@ -63,7 +68,7 @@ def measure(
 ) -> Measurement:  # fmt: skip
     """Measure a run: the figures of a benchmark's `tally` of `items`, `scores` and `options`, with intervals; with
     `right` (see `Benchmark`) also what the steps' indices alone would give."""
-    counted = tally(items, scores, **options)
+    counted = with_false_alarms(tally(items, scores, **options), items, scores)
     figures, undefined = counted.with_intervals(num_resamples, seed)
     return Measurement(
         **vars(counted), items=items, scores=scores, figures=figures, undefined_resamples=undefined,

@@ -14,6 +14,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import AliasChoices, BeforeValidator, Field
 
+from rprm.benchmarks.cost import Cost
 from rprm.benchmarks.items import BenchmarkItems, open_sources, read_items
 from rprm.benchmarks.tally import Figure
 from rprm.errors import InputError
@@ -255,6 +256,7 @@ class SearchMeasurement:
     num_resamples: int
     seed: int
     notes: tuple[str, ...]
+    costs: Mapping[str, Cost]  #: by run
 
     @property
     def names(self) -> dict[str, str]:
@@ -275,6 +277,7 @@ class SearchMeasurement:
             "curve": [row.as_dict() for row in self.curve],
             "unsettled": [graded.as_dict() for graded in self.unsettled],
             "resamples": self.num_resamples, "seed": self.seed, "notes": list(self.notes),
+            "time": {name: cost.time_as_dict() for name, cost in self.costs.items()},
         }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from rprm.benchmarks.items import BenchmarkItems
-from rprm.benchmarks.scores import Scores
+from rprm.benchmarks.scores import Scores, with_false_alarms
 from rprm.benchmarks.tally import Tally
 
 _MAX_INDEX = 40  # later steps are counted together
@@ -45,7 +45,7 @@ def position_only(
             return -1.0 if value is None else value
 
         scores |= _called(predicted, shares, max(tried, key=headline))
-    return tally(items, Scores(scores)).by_name
+    return with_false_alarms(tally(items, found := Scores(scores)), items, found).by_name
 
 
 def _shares(items: BenchmarkItems[Any], right: Callable[[Any], Sequence[bool]]) -> dict[int, float]:

@@ -193,7 +193,8 @@ def tally_prmbench(
         outcomes=calls[:, 0].sum(axis=1).astype(np.int64), coverage=coverage,
         figure_names=(*names, *(f"clean.{name}" for name in names), "similarity"),
         figures_of=_figures_of, headline="overall", layout=_table, notes=(note,),
-        missing=tuple(name for name in lacking if not name.startswith(f"{CORRECT}_")),
+        missing=tuple(name for name in lacking if not name.startswith(f"{CORRECT}_")), least=least,
+        counted_with={item.id: f"redundency_{item.idx}" for item in originals},
     )  # fmt: skip
 
 

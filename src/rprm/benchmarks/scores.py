@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
+import numpy as np
 from pydantic import Field, model_validator
 
+from rprm.benchmarks.cost import OPERATIONS_PER_WEIGHT, Cost
+from rprm.benchmarks.items import BenchmarkItems
+from rprm.benchmarks.tally import Floats, Tally
 from rprm.errors import BenchmarkError, InputError, MissingPredictions
 from rprm.reading import Rejected, RowModel, Source, Text, checked, read_rows
 from rprm.records import SolutionReward
-from rprm.rewarders.base import Totals
+from rprm.rewarders.base import Totals, first_error
 
+FALSE_ALARM_RATE = "false_alarm_rate"  #: the figure that every benchmark has where it has right solutions
 MAX_NAMED = 10  #: how many items an error message names
 StepScores = tuple[float | None, ...]  #: a score per step, in order; None where a step has none
 
@@ -32,6 +37,23 @@ class Scores:
     form: Mapping[str, tuple[int, int]] = field(default_factory=dict)  #: id -> verdicts reached unasked, and analyses
     #: id -> the first error that a critic names; empty where step scores tell it.
     first_errors: Mapping[str, int | None] = field(default_factory=dict)
+    #: Tokens of the prompts, of the analyses of one step once (engines compute it once); None: not counted.
+    num_prompt_tokens: int | None = None
+    cost: Cost = field(default_factory=Cost)  #: of the run, where they are of one
+
+    @property
+    def flops(self) -> float | None:
+        """Floating-point operations of judging, about; None: not known."""
+        read, weights = self.num_prompt_tokens, self.cost.parameters
+        if self.usage is None or read is None or weights is None:
+            return None
+        return OPERATIONS_PER_WEIGHT * weights * (read + self.usage.num_generated_tokens)
+
+    def named(self, identifier: str, threshold: float) -> int | None:
+        """The first error that is named in an item: its index, -1 for none, None where that is not known."""
+        if self.first_errors:
+            return self.first_errors.get(identifier)
+        return first_error(self.p_yes.get(identifier) or (None,), threshold)
 
     def check_threshold(self, threshold: float) -> None:
         """Raise a `BenchmarkError` where the scores say nothing at this threshold."""
@@ -87,6 +109,7 @@ def scores_of(rewards: Iterable[SolutionReward], *, settled_at: float | None = N
     failures: dict[str, str] = {}
     form: dict[str, tuple[int, int]] = {}
     usage = Totals()
+    prompts: list[int | None] = []
     first_errors: dict[str, int | None] = {}
     for reward in rewards:
         judged = [reward.num_steps - 1] if last_step else list(range(len(reward.steps)))
@@ -97,13 +120,23 @@ def scores_of(rewards: Iterable[SolutionReward], *, settled_at: float | None = N
             continue
         p_yes[reward.id] = tuple(reward.rewards)
         usage.add(reward)
+        prompts.append(_prompt_tokens(reward))
         reasons = [step.failure for step in reward.steps if step.failure is not None]
         failures |= {reward.id: reasons[0]} if reasons else {}
         unasked = [one.verdict is not None and not one.forced for step in reward.steps for one in step.analyses]
         form[reward.id] = sum(unasked), len(unasked)
         if any(one.first_error is not None for one in reward.steps[-1].analyses):
             first_errors[reward.id] = reward.first_error
-    return Scores(p_yes, settled_at, tuple(repeated), usage, failures, form, first_errors)
+    num_prompt_tokens = None if None in prompts else sum(filter(None, prompts))
+    return Scores(p_yes, settled_at, tuple(repeated), usage, failures, form, first_errors, num_prompt_tokens)
+
+
+def _prompt_tokens(reward: SolutionReward) -> int | None:
+    """Of a solution's prompts, each once; None where one was not counted, or where a classifier read the solution."""
+    drawn = [[one.num_prompt_tokens or 0 for one in step.analyses] for step in reward.steps if step.analyses]
+    if not drawn:
+        return 0 if len(reward.uncovered) == len(reward.steps) else None
+    return None if 0 in map(max, drawn) else sum(map(max, drawn))
 
 
 class _ScoresRow(RowModel):
@@ -132,6 +165,35 @@ def read_scores(path: str | Path) -> Scores:
         repeated += [name] * (name in p_yes)
         p_yes.setdefault(name, tuple(row.p_yes))
     return Scores(p_yes, repeated=tuple(repeated))
+
+
+def with_false_alarms(tally: Tally, items: BenchmarkItems[Any], scores: Scores) -> Tally:
+    """A tally with one figure more where there are right solutions: in how many of them an error is named, in percent
+    of those of which it is known whether one is."""
+    rows = {identifier: row for row, identifier in enumerate(tally.ids)}
+    threshold = tally.threshold if tally.least is None else tally.least
+    counts, num_right = np.zeros((len(rows), 2)), 0  # (named, known)
+    for item in items.items:
+        row = rows.get(tally.counted_with.get(item.id, item.id))
+        if row is None or item.solution.label != -1:
+            continue
+        num_right += 1
+        if (index := scores.named(item.id, threshold)) is not None:
+            counts[row] += index >= 0, 1
+    if not num_right:
+        return tally
+
+    def figures_of(sums: Floats) -> Floats:
+        with np.errstate(invalid="ignore"):
+            rate = 100.0 * sums[..., -2] / sums[..., -1]
+        return np.concatenate([tally.figures_of(sums[..., :-2]), rate[..., None]], axis=-1)
+
+    num_named, num_known = counts.sum(axis=0).astype(int).tolist()
+    return replace(
+        tally, counts=np.concatenate([tally.counts, counts], axis=1), figures_of=figures_of,
+        figure_names=(*tally.figure_names, FALSE_ALARM_RATE),
+        false_alarms={"named": num_named, "judged": num_known, "right_solutions": num_right},
+    )  # fmt: skip
 
 
 def named(ids: Collection[str]) -> str:

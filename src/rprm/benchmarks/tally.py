@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -94,6 +94,9 @@ class Tally:
     missing: tuple[str, ...] = ()  #: ids that are counted as wrong for want of a prediction
     notes: tuple[str, ...] = ()  #: what a reader of the figures must know, in sentences
     tests_items: bool = False  #: outcomes say whether an item is predicted right: runs take McNemar's test
+    least: float | None = None  #: the lowest score of a step that is called right, where that is not the threshold
+    counted_with: Mapping[str, str] = field(default_factory=dict)  #: ids of items without a row -> whose row they share
+    false_alarms: Mapping[str, int] = field(default_factory=dict)  #: see `scores.with_false_alarms`
 
     @property
     def total_coverage(self) -> Coverage:

@@ -31,6 +31,7 @@ class BenchGroup(OpenGroup):
     own: ClassVar[dict[str, str]] = {
         "processbench": "rprm.benchmarks:PROCESSBENCH",
         "prmbench": "rprm.benchmarks:PRMBENCH",
+        "hard2verify": "rprm.benchmarks:HARD2VERIFY",
         "steps": "rprm.data.steps:STEPS",
     }
 
@@ -55,7 +56,7 @@ class BenchGroup(OpenGroup):
         return made
 
 
-_HELP = "Measure judges on ProcessBench and PRMBench, and compare two of them."
+_HELP = "Measure judges on ProcessBench, PRMBench and others, and compare two of them."
 app = typer.Typer(cls=BenchGroup, rich_markup_mode=None, help=_HELP, no_args_is_help=True)
 
 Resamples = Annotated[ranges.Resamples, "--resamples", "Bootstrap resamples behind each interval."]
@@ -160,7 +161,7 @@ def _bench(
 def compare(
     first: Annotated[Path, typer.Argument(metavar="RUN_A", help="A run folder of `rprm bench`, or a scores file.")],
     second: Annotated[Path, typer.Argument(metavar="RUN_B", help="Another, on the same items.")],
-    benchmark: Annotated[str | None, "processbench, prmbench or steps; a run folder knows its own."] = None,
+    benchmark: Annotated[str | None, "Of the scores, as in `rprm bench --help`; a run folder knows its own."] = None,
     *,
     data: DataOptions,
     threshold: Annotated[
@@ -171,6 +172,7 @@ def compare(
 ) -> None:
     """A paired comparison of two runs: the difference of each figure with its interval, and tests of it."""
     from rprm.benchmarks import compare as compare_tallies
+    from rprm.benchmarks.scores import with_false_alarms
     from rprm.report.measures import comparison_table
 
     runs = {path: _recorded(path) for path in (first, second)}
@@ -184,7 +186,8 @@ def compare(
     tallies = []
     for path in (first, second):
         scores, at = _scores(path, runs[path], record, items, threshold)
-        tallies.append(record.tally(items, scores, threshold=at, allow_missing=figures.allow_missing))
+        counted = record.tally(items, scores, threshold=at, allow_missing=figures.allow_missing)
+        tallies.append(with_false_alarms(counted, items, scores))
     found = compare_tallies(*tallies, num_resamples=figures.resamples, seed=seed)
     show(found.as_dict(), [comparison_table(found, names=(str(first), str(second)))], as_json=figures.json)
 
@@ -261,13 +264,15 @@ def _scores(
 ) -> tuple[Scores, float]:
     """The scores of a run folder, which must be of these items, or of a file; the threshold given, or the judge's."""
     from rprm.benchmarks import read_scores, scores_of
+    from rprm.benchmarks.cost import cost_of
 
     threshold = _agreed("threshold", threshold, {"threshold": 0.5} | recorded)
     if not recorded:
         return read_scores(path), threshold
     rewards = _rewards(path, recorded, benchmark, items)
     settled_at = None if recorded.get("stopping", "none") == "none" else float(recorded["threshold"])
-    return scores_of(rewards, settled_at=settled_at, last_step=benchmark.judged == "last step"), threshold
+    scores = scores_of(rewards, settled_at=settled_at, last_step=benchmark.judged == "last step")
+    return replace(scores, cost=cost_of(path)), threshold
 
 
 def _rewards(
@@ -291,12 +296,13 @@ def _agreed(name: str, given: Any, *recorded: dict[str, Any]) -> Any:
 
 
 def show(found: dict[str, Any], tables: Iterable[Any], *, as_json: bool, output: Path | None = None) -> None:
-    """Print what was found, as JSON or in tables, and keep it in `output`."""
+    """Print what was found, as JSON or in tables, and keep it in `output`, whose manifest has the time."""
     from rprm.runs import write_atomically
     from rprm.terminal import Terminal
 
     if output is not None:
-        write_atomically(output / "measurement.json", f"{dumps(found, indent=2, ensure_ascii=False)}\n")
+        kept = {name: value for name, value in found.items() if name != "time"}
+        write_atomically(output / "measurement.json", f"{dumps(kept, indent=2, ensure_ascii=False)}\n")
     if as_json:
         print(dumps(found, ensure_ascii=False))
     else:

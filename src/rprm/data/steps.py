@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BeforeValidator, Field
+from pydantic import AliasChoices, BeforeValidator, Field
 
 from rprm import reading
 from rprm.benchmarks import Benchmark, StepItems, tally_steps
@@ -18,7 +18,7 @@ from rprm.data.gsm8k import numbers, without_annotations, wrong_step
 from rprm.data.stage_options import Neutral, StepOptions
 from rprm.errors import InputError
 from rprm.files import disk
-from rprm.reading import AnyText, Rejected, Row, RowModel, Source, Text, checked
+from rprm.reading import AnyText, Rejected, Row, RowModel, Source, StepLabel, Text, checked
 from rprm.records import LabelledStep
 from rprm.runs import finished_manifest, verified_results
 
@@ -82,13 +82,14 @@ class Origin:
 
 
 class StepwiseRow(RowModel):
-    prompt: Text
-    completions: Annotated[list[Text], Field(min_length=1)]
-    labels: list[Annotated[bool, BeforeValidator(lambda label: bool(label) if label in (0, 1) else label)]]
+    prompt: Annotated[Text, Field(validation_alias=AliasChoices("prompt", "problem", "question"))]
+    completions: Annotated[list[Text], Field(min_length=1, validation_alias=AliasChoices("completions", "steps"))]
+    labels: list[StepLabel]
 
 
 def stepwise_steps(record: dict[str, Any], origin: Origin, options: StepOptions) -> Iterator[LabelledStep]:
-    """TRL's stepwise rows `{prompt, completions[], labels[]}`; steps that all begin with their number lose it."""
+    """Rows of a label a step, TRL's `{prompt, completions[], labels[]}` or `{problem | question, steps[], labels[]}`;
+    steps that all begin with their number lose it."""
     row = checked(StepwiseRow, record)
     if (wanted := len(row.completions)) != len(row.labels):
         raise InputError(f"'labels' must be a list of {wanted} labels, one for each completion, not {len(row.labels)}")
@@ -279,7 +280,7 @@ def gsm8k_steps(record: dict[str, Any], origin: Origin, options: StepOptions) ->
 FORMATS: dict[str, tuple[dict[str, type], Callable[[dict[str, Any], Origin, StepOptions], Iterator[LabelledStep]]]] = {
     "prm800k": ({"question": dict, "label": dict}, prm800k_steps),
     "steps": ({"problem": str, "step": str}, lambda row, at, _: iter([labelled_step_of(row, at.id, at.source)])),
-    "stepwise": ({"prompt": str, "completions": list, "labels": list}, stepwise_steps),
+    "stepwise": ({"labels": list}, stepwise_steps),
     "math-shepherd": ({"input": str, "label": str}, math_shepherd_steps),
     "solutions": ({"problem": str, "steps": list}, solution_steps),
     "gsm8k": ({"question": str, "answer": str}, gsm8k_steps),

@@ -9,8 +9,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from rprm.benchmarks import Figure, Measurement, ResultTable, Tally
+from rprm.benchmarks import Figure, Measurement, ResultTable, Scores, Tally
 from rprm.benchmarks.comparison import Comparison
+from rprm.benchmarks.cost import OPERATIONS_PER_WEIGHT
+from rprm.benchmarks.scores import FALSE_ALARM_RATE
 from rprm.showing import one_line, shown
 
 
@@ -40,14 +42,22 @@ def measurement_table(measured: Measurement) -> Table:
         notes.append(f"resamples that leave a figure undefined are not in its interval: {listed}")
     if (alone := measured.position.get(measured.headline)) is not None:
         notes.append(f"position only, the index of a step and nothing else: {measured.headline} {alone:.1f}")
+    if (found := measured.figures.get(FALSE_ALARM_RATE)) is not None:
+        named, judged, right = measured.false_alarms.values()
+        unknown = f"; {right - judged:,} more are not judged" * (judged < right)
+        low, high = found.low or 0.0, found.high or 0.0
+        share = "undefined" if found.value is None else f"{found.value:.1f}% ({low:.1f} to {high:.1f})"
+        notes.append(f"false alarms: an error named in {named:,} of {judged:,} right solutions, {share}{unknown}")
     if usage is not None:
-        steps = usage.num_steps_judged
-        per_step = f" ({usage.num_generated_tokens / steps:,.0f} a step)" if steps else ""
+        steps, tokens = usage.num_steps_judged, usage.num_generated_tokens
+        shares = {"a step": steps, "a solution": usage.num_solutions}
+        each = ", ".join(f"{tokens / number:,.0f} {name}" for name, number in shares.items() if number)
         notes.append(
-            f"{usage.num_generated_tokens:,} tokens generated{per_step}; {usage.num_analyses_without_verdict:,} of "
+            f"{tokens:,} tokens generated{f' ({each})' * bool(each)}; {usage.num_analyses_without_verdict:,} of "
             f"{usage.num_analyses:,} analyses without verdict; {usage.num_steps_uncovered:,} of {steps:,} judged "
             "steps unscored"
         )
+        notes.append(f"{measured.scores.cost.time}; {_flops(measured.scores)}")
     return result_table(replace(table, notes=[*notes, *measured.notes]))
 
 
@@ -88,8 +98,19 @@ def comparison_table(comparison: Comparison, *, names: tuple[str, str] = ("first
     values = [[figure_text(Figure(value)) for value in tally.by_name.values()] for tally in comparison.tallies]
     for (name, difference), *pair in zip(comparison.differences.items(), *values, strict=True):
         style = "bold" if name == first.headline else ""
-        table.add_row(name, *pair, figure_text(difference, sign="+"), style=style)
+        cell = figure_text(difference, sign="+")  # In colour; more false alarms are no gain.
+        table.add_row(name, *pair, Text(cell.plain) if name == FALSE_ALARM_RATE else cell, style=style)
     return table
+
+
+def _flops(scores: Scores) -> str:
+    """Floating-point operations, and what they are reckoned from."""
+    weights, read = scores.cost.parameters, scores.num_prompt_tokens
+    if scores.flops is None:
+        lacking = "the model's size is not known" if weights is None else "its prompt tokens are not counted"
+        return f"FLOPs not known: {lacking}"
+    each = f"{OPERATIONS_PER_WEIGHT} x {weights:,.0f} weights for each token read ({read:,}) or generated"
+    return f"about {scores.flops:.1e} FLOPs, {each}"
 
 
 def _lost(tally: Tally) -> list[str]:

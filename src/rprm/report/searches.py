@@ -58,6 +58,7 @@ def search_table(measurement: SearchMeasurement) -> RenderableType:
         "bootstrap resamples of the problems and of their candidates",
         *["the average is the unweighted mean over the sets"] * has_average,
         *["tokens are generated for one problem, in the mean"] * any(map(any, tokens.values())),
+        *(f"{name}: {cost.time}" for name, cost in measurement.costs.items() if cost.sessions),
         *measurement.notes,
     ]
     return _WideTable("Problems solved, in percent", [(row.method, row.model) for row in rows], columns, caption)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from rprm.benchmarks.cost import Cost, cost_of
 from rprm.benchmarks.mathematics import AVERAGE, GradedAnswer, MeasuredRow, Problem, SearchMeasurement, numbered
 from rprm.benchmarks.scores import named
 from rprm.benchmarks.tally import DEFAULT_RESAMPLES, Figure, Floats, named_figures
@@ -82,6 +83,7 @@ class SearchRun:
     attempts: tuple[Attempts, ...]
     is_search: bool = False  #: guided step by step, so that a problem has the one solution it arrived at
     notes: tuple[str, ...] = ()  #: what a reader of its figures must know, in sentences
+    cost: Cost = field(default_factory=Cost)
 
     @cached_property
     def digest(self) -> str:
@@ -122,7 +124,7 @@ def read_search_run(folder: str | Path, attempts: Iterable[Attempts] | None = No
     # Candidates that were brought from elsewhere have no policy, but a file.
     policy = policy or manifest["sessions"][-1]["input"]
     notes = () if manifest.get("status") == "complete" else (f"{folder} is not finished",)
-    return SearchRun(str(folder), method, policy, judge, tuple(attempts), job == GUIDED, notes)
+    return SearchRun(str(folder), method, policy, judge, tuple(attempts), job == GUIDED, notes, cost_of(folder))
 
 
 def sampled_run(name: str, policy: str, rows: Iterable[Candidates], notes: Iterable[str] = ()) -> SearchRun:
@@ -164,7 +166,8 @@ def measure_runs(
     rows = list(zip(_rows(lines, (*sets, AVERAGE), baseline), lines, strict=True))
     table = tuple(row for row, line in rows if line.is_whole)
     on_curve = tuple(row for row, line in rows if curve and line.size is not None and line.strategy != ONE)
-    return SearchMeasurement(sets, table, on_curve, tuple(answers), num_resamples, seed, tuple(notes))
+    costs = {run.name: run.cost for run in runs}
+    return SearchMeasurement(sets, table, on_curve, tuple(answers), num_resamples, seed, tuple(notes), costs)
 
 
 def _common_problems(runs: Sequence[SearchRun]) -> tuple[list[Problem], list[str]]:
