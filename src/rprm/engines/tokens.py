@@ -6,7 +6,7 @@ import re
 import sys
 import time
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -315,6 +315,15 @@ class TokenTranscript(Transcript):
         choices = tuple(choice for choice in self._choices if choice.start < len(self.text))
         counts = (self._num_prompt_tokens, num_cached)
         return Completion(self.text, self.num_tokens, self.finish_reason or "", *counts, choices, self.ended)
+
+
+def spelled(tokenizer: Any, tokens: Iterable[tuple[int, float]]) -> dict[str, float]:
+    """Probabilities of tokens by their texts; what several of them write has their sum."""
+    found: dict[str, float] = {}
+    for id_, probability in tokens:
+        text = tokenizer.decode([id_])
+        found[text] = found.get(text, 0.0) + probability
+    return found
 
 
 def detokenizer(tokenizer: Any, prompt_ids: Sequence[int]) -> Callable[[int], str]:
