@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from rprm.benchmarks import PROCESSBENCH, measure, scores_of
 from rprm.benchmarks.processbench import read_processbench
 from rprm.cli.app import app
+from rprm.engines import load_engine
 from rprm.engines.base import Sampling
 from rprm.engines.scripted import ScriptedEngine, ScriptedReply
 from rprm.errors import RprmError
@@ -168,6 +169,8 @@ def test_what_makes_no_sense_is_refused() -> None:
         load_rewarder("critic:scripted:", num_analyses=0)
     with pytest.raises(RprmError, match="unknown engine"):
         load_rewarder("critic:nothing:x")
+    with pytest.raises(RprmError, match="a critic is no engine"):
+        load_engine("critic:openai:m@http://127.0.0.1:9/v1")
     labels = CriticTemplate("t", "{{problem}} {{steps}}", format="json")
     with pytest.raises(RprmError, match="no verdict to ask for"):
         load_rewarder("critic:scripted:", prompt=labels, force_verdict=True)
