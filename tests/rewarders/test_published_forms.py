@@ -178,7 +178,7 @@ def test_a_template_of_a_conversation_trains_nothing_and_is_checked(tmp_path: Pa
     assert genprm(chat=True).take_apart("anything") is None
     judge = load_judge("scripted:", prompt=genprm(chat=True))
     with pytest.raises(PromptError, match="training rows lack"):
-        asyncio.run(sample_analyses(judge, [], source=SourceInfo("x", None), output=tmp_path))
+        asyncio.run(sample_analyses(judge, [], source=SourceInfo("x", "none", 0), output=tmp_path))
     for keys, word in (
         ({"next_user": "Go on."}, "next_user has no"),
         ({"next_user": "{{step}}", "earlier": "It was fine."}, "earlier has no"),
