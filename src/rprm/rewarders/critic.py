@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from rprm.critique import FORMATS, majority, num_more_votes
 from rprm.engines.base import WITHHELD, Completion, Engine, Sampling, TokenLister
@@ -51,7 +51,8 @@ class Critic:
     def __post_init__(self) -> None:
         if self.sampling.temperature == 0.0 and self.rule.num_analyses > 1:
             raise RprmError("critiques at temperature 0 are equal: ask for one (-k 1), or raise the temperature")
-        self.format, self._lister = FORMATS[self.template.format], None
+        self.format = FORMATS[self.template.format]
+        self._lister: TokenLister | None = None
         self.threshold, self.concurrency = self.rule.threshold, self.engine.concurrency
         if self.force_verdict and not self.format.question:
             raise RprmError(f"the format {self.template.format!r} has no verdict to ask for: leave out --force-verdict")
@@ -125,14 +126,17 @@ class Critic:
             asked += answer.text + self.format.stop
             if (index := self.format.find(asked, num_steps)) is not None:
                 text = asked[len(prompt.reply) :]
-        counts = {"num_tokens": num_tokens, "num_prompt_tokens": completion.num_prompt_tokens}
-        about = {"forced": text != completion.text, "finish_reason": completion.finish_reason, **counts}
-        if index is None:
-            return Analysis(text=text, verdict=None, p_yes=None, p_yes_source=None, **about)
-        shares = await self._probabilities(prompt, text, num_steps) if soft else None
-        p_yes, source = (float(index == -1), "vote") if shares is None else (shares[0], "second pass")
-        verdict = {"verdict": index == -1, "p_yes": p_yes, "p_yes_source": source}
-        return Analysis(text=text, first_error=index, first_error_probabilities=shares, **verdict, **about)
+        shares = await self._probabilities(prompt, text, num_steps) if soft and index is not None else None
+        source: Literal["second pass", "vote"] | None = None
+        verdict = p_yes = None
+        if index is not None:
+            verdict, source = index == -1, "vote" if shares is None else "second pass"
+            p_yes = float(verdict) if shares is None else shares[0]
+        return Analysis(
+            text=text, verdict=verdict, p_yes=p_yes, p_yes_source=source, first_error=index,
+            first_error_probabilities=shares, forced=text != completion.text, num_tokens=num_tokens,
+            num_prompt_tokens=completion.num_prompt_tokens, finish_reason=completion.finish_reason,
+        )  # fmt: skip
 
     async def _probabilities(self, prompt: Prompt, text: str, num_steps: int) -> tuple[float, ...] | None:
         """How probable each index, -1 first, is where the critique names one, by the likeliest tokens there and after
