@@ -7,12 +7,15 @@ src/prm_evaluation), TIPS (RUCBM/TIPS, PRM_from_ORM) and ThinkPRM (its model car
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import released_tokenizers
+from typer.testing import CliRunner
 
+from rprm.cli.app import app
 from rprm.data.analyses import sample_analyses
 from rprm.engines.base import Sampling
 from rprm.engines.scripted import ScriptedEngine, ScriptedReply
@@ -270,3 +273,33 @@ def test_genprm_on_a_checkpoint_gives_the_probability_that_its_code_reads(tokeni
         assert analysis.p_yes == pytest.approx(float(torch.sigmoid(yes - no)), abs=1e-5)
         said.append(text)
         verdicts.append("Yes" if analysis.verdict else "No")
+
+
+@pytest.mark.parametrize("flags", [[], ["--all-steps"]])
+def test_a_run_of_conversations_is_resumed_to_the_same_bytes(flags: list[str], tmp_path: Path) -> None:
+    """Cut off within a solution, whose turns come from the journal or are drawn again as they were."""
+    template = PromptTemplate("turns", "{{problem}}\n{{step}}", next_user="{{step}}", reply="{{step_number}}: ")
+    (tmp_path / "turns.toml").write_text(template.to_toml())
+    rows = [{"id": f"s{n}", "problem": f"p{n}", "steps": ["a", f"b{n}", "c"]} for n in range(4)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    log, output = tmp_path / "log", tmp_path / "run"
+    model = f"scripted:?noise=0.3&log={log}"
+    judge = [
+        "judge",
+        str(tmp_path / "rows.jsonl"),
+        "--model",
+        model,
+        "--prompt",
+        str(tmp_path / "turns.toml"),
+        "-k",
+        "3",
+    ]
+    command = [*judge, "--stopping", "none", "-o", str(output), *flags]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    whole = (output / "results.jsonl").read_bytes()
+    judged = [step for row in whole.splitlines() for step in json.loads(row)["steps"]]
+    assert len(log.read_text().splitlines()) == 3 * len(judged)  # nothing is drawn twice
+    assert len(judged) == 12 or not flags
+    (output / "results.jsonl").write_bytes(b"".join(whole.splitlines(keepends=True)[:1]))
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert (output / "results.jsonl").read_bytes() == whole
