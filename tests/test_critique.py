@@ -49,22 +49,31 @@ def test_the_index_in_the_last_box(critique: str, index: int | None) -> None:
 @pytest.mark.parametrize(
     ("critique", "index"),
     [
-        ('{"step_labels": [1, 1, 0, 0], "final_label": 2}', 2),
-        ('Done.\n```json\n{"step_labels": [1, 1, 1, 1], "final_label": -1}\n```', -1),
-        ('{"step_labels": [true, false], "final_label": 1}', 1),
-        ('{"final_label": 3}', 3),
-        ('{"a": {"final_label": 0}} then {"final_label": 1}', 1),
-        ('{"step_labels": [1, 0, 1, 1], "final_label": 2}', NO_ANSWER),  # the labels say 1
-        ('{"step_labels": [1, 1, 1, 1], "final_label": 0}', NO_ANSWER),
-        ('{"step_labels": [1, 1], "final_label": -1}', NO_ANSWER),  # two of four steps were not looked at
-        ('{"final_label": "two"}', NO_ANSWER),
-        ('{"final_label": true}', NO_ANSWER),
-        ('{"final_label": 4}', NO_ANSWER),
-        ('{"final_label": 2', NO_ANSWER),
+        ('{"step_labels": {"0": 1, "1": 1, "2": 0, "3": 0}, "final_label": 0}', 2),
+        ('So:\n```json\n{"step_labels": {"0": 1, "1": 1, "2": 1, "3": 1}, "final_label": 1}\n```', -1),
+        ('{"step_labels": {"0": 1, "1": 0, "2": 1, "3": 1}, "final_label": 1}', 1),  # made good later: still an error
+        ('{"step_labels": {"0": 1, "1": 1, "2": 1, "3": 1}, "final_label": 0}', -1),  # of the steps none is wrong
+        ('{"step_labels": {"0": true, "1": "1", "2": -1, "3": "false"}, "final_label": "-1"}', 2),
+        ('{"step_labels": {"3": 0, "2": 1, "1": 1.0, "0": 1}, "final_label": true}', 3),
+        ('{"step_labels": [1, 0, 0, 0], "final_label": 0}', 1),
+        ('{"step_labels": {"0": 0, "1": 0, "2": 0, "3": 0, "4": 0}, "final_label": 0}', 0),  # a fifth is not asked for
+        ('{"final_label": 0} {"step_labels": [1, 1, 1, 1], "final_label": 1}', -1),  # the last one counts
+        ('{"step_labels": {"0": 1, "1": 0}, "final_label": 0}', NO_ANSWER),  # two of four steps have no label
+        ('{"step_labels": {"1": 1, "2": 0, "3": 0, "4": 0}, "final_label": 0}', NO_ANSWER),  # counted from 1
+        ('{"step_labels": {"0": 1, "1": 0.5, "2": 0, "3": 0}, "final_label": 0}', NO_ANSWER),
+        ('{"step_labels": {"0": 1, "1": null, "2": 0, "3": 0}, "final_label": 0}', NO_ANSWER),
+        ('{"step_labels": {"0": 1, "1": [0], "2": {}, "3": 0}, "final_label": 0}', NO_ANSWER),
+        ('{"step_labels": {"0": 1, "1": 0, "2": 0, "3": 0}}', NO_ANSWER),
+        ('{"step_labels": {"0": 1, "1": 0, "2": 0, "3": 0}, "final_label": 2}', NO_ANSWER),
+        ('{"final_label": 3}', NO_ANSWER),
+        ('{"step_labels": "1101", "final_label": 0}', NO_ANSWER),
+        ('{"step_labels": [1, 1, 1, 1], "final_label": 1', NO_ANSWER),
         ("{" * 5000, NO_ANSWER),
     ],
 )
-def test_the_label_of_a_json_object(critique: str, index: int | None) -> None:
+def test_the_labels_of_a_json_object(critique: str, index: int | None) -> None:
+    """As the reward and the evaluation of TIPS read them (RUCBM/TIPS, verl/utils/reward_score/math_process_judge.py):
+    binary labels, -1 as 0, one for each step by its index from 0; both keys; the first 0 is the first error."""
     assert FORMATS["json"].find(critique, 4) == index
 
 
@@ -161,8 +170,7 @@ def test_confident_stops_where_the_rest_will_hardly_change_it() -> None:
         ("boxed", r"\boxed{<paragraph_2>}", 2),  # the tag of the prompt
         ("boxed", r"\boxed{- 1}", -1),
         ("boxed", r"\boxed{\mathbf{2}}", 2),
-        ("json", '{"final_label": 1, "step_labels": [1, 0], "evidence": [{"final_label": -1}]}', 1),
-        ("json", '{"final_label": "1"}', 1),
+        ("json", '{"final_label": 0, "step_labels": [1, 0, 0], "evidence": [{"final_label": 1}]}', 1),
         ("labels", "\\boxed{correct} \\boxed{incorrect}\n</think>\nIs the solution correct? No", 1),  # in the thinking
     ],
 )

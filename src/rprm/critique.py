@@ -11,10 +11,10 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 from rprm.stopping import StoppingRule, beta_binomial
-from rprm.thinking import without_thinking
+from rprm.thinking import after_thinking, without_thinking
 
 Index = int  # of a step, -1 for none
 _MAX_BOX = 64  # characters of a box that may hold an index
@@ -24,22 +24,38 @@ _MAX_TRIES = 5_000  # braces at which an object is looked for
 class CritiqueFormat(Protocol):
     """How a critique names the earliest wrong step."""
 
-    question: str  #: stands after a critique that names none, before its answer; empty where none can be asked for
-    stop: str  #: ends the answer to the question
+    question: str = ""  #: stands after a critique that names none, before its answer; empty where none can be asked for
+    stop: str = ""  #: ends the answer to the question
 
     def find(self, critique: str, num_steps: int) -> Index | None:
         """The index that the critique of a solution of so many steps names."""
 
+    def place(self, critique: str) -> int | None:
+        """The end of what stands before the named index: what the model might have written there tells how probable
+        each index is. None where the tokens there tell no such thing."""
+        return None
 
-class BoxedIndex:
-    r"""The last `\boxed{...}` holds the index, as in ProcessBench's prompt (QwenLM/ProcessBench, code/run_eval.py)."""
+    def may_name(self, begun: str, num_steps: int) -> list[Index]:
+        """The indices that an answer may name which begins so at its `place`; none where it is no plain answer."""
+        return []
 
-    question, stop = "\n\n\\boxed{", "}"
+
+class BoxedIndex(CritiqueFormat):
+    r"""The last `\boxed{...}` holds the index, as in ProcessBench's prompt (QwenLM/ProcessBench, code/run_eval.py).
+
+    The brace is part of the answer: tokenizers (Qwen's, Llama 3's) write the brace and the minus of `{-1}` as one
+    token, so that after a brace which is given -1 would hardly come."""
+
+    question, stop = "\n\n\\boxed", "}"
     _BOX = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
     _INDEX = re.compile(
         r'["$*<]{0,4}(?:\\(?:text|math)\w{0,6}\{)?<?(?:paragraph|step|index)?[ _\\]{0,3}'
         r'(?P<index>- ?\d{1,6}|\d{1,6})[">}.$*]{0,6}',
         re.IGNORECASE,
+    )
+    _PLAIN = re.compile(r"\s*[-−–]?\s*\d+\s*")
+    _BEGUN = re.compile(
+        r"\s*(?:\{\s*(?:(?P<minus>[-−–]\s*(?:1\s*(?:\}.*)?)?)|(?P<digits>\d*)\s*(?P<end>\}.*)?))?", re.S
     )
 
     def find(self, critique: str, num_steps: int) -> Index | None:
@@ -48,31 +64,48 @@ class BoxedIndex:
         index = self._INDEX.fullmatch(content) if len(content) <= _MAX_BOX else None
         return within(int(index["index"].replace(" ", "")), num_steps) if index else None
 
+    def place(self, critique: str) -> int | None:
+        *_, box = [None, *self._BOX.finditer(critique, after_thinking(critique) or 0)]
+        return critique.index("{", box.start()) if box is not None and self._PLAIN.fullmatch(box[1]) else None
 
-class JsonLabels:
-    """The last JSON object with `final_label` (the index), which its `step_labels`, where it has them, bear out: a
-    label a step, 1 or true for a right one (some end with the first wrong one)."""
+    def may_name(self, begun: str, num_steps: int) -> list[Index]:
+        answer = self._BEGUN.fullmatch(begun)
+        if answer is None or answer["minus"]:
+            return [-1] if answer else []
+        digits = answer["digits"] or ""
+        if answer["end"]:
+            return [index for index in range(num_steps) if str(index) == digits]
+        return [-1] * (not digits) + [index for index in range(num_steps) if str(index).startswith(digits)]
 
-    question = stop = ""
+
+class JsonLabels(CritiqueFormat):
+    """The last JSON object with `step_labels` and `final_label`, as TIPS writes it (RUCBM/TIPS, the reward
+    `math_process_judge`): a label for every step by its index, 1 for a right one, 0 (or -1) for a wrong one; the first
+    wrong one counts. `final_label`, likewise 1 or 0, is of the final answer and says nothing of the steps."""
+
+    _LABELS: ClassVar = dict.fromkeys((0, -1, "0", "-1", "false"), False) | {1: True, "1": True, "true": True}
 
     def find(self, critique: str, num_steps: int) -> Index | None:
         found = _last_object(without_thinking(critique))
-        try:
-            final = int(found["final_label"]) if type(found["final_label"]) in (int, str) else None
-        except (KeyError, ValueError):
+        steps = found.get("step_labels")
+        named = steps if isinstance(steps, dict) else dict(enumerate(steps)) if isinstance(steps, list) else {}
+        given = {str(index): label for index, label in named.items()}
+        labels = [self._label(given.get(str(index))) for index in range(num_steps)]
+        if None in labels or self._label(found.get("final_label")) is None:
             return None
-        labels = found.get("step_labels")
-        if isinstance(labels, list) and final != first_wrong([label == 1 for label in labels], num_steps):
-            return None
-        return None if final is None else within(final, num_steps)
+        return first_wrong([label is True for label in labels], num_steps)
+
+    def _label(self, value: Any) -> bool | None:
+        """What 1, 1.0, true, "1" and "true" say, and their counterparts; None of anything else."""
+        key = value.strip().lower() if isinstance(value, str) else value
+        return self._LABELS.get(key) if isinstance(key, str | int | float) else None
 
 
-class StepLabels:
+class StepLabels(CritiqueFormat):
     r"""A `\boxed{correct}` or `\boxed{incorrect}` for each step in order, up to the first wrong one or the last (as
     ThinkPRM writes them, arXiv 2504.16828): those after the thinking, or, where there are none, those in it. A solution
     whose labels end before that has none."""
 
-    question = stop = ""
     _LABEL = re.compile(r"\\boxed\s*\{\s*(?:\\text\s*\{\s*)?(correct|incorrect|right|wrong)\s*\}", re.I)
 
     def find(self, critique: str, num_steps: int) -> Index | None:

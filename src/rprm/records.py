@@ -72,7 +72,8 @@ class Analysis(Record):
     the engine gives none, from the hard vote (0 or 1). A `forced` verdict was asked for after the end.
 
     A critic's analysis is of a whole solution and stands with its last step: `first_error` is the index of the earliest
-    wrong step that it names (-1: none), and `verdict` whether that is -1."""
+    wrong step that it names (-1: none), and `verdict` whether that is -1. `first_error_probabilities` are those of -1,
+    0, 1, ... where it names one, as far as they were asked for and could be read; the first is its P(Yes)."""
 
     text: str
     verdict: bool | None
@@ -83,6 +84,9 @@ class Analysis(Record):
     num_prompt_tokens: Count | None = None
     finish_reason: str
     first_error: Annotated[StepOrNone | None, Field(exclude_if=lambda index: index is None)] = None
+    first_error_probabilities: Annotated[
+        tuple[Probability, ...] | None, Field(exclude_if=lambda shares: shares is None)
+    ] = None
 
     def is_cut_by_context(self, max_tokens: int) -> bool:
         """Whether the model's context ended the analysis before `max_tokens` did."""
@@ -93,7 +97,7 @@ class StepReward(Record):
     """The reward of one step: the mean P(Yes) over its analyses that reached a verdict (R-PRM, section 3.3), and
     `vote`, the share of Yes among their hard verdicts; both are None where there is none, and `failure` says why.
     `num_requested` is K of the full procedure. A classifier's `reward` is its score, without `vote` and K; a critic's
-    the share of its analyses whose first error is later."""
+    the (expected) share of its analyses whose first error is later."""
 
     step_index: Count
     reward: Probability | None

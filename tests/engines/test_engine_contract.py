@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import math
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from rprm import embedded
 from rprm.engines import Completion, Engine, EngineInfo, Sampling, load_engine
+from rprm.engines.base import TokenLister
 from rprm.errors import RequestRefused, Unsupported
 from rprm.prompts.template import Message, Prompt
 from rprm.verdict import VerdictFormat
@@ -159,6 +161,23 @@ def test_a_second_pass_chooses_after_the_text(started: Started) -> None:
     assert choice.start == len(text)
     assert 0.0 <= choice.p_yes <= 1.0
     assert started.run(started.engine.choose(PROMPT, text, VERDICT)).p_yes == pytest.approx(choice.p_yes, abs=1e-3)
+
+
+def test_what_may_follow_a_text_is_listed(started: Started) -> None:
+    engine, text = started.engine, f"It adds up.\n{VERDICT.marker}"
+    if not isinstance(engine, TokenLister):
+        return
+    if not started.info.has_second_pass:
+        with pytest.raises(Unsupported):
+            started.run(engine.next_tokens(PROMPT, text))
+        return
+    listed = started.run(engine.next_tokens(PROMPT, text))
+    assert len(listed) > 5
+    assert all(0.0 < share <= 1.0 for share in listed.values())
+    assert math.fsum(listed.values()) <= 1.0 + 1e-6
+    greedy = Sampling(temperature=0.0, max_tokens=1)
+    (completion,) = started.generate((replace(PROMPT, reply=text), greedy))
+    assert completion.text in ("", max(listed, key=lambda token: listed[token]))  # "": the end, or half a letter
 
 
 def test_a_reply_is_continued_or_that_is_unsupported(started: Started) -> None:

@@ -7,6 +7,7 @@ import copy
 import importlib.util
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import subprocess
@@ -279,8 +280,14 @@ class FakeVLLM(VLLMEngine):
         self._info = EngineInfo("vllm", "fake", context_length=10_000)
 
     async def _outputs(
-        self, ids: Sequence[int], sampling: Sampling, answers: VerdictTokens | None
+        self, ids: Sequence[int], sampling: Sampling, answers: VerdictTokens | None, num_listed: int = 0
     ) -> AsyncGenerator[Any, None]:
+        if num_listed:
+            (one,), (other,) = map(self._tokenizer.encode, (" Yes", " No"))
+            shares = {one: 0.5, other: 0.125, self._tokenizer.encode("!")[0]: 0.25}
+            listed = {id_: FakeLogprob(math.log(share)) for id_, share in shares.items()}
+            yield FakeOutput([FakeCompletion([one], [listed], "length")], True)
+            return
         try:
             while self.num_sent < len(self.tokens):
                 sent = self.tokens[self.num_sent : self.num_sent + next(self.sizes)]
@@ -334,6 +341,13 @@ def test_a_completion_does_not_depend_on_how_its_tokens_arrive(byte_tokenizer: A
     # The sample was given up as soon as the verdict was sure: at "N", two tokens on, and what came with it.
     assert engine.closed
     assert engine.num_sent < num_tokens + 2 + 7
+
+
+def test_what_may_follow_is_listed_by_its_text(byte_tokenizer: Any) -> None:
+    async def run() -> dict[str, float]:
+        return await FakeVLLM(byte_tokenizer, [], [], None).next_tokens(raw("Judge."), "It is")
+
+    assert asyncio.run(run()) == pytest.approx({" Yes": 0.5, " No": 0.125, "!": 0.25})
 
 
 def test_the_token_that_ends_the_sequence_is_counted_and_is_no_text(byte_tokenizer: Any) -> None:

@@ -78,6 +78,33 @@ def test_show_a_template_of_a_policy(tmp_path: Path):
         run("show", "boxed")
 
 
+def test_show_hints_at_a_template_of_another_kind(tmp_path: Path):
+    for names, hint in (
+        (["critic"], "it is a critic template (--critic"),
+        (["boxed"], "it is a policy template (--policy"),
+        (["critique", "--critic"], "it is a prompt template (of a judge)"),
+        (["--critic", "--policy"], "give --critic or --policy"),
+    ):
+        with pytest.raises(PromptError) as error:
+            run("show", *names)
+        assert hint in str(error.value)
+    file = tmp_path / "mine.toml"
+    file.write_text('format = "labels"\nuser = "{{problem}} {{steps}}"')
+    with pytest.raises(PromptError, match=r"unknown key 'format'; .*it is a critic template"):
+        run("show", file)
+    file.write_text("user = 3")
+    with pytest.raises(PromptError) as error:
+        run("show", file)
+    assert "it is a" not in str(error.value)
+
+
+def test_show_a_conversation(tmp_path: Path):
+    file = tmp_path / "turns.toml"
+    file.write_text('user = "{{problem}} {{step}}"\nnext_user = "Next: {{step}}"\nreply = "{{step_number}}:"')
+    roles = [line for line in run("show", file, "--example").splitlines() if line.startswith("---")]
+    assert roles == ["--- user ---", "--- assistant ---", "--- user ---", "--- reply ---"]
+
+
 def test_import_writes_a_verified_template(tmp_path: Path, rows: Path):
     file = tmp_path / "their.toml"
     columns = ["--instruction-column", "question", "--output-column", "reply"]

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from rprm.benchmarks import PROCESSBENCH, measure, scores_of
 from rprm.benchmarks.processbench import read_processbench
 from rprm.cli.app import app
+from rprm.engines import load_engine
 from rprm.engines.base import Sampling
 from rprm.engines.scripted import ScriptedEngine, ScriptedReply
 from rprm.errors import RprmError
@@ -134,7 +135,7 @@ def test_a_step_is_judged_as_the_last_of_its_solution() -> None:
 
 
 def test_an_index_that_is_not_given_is_asked_for() -> None:
-    """The reply goes on with the beginning of a box: what the model writes there is the index."""
+    """The reply goes on with the name of a box: the brace is the model's, since many tokens have it and the minus."""
     asked: list[str] = []
 
     def reply(prompt: Prompt, sampling: Sampling) -> str:
@@ -142,13 +143,13 @@ def test_an_index_that_is_not_given_is_asked_for() -> None:
             return "Paragraph 1 adds wrongly."
         asked.append(prompt.reply)
         assert (sampling.temperature, sampling.stop, sampling.max_tokens < 20) == (0.0, ("}",), True)
-        return "1"
+        return "{1"
 
     (reward,) = judged(critic(reply, force_verdict=True), solution())
     assert reward.first_error == 1
     (analysis,) = reward.steps[-1].analyses
     assert analysis.forced
-    assert asked == ["Paragraph 1 adds wrongly.\n\n\\boxed{"]
+    assert asked == ["Paragraph 1 adds wrongly.\n\n\\boxed"]
     assert analysis.text == "Paragraph 1 adds wrongly.\n\n\\boxed{1}"
     assert analysis.num_tokens == 20  # both completions
 
@@ -168,6 +169,8 @@ def test_what_makes_no_sense_is_refused() -> None:
         load_rewarder("critic:scripted:", num_analyses=0)
     with pytest.raises(RprmError, match="unknown engine"):
         load_rewarder("critic:nothing:x")
+    with pytest.raises(RprmError, match="a critic is no engine"):
+        load_engine("critic:openai:m@http://127.0.0.1:9/v1")
     labels = CriticTemplate("t", "{{problem}} {{steps}}", format="json")
     with pytest.raises(RprmError, match="no verdict to ask for"):
         load_rewarder("critic:scripted:", prompt=labels, force_verdict=True)
@@ -236,7 +239,7 @@ def test_thinking_that_the_prompt_opens_is_no_answer() -> None:
     opened = CriticTemplate("t", "{{problem}}\n{{steps}}", reply="<think>\n")
 
     def reply(prompt: Prompt, sampling: Sampling) -> str:
-        return "1" if prompt.reply.endswith("boxed{") else r"Perhaps \boxed{0}, but let me see"
+        return "{1" if prompt.reply.endswith("boxed") else r"Perhaps \boxed{0}, but let me see"
 
     def judge(**options: Any) -> SolutionReward:
         def write(prompt: Prompt, sampling: Sampling) -> ScriptedReply:

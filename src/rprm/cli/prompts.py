@@ -15,6 +15,7 @@ app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Look at pro
 
 #: What `show --example` fills in.
 EXAMPLE_PROBLEM = "A train covers 150 km in 2 hours. At the same speed, how far does it go in 5 hours?"
+EXAMPLE_ANALYSES = ("150 / 2 is 75: the step is right.",)
 EXAMPLE_STEPS = ("The speed of the train is 150 / 2 = 75 km per hour.", "In 5 hours it goes 75 * 5 = 365 km.")
 
 
@@ -41,14 +42,17 @@ def show(
     example: Annotated[bool, typer.Option("--example", help="Render the prompt for a small example solution.")] = False,
 ) -> None:
     """Print a template as a file, or the prompt that it makes."""
+    from rprm.errors import PromptError
     from rprm.prompts import load_critic_template, load_policy_template, load_template
 
+    if critic and policy:
+        raise PromptError("a template is of a critic or of a policy: give --critic or --policy")
     load: Any = load_policy_template if policy else load_critic_template if critic else load_template
     loaded = load(template)
     if not example:
         typer.echo(loaded.to_toml(), nl=False)
         return
-    steps = (EXAMPLE_STEPS[:1],) if policy else (EXAMPLE_STEPS,) if critic else (EXAMPLE_STEPS, 1)
+    steps = (EXAMPLE_STEPS[:1],) if policy else (EXAMPLE_STEPS,) if critic else (EXAMPLE_STEPS, 1, EXAMPLE_ANALYSES)
     prompt = loaded.render(EXAMPLE_PROBLEM, *steps)
     parts = [(message.role if prompt.chat else "text", message.content) for message in prompt.messages]
     for name, content in [*parts, ("reply", prompt.reply)]:

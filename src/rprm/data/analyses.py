@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rprm.errors import InputError
+from rprm.errors import InputError, PromptError
 from rprm.files import disk
 from rprm.jobs import Callbacks, Job, run_job
 from rprm.ledger import Ledger
@@ -65,6 +65,8 @@ async def sample_analyses(
     settings: dict[str, Any] | None = None, strict: bool = False, callbacks: Callbacks | None = None,
 ) -> AnalysisTotals:  # fmt: skip
     """Write all analyses of labelled steps into a run folder, as `judge_source` does with rewards; and the template."""
+    if judge.template.next_user:
+        raise PromptError(f"{judge.template.name}: earlier analyses are turns of its prompts, which training rows lack")
     judge.rule = StoppingRule(judge.rule.num_analyses, judge.rule.threshold, "none")
     settings = {**(settings or {}), **reward_settings(await judge.start())}
     del settings["rewarder"]

@@ -38,6 +38,8 @@ def load_engine(spec: str, **options: Any) -> Engine:
     spec = resolve(spec).spec
     kind, target, _ = split_spec(spec)
     kinds = find_kinds(GROUP, KINDS)
+    if kind == "critic" and kind not in kinds:
+        raise EngineError(f"model {spec!r}: a critic is no engine; name here what it reads with: leave out critic:")
     if kind not in kinds:
         raise EngineError(
             f"model {spec!r}: unknown engine {kind!r}; write KIND:TARGET with one of {', '.join(kinds)}, classifier; "

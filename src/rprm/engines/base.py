@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -104,3 +104,12 @@ class Engine(Protocol):
 
     async def aclose(self) -> None:
         """Release what the engine holds. Safe to call twice."""
+
+
+@runtime_checkable
+class TokenLister(Protocol):
+    """An optional capability of an engine: what may follow a text."""
+
+    async def next_tokens(self, prompt: Prompt, text: str) -> Mapping[str, float]:
+        """The likeliest tokens after `prompt` and `text`, as text, with their probabilities at temperature 1, which are
+        the model's own. `RequestRefused` where they cannot be told for this prompt."""

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -56,6 +56,13 @@ _PROMPT = re.compile(
     r"`inputs` tokens)"
 )
 _CONTEXT_CODES = ("context_length_exceeded", "exceed_context_size_error")
+#: The first character of a spelled control token: ChatML, Llama, DeepSeek, Mistral, Gemma, T5's kind.
+_CONTROL_TOKEN = re.compile(
+    r"<(?=\|[^<>|]{1,64}\|>|\|[a-z_]{1,32}>|[a-z_]{1,32}\|>|\uff5c[^<>\uff5c]{1,64}\uff5c>|/?s>|<?/?SYS>"
+    r"|(?:bos|eos|pad|unk|mask|sep|cls)>|(?:start|end)_of_(?:turn|image|text)>|extra_(?:id_)?\d+>|unused\d+>)"
+    r"|\[(?=\|[^\[\]|]{1,64}\|\]|[gs]MASK\]|/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_RESULTS)\]"
+    r"|(?:TOOL_CALLS|IMG|PREFIX|SUFFIX|MIDDLE)\])"
+)
 #: Reads the answer that begins in this task.
 _receive: ContextVar[Callable[[httpx2.Response], Awaitable[None]]] = ContextVar("receive")
 
@@ -400,3 +407,15 @@ def context_length_of(card: Json) -> int | None:
     """The context of one sequence, under the name that vLLM, llama.cpp, Groq or OpenRouter give it."""
     paths = (("max_model_len",), ("context_window",), ("context_length",), ("meta", "n_ctx"))
     return next((length for path in paths if (length := count(card, *path))), None)
+
+
+def harmless(text: str, parts: Iterable[tuple[int, int]] | None = None) -> str:
+    """The text with a zero-width space in its spelled control tokens: `<|im_end|>` in a solution ends no turn.
+
+    `parts` are the characters [start, end) that are meant, in order; None: all.
+    """
+    pieces, place = [], 0
+    for start, end in ((0, len(text)),) if parts is None else parts:
+        pieces += [text[place:start], _CONTROL_TOKEN.sub("\\g<0>\u200b", text[start:end])]
+        place = end
+    return "".join(pieces) + text[place:]

@@ -11,7 +11,7 @@ import asyncio
 import copy
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
@@ -21,8 +21,15 @@ import pydantic
 
 from rprm import ranges
 from rprm.engines.base import MIN_ROOM, Completion, EngineInfo, Sampling, clipped
-from rprm.engines.endpoint import Endpoint, Json, Refusal, Timeout, context_length_of, count, listed
-from rprm.engines.openai_answers import Stream, ends_thinking_alone, first_choice, probe_answer, read_completions
+from rprm.engines.endpoint import Endpoint, Json, Refusal, Timeout, context_length_of, count, harmless, listed
+from rprm.engines.openai_answers import (
+    Stream,
+    ends_thinking_alone,
+    first_choice,
+    first_tokens,
+    probe_answer,
+    read_completions,
+)
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused, Unsupported
 from rprm.plugins import check_options
 from rprm.prompts.template import Message, Prompt
@@ -51,25 +58,6 @@ _OUR_FIELDS = re.compile(
 #: OpenAI's refusal of a length that the model does not write.
 _COMPLETION_LIMIT = re.compile(r"at most (\d+) completion tokens")
 _ROOMS = 1024  # prompts whose room is remembered
-#: The first character of a spelled control token: ChatML, Llama, DeepSeek, Mistral, Gemma, T5's kind.
-_CONTROL_TOKEN = re.compile(
-    r"<(?=\|[^<>|]{1,64}\|>|\|[a-z_]{1,32}>|[a-z_]{1,32}\|>|\uff5c[^<>\uff5c]{1,64}\uff5c>|/?s>|<?/?SYS>"
-    r"|(?:bos|eos|pad|unk|mask|sep|cls)>|(?:start|end)_of_(?:turn|image|text)>|extra_(?:id_)?\d+>|unused\d+>)"
-    r"|\[(?=\|[^\[\]|]{1,64}\|\]|[gs]MASK\]|/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_RESULTS)\]"
-    r"|(?:TOOL_CALLS|IMG|PREFIX|SUFFIX|MIDDLE)\])"
-)
-
-
-def harmless(text: str, parts: Iterable[tuple[int, int]] | None = None) -> str:
-    """The text with a zero-width space in its spelled control tokens: `<|im_end|>` in a solution ends no turn.
-
-    `parts` are the characters [start, end) that are meant, in order; None: all.
-    """
-    pieces, place = [], 0
-    for start, end in ((0, len(text)),) if parts is None else parts:
-        pieces += [text[place:start], _CONTROL_TOKEN.sub("\\g<0>\u200b", text[start:end])]
-        place = end
-    return "".join(pieces) + text[place:]
 
 
 @dataclass(eq=False)
@@ -97,8 +85,11 @@ class Route:
         """The ids to ask for; none where the likeliest tokens are asked for."""
         return self.ids.get((verdict.yes, verdict.no), []) if self.takes_ids and verdict is not None else []
 
-    async def ask(self, prompt: Prompt, sampling: Sampling, read: Callable[[Json], T], n: int = 1) -> T:
-        """What `read` makes of the answer to one request for `n` completions; raises what `Endpoint.post` does."""
+    async def ask(
+        self, prompt: Prompt, sampling: Sampling, read: Callable[[Json], T], n: int = 1, top_logprobs: int = 0
+    ) -> T:
+        """What `read` makes of the answer to one request for `n` completions, with the likeliest tokens at each place
+        where their number or a verdict is given; raises what `Endpoint.post` does."""
         temperature, top_p, stop = sampling.temperature, sampling.top_p, list(sampling.stop) or None
         body: dict[str | None, Any] = {"model": self.engine.model, "temperature": temperature, "top_p": top_p}
         body |= {self.length_field: sampling.max_tokens, "seed": sampling.seed, "stop": stop, "n": n if n > 1 else None}
@@ -112,7 +103,7 @@ class Route:
             body["prompt"] = "\n\n".join(contents) + harmless(prompt.reply)
             if prompt.messages == _PROBE.messages or _BOS.match(prompt.text):
                 body["add_special_tokens"] = False  # the server would put another one before it
-        top_logprobs = self.top_logprobs if sampling.verdict is not None else 0
+        top_logprobs = top_logprobs or (self.top_logprobs if sampling.verdict is not None else 0)
         if top_logprobs:
             body |= {"logprobs": True, "top_logprobs": top_logprobs} if prompt.chat else {"logprobs": top_logprobs}
             # A server that does not know the field lists the likeliest tokens.
@@ -344,6 +335,15 @@ class OpenAIEngine:
             most = f"the {route.top_logprobs} most likely tokens after the given text"
             raise RequestRefused(f"{verdict.yes!r} and {verdict.no!r} are not both among {most}")
         return choice
+
+    async def next_tokens(self, prompt: Prompt, text: str) -> dict[str, float]:
+        self._check_continues(prompt)
+        route, asked = await self._routes[prompt.chat].learn(), replace(prompt, reply=prompt.reply + text)
+        if not route.top_logprobs:
+            raise Unsupported(f"{self.spec}: the server gives no log-probabilities, so there is no second pass")
+        async with self._slots:
+            one = Sampling(0.0, max_tokens=1)
+            return await route.ask(asked, one, first_tokens, top_logprobs=route.top_logprobs)
 
     def _check_continues(self, prompt: Prompt) -> None:
         if prompt.chat and not self.continue_final_message:

@@ -140,6 +140,16 @@ def first_choice(data: Json, start: int, verdict: VerdictFormat, num_ids: int) -
     return token.choice(start, verdict, num_ids)
 
 
+def first_tokens(data: Json) -> dict[str, float]:
+    """The likeliest tokens at the first place of the answer, with their probabilities; nothing where those cannot be
+    told."""
+    (_, found, _) = next((token.alternatives() for token in _tokens(_choices(data)[0])), ([], [], 0.0))
+    tokens: dict[str, float] = {}
+    for text, logprob in found:
+        tokens[text] = tokens.get(text, 0.0) + math.exp(logprob)
+    return tokens
+
+
 def probe_answer(data: Json, verdict: VerdictFormat, num_ids: int) -> tuple[bool, bool]:
     """Whether any token has alternatives, and whether each lists `num_ids` forms of Yes and No (asked for by ids)."""
     found = [token.alternatives()[1] for token in _tokens(_choices(data)[0])]

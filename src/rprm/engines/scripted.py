@@ -104,8 +104,8 @@ class ScriptedEngine:
         num_steps, num_tokens, is_lost = sampling.num_steps or 1, draw.randint(100, 800), draw.random() < self.lost
         leans = _draw(prompt, Sampling(), "first error") if draw.random() >= self.noise else draw
         index = -1 if leans.random() < self.yes_rate else leans.randrange(num_steps)
-        if prompt.reply.endswith("\\boxed{"):
-            return ScriptedReply(f"{index}", None, 2)
+        if prompt.reply.endswith("\\boxed"):
+            return ScriptedReply(f"{{{index}", None, 2)
         ending = "" if is_lost and sampling.temperature else f" \\boxed{{{index}}}"
         return ScriptedReply(f"Critique {draw.getrandbits(32):08x} of the solution.{ending}", None, num_tokens)
 

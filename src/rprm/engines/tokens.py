@@ -6,7 +6,7 @@ import re
 import sys
 import time
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -88,22 +88,27 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, reply: str = "") -> list[int]:
     chat; `prompt.reply`) is written in ordinary tokens, or refused where there are none. So are, in `reply`, which the
     model wrote, special tokens and those that the prompt spells, but not the tags of its thinking.
 
-    The reply is `prompt.reply` and then `reply`; a `thinking_opening` that the template writes too counts once. Line
-    ends at its end have the tokens that they have before a word: a reply that steps are added to begins as before.
+    The reply is `prompt.reply` and then `reply`; a `thinking_opening` that the template writes too counts once. White
+    space that `prompt.reply` begins with may share a token with the line end before it, as in one text. Line ends at
+    its end have the tokens that they have before a word: a reply that steps are added to begins as before.
     """
-    control = control_tokens(tokenizer)
+    control, is_bare = control_tokens(tokenizer), True
     if prompt.chat and getattr(tokenizer, "chat_template", None):
-        ids = _apply_chat_template(tokenizer, prompt.messages, control)
+        laid_out = _apply_chat_template(tokenizer, prompt.messages, control)
     else:
         plain = Filled.record("".join(f"{message.content}\n\n" for message in prompt.messages))
         # A raw prompt writes its own special tokens.
         raw = Filled("\n\n").join(Filled(message.content, message.records) for message in prompt.messages)
-        ids = _encode(tokenizer, plain if prompt.chat else raw, control)
+        laid_out, is_bare = (plain if prompt.chat else raw), False
+    ids = _encode(tokenizer, laid_out, control, bare=is_bare)
     written = prompt.reply + reply
     begun = written.removeprefix(thinking_opening(tokenizer, prompt, ids))
     if not begun:
         return ids
     num_given = max(0, len(prompt.reply) - (len(written) - len(begun)))
+    if (given := begun[:num_given]).lstrip() != given and not given.endswith("\n"):
+        ids = _encode(tokenizer, Filled("").join([laid_out, Filled.record(given)]), control, bare=is_bare)
+        begun, num_given = begun[num_given:], 0
     quotable = set(special_tokens(tokenizer).values())
     quotable |= set(_spellings(*control.values()).findall(prompt.text)) - set(chain.from_iterable(DELIMITERS))
     quoted = (match.span() for match in _spellings(*quotable).finditer(begun, num_given))
@@ -125,7 +130,7 @@ def thinking_opening(tokenizer: Any, prompt: Prompt, ids: Sequence[int]) -> str:
     return found[0] if found else ""
 
 
-def _apply_chat_template(tokenizer: Any, messages: Sequence[Message], control: dict[int, str]) -> list[int]:
+def _apply_chat_template(tokenizer: Any, messages: Sequence[Message], control: dict[int, str]) -> Filled:
     place = "RPRMTOKEN"  # stands for a token that a message spells while the template is rendered
     while any(place in message.content for message in messages):
         place += "X"
@@ -142,7 +147,7 @@ def _apply_chat_template(tokenizer: Any, messages: Sequence[Message], control: d
         return _apply_chat_template(tokenizer, [first, *messages[2:]], control)
     parts = re.split(rf"{place}(\d+)X", rendered)  # the spellings come back as a record's
     filled = [Filled.record(control[int(part)]) if index % 2 else Filled(part) for index, part in enumerate(parts)]
-    return _encode(tokenizer, Filled("").join(filled), control, bare=True)
+    return Filled("").join(filled)
 
 
 @_refused("the chat template fails")
@@ -315,6 +320,15 @@ class TokenTranscript(Transcript):
         choices = tuple(choice for choice in self._choices if choice.start < len(self.text))
         counts = (self._num_prompt_tokens, num_cached)
         return Completion(self.text, self.num_tokens, self.finish_reason or "", *counts, choices, self.ended)
+
+
+def spelled(tokenizer: Any, tokens: Iterable[tuple[int, float]]) -> dict[str, float]:
+    """Probabilities of tokens by their texts; what several of them write has their sum."""
+    found: dict[str, float] = {}
+    for id_, probability in tokens:
+        text = tokenizer.decode([id_])
+        found[text] = found.get(text, 0.0) + probability
+    return found
 
 
 def detokenizer(tokenizer: Any, prompt_ids: Sequence[int]) -> Callable[[int], str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import KW_ONLY, dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
@@ -16,7 +17,7 @@ from rprm import ranges
 from rprm.embedded import JUDGE
 from rprm.engines.base import Completion, EngineInfo, Sampling, clipped
 from rprm.engines.loading import identity, load_model, placement
-from rprm.engines.tokens import TokenTranscript, VerdictTokens, encode_prompt
+from rprm.engines.tokens import TokenTranscript, VerdictTokens, encode_prompt, spelled
 from rprm.errors import EngineError, RequestRefused
 from rprm.plugins import check_options
 from rprm.prompts.template import Prompt
@@ -63,9 +64,17 @@ class TransformersEngine:
         return completion
 
     async def choose(self, prompt: Prompt, text: str, verdict: VerdictFormat) -> VerdictChoice:
+        from rprm.engines.worker import yes_no
+
         worker, ids, _ = self._encoded(prompt, 1, text)
-        answers = VerdictTokens.of(self.tokenizer, verdict)
+        answers = partial(yes_no, tokens=VerdictTokens.of(self.tokenizer, verdict))
         return VerdictChoice(len(text), *await worker.ask(ids, answers, Sampling(temperature=0.0)))
+
+    async def next_tokens(self, prompt: Prompt, text: str) -> dict[str, float]:
+        from rprm.engines.worker import likeliest
+
+        worker, ids, _ = self._encoded(prompt, 1, text)
+        return spelled(self.tokenizer, await worker.ask(ids, likeliest, Sampling(temperature=0.0)))
 
     async def aclose(self) -> None:
         worker, self._worker = self._worker, None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import os
 import re
 import uuid
@@ -20,7 +21,7 @@ from typing import Any, Literal
 from rprm import ranges
 from rprm.engines.base import Completion, EngineInfo, Sampling, clipped
 from rprm.engines.loading import ADAPTER_CONFIG, adapter_details, find_file, identity, named_base
-from rprm.engines.tokens import TokenTranscript, VerdictTokens, encode_prompt, probe
+from rprm.engines.tokens import TokenTranscript, VerdictTokens, encode_prompt, probe, spelled
 from rprm.errors import EngineError, EngineUnavailable, RequestRefused
 from rprm.folders import model_files, read_object, try_out
 from rprm.plugins import check_options
@@ -28,6 +29,7 @@ from rprm.prompts.template import Prompt
 from rprm.verdict import VerdictChoice, VerdictFormat, logsumexp
 
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM reserves room for
+_LISTED = 20  # tokens that vLLM lists of those that may follow a text (its max_logprobs)
 _OURS = ("target", "spec", "concurrency", "context_length", "adapter")  # options that are not vLLM's own
 _SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 _encode_prompt = lru_cache(maxsize=1024)(encode_prompt)  # the K analyses of a step have one prompt
@@ -130,6 +132,15 @@ class VLLMEngine:
                     return VerdictChoice(len(text), *_yes_no(logprobs, 0, answers))
         raise EngineUnavailable("vLLM gave up a second forward pass; its log says why")
 
+    async def next_tokens(self, prompt: Prompt, text: str) -> dict[str, float]:
+        tokenizer = self._running()
+        ids, greedy = encode_prompt(tokenizer, prompt, text), Sampling(temperature=0.0, max_tokens=1)
+        async with aclosing(self._outputs(ids, greedy, None, num_listed=_LISTED)) as outputs:
+            async for output in outputs:
+                if logprobs := output.outputs[0].logprobs:
+                    return spelled(tokenizer, ((id_, math.exp(one.logprob)) for id_, one in logprobs[0].items()))
+        raise EngineUnavailable("vLLM gave up a second forward pass; its log says why")
+
     async def aclose(self) -> None:
         llm, self._llm = self._llm, None
         if llm is None:
@@ -152,9 +163,10 @@ class VLLMEngine:
         return self._tokenizer
 
     async def _outputs(
-        self, ids: Sequence[int], sampling: Sampling, answers: VerdictTokens | None
+        self, ids: Sequence[int], sampling: Sampling, answers: VerdictTokens | None, num_listed: int = 0
     ) -> AsyncGenerator[Any, None]:
-        """vLLM's outputs for one sample, the new tokens in each; to close or cancel this gives up the sample."""
+        """vLLM's outputs for one sample, the new tokens in each, with log-probabilities of the answers, or of so many
+        of the likeliest tokens; to close or cancel this gives up the sample."""
         from vllm import SamplingParams
         from vllm.exceptions import VLLMClientError
         from vllm.sampling_params import RequestOutputKind
@@ -168,6 +180,8 @@ class VLLMEngine:
             options |= {"max_tokens": max_tokens, "detokenize": False, "output_kind": RequestOutputKind.DELTA}
             if answers is not None:
                 options |= {"logprob_token_ids": list(answers.words), "flat_logprobs": True}
+            elif num_listed:
+                options |= {"logprobs": num_listed}
             prompt = {"type": "token", "prompt_token_ids": list(ids)}
             further = {"lora_request": self._lora_request}
             async with aclosing(llm.generate(prompt, SamplingParams(**options), request_id, **further)) as stream:

@@ -13,7 +13,7 @@ import secrets
 import threading
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -36,6 +36,7 @@ AnyRequest = TypeVar("AnyRequest", bound="Request")
 KeyValues = tuple[torch.Tensor, torch.Tensor]  # of one layer, each [rows, heads, columns, size]
 _HEADROOM = 256  # columns allocated beyond those of the longest row, so that decoding seldom copies
 _PREFILL_CHUNK = 2048  # prompt tokens in one forward pass
+_LISTED = 64  # tokens, of those that may follow a text
 _NUCLEUS_GUESS = 256  # tokens that nucleus sampling sorts at first; it sorts all where their mass is below top_p
 
 
@@ -112,7 +113,7 @@ class BatchRow(Request):
 
     ids: list[int]
     sampling: Sampling
-    wanted: TokenTranscript | VerdictTokens
+    wanted: TokenTranscript | Callable[[torch.Tensor], Any]
     generator: torch.Generator
     num_cached: int = 0
     slot: int = -1
@@ -135,8 +136,10 @@ class Decoder(ModelWorker[BatchRow]):
         self.end_tokens = {*(ends if isinstance(ends, list) else [ends]), engine.tokenizer.eos_token_id}
         self.start()
 
-    async def ask(self, ids: list[int], wanted: TokenTranscript | VerdictTokens, sampling: Sampling) -> Any:
-        """The completion of a transcript, or the log-probabilities of Yes and of No right after `ids`."""
+    async def ask(
+        self, ids: list[int], wanted: TokenTranscript | Callable[[torch.Tensor], Any], sampling: Sampling
+    ) -> Any:
+        """The completion of a transcript, or what a function makes of the logits [vocabulary] right after `ids`."""
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         return await self.submit(BatchRow(ids, sampling, wanted, torch.Generator().manual_seed(seed)))
 
@@ -217,13 +220,13 @@ class Decoder(ModelWorker[BatchRow]):
         unfinished = []
         for row, of_row, token in zip(rows, logits, sample(logits, rows), strict=True):
             row.token, transcript = token, row.wanted
-            if isinstance(transcript, VerdictTokens):
-                row.answer(_yes_no(of_row, transcript))
+            if not isinstance(transcript, TokenTranscript):
+                row.answer(transcript(of_row))
                 continue
             if token in self.end_tokens:
                 transcript.end()
             else:
-                transcript.add_token(token, partial(_yes_no, of_row))
+                transcript.add_token(token, partial(yes_no, of_row))
                 if transcript.finish_reason is None and transcript.num_tokens >= row.sampling.max_tokens:
                     transcript.finish_reason = "length"
             if transcript.finish_reason is None:
@@ -269,10 +272,16 @@ def _invert(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(cumulative, wanted, right=True)[:, 0]
 
 
-def _yes_no(logits: torch.Tensor, tokens: VerdictTokens) -> tuple[float, float]:
+def yes_no(logits: torch.Tensor, tokens: VerdictTokens) -> tuple[float, float]:
     """Log-probabilities of Yes and of No from logits [vocabulary], before temperature and top-p."""
     logprobs = logits.double().log_softmax(-1)
     return float(logprobs[list(tokens.yes)].logsumexp(0)), float(logprobs[list(tokens.no)].logsumexp(0))
+
+
+def likeliest(logits: torch.Tensor) -> list[tuple[int, float]]:
+    """The likeliest tokens from logits [vocabulary], with their probabilities before temperature and top-p."""
+    top = logits.double().softmax(-1).topk(min(_LISTED, len(logits)))
+    return list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
 
 
 class BatchCache(Cache):  # type: ignore[misc]  # transformers is untyped

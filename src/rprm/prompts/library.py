@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 from urllib.parse import parse_qsl
 
 from rprm.embedded import JUDGE
@@ -62,10 +64,28 @@ class TemplateShelf(Generic[AnyTemplate]):
             wrong = f"not UTF-8 text: byte {error.start} cannot be decoded"
         if wrong:
             known = f"give a file (.toml, .txt), a model folder, or one of {', '.join(self.names())}"
-            raise PromptError(f"{self.kind.KIND} {str(source)!r:.200}: {wrong}; {known}")
+            hint = self._hint(lambda shelf: source in shelf.names())
+            raise PromptError(f"{self.kind.KIND} {str(source)!r:.200}: {wrong}; {known}{hint}")
         if path.suffix == ".txt":
             return self.kind(name=path.stem, user=text.removesuffix("\n"))
-        return self.kind.from_toml(text, str(path))
+
+        def reads(shelf: TemplateShelf[Any]) -> bool:
+            with suppress(PromptError):
+                return bool(shelf.kind.from_toml(text, str(path)))
+            return False
+
+        try:
+            return self.kind.from_toml(text, str(path))
+        except PromptError as error:
+            raise PromptError(f"{error}{self._hint(reads)}") from None
+
+    def _hint(self, fits: Callable[[TemplateShelf[Any]], bool]) -> str:
+        """What else a source is that is no template of this kind."""
+        uses = {"critic": "--critic here, or --model critic:SPEC", "policy": "--policy, or --policy-prompt"}
+        others = (shelf for shelf in (PROMPTS, POLICIES, CRITICS) if shelf is not self and fits(shelf))
+        kind = next((shelf.kind.KIND for shelf in others), None)
+        use = uses.get(str(kind).split()[0], "of a judge")
+        return f"; it is a {kind} ({use})" if kind else ""
 
     def carried(self, model: str) -> Path | None:
         """The template in the folder that a model's spec names, or beside its adapter. A hub id carries none: its files

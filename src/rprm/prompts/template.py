@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property, lru_cache
+from itertools import cycle, zip_longest
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Self
 
@@ -197,7 +198,13 @@ class PromptTemplate(Template):
     `step_format`) or both `{{previous_steps}}` (those before it, likewise; `no_previous_steps` where it is the first)
     and `{{step}}` (the judged step's bare text); `{{step_number}}` (1-based); for a judge that looks ahead
     `{{next_steps}}` (those after it, likewise; `no_next_steps` where it is the last that is known). `{{open_braces}}`
-    stands for two literal opening braces. `stop` ends a reply wherever it begins; empty for none."""
+    stands for two literal opening braces. `stop` ends a reply wherever it begins; empty for none.
+
+    The reply begins with `reply` (with `{{step_number}}`; with `chat = false` the text ends with it). A verdict that an
+    analysis lacks is asked for with `ask`, as it stands; where that is empty, with a blank line and the marker. With
+    `next_user`, the user message of every step but the first, the prompt is a conversation: each earlier step and, as
+    `earlier` lays it out, its `{{analysis}}` are turns; with `chat = false` nothing stands between them.
+    """
 
     KIND = "prompt template"
     NAMES = ("problem", "steps", "previous_steps", "step", "step_number", "next_steps")
@@ -207,13 +214,22 @@ class PromptTemplate(Template):
     no_previous_steps: str = "None: this is the first step."
     no_next_steps: str = "None: this is the last step."
     stop: str = ""
+    reply: str = ""
+    ask: str = ""
+    next_user: str = ""
+    earlier: str = "{{analysis}}"
     verdict: VerdictFormat = field(default_factory=VerdictFormat)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         used = self._check_names("user", self.user, self.NAMES)
-        if "steps" not in used and not {"previous_steps", "step"} <= used:
+        if "steps" not in used and not ({"step"} if self.next_user else {"previous_steps", "step"}) <= used:
             raise self._error("user needs {{steps}}, or both {{previous_steps}} and {{step}}")
+        if self.next_user and not {"steps", "step"} & self._check_names("next_user", self.next_user, self.NAMES):
+            raise self._error("next_user has no {{step}}")
+        if "analysis" not in self._check_names("earlier", self.earlier, ("analysis",)):
+            raise self._error("earlier has no {{analysis}}")
+        self._check_names("reply", self.reply, ("step_number",))
         if "step" not in self._check_names("step_format", self.step_format, ("number", "step")):
             raise self._error("step_format has no {{step}}")
         if not self.verdict.marker.strip():
@@ -227,15 +243,37 @@ class PromptTemplate(Template):
         return "next_steps" in _pieces(self.user)[1::2]
 
     def _content(self) -> dict[str, str | bool]:
-        values = super()._content()
-        return values if self.looks_ahead else {key: text for key, text in values.items() if key != "no_next_steps"}
+        unused = {"reply": "", "ask": "", "next_user": "", "earlier": "{{analysis}}"}
+        unused |= {} if self.looks_ahead else {"no_next_steps": self.no_next_steps}
+        return {key: text for key, text in super()._content().items() if unused.get(key) != text}
 
-    def render(self, problem: str, steps: Sequence[str], step_index: int) -> Prompt:
+    def render(self, problem: str, steps: Sequence[str], step_index: int, analyses: Sequence[str] = ()) -> Prompt:
         """The prompt that judges `steps[step_index]` (0-based, else `PromptError`); later steps have no influence on
         it, unless it looks ahead. The marker of a verdict does not stand in what comes from the record
-        (`VerdictFormat.disarmed`)."""
+        (`VerdictFormat.disarmed`). A conversation needs the `analyses` of all earlier steps."""
         if not 0 <= step_index < len(steps):
             raise self._error(f"step_index {step_index} is out of range: the solution has {len(steps)} steps")
+        if self.next_user and len(analyses) != step_index:
+            raise self._error("each earlier analysis is a turn of its prompt: it judges, and makes no rows to train on")
+        asked = [
+            _fill(_pieces((self.next_user if at else "") or self.user), self._values(problem, steps, at))
+            for at in range(0 if self.next_user else step_index, step_index + 1)
+        ]
+        said = [_fill(_pieces(self.earlier), {"analysis": Filled.record(text)}) for text in analyses[: len(asked) - 1]]
+        turns = [turn for pair in zip_longest(asked, said) for turn in pair if turn is not None]
+        if not self.chat:
+            whole = Filled("").join([*turns, Filled(self.reply_to(step_index))])
+            return Prompt((Message("user", whole.text, whole.records),), chat=False)
+        messages = [Message("system", self.system)] * bool(self.system)
+        messages += [Message(role, turn.text) for role, turn in zip(cycle(("user", "assistant")), turns, strict=False)]
+        return Prompt(tuple(messages), reply=self.reply_to(step_index))
+
+    def reply_to(self, step_index: int) -> str:
+        """What the reply that judges a step begins with."""
+        return _fill(_pieces(self.reply), {"step_number": Filled(str(step_index + 1))}).text
+
+    def _values(self, problem: str, steps: Sequence[str], step_index: int) -> dict[str, Filled]:
+        """What the placeholders of a user message stand for."""
         problem, step = map(self.verdict.disarmed, (problem, steps[step_index]))
         known = steps if self.looks_ahead else steps[: step_index + 1]
         listed = [_listed(self, number, one) for number, one in enumerate(known, 1)]
@@ -244,13 +282,13 @@ class PromptTemplate(Template):
         values = {"problem": Filled.record(problem), "steps": separator.join(listed[: step_index + 1])}
         values |= {"step": Filled.record(step), "step_number": Filled(str(step_index + 1))}
         values |= {"previous_steps": previous}
-        values |= {"next_steps": separator.join(later) if later else Filled(self.no_next_steps)}
-        return self._prompt(values)
+        return values | {"next_steps": separator.join(later) if later else Filled(self.no_next_steps)}
 
     def take_apart(self, text: str) -> tuple[str, list[str]] | None:
         """What `render` was given to make a user message: problem, steps up to the judged one; None where it makes no
-        such text, or it looks ahead. Of several ways the one with the shortest problem and earlier steps is taken."""
-        if self.looks_ahead:
+        such text, looks ahead or makes a conversation. Of several ways the one with the shortest problem and earlier
+        steps is taken."""
+        if self.looks_ahead or self.next_user:
             return None
         first, *pieces = _pieces(self.step_format)
         joint = [pieces[-1] + self.step_separator + first, *pieces[: pieces.index("step")]]

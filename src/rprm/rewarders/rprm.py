@@ -7,6 +7,7 @@ the seed and j alone.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import KW_ONLY, dataclass, replace
@@ -24,13 +25,16 @@ from rprm.stopping import StoppingRule, mean
 from rprm.thinking import with_thinking_closed
 from rprm.verdict import TwoAnswers, VerdictChoice, read_verdict
 
+_TURNS = 8192  # first analyses that are kept for conversations
+
 
 @dataclass(eq=False)
 class Judge:
     """A reasoning-driven process reward model: an engine, a prompt template and a stopping rule.
 
     With `force_verdict`, where an analysis ends without a verdict, the marker (or the text given) is written after it
-    and P(Yes) read there; such analyses are marked `forced`.
+    and P(Yes) read there; such analyses are marked `forced`. Where the template makes a conversation, its earlier turns
+    have the first analysis of each earlier step, up to its verdict.
     """
 
     engine: Engine
@@ -50,6 +54,7 @@ class Judge:
         self.threshold, self.concurrency = self.rule.threshold, self.engine.concurrency
         #: The event loop, and its places for prompts.
         self._places: tuple[object, asyncio.Semaphore] = None, asyncio.Semaphore(self.concurrency)
+        self._turns: dict[bytes, str] = {}  # the first analysis of a prompt, as the turn of a conversation
 
     def in_full(self) -> Judge:
         return replace(self, rule=replace(self.rule, stopping="none"), first_error_exit=False)
@@ -70,12 +75,12 @@ class Judge:
         judge_step = partial(self.judge_step, solution.problem, solution.steps, ledger=ledger)
         indices = iter(range(len(solution.steps)))
         steps: list[StepReward] = []
-        if not self.first_error_exit:
+        if not self.first_error_exit and not self.template.next_user:
             async with aclosing(in_order(indices, judge_step, width=self.concurrency)) as judged:
                 steps = [step async for _, step in judged]
         for step in map(judge_step, indices):
             steps.append(await step)
-            if (reward := steps[-1].reward) is not None and reward < self.threshold:
+            if self.first_error_exit and (reward := steps[-1].reward) is not None and reward < self.threshold:
                 break
         return solution_reward(solution, steps, self.threshold)
 
@@ -93,9 +98,28 @@ class Judge:
         no more are rendered at once than requests fill the engine."""
         if self._places[0] is not (loop := asyncio.get_running_loop()):
             self._places = loop, asyncio.Semaphore(self.concurrency)
+        turns: list[str] = []
+        for index in range(step_index if self.template.next_user else 0):
+            key = _key(self.template.render(problem, steps, index, turns))
+            if key not in self._turns:
+                await self._draw(problem, steps, index, range(1), ledger, turns)
+            turns.append(self._turns[key])
+        return await self._draw(problem, steps, step_index, samples, ledger, turns)
+
+    async def _draw(
+        self, problem: str, steps: Steps, step_index: int, samples: range, ledger: Ledger | None, turns: Sequence[str]
+    ) -> list[Analysis]:
         async with self._places[1]:
-            prompt = self.template.render(problem, steps, step_index)
-            return await draw(partial(self._write, prompt), prompt, self.sampling, samples, ledger, f"{step_index}.")
+            prompt = self.template.render(problem, steps, step_index, turns)
+            write, scope = partial(self._write, prompt), f"{step_index}."
+            analyses = await draw(write, prompt, self.sampling, samples, ledger, scope)
+        if self.template.next_user and 0 in samples:
+            verdict = self.template.verdict.find(text := analyses[0].text)
+            said = text if verdict is None else text[: verdict.end]
+            self._turns[_key(prompt)] = self.template.reply_to(step_index) + said
+            while len(self._turns) > _TURNS:
+                self._turns.pop(next(iter(self._turns)))
+        return analyses
 
     def reward(self, step_index: int, analyses: Sequence[Analysis], failure: str | None = None) -> StepReward:
         p_yes = [analysis.p_yes for analysis in analyses if analysis.p_yes is not None]
@@ -118,10 +142,11 @@ class Judge:
                 choice, source = second, "second pass"
         elif self.force_verdict and completion.finish_reason not in WITHHELD:
             question = form.marker if self.force_verdict is True else self.force_verdict
-            asked = f"{with_thinking_closed(text)}\n\n{question}"
+            own = self.template.ask if self.force_verdict is True else ""
+            asked = text + own if own else f"{with_thinking_closed(text)}\n\n{question}"
             if (choice := await self._choose(prompt, asked)) is not None:
                 yes, forced, source = choice.p_yes >= 0.5, True, "logprobs"
-                text = f"{asked} {form.yes if yes else form.no}"
+                text = f"{asked}{'' if own else ' '}{form.yes if yes else form.no}"
         p_yes = choice.p_yes if choice is not None else None if yes is None else float(yes)
         return Analysis(
             text=text, verdict=yes, p_yes=p_yes, p_yes_source=source, forced=forced, num_tokens=completion.num_tokens,
@@ -136,3 +161,7 @@ class Judge:
             return await self.engine.choose(prompt, text, answers)
         except RequestRefused:
             return None
+
+
+def _key(prompt: Prompt) -> bytes:
+    return hashlib.blake2b(prompt.text.encode(), digest_size=16).digest()
