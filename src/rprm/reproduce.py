@@ -106,14 +106,15 @@ class Reproduction:
     def commands(self, threshold: Callable[[], str] = lambda: "THRESHOLD") -> Iterator[tuple[Path, list[str]]]:
         """The folder and the words of each stage's command; a `threshold` that an earlier one finds is asked for in
         its turn."""
-        judged = "--scores" if self.model and Path(self.model).is_file() else "--model"
+        scores = self.model if self.model and Path(self.model).is_file() else None
         data = [] if self.data is None else ["--data", self.data]
         limit = [] if self.limit is None else ["--limit", str(self.limit)]
         options = [*self.row.options, *self.options]
         values: dict[str, list[str]] = {
-            "{model}": [judged, self.model or self.row.model or "MODEL"],
+            "{model}": ["--scores" if scores else "--model", self.model or self.row.model or "MODEL"],
             "{policy}": ["--policy", self.policy or self.row.table.policy],
             "{options}": options,
+            "{data}": [*data, *limit],
             "{given}": [*options, *data, *limit],
             "{missing}": [one for one in self.options if one == "--allow-missing"],
             "{sets}": [",".join(_SETS)],
@@ -126,7 +127,7 @@ class Reproduction:
                 words = shlex.split(command)
                 values |= {"{threshold}": [threshold()]} if "{threshold}" in words else {}
                 yield folder, [part for word in words for part in values.get(word, [word])]
-            values[f"{{{stage}}}"] = [str(folder)]
+            values[f"{{{stage}}}"] = [scores or str(folder)]
 
     def run(self, on_stage: Callable[[list[str]], None] = lambda words: None) -> dict[str, Any]:
         """Run what is not complete yet; returns ours beside the published figures, which `summary.json` keeps. An
