@@ -14,6 +14,8 @@ import pytest
 from typer.testing import CliRunner
 
 from rprm.errors import EngineError, RprmError
+from rprm.files import read_json
+from rprm.reproduce import Reproduction, published_rows
 from rprm.rewarders import load_rewarder
 from rprm.rewarders.classifier import Classifier
 from rprm.rewarders.rprm import Judge
@@ -111,6 +113,25 @@ def test_judge_and_bench_take_a_classifier(qwen_folder: Path, tmp_path: Path) ->
     refused = rprm("judge", data, "--model", model, "-k", 3)
     assert refused.returncode == 1
     assert "leave out num_analyses" in refused.stderr
+
+
+@pytest.mark.slow
+def test_published_rows_of_classifiers(
+    qwen_folder: Path, excerpts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A classifier has no early stopping: its one run is measured at several thresholds, and the threshold of the
+    highest F1 on GSM8K is among them."""
+    warm_torch().take_stages(monkeypatch)
+    model, data = f"classifier:{qwen_folder}", str(excerpts / "processbench" / "gsm8k.jsonl")
+    for name in ("skywork-prm-7b", "qwen-prm800k-7b-by-threshold"):
+        row = published_rows()[f"processbench/{name}"]
+        Reproduction(row, tmp_path, model=model, data=data, limit=8).run()
+    folder = tmp_path / "processbench"
+    curve = read_json(folder / "skywork-prm-7b" / "judge" / "measurement.json")["curve"]
+    tuned = read_json(folder / "skywork-prm-7b" / "tuned" / "measurement.json")["figures"]["gsm8k"]["f1"]["value"]
+    assert tuned == max(value for value in curve["f1"]["gsm8k"] if value is not None)
+    at = read_json(folder / "qwen-prm800k-7b-by-threshold" / "at-0.45" / "measurement.json")["figures"]
+    assert at["gsm8k"]["f1"]["value"] == curve["f1"]["gsm8k"][curve["threshold"].index(0.45)]
 
 
 @pytest.mark.slow
