@@ -158,6 +158,18 @@ def test_a_row_that_needs_training_prints_how(tmp_path: Path) -> None:
     assert [line.split()[1:5] for line in lines] == [["bench", "processbench", "--model", "vllm:mine"]]
 
 
+def test_no_password_is_printed_or_kept(tmp_path: Path) -> None:
+    spec = "critic:openai:m@http://me:hidden@localhost:9/v1"
+    arguments = ["reproduce", "processbench/gpt-4o", "--model", spec, "--dry-run"]
+    assert "hidden" not in CliRunner().invoke(app, arguments).stdout
+    data = str(EXCERPTS / "processbench")
+    with pytest.raises(RunError) as caught:
+        Reproduction(ROWS["processbench/gpt-4o"], tmp_path, model=spec, data=data, limit=1).run()
+    kept = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    assert kept
+    assert "hidden" not in "".join([str(caught.value), *kept])
+
+
 def test_mistakes() -> None:
     done = warm_cli().run([sys.executable, "-m", "rprm", "reproduce", "processbench/r-prm"])
     assert done.returncode == 1
@@ -271,9 +283,12 @@ def test_a_stage_that_fails_ends_the_row(scored: dict[str, str], tmp_path: Path)
     with pytest.raises(RunError, match="math-1"):
         Reproduction(row, tmp_path / "out", **scored).run()
     assert not (tmp_path / "out" / row.name / "summary.json").exists()
-    # The missing one counts as wrong where that is asked for, and it is said.
+    # The missing one counts as wrong where that is asked for, a row that cannot be used not at all; both are said.
+    with Path(scored["data"]).open("a") as stream:
+        stream.write('{"id": "math-2", "problem": "P?", "steps": [], "label": -1}\n')
     told = Reproduction(row, tmp_path / "two", **scored, options=("--allow-missing",)).run()["differs"]
     assert "1 items have no prediction, and count as wrong" in told
+    assert "1 rows of the data could not be used" in told
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from rprm.benchmarks.mathematics import AVERAGE, SETS
 from rprm.errors import InputError
 from rprm.files import read_json
 from rprm.runs import Run, versions
+from rprm.showing import message
 from rprm.subcommands import Subcommand, is_complete
 
 MEASUREMENT = "measurement.json"
@@ -106,7 +107,7 @@ class Reproduction:
     def commands(self, threshold: Callable[[], str] = lambda: "THRESHOLD") -> Iterator[tuple[Path, list[str]]]:
         """The folder and the words of each stage's command; a `threshold` that an earlier one finds is asked for in
         its turn."""
-        scores = self.model if self.model and Path(self.model).is_file() else None
+        scores = self.model if self.model and Path(self.model).exists() else None
         data = [] if self.data is None else ["--data", self.data]
         limit = [] if self.limit is None else ["--limit", str(self.limit)]
         options = [*self.row.options, *self.options]
@@ -138,7 +139,8 @@ class Reproduction:
             raise InputError(f"{self.row.name}: it has no model of its own, give --model SPEC ({why})")
         if self.before is not None:
             self.before.run(on_stage)
-        settings = {"row": self.row.name, "commands": [shlex.join(words) for _, words in self.commands()]}
+        commands = [message(shlex.join(words)) for _, words in replace(self, root=Path("OUTPUT")).commands()]
+        settings = {"row": self.row.name, "commands": commands}
         with Run(self.folder, stage="reproduce", settings=settings, session={"versions": versions()}) as run:
             for folder, words in self.commands(self._best_threshold):
                 is_measured = words[0] == "bench"
@@ -166,7 +168,7 @@ class Reproduction:
             stage, _, figure = name.rpartition(":")
             ours = _figure(measured[stage or last], figure)
             figures[name] = {"published": published, "ours": ours and ours.as_dict()}
-        return {"row": self.row.name, "figures": figures, "differs": list(self._differs(measured))}
+        return {"row": self.row.name, "figures": figures, "differs": list(map(message, self._differs(measured)))}
 
     def _differs(self, measured: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         """In what ours is not the published row, as far as it is known."""
@@ -181,6 +183,8 @@ class Reproduction:
             yield f"{number:,} of {row.table.items:,} items{data}"
         if self.options:
             yield f"further options: {shlex.join(self.options)}"
+        if rejected := first.get("rejected_rows"):
+            yield f"{rejected:,} rows of the data could not be used"
         if missing := max(len(one.get("missing_items", ())) for one in measured.values()):
             yield f"{missing:,} items have no prediction, and count as wrong"
         yield from (*row.table.differs, *row.notes)

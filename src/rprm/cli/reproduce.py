@@ -17,14 +17,14 @@ from rprm.errors import InputError
 if TYPE_CHECKING:
     from rprm.reproduce import PublishedRow
 
-_MODEL = "In place of the row's: as for `rprm judge`; for `bench` also a file of scores, or a run."
+_MODEL = "In place of the row's: as for `rprm judge`; of a row that is judged once also a file of scores, or a run."
 _OPTIONS = "Of the command that judges, or samples."
 
 
 @with_options
 def reproduce(
     row: Annotated[str, typer.Argument(metavar="ROW|list", help="TABLE/ROW; `list` names all.")],
-    model: Annotated[str | None, "--model", "-m", {"metavar": "SPEC|FILE"}, _MODEL] = None,
+    model: Annotated[str | None, "--model", "-m", {"metavar": "SPEC|FILE|RUN"}, _MODEL] = None,
     policy: Annotated[str | None, "--policy", "-p", {"metavar": "SPEC"}, "In place of the row's."] = None,
     data: Annotated[str | None, {"metavar": "PATH"}, "In place of the hub: a folder, or one file."] = None,
     limit: Annotated[ranges.Rows | None, "The first N items alone (of each subset, class or set)."] = None,
@@ -40,7 +40,7 @@ def reproduce(
     command that judges, as in: rprm reproduce processbench/qwen2.5-72b -- --prompt mine.toml
     """
     from rprm.reproduce import Reproduction, published_rows
-    from rprm.showing import shown
+    from rprm.showing import message
     from rprm.terminal import Terminal
 
     rows = published_rows()
@@ -55,12 +55,12 @@ def reproduce(
             print(command)
         stages = (stage for one in (chosen.before, chosen) if one is not None for stage in one.commands())
         for folder, words in stages:
-            print(shown(shlex.join(["rprm", *words, "--output", str(folder)])))
+            print(message(shlex.join(["rprm", *words, "--output", str(folder)])))
         if any("{threshold}" in command for command in chosen.row.table.stages.values()):
             print("# THRESHOLD has the highest F1 on gsm8k in the curve of judge/measurement.json")
         return
     errors = Terminal(stderr=True)
-    found = chosen.run(lambda words: errors.print(f"$ rprm {shown(shlex.join(words))}", style="dim", soft_wrap=True))
+    found = chosen.run(lambda words: errors.print(f"$ rprm {message(shlex.join(words))}", style="dim", soft_wrap=True))
     if json:
         print(dumps(found, ensure_ascii=False))
     else:
