@@ -116,8 +116,10 @@ def sample(
     """Let a policy write N solutions of each problem. The same command resumes a killed run.
 
     Exit code 3 says that some rows were rejected."""
-    if after is not None and (which.sets is not None or which.problems is not None):
-        raise InputError(f"{after} is a run and has its problems with it: leave out --set and --problems")
+    if after is not None and which != ProblemOptions(limit=which.limit):
+        raise InputError(
+            f"{after} is a run and has its problems with it: leave out --set, --problems and their options"
+        )
     problems, begun = (which.read(), None) if after is None else _begun(after, which.limit)
     totals = how.sample(policy, seed, problems, which.settings, run.output, run.strict, run.add, begun)
     run.show(totals)
