@@ -254,6 +254,17 @@ def test_ours_beside_the_published(scored: dict[str, str], tmp_path: Path) -> No
     assert "not measured" in lines["omnimath.f1"]
 
 
+def test_a_run_in_place_of_a_model(tmp_path: Path, mathematics: Path) -> None:
+    """It is measured, and nothing is judged again."""
+    data = str(EXCERPTS / "processbench" / "gsm8k.jsonl")
+    first = reproduction("processbench/r-prm-7b-dpo", tmp_path, mathematics, data=data, limit=6)
+    judged = str(first.folder / "judge")
+    ours = {name: both["ours"] for name, both in first.run()["figures"].items()}
+    again = Reproduction(ROWS["processbench/qwen-prm-7b"], tmp_path, model=judged, data=data, limit=6)
+    assert next(again.commands())[1][2:4] == ["--scores", judged]
+    assert {name: both["ours"] for name, both in again.run()["figures"].items()} == ours
+
+
 @pytest.mark.slow
 def test_the_threshold_is_chosen_on_gsm8k(scored: dict[str, str], tmp_path: Path) -> None:
     """Errors score 0.2 and 0.4, the right solutions 0.35, 0.6 and 0.9 at their lowest. A threshold in (0.2, 0.35] gives

@@ -4,6 +4,7 @@ rows are in `reproduce.toml`, which says how to read them."""
 
 from __future__ import annotations
 
+import os
 import shlex
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from rprm.benchmarks import Figure
 from rprm.benchmarks.mathematics import AVERAGE, SETS
 from rprm.errors import InputError
 from rprm.files import read_json
-from rprm.runs import Run, versions
+from rprm.runs import MANIFEST, Run, versions
 from rprm.showing import message
 from rprm.subcommands import Subcommand, is_complete
 
@@ -107,7 +108,8 @@ class Reproduction:
     def commands(self, threshold: Callable[[], str] = lambda: "THRESHOLD") -> Iterator[tuple[Path, list[str]]]:
         """The folder and the words of each stage's command; a `threshold` that an earlier one finds is asked for in
         its turn."""
-        scores = self.model if self.model and Path(self.model).exists() else None
+        made = self.model is not None and any(map(os.path.isfile, (self.model, os.path.join(self.model, MANIFEST))))
+        scores = self.model if made else None
         data = [] if self.data is None else ["--data", self.data]
         limit = [] if self.limit is None else ["--limit", str(self.limit)]
         options = [*self.row.options, *self.options]
