@@ -179,8 +179,11 @@ def _import_cli() -> None:
 
     import rprm.cli
     import rprm.engines.scripted
+    import rprm.report.measures
+    import rprm.report.searches
     import rprm.rewarders.rprm
     import rprm.runs
+    import rprm.search.measure
 
     for module in pkgutil.iter_modules(rprm.cli.__path__, "rprm.cli."):
         importlib.import_module(module.name)

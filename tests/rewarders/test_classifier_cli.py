@@ -14,6 +14,8 @@ import pytest
 from typer.testing import CliRunner
 
 from rprm.errors import EngineError, RprmError
+from rprm.files import read_json
+from rprm.reproduce import Reproduction, published_rows
 from rprm.rewarders import load_rewarder
 from rprm.rewarders.classifier import Classifier
 from rprm.rewarders.rprm import Judge
@@ -111,6 +113,22 @@ def test_judge_and_bench_take_a_classifier(qwen_folder: Path, tmp_path: Path) ->
     refused = rprm("judge", data, "--model", model, "-k", 3)
     assert refused.returncode == 1
     assert "leave out num_analyses" in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_published_row_of_a_classifier(qwen_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its one run is measured at the threshold with the highest F1 on GSM8K."""
+    warm_torch().take_stages(monkeypatch)
+    items = [
+        {"id": f"gsm8k-{n}", "problem": f"{n} + 1?", "steps": [f"It is {n}.", f"So {n + n}."], "label": n % 3 - 1}
+        for n in range(12)
+    ]
+    data = tmp_path / "items.jsonl"
+    data.write_text("".join(json.dumps(item) + "\n" for item in items))
+    row = published_rows()["processbench/skywork-prm-7b"]
+    found = Reproduction(row, tmp_path, model=f"classifier:{qwen_folder}", data=str(data)).run()
+    curve = read_json(tmp_path / row.name / "judge" / "measurement.json")["curve"]["f1"]["gsm8k"]
+    assert found["figures"]["gsm8k.f1"]["ours"]["value"] == max(value for value in curve if value is not None)
 
 
 @pytest.mark.slow

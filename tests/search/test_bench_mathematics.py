@@ -198,7 +198,6 @@ def test_a_guided_search_beside_best_of_n(data: Path, tmp_path: Path) -> None:
         (["--policy", "scripted:"], "say which problems the solutions are of: --set LIST"),
         (["--set", "amc23", "--policy", "scripted:", "--candidates", "f"], "two sources of solutions: give one"),
         (["run", "--set", "amc23", "--data", "DATA"], "runs have their problems with them: leave out --set, --data"),
-        (["run", "--output", "folder"], "--output keeps the solutions that --policy samples"),
         (["run"], "run is not a run folder: it has no manifest.json"),
         (["--set", "amc24"], "'amc24' is no mathematics set"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -89,6 +90,28 @@ def test_what_a_policy_thinks_is_no_step_and_no_part_of_the_solution_it_is_given
     assert candidate.steps == ("So b.",)
     # The text is kept as it was written: its answer is looked for after the thinking.
     assert candidate.text.startswith("<think>")
+
+
+def test_steps_of_its_thinking_are_steps_where_they_are_asked_for() -> None:
+    """The prompt continues what was thought, tag and all; nothing ends before the thinking does."""
+    asked: list[str] = []
+
+    def reply(prompt: Prompt, sampling: Sampling) -> ScriptedReply:
+        asked.append(prompt.reply)
+        text = "So 3.\n</think>\n\nThe answer is 3." if prompt.reply else "<think>\nWhat is 1 + 2?"
+        return ScriptedReply(text, None, 9, ended=True)
+
+    writer = replace(policy(reply)[0], thinking_steps=True)
+    first = asyncio.run(writer.next_step("1?", (), 0))
+    assert (first.text, first.ended) == ("<think>\nWhat is 1 + 2?", False)
+    second = asyncio.run(writer.next_step("1?", (first.text,), 0))
+    assert (second.text, second.ended) == ("So 3.\n</think>\n\nThe answer is 3.", True)
+    assert asked == ["", "<think>\nWhat is 1 + 2?\n\n"]
+    # The rest of a solution that is begun: all of it is the candidate, and the rest alone is paid for.
+    candidate = asyncio.run(writer.solve("1?", 0, begun=(first.text,)))
+    assert candidate.text == f"{first.text}\n\n{second.text}"
+    assert candidate.num_tokens == 9
+    assert asyncio.run(writer.start(stepwise=True))["thinking_steps"] is True
 
 
 @pytest.mark.parametrize("ended", [True, False, None])

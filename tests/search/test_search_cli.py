@@ -98,6 +98,33 @@ def test_accuracy_where_there_are_gold_answers(tmp_path: Path) -> None:
     assert accuracy["Best-of-2 (min)"] == accuracy["pass@2"] == 100.0
 
 
+def test_solutions_that_a_search_began_are_written_on(tmp_path: Path) -> None:
+    problems, guided, written = write_problems(tmp_path / "problems.jsonl", 4), tmp_path / "guided", tmp_path / "run"
+    options = "-p", "scripted:", "-m", "scripted:", "-k", 1, "--max-rounds", 1
+    done = rprm("guided", "--problems", problems, *options, "-o", guided)
+    assert done.returncode == 0, done.stderr
+    done = rprm("sample", "--policy", "scripted:", "--after", guided, "-n", 3, "--limit", 2, "-o", written)
+    assert done.returncode == 0, done.stderr
+    for tree, row in zip(rows(guided)[:2], rows(written), strict=True):
+        assert tree["problem"] == row["problem"]
+        assert all(one["text"].startswith(f"{tree['text']}\n\nStep 2: ") for one in row["candidates"])
+        assert all(one["steps"][0] == tree["text"] for one in row["candidates"])
+    # The policy's own sample j after those steps, whatever else is sampled.
+    more = rprm("sample", "--policy", "scripted:", "--after", guided, "-n", 4, "-o", tmp_path / "more")
+    assert more.returncode == 0, more.stderr
+    assert [row["candidates"][:3] for row in rows(tmp_path / "more")[:2]] == [
+        row["candidates"] for row in rows(written)
+    ]
+    for arguments, message in (
+        (("--after", guided, "--problems", problems), "leave out --set, --problems"),
+        (("--after", guided, "--data", tmp_path), "leave out --set, --problems"),
+        (("--after", written), "is a run of 'search-sample'; name one of `rprm search guided`"),
+    ):
+        refused = rprm("sample", "--policy", "scripted:", *arguments, "-o", tmp_path / "refused")
+        assert refused.returncode == 1
+        assert message in " ".join(refused.stderr.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -88,6 +88,7 @@ _COMMANDS = {
     "data": ("data:app", "Training data: labelled steps, analyses, rows."),
     "train": ("train:app", "Train a judge (sft, dpo) or a discriminative PRM (classifier)."),
     "bench": ("bench_mathematics:app", "Measure judges on benchmarks, and compare two of them."),
+    "reproduce": ("reproduce:reproduce", "Rows of published tables, each beside ours in one command."),
     "search": ("search:app", "Choose among a policy's solutions: Best-of-N, guided search."),
     "prompts": ("prompts:app", "Look at prompt templates, and import a released model's."),
     "engines": ("engines:app", "Try what a model's engine supports."),

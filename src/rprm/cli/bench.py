@@ -59,6 +59,7 @@ class BenchGroup(OpenGroup):
 _HELP = "Measure judges on ProcessBench, PRMBench and others, and compare two of them."
 app = typer.Typer(cls=BenchGroup, rich_markup_mode=None, help=_HELP, no_args_is_help=True)
 
+Kept = Annotated[Path | None, "--output", "-o", "Folder to keep the figures in, as measurement.json."]
 Resamples = Annotated[ranges.Resamples, "--resamples", "Bootstrap resamples behind each interval."]
 
 
@@ -200,6 +201,7 @@ def curve(
     data: DataOptions,
     figures: FigureOptions,
     seed: Annotated[ranges.Seed, "Of the resamples."] = 0,
+    output: Kept = None,
 ) -> None:
     """A benchmark's figure by K, from subsets of the analyses of one run."""
     from rprm.benchmarks.curve import k_curve
@@ -217,7 +219,7 @@ def curve(
         threshold=recorded["threshold"], seed=seed, num_resamples=figures.resamples,
         allow_missing=figures.allow_missing,
     )  # fmt: skip
-    show(found.as_dict(), [result_table(found.table())], as_json=figures.json)
+    show(found.as_dict(), [result_table(found.table())], as_json=figures.json, output=output)
 
 
 def _read(

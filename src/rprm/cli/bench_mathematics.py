@@ -11,7 +11,7 @@ import typer
 
 from rprm.cli.bench import Resamples, app, show
 from rprm.cli.judge import leave
-from rprm.cli.options import CandidateOptions, Json, Output, Seed, SetOptions, with_options
+from rprm.cli.options import CandidateOptions, Json, Seed, SetOptions, with_options
 from rprm.cli.process import temporary_folder
 from rprm.errors import InputError
 
@@ -30,7 +30,9 @@ def mathematics(
         str | None,
         typer.Option("--policy", "-p", metavar="SPEC", help="Sample solutions to the problems of --set, then measure."),
     ] = None,
-    output: Output = None,
+    output: Annotated[
+        Path | None, "--output", "-o", "Folder to keep the figures in, and the run in which --policy samples solutions."
+    ] = None,
     baseline: Annotated[
         str | None,
         typer.Option(metavar="METHOD", help="The row to compare others with, besides the majority.  [default: pass@1]"),
@@ -56,7 +58,6 @@ def mathematics(
     for is_wrong, message in (
         (candidates and policy, "--candidates and --policy are two sources of solutions: give one of them"),
         (brought and not which.sets, "say which problems the solutions are of: --set LIST"),
-        (output and not policy, "--output keeps the solutions that --policy samples: leave it out, or see --grades"),
         (runs and not brought and which != SetOptions(),
          "runs have their problems with them: leave out --set, --data, --revision and --limit"),
         (not (runs or brought or which.sets),

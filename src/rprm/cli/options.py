@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from rprm.benchmarks.mathematics import Problems
     from rprm.rewarders.base import StepRewarder
-    from rprm.search.candidates import Policy, SampleTotals
+    from rprm.search.candidates import Begun, Policy, SampleTotals
     from rprm.search.guided import Strategy, StrategyName
 
 
@@ -244,7 +244,7 @@ class PolicyOptions:
     policy_top_p: Annotated[ranges.TopP, "Of the policy."] = 0.95
     policy_max_tokens: int = 2048
 
-    def policy(self, spec: str, seed: int = 0, **step_tokens: int) -> Policy:
+    def policy(self, spec: str, seed: int = 0, **stepwise: Any) -> Policy:
         """A policy; an `RprmError` where an engine or template cannot be loaded."""
         from rprm.engines import Sampling, load_engine
         from rprm.prompts import carried_policy_template, load_policy_template
@@ -252,7 +252,7 @@ class PolicyOptions:
 
         template = load_policy_template(self.policy_prompt or carried_policy_template(spec))
         sampling = Sampling(self.policy_temperature, self.policy_top_p, self.policy_max_tokens, seed)
-        return Policy(load_engine(spec), template, sampling, **step_tokens)
+        return Policy(load_engine(spec), template, sampling, **stepwise)
 
 
 @dataclass(frozen=True)
@@ -264,7 +264,7 @@ class CandidateOptions(PolicyOptions):
 
     def sample(
         self, spec: str, seed: int, problems: Problems, settings: dict[str, Any], output: Path, strict: bool,
-        on_result: Callable[[Any, Any], object] = lambda problem, row: None,
+        on_result: Callable[[Any, Any], object] = lambda problem, row: None, begun: Mapping[str, Begun] | None = None,
     ) -> SampleTotals:  # fmt: skip
         """Sample candidates into a run folder, behind a progress line."""
         from rprm.cli.judge import run_behind_progress
@@ -278,7 +278,8 @@ class CandidateOptions(PolicyOptions):
             )
         totals = run_behind_progress(
             lambda callbacks: sample_candidates(
-                policy, problems, number, output=output, settings=settings, strict=strict, callbacks=callbacks
+                policy, problems, number, begun=begun, output=output, settings=settings, strict=strict,
+                callbacks=callbacks,
             ),
             policy.engine.aclose, len(problems.problems), on_result, noun="problems", activity="sampling",
         )  # fmt: skip
@@ -320,6 +321,11 @@ class SearchOptions(ChoiceOptions):
     width: Annotated[ranges.Draws | None, "Next steps after each step held.  [default: 8; of beam and dvts 4]"] = None
     max_rounds: Annotated[ranges.Draws | None, "Most steps of a solution.  [default: 30; of beam and dvts 40]"] = None
     step_tokens: Annotated[ranges.Tokens, "Longest step, in tokens."] = 512
+    thinking_steps: Annotated[
+        bool,
+        "--thinking-steps",
+        "Of a policy that thinks, take the steps of its thinking too: they are judged as others.",
+    ] = False
     max_solution_tokens: Annotated[
         ranges.Tokens | None, "A solution that has not ended by then is given up.  [default: no limit]"
     ] = None

@@ -29,8 +29,9 @@ from rprm.cli.options import (
 from rprm.errors import InputError, RunError
 
 if TYPE_CHECKING:
+    from rprm.benchmarks.mathematics import Problems
     from rprm.rewarders.base import StepRewarder
-    from rprm.search.candidates import Policy
+    from rprm.search.candidates import Begun, Policy
     from rprm.search.guided import StrategyName
 
 _HELP = "Choose among a policy's solutions by step rewards: Best-of-N, guided search."
@@ -105,13 +106,39 @@ class Outcome:
 
 @app.command()
 @with_options
-def sample(policy: PolicySpec, run: Outcome, which: ProblemOptions, how: CandidateOptions, seed: Seed = 0) -> None:
+def sample(
+    policy: PolicySpec, run: Outcome, which: ProblemOptions, how: CandidateOptions, seed: Seed = 0,
+    after: Annotated[
+        Path | None, {"metavar": "RUN"},
+        "In place of --set or --problems: write on, N times, from where a search step by step has arrived.",
+    ] = None,
+) -> None:  # fmt: skip
     """Let a policy write N solutions of each problem. The same command resumes a killed run.
 
     Exit code 3 says that some rows were rejected."""
-    totals = how.sample(policy, seed, which.read(), which.settings, run.output, run.strict, run.add)
+    if after is not None and which != ProblemOptions(limit=which.limit):
+        raise InputError(
+            f"{after} is a run and has its problems with it: leave out --set, --problems and their options"
+        )
+    problems, begun = (which.read(), None) if after is None else _begun(after, which.limit)
+    totals = how.sample(policy, seed, problems, which.settings, run.output, run.strict, run.add, begun)
     run.show(totals)
     leave(totals.num_rejected)
+
+
+def _begun(run: Path, limit: int | None) -> tuple[Problems, dict[str, Begun]]:
+    """The problems of a search step by step, and how far it has come with each."""
+    from rprm.benchmarks.mathematics import Problems
+    from rprm.reading import Source
+    from rprm.runs import RESULTS, finished_manifest, read_results
+    from rprm.search.candidates import Begun
+    from rprm.search.guided import GUIDED, SearchTree
+
+    finished_manifest(run, stage=GUIDED, command="rprm search guided")
+    trees = list(read_results(run, SearchTree.model_validate))[:limit]
+    steps = [() if tree.chosen is None else tree.steps(tree.chosen) for tree in trees]
+    begun = {tree.id: Begun(its, tree.chosen in tree.finished) for tree, its in zip(trees, steps, strict=True)}
+    return Problems(tuple(tree.problem for tree in trees), (), {"": Source(str(run / RESULTS)).inspect()}), begun
 
 
 @app.command("best-of-n")
@@ -169,7 +196,8 @@ def _search_command(name: StrategyName, about: str) -> None:
 
         strategy = shape.strategy(name)
         problems = which.read()
-        writer = how.policy(policy, analysis.seed, step_tokens=shape.step_tokens)
+        stepwise = {"step_tokens": shape.step_tokens, "thinking_steps": shape.thinking_steps}
+        writer = how.policy(policy, analysis.seed, **stepwise)
         if writer.sampling.temperature == 0.0 and strategy.num_trees * strategy.num_samples > 1:
             raise InputError("at temperature 0 all next steps would be equal: raise --policy-temperature")
         guided = GuidedSearch(writer, search_rewarder(model, analysis, writer, policy), strategy, analyses)

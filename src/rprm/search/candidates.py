@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Unpack
+from typing import Annotated, Any, Literal, NamedTuple, Unpack
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -55,6 +56,13 @@ class Continuation(Record):
     finish_reason: str
 
 
+class Begun(NamedTuple):
+    """The first steps of a solution; or `is_whole`: all of them."""
+
+    steps: Steps = ()
+    is_whole: bool = False
+
+
 @dataclass(frozen=True)
 class Policy:
     """A language model that solves problems. Sample j of a prompt depends on the prompt, the seed and j alone. A prompt
@@ -64,6 +72,7 @@ class Policy:
     template: PolicyTemplate
     sampling: Sampling  #: of a whole solution
     step_tokens: int = 512  #: the longest step
+    thinking_steps: bool = False  #: steps are those of its thinking too
 
     async def start(self, *, stepwise: bool = False) -> dict[str, Any]:
         """Load the model, to write step by step or whole; returns what its solutions depend on, for the manifest.
@@ -79,16 +88,18 @@ class Policy:
             "prompt": {"name": self.template.name, "digest": self.template.digest},
             **{name: getattr(sampling, name) for name in ("temperature", "top_p", "max_tokens")},
             **({"step_tokens": self.step_tokens} if stepwise else {}),
+            **({"thinking_steps": True} if self.thinking_steps else {}),
             "seed": sampling.seed,
         }
 
-    async def solve(self, problem: str, sample: int, ledger: Ledger | None = None) -> Candidate:
-        """Write a whole solution."""
+    async def solve(self, problem: str, sample: int, ledger: Ledger | None = None, *, begun: Steps = ()) -> Candidate:
+        """Write a whole solution, or the rest of one that is begun, whose tokens alone are counted."""
 
         async def write() -> Candidate:
-            made = await self._generate(problem, (), sample, "", self.sampling.max_tokens)
-            steps = tuple(split_steps(made.text))
-            return Candidate(text=made.text, steps=steps, num_tokens=made.num_tokens, finish_reason=made.finish_reason)
+            made = await self._generate(problem, begun, sample, "", self.sampling.max_tokens)
+            text = self.template.step_separator.join((*begun, made.text))
+            steps = tuple(split_steps(text))
+            return Candidate(text=text, steps=steps, num_tokens=made.num_tokens, finish_reason=made.finish_reason)
 
         return await paid_once(ledger, f"solution.{sample}", Candidate, write)
 
@@ -102,9 +113,9 @@ class Policy:
                 # Nothing before the text that ends a base model's solutions: that is its end.
                 ended = True
             elif after_thinking(made.text) is None:
-                # Cut off in its thinking, it wrote no step and ended no solution.
+                # Cut off in its thinking, it ended no solution, and wrote no step unless those of its thinking count.
                 ended = False
-            text = without_thinking(made.text).strip()
+            text = (made.text if self.thinking_steps else without_thinking(made.text)).strip()
             return Continuation(text=text, num_tokens=made.num_tokens, ended=ended, finish_reason=made.finish_reason)
 
         return await paid_once(ledger, f"step.{sample}", Continuation, write)
@@ -177,16 +188,23 @@ class SampleTotals(RunTotals):
 
 
 async def sample_candidates(
-    policy: Policy, problems: Problems, num_candidates: int, *, settings: dict[str, Any] | None = None,
-    **run: Unpack[JobOptions],
+    policy: Policy, problems: Problems, num_candidates: int, *, begun: Mapping[str, Begun] | None = None,
+    settings: dict[str, Any] | None = None, **run: Unpack[JobOptions],
 ) -> SampleTotals:  # fmt: skip
     """Write N candidates of every problem into a run folder: rows of `Candidates`. Equal ones stay: they are samples.
-    Started again it resumes. `settings`, `run`, totals and errors are as for `run_job`."""
+    `begun` says by a problem's id how all its candidates begin. Started again it resumes. `settings`, `run`, totals and
+    errors are as for `run_job`."""
     totals = SampleTotals()
-    settings = {**(settings or {}), "num_candidates": num_candidates, "policy": await policy.start()}
+    described = await policy.start(stepwise=begun is not None)
+    settings = {**(settings or {}), "num_candidates": num_candidates, "policy": described}
 
     async def sample(problem: Problem, ledger: Ledger | None) -> Candidates:
-        writing = (policy.solve(problem.problem, number, ledger) for number in range(num_candidates))
+        steps, is_whole = (begun or {}).get(problem.id, Begun())
+        if is_whole:
+            text = policy.template.step_separator.join(steps)
+            whole = Candidate(text=text, steps=tuple(split_steps(text)), num_tokens=0)
+            return Candidates(problem=problem, candidates=(whole,) * num_candidates)
+        writing = (policy.solve(problem.problem, number, ledger, begun=steps) for number in range(num_candidates))
         try:
             return Candidates(problem=problem, candidates=tuple(await all_or_none(writing)))
         except RequestRefused as error:

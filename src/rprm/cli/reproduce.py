@@ -1,0 +1,105 @@
+"""`rprm reproduce`: rows of published tables, ours beside them."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rprm import ranges
+from rprm.cli.options import Json, with_options
+from rprm.errors import InputError
+
+if TYPE_CHECKING:
+    from rprm.reproduce import PublishedRow
+
+_MODEL = "In place of the row's: as for `rprm judge`; of a row that is judged once also a file of scores, or a run."
+_OPTIONS = "Of the command that judges, or samples."
+
+
+@with_options
+def reproduce(
+    row: Annotated[str, typer.Argument(metavar="ROW|list", help="TABLE/ROW; `list` names all.")],
+    model: Annotated[str | None, "--model", "-m", {"metavar": "SPEC|FILE|RUN"}, _MODEL] = None,
+    policy: Annotated[str | None, "--policy", "-p", {"metavar": "SPEC"}, "In place of the row's."] = None,
+    data: Annotated[str | None, {"metavar": "PATH"}, "In place of the hub: a folder, or one file."] = None,
+    limit: Annotated[ranges.Rows | None, "The first N items alone (of each subset, class or set)."] = None,
+    output: Annotated[Path, "--output", "-o", "Root of the run folders OUTPUT/TABLE/ROW."] = Path("reproduce"),
+    *,
+    dry_run: Annotated[bool, "--dry-run", "Print the commands, and run none."] = False,
+    json: Json = False,
+    options: Annotated[list[str] | None, typer.Argument(metavar="[-- OPTIONS]", help=_OPTIONS)] = None,
+) -> None:
+    """Run what makes a row of a published table, and set ours beside it. The same command resumes a killed run.
+
+    `rprm reproduce list` shows every row with its figures, source, threshold and settings. Options after -- go to the
+    command that judges, as in: rprm reproduce processbench/qwen2.5-72b -- --prompt mine.toml
+    """
+    from rprm.reproduce import Reproduction, published_rows
+    from rprm.showing import message
+    from rprm.terminal import Terminal
+
+    rows = published_rows()
+    if row == "list":
+        print(dumps([asdict(one) for one in rows.values()], ensure_ascii=False)) if json else _list(rows.values())
+        return
+    if row not in rows:
+        raise InputError(f"no row is called {row!r:.80}: `rprm reproduce list` names all")
+    chosen = Reproduction(rows[row], output, model, policy, data, limit, tuple(options or ()))
+    if dry_run:
+        for command in chosen.row.table.training if chosen.row.needs_model and model is None else ():
+            print(command)
+        stages = (stage for one in (chosen.before, chosen) if one is not None for stage in one.commands())
+        for folder, words in stages:
+            print(message(shlex.join(["rprm", *words, "--output", str(folder)])))
+        if any("{threshold}" in command for command in chosen.row.table.stages.values()):
+            print("# THRESHOLD has the highest F1 on gsm8k in the curve of judge/measurement.json")
+        return
+    errors = Terminal(stderr=True)
+    found = chosen.run(lambda words: errors.print(f"$ rprm {message(shlex.join(words))}", style="dim", soft_wrap=True))
+    if json:
+        print(dumps(found, ensure_ascii=False))
+    else:
+        Terminal().print(_table(chosen.row, found))
+
+
+def _table(row: PublishedRow, found: dict[str, Any]) -> Any:
+    from rprm.benchmarks import Figure
+    from rprm.report.measures import figure_text, framed
+
+    notes = [f"source: {row.table.source}", f"settings: {row.table.settings}"]
+    notes += [f"differs: {text}" for text in found["differs"]]
+    table = framed(f"{row.name}: {row.table.about}", ("figure", "published", "ours", "difference"), notes)
+    for name, figure in found["figures"].items():
+        published, ours = figure["published"], figure["ours"]
+        cells: list[Any] = ["not measured", ""]
+        if ours is not None:
+            difference = {end: value if value is None else value - published for end, value in ours.items()}
+            cells = [figure_text(Figure(**ours)), figure_text(Figure(**difference), sign="+")]
+        table.add_row(name, f"{published:.1f}", *cells)
+    return table
+
+
+def _list(rows: Any) -> None:
+    from rich.text import Text
+
+    from rprm.report.measures import framed
+    from rprm.terminal import Terminal
+
+    tables = {id(row.table): row.table for row in rows}
+    for key, table in tables.items():
+        members = [row for row in rows if id(row.table) == key]
+        notes = [f"figures: {', '.join(table.figures)}", f"source: {table.source}", f"settings: {table.settings}"]
+        notes += [f"policy: {table.policy}"] * any("{policy}" in one for one in table.stages.values())
+        notes += [f"differs: {text}" for text in table.differs]
+        notes += [f"{row.name.partition('/')[2]}: {text}" for row in members for text in row.notes]
+        made = framed(table.about, ("row", "published", "model"), notes, numbers=())
+        for row in members:
+            words = (f"{row.published[name]:.1f}" if name in row.published else "-" for name in table.figures)
+            model = row.model or ("yours" if row.needs_model else "")
+            made.add_row(row.name, " ".join(words), Text(" ".join([model, *row.options])))
+        Terminal().print(made, "")
