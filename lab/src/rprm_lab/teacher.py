@@ -17,6 +17,8 @@ from rprm_lab.worked import Pen, parsed, worked
 
 HEADINGS = ("Previous steps", "This step", "Data source", "Consistency", "Calculation", "Conclusion")
 SAME, NOT_SAME = "That is the same.", "That is not the same."
+#: Under a heading that a step has nothing for.
+NOTHING = "Nothing."
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,26 @@ def analyse(checks: Sequence[Check], step_index: int, faults: Faults, *, step: s
     return Written("\n".join([*_lines(readings), f"{HEADINGS[-1]}: {wrong}"]), verdict)
 
 
+def criticise(steps: Sequence[Sequence[Check]], faults: Faults, *, solution: str, seed: int) -> tuple[str, int]:
+    """Write the critique of a solution, and name the index of its first wrong step, -1 for none: the analysis of each
+    step on a line of its own, without headings, up to the first that is called wrong.
+
+    Args:
+        steps: the truth about each of its steps, in order.
+        faults: how fallible the analyses are.
+        solution: what identifies the solution; its steps are `solution.0`, `solution.1`, ...
+        seed: of this critique.
+    """
+    lines = []
+    for place, checks in enumerate(steps):
+        written = analyse(checks, place, faults, step=f"{solution}.{place}", seed=seed)
+        bodies = (line.partition(": ")[2] for line in written.text.split("\n"))
+        lines.append(f"Step {place + 1}: {' '.join(body for body in bodies if body != NOTHING)}")
+        if not written.verdict:
+            return "\n".join(lines), place
+    return "\n".join(lines), -1
+
+
 def describe(checks: Sequence[Check], step_index: int) -> str:
     """What an analysis looks at, from the truth: all that is needed and all that the step says, and no judgement."""
     readings = [_Reading(check, step_index, None, None, judging=False) for check in checks]
@@ -81,7 +103,7 @@ def describe(checks: Sequence[Check], step_index: int) -> str:
 def _lines(readings: Sequence[_Reading]) -> list[str]:
     """Heading by heading, without the conclusion."""
     parts = [[getattr(reading, part) for reading in readings] for part in _PARTS]
-    bodies = [" ".join(text for text in texts if text) or "Nothing." for texts in parts]
+    bodies = [" ".join(text for text in texts if text) or NOTHING for texts in parts]
     return [f"{heading}: {body}" for heading, body in zip(HEADINGS, bodies, strict=False)]
 
 

@@ -144,6 +144,12 @@ def held_out_problems(settings: WorldSettings) -> set[str]:
     return taken
 
 
+def training_solutions(settings: WorldSettings) -> Iterator[tuple[str, Story, LabSolution]]:
+    """Stories and solutions of the split `train` without end, by id, as they are written."""
+    for number, (story, solution) in enumerate(_trained(settings, held_out_problems(settings))):
+        yield f"train-{number}", story, solution
+
+
 def read_card(folder: str | Path) -> WorldSettings:
     """The settings of a world that is written.
 
