@@ -129,13 +129,10 @@ def critiques(
     from rprm_lab.critiques import CRITIQUES, write_critiques
     from rprm_lab.engine import TeacherEngine
 
-    engine = load_engine(teacher)
-    if not isinstance(engine, TeacherEngine):
+    if not isinstance(engine := load_engine(teacher), TeacherEngine):
         raise InputError(f"{teacher}: no teacher of a world; give lab:WORLD")
-    agreeing, written = write_critiques(
-        engine.world, labelled, output, num_critiques=number, faults=engine.faults, seed=seed
-    )
-    print(one_line(f"{output / CRITIQUES}: {agreeing:,} of {written:,} critiques agree with their label"))
+    agreeing = write_critiques(labelled, output, engine, num_critiques=number, seed=seed)
+    print(one_line(f"{output / CRITIQUES}: {agreeing:,} critiques agree with their labels"))
 
 
 @app.command()

@@ -38,8 +38,7 @@ _SEED = "seed-"
 _ANALYSIS_TOKENS, _SOLUTION_TOKENS, _CRITIQUE_TOKENS = 320, 320, 1200
 #: K of critic and judge side by side, as far as the scaling experiment goes.
 _VOTES = (1, 4, 8)
-#: Critiques that are sampled for each analysis: one that must be right about every step is right more seldom. As many
-#: are kept of a label.
+#: Critiques sampled for each analysis (one must be right about every step, and is more seldom); as many are kept.
 _CRITIQUES_PER_ANALYSIS = 2
 
 
@@ -341,8 +340,7 @@ class _Seed:
     def critic(self) -> None:
         """A critic of whole solutions from the labels of the largest size, beside the cold start from them."""
         plan, settings, folder = self.plan, self.settings, f"{self.folder}/critic"
-        steps, student = self.steps(self.largest), self.student(self.largest)
-        kept = settings.num_teacher_analyses
+        steps, student, kept = self.steps(self.largest), self.student(self.largest), settings.num_teacher_analyses
         critiques = plan.add(
             f"{folder}/critiques", "lab", "critiques", plan.path(steps, STEPS), "--model", self.teacher_spec("train"),
             "-n", str(_CRITIQUES_PER_ANALYSIS * kept), *self.seeded, needs=["world", steps], product=CRITIQUES,
@@ -351,14 +349,13 @@ class _Seed:
             f"{folder}/cold-start", "data", "cold-start", plan.path(critiques, CRITIQUES), "--per-step", str(kept),
             "--prompt", plan.path(critiques, TRAINING_PROMPT), needs=[critiques],
         )  # fmt: skip
-        trained = self.trained(f"{folder}/sft", rows, self.largest)
-        prompt = ("--prompt", plan.path(critiques, CRITIC_PROMPT))
+        critic = self.trained(f"{folder}/sft", rows, self.largest)
         for count in settings.votes:
             plan.add(
                 f"{folder}/judged-{count}", *self.processbench("test", settings.num_judged),
-                "--model", f"critic:{self.engine(trained)}", "-k", str(count), *prompt,
-                "--max-tokens", str(_CRITIQUE_TOKENS), *self.seeded, "--allow-missing",
-                needs=["world", critiques, *trained.needs],
+                "--model", f"critic:{self.engine(critic)}", "-k", str(count), "--prompt",
+                plan.path(critiques, CRITIC_PROMPT), "--max-tokens", str(_CRITIQUE_TOKENS), *self.seeded,
+                "--allow-missing", needs=["world", critiques, *critic.needs],
             )  # fmt: skip
             self.judged(f"{self.folder}/{judged_with(self.largest, count)}", student, num_analyses=count)
 

@@ -75,15 +75,8 @@ def analyse(checks: Sequence[Check], step_index: int, faults: Faults, *, step: s
 
 
 def criticise(steps: Sequence[Sequence[Check]], faults: Faults, *, solution: str, seed: int) -> tuple[str, int]:
-    """Write the critique of a solution, and name the index of its first wrong step, -1 for none: the analysis of each
-    step on a line of its own, without headings, up to the first that is called wrong.
-
-    Args:
-        steps: the truth about each of its steps, in order.
-        faults: how fallible the analyses are.
-        solution: what identifies the solution; its steps are `solution.0`, `solution.1`, ...
-        seed: of this critique.
-    """
+    """Write the critique of a solution: the analysis of each step on a line, without headings, up to the first that is
+    called wrong; and name its index, -1 for none. Its steps are identified as `solution.0`, `solution.1`, ..."""
     lines = []
     for place, checks in enumerate(steps):
         written = analyse(checks, place, faults, step=f"{solution}.{place}", seed=seed)
