@@ -55,7 +55,7 @@ def test_without_faults_every_critique_names_the_first_error() -> None:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("critiques") / "world"
-    write_world(folder, WorldSettings(num_train=600, num_test=4, seed=3))
+    write_world(folder, WorldSettings(num_train=300, num_test=20, seed=3))
     return folder
 
 
@@ -91,23 +91,29 @@ def test_a_critic_sees_the_labels_of_the_steps_and_no_other(world: Path, tmp_pat
         # The critic reads the very prompt that it is trained with.
         trained_with = TRAINING_TEMPLATE.render(step.problem, shown, len(shown) - 1)
         assert CRITIC_TEMPLATE.render(step.problem, shown).text == trained_with.text
-    # Errors are followed by further steps in some rows. That a solution is whole tells little: of 300 labels either
-    # way, between a third and three quarters are of solutions shown to their end.
-    assert min(after[0], after[1]) > 30
-    assert all(100 <= whole[label] <= 225 for label in (True, False))
+    # Errors end some rows, and are followed by further steps in others. That a solution is shown to its end tells
+    # little: of 150 labels either way, between a quarter and three quarters are of such.
+    assert min(after[0], after[1]) > 15
+    assert all(38 <= whole[label] <= 113 for label in (True, False)), whole
 
 
 def test_what_disagrees_with_a_label_is_left_out(world: Path, tmp_path: Path) -> None:
     options = "reading=0&slip=0&verdict=0.3&systematic=0"
     rows = critiques(world, tmp_path / "a", options, "-n", "4")
-    # A critique agrees if none of its n verdicts is flipped: 0.7 ** n; of a wrong step, n - 1 right ones and its own.
+    # A critique of n right steps agrees if none of its n verdicts is flipped: 0.7 ** n.
     expected = sum(4 * 0.7 ** (row.step.step_index + 1) for row in rows if row.step.label)
     found = sum(len(row.analyses) for row in rows if row.step.label)
-    # Each of 1,200 has a variance of at most a quarter: a standard deviation of at most 17.
-    assert abs(found - expected) < 4 * 17
-    again = critiques(world, tmp_path / "b", options, "-n", "4")
-    assert again == rows
-    assert critiques(world, tmp_path / "c", options, "-n", "4", "--seed", "1") != rows
+    # Each of 600 has a variance of at most a quarter: a standard deviation of at most 12.2.
+    assert abs(found - expected) < 4 * 12.2
+
+
+def test_another_seed_writes_others(world: Path, tmp_path: Path) -> None:
+    options = "reading=0.5&slip=0.5&systematic=0"
+    first, again, other = (
+        critiques(world, tmp_path / name, options, "-n", "1", "--seed", seed)
+        for name, seed in (("a", "1"), ("b", "1"), ("c", "2"))
+    )
+    assert first == again != other
 
 
 def test_cold_start_takes_them(world: Path, tmp_path: Path) -> None:
@@ -116,7 +122,7 @@ def test_cold_start_takes_them(world: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, [*command, "--per-step", "2", "-o", str(tmp_path / "rows")], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     rows = list(read_json_lines(tmp_path / "rows" / "train.jsonl"))
-    assert len(rows) > 200
+    assert len(rows) > 100
     for row in rows:
         assert row["prompt"].endswith("Check all steps.\n")
         boxes = [line for line in row["completion"].split("\n") if "\\boxed{" in line]
@@ -126,11 +132,12 @@ def test_cold_start_takes_them(world: Path, tmp_path: Path) -> None:
 
 def test_steps_of_another_world_are_refused(world: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
-    write_world(other, WorldSettings(num_train=600, num_test=4, seed=4))
+    write_world(other, WorldSettings(num_train=20, num_test=4, seed=4))
     for steps, teacher, named in (
         (other / "train" / STEPS, f"lab:{world}", "train-"),
         (world / "test" / STEPS, f"lab:{world}", "test-"),
         (world / "train" / STEPS, f"lab:{tmp_path}", "holds no world"),
+        (tmp_path / "none.jsonl", f"lab:{world}", "no labelled steps"),
         (world / "train" / STEPS, "scripted:", "no teacher of a world"),
     ):
         done = CliRunner().invoke(app, ["lab", "critiques", str(steps), "-m", teacher, "-o", str(tmp_path / "out")])

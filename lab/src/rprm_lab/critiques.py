@@ -38,11 +38,13 @@ def write_critiques(
     steps: str | Path, folder: str | Path, teacher: TeacherEngine, *, num_critiques: int, seed: int
 ) -> int:
     """Write, for each of some labelled steps of the teacher's world, which critiques of its solution name what its
-    label says; returns their number. An `InputError` where the steps are of another world, or split."""
+    label says; returns their number. An `InputError` where there are none, or they are of another world or split."""
     folder, settings = Path(folder), read_card(teacher.world)
     wanted: dict[str, list[LabelledStep]] = {}
     for step in read_json_lines(Path(steps), LabelledStep.model_validate):
         wanted.setdefault(step.id.rpartition(".")[0], []).append(step)
+    if not wanted:
+        raise InputError(f"{steps}: no labelled steps there; `rprm lab steps` takes some of a world")
     seeds, rows = range(seed * num_critiques, (seed + 1) * num_critiques), list[StepAnalyses]()
     written = read_json_lines(teacher.world / "train" / "solutions.jsonl")
     for row, (_, solution) in zip(written, trained(settings, held_out_problems(settings)), strict=False):
