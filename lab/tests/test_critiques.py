@@ -15,28 +15,29 @@ from rprm.errors import InputError
 from rprm.records import LabelledStep, StepAnalyses
 from rprm.runs import read_json_lines
 from rprm_lab.critiques import CRITIC_TEMPLATE, CRITIQUES, TRAINING_TEMPLATE
-from rprm_lab.solutions import ERROR_TYPES, Check, solve
+from rprm_lab.solutions import ERROR_TYPES, Check, LabStep, Source, solve
 from rprm_lab.stories import tell
 from rprm_lab.teacher import Faults, criticise
 from rprm_lab.world import STEPS, WorldSettings, write_world
 
 
-def check(needs: str, stated: int, *, step: int | None = None) -> Check:
+def step(needs: str, stated: int, *, carried_from: int | None = None) -> LabStep:
     left = int(needs.split(" ")[0])
-    source = {"value": left, "step": step} if step is not None else {"value": left, "fact": f"Mia has {left} coins."}
-    return Check(
-        kind="calculation", asks="coins Mia has", sources=(source,), needs=needs, says=needs,  # type: ignore[arg-type]
-        right=stated, stated=stated,
-    )  # fmt: skip
+    source = Source(value=left, step=carried_from) if carried_from is not None else Source(value=left, fact="A fact.")
+    sums = {"needs": needs, "says": needs, "right": stated, "stated": stated}
+    check = Check.model_validate({"kind": "calculation", "asks": "coins Mia has", "sources": (source,), **sums})
+    return LabStep(text=f"{needs} = {stated}.", checks=(check,))
 
 
 def test_a_critique_word_for_word() -> None:
-    # 4 + 5 is 9, as step 1 says; 9 + 5 is 14, and step 2 says 15. Step 3 is never looked at.
-    steps = [[check("4 + 5", 9)], [check("9 + 5", 15, step=0)], [check("15 + 1", 16, step=1)]]
+    # 4 + 5 is 9, as step 1 says; 9 + 5 is 14, and step 2 says 15. Step 3 is never looked at. Checks count from 0.
+    steps = [step("4 + 5", 9), step("9 + 5", 15, carried_from=0), step("15 + 1", 16, carried_from=1)]
     assert criticise(steps, Faults(), solution="s", seed=0) == (
-        "Step 1: It finds how many coins Mia has. The problem says: Mia has 4 coins. This takes 4 + 5. The step takes "
-        "4 + 5. That is the same. 4 + 5: 4+5=9, 9. The step has 9. That is the same. Nothing is wrong.\n"
-        "Step 2: Step 1 gives 9. It finds how many coins Mia has. This takes 9 + 5. The step takes 9 + 5. That is the "
+        "Step 1: 4 + 5 = 9.\n"
+        "Check 0: It finds how many coins Mia has. The problem says: A fact. This takes 4 + 5. The step takes 4 + 5. "
+        "That is the same. 4 + 5: 4+5=9, 9. The step has 9. That is the same. Nothing is wrong.\n"
+        "Step 2: 9 + 5 = 15.\n"
+        "Check 1: Step 1 gives 9. It finds how many coins Mia has. This takes 9 + 5. The step takes 9 + 5. That is the "
         "same. 9 + 5: 9+5=14, 14. The step has 15. That is not the same. The calculation is wrong.",
         1,
     )
@@ -46,10 +47,10 @@ def test_without_faults_every_critique_names_the_first_error() -> None:
     rng = random.Random(2)
     for place in range(200):
         solution = solve(rng, tell(rng, num_steps=1 + place % 4), error=(None, *ERROR_TYPES)[place % 6])
-        text, index = criticise([step.checks for step in solution.steps], Faults(), solution=str(place), seed=place)
+        text, index = criticise(solution.steps, Faults(), solution=str(place), seed=place)
         assert index == solution.first_error
-        # A line a step, up to the first error or the last.
-        assert text.count("\n") == (index if index >= 0 else len(solution.steps) - 1)
+        # Two lines a step, up to the first error or the last.
+        assert len(text.split("\n")) == 2 * (index + 1 if index >= 0 else len(solution.steps))
 
 
 @pytest.fixture(scope="module")

@@ -70,7 +70,7 @@ def _criticised(step: LabelledStep, solution: LabSolution, seeds: range, faults:
     shown = solution.steps[: 1 + (step.step_index if step.label else random.Random(step.id).randint(index, last))]
     *previous, final = (one.text for one in shown)
     whole = step.model_copy(update={"previous_steps": tuple(previous), "step": final})
-    written = (criticise([one.checks for one in shown], faults, solution=name, seed=seed) for seed in seeds)
+    written = (criticise(shown, faults, solution=name, seed=seed) for seed in seeds)
     agreeing = tuple(_analysis(critique, step.label, index) for critique, found in written if found == index)
     return StepAnalyses(step=whole, analyses=agreeing)
 

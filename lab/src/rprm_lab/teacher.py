@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rprm.verdict import VerdictFormat
-from rprm_lab.solutions import Check, Source, with_other_number
+from rprm_lab.solutions import Check, LabStep, Source, with_other_number
 from rprm_lab.worked import Pen, parsed, worked
 
 HEADINGS = ("Previous steps", "This step", "Data source", "Consistency", "Calculation", "Conclusion")
@@ -74,16 +74,17 @@ def analyse(checks: Sequence[Check], step_index: int, faults: Faults, *, step: s
     return Written("\n".join([*_lines(readings), f"{HEADINGS[-1]}: {wrong}"]), verdict)
 
 
-def criticise(steps: Sequence[Sequence[Check]], faults: Faults, *, solution: str, seed: int) -> tuple[str, int]:
-    """Write the critique of a solution: the analysis of each step on a line, without headings, up to the first that is
-    called wrong; and name its index, -1 for none. Its steps are identified as `solution.0`, `solution.1`, ..."""
+def criticise(steps: Sequence[LabStep], faults: Faults, *, solution: str, seed: int) -> tuple[str, int]:
+    """Write the critique of a solution: each step, and its analysis on a line without headings, up to the first that is
+    called wrong; and name its index, -1 for none. The steps are identified as `solution.0`, `solution.1`, ..."""
     lines = []
-    for place, checks in enumerate(steps):
-        written = analyse(checks, place, faults, step=f"{solution}.{place}", seed=seed)
+    for index, step in enumerate(steps):
+        written = analyse(step.checks, index, faults, step=f"{solution}.{index}", seed=seed)
         bodies = (line.partition(": ")[2] for line in written.text.split("\n"))
-        lines.append(f"Step {place + 1}: {' '.join(body for body in bodies if body != NOTHING)}")
+        # The box repeats the index of the last check: no number is to be worked out for it.
+        lines += [f"Step {index + 1}: {step.text}", f"Check {index}: {' '.join(b for b in bodies if b != NOTHING)}"]
         if not written.verdict:
-            return "\n".join(lines), place
+            return "\n".join(lines), index
     return "\n".join(lines), -1
 
 
