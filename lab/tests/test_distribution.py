@@ -44,7 +44,7 @@ def test_the_lab_uses_the_public_face_alone() -> None:
     assert used <= {f"rprm.{name}" for name in FACE}
 
 
-@pytest.mark.parametrize("command", ["", "world", "base", "steps", "run", "report", "pack"])
+@pytest.mark.parametrize("command", ["", "world", "base", "steps", "critiques", "run", "report", "pack"])
 def test_rprm_finds_its_commands(command: str) -> None:
     done = CliRunner().invoke(app, ["lab", *command.split(), "--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"})
     assert done.exit_code == 0, done.output

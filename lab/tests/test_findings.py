@@ -163,6 +163,51 @@ def test_data_scaling(lab: Path) -> None:
     assert found.label_share == 100.0
 
 
+def critic(predictions: Sequence[int], num_tokens: int) -> list[SolutionReward]:
+    """Solutions of two steps, each with two critiques of so many tokens that name the same step."""
+
+    def critique(index: int) -> Analysis:
+        vote = {"verdict": index < 0, "p_yes": float(index < 0), "p_yes_source": "vote", "first_error": index}
+        return Analysis.model_validate({"text": "", "num_tokens": num_tokens, "finish_reason": "stop", **vote})
+
+    return [
+        SolutionReward(
+            id=f"lab-{place}",
+            num_steps=2,
+            first_error=index,
+            steps=tuple(
+                StepReward(step_index=at, reward=float(index < 0), vote=None, analyses=(critique(index),) * (2 * at))
+                for at in range(2)
+            ),
+        )
+        for place, index in enumerate(predictions)
+    ]
+
+
+def test_a_critic_beside_the_judge(lab: Path) -> None:
+    # HALF has every solution right but the last (F1 66.7), and 7 steps with two analyses of a token each. The critic
+    # has with one critique one right solution of two and one error of two (F1 50), and with four all of them in one
+    # seed, in the other what the judge has.
+    twice = [[(value, value) for value in row] for row in HALF]
+    for seed in range(2):
+        folder = lab / f"seed-{seed}"
+        for run in ("size-40/judged-once", "size-40/judged-4"):
+            write_run(folder / run, rewards(HALF, twice))
+        write_run(folder / "critic" / "judged-1", critic([-1, 0, 0, -1], 10))
+        write_run(folder / "critic" / "judged-4", critic(LABELS if seed else [-1, -1, 0, 0], 30 + 10 * seed))
+    found = find(lab, replace(SETTINGS, scaling_analyses=4))
+    table = found.tables["critic"]
+    assert list(table)[:4] == [f"{RPRM}, K = 1", f"{RPRM}, K = 4", "critic, K = 1", "critic, K = 4"]
+    assert [table[row]["F1"].value for row in list(table)[:4]] == pytest.approx([200 / 3, 200 / 3, 50.0, 250 / 3])
+    # 7 steps of 4 solutions, 2 tokens each: 3.5. Of the critic two critiques each: 20; and 60 and 80 by seed.
+    assert table[f"{RPRM}, K = 4"]["tokens of a solution"].value == 3.5
+    assert table["critic, K = 1"]["tokens of a solution"].value == 20.0
+    assert table["critic, K = 4"]["tokens of a solution"].by_seed == (60.0, 80.0)
+    assert table["critic, K = 4"][f"F1 over {RPRM}, K = 4"].by_seed == pytest.approx((0.0, 100 / 3))
+    assert found.effects[f"critic, K = 1 over {RPRM}, K = 4"].value == pytest.approx(-50 / 3)
+    assert "the place of a step alone" in page(found, SETTINGS)
+
+
 def write_rounds(seed: Path, *, kept: bool = True) -> None:
     """A seed's runs before and after its one preference round."""
     with Run(seed / "rounds", stage="evolve", settings={}, session={}) as run:

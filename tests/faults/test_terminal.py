@@ -127,6 +127,7 @@ RUNS: dict[str, tuple[list[str], int]] = {
     "lab world": (["-o", f"world {NAME}", "--steps", "4", "--test", "2"], 0),
     "lab base": ([NAME, "-o", "base"], 1),
     "lab steps": ([f"world {NAME}", "-o", f"taken {NAME}", "--count", "1"], 0),
+    "lab critiques": (["steps.jsonl", "-m", f"lab:{NAME}", "-o", "critiques"], 1),
     "lab run": (["-o", f"lab {HOSTILE}", "--dry-run", "--size", "tiny"], 0),
     "lab report": ([f"lab {NAME}"], 1),
     "lab pack": ([f"lab {NAME}", "-o", f"{NAME}.tar.xz"], 1),

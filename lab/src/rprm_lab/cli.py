@@ -112,11 +112,35 @@ def steps(
 
 
 @app.command()
+def critiques(
+    labelled: Annotated[Path, typer.Argument(metavar="STEPS", help="Labelled steps of a world's split train.")],
+    output: Output,
+    teacher: Annotated[str, typer.Option("--model", "-m", help="The teacher, lab:WORLD, and how it errs.")],
+    number: Annotated[int, typer.Option("--num-critiques", "-n", min=1, help="Critiques of each label.")] = 6,
+    seed: Annotated[int, typer.Option(min=0, help="Of the critiques.")] = 0,
+) -> None:
+    """The teacher's critiques of whole solutions, those that agree with the labels, for `rprm data cold-start`.
+
+    OUTPUT has critiques.jsonl, prompt.toml to train with, and critic.toml for the critic trained on them (--prompt).
+    """
+    from rprm.engines import load_engine
+    from rprm.errors import InputError
+    from rprm.showing import one_line
+    from rprm_lab.critiques import CRITIQUES, write_critiques
+    from rprm_lab.engine import TeacherEngine
+
+    if not isinstance(engine := load_engine(teacher), TeacherEngine):
+        raise InputError(f"{teacher}: no teacher of a world; give lab:WORLD")
+    agreeing = write_critiques(labelled, output, engine, num_critiques=number, seed=seed)
+    print(one_line(f"{output / CRITIQUES}: {agreeing:,} critiques agree with their labels"))
+
+
+@app.command()
 def run(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the lab; a killed run resumes there.")],
     experiment: Annotated[
         list[str] | None,
-        typer.Option("--experiment", "-e", help="data, rounds, scaling, teacher, types, guidance, ood."),
+        typer.Option("--experiment", "-e", help="data, rounds, scaling, teacher, types, guidance, ood, critic."),
     ] = None,
     size: Annotated[
         str,

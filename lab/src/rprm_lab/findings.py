@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rprm.benchmarks import (
+    PROCESSBENCH,
     BenchmarkItems,
     ProcessBenchItem,
     Scores,
     StepItems,
     Tally,
+    measure,
     read_processbench,
     resampled_sums,
     scores_of,
@@ -37,7 +39,7 @@ from rprm.errors import RunError
 from rprm.records import LabelledStep, SolutionReward
 from rprm.runs import read_json_lines, read_manifest, read_results
 from rprm.subcommands import is_complete
-from rprm_lab.plan import EXPERIMENTS, Experiment, LabSettings
+from rprm_lab.plan import EXPERIMENTS, Experiment, LabSettings, judged_with
 from rprm_lab.world import STEPS
 
 #: The column of a benchmark that is the mean over its sets, in tables of figures.
@@ -45,7 +47,7 @@ _AVERAGE = "average"
 _NUM_RESAMPLES = 2_000
 #: Standard errors on either side of a value that make a 95% interval.
 _NORMAL = 1.96
-RPRM, CLASSIFIER = "R-PRM", "classifier"
+RPRM, CLASSIFIER, CRITIC = "R-PRM", "classifier", "critic"
 _MODELS = {"rprm": RPRM, "classifier": CLASSIFIER}
 
 #: Of one seed: runs, each with its weight in a sum of their figures.
@@ -262,6 +264,26 @@ class _Lab:
                 table[name][f"against {baseline}"] = difference
                 self.findings.effects[f"{name} over {baseline}"] = difference
 
+    def critic(self) -> None:
+        """One pass of a critic over a solution, and K, beside K analyses of every step; from the same labels."""
+        judged = {f"{RPRM}, K = {count}": judged_with(self.largest, count) for count in self.settings.votes}
+        critics = {f"{CRITIC}, K = {count}": f"critic/judged-{count}" for count in self.settings.votes}
+        if not (seeds := self.seeds("critic", *judged.values(), *critics.values())):
+            return
+        found = {name: [self.tally(seed / run) for seed in seeds] for name, run in (judged | critics).items()}
+        table = self.findings.tables["critic"] = {}
+        for name, run in (judged | critics).items():
+            tokens = _tokens_of_a_solution([_rewards(seed / run) for seed in seeds])
+            table[name] = {"F1": _mean(found[name]), "tokens of a solution": tokens}
+        for critic, judge in product(critics, judged):
+            difference = _difference(found[critic], found[judge])
+            table[critic][f"F1 over {judge}"] = self.findings.effects[f"{critic} over {judge}"] = difference
+        scores = scores_of(_rewards(seeds[0] / judged_with(self.largest, 1)))
+        items, options = self.items("test", scores), {"allow_missing": True, "num_resamples": 1}
+        measured = measure(PROCESSBENCH.tally, items, scores, right=PROCESSBENCH.right, **options)
+        if (alone := measured.position.get(measured.headline)) is not None:
+            table["the place of a step alone"] = {"F1": Estimate.of([alone], 0.0)}
+
     def seeds(self, experiment: Experiment, *runs: str) -> list[Path]:
         """Folders of the seeds that have all these runs, complete."""
         folders = [self.folder / f"seed-{seed}" for seed in range(self.settings.num_seeds)]
@@ -329,6 +351,13 @@ def _measured(runs: Sequence[Path]) -> list[dict[str, Any]]:
         raise RunError(done.stderr.strip().removeprefix("rprm: ") or f"rprm bench mathematics: exit {done.returncode}")
     rows: list[dict[str, Any]] = json.loads(done.stdout)["rows"]
     return rows
+
+
+def _tokens_of_a_solution(seeds: Sequence[Sequence[SolutionReward]]) -> Estimate:
+    numbers = np.array(
+        [[sum(one.num_tokens for step in row.steps for one in step.analyses) for row in rows] for rows in seeds]
+    )
+    return Estimate.of(numbers.mean(axis=1).tolist(), float(numbers.mean(axis=0).std() / numbers.shape[1] ** 0.5))
 
 
 def _kept_round(rounds: Path) -> int:

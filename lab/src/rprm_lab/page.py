@@ -114,6 +114,7 @@ _TABLES = (
     ("teacher", "Student and teacher: F1"),
     ("types", "By type of the error: labelled steps called rightly, in percent"),
     ("guidance", "Guiding the policy: problems solved, in percent, and differences in points"),
+    ("critic", "One pass of a critic, or K analyses of every step: F1 and generated tokens"),
     ("ood", "Out of distribution: longer chains, larger numbers, unseen wordings"),
 )
 _STYLE = (

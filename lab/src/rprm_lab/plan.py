@@ -9,6 +9,7 @@
       seed-S/teacher-K                 the teacher judging the same solutions
       seed-S/types/, ood/              step by step, by type of error; out of distribution
       seed-S/guidance/                 the policy's candidates; Best-of-N and guided search by each PRM
+      seed-S/critic/                   critiques, cold-start, sft from the labels of the largest size; judged-K
 
 No two seeds share a labelled step. Everything a figure is made of lies in these folders, and each can be made again by
 hand: the first line of its log is its command.
@@ -24,16 +25,21 @@ from typing import Any, Literal, get_args
 from rprm.errors import InputError
 from rprm.subcommands import is_complete
 from rprm_lab import BASE, POLICY
+from rprm_lab.critiques import CRITIC_PROMPT, CRITIQUES, TRAINING_PROMPT
 from rprm_lab.world import CARD, JUDGE_PROMPT, STEPS
 
-Experiment = Literal["data", "rounds", "scaling", "teacher", "types", "guidance", "ood"]
+Experiment = Literal["data", "rounds", "scaling", "teacher", "types", "guidance", "ood", "critic"]
 EXPERIMENTS: tuple[Experiment, ...] = get_args(Experiment)
 
 Options = tuple[str, ...]
 
 _SEED = "seed-"
-#: Longest analysis and longest solution of the policy, in tokens: about twice what the world's own have.
-_ANALYSIS_TOKENS, _SOLUTION_TOKENS = 320, 320
+#: Longest analysis, solution of the policy, and critique, in tokens: about twice what the world's own have.
+_ANALYSIS_TOKENS, _SOLUTION_TOKENS, _CRITIQUE_TOKENS = 320, 320, 1200
+#: K of critic and judge side by side, as far as the scaling experiment goes.
+_VOTES = (1, 4, 8)
+#: Critiques sampled for each analysis (one must be right about every step, and is more seldom); as many are kept.
+_CRITIQUES_PER_ANALYSIS = 2
 
 
 def _batches_of(rows: int) -> Options:
@@ -112,6 +118,11 @@ class LabSettings:
             )
         if self.scaling_analyses.bit_count() != 1:
             raise InputError(f"scaling_analyses is {self.scaling_analyses}; it must be a power of two")
+
+    @property
+    def votes(self) -> list[int]:
+        """K of critic and judge side by side."""
+        return [count for count in _VOTES if count <= self.scaling_analyses]
 
     def as_dict(self) -> dict[str, Any]:
         """What the results of a seed depend on."""
@@ -236,6 +247,11 @@ def make_plan(lab: Path, settings: LabSettings, experiments: Sequence[Experiment
     return plan
 
 
+def judged_with(size: int, num_analyses: int) -> str:
+    """Where, in a seed's folder, the cold start of a size judges with one analysis (as in the rounds) or with more."""
+    return f"size-{size}/judged-{'once' if num_analyses == 1 else num_analyses}"
+
+
 class _Seed:
     """The tasks of one seed. Methods add a task, after what it needs, and return its folder."""
 
@@ -274,6 +290,8 @@ class _Seed:
             case "ood":
                 self.judged(f"{self.folder}/ood/rprm", self.best(), split="ood")
                 self.judged(f"{self.folder}/ood/classifier", self.baseline_classifier(self.largest), split="ood")
+            case "critic":
+                self.critic()
 
     def base(self) -> Model:
         """What judges are trained from."""
@@ -308,12 +326,38 @@ class _Seed:
             f"{folder}/cold-start", "data", "cold-start", plan.path(analyses),
             "--per-step", str(settings.num_teacher_analyses), *self.prompt, needs=[analyses],
         )  # fmt: skip
-        base, num_steps = self.base(), settings.sft_steps[settings.sizes.index(size)]
-        trained = plan.add(
-            f"{folder}/sft", "train", "sft", plan.path(kept), "--model", base.path, "--preset", "cpu",
-            *settings.sft, "--max-steps", str(num_steps), *self.seeded, needs=[*base.needs, kept],
+        return self.trained(f"{folder}/sft", kept, size)
+
+    def trained(self, folder: str, rows: str, size: int) -> Model:
+        """The base model, fine-tuned on the rows that come of the first `size` steps."""
+        base, num_steps = self.base(), self.settings.sft_steps[self.settings.sizes.index(size)]
+        trained = self.plan.add(
+            folder, "train", "sft", self.plan.path(rows), "--model", base.path, "--preset", "cpu",
+            *self.settings.sft, "--max-steps", str(num_steps), *self.seeded, needs=[*base.needs, rows],
         )  # fmt: skip
-        return Model(plan.path(trained, "model"), (trained,))
+        return Model(self.plan.path(trained, "model"), (trained,))
+
+    def critic(self) -> None:
+        """A critic of whole solutions from the labels of the largest size, beside the cold start from them."""
+        plan, settings, folder = self.plan, self.settings, f"{self.folder}/critic"
+        steps, student, kept = self.steps(self.largest), self.student(self.largest), settings.num_teacher_analyses
+        critiques = plan.add(
+            f"{folder}/critiques", "lab", "critiques", plan.path(steps, STEPS), "--model", self.teacher_spec("train"),
+            "-n", str(_CRITIQUES_PER_ANALYSIS * kept), *self.seeded, needs=["world", steps], product=CRITIQUES,
+        )  # fmt: skip
+        rows = plan.add(
+            f"{folder}/cold-start", "data", "cold-start", plan.path(critiques, CRITIQUES), "--per-step", str(kept),
+            "--prompt", plan.path(critiques, TRAINING_PROMPT), needs=[critiques],
+        )  # fmt: skip
+        critic = self.trained(f"{folder}/sft", rows, self.largest)
+        for count in settings.votes:
+            plan.add(
+                f"{folder}/judged-{count}", *self.processbench("test", settings.num_judged),
+                "--model", f"critic:{self.engine(critic)}", "-k", str(count), "--prompt",
+                plan.path(critiques, CRITIC_PROMPT), "--max-tokens", str(_CRITIQUE_TOKENS), *self.seeded,
+                "--allow-missing", needs=["world", critiques, *critic.needs],
+            )  # fmt: skip
+            self.judged(f"{self.folder}/{judged_with(self.largest, count)}", student, num_analyses=count)
 
     def baseline_classifier(self, size: int) -> Model:
         """The classifier from the same base and the same steps."""

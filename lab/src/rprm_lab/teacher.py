@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rprm.verdict import VerdictFormat
-from rprm_lab.solutions import Check, Source, with_other_number
+from rprm_lab.solutions import Check, LabStep, Source, with_other_number
 from rprm_lab.worked import Pen, parsed, worked
 
 HEADINGS = ("Previous steps", "This step", "Data source", "Consistency", "Calculation", "Conclusion")
 SAME, NOT_SAME = "That is the same.", "That is not the same."
+#: Under a heading that a step has nothing for.
+NOTHING = "Nothing."
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,20 @@ def analyse(checks: Sequence[Check], step_index: int, faults: Faults, *, step: s
     return Written("\n".join([*_lines(readings), f"{HEADINGS[-1]}: {wrong}"]), verdict)
 
 
+def criticise(steps: Sequence[LabStep], faults: Faults, *, solution: str, seed: int) -> tuple[str, int]:
+    """Write the critique of a solution: each step, and its analysis on a line without headings, up to the first that is
+    called wrong; and name its index, -1 for none. The steps are identified as `solution.0`, `solution.1`, ..."""
+    lines = []
+    for index, step in enumerate(steps):
+        written = analyse(step.checks, index, faults, step=f"{solution}.{index}", seed=seed)
+        bodies = (line.partition(": ")[2] for line in written.text.split("\n"))
+        # The box repeats the index of the last check: no number is to be worked out for it.
+        lines += [f"Step {index + 1}: {step.text}", f"Check {index}: {' '.join(b for b in bodies if b != NOTHING)}"]
+        if not written.verdict:
+            return "\n".join(lines), index
+    return "\n".join(lines), -1
+
+
 def describe(checks: Sequence[Check], step_index: int) -> str:
     """What an analysis looks at, from the truth: all that is needed and all that the step says, and no judgement."""
     readings = [_Reading(check, step_index, None, None, judging=False) for check in checks]
@@ -81,7 +97,7 @@ def describe(checks: Sequence[Check], step_index: int) -> str:
 def _lines(readings: Sequence[_Reading]) -> list[str]:
     """Heading by heading, without the conclusion."""
     parts = [[getattr(reading, part) for reading in readings] for part in _PARTS]
-    bodies = [" ".join(text for text in texts if text) or "Nothing." for texts in parts]
+    bodies = [" ".join(text for text in texts if text) or NOTHING for texts in parts]
     return [f"{heading}: {body}" for heading, body in zip(HEADINGS, bodies, strict=False)]
 
 

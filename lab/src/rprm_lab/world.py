@@ -180,7 +180,7 @@ def write_world(folder: str | Path, settings: WorldSettings) -> dict[str, Any]:
     counts = {}
     for split in ("test", "ood"):
         counts[split] = _write_split(folder / split, split, _measured(split, settings, taken), settings.num_test)
-    counts["train"] = _write_split(folder / "train", "train", _trained(settings, taken), settings.num_train)
+    counts["train"] = _write_split(folder / "train", "train", trained(settings, taken), settings.num_train)
     card = {"settings": wanted, "splits": counts}
     write_atomically(card_file, json.dumps(card, indent=2) + "\n")
     return card
@@ -219,7 +219,8 @@ def _measured(split: str, settings: WorldSettings, taken: set[str]) -> Iterator[
         yield story, solve(rng, story, error=error)
 
 
-def _trained(settings: WorldSettings, taken: set[str]) -> Iterator[tuple[Story, LabSolution]]:
+def trained(settings: WorldSettings, taken: set[str]) -> Iterator[tuple[Story, LabSolution]]:
+    """The solutions of the split `train` without end, and their stories; none of a problem that is `taken`."""
     for rng, story in stories(f"{settings.seed}/train", settings.trained, taken):
         yield story, solve(rng, story, error=rng.choice((None, None, None, *ERROR_TYPES)))
 
