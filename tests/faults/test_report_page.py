@@ -142,7 +142,9 @@ def test_the_figures_of_a_benchmark_stand_beside_published_ones(tmp_path: Path) 
     done = rprm("bench", "processbench", "--data", data, "-m", "scripted:", *full, "-o", "run", folder=tmp_path)
     assert done.code == 0, done.err
     curve = json.loads(rprm("bench", "curve", "run", "--resamples", 20, "--json", folder=tmp_path).out)
-    assert report(tmp_path, "run", "--figures", "figures", before=publish).out.startswith("page.html: 1 runs, ")
+    assert report(tmp_path, "run", "--figures", "figures", before=publish).out.startswith(
+        "page.html: 20 of 20 solutions shown"
+    )
     page, measured = read(tmp_path / "page.html"), json.loads((tmp_path / "run" / "measurement.json").read_text())
     for name in ("error_acc", "correct_acc", "f1"):
         figure = measured["figures"]["gsm8k"][name]
@@ -150,7 +152,7 @@ def test_the_figures_of_a_benchmark_stand_beside_published_ones(tmp_path: Path) 
     assert f"the index of a step, of 20 items {measured['position_only']['gsm8k']['error_acc']:.1f}" in page.words
     # Published: two of the columns; what its source does not give is a dash.
     assert "R-PRM-7B-DPO arXiv 2503.21295, table 1 – – 80.7" in page.words
-    assert f"{measured['usage']['tokens']}" in page.words
+    assert f"{measured['usage']['tokens']:,}" in page.words
     pictures = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert pictures == [f"figure-0{n}-{name}.svg" for n, name in
                         enumerate(("thresholds", "k", "reliability", "positions"), 1)]  # fmt: skip
@@ -273,11 +275,11 @@ def test_a_damaged_run_is_one_line(damage: str, tmp_path: Path) -> None:
 def test_data_are_known_by_their_hash(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", [reward("a", 0, [0.1])])
     moved, other = (tmp_path / "run.jsonl").rename(tmp_path / "moved.jsonl"), tmp_path / "other.jsonl"
-    other.write_text('{"id": "a", "problem": "another", "steps": ["s"], "label": 0}\n')
+    other.write_text('{"id": "a", "problem": "of others", "steps": ["s"], "label": 0}\n')
     assert "--data" in report(tmp_path, run, code=1).err
     assert "its hash differs" in report(tmp_path, run, "--data", other, code=1).err
     report(tmp_path, run, "--data", other, "--data", moved)
-    assert "another" not in read(tmp_path / "page.html").words
+    assert "of others" not in read(tmp_path / "page.html").words
 
 
 def test_only_so_much_is_shown(tmp_path: Path) -> None:
@@ -296,8 +298,8 @@ def test_only_so_much_is_shown(tmp_path: Path) -> None:
 
 
 def test_a_page_is_bounded_whatever_the_texts(tmp_path: Path) -> None:
-    """Of 100 steps, the 90th of which is wrong, the first 60, that one and the last. Three examples of 62 steps of 4,000
-    characters and a problem of 10 fit into 800,000 characters, a fourth does not."""
+    """Of 100 steps, the 90th of which is wrong, the first 60, that one and the last. Three examples of 62 steps of
+    4,000 characters and a problem of 10 fit into 800,000 characters, a fourth does not."""
     run = Reported("run", write_run(tmp_path / "run", []), "Solutions", Shown(9, 1, 800_000))
     example = Example("right", "a", "", "p" * 10, ["s" * 10_000] * 100, {}, {89: "first error"})
     assert example.indices == [*range(MAX_STEPS), 89, 99]

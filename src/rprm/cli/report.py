@@ -71,7 +71,7 @@ def report(
     write_atomically(output, made)
     every = [run for part in parts for run in part.runs]
     what = f"{sum(len(run.examples) for run in every):,} of {sum(run.counts.total() for run in every):,} solutions"
-    Terminal().print(f"{output}: {len(runs)} runs, {what} shown, {len(made) / 1e6:.1f} MB")
+    Terminal().print(f"{output}: {what} shown, {len(made) / 1e6:.1f} MB")
 
 
 def _judged(folder: Path, data: Sequence[str]) -> tuple[Benchmark, BenchmarkItems[Any]]:

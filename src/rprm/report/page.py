@@ -25,6 +25,11 @@ from rprm.report.solutions import analysis_title
 from rprm.runs import read_summary
 from rprm.showing import shown
 
+#: Totals that say too little by their names.
+_COUNTS = {
+    "num_wrong": "with an error found", "num_unjudged": "that could not be judged", "num_rejected": "rejected rows",
+    "num_steps_uncovered": "steps without a reward", "num_steps_cut": "steps cut short by the model's context",
+}  # fmt: skip
 _FALSE_ALARMS = "false_alarm_rate"  # a figure that benchmarks may have beside their own
 
 
@@ -73,10 +78,8 @@ def judged_part(runs: Sequence[Reported]) -> Part:
     if published := _published(runs[0].benchmark, columns):
         lines += [None, *published]
         notes.append("below the line: published figures, of the whole benchmark, as their sources give them")
-    notes += [
-        f"percent; 95% intervals from {one.num_resamples:,} bootstrap resamples of the items" for one in measured[:1]
-    ]
-    results = ResultTable(runs[0].heading, ("", *map(_words, columns)), lines, notes)
+    notes += [f"95% intervals are of {one.num_resamples:,} bootstrap resamples of the items" for one in measured[:1]]
+    results = ResultTable(f"{runs[0].heading}: figures in percent", ("", *map(_words, columns)), lines, notes)
     return Part(runs[0].heading, runs, results, _costs(runs), list(_curves(runs, _words(headline))))
 
 
@@ -90,14 +93,14 @@ def _curves(runs: Sequence[Reported], headline: str) -> Iterator[Chart]:
         own = ", ".join(f"{name} {run.settings['threshold']:g}" for name, run in known.items())
         note = f"Thresholds of the runs: {own}. The best of a curve was chosen on the items it is measured on."
         ticks = [tenth / 10 for tenth in range(0, 11, 2)]
-        yield Chart("thresholds", f"{headline} by threshold", "threshold", lines, ticks, note)
+        yield Chart("thresholds", f"By threshold: {headline}", "threshold", lines, ticks, note)
     if curves := {run.name: run.curve for run in runs if not isinstance(run.curve, str)}:
         lines = [Line(name, [(k, figure) for k, figure, _ in curve.points]) for name, curve in curves.items()]
         tokens = {name: ", ".join(f"{one:,.0f}" for *_, one in curve.points) for name, curve in curves.items()}
         note = "Each K is the mean over disjoint subsets of a run's analyses. Tokens an item, K by K: "
         note += "; ".join(f"{name} {listed}" for name, listed in tokens.items()) + "."
         ticks = sorted({k for line in lines for k, _ in line.points})
-        yield Chart("k", f"{headline} by K", "K, analyses", lines, ticks, note, is_logarithmic=True)
+        yield Chart("k", f"By K: {headline}", "K, analyses", lines, ticks, note, is_logarithmic=True)
 
 
 def searched_part(runs: Sequence[Reported], measured: SearchMeasurement | str) -> Part:
@@ -113,9 +116,9 @@ def searched_part(runs: Sequence[Reported], measured: SearchMeasurement | str) -
         published = _published("mathematics", sets)
         lines += [*[None] * bool(published), *published]
         what = "problems and of their candidates; tokens are of a problem"
-        notes = [f"percent; 95% intervals from {measured.num_resamples:,} bootstrap resamples of the {what}"]
+        notes = [f"95% intervals are of {measured.num_resamples:,} bootstrap resamples of the {what}"]
         notes += measured.notes
-    return Part("Search", runs, ResultTable("Problems solved", columns, lines, notes), _costs(runs), [])
+    return Part("Search", runs, ResultTable("Problems solved, in percent", columns, lines, notes), _costs(runs), [])
 
 
 def page(parts: Sequence[Part]) -> str:
@@ -157,9 +160,8 @@ def _published(benchmark: str, columns: Sequence[str]) -> list[TableLine]:
 
 
 def _words(name: str) -> str:
-    """The name of a figure as people read it: "Average F1"."""
-    text = name.replace(".", " ").replace("_", " ")
-    return f"{text[:1].upper()}{text[1:]}".replace("f1", "F1")
+    """The name of a figure as people read it: "average F1"."""
+    return name.replace(".", " ").replace("_", " ").replace("f1", "F1")
 
 
 def _columns(headline: str, names: Sequence[str]) -> list[str]:
@@ -177,9 +179,8 @@ def _costs(runs: Sequence[Reported]) -> ResultTable:
     for run in runs:
         is_whole = run.manifest.get("status") == "complete"
         found = read_summary(run.folder) if is_whole else run.usage.as_dict() if run.usage.num_solutions else {}
-        counts[run.name] = {
-            name.removeprefix("num_").replace("_", " "): f"{value!s:.40}" for name, value in found.items()
-        }
+        named = {_COUNTS.get(name, name.removeprefix("num_").replace("_", " ")): value for name, value in found.items()}
+        counts[run.name] = {name: f"{one:,}" if isinstance(one, int) else f"{one!s:.40}" for name, one in named.items()}
         if run.usage.num_solutions:
             a_solution = run.usage.num_generated_tokens / run.usage.num_solutions
             counts[run.name]["generated tokens a solution"] = f"{a_solution:,.0f}"

@@ -89,17 +89,13 @@ class Reported:
 
     def __post_init__(self) -> None:
         self.manifest = read_manifest(self.folder)
+        self.settings: dict[str, Any] = self.manifest["settings"]
         self.counts: Counter[str] = Counter()
         self.examples: list[Example] = []
         self._kept: Counter[str] = Counter()
         self._size = 0
         if self.manifest.get("status") != "complete":
             self.notes.append("not finished: all figures are of the rows that it has so far")
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.manifest["settings"]
-        return found
 
     @property
     def kinds(self) -> list[tuple[str, str, int, int]]:
@@ -157,7 +153,8 @@ def read_judged(
     run.charts = list(_charts(run.name, benchmark, items, rewards, cut_short))
     is_critic = settings.get("rewarder") == "critic"
     try:
-        run.curve = k_curve(benchmark, items, rewards, is_critic=is_critic, **resampled)
+        if run.usage.num_analyses:
+            run.curve = k_curve(benchmark, items, rewards, is_critic=is_critic, **resampled)
     except RprmError as error:
         run.curve = str(error)
     if is_critic and benchmark.judged == "first error":
