@@ -114,7 +114,7 @@ RUNS: dict[str, tuple[list[str], int]] = {
     "search beam": (["--problems", "problems.jsonl", "-p", "scripted:", "-m", "scripted:", "-o", "beam"], 3),
     "search dvts": (["--problems", "problems.jsonl", "-p", "scripted:", "-m", "scripted:", "-o", "dvts"], 3),
     "search show": (["guided"], 0),
-    "report": ([f"judged {HOSTILE}", "-o", f"{HOSTILE}.html"], 0),
+    "report": ([f"judged {HOSTILE}", "--data", f"{NAME}.jsonl", "-o", f"{HOSTILE}.html"], 0),
     "prompts list": ([], 0),
     "prompts show": (["t.toml", "--example"], 0),
     "prompts import": (["rows.jsonl", "-o", f"{NAME}.toml"], 1),
