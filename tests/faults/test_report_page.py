@@ -330,18 +330,26 @@ def test_a_critic_has_no_threshold(tmp_path: Path) -> None:
 
 
 def test_searches(tmp_path: Path) -> None:
-    problems = ("--set", "math500", "--data", EXCERPTS / "math" / "math500.jsonl", "--limit", 2)
-    scripted = ("-p", "scripted:", "-m", "scripted:", "-k", 2)
-    for name, more in (("best-of-n", ("-n", 3)), ("guided", ("--max-rounds", 2))):
-        done = rprm("search", name, *problems, *scripted, *more, "-o", name, folder=tmp_path)
+    """Of two problems' candidates, right and wrong, and right and right, three of four are right: pass@1 is 75."""
+    right, wrong = "2 + 2.\n\nIt is \\boxed{4}.", "It is \\boxed{5}."
+    rows = {
+        "problems": [{"id": name, "problem": "2 + 2?", "answer": "4"} for name in "ab"],
+        "candidates": [{"id": "a", "solutions": [right, wrong]}, {"id": "b", "solutions": [right, f"{right}!"]}],
+    }
+    for name, some in rows.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in some))
+    of = ("--problems", "problems.jsonl", "-m", "scripted:", "-k", 2)
+    for name, more in (("best-of-n", ("--candidates", "candidates.jsonl")), ("guided", ("-p", "scripted:"))):
+        done = rprm("search", name, *of, *more, "-o", name, folder=tmp_path)
         assert done.code == 0, done.err
     report(tmp_path, "best-of-n", "guided")
     words = read(tmp_path / "page.html").words
-    measured = json.loads(rprm("bench", "mathematics", "best-of-n", "guided", "--json", folder=tmp_path).out)
-    for row in measured["rows"]:
-        assert f"{row['method']} {row['model']}" in words
-    assert "not solved 6 " in words  # 2 problems by 3 candidates; the engine's words solve nothing
-    assert "candidate 3 of 3" in words
+    assert re.search(r"pass@1 \S*candidates.jsonl 75\.0 ", words)
+    assert "Solutions of 1: best-of-n: 4 of 4 shown all not solved 1 solved 3" in words
+    assert re.search(r"not solved a candidate 2 of 2(, chosen)?, reward .*?; gold answer 4 2 \+ 2\?", words)
+    # Guided search by an engine that writes no mathematics: no answer, which is a wrong one.
+    assert "Solutions of 2: guided: 2 of 2 shown all not solved 2" in words
+    assert re.search(r"guided search \(\d+ steps a round, last\) scripted:pseudo-random 0\.0 0\.0 to 0\.0", words)
 
 
 @pytest.mark.parametrize(("arguments", "word"), [

@@ -145,7 +145,7 @@ def page(parts: Sequence[Part]) -> str:
 
 def pictures(parts: Iterable[Part]) -> Iterator[tuple[str, str]]:
     """The charts of a page as files, in its order: their names and what they hold."""
-    charts = [chart for part in parts for some in (part, *part.runs) for chart in some.charts]
+    charts = [chart for part in parts for some in (part.charts, *(run.charts for run in part.runs)) for chart in some]
     for number, chart in enumerate(charts, 1):
         yield f"figure-{number:02d}-{chart.name}.svg", f"{chart.svg(STYLE)}\n"
 

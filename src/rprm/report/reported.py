@@ -141,7 +141,7 @@ def read_judged(
     before = read_json(path) if path.exists() else {}
     flags = {name for name, one in benchmark.flags.items() if not one.items and not one.further}
     how = {"allow_missing": True, **{name: True for name in flags if before.get(name) is True}}
-    resampled = {"threshold": threshold, "num_resamples": num_resamples, "seed": seed, **how}
+    resampled: dict[str, Any] = {"threshold": threshold, "num_resamples": num_resamples, "seed": seed, **how}
     settled = None if settings.get("stopping", "none") == "none" else threshold
     try:
         scores = scores_of(rewards, settled_at=settled, last_step=benchmark.judged == "last step")

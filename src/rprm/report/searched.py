@@ -34,7 +34,7 @@ def read_searches(runs: Sequence[Reported], *, num_resamples: int, seed: int) ->
             gold = f"gold answer {row.problem.answer or 'not known'!s:.200}"
             for text, said, steps, judged in _solutions(row):
                 grade = grades.get((row.id, final_answer(text, row.problem.rule)))
-                kind = {True: "solved", False: "unsolved", None: "ungraded"}[grade and grade.correct]
+                kind = {True: "solved", False: "unsolved", None: "ungraded"}[grade.correct if grade else None]
                 run.add(Example(kind, row.id, f"{said}; {gold}", row.problem.problem, steps, judged))
     return measured
 
