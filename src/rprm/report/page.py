@@ -151,9 +151,9 @@ def pictures(parts: Iterable[Part]) -> Iterator[tuple[str, str]]:
 
 
 def _published(benchmark: str, columns: Sequence[str]) -> list[TableLine]:
-    """Rows that have one of the figures, the highest of the last first."""
+    """Rows that have one of the figures, the highest of the first one first."""
     rows = [row for row in PUBLISHED.get(benchmark, ()) if row.figures.keys() & set(columns)]
-    rows.sort(key=lambda row: -row.figures.get(columns[-1], 0.0))
+    rows.sort(key=lambda row: -row.figures.get(columns[0], 0.0))
     return [
         TableLine(f"{row.label}\n{row.source}", [Figure(row.figures.get(name)) for name in columns]) for row in rows
     ]
@@ -165,12 +165,14 @@ def _words(name: str) -> str:
 
 
 def _columns(headline: str, names: Sequence[str]) -> list[str]:
-    """The headline and its like: `average.f1` and the F1 of each subset (of one subset all figures); false alarms."""
+    """The headline and its like: `average.f1` and the F1 of each subset (of one subset all figures); false alarms. What
+    counts most comes first: a phone shows three columns at once."""
     group, dot, leaf = headline.rpartition(".")
     like = [name for name in names if ("." in name) == bool(dot) and (not dot or name.endswith(f".{leaf}"))]
     if len(groups := {name.rpartition(".")[0] for name in like} - {group}) == 1:
         like = [name for name in names if name.rpartition(".")[0] in groups]
-    return [*like, *(name for name in names if name == _FALSE_ALARMS and name not in like)]
+    more = [name for name in names if name == _FALSE_ALARMS and name not in like]
+    return [*sorted(like, key=lambda name: name != headline), *more]
 
 
 def _costs(runs: Sequence[Reported]) -> ResultTable:
