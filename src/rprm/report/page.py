@@ -189,7 +189,7 @@ def _costs(runs: Sequence[Reported]) -> ResultTable:
         known = [session.get("seconds") for session in run.manifest["sessions"]]
         # A session that does not say was killed, or goes on.
         counts[run.name]["seconds"] = f"{'at least ' * (None in known)}{sum(filter(None, known)):,.1f}"
-    names = dict.fromkeys(name for found in counts.values() for name in found)
+    names = [*dict.fromkeys(name for found in counts.values() for name in found if name != "seconds"), "seconds"]
     lines = [TableLine(name, [found.get(name, "–") for found in counts.values()]) for name in names]
     return ResultTable("Coverage, tokens and seconds", ("", *counts), lines)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rprm.benchmarks.mathematics import SearchMeasurement
@@ -21,7 +22,7 @@ STAGES = tuple(_ROWS)
 
 def read_searches(runs: Sequence[Reported], *, num_resamples: int, seed: int) -> SearchMeasurement | str:
     """Read runs of the search commands; what they solved, measured together, or why that is not known."""
-    found = [read_search_run(run.folder) for run in runs]
+    found = [replace(read_search_run(run.folder), name=run.name) for run in runs]
     measured: SearchMeasurement | str
     grades: dict[tuple[str, str | None], Grade] = {}
     try:
