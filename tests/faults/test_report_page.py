@@ -279,6 +279,8 @@ def test_data_are_known_by_their_hash(tmp_path: Path) -> None:
     assert "--data" in report(tmp_path, run, code=1).err
     assert "its hash differs" in report(tmp_path, run, "--data", other, code=1).err
     report(tmp_path, run, "--data", other, "--data", moved)
+    # Nothing asks the hub for a file that is gone.
+    assert "data/run.jsonl: no such file" in report(tmp_path, run, "--data", "data/run.jsonl", code=1).err
     assert "of others" not in read(tmp_path / "page.html").words
 
 

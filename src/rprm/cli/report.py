@@ -87,6 +87,9 @@ def _judged(folder: Path, data: Sequence[str]) -> tuple[Benchmark, BenchmarkItem
     reasons = []
     for place in [*data, *filter(None, [recorded["data"] or benchmark.hub])]:
         try:
+            # A file that is gone is no data set of the hub, though its name may look like one.
+            if Path(place).suffix and not Path(place).exists():
+                raise InputError(f"{place}: no such file")
             items = benchmark.read(place)
         except InputError as error:
             reasons.append(str(error))
