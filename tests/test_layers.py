@@ -52,6 +52,7 @@ WITHIN = {
     "data": {"benchmarks"},
     "search": {"benchmarks"},
     "training": {"data"},
+    "report": {"reproduce"},
     "__main__": {"cli"},
 }
 

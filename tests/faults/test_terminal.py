@@ -116,6 +116,7 @@ RUNS: dict[str, tuple[list[str], int]] = {
     "search beam": (["--problems", "problems.jsonl", "-p", "scripted:", "-m", "scripted:", "-o", "beam"], 3),
     "search dvts": (["--problems", "problems.jsonl", "-p", "scripted:", "-m", "scripted:", "-o", "dvts"], 3),
     "search show": (["guided"], 0),
+    "report": ([f"judged {HOSTILE}", "--data", f"{NAME}.jsonl", "-o", f"{HOSTILE}.html"], 0),
     "prompts list": ([], 0),
     "prompts show": (["t.toml", "--example"], 0),
     "prompts import": (["rows.jsonl", "-o", f"{NAME}.toml"], 1),
@@ -137,7 +138,7 @@ RUNS: dict[str, tuple[list[str], int]] = {
 #: Whose output a command reads.
 NEEDS = {
     "data cold-start": "data analyses", "data pairs": "data analyses", "bench compare": "bench processbench",
-    "search best-of-n": "search sample", "search show": "search guided", "lab steps": "lab world",
+    "report": "judge", "search best-of-n": "search sample", "search show": "search guided", "lab steps": "lab world",
 }  # fmt: skip
 
 

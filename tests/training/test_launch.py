@@ -83,9 +83,9 @@ def test_two_processes_do_the_steps_of_one(
     train, run = ["sft", str(data), "--model", str(tiny_model), "-o", str(tmp_path / "two")], tmp_path / "two"
     stopped = launch(*train, port=port, stop=(run / "checkpoints" / "checkpoint-1" / "rprm_files.json", signal.SIGINT))
     said = [line for line in stopped.stderr.splitlines() if line.startswith("rprm: ") or "src/rprm/" in line]
-    assert said == [
-        f"rprm: stopped by SIGINT; what is finished is kept in {run}, and the same command resumes it"
-    ], stopped.stderr
+    assert said == [f"rprm: stopped by SIGINT; what is finished is kept in {run}, and the same command resumes it"], (
+        stopped.stderr
+    )
     assert read_manifest(run)["status"] == "stopped"
     done = launch(*train, port=port)
     assert done.returncode == 0, done.stderr

@@ -116,7 +116,7 @@ def _bench(
         raise BenchmarkError(f"two things to measure: leave out --model to measure {path}, or --scores to judge now")
     if not (path or measured.model):
         raise BenchmarkError("say what to measure: --model SPEC to judge now, or --scores FILE to measure those")
-    recorded = _recorded(path) if path else {}
+    recorded = settings_of_run(path) if path else {}
     if path and output and (output / MANIFEST).exists() and not output.samefile(path):
         raise BenchmarkError(f"{output} holds another run than {path}: name another --output")
     # The run's limit is of the run's own data, not of data that are named.
@@ -139,7 +139,7 @@ def _bench(
             totals = run_behind_progress(
                 lambda callbacks: judge_source(
                     rewarder, [*items.rejected, *items.solutions],
-                    source=_source(benchmark, items, name or str(benchmark.hub)),
+                    source=source_of(benchmark, items, name or str(benchmark.hub)),
                     output=run, settings=settings, last_step=last_step, callbacks=callbacks,
                 ),
                 rewarder.aclose, len(items.items), lambda solution, result: scope.note(solution),
@@ -147,7 +147,7 @@ def _bench(
             )  # fmt: skip
             scope.tell()
             refuse_nothing_judged(totals)
-            scores, threshold = _scores(run, _recorded(run), benchmark, items, rewarder.threshold)
+            scores, threshold = _scores(run, settings_of_run(run), benchmark, items, rewarder.threshold)
     of_tally = {name: True for name, flag in flags.items() if not flag.items and not flag.further}
     how = {"allow_missing": figures.allow_missing, "num_resamples": figures.resamples, "seed": judging.seed}
     measurement = measure(benchmark.tally, items, scores, threshold=threshold, right=benchmark.right, **how, **of_tally)
@@ -176,7 +176,7 @@ def compare(
     from rprm.benchmarks.scores import with_false_alarms
     from rprm.report.measures import comparison_table
 
-    runs = {path: _recorded(path) for path in (first, second)}
+    runs = {path: settings_of_run(path) for path in (first, second)}
     known = BenchGroup.added()
     if (name := _agreed("benchmark", benchmark, *runs.values())) not in known:
         unnamed = "neither input names its benchmark (a run of `rprm bench` does)"
@@ -208,7 +208,7 @@ def curve(
     from rprm.report.measures import result_table
     from rprm.runs import finished_manifest
 
-    recorded, known = _recorded(run), BenchGroup.added()
+    recorded, known = settings_of_run(run), BenchGroup.added()
     if (name := recorded.get("benchmark")) not in known:
         raise BenchmarkError(f"{run}: not a run folder of `rprm bench`")
     finished_manifest(run, stage="judge", command=f"rprm bench {name}")
@@ -233,7 +233,7 @@ def _read(
     return name, limit, items.limited(limit, benchmark.group)
 
 
-def _source(benchmark: Benchmark, items: BenchmarkItems[Any], name: str) -> SourceInfo:
+def source_of(benchmark: Benchmark, items: BenchmarkItems[Any], name: str) -> SourceInfo:
     """One identity for all the files or splits of a benchmark; one file of a benchmark without a hub has its own."""
     if benchmark.hub is None and len(items.sources) == 1:
         return items.sources[0]
@@ -242,7 +242,7 @@ def _source(benchmark: Benchmark, items: BenchmarkItems[Any], name: str) -> Sour
     return replace(items.sources[0], name=name, digest=digest, num_rows=len(items.items))
 
 
-def _recorded(path: Path) -> dict[str, Any]:
+def settings_of_run(path: Path) -> dict[str, Any]:
     """What a run folder says of its scores: its settings, and where the data were. A scores file says nothing."""
     from rprm.files import disk
     from rprm.runs import MANIFEST, read_manifest
@@ -284,7 +284,7 @@ def _rewards(
     from rprm.records import SolutionReward
     from rprm.runs import read_results
 
-    if recorded.get("benchmark") and recorded.get("input") != _source(benchmark, items, "").digest:
+    if recorded.get("benchmark") and recorded.get("input") != source_of(benchmark, items, "").digest:
         raise BenchmarkError(f"{path} was judged on other data (its hash differs): name its own with --data")
     return read_results(path, SolutionReward.read_back)
 

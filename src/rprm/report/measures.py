@@ -17,6 +17,11 @@ from rprm.showing import one_line, shown
 
 
 def measurement_table(measured: Measurement) -> Table:
+    """The figures of a run in a terminal."""
+    return result_table(measured_result(measured))
+
+
+def measured_result(measured: Measurement) -> ResultTable:
     """The figures of a run, with 95% intervals, and below them what they rest on: what is in order in one sentence."""
     table, total, usage = measured.layout(measured), measured.total_coverage, measured.scores.usage
     # Rounded down: 100.0 means that nothing is missing.
@@ -58,7 +63,7 @@ def measurement_table(measured: Measurement) -> Table:
             "steps unscored"
         )
         notes.append(f"{measured.scores.cost.time}; {_flops(measured.scores)}")
-    return result_table(replace(table, notes=[*notes, *measured.notes]))
+    return replace(table, notes=[*notes, *measured.notes])
 
 
 def result_table(table: ResultTable) -> Table:

@@ -13,7 +13,7 @@ from rich.panel import Panel
 from rich.table import Column, Table
 from rich.text import Text
 
-from rprm.records import Solution, SolutionReward
+from rprm.records import Analysis, Solution, SolutionReward
 from rprm.rewarders.base import Totals
 from rprm.showing import one_line, shown
 
@@ -57,11 +57,7 @@ def render_solution(
         if notes:
             parts.append(Text(shown("; ".join(notes)), style=wrong if is_first_error else "yellow"))
         for number, one in enumerate(step.analyses if analyses else (), 1):
-            p_yes = "no verdict" if one.p_yes is None else f"P(Yes) {one.p_yes:.2f}"
-            if one.first_error is not None:
-                p_yes = f"first error: step {one.first_error + 1}" if one.first_error >= 0 else "no error"
-            title = f"analysis {number}: {p_yes}{', asked for' if one.forced else ''}, {one.num_tokens} tokens"
-            analysis = Group(Text(title, style="cyan"), Text(shown(one.text), style="dim"))
+            analysis = Group(Text(analysis_title(number, one), style="cyan"), Text(shown(one.text), style="dim"))
             parts.append(Padding(analysis, (0, 0, 0, 2)))
         reward, bar = "none", Text("?" * _BAR_WIDTH, style="yellow")
         if step.reward is not None:
@@ -69,6 +65,14 @@ def render_solution(
             reward, bar = f"{step.reward:.2f}", Text("█" * filled, style=colour)
             bar.append("░" * (_BAR_WIDTH - filled), style="dim")
         table.add_row(str(index + 1), bar, reward, Group(*parts))
+    text, colour = conclusion(result)
+    head = [] if note is None else [Text(shown(note), style="yellow")]
+    parts = [Text(shown(solution.problem), style="italic"), *head, Text(""), table]
+    return panel(result.id, parts, text, colour if note is None else "yellow")
+
+
+def conclusion(result: SolutionReward) -> tuple[str, str]:
+    """What was found in a solution, beside its label, and the colour of that."""
     text, colour = "no error found", "green"
     if result.first_error is None:
         text, colour = f"could not be judged: {len(result.uncovered)} of {result.num_steps} steps unscored", "yellow"
@@ -76,9 +80,15 @@ def render_solution(
         text, colour = f"first error: step {result.first_error + 1}", "red"
     if result.label is not None:
         text += f"  (labelled: {f'step {result.label + 1}' if result.label >= 0 else 'none'})"
-    head = [] if note is None else [Text(shown(note), style="yellow")]
-    parts = [Text(shown(solution.problem), style="italic"), *head, Text(""), table]
-    return panel(result.id, parts, text, colour if note is None else "yellow")
+    return text, colour
+
+
+def analysis_title(number: int, one: Analysis) -> str:
+    """What an analysis says, in a line."""
+    says = "no verdict" if one.p_yes is None else f"P(Yes) {one.p_yes:.2f}"
+    if one.first_error is not None:
+        says = f"first error: step {one.first_error + 1}" if one.first_error >= 0 else "no error"
+    return f"analysis {number}: {says}{', asked for' if one.forced else ''}, {one.num_tokens} tokens"
 
 
 def panel(title: str, parts: Sequence[RenderableType], conclusion: str, colour: str) -> Panel:
