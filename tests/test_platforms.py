@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -117,7 +120,13 @@ def test_a_stage_starts_on_every_platform(platform: str, tmp_path: Path, monkeyp
     monkeypatch.setattr(sys, "platform", platform)
     Subcommand(tmp_path / "stage", ["judge", "x.jsonl"])
     # Windows refuses any `preexec_fn`, and `prctl` is of Linux alone.
-    assert (started[0]["preexec_fn"] is not None) == (platform == "linux")
+    begin, called = started[0]["preexec_fn"], []
+    assert (begin is None) == (platform == "win32")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(prctl=lambda *numbers: called.append(numbers)))
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    if begin is not None:
+        begin()
+    assert len(called) == (platform == "linux")
 
 
 @pytest.mark.slow
