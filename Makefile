@@ -35,11 +35,11 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist lo
 test: setup
 	$(PYTEST) -m "not slow"
 
-# And the slow ones: real models, whole trainings. The longest of all, the lab's, begins first.
+# And the slow ones: real models, whole trainings.
 test-ci: test
 	$(PYTEST) -m "slow and not long" lab/tests tests
 
-# And the long form of the fault suite.
+# And the longest: the lab's experiments (they begin first), the long form of the fault suite.
 test-all: test
 	$(PYTEST) -m slow lab/tests tests
 

@@ -187,6 +187,7 @@ def test_a_failure_stops_what_runs_beside_it(tmp_path: Path) -> None:
             assert str(tmp_path / "lab" / "large").encode() not in path.read_bytes()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_every_experiment_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The smallest lab, whole: each stage ends, and the report has something of every experiment."""

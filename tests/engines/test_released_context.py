@@ -130,6 +130,7 @@ def test_every_prompt_of_processbench_leaves_room(stand_in: Path, real_data: Pat
     assert max(rooms) < 4096
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_longest_items_of_processbench_are_judged_by_the_defaults(
     stand_in: Path, real_data: Path, tmp_path: Path

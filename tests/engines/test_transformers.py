@@ -660,8 +660,9 @@ class TestSmolLM2:
         for prompt in (chat("Add 2 and 2."), raw("2 + 2 =")):
             alone = encode_prompt(tokenizer, prompt)
             begun = encode_prompt(tokenizer, replace(prompt, reply=reply))
-            assert begun[: len(alone)] == alone
-            assert tokenizer.decode(begun[len(alone) :]) == reply
+            assert tokenizer.decode(begun) == tokenizer.decode(alone) + reply
+            # White space at its beginning may share a token with the line end before it, as in one text.
+            assert begun[: len(alone)] == alone or (reply[0].isspace() and not reply.endswith("\n"))
 
     def test_steps_are_encoded_as_the_whole_solution_is(self, smollm2_engine: TransformersEngine) -> None:
         """This tokenizer has one token for a blank line that nothing follows, and two for one before a word."""

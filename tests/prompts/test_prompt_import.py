@@ -238,6 +238,7 @@ def test_uniform_toy_problems_keep_their_common_words():
         assert_renders_alike(imported.template, true)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_real_problems_and_solutions(real_data: Path):
     items = [

@@ -355,6 +355,7 @@ def test_ids_of_the_real_tokenizers() -> None:
     assert (shepherd.token("ки"), *shepherd.sign_ids) == (12902, 648, 387)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_real_items_have_the_ids_of_the_published_texts(real_data: Path) -> None:
     """Layout by layout on real ProcessBench items: pieces put together are the whole text, encoded at once."""
