@@ -31,6 +31,7 @@ from typing import Any
 
 from judge_cost import Streams
 
+from rprm.aggregation import AGGREGATIONS, Aggregation
 from rprm.benchmarks import read_prmbench, read_problem_file, read_scores
 from rprm.data.stage_options import order_key
 from rprm.engines import Sampling
@@ -40,7 +41,7 @@ from rprm.records import Solution
 from rprm.rewarders.rprm import Judge
 from rprm.search.candidates import read_candidate_file
 from rprm.search.choosing import best_of
-from rprm.search.racing import AGGREGATIONS, Aggregation, Bounds, Contender, StepScores, race
+from rprm.search.racing import Bounds, Contender, StepScores, race
 from rprm.stopping import StoppingRule
 
 NUM_CANDIDATES = 8

@@ -49,6 +49,7 @@ from typing import Any
 
 from judge_cost import forget_prompts
 
+from rprm.aggregation import mean
 from rprm.benchmarks.mathematics import Problem, read_mathematics
 from rprm.engines import Completion, Engine, EngineInfo, Sampling, load_engine
 from rprm.engines.scripted import ScriptedEngine
@@ -59,7 +60,7 @@ from rprm.records import Analysis
 from rprm.rewarders.rprm import Judge
 from rprm.search.candidates import Policy
 from rprm.search.guided import GuidedSearch, search_strategy
-from rprm.stopping import StoppingRule, mean
+from rprm.stopping import StoppingRule
 from rprm.verdict import VerdictChoice, VerdictFormat, read_verdict
 
 

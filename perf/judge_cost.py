@@ -39,6 +39,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rprm.aggregation import mean
 from rprm.benchmarks import measure_processbench, read_prmbench, read_processbench, read_scores, scores_of
 from rprm.data.stage_options import order_key
 from rprm.engines import Completion, Engine, EngineInfo, Sampling, load_engine
@@ -47,7 +48,7 @@ from rprm.jobs import in_order
 from rprm.prompts import Prompt, PromptTemplate, load_template
 from rprm.records import Solution, SolutionReward, StepReward
 from rprm.rewarders.rprm import Judge
-from rprm.stopping import StoppingRule, mean
+from rprm.stopping import StoppingRule
 from rprm.verdict import VerdictChoice, VerdictFormat, read_verdict
 
 

@@ -9,7 +9,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "rprm"
 
 #: Layer by layer, from the top; see docs/architecture.md. A package stands for all modules in it.
 LAYERS = [
-    {"errors", "files", "ranges", "records", "embedded", "quoting", "thinking", "showing", "terminal"},
+    {"aggregation", "errors", "files", "ranges", "records", "embedded", "quoting", "thinking", "showing", "terminal"},
     {
         "verdict",
         "critique",
@@ -38,7 +38,7 @@ LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 #: Within a layer, what may import what: `name: {names it may import}`.
 WITHIN = {
     "errors": {"showing"},
-    "records": {"errors"},
+    "records": {"aggregation", "errors"},
     "files": {"errors"},
     "terminal": {"showing"},
     "ranges": {"errors"},
@@ -49,6 +49,7 @@ WITHIN = {
     "reading": {"content", "splitting"},
     "prompts": {"verdict", "critique", "reading", "folders"},
     "critique": {"stopping"},
+    "api": {"benchmarks", "search"},
     "data": {"benchmarks"},
     "search": {"benchmarks"},
     "training": {"data"},

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rprm.aggregation import mean
 from rprm.errors import RprmError
-from rprm.stopping import StoppingRule, mean
+from rprm.stopping import StoppingRule
 
 # Soft values, hard votes, ties at the threshold and lost verdicts.
 p_yes = st.one_of(

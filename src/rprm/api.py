@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, TypeVar
 
+from rprm.aggregation import Aggregation
+from rprm.benchmarks.mathematics import Problem
 from rprm.engines import Engine
-from rprm.errors import InputError
+from rprm.errors import InputError, RprmError
 from rprm.jobs import in_order
 from rprm.prompts import PromptTemplate
 from rprm.reading import solution_of
-from rprm.records import Solution, SolutionReward
+from rprm.records import Solution, SolutionReward, StepReward
 from rprm.rewarders import DEFAULT_CONFIDENCE, load_rewarder
 from rprm.rewarders.base import StepRewarder
+from rprm.search.candidates import Candidate, Candidates, ChoiceStopping, JudgedCandidates, choose_one
+from rprm.splitting import split_steps
 from rprm.stopping import Stopping
 
 T = TypeVar("T")
 Solutions = Iterable[Solution | dict[str, Any]]
 OnResult = Callable[[SolutionReward], None] | None
+Work = Callable[[], Coroutine[Any, Any, T]]
 
 
 class RPRM(AbstractContextManager["RPRM"], AbstractAsyncContextManager["RPRM"]):
@@ -29,6 +36,9 @@ class RPRM(AbstractContextManager["RPRM"], AbstractAsyncContextManager["RPRM"]):
     `score` gives *rewards* by the paper's full procedure, for ranking, reinforcement learning and thresholds.
     `first_errors` gives the same predictions for about a third of the tokens: analyses end once the decision is
     certain, judging at the first step called wrong. None takes the paper's value (`rprm.presets.PAPER`) or the model's.
+
+    The model lives in a thread of its own, so that scripts, notebooks and any event loop may call it, several at once.
+    After a fork, and where it was pickled, it is made anew from its spec.
 
     Args:
         model: a known model's name ("r-prm-7b"), a spec ("vllm:MODEL", "openai:MODEL@URL", ...), or an engine.
@@ -51,12 +61,23 @@ class RPRM(AbstractContextManager["RPRM"], AbstractAsyncContextManager["RPRM"]):
         force_verdict: bool | str | None = None, prompt: str | PromptTemplate | None = None,
         temperature: float | None = None, top_p: float | None = None, max_tokens: int | None = None, seed: int = 0,
     ) -> None:  # fmt: skip
-        options = {name: value for name, value in locals().items() if name not in ("self", "model")}
-        #: Answers `first_errors`; `score` is answered by the same model.
-        self.rewarder = load_rewarder(model, **options)
+        self._options = {name: value for name, value in locals().items() if name not in ("self", "model")}
+        self._model = model
+        self._make()
+
+    def _make(self) -> None:
+        #: Answers `first_errors`; all else is answered by the same model in full.
+        self.rewarder = load_rewarder(self._model, **self._options)
         self._in_full = self.rewarder.in_full()
+        self._process = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if not isinstance(self._model, str):
+            raise TypeError(f"an RPRM made from an engine ({self._model.spec}) cannot be pickled: make it from a spec")
+        return _from_spec, (self._model, self._options)
 
     def score(self, solutions: Solutions, *, on_result: OnResult = None) -> list[SolutionReward]:
         """The rewards of solutions, in their order: every step, all K analyses.
@@ -69,30 +90,66 @@ class RPRM(AbstractContextManager["RPRM"], AbstractAsyncContextManager["RPRM"]):
             InputError: a record cannot be used; the message has its place in the list.
             EngineError: the model cannot be loaded, or stopped answering.
         """
-        return self._run(_judged(self._in_full, solutions, on_result))
+        return self._wait(lambda: _judged(self._in_full, solutions, on_result))
 
     def first_errors(self, solutions: Solutions, *, on_result: OnResult = None) -> list[SolutionReward]:
         """As `score`, but with no more analyses than the first errors need (see `StepReward.settled_early`)."""
-        return self._run(_judged(self.rewarder, solutions, on_result))
+        return self._wait(lambda: _judged(self.rewarder, solutions, on_result))
+
+    def score_step(self, problem: str, steps: Sequence[str], step_index: int = -1) -> StepReward:
+        """The reward of one step, given the problem and the steps before it; of the last one, where no other is named.
+
+        Raises:
+            InputError: there is no such step.
+            EngineError: as `score`.
+        """
+        return self._wait(lambda: _judged_step(self._in_full, problem, steps, step_index))
+
+    def best_of(
+        self, problem: str, texts: Iterable[str | Sequence[str]], *, aggregation: Aggregation = "min",
+        stopping: ChoiceStopping = "exact",
+    ) -> JudgedCandidates:  # fmt: skip
+        """The best of several solutions of a problem (`chosen`, its index), as `rprm search best-of-n` chooses.
+
+        Args:
+            texts: whole solutions, which are cut into steps, or lists of steps.
+            aggregation: how the rewards of steps become that of a solution.
+            stopping: "exact" stops judging once the choice is certain, "none" rewards every solution in full.
+
+        Raises:
+            EngineError: as `score`.
+        """
+        return self._wait(lambda: _best_of(self._in_full, problem, texts, aggregation, stopping))
 
     async def score_async(self, solutions: Solutions) -> list[SolutionReward]:
-        """`score` in the caller's event loop, where an engine then lives: do not mix with the synchronous methods."""
-        return await _judged(self._in_full, solutions, None)
+        """`score` from an event loop. Cancelling it ends the model's work for it; so with the others."""
+        return await self._awaited(lambda: _judged(self._in_full, solutions, None))
 
     async def first_errors_async(self, solutions: Solutions) -> list[SolutionReward]:
-        return await _judged(self.rewarder, solutions, None)
+        return await self._awaited(lambda: _judged(self.rewarder, solutions, None))
+
+    async def score_step_async(self, problem: str, steps: Sequence[str], step_index: int = -1) -> StepReward:
+        return await self._awaited(lambda: _judged_step(self._in_full, problem, steps, step_index))
+
+    async def best_of_async(
+        self, problem: str, texts: Iterable[str | Sequence[str]], *, aggregation: Aggregation = "min",
+        stopping: ChoiceStopping = "exact",
+    ) -> JudgedCandidates:  # fmt: skip
+        return await self._awaited(lambda: _best_of(self._in_full, problem, texts, aggregation, stopping))
 
     def close(self) -> None:
-        """Release the model. Safe to call twice."""
-        if self._loop is not None and self._thread is not None:
-            self._run(self.rewarder.aclose())
+        """Release the model. Safe to call twice; used again, it is loaded again."""
+        with self._lock:
+            if self._loop is None or self._thread is None or self._process != os.getpid():
+                return
+            asyncio.run_coroutine_threadsafe(self.rewarder.aclose(), self._loop).result()
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
             self._loop = None
 
     async def aclose(self) -> None:
-        await self.rewarder.aclose()
+        await asyncio.to_thread(self.close)
 
     def __exit__(self, *error: object) -> None:
         self.close()
@@ -100,19 +157,37 @@ class RPRM(AbstractContextManager["RPRM"], AbstractAsyncContextManager["RPRM"]):
     async def __aexit__(self, *error: object) -> None:
         await self.aclose()
 
-    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        # A notebook's loop is already running, and an engine must find the same loop at every call.
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            self._thread = threading.Thread(target=self._loop.run_forever, name="rprm-loop", daemon=True)
-            self._thread.start()
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+    def _submitted(self, work: Work[T]) -> Future[T]:
+        """Work on the model, in the loop where it lives."""
+        if self._process != os.getpid():
+            # A fork has none of the model's threads and shares its connections.
+            if not isinstance(self._model, str):
+                raise RprmError(
+                    f"this RPRM was made from an engine ({self._model.spec}) before a fork: make it in the new process"
+                )
+            self._make()
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=self._loop.run_forever, name="rprm-loop", daemon=True)
+                self._thread.start()
+            return asyncio.run_coroutine_threadsafe(work(), self._loop)
+
+    def _wait(self, work: Work[T]) -> T:
+        future = self._submitted(work)
         try:
             return future.result()
         except BaseException:
             # Ctrl-C in the caller's thread: the work in the loop's must end too.
             future.cancel()
             raise
+
+    async def _awaited(self, work: Work[T]) -> T:
+        return await asyncio.wrap_future(self._submitted(work))
+
+
+def _from_spec(model: str, options: dict[str, Any]) -> RPRM:
+    return RPRM(model, **options)
 
 
 async def _judged(rewarder: StepRewarder, values: Solutions, on_result: OnResult) -> list[SolutionReward]:
@@ -129,3 +204,27 @@ async def _judged(rewarder: StepRewarder, values: Solutions, on_result: OnResult
         if on_result is not None:
             on_result(result)
     return results
+
+
+async def _judged_step(rewarder: StepRewarder, problem: str, steps: Sequence[str], step_index: int) -> StepReward:
+    solution = solution_of({"problem": problem, "steps": list(steps)}, default_id="0")
+    places = range(len(solution.steps))
+    if not -len(places) <= step_index < len(places):
+        raise InputError(f"there is no step {step_index} of {len(places)} (counted from 0; -1 is the last)")
+    await rewarder.start()
+    return await rewarder.judge_step(problem, solution.steps, places[step_index])
+
+
+async def _best_of(
+    rewarder: StepRewarder, problem: str, texts: Iterable[str | Sequence[str]], aggregation: Aggregation,
+    stopping: ChoiceStopping,
+) -> JudgedCandidates:  # fmt: skip
+    if isinstance(texts, str):
+        raise InputError("the solutions must be a list of texts, not one text")
+    candidates = []
+    for text in texts:
+        steps = split_steps(text) if isinstance(text, str) else text
+        candidates.append(Candidate(text=text if isinstance(text, str) else "\n\n".join(text), steps=tuple(steps)))
+    await rewarder.start()
+    row = Candidates(problem=Problem(id="0", problem=problem), candidates=tuple(candidates))
+    return await choose_one(rewarder, row, aggregation=aggregation, stopping=stopping)

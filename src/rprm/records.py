@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from rprm.aggregation import Aggregation, aggregate
+
 #: What the fields of a `SolutionReward` mean, in the settings of runs that hold them; to be raised when that changes.
 #: 1 (or absent): `first_error` is -1 also where a step has no reward. 2: it is None there.
 REWARD_FORMAT = 2
@@ -151,6 +153,12 @@ class SolutionReward(ResultRow):
     @property
     def rewards(self) -> list[float | None]:
         return [step.reward for step in self.steps]
+
+    def aggregate(self, how: Aggregation) -> float | None:
+        """The reward of the solution, from 0 to 1: its steps' lowest, last, product or mean. None where a step that it
+        depends on has none, also because judging ended before it (`first_errors`)."""
+        known = {step.step_index: step.reward for step in self.steps}
+        return aggregate([known.get(index) for index in range(self.num_steps)], how)
 
     @property
     def uncovered(self) -> list[int]:

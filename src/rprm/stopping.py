@@ -20,11 +20,6 @@ from rprm.errors import RprmError
 Stopping = Literal["none", "exact", "confident"]
 
 
-def mean(values: Sequence[float]) -> float | None:
-    """The correctly rounded mean, None of no values."""
-    return float(sum(map(Fraction, values), Fraction(0)) / len(values)) if values else None
-
-
 def mean_bounds(p_yes: Sequence[float | None], num_analyses: int) -> tuple[float | None, float | None]:
     """The lowest and highest final mean after some analyses (None: no verdict): None where there may, will be none."""
     total, num_values, remaining = _tally(p_yes, num_analyses)

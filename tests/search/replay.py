@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
+from rprm.aggregation import mean
 from rprm.errors import RequestRefused, RprmError
 from rprm.ledger import Ledger
 from rprm.records import Analysis, Solution, SolutionReward, StepReward
@@ -14,7 +15,7 @@ from rprm.rewarders.rprm import Judge
 from rprm.search.candidates import Continuation
 from rprm.search.guided import ROOT, GuidedSearch, SearchNode, SearchTree
 from rprm.search.racing import Steps
-from rprm.stopping import StoppingRule, mean
+from rprm.stopping import StoppingRule
 
 
 def replay(tree: SearchTree) -> SearchTree:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from rprm.aggregation import AGGREGATIONS, Aggregation, aggregate
 from rprm.benchmarks.mathematics import Problem
 from rprm.engines import Sampling
 from rprm.engines.scripted import ScriptedEngine
@@ -31,7 +32,6 @@ from rprm.search.candidates import (
     choose_among,
 )
 from rprm.search.choosing import best_of
-from rprm.search.racing import AGGREGATIONS, Aggregation, aggregate
 from rprm.stopping import StoppingRule
 
 

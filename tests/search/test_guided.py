@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rprm.aggregation import AGGREGATIONS, aggregate
 from rprm.benchmarks.mathematics import Problem
 from rprm.engines import Completion, Sampling
 from rprm.engines.scripted import ScriptedEngine, ScriptedReply
@@ -23,7 +24,6 @@ from rprm.records import Solution, SolutionReward, StepReward
 from rprm.rewarders.rprm import Judge
 from rprm.search.candidates import Continuation
 from rprm.search.guided import GuidedSearch, SearchTotals, SearchTree, Strategy, search_strategy
-from rprm.search.racing import AGGREGATIONS, aggregate
 from rprm.stopping import StoppingRule
 from tests.search.replay import differences, replay
 

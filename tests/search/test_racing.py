@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rprm.aggregation import AGGREGATIONS, Aggregation, aggregate, mean
 from rprm.engines import Sampling
 from rprm.engines.scripted import ScriptedEngine
 from rprm.errors import EngineUnavailable, RequestRefused
@@ -19,8 +20,8 @@ from rprm.ledger import Ledger
 from rprm.prompts import load_template
 from rprm.records import Analysis
 from rprm.rewarders.rprm import Judge
-from rprm.search.racing import AGGREGATIONS, Aggregation, Bounds, StepScores, aggregate, race, settle
-from rprm.stopping import StoppingRule, mean, mean_bounds
+from rprm.search.racing import Bounds, StepScores, race, settle
+from rprm.stopping import StoppingRule, mean_bounds
 
 #: What the analyses of one step say, K of them.
 Stream = Sequence[float | None]

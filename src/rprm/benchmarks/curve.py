@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rprm.aggregation import mean
 from rprm.benchmarks.benchmark import Benchmark
 from rprm.benchmarks.items import BenchmarkItems
 from rprm.benchmarks.scores import scores_of
@@ -15,7 +16,6 @@ from rprm.benchmarks.tally import DEFAULT_RESAMPLES, Figure, ResultTable, TableL
 from rprm.errors import BenchmarkError
 from rprm.records import SolutionReward
 from rprm.rewarders.critic import reward_of
-from rprm.stopping import mean
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
+from rprm.aggregation import mean
 from rprm.critique import FORMATS, majority, num_more_votes
 from rprm.engines.base import WITHHELD, Completion, Engine, Sampling, TokenLister
 from rprm.errors import RequestRefused, RprmError, Unsupported
@@ -20,7 +21,7 @@ from rprm.ledger import Ledger
 from rprm.prompts.template import CriticTemplate, Prompt
 from rprm.records import Analysis, Solution, SolutionReward, StepReward
 from rprm.rewarders.base import Steps, described, draw, draw_in_waves, solution_reward, why_without_verdict
-from rprm.stopping import StoppingRule, mean
+from rprm.stopping import StoppingRule
 from rprm.thinking import with_thinking_closed
 
 #: Tokens of an index in a box.

@@ -14,6 +14,7 @@ from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
+from rprm.aggregation import mean
 from rprm.engines.base import WITHHELD, Engine, Sampling
 from rprm.errors import RequestRefused, RprmError, Unsupported
 from rprm.jobs import in_order
@@ -21,7 +22,7 @@ from rprm.ledger import Ledger
 from rprm.prompts.template import Prompt, PromptTemplate
 from rprm.records import Analysis, Solution, SolutionReward, StepReward
 from rprm.rewarders.base import Steps, described, draw, draw_in_waves, solution_reward, why_without_verdict
-from rprm.stopping import StoppingRule, mean
+from rprm.stopping import StoppingRule
 from rprm.thinking import with_thinking_closed
 from rprm.verdict import TwoAnswers, VerdictChoice, read_verdict
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Unpack
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from rprm.aggregation import Aggregation
 from rprm.benchmarks.mathematics import Problem, ProblemRow, Problems
 from rprm.engines import Engine, Sampling
 from rprm.engines.base import Completion
@@ -24,7 +25,7 @@ from rprm.records import Record, StepReward
 from rprm.rewarders.base import AnalysisSampler, StepRewarder, reward_settings, sample_seed
 from rprm.runs import RESULTS, finished_manifest, read_results
 from rprm.search import RunTotals, counted
-from rprm.search.racing import WAVE, Aggregation, Steps, StepScores, race
+from rprm.search.racing import WAVE, Steps, StepScores, race
 from rprm.splitting import split_steps
 from rprm.thinking import after_thinking, without_thinking
 
@@ -263,6 +264,26 @@ class CandidateRows:
     settings: dict[str, Any] = field(default_factory=dict)  #: of the run that wrote the candidates
 
 
+async def choose_one(
+    rewarder: StepRewarder, row: Candidates, ledger: Ledger | None = None, *, aggregation: Aggregation = "min",
+    stopping: ChoiceStopping = "exact", wave: int = WAVE,
+) -> JudgedCandidates:  # fmt: skip
+    """Choose among the candidates of one problem, with a rewarder that is started; see `choose_among`."""
+    scores = StepScores(rewarder, row.problem.problem, ledger)
+    solutions = [candidate.steps for candidate in row.candidates]
+    contenders = [scores.solution(steps, aggregation) for steps in solutions]
+    if stopping == "none":
+        await all_or_none(map(scores.judge_in_full, dict.fromkeys(solutions)))
+    chosen = next(iter(await race(contenders, wave=wave)), None)
+    rewards = []
+    for steps, contender in zip(solutions, contenders, strict=True):
+        low, high = contender.bounds
+        settled = next(contender.outlook(), None) is None  # Nothing is left to draw.
+        rewards.append(CandidateReward(low=low, high=high, settled=settled, steps=scores.rewards(steps)))
+    fell_back = chosen is not None and all(reward.high is None for reward in rewards)
+    return JudgedCandidates(**dict(row), rewards=tuple(rewards), chosen=chosen, fell_back=fell_back)
+
+
 async def choose_among(
     rewarder: StepRewarder, candidates: CandidateRows, *, aggregation: Aggregation = "min",
     stopping: ChoiceStopping = "exact", wave: int = WAVE, settings: dict[str, Any] | None = None,
@@ -275,19 +296,7 @@ async def choose_among(
     totals = BestOfNTotals(rewarder.rule.num_analyses if isinstance(rewarder, AnalysisSampler) else 0)
 
     async def choose(row: Candidates, ledger: Ledger | None) -> JudgedCandidates:
-        scores = StepScores(rewarder, row.problem.problem, ledger)
-        solutions = [candidate.steps for candidate in row.candidates]
-        contenders = [scores.solution(steps, aggregation) for steps in solutions]
-        if stopping == "none":
-            await all_or_none(map(scores.judge_in_full, dict.fromkeys(solutions)))
-        chosen = next(iter(await race(contenders, wave=wave)), None)
-        rewards = []
-        for steps, contender in zip(solutions, contenders, strict=True):
-            low, high = contender.bounds
-            settled = next(contender.outlook(), None) is None  # Nothing is left to draw.
-            rewards.append(CandidateReward(low=low, high=high, settled=settled, steps=scores.rewards(steps)))
-        fell_back = chosen is not None and all(reward.high is None for reward in rewards)
-        return JudgedCandidates(**dict(row), rewards=tuple(rewards), chosen=chosen, fell_back=fell_back)
+        return await choose_one(rewarder, row, ledger, aggregation=aggregation, stopping=stopping, wave=wave)
 
     settings = (settings or {}) | candidates.settings | reward_settings(described)
     settings |= {"aggregation": aggregation, "choice_stopping": stopping}

@@ -15,6 +15,7 @@ from typing import Any, Literal, Self, Unpack
 
 from pydantic import Field, PositiveInt, model_validator
 
+from rprm.aggregation import Aggregation, aggregate
 from rprm.benchmarks.mathematics import Problem, ProblemRow, Problems
 from rprm.errors import RequestRefused, RprmError
 from rprm.grading import final_answer
@@ -25,7 +26,7 @@ from rprm.records import Analysis, Probability, Record
 from rprm.rewarders.base import StepRewarder, reward_settings
 from rprm.search import RunTotals, counted
 from rprm.search.candidates import Continuation, Policy
-from rprm.search.racing import WAVE, Aggregation, Bounds, Steps, StepScores, aggregate, digest_of, race, settle
+from rprm.search.racing import WAVE, Bounds, Steps, StepScores, digest_of, race, settle
 
 #: The job's name in manifests.
 GUIDED = "search-guided"

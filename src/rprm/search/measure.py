@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from rprm.aggregation import AGGREGATIONS, Aggregation, aggregate
 from rprm.benchmarks.cost import Cost, cost_of
 from rprm.benchmarks.mathematics import AVERAGE, GradedAnswer, MeasuredRow, Problem, SearchMeasurement, numbered
 from rprm.benchmarks.scores import named
@@ -26,7 +27,7 @@ from rprm.runs import read_manifest, read_results
 from rprm.search.candidates import BEST_OF_N, SAMPLE, Candidates, JudgedCandidates
 from rprm.search.choosing import NUM_REPLICATES, Pool, accuracies, resampled_means
 from rprm.search.guided import GUIDED, SearchTree
-from rprm.search.racing import AGGREGATIONS, Aggregation, aggregate, all_rewards, digest_of
+from rprm.search.racing import all_rewards, digest_of
 
 ONE = "pass@1"
 #: What candidates reach without rewards, in the order of `Accuracy.of`.

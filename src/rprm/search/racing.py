@@ -12,18 +12,15 @@ from collections import Counter
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol
 
+from rprm.aggregation import Aggregation, aggregate
 from rprm.errors import RequestRefused
 from rprm.jobs import all_or_none
 from rprm.ledger import Ledger
 from rprm.records import Analysis, Solution, StepReward
 from rprm.rewarders.base import AnalysisSampler, StepRewarder
-from rprm.stopping import mean, mean_bounds
-
-#: How step rewards become the reward of a solution.
-Aggregation = Literal["min", "last", "product", "mean"]
-AGGREGATIONS: tuple[Aggregation, ...] = get_args(Aggregation)
+from rprm.stopping import mean_bounds
 
 #: The lowest and the highest that a final value can be. None stands below every number: no value.
 Bounds = tuple[float | None, float | None]
@@ -34,17 +31,6 @@ Steps = tuple[str, ...]
 #: Draws at once where nothing else is said. Against one after the other, that is a third of the waves or less for 1% to
 #: 21% more draws (`perf/best_of_n.py`).
 WAVE = 4
-
-
-def aggregate(rewards: Sequence[float | None], how: Aggregation) -> float | None:
-    """The reward of a solution, or None where it has none: no steps, or one that it depends on is unscored ("last"
-    depends on the last step alone, the others on all)."""
-    scored = [reward for reward in (rewards[-1:] if how == "last" else rewards) if reward is not None]
-    if not scored or (how != "last" and len(scored) < len(rewards)):
-        return None
-    if how == "mean":
-        return mean(scored)
-    return math.prod(scored) if how == "product" else min(scored)
 
 
 def all_rewards(steps: Steps, judged: Iterable[StepReward]) -> list[float | None]:
