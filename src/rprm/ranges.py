@@ -36,6 +36,9 @@ Resamples = Annotated[int, Field(ge=10, le=100_000)]
 Checkpoints = Annotated[int, Field(ge=2, le=10_000)]
 Retries = Annotated[int, Field(ge=0, le=1000)]
 Rank = Annotated[int, Field(ge=0, le=65_536)]  #: of an adapter; 0 for none
+Megabytes = Annotated[int, Field(ge=1, le=65_536)]
+Seconds = Annotated[float, Field(gt=0.0, le=1e6)]
+Port = Annotated[int, Field(ge=0, le=65_535)]  #: 0: any that is free
 Devices = Annotated[int, Field(ge=1, le=1024)]
 
 _WORDS = {"ge": "from", "gt": "above", "le": "to", "lt": "below"}

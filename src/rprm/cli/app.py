@@ -90,6 +90,7 @@ _COMMANDS = {
     "bench": ("bench_mathematics:app", "Measure judges on benchmarks, and compare two of them."),
     "reproduce": ("reproduce:reproduce", "Rows of published tables, each beside ours in one command."),
     "search": ("search:app", "Choose among a policy's solutions: Best-of-N, guided search."),
+    "serve": ("serve:serve", "Rewards, and answers that they guide, over HTTP."),
     "report": ("report:report", "One HTML page of runs: tables, curves, calibration, solutions."),
     "prompts": ("prompts:app", "Look at prompt templates, and import a released model's."),
     "engines": ("engines:app", "Try what a model's engine supports."),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -154,6 +154,14 @@ class AnalysisSampler(StepRewarder, Protocol):
 
     def reward(self, step_index: int, analyses: Sequence[Analysis], failure: str | None = None) -> StepReward:
         """The reward that a step has from its analyses; without one, why (`failure`: it cannot be judged)."""
+
+
+@runtime_checkable
+class StepStreamer(StepRewarder, Protocol):
+    """An optional capability: the steps of a solution are rewarded one by one."""
+
+    def judge_steps(self, solution: Solution, ledger: Ledger | None = None) -> AsyncGenerator[StepReward, None]:
+        """The steps that `judge` rewards, in order, each as soon as it stands."""
 
 
 @dataclass

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
@@ -73,17 +73,21 @@ class Judge:
         await self.engine.aclose()
 
     async def judge(self, solution: Solution, ledger: Ledger | None = None) -> SolutionReward:
+        async with aclosing(self.judge_steps(solution, ledger)) as judged:
+            return solution_reward(solution, [step async for step in judged], self.threshold)
+
+    async def judge_steps(self, solution: Solution, ledger: Ledger | None = None) -> AsyncGenerator[StepReward, None]:
+        """As in `StepStreamer`."""
         judge_step = partial(self.judge_step, solution.problem, solution.steps, ledger=ledger)
         indices = iter(range(len(solution.steps)))
-        steps: list[StepReward] = []
         if not self.first_error_exit and not self.template.next_user:
             async with aclosing(in_order(indices, judge_step, width=self.concurrency)) as judged:
-                steps = [step async for _, step in judged]
-        for step in map(judge_step, indices):
-            steps.append(await step)
-            if self.first_error_exit and (reward := steps[-1].reward) is not None and reward < self.threshold:
-                break
-        return solution_reward(solution, steps, self.threshold)
+                async for _, step in judged:
+                    yield step
+        for index in indices:
+            yield (step := await judge_step(index))
+            if self.first_error_exit and step.reward is not None and step.reward < self.threshold:
+                return
 
     async def judge_step(self, problem: str, steps: Steps, step_index: int, ledger: Ledger | None = None) -> StepReward:
         analyses, failure = await draw_in_waves(

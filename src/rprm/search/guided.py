@@ -8,7 +8,7 @@ that its search read from policy and rewarder: `tests/search/replay.py` searches
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import starmap
 from typing import Any, Literal, Self, Unpack
@@ -257,9 +257,13 @@ class GuidedSearch:
             "keep_analyses": self.keep_analyses,
         }
 
-    async def solve(self, problem: Problem, ledger: Ledger | None = None) -> SearchTree:
-        """Search for one problem's solution; `EngineUnavailable` where an engine stopped answering."""
-        return await _Search(self, problem, ledger).run()
+    async def solve(
+        self, problem: Problem, ledger: Ledger | None = None, *, on_step: Callable[[str], None] | None = None
+    ) -> SearchTree:
+        """Search for one problem's solution; `EngineUnavailable` where an engine stopped answering. `on_step` is called
+        with each step that is kept for good, as soon as it is: where there is one tree with a beam of one."""
+        is_greedy = self.strategy.num_trees == self.strategy.beam_size == 1
+        return await _Search(self, problem, ledger, on_step if is_greedy else None).run()
 
     async def aclose(self) -> None:
         try:
@@ -314,7 +318,10 @@ class _Tree:
 class _Search:
     # What is drawn never depends on how long it takes: trees go round by round together, and those that may meet at the
     # same step, having the same first one, judge one after the other.
-    def __init__(self, search: GuidedSearch, problem: Problem, ledger: Ledger | None) -> None:
+    def __init__(
+        self, search: GuidedSearch, problem: Problem, ledger: Ledger | None, on_step: Callable[[str], None] | None
+    ) -> None:
+        self.on_step = on_step
         self.search, self.strategy, self.problem, self.ledger = search, search.strategy, problem, ledger
         self.scores = StepScores(search.rewarder, problem.problem, ledger)
         self.separator = search.policy.template.step_separator
@@ -397,6 +404,8 @@ class _Search:
             for node in sorted(kept, key=lambda node: node.id):
                 node.fell_back = len(kept) < len(tree.children) and self._score(node) == (None, None)
                 node.fate = "finished" if node.is_end else "kept"
+                if self.on_step is not None and node.first.text:
+                    self.on_step(node.first.text)
                 if node.is_end:
                     tree.num_finished += 1
                     self.finished.append(node)

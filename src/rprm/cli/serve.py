@@ -1,0 +1,152 @@
+"""`rprm serve`: rewards, and answers that they guide, over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from rprm import ranges
+from rprm.cli.options import JudgeOptions, Model, PolicyOptions, with_options
+from rprm.cli.process import run_async
+from rprm.errors import InputError, RprmError, RunError
+
+if TYPE_CHECKING:
+    from rprm.rewarders.base import StepRewarder
+    from rprm.search.candidates import Policy
+    from rprm.serve.gate import Gate, Limits
+
+#: Seconds that requests under way may take to end once the server is asked to stop.
+_GRACE_S = 30
+
+
+@dataclass(frozen=True)
+class ServedPolicyOptions(PolicyOptions):
+    policy_max_tokens: Annotated[ranges.Tokens, "Longest solution, in tokens."] = 2048
+
+
+@dataclass(frozen=True)
+class LimitOptions:
+    """What one client may cost."""
+
+    max_body: Annotated[ranges.Megabytes, "Largest body of a request, in MB (else 413)."] = 4
+    max_solutions: Annotated[ranges.Rows, "Most solutions of a request (else 422)."] = 256
+    max_steps: Annotated[ranges.Rows, "Most steps of a solution (else 422)."] = 1_000
+    max_samples: Annotated[ranges.Draws, "Most samples of a chat completion (else 422)."] = 64
+    max_requests: Annotated[ranges.Width, "Most requests under way at once (else 429)."] = 256
+    timeout: Annotated[ranges.Seconds, "Longest request, in seconds (else 503)."] = 600.0
+    cache: Annotated[ranges.Count, "MB of rewards kept for equal requests; 0: none."] = 64
+
+    def limits(self) -> Limits:
+        from rprm.serve.gate import Limits
+
+        return Limits(
+            self.max_body, self.max_solutions, self.max_steps, self.max_samples, self.max_requests, self.timeout,
+            self.cache,
+        )  # fmt: skip
+
+
+@with_options
+def serve(
+    model: Model = "embedded",
+    policy: Annotated[str | None, "Answer /v1/chat/completions with this model, guided by the rewards."] = None,
+    *,
+    host: Annotated[str, "Address to listen on; any but loopback needs a key."] = "127.0.0.1",
+    port: Annotated[ranges.Port, "Port to listen on; 0: any that is free."] = 8765,
+    key_env: Annotated[
+        str, {"metavar": "NAME"}, "The environment variable that holds the key which every request must carry."
+    ] = "RPRM_API_KEY",
+    options: JudgeOptions,
+    policy_options: ServedPolicyOptions,
+    limit_options: LimitOptions,
+) -> None:
+    """Serve step rewards, and a policy that they guide, over HTTP.
+
+    POST /v1/rewards, /v1/score_step and /pooling; with --policy also /v1/chat/completions, where the model's name is
+    the strategy (best-of-8, majority-8, weighted-8, guided, beam, dvts). GET /v1/models, /health, /metrics and
+    /openapi.json. docs/serve.md has requests and answers.
+    """
+    try:
+        from rprm.serve.app import create_app
+        from rprm.serve.gate import is_loopback
+    except ImportError as error:
+        raise RprmError(f"rprm serve needs {error.name}: pip install 'rprm[serve]'") from None
+    from rprm.showing import KEYS
+
+    key = os.environ.get(key_env, "").strip() or None
+    if key is None and not is_loopback(host):
+        raise InputError(
+            f"--host {host}: other machines could use the models; set a key in {key_env} (such as the output of "
+            "`openssl rand -hex 32`), or listen on 127.0.0.1"
+        )
+    if key is not None and len(key) < 16:
+        raise InputError(f"the key in {key_env} has {len(key)} characters; use at least 16")
+    KEYS.update({key} if key else ())
+    rewarder = options.rewarder(model)
+    writer = None if policy is None else policy_options.policy(policy, options.seed)
+    gate = create_app(rewarder, name=model, policy=writer, limits=limit_options.limits(), key=key)
+    run_async(_run(gate, rewarder, writer, host, port))
+
+
+async def _run(gate: Gate, rewarder: StepRewarder, policy: Policy | None, host: str, port: int) -> None:
+    """Serve until a signal; then let what is under way end."""
+    import socket
+
+    import uvicorn
+
+    received: list[str] = []
+
+    class Server(uvicorn.Server):
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            """A first signal lets what is under way end, a second one does not wait for it."""
+            loop, numbers = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+            heard = [one for one in numbers if signal.getsignal(one) is not signal.SIG_IGN]
+            for number in heard:
+                loop.add_signal_handler(number, self._stop, number.name)
+            try:
+                yield
+            finally:
+                for number in heard:
+                    loop.remove_signal_handler(number)
+
+        def _stop(self, name: str) -> None:
+            self.force_exit = self.should_exit
+            self.should_exit = gate.is_stopping = True
+            received.append(name)
+            _say(f"{name}: {gate.num_under_way} requests are under way, which may take {_GRACE_S} s to end")
+
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        raise RunError(f"--host {host} --port {port}: {error.strerror or error}") from None
+    config = uvicorn.Config(
+        gate, log_config=None, access_log=False, lifespan="off", http="h11", ws="none", proxy_headers=False,
+        server_header=False, timeout_graceful_shutdown=_GRACE_S, backlog=2048,
+        limit_concurrency=4 * gate.limits.requests + 64,
+    )  # fmt: skip
+    try:
+        _say("loading the model")
+        await rewarder.start()
+        if policy is not None:
+            await policy.start()
+        name = f"[{host}]" if ":" in host else host
+        print(f"http://{name}:{listener.getsockname()[1]}", flush=True)
+        await Server(config).serve([listener])
+    finally:
+        listener.close()
+        if policy is not None:
+            await policy.engine.aclose()
+        await rewarder.aclose()
+    _say(f"stopped by {received[0]}; {gate.num_under_way} requests were broken off")
+
+
+def _say(text: str) -> None:
+    print(f"rprm: {text}", file=sys.stderr, flush=True)

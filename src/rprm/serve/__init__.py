@@ -1,0 +1,1 @@
+"""A rewarder, and a policy that it guides, behind HTTP: `rprm serve`."""

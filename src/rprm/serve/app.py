@@ -1,0 +1,84 @@
+"""The application: its routes, its errors, what it tells of itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+
+from rprm import __version__
+from rprm.errors import RprmError
+from rprm.rewarders.base import StepRewarder
+from rprm.search.candidates import Policy
+from rprm.serve import chat, rewards
+from rprm.serve.gate import RETRY_AFTER_S, Gate, Limits, error_body
+from rprm.serve.judging import Gone, Judging
+from rprm.serve.metrics import Metrics
+from rprm.serve.state import Serving, serving
+from rprm.showing import message
+
+
+def create_app(
+    rewarder: StepRewarder, *, name: str, policy: Policy | None = None, limits: Limits | None = None,
+    key: str | None = None,
+) -> Gate:  # fmt: skip
+    """An ASGI application that answers with a rewarder and a policy, both started.
+
+    Args:
+        name: of the judge's model, as clients see it.
+        policy: answers `/v1/chat/completions`.
+        key: what every request must carry; None: requests to this machine's own names alone.
+    """
+    limits, metrics = limits or Limits(), Metrics()
+    state = Serving(name, Judging(rewarder, metrics, limits.cache_mb), policy, limits, metrics)
+
+    app = FastAPI(title="rprm", version=__version__, docs_url=None, redoc_url=None)
+    app.state.serving = state
+    app.include_router(rewards.router)
+    app.include_router(chat.router)
+    app.add_api_route("/v1/models", _models, summary="The judge and the strategies.")
+    app.add_api_route("/health", _health, summary="Whether the server answers.")
+    app.add_api_route("/metrics", _metrics, summary="Counters, as Prometheus reads them.")
+    app.add_exception_handler(RequestValidationError, _malformed)
+    for kind in (RprmError, TimeoutError):
+        app.add_exception_handler(kind, _failed)
+    app.add_exception_handler(Gone, _nobody)
+    app.add_exception_handler(404, _unknown)
+    return Gate(app, limits, metrics, key)
+
+
+async def _models(request: Request) -> dict[str, Any]:
+    state = serving(request)
+    entry = {"object": "model", "created": 0, "owned_by": "rprm"}
+    return {"object": "list", "data": [{"id": one, **entry} for one in [state.name, *chat.strategies(state)]]}
+
+
+async def _health() -> dict[str, str]:
+    return {"status": "ok", "version": __version__}
+
+
+async def _metrics(request: Request) -> Response:
+    return Response(serving(request).metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    status, body = serving(request).error_of(error)
+    return JSONResponse(body, status, {"retry-after": str(RETRY_AFTER_S)} if status == 503 else None)
+
+
+async def _malformed(request: Request, error: Any) -> Response:
+    """A body that is none: the first thing that is wrong with it, and where."""
+    first = error.errors()[0]
+    place = ".".join(map(str, first["loc"][1:]))
+    said = message(f"{place}: {first['msg']}" if place else str(first["msg"]))
+    return JSONResponse(error_body(422, said), 422)
+
+
+async def _nobody(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)
+
+
+async def _unknown(request: Request, error: Exception) -> Response:
+    return JSONResponse(error_body(404, "no such path: see /openapi.json"), 404)

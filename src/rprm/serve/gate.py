@@ -1,0 +1,181 @@
+"""What every request passes before it reaches a route: the key, the host, the limits on bodies, numbers and time.
+
+Pure ASGI, so that a client that goes away is noticed by the routes."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+import json
+import time
+from base64 import b64decode
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from rprm import ranges
+from rprm.errors import RprmError
+from rprm.serve.metrics import Metrics
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+#: How long a body may take to come, in seconds, and how long a client is asked to wait before it tries again.
+_BODY_S, RETRY_AFTER_S = 30.0, 2
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one client may cost. More is refused: 413 (body), 422 (solutions, steps), 429 (requests), 503 (time)."""
+
+    body_mb: ranges.Megabytes = 4
+    solutions: ranges.Rows = 256  # of a request
+    steps: ranges.Rows = 1_000  # of a solution
+    samples: ranges.Draws = 64  # of a problem, in a chat completion
+    requests: ranges.Width = 256  # under way at once
+    seconds: ranges.Seconds = 600.0  # for a request
+    cache_mb: ranges.Count = 64  # of rewards that are kept for equal requests; 0 for none
+
+    def __post_init__(self) -> None:
+        ranges.check(self, RprmError)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address, or a name, is of this machine alone."""
+    if host in ("localhost", ""):
+        return host == "localhost"
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+class Gate:
+    """Lets requests through to an ASGI application.
+
+    With a key, every path asks for it: `Authorization: Bearer KEY`, or Basic with any user (browsers ask for it).
+    Without one, requests must name this machine as their host: pages of other sites cannot reach the server through
+    a name of their own.
+    """
+
+    def __init__(self, app: Any, limits: Limits, metrics: Metrics, key: str | None) -> None:
+        self.app, self.limits, self.metrics = app, limits, metrics
+        self._key = None if key is None else key.encode()
+        self.num_under_way = 0
+        #: Set once the server is to stop: what is under way ends, nothing begins.
+        self.is_stopping = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started, status = time.monotonic(), 500
+
+        async def observed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-content-type-options", b"nosniff")]
+            await send(message)
+
+        try:
+            await self._pass(scope, receive, observed)
+        finally:
+            self.metrics.answered(scope, status, time.monotonic() - started)
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        if self._key is not None and not self._is_known(headers.get(b"authorization", b"")):
+            more = [(b"www-authenticate", b'Basic realm="rprm"')]
+            await refuse(send, 401, "the key is missing or wrong: send Authorization: Bearer KEY", more)
+        elif self._key is None and not is_loopback(_host_of(headers.get(b"host", b""))):
+            await refuse(send, 421, "this server answers requests to localhost alone")
+        elif (origin := headers.get(b"origin")) and _host_of(origin.partition(b"://")[2]) != _host_of(headers[b"host"]):
+            await refuse(send, 403, "requests from pages of other sites are refused")
+        elif scope["method"] != "POST":
+            await self.app(scope, receive, send)
+        elif self.is_stopping:
+            await refuse(send, 503, "the server is stopping", _later())
+        elif self.num_under_way >= self.limits.requests:
+            await refuse(send, 429, f"{self.num_under_way} requests are under way, the most at once", _later())
+        else:
+            self.num_under_way += 1
+            self.metrics.under_way.set(self.num_under_way)
+            try:
+                # A client that does not read its answer holds no place for ever.
+                async with asyncio.timeout(self.limits.seconds + 2 * _BODY_S):
+                    await self._work(scope, headers, receive, send)
+            except TimeoutError:
+                return
+            finally:
+                self.num_under_way -= 1
+                self.metrics.under_way.set(self.num_under_way)
+
+    async def _work(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send) -> None:
+        most = self.limits.body_mb << 20
+        if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
+            # A form of another site's page could send a text without being asked for leave.
+            await refuse(send, 415, "send Content-Type: application/json")
+            return
+        declared = headers.get(b"content-length", b"0")
+        body = b"" if declared.isdigit() and int(declared) <= most else None
+        try:
+            async with asyncio.timeout(_BODY_S):
+                more = body is not None
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return
+                    body, more = (body or b"") + message.get("body", b""), message.get("more_body", False)
+                    if len(body) > most:
+                        body, more = None, False
+        except TimeoutError:
+            await refuse(send, 408, f"the body did not come within {_BODY_S:.0f} s", [(b"connection", b"close")])
+            return
+        if body is None:
+            reason = f"the body has over {self.limits.body_mb} MB; send fewer solutions at once"
+            await refuse(send, 413, reason, [(b"connection", b"close")])
+            return
+        whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive_whole() -> Message:
+            return whole.pop() if whole else await receive()
+
+        await self.app(scope, receive_whole, send)
+
+    def _is_known(self, header: bytes) -> bool:
+        kind, _, value = header.partition(b" ")
+        value = value.strip()
+        if kind.lower() == b"basic":
+            try:
+                value = b64decode(value, validate=True).partition(b":")[2]
+            except ValueError:
+                return False
+        return hmac.compare_digest(value, self._key or b"")
+
+
+def _host_of(header: bytes) -> str:
+    """The host that a header names, without its port."""
+    name = header.decode("latin-1").partition("/")[0]
+    return name.partition("]")[0] + "]" if name.startswith("[") else name.rpartition(":")[0] or name
+
+
+def _later() -> list[tuple[bytes, bytes]]:
+    return [(b"retry-after", str(RETRY_AFTER_S).encode())]
+
+
+def error_body(status: int, message: str) -> dict[str, Any]:
+    """An error as OpenAI's clients read it."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": message, "type": kind, "param": None, "code": status}}
+
+
+async def refuse(send: Send, status: int, message: str, headers: list[tuple[bytes, bytes]] | None = None) -> None:
+    """Answer with an error."""
+    body = json.dumps(error_body(status, message)).encode()
+    fields = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *(headers or [])]
+    await send({"type": "http.response.start", "status": status, "headers": fields})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,119 @@
+"""Rewards for a server: what was judged in full is kept for equal requests, and work ends when its client goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from fastapi import Request
+
+from rprm.records import Solution, SolutionReward, StepReward
+from rprm.rewarders.base import StepRewarder, StepStreamer, solution_reward
+from rprm.serve.metrics import Metrics
+
+T = TypeVar("T")
+Kept = SolutionReward | StepReward
+
+
+class Gone(Exception):
+    """The client went away: there is nobody to answer."""
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Await some work; `Gone`, and the work cancelled, where the client goes away before it ends."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise Gone
+        return working.result()
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class Judging:
+    """A rewarder, its two questions, and the rewards that are kept. Equal requests are those of equal texts: `id` and
+    `label` play no part. A reward is kept only where every step has one: what failed is tried again."""
+
+    def __init__(self, rewarder: StepRewarder, metrics: Metrics, cache_mb: int) -> None:
+        self.rewarders = {"full": rewarder.in_full(), "first-errors": rewarder}
+        self.threshold = rewarder.threshold
+        self.metrics = metrics
+        self._kept: OrderedDict[bytes, tuple[Kept, int]] = OrderedDict()
+        self._room = cache_mb << 20
+
+    async def solution(self, solution: Solution, question: str) -> SolutionReward:
+        """The rewards of a solution."""
+        key = _key(question, solution.problem, *solution.steps)
+        if isinstance(kept := self._find(key), SolutionReward):
+            return kept.model_copy(update={"id": solution.id, "label": solution.label})
+        result = await self.rewarders[question].judge(solution)
+        self.metrics.judged_all(result)
+        self._keep(key, result, all(step.reward is not None for step in result.steps))
+        return result
+
+    async def in_steps(self, solution: Solution, question: str) -> AsyncGenerator[StepReward | SolutionReward, None]:
+        """The rewards of a solution, step by step as they stand, and then all of it."""
+        rewarder, key = self.rewarders[question], _key(question, solution.problem, *solution.steps)
+        if not isinstance(rewarder, StepStreamer) or key in self._kept:
+            result = await self.solution(solution, question)
+            for step in result.steps:
+                yield step
+        else:
+            steps = []
+            async with aclosing(rewarder.judge_steps(solution)) as judged:
+                async for step in judged:
+                    self.metrics.judged(step)
+                    steps.append(step)
+                    yield step
+            result = solution_reward(solution, steps, self.threshold)
+            self._keep(key, result, all(step.reward is not None for step in steps))
+        yield result
+
+    async def step(self, problem: str, steps: tuple[str, ...], step_index: int) -> StepReward:
+        """The reward of one step."""
+        key = _key("step", str(step_index), problem, *steps)
+        if isinstance(kept := self._find(key), StepReward):
+            return kept
+        result = await self.rewarders["full"].judge_step(problem, steps, step_index)
+        self.metrics.judged(result)
+        self._keep(key, result, result.reward is not None)
+        return result
+
+    def _find(self, key: bytes) -> Kept | None:
+        if key not in self._kept:
+            return None
+        self._kept.move_to_end(key)
+        self.metrics.cached.inc()
+        return self._kept[key][0]
+
+    def _keep(self, key: bytes, result: Kept, is_whole: bool) -> None:
+        steps = result.steps if isinstance(result, SolutionReward) else (result,)
+        # The texts are nearly all of it: a character is at most four bytes, a record some hundreds.
+        size = 1_000 + sum(500 + 4 * len(one.text) for step in steps for one in step.analyses) + 500 * len(steps)
+        if not is_whole or size > self._room:
+            return
+        self._room += (self._kept.pop(key)[1] if key in self._kept else 0) - size
+        self._kept[key] = result, size
+        while self._room < 0:
+            self._room += self._kept.popitem(last=False)[1][1]
+
+
+def _key(*texts: str) -> bytes:
+    digest = hashlib.blake2b(digest_size=20)
+    for text in texts:
+        data = text.encode(errors="surrogatepass")
+        digest.update(len(data).to_bytes(8) + data)
+    return digest.digest()

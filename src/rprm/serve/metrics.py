@@ -1,0 +1,53 @@
+"""What the server counts, for Prometheus: numbers alone, and no text of a request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from rprm.records import SolutionReward, StepReward
+
+#: Upper ends of the buckets of seconds: from an answer at hand to the longest judging.
+_SECONDS = (0.005, 0.02, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
+
+
+class Metrics:
+    """The counters of one server."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        made: dict[str, Any] = {"registry": self.registry}
+        labels = ["route", "status"]
+        self._requests = Counter("rprm_requests", "Requests by route and status.", labels, **made)
+        self._seconds = Histogram(
+            "rprm_request_seconds", "Seconds to an answer.", ["route"], buckets=_SECONDS, **made
+        )  # fmt: skip
+        self.under_way = Gauge("rprm_requests_under_way", "Requests that use the models.", **made)
+        self._steps = Counter("rprm_steps", "Steps judged, by whether they have a reward.", ["scored"], **made)
+        self._analyses = Counter("rprm_analyses", "Analyses written.", **made)
+        self._tokens = Counter("rprm_generated_tokens", "Tokens generated, by model.", ["model"], **made)
+        self.cached = Counter("rprm_cached_answers", "Rewards that were given before, and kept.", **made)
+
+    def answered(self, scope: Mapping[str, Any], status: int, seconds: float) -> None:
+        """Count a request, under the route that took it: a path that nobody serves is no label of its own."""
+        route = getattr(scope.get("route"), "path", "none")
+        self._requests.labels(route, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def judged(self, step: StepReward) -> None:
+        self._steps.labels("no" if step.reward is None else "yes").inc()
+        self._analyses.inc(len(step.analyses))
+        self.generated("judge", sum(one.num_tokens for one in step.analyses))
+
+    def judged_all(self, result: SolutionReward) -> None:
+        for step in result.steps:
+            self.judged(step)
+
+    def generated(self, model: str, num_tokens: int) -> None:
+        self._tokens.labels(model).inc(num_tokens)
+
+    def text(self) -> bytes:
+        """All of them, in Prometheus's text format."""
+        return generate_latest(self.registry)
