@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 
 from rprm import __version__
 from rprm.errors import RprmError
@@ -45,7 +46,7 @@ def create_app(
     for kind in (RprmError, TimeoutError):
         app.add_exception_handler(kind, _failed)
     app.add_exception_handler(Gone, _nobody)
-    app.add_exception_handler(404, _unknown)
+    app.add_exception_handler(HTTPException, _refused)
     return Gate(app, limits, metrics, key)
 
 
@@ -80,5 +81,6 @@ async def _nobody(request: Request, error: Exception) -> Response:
     return Response(status_code=499)
 
 
-async def _unknown(request: Request, error: Exception) -> Response:
-    return JSONResponse(error_body(404, "no such path: see /openapi.json"), 404)
+async def _refused(request: Request, error: Any) -> Response:
+    said = "no such path: see /openapi.json" if error.status_code == 404 else str(error.detail)
+    return JSONResponse(error_body(error.status_code, said), error.status_code, error.headers)

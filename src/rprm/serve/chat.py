@@ -209,7 +209,7 @@ class _Work:
     async def run(self, on_step: Callable[[str], None] | None = None) -> Answer:
         answer = await (self._guided(on_step) if self.name in STEPWISE else self._sampled())
         self.state.metrics.generated("policy", self._meter.num_tokens)
-        self.state.metrics.generated("judge", answer.num_judge_tokens)
+        self.state.metrics.analysed(answer.num_analyses, answer.num_judge_tokens)
         return answer
 
     @property
@@ -247,12 +247,11 @@ class _Work:
             those = [place for place, one in enumerate(groups) if one == group]
             chosen = max(those, key=lambda place: (rewards[place] is not None, rewards[place] or 0.0))
         steps = judged.judged_steps().values()
-        for step in steps:
-            self.state.metrics.judged(step)
         bounds = [[one.low, one.high] for one in judged.rewards]
         details |= {"chosen": chosen, "rewards": rewards, "bounds": bounds, "fell_back": judged.fell_back}
         answer = Answer(found[chosen].text, _finish(found[chosen]), details=details)
         answer.num_analyses = sum(len(step.analyses) for step in steps)
+        answer.num_judge_tokens = sum(one.num_tokens for step in steps for one in step.analyses)
         known = {step.step_index: step for step in judged.rewards[chosen].steps}
         answer.judged(known, found[chosen].steps, self.state.judging.threshold, self.body.rprm.analyses)
         return answer

@@ -38,12 +38,15 @@ class Metrics:
 
     def judged(self, step: StepReward) -> None:
         self._steps.labels("no" if step.reward is None else "yes").inc()
-        self._analyses.inc(len(step.analyses))
-        self.generated("judge", sum(one.num_tokens for one in step.analyses))
+        self.analysed(len(step.analyses), sum(one.num_tokens for one in step.analyses))
 
     def judged_all(self, result: SolutionReward) -> None:
         for step in result.steps:
             self.judged(step)
+
+    def analysed(self, num_analyses: int, num_tokens: int) -> None:
+        self._analyses.inc(num_analyses)
+        self.generated("judge", num_tokens)
 
     def generated(self, model: str, num_tokens: int) -> None:
         self._tokens.labels(model).inc(num_tokens)
