@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -119,6 +120,7 @@ async def _run(gate: Gate, rewarder: StepRewarder, policy: Policy | None, host: 
             self.force_exit = self.should_exit
             self.should_exit = gate.is_stopping = True
             received.append(name)
+            logging.getLogger("uvicorn.error").disabled = True  # The last line says what was broken off.
             _say(f"{name}: {gate.num_under_way} requests are under way, which may take {_GRACE_S} s to end")
 
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
@@ -145,7 +147,7 @@ async def _run(gate: Gate, rewarder: StepRewarder, policy: Policy | None, host: 
         if policy is not None:
             await policy.engine.aclose()
         await rewarder.aclose()
-    _say(f"stopped by {received[0]}; {gate.num_under_way} requests were broken off")
+    _say(f"stopped by {received[0]}; {gate.num_broken_off + gate.num_under_way} requests were broken off")
 
 
 def _say(text: str) -> None:

@@ -43,6 +43,10 @@ class Limits:
         ranges.check(self, RprmError)
 
 
+#: The status of an answer whose client has gone.
+_GONE = 499
+
+
 def is_loopback(host: str) -> bool:
     """Whether an address, or a name, is of this machine alone."""
     if host in ("localhost", ""):
@@ -65,6 +69,8 @@ class Gate:
         self.app, self.limits, self.metrics = app, limits, metrics
         self._key = None if key is None else key.encode()
         self.num_under_way = 0
+        #: Requests that were under way when the server was to stop, and got no whole answer.
+        self.num_broken_off = 0
         #: Set once the server is to stop: what is under way ends, nothing begins.
         self.is_stopping = False
 
@@ -72,18 +78,22 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started, status = time.monotonic(), 500
+        started, status, is_answered = time.monotonic(), 500, False
 
         async def observed(message: Message) -> None:
-            nonlocal status
+            nonlocal status, is_answered
             if message["type"] == "http.response.start":
+                if message["status"] == _GONE and self.is_stopping:
+                    message["status"] = 503  # It is the server that goes.
                 status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-content-type-options", b"nosniff")]
             await send(message)
+            is_answered = message["type"] == "http.response.body" and not message.get("more_body") and status < _GONE
 
         try:
             await self._pass(scope, receive, observed)
         finally:
+            self.num_broken_off += self.is_stopping and not is_answered
             self.metrics.answered(scope, status, time.monotonic() - started)
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:

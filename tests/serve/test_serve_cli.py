@@ -1,0 +1,137 @@
+"""The process of `rprm serve`: how it begins, and how it ends under load."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import httpx2
+import pytest
+
+BODY = {"solutions": [{"problem": "What is 1 + 1?", "steps": ["It is 2."]}]}
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "rprm", "serve", *arguments]
+
+
+@contextmanager
+def running(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server process that is ready, and its URL."""
+    process = subprocess.Popen(
+        command("--port", "0", *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | environment,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        yield process, process.stdout.readline().strip()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(url: str, num_under_way: int) -> None:
+    deadline = time.monotonic() + 20
+    while f"under_way {num_under_way}.0" not in httpx2.get(f"{url}/metrics").text and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def refused(*arguments: str, **environment: str) -> str:
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, env=os.environ | environment, timeout=60)
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert all(line.startswith("rprm: ") for line in lines)
+    return lines[-1]
+
+
+@pytest.mark.slow
+def test_other_machines_need_a_key() -> None:
+    assert "set a key in RPRM_API_KEY" in refused("--model", "scripted:", "--host", "0.0.0.0")
+    environment = {"RPRM_API_KEY": "k" * 32}
+    assert "set a key in MINE" in refused("--model", "scripted:", "--host", "::", "--key-env", "MINE", **environment)
+    said = refused("--model", "scripted:", "--host", "0.0.0.0", RPRM_API_KEY="short-key")
+    assert "at least 16" in said
+    assert "short-key" not in said
+
+
+@pytest.mark.slow
+def test_a_port_in_use_and_a_model_that_is_none_cost_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert f"--port {port}" in refused("--model", "scripted:", "--port", port)
+    assert "nowhere" in refused("--model", "transformers:./nowhere", "--port", "0")
+    assert "nowhere" in refused("--model", "scripted:", "--policy", "transformers:./nowhere", "--port", "0")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_signal_lets_what_is_under_way_end(name: str) -> None:
+    with running("--model", "scripted:?delay=5") as (process, url):
+        answers: list[Any] = []
+
+        def ask() -> None:
+            answers.append(httpx2.post(f"{url}/v1/rewards", json=BODY, timeout=30))
+
+        asking = [threading.Thread(target=ask) for _ in range(8)]
+        for thread in asking:
+            thread.start()
+        wait_for(url, 8)
+        process.send_signal(getattr(signal, name))
+        time.sleep(0.3)
+        # Nobody new is let in; nothing listens any more.
+        with pytest.raises(httpx2.ConnectError):
+            httpx2.post(f"{url}/v1/rewards", json=BODY)
+        for thread in asking:
+            thread.join()
+        assert [answer.status_code for answer in answers] == [200] * 8
+        assert process.wait(20) == 0
+        assert process.stderr is not None
+        said = process.stderr.read().splitlines()
+    assert f"rprm: {name}: 8 requests are under way, which may take 30 s to end" in said
+    assert said[-1] == f"rprm: stopped by {name}; 0 requests were broken off"
+
+
+@pytest.mark.slow
+def test_a_second_signal_waits_for_nothing() -> None:
+    with running("--model", "scripted:?delay=60") as (process, url):
+
+        def ask() -> None:
+            with suppress(httpx2.HTTPError):
+                answers.append(httpx2.post(f"{url}/v1/rewards", json=BODY, timeout=60))
+
+        answers: list[httpx2.Response] = []
+        asking = threading.Thread(target=ask)
+        asking.start()
+        wait_for(url, 1)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(15) == 0
+        asking.join()
+        assert [answer.status_code for answer in answers] in ([], [503])
+        assert process.stderr is not None
+        assert process.stderr.read().splitlines()[-1] == "rprm: stopped by SIGTERM; 1 requests were broken off"
+
+
+def test_the_key_is_in_nothing_that_is_printed() -> None:
+    key = "sesame-0123456789abcdef"
+    with running("--model", "scripted:", RPRM_API_KEY=key) as (process, url):
+        assert httpx2.get(f"{url}/health").status_code == 401
+        found = httpx2.post(f"{url}/v1/rewards", json=BODY, headers={"authorization": f"Bearer {key}"})
+        assert found.status_code == 200
+        wrong = {"authorization": f"Bearer {key}"}
+        bad = httpx2.post(f"{url}/v1/rewards", json={"solutions": [{"problem": key}]}, headers=wrong)
+        assert key not in bad.text
+        assert key not in httpx2.get(f"{url}/metrics", headers=wrong).text
+        process.send_signal(signal.SIGTERM)
+        process.wait(15)
+        assert process.stderr is not None
+        assert key not in process.stderr.read()
