@@ -83,12 +83,12 @@ class Gate:
         async def observed(message: Message) -> None:
             nonlocal status, is_answered
             if message["type"] == "http.response.start":
-                if message["status"] == _GONE and self.is_stopping:
-                    message["status"] = 503  # It is the server that goes.
                 status = message["status"]
+                if status == _GONE and self.is_stopping:
+                    message["status"] = 503  # It is the server that goes.
                 message["headers"] = [*message["headers"], (b"x-content-type-options", b"nosniff")]
             await send(message)
-            is_answered = message["type"] == "http.response.body" and not message.get("more_body") and status < _GONE
+            is_answered = message["type"] == "http.response.body" and not message.get("more_body") and status != _GONE
 
         try:
             await self._pass(scope, receive, observed)
