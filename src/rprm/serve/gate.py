@@ -78,12 +78,12 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started, status, is_answered = time.monotonic(), 500, False
+        started, status, has_begun, is_answered = time.monotonic(), 500, False, False
 
         async def observed(message: Message) -> None:
-            nonlocal status, is_answered
+            nonlocal status, has_begun, is_answered
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, has_begun = message["status"], True
                 if status == _GONE and self.is_stopping:
                     message["status"] = 503  # It is the server that goes.
                 message["headers"] = [*message["headers"], (b"x-content-type-options", b"nosniff")]
@@ -92,6 +92,11 @@ class Gate:
 
         try:
             await self._pass(scope, receive, observed)
+        except asyncio.CancelledError:
+            # The server waits no longer.
+            if not self.is_stopping or has_begun:
+                raise
+            await refuse(send, 503, "the server has stopped", _later())
         finally:
             self.num_broken_off += self.is_stopping and not is_answered
             self.metrics.answered(scope, status, time.monotonic() - started)
