@@ -110,6 +110,7 @@ RUNS: dict[str, tuple[list[str], int]] = {
     "bench curve": ([f"none {NAME}"], 1),
     "bench mathematics": (["--set", "math500", "--data", "problems.jsonl", "--candidates", "candidates.jsonl"], 3),
     "reproduce": ([NAME], 1),
+    "serve": (["-m", NAME, "--policy", NAME], 1),
     "search sample": (["--problems", "problems.jsonl", "-p", "scripted:", "-n", "2", "-o", f"sampled {NAME}"], 3),
     "search best-of-n": (["--candidates", f"sampled {NAME}", "-m", "scripted:", "-o", f"chosen {NAME}"], 0),
     "search guided": (["--problems", "problems.jsonl", "-p", "scripted:", "-m", "scripted:", "-o", "guided"], 3),

@@ -135,26 +135,25 @@ class Gate:
             # A form of another site's page could send a text without being asked for leave.
             await refuse(send, 415, "send Content-Type: application/json")
             return
-        declared = headers.get(b"content-length", b"0")
-        body = b"" if declared.isdigit() and int(declared) <= most else None
+        pieces: list[bytes] = []
+        size, more = 0, True
         try:
             async with asyncio.timeout(_BODY_S):
-                more = body is not None
-                while more:
+                # What is too large is read a while and dropped: a client that is still sending hears no answer.
+                while more and size <= 8 * most:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         return
-                    body, more = (body or b"") + message.get("body", b""), message.get("more_body", False)
-                    if len(body) > most:
-                        body, more = None, False
+                    size, more = size + len(piece := message.get("body", b"")), message.get("more_body", False)
+                    pieces.append(piece if size <= most else b"")
         except TimeoutError:
             await refuse(send, 408, f"the body did not come within {_BODY_S:.0f} s", [(b"connection", b"close")])
             return
-        if body is None:
+        if size > most:
             reason = f"the body has over {self.limits.body_mb} MB; send fewer solutions at once"
             await refuse(send, 413, reason, [(b"connection", b"close")])
             return
-        whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+        whole: list[Message] = [{"type": "http.request", "body": b"".join(pieces), "more_body": False}]
 
         async def receive_whole() -> Message:
             return whole.pop() if whole else await receive()
