@@ -155,10 +155,10 @@ def measure_load(num_clients: int, seconds: float) -> dict[str, Any]:
     try:
         found = asyncio.run(load(url, process.pid, num_clients, seconds))
         found |= asyncio.run(stop_under_load(process, url))
-        assert process.stderr is not None
-        return found | {"stderr": process.stderr.read().splitlines()}
+        return found | {"stderr": process.communicate()[1].splitlines()}
     finally:
         process.kill()
+        process.communicate()
 
 
 def solutions(number: int) -> list[dict[str, Any]]:
@@ -211,6 +211,7 @@ def measure_overhead(model: str, pairs: int, number: int) -> list[tuple[float, f
             other = asyncio.run(through(url, number))
         finally:
             process.kill()
+            process.communicate()
         found.append((one, other))
         print(f"directly {one:.2f} s, through the server {other:.2f} s: {other / one:.3f}", flush=True)
     return found
