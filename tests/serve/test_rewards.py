@@ -64,9 +64,11 @@ def test_each_step_is_sent_as_it_is_judged(serve: Serve) -> None:
             if line.startswith("data: {"):
                 times.append(time.monotonic() - started)
                 blocks.append(json.loads(line[6:]))
+    started_with, *blocks = blocks
+    assert started_with == {"object": "solution.started", "index": 0, "id": "a", "steps": SOLUTIONS[0]["steps"]}
     assert [one["object"] for one in blocks] == ["step.reward"] * 3 + ["solution.rewards", "done"]
     # Two prompts at once, 0.2 s each: the third step stands 0.2 s after the first.
-    assert times[2] - times[0] > 0.1
+    assert times[3] - times[1] > 0.1
     whole = client.post("/v1/rewards", json={"solutions": SOLUTIONS[:1]}).json()
     assert [one["reward"] for one in blocks[:3]] == whole["data"][0]["rewards"]
     assert blocks[3] == whole["data"][0]
@@ -301,4 +303,4 @@ def test_a_critic_and_a_classifier_like_kind_answer_too(serve: Serve) -> None:
     whole = client.post("/v1/rewards", json={"solutions": SOLUTIONS}).json()
     streamed = events(client.post("/v1/rewards", json={"solutions": SOLUTIONS, "stream": True}).text)
     assert [one for one in streamed if one["object"] == "solution.rewards"] == whole["data"]
-    assert len(streamed) == 3 + 2 + 2 + 1
+    assert len(streamed) == 2 + 3 + 2 + 2 + 1

@@ -13,7 +13,7 @@ from rprm import __version__
 from rprm.errors import RprmError
 from rprm.rewarders.base import StepRewarder
 from rprm.search.candidates import Policy
-from rprm.serve import chat, rewards
+from rprm.serve import chat, pages, rewards
 from rprm.serve.gate import RETRY_AFTER_S, Gate, Limits, error_body
 from rprm.serve.judging import Gone, Judging
 from rprm.serve.metrics import Metrics
@@ -39,6 +39,7 @@ def create_app(
     app.state.serving = state
     app.include_router(rewards.router)
     app.include_router(chat.router)
+    app.include_router(pages.router)
     app.add_api_route("/v1/models", _models, summary="The judge and the strategies.")
     app.add_api_route("/health", _health, summary="Whether the server answers.")
     app.add_api_route("/metrics", _metrics, summary="Counters, as Prometheus reads them.")

@@ -171,8 +171,11 @@ async def pooling(body: PoolingRequest, request: Request, state: State) -> dict[
 
 
 async def _events(state: Serving, solutions: Sequence[Solution], body: RewardsRequest) -> AsyncGenerator[str, None]:
-    """Server-sent events: a step as soon as it stands, a solution once it is whole, an error in place of the rest."""
+    """Server-sent events: the steps that a solution was cut into, the reward of each as soon as it stands, a solution
+    once it is whole, an error in place of the rest."""
     results = []
+    for index, solution in enumerate(solutions):
+        yield event({"object": "solution.started", "index": index, "id": solution.id, "steps": list(solution.steps)})
     shown = state.judging.threshold, body.analyses
     try:
         async for index, found in state.in_time(_judged(state, solutions, body.rewards)):
