@@ -98,61 +98,35 @@ def run_behind_progress(
     work: Callable[[Callbacks], Awaitable[T]], close: Callable[[], Awaitable[None]], num_rows: int | None,
     on_result: Callable[[Any, Any], object] = lambda row, result: None, *, noun: str, activity: str = "judging",
 ) -> T:  # fmt: skip
-    """Do some work behind a line of rows (`num_rows` in all), steps, tokens a second and time left, and `close` what
-    was used. What `on_result` prints of each row and its result stands above the line. `noun` and `activity` say what
-    the rows are, and what is done with them."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+    """Do some work behind a `ProgressLine` of `num_rows` rows, and `close` what was used. What `on_result` prints of
+    each row and its result stands above the line."""
     from rprm.jobs import Callbacks
-    from rprm.records import SolutionReward
+    from rprm.progress import ProgressLine
     from rprm.showing import one_line
     from rprm.terminal import Terminal
 
-    console = Terminal(stderr=True)
-    line = Progress(
-        TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
-        TextColumn(f"{noun}  {{task.fields[steps]}}  {{task.fields[speed]}}"), TimeRemainingColumn(),
-        console=console, transient=True, disable=not console.is_terminal,
-        # Results go to standard output: through the line when that is this terminal too, past it otherwise.
-        redirect_stdout=sys.stdout.isatty(),
-    )  # fmt: skip
-    task = line.add_task("loading the model", total=num_rows, steps="", speed="")
-    counts = dict.fromkeys(("pieces", "tokens", "steps", "before", "rejected"), 0)
-
-    def paid(piece: Any) -> None:
-        if not counts["pieces"]:
-            # Time begins with the first piece: loading the model says nothing about the pace.
-            line.reset(task, description=activity, completed=counts["before"])
-        counts["pieces"] += 1
-        counts["tokens"] += piece["num_tokens"] if isinstance(piece, dict) else 0  # A classifier's scores have none.
-        elapsed = line.tasks[0].elapsed or 0.0
-        line.update(task, speed=f"{counts['tokens'] / elapsed:,.0f} tokens/s" if elapsed and counts["tokens"] else "")
+    console, num_rejected = Terminal(stderr=True), 0
+    # Results go to standard output: through the line when that is this terminal too, past it otherwise.
+    how = {"disable": not console.is_terminal, "redirect_stdout": sys.stdout.isatty()}
+    line = ProgressLine(console, num_rows, noun=noun, activity=activity, **how)
 
     def finished(row: Any, result: Any) -> None:
-        if isinstance(result, SolutionReward):
-            counts["steps"] += len(result.steps)
-            line.update(task, steps=f"{counts['steps']} steps")
-        line.update(task, advance=1)
+        line.judged(result)
         on_result(row, result)
 
     def rejected(row: Rejected) -> None:
-        counts["rejected"] += 1
-        if counts["rejected"] > MAX_SHOWN:
-            return
-        console.print(one_line(f"rejected: {row.file}, line {row.line}: {row.reason}"), style="yellow")
-
-    def resumed(num_finished: int) -> None:
-        counts["before"] = num_finished
-        if num_finished:
-            console.print(f"resumed: {num_finished} {noun} were finished before", style="dim")
+        nonlocal num_rejected
+        num_rejected += 1
+        if num_rejected <= MAX_SHOWN:
+            console.print(one_line(f"rejected: {row.file}, line {row.line}: {row.reason}"), style="yellow")
 
     async def main() -> T:
         with line:
             try:
-                return await work(Callbacks(finished, rejected, paid, resumed))
+                return await work(Callbacks(finished, rejected, line.paid, line.resumed))
             finally:
                 await close()
-                if (more := counts["rejected"] - MAX_SHOWN) > 0:
+                if (more := num_rejected - MAX_SHOWN) > 0:
                     console.print(f"rejected: {more:,} more rows (in rejected.jsonl of a run folder)", style="yellow")
 
     return run_async(main())
