@@ -234,7 +234,8 @@ def _progress_line(num_solutions: int) -> ProgressLine:
     if console.is_jupyter and find_spec("ipywidgets") is None:
         # Rich shows nothing there without it; a notebook's output takes the line's control codes as a terminal does.
         console = Terminal(stderr=True, force_jupyter=False, force_terminal=True)
-    return ProgressLine(console, num_solutions, noun="solutions")
+    is_seen = console.is_terminal or console.is_jupyter
+    return ProgressLine(console, num_solutions, noun="solutions", disable=not is_seen)
 
 
 async def _judged_step(rewarder: StepRewarder, problem: str, steps: Sequence[str], step_index: int) -> StepReward:

@@ -11,7 +11,7 @@ import typer
 
 from rprm import ranges
 from rprm.cli import EXIT_REJECTED
-from rprm.cli.options import FirstErrorOptions, Model, Output, Strict, with_options
+from rprm.cli.options import FirstErrorOptions, Map, Model, Output, Strict, with_options
 from rprm.cli.process import run_async
 from rprm.errors import InputError, RunError
 
@@ -34,8 +34,8 @@ def judge(
         str,
         typer.Argument(
             metavar="INPUT",
-            help="JSON Lines or JSON (also .gz) with {id?, problem, steps[] | solution, label?}; - for standard input; "
-            "or a hub data set, OWNER/NAME?split=SPLIT.",
+            help="JSON Lines, JSON or CSV (also .gz) or Parquet with {id?, problem, steps[] | solution, label?}, or "
+            "chats, {messages}; - for standard input; or a hub data set, OWNER/NAME?split=SPLIT.",
         ),
     ],
     model: Model = "embedded",
@@ -47,6 +47,7 @@ def judge(
         "lean: what the first error needs, and no more. full: all analyses of every step, for ranking, "
         "reinforcement learning and other thresholds.",
     ] = "lean",
+    map: Map = None,
     limit: Annotated[ranges.Rows | None, "Judge the first N rows alone."] = None,
     strict: Strict = False,
     json: Annotated[bool, "--json", "One JSON object a solution, on standard output."] = False,
@@ -58,7 +59,7 @@ def judge(
     The defaults are the paper's and its scripts'; two models have lighter ones of their own: embedded (400 tokens), and
     smollm2 (-k 4, 128 tokens, --force-verdict). Exit code 3: some rows were rejected.
     """
-    from rprm.reading import Source, read_solutions
+    from rprm.reading import Source, read_solutions, with_columns
     from rprm.report.solutions import render_solution, render_totals
     from rprm.rewarders.base import judge_source
     from rprm.terminal import Terminal
@@ -76,7 +77,7 @@ def judge(
             how: dict[str, Any] = {"threshold": rewarder.threshold, "analyses": analyses, "note": note, "told": told}
             console.print(render_solution(solution, result, **how))
 
-    source = Source(input)
+    source = Source(with_columns(input, map))
     info = source.inspect()
     rows = islice(read_solutions(source), limit)
     settings = {} if limit is None else {"limit": limit}
