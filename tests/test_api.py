@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import multiprocessing
+import os
+import pickle
 import subprocess
 import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +20,7 @@ import rprm
 from rprm.engines.scripted import ScriptedEngine
 from rprm.errors import InputError, RprmError
 from rprm.rewarders.rprm import Judge
+from tests.warm import warm_cli
 
 
 def test_the_public_names() -> None:
@@ -29,6 +38,7 @@ def test_the_public_names() -> None:
         "load_rewarder",
         "load_template",
         "split_steps",
+        "to_pandas",
     ]
     for name in rprm.__all__:
         assert getattr(rprm, name) is not None
@@ -146,3 +156,187 @@ def test_senseless_settings_are_refused(options: dict, message: str) -> None:
 def test_a_bad_record_is_named() -> None:
     with rprm.RPRM("scripted:") as prm, pytest.raises(InputError, match=r"solution 1: 'steps' must be"):
         prm.score([SOLUTIONS[0], {"problem": "p", "steps": []}])
+
+
+def reward(*steps: float | None, num_steps: int | None = None, **fields: Any) -> rprm.SolutionReward:
+    made = tuple(rprm.StepReward(step_index=at, reward=one, vote=None) for at, one in enumerate(steps))
+    return rprm.SolutionReward(
+        **{"id": "a", "num_steps": num_steps or len(made), "first_error": -1} | fields, steps=made
+    )
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        # 0.5 * 0.25 * 0.75; (0.5 + 0.25 + 0.75) / 3
+        ((0.5, 0.25, 0.75), {"min": 0.25, "last": 0.75, "product": 0.09375, "mean": 0.5}),
+        ((1.0,), {"min": 1.0, "last": 1.0, "product": 1.0, "mean": 1.0}),
+        ((None, 0.5), {"min": None, "last": 0.5, "product": None, "mean": None}),
+        ((0.5, None), {"min": None, "last": None, "product": None, "mean": None}),
+    ],
+)
+def test_the_reward_of_a_solution(steps: tuple[float | None, ...], expected: dict[str, float | None]) -> None:
+    assert {how: reward(*steps).aggregate(how) for how in expected} == expected  # type: ignore[arg-type]
+
+
+def test_a_solution_that_was_not_judged_to_its_end_has_no_reward() -> None:
+    """Judging ended at the first error, of three steps the second."""
+    ended = reward(0.75, 0.25, num_steps=3, first_error=1)
+    assert [ended.aggregate(how) for how in ("min", "last", "product", "mean")] == [None] * 4
+
+
+def test_the_reward_of_one_step() -> None:
+    problem, steps = "1 + 1 = ?", ["One and one.", "It is 2.", "So 3."]
+    with rprm.RPRM("scripted:", num_analyses=4) as prm:
+        whole = prm.score([{"problem": problem, "steps": steps}])[0].steps
+        assert (prm.score_step(problem, steps, 1), prm.score_step(problem, steps)) == whole[1:]
+        assert prm.score_step(problem, steps, -3) == prm.score_step(problem, steps[:1]) == whole[0]
+        assert asyncio.run(prm.score_step_async(problem, steps, 1)) == whole[1]
+        for index in (3, -4):
+            with pytest.raises(InputError, match=rf"no step {index} of 3"):
+                prm.score_step(problem, steps, index)
+        with pytest.raises(InputError, match="'steps' must be a list"):
+            prm.score_step(problem, "It is 2.")
+
+
+@pytest.mark.parametrize("aggregation", ["min", pytest.param("mean", marks=pytest.mark.slow)])
+def test_best_of_is_what_best_of_n_chooses(aggregation: Any, tmp_path: Path) -> None:
+    texts = [f"Take {number}.\n\nAdd {number}.\n\nIt is {2 * number}." for number in range(6)]
+    problem = "How many?"
+    (tmp_path / "problems.jsonl").write_text(json.dumps({"id": "a", "problem": problem}))
+    (tmp_path / "candidates.jsonl").write_text(json.dumps({"id": "a", "solutions": texts}))
+    with rprm.RPRM("scripted:", num_analyses=4) as prm:
+        chosen = prm.best_of(problem, texts, aggregation=aggregation)
+        in_full = prm.best_of(problem, texts, aggregation=aggregation, stopping="none")
+        rewards = [one.aggregate(aggregation) for one in prm.score({"problem": problem, "solution": t} for t in texts)]
+        assert asyncio.run(prm.best_of_async(problem, texts, aggregation=aggregation)) == chosen
+        with pytest.raises(InputError, match="list of texts"):
+            prm.best_of(problem, texts[0])
+    assert chosen.chosen == in_full.chosen == max(range(6), key=lambda index: rewards[index] or 0.0)
+    assert [one.low for one in in_full.rewards] == rewards
+    given = ("--problems", tmp_path / "problems.jsonl", "--candidates", tmp_path / "candidates.jsonl")
+    options = ("-m", "scripted:", "-k", 4, "--aggregate", aggregation, "-o", tmp_path / "run")
+    done = warm_cli().run([sys.executable, "-m", "rprm", "search", "best-of-n", *map(str, (*given, *options))])
+    assert done.returncode == 0, done.stderr
+    row = json.loads((tmp_path / "run" / "results.jsonl").read_text())
+    assert row["chosen"] == chosen.chosen
+    assert row["rewards"] == [one.model_dump(mode="json") for one in chosen.rewards]
+
+
+def test_two_event_loops_one_after_the_other() -> None:
+    with rprm.RPRM("scripted:") as prm:
+        first = asyncio.run(prm.score_async(SOLUTIONS))
+        assert asyncio.run(prm.score_async(SOLUTIONS)) == first == prm.score(SOLUTIONS)
+
+
+def score(prm: rprm.RPRM) -> list[rprm.SolutionReward]:
+    return prm.score(SOLUTIONS)
+
+
+@pytest.mark.slow
+def test_pickled_into_a_process_that_is_spawned() -> None:
+    with rprm.RPRM("scripted:?yes_rate=0.6", num_analyses=3, threshold=0.7) as prm:
+        here = score(prm)
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            assert pool.apply(score, (prm,)) == here
+        again = pickle.loads(pickle.dumps(prm))
+        assert (again.rewarder.threshold, score(again)) == (0.7, here)
+        again.close()
+
+
+def test_made_from_an_engine_it_is_not_pickled() -> None:
+    with rprm.RPRM(ScriptedEngine()) as prm, pytest.raises(TypeError, match=r"made from an engine .* from a spec"):
+        pickle.dumps(prm)
+
+
+def in_a_fork(work: Callable[[], object], patience_s: float = 60.0) -> object:
+    """What `work` gives in a fork of this process; it fails where that hangs."""
+    reader, writer = os.pipe()
+    if (pid := os.fork()) == 0:
+        try:
+            os.write(writer, pickle.dumps(work()))
+        except BaseException as error:
+            os.write(writer, pickle.dumps(error))
+        finally:
+            os._exit(0)
+    os.close(writer)
+    import select
+
+    try:
+        assert select.select([reader], [], [], patience_s)[0], "the fork hangs"
+        with open(reader, "rb", closefd=False) as stream:
+            return pickle.load(stream)
+    finally:
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+        os.close(reader)
+
+
+# Python says that a process with threads is forked: that is what is tried.
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.parametrize("spec", ["scripted:", pytest.param("embedded", marks=pytest.mark.slow)])
+def test_used_before_and_after_a_fork(spec: str) -> None:
+    with rprm.RPRM(spec, num_analyses=2, max_tokens=40) as prm:
+        here = score(prm)
+        assert in_a_fork(lambda: score(prm)) == here
+        # This process has its model still.
+        assert score(prm) == here
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_made_from_an_engine_it_is_not_used_after_a_fork() -> None:
+    with rprm.RPRM(ScriptedEngine()) as prm:
+        assert isinstance(error := in_a_fork(lambda: score(prm)), RprmError)
+        assert "before a fork" in str(error)
+
+
+def test_progress_is_shown_in_a_terminal_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with rprm.RPRM("scripted:", num_analyses=2) as prm:
+        quiet = prm.score(SOLUTIONS, progress=True)
+        assert capsys.readouterr() == ("", "")
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("TTY_COMPATIBLE", "1")
+        monkeypatch.setenv("COLUMNS", "120")
+        assert prm.score(SOLUTIONS, progress=True) == quiet
+    out, err = capsys.readouterr()
+    assert out == ""
+    # Two solutions of two steps, two analyses each.
+    assert "2/2" in err
+    assert "4 steps  8 analyses" in err
+
+
+class Texts(HTMLParser):
+    """The tags of a page, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.add(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_a_table_in_a_notebook_shows_text_as_text() -> None:
+    hostile = '</pre><script>alert("x")</script>&amp;<img src=x onerror=alert(1)>'
+    analysis = rprm.Analysis(
+        text=hostile, verdict=False, p_yes=0.25, p_yes_source="logprobs", num_tokens=1, finish_reason="stop"
+    )
+    steps = (
+        rprm.StepReward(step_index=0, reward=0.75, vote=1.0),
+        rprm.StepReward(step_index=1, reward=0.25, vote=0.0, analyses=(analysis,)),
+        rprm.StepReward(step_index=2, reward=None, vote=None, failure=hostile),
+    )
+    page = rprm.SolutionReward(id=hostile, num_steps=4, first_error=1, steps=steps)._repr_html_()
+    found = Texts(page)
+    assert found.tags == {"table", "caption", "tr", "th", "td", "details", "summary", "p", "pre"}
+    assert found.text == (
+        f"{hostile}: 3 of 4 steps judgedsteprewardvoteverdictanalyses"
+        f"10.751.00right20.250.00first error1P(Yes) 0.25{hostile}3nonenone{hostile}"
+    )

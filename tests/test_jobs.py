@@ -77,11 +77,11 @@ def test_a_finished_run_is_read_not_judged_again(tmp_path: Path) -> None:
     path = write_solutions(tmp_path / "in.jsonl", 10)
     first = judge(path, tmp_path / "run", ScriptedEngine())
     engine = ScriptedEngine()
-    resumed: list[int] = []
+    resumed: list[tuple[int, int]] = []
     before = files(tmp_path / "run")
-    assert judge(path, tmp_path / "run", engine, Callbacks(on_resumed=resumed.append)) == first
+    assert judge(path, tmp_path / "run", engine, Callbacks(on_resumed=lambda *counts: resumed.append(counts))) == first
     assert engine.num_requests == 0
-    assert resumed == [10]
+    assert resumed == [(10, 0)]
     assert files(tmp_path / "run") == before
 
 

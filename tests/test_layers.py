@@ -9,7 +9,19 @@ SOURCE = Path(__file__).parents[1] / "src" / "rprm"
 
 #: Layer by layer, from the top; see docs/architecture.md. A package stands for all modules in it.
 LAYERS = [
-    {"aggregation", "errors", "files", "ranges", "records", "embedded", "quoting", "thinking", "showing", "terminal"},
+    {
+        "aggregation",
+        "errors",
+        "files",
+        "ranges",
+        "records",
+        "embedded",
+        "quoting",
+        "thinking",
+        "showing",
+        "terminal",
+        "progress",
+    },
     {
         "verdict",
         "critique",
@@ -17,6 +29,7 @@ LAYERS = [
         "runs",
         "content",
         "reading",
+        "tables",
         "splitting",
         "prompts",
         "models",
@@ -47,6 +60,8 @@ WITHIN = {
     "presets": {"models", "stopping"},
     "subcommands": {"runs"},
     "reading": {"content", "splitting"},
+    "tables": {"reading"},
+    "progress": {"records"},
     "prompts": {"verdict", "critique", "reading", "folders"},
     "critique": {"stopping"},
     "api": {"benchmarks", "search"},

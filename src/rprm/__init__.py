@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rprm.records import Analysis, Solution, SolutionReward, StepReward
     from rprm.rewarders import load_rewarder
     from rprm.splitting import split_steps
+    from rprm.tables import to_pandas
 
 __version__ = "0.1.0"
 
@@ -29,10 +30,11 @@ _HOMES = {
     "prompts": ("PromptTemplate", "load_template"),
     "records": ("Analysis", "Solution", "SolutionReward", "StepReward"),
     "splitting": ("split_steps",),
+    "tables": ("to_pandas",),
 }
 __all__ = [
     "RPRM", "Analysis", "Engine", "PromptTemplate", "RprmError", "Solution", "SolutionReward", "StepReward",
-    "__version__", "load_engine", "load_rewarder", "load_template", "split_steps",
+    "__version__", "load_engine", "load_rewarder", "load_template", "split_steps", "to_pandas",
 ]  # fmt: skip
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from typing import Any, TypeVar
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rprm.aggregation import Aggregation
 from rprm.benchmarks.mathematics import Problem
 from rprm.engines import Engine
 from rprm.errors import InputError, RprmError
 from rprm.jobs import in_order
+from rprm.ledger import Ledger
 from rprm.prompts import PromptTemplate
 from rprm.reading import solution_of
 from rprm.records import Solution, SolutionReward, StepReward
@@ -23,9 +25,13 @@ from rprm.rewarders.base import StepRewarder
 from rprm.search.candidates import Candidate, Candidates, ChoiceStopping, JudgedCandidates, choose_one
 from rprm.splitting import split_steps
 from rprm.stopping import Stopping
+from rprm.tables import Frame, rows_of
+
+if TYPE_CHECKING:
+    from rprm.progress import ProgressLine
 
 T = TypeVar("T")
-Solutions = Iterable[Solution | dict[str, Any]]
+Solutions = Iterable[Solution | Mapping[str, Any]] | Frame
 OnResult = Callable[[SolutionReward], None] | None
 Work = Callable[[], Coroutine[Any, Any, T]]
 
@@ -79,22 +85,28 @@ class RPRM(AbstractContextManager["RPRM"], AbstractAsyncContextManager["RPRM"]):
             raise TypeError(f"an RPRM made from an engine ({self._model.spec}) cannot be pickled: make it from a spec")
         return _from_spec, (self._model, self._options)
 
-    def score(self, solutions: Solutions, *, on_result: OnResult = None) -> list[SolutionReward]:
+    def score(
+        self, solutions: Solutions, *, on_result: OnResult = None, progress: bool = False
+    ) -> list[SolutionReward]:
         """The rewards of solutions, in their order: every step, all K analyses.
 
         Args:
-            solutions: records, or dicts `{problem, steps[] | solution, id?, label?}`.
+            solutions: records, dicts `{problem, steps[] | solution, id?, label?}` or `{messages}` (a chat), a DataFrame
+                of pandas or a data set of `datasets` with such columns; steps may be a numpy array of texts.
             on_result: called with each result in order, as soon as it stands (from another thread).
+            progress: show a progress line, in a terminal or a notebook.
 
         Raises:
             InputError: a record cannot be used; the message has its place in the list.
             EngineError: the model cannot be loaded, or stopped answering.
         """
-        return self._wait(lambda: _judged(self._in_full, solutions, on_result))
+        return self._wait(lambda: _judged(self._in_full, solutions, on_result, progress))
 
-    def first_errors(self, solutions: Solutions, *, on_result: OnResult = None) -> list[SolutionReward]:
+    def first_errors(
+        self, solutions: Solutions, *, on_result: OnResult = None, progress: bool = False
+    ) -> list[SolutionReward]:
         """As `score`, but with no more analyses than the first errors need (see `StepReward.settled_early`)."""
-        return self._wait(lambda: _judged(self.rewarder, solutions, on_result))
+        return self._wait(lambda: _judged(self.rewarder, solutions, on_result, progress))
 
     def score_step(self, problem: str, steps: Sequence[str], step_index: int = -1) -> StepReward:
         """The reward of one step, given the problem and the steps before it; of the last one, where no other is named.
@@ -121,12 +133,12 @@ class RPRM(AbstractContextManager["RPRM"], AbstractAsyncContextManager["RPRM"]):
         """
         return self._wait(lambda: _best_of(self._in_full, problem, texts, aggregation, stopping))
 
-    async def score_async(self, solutions: Solutions) -> list[SolutionReward]:
+    async def score_async(self, solutions: Solutions, *, progress: bool = False) -> list[SolutionReward]:
         """`score` from an event loop. Cancelling it ends the model's work for it; so with the others."""
-        return await self._awaited(lambda: _judged(self._in_full, solutions, None))
+        return await self._awaited(lambda: _judged(self._in_full, solutions, None, progress))
 
-    async def first_errors_async(self, solutions: Solutions) -> list[SolutionReward]:
-        return await self._awaited(lambda: _judged(self.rewarder, solutions, None))
+    async def first_errors_async(self, solutions: Solutions, *, progress: bool = False) -> list[SolutionReward]:
+        return await self._awaited(lambda: _judged(self.rewarder, solutions, None, progress))
 
     async def score_step_async(self, problem: str, steps: Sequence[str], step_index: int = -1) -> StepReward:
         return await self._awaited(lambda: _judged_step(self._in_full, problem, steps, step_index))
@@ -190,24 +202,44 @@ def _from_spec(model: str, options: dict[str, Any]) -> RPRM:
     return RPRM(model, **options)
 
 
-async def _judged(rewarder: StepRewarder, values: Solutions, on_result: OnResult) -> list[SolutionReward]:
+async def _judged(
+    rewarder: StepRewarder, values: Solutions, on_result: OnResult, progress: bool
+) -> list[SolutionReward]:
     solutions = []
-    for index, value in enumerate(values):
+    for index, value in enumerate(rows_of(values)):
         try:
             solutions.append(value if isinstance(value, Solution) else solution_of(value, default_id=str(index)))
         except InputError as error:
             raise InputError(f"solution {index}: {error}") from None
-    await rewarder.start()
+    line = _progress_line(len(solutions)) if progress else None
+    ledger = None if line is None else Ledger(line.paid)
     results = []
-    async for _, result in in_order(iter(solutions), rewarder.judge, width=rewarder.concurrency):
-        results.append(result)
-        if on_result is not None:
-            on_result(result)
+    with line or nullcontext():
+        await rewarder.start()
+        judged = in_order(iter(solutions), lambda one: rewarder.judge(one, ledger), width=rewarder.concurrency)
+        async for _, result in judged:
+            results.append(result)
+            if line is not None:
+                line.judged(result)
+            if on_result is not None:
+                on_result(result)
     return results
 
 
+def _progress_line(num_solutions: int) -> ProgressLine:
+    from rprm.progress import ProgressLine
+    from rprm.terminal import Terminal
+
+    console = Terminal(stderr=True)
+    if console.is_jupyter and find_spec("ipywidgets") is None:
+        # Rich shows nothing there without it; a notebook's output takes the line's control codes as a terminal does.
+        console = Terminal(stderr=True, force_jupyter=False, force_terminal=True)
+    is_seen = console.is_terminal or console.is_jupyter
+    return ProgressLine(console, num_solutions, noun="solutions", disable=not is_seen)
+
+
 async def _judged_step(rewarder: StepRewarder, problem: str, steps: Sequence[str], step_index: int) -> StepReward:
-    solution = solution_of({"problem": problem, "steps": list(steps)}, default_id="0")
+    solution = solution_of(*rows_of([{"problem": problem, "steps": steps}]), default_id="0")
     places = range(len(solution.steps))
     if not -len(places) <= step_index < len(places):
         raise InputError(f"there is no step {step_index} of {len(places)} (counted from 0; -1 is the last)")

@@ -1,11 +1,13 @@
-"""The content of a file of rows, a block at a time: unzipped, and cut into lines or the elements of a JSON array.
+"""The content of a file of rows, a block at a time: unzipped, and cut into lines, elements of an array or rows of CSV.
 
 Memory holds one row of at most `max_row_bytes()` and one block, whatever a file holds or unzips to.
 """
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import json
 import os
 import re
@@ -15,7 +17,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Literal, cast
+from typing import IO, Any, Literal, cast
 
 from rprm.errors import InputError
 
@@ -180,3 +182,46 @@ def elements(blocks: Iterable[bytes], name: str) -> Iterator[tuple[int, bytes]]:
         size += len(block) - start
     if depth >= 0:
         raise InputError(f"{name}: not JSON: no end of its array after element {number - 1}; is it cut short?")
+
+
+def table_rows(blocks: Iterator[bytes], name: str, max_commas: int) -> Iterator[tuple[int, list[str]]]:
+    """The rows of comma-separated values (RFC 4180) with the lines where they begin, blank ones left out. Bytes that
+    are no UTF-8 are lone surrogates. An `InputError`: a row is out of bounds, or its quotation marks are wrong."""
+    text = io.TextIOWrapper(io.BufferedReader(_Blocks(blocks)), "utf-8-sig", "surrogateescape", newline="")
+    longest, size, commas, number = max_row_bytes(), 0, 0, 1
+    csv.field_size_limit(longest)
+
+    def lines() -> Iterator[str]:
+        nonlocal size, commas
+        while line := text.readline(longest + 1):
+            size, commas = size + len(line), commas + line.count(",")
+            if size > longest or commas > max_commas:
+                what = f"is longer than {longest >> 20} MiB ({ROW_VARIABLE} sets the limit)"
+                what = what if size > longest else f"has more than {max_commas:,} commas"
+                raise InputError(f"{name}: the row at line {number} {what}; is a quotation mark not closed?")
+            yield line
+
+    reader = csv.reader(lines(), strict=True)
+    try:
+        for row in reader:
+            if row:
+                yield number, row
+            size, commas, number = 0, 0, reader.line_num + 1
+    except csv.Error as error:
+        raise InputError(f"{name}: the row at line {number} is no CSV: {error}") from None
+
+
+class _Blocks(io.RawIOBase):
+    """Blocks as a stream."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks, self._rest = blocks, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        block = self._rest or next(self._blocks, b"")
+        part, self._rest = block[: len(buffer)], block[len(buffer) :]
+        buffer[: len(part)] = part
+        return len(part)

@@ -55,10 +55,10 @@ class Callbacks:
 
     on_result: Callable[[Any, Any], None] = lambda item, result: None
     on_rejected: Callable[[Rejected], None] = lambda rejected: None
-    #: A piece of a row, as it is paid for: an analysis, a solution, a step (not those of an earlier session).
-    on_piece: Callable[[Any], None] = lambda piece: None
-    #: Number of rows that earlier sessions finished.
-    on_resumed: Callable[[int], None] = lambda num_rows: None
+    #: A piece of a row, with its key, as it is paid for: an analysis, a solution, a step (not of an earlier session).
+    on_piece: Callable[[str, Any], None] = lambda key, piece: None
+    #: Number of rows that earlier sessions finished, and of pieces of others that they paid for.
+    on_resumed: Callable[[int, int], None] = lambda num_rows, num_pieces: None
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ async def run_job(
     """
     callbacks = callbacks or Callbacks()
     if output is None:
-        ledger = Ledger(lambda key, piece: callbacks.on_piece(piece))
+        ledger = Ledger(callbacks.on_piece)
         items = _accepted(rows, job, callbacks, None, strict)
         async with _outcomes(job, items, lambda index: ledger) as outcomes:
             async for (_, row), outcome in outcomes:
@@ -116,7 +116,7 @@ async def run_job(
         raise ValueError("a run folder needs to know its source")
     # A file may be moved or renamed between sessions: its content is what counts.
     resolved = {"input": source.digest, **settings}
-    session = {"input": source.name, "versions": versions()}
+    session = {"input": source.name, "num_rows": source.num_rows, "versions": versions()}
     with Run(output, stage=job.name, settings=resolved, session=session) as run:
         started = time.monotonic()
         num_tokens = await _run_in_folder(run, job, rows, strict, callbacks)
@@ -147,14 +147,14 @@ async def _run_in_folder(
             job.totals.add(outcome)
             callbacks.on_result(item[1], outcome)
         tokens_before = job.totals.as_dict()["num_generated_tokens"]
-        callbacks.on_resumed(num_finished)
         results.sync()
         pieces = journal.load(num_finished)
+        callbacks.on_resumed(num_finished, sum(map(len, pieces.values())))
 
         def ledger_of(index: int) -> Ledger:
             def record(key: str, piece: Any) -> None:
                 journal.append(index, key, piece)
-                callbacks.on_piece(piece)
+                callbacks.on_piece(key, piece)
 
             return Ledger(record, pieces.pop(index, {}), lambda key: journal.where(index, key))
 

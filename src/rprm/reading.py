@@ -1,23 +1,26 @@
-"""Rows in, one at a time: JSON Lines or JSON, plain or gzipped, parquet, or a hub data set. Bad rows are `Rejected`."""
+"""Rows in, one at a time: JSON Lines, JSON, CSV, also zipped; Parquet; a hub data set. Bad rows are `Rejected`."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import stat
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlencode
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
-from rprm.content import ROW_VARIABLE, Form, blocks_of, copied, formed, max_row_bytes, pieces
+from rprm.content import ROW_VARIABLE, Form, blocks_of, copied, formed, max_row_bytes, pieces, table_rows
 from rprm.errors import InputError
 from rprm.files import encoded
 from rprm.records import Record, Solution
@@ -35,6 +38,13 @@ MAX_COMMAS = 2_000_000
 
 #: A source whose first rows are rejected, so many, is given up: it holds something else.
 MAX_REJECTED_FIRST = 100_000
+
+#: Fields of rows that another column may stand for (`Source`), and those of them and others that are no texts: in CSV
+#: they are JSON.
+FIELDS = (
+    "id", "problem", "steps", "solution", "label", "messages", "previous_steps", "step", "labels", "answer", "set",
+)  # fmt: skip
+_JSON_FIELDS = {"steps", "label", "messages", "previous_steps", "labels", "solutions", "p_yes"}
 
 _NO_FILES = {0: "no such file", stat.S_IFDIR: "it is a folder; name a file in it", stat.S_IFSOCK: "it is a socket"}
 
@@ -78,12 +88,19 @@ class SourceInfo:
 
 
 class Source:
-    """A file (JSON Lines or JSON, also .gz; parquet), or a hub data set, `hub:OWNER/NAME?option=value` (a bare
-    `OWNER/NAME` that is no file means the same) with the options split, revision, config, data_dir."""
+    """A file (JSON Lines or JSON; .csv; these also .gz; .parquet), or a hub data set, `hub:OWNER/NAME?option=value` (a
+    bare `OWNER/NAME` that is no file means the same) with the options split, revision, config, data_dir.
+
+    After any of them, `?FIELD=COLUMN&...` says which column stands for a field (one of `FIELDS`): `rows.csv?problem=q`.
+    """
 
     def __init__(self, name: str, *, split: str = "test") -> None:
         #: Of a name that is no UTF-8, its bytes spelled out.
-        self.name, self.path = os.fsencode(name).decode(errors="backslashreplace"), Path(name)
+        self.name = os.fsencode(name).decode(errors="backslashreplace")
+        name, self.columns = _without_columns(name)
+        self.path = Path(name)
+        #: By the name of a table, its kind.
+        self.table = next((end for end in (".csv", ".parquet") if name.lower().removesuffix(".gz").endswith(end)), None)
         self.hub: dict[str, str] | None = None
         self._inspected: tuple[str, int] | None = None  # the digest, and of how many bytes
         if name == "-":
@@ -112,11 +129,12 @@ class Source:
 
     def inspect(self) -> SourceInfo:
         """Hash and count the rows, in one pass over the source (a hub data set is asked for its revision)."""
+        columns = f"?{urlencode(sorted(self.columns.items()))}" if self.columns else ""
         if self.hub is not None:
-            return SourceInfo(self.name, f"revision:{self._revision(self.hub)}", None)
+            return SourceInfo(self.name, f"revision:{self._revision(self.hub)}{columns}", None)
         digest, num_bytes, num_lines, end = hashlib.sha256(), 0, 0, b"\n"
-        is_table = self.path.suffix == ".parquet"
-        form, blocks = formed(blocks_of(self.path, self.name, is_text=not is_table), self.path)
+        form, blocks = formed(blocks_of(self.path, self.name, is_text=self.table != ".parquet"), self.path)
+        form = "lines" if self.table else form
         for block in blocks:
             digest.update(block)
             num_bytes, num_lines, end = num_bytes + len(block), num_lines + block.count(b"\n"), (end + block)[-80:]
@@ -124,17 +142,28 @@ class Source:
             # Before anything is paid for.
             raise InputError(f"{self.name}: not JSON: its array has no end; is it cut short?")
         self._inspected = f"sha256:{digest.hexdigest()}", num_bytes
-        num_rows = num_lines + (not end.endswith(b"\n")) if form == "lines" and not is_table else None
-        return SourceInfo(self.name, self._inspected[0], num_rows)
+        num_rows = num_lines + (not end.endswith(b"\n")) if form == "lines" and not self.table else None
+        return SourceInfo(self.name, self._inspected[0] + columns, num_rows)
 
     def rows(self) -> Iterator[Row | Rejected]:
         """Every row in order; an InputError where the whole is no JSON, damaged, or the hub cannot be reached."""
+        for row in self._rows():
+            if isinstance(row, Row) and isinstance(row.value, dict):
+                known = {field: row.value[column] for field, column in self.columns.items() if column in row.value}
+                row = row._replace(value=row.value | known)
+                if self.table:
+                    row = row._replace(value={field: cell(field, value) for field, value in row.value.items()})
+            yield row
+
+    def _rows(self) -> Iterator[Row | Rejected]:
         if self.hub is not None:
             options = {key: self.hub[key] for key in ("split", "data_dir", "features") if key in self.hub}
             revision = self._revision(self.hub)
             yield from self._streamed(self.hub["path"], self.hub.get("config"), revision=revision, **options)
-        elif self.path.suffix == ".parquet":
-            yield from self._streamed("parquet", data_files=str(self.path), split="train")
+        elif self.table == ".parquet":
+            yield from self._parquet()
+        elif self.table == ".csv":
+            yield from self._csv()
         else:
             form, blocks = formed(self._unchanged(), self.path)
             longest = max_row_bytes()
@@ -175,6 +204,38 @@ class Source:
             shown = line[: 4 * MAX_REJECTED_TEXT].decode(errors="replace").rstrip("\r\n")
             return Row(number, None, shown).rejected(self.name, reason)
 
+    def _csv(self) -> Iterator[Row | Rejected]:
+        rows = table_rows(self._unchanged(), self.name, MAX_COMMAS)
+        _, header = next(rows, (1, []))
+        if len(set(header)) < len(header):
+            (repeated, _), *_ = Counter(header).most_common(1)
+            raise InputError(f"{self.name}: its first line must name the columns; {repeated!r:.80} stands there twice")
+        for number, cells in rows:
+            row = Row(number, dict(zip(header, cells, strict=False)), json.dumps(cells, ensure_ascii=False))
+            if len(cells) != len(header):
+                what = f"{len(cells)} cells, and the first line names {len(header)} columns"
+                yield row.rejected(self.name, f"it has {what}; quote cells with commas or line ends in them")
+            elif not row.text.isascii() and encoded(row.text).decode() != row.text:
+                yield row.rejected(self.name, "not UTF-8 text; save the file as UTF-8")
+            else:
+                yield row
+
+    def _parquet(self) -> Iterator[Row | Rejected]:
+        with hub_errors(f"{self.name}: cannot be read"):
+            from pyarrow.parquet import ParquetFile
+
+            with ParquetFile(self.path) as file:
+                batches = (batch.to_pylist() for batch in file.iter_batches(batch_size=64))
+                yield from self._numbered(chain.from_iterable(batches))
+
+    def _numbered(self, values: Iterable[Any]) -> Iterator[Row | Rejected]:
+        """Rows of a table or data set."""
+        longest = max_row_bytes()
+        for number, value in enumerate(values, 1):
+            row = Row(number, dict(value), json.dumps(value, default=str))
+            too_long = f"the row is longer than {longest >> 20} MiB ({ROW_VARIABLE} sets the limit)"
+            yield row if len(row.text) <= longest else row.rejected(self.name, too_long)
+
     def _revision(self, hub: Mapping[str, str]) -> str:
         name = self.name.removeprefix("hub:").removesuffix("?")
         with hub_errors(f"{name}: no such file, and not to be had from the hub (check the name and the network)"):
@@ -182,12 +243,46 @@ class Source:
 
             return str(HfApi().dataset_info(hub["path"], revision=hub.get("revision")).sha)
 
-    def _streamed(self, *names: str | None, **options: str) -> Iterator[Row]:
+    def _streamed(self, *names: str | None, **options: str) -> Iterator[Row | Rejected]:
         with hub_errors(f"{self.name}: cannot be read"):
             from datasets import load_dataset
 
-            for number, value in enumerate(load_dataset(*names, streaming=True, **options), 1):
-                yield Row(number, dict(value), json.dumps(value, default=str)[:MAX_REJECTED_TEXT])
+            yield from self._numbered(load_dataset(*names, streaming=True, **options))
+
+
+def _without_columns(name: str) -> tuple[str, dict[str, str]]:
+    """A source's name, and which columns stand for fields by what follows its question mark."""
+    target, _, query = name.rpartition("?")
+    if not target or os.path.lexists(name):
+        return name, {}
+    options = dict(parse_qsl(query))
+    columns = {field: column for field, column in options.items() if field in FIELDS}
+    others = {option: value for option, value in options.items() if option not in FIELDS}
+    if not columns:
+        return name, {}
+    return f"{target}?{urlencode(others)}" if others else target, columns
+
+
+def with_columns(name: str, columns: Iterable[str] | None) -> str:
+    """The name of a source some of whose columns stand for fields, each given as `FIELD=COLUMN`."""
+    pairs = [text.partition("=")[::2] for text in columns or ()]
+    for field, column in pairs:
+        if field not in FIELDS or not column:
+            raise InputError(f"--map {field}={column}: give FIELD=COLUMN; fields are {', '.join(FIELDS)}")
+    query = urlencode(pairs)
+    is_hub = "?" in name and not os.path.lexists(name)
+    return f"{name}{'&' if is_hub else '?'}{query}" if pairs else name
+
+
+def cell(field: str, value: Any) -> Any:
+    """What a cell of a table holds: where the field is no text, JSON. A number without a fraction is whole: in a column
+    with gaps (NaN) pandas keeps 1 as 1.0, and it writes True and False."""
+    if field in _JSON_FIELDS and isinstance(value, str):
+        with suppress(ValueError, RecursionError):
+            value = {"True": True, "False": False}[value] if value in ("True", "False") else json.loads(value)
+    if isinstance(value, float):
+        return None if math.isnan(value) else int(value) if value.is_integer() else value
+    return None if value == "" else value
 
 
 def hub_options(name: str, known: tuple[str, ...]) -> tuple[str, dict[str, str]]:
@@ -205,7 +300,7 @@ def hub_errors(what: str) -> Iterator[None]:
     try:
         yield
     except ImportError:
-        raise InputError('reading from the hub, or a parquet file, needs the extra: pip install ".[hub]"') from None
+        raise InputError('reading from the hub, or a Parquet file, needs the extra: pip install ".[hub]"') from None
     except InputError:
         raise
     except Exception as error:
@@ -362,14 +457,26 @@ class _SolutionRow(RowModel):
     label: Any = None  # how many steps there are is its limit
 
 
+class _Message(RowModel):
+    role: Text
+    content: AnyText
+
+
+class _Chat(RowModel):
+    messages: list[_Message]
+
+
 def read_solutions(source: Source) -> Iterator[Solution | Rejected]:
-    """Every row of a source, `{id?, problem, steps[] | solution, label?}`, as a `Solution`; without an id, `line-N`."""
+    """Every row of a source as a `Solution` (see `solution_of`); without an id, `line-N`."""
     return read_rows(source, lambda row: solution_of(row.value, default_id=f"line-{row.line}"))
 
 
 def solution_of(value: Any, *, default_id: str) -> Solution:
-    """Check one row and make a `Solution` of it; an InputError says what is wrong with it, without its place."""
-    unread = "solution" if json_object(value).get("steps") is not None else None  # beside the steps
+    """Check one row, `{id?, problem, steps[] | solution, label?}`, and make a `Solution` of it; an InputError says what
+    is wrong with it, without its place. A row without a problem may have it and the solution as a chat, `messages`."""
+    if json_object(value).get("problem") is None and value.get("messages") is not None:
+        value = value | _of_chat(checked(_Chat, value).messages)
+    unread = "solution" if value.get("steps") is not None else None  # beside the steps
     row = checked(_SolutionRow, {key: given for key, given in value.items() if key != unread})
     if row.steps is None and row.solution is None:
         hint = f"(or give 'solution'); the record's fields are: {field_names(value)}"
@@ -381,6 +488,18 @@ def solution_of(value: Any, *, default_id: str) -> Solution:
         wanted = f"the 0-based index of the earliest wrong step (0 to {len(steps) - 1}), -1 for none, or null"
         raise InputError(f"'label' must be {wanted}; not {row.label!r:.80}")
     return Solution(id=row.id or default_id, problem=row.problem, steps=tuple(steps), label=row.label)
+
+
+def _of_chat(messages: list[_Message]) -> dict[str, str]:
+    """The problem of a chat, its one user message, and the solution, its last message, which answers it."""
+    users = [message.content for message in messages if message.role == "user"]
+    if len(users) != 1 or messages[-1].role != "assistant":
+        found = ", ".join(message.role for message in messages)
+        raise InputError(
+            "'messages' must hold one user message, the problem, and end in one of the assistant, the solution; "
+            f"its roles are {found or 'none'}"
+        )
+    return {"problem": users[0], "solution": messages[-1].content}
 
 
 def _parse(text: str) -> Any:

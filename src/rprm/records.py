@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -164,3 +165,22 @@ class SolutionReward(ResultRow):
     def uncovered(self) -> list[int]:
         """Indices of judged steps without a reward."""
         return [step.step_index for step in self.steps if step.reward is None]
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks: what was found in each step, and its analyses, to be unfolded."""
+        rows = []
+        for step in self.steps:
+            at, known = step.step_index, self.first_error
+            found = "first error" if at == known else "right" if known == -1 or at < (known or 0) else ""
+            texts = [f"<p>P(Yes) {_number(one.p_yes)}</p><pre>{escape(one.text)}</pre>" for one in step.analyses]
+            more = f"<details><summary>{len(texts)}</summary>{''.join(texts)}</details>" if texts else ""
+            cells = [str(at + 1), _number(step.reward), _number(step.vote), escape(step.failure or found), more]
+            rows.append("".join(f'<td style="text-align: left">{cell}</td>' for cell in cells))
+        head = "".join(f"<th>{name}</th>" for name in ("step", "reward", "vote", "verdict", "analyses"))
+        body = "".join(f"<tr>{row}</tr>" for row in rows)
+        judged = f"{len(self.steps)} of {self.num_steps} steps judged"
+        return f"<table><caption>{escape(self.id)}: {judged}</caption><tr>{head}</tr>{body}</table>"
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.2f}"

@@ -118,6 +118,9 @@ RUNS: dict[str, tuple[list[str], int]] = {
     "search dvts": (["--problems", "problems.jsonl", "-p", "scripted:", "-m", "scripted:", "-o", "dvts"], 3),
     "search show": (["guided"], 0),
     "report": ([f"judged {HOSTILE}", "--data", f"{NAME}.jsonl", "-o", f"{HOSTILE}.html"], 0),
+    "runs list": (["."], 0),
+    "show": ([f"judged {HOSTILE}", f"{HOSTILE}1", "--analyses"], 0),
+    "export": ([f"judged {HOSTILE}", "--to", f"{NAME}.csv"], 0),
     "prompts list": ([], 0),
     "prompts show": (["t.toml", "--example"], 0),
     "prompts import": (["rows.jsonl", "-o", f"{NAME}.toml"], 1),
@@ -139,6 +142,7 @@ RUNS: dict[str, tuple[list[str], int]] = {
 #: Whose output a command reads.
 NEEDS = {
     "data cold-start": "data analyses", "data pairs": "data analyses", "bench compare": "bench processbench",
+    "runs list": "judge", "show": "judge", "export": "judge",
     "report": "judge", "search best-of-n": "search sample", "search show": "search guided", "lab steps": "lab world",
 }  # fmt: skip
 

@@ -14,7 +14,7 @@ import typer
 from rprm import ranges
 from rprm.cli.app import OpenGroup
 from rprm.cli.judge import EmbeddedScope, refuse_nothing_judged, run_behind_progress
-from rprm.cli.options import FirstErrorOptions, Json, JudgeOptions, Output, with_options
+from rprm.cli.options import FirstErrorOptions, Json, JudgeOptions, Map, Output, with_options
 from rprm.cli.process import temporary_folder
 from rprm.errors import BenchmarkError, CorruptRun
 
@@ -88,7 +88,13 @@ class NamedData:
     """On which data, of a benchmark that has none on the hub."""
 
     data: Annotated[str, typer.Argument(metavar="DATA", help="A file, or a run folder that holds the items.")]
+    map: Map = None
     revision: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        from rprm.reading import with_columns
+
+        object.__setattr__(self, "data", with_columns(self.data, self.map))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import typer
 from rprm import ranges
 from rprm.cli import EXIT_REJECTED
 from rprm.cli.judge import refuse_nothing_judged, refuse_nothing_read, run_behind_progress
-from rprm.cli.options import Json, Seed, Strict, given, with_options
+from rprm.cli.options import Json, Map, Seed, Strict, given, with_options
 from rprm.data import stage_options as settings
 from rprm.errors import InputError, PromptError
 
@@ -32,6 +32,7 @@ def steps(
     *,
     format: Annotated[settings.Format, "auto: by each row's fields."] = "auto",
     options: settings.StepOptions,
+    map: Map = None,
     exclude_benchmark: Annotated[
         list[str] | None, "-x", "--exclude-benchmark", "Leave out its problems: NAME, PATH or NAME=PATH."
     ] = None,
@@ -47,10 +48,11 @@ def steps(
     """
     from rprm.data.gathering import gather_steps, read_benchmarks
     from rprm.data.steps import steps_source
+    from rprm.reading import with_columns
     from rprm.terminal import Terminal
 
     with Terminal(stderr=True).status("reading the benchmarks") as status:
-        found = [steps_source(source) for source in sources]
+        found = [steps_source(with_columns(source, map)) for source in sources]
         benchmarks = [part for name in exclude_benchmark or [] for part in read_benchmarks(name)]
         status.update("reading labelled steps")
         summary = gather_steps(
@@ -86,6 +88,7 @@ def analyses(
     options: settings.SamplingOptions,
     prompt: Annotated[str | None, "Template.  [default: the model's own, else teacher]"] = None,
     seed: Seed = 0,
+    map: Map = None,
     limit: Annotated[ranges.Rows | None, "The first N steps alone."] = None,
     strict: Strict = False,
     json: Json = False,
@@ -100,12 +103,13 @@ def analyses(
     from rprm.data.steps import read_labelled_steps, steps_source
     from rprm.models import template_for
     from rprm.prompts import load_template
+    from rprm.reading import with_columns
     from rprm.rewarders import load_judge
 
     template = load_template(prompt) if prompt else template_for(model, "teacher")
     sampling = asdict(_preset(settings.SAMPLING_PRESETS, preset, given(context, options)))
     judge = load_judge(model, **sampling, stopping="none", prompt=template, seed=seed, force_verdict=False)
-    info = (opened := steps_source(source)).inspect()
+    info = (opened := steps_source(with_columns(source, map))).inspect()
     rows = islice(read_labelled_steps(opened), limit)
     limited = {} if limit is None else {"limit": limit}
     totals = run_behind_progress(

@@ -11,7 +11,7 @@ import typer
 
 from rprm import ranges
 from rprm.cli import EXIT_REJECTED
-from rprm.cli.options import FirstErrorOptions, Model, Output, Strict, with_options
+from rprm.cli.options import FirstErrorOptions, Map, Model, Output, Strict, with_options
 from rprm.cli.process import run_async
 from rprm.errors import InputError, RunError
 
@@ -34,8 +34,8 @@ def judge(
         str,
         typer.Argument(
             metavar="INPUT",
-            help="JSON Lines or JSON (also .gz) with {id?, problem, steps[] | solution, label?}; - for standard input; "
-            "or a hub data set, OWNER/NAME?split=SPLIT.",
+            help="JSON Lines, JSON or CSV (also .gz) or Parquet with {id?, problem, steps[] | solution, label?}, or "
+            "chats, {messages}; - for standard input; or a hub data set, OWNER/NAME?split=SPLIT.",
         ),
     ],
     model: Model = "embedded",
@@ -47,6 +47,7 @@ def judge(
         "lean: what the first error needs, and no more. full: all analyses of every step, for ranking, "
         "reinforcement learning and other thresholds.",
     ] = "lean",
+    map: Map = None,
     limit: Annotated[ranges.Rows | None, "Judge the first N rows alone."] = None,
     strict: Strict = False,
     json: Annotated[bool, "--json", "One JSON object a solution, on standard output."] = False,
@@ -58,7 +59,7 @@ def judge(
     The defaults are the paper's and its scripts'; two models have lighter ones of their own: embedded (400 tokens), and
     smollm2 (-k 4, 128 tokens, --force-verdict). Exit code 3: some rows were rejected.
     """
-    from rprm.reading import Source, read_solutions
+    from rprm.reading import Source, read_solutions, with_columns
     from rprm.report.solutions import render_solution, render_totals
     from rprm.rewarders.base import judge_source
     from rprm.terminal import Terminal
@@ -76,7 +77,7 @@ def judge(
             how: dict[str, Any] = {"threshold": rewarder.threshold, "analyses": analyses, "note": note, "told": told}
             console.print(render_solution(solution, result, **how))
 
-    source = Source(input)
+    source = Source(with_columns(input, map))
     info = source.inspect()
     rows = islice(read_solutions(source), limit)
     settings = {} if limit is None else {"limit": limit}
@@ -98,61 +99,35 @@ def run_behind_progress(
     work: Callable[[Callbacks], Awaitable[T]], close: Callable[[], Awaitable[None]], num_rows: int | None,
     on_result: Callable[[Any, Any], object] = lambda row, result: None, *, noun: str, activity: str = "judging",
 ) -> T:  # fmt: skip
-    """Do some work behind a line of rows (`num_rows` in all), steps, tokens a second and time left, and `close` what
-    was used. What `on_result` prints of each row and its result stands above the line. `noun` and `activity` say what
-    the rows are, and what is done with them."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+    """Do some work behind a `ProgressLine` of `num_rows` rows, and `close` what was used. What `on_result` prints of
+    each row and its result stands above the line."""
     from rprm.jobs import Callbacks
-    from rprm.records import SolutionReward
+    from rprm.progress import ProgressLine
     from rprm.showing import one_line
     from rprm.terminal import Terminal
 
-    console = Terminal(stderr=True)
-    line = Progress(
-        TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
-        TextColumn(f"{noun}  {{task.fields[steps]}}  {{task.fields[speed]}}"), TimeRemainingColumn(),
-        console=console, transient=True, disable=not console.is_terminal,
-        # Results go to standard output: through the line when that is this terminal too, past it otherwise.
-        redirect_stdout=sys.stdout.isatty(),
-    )  # fmt: skip
-    task = line.add_task("loading the model", total=num_rows, steps="", speed="")
-    counts = dict.fromkeys(("pieces", "tokens", "steps", "before", "rejected"), 0)
-
-    def paid(piece: Any) -> None:
-        if not counts["pieces"]:
-            # Time begins with the first piece: loading the model says nothing about the pace.
-            line.reset(task, description=activity, completed=counts["before"])
-        counts["pieces"] += 1
-        counts["tokens"] += piece["num_tokens"] if isinstance(piece, dict) else 0  # A classifier's scores have none.
-        elapsed = line.tasks[0].elapsed or 0.0
-        line.update(task, speed=f"{counts['tokens'] / elapsed:,.0f} tokens/s" if elapsed and counts["tokens"] else "")
+    console, num_rejected = Terminal(stderr=True), 0
+    # Results go to standard output: through the line when that is this terminal too, past it otherwise.
+    how = {"disable": not console.is_terminal, "redirect_stdout": sys.stdout.isatty()}
+    line = ProgressLine(console, num_rows, noun=noun, activity=activity, **how)
 
     def finished(row: Any, result: Any) -> None:
-        if isinstance(result, SolutionReward):
-            counts["steps"] += len(result.steps)
-            line.update(task, steps=f"{counts['steps']} steps")
-        line.update(task, advance=1)
+        line.judged(result)
         on_result(row, result)
 
     def rejected(row: Rejected) -> None:
-        counts["rejected"] += 1
-        if counts["rejected"] > MAX_SHOWN:
-            return
-        console.print(one_line(f"rejected: {row.file}, line {row.line}: {row.reason}"), style="yellow")
-
-    def resumed(num_finished: int) -> None:
-        counts["before"] = num_finished
-        if num_finished:
-            console.print(f"resumed: {num_finished} {noun} were finished before", style="dim")
+        nonlocal num_rejected
+        num_rejected += 1
+        if num_rejected <= MAX_SHOWN:
+            console.print(one_line(f"rejected: {row.file}, line {row.line}: {row.reason}"), style="yellow")
 
     async def main() -> T:
         with line:
             try:
-                return await work(Callbacks(finished, rejected, paid, resumed))
+                return await work(Callbacks(finished, rejected, line.paid, line.resumed))
             finally:
                 await close()
-                if (more := counts["rejected"] - MAX_SHOWN) > 0:
+                if (more := num_rejected - MAX_SHOWN) > 0:
                     console.print(f"rejected: {more:,} more rows (in rejected.jsonl of a run folder)", style="yellow")
 
     return run_async(main())

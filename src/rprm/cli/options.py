@@ -102,6 +102,10 @@ Model = Annotated[
     "classifier:PATH_OR_ID; options as ?name=value.",
 ]
 Seed = Annotated[ranges.Seed, "Seed of the whole run."]
+Map = Annotated[
+    list[str] | None, "--map", {"metavar": "FIELD=COLUMN"},
+    "Which column of the rows stands for a field: problem=question; again for others.",
+]  # fmt: skip
 Strict = Annotated[bool, "--strict", "Stop at the first row that cannot be used."]
 
 

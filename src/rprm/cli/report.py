@@ -56,7 +56,7 @@ def report(
         if (stage := run.manifest["stage"]) in STAGES:
             searches.append(run)
         elif stage == "judge":
-            benchmark, items = _judged(folder, data or [])
+            benchmark, items = judged_items(folder, data or [])
             run.heading = benchmark.help.partition(":")[0].strip()
             run.benchmark = run.settings.get("benchmark") or ""
             read_judged(run, benchmark, items, **how)
@@ -74,7 +74,7 @@ def report(
     Terminal().print(f"{output}: {what} shown, {len(made) / 1e6:.1f} MB")
 
 
-def _judged(folder: Path, data: Sequence[str]) -> tuple[Benchmark, BenchmarkItems[Any]]:
+def judged_items(folder: Path, data: Sequence[str]) -> tuple[Benchmark, BenchmarkItems[Any]]:
     """What a run of judged solutions is measured by, and its items: of the first place whose content has the hash that
     the run recorded. Labelled solutions of no benchmark are measured as ProcessBench's."""
     from rprm.benchmarks import PROCESSBENCH
@@ -88,7 +88,7 @@ def _judged(folder: Path, data: Sequence[str]) -> tuple[Benchmark, BenchmarkItem
     for place in [*data, *filter(None, [recorded["data"] or benchmark.hub])]:
         try:
             # A file that is gone is no data set of the hub, though its name may look like one.
-            if Path(place).suffix and not Path(place).exists():
+            if Path(file := place.partition("?")[0]).suffix and not Path(file).exists() and not Path(place).exists():
                 raise InputError(f"{place}: no such file")
             items = benchmark.read(place)
         except InputError as error:

@@ -18,8 +18,8 @@ from rprm.files import read_json
 from rprm.records import SolutionReward, StepReward
 from rprm.report.charts import Chart, Line
 from rprm.report.solutions import conclusion
-from rprm.rewarders.base import Totals
-from rprm.runs import FORMAT, read_manifest, read_results
+from rprm.rewarders.base import Totals, read_rewards
+from rprm.runs import read_manifest
 
 MAX_TEXT, MAX_STEPS = 4_000, 60  #: characters of a text that are shown, and steps of a solution
 MAX_CHARACTERS = 12_000_000  #: of all solutions of a page: beyond that no more of them are shown
@@ -119,10 +119,7 @@ def read_judged(
     """Read a run of `rprm bench` or `rprm judge`, whose solutions are `items`. `CorruptRun` where it is damaged."""
     settings, by_id, rewards = run.settings, {item.id: item for item in items.items}, []
     run.usage.max_tokens, threshold = settings.get("max_tokens"), float(settings["threshold"])
-    for reward in read_results(run.folder, SolutionReward.read_back):
-        if settings.get(FORMAT, 1) < 2 and reward.uncovered and reward.first_error == -1:
-            # -1 was written also where it was not known.
-            reward = reward.model_copy(update={"first_error": None})
+    for reward in read_rewards(run.folder):
         run.usage.add(reward)
         if (item := by_id.get(reward.id)) is None:
             raise RunError(f"{run.folder} holds {reward.id!r}, which is not in the data that it says it judged")

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from rprm.engines.base import WITHHELD, EngineInfo, Sampling
-from rprm.errors import RequestRefused
+from rprm.errors import RequestRefused, RunError
 from rprm.jobs import Job, all_or_none, run_job
 from rprm.ledger import Ledger, paid_once
 from rprm.prompts.template import Prompt, Template
 from rprm.reading import Rejected
 from rprm.records import REWARD_FORMAT, Analysis, Solution, SolutionReward, StepReward
-from rprm.runs import FORMAT
+from rprm.runs import FORMAT, read_manifest, read_results
 from rprm.stopping import StoppingRule
 
 Steps = Sequence[str]  # of a solution
@@ -229,3 +230,16 @@ async def judge_source(
     settings = {FORMAT: REWARD_FORMAT, **(settings or {}), **described}
     await run_job(job, rows, settings=settings, **{"source": None, "output": None} | options)
     return totals
+
+
+def read_rewards(folder: str | Path) -> Iterator[SolutionReward]:
+    """The rewards in a run of judged solutions, of an earlier format too; `RunError` where it is a run of something
+    else, `CorruptRun` where it is damaged."""
+    manifest = read_manifest(folder)
+    if (stage := manifest["stage"]) != "judge":
+        raise RunError(f"{folder} is a run of {stage!r}; judged solutions are in runs of `rprm judge` and `rprm bench`")
+    for reward in read_results(folder, SolutionReward.read_back):
+        if manifest["settings"].get(FORMAT, 1) < 2 and reward.uncovered and reward.first_error == -1:
+            # -1 was written also where it was not known.
+            reward = reward.model_copy(update={"first_error": None})
+        yield reward

@@ -1,0 +1,212 @@
+"""`rprm runs`, `rprm show`, `rprm export`: run folders read without their models."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rprm.cli.options import Json, with_options
+from rprm.errors import InputError, RprmError, RunError
+
+if TYPE_CHECKING:
+    from rprm.records import Solution, SolutionReward
+
+app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Run folders, read without their models.")
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+
+
+@app.callback()
+def _runs() -> None:
+    pass
+
+
+@app.command("list")
+def list_runs(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="It is looked through with all that is in it.")],
+) -> None:
+    """The runs in a folder and below: what each is, its model, and how far it is."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from rprm.runs import MANIFEST
+    from rprm.showing import one_line
+    from rprm.terminal import Terminal
+
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    table = Table("run", "stage", "model", "rows", "status", "started", box=None, padding=(0, 1))
+    for place, folders, files in os.walk(folder):
+        folders.sort()
+        if MANIFEST not in files:
+            continue
+        name = os.path.relpath(place, folder)
+        try:
+            found = _facts(Path(place))
+            rows, started = _rows(found), found["sessions"][0].get("started_at")
+            told = (found["stage"], found["model"], rows, found["status"], started)
+        except RprmError as error:
+            told = ("", "", "", str(error), "")
+        table.add_row(*(Text(one_line(str(text))) for text in (name, *told)))
+    if not table.rows:
+        raise InputError(f"{folder} holds no run")
+    Terminal().print(table)
+
+
+@with_options
+def show(
+    run: Run,
+    id: Annotated[str | None, typer.Argument(metavar="[ID]", help="Of one judged solution, which is shown.")] = None,
+    *,
+    analyses: Annotated[bool, "--analyses", "With the solution's analyses."] = False,
+    data: Annotated[
+        list[str] | None, {"metavar": "PATH"}, "Where the run's data are now, if not where it read them."
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show a run without its model: what it is, its settings, how far it is, its totals; or one of its solutions.
+
+    The texts of a solution's steps come from the file that was judged, where it still is what it was.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    from rprm.report.solutions import render_solution, render_totals
+    from rprm.rewarders.base import Totals, read_rewards
+    from rprm.runs import read_results, read_summary
+    from rprm.showing import one_line
+    from rprm.terminal import Terminal
+
+    found, console = _facts(run), Terminal()
+    if id is not None:
+        reward = next((one for one in read_rewards(run) if one.id == id), None)
+        if reward is None:
+            raise InputError(f"{run} has no finished solution {id!r}")
+        if json:
+            print(reward.model_dump_json())
+            return
+        threshold = float(found["settings"]["threshold"])
+        solution = _solution(run, reward, data or [])
+        console.print(render_solution(solution, reward, threshold=threshold, analyses=analyses))
+        return
+    totals = Totals(max_tokens=found["settings"].get("max_tokens"))
+    if found["manifest"]["stage"] == "judge":
+        for reward in read_rewards(run):
+            totals.add(reward)
+        counts = totals.as_dict() | {"num_rejected": found["num_rejected"]}
+    else:
+        for _ in read_results(run, bool):
+            pass
+        counts = read_summary(run) if found["status"] == "complete" else {}
+    told = {name: value for name, value in found.items() if name not in ("manifest", "settings", "sessions")}
+    if json:
+        whole = {name: found[name] for name in ("settings", "sessions")}
+        print(dumps(told | whole | {"totals": counts}, ensure_ascii=False))
+        return
+    table = Table(box=None, padding=(0, 1), show_header=False)
+    names = ("run", "stage", "status", "model", "input")
+    facts = {name: found[name] for name in names} | {"rows finished": _rows(found)}
+    facts |= {"pieces of unfinished rows": found["num_pieces"], "sessions": len(found["sessions"])}
+    for name, value in [*facts.items(), *_flat(found["settings"])]:
+        table.add_row(Text(one_line(name.replace("_", " ")), style="dim"), Text(one_line(str(value))))
+    console.print(table)
+    if found["manifest"]["stage"] == "judge":
+        totals.num_rejected = found["num_rejected"]
+        console.print(Text(""), render_totals(totals, run))
+    else:
+        for name, value in counts.items():
+            console.print(one_line(f"{name}: {value}"))
+
+
+@with_options
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder of judge or bench.")],
+    *,
+    to: Annotated[Path, "--to", {"metavar": "FILE"}, "The table: .csv, .jsonl or .parquet."],
+) -> None:
+    """Write the rewards of a run as a table, one row for each step that was judged.
+
+    Its columns are those of `rprm.to_pandas` (docs/python.md).
+    """
+    from rprm.rewarders.base import read_rewards
+    from rprm.showing import one_line
+    from rprm.tables import write_table
+    from rprm.terminal import Terminal
+
+    status = _facts(run)["status"]
+    number = write_table(read_rewards(run), to)
+    note = "" if status == "complete" else f"; the run is not complete ({status})"
+    Terminal().print(one_line(f"{to}: {number:,} steps{note}"))
+
+
+def _facts(run: Path) -> dict[str, Any]:
+    """What a run folder says of itself, and what lies in it."""
+    from rprm.files import disk
+    from rprm.runs import REJECTED, RESULTS, Journal, read_manifest
+
+    manifest = read_manifest(run)
+    settings, session = manifest["settings"], manifest["sessions"][-1]
+    status = str(manifest.get("status"))
+    if status == "stopped":
+        status += f" by {session.get('stopped_by')}"
+    elif status == "running":
+        status = "running, or killed"
+    limit, num_rows = settings.get("limit"), session.get("num_rows")
+    engines = (found.get("engine") for found in (settings, *settings.values()) if isinstance(found, dict))
+    engine: dict[str, Any] = next((one for one in engines if isinstance(one, dict)), {})
+    with disk(run):
+        rows = _num_lines(run / RESULTS)
+        expected = min(filter(None, (limit, num_rows)), default=None) if status != "complete" else None
+        return {
+            "run": str(run),
+            "stage": " ".join(filter(None, (manifest["stage"], str(settings.get("benchmark") or "")))),
+            "status": status,
+            "model": ":".join(str(engine[name]) for name in ("kind", "model") if engine.get(name)),
+            "input": session.get("input"),
+            "num_rows": rows,
+            "num_expected": expected,
+            "num_pieces": sum(map(_num_lines, Journal.paths(run))),
+            "num_rejected": _num_lines(run / REJECTED),
+            "settings": settings,
+            "sessions": manifest["sessions"],
+            "manifest": manifest,
+        }
+
+
+def _rows(facts: dict[str, Any]) -> str:
+    rows, expected = facts["num_rows"], facts["num_expected"]
+    return f"{rows:,}" if expected is None else f"{rows:,} of {expected:,}"
+
+
+def _num_lines(path: Path) -> int:
+    if not path.is_file():
+        return 0
+    with path.open("rb") as stream:
+        return sum(block.count(b"\n") for block in iter(lambda: stream.read(1 << 20), b""))
+
+
+def _flat(settings: dict[str, Any], name: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{name}{key}.")
+        else:
+            yield f"{name}{key}", value
+
+
+def _solution(run: Path, reward: SolutionReward, data: list[str]) -> Solution:
+    """What was judged, from the run's data; where they are not at hand, that is said in the place of its texts."""
+    from rprm.cli.report import judged_items
+    from rprm.records import Solution
+
+    try:
+        _, items = judged_items(run, data)
+        return next(item for item in items.solutions if item.id == reward.id)
+    except RprmError as error:
+        return Solution(id=reward.id, problem=str(error), steps=("(its text is not at hand)",) * reward.num_steps)
+    except StopIteration:
+        raise RunError(f"{run} holds {reward.id!r}, which is not in the data that it says it judged") from None
