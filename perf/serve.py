@@ -54,14 +54,14 @@ def body_of(number: int) -> dict[str, Any]:
 async def good(client: httpx2.AsyncClient, number: int, counts: Counter[str], seconds: list[float]) -> None:
     """Ask, streamed or not, and check that the answer is this client's own and whole."""
     body, begun = body_of(number), time.monotonic()
-    if number % 3 == 0:
-        text = (await client.post("/v1/rewards", json=body | {"stream": True})).text
-        blocks = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+    is_stream = number % 3 == 0
+    answer = await client.post("/v1/rewards", json=body | {"stream": is_stream})
+    status, found = answer.status_code, []
+    if status == 200 and is_stream:
+        blocks = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
         found = [one for one in blocks if one["object"] == "solution.rewards"]
-        status = 200
-    else:
-        answer = await client.post("/v1/rewards", json=body)
-        status, found = answer.status_code, answer.json().get("data", [])
+    elif status == 200:
+        found = answer.json()["data"]
     if status in (429, 503):
         counts[f"good: {status}"] += 1
         await asyncio.sleep(0.2)
@@ -151,7 +151,7 @@ async def stop_under_load(process: subprocess.Popen[str], url: str) -> dict[str,
 
 def measure_load(num_clients: int, seconds: float) -> dict[str, Any]:
     """The whole of `load`, against a server of scripted analyses that take 50 ms each."""
-    process, url = start("--model", "scripted:?delay=0.05", "-k", "4", "--max-requests", "128")
+    process, url = start("--model", "scripted:?delay=0.05", "-k", "4", "--max-requests", "128", "--cache", "4")
     try:
         found = asyncio.run(load(url, process.pid, num_clients, seconds))
         found |= asyncio.run(stop_under_load(process, url))
