@@ -87,7 +87,7 @@ class TrainingRun(ABC):
         self.is_main, self.num_processes = os.environ.get("RANK", "0") == "0", int(os.environ.get("WORLD_SIZE", "1"))
         self.callbacks = (self.is_main and arguments.get("callbacks")) or TrainingCallbacks()
         self._started = time.monotonic()
-        if "/" not in (target := arguments["model"]) and not Path(target).exists():
+        if "/" not in (target := arguments["model"]) and not os.path.exists(target):  # any text may be a name
             raise EngineError(f"{target}: there is no such folder, and a hub id is written OWNER/NAME")
         refuse_missing(target, target)
         self.callbacks.on_stage("loading libraries")
