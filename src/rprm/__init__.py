@@ -4,12 +4,11 @@
 >>> rewards = RPRM("r-prm-7b").score(solutions)  # doctest: +SKIP
 """
 
-from __future__ import annotations
-
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+# Nothing is imported here: it would be before a command can heed a signal (`rprm.cli.main`).
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from rprm.api import RPRM
     from rprm.engines import Engine, load_engine
     from rprm.errors import RprmError
@@ -38,7 +37,9 @@ __all__ = [
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
+    from importlib import import_module
+
     for module, names in _HOMES.items():
         if name in names:
             globals()[name] = value = getattr(import_module(f"rprm.{module}"), name)

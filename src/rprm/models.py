@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 from rprm.errors import EngineError, InputError, PromptError, RunError
 from rprm.prompts import ImportedTemplate, PromptTemplate, carried_template, import_template, load_template
 from rprm.runs import write_atomically
+from rprm.showing import one_line
 from rprm.verdict import VerdictFormat
 
 logger = logging.getLogger(__name__)
@@ -129,7 +130,7 @@ def template_for(spec: str, fallback: str | None = None) -> PromptTemplate:
     if kind in _ENGINES and not Path(target).exists() and resolved not in _told:
         _told.add(resolved)
         told = "%s is not a known model (`rprm models`) and carries no prompt: it reads the built-in %r"
-        logger.warning(told, resolved, template.name)
+        logger.warning(told, one_line(resolved), template.name)
     return template
 
 

@@ -30,7 +30,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Self, TypeVar
 from zlib import crc32
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from rprm.errors import CorruptRun, RunError, RunLocked, SettingsChanged
 from rprm.files import (
@@ -76,8 +76,21 @@ class _Manifest(BaseModel):
 
 
 class _Settings(dict[str, Any]):
+    """The settings of a manifest, read back."""
+
+    def __init__(self, values: Mapping[str, Any], place: Path) -> None:
+        super().__init__(values)
+        self._place = str(place)
+
     def __missing__(self, name: str) -> Any:
-        raise CorruptRun.at(MANIFEST, f"its setting {name!r} is missing")
+        raise CorruptRun.at(self._place, f"its setting {name!r} is missing")
+
+    def of(self, name: str, kind: Any) -> Any:
+        """A setting, or None where it is not there; `CorruptRun` where that is not of the type `kind`."""
+        try:
+            return TypeAdapter(kind).validate_python(self.get(name), strict=True)
+        except ValidationError:
+            raise CorruptRun.at(self._place, f"its setting {name!r} is {self.get(name)!r:.80}") from None
 
 
 class Run:
@@ -311,7 +324,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
             raise ValueError("its checksum does not fit: it was changed")
 
     manifest = read_json(path, check)
-    return {"stage": manifest["stage"], **manifest, "settings": _Settings(manifest["settings"])}
+    return {"stage": manifest["stage"], **manifest, "settings": _Settings(manifest["settings"], path)}
 
 
 def read_results(folder: str | Path, parse: Callable[[Any], T]) -> Iterator[T]:

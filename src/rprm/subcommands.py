@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from rprm.errors import RunError
+from rprm.files import check_is_file, disk
 from rprm.runs import MANIFEST, read_manifest
 from rprm.showing import message
 
@@ -28,9 +29,10 @@ def is_complete(folder: Path) -> bool:
 
 
 class Subcommand:
-    """A command of `rprm` that runs, as `process`; `folder` is its --output. What it says goes to `FOLDER.log`; where
-    `attached`, its progress line goes to the terminal, if there is one. `launcher` starts it in place of this Python,
-    such as `accelerate launch --config_file F`; `environment` has variables set for it."""
+    """A command of `rprm` that runs, as `process`; `folder` is its --output. What it says goes to `FOLDER.log`
+    (`RunError`: that cannot be written); where `attached`, its progress line goes to the terminal, if there is one.
+    `launcher` starts it in place of this Python, such as `accelerate launch --config_file F`; `environment` has
+    variables set for it."""
 
     def __init__(
         self, folder: Path, arguments: Sequence[str], *, launcher: Sequence[str] = (),
@@ -39,14 +41,17 @@ class Subcommand:
         self.folder = folder
         self.arguments = list(arguments)
         self.log = folder.with_name(f"{folder.name}.log")
-        folder.parent.mkdir(parents=True, exist_ok=True)
         # What follows a "--" is for another command.
         end = [*self.arguments, "--"].index("--")
         own, other = self.arguments[:end], self.arguments[end:]
         command = [*(launcher or [sys.executable]), "-m", "rprm", *own, "--output", str(folder), *other]
-        with self.log.open("ab") as stream:
-            stream.write(f"$ {message(' '.join(command))}\n".encode())
-            stream.flush()
+        with disk(self.log):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            check_is_file(self.log)
+            stream = self.log.open("ab", buffering=0)
+        with stream:
+            with disk(self.log):
+                stream.write(f"$ {message(' '.join(command))}\n".encode())
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=stream, env=os.environ | (environment or {}),
                 stderr=None if attached and sys.stderr.isatty() else subprocess.STDOUT,

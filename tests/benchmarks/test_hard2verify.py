@@ -55,6 +55,18 @@ def write(path: Path, *rows: Any) -> Path:
     return path
 
 
+def test_a_row_is_bounded_in_what_it_decrypts_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its commas are those of all its fields, before any is read as JSON."""
+    monkeypatch.setattr("rprm.benchmarks.hard2verify.MAX_COMMAS", 6)
+    # 3 steps and 3 labels have 2 commas each; then "a, b" one more, and 4 steps and 4 labels 3 each, and one.
+    few, many = row("a", (1, 1, 0)), row("b", (1, 1, 1, 0))
+    few["model_response_by_step"], many["model_response_by_step"] = ["s"] * 3, ["s"] * 4
+    few["question"], many["question"] = "a, b", "a, b"
+    items = read_hard2verify(write(tmp_path / "x.jsonl", encrypted(few), encrypted(many)))
+    assert [item.id for item in items.items] == ["a"]
+    assert [one.reason for one in items.rejected] == ["the decrypted row has more than 6 commas"]
+
+
 def items_of(**labels: tuple[int, ...]) -> BenchmarkItems[Hard2VerifyItem]:
     found = []
     for name, each in labels.items():

@@ -26,6 +26,7 @@ from rprm.cli.app import app
 from rprm.errors import RprmError, RunError
 from rprm.records import SolutionReward
 from rprm.runs import read_manifest, read_results
+from rprm.subcommands import Subcommand
 from tests.faults.disks import READS, WRITES, FailingDisk
 from tests.faults.folder_damages import CHANGES, PLACES, damage
 
@@ -422,3 +423,18 @@ def test_a_file_whose_name_is_no_unicode(name: str, tmp_path: Path, rprm: Callab
     rejected = json.loads((tmp_path / "o" / "rejected.jsonl").read_text("utf-8").splitlines()[-1])
     assert rejected["file"] == "caf\\xe9.jsonl"
     assert "\\ud800" in rejected["reason"]
+
+
+def test_the_log_of_a_stage_that_cannot_be_written(tmp_path: Path) -> None:
+    """A pipe that nobody reads, a link to a full device, a disk that is full."""
+    os.mkfifo(tmp_path / "pipe.log")
+    (tmp_path / "device.log").symlink_to("/dev/full")
+    for name in ("pipe", "device"):
+        with pytest.raises(RunError, match=f"{name}.log is damaged .*a pipe, a device"):
+            Subcommand(tmp_path / name, ["models"])
+    disk = FailingDisk(tmp_path, {"write"}, first=1)
+    with (
+        disk.mounted(),
+        pytest.raises(RunError, match=r"full.log: No space left on device; mend that and give the same"),
+    ):
+        Subcommand(tmp_path / "full", ["models"])

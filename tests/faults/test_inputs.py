@@ -274,6 +274,47 @@ def test_process_substitution(case: Case, rprm: Run) -> None:
     os.close(reader)
 
 
+def test_pipes_of_a_benchmark(rprm: Run, tmp_path: Path) -> None:
+    """Its data and scores made elsewhere, each read once."""
+    items = [{"id": n, "generator": "g", "final_answer_correct": n == "b", "label": -(n == "b")} for n in "ab"]
+    data = b"".join(json.dumps(GOOD | one).encode() + b"\n" for one in items)
+    scores = b'{"id": "a", "p_yes": [0.1]}\n{"id": "b", "p_yes": [0.9]}\n'
+    for name, content_ in {"data": data, "scores": scores}.items():
+        os.mkfifo(tmp_path / name)
+        fed(tmp_path / name, content_)
+    paths = "--data", tmp_path / "data", "--scores", tmp_path / "scores"
+    code, out, err = rprm("bench", "processbench", *paths, "--json", "--resamples", "10")
+    assert (code, err) == (0, "")
+    # The error of one is found, and none in the other.
+    assert json.loads(out)["figures"]["average"]["f1"]["value"] == 100.0
+
+
+@pytest.mark.parametrize("num_bad", [0, 1, 5])
+def test_a_benchmark_without_some_of_its_rows(num_bad: int, rprm: Run, tmp_path: Path) -> None:
+    """It is measured, and the exit code says that rows were rejected."""
+    path, run = tmp_path / "steps.jsonl", tmp_path / "run"
+    good = [{"id": str(n), "problem": "P?", "step": "It is 1.", "label": n > 0} for n in range(2)]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in [*good, *[{"problem": 1}] * num_bad]))
+    judged = rprm("bench", "steps", path, "-m", "scripted:", "-o", run, "--resamples", "10", "--allow-missing")
+    assert (judged[0], (run / "measurement.json").exists()) == (3 if num_bad else 0, True)
+    again = rprm("bench", "steps", path, "--scores", run, "--resamples", "10", "--allow-missing")
+    compared = rprm("bench", "compare", run, run, "--resamples", "10", "--allow-missing")
+    assert (again[0], compared[0]) == (judged[0], judged[0]), (again, compared)
+
+
+def test_a_row_of_many_errors_ends_at_the_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A million empty lists in place of steps: each as an error would take a kilobyte."""
+    monkeypatch.delenv(content.ROW_VARIABLE)
+    monkeypatch.setattr(reading, "MAX_COMMAS", 2_000_000)
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"problem": "p", "steps": [' + b"[]," * 1_000_000 + b"[]]}\n" + LINE)
+    assert _peak_mib(lambda: list(read_solutions(Source(str(path))))) < 250
+    bad, good = read_solutions(Source(str(path)))
+    assert isinstance(bad, Rejected)
+    assert bad.reason == "'steps[0]' (number 1) must be a text, not []"
+    assert good == reading.solution_of(GOOD, default_id="")
+
+
 @pytest.mark.parametrize("name", ["-", "/dev/stdin"])
 def test_standard_input(name: str, rprm: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     reader, writer = os.pipe()

@@ -272,6 +272,28 @@ def test_a_damaged_run_is_one_line(damage: str, tmp_path: Path) -> None:
     assert not (tmp_path / "page.html").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("engine", 3), ("engine", "m"), ("engine", ["m"]), ("max_tokens", "9"), ("row_format", {}), ("threshold", "half"),
+     ("threshold", None), ("benchmark", 3), ("limit", "all")],
+)  # fmt: skip
+def test_a_setting_of_another_type_is_a_damaged_run(name: str, value: Any, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [reward("a", 0, [0.1])], settings={name: value})
+    done = report(tmp_path, run, code=1)
+    (line,) = done.err.splitlines()
+    assert line.startswith(f"rprm: {run / 'manifest.json'} is damaged (its setting {name!r} is {value!r})")
+
+
+@pytest.mark.parametrize("session", [{"seconds": "2"}, {"seconds": [2]}, {}])
+def test_sessions_that_do_not_tell_their_seconds(session: dict[str, Any], tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [reward("a", 0, [0.1])])
+    manifest = json.loads((run / "manifest.json").read_bytes())
+    manifest["sessions"] += [{"input": manifest["sessions"][0]["input"]} | session]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    report(tmp_path, run)
+    assert "at least 2.0" in (tmp_path / "page.html").read_text()
+
+
 def test_data_are_known_by_their_hash(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", [reward("a", 0, [0.1])])
     moved, other = (tmp_path / "run.jsonl").rename(tmp_path / "moved.jsonl"), tmp_path / "other.jsonl"

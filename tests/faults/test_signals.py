@@ -196,6 +196,36 @@ def stop_while_it_starts(number: int, delay: float, *arguments: object) -> None:
         assert "ignored" not in err
 
 
+#: Runs `rprm --version` in which SIGINT comes as {first} is imported.
+INTERRUPTED = """
+import importlib.abc, signal, sys
+class Interrupt(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == {first!r}:
+            signal.raise_signal(signal.SIGINT)
+signal.signal(signal.SIGINT, getattr(signal, {how!r}))
+sys.meta_path.insert(0, Interrupt())
+sys.argv = ["rprm", "--version"]
+from rprm.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("first", ["rprm.cli.process", "rprm.errors", "rprm.showing"])
+def test_stopped_before_it_has_handlers(first: str) -> None:
+    for how, code in {"default_int_handler": 130, "SIG_IGN": 0}.items():
+        program = INTERRUPTED.format(first=first, how=how)
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+        assert done.stderr == ("rprm: stopped by SIGINT; nothing was kept\n" if code else "")
+
+
+def test_nothing_is_imported_before_a_command_heeds_signals() -> None:
+    program = "import sys; before = {*sys.modules}; import rprm.cli; print(*sorted({*sys.modules} - before))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.split() == ["rprm", "rprm.cli"]
+
+
 def test_stopped_while_it_starts() -> None:
     for number, delay in zip(STOPPING, (0.15, 0.4, 0.7), strict=True):
         stop_while_it_starts(number, delay, "judge", EXAMPLES, "-m", "scripted:?delay=9")

@@ -95,7 +95,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 #: A run of each command that goes as far as it can on hostile data, and its exit code.
 RUNS: dict[str, tuple[list[str], int]] = {
-    "judge": ([f"{NAME}.jsonl", "-m", "scripted:", "-o", f"judged {HOSTILE}", "--analyses"], 3),
+    "judge": ([f"{NAME}.jsonl", "-m", "scripted:", "-o", f"judged {NAME}", "--analyses"], 3),
     "models": ([NAME], 1),
     "data steps": ([f"{NAME}.jsonl", "-o", f"steps {NAME}", "-x", "x=steps.jsonl", "--strict"], 1),
     "data analyses": (["steps.jsonl", "-m", "scripted:", "-o", f"analyses {NAME}"], 3),
@@ -103,9 +103,9 @@ RUNS: dict[str, tuple[list[str], int]] = {
     "data pairs": ([f"analyses {NAME}", "-o", f"pairs {NAME}", "--prompt", "t.toml"], 1),
     "data import": (["rows.jsonl", "-o", f"imported {NAME}", "--prompt", "broken.toml"], 1),
     "bench processbench": (["--data", "items", "-m", "scripted:", "-o", f"bench {NAME}"], 0),
-    "bench prmbench": (["--data", "prm.jsonl", "-m", "scripted:"], 0),
+    "bench prmbench": (["--data", "prm.jsonl", "-m", "scripted:"], 3),
     "bench hard2verify": (["--data", f"{NAME}.jsonl", "-m", "scripted:"], 1),
-    "bench steps": (["steps.jsonl", "-m", "scripted:"], 0),
+    "bench steps": (["steps.jsonl", "-m", "scripted:"], 3),
     "bench compare": ([f"bench {NAME}", f"bench {NAME}"], 0),
     "bench curve": ([f"none {NAME}"], 1),
     "bench mathematics": (["--set", "math500", "--data", "problems.jsonl", "--candidates", "candidates.jsonl"], 3),
@@ -117,10 +117,10 @@ RUNS: dict[str, tuple[list[str], int]] = {
     "search beam": (["--problems", "problems.jsonl", "-p", "scripted:", "-m", "scripted:", "-o", "beam"], 3),
     "search dvts": (["--problems", "problems.jsonl", "-p", "scripted:", "-m", "scripted:", "-o", "dvts"], 3),
     "search show": (["guided"], 0),
-    "report": ([f"judged {HOSTILE}", "--data", f"{NAME}.jsonl", "-o", f"{HOSTILE}.html"], 0),
+    "report": ([f"judged {NAME}", "--data", f"{NAME}.jsonl", "-o", f"{NAME}.html"], 0),
     "runs list": (["."], 0),
-    "show": ([f"judged {HOSTILE}", f"{HOSTILE}1", "--analyses"], 0),
-    "export": ([f"judged {HOSTILE}", "--to", f"{NAME}.csv"], 0),
+    "show": ([f"judged {NAME}", f"{HOSTILE}1", "--analyses"], 0),
+    "export": ([f"judged {NAME}", "--to", f"{NAME}.csv"], 0),
     "prompts list": ([], 0),
     "prompts show": (["t.toml", "--example"], 0),
     "prompts import": (["rows.jsonl", "-o", f"{NAME}.toml"], 1),
@@ -133,7 +133,7 @@ RUNS: dict[str, tuple[list[str], int]] = {
     "lab base": ([NAME, "-o", "base"], 1),
     "lab steps": ([f"world {NAME}", "-o", f"taken {NAME}", "--count", "1"], 0),
     "lab critiques": (["steps.jsonl", "-m", f"lab:{NAME}", "-o", "critiques"], 1),
-    "lab run": (["-o", f"lab {HOSTILE}", "--dry-run", "--size", "tiny"], 0),
+    "lab run": (["-o", f"lab {NAME}", "--dry-run", "--size", "tiny"], 0),
     "lab report": ([f"lab {NAME}"], 1),
     "lab pack": ([f"lab {NAME}", "-o", f"{NAME}.tar.xz"], 1),
 }
@@ -193,7 +193,7 @@ def test_json_on_a_terminal_is_harmless_and_says_the_same(ran: Callable[[str], D
     ran("judge")
     done = rprm("judge", *RUNS["judge"][0], "--json", folder=folder)
     check(done, 3)
-    results = (folder / f"judged {HOSTILE}" / "results.jsonl").read_bytes().splitlines()
+    results = (folder / f"judged {NAME}" / "results.jsonl").read_bytes().splitlines()
     rows = [{name: value for name, value in json.loads(row).items() if name != "crc"} for row in results]
     assert list(map(json.loads, done.out.splitlines())) == rows
     assert HOSTILE in json.loads(done.out.splitlines()[0])["id"]
@@ -256,7 +256,7 @@ def test_what_a_server_says(status: int, folder: Path) -> None:
 
 def test_damaged_and_foreign_run_folders(ran: Callable[[str], Done], folder: Path) -> None:
     ran("judge")
-    run = folder / f"judged {HOSTILE}"
+    run = folder / f"judged {NAME}"
     manifest, results = (run / "manifest.json").read_bytes(), (run / "results.jsonl").read_bytes()
     found = json.loads(manifest)
 

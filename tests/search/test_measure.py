@@ -409,6 +409,22 @@ def test_folders_that_are_no_search(tmp_path: Path) -> None:
         written(tmp_path / "bad", "search-sample", [problem("1")])
 
 
+@pytest.mark.parametrize(
+    ("stage", "name", "value"),
+    [
+        ("search-sample", "policy", 3),
+        ("search-sample", "policy", {"engine": {"kind": "scripted", "model": 3}}),
+        ("search-best-of-n", "engine", "m"),
+        ("search-best-of-n", "aggregation", None),
+        ("search-guided", "strategy", ["guided"]),
+        ("search-guided", "strategy", {"name": "guided", "num_trees": 1, "beam_size": 1, "width": "8"}),
+    ],
+)
+def test_a_setting_of_another_type_is_a_damaged_run(stage: str, name: str, value: Any, tmp_path: Path) -> None:
+    with pytest.raises(CorruptRun, match=f"run/manifest.json is damaged .its setting '{name}' is "):
+        written(tmp_path / "run", stage, [], {name: value})
+
+
 def test_an_unfinished_run_is_measured_and_said(grader: Grader, tmp_path: Path) -> None:
     written(tmp_path / "run", "search-sample", [sampled(problem("1"), "7"), sampled(problem("2"), "7")])
     with Run(tmp_path / "run", stage="search-sample", settings={"policy": POLICY}, session={"input": "file"}) as run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,17 +12,22 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
+from huggingface_hub import constants
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from rprm.data.datasets import verdict_fault
+from rprm.engines import loading
 from rprm.engines.tokens import encode_prompt
-from rprm.errors import InputError, PromptError
+from rprm.errors import EngineError, InputError, PromptError
 from rprm.prompts import builtin_names, load_template
 from rprm.prompts.library import MODEL_TEMPLATE
 from rprm.prompts.template import Message, Prompt, PromptTemplate
+from rprm.training.handover import find_model
+from rprm.training.lifecycle import TrainingCallbacks
 from rprm.training.rows import as_rendered, check_rows, encode_data, open_data, training_rows
+from rprm.training.sft import train_sft
 from rprm.verdict import VerdictFormat
 from tests.training.conftest import RAW_TEMPLATE, TEMPLATE, make_row, write_rows
 
@@ -279,3 +285,32 @@ def test_rows_too_long_are_left_out_up_to_5_percent(
     with pytest.raises(InputError, match=r"2 of 20 rows are longer than max_length 300, more than 5%.*line 4 .*line 5"):
         encode(folder, tmp_path / "other", tiny_model, 300)
     assert not (tmp_path / "other").exists()
+
+
+def test_a_name_that_is_no_folder_and_no_hub_id_is_refused_at_once(
+    make_data: Callable[..., Path], tmp_path: Path
+) -> None:
+    data = make_data()
+    said: list[str] = []
+    for name, word in {"nowhere": "OWNER/NAME", "./nowhere/at/all": "no such folder"}.items():
+        with pytest.raises(EngineError, match=word):
+            train_sft(data, model=name, output=tmp_path / "run", callbacks=TrainingCallbacks(on_stage=said.append))
+    assert (said, (tmp_path / "run").exists()) == ([], False)
+
+
+def test_a_pipe_of_rows_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="pipe: a pipe can be read once"):
+        open_data(tmp_path / "pipe")
+
+
+def test_a_hub_that_does_not_answer_is_told_in_our_words(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each of its attempts would be a line, and a minute in all."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    loading._work_offline_without_hub.cache_clear()
+    with pytest.raises(EngineError, match="cannot load the model"):
+        find_model("nowhere/there")
+    assert [record.name for record in caplog.records] == ["rprm.engines.loading"]

@@ -180,8 +180,10 @@ def run(
     if dry:
         import shlex
 
+        from rprm.showing import message
+
         for task in plan.tasks.values():
-            print(shlex.join(["rprm", *task.arguments, "-o", plan.path(task.folder)]))
+            print(message(shlex.join(["rprm", *task.arguments, "-o", plan.path(task.folder)])))
         return
     _run(plan, jobs)
 
@@ -267,6 +269,7 @@ def _training_progress() -> Iterator[BaseCallbacks]:
 def _run(plan: Plan, jobs: int | None) -> None:
     import os
 
+    from rprm.showing import one_line
     from rprm.terminal import Terminal
     from rprm_lab.running import Progress, run_plan
 
@@ -278,7 +281,7 @@ def _run(plan: Plan, jobs: int | None) -> None:
             console.print(f"{place:>8}  {progress.seconds:7.0f} s  {progress.task.folder}")
 
     run_plan(plan, num_jobs=jobs or os.cpu_count() or 1, on_progress=tell)
-    console.print(f"all {len(plan.tasks)} stages are done: rprm lab report {plan.lab}")
+    console.print(one_line(f"all {len(plan.tasks)} stages are done: rprm lab report {plan.lab}"))
 
 
 def _show(card: dict[str, Any], output: Path, json: bool) -> None:

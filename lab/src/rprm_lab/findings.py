@@ -295,7 +295,7 @@ class _Lab:
     def tally(self, run: Path, split: str = "test") -> Tally:
         """A run of `rprm bench processbench`, as it was measured."""
         rewards = _rewards(run)
-        return self._tally(split, scores_of(rewards), float(read_manifest(run)["settings"]["threshold"]))
+        return self._tally(split, scores_of(rewards), read_manifest(run)["settings"].of("threshold", float))
 
     def tally_of(self, model: str, run: Path, split: str = "test") -> Tally:
         """A run of R-PRM as it was measured; of the classifier, at the threshold that is best on these very solutions.
@@ -322,7 +322,7 @@ class _Lab:
         """A run of `rprm bench steps`."""
         steps = read_json_lines(self.folder / "world" / "test" / STEPS)
         items = StepItems(tuple(LabelledStep.model_validate(step) for step in steps))
-        threshold = float(read_manifest(run)["settings"]["threshold"])
+        threshold = read_manifest(run)["settings"].of("threshold", float)
         return tally_steps(items, step_scores(_rewards(run)), threshold=threshold, allow_missing=True)
 
     def _tally(self, split: str, scores: Scores, threshold: float) -> Tally:

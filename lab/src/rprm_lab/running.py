@@ -6,11 +6,13 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from json import dumps
 from pathlib import Path
-from typing import Any
 
-from rprm.errors import RunError
-from rprm.runs import Run, read_manifest, versions
+from pydantic import TypeAdapter, ValidationError
+
+from rprm.errors import CorruptRun, RunError
+from rprm.runs import MANIFEST, Run, read_manifest, versions
 from rprm.subcommands import Subcommand
 from rprm_lab.plan import LabSettings, Plan, Task
 
@@ -51,17 +53,17 @@ def read_settings(lab: str | Path) -> LabSettings:
     """The settings of a lab that was started; as many seeds as there are folders.
 
     Raises:
-        RunError: the folder holds none.
+        RunError: the folder holds none, or (CorruptRun) they are damaged.
     """
     folder = Path(lab)
     manifest = read_manifest(folder)
     if manifest.get("stage") != "lab run":
         raise RunError(f"{lab} holds no lab; start one with `rprm lab run --output {lab}`")
-    settings: dict[str, Any] = manifest["settings"]
-    stored: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()
-    }
-    return LabSettings(num_seeds=max(1, len(list(folder.glob("seed-*")))), **stored)
+    stored = {**manifest["settings"], "num_seeds": max(1, len(list(folder.glob("seed-*"))))}
+    try:
+        return TypeAdapter(LabSettings).validate_json(dumps(stored), strict=True, extra="forbid")
+    except ValidationError as error:
+        raise CorruptRun.at(str(folder / MANIFEST), error) from None
 
 
 class _Runner:

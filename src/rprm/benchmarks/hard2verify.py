@@ -28,7 +28,7 @@ from rprm.benchmarks.items import ANY, BenchmarkItems, open_sources, read_items
 from rprm.benchmarks.scores import Scores
 from rprm.benchmarks.tally import Coverage, Floats, ResultTable, TableLine, Tally, accuracies
 from rprm.errors import InputError
-from rprm.reading import AnyText, Identifier, RowModel, StepLabel, Text, checked, json_object
+from rprm.reading import MAX_COMMAS, AnyText, Identifier, RowModel, StepLabel, Text, checked, json_object
 from rprm.records import Solution
 
 HARD2VERIFY_HUB = "Salesforce/Hard2Verify"  #: the data set of the benchmark's authors
@@ -91,16 +91,20 @@ def decrypted(row: Mapping[str, Any]) -> dict[str, Any]:
         return found
     if not isinstance(canary := row.get("canary"), str):
         raise InputError("the row is encrypted, and has no 'canary' to decrypt it with: take the file from the hub")
-    digest = sha256(canary.encode(errors="surrogatepass")).digest()
+    digest, plain = sha256(canary.encode(errors="surrogatepass")).digest(), dict[str, str]()
     for name in _Row.model_fields:
         if name != "unique_id" and isinstance(text := row.get(name), str):
             try:
-                found[name] = plain = bytes(map(xor, b64decode(text), cycle(digest))).decode()
+                plain[name] = bytes(map(xor, b64decode(text), cycle(digest))).decode()
             except ValueError:
                 raise InputError(f"{name!r} cannot be decrypted with the row's 'canary'") from None
-            with suppress(ValueError, RecursionError):
-                value = json.loads(plain)
-                found[name] = value if name != "question" or isinstance(value, str) else plain
+    if sum(text.count(",") for text in plain.values()) > MAX_COMMAS:
+        raise InputError(f"the decrypted row has more than {MAX_COMMAS:,} commas")
+    for name, text in plain.items():
+        found[name] = text
+        with suppress(ValueError, RecursionError):
+            value = json.loads(text)
+            found[name] = value if name != "question" or isinstance(value, str) else text
     return found
 
 

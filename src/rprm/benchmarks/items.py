@@ -61,15 +61,15 @@ def open_sources(
 ) -> list[tuple[str | None, Source]]:
     """The sources of a benchmark, each with the split that it is.
 
-    `data` is a file (its split is None), a folder with files named after splits (or of `ANY` name), or a hub data set.
-    `splits` are of the last, each with its options; all are read from the commit that `revision` means now.
+    `data` is a file or a pipe (its split is None), a folder with files named after splits (or of `ANY` name), or a hub
+    data set. `splits` are of the last, each with its options; all are read from the commit that `revision` means now.
 
     `InputError` where there is no such thing, a split has two files, or the hub cannot be reached.
     """
     path, name = Path(data), str(data).removeprefix("hub:")
     if path.exists() and revision is not None:
         raise InputError(f"{path}: a revision ({revision}) belongs to a hub data set, and this is a file or folder")
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         return [(None, Source(str(path)))]
     if path.is_dir():
         found: list[tuple[str | None, Source]] = []

@@ -154,7 +154,7 @@ class _ScoresRow(RowModel):
 def read_scores(path: str | Path) -> Scores:
     """Read a scores file: JSON Lines or JSON, plain or gzipped, rows `{id | key, p_yes: [number or null, ...]}`; an
     `InputError` where there is none, or (with file and line) a row is malformed."""
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise InputError(f"{path}: no such file")
     p_yes: dict[str, StepScores] = {}
     repeated: list[str] = []

@@ -13,7 +13,7 @@ import typer
 
 from rprm import ranges
 from rprm.cli.app import OpenGroup
-from rprm.cli.judge import EmbeddedScope, refuse_nothing_judged, run_behind_progress
+from rprm.cli.judge import EmbeddedScope, leave, refuse_nothing_judged, run_behind_progress
 from rprm.cli.options import FirstErrorOptions, Json, JudgeOptions, Map, Output, with_options
 from rprm.cli.process import temporary_folder
 from rprm.errors import BenchmarkError, CorruptRun
@@ -161,6 +161,7 @@ def _bench(
     found = measurement.as_dict() | of_tally | {name: result.as_dict() for name, result in results.items()}
     tables = (measurement_table(measurement), *(result_table(result.table()) for result in results.values()))
     show(found, tables, as_json=figures.json, output=output)
+    leave(len(items.rejected))
 
 
 @app.command()
@@ -197,6 +198,7 @@ def compare(
         tallies.append(with_false_alarms(counted, items, scores))
     found = compare_tallies(*tallies, num_resamples=figures.resamples, seed=seed)
     show(found.as_dict(), [comparison_table(found, names=(str(first), str(second)))], as_json=figures.json)
+    leave(len(items.rejected))
 
 
 @app.command()
@@ -221,11 +223,12 @@ def curve(
     record: Benchmark = known[name].load()
     *_, items = _read(record, data, figures.limit, recorded)
     found = k_curve(
-        record, items, list(_rewards(run, recorded, record, items)), is_critic=recorded["rewarder"] == "critic",
+        record, items, list(_rewards(run, recorded, record, items)), is_critic=recorded.get("rewarder") == "critic",
         threshold=recorded["threshold"], seed=seed, num_resamples=figures.resamples,
         allow_missing=figures.allow_missing,
     )  # fmt: skip
     show(found.as_dict(), [result_table(found.table())], as_json=figures.json, output=output)
+    leave(len(items.rejected))
 
 
 def _read(
@@ -259,12 +262,11 @@ def settings_of_run(path: Path) -> dict[str, Any]:
         if not path.is_dir():
             return {}
     manifest = read_manifest(path)
-    found: dict[str, Any] = manifest["settings"] | {"data": manifest["sessions"][-1].get("input")}
-    kinds = {"benchmark": str | None, "limit": int | None, "data": str | None, "threshold": int | float}
-    for name, kind in kinds.items():
-        if not isinstance(found.get(name), kind):
-            raise CorruptRun.at(str(path / MANIFEST), f"{name!r} is {found.get(name)!r:.80}")
-    return found
+    settings, data = manifest["settings"], manifest["sessions"][-1].get("input")
+    if not isinstance(data, str | None):
+        raise CorruptRun.at(str(path / MANIFEST), f"its 'input' is {data!r:.80}")
+    kinds = {"benchmark": str | None, "limit": int | None, "threshold": float}
+    return {**settings, **{name: settings.of(name, kind) for name, kind in kinds.items()}, "data": data}
 
 
 def _scores(

@@ -176,7 +176,7 @@ def _leave(number: signal.Signals) -> NoReturn:
     run, kept = getattr(getattr(sys.modules.get("rprm.runs"), "Run", None), "last", None), "nothing was kept"
     if run is not None and (run.folder / "manifest.json").exists():
         run.__exit__(KeyboardInterrupt, None, None)  # Nothing to do, unless the signal came where nobody held the run.
-        kept = f"what is finished is kept in {run.folder}, and the same command resumes it"
+        kept = one_line(f"what is finished is kept in {run.folder}, and the same command resumes it")
     if os.environ.get("RANK", "0") == "0":  # Of several processes that train, the main one speaks.
         print(f"rprm: stopped by {number.name}; {kept}", file=sys.stderr, flush=True)
     with suppress(OutputLost):

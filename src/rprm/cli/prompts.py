@@ -88,6 +88,7 @@ def import_(
     from rprm.errors import PromptError
     from rprm.models import import_released, resolve
     from rprm.prompts import import_template
+    from rprm.showing import one_line
 
     given: dict[str, Any] = {key: value for key, value in asdict(options).items() if value is not None}
     output, model, force = (given.pop(key, None) for key in ("output", "model", "force"))
@@ -112,10 +113,10 @@ def import_(
             output.write_bytes(replace(imported, template=template).to_toml().encode())
         except OSError as error:
             raise PromptError(f"{output}: cannot be written: {error.strerror}") from error
-    typer.echo(f"{written}: {imported.proof}")
+    typer.echo(one_line(f"{written}: {imported.proof}"))
     found = f"{imported.num_verdicts:,} of {imported.num_outputs:,} outputs"
     typer.echo(f"verdict after {imported.template.verdict.marker!r}, found in {found}")
     for difference in imported.differences:
-        typer.echo(f"row {difference.line} differs: {difference.reason}")
+        typer.echo(one_line(f"row {difference.line} differs: {difference.reason}"))
     for doubt in imported.doubts:
-        typer.echo(f"accepted: {doubt}")
+        typer.echo(one_line(f"accepted: {doubt}"))

@@ -41,6 +41,7 @@ def report(
     from rprm.report.reported import MAX_CHARACTERS, Reported, Shown, read_judged
     from rprm.report.searched import STAGES, read_searches
     from rprm.runs import write_atomically
+    from rprm.showing import one_line
     from rprm.terminal import Terminal
 
     if output.suffix not in (".html", ".htm"):
@@ -71,7 +72,7 @@ def report(
     write_atomically(output, made)
     every = [run for part in parts for run in part.runs]
     what = f"{sum(len(run.examples) for run in every):,} of {sum(run.counts.total() for run in every):,} solutions"
-    Terminal().print(f"{output}: {what} shown, {len(made) / 1e6:.1f} MB")
+    Terminal().print(one_line(f"{output}: {what} shown, {len(made) / 1e6:.1f} MB"))
 
 
 def judged_items(folder: Path, data: Sequence[str]) -> tuple[Benchmark, BenchmarkItems[Any]]:

@@ -118,6 +118,7 @@ def _train(train: Callable[..., TrainingResult], data: str, place: PlaceOptions,
 
     from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
+    from rprm.showing import one_line
     from rprm.terminal import Terminal
     from rprm.training.lifecycle import MainProcessFailed, TrainingCallbacks
 
@@ -155,7 +156,7 @@ def _train(train: Callable[..., TrainingResult], data: str, place: PlaceOptions,
     def step(done: int, total: int) -> None:
         progress.update(task, completed=done, total=total)
 
-    callbacks = TrainingCallbacks(stage, partial(say, style="yellow"), step, metrics)
+    callbacks = TrainingCallbacks(stage, lambda text: say(one_line(text), style="yellow"), step, metrics)
     arguments |= {"model": place.model, "output": place.output, "revision": place.revision, "callbacks": callbacks}
     try:
         # What libraries say about one another's deprecations is nothing to act on here.
@@ -167,7 +168,7 @@ def _train(train: Callable[..., TrainingResult], data: str, place: PlaceOptions,
     if not console.quiet:
         losses = {_FIGURES[name]: result.summary[name] for name in ("loss", "eval_loss")}
         figures = (f", {label} {value:.4g}" for label, value in losses.items() if value is not None)
-        typer.echo(f"{result.model}: {result.num_steps:,} steps{''.join(figures)}")
+        typer.echo(one_line(f"{result.model}: {result.num_steps:,} steps{''.join(figures)}"))
     return result
 
 

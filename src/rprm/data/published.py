@@ -52,7 +52,7 @@ def open_published(source: str) -> PublishedSet:
     path, data_dir = Path(target), options.get("data_dir")
     if path.is_file() and path.suffix == ".parquet":
         return _loaded(source, path.stem, None, "parquet", data_files={"train": target})
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         reader = Source(target)
         return PublishedSet(reader.inspect(), stem(path), {"train": (target, reader.rows)})
     if path.is_dir():

@@ -322,6 +322,7 @@ def _work_offline_without_hub() -> None:
     """Work from the hub's cache where it does not answer: each file would be asked for a minute long."""
     from huggingface_hub import constants, get_session
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its attempts are told in one error
     # A proxy may be slow, and what lies behind it is not for us to time.
     if constants.HF_HUB_OFFLINE or urlsplit(constants.ENDPOINT).scheme in getproxies():
         return

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rprm.benchmarks import Figure, ResultTable, TableLine
+from rprm.benchmarks.cost import cost_of
 from rprm.benchmarks.mathematics import AVERAGE, SearchMeasurement
 from rprm.errors import EngineError
 from rprm.report.charts import STYLE, Chart, Line
@@ -197,17 +198,17 @@ def _costs(runs: Sequence[Reported]) -> ResultTable:
         if run.usage.num_solutions:
             a_solution = run.usage.num_generated_tokens / run.usage.num_solutions
             counts[run.name]["generated tokens a solution"] = f"{a_solution:,.0f}"
-        known = [session.get("seconds") for session in run.manifest["sessions"]]
+        cost = cost_of(run.folder)
         # A session that does not say was killed, or goes on.
-        counts[run.name]["seconds"] = f"{'at least ' * (None in known)}{sum(filter(None, known)):,.1f}"
+        counts[run.name]["seconds"] = f"{'at least ' * bool(cost.untimed_sessions)}{cost.seconds or 0.0:,.1f}"
     names = [*dict.fromkeys(name for found in counts.values() for name in found if name != "seconds"), "seconds"]
     lines = [TableLine(name, [found.get(name, "–") for found in counts.values()]) for name in names]
     return ResultTable("Coverage, tokens and seconds", ("", *counts), lines)
 
 
-def _model(settings: Mapping[str, Any]) -> str:
-    """What judged, in a line."""
-    engine = settings.get("engine") or {}
+def _model(settings: Any) -> str:
+    """What judged, in a line, by the settings of its manifest."""
+    engine = settings.of("engine", dict[str, Any] | None) or {}
     # Of a model on the machine that judged, its folder's name.
     model = Path(str(engine.get("model"))).name if str(engine.get("model")).startswith("/") else engine.get("model")
     count = f", K = {settings['num_analyses']}" if "num_analyses" in settings else ""

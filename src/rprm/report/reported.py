@@ -90,7 +90,7 @@ class Reported:
 
     def __post_init__(self) -> None:
         self.manifest = read_manifest(self.folder)
-        self.settings: dict[str, Any] = self.manifest["settings"]
+        self.settings = self.manifest["settings"]
         self.counts: Counter[str] = Counter()
         self.examples: list[Example] = []
         self._kept: Counter[str] = Counter()
@@ -118,7 +118,7 @@ def read_judged(
 ) -> None:
     """Read a run of `rprm bench` or `rprm judge`, whose solutions are `items`. `CorruptRun` where it is damaged."""
     settings, by_id, rewards = run.settings, {item.id: item for item in items.items}, []
-    run.usage.max_tokens, threshold = settings.get("max_tokens"), float(settings["threshold"])
+    run.usage.max_tokens, threshold = settings.of("max_tokens", int | None), settings.of("threshold", float)
     for reward in read_rewards(run.folder):
         run.usage.add(reward)
         if (item := by_id.get(reward.id)) is None:

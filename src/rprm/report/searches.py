@@ -115,7 +115,7 @@ def unsettled_table(measurement: SearchMeasurement) -> Table:
     for graded in unsettled[:MAX_NAMED]:
         answer = shown(" ".join((graded.answer or "").split()))
         answer = answer if len(answer) <= 60 else f"{answer[:59]}…"
-        table.add_row(Text(shown(graded.id)), str(graded.index), Text(answer), graded.grade.outcome)
+        table.add_row(Text(one_line(graded.id)), str(graded.index), Text(answer), graded.grade.outcome)
     return table
 
 
@@ -127,12 +127,12 @@ def sets_table(checks: Mapping[str, Mapping[str, Any]]) -> Table:
     for check in checks.values():
         number, data = check["problems"], check["data"]
         numbers = (number, number - len(check["unrecognised"]), check["rejected_rows"])
-        table.add_row(*map(shown, (check["name"], *map("{:,}".format, numbers), data["name"], data["digest"][:19])))
+        table.add_row(*map(one_line, (check["name"], *map("{:,}".format, numbers), data["name"], data["digest"][:19])))
     return table
 
 
 def _two_lines(first: str, second: str) -> Text:
-    return Text(shown(first)).append(f"\n{shown(second)}" if second else "", style="dim")
+    return Text(one_line(first)).append(f"\n{one_line(second)}" if second else "", style="dim")
 
 
 def render_tree(tree: SearchTree, *, max_characters: int | None = None) -> RenderableType:

@@ -239,7 +239,7 @@ def read_rewards(folder: str | Path) -> Iterator[SolutionReward]:
     if (stage := manifest["stage"]) != "judge":
         raise RunError(f"{folder} is a run of {stage!r}; judged solutions are in runs of `rprm judge` and `rprm bench`")
     for reward in read_results(folder, SolutionReward.read_back):
-        if manifest["settings"].get(FORMAT, 1) < 2 and reward.uncovered and reward.first_error == -1:
+        if (manifest["settings"].of(FORMAT, int | None) or 1) < 2 and reward.uncovered and reward.first_error == -1:
             # -1 was written also where it was not known.
             reward = reward.model_copy(update={"first_error": None})
         yield reward

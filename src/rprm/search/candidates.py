@@ -36,7 +36,9 @@ BEST_OF_N = "search-best-of-n"
 #: "exact": judge until the choice is certain. "none": judge every step of every candidate in full.
 ChoiceStopping = Literal["exact", "none"]
 
-_SOLUTIONS: TypeAdapter[Any] = TypeAdapter(list[AnyText | Annotated[list[AnyText], Field(min_length=1)]])
+_SOLUTIONS: TypeAdapter[Any] = TypeAdapter(
+    Annotated[list[AnyText | Annotated[list[AnyText], Field(min_length=1, fail_fast=True)]], Field(fail_fast=True)]
+)
 
 
 class Candidate(Record):

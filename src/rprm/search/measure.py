@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 
 from rprm.aggregation import AGGREGATIONS, Aggregation, aggregate
 from rprm.benchmarks.cost import Cost, cost_of
@@ -35,6 +36,27 @@ POOL_STRATEGIES = (ONE, "majority@N", "pass@N")
 
 #: By job, the rows of the runs that can be measured.
 _ROWS: dict[str, type[Any]] = {SAMPLE: Candidates, BEST_OF_N: JudgedCandidates, GUIDED: SearchTree}
+
+
+class _Engine(BaseModel):
+    """Who wrote, or judged, in a manifest's settings."""
+
+    kind: str
+    model: str
+
+
+class _Policy(BaseModel):
+    engine: _Engine
+
+
+class _Strategy(BaseModel):
+    """How a search spent its samples, in settings that may be older than `guided.Strategy` is now."""
+
+    name: str
+    num_trees: int
+    beam_size: int
+    width: int
+    aggregation: str
 
 
 @dataclass(frozen=True)
@@ -111,19 +133,20 @@ def read_search_run(folder: str | Path, attempts: Iterable[Attempts] | None = No
         raise RunError(f"{folder} is a run of stage {job!r}; what can be measured here is {', '.join(_ROWS)}")
     method = None
     if job == BEST_OF_N:
-        method = f"Best-of-N ({settings['aggregation']})"
+        method = f"Best-of-N ({settings.of('aggregation', str)})"
     elif job == GUIDED:
-        how = settings["strategy"]
-        title = "DVTS" if how["name"] == "dvts" else f"{how['name']} search"
-        method = f"{title} ({how['num_trees'] * how['beam_size'] * how['width']} steps a round, {how['aggregation']})"
+        how = settings.of("strategy", _Strategy)
+        title = "DVTS" if how.name == "dvts" else f"{how.name} search"
+        method = f"{title} ({how.num_trees * how.beam_size * how.width} steps a round, {how.aggregation})"
     if attempts is None:
         in_full = settings.get("choice_stopping") == "none"
         rows = read_results(folder, _ROWS[job].model_validate)
         attempts = (Attempts.of(row, in_full=in_full) for row in rows)
-    engines = settings.get("policy", {}).get("engine"), settings.get("engine")
-    policy, judge = (engine and f"{engine['kind']}:{engine['model']}" for engine in engines)
+    asked = settings.of("policy", _Policy | None)
+    engines = asked and asked.engine, settings.of("engine", _Engine | None)
+    policy, judge = (engine and f"{engine.kind}:{engine.model}" for engine in engines)
     # Candidates that were brought from elsewhere have no policy, but a file.
-    policy = policy or manifest["sessions"][-1]["input"]
+    policy = policy or str(manifest["sessions"][-1].get("input"))
     notes = () if manifest.get("status") == "complete" else (f"{folder} is not finished",)
     return SearchRun(str(folder), method, policy, judge, tuple(attempts), job == GUIDED, notes, cost_of(folder))
 

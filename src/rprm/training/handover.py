@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rprm.engines.loading import ADAPTER_CONFIG, plain_errors, refuse_missing
+from rprm.engines.loading import ADAPTER_CONFIG, find_file, plain_errors
 from rprm.engines.loading import commit as commit_of
 from rprm.errors import EngineError, RunError
 from rprm.folders import fingerprint, model_files
@@ -35,7 +35,6 @@ class BaseModel:
 
 def find_model(target: str, revision: str | None = None) -> BaseModel:
     """Look up a model without loading its weights; an `EngineError` where it cannot be loaded, or not be trained."""
-    refuse_missing(target, target)
     path = Path(target)
     if target.endswith(".gguf"):
         raise EngineError(f"{target}: a GGUF file cannot be trained; give the model's safetensors folder or its hub id")
@@ -45,6 +44,7 @@ def find_model(target: str, revision: str | None = None) -> BaseModel:
         from transformers import AutoConfig, GenerationConfig
 
         model_files(path)  # refuses what is no file of the folder
+        find_file(target, "config.json", revision)  # where the hub does not answer, its cache is used from here on
         config = AutoConfig.from_pretrained(target, revision=revision, trust_remote_code=False).get_text_config()
         commit = None if path.is_dir() else commit_of(target, revision) or revision
         ends = None

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Required, TypedDict
 
-from rprm.engines.loading import load_weights, plain_errors
+from rprm.engines.loading import load_weights, plain_errors, refuse_missing
 from rprm.errors import EngineError, InputError, RprmError, RunError
 from rprm.files import LineWriter, read_json_lines, write_atomically
 from rprm.runs import MANIFEST, REJECTED, SUMMARY, Run, read_summary, versions
@@ -87,6 +87,9 @@ class TrainingRun(ABC):
         self.is_main, self.num_processes = os.environ.get("RANK", "0") == "0", int(os.environ.get("WORLD_SIZE", "1"))
         self.callbacks = (self.is_main and arguments.get("callbacks")) or TrainingCallbacks()
         self._started = time.monotonic()
+        if "/" not in (target := arguments["model"]) and not os.path.exists(target):  # any text may be a name
+            raise EngineError(f"{target}: there is no such folder, and a hub id is written OWNER/NAME")
+        refuse_missing(target, target)
         self.callbacks.on_stage("loading libraries")
         try:
             import torch

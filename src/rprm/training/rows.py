@@ -49,7 +49,8 @@ def open_data(source: str | Path, prompt: str | Path | None = None) -> TrainingD
     path = Path(source)
     parts = {"train": path if path.is_file() else path / TRAIN}
     if not parts["train"].is_file():
-        raise InputError(f"{path}: no such data; give a folder with {TRAIN} (`rprm data`), or a JSON Lines file")
+        what = "a pipe can be read once, and training reads its rows again" if path.is_fifo() else "no such data"
+        raise InputError(f"{path}: {what}; give a folder with {TRAIN} (`rprm data`), or a JSON Lines file")
     # A data set without held-out problems has an empty file there.
     if (held_out := path / VALIDATION).is_file() and held_out.stat().st_size:
         parts["validation"] = held_out
