@@ -151,7 +151,7 @@ def test_an_index_that_is_not_given_is_asked_for() -> None:
     assert analysis.forced
     assert asked == ["Paragraph 1 adds wrongly.\n\n\\boxed"]
     assert analysis.text == "Paragraph 1 adds wrongly.\n\n\\boxed{1}"
-    assert analysis.num_tokens == 20  # both completions
+    assert analysis.num_tokens == 10  # what was asked for is in no count, as a judge's forced verdict
 
     def rambles(prompt: Prompt, sampling: Sampling) -> str:
         return "seven" if prompt.reply else "<think>Hm"

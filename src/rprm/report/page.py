@@ -106,10 +106,13 @@ def _curves(runs: Sequence[Reported], headline: str) -> Iterator[Chart]:
         ticks = [tenth / 10 for tenth in range(0, 11, 2)]
         yield Chart("thresholds", f"By threshold: {headline}", "threshold", lines, ticks, note)
     if curves := {run.name: run.curve for run in runs if not isinstance(run.curve, str)}:
-        lines = [Line(name, [(k, figure) for k, figure, _ in curve.points]) for name, curve in curves.items()]
-        tokens = {name: ", ".join(f"{one:,.0f}" for *_, one in curve.points) for name, curve in curves.items()}
-        note = "Each K is the mean over disjoint subsets of a run's analyses. Tokens an item, K by K: "
+        lines = [Line(name, [(one.k, one.figure) for one in curve.points]) for name, curve in curves.items()]
+        tokens = {name: ", ".join(f"{one.tokens:,.0f}" for one in curve.points) for name, curve in curves.items()}
+        note = "Each K is the mean of the figures of disjoint subsets of a run's analyses. Tokens an item, K by K: "
         note += "; ".join(f"{name} {listed}" for name, listed in tokens.items()) + "."
+        lost = [f"{name} {one.lacking:,.1f} at K = {one.k}" for name, curve in curves.items() for one in curve.points
+                if one.lacking]  # fmt: skip
+        note += f" Items without a full prediction, which count as wrong: {'; '.join(lost)}." if lost else ""
         ticks = sorted({k for line in lines for k, _ in line.points})
         yield Chart("k", f"By K: {headline}", "K, analyses", lines, ticks, note, is_logarithmic=True)
 
