@@ -71,16 +71,25 @@ def _table(row: PublishedRow, found: dict[str, Any]) -> Any:
     from rprm.benchmarks import Figure
     from rprm.report.measures import figure_text, framed
 
-    notes = [f"source: {row.table.source}", f"settings: {row.table.settings}"]
+    notes = [f"source: {row.table.source}", f"settings: {row.settings}"]
     notes += [f"differs: {text}" for text in found["differs"]]
-    table = framed(f"{row.name}: {row.table.about}", ("figure", "published", "ours", "difference"), notes)
+    beside = found["beside"]
+    if (rate := beside["false_alarm_rate"]) is not None:
+        notes.append(f"false alarms on right solutions, in percent: {figure_text(Figure(**rate)).plain}")
+    if (tokens := beside["tokens"]) is not None:
+        seconds = "not known" if beside["seconds"] is None else f"{beside['seconds']:,.1f}"
+        notes.append(f"tokens generated: {tokens:,}; seconds: {seconds}")
+    alone = {name: one["position_only"] for name, one in found["figures"].items()}
+    columns = ["figure", "published", "ours", "difference", *["position only"] * (set(alone.values()) != {None})]
+    table = framed(f"{row.name}: {row.table.about}", columns, notes)
     for name, figure in found["figures"].items():
         published, ours = figure["published"], figure["ours"]
         cells: list[Any] = ["not measured", ""]
         if ours is not None:
             difference = {end: value if value is None else value - published for end, value in ours.items()}
             cells = [figure_text(Figure(**ours)), figure_text(Figure(**difference), sign="+")]
-        table.add_row(name, f"{published:.1f}", *cells)
+        last = "" if alone[name] is None else f"{alone[name]:.1f}"
+        table.add_row(name, f"{published:.1f}", *cells, *[last] * (len(columns) - 4))
     return table
 
 
