@@ -79,6 +79,8 @@ def _table(row: PublishedRow, found: dict[str, Any]) -> Any:
     if (tokens := beside["tokens"]) is not None:
         seconds = "not known" if beside["seconds"] is None else f"{beside['seconds']:,.1f}"
         notes.append(f"tokens generated: {tokens:,}; seconds: {seconds}")
+    if any(one["ours"] is not None and one["ours"]["value"] is None for one in found["figures"].values()):
+        notes.append("undefined: the items have none of a kind that the figure needs, such as right solutions")
     alone = {name: one["position_only"] for name, one in found["figures"].items()}
     columns = ["figure", "published", "ours", "difference", *["position only"] * (set(alone.values()) != {None})]
     table = framed(f"{row.name}: {row.table.about}", columns, notes)
@@ -107,6 +109,7 @@ def _list(rows: Any) -> None:
         notes += [f"differs: {text}" for text in table.differs]
         notes += [f"{row.name.partition('/')[2]}: {text}" for row in members for text in row.notes]
         made = framed(table.about, ("row", "published", "model"), notes, numbers=())
+        made.columns[0].no_wrap = True
         for row in members:
             words = (f"{row.published[name]:.1f}" if name in row.published else "-" for name in table.figures)
             model = row.model or ("yours" if row.needs_model else "")

@@ -86,7 +86,7 @@ def judged_part(runs: Sequence[Reported]) -> Part:
             notes.append("position only is not known: too few items, or steps that are known right or wrong")
     if len({one.ids for one in measured}) > 1:
         notes.append("the runs are of different items, on which their figures rest")
-    if published := _published(runs[0].benchmark, columns):
+    if published := _published(runs[0].benchmark, columns, by=columns[:1]):
         lines += [None, *published]
         notes.append("below the line: published figures, of the whole benchmark, as their sources give them")
     notes += [f"95% intervals are of {one.num_resamples:,} bootstrap resamples of the items" for one in measured[:1]]
@@ -127,7 +127,7 @@ def searched_part(runs: Sequence[Reported], measured: SearchMeasurement | str) -
         for row in measured.rows:
             tokens = ["not known" if one is None else f"{one:,.0f}" for one in (row.policy_tokens, row.judge_tokens)]
             lines.append(TableLine(f"{row.method}\n{row.model}", [*map(row.figures.get, sets), *tokens], "bold"))  # type: ignore[list-item]
-        published = _published("mathematics", sets)
+        published = _published("mathematics", sets, by=sets[-1:])
         lines += [*[None] * bool(published), *published]
         what = "problems and of their candidates; tokens are of a problem"
         notes = [f"95% intervals are of {measured.num_resamples:,} bootstrap resamples of the {what}"]
@@ -164,10 +164,10 @@ def pictures(parts: Iterable[Part]) -> Iterator[tuple[str, str]]:
         yield f"figure-{number:02d}-{chart.name}.svg", f"{chart.svg(STYLE)}\n"
 
 
-def _published(benchmark: str, columns: Sequence[str]) -> list[TableLine]:
-    """Rows that have one of the figures, the highest of the first one first."""
+def _published(benchmark: str, columns: Sequence[str], *, by: Sequence[str]) -> list[TableLine]:
+    """Rows that have one of the figures, the highest of `by` first."""
     rows = [row for row in published(benchmark) if row.figures.keys() & set(columns)]
-    rows.sort(key=lambda row: -row.figures.get(columns[0], 0.0))
+    rows.sort(key=lambda row: [-row.figures.get(name, 0.0) for name in by])
     return [
         TableLine(f"{row.label}\n{row.source}", [Figure(row.figures.get(name)) for name in columns]) for row in rows
     ]
@@ -186,7 +186,8 @@ def _columns(headline: str, names: Sequence[str]) -> list[str]:
     if len(groups := {name.rpartition(".")[0] for name in like} - {group}) == 1:
         like = [name for name in names if name.rpartition(".")[0] in groups]
     more = [name for name in names if name == _FALSE_ALARMS and name not in like]
-    return [*sorted(like, key=lambda name: name != headline), *more]
+    # Of one subset its own F1 is the headline.
+    return [*sorted(like, key=lambda name: (name != headline, not name.endswith(f".{leaf}"))), *more]
 
 
 def _costs(runs: Sequence[Reported]) -> ResultTable:
@@ -196,6 +197,9 @@ def _costs(runs: Sequence[Reported]) -> ResultTable:
         is_whole = run.manifest.get("status") == "complete"
         found = read_summary(run.folder) if is_whole else run.usage.as_dict() if run.usage.num_solutions else {}
         named = {_COUNTS.get(name, name.removeprefix("num_").replace("_", " ")): value for name, value in found.items()}
+        if run.measured and named:
+            # Each prompt once, as engines compute it.
+            named["prompt tokens"] = run.measured.scores.num_prompt_tokens or "not known"
         counts[run.name] = {name: f"{one:,}" if isinstance(one, int) else f"{one!s:.40}" for name, one in named.items()}
         if run.usage.num_solutions:
             a_solution = run.usage.num_generated_tokens / run.usage.num_solutions

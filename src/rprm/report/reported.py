@@ -148,6 +148,9 @@ def read_judged(
         return
     cut_short = "; early stopping cut rewards short of full means" * (settled is not None)
     run.charts = list(_charts(run.name, benchmark, items, rewards, cut_short))
+    if run.measured.figures[run.measured.headline].value is None:
+        run.curve = run.thresholds = "its figure is undefined, for want of right or of wrong solutions"
+        return
     is_critic = settings.get("rewarder") == "critic"
     try:
         if run.usage.num_analyses:
