@@ -142,6 +142,7 @@ def test_a_dry_run_prints_the_commands_and_runs_none(tmp_path: Path) -> None:
         f"rprm bench mathematics {sampled}/candidates --output {sampled}/measured",
         f"rprm search best-of-n --candidates {sampled}/candidates --model qwen-prm-7b --output {judged}/chosen",
         f"rprm bench mathematics {judged}/chosen --output {judged}/measured",
+        "# add --data FOLDER with the six sets: some are on no hub (docs/reproduce.md)",
     ]
     assert not (tmp_path / "out").exists()
 
@@ -149,8 +150,10 @@ def test_a_dry_run_prints_the_commands_and_runs_none(tmp_path: Path) -> None:
 def test_a_row_that_needs_training_prints_how(tmp_path: Path) -> None:
     name = "processbench/r-prm-7b-sft-12.8k"
     lines = CliRunner().invoke(app, ["reproduce", name, "--dry-run"]).stdout.splitlines()
+    *lines, what = lines
     assert [line.split()[1:3] for line in lines] == [["data", "import"], ["train", "sft"], ["bench", "processbench"]]
     assert "--model MODEL" in lines[-1]
+    assert what == "# MODEL: not released; which 12.8K: not stated"
     with pytest.raises(InputError, match="give --model SPEC"):
         Reproduction(ROWS[name], tmp_path).run()
     # With a model it is the measurement alone.

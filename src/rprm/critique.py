@@ -25,6 +25,7 @@ _MAX_TRIES = 5_000  # braces at which an object is looked for
 class CritiqueFormat(Protocol):
     """How a critique names the earliest wrong step."""
 
+    wanted: str  #: what it looks for, in words
     question: str = ""  #: stands after a critique that names none, before its answer; empty where none can be asked for
     stop: str = ""  #: ends the answer to the question
 
@@ -47,7 +48,7 @@ class BoxedIndex(CritiqueFormat):
     The brace is part of the answer: tokenizers (Qwen's, Llama 3's) write the brace and the minus of `{-1}` as one
     token, so that after a brace which is given -1 would hardly come."""
 
-    question, stop = "\n\n\\boxed", "}"
+    wanted, question, stop = r"the index of a step, or -1, in the last \boxed{}", "\n\n\\boxed", "}"
     _BOX = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
     _INDEX = re.compile(
         r'["$*<]{0,4}(?:\\(?:text|math)\w{0,6}\{)?<?(?:paragraph|step|index)?[ _\\]{0,3}'
@@ -84,6 +85,7 @@ class JsonLabels(CritiqueFormat):
     `math_process_judge`): a label for every step by its index, 1 for a right one, 0 (or -1) for a wrong one; the first
     wrong one counts. `final_label`, likewise 1 or 0, is of the final answer and says nothing of the steps."""
 
+    wanted = "a JSON object with `step_labels`, one of every step, and `final_label`"
     _LABELS: ClassVar = dict.fromkeys((0, -1, "0", "-1", "false"), False) | {1: True, "1": True, "true": True}
 
     def find(self, critique: str, num_steps: int) -> Index | None:
@@ -108,6 +110,7 @@ class StepLabels(CritiqueFormat):
     more, after those of all steps or of the thinking, is of the whole solution, and must agree. A critique whose labels
     end before that is no vote, nor is one with a box up to there that is no label and no result (a digit, no word)."""
 
+    wanted = r"a \boxed{correct} or \boxed{incorrect} of each step, in order"
     _LABELS: ClassVar = {"correct": True, "right": True, "incorrect": False, "wrong": False}
     _BOX = r"\\boxed\s*\{(?:[^{}]|\{[^{}]*\})*\}"
     _CHOICE = re.compile(rf"{_BOX}[\s\"'`*$]*(?:or|[/|])[\s\"'`*$]*{_BOX}")  # of an announcement

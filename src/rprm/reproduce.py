@@ -194,7 +194,7 @@ class Reproduction:
         other commands, `RunError` where a stage failed: it has its command and its last words."""
         if self.row.needs_model and self.model is None:
             why = "; ".join(self.row.notes) or self.row.table.settings
-            raise InputError(f"{self.row.name}: it has no model of its own, give --model SPEC ({why})")
+            raise InputError(f"{self.row.name}: it has no model of its own, give --model SPEC: {why}")
         if self.before is not None:
             self.before.run(on_stage)
         if not any((self.folder / stage).exists() for stage in self.row.table.stages):

@@ -58,6 +58,11 @@ def reproduce(
             print(message(shlex.join(["rprm", *words, "--output", str(folder)])))
         if any("{threshold}" in command for command in chosen.row.table.stages.values()):
             print("# THRESHOLD has the highest F1 on gsm8k in the curve of judge/measurement.json")
+        if chosen.row.needs_model and model is None:
+            print(*(f"# MODEL: {note}" for note in chosen.row.notes or [chosen.row.settings]), sep="\n")
+        if data is None and any("{sets}" in command for one in (chosen.before, chosen) if one is not None
+                                for command in one.row.table.stages.values()):  # fmt: skip
+            print("# add --data FOLDER with the six sets: some are on no hub (docs/reproduce.md)")
         return
     errors = Terminal(stderr=True)
     found = chosen.run(lambda words: errors.print(f"$ rprm {message(shlex.join(words))}", style="dim", soft_wrap=True))

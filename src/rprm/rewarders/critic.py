@@ -113,6 +113,7 @@ class Critic:
         if failure is None and all(one.first_error is None for one in critiques):
             can_ask = bool(self.format.question) and not self.force_verdict
             failure = why_without_verdict(critiques, self.sampling.max_tokens, can_ask=can_ask)
+            failure += f"; the prompt's format {self.template.format!r} is {self.format.wanted}"
         return critiques, failure
 
     async def _write(self, prompt: Prompt, sampling: Sampling, *, soft: bool) -> Analysis:
