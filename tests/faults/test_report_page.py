@@ -166,6 +166,23 @@ def test_the_figures_of_a_benchmark_stand_beside_published_ones(tmp_path: Path) 
         assert f"{point['k']} {point['value']:.1f} {point['low']:.1f} to {point['high']:.1f}" in page.words
 
 
+def test_many_published_rows_are_folded(tmp_path: Path) -> None:
+    """Every row of the tables stands on the page, the highest beside the run; two runs of one name by their folders."""
+    data, names = EXCERPTS / "processbench" / "gsm8k.jsonl", ("a/judge", "b/judge")
+    for name in names:
+        full = ("-k", 1, "--stopping", "none", "--all-steps", "--resamples", 10, "--limit", 9, "-o", name)
+        assert rprm("bench", "processbench", "--data", data, "-m", "scripted:", *full, folder=tmp_path).code == 0
+    report(tmp_path, *names)
+    words = read(tmp_path / "page.html").words
+    beside, folded = words.split("published rows Table", 1)
+    assert "1: a/judge" in beside
+    assert "2: b/judge" in beside
+    assert "o1-mini critics of whole solutions, majority of 8" in beside
+    assert "qwen2-7b critics of whole solutions, majority of 8" not in beside
+    assert "qwen2-7b critics of whole solutions, majority of 8" in folded
+    assert "critics of whole solutions, majority of 8: arXiv 2412.06559" in folded
+
+
 def test_what_became_of_a_solution() -> None:
     """Labelled 1: found there; none found; found at 0. Without an error: none found; found. Not known; no label."""
     cases = [

@@ -32,15 +32,17 @@ _COUNTS = {
     "num_wrong": "with an error found", "num_unjudged": "that could not be judged", "num_rejected": "rejected rows",
     "num_steps_uncovered": "steps without a reward", "num_steps_cut": "steps cut short by the model's context",
 }  # fmt: skip
+_TOP = 8  #: published rows that stand beside runs at once
 _FALSE_ALARMS = "false_alarm_rate"  # a figure that benchmarks may have beside their own
 
 
 class Published(NamedTuple):
-    """A published row: its figures in percent, by the names of a benchmark's figures, and where they stand."""
+    """A published row: figures in percent, by the names of a benchmark's; its table, and where it stands."""
 
     label: str
     figures: Mapping[str, float]
-    source: str
+    about: str
+    source: str = ""
 
 
 def published(benchmark: str) -> Iterator[Published]:
@@ -53,7 +55,7 @@ def published(benchmark: str) -> Iterator[Published]:
             by_method[method][column] = value
         for method, figures in by_method.items():
             if benchmark == ("mathematics" if method else table):
-                yield Published(f"{method} {name}".strip(), figures, row.table.source)
+                yield Published(f"{method} {name}".strip(), figures, row.table.about, row.table.source)
 
 
 @dataclass
@@ -65,6 +67,7 @@ class Part:
     results: ResultTable
     costs: ResultTable
     charts: Sequence[Chart]
+    published: ResultTable | None = None  #: all rows, where the results have the highest alone
 
 
 def judged_part(runs: Sequence[Reported]) -> Part:
@@ -86,12 +89,12 @@ def judged_part(runs: Sequence[Reported]) -> Part:
             notes.append("position only is not known: too few items, or steps that are known right or wrong")
     if len({one.ids for one in measured}) > 1:
         notes.append("the runs are of different items, on which their figures rest")
-    if published := _published(runs[0].benchmark, columns, by=columns[:1]):
-        lines += [None, *published]
-        notes.append("below the line: published figures, of the whole benchmark, as their sources give them")
+    published = _published(runs[0].benchmark, columns, list(map(_words, columns)), by=columns[:1])
+    lines, is_folded = _beside(lines, published, notes)
     notes += [f"95% intervals are of {one.num_resamples:,} bootstrap resamples of the items" for one in measured[:1]]
     results = ResultTable(f"{runs[0].heading}: figures in percent", ("", *map(_words, columns)), lines, notes)
-    return Part(runs[0].heading, runs, results, _costs(runs), list(_curves(runs, _words(headline))))
+    charts = list(_curves(runs, _words(headline)))
+    return Part(runs[0].heading, runs, results, _costs(runs), charts, published if is_folded else None)
 
 
 def _curves(runs: Sequence[Reported], headline: str) -> Iterator[Chart]:
@@ -119,7 +122,7 @@ def _curves(runs: Sequence[Reported], headline: str) -> Iterator[Chart]:
 
 def searched_part(runs: Sequence[Reported], measured: SearchMeasurement | str) -> Part:
     """Runs of the search commands."""
-    columns, notes = [""], [f"not measured: {measured}"]
+    columns, notes, all_published = [""], [f"not measured: {measured}"], None
     lines: list[TableLine | None] = []
     if isinstance(measured, SearchMeasurement):
         sets = [*measured.sets, *[AVERAGE] * (len(measured.sets) > 1)]
@@ -127,12 +130,14 @@ def searched_part(runs: Sequence[Reported], measured: SearchMeasurement | str) -
         for row in measured.rows:
             tokens = ["not known" if one is None else f"{one:,.0f}" for one in (row.policy_tokens, row.judge_tokens)]
             lines.append(TableLine(f"{row.method}\n{row.model}", [*map(row.figures.get, sets), *tokens], "bold"))  # type: ignore[list-item]
-        published = _published("mathematics", sets, by=sets[-1:])
-        lines += [*[None] * bool(published), *published]
+        published = _published("mathematics", sets, columns[1 : len(sets) + 1], by=sets[-1:])
         what = "problems and of their candidates; tokens are of a problem"
         notes = [f"95% intervals are of {measured.num_resamples:,} bootstrap resamples of the {what}"]
         notes += measured.notes
-    return Part("Search", runs, ResultTable("Problems solved, in percent", columns, lines, notes), _costs(runs), [])
+        lines, is_folded = _beside(lines, published, notes)
+        all_published = published if is_folded else None
+    results = ResultTable("Problems solved, in percent", columns, lines, notes)
+    return Part("Search", runs, results, _costs(runs), [], all_published)
 
 
 def page(parts: Sequence[Part]) -> str:
@@ -164,13 +169,27 @@ def pictures(parts: Iterable[Part]) -> Iterator[tuple[str, str]]:
         yield f"figure-{number:02d}-{chart.name}.svg", f"{chart.svg(STYLE)}\n"
 
 
-def _published(benchmark: str, columns: Sequence[str], *, by: Sequence[str]) -> list[TableLine]:
-    """Rows that have one of the figures, the highest of `by` first."""
+def _beside(
+    lines: Sequence[TableLine | None], published: ResultTable, notes: list[str]
+) -> tuple[list[TableLine | None], bool]:
+    """Lines of results with the highest published ones below them, and whether there are more; a note says so."""
+    is_folded = len(published.lines) > _TOP
+    if published.lines:
+        which = f"the highest {_TOP} of {len(published.lines)} published rows" if is_folded else "published figures"
+        notes.append(f"below the line: {which}, of the whole benchmark, as their sources give them")
+        notes += [] if is_folded else published.notes
+    return [*lines, *[None] * bool(published.lines), *published.lines[:_TOP]], is_folded
+
+
+def _published(benchmark: str, columns: Sequence[str], words: Sequence[str], *, by: Sequence[str]) -> ResultTable:
+    """Rows that have one of the figures, the highest of `by` first; below them their sources."""
     rows = [row for row in published(benchmark) if row.figures.keys() & set(columns)]
     rows.sort(key=lambda row: [-row.figures.get(name, 0.0) for name in by])
-    return [
-        TableLine(f"{row.label}\n{row.source}", [Figure(row.figures.get(name)) for name in columns]) for row in rows
+    lines = [
+        TableLine(f"{row.label}\n{row.about}", [Figure(row.figures.get(name)) for name in columns]) for row in rows
     ]
+    sources = dict.fromkeys(f"{row.about}: {row.source}" for row in rows if row.source)
+    return ResultTable("Published figures in percent", ("", *words), lines, list(sources))
 
 
 def _words(name: str) -> str:
