@@ -129,11 +129,11 @@ class Reproduction:
     def commands(self, threshold: Callable[[], str] = lambda: "THRESHOLD") -> Iterator[tuple[Path, list[str]]]:
         """The folder and the words of each stage's command; a `threshold` that an earlier one finds is asked for in
         its turn."""
-        scores, options = self._scores, [*self.row.options]
+        scores, options, at = self._scores, [*self.row.options], list[str]()
         if scores is not None:
             # What is judged already is measured; of a run that stopped early at its own threshold alone.
-            kept = ["--strictly-above"] * ("--strictly-above" in options)
-            options = [*kept, *["--threshold", f"{self._wanted['threshold']:g}"] * (not self._settled)]
+            at = [] if self._settled else ["--threshold", f"{self._wanted['threshold']:g}"]
+            options = ["--strictly-above"] * ("--strictly-above" in options) + at
         data = [] if self.data is None else ["--data", self.data]
         limit = [] if self.limit is None else ["--limit", str(self.limit)]
         options += self.options
@@ -143,6 +143,7 @@ class Reproduction:
             "{options}": options,
             "{data}": [*data, *limit],
             "{given}": [*options, *data, *limit],
+            "{at}": at,
             "{missing}": [one for one in self.options if one == "--allow-missing"],
             "{sets}": [",".join(_SETS)],
         }

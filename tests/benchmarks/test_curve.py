@@ -153,3 +153,6 @@ def test_the_last_point_is_the_runs_own_figure(model: str, excerpts: Path, tmp_p
     points = bench("curve", str(tmp_path / "run"))["points"]
     assert [point["k"] for point in points] == [1, 2, 3]
     assert points[-1]["value"] == pytest.approx(measured["figures"]["average"]["f1"]["value"])
+    other = bench("processbench", "--scores", str(tmp_path / "run"), "--threshold", "0.9")
+    points = bench("curve", str(tmp_path / "run"), "--threshold", "0.9")["points"]
+    assert points[-1]["value"] == pytest.approx(other["figures"]["average"]["f1"]["value"])

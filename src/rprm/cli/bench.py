@@ -200,6 +200,7 @@ def curve(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder of `rprm bench` that drew all analyses.")],
     *,
     data: DataOptions,
+    threshold: Annotated[ranges.Threshold | None, "A reward below it is called wrong.  [default: the run's]"] = None,
     figures: FigureOptions,
     seed: Annotated[ranges.Seed, "Of the resamples."] = 0,
     output: Kept = None,
@@ -218,8 +219,9 @@ def curve(
     *_, read = _read(record, data, figures.limit, recorded)
     items, rewards = judged_items(run, recorded, record, read), list(read_results(run, SolutionReward.read_back))
     found = k_curve(
-        record, items, rewards, is_critic=recorded["rewarder"] == "critic", threshold=recorded["threshold"], seed=seed,
-        num_resamples=figures.resamples, allow_missing=figures.allow_missing, **record.own_flags(run),
+        record, items, rewards, is_critic=recorded["rewarder"] == "critic",
+        threshold=threshold or recorded["threshold"], seed=seed, num_resamples=figures.resamples,
+        allow_missing=figures.allow_missing, **record.own_flags(run),
     )  # fmt: skip
     show(found.as_dict(), [result_table(found.table())], as_json=figures.json, output=output)
 
