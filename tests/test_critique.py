@@ -13,6 +13,7 @@ from rprm.critique import FORMATS, FormatName, is_settled, majority, num_more_vo
 from rprm.stopping import StoppingRule
 
 NO_ANSWER = None
+YES, NO = r"\boxed{correct}", r"\boxed{incorrect}"
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,8 @@ def test_the_index_in_the_last_box(critique: str, index: int | None) -> None:
         ('{"step_labels": [1, 0, 0, 0], "final_label": 0}', 1),
         ('{"step_labels": {"0": 0, "1": 0, "2": 0, "3": 0, "4": 0}, "final_label": 0}', 0),  # a fifth is not asked for
         ('{"final_label": 0} {"step_labels": [1, 1, 1, 1], "final_label": 1}', -1),  # the last one counts
+        ('{"step_labels": [1, 0, 0, 0], "final_label": 0} So: {"final_label": 0}', 1),  # the last one with both keys
+        ('{"step_labels": [1, 0, 0, 0], "final_label": 0} {"step_labels": [0]}', 1),
         ('{"step_labels": {"0": 1, "1": 0}, "final_label": 0}', NO_ANSWER),  # two of four steps have no label
         ('{"step_labels": {"1": 1, "2": 0, "3": 0, "4": 0}, "final_label": 0}', NO_ANSWER),  # counted from 1
         ('{"step_labels": {"0": 1, "1": 0.5, "2": 0, "3": 0}, "final_label": 0}', NO_ANSWER),
@@ -85,6 +88,28 @@ def test_the_labels_of_a_json_object(critique: str, index: int | None) -> None:
         (r"\boxed{\text{incorrect}}", 0),
         (r"\boxed{correct} \boxed{correct}", NO_ANSWER),  # of three steps
         (r"\boxed{correct} \boxed{correct} \boxed{correct} \boxed{incorrect}", NO_ANSWER),  # a fourth step of three
+        (
+            r"\boxed{correct.} \boxed{\textbf{correct}} \boxed{\textcolor{green}{\textbf{Correct}}}",
+            -1,
+        ),  # in other dress
+        (r"\boxed{**correct**} \boxed{$\text{incorrect}$}", 1),
+        (r"\boxed{this step is correct} \boxed{incorrect}", NO_ANSWER),  # prose: the second label may be of step 1 or 2
+        (r"\boxed{\checkmark} \boxed{incorrect}", NO_ANSWER),
+        (r"\boxed{not correct} \boxed{incorrect}", NO_ANSWER),
+        (r"\boxed{Step 1 is right} \boxed{incorrect}", NO_ANSWER),
+        (r"It is \boxed{\frac{1}{2}}. \boxed{correct} \boxed{incorrect}", 1),  # a result, too
+        (r"\boxed{correct} \boxed{incorrect", NO_ANSWER),  # cut off
+        (r"\boxed{correct} \boxed{incorrect} \boxed{hard to say}", 1),  # after the first wrong one nothing counts
+        ("<think>\\boxed{correct} \\boxed{correct} \\boxed{incorrect}</think>\nIs all correct? \\boxed{incorrect}", 2),
+        ("<think>\\boxed{correct} \\boxed{correct} \\boxed{correct}</think>\nIs all correct? \\boxed{correct}", -1),
+        ("<think>\\boxed{correct} \\boxed{correct} \\boxed{correct}</think>\n\\boxed{incorrect}", NO_ANSWER),
+        ("<think>\\boxed{correct} \\boxed{incorrect}</think>\n\\boxed{correct}", NO_ANSWER),
+        ("<think>\\boxed{correct} \\boxed{correct}</think>\n\\boxed{incorrect}", NO_ANSWER),  # of what?
+        ("<think>So it is.</think>\n\\boxed{incorrect}", 0),
+        ("<think>\\boxed{incorrect}?</think>\n\\boxed{correct} \\boxed{incorrect}", 1),  # labels after the thinking
+        (r"\boxed{correct} \boxed{correct} \boxed{incorrect} In all: \boxed{incorrect}", 2),
+        (f"I will write {YES} or {NO} after each step. {YES} {YES} {YES}", -1),
+        (f"I write {YES} where it is, {NO} where not. {YES} {YES} {YES}", NO_ANSWER),
         (r"\boxed{5} \boxed{correct} \boxed{incorrect}", 1),  # a result is no label
         ("", NO_ANSWER),
     ],

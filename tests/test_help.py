@@ -48,9 +48,9 @@ def test_no_name_and_no_word_of_a_help_text_is_cut(name: str) -> None:
 
 def test_the_settings_of_the_paper_are_shown() -> None:
     judge, search = shown("judge"), shown("search sample")
-    assert f"(the paper's K). [default: {PAPER.num_analyses}]" in judge
-    assert f"Longest analysis, in tokens. [default: {PAPER.max_tokens}]" in judge
-    assert f"Of the analyses. [default: {PAPER.temperature}]" in judge
+    assert f"(the paper's K). [default: {PAPER.num_analyses}; of a critic 1]" in judge
+    assert f"Longest analysis. [default: {PAPER.max_tokens} tokens; of a critic 8192]" in judge
+    assert f"Of the analyses. [default: {PAPER.temperature}; of a critic 0, with -k 2 and more 1.0]" in judge
     assert "Solutions of each problem. [default: 8]" in search
     assert "Of the policy. [default: 1.0]" in search
 

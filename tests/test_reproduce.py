@@ -142,6 +142,7 @@ def test_a_dry_run_prints_the_commands_and_runs_none(tmp_path: Path) -> None:
         f"rprm bench mathematics {sampled}/candidates --output {sampled}/measured",
         f"rprm search best-of-n --candidates {sampled}/candidates --model qwen-prm-7b --output {judged}/chosen",
         f"rprm bench mathematics {judged}/chosen --output {judged}/measured",
+        "# add --data FOLDER with the six sets: some are on no hub (docs/reproduce.md)",
     ]
     assert not (tmp_path / "out").exists()
 
@@ -149,8 +150,10 @@ def test_a_dry_run_prints_the_commands_and_runs_none(tmp_path: Path) -> None:
 def test_a_row_that_needs_training_prints_how(tmp_path: Path) -> None:
     name = "processbench/r-prm-7b-sft-12.8k"
     lines = CliRunner().invoke(app, ["reproduce", name, "--dry-run"]).stdout.splitlines()
+    *lines, what = lines
     assert [line.split()[1:3] for line in lines] == [["data", "import"], ["train", "sft"], ["bench", "processbench"]]
     assert "--model MODEL" in lines[-1]
+    assert what == "# MODEL: not released; which 12.8K: not stated"
     with pytest.raises(InputError, match="give --model SPEC"):
         Reproduction(ROWS[name], tmp_path).run()
     # With a model it is the measurement alone.
@@ -263,6 +266,67 @@ def test_a_run_in_place_of_a_model(tmp_path: Path, mathematics: Path) -> None:
     again = Reproduction(ROWS["processbench/qwen-prm-7b"], tmp_path, model=judged, data=data, limit=6)
     assert next(again.commands())[1][2:4] == ["--scores", judged]
     assert {name: both["ours"] for name, both in again.run()["figures"].items()} == ours
+
+
+def test_what_a_run_differs_in_is_named(tmp_path: Path) -> None:
+    """K = 2 of 10, another threshold, no second pass. One that drew everything is measured at the row's threshold, one
+    that stopped early at its own, 0.3. What says how to judge is not sent with a run that is there."""
+    data = str(EXCERPTS / "processbench" / "gsm8k.jsonl")
+    row, told = ROWS["processbench/r-prm-7b-dpo"], {}
+    for name, drawn in (("full", ["--stopping", "none", "--all-steps"]), ("early", [])):
+        judged = str(tmp_path / name)
+        command = [
+            "bench",
+            "processbench",
+            "--model",
+            "scripted:?noise=0.3",
+            "--data",
+            data,
+            "--limit",
+            "20",
+            "-k",
+            "2",
+        ]
+        assert CliRunner().invoke(app, [*command, "--threshold", "0.3", *drawn, "-o", judged]).exit_code == 0
+        chosen = Reproduction(row, tmp_path / "out" / name, model=judged, data=data, limit=20)
+        (words,) = [words for _, words in chosen.commands()]
+        assert "-k" not in words
+        assert "--procedure" not in words
+        told[name] = chosen.run()
+        assert f"{judged}, judged by r-prm scripted:pseudo-random in place of r-prm-7b" in told[name]["differs"]
+        assert {"K = 2 in place of 10", "P(Yes) by a second pass: no", "a missing verdict is asked for: no"} <= {
+            *told[name]["differs"]
+        }
+        assert any("built-in 'critique'" in text for text in told[name]["differs"])
+        threshold = read_json(chosen.folder / "judge" / MEASUREMENT)["threshold"]
+        assert threshold == (0.5 if name == "full" else 0.3)
+    assert not any("threshold" in text for text in told["full"]["differs"])
+    assert "threshold 0.3 in place of 0.5" in told["early"]["differs"]
+    assert any("stopped early" in text for text in told["early"]["differs"])
+    # Beside the figures: tokens, of two analyses a step, and the share of right solutions called wrong.
+    assert told["full"]["beside"]["tokens"] > 0
+    assert told["full"]["beside"]["false_alarm_rate"]["value"] is not None
+
+
+def test_a_row_as_published_differs_in_nothing_that_is_not_said(tmp_path: Path) -> None:
+    """The settings of a row are those that its options make: a run by them differs in engine, prompt and items."""
+    data = str(EXCERPTS / "processbench" / "gsm8k.jsonl")
+    chosen = Reproduction(ROWS["processbench/r-prm-7b-dpo"], tmp_path, model="scripted:", data=data, limit=1)
+    first, *rest = chosen.run()["differs"]
+    assert first == "scripted: in place of r-prm-7b"
+    assert ["prompt" in text or "items" in text for text in rest] == [True, True]
+
+
+def test_a_row_whose_first_stage_failed_takes_other_data(scored: dict[str, str], tmp_path: Path) -> None:
+    row = ROWS["processbench/qwen-prm-7b"]
+    with pytest.raises(RunError, match="no such file"):
+        Reproduction(row, tmp_path / "out", model=scored["model"], data=str(tmp_path / "typo.jsonl")).run()
+    assert Reproduction(row, tmp_path / "out", **scored).run()["row"] == row.name
+
+
+def test_a_threshold_of_its_own_stands_first() -> None:
+    assert ROWS["prmbench/r-prm-7b-sft"].settings.startswith("threshold 0.61; of other rows: a step is right at 0.5")
+    assert ROWS["prmbench/r-prm-7b-dpo"].settings.startswith("a step is right at 0.5")
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any, ClassVar, Literal, Protocol, get_args
 
 from rprm.stopping import StoppingRule, beta_binomial
@@ -24,6 +25,7 @@ _MAX_TRIES = 5_000  # braces at which an object is looked for
 class CritiqueFormat(Protocol):
     """How a critique names the earliest wrong step."""
 
+    wanted: str  #: what it looks for, in words
     question: str = ""  #: stands after a critique that names none, before its answer; empty where none can be asked for
     stop: str = ""  #: ends the answer to the question
 
@@ -46,7 +48,7 @@ class BoxedIndex(CritiqueFormat):
     The brace is part of the answer: tokenizers (Qwen's, Llama 3's) write the brace and the minus of `{-1}` as one
     token, so that after a brace which is given -1 would hardly come."""
 
-    question, stop = "\n\n\\boxed", "}"
+    wanted, question, stop = r"the index of a step, or -1, in the last \boxed{}", "\n\n\\boxed", "}"
     _BOX = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
     _INDEX = re.compile(
         r'["$*<]{0,4}(?:\\(?:text|math)\w{0,6}\{)?<?(?:paragraph|step|index)?[ _\\]{0,3}'
@@ -83,6 +85,7 @@ class JsonLabels(CritiqueFormat):
     `math_process_judge`): a label for every step by its index, 1 for a right one, 0 (or -1) for a wrong one; the first
     wrong one counts. `final_label`, likewise 1 or 0, is of the final answer and says nothing of the steps."""
 
+    wanted = "a JSON object with `step_labels`, one of every step, and `final_label`"
     _LABELS: ClassVar = dict.fromkeys((0, -1, "0", "-1", "false"), False) | {1: True, "1": True, "true": True}
 
     def find(self, critique: str, num_steps: int) -> Index | None:
@@ -103,15 +106,36 @@ class JsonLabels(CritiqueFormat):
 
 class StepLabels(CritiqueFormat):
     r"""A `\boxed{correct}` or `\boxed{incorrect}` for each step in order, up to the first wrong one or the last (as
-    ThinkPRM writes them, arXiv 2504.16828): those after the thinking, or, where there are none, those in it. A solution
-    whose labels end before that has none."""
+    ThinkPRM writes them, arXiv 2504.16828): those after the thinking, or, where there are none, those in it. One label
+    more, after those of all steps or of the thinking, is of the whole solution, and must agree. A critique whose labels
+    end before that is no vote, nor is one with a box up to there that is no label and no result (a digit, no word)."""
 
-    _LABEL = re.compile(r"\\boxed\s*\{\s*(?:\\text\s*\{\s*)?(correct|incorrect|right|wrong)\s*\}", re.I)
+    wanted = r"a \boxed{correct} or \boxed{incorrect} of each step, in order"
+    _LABELS: ClassVar = {"correct": True, "right": True, "incorrect": False, "wrong": False}
+    _BOX = r"\\boxed\s*\{(?:[^{}]|\{[^{}]*\})*\}"
+    _CHOICE = re.compile(rf"{_BOX}[\s\"'`*$]*(?:or|[/|])[\s\"'`*$]*{_BOX}")  # of an announcement
+    _DRESS = re.compile(r"\\(?:text)?color(?:box)?\s*\{[^{}]*\}|\\[a-zA-Z]+|[\W_]")
 
     def find(self, critique: str, num_steps: int) -> Index | None:
-        found = self._LABEL.findall(without_thinking(critique)) or self._LABEL.findall(critique)
-        labels = [label.lower() in ("correct", "right") for label in found]
-        return first_wrong(labels, num_steps)
+        said = without_thinking(critique)
+        labels, thought, of_all = self._labels(said), self._labels(critique.removesuffix(said)), list[bool | None]()
+        if not labels or (len(labels) == 1 < num_steps and thought):
+            labels, of_all = thought, labels
+        if len(labels) == num_steps + 1:
+            of_all = [*of_all, labels.pop()]
+        index = first_wrong(labels, num_steps) if len(labels) <= num_steps else None
+        return index if all(label == (index == -1) for label in of_all) else None
+
+    def _labels(self, text: str) -> list[bool | None]:
+        """What the boxes of a text say, None of one that cannot be read."""
+        labels = []
+        for piece in re.split(r"\\boxed\s*(?=\{)", self._CHOICE.sub("", text))[1:]:
+            depths = accumulate((character == "{") - (character == "}") for character in piece)
+            end = next((at for at, depth in enumerate(depths) if not depth), 0)
+            words = " ".join(self._DRESS.sub(" ", piece[:end]).lower().split())
+            is_result = re.search(r"\d", words) and not re.search(r"[^\W\d]{2}", words)
+            labels += [] if is_result else [self._LABELS.get(words)]
+        return labels
 
 
 FormatName = Literal["boxed", "json", "labels"]
@@ -119,10 +143,12 @@ FORMATS: Mapping[FormatName, CritiqueFormat] = {"boxed": BoxedIndex(), "json": J
 assert set(FORMATS) == set(get_args(FormatName))
 
 
-def first_wrong(labels: Sequence[bool], num_steps: int) -> Index | None:
-    """The index of the first label that is False, -1 where each of the steps has a label and none is; else None."""
-    if False in labels:
-        return within(labels.index(False), num_steps)
+def first_wrong(labels: Sequence[bool | None], num_steps: int) -> Index | None:
+    """The index of the first label that is False, -1 where each of the steps has a label and none is; None otherwise,
+    and where a label up to there is not known."""
+    index = next((at for at, label in enumerate(labels) if not label), -1)
+    if index >= 0:
+        return within(index, num_steps) if labels[index] is False else None
     return -1 if len(labels) == num_steps else None
 
 
@@ -131,7 +157,7 @@ def within(index: Index, num_steps: int) -> Index | None:
 
 
 def _last_object(text: str) -> dict[str, Any]:
-    """The last JSON object of a text with a `final_label`, not one within another; an empty one where there is none."""
+    """The last JSON object of a text with both keys, not one within another; an empty one where there is none."""
     decoder, place, last, num_tries = json.JSONDecoder(), 0, dict[str, Any](), 0
     while (place := text.find("{", place)) >= 0 and (num_tries := num_tries + 1) <= _MAX_TRIES:
         try:
@@ -139,7 +165,7 @@ def _last_object(text: str) -> dict[str, Any]:
         except (ValueError, RecursionError):
             place += 1
             continue
-        last = value if "final_label" in value else last
+        last = value if {"step_labels", "final_label"} <= value.keys() else last
     return last
 
 

@@ -10,18 +10,33 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from rprm.benchmarks import Figure
+from rprm.benchmarks.cost import cost_of
 from rprm.benchmarks.mathematics import AVERAGE, SETS
 from rprm.errors import InputError
 from rprm.files import read_json
-from rprm.runs import MANIFEST, Run, versions
+from rprm.prompts.library import CRITICS, PROMPTS
+from rprm.rewarders import is_classifier, load_critic, load_judge
+from rprm.runs import MANIFEST, Run, read_manifest, versions
 from rprm.showing import message
 from rprm.subcommands import Subcommand, is_complete
 
 MEASUREMENT = "measurement.json"
+#: Options of the command that judges, and the names that Python has for them.
+_OPTIONS = {
+    "-k": "num_analyses", "--procedure": "procedure", "--temperature": "temperature", "--top-p": "top_p",
+    "--max-tokens": "max_tokens",
+}  # fmt: skip
+#: Settings of a run that make a difference to a figure, in words.
+_WORDS = {
+    "num_analyses": "K =", "threshold": "threshold", "temperature": "temperature", "top_p": "top-p",
+    "max_tokens": "longest analysis in tokens:", "second_pass": "P(Yes) by a second pass:",
+    "force_verdict": "a missing verdict is asked for:",
+}  # fmt: skip
 _SETS = [name for name in SETS if name != "gsm8k"]  #: of the paper's tables
 
 
@@ -50,6 +65,12 @@ class PublishedRow:
     published: Mapping[str, float]
     options: Sequence[str]
     notes: Sequence[str]
+
+    @property
+    def settings(self) -> str:
+        """Those of its table, behind a threshold of its own."""
+        own = [f"threshold {value}; of other rows: " for flag, value in _pairs(self.options) if flag == "--threshold"]
+        return f"{''.join(own)}{self.table.settings}"
 
     @property
     def needs_model(self) -> bool:
@@ -108,17 +129,21 @@ class Reproduction:
     def commands(self, threshold: Callable[[], str] = lambda: "THRESHOLD") -> Iterator[tuple[Path, list[str]]]:
         """The folder and the words of each stage's command; a `threshold` that an earlier one finds is asked for in
         its turn."""
-        made = self.model is not None and any(map(os.path.isfile, (self.model, os.path.join(self.model, MANIFEST))))
-        scores = self.model if made else None
+        scores, options, at = self._scores, [*self.row.options], list[str]()
+        if scores is not None:
+            # What is judged already is measured; of a run that stopped early at its own threshold alone.
+            at = [] if self._settled else ["--threshold", f"{self._wanted['threshold']:g}"]
+            options = ["--strictly-above"] * ("--strictly-above" in options) + at
         data = [] if self.data is None else ["--data", self.data]
         limit = [] if self.limit is None else ["--limit", str(self.limit)]
-        options = [*self.row.options, *self.options]
+        options += self.options
         values: dict[str, list[str]] = {
             "{model}": ["--scores" if scores else "--model", self.model or self.row.model or "MODEL"],
             "{policy}": ["--policy", self.policy or self.row.table.policy],
             "{options}": options,
             "{data}": [*data, *limit],
             "{given}": [*options, *data, *limit],
+            "{at}": at,
             "{missing}": [one for one in self.options if one == "--allow-missing"],
             "{sets}": [",".join(_SETS)],
         }
@@ -132,15 +157,51 @@ class Reproduction:
                 yield folder, [part for word in words for part in values.get(word, [word])]
             values[f"{{{stage}}}"] = [scores or str(folder)]
 
+    @property
+    def _scores(self) -> str | None:
+        """The run folder or the file of scores that is given in place of a model."""
+        paths = [] if self.model is None else [self.model, os.path.join(self.model, MANIFEST)]
+        return self.model if any(map(os.path.isfile, paths)) else None
+
+    @property
+    def _settings(self) -> Mapping[str, Any]:
+        """Those of the run of `rprm bench` that the figures are of; empty where they are of none."""
+        folder = Path(self._scores or self.folder / "judge")
+        return read_manifest(folder)["settings"] if (folder / MANIFEST).exists() else {}
+
+    @property
+    def _settled(self) -> bool:
+        """Whether decisions of the run stand at its own threshold alone."""
+        settings = self._settings
+        return settings.get("stopping", "none") != "none" or bool(settings.get("first_error_exit"))
+
+    @property
+    def _wanted(self) -> dict[str, Any]:
+        """How the row is judged, by the names of a run's settings; of what writes no analyses the threshold alone."""
+        given, model = dict(_pairs(self.row.options)), self.row.model or ""
+        options: dict[str, Any] = {name: given[flag] for flag, name in _OPTIONS.items() if flag in given}
+        wanted: dict[str, Any] = {"threshold": float(given.get("--threshold", 0.5))}
+        is_critic = model.startswith("critic:")
+        if not (model or options) or (model and is_classifier(model) and not is_critic):
+            return wanted
+        made = (load_critic if is_critic else load_judge)("scripted:", **options)
+        wanted |= {name: getattr(made.sampling, name) for name in ("temperature", "top_p", "max_tokens")}
+        wanted |= {"num_analyses": made.rule.num_analyses, "force_verdict": bool(made.force_verdict)}
+        return wanted | {"second_pass": getattr(made, "second_pass", False)}
+
     def run(self, on_stage: Callable[[list[str]], None] = lambda words: None) -> dict[str, Any]:
         """Run what is not complete yet; returns ours beside the published figures, which `summary.json` keeps. An
         `InputError` where the row has no model and none is given, `SettingsChanged` where the folder was begun with
         other commands, `RunError` where a stage failed: it has its command and its last words."""
         if self.row.needs_model and self.model is None:
             why = "; ".join(self.row.notes) or self.row.table.settings
-            raise InputError(f"{self.row.name}: it has no model of its own, give --model SPEC ({why})")
+            raise InputError(f"{self.row.name}: it has no model of its own, give --model SPEC: {why}")
         if self.before is not None:
             self.before.run(on_stage)
+        if not any((self.folder / stage).exists() for stage in self.row.table.stages):
+            # No stage came to anything: what it was started with binds nobody.
+            for name in (MANIFEST, *(f"{stage}.log" for stage in self.row.table.stages)):
+                (self.folder / name).unlink(missing_ok=True)
         commands = [message(shlex.join(words)) for _, words in replace(self, root=Path("OUTPUT")).commands()]
         settings = {"row": self.row.name, "commands": commands}
         with Run(self.folder, stage="reproduce", settings=settings, session={"versions": versions()}) as run:
@@ -170,13 +231,42 @@ class Reproduction:
             stage, _, figure = name.rpartition(":")
             ours = _figure(measured[stage or last], figure)
             figures[name] = {"published": published, "ours": ours and ours.as_dict()}
-        return {"row": self.row.name, "figures": figures, "differs": list(map(message, self._differs(measured)))}
+            figures[name]["position_only"] = _at(measured[stage or last].get("position_only"), figure)
+        # What stands beside the figures, of the stage that judged.
+        first = measured[next(stage for stage in stages if stage in measured)]
+        judged = Path(self._scores or self.folder / stages[0])
+        beside = {"false_alarm_rate": _at(first.get("figures"), "false_alarm_rate"), "tokens": None, "seconds": None}
+        if usage := first.get("usage"):
+            beside |= {"tokens": usage["tokens"], "seconds": cost_of(judged).seconds}
+        differs = list(map(message, self._differs(measured)))
+        return {"row": self.row.name, "figures": figures, "beside": beside, "differs": differs}
 
     def _differs(self, measured: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         """In what ours is not the published row, as far as it is known."""
-        row, first = self.row, next(iter(measured.values()))
+        row, first, settings = self.row, next(iter(measured.values())), self._settings
         if self.model is not None:
-            yield f"{self.model} in place of {row.model or 'a model that is not released'}"
+            engine = settings.get("engine") or {}
+            by = f", judged by {settings.get('rewarder')} {engine.get('kind')}:{engine.get('model')}"
+            place = f" in place of {row.model}" if row.model else ""
+            yield f"{self.model}{by * bool(self._scores and settings)}{place}"
+        wanted = self._wanted
+        judged = dict(settings) if "num_analyses" in settings else {}
+        judged |= {"threshold": first.get("threshold")}
+        for name, word in _WORDS.items():
+            ours, theirs = judged.get(name), wanted.get(name)
+            if isinstance(theirs, bool) and bool(ours) is not theirs and judged.keys() > {"threshold"}:
+                yield f"{word} {'no' if theirs else 'yes'}"
+            elif not isinstance(theirs, bool) and None not in (ours, theirs) and ours != theirs:
+                yield f"{word} {ours} in place of {theirs}"
+        if self._scores and self._settled and judged["threshold"] != wanted["threshold"]:
+            yield "the run stopped early at its threshold: another needs --stopping none --all-steps"
+        if settings.get("stopping") == "confident":
+            yield f"early stopping at a confidence of {settings.get('confidence')}"
+        if (prompt := (settings.get("prompt") or {}).get("name")) in (*PROMPTS.names(), *CRITICS.names()):
+            yield f"the prompt is the built-in {prompt!r}, not the published one (-- --prompt FILE gives another)"
+        numbers = any("without step numbers" in one["digest"] for one in first.get("data", ()))
+        if settings and numbers is not ("--strip-step-numbers" in row.options):
+            yield f"steps are judged with{'out' * numbers} their numbers"
         if self.policy is not None:
             yield f"the policy {self.policy} in place of {row.table.policy}"
         sets = first["sets"].values() if "sets" in first else [{"problems": first["items"]}]
@@ -189,7 +279,19 @@ class Reproduction:
             yield f"{rejected:,} rows of the data could not be used"
         if missing := max(len(one.get("missing_items", ())) for one in measured.values()):
             yield f"{missing:,} items have no prediction, and count as wrong"
-        yield from (*row.table.differs, *row.notes)
+        yield from (*row.table.differs, *(note for note in row.notes if not note.startswith("give ")))
+
+
+def _pairs(options: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Options with what follows each."""
+    return zip_longest(options, options[1:], fillvalue="")
+
+
+def _at(tree: Any, name: str) -> Any:
+    """What stands in nested figures under `math.f1`; None where nothing does."""
+    for part in name.split("."):
+        tree = (tree or {}).get(part)
+    return tree
 
 
 def _figure(measurement: Mapping[str, Any], name: str) -> Figure | None:
@@ -202,7 +304,5 @@ def _figure(measurement: Mapping[str, Any], name: str) -> Figure | None:
         rows = (row["accuracy"].get(column) for row in measurement["rows"] if row["method"].startswith(method))
         found = next(rows, None)
     else:
-        found = measurement["figures"]
-        for part in name.split("."):
-            found = (found or {}).get(part)
+        found = _at(measurement["figures"], name)
     return found and Figure(found["value"], found["low"], found["high"])

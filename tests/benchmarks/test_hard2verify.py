@@ -108,7 +108,9 @@ class TestRows:
             "'question' cannot be decrypted": hidden | {"canary": "another"},
             "a label for each of 2 steps; there are 1": row("c") | {"human_labels": [1]},
             "must be true or false, not 2": row("d") | {"human_labels": [1, 2]},
-            "(0 to 1), or -1 for none; not 2": row("e") | {"human_labels_first_error_idx": 2},
+            "calls wrong, 1 (-1: none); not 2": row("e") | {"human_labels_first_error_idx": 2},
+            "calls wrong, 1 (-1: none); not -1": row("h") | {"human_labels_first_error_idx": -1},
+            "calls wrong, -1 (-1: none); not 1": row("i", (1, 1)) | {"human_labels_first_error_idx": 1},
             "a list of at least one": row("f") | {"model_response_by_step": [], "human_labels": []},
             "'unique_id' is missing": {name: value for name, value in row("g").items() if name != "unique_id"},
             "stands in an earlier row already": row("a"),
@@ -191,12 +193,6 @@ class TestTasks:
         items = items_of(a=(1, 1))
         found = values(items, Scores({"a": (2 / 3, 1 / 3)}, first_errors={"a": -1}))
         assert (found["step.tpr"], found["response.tpr"], found["error_id.tpr"]) == (50, 0, 100)
-
-    def test_each_task_takes_its_own_field(self) -> None:
-        (item,) = items_of(a=(1, 0)).items
-        odd = Hard2VerifyItem(item.solution.model_copy(update={"label": 0}), item.labels, 0)
-        found = tally_hard2verify(BenchmarkItems((odd,)), Scores({"a": (0.9, 0.1)}))
-        assert (found.by_name["step.tnr"], found.by_name["error_id.tnr"]) == (100, 0)
 
     def test_two_runs_differ_on_the_steps(self) -> None:
         """b finds the wrong step of both items, a that of one. Of the first right step of each: both call it right."""

@@ -135,7 +135,8 @@ def test_the_figures_of_a_benchmark_stand_beside_published_ones(tmp_path: Path) 
         import rprm.report.page as page
 
         known = page.Published("R-PRM-7B-DPO", {"gsm8k.f1": 80.7, "average.f1": 70.4}, "arXiv 2503.21295, table 1")
-        page.published = lambda benchmark: iter([known] if benchmark == "processbench" else [])
+        weak = page.Published("Weak", {"gsm8k.f1": 20.0, "average.f1": 90.0}, "nowhere")
+        page.published = lambda benchmark: iter([weak, known] if benchmark == "processbench" else [])
 
     data = EXCERPTS / "processbench" / "gsm8k.jsonl"
     full = ("-k", 4, "--stopping", "none", "--all-steps", "--resamples", 20)
@@ -149,9 +150,10 @@ def test_the_figures_of_a_benchmark_stand_beside_published_ones(tmp_path: Path) 
     for name in ("error_acc", "correct_acc", "f1"):
         figure = measured["figures"]["gsm8k"][name]
         assert f"{figure['value']:.1f} {figure['low']:.1f} to {figure['high']:.1f}" in page.words
-    assert f"the index of a step, of 20 items {measured['position_only']['gsm8k']['error_acc']:.1f}" in page.words
-    # Published: two of the columns; what its source does not give is a dash.
-    assert "R-PRM-7B-DPO arXiv 2503.21295, table 1 – – 80.7" in page.words
+    assert f"the index of a step, of 20 items {measured['position_only']['gsm8k']['f1']:.1f}" in page.words
+    # Published, by the F1 of the one subset, which stands first; what a source does not give is a dash.
+    assert page.words.index("R-PRM-7B-DPO") < page.words.index("Weak nowhere 20.0 – –")
+    assert "R-PRM-7B-DPO arXiv 2503.21295, table 1 80.7 – –" in page.words
     assert f"{measured['usage']['tokens']:,}" in page.words
     pictures = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert pictures == [f"figure-0{n}-{name}.svg" for n, name in
@@ -162,6 +164,23 @@ def test_the_figures_of_a_benchmark_stand_beside_published_ones(tmp_path: Path) 
     assert [point["k"] for point in curve["points"]] == [1, 2, 4]
     for point in curve["points"]:
         assert f"{point['k']} {point['value']:.1f} {point['low']:.1f} to {point['high']:.1f}" in page.words
+
+
+def test_many_published_rows_are_folded(tmp_path: Path) -> None:
+    """Every row of the tables stands on the page, the highest beside the run; two runs of one name by their folders."""
+    data, names = EXCERPTS / "processbench" / "gsm8k.jsonl", ("a/judge", "b/judge")
+    for name in names:
+        full = ("-k", 1, "--stopping", "none", "--all-steps", "--resamples", 10, "--limit", 9, "-o", name)
+        assert rprm("bench", "processbench", "--data", data, "-m", "scripted:", *full, folder=tmp_path).code == 0
+    report(tmp_path, *names)
+    words = read(tmp_path / "page.html").words
+    beside, folded = words.split("published rows Table", 1)
+    assert "1: a/judge" in beside
+    assert "2: b/judge" in beside
+    assert "o1-mini critics of whole solutions, majority of 8" in beside
+    assert "qwen2-7b critics of whole solutions, majority of 8" not in beside
+    assert "qwen2-7b critics of whole solutions, majority of 8" in folded
+    assert "critics of whole solutions, majority of 8: arXiv 2412.06559" in folded
 
 
 def test_what_became_of_a_solution() -> None:

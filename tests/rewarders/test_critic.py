@@ -151,7 +151,7 @@ def test_an_index_that_is_not_given_is_asked_for() -> None:
     assert analysis.forced
     assert asked == ["Paragraph 1 adds wrongly.\n\n\\boxed"]
     assert analysis.text == "Paragraph 1 adds wrongly.\n\n\\boxed{1}"
-    assert analysis.num_tokens == 20  # both completions
+    assert analysis.num_tokens == 10  # what was asked for is in no count, as a judge's forced verdict
 
     def rambles(prompt: Prompt, sampling: Sampling) -> str:
         return "seven" if prompt.reply else "<think>Hm"
@@ -159,7 +159,7 @@ def test_an_index_that_is_not_given_is_asked_for() -> None:
     (reward,) = judged(critic(rambles, force_verdict=True), solution())
     assert reward.first_error is None
     assert not reward.steps[-1].analyses[0].forced
-    assert all(step.reward is None and step.failure for step in reward.steps)
+    assert all(step.reward is None and "'boxed' is the index" in str(step.failure) for step in reward.steps)
 
 
 def test_what_makes_no_sense_is_refused() -> None:

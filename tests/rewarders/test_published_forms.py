@@ -175,6 +175,23 @@ def test_a_conversation_ends_at_the_first_error_and_is_drawn_for_a_step_alone() 
     assert template.render(PROBLEM, STEPS, 1, said).messages[2].role == "assistant"
 
 
+def test_a_turn_without_a_verdict_is_none(tmp_path: Path) -> None:
+    """Nothing is asked for: no analysis ends in a box, and no later step is judged after a turn without one."""
+    engine = ScriptedEngine(reply=lambda prompt, sampling: ScriptedReply(written(1, 0), None, 9))
+    rewarder = load_rewarder(engine, prompt=genprm(chat=True), num_analyses=2, first_error_exit=False)
+
+    async def run() -> Any:
+        await rewarder.start()
+        return await rewarder.judge(Solution(id="s", problem=PROBLEM, steps=STEPS))
+
+    first, *others = asyncio.run(run()).steps
+    assert "--force-verdict" in first.failure
+    assert engine.num_requests == 2
+    for step in others:
+        assert (step.reward, step.analyses) == (None, ())
+        assert "first analysis of step 1 has no verdict" in step.failure
+
+
 def test_a_template_of_a_conversation_trains_nothing_and_is_checked(tmp_path: Path) -> None:
     with pytest.raises(PromptError, match="no rows to train on"):
         genprm(chat=True).render(PROBLEM, STEPS, 1)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from rprm.benchmarks.items import BenchmarkItems
 from rprm.benchmarks.position import position_only
 from rprm.benchmarks.scores import Scores, with_false_alarms
 from rprm.benchmarks.tally import DEFAULT_RESAMPLES, Figure, Tally
+from rprm.files import read_json
 from rprm.rewarders.base import Totals
 
 
@@ -112,3 +114,10 @@ class Benchmark:
     #: Which steps of an item are right, from the first on, as far as it is known: for the row of `position_only`.
     right: Callable[[Any], Sequence[bool]] | None = None
     flags: Mapping[str, Flag] = field(default_factory=dict)  #: further options of its command
+
+    def own_flags(self, run: Path) -> dict[str, bool]:
+        """The flags of the tally that a run folder was measured with, by its `measurement.json`."""
+        path = run / "measurement.json"
+        before = read_json(path) if path.exists() else {}
+        names = [name for name, flag in self.flags.items() if not flag.items and not flag.further]
+        return {name: True for name in names if before.get(name) is True}

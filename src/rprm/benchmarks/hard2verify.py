@@ -40,7 +40,7 @@ _FIGURES = {"tpr": "TPR", "tnr": "TNR", "balanced_acc": "balanced acc", "balance
 
 @dataclass(frozen=True, slots=True)
 class Hard2VerifyItem:
-    """A solution; whether each of its steps is right; the first wrong one (-1: none), as the data name it."""
+    """A solution; whether each of its steps is right; the first wrong one (-1: none)."""
 
     solution: Solution
     labels: tuple[bool, ...]
@@ -74,13 +74,12 @@ def _item(value: Any, _: int) -> Hard2VerifyItem:
     steps, labels, index = row.model_response_by_step, row.human_labels, row.human_labels_first_error_idx
     if len(labels) != len(steps):
         raise InputError(f"'human_labels' must be a label for each of {len(steps)} steps; there are {len(labels)}")
-    if index is None:
-        index = -1 if all(labels) else labels.index(False)
-    if not -1 <= index < len(steps):
-        wanted = f"the 0-based index of the first wrong step (0 to {len(steps) - 1}), or -1 for none"
+    first = -1 if all(labels) else labels.index(False)
+    if index not in (None, first):
+        wanted = f"the 0-based index of the first step that 'human_labels' calls wrong, {first} (-1: none)"
         raise InputError(f"'human_labels_first_error_idx' must be {wanted}; not {index}")
-    solution = Solution(id=row.unique_id, problem=row.question, steps=tuple(steps), label=index)
-    return Hard2VerifyItem(solution, tuple(labels), index)
+    solution = Solution(id=row.unique_id, problem=row.question, steps=tuple(steps), label=first)
+    return Hard2VerifyItem(solution, tuple(labels), first)
 
 
 def decrypted(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -255,7 +255,9 @@ def _table(measured: Measurement) -> ResultTable:
     if (similarity := measured.figures["similarity"]).value is not None:
         lines.append(TableLine("similarity", ("", similarity, "")))
     title = f"PRMBench at threshold {measured.threshold:g}"
-    return ResultTable(title, ("PRMScore", "items", "all items", "clean items"), lines)
+    below = "below zero: an undefined precision or recall counts as -1, as in the benchmark's own code"
+    notes = [below] * any((figure.value or 0) < 0 for figure in measured.figures.values())
+    return ResultTable(title, ("PRMScore", "items", "all items", "clean items"), lines, notes)
 
 
 PRMBENCH = Benchmark(

@@ -21,7 +21,6 @@ from rprm.errors import BenchmarkError, CorruptRun
 if TYPE_CHECKING:
     from rprm.benchmarks import Benchmark, BenchmarkItems, Flag, Scores
     from rprm.reading import SourceInfo
-    from rprm.records import SolutionReward
 
 
 class BenchGroup(OpenGroup):
@@ -131,7 +130,8 @@ def _bench(
         items = flag.items(items) if flag.items else items
     further = {name: flag.further for name, flag in flags.items() if flag.further}
     if path:
-        scores, threshold = _scores(path, recorded, benchmark, items, judging.threshold)
+        items = judged_items(path, recorded, benchmark, items)
+        scores, threshold = _scores(path, recorded, benchmark, judging.threshold)
     else:
         no_exit = {"first_error_exit": False} if benchmark.judged == "every step" else {}
         if further and str(measured.model).startswith("critic:") and benchmark.judged == "first error":
@@ -153,7 +153,7 @@ def _bench(
             )  # fmt: skip
             scope.tell()
             refuse_nothing_judged(totals)
-            scores, threshold = _scores(run, settings_of_run(run), benchmark, items, rewarder.threshold)
+            scores, threshold = _scores(run, settings_of_run(run), benchmark, rewarder.threshold)
     of_tally = {name: True for name, flag in flags.items() if not flag.items and not flag.further}
     how = {"allow_missing": figures.allow_missing, "num_resamples": figures.resamples, "seed": judging.seed}
     measurement = measure(benchmark.tally, items, scores, threshold=threshold, right=benchmark.right, **how, **of_tally)
@@ -190,12 +190,13 @@ def compare(
         what = unnamed if name is None else f"{name}: no such benchmark"
         raise BenchmarkError(f"{what}: give --benchmark, one of {', '.join(known)}")
     record: Benchmark = known[name].load()
-    *_, items = _read(record, data, figures.limit, *runs.values())
+    *_, read = _read(record, data, figures.limit, *runs.values())
     tallies = []
     for path in (first, second):
-        scores, at = _scores(path, runs[path], record, items, threshold)
-        counted = record.tally(items, scores, threshold=at, allow_missing=figures.allow_missing)
-        tallies.append(with_false_alarms(counted, items, scores))
+        items = judged_items(path, runs[path], record, read)
+        scores, at = _scores(path, runs[path], record, threshold)
+        how = {"allow_missing": figures.allow_missing, **record.own_flags(path)}
+        tallies.append(with_false_alarms(record.tally(items, scores, threshold=at, **how), items, scores))
     found = compare_tallies(*tallies, num_resamples=figures.resamples, seed=seed)
     show(found.as_dict(), [comparison_table(found, names=(str(first), str(second)))], as_json=figures.json)
     leave(len(items.rejected))
@@ -207,25 +208,28 @@ def curve(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder of `rprm bench` that drew all analyses.")],
     *,
     data: DataOptions,
+    threshold: Annotated[ranges.Threshold | None, "A reward below it is called wrong.  [default: the run's]"] = None,
     figures: FigureOptions,
     seed: Annotated[ranges.Seed, "Of the resamples."] = 0,
     output: Kept = None,
 ) -> None:
     """A benchmark's figure by K, from subsets of the analyses of one run."""
     from rprm.benchmarks.curve import k_curve
+    from rprm.records import SolutionReward
     from rprm.report.measures import result_table
-    from rprm.runs import finished_manifest
+    from rprm.runs import finished_manifest, read_results
 
     recorded, known = settings_of_run(run), BenchGroup.added()
     if (name := recorded.get("benchmark")) not in known:
         raise BenchmarkError(f"{run}: not a run folder of `rprm bench`")
     finished_manifest(run, stage="judge", command=f"rprm bench {name}")
     record: Benchmark = known[name].load()
-    *_, items = _read(record, data, figures.limit, recorded)
+    *_, read = _read(record, data, figures.limit, recorded)
+    items, rewards = judged_items(run, recorded, record, read), list(read_results(run, SolutionReward.read_back))
     found = k_curve(
-        record, items, list(_rewards(run, recorded, record, items)), is_critic=recorded.get("rewarder") == "critic",
-        threshold=recorded["threshold"], seed=seed, num_resamples=figures.resamples,
-        allow_missing=figures.allow_missing,
+        record, items, rewards, is_critic=recorded.get("rewarder") == "critic",
+        threshold=threshold or recorded["threshold"], seed=seed, num_resamples=figures.resamples,
+        allow_missing=figures.allow_missing, **record.own_flags(run),
     )  # fmt: skip
     show(found.as_dict(), [result_table(found.table())], as_json=figures.json, output=output)
     leave(len(items.rejected))
@@ -270,31 +274,32 @@ def settings_of_run(path: Path) -> dict[str, Any]:
 
 
 def _scores(
-    path: Path, recorded: dict[str, Any], benchmark: Benchmark, items: BenchmarkItems[Any], threshold: float | None
+    path: Path, recorded: dict[str, Any], benchmark: Benchmark, threshold: float | None
 ) -> tuple[Scores, float]:
-    """The scores of a run folder, which must be of these items, or of a file; the threshold given, or the judge's."""
+    """The scores of a run folder, or of a file; the threshold given, or the judge's."""
     from rprm.benchmarks import read_scores, scores_of
     from rprm.benchmarks.cost import cost_of
+    from rprm.records import SolutionReward
+    from rprm.runs import read_results
 
     threshold = _agreed("threshold", threshold, {"threshold": 0.5} | recorded)
     if not recorded:
         return read_scores(path), threshold
-    rewards = _rewards(path, recorded, benchmark, items)
+    rewards = read_results(path, SolutionReward.read_back)
     settled_at = None if recorded.get("stopping", "none") == "none" else float(recorded["threshold"])
     scores = scores_of(rewards, settled_at=settled_at, last_step=benchmark.judged == "last step")
     return replace(scores, cost=cost_of(path)), threshold
 
 
-def _rewards(
+def judged_items(
     path: Path, recorded: dict[str, Any], benchmark: Benchmark, items: BenchmarkItems[Any]
-) -> Iterable[SolutionReward]:
-    """The rows of a run folder, which must be of these items."""
-    from rprm.records import SolutionReward
-    from rprm.runs import read_results
-
-    if recorded.get("benchmark") and recorded.get("input") != source_of(benchmark, items, "").digest:
-        raise BenchmarkError(f"{path} was judged on other data (its hash differs): name its own with --data")
-    return read_results(path, SolutionReward.read_back)
+) -> BenchmarkItems[Any]:
+    """The items as the run of a benchmark judged them, which a flag may have changed; a `BenchmarkError` where it
+    judged others. The items themselves for scores of no benchmark."""
+    for found in (items, *(flag.items(items) for flag in benchmark.flags.values() if flag.items)):
+        if not recorded.get("benchmark") or recorded.get("input") == source_of(benchmark, found, "").digest:
+            return found
+    raise BenchmarkError(f"{path} was judged on other data (its hash differs): name its own with --data")
 
 
 def _agreed(name: str, given: Any, *recorded: dict[str, Any]) -> Any:

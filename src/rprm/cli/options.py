@@ -114,7 +114,10 @@ class AnalysisOptions:
     """How analyses of steps are sampled. What is None is left to the model and the procedure."""
 
     num_analyses: Annotated[
-        ranges.Draws | None, "-k", "--num-analyses", "Most analyses a step gets (the paper's K).  [default: 10]"
+        ranges.Draws | None,
+        "-k",
+        "--num-analyses",
+        "Most analyses a step gets (the paper's K).  [default: 10; of a critic 1]",
     ] = None
     force_verdict: Annotated[bool | None, "Where an analysis ends without a verdict, ask for one.  [default: no]"] = (
         None
@@ -125,9 +128,11 @@ class AnalysisOptions:
         "What an analysis without a verdict is asked, in place of the prompt's marker; implies --force-verdict.",
     ] = None
     prompt: Annotated[str | None, "Prompt template: a file, or a built-in name (`rprm prompts list`)."] = None
-    temperature: Annotated[ranges.Temperature | None, "Of the analyses.  [default: 0.95]"] = None
-    top_p: Annotated[ranges.TopP | None, "Of the analyses.  [default: 0.95]"] = None
-    max_tokens: Annotated[ranges.Tokens | None, "Longest analysis, in tokens.  [default: 4096]"] = None
+    temperature: Annotated[
+        ranges.Temperature | None, "Of the analyses.  [default: 0.95; of a critic 0, with -k 2 and more 1.0]"
+    ] = None
+    top_p: Annotated[ranges.TopP | None, "Of the analyses.  [default: 0.95; of a critic with -k 2 and more 0.9]"] = None
+    max_tokens: Annotated[ranges.Tokens | None, "Longest analysis.  [default: 4096 tokens; of a critic 8192]"] = None
     seed: Seed = 0
 
     def rewarder(self, model: str, *, in_full: bool = False, **fixed: Any) -> StepRewarder:

@@ -51,8 +51,9 @@ def report(
     shown, how = Shown(solutions, analyses, MAX_CHARACTERS // len(runs)), {"num_resamples": resamples, "seed": seed}
     judged: dict[str, list[Reported]] = {}
     searches = []
+    names = {run.resolve().name for run in runs}
     for number, folder in enumerate(runs, 1):
-        base = folder.resolve().name
+        base = "/".join(folder.resolve().parts[-1 if len(names) == len(runs) else -2 :])
         run = Reported(base if len(runs) == 1 else f"{number}: {base}", folder, "Search", shown)
         if (stage := run.manifest["stage"]) in STAGES:
             searches.append(run)
@@ -63,7 +64,8 @@ def report(
             read_judged(run, benchmark, items, **how)
             judged.setdefault(run.heading, []).append(run)
         else:
-            raise RunError(f"{folder} is a run of {stage!r}; a page is made of runs of judge, bench and search")
+            below = ": name those of its stages, as in ROW/judge" * (stage == "reproduce")
+            raise RunError(f"{folder} is a run of {stage!r}; a page is made of runs of judge, bench and search{below}")
     parts = [judged_part(few) for few in judged.values()]
     parts += [searched_part(searches, read_searches(searches, **how))] if searches else []
     made = page(parts)

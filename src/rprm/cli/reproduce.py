@@ -58,6 +58,11 @@ def reproduce(
             print(message(shlex.join(["rprm", *words, "--output", str(folder)])))
         if any("{threshold}" in command for command in chosen.row.table.stages.values()):
             print("# THRESHOLD has the highest F1 on gsm8k in the curve of judge/measurement.json")
+        if chosen.row.needs_model and model is None:
+            print(*(f"# MODEL: {note}" for note in chosen.row.notes or [chosen.row.settings]), sep="\n")
+        if data is None and any("{sets}" in command for one in (chosen.before, chosen) if one is not None
+                                for command in one.row.table.stages.values()):  # fmt: skip
+            print("# add --data FOLDER with the six sets: some are on no hub (docs/reproduce.md)")
         return
     errors = Terminal(stderr=True)
     found = chosen.run(lambda words: errors.print(f"$ rprm {message(shlex.join(words))}", style="dim", soft_wrap=True))
@@ -71,16 +76,27 @@ def _table(row: PublishedRow, found: dict[str, Any]) -> Any:
     from rprm.benchmarks import Figure
     from rprm.report.measures import figure_text, framed
 
-    notes = [f"source: {row.table.source}", f"settings: {row.table.settings}"]
+    notes = [f"source: {row.table.source}", f"settings: {row.settings}"]
     notes += [f"differs: {text}" for text in found["differs"]]
-    table = framed(f"{row.name}: {row.table.about}", ("figure", "published", "ours", "difference"), notes)
+    beside = found["beside"]
+    if (rate := beside["false_alarm_rate"]) is not None:
+        notes.append(f"false alarms on right solutions, in percent: {figure_text(Figure(**rate)).plain}")
+    if (tokens := beside["tokens"]) is not None:
+        seconds = "not known" if beside["seconds"] is None else f"{beside['seconds']:,.1f}"
+        notes.append(f"tokens generated: {tokens:,}; seconds: {seconds}")
+    if any(one["ours"] is not None and one["ours"]["value"] is None for one in found["figures"].values()):
+        notes.append("undefined: the items have none of a kind that the figure needs, such as right solutions")
+    alone = {name: one["position_only"] for name, one in found["figures"].items()}
+    columns = ["figure", "published", "ours", "difference", *["position only"] * (set(alone.values()) != {None})]
+    table = framed(f"{row.name}: {row.table.about}", columns, notes)
     for name, figure in found["figures"].items():
         published, ours = figure["published"], figure["ours"]
         cells: list[Any] = ["not measured", ""]
         if ours is not None:
             difference = {end: value if value is None else value - published for end, value in ours.items()}
             cells = [figure_text(Figure(**ours)), figure_text(Figure(**difference), sign="+")]
-        table.add_row(name, f"{published:.1f}", *cells)
+        last = "" if alone[name] is None else f"{alone[name]:.1f}"
+        table.add_row(name, f"{published:.1f}", *cells, *[last] * (len(columns) - 4))
     return table
 
 
@@ -98,6 +114,7 @@ def _list(rows: Any) -> None:
         notes += [f"differs: {text}" for text in table.differs]
         notes += [f"{row.name.partition('/')[2]}: {text}" for row in members for text in row.notes]
         made = framed(table.about, ("row", "published", "model"), notes, numbers=())
+        made.columns[0].no_wrap = True
         for row in members:
             words = (f"{row.published[name]:.1f}" if name in row.published else "-" for name in table.figures)
             model = row.model or ("yours" if row.needs_model else "")

@@ -52,7 +52,7 @@ class Chart:
         """The numbers, for those who do not see the lines."""
         points = [dict(line.points) for line in self.lines]
         xs = sorted({x for known in points for x in known})
-        lines = [TableLine(f"{x:g}", [known.get(x, Figure(None)) for known in points]) for x in xs]
+        lines = [TableLine(f"{round(x, 2):g}", [known.get(x, Figure(None)) for known in points]) for x in xs]
         return ResultTable(self.title, (self.x, *(line.name for line in self.lines)), lines)
 
     def svg(self, style: str = "") -> str:

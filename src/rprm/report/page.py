@@ -33,15 +33,17 @@ _COUNTS = {
     "num_wrong": "with an error found", "num_unjudged": "that could not be judged", "num_rejected": "rejected rows",
     "num_steps_uncovered": "steps without a reward", "num_steps_cut": "steps cut short by the model's context",
 }  # fmt: skip
+_TOP = 8  #: published rows that stand beside runs at once
 _FALSE_ALARMS = "false_alarm_rate"  # a figure that benchmarks may have beside their own
 
 
 class Published(NamedTuple):
-    """A published row: its figures in percent, by the names of a benchmark's figures, and where they stand."""
+    """A published row: figures in percent, by the names of a benchmark's; its table, and where it stands."""
 
     label: str
     figures: Mapping[str, float]
-    source: str
+    about: str
+    source: str = ""
 
 
 def published(benchmark: str) -> Iterator[Published]:
@@ -54,7 +56,7 @@ def published(benchmark: str) -> Iterator[Published]:
             by_method[method][column] = value
         for method, figures in by_method.items():
             if benchmark == ("mathematics" if method else table):
-                yield Published(f"{method} {name}".strip(), figures, row.table.source)
+                yield Published(f"{method} {name}".strip(), figures, row.table.about, row.table.source)
 
 
 @dataclass
@@ -66,6 +68,7 @@ class Part:
     results: ResultTable
     costs: ResultTable
     charts: Sequence[Chart]
+    published: ResultTable | None = None  #: all rows, where the results have the highest alone
 
 
 def judged_part(runs: Sequence[Reported]) -> Part:
@@ -87,12 +90,12 @@ def judged_part(runs: Sequence[Reported]) -> Part:
             notes.append("position only is not known: too few items, or steps that are known right or wrong")
     if len({one.ids for one in measured}) > 1:
         notes.append("the runs are of different items, on which their figures rest")
-    if published := _published(runs[0].benchmark, columns):
-        lines += [None, *published]
-        notes.append("below the line: published figures, of the whole benchmark, as their sources give them")
+    published = _published(runs[0].benchmark, columns, list(map(_words, columns)), by=columns[:1])
+    lines, is_folded = _beside(lines, published, notes)
     notes += [f"95% intervals are of {one.num_resamples:,} bootstrap resamples of the items" for one in measured[:1]]
     results = ResultTable(f"{runs[0].heading}: figures in percent", ("", *map(_words, columns)), lines, notes)
-    return Part(runs[0].heading, runs, results, _costs(runs), list(_curves(runs, _words(headline))))
+    charts = list(_curves(runs, _words(headline)))
+    return Part(runs[0].heading, runs, results, _costs(runs), charts, published if is_folded else None)
 
 
 def _curves(runs: Sequence[Reported], headline: str) -> Iterator[Chart]:
@@ -107,17 +110,20 @@ def _curves(runs: Sequence[Reported], headline: str) -> Iterator[Chart]:
         ticks = [tenth / 10 for tenth in range(0, 11, 2)]
         yield Chart("thresholds", f"By threshold: {headline}", "threshold", lines, ticks, note)
     if curves := {run.name: run.curve for run in runs if not isinstance(run.curve, str)}:
-        lines = [Line(name, [(k, figure) for k, figure, _ in curve.points]) for name, curve in curves.items()]
-        tokens = {name: ", ".join(f"{one:,.0f}" for *_, one in curve.points) for name, curve in curves.items()}
-        note = "Each K is the mean over disjoint subsets of a run's analyses. Tokens an item, K by K: "
+        lines = [Line(name, [(one.k, one.figure) for one in curve.points]) for name, curve in curves.items()]
+        tokens = {name: ", ".join(f"{one.tokens:,.0f}" for one in curve.points) for name, curve in curves.items()}
+        note = "Each K is the mean of the figures of disjoint subsets of a run's analyses. Tokens an item, K by K: "
         note += "; ".join(f"{name} {listed}" for name, listed in tokens.items()) + "."
+        lost = [f"{name} {one.lacking:,.1f} at K = {one.k}" for name, curve in curves.items() for one in curve.points
+                if one.lacking]  # fmt: skip
+        note += f" Items without a full prediction, which count as wrong: {'; '.join(lost)}." if lost else ""
         ticks = sorted({k for line in lines for k, _ in line.points})
         yield Chart("k", f"By K: {headline}", "K, analyses", lines, ticks, note, is_logarithmic=True)
 
 
 def searched_part(runs: Sequence[Reported], measured: SearchMeasurement | str) -> Part:
     """Runs of the search commands."""
-    columns, notes = [""], [f"not measured: {measured}"]
+    columns, notes, all_published = [""], [f"not measured: {measured}"], None
     lines: list[TableLine | None] = []
     if isinstance(measured, SearchMeasurement):
         sets = [*measured.sets, *[AVERAGE] * (len(measured.sets) > 1)]
@@ -125,12 +131,14 @@ def searched_part(runs: Sequence[Reported], measured: SearchMeasurement | str) -
         for row in measured.rows:
             tokens = ["not known" if one is None else f"{one:,.0f}" for one in (row.policy_tokens, row.judge_tokens)]
             lines.append(TableLine(f"{row.method}\n{row.model}", [*map(row.figures.get, sets), *tokens], "bold"))  # type: ignore[list-item]
-        published = _published("mathematics", sets)
-        lines += [*[None] * bool(published), *published]
+        published = _published("mathematics", sets, columns[1 : len(sets) + 1], by=sets[-1:])
         what = "problems and of their candidates; tokens are of a problem"
         notes = [f"95% intervals are of {measured.num_resamples:,} bootstrap resamples of the {what}"]
         notes += measured.notes
-    return Part("Search", runs, ResultTable("Problems solved, in percent", columns, lines, notes), _costs(runs), [])
+        lines, is_folded = _beside(lines, published, notes)
+        all_published = published if is_folded else None
+    results = ResultTable("Problems solved, in percent", columns, lines, notes)
+    return Part("Search", runs, results, _costs(runs), [], all_published)
 
 
 def page(parts: Sequence[Part]) -> str:
@@ -162,13 +170,27 @@ def pictures(parts: Iterable[Part]) -> Iterator[tuple[str, str]]:
         yield f"figure-{number:02d}-{chart.name}.svg", f"{chart.svg(STYLE)}\n"
 
 
-def _published(benchmark: str, columns: Sequence[str]) -> list[TableLine]:
-    """Rows that have one of the figures, the highest of the first one first."""
+def _beside(
+    lines: Sequence[TableLine | None], published: ResultTable, notes: list[str]
+) -> tuple[list[TableLine | None], bool]:
+    """Lines of results with the highest published ones below them, and whether there are more; a note says so."""
+    is_folded = len(published.lines) > _TOP
+    if published.lines:
+        which = f"the highest {_TOP} of {len(published.lines)} published rows" if is_folded else "published figures"
+        notes.append(f"below the line: {which}, of the whole benchmark, as their sources give them")
+        notes += [] if is_folded else published.notes
+    return [*lines, *[None] * bool(published.lines), *published.lines[:_TOP]], is_folded
+
+
+def _published(benchmark: str, columns: Sequence[str], words: Sequence[str], *, by: Sequence[str]) -> ResultTable:
+    """Rows that have one of the figures, the highest of `by` first; below them their sources."""
     rows = [row for row in published(benchmark) if row.figures.keys() & set(columns)]
-    rows.sort(key=lambda row: -row.figures.get(columns[0], 0.0))
-    return [
-        TableLine(f"{row.label}\n{row.source}", [Figure(row.figures.get(name)) for name in columns]) for row in rows
+    rows.sort(key=lambda row: [-row.figures.get(name, 0.0) for name in by])
+    lines = [
+        TableLine(f"{row.label}\n{row.about}", [Figure(row.figures.get(name)) for name in columns]) for row in rows
     ]
+    sources = dict.fromkeys(f"{row.about}: {row.source}" for row in rows if row.source)
+    return ResultTable("Published figures in percent", ("", *words), lines, list(sources))
 
 
 def _words(name: str) -> str:
@@ -184,7 +206,8 @@ def _columns(headline: str, names: Sequence[str]) -> list[str]:
     if len(groups := {name.rpartition(".")[0] for name in like} - {group}) == 1:
         like = [name for name in names if name.rpartition(".")[0] in groups]
     more = [name for name in names if name == _FALSE_ALARMS and name not in like]
-    return [*sorted(like, key=lambda name: name != headline), *more]
+    # Of one subset its own F1 is the headline.
+    return [*sorted(like, key=lambda name: (name != headline, not name.endswith(f".{leaf}"))), *more]
 
 
 def _costs(runs: Sequence[Reported]) -> ResultTable:
@@ -194,6 +217,9 @@ def _costs(runs: Sequence[Reported]) -> ResultTable:
         is_whole = run.manifest.get("status") == "complete"
         found = read_summary(run.folder) if is_whole else run.usage.as_dict() if run.usage.num_solutions else {}
         named = {_COUNTS.get(name, name.removeprefix("num_").replace("_", " ")): value for name, value in found.items()}
+        if run.measured and named:
+            # Each prompt once, as engines compute it.
+            named["prompt tokens"] = run.measured.scores.num_prompt_tokens or "not known"
         counts[run.name] = {name: f"{one:,}" if isinstance(one, int) else f"{one!s:.40}" for name, one in named.items()}
         if run.usage.num_solutions:
             a_solution = run.usage.num_generated_tokens / run.usage.num_solutions

@@ -14,7 +14,6 @@ from rprm.benchmarks import Benchmark, BenchmarkItems, Figure, Measurement, meas
 from rprm.benchmarks.cost import cost_of
 from rprm.benchmarks.curve import Curve, k_curve
 from rprm.errors import RprmError, RunError
-from rprm.files import read_json
 from rprm.records import SolutionReward, StepReward
 from rprm.report.charts import Chart, Line
 from rprm.report.solutions import conclusion
@@ -134,11 +133,7 @@ def read_judged(
         run.why_not = "no solution that is judged has a label" if judged else "no solution is judged yet"
         return
     items = replace(items, items=known)
-    # What a benchmark's own flags changed in its figures stands beside the run.
-    path = run.folder / "measurement.json"
-    before = read_json(path) if path.exists() else {}
-    flags = {name for name, one in benchmark.flags.items() if not one.items and not one.further}
-    how = {"allow_missing": True, **{name: True for name in flags if before.get(name) is True}}
+    how = {"allow_missing": True, **benchmark.own_flags(run.folder)}
     resampled: dict[str, Any] = {"threshold": threshold, "num_resamples": num_resamples, "seed": seed, **how}
     settled = None if settings.get("stopping", "none") == "none" else threshold
     try:
@@ -150,6 +145,9 @@ def read_judged(
         return
     cut_short = "; early stopping cut rewards short of full means" * (settled is not None)
     run.charts = list(_charts(run.name, benchmark, items, rewards, cut_short))
+    if run.measured.figures[run.measured.headline].value is None:
+        run.curve = run.thresholds = "its figure is undefined, for want of right or of wrong solutions"
+        return
     is_critic = settings.get("rewarder") == "critic"
     try:
         if run.usage.num_analyses:

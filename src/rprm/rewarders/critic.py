@@ -113,17 +113,16 @@ class Critic:
         if failure is None and all(one.first_error is None for one in critiques):
             can_ask = bool(self.format.question) and not self.force_verdict
             failure = why_without_verdict(critiques, self.sampling.max_tokens, can_ask=can_ask)
+            failure += f"; the prompt's format {self.template.format!r} is {self.format.wanted}"
         return critiques, failure
 
     async def _write(self, prompt: Prompt, sampling: Sampling, *, soft: bool) -> Analysis:
         completion, num_steps = await self.engine.generate(prompt, sampling), sampling.num_steps or 0
-        # The reply may begin in the prompt, with thinking too.
-        said, num_tokens = prompt.reply + completion.text, completion.num_tokens
+        said = prompt.reply + completion.text  # The reply may begin in the prompt, with thinking too.
         text, index = completion.text, self.format.find(said, num_steps)
         is_asked = index is None and self.force_verdict and completion.finish_reason not in WITHHELD
         asked = with_thinking_closed(said) + self.format.question
         if is_asked and (answer := await self._answer(prompt, asked, sampling)) is not None:
-            num_tokens += answer.num_tokens
             asked += answer.text + self.format.stop
             if (index := self.format.find(asked, num_steps)) is not None:
                 text = asked[len(prompt.reply) :]
@@ -135,7 +134,7 @@ class Critic:
             p_yes = float(verdict) if shares is None else shares[0]
         return Analysis(
             text=text, verdict=verdict, p_yes=p_yes, p_yes_source=source, first_error=index,
-            first_error_probabilities=shares, forced=text != completion.text, num_tokens=num_tokens,
+            first_error_probabilities=shares, forced=text != completion.text, num_tokens=completion.num_tokens,
             num_prompt_tokens=completion.num_prompt_tokens, finish_reason=completion.finish_reason,
         )  # fmt: skip
 

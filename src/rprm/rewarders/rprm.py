@@ -35,7 +35,7 @@ class Judge:
 
     With `force_verdict`, where an analysis ends without a verdict, the marker (or the text given) is written after it
     and P(Yes) read there; such analyses are marked `forced`. Where the template makes a conversation, its earlier turns
-    have the first analysis of each earlier step, up to its verdict.
+    have the first analysis of each earlier step, up to its verdict; after one without a verdict no step is judged.
     """
 
     engine: Engine
@@ -55,7 +55,8 @@ class Judge:
         self.threshold, self.concurrency = self.rule.threshold, self.engine.concurrency
         #: The event loop, and its places for prompts.
         self._places: tuple[object, asyncio.Semaphore] = None, asyncio.Semaphore(self.concurrency)
-        self._turns: dict[bytes, str] = {}  # the first analysis of a prompt, as the turn of a conversation
+        #: The first analysis of a prompt, as the turn of a conversation; None of one without a verdict.
+        self._turns: dict[bytes, str | None] = {}
 
     def in_full(self) -> Judge:
         return replace(self, rule=replace(self.rule, stopping="none"), first_error_exit=False)
@@ -108,7 +109,10 @@ class Judge:
             key = _key(self.template.render(problem, steps, index, turns))
             if key not in self._turns:
                 await self._draw(problem, steps, index, range(1), ledger, turns)
-            turns.append(self._turns[key])
+            if (turn := self._turns[key]) is None:
+                what = f"the first analysis of step {index + 1} has no verdict, and makes no turn of the conversation"
+                raise RequestRefused(f"{what}: ask for one with --force-verdict")
+            turns.append(turn)
         return await self._draw(problem, steps, step_index, samples, ledger, turns)
 
     async def _draw(
@@ -120,8 +124,8 @@ class Judge:
             analyses = await draw(write, prompt, self.sampling, samples, ledger, scope)
         if self.template.next_user and 0 in samples:
             verdict = self.template.verdict.find(text := analyses[0].text)
-            said = text if verdict is None else text[: verdict.end]
-            self._turns[_key(prompt)] = self.template.reply_to(step_index) + said
+            turn = None if verdict is None else self.template.reply_to(step_index) + text[: verdict.end]
+            self._turns[_key(prompt)] = turn
             while len(self._turns) > _TURNS:
                 self._turns.pop(next(iter(self._turns)))
         return analyses
