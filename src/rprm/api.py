@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rprm.aggregation import Aggregation
@@ -231,10 +230,10 @@ def _progress_line(num_solutions: int) -> ProgressLine:
     from rprm.terminal import Terminal
 
     console = Terminal(stderr=True)
-    if console.is_jupyter and find_spec("ipywidgets") is None:
-        # Rich shows nothing there without it; a notebook's output takes the line's control codes as a terminal does.
+    if is_notebook := console.is_jupyter:
+        # Its output takes a terminal's control codes; rich's own way needs ipywidgets, and the main thread.
         console = Terminal(stderr=True, force_jupyter=False, force_terminal=True)
-    is_seen = console.is_terminal or console.is_jupyter
+    is_seen = is_notebook or console.is_terminal
     return ProgressLine(console, num_solutions, noun="solutions", disable=not is_seen)
 
 
