@@ -30,7 +30,7 @@ LAYERS = [
     {"engines", "jobs"},
     {"rewarders"},
     {"api", "benchmarks", "data", "search", "training"},
-    {"report", "evolve", "reproduce"},
+    {"report", "evolve", "reproduce", "integrations"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
