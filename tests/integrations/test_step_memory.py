@@ -7,7 +7,8 @@ import asyncio
 import pytest
 from stated_judge import Judge, rounded
 
-from rprm.errors import EngineError
+from rprm.errors import EngineError, InputError
+from rprm.integrations.its_hub import ProcessReward
 from rprm.integrations.search_and_learn import PRM
 from rprm.integrations.step_memory import StepMemory
 
@@ -63,7 +64,17 @@ def test_a_failure_leaves_nothing_behind(judge: Judge, monkeypatch: pytest.Monke
     assert not memory._rewards
 
 
-def test_search_and_learn(judge: Judge) -> None:
+def test_its_hub_wants_one_number_for_a_partial_answer(judge: Judge) -> None:
+    growing = ["a 0.5", "a 0.5\n\nb 0.75", "a 0.5\n\nb 0.75\n\nlost"]
+    last, mean = ProcessReward(judge), ProcessReward(judge, aggregation="mean", unscored=-1.0)
+    assert rounded(last.score("p", growing)) == [0.5, 0.75, 0.0]
+    assert rounded(mean.score("p", growing)) == [0.5, 0.625, -1.0]
+    assert judge.num_judged == 3 + 3
+    with pytest.raises(InputError, match="there is no aggregation 'sum'"):
+        ProcessReward(judge, aggregation="sum")
+
+
+def test_the_calls_of_search_and_learn(judge: Judge) -> None:
     """The calls of its best_of_n (all outputs of all problems) and beam_search (one growing text a beam)."""
     prm = PRM(judge)
     scores = prm.score(["p", "q"], [["a 0.5\n\nb 0.25", ""], ["c\n0.75", "lost"]])

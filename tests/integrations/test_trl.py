@@ -30,7 +30,7 @@ def test_the_problem_may_stand_in_a_column(judge: Judge) -> None:
     with pytest.raises(InputError, match="no column 'question'"):
         asyncio.run(reward(["p"], ["a 0.5"], problem=["p"]))
     with pytest.raises(InputError, match="forms are"):
-        RewardFunction(judge, "median")  # type: ignore[arg-type]
+        RewardFunction(judge, "median")
 
 
 def test_it_is_logged(judge: Judge) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rprm.aggregation import Aggregation, aggregate
+from rprm.aggregation import AGGREGATIONS, Aggregation, aggregate
 from rprm.api import RPRM
+from rprm.errors import InputError
 from rprm.integrations.answers import (
     RewardForm,
     answer_of,
@@ -33,12 +34,18 @@ class ProcessReward:
             in rprm.
         unscored: stands for a missing reward; 0 is the lowest, so that such an answer is ranked last.
         capacity: rewards of steps that are remembered.
+
+    Raises:
+        InputError: there is no such aggregation; called, a problem that is empty.
+        EngineError: called, as `RPRM.score_step`.
     """
 
     def __init__(
         self, prm: RPRM, *, aggregation: Aggregation = "last", step_token: str | None = None, unscored: float = 0.0,
         capacity: int = CAPACITY,
     ) -> None:  # fmt: skip
+        if aggregation not in AGGREGATIONS:
+            raise InputError(f"there is no aggregation {aggregation!r}; they are {', '.join(AGGREGATIONS)}")
         self.memory = StepMemory(prm, capacity)
         self.aggregation: Aggregation = aggregation
         self.step_token = step_token

@@ -10,13 +10,14 @@ from rprm.api import RPRM
 from rprm.errors import InputError
 from rprm.integrations.answers import RewardForm, blocking, checked_form, filled, judged, value_of
 
-#: The user's turns in the templates of Qwen and other ChatML models, Llama 3, Gemma, Mistral, DeepSeek.
+#: The user's turns in the templates of Qwen and other ChatML models, Llama 3, Gemma, Mistral, DeepSeek, Phi and Zephyr.
 _USER_TURN = re.compile(
     r"<\|im_start\|>user\n(.*?)<\|im_end\|>"
     r"|<\|start_header_id\|>user<\|end_header_id\|>\n\n(.*?)<\|eot_id\|>"
     r"|<start_of_turn>user\n(.*?)<end_of_turn>"
     r"|\[INST\] ?(.*?) ?\[/INST\]"
-    r"|<｜User｜>(.*?)<｜Assistant｜>",
+    r"|<｜User｜>(.*?)<｜Assistant｜>"
+    r"|<\|user\|>\n?(.*?)(?:<\|end\|>|</s>)?\s*<\|assistant\|>",
     re.DOTALL,
 )
 _TAG = re.compile(r"<[|｜][^<>\s]{1,40}[|｜]>|\[/?INST\]|<(?:start|end)_of_turn>")
