@@ -49,6 +49,9 @@ def test_the_answer_of_a_server(judge: Judge) -> None:
         "scores": [0.25, -1.0, -1.0],
         "extra_logs": {"unscored": [0.0, 1.0, 1.0]},
     }
+    long = prompt.replace("p<", f"{'p' * 60}<")
+    cut = {"query": [long[30:] + "a 0.75"], "prompts": [long]}
+    assert rounded(asyncio.run(respond(judge, cut))["rewards"]) == [0.75]
     labelled = {"query": ["<|turn|>a 0.75"], "prompts": ["<|turn|>"], "labels": [{"problem": "p"}]}
     found = asyncio.run(respond(judge, labelled, form="last", problem_of=lambda prompt, label: label["problem"]))
     assert rounded(found["rewards"]) == [0.75]

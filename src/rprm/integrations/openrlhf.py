@@ -65,9 +65,12 @@ async def respond(
         raise InputError(f"{len(queries)} queries, {len(prompts)} prompts and {len(labels)} labels: not of one length")
     answers = []
     for index, (query, prompt, label) in enumerate(zip(queries, prompts, labels, strict=True)):
-        if not query.startswith(prompt):
-            raise InputError(f"query {index} does not begin with its prompt; was the prompt cut off (--data.max_len)?")
-        answers.append((problem_of(prompt, label), _ENDING.sub("", query.removeprefix(prompt))))
+        # Decoded again, a prompt may differ in spaces, or lack its beginning (--data.max_len): its end stands.
+        begun = query.startswith(prompt)
+        _, end, response = ("", prompt, query[len(prompt) :]) if begun else query.rpartition(prompt[-40:])
+        if not end and prompt:
+            raise InputError(f"query {index} does not begin with its prompt")
+        answers.append((problem_of(prompt, label), _ENDING.sub("", response)))
     values = [value_of(reward, checked_form(form)) for reward in await judged(prm, answers)]
     rewards = filled(values, unscored)
     return {"rewards": rewards, "scores": rewards, "extra_logs": {"unscored": [float(one is None) for one in values]}}

@@ -38,10 +38,12 @@ class StepMemory:
         tasks = {}
         for (problem, steps), of_steps in zip(solutions, keys, strict=True):
             for end, key in enumerate(of_steps, len(steps) - len(of_steps) + 1):
-                if key in self._rewards:
+                try:
                     found[key] = self._rewards[key]
                     self._rewards.move_to_end(key)
-                elif key not in tasks:
+                except KeyError:  # not known, or forgotten in another thread
+                    if key in tasks or key in found:
+                        continue
                     tasks[key] = asyncio.ensure_future(self.prm.score_step_async(problem, steps[:end]))
         try:
             judged = await asyncio.gather(*tasks.values())
