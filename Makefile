@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 
-.PHONY: setup demo test test-ci test-all check lock clean
+.PHONY: setup demo test test-ci test-all test-integrations check lock clean
 
 setup: $(STAMP)
 
@@ -42,6 +42,10 @@ test-ci: test
 # And the longest: the lab's experiments (they begin first), the long form of the fault suite.
 test-all: test
 	$(PYTEST) -m slow lab/tests tests
+
+# The adapters of rprm.integrations against the real libraries, each in an environment of its own.
+test-integrations: setup
+	tests/integrations/run.sh
 
 check: setup
 	$(BIN)/ruff check .

@@ -43,7 +43,7 @@ LAYERS = [
     {"engines", "jobs"},
     {"rewarders"},
     {"api", "benchmarks", "data", "search", "training"},
-    {"report", "evolve", "reproduce", "serve"},
+    {"report", "evolve", "reproduce", "serve", "integrations"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
