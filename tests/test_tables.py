@@ -267,11 +267,16 @@ def test_a_csv_of_no_row(tmp_path: Path) -> None:
         assert found(tmp_path / "a.csv") == []
 
 
-def test_a_file_that_changed_is_noticed(tmp_path: Path) -> None:
-    path = write_csv(tmp_path / "a.csv", [{"problem": "p", "solution": "s"}])
-    source = Source(str(path))
-    source.inspect()
-    path.write_text(path.read_text().replace("p,s", "p,t"))
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_file_that_changed_is_noticed(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{ending}"
+    for number in (1, 2):
+        frame = pd.DataFrame({"problem": [f"p{number}"], "solution": ["s"]})
+        frame.to_csv(path, index=False) if ending == "csv" else frame.to_parquet(path)
+        if number == 1:
+            source = Source(str(path))
+            source.inspect()
+            assert len(list(source.rows())) == 1
     with pytest.raises(InputError, match="it changed while it was read"):
         list(source.rows())
 
@@ -332,9 +337,10 @@ def test_a_column_stands_for_a_field(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="give FIELD=COLUMN; fields are id, problem"):
             with_columns(str(path), [wrong])
     # A column that is not there leaves the field missing.
-    rows = list(read_solutions(Source(with_columns(str(path), ["solution=text"]))))
-    assert isinstance(rows[0], Rejected)
-    assert "'steps' is missing" in rows[0].reason
+    for mapped, reason in (("solution=text", "'steps' is missing"), ("problem=text", "'problem' is missing")):
+        (row,) = read_solutions(Source(with_columns(str(path), [mapped])))
+        assert isinstance(row, Rejected)
+        assert reason in row.reason
 
 
 def test_a_name_with_a_question_mark_is_a_name(tmp_path: Path) -> None:

@@ -149,10 +149,11 @@ class Source:
         """Every row in order; an InputError where the whole is no JSON, damaged, or the hub cannot be reached."""
         for row in self._rows():
             if isinstance(row, Row) and isinstance(row.value, dict):
-                known = {field: row.value[column] for field, column in self.columns.items() if column in row.value}
-                row = row._replace(value=row.value | known)
-                if self.table:
-                    row = row._replace(value={field: cell(field, value) for field, value in row.value.items()})
+                named = {field: row.value[column] for field, column in self.columns.items() if column in row.value}
+                # A field whose column is not there is missing, also where it has another of its own name.
+                named |= {name: value for name, value in row.value.items() if name not in self.columns}
+                value = {field: cell(field, one) for field, one in named.items()} if self.table else named
+                row = row._replace(value=value)
             yield row
 
     def _rows(self) -> Iterator[Row | Rejected]:
@@ -172,7 +173,7 @@ class Source:
 
     def _unchanged(self) -> Iterator[bytes]:
         """The content as it was inspected, if it was: what was appended since is left out, another change an error."""
-        blocks = blocks_of(self.path, self.name)
+        blocks = blocks_of(self.path, self.name, is_text=self.table != ".parquet")
         if self._inspected is None:
             yield from blocks
             return
@@ -224,6 +225,9 @@ class Source:
         with hub_errors(f"{self.name}: cannot be read"):
             from pyarrow.parquet import ParquetFile
 
+            if self._inspected is not None:
+                for _ in self._unchanged():
+                    pass
             with ParquetFile(self.path) as file:
                 batches = (batch.to_pylist() for batch in file.iter_batches(batch_size=64))
                 yield from self._numbered(chain.from_iterable(batches))
