@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rprm.benchmarks import Figure
-from rprm.benchmarks.cost import cost_of
+from rprm.benchmarks.cost import Cost, cost_of
 from rprm.benchmarks.mathematics import AVERAGE, SETS
 from rprm.errors import InputError
 from rprm.files import read_json
@@ -164,6 +164,12 @@ class Reproduction:
         return self.model if any(map(os.path.isfile, paths)) else None
 
     @property
+    def cost(self) -> Cost:
+        """Of the run of `rprm bench` that the figures are of; its time is not of the results."""
+        folder = Path(self._scores or self.folder / "judge")
+        return cost_of(folder) if (folder / MANIFEST).exists() else Cost()
+
+    @property
     def _settings(self) -> Mapping[str, Any]:
         """Those of the run of `rprm bench` that the figures are of; empty where they are of none."""
         folder = Path(self._scores or self.folder / "judge")
@@ -234,10 +240,8 @@ class Reproduction:
             figures[name]["position_only"] = _at(measured[stage or last].get("position_only"), figure)
         # What stands beside the figures, of the stage that judged.
         first = measured[next(stage for stage in stages if stage in measured)]
-        judged = Path(self._scores or self.folder / stages[0])
-        beside = {"false_alarm_rate": _at(first.get("figures"), "false_alarm_rate"), "tokens": None, "seconds": None}
-        if usage := first.get("usage"):
-            beside |= {"tokens": usage["tokens"], "seconds": cost_of(judged).seconds}
+        beside = {"false_alarm_rate": _at(first.get("figures"), "false_alarm_rate")}
+        beside |= {"tokens": (first.get("usage") or {}).get("tokens")}
         differs = list(map(message, self._differs(measured)))
         return {"row": self.row.name, "figures": figures, "beside": beside, "differs": differs}
 

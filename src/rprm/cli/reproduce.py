@@ -67,12 +67,12 @@ def reproduce(
     errors = Terminal(stderr=True)
     found = chosen.run(lambda words: errors.print(f"$ rprm {message(shlex.join(words))}", style="dim", soft_wrap=True))
     if json:
-        print(dumps(found, ensure_ascii=False))
+        print(dumps(found | {"time": chosen.cost.time_as_dict()}, ensure_ascii=False))
     else:
-        Terminal().print(_table(chosen.row, found))
+        Terminal().print(_table(chosen.row, found, chosen.cost.time))
 
 
-def _table(row: PublishedRow, found: dict[str, Any]) -> Any:
+def _table(row: PublishedRow, found: dict[str, Any], time: str) -> Any:
     from rprm.benchmarks import Figure
     from rprm.report.measures import figure_text, framed
 
@@ -82,8 +82,7 @@ def _table(row: PublishedRow, found: dict[str, Any]) -> Any:
     if (rate := beside["false_alarm_rate"]) is not None:
         notes.append(f"false alarms on right solutions, in percent: {figure_text(Figure(**rate)).plain}")
     if (tokens := beside["tokens"]) is not None:
-        seconds = "not known" if beside["seconds"] is None else f"{beside['seconds']:,.1f}"
-        notes.append(f"tokens generated: {tokens:,}; seconds: {seconds}")
+        notes.append(f"{tokens:,} tokens generated; {time}")
     if any(one["ours"] is not None and one["ours"]["value"] is None for one in found["figures"].values()):
         notes.append("undefined: the items have none of a kind that the figure needs, such as right solutions")
     alone = {name: one["position_only"] for name, one in found["figures"].items()}
