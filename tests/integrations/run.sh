@@ -1,6 +1,7 @@
 #!/bin/sh
 # Tries the adapters against the real packages: each library in an environment of its own, which reads what it lacks
-# from the project's .venv (torch, transformers, pytest). Needs the network, once.
+# from the project's .venv (torch, transformers, pytest). Needs the network, once. Where a library is installed without
+# all of its dependencies, pip lists them as an ERROR and goes on.
 #
 #   tests/integrations/run.sh                  # all of them
 #   tests/integrations/run.sh its_hub verl     # some
@@ -50,7 +51,7 @@ for name in "$@"; do
         trl) run=$python ;; # the project's own
         search_and_learn)
             [ -n "${SEARCH_AND_LEARN:-}" ] || { echo "set SEARCH_AND_LEARN to a checkout of search-and-learn" >&2; exit 2; }
-            run=$python ;;
+            install search_and_learn word2number ;;
         *) echo "no such library: $name" >&2; exit 2 ;;
     esac
     [ "$run" = "$python" ] || touch "$environments/$name/installed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,19 @@ def test_an_evaluation(tmp_path: Path) -> None:
     again = inspect_ai.score(read_eval_log(log.location), scorer, action="overwrite", display="none")
     assert [sample.scores["step_rewards"].value for sample in again.samples][:2] == expected
     assert log.eval.scorers[0].options["model"] == "scripted:"
+
+
+@pytest.mark.slow
+def test_the_embedded_judge(tmp_path: Path) -> None:
+    """Of two solutions of a word problem, the one with a wrong third step."""
+    row = json.loads((Path(rprm.__file__).with_name("examples") / "word_problems.jsonl").read_text().splitlines()[0])
+    wrong = "\n\n".join(row["steps"])
+    scorer = step_rewards("embedded", form="progress", num_analyses=2)
+    samples = [Sample(input=row["problem"]), Sample(input=row["problem"])]
+    log = evaluated(tmp_path, scorer, samples, [output(wrong), output(wrong.replace("229", "219"))])
+    scores = [sample.scores["step_rewards"] for sample in log.samples]
+    assert [score.value for score in scores] == [0.5, 1.0]  # 2 of 4 steps; all
+    assert "First error: step 3." in scores[0].explanation
 
 
 def test_a_lost_judge_is_unscored(tmp_path: Path) -> None:

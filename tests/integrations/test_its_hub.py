@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import random
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from stated_judge import Judge, rounded
 
+import rprm
 from rprm.integrations.its_hub import OutcomeReward, ProcessReward
 
 its_hub = pytest.importorskip("its_hub")
@@ -22,6 +25,8 @@ from its_hub.core.algorithms.particle_gibbs import ParticleFiltering  # noqa: E4
 from its_hub.core.lms.step_generation import StepGeneration  # noqa: E402
 
 PROBLEM = "What is 2 + 2?"
+#: A word problem, whose third step has 229 in place of 219.
+EXAMPLES = Path(rprm.__file__).with_name("examples") / "word_problems.jsonl"
 
 
 class Policy(AbstractLanguageModel):
@@ -112,3 +117,38 @@ def test_messages_of_every_kind(judge: Judge) -> None:
     for given in (PROBLEM, [system, ChatMessage("user", PROBLEM)], ChatMessages([ChatMessage("user", PROBLEM)])):
         assert rounded(prm.score(given, ["a 0.5"])) == [0.5]
     assert judge.num_judged == 1
+
+
+class LabPolicy(AbstractLanguageModel):
+    """Solves a word problem of the lab; its third step is right in every third sample."""
+
+    def __init__(self, steps: list[str]) -> None:
+        self.steps, self.num_samples = steps, 0
+
+    def step(self, index: int) -> str:
+        if index != 2:
+            return self.steps[index]
+        self.num_samples += 1
+        return self.steps[2] if self.num_samples % 3 == 0 else self.steps[2].replace("219", "229")
+
+    async def agenerate(self, messages: Any, stop: str | None = None, **kwargs: Any) -> Any:
+        counts = [one[1].content.strip().count("\n\n") + 1 if len(one) > 1 else 0 for one in messages]
+        return [{"role": "assistant", "content": self.step(count)} for count in counts]
+
+    async def agenerate_single(self, messages: Any, stop: str | None = None, **kwargs: Any) -> dict[str, Any]:
+        return {"role": "assistant", "content": "\n\n".join(self.step(index) for index in range(3))}
+
+
+@pytest.mark.slow
+def test_the_embedded_judge_finds_the_right_solution() -> None:
+    row = json.loads(EXAMPLES.read_text().splitlines()[0])
+    policy = LabPolicy([step.replace("229", "219") for step in row["steps"][:3]])
+    steps = StepGeneration(max_steps=3, step_token="\n\n", stop_token="/ 3")
+    with rprm.RPRM("embedded", num_analyses=2) as prm:
+        beam = BeamSearch(steps, ProcessReward(prm, step_token="\n\n"), beam_width=3)
+        filtering = ParticleFiltering(steps, ProcessReward(prm, step_token="\n\n"))
+        found = [
+            search.infer(policy, row["problem"], budget=budget)
+            for search, budget in ((its_hub.BestOfN(OutcomeReward(prm)), 6), (beam, 9), (filtering, 6))
+        ]
+    assert ["219" in one["content"] and "229" not in one["content"] for one in found] == [True, True, True]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import logging
 from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -104,10 +103,8 @@ def filled(values: Sequence[float | None], unscored: float) -> list[float]:
 
 @lru_cache
 def loaded(model: str, **options: Any) -> RPRM:
-    """The rewarder of a spec, once a process: for libraries that are configured by texts. It is closed at exit."""
-    prm = RPRM(model, **options)
-    atexit.register(prm.close)
-    return prm
+    """The rewarder of a spec, once a process: for libraries that are configured by texts."""
+    return RPRM(model, **options)
 
 
 def blocking(work: Coroutine[Any, Any, T]) -> T:
