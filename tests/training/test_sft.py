@@ -661,9 +661,10 @@ def test_too_long_rows_cost_no_folder(tiny_model: Path, make_data: Callable[...,
 def test_models_that_cannot_be_trained(tiny_model: Path, make_data: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="GGUF file cannot be trained"):
         find_model("model.gguf")
+    data = make_data(num_train=4)
     for name in (str(tmp_path / "missing"), "missing"):
         with pytest.raises(EngineError, match="there is no such folder"):
-            train_sft(make_data(num_train=4), model=name, output=tmp_path / "run", settings=QUICK)
+            train_sft(data, model=name, output=tmp_path / "run", settings=QUICK)
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text("{}")
