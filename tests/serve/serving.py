@@ -29,11 +29,11 @@ def scripted_policy(**options: Any) -> Policy:
 @contextmanager
 def served(
     *, judge: Any = "scripted:?noise=0.3", policy: Policy | None = None, key: str | None = None,
-    limits: dict[str, Any] | None = None, **options: Any,
+    limits: dict[str, Any] | None = None, runs: Any = None, **options: Any,
 ) -> Iterator[httpx2.Client]:  # fmt: skip
     """A client of a server that runs until the block is left."""
     rewarder = load_rewarder(judge, **options)
-    gate = create_app(rewarder, name="judge", policy=policy, key=key, limits=Limits(**(limits or {})))
+    gate = create_app(rewarder, name="judge", policy=policy, key=key, runs=runs, limits=Limits(**(limits or {})))
     config = uvicorn.Config(gate, port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
 

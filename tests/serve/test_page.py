@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from serving import Serve
 
+from rprm.cli.runs import ShownRuns
 from rprm.engines.scripted import ScriptedEngine, ScriptedReply
+from rprm.reading import Source, read_solutions
+from rprm.rewarders import load_rewarder
+from rprm.rewarders.base import judge_source
 
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script> & \u202egnp"
 
@@ -22,7 +28,7 @@ def test_every_part_of_the_page_is_the_servers_own(serve: Serve) -> None:
     policy = page.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
-    for name in ("page.css", "page.js", "events.js"):
+    for name in ("page.css", "page.js", "events.js", "runs.js"):
         assert client.get(f"/page/{name}").status_code == 200
         assert "http" not in client.get(f"/page/{name}").text
     assert "http" not in page.text
@@ -102,6 +108,43 @@ def test_a_file_and_a_file_that_is_none(page: Any, tmp_path: Path) -> None:
     page.set_input_files("#file", bad)
     page.locator("#status.failed").wait_for()
     assert "bad.jsonl: line 2 is not JSON" in page.locator("#status").text_content()
+
+
+@pytest.mark.slow
+def test_runs_are_read_and_filtered(serve: Serve, browser: Any, tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    rows = [{"id": f"{HOSTILE} {n}", "problem": HOSTILE, "steps": [HOSTILE, "b"], "label": -1} for n in range(120)]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    source = Source(str(data))
+    for name, yes_rate in (("first", 1.0), ("second", 0.0)):
+        rewarder = load_rewarder(ScriptedEngine(yes_rate=yes_rate, noise=0.0), num_analyses=2)
+        reading = judge_source(rewarder, read_solutions(source), source=source.inspect(), output=tmp_path / name)
+        with ThreadPoolExecutor(1) as thread:  # Playwright's loop runs in this one.
+            thread.submit(asyncio.run, reading).result()
+    client = serve(runs=ShownRuns(tmp_path))
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto(str(client.base_url))
+    page.locator("#status", has_text="100 or more solutions").wait_for()
+    page.get_by_role("button", name="More").click()
+    page.locator("#status", has_text="120 solutions").wait_for()
+    assert page.locator("#list tbody tr").count() == 120
+    page.get_by_label("beside").select_option("second")
+    page.get_by_label("show").select_option("missed")
+    page.locator("#status", has_text="0 solutions").wait_for()
+    page.get_by_label("show").select_option("differ")
+    page.locator("#status", has_text="100 or more").wait_for()
+    first = page.locator("#list tbody tr").first
+    assert first.locator("td").all_text_contents()[:3] == ["none", "none", "step 1"]
+    first.locator("a").click()
+    page.locator(".solution").wait_for()
+    assert HOSTILE in page.locator(".step .text").first.text_content()
+    assert "the label says none" in page.locator(".verdict").text_content()
+    # A link to a solution opens it.
+    other = browser.new_page()
+    other.goto(page.url)
+    other.locator(".solution .step").first.wait_for()
+    assert other.title() == page.title() == "rprm"
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 @pytest.mark.slow

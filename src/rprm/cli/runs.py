@@ -178,6 +178,51 @@ def _facts(run: Path) -> dict[str, Any]:
         }
 
 
+class ShownRuns:
+    """The runs of judged solutions in a folder and below, by their paths in it; see `rprm.serve.browsing`."""
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise InputError(f"--runs {folder}: no such folder")
+        self.folder = folder
+
+    def listed(self) -> list[dict[str, Any]]:
+        found = []
+        for name, place in self._places().items():
+            try:
+                facts = _facts(place)
+            except RprmError as error:
+                found.append({"name": name, "model": "", "input": "", "status": str(error), "num_rows": 0})
+                continue
+            if facts["manifest"]["stage"] == "judge":
+                found.append({"name": name} | {key: facts[key] for key in ("model", "input", "status", "num_rows")})
+        return found
+
+    def rewards(self, name: str) -> Iterator[SolutionReward]:
+        from rprm.rewarders.base import read_rewards
+
+        return read_rewards(self._place(name))
+
+    def solution(self, name: str, id: str) -> tuple[Solution, SolutionReward, float]:
+        reward = next((one for one in self.rewards(name) if one.id == id), None)
+        if reward is None:
+            raise InputError(f"{name} has no finished solution {id!r:.80}")
+        place = self._place(name)
+        return _solution(place, reward, []), reward, _facts(place)["settings"].of("threshold", float)
+
+    def _place(self, name: str) -> Path:
+        if (place := self._places().get(name)) is None:
+            raise InputError(f"no run {name!r:.80} here")
+        return place
+
+    def _places(self) -> dict[str, Path]:
+        """Found anew each time: runs come while the server is up. Links to folders elsewhere are not followed."""
+        from rprm.runs import MANIFEST
+
+        found = (Path(place) for place, _, files in os.walk(self.folder) if MANIFEST in files)
+        return {os.path.relpath(place, self.folder): place for place in sorted(found)}
+
+
 def _rows(facts: dict[str, Any]) -> str:
     rows, expected = facts["num_rows"], facts["num_expected"]
     return f"{rows:,}" if expected is None else f"{rows:,} of {expected:,}"

@@ -10,11 +10,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from rprm import ranges
 from rprm.cli.options import JudgeOptions, Model, PolicyOptions, with_options
 from rprm.cli.process import run_async
+from rprm.cli.runs import ShownRuns
 from rprm.errors import InputError, RprmError, RunError
 
 if TYPE_CHECKING:
@@ -57,6 +59,9 @@ def serve(
     model: Model = "embedded",
     policy: Annotated[str | None, "Answer /v1/chat/completions with this model, guided by the rewards."] = None,
     *,
+    runs: Annotated[
+        Path | None, {"metavar": "FOLDER"}, "Show the runs in this folder on the page: whoever may ask may read them."
+    ] = None,
     host: Annotated[str, "Address to listen on; any but loopback needs a key."] = "127.0.0.1",
     port: Annotated[ranges.Port, "Port to listen on; 0: any that is free."] = 8765,
     key_env: Annotated[
@@ -90,7 +95,8 @@ def serve(
     KEYS.update({key} if key else ())
     rewarder = options.rewarder(model)
     writer = None if policy is None else policy_options.policy(policy, options.seed)
-    gate = create_app(rewarder, name=model, policy=writer, limits=limit_options.limits(), key=key)
+    shown = None if runs is None else ShownRuns(runs)
+    gate = create_app(rewarder, name=model, policy=writer, limits=limit_options.limits(), key=key, runs=shown)
     run_async(_run(gate, rewarder, writer, host, port))
 
 

@@ -13,7 +13,8 @@ from rprm import __version__
 from rprm.errors import RprmError
 from rprm.rewarders.base import StepRewarder
 from rprm.search.candidates import Policy
-from rprm.serve import chat, pages, rewards
+from rprm.serve import browsing, chat, pages, rewards
+from rprm.serve.browsing import RunFolders
 from rprm.serve.gate import RETRY_AFTER_S, Gate, Limits, error_body
 from rprm.serve.judging import Gone, Judging
 from rprm.serve.metrics import Metrics
@@ -23,23 +24,25 @@ from rprm.showing import message
 
 def create_app(
     rewarder: StepRewarder, *, name: str, policy: Policy | None = None, limits: Limits | None = None,
-    key: str | None = None,
+    key: str | None = None, runs: RunFolders | None = None,
 ) -> Gate:  # fmt: skip
     """An ASGI application that answers with a rewarder and a policy, both started.
 
     Args:
         name: of the judge's model, as clients see it.
         policy: answers `/v1/chat/completions`.
+        runs: run folders that may be looked at.
         key: what every request must carry; None: requests to this machine's own names alone.
     """
     limits, metrics = limits or Limits(), Metrics()
     state = Serving(name, Judging(rewarder, metrics, limits.cache_mb), policy, limits, metrics)
 
     app = FastAPI(title="rprm", version=__version__, docs_url=None, redoc_url=None)
-    app.state.serving = state
+    app.state.serving, app.state.runs = state, runs
     app.include_router(rewards.router)
     app.include_router(chat.router)
     app.include_router(pages.router)
+    app.include_router(browsing.router)
     app.add_api_route("/v1/models", _models, summary="The judge and the strategies.")
     app.add_api_route("/health", _health, summary="Whether the server answers.")
     app.add_api_route("/metrics", _metrics, summary="Counters, as Prometheus reads them.")

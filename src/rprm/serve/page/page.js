@@ -1,11 +1,16 @@
 // The page of `rprm serve`. All that comes from a model or a file becomes text nodes, never HTML.
 import { eventsOf } from "/page/events.js";
 
-const find = (id) => document.getElementById(id);
-const results = find("results");
+export const find = (id) => document.getElementById(id);
+export const results = find("results");
 let running = null;
 
-function say(text, failed = false) {
+export function stop() {
+  running?.abort();
+  results.replaceChildren();
+}
+
+export function say(text, failed = false) {
   find("status").textContent = text;
   find("status").classList.toggle("failed", failed);
 }
@@ -35,7 +40,7 @@ function shareOf(value) {
   return value === null ? "no reward" : `${(100 * value).toFixed(1)}%`;
 }
 
-function makeSolution(started, row) {
+export function makeSolution(started, row) {
   const made = find("solution-template").content.cloneNode(true).firstElementChild;
   made.querySelector("h2").textContent = started.id;
   made.querySelector(".problem").textContent = row.problem;
@@ -50,7 +55,7 @@ function makeSolution(started, row) {
   return made;
 }
 
-function showStep(step, found) {
+export function showStep(step, found) {
   const verdict = found.verdict === null ? "unscored" : found.verdict ? "right" : "wrong";
   step.classList.add(verdict);
   step.querySelector(".bar").style.setProperty("--share", `${100 * (found.reward ?? 0)}%`);
@@ -71,7 +76,7 @@ function showStep(step, found) {
   });
 }
 
-function showVerdict(made, first) {
+export function showVerdict(made, first) {
   const line = made.querySelector(".verdict");
   const [text, kind] =
     first === null ? ["Not known whether there is an error", ""]

@@ -1,0 +1,89 @@
+// Run folders on the page: a list to choose from, two runs side by side, a solution of one with its analyses.
+import { find, makeSolution, results, say, showStep, showVerdict, stop } from "/page/page.js";
+
+const rows = find("list").tBodies[0];
+let numShown = 0;
+
+async function get(path, words = {}) {
+  const answer = await fetch(`${path}?${new URLSearchParams(words)}`);
+  const found = await answer.json();
+  if (!answer.ok) throw new Error(found.error?.message ?? `the server answered ${answer.status}`);
+  return found;
+}
+
+const stepName = (index) => (index === null || index === undefined ? "–" : index < 0 ? "none" : `step ${index + 1}`);
+
+function addRow(line) {
+  const cells = [line.id, stepName(line.label), line.first_error === null ? "not known" : stepName(line.first_error)];
+  cells.push(line.beside ? (line.beside.first_error === null ? "not known" : stepName(line.beside.first_error)) : "–");
+  cells.push(line.agreement === null ? "–" : `${Math.round(100 * line.agreement)}%`);
+  const row = rows.insertRow();
+  cells.forEach((text, number) => {
+    const cell = number ? row.insertCell() : row.appendChild(document.createElement("th"));
+    if (number) {
+      cell.textContent = text;
+      return;
+    }
+    cell.scope = "row";
+    const link = cell.appendChild(document.createElement("a"));
+    link.textContent = text;
+    link.href = `#${new URLSearchParams({ run: find("run").value, id: line.id })}`;
+  });
+}
+
+async function list(more = false) {
+  if (!more) {
+    rows.replaceChildren();
+    numShown = 0;
+  }
+  const words = { run: find("run").value, kind: find("kind").value, offset: numShown };
+  if (find("beside").value) words.beside = find("beside").value;
+  try {
+    const { data, has_more } = await get("/v1/runs/solutions", words);
+    data.forEach(addRow);
+    numShown += data.length;
+    find("more").hidden = !has_more;
+    find("list").hidden = !numShown;
+    say(`${numShown}${has_more ? " or more" : ""} solutions`);
+  } catch (error) {
+    say(error.message, true);
+  }
+}
+
+async function showLinked() {
+  const { run, id } = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+  if (!run || !id) return;
+  try {
+    const found = await get("/v1/runs/solution", { run, id });
+    stop();
+    const made = makeSolution({ id: `${id} of ${run}`, steps: found.texts }, found);
+    found.steps.forEach((step) => showStep(made.querySelectorAll(".step")[step.step_index], step));
+    made.querySelectorAll(".number").forEach((one) => {
+      if (one.textContent === "waiting") one.textContent = "not judged";
+    });
+    showVerdict(made, found.first_error);
+    if (found.label !== null) made.querySelector(".verdict").textContent += `; the label says ${stepName(found.label)}`;
+    results.focus();
+    say(`${id} of ${run}`);
+  } catch (error) {
+    say(error.message, true);
+  }
+}
+
+const { data } = await get("/v1/runs");
+find("browse").hidden = !data.length;
+const none = find("beside").appendChild(document.createElement("option"));
+none.value = "";
+none.textContent = "nothing";
+for (const name of ["run", "beside"]) {
+  for (const run of data) {
+    const option = find(name).appendChild(document.createElement("option"));
+    option.value = run.name;
+    option.textContent = `${run.name} (${run.model}, ${run.num_rows})`;
+  }
+}
+for (const name of ["run", "beside", "kind"]) find(name).addEventListener("change", () => list());
+find("more").addEventListener("click", () => list(true));
+addEventListener("hashchange", showLinked);
+if (data.length) await list();
+await showLinked();

@@ -1,0 +1,139 @@
+"""Run folders on the server: lists, filters, two runs side by side, a solution in full."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serving import Serve
+
+from rprm.cli.runs import ShownRuns
+from rprm.engines.scripted import ScriptedEngine, ScriptedReply
+from rprm.errors import InputError
+from rprm.reading import Source, read_solutions
+from rprm.rewarders import load_rewarder
+from rprm.rewarders.base import judge_source
+
+HOSTILE = "<b>bold</b><script>document.title='owned'</script>"
+
+
+def judge_into(folder: Path, data: Path, p_yes: Callable[[str, int], float | None]) -> None:
+    """A run whose analyses of a step have these P(Yes), by its text and the number of the sample."""
+    seen: dict[str, int] = {}
+
+    def reply(prompt: Any, sampling: Any) -> ScriptedReply:
+        content = prompt.messages[-1].content
+        step = "two" if "two" in content else content
+        seen[step] = seen.get(step, -1) + 1
+        return ScriptedReply(f"Analysis {HOSTILE}", p_yes(step, seen[step]), 5)
+
+    rewarder = load_rewarder(ScriptedEngine(reply=reply), num_analyses=4, stopping="none", first_error_exit=False)
+    source = Source(str(data))
+    asyncio.run(judge_source(rewarder, read_solutions(source), source=source.inspect(), output=folder))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs `a` and `deep/b` on four solutions: `b` calls every step correct; `a` finds the steps that say bad, reaches
+    no verdict where they say lost, and is torn where they say maybe. And a folder that is no run, and a broken one."""
+    made = tmp_path_factory.mktemp("runs")
+    rows = [
+        {"id": "fine", "problem": HOSTILE, "steps": [f"one {HOSTILE}", "two"], "label": -1},
+        {"id": "wrong", "problem": "p", "steps": ["bad", "two"], "label": 0},
+        {"id": "lost", "problem": "p", "steps": ["lost", "two"], "label": 1},
+        {"id": "torn", "problem": "p", "steps": ["maybe", "two"], "label": -1},
+    ]
+    data = made / "data.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+
+    def of_a(step: str, number: int) -> float | None:
+        return None if "lost" in step else 0.0 if "bad" in step else number % 2 if "maybe" in step else 1.0
+
+    judge_into(made / "a", data, of_a)
+    judge_into(made / "deep" / "b", data, lambda step, number: 1.0)
+    (made / "broken").mkdir()
+    (made / "broken" / "manifest.json").write_text("{")
+    return made
+
+
+def ids(answer: Any) -> list[str]:
+    return [one["id"] for one in answer.json()["data"]]
+
+
+def test_lists_and_filters(serve: Serve, folder: Path) -> None:
+    client = serve(runs=ShownRuns(folder))
+    found = client.get("/v1/runs").json()["data"]
+    assert [(one["name"], one["num_rows"]) for one in found] == [("a", 4), ("broken", 0), ("deep/b", 4)]
+    assert "manifest.json" in found[1]["status"]
+
+    def listed(**words: Any) -> Any:
+        return client.get("/v1/runs/solutions", params={"run": "a"} | words)
+
+    assert ids(listed()) == ["fine", "wrong", "lost", "torn"]
+    lines = {one["id"]: one for one in listed().json()["data"]}
+    assert lines["wrong"]["first_error"] == 0
+    assert lines["wrong"]["rewards"] == [0.0, 1.0]
+    # Two of four say Yes.
+    assert (lines["torn"]["agreement"], lines["fine"]["agreement"]) == (0.5, 1.0)
+    assert ids(listed(kind="missed")) == ["lost"]
+    assert ids(listed(kind="unscored")) == ["lost"]
+    assert ids(listed(kind="torn")) == ["torn"]
+    assert ids(listed(kind="differ", beside="deep/b")) == ["wrong", "lost"]
+    beside = listed(beside="deep/b").json()["data"]
+    assert [one["beside"]["first_error"] for one in beside] == [-1] * 4
+    page = listed(offset=1, limit=2)
+    assert (ids(page), page.json()["has_more"]) == (["wrong", "lost"], True)
+    assert (ids(listed(offset=3)), listed(offset=3).json()["has_more"]) == (["torn"], False)
+
+
+def test_a_solution_in_full(serve: Serve, folder: Path) -> None:
+    client = serve(runs=ShownRuns(folder))
+    found = client.get("/v1/runs/solution", params={"run": "a", "id": "fine"}).json()
+    assert found["problem"] == HOSTILE
+    assert found["texts"] == [f"one {HOSTILE}", "two"]
+    assert [step["num_analyses"] for step in found["steps"]] == [4, 4]
+    assert HOSTILE in found["steps"][0]["analyses"][0]["text"]
+    assert (found["first_error"], found["label"]) == (-1, -1)
+
+
+@pytest.mark.parametrize(
+    ("path", "words", "said"),
+    [
+        ("solutions", {"run": "../a"}, "no run '../a' here"),
+        ("solutions", {"run": "/etc"}, "no run '/etc' here"),
+        ("solutions", {"run": "broken"}, "manifest.json"),
+        ("solutions", {"run": "a", "beside": "none"}, "no run 'none' here"),
+        ("solutions", {"run": "a", "kind": "bad"}, "kind"),
+        ("solutions", {"run": "a", "limit": "1000000"}, "limit"),
+        ("solution", {"run": "a", "id": "nobody"}, "no finished solution 'nobody'"),
+        ("solution", {"run": "a"}, "id"),
+    ],
+)
+def test_what_is_not_there(serve: Serve, folder: Path, path: str, words: dict[str, str], said: str) -> None:
+    client = serve(runs=ShownRuns(folder))
+    answer = client.get(f"/v1/runs/{path}", params=words)
+    assert answer.status_code == 422
+    assert said in answer.json()["error"]["message"]
+
+
+def test_without_runs(serve: Serve, tmp_path: Path) -> None:
+    client = serve()
+    assert client.get("/v1/runs").json()["data"] == []
+    assert "--runs FOLDER" in client.get("/v1/runs/solutions", params={"run": "a"}).json()["error"]["message"]
+    with pytest.raises(InputError, match="no such folder"):
+        ShownRuns(tmp_path / "none")
+
+
+def test_texts_that_are_gone(serve: Serve, tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"id": "x", "problem": "p", "steps": ["a"]}))
+    judge_into(tmp_path / "run", data, lambda step, number: 1.0)
+    data.unlink()
+    client = serve(runs=ShownRuns(tmp_path))
+    found = client.get("/v1/runs/solution", params={"run": "run", "id": "x"}).json()
+    assert found["rewards"] == [1.0]
+    assert "not at hand" in found["texts"][0]
