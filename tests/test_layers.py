@@ -69,6 +69,7 @@ WITHIN = {
     "search": {"benchmarks"},
     "training": {"data"},
     "report": {"reproduce"},
+    "serve": {"integrations"},
     "__main__": {"cli"},
 }
 

@@ -304,3 +304,21 @@ def test_a_critic_and_a_classifier_like_kind_answer_too(serve: Serve) -> None:
     streamed = events(client.post("/v1/rewards", json={"solutions": SOLUTIONS, "stream": True}).text)
     assert [one for one in streamed if one["object"] == "solution.rewards"] == whole["data"]
     assert len(streamed) == 2 + 3 + 2 + 2 + 1
+
+
+def test_openrlhf_asks_for_responses(serve: Serve) -> None:
+    client = serve(num_analyses=4)
+    prompt = "<|im_start|>user\nWhat is 1 + 1?<|im_end|>\n<|im_start|>assistant\n"
+    body = {
+        "query": [f"{prompt}One and one.\n\nIt is 2.\n\nSo 2.<|im_end|>", prompt],
+        "prompts": [prompt] * 2,
+        "labels": [0, 0],
+    }
+    found = client.post("/openrlhf", json=body).json()
+    wanted = client.post("/v1/rewards", json={"solutions": SOLUTIONS[:1]}).json()["data"][0]["rewards"]
+    assert found["rewards"] == found["scores"] == [min(wanted), 0.0]
+    assert found["extra_logs"] == {"unscored": [0.0, 1.0]}
+    last = client.post("/openrlhf?form=last", json=body).json()
+    assert last["rewards"][0] == wanted[-1]
+    assert client.post("/openrlhf", json=body | {"query": ["other", prompt]}).status_code == 422
+    assert client.post("/openrlhf", json={"query": [prompt] * 257}).status_code == 422

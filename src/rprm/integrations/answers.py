@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
 from rprm.api import RPRM
 from rprm.errors import InputError
 from rprm.reading import solution_of
-from rprm.records import SolutionReward
+from rprm.records import Solution, SolutionReward
 from rprm.splitting import split_steps
 from rprm.thinking import without_thinking
 
@@ -21,6 +21,12 @@ T = TypeVar("T")
 #: How step rewards become the reward of an answer: an aggregation of them, or "progress", the share of its steps
 #: before the first that is called wrong (1 where none is).
 RewardForm = Literal["min", "last", "product", "mean", "progress"]
+
+
+class Scorer(Protocol):
+    """Gives rewards in full: an `RPRM`, or a server's judge."""
+
+    async def score_async(self, solutions: Iterable[Solution | dict[str, Any]]) -> list[SolutionReward]: ...
 
 
 def checked_form(form: str) -> RewardForm:
@@ -62,7 +68,7 @@ def steps_of(answer: str, separator: str | None = None) -> list[str]:
     return [step for part in without_thinking(answer).split(separator) if (step := part.strip())]
 
 
-async def judged(prm: RPRM, answers: Sequence[tuple[str, str]]) -> list[SolutionReward | None]:
+async def judged(prm: Scorer, answers: Sequence[tuple[str, str]]) -> list[SolutionReward | None]:
     """The rewards in full of answers, each after its problem; None of one without steps. Equal ones are judged once.
 
     Raises:

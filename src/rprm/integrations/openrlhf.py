@@ -8,7 +8,7 @@ from typing import Any
 
 from rprm.api import RPRM
 from rprm.errors import InputError
-from rprm.integrations.answers import RewardForm, blocking, checked_form, filled, judged, value_of
+from rprm.integrations.answers import RewardForm, Scorer, blocking, checked_form, filled, judged, value_of
 
 #: The user's turns in the templates of Qwen and other ChatML models, Llama 3, Gemma, Mistral, DeepSeek, Phi and Zephyr.
 _USER_TURN = re.compile(
@@ -41,7 +41,7 @@ def problem_of_prompt(prompt: str, label: Any = None) -> str:
 
 
 async def respond(
-    prm: RPRM, payload: Mapping[str, Any], *, form: RewardForm = "min", unscored: float = 0.0,
+    prm: Scorer, payload: Mapping[str, Any], *, form: RewardForm = "min", unscored: float = 0.0,
     problem_of: ProblemOf = problem_of_prompt,
 ) -> dict[str, Any]:  # fmt: skip
     """What a server answers to OpenRLHF's POST.

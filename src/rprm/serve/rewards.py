@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request
@@ -13,6 +14,8 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from rprm.errors import InputError, RprmError
+from rprm.integrations.answers import RewardForm
+from rprm.integrations.openrlhf import respond
 from rprm.jobs import all_or_none
 from rprm.reading import solution_of
 from rprm.records import Solution, SolutionReward, StepReward
@@ -168,6 +171,25 @@ async def pooling(body: PoolingRequest, request: Request, state: State) -> dict[
     ]
     usage = {"prompt_tokens": 0, "total_tokens": _usage(results)["generated_tokens"]}
     return {**stamped("pool"), "object": "list", "model": state.name, "data": data, "usage": usage}
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    """The server's judge, within its limits, as `rprm.integrations` asks it."""
+
+    state: Serving
+
+    async def score_async(self, solutions: Iterable[Solution | dict[str, Any]]) -> list[SolutionReward]:
+        checked = [self.state.checked(one) for one in solutions if isinstance(one, Solution)]
+        return await all_or_none(self.state.judging.solution(one, "full") for one in checked)
+
+
+@router.post("/openrlhf", summary="Rewards of responses, as OpenRLHF asks for them (`--reward.remote_url`).")
+async def openrlhf(body: dict[str, Any], request: Request, state: State, form: RewardForm = "min") -> dict[str, Any]:
+    queries = body.get("query")
+    if isinstance(queries, list) and len(queries) > state.limits.solutions:
+        raise InputError(f"there are {len(queries)} queries; send at most {state.limits.solutions} at once")
+    return await state.within_time(unless_gone(request, respond(_Scorer(state), body, form=form)))
 
 
 async def _events(state: Serving, solutions: Sequence[Solution], body: RewardsRequest) -> AsyncGenerator[str, None]:

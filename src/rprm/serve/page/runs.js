@@ -62,7 +62,11 @@ async function showLinked() {
       if (one.textContent === "waiting") one.textContent = "not judged";
     });
     showVerdict(made, found.first_error);
-    if (found.label !== null) made.querySelector(".verdict").textContent += `; the label says ${stepName(found.label)}`;
+    if (found.label !== null) {
+      const line = made.querySelector(".verdict");
+      line.textContent += `; the label says ${stepName(found.label)}`;
+      line.className = `verdict ${found.label === found.first_error ? "right-text" : "wrong-text"}`;
+    }
     results.focus();
     say(`${id} of ${run}`);
   } catch (error) {
