@@ -55,7 +55,12 @@ def test_every_module_is_imported_on_windows() -> None:
         "import importlib, pkgutil, rprm\n"
         "for module in pkgutil.walk_packages(rprm.__path__, 'rprm.'):\n"
         "    if not module.name.endswith('__main__'):\n"
-        "        importlib.import_module(module.name)\n"
+        "        try:\n"
+        "            importlib.import_module(module.name)\n"
+        "        except ModuleNotFoundError as error:\n"
+        # Adapters are for users of the library that they adapt to.
+        "            if not module.name.startswith('rprm.integrations.') or error.name.startswith('rprm'):\n"
+        "                raise\n"
         "        print(module.name)\n",
         first="import torch, transformers",
     )

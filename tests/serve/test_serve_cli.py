@@ -39,9 +39,12 @@ def running(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Po
 
 
 def wait_for(url: str, num_under_way: int) -> None:
-    deadline = time.monotonic() + 20
-    while f"under_way {num_under_way}.0" not in httpx2.get(f"{url}/metrics").text and time.monotonic() < deadline:
-        time.sleep(0.05)
+    """Return once so many requests are under way."""
+    deadline = time.monotonic() + 60
+    with httpx2.Client() as client:
+        while f"under_way {num_under_way}.0" not in client.get(f"{url}/metrics").text:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 def refused(*arguments: str, **environment: str) -> str:
@@ -74,7 +77,7 @@ def test_a_port_in_use_and_a_model_that_is_none_cost_one_line() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
 def test_a_signal_lets_what_is_under_way_end(name: str) -> None:
-    with running("--model", "scripted:?delay=5") as (process, url):
+    with running("--model", "scripted:?delay=8") as (process, url):
         answers: list[Any] = []
 
         def ask() -> None:
@@ -118,7 +121,11 @@ def test_a_second_signal_waits_for_nothing() -> None:
         asking.join()
         assert [answer.status_code for answer in answers] in ([], [503])
         assert process.stderr is not None
-        assert process.stderr.read().splitlines()[-1] == "rprm: stopped by SIGTERM; 1 requests were broken off"
+        assert process.stderr.read().splitlines() == [
+            "rprm: loading the model",
+            *["rprm: SIGTERM: 1 requests are under way, which may take 30 s to end"] * 2,
+            "rprm: stopped by SIGTERM; 1 requests were broken off",
+        ]
 
 
 def test_the_key_is_in_nothing_that_is_printed() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import signal
@@ -112,17 +111,19 @@ async def _run(gate: Gate, rewarder: StepRewarder, policy: Policy | None, host: 
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
             """A first signal lets what is under way end, a second one does not wait for it."""
-            loop, numbers = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-            heard = [one for one in numbers if signal.getsignal(one) is not signal.SIG_IGN]
-            for number in heard:
-                loop.add_signal_handler(number, self._stop, number.name)
+            found = (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP"))
+            before = {number: signal.getsignal(number) for number in found if number is not None}
+            for number, handler in before.items():
+                if handler is not signal.SIG_IGN:
+                    signal.signal(number, self._stop)
             try:
                 yield
             finally:
-                for number in heard:
-                    loop.remove_signal_handler(number)
+                for number, handler in before.items():
+                    signal.signal(number, handler)
 
-        def _stop(self, name: str) -> None:
+        def _stop(self, number: int, frame: object) -> None:
+            name = signal.Signals(number).name
             self.force_exit = self.should_exit
             self.should_exit = gate.is_stopping = True
             received.append(name)
