@@ -204,9 +204,9 @@ class Run:
         """Record how this session ended. Where that fails as what stopped it did, that is the error to tell."""
         self._manifest["status"] = status
         self._manifest["sessions"][-1].update({"ended_at": _now(), **session})
-        self._is_open = False
         with suppress(*(() if status == "complete" else (RunError,))):
             self._write_manifest()
+        self._is_open = False  # Not before: a signal may break into the writing.
 
     @property
     def _journals(self) -> list[Path]:
