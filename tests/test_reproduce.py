@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from rprm.benchmarks.mathematics import SETS
 from rprm.cli.app import app
-from rprm.errors import InputError, RunError, SettingsChanged
+from rprm.errors import CorruptRun, InputError, RunError, SettingsChanged
 from rprm.files import read_json
 from rprm.models import MODELS
 from rprm.reproduce import MEASUREMENT, PublishedRow, Reproduction, published_rows
@@ -449,3 +449,81 @@ def test_thirty_guided_steps_and_then_freely(tmp_path: Path, mathematics: Path) 
         for answer, row in zip(right, rows, strict=True)
     ]
     assert found["figures"]["pass@1/aime24"]["ours"]["value"] == pytest.approx(100 * mean(shares))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda judge: rewrite(judge / MEASUREMENT, b'"value": ', b'"value": 9'), "its checksum does not fit"),
+        (lambda judge: (judge / MEASUREMENT).write_text("{}"), "its checksum does not fit"),
+        (lambda judge: (judge / MEASUREMENT).write_text("[]"), "is damaged"),
+        (lambda judge: rewrite(judge / "results.jsonl", b"0.9", b"0.1"), "line 1 is damaged"),
+        (lambda judge: (judge / "results.jsonl").unlink(), "rows are missing at its end"),
+    ],
+)
+def test_figures_are_those_of_the_rows(tmp_path: Path, mathematics: Path, damage: Any, said: str) -> None:
+    """What was edited, or is of other rows, is told; nothing is reported."""
+    chosen = reproduction("processbench/r-prm-7b-dpo", tmp_path, mathematics, options=("-k", "2"))
+    chosen.run()
+    damage(chosen.folder / "judge")
+    with pytest.raises(CorruptRun, match=said):
+        chosen.run()
+
+
+def rewrite(path: Path, old: bytes, new: bytes) -> None:
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new))
+
+
+def test_lost_figures_are_measured_again(tmp_path: Path, mathematics: Path) -> None:
+    chosen = reproduction("processbench/r-prm-7b-dpo", tmp_path, mathematics, options=("-k", "2"))
+    found = chosen.run()
+    before = (chosen.folder / "judge" / MEASUREMENT).read_bytes()
+    (chosen.folder / "judge" / MEASUREMENT).unlink()
+    assert chosen.run() == found
+    assert (chosen.folder / "judge" / MEASUREMENT).read_bytes() == before
+
+
+def test_other_content_under_a_known_name_is_another_run(tmp_path: Path, mathematics: Path) -> None:
+    data, scores = tmp_path / "gsm8k.jsonl", tmp_path / "scores.jsonl"
+    rows = (EXCERPTS / "processbench" / "gsm8k.jsonl").read_text().splitlines()[:3]
+    data.write_text("\n".join(rows))
+    items = [json.loads(row) for row in rows]
+    scores.write_text("\n".join(json.dumps({"id": one["id"], "p_yes": [0.9] * len(one["steps"])}) for one in items))
+    chosen = reproduction(
+        "processbench/r-prm-7b-dpo", tmp_path / "root", mathematics, data=str(data), model=str(scores)
+    )
+    chosen.run()
+    scores.write_text(scores.read_text().replace("0.9", "0.1"))
+    with pytest.raises(SettingsChanged, match=r"scores\.jsonl"):
+        chosen.run()
+    scores.write_text(scores.read_text().replace("0.1", "0.9"))
+    chosen.run()
+    data.write_text("\n".join(reversed(rows)))
+    with pytest.raises(SettingsChanged, match=r"gsm8k\.jsonl"):
+        chosen.run()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["processbench/r-prm-7b-dpo", "--policy", "scripted:"], "no policy writes"),
+        (["processbench/r-prm-7b-dpo", "--model", ""], "leave out what is empty"),
+        (["processbench/r-prm-7b-dpo", "--", "--help"], "--help after --"),
+        (["processbench/r-prm-7b-dpo", "--", "--model=scripted:"], "--model=scripted: after --"),
+        (["list", "--limit", "3"], "no options but --json"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(words: list[str], said: str) -> None:
+    done = CliRunner().invoke(app, ["reproduce", *words, "--dry-run"])
+    assert isinstance(done.exception, InputError)
+    assert said in str(done.exception)
+
+
+def test_a_curve_does_not_overwrite_a_runs_own_figures(tmp_path: Path, mathematics: Path) -> None:
+    chosen = reproduction("processbench/r-prm-7b-dpo", tmp_path, mathematics, options=("-k", "2"))
+    chosen.run()
+    run = str(chosen.folder / "judge")
+    done = CliRunner().invoke(app, ["bench", "curve", run, "--output", run])
+    assert "name another folder" in str(done.exception)

@@ -20,7 +20,16 @@ from rprm.prompts import load_template
 from rprm.prompts.library import MODEL_TEMPLATE
 from rprm.reading import Rejected, Source
 from rprm.records import LabelledStep, ResultRow, SolutionReward
-from rprm.runs import LineWriter, Run, read_json_lines, read_results, read_summary, versions, write_atomically
+from rprm.runs import (
+    MEASUREMENT,
+    LineWriter,
+    Run,
+    read_json_lines,
+    read_results,
+    read_summary,
+    versions,
+    write_atomically,
+)
 from rprm.subcommands import Subcommand, is_complete
 from rprm.training.handover import MODEL
 from rprm.training.settings import RoundSettings
@@ -190,7 +199,9 @@ class _Rounds:
     def _stage(self, number: int, name: str, *arguments: Any, launcher: Sequence[str] = ()) -> Path:
         """Run a command of this package into `round-N/NAME`, unless it is complete there."""
         folder = self.folder / f"round-{number}" / name
-        if not is_complete(folder):
+        # Figures come after the rows that they are of.
+        is_measured = arguments[0] != "bench" or (folder / MEASUREMENT).exists()
+        if not (is_measured and is_complete(folder)):
             self.on_stage(number, name)
             Subcommand(folder, [str(argument) for argument in arguments], launcher=launcher, attached=True).wait()
         return folder

@@ -4,6 +4,7 @@ rows are in `reproduce.toml`, which says how to read them."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 import tomllib
@@ -17,15 +18,13 @@ from typing import Any
 from rprm.benchmarks import Figure
 from rprm.benchmarks.cost import Cost, cost_of
 from rprm.benchmarks.mathematics import AVERAGE, SETS
-from rprm.errors import InputError
-from rprm.files import read_json
+from rprm.errors import InputError, RunError
 from rprm.prompts.library import CRITICS, PROMPTS
 from rprm.rewarders import is_classifier, load_critic, load_judge
-from rprm.runs import MANIFEST, Run, read_manifest, versions
+from rprm.runs import MANIFEST, MEASUREMENT, RESULTS, Run, read_manifest, read_measurement, versions
 from rprm.showing import message
 from rprm.subcommands import Subcommand, is_complete
 
-MEASUREMENT = "measurement.json"
 #: Options of the command that judges, and the names that Python has for them.
 _OPTIONS = {
     "-k": "num_analyses", "--procedure": "procedure", "--temperature": "temperature", "--top-p": "top_p",
@@ -38,6 +37,15 @@ _WORDS = {
     "force_verdict": "a missing verdict is asked for:",
 }  # fmt: skip
 _SETS = [name for name in SETS if name != "gsm8k"]  #: of the paper's tables
+
+
+def _content(name: str) -> str | None:
+    """The hash of a file that is given, of the files in a folder, or of a run's rows; None of what is on the hub."""
+    path = Path(name.partition("?")[0])
+    path = path / RESULTS if (path / MANIFEST).is_file() else path
+    files = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file())
+    digests = [f"{one.relative_to(path)} {hashlib.sha256(one.read_bytes()).hexdigest()}" for one in files]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest() if digests else None
 
 
 @dataclass(frozen=True)
@@ -209,7 +217,8 @@ class Reproduction:
             for name in (MANIFEST, *(f"{stage}.log" for stage in self.row.table.stages)):
                 (self.folder / name).unlink(missing_ok=True)
         commands = [message(shlex.join(words)) for _, words in replace(self, root=Path("OUTPUT")).commands()]
-        settings = {"row": self.row.name, "commands": commands}
+        settings: dict[str, Any] = {"row": self.row.name, "commands": commands}
+        settings |= {f"content of {name}": _content(name) for name in (self.data, self._scores) if name}
         with Run(self.folder, stage="reproduce", settings=settings, session={"versions": versions()}) as run:
             for folder, words in self.commands(self._best_threshold):
                 is_measured = words[0] == "bench"
@@ -223,15 +232,17 @@ class Reproduction:
     def _best_threshold(self) -> str:
         """The threshold with the highest F1 on GSM8K in the curve of the stage `judge`, of equal ones the nearest to
         0.5, which it is where no F1 is defined."""
-        curve = read_json(self.folder / "judge" / MEASUREMENT)["curve"]
+        curve = read_measurement(self.folder / "judge")["curve"]
         pairs = zip(curve["f1"].get("gsm8k", []), curve["threshold"], strict=False)
         known = [(f1, -abs(threshold - 0.5), threshold) for f1, threshold in pairs if f1 is not None]
         return str(max(known, default=(0.0, 0.0, 0.5))[-1])
 
     def _compared(self) -> dict[str, Any]:
         *_, last = stages = list(self.row.table.stages)
-        paths = {stage: self.folder / stage / MEASUREMENT for stage in stages}
-        measured = {stage: read_json(path) for stage, path in paths.items() if path.exists()}
+        folders = {stage: self.folder / stage for stage in stages}
+        measured = {stage: read_measurement(one) for stage, one in folders.items() if (one / MEASUREMENT).exists()}
+        if last not in measured:
+            raise RunError(f"{folders[last]}: the command made no figures; see {last}.log beside it")
         figures = {}
         for name, published in self.row.published.items():
             stage, _, figure = name.rpartition(":")

@@ -52,6 +52,7 @@ MANIFEST = "manifest.json"
 RESULTS = "results.jsonl"
 REJECTED = "rejected.jsonl"
 SUMMARY = "summary.json"
+MEASUREMENT = "measurement.json"
 
 #: The setting that says what the fields of a run's rows mean, where that has changed since the first version.
 FORMAT = "row_format"
@@ -383,6 +384,34 @@ def verified_results(folder: str | Path) -> Path:
     for _ in read_results(folder, bool):
         pass
     return Path(folder) / RESULTS
+
+
+def write_measurement(folder: Path, found: Mapping[str, Any]) -> None:
+    """Keep figures in `measurement.json`, with a checksum of them and, in a run folder, that of the rows."""
+    kept = {**found, "of_rows": _rows_of(folder)}
+    write_atomically(folder / MEASUREMENT, _text(kept | {"crc": _manifest_crc(kept)}))
+
+
+def read_measurement(folder: Path) -> dict[str, Any]:
+    """The figures that a folder keeps; `CorruptRun` where they are not as they were written, or not of its rows."""
+
+    def check(content: bytes, value: Any) -> None:
+        if value.get("crc") != _manifest_crc(value):
+            raise ValueError("its checksum does not fit: it was changed")
+        if value["of_rows"] != _rows_of(folder):
+            raise ValueError("it is of other rows")
+
+    found = read_json(folder / MEASUREMENT, check)
+    if found["of_rows"] is not None:
+        verified_results(folder)
+    return found
+
+
+def _rows_of(folder: Path) -> str | None:
+    """The checksum of the last row of a run that is complete; None of no such run."""
+    manifest = read_manifest(folder) if (folder / MANIFEST).exists() else {}
+    rows: str | None = (manifest.get("files") or {}).get(RESULTS)
+    return rows
 
 
 def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, str, str]]:

@@ -217,12 +217,14 @@ def curve(
     from rprm.benchmarks.curve import k_curve
     from rprm.records import SolutionReward
     from rprm.report.measures import result_table
-    from rprm.runs import finished_manifest, read_results
+    from rprm.runs import MANIFEST, finished_manifest, read_results
 
     recorded, known = settings_of_run(run), BenchGroup.added()
     if (name := recorded.get("benchmark")) not in known:
         raise BenchmarkError(f"{run}: not a run folder of `rprm bench`")
     finished_manifest(run, stage="judge", command=f"rprm bench {name}")
+    if output is not None and (output / MANIFEST).exists():
+        raise BenchmarkError(f"--output {output} holds a run, whose own figures are there: name another folder")
     record: Benchmark = known[name].load()
     *_, read = _read(record, data, figures.limit, recorded)
     items, rewards = judged_items(run, recorded, record, read), list(read_results(run, SolutionReward.read_back))
@@ -312,12 +314,11 @@ def _agreed(name: str, given: Any, *recorded: dict[str, Any]) -> Any:
 
 def show(found: dict[str, Any], tables: Iterable[Any], *, as_json: bool, output: Path | None = None) -> None:
     """Print what was found, as JSON or in tables, and keep it in `output`, whose manifest has the time."""
-    from rprm.runs import write_atomically
+    from rprm.runs import write_measurement
     from rprm.terminal import Terminal
 
     if output is not None:
-        kept = {name: value for name, value in found.items() if name != "time"}
-        write_atomically(output / "measurement.json", f"{dumps(kept, indent=2, ensure_ascii=False)}\n")
+        write_measurement(output, {name: value for name, value in found.items() if name != "time"})
     if as_json:
         print(dumps(found, ensure_ascii=False))
     else:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from rprm.reproduce import PublishedRow
 
 _MODEL = "In place of the row's: as for `rprm judge`; of a row that is judged once also a file of scores, or a run."
+#: Options that this command gives to its stages, or that they have no use for.
+_OWN = ("--output", "-o", "--data", "--limit", "--model", "-m", "--scores", "--policy", "-p", "--json", "--help", "-h")
 _OPTIONS = "Of the command that judges, or samples."
 
 
@@ -40,16 +42,28 @@ def reproduce(
     command that judges, as in: rprm reproduce processbench/qwen2.5-72b -- --prompt mine.toml
     """
     from rprm.reproduce import Reproduction, published_rows
+    from rprm.runs import MANIFEST
     from rprm.showing import message
     from rprm.terminal import Terminal
 
     rows = published_rows()
     if row == "list":
+        if model is not None or policy is not None or data is not None or limit is not None or options:
+            raise InputError("the list takes no options but --json")
         print(dumps([asdict(one) for one in rows.values()], ensure_ascii=False)) if json else _list(rows.values())
         return
     if row not in rows:
         raise InputError(f"no row is called {row!r:.80}: `rprm reproduce list` names all")
+    if own := [word for word in options or () if word.partition("=")[0] in _OWN]:
+        raise InputError(f"{own[0]} after -- : the stages get it from this command; give it before the --, if at all")
+    if model == "" or policy == "":
+        raise InputError("--model and --policy name a model: leave out what is empty")
+    if (output / MANIFEST).exists():
+        raise InputError(f"--output {output} is a run: name the folder that the rows are to be in")
     chosen = Reproduction(rows[row], output, model, policy, data, limit, tuple(options or ()))
+    tables = [one.row.table.stages for one in (chosen.before, chosen) if one is not None]
+    if policy is not None and not any("{policy}" in command for one in tables for command in one.values()):
+        raise InputError(f"{row}: no policy writes for this row: leave out --policy")
     if dry_run:
         for command in chosen.row.table.training if chosen.row.needs_model and model is None else ():
             print(command)
