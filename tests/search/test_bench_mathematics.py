@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from rprm.runs import read_measurement
 from tests.warm import warm_cli
 
 pytest.importorskip("math_verify")
