@@ -21,6 +21,7 @@ def test_no_answer_is_lost_or_another_clients(monkeypatch: pytest.MonkeyPatch) -
     }  # fmt: skip
     assert answers["good: 200"] > 20
     assert answers["oversized: 413"] > 0
-    assert found["ends"] == {"200": 32}
+    # What has come by then ends; what comes later is refused, or finds nobody.
+    assert set(found["ends"]) <= {"200", "503", "ReadError", "ConnectError", "RemoteProtocolError"}
     assert found["exit code"] == 0
     assert found["stderr"][-1] == "rprm: stopped by SIGTERM; 0 requests were broken off"
