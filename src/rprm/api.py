@@ -239,11 +239,9 @@ def _progress_line(num_solutions: int) -> ProgressLine:
 
 async def _judged_step(rewarder: StepRewarder, problem: str, steps: Sequence[str], step_index: int) -> StepReward:
     solution = solution_of(*rows_of([{"problem": problem, "steps": steps}]), default_id="0")
-    places = range(len(solution.steps))
-    if not -len(places) <= step_index < len(places):
-        raise InputError(f"there is no step {step_index} of {len(places)} (counted from 0; -1 is the last)")
+    place = solution.place(step_index)
     await rewarder.start()
-    return await rewarder.judge_step(problem, solution.steps, places[step_index])
+    return await rewarder.judge_step(problem, solution.steps, place)
 
 
 async def _best_of(

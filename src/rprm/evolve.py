@@ -21,7 +21,6 @@ from rprm.prompts.library import MODEL_TEMPLATE
 from rprm.reading import Rejected, Source
 from rprm.records import LabelledStep, ResultRow, SolutionReward
 from rprm.runs import (
-    MEASUREMENT,
     LineWriter,
     Run,
     read_json_lines,
@@ -30,7 +29,7 @@ from rprm.runs import (
     versions,
     write_atomically,
 )
-from rprm.subcommands import Subcommand, is_complete
+from rprm.subcommands import Subcommand, is_done
 from rprm.training.handover import MODEL
 from rprm.training.settings import RoundSettings
 
@@ -199,11 +198,10 @@ class _Rounds:
     def _stage(self, number: int, name: str, *arguments: Any, launcher: Sequence[str] = ()) -> Path:
         """Run a command of this package into `round-N/NAME`, unless it is complete there."""
         folder = self.folder / f"round-{number}" / name
-        # Figures come after the rows that they are of.
-        is_measured = arguments[0] != "bench" or (folder / MEASUREMENT).exists()
-        if not (is_measured and is_complete(folder)):
+        words = [str(argument) for argument in arguments]
+        if not is_done(folder, words):
             self.on_stage(number, name)
-            Subcommand(folder, [str(argument) for argument in arguments], launcher=launcher, attached=True).wait()
+            Subcommand(folder, words, launcher=launcher, attached=True).wait()
         return folder
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rprm.aggregation import Aggregation, aggregate
+from rprm.errors import InputError
 
 #: What the fields of a `SolutionReward` mean, in the settings of runs that hold them; to be raised when that changes.
 #: 1 (or absent): `first_error` is -1 also where a step has no reward. 2: it is None there.
@@ -41,6 +42,13 @@ class Solution(Record):
     problem: str
     steps: tuple[str, ...]
     label: int | None = None
+
+    def place(self, step_index: int) -> int:
+        """The index of a step that is counted from 0, or from the end (-1: the last); an InputError: there is none."""
+        places = range(len(self.steps))
+        if not -len(places) <= step_index < len(places):
+            raise InputError(f"there is no step {step_index} of {len(places)} (counted from 0; -1 is the last)")
+        return places[step_index]
 
 
 class LabelledStep(ResultRow):

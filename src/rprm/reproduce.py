@@ -23,7 +23,7 @@ from rprm.prompts.library import CRITICS, PROMPTS
 from rprm.rewarders import is_classifier, load_critic, load_judge
 from rprm.runs import MANIFEST, MEASUREMENT, RESULTS, Run, read_manifest, read_measurement, versions
 from rprm.showing import message
-from rprm.subcommands import Subcommand, is_complete
+from rprm.subcommands import Subcommand, is_done
 
 #: Options of the command that judges, and the names that Python has for them.
 _OPTIONS = {
@@ -221,8 +221,7 @@ class Reproduction:
         settings |= {f"content of {name}": _content(name) for name in (self.data, self._scores) if name}
         with Run(self.folder, stage="reproduce", settings=settings, session={"versions": versions()}) as run:
             for folder, words in self.commands(self._best_threshold):
-                is_measured = words[0] == "bench"
-                if not ((folder / MEASUREMENT).exists() if is_measured else is_complete(folder)):
+                if not is_done(folder, words):
                     on_stage([*words, "--output", str(folder)])
                     Subcommand(folder, words, attached=True).wait()
             found = self._compared()

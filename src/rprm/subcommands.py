@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rprm.errors import RunError
 from rprm.files import check_is_file, disk
-from rprm.runs import MANIFEST, read_manifest
+from rprm.runs import MANIFEST, MEASUREMENT, read_manifest
 from rprm.showing import message
 
 #: Seconds that a stage has to stop before it is killed.
@@ -26,6 +26,11 @@ _PATIENCE_S = 30.0
 def is_complete(folder: Path) -> bool:
     """Whether a stage has been run to its end in this folder."""
     return (folder / MANIFEST).exists() and read_manifest(folder).get("status") == "complete"
+
+
+def is_done(folder: Path, words: Sequence[str]) -> bool:
+    """Whether a command has nothing left to do in its folder: the figures of `rprm bench` come after its rows."""
+    return (folder / MEASUREMENT).exists() if words[0] == "bench" else is_complete(folder)
 
 
 class Subcommand:

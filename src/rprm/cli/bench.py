@@ -298,10 +298,16 @@ def judged_items(
 ) -> BenchmarkItems[Any]:
     """The items as the run of a benchmark judged them, which a flag may have changed; a `BenchmarkError` where it
     judged others. The items themselves for scores of no benchmark."""
-    for found in (items, *(flag.items(items) for flag in benchmark.flags.values() if flag.items)):
-        if not recorded.get("benchmark") or recorded.get("input") == source_of(benchmark, found, "").digest:
-            return found
-    raise BenchmarkError(f"{path} was judged on other data (its hash differs): name its own with --data")
+    found = with_digest(benchmark, items, recorded.get("input")) if recorded.get("benchmark") else items
+    if found is None:
+        raise BenchmarkError(f"{path} was judged on other data (its hash differs): name its own with --data")
+    return found
+
+
+def with_digest(benchmark: Benchmark, items: BenchmarkItems[Any], digest: str | None) -> BenchmarkItems[Any] | None:
+    """The items, or as a flag changes them, whichever have this hash; None where none have."""
+    changed = (flag.items(items) for flag in benchmark.flags.values() if flag.items)
+    return next((one for one in (items, *changed) if source_of(benchmark, one, "").digest == digest), None)
 
 
 def _agreed(name: str, given: Any, *recorded: dict[str, Any]) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rprm import ranges
-from rprm.cli.bench import BenchGroup, Resamples, settings_of_run, source_of
+from rprm.cli.bench import BenchGroup, Resamples, settings_of_run, with_digest
 from rprm.cli.options import with_options
 from rprm.errors import BenchmarkError, InputError, RunError
 
@@ -97,9 +97,8 @@ def judged_items(folder: Path, data: Sequence[str]) -> tuple[Benchmark, Benchmar
         except InputError as error:
             reasons.append(str(error))
             continue
-        for found in (items, *(flag.items(items) for flag in benchmark.flags.values() if flag.items)):
-            if source_of(benchmark, found, "").digest == recorded["input"]:
-                return benchmark, found
+        if (found := with_digest(benchmark, items, recorded["input"])) is not None:
+            return benchmark, found
         reasons.append(f"{place}: its hash differs")
     why = "; ".join(reasons) or "it does not say where they were"
     raise BenchmarkError(f"{folder}: the data that it judged are not at hand ({why}): name them with --data PATH")

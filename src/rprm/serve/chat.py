@@ -190,7 +190,7 @@ def _strategy(body: ChatRequest, state: Serving) -> tuple[str, int]:
     given = in_name if in_name is not None else body.rprm.n
     number = 1 if name == "policy" else DEFAULT_SAMPLES if given is None else given
     most = max(number, given or 0, body.rprm.width or 0)
-    if not number >= 1 or most > state.limits.samples:
+    if number < 1 or most > state.limits.samples:
         raise InputError(f"{most} samples: 1 to {state.limits.samples} are drawn (--max-samples)")
     return name, number
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
@@ -51,12 +50,12 @@ class Judging:
         self.rewarders = {"full": rewarder.in_full(), "first-errors": rewarder}
         self.threshold = rewarder.threshold
         self.metrics = metrics
-        self._kept: OrderedDict[bytes, tuple[Kept, int]] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, ...], tuple[Kept, int]] = OrderedDict()
         self._room = cache_mb << 20
 
     async def solution(self, solution: Solution, question: str) -> SolutionReward:
         """The rewards of a solution."""
-        key = _key(question, solution.problem, *solution.steps)
+        key = (question, solution.problem, *solution.steps)
         if isinstance(kept := self._find(key), SolutionReward):
             return kept.model_copy(update={"id": solution.id, "label": solution.label})
         result = await self.rewarders[question].judge(solution)
@@ -66,7 +65,7 @@ class Judging:
 
     async def in_steps(self, solution: Solution, question: str) -> AsyncGenerator[StepReward | SolutionReward, None]:
         """The rewards of a solution, step by step as they stand, and then all of it."""
-        rewarder, key = self.rewarders[question], _key(question, solution.problem, *solution.steps)
+        rewarder, key = self.rewarders[question], (question, solution.problem, *solution.steps)
         if not isinstance(rewarder, StepStreamer) or key in self._kept:
             result = await self.solution(solution, question)
             for step in result.steps:
@@ -84,7 +83,7 @@ class Judging:
 
     async def step(self, problem: str, steps: tuple[str, ...], step_index: int) -> StepReward:
         """The reward of one step."""
-        key = _key("step", str(step_index), problem, *steps)
+        key = ("step", str(step_index), problem, *steps)
         if isinstance(kept := self._find(key), StepReward):
             return kept
         result = await self.rewarders["full"].judge_step(problem, steps, step_index)
@@ -92,28 +91,21 @@ class Judging:
         self._keep(key, result, result.reward is not None)
         return result
 
-    def _find(self, key: bytes) -> Kept | None:
+    def _find(self, key: tuple[str, ...]) -> Kept | None:
         if key not in self._kept:
             return None
         self._kept.move_to_end(key)
         self.metrics.cached.inc()
         return self._kept[key][0]
 
-    def _keep(self, key: bytes, result: Kept, is_whole: bool) -> None:
+    def _keep(self, key: tuple[str, ...], result: Kept, is_whole: bool) -> None:
         steps = result.steps if isinstance(result, SolutionReward) else (result,)
         # The texts are nearly all of it: a character is at most four bytes, a record some hundreds.
-        size = 1_000 + sum(500 + 4 * len(one.text) for step in steps for one in step.analyses) + 500 * len(steps)
+        texts = [*key, *(one.text for step in steps for one in step.analyses)]
+        size = 1_000 + 500 * (len(steps) + len(texts)) + 4 * sum(map(len, texts))
         if not is_whole or size > self._room:
             return
         self._room += (self._kept.pop(key)[1] if key in self._kept else 0) - size
         self._kept[key] = result, size
         while self._room < 0:
             self._room += self._kept.popitem(last=False)[1][1]
-
-
-def _key(*texts: str) -> bytes:
-    digest = hashlib.blake2b(digest_size=20)
-    for text in texts:
-        data = text.encode(errors="surrogatepass")
-        digest.update(len(data).to_bytes(8) + data)
-    return digest.digest()

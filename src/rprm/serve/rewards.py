@@ -143,10 +143,7 @@ async def rewards(body: RewardsRequest, request: Request, state: State) -> Any:
 async def score_step(body: StepRequest, request: Request, state: State) -> Any:
     state.check_model(body.model)
     solution = state.checked(solution_of({"problem": body.problem, "steps": body.steps}, default_id="0"))
-    places = range(len(solution.steps))
-    if not -len(places) <= body.step_index < len(places):
-        raise InputError(f"there is no step {body.step_index} of {len(places)} (counted from 0; -1 is the last)")
-    judging = state.judging.step(solution.problem, solution.steps, places[body.step_index])
+    judging = state.judging.step(solution.problem, solution.steps, solution.place(body.step_index))
     step = await state.within_time(unless_gone(request, judging))
     return StepAnswer.of(step, state.judging.threshold, body.analyses)
 
