@@ -32,7 +32,10 @@ def running(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Po
     )  # fmt: skip
     try:
         assert process.stdout is not None
-        yield process, process.stdout.readline().strip()
+        url = process.stdout.readline().strip()
+        # Whoever has read the address may connect at once.
+        socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))).close()
+        yield process, url
     finally:
         process.kill()
         process.communicate()

@@ -147,6 +147,7 @@ async def _run(gate: Gate, rewarder: StepRewarder, policy: Policy | None, host: 
         if policy is not None:
             await policy.start()
         name = f"[{host}]" if ":" in host else host
+        listener.listen(config.backlog)  # Whoever reads the address may connect at once.
         print(f"http://{name}:{listener.getsockname()[1]}", flush=True)
         await Server(config).serve([listener])
     finally:
