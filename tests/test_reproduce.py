@@ -186,6 +186,8 @@ def test_the_list_names_every_row() -> None:
     shown = CliRunner().invoke(app, ["reproduce", "list"], env={"COLUMNS": "200"}).stdout
     assert all(name in shown for name in ROWS)
     assert "47.9 29.5 24.8 23.8 31.5" in shown
+    of_one = json.loads(CliRunner().invoke(app, ["reproduce", "prmbench", "--json"]).stdout)
+    assert [row["name"] for row in of_one] == [name for name in ROWS if name.startswith("prmbench/")]
 
 
 # On stand-ins

@@ -25,7 +25,7 @@ _OPTIONS = "Of the command that judges, or samples."
 
 @with_options
 def reproduce(
-    row: Annotated[str, typer.Argument(metavar="ROW|list", help="TABLE/ROW; `list` names all.")],
+    row: Annotated[str, typer.Argument(metavar="ROW|TABLE|list", help="TABLE/ROW; TABLE shows its rows, `list` all.")],
     model: Annotated[str | None, "--model", "-m", {"metavar": "SPEC|FILE|RUN"}, _MODEL] = None,
     policy: Annotated[str | None, "--policy", "-p", {"metavar": "SPEC"}, "In place of the row's."] = None,
     data: Annotated[str | None, {"metavar": "PATH"}, "In place of the hub: a folder, or one file."] = None,
@@ -38,8 +38,9 @@ def reproduce(
 ) -> None:
     """Run what makes a row of a published table, and set ours beside it. The same command resumes a killed run.
 
-    `rprm reproduce list` shows every row with its figures, source, threshold and settings. Options after -- go to the
-    command that judges, as in: rprm reproduce processbench/qwen2.5-72b -- --prompt mine.toml
+    `rprm reproduce list` shows every row with its figures, source, threshold and settings, `rprm reproduce TABLE` those
+    of a table. Options after -- go to the command that judges, as in: rprm reproduce processbench/qwen2.5-72b --
+    --prompt mine.toml
     """
     from rprm.reproduce import Reproduction, published_rows
     from rprm.runs import MANIFEST
@@ -47,10 +48,10 @@ def reproduce(
     from rprm.terminal import Terminal
 
     rows = published_rows()
-    if row == "list":
+    if listed := [one for name, one in rows.items() if row == "list" or name.startswith(f"{row}/")]:
         if model is not None or policy is not None or data is not None or limit is not None or options:
             raise InputError("the list takes no options but --json")
-        print(dumps([asdict(one) for one in rows.values()], ensure_ascii=False)) if json else _list(rows.values())
+        print(dumps([asdict(one) for one in listed], ensure_ascii=False)) if json else _list(listed)
         return
     if row not in rows:
         raise InputError(f"no row is called {row!r:.80}: `rprm reproduce list` names all")
