@@ -180,6 +180,41 @@ def test_in_order_bounds_what_is_begun() -> None:
     asyncio.run(main())
 
 
+def test_the_longest_of_the_last_items_are_begun_first() -> None:
+    """Ten items, of sizes 0 to 9. Where all are read at once, the largest is first; with a window of four, the end is
+    known when 6 is done: 7 is begun then, 8 and 9 wait."""
+
+    async def main(window: int) -> list[int]:
+        begun: list[int] = []
+
+        async def work(item: int) -> int:
+            begun.append(item)
+            await asyncio.sleep(0)
+            return item
+
+        found = [pair async for pair in in_order(iter(range(10)), work, width=1, window=window, size=lambda item: item)]
+        assert found == [(item, item) for item in range(10)]
+        return begun
+
+    assert asyncio.run(main(window=100)) == [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]
+    assert asyncio.run(main(window=4)) == [0, 1, 2, 3, 4, 5, 6, 7, 9, 8]
+
+
+def test_work_that_is_cancelled_from_within_ends_all() -> None:
+    async def main() -> None:
+        async def work(item: int) -> int:
+            if item == 1:
+                raise asyncio.CancelledError
+            return item
+
+        found = in_order(iter(range(5)), work, width=2)
+        assert await anext(found) == (0, 0)
+        with pytest.raises(asyncio.CancelledError):
+            await anext(found)
+
+    asyncio.run(main())
+
+
 def test_in_order_raises_the_first_failure_at_once_and_cancels_the_rest() -> None:
     async def main() -> None:
         cancelled = 0

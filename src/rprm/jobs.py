@@ -72,6 +72,7 @@ class Job(Generic[Row, Outcome]):
     totals: Counts[Outcome]  #: of earlier sessions too
     width: int  #: rows under way at once
     noun: str = "solution"  #: what a row is called in messages
+    size: Callable[[Row], int] = lambda row: 0  #: how long it takes, beside others
 
 
 class JobOptions(TypedDict, total=False):
@@ -177,7 +178,7 @@ def _outcomes(
     async def work(item: tuple[int, Row]) -> Outcome:
         return await job.work(item[1], ledger_of(item[0]))
 
-    return aclosing(in_order(items, work, width=job.width))
+    return aclosing(in_order(items, work, width=job.width, size=lambda item: job.size(item[1])))
 
 
 def _accepted(
@@ -204,30 +205,40 @@ def _accepted(
 
 
 async def in_order(
-    items: Iterator[Item], work: Callable[[Item], Awaitable[Result]], *, width: int, window: int | None = None
+    items: Iterator[Item],
+    work: Callable[[Item], Awaitable[Result]],
+    *,
+    width: int,
+    window: int | None = None,
+    size: Callable[[Item], int] = lambda item: 0,
 ) -> AsyncGenerator[tuple[Item, Result], None]:
     """Work on `width` items at a time and yield results in the order of the items.
 
-    At most `window` items (default 4 * width + 64) are started before the oldest unfinished one, so that memory stays
-    flat. The first failure is raised as soon as it happens, wherever it stands; everything else is cancelled.
+    At most `window` items (default 4 * width + 64) are read before the oldest unfinished one: memory stays flat. They
+    are begun in their order; of those left once all are read, the largest (by `size`) first, so that no long one is
+    begun when the others end. The first failure is raised as soon as it happens, wherever it stands; everything else is
+    cancelled.
     """
     window = window or 4 * width + 64
-    places = asyncio.Semaphore(width)
-    failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    places, loop = asyncio.Semaphore(width), asyncio.get_running_loop()
+    failed: asyncio.Future[None] = loop.create_future()
+    under_way, waiting = deque[tuple[Item, asyncio.Future[Result]]](), deque[tuple[Item, asyncio.Future[Result]]]()
+    tasks = set[asyncio.Task[None]]()
 
-    async def run(item: Item) -> Result:
+    async def run() -> None:
         async with places:
             if failed.done():
-                # After a failure nothing more is started.
-                raise asyncio.CancelledError
+                return  # After a failure nothing more is started.
+            item, found = waiting.popleft()
             try:
-                return await work(item)
+                found.set_result(await work(item))
+            except asyncio.CancelledError:
+                found.cancel()
+                raise
             except Exception as error:
                 if not failed.done():
                     failed.set_exception(error)
-                raise
 
-    under_way: deque[tuple[Item, asyncio.Task[Result]]] = deque()
     try:
         exhausted = False
         while True:
@@ -236,23 +247,25 @@ async def in_order(
                     item = next(items)
                 except StopIteration:
                     exhausted = True
+                    waiting = deque(sorted(waiting, key=lambda one: size(one[0]), reverse=True))
                     break
-                under_way.append((item, asyncio.create_task(run(item))))
-                if len(under_way) % width == 0:
-                    await asyncio.sleep(0)
+                under_way.append((item, loop.create_future()))
+                waiting.append(under_way[-1])
+                tasks.add(task := asyncio.create_task(run()))
+                task.add_done_callback(tasks.discard)
             if not under_way:
                 return
-            item, task = under_way[0]
-            watched: set[asyncio.Future[Any]] = {task, failed}
+            item, found = under_way[0]
+            watched: set[asyncio.Future[Any]] = {found, failed}
             await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
             if failed.done():
                 failed.result()
             under_way.popleft()
-            yield item, task.result()
+            yield item, found.result()
     finally:
-        for _, task in under_way:
+        for task in (ended := list(tasks)):
             task.cancel()
-        await asyncio.gather(*(task for _, task in under_way), return_exceptions=True)
+        await asyncio.gather(*ended, return_exceptions=True)
         if failed.done():
             failed.exception()
 

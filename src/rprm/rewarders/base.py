@@ -226,7 +226,10 @@ async def judge_source(
         return solution_reward(solution, [step], rewarder.threshold)
 
     work = judge_last if last_step else rewarder.judge
-    job = Job(name="judge", work=work, parse=SolutionReward.read_back, totals=totals, width=rewarder.concurrency)
+    job = Job(
+        name="judge", work=work, parse=SolutionReward.read_back, totals=totals, width=rewarder.concurrency,
+        size=lambda solution: len(solution.steps),
+    )  # fmt: skip
     settings = {FORMAT: REWARD_FORMAT, **(settings or {}), **described}
     await run_job(job, rows, settings=settings, **{"source": None, "output": None} | options)
     return totals
