@@ -6,7 +6,8 @@ ones leaving first. Time is simulated: the event loop jumps to the next thing th
 is the package's own. Analyses have the lengths and verdicts of `judge_cost.py`'s stream `accurate`, on the real
 solutions of ProcessBench, which are repeated with other numbers in their problems until there are enough.
 
-The bound is the time of all tokens with every place taken, and every block of a prompt computed once.
+The bound is the time of all tokens with every place taken, and every block of a prompt computed once. First of all it
+prints what the prompts of a solution cost by its number of steps, with and without a cache of prompts.
 
     python perf/schedule.py --data FOLDER_WITH_PROCESSBENCH --solutions 1000 --places 256 -k 10
 """
@@ -21,7 +22,7 @@ from collections import OrderedDict
 from collections.abc import Coroutine
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from judge_cost import Streams
 
@@ -30,11 +31,13 @@ from rprm.data.stage_options import order_key
 from rprm.engines import Completion, EngineInfo, Sampling
 from rprm.engines.scripted import ScriptedEngine
 from rprm.jobs import Callbacks
-from rprm.prompts import Prompt, load_template
+from rprm.prompts import Prompt, PromptTemplate, load_template
 from rprm.records import Solution
 from rprm.rewarders.base import judge_source
 from rprm.rewarders.rprm import Judge
 from rprm.stopping import StoppingRule
+
+T = TypeVar("T")
 
 #: Tokens a second that a place writes, and that prompts are computed at: a 7B model on an H100 with 256 places, by
 #: vLLM's published figures no more than roughly. Characters of a token and of a block.
@@ -62,12 +65,11 @@ class _Clock(selectors.SelectSelector):
         return []
 
 
-def simulated(work: Coroutine[Any, Any, Any]) -> float:
-    """Seconds that some work takes, by the simulated clock."""
+def simulated(work: Coroutine[Any, Any, T]) -> tuple[float, T]:
+    """Seconds that some work takes, by the simulated clock, and what it returns."""
     with asyncio.Runner(loop_factory=Jumping) as runner:
-        loop = runner.get_loop()
-        runner.run(work)
-        return loop.time()
+        found = runner.run(work)
+        return runner.get_loop().time(), found
 
 
 class SimulatedServer(ScriptedEngine):
@@ -133,6 +135,21 @@ def repeated(solutions: list[Solution], number: int, seed: int) -> list[Solution
     return copies[:number]
 
 
+def by_length(solutions: list[Solution], template: PromptTemplate, k: int) -> None:
+    """Prompt tokens of a solution, every step with K analyses: each computed anew, once a step, and no block twice."""
+    for least, most in ((1, 4), (5, 8), (9, 16), (17, 32)):
+        chosen = [one for one in solutions if least <= len(one.steps) <= most]
+        anew, once, shared = 0, 0, set[int]()
+        for one in chosen:
+            for index in range(len(one.steps)):
+                blocks = blocks_of(template.render(one.problem, one.steps, index).text)
+                anew, once = anew + k * len(blocks), once + len(blocks)
+                shared.update(blocks)
+        counts = {"anew": anew, "once_a_step": once, "no_block_twice": len(shared)}
+        mean = {name: round(count * BLOCK / PER_TOKEN / len(chosen)) for name, count in counts.items()}
+        print(json.dumps({"steps": f"{least} to {most}", "solutions": len(chosen), "k": k, **mean}), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder with processbench/")
@@ -144,6 +161,7 @@ def main() -> None:
     arguments = parser.parse_args()
     items = read_processbench(Path(arguments.data) / "processbench")
     template = load_template(None)
+    by_length(items.solutions, template, max(arguments.k))
     for number in arguments.solutions:
         solutions = repeated(items.solutions, number, arguments.seed)
         for k in arguments.k:
@@ -151,9 +169,12 @@ def main() -> None:
                 streams = Streams(solutions, template, "accurate", Path(arguments.data), arguments.seed)
                 server = SimulatedServer(streams, arguments.places, cache)
                 judge = Judge(server, template, StoppingRule(k), Sampling(0.95, 0.95, 4096, seed=arguments.seed))
-                seconds = simulated(judge_source(judge, solutions, callbacks=Callbacks()))
+                seconds, totals = simulated(judge_source(judge, solutions, callbacks=Callbacks()))
                 row = {
-                    "solutions": number, "k": k, "cache_tokens": cache, "tokens": server.num_tokens,
+                    "solutions": number, "k": k, "cache_tokens": cache, "steps_judged": totals.num_steps_judged,
+                    "analyses": totals.num_analyses, "tokens": server.num_tokens,
+                    "prompt_tokens": server.num_prompt_blocks * BLOCK // PER_TOKEN,
+                    "computed": server.num_computed * BLOCK // PER_TOKEN,
                     "hours": round(seconds / 3600, 3), "of_the_bound": round(server.shortest / seconds, 3),
                     "places_taken": round(server.busy / seconds / arguments.places, 3),
                     "prompts_cached": round(1 - server.num_computed / server.num_prompt_blocks, 4),

@@ -11,7 +11,8 @@ turns, nothing in a prompt cache at the start of each; the figure is the ratio o
 The engine's own call is, of vLLM, `LLM.generate` over all prompts at once; of transformers, `generate` with K returned
 sequences a prompt, prompts of like length batched and padded; of a server, its chat endpoint asked by the official
 client, as many requests at once. Beside the ratio: prompt tokens that were computed before (of those that could have
-been), and where the judge's process spends its time (`--profile FILE`, for pstats).
+been), the microseconds that this process itself computes for a token (the engine of vLLM and a server are processes of
+their own), and where it does (`--profile FILE`, for pstats).
 """
 
 from __future__ import annotations
@@ -204,10 +205,11 @@ def shareable(prompts: list[list[int]]) -> int:
     return sum(alike)
 
 
-async def seconds_of(work: Awaitable[Any]) -> tuple[float, Any]:
-    begin = time.perf_counter()
+async def seconds_of(work: Awaitable[Any]) -> tuple[float, float, Any]:
+    """Seconds that some work takes, those of this process's own computing, and what it returns."""
+    begin, computing = time.perf_counter(), time.process_time()
     found = await work
-    return time.perf_counter() - begin, found
+    return time.perf_counter() - begin, time.process_time() - computing, found
 
 
 async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -227,14 +229,15 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         await raw.forget()
         if arguments.profile and number == arguments.rounds:
             profile.enable()
-        ours, _ = await seconds_of(judged(judge, solutions))
+        ours, own, _ = await seconds_of(judged(judge, solutions))
         profile.disable()
         calls = sorted(recording.calls, key=lambda call: call.prompt.text)
         num_tokens = sum(call.completion.num_tokens for call in calls)
         await raw.forget()
-        theirs, num_raw = await seconds_of(raw.write(calls))
+        theirs, raw_own, num_raw = await seconds_of(raw.write(calls))
         row = {"ours_tokens_s": num_tokens / ours, "raw_tokens_s": num_raw / theirs}
         row["ratio"] = row["ours_tokens_s"] / row["raw_tokens_s"]
+        row |= {"ours_own_us_a_token": 1e6 * own / num_tokens, "raw_own_us_a_token": 1e6 * raw_own / num_raw}
         ids = [raw.ids(call) for call in calls]
         cached = [call.completion.num_cached_prompt_tokens for call in calls]
         if None not in cached and ids[0]:

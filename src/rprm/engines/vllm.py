@@ -30,6 +30,7 @@ from rprm.verdict import VerdictChoice, VerdictFormat, logsumexp
 
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM reserves room for
 _LISTED = 20  # tokens that vLLM lists of those that may follow a text (its max_logprobs)
+_AT_ONCE = 8  # tokens of a sample that arrive together: every arrival wakes its task
 _OURS = ("target", "spec", "concurrency", "context_length", "adapter")  # options that are not vLLM's own
 _SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 _encode_prompt = lru_cache(maxsize=1024)(encode_prompt)  # the K analyses of a step have one prompt
@@ -178,6 +179,7 @@ class VLLMEngine:
         try:
             options: dict[str, Any] = {name: getattr(sampling, name) for name in ("temperature", "top_p", "seed")}
             options |= {"max_tokens": max_tokens, "detokenize": False, "output_kind": RequestOutputKind.DELTA}
+            options |= {"stream_interval": _AT_ONCE, "skip_clone": True}
             if answers is not None:
                 options |= {"logprob_token_ids": list(answers.words), "flat_logprobs": True}
             elif num_listed:
