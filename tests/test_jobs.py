@@ -181,8 +181,8 @@ def test_in_order_bounds_what_is_begun() -> None:
 
 
 def test_the_longest_of_the_last_items_are_begun_first() -> None:
-    """Ten items, of sizes 0 to 9. Where all are read at once, the largest is first; with a window of four, the end is
-    known when 6 is done: 7 is begun then, 8 and 9 wait."""
+    """Ten items, of sizes 0 to 9, one at a time: of the last four the largest is first. With a window of four the
+    end is known when 6 is done: 7 is begun then, 8 and 9 wait."""
 
     async def main(window: int) -> list[int]:
         begun: list[int] = []
@@ -196,7 +196,7 @@ def test_the_longest_of_the_last_items_are_begun_first() -> None:
         assert found == [(item, item) for item in range(10)]
         return begun
 
-    assert asyncio.run(main(window=100)) == [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]
+    assert asyncio.run(main(window=100)) == [0, 1, 2, 3, 4, 5, 9, 8, 7, 6]
     assert asyncio.run(main(window=4)) == [0, 1, 2, 3, 4, 5, 6, 7, 9, 8]
 
 

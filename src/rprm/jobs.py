@@ -215,9 +215,8 @@ async def in_order(
     """Work on `width` items at a time and yield results in the order of the items.
 
     At most `window` items (default 4 * width + 64) are read before the oldest unfinished one: memory stays flat. They
-    are begun in their order; of those left once all are read, the largest (by `size`) first, so that no long one is
-    begun when the others end. The first failure is raised as soon as it happens, wherever it stands; everything else is
-    cancelled.
+    are begun in their order, but of the last 4 * width the largest (by `size`) first, so that no long one is begun when
+    the others end. The first failure is raised as soon as it happens, wherever it stands; everything else is cancelled.
     """
     window = window or 4 * width + 64
     places, loop = asyncio.Semaphore(width), asyncio.get_running_loop()
@@ -247,7 +246,8 @@ async def in_order(
                     item = next(items)
                 except StopIteration:
                     exhausted = True
-                    waiting = deque(sorted(waiting, key=lambda one: size(one[0]), reverse=True))
+                    last = [waiting.pop() for _ in range(min(4 * width, len(waiting)))][::-1]
+                    waiting.extend(sorted(last, key=lambda one: size(one[0]), reverse=True))
                     break
                 under_way.append((item, loop.create_future()))
                 waiting.append(under_way[-1])
