@@ -31,6 +31,7 @@ class ProgressLine(Progress):
     def resumed(self, num_rows: int, num_pieces: int) -> None:
         """So many rows are finished already, and so many pieces of others are paid for."""
         self._num_before = num_rows
+        self.update(self._task, completed=num_rows)
         found = [f"{num_rows:,} {self._noun} were finished before"] if num_rows else []
         found += [f"the journal holds {num_pieces:,} analyses or other pieces of more"] if num_pieces else []
         if found:

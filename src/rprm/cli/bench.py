@@ -149,7 +149,7 @@ def _bench(
                     output=run, settings=settings, last_step=last_step, callbacks=callbacks,
                 ),
                 rewarder.aclose, len(items.items), lambda solution, result: scope.note(solution),
-                noun="steps" if last_step else "solutions",
+                noun="steps" if last_step else "solutions", replay=scope.is_embedded,
             )  # fmt: skip
             scope.tell()
             refuse_nothing_judged(totals)

@@ -116,7 +116,7 @@ def analyses(
         lambda callbacks: sample_analyses(
             judge, rows, source=info, output=output, settings=limited, strict=strict, callbacks=callbacks
         ),
-        judge.aclose, info.num_rows if limit is None else limit, noun="steps",
+        judge.aclose, info.num_rows if limit is None else limit, noun="steps", replay=False,
     )  # fmt: skip
     shown = _show(totals.as_dict(), totals.as_dict(), totals.num_rejected, output, json)
     refuse_nothing_judged(totals)
