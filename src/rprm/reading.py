@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, Generic, NamedTuple, TypeVar
 from urllib.parse import parse_qsl, urlencode
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
@@ -384,6 +384,23 @@ def read_rows(source: Source, read: Callable[[Row], T], after: int = 0) -> Itera
         yield found
 
 
+@dataclass(frozen=True)
+class Rows(Generic[T]):
+    """What `read` makes of the rows of a source, the first `limit` of them; see `read_rows`."""
+
+    source: Source
+    read: Callable[[Row], T]
+    limit: int | None = None
+
+    def __iter__(self) -> Iterator[T | Rejected]:
+        return self.after(0)
+
+    def after(self, num_rows: int) -> Iterator[T | Rejected]:
+        """Those after the first so many, which are not parsed."""
+        rows = read_rows(self.source, self.read, num_rows)
+        return islice(rows, None if self.limit is None else max(0, self.limit - num_rows))
+
+
 def _read(row: Row, read: Callable[[Row], T], file: str) -> T | Rejected:
     try:
         return read(row)
@@ -483,25 +500,9 @@ class _Chat(RowModel):
     messages: list[_Message]
 
 
-@dataclass(frozen=True)
-class Solutions:
-    """The rows of a source, the first `limit` of them, as they are read: see `read_solutions`."""
-
-    source: Source
-    limit: int | None = None
-
-    def __iter__(self) -> Iterator[Solution | Rejected]:
-        return self.after(0)
-
-    def after(self, num_rows: int) -> Iterator[Solution | Rejected]:
-        """Those after the first so many, which are not parsed."""
-        rows = read_rows(self.source, lambda row: solution_of(row.value, default_id=f"line-{row.line}"), num_rows)
-        return islice(rows, None if self.limit is None else max(0, self.limit - num_rows))
-
-
-def read_solutions(source: Source, limit: int | None = None) -> Solutions:
-    """The rows of a source, or the first `limit` of them, as `Solution`s (see `solution_of`); without an id, `line-N`."""
-    return Solutions(source, limit)
+def read_solutions(source: Source, limit: int | None = None) -> Rows[Solution]:
+    """The rows of a source, or its first `limit`, as `Solution`s (see `solution_of`); without an id, `line-N`."""
+    return Rows(source, lambda row: solution_of(row.value, default_id=f"line-{row.line}"), limit)
 
 
 def solution_of(value: Any, *, default_id: str) -> Solution:

@@ -70,7 +70,7 @@ class TestProcessBench:
         assert first.solution.problem == "What is 2 + 2?"
         assert first.solution.steps == ("2 + 2 = 5.", "The answer is 5.")
         assert (first.solution.label, first.generator, first.final_answer_correct) == (0, "Qwen2-7B-Instruct", False)
-        assert items.solutions[0] is first.solution
+        assert items.solutions[0] == first.solution.loaded
         assert [Path(source.name).name for source in items.sources] == ["gsm8k.jsonl", "math.json", "omnimath.jsonl.gz"]
         assert all(source.digest.startswith("sha256:") for source in items.sources)
 

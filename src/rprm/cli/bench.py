@@ -144,7 +144,7 @@ def _bench(
             run = output or Path(folder) / "run"
             totals = run_behind_progress(
                 lambda callbacks: judge_source(
-                    rewarder, [*items.rejected, *items.solutions],
+                    rewarder, items,
                     source=source_of(benchmark, items, name or str(benchmark.hub)),
                     output=run, settings=settings, last_step=last_step, callbacks=callbacks,
                 ),

@@ -245,12 +245,13 @@ def _flat(settings: dict[str, Any], name: str = "") -> Iterator[tuple[str, Any]]
 
 def _solution(run: Path, reward: SolutionReward, data: list[str]) -> Solution:
     """What was judged, from the run's data; where they are not at hand, that is said in the place of its texts."""
+    from rprm.benchmarks.items import loaded
     from rprm.cli.report import judged_items
     from rprm.records import Solution
 
     try:
         _, items = judged_items(run, data)
-        return next(item for item in items.solutions if item.id == reward.id)
+        return loaded(next(item for item in items.items if item.id == reward.id))
     except RprmError as error:
         return Solution(id=reward.id, problem=str(error), steps=("(its text is not at hand)",) * reward.num_steps)
     except StopIteration:
