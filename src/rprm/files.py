@@ -84,16 +84,16 @@ class LineWriter:
         self.write_bytes(self._checksums.seal(line.encode()) + b"\n")
 
     def write_bytes(self, content: bytes) -> None:
-        data = memoryview(content)
-        with disk(self.path):
+        num_written = 0
+        try:
             if self._failed is not None:
                 raise self._failed
-            try:
-                while data:
-                    data = data[self._stream.write(data) :]
-            except BaseException as error:
-                self._stream.close()  # Nothing may follow a torn line.
-                self._failed = error
+            while num_written < len(content):
+                num_written += self._stream.write(memoryview(content)[num_written:])
+        except BaseException as error:
+            self._stream.close()  # Nothing may follow a torn line.
+            self._failed = error
+            with disk(self.path):
                 raise
         self.synced = False
         if time.monotonic() >= self._due:

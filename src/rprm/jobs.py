@@ -142,12 +142,11 @@ async def _run_in_folder(
     run: Run, job: Job[Row, Outcome], rows: Iterable[Row | Rejected], strict: bool, callbacks: Callbacks
 ) -> int:
     """Work through the rows that are not finished; returns the number of tokens that this session generated."""
-    journal_checksum = run.checksums.value
     known, finished = _finished(run, job, callbacks.replay)
     with (
         closing(LineWriter(run.rejected_path, fresh=not known.num_rows)) as rejected,
         closing(LineWriter(run.results_path, checksums=run.checksums)) as results,
-        closing(Journal(run.folder, journal_checksum)) as journal,
+        closing(Journal(run.folder, run.seed)) as journal,
     ):
         items = _accepted(_from(rows, known), job, callbacks, rejected, strict, known)
         num_finished, place = max(0, known.num_rows - 1), None

@@ -61,6 +61,8 @@ class ProgressLine(Progress):
         self._show()
 
     def _show(self) -> None:
+        if self.disable:
+            return
         elapsed = (self.tasks[0].elapsed or 0.0) if self._has_pieces else 0.0
         counts = {"steps": self._num_steps, "analyses": self._num_analyses}
         counts |= {"tokens/s": round(self._num_tokens / elapsed)} if elapsed else {}

@@ -72,6 +72,8 @@ _PACKAGES = ("rprm", "torch", "transformers", "vllm", "peft", "openai", "numpy")
 
 T = TypeVar("T")
 
+_encoded = json.JSONEncoder(ensure_ascii=False).encode
+
 
 @dataclass(frozen=True)
 class Index:
@@ -124,6 +126,7 @@ class Run:
 
     #: The one that this process opened last: a command that is stopped says where its work is kept.
     last: ClassVar[Run | None] = None
+    seed: int | None  #: from which the run's checksums start; None: it is older than they are
     checksums: Checksums  #: of the rows of `results.jsonl`, as far as they have been read or written
 
     def __init__(
@@ -180,7 +183,7 @@ class Run:
                 self._manifest["crc"] = ""  # What is older has no row yet that lacks a checksum.
         self._manifest["status"] = "running"
         self.checksums = checksums_of(self._manifest)
-        self._seed = self.checksums.value
+        self.seed = self.checksums.value
         self._manifest["sessions"].append({"started_at": _now(), **self.session})
         self._is_open = True
         self._write_manifest()
@@ -215,8 +218,8 @@ class Run:
         """How far earlier sessions were; None where none says so, or its file is damaged or of another run."""
         path = self.folder / INDEX
         with disk(path), suppress(*DAMAGE):
-            if self._seed is not None and path.exists():
-                Checksums(self._seed).check(line := path.read_bytes())
+            if self.seed is not None and path.exists():
+                Checksums(self.seed).check(line := path.read_bytes())
                 found = {name: value for name, value in json.loads(line).items() if name != "crc"}
                 return Index(**found) if found["version"] == __version__ else None
         return None
@@ -233,8 +236,8 @@ class Run:
 
     def write_index(self, index: Index) -> None:
         """Keep how far the run is; a run that is older than checksums has no index."""
-        if self._seed is not None:
-            line = Checksums(self._seed).seal(json.dumps(asdict(index)).encode())
+        if self.seed is not None:
+            line = Checksums(self.seed).seal(json.dumps(asdict(index)).encode())
             write_atomically(self.folder / INDEX, f"{line.decode()}\n")
 
     def complete(self, summary: Mapping[str, Any], session: Mapping[str, Any]) -> None:
@@ -332,7 +335,7 @@ class Journal:
             self._num_rows = 0
             path = self.folder / f"journal-{self._number:06d}.jsonl"
             self._current = LineWriter(path, checksums=Checksums(self._checksum))
-        self._current.write(json.dumps({"index": index, "key": key, "piece": piece}, ensure_ascii=False))
+        self._current.write(_encoded({"index": index, "key": key, "piece": piece}))
         self._num_rows += 1
         path = self._current.path
         self._highest[path] = max(self._highest.get(path, -1), index)
