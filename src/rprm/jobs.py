@@ -22,7 +22,7 @@ from rprm.errors import CorruptRun, InputError
 from rprm.files import Checksums
 from rprm.ledger import Ledger
 from rprm.reading import Rejected, SourceInfo
-from rprm.runs import Index, Journal, LineWriter, Run, read_json_lines, versions
+from rprm.runs import Index, Journal, LineWriter, Run, read_index, read_json_lines, versions
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -194,7 +194,7 @@ async def _run_in_folder(
 def _finished(run: Run, job: Job[Row, Outcome], replay: bool) -> tuple[Index, Iterator[Outcome]]:
     """How far the run is by its index, whose totals are the job's now, and the outcomes from that row on; all of them
     where there is no index that fits. Rows before it are checked, and not parsed."""
-    index = None if replay else run.index()
+    index = None if replay else read_index(run.folder, run.seed)
     if index is not None and index.totals.keys() == asdict(job.totals).keys():
         checksums = Checksums(run.checksums.value)
         outcomes = read_json_lines(run.results_path, job.parse, checksums, unread=index.num_rows - 1)

@@ -214,16 +214,6 @@ class Run:
     def rejected_path(self) -> Path:
         return self.folder / REJECTED
 
-    def index(self) -> Index | None:
-        """How far earlier sessions were; None where none says so, or its file is damaged or of another run."""
-        path = self.folder / INDEX
-        with disk(path), suppress(*DAMAGE):
-            if self.seed is not None and path.exists():
-                Checksums(self.seed).check(line := path.read_bytes())
-                found = {name: value for name, value in json.loads(line).items() if name != "crc"}
-                return Index(**found) if found["version"] == __version__ else None
-        return None
-
     def keep_rejected(self, index: Index) -> bool:
         """Cut `rejected.jsonl` to the rows that an index counts; whether they are as they were written."""
         with disk(self.rejected_path):
@@ -378,11 +368,37 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return {"stage": manifest["stage"], **manifest, "settings": _Settings(manifest["settings"], path)}
 
 
-def read_results(folder: str | Path, parse: Callable[[Any], T]) -> Iterator[T]:
-    """What `parse` makes of each finished row of a run folder; `RunError` where it is none, `CorruptRun` where a row
-    or the manifest is damaged, or rows of a complete run are missing."""
+def read_index(folder: Path, seed: int | None) -> Index | None:
+    """How far a run was whose checksums start there; None where it does not say so, or the file is damaged or of
+    another run."""
+    path = folder / INDEX
+    with disk(path), suppress(*DAMAGE):
+        if seed is not None and path.is_file():
+            Checksums(seed).check(line := path.read_bytes())
+            found = {name: value for name, value in json.loads(line).items() if name != "crc"}
+            return Index(**found) if found["version"] == __version__ else None
+    return None
+
+
+def checked_totals(folder: Path) -> dict[str, Any] | None:
+    """The totals of a complete run by its index, after a look at the checksum of each row (`CorruptRun`: one does not
+    fit); None where it has no index of all of them."""
+    manifest = read_manifest(folder)
+    index = read_index(folder, checksums_of(manifest).value)
+    is_whole = index is not None and manifest.get("files", {}).get(RESULTS) == f"{index.checksum or 0:08x}"
+    if index is None or not is_whole or manifest.get("status") != "complete":
+        return None
+    for _ in read_results(folder, bool, unread=index.num_rows):
+        pass
+    return index.totals
+
+
+def read_results(folder: str | Path, parse: Callable[[Any], T], *, unread: int = 0) -> Iterator[T]:
+    """What `parse` makes of each finished row of a run folder, the first `unread` of which are checked alone;
+    `RunError` where it is none, `CorruptRun` where a row or the manifest is damaged, or rows of a complete run are
+    missing."""
     manifest, path = read_manifest(folder), Path(folder) / RESULTS
-    yield from read_json_lines(path, parse, checksums := checksums_of(manifest))
+    yield from read_json_lines(path, parse, checksums := checksums_of(manifest), unread=unread)
     last = manifest.get("files", {}).get(RESULTS) if checksums.is_whole else None
     if last not in (None, f"{checksums.value or 0:08x}"):
         raise CorruptRun.at(str(path), "rows are missing at its end")

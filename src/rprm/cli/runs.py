@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -78,7 +79,7 @@ def show(
 
     from rprm.report.solutions import render_solution, render_totals
     from rprm.rewarders.base import Totals, read_rewards
-    from rprm.runs import read_results, read_summary
+    from rprm.runs import checked_totals, read_results, read_summary
     from rprm.showing import one_line
     from rprm.terminal import Terminal
 
@@ -96,8 +97,11 @@ def show(
         return
     totals = Totals(max_tokens=found["settings"].get("max_tokens"))
     if found["manifest"]["stage"] == "judge":
-        for reward in read_rewards(run):
-            totals.add(reward)
+        if (known := checked_totals(run)) is not None and known.keys() == asdict(totals).keys():
+            totals = Totals(**known)
+        else:
+            for reward in read_rewards(run):
+                totals.add(reward)
         counts = totals.as_dict() | {"num_rejected": found["num_rejected"]}
     else:
         for _ in read_results(run, bool):
