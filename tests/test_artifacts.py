@@ -113,11 +113,11 @@ def test_a_torn_tail_is_cut_to_whole_lines(tmp_path_factory: pytest.TempPathFact
 
 def test_a_torn_line_longer_than_a_block(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
-    path.write_bytes(b'"a"\n' + b"x" * 300_000)
-    assert repair_tail(path) == 300_000
+    path.write_bytes(b'"a"\n' + b"x" * 2_500_000)
+    assert repair_tail(path) == 2_500_000
     assert path.read_bytes() == b'"a"\n'
-    path.write_bytes(b"x" * 300_000)
-    assert repair_tail(path) == 300_000
+    path.write_bytes(b"x" * 2_500_000)
+    assert repair_tail(path) == 2_500_000
     assert path.read_bytes() == b""
     assert repair_tail(tmp_path / "missing") == 0
 

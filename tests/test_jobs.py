@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,12 @@ import pytest
 from rprm.api import RPRM
 from rprm.engines.scripted import ScriptedEngine
 from rprm.errors import CorruptRun, EngineUnavailable, InputError, SettingsChanged
+from rprm.files import Checksums
 from rprm.jobs import Callbacks, in_order
 from rprm.reading import Source, read_solutions
 from rprm.records import SolutionReward
 from rprm.rewarders.base import Totals, judge_source
-from rprm.runs import read_manifest
+from rprm.runs import checksums_of, read_manifest
 from tests.faults.folder_damages import as_older
 
 
@@ -83,6 +86,110 @@ def test_a_finished_run_is_read_not_judged_again(tmp_path: Path) -> None:
     assert engine.num_requests == 0
     assert resumed == [(10, 0)]
     assert files(tmp_path / "run") == before
+
+
+def stopped_at(path: Path, folder: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose engine was gone at the request of that number, and whose index is of its last finished row."""
+
+    class Dying(ScriptedEngine):
+        async def generate(self, *arguments: Any) -> Any:
+            if self.num_requests >= number:
+                raise EngineUnavailable("the server is gone")
+            return await super().generate(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("rprm.jobs._next_index", lambda began: began)
+        with pytest.raises(EngineUnavailable):
+            judge(path, folder, Dying(concurrency=2))
+
+
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ids of rows of results that are parsed from now on."""
+    found: list[str] = []
+    read_back = SolutionReward.read_back
+
+    def noted(value: Any) -> SolutionReward:
+        found.append(value["id"])
+        return read_back(value)
+
+    monkeypatch.setattr(SolutionReward, "read_back", noted)
+    return found
+
+
+def test_a_resumed_run_parses_no_row_that_its_index_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rejected rows before, between and after the ones that the index counts are neither lost nor listed twice."""
+    path = write_solutions(tmp_path / "in.jsonl", 30, broken=(0, 4, 20, 29))
+    whole = judge(path, tmp_path / "whole", ScriptedEngine())
+    stopped_at(path, tmp_path / "run", 300, monkeypatch)
+    index = json.loads((tmp_path / "run" / "index.json").read_text())
+    finished = [json.loads(line)["id"] for line in lines(tmp_path / "run" / "results.jsonl")]
+    assert index["num_rows"] == len(finished) > 5
+    assert index["num_read"] == index["num_rows"] + 2  # rows 0 and 4
+    ids, resumed = parsed(monkeypatch), []
+    callbacks = Callbacks(on_resumed=lambda *counts: resumed.append(counts[0]), replay=False)
+    assert judge(path, tmp_path / "run", ScriptedEngine(), callbacks) == whole
+    assert files(tmp_path / "run") == files(tmp_path / "whole")
+    assert (ids, resumed) == (finished[-1:], [len(finished)])
+    # So is a complete one, whose totals are known; who wants to see its rows gets them all.
+    ids.clear()
+    assert judge(path, tmp_path / "run", ScriptedEngine()) == whole
+    assert ids == ["s28"]
+    seen: list[str] = []
+    judge(path, tmp_path / "run", ScriptedEngine(), Callbacks(on_result=lambda row, result: seen.append(result.id)))
+    assert seen == [f"s{number}" for number in range(30) if number not in (0, 4, 20, 29)]
+    assert files(tmp_path / "run") == files(tmp_path / "whole")
+
+
+def test_an_index_that_does_not_fit_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever befalls it, or the files that it counts: every row is read, and the bytes are the same in the end."""
+    path = write_solutions(tmp_path / "in.jsonl", 30, broken=(0, 4, 20, 29))
+    whole = judge(path, tmp_path / "whole", ScriptedEngine())
+    judge(path, tmp_path / "other", ScriptedEngine(), num_analyses=3)
+
+    def cut(path: Path) -> None:
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
+
+    def edited(path: Path) -> None:
+        path.write_text(path.read_text().replace('"num_rows": 2', '"num_rows": 1'))
+
+    def older_version(path: Path) -> None:
+        value = json.loads(path.read_text())
+        del value["crc"]
+        value["version"] = "0.0.9"
+        seed = checksums_of(read_manifest(path.parent)).value
+        path.write_bytes(Checksums(seed).seal(json.dumps(value).encode()) + b"\n")
+
+    damages: list[tuple[str, Callable[[Path], object]]] = [
+        ("index.json", lambda path: path.unlink()),
+        ("index.json", lambda path: path.write_text("")),
+        ("index.json", lambda path: path.write_text("[" * 99_999 + "\n")),
+        ("index.json", edited),
+        ("index.json", older_version),
+        ("index.json", lambda path: path.write_bytes((tmp_path / "other" / "index.json").read_bytes())),
+        ("results.jsonl", cut),  # as the message about a damaged line says
+        ("results.jsonl", lambda path: path.unlink()),
+        ("rejected.jsonl", lambda path: path.unlink()),
+        ("rejected.jsonl", lambda path: path.write_text(path.read_text().replace("JSON", "YAML"))),
+        ("rejected.jsonl", lambda path: path.write_text("")),
+    ]
+    for number, (name, damage) in enumerate(damages):
+        shutil.copytree(tmp_path / "whole", run := tmp_path / str(number))
+        damage(run / name)
+        kept = len(lines(run / "results.jsonl")) if (run / "results.jsonl").exists() else 0
+        with monkeypatch.context() as patched:
+            ids = parsed(patched)
+            assert judge(path, run, ScriptedEngine()) == whole
+        assert len(ids) - ids.count("s28") * (name == "rejected.jsonl") in (kept, kept - 1), (number, name)
+        assert files(run) == files(tmp_path / "whole"), (number, name)
+
+
+def test_an_edited_row_that_the_index_counts_is_noticed(tmp_path: Path) -> None:
+    path = write_solutions(tmp_path / "in.jsonl", 5)
+    judge(path, tmp_path / "run", ScriptedEngine())
+    results = tmp_path / "run" / "results.jsonl"
+    results.write_text(results.read_text().replace('"s1"', '"s7"'))
+    with pytest.raises(CorruptRun, match=r"line 2 is damaged \(its checksum"):
+        judge(path, tmp_path / "run", ScriptedEngine())
 
 
 def test_a_run_of_an_older_meaning_is_not_gone_on_with(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from rprm.errors import InputError
@@ -53,6 +55,38 @@ def test_json_lines_plain_gzipped_and_array_read_alike(tmp_path: Path) -> None:
     assert Source(plain).inspect().digest == Source(str(zipped)).inspect().digest
     assert Source(plain).inspect().num_rows == 5
     assert Source(str(array)).inspect().num_rows is None
+
+
+@pytest.mark.parametrize("form", ["jsonl", "jsonl.gz", "json", "csv", "parquet"])
+def test_rows_after_the_first_ones(form: str, tmp_path: Path) -> None:
+    """In every form they are the rows that come there, with their lines; the first ones are not parsed."""
+    rows = [{**GOOD, "id": str(number), "problem": "" if number == 3 else "p"} for number in range(6)]
+    path = tmp_path / f"a.{form}"
+    if form == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif form == "csv":
+        cells = (f'{row["id"]},{row["problem"]},"[""1.""]"\n' for row in rows)
+        path.write_text("".join(("id,problem,steps\n", *cells)))
+    elif form == "json":
+        path.write_text(json.dumps(rows, indent=1))
+    else:
+        text = "\n\n".join(json.dumps(row) for row in rows).encode()
+        path.write_bytes(gzip.compress(text) if form.endswith("gz") else text)
+    found = read(str(path))
+    assert [isinstance(row, Rejected) for row in found] == [number == 3 for number in range(6)]
+    for number in range(8):
+        assert list(read_solutions(Source(str(path))).after(number)) == found[number:]
+        # The limit counts rejected rows too, and those that are left out.
+        assert list(read_solutions(Source(str(path)), limit=4).after(number)) == found[number:4]
+
+
+def test_rows_that_are_left_out_belong_to_the_hash(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", *({**GOOD, "id": str(number)} for number in range(4)))
+    source = Source(path)
+    source.inspect()
+    Path(path).write_text(Path(path).read_text().replace('"0"', '"9"'))
+    with pytest.raises(InputError, match="changed while it was read"):
+        list(read_solutions(source).after(2))
 
 
 def test_one_object_over_many_lines(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -86,6 +87,19 @@ def test_a_run_without_its_model(runs: Path) -> None:
     assert "num_candidates: 2" in rprm("show", runs / "s").stdout
     assert "is damaged" in rprm("show", runs / "damaged", code=1).stderr
     assert "is not a run folder" in rprm("show", runs, code=1).stderr
+
+
+def test_totals_are_those_of_the_rows_with_and_without_an_index(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "in" / "b", run := tmp_path / "b")
+    by_index = rprm("show", run, "--json").stdout
+    (run / "index.json").write_text((run / "index.json").read_text().replace('"num_wrong": 3', '"num_wrong": 2'))
+    assert rprm("show", run, "--json").stdout == by_index
+    (run / "index.json").unlink()
+    assert rprm("show", run, "--json").stdout == by_index
+    shutil.copytree(runs / "in" / "b", edited := tmp_path / "edited")
+    text = (edited / "results.jsonl").read_text()
+    (edited / "results.jsonl").write_text(text.replace('"first_error":0', '"first_error":1', 1))
+    assert "line 1 is damaged" in rprm("show", edited, code=1).stderr
 
 
 def test_a_solution_is_shown_as_judge_shows_it(runs: Path) -> None:

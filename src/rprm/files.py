@@ -18,6 +18,8 @@ DAMAGE = (KeyError, ValueError, TypeError, AttributeError, RecursionError)
 
 T = TypeVar("T")
 
+_BLOCK_BYTES = 1 << 20
+
 
 @contextmanager
 def disk(path: Path) -> Iterator[None]:
@@ -82,16 +84,16 @@ class LineWriter:
         self.write_bytes(self._checksums.seal(line.encode()) + b"\n")
 
     def write_bytes(self, content: bytes) -> None:
-        data = memoryview(content)
-        with disk(self.path):
+        num_written = 0
+        try:
             if self._failed is not None:
                 raise self._failed
-            try:
-                while data:
-                    data = data[self._stream.write(data) :]
-            except BaseException as error:
-                self._stream.close()  # Nothing may follow a torn line.
-                self._failed = error
+            while num_written < len(content):
+                num_written += self._stream.write(memoryview(content)[num_written:])
+        except BaseException as error:
+            self._stream.close()  # Nothing may follow a torn line.
+            self._failed = error
+            with disk(self.path):
                 raise
         self.synced = False
         if time.monotonic() >= self._due:
@@ -116,8 +118,14 @@ def repair_tail(path: Path) -> int:
         if not path.exists():
             return 0
         with path.open("r+b") as stream:
-            keep = sum(len(line) for line in stream if line.endswith(b"\n"))
-            if keep < (size := stream.seek(0, os.SEEK_END)):
+            keep = size = stream.seek(0, os.SEEK_END)
+            while keep:
+                start = stream.seek(max(0, keep - _BLOCK_BYTES))
+                if end := stream.read(keep - start).rfind(b"\n") + 1:
+                    keep = start + end
+                    break
+                keep = start
+            if keep < size:
                 stream.truncate(keep)
                 os.fsync(stream.fileno())
     return size - keep
@@ -133,23 +141,29 @@ def check_is_file(path: Path) -> None:
 @overload
 def read_json_lines(path: Path, *, checksums: Checksums | None = None) -> Iterator[Any]: ...
 @overload
-def read_json_lines(path: Path, parse: Callable[[Any], T], checksums: Checksums | None = None) -> Iterator[T]: ...
 def read_json_lines(
-    path: Path, parse: Callable[[Any], Any] = lambda value: value, checksums: Checksums | None = None
-) -> Iterator[Any]:
+    path: Path, parse: Callable[[Any], T], checksums: Checksums | None = None, *, unread: int = 0
+) -> Iterator[T]: ...
+def read_json_lines(
+    path: Path, parse: Callable[[Any], Any] = lambda value: value, checksums: Checksums | None = None, *,
+    unread: int = 0,
+) -> Iterator[Any]:  # fmt: skip
     """What `parse` makes of each row of a file that this package wrote: without its checksum, where it must have one,
-    and without a last row that is torn. `CorruptRun` names file and line of a row that is not JSON, or does not fit."""
+    and without a last row that is torn. `CorruptRun` names file and line of a row that is not JSON, or does not fit.
+    The first `unread` rows are checked alone."""
     with disk(path):
         check_is_file(path)
         if not path.exists():
             return
-        with path.open("rb") as stream:
+        with path.open("rb", _BLOCK_BYTES) as stream:
             for number, line in enumerate(stream, 1):
                 try:
                     if checksums is not None:
                         if not checksums.is_whole and not line.endswith(b"\n"):
                             return
                         checksums.check(line)
+                    if number <= unread:
+                        continue
                     row = json.loads(line)
                     if checksums is not None:
                         row.pop("crc", None)

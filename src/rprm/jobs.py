@@ -12,14 +12,17 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import aclosing, closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Generic, Protocol, Required, TypedDict, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, Required, TypedDict, TypeVar, runtime_checkable
+from zlib import crc32
 
 from rprm.errors import CorruptRun, InputError
+from rprm.files import Checksums
 from rprm.ledger import Ledger
 from rprm.reading import Rejected, SourceInfo
-from rprm.runs import Journal, LineWriter, Run, read_json_lines, versions
+from rprm.runs import Index, Journal, LineWriter, Run, read_index, read_json_lines, versions
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -27,6 +30,7 @@ Result = TypeVar("Result")
 Row = TypeVar("Row", bound="Identified")
 Outcome = TypeVar("Outcome", bound="Identified")
 T = TypeVar("T")
+RowT = TypeVar("RowT", covariant=True)
 Counted = TypeVar("Counted", contravariant=True)
 
 
@@ -39,9 +43,17 @@ class Identified(Protocol):
     def model_dump_json(self) -> str: ...
 
 
-class Counts(Protocol[Counted]):
-    """The totals of a run, counted row by row."""
+@runtime_checkable
+class Skippable(Protocol[RowT]):
+    """Rows of which the first ones need not be parsed to come to those after them."""
 
+    def after(self, num_rows: int) -> Iterator[RowT]: ...
+
+
+class Counts(Protocol[Counted]):
+    """The totals of a run, counted row by row: a dataclass of what JSON can hold."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
     num_rejected: int
 
     def add(self, result: Counted, /) -> None: ...
@@ -59,6 +71,8 @@ class Callbacks:
     on_piece: Callable[[str, Any], None] = lambda key, piece: None
     #: Number of rows that earlier sessions finished, and of pieces of others that they paid for.
     on_resumed: Callable[[int, int], None] = lambda num_rows, num_pieces: None
+    #: `on_result` gets the rows of earlier sessions too; if not, those that the run's index counts are not parsed.
+    replay: bool = True
 
 
 @dataclass(frozen=True)
@@ -104,14 +118,14 @@ async def run_job(
 
     Errors of the folder are those of `Run`; after `EngineUnavailable` the same call resumes the run.
     """
-    callbacks = callbacks or Callbacks()
+    callbacks = callbacks or Callbacks(replay=False)
     if output is None:
         ledger = Ledger(callbacks.on_piece)
-        items = _accepted(rows, job, callbacks, None, strict)
+        items = _accepted(iter(rows), job, callbacks, None, strict)
         async with _outcomes(job, items, lambda index: ledger) as outcomes:
-            async for (_, row), outcome in outcomes:
+            async for place, outcome in outcomes:
                 job.totals.add(outcome)
-                callbacks.on_result(row, outcome)
+                callbacks.on_result(place.row, outcome)
         return
     if source is None:
         raise ValueError("a run folder needs to know its source")
@@ -129,24 +143,26 @@ async def _run_in_folder(
     run: Run, job: Job[Row, Outcome], rows: Iterable[Row | Rejected], strict: bool, callbacks: Callbacks
 ) -> int:
     """Work through the rows that are not finished; returns the number of tokens that this session generated."""
+    known, finished = _finished(run, job, callbacks.replay)
     with (
-        closing(LineWriter(run.rejected_path, fresh=True)) as rejected,
+        closing(LineWriter(run.rejected_path, fresh=not known.num_rows)) as rejected,
         closing(LineWriter(run.results_path, checksums=run.checksums)) as results,
-        closing(Journal(run.folder, run.checksums.value)) as journal,
+        closing(Journal(run.folder, run.seed)) as journal,
     ):
-        items = _accepted(rows, job, callbacks, rejected, strict)
-        num_finished = 0
-        for outcome in read_json_lines(run.results_path, job.parse, run.checksums):
-            item = next(items, None)
-            if item is None or item[1].id != outcome.id:
-                found = "the input ends there" if item is None else f"the input has {item[1].id!r} there"
+        items = _accepted(_from(rows, known), job, callbacks, rejected, strict, known)
+        num_finished, place = max(0, known.num_rows - 1), None
+        for outcome in finished:
+            place = next(items, None)
+            if place is None or place.row.id != outcome.id:
+                found = "the input ends there" if place is None else f"the input has {place.row.id!r} there"
                 raise CorruptRun(
                     f"{run.results_path}, line {num_finished + 1} holds {job.noun} {outcome.id!r}, but {found}; "
                     "begin a new run folder"
                 )
             num_finished += 1
-            job.totals.add(outcome)
-            callbacks.on_result(item[1], outcome)
+            if num_finished > known.num_rows:
+                job.totals.add(outcome)
+                callbacks.on_result(place.row, outcome)
         tokens_before = job.totals.as_dict()["num_generated_tokens"]
         results.sync()
         pieces = journal.load(num_finished)
@@ -159,45 +175,98 @@ async def _run_in_folder(
 
             return Ledger(record, pieces.pop(index, {}), lambda key: journal.where(index, key))
 
+        due = _next_index(time.monotonic())
         async with _outcomes(job, items, ledger_of) as outcomes:
-            async for (_, row), outcome in outcomes:
+            async for place, outcome in outcomes:
                 results.write(outcome.model_dump_json())
+                job.totals.add(outcome)
                 num_finished += 1
                 if results.synced:
                     journal.finish(num_finished)
-                job.totals.add(outcome)
-                callbacks.on_result(row, outcome)
+                if (now := time.monotonic()) >= due:
+                    run.write_index(_index(run, job, place))
+                    due = _next_index(now)
+                callbacks.on_result(place.row, outcome)
+        if place is not None:
+            run.write_index(_index(run, job, place))
     return job.totals.as_dict()["num_generated_tokens"] - tokens_before
 
 
+def _finished(run: Run, job: Job[Row, Outcome], replay: bool) -> tuple[Index, Iterator[Outcome]]:
+    """How far the run is by its index, whose totals are the job's now, and the outcomes from that row on; all of them
+    where there is no index that fits. Rows before it are checked, and not parsed."""
+    index = None if replay else read_index(run.folder, run.seed)
+    if index is not None and index.totals.keys() == asdict(job.totals).keys():
+        checksums = Checksums(run.checksums.value)
+        outcomes = read_json_lines(run.results_path, job.parse, checksums, unread=index.num_rows - 1)
+        last = next(outcomes, None)
+        if last is not None and checksums.value == index.checksum and run.keep_rejected(index):
+            run.checksums = checksums
+            for name, value in index.totals.items():
+                setattr(job.totals, name, value)
+            return index, chain((last,), outcomes)
+    return Index(), read_json_lines(run.results_path, job.parse, run.checksums)
+
+
+def _from(rows: Iterable[T], index: Index) -> Iterator[T]:
+    """The rows of the source from the last one on that an index counts."""
+    if not (number := max(0, index.num_read - 1)):
+        return iter(rows)
+    return rows.after(number) if isinstance(rows, Skippable) else islice(rows, number, None)
+
+
+def _next_index(began: float) -> float:
+    """When the index is due again, by the time when it was last: writing it takes a hundredth of the time at most."""
+    return (now := time.monotonic()) + max(5.0, 100 * (now - began))
+
+
+def _index(run: Run, job: Job[Row, Outcome], place: _Place[Row]) -> Index:
+    """After the row at a place, which is finished."""
+    totals = asdict(job.totals) | {"num_rejected": place.num_rejected}
+    return Index(place.number + 1, run.checksums.value, place.num_read, *place.rejected, totals)
+
+
 def _outcomes(
-    job: Job[Row, Outcome], items: Iterator[tuple[int, Row]], ledger_of: Callable[[int], Ledger]
-) -> aclosing[AsyncGenerator[tuple[tuple[int, Row], Outcome], None]]:
+    job: Job[Row, Outcome], items: Iterator[_Place[Row]], ledger_of: Callable[[int], Ledger]
+) -> aclosing[AsyncGenerator[tuple[_Place[Row], Outcome], None]]:
     """The outcomes in order; nothing is under way any more when the context is left, however that is."""
 
-    async def work(item: tuple[int, Row]) -> Outcome:
-        return await job.work(item[1], ledger_of(item[0]))
+    async def work(place: _Place[Row]) -> Outcome:
+        return await job.work(place.row, ledger_of(place.number))
 
-    return aclosing(in_order(items, work, width=job.width, size=lambda item: job.size(item[1])))
+    return aclosing(in_order(items, work, width=job.width, size=lambda place: job.size(place.row)))
+
+
+class _Place(NamedTuple, Generic[Row]):
+    """A row that can be used, its place among these, and what was read of the source up to it."""
+
+    number: int  # from 0
+    row: Row
+    num_read: int
+    num_rejected: int
+    rejected: tuple[int, int]  # bytes of `rejected.jsonl`, and their CRC-32
 
 
 def _accepted(
-    rows: Iterable[Row | Rejected],
+    rows: Iterator[Row | Rejected],
     job: Job[Row, Outcome],
     callbacks: Callbacks,
     writer: LineWriter | None,
     strict: bool,
-) -> Iterator[tuple[int, Row]]:
-    """Number the rows that can be used; the rejected ones are written and counted."""
-    index = 0
-    for row in rows:
+    known: Index = Index(),  # noqa: B008  # it is frozen
+) -> Iterator[_Place[Row]]:
+    """Place the rows that can be used, from the last that is `known` on; the rejected ones are written and counted."""
+    number, rejected = max(0, known.num_rows - 1), (known.num_rejected_bytes, known.rejected_checksum)
+    for num_read, row in enumerate(rows, max(1, known.num_read)):
         if not isinstance(row, Rejected):
-            yield index, row
-            index += 1
+            yield _Place(number, row, num_read, job.totals.num_rejected, rejected)
+            number += 1
             continue
         if writer is not None:
             for line in row.listed(job.totals.num_rejected):
                 writer.write(line)
+                content = f"{line}\n".encode()
+                rejected = rejected[0] + len(content), crc32(content, rejected[1])
         if strict:
             raise InputError(f"{row.file}, line {row.line}: {row.reason}")
         job.totals.num_rejected += 1

@@ -31,6 +31,7 @@ class ProgressLine(Progress):
     def resumed(self, num_rows: int, num_pieces: int) -> None:
         """So many rows are finished already, and so many pieces of others are paid for."""
         self._num_before = num_rows
+        self.update(self._task, completed=num_rows)
         found = [f"{num_rows:,} {self._noun} were finished before"] if num_rows else []
         found += [f"the journal holds {num_pieces:,} analyses or other pieces of more"] if num_pieces else []
         if found:
@@ -60,6 +61,8 @@ class ProgressLine(Progress):
         self._show()
 
     def _show(self) -> None:
+        if self.disable:
+            return
         elapsed = (self.tasks[0].elapsed or 0.0) if self._has_pieces else 0.0
         counts = {"steps": self._num_steps, "analyses": self._num_analyses}
         counts |= {"tokens/s": round(self._num_tokens / elapsed)} if elapsed else {}

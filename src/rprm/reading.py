@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, Generic, NamedTuple, TypeVar
 from urllib.parse import parse_qsl, urlencode
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
@@ -145,9 +145,10 @@ class Source:
         num_rows = num_lines + (not end.endswith(b"\n")) if form == "lines" and not self.table else None
         return SourceInfo(self.name, self._inspected[0] + columns, num_rows)
 
-    def rows(self) -> Iterator[Row | Rejected]:
-        """Every row in order; an InputError where the whole is no JSON, damaged, or the hub cannot be reached."""
-        for row in self._rows():
+    def rows(self, after: int = 0) -> Iterator[Row | Rejected]:
+        """The rows in order, without the first `after` ones, which are not parsed; an InputError where the whole is no
+        JSON, damaged, or the hub cannot be reached."""
+        for row in self._rows(after):
             if isinstance(row, Row) and isinstance(row.value, dict):
                 named = {field: row.value[column] for field, column in self.columns.items() if column in row.value}
                 # A field whose column is not there is missing, also where it has another of its own name.
@@ -156,19 +157,19 @@ class Source:
                 row = row._replace(value=value)
             yield row
 
-    def _rows(self) -> Iterator[Row | Rejected]:
+    def _rows(self, after: int) -> Iterator[Row | Rejected]:
         if self.hub is not None:
             options = {key: self.hub[key] for key in ("split", "data_dir", "features") if key in self.hub}
             revision = self._revision(self.hub)
-            yield from self._streamed(self.hub["path"], self.hub.get("config"), revision=revision, **options)
+            yield from self._streamed(after, self.hub["path"], self.hub.get("config"), revision=revision, **options)
         elif self.table == ".parquet":
-            yield from self._parquet()
+            yield from self._parquet(after)
         elif self.table == ".csv":
-            yield from self._csv()
+            yield from self._csv(after)
         else:
             form, blocks = formed(self._unchanged(), self.path)
             longest = max_row_bytes()
-            for number, text in pieces(form, blocks, self.name):
+            for number, text in islice(pieces(form, blocks, self.name), after, None):
                 yield self._row(number, text, form, longest)
 
     def _unchanged(self) -> Iterator[bytes]:
@@ -205,13 +206,13 @@ class Source:
             shown = line[: 4 * MAX_REJECTED_TEXT].decode(errors="replace").rstrip("\r\n")
             return Row(number, None, shown).rejected(self.name, reason)
 
-    def _csv(self) -> Iterator[Row | Rejected]:
+    def _csv(self, after: int) -> Iterator[Row | Rejected]:
         rows = table_rows(self._unchanged(), self.name, MAX_COMMAS)
         _, header = next(rows, (1, []))
         if len(set(header)) < len(header):
             (repeated, _), *_ = Counter(header).most_common(1)
             raise InputError(f"{self.name}: its first line must name the columns; {repeated!r:.80} stands there twice")
-        for number, cells in rows:
+        for number, cells in islice(rows, after, None):
             row = Row(number, dict(zip(header, cells, strict=False)), json.dumps(cells, ensure_ascii=False))
             if len(cells) != len(header):
                 what = f"{len(cells)} cells, and the first line names {len(header)} columns"
@@ -221,7 +222,7 @@ class Source:
             else:
                 yield row
 
-    def _parquet(self) -> Iterator[Row | Rejected]:
+    def _parquet(self, after: int) -> Iterator[Row | Rejected]:
         with hub_errors(f"{self.name}: cannot be read"):
             from pyarrow.parquet import ParquetFile
 
@@ -230,12 +231,12 @@ class Source:
                     pass
             with ParquetFile(self.path) as file:
                 batches = (batch.to_pylist() for batch in file.iter_batches(batch_size=64))
-                yield from self._numbered(chain.from_iterable(batches))
+                yield from self._numbered(chain.from_iterable(batches), after)
 
-    def _numbered(self, values: Iterable[Any]) -> Iterator[Row | Rejected]:
+    def _numbered(self, values: Iterable[Any], after: int) -> Iterator[Row | Rejected]:
         """Rows of a table or data set."""
         longest = max_row_bytes()
-        for number, value in enumerate(values, 1):
+        for number, value in islice(enumerate(values, 1), after, None):
             row = Row(number, dict(value), json.dumps(value, default=str))
             too_long = f"the row is longer than {longest >> 20} MiB ({ROW_VARIABLE} sets the limit)"
             yield row if len(row.text) <= longest else row.rejected(self.name, too_long)
@@ -247,11 +248,11 @@ class Source:
 
             return str(HfApi().dataset_info(hub["path"], revision=hub.get("revision")).sha)
 
-    def _streamed(self, *names: str | None, **options: str) -> Iterator[Row | Rejected]:
+    def _streamed(self, after: int, *names: str | None, **options: str) -> Iterator[Row | Rejected]:
         with hub_errors(f"{self.name}: cannot be read"):
             from datasets import load_dataset
 
-            yield from self._numbered(load_dataset(*names, streaming=True, **options))
+            yield from self._numbered(load_dataset(*names, streaming=True, **options), after)
 
 
 def _without_columns(name: str) -> tuple[str, dict[str, str]]:
@@ -367,11 +368,11 @@ def _instruction(row: Any, *columns: tuple[str, ...]) -> tuple[str, str, str | N
     return text, system, output if isinstance(output, str) else None
 
 
-def read_rows(source: Source, read: Callable[[Row], T]) -> Iterator[T | Rejected]:
-    """What `read` makes of each row of a source; its `InputError` rejects the row. It is an `InputError`
-    of all where the first 100,000 are rejected."""
+def read_rows(source: Source, read: Callable[[Row], T], after: int = 0) -> Iterator[T | Rejected]:
+    """What `read` makes of each row of a source `after` the first ones; its `InputError` rejects the row. It is an
+    `InputError` of all where the first 100,000 are rejected."""
     rejected: list[Rejected] | None = []  # the first of those before a row that can be used, and None after it
-    for number, row in enumerate(source.rows(), 1):
+    for number, row in enumerate(source.rows(after), 1):
         found: T | Rejected = row if isinstance(row, Rejected) else _read(row, read, source.name)
         if not isinstance(found, Rejected):
             rejected = None
@@ -381,6 +382,23 @@ def read_rows(source: Source, read: Callable[[Row], T]) -> Iterator[T | Rejected
                 what = f"none of its first {MAX_REJECTED_FIRST:,} rows can be used"
                 raise InputError(f"{source.name}: {what}; the first, line {first.line}: {first.reason}")
         yield found
+
+
+@dataclass(frozen=True)
+class Rows(Generic[T]):
+    """What `read` makes of the rows of a source, the first `limit` of them; see `read_rows`."""
+
+    source: Source
+    read: Callable[[Row], T]
+    limit: int | None = None
+
+    def __iter__(self) -> Iterator[T | Rejected]:
+        return self.after(0)
+
+    def after(self, num_rows: int) -> Iterator[T | Rejected]:
+        """Those after the first so many, which are not parsed."""
+        rows = read_rows(self.source, self.read, num_rows)
+        return islice(rows, None if self.limit is None else max(0, self.limit - num_rows))
 
 
 def _read(row: Row, read: Callable[[Row], T], file: str) -> T | Rejected:
@@ -482,9 +500,9 @@ class _Chat(RowModel):
     messages: list[_Message]
 
 
-def read_solutions(source: Source) -> Iterator[Solution | Rejected]:
-    """Every row of a source as a `Solution` (see `solution_of`); without an id, `line-N`."""
-    return read_rows(source, lambda row: solution_of(row.value, default_id=f"line-{row.line}"))
+def read_solutions(source: Source, limit: int | None = None) -> Rows[Solution]:
+    """The rows of a source, or its first `limit`, as `Solution`s (see `solution_of`); without an id, `line-N`."""
+    return Rows(source, lambda row: solution_of(row.value, default_id=f"line-{row.line}"), limit)
 
 
 def solution_of(value: Any, *, default_id: str) -> Solution:

@@ -43,6 +43,10 @@ class Solution(Record):
     steps: tuple[str, ...]
     label: int | None = None
 
+    @property
+    def num_steps(self) -> int:
+        return len(self.steps)
+
     def place(self, step_index: int) -> int:
         """The index of a step that is counted from 0, or from the end (-1: the last); an InputError: there is none."""
         places = range(len(self.steps))

@@ -6,6 +6,7 @@ A run folder holds
 - `results.jsonl`: finished rows in input order, each written once and whole, with a checksum;
 - `rejected.jsonl`: rejected input rows, with file, line and reason;
 - `journal-NNNNNN.jsonl`: pieces of work that are paid for but whose row is not finished; gone when the run is complete;
+- `index.json`: how far the run is, replaced now and then: rows that it counts are checked at a resume, and not parsed;
 - `summary.json`: totals, written at the end;
 - `lock`: held by the one process that writes.
 
@@ -24,6 +25,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +34,7 @@ from zlib import crc32
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
+from rprm import __version__
 from rprm.errors import CorruptRun, RunError, RunLocked, SettingsChanged
 from rprm.files import (
     DAMAGE,
@@ -52,6 +55,7 @@ MANIFEST = "manifest.json"
 RESULTS = "results.jsonl"
 REJECTED = "rejected.jsonl"
 SUMMARY = "summary.json"
+INDEX = "index.json"
 MEASUREMENT = "measurement.json"
 
 #: The setting that says what the fields of a run's rows mean, where that has changed since the first version.
@@ -67,6 +71,21 @@ _FIRST = {"lock", f"{MANIFEST}.partial", CANDIDATES}
 _PACKAGES = ("rprm", "torch", "transformers", "vllm", "peft", "openai", "numpy")
 
 T = TypeVar("T")
+
+_encoded = json.JSONEncoder(ensure_ascii=False).encode
+
+
+@dataclass(frozen=True)
+class Index:
+    """How far a run is: what a session that resumes it need not read again."""
+
+    num_rows: int = 0  #: finished: the first of `results.jsonl`
+    checksum: int | None = None  #: the running one at the last of them
+    num_read: int = 0  #: rows of the source up to that one, rejected ones too
+    num_rejected_bytes: int = 0  #: of what `rejected.jsonl` holds of these, and its CRC-32
+    rejected_checksum: int = 0
+    totals: dict[str, Any] = field(default_factory=dict)  #: of these
+    version: str = __version__  #: another one may count or reject otherwise
 
 
 class _Manifest(BaseModel):
@@ -107,6 +126,7 @@ class Run:
 
     #: The one that this process opened last: a command that is stopped says where its work is kept.
     last: ClassVar[Run | None] = None
+    seed: int | None  #: from which the run's checksums start; None: it is older than they are
     checksums: Checksums  #: of the rows of `results.jsonl`, as far as they have been read or written
 
     def __init__(
@@ -141,7 +161,10 @@ class Run:
         if MANIFEST not in names and names - _FIRST:
             raise RunError(f"{self.folder} is not empty and has no {MANIFEST}; name a new folder for the run")
         self.folder.mkdir(parents=True, exist_ok=True)
-        for path in (*(self.folder / name for name in (MANIFEST, RESULTS, REJECTED, SUMMARY, "lock")), *self._journals):
+        for path in (
+            *(self.folder / name for name in (MANIFEST, RESULTS, REJECTED, SUMMARY, INDEX, "lock")),
+            *self._journals,
+        ):
             check_is_file(path)
         self._lock = FileLock(self.folder / "lock")
         try:
@@ -160,6 +183,7 @@ class Run:
                 self._manifest["crc"] = ""  # What is older has no row yet that lacks a checksum.
         self._manifest["status"] = "running"
         self.checksums = checksums_of(self._manifest)
+        self.seed = self.checksums.value
         self._manifest["sessions"].append({"started_at": _now(), **self.session})
         self._is_open = True
         self._write_manifest()
@@ -189,6 +213,22 @@ class Run:
     @property
     def rejected_path(self) -> Path:
         return self.folder / REJECTED
+
+    def keep_rejected(self, index: Index) -> bool:
+        """Cut `rejected.jsonl` to the rows that an index counts; whether they are as they were written."""
+        with disk(self.rejected_path):
+            if not self.rejected_path.exists():
+                return False
+            with self.rejected_path.open("r+b") as stream:
+                kept = stream.read(index.num_rejected_bytes)
+                stream.truncate(index.num_rejected_bytes)
+        return (len(kept), crc32(kept)) == (index.num_rejected_bytes, index.rejected_checksum)
+
+    def write_index(self, index: Index) -> None:
+        """Keep how far the run is; a run that is older than checksums has no index."""
+        if self.seed is not None:
+            line = Checksums(self.seed).seal(json.dumps(asdict(index)).encode())
+            write_atomically(self.folder / INDEX, f"{line.decode()}\n")
 
     def complete(self, summary: Mapping[str, Any], session: Mapping[str, Any]) -> None:
         """Mark the run complete: totals to `summary.json`, what this session did to the manifest, no journal left."""
@@ -285,7 +325,7 @@ class Journal:
             self._num_rows = 0
             path = self.folder / f"journal-{self._number:06d}.jsonl"
             self._current = LineWriter(path, checksums=Checksums(self._checksum))
-        self._current.write(json.dumps({"index": index, "key": key, "piece": piece}, ensure_ascii=False))
+        self._current.write(_encoded({"index": index, "key": key, "piece": piece}))
         self._num_rows += 1
         path = self._current.path
         self._highest[path] = max(self._highest.get(path, -1), index)
@@ -328,11 +368,37 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return {"stage": manifest["stage"], **manifest, "settings": _Settings(manifest["settings"], path)}
 
 
-def read_results(folder: str | Path, parse: Callable[[Any], T]) -> Iterator[T]:
-    """What `parse` makes of each finished row of a run folder; `RunError` where it is none, `CorruptRun` where a row
-    or the manifest is damaged, or rows of a complete run are missing."""
+def read_index(folder: Path, seed: int | None) -> Index | None:
+    """How far a run was whose checksums start there; None where it does not say so, or the file is damaged or of
+    another run."""
+    path = folder / INDEX
+    with disk(path), suppress(*DAMAGE):
+        if seed is not None and path.is_file():
+            Checksums(seed).check(line := path.read_bytes())
+            found = {name: value for name, value in json.loads(line).items() if name != "crc"}
+            return Index(**found) if found["version"] == __version__ else None
+    return None
+
+
+def checked_totals(folder: Path) -> dict[str, Any] | None:
+    """The totals of a complete run by its index, after a look at the checksum of each row (`CorruptRun`: one does not
+    fit); None where it has no index of all of them."""
+    manifest = read_manifest(folder)
+    index = read_index(folder, checksums_of(manifest).value)
+    is_whole = index is not None and manifest.get("files", {}).get(RESULTS) == f"{index.checksum or 0:08x}"
+    if index is None or not is_whole or manifest.get("status") != "complete":
+        return None
+    for _ in read_results(folder, bool, unread=index.num_rows):
+        pass
+    return index.totals
+
+
+def read_results(folder: str | Path, parse: Callable[[Any], T], *, unread: int = 0) -> Iterator[T]:
+    """What `parse` makes of each finished row of a run folder, the first `unread` of which are checked alone;
+    `RunError` where it is none, `CorruptRun` where a row or the manifest is damaged, or rows of a complete run are
+    missing."""
     manifest, path = read_manifest(folder), Path(folder) / RESULTS
-    yield from read_json_lines(path, parse, checksums := checksums_of(manifest))
+    yield from read_json_lines(path, parse, checksums := checksums_of(manifest), unread=unread)
     last = manifest.get("files", {}).get(RESULTS) if checksums.is_whole else None
     if last not in (None, f"{checksums.value or 0:08x}"):
         raise CorruptRun.at(str(path), "rows are missing at its end")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,9 +13,12 @@ from typing import Any
 
 import pytest
 
+from rprm.benchmarks.items import Texts
 from rprm.benchmarks.prmbench import PRMBENCH_CLASSES, read_prmbench
 from rprm.benchmarks.processbench import read_processbench
 from rprm.errors import InputError
+from rprm.reading import Rejected
+from rprm.records import Solution
 
 
 def processbench_row(identifier: str = "gsm8k-0", **changes: Any) -> dict[str, Any]:
@@ -51,6 +56,53 @@ def write(path: Path, rows: list[Any]) -> Path:
     return path
 
 
+class TestTexts:
+    def test_in_memory_and_on_the_disk_they_are_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("rprm.benchmarks.items._MAX_TEXT_BYTES", 200)  # of 10 solutions some 600
+        texts, solutions = Texts(), []
+        for number in range(10):
+            steps = ("", "é\n\u2028", f"step {number}")[: number % 4]
+            solutions.append(
+                Solution(id=f"s{number}", problem=f"\U0001f600 {number}\n", steps=steps, label=number % 3 - 1)
+            )
+            stored = texts.put(solutions[-1])
+            assert (stored.id, stored.num_steps, stored.label) == (f"s{number}", len(steps), number % 3 - 1)
+            assert stored.loaded == solutions[-1]  # and what is put after it stands behind the others
+            assert (stored.problem, stored.steps) == (solutions[-1].problem, steps)
+        again = [texts.put(solution) for solution in solutions]
+        assert [stored.loaded for stored in reversed(again)] == solutions[::-1]
+
+    def test_a_full_disk_is_one_line(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(*arguments: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        texts = Texts()
+        monkeypatch.setattr(texts._file, "write", full)
+        with pytest.raises(InputError, match=r"No space left on device \(TMPDIR"):
+            texts.put(Solution(id="a", problem="p", steps=("s",)))
+
+    def test_memory_holds_none_of_them(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """100 items of 100 KB, which read at once would take 10 MB."""
+        monkeypatch.setattr("rprm.benchmarks.items._MAX_TEXT_BYTES", 1 << 18)
+        rows = (processbench_row(f"math-{number}", steps=["x" * 100_000]) for number in range(100))
+        path = write(tmp_path / "math.jsonl", [json.dumps(row) for row in rows])
+        tracemalloc.start()
+        try:
+            items = read_processbench(path)
+            assert tracemalloc.get_traced_memory()[1] < 5_000_000
+            assert sum(len(row.steps[0]) for row in items if isinstance(row, Solution)) == 10_000_000
+            assert tracemalloc.get_traced_memory()[1] < 5_000_000
+        finally:
+            tracemalloc.stop()
+
+    def test_the_rows_to_judge_are_rejected_ones_first(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "math.jsonl", [processbench_row("math-0"), "{broken", processbench_row("math-1")])
+        items = read_processbench(path)
+        found = [row.line if isinstance(row, Rejected) else row.id for row in items]
+        assert found == [2, "math-0", "math-1"]
+        assert [row.id for row in items.after(2) if isinstance(row, Solution)] == ["math-1"]
+
+
 class TestProcessBench:
     def test_a_folder_has_a_file_per_subset(self, tmp_path: Path) -> None:
         write(tmp_path / "gsm8k.jsonl", [processbench_row("gsm8k-0"), processbench_row("gsm8k-1", label=-1)])
@@ -70,7 +122,7 @@ class TestProcessBench:
         assert first.solution.problem == "What is 2 + 2?"
         assert first.solution.steps == ("2 + 2 = 5.", "The answer is 5.")
         assert (first.solution.label, first.generator, first.final_answer_correct) == (0, "Qwen2-7B-Instruct", False)
-        assert items.solutions[0] is first.solution
+        assert items.solutions[0] == first.solution.loaded
         assert [Path(source.name).name for source in items.sources] == ["gsm8k.jsonl", "math.json", "omnimath.jsonl.gz"]
         assert all(source.digest.startswith("sha256:") for source in items.sources)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rprm.benchmarks.benchmark import usage_as_dict
-from rprm.benchmarks.scores import Scores, read_scores, scores_of
+from rprm.benchmarks.scores import Scores, StepTable, read_scores, scores_of
 from rprm.errors import BenchmarkError, InputError
 from rprm.records import Analysis, SolutionReward, StepReward
 
@@ -21,6 +22,23 @@ def test_rows_by_id_or_key(tmp_path: Path) -> None:
     scores = read_scores(path)
     assert scores.p_yes == {"gsm8k-0": (1.0, 0.25, None), "circular_x": ()}
     assert (scores.settled_at, scores.usage, scores.repeated) == (None, None, ())
+
+
+def test_many_scores_take_eight_bytes_a_step() -> None:
+    table = StepTable()
+    table.add("a", (0.25, None, 1.0))
+    table.add("b", ())
+    table.add("c", [None])
+    assert table == {"a": (0.25, None, 1.0), "b": (), "c": (None,)}
+    assert (list(table), len(table), table.get("d")) == (["a", "b", "c"], 3, None)
+    assert Scores(table) == Scores(dict(table))
+    tracemalloc.start()
+    try:
+        for number in range(1000):
+            table.add(str(number), (number / 1000,) * 100)
+        assert tracemalloc.get_traced_memory()[0] < 1000 * (100 * 8 * 1.2 + 300)
+    finally:
+        tracemalloc.stop()
 
 
 def test_gzip_array_and_unicode(tmp_path: Path) -> None:

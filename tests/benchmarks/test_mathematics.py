@@ -162,7 +162,7 @@ def test_hub_sets_are_read_at_one_revision(monkeypatch: pytest.MonkeyPatch) -> N
     def inspect(source: Source) -> SourceInfo:
         return SourceInfo(source.name, f"revision:{(source.hub or {}).get('revision', 'abc')}", None)
 
-    def rows(source: Source) -> Iterator[Row]:
+    def rows(source: Source, after: int = 0) -> Iterator[Row]:
         asked.append(source.name)
         yield Row(1, {"question": "p", "answer": "#### 5"}, "")
 

@@ -46,6 +46,7 @@ class Stage:
         "results.jsonl",
         "journal-000001.jsonl",
         "rejected.jsonl",
+        "index.json",
         "summary.json",
     )
 

@@ -14,6 +14,7 @@ from base64 import b64decode
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from itertools import cycle
 from operator import xor
@@ -24,7 +25,7 @@ import numpy as np
 from pydantic import Field
 
 from rprm.benchmarks.benchmark import Benchmark, Measurement
-from rprm.benchmarks.items import ANY, BenchmarkItems, open_sources, read_items
+from rprm.benchmarks.items import ANY, BenchmarkItems, StoredSolution, Texts, open_sources, read_items
 from rprm.benchmarks.scores import Scores
 from rprm.benchmarks.tally import Coverage, Floats, ResultTable, TableLine, Tally, accuracies
 from rprm.errors import InputError
@@ -42,7 +43,7 @@ _FIGURES = {"tpr": "TPR", "tnr": "TNR", "balanced_acc": "balanced acc", "balance
 class Hard2VerifyItem:
     """A solution; whether each of its steps is right; the first wrong one (-1: none)."""
 
-    solution: Solution
+    solution: Solution | StoredSolution
     labels: tuple[bool, ...]
     label: int
 
@@ -66,10 +67,11 @@ def read_hard2verify(data: str | Path = HARD2VERIFY_HUB, *, revision: str | None
     """Read Hard2Verify, encrypted as on the hub or decrypted: a file; a folder with `.jsonl` or `.json` files; or a hub
     data set with a split `test`. An `InputError` where nothing can be read."""
     sources = open_sources(data, {ANY: {"split": "test"}}, revision)
-    return read_items((source, _item) for _, source in sources)
+    item = partial(_item, Texts())
+    return read_items((source, item) for _, source in sources)
 
 
-def _item(value: Any, _: int) -> Hard2VerifyItem:
+def _item(texts: Texts, value: Any, _: int) -> Hard2VerifyItem:
     row = checked(_Row, decrypted(json_object(value)))
     steps, labels, index = row.model_response_by_step, row.human_labels, row.human_labels_first_error_idx
     if len(labels) != len(steps):
@@ -79,7 +81,7 @@ def _item(value: Any, _: int) -> Hard2VerifyItem:
         wanted = f"the 0-based index of the first step that 'human_labels' calls wrong, {first} (-1: none)"
         raise InputError(f"'human_labels_first_error_idx' must be {wanted}; not {index}")
     solution = Solution(id=row.unique_id, problem=row.question, steps=tuple(steps), label=first)
-    return Hard2VerifyItem(solution, tuple(labels), first)
+    return Hard2VerifyItem(texts.put(solution), tuple(labels), first)
 
 
 def decrypted(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,7 +113,7 @@ def tally_hard2verify(items: Items, scores: Scores, *, threshold: float = 0.5, a
     """Count a run item by item: a step with a score below the threshold is called wrong. A critic's first error is what
     most of its critiques name. Errors are as for `tally_processbench`; every step must have been judged."""
     scores.check_threshold(threshold)
-    num_steps = {item.id: len(item.solution.steps) for item in items.items}
+    num_steps = {item.id: item.solution.num_steps for item in items.items}
     p_yes = scores.of_items(num_steps, "Hard2Verify needs every step judged: no exit at the first error")
     missing = tuple(name for name, found in p_yes.items() if set(found) == {None})
     scores.refuse_missing(missing, num_steps, "no prediction", allow_missing=allow_missing)

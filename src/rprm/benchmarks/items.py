@@ -1,13 +1,19 @@
-"""Items of a benchmark, from files or from the hub. A row that cannot be used becomes a `Rejected`."""
+"""Items of a benchmark, from files or from the hub. A row that cannot be used becomes a `Rejected`.
+
+Memory holds what items are counted by, about 300 bytes of each. Their texts are read again where they are asked for.
+"""
 
 from __future__ import annotations
 
+import json
 import re
+import tempfile
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import count
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 from urllib.parse import urlencode
@@ -18,6 +24,56 @@ from rprm.records import Solution
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 ANY = "*"  #: a split whose files may have any name
+_MAX_TEXT_BYTES = 1 << 24
+
+
+class Texts:
+    """The texts of solutions: 16 MiB of them in memory, and more in a temporary file (TMPDIR names its folder)."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.SpooledTemporaryFile(_MAX_TEXT_BYTES)  # noqa: SIM115
+        self._end = 0
+        weakref.finalize(self, self._file.close)
+
+    def put(self, solution: Solution) -> StoredSolution:
+        """An `InputError` where the disk is full."""
+        texts, place = json.dumps([solution.problem, *solution.steps]).encode(), self._end
+        try:
+            self._file.seek(place)
+            self._end += self._file.write(texts + b"\n")
+        except OSError as error:
+            where = tempfile.gettempdir()
+            raise InputError(f"texts cannot be kept in {where}: {error.strerror} (TMPDIR names a folder)") from None
+        return StoredSolution(solution.id, len(solution.steps), solution.label, self, place)
+
+    def get(self, place: int) -> tuple[str, ...]:
+        """The problem and the steps of the solution that was put there."""
+        self._file.seek(place)
+        return tuple(json.loads(self._file.readline()))
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSolution:
+    """A `Solution` whose texts are elsewhere."""
+
+    id: str
+    num_steps: int
+    label: int | None
+    _texts: Texts = field(repr=False, compare=False)
+    _place: int = field(repr=False, compare=False)
+
+    @property
+    def loaded(self) -> Solution:
+        problem, *steps = self._texts.get(self._place)
+        return Solution(id=self.id, problem=problem, steps=tuple(steps), label=self.label)
+
+    @property
+    def problem(self) -> str:
+        return self.loaded.problem
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        return self.loaded.steps
 
 
 class BenchmarkItem(Protocol):
@@ -27,7 +83,7 @@ class BenchmarkItem(Protocol):
     def id(self) -> str: ...
 
     @property
-    def solution(self) -> Solution: ...
+    def solution(self) -> Solution | StoredSolution: ...
 
 
 Item = TypeVar("Item", bound=BenchmarkItem)
@@ -44,16 +100,32 @@ class BenchmarkItems(Generic[Item]):
 
     @property
     def solutions(self) -> list[Solution]:
-        """What to judge, in order."""
-        return [item.solution for item in self.items]
+        """What to judge, in order, with its texts."""
+        return [*map(loaded, self.items)]
+
+    def __iter__(self) -> Iterator[Solution | Rejected]:
+        """The rows of a run on these items: those that are rejected, then `solutions`, one at a time."""
+        return self.after(0)
+
+    def after(self, num_rows: int) -> Iterator[Solution | Rejected]:
+        """Those after the first so many."""
+        rows: Iterator[Any] = islice(chain(self.rejected, self.items), num_rows, None)
+        return (row if isinstance(row, Rejected) else loaded(row) for row in rows)
 
     def limited(self, limit: int | None, group: str | None) -> Self:
         """The first `limit` items of each value of the attribute `group` (None: of all)."""
+        if limit is None:
+            return self
         groups: defaultdict[str, list[str]] = defaultdict(list)
         for item in self.items:
             groups[getattr(item, group) if group else ""].append(item.id)
         kept = {name for names in groups.values() for name in names[:limit]}
         return replace(self, items=tuple(item for item in self.items if item.id in kept))
+
+
+def loaded(item: BenchmarkItem) -> Solution:
+    solution = item.solution
+    return solution.loaded if isinstance(solution, StoredSolution) else solution
 
 
 def open_sources(

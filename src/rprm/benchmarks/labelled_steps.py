@@ -7,19 +7,33 @@ rewarder that writes none, undefined), and `SOURCE.accuracy` for each source of 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 from rprm.benchmarks.benchmark import Measurement
-from rprm.benchmarks.items import BenchmarkItems
+from rprm.benchmarks.items import BenchmarkItems, StoredSolution
 from rprm.benchmarks.scores import Scores, scores_of
 from rprm.benchmarks.tally import Coverage, Floats, ResultTable, TableLine, Tally, accuracies
 from rprm.errors import BenchmarkError
-from rprm.records import LabelledStep
+from rprm.records import LabelledStep, Solution
 
-#: Labelled steps to measure on. What is judged is each step, as the last of its solution.
-StepItems = BenchmarkItems[LabelledStep]
+
+@dataclass(frozen=True, slots=True)
+class StepItem:
+    """A labelled step to measure on: the last of the solution that is judged."""
+
+    solution: Solution | StoredSolution
+    label: bool
+    source: str | None = None
+
+    @property
+    def id(self) -> str:
+        return self.solution.id
+
+
+StepItems = BenchmarkItems[StepItem | LabelledStep]
 
 #: The scores of steps that were judged alone.
 step_scores = partial(scores_of, last_step=True)

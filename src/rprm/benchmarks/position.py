@@ -59,7 +59,7 @@ def _shares(items: BenchmarkItems[Any], right: Callable[[Any], Sequence[bool]]) 
 def _called(items: BenchmarkItems[Any], shares: dict[int, float], least: float) -> dict[str, tuple[float | None, ...]]:
     """A score below a half for each step at whose index at most `least` of the steps are right."""
     by_index = [0.25 if shares.get(index, 1.0) <= least else 0.75 for index in range(_MAX_INDEX + 1)]
-    return {
-        item.id: tuple(by_index[min(index, _MAX_INDEX)] for index in range(len(item.solution.steps)))
-        for item in items.items
-    }
+    by_length: dict[int, tuple[float, ...]] = {}
+    for number in {item.solution.num_steps for item in items.items}:
+        by_length[number] = tuple(by_index[min(index, _MAX_INDEX)] for index in range(number))
+    return {item.id: by_length[item.solution.num_steps] for item in items.items}

@@ -24,7 +24,7 @@ import numpy as np
 from pydantic import Field
 
 from rprm.benchmarks.benchmark import Benchmark, Flag, Measurement
-from rprm.benchmarks.items import ANY, BenchmarkItems, open_sources, read_items
+from rprm.benchmarks.items import ANY, BenchmarkItems, StoredSolution, Texts, loaded, open_sources, read_items
 from rprm.benchmarks.scores import Scores
 from rprm.benchmarks.tally import Coverage, Floats, ResultTable, TableLine, Tally
 from rprm.errors import BenchmarkError, InputError
@@ -51,7 +51,7 @@ class PRMBenchItem:
 
     classification: str
     idx: str
-    solution: Solution
+    solution: Solution | StoredSolution
     error_steps: tuple[int, ...]
 
     @property
@@ -61,7 +61,7 @@ class PRMBenchItem:
     @property
     def wrong_steps(self) -> frozenset[int]:
         """0-based indices of the wrong steps."""
-        return frozenset(step - 1 for step in self.error_steps if step <= len(self.solution.steps))
+        return frozenset(step - 1 for step in self.error_steps if step <= self.solution.num_steps)
 
     @property
     def is_clean(self) -> bool:
@@ -94,6 +94,7 @@ def read_prmbench(data: str | Path = PRMBENCH_HUB, *, revision: str | None = Non
     solution before it was modified.
     """
     originals: dict[str, PRMBenchItem] = {}
+    texts = Texts()
 
     def item(value: Any, _: int) -> PRMBenchItem:
         row = checked(_PRMBenchRow, value)
@@ -104,9 +105,9 @@ def read_prmbench(data: str | Path = PRMBENCH_HUB, *, revision: str | None = Non
         idx = row.idx.removeprefix(f"{name}_")
         if name == "redundency":
             old = checked(_Original, value)
-            original = _item(CORRECT, idx, old.original_question, old.original_process, [])
+            original = _item(texts, CORRECT, idx, old.original_question, old.original_process, [])
             originals.setdefault(f"{name}_{idx}", original)
-        return _item(name, idx, row.modified_question, row.modified_process, row.error_steps)
+        return _item(texts, name, idx, row.modified_question, row.modified_process, row.error_steps)
 
     sources = open_sources(data, {ANY: {"split": "train"}}, revision)
     for _, source in sources:
@@ -116,11 +117,11 @@ def read_prmbench(data: str | Path = PRMBENCH_HUB, *, revision: str | None = Non
     return replace(found, items=tuple(one for item in found.items for one in (item, originals.get(item.id)) if one))
 
 
-def _item(name: str, idx: str, problem: str, steps: Sequence[str], errors: Sequence[int]) -> PRMBenchItem:
+def _item(texts: Texts, name: str, idx: str, problem: str, steps: Sequence[str], errors: Sequence[int]) -> PRMBenchItem:
     # Where errors all lie past the end there is no earliest wrong step to name.
     label = min((step - 1 for step in errors if step <= len(steps)), default=None if errors else -1)
     solution = Solution(id=f"{name}_{idx}", problem=problem, steps=tuple(steps), label=label)
-    return PRMBenchItem(name, idx, solution, tuple(errors))
+    return PRMBenchItem(name, idx, texts.put(solution), tuple(errors))
 
 
 def _features() -> Any:
@@ -152,7 +153,7 @@ def tally_prmbench(
     originals = [item for item in items.items if item.classification == CORRECT]
     if not modified:
         raise BenchmarkError("there are no items to measure")
-    num_steps = {item.id: len(item.solution.steps) for item in items.items}
+    num_steps = {item.id: item.solution.num_steps for item in items.items}
     p_yes = scores.of_items(num_steps, "PRMBench needs every step judged: no exit at the first error")
     called = {name: [None if score is None else score >= least for score in found] for name, found in p_yes.items()}
     has_originals = any(item.id in scores.p_yes for item in originals)
@@ -205,10 +206,10 @@ def without_step_numbers(items: BenchmarkItems[PRMBenchItem]) -> BenchmarkItems[
     `remove_step_prefix`). The sources say so, which keeps a run on such items apart from one on the items as they are.
     """
     number = re.compile(r"^(step\s*\d+\.\s*|\d+\.\s*)", flags=re.IGNORECASE)
-    stripped = []
-    for item in items.items:
-        steps = tuple(number.sub("", step.strip()) for step in item.solution.steps)
-        stripped.append(replace(item, solution=item.solution.model_copy(update={"steps": steps})))
+    stripped, texts = [], Texts()
+    for item, solution in zip(items.items, map(loaded, items.items), strict=True):
+        steps = tuple(number.sub("", step.strip()) for step in solution.steps)
+        stripped.append(replace(item, solution=texts.put(solution.model_copy(update={"steps": steps}))))
     sources = (replace(source, digest=f"{source.digest} without step numbers") for source in items.sources)
     return replace(items, items=tuple(stripped), sources=tuple(sources))
 
@@ -270,7 +271,7 @@ PRMBENCH = Benchmark(
     tally=tally_prmbench,
     hub=PRMBENCH_HUB,
     group="classification",
-    right=lambda item: [index not in item.wrong_steps for index in range(len(item.solution.steps))],
+    right=lambda item: [index not in item.wrong_steps for index in range(item.solution.num_steps)],
     flags={
         "strip_step_numbers": Flag(
             "Judge the steps without `Step 1. ` or `1. ` at their heads, as most published baselines do.",

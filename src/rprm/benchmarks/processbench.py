@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from sys import intern
 from typing import Annotated, Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from rprm.benchmarks.benchmark import Benchmark, Flag, Measurement, nested
-from rprm.benchmarks.items import BenchmarkItems, open_sources, read_items
+from rprm.benchmarks.items import BenchmarkItems, StoredSolution, Texts, open_sources, read_items
 from rprm.benchmarks.position import half_of
 from rprm.benchmarks.scores import Scores, named
 from rprm.benchmarks.tally import DEFAULT_RESAMPLES, Coverage, Figure, Floats, ResultTable, TableLine, Tally, accuracies
@@ -44,7 +45,7 @@ class ProcessBenchItem:
     """A solution with its earliest wrong step (`label`, 0-based; -1: every step is right)."""
 
     subset: str
-    solution: Solution
+    solution: Solution | StoredSolution
     label: int
     generator: Any = None
     final_answer_correct: Any = None
@@ -72,10 +73,11 @@ def read_processbench(
     """
     splits = {subset: {"split": subset} for subset in PROCESSBENCH_SUBSETS}
     sources = open_sources(data, splits, revision)
-    return read_items((source, partial(_item, subset, source.path)) for subset, source in sources)
+    texts = Texts()
+    return read_items((source, partial(_item, texts, subset, source.path)) for subset, source in sources)
 
 
-def _item(subset: str | None, path: Path, value: Any, _: int) -> ProcessBenchItem:
+def _item(texts: Texts, subset: str | None, path: Path, value: Any, _: int) -> ProcessBenchItem:
     row = checked(_ProcessBenchRow, value)
     if not -1 <= row.label < len(row.steps):
         wanted = f"the 0-based index of the earliest wrong step (0 to {len(row.steps) - 1}), or -1 for none"
@@ -84,7 +86,8 @@ def _item(subset: str | None, path: Path, value: Any, _: int) -> ProcessBenchIte
         prefix = re.match(rf"({'|'.join(PROCESSBENCH_SUBSETS)})[-_]\d+$", row.id)
         subset = prefix[1] if prefix else path.name.split(".")[0]
     solution = Solution(id=row.id, problem=row.problem, steps=tuple(row.steps), label=row.label)
-    return ProcessBenchItem(subset, solution, row.label, value.get("generator"), value.get("final_answer_correct"))
+    generator, is_right = value.get("generator"), value.get("final_answer_correct")
+    return ProcessBenchItem(intern(subset), texts.put(solution), row.label, generator, is_right)
 
 
 def tally_processbench(
@@ -102,7 +105,7 @@ def tally_processbench(
     """
     is_several = np.ndim(threshold) > 0
     thresholds: NDArray[np.float64] = np.atleast_1d(threshold)
-    num_steps = {item.id: len(item.solution.steps) for item in items.items}
+    num_steps = {item.id: item.solution.num_steps for item in items.items}
     if is_several and scores.first_errors:
         raise BenchmarkError(
             "a critic names first errors itself, no threshold decides them: leave out what tries others"
@@ -146,8 +149,8 @@ def tally_processbench(
         right = np.array([[scores.first_errors.get(item.id) == item.label] for item in items.items])
     # Of each subset (right, all) among the items with a wrong step, then among those without.
     counts = np.zeros((len(strata), len(subsets), 2, 2))
-    for place, item in enumerate(items.items):
-        counts[place, subsets.index(item.subset), int(item.label == -1)] = right[place, 0], 1
+    cells = range(len(strata)), [*map(subsets.index, strata)], [int(item.label == -1) for item in items.items]
+    counts[cells] = np.stack([right[:, 0], np.ones(len(strata))], axis=1)
     return Tally(
         benchmark="processbench", threshold=first, ids=tuple(num_steps), strata=np.array(strata),
         counts=counts.reshape(len(strata), -1), outcomes=right.astype(np.int64),
@@ -299,7 +302,7 @@ PROCESSBENCH = Benchmark(
     group="subset",
     judged="first error",
     right=lambda item: (
-        [True] * (len(item.solution.steps) if item.label == -1 else item.label) + [False] * (item.label >= 0)
+        [True] * (item.solution.num_steps if item.label == -1 else item.label) + [False] * (item.label >= 0)
     ),
     flags={
         "held_out": Flag("Also with the threshold chosen on the other half of the items.", further=measure_held_out),

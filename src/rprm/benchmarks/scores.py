@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+import math
+from array import array
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -23,6 +25,51 @@ MAX_NAMED = 10  #: how many items an error message names
 StepScores = tuple[float | None, ...]  #: a score per step, in order; None where a step has none
 
 
+class StepTable(Mapping[str, StepScores]):
+    """Scores of the steps of many items, in 8 bytes each; filled by `add`."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, int] = {}
+        self._ends, self._values = array("Q", [0]), array("d")
+
+    def add(self, identifier: str, scores: Iterable[float | None]) -> None:
+        """The scores of an item that has none yet."""
+        self._values.extend(math.nan if score is None else score for score in scores)
+        self._places[identifier] = len(self._places)
+        self._ends.append(len(self._values))
+
+    def __getitem__(self, identifier: str) -> StepScores:
+        place = self._places[identifier]
+        found = self._values[self._ends[place] : self._ends[place + 1]]
+        return tuple(None if math.isnan(score) else score for score in found)
+
+    def __contains__(self, identifier: object) -> bool:
+        return identifier in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+class _ItemScores(Mapping[str, StepScores]):
+    """The scores of items, each with so many steps; None for each step of an item without any."""
+
+    def __init__(self, p_yes: Mapping[str, StepScores], num_steps: Mapping[str, int]) -> None:
+        self._p_yes, self._num_steps = p_yes, num_steps
+
+    def __getitem__(self, identifier: str) -> StepScores:
+        found = self._p_yes.get(identifier)
+        return (None,) * self._num_steps[identifier] if found is None else found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._num_steps)
+
+    def __len__(self) -> int:
+        return len(self._num_steps)
+
+
 @dataclass(frozen=True)
 class Scores:
     """Step scores by item."""
@@ -34,7 +81,8 @@ class Scores:
     repeated: tuple[str, ...] = ()  #: ids of several rows, of which the first was taken
     usage: Totals | None = None  #: what judging cost
     failures: Mapping[str, str] = field(default_factory=dict)  #: id -> why its first step without a score has none
-    form: Mapping[str, tuple[int, int]] = field(default_factory=dict)  #: id -> verdicts reached unasked, and analyses
+    #: Id of a step judged alone -> verdicts reached unasked, and analyses.
+    form: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     #: id -> the first error that a critic names; empty where step scores tell it.
     first_errors: Mapping[str, int | None] = field(default_factory=dict)
     #: Tokens of the prompts, of the analyses of one step once (engines compute it once); None: not counted.
@@ -66,12 +114,12 @@ class Scores:
 
     def of_items(
         self, num_steps: Mapping[str, int], why: str, may_end: Callable[[StepScores], bool] = lambda p_yes: False
-    ) -> dict[str, StepScores]:
+    ) -> Mapping[str, StepScores]:
         """The scores of items, each with so many steps; None for each step of an item without any.
 
         An `InputError` names those with another number, and says `why` not: fewer must be scores that `may_end` so.
         """
-        found = {name: self.p_yes.get(name, (None,) * number) for name, number in num_steps.items()}
+        found = _ItemScores(self.p_yes, num_steps)
         wrong = [
             f"{name} ({len(p_yes)} scores, {num_steps[name]} steps)"
             for name, p_yes in found.items()
@@ -104,12 +152,12 @@ class Scores:
 def scores_of(rewards: Iterable[SolutionReward], *, settled_at: float | None = None, last_step: bool = False) -> Scores:
     """The scores of judged solutions; with `last_step` each reward is of its solution's last step alone. `InputError`
     where the steps of a reward are not the first ones of its solution, in order."""
-    p_yes: dict[str, StepScores] = {}
+    p_yes = StepTable()
     repeated: list[str] = []
     failures: dict[str, str] = {}
     form: dict[str, tuple[int, int]] = {}
     usage = Totals()
-    prompts: list[int | None] = []
+    num_prompt_tokens: int | None = 0
     first_errors: dict[str, int | None] = {}
     for reward in rewards:
         judged = [reward.num_steps - 1] if last_step else list(range(len(reward.steps)))
@@ -118,16 +166,17 @@ def scores_of(rewards: Iterable[SolutionReward], *, settled_at: float | None = N
         if reward.id in p_yes:
             repeated.append(reward.id)
             continue
-        p_yes[reward.id] = tuple(reward.rewards)
+        p_yes.add(reward.id, reward.rewards)
         usage.add(reward)
-        prompts.append(_prompt_tokens(reward))
+        read = _prompt_tokens(reward)
+        num_prompt_tokens = None if read is None or num_prompt_tokens is None else num_prompt_tokens + read
         reasons = [step.failure for step in reward.steps if step.failure is not None]
         failures |= {reward.id: reasons[0]} if reasons else {}
-        unasked = [one.verdict is not None and not one.forced for step in reward.steps for one in step.analyses]
-        form[reward.id] = sum(unasked), len(unasked)
+        if last_step:
+            unasked = [one.verdict is not None and not one.forced for step in reward.steps for one in step.analyses]
+            form[reward.id] = sum(unasked), len(unasked)
         if any(one.first_error is not None for one in reward.steps[-1].analyses):
             first_errors[reward.id] = reward.first_error
-    num_prompt_tokens = None if None in prompts else sum(filter(None, prompts))
     return Scores(p_yes, settled_at, tuple(repeated), usage, failures, form, first_errors, num_prompt_tokens)
 
 
@@ -156,14 +205,16 @@ def read_scores(path: str | Path) -> Scores:
     `InputError` where there is none, or (with file and line) a row is malformed."""
     if not Path(path).exists():
         raise InputError(f"{path}: no such file")
-    p_yes: dict[str, StepScores] = {}
+    p_yes = StepTable()
     repeated: list[str] = []
     for row in read_rows(Source(str(path)), lambda row: checked(_ScoresRow, row.value)):
         if isinstance(row, Rejected):
             raise InputError(f"{path}, line {row.line}: {row.reason}")
         name = str(row.id or row.key)
-        repeated += [name] * (name in p_yes)
-        p_yes.setdefault(name, tuple(row.p_yes))
+        if name in p_yes:
+            repeated.append(name)
+        else:
+            p_yes.add(name, row.p_yes)
     return Scores(p_yes, repeated=tuple(repeated))
 
 

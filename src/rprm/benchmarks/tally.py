@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,11 @@ class Coverage:
         return 100.0 * self.steps_scored / self.steps_needed
 
     def __add__(self, other: Coverage) -> Coverage:
-        return Coverage(*map(sum, zip(astuple(self), astuple(other), strict=True)))
+        return Coverage(
+            self.num_items + other.num_items, self.num_missing + other.num_missing,
+            self.steps_needed + other.steps_needed, self.steps_scored + other.steps_scored,
+            self.num_unjudged + other.num_unjudged,
+        )  # fmt: skip
 
     def as_dict(self) -> dict[str, Any]:
         return {

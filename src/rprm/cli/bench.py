@@ -144,12 +144,12 @@ def _bench(
             run = output or Path(folder) / "run"
             totals = run_behind_progress(
                 lambda callbacks: judge_source(
-                    rewarder, [*items.rejected, *items.solutions],
+                    rewarder, items,
                     source=source_of(benchmark, items, name or str(benchmark.hub)),
                     output=run, settings=settings, last_step=last_step, callbacks=callbacks,
                 ),
                 rewarder.aclose, len(items.items), lambda solution, result: scope.note(solution),
-                noun="steps" if last_step else "solutions",
+                noun="steps" if last_step else "solutions", replay=scope.is_embedded,
             )  # fmt: skip
             scope.tell()
             refuse_nothing_judged(totals)

@@ -97,8 +97,6 @@ def analyses(
 
     For preference pairs, let the student write more of them at the temperature of judging: -n 8 --temperature 0.95.
     """
-    from itertools import islice
-
     from rprm.data.analyses import sample_analyses
     from rprm.data.steps import read_labelled_steps, steps_source
     from rprm.models import template_for
@@ -110,13 +108,13 @@ def analyses(
     sampling = asdict(_preset(settings.SAMPLING_PRESETS, preset, given(context, options)))
     judge = load_judge(model, **sampling, stopping="none", prompt=template, seed=seed, force_verdict=False)
     info = (opened := steps_source(with_columns(source, map))).inspect()
-    rows = islice(read_labelled_steps(opened), limit)
+    rows = read_labelled_steps(opened, limit)
     limited = {} if limit is None else {"limit": limit}
     totals = run_behind_progress(
         lambda callbacks: sample_analyses(
             judge, rows, source=info, output=output, settings=limited, strict=strict, callbacks=callbacks
         ),
-        judge.aclose, info.num_rows if limit is None else limit, noun="steps",
+        judge.aclose, info.num_rows if limit is None else limit, noun="steps", replay=False,
     )  # fmt: skip
     shown = _show(totals.as_dict(), totals.as_dict(), totals.num_rejected, output, json)
     refuse_nothing_judged(totals)

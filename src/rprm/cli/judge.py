@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable
-from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
@@ -79,13 +78,13 @@ def judge(
 
     source = Source(with_columns(input, map))
     info = source.inspect()
-    rows = islice(read_solutions(source), limit)
+    rows = read_solutions(source, limit)
     settings = {} if limit is None else {"limit": limit}
     totals = run_behind_progress(
         lambda callbacks: judge_source(
             rewarder, rows, source=info, output=output, settings=settings, strict=strict, callbacks=callbacks
         ),
-        rewarder.aclose, limit or info.num_rows, show, noun="solutions",
+        rewarder.aclose, limit or info.num_rows, show, noun="solutions", replay=json or not quiet or scope.is_embedded,
     )  # fmt: skip
     if not json:
         console.print(render_totals(totals, output))
@@ -98,9 +97,10 @@ def judge(
 def run_behind_progress(
     work: Callable[[Callbacks], Awaitable[T]], close: Callable[[], Awaitable[None]], num_rows: int | None,
     on_result: Callable[[Any, Any], object] = lambda row, result: None, *, noun: str, activity: str = "judging",
+    replay: bool = True,
 ) -> T:  # fmt: skip
     """Do some work behind a `ProgressLine` of `num_rows` rows, and `close` what was used. What `on_result` prints of
-    each row and its result stands above the line."""
+    each row and its result stands above the line; with `replay` it gets the rows of earlier sessions too."""
     from rprm.jobs import Callbacks
     from rprm.progress import ProgressLine
     from rprm.showing import one_line
@@ -124,7 +124,7 @@ def run_behind_progress(
     async def main() -> T:
         with line:
             try:
-                return await work(Callbacks(finished, rejected, line.paid, line.resumed))
+                return await work(Callbacks(finished, rejected, line.paid, line.resumed, replay))
             finally:
                 await close()
                 if (more := num_rejected - MAX_SHOWN) > 0:
@@ -156,9 +156,9 @@ class EmbeddedScope:
     """Marks and counts the solutions outside of what the embedded model knows; silent for any other model's spec."""
 
     def __init__(self, model: str | None) -> None:
-        self._is_embedded = model is not None and model.partition("?")[0] == "embedded"
+        self.is_embedded = model is not None and model.partition("?")[0] == "embedded"
         self.num_solutions = self.num_outside = 0
-        if self._is_embedded:
+        if self.is_embedded:
             _say(f"{_KNOWS}; for other mathematics {_FIX}", "dim")
 
     def note(self, solution: Solution) -> str | None:
@@ -166,7 +166,7 @@ class EmbeddedScope:
         from rprm.embedded import outside_world
 
         self.num_solutions += 1
-        if not self._is_embedded or (reason := outside_world(solution)) is None:
+        if not self.is_embedded or (reason := outside_world(solution)) is None:
             return None
         self.num_outside += 1
         return f"{_OUTSIDE}: {reason}; {_FIX}"

@@ -106,12 +106,12 @@ def judged_items(folder: Path, data: Sequence[str]) -> tuple[Benchmark, Benchmar
 
 def _read_solutions(place: str) -> BenchmarkItems[Any]:
     """The solutions of a file that `rprm judge` reads, as items; those without a label too."""
-    from rprm.benchmarks import BenchmarkItems, ProcessBenchItem
+    from rprm.benchmarks import BenchmarkItems, ProcessBenchItem, Texts
     from rprm.reading import Rejected, Source, read_solutions
 
     if place == "-":
         raise InputError("its solutions came from standard input")
     source = Source(place)
-    rows = (row for row in read_solutions(source) if not isinstance(row, Rejected))
-    items: list[Any] = [ProcessBenchItem("solutions", row, row.label) for row in rows]  # type: ignore[arg-type]
+    rows, texts = (row for row in read_solutions(source) if not isinstance(row, Rejected)), Texts()
+    items: list[Any] = [ProcessBenchItem("solutions", texts.put(row), row.label) for row in rows]  # type: ignore[arg-type]
     return BenchmarkItems(tuple(items), sources=(source.inspect(),))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -78,7 +79,7 @@ def show(
 
     from rprm.report.solutions import render_solution, render_totals
     from rprm.rewarders.base import Totals, read_rewards
-    from rprm.runs import read_results, read_summary
+    from rprm.runs import checked_totals, read_results, read_summary
     from rprm.showing import one_line
     from rprm.terminal import Terminal
 
@@ -96,8 +97,11 @@ def show(
         return
     totals = Totals(max_tokens=found["settings"].get("max_tokens"))
     if found["manifest"]["stage"] == "judge":
-        for reward in read_rewards(run):
-            totals.add(reward)
+        if (known := checked_totals(run)) is not None and known.keys() == asdict(totals).keys():
+            totals = Totals(**known)
+        else:
+            for reward in read_rewards(run):
+                totals.add(reward)
         counts = totals.as_dict() | {"num_rejected": found["num_rejected"]}
     else:
         for _ in read_results(run, bool):
@@ -245,12 +249,13 @@ def _flat(settings: dict[str, Any], name: str = "") -> Iterator[tuple[str, Any]]
 
 def _solution(run: Path, reward: SolutionReward, data: list[str]) -> Solution:
     """What was judged, from the run's data; where they are not at hand, that is said in the place of its texts."""
+    from rprm.benchmarks.items import loaded
     from rprm.cli.report import judged_items
     from rprm.records import Solution
 
     try:
         _, items = judged_items(run, data)
-        return next(item for item in items.solutions if item.id == reward.id)
+        return loaded(next(item for item in items.items if item.id == reward.id))
     except RprmError as error:
         return Solution(id=reward.id, problem=str(error), steps=("(its text is not at hand)",) * reward.num_steps)
     except StopIteration:

@@ -8,17 +8,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from sys import intern
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import AliasChoices, BeforeValidator, Field
 
 from rprm import reading
-from rprm.benchmarks import Benchmark, StepItems, tally_steps
+from rprm.benchmarks import Benchmark, StepItem, StepItems, Texts, tally_steps
 from rprm.data.gsm8k import numbers, without_annotations, wrong_step
 from rprm.data.stage_options import Neutral, StepOptions
 from rprm.errors import InputError
 from rprm.files import disk
-from rprm.reading import AnyText, Rejected, Row, RowModel, Source, StepLabel, Text, checked
+from rprm.reading import AnyText, Rejected, Row, RowModel, Rows, Source, StepLabel, Text, checked
 from rprm.records import LabelledStep
 from rprm.runs import finished_manifest, verified_results
 
@@ -40,9 +41,10 @@ def steps_source(name: str | Path) -> Source:
     return Source(str(verified_results(folder)))
 
 
-def read_labelled_steps(source: Source) -> Iterator[LabelledStep | Rejected]:
-    """Every row of a source as a `LabelledStep`; other fields are ignored, and without an id it is `line-N`."""
-    return reading.read_rows(source, lambda row: labelled_step_of(row.value, default_id=f"line-{row.line}"))
+def read_labelled_steps(source: Source, limit: int | None = None) -> Rows[LabelledStep]:
+    """The rows of a source, or the first `limit` of them, as `LabelledStep`s; other fields are ignored, and without an
+    id it is `line-N`."""
+    return Rows(source, lambda row: labelled_step_of(row.value, default_id=f"line-{row.line}"), limit)
 
 
 class _StepRow(RowModel):
@@ -324,10 +326,13 @@ def source_name(source: Source) -> str:
 
 
 def _read_items(data: str, *, revision: str | None = None) -> StepItems:
-    rows = list(read_labelled_steps(source := steps_source(data)))
-    rejected = tuple(row for row in rows if isinstance(row, Rejected))
-    items = tuple(row for row in rows if not isinstance(row, Rejected))
-    return StepItems(items, rejected, sources=(source.inspect(),))
+    texts, items, rejected = Texts(), list[StepItem](), list[Rejected]()
+    for row in read_labelled_steps(source := steps_source(data)):
+        if isinstance(row, Rejected):
+            rejected.append(row)
+        else:
+            items.append(StepItem(texts.put(row.solution), row.label, row.source and intern(row.source)))
+    return StepItems(tuple(items), tuple(rejected), sources=(source.inspect(),))
 
 
 STEPS = Benchmark(
