@@ -329,7 +329,7 @@ def in_a_fork(work: Callable[[], object], patience_s: float = 60.0) -> object:
 
 
 # Python says that a process with threads is forked: that is what is tried.
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning", "ignore:.*embedded:UserWarning")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning", "ignore:.*embedded model knows:UserWarning")
 @pytest.mark.parametrize("spec", ["scripted:", pytest.param("embedded", marks=pytest.mark.slow)])
 def test_used_before_and_after_a_fork(spec: str) -> None:
     with rprm.RPRM(spec, num_analyses=2, max_tokens=40) as prm:

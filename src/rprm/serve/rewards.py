@@ -90,7 +90,9 @@ class StepAnswer(BaseModel):
         )  # fmt: skip
 
 
-_NOTES = Field([], description="What to know before the rewards are used: the model does not know such problems.")
+_NOTES: list[str] = Field(
+    [], description="What to know before the rewards are used, such as that the model knows other problems."
+)
 
 
 class LoneStepAnswer(StepAnswer):
