@@ -175,6 +175,8 @@ def test_every_row_is_refused(tmp_path: Path) -> None:
     done = rprm("judge", tmp_path / "a.csv", "-m", "scripted:", "-o", tmp_path / "run", code=1)
     assert "holds no solution: all 1 rows were rejected" in done.stderr
     assert "'problem' is missing; the record's fields are: question, solution" in words(done.stderr)
+    listed = words(rprm("runs", "list", tmp_path).stdout)
+    assert re.search(r"run judge scripted:pseudo-random 0, 1 rejected complete \d{4}-\d\d-\d\d \d\d:\d\d$", listed)
     done = rprm("judge", EXAMPLES, "-m", "scripted:?lost=1", "-k", 2, "-q", code=1)
     assert "no step of any solution could be judged; the first: none of 2 analyses reached a verdict" in done.stderr
     done = rprm("data", "steps", tmp_path / "a.csv", "-o", tmp_path / "steps", code=1)
