@@ -179,6 +179,62 @@ def test_the_reward_of_a_solution(steps: tuple[float | None, ...], expected: dic
     assert {how: reward(*steps).aggregate(how) for how in expected} == expected  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("how", ["max", "avg", "progress", "", None])
+def test_an_aggregation_that_is_none_is_refused(how: Any) -> None:
+    with pytest.raises(InputError, match=r"no aggregation .* min, last, product, mean"):
+        reward(0.5, 0.25).aggregate(how)
+    engine = ScriptedEngine()
+    with rprm.RPRM(engine) as prm:
+        with pytest.raises(InputError, match="no aggregation"):
+            prm.best_of("1 + 1 = ?", ["It is 2.", "It is 3."], aggregation=how)
+        with pytest.raises(InputError, match="no stopping"):
+            prm.best_of("1 + 1 = ?", ["It is 2.", "It is 3."], stopping="sometimes")  # type: ignore[arg-type]
+    assert engine.num_requests == 0
+
+
+def test_solutions_come_in_a_list() -> None:
+    solution = rprm.Solution(id="0", problem="1 + 1 = ?", steps=("It is 2.",))
+    with rprm.RPRM("scripted:") as prm:
+        given: Any
+        for given in ("solutions.csv", Path("solutions.csv")):
+            with pytest.raises(InputError, match=r"list of solutions, not 'solutions.csv'; .*read_csv"):
+                prm.score(given)
+        for given in (SOLUTIONS[0], solution):
+            with pytest.raises(InputError, match=r"not one \w+: \[solution\]"):
+                prm.first_errors(given)
+
+
+def test_the_embedded_judge_says_what_lies_outside_of_what_it_knows() -> None:
+    """Before it is asked, and to whoever asks, however many; nothing of its own problems, nothing of other judges."""
+    inside = {"problem": "Ben has 12 coins. How many coins does Ben have?", "steps": ["Ben has 12 coins."]}
+    with rprm.RPRM(ScriptedEngine("embedded?dtype=float32")) as prm:
+        with pytest.warns(UserWarning, match=r"2 of 3 solutions lie outside .* mean nothing"):
+            prm.score([*SOLUTIONS, inside])
+        with pytest.warns(UserWarning, match=r"1 of 1 solutions lie outside"):
+            prm.score_step("1 + 1 = ?", ["It is 2."])
+        with pytest.warns(UserWarning, match=r"2 of 2 solutions lie outside"):
+            prm.best_of("1 + 1 = ?", ["It is 2.", "It is 3."])
+        prm.first_errors([inside])
+
+
+def test_made_from_a_rewarder() -> None:
+    rewarder = rprm.load_rewarder("scripted:?yes_rate=0.6", num_analyses=3)
+    with rprm.RPRM(rewarder) as prm, rprm.RPRM("scripted:?yes_rate=0.6", num_analyses=3) as same:
+        assert prm.score(SOLUTIONS) == same.score(SOLUTIONS)
+        with pytest.raises(TypeError, match="from a rewarder"):
+            pickle.dumps(prm)
+    with pytest.raises(RprmError, match="leave out num_analyses, seed"):
+        rprm.RPRM(rewarder, num_analyses=4, seed=1)
+
+
+def test_a_result_is_short_in_a_console() -> None:
+    with rprm.RPRM("scripted:", num_analyses=8) as prm:
+        step = prm.score_step("1 + 1 = ?", ["It is 2."])
+    assert (
+        repr(step) == f"StepReward(step_index=0, reward={step.reward}, vote={step.vote}, failure=None, num_requested=8)"
+    )
+
+
 def test_a_solution_that_was_not_judged_to_its_end_has_no_reward() -> None:
     """Judging ended at the first error, of three steps the second."""
     ended = reward(0.75, 0.25, num_steps=3, first_error=1)
@@ -273,7 +329,7 @@ def in_a_fork(work: Callable[[], object], patience_s: float = 60.0) -> object:
 
 
 # Python says that a process with threads is forked: that is what is tried.
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning", "ignore:.*embedded model knows:UserWarning")
 @pytest.mark.parametrize("spec", ["scripted:", pytest.param("embedded", marks=pytest.mark.slow)])
 def test_used_before_and_after_a_fork(spec: str) -> None:
     with rprm.RPRM(spec, num_analyses=2, max_tokens=40) as prm:
@@ -338,5 +394,5 @@ def test_a_table_in_a_notebook_shows_text_as_text() -> None:
     assert found.tags == {"table", "caption", "tr", "th", "td", "details", "summary", "p", "pre"}
     assert found.text == (
         f"{hostile}: 3 of 4 steps judgedsteprewardvoteverdictanalyses"
-        f"10.751.00right20.250.00first error1P(Yes) 0.25{hostile}3nonenone{hostile}"
+        f"10.751.00correct20.250.00first error1P(Yes) 0.25{hostile}3nonenone{hostile}"
     )

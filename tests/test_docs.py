@@ -24,6 +24,9 @@ def test_python_runs_as_it_stands(block: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout
     assert "nan" not in done.stdout.lower()
+    # What the guide says that its first example prints.
+    told = re.findall(r"```text\n(.*?)```", (ROOT / "docs" / "python.md").read_text("utf-8"), re.DOTALL)
+    assert "progress=True" not in block or done.stdout == told[0]
 
 
 def test_the_columns_are_those_of_the_table() -> None:

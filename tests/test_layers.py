@@ -50,6 +50,7 @@ LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 
 #: Within a layer, what may import what: `name: {names it may import}`.
 WITHIN = {
+    "aggregation": {"errors"},
     "errors": {"showing"},
     "records": {"aggregation", "errors"},
     "files": {"errors"},

@@ -115,8 +115,18 @@ def test_a_solution_is_shown_as_judge_shows_it(runs: Path) -> None:
     text = words(rprm("show", runs / "in" / "b", first["id"]).stdout)
     assert words(first["steps"][0])[:60] in text
     assert "first error: step 1" in text
-    assert "no finished solution 'none'" in rprm("show", runs / "a", "none", code=1).stderr
+    assert "no finished solution 'none'; its first ids: coins, pens" in rprm("show", runs / "a", "none", code=1).stderr
     assert "judged solutions are in runs of" in rprm("show", runs / "s", "0", code=1).stderr
+
+
+def test_solutions_that_share_an_id_are_all_shown(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,problem,solution\n1,p,This is one.\n2,p,s\n1,p,This is two.\n")
+    rprm("judge", tmp_path / "a.csv", "-m", "scripted:", "-k", 2, "-o", tmp_path / "run")
+    text = words(rprm("show", tmp_path / "run", "1").stdout)
+    assert "This is one." in text.partition("This is two.")[0]
+    assert "This is two." in text
+    rows = [json.loads(line) for line in rprm("show", tmp_path / "run", "1", "--json").stdout.splitlines()]
+    assert rows == [json.loads(one.model_dump_json()) for one in read_rewards(tmp_path / "run") if one.id == "1"]
 
 
 def test_texts_that_are_not_at_hand(runs: Path, tmp_path: Path) -> None:
@@ -130,7 +140,8 @@ def test_texts_that_are_not_at_hand(runs: Path, tmp_path: Path) -> None:
         assert "not at hand" in text
         assert "no such file" in text
         assert "(its text is not at hand)" in text
-        assert rprm("show", runs / "a", "coins", "--data", f"{moved}?problem=question").stdout == before
+        for place in (moved, f"{moved}?problem=question"):
+            assert rprm("show", runs / "a", "coins", "--data", place).stdout == before
         where.write_bytes(content.replace(b"95 coins", b"96 coins"))
         text = words(rprm("show", runs / "a", "coins").stdout)
         assert "its hash differs" in text
@@ -178,6 +189,8 @@ def test_every_row_is_refused(tmp_path: Path) -> None:
     done = rprm("judge", tmp_path / "a.csv", "-m", "scripted:", "-o", tmp_path / "run", code=1)
     assert "holds no solution: all 1 rows were rejected" in done.stderr
     assert "'problem' is missing; the record's fields are: question, solution" in words(done.stderr)
+    listed = words(rprm("runs", "list", tmp_path).stdout)
+    assert re.search(r"run judge scripted:pseudo-random 0, 1 rejected complete \d{4}-\d\d-\d\d \d\d:\d\d$", listed)
     done = rprm("judge", EXAMPLES, "-m", "scripted:?lost=1", "-k", 2, "-q", code=1)
     assert "no step of any solution could be judged; the first: none of 2 analyses reached a verdict" in done.stderr
     done = rprm("data", "steps", tmp_path / "a.csv", "-o", tmp_path / "steps", code=1)
@@ -284,6 +297,15 @@ def test_what_was_finished_before_is_counted_too() -> None:
     line, out = line_of()
     line.resumed(0, 0)
     assert out.getvalue() == ""
+
+
+def test_the_time_left_is_seen_in_80_columns() -> None:
+    line, out = line_of()
+    line.update(line.tasks[0].id, description="judging", counts="1,234 steps  12,340 analyses  999 tokens/s")
+    line.console.width = 80
+    line.console.print(line.get_renderable())
+    (shown,) = out.getvalue().splitlines()
+    assert shown.split()[-8:] == ["solutions", "1,234", "steps", "12,340", "analyses", "999", "tokens/s", "-:--:--"]
 
 
 def test_other_judges() -> None:

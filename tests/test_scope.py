@@ -59,7 +59,7 @@ BEN = "Ben has 12 coins. Ana has 3 more coins than Ben. How many coins does Ana 
         (BEN, "Ana has 1" + "0" * 10_000 + " coins.", "the number 1" + "0" * 59),
         (BEN, "Ana has ١٥ coins.", "the number ١٥"),
         (BEN, "Ana has $15.", "the sign '$'"),
-        (BEN, r"\frac{30}{2}", r"the sign '\\'"),
+        (BEN, r"\frac{30}{2}", r"the sign '\'"),
         (BEN, "Ana has 3² coins.", "the sign '²'"),
         (BEN, "Ana has 15 coins. 🎉", "the sign '🎉'"),
         (BEN, "安娜有 15", "the word '安娜有'"),
@@ -105,11 +105,12 @@ def test_the_embedded_model_says_what_it_knows(capsys: pytest.CaptureFixture[str
     told = capsys.readouterr().err
     assert told.count("\n") == 1
     assert "word problems only" in told
+    assert "--model" in told
     assert scope.note(inside) is None
     note = scope.note(SOLUTION)
     assert note is not None
     assert "'Solve'" in note
-    assert "--model" in note
+    assert "another model" in note
     scope.tell()
     told = capsys.readouterr().err
     assert told.count("\n") == 1

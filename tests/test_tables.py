@@ -63,6 +63,12 @@ def found(path: Path | str) -> list[Solution]:
 # Rewards out.
 
 
+def test_one_reward_is_no_list() -> None:
+    reward: Any = SolutionReward(id="a", num_steps=0, first_error=-1, steps=())
+    with pytest.raises(InputError, match=r"to_pandas\(\[reward\]\)"):
+        rprm.to_pandas(reward)
+
+
 def test_a_row_for_each_judged_step() -> None:
     assert [tuple(row.values()) for row in step_rows(REWARDS)] == ROWS
     frame = rprm.to_pandas(REWARDS)
@@ -217,6 +223,26 @@ def test_what_pandas_writes_is_read(tmp_path: Path) -> None:
     assert found(tmp_path / "b.parquet") == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("problem;solution\np;s\n", "save it with commas"),
+        ("problem\tsolution\np\ts\n", "save it with commas"),
+        ("problem,steps\np,\"['a', 'b']\"\n", "json.dumps"),
+    ],
+)
+def test_a_table_as_other_tools_write_it_is_told_how(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    source = Source(str(tmp_path / "a.csv"))
+    try:
+        (row,) = read_solutions(source)
+        assert isinstance(row, Rejected)
+        reason = row.reason
+    except InputError as error:
+        reason = str(error)
+    assert said in reason
+
+
 def test_lines_of_csv_are_numbered_as_an_editor_does(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes(
@@ -238,7 +264,7 @@ def test_lines_of_csv_are_numbered_as_an_editor_does(tmp_path: Path) -> None:
     assert "4 cells" in reasons[7]
     assert "not UTF-8" in reasons[8]
     assert "'label' must be" in reasons[9]
-    assert "'steps' is missing" in reasons[10]
+    assert reasons[10] == "'solution' is empty"
 
 
 @pytest.mark.parametrize(

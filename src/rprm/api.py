@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import warnings
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
-from rprm.aggregation import Aggregation
+from rprm.aggregation import Aggregation, checked_aggregation
 from rprm.benchmarks.mathematics import Problem
+from rprm.embedded import note, notice
 from rprm.engines import Engine
 from rprm.errors import InputError, RprmError
 from rprm.jobs import in_order
@@ -20,7 +22,7 @@ from rprm.prompts import PromptTemplate
 from rprm.reading import solution_of
 from rprm.records import Solution, SolutionReward, StepReward
 from rprm.rewarders import DEFAULT_CONFIDENCE, load_rewarder
-from rprm.rewarders.base import StepRewarder
+from rprm.rewarders.base import StepRewarder, spec_of
 from rprm.search.candidates import Candidate, Candidates, ChoiceStopping, JudgedCandidates, choose_one
 from rprm.splitting import split_steps
 from rprm.stopping import Stopping
@@ -46,7 +48,8 @@ class RPRM(AbstractContextManager["RPRM"], AbstractAsyncContextManager["RPRM"]):
     After a fork, and where it was pickled, it is made anew from its spec.
 
     Args:
-        model: a known model's name ("r-prm-7b"), a spec ("vllm:MODEL", "openai:MODEL@URL", ...), or an engine.
+        model: a known model's name ("r-prm-7b"), a spec ("vllm:MODEL", "openai:MODEL@URL", ...), an engine, or a
+            rewarder that `load_rewarder` made, which has its options already.
         num_analyses: K, the most analyses a step gets.
         threshold: a step whose reward is below it is called wrong.
         stopping, confidence: within a step, for `first_errors`; see `StoppingRule`.
@@ -60,7 +63,7 @@ class RPRM(AbstractContextManager["RPRM"], AbstractAsyncContextManager["RPRM"]):
     """
 
     def __init__(
-        self, model: str | Engine = "embedded", *,
+        self, model: str | Engine | StepRewarder = "embedded", *,
         num_analyses: int | None = None, threshold: float | None = None,
         stopping: Stopping | None = None, confidence: float = DEFAULT_CONFIDENCE, first_error_exit: bool | None = None,
         force_verdict: bool | str | None = None, prompt: str | PromptTemplate | None = None,
@@ -72,16 +75,29 @@ class RPRM(AbstractContextManager["RPRM"], AbstractAsyncContextManager["RPRM"]):
 
     def _make(self) -> None:
         #: Answers `first_errors`; all else is answered by the same model in full.
-        self.rewarder = load_rewarder(self._model, **self._options)
+        self.rewarder = self._made()
         self._in_full = self.rewarder.in_full()
         self._process = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
+    def _made(self) -> StepRewarder:
+        if isinstance(self._model, str) or not hasattr(self._model, "in_full"):
+            return load_rewarder(self._model, **self._options)
+        defaults = RPRM.__init__.__kwdefaults__ or {}
+        if given := ", ".join(name for name, value in self._options.items() if value != defaults[name]):
+            raise RprmError(f"a rewarder has its options already: leave out {given}, or give its spec")
+        return cast(StepRewarder, self._model)
+
+    @property
+    def _origin(self) -> str:
+        kind = "a rewarder" if self._model is self.rewarder else "an engine"
+        return f"{kind} ({spec_of(self.rewarder)})"
+
     def __reduce__(self) -> tuple[Any, ...]:
         if not isinstance(self._model, str):
-            raise TypeError(f"an RPRM made from an engine ({self._model.spec}) cannot be pickled: make it from a spec")
+            raise TypeError(f"an RPRM made from {self._origin} cannot be pickled: make it from a spec")
         return _from_spec, (self._model, self._options)
 
     def score(
@@ -127,7 +143,12 @@ class RPRM(AbstractContextManager["RPRM"], AbstractAsyncContextManager["RPRM"]):
             aggregation: how the rewards of steps become that of a solution.
             stopping: "exact" stops judging once the choice is certain, "none" rewards every solution in full.
 
+        Returns:
+            `rewards[i]` has the bounds between which the reward of solution i lies, `low` and `high`: they meet where
+            it was judged in full, and what the choice did not need is left open.
+
         Raises:
+            InputError: no list of texts, or an unknown aggregation or stopping.
             EngineError: as `score`.
         """
         return self._wait(lambda: _best_of(self._in_full, problem, texts, aggregation, stopping))
@@ -173,9 +194,7 @@ class RPRM(AbstractContextManager["RPRM"], AbstractAsyncContextManager["RPRM"]):
         if self._process != os.getpid():
             # A fork has none of the model's threads and shares its connections.
             if not isinstance(self._model, str):
-                raise RprmError(
-                    f"this RPRM was made from an engine ({self._model.spec}) before a fork: make it in the new process"
-                )
+                raise RprmError(f"this RPRM was made from {self._origin} before a fork: make it in the new process")
             self._make()
         with self._lock:
             if self._loop is None:
@@ -210,6 +229,7 @@ async def _judged(
             solutions.append(value if isinstance(value, Solution) else solution_of(value, default_id=str(index)))
         except InputError as error:
             raise InputError(f"solution {index}: {error}") from None
+    _warn(rewarder, solutions)
     line = _progress_line(len(solutions)) if progress else None
     ledger = None if line is None else Ledger(line.paid)
     results = []
@@ -223,6 +243,12 @@ async def _judged(
             if on_result is not None:
                 on_result(result)
     return results
+
+
+def _warn(rewarder: StepRewarder, solutions: Sequence[Solution]) -> None:
+    """Warn of solutions whose rewards will mean nothing."""
+    if num_outside := sum(note(spec_of(rewarder), one) is not None for one in solutions):
+        warnings.warn(notice(num_outside, len(solutions)), stacklevel=2)
 
 
 def _progress_line(num_solutions: int) -> ProgressLine:
@@ -240,6 +266,7 @@ def _progress_line(num_solutions: int) -> ProgressLine:
 async def _judged_step(rewarder: StepRewarder, problem: str, steps: Sequence[str], step_index: int) -> StepReward:
     solution = solution_of(*rows_of([{"problem": problem, "steps": steps}]), default_id="0")
     place = solution.place(step_index)
+    _warn(rewarder, [solution])
     await rewarder.start()
     return await rewarder.judge_step(problem, solution.steps, place)
 
@@ -250,10 +277,14 @@ async def _best_of(
 ) -> JudgedCandidates:  # fmt: skip
     if isinstance(texts, str):
         raise InputError("the solutions must be a list of texts, not one text")
+    aggregation = checked_aggregation(aggregation)
+    if stopping not in get_args(ChoiceStopping):
+        raise InputError(f"there is no stopping {stopping!r:.80}; they are {', '.join(get_args(ChoiceStopping))}")
     candidates = []
     for text in texts:
         steps = split_steps(text) if isinstance(text, str) else text
         candidates.append(Candidate(text=text if isinstance(text, str) else "\n\n".join(text), steps=tuple(steps)))
+    _warn(rewarder, [Solution(id="0", problem=problem, steps=one.steps) for one in candidates])
     await rewarder.start()
     row = Candidates(problem=Problem(id="0", problem=problem), candidates=tuple(candidates))
     return await choose_one(rewarder, row, aggregation=aggregation, stopping=stopping)

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from rprm.records import SolutionReward
 
@@ -18,8 +19,9 @@ class ProgressLine(Progress):
         self, console: Console, num_rows: int | None, *, noun: str, activity: str = "judging", **options: Any
     ) -> None:
         super().__init__(
-            TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
-            TextColumn(f"{noun}  {{task.fields[counts]}}"), TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False), BarColumn(bar_width=None),  # It gives way to the others.
+            MofNCompleteColumn(table_column=Column(no_wrap=True)), TextColumn(f"{noun}  {{task.fields[counts]}}"),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
             console=console, transient=True, **options,
         )  # fmt: skip
         self._noun, self._activity = noun, activity

@@ -209,6 +209,8 @@ class Source:
     def _csv(self, after: int) -> Iterator[Row | Rejected]:
         rows = table_rows(self._unchanged(), self.name, MAX_COMMAS)
         _, header = next(rows, (1, []))
+        if len(header) == 1 and any(sign in header[0] for sign in ";\t"):
+            raise InputError(f"{self.name}: its first line has no comma: save it with commas between the columns")
         if len(set(header)) < len(header):
             (repeated, _), *_ = Counter(header).most_common(1)
             raise InputError(f"{self.name}: its first line must name the columns; {repeated!r:.80} stands there twice")
@@ -472,7 +474,8 @@ def explained(error: ValidationError, model: type[BaseModel] | None = None) -> s
 
 def json_object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise InputError(f"a record must be a JSON object, not {type(value).__name__}")
+        hint = f" (a chat: {_CHAT})" if isinstance(value, list) else ""
+        raise InputError(f"a record must be a JSON object, not {type(value).__name__}{hint}")
     return value
 
 
@@ -481,6 +484,7 @@ def field_names(record: Mapping[str, Any]) -> str:
 
 
 _STEPS = "a list of texts, at least one"
+_CHAT = '{"messages": [{"role": ..., "content": ...}, ...]}'
 
 
 class _SolutionRow(RowModel):
@@ -510,8 +514,14 @@ def solution_of(value: Any, *, default_id: str) -> Solution:
     is wrong with it, without its place. A row without a problem may have it and the solution as a chat, `messages`."""
     if json_object(value).get("problem") is None and value.get("messages") is not None:
         value = value | _of_chat(checked(_Chat, value).messages)
+    elif value.get("problem") is None and value.keys() & {"conversations", "role"}:
+        raise InputError(f"a chat must be {_CHAT}; the record's fields are: {field_names(value)}")
+    if isinstance(steps := value.get("steps"), str):
+        raise InputError(f"'steps' must be {_STEPS}, in a table as json.dumps(steps) writes it, not {steps!r:.80}")
     unread = "solution" if value.get("steps") is not None else None  # beside the steps
     row = checked(_SolutionRow, {key: given for key, given in value.items() if key != unread})
+    if row.steps is None and row.solution is None and "solution" in value:
+        raise InputError("'solution' is empty")
     if row.steps is None and row.solution is None:
         hint = f"(or give 'solution'); the record's fields are: {field_names(value)}"
         raise InputError(f"'steps' is missing: it must be {_STEPS} {hint}")
@@ -536,13 +546,18 @@ def _of_chat(messages: list[_Message]) -> dict[str, str]:
     return {"problem": users[0], "solution": messages[-1].content}
 
 
+def explained_json(reason: str) -> str:
+    """What Python's parser says is wrong with JSON, with the fix where LaTeX stands in it."""
+    return f"{reason} (write a backslash twice: \\\\frac)" if "escape" in reason else reason
+
+
 def _parse(text: str) -> Any:
     """json.loads with every failure a ValueError that says what and where."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
-        reason = f"not JSON: {error.msg} at {line}column {error.colno}"
+        reason = f"not JSON: {explained_json(error.msg)} at {line}column {error.colno}"
     except RecursionError:
         reason = "not a record: nested too deep"
     except ValueError as error:  # an integer of thousands of digits

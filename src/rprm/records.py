@@ -117,7 +117,7 @@ class StepReward(Record):
     step_index: Count
     reward: Probability | None
     vote: Probability | None
-    analyses: tuple[Analysis, ...] = ()
+    analyses: tuple[Analysis, ...] = Field(default=(), repr=False)  # their texts fill a screen
     failure: str | None = None
     num_requested: Count | None = None
 
@@ -169,7 +169,7 @@ class SolutionReward(ResultRow):
 
     def aggregate(self, how: Aggregation) -> float | None:
         """The reward of the solution, from 0 to 1: its steps' lowest, last, product or mean. None where a step that it
-        depends on has none, also because judging ended before it (`first_errors`)."""
+        depends on has none, also because judging ended before it (`first_errors`). An `InputError`: any other name."""
         known = {step.step_index: step.reward for step in self.steps}
         return aggregate([known.get(index) for index in range(self.num_steps)], how)
 
@@ -183,7 +183,7 @@ class SolutionReward(ResultRow):
         rows = []
         for step in self.steps:
             at, known = step.step_index, self.first_error
-            found = "first error" if at == known else "right" if known == -1 or at < (known or 0) else ""
+            found = "first error" if at == known else "correct" if known == -1 or at < (known or 0) else ""
             texts = [f"<p>P(Yes) {_number(one.p_yes)}</p><pre>{escape(one.text)}</pre>" for one in step.analyses]
             more = f"<details><summary>{len(texts)}</summary>{''.join(texts)}</details>" if texts else ""
             cells = [str(at + 1), _number(step.reward), _number(step.vote), escape(step.failure or found), more]

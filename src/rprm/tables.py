@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from rprm.errors import InputError
 from rprm.files import disk
 from rprm.reading import cell
-from rprm.records import Solution, SolutionReward, StepReward
+from rprm.records import Record, Solution, SolutionReward, StepReward
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -47,8 +47,11 @@ def to_pandas(rewards: Iterable[SolutionReward]) -> DataFrame:
     """Rewards as a DataFrame, one row for each step that was judged (`docs/python.md` lists the columns).
 
     Raises:
-        InputError: pandas is not installed.
+        InputError: pandas is not installed; one reward, no list of them.
     """
+    given: Any = rewards
+    if isinstance(given, Record):
+        raise InputError("give a list of rewards, not one: to_pandas([reward])")
     try:
         import pandas as pd
     except ImportError:
@@ -126,6 +129,11 @@ class Frame(Protocol):
 def rows_of(values: Iterable[Any] | Frame) -> Iterator[Any]:
     """The rows of a list, a data set of `datasets`, or a DataFrame, of values of Python: arrays and tuples are lists,
     and what a DataFrame misses is None."""
+    if isinstance(values, str | os.PathLike):
+        how = "[json.loads(line) for line in open(FILE)], or pandas.read_csv(FILE)"
+        raise InputError(f"give a list of solutions, not {os.fspath(values)!r:.80}; those of a file: {how}")
+    if isinstance(values, Mapping | Solution):
+        raise InputError(f"give a list of solutions, not one {type(values).__name__}: [solution]")
     rows: Any = values
     is_table = isinstance(values, Frame) or hasattr(values, "column_names")  # of `datasets`
     if isinstance(values, Frame):

@@ -19,10 +19,14 @@ from rprm.integrations.answers import (
     judged,
     loaded,
     problem_of,
+    rewarder_of,
     steps_of,
     text_of,
     value_of,
 )
+from rprm.integrations.its_hub import ProcessReward
+from rprm.integrations.trl import RewardFunction
+from rprm.rewarders import load_rewarder
 
 ANSWER = "First 0.75\n\nSecond 0.5\n\nThird 0.25\n\nFourth 1.0"
 
@@ -123,3 +127,13 @@ def test_blocking_where_a_loop_runs() -> None:
 def test_a_spec_is_loaded_once() -> None:
     assert loaded("scripted:", num_analyses=2) is loaded("scripted:", num_analyses=2)
     assert loaded("scripted:", num_analyses=2) is not loaded("scripted:", num_analyses=3)
+
+
+def test_an_adapter_takes_a_spec_or_a_rewarder(judge: Judge) -> None:
+    """And two of one spec share its model."""
+    assert rewarder_of(judge) is judge
+    assert rewarder_of("scripted:") is RewardFunction("scripted:").prm is ProcessReward("scripted:").memory.prm
+    made = rewarder_of(load_rewarder("scripted:", num_analyses=2))
+    (reward,) = blocking(judged(made, [("p", "One step.")]))
+    assert reward is not None
+    assert len(reward.steps[0].analyses) == 2

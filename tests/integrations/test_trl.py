@@ -52,6 +52,7 @@ def test_it_is_picklable_by_spec() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*embedded model knows:UserWarning")
 @pytest.mark.parametrize("is_chat", [False, True])
 def test_two_steps_of_grpo(is_chat: bool, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The embedded judge rewards what a tiny policy writes; where it gives no reward the trainer leaves it out."""

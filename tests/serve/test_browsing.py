@@ -17,6 +17,7 @@ from rprm.errors import InputError
 from rprm.reading import Source, read_solutions
 from rprm.rewarders import load_rewarder
 from rprm.rewarders.base import judge_source
+from tests.faults.folder_damages import as_older
 
 HOSTILE = "<b>bold</b><script>document.title='owned'</script>"
 
@@ -126,6 +127,25 @@ def test_without_runs(serve: Serve, tmp_path: Path) -> None:
     assert "--runs FOLDER" in client.get("/v1/runs/solutions", params={"run": "a"}).json()["error"]["message"]
     with pytest.raises(InputError, match="no such folder"):
         ShownRuns(tmp_path / "none")
+
+
+def test_solutions_that_share_an_id_and_problems_that_the_judge_does_not_know(serve: Serve, tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text(
+        "\n".join(json.dumps({"id": "x", "problem": "Solve.", "steps": [one]}) for one in ("first", "second"))
+    )
+    judge_into(tmp_path / "run", data, lambda step, number: 1.0)
+    as_older(tmp_path / "run")
+    path = tmp_path / "run" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["settings"]["engine"] |= {"kind": "transformers", "model": "/elsewhere/rprm/embedded/judge"}
+    path.write_text(json.dumps(manifest))
+    client = serve(runs=ShownRuns(tmp_path))
+    assert client.get("/v1/runs").json()["data"][0]["model"] == "embedded"
+    found = client.get("/v1/runs/solution", params={"run": "run", "id": "x"}).json()
+    assert found["texts"] == ["first"]
+    assert "outside what the embedded model knows: the word 'Solve'" in found["notes"][0]
+    assert found["notes"][1] == "the first of 2 solutions with this id: make ids unique"
 
 
 def test_texts_that_are_gone(serve: Serve, tmp_path: Path) -> None:

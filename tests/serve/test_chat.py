@@ -15,6 +15,7 @@ from rprm.grading import final_answer
 from rprm.rewarders import load_rewarder
 from rprm.search.candidates import Candidates, choose_one
 from rprm.search.guided import GuidedSearch, search_strategy
+from rprm.serve.chat import Told
 
 PROBLEM = "What is 3 + 4?"
 ASKED: Any = {"messages": [{"role": "user", "content": PROBLEM}]}
@@ -63,6 +64,11 @@ def test_best_of_n(chat: openai.OpenAI) -> None:
     assert [one["text"] for one in answer.rprm["steps"]] == list(chosen.steps)
     judged = wanted.rewards[wanted.chosen].steps
     assert [one["reward"] for one in answer.rprm["steps"]] == [step.reward for step in judged]
+    # Of each candidate its reward, as far as it is known: where its bounds meet, or there is none.
+    bounds = [(one.low, one.high) for one in wanted.rewards]
+    assert [tuple(one) for one in answer.rprm["bounds"]] == bounds
+    assert answer.rprm["rewards"] == [low if low == high else None for low, high in bounds]
+    assert answer.rprm["notes"] == []
     # The policy's tokens are those of all eight; the judge's stand apart.
     assert answer.usage.completion_tokens == sum(one.num_tokens for one in wanted.candidates)
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
@@ -101,6 +107,7 @@ def test_every_strategy_streamed_and_not(chat: openai.OpenAI, name: str) -> None
     answer: Any = chat.chat.completions.create(model=name, **ASKED)
     text = answer.choices[0].message.content
     assert final_answer(text) is not None
+    Told.model_validate(answer.rprm)
     chunks: Any = chat.chat.completions.create(model=name, stream=True, **ASKED)
     assert "".join(one.choices[0].delta.content or "" for one in chunks) == text
     assert answer.usage.completion_tokens > 0
@@ -133,8 +140,21 @@ def test_votes(chat: openai.OpenAI) -> None:
         ({"model": "beam", "extra_body": {"rprm": {"n": 6, "width": 4}}}, "multiple of the width"),
         ({"model": "guided", "extra_body": {"rprm": {"breadth": 3}}}, "breadth"),
         ({"model": "best-of-4", "temperature": 0}, "temperature 0"),
-        ({"model": "policy", "n": 2}, "n"),
-        ({"model": "policy", "stop": "x"}, "stop"),
+        ({"model": "policy", "n": 2}, "n must be 1"),
+        ({"model": "policy", "stop": "x"}, "'stop' is not supported here: leave it out"),
+        ({"model": "policy", "frequency_penalty": 0.5}, "'frequency_penalty' is not supported"),
+        ({"model": "policy", "presence_penalty": -0.5}, "'presence_penalty' is not supported"),
+        ({"model": "policy", "logit_bias": {"5": 1}}, "'logit_bias' is not supported"),
+        ({"model": "policy", "logprobs": True}, "'logprobs' is not supported"),
+        ({"model": "policy", "response_format": {"type": "json_object"}}, "'response_format' is not supported"),
+        ({"model": "policy", "extra_body": {"top_k": 5}}, "'top_k' is not supported"),
+        ({"model": "policy", "extra_body": {"min_p": 0.1}}, "'min_p' is not supported"),
+        ({"model": "best-of-2", "extra_body": {"aggregate": "last"}}, "'aggregate' .* put it into `rprm`"),
+        ({"model": "best-of-2", "extra_body": {"rprm": {"width": 2}}}, "best-of takes no width"),
+        ({"model": "guided", "extra_body": {"rprm": {"n": 8}}}, "guided takes no n"),
+        ({"model": "majority-2", "extra_body": {"rprm": {"aggregate": "min"}}}, "majority takes no aggregate"),
+        ({"model": "policy", "extra_body": {"rprm": {"n": 2}}}, "policy takes no n"),
+        ({"model": "policy", "max_tokens": 513}, "max_tokens is 513: at most 512"),
         ({"model": "policy", "messages": [{"role": "user", "content": " "}]}, "empty"),
         ({"model": "policy", "messages": [{"role": "system", "content": "x"}]}, "one message"),
         ({"model": "policy", "messages": [{"role": "user", "content": [PICTURE]}]}, "type 'text' alone"),
@@ -143,6 +163,19 @@ def test_votes(chat: openai.OpenAI) -> None:
 def test_what_is_not_done_is_refused(chat: openai.OpenAI, more: dict[str, Any], said: str) -> None:
     with pytest.raises(openai.UnprocessableEntityError, match=said):
         chat.chat.completions.create(**(ASKED | more))
+
+
+def test_what_asks_for_nothing_is_left_unread(chat: openai.OpenAI) -> None:
+    nothing: Any = {
+        "frequency_penalty": 0,
+        "logprobs": False,
+        "stop": None,
+        "tools": [],
+        "user": "me",
+        "max_tokens": 512,
+    }
+    plain: Any = chat.chat.completions.create(model="best-of-2", **ASKED)
+    assert chat.chat.completions.create(model="best-of-2", **nothing, **ASKED).choices == plain.choices
 
 
 def test_without_a_policy(serve: Serve) -> None:

@@ -105,9 +105,30 @@ def test_a_file_and_a_file_that_is_none(page: Any, tmp_path: Path) -> None:
     page.locator("#status", has_text="analyses").wait_for()
     assert page.locator(".step.right, .step.wrong").count() == 6
     assert page.locator("h2").all_text_contents() == ["row 0", "row 1", "row 2"]
+    assert page.locator(".verdict").first.text_content().endswith("; the label says step 2")
     page.set_input_files("#file", bad)
     page.locator("#status.failed").wait_for()
     assert "bad.jsonl: line 2 is not JSON" in page.locator("#status").text_content()
+    # Nothing of the file before is left.
+    assert page.locator(".solution").count() == 0
+    (tmp_path / "rows.csv").write_text("problem,solution\np,s\n")
+    page.set_input_files("#file", tmp_path / "rows.csv")
+    page.locator("#status", has_text="rows.csv: the page takes .jsonl, .json and .txt").wait_for()
+    chat = [{"role": "user", "content": "1 + 1 = ?"}, {"role": "assistant", "content": "It is 2."}]
+    (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": chat}))
+    page.set_input_files("#file", tmp_path / "chat.jsonl")
+    page.locator("#status", has_text="analyses").wait_for()
+    assert page.locator(".problem").text_content() == "1 + 1 = ?"
+
+
+@pytest.mark.slow
+def test_what_the_model_does_not_know_is_noted(serve: Serve, browser: Any) -> None:
+    page = browser.new_page()
+    page.goto(str(serve(judge=ScriptedEngine("embedded")).base_url))
+    page.locator("#problem").fill("Solve.")
+    page.locator("#solution").fill("x")
+    page.get_by_role("button", name="Judge").click()
+    page.locator(".notes", has_text="outside what the embedded model knows: the word 'Solve'").wait_for()
 
 
 @pytest.mark.slow
@@ -128,6 +149,8 @@ def test_runs_are_read_and_filtered(serve: Serve, browser: Any, tmp_path: Path) 
     page.get_by_role("button", name="More").click()
     page.locator("#status", has_text="120 solutions").wait_for()
     assert page.locator("#list tbody tr").count() == 120
+    page.get_by_label("show").select_option("differ")
+    page.locator("#status", has_text="choose a run beside this one").wait_for()
     page.get_by_label("beside").select_option("second")
     page.get_by_label("show").select_option("missed")
     page.locator("#status", has_text="0 solutions").wait_for()
@@ -144,6 +167,13 @@ def test_runs_are_read_and_filtered(serve: Serve, browser: Any, tmp_path: Path) 
     other.goto(page.url)
     other.locator(".solution .step").first.wait_for()
     assert other.title() == page.title() == "rprm"
+    # One of another run chooses that run too; one of none clears what was shown.
+    other.goto(page.url.replace("run=first", "run=second"))
+    other.locator(".solution h2", has_text="of second").wait_for()
+    assert other.locator("#run").input_value() == "second"
+    other.goto(page.url.replace("run=first", "run=third"))
+    other.locator("#status", has_text="no run 'third' here").wait_for()
+    assert other.locator(".solution").count() == 0
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 

@@ -15,6 +15,7 @@ import rprm
 from rprm.engines.base import Completion, Sampling
 from rprm.engines.scripted import ScriptedEngine
 from rprm.prompts.template import Prompt
+from rprm.serve.app import Failure
 
 SOLUTIONS = [
     {"id": "a", "problem": "What is 1 + 1?", "steps": ["One and one.", "It is 2.", "So 2."]},
@@ -65,7 +66,8 @@ def test_each_step_is_sent_as_it_is_judged(serve: Serve) -> None:
                 times.append(time.monotonic() - started)
                 blocks.append(json.loads(line[6:]))
     started_with, *blocks = blocks
-    assert started_with == {"object": "solution.started", "index": 0, "id": "a", "steps": SOLUTIONS[0]["steps"]}
+    told = {"index": 0, "id": "a", "steps": SOLUTIONS[0]["steps"], "notes": []}
+    assert started_with == {"object": "solution.started", **told}
     assert [one["object"] for one in blocks] == ["step.reward"] * 3 + ["solution.rewards", "done"]
     # Two prompts at once, 0.2 s each: the third step stands 0.2 s after the first.
     assert times[3] - times[1] > 0.1
@@ -112,6 +114,39 @@ def test_a_client_that_goes_away_costs_nothing_more(serve: Serve, stream: bool) 
     # 3 steps of 3 analyses.
     assert engine.num_cancelled == engine.num_requests == 9
     assert "rprm_requests_under_way 0.0" in client.get("/metrics").text
+
+
+def test_what_the_embedded_judge_does_not_know_is_noted_in_every_answer(serve: Serve) -> None:
+    client = serve(judge=ScriptedEngine("embedded"), num_analyses=2)
+    known = {"problem": "Ben has 12 coins. How many coins does Ben have?", "steps": ["Ben has 12 coins."]}
+    unknown = {"problem": "Solve 1 + 1.", "steps": ["It is 2."]}
+    rows = [unknown, known]
+    found = client.post("/v1/rewards", json={"solutions": rows}).json()["data"]
+    (note,) = found[0]["notes"]
+    assert "outside what the embedded model knows" in note
+    assert found[1]["notes"] == []
+    streamed = events(client.post("/v1/rewards", json={"solutions": rows, "stream": True}).text)
+    assert [one["notes"] for one in streamed if one["object"] == "solution.started"] == [[note], []]
+    assert [one["notes"] for one in streamed if one.get("index") == 0 and "rewards" in one] == [[note]]
+    lone = client.post("/v1/score_step", json=unknown).json()
+    assert lone["notes"] == [note]
+
+
+def test_a_reward_that_early_stopping_cut_short_says_so(serve: Serve) -> None:
+    client = serve(judge="scripted:?yes_rate=1&noise=0", num_analyses=8)
+    for rewards, early in (("full", False), ("first-errors", True)):
+        found = client.post("/v1/rewards", json={"solutions": SOLUTIONS, "rewards": rewards}).json()["data"]
+        assert {step["settled_early"] for one in found for step in one["steps"]} == {early}
+
+
+def test_the_api_describes_its_errors(serve: Serve) -> None:
+    client = serve()
+    found = client.get("/openapi.json").json()
+    answers = found["paths"]["/v1/rewards"]["post"]["responses"]
+    assert answers.keys() == {"200", "4XX", "5XX"}
+    assert answers["4XX"]["content"]["application/json"]["schema"]["$ref"].endswith("/Failure")
+    Failure.model_validate(client.post("/v1/rewards", json={}).json())
+    assert "bounds" in found["components"]["schemas"]["Told"]["properties"]
 
 
 def test_equal_requests_are_answered_once(serve: Serve) -> None:
@@ -164,13 +199,14 @@ def test_what_failed_is_tried_again(serve: Serve) -> None:
     ("body", "said"),
     [
         (b"{", "JSON"),
+        (rb'{"problem": "\[1\]"}', r"Invalid \escape (write a backslash twice: \\frac) at character 13"),
         (b"[]", "dictionary"),
         (b'{"solutions": []}', "at least 1"),
         (b'{"solutions": [{"problem": "p"}]}', "solutions[0]: 'steps' is missing"),
         (b'{"solutions": [{"problem": "p", "steps": ["a"]}, {"problem": 1}]}', "solutions[1]: 'problem'"),
         (b'{"solutions": [{"problem": "p", "steps": ["a"], "label": 7}]}', "'label'"),
         (b'{"solutions": [{"problem": "\\ud800", "steps": ["a"]}]}', "surrogate"),
-        (b'{"solutions": [{"problem": "p", "steps": ["a"]}], "streem": true}', "streem"),
+        (b'{"solutions": [{"problem": "p", "steps": ["a"]}], "streem": true}', "'streem' is not supported"),
         (b'{"solutions": [{"problem": "p", "steps": ["a"]}], "model": "gpt-4o"}', "'gpt-4o'"),
         (b'{"solutions": ' + b"[" * 100_000, "parsing the body"),
         (b'{"solutions": [{"problem": "p", "steps": ' + json.dumps(["a"] * 1001).encode() + b"}]}", "1,001 steps"),

@@ -106,6 +106,18 @@ def test_a_signal_lets_what_is_under_way_end(name: str) -> None:
 
 
 @pytest.mark.slow
+def test_a_signal_at_the_moment_that_the_address_is_read_is_one_to_the_server() -> None:
+    arguments = command("--port", "0", "--model", "scripted:")
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+        assert process.stderr is not None
+        assert process.stderr.read().splitlines()[-1] == "rprm: stopped by SIGINT; 0 requests were broken off"
+
+
+@pytest.mark.slow
 def test_a_second_signal_waits_for_nothing() -> None:
     with running("--model", "scripted:?delay=60") as (process, url):
 

@@ -10,13 +10,20 @@ from pathlib import Path
 import pytest
 from serving import Serve, scripted_policy
 
+from rprm.embedded import outside_world
+from rprm.records import Solution
+
 DOCS = (Path(__file__).parents[2] / "docs" / "serve.md").read_text(encoding="utf-8")
 CURLS = re.findall(r"^curl .*?}'$", DOCS, re.MULTILINE | re.DOTALL)
 (PYTHON,) = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
 
 
-def test_there_are_two_requests() -> None:
+def test_there_are_two_requests_of_what_the_default_model_knows() -> None:
     assert len(CURLS) == 2
+    for curl in CURLS:
+        body = json.loads(curl[curl.index("{") :].removesuffix("'"))
+        row = body.get("solutions", [body])[0]
+        assert outside_world(Solution(id="0", problem=row["problem"], steps=tuple(row["steps"]))) is None
 
 
 @pytest.mark.parametrize("curl", CURLS)

@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_SHOWN = 20  #: rejected rows that are shown, one by one
-_KNOWS = "the embedded model knows the lab's word problems only, with whole numbers up to 9,999"
-_OUTSIDE = "outside what the embedded model knows"
-_FIX = "name a model with --model, such as r-prm-7b on a GPU"
 
 
 @with_options
@@ -156,26 +153,29 @@ class EmbeddedScope:
     """Marks and counts the solutions outside of what the embedded model knows; silent for any other model's spec."""
 
     def __init__(self, model: str | None) -> None:
-        self.is_embedded = model is not None and model.partition("?")[0] == "embedded"
+        from rprm.embedded import FIX, KNOWS, is_embedded
+
+        self._model = model or ""
+        self.is_embedded = is_embedded(self._model)
         self.num_solutions = self.num_outside = 0
         if self.is_embedded:
-            _say(f"{_KNOWS}; for other mathematics {_FIX}", "dim")
+            _say(f"{KNOWS}; for other mathematics {FIX} (--model)", "dim")
 
     def note(self, solution: Solution) -> str | None:
         """Count a judged solution; why its rewards mean nothing, None where it may be of the lab's world."""
-        from rprm.embedded import outside_world
+        from rprm.embedded import note
 
         self.num_solutions += 1
-        if not self.is_embedded or (reason := outside_world(solution)) is None:
-            return None
-        self.num_outside += 1
-        return f"{_OUTSIDE}: {reason}; {_FIX}"
+        found = note(self._model, solution)
+        self.num_outside += found is not None
+        return found
 
     def tell(self) -> None:
         """Say how many solutions lay outside."""
+        from rprm.embedded import notice
+
         if self.num_outside:
-            counts = f"{self.num_outside:,} of {self.num_solutions:,} solutions lie {_OUTSIDE}"
-            _say(f"{counts}: their rewards mean nothing; {_FIX}", "yellow")
+            _say(notice(self.num_outside, self.num_solutions), "yellow")
 
 
 def _say(text: str, style: str) -> None:

@@ -88,7 +88,9 @@ def judged_items(folder: Path, data: Sequence[str]) -> tuple[Benchmark, Benchmar
     of_judge = replace(PROCESSBENCH, help="Solutions: judged.", hub=None, read=_read_solutions, group=None)
     benchmark: Benchmark = known[name].load() if name else of_judge
     reasons = []
-    for place in [*data, *filter(None, [recorded["data"] or benchmark.hub])]:
+    columns = str(recorded["input"]).partition("?")[2]  # What was judged under other names is read under these.
+    moved = [f"{place}?{columns}" if columns and "?" not in place else place for place in data]
+    for place in [*moved, *filter(None, [recorded["data"] or benchmark.hub])]:
         try:
             # A file that is gone is no data set of the hub, though its name may look like one.
             if Path(file := place.partition("?")[0]).suffix and not Path(file).exists() and not Path(place).exists():

@@ -32,7 +32,7 @@ def list_runs(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="It is looked through with all that is in it.")],
 ) -> None:
     """The runs in a folder and below: what each is, its model, and how far it is."""
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     from rprm.runs import MANIFEST
@@ -41,7 +41,8 @@ def list_runs(
 
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    table = Table("run", "stage", "model", "rows", "status", "started", box=None, padding=(0, 1))
+    names = (Column(name, overflow="fold") for name in ("run", "stage", "model", "rows", "status"))
+    table = Table(*names, Column("started", no_wrap=True), box=None, padding=(0, 1))
     for place, folders, files in os.walk(folder):
         folders.sort()
         if MANIFEST not in files:
@@ -49,7 +50,7 @@ def list_runs(
         name = os.path.relpath(place, folder)
         try:
             found = _facts(Path(place))
-            rows, started = _rows(found), found["sessions"][0].get("started_at")
+            rows, started = _rows(found), str(found["sessions"][0].get("started_at"))[:16].replace("T", " ")
             told = (found["stage"], found["model"], rows, found["status"], started)
         except RprmError as error:
             told = ("", "", "", str(error), "")
@@ -72,11 +73,13 @@ def show(
 ) -> None:
     """Show a run without its model: what it is, its settings, how far it is, its totals; or one of its solutions.
 
-    The texts of a solution's steps come from the file that was judged, where it still is what it was.
+    The texts of a solution's steps come from the file that was judged, where it still is what it was. Solutions that
+    share an id are all shown.
     """
     from rich.table import Table
     from rich.text import Text
 
+    from rprm.embedded import note
     from rprm.report.solutions import render_solution, render_totals
     from rprm.rewarders.base import Totals, read_rewards
     from rprm.runs import checked_totals, read_results, read_summary
@@ -85,15 +88,14 @@ def show(
 
     found, console = _facts(run), Terminal()
     if id is not None:
-        reward = next((one for one in read_rewards(run) if one.id == id), None)
-        if reward is None:
-            raise InputError(f"{run} has no finished solution {id!r}")
+        rewards = _rewards(read_rewards(run), str(run), id)
         if json:
-            print(reward.model_dump_json())
+            for reward in rewards:
+                print(reward.model_dump_json())
             return
-        threshold = float(found["settings"]["threshold"])
-        solution = _solution(run, reward, data or [])
-        console.print(render_solution(solution, reward, threshold=threshold, analyses=analyses))
+        how: dict[str, Any] = {"threshold": float(found["settings"]["threshold"]), "analyses": analyses}
+        for solution, reward in zip(_solutions(run, rewards, data or []), rewards, strict=True):
+            console.print(render_solution(solution, reward, note=note(found["model"], solution), **how))
         return
     totals = Totals(max_tokens=found["settings"].get("max_tokens"))
     if found["manifest"]["stage"] == "judge":
@@ -116,7 +118,8 @@ def show(
     names = ("run", "stage", "status", "model", "input")
     facts = {name: found[name] for name in names} | {"rows finished": _rows(found)}
     facts |= {"pieces of unfinished rows": found["num_pieces"], "sessions": len(found["sessions"])}
-    for name, value in [*facts.items(), *_flat(found["settings"])]:
+    settings = {{"input": "hash of the input"}.get(name, name): value for name, value in _flat(found["settings"])}
+    for name, value in [*facts.items(), *settings.items()]:
         table.add_row(Text(one_line(name.replace("_", " ")), style="dim"), Text(one_line(str(value))))
     console.print(table)
     if found["manifest"]["stage"] == "judge":
@@ -150,6 +153,7 @@ def export(
 
 def _facts(run: Path) -> dict[str, Any]:
     """What a run folder says of itself, and what lies in it."""
+    from rprm.embedded import is_embedded
     from rprm.files import disk
     from rprm.runs import REJECTED, RESULTS, Journal, read_manifest
 
@@ -163,6 +167,7 @@ def _facts(run: Path) -> dict[str, Any]:
     limit, num_rows = settings.get("limit"), session.get("num_rows")
     engines = (found.get("engine") for found in (settings, *settings.values()) if isinstance(found, dict))
     engine: dict[str, Any] = next((one for one in engines if isinstance(one, dict)), {})
+    model = ":".join(str(engine[name]) for name in ("kind", "model") if engine.get(name))
     with disk(run):
         rows = _num_lines(run / RESULTS)
         expected = min(filter(None, (limit, num_rows)), default=None) if status != "complete" else None
@@ -170,7 +175,7 @@ def _facts(run: Path) -> dict[str, Any]:
             "run": str(run),
             "stage": " ".join(filter(None, (manifest["stage"], str(settings.get("benchmark") or "")))),
             "status": status,
-            "model": ":".join(str(engine[name]) for name in ("kind", "model") if engine.get(name)),
+            "model": "embedded" if is_embedded(model) else model,
             "input": session.get("input"),
             "num_rows": rows,
             "num_expected": expected,
@@ -207,12 +212,15 @@ class ShownRuns:
 
         return read_rewards(self._place(name))
 
-    def solution(self, name: str, id: str) -> tuple[Solution, SolutionReward, float]:
-        reward = next((one for one in self.rewards(name) if one.id == id), None)
-        if reward is None:
-            raise InputError(f"{name} has no finished solution {id!r:.80}")
-        place = self._place(name)
-        return _solution(place, reward, []), reward, _facts(place)["settings"].of("threshold", float)
+    def solution(self, name: str, id: str) -> tuple[Solution, SolutionReward, float, list[str]]:
+        from rprm.embedded import note
+
+        rewards, place = _rewards(self.rewards(name), name, id), self._place(name)
+        facts, solution = _facts(place), _solutions(place, rewards, [])[0]
+        notes = [] if (found := note(facts["model"], solution)) is None else [found]
+        if len(rewards) > 1:
+            notes.append(f"the first of {len(rewards):,} solutions with this id: make ids unique")
+        return solution, rewards[0], facts["settings"].of("threshold", float), notes
 
     def _place(self, name: str) -> Path:
         if (place := self._places().get(name)) is None:
@@ -228,8 +236,9 @@ class ShownRuns:
 
 
 def _rows(facts: dict[str, Any]) -> str:
-    rows, expected = facts["num_rows"], facts["num_expected"]
-    return f"{rows:,}" if expected is None else f"{rows:,} of {expected:,}"
+    rows, expected, rejected = (facts[name] for name in ("num_rows", "num_expected", "num_rejected"))
+    told = f"{rows:,}" if expected is None else f"{rows:,} of {expected:,}"
+    return f"{told}, {rejected:,} rejected" if rejected else told
 
 
 def _num_lines(path: Path) -> int:
@@ -247,16 +256,34 @@ def _flat(settings: dict[str, Any], name: str = "") -> Iterator[tuple[str, Any]]
             yield f"{name}{key}", value
 
 
-def _solution(run: Path, reward: SolutionReward, data: list[str]) -> Solution:
-    """What was judged, from the run's data; where they are not at hand, that is said in the place of its texts."""
+def _rewards(rewards: Iterator[SolutionReward], run: str, id: str) -> list[SolutionReward]:
+    """Those with an id, which rows of a file may share."""
+    found: list[SolutionReward] = []
+    others: list[str] = []
+    for one in rewards:
+        if one.id == id:
+            found.append(one)
+        elif len(others) < 4:
+            others.append(one.id)
+    if not found:
+        known = f"; its first ids: {', '.join(others)}" if others else ""
+        raise InputError(f"{run} has no finished solution {id!r:.80}{known}")
+    return found
+
+
+def _solutions(run: Path, rewards: list[SolutionReward], data: list[str]) -> list[Solution]:
+    """What was judged, from the run's data; where they are not at hand, that is said in the place of the texts."""
     from rprm.benchmarks.items import loaded
     from rprm.cli.report import judged_items
     from rprm.records import Solution
 
+    id = rewards[0].id
     try:
         _, items = judged_items(run, data)
-        return loaded(next(item for item in items.items if item.id == reward.id))
+        found = [loaded(item) for item in items.items if item.id == id][: len(rewards)]
     except RprmError as error:
-        return Solution(id=reward.id, problem=str(error), steps=("(its text is not at hand)",) * reward.num_steps)
-    except StopIteration:
-        raise RunError(f"{run} holds {reward.id!r}, which is not in the data that it says it judged") from None
+        text = "(its text is not at hand)"
+        return [Solution(id=one.id, problem=str(error), steps=(text,) * one.num_steps) for one in rewards]
+    if len(found) < len(rewards):
+        raise RunError(f"{run} holds {id!r}, which is not in the data that it says it judged")
+    return found

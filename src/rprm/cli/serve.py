@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from rprm import ranges
+from rprm.cli.judge import EmbeddedScope
 from rprm.cli.options import JudgeOptions, Model, PolicyOptions, with_options
 from rprm.cli.process import run_async
 from rprm.cli.runs import ShownRuns
@@ -80,7 +81,7 @@ def serve(
         from rprm.serve.app import create_app
         from rprm.serve.gate import is_loopback
     except ImportError as error:
-        raise RprmError(f"rprm serve needs {error.name}: pip install 'rprm[serve]'") from None
+        raise RprmError(f"rprm serve needs {error.name}: pip install '.[serve]'") from None
     from rprm.showing import KEYS
 
     key = os.environ.get(key_env, "").strip() or None
@@ -93,6 +94,7 @@ def serve(
         raise InputError(f"the key in {key_env} has {len(key)} characters; use at least 16")
     KEYS.update({key} if key else ())
     rewarder = options.rewarder(model)
+    EmbeddedScope(model)  # It says what that model knows.
     writer = None if policy is None else policy_options.policy(policy, options.seed)
     shown = None if runs is None else ShownRuns(runs)
     gate = create_app(rewarder, name=model, policy=writer, limits=limit_options.limits(), key=key, runs=shown)
@@ -106,8 +108,14 @@ async def _run(gate: Gate, rewarder: StepRewarder, policy: Policy | None, host: 
     import uvicorn
 
     received: list[str] = []
+    name = f"[{host}]" if ":" in host else host
 
     class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            """The address is told once a signal is one to this server, and whoever reads it may connect at once."""
+            await super().startup(sockets)
+            print(f"http://{name}:{listener.getsockname()[1]}", flush=True)
+
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
             """A first signal lets what is under way end, a second one does not wait for it."""
@@ -123,12 +131,11 @@ async def _run(gate: Gate, rewarder: StepRewarder, policy: Policy | None, host: 
                     signal.signal(number, handler)
 
         def _stop(self, number: int, frame: object) -> None:
-            name = signal.Signals(number).name
+            received.append(signal.Signals(number).name)
             self.force_exit = self.should_exit
             self.should_exit = gate.is_stopping = True
-            received.append(name)
             logging.getLogger("uvicorn.error").disabled = True  # The last line says what was broken off.
-            _say(f"{name}: {gate.num_under_way} requests are under way, which may take {_GRACE_S} s to end")
+            _say(f"{received[-1]}: {gate.num_under_way} requests are under way, which may take {_GRACE_S} s to end")
 
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -146,9 +153,6 @@ async def _run(gate: Gate, rewarder: StepRewarder, policy: Policy | None, host: 
         await rewarder.start()
         if policy is not None:
             await policy.start()
-        name = f"[{host}]" if ":" in host else host
-        listener.listen(config.backlog)  # Whoever reads the address may connect at once.
-        print(f"http://{name}:{listener.getsockname()[1]}", flush=True)
         await Server(config).serve([listener])
     finally:
         listener.close()

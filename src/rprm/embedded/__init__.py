@@ -9,10 +9,33 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rprm.records import Solution
 
+#: What it knows, and what to do about everything else.
+KNOWS = "the embedded model knows the lab's word problems only, with whole numbers up to 9,999"
+OUTSIDE = "outside what the embedded model knows"
+FIX = "choose another model, such as r-prm-7b on a GPU"
+
 JUDGE = Path(__file__).with_name("judge")  #: folder of weights, tokenizer, template and card
 WORDS = Path(__file__).with_name("words.txt")  #: that it knows, in lower case
 _KNOWN = frozenset(WORDS.read_text(encoding="ascii").split())
 _TOKEN = re.compile(r"[^\W\d_]+|\d[\d,.]*\d|\d|\S")
+
+
+def is_embedded(model: str) -> bool:
+    """Whether a model, by its spec or as a run names it, is the embedded judge, wherever the package lies."""
+    return model.partition("?")[0] == "embedded" or Path(model).parts[-3:] == JUDGE.parts[-3:]
+
+
+def note(model: str, solution: Solution) -> str | None:
+    """Why a model's rewards of a solution mean nothing; None where nothing is known against them."""
+    if not is_embedded(model) or (reason := outside_world(solution)) is None:
+        return None
+    return f"{OUTSIDE}: {reason}; {FIX}"
+
+
+def notice(num_outside: int, num_solutions: int) -> str:
+    """What is said where so many solutions lie outside."""
+    counts = f"{num_outside:,} of {num_solutions:,} solutions lie {OUTSIDE}"
+    return f"{counts}: their rewards mean nothing; {FIX}"
 
 
 def outside_world(solution: Solution) -> str | None:
@@ -29,5 +52,5 @@ def outside_world(solution: Solution) -> str | None:
             if not re.fullmatch(r"[0-9]{1,4}", word):
                 return f"the number {word:.60}"
         elif word not in ".,:;?+-*/=":
-            return f"the sign {word!r}"
+            return f"the sign '{word}'"
     return None

@@ -13,6 +13,7 @@ from rprm.api import RPRM
 from rprm.errors import InputError
 from rprm.reading import solution_of
 from rprm.records import Solution, SolutionReward
+from rprm.rewarders.base import StepRewarder
 from rprm.splitting import split_steps
 from rprm.thinking import without_thinking
 
@@ -105,6 +106,17 @@ def filled(values: Sequence[float | None], unscored: float) -> list[float]:
         text = "%d of %d rewards are missing; %s stands for them"
         logging.getLogger(__name__).warning(text, missing, len(values), unscored)
     return [unscored if value is None else value for value in values]
+
+
+#: What rewards, by any name: an `RPRM`, what `load_rewarder` made, or a model's spec.
+AnyRewarder = RPRM | StepRewarder | str
+
+
+def rewarder_of(given: AnyRewarder) -> RPRM:
+    """It as an `RPRM`; of a spec, the same one all through a process."""
+    if isinstance(given, str):
+        return loaded(given)
+    return given if hasattr(given, "score_async") else RPRM(given)  # type: ignore[return-value]
 
 
 @lru_cache

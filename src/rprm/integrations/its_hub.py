@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rprm.aggregation import AGGREGATIONS, Aggregation, aggregate
-from rprm.api import RPRM
-from rprm.errors import InputError
+from rprm.aggregation import Aggregation, aggregate, checked_aggregation
 from rprm.integrations.answers import (
+    AnyRewarder,
     RewardForm,
     answer_of,
     blocking,
@@ -16,6 +15,7 @@ from rprm.integrations.answers import (
     filled,
     judged,
     problem_of,
+    rewarder_of,
     steps_of,
     value_of,
 )
@@ -41,13 +41,11 @@ class ProcessReward:
     """
 
     def __init__(
-        self, prm: RPRM, *, aggregation: Aggregation = "last", step_token: str | None = None, unscored: float = 0.0,
-        capacity: int = CAPACITY,
+        self, prm: AnyRewarder, *, aggregation: Aggregation = "last", step_token: str | None = None,
+        unscored: float = 0.0, capacity: int = CAPACITY,
     ) -> None:  # fmt: skip
-        if aggregation not in AGGREGATIONS:
-            raise InputError(f"there is no aggregation {aggregation!r}; they are {', '.join(AGGREGATIONS)}")
         self.memory = StepMemory(prm, capacity)
-        self.aggregation: Aggregation = aggregation
+        self.aggregation = checked_aggregation(aggregation)
         self.step_token = step_token
         self.unscored = unscored
 
@@ -70,8 +68,8 @@ class OutcomeReward:
         unscored: stands for a missing reward; 0 is the lowest, so that such an answer is ranked last.
     """
 
-    def __init__(self, prm: RPRM, form: RewardForm = "min", *, unscored: float = 0.0) -> None:
-        self.prm = prm
+    def __init__(self, prm: AnyRewarder, form: RewardForm = "min", *, unscored: float = 0.0) -> None:
+        self.prm = rewarder_of(prm)
         self.form = checked_form(form)
         self.unscored = unscored
 

@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rprm.aggregation import mean
-from rprm.api import RPRM
-from rprm.integrations.answers import RewardForm, blocking, checked_form, judged, value_of
+from rprm.integrations.answers import AnyRewarder, RewardForm, blocking, checked_form, judged, rewarder_of, value_of
 
 
 class RewardMetric:
@@ -23,9 +22,13 @@ class RewardMetric:
     """
 
     def __init__(
-        self, prm: RPRM, form: RewardForm = "min", *, problem: str | Callable[[Mapping[str, Any]], str] = "question"
+        self,
+        prm: AnyRewarder,
+        form: RewardForm = "min",
+        *,
+        problem: str | Callable[[Mapping[str, Any]], str] = "question",
     ) -> None:
-        self.prm = prm
+        self.prm = rewarder_of(prm)
         self.form = checked_form(form)
         self.problem = problem
 

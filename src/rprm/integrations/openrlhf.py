@@ -6,9 +6,18 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rprm.api import RPRM
 from rprm.errors import InputError
-from rprm.integrations.answers import RewardForm, Scorer, blocking, checked_form, filled, judged, value_of
+from rprm.integrations.answers import (
+    AnyRewarder,
+    RewardForm,
+    Scorer,
+    blocking,
+    checked_form,
+    filled,
+    judged,
+    rewarder_of,
+    value_of,
+)
 
 #: The user's turns in the templates of Qwen and other ChatML models, Llama 3, Gemma, Mistral, DeepSeek, Phi and Zephyr.
 _USER_TURN = re.compile(
@@ -87,9 +96,14 @@ class RewardFunction:
     """A `reward_func`; the arguments are those of `respond`."""
 
     def __init__(
-        self, prm: RPRM, form: RewardForm = "min", *, unscored: float = 0.0, problem_of: ProblemOf = problem_of_prompt
+        self,
+        prm: AnyRewarder,
+        form: RewardForm = "min",
+        *,
+        unscored: float = 0.0,
+        problem_of: ProblemOf = problem_of_prompt,
     ) -> None:
-        self.prm = prm
+        self.prm = rewarder_of(prm)
         self.form = checked_form(form)
         self.unscored = unscored
         self.problem_of = problem_of

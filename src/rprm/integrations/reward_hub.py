@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from rprm.aggregation import Aggregation, aggregate
-from rprm.api import RPRM
 from rprm.errors import InputError
-from rprm.integrations.answers import answer_of, blocking, filled, problem_of, steps_of
+from rprm.integrations.answers import AnyRewarder, answer_of, blocking, filled, problem_of, steps_of
 from rprm.integrations.step_memory import StepMemory
 
 #: Its names of aggregations.
@@ -23,7 +22,7 @@ class ProcessRewardModel:
         unscored: stands for a missing reward of a step; 0 is the lowest.
     """
 
-    def __init__(self, prm: RPRM, *, unscored: float = 0.0) -> None:
+    def __init__(self, prm: AnyRewarder, *, unscored: float = 0.0) -> None:
         self.memory = StepMemory(prm)
         self.unscored = unscored
 

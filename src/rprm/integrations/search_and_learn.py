@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rprm.api import RPRM
-from rprm.integrations.answers import blocking, filled, steps_of
+from rprm.integrations.answers import AnyRewarder, blocking, filled, steps_of
 from rprm.integrations.step_memory import CAPACITY, StepMemory
 
 
@@ -18,7 +17,7 @@ class PRM:
         capacity: rewards of steps that are remembered.
     """
 
-    def __init__(self, prm: RPRM, *, unscored: float = 0.0, capacity: int = CAPACITY) -> None:
+    def __init__(self, prm: AnyRewarder, *, unscored: float = 0.0, capacity: int = CAPACITY) -> None:
         self.memory = StepMemory(prm, capacity)
         self.unscored = unscored
 

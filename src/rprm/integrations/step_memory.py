@@ -7,7 +7,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
-from rprm.api import RPRM
+from rprm.integrations.answers import AnyRewarder, rewarder_of
 
 #: Rewards remembered, some 200 bytes each.
 CAPACITY = 100_000
@@ -20,8 +20,8 @@ class StepMemory:
         capacity: how many are remembered.
     """
 
-    def __init__(self, prm: RPRM, capacity: int = CAPACITY) -> None:
-        self.prm = prm
+    def __init__(self, prm: AnyRewarder, capacity: int = CAPACITY) -> None:
+        self.prm = rewarder_of(prm)
         self.capacity = capacity
         self._rewards: OrderedDict[bytes, float | None] = OrderedDict()
 

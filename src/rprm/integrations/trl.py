@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rprm.api import RPRM
 from rprm.errors import InputError
-from rprm.integrations.answers import RewardForm, answer_of, checked_form, judged, problem_of, value_of
+from rprm.integrations.answers import (
+    AnyRewarder,
+    RewardForm,
+    answer_of,
+    checked_form,
+    judged,
+    problem_of,
+    rewarder_of,
+    value_of,
+)
 
 
 class RewardFunction:
@@ -27,9 +35,9 @@ class RewardFunction:
     """
 
     def __init__(
-        self, prm: RPRM, form: RewardForm = "min", *, problem: str | None = None, name: str | None = None
+        self, prm: AnyRewarder, form: RewardForm = "min", *, problem: str | None = None, name: str | None = None
     ) -> None:
-        self.prm = prm
+        self.prm = rewarder_of(prm)
         self.form = checked_form(form)
         self.problem = problem
         self.__name__ = name or f"rprm_{form}"

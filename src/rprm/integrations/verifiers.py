@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from rprm.api import RPRM
-from rprm.integrations.answers import RewardForm, checked_form, judged, problem_of, value_of
+from rprm.integrations.answers import AnyRewarder, RewardForm, checked_form, judged, problem_of, rewarder_of, value_of
 
 
 def reward(
-    prm: RPRM, form: RewardForm = "min", *, problem: str | None = None
+    prm: AnyRewarder, form: RewardForm = "min", *, problem: str | None = None
 ) -> Callable[[Any, Any], Coroutine[Any, Any, dict[str, float]]]:
     """An asynchronous function of a task's data and a trace, for `rewards` in a configuration (`fn = "FILE.py:NAME"`)
     and for methods under `@vf.reward`.
@@ -25,11 +24,11 @@ def reward(
     Raises:
         InputError: an unknown form; called, a problem that is empty.
     """
-    name = f"rprm_{checked_form(form)}"
+    name, scorer = f"rprm_{checked_form(form)}", rewarder_of(prm)
 
     async def rprm_reward(task: Any, trace: Any) -> dict[str, float]:
         text = problem_of(task.prompt if problem is None else getattr(task, problem))
-        (found,) = await judged(prm, [(text, trace.last_reply)])
+        (found,) = await judged(scorer, [(text, trace.last_reply)])
         value = value_of(found, form)
         return {} if value is None else {name: value}
 

@@ -165,6 +165,11 @@ class StepStreamer(StepRewarder, Protocol):
         """The steps that `judge` rewards, in order, each as soon as it stands."""
 
 
+def spec_of(rewarder: StepRewarder) -> str:
+    """The spec of its model, as far as it tells one; else ""."""
+    return str(getattr(getattr(rewarder, "engine", rewarder), "spec", ""))
+
+
 @dataclass
 class Totals:
     """The totals of a run. Steps after a first-error exit are in `num_steps` alone."""

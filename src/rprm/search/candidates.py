@@ -44,7 +44,7 @@ _SOLUTIONS: TypeAdapter[Any] = TypeAdapter(
 class Candidate(Record):
     """A solution that a policy wrote. `num_tokens` and `finish_reason` are None where it was brought from elsewhere."""
 
-    text: str
+    text: str = Field(repr=False)  # its steps are shown
     steps: tuple[str, ...]
     num_tokens: int | None = None
     finish_reason: str | None = None

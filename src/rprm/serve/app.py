@@ -7,10 +7,12 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from rprm import __version__
 from rprm.errors import RprmError
+from rprm.reading import explained_json
 from rprm.rewarders.base import StepRewarder
 from rprm.search.candidates import Policy
 from rprm.serve import browsing, chat, pages, rewards
@@ -37,7 +39,7 @@ def create_app(
     limits, metrics = limits or Limits(), Metrics()
     state = Serving(name, Judging(rewarder, metrics, limits.cache_mb), policy, limits, metrics)
 
-    app = FastAPI(title="rprm", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title="rprm", version=__version__, docs_url=None, redoc_url=None, responses=_FAILURES)
     app.state.serving, app.state.runs = state, runs
     app.include_router(rewards.router)
     app.include_router(chat.router)
@@ -52,6 +54,29 @@ def create_app(
     app.add_exception_handler(Gone, _nobody)
     app.add_exception_handler(HTTPException, _refused)
     return Gate(app, limits, metrics, key)
+
+
+class _Error(BaseModel):
+    message: str
+    type: str
+    param: None
+    code: int = Field(description="The status.")
+
+
+class Failure(BaseModel):
+    """An error, as OpenAI's clients read it."""
+
+    error: _Error
+
+
+_FAILURES: dict[int | str, dict[str, Any]] = {
+    "4XX": {
+        "model": Failure,
+        "description": "Refused: 401 without the key, 403 from a page of another site, 408 or 413 a body that is too "
+        "slow or too large, 415 no JSON, 421 another host, 422 what cannot be used, 429 too many requests at once.",
+    },
+    "5XX": {"model": Failure, "description": "503: the model does not answer, the time is over, or the server stops."},
+}
 
 
 async def _models(request: Request) -> dict[str, Any]:
@@ -77,8 +102,15 @@ async def _malformed(request: Request, error: Any) -> Response:
     """A body that is none: the first thing that is wrong with it, and where."""
     first = error.errors()[0]
     place = ".".join(map(str, first["loc"][1:]))
-    said = message(f"{place}: {first['msg']}" if place else str(first["msg"]))
-    return JSONResponse(error_body(422, said), 422)
+    if first["type"] == "json_invalid":
+        said = f"the body is not JSON: {explained_json(first['ctx']['error'])} at character {first['loc'][-1]}"
+    elif first["type"] == "extra_forbidden":
+        said = f"{place!r} is not supported here: leave it out"
+    elif (wanted := str(first["msg"]).removeprefix("Input should be ")) != first["msg"]:
+        said = f"{place or 'the body'} must be {wanted}"
+    else:
+        said = f"{place}: {first['msg']}" if place else str(first["msg"])
+    return JSONResponse(error_body(422, message(said)), 422)
 
 
 async def _nobody(request: Request, error: Exception) -> Response:

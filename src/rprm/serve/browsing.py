@@ -31,8 +31,8 @@ class RunFolders(Protocol):
     def rewards(self, name: str) -> Iterator[SolutionReward]:
         """A run's rewards; an `InputError` where there is no such run."""
 
-    def solution(self, name: str, id: str) -> tuple[Solution, SolutionReward, float]:
-        """A solution with its rewards and the threshold that its verdicts have."""
+    def solution(self, name: str, id: str) -> tuple[Solution, SolutionReward, float, list[str]]:
+        """A solution with its rewards, the threshold that its verdicts have, and what to know of them."""
 
 
 def line_of(reward: SolutionReward) -> dict[str, Any]:
@@ -85,6 +85,6 @@ async def solutions(
 
 @router.get("/v1/runs/solution", summary="A solution of a run, with its analyses.")
 async def solution(request: Request, run: str, id: str) -> dict[str, Any]:
-    its, reward, threshold = await asyncio.to_thread(_folders(request).solution, run, id)
-    told = RewardsAnswer.of(0, reward, threshold, analyses=True).model_dump()
+    its, reward, threshold, notes = await asyncio.to_thread(_folders(request).solution, run, id)
+    told = RewardsAnswer.of(0, reward, threshold, analyses=True, notes=notes).model_dump()
     return told | {"problem": its.problem, "texts": list(its.steps), "label": reward.label}

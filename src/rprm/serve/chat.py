@@ -23,7 +23,7 @@ from rprm.errors import InputError, RequestRefused, RprmError
 from rprm.grading import Grader, final_answer
 from rprm.jobs import all_or_none
 from rprm.prompts.template import Prompt
-from rprm.records import StepReward
+from rprm.records import Solution, StepReward
 from rprm.search.candidates import Candidate, Candidates, Policy, choose_one
 from rprm.search.choosing import majority, weighted_vote
 from rprm.search.guided import GuidedSearch, search_strategy
@@ -37,6 +37,13 @@ router = APIRouter()
 SAMPLED, STEPWISE = ("best-of", "majority", "weighted"), ("guided", "beam", "dvts")
 _NAME = re.compile(rf"({'|'.join(SAMPLED)})(?:-(\d{{1,5}}))?|{'|'.join(STEPWISE)}|policy")
 DEFAULT_SAMPLES = 8
+#: By strategy, those of the `SearchOptions` that it takes, beside `analyses`.
+_TAKES: dict[str, set[str]] = {
+    "policy": set(), "majority": {"n"}, "best-of": {"n", "aggregate"}, "weighted": {"n", "aggregate"},
+    "guided": {"width", "max_rounds", "aggregate"},
+}  # fmt: skip
+#: Fields of OpenAI's requests that change no answer.
+_UNREAD = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
 #: Seconds between two signs of life in a stream, so that nothing between server and client gives it up.
 _ALIVE_S = 10.0
 
@@ -69,8 +76,10 @@ class SearchOptions(BaseModel):
 
 
 class ChatRequest(BaseModel):
-    """A request as OpenAI's clients send it. What would change the answer and is not done here is refused; other fields
-    are left unread."""
+    """A request as OpenAI's clients send it. Any other field is refused, unless it asks for nothing (null, 0, false,
+    empty) or changes no answer (`user`, `metadata`, ...)."""
+
+    model_config = ConfigDict(extra="allow")
 
     model: str
     messages: list[Message] = Field(min_length=1)
@@ -82,10 +91,6 @@ class ChatRequest(BaseModel):
     max_completion_tokens: int | None = Field(None, ge=1)
     seed: int | None = None
     n: Literal[1] | None = None
-    stop: None = None
-    tools: None = None
-    response_format: None = None
-    logprobs: Literal[False] | None = None
     rprm: SearchOptions = Field(default_factory=lambda: SearchOptions.model_validate({}))
 
     @property
@@ -98,6 +103,50 @@ class ChatRequest(BaseModel):
         if not found[0].strip():
             raise InputError("the problem is empty")
         return found[0]
+
+
+class Told(BaseModel):
+    """How an answer came about, in its `rprm`; a strategy has those fields that it can fill. A sample is one of the
+    solutions that the policy wrote, counted from 0."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    strategy: str
+    n: int | None = Field(None, description="Samples.")
+    chosen: int | None = Field(None, description="The sample that is the answer.")
+    answers: list[str | None] = Field([], description="The final answer of each sample; null: it has none.")
+    votes: list[int] = Field([], description="How many samples give the answer of each one; 0: it has none.")
+    rewards: list[float | None] = Field(
+        [], description="Of each sample; null: not known exactly (see `bounds`), or none."
+    )
+    bounds: list[tuple[float | None, float | None]] = Field(
+        [],
+        description="Between which numbers each sample's reward lies when the choice is certain; null: it has none.",
+    )
+    fell_back: bool = Field(
+        False, description="No sample has a reward, and the first was taken; of a search: no solution was finished."
+    )
+    ends: list[str] = Field([], description="Why each tree of a search ended: finished, dead end, rounds or tokens.")
+    rounds: int | None = Field(None, description="Rounds of a search.")
+    steps: list[dict[str, Any]] = Field(
+        description="The answer's steps, `text` and rewards: of best-of-N and weighted-N as /v1/rewards gives them, of "
+        "a search `reward` (null: not known exactly), `low` and `high`. Empty where nothing is judged (policy, "
+        "majority-N)."
+    )
+    judge: dict[str, Any] = Field(description="The judge's `model`, and its `analyses` and `generated_tokens`.")
+    notes: list[str] = Field(description="What to know before the rewards are used.")
+
+
+class ChatAnswer(BaseModel):
+    """OpenAI's `chat.completion`, with `rprm`."""
+
+    id: str
+    created: int
+    object: Literal["chat.completion"]
+    model: str
+    choices: list[dict[str, Any]]
+    usage: dict[str, int] = Field(description="Tokens of the policy, all its samples together.")
+    rprm: Told
 
 
 @dataclass
@@ -148,7 +197,10 @@ def strategies(serving: Serving) -> list[str]:
     return ["policy", *(f"{name}-{DEFAULT_SAMPLES}" for name in SAMPLED), *STEPWISE]
 
 
-@router.post("/v1/chat/completions", summary="Answer with a policy that the rewards guide.")
+@router.post(
+    "/v1/chat/completions", summary="Answer with a policy that the rewards guide.",
+    responses={200: {"model": ChatAnswer, "description": "The answer; `stream`: chunks of it, as OpenAI's."}},
+)  # fmt: skip
 async def chat(body: ChatRequest, request: Request, state: State) -> Any:
     policy, problem = _policy(body, state), body.problem
     name, number = _strategy(body, state)
@@ -170,11 +222,17 @@ async def chat(body: ChatRequest, request: Request, state: State) -> Any:
 def _policy(body: ChatRequest, state: Serving) -> Policy:
     """The policy as a request wants it to sample."""
     if state.policy is None:
-        raise InputError("no policy answers here: start the server with --policy SPEC")
+        raise InputError(
+            "no policy answers here: start the server with --policy SPEC; its rewards are at /v1/rewards, and a judge "
+            "openai:MODEL@URL needs the model's own server"
+        )
     sampling, longest = state.policy.sampling, body.max_completion_tokens or body.max_tokens
+    if longest is not None and longest > sampling.max_tokens:
+        most = f"at most {sampling.max_tokens:,} tokens are written here (--policy-max-tokens)"
+        raise InputError(f"max_tokens is {longest:,}: {most}")
     given: dict[str, Any] = {"temperature": body.temperature, "top_p": body.top_p}
     given |= {"seed": None if body.seed is None else body.seed & 0x7FFF_FFFF}
-    given |= {"max_tokens": longest and min(longest, sampling.max_tokens)}
+    given |= {"max_tokens": longest}
     sampling = replace(sampling, **{name: value for name, value in given.items() if value is not None})
     return replace(state.policy, engine=Metered(state.policy.engine), sampling=sampling)
 
@@ -184,6 +242,13 @@ def _strategy(body: ChatRequest, state: Serving) -> tuple[str, int]:
     if (match := _NAME.fullmatch(body.model)) is None:
         raise InputError(f"no model {body.model!r:.80} answers here; choose {', '.join(strategies(state))}")
     name = match[1] or match[0]
+    for other, value in (body.model_extra or {}).items():
+        if value and other not in _UNREAD:
+            fix = "put it into `rprm`" if other in SearchOptions.model_fields else "leave it out"
+            raise InputError(f"{other!r:.80} is not supported here: {fix}")
+    options = body.rprm.model_dump(exclude_none=True, exclude={"analyses"})
+    if unused := options.keys() - _TAKES.get(name, options.keys()):
+        raise InputError(f"{name} takes no {min(unused)}: leave it out")
     in_name = None if match[2] is None else int(match[2])
     if in_name is not None and body.rprm.n not in (None, in_name):
         raise InputError(f"the model's name says {in_name} samples, n says {body.rprm.n}")
@@ -241,7 +306,7 @@ class _Work:
         judged = await choose_one(
             rewarder, row, aggregation=self.body.rprm.aggregate or "min", stopping=stopping
         )  # fmt: skip
-        chosen, rewards = judged.chosen or 0, [one.low if one.settled else None for one in judged.rewards]
+        chosen, rewards = judged.chosen or 0, [one.low if one.low == one.high else None for one in judged.rewards]
         if self.name == "weighted" and (group := weighted_vote(groups, rewards)) is not None:
             # The best of those that give the answer.
             those = [place for place, one in enumerate(groups) if one == group]
@@ -297,7 +362,9 @@ class _Work:
             "generated_tokens": answer.num_judge_tokens,
         }
         strategy = {"strategy": self.name, **({} if self.name in STEPWISE else {"n": self.number})}
-        return {**strategy, **answer.details, "steps": answer.steps, "judge": judged}
+        solution = Solution(id="0", problem=self.problem.problem, steps=tuple(one["text"] for one in answer.steps))
+        notes = self.state.judging.notes(solution) if answer.steps else []
+        return {**strategy, **answer.details, "steps": answer.steps, "judge": judged, "notes": notes}
 
 
 async def _events(work: _Work) -> AsyncGenerator[str, None]:

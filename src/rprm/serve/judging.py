@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 
+from rprm.embedded import note
 from rprm.records import Solution, SolutionReward, StepReward
-from rprm.rewarders.base import StepRewarder, StepStreamer, solution_reward
+from rprm.rewarders.base import StepRewarder, StepStreamer, solution_reward, spec_of
 from rprm.serve.metrics import Metrics
 
 T = TypeVar("T")
@@ -52,6 +53,11 @@ class Judging:
         self.metrics = metrics
         self._kept: OrderedDict[tuple[str, ...], tuple[Kept, int]] = OrderedDict()
         self._room = cache_mb << 20
+
+    def notes(self, solution: Solution) -> list[str]:
+        """What to know of a solution before its rewards are used."""
+        found = note(spec_of(self.rewarders["full"]), solution)
+        return [] if found is None else [found]
 
     async def solution(self, solution: Solution, question: str) -> SolutionReward:
         """The rewards of a solution."""

@@ -76,6 +76,7 @@ class StepAnswer(BaseModel):
     verdict: bool | None = Field(description="Whether the reward reaches the threshold.")
     vote: float | None = Field(description="The share of analyses that say Yes.")
     num_analyses: int
+    settled_early: bool = Field(description="Early stopping ended the analyses: the reward is not their full mean.")
     failure: str | None = None
     analyses: list[dict[str, Any]] | None = None
 
@@ -85,8 +86,17 @@ class StepAnswer(BaseModel):
         shown = [one.model_dump(mode="json") for one in step.analyses] if analyses else None
         return cls(
             step_index=step.step_index, reward=step.reward, verdict=verdict, vote=step.vote,
-            num_analyses=len(step.analyses), failure=step.failure, analyses=shown,
+            num_analyses=len(step.analyses), settled_early=step.settled_early, failure=step.failure, analyses=shown,
         )  # fmt: skip
+
+
+_NOTES: list[str] = Field(
+    [], description="What to know before the rewards are used, such as that the model knows other problems."
+)
+
+
+class LoneStepAnswer(StepAnswer):
+    notes: list[str] = _NOTES
 
 
 class RewardsAnswer(BaseModel):
@@ -98,11 +108,16 @@ class RewardsAnswer(BaseModel):
     first_error: int | None = Field(description="-1: none; null: a step up to there has no reward.")
     rewards: list[float | None]
     steps: list[StepAnswer]
+    notes: list[str] = _NOTES
 
     @classmethod
-    def of(cls, index: int, result: SolutionReward, threshold: float, analyses: bool) -> RewardsAnswer:
-        steps = [StepAnswer.of(step, threshold, analyses) for step in result.steps]
-        return cls(index=index, id=result.id, first_error=result.first_error, rewards=result.rewards, steps=steps)
+    def of(
+        cls, index: int, result: SolutionReward, threshold: float, analyses: bool, notes: list[str]
+    ) -> RewardsAnswer:
+        return cls(
+            index=index, id=result.id, first_error=result.first_error, rewards=result.rewards,
+            steps=[StepAnswer.of(step, threshold, analyses) for step in result.steps], notes=notes,
+        )  # fmt: skip
 
 
 class RewardsList(BaseModel):
@@ -133,19 +148,21 @@ async def rewards(body: RewardsRequest, request: Request, state: State) -> Any:
     judging = all_or_none(state.judging.solution(one, body.rewards) for one in solutions)
     results = await state.within_time(unless_gone(request, judging))
     found = [
-        RewardsAnswer.of(index, result, state.judging.threshold, body.analyses) for index, result in enumerate(results)
+        RewardsAnswer.of(index, result, state.judging.threshold, body.analyses, state.judging.notes(solution))
+        for index, (solution, result) in enumerate(zip(solutions, results, strict=True))
     ]
     told: dict[str, Any] = {"model": state.name, "threshold": state.judging.threshold}
     return RewardsList(**stamped("rewards"), **told, data=found, usage=_usage(results))
 
 
-@router.post("/v1/score_step", response_model=StepAnswer, summary="Reward one step.")
+@router.post("/v1/score_step", response_model=LoneStepAnswer, summary="Reward one step.")
 async def score_step(body: StepRequest, request: Request, state: State) -> Any:
     state.check_model(body.model)
     solution = state.checked(solution_of({"problem": body.problem, "steps": body.steps}, default_id="0"))
     judging = state.judging.step(solution.problem, solution.steps, solution.place(body.step_index))
     step = await state.within_time(unless_gone(request, judging))
-    return StepAnswer.of(step, state.judging.threshold, body.analyses)
+    found = StepAnswer.of(step, state.judging.threshold, body.analyses)
+    return LoneStepAnswer(**dict(found), notes=state.judging.notes(solution))
 
 
 @router.post("/pooling", summary="Step rewards in the form of vLLM's pooling endpoint.")
@@ -194,7 +211,8 @@ async def _events(state: Serving, solutions: Sequence[Solution], body: RewardsRe
     once it is whole, an error in place of the rest."""
     results = []
     for index, solution in enumerate(solutions):
-        yield event({"object": "solution.started", "index": index, "id": solution.id, "steps": list(solution.steps)})
+        told = {"id": solution.id, "steps": solution.steps, "notes": state.judging.notes(solution)}
+        yield event({"object": "solution.started", "index": index, **told})
     shown = state.judging.threshold, body.analyses
     try:
         async for index, found in state.in_time(_judged(state, solutions, body.rewards)):
@@ -202,7 +220,8 @@ async def _events(state: Serving, solutions: Sequence[Solution], body: RewardsRe
                 yield event({"object": "step.reward", "index": index, **StepAnswer.of(found, *shown).model_dump()})
             elif isinstance(found, SolutionReward):
                 results.append(found)
-                yield event(RewardsAnswer.of(index, found, *shown).model_dump())
+                notes = state.judging.notes(solutions[index])
+                yield event(RewardsAnswer.of(index, found, *shown, notes).model_dump())
         yield event({"object": "done", "model": state.name, "usage": _usage(results)})
     except (RprmError, TimeoutError) as error:
         yield event(state.error_of(error)[1])

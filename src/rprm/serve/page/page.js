@@ -33,8 +33,16 @@ function solutionsOf(text) {
   }
   const found = Array.isArray(whole) ? whole : [whole];
   if (!found.length) throw new Error("the file has no solution");
-  return found.map(({ label, ...row }) => row);
+  return found;
 }
+
+// The problem of a row, which may be a chat.
+function problemOf({ problem, messages }) {
+  const asked = problem ?? (messages ?? []).find((one) => one.role === "user")?.content;
+  return typeof asked === "string" ? asked : "";
+}
+
+export const stepName = (index) => (index === null || index === undefined ? "–" : index < 0 ? "none" : `step ${index + 1}`);
 
 function shareOf(value) {
   return value === null ? "no reward" : `${(100 * value).toFixed(1)}%`;
@@ -43,7 +51,8 @@ function shareOf(value) {
 export function makeSolution(started, row) {
   const made = find("solution-template").content.cloneNode(true).firstElementChild;
   made.querySelector("h2").textContent = started.id;
-  made.querySelector(".problem").textContent = row.problem;
+  made.querySelector(".problem").textContent = problemOf(row);
+  made.querySelector(".notes").textContent = (started.notes ?? []).join("\n");
   made.querySelector(".verdict").textContent = "being judged";
   for (const text of started.steps) {
     const step = find("step-template").content.cloneNode(true).firstElementChild;
@@ -76,7 +85,7 @@ export function showStep(step, found) {
   });
 }
 
-export function showVerdict(made, first) {
+export function showVerdict(made, first, label) {
   const line = made.querySelector(".verdict");
   const [text, kind] =
     first === null ? ["Not known whether there is an error", ""]
@@ -84,6 +93,9 @@ export function showVerdict(made, first) {
     : [`The first error is in step ${first + 1}`, "wrong-text"];
   line.textContent = text;
   if (kind) line.classList.add(kind);
+  if (typeof label !== "number") return;
+  line.textContent += `; the label says ${stepName(label)}`;
+  line.className = `verdict ${label === first ? "right-text" : "wrong-text"}`;
 }
 
 async function judge(rows) {
@@ -106,7 +118,7 @@ async function judge(rows) {
         showStep(solution.querySelectorAll(".step")[event.step_index], event);
         say(`${++numSteps} steps judged`);
       }
-      if (event.object === "solution.rewards") showVerdict(solution, event.first_error);
+      if (event.object === "solution.rewards") showVerdict(solution, event.first_error, rows[event.index].label);
       if (event.object === "done") say(`${numSteps} steps judged, ${event.usage.analyses} analyses, ${event.usage.generated_tokens} tokens`);
     }
   } catch (error) {
@@ -120,7 +132,11 @@ async function judge(rows) {
 }
 
 async function judgeFile(file) {
+  stop();
   try {
+    if (!/\.(jsonl?|txt)$/i.test(file.name)) {
+      throw new Error("the page takes .jsonl, .json and .txt, one solution a line; rprm judge takes CSV and Parquet too");
+    }
     const text = await file.text();
     await judge(solutionsOf(text));
   } catch (error) {

@@ -1,5 +1,5 @@
 // Run folders on the page: a list to choose from, two runs side by side, a solution of one with its analyses.
-import { find, makeSolution, results, say, showStep, showVerdict, stop } from "/page/page.js";
+import { find, makeSolution, results, say, showStep, showVerdict, stepName, stop } from "/page/page.js";
 
 const rows = find("list").tBodies[0];
 let numShown = 0;
@@ -10,8 +10,6 @@ async function get(path, words = {}) {
   if (!answer.ok) throw new Error(found.error?.message ?? `the server answered ${answer.status}`);
   return found;
 }
-
-const stepName = (index) => (index === null || index === undefined ? "–" : index < 0 ? "none" : `step ${index + 1}`);
 
 function addRow(line) {
   const cells = [line.id, stepName(line.label), line.first_error === null ? "not known" : stepName(line.first_error)];
@@ -44,7 +42,8 @@ async function list(more = false) {
     numShown += data.length;
     find("more").hidden = !has_more;
     find("list").hidden = !numShown;
-    say(`${numShown}${has_more ? " or more" : ""} solutions`);
+    const alone = find("kind").value === "differ" && !find("beside").value;
+    say(alone ? "choose a run beside this one" : `${numShown}${has_more ? " or more" : ""} ${numShown === 1 ? "solution" : "solutions"}`);
   } catch (error) {
     say(error.message, true);
   }
@@ -53,20 +52,19 @@ async function list(more = false) {
 async function showLinked() {
   const { run, id } = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
   if (!run || !id) return;
+  stop();
   try {
     const found = await get("/v1/runs/solution", { run, id });
-    stop();
-    const made = makeSolution({ id: `${id} of ${run}`, steps: found.texts }, found);
+    if (find("run").value !== run) {
+      find("run").value = run;
+      await list();
+    }
+    const made = makeSolution({ id: `${id} of ${run}`, steps: found.texts, notes: found.notes }, found);
     found.steps.forEach((step) => showStep(made.querySelectorAll(".step")[step.step_index], step));
     made.querySelectorAll(".number").forEach((one) => {
       if (one.textContent === "waiting") one.textContent = "not judged";
     });
-    showVerdict(made, found.first_error);
-    if (found.label !== null) {
-      const line = made.querySelector(".verdict");
-      line.textContent += `; the label says ${stepName(found.label)}`;
-      line.className = `verdict ${found.label === found.first_error ? "right-text" : "wrong-text"}`;
-    }
+    showVerdict(made, found.first_error, found.label);
     results.focus();
     say(`${id} of ${run}`);
   } catch (error) {
