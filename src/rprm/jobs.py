@@ -12,10 +12,11 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import aclosing, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, Required, TypedDict, TypeVar
 
+from rprm.cluster import Cluster
 from rprm.errors import CorruptRun, InputError
 from rprm.ledger import Ledger
 from rprm.reading import Rejected, SourceInfo
@@ -72,6 +73,17 @@ class Job(Generic[Row, Outcome]):
     totals: Counts[Outcome]  #: of earlier sessions too
     width: int  #: rows under way at once
     noun: str = "solution"  #: what a row is called in messages
+
+
+async def started(
+    job: Job[Row, Outcome], start: Callable[[], Awaitable[dict[str, Any]]], cluster: Cluster | None
+) -> tuple[Job[Row, Outcome], dict[str, Any]]:
+    """A job whose model is started, and what `start` says of that; with a cluster its replicas start it and do the
+    work, each as many rows at once as this process would."""
+    if cluster is None:
+        return job, await start()
+    described = await cluster.start(start, job.work, job.width)
+    return replace(job, work=cluster.work, width=job.width * cluster.most), described
 
 
 class JobOptions(TypedDict, total=False):
@@ -208,10 +220,10 @@ async def in_order(
 ) -> AsyncGenerator[tuple[Item, Result], None]:
     """Work on `width` items at a time and yield results in the order of the items.
 
-    At most `window` items (default 4 * width + 64) are started before the oldest unfinished one, so that memory stays
-    flat. The first failure is raised as soon as it happens, wherever it stands; everything else is cancelled.
+    At most `window` items (default 4 * width + 64, of more than 1,024 at once width + 3,136) are started before the
+    oldest unfinished one, so that memory stays flat. The first failure is raised as soon as it happens, wherever it stands; everything else is cancelled.
     """
-    window = window or 4 * width + 64
+    window = window or width + 3 * min(width, 1024) + 64
     places = asyncio.Semaphore(width)
     failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
