@@ -221,7 +221,8 @@ async def in_order(
     """Work on `width` items at a time and yield results in the order of the items.
 
     At most `window` items (default 4 * width + 64, of more than 1,024 at once width + 3,136) are started before the
-    oldest unfinished one, so that memory stays flat. The first failure is raised as soon as it happens, wherever it stands; everything else is cancelled.
+    oldest unfinished one, so that memory stays flat. The first failure is raised as soon as it happens, wherever it
+    stands; everything else is cancelled.
     """
     window = window or width + 3 * min(width, 1024) + 64
     places = asyncio.Semaphore(width)

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from rprm.cluster import Cluster
 from rprm.engines.base import WITHHELD, EngineInfo, Sampling
 from rprm.errors import RequestRefused, RunError
-from rprm.cluster import Cluster
 from rprm.jobs import Job, all_or_none, run_job, started
 from rprm.ledger import Ledger, paid_once
 from rprm.prompts.template import Prompt, Template
