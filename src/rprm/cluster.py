@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
+from rprm import __version__
 from rprm.errors import EngineError, EngineUnavailable, RprmError
 from rprm.ledger import Ledger
 
@@ -34,8 +35,6 @@ class ModelActor:
     """What runs on a node, in a process of its own: one model, and the work that asks it."""
 
     def __init__(self, version: str, folder: str, pickled: bytes) -> None:
-        from rprm import __version__
-
         self._refusal: RprmError | None = None
         if version != __version__:
             self._refusal = EngineError(f"it has rprm {__version__}, and the command is of {version}: install that")
@@ -146,8 +145,6 @@ class Cluster:
         await self._connect()
         # By value what no other process can import; one pickle, so that both are of one model.
         pickled = self._ray.cloudpickle.dumps((start, work))
-        from rprm import __version__
-
         resources = {"num_cpus": 1, "num_gpus": self.num_gpus, "max_restarts": 0, "max_concurrency": width + 8}
         made = self._ray.remote(ModelActor).options(**resources)
         self._make = lambda: made.remote(__version__, os.getcwd(), pickled)
@@ -216,9 +213,10 @@ class Cluster:
             await asyncio.to_thread(
                 self._ray.init, self.address, log_to_driver=False, configure_logging=False, **how,
             )  # fmt: skip
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray has no type for those of a node that does not begin in time
             self._is_ours = self._ray.is_initialized()
-            raise EngineError(f"--ray {self.address}: no such Ray cluster: {_reason(error)}") from None
+            what = "Ray could not begin here" if self.address == LOCAL else "no such Ray cluster"
+            raise EngineError(f"--ray {self.address}: {what}: {_reason(error)}") from error
         room = self._ray.cluster_resources()
         if self.address == LOCAL and (self.fewest > room.get("CPU", 0) or self.fewest * self.num_gpus > _gpus(room)):
             raise EngineError(

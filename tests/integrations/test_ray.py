@@ -135,7 +135,8 @@ def test_a_signal_leaves_no_process_of_ray(name: str, tmp_path: Path) -> None:
     if name != "SIGKILL":
         assert told.splitlines()[-1].startswith(f"rprm: stopped by {name}; what is finished is kept in")
         assert "Traceback" not in told
-    deadline = time.monotonic() + 60
+    # After a SIGKILL two small agents of Ray look for its head for a minute before they give up.
+    deadline = time.monotonic() + 180
     while processes() - before and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not processes() - before
@@ -159,9 +160,8 @@ def test_every_command_writes_what_it_writes_alone(tmp_path: Path, nodes: Any) -
         "chosen": ("search", "best-of-n", *policy, "-n", 2, *judge),
         "guided": ("search", "guided", *policy, *judge),
     }.items():
-        code = 3 if name == "critic" else 0
-        rprm(*words, "-o", tmp_path / name, code=code)
-        done = rprm(*words, "-o", tmp_path / f"{name}-ray", "--ray", nodes.address, "--replicas", "1-2", code=code)
+        rprm(*words, "-o", tmp_path / name)
+        done = rprm(*words, "-o", tmp_path / f"{name}-ray", "--ray", nodes.address, "--replicas", "1-2")
         assert contents(tmp_path / f"{name}-ray") == contents(tmp_path / name), name
         assert "lost" not in done.stderr
     # Standard input is read once, here.
