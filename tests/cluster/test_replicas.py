@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +26,7 @@ from rprm.prompts.template import Prompt
 from rprm.reading import Source, read_solutions
 from rprm.rewarders.base import Totals, judge_source
 from tests.cluster.stand_in import StandIn, install
+from tests.test_help import COMMANDS
 from tests.test_jobs import files, write_solutions
 
 
@@ -252,3 +255,17 @@ def test_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for options in (["--ray"], ["--ray", "-q"], ["--ray", "auto"]):
         done = CliRunner().invoke(app, ["judge", str(path), "-m", "scripted:", *options])
         assert 'pip install ".[ray]"' in str(done.exception)
+
+
+def test_the_recipes_are_well_formed() -> None:
+    """A shell reads the one, and both give options that there are."""
+    yaml = pytest.importorskip("yaml")
+    folder = Path(__file__).parents[2] / "recipes" / "ray"
+    subprocess.run(["bash", "-n", folder / "judge.slurm"], check=True)
+    script = (folder / "judge.slurm").read_text().split(" -- \\\n")[1]
+    job = yaml.safe_load((folder / "judge.yaml").read_text())
+    assert job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]["volumes"]
+    known = {name for one in COMMANDS["judge"].params for name in one.opts}
+    for command in (script, job["spec"]["entrypoint"]):
+        assert set(re.findall(r"(?<= )--[a-z-]+", command)) - known == set()
+        assert "--ray auto --replicas" in command
