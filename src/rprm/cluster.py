@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
+import socket
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext, suppress
@@ -210,6 +211,7 @@ class Cluster:
         how: dict[str, Any] = {"include_dashboard": False} if self.address == LOCAL else {}
         self._is_ours = True
         try:
+            await asyncio.to_thread(self._reach)
             await asyncio.to_thread(
                 self._ray.init, self.address, log_to_driver=False, configure_logging=False, **how,
             )  # fmt: skip
@@ -223,6 +225,12 @@ class Cluster:
                 f"{self.fewest} replicas, each with one CPU and {self.num_gpus:g} GPUs, do not fit on this machine, "
                 f"which has {room.get('CPU', 0):g} and {_gpus(room):g}: give fewer --replicas or --replica-gpus"
             )
+
+    def _reach(self) -> None:
+        """An `OSError` where nothing listens at the address: Ray would try that for minutes."""
+        host, _, port = self.address.rpartition(":")
+        if host and port.isdecimal():
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10.0).close()
 
     @property
     def _losses(self) -> tuple[type[Exception], ...]:
