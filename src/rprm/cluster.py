@@ -210,6 +210,9 @@ class Cluster:
             return
         how: dict[str, Any] = {"include_dashboard": False} if self.address == LOCAL else {}
         self._is_ours = True
+        with suppress(AttributeError):
+            # What a node says of a worker that died, Ray would print on standard output, among the results.
+            self._ray._private.worker.print_to_stdstream = lambda *data, **how: None
         try:
             await asyncio.to_thread(self._reach)
             await asyncio.to_thread(
@@ -367,5 +370,6 @@ def _gpus(room: Mapping[str, float]) -> float:
 
 
 def _reason(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    """What an error says, in one line; of an actor's death why it died."""
+    text = " ".join(str(error).split())
+    return (text.partition("The actor is dead because ")[2] or text)[:200] or type(error).__name__
