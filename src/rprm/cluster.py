@@ -148,7 +148,7 @@ class Cluster:
         pickled = self._ray.cloudpickle.dumps((start, work))
         resources = {"num_cpus": 1, "num_gpus": self.num_gpus, "max_restarts": 0, "max_concurrency": width + 8}
         made = self._ray.remote(ModelActor).options(**resources)
-        self._make = lambda: made.remote(__version__, os.getcwd(), pickled)
+        self._make: Callable[[], Any] = lambda: made.remote(__version__, os.getcwd(), pickled)
         self._changed, self._alone = asyncio.Condition(), asyncio.Lock()
         while len(self._replicas) < self.fewest:
             self._add()
@@ -165,6 +165,7 @@ class Cluster:
         paid = dict(ledger.paid) if ledger is not None else {}
         places = {key: ledger.where(key) for key in paid} if ledger is not None else {}
         unavailable: EngineUnavailable | None = None
+        losses: tuple[type[Exception], ...] = (_Lost, *self._losses)
         for num_lost in range(_MAX_LOST):
             # What may be the cause stands alone, so that it is known.
             async with self._alone if num_lost > 1 else nullcontext():
@@ -181,7 +182,7 @@ class Cluster:
                         raise
                     unavailable = error
                     self._lose(replica, str(error))
-                except (_Lost, *self._losses) as error:
+                except losses as error:
                     self._lose(replica, _reason(error))
                 finally:
                     del replica.rows[number]
