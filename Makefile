@@ -43,7 +43,7 @@ test-ci: test
 test-all: test
 	$(PYTEST) -m slow lab/tests tests
 
-# The adapters of rprm.integrations against the real libraries, each in an environment of its own.
+# The adapters of rprm.integrations, and work on a Ray cluster, against the real libraries, each in an environment of its own.
 test-integrations: setup
 	tests/integrations/run.sh
 

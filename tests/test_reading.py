@@ -290,3 +290,23 @@ def test_a_million_records_in_flat_memory(tmp_path: Path) -> None:
     count, growth_kib = map(int, output.split())
     assert count == 1_000_000
     assert growth_kib < 4096
+
+
+def test_rows_at_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path(write(tmp_path / "rows.jsonl", GOOD, {**GOOD, "id": "b"}))
+    source = Source(f"{path.as_uri()}?problem=problem")
+    # Known by its content, as a file is, and read from a copy.
+    assert source.inspect().digest == Source(f"{path}?problem=problem").inspect().digest
+    assert source.inspect().name.startswith("file://")
+    path.unlink()
+    assert [row.id for row in read_solutions(source) if isinstance(row, Solution)] == ["a", "b"]
+    for address, reason in {
+        path.as_uri(): "cannot be read",
+        "nothing://there": "cannot be read",
+        "s3://user:secret@host/rows.jsonl": "no password or key",
+    }.items():
+        with pytest.raises(InputError, match=reason):
+            Source(address)
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    with pytest.raises(InputError, match="needs fsspec"):
+        Source("s3://bucket/rows.jsonl")

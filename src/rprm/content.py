@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, cast
 
 from rprm.errors import InputError
+from rprm.showing import without_credentials
 
 Form = Literal["lines", "array", "object"]
 
@@ -72,6 +73,25 @@ def copied(stream: IO[bytes] | None, name: str, owner: object) -> Path:
     except OSError as error:
         raise InputError(f"{name}: cannot be copied to {copy}: {error.strerror} (TMPDIR names a folder)") from None
     return Path(copy)
+
+
+def fetched(address: str, owner: object) -> Path:
+    """A copy of what stands at an address that fsspec reads (`s3://`, `gs://`, `file://`, ...), as of a pipe."""
+    if without_credentials(address) != address:
+        raise InputError(f"{address}: no password or key may stand there, where it would be recorded")
+    try:
+        import fsspec
+
+        with fsspec.open(address, "rb") as stream:
+            return copied(stream, address, owner)
+    except InputError:
+        raise
+    except ImportError as error:  # of a package that reads such addresses: fsspec names it
+        what = error.msg if error.name != "fsspec" else 'needs fsspec: pip install ".[ray]"'
+        raise InputError(f"{address}: {what}") from None
+    except Exception as error:
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{address}: cannot be read: {what}") from error
 
 
 def blocks_of(path: Path, name: str, *, is_text: bool = True) -> Iterator[bytes]:

@@ -12,12 +12,13 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import aclosing, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, Required, TypedDict, TypeVar, runtime_checkable
 from zlib import crc32
 
+from rprm.cluster import Cluster
 from rprm.errors import CorruptRun, InputError
 from rprm.files import Checksums
 from rprm.ledger import Ledger
@@ -87,6 +88,17 @@ class Job(Generic[Row, Outcome]):
     width: int  #: rows under way at once
     noun: str = "solution"  #: what a row is called in messages
     size: Callable[[Row], int] = lambda row: 0  #: how long it takes, beside others
+
+
+async def started(
+    job: Job[Row, Outcome], start: Callable[[], Awaitable[dict[str, Any]]], cluster: Cluster | None
+) -> tuple[Job[Row, Outcome], dict[str, Any]]:
+    """A job whose model is started, and what `start` says of that; with a cluster its replicas start it and do the
+    work, each as many rows at once as this process would."""
+    if cluster is None:
+        return job, await start()
+    described = await cluster.start(start, job.work, job.width)
+    return replace(job, work=cluster.work, width=job.width * cluster.most), described
 
 
 class JobOptions(TypedDict, total=False):
@@ -283,11 +295,12 @@ async def in_order(
 ) -> AsyncGenerator[tuple[Item, Result], None]:
     """Work on `width` items at a time and yield results in the order of the items.
 
-    At most `window` items (default 4 * width + 64) are read before the oldest unfinished one: memory stays flat. They
-    are begun in their order, but of the last 4 * width the largest (by `size`) first, so that no long one is begun when
-    the others end. The first failure is raised as soon as it happens, wherever it stands; everything else is cancelled.
+    At most `window` items (default 4 * width + 64, of more than 1,024 at once width + 3,136) are read before the oldest
+    unfinished one: memory stays flat. They are begun in their order, but of the last 4 * width the largest (by `size`)
+    first, so that no long one is begun when the others end. The first failure is raised as soon as it happens, wherever
+    it stands; everything else is cancelled.
     """
-    window = window or 4 * width + 64
+    window = window or width + 3 * min(width, 1024) + 64
     places, loop = asyncio.Semaphore(width), asyncio.get_running_loop()
     failed: asyncio.Future[None] = loop.create_future()
     under_way, waiting = deque[tuple[Item, asyncio.Future[Result]]](), deque[tuple[Item, asyncio.Future[Result]]]()

@@ -30,6 +30,11 @@ class ProgressLine(Progress):
         self._has_pieces = False  # of this session
         self._by_analyses = False  # steps and analyses are counted as they come, not with their rows
 
+    def replicas(self, num_ready: int) -> None:
+        """So many replicas of the model are at work."""
+        self._activity = f"{self._activity.partition(' on ')[0]} on {num_ready:,} replicas"
+        self.update(self._task, description=self._activity)
+
     def resumed(self, num_rows: int, num_pieces: int) -> None:
         """So many rows are finished already, and so many pieces of others are paid for."""
         self._num_before = num_rows

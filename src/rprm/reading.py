@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl, urlencode
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
-from rprm.content import ROW_VARIABLE, Form, blocks_of, copied, formed, max_row_bytes, pieces, table_rows
+from rprm.content import ROW_VARIABLE, Form, blocks_of, copied, fetched, formed, max_row_bytes, pieces, table_rows
 from rprm.errors import InputError
 from rprm.files import encoded
 from rprm.records import Record, Solution
@@ -88,8 +88,9 @@ class SourceInfo:
 
 
 class Source:
-    """A file (JSON Lines or JSON; .csv; these also .gz; .parquet), or a hub data set, `hub:OWNER/NAME?option=value` (a
-    bare `OWNER/NAME` that is no file means the same) with the options split, revision, config, data_dir.
+    """A file (JSON Lines or JSON; .csv; these also .gz; .parquet), also at an address (`s3://BUCKET/NAME`), or a hub
+    data set, `hub:OWNER/NAME?option=value` (a bare `OWNER/NAME` that is no file means the same) with the options split,
+    revision, config, data_dir.
 
     After any of them, `?FIELD=COLUMN&...` says which column stands for a field (one of `FIELDS`): `rows.csv?problem=q`.
     """
@@ -105,6 +106,9 @@ class Source:
         self._inspected: tuple[str, int] | None = None  # the digest, and of how many bytes
         if name == "-":
             self.path = copied(sys.stdin.buffer if sys.stdin else None, name, self)
+            return
+        if re.match(r"\w+://", name) and not os.path.lexists(name):
+            self.path = fetched(name, self)
             return
         try:
             kind = stat.S_IFMT(os.stat(name).st_mode)

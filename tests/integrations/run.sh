@@ -28,7 +28,7 @@ install() {
     fi
 }
 
-[ $# -gt 0 ] || set -- its_hub inspect_ai lm_eval verl openrlhf reward_hub verifiers trl ${SEARCH_AND_LEARN:+search_and_learn}
+[ $# -gt 0 ] || set -- its_hub inspect_ai lm_eval verl openrlhf reward_hub verifiers trl ray ${SEARCH_AND_LEARN:+search_and_learn}
 for name in "$@"; do
     run=$environments/$name/bin/python
     case $name in
@@ -48,6 +48,7 @@ for name in "$@"; do
         reward_hub) install reward_hub --no-deps reward_hub==0.1.10 tenacity python-dotenv ;;
         # Its openai is below 3; the environment has its own.
         verifiers) install verifiers verifiers==0.4.0 ;;
+        ray) install ray ray==2.60.0 ;; # rprm judge --ray, on clusters of several nodes here
         trl) run=$python ;; # the project's own
         search_and_learn)
             [ -n "${SEARCH_AND_LEARN:-}" ] || { echo "set SEARCH_AND_LEARN to a checkout of search-and-learn" >&2; exit 2; }

@@ -103,6 +103,12 @@ _COMMANDS = {
 class _Root(OpenGroup):
     own: ClassVar[dict[str, str]] = {name: f"rprm.cli.{place}" for name, (place, _) in _COMMANDS.items()}
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        # Typer knows no option whose value may be left out.
+        pairs = zip(args, [*args[1:], "-"], strict=False)
+        args = ["--ray=local" if one == "--ray" and after.startswith("-") else one for one, after in pairs]
+        return super().parse_args(ctx, args)
+
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         others = {name: self.get_command(ctx, name) for name in self.list_commands(ctx) if name not in _COMMANDS}
         limit = formatter.width - 6 - max(map(len, [*_COMMANDS, *others]))

@@ -14,7 +14,7 @@ import typer
 from rprm import ranges
 from rprm.cli.app import OpenGroup
 from rprm.cli.judge import EmbeddedScope, leave, refuse_nothing_judged, run_behind_progress
-from rprm.cli.options import FirstErrorOptions, Json, JudgeOptions, Map, Output, with_options
+from rprm.cli.options import ClusterOptions, FirstErrorOptions, Json, JudgeOptions, Map, Output, with_options
 from rprm.cli.process import temporary_folder
 from rprm.errors import BenchmarkError, CorruptRun
 
@@ -36,9 +36,9 @@ class BenchGroup(OpenGroup):
 
     @staticmethod
     def made(loaded: Any) -> typer.Typer:
-        def run(data: Any, measured: Any, judging: Any, flags: Any, figures: Any) -> None:
+        def run(data: Any, measured: Any, judging: Any, flags: Any, replicated: Any, figures: Any) -> None:
             chosen = {name: flag for name, flag in loaded.flags.items() if getattr(flags, name)}
-            _bench(loaded, data, measured, judging, chosen, figures)
+            _bench(loaded, data, measured, judging, chosen, replicated, figures)
 
         options = [
             (name, Annotated[bool, f"--{name.replace('_', '-')}", flag.help], False)
@@ -48,7 +48,8 @@ class BenchGroup(OpenGroup):
         run.__annotations__ = {
             "data": DataOptions if loaded.hub else NamedData, "measured": MeasuredOptions,
             "judging": FirstErrorOptions if loaded.judged == "first error" else JudgeOptions,
-            "flags": make_dataclass("Flags", options, frozen=True), "figures": FigureOptions,
+            "flags": make_dataclass("Flags", options, frozen=True), "replicated": ClusterOptions,
+            "figures": FigureOptions,
         }  # fmt: skip
         made = typer.Typer(rich_markup_mode=None, add_completion=False)
         made.command(loaded.name)(with_options(run))
@@ -108,7 +109,7 @@ class FigureOptions:
 
 def _bench(
     benchmark: Benchmark, data: DataOptions | NamedData, measured: MeasuredOptions, judging: JudgeOptions,
-    flags: Mapping[str, Flag], figures: FigureOptions,
+    flags: Mapping[str, Flag], replicated: ClusterOptions, figures: FigureOptions,
 ) -> None:  # fmt: skip
     """Judge now or read scores, then measure and show."""
     from rprm.benchmarks import measure
@@ -121,6 +122,8 @@ def _bench(
         raise BenchmarkError(f"two things to measure: leave out --model to measure {path}, or --scores to judge now")
     if not (path or measured.model):
         raise BenchmarkError("say what to measure: --model SPEC to judge now, or --scores FILE to measure those")
+    if path and replicated != ClusterOptions():
+        raise BenchmarkError("scores are measured in this process: leave out --ray, --replicas and --replica-gpus")
     recorded = settings_of_run(path) if path else {}
     if path and output and (output / MANIFEST).exists() and not output.samefile(path):
         raise BenchmarkError(f"{output} holds another run than {path}: name another --output")
@@ -139,6 +142,7 @@ def _bench(
             raise BenchmarkError(f"a critic names first errors itself, no threshold decides them: leave out {listed}")
         rewarder = judging.rewarder(str(measured.model), in_full=bool(further), **no_exit)
         scope, last_step = EmbeddedScope(measured.model), benchmark.judged == "last step"
+        cluster = replicated.cluster(rewarder)
         settings = {"benchmark": benchmark.name} | ({} if limit is None else {"limit": limit})
         with temporary_folder() as folder:
             run = output or Path(folder) / "run"
@@ -146,10 +150,10 @@ def _bench(
                 lambda callbacks: judge_source(
                     rewarder, items,
                     source=source_of(benchmark, items, name or str(benchmark.hub)),
-                    output=run, settings=settings, last_step=last_step, callbacks=callbacks,
+                    output=run, settings=settings, last_step=last_step, callbacks=callbacks, cluster=cluster,
                 ),
                 rewarder.aclose, len(items.items), lambda solution, result: scope.note(solution),
-                noun="steps" if last_step else "solutions", replay=scope.is_embedded,
+                noun="steps" if last_step else "solutions", replay=scope.is_embedded, cluster=cluster,
             )  # fmt: skip
             scope.tell()
             refuse_nothing_judged(totals)

@@ -13,7 +13,7 @@ import typer
 from rprm import ranges
 from rprm.cli import EXIT_REJECTED
 from rprm.cli.judge import refuse_nothing_judged, refuse_nothing_read, run_behind_progress
-from rprm.cli.options import Json, Map, Seed, Strict, given, with_options
+from rprm.cli.options import ClusterOptions, Json, Map, Seed, Strict, given, with_options
 from rprm.data import stage_options as settings
 from rprm.errors import InputError, PromptError
 
@@ -90,6 +90,7 @@ def analyses(
     seed: Seed = 0,
     map: Map = None,
     limit: Annotated[ranges.Rows | None, "The first N steps alone."] = None,
+    replicated: ClusterOptions,
     strict: Strict = False,
     json: Json = False,
 ) -> None:
@@ -109,12 +110,13 @@ def analyses(
     judge = load_judge(model, **sampling, stopping="none", prompt=template, seed=seed, force_verdict=False)
     info = (opened := steps_source(with_columns(source, map))).inspect()
     rows = read_labelled_steps(opened, limit)
-    limited = {} if limit is None else {"limit": limit}
+    limited, cluster = {} if limit is None else {"limit": limit}, replicated.cluster(judge)
     totals = run_behind_progress(
         lambda callbacks: sample_analyses(
-            judge, rows, source=info, output=output, settings=limited, strict=strict, callbacks=callbacks
+            judge, rows, source=info, output=output, settings=limited, strict=strict, callbacks=callbacks,
+            cluster=cluster,
         ),
-        judge.aclose, info.num_rows if limit is None else limit, noun="steps", replay=False,
+        judge.aclose, info.num_rows if limit is None else limit, noun="steps", replay=False, cluster=cluster,
     )  # fmt: skip
     shown = _show(totals.as_dict(), totals.as_dict(), totals.num_rejected, output, json)
     refuse_nothing_judged(totals)

@@ -10,11 +10,12 @@ import typer
 
 from rprm import ranges
 from rprm.cli import EXIT_REJECTED
-from rprm.cli.options import FirstErrorOptions, Map, Model, Output, Strict, with_options
+from rprm.cli.options import ClusterOptions, FirstErrorOptions, Map, Model, Output, Strict, with_options
 from rprm.cli.process import run_async
 from rprm.errors import InputError, RunError
 
 if TYPE_CHECKING:
+    from rprm.cluster import Cluster
     from rprm.jobs import Callbacks
     from rprm.reading import Rejected
     from rprm.records import Solution, SolutionReward
@@ -45,6 +46,7 @@ def judge(
     ] = "lean",
     map: Map = None,
     limit: Annotated[ranges.Rows | None, "Judge the first N rows alone."] = None,
+    replicated: ClusterOptions,
     strict: Strict = False,
     json: Annotated[bool, "--json", "One JSON object a solution, on standard output."] = False,
     analyses: Annotated[bool, "--analyses", "Show the analyses too."] = False,
@@ -61,6 +63,7 @@ def judge(
     from rprm.terminal import Terminal
 
     rewarder = options.rewarder(model, in_full=rewards == "full")
+    cluster = replicated.cluster(rewarder)
     console = Terminal()
     scope = EmbeddedScope(model)
     told: set[str] = set()
@@ -79,9 +82,11 @@ def judge(
     settings = {} if limit is None else {"limit": limit}
     totals = run_behind_progress(
         lambda callbacks: judge_source(
-            rewarder, rows, source=info, output=output, settings=settings, strict=strict, callbacks=callbacks
+            rewarder, rows, source=info, output=output, settings=settings, strict=strict, callbacks=callbacks,
+            cluster=cluster,
         ),
         rewarder.aclose, limit or info.num_rows, show, noun="solutions", replay=json or not quiet or scope.is_embedded,
+        cluster=cluster,
     )  # fmt: skip
     if not json:
         console.print(render_totals(totals, output))
@@ -94,10 +99,11 @@ def judge(
 def run_behind_progress(
     work: Callable[[Callbacks], Awaitable[T]], close: Callable[[], Awaitable[None]], num_rows: int | None,
     on_result: Callable[[Any, Any], object] = lambda row, result: None, *, noun: str, activity: str = "judging",
-    replay: bool = True,
+    replay: bool = True, cluster: Cluster | None = None,
 ) -> T:  # fmt: skip
-    """Do some work behind a `ProgressLine` of `num_rows` rows, and `close` what was used. What `on_result` prints of
-    each row and its result stands above the line; with `replay` it gets the rows of earlier sessions too."""
+    """Do some work behind a `ProgressLine` of `num_rows` rows, and `close` what was used, the cluster too. What
+    `on_result` prints of each row and its result stands above the line; with `replay` it gets the rows of earlier
+    sessions too."""
     from rprm.jobs import Callbacks
     from rprm.progress import ProgressLine
     from rprm.showing import one_line
@@ -118,11 +124,17 @@ def run_behind_progress(
         if num_rejected <= MAX_SHOWN:
             console.print(one_line(f"rejected: {row.file}, line {row.line}: {row.reason}"), style="yellow")
 
+    if cluster is not None:
+        cluster.on_replicas = line.replicas
+        cluster.tell = lambda text: console.print(one_line(text), style="yellow", soft_wrap=True)
+
     async def main() -> T:
         with line:
             try:
                 return await work(Callbacks(finished, rejected, line.paid, line.resumed, replay))
             finally:
+                if cluster is not None:
+                    await cluster.aclose()
                 await close()
                 if (more := num_rejected - MAX_SHOWN) > 0:
                     console.print(f"rejected: {more:,} more rows (in rejected.jsonl of a run folder)", style="yellow")

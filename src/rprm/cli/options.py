@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import wraps
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
     from rprm.benchmarks.mathematics import Problems
+    from rprm.cluster import Cluster
     from rprm.rewarders.base import StepRewarder
     from rprm.search.candidates import Begun, Policy, SampleTotals
     from rprm.search.guided import Strategy, StrategyName
@@ -199,6 +201,41 @@ class FirstErrorOptions(JudgeOptions):
 
 
 @dataclass(frozen=True)
+class ClusterOptions:
+    """Where the work is done: in this process, or by replicas of the model on a Ray cluster."""
+
+    ray: Annotated[
+        str | None,
+        {"metavar": "[ADDRESS]"},
+        "Work on a Ray cluster: auto for the one that this machine belongs to, or its address; without one, on this "
+        "machine alone. docs/cluster.md",
+    ] = None
+    replicas: Annotated[
+        str | None, {"metavar": "N|N-M"}, "Of --ray: replicas of the model, or from how many to how many.  [default: 1]"
+    ] = None
+    replica_gpus: Annotated[
+        ranges.Gpus | None, "Of --ray: GPUs of each replica.  [default: of vllm those that it runs on, else 0]"
+    ] = None
+
+    def cluster(self, *models: Any) -> Cluster | None:
+        """The cluster to work on, with replicas of what has these models; None for this process alone."""
+        from rprm.cluster import Cluster
+
+        if self.ray is None:
+            if self.replicas is not None or self.replica_gpus is not None:
+                raise InputError("--replicas and --replica-gpus are of --ray: give that too")
+            return None
+        found = re.fullmatch(r"([1-9]\d{0,3})(?:-([1-9]\d{0,3}))?", self.replicas or "1", re.ASCII)
+        fewest, most = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if fewest > most:
+            raise InputError(f"--replicas {self.replicas}: give how many, as in 4, or from how many to how many, 2-8")
+        num_gpus = self.replica_gpus
+        if num_gpus is None:
+            num_gpus = max(getattr(getattr(model, "engine", model), "num_gpus", 0) for model in models)
+        return Cluster(self.ray, fewest, most, num_gpus=num_gpus)
+
+
+@dataclass(frozen=True)
 class SetOptions:
     """Problems of the mathematics sets."""
 
@@ -274,6 +311,7 @@ class CandidateOptions(PolicyOptions):
     def sample(
         self, spec: str, seed: int, problems: Problems, settings: dict[str, Any], output: Path, strict: bool,
         on_result: Callable[[Any, Any], object] = lambda problem, row: None, begun: Mapping[str, Begun] | None = None,
+        replicated: ClusterOptions | None = None,
     ) -> SampleTotals:  # fmt: skip
         """Sample candidates into a run folder, behind a progress line."""
         from rprm.cli.judge import run_behind_progress
@@ -285,12 +323,14 @@ class CandidateOptions(PolicyOptions):
                 f"at temperature 0 all {number} candidates of a problem would be equal; ask for one (-n 1), or raise "
                 "--policy-temperature"
             )
+        cluster = (replicated or ClusterOptions()).cluster(policy)
         totals = run_behind_progress(
             lambda callbacks: sample_candidates(
                 policy, problems, number, begun=begun, output=output, settings=settings, strict=strict,
-                callbacks=callbacks,
+                callbacks=callbacks, cluster=cluster,
             ),
             policy.engine.aclose, len(problems.problems), on_result, noun="problems", activity="sampling",
+            cluster=cluster,
         )  # fmt: skip
         if totals.num_problems == totals.num_refused:
             raise RunError(f"the policy solved no problem; the first: {totals.failure}")

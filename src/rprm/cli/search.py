@@ -17,6 +17,7 @@ from rprm.cli.options import (
     AnalysisOptions,
     CandidateOptions,
     ChoiceOptions,
+    ClusterOptions,
     Json,
     Model,
     PolicyOptions,
@@ -30,6 +31,7 @@ from rprm.errors import InputError, RunError
 
 if TYPE_CHECKING:
     from rprm.benchmarks.mathematics import Problems
+    from rprm.cluster import Cluster
     from rprm.rewarders.base import StepRewarder
     from rprm.search.candidates import Begun, Policy
     from rprm.search.guided import StrategyName
@@ -53,12 +55,15 @@ class Outcome:
     num_missing: int | None = None
     attempts: list[Any] = field(default_factory=list)
 
-    def run(self, work: Callable[..., Awaitable[Any]], close: Callable[[], Any], num_rows: int, activity: str) -> int:
+    def run(
+        self, work: Callable[..., Awaitable[Any]], close: Callable[[], Any], num_rows: int, activity: str,
+        cluster: Cluster | None = None,
+    ) -> int:  # fmt: skip
         """Do work that judges steps behind a progress line, and show what it came to; returns the rejected rows."""
 
         totals = run_behind_progress(
-            lambda callbacks: work(output=self.output, strict=self.strict, callbacks=callbacks),
-            close, num_rows, self.add, noun="problems", activity=activity,
+            lambda callbacks: work(output=self.output, strict=self.strict, callbacks=callbacks, cluster=cluster),
+            close, num_rows, self.add, noun="problems", activity=activity, cluster=cluster,
         )  # fmt: skip
         self.show(totals)
         refuse_nothing_judged(totals)
@@ -107,7 +112,8 @@ class Outcome:
 @app.command()
 @with_options
 def sample(
-    policy: PolicySpec, run: Outcome, which: ProblemOptions, how: CandidateOptions, seed: Seed = 0,
+    policy: PolicySpec, run: Outcome, which: ProblemOptions, how: CandidateOptions, replicated: ClusterOptions,
+    seed: Seed = 0,
     after: Annotated[
         Path | None, {"metavar": "RUN"},
         "In place of --set or --problems: write on, N times, from where a search step by step has arrived.",
@@ -121,7 +127,7 @@ def sample(
             f"{after} is a run and has its problems with it: leave out --set, --problems and their options"
         )
     problems, begun = (which.read(), None) if after is None else _begun(after, which.limit)
-    totals = how.sample(policy, seed, problems, which.settings, run.output, run.strict, run.add, begun)
+    totals = how.sample(policy, seed, problems, which.settings, run.output, run.strict, run.add, begun, replicated)
     run.show(totals)
     leave(totals.num_rejected)
 
@@ -145,7 +151,7 @@ def _begun(run: Path, limit: int | None) -> tuple[Problems, dict[str, Begun]]:
 @with_options
 def best_of_n(
     model: Model, run: Outcome, which: ProblemOptions, choice: ChoiceOptions, analysis: AnalysisOptions,
-    how: CandidateOptions,
+    how: CandidateOptions, replicated: ClusterOptions,
     candidates: Annotated[
         Path | None, {"metavar": "RUN|FILE"},
         "A run of `rprm search sample`; or rows {id | problem, solutions[] | solution | steps[]} of the problems of "
@@ -166,7 +172,8 @@ def best_of_n(
     num_rejected, settings = 0, which.settings
     if policy is not None and candidates is None:
         sampled, seed = run.output / CANDIDATES, analysis.seed
-        num_rejected = how.sample(policy, seed, which.read(), settings, sampled, run.strict).num_rejected
+        sample = partial(how.sample, policy, seed, which.read(), settings, sampled, run.strict)
+        num_rejected = sample(replicated=replicated).num_rejected
         rows, settings = read_candidate_run(sampled), {}
     elif candidates is None or policy is not None:
         raise InputError("say what to choose from: --candidates RUN|FILE, or --policy SPEC to sample candidates first")
@@ -181,7 +188,8 @@ def best_of_n(
         choose_among, rewarder, rows, aggregation=choice.aggregate, stopping=choice.stopping,
         wave=choice.wave or WAVE, settings=settings,
     )  # fmt: skip
-    leave(num_rejected + run.run(work, rewarder.aclose, len(rows.rows), "judging"))
+    cluster = replicated.cluster(rewarder)
+    leave(num_rejected + run.run(work, rewarder.aclose, len(rows.rows), "judging", cluster))
 
 
 def _search_command(name: StrategyName, about: str) -> None:
@@ -189,7 +197,7 @@ def _search_command(name: StrategyName, about: str) -> None:
 
     def command(
         policy: PolicySpec, model: Model, run: Outcome, which: ProblemOptions, shape: SearchOptions,
-        analysis: AnalysisOptions, how: PolicyOptions,
+        analysis: AnalysisOptions, how: PolicyOptions, replicated: ClusterOptions,
         analyses: Annotated[bool, "--analyses", "Keep the analyses' texts: megabytes a problem."] = False,
     ) -> None:  # fmt: skip
         from rprm.search.guided import GuidedSearch, search_problems
@@ -202,7 +210,8 @@ def _search_command(name: StrategyName, about: str) -> None:
             raise InputError("at temperature 0 all next steps would be equal: raise --policy-temperature")
         guided = GuidedSearch(writer, search_rewarder(model, analysis, writer, policy), strategy, analyses)
         work = partial(search_problems, guided, problems, settings=which.settings)
-        leave(run.run(work, guided.aclose, len(problems.problems), "searching"))
+        cluster = replicated.cluster(writer, guided.rewarder)
+        leave(run.run(work, guided.aclose, len(problems.problems), "searching", cluster))
 
     note = "The same command resumes a killed run. Exit code 3 says that some rows were rejected."
     command.__doc__ = f"Solve step by step{about}.\n\n{note}"

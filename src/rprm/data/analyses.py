@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rprm.cluster import Cluster
 from rprm.errors import InputError, PromptError
 from rprm.files import disk
-from rprm.jobs import Callbacks, Job, run_job
+from rprm.jobs import Callbacks, Job, run_job, started
 from rprm.ledger import Ledger
 from rprm.prompts import PromptTemplate, load_template
 from rprm.prompts.library import MODEL_TEMPLATE
@@ -63,13 +64,12 @@ class AnalysisTotals:
 async def sample_analyses(
     judge: Judge, rows: Iterable[LabelledStep | Rejected], *, source: SourceInfo, output: str | Path,
     settings: dict[str, Any] | None = None, strict: bool = False, callbacks: Callbacks | None = None,
+    cluster: Cluster | None = None,
 ) -> AnalysisTotals:  # fmt: skip
     """Write all analyses of labelled steps into a run folder, as `judge_source` does with rewards; and the template."""
     if judge.template.next_user:
         raise PromptError(f"{judge.template.name}: earlier analyses are turns of its prompts, which training rows lack")
     judge.rule = StoppingRule(judge.rule.num_analyses, judge.rule.threshold, "none")
-    settings = {**(settings or {}), **reward_settings(await judge.start())}
-    del settings["rewarder"]
     totals = AnalysisTotals()
 
     async def analyse(step: LabelledStep, ledger: Ledger | None) -> StepAnalyses:
@@ -77,6 +77,9 @@ async def sample_analyses(
         return StepAnalyses(step=step, analyses=reward.analyses, failure=reward.failure)
 
     job = Job(STAGE, analyse, StepAnalyses.model_validate, totals, judge.concurrency, noun="step")
+    job, described = await started(job, judge.start, cluster)
+    settings = {**(settings or {}), **reward_settings(described)}
+    del settings["rewarder"]
     await run_job(job, rows, source=source, output=output, settings=settings, strict=strict, callbacks=callbacks)
     write_atomically(Path(output) / MODEL_TEMPLATE, judge.template.to_toml())
     return totals

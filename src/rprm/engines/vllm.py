@@ -84,6 +84,10 @@ class VLLMEngine:
         own |= {"max_num_seqs": self.max_num_seqs or self.concurrency, "trust_remote_code": False}
         return {name: value for name, value in own.items() if value is not None}
 
+    @property
+    def num_gpus(self) -> int:
+        return self.tensor_parallel_size * self.pipeline_parallel_size * self.data_parallel_size
+
     def identity(self) -> tuple[str | None, dict[str, Any]]:
         """The revision for manifests (of an adapter, its base's and its own), and what they say of an adapter."""
         if self.adapter is None:

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from rprm.cluster import Cluster
 from rprm.engines.base import WITHHELD, EngineInfo, Sampling
 from rprm.errors import RequestRefused, RunError
-from rprm.jobs import Job, all_or_none, run_job
+from rprm.jobs import Job, all_or_none, run_job, started
 from rprm.ledger import Ledger, paid_once
 from rprm.prompts.template import Prompt, Template
 from rprm.reading import Rejected
@@ -218,13 +219,13 @@ class Totals:
 
 async def judge_source(
     rewarder: StepRewarder, rows: Iterable[Solution | Rejected], *,
-    settings: dict[str, Any] | None = None, last_step: bool = False, **options: Any,
+    settings: dict[str, Any] | None = None, last_step: bool = False, cluster: Cluster | None = None, **options: Any,
 ) -> Totals:  # fmt: skip
     """Judge every solution of a source, in its order, or the last step of each alone; the totals are over all sessions.
     The results depend on `settings` too. `options` and errors are those of `run_job`; without `output` nothing is kept.
+    With a cluster, its replicas of the rewarder judge.
     """
-    described = await rewarder.start()
-    totals = Totals(max_tokens=described.get("max_tokens"))
+    totals = Totals()
 
     async def judge_last(solution: Solution, ledger: Ledger | None) -> SolutionReward:
         step = await rewarder.judge_step(solution.problem, solution.steps, len(solution.steps) - 1, ledger)
@@ -235,6 +236,8 @@ async def judge_source(
         name="judge", work=work, parse=SolutionReward.read_back, totals=totals, width=rewarder.concurrency,
         size=lambda solution: len(solution.steps),
     )  # fmt: skip
+    job, described = await started(job, rewarder.start, cluster)
+    totals.max_tokens = described.get("max_tokens")
     settings = {FORMAT: REWARD_FORMAT, **(settings or {}), **described}
     await run_job(job, rows, settings=settings, **{"source": None, "output": None} | options)
     return totals

@@ -7,6 +7,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Unpack
 
@@ -14,10 +15,11 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from rprm.aggregation import Aggregation
 from rprm.benchmarks.mathematics import Problem, ProblemRow, Problems
+from rprm.cluster import Cluster
 from rprm.engines import Engine, Sampling
 from rprm.engines.base import Completion
 from rprm.errors import InputError, RequestRefused, Unsupported
-from rprm.jobs import Job, JobOptions, all_or_none, run_job
+from rprm.jobs import Job, JobOptions, all_or_none, run_job, started
 from rprm.ledger import Ledger, paid_once
 from rprm.prompts import PolicyTemplate
 from rprm.reading import AnyText, Rejected, Row, Source, SourceInfo, json_object, read_rows
@@ -192,14 +194,12 @@ class SampleTotals(RunTotals):
 
 async def sample_candidates(
     policy: Policy, problems: Problems, num_candidates: int, *, begun: Mapping[str, Begun] | None = None,
-    settings: dict[str, Any] | None = None, **run: Unpack[JobOptions],
+    settings: dict[str, Any] | None = None, cluster: Cluster | None = None, **run: Unpack[JobOptions],
 ) -> SampleTotals:  # fmt: skip
     """Write N candidates of every problem into a run folder: rows of `Candidates`. Equal ones stay: they are samples.
     `begun` says by a problem's id how all its candidates begin. Started again it resumes. `settings`, `run`, totals and
     errors are as for `run_job`."""
     totals = SampleTotals()
-    described = await policy.start(stepwise=begun is not None)
-    settings = {**(settings or {}), "num_candidates": num_candidates, "policy": described}
 
     async def sample(problem: Problem, ledger: Ledger | None) -> Candidates:
         steps, is_whole = (begun or {}).get(problem.id, Begun())
@@ -214,6 +214,8 @@ async def sample_candidates(
             return Candidates(problem=problem, candidates=(), failure=str(error))
 
     job = Job(SAMPLE, sample, Candidates.model_validate, totals, policy.engine.concurrency, noun="problem")
+    job, described = await started(job, partial(policy.start, stepwise=begun is not None), cluster)
+    settings = {**(settings or {}), "num_candidates": num_candidates, "policy": described}
     await run_job(job, [*problems.rejected, *problems.problems], source=problems.source, settings=settings, **run)
     return totals
 
@@ -289,21 +291,21 @@ async def choose_one(
 async def choose_among(
     rewarder: StepRewarder, candidates: CandidateRows, *, aggregation: Aggregation = "min",
     stopping: ChoiceStopping = "exact", wave: int = WAVE, settings: dict[str, Any] | None = None,
-    **run: Unpack[JobOptions],
+    cluster: Cluster | None = None, **run: Unpack[JobOptions],
 ) -> BestOfNTotals:  # fmt: skip
     """Choose among the candidates of many problems, in a run folder: rows of `JudgedCandidates`. Started again it
     resumes. `settings`, `run`, totals and errors are as for `run_job`. The rewarder's threshold and its own
     stopping play no part. `wave` is for "exact"; see `race`."""
-    described = await rewarder.start()
     totals = BestOfNTotals(rewarder.rule.num_analyses if isinstance(rewarder, AnalysisSampler) else 0)
 
     async def choose(row: Candidates, ledger: Ledger | None) -> JudgedCandidates:
         return await choose_one(rewarder, row, ledger, aggregation=aggregation, stopping=stopping, wave=wave)
 
+    job = Job(BEST_OF_N, choose, JudgedCandidates.model_validate, totals, rewarder.concurrency, noun="problem")
+    job, described = await started(job, rewarder.start, cluster)
     settings = (settings or {}) | candidates.settings | reward_settings(described)
     settings |= {"aggregation": aggregation, "choice_stopping": stopping}
     settings |= {"wave": wave} if stopping == "exact" else {}
-    job = Job(BEST_OF_N, choose, JudgedCandidates.model_validate, totals, rewarder.concurrency, noun="problem")
     await run_job(job, [*candidates.rejected, *candidates.rows], source=candidates.source, settings=settings, **run)
     return totals
 

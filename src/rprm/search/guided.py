@@ -17,9 +17,10 @@ from pydantic import Field, PositiveInt, model_validator
 
 from rprm.aggregation import Aggregation, aggregate
 from rprm.benchmarks.mathematics import Problem, ProblemRow, Problems
+from rprm.cluster import Cluster
 from rprm.errors import RequestRefused, RprmError
 from rprm.grading import final_answer
-from rprm.jobs import Job, JobOptions, all_or_none, run_job
+from rprm.jobs import Job, JobOptions, all_or_none, run_job, started
 from rprm.ledger import Ledger
 from rprm.reading import checked
 from rprm.records import Analysis, Probability, Record
@@ -273,15 +274,17 @@ class GuidedSearch:
 
 
 async def search_problems(
-    search: GuidedSearch, problems: Problems, *, settings: dict[str, Any] | None = None, **run: Unpack[JobOptions]
-) -> SearchTotals:
+    search: GuidedSearch, problems: Problems, *, settings: dict[str, Any] | None = None,
+    cluster: Cluster | None = None, **run: Unpack[JobOptions],
+) -> SearchTotals:  # fmt: skip
     """Search for the solutions of many problems, in a run folder: rows of `SearchTree`. Started again it resumes.
     `settings`, `run`, totals and errors are as for `run_job`."""
-    settings = (settings or {}) | await search.start()
     totals = SearchTotals()
     # Problems under way: each has at least one request out at any time.
     width = max(search.policy.engine.concurrency, search.rewarder.concurrency)
     job = Job(GUIDED, search.solve, SearchTree.model_validate, totals, width, noun="problem")
+    job, described = await started(job, search.start, cluster)
+    settings = (settings or {}) | described
     await run_job(job, [*problems.rejected, *problems.problems], source=problems.source, settings=settings, **run)
     return totals
 
