@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import multiprocessing
 import os
 import pickle
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -86,6 +90,107 @@ def test_score_in_a_notebook() -> None:
     assert len(asyncio.run(cell())) == 2
 
 
+ASKED = [{"problem": f"Problem {number}", "steps": ["a"]} for number in range(40)]
+
+
+def test_closing_ends_what_others_wait_for() -> None:
+    engine = ScriptedEngine(delay=30.0)
+    prm = rprm.RPRM(engine, num_analyses=1)
+
+    async def ask() -> None:
+        asking = asyncio.ensure_future(prm.score_async(ASKED))
+        await asyncio.sleep(0.2)
+        await prm.aclose()
+        with pytest.raises(RprmError, match="closed while"):
+            await asyncio.wait_for(asking, 10)
+
+    asyncio.run(ask())
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(prm.score, ASKED)
+        time.sleep(0.2)
+        prm.close()
+        with pytest.raises(RprmError, match="closed while"):
+            asking.result(10)
+    engine.delay = 0.0
+    assert prm.score_step("p", ["a"]).reward is not None  # Used again, it is loaded again.
+    prm.close()
+
+
+def test_what_a_caller_cancels_is_cancelled() -> None:
+    async def ask() -> None:
+        with rprm.RPRM(ScriptedEngine(delay=30.0), num_analyses=1) as prm:
+            asking = asyncio.ensure_future(prm.score_async(ASKED))
+            await asyncio.sleep(0.1)
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+
+    asyncio.run(ask())
+
+
+def test_control_c_leaves_nothing_to_say() -> None:
+    code = (
+        "import rprm, signal, threading\n"
+        "timer = threading.Timer(0.5, signal.raise_signal, [signal.SIGINT])\n"
+        "try:\n"
+        "    with rprm.RPRM('scripted:?delay=0.5&concurrency=2', num_analyses=2) as prm:\n"
+        "        timer.start()\n"
+        "        prm.score([{'problem': str(n), 'steps': ['a', 'b']} for n in range(60)])\n"
+        "except KeyboardInterrupt:\n"
+        "    print('stopped')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("stopped\n", "")
+
+
+def test_what_on_result_does() -> None:
+    """It runs in the caller's thread: it may ask the model, and what it raises ends the work."""
+    seen = []
+    with rprm.RPRM("scripted:", num_analyses=2) as prm:
+        prm.score(SOLUTIONS, on_result=lambda one: seen.append(prm.score_step("p", ["a"]).reward))
+        assert seen == [prm.score_step("p", ["a"]).reward] * 2
+        with pytest.raises(SystemExit):
+            prm.score(SOLUTIONS, on_result=lambda one: sys.exit(3))
+        asking = (one for one in SOLUTIONS if prm.score_step("p", ["a"]).reward is not None)
+        assert prm.score(asking) == prm.score(SOLUTIONS)
+
+    def fail(one: object) -> None:
+        raise ValueError("mine")
+
+    engine = ScriptedEngine(delay=0.1, concurrency=2)
+    with rprm.RPRM(engine, num_analyses=2) as prm:
+        with pytest.raises(RprmError, match="closed while"):
+            prm.score(ASKED, on_result=lambda one: prm.close())
+        engine.num_requests = 0
+        with pytest.raises(ValueError, match="mine"):
+            prm.score(ASKED, on_result=fail)
+        asked = engine.num_requests
+        time.sleep(0.5)
+        assert engine.num_requests <= asked + 2 < 20  # of 80
+
+
+def test_an_engine_that_asks_its_own_rprm_is_told() -> None:
+    def reply(prompt: Any, sampling: Any) -> Any:
+        return prm.score_step("p", ["a"])
+
+    with (
+        rprm.RPRM(ScriptedEngine(reply=reply), num_analyses=1) as prm,
+        pytest.raises(RprmError, match="an engine cannot"),
+    ):
+        prm.score(SOLUTIONS)
+
+
+def test_one_that_is_dropped_ends_its_thread() -> None:
+    before = threading.active_count()
+    for _ in range(5):
+        rprm.RPRM("scripted:", num_analyses=1).score(SOLUTIONS)
+    gc.collect()
+    deadline = time.monotonic() + 20
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert threading.active_count() == before
+
+
 class Closing(ScriptedEngine):
     closed = False
 
@@ -156,6 +261,54 @@ def test_senseless_settings_are_refused(options: dict, message: str) -> None:
 def test_a_bad_record_is_named() -> None:
     with rprm.RPRM("scripted:") as prm, pytest.raises(InputError, match=r"solution 1: 'steps' must be"):
         prm.score([SOLUTIONS[0], {"problem": "p", "steps": []}])
+
+
+@pytest.mark.parametrize(
+    ("solution", "message"),
+    [
+        (rprm.Solution(id="a", problem="p", steps=()), "'steps'"),
+        (rprm.Solution(id="a", problem="", steps=("a",)), "'problem'"),
+        (rprm.Solution(id="a", problem="p", steps=(" ",)), "'steps\\[0\\]'"),
+        (rprm.Solution(id="a", problem="\ud800", steps=("a",)), "surrogate"),
+        (rprm.Solution(id="a", problem="p", steps=("a",), label=7), "'label'"),
+        ({"problem": "p", "steps": ["a", 1]}, "'steps\\[1\\]'"),
+        (None, "JSON object"),
+    ],
+)
+def test_every_solution_is_checked(solution: Any, message: str) -> None:
+    with rprm.RPRM("scripted:") as prm, pytest.raises(InputError, match=f"solution 1: .*{message}"):
+        prm.score([SOLUTIONS[0], solution])
+
+
+def test_no_default_id_is_another_ones_own() -> None:
+    rows = [{"id": "1", **ASKED[0]}, ASKED[1], {"id": 2, **ASKED[2]}, ASKED[3], ASKED[4]]
+    with rprm.RPRM("scripted:", num_analyses=1) as prm:
+        assert [one.id for one in prm.score(rows)] == ["1", "1'", "2", "3", "4"]
+
+
+@pytest.mark.parametrize(
+    ("problem", "texts", "message"),
+    [
+        ("p", [""], "no solution has a step"),
+        ("p", ["<think>a"], "no solution has a step"),
+        ("p", [], "no solution has a step"),
+        ("p", ["a", []], "solution 1: 'steps'"),
+        ("p", ["a", ["b", ""]], "solution 1: 'steps"),
+        ("p", ["a", [1]], "solution 1: 'steps"),
+        ("p", [None], "solution 0: 'steps'"),
+        ("p", ["\ud800"], "solution 0: .*surrogate"),
+        ("", ["a"], "solution 0: 'problem'"),
+        (None, ["a"], "solution 0: 'problem'"),
+    ],
+)
+def test_best_of_nothing_is_refused(problem: Any, texts: Any, message: str) -> None:
+    with rprm.RPRM("scripted:") as prm, pytest.raises(InputError, match=message):
+        prm.best_of(problem, texts)
+
+
+def test_an_empty_answer_is_chosen_last() -> None:
+    with rprm.RPRM("scripted:", num_analyses=1) as prm:
+        assert prm.best_of("p", ["", "a", "<think>"]).chosen == 1
 
 
 def reward(*steps: float | None, num_steps: int | None = None, **fields: Any) -> rprm.SolutionReward:
@@ -337,6 +490,22 @@ def test_used_before_and_after_a_fork(spec: str) -> None:
         assert in_a_fork(lambda: score(prm)) == here
         # This process has its model still.
         assert score(prm) == here
+
+
+def threads_of_a_fork(prm: rprm.RPRM) -> int:
+    """How many threads of models there are after eight have asked at once."""
+    with ThreadPoolExecutor(8) as pool:
+        assert len({one.reward for one in pool.map(lambda _: prm.score_step("p", ["a"]), range(8))}) == 1
+    return sum(thread.name == "rprm-loop" for thread in threading.enumerate())
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_fork_has_one_model_and_no_lock_of_another_thread() -> None:
+    with rprm.RPRM("scripted:", num_analyses=2) as prm:
+        score(prm)
+        assert in_a_fork(lambda: threads_of_a_fork(prm)) == 1
+        with prm._home._lock:  # as another thread holds it that opens or closes
+            assert in_a_fork(lambda: (prm.close(), len(score(prm)), prm.close()), 20.0) == (None, 2, None)
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")

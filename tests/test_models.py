@@ -306,7 +306,7 @@ def test_an_alias_has_the_released_prompt_beside_a_folder_of_that_name(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "kevinpro" / "R-PRM-7B-DPO").mkdir(parents=True)
     with RPRM(spec) as prm:
-        templates = [judge.template for judge in (prm.rewarder, prm._in_full) if isinstance(judge, Judge)]
+        templates = [judge.template for judge in (prm.rewarder, prm._home.in_full) if isinstance(judge, Judge)]
     assert templates == 2 * [released_template(R_PRM)]
     policy = PolicyOptions().policy(spec)
     rewarder = search_rewarder(spec, AnalysisOptions(), policy, spec)

@@ -5,7 +5,11 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
 import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,7 @@ import pytest
 
 import rprm
 from rprm import content, reading
-from rprm.errors import InputError
+from rprm.errors import InputError, RunError
 from rprm.reading import Rejected, Row, Source, read_solutions, solution_of, with_columns
 from rprm.records import Analysis, Solution, SolutionReward, StepReward
 from rprm.tables import COLUMNS, rows_of, step_rows, write_table
@@ -374,3 +378,29 @@ def test_a_name_with_a_question_mark_is_a_name(tmp_path: Path) -> None:
     path.write_text(json.dumps({"q": "other", "problem": "p", "solution": "s"}))
     assert found(path)[0].problem == "p"
     assert found(with_columns(str(path), ["problem=q"]))[0].problem == "other"
+
+
+def test_two_that_write_one_table_do_not_mix(tmp_path: Path) -> None:
+    path, both = tmp_path / "t.csv", threading.Barrier(2)
+
+    def rows(name: str) -> Iterator[SolutionReward]:
+        for number in range(20):
+            both.wait(10)
+            step = StepReward(step_index=0, reward=1.0, vote=1.0)
+            yield SolutionReward(id=f"{name}{number}" * 1000, num_steps=1, first_error=-1, steps=(step,))
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda name: write_table(rows(name), path), "AB")) == [20, 20]
+    lines = path.read_text().splitlines()[1:]
+    assert len(lines) == 20
+    assert len({line[0] for line in lines}) == 1
+    assert [one.name for one in tmp_path.iterdir()] == ["t.csv"]
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").mkdir()
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "x.csv", tmp_path / "file" / "x.csv"):
+        with pytest.raises(RunError, match=f"^{re.escape(str(place))}: ") as caught:
+            write_table([], place)
+        assert "partial" not in str(caught.value)

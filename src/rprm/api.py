@@ -6,9 +6,17 @@ import asyncio
 import os
 import threading
 import warnings
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    aclosing,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 from rprm.aggregation import Aggregation, checked_aggregation
@@ -34,7 +42,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Solutions = Iterable[Solution | Mapping[str, Any]] | Frame
 OnResult = Callable[[SolutionReward], None] | None
-Work = Callable[[], Coroutine[Any, Any, T]]
+Work = Callable[["_Home"], Coroutine[Any, Any, T]]
+
+_CLOSED = "this RPRM was closed while it was at work"
 
 
 class RPRM(AbstractContextManager["RPRM"], AbstractAsyncContextManager["RPRM"]):
@@ -71,16 +81,23 @@ class RPRM(AbstractContextManager["RPRM"], AbstractAsyncContextManager["RPRM"]):
     ) -> None:  # fmt: skip
         self._options = {name: value for name, value in locals().items() if name not in ("self", "model")}
         self._model = model
-        self._make()
+        self._homes = {os.getpid(): _Home(self._made())}
 
-    def _make(self) -> None:
-        #: Answers `first_errors`; all else is answered by the same model in full.
-        self.rewarder = self._made()
-        self._in_full = self.rewarder.in_full()
-        self._process = os.getpid()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
+    @property
+    def _home(self) -> _Home:
+        """Where the model lives in this process: a fork has none of its threads and shares its connections."""
+        process = os.getpid()
+        if (home := self._homes.get(process)) is not None:
+            return home
+        if not isinstance(self._model, str):
+            raise RprmError(f"this RPRM was made from {self._origin} before a fork: make it in the new process")
+        # Of threads that come here at once, all get the one that was kept first: no lock, which a fork may inherit.
+        return self._homes.setdefault(process, _Home(self._made()))
+
+    @property
+    def rewarder(self) -> StepRewarder:
+        """Answers `first_errors`; all else is answered by the same model in full."""
+        return self._home.rewarder
 
     def _made(self) -> StepRewarder:
         if isinstance(self._model, str) or not hasattr(self._model, "in_full"):
@@ -92,8 +109,8 @@ class RPRM(AbstractContextManager["RPRM"], AbstractAsyncContextManager["RPRM"]):
 
     @property
     def _origin(self) -> str:
-        kind = "a rewarder" if self._model is self.rewarder else "an engine"
-        return f"{kind} ({spec_of(self.rewarder)})"
+        kind = "a rewarder" if hasattr(self._model, "in_full") else "an engine"
+        return f"{kind} ({spec_of(next(iter(self._homes.values())).rewarder)})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         if not isinstance(self._model, str):
@@ -108,20 +125,22 @@ class RPRM(AbstractContextManager["RPRM"], AbstractAsyncContextManager["RPRM"]):
         Args:
             solutions: records, dicts `{problem, steps[] | solution, id?, label?}` or `{messages}` (a chat), a DataFrame
                 of pandas or a data set of `datasets` with such columns; steps may be a numpy array of texts.
-            on_result: called with each result in order, as soon as it stands (from another thread).
+            on_result: called with each result in order, as soon as it stands, in the caller's thread. What it raises
+                ends the work.
             progress: show a progress line, in a terminal or a notebook.
 
         Raises:
             InputError: a record cannot be used; the message has its place in the list.
             EngineError: the model cannot be loaded, or stopped answering.
+            RprmError: `close` was called meanwhile.
         """
-        return self._wait(lambda: _judged(self._in_full, solutions, on_result, progress))
+        return self._judged(solutions, on_result, progress, in_full=True)
 
     def first_errors(
         self, solutions: Solutions, *, on_result: OnResult = None, progress: bool = False
     ) -> list[SolutionReward]:
         """As `score`, but with no more analyses than the first errors need (see `StepReward.settled_early`)."""
-        return self._wait(lambda: _judged(self.rewarder, solutions, on_result, progress))
+        return self._judged(solutions, on_result, progress, in_full=False)
 
     def score_step(self, problem: str, steps: Sequence[str], step_index: int = -1) -> StepReward:
         """The reward of one step, given the problem and the steps before it; of the last one, where no other is named.
@@ -130,7 +149,9 @@ class RPRM(AbstractContextManager["RPRM"], AbstractAsyncContextManager["RPRM"]):
             InputError: there is no such step.
             EngineError: as `score`.
         """
-        return self._wait(lambda: _judged_step(self._in_full, problem, steps, step_index))
+        solution, place = _step(problem, steps, step_index)
+        self._warn([solution])
+        return self._wait(lambda home: _judged_step(home.in_full, solution, place))
 
     def best_of(
         self, problem: str, texts: Iterable[str | Sequence[str]], *, aggregation: Aggregation = "min",
@@ -148,37 +169,46 @@ class RPRM(AbstractContextManager["RPRM"], AbstractAsyncContextManager["RPRM"]):
             it was judged in full, and what the choice did not need is left open.
 
         Raises:
-            InputError: no list of texts, or an unknown aggregation or stopping.
+            InputError: a solution cannot be used (the message has its place in the list), none has a step, or an
+                aggregation or stopping is unknown.
             EngineError: as `score`.
         """
-        return self._wait(lambda: _best_of(self._in_full, problem, texts, aggregation, stopping))
+        row = _candidates(problem, texts, aggregation, stopping)
+        self._warn([Solution(id="0", problem=problem, steps=one.steps) for one in row.candidates])
+        return self._wait(lambda home: _best_of(home.in_full, row, aggregation, stopping))
 
     async def score_async(self, solutions: Solutions, *, progress: bool = False) -> list[SolutionReward]:
         """`score` from an event loop. Cancelling it ends the model's work for it; so with the others."""
-        return await self._awaited(lambda: _judged(self._in_full, solutions, None, progress))
+        rows = self._checked(solutions)
+        return await self._awaited(lambda home: _judged(home.in_full, rows, progress))
 
     async def first_errors_async(self, solutions: Solutions, *, progress: bool = False) -> list[SolutionReward]:
-        return await self._awaited(lambda: _judged(self.rewarder, solutions, None, progress))
+        rows = self._checked(solutions)
+        return await self._awaited(lambda home: _judged(home.rewarder, rows, progress))
 
     async def score_step_async(self, problem: str, steps: Sequence[str], step_index: int = -1) -> StepReward:
-        return await self._awaited(lambda: _judged_step(self._in_full, problem, steps, step_index))
+        solution, place = _step(problem, steps, step_index)
+        self._warn([solution])
+        return await self._awaited(lambda home: _judged_step(home.in_full, solution, place))
 
     async def best_of_async(
         self, problem: str, texts: Iterable[str | Sequence[str]], *, aggregation: Aggregation = "min",
         stopping: ChoiceStopping = "exact",
     ) -> JudgedCandidates:  # fmt: skip
-        return await self._awaited(lambda: _best_of(self._in_full, problem, texts, aggregation, stopping))
+        row = _candidates(problem, texts, aggregation, stopping)
+        self._warn([Solution(id="0", problem=problem, steps=one.steps) for one in row.candidates])
+        return await self._awaited(lambda home: _best_of(home.in_full, row, aggregation, stopping))
 
     def close(self) -> None:
-        """Release the model. Safe to call twice; used again, it is loaded again."""
-        with self._lock:
-            if self._loop is None or self._thread is None or self._process != os.getpid():
-                return
-            asyncio.run_coroutine_threadsafe(self.rewarder.aclose(), self._loop).result()
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
-            self._loop = None
+        """Release the model; who still waits for it gets an `RprmError`. Safe to call twice; used again, it is loaded
+        again."""
+        if (home := self._homes.get(os.getpid())) is not None:
+            home.close()
+
+    def __del__(self) -> None:
+        home = getattr(self, "_homes", {}).get(os.getpid())
+        if home is not None and home.thread is not None:
+            home.thread.stop()
 
     async def aclose(self) -> None:
         await asyncio.to_thread(self.close)
@@ -189,66 +219,181 @@ class RPRM(AbstractContextManager["RPRM"], AbstractAsyncContextManager["RPRM"]):
     async def __aexit__(self, *error: object) -> None:
         await self.aclose()
 
-    def _submitted(self, work: Work[T]) -> Future[T]:
-        """Work on the model, in the loop where it lives."""
-        if self._process != os.getpid():
-            # A fork has none of the model's threads and shares its connections.
-            if not isinstance(self._model, str):
-                raise RprmError(f"this RPRM was made from {self._origin} before a fork: make it in the new process")
-            self._make()
-        with self._lock:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(target=self._loop.run_forever, name="rprm-loop", daemon=True)
-                self._thread.start()
-            return asyncio.run_coroutine_threadsafe(work(), self._loop)
+    def _judged(self, values: Solutions, on_result: OnResult, progress: bool, *, in_full: bool) -> list[SolutionReward]:
+        solutions = self._checked(values)  # In this thread: a generator may ask the model, and so may `on_result`.
+        results: SimpleQueue[SolutionReward | None] = SimpleQueue()
+        put = results.put if on_result else None
+        future = self._home.submit(
+            lambda home: _judged(home.in_full if in_full else home.rewarder, solutions, progress, put)
+        )
+        future.add_done_callback(lambda _: results.put(None))
+        with _waiting(future):
+            while (result := results.get()) is not None:
+                if on_result is not None:
+                    on_result(result)
+            return future.result()
+
+    def _checked(self, values: Solutions) -> list[Solution]:
+        solutions = _solutions(values)
+        self._warn(solutions)
+        return solutions
+
+    def _warn(self, solutions: Sequence[Solution]) -> None:
+        """Warn of solutions whose rewards will mean nothing."""
+        if num_outside := sum(note(spec_of(self.rewarder), one) is not None for one in solutions):
+            warnings.warn(notice(num_outside, len(solutions)), stacklevel=4)
 
     def _wait(self, work: Work[T]) -> T:
-        future = self._submitted(work)
-        try:
+        future = self._home.submit(work)
+        with _waiting(future):
             return future.result()
-        except BaseException:
-            # Ctrl-C in the caller's thread: the work in the loop's must end too.
-            future.cancel()
-            raise
 
     async def _awaited(self, work: Work[T]) -> T:
-        return await asyncio.wrap_future(self._submitted(work))
+        try:
+            return await asyncio.wrap_future(self._home.submit(work))
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) is not None and not task.cancelling():
+                raise RprmError(_CLOSED) from None  # It was not the caller who cancelled it.
+            raise
+
+
+class _Home:
+    """Where a model lives in one process: its rewarder, and a thread from the first work to `close`."""
+
+    def __init__(self, rewarder: StepRewarder) -> None:
+        self.rewarder, self.in_full = rewarder, rewarder.in_full()
+        self.thread: _Thread | None = None
+        self._lock = threading.Lock()
+
+    def submit(self, work: Work[T]) -> Future[T]:
+        """Work on the model, in its thread."""
+        if threading.current_thread() is self.thread:
+            raise RprmError("an engine cannot wait for the RPRM that it works for")
+        with self._lock:
+            if self.thread is None or not self.thread.is_alive():
+                self.thread = _Thread(self.rewarder)
+            return self.thread.submit(work(self))
+
+    def close(self) -> None:
+        if threading.current_thread() is self.thread:
+            raise RprmError("an engine cannot close the RPRM that it works for")
+        with self._lock:
+            if (thread := self.thread) is None:
+                return
+            thread.stop()
+            thread.join()
+            self.thread = None
+        if thread.failure is not None:
+            raise thread.failure
+
+
+class _Thread(threading.Thread):
+    """An event loop for a model, until it is stopped: then what is under way is cancelled, and the model released.
+
+    It holds no `RPRM`, so that one that is dropped is collected, and stops its thread.
+    """
+
+    def __init__(self, rewarder: StepRewarder) -> None:
+        super().__init__(name="rprm-loop", daemon=True)
+        self.failure: BaseException | None = None  # of the release
+        self._rewarder, self._loop = rewarder, asyncio.new_event_loop()
+        self._work: set[asyncio.Task[Any]] = set()
+        self.start()
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        async def noted() -> T:
+            task = asyncio.current_task()
+            assert task is not None
+            self._work.add(task)
+            try:
+                return await work
+            finally:
+                self._work.discard(task)
+
+        return asyncio.run_coroutine_threadsafe(noted(), self._loop)
+
+    def stop(self) -> None:
+        with suppress(RuntimeError):  # It has ended by itself.
+            self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def run(self) -> None:
+        try:
+            try:
+                self._loop.run_forever()
+            finally:
+                self._loop.run_until_complete(self._end())
+        except BaseException as error:
+            self.failure = error
+        finally:
+            self._loop.close()
+
+    async def _end(self) -> None:
+        await _cancelled(self._work)
+        try:
+            await self._rewarder.aclose()
+        finally:
+            await _cancelled(asyncio.all_tasks() - {asyncio.current_task()})
+
+
+async def _cancelled(tasks: Iterable[asyncio.Task[Any] | None]) -> None:
+    found = [task for task in tasks if task is not None]
+    for task in found:
+        task.cancel()
+    await asyncio.gather(*found, return_exceptions=True)
+
+
+@contextmanager
+def _waiting(future: Future[Any]) -> Iterator[None]:
+    """Wait for work in a model's thread. Where that ends otherwise, by Ctrl-C too, the work ends."""
+    try:
+        yield
+    except CancelledError:
+        raise RprmError(_CLOSED) from None
+    finally:
+        future.cancel()
 
 
 def _from_spec(model: str, options: dict[str, Any]) -> RPRM:
     return RPRM(model, **options)
 
 
-async def _judged(
-    rewarder: StepRewarder, values: Solutions, on_result: OnResult, progress: bool
-) -> list[SolutionReward]:
+def _solutions(values: Solutions) -> list[Solution]:
+    """The solutions that are to be judged, each checked. One without an id gets its place, or a name like it that no
+    other one has."""
+    rows = [
+        value.model_dump() | {"steps": [*value.steps]} if isinstance(value, Solution) else value
+        for value in rows_of(values)
+    ]
+    given = {str(row["id"]) for row in rows if isinstance(row, Mapping) and row.get("id") is not None}
     solutions = []
-    for index, value in enumerate(rows_of(values)):
+    for index, row in enumerate(rows):
+        default = str(index)
+        while default in given:
+            default += "'"
         try:
-            solutions.append(value if isinstance(value, Solution) else solution_of(value, default_id=str(index)))
+            solutions.append(solution_of(row, default_id=default))
         except InputError as error:
             raise InputError(f"solution {index}: {error}") from None
-    _warn(rewarder, solutions)
+    return solutions
+
+
+async def _judged(
+    rewarder: StepRewarder, solutions: Sequence[Solution], progress: bool, put: OnResult = None
+) -> list[SolutionReward]:
     line = _progress_line(len(solutions)) if progress else None
     ledger = None if line is None else Ledger(line.paid)
     results = []
     with line or nullcontext():
         await rewarder.start()
-        judged = in_order(iter(solutions), lambda one: rewarder.judge(one, ledger), width=rewarder.concurrency)
-        async for _, result in judged:
-            results.append(result)
-            if line is not None:
-                line.judged(result)
-            if on_result is not None:
-                on_result(result)
+        working = in_order(iter(solutions), lambda one: rewarder.judge(one, ledger), width=rewarder.concurrency)
+        async with aclosing(working) as judged:
+            async for _, result in judged:
+                results.append(result)
+                if line is not None:
+                    line.judged(result)
+                if put is not None:
+                    put(result)
     return results
-
-
-def _warn(rewarder: StepRewarder, solutions: Sequence[Solution]) -> None:
-    """Warn of solutions whose rewards will mean nothing."""
-    if num_outside := sum(note(spec_of(rewarder), one) is not None for one in solutions):
-        warnings.warn(notice(num_outside, len(solutions)), stacklevel=2)
 
 
 def _progress_line(num_solutions: int) -> ProgressLine:
@@ -263,28 +408,40 @@ def _progress_line(num_solutions: int) -> ProgressLine:
     return ProgressLine(console, num_solutions, noun="solutions", disable=not is_seen)
 
 
-async def _judged_step(rewarder: StepRewarder, problem: str, steps: Sequence[str], step_index: int) -> StepReward:
+def _step(problem: str, steps: Sequence[str], step_index: int) -> tuple[Solution, int]:
     solution = solution_of(*rows_of([{"problem": problem, "steps": steps}]), default_id="0")
-    place = solution.place(step_index)
-    _warn(rewarder, [solution])
+    return solution, solution.place(step_index)
+
+
+async def _judged_step(rewarder: StepRewarder, solution: Solution, place: int) -> StepReward:
     await rewarder.start()
-    return await rewarder.judge_step(problem, solution.steps, place)
+    return await rewarder.judge_step(solution.problem, solution.steps, place)
 
 
-async def _best_of(
-    rewarder: StepRewarder, problem: str, texts: Iterable[str | Sequence[str]], aggregation: Aggregation,
-    stopping: ChoiceStopping,
-) -> JudgedCandidates:  # fmt: skip
+def _candidates(
+    problem: str, texts: Iterable[str | Sequence[str]], aggregation: Aggregation, stopping: ChoiceStopping
+) -> Candidates:
     if isinstance(texts, str):
         raise InputError("the solutions must be a list of texts, not one text")
-    aggregation = checked_aggregation(aggregation)
+    checked_aggregation(aggregation)
     if stopping not in get_args(ChoiceStopping):
         raise InputError(f"there is no stopping {stopping!r:.80}; they are {', '.join(get_args(ChoiceStopping))}")
     candidates = []
-    for text in texts:
-        steps = split_steps(text) if isinstance(text, str) else text
-        candidates.append(Candidate(text=text if isinstance(text, str) else "\n\n".join(text), steps=tuple(steps)))
-    _warn(rewarder, [Solution(id="0", problem=problem, steps=one.steps) for one in candidates])
+    for index, text in enumerate(texts):
+        (row,) = rows_of([{"problem": problem, "steps": split_steps(text) if isinstance(text, str) else text}])
+        is_empty = isinstance(text, str) and not row["steps"]  # A policy's answer may be, and is chosen last.
+        try:
+            steps = () if is_empty else solution_of(row, default_id="0").steps
+        except InputError as error:
+            raise InputError(f"solution {index}: {error}") from None
+        candidates.append(Candidate(text=text if isinstance(text, str) else "\n\n".join(steps), steps=steps))
+    if not any(candidate.steps for candidate in candidates):
+        raise InputError("no solution has a step")
+    return Candidates(problem=Problem(id="0", problem=problem), candidates=tuple(candidates))
+
+
+async def _best_of(
+    rewarder: StepRewarder, row: Candidates, aggregation: Aggregation, stopping: ChoiceStopping
+) -> JudgedCandidates:
     await rewarder.start()
-    row = Candidates(problem=Problem(id="0", problem=problem), candidates=tuple(candidates))
     return await choose_one(rewarder, row, aggregation=aggregation, stopping=stopping)

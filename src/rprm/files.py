@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -13,6 +14,7 @@ from zlib import crc32
 
 from rprm.errors import CorruptRun, RunError
 
+_HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
 #: What reading a damaged line or file raises.
 DAMAGE = (KeyError, ValueError, TypeError, AttributeError, RecursionError)
 
@@ -165,6 +167,8 @@ def read_json_lines(
                     if number <= unread:
                         continue
                     row = json.loads(line)
+                    if _HALF_PAIR.search(line):  # Never written, and nothing that reads the row could print it.
+                        json.dumps(row, ensure_ascii=False).encode()
                     if checksums is not None:
                         row.pop("crc", None)
                     row = parse(row)

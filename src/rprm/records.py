@@ -121,6 +121,10 @@ class StepReward(Record):
     failure: str | None = None
     num_requested: Count | None = None
 
+    def verdict(self, threshold: float) -> bool | None:
+        """Whether the reward reaches the threshold; None where there is none."""
+        return None if self.reward is None else self.reward >= threshold
+
     @property
     def settled_early(self) -> bool:
         """Whether early stopping cut the analyses short: the decision stands, the reward is not the full mean."""
@@ -172,6 +176,15 @@ class SolutionReward(ResultRow):
         depends on has none, also because judging ended before it (`first_errors`). An `InputError`: any other name."""
         known = {step.step_index: step.reward for step in self.steps}
         return aggregate([known.get(index) for index in range(self.num_steps)], how)
+
+    def verdicts(self, threshold: float) -> list[bool | None]:
+        """Whether each judged step is called correct: its reward reaches the threshold. A critic calls correct what
+        stands before the first error that it names, which it calls wrong, and says nothing of what comes after."""
+        if not any(one.first_error is not None for step in self.steps for one in step.analyses):
+            return [step.verdict(threshold) for step in self.steps]
+        first = self.num_steps if self.first_error == -1 else self.first_error
+        places = [step.step_index for step in self.steps]
+        return [None if first is None or place > first else place < first for place in places]
 
     @property
     def uncovered(self) -> list[int]:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from uuid import uuid4
 
-from rprm.errors import InputError
-from rprm.files import disk
+from rprm.errors import InputError, RunError
 from rprm.reading import cell
 from rprm.records import Record, Solution, SolutionReward, StepReward
 
@@ -76,14 +76,17 @@ def write_table(rewards: Iterable[SolutionReward], path: Path) -> int:
         for number, row in enumerate(step_rows(rewards), 1):  # noqa: B007
             yield row
 
-    with disk(path):
+    # A name of its own: others may write the same table at the same time.
+    partial = path.with_name(f"{path.name}.{uuid4().hex[:8]}.partial")
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
         try:
             write(counted(), partial)
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise RunError(f"{path}: {'it is a folder' if path.is_dir() else error.strerror or error}") from error
     return number
 
 

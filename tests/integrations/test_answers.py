@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from stated_judge import Judge, rounded
 
-from rprm.errors import InputError
+from rprm.api import RPRM
+from rprm.errors import InputError, RprmError
 from rprm.integrations.answers import (
     answer_of,
     blocking,
@@ -124,7 +129,44 @@ def test_blocking_where_a_loop_runs() -> None:
     assert asyncio.run(main()) == blocking(asyncio.sleep(0, 2)) == 2
 
 
+def test_control_c_ends_the_work_where_a_loop_runs() -> None:
+    """The work goes on in a thread of its own; it is cancelled, and not waited for to its end."""
+    ended = []
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(0.2)
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            ended.append(True)
+            raise
+
+    async def cell() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            blocking(work())
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        loop = asyncio.new_event_loop()  # `asyncio.run` has a handler of its own; a notebook's loop has none.
+        loop.run_until_complete(cell())
+        loop.close()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ended == [True]
+
+
 def test_a_spec_is_loaded_once() -> None:
+    barrier = threading.Barrier(8)
+
+    def load(_: int) -> RPRM:
+        barrier.wait()
+        return loaded("scripted:", num_analyses=5)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len({id(one) for one in pool.map(load, range(8))}) == 1
+    with pytest.raises(RprmError, match="prompt"):
+        loaded("scripted:", prompt=["x"])
     assert loaded("scripted:", num_analyses=2) is loaded("scripted:", num_analyses=2)
     assert loaded("scripted:", num_analyses=2) is not loaded("scripted:", num_analyses=3)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -63,12 +65,67 @@ def test_the_answer_of_a_server(judge: Judge) -> None:
         ({}, "'query' must be a list of texts"),
         ({"query": ["a"], "prompts": "a"}, "'prompts' must be a list of texts"),
         ({"query": ["a", "b"], "prompts": ["a"]}, "not of one length"),
+        *(({"query": ["a"], "prompts": ["a"], "labels": one}, "'labels' must be a list") for one in (5, 1.5, True, 0)),
+        ({"query": ["a"], "prompts": ["a"], "labels": {"a": 1}}, "'labels' must be a list"),
         ({"query": ["a"], "prompts": ["b"], "labels": [""]}, "query 0 does not begin with its prompt"),
     ],
 )
 def test_payloads_that_are_refused(payload: dict[str, Any], message: str, judge: Judge) -> None:
     with pytest.raises(InputError, match=message):
         asyncio.run(respond(judge, payload))
+
+
+class Seen:
+    """Keeps what is to be judged."""
+
+    def __init__(self, judge: Judge) -> None:
+        self.judge, self.solutions = judge, list[rprm.Solution]()
+
+    async def score_async(self, solutions: Any) -> list[rprm.SolutionReward]:
+        self.solutions = list(solutions)
+        return await self.judge.score_async(self.solutions)
+
+
+SHOT = "<|im_start|>user\nWhat is 2 + 3?<|im_end|>\n<|im_start|>assistant\n5<|im_end|>\n"
+ASK = "<|im_start|>user\nWhat is 2 + 3?<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "query", "steps"),
+    [
+        # The response says again what the prompt ends in.
+        ("What is 2+3?", " What is 2+3?\nWhat is 2+3?\n\n0.5", ("What is 2+3?", "0.5")),
+        # So does the prompt, once whole with other spaces, once without its beginning.
+        (SHOT + ASK, f" {SHOT}{ASK}a 0.5\n\n{ASK[17:31]}", ("a 0.5", "What is 2 + 3?")),
+        (SHOT + ASK, f"{SHOT[-25:]}{ASK}a 0.5", ("a 0.5",)),
+    ],
+)
+def test_a_response_begins_where_its_prompt_ends(prompt: str, query: str, steps: tuple[str, ...], judge: Judge) -> None:
+    seen = Seen(judge)
+    asyncio.run(respond(seen, {"query": [query], "prompts": [prompt]}))
+    assert [one.steps for one in seen.solutions] == [steps]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<eos>" * 200_000 + "b", "<eos> " * 200_000, " " * 1_000_000 + "b", "<|" * 500_000,
+        "<|im_start|>user\n" * 60_000, "<|user|>" * 60_000 + "</s>" * 60_000, "[INST]" * 90_000 + "<|user|>" * 60_000,
+        "<|im_end|><|im_start|>user\n" * 40_000,
+    ],
+)  # fmt: skip
+def test_no_text_takes_quadratic_time(text: str) -> None:
+    """A server reads these on its event loop. Quadratic, a million characters took minutes."""
+
+    class Nobody:
+        async def score_async(self, solutions: Any) -> Any:
+            raise InputError("it is read")
+
+    started = time.process_time()
+    for query, prompt in ((f"p {text}", "p "), (text[1:], text), (text, text[1:])):
+        with suppress(InputError):
+            asyncio.run(respond(Nobody(), {"query": [query], "prompts": [prompt]}))
+    assert time.process_time() - started < 5
 
 
 class Engine:

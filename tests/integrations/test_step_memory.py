@@ -29,6 +29,29 @@ def test_only_new_steps_are_judged(judge: Judge) -> None:
     assert judge.num_judged == 5
 
 
+def test_what_is_asked_for_at_once_is_judged_once(judge: Judge) -> None:
+    memory = StepMemory(judge)
+
+    async def ask() -> None:
+        asking = [asyncio.ensure_future(memory.rewards([("p", ["a 0.5", "b 0.75"])])) for _ in range(5)]
+        await asyncio.sleep(0)
+        asking[0].cancel()  # Who asked first goes away; the others still get theirs.
+        found = await asyncio.gather(*asking, return_exceptions=True)
+        assert isinstance(found[0], asyncio.CancelledError)
+        assert [rounded(one) for one in found[1:]] == [[[0.5, 0.75]]] * 4
+
+    asyncio.run(ask())
+    assert judge.num_judged <= 2 + 2
+    assert len(memory._locks) == 0
+    before = judge.num_judged
+
+    async def at_once() -> None:
+        await asyncio.gather(*(memory.rewards([("q", ["a 0.5", "b 0.75"])]) for _ in range(5)))
+
+    asyncio.run(at_once())
+    assert judge.num_judged == before + 2
+
+
 def test_another_problem_is_another_step(judge: Judge) -> None:
     memory = StepMemory(judge)
     asyncio.run(memory.rewards([("p", ["a 0.5"]), ("p a", ["0.5"]), ("p", ["a 0.5", "0.5"])]))

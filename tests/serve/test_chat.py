@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import openai
@@ -176,6 +177,31 @@ def test_what_asks_for_nothing_is_left_unread(chat: openai.OpenAI) -> None:
     }
     plain: Any = chat.chat.completions.create(model="best-of-2", **ASKED)
     assert chat.chat.completions.create(model="best-of-2", **nothing, **ASKED).choices == plain.choices
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("content", ["\ud800", [{"type": "text", "text": "\ud800"}]])
+def test_text_that_is_no_unicode_is_refused(serve: Serve, content: Any, stream: bool) -> None:
+    body = {"model": "policy", "messages": [{"role": "user", "content": content}], "stream": stream}
+    headers = {"content-type": "application/json"}
+    client = serve(policy=scripted_policy())
+    answer = client.post("/v1/chat/completions", content=json.dumps(body).encode(), headers=headers)
+    assert (answer.status_code, "surrogate" in answer.text) == (422, True)
+    # A pair of them is one character.
+    whole = json.dumps(body).replace("ud800", "ud83d\\ude00").encode()
+    assert client.post("/v1/chat/completions", content=whole, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["best-of-4", "guided"])
+def test_the_work_of_a_search_that_took_too_long_is_counted(serve: Serve, name: str) -> None:
+    judge = ScriptedEngine(delay=0.1, concurrency=1)
+    client = serve(judge=judge, policy=scripted_policy(), num_analyses=8, limits={"seconds": 0.6})
+    answer = client.post("/v1/chat/completions", json={"model": name, **ASKED})
+    assert answer.status_code == 503
+    lines = client.get("/metrics").text.splitlines()
+    counts = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+    assert counts["rprm_analyses_total"] >= 1
+    assert counts['rprm_generated_tokens_total{model="policy"}'] > 0
 
 
 def test_without_a_policy(serve: Serve) -> None:

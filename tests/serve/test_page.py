@@ -234,3 +234,62 @@ def test_texts_can_be_read(page: Any, scheme: str) -> None:
         order.append(page.evaluate("document.activeElement.id || document.activeElement.className"))
     assert order[:3] == ["solution", "judge", "file"]
     assert order[3].startswith("step")
+
+
+@pytest.mark.slow
+def test_an_answer_that_another_has_overtaken_is_dropped(serve: Serve, browser: Any, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        data = tmp_path / f"{name}.jsonl"
+        data.write_text(json.dumps({"id": f"of {name}", "problem": name, "steps": [f"step of {name}"]}))
+        source = Source(str(data))
+        reading = judge_source(
+            load_rewarder(ScriptedEngine(), num_analyses=1), read_solutions(source), source=source.inspect(),
+            output=tmp_path / name,
+        )  # fmt: skip
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(asyncio.run, reading).result()
+    client = serve(runs=ShownRuns(tmp_path))
+    page = browser.new_page()
+    held: list[Any] = []
+
+    def route(one: Any) -> None:
+        if "run=second" in one.request.url:
+            held.append((one, one.fetch()))
+        else:
+            one.continue_()
+
+    page.route("**/v1/runs/solution*", route)
+    page.goto(str(client.base_url))
+    page.locator("#list a", has_text="of first").wait_for()
+    # Asked for second, then for first again; the answer of second comes last.
+    page.locator("#run").select_option("second")
+    page.locator("#run").select_option("first")
+    page.locator("#list a", has_text="of first").wait_for()
+    page.evaluate("location.hash = new URLSearchParams({run: 'second', id: 'of second'})")
+    page.evaluate("location.hash = new URLSearchParams({run: 'first', id: 'of first'})")
+    page.locator(".step", has_text="step of first").wait_for()
+    assert len(held) == 2
+    for one, answer in held:
+        one.fulfill(response=answer)
+    page.wait_for_timeout(300)
+    assert page.locator("#list a").all_text_contents() == ["of first"]
+    assert page.locator(".step .text").all_text_contents() == ["step of first"]
+    page.close()
+
+
+@pytest.mark.slow
+def test_a_step_after_a_critics_first_error(serve: Serve, browser: Any) -> None:
+    """It has a share of critiques, and is called neither correct nor wrong."""
+    client = serve(judge="critic:scripted:?noise=0.5", num_analyses=3)
+    many = [{"problem": f"p{number}", "steps": ["a", "b", "c"]} for number in range(20)]
+    found = client.post("/v1/rewards", json={"solutions": many}).json()["data"]
+    number = next(place for place, one in enumerate(found) if one["first_error"] == 0)
+    page = browser.new_page()
+    page.goto(str(client.base_url))
+    page.locator("#problem").fill(f"p{number}")
+    page.locator("#solution").fill("a\n\nb\n\nc")
+    page.keyboard.press("Control+Enter")
+    page.locator("#status", has_text="analyses").wait_for()
+    told = [text.partition(", ")[2] for text in page.locator(".number").all_text_contents()]
+    assert told == ["wrong", "after the first error", "after the first error"]
+    page.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from typing import Any
@@ -14,6 +15,7 @@ from serving import Serve
 import rprm
 from rprm.engines.base import Completion, Sampling
 from rprm.engines.scripted import ScriptedEngine
+from rprm.errors import EngineError, EngineUnavailable
 from rprm.prompts.template import Prompt
 from rprm.serve.app import Failure
 
@@ -178,9 +180,13 @@ def test_the_cache_is_bounded(serve: Serve) -> None:
     for start in range(0, 1000, 200):
         many = [{"problem": f"Problem {index}", "steps": ["A step."]} for index in range(start, start + 200)]
         assert client.post("/v1/rewards", json={"solutions": many}).status_code == 200
-    client.post("/v1/rewards", json={"solutions": [{"problem": "Problem 999", "steps": ["A step."]}]})
-    client.post("/v1/rewards", json={"solutions": [{"problem": "Problem 0", "steps": ["A step."]}]})
-    assert "rprm_cached_answers_total 1.0" in client.get("/metrics").text
+    for number, num_kept in (
+        (0, 0),
+        (999, 1),
+        (0, 2),
+    ):  # The first is gone, the last is there, and so is the first anew.
+        client.post("/v1/rewards", json={"solutions": [{"problem": f"Problem {number}", "steps": ["A step."]}]})
+        assert f"rprm_cached_answers_total {num_kept}.0" in client.get("/metrics").text
 
 
 def test_what_failed_is_tried_again(serve: Serve) -> None:
@@ -206,6 +212,7 @@ def test_what_failed_is_tried_again(serve: Serve) -> None:
         (b'{"solutions": [{"problem": "p", "steps": ["a"]}, {"problem": 1}]}', "solutions[1]: 'problem'"),
         (b'{"solutions": [{"problem": "p", "steps": ["a"], "label": 7}]}', "'label'"),
         (b'{"solutions": [{"problem": "\\ud800", "steps": ["a"]}]}', "surrogate"),
+        (b'{"solutions": [{"id": "\\uDFFF", "problem": "p", "steps": ["a"]}]}', "surrogate"),
         (b'{"solutions": [{"problem": "p", "steps": ["a"]}], "streem": true}', "'streem' is not supported"),
         (b'{"solutions": [{"problem": "p", "steps": ["a"]}], "model": "gpt-4o"}', "'gpt-4o'"),
         (b'{"solutions": ' + b"[" * 100_000, "parsing the body"),
@@ -358,3 +365,106 @@ def test_openrlhf_asks_for_responses(serve: Serve) -> None:
     assert last["rewards"][0] == wanted[-1]
     assert client.post("/openrlhf", json=body | {"query": ["other", prompt]}).status_code == 422
     assert client.post("/openrlhf", json={"query": [prompt] * 257}).status_code == 422
+    for labels in (5, "x", {"a": 1}):
+        answer = client.post("/openrlhf", json=body | {"labels": labels})
+        assert (answer.status_code, "'labels' must be a list" in answer.text) == (422, True)
+
+
+def test_a_conversation_that_does_not_end_holds_nobody_up(serve: Serve) -> None:
+    """Quadratic, it took ten seconds, in which the server answered nobody."""
+    client = serve()
+    for text in ("<|im_start|>u\n" * 100_000, "<|im_start|>user\n" * 80_000 + "<|im_end|>" * 80_000):
+        started = time.process_time()
+        assert client.post("/pooling", json={"input": text}).status_code == 422
+        assert time.process_time() - started < 3
+
+
+def test_a_verdict_of_a_critic_is_what_its_first_error_says(serve: Serve) -> None:
+    """A majority of critiques may name a step whose share is above the threshold, and the other way round."""
+    client = serve(judge="critic:scripted:?noise=0.5", num_analyses=3)
+    many = [{"problem": f"p{number}", "steps": ["a", "b", "c"]} for number in range(60)]
+    found = client.post("/v1/rewards", json={"solutions": many}).json()["data"]
+    below = 0
+    for one in found:
+        first = 3 if one["first_error"] == -1 else one["first_error"]
+        wanted = [True if place < first else False if place == first else None for place in range(3)]
+        assert [step["verdict"] for step in one["steps"]] == wanted
+        below += [step["reward"] >= 0.5 for step in one["steps"]] != [place < first for place in range(3)]
+    assert below  # By the threshold, some of them would be told otherwise.
+    streamed = events(client.post("/v1/rewards", json={"solutions": many[:1], "stream": True}).text)
+    verdicts = [one["verdict"] for one in streamed if one["object"] == "step.reward"]
+    assert verdicts == [step["verdict"] for step in found[0]["steps"]]
+
+
+def counted(client: Any, name: str) -> float:
+    lines = client.get("/metrics").text.splitlines()
+    return float(next(line.rpartition(" ")[2] for line in lines if line.startswith(f"{name} ")))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_work_that_nobody_waits_for_any_more_is_counted(serve: Serve, stream: bool) -> None:
+    """Of 30 steps two are judged at a time, for 0.1 s, and the time is over before the last."""
+    engine = ScriptedEngine(delay=0.1, concurrency=2)
+    client = serve(judge=engine, num_analyses=2, limits={"seconds": 0.5})
+    client.post("/v1/rewards", json={"solutions": [{"problem": "p", "steps": ["a"] * 30}], "stream": stream})
+    assert 2 <= counted(client, "rprm_analyses_total") < 60
+    assert counted(client, 'rprm_generated_tokens_total{model="judge"}') > 0
+
+
+class Failing(ScriptedEngine):
+    """Fails at every request."""
+
+    failure: Exception = EngineUnavailable("http://judge.internal:8000 answers 401; run the same command again")
+
+    async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
+        raise self.failure
+
+
+@pytest.mark.parametrize(
+    ("failure", "status"),
+    [
+        (Failing.failure, 503),
+        (EngineError("http://judge.internal answers 401"), 503),
+        (KeyError("judge.internal"), 500),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_what_the_model_is_at_fault_for_is_no_fault_of_the_client(
+    serve: Serve, failure: Exception, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is told what it can use; the server's log has the address and the reason."""
+    engine = Failing()
+    engine.failure = failure
+    client = serve(judge=engine, num_analyses=1)
+    answer = client.post("/v1/rewards", json={"solutions": SOLUTIONS[:1]})
+    assert answer.status_code == answer.json()["error"]["code"] == status
+    assert ("retry-after" in answer.headers) == (status == 503)
+    streamed = events(client.post("/v1/rewards", json={"solutions": SOLUTIONS[:1], "stream": True}).text)
+    assert streamed[-1]["error"]["code"] == status
+    for text in (answer.text, json.dumps(streamed)):
+        assert "judge.internal" not in text
+        assert "same command" not in text
+    assert "judge.internal" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        *((host, 200) for host in ("localhost", "LOCALHOST:1", "localhost.", "127.0.0.1:8765", "[::1]:8", "127.1.2.3")),
+        *((host, 421) for host in ("[127.0.0.1", "127.0.0.1/evil", "evil@localhost", "localhost:1:2", "a b", "")),
+        *((host, 421) for host in ("localhost.evil", "[::1]x", "0.0.0.0", "localhost\\@evil")),
+    ],
+)  # fmt: skip
+def test_whose_host_is_this_machine(serve: Serve, host: str, status: int) -> None:
+    assert serve().get("/health", headers={"host": host}).status_code == status
+
+
+def test_a_request_without_a_host(serve: Serve) -> None:
+    """HTTP/1.0 needs none; an origin is then of another site."""
+    client = serve(key=KEY)
+    for more, status in ((b"", b"200"), (b"Origin: http://evil.example\r\n", b"403")):
+        with socket.create_connection(("127.0.0.1", client.base_url.port or 0), timeout=10) as connection:
+            connection.sendall(
+                b"GET /health HTTP/1.0\r\nAuthorization: Bearer " + KEY.encode() + b"\r\n" + more + b"\r\n"
+            )
+            assert connection.recv(100).split()[1] == status

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import httpx2
@@ -24,10 +24,11 @@ def command(*arguments: str) -> list[str]:
 
 
 @contextmanager
-def running(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server process that is ready, and its URL."""
+def running(*arguments: str, limit: int = 0, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server process that is ready, and its URL; `limit`: how many files it may have open."""
+    limited = ["sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh"] if limit else []
     process = subprocess.Popen(
-        command("--port", "0", *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [*limited, *command("--port", "0", *arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=os.environ | environment,
     )  # fmt: skip
     try:
@@ -63,9 +64,10 @@ def test_other_machines_need_a_key() -> None:
     assert "set a key in RPRM_API_KEY" in refused("--model", "scripted:", "--host", "0.0.0.0")
     environment = {"RPRM_API_KEY": "k" * 32}
     assert "set a key in MINE" in refused("--model", "scripted:", "--host", "::", "--key-env", "MINE", **environment)
-    said = refused("--model", "scripted:", "--host", "0.0.0.0", RPRM_API_KEY="short-key")
-    assert "at least 16" in said
-    assert "short-key" not in said
+    for key, why in (("short-key", "at least 16"), ("sesame-\udcff-0123456789", "no header carries")):
+        said = refused("--model", "scripted:", "--host", "0.0.0.0", RPRM_API_KEY=key)
+        assert why in said
+        assert key[:6] not in said
 
 
 @pytest.mark.slow
@@ -157,3 +159,56 @@ def test_the_key_is_in_nothing_that_is_printed() -> None:
         process.wait(15)
         assert process.stderr is not None
         assert key not in process.stderr.read()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [0, 64])
+def test_connections_that_send_no_request_are_closed(limit: int) -> None:
+    """75 where 4 + 64 are the most; or 90 where the system lets the process have 64 files."""
+    with running("--model", "scripted:", "--max-requests", "1", limit=limit) as (process, url), ExitStack() as stack:
+        address = ("127.0.0.1", int(url.rpartition(":")[2]))
+        silent = [stack.enter_context(socket.create_connection(address)) for _ in range(90 if limit else 75)]
+        if not limit:
+            time.sleep(0.5)
+            for answer in (httpx2.get(f"{url}/health"), httpx2.post(f"{url}/v1/rewards", json=BODY)):
+                assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+                assert "connections are open" in answer.json()["error"]["message"]
+        for _ in range(20):  # One that sends its head letter by letter is no better.
+            with suppress(OSError):
+                silent[0].sendall(b"G")
+            time.sleep(1)
+        silent[0].settimeout(5)
+        with suppress(ConnectionError):
+            while silent[0].recv(100):
+                pass
+        assert httpx2.get(f"{url}/health", timeout=20).status_code == 200
+        assert httpx2.post(f"{url}/v1/rewards", json=BODY, timeout=20).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert process.stderr is not None
+        said = process.stderr.read().splitlines()
+    assert len(said) <= 4
+    assert any("ulimit" in line for line in said) == bool(limit)
+    assert all(line.startswith("rprm: ") for line in said)
+
+
+@pytest.mark.slow
+def test_a_thread_that_does_not_end_holds_no_process_up() -> None:
+    """A second signal ends the process at once, however much is under way."""
+    many = {"solutions": [{"problem": f"What is {number} + 1?", "steps": ["Add."] * 3} for number in range(250)]}
+    with running("-k", "2") as (process, url):
+
+        def ask() -> None:
+            with suppress(httpx2.HTTPError):
+                httpx2.post(f"{url}/v1/rewards", json=many, timeout=60)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        wait_for(url, 1)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        started = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert time.monotonic() - started < 5
+        asking.join()

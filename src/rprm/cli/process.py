@@ -167,20 +167,25 @@ def run_command(command: Callable[[], object]) -> NoReturn:
     sys.exit(code)
 
 
-def _leave(number: signal.Signals) -> NoReturn:
-    """Say what is kept, and end without waiting for threads."""
+def end(code: int) -> NoReturn:
+    """End the process without waiting for threads."""
     import shutil
 
     for folder in _folders:
         shutil.rmtree(folder.name, ignore_errors=True)
+    with suppress(OutputLost):
+        sys.stdout.flush()
+    for child in getattr(sys.modules.get("multiprocessing"), "active_children", list)():
+        child.terminate()  # As the end of the interpreter would.
+    os._exit(code)
+
+
+def _leave(number: signal.Signals) -> NoReturn:
+    """Say what is kept, and end."""
     run, kept = getattr(getattr(sys.modules.get("rprm.runs"), "Run", None), "last", None), "nothing was kept"
     if run is not None and (run.folder / "manifest.json").exists():
         run.__exit__(KeyboardInterrupt, None, None)  # Nothing to do, unless the signal came where nobody held the run.
         kept = one_line(f"what is finished is kept in {run.folder}, and the same command resumes it")
     if os.environ.get("RANK", "0") == "0":  # Of several processes that train, the main one speaks.
         print(f"rprm: stopped by {number.name}; {kept}", file=sys.stderr, flush=True)
-    with suppress(OutputLost):
-        sys.stdout.flush()
-    for child in getattr(sys.modules.get("multiprocessing"), "active_children", list)():
-        child.terminate()  # As the end of the interpreter would.
-    os._exit(128 + number)
+    end(128 + number)

@@ -95,8 +95,10 @@ def judged_items(folder: Path, data: Sequence[str]) -> tuple[Benchmark, Benchmar
             # A file that is gone is no data set of the hub, though its name may look like one.
             if Path(file := place.partition("?")[0]).suffix and not Path(file).exists() and not Path(place).exists():
                 raise InputError(f"{place}: no such file")
+            if place not in data and (Path(file).is_fifo() or Path(place).is_fifo()):
+                raise InputError(f"{place}: it was read from a pipe")  # It would wait for somebody to write there.
             items = benchmark.read(place)
-        except InputError as error:
+        except (InputError, UnicodeEncodeError) as error:  # A name of an edited manifest may be none that files have.
             reasons.append(str(error))
             continue
         if (found := with_digest(benchmark, items, recorded["input"])) is not None:

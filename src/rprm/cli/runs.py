@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rprm.cli.options import Json, with_options
-from rprm.errors import InputError, RprmError, RunError
+from rprm.errors import CorruptRun, InputError, RprmError, RunError
 
 if TYPE_CHECKING:
     from rprm.records import Solution, SolutionReward
@@ -93,11 +93,11 @@ def show(
             for reward in rewards:
                 print(reward.model_dump_json())
             return
-        how: dict[str, Any] = {"threshold": float(found["settings"]["threshold"]), "analyses": analyses}
+        how: dict[str, Any] = {"threshold": found["settings"].of("threshold", float), "analyses": analyses}
         for solution, reward in zip(_solutions(run, rewards, data or []), rewards, strict=True):
             console.print(render_solution(solution, reward, note=note(found["model"], solution), **how))
         return
-    totals = Totals(max_tokens=found["settings"].get("max_tokens"))
+    totals = Totals(max_tokens=found["settings"].of("max_tokens", int | None))
     if found["manifest"]["stage"] == "judge":
         if (known := checked_totals(run)) is not None and known.keys() == asdict(totals).keys():
             totals = Totals(**known)
@@ -138,7 +138,8 @@ def export(
 ) -> None:
     """Write the rewards of a run as a table, one row for each step that was judged.
 
-    Its columns are those of `rprm.to_pandas` (docs/python.md).
+    Its columns are those of `rprm.to_pandas` (docs/python.md). Ids are written as they are: a spreadsheet takes one
+    that begins with = + - @ for a formula, unless its column is imported as text.
     """
     from rprm.rewarders.base import read_rewards
     from rprm.showing import one_line
@@ -155,7 +156,7 @@ def _facts(run: Path) -> dict[str, Any]:
     """What a run folder says of itself, and what lies in it."""
     from rprm.embedded import is_embedded
     from rprm.files import disk
-    from rprm.runs import REJECTED, RESULTS, Journal, read_manifest
+    from rprm.runs import MANIFEST, REJECTED, RESULTS, Journal, read_manifest
 
     manifest = read_manifest(run)
     settings, session = manifest["settings"], manifest["sessions"][-1]
@@ -164,7 +165,9 @@ def _facts(run: Path) -> dict[str, Any]:
         status += f" by {session.get('stopped_by')}"
     elif status == "running":
         status = "running, or killed"
-    limit, num_rows = settings.get("limit"), session.get("num_rows")
+    limit, num_rows = settings.of("limit", int | None), session.get("num_rows")
+    if not isinstance(num_rows, int | None):
+        raise CorruptRun.at(str(run / MANIFEST), f"its num_rows is {num_rows!r:.80}")
     engines = (found.get("engine") for found in (settings, *settings.values()) if isinstance(found, dict))
     engine: dict[str, Any] = next((one for one in engines if isinstance(one, dict)), {})
     model = ":".join(str(engine[name]) for name in ("kind", "model") if engine.get(name))
@@ -232,7 +235,11 @@ class ShownRuns:
         from rprm.runs import MANIFEST
 
         found = (Path(place) for place, _, files in os.walk(self.folder) if MANIFEST in files)
-        return {os.path.relpath(place, self.folder): place for place in sorted(found)}
+        # Names that are no UTF-8 have their bytes spelled out.
+        return {
+            os.fsencode(place.relative_to(self.folder)).decode(errors="backslashreplace"): place
+            for place in sorted(found)
+        }
 
 
 def _rows(facts: dict[str, Any]) -> str:

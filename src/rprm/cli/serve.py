@@ -10,22 +10,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rprm import ranges
 from rprm.cli.judge import EmbeddedScope
 from rprm.cli.options import JudgeOptions, Model, PolicyOptions, with_options
-from rprm.cli.process import run_async
+from rprm.cli.process import end, run_async
 from rprm.cli.runs import ShownRuns
 from rprm.errors import InputError, RprmError, RunError
 
 if TYPE_CHECKING:
+    import asyncio
+
     from rprm.rewarders.base import StepRewarder
     from rprm.search.candidates import Policy
     from rprm.serve.gate import Gate, Limits
 
-#: Seconds that requests under way may take to end once the server is asked to stop.
-_GRACE_S = 30
+#: Seconds that requests under way may take to end once the server is asked to stop, and that the head of one may take
+#: to come.
+_GRACE_S, _HEAD_S = 30, 15
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class LimitOptions:
     max_body: Annotated[ranges.Megabytes, "Largest body of a request, in MB (else 413)."] = 4
     max_solutions: Annotated[ranges.Rows, "Most solutions of a request (else 422)."] = 256
     max_steps: Annotated[ranges.Rows, "Most steps of a solution (else 422)."] = 1_000
-    max_samples: Annotated[ranges.Draws, "Most samples of a chat completion (else 422)."] = 64
+    max_samples: Annotated[ranges.Draws, "Most samples of a chat completion, or of a search's round (else 422)."] = 64
     max_requests: Annotated[ranges.Width, "Most requests under way at once (else 429)."] = 256
     timeout: Annotated[ranges.Seconds, "Longest request, in seconds (else 503)."] = 600.0
     cache: Annotated[ranges.Count, "MB of rewards kept for equal requests; 0: none."] = 64
@@ -90,6 +93,8 @@ def serve(
             f"--host {host}: other machines could use the models; set a key in {key_env} (such as the output of "
             "`openssl rand -hex 32`), or listen on 127.0.0.1"
         )
+    if key is not None and not (key.isascii() and key.isprintable()):
+        raise InputError(f"the key in {key_env} has characters that no header carries: use letters and digits")
     if key is not None and len(key) < 16:
         raise InputError(f"the key in {key_env} has {len(key)} characters; use at least 16")
     KEYS.update({key} if key else ())
@@ -99,16 +104,47 @@ def serve(
     shown = None if runs is None else ShownRuns(runs)
     gate = create_app(rewarder, name=model, policy=writer, limits=limit_options.limits(), key=key, runs=shown)
     run_async(_run(gate, rewarder, writer, host, port))
+    end(0)  # Whatever a thread still reads or computes, its client has gone.
 
 
 async def _run(gate: Gate, rewarder: StepRewarder, policy: Policy | None, host: str, port: int) -> None:
     """Serve until a signal; then let what is under way end."""
+    import asyncio
     import socket
 
+    import h11
     import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol
 
     received: list[str] = []
     name = f"[{host}]" if ":" in host else host
+
+    class Connection(H11Protocol):
+        """A connection is closed where the head of a request does not come in time, the first one's too."""
+
+        _late: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._wait()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._wait()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            if self._late is not None:
+                self._late.cancel()
+            super().connection_lost(exc)
+
+        def _wait(self) -> None:
+            if self._late is not None:
+                self._late.cancel()
+            self._late = self.loop.call_later(_HEAD_S, self._close)
+
+        def _close(self) -> None:
+            if self.conn.their_state is h11.IDLE:
+                self.transport.close()
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -131,11 +167,17 @@ async def _run(gate: Gate, rewarder: StepRewarder, policy: Policy | None, host: 
                     signal.signal(number, handler)
 
         def _stop(self, number: int, frame: object) -> None:
-            received.append(signal.Signals(number).name)
-            self.force_exit = self.should_exit
+            name, is_second = signal.Signals(number).name, self.should_exit
+            received.append(name)
             self.should_exit = gate.is_stopping = True
             logging.getLogger("uvicorn.error").disabled = True  # The last line says what was broken off.
-            _say(f"{received[-1]}: {gate.num_under_way} requests are under way, which may take {_GRACE_S} s to end")
+            _say(f"{name}: {gate.num_under_way} requests are under way, which may take {_GRACE_S} s to end")
+            if is_second:
+                tell_end()
+                end(0)
+
+    def tell_end() -> None:
+        _say(f"stopped by {received[0]}; {gate.num_broken_off + gate.num_under_way} requests were broken off")
 
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -144,22 +186,37 @@ async def _run(gate: Gate, rewarder: StepRewarder, policy: Policy | None, host: 
     except OSError as error:
         raise RunError(f"--host {host} --port {port}: {error.strerror or error}") from None
     config = uvicorn.Config(
-        gate, log_config=None, access_log=False, lifespan="off", http="h11", ws="none", proxy_headers=False,
+        gate, log_config=None, access_log=False, lifespan="off", http=Connection, ws="none", proxy_headers=False,
         server_header=False, timeout_graceful_shutdown=_GRACE_S, backlog=2048,
-        limit_concurrency=4 * gate.limits.requests + 64,
     )  # fmt: skip
+    server = Server(config)
+    gate.connections = server.server_state.connections
+    asyncio.get_running_loop().set_exception_handler(_Unhandled())
     try:
         _say("loading the model")
         await rewarder.start()
         if policy is not None:
             await policy.start()
-        await Server(config).serve([listener])
+        await server.serve([listener])
     finally:
         listener.close()
         if policy is not None:
             await policy.engine.aclose()
         await rewarder.aclose()
-    _say(f"stopped by {received[0]}; {gate.num_broken_off + gate.num_under_way} requests were broken off")
+    tell_end()
+
+
+class _Unhandled:
+    """What an event loop cannot raise anywhere. That the system has no file left for a connection is told once."""
+
+    is_told = False
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if "accept()" not in context["message"]:
+            loop.default_exception_handler(context)
+        elif not self.is_told:
+            self.is_told = True
+            _say(f"a connection has to wait: {context['exception']}; raise the limit (ulimit -n)")
 
 
 def _say(text: str) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+import re
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from typing import Any, Literal, Protocol, TypeVar, get_args
 
 from rprm.api import RPRM
@@ -60,6 +60,21 @@ def answer_of(completion: Any) -> str:
         return completion
     replies = [message for message in completion if _field(message, "role") == "assistant"]
     return "\n\n".join(text_of(_field(message, "content")) for message in replies)
+
+
+def enclosed(text: str, ends: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """What stands in a text between each beginning and the end that belongs to it, with the beginning, from the left,
+    none in another. It is one pass, whatever the text: an end that stands nowhere is looked for once."""
+    begins, at, missing = re.compile("|".join(map(re.escape, ends))), 0, set[str]()
+    while begin := begins.search(text, at):
+        at = begin.end()
+        if begin[0] in missing:
+            continue
+        if (end := text.find(ends[begin[0]], at)) < 0:
+            missing.add(begin[0])
+            continue
+        yield begin[0], text[at:end]
+        at = end + len(ends[begin[0]])
 
 
 def steps_of(answer: str, separator: str | None = None) -> list[str]:
@@ -119,10 +134,14 @@ def rewarder_of(given: AnyRewarder) -> RPRM:
     return given if hasattr(given, "score_async") else RPRM(given)  # type: ignore[return-value]
 
 
-@lru_cache
+_LOADED: dict[tuple[str, str], RPRM] = {}
+
+
 def loaded(model: str, **options: Any) -> RPRM:
     """The rewarder of a spec, once a process: for libraries that are configured by texts."""
-    return RPRM(model, **options)
+    key = model, repr(sorted(options.items()))
+    # Of threads that ask at once, all get the one that was kept first: a model is loaded when it is used.
+    return _LOADED.get(key) or _LOADED.setdefault(key, RPRM(model, **options))
 
 
 def blocking(work: Coroutine[Any, Any, T]) -> T:
@@ -131,8 +150,21 @@ def blocking(work: Coroutine[Any, Any, T]) -> T:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(work)
+    tasks: list[asyncio.Task[Any]] = []
+
+    async def noted() -> T:
+        tasks.extend(filter(None, [asyncio.current_task()]))
+        return await work
+
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, work).result()
+        try:
+            return pool.submit(asyncio.run, noted()).result()
+        except BaseException:
+            # Ctrl-C in this thread: the work in the other must end too.
+            for task in tasks:
+                if not task.done():
+                    task.get_loop().call_soon_threadsafe(task.cancel)
+            raise
 
 
 def _field(message: Any, name: str) -> Any:

@@ -13,25 +13,26 @@ from rprm.integrations.answers import (
     Scorer,
     blocking,
     checked_form,
+    enclosed,
     filled,
     judged,
     rewarder_of,
     value_of,
 )
 
-#: The user's turns in the templates of Qwen and other ChatML models, Llama 3, Gemma, Mistral, DeepSeek, Phi and Zephyr.
-_USER_TURN = re.compile(
-    r"<\|im_start\|>user\n(.*?)<\|im_end\|>"
-    r"|<\|start_header_id\|>user<\|end_header_id\|>\n\n(.*?)<\|eot_id\|>"
-    r"|<start_of_turn>user\n(.*?)<end_of_turn>"
-    r"|\[INST\] ?(.*?) ?\[/INST\]"
-    r"|<｜User｜>(.*?)<｜Assistant｜>"
-    r"|<\|user\|>\n?(.*?)(?:<\|end\|>|</s>)?\s*<\|assistant\|>",
-    re.DOTALL,
-)
+#: What begins and what ends a user's turn in the templates of Qwen and other ChatML models, Llama 3, Gemma, Mistral,
+#: DeepSeek, Phi and Zephyr.
+_USER_TURNS = {
+    "<|im_start|>user\n": "<|im_end|>",
+    "<|start_header_id|>user<|end_header_id|>\n\n": "<|eot_id|>",
+    "<start_of_turn>user\n": "<end_of_turn>",
+    "[INST]": "[/INST]",
+    "<｜User｜>": "<｜Assistant｜>",
+    "<|user|>": "<|assistant|>",
+}
 _TAG = re.compile(r"<[|｜][^<>\s]{1,40}[|｜]>|\[/?INST\]|<(?:start|end)_of_turn>")
-#: Control tokens that end a response.
-_ENDING = re.compile(r"(?:\s*(?:<[|｜][^<>\s]{1,40}[|｜]>|</s>|<eos>|<pad>|<end_of_turn>))+\s*\Z")
+#: Control tokens that end a turn.
+_ENDING = re.compile(r"<[|｜][^<>\s]{1,40}[|｜]>|</s>|<eos>|<pad>|<end_of_turn>")
 
 ProblemOf = Callable[[str, Any], str]
 
@@ -42,11 +43,31 @@ def problem_of_prompt(prompt: str, label: Any = None) -> str:
     Raises:
         InputError: the prompt has control tokens of a template that is not known.
     """
-    if turns := [next(filter(None, groups), "") for groups in _USER_TURN.findall(prompt)]:
-        return turns[-1]
+    if turns := [turn for _, turn in enclosed(prompt, _USER_TURNS)]:
+        return _without_ending(turns[-1].strip())
     if tag := _TAG.search(prompt):
         raise InputError(f"the prompt is rendered with an unknown template ({tag[0]}): give a function as problem_of")
     return prompt
+
+
+def _without_ending(text: str) -> str:
+    """A turn without the control tokens at its end, in one pass: a response may be nothing but such tokens."""
+    cut = end = 0
+    for token in _ENDING.finditer(text):
+        if text[end : token.start()].strip():
+            cut = token.start()
+        end = token.end()
+    return text if text[end:].strip() else text[:cut].rstrip()
+
+
+def _response(query: str, prompt: str) -> str | None:
+    """What stands in a query after its prompt; None where that does not stand there. Decoded again, a prompt may differ
+    in spaces, or lack its beginning (--data.max_len): its end stands, as often as in what is left of the prompt."""
+    if query.startswith(prompt):
+        return query[len(prompt) :]
+    end = prompt[-40:]
+    parts = query.split(end, prompt.count(end, max(prompt.find(query[:40]), 0)))
+    return parts[-1] if len(parts) > 1 else None
 
 
 async def respond(
@@ -69,17 +90,16 @@ async def respond(
         EngineError: as `RPRM.score`.
     """
     queries, prompts = _texts(payload, "query"), _texts(payload, "prompts")
-    labels = payload.get("labels") or [None] * len(prompts)
+    if not isinstance(labels := payload.get("labels", []), list | None):
+        raise InputError("'labels' must be a list")
+    labels = labels or [None] * len(prompts)
     if not len(queries) == len(prompts) == len(labels):
         raise InputError(f"{len(queries)} queries, {len(prompts)} prompts and {len(labels)} labels: not of one length")
     answers = []
     for index, (query, prompt, label) in enumerate(zip(queries, prompts, labels, strict=True)):
-        # Decoded again, a prompt may differ in spaces, or lack its beginning (--data.max_len): its end stands.
-        begun = query.startswith(prompt)
-        _, end, response = ("", prompt, query[len(prompt) :]) if begun else query.rpartition(prompt[-40:])
-        if not end and prompt:
+        if (response := _response(query, prompt)) is None:
             raise InputError(f"query {index} does not begin with its prompt")
-        answers.append((problem_of(prompt, label), _ENDING.sub("", response)))
+        answers.append((problem_of(prompt, label), _without_ending(response)))
     values = [value_of(reward, checked_form(form)) for reward in await judged(prm, answers)]
     rewards = filled(values, unscored)
     return {"rewards": rewards, "scores": rewards, "extra_logs": {"unscored": [float(one is None) for one in values]}}

@@ -40,6 +40,7 @@ def render_solution(
         Column(ratio=1), box=None, padding=(0, 1), show_header=False, expand=True,
     )  # fmt: skip
     judged = {step.step_index: step for step in result.steps}
+    verdicts = dict(zip((step.step_index for step in result.steps), result.verdicts(threshold), strict=True))
     for index, text in enumerate(solution.steps):
         step = judged.get(index)
         if step is None:
@@ -61,7 +62,7 @@ def render_solution(
             parts.append(Padding(analysis, (0, 0, 0, 2)))
         reward, bar = "none", Text("?" * _BAR_WIDTH, style="yellow")
         if step.reward is not None:
-            filled, colour = round(step.reward * _BAR_WIDTH), wrong if step.reward < threshold else right
+            filled, colour = round(step.reward * _BAR_WIDTH), {True: right, False: wrong, None: "dim"}[verdicts[index]]
             reward, bar = f"{step.reward:.2f}", Text("█" * filled, style=colour)
             bar.append("░" * (_BAR_WIDTH - filled), style="dim")
         table.add_row(str(index + 1), bar, reward, Group(*parts))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,6 +22,9 @@ from rprm.runs import FORMAT, read_manifest, read_results
 from rprm.stopping import StoppingRule
 
 Steps = Sequence[str]  # of a solution
+
+#: Characters of a prompt from which on its seeds are made in a thread: some tenth of a millisecond each.
+_LONG = 100_000
 
 # Stands for a sample that the engine refused, while others of its prompt were drawn.
 _REFUSED = Analysis(text="", verdict=None, p_yes=None, p_yes_source=None, num_tokens=0, finish_reason="refused")
@@ -86,9 +91,12 @@ async def draw(
 ) -> list[Analysis]:  # fmt: skip
     """Some analyses of a prompt, by their sample numbers, each paid for once; one that is refused has no verdict, and
     where every one is, that is a `RequestRefused`."""
+    make_seeds = partial(sample_seeds, sampling.seed or 0, text := prompt.text, samples)
+    # Those of a long prompt take a while: in a thread, other work goes on.
+    seeds = make_seeds() if len(text) < _LONG else await asyncio.to_thread(make_seeds)
 
     async def drawn(sample: int) -> Analysis | RequestRefused:
-        seeded = replace(sampling, seed=sample_seed(sampling.seed or 0, prompt, sample))
+        seeded = replace(sampling, seed=seeds[sample])
         try:
             return await paid_once(ledger, f"{scope}{sample}", Analysis, lambda: write(seeded))
         except RequestRefused as error:
@@ -103,8 +111,17 @@ async def draw(
 
 def sample_seed(seed: int, prompt: Prompt, sample: int) -> int:
     """The seed of one sample: 31 bits that depend on the run's seed, the prompt and the sample's number alone."""
-    key = f"{seed}\0{sample}\0{prompt.text}".encode()
-    return int.from_bytes(hashlib.blake2b(key, digest_size=4).digest()) & 0x7FFF_FFFF
+    return sample_seeds(seed, prompt.text, (sample,))[sample]
+
+
+def sample_seeds(seed: int, text: str, samples: Iterable[int]) -> dict[int, int]:
+    """The seeds of some samples of a prompt, by their numbers."""
+    read, found = text.encode(), {}
+    for sample in samples:
+        key = hashlib.blake2b(f"{seed}\0{sample}\0".encode(), digest_size=4)
+        key.update(read)
+        found[sample] = int.from_bytes(key.digest()) & 0x7FFF_FFFF
+    return found
 
 
 def why_without_verdict(analyses: Sequence[Analysis], max_tokens: int, *, can_ask: bool) -> str:

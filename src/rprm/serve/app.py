@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -41,6 +42,7 @@ def create_app(
 
     app = FastAPI(title="rprm", version=__version__, docs_url=None, redoc_url=None, responses=_FAILURES)
     app.state.serving, app.state.runs = state, runs
+    app.state.readers = ThreadPoolExecutor(4, "rprm-runs")
     app.include_router(rewards.router)
     app.include_router(chat.router)
     app.include_router(pages.router)
@@ -49,7 +51,7 @@ def create_app(
     app.add_api_route("/health", _health, summary="Whether the server answers.")
     app.add_api_route("/metrics", _metrics, summary="Counters, as Prometheus reads them.")
     app.add_exception_handler(RequestValidationError, _malformed)
-    for kind in (RprmError, TimeoutError):
+    for kind in (RprmError, TimeoutError, Exception):
         app.add_exception_handler(kind, _failed)
     app.add_exception_handler(Gone, _nobody)
     app.add_exception_handler(HTTPException, _refused)

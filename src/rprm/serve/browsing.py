@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor
 from itertools import islice
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 from fastapi import APIRouter, Query, Request
+from fastapi.responses import JSONResponse
 
 from rprm.errors import InputError
+from rprm.files import encoded
 from rprm.records import Solution, SolutionReward
 from rprm.serve.rewards import RewardsAnswer
+from rprm.serve.state import serving
+
+T = TypeVar("T")
 
 router = APIRouter()
 
@@ -20,6 +27,13 @@ AGREEMENT = 0.75
 #: Which solutions are listed. "missed": the first error is not the label. "unscored": not known. "torn": the analyses
 #: of some step do not agree. "differ": two runs name different first errors.
 Kind = Literal["all", "missed", "unscored", "torn", "differ"]
+
+
+class _Answer(JSONResponse):
+    """What a manifest or a file's name holds that is no Unicode comes escaped."""
+
+    def render(self, content: Any) -> bytes:
+        return encoded(json.dumps(content, ensure_ascii=False, allow_nan=False))
 
 
 class RunFolders(Protocol):
@@ -60,17 +74,23 @@ def _folders(request: Request) -> RunFolders:
     return found
 
 
+async def _read(request: Request, work: Callable[[], T]) -> T:
+    """What is read of files: in a few threads of its own, so that nothing else waits for a slow disk, and in time."""
+    threads: Executor = request.app.state.readers
+    return await serving(request).within_time(asyncio.wrap_future(threads.submit(work)))
+
+
 @router.get("/v1/runs", summary="The runs of judged solutions.")
-async def runs(request: Request) -> dict[str, Any]:
+async def runs(request: Request) -> _Answer:
     shown = request.app.state.runs is not None
-    return {"object": "list", "data": await asyncio.to_thread(_folders(request).listed) if shown else []}
+    return _Answer({"object": "list", "data": await _read(request, _folders(request).listed) if shown else []})
 
 
 @router.get("/v1/runs/solutions", summary="The solutions of a run, maybe beside another's.")
 async def solutions(
     request: Request, run: str, beside: str | None = None, kind: Kind = "all",
-    offset: Annotated[int, Query(ge=0)] = 0, limit: Annotated[int, Query(ge=1, le=500)] = 100,
-) -> dict[str, Any]:  # fmt: skip
+    offset: Annotated[int, Query(ge=0, le=1 << 40)] = 0, limit: Annotated[int, Query(ge=1, le=500)] = 100,
+) -> _Answer:  # fmt: skip
     folders = _folders(request)
 
     def read() -> list[dict[str, Any]]:
@@ -79,12 +99,13 @@ async def solutions(
         chosen = (line | {"beside": other} for line, other in lines if is_listed(line, kind, other))
         return list(islice(chosen, offset, offset + limit + 1))
 
-    found = await asyncio.to_thread(read)
-    return {"object": "list", "data": found[:limit], "has_more": len(found) > limit}
+    found = await _read(request, read)
+    return _Answer({"object": "list", "data": found[:limit], "has_more": len(found) > limit})
 
 
 @router.get("/v1/runs/solution", summary="A solution of a run, with its analyses.")
-async def solution(request: Request, run: str, id: str) -> dict[str, Any]:
-    its, reward, threshold, notes = await asyncio.to_thread(_folders(request).solution, run, id)
+async def solution(request: Request, run: str, id: str) -> _Answer:
+    folders = _folders(request)
+    its, reward, threshold, notes = await _read(request, lambda: folders.solution(run, id))
     told = RewardsAnswer.of(0, reward, threshold, analyses=True, notes=notes).model_dump()
-    return told | {"problem": its.problem, "texts": list(its.steps), "label": reward.label}
+    return _Answer(told | {"problem": its.problem, "texts": list(its.steps), "label": reward.label})

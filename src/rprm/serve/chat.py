@@ -19,9 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from rprm.aggregation import Aggregation
 from rprm.benchmarks.mathematics import Problem
 from rprm.engines.base import Completion, Engine, EngineInfo, Sampling
-from rprm.errors import InputError, RequestRefused, RprmError
+from rprm.errors import InputError, RequestRefused
 from rprm.grading import Grader, final_answer
 from rprm.jobs import all_or_none
+from rprm.ledger import Ledger
 from rprm.prompts.template import Prompt
 from rprm.records import Solution, StepReward
 from rprm.search.candidates import Candidate, Candidates, Policy, choose_one
@@ -186,7 +187,8 @@ class Answer:
         """Set down the steps of the chosen solution, with the rewards of those that were judged."""
         for index, text in enumerate(steps):
             known = rewards.get(index)
-            told = {} if known is None else StepAnswer.of(known, threshold, analyses).model_dump(exclude_none=True)
+            answer = None if known is None else StepAnswer.of(known, known.verdict(threshold), analyses)
+            told = {} if answer is None else answer.model_dump(exclude_none=True)
             self.steps.append({"text": text, **told, "step_index": index})
 
 
@@ -272,10 +274,10 @@ class _Work:
     problem: Problem
 
     async def run(self, on_step: Callable[[str], None] | None = None) -> Answer:
-        answer = await (self._guided(on_step) if self.name in STEPWISE else self._sampled())
-        self.state.metrics.generated("policy", self._meter.num_tokens)
-        self.state.metrics.analysed(answer.num_analyses, answer.num_judge_tokens)
-        return answer
+        try:
+            return await (self._guided(on_step) if self.name in STEPWISE else self._sampled())
+        finally:
+            self.state.metrics.generated("policy", self._meter.num_tokens)
 
     @property
     def _meter(self) -> Metered:
@@ -302,9 +304,9 @@ class _Work:
             votes = details | {"votes": [counts[one] if one >= 0 else 0 for one in groups], "chosen": chosen}
             return Answer(found[chosen].text, _finish(found[chosen]), details=votes)
         rewarder = self.state.judging.rewarders["full"]
-        stopping: Literal["none", "exact"] = "none" if self.name == "weighted" else "exact"
         judged = await choose_one(
-            rewarder, row, aggregation=self.body.rprm.aggregate or "min", stopping=stopping
+            rewarder, row, Ledger(self.state.metrics.paid), aggregation=self.body.rprm.aggregate or "min",
+            stopping="none" if self.name == "weighted" else "exact",
         )  # fmt: skip
         chosen, rewards = judged.chosen or 0, [one.low if one.low == one.high else None for one in judged.rewards]
         if self.name == "weighted" and (group := weighted_vote(groups, rewards)) is not None:
@@ -331,7 +333,7 @@ class _Work:
         )  # fmt: skip
         rewarder = self.state.judging.rewarders["full"]
         search = GuidedSearch(self.policy, rewarder, strategy, keep_analyses=analyses)
-        tree = await search.solve(self.problem, on_step=on_step)
+        tree = await search.solve(self.problem, Ledger(self.state.metrics.paid), on_step=on_step)
         if tree.chosen is None:
             reason = tree.refusals[0].reason if tree.refusals else "its steps are empty"
             raise RequestRefused(f"the policy wrote no step: {reason}")
@@ -400,7 +402,7 @@ async def _events(work: _Work) -> AsyncGenerator[str, None]:
         yield chunk({}, answer.finish_reason, rprm=work.told(answer))
         if (work.body.stream_options or {}).get("include_usage"):
             yield event({**head, "choices": [], "usage": work.usage(answer)})
-    except (RprmError, TimeoutError) as error:
+    except Exception as error:
         yield event(state.error_of(error)[1])
     finally:
         running.cancel()

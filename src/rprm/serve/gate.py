@@ -8,9 +8,10 @@ import asyncio
 import hmac
 import ipaddress
 import json
+import re
 import time
 from base64 import b64decode
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,14 +46,19 @@ class Limits:
 
 #: The status of an answer whose client has gone.
 _GONE = 499
+#: The paths of GET requests that read files; what any other one asks for is at hand.
+_RUNS = "/v1/runs"
+#: An address in brackets, or a name, and a port.
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s\[\]/:@?#\\]+))(?::\d{0,5})?")
+_HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def is_loopback(host: str) -> bool:
     """Whether an address, or a name, is of this machine alone."""
-    if host in ("localhost", ""):
-        return host == "localhost"
+    if host.lower().removesuffix(".") == "localhost":
+        return True
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 
@@ -67,6 +73,9 @@ class Gate:
 
     def __init__(self, app: Any, limits: Limits, metrics: Metrics, key: str | None) -> None:
         self.app, self.limits, self.metrics = app, limits, metrics
+        #: The server's open connections, and how many there may be.
+        self.connections: Sized = ()
+        self.max_connections = 4 * limits.requests + 64
         self._key = None if key is None else key.encode()
         self.num_under_way = 0
         #: Requests that were under way when the server was to stop, and got no whole answer.
@@ -97,20 +106,27 @@ class Gate:
             if not self.is_stopping or has_begun:
                 raise
             await refuse(send, 503, "the server has stopped", _later())
+        except Exception:
+            if not is_answered:  # A fault that was told, and is in the log, costs no connection.
+                raise
         finally:
             self.num_broken_off += self.is_stopping and not is_answered
             self.metrics.answered(scope, status, time.monotonic() - started)
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.lower(): value for name, value in scope["headers"]}
+        host = _host_of(headers.get(b"host", b""))
         if self._key is not None and not self._is_known(headers.get(b"authorization", b"")):
             more = [(b"www-authenticate", b'Basic realm="rprm"')]
             await refuse(send, 401, "the key is missing or wrong: send Authorization: Bearer KEY", more)
-        elif self._key is None and not is_loopback(_host_of(headers.get(b"host", b""))):
+        elif self._key is None and not is_loopback(host):
             await refuse(send, 421, "this server answers requests to localhost alone")
-        elif (origin := headers.get(b"origin")) and _host_of(origin.partition(b"://")[2]) != _host_of(headers[b"host"]):
+        elif (origin := headers.get(b"origin")) and _host_of(origin.partition(b"://")[2]) != host:
             await refuse(send, 403, "requests from pages of other sites are refused")
-        elif scope["method"] != "POST":
+        elif len(self.connections) > self.max_connections:
+            more = [*_later(), (b"connection", b"close")]
+            await refuse(send, 503, f"{self.max_connections} connections are open, the most at once", more)
+        elif (is_get := scope["method"] != "POST") and not scope["path"].startswith(_RUNS):
             await self.app(scope, receive, send)
         elif self.is_stopping:
             await refuse(send, 503, "the server is stopping", _later())
@@ -122,7 +138,7 @@ class Gate:
             try:
                 # A client that does not read its answer holds no place for ever.
                 async with asyncio.timeout(self.limits.seconds + 2 * _BODY_S):
-                    await self._work(scope, headers, receive, send)
+                    await (self.app(scope, receive, send) if is_get else self._work(scope, headers, receive, send))
             except TimeoutError:
                 return
             finally:
@@ -153,7 +169,10 @@ class Gate:
             reason = f"the body has over {self.limits.body_mb} MB; send fewer solutions at once"
             await refuse(send, 413, reason, [(b"connection", b"close")])
             return
-        whole: list[Message] = [{"type": "http.request", "body": b"".join(pieces), "more_body": False}]
+        if _has_lone_surrogate(body := b"".join(pieces)):
+            await refuse(send, 422, "the body has text that is not Unicode: a lone surrogate")
+            return
+        whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def receive_whole() -> Message:
             return whole.pop() if whole else await receive()
@@ -172,9 +191,22 @@ class Gate:
 
 
 def _host_of(header: bytes) -> str:
-    """The host that a header names, without its port."""
-    name = header.decode("latin-1").partition("/")[0]
-    return name.partition("]")[0] + "]" if name.startswith("[") else name.rpartition(":")[0] or name
+    """The host that a header names, in small letters, without its port; "" of one that is malformed."""
+    found = _HOST.fullmatch(header.decode("latin-1").strip())
+    return (found[1] or found[2]).lower() if found else ""
+
+
+def _has_lone_surrogate(body: bytes) -> bool:
+    """Whether some text of a body of JSON is no Unicode, so that no model could read it, and no client its answer."""
+    if not _HALF_PAIR.search(body):
+        return False
+    try:
+        json.dumps(json.loads(body), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    except (ValueError, RecursionError):
+        pass  # The route says what is wrong with it.
+    return False
 
 
 def _later() -> list[tuple[bytes, bytes]]:

@@ -11,12 +11,14 @@ from typing import Any, TypeVar
 from fastapi import Request
 
 from rprm.embedded import note
+from rprm.ledger import Ledger
 from rprm.records import Solution, SolutionReward, StepReward
 from rprm.rewarders.base import StepRewarder, StepStreamer, solution_reward, spec_of
 from rprm.serve.metrics import Metrics
 
 T = TypeVar("T")
 Kept = SolutionReward | StepReward
+JudgedStep = tuple[StepReward, bool | None]  #: with its verdict
 
 
 class Gone(Exception):
@@ -51,8 +53,9 @@ class Judging:
         self.rewarders = {"full": rewarder.in_full(), "first-errors": rewarder}
         self.threshold = rewarder.threshold
         self.metrics = metrics
+        self._ledger = Ledger(metrics.paid)
         self._kept: OrderedDict[tuple[str, ...], tuple[Kept, int]] = OrderedDict()
-        self._room = cache_mb << 20
+        self._most, self._size = cache_mb << 20, 0
 
     def notes(self, solution: Solution) -> list[str]:
         """What to know of a solution before its rewards are used."""
@@ -64,25 +67,26 @@ class Judging:
         key = (question, solution.problem, *solution.steps)
         if isinstance(kept := self._find(key), SolutionReward):
             return kept.model_copy(update={"id": solution.id, "label": solution.label})
-        result = await self.rewarders[question].judge(solution)
-        self.metrics.judged_all(result)
+        result = await self.rewarders[question].judge(solution, self._ledger)
+        for step in result.steps:
+            self.metrics.judged(step)
         self._keep(key, result, all(step.reward is not None for step in result.steps))
         return result
 
-    async def in_steps(self, solution: Solution, question: str) -> AsyncGenerator[StepReward | SolutionReward, None]:
+    async def in_steps(self, solution: Solution, question: str) -> AsyncGenerator[JudgedStep | SolutionReward, None]:
         """The rewards of a solution, step by step as they stand, and then all of it."""
         rewarder, key = self.rewarders[question], (question, solution.problem, *solution.steps)
         if not isinstance(rewarder, StepStreamer) or key in self._kept:
             result = await self.solution(solution, question)
-            for step in result.steps:
-                yield step
+            for judged in zip(result.steps, result.verdicts(self.threshold), strict=True):
+                yield judged
         else:
             steps = []
-            async with aclosing(rewarder.judge_steps(solution)) as judged:
-                async for step in judged:
+            async with aclosing(rewarder.judge_steps(solution, self._ledger)) as stream:
+                async for step in stream:
                     self.metrics.judged(step)
                     steps.append(step)
-                    yield step
+                    yield step, step.verdict(self.threshold)
             result = solution_reward(solution, steps, self.threshold)
             self._keep(key, result, all(step.reward is not None for step in steps))
         yield result
@@ -92,7 +96,7 @@ class Judging:
         key = ("step", str(step_index), problem, *steps)
         if isinstance(kept := self._find(key), StepReward):
             return kept
-        result = await self.rewarders["full"].judge_step(problem, steps, step_index)
+        result = await self.rewarders["full"].judge_step(problem, steps, step_index, self._ledger)
         self.metrics.judged(result)
         self._keep(key, result, result.reward is not None)
         return result
@@ -109,9 +113,9 @@ class Judging:
         # The texts are nearly all of it: a character is at most four bytes, a record some hundreds.
         texts = [*key, *(one.text for step in steps for one in step.analyses)]
         size = 1_000 + 500 * (len(steps) + len(texts)) + 4 * sum(map(len, texts))
-        if not is_whole or size > self._room:
+        if not is_whole or size > self._most:
             return
-        self._room += (self._kept.pop(key)[1] if key in self._kept else 0) - size
+        self._size += size - (self._kept.pop(key)[1] if key in self._kept else 0)
         self._kept[key] = result, size
-        while self._room < 0:
-            self._room += self._kept.popitem(last=False)[1][1]
+        while self._size > self._most:
+            self._size -= self._kept.popitem(last=False)[1][1]

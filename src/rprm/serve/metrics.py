@@ -7,7 +7,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from rprm.records import SolutionReward, StepReward
+from rprm.records import StepReward
 
 #: Upper ends of the buckets of seconds: from an answer at hand to the longest judging.
 _SECONDS = (0.005, 0.02, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
@@ -24,7 +24,7 @@ class Metrics:
         self._seconds = Histogram(
             "rprm_request_seconds", "Seconds to an answer.", ["route"], buckets=_SECONDS, **made
         )  # fmt: skip
-        self.under_way = Gauge("rprm_requests_under_way", "Requests that use the models.", **made)
+        self.under_way = Gauge("rprm_requests_under_way", "Requests that use the models, or read runs.", **made)
         self._steps = Counter("rprm_steps", "Steps judged, by whether they have a reward.", ["scored"], **made)
         self._analyses = Counter("rprm_analyses", "Analyses written.", **made)
         self._tokens = Counter("rprm_generated_tokens", "Tokens generated, by model.", ["model"], **made)
@@ -38,15 +38,13 @@ class Metrics:
 
     def judged(self, step: StepReward) -> None:
         self._steps.labels("no" if step.reward is None else "yes").inc()
-        self.analysed(len(step.analyses), sum(one.num_tokens for one in step.analyses))
 
-    def judged_all(self, result: SolutionReward) -> None:
-        for step in result.steps:
-            self.judged(step)
-
-    def analysed(self, num_analyses: int, num_tokens: int) -> None:
-        self._analyses.inc(num_analyses)
-        self.generated("judge", num_tokens)
+    def paid(self, key: str, piece: Mapping[str, Any]) -> None:
+        """Count a piece of work as it is done, whether or not its request gets an answer: an analysis. (A `Ledger`'s
+        `record`; pieces without tokens are the policy's and a classifier's.)"""
+        if "p_yes" in piece:
+            self._analyses.inc()
+            self.generated("judge", piece["num_tokens"])
 
     def generated(self, model: str, num_tokens: int) -> None:
         self._tokens.labels(model).inc(num_tokens)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -13,13 +12,13 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from rprm.errors import InputError, RprmError
-from rprm.integrations.answers import RewardForm
+from rprm.errors import InputError
+from rprm.integrations.answers import RewardForm, enclosed
 from rprm.integrations.openrlhf import respond
 from rprm.jobs import all_or_none
 from rprm.reading import solution_of
 from rprm.records import Solution, SolutionReward, StepReward
-from rprm.serve.judging import unless_gone
+from rprm.serve.judging import JudgedStep, unless_gone
 from rprm.serve.state import Serving, merged, serving, stamped
 
 router = APIRouter()
@@ -28,7 +27,8 @@ State = Annotated[Serving, Depends(serving)]
 
 #: The tags that end a step in the texts of discriminative PRMs: Qwen2.5-Math-PRM's, and Math-Shepherd's.
 _TAGS = ("<extra_0>", " ки")
-_TURN = re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>", re.DOTALL)
+#: What begins and what ends a turn in the texts of Qwen's chat template; the role stands on its first line.
+_TURNS = {"<|im_start|>": "<|im_end|>"}
 
 
 class RewardsRequest(BaseModel):
@@ -73,7 +73,10 @@ class StepAnswer(BaseModel):
 
     step_index: int
     reward: float | None = Field(description="From 0 (wrong) to 1 (correct).")
-    verdict: bool | None = Field(description="Whether the reward reaches the threshold.")
+    verdict: bool | None = Field(
+        description="Whether the reward reaches the threshold; of a critic, whether the step stands before the first "
+        "error (null: after it)."
+    )
     vote: float | None = Field(description="The share of analyses that say Yes.")
     num_analyses: int
     settled_early: bool = Field(description="Early stopping ended the analyses: the reward is not their full mean.")
@@ -81,8 +84,7 @@ class StepAnswer(BaseModel):
     analyses: list[dict[str, Any]] | None = None
 
     @classmethod
-    def of(cls, step: StepReward, threshold: float, analyses: bool) -> StepAnswer:
-        verdict = None if step.reward is None else step.reward >= threshold
+    def of(cls, step: StepReward, verdict: bool | None, analyses: bool) -> StepAnswer:
         shown = [one.model_dump(mode="json") for one in step.analyses] if analyses else None
         return cls(
             step_index=step.step_index, reward=step.reward, verdict=verdict, vote=step.vote,
@@ -114,10 +116,11 @@ class RewardsAnswer(BaseModel):
     def of(
         cls, index: int, result: SolutionReward, threshold: float, analyses: bool, notes: list[str]
     ) -> RewardsAnswer:
+        judged = zip(result.steps, result.verdicts(threshold), strict=True)
+        steps = [StepAnswer.of(step, verdict, analyses) for step, verdict in judged]
         return cls(
-            index=index, id=result.id, first_error=result.first_error, rewards=result.rewards,
-            steps=[StepAnswer.of(step, threshold, analyses) for step in result.steps], notes=notes,
-        )  # fmt: skip
+            index=index, id=result.id, first_error=result.first_error, rewards=result.rewards, steps=steps, notes=notes
+        )
 
 
 class RewardsList(BaseModel):
@@ -161,7 +164,7 @@ async def score_step(body: StepRequest, request: Request, state: State) -> Any:
     solution = state.checked(solution_of({"problem": body.problem, "steps": body.steps}, default_id="0"))
     judging = state.judging.step(solution.problem, solution.steps, solution.place(body.step_index))
     step = await state.within_time(unless_gone(request, judging))
-    found = StepAnswer.of(step, state.judging.threshold, body.analyses)
+    found = StepAnswer.of(step, step.verdict(state.judging.threshold), body.analyses)
     return LoneStepAnswer(**dict(found), notes=state.judging.notes(solution))
 
 
@@ -213,24 +216,25 @@ async def _events(state: Serving, solutions: Sequence[Solution], body: RewardsRe
     for index, solution in enumerate(solutions):
         told = {"id": solution.id, "steps": solution.steps, "notes": state.judging.notes(solution)}
         yield event({"object": "solution.started", "index": index, **told})
-    shown = state.judging.threshold, body.analyses
     try:
         async for index, found in state.in_time(_judged(state, solutions, body.rewards)):
-            if isinstance(found, StepReward):
-                yield event({"object": "step.reward", "index": index, **StepAnswer.of(found, *shown).model_dump()})
-            elif isinstance(found, SolutionReward):
+            if isinstance(found, SolutionReward):
                 results.append(found)
                 notes = state.judging.notes(solutions[index])
-                yield event(RewardsAnswer.of(index, found, *shown, notes).model_dump())
+                whole = RewardsAnswer.of(index, found, state.judging.threshold, body.analyses, notes)
+                yield event(whole.model_dump())
+            else:
+                step = StepAnswer.of(*found, body.analyses)
+                yield event({"object": "step.reward", "index": index, **step.model_dump()})
         yield event({"object": "done", "model": state.name, "usage": _usage(results)})
-    except (RprmError, TimeoutError) as error:
+    except Exception as error:
         yield event(state.error_of(error)[1])
     yield "data: [DONE]\n\n"
 
 
 async def _judged(
     state: Serving, solutions: Sequence[Solution], question: str
-) -> AsyncGenerator[tuple[int, StepReward | SolutionReward], None]:
+) -> AsyncGenerator[tuple[int, JudgedStep | SolutionReward], None]:
     """Steps of all solutions as they stand, each with the place of its solution."""
     streams = [state.judging.in_steps(solution, question) for solution in solutions]
     async with aclosing(merged(streams)) as found:
@@ -249,7 +253,8 @@ def _usage(results: Sequence[SolutionReward]) -> dict[str, int]:
 
 def _messages_of(text: str) -> list[dict[str, Any]]:
     """The messages of a conversation that Qwen's chat template wrote."""
-    found = [{"role": role, "content": content} for role, content in _TURN.findall(text)]
+    turns = (turn.partition("\n") for _, turn in enclosed(text, _TURNS))
+    found = [{"role": role, "content": content} for role, _, content in turns]
     if not found:
         raise InputError("`input` must be a conversation as Qwen's chat template writes it; or send `messages`")
     return found

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import Request
 
-from rprm.errors import EngineUnavailable, InputError, RequestRefused, RprmError
+from rprm.errors import EngineError, InputError, RequestRefused, RprmError
 from rprm.records import Solution
 from rprm.search.candidates import Policy
 from rprm.serve.gate import Limits, error_body
@@ -20,6 +21,8 @@ from rprm.serve.judging import Judging
 from rprm.serve.metrics import Metrics
 
 T = TypeVar("T")
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Serving:
             raise InputError(f"it has {len(solution.steps):,} steps; at most {self.limits.steps:,} are judged")
         return solution
 
-    async def within_time(self, work: Coroutine[Any, Any, T]) -> T:
+    async def within_time(self, work: Awaitable[T]) -> T:
         """Await some work; a TimeoutError, and the work cancelled, where it takes too long."""
         async with asyncio.timeout(self.limits.seconds):
             return await work
@@ -61,17 +64,18 @@ class Serving:
                 yield found
 
     def error_of(self, error: Exception) -> tuple[int, dict[str, Any]]:
-        """The status and the body that answer a failure; what is not of ours is raised again."""
-        if isinstance(error, InputError | RequestRefused):
-            return 422, error_body(422, str(error))
+        """The status and the body that answer a failure. What the model's side, or this program, is at fault for is
+        told to the server's own log: it names addresses, and says what to do on this side."""
         if isinstance(error, TimeoutError):
             reason = f"it took longer than {self.limits.seconds:g} s: send less at once, or raise --timeout"
             return 503, error_body(503, reason)
-        if isinstance(error, EngineUnavailable):
-            return 503, error_body(503, f"the model does not answer: {error}")
+        if isinstance(error, EngineError) and not isinstance(error, RequestRefused):
+            _LOG.error("rprm: the model does not answer: %s", error)
+            return 503, error_body(503, "the model does not answer; the server's log says why")
         if isinstance(error, RprmError):
             return 422, error_body(422, str(error))
-        raise error
+        _LOG.error("rprm: a fault of its own", exc_info=error)
+        return 500, error_body(500, "the server failed at this request; its log says why")
 
 
 def serving(request: Request) -> Serving:

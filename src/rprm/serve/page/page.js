@@ -2,10 +2,15 @@
 import { eventsOf } from "/page/events.js";
 
 export const find = (id) => document.getElementById(id);
-export const results = find("results");
+const results = find("results");
 let running = null;
 
-export function stop() {
+// What is shown belongs to the last that was asked for: an answer that another has overtaken is dropped.
+let numBegun = 0;
+export const begun = () => ++numBegun;
+export const isLast = (number) => number === numBegun;
+
+export function showResults() {
   running?.abort();
   results.replaceChildren();
 }
@@ -68,7 +73,8 @@ export function showStep(step, found) {
   const verdict = found.verdict === null ? "unscored" : found.verdict ? "right" : "wrong";
   step.classList.add(verdict);
   step.querySelector(".bar").style.setProperty("--share", `${100 * (found.reward ?? 0)}%`);
-  const words = { right: "correct", wrong: "wrong", unscored: found.failure ?? "not judged" };
+  const unscored = found.failure ?? (found.reward === null ? "not judged" : "after the first error");
+  const words = { right: "correct", wrong: "wrong", unscored };
   step.querySelector(".number").textContent = `${shareOf(found.reward)}, ${words[verdict]}`;
   const analyses = found.analyses ?? [];
   if (!analyses.length) return;
@@ -99,9 +105,9 @@ export function showVerdict(made, first, label) {
 }
 
 async function judge(rows) {
-  running?.abort();
+  const number = begun();
+  showResults();
   const own = (running = new AbortController());
-  results.replaceChildren();
   find("judge").disabled = true;
   find("stop").hidden = false;
   say(`judging ${rows.length === 1 ? "one solution" : `${rows.length} solutions`}`);
@@ -122,7 +128,7 @@ async function judge(rows) {
       if (event.object === "done") say(`${numSteps} steps judged, ${event.usage.analyses} analyses, ${event.usage.generated_tokens} tokens`);
     }
   } catch (error) {
-    say(own.signal.aborted ? "stopped" : error.message, !own.signal.aborted);
+    if (isLast(number)) say(own.signal.aborted ? "stopped" : error.message, !own.signal.aborted);
   } finally {
     if (running === own) {
       find("judge").disabled = false;
@@ -132,7 +138,8 @@ async function judge(rows) {
 }
 
 async function judgeFile(file) {
-  stop();
+  begun();
+  showResults();
   try {
     if (!/\.(jsonl?|txt)$/i.test(file.name)) {
       throw new Error("the page takes .jsonl, .json and .txt, one solution a line; rprm judge takes CSV and Parquet too");

@@ -1,8 +1,9 @@
 // Run folders on the page: a list to choose from, two runs side by side, a solution of one with its analyses.
-import { find, makeSolution, results, say, showStep, showVerdict, stepName, stop } from "/page/page.js";
+import { begun, find, isLast, makeSolution, say, showResults, showStep, showVerdict, stepName } from "/page/page.js";
 
 const rows = find("list").tBodies[0];
 let numShown = 0;
+let numLists = 0;
 
 async function get(path, words = {}) {
   const answer = await fetch(`${path}?${new URLSearchParams(words)}`);
@@ -11,7 +12,7 @@ async function get(path, words = {}) {
   return found;
 }
 
-function addRow(line) {
+function addRow(run, line) {
   const cells = [line.id, stepName(line.label), line.first_error === null ? "not known" : stepName(line.first_error)];
   cells.push(line.beside ? (line.beside.first_error === null ? "not known" : stepName(line.beside.first_error)) : "–");
   cells.push(line.agreement === null ? "–" : `${Math.round(100 * line.agreement)}%`);
@@ -25,11 +26,12 @@ function addRow(line) {
     cell.scope = "row";
     const link = cell.appendChild(document.createElement("a"));
     link.textContent = text;
-    link.href = `#${new URLSearchParams({ run: find("run").value, id: line.id })}`;
+    link.href = `#${new URLSearchParams({ run, id: line.id })}`;
   });
 }
 
 async function list(more = false) {
+  const own = ++numLists; // An answer that another question has overtaken is dropped.
   if (!more) {
     rows.replaceChildren();
     numShown = 0;
@@ -38,26 +40,30 @@ async function list(more = false) {
   if (find("beside").value) words.beside = find("beside").value;
   try {
     const { data, has_more } = await get("/v1/runs/solutions", words);
-    data.forEach(addRow);
+    if (own !== numLists) return;
+    data.forEach((line) => addRow(words.run, line));
     numShown += data.length;
     find("more").hidden = !has_more;
     find("list").hidden = !numShown;
     const alone = find("kind").value === "differ" && !find("beside").value;
     say(alone ? "choose a run beside this one" : `${numShown}${has_more ? " or more" : ""} ${numShown === 1 ? "solution" : "solutions"}`);
   } catch (error) {
-    say(error.message, true);
+    if (own === numLists) say(error.message, true);
   }
 }
 
 async function showLinked() {
   const { run, id } = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
   if (!run || !id) return;
-  stop();
+  const own = begun();
+  showResults();
   try {
     const found = await get("/v1/runs/solution", { run, id });
+    if (!isLast(own)) return;
     if (find("run").value !== run) {
       find("run").value = run;
       await list();
+      if (!isLast(own)) return;
     }
     const made = makeSolution({ id: `${id} of ${run}`, steps: found.texts, notes: found.notes }, found);
     found.steps.forEach((step) => showStep(made.querySelectorAll(".step")[step.step_index], step));
@@ -65,10 +71,10 @@ async function showLinked() {
       if (one.textContent === "waiting") one.textContent = "not judged";
     });
     showVerdict(made, found.first_error, found.label);
-    results.focus();
+    find("results").focus();
     say(`${id} of ${run}`);
   } catch (error) {
-    say(error.message, true);
+    if (isLast(own)) say(error.message, true);
   }
 }
 
