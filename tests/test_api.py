@@ -130,17 +130,18 @@ def test_what_a_caller_cancels_is_cancelled() -> None:
 
 def test_control_c_leaves_nothing_to_say() -> None:
     code = (
-        "import rprm, signal, threading\n"
-        "timer = threading.Timer(0.5, signal.raise_signal, [signal.SIGINT])\n"
+        "import os, rprm, signal, threading, time\n"
+        "timer = threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT])\n"
         "try:\n"
         "    with rprm.RPRM('scripted:?delay=0.5&concurrency=2', num_analyses=2) as prm:\n"
         "        timer.start()\n"
+        "        begun = time.monotonic()\n"
         "        prm.score([{'problem': str(n), 'steps': ['a', 'b']} for n in range(60)])\n"
         "except KeyboardInterrupt:\n"
-        "    print('stopped')\n"
+        "    print('stopped', time.monotonic() - begun < 20)\n"  # all of it takes 30 s
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert (done.stdout, done.stderr) == ("stopped\n", "")
+    assert (done.stdout, done.stderr) == ("stopped True\n", "")
 
 
 def test_what_on_result_does() -> None:
@@ -164,9 +165,10 @@ def test_what_on_result_does() -> None:
         engine.num_requests = 0
         with pytest.raises(ValueError, match="mine"):
             prm.score(ASKED, on_result=fail)
+        time.sleep(0.5)
         asked = engine.num_requests
         time.sleep(0.5)
-        assert engine.num_requests <= asked + 2 < 20  # of 80
+        assert engine.num_requests == asked < 40  # of 80
 
 
 def test_an_engine_that_asks_its_own_rprm_is_told() -> None:

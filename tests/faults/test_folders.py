@@ -395,7 +395,7 @@ def test_a_place_where_no_folder_can_be(place: str, reason: str, tmp_path: Path,
 def test_what_the_embedded_judge_says_does_not_depend_on_who_stands_beside(
     tmp_path: Path, rprm: Callable[..., Ended]
 ) -> None:
-    """What docs/architecture.md promises of models in this process: texts, verdicts, first errors; P(Yes) to 1e-5 and nearer."""
+    """What docs/architecture.md promises of models in this process: texts, verdicts, first errors; P(Yes) nearly."""
     examples = str(Path(rprm_package.__file__).with_name("examples") / "word_problems.jsonl")
 
     def judged(width: int, limit: int) -> list[SolutionReward]:
