@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from rprm import RPRM, Solution, load_template
 from rprm.benchmarks import read_processbench
+from rprm.benchmarks.items import loaded
 from rprm.cli.app import app
 from rprm.engines.base import MIN_ROOM, clipped
 from rprm.engines.tokens import encode_prompt
@@ -105,7 +106,7 @@ def hardest(real_data: Path, count: int) -> list[Solution]:
     ranked = sorted(items, key=lambda item: -len(item.solution.problem) - sum(map(len, item.solution.steps)))
     subsets: dict[str, list[Solution]] = {}
     for item in ranked:
-        subsets.setdefault(item.subset, []).append(item.solution)
+        subsets.setdefault(item.subset, []).append(loaded(item))
     return [solution for solutions in subsets.values() for solution in solutions[:count]]
 
 
