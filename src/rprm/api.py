@@ -149,8 +149,7 @@ class RPRM(AbstractContextManager["RPRM"], AbstractAsyncContextManager["RPRM"]):
             InputError: there is no such step.
             EngineError: as `score`.
         """
-        solution, place = _step(problem, steps, step_index)
-        self._warn([solution])
+        solution, place = self._step(problem, steps, step_index)
         return self._wait(lambda home: _judged_step(home.in_full, solution, place))
 
     def best_of(
@@ -173,8 +172,7 @@ class RPRM(AbstractContextManager["RPRM"], AbstractAsyncContextManager["RPRM"]):
                 aggregation or stopping is unknown.
             EngineError: as `score`.
         """
-        row = _candidates(problem, texts, aggregation, stopping)
-        self._warn([Solution(id="0", problem=problem, steps=one.steps) for one in row.candidates])
+        row = self._candidates(problem, texts, aggregation, stopping)
         return self._wait(lambda home: _best_of(home.in_full, row, aggregation, stopping))
 
     async def score_async(self, solutions: Solutions, *, progress: bool = False) -> list[SolutionReward]:
@@ -187,16 +185,14 @@ class RPRM(AbstractContextManager["RPRM"], AbstractAsyncContextManager["RPRM"]):
         return await self._awaited(lambda home: _judged(home.rewarder, rows, progress))
 
     async def score_step_async(self, problem: str, steps: Sequence[str], step_index: int = -1) -> StepReward:
-        solution, place = _step(problem, steps, step_index)
-        self._warn([solution])
+        solution, place = self._step(problem, steps, step_index)
         return await self._awaited(lambda home: _judged_step(home.in_full, solution, place))
 
     async def best_of_async(
         self, problem: str, texts: Iterable[str | Sequence[str]], *, aggregation: Aggregation = "min",
         stopping: ChoiceStopping = "exact",
     ) -> JudgedCandidates:  # fmt: skip
-        row = _candidates(problem, texts, aggregation, stopping)
-        self._warn([Solution(id="0", problem=problem, steps=one.steps) for one in row.candidates])
+        row = self._candidates(problem, texts, aggregation, stopping)
         return await self._awaited(lambda home: _best_of(home.in_full, row, aggregation, stopping))
 
     def close(self) -> None:
@@ -237,6 +233,19 @@ class RPRM(AbstractContextManager["RPRM"], AbstractAsyncContextManager["RPRM"]):
         solutions = _solutions(values)
         self._warn(solutions)
         return solutions
+
+    def _step(self, problem: str, steps: Sequence[str], step_index: int) -> tuple[Solution, int]:
+        solution = solution_of(*rows_of([{"problem": problem, "steps": steps}]), default_id="0")
+        place = solution.place(step_index)
+        self._warn([solution])
+        return solution, place
+
+    def _candidates(
+        self, problem: str, texts: Iterable[str | Sequence[str]], aggregation: Aggregation, stopping: ChoiceStopping
+    ) -> Candidates:
+        row = _candidates(problem, texts, aggregation, stopping)
+        self._warn([Solution(id="0", problem=problem, steps=one.steps) for one in row.candidates])
+        return row
 
     def _warn(self, solutions: Sequence[Solution]) -> None:
         """Warn of solutions whose rewards will mean nothing."""
@@ -406,11 +415,6 @@ def _progress_line(num_solutions: int) -> ProgressLine:
         console = Terminal(stderr=True, force_jupyter=False, force_terminal=True)
     is_seen = is_notebook or console.is_terminal
     return ProgressLine(console, num_solutions, noun="solutions", disable=not is_seen)
-
-
-def _step(problem: str, steps: Sequence[str], step_index: int) -> tuple[Solution, int]:
-    solution = solution_of(*rows_of([{"problem": problem, "steps": steps}]), default_id="0")
-    return solution, solution.place(step_index)
 
 
 async def _judged_step(rewarder: StepRewarder, solution: Solution, place: int) -> StepReward:

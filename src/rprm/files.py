@@ -167,8 +167,7 @@ def read_json_lines(
                     if number <= unread:
                         continue
                     row = json.loads(line)
-                    if _HALF_PAIR.search(line):  # Never written, and nothing that reads the row could print it.
-                        json.dumps(row, ensure_ascii=False).encode()
+                    check_unicode(line)  # Never written, and nothing that reads the row could print it.
                     if checksums is not None:
                         row.pop("crc", None)
                     row = parse(row)
@@ -189,6 +188,12 @@ def read_json(path: Path, check: Callable[[bytes, Any], None] = lambda content, 
         return {**value}
     except DAMAGE as error:
         raise CorruptRun.at(str(path), error) from None
+
+
+def check_unicode(content: bytes) -> None:
+    """A `UnicodeEncodeError` where some text of a JSON value is no Unicode: half a surrogate pair."""
+    if _HALF_PAIR.search(content):
+        json.dumps(json.loads(content), ensure_ascii=False).encode()
 
 
 def encoded(text: str) -> bytes:

@@ -17,6 +17,7 @@ from typing import Any
 
 from rprm import ranges
 from rprm.errors import RprmError
+from rprm.files import check_unicode
 from rprm.serve.metrics import Metrics
 
 Scope = MutableMapping[str, Any]
@@ -50,7 +51,6 @@ _GONE = 499
 _RUNS = "/v1/runs"
 #: An address in brackets, or a name, and a port.
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s\[\]/:@?#\\]+))(?::\d{0,5})?")
-_HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def is_loopback(host: str) -> bool:
@@ -198,10 +198,8 @@ def _host_of(header: bytes) -> str:
 
 def _has_lone_surrogate(body: bytes) -> bool:
     """Whether some text of a body of JSON is no Unicode, so that no model could read it, and no client its answer."""
-    if not _HALF_PAIR.search(body):
-        return False
     try:
-        json.dumps(json.loads(body), ensure_ascii=False).encode()
+        check_unicode(body)
     except UnicodeEncodeError:
         return True
     except (ValueError, RecursionError):

@@ -5,14 +5,15 @@ export const find = (id) => document.getElementById(id);
 const results = find("results");
 let running = null;
 
-// What is shown belongs to the last that was asked for: an answer that another has overtaken is dropped.
+// What is shown belongs to the last that was asked for: what stood there goes, and an answer that another has
+// overtaken is dropped.
 let numBegun = 0;
-export const begun = () => ++numBegun;
 export const isLast = (number) => number === numBegun;
 
-export function showResults() {
+export function begun() {
   running?.abort();
   results.replaceChildren();
+  return ++numBegun;
 }
 
 export function say(text, failed = false) {
@@ -106,7 +107,6 @@ export function showVerdict(made, first, label) {
 
 async function judge(rows) {
   const number = begun();
-  showResults();
   const own = (running = new AbortController());
   find("judge").disabled = true;
   find("stop").hidden = false;
@@ -139,7 +139,6 @@ async function judge(rows) {
 
 async function judgeFile(file) {
   begun();
-  showResults();
   try {
     if (!/\.(jsonl?|txt)$/i.test(file.name)) {
       throw new Error("the page takes .jsonl, .json and .txt, one solution a line; rprm judge takes CSV and Parquet too");

@@ -1,5 +1,5 @@
 // Run folders on the page: a list to choose from, two runs side by side, a solution of one with its analyses.
-import { begun, find, isLast, makeSolution, say, showResults, showStep, showVerdict, stepName } from "/page/page.js";
+import { begun, find, isLast, makeSolution, say, showStep, showVerdict, stepName } from "/page/page.js";
 
 const rows = find("list").tBodies[0];
 let numShown = 0;
@@ -56,7 +56,6 @@ async function showLinked() {
   const { run, id } = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
   if (!run || !id) return;
   const own = begun();
-  showResults();
   try {
     const found = await get("/v1/runs/solution", { run, id });
     if (!isLast(own)) return;
