@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,14 +13,15 @@ import typer
 from rprm import ranges
 from rprm.cli import EXIT_REJECTED
 from rprm.cli.judge import refuse_nothing_judged, refuse_nothing_read, run_behind_progress
-from rprm.cli.options import ClusterOptions, Json, Map, Seed, Strict, given, with_options
+from rprm.cli.options import ClusterOptions, CompletionOptions, Json, Map, Seed, Strict, given, with_options
 from rprm.data import stage_options as settings
-from rprm.errors import InputError, PromptError
+from rprm.errors import InputError, PromptError, RunError
 
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Training data: labelled steps, analyses, rows.")
 
 Analyses = Annotated[Path, typer.Argument(metavar="ANALYSES", help="A run of `rprm data analyses`, or its rows.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Output folder; the same command rewrites it.")]
+RunFolder = Annotated[Path, typer.Option("--output", "-o", help="Run folder; the same command resumes a killed run.")]
 TrainedPrompt = Annotated[str | None, typer.Option(help="The student's template.  [default: that of the analyses]")]
 
 
@@ -30,7 +31,9 @@ def steps(
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Files, runs of this command, hub sets.")],
     output: Output,
     *,
-    format: Annotated[settings.Format, "auto: by each row's fields."] = "auto",
+    format: Annotated[
+        settings.Format, {"metavar": "NAME"}, "auto: by each row's fields. An unknown name lists those that there are."
+    ] = "auto",
     options: settings.StepOptions,
     map: Map = None,
     exclude_benchmark: Annotated[
@@ -47,12 +50,12 @@ def steps(
     The folder gets results.jsonl (the steps), removed.jsonl (problems of benchmarks), rejected.jsonl and summary.json.
     """
     from rprm.data.gathering import gather_steps, read_benchmarks
-    from rprm.data.steps import steps_source
+    from rprm.data.steps import gathered_source
     from rprm.reading import with_columns
     from rprm.terminal import Terminal
 
     with Terminal(stderr=True).status("reading the benchmarks") as status:
-        found = [steps_source(with_columns(source, map)) for source in sources]
+        found = [gathered_source(with_columns(source, map)) for source in sources]
         benchmarks = [part for name in exclude_benchmark or [] for part in read_benchmarks(name)]
         status.update("reading labelled steps")
         summary = gather_steps(
@@ -74,6 +77,80 @@ def steps(
     shown = _show(summary, counts, summary["num_rejected"], output, json)
     refuse_nothing_read(", ".join(sources), "labelled step to keep", summary["num_steps"], summary["num_rejected"])
     raise shown
+
+
+@app.command()
+@with_options
+def rollouts(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOLUTIONS",
+            help="A run of `rprm search sample`; or rows {id?, problem, steps[] | solution, answer, set?}, those "
+            "of one problem side by side.",
+        ),
+    ],
+    output: RunFolder,
+    policy: Annotated[
+        str | None, "--policy", "-p", {"metavar": "SPEC"}, "The model that completes them, as for `rprm judge -m`."
+    ] = None,
+    *,
+    options: settings.RolloutOptions,
+    outcomes: Annotated[bool, "--outcomes", "Ask no policy: whether final answers are right is all."] = False,
+    how: CompletionOptions,
+    seed: Seed = 0,
+    map: Map = None,
+    limit: Annotated[ranges.Rows | None, "The first N problems alone."] = None,
+    replicated: ClusterOptions,
+    strict: Strict = False,
+    json: Json = False,
+) -> None:
+    """Label steps without annotators: a policy completes each beginning of a solution, and the answers are graded.
+
+    The folder gets results.jsonl (every completion's answer) and solutions.jsonl (the labels; `rprm data steps` takes
+    the folder). The same command resumes a killed run. Exit code 3: some rows were rejected.
+    """
+    from rprm.data.rollouts import roll_out
+    from rprm.data.solutions import read_solved
+    from rprm.reading import with_columns
+
+    if (policy is None) is not outcomes:
+        raise InputError("say who completes the solutions, --policy SPEC; or --outcomes, for final answers alone")
+    rows, info = read_solved(with_columns(source, map), limit=limit)
+    model = how.policy(policy, seed) if policy is not None else None
+    if model is not None and model.sampling.temperature == 0.0 and options.num_completions > 1:
+        raise InputError(
+            "at temperature 0 all completions of a beginning would be equal; ask for one (-n 1), or raise "
+            "--policy-temperature"
+        )
+    limited, cluster = {} if limit is None else {"limit": limit}, replicated.cluster(model) if model else None
+    totals = run_behind_progress(
+        lambda callbacks: roll_out(
+            model, rows, options, source=info, output=output, settings=limited, strict=strict, callbacks=callbacks,
+            cluster=cluster,
+        ),
+        model.engine.aclose if model is not None else _nothing, limit, noun="problems", activity="completing",
+        replay=False, cluster=cluster,
+    )  # fmt: skip
+    shown = _show(totals.as_dict(), _told(totals), totals.num_rejected, output, json)
+    refuse_nothing_read(source, "solution", totals.num_solutions, totals.num_rejected)
+    if totals.nothing_judged:
+        raise RunError(f"nothing was found out of any solution; the first: {totals.failure}")
+    raise shown
+
+
+async def _nothing() -> None:
+    """There is no model to close."""
+
+
+def _told(totals: Any) -> dict[str, int]:
+    """The counts of totals that are not 0, in words."""
+    counts = {one.metadata["what"]: getattr(totals, one.name) for one in fields(totals) if one.metadata}
+    if (full := totals.num_completions_full) and totals.num_completions:
+        saved = full - totals.num_completions
+        counts.pop("completing every step of every solution")
+        counts[f"completions saved ({saved / full:.0%}), against completing every step of every solution"] = saved
+    return {what: count for what, count in counts.items() if count}
 
 
 @app.command()
