@@ -91,6 +91,20 @@ class RolloutOptions:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class InjectOptions:
+    """Which right steps are made wrong, and how."""
+
+    per_solution: Annotated[ranges.Draws, "-n", "--per-solution", "Wrong versions to try of each solution."] = 1
+    errors: Annotated[
+        str | None, {"metavar": "LIST"}, "Kinds of errors, with commas between them.  [default: all that there are]"
+    ] = None
+    seed: Annotated[ranges.Seed, "Of the whole run."] = 0
+
+    def __post_init__(self) -> None:
+        ranges.check(self, InputError)
+
+
 def is_held_out(problem: str, share: float, seed: int = 0) -> bool:
     """Whether a problem is among the held-out share, whatever its case and spacing; more are as it grows."""
     check_share(share)
