@@ -145,7 +145,9 @@ def rollouts(
     shown = _show(totals.as_dict(), _told(totals), totals.num_rejected, output, json)
     refuse_nothing_read(source, "solution", totals.num_solutions, totals.num_rejected)
     if totals.nothing_judged:
-        raise RunError(f"nothing was found out of any solution; the first: {totals.failure}")
+        unsolved = "the policy solves none of the problems" if totals.num_unsolved else ""
+        reason = totals.failure or unsolved or "no completion came to an answer that could be graded"
+        raise RunError(f"nothing was found out of any solution; {reason}")
     raise shown
 
 
