@@ -1,5 +1,5 @@
 """Labels that a second opinion shares: of completions those with which a critic agrees about the first error (consensus
-filtering, arXiv 2501.07301, section 3.1.3), of a critic those that all its samples give (FAPO, arXiv 2510.22543)."""
+filtering, arXiv 2501.07301), of a critic those that all its samples give (FAPO, arXiv 2510.22543, appendix B)."""
 
 from __future__ import annotations
 
