@@ -124,11 +124,11 @@ def test_soft_labels_are_the_chances_within_their_error(solutions: Path, tmp_pat
         story = STORIES[row.problem.problem]
         for one in row.beginnings:
             true = float(chance(story, row.solutions[one.solution].steps[: one.num_steps]))
-            assert one.soft is not None
+            assert one.share is not None
             deviation = math.sqrt(true * (1 - true) / number)
-            assert abs(one.soft - true) <= 4 * deviation, (true, one.soft)
+            assert abs(one.share - true) <= 4 * deviation, (true, one.share)
             if deviation:
-                errors.append((one.soft - true) / deviation)
+                errors.append((one.share - true) / deviation)
     # As far off as the error says: in the mean by one deviation, and to no side.
     assert len(errors) > 40
     assert 0.6 < sum(error**2 for error in errors) / len(errors) < 1.5

@@ -130,10 +130,10 @@ class TestMethods:
     @pytest.mark.parametrize(
         ("method", "asked", "soft"),
         [
-            ("in-order", ["a", "a/b", *["a/b/c"] * 3], (1.0, 1.0, 0.0, None, None)),
+            ("in-order", ["a", "a/b", *["a/b/c"] * 3], (None, None, 0.0, None, None)),
             # The wrong answer is at hand; of 0..4 the middle is 2 (wrong), of 0..2 it is 1 (right).
-            ("binary", [*["a/b/c"] * 3, "a/b"], (None, 1.0, 0.0, None, 0.0)),
-            ("all", ["a", "a/b", *["a/b/c"] * 3, *["a/b/c/d"] * 3], (1.0, 1.0, 0.0, 0.0, 0.0)),
+            ("binary", [*["a/b/c"] * 3, "a/b"], (None, None, 0.0, None, 0.0)),
+            ("all", ["a", "a/b", *["a/b/c"] * 3, *["a/b/c/d"] * 3], (None, None, 0.0, 0.0, 0.0)),
         ],
     )
     def test_the_first_wrong_step(self, tmp_path: Path, method: Any, asked: list[str], soft: Any) -> None:
@@ -159,7 +159,7 @@ class TestMethods:
         engine = Script(after())
         totals, (solution,), (row,) = run(write(tmp_path / "s.jsonl", {"steps": ["a", WRONG]}), engine)
         assert (solution.label, solution.soft) == (None, (0.0, None))
-        assert [(one.num_steps, one.soft) for one in row.beginnings] == [(0, 0.0), (1, 0.0)]
+        assert [(one.num_steps, one.share) for one in row.beginnings] == [(0, 0.0), (1, 0.0)]
         assert (totals.num_unlabelled, totals.num_unsolved) == (1, 1)
         # A wrong answer alone needs no policy.
         engine = Script(after())
@@ -169,7 +169,7 @@ class TestMethods:
     def test_a_solution_without_an_answer_is_completed_too(self, tmp_path: Path) -> None:
         engine = Script(after("", "a", "a/b"))
         _, (solution,), _ = run(write(tmp_path / "s.jsonl", {"steps": ["a", "b"]}), engine)
-        assert (solution.label, solution.final_answer_correct, solution.soft) == (-1, None, (1.0, 1.0))
+        assert (solution.label, solution.final_answer_correct, solution.soft) == (-1, None, (None, None))
 
     def test_a_search_in_the_middle_believes_that_errors_stay(self, tmp_path: Path) -> None:
         # b is wrong, and after c the policy finds back.

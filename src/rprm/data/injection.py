@@ -98,14 +98,9 @@ class Attempt(Record):
 class Injected(ProblemRow):
     """A problem, how many solutions of it there are and are known to be right, and their wrong versions."""
 
-    row_id: str
     num_solutions: Count
     num_right: Count
     attempts: tuple[Attempt, ...] = ()
-
-    @property
-    def id(self) -> str:
-        return self.row_id
 
 
 class _Rewritten(Record):
@@ -202,7 +197,7 @@ class Injector:
                 writing.append(self._attempt(row.problem, blank, text, scoped))
                 number += 1
         return Injected(
-            row_id=row.id, problem=row.problem, num_solutions=len(row.solutions), num_right=len(right),
+            problem=row.problem, num_solutions=len(row.solutions), num_right=len(right),
             attempts=tuple(await all_or_none(writing)),
         )  # fmt: skip
 

@@ -65,7 +65,7 @@ class Beginning(Record):
         return sum(one.outcome in ("wrong", "no answer") for one in self.rollouts)
 
     @property
-    def soft(self) -> float | None:
+    def share(self) -> float | None:
         """The share of right ones among those that came to something; None where none did."""
         num_graded = self.num_right + self.num_wrong
         return self.num_right / num_graded if num_graded else None
@@ -76,11 +76,6 @@ class RolledOut(ProblemRow):
 
     solutions: tuple[LabelledSolution, ...]
     beginnings: tuple[Beginning, ...] = ()
-    row_id: str
-
-    @property
-    def id(self) -> str:
-        return self.row_id
 
 
 def settled(num_right: int, num_wrong: int, num_left: int, above: float) -> bool | None:
@@ -146,7 +141,7 @@ class RolloutTotals(RunTotals):
         self.num_solutions += len(row.solutions)
         if row.problem.answer is None:
             self.failure = self.failure or f"problem {row.id!r} has no reference answer ('answer')"
-        begun = {one.num_steps: one.soft for one in row.beginnings}
+        begun = {row.solutions[one.solution].steps[: one.num_steps]: one.share for one in row.beginnings}
         for solution in row.solutions:
             self.num_final_right += solution.final_answer_correct is True
             self.num_final_wrong += solution.final_answer_correct is False
@@ -154,9 +149,9 @@ class RolloutTotals(RunTotals):
             self.num_wrong += solution.label is not None and solution.label >= 0
             self.num_unlabelled += solution.label is None
             if self.per_beginning and row.problem.answer is not None:
-                first = (solution.soft or (None,))[0]
+                first = begun.get(solution.steps[:1])
                 is_first_wrong = solution.label is None and first is not None and first <= self.above
-                self.num_unsolved += is_first_wrong and begun.get(0) is not None
+                self.num_unsolved += is_first_wrong and begun.get(()) is not None
                 num_open = len(solution.steps) - (solution.final_answer_correct is not None)
                 self.num_completions_full += num_open * self.per_beginning
         self.num_beginnings += len(row.beginnings)
@@ -212,14 +207,15 @@ class _Beginnings:
         self._locks: defaultdict[Steps, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def look(self, steps: Steps) -> tuple[bool | None, float | None]:
-        """Whether the last of these steps is right (of none: the policy solves the problem), and the share of right
-        completions after it."""
+        """Whether the last of these steps is right (of none: the policy solves the problem), and, where all were drawn,
+        the share of right completions after it: one of those drawn until it was settled would be biased."""
         async with self._locks[steps]:
             if steps not in self.known:
                 self.known[steps] = await self._completed(steps)
         found = self.known[steps]
-        soft = found.soft
-        return None if soft is None else soft > self.options.above, soft
+        if (share := found.share) is None:
+            return None, None
+        return share > self.options.above, share if len(found.rollouts) == self.options.num_completions else None
 
     async def _completed(self, steps: Steps) -> Beginning:
         place, solution = self._places[steps]
@@ -273,7 +269,7 @@ class Roller:
                 labelling = map(partial(self._labelled, made), solutions, has_answer)
                 solutions = await all_or_none(labelling)
                 beginnings = sorted(made.known.values(), key=lambda one: (one.solution, one.num_steps))
-        return RolledOut(row_id=row.id, problem=row.problem, solutions=tuple(solutions), beginnings=tuple(beginnings))
+        return RolledOut(problem=row.problem, solutions=tuple(solutions), beginnings=tuple(beginnings))
 
     async def _labelled(self, made: _Beginnings, solution: LabelledSolution, has_answer: bool) -> LabelledSolution:
         """A solution with its label, as far as it has to be looked at for that."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import AliasChoices, BeforeValidator, Field
 
 from rprm import reading
-from rprm.benchmarks.mathematics import OWN, Problem, as_text
+from rprm.benchmarks.mathematics import OWN, Problem, ProblemRow, as_text
 from rprm.errors import InputError, RunError
 from rprm.files import disk
 from rprm.grading import MATHEMATICS, RULES
@@ -79,12 +79,10 @@ def labels_source(name: str | Path) -> Source:
     return Source(str(made[0]))
 
 
-class SolvedProblem(Record):
+class SolvedProblem(ProblemRow):
     """A problem whose answer is known (or, where a label says which of its solutions are right, need not be), and
-    solutions of it. Its id is that of the first of them."""
+    solutions of it."""
 
-    id: str
-    problem: Problem
     solutions: tuple[LabelledSolution, ...]
 
 
@@ -116,14 +114,14 @@ def _of_candidates(row: Candidates) -> SolvedProblem:
         for number, candidate in enumerate(row.candidates)
         if candidate.steps
     )
-    return SolvedProblem(id=row.id, problem=row.problem, solutions=solutions)
+    return SolvedProblem(problem=row.problem, solutions=solutions)
 
 
 def _solved(row: Row) -> SolvedProblem:
     solution, more = labelled_solution_of(row.value, default_id=f"line-{row.line}"), checked(_Answer, row.value)
     rule = RULES.get(more.set, MATHEMATICS)
     problem = Problem(id=solution.id, problem=solution.problem, set=more.set, answer=more.answer, rule=rule)
-    return SolvedProblem(id=solution.id, problem=problem, solutions=(solution,))
+    return SolvedProblem(problem=problem, solutions=(solution,))
 
 
 def _together(rows: Iterable[SolvedProblem | Rejected]) -> Iterator[SolvedProblem | Rejected]:
