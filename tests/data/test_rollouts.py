@@ -273,6 +273,18 @@ def test_labels_go_on_to_labelled_steps_with_their_shares(tmp_path: Path) -> Non
     ]  # fmt: skip
 
 
+def test_a_run_can_be_labelled_again_by_another_policy(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.jsonl", {"id": "x", "steps": ["a", "b", WRONG]})
+    assert run(path, Script(after("", "a")))[1][0].label == 1
+    # The answer is not in solutions.jsonl.
+    rows, source = read_solved(str(tmp_path / "run"))
+    options = RolloutOptions()
+    again = roll_out(policy(Script(after("", "a", "a/b"))), rows, options, source=source, output=tmp_path / "again")
+    asyncio.run(again)
+    (row,) = read_results(tmp_path / "again", RolledOut.model_validate)
+    assert (row.solutions[0].label, row.solutions[0].source) == (2, "rollouts")
+
+
 class Dying(Script):
     """A server that answers so many requests, and then none."""
 

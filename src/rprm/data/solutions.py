@@ -92,20 +92,31 @@ class _Answer(RowModel):
 
 
 def read_solved(name: str, *, limit: int | None = None) -> tuple[Iterable[SolvedProblem | Rejected], SourceInfo]:
-    """Solutions by problem, of the first `limit` problems: of a run of `rprm search sample`, of a stage that labels, or
-    of rows `{id?, problem, steps[] | solution, answer?, set?}` with what else `labelled_solution_of` takes. Rows of one
-    problem that follow each other are one `SolvedProblem`. Errors are those of the sources."""
-    folder = Path(name)
+    """Solutions by problem, of the first `limit` problems: of a run of `rprm search sample` or of a stage that labels,
+    or of rows `{id?, problem, steps[] | solution, answer?, set?}` with what else `labelled_solution_of` takes. Rows of
+    one problem that follow each other are one `SolvedProblem`. Errors are those of the sources."""
+    folder, stage = Path(name), None
     with disk(folder):
-        is_sampled = folder.is_dir() and read_manifest(folder)["stage"] == SAMPLE
-    if is_sampled:
-        finished_manifest(folder, stage=SAMPLE, command="rprm search sample")
+        if folder.is_dir():
+            stage = read_manifest(folder)["stage"]
+    rows: Iterator[SolvedProblem | Rejected]
+    if stage in (SAMPLE, ROLLOUTS):
+        finished_manifest(
+            folder, stage=stage, command=f"rprm {'search sample' if stage == SAMPLE else 'data rollouts'}"
+        )
         source = Source(str(folder / RESULTS))
-        rows: Iterator[SolvedProblem | Rejected] = map(_of_candidates, read_results(folder, Candidates.model_validate))
+        rows = map(_of_candidates, read_results(folder, Candidates.model_validate))
+        if stage == ROLLOUTS:
+            rows = read_results(folder, _rolled_out)
     else:
         source = labels_source(name)
         rows = _together(reading.read_rows(source, _solved))
     return islice(rows, limit), source.inspect()
+
+
+def _rolled_out(row: Any) -> SolvedProblem:
+    """The problem of a row of rollouts, with its answer, and the solutions."""
+    return SolvedProblem.model_validate({name: row.get(name) for name in ("problem", "solutions")})
 
 
 def _of_candidates(row: Candidates) -> SolvedProblem:
