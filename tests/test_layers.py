@@ -67,7 +67,7 @@ WITHIN = {
     "critique": {"stopping"},
     "jobs": {"cluster"},
     "api": {"benchmarks", "search"},
-    "data": {"benchmarks"},
+    "data": {"benchmarks", "search"},
     "search": {"benchmarks"},
     "training": {"data"},
     "report": {"reproduce"},

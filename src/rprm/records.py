@@ -57,7 +57,8 @@ class Solution(Record):
 
 class LabelledStep(ResultRow):
     """A step, and whether it is correct given the problem and the steps before it. `id` is unique within its file;
-    `source` names a data set and its part, or a generator."""
+    `source` names a data set and its part, or a generator. `soft` is the share that the label was made of, where it was
+    made of one: of completions from there that are right."""
 
     id: str
     problem: str
@@ -65,6 +66,7 @@ class LabelledStep(ResultRow):
     step: str
     label: bool
     source: str | None = None
+    soft: Annotated[Probability | None, Field(exclude_if=lambda share: share is None)] = None
 
     @property
     def step_index(self) -> int:

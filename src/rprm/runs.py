@@ -61,11 +61,12 @@ MEASUREMENT = "measurement.json"
 #: The setting that says what the fields of a run's rows mean, where that has changed since the first version.
 FORMAT = "row_format"
 
-#: A run within a run folder, and finished before it: the candidates that a Best-of-N chooses from.
-CANDIDATES = "candidates"
+#: Runs within a run folder, and finished before it: the candidates that a Best-of-N chooses from; the second opinion
+#: of labels.
+CANDIDATES, JUDGED = "candidates", "judged"
 
 #: What a run that is killed before its manifest is written leaves behind.
-_FIRST = {"lock", f"{MANIFEST}.partial", CANDIDATES}
+_FIRST = {"lock", f"{MANIFEST}.partial", CANDIDATES, JUDGED}
 
 #: Packages whose versions can change a result.
 _PACKAGES = ("rprm", "torch", "transformers", "vllm", "peft", "openai", "numpy")

@@ -38,6 +38,11 @@ ROWS: dict[str, dict[str, Any]] = {
     },
     "steps": GOOD,
     "stepwise": {"prompt": "p", "completions": ["s"], "labels": [True]},
+    "math-aps": {"question": "p", "process": "s", "label": ["+"]},
+    "er-prm": {"text": "p Step 1: s ки", "value": [0.5]},
+    "rlhflow": {
+        "conversations": [{"role": "user", "content": "p Step 1: s"}, {"role": "assistant", "content": "+"}],
+    },
     "math-shepherd": {"input": "p Step 1: s ки", "label": "p Step 1: s +", "task": "GSM8K"},
     "solutions": {"problem": "p", "steps": ["s"], "label": -1},
     "gsm8k": {"question": "There are 4 and 3.", "answer": "4+3 = <<4+3=7>>7.\n#### 7"},

@@ -203,6 +203,7 @@ def test_a_file_through_the_judge(name: str, rprm: Run, tmp_path: Path) -> None:
 #: Commands that read rows; FILE, OUT and GOOD (a file of one good row) are filled in.
 COMMANDS = (
     "data steps FILE -o OUT", "data analyses FILE -m scripted: -n 1 -o OUT", "data import FILE -o OUT",
+    "data rollouts FILE --outcomes -o OUT", "data agree FILE -m scripted: -k 1 -o OUT", "data inject FILE -o OUT",
     "data cold-start FILE --prompt critique -o OUT", "data pairs FILE --prompt critique -o OUT",
     "bench steps FILE -m scripted: -k 1 --output OUT", "bench processbench --data FILE -m scripted: -k 1 --output OUT",
     "bench prmbench --data FILE -m scripted: -k 1 --output OUT", "bench processbench --data GOOD --scores FILE",

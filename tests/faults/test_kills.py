@@ -44,6 +44,9 @@ COMMANDS = {
     "guided": "search guided --policy MODEL -m MODEL --problems {problems} --width 2 -k 2 --max-rounds 3 --json",
     "beam": "search beam --policy MODEL -m MODEL --problems {problems} -n 4 --width 2 -k 2 --max-rounds 3 --json",
     "steps": "data steps {steps} --json",
+    "rollouts": "data rollouts {solved} --policy MODEL -n 4 --method all --json",
+    "agree": "data agree {solved} -m critic:MODEL -k 2 --unanimous --json",
+    "inject": "data inject {solved} --policy MODEL -n 2 --json",
     "analyses": "data analyses {steps} -m MODEL -n 3 --json",
     "cold-start": "data cold-start {analyses} --json",
     "pairs": "data pairs {analyses} --json",
@@ -80,6 +83,11 @@ def inputs(warm: Warm, excerpts: Path, tmp_path_factory: pytest.TempPathFactory)
     problems = [{"id": f"p{number}", "problem": f"Problem {number}", "answer": "2"} for number in range(4)]
     files = {
         "solutions": [*solutions[:3], {"id": "broken"}, *solutions[3:], {"steps": []}],
+        "solved": [
+            *({"id": f"v{n}", "problem": f"P {n // 2}", "answer": "2", "label": -1,
+               "steps": [f"So {n} + 4 = {n + 4}.", f"And {n + 4} * 3 = {3 * n + 12}.", "The answer is 2."]}
+              for n in range(8)), {"id": "broken"},
+        ],
         "processbench": benchmarked, "steps": steps, "problems": problems,
         "hard2verify": [
             {"unique_id": f"h{n}", "question": "P?", "model_response_by_step": ["One.", f"{n}."],

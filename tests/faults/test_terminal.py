@@ -71,6 +71,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     write(made / f"{NAME}.jsonl", *solutions, *bad)
     write(made / "steps.jsonl", *steps, *bad)
+    write(made / "solved.jsonl", *(one | {"label": -1, "answer": "5"} for one in solutions), *bad)
     items = [one | {"generator": HOSTILE, "final_answer_correct": one["label"] < 0} for one in solutions]
     write(made / "items" / "math.jsonl", *items)
     write(made / "items" / f"{HOSTILE}.jsonl", *items)
@@ -98,6 +99,9 @@ RUNS: dict[str, tuple[list[str], int]] = {
     "judge": ([f"{NAME}.jsonl", "-m", "scripted:", "-o", f"judged {NAME}", "--analyses"], 3),
     "models": ([NAME], 1),
     "data steps": ([f"{NAME}.jsonl", "-o", f"steps {NAME}", "-x", "x=steps.jsonl", "--strict"], 1),
+    "data rollouts": (["solved.jsonl", "-p", "scripted:", "-n", "2", "-o", f"rollouts {NAME}"], 1),
+    "data agree": ([f"{NAME}.jsonl", "-m", "critic:scripted:", "-o", f"agreed {NAME}"], 3),
+    "data inject": (["solved.jsonl", "-m", "scripted:", "-o", f"injected {NAME}"], 3),
     "data analyses": (["steps.jsonl", "-m", "scripted:", "-o", f"analyses {NAME}"], 3),
     "data cold-start": ([f"analyses {NAME}", "-o", f"cold {NAME}", "--prompt", "t.toml"], 0),
     "data pairs": ([f"analyses {NAME}", "-o", f"pairs {NAME}", "--prompt", "t.toml"], 1),

@@ -12,7 +12,13 @@ from typer.testing import CliRunner
 
 from rprm.cli.prompts import EXAMPLE_PROBLEM, app
 from rprm.errors import PromptError, RprmError
-from rprm.prompts import PromptTemplate, load_critic_template, load_policy_template, load_template
+from rprm.prompts import (
+    PromptTemplate,
+    load_critic_template,
+    load_injection_template,
+    load_policy_template,
+    load_template,
+)
 
 TRUE = PromptTemplate(
     "true",
@@ -47,6 +53,8 @@ def test_list():
     assert judges[0].split()[1:] == [load_template().digest, "(default)"]
     assert judges[1].split()[1:] == [load_template("critique-brief").digest]
     assert critic.split() == ["critic", load_critic_template().digest, "(critic,", "default)"]
+    *policies, injection = policies
+    assert injection.split() == ["inject", load_injection_template().digest, "(injection,", "default)"]
     assert [line.split()[0] for line in policies] == ["base", "boxed", "plain"]
     assert policies[0].split()[1:] == [load_policy_template("base").digest, "(policy)"]
     assert policies[1].split()[1:] == [load_policy_template().digest, "(policy,", "default)"]
@@ -78,12 +86,21 @@ def test_show_a_template_of_a_policy(tmp_path: Path):
         run("show", "boxed")
 
 
+def test_show_a_template_of_who_makes_steps_wrong():
+    assert run("show", "--injection") == run("show", "inject", "--injection") == load_injection_template().to_toml()
+    assert "Step 1, to be rewritten:\nThe speed of the train" in run("show", "--injection", "--example")
+    with pytest.raises(PromptError, match="injection template"):
+        run("show", "inject")
+    with pytest.raises(PromptError, match="of one kind"):
+        run("show", "--injection", "--critic")
+
+
 def test_show_hints_at_a_template_of_another_kind(tmp_path: Path):
     for names, hint in (
         (["critic"], "it is a critic template (--critic"),
         (["boxed"], "it is a policy template (--policy"),
         (["critique", "--critic"], "it is a prompt template (of a judge)"),
-        (["--critic", "--policy"], "give --critic or --policy"),
+        (["--critic", "--policy"], "give --critic, --policy or --injection"),
     ):
         with pytest.raises(PromptError) as error:
             run("show", *names)

@@ -71,7 +71,7 @@ def set_title(set_name: str, num_problems: int) -> str:
     return f"{set_name} ({num_problems} items)" if is_sampled else set_name
 
 
-def _as_text(value: Any) -> Any:
+def as_text(value: Any) -> Any:
     """Numbers as texts, 27.0 as 27."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -81,7 +81,7 @@ def _as_text(value: Any) -> Any:
 class _OwnRow(RowModel):
     id: Identifier | None = None
     problem: Annotated[Text, Field(validation_alias=AliasChoices("problem", "question"))]
-    answer: Annotated[AnyText | None, BeforeValidator(_as_text)] = None
+    answer: Annotated[AnyText | None, BeforeValidator(as_text)] = None
     set: AnyText = OWN
 
 

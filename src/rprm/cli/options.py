@@ -302,6 +302,13 @@ class PolicyOptions:
 
 
 @dataclass(frozen=True)
+class CompletionOptions(PolicyOptions):
+    """How a policy completes solutions that are begun."""
+
+    policy_max_tokens: Annotated[ranges.Tokens, "Longest completion, in tokens."] = 2048
+
+
+@dataclass(frozen=True)
 class CandidateOptions(PolicyOptions):
     """How a policy writes candidates: 8, as next steps in the paper's guided search."""
 

@@ -21,10 +21,10 @@ EXAMPLE_STEPS = ("The speed of the train is 150 / 2 = 75 km per hour.", "In 5 ho
 
 @app.command("list")
 def list_templates() -> None:
-    """Names of the built-in templates: of judges, of critics, of policies."""
-    from rprm.prompts.library import CRITICS, POLICIES, PROMPTS
+    """Names of the built-in templates: of judges, of critics, of policies, of who makes steps wrong."""
+    from rprm.prompts.library import CRITICS, INJECTIONS, POLICIES, PROMPTS
 
-    for kind, shelf in (("", PROMPTS), ("critic", CRITICS), ("policy", POLICIES)):
+    for kind, shelf in (("", PROMPTS), ("critic", CRITICS), ("policy", POLICIES), ("injection", INJECTIONS)):
         for name in shelf.names():
             note = ", ".join(filter(None, (kind, "default" * (name == shelf.default))))
             typer.echo(f"{name:16}{shelf.load(name).digest}" + (f"  ({note})" if note else ""))
@@ -39,20 +39,28 @@ def show(
         bool, typer.Option("--critic", help="A template of a critic, who reads a whole solution.")
     ] = False,
     policy: Annotated[bool, typer.Option("--policy", help="A template of a policy, which writes solutions.")] = False,
+    injection: Annotated[
+        bool, typer.Option("--injection", help="A template of who makes right steps wrong (`rprm data inject`).")
+    ] = False,
     example: Annotated[bool, typer.Option("--example", help="Render the prompt for a small example solution.")] = False,
 ) -> None:
     """Print a template as a file, or the prompt that it makes."""
     from rprm.errors import PromptError
-    from rprm.prompts import load_critic_template, load_policy_template, load_template
+    from rprm.prompts import load_critic_template, load_injection_template, load_policy_template, load_template
 
-    if critic and policy:
-        raise PromptError("a template is of a critic or of a policy: give --critic or --policy")
+    if critic + policy + injection > 1:
+        raise PromptError("a template is of one kind: give --critic, --policy or --injection")
     load: Any = load_policy_template if policy else load_critic_template if critic else load_template
+    load = load_injection_template if injection else load
     loaded = load(template)
     if not example:
         typer.echo(loaded.to_toml(), nl=False)
         return
-    steps = (EXAMPLE_STEPS[:1],) if policy else (EXAMPLE_STEPS,) if critic else (EXAMPLE_STEPS, 1, EXAMPLE_ANALYSES)
+    steps: Any = (EXAMPLE_STEPS, 1, EXAMPLE_ANALYSES)
+    if policy or critic:
+        steps = (EXAMPLE_STEPS[:1],) if policy else (EXAMPLE_STEPS,)
+    elif injection:
+        steps = (EXAMPLE_STEPS, 0, "State another result of a calculation than the right one.")
     prompt = loaded.render(EXAMPLE_PROBLEM, *steps)
     parts = [(message.role if prompt.chat else "text", message.content) for message in prompt.messages]
     for name, content in [*parts, ("reply", prompt.reply)]:

@@ -8,7 +8,7 @@ import os
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from itertools import islice, product
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from rprm.data.analyses import AnalysesFile
+from rprm.data.cards import table
 from rprm.data.stage_options import ColdStartOptions, PairOptions, is_held_out, order_key
 from rprm.errors import InputError
 from rprm.prompts import Prompt, PromptTemplate
@@ -143,17 +144,17 @@ Training rows of a reasoning-driven process reward model: {self.rows}. Made by `
 Prompt template: `{self.template.name}` ({self.template.digest}), in `{MODEL_TEMPLATE}`. Every prompt was \
 rendered with it.
 
-{_table("part", "rows", "Yes", "No", "problems", rows=((name, *part.values()) for name, part in parts.items()))}
+{table("part", "rows", "Yes", "No", "problems", rows=((name, *part.values()) for name, part in parts.items()))}
 {shared} in both parts.
 
 ## What became of the {"rows" if self.stage == "import" else "analyses"}
 
-{_table("", "number", rows=summary["counts"].items())}
-{_table("dropped because", "number", rows=summary["dropped"].items())}
+{table("", "number", rows=summary["counts"].items())}
+{table("dropped because", "number", rows=summary["dropped"].items())}
 {rejected}## Place of the step in its solution (0: first), and length of the analysis
 
-{_table("place", "rows", rows=summary["positions"].items())}
-{_table("characters", "rows", rows=summary["characters"].items())}
+{table("place", "rows", rows=summary["positions"].items())}
+{table("characters", "rows", rows=summary["characters"].items())}
 ## Settings
 
 ```json
@@ -171,13 +172,6 @@ rendered with it.
                     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
                     lines += [f"**{name}**", "", f"{fence}text", text, fence, ""]
         return "\n".join(lines)
-
-
-def _table(*head: str, rows: Iterable[tuple[Any, ...]]) -> str:
-    lines = [f"| {' | '.join(head)} |", f"|---{'|---:' * (len(head) - 1)}|"]
-    for row in rows:
-        lines.append(f"| {' | '.join(f'{cell:,}' if isinstance(cell, int) else cell for cell in row)} |")
-    return "\n".join(lines) + "\n"
 
 
 #: No text: after an answer, before the marker on its line, and after the answer of a training row.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Literal
 
 from rprm import ranges
@@ -17,9 +17,13 @@ from rprm.errors import InputError
 NGRAM, OVERLAP = 13, 0.5
 
 #: Formats of labelled steps; `auto` tells each row's by its fields.
-Format = Literal["auto", "prm800k", "stepwise", "solutions", "math-shepherd", "gsm8k", "steps"]
+Format = Literal[
+    "auto", "prm800k", "math-aps", "stepwise", "solutions", "math-shepherd", "er-prm", "rlhflow", "gsm8k", "steps"
+]
 #: What PRM800K's rating of 0 counts as: correct for OpenAI, wrong in TRL's copy of the data.
 Neutral = Literal["correct", "wrong", "drop"]
+#: What is made of a solution of which no more is known than whether its final answer is right.
+Outcomes = Literal["whole", "steps"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,14 @@ class StepOptions:
     neutral: Annotated[Neutral, "PRM800K: what a rating of 0 counts as."] = "correct"
     keep_quality_control: Annotated[bool, "--keep-quality-control", "PRM800K: use what screened the labelers."] = False
     keep_unfinished: Annotated[bool, "--keep-unfinished", "PRM800K: use solutions that were given up."] = False
-    after_error: Annotated[bool, "--after-error", "stepwise, math-shepherd: use steps after the first error."] = False
+    after_error: Annotated[bool, "--after-error", "Sets with a label a step: use those after the first error."] = False
+    above: Annotated[
+        ranges.ShareBelow1, "Soft labels: a step is right where its own is above this. math-aps was made with 0.5."
+    ] = 0.0
+    outcomes: Annotated[
+        Outcomes,
+        "Where the final answer's label is all: whole: of the solution as one step; steps: of its steps, if right.",
+    ] = "whole"
     wrong_share: Annotated[ranges.Share, "gsm8k: share of wrong steps to aim at."] = 0.5
     seed: Annotated[ranges.Seed, "gsm8k: of the edits that make steps wrong."] = 0
 
@@ -53,6 +64,45 @@ class SamplingOptions:
 #: `paper` is the paper's teacher: 4 analyses at temperature 0.4 of up to 8,192 tokens; top-p 0.95 is its script's
 #: (src/utils/inference.py), and so are the 3 by default (src/scripts/examples/generate-PRM-CoT.sh). 2,048 is ours.
 SAMPLING_PRESETS = {"default": SamplingOptions(), "paper": SamplingOptions(num_analyses=4, max_tokens=8192)}
+
+
+@dataclass(frozen=True)
+class RolloutOptions:
+    """How steps are labelled by completions. 8 of each, any of them right, are Math-Shepherd's (arXiv 2312.08935)."""
+
+    num_completions: Annotated[ranges.Draws, "-n", "--num-completions", "Completions of each beginning."] = 8
+    above: Annotated[
+        ranges.ShareBelow1, "A step is right where the share of right completions is above this; 0: where any is."
+    ] = 0.0
+    method: Annotated[
+        Literal["in-order", "binary", "all"],
+        "Steps to look at: in-order: up to the first wrong one; binary: as OmegaPRM searches; all: every one.",
+    ] = "in-order"
+    soft: Annotated[
+        bool, "--soft", "Draw all completions.  [default: no more than can change whether the step is right]"
+    ] = False
+
+    def __post_init__(self) -> None:
+        ranges.check(self, InputError)
+
+    @property
+    def settings(self) -> dict[str, int | float | str | bool]:
+        """What labels depend on."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class InjectOptions:
+    """Which right steps are made wrong, and how."""
+
+    per_solution: Annotated[ranges.Draws, "-n", "--per-solution", "Wrong versions to try of each solution."] = 1
+    errors: Annotated[
+        str | None, {"metavar": "LIST"}, "Kinds of errors, with commas between them.  [default: all that there are]"
+    ] = None
+    seed: Annotated[ranges.Seed, "Of the whole run."] = 0
+
+    def __post_init__(self) -> None:
+        ranges.check(self, InputError)
 
 
 def is_held_out(problem: str, share: float, seed: int = 0) -> bool:

@@ -6,27 +6,30 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from sys import intern
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AliasChoices, BeforeValidator, Field
 
 from rprm import reading
 from rprm.benchmarks import Benchmark, StepItem, StepItems, Texts, tally_steps
 from rprm.data.gsm8k import numbers, without_annotations, wrong_step
+from rprm.data.solutions import LABELLING, labelled_solution_of, labels_source
 from rprm.data.stage_options import Neutral, StepOptions
 from rprm.errors import InputError
 from rprm.files import disk
 from rprm.reading import AnyText, Rejected, Row, RowModel, Rows, Source, StepLabel, Text, checked
-from rprm.records import LabelledStep
-from rprm.runs import finished_manifest, verified_results
+from rprm.records import LabelledStep, Probability
+from rprm.runs import MANIFEST, finished_manifest, read_manifest, verified_results
 
 STAGE = "steps"
 
-#: Ends a step of Math-Shepherd (arXiv 2312.08935; the model card of peiyi9979/math-shepherd-mistral-7b-prm).
+#: Ends a step of Math-Shepherd (arXiv 2312.08935; the model card of peiyi9979/math-shepherd-mistral-7b-prm). Of
+#: MATH-APS it does, or five line ends (openreasoner/openr, `preprocess/README.org`).
 STEP_TAG = "ки"
+_APS_TAG = re.compile(rf"\n{{5}}|(?<!\w){STEP_TAG}(?!\w)")
 _FIRST_STEP = re.compile(r"\bstep\s*1\s*:", flags=re.IGNORECASE)
 _STEP_NUMBER = re.compile(r"^step\s*(\d{1,4})\s*:", flags=re.IGNORECASE)
 
@@ -39,6 +42,14 @@ def steps_source(name: str | Path) -> Source:
             return Source(str(name), split="train")
     finished_manifest(folder, stage=STAGE, command="rprm data steps")
     return Source(str(verified_results(folder)))
+
+
+def gathered_source(name: str | Path) -> Source:
+    """A source of what labelled steps are gathered from: as `steps_source`, or a run that labels solutions."""
+    folder = Path(name)
+    with disk(folder):
+        is_labels = (folder / MANIFEST).is_file() and read_manifest(folder)["stage"] in LABELLING
+    return labels_source(name) if is_labels else steps_source(name)
 
 
 def read_labelled_steps(source: Source, limit: int | None = None) -> Rows[LabelledStep]:
@@ -54,6 +65,7 @@ class _StepRow(RowModel):
     step: Text
     label: bool
     source: AnyText | None = None
+    soft: Probability | None = None
 
 
 def labelled_step_of(value: Any, default_id: str, default_source: str | None = None) -> LabelledStep:
@@ -75,12 +87,15 @@ class Origin:
             self.skipped[reason] += count
 
     def labelled(
-        self, problem: str, previous: Sequence[str], step: str, label: bool, *, choice: str = "", part: str = ""
-    ) -> LabelledStep:
+        self, problem: str, previous: Sequence[str], step: str, label: bool, *, choice: str = "", part: str = "",
+        soft: float | None = None,
+    ) -> LabelledStep:  # fmt: skip
         """A labelled step of this row; `choice` ends its id, `part` its source."""
         name, part = f"{self.id}-{len(previous)}{choice}", f"{self.source}:{part}" if part else self.source
         before = tuple(previous)
-        return LabelledStep(id=name, problem=problem, previous_steps=before, step=step, label=label, source=part)
+        return LabelledStep(
+            id=name, problem=problem, previous_steps=before, step=step, label=label, source=part, soft=soft
+        )
 
 
 class StepwiseRow(RowModel):
@@ -95,21 +110,41 @@ def stepwise_steps(record: dict[str, Any], origin: Origin, options: StepOptions)
     row = checked(StepwiseRow, record)
     if (wanted := len(row.completions)) != len(row.labels):
         raise InputError(f"'labels' must be a list of {wanted} labels, one for each completion, not {len(row.labels)}")
-    steps = [without_annotations(step).strip() or step for step in row.completions]
-    matches = [_STEP_NUMBER.match(step.strip()) for step in steps]
-    if all(match and int(match[1]) == number for number, match in enumerate(matches, 1)):
-        bare = [_STEP_NUMBER.sub("", step.strip()).strip() for step in steps]
-        steps = bare if all(bare) else steps
+    steps = _unnumbered([without_annotations(step).strip() or step for step in row.completions])
     yield from _labelled(origin, row.prompt, steps, row.labels, options.after_error)
 
 
+def _unnumbered(steps: list[str]) -> list[str]:
+    """Steps that all begin with their number, without it."""
+    matches = [_STEP_NUMBER.match(step.strip()) for step in steps]
+    if all(match and int(match[1]) == number for number, match in enumerate(matches, 1)):
+        bare = [_STEP_NUMBER.sub("", step.strip()).strip() for step in steps]
+        return bare if all(bare) else steps
+    return steps
+
+
 def solution_steps(record: dict[str, Any], origin: Origin, options: StepOptions) -> Iterator[LabelledStep]:
-    """Rows `{id?, problem, steps[], label}`; the label is the 0-based first wrong step, -1 for none (ProcessBench)."""
-    solution = reading.solution_of(record, default_id=origin.id)
-    if solution.label is None:
-        raise InputError("'label' is missing: it must be the 0-based index of the earliest wrong step, or -1 for none")
-    labels = [index != solution.label for index in range(len(solution.steps))]
-    yield from _labelled(replace(origin, id=solution.id), solution.problem, solution.steps, labels)
+    """Rows of `LabelledSolution`, ProcessBench's `{id?, problem, steps[], label}` among them, with the 0-based first
+    wrong step, -1 for none; without that label, what `options.outcomes` says of the final answer's."""
+    solution = labelled_solution_of(record, default_id=origin.id)
+    origin = Origin(solution.id, solution.source or origin.source, origin.skipped)
+    problem, steps, is_right = solution.problem, solution.steps, solution.final_answer_correct
+    if solution.label is not None:
+        labels = [index != solution.label for index in range(len(steps))]
+        yield from _labelled(origin, problem, steps, labels, soft=solution.soft)
+    elif is_right is None:
+        if "final_answer_correct" not in record:
+            wanted = "the 0-based index of the earliest wrong step, -1 for none; or true or false, of the final answer"
+            raise InputError(f"'label' is missing: it must be {wanted}")
+        origin.skip("solutions of which nothing is known")
+    elif solution.soft is not None:
+        origin.skip("solutions whose first error is not known")
+    elif options.outcomes == "whole":
+        yield origin.labelled(problem, (), "\n\n".join(steps), is_right, choice="-whole", part="outcome")
+    elif is_right:
+        yield from _labelled(origin, problem, steps, [True] * len(steps), part="outcome")
+    else:
+        origin.skip("solutions with a wrong final answer: no step of theirs is known to be wrong")
 
 
 class MathShepherdRow(RowModel):
@@ -132,27 +167,110 @@ def math_shepherd_steps(record: dict[str, Any], origin: Origin, options: StepOpt
         labels.append(row.label[end - 1] == "+")
     if row.label[end:].strip() != rest.strip():
         raise InputError(f"'label' must end as 'input' does; it ends in {row.label[end:]!r:.80}")
-    begins = [match.start() for match in _FIRST_STEP.finditer(tagged[0])]
-    if len(begins) != 1:
-        raise InputError(f"the problem must end at one 'Step 1:' before the first {STEP_TAG!r}; found {len(begins)}")
-    problem, tagged[0] = tagged[0][: begins[0]].strip(), tagged[0][begins[0] :]
-    steps = [_STEP_NUMBER.sub("", without_annotations(step).strip()).strip() for step in tagged]
-    if "" in (problem, *steps):
-        empty = f"step {steps.index('') + 1} is empty" if problem else "there is no problem before 'Step 1:'"
-        raise InputError(empty)
+    problem, steps = _cut_off_problem(tagged)
     origin.skip("steps without a tag", bool(rest.strip()))
     part = row.task if isinstance(row.task, str) else ""
     yield from _labelled(origin, problem, steps, labels, options.after_error, part)
 
 
+def _cut_off_problem(tagged: list[str]) -> tuple[str, list[str]]:
+    """The problem, which stands before the only 'Step 1:' of the first step, and the steps without their numbers."""
+    begins = [match.start() for match in _FIRST_STEP.finditer(tagged[0])]
+    if len(begins) != 1:
+        raise InputError(f"the problem must end at one 'Step 1:' in the first step; found {len(begins)}")
+    problem, tagged[0] = tagged[0][: begins[0]].strip(), tagged[0][begins[0] :]
+    steps = [_STEP_NUMBER.sub("", without_annotations(step).strip()).strip() for step in tagged]
+    if "" in (problem, *steps):
+        empty = f"step {steps.index('') + 1} is empty" if problem else "there is no problem before 'Step 1:'"
+        raise InputError(empty)
+    return problem, steps
+
+
+class ERPRMRow(RowModel):
+    text: Text
+    value: list[Probability]
+
+
+def er_prm_steps(record: dict[str, Any], origin: Origin, options: StepOptions) -> Iterator[LabelledStep]:
+    """Rows `{text, value[]}` of ER-PRM (hanningzhang/ER-PRM, README): a problem, steps that end in a tag, and a soft
+    label for each."""
+    row = checked(ERPRMRow, record)
+    *tagged, rest = row.text.split(STEP_TAG)
+    # The script that writes them leaves off the last tag (`MCTS/convert_autoregressive.py`).
+    tagged += [rest] if rest.strip() else []
+    if len(tagged) != len(row.value):
+        raise InputError(f"'value' must be a list of {len(tagged)} soft labels, one a step, not {len(row.value)}")
+    problem, steps = _cut_off_problem(tagged)
+    labels = [value > options.above for value in row.value]
+    yield from _labelled(origin, problem, steps, labels, options.after_error, soft=row.value)
+
+
+class Turn(RowModel):
+    role: Text
+    content: AnyText
+
+
+class RLHFlowRow(RowModel):
+    conversations: Annotated[list[Turn], Field(min_length=2)]
+
+
+def rlhflow_steps(record: dict[str, Any], origin: Origin, options: StepOptions) -> Iterator[LabelledStep]:
+    """Rows `{conversations[]}` of RLHFlow (RLHFlow/RLHF-Reward-Modeling, `math/README.md`): each step is a turn of the
+    user, which the assistant answers with + or -; the problem stands before the first step, in its turn.
+
+    Where no 'Step 1:' divides the two, they stay together as the problem, and the first label is of no step."""
+    turns = checked(RLHFlowRow, record).conversations
+    if [turn.role for turn in turns] != ["user", "assistant"] * (len(turns) // 2):
+        raise InputError("'conversations' must be turns of 'user' and 'assistant' that alternate, the user's first")
+    signs, steps = [turn.content.strip() for turn in turns[1::2]], [turn.content.strip() for turn in turns[::2]]
+    if unknown := next((number for number, sign in enumerate(signs, 1) if sign not in ("+", "-")), None):
+        raise InputError(f"the answer to step {unknown} must be + or -, not {signs[unknown - 1]!r:.80}")
+    labels = [sign == "+" for sign in signs]
+    if _FIRST_STEP.search(steps[0]):
+        problem, steps = _cut_off_problem(steps)
+    else:
+        origin.skip("first steps that nothing divides from the problem")
+        problem, *steps = steps
+        if not labels.pop(0):
+            return origin.skip("steps after the first wrong one", len(steps))
+    if "" in (problem, *steps):
+        raise InputError("a turn is empty")
+    yield from _labelled(origin, problem, steps, labels, options.after_error)
+
+
+class MathAPSRow(RowModel):
+    question: Text
+    process: Text
+    label: Annotated[
+        list[Literal["+", "-"] | Probability], Field(min_length=1, validation_alias=AliasChoices("label", "labels"))
+    ]
+
+
+def math_aps_steps(record: dict[str, Any], origin: Origin, options: StepOptions) -> Iterator[LabelledStep]:
+    """Rows `{question, process, label[]}` of MATH-APS (openreasoner/openr, `preprocess/`): a beginning of a solution,
+    and whether it is right so far: of each of its steps where tags end them; else of it all, which is then one step."""
+    row = checked(MathAPSRow, record)
+    steps = [step.strip() for step in _APS_TAG.split(row.process.strip()) if step.strip()]
+    labels, soft = list(row.label), [None if isinstance(one, str) else float(one) for one in row.label]
+    if len(steps) != len(labels):
+        raise InputError(f"'label' must be a list of {len(steps)} labels, one for each step, not {len(labels)}")
+    if len(steps) > 1 and steps[0] == row.question.strip():
+        # The root of its tree: the problem itself, and how often it is solved.
+        del steps[0], labels[0], soft[0]
+    are_right = [one == "+" if isinstance(one, str) else one > options.above for one in labels]
+    yield from _labelled(origin, row.question, _unnumbered(steps), are_right, options.after_error, soft=soft)
+
+
 def _labelled(
-    origin: Origin, problem: str, steps: Sequence[str], labels: list[bool], after_error: bool = False, part: str = ""
-) -> Iterator[LabelledStep]:
+    origin: Origin, problem: str, steps: Sequence[str], labels: list[bool], after_error: bool = False, part: str = "",
+    soft: Sequence[float | None] | None = None,
+) -> Iterator[LabelledStep]:  # fmt: skip
     """The steps up to the first wrong one; or all. Most sets do not say what a label means after it."""
     end = len(steps) if after_error or all(labels) else labels.index(False) + 1
     origin.skip("steps after the first wrong one", len(steps) - end)
     for index in range(end):
-        yield origin.labelled(problem, steps[:index], steps[index], labels[index], part=part)
+        share = None if soft is None else soft[index]
+        yield origin.labelled(problem, steps[:index], steps[index], labels[index], part=part, soft=share)
 
 
 #: A hub copy with nulls among the ratings has them as floats.
@@ -282,8 +400,11 @@ def gsm8k_steps(record: dict[str, Any], origin: Origin, options: StepOptions) ->
 FORMATS: dict[str, tuple[dict[str, type], Callable[[dict[str, Any], Origin, StepOptions], Iterator[LabelledStep]]]] = {
     "prm800k": ({"question": dict, "label": dict}, prm800k_steps),
     "steps": ({"problem": str, "step": str}, lambda row, at, _: iter([labelled_step_of(row, at.id, at.source)])),
+    "math-aps": ({"question": str, "process": str}, math_aps_steps),
     "stepwise": ({"labels": list}, stepwise_steps),
     "math-shepherd": ({"input": str, "label": str}, math_shepherd_steps),
+    "er-prm": ({"text": str, "value": list}, er_prm_steps),
+    "rlhflow": ({"conversations": list}, rlhflow_steps),
     "solutions": ({"problem": str, "steps": list}, solution_steps),
     "gsm8k": ({"question": str, "answer": str}, gsm8k_steps),
 }

@@ -14,9 +14,9 @@ from urllib.parse import parse_qsl
 from rprm.embedded import JUDGE
 from rprm.errors import PromptError
 from rprm.folders import own_file
-from rprm.prompts.template import CriticTemplate, PolicyTemplate, PromptTemplate
+from rprm.prompts.template import CriticTemplate, InjectionTemplate, PolicyTemplate, PromptTemplate
 
-AnyTemplate = TypeVar("AnyTemplate", PromptTemplate, PolicyTemplate, CriticTemplate)
+AnyTemplate = TypeVar("AnyTemplate", PromptTemplate, PolicyTemplate, CriticTemplate, InjectionTemplate)
 
 #: The files in which a model folder carries the template that its model was trained with, and the one that a policy
 #: solves problems with.
@@ -32,7 +32,7 @@ class TemplateShelf(Generic[AnyTemplate]):
     default: str
     carried_as: str
 
-    @cache  # noqa: B019 - the two shelves live as long as the module
+    @cache  # noqa: B019 - the shelves live as long as the module
     def names(self) -> tuple[str, ...]:
         """Names of the templates that ship with the package, in alphabetical order."""
         names = (entry.name for entry in (files("rprm.prompts") / self.folder).iterdir())
@@ -82,7 +82,8 @@ class TemplateShelf(Generic[AnyTemplate]):
     def _hint(self, fits: Callable[[TemplateShelf[Any]], bool]) -> str:
         """What else a source is that is no template of this kind."""
         uses = {"critic": "--critic here, or --model critic:SPEC", "policy": "--policy, or --policy-prompt"}
-        others = (shelf for shelf in (PROMPTS, POLICIES, CRITICS) if shelf is not self and fits(shelf))
+        uses["injection"] = "--injection, or --prompt of `rprm data inject`"
+        others = (shelf for shelf in (PROMPTS, POLICIES, CRITICS, INJECTIONS) if shelf is not self and fits(shelf))
         kind = next((shelf.kind.KIND for shelf in others), None)
         use = uses.get(str(kind).split()[0], "of a judge")
         return f"; it is a {kind} ({use})" if kind else ""
@@ -99,7 +100,9 @@ class TemplateShelf(Generic[AnyTemplate]):
 PROMPTS = TemplateShelf(PromptTemplate, "templates", "critique", MODEL_TEMPLATE)
 POLICIES = TemplateShelf(PolicyTemplate, "policies", "boxed", MODEL_POLICY_TEMPLATE)
 CRITICS = TemplateShelf(CriticTemplate, "critics", "critic", "rprm_critic.toml")
+INJECTIONS = TemplateShelf(InjectionTemplate, "injections", "inject", "rprm_injection.toml")
 
 builtin_names, load_template, carried_template = PROMPTS.names, PROMPTS.load, PROMPTS.carried
 policy_names, load_policy_template, carried_policy_template = POLICIES.names, POLICIES.load, POLICIES.carried
 load_critic_template, carried_critic_template = CRITICS.load, CRITICS.carried
+load_injection_template = INJECTIONS.load

@@ -19,6 +19,7 @@ from rprm.critique import FormatName
 from rprm.errors import PromptError
 from rprm.reading import explained
 from rprm.showing import escaped
+from rprm.thinking import without_thinking
 from rprm.verdict import VerdictFormat
 
 
@@ -349,6 +350,49 @@ class CriticTemplate(Template):
         filled = Filled(self.step_separator).join(_fill(_pieces(self.step_format), values) for values in listed)
         values = {"problem": Filled.record(problem), "steps": filled, "num_steps": Filled(str(len(steps)))}
         return self._prompt(values, self.reply)
+
+
+@dataclass(frozen=True)
+class InjectionTemplate(Template):
+    """The layout of a prompt that asks for a right step made wrong: `{{problem}}`, `{{previous_steps}}` (each in
+    `step_format`; `no_previous_steps` where it is the first), `{{step}}`, `{{step_number}}` (1-based), and the
+    `{{error}}` to make, in words. The new step stands between `opening` and `closing` in the reply."""
+
+    KIND = "injection template"
+    NAMES = ("problem", "previous_steps", "step", "step_number", "error")
+
+    step_format: str = "Step {{number}}: {{step}}"
+    step_separator: str = "\n\n"
+    no_previous_steps: str = "None: this is the first step."
+    opening: str = "<step>"
+    closing: str = "</step>"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in sorted({"previous_steps", "step", "error"} - self._check_names("user", self.user, self.NAMES)):
+            raise self._error(f"user has no {{{{{name}}}}}")
+        if "step" not in self._check_names("step_format", self.step_format, ("number", "step")):
+            raise self._error("step_format has no {{step}}")
+        if not self.opening or not self.closing:
+            raise self._error("opening and closing are the texts between which the new step stands: give both")
+
+    def render(self, problem: str, steps: Sequence[str], step_index: int, error: str) -> Prompt:
+        """The prompt that asks for `steps[step_index]` with an error."""
+        listed = [
+            _fill(_pieces(self.step_format), {"number": Filled(str(number)), "step": Filled.record(step)})
+            for number, step in enumerate(steps[:step_index], 1)
+        ]
+        previous = Filled(self.step_separator).join(listed) if listed else Filled(self.no_previous_steps)
+        values = {"problem": Filled.record(problem), "previous_steps": previous, "error": Filled(error)}
+        values |= {"step": Filled.record(steps[step_index]), "step_number": Filled(str(step_index + 1))}
+        return self._prompt(values)
+
+    def find(self, reply: str) -> str | None:
+        """The new step in a reply, the last where there are several; None where there is none."""
+        answer = without_thinking(reply)
+        end = answer.rfind(self.closing)
+        begin = answer.rfind(self.opening, 0, max(end, 0))
+        return answer[begin + len(self.opening) : end].strip() or None if begin >= 0 else None
 
 
 @lru_cache(maxsize=512)
