@@ -41,6 +41,7 @@ Seconds = Annotated[float, Field(gt=0.0, le=1e6)]
 Port = Annotated[int, Field(ge=0, le=65_535)]  #: 0: any that is free
 Devices = Annotated[int, Field(ge=1, le=1024)]
 Gpus = Annotated[float, Field(ge=0.0, le=1024.0)]  #: of a process; less than one is a share
+Utilization = Annotated[float, Field(gt=0.0, le=1.0)]  #: of a peak
 
 _WORDS = {"ge": "from", "gt": "above", "le": "to", "lt": "below"}
 

@@ -122,10 +122,58 @@ def test_an_error_ends_both(make_data: Callable[..., Path], tiny_model: Path, tm
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("recipe", ["fsdp", "zero3", "cpu2"])
+#: What accelerate tells the processes of each recipe.
+TOLD = {
+    "cpu2": {"ACCELERATE_USE_DEEPSPEED": None, "ACCELERATE_USE_FSDP": None},
+    "ddp": {"ACCELERATE_USE_DEEPSPEED": None, "ACCELERATE_USE_FSDP": None},
+    "fsdp": {
+        "FSDP_VERSION": "2",
+        "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+        "FSDP_RESHARD_AFTER_FORWARD": "true",
+        "FSDP_ACTIVATION_CHECKPOINTING": "false",
+    },
+    "zero2": {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "2", "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false"},
+    "zero3": {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3", "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true"},
+}
+
+
+@pytest.mark.parametrize("recipe", TOLD)
 def test_accelerate_reads_the_recipes(recipe: str) -> None:
-    """Unknown keys are an error there."""
+    """A key that it does not know is an error at the top, and below is none: what it tells the processes counts."""
+    from accelerate.commands import launch
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+
+    path = str(RECIPES / f"{recipe}.yaml")
+    # `--num_processes` wins over the file.
+    parser = launch.launch_command_parser()
+    given = parser.parse_args(["--config_file", path, "--num_processes", "4", "-m", "rprm"])
+    known = vars(given).keys()
+    config = load_config_from_file(path)
+    assert {**config.fsdp_config, **config.deepspeed_config}.keys() <= known
+    arguments, defaults, _ = launch._validate_launch_command(given)
+    arguments.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)  # as `launch_command` does
+    told = prepare_deepspeed_cmd_env(arguments)[1] if arguments.use_deepspeed else prepare_multi_gpu_env(arguments)
+    assert {name: told.get(name) for name in TOLD[recipe]} == TOLD[recipe]
+    assert told["ACCELERATE_MIXED_PRECISION"] == ("no" if recipe == "cpu2" else "bf16")
+    assert arguments.num_processes == 4
+
+
+@pytest.mark.parametrize(("recipe", "stage"), [("zero2", 2), ("zero3", 3)])
+def test_deepspeed_takes_what_accelerate_makes_of_the_recipes(recipe: str, stage: int) -> None:
+    zero = pytest.importorskip("deepspeed.runtime.zero.config")
+    from accelerate import DeepSpeedPlugin
     from accelerate.commands.config.config_args import load_config_from_file
 
-    config = load_config_from_file(str(RECIPES / f"{recipe}.yaml"))
-    assert config.distributed_type.value == {"fsdp": "FSDP", "zero3": "DEEPSPEED", "cpu2": "MULTI_GPU"}[recipe]
+    options = load_config_from_file(str(RECIPES / f"{recipe}.yaml")).deepspeed_config
+    options.pop("deepspeed_multinode_launcher")
+    made = DeepSpeedPlugin(**options).deepspeed_config["zero_optimization"]
+    found = zero.DeepSpeedZeroConfig(**{name: value for name, value in made.items() if value != "auto"})
+    assert found.stage == stage
+    assert stage == 2 or found.gather_16bit_weights_on_model_save
+
+
+def test_an_estimate_names_recipes_that_are_there() -> None:
+    from rprm.training.estimate import SETUPS
+
+    assert set(SETUPS) <= {path.stem for path in RECIPES.iterdir()}

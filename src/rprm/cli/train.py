@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,10 +16,12 @@ import typer
 
 from rprm.cli.options import Json, given, with_options
 from rprm.errors import InputError
+from rprm.training.estimate import Hardware
 from rprm.training.settings import ClassifierTraining, DPOSettings, RoundSettings, RunOptions, SFTSettings
 
 if TYPE_CHECKING:
     from rprm.evolve import RoundResult
+    from rprm.training.estimate import Estimate
     from rprm.training.lifecycle import TrainingResult
 
 app = typer.Typer(
@@ -30,12 +32,22 @@ app = typer.Typer(
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlaceOptions:
+class _TrainedOptions:
     """What is trained, and where."""
 
-    output: Annotated[Path, "--output", "-o", "Run folder; a killed run resumes there. model/ is the result."]
+    output: Annotated[
+        Path | None, "--output", "-o", "Run folder; a killed run resumes there. model/ is the result."
+    ] = None
     model: Annotated[str | None, "--model", "-m", "Model to train: folder or hub id; a preset may name one."] = None
     revision: Annotated[str | None, "Revision of a hub model."] = None
+    estimate: Annotated[bool, "--estimate", "Tell tokens, memory and hours; nothing is trained or written."] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaceOptions(Hardware, _TrainedOptions):
+    """What is trained, and where; or what that would cost."""
+
+    json: Annotated[bool, "--json", "With --estimate: one JSON object."] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +136,13 @@ def _train(train: Callable[..., TrainingResult], data: str, place: PlaceOptions,
 
     if place.model is None:
         raise typer.BadParameter("name the model to train with --model")
+    if not place.estimate:
+        if place.output is None:
+            raise typer.BadParameter("name the run folder with --output")
+        if place.json or any(getattr(place, one.name) != one.default for one in fields(Hardware)):
+            raise typer.BadParameter(
+                "--gpus, --gpu, --utilization, --price and --json are of --estimate: give that too"
+            )
     # What is missing is told when training begins.
     with suppress(ImportError):
         import datasets
@@ -133,6 +152,9 @@ def _train(train: Callable[..., TrainingResult], data: str, place: PlaceOptions,
         datasets.disable_progress_bars()
         transformers.utils.logging.disable_progress_bar()
         transformers.utils.logging.set_verbosity_error()
+    if place.estimate:
+        _estimate(data, place, **arguments)
+        raise typer.Exit
     console = Terminal(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
     is_terminal = console.is_terminal and not console.quiet
     _, *others = Progress.get_default_columns()
@@ -170,6 +192,80 @@ def _train(train: Callable[..., TrainingResult], data: str, place: PlaceOptions,
         figures = (f", {label} {value:.4g}" for label, value in losses.items() if value is not None)
         typer.echo(one_line(f"{result.model}: {result.num_steps:,} steps{''.join(figures)}"))
     return result
+
+
+def _estimate(data: str, place: PlaceOptions, *, settings: Any, options: RunOptions, **arguments: Any) -> None:
+    """Print what a training would cost."""
+    import json
+    import warnings
+    from dataclasses import asdict
+
+    from rprm.showing import one_line
+    from rprm.terminal import Terminal
+    from rprm.training.estimate import estimate_training
+
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # as in training
+        found = estimate_training(data, place, settings, model=place.model or "", revision=place.revision, **arguments)
+    if place.json:
+        print(json.dumps(asdict(found), ensure_ascii=False))
+        return
+    console = Terminal()
+    for line in _summary(found):
+        console.print(one_line(line), soft_wrap=True)
+    for table in _tables(found):
+        console.print(table)
+    if found.num_gpus > 1:
+        launch = f"accelerate launch --config_file FILE --num_processes {found.num_gpus} -m rprm train {found.kind} ..."
+        console.print(launch, soft_wrap=True)
+    for note in found.notes:
+        console.print(one_line(note), style="yellow", soft_wrap=True)
+
+
+def _summary(found: Estimate) -> list[str]:
+    network, work = found.network, found.compute
+    trained = f", {network.num_trained:,} of them trained" if network.is_lora else ""
+    around = f" (± {found.tokens_error:.1%}, from a sample)" if found.tokens_error else ""
+    rows = ", ".join(f"{number:,} {part}" for part, number in found.num_rows.items())
+    total = work.training + work.evaluation + work.sampling
+    shares = {"evaluations": work.evaluation, "sampling": work.sampling}
+    of_which = "".join(f", {value / total:.0%} in {name}" for name, value in shares.items() if value)
+    padding = 1 - work.num_tokens / work.num_computed
+    return [
+        f"model  {found.model}: {network.num_weights:,} weights{trained}",
+        f"rows   {rows}; the longest has {found.longest:,} tokens",
+        f"work   {work.num_steps:,} steps, {work.num_tokens:,.0f} tokens{around}",
+        f"       {total:.3g} operations{of_which}; {padding:.0%} of what is computed is padding",
+    ]
+
+
+def _tables(found: Estimate) -> Iterator[Any]:
+    from rprm.report.measures import framed
+    from rprm.training.estimate import GIB, GPUS, RESERVE
+
+    number = f"{found.num_gpus} GPU{'s' if found.num_gpus > 1 else ''}"
+    table = framed(f"GiB on each of {number}", ["", *found.memory])
+    held = [vars(memory) for memory in found.memory.values()]
+    for part in held[0]:
+        if any(one[part] for one in held):
+            table.add_row(part.replace("_", " "), *(f"{one[part] / GIB:.1f}" for one in held))
+    table.add_row("reserve", *[f"{RESERVE:.1f}"] * len(held))
+    table.add_row("total", *(f"{one.total / GIB + RESERVE:.1f}" for one in found.memory.values()), style="bold")
+    yield table
+    columns = ["GPU", "GiB", "needed", "time", *(["cost"] if found.choices[0].cost is not None else []), "fits with"]
+    table = framed(f"{number} at {found.utilization:.0%} of the peak", columns, numbers=columns[1:-1])
+    for choice in found.choices:
+        cells = [choice.gpu, f"{GPUS[choice.gpu].memory:.0f}", f"{choice.gib:.1f}"]
+        if choice.setup is None:
+            table.add_row(*cells, *[""] * (len(columns) - 4), "nothing here", style="dim")
+        else:
+            file = "one process" if choice.setup == "single" else f"recipes/accelerate/{choice.setup}.yaml"
+            cost = [] if choice.cost is None else [f"{choice.cost:,.2f}"]
+            table.add_row(*cells, _time(choice.hours), *cost, file)
+    yield table
+
+
+def _time(hours: float) -> str:
+    return f"{hours:,.1f} h" if hours >= 1 else f"{hours * 60:.0f} min" if hours >= 1 / 60 else f"{hours * 3600:.0f} s"
 
 
 @with_options

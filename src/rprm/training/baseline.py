@@ -5,7 +5,7 @@ beginning are merged into a tree, and each leaf is a sequence: a step is trained
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -21,6 +21,7 @@ from rprm.records import LabelledStep
 from rprm.rewarders.classifier import SETTINGS_FILE, ClassifierSettings, make_layout, read_settings
 from rprm.rewarders.layouts import Layout
 from rprm.runs import LineWriter
+from rprm.training.estimate import Row, Workload, read_part
 from rprm.training.lifecycle import RunArguments, TrainingResult, TrainingRun, group_by_length
 from rprm.training.rows import MAX_SHARE_TOO_LONG
 from rprm.training.settings import ClassifierTraining
@@ -79,21 +80,33 @@ class ClassifierRun(TrainingRun):
 
         self.check_model(AutoModel, num_new=0 if self.new_tag_id is None else 1)
 
-    def prepare(self) -> None:
-        """Read, split, merge and encode; what cannot be used is refused, or noted."""
+    def workload(self) -> Workload:
+        def size(sequence: StepSequence) -> int:
+            return len(sequence.problem) + sum(map(len, sequence.steps))
+
+        def tokens(sequence: StepSequence) -> Row:
+            encoded = encode_sequences([sequence], self.layout, MergeCounts(), max_length=most)
+            # Without a step within it, it is too long.
+            return Row((len(encoded[0].ids) if encoded else most + 1,), 0)
+
+        most = self.settings.max_length
+        parts = {part: merge_steps(rows)[0] for part, rows in self._read(lambda row: None).items() if rows}
+        found = {part: read_part(sequences, size, tokens, most) for part, sequences in parts.items()}
+        return Workload(found, scores_words=False)
+
+    def _read(self, reject: Callable[[Rejected], None]) -> dict[str, list[LabelledStep]]:
+        """Labelled steps by part; those of problems to validate on are not trained on."""
         rows: dict[str, list[LabelledStep]] = {}
-        with closing(LineWriter(self.run.rejected_path, fresh=True)) as writer:
-            for part, source in self.sources.items():
-                rows[part] = []
-                for row in read_labelled_steps(steps_source(source)):
-                    if isinstance(row, Rejected):
-                        for line in row.listed(self.num_rejected):
-                            writer.write(line)
-                        self.num_rejected += 1
-                    else:
-                        rows[part].append(row)
-                if not rows[part]:
-                    raise InputError(f"{source} has no labelled step")
+        for part, source in self.sources.items():
+            rows[part] = []
+            for row in read_labelled_steps(steps_source(source)):
+                if isinstance(row, Rejected):
+                    reject(row)
+                    self.num_rejected += 1
+                else:
+                    rows[part].append(row)
+            if not rows[part]:
+                raise InputError(f"{source} has no labelled step")
         share, seed, steps = self.settings.validation_share, self.settings.split_seed, self.sources["train"]
         if "validation" not in rows:
             rows["validation"] = [row for row in rows["train"] if is_held_out(row.problem, share, seed)]
@@ -105,8 +118,19 @@ class ClassifierRun(TrainingRun):
             self.num_shared = total - len(rows["train"])
         if not rows["train"]:
             raise InputError(f"{steps} has no labelled step to train on ({total:,} rows, all of held-out problems)")
+        return rows
+
+    def prepare(self) -> None:
+        """Read, split, merge and encode; what cannot be used is refused, or noted."""
+        with closing(LineWriter(self.run.rejected_path, fresh=True)) as writer:
+
+            def reject(row: Rejected) -> None:
+                for line in row.listed(self.num_rejected):
+                    writer.write(line)
+
+            rows = self._read(reject)
         self.callbacks.on_stage("tokenising")
-        most, notes = self.settings.max_length, {"rows cannot be used": self.num_rejected}
+        most, steps, notes = self.settings.max_length, self.sources["train"], {"rows cannot be used": self.num_rejected}
         notes["steps are of problems to validate on, and not trained on"] = self.num_shared
         for part in [part for part in rows if rows[part]]:
             sequences, counts = merge_steps(rows[part])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
+from rprm.training.estimate import Workload
 from rprm.training.language import LanguageRun
 from rprm.training.lifecycle import RunArguments, TrainingResult
 from rprm.training.settings import DPOSettings
@@ -16,6 +18,12 @@ class DPORun(LanguageRun):
     kind = "dpo"
     does = "It was trained to prefer analyses whose verdict agrees with the step's label over such as disagree."
     settings: DPOSettings = DPOSettings()
+
+    def workload(self) -> Workload:
+        # Without its adapter the model is the reference itself.
+        is_once = self.settings.precompute_reference
+        held = not is_once and self.settings.lora_rank is None
+        return replace(super().workload(), num_passes=1, are_once=is_once, holds_reference=held)
 
     def trl(self) -> tuple[Any, Any, dict[str, Any]]:
         from trl import DPOConfig, DPOTrainer

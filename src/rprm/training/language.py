@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 from abc import abstractmethod
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -15,9 +16,21 @@ from rprm.files import read_json
 from rprm.folders import own_file
 from rprm.prompts.library import MODEL_TEMPLATE, load_template
 from rprm.reading import Source
+from rprm.training.estimate import Row, Workload, read_part
 from rprm.training.handover import whole_folder
 from rprm.training.lifecycle import ROWS, RunArguments, TrainingRun, group_by_length
-from rprm.training.rows import check_batch, check_rows, encode_data, end_token, open_data, row_lengths
+from rprm.training.rows import (
+    TrainingRow,
+    as_rendered,
+    check_batch,
+    check_rows,
+    encode_data,
+    encode_row,
+    end_token,
+    open_data,
+    row_lengths,
+    training_rows,
+)
 
 ADAPTER = "adapter"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -51,6 +64,20 @@ class LanguageRun(TrainingRun):
         prompt = {name: getattr(self.data.template, name) for name in ("name", "digest")}
         digests = {part: Source(str(path)).inspect().digest[:23] for part, path in self.data.parts.items()}
         return {"input": digests, "prompt": prompt, "model": self.base.identity}
+
+    def workload(self) -> Workload:
+        def size(row: TrainingRow) -> int:
+            return sum(len(message.content) for message in row.prompt.messages) + max(map(len, row.replies))
+
+        def tokens(row: TrainingRow) -> Row:
+            if not row.prompt.chat:
+                row = replace(row, prompt=as_rendered(self.data.template, row.prompt) or row.prompt)
+            prompt, replies = encode_row(self.tokenizer, row, self.end)
+            return Row(tuple(len(prompt) + len(reply) for reply in replies), sum(map(len, replies)))
+
+        most = self.settings.max_length
+        parts = {part: training_rows(path, self.kind) for part, path in self.data.parts.items()}
+        return Workload({part: read_part(rows, size, tokens, most) for part, rows in parts.items()})
 
     def check(self) -> None:
         from transformers import AutoModelForCausalLM

@@ -21,6 +21,7 @@ from rprm.errors import EngineError, InputError, RprmError, RunError
 from rprm.files import LineWriter, read_json_lines, write_atomically
 from rprm.runs import MANIFEST, REJECTED, SUMMARY, Run, read_summary, versions
 from rprm.training.checkpoints import Checkpoint, last_checkpoint, seal
+from rprm.training.estimate import Workload
 from rprm.training.handover import CARD, MODEL, card_text, find_model, push, whole_folder
 from rprm.training.settings import Precision, RunOptions, TrainingSettings
 
@@ -100,12 +101,6 @@ class TrainingRun(ABC):
         asked = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
         self.use_cpu = asked or not (torch.cuda.is_available() or torch.backends.mps.is_available())
         self.bf16 = computes_in_bf16(self.settings.precision, use_cpu=self.use_cpu)
-        num_gpus = 0 if self.use_cpu else torch.cuda.device_count()
-        if (num_gpus > 1 and self.num_processes == 1) or (self.one_device and self.num_processes > 1):
-            raise InputError(
-                f"{num_gpus} GPUs and {self.num_processes} processes to train a {self.kind}: start one process on one "
-                "(CUDA_VISIBLE_DEVICES=0); sft and dpo train on several by `accelerate launch` (docs/training.md)"
-            )
 
     @property
     @abstractmethod
@@ -115,6 +110,10 @@ class TrainingRun(ABC):
     @abstractmethod
     def identity(self) -> dict[str, Any]:
         """What the result depends on besides the hyperparameters: data, template, model."""
+
+    def workload(self) -> Workload:
+        """The rows and what is computed of them, for an estimate. Writes nothing, and needs no device."""
+        raise InputError(f"there is no estimate for {self.kind}")
 
     def check(self) -> None:  # noqa: B027  # nothing to check is fine
         """Refuse model and data of a new run before its folder is made. Main process."""
@@ -158,6 +157,12 @@ class TrainingRun(ABC):
         where it cannot be used, memory does not suffice, or the upload failed."""
         import torch
 
+        num_gpus = 0 if self.use_cpu else torch.cuda.device_count()
+        if (num_gpus > 1 and self.num_processes == 1) or (self.one_device and self.num_processes > 1):
+            raise InputError(
+                f"{num_gpus} GPUs and {self.num_processes} processes to train a {self.kind}: start one process on one "
+                "(CUDA_VISIBLE_DEVICES=0); sft and dpo train on several by `accelerate launch` (docs/training.md)"
+            )
         try:
             config = self.make_config()
         except (ValueError, ImportError) as error:
