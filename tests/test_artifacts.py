@@ -88,6 +88,13 @@ def test_what_is_no_run_folder_is_left_alone(tmp_path: Path) -> None:
         read_manifest(tmp_path)
 
 
+def test_an_address_is_no_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError, match="address"), Run("s3://bucket/run", stage="judge", settings={}):
+        pass
+    assert not list(tmp_path.iterdir())  # No folder of that name is made beside one's files.
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"stage": "judge"}'])
 def test_damaged_manifest(tmp_path: Path, content: str) -> None:
     (tmp_path / "manifest.json").write_text(content)

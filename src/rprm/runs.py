@@ -156,6 +156,9 @@ class Run:
         """Make the folder, and hold its lock."""
         from filelock import FileLock, Timeout
 
+        if re.match(r"\w\w+:/", str(self.folder)) and not self.folder.exists():
+            fix = "name a folder, and copy it there with the store's own tool (docs/cluster.md)"
+            raise RunError(f"{self.folder}: a run cannot be written to an address; {fix}")
         if self.folder.exists() and not self.folder.is_dir():
             raise RunError(f"{self.folder} is a file; name a folder for the run")
         names = {path.name for path in self.folder.iterdir()} if self.folder.exists() else set()
