@@ -2,7 +2,8 @@
 
 A judge reads some solutions of ProcessBench: every step, K analyses, none stopped early. Then the engine's own call,
 with nothing of ours around it, writes the same number of tokens for the same prompts with the same sampling. They take
-turns, nothing in a prompt cache at the start of each (a server: all prompts); the figure is the ratio of their tokens a second.
+turns, nothing in a prompt cache at the start of each (of a server: all prompts); the figure is the ratio of their
+tokens a second.
 
     python perf/throughput.py vllm --model FOLDER --data processbench/gsm8k.jsonl -k 4
     python perf/throughput.py transformers --model FOLDER --data processbench/gsm8k.jsonl -k 4
