@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Unpack
 
-from rprm.training.language import LanguageRun
+from rprm.training.language import AnalysesRun
 from rprm.training.lifecycle import RunArguments, TrainingResult
 from rprm.training.settings import DPOSettings
 
 
-class DPORun(LanguageRun):
+class DPORun(AnalysesRun):
     # The loss: -log sigmoid(beta * ((chosen - reference chosen) - (rejected - reference rejected)))
     # over the replies' log-probabilities, where the reference is the model that training began from.
     kind = "dpo"
