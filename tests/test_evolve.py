@@ -151,6 +151,36 @@ def test_a_round_samples_as_many_steps_as_it_is_told_and_goes_on_from_there(tmp_
     assert sampled == [[0, 1], [2, 3], [4, 0]]
 
 
+@pytest.mark.slow
+def test_a_round_of_rewards(start: Path, steps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It trains on the steps themselves, and validates on those that it is measured on."""
+    warm_torch().take_stages(monkeypatch)
+    stages: list[tuple[int, str]] = []
+    trained = ("--preset", "cpu", "--max-steps", "1", "--batch-size", "2", "-n", "2", "--device-batch-size", "4")
+    trained += ("--max-tokens", "8", "--max-length", "512")
+    told = settings(method="grpo", train_options=trained, num_sampled_steps=10, seed=3)
+    folder = tmp_path / "rounds"
+    first, second = evolve(
+        str(steps), str(start), folder, told, on_stage=lambda number, stage: stages.append((number, stage))
+    )
+    assert stages == [(0, "measure"), (1, "grpo"), (1, "measure")]
+    assert (second.num_pairs, second.model) == (None, str(folder / "round-1" / "grpo" / "model"))
+    summary = json.loads((folder / "round-1" / "grpo" / "summary.json").read_text())
+    assert summary["rows"]["train"]["num_rows"] == 10
+    assert summary["rows"]["validation"]["num_rows"] == len(rows(folder / "steps" / "validation.jsonl"))
+    made = read_manifest(folder / "round-1" / "grpo")["settings"]
+    assert (made["judge"], made["seed"], made["prompt"]["name"]) == ("step", 4, "short")
+    assert read_manifest(folder)["settings"]["method"] == "grpo"
+    assert "method" not in settings().resolved(), "as in folders that are older than the choice"
+    # The scripted engine says the same of either model.
+    assert (second.kept, second.best, first.best) == (False, str(start), str(start))
+
+
+def test_a_method_that_is_none() -> None:
+    with pytest.raises(InputError, match="method is 'ppo'"):
+        settings(method="ppo")
+
+
 def test_a_link_leads_to_the_best_model(tmp_path: Path) -> None:
     from rprm.evolve import link
 

@@ -69,7 +69,7 @@ WITHIN = {
     "api": {"benchmarks", "search"},
     "data": {"benchmarks", "search"},
     "search": {"benchmarks"},
-    "training": {"data"},
+    "training": {"benchmarks", "data"},
     "report": {"reproduce"},
     "serve": {"integrations"},
     "__main__": {"cli"},

@@ -201,7 +201,7 @@ def _import_torch() -> None:
         Qwen2ForCausalLM,
         Trainer,
     )
-    from trl import DPOTrainer, SFTTrainer  # noqa: F401
+    from trl import DPOTrainer, GRPOTrainer, SFTTrainer  # noqa: F401
 
     torch.set_num_threads(1)
 

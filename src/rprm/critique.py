@@ -32,6 +32,11 @@ class CritiqueFormat(Protocol):
     def find(self, critique: str, num_steps: int) -> Index | None:
         """The index that the critique of a solution of so many steps names."""
 
+    def calls_right(self, critique: str, num_steps: int) -> bool | None:
+        """Whether the critique calls the whole solution right, in the words that its format has for that."""
+        index = self.find(critique, num_steps)
+        return None if index is None else index == -1
+
     def place(self, critique: str) -> int | None:
         """The end of what stands before the named index: what the model might have written there tells how probable
         each index is. None where the tokens there tell no such thing."""
@@ -97,6 +102,12 @@ class JsonLabels(CritiqueFormat):
         if None in labels or self._label(found.get("final_label")) is None:
             return None
         return first_wrong([label is True for label in labels], num_steps)
+
+    def calls_right(self, critique: str, num_steps: int) -> bool | None:
+        """What `final_label` says, in an object that labels the steps too: TIPS rewards it alone."""
+        if self.find(critique, num_steps) is None:
+            return None
+        return self._label(_last_object(without_thinking(critique)).get("final_label"))
 
     def _label(self, value: Any) -> bool | None:
         """What 1, 1.0, true, "1" and "true" say, and their counterparts; None of anything else."""

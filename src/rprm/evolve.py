@@ -1,6 +1,7 @@
-"""Preference optimisation in rounds (R-PRM, section 3.2): sample, pair, train, measure, keep the better model. Each
-stage is a command of this package in a folder of its own, `round-N/{analyses,pairs,dpo,measure}`; `results.jsonl` has a
-row for each round, and `model` is a link to the best model so far."""
+"""Training in rounds, of which the better model is kept: preference optimisation (R-PRM, section 3.2: sample, pair,
+train, measure), or GRPO, which samples as it trains. Each stage is a command of this package in a folder of its own,
+`round-N/{analyses,pairs,dpo,measure}` or `round-N/{grpo,measure}`; `results.jsonl` has a row for each round, and
+`model` is a link to the best model so far."""
 
 from __future__ import annotations
 
@@ -139,22 +140,23 @@ class _Rounds:
         write_atomically(self.validation, "".join(validation))
 
     def run(self, number: int, before: RoundResult | None) -> RoundResult:
-        """A round: the first measures, the others sample, pair, train and measure."""
+        """A round: the first measures, the others train too."""
         started, settings = time.monotonic(), self.settings
         model = best = before.best if before else self.first_model
         found: dict[str, Any] = {"num_pairs": None}
         if before:
-            asked = "-n", settings.num_analyses, *self._asking(best, number)
-            analyses = self._stage(number, "analyses", "data", "analyses", self.sampled(number), *asked)
-            # The problems to measure on are none of these: nothing more is held out.
-            chosen = "--validation", 0, "--seed", settings.seed, *settings.resolved()["pair_options"]
-            pairs = self._stage(number, "pairs", "data", "pairs", analyses, *chosen)
-            found["num_pairs"] = read_summary(pairs)["parts"]["train"]["rows"]
-            trained = "train", "dpo", pairs, "--model", best, *settings.train_options
-            self._stage(number, "dpo", *trained, launcher=self.launcher)
+            asked: list[Any] = []
+            if settings.method == "grpo":
+                asked = ["--validation", self.validation, "--judge", "step", "--prompt", self.folder / MODEL_TEMPLATE]
+                rows, asked = self.sampled(number), [*asked, "--seed", settings.seed + number]
+            else:
+                rows = self._pairs(number, best)
+                found["num_pairs"] = read_summary(rows)["parts"]["train"]["rows"]
+            trained = "train", settings.method, rows, "--model", best, *asked, *settings.train_options
+            self._stage(number, settings.method, *trained, launcher=self.launcher)
             model = self._model_of(number)
-        asked = "-k", settings.judge_analyses, *self._asking(model, 0), "--stopping", "none", "--allow-missing"
-        self._stage(number, "measure", "bench", "steps", self.validation, *asked)
+        judged = "-k", settings.judge_analyses, *self._asking(model, 0), "--stopping", "none", "--allow-missing"
+        self._stage(number, "measure", "bench", "steps", self.validation, *judged)
         tally, kept = self._tally(number), True
         if before:
             best_round = next(row for row in range(number) if self._model_of(row) == best)
@@ -164,6 +166,15 @@ class _Rounds:
         found |= {name: tally.by_name[name] for name in ("wrong_acc", "correct_acc", "wellformed")}
         found |= {"f1": tally.by_name["f1"] or 0.0, "seconds": round(time.monotonic() - started, 1)}
         return RoundResult(round=number, model=model, best=model if kept else best, kept=kept, **found)
+
+    def _pairs(self, number: int, best: str) -> Path:
+        """Preference pairs of what the best model so far says of a round's steps."""
+        settings = self.settings
+        asked = "-n", settings.num_analyses, *self._asking(best, number)
+        analyses = self._stage(number, "analyses", "data", "analyses", self.sampled(number), *asked)
+        # The problems to measure on are none of these: nothing more is held out.
+        chosen = "--validation", 0, "--seed", settings.seed, *settings.resolved()["pair_options"]
+        return self._stage(number, "pairs", "data", "pairs", analyses, *chosen)
 
     def sampled(self, number: int) -> Path:
         """The steps that a round samples: all, or so many, round by round from where the last one ended."""
@@ -188,7 +199,7 @@ class _Rounds:
         ]  # fmt: skip
 
     def _model_of(self, number: int) -> str:
-        return self.first_model if number == 0 else str(self.folder / f"round-{number}" / "dpo" / MODEL)
+        return self.first_model if number == 0 else str(self.folder / f"round-{number}" / self.settings.method / MODEL)
 
     def _tally(self, number: int) -> Tally:
         rows = read_results(self.folder / f"round-{number}" / "measure", SolutionReward.model_validate)

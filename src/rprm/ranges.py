@@ -33,6 +33,7 @@ Ratio = Annotated[float, Field(ge=1.0, le=1e6)]
 Weight = Annotated[float, Field(ge=0.0, le=1e12)]
 Rate = Annotated[float, Field(gt=0.0, le=1e6)]
 Resamples = Annotated[int, Field(ge=10, le=100_000)]
+ClipRange = Annotated[float, Field(ge=0.0, le=100.0)]  #: of a ratio of probabilities, from 1
 Checkpoints = Annotated[int, Field(ge=2, le=10_000)]
 Retries = Annotated[int, Field(ge=0, le=1000)]
 Rank = Annotated[int, Field(ge=0, le=65_536)]  #: of an adapter; 0 for none

@@ -29,6 +29,10 @@ WAYS: dict[str, Callable[[Path, str], list[str]]] = {
     "engines check": lambda place, model: ["engines", "check", f"transformers:{model}"],
     "train sft": lambda place, model: ["train", "sft", f"{place}/sft", "-m", model, "-o", "out", *_BRIEFLY],
     "train dpo": lambda place, model: ["train", "dpo", f"{place}/dpo", "-m", model, "-o", "out", *_BRIEFLY],
+    "train grpo": lambda place, model: [
+        *("train", "grpo", f"{place}/steps.jsonl", "-m", model, "-o", "out", *_BRIEFLY, "--validation-share", "0"),
+        *("--prompt", f"{place}/sft/{MODEL_TEMPLATE}", "-n", "2", "--max-tokens", "4"),
+    ],
     "train classifier": lambda place, model: [
         *("train", "classifier", f"{place}/steps.jsonl", "-m", model, "-o", "out", *_BRIEFLY, "--validation-share", "0")
     ],
@@ -40,6 +44,8 @@ _ASKED = ["-k", "1", "--max-tokens", "4", "--force-verdict"]
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a sound model and with rows for every command; the libraries are imported."""
     import torch
+
+    import rprm.training.group_trainer  # noqa: F401
 
     torch.set_num_threads(1)  # threads of its own would not be there in a fork
     place = tmp_path_factory.mktemp("models")

@@ -20,7 +20,14 @@ from rprm.plugins import find_kinds, load_kind, options_of
 from rprm.presets import PAPER
 from rprm.rewarders import load_rewarder
 from rprm.stopping import StoppingRule
-from rprm.training.settings import ClassifierTraining, DPOSettings, RoundSettings, RunOptions, SFTSettings
+from rprm.training.settings import (
+    ClassifierTraining,
+    DPOSettings,
+    GRPOSettings,
+    RoundSettings,
+    RunOptions,
+    SFTSettings,
+)
 
 #: What is no number of any option here, or beyond every range; and slips.
 BAD = ("", "nan", "inf", "-inf", "1e400", "-1", "１２", "0x10", "12,5", "--", "9" * 5000, "1e18")
@@ -109,8 +116,8 @@ def test_every_number_of_a_spec_has_a_range(kind: str, make: Any, name: str, hin
 
 
 SETTINGS = (
-    PAPER, StoppingRule(4), SFTSettings(), DPOSettings(), ClassifierTraining(), RunOptions(), RoundSettings(),
-    SamplingOptions(), Sampling(),
+    PAPER, StoppingRule(4), SFTSettings(), DPOSettings(), GRPOSettings(), ClassifierTraining(), RunOptions(),
+    RoundSettings(), SamplingOptions(), Sampling(),
 )  # fmt: skip
 
 

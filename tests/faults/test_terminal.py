@@ -131,6 +131,7 @@ RUNS: dict[str, tuple[list[str], int]] = {
     "engines check": (["scripted:"], 0),
     "train sft": ([NAME, "-m", NAME, "-o", "sft"], 1),
     "train dpo": ([NAME, "-m", NAME, "-o", "dpo"], 1),
+    "train grpo": ([f"{NAME}.jsonl", "-m", NAME, "-o", "grpo"], 1),
     "train classifier": ([f"{NAME}.jsonl", "-m", NAME, "-o", "classifier"], 1),
     "evolve": ([NAME, "-m", NAME, "-o", "rounds"], 1),
     "lab world": (["-o", f"world {NAME}", "--steps", "4", "--test", "2"], 0),
@@ -172,6 +173,7 @@ def ran(folder: Path) -> Callable[[str], Done]:
 SLOW = [
     "train sft",
     "train dpo",
+    "train grpo",
     "train classifier",
     "search beam",
     "search dvts",

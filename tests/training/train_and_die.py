@@ -12,8 +12,9 @@ def main() -> None:
     import torch
 
     from rprm.training.dpo import train_dpo
+    from rprm.training.grpo import train_grpo
     from rprm.training.lifecycle import TrainingCallbacks
-    from rprm.training.settings import DPOSettings, SFTSettings
+    from rprm.training.settings import DPOSettings, GRPOSettings, SFTSettings
     from rprm.training.sft import train_sft
 
     torch.set_num_threads(1)
@@ -24,10 +25,10 @@ def main() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     callbacks = TrainingCallbacks(on_step=die)
-    if kind == "sft":
-        train_sft(data, model=model, output=output, settings=SFTSettings(**json.loads(settings)), callbacks=callbacks)
-    else:
-        train_dpo(data, model=model, output=output, settings=DPOSettings(**json.loads(settings)), callbacks=callbacks)
+    train, kinds = {
+        "sft": (train_sft, SFTSettings), "dpo": (train_dpo, DPOSettings), "grpo": (train_grpo, GRPOSettings),
+    }[kind]  # fmt: skip
+    train(data, model=model, output=output, settings=kinds(**json.loads(settings)), callbacks=callbacks)
 
 
 if __name__ == "__main__":

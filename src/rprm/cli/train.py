@@ -1,5 +1,5 @@
-"""`rprm train`: fine-tune a model on analyses, on preferences between them, and a classifier on labelled steps; and
-`rprm evolve`: preferences in rounds."""
+"""`rprm train`: fine-tune a model on analyses, on preferences between them, by rewards of its own, and a classifier on
+labelled steps; and `rprm evolve`: rounds of the second or the third."""
 
 from __future__ import annotations
 
@@ -10,14 +10,21 @@ from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from rprm.cli.options import Json, given, with_options
 from rprm.errors import InputError
 from rprm.training.estimate import Hardware
-from rprm.training.settings import ClassifierTraining, DPOSettings, RoundSettings, RunOptions, SFTSettings
+from rprm.training.settings import (
+    ClassifierTraining,
+    DPOSettings,
+    GRPOSettings,
+    RoundSettings,
+    RunOptions,
+    SFTSettings,
+)
 
 if TYPE_CHECKING:
     from rprm.evolve import RoundResult
@@ -27,7 +34,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     rich_markup_mode=None,
     no_args_is_help=True,
-    help="Train: cold start (sft), preference optimisation (dpo), a discriminative PRM (classifier).",
+    help="Train: cold start (sft), preference optimisation (dpo), rewards (grpo), a discriminative PRM (classifier).",
 )
 
 
@@ -59,16 +66,20 @@ class LanguageOptions(PlaceOptions):
     preset: Annotated[str | None, "paper-7b-sft (-dpo), small-lora, cpu.  [default: the paper's values]"] = None
 
     def train(self, train: Callable[..., TrainingResult], context: typer.Context, settings: Any, options: Any) -> None:
-        """Train by the settings of a preset, with the options that were given in their place."""
-        from rprm.training.settings import PRESET_MODELS, PRESETS
-
-        place: PlaceOptions = self
-        if self.preset is not None:
-            if self.preset not in (presets := PRESETS[type(settings)]):
-                raise InputError(f"no preset {self.preset!r}; there are {', '.join(presets)}")
-            settings = replace(presets[self.preset], **given(context, settings))
-            place = replace(self, model=self.model or PRESET_MODELS.get(self.preset))
+        settings, place = _preset(self.preset, self, context, settings)
         _train(train, self.data, place, settings=settings, options=options, prompt=self.prompt)
+
+
+def _preset(name: str | None, place: PlaceOptions, context: typer.Context, settings: Any) -> tuple[Any, PlaceOptions]:
+    """The settings of a preset, with the options that were given in their place, and its model."""
+    from rprm.training.settings import PRESET_MODELS, PRESETS
+
+    if name is None:
+        return settings, place
+    if name not in (presets := PRESETS[type(settings)]):
+        raise InputError(f"no preset {name!r}; there are {', '.join(presets)}")
+    known = replace(place, model=place.model or PRESET_MODELS.get(name))
+    return replace(presets[name], **given(context, settings)), known
 
 
 @app.command()
@@ -87,6 +98,60 @@ def dpo(context: typer.Context, language: LanguageOptions, *, settings: DPOSetti
     from rprm.training.dpo import train_dpo
 
     language.train(train_dpo, context, settings, options)
+
+
+@app.command()
+@with_options
+def grpo(
+    context: typer.Context,
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="Run folder of `rprm data steps`, or a file of steps or solutions.")
+    ],
+    place: PlaceOptions,
+    validation: Annotated[
+        str | None, "The same of other problems, by whose F1 the best is kept.  [default: a share of the problems]"
+    ] = None,
+    judge: Annotated[
+        Literal["step", "critic"] | None, "What is trained: a judge of steps, or a critic.  [default: by the rows]"
+    ] = None,
+    prompt: Annotated[str | None, "Its template.  [default: the model's own; of a critic the built-in one]"] = None,
+    preset: Annotated[str | None, "fapo-4b, tips-4b, small-lora, cpu."] = None,
+    *,
+    settings: GRPOSettings,
+    options: RunOptions,
+) -> None:
+    """Train a judge of steps or a critic of whole solutions by rewards of its own replies (GRPO).
+
+    Rows are labelled steps, or solutions with a label: the index of the first wrong step, -1 for none, or true or false
+    for the whole. OUTPUT/curve.svg shows rewards and validation F1. Exit code 3 says that some rows were rejected.
+    """
+    from rprm.cli import EXIT_REJECTED
+    from rprm.training.grpo import train_grpo
+
+    settings, place = _preset(preset, place, context, settings)
+    how: dict[str, Any] = {"validation": validation, "judge": judge, "prompt": prompt}
+    summary = _train(
+        train_grpo, data, place, settings=settings, options=options, on_row=partial(_draw, place.output), **how
+    ).summary
+    skipped, total = (sum(summary[name] for name in names) for names in (_SKIPPED, ("num_groups",)))
+    typer.echo(f"groups skipped, for all their replies were worth the same: {skipped:,} of {total:,}")
+    if summary["num_rejected"]:
+        raise typer.Exit(EXIT_REJECTED)
+
+
+#: Groups that taught nothing.
+_SKIPPED = ("num_all_right", "num_all_wrong", "num_all_equal")
+
+
+def _draw(folder: Path, row: Mapping[str, Any]) -> None:
+    """Draw the curves of a training anew, at each evaluation."""
+    from rprm.files import read_json_lines, write_atomically
+    from rprm.report.charts import STYLE
+    from rprm.report.curves import training_chart
+
+    if "eval_f1" in row:
+        rows = list(read_json_lines(folder / "metrics.jsonl"))
+        write_atomically(folder / "curve.svg", training_chart(rows).svg(STYLE))
 
 
 @app.command()
@@ -119,13 +184,18 @@ def classifier(
 
 #: Figures shown while training, in this order, and what they are called.
 _FIGURES = {
-    "loss": "loss", "eval_loss": "validation loss", "mean_token_accuracy": "token accuracy",
-    "rewards/accuracies": "preferred", "eval_rewards/accuracies": "preferred", "learning_rate": "rate",
+    "loss": "loss", "eval_loss": "validation loss", "eval_f1": "validation F1", "mean_token_accuracy": "token accuracy",
+    "rewards/accuracies": "preferred", "eval_rewards/accuracies": "preferred", "reward": "reward", "right": "right",
+    "learning_rate": "rate",
 }  # fmt: skip
 
 
-def _train(train: Callable[..., TrainingResult], data: str, place: PlaceOptions, **arguments: Any) -> TrainingResult:
-    """Train behind a progress line, and report the result. Of several processes the main one alone speaks."""
+def _train(
+    train: Callable[..., TrainingResult], data: str, place: PlaceOptions, *,
+    on_row: Callable[[Mapping[str, Any]], None] = lambda row: None, **arguments: Any,
+) -> TrainingResult:  # fmt: skip
+    """Train behind a progress line, and report the result. Of several processes the main one alone speaks, and `on_row`
+    is told each row of the metrics."""
     import warnings
 
     from rich.progress import MofNCompleteColumn, Progress, TextColumn
@@ -172,8 +242,9 @@ def _train(train: Callable[..., TrainingResult], data: str, place: PlaceOptions,
         named = ((label, row.get(name)) for name, label in _FIGURES.items())
         shown = "  ".join(f"{label} {value:.3g}" for label, value in named if isinstance(value, int | float))
         progress.update(task, description=f"training  {shown}")
-        if "eval_loss" in row or not is_terminal:
+        if {"eval_loss", "eval_f1"} & row.keys() or not is_terminal:
             say(f"step {row['step']}  {shown}")
+        on_row(row)
 
     def step(done: int, total: int) -> None:
         progress.update(task, completed=done, total=total)
@@ -188,8 +259,8 @@ def _train(train: Callable[..., TrainingResult], data: str, place: PlaceOptions,
         # The main process tells it.
         sys.exit(1)
     if not console.quiet:
-        losses = {_FIGURES[name]: result.summary[name] for name in ("loss", "eval_loss")}
-        figures = (f", {label} {value:.4g}" for label, value in losses.items() if value is not None)
+        found = {_FIGURES[name]: result.summary.get(name) for name in ("loss", "eval_loss", "reward", "eval_f1")}
+        figures = (f", {label} {value:.4g}" for label, value in found.items() if value is not None)
         typer.echo(one_line(f"{result.model}: {result.num_steps:,} steps{''.join(figures)}"))
     return result
 
@@ -278,14 +349,14 @@ def evolve(
     launcher: Annotated[str, 'Starts the training processes, as in "accelerate launch --config_file FILE".'] = "",
     prompt: Annotated[str | None, "Template, where the model's folder carries none."] = None,
     train_options: Annotated[
-        list[str] | None, typer.Argument(metavar="[-- TRAIN OPTIONS]", help="Passed to `rprm train dpo`.")
+        list[str] | None, typer.Argument(metavar="[-- TRAIN OPTIONS]", help="Passed to `rprm train dpo`, or grpo.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Preference optimisation in rounds: sample, pair, DPO, measure; keep the better model.
+    """Rounds of sample, pair, DPO, measure, or with --method grpo of GRPO, measure; keep the better model.
 
     The problems to measure on are the ones that `rprm data cold-start` holds out with the same share and seed. Options
-    after -- go to `rprm train dpo`, as in: rprm evolve STEPS -m MODEL -o DIR -- --preset small-lora --beta 0.1
+    after -- go to `rprm train dpo`, or grpo, as in: rprm evolve STEPS -m MODEL -o DIR -- --preset small-lora --beta 0.1
     """
     import shlex
 

@@ -299,19 +299,22 @@ class TokenTranscript(Transcript):
         super().__init__(sampling.verdict, sampling.stop, opening)
         self.answers = None if sampling.verdict is None else VerdictTokens.of(tokenizer, sampling.verdict)
         self.ended = False  # by the model itself
+        self.tokens: list[int] = []  # all that were generated, the end token too
         self._num_prompt_tokens = len(ids)
         self._choices: list[VerdictChoice] = []
         self._read = detokenizer(tokenizer, ids[-32:])
 
     def add_token(self, token: int, logprobs: Callable[[VerdictTokens], tuple[float, float]]) -> None:
         """Append a token; where it reads as Yes or No, `logprobs` gives those of Yes and No in its place."""
+        self.tokens.append(token)
         piece, answers = self._read(token), self.answers
         if answers is not None and token in answers.words and (offset := piece.rfind(answers.words[token])) >= 0:
             self._choices.append(VerdictChoice(len(self.text) + offset, *logprobs(answers)))
         self.add(piece)
 
-    def end(self) -> None:
+    def end(self, token: int | None = None) -> None:
         """The model ended the completion: the token that says so is counted and is no text."""
+        self.tokens += [] if token is None else [token]
         self.num_tokens += 1
         self.finish_reason, self.ended = "stop", True
 

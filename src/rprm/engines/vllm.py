@@ -119,7 +119,7 @@ class VLLMEngine:
                     if transcript.finish_reason is None:
                         transcript.add_token(token, partial(_yes_no, new.logprobs, index))
                 if transcript.finish_reason is None and new.finish_reason == "stop":
-                    transcript.end()
+                    transcript.end(*new.token_ids[-1:])
                 transcript.finish_reason = transcript.finish_reason or new.finish_reason
                 if transcript.finish_reason is not None:
                     break

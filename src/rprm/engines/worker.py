@@ -224,7 +224,7 @@ class Decoder(ModelWorker[BatchRow]):
                 row.answer(transcript(of_row))
                 continue
             if token in self.end_tokens:
-                transcript.end()
+                transcript.end(token)
             else:
                 transcript.add_token(token, partial(yes_no, of_row))
                 if transcript.finish_reason is None and transcript.num_tokens >= row.sampling.max_tokens:

@@ -30,12 +30,12 @@ class Checkpoint:
 
     @property
     def best(self) -> Checkpoint:
-        """The one with the lowest validation loss, the first of equals; itself where no validation loss is a number."""
+        """The best one by its evaluation, the first of equals; itself where no evaluation gave a number."""
         if (step := self.state.get("best_global_step")) is None:
             return self
         path = self.path.with_name(f"checkpoint-{step}")
         if not path.is_dir():
-            raise RunError(f"{path}, the one with the lowest validation loss, is gone; name a new run folder")
+            raise RunError(f"{path}, the best one by its evaluation, is gone; name a new run folder")
         return Checkpoint(path)
 
 

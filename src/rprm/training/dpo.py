@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from rprm.training.estimate import Workload
-from rprm.training.language import LanguageRun
+from rprm.training.language import AnalysesRun
 from rprm.training.lifecycle import RunArguments, TrainingResult
 from rprm.training.settings import DPOSettings
 
 
-class DPORun(LanguageRun):
+class DPORun(AnalysesRun):
     # The loss: -log sigmoid(beta * ((chosen - reference chosen) - (rejected - reference rejected)))
     # over the replies' log-probabilities, where the reference is the model that training began from.
     kind = "dpo"

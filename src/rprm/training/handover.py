@@ -99,8 +99,8 @@ rprm judge solutions.jsonl --model {training.runs_as}:PATH_TO_THIS_FOLDER
 
 {listed}## What it is not for
 
-- It judges single steps of written mathematical solutions, in the prompt it was trained with; other tasks, \
-languages and prompts were not tried.
+- It judges written mathematical solutions, in the prompt it was trained with; other tasks, languages and prompts \
+were not tried.
 - Its verdicts are no proof: it calls wrong steps right and right steps wrong. Measure it before relying on it \
 (`rprm bench processbench`).
 - Not for grading people, and not as the only check of anything that matters.

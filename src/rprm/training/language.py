@@ -1,4 +1,5 @@
-"""What the cold start (SFT) and preference optimisation (DPO) share: judges that write analyses, trained by TRL."""
+"""What the trainings of judges that write analyses share, which TRL does: the cold start (SFT) and preference
+optimisation (DPO), both on rows of analyses, and reinforcement learning (GRPO)."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from rprm.errors import PromptError, RunError
 from rprm.files import read_json
 from rprm.folders import own_file
 from rprm.prompts.library import MODEL_TEMPLATE, load_template
+from rprm.prompts.template import CriticTemplate, PromptTemplate
 from rprm.reading import Source
 from rprm.training.estimate import Row, Workload, read_part
 from rprm.training.handover import whole_folder
@@ -37,33 +39,30 @@ _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 class LanguageRun(TrainingRun):
-    """Training of a judge that writes analyses; see `train_sft` and `train_dpo`."""
+    """Training of a language model that judges as its template asks it to."""
 
     runs_as = "transformers"
     does: str  #: What the model has been trained to do, for its card.
+    carried_as = MODEL_TEMPLATE  #: The file in the model's folder that holds the template.
 
-    def __init__(self, data: str | Path, prompt: str | Path | None, **arguments: Unpack[RunArguments]) -> None:
-        self.data, self.deliberate = open_data(data, prompt), prompt is not None
-        super().__init__({"input": self.data.name}, arguments)
+    def __init__(self, source: str, template: PromptTemplate | CriticTemplate, arguments: RunArguments) -> None:
+        super().__init__({"input": source}, arguments)
+        self.template = template
         self.tokenizer = load_tokenizer(self.base.target, self.base.revision)
-        self.end = end_token(self.tokenizer, self.base.stops, chat=self.data.template.chat)
+        self.end = end_token(self.tokenizer, self.base.stops, chat=template.chat)
         self.counts: dict[str, dict[str, int]] = {}
-        verdict = self.data.template.verdict
         self.title = f"A reasoning-driven process reward model ({self.kind.upper()})"
-        self.about = (
-            "It reads a problem, the steps of a solution so far and the step at hand, writes an analysis, and ends "
-            f"in a verdict ({verdict.yes} or {verdict.no}); the probability of {verdict.yes}, averaged over "
-            f"sampled analyses, is the step's reward (arXiv 2503.21295). {self.does}"
-        )
-
-    @property
-    def has_validation(self) -> bool:
-        return "validation" in self.data.parts
+        if isinstance(template, PromptTemplate):
+            yes, no = template.verdict.yes, template.verdict.no
+            self.about = (
+                "It reads a problem, the steps of a solution so far and the step at hand, writes an analysis, and ends "
+                f"in a verdict ({yes} or {no}); the probability of {yes}, averaged over "
+                f"sampled analyses, is the step's reward (arXiv 2503.21295). {self.does}"
+            )
 
     def identity(self) -> dict[str, Any]:
-        prompt = {name: getattr(self.data.template, name) for name in ("name", "digest")}
-        digests = {part: Source(str(path)).inspect().digest[:23] for part, path in self.data.parts.items()}
-        return {"input": digests, "prompt": prompt, "model": self.base.identity}
+        prompt = {name: getattr(self.template, name) for name in ("name", "digest")}
+        return {"prompt": prompt, "model": self.base.identity}
 
     def workload(self) -> Workload:
         def size(row: TrainingRow) -> int:
@@ -83,18 +82,6 @@ class LanguageRun(TrainingRun):
         from transformers import AutoModelForCausalLM
 
         self.check_model(AutoModelForCausalLM)
-        template, carried = self.data.template, own_file(Path(self.base.target), MODEL_TEMPLATE)
-        if not self.deliberate and carried is not None and (own := load_template(carried)).digest != template.digest:
-            raise PromptError(
-                f"{self.base.target} was trained with template {own.name!r} ({own.digest}), the data has another, "
-                f"{template.digest}; render the data again, or, on purpose, name the data's template with --prompt"
-            )
-        check_rows(self.data, self.kind)
-
-    def prepare(self) -> None:
-        self.callbacks.on_stage("tokenising")
-        most, note = self.settings.max_length, self.callbacks.on_note
-        self.counts = encode_data(self.data, self.kind, self.folder / ROWS, self.tokenizer, self.end, most, note)
 
     @abstractmethod
     def trl(self) -> tuple[Any, Any, dict[str, Any]]:
@@ -110,22 +97,16 @@ class LanguageRun(TrainingRun):
         activations = settings.gradient_checkpointing
         return config(**self.common, **further, activation_checkpointing=activations, model_init_kwargs=weights)
 
-    def make_trainer(self, config: Any, callbacks: list[Any]) -> Any:
-        from datasets import Dataset
+    def how(self, config: Any, callbacks: list[Any]) -> dict[str, Any]:
+        """What every trainer is given besides its rows."""
         from peft import LoraConfig
 
-        rows = {part: Dataset.from_file(str(self.folder / ROWS / f"{part}.arrow")) for part in self.data.parts}
-        data = {"train_dataset": rows["train"], "eval_dataset": rows.get("validation")}
         # The trainer gives its tokenizer a padding token; the model's own stays as it is.
         tokenizer = load_tokenizer(self.base.target, self.base.revision)
         # `all-linear` leaves the output head out.
         lora = LoraConfig(**self.settings.lora, task_type="CAUSAL_LM") if self.settings.lora_rank else None
         how = {"args": config, "processing_class": tokenizer, "callbacks": callbacks, "peft_config": lora}
-        trainer = self.trl()[0](model=self.base.target, **data, **how)
-        check_batch(trainer, rows["train"])
-        if self.settings.group_by_length:
-            group_by_length(trainer, row_lengths(trainer.train_dataset), self.settings.batch_size)
-        return trainer
+        return {"model": self.base.target, **how}
 
     def hand_over(self, checkpoint: Path, folder: Path) -> dict[str, Any]:
         """Weights, and the template; of a LoRA adapter that is merged, `adapter/` beside."""
@@ -144,7 +125,7 @@ class LanguageRun(TrainingRun):
                 shutil.copyfile(checkpoint / _ADAPTER_WEIGHTS, beside / _ADAPTER_WEIGHTS)
         if merge or not is_adapter:
             self._save_weights(checkpoint, folder, is_adapter)
-        (folder / MODEL_TEMPLATE).write_text(self.data.template.to_toml(), encoding="utf-8")
+        (folder / self.carried_as).write_text(self.template.to_toml(), encoding="utf-8")
         return {"rows": self.counts}
 
     def _save_weights(self, checkpoint: Path, folder: Path, is_adapter: bool) -> None:
@@ -172,3 +153,45 @@ class LanguageRun(TrainingRun):
         ends = [self.end, *(token for token in base.stops if token != self.end)]
         generation.eos_token_id = ends if len(ends) > 1 else self.end
         (folder / "generation_config.json").write_text(generation.to_json_string(use_diff=True))
+
+
+class AnalysesRun(LanguageRun):
+    """Training on rows of analyses; see `train_sft` and `train_dpo`."""
+
+    def __init__(self, data: str | Path, prompt: str | Path | None, **arguments: Unpack[RunArguments]) -> None:
+        self.data, self.deliberate = open_data(data, prompt), prompt is not None
+        super().__init__(self.data.name, self.data.template, arguments)
+
+    @property
+    def has_validation(self) -> bool:
+        return "validation" in self.data.parts
+
+    def identity(self) -> dict[str, Any]:
+        digests = {part: Source(str(path)).inspect().digest[:23] for part, path in self.data.parts.items()}
+        return {"input": digests, **super().identity()}
+
+    def check(self) -> None:
+        super().check()
+        template, carried = self.data.template, own_file(Path(self.base.target), MODEL_TEMPLATE)
+        if not self.deliberate and carried is not None and (own := load_template(carried)).digest != template.digest:
+            raise PromptError(
+                f"{self.base.target} was trained with template {own.name!r} ({own.digest}), the data has another, "
+                f"{template.digest}; render the data again, or, on purpose, name the data's template with --prompt"
+            )
+        check_rows(self.data, self.kind)
+
+    def prepare(self) -> None:
+        self.callbacks.on_stage("tokenising")
+        most, note = self.settings.max_length, self.callbacks.on_note
+        self.counts = encode_data(self.data, self.kind, self.folder / ROWS, self.tokenizer, self.end, most, note)
+
+    def make_trainer(self, config: Any, callbacks: list[Any]) -> Any:
+        from datasets import Dataset
+
+        rows = {part: Dataset.from_file(str(self.folder / ROWS / f"{part}.arrow")) for part in self.data.parts}
+        data = {"train_dataset": rows["train"], "eval_dataset": rows.get("validation")}
+        trainer = self.trl()[0](**data, **self.how(config, callbacks))
+        check_batch(trainer, rows["train"])
+        if self.settings.group_by_length:
+            group_by_length(trainer, row_lengths(trainer.train_dataset), self.settings.batch_size)
+        return trainer

@@ -1,5 +1,5 @@
-"""The lifecycle of all training: SFT, DPO and the classifier are a `TrainingRun` each. Of several processes, as of
-`accelerate launch`, the main one alone reads the data, writes the run folder (docs/training.md) and hands over."""
+"""The lifecycle of all training: SFT, DPO, GRPO and the classifier are a `TrainingRun` each. Of several processes, as
+of `accelerate launch`, the main one alone reads the data, writes the run folder (docs/training.md) and hands over."""
 
 from __future__ import annotations
 
@@ -75,6 +75,7 @@ class TrainingRun(ABC):
     kind: ClassVar[str]
     runs_as: ClassVar[str]  #: Kind of the engine or rewarder that runs the model.
     one_device: ClassVar[bool] = False  #: Whether a second process or GPU is refused.
+    best_by: ClassVar[str] = "eval_loss"  #: The figure of an evaluation that says which checkpoint is best.
     title: str  #: Heading of the model's card.
     about: str  #: What the model does, for its card.
     settings: TrainingSettings
@@ -269,21 +270,24 @@ class TrainingRun(ABC):
         self.callbacks.on_stage("handing over the model")
         chosen = last.best if self.settings.keep_best else last
         rows = list(read_json_lines(self.folder / METRICS))
-        losses = [row["loss"] for row in rows if row.get("loss") is not None] or [None]
-        evaluated = [row["eval_loss"] for row in rows if row["step"] == chosen.step and "eval_loss" in row] or [None]
         figures = {
             "num_steps": last.step,
             "num_epochs": round(last.state["epoch"], 4),
             "handed_over_step": chosen.step,
             "stopped_early": last.step < last.state["max_steps"],
-            "loss": losses[-1],
-            "eval_loss": evaluated[0],
+            **self.figures(rows, chosen.step),
         }
         with whole_folder(self.folder / MODEL) as folder:
             summary = {**figures, **self.hand_over(chosen.path, folder)}
             self.tokenizer.save_pretrained(folder)
             (folder / CARD).write_text(card_text(self, summary), encoding="utf-8")
         self._complete(summary)
+
+    def figures(self, rows: Sequence[Mapping[str, Any]], step: int) -> dict[str, Any]:
+        """What the summary says of the logged rows, the last of them and the evaluation of the step handed over."""
+        losses = [row["loss"] for row in rows if row.get("loss") is not None] or [None]
+        evaluated = [row[self.best_by] for row in rows if row["step"] == step and self.best_by in row] or [None]
+        return {"loss": losses[-1], self.best_by: evaluated[0]}
 
     def _complete(self, summary: Mapping[str, Any]) -> None:
         self.run.complete(summary, {"seconds": round(time.monotonic() - self._started, 3)})
@@ -314,8 +318,8 @@ class TrainingRun(ABC):
             # By default the trainer logs an earlier mean where a loss is none.
             "logging_nan_inf_filter": False,
             "restore_callback_states_from_checkpoint": True,
-            "metric_for_best_model": "eval_loss" if self.has_validation else None,
-            "greater_is_better": False,
+            "metric_for_best_model": self.best_by if self.has_validation else None,
+            "greater_is_better": self.best_by != "eval_loss",
             "report_to": self.options.report_to,
             "disable_tqdm": True,
             # Seconds: the main process may take long to tokenise a large data set.

@@ -11,6 +11,8 @@ from rprm.data.stage_options import PairOptions
 from rprm.errors import InputError
 from rprm.ranges import (
     Checkpoints,
+    ClipRange,
+    Count,
     Draws,
     HeldOut,
     Rank,
@@ -26,6 +28,7 @@ from rprm.ranges import (
     Width,
     check,
 )
+from rprm.training.rewards import REWARDS, RewardName
 
 Precision = Literal["auto", "bf16", "fp32"]
 
@@ -113,6 +116,68 @@ class DPOSettings(TrainingSettings):
 
 
 @dataclass(frozen=True)
+class GRPOSettings(TrainingSettings):
+    """How a judge or a critic learns from rewards of its own replies (GRPO, arXiv 2402.03300). Ours where the presets
+    say nothing else: clipping, loss over tokens and no KL as in DAPO (arXiv 2503.14476), the group TRL's default.
+
+    Replies are sampled at top-p 1: the log-probabilities that are trained on are those of all tokens."""
+
+    learning_rate: Annotated[Rate, "Peak learning rate."] = 1e-6
+    batch_size: Annotated[Rows, "Questions of one optimizer step over all devices; accumulation follows."] = 32
+    device_batch_size: Annotated[Width, "Replies a device trains on at once."] = 8
+    scheduler: Annotated[str, "Learning rate after warm-up: constant_with_warmup, cosine, ..."] = "constant_with_warmup"
+    max_length: Annotated[Tokens, "Tokens of a question and the longest reply. Longer questions are left out."] = 4096
+    group_by_length: bool = False  # there are no rows of replies to group
+    num_samples: Annotated[Several, "-n", "--num-samples", "Replies to a question: the group."] = 8
+    updates_per_sampling: Annotated[Rows, "Optimizer steps on what is sampled at once; 1: always the newest model."] = 1
+    temperature: Annotated[Rate, "Of the replies."] = 1.0
+    max_tokens: Annotated[Tokens, "Longest reply, in tokens."] = 2048
+    max_rows: Annotated[Width, "Replies that the model decodes at once."] = 64
+    reward: Annotated[
+        RewardName | None,
+        "Of a reply: verdict, right or wrong; distance, of a critic: how near to the first error (FAPO); outcome: "
+        "right or wrong about the whole solution alone (TIPS).  [default: verdict; of a critic distance]",
+    ] = None
+    form_weight: Annotated[Weight, "Taken off where a reply does not end in its only verdict."] = 0.5
+    overlong_tokens: Annotated[Count, "Last tokens of the longest reply that cost up to 1 (DAPO); 0: none."] = 0
+    epsilon: Annotated[ClipRange, "How far below 1 a token's probability ratio is clipped."] = 0.2
+    epsilon_high: Annotated[ClipRange, "How far above 1 it is clipped (DAPO)."] = 0.28
+    beta: Annotated[Weight, "Weight of the KL divergence from the first model; 0 for none."] = 0.0
+    scale_rewards: Annotated[
+        Literal["group", "batch", "none"], "Advantages are divided by the deviation within group, batch, or not."
+    ] = "group"
+    vllm: Annotated[
+        Literal["server", "colocate"] | None, "Sample with vLLM: a server (`trl vllm-serve`), or on the training GPUs."
+    ] = None
+    vllm_url: Annotated[str, "Of --vllm server."] = "http://127.0.0.1:8000"
+    validation_share: Annotated[HeldOut, "Share of the problems held out, where no validation data is given."] = 0.05
+    split_seed: Annotated[Seed, "Holds out other problems; 0 those that the other stages hold out."] = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, known in {"reward": (None, *REWARDS), "scale_rewards": ("group", "batch", "none")}.items():
+            if getattr(self, name) not in known:
+                raise InputError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(map(str, known))}")
+        if self.max_tokens >= self.max_length:
+            raise InputError(f"max_tokens {self.max_tokens:,} leaves no token of max_length {self.max_length:,}")
+        if self.overlong_tokens > self.max_tokens:
+            raise InputError(f"overlong_tokens {self.overlong_tokens:,} are more than max_tokens {self.max_tokens:,}")
+        for name in ("eval_steps", "save_steps"):
+            # What is sampled is in no checkpoint.
+            if getattr(self, name) % self.updates_per_sampling:
+                steps = f"{name} {getattr(self, name)} is no multiple of updates_per_sampling"
+                raise InputError(f"{steps} {self.updates_per_sampling}: a resumed run would train on other replies")
+
+    def accumulation(self, num_processes: int) -> int:
+        at_once, replies = self.device_batch_size * num_processes, self.batch_size * self.num_samples
+        if replies % at_once:
+            parts = f"device_batch_size {self.device_batch_size}, processes: {num_processes}"
+            wanted = f"batch_size {self.batch_size} by num_samples {self.num_samples} is {replies}"
+            raise InputError(f"{wanted}, no multiple of {at_once} ({parts}); change one of them")
+        return replies // at_once
+
+
+@dataclass(frozen=True)
 class ClassifierTraining(TrainingSettings):
     """How a classifier is trained. The defaults are ours. A batch counts sequences; an adapter is always merged."""
 
@@ -150,6 +215,9 @@ class RoundSettings(PairOptions):
     """What the rounds of `rprm evolve` depend on, besides the steps and the first model."""
 
     num_rounds: Annotated[Draws, "--rounds", "Rounds of sampling and training."] = 1
+    method: Annotated[
+        Literal["dpo", "grpo"], "dpo: pairs of sampled analyses; grpo: rewards of what is sampled in training."
+    ] = "dpo"
     engine: Annotated[str, "Engine that samples and measures: transformers or vllm."] = "transformers"
     engine_options: Annotated[str, "Its options: name=value&name=value."] = ""
     num_analyses: Annotated[Several, "-n", "--num-analyses", "Sampled of each step."] = 8
@@ -160,12 +228,14 @@ class RoundSettings(PairOptions):
     num_sampled_steps: Annotated[Rows | None, "--sampled-steps", "Steps sampled in a round, new ones each; or all."] = (
         None
     )
-    #: Further options of `rprm train dpo`.
+    #: Further options of `rprm train dpo`, or grpo.
     train_options: tuple[str, ...] = ()
     seed: Annotated[Seed, "Of the split; round r samples with seed + r."] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.method not in ("dpo", "grpo"):
+            raise InputError(f"method is {self.method!r}; it must be dpo or grpo")
 
     def resolved(self) -> dict[str, Any]:
         """As manifests have it: `pair_options` are those of `rprm data pairs`, but for the split."""
@@ -174,6 +244,8 @@ class RoundSettings(PairOptions):
             options += [f"--{name.replace('_', '-')}", str(found.pop(name))]
         options += [] if found.pop("balance") else ["--no-balance"]
         ratio = found.pop("max_length_ratio")
+        if found["method"] == "dpo":
+            del found["method"]  # as in folders that are older than the choice
         return {**found, "pair_options": options + ([] if ratio is None else ["--max-length-ratio", str(ratio)])}
 
 
@@ -206,5 +278,36 @@ DPO_PRESETS: Mapping[str, DPOSettings] = {
     "small-lora": DPOSettings(learning_rate=1e-5, device_batch_size=1, **_LORA),
     "cpu": DPOSettings(learning_rate=5e-6, device_batch_size=2, **_CPU),
 }
-PRESETS: Mapping[type, Mapping[str, Any]] = {SFTSettings: SFT_PRESETS, DPOSettings: DPO_PRESETS}
-PRESET_MODELS = {"paper-7b-sft": "Qwen/Qwen2.5-Math-7B-Instruct"}  #: The paper's base model (section 4.1).
+#: FAPO-GenRM-4B (arXiv 2510.22543; verl, recipe/fapo/run_fapo_genrm_train.sh) and its reward: 512 questions sampled at
+#: once, 32 a step, 16 replies of up to 8,192 tokens at T = 1.2, questions of up to 5,120, the last 4,096 tokens
+#: punished, clipping 0.2 and 0.28, no KL, rate 1e-6 after 10 of 500 samplings (of 16 steps each), weight decay 0.1, an
+#: evaluation every 10. Left out: its second clip, of ratios above 10.
+#: TIPS (RUCBM/TIPS, PRM_from_ORM/run_math_process_judge_grpo.sh): the outcome alone, 32 questions a step, 8 replies of
+#: up to 32,000 tokens, questions of up to 6,000, rate 1e-6, no KL, advantages not divided by their deviation, 10
+#: epochs, an evaluation every 10 steps; clipping 0.2 on both sides and weight decay 0.01 are verl's defaults. In
+#: neither is form punished, an invalid reply being worth a wrong one. Ours: batches, and bf16 over float32 weights.
+GRPO_PRESETS: Mapping[str, GRPOSettings] = {
+    "fapo-4b": GRPOSettings(
+        learning_rate=1e-6, batch_size=32, updates_per_sampling=16, num_samples=16, device_batch_size=4, max_steps=8000,
+        num_epochs=10.0, warmup_ratio=0.02, weight_decay=0.1, temperature=1.2, max_tokens=8192, max_length=13312,
+        reward="distance", overlong_tokens=4096, form_weight=0.0, precision="bf16", eval_steps=160, save_steps=160,
+    ),
+    "tips-4b": GRPOSettings(
+        learning_rate=1e-6, batch_size=32, num_samples=8, device_batch_size=1, num_epochs=10.0, warmup_ratio=0.0,
+        weight_decay=0.01, max_tokens=32000, max_length=38000, reward="outcome", form_weight=0.0, epsilon_high=0.2,
+        scale_rewards="none", precision="bf16", eval_steps=10, save_steps=10,
+    ),
+    "small-lora": GRPOSettings(learning_rate=1e-5, lora_rank=16, eval_steps=20, save_steps=20),
+    "cpu": GRPOSettings(
+        learning_rate=5e-6, batch_size=8, device_batch_size=16, max_tokens=512, max_length=1024, precision="fp32",
+        gradient_checkpointing=False, eval_steps=20, save_steps=20, logging_steps=5,
+    ),
+}  # fmt: skip
+PRESETS: Mapping[type, Mapping[str, Any]] = {
+    SFTSettings: SFT_PRESETS, DPOSettings: DPO_PRESETS, GRPOSettings: GRPO_PRESETS,
+}  # fmt: skip
+#: The paper's base model (section 4.1), and those of FAPO and TIPS.
+PRESET_MODELS = {
+    "paper-7b-sft": "Qwen/Qwen2.5-Math-7B-Instruct", "fapo-4b": "Qwen/Qwen3-4B-Instruct-2507",
+    "tips-4b": "Qwen/Qwen3-4B-Thinking-2507",
+}  # fmt: skip

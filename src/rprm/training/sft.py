@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Unpack
 
-from rprm.training.language import LanguageRun
+from rprm.training.language import AnalysesRun
 from rprm.training.lifecycle import RunArguments, TrainingResult
 from rprm.training.settings import SFTSettings
 
 
-class SFTRun(LanguageRun):
+class SFTRun(AnalysesRun):
     # The loss: the mean negative log-likelihood of the reply's tokens, verdict and end included.
     kind = "sft"
     does = "It was fine-tuned on analyses whose verdict agrees with the step's label."
