@@ -131,7 +131,13 @@ def grpo(
     settings, place = _preset(preset, place, context, settings)
     how: dict[str, Any] = {"validation": validation, "judge": judge, "prompt": prompt}
     summary = _train(
-        train_grpo, data, place, settings=settings, options=options, on_row=partial(_draw, place.output), **how
+        train_grpo,
+        data,
+        place,
+        settings=settings,
+        options=options,
+        on_row=partial(_draw, place.output or Path()),
+        **how,
     ).summary
     skipped, total = (sum(summary[name] for name in names) for names in (_SKIPPED, ("num_groups",)))
     typer.echo(f"groups skipped, for all their replies were worth the same: {skipped:,} of {total:,}")

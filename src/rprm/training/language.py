@@ -64,20 +64,6 @@ class LanguageRun(TrainingRun):
         prompt = {name: getattr(self.template, name) for name in ("name", "digest")}
         return {"prompt": prompt, "model": self.base.identity}
 
-    def workload(self) -> Workload:
-        def size(row: TrainingRow) -> int:
-            return sum(len(message.content) for message in row.prompt.messages) + max(map(len, row.replies))
-
-        def tokens(row: TrainingRow) -> Row:
-            if not row.prompt.chat:
-                row = replace(row, prompt=as_rendered(self.data.template, row.prompt) or row.prompt)
-            prompt, replies = encode_row(self.tokenizer, row, self.end)
-            return Row(tuple(len(prompt) + len(reply) for reply in replies), sum(map(len, replies)))
-
-        most = self.settings.max_length
-        parts = {part: training_rows(path, self.kind) for part, path in self.data.parts.items()}
-        return Workload({part: read_part(rows, size, tokens, most) for part, rows in parts.items()})
-
     def check(self) -> None:
         from transformers import AutoModelForCausalLM
 
@@ -169,6 +155,20 @@ class AnalysesRun(LanguageRun):
     def identity(self) -> dict[str, Any]:
         digests = {part: Source(str(path)).inspect().digest[:23] for part, path in self.data.parts.items()}
         return {"input": digests, **super().identity()}
+
+    def workload(self) -> Workload:
+        def size(row: TrainingRow) -> int:
+            return sum(len(message.content) for message in row.prompt.messages) + max(map(len, row.replies))
+
+        def tokens(row: TrainingRow) -> Row:
+            if not row.prompt.chat:
+                row = replace(row, prompt=as_rendered(self.data.template, row.prompt) or row.prompt)
+            prompt, replies = encode_row(self.tokenizer, row, self.end)
+            return Row(tuple(len(prompt) + len(reply) for reply in replies), sum(map(len, replies)))
+
+        most = self.settings.max_length
+        parts = {part: training_rows(path, self.kind) for part, path in self.data.parts.items()}
+        return Workload({part: read_part(rows, size, tokens, most) for part, rows in parts.items()})
 
     def check(self) -> None:
         super().check()
