@@ -8,6 +8,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -152,10 +153,9 @@ def test_an_index_that_does_not_fit_is_not_used(tmp_path: Path, monkeypatch: pyt
     def edited(path: Path) -> None:
         path.write_text(path.read_text().replace('"num_rows": 2', '"num_rows": 1'))
 
-    def older_version(path: Path) -> None:
-        value = json.loads(path.read_text())
+    def forged(path: Path, **changes: object) -> None:
+        value = json.loads(path.read_text()) | changes
         del value["crc"]
-        value["version"] = "0.0.9"
         seed = checksums_of(read_manifest(path.parent)).value
         path.write_bytes(Checksums(seed).seal(json.dumps(value).encode()) + b"\n")
 
@@ -164,7 +164,9 @@ def test_an_index_that_does_not_fit_is_not_used(tmp_path: Path, monkeypatch: pyt
         ("index.json", lambda path: path.write_text("")),
         ("index.json", lambda path: path.write_text("[" * 99_999 + "\n")),
         ("index.json", edited),
-        ("index.json", older_version),
+        ("index.json", partial(forged, version="0.0.9")),
+        ("index.json", partial(forged, num_rows="26")),
+        ("index.json", partial(forged, num_rejected_bytes=None)),
         ("index.json", lambda path: path.write_bytes((tmp_path / "other" / "index.json").read_bytes())),
         ("results.jsonl", cut),  # as the message about a damaged line says
         ("results.jsonl", lambda path: path.unlink()),
@@ -259,6 +261,15 @@ def test_strict_stops_at_the_first_bad_record(tmp_path: Path) -> None:
     prm = RPRM(ScriptedEngine())
     with pytest.raises(InputError, match=r"in\.jsonl, line 3: not JSON"):
         asyncio.run(judge_source(prm.rewarder, read_solutions(Source(str(path))), strict=True))
+
+
+def test_strict_stops_at_a_bad_record_that_the_index_counts(tmp_path: Path) -> None:
+    path = write_solutions(tmp_path / "in.jsonl", 6, broken=(2,))
+    judge(path, tmp_path / "run", ScriptedEngine())
+    prm, source, quiet = RPRM(ScriptedEngine()), Source(str(path)), Callbacks(replay=False)
+    how: dict[str, Any] = {"source": source.inspect(), "output": tmp_path / "run", "callbacks": quiet}
+    with pytest.raises(InputError, match=r"in\.jsonl, line 3: not JSON"):
+        asyncio.run(judge_source(prm.rewarder, read_solutions(source), strict=True, **how))
 
 
 def test_in_order_bounds_what_is_begun() -> None:

@@ -6,6 +6,8 @@ import gzip
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rprm.errors import InputError
-from rprm.reading import Rejected, Source, read_solutions, solution_of
+from rprm.reading import Rejected, Source, read_solutions, solution_of, with_columns
 from rprm.records import Solution
 
 GOOD = {"id": "a", "problem": "1 + 1 = ?", "steps": ["1 + 1 = 2."], "label": -1}
@@ -292,9 +294,27 @@ def test_a_million_records_in_flat_memory(tmp_path: Path) -> None:
     assert growth_kib < 4096
 
 
+def test_what_an_address_asks_for_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`?id=5` of a server chooses a resource there; `--map` goes behind a `#`."""
+    path, asked = Path(write(tmp_path / "rows.jsonl", {**GOOD, "name": "n"})), []
+
+    @contextmanager
+    def fetch(address: str, mode: str) -> Iterator[Any]:
+        asked.append(address)
+        with path.open(mode) as stream:
+            yield stream
+
+    monkeypatch.setattr("fsspec.open", fetch)
+    address = "http://127.0.0.1/d.jsonl?v=1&step=2&flag"
+    assert [row.id for row in read_solutions(Source(address)) if isinstance(row, Solution)] == ["a"]
+    source = Source(with_columns(address, ["id=name"]))
+    assert [row.id for row in read_solutions(source) if isinstance(row, Solution)] == ["n"]
+    assert asked == [address, address]
+
+
 def test_rows_at_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = Path(write(tmp_path / "rows.jsonl", GOOD, {**GOOD, "id": "b"}))
-    source = Source(f"{path.as_uri()}?problem=problem")
+    source = Source(with_columns(path.as_uri(), ["problem=problem"]))
     # Known by its content, as a file is, and read from a copy.
     assert source.inspect().digest == Source(f"{path}?problem=problem").inspect().digest
     assert source.inspect().name.startswith("file://")
@@ -304,6 +324,9 @@ def test_rows_at_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         path.as_uri(): "cannot be read",
         "nothing://there": "cannot be read",
         "s3://user:secret@host/rows.jsonl": "no password or key",
+        "https://b.s3.amazonaws.com/k.jsonl?X-Amz-Credential=AK%2F1&X-Amz-Signature=ab": "no password or key",
+        "https://x.blob.core.windows.net/c/k.jsonl?sv=1&sig=abc%3D": "no password or key",
+        "https://host/k.jsonl?AWSAccessKeyId=AK&Signature=abc": "no password or key",
     }.items():
         with pytest.raises(InputError, match=reason):
             Source(address)

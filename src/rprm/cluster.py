@@ -12,6 +12,7 @@ import asyncio
 import os
 import pickle
 import socket
+import textwrap
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext, suppress
@@ -221,7 +222,9 @@ class Cluster:
             )  # fmt: skip
         except Exception as error:  # Ray has no type for those of a node that does not begin in time
             self._is_ours = self._ray.is_initialized()
-            what = "Ray could not begin here" if self.address == LOCAL else "no such Ray cluster"
+            what = "no such Ray cluster, or one that wants a token (RAY_AUTH_MODE=token; docs/cluster.md)"
+            if self.address == LOCAL:
+                what = "Ray could not begin here (a busy machine may take longer than it waits: try again)"
             raise EngineError(f"--ray {self.address}: {what}: {_reason(error)}") from error
         room = self._ray.cluster_resources()
         if self.address == LOCAL and (self.fewest > room.get("CPU", 0) or self.fewest * self.num_gpus > _gpus(room)):
@@ -373,4 +376,5 @@ def _gpus(room: Mapping[str, float]) -> float:
 def _reason(error: BaseException) -> str:
     """What an error says, in one line; of an actor's death why it died."""
     text = " ".join(str(error).split())
-    return (text.partition("The actor is dead because ")[2] or text)[:200] or type(error).__name__
+    text = text.partition("The actor is dead because ")[2] or text
+    return textwrap.shorten(text, 300, placeholder=" ...") or type(error).__name__

@@ -155,7 +155,7 @@ async def _run_in_folder(
     run: Run, job: Job[Row, Outcome], rows: Iterable[Row | Rejected], strict: bool, callbacks: Callbacks
 ) -> int:
     """Work through the rows that are not finished; returns the number of tokens that this session generated."""
-    known, finished = _finished(run, job, callbacks.replay)
+    known, finished = _finished(run, job, callbacks.replay, strict)
     with (
         closing(LineWriter(run.rejected_path, fresh=not known.num_rows)) as rejected,
         closing(LineWriter(run.results_path, checksums=run.checksums)) as results,
@@ -204,10 +204,13 @@ async def _run_in_folder(
     return job.totals.as_dict()["num_generated_tokens"] - tokens_before
 
 
-def _finished(run: Run, job: Job[Row, Outcome], replay: bool) -> tuple[Index, Iterator[Outcome]]:
+def _finished(run: Run, job: Job[Row, Outcome], replay: bool, strict: bool) -> tuple[Index, Iterator[Outcome]]:
     """How far the run is by its index, whose totals are the job's now, and the outcomes from that row on; all of them
-    where there is no index that fits. Rows before it are checked, and not parsed."""
+    where there is no index that fits, or it counts a rejected row, at which a `strict` job stops. Rows before it are
+    checked, and not parsed."""
     index = None if replay else read_index(run.folder, run.seed)
+    if index is not None and strict and index.num_rejected_bytes:
+        index = None
     if index is not None and index.totals.keys() == asdict(job.totals).keys():
         checksums = Checksums(run.checksums.value)
         outcomes = read_json_lines(run.results_path, job.parse, checksums, unread=index.num_rows - 1)

@@ -39,6 +39,7 @@ MAX_COMMAS = 2_000_000
 #: A source whose first rows are rejected, so many, is given up: it holds something else.
 MAX_REJECTED_FIRST = 100_000
 
+_ADDRESS = re.compile(r"\w+://")  # that fsspec reads
 #: Fields of rows that another column may stand for (`Source`), and those of them and others that are no texts: in CSV
 #: they are JSON.
 FIELDS = (
@@ -107,7 +108,7 @@ class Source:
         if name == "-":
             self.path = copied(sys.stdin.buffer if sys.stdin else None, name, self)
             return
-        if re.match(r"\w+://", name) and not os.path.lexists(name):
+        if _ADDRESS.match(name) and not os.path.lexists(name):
             self.path = fetched(name, self)
             return
         try:
@@ -262,14 +263,15 @@ class Source:
 
 
 def _without_columns(name: str) -> tuple[str, dict[str, str]]:
-    """A source's name, and which columns stand for fields by what follows its question mark."""
-    target, _, query = name.rpartition("?")
+    """A source's name, and which columns stand for fields by what follows its question mark; of an address that is its
+    own, but for what `with_columns` put behind a `#`."""
+    target, _, query = name.rpartition("#" if _ADDRESS.match(name) else "?")
     if not target or os.path.lexists(name):
         return name, {}
     options = dict(parse_qsl(query))
     columns = {field: column for field, column in options.items() if field in FIELDS}
     others = {option: value for option, value in options.items() if option not in FIELDS}
-    if not columns:
+    if not columns or (others and _ADDRESS.match(name)):
         return name, {}
     return f"{target}?{urlencode(others)}" if others else target, columns
 
@@ -282,7 +284,8 @@ def with_columns(name: str, columns: Iterable[str] | None) -> str:
             raise InputError(f"--map {field}={column}: give FIELD=COLUMN; fields are {', '.join(FIELDS)}")
     query = urlencode(pairs)
     is_hub = "?" in name and not os.path.lexists(name)
-    return f"{name}{'&' if is_hub else '?'}{query}" if pairs else name
+    mark = "#" if _ADDRESS.match(name) else "&" if is_hub else "?"
+    return f"{name}{mark}{query}" if pairs else name
 
 
 def cell(field: str, value: Any) -> Any:

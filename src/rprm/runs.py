@@ -379,8 +379,8 @@ def read_index(folder: Path, seed: int | None) -> Index | None:
     with disk(path), suppress(*DAMAGE):
         if seed is not None and path.is_file():
             Checksums(seed).check(line := path.read_bytes())
-            found = {name: value for name, value in json.loads(line).items() if name != "crc"}
-            return Index(**found) if found["version"] == __version__ else None
+            index = TypeAdapter(Index).validate_json(line, strict=True)
+            return index if index.version == __version__ else None
     return None
 
 

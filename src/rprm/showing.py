@@ -27,7 +27,7 @@ _CODED = re.compile(r"[%\\&](?:[2-7][0-9A-Fa-f]|u00|x|/|#)")
 _USER = re.compile(r"(?<=://)[^/\s@]+(?=@)")
 _NAMED = re.compile(
     r"(\bBearer\s|\b(?:[\w-]{0,40}(?:api[_-]?key|password|secret)|(?:api|access|auth|hf|hub)[_-]?token|authorization"
-    r"|(?<=[?&])(?:key|token))(?:=|[\"']\s?:\s?)[\"']?)(?:Bearer\s)?[^\s\"'&;]+",
+    r"|(?<=[?&])(?:key|token|sig|signature|awsaccesskeyid|x-(?:amz|goog)-(?:credential|signature|security-token)))(?:=|[\"']\s?:\s?)[\"']?)(?:Bearer\s)?[^\s\"'&;]+",
     re.IGNORECASE,
 )
 

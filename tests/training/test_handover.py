@@ -28,7 +28,7 @@ def make_folder(checkpoint: Path, output: Path, model: Path, **changes: Any) -> 
 
     run = SFTRun.__new__(SFTRun)
     run.folder, run.base, run.tokenizer = output, find_model(str(model)), AutoTokenizer.from_pretrained(model)
-    run.data, run.end, run.bf16, run.counts = SimpleNamespace(template=TEMPLATE), 0, False, {}
+    run.template, run.end, run.bf16, run.counts = TEMPLATE, 0, False, {}
     run.settings = SFTSettings(merge=changes.pop("merge", True))
     for name, value in changes.items():
         setattr(run, name, value)

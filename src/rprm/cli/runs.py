@@ -156,7 +156,7 @@ def _facts(run: Path) -> dict[str, Any]:
     """What a run folder says of itself, and what lies in it."""
     from rprm.embedded import is_embedded
     from rprm.files import disk
-    from rprm.runs import MANIFEST, REJECTED, RESULTS, Journal, read_manifest
+    from rprm.runs import MANIFEST, REJECTED, RESULTS, Journal, checksums_of, read_index, read_manifest
 
     manifest = read_manifest(run)
     settings, session = manifest["settings"], manifest["sessions"][-1]
@@ -172,7 +172,9 @@ def _facts(run: Path) -> dict[str, Any]:
     engine: dict[str, Any] = next((one for one in engines if isinstance(one, dict)), {})
     model = ":".join(str(engine[name]) for name in ("kind", "model") if engine.get(name))
     with disk(run):
-        rows = _num_lines(run / RESULTS)
+        rows, index = _num_lines(run / RESULTS), read_index(run, checksums_of(manifest).value)
+        if status == "complete" and index is not None and rows < index.num_rows:
+            status = "damaged (rows are missing at its end)"
         expected = min(filter(None, (limit, num_rows)), default=None) if status != "complete" else None
         return {
             "run": str(run),
