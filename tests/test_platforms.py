@@ -62,7 +62,7 @@ def test_every_module_is_imported_on_windows() -> None:
         "            if not module.name.startswith('rprm.integrations.') or error.name.startswith('rprm'):\n"
         "                raise\n"
         "        print(module.name)\n",
-        first="import torch, transformers",
+        first="import torch, transformers, trl\nfrom transformers import Trainer",
     )
     assert done.returncode == 0, done.stderr
     assert {"rprm.grading.sandbox", "rprm.subcommands", "rprm.evolve", "rprm.cli.app"} <= set(done.stdout.split())
